@@ -1,0 +1,17 @@
+"""Test set-up: CPU with eight fake devices, and shape annotations checked at every call."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  ).strip()
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+  ["walt_t5x.vae", "walt_t5x.denoiser", "walt_t5x.diffusion", "walt_t5x.text", "walt_t5x.metrics"],
+  "beartype.beartype",
+)

@@ -1,0 +1,207 @@
+"""Writes a small corpus of real media files with exact captions, for a first run on a laptop.
+
+  python -m data.samples --output /tmp/samples
+
+makes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and photographs cut from
+installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives the same files.
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data import shapes
+
+_CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
+_CLIP_SHARES = (0.8, 0.1, 0.1)
+_STILL_SUFFIXES = (".png", ".jpg")
+_LICENSE = "CC0-1.0"
+_SOURCE = "rendered by data.samples"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderJob:
+  """One file to draw: the scene, where it goes and how long it is."""
+
+  uri: str
+  split: str
+  scene: shapes.Scene
+  num_frames: int
+
+  @property
+  def row(self) -> dict[str, object]:
+    """The manifest row."""
+    row: dict[str, object] = {
+      "uri": self.uri,
+      "captions": [self.scene.caption],
+      "split": self.split,
+      "modality": "image" if self.scene.direction is None else "video",
+      "license": _LICENSE,
+      "source": _SOURCE,
+    }
+    if self.scene.label >= 0:
+      row["label"] = self.scene.label
+    return row
+
+
+def validation_count(total: int, fraction: float) -> int:
+  """Size of the held-out part: the fraction rounded up to a multiple of 8, at most half of all.
+
+  640 clips and 128 stills at 0.1 hold out 64 and 16.
+  """
+  if not 0 <= fraction <= 0.5:
+    raise ValueError(f"--validation_fraction is between 0 and 0.5, got {fraction}.")
+  return min(math.ceil(round(total * fraction / 8, 6)) * 8, total // 2)
+
+
+def plan(
+  *, num_clips: int, num_stills: int, num_frames: int, seed: int, validation_fraction: float
+) -> list[RenderJob]:
+  """All files of the rendered corpus. Pure: the list follows from the arguments alone."""
+  if num_clips < 0 or num_stills < 0 or (num_clips and num_frames < 2):
+    raise ValueError(
+      "Counts must not be negative and clips need at least 2 frames, got "
+      f"{num_clips=}, {num_stills=}, {num_frames=}."
+    )
+  jobs = []
+  for kind, (folder, total) in enumerate((("clips", num_clips), ("stills", num_stills))):
+    held_out = validation_count(total, validation_fraction)
+    for part, (split, count) in enumerate((("train", total - held_out), ("validation", held_out))):
+      moving = folder == "clips"
+      # Every file draws from its own stream, so a larger corpus begins with the smaller one's scenes.
+      order = np.random.default_rng([seed, kind, part])
+      vocabulary = shapes.balanced_vocabulary(order, count, moving=moving)
+      for index, (colour, shape, direction) in enumerate(vocabulary):
+        rng = np.random.default_rng([seed, kind, part, index])
+        if moving:
+          suffix = str(rng.choice(_CLIP_SUFFIXES, p=_CLIP_SHARES))
+        else:
+          suffix = _STILL_SUFFIXES[index % len(_STILL_SUFFIXES)]
+        scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+        jobs.append(
+          RenderJob(
+            uri=f"{folder}/{split}_{index:05d}{suffix}",
+            split=split,
+            scene=scene,
+            num_frames=num_frames if moving else 1,
+          )
+        )
+  return jobs
+
+
+def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
+  """Draws and encodes one file."""
+  from PIL import Image
+
+  from walt_t5x import video_io
+
+  path = output / job.uri
+  frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
+  if path.suffix in _CLIP_SUFFIXES:
+    video_io.write_video(path, frames, fps=fps, crf=8)
+  elif path.suffix == ".png":
+    Image.fromarray(frames[0]).save(path)
+  elif path.suffix == ".jpg":
+    # 4:4:4: at this size, halved chroma would smear the colour over the edge of the shape.
+    Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
+  else:
+    raise ValueError(f"No writer for {job.uri}.")
+
+
+def write_corpus(
+  output: Path,
+  *,
+  num_clips: int = 640,
+  num_stills: int = 128,
+  size: int = 64,
+  num_frames: int = 9,
+  fps: float = 8.0,
+  seed: int = 0,
+  validation_fraction: float = 0.1,
+  workers: int | None = None,
+) -> list[dict[str, object]]:
+  """Writes the corpus and, last, its manifest.
+
+  Args:
+    output: folder, made if need be; files of an earlier run with the same names are replaced.
+    num_clips: moving shapes, training and validation together.
+    num_stills: stills, likewise.
+    size: edge in pixels, even.
+    num_frames: frames a clip.
+    fps: frames a second.
+    seed: of everything random.
+    validation_fraction: part of clips and of stills that is held out (see `validation_count`).
+    workers: threads; default one a core.
+
+  Returns:
+    The manifest's rows.
+  """
+  from tqdm import tqdm
+
+  jobs = plan(
+    num_clips=num_clips,
+    num_stills=num_stills,
+    num_frames=num_frames,
+    seed=seed,
+    validation_fraction=validation_fraction,
+  )
+  for folder in ("clips", "stills"):
+    (output / folder).mkdir(parents=True, exist_ok=True)
+  # Rendering and encoding release the interpreter lock most of the time, so threads are enough.
+  with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    done = pool.map(lambda job: write_job(job, output, size=size, fps=fps), jobs)
+    for _ in tqdm(done, total=len(jobs), desc="rendered media", unit="file"):
+      pass
+  rows = [job.row for job in jobs]
+  write_manifest(output / "manifest.jsonl", rows)
+  return rows
+
+
+def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
+  """Writes JSON lines; the file appears whole or not at all."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+  os.replace(temporary, path)
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.add_argument("--output", type=Path, required=True, help="folder to write")
+  parser.add_argument("--num_clips", type=int, default=640, help="moving shapes (default 640)")
+  parser.add_argument("--num_stills", type=int, default=128, help="stills (default 128)")
+  parser.add_argument("--size", type=int, default=64, help="edge in pixels (default 64)")
+  parser.add_argument("--num_frames", type=int, default=9, help="frames a clip (default 9)")
+  parser.add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--validation_fraction", type=float, default=0.1, help="held out, default 0.1"
+  )
+  parser.add_argument("--no_real", action="store_true", help="rendered media only")
+  return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  args = _parse_arguments(argv)
+  rows = write_corpus(
+    args.output,
+    num_clips=args.num_clips,
+    num_stills=args.num_stills,
+    size=args.size,
+    num_frames=args.num_frames,
+    fps=args.fps,
+    seed=args.seed,
+    validation_fraction=args.validation_fraction,
+  )
+  print(f"Wrote {len(rows)} files and {args.output / 'manifest.jsonl'}.")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,269 @@
+"""Reads colour and direction of a moving shape from pixels: does a generated clip do what its caption says?
+
+Independent of the code that draws the corpus: everything here follows from the pixels and the words.
+
+A pixel's saliency is its distance from the background, the median of the frame's border:
+
+  s_i = |x_i - median(border)|,     foreground = { i : s_i > max(contrast, s_peak / 2) }
+
+with s_peak the mean of the frame's most salient pixels. The threshold follows the shape's own contrast, so a blurred
+shape is cut at half its height, where blur does not move the edge.
+
+Nothing is read with leniency. No foreground, a foreground that is most of the frame or scattered over it, a shape
+that vanishes before the last frame, a colour without a majority, a drift along the diagonal: all count as wrong.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+# Hues of the six colour words, as RGB in [0, 1]. Compared by angle, so a dim or blurred shape keeps its colour.
+PALETTE: dict[str, tuple[float, float, float]] = {
+  "red": (0.9, 0.15, 0.15),
+  "green": (0.15, 0.8, 0.2),
+  "blue": (0.2, 0.3, 0.95),
+  "yellow": (0.95, 0.85, 0.15),
+  "magenta": (0.85, 0.2, 0.8),
+  "cyan": (0.15, 0.8, 0.85),
+}
+DIRECTIONS = ("left", "right", "up", "down")
+
+# Saliency is a distance in RGB, at most sqrt(3). A corpus colour stands 0.7 to 1.2 above its background.
+MIN_CONTRAST = 0.15
+# The most salient 1% of pixels set a frame's peak: fewer than any shape covers, more than stray pixels do.
+PEAK_FRACTION = 0.01
+# Share of the frame that a shape may cover.
+AREA_RANGE = (0.01, 0.40)
+# Area over the area of a disc with the same spread about its centre: 1 for a disc, 0.95 a square, 0.83 a triangle.
+MIN_COMPACTNESS = 0.5
+# Cosine between a pixel's colour above the background and a palette entry; grey against its nearest entry has 0.87.
+MIN_COSINE = 0.92
+# Displacement as a fraction of the frame, and how far the larger axis must exceed the other.
+MIN_DISPLACEMENT = 0.10
+MIN_DOMINANCE = 1.5
+
+
+@dataclass(frozen=True)
+class Reading:
+  """What the pixels show; None where nothing can be read.
+
+  displacement is (x, y) in fractions of the frame's width and height, y downwards.
+  """
+
+  colour: str | None
+  direction: str | None
+  displacement: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+  """One clip against its caption; None for a property that the caption does not name."""
+
+  reading: Reading
+  colour_right: bool | None
+  direction_right: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obedience:
+  """Counts over a set of clips. Parts merge by `+`: the sum of the parts is the whole."""
+
+  clips: int = 0
+  colour_right: int = 0
+  colour_total: int = 0
+  direction_right: int = 0
+  direction_total: int = 0
+  both_right: int = 0
+  both_total: int = 0
+  unreadable: int = 0
+
+  @property
+  def colour_accuracy(self) -> float:
+    """Share of the captions with a colour whose clip shows it; NaN without any."""
+    return _share(self.colour_right, self.colour_total)
+
+  @property
+  def direction_accuracy(self) -> float:
+    """Share of the captions with a direction whose clip moves that way; NaN without any."""
+    return _share(self.direction_right, self.direction_total)
+
+  @property
+  def both_accuracy(self) -> float:
+    """Share of the captions with colour and direction whose clip has both right; NaN without any."""
+    return _share(self.both_right, self.both_total)
+
+  def __add__(self, other: "Obedience") -> "Obedience":
+    names = self.__dataclass_fields__
+    return Obedience(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+  def as_dict(self) -> dict[str, float]:
+    """Flat scalars for a metric writer or a JSON report."""
+    shares = ("colour_accuracy", "direction_accuracy", "both_accuracy")
+    names = (*self.__dataclass_fields__, *shares)
+    return {f"caption_obedience/{name}": getattr(self, name) for name in names}
+
+  def __str__(self) -> str:
+    lines = [f"caption obedience over {self.clips} clips ({self.unreadable} show no shape)"]
+    for name in ("colour", "direction", "both"):
+      right, total = getattr(self, f"{name}_right"), getattr(self, f"{name}_total")
+      if total:
+        lines.append(f"  {name:<10} {right:>5} of {total:<5} {right / total:7.1%}")
+    return "\n".join(lines)
+
+
+def _share(right: int, total: int) -> float:
+  return right / total if total else float("nan")
+
+
+def parse_caption(
+  caption: str, *, palette: Mapping[str, object] = PALETTE
+) -> tuple[str | None, str | None]:
+  """(colour, direction) named by a caption; None for a word that is absent or not the only one of its kind."""
+  words = re.findall(r"[a-z]+", caption.lower())
+
+  def only(vocabulary: Iterable[str]) -> str | None:
+    found = {word for word in words if word in vocabulary}
+    return found.pop() if len(found) == 1 else None
+
+  return only(set(palette)), only(DIRECTIONS)
+
+
+def foreground(
+  frame: Float[np.ndarray, "H W 3"], *, min_contrast: float = MIN_CONTRAST
+) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:
+  """Mask of the shape and the colour of the background, or None when the frame shows no single shape.
+
+  Args:
+    frame: RGB in [0, 1].
+    min_contrast: least distance from the background, in RGB units.
+  """
+  height, width = frame.shape[:2]
+  rim = max(1, min(height, width) // 32)
+  inner = np.zeros((height, width), bool)
+  inner[rim:-rim, rim:-rim] = True
+  background = np.median(frame[~inner], axis=0)
+  saliency = np.linalg.norm(frame - background, axis=-1)
+  num_peak = max(1, round(PEAK_FRACTION * height * width))
+  peak = np.partition(saliency.ravel(), -num_peak)[-num_peak:].mean()
+  mask = saliency > max(min_contrast, peak / 2)
+  area = mask.mean()
+  if not AREA_RANGE[0] <= area <= AREA_RANGE[1]:
+    return None
+  # For a disc of n pixels the variances of x and y sum to n / (2 pi).
+  y, x = np.nonzero(mask)
+  spread = x.var() + y.var()
+  if len(x) < 2 * np.pi * MIN_COMPACTNESS * spread:
+    return None
+  return mask, background
+
+
+def _centroid(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "2"]:
+  y, x = np.nonzero(mask)
+  return (np.array([x.mean(), y.mean()]) + 0.5) / np.array([mask.shape[1], mask.shape[0]])
+
+
+def _direction(displacement: Float[np.ndarray, "2"]) -> str | None:
+  x, y = displacement
+  larger, smaller = max(abs(x), abs(y)), min(abs(x), abs(y))
+  if larger < MIN_DISPLACEMENT or larger < MIN_DOMINANCE * smaller:
+    return None
+  if abs(x) > abs(y):
+    return "right" if x > 0 else "left"
+  return "down" if y > 0 else "up"
+
+
+def _colour(
+  colours: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[float]]
+) -> str | None:
+  """The palette entry to which most of the foreground is nearest by angle, each pixel above its background."""
+  names = list(palette)
+  entries = np.array([palette[name] for name in names], np.float64)
+  entries /= np.linalg.norm(entries, axis=-1, keepdims=True)
+  lengths = np.linalg.norm(colours, axis=-1, keepdims=True)
+  cosines = (colours / np.maximum(lengths, 1e-6)) @ entries.T
+  nearest, near = cosines.argmax(-1), cosines.max(-1) >= MIN_COSINE
+  votes = np.bincount(nearest[near], minlength=len(names))
+  winner = int(votes.argmax())
+  return names[winner] if votes[winner] > len(colours) / 2 else None
+
+
+def read_clip(
+  video: Float[np.ndarray, "T H W 3"],
+  *,
+  palette: Mapping[str, Sequence[float]] = PALETTE,
+  min_contrast: float = MIN_CONTRAST,
+) -> Reading:
+  """Reads the colour over all frames and the direction between the first and the last.
+
+  Args:
+    video: RGB in [0, 1]; one frame reads as a still, without a direction.
+    palette: colour name -> RGB in [0, 1].
+    min_contrast: least distance of the shape from the background, in RGB units.
+
+  Raises:
+    ValueError: values outside [0, 1] or not finite, or frames under 8 pixels.
+  """
+  if min(video.shape[1:3]) < 8:
+    raise ValueError(f"A clip of at least 8x8 pixels is expected, got {video.shape}.")
+  if not np.isfinite(video).all() or video.min() < -1e-3 or video.max() > 1 + 1e-3:
+    raise ValueError(
+      f"Pixels in [0, 1] are expected, got [{video.min()}, {video.max()}]. Scale bytes by 1/255 and clip samples."
+    )
+  found = [foreground(frame, min_contrast=min_contrast) for frame in video.astype(np.float64)]
+  pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]
+  # A shape that shows in fewer than half of the frames is not what the clip is of.
+  colour = _colour(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
+  first, last = found[0], found[-1]
+  if len(video) < 2 or first is None or last is None:
+    return Reading(colour, None, None)
+  displacement = _centroid(last[0]) - _centroid(first[0])
+  return Reading(colour, _direction(displacement), (float(displacement[0]), float(displacement[1])))
+
+
+def judge(
+  video: Float[np.ndarray, "T H W 3"],
+  caption: str,
+  *,
+  palette: Mapping[str, Sequence[float]] = PALETTE,
+) -> Verdict:
+  """Compares what the pixels show with what the caption says."""
+  colour, direction = parse_caption(caption, palette=palette)
+  reading = read_clip(video, palette=palette)
+  return Verdict(
+    reading,
+    None if colour is None else reading.colour == colour,
+    None if direction is None else reading.direction == direction,
+  )
+
+
+def score(
+  clips: Iterable[tuple[Float[np.ndarray, "T H W 3"], str]],
+  *,
+  palette: Mapping[str, Sequence[float]] = PALETTE,
+) -> Obedience:
+  """Judges every (video, caption) and counts. Chance is 1/6 for colour and 1/4 for direction."""
+  return tally(judge(video, caption, palette=palette) for video, caption in clips)
+
+
+def tally(verdicts: Iterable[Verdict]) -> Obedience:
+  """Counts verdicts that are already there."""
+  total = Obedience()
+  for verdict in verdicts:
+    has_colour, has_direction = (
+      verdict.colour_right is not None,
+      verdict.direction_right is not None,
+    )
+    total += Obedience(
+      clips=1,
+      colour_right=int(verdict.colour_right or False),
+      colour_total=int(has_colour),
+      direction_right=int(verdict.direction_right or False),
+      direction_total=int(has_direction),
+      both_right=int(bool(verdict.colour_right and verdict.direction_right)),
+      both_total=int(has_colour and has_direction),
+      unreadable=int(verdict.reading.colour is None),
+    )
+  return total

@@ -1,0 +1,79 @@
+"""Adaptive LayerNorm modulation, separate per layer or shared with a low-rank correction (AdaLN-LoRA, Eq. 3).
+
+  A^1 = MLP(c + t),   A^i = A^1 + W_b^i W_a^i (c + t),   A = concat(gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2)
+
+The paper's equation corrects the layers i != 1 only; its parameter counts (Table 3d) need the correction on every
+layer, and so do we. MLP is one linear after a SiLU.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from walt_t5x.denoiser.layers import Linear, zeros_init
+
+NUM_CHUNKS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Modulation:
+  """Scale, shift and gate of the attention (1) and of the MLP (2); each [B, t or 1, 1, 1, D]."""
+
+  scale_1: Array
+  scale_2: Array
+  shift_1: Array
+  shift_2: Array
+  gate_1: Array
+  gate_2: Array
+
+  @classmethod
+  def split(cls, flat: Float[Array, "B t 6D"]) -> "Modulation":
+    """Cuts a flat vector in the order of the paper."""
+    return cls(*jnp.split(flat[:, :, None, None, :], NUM_CHUNKS, axis=-1))
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+  """x (1 + scale) + shift. Assumption: scale is an offset from 1, as in DiT, so that zeros mean no change."""
+  return x * (1 + scale) + shift
+
+
+class SharedAdaLN(nn.Module):
+  """A^1: one linear D -> 6 D after SiLU, used by every layer; zero at the start."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t 6D"]:
+    width = condition.shape[-1]
+    return Linear(
+      (NUM_CHUNKS * width,),
+      axes=("embed", "mlp"),
+      kernel_init=zeros_init,
+      dtype=self.dtype,
+      name="projection",
+    )(jax.nn.silu(condition))
+
+
+class LoRAAdaLN(nn.Module):
+  """W_b W_a (c + t) of one layer: D -> r -> 6 D without biases; the second factor starts at zero."""
+
+  rank: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t 6D"]:
+    width = condition.shape[-1]
+    low = Linear(
+      (self.rank,), axes=("embed", "unmodeled"), use_bias=False, dtype=self.dtype, name="down"
+    )(jax.nn.silu(condition))
+    return Linear(
+      (NUM_CHUNKS * width,),
+      axes=("unmodeled", "mlp"),
+      use_bias=False,
+      kernel_init=zeros_init,
+      dtype=self.dtype,
+      name="up",
+    )(low)

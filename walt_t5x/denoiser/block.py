@@ -1,0 +1,121 @@
+"""One layer of the transformer, and the pair of layers that the stack repeats."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
+from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
+from walt_t5x.denoiser.layers import Linear, layer_norm
+from walt_t5x.denoiser.windows import Window
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerInputs:
+  """What every layer reads besides the tokens.
+
+  Attributes:
+    condition: c + t, [B, t or 1, D].
+    shared_modulation: A^1, [B, t or 1, 6 D]; None when each layer has its own AdaLN.
+    is_image: [B] bool; None when every row is a video.
+    text: projected text, [B, t or 1, L, D]; None without text.
+    text_mask: [B, t or 1, L] bool.
+  """
+
+  condition: Array
+  shared_modulation: Array | None = None
+  is_image: Array | None = None
+  text: Array | None = None
+  text_mask: Array | None = None
+
+
+class Mlp(nn.Module):
+  """D -> mlp_dim -> D with a tanh GELU."""
+
+  mlp_dim: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    hidden = Linear((self.mlp_dim,), axes=("embed", "mlp"), dtype=self.dtype, name="wi")(x)
+    hidden = nn.gelu(hidden, approximate=True)
+    return Linear((x.shape[-1],), axes=("mlp", "embed"), dtype=self.dtype, name="wo")(hidden)
+
+
+class WindowBlock(nn.Module):
+  """x + a1 * SelfAttention(mod1(LN x)); + CrossAttention(LN x); + a2 * MLP(mod2(LN x)).
+
+  Cross-attention is not modulated: AdaLN regresses six vectors, all used by self-attention and MLP.
+  """
+
+  window: Window
+  num_heads: int
+  mlp_dim: int
+  adaln: str
+  adaln_rank: int
+  qk_norm: bool
+  relative_bias: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B t h w D"], inputs: LayerInputs) -> Float[Array, "B t h w D"]:
+    if self.adaln == "lora":
+      correction = LoRAAdaLN(self.adaln_rank, dtype=self.dtype, name="adaln_lora")(inputs.condition)
+      flat = inputs.shared_modulation + correction
+    elif self.adaln == "separate":
+      flat = SharedAdaLN(dtype=self.dtype, name="adaln")(inputs.condition)
+    else:
+      raise ValueError(f"WaltDenoiser.adaln={self.adaln!r}: expected 'lora' or 'separate'")
+    m = Modulation.split(flat)
+
+    attention = WindowAttention(
+      window=self.window,
+      num_heads=self.num_heads,
+      qk_norm=self.qk_norm,
+      relative_bias=self.relative_bias,
+      dtype=self.dtype,
+      name="attention",
+    )
+    x = x + m.gate_1 * attention(modulate(layer_norm(x), m.shift_1, m.scale_1), inputs.is_image)
+    if inputs.text is not None:
+      cross = CrossAttention(
+        num_heads=self.num_heads, qk_norm=self.qk_norm, dtype=self.dtype, name="cross_attention"
+      )
+      x = x + cross(layer_norm(x), inputs.text, inputs.text_mask)
+    mlp = Mlp(self.mlp_dim, dtype=self.dtype, name="mlp")
+    return x + m.gate_2 * mlp(modulate(layer_norm(x), m.shift_2, m.scale_2))
+
+
+class BlockPair(nn.Module):
+  """A spatial layer, then a spatiotemporal one: the unit that the stack repeats (Fig. 2)."""
+
+  spatial_window: Window
+  spatiotemporal_window: Window
+  num_heads: int
+  mlp_dim: int
+  adaln: str
+  adaln_rank: int
+  qk_norm: bool
+  relative_bias: bool
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B t h w D"], inputs: LayerInputs
+  ) -> tuple[Float[Array, "B t h w D"], None]:
+    fields = {
+      "num_heads": self.num_heads,
+      "mlp_dim": self.mlp_dim,
+      "adaln": self.adaln,
+      "adaln_rank": self.adaln_rank,
+      "qk_norm": self.qk_norm,
+      "relative_bias": self.relative_bias,
+      "dtype": self.dtype,
+    }
+    x = WindowBlock(window=self.spatial_window, name="spatial", **fields)(x, inputs)
+    x = WindowBlock(window=self.spatiotemporal_window, name="spatiotemporal", **fields)(x, inputs)
+    return x, None

@@ -1,0 +1,112 @@
+"""What enters the transformer: diffusion time, class, pooled text, positions and patches."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Num
+
+from walt_t5x.denoiser.layers import Linear, Table
+
+SINUSOID_FEATURES = 256
+
+
+def sinusoid(steps: Num[Array, "..."], features: int = SINUSOID_FEATURES) -> Float[Array, "... f"]:
+  """[cos(s w_i), sin(s w_i)], w_i = 10000^(-i / (features / 2)), float32; steps count 0 .. 1000."""
+  half = features // 2
+  frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
+  angles = steps.astype(jnp.float32)[..., None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ConditionMlp(nn.Module):
+  """linear -> SiLU -> linear into the width D; embeds a time sinusoid or a pooled text."""
+
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... f"]) -> Float[Array, "... D"]:
+    hidden = Linear(
+      (self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="in"
+    )(x)
+    return Linear(
+      (self.width,), axes=("embed", "unmodeled"), dtype=self.dtype, name="out"
+    )(jax.nn.silu(hidden))
+
+
+class ClassEmbedding(nn.Module):
+  """Table of num_classes + 1 rows; label -1 (dropped for guidance, or absent) takes the last row."""
+
+  num_classes: int
+  width: int
+
+  @nn.compact
+  def __call__(self, labels: Int[Array, "..."]) -> Float[Array, "... D"]:
+    table = Table(self.num_classes + 1, self.width, name="table")()
+    return table[jnp.where(labels < 0, self.num_classes, labels)]
+
+
+def pool_text(
+  text: Float[Array, "B t L E"], mask: Bool[Array, "B t L"]
+) -> Float[Array, "B t E"]:
+  """Mean over the tokens that are not padding, float32. Assumption: the paper names no pooling."""
+  weights = mask.astype(jnp.float32)[..., None]
+  total = jnp.sum(text.astype(jnp.float32) * weights, axis=-2)
+  return total / jnp.maximum(jnp.sum(weights, axis=-2), 1)
+
+
+class PositionEmbedding(nn.Module):
+  """Learned space plus time positions; every image of a stack takes the time position of the first frame."""
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B t h w D"], is_image: Bool[Array, "B"] | None = None
+  ) -> Float[Array, "B t h w D"]:
+    _, t, h, w, width = x.shape
+    space = Table(h * w, width, name="space")().reshape(1, 1, h, w, width)
+    time = Table(t, width, name="time")().reshape(1, t, 1, 1, width)
+    if is_image is not None:
+      time = jnp.where(is_image.reshape(-1, 1, 1, 1, 1), time[:, :1], time)
+    return x + (space + time).astype(x.dtype)
+
+
+class PatchEmbedding(nn.Module):
+  """Cuts each latent frame into p x p patches and projects them: [B, t, h, w, C] -> [B, t, h/p, w/p, D]."""
+
+  patch_size: int
+  width: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, latents: Float[Array, "B t h w C"]) -> Float[Array, "B t hp wp D"]:
+    return Linear((self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="projection")(
+      patchify(latents, self.patch_size)
+    )
+
+
+def patchify(latents: Float[Array, "B t h w C"], patch: int) -> Float[Array, "B t hp wp C_p_p"]:
+  """[B, t, h, w, C] -> [B, t, h/p, w/p, p p C].
+
+  Raises:
+    ValueError: if the patch does not divide the frame.
+  """
+  batch, t, h, w, channels = latents.shape
+  if h % patch or w % patch:
+    raise ValueError(
+      f"patch_size={patch} does not divide latent frames of {h}x{w}: set WaltDenoiser.patch_size to a common divisor"
+    )
+  split = latents.reshape(batch, t, h // patch, patch, w // patch, patch, channels)
+  split = jnp.transpose(split, (0, 1, 2, 4, 3, 5, 6))
+  return split.reshape(batch, t, h // patch, w // patch, patch * patch * channels)
+
+
+def unpatchify(patches: Float[Array, "B t hp wp C_p_p"], patch: int) -> Float[Array, "B t h w C"]:
+  """The inverse of `patchify`; with `patch` = the scale it is depth-to-space."""
+  batch, t, hp, wp, depth = patches.shape
+  channels = depth // (patch * patch)
+  split = patches.reshape(batch, t, hp, wp, patch, patch, channels)
+  split = jnp.transpose(split, (0, 1, 2, 4, 3, 5, 6))
+  return split.reshape(batch, t, hp * patch, wp * patch, channels)
+

@@ -1,0 +1,104 @@
+"""Linear, embedding and norm layers that name the logical axes of their parameters.
+
+`param_with_axes` records the names in the `params_axes` collection, from which T5X's partitioner and ours derive the
+sharding of every parameter. Parameters are float32; `dtype` is that of the activations.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.partitioning import param_with_axes
+from jaxtyping import Array, Float
+
+Initializer = Callable[..., Array]
+
+# Assumption: the paper names no initialisation. Xavier-uniform projections, zero gates and zero output follow DiT
+# (2212.09748), so that every residual branch starts as the identity.
+projection_init = nn.initializers.xavier_uniform()
+zeros_init = nn.initializers.zeros_init()
+embedding_init = nn.initializers.normal(0.02)
+
+
+class Linear(nn.Module):
+  """y = x W + b over the last `num_input_axes` axes, into `features`.
+
+  Attributes:
+    features: output shape, e.g. (heads, head_dim).
+    axes: logical names of the kernel, inputs first, as many as its dimensions.
+    num_input_axes: how many trailing axes of x are contracted.
+    fan: the two-dimensional shape (in, out) of Xavier's rule is taken from the flattened kernel.
+  """
+
+  features: Sequence[int]
+  axes: Sequence[str]
+  num_input_axes: int = 1
+  use_bias: bool = True
+  kernel_init: Initializer = projection_init
+  bias_init: Initializer = zeros_init
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    inputs = x.shape[x.ndim - self.num_input_axes :]
+    features = tuple(self.features)
+    flat = (math.prod(inputs), math.prod(features))
+
+    def flattened_init(key, shape, dtype):
+      return self.kernel_init(key, flat, dtype).reshape(shape)
+
+    kernel = param_with_axes(
+      "kernel", flattened_init, (*inputs, *features), jnp.float32, axes=tuple(self.axes)
+    )
+    contract = tuple(range(x.ndim - self.num_input_axes, x.ndim))
+    y = jax.lax.dot_general(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      ((contract, tuple(range(self.num_input_axes))), ((), ())),
+    )
+    if self.use_bias:
+      bias = param_with_axes(
+        "bias", self.bias_init, features, jnp.float32, axes=tuple(self.axes)[self.num_input_axes :]
+      )
+      y = y + bias.astype(self.dtype)
+    return y
+
+
+class Table(nn.Module):
+  """A learned table of vectors, read whole: float32 [rows, features]."""
+
+  rows: int
+  features: int
+  axes: Sequence[str] = ("unmodeled", "embed")
+  init: Initializer = embedding_init
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "rows features"]:
+    return param_with_axes(
+      "embedding", self.init, (self.rows, self.features), jnp.float32, axes=tuple(self.axes)
+    )
+
+
+class ScaleNorm(nn.Module):
+  """LayerNorm with a learned scale and no bias, in float32 (query-key norm, ViT-22B, 2302.05442)."""
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    scale = param_with_axes(
+      "scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32, axes=("unmodeled",)
+    )
+    return (layer_norm(x, self.epsilon, dtype=jnp.float32) * scale).astype(x.dtype)
+
+
+def layer_norm(
+  x: Float[Array, "... d"], epsilon: float = 1e-6, *, dtype: jnp.dtype | None = None
+) -> Float[Array, "... d"]:
+  """Affine-free LayerNorm, statistics in float32; returned in `dtype`, by default that of x."""
+  y = x.astype(jnp.float32)
+  y = y - jnp.mean(y, axis=-1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+  return y.astype(dtype or x.dtype)

@@ -1,0 +1,287 @@
+"""The W.A.L.T denoiser f_theta: a transformer over latent patches with alternating windows (Sections 4.2 - 4.5).
+
+Parameter counts agree with every published one, see tests/denoiser/transformer_test.py.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.partitioning import remat, scan_with_axes
+from jaxtyping import Array, Float, Num
+
+from walt_t5x.denoiser.adaln import SharedAdaLN, modulate
+from walt_t5x.denoiser.block import BlockPair, LayerInputs
+from walt_t5x.denoiser.embeddings import (
+  ClassEmbedding,
+  ConditionMlp,
+  PatchEmbedding,
+  PositionEmbedding,
+  pool_text,
+  sinusoid,
+  unpatchify,
+)
+from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
+from walt_t5x.denoiser.low_resolution import LowResolutionUpsample, augment
+from walt_t5x.denoiser.windows import Window, check_window
+
+REMAT_POLICIES = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conditioning:
+  """Everything the denoiser may be conditioned on besides the time. Absent parts are None.
+
+  Attributes:
+    is_image: bool [B]; rows that are stacks of 1 + t independent images.
+    labels: int [B, 1] (videos) or [B, t] (one an image); -1 is "no class".
+    text: float [B, 1, L, E] or [B, t, L, E]; a video's caption stands in slot 0.
+    text_mask: bool, as text without E; True on tokens.
+    frames: clean latents [B, t, h, w, c], read where `frame_mask` is set (c_fp, Section 4.4).
+    frame_mask: float or bool [B, t]; 1 on the latent frames that are given.
+    low_resolution: clean latents of the stage below [B, t, h / s, w / s, c].
+    low_resolution_noise: standard normal [B, t, h, w, c].
+    low_resolution_gamma: gamma(t_sr) [B].
+    low_resolution_steps: t_sr in diffusion steps [B], embedded into AdaLN.
+  """
+
+  is_image: Array | None = None
+  labels: Array | None = None
+  text: Array | None = None
+  text_mask: Array | None = None
+  frames: Array | None = None
+  frame_mask: Array | None = None
+  low_resolution: Array | None = None
+  low_resolution_noise: Array | None = None
+  low_resolution_gamma: Array | None = None
+  low_resolution_steps: Array | None = None
+
+
+class WaltDenoiser(nn.Module):
+  """f_theta(z_t, t; self-condition, c) -> a prediction of the shape of z_t.
+
+  Attributes:
+    num_layers: layers, spatial and spatiotemporal counted apart; even.
+    width: D.
+    num_heads: K; divides the width.
+    mlp_dim: hidden width of the MLP; 4 D in all models but the 3B.
+    latent_channels: c.
+    patch_size: p.
+    spatial_window: window of the odd layers (first, third, ...), in tokens.
+    spatiotemporal_window: window of the even layers, in tokens.
+    adaln: "lora" (shared A^1 plus a correction of rank `adaln_rank` in each layer) or "separate".
+    adaln_rank: r of AdaLN-LoRA.
+    num_classes: > 0 adds a class table of num_classes + 1 rows.
+    text_dim: > 0 (E) adds the text projection and the cross-attentions.
+    pooled_text: adds the pooled text to the AdaLN condition.
+    frame_prediction: adds the c + 1 input channels of c_fp.
+    low_resolution_scale: > 0 makes this a super-resolution stage of that ratio.
+    self_conditioning: adds the c input channels of the self-condition.
+    qk_norm, relative_bias: switches of the ablations.
+    scan_layers: stack the pairs' parameters along axis 0 and scan over them (compile time flat in depth).
+    remat: "none", "full" or "dots"; what the backward pass computes again.
+    dtype: of the activations.
+  """
+
+  num_layers: int = 24
+  width: int = 1024
+  num_heads: int = 16
+  mlp_dim: int = 4096
+  latent_channels: int = 8
+  patch_size: int = 1
+  spatial_window: Window = (1, 16, 16)
+  spatiotemporal_window: Window = (5, 8, 8)
+  adaln: str = "lora"
+  adaln_rank: int = 2
+  num_classes: int = 0
+  text_dim: int = 0
+  pooled_text: bool = True
+  frame_prediction: bool = False
+  low_resolution_scale: int = 0
+  self_conditioning: bool = True
+  qk_norm: bool = True
+  relative_bias: bool = True
+  scan_layers: bool = False
+  remat: str = "none"
+  dtype: jnp.dtype = jnp.bfloat16
+
+  def _input_channels(
+    self, noisy: Array, self_condition: Array | None, conditioning: Conditioning
+  ) -> Array:
+    """[z_t; self-condition; m z_0; m; up(z_lr)] along the channels."""
+    parts = [noisy]
+    if self.self_conditioning:
+      parts.append(jnp.zeros_like(noisy) if self_condition is None else self_condition)
+    if self.frame_prediction:
+      if conditioning.frames is None:
+        parts.append(jnp.zeros((*noisy.shape[:-1], self.latent_channels + 1), noisy.dtype))
+      else:
+        mask = conditioning.frame_mask.astype(noisy.dtype)[:, :, None, None, None]
+        parts += [mask * conditioning.frames, jnp.broadcast_to(mask, (*noisy.shape[:-1], 1))]
+    if self.low_resolution_scale:
+      if conditioning.low_resolution is None:
+        raise ValueError(
+          f"WaltDenoiser.low_resolution_scale={self.low_resolution_scale} needs Conditioning.low_resolution; got None"
+        )
+      upsampled = LowResolutionUpsample(
+        self.low_resolution_scale, dtype=self.dtype, name="low_resolution_upsample"
+      )(conditioning.low_resolution)
+      parts.append(
+        augment(upsampled, conditioning.low_resolution_noise, conditioning.low_resolution_gamma)
+      )
+    return jnp.concatenate([p.astype(self.dtype) for p in parts], axis=-1)
+
+  def _condition(self, steps: Array, conditioning: Conditioning) -> Array:
+    """c + t: [B, 1, D], or [B, t, D] when a part differs between the images of a stack."""
+
+    def mlp(name: str) -> ConditionMlp:
+      return ConditionMlp(self.width, dtype=self.dtype, name=name)
+
+    condition = mlp("time_mlp")(sinusoid(steps))[:, None]
+    if self.num_classes:
+      if conditioning.labels is None:
+        raise ValueError(
+          f"WaltDenoiser.num_classes={self.num_classes} needs Conditioning.labels; got None"
+        )
+      embedding = ClassEmbedding(self.num_classes, self.width, name="class_embedding")
+      condition = condition + embedding(conditioning.labels).astype(self.dtype)
+    if self.text_dim and self.pooled_text:
+      condition = condition + mlp("pooled_text_mlp")(
+        pool_text(conditioning.text, conditioning.text_mask)
+      )
+    if self.low_resolution_scale:
+      condition = condition + mlp("low_resolution_mlp")(
+        sinusoid(conditioning.low_resolution_steps)
+      )[:, None]
+    return condition
+
+  def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
+    fields = {
+      "spatial_window": tuple(self.spatial_window),
+      "spatiotemporal_window": tuple(self.spatiotemporal_window),
+      "num_heads": self.num_heads,
+      "mlp_dim": self.mlp_dim,
+      "adaln": self.adaln,
+      "adaln_rank": self.adaln_rank,
+      "qk_norm": self.qk_norm,
+      "relative_bias": self.relative_bias,
+      "dtype": self.dtype,
+    }
+    if self.remat not in REMAT_POLICIES:
+      raise ValueError(f"WaltDenoiser.remat={self.remat!r}: expected one of {list(REMAT_POLICIES)}")
+    block = BlockPair
+    if self.remat != "none":
+      block = remat(block, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers)
+    if self.scan_layers:
+      stack = scan_with_axes(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast,),
+        axis_name="layers",
+        axes_collections=("params",),
+        length=self.num_layers // 2,
+      )
+      x, _ = stack(**fields, name="pairs")(x, inputs)
+      return x
+    for i in range(self.num_layers // 2):
+      x, _ = block(**fields, name=f"pairs_{i}")(x, inputs)
+    return x
+
+  @nn.compact
+  def __call__(
+    self,
+    noisy_latents: Float[Array, "B t h w c"],
+    steps: Num[Array, "B"],
+    self_condition: Float[Array, "B t h w c"] | None = None,
+    conditioning: Conditioning = Conditioning(),  # noqa: B008, RUF009 - frozen
+  ) -> Float[Array, "B t h w c"]:
+    """Args:
+
+      noisy_latents: z_t, normalised latents plus noise.
+      steps: diffusion time in steps, 0 .. num_steps.
+      self_condition: the previous estimate of z_0; None or zeros for none.
+      conditioning: see `Conditioning`.
+
+    Returns:
+      The network output in float32, of the shape of `noisy_latents`.
+
+    Raises:
+      ValueError: when sizes do not fit, naming what would.
+    """
+    if self.num_layers % 2 or self.width % self.num_heads:
+      raise ValueError(
+        f"WaltDenoiser got num_layers={self.num_layers}, width={self.width}, num_heads={self.num_heads}: "
+        "expected an even number of layers and a width that the heads divide"
+      )
+    conditioning = repeat_over_frames(conditioning, noisy_latents.shape[1])
+    x = self._input_channels(noisy_latents, self_condition, conditioning)
+    x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patch_embedding")(x)
+    for window in (self.spatial_window, self.spatiotemporal_window):
+      check_window(x.shape[1:4], tuple(window))
+    x = PositionEmbedding(name="position_embedding")(x, conditioning.is_image)
+
+    condition = self._condition(steps, conditioning)
+    inputs = LayerInputs(condition=condition, is_image=conditioning.is_image)
+    if self.adaln == "lora":
+      shared = SharedAdaLN(dtype=self.dtype, name="adaln")(condition)
+      inputs = dataclasses.replace(inputs, shared_modulation=shared)
+    if self.text_dim:
+      text = Linear((self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="text_projection")
+      inputs = dataclasses.replace(
+        inputs, text=text(conditioning.text), text_mask=conditioning.text_mask
+      )
+    x = self._blocks(x, inputs)
+
+    shift_scale = Linear(
+      (2 * self.width,),
+      axes=("embed", "mlp"),
+      kernel_init=zeros_init,
+      dtype=self.dtype,
+      name="final_adaln",
+    )(jax.nn.silu(condition))
+    shift, scale = jnp.split(shift_scale[:, :, None, None, :], 2, axis=-1)
+    x = modulate(layer_norm(x), shift, scale)
+    x = Linear(
+      (self.patch_size**2 * self.latent_channels,),
+      axes=("embed", "unmodeled"),
+      kernel_init=zeros_init,
+      dtype=self.dtype,
+      name="output",
+    )(x)
+    return unpatchify(x.astype(jnp.float32), self.patch_size)
+
+
+def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
+  """Makes slot 0 of the text and labels the whole row's when the row is a video.
+
+  With both kinds of row in a batch, a video's caption is repeated over its frames; a batch without images keeps one
+  slot, so that the text is projected once a row.
+  """
+
+  def fill(x: Array | None) -> Array | None:
+    if x is None or x.shape[1] == 1:
+      return x
+    if conditioning.is_image is None:
+      return x[:, :1]
+    if x.shape[1] != frames:
+      raise ValueError(
+        f"text or labels have {x.shape[1]} slots a row: expected 1 or the {frames} latent frames"
+      )
+    is_image = conditioning.is_image.reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.where(is_image, x, x[:, :1])
+
+  return dataclasses.replace(
+    conditioning,
+    text=fill(conditioning.text),
+    text_mask=fill(conditioning.text_mask),
+    labels=fill(conditioning.labels),
+  )
+
+

@@ -1,0 +1,87 @@
+"""The Gaussian process: noising, the three targets, and the way back from each.
+
+With a = sqrt(g) and s = sqrt(1 - g):
+
+  x_t = a x_0 + s eps                                                                 (Eq. 1)
+  v   = a eps - s x_0                                                                 (Section 3)
+
+The paper prints v with the two roots exchanged; with that form x_0 cannot be recovered at zero SNR, so we use the form
+of Salimans & Ho (2202.00512), for which
+
+  x_0 = a x_t - s v,    eps = s x_t + a v
+
+hold without a division, so t = K (a = 0) is regular: x_0 = -v, eps = x_t.
+"""
+
+import enum
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Prediction(enum.StrEnum):
+  """What the network's output means."""
+
+  V = "v"
+  X0 = "x0"
+  EPSILON = "epsilon"
+
+
+def _roots(gamma: Float[Array, "B"], like: Float[Array, "B ..."]) -> tuple[Array, Array]:
+  """sqrt(g) and sqrt(1 - g) in float32, shaped to broadcast over the rows of `like`."""
+  gamma = gamma.astype(jnp.float32).reshape(gamma.shape + (1,) * (like.ndim - gamma.ndim))
+  return jnp.sqrt(gamma), jnp.sqrt(1 - gamma)
+
+
+def add_noise(
+  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], gamma: Float[Array, "B"]
+) -> Float[Array, "B ..."]:
+  """x_t = sqrt(g) x_0 + sqrt(1 - g) eps (Eq. 1), float32."""
+  a, s = _roots(gamma, x0)
+  return a * x0 + s * noise
+
+
+def target(
+  prediction: Prediction,
+  *,
+  x0: Float[Array, "B ..."],
+  noise: Float[Array, "B ..."],
+  gamma: Float[Array, "B"],
+) -> Float[Array, "B ..."]:
+  """The regression target y of Eq. 2 for the chosen prediction, float32."""
+  a, s = _roots(gamma, x0)
+  match Prediction(prediction):
+    case Prediction.V:
+      return a * noise - s * x0
+    case Prediction.X0:
+      return x0
+    case Prediction.EPSILON:
+      return noise
+    case _:
+      raise ValueError(f"{prediction=} has no target")
+
+
+def to_x0_and_noise(
+  prediction: Prediction,
+  output: Float[Array, "B ..."],
+  *,
+  x_t: Float[Array, "B ..."],
+  gamma: Float[Array, "B"],
+) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
+  """(x_0, eps) implied by a network output at x_t, float32.
+
+  Only v is regular at both ends. From x0, eps = (x_t - a x_0) / s fails where s = 0 (clean); from epsilon,
+  x_0 = (x_t - s eps) / a fails where a = 0 (zero SNR). There the division is guarded and returns 0, which is the
+  prior mean of x_0 and, at the clean end, the noise that adds nothing.
+  """
+  a, s = _roots(gamma, x_t)
+  output = output.astype(jnp.float32)
+  match Prediction(prediction):
+    case Prediction.V:
+      return a * x_t - s * output, s * x_t + a * output
+    case Prediction.X0:
+      return output, jnp.where(s > 0, (x_t - a * output) / jnp.where(s > 0, s, 1.0), 0.0)
+    case Prediction.EPSILON:
+      return jnp.where(a > 0, (x_t - s * output) / jnp.where(a > 0, a, 1.0), 0.0), output
+    case _:
+      raise ValueError(f"{prediction=} has no inverse")

@@ -1,0 +1,167 @@
+"""Where a cached task came from: the provenance.json next to its shards, read, written and checked here."""
+
+import base64
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data import schema
+
+FILE_NAME = "provenance.json"
+POSTERIORS = ("mean",)
+
+
+class ProvenanceMismatch(ValueError):
+  """A cache that was made by another VAE, text encoder or schema than the reader expects."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentStatistics:
+  """Channels and per-channel moments of one latents field, over every row of the run, images and videos together."""
+
+  channels: int
+  mean: Sequence[float]
+  std: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+  """Contents of provenance.json.
+
+  `vae`: fingerprint, config, checkpoint. `text_encoder`: fingerprint, embedding_dim, max_length, folder.
+  `null_ids` (n,) and `null_embedding` (n, E): the encoded empty string.
+  """
+
+  vae: Mapping[str, Any]
+  text_encoder: Mapping[str, Any]
+  fps: float
+  num_frames: int
+  latents: Mapping[str, LatentStatistics]
+  null_ids: np.ndarray
+  null_embedding: np.ndarray
+  posterior: str = "mean"
+  schema_version: int = schema.SCHEMA_VERSION
+
+  def to_json(self) -> str:
+    """The file's text; keys sorted, so the same provenance is the same bytes."""
+    values, scale = schema.quantise(self.null_embedding)
+    return _dump(
+      {
+        "schema_version": self.schema_version,
+        "vae": dict(self.vae),
+        "text_encoder": dict(self.text_encoder),
+        "posterior": self.posterior,
+        "fps": self.fps,
+        "num_frames": self.num_frames,
+        "latents": {name: dataclasses.asdict(stats) for name, stats in self.latents.items()},
+        "null_text": {
+          "ids": [int(i) for i in self.null_ids],
+          "embedding": base64.b64encode(values.tobytes()).decode(),
+          "scale": [float(s) for s in scale],
+        },
+      }
+    )
+
+  @classmethod
+  def from_json(cls, text: str, *, name: str = FILE_NAME) -> "Provenance":
+    """Parse and check the file's text.
+
+    Raises:
+      ProvenanceMismatch: on another schema version, or a field that is not there.
+    """
+    raw = json.loads(text)
+    if raw.get("schema_version") != schema.SCHEMA_VERSION:
+      raise ProvenanceMismatch(
+        f"{name}: schema_version: got {raw.get('schema_version')}, expected {schema.SCHEMA_VERSION}; "
+        "preprocess the media again with this version of beam_jobs"
+      )
+    try:
+      null, width = raw["null_text"], raw["text_encoder"]["embedding_dim"]
+      values = np.frombuffer(base64.b64decode(null["embedding"]), np.int8).reshape(-1, width)
+      return cls(
+        vae=raw["vae"],
+        text_encoder=raw["text_encoder"],
+        posterior=raw["posterior"],
+        fps=raw["fps"],
+        num_frames=raw["num_frames"],
+        latents={field: LatentStatistics(**stats) for field, stats in raw["latents"].items()},
+        null_ids=np.array(null["ids"], np.int32),
+        null_embedding=schema.dequantise(values, np.array(null["scale"], np.float32)),
+      )
+    except KeyError as error:
+      raise ProvenanceMismatch(f"{name}: field {error} is missing") from error
+
+
+def read_provenance(folder: str) -> Provenance:
+  """Provenance of a cached task folder; local, or on any file system that TensorFlow opens.
+
+  Raises:
+    FileNotFoundError: where the folder holds none, with what to run.
+  """
+  path = os.path.join(folder, FILE_NAME)
+  if "://" in folder:
+    import tensorflow as tf
+
+    exists, opener = tf.io.gfile.exists, tf.io.gfile.GFile
+  else:
+    exists, opener = os.path.exists, open
+  if not exists(path):
+    raise FileNotFoundError(
+      f"no {FILE_NAME} in {folder}: expected the folder of one cached task (<output>/<task>_videos or "
+      "<output>/<task>_images) that `python -m beam_jobs.preprocess` has finished"
+    )
+  with opener(path, "r") as stream:
+    return Provenance.from_json(stream.read(), name=path)
+
+
+def check_provenance(
+  found: Provenance,
+  *,
+  vae_fingerprint: str | None = None,
+  text_fingerprint: str | None = None,
+  embedding_dim: int | None = None,
+  posterior: str | None = None,
+  latents: Mapping[str, int] | None = None,
+  name: str = FILE_NAME,
+) -> None:
+  """Refuse a cache that something else made; None leaves a field unchecked.
+
+  Args:
+    found: provenance of the cache.
+    vae_fingerprint: sha256 of the tokenizer's weights.
+    text_fingerprint: sha256 of the text encoder's weights.
+    embedding_dim: E.
+    posterior: what the latents hold, 'mean'.
+    latents: wanted fields, name to channels.
+    name: how errors call the cache.
+
+  Raises:
+    ProvenanceMismatch: names the field, what the cache has and what was expected.
+  """
+  wanted = {
+    "vae.fingerprint": (found.vae["fingerprint"], vae_fingerprint),
+    "text_encoder.fingerprint": (found.text_encoder["fingerprint"], text_fingerprint),
+    "text_encoder.embedding_dim": (found.text_encoder["embedding_dim"], embedding_dim),
+    "posterior": (found.posterior, posterior),
+  }
+  for field, channels in (latents or {}).items():
+    if field not in found.latents:
+      raise ProvenanceMismatch(
+        f"{name}: latents: got {sorted(found.latents)}, expected {field!r}; set another field, or preprocess "
+        "with its resolution"
+      )
+    wanted[f"latents[{field}].channels"] = (found.latents[field].channels, channels)
+  for field, (got, expected) in wanted.items():
+    if expected is not None and got != expected:
+      raise ProvenanceMismatch(
+        f"{name}: {field}: got {got!r}, expected {expected!r}; use the checkpoint that made the cache, or "
+        "preprocess again"
+      )
+
+
+def _dump(tree: Any) -> str:
+  return json.dumps(tree, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,320 @@
+"""The record contract between preprocessing and training: one media row, encoded and parsed here and nowhere else.
+
+A record is a `tf.train.Example`. Fields:
+
+  id               string       sha256 over content, clip window and captions
+  uri              string       where the media came from, as the manifest says
+  modality         string       'image' | 'video'
+  label            int64        class, -1 where there is none
+  fps              float32      frame rate of the clip, 0 for an image
+  start_seconds    float32      first frame of the clip in the source
+  crop             int64[4]     top, left, height, width in source pixels
+  motion           float32      mean absolute luma change between neighbouring frames, in [0, 1]
+  captions         string[k]    k >= 1
+  caption_weights  float32[k]   relative odds of drawing a caption
+  caption_lengths  int64[k]     tokens of each caption
+  text_ids         int64[n]     tokens of all captions, one after another, n = sum(caption_lengths)
+  text_embedding   bytes        int8, (n, E) C order
+  text_scale       float32[n]   embedding = int8 * scale, one scale a token
+  latents/TxHxW    bytes        little-endian bfloat16, (t, h, w, c) C order; one field a resolution
+
+Arrays that seqio's cache cannot type (bfloat16, int8) are bytes in a scalar `string` feature. Encoding needs no
+TensorFlow (it runs on Beam workers); the parsers for `tf.data` import it when called.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+SCHEMA_VERSION = 1
+MODALITIES = ("image", "video")
+SPLITS = ("train", "validation")
+NO_LABEL = -1
+
+_LATENTS = re.compile(r"latents/(\d+)x(\d+)x(\d+)")
+_STRINGS = ("id", "uri", "modality")
+_FLOATS = ("fps", "start_seconds", "motion")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+  """One media row in numpy, before encoding or after decoding.
+
+  `latents` maps a field name to (t, h, w, c); `text_ids` and `text_embedding` hold one array a caption,
+  of shapes (n_tokens,) and (n_tokens, E).
+  """
+
+  id: str
+  uri: str
+  modality: str
+  latents: Mapping[str, np.ndarray]
+  captions: Sequence[str]
+  text_ids: Sequence[np.ndarray]
+  text_embedding: Sequence[np.ndarray]
+  caption_weights: Sequence[float]
+  label: int = NO_LABEL
+  fps: float = 0.0
+  start_seconds: float = 0.0
+  crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+  motion: float = 0.0
+
+
+def latents_field(frames: int, height: int, width: int) -> str:
+  """Field name of latents of (t, h, w), for example 'latents/3x8x8'."""
+  return f"latents/{frames}x{height}x{width}"
+
+
+def latents_shape(name: str) -> tuple[int, int, int]:
+  """(t, h, w) that a latents field name states.
+
+  Raises:
+    ValueError: on a name that is no latents field.
+  """
+  match = _LATENTS.fullmatch(name)
+  if not match:
+    raise ValueError(f"not a latents field: got {name!r}, expected 'latents/<t>x<h>x<w>'")
+  return tuple(int(size) for size in match.groups())
+
+
+def quantise(embedding: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Symmetric int8 with one scale a token: scale = max|x| / 127, so the error is at most scale / 2.
+
+  Args:
+    embedding: (n, E) floats.
+
+  Returns:
+    int8 (n, E) and float32 scale (n,).
+  """
+  embedding = np.asarray(embedding, np.float32)
+  scale = (np.abs(embedding).max(axis=-1, initial=0.0) / 127.0).astype(np.float32)
+  divisor = np.where(scale > 0, scale, np.float32(1))[:, None]
+  return np.clip(np.rint(embedding / divisor), -127, 127).astype(np.int8), scale
+
+
+def dequantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+  """float32 (n, E) from int8 (n, E) and one scale a token."""
+  return values.astype(np.float32) * np.asarray(scale, np.float32)[:, None]
+
+
+def seqio_features(latents: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """The `features` entry of seqio's info.<split>.json for records with these latents fields."""
+  features = {name: {"shape": [], "dtype": "string"} for name in _STRINGS}
+  features |= {name: {"shape": [], "dtype": "float32"} for name in _FLOATS}
+  features |= {
+    "label": {"shape": [], "dtype": "int64"},
+    "crop": {"shape": [4], "dtype": "int64"},
+    "captions": {"shape": [None], "dtype": "string"},
+    "caption_weights": {"shape": [None], "dtype": "float32"},
+    "caption_lengths": {"shape": [None], "dtype": "int64"},
+    "text_ids": {"shape": [None], "dtype": "int64"},
+    "text_embedding": {"shape": [], "dtype": "string"},
+    "text_scale": {"shape": [None], "dtype": "float32"},
+  }
+  for name in latents:
+    latents_shape(name)
+    features[name] = {"shape": [], "dtype": "string"}
+  return features
+
+
+# --- encode and decode, numpy only -------------------------------------------------------------------------------
+
+
+def encode(record: Record) -> bytes:
+  """A record as a serialised `tf.train.Example`; the same record always gives the same bytes.
+
+  Raises:
+    ValueError: on a field that breaks the contract; the message names it.
+  """
+  _check(record)
+  quantised = [quantise(embedding) for embedding in record.text_embedding]
+  example = _example_class()()
+  feature = example.features.feature
+  for name in _STRINGS:
+    feature[name].bytes_list.value.append(getattr(record, name).encode())
+  for name in _FLOATS:
+    feature[name].float_list.value.append(getattr(record, name))
+  feature["label"].int64_list.value.append(record.label)
+  feature["crop"].int64_list.value.extend(record.crop)
+  feature["captions"].bytes_list.value.extend(caption.encode() for caption in record.captions)
+  feature["caption_weights"].float_list.value.extend(record.caption_weights)
+  feature["caption_lengths"].int64_list.value.extend(len(ids) for ids in record.text_ids)
+  feature["text_ids"].int64_list.value.extend(int(i) for ids in record.text_ids for i in ids)
+  feature["text_embedding"].bytes_list.value.append(b"".join(v.tobytes() for v, _ in quantised))
+  feature["text_scale"].float_list.value.extend(float(s) for _, scale in quantised for s in scale)
+  for name, latents in record.latents.items():
+    little_endian = np.ascontiguousarray(latents, ml_dtypes.bfloat16).view("<u2")
+    feature[name].bytes_list.value.append(little_endian.tobytes())
+  return example.SerializeToString(deterministic=True)
+
+
+def decode(serialised: bytes) -> Record:
+  """The record of one serialised Example; latents come back as bfloat16, text as float32."""
+  example = _example_class()()
+  example.ParseFromString(serialised)
+  feature = example.features.feature
+  lengths = list(feature["caption_lengths"].int64_list.value)
+  tokens = sum(lengths)
+  ends = np.cumsum(lengths)[:-1]
+  text = np.frombuffer(feature["text_embedding"].bytes_list.value[0], np.int8)
+  text = dequantise(
+    text.reshape(tokens, -1) if tokens else text.reshape(0, 0),
+    np.array(feature["text_scale"].float_list.value, np.float32),
+  )
+  latents = {}
+  for name in sorted(feature):
+    if _LATENTS.fullmatch(name):
+      raw = np.frombuffer(feature[name].bytes_list.value[0], "<u2").astype(np.uint16)
+      latents[name] = raw.view(ml_dtypes.bfloat16).reshape(*latents_shape(name), -1)
+  return Record(
+    **{name: feature[name].bytes_list.value[0].decode() for name in _STRINGS},
+    **{name: feature[name].float_list.value[0] for name in _FLOATS},
+    label=feature["label"].int64_list.value[0],
+    crop=tuple(feature["crop"].int64_list.value),
+    captions=[caption.decode() for caption in feature["captions"].bytes_list.value],
+    caption_weights=list(feature["caption_weights"].float_list.value),
+    text_ids=np.split(np.array(feature["text_ids"].int64_list.value, np.int32), ends),
+    text_embedding=np.split(text, ends),
+    latents=latents,
+  )
+
+
+def _check(record: Record) -> None:
+  if record.modality not in MODALITIES:
+    raise ValueError(f"modality: got {record.modality!r}, expected one of {MODALITIES}")
+  if not record.captions:
+    raise ValueError("captions: got none, expected at least one (an empty string is the null text)")
+  for name in ("caption_weights", "text_ids", "text_embedding"):
+    if len(getattr(record, name)) != len(record.captions):
+      raise ValueError(
+        f"{name}: got {len(getattr(record, name))} entries for {len(record.captions)} captions"
+      )
+  for ids, embedding in zip(record.text_ids, record.text_embedding):
+    if np.ndim(embedding) != 2 or len(ids) != len(embedding):
+      raise ValueError(
+        f"text_embedding: got shape {np.shape(embedding)} for {len(ids)} token ids, expected (n, E)"
+      )
+  if len(record.crop) != 4:
+    raise ValueError(f"crop: got {record.crop}, expected (top, left, height, width)")
+  if not record.latents:
+    raise ValueError("latents: got no field, expected at least one 'latents/<t>x<h>x<w>'")
+  for name, latents in record.latents.items():
+    if np.ndim(latents) != 4 or np.shape(latents)[:3] != latents_shape(name):
+      raise ValueError(
+        f"{name}: got shape {np.shape(latents)}, expected {latents_shape(name)} + (c,)"
+      )
+
+
+@functools.cache
+def _example_class() -> type:
+  """`tf.train.Example` from a descriptor built here, in its own pool so that TensorFlow's never clashes with it."""
+  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+  field = descriptor_pb2.FieldDescriptorProto
+  package = "walt_t5x.records"
+  file = descriptor_pb2.FileDescriptorProto(
+    name="walt_t5x/records/example.proto", package=package, syntax="proto3"
+  )
+
+  def add(message, name, number, kind, *, type_name=None, repeated=False, oneof=None):
+    message.field.add(
+      name=name,
+      number=number,
+      type=kind,
+      type_name=f".{package}.{type_name}" if type_name else None,
+      label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL,
+      oneof_index=oneof,
+    )
+
+  lists = (
+    ("BytesList", "bytes_list", field.TYPE_BYTES),
+    ("FloatList", "float_list", field.TYPE_FLOAT),
+    ("Int64List", "int64_list", field.TYPE_INT64),
+  )
+  feature = file.message_type.add(name="Feature")
+  feature.oneof_decl.add(name="kind")
+  for number, (message_name, field_name, kind) in enumerate(lists, start=1):
+    add(file.message_type.add(name=message_name), "value", 1, kind, repeated=True)
+    add(feature, field_name, number, field.TYPE_MESSAGE, type_name=message_name, oneof=0)
+  features = file.message_type.add(name="Features")
+  entry = features.nested_type.add(name="FeatureEntry")
+  entry.options.map_entry = True
+  add(entry, "key", 1, field.TYPE_STRING)
+  add(entry, "value", 2, field.TYPE_MESSAGE, type_name="Feature")
+  map_type = "Features.FeatureEntry"
+  add(features, "feature", 1, field.TYPE_MESSAGE, type_name=map_type, repeated=True)
+  example = file.message_type.add(name="Example")
+  add(example, "features", 1, field.TYPE_MESSAGE, type_name="Features")
+
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(file)
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Example"))
+
+
+# --- parse inside tf.data ----------------------------------------------------------------------------------------
+
+
+def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -> Any:
+  """bfloat16 tensor (t, h, w, c) of one latents field of a record that seqio has read.
+
+  Args:
+    example: features of one record, tensors.
+    name: latents field.
+    shape: (t, h, w, c); the channels come from the provenance.
+
+  Raises:
+    KeyError: where the record has no such field.
+    ValueError: where the shape is not the one that the name states.
+  """
+  import tensorflow as tf
+
+  if name not in example:
+    known = sorted(field for field in example if _LATENTS.fullmatch(field))
+    raise KeyError(f"record has no field {name!r}; its latents fields are {known}")
+  if tuple(shape[:3]) != latents_shape(name) or len(shape) != 4:
+    raise ValueError(f"{name}: got shape {tuple(shape)}, expected {latents_shape(name)} + (c,)")
+  return tf.reshape(tf.io.decode_raw(example[name], tf.bfloat16), tuple(shape))
+
+
+def draw_caption(example: Mapping[str, Any], *, seed: Any) -> Any:
+  """Index of one caption, drawn by `caption_weights`: int64 scalar.
+
+  Args:
+    example: features of one record, tensors.
+    seed: int tensor of shape (2,), as `tf.random.stateless_uniform` takes it.
+  """
+  import tensorflow as tf
+
+  odds = tf.math.log(tf.maximum(example["caption_weights"], 0.0))
+  return tf.random.stateless_categorical(odds[None], 1, seed, dtype=tf.int64)[0, 0]
+
+
+def parse_caption(example: Mapping[str, Any], *, index: Any, embedding_dim: int) -> dict[str, Any]:
+  """One caption of a record: its `caption`, `text_ids` (n,) and float32 `text_embedding` (n, E).
+
+  Args:
+    example: features of one record, tensors.
+    index: which caption, in [0, k); from `draw_caption`, or 0 for evaluation.
+    embedding_dim: E.
+  """
+  import tensorflow as tf
+
+  lengths = example["caption_lengths"]
+  end = tf.cumsum(lengths)[index]
+  start = end - lengths[index]
+  values = tf.strings.substr(
+    example["text_embedding"],
+    tf.cast(start * embedding_dim, tf.int64),
+    tf.cast(lengths[index] * embedding_dim, tf.int64),
+  )
+  values = tf.reshape(tf.io.decode_raw(values, tf.int8), (-1, embedding_dim))
+  scale = example["text_scale"][start:end]
+  return {
+    "caption": example["captions"][index],
+    "text_ids": example["text_ids"][start:end],
+    "text_embedding": tf.cast(values, tf.float32) * scale[:, None],
+  }

@@ -1,0 +1,133 @@
+"""The causal video autoencoder, the paper's tokenizer; an image is a video of one frame."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from walt_t5x.types import Latents, Video
+from walt_t5x.vae.decoder import Decoder
+from walt_t5x.vae.encoder import Encoder
+from walt_t5x.vae.posterior import LOGVAR_RANGE, Posterior
+
+
+class CausalVae(nn.Module):
+  """MAGVIT-v2's causal 3D CNN without the quantiser.
+
+  Latent frame 0 sees pixel frame 0 alone; latent frame j sees frames up to temporal_factor * j.
+  Hence an image has the latent of the first frame of any video that starts with it.
+
+  Sizes at base 128, 4 ResBlocks, 8 latent channels, deterministic (published | ours):
+    video, multipliers (1, 2, 2, 4): 375.8M | 150,316,168 + 225,513,091 = 375,829,259
+    image, multipliers (1, 1, 2, 4), temporal_kernel 1, down_kernel (1, 3, 3), no temporal
+      downsampling: 102.6M | 102,643,083 (4x4 strided kernels would give 103.3M)
+
+  Args:
+    latent_channels: c.
+    base_channels: width of a level with multiplier 1.
+    channel_multipliers: one a level; space halves between levels.
+    num_res_blocks: a level.
+    temporal_downsample: between levels, whether time is halved too; one fewer than the levels.
+    posterior: 'deterministic' or 'gaussian'. Assumption: deterministic; the paper names no KL term.
+    temporal_kernel: k_t of the 3^3 convolutions; 1 makes an image tokenizer.
+    down_kernel: kernel of the strided convolutions, (k_t, k_h, k_w).
+    dtype: activation dtype; parameters stay float32.
+    remat: recompute each ResBlock in the backward pass, to save memory.
+  """
+
+  latent_channels: int = 8
+  base_channels: int = 128
+  channel_multipliers: Sequence[int] = (1, 2, 2, 4)
+  num_res_blocks: int = 4
+  temporal_downsample: Sequence[bool] = (False, True, True)
+  posterior: Literal["deterministic", "gaussian"] = "deterministic"
+  temporal_kernel: int = 3
+  down_kernel: Sequence[int] = (4, 4, 4)
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  def setup(self):
+    if len(self.temporal_downsample) != len(self.channel_multipliers) - 1:
+      raise ValueError(
+        f"CausalVae: got {len(self.temporal_downsample)} temporal_downsample flags for "
+        f"{len(self.channel_multipliers)} channel_multipliers, expected one fewer than levels; "
+        f"set temporal_downsample to {len(self.channel_multipliers) - 1} booleans."
+      )
+    if self.posterior == "deterministic":
+      encoder_channels = self.latent_channels
+    elif self.posterior == "gaussian":
+      encoder_channels = 2 * self.latent_channels
+    else:
+      raise ValueError(f"CausalVae: got {self.posterior=}, expected 'deterministic' or 'gaussian'.")
+    shared = {
+      "base_channels": self.base_channels,
+      "channel_multipliers": self.channel_multipliers,
+      "num_res_blocks": self.num_res_blocks,
+      "temporal_downsample": self.temporal_downsample,
+      "temporal_kernel": self.temporal_kernel,
+      "dtype": self.dtype,
+      "remat": self.remat,
+    }
+    self.encoder = Encoder(out_channels=encoder_channels, down_kernel=self.down_kernel, **shared)
+    self.decoder = Decoder(**shared)
+
+  @property
+  def spatial_factor(self) -> int:
+    """Pixels a latent cell, along height and along width."""
+    return 2 ** (len(self.channel_multipliers) - 1)
+
+  @property
+  def temporal_factor(self) -> int:
+    """Pixel frames a latent frame after the first."""
+    return 2 ** sum(bool(flag) for flag in self.temporal_downsample)
+
+  def latent_shape(self, video_shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """(T, H, W) -> (t, h, w, c).
+
+    Raises:
+      ValueError: if T is not 1 + k * temporal_factor, or H or W no multiple of spatial_factor.
+    """
+    frames, height, width = video_shape
+    f_t, f_s = self.temporal_factor, self.spatial_factor
+    if frames < 1 or (frames - 1) % f_t:
+      below = max(frames - 1, 0) // f_t * f_t + 1
+      raise ValueError(
+        f"CausalVae: got {frames} frames, expected 1 + k * {f_t}; {below} or {below + f_t} would "
+        "fit: trim or extend the clip."
+      )
+    for name, size in (("height", height), ("width", width)):
+      if size < f_s or size % f_s:
+        below = size // f_s * f_s
+        fits = f"{below} or {below + f_s}" if below else f"{f_s}"
+        raise ValueError(
+          f"CausalVae: got {name} {size}, expected a multiple of {f_s}; {fits} would fit: "
+          "crop or resize the clip."
+        )
+    return (1 + (frames - 1) // f_t, height // f_s, width // f_s, self.latent_channels)
+
+  def encode(self, video: Video) -> Posterior:
+    """Pixels in [0, 1] -> posterior over latents, as the encoder scales them."""
+    self.latent_shape(video.shape[1:4])
+    out = self.encoder(video)
+    if self.posterior == "deterministic":
+      return Posterior(mean=out, logvar=None)
+    mean, logvar = jnp.split(out, 2, axis=-1)
+    return Posterior(mean=mean, logvar=jnp.clip(logvar, *LOGVAR_RANGE))
+
+  def decode(self, latents: Latents) -> Video:
+    """Latents -> pixels near [0, 1], not clipped; t frames give 1 + (t - 1) * temporal_factor."""
+    if latents.shape[-1] != self.latent_channels:
+      raise ValueError(
+        f"CausalVae: got latents with {latents.shape[-1]} channels, expected "
+        f"{self.latent_channels}; set latent_channels to those of the checkpoint."
+      )
+    return self.decoder(latents)
+
+  def __call__(self, video: Video, key: PRNGKeyArray | None = None) -> tuple[Video, Posterior]:
+    """Reconstruction and posterior; decodes a sample when `key` is given, else the mean."""
+    posterior = self.encode(video)
+    latents = posterior.mean if key is None else posterior.sample(key)
+    return self.decode(latents), posterior

@@ -1,0 +1,98 @@
+"""A 3D convolution that picks its implementation by platform.
+
+y[b, t] = sum_i conv2d(x[b, s_t t + i], kernel[i]): a 3D convolution is a sum of k_t 2D convolutions
+over shifted frames. On CPU XLA runs that sum two to four times as fast as the native 3D
+convolution, forward and backward; accelerators have a good native one. Both give the same values to
+1e-5.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Zero padding (front, behind) of one axis.
+Padding = tuple[int, int]
+
+
+def same_padding(kernel_size: int, stride: int) -> Padding:
+  """Padding that maps n to n / stride positions when stride divides n; the odd one goes behind."""
+  total = max(kernel_size - stride, 0)
+  return (total // 2, total - total // 2)
+
+
+def convolve_native(
+  x: Float[Array, "B T H W i"],
+  kernel: Float[Array, "kt kh kw i o"],
+  *,
+  strides: tuple[int, int, int],
+  padding: tuple[Padding, Padding, Padding],
+) -> Float[Array, "B T2 H2 W2 o"]:
+  """One XLA 3D convolution."""
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+  )
+
+
+def convolve_by_frames(
+  x: Float[Array, "B T H W i"],
+  kernel: Float[Array, "kt kh kw i o"],
+  *,
+  strides: tuple[int, int, int],
+  padding: tuple[Padding, Padding, Padding],
+) -> Float[Array, "B T2 H2 W2 o"]:
+  """The same as k_t shifted 2D convolutions over frames folded into the batch, summed."""
+  x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+  batch, frames = x.shape[:2]
+  k_t, s_t = kernel.shape[0], strides[0]
+  frames_out = (frames - k_t) // s_t + 1
+
+  def one_slice(i: int) -> jax.Array:
+    shifted = x[:, i : i + (frames_out - 1) * s_t + 1 : s_t]
+    return lax.conv_general_dilated(
+      shifted.reshape(batch * frames_out, *x.shape[2:]),
+      kernel[i],
+      strides[1:],
+      padding[1:],
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+  y = one_slice(0)
+  for i in range(1, k_t):
+    y = y + one_slice(i)
+  return y.reshape(batch, frames_out, *y.shape[1:])
+
+
+def convolve(
+  x: Float[Array, "B T H W i"],
+  kernel: Float[Array, "kt kh kw i o"],
+  *,
+  strides: tuple[int, int, int] = (1, 1, 1),
+  padding: tuple[Padding, Padding, Padding] = ((0, 0), (0, 0), (0, 0)),
+) -> Float[Array, "B T2 H2 W2 o"]:
+  """3D convolution with zero padding: native on accelerators, by frames on CPU.
+
+  Args:
+    x: input, channels last.
+    kernel: weights; computed in the dtype of `x`.
+    strides: over (T, H, W).
+    padding: zeros (front, behind) for each of (T, H, W).
+
+  Raises:
+    ValueError: if fewer frames than the kernel needs remain after padding.
+  """
+  padded = x.shape[1] + sum(padding[0])
+  if padded < kernel.shape[0]:
+    raise ValueError(
+      f"convolve: got {x.shape[1]} frames, {padded} after padding, expected at least the kernel's "
+      f"{kernel.shape[0]}; pad in time or pass a longer clip."
+    )
+  kernel = kernel.astype(x.dtype)
+
+  def by_frames(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return convolve_by_frames(x, kernel, strides=strides, padding=padding)
+
+  def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return convolve_native(x, kernel, strides=strides, padding=padding)
+
+  return lax.platform_dependent(x, kernel, cpu=by_frames, default=native)

@@ -1,0 +1,90 @@
+"""Latents to video: the causal 3D CNN decoder of MAGVIT-v2."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from walt_t5x.types import Latents, Video
+from walt_t5x.vae.causal_conv import CausalConv
+from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
+from walt_t5x.vae.resnet import ResBlock
+
+
+def depth_to_space(
+  x: Float[Array, "B T H W C"], strides: tuple[int, int, int]
+) -> Float[Array, "B T2 H2 W2 C2"]:
+  """Unfolds channels (s_t, s_h, s_w, C2) into s_t T - (s_t - 1) frames of s_h H x s_w W.
+
+  The first s_t - 1 frames are dropped, so that frame 0 stays alone: 5 -> 9 -> 17 frames.
+
+  Raises:
+    ValueError: if the strides do not divide the channels.
+  """
+  s_t, s_h, s_w = strides
+  b, t, h, w, c = x.shape
+  if c % (s_t * s_h * s_w):
+    raise ValueError(
+      f"depth_to_space: got {c} channels, expected a multiple of {s_t * s_h * s_w} for {strides=}."
+    )
+  x = x.reshape(b, t, h, w, s_t, s_h, s_w, c // (s_t * s_h * s_w))
+  x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  return x.reshape(b, t * s_t, h * s_h, w * s_w, -1)[:, s_t - 1 :]
+
+
+class Decoder(nn.Module):
+  """3^3 conv; ResBlocks; per level, deepest first, adaptive GN, ResBlocks, depth-to-space; head.
+
+  Up is a 3^3 convolution to 4C or 8C channels, then depth-to-space. The head is GN, swish, 3^3 conv
+  to RGB.
+  Assumption: the output is linear, not squashed; values lie near [0, 1] and callers clip what they
+  show. Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 225,513,091 parameters
+  (225.5M published).
+  Source: MAGVIT-v2 (2310.05737), figure 2 and appendix.
+
+  Args: as Encoder's; temporal_downsample in the encoder's order.
+  """
+
+  base_channels: int
+  channel_multipliers: Sequence[int]
+  num_res_blocks: int
+  temporal_downsample: Sequence[bool]
+  temporal_kernel: int = 3
+  dtype: DTypeLike = jnp.float32
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, latents: Latents) -> Video:
+    block = nn.remat(ResBlock) if self.remat else ResBlock
+    kernel_size = (self.temporal_kernel, 3, 3)
+
+    def res_blocks(x, features: int, name: str):
+      for i in range(self.num_res_blocks):
+        x = block(
+          features,
+          temporal_kernel=self.temporal_kernel,
+          dtype=self.dtype,
+          name=f"{name}_block_{i}",
+        )(x)
+      return x
+
+    widths = [self.base_channels * m for m in self.channel_multipliers]
+    x = CausalConv(widths[-1], kernel_size=kernel_size, dtype=self.dtype, name="stem")(latents)
+    x = res_blocks(x, widths[-1], "bottom")
+    for level in reversed(range(len(widths))):
+      x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(x, latents)
+      x = res_blocks(x, widths[level], f"level_{level}")
+      if level > 0:
+        s_t = 2 if self.temporal_downsample[level - 1] else 1
+        x = CausalConv(
+          widths[level] * s_t * 4,
+          kernel_size=kernel_size,
+          dtype=self.dtype,
+          name=f"level_{level}_up",
+        )(x)
+        x = depth_to_space(x, (s_t, 2, 2))
+    x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
+    x = CausalConv(3, kernel_size=kernel_size, dtype=self.dtype, name="head")(x)
+    return 0.5 * (x + 1.0)

@@ -1,0 +1,117 @@
+"""Group normalisation with statistics of one frame, plain and driven by the latent.
+
+Statistics over (t, h, w) would mix frames: a video's first latent would differ from the lone
+image's. They are taken over (h, w, channels of a group) of each frame instead; the parameter count
+is the same.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.linen.partitioning import param_with_axes
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+MAX_GROUPS = 32
+MIN_CHANNELS_PER_GROUP = 4
+
+
+def num_groups(channels: int) -> int:
+  """The largest divisor of `channels` that is at most 32 and leaves at least 4 channels a group.
+
+  Assumption: 32 groups at the published widths (128 and up). Narrow networks take fewer, because a
+  group of one channel would be instance normalisation, which erases the colour of a flat frame.
+  """
+  most = max(1, min(MAX_GROUPS, channels // MIN_CHANNELS_PER_GROUP))
+  return max(g for g in range(1, most + 1) if channels % g == 0)
+
+
+def normalise_frames(
+  x: Float[Array, "B T H W C"], groups: int, eps: float = 1e-6
+) -> Float[Array, "B T H W C"]:
+  """(x - mean) / sqrt(var + eps) over (H, W, C / groups) of each frame, in float32."""
+  per_group = x.shape[-1] // groups
+
+  def group_mean(v: Float[Array, "B T H W C"]) -> Float[Array, "B T 1 1 C"]:
+    # Channels first, then groups: the long reduction stays vectorised over the last axis.
+    channel_mean = jnp.mean(v, axis=(2, 3), keepdims=True)
+    grouped = channel_mean.reshape(*channel_mean.shape[:-1], groups, per_group)
+    return jnp.repeat(jnp.mean(grouped, axis=-1), per_group, axis=-1)
+
+  x = x.astype(jnp.float32)
+  centred = x - group_mean(x)
+  return centred / jnp.sqrt(group_mean(jnp.square(centred)) + eps)
+
+
+class GroupNorm(nn.Module):
+  """scale * normalise_frames(x) + bias, at most 32 groups."""
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+    shape = (x.shape[-1],)
+    ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
+    scale = param_with_axes("scale", ones, shape, jnp.float32, axes=("unmodeled",), module=self)
+    bias = param_with_axes("bias", zeros, shape, jnp.float32, axes=("unmodeled",), module=self)
+    y = normalise_frames(x, num_groups(x.shape[-1]))
+    return (y * scale + bias).astype(self.dtype)
+
+
+class AdaptiveGroupNorm(nn.Module):
+  """scale(std z) * normalise_frames(x) + shift(mean z), std and mean over (h, w) of a latent frame.
+
+  scale and shift are one linear layer each, c -> C with bias: 2 (c + 1) C parameters. A feature
+  frame is driven by the latent frame that it is decoded from, so the decoder stays causal.
+  Source: MAGVIT-v2 (2310.05737), section 3.2. Assumption: per-frame statistics, biased std, scale
+  starting at 1.
+  """
+
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B T H W C"], latents: Float[Array, "B t h w c"]
+  ) -> Float[Array, "B T H W C"]:
+    z = latents.astype(jnp.float32)
+    mean = jnp.mean(z, axis=(2, 3), keepdims=True)
+    std = jnp.sqrt(jnp.mean(jnp.square(z - mean), axis=(2, 3), keepdims=True) + 1e-6)
+    scale = self._linear(std, x.shape[-1], "scale", nn.initializers.ones_init())
+    shift = self._linear(mean, x.shape[-1], "shift", nn.initializers.zeros_init())
+    source = latent_frame_of(x.shape[1], z.shape[1])
+    y = normalise_frames(x, num_groups(x.shape[-1]))
+    return (y * scale[:, source] + shift[:, source]).astype(self.dtype)
+
+  def _linear(self, v, features: int, name: str, bias_init):
+    # Zero kernels: at the start the layer is a plain normalisation, whatever the scale of the
+    # latents.
+    kernel = param_with_axes(
+      f"{name}_kernel",
+      nn.initializers.zeros_init(),
+      (v.shape[-1], features),
+      jnp.float32,
+      axes=("conv_in", "conv_out"),
+      module=self,
+    )
+    bias = param_with_axes(
+      f"{name}_bias", bias_init, (features,), jnp.float32, axes=("conv_out",), module=self
+    )
+    return v @ kernel + bias
+
+
+def latent_frame_of(frames: int, latent_frames: int) -> list[int]:
+  """Latent frame behind each feature frame: frame 0 from latent 0, then s frames from each.
+
+  Raises:
+    ValueError: if `frames` is not 1 + s * (latent_frames - 1).
+  """
+  if latent_frames == 1 and frames == 1:
+    return [0]
+  if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
+    raise ValueError(
+      f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames, expected "
+      "1 + s * (latent_frames - 1) for a whole s."
+    )
+  stride = (frames - 1) // (latent_frames - 1)
+  return [math.ceil(frame / stride) for frame in range(frames)]

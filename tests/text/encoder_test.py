@@ -1,0 +1,149 @@
+"""Laws of TextEncoder: padding, neighbours and order change nothing; the fingerprint sees a bit."""
+
+import dataclasses
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt_t5x.text.config import TINY
+from walt_t5x.text.encoder import LENGTH_BUCKETS, TextEncoder, save_encoder
+from walt_t5x.text.model import T5Encoder
+from walt_t5x.text.random_weights import random_weights
+from walt_t5x.text.vocabulary import train_vocabulary
+
+COLOURS = ["red", "green", "blue", "yellow", "white", "purple"]
+SHAPES = ["circle", "square", "triangle", "star"]
+DIRECTIONS = ["left", "right", "up", "down"]
+CAPTIONS = [
+  f"a {c} {s} moving {d}, on a dark background" for c in COLOURS for s in SHAPES for d in DIRECTIONS
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("encoder")
+  vocabulary = train_vocabulary(CAPTIONS)
+  config = dataclasses.replace(TINY, vocab_size=len(vocabulary))
+  save_encoder(path, config=config, weights=random_weights(config, seed=0), vocabulary=vocabulary)
+  return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+  return TextEncoder.load(folder, batch_size=4)
+
+
+def test_a_list_encodes_as_its_captions_do_alone(encoder):
+  texts = [CAPTIONS[0], "", "red", CAPTIONS[5] + " " + CAPTIONS[6], *CAPTIONS[10:16], "qqq zebra"]
+  ids = encoder.tokenize(texts, 64)
+  together = encoder.encode(ids)
+  assert [len(e) for e in together] == [len(i) for i in ids]
+  for embedding, caption in zip(together, ids):
+    np.testing.assert_array_equal(embedding, encoder.encode([caption])[0])
+    assert embedding.shape == (len(caption), encoder.embedding_dim)
+    assert embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("length", [16, 33, 64])
+def test_padding_changes_nothing(encoder, length):
+  (ids,) = encoder.tokenize([CAPTIONS[3]], 64)
+  module = T5Encoder.from_config(encoder.config)
+  bare = module.apply({"params": encoder.params}, jnp.asarray(ids)[None])
+  padded_ids = jnp.pad(jnp.asarray(ids), (0, length - len(ids)))
+  padded = module.apply({"params": encoder.params}, padded_ids[None])
+  np.testing.assert_allclose(padded[:, : len(ids)], bare, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(encoder.encode([ids])[0], bare[0], rtol=1e-5, atol=1e-6)
+
+
+def test_every_bucket_gives_the_embedding_of_the_unpadded_caption(encoder):
+  module = T5Encoder.from_config(encoder.config)
+  for length in LENGTH_BUCKETS[:4]:
+    for n in (length - 1, length, length + 1):
+      ids = np.arange(n, dtype=np.int32) % 40 + 1
+      bare = module.apply({"params": encoder.params}, jnp.asarray(ids)[None])[0]
+      np.testing.assert_allclose(encoder.encode([ids])[0], bare, rtol=1e-4, atol=1e-5)
+
+
+def test_truncation_keeps_the_eos(encoder):
+  (whole,) = encoder.tokenize([CAPTIONS[0]], 64)
+  (cut,) = encoder.tokenize([CAPTIONS[0]], 5)
+  assert whole[-1] == 1 and 1 not in whole[:-1]
+  assert list(cut) == [*whole[:4], 1]
+  assert [list(i) for i in encoder.tokenize(["", " "], 64)] == [[1], [1]]
+
+
+def test_fingerprint_changes_with_one_weight_and_survives_a_round_trip(folder, encoder, tmp_path):
+  weights = random_weights(encoder.config, seed=0)
+  save_encoder(tmp_path, config=encoder.config, weights=weights, vocabulary=encoder.vocabulary)
+  assert TextEncoder.load(tmp_path).fingerprint == encoder.fingerprint
+  assert TextEncoder.load(folder, dtype=jnp.bfloat16).fingerprint == encoder.fingerprint
+  for name in ("encoder/relpos_bias/rel_embedding", "encoder/layers_1/attention/out/kernel"):
+    changed = {k: v.copy() for k, v in weights.items()}
+    changed[name].flat[0] = np.nextafter(changed[name].flat[0], np.float32(np.inf))
+    other = TextEncoder(
+      config=encoder.config,
+      params=flax.traverse_util.unflatten_dict(changed, sep="/"),
+      vocabulary=encoder.vocabulary,
+    )
+    assert other.fingerprint != encoder.fingerprint
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_of_a_random_encoder_stay_apart(encoder, seed):
+  weights = random_weights(encoder.config, seed)
+  random = TextEncoder(
+    config=encoder.config,
+    params=flax.traverse_util.unflatten_dict(weights, sep="/"),
+    vocabulary=encoder.vocabulary,
+  )
+  ids = np.concatenate(random.tokenize(CAPTIONS, 64))
+  embedding = np.concatenate(random.encode(random.tokenize(CAPTIONS, 64)))
+  np.testing.assert_allclose(np.sqrt(np.mean(embedding**2, axis=1)), 1, rtol=1e-3)
+  # The nearest row of the table, by cosine, is always the token's own.
+  table = weights["token_embedder/embedding"]
+  table = table / np.linalg.norm(table, axis=1, keepdims=True)
+  cosine = embedding @ table.T / np.linalg.norm(embedding, axis=1, keepdims=True)
+  np.testing.assert_array_equal(np.argmax(cosine, axis=1), ids)
+  assert np.mean(cosine[np.arange(len(ids)), ids]) > 0.8
+  words = np.concatenate([c[:-1] for c in random.tokenize(COLOURS + SHAPES + DIRECTIONS, 64)])
+  gram = table[words] @ table[words].T - np.eye(len(words))
+  assert np.abs(gram).max() < 0.6
+  # A noun carries its own adjective: the two captions are no bag of words.
+  first, second = random.encode(
+    random.tokenize(["red circle blue square", "blue circle red square"], 9)
+  )
+  assert np.linalg.norm(first[1] - second[1]) > 0.05 * np.linalg.norm(first[1])
+
+
+def test_bfloat16_activations_stay_close(folder, encoder):
+  ids = encoder.tokenize(CAPTIONS[:4], 64)
+  half = TextEncoder.load(folder, dtype=jnp.bfloat16, batch_size=4)
+  for a, b in zip(encoder.encode(ids), half.encode(ids)):
+    assert b.dtype == np.float32
+    assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(a)
+  with pytest.raises(ValueError, match="overflows float16"):
+    TextEncoder.load(folder, dtype=jnp.float16)
+
+
+def test_bad_ids_are_refused(encoder):
+  with pytest.raises(ValueError, match="Caption 1: got 0 ids"):
+    encoder.encode([np.array([1], np.int32), np.array([], np.int32)])
+  with pytest.raises(ValueError, match="without padding"):
+    encoder.encode([np.array([5, 1, 0], np.int32)])
+  with pytest.raises(ValueError, match="expected 1 to"):
+    encoder.encode([np.array([encoder.config.vocab_size, 1], np.int32)])
+  with pytest.raises(TypeError, match="one string"):
+    encoder.tokenize("a red circle", 64)
+
+
+def test_a_missing_file_says_what_to_do(folder, tmp_path):
+  with pytest.raises(FileNotFoundError, match="init_encoder"):
+    TextEncoder.load(tmp_path)
+  (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+  with pytest.raises(FileNotFoundError, match=r"spiece\.model"):
+    TextEncoder.load(tmp_path)
+  (tmp_path / "spiece.model").write_bytes((folder / "spiece.model").read_bytes())
+  with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+    TextEncoder.load(tmp_path)

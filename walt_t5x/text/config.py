@@ -1,0 +1,113 @@
+"""Sizes of the T5 v1.1 encoder, and their Hugging Face `config.json`."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+# What T5 v1.1 fixes for every size; `config.json` may leave a field out but may not contradict it.
+_FIXED_FIELDS = {
+  "model_type": "t5",
+  "feed_forward_proj": "gated-gelu",
+  "layer_norm_epsilon": 1e-6,
+  "pad_token_id": 0,
+  "eos_token_id": 1,
+}
+
+# Older T5 checkpoints carry no maximum distance: it was 128 before it could be chosen.
+_DEFAULT_FIELDS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+  """Sizes of one T5 v1.1 encoder; field names are those of Hugging Face's `config.json`.
+
+  Args:
+    vocab_size: rows of the embedding table (at least the pieces of the vocabulary).
+    d_model: width of the residual stream and of the text embedding.
+    d_kv: width of one attention head; num_heads * d_kv need not equal d_model.
+    d_ff: width of each of the two branches of the gated feed-forward layer.
+    num_heads: attention heads.
+    num_layers: encoder blocks.
+    relative_attention_num_buckets: buckets of the relative position table, an even number.
+    relative_attention_max_distance: distance in tokens from which all share the last bucket.
+
+  Raises:
+    ValueError: if a size is not positive, or the buckets cannot be split by sign.
+  """
+
+  vocab_size: int = 32128
+  d_model: int
+  d_kv: int = 64
+  d_ff: int
+  num_heads: int
+  num_layers: int
+  relative_attention_num_buckets: int = 32
+  relative_attention_max_distance: int = 128
+
+  def __post_init__(self):
+    for name, value in dataclasses.asdict(self).items():
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"T5Config.{name}: got {value!r}, expected a positive integer.")
+    buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+    if buckets % 4 or distance <= buckets // 4:
+      raise ValueError(
+        f"Relative positions: got {buckets} buckets up to distance {distance}, expected a multiple "
+        "of 4 (half for each sign, half of those exact) and a distance above a quarter of it; set "
+        "relative_attention_num_buckets and relative_attention_max_distance (T5: 32 and 128)."
+      )
+
+  @classmethod
+  def from_json(cls, path: str | pathlib.Path) -> "T5Config":
+    """Reads the encoder's sizes from a Hugging Face `config.json`.
+
+    Args:
+      path: the file.
+
+    Raises:
+      ValueError: if the file describes something else than a T5 v1.1 encoder.
+    """
+    stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    for name, expected in _FIXED_FIELDS.items():
+      if stored.get(name, expected) != expected:
+        raise ValueError(
+          f"{path}: {name} is {stored[name]!r}, expected {expected!r}. Only T5 v1.1 encoders "
+          "(google/t5-v1_1-*, google/flan-t5-*) are supported; point to such a checkpoint."
+        )
+    if "feed_forward_proj" not in stored:
+      raise ValueError(
+        f"{path}: no feed_forward_proj, so this is T5 v1.0 (ReLU); expected 'gated-gelu'. "
+        "Point to a T5 v1.1 checkpoint (google/t5-v1_1-*)."
+      )
+    fields = {**_DEFAULT_FIELDS, **stored}
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
+    if missing:
+      raise ValueError(f"{path}: fields {missing} are missing; add them as T5's config.json does.")
+    return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls)})
+
+  def to_json(self) -> str:
+    """Returns the text of a `config.json` that Hugging Face's `T5EncoderModel` reads."""
+    fields: dict[str, Any] = {
+      "architectures": ["T5EncoderModel"],
+      **_FIXED_FIELDS,
+      **dataclasses.asdict(self),
+      "decoder_start_token_id": 0,
+      "dropout_rate": 0.0,
+      "initializer_factor": 1.0,
+      "is_encoder_decoder": False,
+      "tie_word_embeddings": False,
+      "torch_dtype": "float32",
+      "use_cache": False,
+    }
+    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
+
+
+SMALL = T5Config(d_model=512, d_ff=1024, num_heads=6, num_layers=8)
+BASE = T5Config(d_model=768, d_ff=2048, num_heads=12, num_layers=12)
+LARGE = T5Config(d_model=1024, d_ff=2816, num_heads=16, num_layers=24)
+XL = T5Config(d_model=2048, d_ff=5120, num_heads=32, num_layers=24)
+XXL = T5Config(d_model=4096, d_ff=10240, num_heads=64, num_layers=24)
+# Not a published size: for tests and for the CPU walk-through, where it is randomly initialised.
+TINY = T5Config(vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2)
+
+PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE, "xl": XL, "xxl": XXL}

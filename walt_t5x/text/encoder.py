@@ -1,0 +1,189 @@
+"""Captions to embeddings: one T5 encoder folder behind one class."""
+
+import functools
+import pathlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, Int32, Integer
+
+from walt_t5x.text.config import T5Config
+from walt_t5x.text.fingerprint import weights_fingerprint
+from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
+from walt_t5x.text.model import PAD_ID, T5Encoder
+from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.vocabulary import Vocabulary
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+VOCABULARY_FILE = "spiece.model"
+
+# Padded lengths, one compiled program each. T5 was trained on at most 512 tokens.
+LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
+
+
+class TextEncoder:
+  """A T5 encoder with its vocabulary, ready to encode captions.
+
+  A caption's embedding does not depend on its neighbours in the list: every call runs at a fixed
+  number of rows and at the bucket of the caption's own length.
+  """
+
+  def __init__(
+    self,
+    *,
+    config: T5Config,
+    params: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    dtype: Any = jnp.float32,
+    batch_size: int = 16,
+  ):
+    """Puts the weights on the default device.
+
+    Args:
+      config: the encoder's sizes.
+      params: nested Flax parameters, float32.
+      vocabulary: its SentencePiece vocabulary.
+      dtype: activation dtype, float32 or bfloat16.
+      batch_size: rows of every call to the device; short lists are filled up.
+
+    Raises:
+      ValueError: if the vocabulary has more pieces than the embedding table has rows.
+    """
+    if len(vocabulary) > config.vocab_size:
+      raise ValueError(
+        f"Vocabulary: got {len(vocabulary)} pieces, expected at most {config.vocab_size} (rows of "
+        f"the embedding table); {VOCABULARY_FILE} and {WEIGHTS_FILE} belong to different encoders."
+      )
+    if batch_size < 1:
+      raise ValueError(f"batch_size: got {batch_size}, expected at least 1.")
+    self.config = config
+    self.vocabulary = vocabulary
+    self.batch_size = batch_size
+    self.params = jax.tree.map(jnp.asarray, params)
+    module = T5Encoder.from_config(config, dtype)
+    self._apply = jax.jit(
+      lambda params, ids: module.apply({"params": params}, ids).astype(jnp.float32)
+    )
+
+  @classmethod
+  def load(
+    cls, folder: str | pathlib.Path, *, dtype: Any = jnp.float32, batch_size: int = 16
+  ) -> "TextEncoder":
+    """Reads a Hugging Face T5 v1.1 folder: config.json, model.safetensors, spiece.model.
+
+    Args:
+      folder: where they are.
+      dtype: activation dtype, float32 or bfloat16; the parameters stay float32.
+      batch_size: rows of every call to the device.
+
+    Raises:
+      FileNotFoundError: if one of the files is missing.
+      ValueError: if they do not belong together or are not T5 v1.1.
+    """
+    folder = pathlib.Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+      raise FileNotFoundError(
+        f"No {CONFIG_FILE} in {folder}. Make a text encoder folder with `python -m "
+        "walt_t5x.text.import_encoder` (T5 weights) or `python -m walt_t5x.text.init_encoder` "
+        "(random, for trials)."
+      )
+    config = T5Config.from_json(folder / CONFIG_FILE)
+    vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
+    weights = HuggingFaceWeights(SafetensorsSource(folder), config)
+    flat = {name: jnp.asarray(weights[name]) for name in weights}
+    return cls(
+      config=config,
+      params=flax.traverse_util.unflatten_dict(flat, sep="/"),
+      vocabulary=vocabulary,
+      dtype=dtype,
+      batch_size=batch_size,
+    )
+
+  @property
+  def embedding_dim(self) -> int:
+    """Width of the embedding of one token."""
+    return self.config.d_model
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """The sha256 of the weights, in hex."""
+    return weights_fingerprint(flax.traverse_util.flatten_dict(self.params, sep="/"))
+
+  def tokenize(self, texts: Sequence[str], max_length: int) -> list[Int32[np.ndarray, "_"]]:
+    """Returns the ids of each text: eos appended, cut to max_length with the eos kept, unpadded.
+
+    Args:
+      texts: captions; '' is the null caption.
+      max_length: largest number of ids, eos included.
+    """
+    if isinstance(texts, str):
+      raise TypeError(f"tokenize: got one string {texts!r}, expected a list of them.")
+    return [self.vocabulary.encode(text, max_length) for text in texts]
+
+  def encode(self, ids: Sequence[Integer[np.ndarray, "_"]]) -> list[Float32[np.ndarray, "_ E"]]:
+    """Returns the embedding of every token of every caption; padding never comes back.
+
+    Args:
+      ids: what `tokenize` returned, 1 to 512 ids each.
+
+    Raises:
+      ValueError: if a caption is empty, too long, or holds padding or ids outside the vocabulary.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row, caption in enumerate(ids):
+      groups[self._bucket(row, caption)].append(row)
+    outputs: list[Any] = [None] * len(ids)
+    for length, rows in sorted(groups.items()):
+      for start in range(0, len(rows), self.batch_size):
+        part = rows[start : start + self.batch_size]
+        batch = np.full((self.batch_size, length), PAD_ID, np.int32)
+        for slot, row in enumerate(part):
+          batch[slot, : len(ids[row])] = ids[row]
+        embedding = np.asarray(self._apply(self.params, batch))
+        for slot, row in enumerate(part):
+          outputs[row] = embedding[slot, : len(ids[row])].copy()
+    return outputs
+
+  def _bucket(self, row: int, caption: np.ndarray) -> int:
+    if not 1 <= len(caption) <= LENGTH_BUCKETS[-1]:
+      raise ValueError(
+        f"Caption {row}: got {len(caption)} ids, expected 1 to {LENGTH_BUCKETS[-1]}; lower "
+        "max_length in tokenize."
+      )
+    if caption.min() <= PAD_ID or caption.max() >= self.config.vocab_size:
+      raise ValueError(
+        f"Caption {row}: got ids from {caption.min()} to {caption.max()}, expected 1 to "
+        f"{self.config.vocab_size - 1} without padding; pass what tokenize returned."
+      )
+    return next(length for length in LENGTH_BUCKETS if length >= len(caption))
+
+
+def save_encoder(
+  folder: str | pathlib.Path,
+  *,
+  config: T5Config,
+  weights: Mapping[str, np.ndarray],
+  vocabulary: Vocabulary,
+) -> None:
+  """Writes a text encoder folder that `TextEncoder.load` and Hugging Face read.
+
+  config.json comes last, so an interrupted write leaves no folder that loads.
+
+  Args:
+    folder: created if it does not exist; the three files are replaced.
+    config: the encoder's sizes.
+    weights: parameters by flat T5X name, read one at a time.
+    vocabulary: its SentencePiece vocabulary.
+  """
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / CONFIG_FILE).unlink(missing_ok=True)
+  save_weights(folder / WEIGHTS_FILE, config, weights)
+  (folder / VOCABULARY_FILE).write_bytes(vocabulary.model)
+  (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")

@@ -1,0 +1,68 @@
+"""Imports T5 v1.1 encoder weights from Hugging Face safetensors into a text encoder folder.
+
+  python -m walt_t5x.text.import_encoder --source google_t5-v1_1-xl/ --output encoders/t5_xl
+
+The source is local: a model folder, a sharded index, or a lone .safetensors file. Only the encoder
+is kept, as float32; one tensor is in memory at a time.
+"""
+
+import argparse
+import math
+import pathlib
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the program."""
+  parser = argparse.ArgumentParser(
+    prog="python -m walt_t5x.text.import_encoder",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--source", required=True, help="folder, .safetensors or model.safetensors.index.json"
+  )
+  parser.add_argument("--output", required=True, help="text encoder folder to write")
+  parser.add_argument("--vocabulary", help="T5's spiece.model (default: the one beside the source)")
+  parser.add_argument("--overwrite", action="store_true", help="replace an encoder that is there")
+  args = parser.parse_args(argv)
+  source_path, output = pathlib.Path(args.source), pathlib.Path(args.output)
+  folder = source_path if source_path.is_dir() else source_path.parent
+  if (output / "config.json").exists() and not args.overwrite:
+    parser.error(f"{output} already holds an encoder; pass --overwrite to replace it.")
+  if output.resolve() == folder.resolve():
+    parser.error("--output is the source's own folder; choose another one.")
+
+  from walt_t5x.text.config import T5Config
+  from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, save_encoder
+  from walt_t5x.text.fingerprint import weights_fingerprint
+  from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config
+  from walt_t5x.text.model import parameter_shapes
+  from walt_t5x.text.safetensors_files import SafetensorsSource
+  from walt_t5x.text.vocabulary import Vocabulary
+
+  source = SafetensorsSource(source_path)
+  stored_config = folder / CONFIG_FILE
+  config = T5Config.from_json(stored_config) if stored_config.is_file() else infer_config(source)
+  vocabulary = Vocabulary.load(args.vocabulary or folder / VOCABULARY_FILE)
+  if len(vocabulary) > config.vocab_size:
+    parser.error(
+      f"the vocabulary has {len(vocabulary)} pieces, the weights {config.vocab_size} rows; pass "
+      "the --vocabulary that belongs to them."
+    )
+  weights = HuggingFaceWeights(source, config)
+  save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
+
+  shapes = parameter_shapes(config).values()
+  written = HuggingFaceWeights(SafetensorsSource(output), config)
+  print(f"config       {config}")
+  print(f"tensors      {len(written)} of {len(source.names)} in the source")
+  print(f"parameters   {sum(math.prod(shape) for shape in shapes):,}")
+  print(f"vocabulary   {len(vocabulary)} pieces")
+  print(f"fingerprint  {weights_fingerprint(written)}")
+  print(f"written      {output}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,123 @@
+"""SentencePiece vocabulary with T5's reserved ids: pad 0, eos 1, unk 2."""
+
+import io
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+
+
+class Vocabulary:
+  """A SentencePiece model; ids equal those of `seqio.SentencePieceVocabulary` (no extra ids)."""
+
+  def __init__(self, model: bytes):
+    """Wraps a serialised SentencePiece model.
+
+    Args:
+      model: the bytes of a `spiece.model`.
+
+    Raises:
+      ValueError: if the reserved ids are not T5's.
+    """
+    self.model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    reserved = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
+    if reserved != (PAD_ID, EOS_ID, UNK_ID):
+      raise ValueError(
+        f"SentencePiece model: got (pad, eos, unk) = {reserved}, expected "
+        f"{(PAD_ID, EOS_ID, UNK_ID)}. Point to T5's spiece.model, or train one with these ids."
+      )
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> "Vocabulary":
+    """Reads a `spiece.model`.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"No SentencePiece model at {path}. A text encoder folder holds config.json, "
+        "model.safetensors and spiece.model; copy T5's spiece.model there."
+      )
+    return cls(path.read_bytes())
+
+  def __len__(self) -> int:
+    return self._processor.get_piece_size()
+
+  def encode(self, text: str, max_length: int) -> Int32[np.ndarray, "_"]:
+    """Returns the ids of one text with eos appended, never padded.
+
+    A text that is too long loses its last pieces, not the eos (as in Hugging Face's T5 tokenizer
+    and in `seqio.preprocessors.append_eos_after_trim`).
+
+    Args:
+      text: any string; an empty one gives the eos alone (the null caption).
+      max_length: largest number of ids, eos included, at least 1.
+
+    Raises:
+      ValueError: if max_length leaves no room for the eos.
+    """
+    if max_length < 1:
+      raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
+    pieces = self._processor.encode(text)[: max_length - 1]
+    return np.array([*pieces, EOS_ID], np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Returns the text up to the first eos."""
+    ids = [int(i) for i in ids]
+    if EOS_ID in ids:
+      ids = ids[: ids.index(EOS_ID)]
+    return self._processor.decode(ids)
+
+  def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+    """Returns the piece of every id, e.g. '▁red'."""
+    return [self._processor.id_to_piece(int(i)) for i in ids]
+
+
+def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:
+  """Trains a vocabulary in which the words of a small corpus become single pieces.
+
+  Byte-pair merges (unlike the unigram model of T5's own vocabulary, which keeps letters on such
+  corpora) go on until every word is whole or the limit is reached; unseen words fall back to
+  smaller pieces, unseen characters to unk. The result depends on the texts alone.
+
+  Assumption: the paper uses T5's published vocabulary; this one is for random test encoders.
+
+  Args:
+    texts: the corpus; empty texts are skipped.
+    max_vocab_size: largest number of pieces (T5: 32,000 before its extra ids).
+
+  Raises:
+    ValueError: if there is no text.
+  """
+  # Sorted and one thread: file order and scheduling must not change the ids.
+  corpus = sorted(" ".join(text.split()) for text in texts if text.strip())
+  if not corpus:
+    raise ValueError("Vocabulary training: got no text, expected at least one non-empty caption.")
+  words = {word for text in corpus for word in text.split()}
+  # Each merge adds one piece and a word of n letters needs at most n merges with its '▁'.
+  upper_bound = 4 + len(set("".join(words))) + sum(len(word) for word in words)
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(corpus),
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=min(upper_bound, max_vocab_size),
+    hard_vocab_limit=False,
+    character_coverage=1.0,
+    pad_id=PAD_ID,
+    eos_id=EOS_ID,
+    unk_id=UNK_ID,
+    bos_id=-1,
+    num_threads=1,
+    minloglevel=2,
+  )
+  return Vocabulary(model.getvalue())

@@ -2,14 +2,18 @@
 
   python -m data.samples --output /tmp/samples
 
-makes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and photographs cut from
-installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives the same files.
+makes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and
+photographs cut from installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives
+the same files.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import shapes
+from data import real_media, shapes
 
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
 _CLIP_SHARES = (0.8, 0.1, 0.1)
@@ -45,6 +49,7 @@ class RenderJob:
       "modality": "image" if self.scene.direction is None else "video",
       "license": _LICENSE,
       "source": _SOURCE,
+      "corpus": "rendered",
     }
     if self.scene.label >= 0:
       row["label"] = self.scene.label
@@ -75,7 +80,7 @@ def plan(
     held_out = validation_count(total, validation_fraction)
     for part, (split, count) in enumerate((("train", total - held_out), ("validation", held_out))):
       moving = folder == "clips"
-      # Every file draws from its own stream, so a larger corpus begins with the smaller one's scenes.
+      # Every file draws from its own stream: a larger corpus begins with the smaller one's scenes.
       order = np.random.default_rng([seed, kind, part])
       vocabulary = shapes.balanced_vocabulary(order, count, moving=moving)
       for index, (colour, shape, direction) in enumerate(vocabulary):
@@ -125,9 +130,11 @@ def write_corpus(
   fps: float = 8.0,
   seed: int = 0,
   validation_fraction: float = 0.1,
+  real: bool = True,
+  require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus and, last, its manifest.
+  """Writes the corpus, LICENSES.md and, last, the manifest.
 
   Args:
     output: folder, made if need be; files of an earlier run with the same names are replaced.
@@ -138,13 +145,20 @@ def write_corpus(
     fps: frames a second.
     seed: of everything random.
     validation_fraction: part of clips and of stills that is held out (see `validation_count`).
+    real: adds real clips and photographs, to the training split.
+    require_real: fail, instead of going on without it, when a package with real media is absent.
     workers: threads; default one a core.
 
   Returns:
     The manifest's rows.
+
+  Raises:
+    real_media.MissingMediaError: with `require_real`, before anything is written.
   """
   from tqdm import tqdm
 
+  if size % 2:
+    raise ValueError(f"--size must be even for 4:2:0 video, got {size}.")
   jobs = plan(
     num_clips=num_clips,
     num_stills=num_stills,
@@ -152,14 +166,27 @@ def write_corpus(
     seed=seed,
     validation_fraction=validation_fraction,
   )
+  found, missing = real_media.jobs(output) if real else ([], [])
+  if missing and require_real:
+    raise real_media.MissingMediaError("\n".join(missing))
+  for message in missing:
+    print(f"Left out: {message}", file=sys.stderr)
+
+  def render(job: RenderJob) -> list[dict[str, object]]:
+    write_job(job, output, size=size, fps=fps)
+    return [job.row]
+
   for folder in ("clips", "stills"):
     (output / folder).mkdir(parents=True, exist_ok=True)
   # Rendering and encoding release the interpreter lock most of the time, so threads are enough.
+  # Real sources come first: each is one long task.
+  tasks = [write for _, write in found] + [functools.partial(render, job) for job in jobs]
   with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-    done = pool.map(lambda job: write_job(job, output, size=size, fps=fps), jobs)
-    for _ in tqdm(done, total=len(jobs), desc="rendered media", unit="file"):
-      pass
-  rows = [job.row for job in jobs]
+    done = pool.map(lambda task: task(), tasks)
+    parts = list(tqdm(done, total=len(tasks), desc="sample media", unit="file"))
+  rows = [row for part in parts[len(found) :] + parts[: len(found)] for row in part]
+  licenses = real_media.licenses_markdown([medium for medium, _ in found])
+  (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
   write_manifest(output / "manifest.jsonl", rows)
   return rows
 
@@ -182,25 +209,43 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
-    "--validation_fraction", type=float, default=0.1, help="held out, default 0.1"
+    "--validation_fraction",
+    type=float,
+    default=0.1,
+    help="part held out, rounded up to a multiple of 8 (default 0.1)",
   )
-  parser.add_argument("--no_real", action="store_true", help="rendered media only")
+  real = parser.add_mutually_exclusive_group()
+  real.add_argument("--no_real", action="store_true", help="rendered media only")
+  real.add_argument(
+    "--require_real",
+    action="store_true",
+    help="fail when a package with real media is absent (default: say so and go on)",
+  )
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the corpus that the arguments describe and prints how many files of each kind it has."""
   args = _parse_arguments(argv)
-  rows = write_corpus(
-    args.output,
-    num_clips=args.num_clips,
-    num_stills=args.num_stills,
-    size=args.size,
-    num_frames=args.num_frames,
-    fps=args.fps,
-    seed=args.seed,
-    validation_fraction=args.validation_fraction,
-  )
-  print(f"Wrote {len(rows)} files and {args.output / 'manifest.jsonl'}.")
+  try:
+    rows = write_corpus(
+      args.output,
+      num_clips=args.num_clips,
+      num_stills=args.num_stills,
+      size=args.size,
+      num_frames=args.num_frames,
+      fps=args.fps,
+      seed=args.seed,
+      validation_fraction=args.validation_fraction,
+      real=not args.no_real,
+      require_real=args.require_real,
+    )
+  except real_media.MissingMediaError as error:
+    sys.exit(str(error))
+  counts = Counter((row["split"], row["corpus"], row["modality"]) for row in rows)
+  for (split, corpus, modality), count in sorted(counts.items()):
+    print(f"{count:6d} {corpus} {modality}s in {split}")
+  print(f"{len(rows):6d} files in all; manifest: {args.output / 'manifest.jsonl'}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Draws the rendered corpus: one coloured shape on a dark background, still or moving at constant speed.
+"""Draws the rendered corpus: one coloured shape on a dark ground, still or at constant speed.
 
-Lengths are fractions of the frame's edge, so one scene can be drawn at any resolution. Edges are antialiased by
-supersampling: a shape that moves by a third of a pixel a frame really moves by a third of a pixel.
+Lengths are fractions of the frame's edge, so one scene can be drawn at any resolution. Edges are
+antialiased by supersampling: a shape that moves by a third of a pixel a frame really moves by a
+third of a pixel.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Bright enough to be told apart after 4:2:0 chroma and a small autoencoder, none at the edge of the gamut.
+# Bright enough to be told apart after 4:2:0 chroma and a small autoencoder, none on the gamut's edge.
 COLOURS: dict[str, tuple[int, int, int]] = {
   "red": (230, 40, 40),
   "green": (40, 200, 60),
@@ -36,7 +37,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-  """One shape and its path. Positions are of the shape's bounding-box centre, as (x, y) in [0, 1]."""
+  """One shape and its path. A position is its bounding box's centre, (x, y) in [0, 1]."""
 
   colour: str
   shape: str
@@ -53,7 +54,7 @@ class Scene:
 
   @property
   def label(self) -> int:
-    """Class number of a moving scene in [0, 72): colour major, then shape, then direction; -1 for a still."""
+    """Class in [0, 72), colour major, then shape, then direction; -1 for a still."""
     if self.direction is None:
       return -1
     colour, shape = tuple(COLOURS).index(self.colour), SHAPES.index(self.shape)
@@ -67,8 +68,8 @@ def sample_scene(
 ) -> Scene:
   """Draws size, background and path so that the shape stays wholly inside the frame.
 
-  Across the direction the start is uniform over the frame; along it, over all positions that leave room for the
-  travel, so the first frame hints at the direction no more than geometry forces it to.
+  Across the direction the start is uniform over the frame; along it, over all positions that leave
+  room for the travel, so the first frame hints at the direction no more than geometry forces it to.
   """
   extent = rng.uniform(*EXTENT_RANGE)
   travel = rng.uniform(*TRAVEL_RANGE) if direction else 0.0
@@ -106,7 +107,8 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
   """Draws a scene.
 
   Args:
-    scene: what to draw. The travel is spread evenly over the clip: frame i has gone i / (num_frames - 1) of it.
+    scene: what to draw. The travel is spread evenly over the clip: frame i has gone
+      i / (num_frames - 1) of it.
     num_frames: T; 1 for a still.
     size: H = W in pixels.
 
@@ -142,8 +144,8 @@ def balanced_vocabulary(
 ) -> Iterator[tuple[str, str, str | None]]:
   """Yields (colour, shape, direction) so that any prefix is balanced.
 
-  Each run of 6 has every colour once, each run of 24 every (colour, direction) once, each run of 72 every
-  combination once. Stills have no direction: each run of 18 has every (colour, shape) once.
+  Each run of 6 has every colour once, each run of 24 every (colour, direction) once, each run of 72
+  every combination once. Stills have no direction: each run of 18 has every (colour, shape) once.
   """
   colours = rng.permutation(list(COLOURS))
   shapes = rng.permutation(SHAPES)

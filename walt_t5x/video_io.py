@@ -1,8 +1,8 @@
 """Video files in and out: mp4, webm, avi through PyAV; gif and animated webp through Pillow.
 
-Everything is written as BT.601 limited range and says so in the stream, so that players which read the tags and
-decoders which ignore them agree on the colours. Encoders run on one thread and muxers in bit-exact mode: the
-same frames give the same bytes.
+Everything is written as BT.601 limited range and says so in the stream, so that players which read
+the tags and decoders which ignore them agree on the colours. Encoders run on one thread and muxers
+in bit-exact mode: the same frames give the same bytes.
 """
 
 import io
@@ -18,12 +18,13 @@ import numpy as np
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi")
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
-# FFmpeg's number for SMPTE 170M, which is BT.601 in 525 lines: matrix, primaries and transfer alike.
+# FFmpeg's number for SMPTE 170M, which is BT.601: matrix, primaries and transfer alike.
 _BT601 = 6
 _LIMITED_RANGE = 1
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
 _MUXERS = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}
-# Containers that may be opened. Playlists and SDP files are left out: they make FFmpeg open other files and sockets.
+# Containers that may be opened. Playlists and SDP files are left out: they make FFmpeg open other
+# files and sockets.
 _READABLE = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,gif"
 
 
@@ -41,12 +42,14 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
     frames: [T, H, W, 3], float in [0, 1] (values outside are clipped) or uint8.
 
   Raises:
-    ValueError: on another rank, channel count or dtype, an empty clip, or values that are not finite.
+    ValueError: on another rank, channel count or dtype, an empty clip, or values that are not
+      finite.
   """
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
     raise ValueError(
-      f"A video has shape [T, H, W, 3] with no empty axis, got {frames.shape}. Write one clip of a batch at a time."
+      f"A video has shape [T, H, W, 3] with no empty axis, got {frames.shape}. "
+      "Write one clip of a batch at a time."
     )
   if frames.dtype == np.uint8:
     return frames
@@ -59,14 +62,15 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
 
 
 def upscale(frames: np.ndarray, scale: int) -> np.ndarray:
-  """Repeats each pixel `scale` times along height and width: tiny clips stay crisp on a large screen."""
+  """Repeats each pixel `scale` times along height and width, so that tiny clips stay crisp."""
   if scale < 1:
     raise ValueError(f"scale is a whole factor of at least 1, got {scale}.")
   return frames if scale == 1 else frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
-  # Chroma has half the resolution, so 4:2:0 codecs take even sizes only. The border pixel is repeated.
+  # Chroma has half the resolution, so 4:2:0 codecs take even sizes only. The border pixel is
+  # repeated.
   odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
   if not (odd_height or odd_width):
     return frames
@@ -92,9 +96,11 @@ def write_video(
 
   Args:
     path: ends in .mp4 (H.264), .webm (VP9), .avi (MPEG-4), .gif or .webp.
-    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel where the codec needs it.
+    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel where the
+      codec needs it.
     fps: frames a second.
-    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same scale for VP9. Ignored by gif and webp.
+    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same scale for VP9. Ignored by
+      gif and webp.
     scale: whole factor by which pixels are repeated.
 
   Returns:
@@ -117,7 +123,8 @@ def write_video(
       temporary.write_bytes(_animation(frames, suffix=suffix, fps=fps))
     else:
       raise ValueError(
-        f"Cannot write a video as {suffix!r} ({path}); expected one of {VIDEO_SUFFIXES + ANIMATION_SUFFIXES}."
+        f"Cannot write a video as {suffix!r} ({path}); "
+        f"expected one of {VIDEO_SUFFIXES + ANIMATION_SUFFIXES}."
       )
     os.replace(temporary, path)
   finally:
@@ -128,7 +135,7 @@ def write_video(
 def encode_video(
   frames: np.ndarray, *, suffix: str, fps: float, crf: int = 12, scale: int = 1
 ) -> bytes:
-  """As `write_video`, into memory. Goes through a file, because moving an mp4's index to the front needs one."""
+  """As `write_video`, into memory; through a file, which moving an mp4's index to the front needs."""
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / f"clip{suffix}"
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
@@ -163,7 +170,8 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   from PIL import Image
 
   images = [Image.fromarray(frame) for frame in frames]
-  # A single frame must not be saved as an animation: Pillow would drop the duration and some viewers refuse it.
+  # A single frame must not be saved as an animation: Pillow would drop the duration and some
+  # viewers refuse it.
   options: dict[str, object] = {"save_all": True, "append_images": images[1:], "loop": 0}
   options["duration"] = round(1000 / fps)
   if suffix == ".gif":
@@ -185,7 +193,8 @@ def iterate_frames(
   """Yields (seconds since the first frame, [H, W, 3] uint8 RGB) in presentation order.
 
   Args:
-    source: a local path or the bytes of a file. Only local containers are opened, never a playlist or a URL.
+    source: a local path or the bytes of a file. Only local containers are opened, never a playlist
+      or a URL.
     max_pixels: a larger picture is refused before anything is decoded.
 
   Raises:

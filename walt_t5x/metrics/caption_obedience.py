@@ -1,16 +1,18 @@
-"""Reads colour and direction of a moving shape from pixels: does a generated clip do what its caption says?
+"""Reads a moving shape's colour and direction from pixels: does a clip do what its caption says?
 
-Independent of the code that draws the corpus: everything here follows from the pixels and the words.
+Independent of the code that draws the corpus: everything here follows from the pixels
+and the words.
 
 A pixel's saliency is its distance from the background, the median of the frame's border:
 
   s_i = |x_i - median(border)|,     foreground = { i : s_i > max(contrast, s_peak / 2) }
 
-with s_peak the mean of the frame's most salient pixels. The threshold follows the shape's own contrast, so a blurred
-shape is cut at half its height, where blur does not move the edge.
+with s_peak the mean of the frame's most salient pixels. The threshold follows the shape's own
+contrast, so a blurred shape is cut at half its height, where blur does not move the edge.
 
-Nothing is read with leniency. No foreground, a foreground that is most of the frame or scattered over it, a shape
-that vanishes before the last frame, a colour without a majority, a drift along the diagonal: all count as wrong.
+Nothing is read with leniency. No foreground, a foreground that is most of the frame or scattered
+over it, a shape that vanishes before the last frame, a colour without a majority, a drift along the
+diagonal: all count as wrong.
 """
 
 import re
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-# Hues of the six colour words, as RGB in [0, 1]. Compared by angle, so a dim or blurred shape keeps its colour.
+# Hues of the six colour words, as RGB in [0, 1]. Compared by angle, so a dim or blurred shape keeps
+# its colour.
 PALETTE: dict[str, tuple[float, float, float]] = {
   "red": (0.9, 0.15, 0.15),
   "green": (0.15, 0.8, 0.2),
@@ -31,15 +34,19 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 }
 DIRECTIONS = ("left", "right", "up", "down")
 
-# Saliency is a distance in RGB, at most sqrt(3). A corpus colour stands 0.7 to 1.2 above its background.
+# Saliency is a distance in RGB, at most sqrt(3). A corpus colour stands 0.7 to 1.2 above its
+# background.
 MIN_CONTRAST = 0.15
-# The most salient 1% of pixels set a frame's peak: fewer than any shape covers, more than stray pixels do.
+# The most salient 1% of pixels set a frame's peak: fewer than any shape covers, more than stray
+# pixels do.
 PEAK_FRACTION = 0.01
 # Share of the frame that a shape may cover.
 AREA_RANGE = (0.01, 0.40)
-# Area over the area of a disc with the same spread about its centre: 1 for a disc, 0.95 a square, 0.83 a triangle.
+# Area over the area of a disc with the same spread about its centre: 1 for a disc, 0.95 a square,
+# 0.83 a triangle.
 MIN_COMPACTNESS = 0.5
-# Cosine between a pixel's colour above the background and a palette entry; grey against its nearest entry has 0.87.
+# Cosine between a pixel's colour above the background and a palette entry; grey against its nearest
+# entry has 0.87.
 MIN_COSINE = 0.92
 # Displacement as a fraction of the frame, and how far the larger axis must exceed the other.
 MIN_DISPLACEMENT = 0.10
@@ -92,7 +99,7 @@ class Obedience:
 
   @property
   def both_accuracy(self) -> float:
-    """Share of the captions with colour and direction whose clip has both right; NaN without any."""
+    """Share of the captions with both whose clip has both right; NaN without any."""
     return _share(self.both_right, self.both_total)
 
   def __add__(self, other: "Obedience") -> "Obedience":
@@ -121,7 +128,7 @@ def _share(right: int, total: int) -> float:
 def parse_caption(
   caption: str, *, palette: Mapping[str, object] = PALETTE
 ) -> tuple[str | None, str | None]:
-  """(colour, direction) named by a caption; None for a word that is absent or not the only one of its kind."""
+  """(colour, direction) named by a caption; None for one that is absent or named twice."""
   words = re.findall(r"[a-z]+", caption.lower())
 
   def only(vocabulary: Iterable[str]) -> str | None:
@@ -134,7 +141,7 @@ def parse_caption(
 def foreground(
   frame: Float[np.ndarray, "H W 3"], *, min_contrast: float = MIN_CONTRAST
 ) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:
-  """Mask of the shape and the colour of the background, or None when the frame shows no single shape.
+  """Mask of the shape and colour of the background, or None when no single shape shows.
 
   Args:
     frame: RGB in [0, 1].
@@ -178,7 +185,7 @@ def _direction(displacement: Float[np.ndarray, "2"]) -> str | None:
 def _colour(
   colours: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[float]]
 ) -> str | None:
-  """The palette entry to which most of the foreground is nearest by angle, each pixel above its background."""
+  """The palette entry to which most pixels, each above its background, are nearest by angle."""
   names = list(palette)
   entries = np.array([palette[name] for name in names], np.float64)
   entries /= np.linalg.norm(entries, axis=-1, keepdims=True)
@@ -210,7 +217,8 @@ def read_clip(
     raise ValueError(f"A clip of at least 8x8 pixels is expected, got {video.shape}.")
   if not np.isfinite(video).all() or video.min() < -1e-3 or video.max() > 1 + 1e-3:
     raise ValueError(
-      f"Pixels in [0, 1] are expected, got [{video.min()}, {video.max()}]. Scale bytes by 1/255 and clip samples."
+      f"Pixels in [0, 1] are expected, got [{video.min()}, {video.max()}]. "
+      "Scale bytes by 1/255 and clip samples."
     )
   found = [foreground(frame, min_contrast=min_contrast) for frame in video.astype(np.float64)]
   pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]

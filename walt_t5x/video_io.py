@@ -135,7 +135,7 @@ def write_video(
 def encode_video(
   frames: np.ndarray, *, suffix: str, fps: float, crf: int = 12, scale: int = 1
 ) -> bytes:
-  """As `write_video`, into memory; through a file, which moving an mp4's index to the front needs."""
+  """As `write_video`, into memory; by way of a file, which writing an mp4 index first needs."""
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / f"clip{suffix}"
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()

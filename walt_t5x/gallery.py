@@ -1,0 +1,281 @@
+"""Writes generated clips as one HTML page that opens from disk, offline, with everything inside it.
+
+Media are `data:` URIs and a content security policy forbids every other request, so the page can be
+mailed or archived as it is. Only the clips in view play.
+"""
+
+import base64
+import html
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x import video_io
+
+# Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
+_DISPLAY_EDGE = 192
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryStage:
+  """One clip of a card, such as the base model's or a super-resolution's.
+
+  frames: [T, H, W, 3], float in [0, 1] or uint8; one frame is shown as a picture.
+  """
+
+  name: str
+  frames: np.ndarray
+  fps: float = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+  """One card: a prompt, its stages side by side, and what is known about them.
+
+  verdict: property -> right, wrong or (None) not judged, as {"colour": True, "direction": False}.
+  details: anything else to print, name -> value.
+  """
+
+  prompt: str
+  stages: Sequence[GalleryStage]
+  seed: int | None = None
+  step: int | None = None
+  verdict: Mapping[str, bool | None] = field(default_factory=dict)
+  details: Mapping[str, object] = field(default_factory=dict)
+
+
+def write_gallery(
+  path: str | os.PathLike[str],
+  items: Iterable[GalleryItem],
+  *,
+  title: str = "Generated clips",
+  media: str = "mp4",
+) -> Path:
+  """Writes the page; the file appears whole or not at all.
+
+  Args:
+    path: ends in .html.
+    items: cards in order of appearance; an iterator is drawn one by one.
+    title: heading and window title.
+    media: "mp4" (a video with a poster) or "webp" (an animated picture, for viewers without H.264).
+
+  Returns:
+    The path.
+
+  Raises:
+    ValueError: no items, an item without stages, or another `media`.
+  """
+  path = Path(path)
+  if media not in ("mp4", "webp"):
+    raise ValueError(f"media is 'mp4' or 'webp', got {media!r}.")
+  if path.suffix.lower() not in (".html", ".htm"):
+    raise ValueError(f"A gallery is an .html file, got {path}.")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  right: Counter[str] = Counter()
+  judged: Counter[str] = Counter()
+  count = 0
+  try:
+    with temporary.open("w", encoding="utf-8") as page:
+      page.write(_HEAD.replace("{{title}}", html.escape(title)))
+      for item in items:
+        page.write(_card(item, media))
+        count += 1
+        for name, verdict in item.verdict.items():
+          if verdict is not None:
+            judged[name] += 1
+            right[name] += verdict
+      if not count:
+        raise ValueError("A gallery needs at least one item.")
+      shares = " · ".join(
+        f"{name} {right[name]} of {total} right" for name, total in judged.items()
+      )
+      # Inside a script, a JSON string; "<" must not end the script early.
+      page.write(_TAIL.replace("{{shares}}", json.dumps(shares).replace("<", "\\u003c")))
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+  return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _png(image: np.ndarray) -> bytes:
+  from PIL import Image
+
+  buffer = io.BytesIO()
+  Image.fromarray(image).save(buffer, format="PNG")
+  return buffer.getvalue()
+
+
+def _figure(stage: GalleryStage, media: str) -> str:
+  frames = video_io.to_uint8(stage.frames)
+  num_frames, height, width = frames.shape[:3]
+  scale = max(1, round(_DISPLAY_EDGE / max(height, width)))
+  poster = _data_uri("image/png", _png(video_io.upscale(frames[:1], scale)[0]))
+  size = f'width="{width * scale}" height="{height * scale}"'
+  alt = html.escape(stage.name, quote=True)
+  if num_frames == 1:
+    medium = f'<img {size} src="{poster}" alt="{alt}">'
+  elif media == "webp":
+    clip = video_io.encode_video(frames, suffix=".webp", fps=stage.fps, scale=scale)
+    medium = f'<img {size} src="{_data_uri("image/webp", clip)}" alt="{alt}">'
+  else:
+    clip = video_io.encode_video(frames, suffix=".mp4", fps=stage.fps, crf=16, scale=scale)
+    source = _data_uri("video/mp4", clip)
+    medium = (
+      f'<video {size} src="{source}" poster="{poster}" aria-label="{alt}" '
+      "autoplay loop muted playsinline></video>"
+    )
+  facts = f"{num_frames}×{height}×{width}" + (f", {stage.fps:g} fps" if num_frames > 1 else "")
+  name = html.escape(stage.name)
+  return f"<figure>{medium}<figcaption><b>{name}</b> {facts}</figcaption></figure>"
+
+
+def _card(item: GalleryItem, media: str) -> str:
+  if not item.stages:
+    raise ValueError(f"The item {item.prompt!r} has no stages: give at least one clip.")
+  prompt = html.escape(item.prompt, quote=True)
+  verdicts = {name: right for name, right in item.verdict.items() if right is not None}
+  state = "none" if not verdicts else "right" if all(verdicts.values()) else "wrong"
+  looks = {True: ("right", "✓"), False: ("wrong", "✗")}
+  badges = "".join(
+    f'<span class="{looks[right][0]}">{looks[right][1]} {html.escape(name)}</span>'
+    for name, right in verdicts.items()
+  )
+  facts = {"seed": item.seed, "step": item.step, **item.details}
+  printed = " · ".join(
+    f"{html.escape(name)} {html.escape(str(value))}"
+    for name, value in facts.items()
+    if value is not None
+  )
+  figures = "".join(_figure(stage, media) for stage in item.stages)
+  return (
+    f'<article data-prompt="{prompt.lower()}" data-verdict="{state}"><h2>{prompt}</h2>'
+    f'<div class="stages">{figures}</div><p class="facts">{printed}</p>'
+    f'<p class="badges">{badges}</p></article>\n'
+  )
+
+
+_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{{title}}</title>
+<style>
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
+  --line: #deded8; --right: #1a7f37; --wrong: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --line: #34342f;
+    --right: #5fcf80; --wrong: #ff8a80; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+header { position: sticky; top: 0; z-index: 1; padding: 14px 24px; background: var(--page);
+  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 8px 16px;
+  align-items: center; }
+h1 { font-size: 18px; margin: 0; }
+#shares, #count, .facts, figcaption { color: var(--soft); font-size: 13px; }
+#shares { flex: 1 1 0; min-width: 12em; }
+input, select, button { font: inherit; color: inherit; background: var(--card); padding: 5px 10px;
+  border: 1px solid var(--line); border-radius: 7px; }
+input { width: 12em; }
+main { display: flex; flex-wrap: wrap; gap: 16px; padding: 20px 24px; align-items: flex-start; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  padding: 14px; display: flex; flex-direction: column; }
+article[hidden] { display: none; }
+h2 { font-size: 15px; font-weight: 600; margin: 0 0 10px; max-width: 34em;
+  width: 0; min-width: 100%; }
+.stages { display: flex; flex-wrap: wrap; gap: 10px; }
+figure { margin: 0; }
+video, img { display: block; height: 192px; width: auto; max-width: 100%; border-radius: 6px;
+  background: #000; image-rendering: pixelated; }
+figcaption { margin-top: 4px; font-size: 12px; }
+figcaption b { color: var(--ink); font-weight: 600; }
+p { margin: 6px 0 0; }
+p:empty { display: none; }
+.badges span { display: inline-block; margin-right: 6px; padding: 1px 9px; border-radius: 99px;
+  border: 1px solid currentColor; font-size: 12px; }
+.right { color: var(--right); }
+.wrong { color: var(--wrong); }
+</style>
+</head>
+<body>
+<header>
+<h1>{{title}}</h1>
+<span id="shares"></span>
+<input id="text" type="search" placeholder="filter by prompt" aria-label="filter by prompt">
+<select id="verdict" aria-label="filter by verdict" hidden>
+<option value="">right and wrong</option><option value="right">right only</option>
+<option value="wrong">wrong only</option>
+</select>
+<button id="pause" type="button">pause</button>
+<span id="count"></span>
+</header>
+<main>
+"""
+
+_TAIL = """</main>
+<script>
+"use strict";
+const get = (id) => document.getElementById(id);
+const cards = [...document.querySelectorAll("article")];
+const videos = [...document.querySelectorAll("video")];
+const shares = {{shares}};
+get("shares").textContent = shares;
+get("verdict").hidden = !shares;
+
+// Every word of the filter must stand in the prompt.
+function filter() {
+  const words = get("text").value.toLowerCase().split(/\\s+/).filter(Boolean);
+  const verdict = get("verdict").value;
+  let shown = 0;
+  for (const card of cards) {
+    const fits = words.every((word) => card.dataset.prompt.includes(word)) &&
+      (!verdict || card.dataset.verdict === verdict);
+    card.hidden = !fits;
+    shown += fits;
+  }
+  get("count").textContent = `${shown} of ${cards.length} clips`;
+}
+get("text").addEventListener("input", filter);
+get("verdict").addEventListener("change", filter);
+filter();
+
+// Browsers decode only so many videos at a time: those out of view rest.
+let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
+const seen = new Set();
+function update(video) {
+  if (!paused && seen.has(video)) video.play().catch(() => {}); else video.pause();
+}
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) seen.add(target); else seen.delete(target);
+    update(target);
+  }
+}, { rootMargin: "200px" });
+function label() { get("pause").textContent = paused ? "play" : "pause"; }
+get("pause").addEventListener("click", () => {
+  paused = !paused;
+  videos.forEach(update);
+  label();
+});
+get("pause").hidden = !videos.length;
+label();
+videos.forEach((video) => observer.observe(video));
+</script>
+</body>
+</html>
+"""

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from walt_t5x.text.config import T5Config
-from walt_t5x.text.fingerprint import weights_fingerprint
+from walt_t5x.text.fingerprint import encoder_fingerprint
 from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
 from walt_t5x.text.model import PAD_ID, T5Encoder
 from walt_t5x.text.safetensors_files import SafetensorsSource
@@ -112,8 +112,9 @@ class TextEncoder:
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """The sha256 of the weights, in hex."""
-    return weights_fingerprint(flax.traverse_util.flatten_dict(self.params, sep="/"))
+    """The sha256, in hex, of weights and vocabulary; the same for every activation dtype."""
+    weights = flax.traverse_util.flatten_dict(self.params, sep="/")
+    return encoder_fingerprint(self.config, weights, self.vocabulary)
 
   def tokenize(self, texts: Sequence[str], max_length: int) -> list[Int32[np.ndarray, "_"]]:
     """Returns the ids of each text: eos appended, cut to max_length with the eos kept, unpadded.

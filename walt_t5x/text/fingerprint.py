@@ -1,10 +1,14 @@
-"""The fingerprint of a set of weights."""
+"""Fingerprints of weights, and of all that decides what an encoder returns."""
 
+import collections
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from walt_t5x.text.config import T5Config
+from walt_t5x.text.vocabulary import Vocabulary
 
 
 def weights_fingerprint(weights: Mapping[str, Any]) -> str:
@@ -22,3 +26,23 @@ def weights_fingerprint(weights: Mapping[str, Any]) -> str:
     digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode())
     digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).data)
   return digest.hexdigest()
+
+
+def encoder_fingerprint(
+  config: T5Config, weights: Mapping[str, Any], vocabulary: Vocabulary
+) -> str:
+  """Returns the fingerprint of the weights together with what they do not tell.
+
+  The vocabulary counts, because two random encoders of one seed and size differ in nothing else,
+  and so does the largest relative distance, which no tensor's shape shows.
+
+  Args:
+    config: the encoder's sizes.
+    weights: parameters by flat T5X name, read one at a time.
+    vocabulary: its SentencePiece vocabulary.
+  """
+  rest = {
+    "relative_attention_max_distance": np.int32(config.relative_attention_max_distance),
+    "vocabulary": np.frombuffer(vocabulary.model, np.uint8),
+  }
+  return weights_fingerprint(collections.ChainMap(rest, weights))

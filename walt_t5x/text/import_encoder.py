@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
   from walt_t5x.text.config import T5Config
   from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, save_encoder
-  from walt_t5x.text.fingerprint import weights_fingerprint
+  from walt_t5x.text.fingerprint import encoder_fingerprint
   from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.safetensors_files import SafetensorsSource
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
   print(f"tensors      {len(written)} of {len(source.names)} in the source")
   print(f"parameters   {sum(math.prod(shape) for shape in shapes):,}")
   print(f"vocabulary   {len(vocabulary)} pieces")
-  print(f"fingerprint  {weights_fingerprint(written)}")
+  print(f"fingerprint  {encoder_fingerprint(config, written, vocabulary)}")
   print(f"written      {output}")
   return 0
 

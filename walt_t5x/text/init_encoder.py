@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
   from walt_t5x.text.config import PRESETS
   from walt_t5x.text.encoder import save_encoder
-  from walt_t5x.text.fingerprint import weights_fingerprint
+  from walt_t5x.text.fingerprint import encoder_fingerprint
   from walt_t5x.text.random_weights import random_weights
   from walt_t5x.text.vocabulary import train_vocabulary
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
   print(f"captions     {len(captions)}, {len(words)} distinct words, {whole} of them one piece")
   print(f"vocabulary   {len(vocabulary)} pieces (pad 0, eos 1, unk 2)")
   print(f"parameters   {sum(w.size for w in weights.values()):,} (size {args.size})")
-  print(f"fingerprint  {weights_fingerprint(weights)}")
+  print(f"fingerprint  {encoder_fingerprint(config, weights, vocabulary)}")
   print(f"written      {output}")
   return 0
 

@@ -1,0 +1,187 @@
+"""The VAE and the text encoder of a worker: loaded once a process, shared by its threads, fixed batch shapes.
+
+A fixed shape compiles once and keeps the encoding of a row independent of how full its batch was.
+"""
+
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+_LOCK = threading.Lock()
+
+
+class EncoderMismatch(ValueError):
+  """A checkpoint that does not fit the VAE it is loaded into."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+  """What a worker needs to load both encoders; plain values, so that it pickles and hashes.
+
+  Args:
+    vae_config: JSON object of CausalVae's fields, as `vae_fields` writes it.
+    vae_checkpoint: `checkpoint_<step>` folder, or a model_dir.
+    vae_ema: whether to take the averaged weights.
+    text_folder: T5 folder in Hugging Face layout.
+    max_text_length: tokens of a caption, eos included.
+    batch_size: clips a call of the VAE.
+    image_batch_size: images a call of the VAE.
+  """
+
+  vae_config: str
+  vae_checkpoint: str
+  vae_ema: bool = False
+  text_folder: str
+  max_text_length: int = 64
+  batch_size: int = 8
+  image_batch_size: int = 32
+
+
+def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
+  """Every field of CausalVae as plain JSON values: the given ones, and its defaults for the rest.
+
+  Raises:
+    ValueError: on a name that is no field.
+  """
+  import jax.numpy as jnp
+
+  from walt_t5x.vae.autoencoder import CausalVae
+
+  fields = {
+    field.name: field.default
+    for field in dataclasses.fields(CausalVae)
+    if field.name not in ("parent", "name")
+  }
+  if unknown := sorted(set(bindings) - set(fields)):
+    raise ValueError(f"CausalVae has no fields {unknown}; expected some of {sorted(fields)}")
+  fields |= bindings
+  fields["dtype"] = jnp.dtype(fields["dtype"]).name
+  return json.loads(json.dumps(fields, default=list))
+
+
+def build_vae(fields: Mapping[str, Any]) -> Any:
+  """CausalVae from what `vae_fields` returned."""
+  import jax.numpy as jnp
+
+  from walt_t5x.vae.autoencoder import CausalVae
+
+  values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+  return CausalVae(**(values | {"dtype": jnp.dtype(values["dtype"])}))
+
+
+class Encoders:
+  """Both encoders with their weights on the default device."""
+
+  def __init__(self, config: EncoderConfig):
+    import flax
+    import jax
+    import jax.numpy as jnp
+
+    from walt_t5x.engine.checkpoints import load_params
+    from walt_t5x.text.encoder import TextEncoder
+    from walt_t5x.text.fingerprint import weights_fingerprint
+
+    self.config = config
+    self.vae = build_vae(json.loads(config.vae_config))
+    params = select_vae_params(
+      self.vae, load_params(config.vae_checkpoint, ema=config.vae_ema), config.vae_checkpoint
+    )
+    self.vae_fingerprint = weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/"))
+    self._params = jax.tree.map(jnp.asarray, params)
+    self.text = TextEncoder.load(config.text_folder)
+    vae = self.vae
+
+    @jax.jit
+    def encode(params, pixels):
+      video = pixels.astype(jnp.float32) / 255.0
+      return vae.apply({"params": params}, video, method="encode").mean.astype(jnp.bfloat16)
+
+    @jax.jit
+    def mean_squared_error(params, latents, pixels):
+      video = vae.apply({"params": params}, latents.astype(jnp.float32), method="decode")
+      error = jnp.clip(video.astype(jnp.float32), 0, 1) - pixels.astype(jnp.float32) / 255.0
+      return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+
+    self._encode, self._mean_squared_error = encode, mean_squared_error
+
+  def start_encode(self, pixels: np.ndarray, rows: int) -> Any:
+    """Posterior means of up to `rows` rows, bfloat16, still on the device and maybe still computing.
+
+    Args:
+      pixels: uint8 (n, frames, height, width, 3), n <= rows; filled up with zeros.
+      rows: rows of the compiled call.
+    """
+    padding = np.zeros((rows - len(pixels), *pixels.shape[1:]), np.uint8)
+    return self._encode(self._params, np.concatenate([pixels, padding]))[: len(pixels)]
+
+  def psnr(self, latents: Any, pixels: np.ndarray, rows: int) -> np.ndarray:
+    """Decode PSNR in dB of each row, float64 (n,); 100 at most.
+
+    Args:
+      latents: what `start_encode` returned for these pixels.
+      pixels: uint8 (n, frames, height, width, 3).
+      rows: rows of the compiled call.
+    """
+    fill = ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0), (0, 0))
+    error = self._mean_squared_error(
+      self._params, np.pad(np.asarray(latents), fill), np.pad(pixels, fill)
+    )
+    return -10 * np.log10(np.maximum(np.asarray(error[: len(pixels)], np.float64), 1e-10))
+
+  def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Token ids (n,) and float32 embedding (n, E) of each caption; equal captions are encoded once."""
+    distinct = sorted(set(texts))
+    ids = self.text.tokenize(distinct, self.config.max_text_length)
+    known = dict(zip(distinct, zip(ids, self.text.encode(ids))))
+    return [known[text] for text in texts]
+
+
+def get_encoders(config: EncoderConfig) -> Encoders:
+  """The process's encoders for a config; the first caller loads them, the others wait."""
+  with _LOCK:
+    return _load(config)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(config: EncoderConfig) -> Encoders:
+  return Encoders(config)
+
+
+def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """The VAE's own parameters out of a checkpoint, which may hold a discriminator beside them.
+
+  Raises:
+    EncoderMismatch: names the first parameter that is missing, left over or of another shape.
+  """
+  import flax
+  import jax
+  import jax.numpy as jnp
+
+  frames = 1 + vae.temporal_factor
+  video = jnp.zeros((1, frames, 2 * vae.spatial_factor, 2 * vae.spatial_factor, 3))
+  shapes = jax.eval_shape(vae.init, jax.random.key(0), video)["params"]
+  wanted = {k: v.shape for k, v in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+  def differences(tree: Any) -> list[str]:
+    flat = flax.traverse_util.flatten_dict(tree, sep="/") if isinstance(tree, Mapping) else {}
+    got = {key: np.shape(value) for key, value in flat.items()}
+    return [
+      f"{key}: checkpoint {got.get(key, 'has none')}, configured VAE {wanted.get(key, 'has none')}"
+      for key in sorted(set(got) | set(wanted))
+      if got.get(key) != wanted.get(key)
+    ]
+
+  candidates = [params, *(tree for tree in params.values() if isinstance(tree, Mapping))]
+  found = [(differences(tree), tree) for tree in candidates]
+  problems, best = min(found, key=lambda pair: len(pair[0]))
+  if problems:
+    raise EncoderMismatch(
+      f"{name} does not fit the VAE of --vae_gin_file; {len(problems)} parameters differ, first "
+      f"{problems[0]}; set the gin file that the checkpoint was trained with"
+    )
+  return best

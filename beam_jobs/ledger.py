@@ -1,0 +1,242 @@
+"""The end of a run: every row of the plan is accounted for, then the folders are declared complete."""
+
+import dataclasses
+import importlib.metadata
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from beam_jobs import pipeline, shards, storage
+from data import provenance, schema
+
+_SHARD = re.compile(r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?P<index>\d+)-of-(?P<count>\d+)")
+
+
+class LedgerError(RuntimeError):
+  """Rows that are unaccounted for, or files that do not belong to the run."""
+
+
+@dataclasses.dataclass
+class Totals:
+  """Where the rows of one split, or of all, ended."""
+
+  rows: int = 0
+  written: int = 0
+  rejected: Counter = dataclasses.field(default_factory=Counter)
+  dead: Counter = dataclasses.field(default_factory=Counter)
+  bytes: int = 0
+  tokens: int = 0
+  captions: int = 0
+  psnr: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def of(cls, sidecar: Mapping[str, Any]) -> "Totals":
+    """Totals of one shard."""
+    return cls(
+      rows=sidecar["rows"],
+      written=sidecar["written"],
+      rejected=Counter(sidecar["rejected_by_reason"]),
+      dead=Counter(sidecar["dead_by_reason"]),
+      bytes=sidecar["bytes"],
+      tokens=sidecar["tokens"],
+      captions=sidecar["captions"],
+      psnr={name: (v["count"], v["sum"]) for name, v in sidecar["psnr"].items()},
+    )
+
+  def __add__(self, other: "Totals") -> "Totals":
+    psnr = dict(self.psnr)
+    for name, (count, total) in other.psnr.items():
+      before = psnr.get(name, (0, 0.0))
+      psnr[name] = (before[0] + count, before[1] + total)
+    return Totals(
+      **{
+        field.name: getattr(self, field.name) + getattr(other, field.name)
+        for field in dataclasses.fields(self)
+        if field.name != "psnr"
+      },
+      psnr=psnr,
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values."""
+    return {
+      "rows": self.rows,
+      "written": self.written,
+      "rejected": self.rejected.total(),
+      "dead": self.dead.total(),
+      "rejected_by_reason": dict(sorted(self.rejected.items())),
+      "dead_by_reason": dict(sorted(self.dead.items())),
+      "bytes": self.bytes,
+      "captions": self.captions,
+      "tokens": self.tokens,
+      "psnr": {name: total / count for name, (count, total) in sorted(self.psnr.items())},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """Totals by (task, split), and the task folders that are complete."""
+
+  splits: Mapping[tuple[str, str], Totals]
+  completed: tuple[str, ...]
+
+  @property
+  def all(self) -> Totals:
+    """Totals of the run."""
+    return sum(self.splits.values(), Totals())
+
+
+def read_plan(output: str, task: str) -> dict[shards.ShardName, int]:
+  """Rows that each shard must account for."""
+  plan = json.loads(storage.read(pipeline.plan_path(output, task)))
+  return {parse_shard(name): rows for name, rows in plan.items()}
+
+
+def parse_shard(name: str) -> shards.ShardName:
+  """The inverse of `str(ShardName)`."""
+  match = _SHARD.fullmatch(name)
+  if not match:
+    raise ValueError(f"not a shard: got {name!r}, expected '<task>/<split>.tfrecord-<i>-of-<n>'")
+  return shards.ShardName(
+    task=match["task"],
+    split=match["split"],
+    index=int(match["index"]),
+    count=int(match["count"]),
+  )
+
+
+def finalise(
+  output: str,
+  task: str,
+  *,
+  settings_digest: str,
+  origin: Mapping[str, Any],
+) -> Summary:
+  """Add up the sidecars, refuse a hole, write provenance, info and stats, and last COMPLETED.
+
+  Args:
+    output: folder of the cached tasks.
+    task: name that the task folders share.
+    settings_digest: of this run; shards made with another are refused.
+    origin: fields of `Provenance` but `latents`.
+
+  Raises:
+    LedgerError: where rows are unaccounted for, files do not belong to the plan, or no row was written.
+  """
+  plan = read_plan(output, task)
+  folders = sorted({shard.task for shard in plan})
+  for folder in folders:
+    storage.delete(storage.join(output, folder, "COMPLETED"))
+  sidecars = {
+    shard: _checked(output, shard, rows, settings_digest) for shard, rows in sorted(plan.items())
+  }
+  for folder in folders:
+    _check_folder(output, folder, plan)
+  splits: dict[tuple[str, str], Totals] = {}
+  moments: dict[str, dict[str, shards.Moments]] = {folder: {} for folder in folders}
+  for shard, sidecar in sidecars.items():
+    where = (shard.task, shard.split)
+    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
+    mine = moments[shard.task]
+    for name, raw in sidecar["moments"].items():
+      mine[name] = mine.get(name, shards.Moments()) + shards.Moments.from_json(raw)
+  summary = Summary(splits, tuple(folder for folder in folders if moments[folder]))
+  if not summary.completed:
+    raise LedgerError(
+      f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
+      f"ledgers {storage.join(output, '*', '*' + shards.DEAD)}"
+    )
+  statistics = latent_statistics(moments)
+  for folder in summary.completed:
+    _write_folder(output, folder, summary, statistics[folder], origin, plan)
+  return summary
+
+
+def latent_statistics(
+  moments: Mapping[str, Mapping[str, shards.Moments]],
+) -> dict[str, dict[str, provenance.LatentStatistics]]:
+  """Mean and standard deviation of each latents field, per task folder.
+
+  Fields of one height and width are measured together over all folders: images and videos of one resolution share
+  one normalisation.
+  """
+  merged: dict[tuple[int, int], shards.Moments] = {}
+  for fields in moments.values():
+    for name, part in sorted(fields.items()):
+      size = schema.latents_shape(name)[1:]
+      merged[size] = merged.get(size, shards.Moments()) + part
+  statistics = {}
+  for folder, fields in moments.items():
+    statistics[folder] = {}
+    for name in sorted(fields):
+      mean, std = merged[schema.latents_shape(name)[1:]].mean_std()
+      statistics[folder][name] = provenance.LatentStatistics(channels=len(mean), mean=mean, std=std)
+  return statistics
+
+
+def _checked(
+  output: str, shard: shards.ShardName, rows: int, settings_digest: str
+) -> dict[str, Any]:
+  sidecar = shards.read_sidecar(output, shard)
+  if sidecar is None:
+    raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
+  placed = sidecar["written"] + sidecar["rejected"] + sidecar["dead"]
+  if not rows == sidecar["rows"] == placed:
+    raise LedgerError(
+      f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
+      "rejected or dead; delete the sidecar and run the job again"
+    )
+  if sidecar["settings"] != settings_digest:
+    raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
+  path = shard.path(output)
+  if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
+    raise LedgerError(f"{shard} is not the {sidecar['bytes']} bytes of its sidecar; run again")
+  return sidecar
+
+
+def _check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int]) -> None:
+  expected = {shard.file_name for shard in plan if shard.task == folder}
+  for name in storage.names(storage.join(output, folder)):
+    if name.startswith(storage.TEMPORARY):
+      storage.delete(storage.join(output, folder, name))
+    elif _SHARD.fullmatch(f"{folder}/{name}") and name not in expected:
+      raise LedgerError(
+        f"{storage.join(output, folder, name)} belongs to no shard of this run, but seqio would read "
+        "it; delete it with its sidecar"
+      )
+
+
+def _write_folder(
+  output: str,
+  folder: str,
+  summary: Summary,
+  statistics: Mapping[str, provenance.LatentStatistics],
+  origin: Mapping[str, Any],
+  plan: Mapping[shards.ShardName, int],
+) -> None:
+  def write(name: str, text: str) -> None:
+    storage.write(storage.join(output, folder, name), text.encode())
+
+  write(provenance.FILE_NAME, provenance.Provenance(latents=statistics, **origin).to_json())
+  counts = Counter(shard.split for shard in plan if shard.task == folder)
+  for (task, split), totals in summary.splits.items():
+    if task == folder:
+      info = {
+        "num_shards": counts[split],
+        "features": schema.seqio_features(sorted(statistics)),
+        "seqio_version": importlib.metadata.version("seqio"),
+      }
+      stats = {"examples": totals.written} | totals.to_json()
+      write(f"info.{split}.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
+      write(f"stats.{split}.json", json.dumps(stats, indent=2, sort_keys=True) + "\n")
+  write("COMPLETED", "")
+
+
+def rows_on_disk(output: str, task: str) -> int:
+  """Rows of the shards that are closed so far, for progress lines."""
+  if not storage.exists(pipeline.plan_path(output, task)):
+    return 0
+  sidecars = (shards.read_sidecar(output, shard) for shard in read_plan(output, task))
+  return sum(sidecar["rows"] for sidecar in sidecars if sidecar)

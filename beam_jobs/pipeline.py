@@ -1,0 +1,382 @@
+"""Manifest lines to shards. "Shuffle the manifest, not the tensors": lines are grouped by shard, then one worker
+decodes, filters, encodes and writes a whole shard. Functions first, Beam last.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+
+from beam_jobs import encoders, progress, shards, storage
+from beam_jobs.decoding import Clip, ClipSpec, MediaError, decode
+from beam_jobs.sources import Row, parse_line
+from data import schema
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """All that a worker needs to know; plain values, pickled to it.
+
+  Args:
+    output: folder of the cached tasks.
+    task: name that the task folders share.
+    manifest_folder: base of relative uris.
+    num_shards: shards of each split.
+    encoders: which VAE and text encoder.
+    clip: what to cut out of the media.
+    min_motion: videos with less motion are rejected, in [0, 1].
+    settings_digest: of everything that decides what a shard holds.
+    decode_threads: a worker's threads that read and decode ahead of the encoder.
+    psnr_every: decode one row in this many and note its PSNR; 0 is none.
+    retry_dead: whether shards with dead letters are made again.
+  """
+
+  output: str
+  task: str
+  manifest_folder: str
+  num_shards: Mapping[str, int]
+  encoders: encoders.EncoderConfig
+  clip: ClipSpec
+  min_motion: float
+  settings_digest: str
+  decode_threads: int = 2
+  psnr_every: int = 0
+  retry_dead: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """Why a row became no record."""
+
+  stage: str
+  reason: str
+  message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A row with its pixels."""
+
+  row: Row
+  record_id: str
+  clip: Clip
+
+
+# --- plan ---------------------------------------------------------------------------------------
+
+
+def assign(line: str, job: Job) -> shards.ShardName:
+  """The shard of a manifest line: by hash of uri, start and end."""
+  row = parse_line(line, job.manifest_folder)
+  count = job.num_shards[row.split]
+  index = int(row.key[:16], 16) % count
+  return shards.ShardName(
+    task=f"{job.task}_{row.modality}s", split=row.split, index=index, count=count
+  )
+
+
+def plan_path(output: str, task: str) -> str:
+  """Where a run notes how many rows each of its shards must account for."""
+  return storage.join(output, f"{task}.plan.json")
+
+
+# --- one row ------------------------------------------------------------------------------------
+
+
+def record_id(content: bytes, row: Row, spec: ClipSpec) -> str:
+  """sha256 over content, clip window and captions: other cuts and other captions are other records."""
+  window = ()
+  if row.modality == "video":
+    window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
+  digest = hashlib.sha256(hashlib.sha256(content).digest())
+  digest.update(json.dumps((row.modality, window, row.captions)).encode())
+  return digest.hexdigest()
+
+
+def load_row(row: Row, spec: ClipSpec) -> Loaded | Failure:
+  """Read and decode one row; every trouble with it is a `Failure`."""
+  try:
+    content = storage.read(row.path, max_bytes=spec.max_bytes)
+  except FileNotFoundError as error:
+    return Failure("read", "missing", str(error))
+  except storage.TooLarge as error:
+    return Failure("read", "too_large", f"{error} (--max_bytes)")
+  except Exception as error:  # Every file system has its own errors; all of them go to the ledger.
+    return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
+  try:
+    clip = decode(
+      content,
+      row.modality,
+      spec,
+      start_seconds=row.start_seconds,
+      end_seconds=row.end_seconds,
+    )
+  except MediaError as error:
+    return Failure("decode", error.reason, str(error))
+  except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
+    return Failure("decode", "decoder_error", "".join(traceback.format_exception(error, limit=-3)))
+  return Loaded(row, record_id(content, row, spec), clip)
+
+
+# --- one shard ----------------------------------------------------------------------------------
+
+
+def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
+  """Make a shard, or leave it where it is whole; returns its sidecar."""
+  digest = shards.rows_digest(lines)
+  whole = shards.whole_sidecar(
+    job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
+  )
+  if whole and not (job.retry_dead and whole["dead"]):
+    progress.ROWS.add(len(lines), skipped=True)
+    return whole
+  rows = [parse_line(line, job.manifest_folder) for line in sorted(lines)]
+  rows.sort(key=lambda row: row.identity)
+  with (
+    shards.ShardWriter(
+      job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
+    ) as writer,
+    ThreadPoolExecutor(job.decode_threads) as pool,
+  ):
+    loaded = _load_ahead(_accept(rows, writer), job, pool)
+    batches = _batched(_keep(loaded, writer, job), job)
+    encoding: _Encoding | None = None
+    for batch in batches:
+      # The next batch is under way on the device while the last one is written.
+      following = _Encoding(batch, job)
+      if encoding:
+        encoding.write(writer)
+      encoding = following
+    if encoding:
+      encoding.write(writer)
+  return writer.sidecar
+
+
+def _accept(rows: Iterable[Row], writer: shards.ShardWriter) -> Iterator[Row]:
+  """Rows worth reading: those that parse, have text, and come for the first time."""
+  seen = set()
+  for row in rows:
+    if row.problem:
+      writer.dead_letter(row, stage="manifest", reason=row.problem[0], message=row.problem[1])
+    elif row.identity in seen:
+      writer.reject(row, "duplicate", "another row has the same uri, window and captions")
+    elif not row.captions and row.label == schema.NO_LABEL:
+      writer.reject(row, "no_caption", "the row has neither a caption nor a label")
+    else:
+      seen.add(row.identity)
+      yield row
+      continue
+    progress.ROWS.add(1)
+
+
+def _load_ahead(
+  rows: Iterator[Row], job: Job, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Row, Loaded | Failure]]:
+  """Loaded rows in the order of the rows, a bounded number of them ahead."""
+  waiting = collections.deque()
+  ahead = 2 * job.decode_threads + job.encoders.batch_size
+  for row in rows:
+    waiting.append((row, pool.submit(load_row, row, job.clip)))
+    if len(waiting) > ahead:
+      first, future = waiting.popleft()
+      yield first, future.result()
+  for row, future in waiting:
+    yield row, future.result()
+
+
+def _keep(
+  loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shards.ShardWriter, job: Job
+) -> Iterator[Loaded]:
+  """Rows that decoded and pass the filters."""
+  for row, result in loaded:
+    if isinstance(result, Failure):
+      writer.dead_letter(row, stage=result.stage, reason=result.reason, message=result.message)
+    elif row.modality == "video" and result.clip.motion < job.min_motion:
+      message = f"motion {result.clip.motion:.6f}, expected {job.min_motion} or more (--min_motion)"
+      writer.reject(row, "low_motion", message)
+    else:
+      yield result
+      continue
+    progress.ROWS.add(1)
+
+
+def _batched(rows: Iterator[Loaded], job: Job) -> Iterator[list[Loaded]]:
+  for first in rows:
+    size = _batch_rows(first, job)
+    yield [first, *itertools.islice(rows, size - 1)]
+
+
+def _batch_rows(loaded: Loaded, job: Job) -> int:
+  image = loaded.row.modality == "image"
+  return job.encoders.image_batch_size if image else job.encoders.batch_size
+
+
+class _Encoding:
+  """A batch on its way through the encoders."""
+
+  def __init__(self, batch: Sequence[Loaded], job: Job):
+    self._batch, self._job = batch, job
+    self._encoders = encoders.get_encoders(job.encoders)
+    self._rows = _batch_rows(batch[0], job)
+    self._pixels = {
+      size: np.stack([loaded.clip.frames[size] for loaded in batch])
+      for size in job.clip.resolutions
+    }
+    self._latents = {
+      size: self._encoders.start_encode(pixels, self._rows) for size, pixels in self._pixels.items()
+    }
+    self._texts = [loaded.row.captions or ("",) for loaded in batch]
+    self._encoded = self._encode_texts()
+
+  def _encode_texts(self) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
+    flat = [caption for captions in self._texts for caption in captions]
+    try:
+      encoded = iter(self._encoders.encode_text(flat))
+      return [[next(encoded) for _ in captions] for captions in self._texts]
+    except ValueError:
+      return [self._encode_alone(captions) for captions in self._texts]
+
+  def _encode_alone(self, captions: Sequence[str]) -> Any:
+    try:
+      return self._encoders.encode_text(captions)
+    except ValueError as error:
+      return Failure("encode", "bad_caption", str(error))
+
+  def write(self, writer: shards.ShardWriter) -> None:
+    """Wait for the device and write the batch's records."""
+    latents = {}
+    for size, values in self._latents.items():
+      values = np.asarray(values)
+      name = schema.latents_field(*values.shape[1:4])
+      latents[name] = values
+      self._measure(writer, name, size)
+    for i, loaded in enumerate(self._batch):
+      row, text = loaded.row, self._encoded[i]
+      mine = {name: values[i] for name, values in latents.items()}
+      failure = text if isinstance(text, Failure) else _nonfinite(mine, text)
+      if failure:
+        writer.dead_letter(row, stage=failure.stage, reason=failure.reason, message=failure.message)
+      else:
+        writer.write(_record(loaded, mine, text))
+      progress.ROWS.add(1)
+
+  def _measure(self, writer: shards.ShardWriter, name: str, size: tuple[int, int]) -> None:
+    every = self._job.psnr_every
+    chosen = [
+      i
+      for i, loaded in enumerate(self._batch)
+      if every and int(loaded.row.key[:8], 16) % every == 0
+    ]
+    if chosen:
+      psnr = self._encoders.psnr(self._latents[size], self._pixels[size], self._rows)
+      for i in chosen:
+        if np.isfinite(psnr[i]):
+          writer.measure(name, float(psnr[i]))
+
+
+def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Failure | None:
+  for name, values in latents.items():
+    if not np.isfinite(values.astype(np.float32)).all():
+      return Failure("encode", "nonfinite_latents", f"{name} holds NaN or infinity")
+  if not all(np.isfinite(embedding).all() for _, embedding in text):
+    return Failure("encode", "nonfinite_text", "the text embedding holds NaN or infinity")
+  return None
+
+
+def _record(
+  loaded: Loaded, latents: Mapping[str, np.ndarray], text: Sequence[tuple]
+) -> schema.Record:
+  row, clip = loaded.row, loaded.clip
+  return schema.Record(
+    id=loaded.record_id,
+    uri=row.uri,
+    modality=row.modality,
+    label=row.label,
+    fps=clip.fps,
+    start_seconds=clip.start_seconds,
+    crop=clip.crop,
+    motion=clip.motion,
+    latents=latents,
+    captions=row.captions or ("",),
+    caption_weights=row.caption_weights or (1.0,),
+    text_ids=[ids for ids, _ in text],
+    text_embedding=[embedding for _, embedding in text],
+  )
+
+
+# --- Beam ---------------------------------------------------------------------------------------
+
+
+class PlanShards(beam.PTransform):
+  """Manifest lines (bytes) to (shard, lines), every shard of every split that has rows; notes the plan."""
+
+  def __init__(self, job: Job):
+    super().__init__()
+    self._job = job
+
+  def expand(self, lines):
+    job = self._job
+    assigned = (
+      lines
+      | "Text" >> beam.Map(lambda line: line.decode("utf-8", errors="replace").strip())
+      | "SkipBlank" >> beam.Filter(bool)
+      | "Assign" >> beam.Map(lambda line: (dataclasses.astuple(assign(line, job)), line))
+    )
+    # A shard that no row falls into is written too, else a missing file and an empty one look alike.
+    every_shard = (
+      assigned
+      | "Split" >> beam.Map(lambda pair: (pair[0][0], pair[0][1], pair[0][3]))
+      | "DistinctSplits" >> beam.Distinct()
+      | "EveryShard" >> beam.FlatMap(lambda s: [((s[0], s[1], i, s[2]), None) for i in range(s[2])])
+    )
+    everything = (assigned, every_shard) | beam.Flatten()
+    _ = (
+      everything
+      | "One" >> beam.Map(lambda pair: (pair[0], 0 if pair[1] is None else 1))
+      | "CountRows" >> beam.CombinePerKey(sum)
+      | "AsDict" >> beam.combiners.ToDict()
+      | "WritePlan" >> beam.Map(_write_plan, job=job)
+    )
+    return (
+      everything
+      | "ByShard" >> beam.GroupByKey()
+      | "DropEmpty" >> beam.MapTuple(lambda key, group: (key, [x for x in group if x is not None]))
+    )
+
+
+def _write_plan(counts: Mapping[tuple, int], job: Job) -> None:
+  plan = {str(shards.ShardName(**_fields(key))): rows for key, rows in counts.items()}
+  text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
+  storage.write(plan_path(job.output, job.task), text.encode())
+
+
+class MakeShard(beam.DoFn):
+  """(shard, lines) to the shard's sidecar."""
+
+  def __init__(self, job: Job):
+    super().__init__()
+    self._job = job
+
+  def setup(self):
+    encoders.get_encoders(self._job.encoders)
+
+  def process(self, element):
+    key, lines = element
+    sidecar = process_shard(shards.ShardName(**_fields(key)), lines, self._job)
+    for kind in ("written", "rejected", "dead"):
+      beam.metrics.Metrics.counter("rows", kind).inc(sidecar[kind])
+    for reason, count in sidecar["dead_by_reason"].items():
+      beam.metrics.Metrics.counter("dead", reason).inc(count)
+    yield sidecar
+
+
+def _fields(key: tuple) -> dict[str, Any]:
+  return dict(zip(("task", "split", "index", "count"), key, strict=True))

@@ -1,0 +1,272 @@
+"""Media and captions to TFRecords of latents and text embeddings.
+
+  python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes \\
+    --vae_gin_file gin/models/vae_tiny.gin --vae_checkpoint DIR --text_encoder DIR \\
+    --resolutions 32x32,64x64 --num_frames 9 --fps 8 --num_shards 4
+
+writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run it again to go on
+after an interruption: whole shards are left alone. Other flags go to Beam (--runner, --direct_num_workers, ...).
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_MAX_MANIFEST_TO_COUNT = 1 << 30
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """Our flags, and what is left for Beam."""
+  parser = argparse.ArgumentParser(
+    prog="python -m beam_jobs.preprocess",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("--manifest", required=True, help="JSONL, one row of media and captions a line")
+  add("--output", required=True, help="folder of the cached tasks")
+  add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
+  add("--vae_gin_file", required=True, help="binds the fields of autoencoder.CausalVae")
+  add("--vae_checkpoint", required=True, help="checkpoint_<step> folder, or model_dir (newest)")
+  add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
+  add(
+    "--text_encoder", required=True, help="T5 folder: config.json, model.safetensors, spiece.model"
+  )
+  add("--max_text_length", type=int, default=64, help="tokens of a caption, eos included (64)")
+  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; one aspect ratio")
+  add("--num_frames", type=int, default=17, help="frames of a clip, 1 + T (17)")
+  add("--fps", type=float, default=8.0, help="frame rate of a clip (8)")
+  add("--clip_position", default="centre", choices=("centre", "beginning"), help="without a start")
+  add("--num_shards", type=int, default=16, help="shards of the train split, per task (16)")
+  add("--num_validation_shards", type=int, default=1, help="shards of the validation split (1)")
+  add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
+  add("--allow_upscale", action="store_true", help="take media smaller than a resolution")
+  add("--max_bytes", type=int, default=1 << 30, help="largest media file")
+  add("--max_pixels", type=int, default=8192 * 8192, help="largest frame")
+  add("--max_seconds", type=float, default=6 * 3600.0, help="longest video")
+  add("--max_decoded_frames", type=int, default=20_000, help="frames decoded for one clip")
+  add("--batch_size", type=int, default=8, help="clips a call of the VAE (8)")
+  add("--image_batch_size", type=int, default=32, help="images a call of the VAE (32)")
+  add("--decode_threads", type=int, default=2, help="threads that decode ahead (2)")
+  add("--psnr_every", type=int, default=0, help="decode one row in this many, note PSNR; 0 is none")
+  add("--retry_dead", action="store_true", help="make shards with dead letters again")
+  args, rest = parser.parse_known_args(argv)
+  for name in ("num_shards", "num_validation_shards", "batch_size", "image_batch_size"):
+    if getattr(args, name) < 1:
+      parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  return args, rest
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """The whole job; returns what the last printed line holds as JSON.
+
+  Raises:
+    ValueError: on flags, a checkpoint or an output folder that do not fit, before any row is read.
+    LedgerError: where rows are unaccounted for in the end.
+  """
+  args, rest = parse_arguments(argv)
+  started = time.monotonic()
+  import apache_beam as beam
+
+  from beam_jobs import encoders, ledger, pipeline, settings, storage
+  from beam_jobs.decoding import ClipSpec
+
+  options = beam_options(rest)
+  if not storage.exists(args.manifest):
+    raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
+  config = encoders.EncoderConfig(
+    vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_checkpoint=args.vae_checkpoint,
+    vae_ema=args.vae_ema,
+    text_folder=args.text_encoder,
+    max_text_length=args.max_text_length,
+    batch_size=args.batch_size,
+    image_batch_size=args.image_batch_size,
+  )
+  clip = ClipSpec(
+    resolutions=args.resolutions,
+    num_frames=args.num_frames,
+    fps=args.fps,
+    position=args.clip_position,
+    allow_upscale=args.allow_upscale,
+    max_bytes=args.max_bytes,
+    max_pixels=args.max_pixels,
+    max_seconds=args.max_seconds,
+    max_decoded_frames=args.max_decoded_frames,
+  )
+  loaded = encoders.get_encoders(config)
+  for height, width in args.resolutions:
+    loaded.vae.latent_shape((args.num_frames, height, width))
+  origin = origin_of(loaded, clip)
+  num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
+  fingerprints = settings_of(origin, clip, min_motion=args.min_motion, num_shards=num_shards)
+  settings.guard(args.output, args.task, fingerprints)
+  job = pipeline.Job(
+    output=args.output,
+    task=args.task,
+    manifest_folder=storage.parent(args.manifest),
+    num_shards=num_shards,
+    encoders=config,
+    clip=clip,
+    min_motion=args.min_motion,
+    settings_digest=settings.settings_digest(fingerprints),
+    decode_threads=args.decode_threads,
+    psnr_every=args.psnr_every,
+    retry_dead=args.retry_dead,
+  )
+  with reporter(args, options, ledger):
+    # Leaving the block waits for the end of the job.
+    with beam.Pipeline(options=options) as root:
+      _ = (
+        root
+        | "Manifest" >> beam.io.ReadFromText(args.manifest, coder=beam.coders.BytesCoder())
+        | "Plan" >> pipeline.PlanShards(job)
+        | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
+      )
+  summary = ledger.finalise(
+    args.output, args.task, settings_digest=job.settings_digest, origin=origin
+  )
+  return report(args.output, summary, seconds=time.monotonic() - started)
+
+
+def beam_options(flags: Sequence[str]) -> Any:
+  """Options for Beam, FnApiRunner unless a runner is named.
+
+  Raises:
+    ValueError: on a flag that Beam does not know either; Beam itself would only log it.
+  """
+  from apache_beam.options.pipeline_options import PipelineOptions
+
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+  for kind in PipelineOptions.__subclasses__():
+    kind._add_argparse_args(parser)
+  _, unknown = parser.parse_known_args(list(flags))
+  if unknown:
+    raise ValueError(f"unknown flags {unknown}: neither this program (--help) nor Beam has them")
+  named = any(flag == "--runner" or flag.startswith("--runner=") for flag in flags)
+  return PipelineOptions([*flags, *([] if named else ["--runner=FnApiRunner"])])
+
+
+def vae_fields_of_gin(path: str) -> dict[str, Any]:
+  """CausalVae's fields as a gin file binds them, defaults filled in, as plain JSON values."""
+  import gin
+  from beam_jobs.encoders import vae_fields
+
+  gin.clear_config()
+  gin.parse_config_file(path)
+  bindings = gin.get_bindings("CausalVae")
+  gin.clear_config()
+  return vae_fields(bindings)
+
+
+def origin_of(loaded: Any, clip: Any) -> dict[str, Any]:
+  """What the provenance says of a run, but for the latent statistics."""
+  ((null_ids, null_embedding),) = loaded.encode_text([""])
+  return {
+    "vae": {
+      "fingerprint": loaded.vae_fingerprint,
+      "config": json.loads(loaded.config.vae_config),
+      "checkpoint": loaded.config.vae_checkpoint,
+    },
+    "text_encoder": {
+      "fingerprint": loaded.text.fingerprint,
+      "embedding_dim": loaded.text.embedding_dim,
+      "max_length": loaded.config.max_text_length,
+      "folder": loaded.config.text_folder,
+    },
+    "fps": clip.fps,
+    "num_frames": clip.num_frames,
+    "null_ids": null_ids,
+    "null_embedding": null_embedding,
+  }
+
+
+def settings_of(
+  origin: Mapping[str, Any], clip: Any, *, min_motion: float, num_shards: Mapping[str, int]
+) -> dict[str, Any]:
+  """Everything that decides what a shard holds; where files lie is not part of it."""
+  import dataclasses
+
+  from data import schema
+
+  return {
+    "schema_version": schema.SCHEMA_VERSION,
+    "vae": {name: origin["vae"][name] for name in ("fingerprint", "config")},
+    "text_encoder": {name: v for name, v in origin["text_encoder"].items() if name != "folder"},
+    "clip": dataclasses.asdict(clip),
+    "min_motion": min_motion,
+    "num_shards": dict(num_shards),
+  }
+
+
+def reporter(args: argparse.Namespace, options: Any, ledger: Any) -> Any:
+  """Progress lines; counted here where the workers are threads of this process, else from the sidecars."""
+  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+  from beam_jobs import progress, storage
+
+  total = None
+  if storage.size(args.manifest) <= _MAX_MANIFEST_TO_COUNT:
+    with storage.open_raw(args.manifest) as lines:
+      total = sum(1 for line in lines if line.strip())
+  local = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
+  mode = options.view_as(DirectOptions).direct_running_mode
+  if local and mode in ("in_memory", "multi_threading"):
+    return progress.Reporter(total)
+  return progress.Reporter(
+    total, poll=lambda: (ledger.rows_on_disk(args.output, args.task), 0), every_seconds=20.0
+  )
+
+
+def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
+  """Print the table and the JSON line."""
+  print(
+    f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} {'MB':>9}"
+  )
+  for (task, split), totals in summary.splits.items():
+    print(
+      f"{task:<24} {split:<11} {totals.rows:>8} {totals.written:>8} {totals.rejected.total():>8} "
+      f"{totals.dead.total():>6} {totals.bytes / 1e6:>9.2f}"
+    )
+  totals = summary.all
+  for kind, reasons in (("rejected", totals.rejected), ("dead", totals.dead)):
+    for reason, count in sorted(reasons.items()):
+      print(f"  {kind} {reason}: {count}")
+  if totals.dead:
+    print(f"  dead letters: {output}/*/*.dead.jsonl (--retry_dead runs them again)")
+  for name, value in totals.to_json()["psnr"].items():
+    print(f"  decode PSNR {name}: {value:.2f} dB")
+  result = totals.to_json() | {
+    "completed": [f"{output}/{folder}" for folder in summary.completed],
+    "seconds": round(seconds, 2),
+  }
+  print(json.dumps(result), flush=True)
+  return result
+
+
+def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
+  try:
+    pairs = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
+    if all(len(pair) == 2 and min(pair) > 0 for pair in pairs) and len(set(pairs)) == len(pairs):
+      return pairs
+  except ValueError:
+    pass
+  raise argparse.ArgumentTypeError(f"got {text!r}, expected distinct HxW pairs like 32x32,64x64")
+
+
+def main() -> int:
+  """Runs the program; errors that a user can mend come without a traceback."""
+  try:
+    run()
+  except (ValueError, FileNotFoundError) as error:
+    print(f"preprocess: {error}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,207 @@
+"""One shard on disk: its records, the ledger of rows that did not become one, and the sidecar that closes it.
+
+The sidecar is written last. A shard without one, or with one for other rows or other settings, is made again.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from beam_jobs import storage
+from beam_jobs.sources import Row
+from data import schema, tfrecord
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, order=True)
+class ShardName:
+  """Which shard: cached task folder, split, number and how many there are."""
+
+  task: str
+  split: str
+  index: int
+  count: int
+
+  @property
+  def file_name(self) -> str:
+    """Name of the TFRecord file, as seqio expects it."""
+    return f"{self.split}.tfrecord-{self.index:05d}-of-{self.count:05d}"
+
+  def path(self, output: str, suffix: str = "") -> str:
+    """Path of the TFRecord file, or of a file beside it."""
+    return storage.join(output, self.task, self.file_name + suffix)
+
+  def __str__(self) -> str:
+    return f"{self.task}/{self.file_name}"
+
+
+SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
+
+
+@dataclasses.dataclass
+class Moments:
+  """Count, sum and sum of squares per channel, float64; moments of parts add up to those of the whole."""
+
+  count: int = 0
+  sum: Any = 0.0
+  sum_squares: Any = 0.0
+
+  @classmethod
+  def of(cls, latents: np.ndarray) -> "Moments":
+    """Moments of (..., c)."""
+    values = np.asarray(latents).astype(np.float64).reshape(-1, np.shape(latents)[-1])
+    return cls(len(values), values.sum(axis=0), np.square(values).sum(axis=0))
+
+  def __add__(self, other: "Moments") -> "Moments":
+    return Moments(
+      self.count + other.count, self.sum + other.sum, self.sum_squares + other.sum_squares
+    )
+
+  def mean_std(self) -> tuple[list[float], list[float]]:
+    """Mean and population standard deviation per channel."""
+    mean = self.sum / self.count
+    variance = np.maximum(self.sum_squares / self.count - np.square(mean), 0.0)
+    return mean.tolist(), np.sqrt(variance).tolist()
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values; float64 survives JSON exactly."""
+    return {
+      "count": self.count,
+      "sum": np.asarray(self.sum).tolist(),
+      "sum_squares": np.asarray(self.sum_squares).tolist(),
+    }
+
+  @classmethod
+  def from_json(cls, raw: Mapping[str, Any]) -> "Moments":
+    """What `to_json` wrote."""
+    return cls(raw["count"], np.array(raw["sum"]), np.array(raw["sum_squares"]))
+
+
+class ShardWriter(contextlib.AbstractContextManager):
+  """Takes the rows of one shard, each exactly once, and closes it with a sidecar.
+
+  Leaving the block on an error leaves no shard and no sidecar behind.
+  """
+
+  def __init__(self, output: str, shard: ShardName, *, settings_digest: str, rows_digest: str):
+    self._output, self._shard = output, shard
+    self._sidecar: dict[str, Any] = {
+      "schema_version": schema.SCHEMA_VERSION,
+      "shard": str(shard),
+      "settings": settings_digest,
+      "manifest_rows": rows_digest,
+    }
+    self._ledger: dict[str, list[str]] = {DEAD: [], REJECTED: []}
+    self._counts = {DEAD: Counter(), REJECTED: Counter()}
+    self._written = self._bytes = self._tokens = self._captions = 0
+    self._moments: dict[str, Moments] = {}
+    self._psnr: dict[str, list[float]] = {}
+    self._sha256 = hashlib.sha256()
+    self._files = contextlib.ExitStack()
+    self._stream: BinaryIO | None = None
+    self.sidecar: dict[str, Any] | None = None
+
+  def __enter__(self) -> "ShardWriter":
+    # From here until finalise has run again, the folder is not complete.
+    storage.delete(storage.join(self._output, self._shard.task, "COMPLETED"))
+    for suffix in (SIDECAR, DEAD, REJECTED):
+      storage.delete(self._shard.path(self._output, suffix))
+    self._stream = self._files.enter_context(storage.writer(self._shard.path(self._output)))
+    return self
+
+  def write(self, record: schema.Record) -> None:
+    """Append one record."""
+    framed = tfrecord.frame(schema.encode(record))
+    self._stream.write(framed)
+    self._sha256.update(framed)
+    self._written += 1
+    self._bytes += len(framed)
+    self._captions += len(record.captions)
+    self._tokens += sum(len(ids) for ids in record.text_ids)
+    for name, latents in record.latents.items():
+      self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)
+
+  def measure(self, name: str, psnr: float) -> None:
+    """Note the decode PSNR of one sampled row, in dB."""
+    self._psnr.setdefault(name, []).append(psnr)
+
+  def reject(self, row: Row, reason: str, message: str) -> None:
+    """A row that a filter turns away."""
+    self._note(REJECTED, row, "filter", reason, message)
+
+  def dead_letter(self, row: Row, *, stage: str, reason: str, message: str) -> None:
+    """A row that failed; the line holds the manifest row, so it can be run again."""
+    self._note(DEAD, row, stage, reason, message)
+
+  def _note(self, suffix: str, row: Row, stage: str, reason: str, message: str) -> None:
+    self._counts[suffix][reason] += 1
+    entry = {
+      "uri": row.uri,
+      "id": row.key,
+      "stage": stage,
+      "reason": reason,
+      "error": message,
+      "row": row.raw,
+    }
+    self._ledger[suffix].append(json.dumps(entry, sort_keys=True) + "\n")
+
+  def __exit__(self, kind, error, trace) -> None:
+    self._files.__exit__(kind, error, trace)
+    if kind is not None:
+      return
+    for suffix, lines in self._ledger.items():
+      if lines:
+        storage.write(self._shard.path(self._output, suffix), "".join(lines).encode())
+    rejected, dead = self._counts[REJECTED], self._counts[DEAD]
+    self.sidecar = self._sidecar | {
+      "rows": self._written + rejected.total() + dead.total(),
+      "written": self._written,
+      "rejected": rejected.total(),
+      "dead": dead.total(),
+      "rejected_by_reason": dict(rejected),
+      "dead_by_reason": dict(dead),
+      "bytes": self._bytes,
+      "sha256": self._sha256.hexdigest(),
+      "captions": self._captions,
+      "tokens": self._tokens,
+      "moments": {name: moments.to_json() for name, moments in self._moments.items()},
+      "psnr": {name: {"count": len(v), "sum": sum(v)} for name, v in self._psnr.items()},
+    }
+    text = json.dumps(self.sidecar, indent=2, sort_keys=True) + "\n"
+    storage.write(self._shard.path(self._output, SIDECAR), text.encode())
+
+
+def rows_digest(lines: Sequence[str]) -> str:
+  """sha256 over the manifest lines of a shard, in any order."""
+  digest = hashlib.sha256()
+  for line in sorted(lines):
+    digest.update(f"{len(line)}:{line}\n".encode())
+  return digest.hexdigest()
+
+
+def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
+  """A shard's sidecar, None where there is none."""
+  path = shard.path(output, SIDECAR)
+  return json.loads(storage.read(path)) if storage.exists(path) else None
+
+
+def whole_sidecar(
+  output: str, shard: ShardName, *, settings_digest: str, rows_digest: str
+) -> dict[str, Any] | None:
+  """The sidecar of a shard that need not be made again: same settings, same rows, file of the noted size."""
+  sidecar = read_sidecar(output, shard)
+  path = shard.path(output)
+  whole = (
+    sidecar is not None
+    and sidecar["schema_version"] == schema.SCHEMA_VERSION
+    and sidecar["settings"] == settings_digest
+    and sidecar["manifest_rows"] == rows_digest
+    and storage.exists(path)
+    and storage.size(path) == sidecar["bytes"]
+  )
+  return sidecar if whole else None

@@ -1,0 +1,167 @@
+"""Manifest lines (JSONL) to rows. A line that breaks the contract is a row with a problem, never an exception."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from data import schema
+
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+  """One line of the manifest.
+
+  `path` is where to read the media, `uri` what the manifest said. `key` hashes uri, start and end: it decides the
+  shard. `identity` also hashes the captions: two rows that share it are duplicates. `problem` is a reason and its
+  explanation, None for a good row.
+  """
+
+  uri: str
+  path: str
+  captions: tuple[str, ...]
+  caption_weights: tuple[float, ...]
+  label: int
+  split: str
+  modality: str
+  start_seconds: float | None
+  end_seconds: float | None
+  raw: Mapping[str, Any]
+  problem: tuple[str, str] | None = None
+
+  @property
+  def key(self) -> str:
+    """sha256 over uri, start and end."""
+    return _digest(self.uri, self.start_seconds, self.end_seconds)
+
+  @property
+  def identity(self) -> str:
+    """sha256 over key and captions."""
+    return _digest(self.key, self.captions)
+
+
+class _BadRow(ValueError):
+  def __init__(self, reason: str, message: str):
+    super().__init__(message)
+    self.reason = reason
+
+
+def parse_line(line: str, folder: str) -> Row:
+  """Row of one manifest line.
+
+  Args:
+    line: JSON text.
+    folder: folder of the manifest, base of relative uris.
+  """
+  raw: Any = None
+  try:
+    raw = json.loads(line)
+    if not isinstance(raw, dict):
+      raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
+    return _row(raw, folder)
+  except json.JSONDecodeError as error:
+    problem = ("bad_manifest_line", str(error))
+  except _BadRow as error:
+    problem = (error.reason, str(error))
+  raw = raw if isinstance(raw, dict) else {"line": line}
+  uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
+  return Row(
+    uri=uri or line,
+    path="",
+    captions=(),
+    caption_weights=(),
+    label=schema.NO_LABEL,
+    split=raw["split"] if raw.get("split") in schema.SPLITS else "train",
+    modality=raw["modality"] if raw.get("modality") in schema.MODALITIES else guess_modality(uri),
+    start_seconds=None,
+    end_seconds=None,
+    raw=raw,
+    problem=problem,
+  )
+
+
+def guess_modality(uri: str) -> str:
+  """'image' for the extension of a still picture, 'video' for everything else."""
+  return "image" if os.path.splitext(uri)[1].lower() in IMAGE_EXTENSIONS else "video"
+
+
+def resolve(uri: str, folder: str) -> str:
+  """Path of a uri: itself where absolute or with a scheme, else under the manifest's folder."""
+  if "://" in uri or os.path.isabs(uri):
+    return uri
+  return f"{folder.rstrip('/')}/{uri}" if folder != "/" else f"/{uri}"
+
+
+def _row(raw: Mapping[str, Any], folder: str) -> Row:
+  uri = raw.get("uri")
+  if not isinstance(uri, str) or not uri:
+    raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path")
+  captions, weights = _captions(raw)
+  split = raw.get("split", "train")
+  if split not in schema.SPLITS:
+    raise _BadRow("bad_split", f"split: got {split!r}, expected one of {schema.SPLITS}")
+  modality = raw.get("modality", guess_modality(uri))
+  if modality not in schema.MODALITIES:
+    raise _BadRow(
+      "bad_modality", f"modality: got {modality!r}, expected one of {schema.MODALITIES}"
+    )
+  label = raw.get("label", schema.NO_LABEL)
+  label = schema.NO_LABEL if label is None else label
+  if not isinstance(label, int) or isinstance(label, bool) or not -1 <= label < 2**62:
+    raise _BadRow("bad_label", f"label: got {label!r}, expected a class number or nothing")
+  start, end = _seconds(raw, "start_seconds"), _seconds(raw, "end_seconds")
+  if start is not None and end is not None and end <= start:
+    raise _BadRow("bad_window", f"end_seconds {end} is not after start_seconds {start}")
+  return Row(
+    uri=uri,
+    path=resolve(uri, folder),
+    captions=captions,
+    caption_weights=weights,
+    label=label,
+    split=split,
+    modality=modality,
+    start_seconds=start,
+    end_seconds=end,
+    raw=raw,
+  )
+
+
+def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+  captions = raw.get("captions")
+  if captions is None:
+    captions = [] if raw.get("caption") is None else [raw["caption"]]
+  if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+    raise _BadRow("bad_captions", f"captions: got {captions!r}, expected a list of strings")
+  weights = raw.get("caption_weights")
+  if weights is None:
+    weights = [1.0] * len(captions)
+  numbers = isinstance(weights, list) and all(
+    isinstance(w, int | float) and 0 <= w < float("inf") for w in weights
+  )
+  if not numbers or len(weights) != len(captions) or (weights and sum(weights) <= 0):
+    raise _BadRow(
+      "bad_captions",
+      f"caption_weights: got {weights!r} for {len(captions)} captions, expected as many numbers >= 0, "
+      "not all of them 0",
+    )
+  kept = [(c.strip(), float(w)) for c, w in zip(captions, weights) if c.strip()]
+  if kept and sum(w for _, w in kept) <= 0:
+    raise _BadRow("bad_captions", "caption_weights: only blank captions have a weight above 0")
+  return tuple(c for c, _ in kept), tuple(w for _, w in kept)
+
+
+def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
+  value = raw.get(name)
+  if value is None:
+    return None
+  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e7:
+    raise _BadRow("bad_window", f"{name}: got {value!r}, expected seconds >= 0")
+  return float(value)
+
+
+def _digest(*parts: Any) -> str:
+  return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()

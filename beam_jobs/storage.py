@@ -1,0 +1,108 @@
+"""Files on any file system Beam knows: whole reads with a limit, writes that appear complete or not at all."""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import BinaryIO
+
+TEMPORARY = ".tmp-"
+
+
+class TooLarge(ValueError):
+  """A file over the limit of the read."""
+
+
+def join(folder: str, *names: str) -> str:
+  """Path of a file in a folder."""
+  from apache_beam.io.filesystems import FileSystems
+
+  return FileSystems.join(folder, *names)
+
+
+def parent(path: str) -> str:
+  """Folder that holds a path; '.' for a bare name."""
+  head, separator, _ = path.rpartition("/")
+  return head or ("/" if separator else ".")
+
+
+def exists(path: str) -> bool:
+  """Whether a file is there."""
+  from apache_beam.io.filesystems import FileSystems
+
+  return FileSystems.exists(path)
+
+
+def size(path: str) -> int:
+  """Bytes of a file."""
+  from apache_beam.io.filesystems import FileSystems
+
+  (metadata,) = FileSystems.match([path])[0].metadata_list
+  return metadata.size_in_bytes
+
+
+def names(folder: str) -> list[str]:
+  """Sorted names of the files right in a folder; none where there is no folder."""
+  from apache_beam.io.filesystems import FileSystems
+
+  found = FileSystems.match([join(folder, "*")])[0].metadata_list
+  return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found)
+
+
+def delete(path: str) -> None:
+  """Remove a file if it is there."""
+  from apache_beam.io.filesystems import FileSystems
+
+  if exists(path):
+    FileSystems.delete([path])
+
+
+def open_raw(path: str) -> BinaryIO:
+  """A file as it stands; Beam would otherwise unpack it by its extension."""
+  from apache_beam.io.filesystem import CompressionTypes
+  from apache_beam.io.filesystems import FileSystems
+
+  return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def read(path: str, *, max_bytes: int | None = None) -> bytes:
+  """A whole file.
+
+  Raises:
+    FileNotFoundError: where there is none.
+    TooLarge: where it has more than `max_bytes`.
+  """
+  if not exists(path):
+    raise FileNotFoundError(f"no file at {path}")
+  with open_raw(path) as stream:
+    content = stream.read() if max_bytes is None else stream.read(max_bytes + 1)
+  if max_bytes is not None and len(content) > max_bytes:
+    raise TooLarge(f"{path} has more than {max_bytes} bytes")
+  return content
+
+
+@contextlib.contextmanager
+def writer(path: str) -> Iterator[BinaryIO]:
+  """A stream whose file takes its name only when the block ends well.
+
+  The temporary name is unique: two workers that a runner gave the same shard do not write into one file.
+  """
+  from apache_beam.io.filesystem import CompressionTypes
+  from apache_beam.io.filesystems import FileSystems
+
+  folder, name = parent(path), path.rpartition("/")[2]
+  temporary = join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
+  stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+  try:
+    yield stream
+  except BaseException:
+    stream.close()
+    delete(temporary)
+    raise
+  stream.close()
+  FileSystems.rename([temporary], [path])
+
+
+def write(path: str, content: bytes) -> None:
+  """A whole file, atomically."""
+  with writer(path) as stream:
+    stream.write(content)

@@ -1,0 +1,252 @@
+"""One clip out of a video file, with PyAV.
+
+Only containers on the list are opened, and only from bytes: a playlist or SDP file must not make FFmpeg open the
+network. What a file claims (duration, frame count) chooses a position but allocates nothing.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from beam_jobs.decoding import (
+  Clip,
+  ClipSpec,
+  MediaError,
+  check_size,
+  container_signature,
+  fit,
+  is_cut_off,
+)
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
+# Matroska rounds times to milliseconds; a frame that starts this much late still counts as shown.
+_CLOCK_SLACK = 0.002
+# A seek pays off only beyond a few key frame distances.
+_SEEK_BEYOND_SECONDS = 4.0
+# Below this share of distinct frames the clip would be mostly repeated pictures.
+_MIN_DISTINCT = 0.75
+
+
+def decode_video(
+  content: bytes,
+  spec: ClipSpec,
+  *,
+  start_seconds: float | None = None,
+  end_seconds: float | None = None,
+) -> Clip:
+  """Frames shown at start, start + 1/fps, ..., each resized by area averaging and cut at the centre.
+
+  Args:
+    content: the whole file.
+    spec: what to cut out.
+    start_seconds: first frame; None leaves it to `spec.position`.
+    end_seconds: the clip lies before it; None is the end of the video.
+
+  Raises:
+    MediaError: 'not_media', 'no_video_stream', 'truncated', 'corrupt', 'too_short', 'too_large', 'too_small',
+      'too_long', 'too_many_frames' or 'low_frame_rate'.
+  """
+  import av
+
+  try:
+    container = av.open(
+      io.BytesIO(content),
+      options={"protocol_whitelist": "", "format_whitelist": CONTAINERS},
+      metadata_errors="replace",
+    )
+  except av.error.FFmpegError as error:
+    raise MediaError(_open_reason(content), f"{error}; containers read: {CONTAINERS}") from error
+  with container:
+    stream = _video_stream(container)
+    codec = stream.codec_context
+    check_size((codec.height, codec.width), spec)
+    seconds = _claimed_seconds(container, stream)
+    if seconds is not None and seconds > spec.max_seconds:
+      raise MediaError(
+        "too_long", f"{seconds:.0f} seconds, limit {spec.max_seconds} (--max_seconds)"
+      )
+    start = _start(spec, start_seconds, end_seconds, seconds)
+    try:
+      return _cut(container, stream, spec, start=start, claimed=seconds)
+    except av.error.FFmpegError as error:
+      reason = "truncated" if is_cut_off(content) else "corrupt"
+      raise MediaError(reason, f"{type(error).__name__}: {error}") from error
+
+
+def _open_reason(content: bytes) -> str:
+  if not container_signature(content):
+    return "not_media"
+  return "truncated" if is_cut_off(content) else "corrupt"
+
+
+def _video_stream(container):
+  import av
+
+  for stream in container.streams.video:
+    # Cover art of an audio file poses as a video of one frame.
+    if not stream.disposition & av.stream.Disposition.attached_pic:
+      stream.thread_type = "NONE"
+      return stream
+  kinds = sorted({stream.type for stream in container.streams})
+  raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+
+
+def _claimed_seconds(container, stream) -> float | None:
+  if stream.duration and stream.time_base:
+    return float(stream.duration * stream.time_base)
+  if container.duration:
+    return container.duration / 1e6
+  return None
+
+
+def _start(spec: ClipSpec, start: float | None, end: float | None, claimed: float | None) -> float:
+  """First time of the clip; with `end`, the last frame must lie before it."""
+  length = spec.num_frames / spec.fps
+  if start is None:
+    stop = min((t for t in (end, claimed) if t is not None), default=length)
+    start = round(max(0.0, stop - length) / 2, 6) if spec.position == "centre" else 0.0
+  if end is not None and start + (spec.num_frames - 1) / spec.fps > end - _CLOCK_SLACK:
+    raise MediaError(
+      "too_short",
+      f"the window {start:.3f} to {end:.3f} s holds fewer than {spec.num_frames} frames at {spec.fps} fps",
+    )
+  return start
+
+
+def _cut(container, stream, spec: ClipSpec, *, start: float, claimed: float | None) -> Clip:
+  resizer = _Resizer(stream, spec)
+  pictures: list[dict] = []
+  held, end, distinct = None, 0.0, 0
+
+  def show_until(time: float) -> int:
+    """Append the held frame for every wanted moment before `time`; 1 if it was used at all."""
+    wanted = 0
+    while (moment := len(pictures) + wanted) < spec.num_frames:
+      if start + moment / spec.fps + _CLOCK_SLACK >= time:
+        break
+      wanted += 1
+    if wanted:
+      pictures.extend([resizer(held)] * wanted)
+    return int(wanted > 0)
+
+  for decoded, (time, frame) in enumerate(_frames(container, stream, start), start=1):
+    if decoded > spec.max_decoded_frames:
+      raise MediaError(
+        "too_many_frames",
+        f"no whole clip within {spec.max_decoded_frames} frames (--max_decoded_frames)",
+      )
+    if held is not None:
+      distinct += show_until(time)
+    if len(pictures) == spec.num_frames:
+      break
+    if frame.is_corrupt:
+      raise MediaError("corrupt", f"the decoder marks the frame at {time:.3f} s as damaged")
+    held, end = frame, time + _frame_seconds(frame, stream)
+  if held is None:
+    raise MediaError("corrupt", "the video stream has no frame that decodes")
+  # The last frame of a file is shown for its own duration.
+  distinct += show_until(end)
+  if len(pictures) < spec.num_frames:
+    cut = claimed is not None and end < claimed - max(0.25, 0.1 * claimed)
+    raise MediaError(
+      "truncated" if cut else "too_short",
+      f"{len(pictures)} of {spec.num_frames} frames from {start:.3f} s at {spec.fps} fps; the video "
+      f"ends at {end:.3f} s and claims {'nothing' if claimed is None else f'{claimed:.3f} s'}",
+    )
+  if distinct < _MIN_DISTINCT * spec.num_frames:
+    raise MediaError(
+      "low_frame_rate",
+      f"only {distinct} of {spec.num_frames} frames at {spec.fps} fps are different frames of the "
+      "source (lower --fps)",
+    )
+  frames = {size: np.stack([shown[size] for shown in pictures]) for size in spec.resolutions}
+  return Clip(
+    frames=frames,
+    fps=float(spec.fps),
+    start_seconds=start,
+    crop=resizer.crop,
+    motion=motion(frames[min(spec.resolutions)]),
+  )
+
+
+def _frames(container, stream, start: float) -> Iterator[tuple[float, object]]:
+  """(seconds from the stream's first moment, frame), from the last key frame before `start` where a seek works."""
+  import av
+
+  origin = float((stream.start_time or 0) * stream.time_base)
+  if start > _SEEK_BEYOND_SECONDS:
+    container.seek(int((start + origin) / stream.time_base), stream=stream, backward=True)
+    try:
+      first = next(iter(container.decode(stream)), None)
+    except av.error.FFmpegError:
+      first = None
+    landed = first is not None and first.time is not None and first.time - origin <= start
+    # A broken index lands anywhere: then decode from the beginning.
+    target = int((start + origin) / stream.time_base) if landed else stream.start_time or 0
+    container.seek(target, stream=stream, backward=True)
+  rate = stream.average_rate or stream.guessed_rate
+  latest = -math.inf
+  for index, frame in enumerate(container.decode(stream)):
+    if frame.time is not None:
+      time = frame.time - origin
+    elif rate:
+      time = index / float(rate) if latest == -math.inf else latest + 1 / float(rate)
+    else:
+      raise MediaError("corrupt", "frames have neither times nor a frame rate")
+    if time > latest:
+      latest = time
+      yield time, frame
+
+
+def _frame_seconds(frame, stream) -> float:
+  if frame.duration and frame.time_base:
+    return float(frame.duration * frame.time_base)
+  rate = stream.average_rate or stream.guessed_rate
+  return float(1 / rate) if rate else 0.0
+
+
+class _Resizer:
+  """Frames of one clip to every resolution; one swscale context a resolution, reused."""
+
+  def __init__(self, stream, spec: ClipSpec):
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    self.crop = (0, 0, 0, 0)
+    self._spec = spec
+    self._aspect = float(stream.sample_aspect_ratio or 1)
+    self._filter = Interpolation.AREA | Interpolation.ACCURATE_RND
+    self._reformatters = {size: VideoReformatter() for size in spec.resolutions}
+
+  def __call__(self, frame) -> dict[tuple[int, int], np.ndarray]:
+    quarter_turns = round(frame.rotation / 90) % 4
+    size, aspect = (frame.height, frame.width), self._aspect
+    if quarter_turns % 2:
+      size, aspect = size[::-1], 1 / aspect
+    # A stream may change its size on the way; the limits hold for every frame.
+    check_size(size, self._spec)
+    pictures = {}
+    for target, reformatter in self._reformatters.items():
+      place = fit(size, target, aspect=aspect)
+      height, width = place.scaled[::-1] if quarter_turns % 2 else place.scaled
+      scaled = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=self._filter, threads=1
+      )
+      upright = np.rot90(scaled.to_ndarray(), quarter_turns)
+      top, left = place.offset
+      pictures[target] = upright[top : top + target[0], left : left + target[1]]
+      self.crop = place.crop
+    return pictures
+
+
+def motion(frames: np.ndarray) -> float:
+  """Mean absolute luma change between neighbouring frames, in [0, 1].
+
+  Args:
+    frames: uint8 (frames, height, width, 3).
+  """
+  if len(frames) < 2:
+    return 0.0
+  luma = frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+  return float(np.abs(np.diff(luma, axis=0)).mean(dtype=np.float64) / 255.0)

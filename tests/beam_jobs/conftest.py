@@ -1,0 +1,114 @@
+"""A tiny VAE checkpoint and a tiny text encoder, random weights, made once a session."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from tests.beam_jobs import media
+
+VAE_FIELDS = {
+  "latent_channels": 8,
+  "base_channels": 4,
+  "channel_multipliers": (1, 2, 4),
+  "num_res_blocks": 1,
+  "temporal_downsample": (True, True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """Paths of what a preprocessing run needs besides its manifest."""
+
+  gin: str
+  checkpoint: str
+  text: str
+
+  def argv(self, manifest: pathlib.Path, output: pathlib.Path, **flags) -> list[str]:
+    """Command line of a small run; flags override its own."""
+    values = {
+      "manifest": manifest,
+      "output": output,
+      "task": "toy",
+      "vae_gin_file": self.gin,
+      "vae_checkpoint": self.checkpoint,
+      "text_encoder": self.text,
+      "resolutions": "16x16,32x32",
+      "num_frames": 9,
+      "fps": 8,
+      "num_shards": 2,
+      "batch_size": 2,
+      "image_batch_size": 4,
+    } | flags
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def save_checkpoint(folder: pathlib.Path, params) -> None:
+  """`checkpoint_7` in the engine's layout."""
+  tree = {"target": params, "state": {"step": np.int32(7), "param_states": {}}}
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+    writer.save(
+      (folder / "checkpoint_7").resolve(),
+      args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)),
+    )
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+  """Encoders on disk."""
+  from walt_t5x.text.config import PRESETS
+  from walt_t5x.text.encoder import save_encoder
+  from walt_t5x.text.random_weights import random_weights
+  from walt_t5x.text.vocabulary import train_vocabulary
+  from walt_t5x.vae.autoencoder import CausalVae
+
+  folder = tmp_path_factory.mktemp("encoders")
+  lines = ["from __gin__ import dynamic_registration", "from walt_t5x.vae import autoencoder"]
+  lines += [f"autoencoder.CausalVae.{name} = {value!r}" for name, value in VAE_FIELDS.items()]
+  (folder / "vae.gin").write_text("\n".join(lines) + "\n")
+  variables = CausalVae(**VAE_FIELDS).init(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
+  save_checkpoint(folder / "vae", flax.core.unfreeze(variables["params"]))
+  vocabulary = train_vocabulary([f"a red circle number {i} moves left" for i in range(20)])
+  config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(vocabulary))
+  save_encoder(
+    folder / "text", config=config, weights=random_weights(config, 0), vocabulary=vocabulary
+  )
+  return World(str(folder / "vae.gin"), str(folder / "vae"), str(folder / "text"))
+
+
+def write_manifest(folder: pathlib.Path, rows: list[dict | str]) -> pathlib.Path:
+  """manifest.jsonl in a folder."""
+  text = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+  path = folder / "manifest.jsonl"
+  path.write_text("".join(line + "\n" for line in text))
+  return path
+
+
+def good_rows(folder: pathlib.Path, *, videos: int = 5, images: int = 3) -> list[dict]:
+  """Media files that become records, and their manifest rows."""
+  rows = []
+  for i in range(videos):
+    (folder / f"clip{i}.mp4").write_bytes(media.video(seed=i, height=32, width=48))
+    caption = f"a red circle number {i} moves left"
+    split = "validation" if i == videos - 1 else "train"
+    rows.append({"uri": f"clip{i}.mp4", "captions": [caption, "a circle"], "split": split})
+  for i in range(images):
+    (folder / f"still{i}.png").write_bytes(media.image(seed=20 * i, height=40, width=32))
+    rows.append({"uri": f"still{i}.png", "caption": f"a circle number {i}", "label": i})
+  return rows
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+  """sha256 of every file under a folder."""
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }

@@ -1,0 +1,65 @@
+"""Media files for the tests, made here: no file of the repository and no network."""
+
+import io
+
+import av
+import numpy as np
+from PIL import Image
+
+
+def gradient(frame: int, height: int, width: int) -> np.ndarray:
+  """A smooth picture whose brightness tells the number of its frame: uint8 (height, width, 3)."""
+  y, x = np.mgrid[0:height, 0:width]
+  red = np.full((height, width), 10 * frame % 250)
+  return np.stack([red, 200 * x / width, 200 * y / height], axis=-1).astype(np.uint8)
+
+
+def video(
+  *,
+  num_frames: int = 24,
+  height: int = 64,
+  width: int = 64,
+  fps: int = 12,
+  container: str = "mp4",
+  codec: str = "libx264",
+  options: dict[str, str] | None = None,
+  seed: int = 0,
+  noise: int = 0,
+) -> bytes:
+  """A video whose frame k is `gradient(k + seed)`, plus noise that makes the file larger."""
+  random = np.random.default_rng(seed)
+  stream = io.BytesIO()
+  with av.open(stream, "w", format=container, options=options or {}) as output:
+    track = output.add_stream(codec, rate=fps)
+    track.width, track.height, track.pix_fmt = width, height, "yuv420p"
+    for k in range(num_frames):
+      picture = gradient(k + seed, height, width).astype(np.int64)
+      picture += random.integers(0, noise + 1, picture.shape)
+      frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="rgb24")
+      output.mux(track.encode(frame))
+    output.mux(track.encode())
+  return stream.getvalue()
+
+
+def audio(*, seconds: int = 1) -> bytes:
+  """An MP4 with an AAC track and nothing to see."""
+  stream = io.BytesIO()
+  with av.open(stream, "w", format="mp4") as output:
+    track = output.add_stream("aac", rate=16000)
+    track.layout = "mono"
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 16000 * seconds), np.int16), format="s16", layout="mono"
+    )
+    frame.sample_rate, frame.pts = 16000, 0
+    output.mux(track.encode(frame))
+    output.mux(track.encode())
+  return stream.getvalue()
+
+
+def image(
+  *, height: int = 64, width: int = 64, seed: int = 0, kind: str = "PNG", **options
+) -> bytes:
+  """A still picture."""
+  stream = io.BytesIO()
+  Image.fromarray(gradient(seed, height, width)).save(stream, kind, **options)
+  return stream.getvalue()

@@ -112,7 +112,9 @@ def _normalised(example: Mapping[str, tf.Tensor], field: str, provenance: Proven
   statistics = provenance.latents[field]
   shape = (*schema.latents_shape(field), statistics.channels)
   latents = tf.cast(schema.parse_latents(example, field, shape), tf.float32)
-  return tf.cast((latents - tf.constant(statistics.mean)) / tf.constant(statistics.std), tf.bfloat16)
+  return tf.cast(
+    (latents - tf.constant(statistics.mean)) / tf.constant(statistics.std), tf.bfloat16
+  )
 
 
 def _padded_caption(
@@ -231,7 +233,7 @@ def video_task(
   task: str,
   latents: str,
   low_resolution: str | None = None,
-  row: RowFormat = RowFormat(),  # noqa: B008 - frozen
+  row: RowFormat = RowFormat(),
   shuffle_buffer_size: int = 1000,
 ) -> CachedTask:
   """Videos of `<task>_videos`, one a row.
@@ -264,7 +266,7 @@ def image_task(
   task: str,
   latents: str,
   low_resolution: str | None = None,
-  row: RowFormat = RowFormat(),  # noqa: B008 - frozen
+  row: RowFormat = RowFormat(),
   shuffle_buffer_size: int = 1000,
 ) -> CachedTask:
   """Images of `<task>_images`, 1 + t of them stacked a row.
@@ -310,7 +312,7 @@ def image_video_mixture(
   task: str,
   latents: str,
   low_resolution: str | None = None,
-  row: RowFormat = RowFormat(),  # noqa: B008 - frozen
+  row: RowFormat = RowFormat(),
   image_rate: float = 1.0,
   video_rate: float = 1.0,
   shuffle_buffer_size: int = 1000,

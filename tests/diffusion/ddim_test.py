@@ -80,7 +80,9 @@ def test_gaussian_data_keeps_its_closed_form():
     return jnp.sqrt(gamma) * spread**2 / (gamma * spread**2 + 1 - gamma) * x_t
 
   start = jax.random.normal(jax.random.key(1), SHAPE)
-  got = ddim_sample(denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0)
+  got = ddim_sample(
+    denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0
+  )
   factor, levels = 1.0, schedule.gammas[np.arange(1000, -1, -25)]
   for now, after in zip(levels[:-1], levels[1:]):
     estimate = np.sqrt(now) * spread**2 / (now * spread**2 + 1 - now)
@@ -94,10 +96,14 @@ def test_self_condition_is_zero_first_and_the_last_estimate_after():
   seen = []
 
   def denoise(x_t, steps, self_condition, time):
-    jax.debug.callback(lambda s, k: seen.append((int(k[0]), np.asarray(s))), self_condition, steps, ordered=True)
+    jax.debug.callback(
+      lambda s, k: seen.append((int(k[0]), np.asarray(s))), self_condition, steps, ordered=True
+    )
     return jnp.full_like(x_t, time)
 
-  ddim_sample(denoise, jnp.ones((1, 1, 1, 1, 1)), schedule=schedule, num_steps=4, prediction=Prediction.X0)
+  ddim_sample(
+    denoise, jnp.ones((1, 1, 1, 1, 1)), schedule=schedule, num_steps=4, prediction=Prediction.X0
+  )
   jax.effects_barrier()
   assert [k for k, _ in seen] == [1000, 750, 500, 250]
   np.testing.assert_allclose([s.item() for _, s in seen], [0, 1, 0.75, 0.5])

@@ -8,13 +8,17 @@ import pytest
 from walt_t5x.diffusion.process import Prediction, add_noise, target, to_x0_and_noise
 from walt_t5x.diffusion.schedules import BetaSchedule, NoiseSchedule
 
-SCHEDULES = [NoiseSchedule(beta_schedule=k, zero_terminal_snr=z) for k in BetaSchedule for z in (True, False)]
+SCHEDULES = [
+  NoiseSchedule(beta_schedule=k, zero_terminal_snr=z) for k in BetaSchedule for z in (True, False)
+]
 
 
 def _draw(seed=0, rows=6):
   rng = np.random.default_rng(seed)
   shape = (rows, 3, 4, 4, 2)
-  return jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return jnp.asarray(rng.normal(size=shape), jnp.float32), jnp.asarray(
+    rng.normal(size=shape), jnp.float32
+  )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)

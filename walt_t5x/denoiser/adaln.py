@@ -11,6 +11,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.layers import Linear, zeros_init
@@ -30,7 +31,7 @@ class Modulation:
   gate_2: Array
 
   @classmethod
-  def split(cls, flat: Float[Array, "B t 6D"]) -> "Modulation":
+  def split(cls, flat: Float[Array, "B t sixD"]) -> "Modulation":
     """Cuts a flat vector in the order of the paper."""
     return cls(*jnp.split(flat[:, :, None, None, :], NUM_CHUNKS, axis=-1))
 
@@ -43,10 +44,10 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 class SharedAdaLN(nn.Module):
   """A^1: one linear D -> 6 D after SiLU, used by every layer; zero at the start."""
 
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t 6D"]:
+  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t sixD"]:
     width = condition.shape[-1]
     return Linear(
       (NUM_CHUNKS * width,),
@@ -61,10 +62,10 @@ class LoRAAdaLN(nn.Module):
   """W_b W_a (c + t) of one layer: D -> r -> 6 D without biases; the second factor starts at zero."""
 
   rank: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t 6D"]:
+  def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t sixD"]:
     width = condition.shape[-1]
     low = Linear(
       (self.rank,), axes=("embed", "unmodeled"), use_bias=False, dtype=self.dtype, name="down"

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from walt_t5x.denoiser.layers import Linear, ScaleNorm
@@ -59,7 +60,7 @@ class WindowAttention(nn.Module):
   num_heads: int
   qk_norm: bool = True
   relative_bias: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -94,7 +95,7 @@ class CrossAttention(nn.Module):
 
   num_heads: int
   qk_norm: bool = True
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
@@ -37,7 +38,7 @@ class Mlp(nn.Module):
   """D -> mlp_dim -> D with a tanh GELU."""
 
   mlp_dim: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -59,10 +60,12 @@ class WindowBlock(nn.Module):
   adaln_rank: int
   qk_norm: bool
   relative_bias: bool
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B t h w D"], inputs: LayerInputs) -> Float[Array, "B t h w D"]:
+  def __call__(
+    self, x: Float[Array, "B t h w D"], inputs: LayerInputs
+  ) -> Float[Array, "B t h w D"]:
     if self.adaln == "lora":
       correction = LoRAAdaLN(self.adaln_rank, dtype=self.dtype, name="adaln_lora")(inputs.condition)
       flat = inputs.shared_modulation + correction
@@ -101,7 +104,7 @@ class BlockPair(nn.Module):
   adaln_rank: int
   qk_norm: bool
   relative_bias: bool
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from walt_t5x.denoiser.layers import Linear, Table
@@ -24,16 +25,14 @@ class ConditionMlp(nn.Module):
   """linear -> SiLU -> linear into the width D; embeds a time sinusoid or a pooled text."""
 
   width: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... f"]) -> Float[Array, "... D"]:
-    hidden = Linear(
-      (self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="in"
-    )(x)
-    return Linear(
-      (self.width,), axes=("embed", "unmodeled"), dtype=self.dtype, name="out"
-    )(jax.nn.silu(hidden))
+    hidden = Linear((self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="in")(x)
+    return Linear((self.width,), axes=("embed", "unmodeled"), dtype=self.dtype, name="out")(
+      jax.nn.silu(hidden)
+    )
 
 
 class ClassEmbedding(nn.Module):
@@ -48,9 +47,7 @@ class ClassEmbedding(nn.Module):
     return table[jnp.where(labels < 0, self.num_classes, labels)]
 
 
-def pool_text(
-  text: Float[Array, "B t L E"], mask: Bool[Array, "B t L"]
-) -> Float[Array, "B t E"]:
+def pool_text(text: Float[Array, "B t L E"], mask: Bool[Array, "B t L"]) -> Float[Array, "B t E"]:
   """Mean over the tokens that are not padding, float32. Assumption: the paper names no pooling."""
   weights = mask.astype(jnp.float32)[..., None]
   total = jnp.sum(text.astype(jnp.float32) * weights, axis=-2)
@@ -77,7 +74,7 @@ class PatchEmbedding(nn.Module):
 
   patch_size: int
   width: int
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, latents: Float[Array, "B t h w C"]) -> Float[Array, "B t hp wp D"]:
@@ -109,4 +106,3 @@ def unpatchify(patches: Float[Array, "B t hp wp C_p_p"], patch: int) -> Float[Ar
   split = patches.reshape(batch, t, hp, wp, patch, patch, channels)
   split = jnp.transpose(split, (0, 1, 2, 4, 3, 5, 6))
   return split.reshape(batch, t, hp * patch, wp * patch, channels)
-

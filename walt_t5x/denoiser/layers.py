@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 Initializer = Callable[..., Array]
@@ -38,7 +39,7 @@ class Linear(nn.Module):
   use_bias: bool = True
   kernel_init: Initializer = projection_init
   bias_init: Initializer = zeros_init
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -95,7 +96,7 @@ class ScaleNorm(nn.Module):
 
 
 def layer_norm(
-  x: Float[Array, "... d"], epsilon: float = 1e-6, *, dtype: jnp.dtype | None = None
+  x: Float[Array, "... d"], epsilon: float = 1e-6, *, dtype: DTypeLike | None = None
 ) -> Float[Array, "... d"]:
   """Affine-free LayerNorm, statistics in float32; returned in `dtype`, by default that of x."""
   y = x.astype(jnp.float32)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import param_with_axes
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.embeddings import unpatchify
@@ -18,7 +19,7 @@ class LowResolutionUpsample(nn.Module):
   """
 
   scale: int = 2
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, latents: Float[Array, "B t h w c"]) -> Float[Array, "B t H W c"]:

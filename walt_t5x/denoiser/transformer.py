@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.partitioning import remat, scan_with_axes
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from walt_t5x.denoiser.adaln import SharedAdaLN, modulate
@@ -109,7 +110,7 @@ class WaltDenoiser(nn.Module):
   relative_bias: bool = True
   scan_layers: bool = False
   remat: str = "none"
-  dtype: jnp.dtype = jnp.bfloat16
+  dtype: DTypeLike = jnp.bfloat16
 
   def _input_channels(
     self, noisy: Array, self_condition: Array | None, conditioning: Conditioning
@@ -156,9 +157,9 @@ class WaltDenoiser(nn.Module):
         pool_text(conditioning.text, conditioning.text_mask)
       )
     if self.low_resolution_scale:
-      condition = condition + mlp("low_resolution_mlp")(
-        sinusoid(conditioning.low_resolution_steps)
-      )[:, None]
+      condition = (
+        condition + mlp("low_resolution_mlp")(sinusoid(conditioning.low_resolution_steps))[:, None]
+      )
     return condition
 
   def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
@@ -200,7 +201,7 @@ class WaltDenoiser(nn.Module):
     noisy_latents: Float[Array, "B t h w c"],
     steps: Num[Array, "B"],
     self_condition: Float[Array, "B t h w c"] | None = None,
-    conditioning: Conditioning = Conditioning(),  # noqa: B008, RUF009 - frozen
+    conditioning: Conditioning = Conditioning(),
   ) -> Float[Array, "B t h w c"]:
     """Args:
 
@@ -233,7 +234,9 @@ class WaltDenoiser(nn.Module):
       shared = SharedAdaLN(dtype=self.dtype, name="adaln")(condition)
       inputs = dataclasses.replace(inputs, shared_modulation=shared)
     if self.text_dim:
-      text = Linear((self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="text_projection")
+      text = Linear(
+        (self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="text_projection"
+      )
       inputs = dataclasses.replace(
         inputs, text=text(conditioning.text), text_mask=conditioning.text_mask
       )
@@ -283,5 +286,3 @@ def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
     text_mask=fill(conditioning.text_mask),
     labels=fill(conditioning.labels),
   )
-
-

@@ -30,7 +30,9 @@ def num_windows(grid: Window, window: Window) -> int:
   return (grid[0] // window[0]) * (grid[1] // window[1]) * (grid[2] // window[2])
 
 
-def partition(tokens: Shaped[Array, "B t h w *rest"], window: Window) -> Shaped[Array, "B n m *rest"]:
+def partition(
+  tokens: Shaped[Array, "B t h w *rest"], window: Window
+) -> Shaped[Array, "B n m *rest"]:
   """Cuts the grid: [B, t, h, w, ...] -> [B, windows, tokens of a window, ...], both in row-major (t, h, w) order."""
   batch, t, h, w, *rest = tokens.shape
   check_window((t, h, w), window)

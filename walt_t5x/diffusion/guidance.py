@@ -14,7 +14,9 @@ from jaxtyping import Array, Float
 
 
 def guide(
-  conditional: Float[Array, "*axes"], unconditional: Float[Array, "*axes"], scale: Float[Array, ""] | float
+  conditional: Float[Array, "*axes"],
+  unconditional: Float[Array, "*axes"],
+  scale: Float[Array, ""] | float,
 ) -> Float[Array, "*axes"]:
   """u + w (c - u)."""
   return unconditional + scale * (conditional - unconditional)

@@ -27,7 +27,9 @@ class BetaSchedule(enum.StrEnum):
   COSINE = "cosine"
 
 
-def _alphas_cumulative(kind: BetaSchedule, *, num_steps: int, first: float, last: float) -> np.ndarray:
+def _alphas_cumulative(
+  kind: BetaSchedule, *, num_steps: int, first: float, last: float
+) -> np.ndarray:
   """prod (1 - beta_j) for k = 1 .. num_steps, before any rescaling, float64 [num_steps]."""
   match kind:
     case BetaSchedule.LINEAR:
@@ -40,7 +42,9 @@ def _alphas_cumulative(kind: BetaSchedule, *, num_steps: int, first: float, last
       signal = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
       betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
     case _:
-      raise ValueError(f"unknown beta schedule {kind!r}: expected one of {[str(k) for k in BetaSchedule]}")
+      raise ValueError(
+        f"unknown beta schedule {kind!r}: expected one of {[str(k) for k in BetaSchedule]}"
+      )
   return np.cumprod(1 - betas)
 
 

@@ -23,9 +23,7 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
   )
 
 
-def null_text_like(
-  null_text: Array, text: Array
-) -> tuple[Array, Array]:
+def null_text_like(null_text: Array, text: Array) -> tuple[Array, Array]:
   """The null caption padded to the text's slots: ([B, s, L, E], mask [B, s, L]).
 
   Args:

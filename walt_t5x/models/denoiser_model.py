@@ -40,17 +40,17 @@ class DenoiserModel(engine.BaseModel):
   ):
     """Args:
 
-      module: the network.
-      optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
-      schedule: noise schedule; the paper's by default.
-      prediction: "v" (the paper's), "x0" or "epsilon".
-      self_conditioning_probability: p_sc; a row's first-pass estimate is fed back with this probability, else zeros.
-      drop_probability: share of captions and labels dropped for guidance. Assumption: 0.1.
-      frame_prediction_probability: p_fp; share of video rows given past frames, half of them 1 latent frame, half 2.
-        Assumption: 0.25.
-      max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
-      sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
-      sampler: how `predict_batch` samples.
+    module: the network.
+    optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
+    schedule: noise schedule; the paper's by default.
+    prediction: "v" (the paper's), "x0" or "epsilon".
+    self_conditioning_probability: p_sc; a row's first-pass estimate is fed back with this probability, else zeros.
+    drop_probability: share of captions and labels dropped for guidance. Assumption: 0.1.
+    frame_prediction_probability: p_fp; share of video rows given past frames, half of them 1 latent frame, half 2.
+      Assumption: 0.25.
+    max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
+    sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
+    sampler: how `predict_batch` samples.
     """
     super().__init__(optimizer_def)
     self.module = module
@@ -64,7 +64,7 @@ class DenoiserModel(engine.BaseModel):
     self.sampler = sampler or SamplerConfig()
 
   @property
-  def FEATURE_CONVERTER_CLS(self):  # noqa: N802 - T5X's name
+  def FEATURE_CONVERTER_CLS(self):
     """The converter for the features that this module reads; both engines call it with `pack` and its companion."""
 
     def make(**kwargs) -> DenoiserFeatureConverter:
@@ -110,7 +110,9 @@ class DenoiserModel(engine.BaseModel):
       low_resolution_steps=steps,
     )
 
-  def _with_past_frames(self, conditioning: Conditioning, rng: Array, latents: Array) -> Conditioning:
+  def _with_past_frames(
+    self, conditioning: Conditioning, rng: Array, latents: Array
+  ) -> Conditioning:
     """Gives 1 or 2 clean latent frames to a share p_fp of the video rows (Section 4.4)."""
     if not self.module.frame_prediction:
       return conditioning
@@ -162,7 +164,9 @@ class DenoiserModel(engine.BaseModel):
     self_condition = None
     if self.module.self_conditioning and self.self_conditioning_probability > 0:
       first, _ = to_x0_and_noise(self.prediction, predict(None), x_t=x_t, gamma=gamma)
-      chosen = jax.random.bernoulli(rng_self, self.self_conditioning_probability, (rows, 1, 1, 1, 1))
+      chosen = jax.random.bernoulli(
+        rng_self, self.self_conditioning_probability, (rows, 1, 1, 1, 1)
+      )
       self_condition = jnp.where(chosen, jax.lax.stop_gradient(first), 0.0)
 
     wanted = target(self.prediction, x0=latents, noise=noise, gamma=gamma)
@@ -215,7 +219,9 @@ class DenoiserModel(engine.BaseModel):
     sampler = sampler or self.sampler
     unconditional = None
     if sampler.guidance is not None:
-      slots = next((x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1)
+      slots = next(
+        (x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1
+      )
       dropped = jnp.ones((noise.shape[0], slots), bool)
       unconditional = drop(conditioning, dropped, null_text=null_text)
     return sample_latents(

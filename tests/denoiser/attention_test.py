@@ -1,0 +1,141 @@
+"""Attention against dense numpy attention under a hand-built mask."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
+from walt_t5x.denoiser.relative_position import relative_position_index
+
+GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
+
+
+def _grid(seed=0, rows=2):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=(rows, *GRID, WIDTH)), jnp.float32)
+
+
+def _randomised(variables, seed=7):
+  """Random values in every parameter, so that no zero start hides an error."""
+  leaves, tree = jax.tree.flatten(variables["params"])
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return {
+    "params": jax.tree.unflatten(
+      tree, [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+    )
+  }
+
+
+def _dense(params, x, text=None, allowed=None, bias=None):
+  """float64 attention over all tokens of one row with a [queries, keys] mask; text keys are appended."""
+  p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+  tokens = np.asarray(x, np.float64).reshape(-1, WIDTH)
+  keys_in = tokens if text is None else np.concatenate([tokens, np.asarray(text, np.float64)])
+
+  def project(name, a):
+    return np.einsum("nd,dhk->nhk", a, p[name]["kernel"]) + p[name]["bias"]
+
+  def norm(name, a):
+    a = a - a.mean(-1, keepdims=True)
+    return a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"]
+
+  q, k, v = (
+    norm("query_norm", project("query", tokens)),
+    norm("key_norm", project("key", keys_in)),
+    project("value", keys_in),
+  )
+  scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
+  if bias is not None:
+    scores = scores + bias
+  scores = np.where(allowed, scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  out = np.einsum("hqk,khd->qhd", weights, v)
+  return np.einsum("qhd,hdw->qw", out, p["out"]["kernel"]) + p["out"]["bias"]
+
+
+def _coordinates():
+  return [(t, h, w) for t in range(3) for h in range(4) for w in range(4)]
+
+
+def _window_mask_and_bias(window, table):
+  """Drawn pair by pair: who shares a window, and the table's row for each displacement."""
+  places = _coordinates()
+  wt, wh, ww = window
+  allowed = np.zeros((48, 48), bool)
+  bias = np.zeros((HEADS, 48, 48))
+  for i, a in enumerate(places):
+    for j, b in enumerate(places):
+      if all(x // s == y // s for x, y, s in zip(a, b, window)):
+        allowed[i, j] = True
+        dt, dh, dw = (x - y for x, y in zip(a, b))
+        row = ((dt + wt - 1) * (2 * wh - 1) + dh + wh - 1) * (2 * ww - 1) + dw + ww - 1
+        bias[:, i, j] = table[row]
+  return allowed, bias
+
+
+def test_window_attention_equals_dense_attention_under_a_block_mask():
+  x = _grid()
+  for window in ((1, 4, 4), (3, 2, 2), (1, 2, 4)):
+    layer = WindowAttention(window=window, num_heads=HEADS)
+    variables = _randomised(layer.init(jax.random.key(0), x))
+    table = np.asarray(variables["params"]["relative_position_bias"]["table"])
+    allowed, bias = _window_mask_and_bias(window, table)
+    got = layer.apply(variables, x)
+    for row in range(2):
+      expected = _dense(variables["params"], x[row], allowed=allowed, bias=bias)
+      np.testing.assert_allclose(got[row].reshape(48, WIDTH), expected, atol=1e-5)
+
+
+def test_no_gradient_crosses_a_window_border():
+  x = _grid(rows=1)
+  window = (3, 2, 2)
+  layer = WindowAttention(window=window, num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x))
+  gradient = jax.grad(lambda a: layer.apply(variables, a)[0, 1, 2, 1].sum())(x)[0]
+  touched = np.abs(np.asarray(gradient)).sum(-1) > 0
+  same_window = np.zeros(GRID, bool)
+  same_window[:, 2:4, 0:2] = True
+  np.testing.assert_array_equal(touched, same_window)
+
+
+def test_an_image_row_passes_its_values_through_where_the_window_spans_time():
+  x = _grid()
+  is_image = jnp.array([True, False])
+  layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x))
+  got = layer.apply(variables, x, is_image)
+  p = variables["params"]
+  value = jnp.einsum("thwd,dnk->thwnk", x[0], p["value"]["kernel"]) + p["value"]["bias"]
+  passed = jnp.einsum("thwnk,nkd->thwd", value, p["out"]["kernel"]) + p["out"]["bias"]
+  np.testing.assert_allclose(got[0], passed, atol=1e-5)
+  np.testing.assert_allclose(got[1], layer.apply(variables, x)[1], atol=1e-6)
+  spatial = WindowAttention(window=(1, 4, 4), num_heads=HEADS)
+  variables = _randomised(spatial.init(jax.random.key(0), x))
+  np.testing.assert_allclose(
+    spatial.apply(variables, x, is_image), spatial.apply(variables, x), atol=1e-6
+  )
+
+
+def test_cross_attention_sees_its_own_frame_and_the_text_that_is_not_padding():
+  x = _grid()
+  text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 1, 5, WIDTH)), jnp.float32)
+  mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 0, 0, 0, 0]]], bool)
+  layer = CrossAttention(num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  got = layer.apply(variables, x, text, mask)
+  for row, tokens in enumerate((3, 1)):
+    for frame in range(3):
+      expected = _dense(
+        variables["params"],
+        x[row, frame],
+        text=text[row, 0, :tokens],
+        allowed=np.ones((16, 16 + tokens), bool),
+      )
+      np.testing.assert_allclose(got[row, frame].reshape(16, WIDTH), expected, atol=1e-5)
+
+
+def test_relative_position_index_of_a_line_is_the_hand_drawn_matrix():
+  np.testing.assert_array_equal(
+    relative_position_index((1, 1, 4)),
+    [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]],
+  )

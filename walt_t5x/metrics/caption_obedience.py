@@ -47,7 +47,7 @@ AREA_RANGE = (0.01, 0.40)
 MIN_COMPACTNESS = 0.5
 # Cosine between a pixel's colour above the background and a palette entry; grey against its nearest
 # entry has 0.87.
-MIN_COSINE = 0.92
+MIN_COSINE = 0.95
 # Displacement as a fraction of the frame, and how far the larger axis must exceed the other.
 MIN_DISPLACEMENT = 0.10
 MIN_DOMINANCE = 1.5
@@ -110,7 +110,7 @@ class Obedience:
     """Flat scalars for a metric writer or a JSON report."""
     shares = ("colour_accuracy", "direction_accuracy", "both_accuracy")
     names = (*self.__dataclass_fields__, *shares)
-    return {f"caption_obedience/{name}": getattr(self, name) for name in names}
+    return {f"caption_obedience/{name}": float(getattr(self, name)) for name in names}
 
   def __str__(self) -> str:
     lines = [f"caption obedience over {self.clips} clips ({self.unreadable} show no shape)"]
@@ -248,11 +248,16 @@ def judge(
 
 
 def score(
-  clips: Iterable[tuple[Float[np.ndarray, "T H W 3"], str]],
+  clips: Iterable[tuple[np.ndarray, str]],
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Obedience:
-  """Judges every (video, caption) and counts. Chance is 1/6 for colour and 1/4 for direction."""
+  """Judges every (video, caption) and counts. Chance is 1/6 for colour and 1/4 for direction.
+
+  Args:
+    clips: pairs of a video [T, H, W, 3] in [0, 1], of any length and size, and its caption.
+    palette: colour name -> RGB in [0, 1].
+  """
   return tally(judge(video, caption, palette=palette) for video, caption in clips)
 
 

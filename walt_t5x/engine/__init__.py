@@ -1,0 +1,74 @@
+"""One set of names for training, served by T5X where it is installed and by the built-in engine elsewhere.
+
+A gin file imports the package (`from walt_t5x import engine`) and binds `engine.DatasetConfig`; gin resolves
+attributes one at a time, so the names below are found on first use and `import walt_t5x.engine` stays cheap.
+Arguments and meaning are T5X's. `engine.choice` says which engine serves, and how to force one.
+
+Engine-neutral parts are plain modules: `engine.optimizers` and `engine.schedules` (gin factories),
+`engine.ema` (parameter average), `engine.checkpoints` (reader of both engines' checkpoints).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from walt_t5x.engine.builtin.base_model import BaseModel
+  from walt_t5x.engine.builtin.checkpoint_configs import (
+    CheckpointConfig,
+    RestoreCheckpointConfig,
+    SaveCheckpointConfig,
+  )
+  from walt_t5x.engine.builtin.datasets import DatasetConfig
+  from walt_t5x.engine.builtin.learning_rate import create_learning_rate_scheduler
+  from walt_t5x.engine.builtin.optimizer import OptaxWrapper
+  from walt_t5x.engine.builtin.partitioner import PjitPartitioner, standard_logical_axis_rules
+  from walt_t5x.engine.builtin.train_loop import train
+  from walt_t5x.engine.builtin.trainer import Trainer
+  from walt_t5x.engine.gin_config import summarize_gin_config
+
+__all__ = [
+  "BaseModel",
+  "CheckpointConfig",
+  "DatasetConfig",
+  "OptaxWrapper",
+  "PjitPartitioner",
+  "RestoreCheckpointConfig",
+  "SaveCheckpointConfig",
+  "Trainer",
+  "create_learning_rate_scheduler",
+  "standard_logical_axis_rules",
+  "summarize_gin_config",
+  "train",
+]
+
+# name -> (module of T5X, module of the built-in engine)
+_HOMES = {
+  "BaseModel": ("t5x.models", "walt_t5x.engine.builtin.base_model"),
+  "CheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
+  "DatasetConfig": ("t5x.utils", "walt_t5x.engine.builtin.datasets"),
+  "OptaxWrapper": ("t5x.optimizers", "walt_t5x.engine.builtin.optimizer"),
+  "PjitPartitioner": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),
+  "RestoreCheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
+  "SaveCheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
+  "Trainer": ("t5x.trainer", "walt_t5x.engine.builtin.trainer"),
+  "create_learning_rate_scheduler": ("t5x.utils", "walt_t5x.engine.builtin.learning_rate"),
+  "standard_logical_axis_rules": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),
+  "summarize_gin_config": ("t5x.gin_utils", "walt_t5x.engine.gin_config"),
+  "train": ("t5x.train", "walt_t5x.engine.builtin.train_loop"),
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  from walt_t5x.engine import choice
+
+  t5x_home, builtin_home = _HOMES[name]
+  home = t5x_home if choice.use_t5x() else builtin_home
+  value = getattr(importlib.import_module(home), name)
+  globals()[name] = value
+  return value
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_HOMES])

@@ -1,0 +1,70 @@
+"""What the engine trains: T5X's model interface."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+
+class BaseModel(abc.ABC):
+  """A Flax module together with its loss, its prediction and its optimizer.
+
+  `FEATURE_CONVERTER_CLS` is the `seqio.FeatureConverter` class that turns task features into a batch.
+
+  Args:
+    optimizer_def: an `OptaxWrapper`.
+  """
+
+  FEATURE_CONVERTER_CLS: Callable[..., Any]
+
+  def __init__(self, optimizer_def: Any):
+    self.optimizer_def = optimizer_def
+
+  @abc.abstractmethod
+  def loss_fn(
+    self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """The loss to minimise, a mean over rows, and metrics.
+
+    Args:
+      params: the parameter tree.
+      batch: name -> array, rows first.
+      dropout_rng: key of this step, or None where the loss must be deterministic.
+
+    Returns:
+      The scalar loss and a dict of `clu.metrics.Metric` objects, merged over microbatches and steps.
+    """
+
+  def eval_fn(
+    self, params: Any, batch: Mapping[str, jax.Array]
+  ) -> tuple[jax.Array, dict[str, Any]]:
+    """The deterministic loss and metrics of an evaluation batch."""
+    return self.loss_fn(params, batch, None)
+
+  def predict_batch(
+    self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
+  ) -> Any:
+    """Predictions of a batch."""
+    return self.predict_batch_with_aux(params, batch, rng)[0]
+
+  @abc.abstractmethod
+  def predict_batch_with_aux(
+    self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
+  ) -> tuple[Any, Mapping[str, Any]]:
+    """Predictions of a batch and auxiliary outputs."""
+
+  @abc.abstractmethod
+  def score_batch(
+    self, params: Any, batch: Mapping[str, jax.Array], return_intermediates: bool = False
+  ) -> Any:
+    """A score a row."""
+
+  @abc.abstractmethod
+  def get_initial_variables(
+    self,
+    rng: jax.Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, Any] | None = None,
+  ) -> Mapping[str, Any]:
+    """`{'params': ..., 'params_axes': ...}` for batches of these shapes and types."""

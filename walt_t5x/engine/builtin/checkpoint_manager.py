@@ -1,0 +1,132 @@
+"""Writes checkpoints: asynchronous, atomic, in T5X's Orbax layout (see `engine.checkpoints`)."""
+
+import dataclasses
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from walt_t5x.engine import checkpoints
+from walt_t5x.engine.builtin.checkpoint_configs import SaveCheckpointConfig
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.partitioner import DataLayout
+from walt_t5x.engine.builtin.train_state import TrainState
+
+
+class RowPositionHandler(ocp.CheckpointHandler):
+  """Lets Orbax write the position of the training rows beside the state, one file a data shard."""
+
+  def save(self, directory: epath.Path, args: "RowPosition") -> None:
+    if not args.layout.is_first_host_in_replica_set:
+      return
+    file = row_position_file(directory, args.layout)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    args.iterator.save(os.fspath(file))
+
+  def restore(self, directory: epath.Path, args: Any = None) -> None:
+    raise NotImplementedError("the position of the rows is restored by engine.builtin.restoring")
+
+
+@ocp.args.register_with_handler(RowPositionHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class RowPosition(ocp.args.CheckpointArgs):
+  """The iterator whose position is saved, and which part of the rows it reads."""
+
+  iterator: ShardedIterator
+  layout: DataLayout
+
+
+def row_position_file(directory: epath.Path, layout: DataLayout) -> epath.Path:
+  """T5X's name for the position file of this host."""
+  if jax.process_count() > 1:
+    directory = directory / f"process_{jax.process_index()}-of-{jax.process_count()}"
+  return directory / f"train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}"
+
+
+class CheckpointManager:
+  """Saves train states of one run.
+
+  Args:
+    model_dir: the run's folder.
+    config: when and what to save.
+    layout: which rows this host reads.
+  """
+
+  def __init__(self, model_dir: str, *, config: SaveCheckpointConfig, layout: DataLayout):
+    self._config, self._layout = config, layout
+    if config.keep_dataset_checkpoints is not None:
+      logging.warning(
+        "keep_dataset_checkpoints has no effect with Orbax; `keep` counts whole checkpoints."
+      )
+    handlers: dict[str, Any] = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
+    if config.save_dataset:
+      handlers["dataset"] = RowPositionHandler()
+    self._manager = ocp.CheckpointManager(
+      epath.Path(model_dir),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=config.keep,
+        step_prefix="checkpoint",
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=1800),
+      ),
+      item_handlers=handlers,
+    )
+
+  def save(self, step: int, state: TrainState, iterator: ShardedIterator) -> bool:
+    """Starts to write a checkpoint; training may go on at once. False if the step is there already."""
+    if step in self._manager.all_steps():
+      return False
+    state_dict = state.state_dict()
+    dtype = None if self._config.dtype is None else jnp.dtype(self._config.dtype)
+    flat = traverse_util.flatten_dict(state_dict)
+    save_args = {
+      k: ocp.SaveArgs(
+        dtype=dtype if k[0] == "target" and jnp.issubdtype(v.dtype, jnp.floating) else None
+      )
+      for k, v in flat.items()
+    }
+    items: dict[str, Any] = {
+      "state": ocp.args.PyTreeSave(state_dict, save_args=traverse_util.unflatten_dict(save_args))
+    }
+    if self._config.save_dataset:
+      items["dataset"] = RowPosition(iterator, self._layout)
+    return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def wait(self) -> None:
+    """Returns when everything is on disk, or raises what went wrong."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+def set_aside(folder: epath.Path) -> None:
+  """Renames a folder that cannot be restored, so that its step can be saved again; nothing is deleted."""
+  if jax.process_index() == 0 and folder.exists():
+    target = folder.parent / f"torn_{folder.name}_{int(time.time())}"
+    folder.rename(target)
+    logging.warning("%s was renamed to %s.", folder, target.name)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"set aside {folder.name}")
+
+
+def set_torn_aside(model_dir: str) -> None:
+  """Renames every torn checkpoint of a run that is about to write into the folder."""
+  torn = []
+  for step in checkpoints.all_steps(model_dir):
+    folder = checkpoints.checkpoint_folder(model_dir, step)
+    reason = checkpoints.why_torn(folder)
+    if reason is not None:
+      logging.warning("%s is passed over: %s.", folder, reason)
+      torn.append(folder)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("torn checkpoints listed")
+  for folder in torn:
+    set_aside(folder)

@@ -1,0 +1,96 @@
+"""Batches on the mesh, from a position that can be saved."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+
+class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
+  """Turns this host's rows into arrays that are sharded over the mesh.
+
+  The position is that of the `tf.data` iterator, its shuffle and prefetch buffers included, so a restored iterator
+  continues with the very row that would have come next.
+
+  Args:
+    dataset: batches of this host's rows, a flat dict of dense tensors.
+    sharding: rows over the data axes.
+    batch_size: rows of the whole batch.
+  """
+
+  def __init__(self, dataset: Any, *, sharding: NamedSharding, batch_size: int):
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
+      raise ValueError(f"training rows: got {spec}, expected a flat dict of dense tensors.")
+    unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
+    if unknown:
+      raise ValueError(
+        f"training rows: features {unknown} have unknown dimensions; the feature converter must fix every shape."
+      )
+    self.element_spec = {
+      k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype.as_numpy_dtype, sharding=sharding)
+      for k, v in spec.items()
+    }
+    self._sharding = sharding
+    self._iterator = iter(dataset)
+    self._checkpoint = tf.train.Checkpoint(ds=self._iterator)
+    self._first: Mapping[str, jax.Array] | None = None
+    self._warmup: threading.Thread | None = None
+    self._warmup_error: BaseException | None = None
+
+  def __next__(self) -> Mapping[str, jax.Array]:
+    self._finish_warmup()
+    if self._first is not None:
+      first, self._first = self._first, None
+      return first
+    return self._read()
+
+  def start_warmup(self) -> None:
+    """Reads the first batch in the background, so that the pipeline fills while the step compiles."""
+
+    def read() -> None:
+      try:
+        self._first = self._read()
+      except BaseException as error:  # Raised again by __next__, in the caller's thread.
+        self._warmup_error = error
+
+    self._warmup = threading.Thread(target=read, name="first-batch", daemon=True)
+    self._warmup.start()
+
+  def save(self, filename: str) -> None:
+    """Writes the position.
+
+    Raises:
+      RuntimeError: a batch was read ahead and not used; it would be lost.
+    """
+    self._finish_warmup()
+    if self._first is not None:
+      raise RuntimeError(
+        "the position was asked for while a batch read ahead waits; save before start_warmup."
+      )
+    self._checkpoint.write(filename)
+
+  def restore(self, filename: str) -> None:
+    """Continues from a written position."""
+    self._checkpoint.read(filename).assert_consumed()
+
+  def _read(self) -> Mapping[str, jax.Array]:
+    rows = next(self._iterator)
+    return {
+      k: jax.make_array_from_process_local_data(
+        self._sharding, np.asarray(v), self.element_spec[k].shape
+      )
+      for k, v in rows.items()
+    }
+
+  def _finish_warmup(self) -> None:
+    if self._warmup is not None:
+      self._warmup.join()
+      self._warmup = None
+      if self._warmup_error is not None:
+        raise self._warmup_error

@@ -1,0 +1,167 @@
+"""SeqIO datasets, sharded over hosts."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+
+@dataclasses.dataclass
+class DatasetConfig:
+  """What to read, in SeqIO's terms.
+
+  Args:
+    mixture_or_task_name: a registered name, or a `seqio.Task` or `seqio.Mixture`.
+    task_feature_lengths: feature -> length, as the task and the feature converter want it.
+    split: say 'train'.
+    batch_size: rows of the whole batch, over all hosts.
+    shuffle: shuffle files and rows.
+    seed: of the shuffle; None takes the run's seed.
+    use_cached: read the cached task.
+    pack: passed to the feature converter.
+    use_custom_packing_ops: passed to the feature converter.
+    module: a module to import first, which registers the task.
+    use_memory_cache: keep evaluation batches in memory.
+    trim_output_features: trim features to their lengths.
+    runtime_preprocessors: T5X with AirIO only, must be None.
+    num_prefetch_threads: T5X with AirIO only, must be None.
+    num_workers: T5X with AirIO only, must be 0.
+  """
+
+  mixture_or_task_name: Any
+  task_feature_lengths: Mapping[str, int]
+  split: str
+  batch_size: int
+  shuffle: bool
+  seed: int | None
+  use_cached: bool = False
+  pack: bool = False
+  use_custom_packing_ops: bool = False
+  module: str | None = None
+  use_memory_cache: bool = True
+  trim_output_features: bool = True
+  runtime_preprocessors: Sequence[Any] | None = None
+  num_prefetch_threads: int | None = None
+  num_workers: int | None = 0
+
+  def __post_init__(self) -> None:
+    if self.runtime_preprocessors or self.num_prefetch_threads or self.num_workers:
+      raise ValueError(
+        "DatasetConfig: runtime_preprocessors, num_prefetch_threads and num_workers are for AirIO under T5X; the "
+        "built-in engine reads SeqIO only. Remove the bindings."
+      )
+    if self.batch_size < 1:
+      raise ValueError(f"DatasetConfig.batch_size: got {self.batch_size}, expected at least 1.")
+
+
+def mixture_or_task(cfg: DatasetConfig) -> Any:
+  """The SeqIO object that a config names."""
+  import seqio
+
+  if cfg.module:
+    importlib.import_module(cfg.module)
+  if isinstance(cfg.mixture_or_task_name, seqio.DatasetProviderBase):
+    return cfg.mixture_or_task_name
+  return seqio.get_mixture_or_task(cfg.mixture_or_task_name)
+
+
+def get_dataset(
+  cfg: DatasetConfig,
+  shard_id: int,
+  num_shards: int,
+  feature_converter_cls: Callable[..., Any],
+  num_epochs: int | None = None,
+  continue_from_last_checkpoint: bool = False,
+) -> Any:
+  """Batches of one host's share of the rows, as a `tf.data.Dataset`.
+
+  Small cached tasks are read from their files like large ones: `seqio.get_dataset` would copy a task of less than
+  10,000 examples to RAM, whatever an example weighs.
+
+  Args:
+    cfg: what to read.
+    shard_id: this host's share, in [0, num_shards).
+    num_shards: number of shares.
+    feature_converter_cls: the model's.
+    num_epochs: passes over the data; None for endless.
+    continue_from_last_checkpoint: T5X's deterministic pipelines only, must be False.
+
+  Raises:
+    ValueError: the batch does not divide over the shares, or an option is not supported.
+  """
+  import seqio
+  import tensorflow as tf
+
+  if continue_from_last_checkpoint:
+    raise ValueError(
+      "get_dataset: continue_from_last_checkpoint is not supported; set SaveCheckpointConfig.save_dataset=True."
+    )
+  if cfg.batch_size % num_shards:
+    raise ValueError(
+      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
+    )
+  source = mixture_or_task(cfg)
+  logging.info(
+    "Reading %s of %s: share %d of %d, seed %s.",
+    cfg.split,
+    source.name,
+    shard_id,
+    num_shards,
+    cfg.seed,
+  )
+  dataset = source.get_dataset(
+    sequence_length=cfg.task_feature_lengths,
+    split=cfg.split,
+    use_cached=cfg.use_cached,
+    shuffle=cfg.shuffle,
+    seed=cfg.seed,
+    shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+    num_epochs=num_epochs,
+    trim_output_features=cfg.trim_output_features,
+    try_in_mem_cache=False,
+  )
+  converter = feature_converter_cls(
+    pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
+  )
+  dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
+  dataset = dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+  return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def get_training_eval_datasets(
+  cfg: DatasetConfig,
+  shard_id: int,
+  num_shards: int,
+  eval_steps: int,
+  feature_converter_cls: Callable[..., Any],
+) -> dict[str, Any]:
+  """`eval_steps` batches of each task of a mixture that has the split, and of the mixture itself.
+
+  Rows are split over hosts after conversion, so every host sees as many batches whatever the number of files.
+  """
+  import seqio
+
+  source = mixture_or_task(cfg)
+  if cfg.batch_size % num_shards:
+    raise ValueError(
+      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
+    )
+
+  def batches(provider: Any) -> Any:
+    one = dataclasses.replace(cfg, mixture_or_task_name=provider, batch_size=1)
+    rows = get_dataset(one, 0, 1, feature_converter_cls, num_epochs=eval_steps * cfg.batch_size)
+    rows = rows.unbatch().shard(num_shards, shard_id)
+    rows = rows.batch(cfg.batch_size // num_shards, drop_remainder=True).take(eval_steps)
+    return rows.cache() if cfg.use_memory_cache else rows
+
+  datasets = {}
+  for task in seqio.get_subtasks(source):
+    if cfg.split in task.splits:
+      datasets[task.name] = batches(task)
+    else:
+      logging.info("Task %s has no split %r; it is not evaluated.", task.name, cfg.split)
+  if isinstance(source, seqio.Mixture):
+    datasets[source.name] = batches(source)
+  return datasets

@@ -1,0 +1,260 @@
+"""Logical axes to a device mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from flax.linen import partitioning as flax_partitioning
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from walt_t5x.engine.builtin.optimizer import map_axes
+
+LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataLayout:
+  """Which part of a batch this process reads."""
+
+  batch_size: int
+  shard_id: int
+  num_shards: int
+  is_first_host_in_replica_set: bool
+
+
+def standard_logical_axis_rules(
+  activation_partitioning_dims: int = 1,
+  parameter_partitioning_dims: int = 1,
+  additional_rules: LogicalAxisRules | None = None,
+) -> LogicalAxisRules:
+  """T5X's standard rules: wide axes over 'model', rows over 'data'; with two dimensions 'embed' is split too.
+
+  Args:
+    activation_partitioning_dims: 2 splits activations along 'embed' over 'model'.
+    parameter_partitioning_dims: 2 splits parameters along 'embed' over 'data' (fully sharded).
+    additional_rules: appended; the first rule that fits an axis wins.
+
+  Raises:
+    ValueError: a dimension is neither 1 nor 2.
+  """
+  if activation_partitioning_dims not in (1, 2) or parameter_partitioning_dims not in (1, 2):
+    raise ValueError(
+      f"standard_logical_axis_rules: got {activation_partitioning_dims=}, {parameter_partitioning_dims=}, "
+      "expected 1 or 2."
+    )
+  embed: list[tuple[str, str | tuple[str, ...] | None]] = []
+  if activation_partitioning_dims == 2:
+    embed.append(("embed", "model"))
+  if parameter_partitioning_dims == 2:
+    embed.append(("embed", "data"))
+  rules: list[tuple[str, str | tuple[str, ...] | None]] = [("batch", "data")]
+  rules += [(name, "model") for name in ("vocab", "mlp", "heads", "joined_kv")]
+  rules += [("kv", None), *(embed or [("embed", None)])]
+  replicated = ("relpos_buckets", "abspos_buckets", "length", "layers", "stack", "mlp_activations")
+  rules += [(name, None) for name in replicated]
+  return [*rules, *(additional_rules or [])]
+
+
+class PjitPartitioner:
+  """Maps logical axes to a ('data', 'model') mesh and compiles functions over it.
+
+  Args:
+    num_partitions: size of the 'model' axis; the other devices form 'data'.
+    model_parallel_submesh: T5X's (x, y, z, cores) tile; its product is the size of the 'model' axis and the
+      placement is left to `jax.experimental.mesh_utils`, which knows the interconnect.
+    params_on_devices: accepted for T5X's sake; parameters always live on the devices.
+    backend: take devices of this platform.
+    ici_mesh_shape: (replica, data, model) sizes within a slice; together with `dcn_mesh_shape` for several slices.
+    dcn_mesh_shape: (replica, data, model) sizes across slices.
+    logical_axis_rules: (logical axis, mesh axis or None) pairs, first fit wins.
+
+  Raises:
+    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or they do not divide
+      the devices.
+  """
+
+  def __init__(
+    self,
+    num_partitions: int | None = None,
+    model_parallel_submesh: Sequence[int] | None = None,
+    params_on_devices: bool = True,
+    backend: str | None = None,
+    ici_mesh_shape: Sequence[int] | None = None,
+    dcn_mesh_shape: Sequence[int] | None = None,
+    logical_axis_rules: LogicalAxisRules | None = None,
+  ):
+    del params_on_devices
+    if bool(num_partitions) == bool(model_parallel_submesh):
+      raise ValueError(
+        f"PjitPartitioner: got {num_partitions=} and {model_parallel_submesh=}, expected exactly one of them."
+      )
+    if (ici_mesh_shape is None) != (dcn_mesh_shape is None):
+      raise ValueError(
+        f"PjitPartitioner: got {ici_mesh_shape=} and {dcn_mesh_shape=}; give both, or neither."
+      )
+    self._model_size = int(num_partitions or np.prod(model_parallel_submesh))
+    self._backend = backend
+    self._ici, self._dcn = ici_mesh_shape, dcn_mesh_shape
+    rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
+    if ici_mesh_shape is not None:
+      rules = [(k, ("replica", "data") if k == "batch" else v) for k, v in rules]
+    self._rules = tuple((name, axis) for name, axis in rules)
+    (self._data_axis,) = flax_partitioning.logical_to_mesh_axes(("batch",), self._rules)
+
+  @functools.cached_property
+  def mesh(self) -> Mesh:
+    """The mesh over all devices of all processes."""
+    devices = jax.devices(self._backend)
+    if self._ici is not None and self._dcn is not None:
+      grid = mesh_utils.create_hybrid_device_mesh(self._ici, self._dcn, devices=devices)
+      return Mesh(grid, ("replica", "data", "model"))
+    if len(devices) % self._model_size:
+      raise ValueError(
+        f"PjitPartitioner: {len(devices)} devices do not divide into {self._model_size} model partitions; set "
+        "num_partitions to a divisor."
+      )
+    shape = (len(devices) // self._model_size, self._model_size)
+    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), ("data", "model"))
+
+  @property
+  def logical_axis_rules(self) -> LogicalAxisRules:
+    return self._rules
+
+  @property
+  def data_partition_spec(self) -> PartitionSpec:
+    return PartitionSpec(self._data_axis)
+
+  @property
+  def data_sharding(self) -> NamedSharding:
+    """Sharding of a batch: rows over the data axes."""
+    return NamedSharding(self.mesh, self.data_partition_spec)
+
+  @property
+  def replicated(self) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  @property
+  def data_mesh_size(self) -> int:
+    """Number of parts a batch is split into."""
+    return int(np.prod([self.mesh.shape[axis] for axis in self._data_axes]))
+
+  @property
+  def _data_axes(self) -> tuple[str, ...]:
+    if self._data_axis is None:
+      return ()
+    return (self._data_axis,) if isinstance(self._data_axis, str) else tuple(self._data_axis)
+
+  def get_data_layout(self, batch_size: int | None = None) -> DataLayout:
+    """Which rows this process reads. Processes that hold the same rows of the mesh read the same shard.
+
+    Args:
+      batch_size: rows of the whole batch; None for one a data partition.
+
+    Raises:
+      ValueError: the batch does not divide.
+    """
+    batch_size = batch_size or self.data_mesh_size
+    if batch_size % self.data_mesh_size:
+      raise ValueError(
+        f"batch size {batch_size} does not divide over {self.data_mesh_size} data partitions; set "
+        "DatasetConfig.batch_size to a multiple."
+      )
+    shards, owners = _data_shards(self.mesh, self._data_axes)
+    mine = owners[jax.process_index()]
+    first = min(process for process, shard in owners.items() if shard == mine)
+    return DataLayout(batch_size, mine, shards, first == jax.process_index())
+
+  def get_mesh_axes(self, logical_axes: Any) -> Any:
+    """A tree of logical `PartitionSpec`s as mesh `PartitionSpec`s."""
+    return map_axes(
+      lambda axes: flax_partitioning.logical_to_mesh_axes(tuple(axes), self._rules), logical_axes
+    )
+
+  def get_shardings(self, mesh_axes: Any) -> Any:
+    """A tree of mesh `PartitionSpec`s as shardings."""
+    return map_axes(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
+
+  def check_divisible(self, state_dict: Any, mesh_axes_dict: Any) -> None:
+    """Every sharded dimension divides over its mesh axes.
+
+    Raises:
+      ValueError: naming the array, the dimension and the mesh axis that do not fit.
+    """
+    shapes = traverse_util.flatten_dict(state_dict, sep="/")
+    for name, spec in traverse_util.flatten_dict(mesh_axes_dict, sep="/").items():
+      for size, axis in zip(shapes[name].shape, spec):
+        names = () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
+        parts = int(np.prod([self.mesh.shape[n] for n in names]))
+        if size % parts:
+          raise ValueError(
+            f"{name}: dimension of {size} does not divide over mesh axis {axis!r} of {parts}; change "
+            "PjitPartitioner.num_partitions, or map its logical axis to None in logical_axis_rules."
+          )
+
+  def partition(
+    self,
+    fn: Callable[..., Any],
+    in_axis_resources: Any,
+    out_axis_resources: Any,
+    static_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
+  ) -> "PartitionedFunction":
+    """`fn` compiled over the mesh; resources are trees (or prefixes) of `PartitionSpec`, None for replicated."""
+    jitted = jax.jit(
+      fn,
+      in_shardings=self._resources(in_axis_resources),
+      out_shardings=self._resources(out_axis_resources),
+      static_argnums=static_argnums,
+      donate_argnums=donate_argnums,
+    )
+    return PartitionedFunction(jitted, self.mesh, self._rules)
+
+  def compile(self, partitioned_fn: "PartitionedFunction", *args: Any) -> Callable[..., Any]:
+    """The function compiled for arguments like these (arrays or `jax.ShapeDtypeStruct`)."""
+    return partitioned_fn.lower(*args).compile()
+
+  def _resources(self, resources: Any) -> Any:
+    return jax.tree.map(
+      lambda spec: NamedSharding(self.mesh, PartitionSpec() if spec is None else spec),
+      resources,
+      is_leaf=lambda node: node is None or isinstance(node, PartitionSpec),
+    )
+
+
+class PartitionedFunction:
+  """A jitted function that is traced under its mesh and its axis rules."""
+
+  def __init__(self, jitted: Any, mesh: Mesh, rules: LogicalAxisRules):
+    self._jitted, self._mesh, self._rules = jitted, mesh, rules
+
+  def __call__(self, *args: Any) -> Any:
+    with self._mesh, flax_partitioning.axis_rules(self._rules):
+      return self._jitted(*args)
+
+  def lower(self, *args: Any) -> Any:
+    with self._mesh, flax_partitioning.axis_rules(self._rules):
+      return self._jitted.lower(*args)
+
+
+def _data_shards(mesh: Mesh, data_axes: Sequence[str]) -> tuple[int, dict[int, int]]:
+  """Number of data shards, and the shard of each process.
+
+  A process's shard is the set of rows that its devices hold; equal sets are one shard, read by several processes.
+  """
+  rows: dict[int, set[tuple[int, ...]]] = {}
+  positions = [mesh.axis_names.index(axis) for axis in data_axes]
+  for index, device in np.ndenumerate(mesh.devices):
+    rows.setdefault(device.process_index, set()).add(tuple(index[p] for p in positions))
+  distinct = sorted({tuple(sorted(held)) for held in rows.values()})
+  flat = [row for held in distinct for row in held]
+  if len(flat) != len(set(flat)) or len({len(held) for held in distinct}) != 1:
+    raise ValueError(
+      "the processes' shares of the data axis overlap in part; choose num_partitions so that the model axis fills "
+      "whole processes, or fits into one."
+    )
+  return len(distinct), {p: distinct.index(tuple(sorted(held))) for p, held in rows.items()}

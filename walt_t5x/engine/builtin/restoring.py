@@ -1,0 +1,218 @@
+"""Train states from checkpoints, onto any mesh."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+from walt_t5x.engine import checkpoints
+from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
+from walt_t5x.engine.builtin.checkpoint_manager import row_position_file, set_aside
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.partitioner import DataLayout
+from walt_t5x.engine.builtin.train_state import TrainState
+
+Name = tuple[str, ...]
+
+
+class StateMismatch(ValueError):
+  """A readable checkpoint that belongs to another model or optimizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restorer:
+  """Restores states of one model.
+
+  Args:
+    shapes: the state, as `jax.ShapeDtypeStruct`.
+    shardings: the state's shardings, the same tree.
+    from_scratch: makes an initial state; called only where something must be filled in.
+  """
+
+  shapes: TrainState
+  shardings: TrainState
+  from_scratch: Callable[[], TrainState]
+
+  def newest(
+    self, model_dir: str, *, fns: Sequence[Callable[..., Any]] = ()
+  ) -> tuple[TrainState, int] | None:
+    """The state of the newest checkpoint of a run that can be read, and its step; None if the run has none.
+
+    A checkpoint that Orbax cannot read is set aside with a warning and the one before it is tried; a readable one of
+    another model is an error.
+
+    Raises:
+      RuntimeError: there are checkpoints, and none can be read.
+    """
+    steps = checkpoints.whole_steps(model_dir)
+    failures = []
+    for step in reversed(steps):
+      folder = checkpoints.checkpoint_folder(model_dir, step)
+      try:
+        config = RestoreCheckpointConfig(
+          path=str(folder), mode="specific", state_transformation_fns=fns
+        )
+        return self.from_config(config, is_resuming=True), step
+      except StateMismatch:
+        raise
+      except (ValueError, OSError, KeyError) as error:
+        failures.append(f"{folder}: {type(error).__name__}: {str(error)[:300]}")
+        logging.warning(
+          "%s cannot be read (%s); the checkpoint before it is tried.", folder, str(error)[:300]
+        )
+        set_aside(folder)
+    if failures:
+      raise RuntimeError(
+        "no checkpoint of this run can be read:\n  "
+        + "\n  ".join(failures)
+        + "\nThey were renamed to torn_*. Restore "
+        "one by hand, or run the same command once more to start from scratch."
+      )
+    return None
+
+  def from_config(
+    self, config: RestoreCheckpointConfig, *, is_resuming: bool = False
+  ) -> TrainState:
+    """The state that a config names.
+
+    Raises:
+      FileNotFoundError: no whole checkpoint there.
+      StateMismatch: names or shapes differ from this model's.
+    """
+    checkpoint = checkpoints.find_checkpoint(str(config.path))
+    logging.info("Restoring %s.", checkpoint)
+    wanted = traverse_util.flatten_dict(self.shapes.state_dict())
+    shardings = traverse_util.flatten_dict(self.shardings.state_dict())
+    metadata = checkpoints.state_metadata(checkpoint)
+    if config.state_transformation_fns:
+      found = self._transformed(checkpoint, config, is_resuming)
+      found = {
+        k: jax.device_put(jnp.asarray(v, wanted[k].dtype), shardings[k])
+        for k, v in found.items()
+        if k in wanted
+      }
+      _check_shapes(checkpoint, {k: (k, v.shape) for k, v in found.items()}, wanted)
+    else:
+      sources = _sources(wanted, metadata, config.assignment_map or ())
+      _check_shapes(checkpoint, {k: (s, metadata[s].shape) for k, s in sources.items()}, wanted)
+      found = _read_sharded(
+        checkpoint, sources, metadata=metadata, wanted=wanted, shardings=shardings
+      )
+    missing = sorted("/".join(k) for k in wanted if k not in found)
+    if missing and not config.fallback_to_scratch:
+      raise StateMismatch(
+        f"{checkpoint} lacks {len(missing)} of the {len(wanted)} arrays of this model and optimizer, first "
+        f"{missing[:3]}; it holds {len(metadata)}, first {['/'.join(k) for k in list(metadata)[:3]]}. Train the model "
+        "that made it, or set RestoreCheckpointConfig.assignment_map with fallback_to_scratch=True."
+      )
+    if missing:
+      logging.info("%d arrays start from scratch, first %s.", len(missing), missing[:3])
+      fresh = traverse_util.flatten_dict(self.from_scratch().state_dict())
+      found |= {k: fresh[k] for k in wanted if k not in found}
+    state = self.shapes.restore_state(traverse_util.unflatten_dict(found))
+    if config.dtype is not None and jnp.dtype(config.dtype) != jnp.float32:
+      cast = jax.tree.map(lambda p: p.astype(config.dtype), state.params)
+      state = state.replace(params=cast)
+    return state
+
+  def _transformed(
+    self, checkpoint: epath.Path, config: RestoreCheckpointConfig, is_resuming: bool
+  ) -> dict[Name, Any]:
+    state_dict = checkpoints.load_state_dict(checkpoint)
+    target = self.shapes.state_dict()
+    for fn in config.state_transformation_fns:
+      state_dict = fn(state_dict, target, is_resuming=is_resuming)
+    return traverse_util.flatten_dict(state_dict)
+
+
+def restore_row_position(
+  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
+) -> bool:
+  """Continues with the rows that come next. False, with a warning, where the checkpoint cannot say."""
+  file = row_position_file(checkpoint / "dataset", layout)
+  if not (file.parent / f"{file.name}.index").exists():
+    logging.warning(
+      "%s has no position for data shard %d of %d (it was saved without save_dataset, or on another number of hosts); "
+      "the rows start anew.",
+      checkpoint,
+      layout.shard_id,
+      layout.num_shards,
+    )
+    return False
+  iterator.restore(str(file))
+  return True
+
+
+def _sources(
+  wanted: dict[Name, Any],
+  metadata: dict[Name, Any],
+  assignment_map: Sequence[tuple[str, str | None]],
+) -> dict[Name, Name]:
+  """Name in this model -> name in the checkpoint, where there is one."""
+  sources = {}
+  for name in wanted:
+    text: str | None = "/".join(name)
+    for pattern, replacement in assignment_map:
+      match = re.fullmatch(pattern, "/".join(name))
+      if match:
+        text = None if replacement is None else match.expand(replacement)
+        break
+    source = None if text is None else tuple(text.split("/"))
+    if source is not None and source in metadata:
+      sources[name] = source
+  return sources
+
+
+def _check_shapes(
+  checkpoint: epath.Path, found: dict[Name, tuple[Name, tuple[int, ...]]], wanted: dict[Name, Any]
+) -> None:
+  for name, (source, shape) in found.items():
+    if tuple(shape) != tuple(wanted[name].shape):
+      raise StateMismatch(
+        f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, this model wants {tuple(wanted[name].shape)} for "
+        f"{'/'.join(name)}. Train the model that made it, or drop the name in RestoreCheckpointConfig.assignment_map."
+      )
+
+
+def _read_sharded(
+  checkpoint: epath.Path,
+  sources: dict[Name, Name],
+  *,
+  metadata: dict[Name, Any],
+  wanted: dict[Name, Any],
+  shardings: dict[Name, Any],
+) -> dict[Name, jax.Array]:
+  """The arrays, each host reading only what its devices hold."""
+  item, restore_args = {}, {}
+  for name, source in sources.items():
+    item[source] = metadata[source]
+    restore_args[source] = ocp.ArrayRestoreArgs(
+      sharding=shardings[name], global_shape=wanted[name].shape, dtype=wanted[name].dtype
+    )
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.restore(
+      checkpoint / "state",
+      args=ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict(item),
+        restore_args=traverse_util.unflatten_dict(restore_args),
+        partial_restore=True,
+      ),
+    )
+  flat = traverse_util.flatten_dict(tree)
+  found: dict[Name, jax.Array] = {}
+  used: set[Name] = set()
+  for name, source in sources.items():
+    # Two names may share a source (an average that starts at the parameters); the step donates each buffer once.
+    value = flat[source]
+    if source in used:
+      value = jax.device_put(jnp.copy(value), shardings[name])
+    used.add(source)
+    found[name] = value
+  return found

@@ -1,0 +1,117 @@
+"""Where metrics go: the log, TensorBoard, and `metrics.jsonl`."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+
+class JsonLinesWriter:
+  """One JSON object a write, flushed at once: `{"step": 100, "loss": 0.5, ...}`. A CLU metric writer for scalars.
+
+  Numbers that JSON cannot hold are written as strings ("NaN", "Infinity").
+
+  Args:
+    path: the file; lines are appended, and a line that a killed run left half written is cut off first.
+    prefix: put before every name, with a slash.
+  """
+
+  def __init__(self, path: str, *, prefix: str = ""):
+    self._prefix = prefix + "/" if prefix else ""
+    _cut_half_line(path)
+    self._file = open(path, "a", encoding="utf-8")
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    line = {"step": int(step)} | {self._prefix + k: _json_number(v) for k, v in scalars.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    self._file.flush()
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    """Texts are not numbers; TensorBoard has them."""
+
+  def flush(self) -> None:
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+class Writers:
+  """Several writers as one.
+
+  Args:
+    writers: objects with `write_scalars`, `write_texts`, `flush` and `close`.
+  """
+
+  def __init__(self, writers: Sequence[Any]):
+    self._writers = list(writers)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+    for writer in self._writers:
+      writer.write_texts(step, texts)
+
+  def flush(self) -> None:
+    for writer in self._writers:
+      writer.flush()
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+def create_writer(summary_dir: str | None, collection: str) -> Writers:
+  """A writer on host 0, a silent one elsewhere.
+
+  Args:
+    summary_dir: the run's folder, or None for the log only.
+    collection: 'train' or 'training_eval/<task>'; TensorBoard's subfolder, and the prefix of evaluation metrics in
+      `metrics.jsonl`.
+  """
+  if jax.process_index() != 0:
+    return Writers([])
+  writers = _clu_writers(summary_dir, collection)
+  # Object stores cannot append to a file; TensorBoard has the same numbers there.
+  if summary_dir is not None and "://" not in summary_dir:
+    prefix = "" if collection == "train" else collection
+    writers.append(JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix))
+  return Writers(writers)
+
+
+def _clu_writers(summary_dir: str | None, collection: str) -> list[Any]:
+  try:
+    from clu import metric_writers
+  except ModuleNotFoundError as error:
+    if "tensorboard" not in str(error.name):
+      raise
+    logging.warning(
+      "tensorboard is not installed; metrics go to metrics.jsonl only. To see curves: pip install tensorboard."
+    )
+    return []
+  return [
+    metric_writers.create_default_writer(summary_dir, collection=collection, asynchronous=False)
+  ]
+
+
+def _json_number(value: Any) -> float | int | str:
+  number = float(np.asarray(value))
+  if math.isfinite(number):
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+  return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def _cut_half_line(path: str) -> None:
+  if not os.path.exists(path):
+    return
+  with open(path, "rb+") as file:
+    text = file.read()
+    if text and not text.endswith(b"\n"):
+      file.truncate(text.rfind(b"\n") + 1)

@@ -1,0 +1,121 @@
+"""Everything a training step reads and writes, in T5X's layout."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.core
+import flax.struct
+import jax
+from flax import serialization, traverse_util
+from flax.linen import partitioning as flax_partitioning
+
+from walt_t5x.engine.builtin.optimizer import (
+  OptaxWrapper,
+  OptimizerState,
+  optimizer_state_dict,
+  restore_optimizer_state,
+)
+
+
+class TrainState(flax.struct.PyTreeNode):
+  """Parameters, optimizer state and step.
+
+  As a dict (and so in a checkpoint) it is `{'target': parameters, 'state': {'step', 'param_states'}}`.
+  """
+
+  params: Any
+  optimizer_state: OptimizerState
+  optimizer_def: OptaxWrapper = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def create(cls, optimizer_def: OptaxWrapper, params: Any) -> "TrainState":
+    """The state before the first step. Parameters are frozen dicts, as in T5X."""
+    params = flax.core.freeze(flax.core.unfreeze(params))
+    return cls(params, optimizer_def.init_state(params), optimizer_def)
+
+  @property
+  def step(self) -> Any:
+    return self.optimizer_state.step
+
+  @property
+  def param_states(self) -> Any:
+    return self.optimizer_state.param_states
+
+  def apply_gradient(self, grads: Any) -> "TrainState":
+    """The state after one update."""
+    params, optimizer_state = self.optimizer_def.apply_gradient(
+      self.params, self.optimizer_state, grads
+    )
+    return self.replace(params=params, optimizer_state=optimizer_state)
+
+  def state_dict(self) -> dict[str, Any]:
+    """Nested plain dicts, as saved."""
+    return {
+      "target": serialization.to_state_dict(self.params),
+      "state": optimizer_state_dict(self.optimizer_state),
+    }
+
+  def restore_state(self, state_dict: Mapping[str, Any]) -> "TrainState":
+    """This state with the leaves of `state_dict`."""
+    return self.replace(
+      params=serialization.from_state_dict(self.params, state_dict["target"]),
+      optimizer_state=restore_optimizer_state(self.optimizer_state, state_dict["state"]),
+    )
+
+  def as_logical_axes(self, params_axes: Any) -> "TrainState":
+    """This state with each leaf replaced by a `PartitionSpec` of logical axis names.
+
+    Args:
+      params_axes: the `params_axes` collection of `flax.linen.partitioning.param_with_axes`.
+
+    Raises:
+      ValueError: a parameter has no axes, or as many as do not fit its rank.
+    """
+    axes = flax.core.freeze(
+      flax.core.unfreeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
+    )
+    _check_axes(self.params, axes)
+    return self.replace(
+      params=axes,
+      optimizer_state=self.optimizer_def.derive_logical_axes(self.optimizer_state, axes),
+    )
+
+
+def _check_axes(params: Any, axes: Any) -> None:
+  """Every parameter has one logical axis a dimension."""
+  flat_params = traverse_util.flatten_dict(flax.core.unfreeze(params), sep="/")
+  flat_axes = traverse_util.flatten_dict(flax.core.unfreeze(axes), sep="/")
+  for name, value in flat_params.items():
+    if name not in flat_axes:
+      raise ValueError(
+        f"parameter {name} has no logical axes; declare it with flax.linen.partitioning.param_with_axes."
+      )
+    if len(flat_axes[name]) != len(value.shape):
+      raise ValueError(
+        f"parameter {name}: got axes {tuple(flat_axes[name])} for shape {tuple(value.shape)}, expected one axis "
+        "name a dimension."
+      )
+  extra = sorted(set(flat_axes) - set(flat_params))
+  if extra:
+    raise ValueError(f"params_axes names parameters that do not exist: {extra[:5]}.")
+
+
+def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
+  """Parameters and their axes from a model's initial variables.
+
+  Raises:
+    ValueError: the variables hold anything else.
+  """
+  variables = flax.core.unfreeze(variables)
+  extra = sorted(set(variables) - {"params", "params_axes"})
+  if extra or set(variables) != {"params", "params_axes"}:
+    raise ValueError(
+      f"get_initial_variables: got collections {sorted(variables)}, expected params and params_axes. Declare "
+      "parameters with flax.linen.partitioning.param_with_axes; other collections are not trained."
+    )
+  return variables["params"], variables["params_axes"]
+
+
+def count_parameters(params: Any) -> int:
+  """Number of scalars in a tree of arrays or shapes."""
+  return sum(int(leaf.size) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,172 @@
+"""Reader of the checkpoints that both engines write.
+
+A model folder holds `checkpoint_<step>/`, each with
+    _CHECKPOINT_METADATA   written by Orbax, carries the time of the commit
+    state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}
+    dataset/               position of the training rows, one file a host, if saved
+A folder is whole once Orbax has committed it; anything else (killed while writing, emptied, half copied) is torn,
+and every reader here passes over it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+
+_STEP = re.compile(r"checkpoint_(\d+)")
+
+
+def is_whole(folder: epath.PathLike) -> bool:
+  """True if `folder` is a checkpoint that was written to its end."""
+  return why_torn(folder) is None
+
+
+def why_torn(folder: epath.PathLike) -> str | None:
+  """What is missing from a checkpoint folder, or None if it is whole."""
+  folder = epath.Path(folder)
+  metadata = folder / "_CHECKPOINT_METADATA"
+  if not metadata.exists():
+    return "it has no _CHECKPOINT_METADATA"
+  try:
+    committed = json.loads(metadata.read_text()).get("commit_timestamp_nsecs")
+  except ValueError:
+    return "its _CHECKPOINT_METADATA is not JSON"
+  if committed is None and not (folder / "commit_success.txt").exists():
+    return "it was never committed"
+  state = folder / "state"
+  for name in ("_METADATA", "manifest.ocdbt"):
+    file = state / name
+    if not file.exists() or file.stat().length == 0:
+      return f"state/{name} is missing or empty"
+  return None
+
+
+def all_steps(model_dir: epath.PathLike) -> list[int]:
+  """Steps of every `checkpoint_<step>` folder, whole or not, ascending."""
+  model_dir = epath.Path(model_dir)
+  if not model_dir.exists():
+    return []
+  matches = (_STEP.fullmatch(path.name) for path in model_dir.iterdir())
+  return sorted(int(match.group(1)) for match in matches if match)
+
+
+def checkpoint_folder(model_dir: epath.PathLike, step: int) -> epath.Path:
+  """The folder of one step."""
+  return epath.Path(model_dir) / f"checkpoint_{step}"
+
+
+def whole_steps(model_dir: epath.PathLike) -> list[int]:
+  """Steps of the whole checkpoints of a model folder, ascending; torn ones are warned about."""
+  steps = []
+  for step in all_steps(model_dir):
+    reason = why_torn(checkpoint_folder(model_dir, step))
+    if reason is None:
+      steps.append(step)
+    else:
+      logging.warning("%s is passed over: %s.", checkpoint_folder(model_dir, step), reason)
+  return steps
+
+
+def find_checkpoint(path: epath.PathLike) -> epath.Path:
+  """The checkpoint that `path` means: itself, or the newest whole one of a model folder.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  path = epath.Path(path)
+  if _STEP.fullmatch(path.name):
+    reason = why_torn(path) if path.exists() else "it does not exist"
+    if reason is not None:
+      raise FileNotFoundError(
+        f"checkpoint {path} cannot be read: {reason}. Name another step, or the model folder."
+      )
+    return path
+  steps = whole_steps(path)
+  if not steps:
+    raise FileNotFoundError(
+      f"no whole checkpoint in {path}; expected checkpoint_<step> folders. Name a model folder or one such folder."
+    )
+  return checkpoint_folder(path, steps[-1])
+
+
+def checkpoint_step(path: epath.PathLike) -> int:
+  """The step of the checkpoint that `path` means."""
+  match = _STEP.fullmatch(find_checkpoint(path).name)
+  assert match is not None
+  return int(match.group(1))
+
+
+def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
+  """Shape and dtype of every array of a checkpoint, by its path of names; reads no array."""
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.metadata(epath.Path(checkpoint) / "state").item_metadata.tree
+  return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
+
+
+def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
+  """Parameters of a checkpoint as nested dicts of numpy arrays.
+
+  Only what is asked for is read: moments and the other copy of the parameters stay on disk.
+
+  Args:
+    path: a `checkpoint_<step>` folder, or a model folder (then its newest whole checkpoint).
+    ema: read the parameter average (`engine.ema`) instead. Parameters without one (another optimizer trains them,
+      say those of a discriminator) come as they are.
+
+  Raises:
+    FileNotFoundError: no whole checkpoint.
+    ValueError: `ema` is asked for and the checkpoint holds no average.
+  """
+  checkpoint = find_checkpoint(path)
+  metadata = state_metadata(checkpoint)
+  sources = {name[1:]: name for name in metadata if name[0] == "target"}
+  if ema:
+    averages = _average_names(metadata)
+    if not averages:
+      raise ValueError(
+        f"{checkpoint} holds no parameter average; set ema_decay in its optimizer, or load with ema=False."
+      )
+    sources |= {name: source for name, source in averages.items() if name in sources}
+  wanted = read_arrays(checkpoint, {source: metadata[source] for source in sources.values()})
+  return traverse_util.unflatten_dict({name: wanted[source] for name, source in sources.items()})
+
+
+def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
+  """The whole saved state, `{'target', 'state'}`, as nested dicts of numpy arrays."""
+  checkpoint = find_checkpoint(path)
+  return traverse_util.unflatten_dict(read_arrays(checkpoint, state_metadata(checkpoint)))
+
+
+def read_arrays(
+  checkpoint: epath.PathLike, wanted: Mapping[tuple[str, ...], Any]
+) -> dict[tuple[str, ...], np.ndarray]:
+  """The arrays named by `wanted` (a part of `state_metadata`) as numpy."""
+  item = traverse_util.unflatten_dict(dict(wanted))
+  restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    tree = reader.restore(
+      epath.Path(checkpoint) / "state",
+      args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
+    )
+  return traverse_util.flatten_dict(tree)
+
+
+def _average_names(
+  metadata: Mapping[tuple[str, ...], Any],
+) -> dict[tuple[str, ...], tuple[str, ...]]:
+  """Parameter name -> name of its average, for every `optax.EmaState` among the optimizer states."""
+  found: dict[tuple[str, ...], tuple[str, ...]] = {}
+  for name in metadata:
+    for i, part in enumerate(name):
+      # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be called 'ema' has no such sibling.
+      if name[0] == "state" and part == "ema" and (*name[:i], "count") in metadata:
+        found[name[i + 1 :]] = name
+        break
+  return found

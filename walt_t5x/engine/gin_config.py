@@ -1,0 +1,96 @@
+"""gin at the border: flags to bindings, files to a configuration, a record of it. The engine's only gin import."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
+
+
+class GinError(ValueError):
+  """A configuration that cannot be used, with a message for the one who wrote it."""
+
+
+def rewrite_gin_args(args: Sequence[str]) -> list[str]:
+  """`--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments as they are.
+
+  Raises:
+    GinError: a `--gin.` argument without '='.
+  """
+  rewritten = []
+  for arg in args:
+    if arg.startswith("--gin."):
+      name, equals, value = arg.removeprefix("--gin.").partition("=")
+      if not equals:
+        raise GinError(f"{arg}: expected --gin.NAME=value.")
+      arg = f"--gin_bindings={name} = {value}"
+    rewritten.append(arg)
+  return rewritten
+
+
+def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
+  """Parses files, then bindings; later ones win. The configuration is final afterwards.
+
+  Args:
+    files: gin files, found in the search paths.
+    bindings: such as `TRAIN_STEPS = 10` or `train/engine.DatasetConfig.batch_size = 8`.
+    search_paths: folders; the first that has a file wins.
+
+  Raises:
+    GinError: a file is not found, a name does not exist, a value does not parse, or a macro set on the command line
+      is used by nothing (gin itself would take the typo in silence).
+  """
+  import gin
+
+  for path in search_paths:
+    gin.add_config_file_search_path(path)
+  try:
+    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=True)
+  except (
+    OSError,
+    ValueError,
+    NameError,
+    AttributeError,
+    ImportError,
+    SyntaxError,
+    TypeError,
+  ) as error:
+    raise GinError(f"{type(error).__name__}: {error}") from error
+  config = gin.config_str()
+  macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))
+  for binding in bindings:
+    match = _MACRO_BINDING.match(binding)
+    if match and match.group(1) not in macros:
+      name = match.group(1)
+      close = difflib.get_close_matches(name, macros, n=1)
+      hint = (
+        f"Did you mean {close[0]}?" if close else f"Macros in use: {', '.join(macros) or 'none'}."
+      )
+      raise GinError(
+        f"--gin.{name}: nothing in the gin files uses %{name}, so it would have no effect. {hint}"
+      )
+
+
+def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:
+  """Writes the configuration to `<model_dir>/config.gin`, what was used of it to `operative_config.gin`, and a text.
+
+  Args:
+    model_dir: the run's folder.
+    summary_writer: a CLU metric writer, or None.
+    step: where the run starts.
+  """
+  import jax
+  from etils import epath
+
+  import gin
+
+  if jax.process_index() != 0:
+    return
+  folder = epath.Path(model_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "config.gin").write_text(gin.config_str())
+  (folder / "operative_config.gin").write_text(gin.operative_config_str())
+  if summary_writer is not None:
+    summary_writer.write_texts(step, {"config": gin.markdown(gin.config_str())})
+    summary_writer.flush()

@@ -1,0 +1,70 @@
+"""Learning-rate schedules as functions of the step, for the optimizer and for the trainer's log alike."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def warmup_constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
+  """`peak * min(1, (step + 1) / warmup_steps)`.
+
+  The first update already moves the parameters: it uses step 0.
+
+  Args:
+    peak: learning rate after the warm-up.
+    warmup_steps: length of the linear warm-up, 0 for none.
+  """
+  _check(peak=peak, warmup_steps=warmup_steps)
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    return jnp.asarray(peak * jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps)), jnp.float32)
+
+  return schedule
+
+
+def warmup_cosine(
+  *, peak: float, total_steps: int, warmup_steps: int = 0, end_fraction: float = 0.0
+) -> Schedule:
+  """Linear warm-up to `peak`, then half a cosine down to `end_fraction * peak` at `total_steps`, then flat.
+
+  After the warm-up, with s = (step - warmup_steps) / (total_steps - warmup_steps) in [0, 1]:
+  `peak * (end_fraction + (1 - end_fraction) * (1 + cos(pi * s)) / 2)`.
+
+  Args:
+    peak: learning rate after the warm-up.
+    total_steps: steps of the whole run, warm-up included.
+    warmup_steps: length of the linear warm-up, 0 for none.
+    end_fraction: share of the peak that remains, in [0, 1].
+
+  Raises:
+    ValueError: the warm-up does not leave a step for the decay, or a value is out of range.
+  """
+  _check(peak=peak, warmup_steps=warmup_steps)
+  if total_steps <= warmup_steps:
+    raise ValueError(
+      f"warmup_cosine: got {total_steps=} with {warmup_steps=}; the decay needs total_steps > warmup_steps."
+    )
+  if not 0.0 <= end_fraction <= 1.0:
+    raise ValueError(f"warmup_cosine: got {end_fraction=}, expected a share of the peak in [0, 1].")
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    step = jnp.asarray(step, jnp.float32)
+    warmup = jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps))
+    s = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
+    cosine = end_fraction + (1.0 - end_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * s))
+    return jnp.asarray(peak * jnp.where(step < warmup_steps, warmup, cosine), jnp.float32)
+
+  return schedule
+
+
+def _check(*, peak: float, warmup_steps: int) -> None:
+  if peak < 0.0:
+    raise ValueError(f"learning-rate schedule: got {peak=}, expected a learning rate >= 0.")
+  if warmup_steps < 0:
+    raise ValueError(
+      f"learning-rate schedule: got {warmup_steps=}, expected a number of steps >= 0."
+    )

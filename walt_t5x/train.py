@@ -1,0 +1,99 @@
+"""Trains a model: `python -m walt_t5x.train --gin_file=gin/... --gin.MODEL_DIR=\\"/path\\" --gin.NAME=value`.
+
+The flags are those of T5X's `train.py`, and one gin file drives both. It begins
+
+    from __gin__ import dynamic_registration
+    import __main__ as train_script
+    from walt_t5x import engine
+
+and binds `train_script.train`. Heavy packages load only after the flags are read.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of T5X's launcher, and `--multiprocess`."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list(
+    "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
+  )
+  flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders that hold cached tasks.")
+  flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
+  flags.DEFINE_boolean(
+    "multiprocess",
+    False,
+    "One process of several, as the cluster announces it (TPU pods, SLURM, GKE).",
+  )
+  flags.DEFINE_boolean(
+    "multiprocess_gpu", False, "One process of several, as the next three flags say."
+  )
+  flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+  flags.DEFINE_integer("process_count", None, "Number of processes.")
+  flags.DEFINE_integer("process_index", None, "Index of this process.")
+  flags.DEFINE_integer("initialization_timeout", None, "Seconds to wait for the other processes.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the configuration and trains."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  if not FLAGS.gin_file:
+    raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_tiny.gin.")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+  import jax
+  import seqio
+  import tensorflow as tf
+
+  import gin
+  from walt_t5x import engine
+  from walt_t5x.engine import gin_config
+
+  tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
+  if FLAGS.multiprocess:
+    jax.distributed.initialize()
+  elif FLAGS.multiprocess_gpu:
+    extra = {"initialization_timeout": FLAGS.initialization_timeout}
+    jax.distributed.initialize(
+      FLAGS.coordinator_address,
+      FLAGS.process_count,
+      FLAGS.process_index,
+      **{k: v for k, v in extra.items() if v is not None},
+    )
+  if FLAGS.tfds_data_dir:
+    seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
+  seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
+
+  # gin files say `import __main__ as train_script`; this is where `train_script.train` comes from.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  train = gin.configurable(engine.train)
+  try:
+    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration cannot be used.\n{error}")
+  train()
+  jax.effects_barrier()
+
+
+def parse_flags(args: Sequence[str]) -> list[str]:
+  """Flags with `--gin.NAME=value` rewritten; returns what is left over."""
+  from walt_t5x.engine import gin_config
+
+  return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=parse_flags)

@@ -190,11 +190,14 @@ def decode_image(content: bytes, spec: ClipSpec) -> Clip:
       image = image.convert("RGB")
   except PIL.UnidentifiedImageError as error:
     known = content.startswith(_IMAGE_SIGNATURES)
-    raise MediaError("corrupt" if known else "not_media", str(error)) from error
+    formats = ", ".join(IMAGE_FORMATS)
+    raise MediaError(
+      "corrupt" if known else "not_media", f"no image that Pillow reads as one of {formats}"
+    ) from error
   except Image.DecompressionBombError as error:
     raise MediaError("too_large", str(error)) from error
   except (OSError, SyntaxError, struct.error) as error:
-    cut = "truncated" in str(error)
+    cut = "truncated" in str(error).lower()
     raise MediaError("truncated" if cut else "corrupt", str(error)) from error
 
   frames = {}

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -122,7 +121,7 @@ def load_row(row: Row, spec: ClipSpec) -> Loaded | Failure:
   except MediaError as error:
     return Failure("decode", error.reason, str(error))
   except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
-    return Failure("decode", "decoder_error", "".join(traceback.format_exception(error, limit=-3)))
+    return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
   return Loaded(row, record_id(content, row, spec), clip)
 
 

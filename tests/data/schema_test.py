@@ -1,0 +1,243 @@
+"""Laws of the record contract; TensorFlow's own protobuf, TFRecord and parser are the references."""
+
+import io
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from data import provenance, schema, tfrecord
+
+E = 48
+
+
+def make_record(*, lengths=(5, 1, 7), seed=0, **fields) -> schema.Record:
+  random = np.random.default_rng(seed)
+  values = {
+    "id": "a" * 64,
+    "uri": "clips/été.mp4",
+    "modality": "video",
+    "label": 3,
+    "fps": 8.0,
+    "start_seconds": 0.5,
+    "crop": (1, 2, 30, 40),
+    "motion": 0.25,
+    "captions": [f"caption {i} é" for i in range(len(lengths))],
+    "caption_weights": [1.0 + i for i in range(len(lengths))],
+    "text_ids": [random.integers(2, 9, n).astype(np.int32) for n in lengths],
+    "text_embedding": [random.normal(size=(n, E)).astype(np.float32) for n in lengths],
+    "latents": {
+      "latents/3x8x8": random.normal(size=(3, 8, 8, 4)),
+      "latents/3x4x6": random.normal(size=(3, 4, 6, 4)),
+    },
+  }
+  return schema.Record(**values | fields)
+
+
+def parse(record: schema.Record) -> dict:
+  """A record as seqio reads it from `seqio_features`."""
+
+  def kind(shape, dtype):
+    if shape == [None]:
+      return tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True)
+    return tf.io.FixedLenFeature(shape, dtype)
+
+  features = schema.seqio_features(list(record.latents))
+  description = {
+    name: kind(feature["shape"], feature["dtype"]) for name, feature in features.items()
+  }
+  return tf.io.parse_single_example(schema.encode(record), description)
+
+
+def test_bytes_are_a_tensorflow_example():
+  serialised = schema.encode(make_record())
+  example = tf.train.Example.FromString(serialised)
+  assert example.SerializeToString(deterministic=True) == serialised
+  assert set(example.features.feature) == set(
+    schema.seqio_features(["latents/3x8x8", "latents/3x4x6"])
+  )
+
+
+def test_decode_inverts_encode():
+  record = make_record()
+  decoded = schema.decode(schema.encode(record))
+  for name in ("id", "uri", "modality", "label", "fps", "start_seconds", "crop", "motion"):
+    assert getattr(decoded, name) == getattr(record, name), name
+  assert decoded.captions == record.captions
+  assert decoded.caption_weights == record.caption_weights
+  for got, want in zip(decoded.text_ids, record.text_ids, strict=True):
+    np.testing.assert_array_equal(got, want)
+  for name, latents in record.latents.items():
+    np.testing.assert_array_equal(decoded.latents[name], latents.astype(ml_dtypes.bfloat16))
+
+
+def test_encoding_is_deterministic_and_insensitive_to_field_order():
+  record = make_record()
+  shuffled = make_record(latents=dict(reversed(record.latents.items())))
+  assert schema.encode(record) == schema.encode(shuffled)
+
+
+def test_parsed_latents_equal_the_written_ones_to_bfloat16():
+  record = make_record()
+  example = parse(record)
+  for name, latents in record.latents.items():
+    parsed = schema.parse_latents(example, name, latents.shape)
+    assert parsed.dtype == tf.bfloat16
+    np.testing.assert_array_equal(parsed.numpy(), latents.astype(ml_dtypes.bfloat16))
+
+
+def test_each_caption_parses_to_its_own_slice():
+  record = make_record()
+  example = parse(record)
+  for i, embedding in enumerate(record.text_embedding):
+    caption = schema.parse_caption(example, index=i, embedding_dim=E)
+    assert caption["caption"].numpy().decode() == record.captions[i]
+    np.testing.assert_array_equal(caption["text_ids"], record.text_ids[i])
+    np.testing.assert_allclose(caption["text_embedding"], embedding, atol=0.02)
+
+
+def test_captions_are_drawn_by_their_weights():
+  example = parse(make_record(caption_weights=[0.0, 1.0, 3.0]))
+  seeds = tf.stack([tf.zeros(2000, tf.int32), tf.range(2000)], axis=1)
+  draw = tf.function(lambda seed: schema.draw_caption(example, seed=seed))
+  draws = tf.stack([draw(seed) for seed in seeds])
+  counts = np.bincount(draws.numpy(), minlength=3)
+  assert counts[0] == 0
+  # Binomial(2000, 3/4) lies within 5 standard deviations of its mean.
+  assert abs(counts[2] - 1500) < 5 * np.sqrt(2000 * 0.75 * 0.25)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
+def test_int8_text_is_within_a_percent(scale):
+  embedding = scale * np.random.default_rng(0).normal(size=(64, 2048)).astype(np.float32)
+  values, scales = schema.quantise(embedding)
+  error = schema.dequantise(values, scales) - embedding
+  relative = np.linalg.norm(error, axis=-1) / np.linalg.norm(embedding, axis=-1)
+  assert relative.mean() < 0.01
+  largest = np.abs(embedding).max(axis=-1, keepdims=True)
+  assert (np.abs(error) <= 0.004 * largest).all()
+
+
+def test_a_zero_token_stays_zero():
+  values, scales = schema.quantise(np.zeros((2, 4)))
+  np.testing.assert_array_equal(schema.dequantise(values, scales), np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"modality": "audio"}, "modality: got 'audio'"),
+    ({"captions": []}, "captions: got none"),
+    ({"caption_weights": [1.0]}, "caption_weights: got 1 entries for 3"),
+    ({"text_ids": [np.arange(2)] * 3}, "text_embedding: got shape"),
+    ({"latents": {}}, "latents: got no field"),
+    ({"latents": {"latents/3x8x8": np.zeros((3, 8, 4, 4))}}, r"latents/3x8x8: got shape"),
+    ({"latents": {"z": np.zeros((3, 8, 4, 4))}}, "not a latents field: got 'z'"),
+  ],
+)
+def test_a_record_that_breaks_the_contract_is_refused(fields, message):
+  with pytest.raises(ValueError, match=message):
+    schema.encode(make_record(**fields))
+
+
+def test_parsing_names_what_is_wrong():
+  example = parse(make_record())
+  with pytest.raises(KeyError, match=r"latents/9x9x9.*latents/3x4x6"):
+    schema.parse_latents(example, "latents/9x9x9", (9, 9, 9, 4))
+  with pytest.raises(ValueError, match=r"latents/3x8x8: got shape \(3, 8, 9, 4\)"):
+    schema.parse_latents(example, "latents/3x8x8", (3, 8, 9, 4))
+
+
+def test_tensorflow_reads_our_framing_and_we_read_its(tmp_path):
+  payloads = [b"", b"x", bytes(range(256)) * 33]
+  ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+  ours.write_bytes(b"".join(tfrecord.frame(payload) for payload in payloads))
+  with tf.io.TFRecordWriter(str(theirs)) as writer:
+    for payload in payloads:
+      writer.write(payload)
+  assert ours.read_bytes() == theirs.read_bytes()
+  assert list(tf.data.TFRecordDataset(str(ours)).as_numpy_iterator()) == payloads
+  assert list(tfrecord.read_records(io.BytesIO(theirs.read_bytes()))) == payloads
+
+
+@pytest.mark.parametrize("position", range(0, 24))
+def test_every_flipped_byte_of_a_record_is_noticed(position):
+  framed = bytearray(tfrecord.frame(b"eight by"))
+  assert len(framed) == 24
+  framed[position] ^= 1
+  with pytest.raises(tfrecord.CorruptRecord):
+    list(tfrecord.read_records(io.BytesIO(bytes(framed))))
+
+
+@pytest.mark.parametrize("length", range(1, 24))
+def test_a_record_that_is_cut_off_is_noticed(length):
+  with pytest.raises(tfrecord.CorruptRecord):
+    list(tfrecord.read_records(io.BytesIO(tfrecord.frame(b"eight by")[:length])))
+
+
+# --- provenance ---------------------------------------------------------------------------------
+
+
+def make_provenance(**fields) -> provenance.Provenance:
+  values = {
+    "vae": {"fingerprint": "v1", "config": {"latent_channels": 2}, "checkpoint": "/vae"},
+    "text_encoder": {"fingerprint": "t1", "embedding_dim": 3, "max_length": 64, "folder": "/t5"},
+    "fps": 8.0,
+    "num_frames": 9,
+    "latents": {
+      "latents/3x8x8": provenance.LatentStatistics(channels=2, mean=[0.1, 0.2], std=[1.0, 2.0])
+    },
+    "null_ids": np.array([1], np.int32),
+    "null_embedding": np.array([[1.0, -0.5, 0.25]], np.float32),
+  }
+  return provenance.Provenance(**values | fields)
+
+
+def test_provenance_survives_its_file(tmp_path):
+  written = make_provenance()
+  (tmp_path / provenance.FILE_NAME).write_text(written.to_json())
+  read = provenance.read_provenance(str(tmp_path))
+  assert read.to_json() == written.to_json()
+  assert read.latents == written.latents
+  np.testing.assert_allclose(read.null_embedding, written.null_embedding, atol=1 / 127)
+
+
+def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"beam_jobs\.preprocess"):
+    provenance.read_provenance(str(tmp_path))
+  raw = json.loads(make_provenance().to_json()) | {"schema_version": 99}
+  with pytest.raises(provenance.ProvenanceMismatch, match="schema_version: got 99, expected 1"):
+    provenance.Provenance.from_json(json.dumps(raw))
+  del raw["posterior"]
+  raw["schema_version"] = schema.SCHEMA_VERSION
+  with pytest.raises(provenance.ProvenanceMismatch, match="'posterior' is missing"):
+    provenance.Provenance.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+  ("wanted", "message"),
+  [
+    ({"vae_fingerprint": "v2"}, r"vae\.fingerprint: got 'v1', expected 'v2'"),
+    ({"text_fingerprint": "t2"}, r"text_encoder\.fingerprint: got 't1', expected 't2'"),
+    ({"embedding_dim": 4}, r"embedding_dim: got 3, expected 4"),
+    ({"posterior": "sample"}, "posterior: got 'mean', expected 'sample'"),
+    ({"latents": {"latents/5x8x8": 2}}, r"got \['latents/3x8x8'\], expected 'latents/5x8x8'"),
+    ({"latents": {"latents/3x8x8": 8}}, r"channels: got 2, expected 8"),
+  ],
+)
+def test_a_cache_made_by_something_else_is_refused_by_field(wanted, message):
+  with pytest.raises(provenance.ProvenanceMismatch, match=message):
+    provenance.check_provenance(make_provenance(), **wanted)
+
+
+def test_a_cache_made_by_the_right_things_passes():
+  provenance.check_provenance(
+    make_provenance(),
+    vae_fingerprint="v1",
+    text_fingerprint="t1",
+    embedding_dim=3,
+    posterior="mean",
+    latents={"latents/3x8x8": 2},
+  )

@@ -66,6 +66,11 @@ def test_bucketing_changes_nothing(encoder, length):
   np.testing.assert_allclose(encoder.encode([ids])[0], unpadded(encoder, ids), rtol=1e-5, atol=1e-5)
 
 
+def test_a_caption_runs_at_the_smallest_bucket_that_holds_it(encoder):
+  lengths = {n: encoder._bucket(0, np.ones(n, np.int32)) for n in (1, 8, 9, 16, 33, 512)}
+  assert lengths == {1: 8, 8: 8, 9: 16, 16: 16, 33: 64, 512: 512}
+
+
 def test_truncation_keeps_the_eos(encoder):
   (whole,) = encoder.tokenize([CAPTIONS[0]], 64)
   (cut,) = encoder.tokenize([CAPTIONS[0]], 5)

@@ -131,7 +131,7 @@ def test_verdicts_are_shown_counted_and_filterable(tmp_path):
 
 def test_prompts_cannot_inject(tmp_path):
   evil = '"><script>alert(1)</script><img src=http://x> & "quotes"'
-  item = _item(evil, verdict={"</script><b>": True}, details={"<i>": "<u>"})
+  item = _item(evil, verdict={"</script><u>": True}, details={"<i>": "<u>"})
   page = _write(tmp_path / "page.html", [item], title="<i>title</i>")
   assert page.words("h2") == [evil] and page.words("h1") == ["<i>title</i>"]
   assert page.of("article")[0]["data-prompt"] == evil.lower()

@@ -137,6 +137,8 @@ def test_reading_stops_where_it_is_told():
     b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
     b"ffconcat version 1.0\nfile /etc/hostname\n",
     b"not media at all",
+    # A raw format that FFmpeg would decode, were it not for the list of containers.
+    b"YUV4MPEG2 W16 H16 F8:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(16 * 16 * 3 // 2),
   ],
 )
 def test_playlists_and_rubbish_are_not_opened(content):

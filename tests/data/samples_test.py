@@ -75,7 +75,7 @@ def test_another_seed_gives_other_scenes():
     samples.plan(num_clips=24, num_stills=0, num_frames=9, seed=seed, validation_fraction=0)
     for seed in (0, 1)
   )
-  assert not {job.scene for job in first} & {job.scene for job in second}
+  assert not {job.scene.extent for job in first} & {job.scene.extent for job in second}
 
 
 def test_default_splits_are_disjoint_balanced_and_64_and_16_are_held_out():

@@ -142,6 +142,20 @@ def test_two_shapes_far_apart_are_not_one_shape():
   assert reader.read_clip(video) == reader.Reading(None, None, None)
 
 
+def test_the_threshold_follows_the_shape_above_a_resting_halo():
+  halo = _blob(colour=(0.3, 0.05, 0.05), path=((16, 16), (16, 16)), radius=14)
+  reading = reader.read_clip(np.maximum(halo, _blob(path=((10, 16), (22, 16)))))
+  assert reading.direction == "right"
+  np.testing.assert_allclose(reading.displacement, (12 / 32, 0), atol=0.01)
+
+
+def test_a_shape_of_many_colours_has_none():
+  video = np.full((5, 32, 32, 3), 0.05, np.float32)
+  for row, colour in enumerate([(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)]):
+    video[:, 10 + 4 * row : 14 + 4 * row, 10:22] = colour
+  assert reader.read_clip(video) == reader.Reading(None, None, (0.0, 0.0))
+
+
 def test_a_still_has_a_colour_only():
   assert reader.read_clip(_blob(num_frames=1)) == reader.Reading("red", None, None)
 

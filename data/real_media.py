@@ -324,7 +324,8 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
   with Image.open(path, formats=("PNG", "JPEG")) as image:
     photo = image.convert("RGB")
   photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
-  photo.save(output / uri, **({"quality": 92} if path.suffix == ".jpg" else {}))
+  # PNG has no use for a quality and ignores it.
+  photo.save(output / uri, quality=92)
   return [_row(medium, uri, captions, "image")]
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -149,7 +149,9 @@ def _mux(path: Path, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -
   if suffix == ".mp4":
     options["movflags"] = "+faststart"
   with av.open(str(path), mode="w", format=_MUXERS[suffix], options=options) as container:
-    stream = container.add_stream(_CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf))
+    stream: Any = container.add_stream(
+      _CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf)
+    )
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -172,7 +174,7 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   images = [Image.fromarray(frame) for frame in frames]
   # A single frame must not be saved as an animation: Pillow would drop the duration and some
   # viewers refuse it.
-  options: dict[str, object] = {"save_all": True, "append_images": images[1:], "loop": 0}
+  options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
   options["duration"] = round(1000 / fps)
   if suffix == ".gif":
     options |= {"format": "GIF", "optimize": False, "disposal": 1}
@@ -205,7 +207,7 @@ def iterate_frames(
 
   data = source if isinstance(source, bytes) else Path(source).read_bytes()
   options = {"protocol_whitelist": "", "format_whitelist": _READABLE}
-  with av.open(io.BytesIO(data), options=options) as container:
+  with av.open(io.BytesIO(data), mode="r", options=options) as container:
     if not container.streams.video:
       raise ValueError("The file has no video stream.")
     stream = container.streams.video[0]

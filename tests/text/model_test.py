@@ -10,6 +10,7 @@ import pytest
 
 from walt_t5x.text.config import BASE, LARGE, PRESETS, SMALL, TINY, XL, XXL, T5Config
 from walt_t5x.text.model import T5Encoder, parameter_shapes
+from walt_t5x.text.random_weights import random_weights
 
 
 def closed_form_count(c: T5Config) -> int:
@@ -76,7 +77,7 @@ def test_a_distant_token_is_seen_by_its_distance_alone():
   """T5 has no absolute positions: a shift of the whole text shifts nothing."""
   module = T5Encoder.from_config(TINY)
   text = jnp.array([[9, 8, 7, 6]])
-  params = jax.jit(module.init)(jax.random.key(0), text)
+  params = {"params": flax.traverse_util.unflatten_dict(random_weights(TINY, 0), sep="/")}
   apply = jax.jit(module.apply)
   shifted = apply(params, jnp.array([[0, 0, 0, 9, 8, 7, 6]]))[:, 3:]
   np.testing.assert_allclose(shifted, apply(params, text), rtol=1e-4, atol=1e-5)

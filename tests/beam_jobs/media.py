@@ -1,6 +1,8 @@
 """Media files for the tests, made here: no file of the repository and no network."""
 
 import io
+import pathlib
+import tempfile
 
 import av
 import numpy as np
@@ -25,20 +27,26 @@ def video(
   options: dict[str, str] | None = None,
   seed: int = 0,
   noise: int = 0,
+  step: int = 1,
 ) -> bytes:
-  """A video whose frame k is `gradient(k + seed)`, plus noise that makes the file larger."""
+  """A video whose frame k is `gradient(k * step + seed)`, plus noise that makes the file larger."""
   random = np.random.default_rng(seed)
-  stream = io.BytesIO()
-  with av.open(stream, "w", format=container, options=options or {}) as output:
+  # A file and not memory: "faststart" opens it a second time.
+  with (
+    tempfile.NamedTemporaryFile() as file,
+    av.open(file.name, "w", format=container, options=options or {}) as output,
+  ):
     track = output.add_stream(codec, rate=fps)
     track.width, track.height, track.pix_fmt = width, height, "yuv420p"
+    track.bit_rate = 4_000_000
     for k in range(num_frames):
-      picture = gradient(k + seed, height, width).astype(np.int64)
+      picture = gradient(k * step + seed, height, width).astype(np.int64)
       picture += random.integers(0, noise + 1, picture.shape)
       frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="rgb24")
       output.mux(track.encode(frame))
     output.mux(track.encode())
-  return stream.getvalue()
+    output.close()
+    return pathlib.Path(file.name).read_bytes()
 
 
 def audio(*, seconds: int = 1) -> bytes:
@@ -57,9 +65,11 @@ def audio(*, seconds: int = 1) -> bytes:
 
 
 def image(
-  *, height: int = 64, width: int = 64, seed: int = 0, kind: str = "PNG", **options
+  *, height: int = 64, width: int = 64, seed: int = 0, kind: str = "PNG", noise: int = 0
 ) -> bytes:
   """A still picture."""
   stream = io.BytesIO()
-  Image.fromarray(gradient(seed, height, width)).save(stream, kind, **options)
+  picture = gradient(seed, height, width).astype(np.int64)
+  picture += np.random.default_rng(seed).integers(0, noise + 1, picture.shape)
+  Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(stream, kind)
   return stream.getvalue()

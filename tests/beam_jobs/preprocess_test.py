@@ -1,0 +1,398 @@
+"""The whole job with a real VAE and a real text encoder of random weights: what ends where, and what a rerun does."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beam_jobs import encoders, ledger, pipeline, preprocess, settings, storage
+from beam_jobs.decoding import ClipSpec, decode
+from data import provenance, schema, tfrecord
+from tests.beam_jobs import media
+from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
+
+
+def records(folder: pathlib.Path) -> list[schema.Record]:
+  """Every record under a folder."""
+  found = []
+  for path in sorted(folder.rglob("*.tfrecord-*-of-?????")):
+    found += map(schema.decode, tfrecord.read_records(io.BytesIO(path.read_bytes())))
+  return found
+
+
+def sidecars(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(path.read_text()) for path in sorted(folder.rglob("*.sidecar.json"))]
+
+
+def ledger_lines(folder: pathlib.Path, suffix: str) -> list[dict]:
+  paths = sorted(folder.rglob(f"*.{suffix}.jsonl"))
+  return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+  """A run over good rows and every kind of bad one: (folder, argv, result)."""
+  folder = tmp_path_factory.mktemp("corpus")
+  good = good_rows(folder)
+  clip = media.video(noise=40)
+  (folder / "cut.mp4").write_bytes(clip[: len(clip) // 2])
+  (folder / "text.mp4").write_text("this is no video\n" * 50)
+  (folder / "sound.mp4").write_bytes(media.audio())
+  (folder / "empty.jpg").write_bytes(b"")
+  bad = [
+    {"uri": name, "caption": "x"}
+    for name in ("cut.mp4", "text.mp4", "sound.mp4", "empty.jpg", "nowhere.mp4")
+  ]
+  turned_away = [good[0], {"uri": "clip1.mp4", "start_seconds": 0.25}]
+  manifest = write_manifest(folder, [*good, *bad, *turned_away, "{ no json", ""])
+  argv = world.argv(manifest, folder / "out")
+  return folder, argv, preprocess.run(argv)
+
+
+def test_bad_media_end_as_dead_letters_with_distinct_reasons_and_the_job_goes_on(finished):
+  folder, _, result = finished
+  dead = ledger_lines(folder / "out", "dead")
+  reasons = {entry["uri"]: (entry["stage"], entry["reason"]) for entry in dead}
+  assert reasons == {
+    "cut.mp4": ("decode", "truncated"),
+    "text.mp4": ("decode", "not_media"),
+    "sound.mp4": ("decode", "no_video_stream"),
+    "empty.jpg": ("decode", "empty"),
+    "nowhere.mp4": ("read", "missing"),
+    "{ no json": ("manifest", "bad_manifest_line"),
+  }
+  assert len({entry["reason"] for entry in dead}) == len(dead) == result["dead"]
+  assert all(entry["row"]["uri"] == entry["uri"] for entry in dead if entry["stage"] != "manifest")
+
+
+def test_every_row_ends_in_exactly_one_place(finished):
+  folder, _, result = finished
+  for sidecar in sidecars(folder / "out"):
+    assert sidecar["written"] + sidecar["rejected"] + sidecar["dead"] == sidecar["rows"]
+  assert (result["rows"], result["written"], result["rejected"], result["dead"]) == (16, 8, 2, 6)
+  assert result["rejected_by_reason"] == {"duplicate": 1, "no_caption": 1}
+  assert len(records(folder / "out")) == 8
+
+
+def test_latents_are_the_posterior_means_of_the_decoded_pixels(finished, world):
+  folder, _, _ = finished
+  from walt_t5x.engine.checkpoints import load_params
+
+  vae = encoders.build_vae(preprocess.vae_fields_of_gin(world.gin))
+  params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
+  spec = ClipSpec(resolutions=((16, 16), (32, 32)), num_frames=9, fps=8)
+  for record in records(folder / "out"):
+    clip = decode((folder / record.uri).read_bytes(), record.modality, spec)
+    assert record.crop == clip.crop
+    for frames in clip.frames.values():
+      video = jnp.asarray(frames[None], jnp.float32) / 255
+      mean = vae.apply({"params": params}, video, method="encode").mean[0]
+      got = record.latents[schema.latents_field(*mean.shape[:3])].astype(np.float32)
+      # One row alone and the same row in a batch of two may round differently once.
+      np.testing.assert_allclose(got, mean.astype(jnp.bfloat16), rtol=2**-7, atol=2**-10)
+
+
+def test_text_is_the_encoders_within_a_percent(finished, world):
+  folder, _, _ = finished
+  from walt_t5x.text.encoder import TextEncoder
+
+  encoder = TextEncoder.load(world.text)
+  for record in records(folder / "out"):
+    ids = encoder.tokenize(record.captions, 64)
+    for got_ids, got, want_ids, want in zip(
+      record.text_ids, record.text_embedding, ids, encoder.encode(ids), strict=True
+    ):
+      np.testing.assert_array_equal(got_ids, want_ids)
+      relative = np.linalg.norm(got - want, axis=-1) / np.linalg.norm(want, axis=-1)
+      assert relative.max() < 0.01
+  origin = provenance.read_provenance(str(folder / "out" / "toy_videos"))
+  (null,) = encoder.encode(encoder.tokenize([""], 64))
+  np.testing.assert_allclose(origin.null_embedding, null, atol=np.abs(null).max() / 250)
+
+
+def test_statistics_are_those_of_images_and_videos_together(finished):
+  folder, _, _ = finished
+  everything = records(folder / "out")
+  for task, frames in (("toy_images", 1), ("toy_videos", 3)):
+    origin = provenance.read_provenance(str(folder / "out" / task))
+    for size in (4, 8):
+      values = [
+        latents.astype(np.float64).reshape(-1, 8)
+        for record in everything
+        for name, latents in record.latents.items()
+        if schema.latents_shape(name)[1] == size
+      ]
+      found = origin.latents[schema.latents_field(frames, size, size)]
+      np.testing.assert_allclose(found.mean, np.concatenate(values).mean(axis=0), rtol=1e-10)
+      np.testing.assert_allclose(found.std, np.concatenate(values).std(axis=0), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+  ("task", "split", "rows"), [("videos", "train", 4), ("images", "train", 3)]
+)
+def test_seqio_reads_the_folder_as_a_cached_task(finished, task, split, rows):
+  folder, _, _ = finished
+  import seqio
+  import tensorflow as tf
+
+  frames = {"videos": 3, "images": 1}[task]
+  field, shape = f"latents/{frames}x8x8", (frames, 8, 8, 8)
+
+  def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+      lambda example: {
+        "latents": tf.cast(schema.parse_latents(example, field, shape), tf.float32),
+        "text": schema.parse_caption(example, index=0, embedding_dim=64)["text_embedding"],
+        "uri": example["uri"],
+      }
+    )
+
+  reader = seqio.Task(
+    f"toy_{task}",
+    source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=schema.SPLITS),
+    preprocessors=[seqio.CacheDatasetPlaceholder(required=True), parse],
+    output_features={
+      "latents": seqio.ContinuousFeature(rank=4, dtype=tf.float32),
+      "text": seqio.ContinuousFeature(rank=2, dtype=tf.float32),
+    },
+  )
+  seqio.add_global_cache_dirs([str(folder / "out")])
+  dataset = reader.get_dataset(None, split, use_cached=True, shuffle=False, try_in_mem_cache=False)
+  written = {record.uri: record for record in records(folder / "out" / f"toy_{task}")}
+  examples = list(dataset.as_numpy_iterator())
+  assert len(examples) == rows
+  for example in examples:
+    record = written[example["uri"].decode()]
+    np.testing.assert_array_equal(example["latents"], record.latents[field].astype(np.float32))
+    np.testing.assert_array_equal(example["text"], record.text_embedding[0])
+
+
+def test_a_rerun_changes_no_byte_and_reads_no_medium(finished, monkeypatch):
+  folder, argv, result = finished
+  before = digests(folder / "out")
+  monkeypatch.setattr(pipeline, "load_row", lambda *_: pytest.fail("a whole shard was read again"))
+  again = preprocess.run(argv)
+  assert digests(folder / "out") == before
+  assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_a_fresh_run_gives_the_same_bytes(finished, world):
+  folder, _, _ = finished
+  preprocess.run(world.argv(folder / "manifest.jsonl", folder / "second", decode_threads=1))
+  assert digests(folder / "second") == digests(folder / "out")
+
+
+def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
+  folder, argv, _ = finished
+  before = digests(folder / "out")
+  made = []
+  process = pipeline.shards.ShardWriter.__enter__
+  monkeypatch.setattr(
+    pipeline.shards.ShardWriter,
+    "__enter__",
+    lambda self: (made.append(str(self._shard)), process(self))[1],
+  )
+  videos = folder / "out" / "toy_videos"
+  (videos / "train.tfrecord-00001-of-00002").unlink()
+  cut = videos / "validation.tfrecord-00000-of-00001"
+  cut.write_bytes(cut.read_bytes()[:-1])
+  preprocess.run(argv)
+  assert sorted(made) == [
+    "toy_videos/train.tfrecord-00001-of-00002",
+    "toy_videos/validation.tfrecord-00000-of-00001",
+  ]
+  assert digests(folder / "out") == before
+
+
+def test_dead_letters_are_retried_on_request(tmp_path, world):
+  clip = media.video(height=32, width=32)
+  rows = [{"uri": "late.mp4", "caption": "x"}, {"uri": "early.mp4", "caption": "x"}]
+  (tmp_path / "early.mp4").write_bytes(clip)
+  argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out", num_shards=1)
+  assert preprocess.run(argv)["dead_by_reason"] == {"missing": 1}
+  (tmp_path / "late.mp4").write_bytes(clip)
+  assert preprocess.run(argv)["dead"] == 1
+  assert preprocess.run([*argv, "--retry_dead"])["dead"] == 0
+  assert len(records(tmp_path / "out")) == 2
+  assert ledger_lines(tmp_path / "out", "dead") == []
+
+
+def test_rows_added_to_the_manifest_are_made_and_the_rest_is_kept(world, tmp_path):
+  rows = good_rows(tmp_path, videos=4, images=0)
+  argv = world.argv(write_manifest(tmp_path, rows[:3]), tmp_path / "out", num_shards=3)
+  preprocess.run(argv)
+  write_manifest(tmp_path, rows)
+  assert preprocess.run(argv)["written"] == 4
+  fresh = world.argv(tmp_path / "manifest.jsonl", tmp_path / "fresh", num_shards=3)
+  preprocess.run(fresh)
+  assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_same_media_with_another_caption_or_window_is_another_record(world, tmp_path):
+  (tmp_path / "a.mp4").write_bytes(media.video(num_frames=48))
+  rows = [
+    {"uri": "a.mp4", "caption": "x"},
+    {"uri": "a.mp4", "caption": "y"},
+    {"uri": "a.mp4", "caption": "x", "start_seconds": 0.25},
+    {"uri": "a.mp4", "caption": "x"},
+  ]
+  result = preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
+  assert (result["written"], result["rejected_by_reason"]) == (3, {"duplicate": 1})
+  assert len({record.id for record in records(tmp_path / "out")}) == 3
+
+
+def test_filters_labels_and_psnr(world, tmp_path):
+  (tmp_path / "moving.mp4").write_bytes(media.video())
+  (tmp_path / "still.mp4").write_bytes(media.video(step=0))
+  rows = [
+    {"uri": "moving.mp4", "label": 4},
+    {"uri": "still.mp4", "caption": "x"},
+  ]
+  argv = world.argv(
+    write_manifest(tmp_path, rows), tmp_path / "out", min_motion=0.001, psnr_every=1
+  )
+  result = preprocess.run(argv)
+  assert result["rejected_by_reason"] == {"low_motion": 1}
+  (record,) = records(tmp_path / "out")
+  assert (record.label, list(record.captions)) == (4, [""])
+  assert set(result["psnr"]) == {"latents/3x4x4", "latents/3x8x8"}
+  assert all(0 < value < 40 for value in result["psnr"].values())
+
+
+def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypatch):
+  rows = good_rows(tmp_path, videos=3, images=0)
+  start = encoders.Encoders.start_encode
+
+  def poisoned(self, pixels, count):
+    latents = start(self, pixels, count)
+    dark = pixels[:, 0, ..., 0].mean(axis=(1, 2)) < 55  # the first clip alone
+    return jnp.where(dark[:, None, None, None, None], jnp.nan, latents)
+
+  monkeypatch.setattr(encoders.Encoders, "start_encode", poisoned)
+  result = preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
+  assert result["dead_by_reason"] == {"nonfinite_latents": 1}
+  assert result["written"] == 2
+  for sidecar in sidecars(tmp_path / "out"):
+    for moments in sidecar["moments"].values():
+      assert np.isfinite(moments["sum"]).all()
+
+
+# --- refusals before and after the work ---------------------------------------------------------
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_field(finished, world):
+  folder, _, _ = finished
+  manifest = folder / "manifest.jsonl"
+  with pytest.raises(
+    settings.SettingsMismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"
+  ):
+    preprocess.run(world.argv(manifest, folder / "out", fps=6))
+  with pytest.raises(settings.SettingsMismatch, match=r"num_shards\.train: .* 2, this run 3"):
+    preprocess.run(world.argv(manifest, folder / "out", num_shards=3))
+
+
+def test_another_vae_is_refused_by_its_fingerprint(finished, world, tmp_path):
+  folder, _, _ = finished
+  from walt_t5x.engine.checkpoints import load_params
+
+  params = load_params(world.checkpoint)
+  # A trained checkpoint holds a discriminator too; the VAE is found beside it.
+  leaf = params["encoder"]
+  while not hasattr(next(iter(leaf.values())), "shape"):
+    leaf = next(iter(leaf.values()))
+  leaf[next(iter(leaf))] += 1
+  save_checkpoint(tmp_path / "other", {"vae": params, "discriminator": {"w": np.zeros(3)}})
+  argv = world.argv(folder / "manifest.jsonl", folder / "out", vae_checkpoint=tmp_path / "other")
+  with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint"):
+    preprocess.run(argv)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({"manifest": "/nowhere.jsonl"}, r"--manifest: no file at /nowhere\.jsonl"),
+    ({"vae_checkpoint": "/nowhere"}, "no whole checkpoint in /nowhere"),
+    ({"text_encoder": "/nowhere"}, r"No config\.json in /nowhere"),
+    ({"num_frames": 10}, r"got 10 frames, expected 1 \+ k \* 4"),
+    ({"resolutions": "18x18"}, "got height 18, expected a multiple of 4"),
+    ({"resolutions": "16x16,32x16"}, "aspect ratio"),
+    ({"no_such_flag": 1}, "unknown flags .*no_such_flag"),
+  ],
+)
+def test_a_wrong_flag_is_refused_before_any_work(world, tmp_path, flags, message):
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    preprocess.run(world.argv(**{"manifest": manifest, "output": tmp_path / "out"} | flags))
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_vae_names_the_parameter(world, tmp_path):
+  gin = tmp_path / "wide.gin"
+  gin.write_text(pathlib.Path(world.gin).read_text() + "autoencoder.CausalVae.base_channels = 8\n")
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises(encoders.EncoderMismatch, match=r"parameters differ, first .*checkpoint \("):
+    preprocess.run(world.argv(manifest, tmp_path / "out", vae_gin_file=gin))
+
+
+def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises(ledger.LedgerError, match=r'none of 1 rows was written.*"missing": 1'):
+    preprocess.run(world.argv(manifest, tmp_path / "out"))
+  assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda d: next(d.glob("*.sidecar.json")).unlink(), "has no sidecar: . rows are unaccounted"),
+    (lambda d: next(d.glob("*-of-00002")).unlink(), "bytes of its sidecar"),
+    (
+      lambda d: (d / "train.tfrecord-00000-of-00014").write_bytes(b""),
+      "00014 belongs to no shard of this run",
+    ),
+    (
+      lambda d: [
+        path.write_text(path.read_text().replace('"dead": 0', '"dead": 1'))
+        for path in d.glob("*.sidecar.json")
+      ],
+      "were written, rejected or dead",
+    ),
+  ],
+)
+def test_finalise_refuses_a_hole(world, tmp_path, damage, message):
+  rows = good_rows(tmp_path, videos=3, images=0)
+  argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out")
+  preprocess.run(argv)
+  videos = tmp_path / "out" / "toy_videos"
+  digest = settings.settings_digest(json.loads((tmp_path / "out/toy.settings.json").read_text()))
+  damage(videos)
+  with pytest.raises(ledger.LedgerError, match=message):
+    ledger.finalise(str(tmp_path / "out"), "toy", settings_digest=digest, origin={})
+  assert not (videos / "COMPLETED").exists()
+
+
+def test_an_interrupted_shard_leaves_nothing_behind(tmp_path):
+  path = str(tmp_path / "shard")
+  with pytest.raises(RuntimeError), storage.writer(path) as stream:
+    stream.write(b"half")
+    raise RuntimeError
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished):
+  _, argv, _ = finished
+  command = [sys.executable, "-m", "beam_jobs.preprocess"]
+  done = subprocess.run([*command, *argv], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout.splitlines()[-1])["dead"] == 6
+  wrong = [flag for flag in argv if "vae_checkpoint" not in flag] + ["--vae_checkpoint=/nowhere"]
+  failed = subprocess.run([*command, *wrong], capture_output=True, text=True, check=False)
+  assert failed.returncode == 2
+  assert "no whole checkpoint in /nowhere" in failed.stderr
+  assert "Traceback" not in failed.stderr

@@ -1,0 +1,87 @@
+"""Manifest lines: what they mean, and that no line can raise."""
+
+import json
+
+import pytest
+
+from beam_jobs import sources
+from data import schema
+
+
+def parse(**fields) -> sources.Row:
+  return sources.parse_line(json.dumps({"uri": "a.mp4", "caption": "x"} | fields), "/data")
+
+
+def test_defaults():
+  row = parse()
+  assert (row.split, row.modality, row.label) == ("train", "video", schema.NO_LABEL)
+  assert (row.captions, row.caption_weights) == (("x",), (1.0,))
+  assert row.problem is None
+
+
+@pytest.mark.parametrize(
+  ("uri", "path"),
+  [("a.mp4", "/data/a.mp4"), ("/b/a.mp4", "/b/a.mp4"), ("gs://bucket/a.mp4", "gs://bucket/a.mp4")],
+)
+def test_relative_uris_start_at_the_manifest(uri, path):
+  assert parse(uri=uri).path == path
+
+
+@pytest.mark.parametrize(
+  ("uri", "modality"), [("a.JPG", "image"), ("a.webp", "image"), ("a.mp4", "video"), ("a", "video")]
+)
+def test_modality_follows_the_extension_unless_it_is_stated(uri, modality):
+  assert parse(uri=uri).modality == modality
+  assert parse(uri=uri, modality="image").modality == "image"
+
+
+def test_blank_captions_go_with_their_weights():
+  row = parse(captions=["a", "  ", "b"], caption_weights=[1, 2, 3])
+  assert (row.captions, row.caption_weights) == (("a", "b"), (1.0, 3.0))
+
+
+@pytest.mark.parametrize(
+  ("fields", "reason"),
+  [
+    ({"uri": None}, "bad_uri"),
+    ({"uri": ""}, "bad_uri"),
+    ({"captions": "x"}, "bad_captions"),
+    ({"captions": [1]}, "bad_captions"),
+    ({"captions": ["a", "b"], "caption_weights": [1]}, "bad_captions"),
+    ({"captions": ["a", "b"], "caption_weights": [1, -1]}, "bad_captions"),
+    ({"captions": ["a", "b"], "caption_weights": [0, 0]}, "bad_captions"),
+    ({"captions": ["a", ""], "caption_weights": [0, 1]}, "bad_captions"),
+    ({"caption_weights": [float("nan")]}, "bad_captions"),
+    ({"caption_weights": 1}, "bad_captions"),
+    ({"split": "test"}, "bad_split"),
+    ({"split": ["train"]}, "bad_split"),
+    ({"modality": "sound"}, "bad_modality"),
+    ({"modality": {}}, "bad_modality"),
+    ({"label": "cat"}, "bad_label"),
+    ({"label": True}, "bad_label"),
+    ({"label": 2**70}, "bad_label"),
+    ({"start_seconds": -1}, "bad_window"),
+    ({"start_seconds": "0:10"}, "bad_window"),
+    ({"start_seconds": 2, "end_seconds": 1}, "bad_window"),
+  ],
+)
+def test_a_bad_field_is_a_problem_with_a_reason(fields, reason):
+  row = parse(**fields)
+  assert row.problem[0] == reason
+  assert row.split in schema.SPLITS
+  assert row.modality in schema.MODALITIES
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "null", "1", '"x"', '{"uri": "a\\ud800.mp4"}', "\x00"])
+def test_no_line_raises(line):
+  row = sources.parse_line(line, "/data")
+  assert len(row.key) == len(row.identity) == 64
+
+
+def test_key_is_uri_and_window_and_identity_adds_the_captions():
+  base = parse()
+  assert parse(label=3, split="validation").identity == base.identity
+  for other in ({"uri": "b.mp4"}, {"start_seconds": 0}, {"end_seconds": 1}):
+    assert parse(**other).key != base.key
+  assert parse(caption="y").key == base.key
+  assert parse(caption="y").identity != base.identity

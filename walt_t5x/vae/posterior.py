@@ -35,7 +35,7 @@ class Posterior:
     return (self.mean.astype(jnp.float32) + std * noise).astype(self.mean.dtype)
 
   def kl(self) -> Float[Array, " B"]:
-    """KL(q || N(0, 1)) = sum (mean^2 + exp(logvar) - 1 - logvar) / 2, nats a clip; 0 for a point."""
+    """KL(q || N(0, 1)) = sum (mean^2 + exp(logvar) - 1 - logvar) / 2, nats a clip; 0 for points."""
     if self.logvar is None:
       return jnp.zeros(self.mean.shape[:1], jnp.float32)
     mean, logvar = self.mean.astype(jnp.float32), self.logvar.astype(jnp.float32)

@@ -1,0 +1,136 @@
+"""The 3D StyleGAN discriminator: a clip in, one logit out."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.partitioning import param_with_axes
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from walt_t5x.types import Video
+from walt_t5x.vae.convolution import convolve, same_padding
+
+LEAKY_SLOPE = 0.2
+# Keeps the variance through a convolution and the leaky ReLU behind it.
+leaky_init = nn.initializers.variance_scaling(
+  2.0 / (1.0 + LEAKY_SLOPE**2), "fan_in", "truncated_normal"
+)
+linear_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+  return jax.nn.leaky_relu(x, LEAKY_SLOPE)
+
+
+def blur_pool(x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C"]:
+  """Halves T, H and W (rounding up) after the separable low-pass filter [1, 3, 3, 1] / 8.
+
+  Borders repeat the edge, so a constant stays that constant.
+  """
+  for axis in (1, 2, 3):
+    size = x.shape[axis]
+    out = -(-size // 2)
+    behind = 2 * out + 1 - size
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = (1, behind)
+    padded = jnp.pad(x, pad, mode="edge")
+    taps = [jax.lax.slice_in_dim(padded, i, i + 2 * out - 1, stride=2, axis=axis) for i in range(4)]
+    x = (taps[0] + 3 * taps[1] + 3 * taps[2] + taps[3]) / 8
+  return x
+
+
+class Convolution(nn.Module):
+  """SAME convolution in time and space: a discriminator judges whole clips and need not be causal."""
+
+  features: int
+  kernel_size: int = 3
+  use_bias: bool = True
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+    k = self.kernel_size
+    kernel = param_with_axes(
+      "kernel",
+      leaky_init if self.use_bias else linear_init,
+      (k, k, k, x.shape[-1], self.features),
+      jnp.float32,
+      axes=("unmodeled", "unmodeled", "unmodeled", "conv_in", "conv_out"),
+      module=self,
+    )
+    y = convolve(x.astype(self.dtype), kernel, padding=(same_padding(k, 1),) * 3)
+    if self.use_bias:
+      zeros = nn.initializers.zeros_init()
+      bias = param_with_axes(
+        "bias", zeros, (self.features,), jnp.float32, axes=("conv_out",), module=self
+      )
+      y = y + bias.astype(self.dtype)
+    return y
+
+
+class Dense(nn.Module):
+  """x W + b over the last axis."""
+
+  features: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B C"]) -> Float[Array, "B C2"]:
+    shape = (x.shape[-1], self.features)
+    axes = ("conv_in", "conv_out")
+    kernel = param_with_axes("kernel", linear_init, shape, jnp.float32, axes=axes, module=self)
+    zeros = nn.initializers.zeros_init()
+    bias = param_with_axes("bias", zeros, shape[1:], jnp.float32, axes=axes[1:], module=self)
+    return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class DownBlock(nn.Module):
+  """(main(x) + skip(x)) / sqrt(2), half the size: 3^3 conv, blur pool, 3^3 conv | blur pool, 1^3
+  conv.
+
+  Assumption: the first convolution keeps the width and the second, after the pooling, widens, as in
+  StyleGAN2.
+  """
+
+  features: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
+    y = leaky_relu(Convolution(x.shape[-1], dtype=self.dtype, name="conv_0")(x))
+    y = leaky_relu(Convolution(self.features, dtype=self.dtype, name="conv_1")(blur_pool(y)))
+    skip = Convolution(self.features, kernel_size=1, use_bias=False, dtype=self.dtype, name="skip")(
+      blur_pool(x)
+    )
+    return (y + skip) / jnp.sqrt(2.0).astype(self.dtype)
+
+
+class Discriminator(nn.Module):
+  """3^3 conv; residual blocks that halve time and space; 3^3 conv; flatten; dense; one logit.
+
+  Size at base 128, multipliers (2, 4, 4, 4, 4) and 17x128x128 clips, which end at 1x4x4x512: 61.3M,
+  as published. The flattening fixes the clip size that a set of parameters takes.
+  Source: MAGVIT (2212.05199), appendix; StyleGAN2 (1912.04958).
+
+  Args:
+    base_channels: width after the first convolution.
+    channel_multipliers: one a residual block.
+    dtype: activation dtype; the logit is float32.
+  """
+
+  base_channels: int = 128
+  channel_multipliers: Sequence[int] = (2, 4, 4, 4, 4)
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, video: Video) -> Float[Array, " B"]:
+    x = 2.0 * video.astype(self.dtype) - 1.0
+    x = leaky_relu(Convolution(self.base_channels, dtype=self.dtype, name="stem")(x))
+    for i, multiplier in enumerate(self.channel_multipliers):
+      x = DownBlock(self.base_channels * multiplier, dtype=self.dtype, name=f"block_{i}")(x)
+    width = x.shape[-1]
+    x = leaky_relu(Convolution(width, dtype=self.dtype, name="last_conv")(x))
+    x = leaky_relu(Dense(width, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1)))
+    return Dense(1, dtype=jnp.float32, name="logit")(x)[:, 0]

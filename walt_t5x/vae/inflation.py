@@ -1,0 +1,55 @@
+"""Starts a video tokenizer from an image tokenizer of the same widths.
+
+A 2D kernel goes into the temporally last slice of the 3D kernel, zeros into the others: a causal
+convolution then ignores the past, and the inflated tokenizer treats an image as the image tokenizer
+did, to rounding.
+Source: MAGVIT-v2 (2310.05737), section 3.2, and W.A.L.T, section 4.1.
+"""
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from walt_t5x.types import Params
+
+
+def inflate_params(image_params: Params, video_params: Params) -> Params:
+  """Image tokenizer parameters in the shapes of the video tokenizer's.
+
+  Args:
+    image_params: 'params' of a CausalVae with temporal_kernel 1 and the same widths.
+    video_params: 'params' of the video CausalVae, or its shapes; only names and shapes are read.
+
+  Raises:
+    ValueError: if a name is missing on one side, or a shape cannot be inflated.
+  """
+  source, target = flatten_dict(image_params), flatten_dict(video_params)
+  if source.keys() != target.keys():
+    odd = sorted("/".join(path) for path in source.keys() ^ target.keys())
+    raise ValueError(
+      f"inflate_params: parameters {odd[:4]} are in one tokenizer only; expected the same "
+      "num_res_blocks, posterior and level widths."
+    )
+  inflated = {
+    path: _inflate("/".join(path), np.asarray(source[path]), tuple(leaf.shape))
+    for path, leaf in target.items()
+  }
+  return unflatten_dict(inflated)
+
+
+def _inflate(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  # A temporal upsampling asks for s_t times the channels, s_t outermost: both new frames copy the
+  # image's.
+  if name.split("/")[-2].endswith("_up") and shape[-1] % value.shape[-1] == 0:
+    value = np.concatenate([value] * (shape[-1] // value.shape[-1]), axis=-1)
+  if value.ndim == 5 and len(shape) == 5:
+    # Last slice in time. In space a 3x3 stride-2 kernel sits at the end of a 4x4 one: SAME padding
+    # puts one zero more in front of the larger window.
+    grow = [want - have for want, have in zip(shape[:3], value.shape[:3])]
+    if min(grow) >= 0:
+      value = np.pad(value, [(extra, 0) for extra in grow] + [(0, 0), (0, 0)])
+  if value.shape != shape:
+    raise ValueError(
+      f"inflate_params: {name} has shape {value.shape} after inflation, expected {shape}; "
+      "set the same channel_multipliers, base_channels and latent_channels in both."
+    )
+  return value

@@ -147,7 +147,7 @@ def get_encoders(config: EncoderConfig) -> Encoders:
     return _load(config)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def _load(config: EncoderConfig) -> Encoders:
   return Encoders(config)
 

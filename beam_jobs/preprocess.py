@@ -258,10 +258,10 @@ def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
   raise argparse.ArgumentTypeError(f"got {text!r}, expected distinct HxW pairs like 32x32,64x64")
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; errors that a user can mend come without a traceback."""
   try:
-    run()
+    run(argv)
   except (ValueError, FileNotFoundError) as error:
     print(f"preprocess: {error}", file=sys.stderr)
     return 2

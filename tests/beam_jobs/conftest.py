@@ -5,7 +5,6 @@ import hashlib
 import json
 import pathlib
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +59,13 @@ def save_checkpoint(folder: pathlib.Path, params) -> None:
     )
 
 
+def weights(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+  """Random kernels that keep the size of what they act on; biases and scales near one."""
+  if len(shape) < 2:
+    return (1 + 0.1 * random.normal(size=shape)).astype(np.float32)
+  return (random.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
   """Encoders on disk."""
@@ -73,8 +79,10 @@ def world(tmp_path_factory) -> World:
   lines = ["from __gin__ import dynamic_registration", "from walt_t5x.vae import autoencoder"]
   lines += [f"autoencoder.CausalVae.{name} = {value!r}" for name, value in VAE_FIELDS.items()]
   (folder / "vae.gin").write_text("\n".join(lines) + "\n")
-  variables = CausalVae(**VAE_FIELDS).init(jax.random.key(0), jnp.zeros((1, 5, 16, 16, 3)))
-  save_checkpoint(folder / "vae", flax.core.unfreeze(variables["params"]))
+  video = jax.ShapeDtypeStruct((1, 5, 16, 16, 3), jnp.float32)
+  shapes = jax.eval_shape(CausalVae(**VAE_FIELDS).init, jax.random.key(0), video)["params"]
+  random = np.random.default_rng(0)
+  save_checkpoint(folder / "vae", jax.tree.map(lambda leaf: weights(leaf.shape, random), shapes))
   vocabulary = train_vocabulary([f"a red circle number {i} moves left" for i in range(20)])
   config = dataclasses.replace(PRESETS["tiny"], vocab_size=len(vocabulary))
   save_encoder(

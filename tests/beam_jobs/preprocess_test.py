@@ -86,13 +86,12 @@ def test_latents_are_the_posterior_means_of_the_decoded_pixels(finished, world):
 
   vae = encoders.build_vae(preprocess.vae_fields_of_gin(world.gin))
   params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
-  spec = ClipSpec(resolutions=((16, 16), (32, 32)), num_frames=9, fps=8)
+  encode = jax.jit(lambda video: vae.apply({"params": params}, video, method="encode").mean[0])
+  spec = ClipSpec(resolutions=((32, 32),), num_frames=9, fps=8)
   for record in records(folder / "out"):
     clip = decode((folder / record.uri).read_bytes(), record.modality, spec)
-    assert record.crop == clip.crop
     for frames in clip.frames.values():
-      video = jnp.asarray(frames[None], jnp.float32) / 255
-      mean = vae.apply({"params": params}, video, method="encode").mean[0]
+      mean = encode(jnp.asarray(frames[None], jnp.float32) / 255)
       got = record.latents[schema.latents_field(*mean.shape[:3])].astype(np.float32)
       # One row alone and the same row in a batch of two may round differently once.
       np.testing.assert_allclose(got, mean.astype(jnp.bfloat16), rtol=2**-7, atol=2**-10)
@@ -255,13 +254,17 @@ def test_filters_labels_and_psnr(world, tmp_path):
     {"uri": "still.mp4", "caption": "x"},
   ]
   argv = world.argv(
-    write_manifest(tmp_path, rows), tmp_path / "out", min_motion=0.001, psnr_every=1
+    write_manifest(tmp_path, rows),
+    tmp_path / "out",
+    min_motion=0.001,
+    psnr_every=1,
+    resolutions="16x16",
   )
   result = preprocess.run(argv)
   assert result["rejected_by_reason"] == {"low_motion": 1}
   (record,) = records(tmp_path / "out")
   assert (record.label, list(record.captions)) == (4, [""])
-  assert set(result["psnr"]) == {"latents/3x4x4", "latents/3x8x8"}
+  assert set(result["psnr"]) == {"latents/3x4x4"}
   assert all(0 < value < 40 for value in result["psnr"].values())
 
 
@@ -385,14 +388,21 @@ def test_an_interrupted_shard_leaves_nothing_behind(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished):
+def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, capsys):
   _, argv, _ = finished
-  command = [sys.executable, "-m", "beam_jobs.preprocess"]
-  done = subprocess.run([*command, *argv], capture_output=True, text=True, check=False)
-  assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout.splitlines()[-1])["dead"] == 6
-  wrong = [flag for flag in argv if "vae_checkpoint" not in flag] + ["--vae_checkpoint=/nowhere"]
-  failed = subprocess.run([*command, *wrong], capture_output=True, text=True, check=False)
-  assert failed.returncode == 2
-  assert "no whole checkpoint in /nowhere" in failed.stderr
-  assert "Traceback" not in failed.stderr
+  assert preprocess.main(argv) == 0
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])["dead"] == 6
+  assert preprocess.main([*argv, "--vae_checkpoint=/nowhere"]) == 2
+  assert "no whole checkpoint in /nowhere" in capsys.readouterr().err
+
+
+def test_help_needs_none_of_the_heavy_packages():
+  program = (
+    "import sys; from beam_jobs import preprocess\n"
+    "try: preprocess.main(['--help'])\n"
+    "except SystemExit: pass\n"
+    "print(sorted({'jax', 'apache_beam', 'tensorflow', 'seqio', 'av'} & set(sys.modules)))"
+  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert "--vae_gin_file" in done.stdout
+  assert done.stdout.splitlines()[-1] == "[]"

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -57,10 +57,14 @@ def main(argv: Sequence[str]) -> None:
   import seqio
   import tensorflow as tf
 
-  import gin
   from walt_t5x import engine
   from walt_t5x.engine import gin_config
 
+  logging.set_verbosity(logging.INFO)
+  # Orbax reports every file at INFO; its warnings still come through.
+  logging.get_absl_handler().addFilter(
+    lambda record: record.levelno > logging.converter.STANDARD_INFO or "orbax" not in record.pathname
+  )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   if FLAGS.multiprocess:
     jax.distributed.initialize()
@@ -78,9 +82,9 @@ def main(argv: Sequence[str]) -> None:
 
   # gin files say `import __main__ as train_script`; this is where `train_script.train` comes from.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
-  train = gin.configurable(engine.train)
   try:
     gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    train = gin_config.configured(engine.train, "train_script.train")
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
   train()

@@ -1,7 +1,7 @@
 """A linear regression, a SeqIO task of a few rows, and a gin file: the smallest thing the engine trains."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -34,11 +34,9 @@ FEATURES = {
   "y": seqio.ContinuousFeature(dtype=tf.float32, rank=1),
   "id": seqio.ContinuousFeature(dtype=tf.int32, rank=1),
 }
-TASK = seqio.Task(
+TASK = seqio.TaskRegistry.add(
   "engine_toy",
-  source=seqio.FunctionDataSource(
-    _rows, splits=["train", "validation"], num_input_examples={"train": ROWS, "validation": ROWS}
-  ),
+  source=seqio.FunctionDataSource(_rows, splits=["train", "validation"]),
   preprocessors=[],
   output_features=FEATURES,
 )
@@ -108,7 +106,3 @@ class ToyModel(BaseModel):
   def get_initial_variables(self, rng: Any, input_shapes: Any, input_types: Any = None) -> Any:
     return self.module.init(rng, jnp.zeros(input_shapes["x"]))
 
-
-def toy_task() -> seqio.Task:
-  """The task, for gin."""
-  return TASK

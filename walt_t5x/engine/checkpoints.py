@@ -105,8 +105,7 @@ def checkpoint_step(path: epath.PathLike) -> int:
 
 def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
   """Shape and dtype of every array of a checkpoint, by its path of names; reads no array."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.metadata(epath.Path(checkpoint) / "state").item_metadata.tree
+  tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree
   return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
 
 

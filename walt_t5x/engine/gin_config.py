@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
@@ -70,6 +70,26 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
       raise GinError(
         f"--gin.{name}: nothing in the gin files uses %{name}, so it would have no effect. {hint}"
       )
+
+
+def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+  """The function with the arguments that the parsed files bind.
+
+  It is registered by the files themselves, so that `config.gin` says `name` again and can be launched as it is.
+
+  Args:
+    function: what a program runs.
+    name: how gin files call it, for the message.
+
+  Raises:
+    GinError: no file binds it.
+  """
+  import gin
+
+  try:
+    return gin.get_configurable(function)
+  except ValueError as error:
+    raise GinError(f"no gin file binds {name}; is a run file included?") from error
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:

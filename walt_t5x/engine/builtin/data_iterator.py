@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding
 
 
@@ -37,8 +38,8 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       for k, v in spec.items()
     }
     self._sharding = sharding
-    self._iterator = iter(dataset)
-    self._checkpoint = tf.train.Checkpoint(ds=self._iterator)
+    self._dataset = dataset
+    self._start()
     self._first: Mapping[str, jax.Array] | None = None
     self._warmup: threading.Thread | None = None
     self._warmup_error: BaseException | None = None
@@ -75,9 +76,23 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       )
     self._checkpoint.write(filename)
 
-  def restore(self, filename: str) -> None:
-    """Continues from a written position."""
-    self._checkpoint.read(filename).assert_consumed()
+  def restore(self, filename: str) -> bool:
+    """Continues from a written position; False, and back at the first row, if it belongs to another pipeline."""
+    import tensorflow as tf
+
+    try:
+      self._checkpoint.read(filename).assert_consumed()
+    except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+      logging.warning("The position %s does not fit this dataset: %s", filename, error.message)
+      self._start()
+      return False
+    return True
+
+  def _start(self) -> None:
+    import tensorflow as tf
+
+    self._iterator = iter(self._dataset)
+    self._checkpoint = tf.train.Checkpoint(ds=self._iterator)
 
   def _read(self) -> Mapping[str, jax.Array]:
     rows = next(self._iterator)

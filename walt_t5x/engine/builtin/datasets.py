@@ -92,7 +92,6 @@ def get_dataset(
     ValueError: the batch does not divide over the shares, or an option is not supported.
   """
   import seqio
-  import tensorflow as tf
 
   if continue_from_last_checkpoint:
     raise ValueError(
@@ -126,8 +125,9 @@ def get_dataset(
     pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
   )
   dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
-  dataset = dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
-  return dataset.prefetch(tf.data.AUTOTUNE)
+  # tf.data prefetches the last step of a pipeline by itself; T5X relies on that too, and only equal pipelines can
+  # continue from each other's positions.
+  return dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
 
 
 def get_training_eval_datasets(

@@ -146,7 +146,13 @@ def restore_row_position(
       layout.num_shards,
     )
     return False
-  iterator.restore(str(file))
+  if not iterator.restore(str(file)):
+    logging.warning(
+      "The rows start anew: %s was saved over another task, batch size or pipeline (T5X keeps tasks of less than "
+      "10,000 examples in RAM, this engine does not).",
+      checkpoint,
+    )
+    return False
   return True
 
 

@@ -1,0 +1,126 @@
+"""The same training, however it is cut up: microbatches, data shards, model shards."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.engine import runs, toy
+from walt_t5x import engine
+from walt_t5x.engine.builtin.microbatches import gradients
+from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
+
+RULES = [*standard_logical_axis_rules(), ("unmodeled", None)]
+
+
+def partitioner(num_partitions: int, **settings) -> engine.PjitPartitioner:
+  return engine.PjitPartitioner(num_partitions=num_partitions, **{"logical_axis_rules": RULES} | settings)
+
+
+def train(folder, **changes):
+  """Four deterministic steps without checkpoints."""
+  changes = {"model": runs.model(), "checkpoint_cfg": engine.CheckpointConfig()} | changes
+  return runs.train(folder, 4, **changes)
+
+
+def assert_close(a, b):
+  a, b = runs.flat(a), runs.flat(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("single")
+  return folder, train(folder)
+
+
+def test_eight_data_shards_equal_one_device(single, tmp_path):
+  assert jax.device_count() == 8
+  folder, expected = single
+  assert_close(train(tmp_path, partitioner=partitioner(1)), expected)
+  for a, b in zip(runs.lines(tmp_path), runs.lines(folder)):
+    assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-5)
+    assert a["ids"] == b["ids"]
+
+
+def test_model_shards_equal_one_device_and_are_shards(single, tmp_path):
+  state = train(tmp_path, partitioner=partitioner(4))
+  for tree in (state.params, state.param_states[1].mu, state.param_states[4].ema):
+    kernel = tree["kernel"]  # ("embed", "mlp"): eight columns over four devices.
+    assert kernel.sharding.spec == PartitionSpec(None, "model")
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(4, 2)}
+  assert state.params["bias"].sharding.is_fully_replicated
+  assert_close(state, single[1])
+
+
+def test_microbatches_equal_the_whole_batch(single, tmp_path):
+  folder, expected = single
+  state = train(tmp_path, trainer_cls=runs.trainer(num_microbatches=4))
+  assert_close(state, expected)
+  for a, b in zip(runs.lines(tmp_path), runs.lines(folder)):
+    assert {k: a[k] for k in ("loss", "ids", "gradient_norm")} == pytest.approx(
+      {k: b[k] for k in ("loss", "ids", "gradient_norm")}, rel=1e-5
+    )
+
+
+def test_the_gradient_is_the_closed_form():
+  """d/dw mean((x w)^2) = 2 X^T X w / n, whatever the number of microbatches."""
+  x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+  w = np.array([1.0, -2.0, 0.5], np.float32)
+  loss = lambda params, batch, rng: (((batch["x"] @ params) ** 2).mean(), {})
+  sharding = runs.one_device().data_sharding
+  for k in (None, 1, 2, 3):
+    run = jax.jit(
+      lambda w, k=k: gradients(
+        loss, w, {"x": x}, rng=jax.random.PRNGKey(0), num_microbatches=k, data_sharding=sharding
+      )[0]
+    )
+    np.testing.assert_allclose(run(w), 2 * x.T @ x @ w / 6, rtol=1e-5)
+  with pytest.raises(ValueError, match=r"num_microbatches: got 4, expected a divisor of the batch size 6"):
+    gradients(loss, w, {"x": x}, rng=jax.random.PRNGKey(0), num_microbatches=4, data_sharding=sharding)
+
+
+def test_a_checkpoint_moves_to_another_mesh(tmp_path):
+  """Saved over 8 data shards, continued over 4 model shards: as if the mesh had not changed."""
+  save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2, save_dataset=True))
+  here, there = tmp_path / "here", tmp_path / "there"
+  expected = train(here, checkpoint_cfg=save)
+  runs.train(there, 2, model=runs.model(), checkpoint_cfg=save, partitioner=partitioner(1))
+  assert_close(train(there, checkpoint_cfg=save, partitioner=partitioner(4)), expected)
+
+
+def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path):
+  """A chain for each part of the model, as for generator and discriminator."""
+  label = lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: "head" if path[0].key == "out_kernel" else "body", params
+  )
+  body = runs.optimizers.adamw_chain(0.1, ema_decay=0.5, weight_decay=0.1, weight_decay_names=("kernel",))
+  split = optax.multi_transform({"body": body, "head": optax.adam(0.1)}, label)
+  model = toy.ToyModel(runs.optimizers.wrap(split))
+  save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2))
+  state = train(tmp_path, model=model, partitioner=partitioner(2), checkpoint_cfg=save)
+  inner = state.param_states.inner_states
+  assert inner["body"].inner_state[1].mu["kernel"].sharding.spec == PartitionSpec(None, "model")
+  assert isinstance(inner["body"].inner_state[1].mu["out_kernel"], optax.MaskedNode)
+  assert_close(train(tmp_path, model=model, partitioner=partitioner(2), checkpoint_cfg=save), state)
+  average = engine.checkpoints.load_params(tmp_path, ema=True)
+  flat = runs.flat(state)
+  prefix = "state/param_states/inner_states/body/inner_state/4/ema"
+  np.testing.assert_array_equal(average["kernel"], flat[f"{prefix}/kernel"])
+  np.testing.assert_array_equal(average["out_kernel"], flat["target/out_kernel"])  # Has no average.
+
+
+def test_refusals(tmp_path):
+  with pytest.raises(ValueError, match=r"batch size 6 does not divide over 8 data partitions"):
+    train(tmp_path, partitioner=partitioner(1), train_dataset_cfg=runs.dataset(batch_size=6))
+  with pytest.raises(ValueError, match=r"kernel: dimension of 4 does not divide over mesh axis 'model' of 8"):
+    rules = [("batch", "data"), ("embed", "model"), ("mlp", None), ("unmodeled", None)]
+    train(tmp_path, partitioner=partitioner(8, logical_axis_rules=rules))
+  with pytest.raises(ValueError, match="8 devices do not divide into 3"):
+    train(tmp_path, partitioner=partitioner(3))
+  with pytest.raises(ValueError, match="exactly one of them"):
+    engine.PjitPartitioner(num_partitions=2, model_parallel_submesh=(1, 1, 1, 2))

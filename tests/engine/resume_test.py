@@ -1,0 +1,155 @@
+"""A run that is killed and started again is the run that was not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.engine import runs, toy
+from walt_t5x import engine
+from walt_t5x.engine import checkpoints
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run to step 10 in one go."""
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, runs.train(folder, 10)
+
+
+def assert_same(a, b):
+  a, b = runs.flat(a), runs.flat(b)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
+  folder, state = whole
+  runs.train(tmp_path, 7)  # Ends off the period, so the position inside an epoch is restored too.
+  resumed = runs.train(tmp_path, 10)
+  assert_same(resumed, state)
+  names = set(runs.flat(resumed))
+  assert {"state/step", "state/param_states/4/ema/kernel", "state/param_states/1/mu/kernel"} <= names
+
+
+def test_a_resumed_run_sees_the_rows_that_come_next(whole, tmp_path):
+  folder, _ = whole
+  runs.train(tmp_path, 7)
+  runs.train(tmp_path, 10)
+  seen = lambda path: [line["ids"] for line in runs.lines(path)]
+  assert seen(tmp_path) == seen(folder)
+  assert len(set(seen(folder))) > 3  # The fingerprint tells batches apart.
+
+
+def test_three_steps_are_one_epoch(tmp_path):
+  runs.train(tmp_path, 3, train_dataset_cfg=runs.dataset(shuffle=False))
+  every_id = np.mean(np.arange(toy.ROWS) ** 2)
+  assert np.mean([line["ids"] for line in runs.lines(tmp_path)]) == pytest.approx(every_id)
+
+
+def test_sigkill_at_any_moment(whole, tmp_path):
+  """The launcher is killed without warning once a checkpoint is there; the same run then ends as if it had not been."""
+  _, state = whole
+  script = (
+    "import time\nfrom tests.engine import runs, toy\n"
+    "class Slow(runs.engine.Trainer):\n"
+    "  def train(self, *a, **k):\n    time.sleep(0.2)\n    return super().train(*a, **k)\n"
+    f"runs.train({str(tmp_path)!r}, 10, trainer_cls=lambda **k: Slow(learning_rate_fn=runs.SCHEDULE, **k))\n"
+  )
+  environment = os.environ | {"PYTHONPATH": os.getcwd()}
+  process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 200
+  while not (tmp_path / "checkpoint_5").exists() and process.poll() is None:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  assert process.wait() == -signal.SIGKILL
+  assert checkpoints.whole_steps(tmp_path)[-1] in (0, 5)
+  assert_same(runs.train(tmp_path, 10), state)
+
+
+def test_torn_and_empty_checkpoints_are_passed_over(whole, tmp_path, caplog):
+  folder, state = whole
+  shutil.copytree(folder, tmp_path / "run")
+  run = tmp_path / "run"
+  os.remove(run / "checkpoint_10" / "_CHECKPOINT_METADATA")  # Copied in part.
+  (run / "checkpoint_11").mkdir()  # Created, never filled.
+  (run / "checkpoint_12.orbax-checkpoint-tmp").mkdir()  # Killed while writing.
+  assert checkpoints.checkpoint_step(run) == 5
+  with caplog.at_level("WARNING"):
+    assert_same(runs.train(run, 10), state)
+  assert "checkpoint_11 is passed over: it has no _CHECKPOINT_METADATA" in caplog.text
+  assert checkpoints.checkpoint_step(run) == 10
+  assert len(list(run.glob("torn_checkpoint_1*"))) == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(whole, tmp_path, caplog):
+  folder, state = whole
+  run = tmp_path / "run"
+  shutil.copytree(folder, run)
+  for file in (run / "checkpoint_10" / "state").rglob("d/*"):
+    file.write_bytes(b"\0" * file.stat().st_size)
+  with caplog.at_level("WARNING"):
+    assert_same(runs.train(run, 10), state)
+  assert "cannot be read" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(whole[0], run)
+  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), this model wants \(4, 16\)"):
+    other = toy.ToyModel(runs.optimizers.adamw(0.1, weight_decay=0.01, ema_decay=0.9), width=16)
+    runs.train(run, 10, model=other)
+  with pytest.raises(ValueError, match="lacks .* of the .* arrays"):
+    runs.train(run, 10, model=toy.ToyModel(runs.optimizers.wrap(runs.SGD(0.1, momentum=0.9))))
+  assert checkpoints.whole_steps(run) == [0, 5, 10]
+
+
+def test_keep_and_a_run_that_is_at_its_end(tmp_path):
+  save = engine.SaveCheckpointConfig(period=2, keep=2, checkpoint_steps=[3])
+  config = engine.CheckpointConfig(save=save)
+  runs.train(tmp_path, 4, checkpoint_cfg=config)
+  assert checkpoints.all_steps(tmp_path) == [3, 4]
+  before = (tmp_path / "metrics.jsonl").read_text()
+  runs.train(tmp_path, 4, checkpoint_cfg=config)
+  assert (tmp_path / "metrics.jsonl").read_text() == before
+  with pytest.raises(ValueError, match="total_steps=3 lies before the restored step 4"):
+    runs.train(tmp_path, 3, checkpoint_cfg=config)
+
+
+def test_load_params_reads_parameters_or_their_average(whole):
+  folder, state = whole
+  flat = runs.flat(state)
+  for ema, name in ((False, "target/kernel"), (True, "state/param_states/4/ema/kernel")):
+    loaded = checkpoints.load_params(folder, ema=ema)
+    assert set(loaded) == {"kernel", "out_kernel", "bias"}
+    np.testing.assert_array_equal(loaded["kernel"], flat[name])
+  early = checkpoints.load_params(folder / "checkpoint_5")
+  assert not np.array_equal(early["kernel"], flat["target/kernel"])
+  with pytest.raises(FileNotFoundError, match="checkpoint_7 cannot be read: it does not exist"):
+    checkpoints.load_params(folder / "checkpoint_7")
+
+
+def test_starting_from_another_run(whole, tmp_path):
+  """Parameters from a checkpoint, the optimizer anew, and the average started at the parameters."""
+  folder, state = whole
+  restore = engine.RestoreCheckpointConfig(
+    path=str(folder),
+    assignment_map=[(r"state/.*/ema/(.*)", r"target/\1"), (r"state/.*", None)],
+    fallback_to_scratch=True,
+  )
+  save = engine.SaveCheckpointConfig(period=100)
+  started = runs.flat(
+    runs.train(tmp_path, 0, relative_steps=None, checkpoint_cfg=engine.CheckpointConfig(save, restore))
+  )
+  flat = runs.flat(state)
+  assert started["state/step"] == 0
+  np.testing.assert_array_equal(started["target/kernel"], flat["target/kernel"])
+  np.testing.assert_array_equal(started["state/param_states/4/ema/kernel"], flat["target/kernel"])
+  assert not started["state/param_states/1/mu/kernel"].any()

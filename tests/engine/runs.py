@@ -1,0 +1,88 @@
+"""Short runs of the built-in engine for tests, without gin."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from tests.engine import toy
+from walt_t5x import engine
+from walt_t5x.engine import optimizers, schedules
+
+SCHEDULE = schedules.warmup_cosine(peak=0.1, warmup_steps=2, total_steps=20)
+
+
+def model(*, noise: float = 0.0, **settings: Any) -> toy.ToyModel:
+  """The toy model with the toy chain."""
+  settings = {"weight_decay": 0.01, "ema_decay": 0.9} | settings
+  return toy.ToyModel(optimizers.adamw(SCHEDULE, **settings), noise=noise)
+
+
+def dataset(**changes: Any) -> engine.DatasetConfig:
+  """The toy rows."""
+  settings = {
+    "mixture_or_task_name": "engine_toy",
+    "task_feature_lengths": {"x": 4, "y": 1, "id": 1},
+    "split": "train",
+    "batch_size": 8,
+    "shuffle": True,
+    "seed": None,
+  }
+  return engine.DatasetConfig(**(settings | changes))
+
+
+def trainer(**settings: Any) -> Any:
+  """A trainer constructor with its own arguments bound, as gin binds them."""
+
+  def make(**arguments: Any) -> engine.Trainer:
+    return engine.Trainer(**({"learning_rate_fn": SCHEDULE} | settings), **arguments)
+
+  return make
+
+
+def train(model_dir: os.PathLike[str], total_steps: int, **changes: Any) -> Any:
+  """Trains; returns the last state."""
+  save = engine.SaveCheckpointConfig(period=5, keep=3, save_dataset=True)
+  arguments: dict[str, Any] = {
+    "model": model(noise=0.1),
+    "train_dataset_cfg": dataset(),
+    "train_eval_dataset_cfg": None,
+    "infer_eval_dataset_cfg": None,
+    "checkpoint_cfg": engine.CheckpointConfig(save=save),
+    "partitioner": one_device(),
+    "trainer_cls": trainer(),
+    "model_dir": str(model_dir),
+    "total_steps": total_steps,
+    "eval_steps": 2,
+    "eval_period": 5,
+    "stats_period": 1,
+    "random_seed": 0,
+    "summarize_config_fn": lambda *_: None,
+  }
+  return engine.train(**(arguments | changes))[1]
+
+
+def lines(model_dir: os.PathLike[str]) -> list[dict[str, Any]]:
+  """The training lines of `metrics.jsonl`."""
+  text = (pathlib.Path(model_dir) / "metrics.jsonl").read_text()
+  return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+
+
+def flat(state: Any) -> dict[str, Any]:
+  """Every array of a state by name, on the host."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(state.state_dict()))
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def one_device() -> engine.PjitPartitioner:
+  """A partitioner over the first device only."""
+  partitioner = engine.PjitPartitioner(num_partitions=1)
+  partitioner.mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+  return partitioner
+
+
+SGD = optax.sgd

@@ -63,7 +63,9 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.INFO)
   # Orbax reports every file at INFO; its warnings still come through.
   logging.get_absl_handler().addFilter(
-    lambda record: record.levelno > logging.converter.STANDARD_INFO or "orbax" not in record.pathname
+    lambda record: (
+      record.levelno > logging.converter.STANDARD_INFO or "orbax" not in record.pathname
+    )
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   if FLAGS.multiprocess:

@@ -15,7 +15,9 @@ RULES = [*standard_logical_axis_rules(), ("unmodeled", None)]
 
 
 def partitioner(num_partitions: int, **settings) -> engine.PjitPartitioner:
-  return engine.PjitPartitioner(num_partitions=num_partitions, **{"logical_axis_rules": RULES} | settings)
+  return engine.PjitPartitioner(
+    num_partitions=num_partitions, **{"logical_axis_rules": RULES} | settings
+  )
 
 
 def train(folder, **changes):
@@ -71,7 +73,10 @@ def test_the_gradient_is_the_closed_form():
   """d/dw mean((x w)^2) = 2 X^T X w / n, whatever the number of microbatches."""
   x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
   w = np.array([1.0, -2.0, 0.5], np.float32)
-  loss = lambda params, batch, rng: (((batch["x"] @ params) ** 2).mean(), {})
+
+  def loss(params, batch, rng):
+    return ((batch["x"] @ params) ** 2).mean(), {}
+
   sharding = runs.one_device().data_sharding
   for k in (None, 1, 2, 3):
     run = jax.jit(
@@ -80,8 +85,12 @@ def test_the_gradient_is_the_closed_form():
       )[0]
     )
     np.testing.assert_allclose(run(w), 2 * x.T @ x @ w / 6, rtol=1e-5)
-  with pytest.raises(ValueError, match=r"num_microbatches: got 4, expected a divisor of the batch size 6"):
-    gradients(loss, w, {"x": x}, rng=jax.random.PRNGKey(0), num_microbatches=4, data_sharding=sharding)
+  with pytest.raises(
+    ValueError, match=r"num_microbatches: got 4, expected a divisor of the batch size 6"
+  ):
+    gradients(
+      loss, w, {"x": x}, rng=jax.random.PRNGKey(0), num_microbatches=4, data_sharding=sharding
+    )
 
 
 def test_a_checkpoint_moves_to_another_mesh(tmp_path):
@@ -95,10 +104,15 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path):
 
 def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path):
   """A chain for each part of the model, as for generator and discriminator."""
-  label = lambda params: jax.tree_util.tree_map_with_path(
-    lambda path, _: "head" if path[0].key == "out_kernel" else "body", params
+
+  def label(params):
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: "head" if path[0].key == "out_kernel" else "body", params
+    )
+
+  body = runs.optimizers.adamw_chain(
+    0.1, ema_decay=0.5, weight_decay=0.1, weight_decay_names=("kernel",)
   )
-  body = runs.optimizers.adamw_chain(0.1, ema_decay=0.5, weight_decay=0.1, weight_decay_names=("kernel",))
   split = optax.multi_transform({"body": body, "head": optax.adam(0.1)}, label)
   model = toy.ToyModel(runs.optimizers.wrap(split))
   save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2))
@@ -117,7 +131,9 @@ def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path)
 def test_refusals(tmp_path):
   with pytest.raises(ValueError, match=r"batch size 6 does not divide over 8 data partitions"):
     train(tmp_path, partitioner=partitioner(1), train_dataset_cfg=runs.dataset(batch_size=6))
-  with pytest.raises(ValueError, match=r"kernel: dimension of 4 does not divide over mesh axis 'model' of 8"):
+  with pytest.raises(
+    ValueError, match=r"kernel: dimension of 4 does not divide over mesh axis 'model' of 8"
+  ):
     rules = [("batch", "data"), ("embed", "model"), ("mlp", None), ("unmodeled", None)]
     train(tmp_path, partitioner=partitioner(8, logical_axis_rules=rules))
   with pytest.raises(ValueError, match="8 devices do not divide into 3"):

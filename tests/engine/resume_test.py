@@ -30,19 +30,26 @@ def assert_same(a, b):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
-  folder, state = whole
+  _, state = whole
   runs.train(tmp_path, 7)  # Ends off the period, so the position inside an epoch is restored too.
   resumed = runs.train(tmp_path, 10)
   assert_same(resumed, state)
   names = set(runs.flat(resumed))
-  assert {"state/step", "state/param_states/4/ema/kernel", "state/param_states/1/mu/kernel"} <= names
+  assert {
+    "state/step",
+    "state/param_states/4/ema/kernel",
+    "state/param_states/1/mu/kernel",
+  } <= names
 
 
 def test_a_resumed_run_sees_the_rows_that_come_next(whole, tmp_path):
   folder, _ = whole
   runs.train(tmp_path, 7)
   runs.train(tmp_path, 10)
-  seen = lambda path: [line["ids"] for line in runs.lines(path)]
+
+  def seen(path):
+    return [line["ids"] for line in runs.lines(path)]
+
   assert seen(tmp_path) == seen(folder)
   assert len(set(seen(folder))) > 3  # The fingerprint tells batches apart.
 
@@ -63,7 +70,9 @@ def test_sigkill_at_any_moment(whole, tmp_path):
     f"runs.train({str(tmp_path)!r}, 10, trainer_cls=lambda **k: Slow(learning_rate_fn=runs.SCHEDULE, **k))\n"
   )
   environment = os.environ | {"PYTHONPATH": os.getcwd()}
-  process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
+  )
   deadline = time.monotonic() + 200
   while not (tmp_path / "checkpoint_5").exists() and process.poll() is None:
     assert time.monotonic() < deadline
@@ -106,7 +115,7 @@ def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_pa
   with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), this model wants \(4, 16\)"):
     other = toy.ToyModel(runs.optimizers.adamw(0.1, weight_decay=0.01, ema_decay=0.9), width=16)
     runs.train(run, 10, model=other)
-  with pytest.raises(ValueError, match="lacks .* of the .* arrays"):
+  with pytest.raises(ValueError, match=r"lacks .* of the .* arrays"):
     runs.train(run, 10, model=toy.ToyModel(runs.optimizers.wrap(runs.SGD(0.1, momentum=0.9))))
   assert checkpoints.whole_steps(run) == [0, 5, 10]
 
@@ -146,7 +155,9 @@ def test_starting_from_another_run(whole, tmp_path):
   )
   save = engine.SaveCheckpointConfig(period=100)
   started = runs.flat(
-    runs.train(tmp_path, 0, relative_steps=None, checkpoint_cfg=engine.CheckpointConfig(save, restore))
+    runs.train(
+      tmp_path, 0, relative_steps=None, checkpoint_cfg=engine.CheckpointConfig(save, restore)
+    )
   )
   flat = runs.flat(state)
   assert started["state/step"] == 0

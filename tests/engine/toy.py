@@ -45,7 +45,7 @@ TASK = seqio.TaskRegistry.add(
 class ToyConverter(seqio.FeatureConverter):
   """Rows as they are."""
 
-  TASK_FEATURES = {
+  TASK_FEATURES: ClassVar = {
     k: seqio.FeatureConverter.FeatureSpec(v.dtype, rank=1) for k, v in FEATURES.items()
   }
   MODEL_FEATURES = TASK_FEATURES
@@ -105,4 +105,3 @@ class ToyModel(BaseModel):
 
   def get_initial_variables(self, rng: Any, input_shapes: Any, input_types: Any = None) -> Any:
     return self.module.init(rng, jnp.zeros(input_shapes["x"]))
-

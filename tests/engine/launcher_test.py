@@ -1,0 +1,184 @@
+"""The launcher, its gin files, and what a run leaves behind."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+
+import gin
+from tests.engine import runs, toy
+from walt_t5x import engine
+from walt_t5x import train as launcher
+from walt_t5x.engine import choice, gin_config, provenance
+from walt_t5x.engine.builtin.summaries import JsonLinesWriter
+
+
+@pytest.fixture
+def launch(monkeypatch):
+  """Runs the launcher's main in this process."""
+  gin.clear_config()
+  values = flags.FlagValues()
+  monkeypatch.setattr(flags, "DEFINE_multi_string", _into(flags.DEFINE_multi_string, values))
+  for kind in ("string", "list", "boolean", "integer"):
+    monkeypatch.setattr(flags, f"DEFINE_{kind}", _into(getattr(flags, f"DEFINE_{kind}"), values))
+  launcher.define_flags()
+  monkeypatch.setattr(launcher, "FLAGS", values)
+
+  def run(*args: str) -> None:
+    values(gin_config.rewrite_gin_args(["train", *args]))
+    launcher.main(["train"])
+
+  yield run
+  gin.clear_config()
+  vars(sys.modules["__main__"]).pop("train", None)
+
+
+def _into(define, values):
+  return lambda *args, **settings: define(*args, **settings, flag_values=values)
+
+
+TOY = "--gin_file=tests/engine/toy.gin"
+
+
+def test_help_is_quick():
+  started = time.monotonic()
+  result = subprocess.run(
+    [sys.executable, "-m", "walt_t5x.train", "--help"], capture_output=True, text=True, check=False
+  )
+  assert time.monotonic() - started < 2.0
+  for flag in ("gin_file", "gin_bindings", "gin_search_paths", "seqio_additional_cache_dirs"):
+    assert f"--{flag}" in result.stdout
+
+
+def test_importing_the_package_is_cheap():
+  code = "import sys, walt_t5x, walt_t5x.engine; assert not {'jax', 'tensorflow', 'gin'} & set(sys.modules)"
+  subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_gin_file_trains_and_leaves_its_record(launch, tmp_path):
+  launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=10", "--gin.STATS_PERIOD=2")
+  lines = runs.lines(tmp_path)
+  assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]  # One line a stats period.
+  for line in lines:
+    assert {"loss", "learning_rate", "gradient_norm"} <= line.keys()
+    assert line["steps_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
+    assert line["rows_per_second"] == pytest.approx(8 * line["steps_per_second"])
+  assert "compile_seconds" in lines[0]
+  assert lines[1]["learning_rate"] == pytest.approx(
+    float((runs.SCHEDULE(2) + runs.SCHEDULE(3)) / 2)
+  )
+  every = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [e["step"] for e in every if "training_eval/engine_toy/loss" in e] == [10]
+  config = (tmp_path / "config.gin").read_text()
+  assert "import __main__ as train_script" in config
+  assert "train_script.train.stats_period = %STATS_PERIOD" in config
+  assert "target/kernel" in (tmp_path / "model-info.txt").read_text()
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("--gin.TRAIN_STEPZ=3", "Did you mean TRAIN_STEPS?"),
+    ("--gin.train/engine.DatasetConfig.batch_sise=3", "batch_sise"),
+    ("--gin.engine.Trainr.num_microbatches=3", "Trainr"),
+    ("--gin.STATS_PERIOD=@nothing()", "nothing"),
+    ("--gin_file=no_such.gin", "no_such.gin"),
+  ],
+)
+def test_a_typo_ends_the_launch_with_a_message(launch, tmp_path, argument, message):
+  with pytest.raises(SystemExit) as end:
+    launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=1", argument)
+  assert isinstance(end.value.code, str)  # Python prints a string to stderr and exits with 1.
+  assert message in end.value.code
+
+
+def test_gin_arguments_are_rewritten():
+  assert gin_config.rewrite_gin_args(["--gin.A=1", "--gin.x/f.y='=z'", "--gin_file=a"]) == [
+    "--gin_bindings=A = 1",
+    "--gin_bindings=x/f.y = '=z'",
+    "--gin_file=a",
+  ]
+  with pytest.raises(gin_config.GinError, match=r"--gin\.A: expected --gin.NAME=value"):
+    gin_config.rewrite_gin_args(["--gin.A"])
+
+
+def test_the_rows_must_mean_the_same(tmp_path, monkeypatch):
+  given = {"schema_version": 1, "vae": {"fingerprint": "aa"}, "text_encoder": {"fingerprint": "tt"}}
+  provenance.record(str(tmp_path), given)
+  provenance.record(str(tmp_path), given | {"fps": 8})  # Not a deciding field.
+  other = given | {"vae": {"fingerprint": "bb"}}
+  monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
+  with pytest.raises(provenance.ProvenanceMismatch) as error:
+    runs.train(tmp_path, 1)
+  for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
+    assert part in str(error.value)
+  assert json.loads((tmp_path / "provenance.json").read_text()) == given
+
+
+def test_a_half_written_line_is_cut_off(tmp_path):
+  file = tmp_path / "metrics.jsonl"
+  file.write_text('{"step": 1}\n{"step": 2, "lo')
+  writer = JsonLinesWriter(str(file), prefix="p")
+  writer.write_scalars(3, {"x": float("nan"), "y": 0.5})
+  assert [json.loads(line) for line in file.read_text().splitlines()] == [
+    {"step": 1},
+    {"step": 3, "p/x": "NaN", "p/y": 0.5},
+  ]
+
+
+def test_a_drawn_seed_is_drawn_once(tmp_path):
+  """Without a seed two runs differ, and a resumed run does not change its mind."""
+  for _ in range(2):
+    runs.train(tmp_path / "a", 3, random_seed=None, checkpoint_cfg=engine.CheckpointConfig())
+  runs.train(tmp_path / "b", 3, random_seed=None, checkpoint_cfg=engine.CheckpointConfig())
+  a = [line["loss"] for line in runs.lines(tmp_path / "a")]
+  assert a[:3] == a[3:]
+  assert a[:3] != [line["loss"] for line in runs.lines(tmp_path / "b")]
+
+
+class _Stop:
+  def __init__(self, step: int):
+    self.step, self.seen = step, []
+
+  def run(self, train_state, metrics_by_task):
+    self.seen.append(metrics_by_task["train"]["loss"])
+    return len(self.seen) == self.step
+
+
+def test_an_action_stops_the_run(tmp_path):
+  stop = _Stop(3)
+  state = runs.train(tmp_path, 10, actions={"TRAIN": [stop]}, concurrent_metrics=False)
+  assert int(state.step) == 3
+  assert stop.seen == [line["loss"] for line in runs.lines(tmp_path)]
+  assert engine.checkpoints.whole_steps(tmp_path) == [0, 3]
+
+
+def test_arguments_are_checked(tmp_path):
+  with pytest.raises(TypeError, match="unexpected keyword argument 'eval_perod'"):
+    runs.train(tmp_path, 1, eval_perod=1)
+  with pytest.raises(ValueError, match="infer_eval_dataset_cfg must be None"):
+    runs.train(tmp_path, 1, infer_eval_dataset_cfg=runs.dataset())
+  with pytest.raises(ValueError, match="got 'float8'"):
+    engine.SaveCheckpointConfig(dtype="float8")
+  with pytest.raises(ValueError, match="checkpointer_cls"):
+    engine.SaveCheckpointConfig(checkpointer_cls=object)
+
+
+def test_the_engine_is_chosen_by_the_environment(monkeypatch):
+  choose = choice.use_t5x.__wrapped__
+  monkeypatch.setenv("WALT_T5X_ENGINE", "builtin")
+  assert choose() is False
+  monkeypatch.setenv("WALT_T5X_ENGINE", "jax")
+  with pytest.raises(ValueError, match="expected 'auto', 't5x' or 'builtin'"):
+    choose()
+
+
+def test_steps_of_a_period_are_averaged_over_their_rows(tmp_path):
+  runs.train(tmp_path / "1", 6, checkpoint_cfg=engine.CheckpointConfig(), stats_period=1)
+  runs.train(tmp_path / "3", 6, checkpoint_cfg=engine.CheckpointConfig(), stats_period=3)
+  single = [line["loss"] for line in runs.lines(tmp_path / "1")]
+  triple = [line["loss"] for line in runs.lines(tmp_path / "3")]
+  assert triple == pytest.approx([sum(single[:3]) / 3, sum(single[3:]) / 3], rel=1e-5)

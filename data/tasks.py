@@ -336,3 +336,24 @@ def image_video_mixture(
     f"{task}_mixture",
     [(image_task(**common), image_rate), (video_task(**common), video_rate)],
   )
+
+
+def pixel_task(*, task: str, pixels: str, shuffle_buffer_size: int = 1000) -> CachedTask:
+  """Clips of pixels of `<task>_videos`, to train the tokenizer.
+
+  Args:
+    task: the name given to preprocessing with `--content=pixels`.
+    pixels: field of the pixels, e.g. "pixels/17x128x128".
+    shuffle_buffer_size: rows held for shuffling.
+  """
+
+  def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+      lambda example: {"video": schema.parse_pixels(example, pixels)},
+      num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+  video = seqio.ContinuousFeature(dtype=tf.uint8, rank=4, add_eos=False)
+  return _cached_task(
+    f"{task}_videos", [parse], {"video": video}, shuffle_buffer_size=shuffle_buffer_size
+  )

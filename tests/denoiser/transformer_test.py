@@ -51,7 +51,7 @@ PUBLISHED = {
 }
 
 TINY = {
-  "num_layers": 4,
+  "num_layers": 2,
   "width": 16,
   "num_heads": 2,
   "mlp_dim": 32,
@@ -219,26 +219,24 @@ def test_adaln_lora_of_full_rank_reaches_a_separate_adaln():
 
 
 def test_scanned_layers_equal_unrolled_ones():
-  module, variables, z, steps, conditioning = _model(text_dim=6)
+  module, variables, z, steps, conditioning = _model(text_dim=6, num_layers=4)
   params = dict(variables["params"])
   pairs = [params.pop(f"pairs_{i}") for i in range(2)]
   params["pairs"] = jax.tree.map(lambda *x: jnp.stack(x), *pairs)
-  for remat in ("none", "full", "dots"):
-    scanned = dataclasses.replace(module, scan_layers=True, remat=remat)
+  scanned = dataclasses.replace(module, scan_layers=True, remat="full")
 
-    def total(p, m):
-      return jnp.sum(jnp.square(m.apply({"params": p}, z, steps, None, conditioning)))
+  def total(p, m):
+    return jnp.sum(jnp.square(m.apply({"params": p}, z, steps, None, conditioning)))
 
-    value, gradient = jax.jit(jax.value_and_grad(total), static_argnums=1)(params, scanned)
-    expected, of_unrolled = jax.jit(jax.value_and_grad(total), static_argnums=1)(
-      variables["params"], module
-    )
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-      gradient["pairs"]["spatial"]["mlp"]["wi"]["kernel"][1],
-      of_unrolled["pairs_1"]["spatial"]["mlp"]["wi"]["kernel"],
-      rtol=1e-3,
-      atol=1e-3,
+  value_and_grad = jax.jit(jax.value_and_grad(total), static_argnums=1)
+  value, gradient = value_and_grad(params, scanned)
+  expected, of_unrolled = value_and_grad(variables["params"], module)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for i in range(2):
+    jax.tree.map(
+      lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3),
+      jax.tree.map(lambda g: g[i], gradient["pairs"]),
+      of_unrolled[f"pairs_{i}"],
     )
 
 

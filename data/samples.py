@@ -134,7 +134,7 @@ def write_corpus(
   require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus, LICENSES.md and, last, the manifest.
+  """Writes the corpus, LICENSES.md, 32 prompts in the corpus' words and, last, the manifest.
 
   Args:
     output: folder, made if need be; files of an earlier run with the same names are replaced.
@@ -187,8 +187,19 @@ def write_corpus(
   rows = [row for part in parts[len(found) :] + parts[: len(found)] for row in part]
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
+  (output / "prompts.txt").write_text("\n".join(evaluation_prompts(seed)) + "\n", encoding="utf-8")
   write_manifest(output / "manifest.jsonl", rows)
   return rows
+
+
+def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
+  """Captions to generate from, balanced over colours and directions like the corpus."""
+  rng = np.random.default_rng([seed, 2])
+  vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
+  return [
+    shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction).caption
+    for colour, shape, direction in vocabulary
+  ]
 
 
 def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:

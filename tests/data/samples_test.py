@@ -66,8 +66,17 @@ def test_files_decode_to_the_rendered_frames(corpus):
 def test_a_seed_fixes_every_byte_whatever_the_threads(corpus, tmp_path):
   folder, rows = corpus
   samples.write_corpus(tmp_path, **_SMALL, workers=1)
-  for name in [row["uri"] for row in rows] + ["manifest.jsonl", "LICENSES.md"]:
+  for name in [row["uri"] for row in rows] + ["manifest.jsonl", "LICENSES.md", "prompts.txt"]:
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_prompts_are_captions_balanced_over_colours_and_directions():
+  prompts = samples.evaluation_prompts(seed=0)
+  assert len(prompts) == len(set(prompts)) == 32
+  words = [prompt.split() for prompt in prompts]
+  colours, directions = Counter(w[1] for w in words), Counter(w[-1] for w in words)
+  assert max(colours.values()) - min(colours.values()) <= 1 and len(colours) == 6
+  assert max(directions.values()) - min(directions.values()) <= 3 and len(directions) == 4
 
 
 def test_another_seed_gives_other_scenes():

@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from beam_jobs import pipeline, shards, storage
+from beam_jobs.shards import LedgerError
 from data import provenance, schema
 
 _SHARD = re.compile(r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?P<index>\d+)-of-(?P<count>\d+)")
-
-
-class LedgerError(RuntimeError):
-  """Rows that are unaccounted for, or files that do not belong to the run."""
 
 
 @dataclasses.dataclass

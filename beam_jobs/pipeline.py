@@ -229,11 +229,15 @@ class _Encoding:
       size: np.stack([loaded.clip.frames[size] for loaded in batch])
       for size in job.clip.resolutions
     }
-    self._latents = {
-      size: self._encoders.start_encode(pixels, self._rows) for size, pixels in self._pixels.items()
-    }
+    # In threads, so that the programs of a first batch compile side by side.
+    with ThreadPoolExecutor(len(self._pixels)) as pool:
+      started = pool.map(self._start, self._pixels.values())
+      self._latents = dict(zip(self._pixels, started))
     self._texts = [loaded.row.captions or ("",) for loaded in batch]
     self._encoded = self._encode_texts()
+
+  def _start(self, pixels: np.ndarray) -> Any:
+    return self._encoders.start_encode(pixels, self._rows)
 
   def _encode_texts(self) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
     flat = [caption for captions in self._texts for caption in captions]

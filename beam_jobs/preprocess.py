@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beam_jobs.shards import LedgerError
+
 _MAX_MANIFEST_TO_COUNT = 1 << 30
 
 
@@ -76,8 +78,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   from beam_jobs.decoding import ClipSpec
 
   options = beam_options(rest)
-  if not storage.exists(args.manifest):
-    raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
+  for flag in ("manifest", "vae_gin_file"):
+    if not storage.exists(getattr(args, flag)):
+      raise FileNotFoundError(f"--{flag}: no file at {getattr(args, flag)}")
   config = encoders.EncoderConfig(
     vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
@@ -158,8 +161,17 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
 
   gin.clear_config()
   gin.parse_config_file(path)
-  bindings = gin.get_bindings("CausalVae")
-  gin.clear_config()
+  try:
+    bindings = gin.get_bindings("CausalVae")
+  except ValueError:  # Gin has not even seen the class.
+    bindings = {}
+  finally:
+    gin.clear_config()
+  if not bindings:
+    raise ValueError(
+      f"--vae_gin_file: {path} binds no CausalVae; expected `from walt_t5x.vae import autoencoder` "
+      "and bindings like `autoencoder.CausalVae.base_channels = 16`"
+    )
   return vae_fields(bindings)
 
 
@@ -265,6 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, FileNotFoundError) as error:
     print(f"preprocess: {error}", file=sys.stderr)
     return 2
+  except LedgerError as error:
+    print(f"preprocess: {error}", file=sys.stderr)
+    return 1
   return 0
 
 

@@ -18,6 +18,10 @@ from beam_jobs.sources import Row
 from data import schema, tfrecord
 
 
+class LedgerError(RuntimeError):
+  """Rows that are unaccounted for, or files that do not belong to the run."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class ShardName:
   """Which shard: cached task folder, split, number and how many there are."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, ledger, pipeline, preprocess, settings, storage
+from beam_jobs import encoders, ledger, pipeline, preprocess, settings, storage, verify
 from beam_jobs.decoding import ClipSpec, decode
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
@@ -320,6 +320,7 @@ def test_another_vae_is_refused_by_its_fingerprint(finished, world, tmp_path):
   ("flags", "message"),
   [
     ({"manifest": "/nowhere.jsonl"}, r"--manifest: no file at /nowhere\.jsonl"),
+    ({"vae_gin_file": "/nowhere.gin"}, r"--vae_gin_file: no file at /nowhere\.gin"),
     ({"vae_checkpoint": "/nowhere"}, "no whole checkpoint in /nowhere"),
     ({"text_encoder": "/nowhere"}, r"No config\.json in /nowhere"),
     ({"num_frames": 10}, r"got 10 frames, expected 1 \+ k \* 4"),
@@ -394,6 +395,40 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
   assert json.loads(capsys.readouterr().out.splitlines()[-1])["dead"] == 6
   assert preprocess.main([*argv, "--vae_checkpoint=/nowhere"]) == 2
   assert "no whole checkpoint in /nowhere" in capsys.readouterr().err
+
+
+def test_a_gin_file_without_a_vae_is_refused(tmp_path):
+  gin = tmp_path / "other.gin"
+  gin.write_text("x = 1\n")
+  with pytest.raises(ValueError, match=r"other\.gin binds no CausalVae"):
+    preprocess.vae_fields_of_gin(str(gin))
+
+
+def test_workers_import_neither_tensorflow_nor_seqio():
+  program = (
+    "import sys, walt_t5x.engine.checkpoints, walt_t5x.text.encoder, walt_t5x.vae.autoencoder\n"
+    "import beam_jobs.pipeline, beam_jobs.encoders, beam_jobs.video_decoding\n"
+    "print(sorted({'tensorflow', 'seqio', 't5x', 'gin'} & set(sys.modules)))"
+  )
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]"
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys):
+  rows = good_rows(tmp_path, videos=4, images=0)
+  preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
+  videos = tmp_path / "out" / "toy_videos"
+  assert verify.main([str(videos)]) == 0
+  shard = next(path for path in videos.glob("train.tfrecord-*-of-00002") if path.stat().st_size)
+  content = bytearray(shard.read_bytes())
+  content[-20] ^= 1
+  shard.write_bytes(bytes(content))
+  (videos / "validation.tfrecord-00000-of-00001").unlink()
+  capsys.readouterr()
+  assert verify.main([str(videos)]) == 1
+  lines = capsys.readouterr().out.splitlines()
+  assert sum("sha256 differs" in line for line in lines) == 1
+  assert sum("is missing" in line for line in lines) == 1
 
 
 def test_help_needs_none_of_the_heavy_packages():

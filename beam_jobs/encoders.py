@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from data import schema
+
 _LOCK = threading.Lock()
 
 
@@ -40,6 +42,33 @@ class EncoderConfig:
   max_text_length: int = 64
   batch_size: int = 8
   image_batch_size: int = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+  """For caches of pixels, which train the tokenizer itself: nothing is loaded, rows pass in batches of these sizes."""
+
+  batch_size: int = 8
+  image_batch_size: int = 32
+
+
+class PixelEncoders:
+  """Stands where the encoders would: pixels stay pixels, captions stay words."""
+
+  def __init__(self, config: PixelConfig):
+    self.config = config
+
+  def field(self, frames: int, height: int, width: int) -> str:
+    """Name of the record's field."""
+    return schema.pixels_field(frames, height, width)
+
+  def start_encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
+    """The pixels."""
+    return pixels
+
+  def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """No tokens and no embedding."""
+    return [(np.zeros(0, np.int32), np.zeros((0, 0), np.float32)) for _ in texts]
 
 
 def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +138,10 @@ class Encoders:
 
     self._encode, self._mean_squared_error = encode, mean_squared_error
 
+  def field(self, frames: int, height: int, width: int) -> str:
+    """Name of the record's field."""
+    return schema.latents_field(frames, height, width)
+
   def start_encode(self, pixels: np.ndarray, rows: int) -> Any:
     """Posterior means of up to `rows` rows, bfloat16, still on the device and maybe still computing.
 
@@ -141,15 +174,15 @@ class Encoders:
     return [known[text] for text in texts]
 
 
-def get_encoders(config: EncoderConfig) -> Encoders:
+def get_encoders(config: EncoderConfig | PixelConfig) -> Any:
   """The process's encoders for a config; the first caller loads them, the others wait."""
   with _LOCK:
     return _load(config)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(config: EncoderConfig) -> Encoders:
-  return Encoders(config)
+def _load(config: EncoderConfig | PixelConfig) -> Encoders | PixelEncoders:
+  return PixelEncoders(config) if isinstance(config, PixelConfig) else Encoders(config)
 
 
 def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping[str, Any]:

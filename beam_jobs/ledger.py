@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_jobs import pipeline, shards, storage
@@ -133,13 +133,15 @@ def finalise(
     _check_folder(output, folder, plan)
   splits: dict[tuple[str, str], Totals] = {}
   moments: dict[str, dict[str, shards.Moments]] = {folder: {} for folder in folders}
+  fields: dict[str, set[str]] = {folder: set() for folder in folders}
   for shard, sidecar in sidecars.items():
     where = (shard.task, shard.split)
     splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
+    fields[shard.task] |= set(sidecar["fields"])
     mine = moments[shard.task]
     for name, raw in sidecar["moments"].items():
       mine[name] = mine.get(name, shards.Moments()) + shards.Moments.from_json(raw)
-  summary = Summary(splits, tuple(folder for folder in folders if moments[folder]))
+  summary = Summary(splits, tuple(folder for folder in folders if fields[folder]))
   if not summary.completed:
     raise LedgerError(
       f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
@@ -147,7 +149,8 @@ def finalise(
     )
   statistics = latent_statistics(moments)
   for folder in summary.completed:
-    _write_folder(output, folder, summary, statistics[folder], origin, plan)
+    kept = provenance.Provenance(latents=statistics[folder], **origin)
+    _write_folder(output, folder, summary, plan, kept=kept, fields=sorted(fields[folder]))
   return summary
 
 
@@ -209,20 +212,21 @@ def _write_folder(
   output: str,
   folder: str,
   summary: Summary,
-  statistics: Mapping[str, provenance.LatentStatistics],
-  origin: Mapping[str, Any],
   plan: Mapping[shards.ShardName, int],
+  *,
+  kept: provenance.Provenance,
+  fields: Sequence[str],
 ) -> None:
   def write(name: str, text: str) -> None:
     storage.write(storage.join(output, folder, name), text.encode())
 
-  write(provenance.FILE_NAME, provenance.Provenance(latents=statistics, **origin).to_json())
+  write(provenance.FILE_NAME, kept.to_json())
   counts = Counter(shard.split for shard in plan if shard.task == folder)
   for (task, split), totals in summary.splits.items():
     if task == folder:
       info = {
         "num_shards": counts[split],
-        "features": schema.seqio_features(sorted(statistics)),
+        "features": schema.seqio_features(fields),
         "seqio_version": importlib.metadata.version("seqio"),
       }
       stats = {"examples": totals.written} | totals.to_json()

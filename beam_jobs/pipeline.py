@@ -42,7 +42,7 @@ class Job:
   task: str
   manifest_folder: str
   num_shards: Mapping[str, int]
-  encoders: encoders.EncoderConfig
+  encoders: encoders.EncoderConfig | encoders.PixelConfig
   clip: ClipSpec
   min_motion: float
   settings_digest: str
@@ -258,7 +258,7 @@ class _Encoding:
     latents = {}
     for size, values in self._latents.items():
       values = np.asarray(values)
-      name = schema.latents_field(*values.shape[1:4])
+      name = self._encoders.field(*values.shape[1:4])
       latents[name] = values
       self._measure(writer, name, size)
     for i, loaded in enumerate(self._batch):
@@ -295,7 +295,7 @@ def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Fail
 
 
 def _record(
-  loaded: Loaded, latents: Mapping[str, np.ndarray], text: Sequence[tuple]
+  loaded: Loaded, arrays: Mapping[str, np.ndarray], text: Sequence[tuple]
 ) -> schema.Record:
   row, clip = loaded.row, loaded.clip
   return schema.Record(
@@ -307,7 +307,8 @@ def _record(
     start_seconds=clip.start_seconds,
     crop=clip.crop,
     motion=clip.motion,
-    latents=latents,
+    latents={name: a for name, a in arrays.items() if schema.is_latents_field(name)},
+    pixels={name: a for name, a in arrays.items() if not schema.is_latents_field(name)},
     captions=row.captions or ("",),
     caption_weights=row.caption_weights or (1.0,),
     text_ids=[ids for ids, _ in text],

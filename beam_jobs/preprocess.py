@@ -1,5 +1,10 @@
 """Media and captions to TFRecords of latents and text embeddings.
 
+  python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes_pixels \\
+    --content pixels --resolutions 32x32 --num_frames 9 --fps 8 --num_shards 4
+
+writes pixels to train the VAE on; with the trained VAE,
+
   python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes \\
     --vae_gin_file gin/models/vae_tiny.gin --vae_checkpoint DIR --text_encoder DIR \\
     --resolutions 32x32,64x64 --num_frames 9 --fps 8 --num_shards 4
@@ -32,12 +37,16 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   add("--manifest", required=True, help="JSONL, one row of media and captions a line")
   add("--output", required=True, help="folder of the cached tasks")
   add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
-  add("--vae_gin_file", required=True, help="binds the fields of autoencoder.CausalVae")
-  add("--vae_checkpoint", required=True, help="checkpoint_<step> folder, or model_dir (newest)")
-  add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
   add(
-    "--text_encoder", required=True, help="T5 folder: config.json, model.safetensors, spiece.model"
+    "--content",
+    default="latents",
+    choices=("latents", "pixels"),
+    help="what the cache holds: latents and text (default), or pixels to train the VAE",
   )
+  add("--vae_gin_file", help="binds the fields of autoencoder.CausalVae")
+  add("--vae_checkpoint", help="checkpoint_<step> folder, or model_dir (newest)")
+  add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
+  add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
   add("--max_text_length", type=int, default=64, help="tokens of a caption, eos included (64)")
   add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; one aspect ratio")
   add("--num_frames", type=int, default=17, help="frames of a clip, 1 + T (17)")
@@ -60,6 +69,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   for name in ("num_shards", "num_validation_shards", "batch_size", "image_batch_size"):
     if getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
+    if args.content == "latents" and not getattr(args, name):
+      parser.error(f"--{name} is needed for --content=latents")
+    if args.content == "pixels" and getattr(args, name):
+      parser.error(f"--{name} does nothing with --content=pixels: leave it out")
   return args, rest
 
 
@@ -79,17 +93,21 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
   options = beam_options(rest)
   for flag in ("manifest", "vae_gin_file"):
-    if not storage.exists(getattr(args, flag)):
-      raise FileNotFoundError(f"--{flag}: no file at {getattr(args, flag)}")
-  config = encoders.EncoderConfig(
-    vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
-    vae_checkpoint=args.vae_checkpoint,
-    vae_ema=args.vae_ema,
-    text_folder=args.text_encoder,
-    max_text_length=args.max_text_length,
-    batch_size=args.batch_size,
-    image_batch_size=args.image_batch_size,
-  )
+    path = getattr(args, flag)
+    if path and not storage.exists(path):
+      raise FileNotFoundError(f"--{flag}: no file at {path}")
+  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  if args.content == "pixels":
+    config = encoders.PixelConfig(**batch_sizes)
+  else:
+    config = encoders.EncoderConfig(
+      vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+      vae_checkpoint=args.vae_checkpoint,
+      vae_ema=args.vae_ema,
+      text_folder=args.text_encoder,
+      max_text_length=args.max_text_length,
+      **batch_sizes,
+    )
   clip = ClipSpec(
     resolutions=args.resolutions,
     num_frames=args.num_frames,
@@ -101,10 +119,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     max_seconds=args.max_seconds,
     max_decoded_frames=args.max_decoded_frames,
   )
-  loaded = encoders.get_encoders(config)
-  for height, width in args.resolutions:
-    loaded.vae.latent_shape((args.num_frames, height, width))
-  origin = origin_of(loaded, clip)
+  origin = {"fps": clip.fps, "num_frames": clip.num_frames}
+  if args.content == "latents":
+    loaded = encoders.get_encoders(config)
+    for height, width in args.resolutions:
+      loaded.vae.latent_shape((args.num_frames, height, width))
+    origin |= encoders_origin(loaded)
   num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
   fingerprints = settings_of(origin, clip, min_motion=args.min_motion, num_shards=num_shards)
   settings.guard(args.output, args.task, fingerprints)
@@ -175,8 +195,8 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   return vae_fields(bindings)
 
 
-def origin_of(loaded: Any, clip: Any) -> dict[str, Any]:
-  """What the provenance says of a run, but for the latent statistics."""
+def encoders_origin(loaded: Any) -> dict[str, Any]:
+  """What the provenance says of the encoders, but for the latent statistics."""
   ((null_ids, null_embedding),) = loaded.encode_text([""])
   return {
     "vae": {
@@ -190,8 +210,6 @@ def origin_of(loaded: Any, clip: Any) -> dict[str, Any]:
       "max_length": loaded.config.max_text_length,
       "folder": loaded.config.text_folder,
     },
-    "fps": clip.fps,
-    "num_frames": clip.num_frames,
     "null_ids": null_ids,
     "null_embedding": null_embedding,
   }
@@ -207,8 +225,10 @@ def settings_of(
 
   return {
     "schema_version": schema.SCHEMA_VERSION,
-    "vae": {name: origin["vae"][name] for name in ("fingerprint", "config")},
-    "text_encoder": {name: v for name, v in origin["text_encoder"].items() if name != "folder"},
+    "vae": {name: v for name, v in origin.get("vae", {}).items() if name != "checkpoint"},
+    "text_encoder": {
+      name: v for name, v in origin.get("text_encoder", {}).items() if name != "folder"
+    },
     "clip": dataclasses.asdict(clip),
     "min_motion": min_motion,
     "num_shards": dict(num_shards),

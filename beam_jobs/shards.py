@@ -104,6 +104,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._counts = {DEAD: Counter(), REJECTED: Counter()}
     self._written = self._bytes = self._tokens = self._captions = 0
     self._moments: dict[str, Moments] = {}
+    self._fields: set[str] = set()
     self._psnr: dict[str, list[float]] = {}
     self._sha256 = hashlib.sha256()
     self._files = contextlib.ExitStack()
@@ -127,6 +128,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._bytes += len(framed)
     self._captions += len(record.captions)
     self._tokens += sum(len(ids) for ids in record.text_ids)
+    self._fields |= record.latents.keys() | record.pixels.keys()
     for name, latents in record.latents.items():
       self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)
 
@@ -173,6 +175,7 @@ class ShardWriter(contextlib.AbstractContextManager):
       "sha256": self._sha256.hexdigest(),
       "captions": self._captions,
       "tokens": self._tokens,
+      "fields": sorted(self._fields),
       "moments": {name: moments.to_json() for name, moments in self._moments.items()},
       "psnr": {name: {"count": len(v), "sum": sum(v)} for name, v in self._psnr.items()},
     }

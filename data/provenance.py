@@ -34,15 +34,18 @@ class Provenance:
 
   `vae`: fingerprint, config, checkpoint. `text_encoder`: fingerprint, embedding_dim, max_length, folder.
   `null_ids` (n,) and `null_embedding` (n, E): the encoded empty string.
+  A cache of pixels has no `vae`, no `text_encoder`, no `latents` and no null text.
   """
 
-  vae: Mapping[str, Any]
-  text_encoder: Mapping[str, Any]
   fps: float
   num_frames: int
-  latents: Mapping[str, LatentStatistics]
-  null_ids: np.ndarray
-  null_embedding: np.ndarray
+  vae: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  text_encoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  latents: Mapping[str, LatentStatistics] = dataclasses.field(default_factory=dict)
+  null_ids: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+  null_embedding: np.ndarray = dataclasses.field(
+    default_factory=lambda: np.zeros((0, 0), np.float32)
+  )
   posterior: str = "mean"
   schema_version: int = schema.SCHEMA_VERSION
 
@@ -80,8 +83,10 @@ class Provenance:
         "preprocess the media again with this version of beam_jobs"
       )
     try:
-      null, width = raw["null_text"], raw["text_encoder"]["embedding_dim"]
-      values = np.frombuffer(base64.b64decode(null["embedding"]), np.int8).reshape(-1, width)
+      null = raw["null_text"]
+      width = raw["text_encoder"]["embedding_dim"] if raw["text_encoder"] else 0
+      values = np.frombuffer(base64.b64decode(null["embedding"]), np.int8)
+      values = values.reshape(len(null["scale"]), width)
       return cls(
         vae=raw["vae"],
         text_encoder=raw["text_encoder"],

@@ -17,6 +17,7 @@ A record is a `tf.train.Example`. Fields:
   text_embedding   bytes        int8, (n, E) C order
   text_scale       float32[n]   embedding = int8 * scale, one scale a token
   latents/TxHxW    bytes        little-endian bfloat16, (t, h, w, c) C order; one field a resolution
+  pixels/TxHxW     bytes        uint8 RGB, (T, H, W, 3) C order; in caches that train the tokenizer, without text
 
 Arrays that seqio's cache cannot type (bfloat16, int8) are bytes in a scalar `string` feature. Encoding needs no
 TensorFlow (it runs on Beam workers); the parsers for `tf.data` import it when called.
@@ -37,6 +38,7 @@ SPLITS = ("train", "validation")
 NO_LABEL = -1
 
 _LATENTS = re.compile(r"latents/(\d+)x(\d+)x(\d+)")
+_PIXELS = re.compile(r"pixels/(\d+)x(\d+)x(\d+)")
 _STRINGS = ("id", "uri", "modality")
 _FLOATS = ("fps", "start_seconds", "motion")
 
@@ -45,8 +47,8 @@ _FLOATS = ("fps", "start_seconds", "motion")
 class Record:
   """One media row in numpy, before encoding or after decoding.
 
-  `latents` maps a field name to (t, h, w, c); `text_ids` and `text_embedding` hold one array a caption,
-  of shapes (n_tokens,) and (n_tokens, E).
+  `latents` maps a field name to (t, h, w, c), `pixels` to uint8 (T, H, W, 3); `text_ids` and `text_embedding` hold
+  one array a caption, of shapes (n_tokens,) and (n_tokens, E).
   """
 
   id: str
@@ -62,11 +64,34 @@ class Record:
   start_seconds: float = 0.0
   crop: tuple[int, int, int, int] = (0, 0, 0, 0)
   motion: float = 0.0
+  pixels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def latents_field(frames: int, height: int, width: int) -> str:
   """Field name of latents of (t, h, w), for example 'latents/3x8x8'."""
   return f"latents/{frames}x{height}x{width}"
+
+
+def pixels_field(frames: int, height: int, width: int) -> str:
+  """Field name of pixels of (T, H, W), for example 'pixels/9x32x32'."""
+  return f"pixels/{frames}x{height}x{width}"
+
+
+def pixels_shape(name: str) -> tuple[int, int, int]:
+  """(T, H, W) that a pixels field name states.
+
+  Raises:
+    ValueError: on a name that is no pixels field.
+  """
+  match = _PIXELS.fullmatch(name)
+  if not match:
+    raise ValueError(f"not a pixels field: got {name!r}, expected 'pixels/<T>x<H>x<W>'")
+  return tuple(int(size) for size in match.groups())
+
+
+def is_latents_field(name: str) -> bool:
+  """Whether a field holds latents."""
+  return bool(_LATENTS.fullmatch(name))
 
 
 def latents_shape(name: str) -> tuple[int, int, int]:
@@ -104,8 +129,8 @@ def dequantise(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
   return values.astype(np.float32) * np.asarray(scale, np.float32)[:, None]
 
 
-def seqio_features(latents: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """The `features` entry of seqio's info.<split>.json for records with these latents fields."""
+def seqio_features(arrays: Sequence[str]) -> dict[str, dict[str, Any]]:
+  """The `features` entry of seqio's info.<split>.json for records with these latents or pixels fields."""
   features = {name: {"shape": [], "dtype": "string"} for name in _STRINGS}
   features |= {name: {"shape": [], "dtype": "float32"} for name in _FLOATS}
   features |= {
@@ -118,8 +143,8 @@ def seqio_features(latents: Sequence[str]) -> dict[str, dict[str, Any]]:
     "text_embedding": {"shape": [], "dtype": "string"},
     "text_scale": {"shape": [None], "dtype": "float32"},
   }
-  for name in latents:
-    latents_shape(name)
+  for name in arrays:
+    (latents_shape if is_latents_field(name) else pixels_shape)(name)
     features[name] = {"shape": [], "dtype": "string"}
   return features
 
@@ -152,6 +177,8 @@ def encode(record: Record) -> bytes:
   for name, latents in record.latents.items():
     little_endian = np.ascontiguousarray(latents, ml_dtypes.bfloat16).view("<u2")
     feature[name].bytes_list.value.append(little_endian.tobytes())
+  for name, pixels in record.pixels.items():
+    feature[name].bytes_list.value.append(np.ascontiguousarray(pixels, np.uint8).tobytes())
   return example.SerializeToString(deterministic=True)
 
 
@@ -168,8 +195,11 @@ def decode(serialised: bytes) -> Record:
     text.reshape(tokens, -1) if tokens else text.reshape(0, 0),
     np.array(feature["text_scale"].float_list.value, np.float32),
   )
-  latents = {}
+  latents, pixels = {}, {}
   for name in sorted(feature):
+    if _PIXELS.fullmatch(name):
+      raw = np.frombuffer(feature[name].bytes_list.value[0], np.uint8)
+      pixels[name] = raw.reshape(*pixels_shape(name), 3)
     if _LATENTS.fullmatch(name):
       raw = np.frombuffer(feature[name].bytes_list.value[0], "<u2").astype(np.uint16)
       latents[name] = raw.view(ml_dtypes.bfloat16).reshape(*latents_shape(name), -1)
@@ -183,6 +213,7 @@ def decode(serialised: bytes) -> Record:
     text_ids=np.split(np.array(feature["text_ids"].int64_list.value, np.int32), ends),
     text_embedding=np.split(text, ends),
     latents=latents,
+    pixels=pixels,
   )
 
 
@@ -203,8 +234,15 @@ def _check(record: Record) -> None:
       )
   if len(record.crop) != 4:
     raise ValueError(f"crop: got {record.crop}, expected (top, left, height, width)")
-  if not record.latents:
-    raise ValueError("latents: got no field, expected at least one 'latents/<t>x<h>x<w>'")
+  if not record.latents and not record.pixels:
+    raise ValueError(
+      "got neither latents nor pixels, expected at least one 'latents/<t>x<h>x<w>' or 'pixels/<T>x<H>x<W>'"
+    )
+  for name, pixels in record.pixels.items():
+    if np.shape(pixels) != (*pixels_shape(name), 3) or np.asarray(pixels).dtype != np.uint8:
+      raise ValueError(
+        f"{name}: got {np.asarray(pixels).dtype} {np.shape(pixels)}, expected uint8 {pixels_shape(name)} + (3,)"
+      )
   for name, latents in record.latents.items():
     if np.ndim(latents) != 4 or np.shape(latents)[:3] != latents_shape(name):
       raise ValueError(
@@ -281,6 +319,20 @@ def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -
   if tuple(shape[:3]) != latents_shape(name) or len(shape) != 4:
     raise ValueError(f"{name}: got shape {tuple(shape)}, expected {latents_shape(name)} + (c,)")
   return tf.reshape(tf.io.decode_raw(example[name], tf.bfloat16), tuple(shape))
+
+
+def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
+  """uint8 tensor (T, H, W, 3) of one pixels field of a record that seqio has read.
+
+  Raises:
+    KeyError: where the record has no such field.
+  """
+  import tensorflow as tf
+
+  if name not in example:
+    known = sorted(field for field in example if _PIXELS.fullmatch(field))
+    raise KeyError(f"record has no field {name!r}; its pixels fields are {known}")
+  return tf.reshape(tf.io.decode_raw(example[name], tf.uint8), (*pixels_shape(name), 3))
 
 
 def draw_caption(example: Mapping[str, Any], *, seed: Any) -> Any:

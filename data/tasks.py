@@ -68,7 +68,7 @@ class CachedTask(seqio.Task):
     """
     if not self.cache_dir:
       raise FileNotFoundError(
-        f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `python -m beam_jobs.preprocess` "
+        f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `beam_jobs.preprocess` "
         "with this --task, and point --seqio_additional_cache_dirs at its --output"
       )
     return read_provenance(self.cache_dir)
@@ -93,7 +93,12 @@ class CachedMixture(seqio.Mixture):
     common = first.walt_provenance
     for other in others:
       found = other.walt_provenance
+      # Images have fields of their own; what both have must be the same.
+      fields = found.pop("latents")
+      common["latents"] = fields | common["latents"]
       for field in sorted(common.keys() | found.keys()):
+        if field == "latents":
+          continue
         if common.get(field) != found.get(field):
           raise ProvenanceMismatch(
             f"mixture {self.name!r}: {field} differs: {first.name} has {common.get(field)!r}, {other.name} has "

@@ -132,7 +132,7 @@ def test_a_zero_token_stays_zero():
     ({"captions": []}, "captions: got none"),
     ({"caption_weights": [1.0]}, "caption_weights: got 1 entries for 3"),
     ({"text_ids": [np.arange(2)] * 3}, "text_embedding: got shape"),
-    ({"latents": {}}, "latents: got no field"),
+    ({"latents": {}}, "got neither latents nor pixels"),
     ({"latents": {"latents/3x8x8": np.zeros((3, 8, 4, 4))}}, r"latents/3x8x8: got shape"),
     ({"latents": {"z": np.zeros((3, 8, 4, 4))}}, "not a latents field: got 'z'"),
   ],

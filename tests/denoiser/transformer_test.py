@@ -269,7 +269,7 @@ def test_every_parameter_has_logical_axes():
   params = jax.tree.leaves(variables["params"])
   assert len(axes) == len(params)
   for names, param in zip(axes, params):
-    assert len(names.names) == param.ndim
+    assert len(names.names) == len(set(names.names)) == param.ndim
 
 
 def test_bad_sizes_are_named():

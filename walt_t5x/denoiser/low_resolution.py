@@ -30,7 +30,7 @@ class LowResolutionUpsample(nn.Module):
       projection_init,
       (3, 3, channels, features),
       jnp.float32,
-      axes=("unmodeled", "unmodeled", "conv_in", "conv_out"),
+      axes=("conv_h", "conv_w", "conv_in", "conv_out"),
     )
     bias = param_with_axes("bias", zeros_init, (features,), jnp.float32, axes=("conv_out",))
     y = jax.lax.conv_general_dilated(

@@ -58,7 +58,7 @@ class CausalConv(nn.Module):
       self.kernel_init,
       (k_t, k_h, k_w, x.shape[-1], self.features),
       jnp.float32,
-      axes=("unmodeled", "unmodeled", "unmodeled", "conv_in", "conv_out"),
+      axes=("conv_t", "conv_h", "conv_w", "conv_in", "conv_out"),
       module=self,
     )
     y = convolve(

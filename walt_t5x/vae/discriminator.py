@@ -57,7 +57,7 @@ class Convolution(nn.Module):
       leaky_init if self.use_bias else linear_init,
       (k, k, k, x.shape[-1], self.features),
       jnp.float32,
-      axes=("unmodeled", "unmodeled", "unmodeled", "conv_in", "conv_out"),
+      axes=("conv_t", "conv_h", "conv_w", "conv_in", "conv_out"),
       module=self,
     )
     y = convolve(x.astype(self.dtype), kernel, padding=(same_padding(k, 1),) * 3)

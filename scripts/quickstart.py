@@ -1,0 +1,243 @@
+"""Runs the quickstart's stages, each a command that can be run by hand, and prints what each cost and gave."""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOUR_BAR, DIRECTION_BAR = 0.75, 0.50
+
+
+@dataclass(frozen=True)
+class Stage:
+  """One command.
+
+  result: from the last JSON line that the command printed (or {}), what the table says of it.
+  """
+
+  name: str
+  command: Sequence[str]
+  result: Callable[[dict[str, Any]], str]
+
+
+@dataclass(frozen=True)
+class Done:
+  """What a stage cost and gave."""
+
+  name: str
+  seconds: float
+  peak_mib: float
+  result: str
+
+
+def run(stage: Stage) -> tuple[Done, dict[str, Any]]:
+  """Runs one stage; its output passes through.
+
+  Raises:
+    SystemExit: if it fails, with its command.
+  """
+  print(f"\n== {stage.name}\n$ {shlex.join(stage.command)}", flush=True)
+  started = time.monotonic()
+  process = subprocess.Popen(
+    [sys.executable, *stage.command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True
+  )
+  last = {}
+  for line in process.stdout:
+    print(line, end="", flush=True)
+    if line.startswith("{"):
+      last = json.loads(line)
+  # wait4 tells the peak of this child alone; getrusage would mix it with those before.
+  _, status, usage = os.wait4(process.pid, 0)
+  if status:
+    sys.exit(
+      f"quickstart: {stage.name} failed (status {os.waitstatus_to_exitcode(status)}); its command:\n"
+      f"  {shlex.join(stage.command)}"
+    )
+  seconds = time.monotonic() - started
+  return Done(stage.name, seconds, usage.ru_maxrss / 1024, stage.result(last)), last
+
+
+def last_metrics(model_dir: Path, *names: str) -> str:
+  """The newest value of each metric in a run's metrics.jsonl."""
+  values: dict[str, float] = {}
+  with (model_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
+    for line in lines:
+      values |= {k: v for k, v in json.loads(line).items() if isinstance(v, int | float)}
+  found = []
+  for name in names:
+    full = next((key for key in values if key == name or key.endswith(f"/{name}")), None)
+    if full is not None:
+      found.append(f"{full} {values[full]:.4g}")
+  return ", ".join([f"step {int(values['step'])}", *found])
+
+
+def train_command(gin_file: str, model_dir: Path, cache: Path) -> list[str]:
+  """The launcher's command of a training stage."""
+  return [
+    "python",
+    "-m",
+    "walt_t5x.train",
+    f"--gin_file={gin_file}",
+    f'--gin.MODEL_DIR="{model_dir}"',
+    f"--seqio_additional_cache_dirs={cache}",
+  ]
+
+
+def obedience(result: dict[str, Any], stage: str) -> dict[str, float]:
+  """The pixel reader's counts of one stage, short names."""
+  scores = result["scores"][stage]
+  return {name.removeprefix("caption_obedience/"): value for name, value in scores.items()}
+
+
+def describe(result: dict[str, Any]) -> str:
+  """Caption obedience of every stage in a line."""
+  parts = []
+  for stage in result["scores"]:
+    s = obedience(result, stage)
+    parts.append(
+      f"{stage}: colour {s['colour_right']:.0f}/{s['colour_total']:.0f} = {s['colour_accuracy']:.0%}, "
+      f"direction {s['direction_right']:.0f}/{s['direction_total']:.0f} = {s['direction_accuracy']:.0%}"
+    )
+  return "; ".join(parts)
+
+
+def rows(result: dict[str, Any]) -> str:
+  """What became of the rows of a preprocessing job."""
+  rejected = sum(result["rejected_by_reason"].values()) if "rejected_by_reason" in result else 0
+  return f"{result['written']} of {result['rows']} rows written, {rejected or result['rejected']} rejected, {result['dead']} dead"
+
+
+def stages(folder: Path) -> list[Stage]:
+  """The pipeline, in order."""
+  corpus, text, cache = folder / "corpus", folder / "text", folder / "cache"
+  vae, base, sr, samples = folder / "vae", folder / "base", folder / "sr1", folder / "samples"
+  manifest = corpus / "manifest.jsonl"
+  clip = ["--num_frames=9", "--fps=8", "--num_shards=4"]
+  preprocess = ["python", "-m", "beam_jobs.preprocess", f"--manifest={manifest}", f"--output={cache}"]
+  return [
+    Stage(
+      "sample corpus",
+      ["python", "-m", "data.samples", f"--output={corpus}"],
+      lambda _: f"{sum(1 for _ in manifest.open())} media files",
+    ),
+    Stage(
+      "text encoder (random T5)",
+      [
+        "python",
+        "-m",
+        "walt_t5x.text.init_encoder",
+        f"--captions={manifest}",
+        f"--output={text}",
+        "--size=tiny",
+        "--overwrite",
+      ],
+      lambda _: "tiny, random weights",
+    ),
+    Stage(
+      "pixels for the VAE",
+      [*preprocess, "--task=shapes_pixels", "--content=pixels", "--resolutions=32x32", *clip],
+      rows,
+    ),
+    Stage(
+      "train VAE",
+      train_command("gin/tiny/vae.gin", vae, cache),
+      lambda _: last_metrics(vae, "psnr"),
+    ),
+    Stage(
+      "latents and text",
+      [
+        *preprocess,
+        "--task=shapes",
+        "--vae_gin_file=gin/models/vae_tiny.gin",
+        f"--vae_checkpoint={vae}",
+        "--vae_ema",
+        f"--text_encoder={text}",
+        "--max_text_length=16",
+        "--resolutions=32x32,64x64",
+        *clip,
+      ],
+      rows,
+    ),
+    Stage(
+      "train base",
+      train_command("gin/tiny/base.gin", base, cache),
+      lambda _: last_metrics(base, "loss", "loss_video"),
+    ),
+    Stage(
+      "train super-resolution",
+      train_command("gin/tiny/sr.gin", sr, cache),
+      lambda _: last_metrics(sr, "loss", "loss_video"),
+    ),
+    Stage(
+      "generate",
+      [
+        "python",
+        "-m",
+        "walt_t5x.generate",
+        "--gin_file=gin/tiny/generate.gin",
+        f'--gin.BASE_CHECKPOINT="{base}"',
+        f'--gin.SR1_CHECKPOINT="{sr}"',
+        f'--gin.VAE_CHECKPOINT="{vae}"',
+        f'--gin.TEXT_ENCODER="{text}"',
+        f"--prompts_file={corpus / 'prompts.txt'}",
+        f"--output={samples}",
+      ],
+      lambda r: f"{r['videos']} videos",
+    ),
+    Stage(
+      "score",
+      [
+        "python",
+        "-m",
+        "walt_t5x.evaluate",
+        "--protocol=caption_obedience",
+        f"--samples={samples}",
+        f"--log_dir={folder / 'eval'}",
+      ],
+      describe,
+    ),
+  ]
+
+
+def main() -> int:
+  """Runs everything; 0 if the samples obey their captions."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("folder", nargs="?", default="runs/quickstart", help="where everything goes")
+  folder = Path(parser.parse_args().folder).resolve()
+  folder.mkdir(parents=True, exist_ok=True)
+  started, done, result = time.monotonic(), [], {}
+  for stage in stages(folder):
+    finished, result = run(stage)
+    done.append(finished)
+  total = time.monotonic() - started
+
+  print(f"\n{'stage':<26} {'seconds':>8} {'peak MiB':>9}  result")
+  for d in done:
+    print(f"{d.name:<26} {d.seconds:>8.0f} {d.peak_mib:>9.0f}  {d.result}")
+  print(f"{'total':<26} {total:>8.0f} {max(d.peak_mib for d in done):>9.0f}")
+  base = obedience(result, "base")
+  reached = base["colour_accuracy"] >= COLOUR_BAR and base["direction_accuracy"] >= DIRECTION_BAR
+  print(
+    f"\ncaptions obeyed by the base stage over {base['clips']:.0f} prompts: "
+    f"colour {base['colour_accuracy']:.0%} (bar {COLOUR_BAR:.0%}, chance 17%), "
+    f"direction {base['direction_accuracy']:.0%} (bar {DIRECTION_BAR:.0%}, chance 25%): "
+    f"{'reached' if reached else 'NOT REACHED'}"
+  )
+  print(f"gallery: {result['gallery']}")
+  report = folder / "quickstart.json"
+  table = {"stages": [vars(d) for d in done], "seconds": total, "scores": result["scores"]}
+  report.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+  print(f"table as JSON: {report}")
+  return 0 if reached else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

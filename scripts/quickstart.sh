@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Sets up, then runs the whole pipeline at toy size on the CPU: corpus, tokenizer, preprocessing, base and
+# super-resolution stages, generation, scoring, gallery. About 15 minutes on 2 cores.
+#
+#   bash scripts/quickstart.sh [FOLDER]     # default: runs/quickstart
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
+exec .venv/bin/python scripts/quickstart.py "$@"

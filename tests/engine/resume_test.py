@@ -107,6 +107,8 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(whole, tmp
   with caplog.at_level("WARNING"):
     assert_same(runs.train(run, 10), state)
   assert "cannot be read" in caplog.text
+  saved_again = checkpoints.load_params(run / "checkpoint_10")
+  np.testing.assert_array_equal(saved_again["kernel"], runs.flat(state)["target/kernel"])
 
 
 def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_path):

@@ -1,10 +1,9 @@
 """`train`: data, state, checkpoints and the main loop, in the order in which they happen."""
 
 import gc
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,15 +12,14 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from walt_t5x.engine import checkpoints, provenance
-from walt_t5x.engine.builtin import datasets, restoring
+from walt_t5x.engine import checkpoints
+from walt_t5x.engine.builtin import datasets, restoring, run_inputs
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import CheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager, set_torn_aside
-from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.initial_state import StateInitializer, write_model_info
-from walt_t5x.engine.builtin.partitioner import DataLayout, PjitPartitioner
+from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.progress import Progress
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
@@ -102,13 +100,13 @@ def train(
   # ---- Random numbers ----
   if use_hardware_rng:
     jax.config.update("jax_default_prng_impl", "unsafe_rbg")
-  seed = random_seed if random_seed is not None else _drawn_seed(model_dir)
+  seed = random_seed if random_seed is not None else run_inputs.drawn_seed(model_dir)
   init_rng, trainer_rng = jax.random.split(jax.random.PRNGKey(seed))
 
   # ---- Rows ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
-  _record_provenance(model_dir, train_dataset_cfg)
-  iterator = _rows(
+  run_inputs.record_provenance(model_dir, train_dataset_cfg)
+  iterator = run_inputs.rows(
     train_dataset_cfg,
     model,
     layout=layout,
@@ -190,7 +188,7 @@ def train(
   def evaluate() -> None:
     started = time.monotonic()
     results = trainer.eval(
-      {name: _eval_batches(rows, partitioner) for name, rows in eval_rows.items()}
+      {name: run_inputs.eval_batches(rows, partitioner) for name, rows in eval_rows.items()}
     )
     trainer.stop_training |= _run_actions(actions, "TRAIN_EVAL", trainer.train_state, results)
     trainer.add_scalar("evaluate_seconds", time.monotonic() - started)
@@ -284,52 +282,6 @@ def _check_arguments(
     raise ValueError(
       f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
     )
-
-
-def _drawn_seed(model_dir: str) -> int:
-  """A random seed, the same on every host and after every restart of the run."""
-  file = epath.Path(model_dir) / "random_seed.json"
-  seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
-  if jax.process_index() == 0:
-    if file.exists():
-      seed = int(json.loads(file.read_text())["random_seed"])
-    else:
-      file.write_text(json.dumps({"random_seed": seed}) + "\n")
-  if jax.process_count() > 1:
-    seed = int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
-  logging.info("Random seed %d, drawn for this run.", seed)
-  return seed
-
-
-def _record_provenance(model_dir: str, cfg: DatasetConfig) -> None:
-  given = getattr(datasets.mixture_or_task(cfg), "walt_provenance", None)
-  if given is not None:
-    provenance.record(model_dir, given, write=jax.process_index() == 0)
-
-
-def _rows(
-  cfg: DatasetConfig,
-  model: BaseModel,
-  *,
-  layout: DataLayout,
-  seed: int,
-  get_dataset_fn: Callable[..., Any],
-  partitioner: PjitPartitioner,
-) -> ShardedIterator:
-  import dataclasses
-
-  if cfg.seed is None:
-    cfg = dataclasses.replace(cfg, seed=seed)
-  rows = get_dataset_fn(cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
-  return ShardedIterator(rows, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
-
-
-def _eval_batches(rows: Any, partitioner: PjitPartitioner) -> Iterator[Mapping[str, jax.Array]]:
-  for batch in rows.as_numpy_iterator():
-    yield {
-      k: jax.make_array_from_process_local_data(partitioner.data_sharding, np.asarray(v))
-      for k, v in batch.items()
-    }
 
 
 def _run_actions(

@@ -8,10 +8,8 @@ from flax.linen.partitioning import param_with_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from walt_t5x.vae import initialisers
 from walt_t5x.vae.convolution import convolve, same_padding
-
-# Bias-free convolutions keep unit variance of a unit-variance input.
-default_kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
 def pad_front(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C"]:
@@ -46,7 +44,7 @@ class CausalConv(nn.Module):
   kernel_size: Sequence[int] = (3, 3, 3)
   strides: Sequence[int] = (1, 1, 1)
   use_bias: bool = True
-  kernel_init: Callable = default_kernel_init
+  kernel_init: Callable = initialisers.plain
   dtype: DTypeLike = jnp.float32
 
   @nn.compact

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Latents, Video
+from walt_t5x.vae import initialisers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
 from walt_t5x.vae.resnet import ResBlock
@@ -71,7 +72,13 @@ class Decoder(nn.Module):
       return x
 
     widths = [self.base_channels * m for m in self.channel_multipliers]
-    x = CausalConv(widths[-1], kernel_size=kernel_size, dtype=self.dtype, name="stem")(latents)
+    x = CausalConv(
+      widths[-1],
+      kernel_size=kernel_size,
+      kernel_init=initialisers.per_pixel,
+      dtype=self.dtype,
+      name="stem",
+    )(latents)
     x = res_blocks(x, widths[-1], "bottom")
     for level in reversed(range(len(widths))):
       x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(x, latents)
@@ -81,10 +88,13 @@ class Decoder(nn.Module):
         x = CausalConv(
           widths[level] * s_t * 4,
           kernel_size=kernel_size,
+          kernel_init=initialisers.nearest_upsampling,
           dtype=self.dtype,
           name=f"level_{level}_up",
         )(x)
         x = depth_to_space(x, (s_t, 2, 2))
     x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
-    x = CausalConv(3, kernel_size=kernel_size, dtype=self.dtype, name="head")(x)
+    x = CausalConv(
+      3, kernel_size=kernel_size, kernel_init=initialisers.per_pixel, dtype=self.dtype, name="head"
+    )(x)
     return 0.5 * (x + 1.0)

@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
+from walt_t5x.vae import initialisers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import GroupNorm
 from walt_t5x.vae.resnet import ResBlock
@@ -63,15 +64,21 @@ class Encoder(nn.Module):
     # Pixels in [0, 1] to [-1, 1], the scale the initialisation expects.
     x = 2.0 * video.astype(self.dtype) - 1.0
     x = CausalConv(
-      widths[0], kernel_size=(self.temporal_kernel, 3, 3), dtype=self.dtype, name="stem"
+      widths[0],
+      kernel_size=(self.temporal_kernel, 3, 3),
+      kernel_init=initialisers.per_pixel,
+      dtype=self.dtype,
+      name="stem",
     )(x)
     for level, width in enumerate(widths):
       x = res_blocks(x, width, f"level_{level}")
       if level < len(widths) - 1:
+        strides = (2 if self.temporal_downsample[level] else 1, 2, 2)
         x = CausalConv(
           width,
           kernel_size=self.down_kernel,
-          strides=(2 if self.temporal_downsample[level] else 1, 2, 2),
+          strides=strides,
+          kernel_init=initialisers.average_pool(strides),
           dtype=self.dtype,
           name=f"level_{level}_down",
         )(x)

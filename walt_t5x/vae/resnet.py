@@ -1,10 +1,13 @@
 """The residual block that encoder and decoder share."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from walt_t5x.vae import initialisers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import GroupNorm
 
@@ -30,15 +33,20 @@ class ResBlock(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
     kernel_size = (self.temporal_kernel, 3, 3)
 
-    def conv(name: str) -> CausalConv:
+    def conv(name: str, kernel_init: Callable) -> CausalConv:
       return CausalConv(
-        self.features, kernel_size=kernel_size, use_bias=False, dtype=self.dtype, name=name
+        self.features,
+        kernel_size=kernel_size,
+        use_bias=False,
+        kernel_init=kernel_init,
+        dtype=self.dtype,
+        name=name,
       )
 
     y = nn.swish(GroupNorm(dtype=self.dtype, name="norm_0")(x))
-    y = conv("conv_0")(y)
+    y = conv("conv_0", initialisers.plain)(y)
     y = nn.swish(GroupNorm(dtype=self.dtype, name="norm_1")(y))
-    y = conv("conv_1")(y)
+    y = conv("conv_1", initialisers.residual)(y)
     if x.shape[-1] != self.features:
       x = CausalConv(
         self.features, kernel_size=(1, 1, 1), use_bias=False, dtype=self.dtype, name="shortcut"

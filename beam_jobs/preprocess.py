@@ -74,6 +74,8 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
       parser.error(f"--{name} is needed for --content=latents")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} does nothing with --content=pixels: leave it out")
+  if args.content == "pixels" and args.psnr_every:
+    parser.error("--psnr_every does nothing with --content=pixels: pixels are kept as they are")
   return args, rest
 
 

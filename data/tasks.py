@@ -19,7 +19,7 @@ import seqio
 import tensorflow as tf
 
 from data import schema
-from data.provenance import Provenance, ProvenanceMismatch, read_provenance
+from data.provenance import LatentStatistics, Provenance, ProvenanceMismatch, read_provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,19 +107,35 @@ class CachedMixture(seqio.Mixture):
     return common
 
 
-def _normalised(example: Mapping[str, tf.Tensor], field: str, provenance: Provenance) -> tf.Tensor:
+def _normalised(
+  example: Mapping[str, tf.Tensor], field: str, statistics: LatentStatistics
+) -> tf.Tensor:
   """Latents of one field with mean 0 and standard deviation 1 a channel, bfloat16."""
-  if field not in provenance.latents:
-    raise ProvenanceMismatch(
-      f"the cache has latents {sorted(provenance.latents)}, not {field!r}: set the task's `latents` to one of "
-      "them, or preprocess with that resolution"
-    )
-  statistics = provenance.latents[field]
   shape = (*schema.latents_shape(field), statistics.channels)
   latents = tf.cast(schema.parse_latents(example, field, shape), tf.float32)
   return tf.cast(
     (latents - tf.constant(statistics.mean)) / tf.constant(statistics.std), tf.bfloat16
   )
+
+
+def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatistics:
+  """Of one field.
+
+  Raises:
+    ProvenanceMismatch: if the cache has no such field, or a channel that never changes.
+  """
+  if field not in provenance.latents:
+    raise ProvenanceMismatch(
+      f"the cache of {task!r} has latents {sorted(provenance.latents)}, not {field!r}: set the task's `latents` to one "
+      "of them, or preprocess with that resolution"
+    )
+  statistics = provenance.latents[field]
+  if min(statistics.std) <= 0:
+    raise ProvenanceMismatch(
+      f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({list(statistics.std)}), which cannot be "
+      "normalised: the tokenizer does not use that channel; train it longer or with fewer channels"
+    )
+  return statistics
 
 
 def _padded_caption(
@@ -146,12 +162,15 @@ def _parse(
 ) -> tf.data.Dataset:
   """Records to examples: one video, or one image (t = 1), with one caption."""
   provenance = _task(task).provenance()
+  statistics = {
+    field: _statistics(field, provenance, task) for field in (latents, low_resolution) if field
+  }
 
   @seqio.map_over_dataset(num_seeds=1)
   def parse(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    parsed = {"latents": _normalised(example, latents, provenance)}
+    parsed = {"latents": _normalised(example, latents, statistics[latents])}
     if low_resolution:
-      parsed["low_resolution"] = _normalised(example, low_resolution, provenance)
+      parsed["low_resolution"] = _normalised(example, low_resolution, statistics[low_resolution])
     if row.text_length:
       parsed["text"], parsed["text_mask"] = _padded_caption(
         example, seed, length=row.text_length, provenance=provenance

@@ -16,6 +16,7 @@ from beam_jobs.decoding import ClipSpec, decode
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
+from walt_t5x import video_io
 
 
 def records(folder: pathlib.Path) -> list[schema.Record]:
@@ -441,3 +442,27 @@ def test_help_needs_none_of_the_heavy_packages():
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   assert "--vae_gin_file" in done.stdout
   assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_pixels_are_the_decoded_frames_and_need_no_encoders(tmp_path):
+  frames = np.zeros((9, 32, 32, 3), np.uint8)
+  frames[:] = np.linspace(20, 230, 9).astype(np.uint8)[:, None, None, None]
+  video_io.write_video(tmp_path / "ramp.mp4", frames, fps=8, crf=0)
+  (tmp_path / "manifest.jsonl").write_text('{"uri": "ramp.mp4", "captions": ["a ramp"]}\n')
+  flags = [
+    f"--manifest={tmp_path / 'manifest.jsonl'}",
+    f"--output={tmp_path / 'cache'}",
+    "--task=t",
+    "--content=pixels",
+    "--resolutions=32x32",
+    "--num_frames=9",
+    "--num_shards=1",
+  ]
+  result = preprocess.run(flags)
+  assert (result["written"], result["dead"]) == (1, 0)
+  (record,) = records(tmp_path / "cache")
+  assert not record.latents and record.captions == ["a ramp"]
+  error = record.pixels["pixels/9x32x32"].astype(int) - frames
+  assert np.abs(error).max() <= 3
+  with pytest.raises(SystemExit):
+    preprocess.run([*flags, "--text_encoder=somewhere"])

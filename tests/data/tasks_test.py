@@ -1,0 +1,222 @@
+"""Tasks over a cache that is written here record by record, read back through SeqIO."""
+
+import json
+
+import numpy as np
+import pytest
+import seqio
+
+from data import provenance, schema, tasks, tfrecord
+from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+
+WIDTH, CHANNELS, LENGTH = 6, 2, 5
+MEAN, STD = [1.0, -2.0], [0.5, 3.0]
+ROW = tasks.RowFormat(text_length=LENGTH)
+
+
+def _record(modality, index):
+  rng = np.random.default_rng([index, modality == "image"])
+  t = 1 if modality == "image" else 3
+  arrays = {
+    schema.latents_field(t, size, size): rng.normal(MEAN, STD, (t, size, size, CHANNELS))
+    for size in (4, 8)
+  }
+  tokens = 1 + index % LENGTH
+  return schema.Record(
+    id=f"{modality}{index}",
+    uri=f"{index}",
+    modality=modality,
+    label=index,
+    latents=arrays,
+    captions=[f"caption {index}"],
+    caption_weights=[1.0],
+    text_ids=[np.arange(tokens)],
+    text_embedding=[np.full((tokens, WIDTH), index + 1.0)],
+  )
+
+
+def _write_task(folder, records, kept):
+  folder.mkdir(parents=True)
+  fields = sorted({name for record in records for name in (*record.latents, *record.pixels)})
+  (folder / "train.tfrecord-00000-of-00001").write_bytes(
+    b"".join(tfrecord.frame(schema.encode(record)) for record in records)
+  )
+  info = {"num_shards": 1, "features": schema.seqio_features(fields), "seqio_version": "0.0.20"}
+  (folder / "info.train.json").write_text(json.dumps(info))
+  (folder / "stats.train.json").write_text(json.dumps({"examples": len(records)}))
+  (folder / provenance.FILE_NAME).write_text(kept.to_json())
+  (folder / "COMPLETED").write_text("")
+
+
+def _provenance(fields, *, vae="v"):
+  statistics = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=STD)
+  return provenance.Provenance(
+    vae={"fingerprint": vae},
+    text_encoder={"fingerprint": "t", "embedding_dim": WIDTH},
+    fps=8.0,
+    num_frames=9,
+    latents=dict.fromkeys(fields, statistics),
+    null_ids=np.array([1]),
+    null_embedding=np.full((1, WIDTH), 0.5),
+  )
+
+
+@pytest.fixture
+def cache(tmp_path):
+  for modality, count in (("image", 30), ("video", 40)):
+    records = [_record(modality, i) for i in range(count)]
+    kept = _provenance(records[0].latents)
+    _write_task(tmp_path / f"toy_{modality}s", records, kept)
+  tasks._task.cache_clear()
+  with _cache_dirs(str(tmp_path)):
+    yield tmp_path
+
+
+class _cache_dirs:
+  """The SeqIO cache folders of one test."""
+
+  def __init__(self, *folders):
+    self._folders = list(folders)
+
+  def __enter__(self):
+    self._before = list(seqio.get_global_cache_dirs())
+    seqio.set_global_cache_dirs(self._folders)
+
+  def __exit__(self, *_):
+    seqio.set_global_cache_dirs(self._before)
+    tasks._task.cache_clear()
+
+
+def _rows(task, **kwargs):
+  options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
+  options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
+  return list(task.get_dataset(**(options | kwargs)).as_numpy_iterator())
+
+
+def test_a_video_row_is_the_record_normalised_with_its_caption_in_slot_0(cache):
+  row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
+  rows = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format))
+  assert len(rows) == 40
+  by_label = {int(row["label"][0]): row for row in rows}
+  for index, row in by_label.items():
+    raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
+    expected = (raw.astype(np.float32) - MEAN) / STD
+    np.testing.assert_allclose(row["latents"].astype(np.float32), expected, rtol=0.01, atol=0.01)
+    tokens = 1 + index % LENGTH
+    np.testing.assert_array_equal(
+      row["text_mask"], [[i < tokens for i in range(LENGTH)]] + [[False] * LENGTH] * 2
+    )
+    np.testing.assert_allclose(row["text"][0, :tokens].astype(np.float32), index + 1.0, rtol=0.01)
+    assert not row["text"][0, tokens:].any() and not row["text"][1:].any()
+    assert list(row["label"]) == [index, -1, -1] and not row["is_image"]
+    np.testing.assert_allclose(row["null_text"].astype(np.float32), 0.5)
+
+
+def test_latents_come_out_with_mean_0_and_deviation_1(cache):
+  rows = _rows(tasks.video_task(task="toy", latents="latents/3x8x8", row=ROW))
+  values = np.stack([row["latents"] for row in rows]).astype(np.float64)
+  np.testing.assert_allclose(values.mean((0, 1, 2, 3)), 0, atol=0.03)
+  np.testing.assert_allclose(values.std((0, 1, 2, 3)), 1, atol=0.03)
+
+
+def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):
+  row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
+  task = tasks.image_task(
+    task="toy", latents="latents/3x8x8", low_resolution="latents/3x4x4", row=row_format
+  )
+  rows = _rows(task)
+  assert len(rows) == 10
+  seen = []
+  for row in rows:
+    assert row["is_image"] and row["latents"].shape == (3, 8, 8, 2)
+    assert row["low_resolution"].shape == (3, 4, 4, 2)
+    for slot, index in enumerate(row["label"]):
+      seen.append(int(index))
+      raw = _record("image", int(index)).latents["latents/1x8x8"][0]
+      np.testing.assert_allclose(
+        row["latents"][slot].astype(np.float32), (raw - MEAN) / STD, atol=0.05
+      )
+      assert row["text_mask"][slot].sum() == 1 + index % LENGTH
+  assert sorted(seen) == list(range(30))
+
+
+def test_a_mixture_keeps_its_rates_and_its_common_provenance(cache):
+  mixture = tasks.image_video_mixture(
+    task="toy", latents="latents/3x4x4", row=ROW, image_rate=1.0, video_rate=3.0
+  )
+  ds = mixture.get_dataset(
+    sequence_length=None,
+    split="train",
+    use_cached=True,
+    shuffle=True,
+    num_epochs=None,
+    seed=0,
+    trim_output_features=False,
+  )
+  share = np.mean([row["is_image"] for row in ds.take(1200).as_numpy_iterator()])
+  assert abs(share - 0.25) < 0.04
+  assert set(mixture.walt_provenance["latents"]) == {
+    f"latents/{t}x{s}x{s}" for t in (1, 3) for s in (4, 8)
+  }
+
+
+def test_a_mixture_of_two_tokenizers_is_refused_with_both_fingerprints(cache):
+  file = cache / "toy_images" / provenance.FILE_NAME
+  file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
+  mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
+  with pytest.raises(provenance.ProvenanceMismatch, match=r"vae differs.*other"):
+    _ = mixture.walt_provenance
+
+
+def test_errors_name_what_is_there(cache):
+  with pytest.raises(provenance.ProvenanceMismatch, match="latents/3x4x4"):
+    _rows(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
+  with pytest.raises(FileNotFoundError, match="run `beam_jobs"):
+    _ = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW).walt_provenance
+  with pytest.raises(ValueError, match="text_slots=1"):
+    tasks.image_task(task="toy", latents="latents/3x4x4", row=ROW)
+
+
+def test_converters_deliver_what_the_model_reads_and_refuse_packing(cache):
+  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
+  lengths = {"latents": 3, "is_image": 1, "text": 1, "text_mask": 1, "null_text": 1}
+  ds = task.get_dataset(
+    sequence_length=None,
+    split="train",
+    use_cached=True,
+    trim_output_features=False,
+    try_in_mem_cache=False,
+  )
+  converted = DenoiserFeatureConverter()(ds, lengths)
+  assert set(next(converted.as_numpy_iterator())) == set(lengths)
+  with pytest.raises(ValueError, match="pack"):
+    DenoiserFeatureConverter(pack=True)
+
+
+def test_a_pixel_task_gives_the_frames(tmp_path):
+  frames = np.random.default_rng(0).integers(0, 256, (4, 5, 8, 8, 3)).astype(np.uint8)
+  records = [
+    schema.Record(
+      id=str(i),
+      uri=str(i),
+      modality="video",
+      latents={},
+      pixels={"pixels/5x8x8": clip},
+      captions=[""],
+      caption_weights=[1.0],
+      text_ids=[np.zeros(0, int)],
+      text_embedding=[np.zeros((0, 0))],
+    )
+    for i, clip in enumerate(frames)
+  ]
+  kept = provenance.Provenance(fps=8.0, num_frames=5)
+  _write_task(tmp_path / "toy_videos", records, kept)
+  with _cache_dirs(str(tmp_path)):
+    task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8")
+    np.testing.assert_array_equal([row["video"] for row in _rows(task)], frames)
+    ds = task.get_dataset(
+      sequence_length=None, split="train", use_cached=True, try_in_mem_cache=False
+    )
+    (first, *_) = VaeFeatureConverter()(ds, {"video": 5}).as_numpy_iterator()
+    assert first["video"].dtype == np.uint8
+    assert provenance.read_provenance(str(tmp_path / "toy_videos")).vae == {}

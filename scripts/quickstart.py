@@ -111,8 +111,10 @@ def describe(result: dict[str, Any]) -> str:
 
 def rows(result: dict[str, Any]) -> str:
   """What became of the rows of a preprocessing job."""
-  rejected = sum(result["rejected_by_reason"].values()) if "rejected_by_reason" in result else 0
-  return f"{result['written']} of {result['rows']} rows written, {rejected or result['rejected']} rejected, {result['dead']} dead"
+  return (
+    f"{result['written']} of {result['rows']} rows written, {result['rejected']} rejected, "
+    f"{result['dead']} dead"
+  )
 
 
 def stages(folder: Path) -> list[Stage]:
@@ -121,7 +123,13 @@ def stages(folder: Path) -> list[Stage]:
   vae, base, sr, samples = folder / "vae", folder / "base", folder / "sr1", folder / "samples"
   manifest = corpus / "manifest.jsonl"
   clip = ["--num_frames=9", "--fps=8", "--num_shards=4"]
-  preprocess = ["python", "-m", "beam_jobs.preprocess", f"--manifest={manifest}", f"--output={cache}"]
+  preprocess = [
+    "python",
+    "-m",
+    "beam_jobs.preprocess",
+    f"--manifest={manifest}",
+    f"--output={cache}",
+  ]
   return [
     Stage(
       "sample corpus",

@@ -32,7 +32,7 @@ echo "setup: installing into .venv (about 3 GB; a minute or two)" >&2
 started=$SECONDS
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # uv installs the lock several times faster than pip; pip does where there is no uv for the platform.
-if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.9.11" 2>/dev/null; then
+if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9" 2>/dev/null; then
   export UV_HTTP_TIMEOUT=180
   install() { .venv/bin/python -m uv pip install --quiet --python .venv/bin/python "$@"; }
 else

@@ -80,6 +80,7 @@ def generate(
     fps: frame rate of the files.
     vae_ema: decode with the tokenizer's averaged weights.
   """
+  from flax.traverse_util import flatten_dict
   from tqdm import tqdm
 
   from walt_t5x.engine.checkpoints import load_params
@@ -95,7 +96,7 @@ def generate(
     text_encoder=TextEncoder.load(text_encoder),
     vae=vae,
     vae_params=vae_params,
-    vae_fingerprint=weights_fingerprint(vae_params),
+    vae_fingerprint=weights_fingerprint(flatten_dict(vae_params, sep="/")),
     text_length=text_length,
   )
   folder = SampleFolder(output)

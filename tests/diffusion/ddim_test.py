@@ -1,5 +1,7 @@
 """DDIM against diffusers and against closed forms."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def test_an_exact_predictor_of_a_point_lands_on_it(num_steps, prediction):
 
 
 def test_gaussian_data_keeps_its_closed_form():
-  """For x_0 ~ N(0, s^2) the optimal x_0 estimate is linear and so is DDIM: the product of its factors is the closed form."""
+  """For x_0 ~ N(0, s^2) the optimal estimate is linear and so is DDIM: the product of its factors is the closed form."""
   schedule, spread, num_steps = NoiseSchedule(), 0.5, 40
 
   def denoise(x_t, steps, self_condition, time):
@@ -84,7 +86,7 @@ def test_gaussian_data_keeps_its_closed_form():
     denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0
   )
   factor, levels = 1.0, schedule.gammas[np.arange(1000, -1, -25)]
-  for now, after in zip(levels[:-1], levels[1:]):
+  for now, after in itertools.pairwise(levels):
     estimate = np.sqrt(now) * spread**2 / (now * spread**2 + 1 - now)
     noise = (1 - np.sqrt(now) * estimate) / np.sqrt(1 - now)
     factor *= np.sqrt(after) * estimate + np.sqrt(1 - after) * noise

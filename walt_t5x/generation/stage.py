@@ -1,6 +1,7 @@
 """One trained stage, loaded and ready to sample: its network, its weights and what its latents mean."""
 
 import dataclasses
+import itertools
 import os
 
 import jax
@@ -93,7 +94,7 @@ def check_cascade(stages: list[Stage]) -> None:
       f"the first stage {stages[0].config.name!r} expects low-resolution latents "
       f"{stages[0].config.low_resolution!r}: put the base stage first"
     )
-  for below, above in zip(stages[:-1], stages[1:]):
+  for below, above in itertools.pairwise(stages):
     if above.config.low_resolution != below.config.latents:
       raise ValueError(
         f"stage {above.config.name!r} takes {above.config.low_resolution!r} but stage {below.config.name!r} makes "

@@ -14,7 +14,7 @@ from walt_t5x.vae.autoencoder import CausalVae
 
 
 class VaeModel(engine.BaseModel):
-  """The causal autoencoder. Its parameters stand under "vae", beside those of a discriminator in adversarial training."""
+  """The causal autoencoder; its parameters stand under "vae", which leaves room for a discriminator beside them."""
 
   FEATURE_CONVERTER_CLS = VaeFeatureConverter
 

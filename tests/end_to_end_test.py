@@ -1,0 +1,165 @@
+"""The whole path through the programs that people run, at the smallest size: corpus to gallery."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NARROW = [
+  f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
+  for scope in ("base", "sr1")
+  for name, value in (("num_layers", 2), ("width", 16), ("mlp_dim", 32))
+]
+
+
+def _environment():
+  # One device, as a user has; the fake eight are for the other tests.
+  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def _run(*arguments):
+  done = subprocess.run(
+    [sys.executable, "-m", *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=280,
+    env=_environment(),
+    check=False,
+  )
+  assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+  return done.stdout
+
+
+def _train(gin_file, model_dir, cache, steps, *bindings):
+  return [
+    "walt_t5x.train",
+    f"--gin_file=gin/tiny/{gin_file}.gin",
+    f'--gin.MODEL_DIR="{model_dir}"',
+    f"--gin.TRAIN_STEPS={steps}",
+    "--gin.SAVE_PERIOD=2",
+    "--gin.STATS_PERIOD=2",
+    "--gin.EVAL_PERIOD=1000",
+    "--gin.BATCH_SIZE=4",
+    f"--seqio_additional_cache_dirs={cache}",
+    *bindings,
+  ]
+
+
+def _for(scope):
+  return [binding for binding in NARROW if binding.startswith(f"--gin.{scope}/")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A small corpus, its text encoder, a tokenizer of two steps, and the cache made with both."""
+  folder = tmp_path_factory.mktemp("end_to_end")
+  corpus, cache = folder / "corpus", folder / "cache"
+  _run("data.samples", f"--output={corpus}", "--num_clips=32", "--num_stills=32", "--no_real")
+  manifest = corpus / "manifest.jsonl"
+  _run(
+    "walt_t5x.text.init_encoder",
+    f"--captions={manifest}",
+    f"--output={folder / 'text'}",
+    "--size=tiny",
+  )
+  job = [
+    "beam_jobs.preprocess",
+    f"--manifest={manifest}",
+    f"--output={cache}",
+    "--num_frames=9",
+    "--num_shards=2",
+  ]
+  _run(*job, "--task=shapes_pixels", "--content=pixels", "--resolutions=32x32")
+  _run(*_train("vae", folder / "vae", cache, 2))
+  _run(
+    *job,
+    "--task=shapes",
+    "--vae_gin_file=gin/models/vae_tiny.gin",
+    f"--vae_checkpoint={folder / 'vae'}",
+    "--vae_ema",
+    f"--text_encoder={folder / 'text'}",
+    "--max_text_length=16",
+    "--resolutions=32x32,64x64",
+  )
+  return folder
+
+
+def _steps(model_dir):
+  lines = (model_dir / "metrics.jsonl").read_text().splitlines()
+  return [entry["step"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
+  cache, base = folder / "cache", folder / "base"
+  # Killed without warning some time after its first checkpoint; the same command goes on from the last whole one.
+  command = _train("base", base, cache, 40, *_for("base"))
+  process = subprocess.Popen(
+    [sys.executable, "-m", *command],
+    cwd=ROOT,
+    env=_environment(),
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 240
+  while not (base / "checkpoint_4").exists() and time.monotonic() < deadline:
+    assert process.poll() is None, "training ended before its second checkpoint"
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  before = _steps(base)
+  _run(*command)
+  after = _steps(base)[len(before) :]
+  assert after[0] > 2 and after[-1] == 40, (before, after)
+
+  _run(*_train("sr", folder / "sr1", cache, 2, *_for("sr1")))
+  generate = [
+    "walt_t5x.generate",
+    "--gin_file=gin/tiny/generate.gin",
+    f'--gin.BASE_CHECKPOINT="{base}"',
+    f'--gin.SR1_CHECKPOINT="{folder / "sr1"}"',
+    f'--gin.VAE_CHECKPOINT="{folder / "vae"}"',
+    f'--gin.TEXT_ENCODER="{folder / "text"}"',
+    "--gin.base/sampling.SamplerConfig.num_steps=2",
+    "--gin.sr1/sampling.SamplerConfig.num_steps=2",
+    *NARROW,
+    f"--output={folder / 'samples'}",
+  ]
+  _run(*generate, "--prompt=a red square moves right", "--prompt=a blue circle moves up")
+  evaluate = [
+    "walt_t5x.evaluate",
+    "--protocol=caption_obedience",
+    f"--samples={folder / 'samples'}",
+  ]
+  result = json.loads(_run(*evaluate).splitlines()[-1])
+  assert result["scores"]["base"]["caption_obedience/clips"] == 2
+  assert (folder / "samples" / "gallery.html").stat().st_size > 10_000
+  assert len(list((folder / "samples").glob("*_sr1.mp4"))) == 2
+
+  # Another tokenizer is refused before anything is sampled, with both fingerprints.
+  other = folder / "other_vae"
+  shutil.copytree(folder / "vae" / "checkpoint_0", other / "checkpoint_0")
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      *(a if "VAE_CHECKPOINT" not in a else f'--gin.VAE_CHECKPOINT="{other}"' for a in generate),
+      "--prompt=a red square moves right",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=200,
+    env=_environment(),
+    check=False,
+  )
+  assert done.returncode != 0
+  assert "the tokenizer has fingerprint" in done.stderr and "--vae_checkpoint" in done.stderr

@@ -1,0 +1,188 @@
+"""Laws of the training loss: what is drawn, what is dropped, and where gradients go."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
+from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.models import conditioning as conditioning_lib
+from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.sampling import SamplerConfig
+
+TINY = {
+  "num_layers": 2,
+  "width": 16,
+  "num_heads": 2,
+  "mlp_dim": 32,
+  "latent_channels": 4,
+  "spatial_window": (1, 4, 4),
+  "spatiotemporal_window": (3, 2, 2),
+  "text_dim": 6,
+  "dtype": jnp.float32,
+}
+
+
+def _batch(rows=4, seed=0, images=True):
+  rng = np.random.default_rng(seed)
+  return {
+    "latents": jnp.asarray(rng.normal(size=(rows, 3, 4, 4, 4)), jnp.float32),
+    "is_image": jnp.asarray(np.arange(rows) % 2 == 1) if images else jnp.zeros(rows, bool),
+    "text": jnp.asarray(rng.normal(size=(rows, 3, 5, 6)), jnp.float32),
+    "text_mask": jnp.ones((rows, 3, 5), bool),
+    "null_text": jnp.full((rows, 1, 6), 0.3),
+  }
+
+
+def _model(**changes):
+  fields = {k: changes.pop(k) for k in list(changes) if k in WaltDenoiser.__dataclass_fields__}
+  return DenoiserModel(module=WaltDenoiser(**(TINY | fields)), optimizer_def=None, **changes)
+
+
+@functools.cache
+def _params(**fields):
+  """Parameters with random values everywhere, so that no zero start hides an error."""
+  model = _model(**fields)
+  batch = _batch()
+  shapes = {name: value.shape for name, value in batch.items()}
+  types = {name: value.dtype for name, value in batch.items()}
+  params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  return jax.tree.unflatten(
+    tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+  )
+
+
+class _Linear:
+  """A network w x_t + u self_condition, small enough to differentiate by hand."""
+
+  text_dim = num_classes = low_resolution_scale = 0
+  frame_prediction, self_conditioning = False, True
+
+  def apply(self, variables, x_t, steps, self_condition, conditioning):
+    w, u = variables["params"]["w"], variables["params"]["u"]
+    return w * x_t + u * (0.0 if self_condition is None else self_condition)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_loss_and_gradient_equal_a_hand_written_pass_whose_first_estimate_is_constant(probability):
+  model = DenoiserModel(
+    module=_Linear(), optimizer_def=None, self_conditioning_probability=probability
+  )
+  batch = {"latents": _batch()["latents"]}
+  key = jax.random.key(3)
+  params = {"w": jnp.float32(0.4), "u": jnp.float32(0.7)}
+  (loss, _), gradient = jax.value_and_grad(lambda p: model.loss_fn(p, batch, key), has_aux=True)(
+    params
+  )
+
+  rng_steps, rng_noise, _, _ = jax.random.split(key, 4)
+  x0 = np.asarray(batch["latents"], np.float64)
+  steps = np.asarray(jax.random.randint(rng_steps, (4,), 1, 1001))
+  g = model.schedule.gammas[steps].reshape(-1, 1, 1, 1, 1)
+  noise = np.asarray(jax.random.normal(rng_noise, x0.shape), np.float64)
+  x_t = np.sqrt(g) * x0 + np.sqrt(1 - g) * noise
+  v = np.sqrt(g) * noise - np.sqrt(1 - g) * x0
+  first = probability * (np.sqrt(g) * x_t - np.sqrt(1 - g) * 0.4 * x_t)
+  error = 0.4 * x_t + 0.7 * first - v
+  np.testing.assert_allclose(loss, np.mean(error**2), rtol=1e-4)
+  # No term for d first / d w: the estimate is behind a stop-gradient.
+  np.testing.assert_allclose(gradient["w"], np.mean(2 * error * x_t), rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(gradient["u"], np.mean(2 * error * first), rtol=1e-3, atol=1e-5)
+
+
+def test_metrics_split_the_loss_by_kind_of_row_and_by_noise():
+  model = _model()
+  loss, metrics = jax.jit(model.loss_fn)(_params(), _batch(), jax.random.key(5))
+  values = {name: float(metric.compute()) for name, metric in metrics.items()}
+  np.testing.assert_allclose(values["loss"], loss, rtol=1e-5)
+  np.testing.assert_allclose(
+    values["loss"], (values["loss_image"] + values["loss_video"]) / 2, rtol=1e-5
+  )
+  parts = [metrics[f"loss_noise_{i}_of_4"] for i in range(1, 5)]
+  assert sum(float(part.count) for part in parts) == 4
+  np.testing.assert_allclose(sum(float(part.total) for part in parts) / 4, loss, rtol=1e-5)
+
+
+def test_with_every_caption_dropped_the_loss_does_not_depend_on_the_text():
+  batch = _batch()
+  other = dict(batch, text=batch["text"] + 1)
+  for probability, same in ((1.0, True), (0.0, False)):
+    loss_fn = jax.jit(_model(drop_probability=probability).loss_fn)
+    first = loss_fn(_params(), batch, jax.random.key(1))[0]
+    assert (float(first) == float(loss_fn(_params(), other, jax.random.key(1))[0])) == same
+
+
+def test_dropping_puts_the_null_caption_the_null_class_and_no_frames():
+  batch = _batch(rows=2)
+  full = Conditioning(
+    text=batch["text"],
+    text_mask=batch["text_mask"],
+    labels=jnp.array([[1, 2, 3], [4, 5, 6]]),
+    frame_mask=jnp.ones((2, 3)),
+  )
+  dropped = conditioning_lib.drop(
+    full,
+    jnp.array([[True, False, False], [False, False, True]]),
+    null_text=batch["null_text"],
+  )
+  np.testing.assert_array_equal(dropped.labels, [[-1, 2, 3], [4, 5, -1]])
+  np.testing.assert_array_equal(dropped.frame_mask, [[0, 0, 0], [1, 1, 1]])
+  np.testing.assert_array_equal(dropped.text_mask[0, 0], [1, 0, 0, 0, 0])
+  np.testing.assert_allclose(dropped.text[0, 0, 0], 0.3)
+  np.testing.assert_array_equal(dropped.text[0, 1:], full.text[0, 1:])
+  with pytest.raises(ValueError, match="null_text"):
+    conditioning_lib.drop(full, jnp.ones((2, 1), bool))
+
+
+def test_past_frames_are_given_to_the_asked_share_of_videos_one_or_two_at_a_time():
+  model = _model(frame_prediction=True, frame_prediction_probability=0.4)
+  rows = 4000
+  latents = jnp.zeros((rows, 3, 1, 1, 4))
+  is_image = jnp.arange(rows) % 2 == 1
+  given = model._with_past_frames(Conditioning(is_image=is_image), jax.random.key(0), latents)
+  mask = np.asarray(given.frame_mask)
+  assert not mask[1::2].any()
+  counts = np.bincount(mask[::2].sum(1).astype(int), minlength=4) / (rows / 2)
+  np.testing.assert_allclose(counts, [0.6, 0.2, 0.2, 0.0], atol=0.03)
+  assert (np.diff(mask, axis=1) <= 0).all()
+
+
+def test_evaluation_draws_the_same_every_time_and_training_does_not():
+  model, batch = _model(), _batch()
+  params = _params()
+  loss_fn = jax.jit(model.loss_fn)
+  evaluate = jax.jit(lambda p, b: model.eval_fn(p, b)[0])
+  assert float(evaluate(params, batch)) == float(evaluate(params, batch))
+  assert float(loss_fn(params, batch, jax.random.key(1))[0]) != float(
+    loss_fn(params, batch, jax.random.key(2))[0]
+  )
+
+
+def test_guidance_of_one_samples_the_conditional_model():
+  batch = _batch(images=False)
+  conditioning = dataclasses.replace(
+    conditioning_lib.from_batch(batch),
+    is_image=None,
+    text=batch["text"][:, :1],
+    text_mask=batch["text_mask"][:, :1],
+  )
+  noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
+
+  def sample(guidance):
+    sampler = SamplerConfig(num_steps=4, guidance=guidance)
+    run = jax.jit(
+      lambda p: _model().sample(
+        p, noise, conditioning, null_text=batch["null_text"], sampler=sampler
+      )
+    )
+    return run(_params())
+
+  plain = sample(None)
+  np.testing.assert_allclose(sample(ConstantGuidance(1.0)), plain, atol=1e-4)
+  assert np.abs(sample(ConstantGuidance(3.0)) - plain).max() > 1e-2

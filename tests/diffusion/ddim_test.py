@@ -74,7 +74,7 @@ def test_an_exact_predictor_of_a_point_lands_on_it(num_steps, prediction):
 
 
 def test_gaussian_data_keeps_its_closed_form():
-  """For x_0 ~ N(0, s^2) the optimal estimate is linear and so is DDIM: the product of its factors is the closed form."""
+  """For x_0 ~ N(0, s^2) the optimal estimate and so DDIM are linear: the product of its factors is the closed form."""
   schedule, spread, num_steps = NoiseSchedule(), 0.5, 40
 
   def denoise(x_t, steps, self_condition, time):

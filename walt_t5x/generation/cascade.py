@@ -73,14 +73,14 @@ class Cascade:
     self._sample = [jax.jit(self._sampler(stage)) for stage in self.stages]
 
   def _sampler(self, stage: Stage):
-    """A function of (params, noise, text, mask, null text, low resolution, its noise), compiled once a shape."""
+    """A function of (params, noise, text, mask, null text, low resolution and its noise), compiled once a shape."""
     model = stage.config.model
 
-    def sample(params, noise, text, mask, null_text, low_resolution, low_noise_key):
+    def sample(params, noise, text, mask, null_text, low_resolution, low_noise):
       conditioning = Conditioning(text=text, text_mask=mask, low_resolution=low_resolution)
       if low_resolution is not None:
         time = jnp.full((noise.shape[0],), model.sampling_low_resolution_noise)
-        conditioning = model.low_resolution_noised(conditioning, low_noise_key, noise, time=time)
+        conditioning = model.low_resolution_noised(conditioning, low_noise, time=time)
       return model.sample(params, noise, conditioning, null_text=null_text)
 
     return sample
@@ -130,11 +130,11 @@ class Cascade:
       noise = noise_for(seed, config.name, indices, shape)
       null = jnp.asarray(stage.provenance.null_embedding)
       null = jnp.broadcast_to(null, (len(prompts), *null.shape))
-      low_resolution = None
+      low_resolution = low_noise = None
       if below is not None:
         low_resolution = stage.normalise(latents, config.low_resolution)
-      key = jax.random.fold_in(jax.random.key(seed), int(indices[0]))
-      normalised = sample(stage.params, noise, text, mask, null, low_resolution, key)
+        low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape)
+      normalised = sample(stage.params, noise, text, mask, null, low_resolution, low_noise)
       latents, below = stage.denormalise(normalised, config.latents), stage
       decoded = self._decode(self.vae_params, latents)
       videos[config.name] = np.asarray(jnp.clip(decoded, 0, 1), np.float32)

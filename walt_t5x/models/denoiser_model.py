@@ -88,24 +88,30 @@ class DenoiserModel(engine.BaseModel):
     batch = {
       name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()
     }
-    conditioning = self.low_resolution_noised(from_batch(batch), rng, batch["latents"], time=None)
     rows = batch["latents"].shape[0]
+    conditioning = self.low_resolution_noised(
+      from_batch(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
+    )
     return self.module.init(
       rng, batch["latents"].astype(jnp.float32), jnp.ones((rows,)), None, conditioning
     )
 
   def low_resolution_noised(
-    self, conditioning: Conditioning, rng: Array, latents: Array, *, time: Array | None
+    self, conditioning: Conditioning, noise: Array, *, time: Array
   ) -> Conditioning:
-    """Adds noise conditioning augmentation at time t_sr in [0, 1] per row (Section 4.5); no change for a base stage."""
+    """Adds noise conditioning augmentation (Section 4.5); no change for a base stage.
+
+    Args:
+      conditioning: with the low-resolution latents.
+      noise: standard normal, the shape of this stage's latents [B, t, h, w, c].
+      time: t_sr in [0, 1] of each row [B].
+    """
     if not self.module.low_resolution_scale:
       return conditioning
-    if time is None:
-      time = jnp.zeros((latents.shape[0],))
     steps = time * self.schedule.num_steps
     return dataclasses.replace(
       conditioning,
-      low_resolution_noise=jax.random.normal(rng, latents.shape),
+      low_resolution_noise=noise,
       low_resolution_gamma=self.schedule.gamma(steps),
       low_resolution_steps=steps,
     )
@@ -132,7 +138,8 @@ class DenoiserModel(engine.BaseModel):
     rngs = jax.random.split(rng, 4)
     rows = latents.shape[0]
     time = self.max_low_resolution_noise * jax.random.uniform(rngs[0], (rows,))
-    conditioning = self.low_resolution_noised(from_batch(batch), rngs[1], latents, time=time)
+    noise = jax.random.normal(rngs[1], latents.shape)
+    conditioning = self.low_resolution_noised(from_batch(batch), noise, time=time)
     conditioning = self._with_past_frames(conditioning, rngs[2], latents)
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
     dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
@@ -199,7 +206,8 @@ class DenoiserModel(engine.BaseModel):
     shape = batch["latents"].shape
     noise = jax.random.normal(rng_noise, shape)
     time = jnp.full((shape[0],), self.sampling_low_resolution_noise)
-    conditioning = self.low_resolution_noised(from_batch(batch), rng_low, noise, time=time)
+    low_noise = jax.random.normal(rng_low, shape)
+    conditioning = self.low_resolution_noised(from_batch(batch), low_noise, time=time)
     return self.sample(params, noise, conditioning, null_text=batch.get("null_text")), {}
 
   def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:

@@ -28,8 +28,8 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
   "down": (0, 1),
 }
 
-EXTENT_RANGE = (0.25, 0.40)
-TRAVEL_RANGE = (0.35, 0.50)
+EXTENT_RANGE = (0.25, 0.34)
+TRAVEL_RANGE = (0.52, 0.62)
 BACKGROUND_RANGE = (0.03, 0.10)
 MARGIN = 0.02
 SUPERSAMPLING = 4

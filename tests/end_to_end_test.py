@@ -48,6 +48,7 @@ def _train(gin_file, model_dir, cache, steps, *bindings):
     "--gin.STATS_PERIOD=2",
     "--gin.EVAL_PERIOD=1000",
     "--gin.BATCH_SIZE=4",
+    "--gin.schedules.warmup_cosine.warmup_steps=1",
     f"--seqio_additional_cache_dirs={cache}",
     *bindings,
   ]

@@ -60,7 +60,6 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x import engine
   from walt_t5x.engine import gin_config
 
-  logging.set_verbosity(logging.INFO)
   # Orbax reports every file at INFO; its warnings still come through.
   logging.get_absl_handler().addFilter(
     lambda record: (

@@ -284,3 +284,16 @@ def test_bad_sizes_are_named():
   ):
     with pytest.raises(ValueError, match=message):
       WaltDenoiser(**(TINY | fields)).init(jax.random.key(0), z, steps)
+
+
+def test_position_tables_start_distinct_and_smooth():
+  from walt_t5x.denoiser.embeddings import sinusoid_grid
+
+  grid = np.asarray(sinusoid_grid((4, 6), 32)).reshape(4, 6, 32)
+  flat = grid.reshape(24, 32)
+  distance = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + 1e9 * np.eye(24)
+  assert distance.min() > 0.5
+  # A row of the grid moves the first half of the features alone, a column the second.
+  np.testing.assert_allclose(grid[1, 2, 16:], grid[3, 2, 16:], atol=1e-6)
+  np.testing.assert_allclose(grid[1, 2, :16], grid[1, 5, :16], atol=1e-6)
+  assert np.linalg.norm(grid[0, 0] - grid[0, 1]) < np.linalg.norm(grid[0, 0] - grid[0, 5])

@@ -54,16 +54,48 @@ def pool_text(text: Float[Array, "B t L E"], mask: Bool[Array, "B t L"]) -> Floa
   return total / jnp.maximum(jnp.sum(weights, axis=-2), 1)
 
 
+def sinusoid_grid(sizes: tuple[int, ...], width: int) -> Float[Array, "rows D"]:
+  """Sines and cosines of each axis of a grid, side by side: float32 [prod(sizes), width], rows in row-major order.
+
+  An axis takes width / len(sizes) features (what does not divide is zero). Wavelengths run geometrically from four
+  cells to twice the axis, so that the slowest tells one end from the other.
+  """
+  half = width // (2 * len(sizes))
+  parts = []
+  for axis, size in enumerate(sizes):
+    shape = [1] * len(sizes)
+    shape[axis] = size
+    place = jnp.arange(size, dtype=jnp.float32).reshape(shape)
+    longest, shortest = 2.0 * size, min(4.0, 2.0 * size)
+    exponent = jnp.arange(half, dtype=jnp.float32) / max(half - 1, 1)
+    angle = place[..., None] * 2 * math.pi / longest * (longest / shortest) ** exponent
+    waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    parts.append(jnp.broadcast_to(waves, (*sizes, 2 * half)))
+  grid = jnp.concatenate(parts, axis=-1).reshape(math.prod(sizes), -1)
+  return jnp.pad(grid, ((0, 0), (0, width - grid.shape[-1])))
+
+
 class PositionEmbedding(nn.Module):
-  """Learned space plus time positions; every image of a stack takes the time position of the first frame."""
+  """Learned space plus time positions; every image of a stack takes the time position of the first frame.
+
+  Assumption: the tables start as sinusoids (the paper names no initialisation), so that position is as loud as content
+  from the first step and neighbours start alike.
+  """
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B t h w D"], is_image: Bool[Array, "B"] | None = None
   ) -> Float[Array, "B t h w D"]:
     _, t, h, w, width = x.shape
-    space = Table(h * w, width, name="space")().reshape(1, 1, h, w, width)
-    time = Table(t, width, name="time")().reshape(1, t, 1, 1, width)
+
+    def table(name: str, *sizes: int) -> Array:
+      def init(key, shape, dtype):
+        return sinusoid_grid(sizes, width).astype(dtype)
+
+      return Table(math.prod(sizes), width, init=init, name=name)()
+
+    space = table("space", h, w).reshape(1, 1, h, w, width)
+    time = table("time", t).reshape(1, t, 1, 1, width)
     if is_image is not None:
       time = jnp.where(is_image.reshape(-1, 1, 1, 1, 1), time[:, :1], time)
     return x + (space + time).astype(x.dtype)

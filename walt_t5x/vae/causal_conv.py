@@ -1,4 +1,8 @@
-"""Causal 3D convolution: k_t - 1 frames of padding in front, none behind."""
+"""Causal 3D convolution: k_t - 1 frames of padding in front, none behind.
+
+Under a mutable collection `STREAM` a convolution keeps the frames that its next group still needs, and a later call
+takes them as its padding; `walt_t5x.vae.streaming` drives this.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +14,9 @@ from jaxtyping import Array, Float
 
 from walt_t5x.vae import initialisers
 from walt_t5x.vae.convolution import convolve, same_padding
+
+# Name of the collection.
+STREAM = "stream"
 
 
 def pad_front(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C"]:
@@ -60,7 +67,7 @@ class CausalConv(nn.Module):
       module=self,
     )
     y = convolve(
-      pad_front(x.astype(self.dtype), k_t - 1),
+      self._with_context(x.astype(self.dtype), k_t=k_t, s_t=s_t),
       kernel,
       strides=(s_t, s_h, s_w),
       padding=((0, 0), same_padding(k_h, s_h), same_padding(k_w, s_w)),
@@ -76,3 +83,18 @@ class CausalConv(nn.Module):
       )
       y = y + bias.astype(self.dtype)
     return y
+
+  def _with_context(
+    self, x: Float[Array, "B T H W C"], *, k_t: int, s_t: int
+  ) -> Float[Array, "B T3 H W C"]:
+    """`x` with what stands before it: its first frame repeated, or the kept frames of the group before."""
+    if k_t == 1 and s_t == 1:
+      return x
+    if self.has_variable(STREAM, "context"):
+      x = jnp.concatenate([self.get_variable(STREAM, "context"), x], axis=1)
+    else:
+      x = pad_front(x, k_t - 1)
+    if self.is_mutable_collection(STREAM) and not self.is_initializing():
+      frames_out = (x.shape[1] - k_t) // s_t + 1
+      self.put_variable(STREAM, "context", x[:, frames_out * s_t :])
+    return x

@@ -15,11 +15,12 @@ from walt_t5x.vae.resnet import ResBlock
 
 
 def depth_to_space(
-  x: Float[Array, "B T H W C"], strides: tuple[int, int, int]
+  x: Float[Array, "B T H W C"], strides: tuple[int, int, int], *, continues: bool = False
 ) -> Float[Array, "B T2 H2 W2 C2"]:
   """Unfolds channels (s_t, s_h, s_w, C2) into s_t T - (s_t - 1) frames of s_h H x s_w W.
 
-  The first s_t - 1 frames are dropped, so that frame 0 stays alone: 5 -> 9 -> 17 frames.
+  The first s_t - 1 frames are dropped, so that frame 0 stays alone: 5 -> 9 -> 17 frames. A group that continues a
+  stream has no such frame and keeps all s_t T.
 
   Raises:
     ValueError: if the strides do not divide the channels.
@@ -32,7 +33,7 @@ def depth_to_space(
     )
   x = x.reshape(b, t, h, w, s_t, s_h, s_w, c // (s_t * s_h * s_w))
   x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-  return x.reshape(b, t * s_t, h * s_h, w * s_w, -1)[:, s_t - 1 :]
+  return x.reshape(b, t * s_t, h * s_h, w * s_w, -1)[:, 0 if continues else s_t - 1 :]
 
 
 class Decoder(nn.Module):
@@ -57,7 +58,8 @@ class Decoder(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, latents: Latents) -> Video:
+  def __call__(self, latents: Latents, *, continues: bool = False) -> Video:
+    """Frames of `latents`: 1 + (t - 1) s of a clip, or t s of a group that continues a stream."""
     block = nn.remat(ResBlock) if self.remat else ResBlock
     kernel_size = (self.temporal_kernel, 3, 3)
 
@@ -81,7 +83,9 @@ class Decoder(nn.Module):
     )(latents)
     x = res_blocks(x, widths[-1], "bottom")
     for level in reversed(range(len(widths))):
-      x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(x, latents)
+      x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(
+        x, latents, continues=continues
+      )
       x = res_blocks(x, widths[level], f"level_{level}")
       if level > 0:
         s_t = 2 if self.temporal_downsample[level - 1] else 1
@@ -92,7 +96,7 @@ class Decoder(nn.Module):
           dtype=self.dtype,
           name=f"level_{level}_up",
         )(x)
-        x = depth_to_space(x, (s_t, 2, 2))
+        x = depth_to_space(x, (s_t, 2, 2), continues=continues)
     x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
     x = CausalConv(
       3, kernel_size=kernel_size, kernel_init=initialisers.per_pixel, dtype=self.dtype, name="head"

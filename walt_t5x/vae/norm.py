@@ -72,14 +72,18 @@ class AdaptiveGroupNorm(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B T H W C"], latents: Float[Array, "B t h w c"]
+    self,
+    x: Float[Array, "B T H W C"],
+    latents: Float[Array, "B t h w c"],
+    *,
+    continues: bool = False,
   ) -> Float[Array, "B T H W C"]:
     z = latents.astype(jnp.float32)
     mean = jnp.mean(z, axis=(2, 3), keepdims=True)
     std = jnp.sqrt(jnp.mean(jnp.square(z - mean), axis=(2, 3), keepdims=True) + 1e-6)
     scale = self._linear(std, x.shape[-1], "scale", nn.initializers.ones_init())
     shift = self._linear(mean, x.shape[-1], "shift", nn.initializers.zeros_init())
-    source = latent_frame_of(x.shape[1], z.shape[1])
+    source = latent_frame_of(x.shape[1], z.shape[1], continues=continues)
     y = normalise_frames(x, num_groups(x.shape[-1]))
     return (y * scale[:, source] + shift[:, source]).astype(self.dtype)
 
@@ -100,12 +104,22 @@ class AdaptiveGroupNorm(nn.Module):
     return v @ kernel + bias
 
 
-def latent_frame_of(frames: int, latent_frames: int) -> list[int]:
+def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False) -> list[int]:
   """Latent frame behind each feature frame: frame 0 from latent 0, then s frames from each.
 
+  In a group that continues a stream every latent has s frames.
+
   Raises:
-    ValueError: if `frames` is not 1 + s * (latent_frames - 1).
+    ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames in a group that continues.
   """
+  if continues:
+    if frames % latent_frames:
+      raise ValueError(
+        f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames of a group that continues, "
+        "expected s * latent_frames for a whole s."
+      )
+    stride = frames // latent_frames
+    return [frame // stride for frame in range(frames)]
   if latent_frames == 1 and frames == 1:
     return [0]
   if latent_frames < 2 or (frames - 1) % (latent_frames - 1):

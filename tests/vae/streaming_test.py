@@ -1,0 +1,97 @@
+"""Group by group is the same as one pass, at any group size, and reads no further than it must."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.vae.networks import TINY, random_params
+from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.streaming import VaeStream
+
+# Time is halved once, twice, and before or after a level that only halves space.
+CONFIGS = {
+  "late": {**TINY, "channel_multipliers": (1, 1, 2), "temporal_downsample": (False, True)},
+  "both": TINY,
+}
+
+
+@functools.cache
+def _vae(name):
+  vae = CausalVae(**CONFIGS[name])
+  return vae, random_params(vae, (1, 9, 8, 8, 3))
+
+
+def _video(frames=13):
+  return np.random.default_rng(1).uniform(size=(2, frames, 8, 8, 3)).astype(np.float32)
+
+
+def _frames(video):
+  return (video[:, i] for i in range(video.shape[1]))
+
+
+@pytest.mark.parametrize("name, group", [("both", 1), ("late", 4)])
+def test_a_stream_equals_one_pass(name, group):
+  vae, params = _vae(name)
+  video = _video()
+  whole = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
+  stream = VaeStream(vae, params, group=group)
+  parts = [posterior.mean for posterior in stream.encode(_frames(video))]
+  assert [p.shape[1] for p in parts[:2]] == [1, group]
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
+
+  pixels = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(whole)
+  parts = list(stream.decode(whole))
+  assert [p.shape[1] for p in parts[:2]] == [1, group * vae.temporal_factor]
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), pixels, atol=1e-5)
+
+
+def test_the_carried_frames_matter_and_are_few():
+  vae, params = _vae("both")
+  video = jnp.asarray(_video(5))
+
+  def encode(context):
+    variables = {"params": params, "stream": context}
+    return vae.apply(variables, video[:, 1:], continues=True, method="encode").mean
+
+  _, state = vae.apply({"params": params}, video[:, :1], method="encode", mutable=["stream"])
+  context = state["stream"]
+  zeros = jax.tree.map(jnp.zeros_like, context)
+  assert np.abs(encode(context) - encode(zeros)).max() > 1e-3
+  # A 3^3 convolution keeps two frames, a strided 4^3 one two, a 4^3 one without stride three.
+  assert {leaf.shape[1] for leaf in jax.tree.leaves(context)} == {2}
+  late, params = _vae("late")
+  _, state = jax.eval_shape(
+    lambda x: late.apply({"params": params}, x, method="encode", mutable=["stream"]), video[:, :1]
+  )
+  kept = state["stream"]["encoder"]
+  assert kept["level_0_down"]["context"].shape[1] == 3
+  assert kept["level_1_down"]["context"].shape[1] == 2
+
+
+def test_a_stream_reads_only_the_group_that_it_works_on():
+  vae, params = _vae("both")
+  asked = []
+
+  def frames():
+    for i in range(9):
+      asked.append(i)
+      yield _video(9)[:, i]
+
+  stream = VaeStream(vae, params).encode(frames())
+  next(stream)
+  assert asked == [0]
+  next(stream)
+  assert asked == [0, 1, 2, 3, 4]
+
+
+def test_a_stream_that_ends_inside_a_latent_frame_is_refused():
+  vae, params = _vae("both")
+  with pytest.raises(ValueError, match=r"ended after 8 frames, expected 1 \+ k \* 4; 5 or 9 would"):
+    list(VaeStream(vae, params).encode(_frames(_video(8))))
+  with pytest.raises(ValueError, match="ended after 0 frames"):
+    list(VaeStream(vae, params).encode([]))
+  with pytest.raises(ValueError, match="got group=0"):
+    VaeStream(vae, params, group=0)

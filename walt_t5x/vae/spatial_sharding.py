@@ -1,0 +1,73 @@
+"""One clip over several devices, cut along height, equal to the clip on one device.
+
+A convolution needs a few rows of its neighbour and a normalisation the sums of all: XLA's partitioner inserts both (the
+halo exchange and the all-reduce) from the sharding of the input alone, so there are no seams and nothing to blend.
+Independent tiles could not do that: their statistics would be those of the tile.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+from walt_t5x.types import Params
+from walt_t5x.vae.autoencoder import CausalVae
+
+
+def sharded_encode(
+  vae: CausalVae, mesh: Mesh, *, axis: str
+) -> Callable[[Params, ArrayLike], Array]:
+  """`(params, video) -> posterior mean`, rows of pixels and of latents split over a mesh axis.
+
+  Args:
+    vae: the autoencoder.
+    mesh: devices; its other axes hold copies.
+    axis: name of the mesh axis to cut height along.
+
+  Returns:
+    A compiled function; parameters are replicated. It raises ValueError where the height does not divide into
+    multiples of spatial_factor.
+  """
+  run = _sharded(vae, mesh, axis, lambda params, x: vae.apply(params, x, method="encode").mean)
+
+  def encode(params: Params, video: ArrayLike) -> Array:
+    _check_rows(jnp.shape(video)[2], mesh.shape[axis] * vae.spatial_factor, axis, "pixels")
+    return run(params, video)
+
+  return encode
+
+
+def sharded_decode(
+  vae: CausalVae, mesh: Mesh, *, axis: str
+) -> Callable[[Params, ArrayLike], Array]:
+  """`(params, latents) -> pixels`, cut as in `sharded_encode`; not clipped."""
+  run = _sharded(vae, mesh, axis, lambda params, z: vae.apply(params, z, method="decode"))
+
+  def decode(params: Params, latents: ArrayLike) -> Array:
+    _check_rows(jnp.shape(latents)[2], mesh.shape[axis], axis, "latents")
+    return run(params, latents)
+
+  return decode
+
+
+def _sharded(
+  vae: CausalVae, mesh: Mesh, axis: str, function: Callable[[Params, ArrayLike], Array]
+) -> Callable[[Params, ArrayLike], Array]:
+  rows = NamedSharding(mesh, PartitionSpec(None, None, axis))
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  return jax.jit(
+    lambda params, x: function({"params": params}, x),
+    in_shardings=(everywhere, rows),
+    out_shardings=rows,
+  )
+
+
+def _check_rows(rows: int, multiple: int, axis: str, what: str) -> None:
+  if rows % multiple:
+    raise ValueError(
+      f"spatial sharding: got {rows} rows of {what} for mesh axis {axis!r}, expected a multiple of {multiple}; use "
+      "fewer devices along that axis."
+    )

@@ -1,17 +1,19 @@
 """Media bytes to pixels: one clip of 1+T frames, or one image, at every wanted resolution.
 
-The same bytes and the same `ClipSpec` always give the same pixels. Every refusal is a `MediaError` with a reason.
+The same bytes, `ClipSpec` and draw always give the same pixels. Damage and limits are a `MediaError` with a reason,
+sound media that do not suit are `Rejected`.
 """
 
 import dataclasses
-import io
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+from beam_jobs.filters import Rejected, Rule
+
+POSITIONS = ("centre", "beginning", "random")
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
 
 
@@ -19,8 +21,12 @@ class MediaError(ValueError):
   """Media that cannot become a record; `reason` is a code, the message explains."""
 
   def __init__(self, reason: str, message: str):
-    super().__init__(message)
+    # Both in `args`, so that it comes back whole from another process.
+    super().__init__(reason, message)
     self.reason = reason
+
+  def __str__(self) -> str:
+    return self.args[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +34,11 @@ class ClipSpec:
   """What to cut out of the media.
 
   Args:
-    resolutions: (height, width) pairs, all of one aspect ratio.
+    resolutions: (height, width) pairs; each shape is cut out of the centre of the source by itself.
     num_frames: 1 + T pixel frames of a clip.
     fps: frame rate of the clip.
-    position: 'centre' or 'beginning', for rows that give no start.
+    position: 'centre', 'beginning' or 'random', for rows that give no start or give a window longer than the clip.
+    seed: other seeds draw other clips with position 'random'.
     allow_upscale: whether media smaller than a resolution are enlarged instead of refused.
     max_bytes: largest file.
     max_pixels: largest frame, height * width.
@@ -43,6 +50,7 @@ class ClipSpec:
   num_frames: int
   fps: float
   position: str = "centre"
+  seed: int = 0
   allow_upscale: bool = False
   max_bytes: int = 1 << 30
   max_pixels: int = 8192 * 8192
@@ -50,19 +58,12 @@ class ClipSpec:
   max_decoded_frames: int = 20_000
 
   def __post_init__(self):
-    if self.position not in ("centre", "beginning"):
-      raise ValueError(f"position: got {self.position!r}, expected 'centre' or 'beginning'")
+    if self.position not in POSITIONS:
+      raise ValueError(f"position: got {self.position!r}, expected one of {POSITIONS}")
     if self.num_frames < 1 or self.fps <= 0 or not self.resolutions:
       raise ValueError(
         f"expected at least one frame, a frame rate above 0 and a resolution, got {self}"
       )
-    height, width = self.resolutions[0]
-    for h, w in self.resolutions:
-      if h * width != w * height:
-        raise ValueError(
-          f"resolutions: {h}x{w} has another aspect ratio than {height}x{width}; a record has one crop, so "
-          "preprocess other aspect ratios in another run"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ class Clip:
   """Pixels of one row.
 
   `frames` maps (height, width) to uint8 (frames, height, width, 3). `crop` is top, left, height, width in pixels of
-  the upright source. `motion` is the mean absolute luma change between neighbouring frames, in [0, 1].
+  the upright source, around the crops of all resolutions. `motion` is the mean absolute luma change between
+  neighbouring frames, in [0, 1].
   """
 
   frames: Mapping[tuple[int, int], np.ndarray]
@@ -115,11 +117,11 @@ def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0
   return Fit(scaled=scaled, offset=offset, crop=crop)
 
 
-def check_size(source: tuple[int, int], spec: ClipSpec) -> None:
-  """Refuse frames over the pixel limit, and frames that would have to be enlarged.
+def check_limits(source: tuple[int, int], spec: ClipSpec) -> None:
+  """Refuse frames over the pixel limit, whichever side is up.
 
   Raises:
-    MediaError: 'too_large', 'too_small' or 'corrupt'.
+    MediaError: 'too_large' or 'corrupt'.
   """
   height, width = source
   if height < 1 or width < 1:
@@ -129,12 +131,36 @@ def check_size(source: tuple[int, int], spec: ClipSpec) -> None:
       "too_large",
       f"frames of {height}x{width} pixels, limit {spec.max_pixels} (--max_pixels)",
     )
-  largest = max(spec.resolutions)
-  if not spec.allow_upscale and (height < largest[0] or width < largest[1]):
-    raise MediaError(
-      "too_small",
-      f"frames of {height}x{width} pixels, resolution {largest[0]}x{largest[1]} (--allow_upscale takes them)",
-    )
+
+
+def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) -> None:
+  """Refuse frames over the pixel limit, and frames that would have to be enlarged.
+
+  Args:
+    source: (height, width) of the upright source.
+    spec: resolutions and limits.
+    aspect: width of a source pixel over its height; the width as shown counts.
+
+  Raises:
+    MediaError: 'too_large' or 'corrupt'.
+    Rejected: 'too_small'.
+  """
+  check_limits(source, spec)
+  height, width = source
+  shown = (height, round(width * aspect))
+  for wanted in spec.resolutions:
+    if not spec.allow_upscale and (shown[0] < wanted[0] or shown[1] < wanted[1]):
+      raise Rejected(
+        "too_small",
+        f"frames of {shown[0]}x{shown[1]} pixels, resolution {wanted[0]}x{wanted[1]} (--allow_upscale takes them)",
+      )
+
+
+def union(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
+  """The smallest box (top, left, height, width) around boxes."""
+  top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
+  bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
+  return top, left, bottom - top, right - left
 
 
 def decode(
@@ -144,6 +170,9 @@ def decode(
   *,
   start_seconds: float | None = None,
   end_seconds: float | None = None,
+  draw: float = 0.5,
+  rules: Sequence[Rule] = (),
+  max_decode_seconds: float = math.inf,
 ) -> Clip:
   """Pixels of one row.
 
@@ -151,62 +180,37 @@ def decode(
     content: the whole file.
     modality: 'image' or 'video'.
     spec: what to cut out.
-    start_seconds: first frame; None leaves it to `spec.position`.
-    end_seconds: the clip lies before it.
+    start_seconds: first frame; with `end_seconds`, the clip may start there.
+    end_seconds: the clip lies before it; a window longer than the clip leaves the place to `spec.position`.
+    draw: in [0, 1), where the clip lies with position 'random'.
+    rules: filters; those of the header are judged before anything is decoded.
+    max_decode_seconds: of the wall clock; looked at between frames.
 
   Raises:
     MediaError: with a reason.
+    Rejected: by a filter, or because the media are too small, too short or too slow for `spec`.
   """
   if not content:
     raise MediaError("empty", "the file has no bytes")
   if len(content) > spec.max_bytes:
     raise MediaError("too_large", f"{len(content)} bytes, limit {spec.max_bytes} (--max_bytes)")
   if modality == "image":
-    return decode_image(content, spec)
+    from beam_jobs.image_decoding import decode_image
+
+    return decode_image(content, spec, rules=rules)
   if modality == "video":
     from beam_jobs.video_decoding import decode_video
 
-    return decode_video(content, spec, start_seconds=start_seconds, end_seconds=end_seconds)
+    return decode_video(
+      content,
+      spec,
+      start_seconds=start_seconds,
+      end_seconds=end_seconds,
+      draw=draw,
+      rules=rules,
+      max_decode_seconds=max_decode_seconds,
+    )
   raise ValueError(f"modality: got {modality!r}, expected 'image' or 'video'")
-
-
-def decode_image(content: bytes, spec: ClipSpec) -> Clip:
-  """One upright RGB image at every resolution, area averaged like video frames.
-
-  Transparent pixels are laid over white.
-  """
-  import PIL
-  from PIL import Image, ImageOps
-
-  try:
-    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
-      check_size((image.height, image.width), spec)
-      image.load()
-      image = ImageOps.exif_transpose(image)
-      check_size((image.height, image.width), spec)
-      if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-      image = image.convert("RGB")
-  except PIL.UnidentifiedImageError as error:
-    known = content.startswith(_IMAGE_SIGNATURES)
-    formats = ", ".join(IMAGE_FORMATS)
-    raise MediaError(
-      "corrupt" if known else "not_media", f"no image that Pillow reads as one of {formats}"
-    ) from error
-  except Image.DecompressionBombError as error:
-    raise MediaError("too_large", str(error)) from error
-  except (OSError, SyntaxError, struct.error) as error:
-    cut = "truncated" in str(error).lower()
-    raise MediaError("truncated" if cut else "corrupt", str(error)) from error
-
-  frames = {}
-  for height, width in spec.resolutions:
-    place = fit((image.height, image.width), (height, width))
-    scaled = image.resize(place.scaled[::-1], Image.Resampling.BOX)
-    top, left = place.offset
-    frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
-  return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=place.crop, motion=0.0)
 
 
 def container_signature(content: bytes) -> bool:

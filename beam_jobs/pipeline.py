@@ -4,7 +4,6 @@ decodes, filters, encodes and writes a whole shard. Functions first, Beam last.
 
 import collections
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from beam_jobs import encoders, progress, shards, storage
-from beam_jobs.decoding import Clip, ClipSpec, MediaError, decode
+from beam_jobs import duplicates, encoders, filters, progress, shards, storage
+from beam_jobs.decoding import ClipSpec
+from beam_jobs.loading import DecodeSettings, Failure, Loaded, load_row
 from beam_jobs.sources import Row, parse_line
 from data import schema
 
@@ -31,7 +31,8 @@ class Job:
     num_shards: shards of each split.
     encoders: which VAE and text encoder.
     clip: what to cut out of the media.
-    min_motion: videos with less motion are rejected, in [0, 1].
+    filtering: what rows must hold to be written.
+    decoding: how this worker decodes.
     settings_digest: of everything that decides what a shard holds.
     decode_threads: a worker's threads that read and decode ahead of the encoder.
     psnr_every: decode one row in this many and note its PSNR; 0 is none.
@@ -44,39 +45,22 @@ class Job:
   num_shards: Mapping[str, int]
   encoders: encoders.EncoderConfig | encoders.PixelConfig
   clip: ClipSpec
-  min_motion: float
   settings_digest: str
+  filtering: filters.FilterSpec = dataclasses.field(default_factory=filters.FilterSpec)
+  decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
   decode_threads: int = 2
   psnr_every: int = 0
   retry_dead: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-  """Why a row became no record."""
-
-  stage: str
-  reason: str
-  message: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-  """A row with its pixels."""
-
-  row: Row
-  record_id: str
-  clip: Clip
 
 
 # --- plan ---------------------------------------------------------------------------------------
 
 
 def assign(line: str, job: Job) -> shards.ShardName:
-  """The shard of a manifest line: by hash of uri, start and end."""
+  """The shard of a manifest line: by hash of its group, or else of uri, start and end."""
   row = parse_line(line, job.manifest_folder)
   count = job.num_shards[row.split]
-  index = int(row.key[:16], 16) % count
+  index = int(row.shard_key[:16], 16) % count
   return shards.ShardName(
     task=f"{job.task}_{row.modality}s", split=row.split, index=index, count=count
   )
@@ -85,44 +69,6 @@ def assign(line: str, job: Job) -> shards.ShardName:
 def plan_path(output: str, task: str) -> str:
   """Where a run notes how many rows each of its shards must account for."""
   return storage.join(output, f"{task}.plan.json")
-
-
-# --- one row ------------------------------------------------------------------------------------
-
-
-def record_id(content: bytes, row: Row, spec: ClipSpec) -> str:
-  """sha256 over content, clip window and captions: other cuts and other captions are other records."""
-  window = ()
-  if row.modality == "video":
-    window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
-  digest = hashlib.sha256(hashlib.sha256(content).digest())
-  digest.update(json.dumps((row.modality, window, row.captions)).encode())
-  return digest.hexdigest()
-
-
-def load_row(row: Row, spec: ClipSpec) -> Loaded | Failure:
-  """Read and decode one row; every trouble with it is a `Failure`."""
-  try:
-    content = storage.read(row.path, max_bytes=spec.max_bytes)
-  except FileNotFoundError as error:
-    return Failure("read", "missing", str(error))
-  except storage.TooLarge as error:
-    return Failure("read", "too_large", f"{error} (--max_bytes)")
-  except Exception as error:  # Every file system has its own errors; all of them go to the ledger.
-    return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
-  try:
-    clip = decode(
-      content,
-      row.modality,
-      spec,
-      start_seconds=row.start_seconds,
-      end_seconds=row.end_seconds,
-    )
-  except MediaError as error:
-    return Failure("decode", error.reason, str(error))
-  except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
-    return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
-  return Loaded(row, record_id(content, row, spec), clip)
 
 
 # --- one shard ----------------------------------------------------------------------------------
@@ -145,7 +91,7 @@ def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> di
     ) as writer,
     ThreadPoolExecutor(job.decode_threads) as pool,
   ):
-    loaded = _load_ahead(_accept(rows, writer), job, pool)
+    loaded = _load_ahead(_accept(rows, writer, job), job, pool)
     batches = _batched(_keep(loaded, writer, job), job)
     encoding: _Encoding | None = None
     for batch in batches:
@@ -159,8 +105,8 @@ def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> di
   return writer.sidecar
 
 
-def _accept(rows: Iterable[Row], writer: shards.ShardWriter) -> Iterator[Row]:
-  """Rows worth reading: those that parse, have text, and come for the first time."""
+def _accept(rows: Iterable[Row], writer: shards.ShardWriter, job: Job) -> Iterator[Row]:
+  """Rows worth reading: those that parse, have text, come for the first time and pass the filters so far."""
   seen = set()
   for row in rows:
     if row.problem:
@@ -170,9 +116,14 @@ def _accept(rows: Iterable[Row], writer: shards.ShardWriter) -> Iterator[Row]:
     elif not row.captions and row.label == schema.NO_LABEL:
       writer.reject(row, "no_caption", "the row has neither a caption nor a label")
     else:
-      seen.add(row.identity)
-      yield row
-      continue
+      try:
+        accepted = filters.check_row(row, job.filtering.rules)
+      except filters.Rejected as rejection:
+        writer.reject(row, rejection.reason, str(rejection))
+      else:
+        seen.add(row.identity)
+        yield accepted
+        continue
     progress.ROWS.add(1)
 
 
@@ -183,7 +134,7 @@ def _load_ahead(
   waiting = collections.deque()
   ahead = 2 * job.decode_threads + job.encoders.batch_size
   for row in rows:
-    waiting.append((row, pool.submit(load_row, row, job.clip)))
+    waiting.append((row, pool.submit(load_row, row, job.clip, job.filtering.rules, job.decoding)))
     if len(waiting) > ahead:
       first, future = waiting.popleft()
       yield first, future.result()
@@ -195,15 +146,21 @@ def _keep(
   loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shards.ShardWriter, job: Job
 ) -> Iterator[Loaded]:
   """Rows that decoded and pass the filters."""
+  seen = duplicates.Seen(job.filtering.duplicates, job.filtering.near_duplicate_bits)
   for row, result in loaded:
-    if isinstance(result, Failure):
-      writer.dead_letter(row, stage=result.stage, reason=result.reason, message=result.message)
-    elif row.modality == "video" and result.clip.motion < job.min_motion:
-      message = f"motion {result.clip.motion:.6f}, expected {job.min_motion} or more (--min_motion)"
-      writer.reject(row, "low_motion", message)
+    if isinstance(result, Loaded):
+      try:
+        filters.check_clip(row, result.clip, job.filtering.rules)
+        seen.check(row.uri, result.media_id, result.clip.frames)
+      except filters.Rejected as rejection:
+        writer.reject(row, rejection.reason, str(rejection))
+      else:
+        yield result
+        continue
+    elif result.stage == "filter":
+      writer.reject(row, result.reason, result.message)
     else:
-      yield result
-      continue
+      writer.dead_letter(row, stage=result.stage, reason=result.reason, message=result.message)
     progress.ROWS.add(1)
 
 
@@ -377,8 +334,9 @@ class MakeShard(beam.DoFn):
     sidecar = process_shard(shards.ShardName(**_fields(key)), lines, self._job)
     for kind in ("written", "rejected", "dead"):
       beam.metrics.Metrics.counter("rows", kind).inc(sidecar[kind])
-    for reason, count in sidecar["dead_by_reason"].items():
-      beam.metrics.Metrics.counter("dead", reason).inc(count)
+    for kind in ("rejected", "dead"):
+      for reason, count in sidecar[f"{kind}_by_reason"].items():
+        beam.metrics.Metrics.counter(kind, reason).inc(count)
     yield sidecar
 
 

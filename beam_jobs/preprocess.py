@@ -48,13 +48,34 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
   add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
   add("--max_text_length", type=int, default=64, help="tokens of a caption, eos included (64)")
-  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; one aspect ratio")
+  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any shapes")
   add("--num_frames", type=int, default=17, help="frames of a clip, 1 + T (17)")
   add("--fps", type=float, default=8.0, help="frame rate of a clip (8)")
-  add("--clip_position", default="centre", choices=("centre", "beginning"), help="without a start")
+  add(
+    "--clip_position",
+    default="centre",
+    choices=("centre", "beginning", "random"),
+    help="where a clip lies in media or windows that are longer; 'random' is drawn from the row's id",
+  )
+  add("--clip_seed", type=int, default=0, help="other seeds draw other clips (0)")
   add("--num_shards", type=int, default=16, help="shards of the train split, per task (16)")
   add("--num_validation_shards", type=int, default=1, help="shards of the validation split (1)")
   add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
+  add(
+    "--filter",
+    action="append",
+    default=[],
+    metavar="RULE",
+    help="'NAME OP NUMBER' that rows must hold, e.g. 'aesthetic>=5', 'aspect<=2.4', 'seconds>=2', 'caption_words>=3'; "
+    "again for more (docs/sources.md)",
+  )
+  add(
+    "--duplicates",
+    default="none",
+    choices=("none", "exact", "near"),
+    help="what to reject within a shard: same media, or media that look the same too (none)",
+  )
+  add("--near_duplicate_bits", type=int, default=6, help="of 128 a picture, 0 to 63 (6)")
   add("--allow_upscale", action="store_true", help="take media smaller than a resolution")
   add("--max_bytes", type=int, default=1 << 30, help="largest media file")
   add("--max_pixels", type=int, default=8192 * 8192, help="largest frame")
@@ -62,13 +83,25 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   add("--max_decoded_frames", type=int, default=20_000, help="frames decoded for one clip")
   add("--batch_size", type=int, default=8, help="clips a call of the VAE (8)")
   add("--image_batch_size", type=int, default=32, help="images a call of the VAE (32)")
-  add("--decode_threads", type=int, default=2, help="threads that decode ahead (2)")
+  add("--decode_threads", type=int, default=2, help="rows that decode at a time (2)")
+  add(
+    "--decode_isolation",
+    default="process",
+    choices=("process", "thread"),
+    help="'process' survives decoders that hang or crash (process)",
+  )
+  add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
+  add("--decode_memory_mib", type=int, default=8192, help="of a decoding process; 0 is unlimited")
   add("--psnr_every", type=int, default=0, help="decode one row in this many, note PSNR; 0 is none")
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   args, rest = parser.parse_known_args(argv)
   for name in ("num_shards", "num_validation_shards", "batch_size", "image_batch_size"):
     if getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  if not 0 <= args.near_duplicate_bits < 64:
+    parser.error(f"--near_duplicate_bits: got {args.near_duplicate_bits}, expected 0 to 63")
+  if args.decode_timeout <= 0 or args.decode_memory_mib < 0:
+    parser.error("--decode_timeout must be above 0 and --decode_memory_mib at least 0")
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
     if args.content == "latents" and not getattr(args, name):
       parser.error(f"--{name} is needed for --content=latents")
@@ -90,8 +123,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   started = time.monotonic()
   import apache_beam as beam
 
-  from beam_jobs import encoders, ledger, pipeline, settings, storage
+  from beam_jobs import encoders, filters, ledger, pipeline, settings, storage
   from beam_jobs.decoding import ClipSpec
+  from beam_jobs.loading import DecodeSettings
 
   options = beam_options(rest)
   for flag in ("manifest", "vae_gin_file"):
@@ -115,11 +149,20 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     num_frames=args.num_frames,
     fps=args.fps,
     position=args.clip_position,
+    seed=args.clip_seed,
     allow_upscale=args.allow_upscale,
     max_bytes=args.max_bytes,
     max_pixels=args.max_pixels,
     max_seconds=args.max_seconds,
     max_decoded_frames=args.max_decoded_frames,
+  )
+  rules = [filters.Rule.parse(text) for text in args.filter]
+  if args.min_motion > 0:
+    rules.append(filters.Rule("motion", ">=", args.min_motion, code="low_motion"))
+  filtering = filters.FilterSpec(
+    rules=tuple(rules),
+    duplicates=args.duplicates,
+    near_duplicate_bits=args.near_duplicate_bits,
   )
   origin = {"fps": clip.fps, "num_frames": clip.num_frames}
   if args.content == "latents":
@@ -128,7 +171,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       loaded.vae.latent_shape((args.num_frames, height, width))
     origin |= encoders_origin(loaded)
   num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
-  fingerprints = settings_of(origin, clip, min_motion=args.min_motion, num_shards=num_shards)
+  fingerprints = settings_of(origin, clip, filtering, num_shards=num_shards)
   settings.guard(args.output, args.task, fingerprints)
   job = pipeline.Job(
     output=args.output,
@@ -137,7 +180,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     num_shards=num_shards,
     encoders=config,
     clip=clip,
-    min_motion=args.min_motion,
+    filtering=filtering,
+    decoding=DecodeSettings(
+      isolation=args.decode_isolation,
+      timeout_seconds=args.decode_timeout,
+      processes=args.decode_threads,
+      memory_mib=args.decode_memory_mib,
+    ),
     settings_digest=settings.settings_digest(fingerprints),
     decode_threads=args.decode_threads,
     psnr_every=args.psnr_every,
@@ -218,7 +267,7 @@ def encoders_origin(loaded: Any) -> dict[str, Any]:
 
 
 def settings_of(
-  origin: Mapping[str, Any], clip: Any, *, min_motion: float, num_shards: Mapping[str, int]
+  origin: Mapping[str, Any], clip: Any, filtering: Any, *, num_shards: Mapping[str, int]
 ) -> dict[str, Any]:
   """Everything that decides what a shard holds; where files lie is not part of it."""
   import dataclasses
@@ -232,7 +281,7 @@ def settings_of(
       name: v for name, v in origin.get("text_encoder", {}).items() if name != "folder"
     },
     "clip": dataclasses.asdict(clip),
-    "min_motion": min_motion,
+    "filters": dataclasses.asdict(filtering),
     "num_shards": dict(num_shards),
   }
 

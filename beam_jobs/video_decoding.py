@@ -6,7 +6,8 @@ network. What a file claims (duration, frame count) chooses a position but alloc
 
 import io
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,11 +15,14 @@ from beam_jobs.decoding import (
   Clip,
   ClipSpec,
   MediaError,
+  check_limits,
   check_size,
   container_signature,
   fit,
   is_cut_off,
+  union,
 )
+from beam_jobs.filters import Rejected, Rule, check_header, header_facts
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
 # Matroska rounds times to milliseconds; a frame that starts this much late still counts as shown.
@@ -27,6 +31,7 @@ _CLOCK_SLACK = 0.002
 _SEEK_BEYOND_SECONDS = 4.0
 # Below this share of distinct frames the clip would be mostly repeated pictures.
 _MIN_DISTINCT = 0.75
+_OF_FIRST_FRAME = ("height", "width", "aspect")
 
 
 def decode_video(
@@ -35,41 +40,52 @@ def decode_video(
   *,
   start_seconds: float | None = None,
   end_seconds: float | None = None,
+  draw: float = 0.5,
+  rules: Sequence[Rule] = (),
+  max_decode_seconds: float = math.inf,
 ) -> Clip:
   """Frames shown at start, start + 1/fps, ..., each resized by area averaging and cut at the centre.
 
-  Args:
-    content: the whole file.
-    spec: what to cut out.
-    start_seconds: first frame; None leaves it to `spec.position`.
-    end_seconds: the clip lies before it; None is the end of the video.
+  Args: as `decoding.decode`.
 
   Raises:
-    MediaError: 'not_media', 'no_video_stream', 'truncated', 'corrupt', 'too_short', 'too_large', 'too_small',
-      'too_long', 'too_many_frames' or 'low_frame_rate'.
+    MediaError: 'not_media', 'no_video_stream', 'truncated', 'corrupt', 'too_large', 'too_long', 'too_many_frames' or
+      'decode_timeout'.
+    Rejected: 'too_small', 'too_short', 'low_frame_rate', or by a filter.
   """
   import av
 
+  deadline = time.monotonic() + max_decode_seconds
+  options = {
+    "protocol_whitelist": "",
+    "format_whitelist": CONTAINERS,
+    # Also for frames that FFmpeg decodes while it opens the file.
+    "max_pixels": str(spec.max_pixels),
+  }
   try:
-    container = av.open(
-      io.BytesIO(content),
-      options={"protocol_whitelist": "", "format_whitelist": CONTAINERS},
-      metadata_errors="replace",
-    )
+    container = av.open(io.BytesIO(content), options=options, metadata_errors="replace")
   except av.error.FFmpegError as error:
     raise MediaError(_open_reason(content), f"{error}; containers read: {CONTAINERS}") from error
   with container:
     stream = _video_stream(container)
     codec = stream.codec_context
-    check_size((codec.height, codec.width), spec)
+    check_limits((codec.height, codec.width), spec)
     seconds = _claimed_seconds(container, stream)
     if seconds is not None and seconds > spec.max_seconds:
       raise MediaError(
         "too_long", f"{seconds:.0f} seconds, limit {spec.max_seconds} (--max_seconds)"
       )
-    start = _start(spec, start_seconds, end_seconds, seconds)
+    rate = stream.average_rate or stream.guessed_rate
+    facts = header_facts(
+      (codec.height, codec.width), pixel_aspect=1.0, video=(seconds, float(rate) if rate else None)
+    )
+    # Only the first frame tells which side is up.
+    facts = {name: value for name, value in facts.items() if name not in _OF_FIRST_FRAME}
+    check_header(facts, rules)
+    start = _start(spec, start_seconds, end_seconds, seconds, draw)
     try:
-      return _cut(container, stream, spec, start=start, claimed=seconds)
+      resizer = _Resizer(stream, spec, rules)
+      return _cut(container, stream, resizer, start=start, claimed=seconds, deadline=deadline)
     except av.error.FFmpegError as error:
       reason = "truncated" if is_cut_off(content) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error}") from error
@@ -101,62 +117,74 @@ def _claimed_seconds(container, stream) -> float | None:
   return None
 
 
-def _start(spec: ClipSpec, start: float | None, end: float | None, claimed: float | None) -> float:
-  """First time of the clip; with `end`, the last frame must lie before it."""
+def _start(
+  spec: ClipSpec, start: float | None, end: float | None, claimed: float | None, draw: float
+) -> float:
+  """First time of the clip; with `end`, the last frame must lie before it.
+
+  A start alone is the first frame. Otherwise the clip lies somewhere in a window: from `start`, else the beginning, to
+  `end`, else the end of the video.
+  """
   length = spec.num_frames / spec.fps
-  if start is None:
-    stop = min((t for t in (end, claimed) if t is not None), default=length)
-    start = round(max(0.0, stop - length) / 2, 6) if spec.position == "centre" else 0.0
+  if start is None or end is not None:
+    first = start or 0.0
+    stop = min((t for t in (end, claimed) if t is not None), default=first + length)
+    share = {"beginning": 0.0, "centre": 0.5, "random": draw}[spec.position]
+    start = round(first + share * max(0.0, stop - length - first), 6)
   if end is not None and start + (spec.num_frames - 1) / spec.fps > end - _CLOCK_SLACK:
-    raise MediaError(
+    raise Rejected(
       "too_short",
       f"the window {start:.3f} to {end:.3f} s holds fewer than {spec.num_frames} frames at {spec.fps} fps",
     )
   return start
 
 
-def _cut(container, stream, spec: ClipSpec, *, start: float, claimed: float | None) -> Clip:
-  resizer = _Resizer(stream, spec)
+def _cut(
+  container, stream, resizer: "_Resizer", *, start: float, claimed: float | None, deadline: float
+) -> Clip:
+  spec = resizer.spec
   pictures: list[dict] = []
   held, end, distinct = None, 0.0, 0
 
-  def show_until(time: float) -> int:
-    """Append the held frame for every wanted moment before `time`; 1 if it was used at all."""
+  def show_until(until: float) -> int:
+    """Append the held frame for every wanted moment before `until`; 1 if it was used at all."""
     wanted = 0
     while (moment := len(pictures) + wanted) < spec.num_frames:
-      if start + moment / spec.fps + _CLOCK_SLACK >= time:
+      if start + moment / spec.fps + _CLOCK_SLACK >= until:
         break
       wanted += 1
     if wanted:
       pictures.extend([resizer(held)] * wanted)
     return int(wanted > 0)
 
-  for decoded, (time, frame) in enumerate(_frames(container, stream, start), start=1):
+  for decoded, (shown, frame) in enumerate(_frames(container, stream, start, deadline), start=1):
+    if decoded == 1:
+      resizer.check(frame)
     if decoded > spec.max_decoded_frames:
       raise MediaError(
         "too_many_frames",
         f"no whole clip within {spec.max_decoded_frames} frames (--max_decoded_frames)",
       )
     if held is not None:
-      distinct += show_until(time)
+      distinct += show_until(shown)
     if len(pictures) == spec.num_frames:
       break
     if frame.is_corrupt:
-      raise MediaError("corrupt", f"the decoder marks the frame at {time:.3f} s as damaged")
-    held, end = frame, time + _frame_seconds(frame, stream)
+      raise MediaError("corrupt", f"the decoder marks the frame at {shown:.3f} s as damaged")
+    held, end = frame, shown + _frame_seconds(frame, stream)
   if held is None:
     raise MediaError("corrupt", "the video stream has no frame that decodes")
   # The last frame of a file is shown for its own duration.
   distinct += show_until(end)
   if len(pictures) < spec.num_frames:
     cut = claimed is not None and end < claimed - max(0.25, 0.1 * claimed)
-    raise MediaError(
+    raise (MediaError if cut else Rejected)(
       "truncated" if cut else "too_short",
       f"{len(pictures)} of {spec.num_frames} frames from {start:.3f} s at {spec.fps} fps; the video "
       f"ends at {end:.3f} s and claims {'nothing' if claimed is None else f'{claimed:.3f} s'}",
     )
   if distinct < _MIN_DISTINCT * spec.num_frames:
-    raise MediaError(
+    raise Rejected(
       "low_frame_rate",
       f"only {distinct} of {spec.num_frames} frames at {spec.fps} fps are different frames of the "
       "source (lower --fps)",
@@ -171,7 +199,7 @@ def _cut(container, stream, spec: ClipSpec, *, start: float, claimed: float | No
   )
 
 
-def _frames(container, stream, start: float) -> Iterator[tuple[float, object]]:
+def _frames(container, stream, start: float, deadline: float) -> Iterator[tuple[float, object]]:
   """(seconds from the stream's first moment, frame), from the last key frame before `start` where a seek works."""
   import av
 
@@ -189,15 +217,17 @@ def _frames(container, stream, start: float) -> Iterator[tuple[float, object]]:
   rate = stream.average_rate or stream.guessed_rate
   latest = -math.inf
   for index, frame in enumerate(container.decode(stream)):
+    if time.monotonic() > deadline:
+      raise MediaError("decode_timeout", f"{index} frames within the time limit (--decode_timeout)")
     if frame.time is not None:
-      time = frame.time - origin
+      shown = frame.time - origin
     elif rate:
-      time = index / float(rate) if latest == -math.inf else latest + 1 / float(rate)
+      shown = index / float(rate) if latest == -math.inf else latest + 1 / float(rate)
     else:
       raise MediaError("corrupt", "frames have neither times nor a frame rate")
-    if time > latest:
-      latest = time
-      yield time, frame
+    if shown > latest:
+      latest = shown
+      yield shown, frame
 
 
 def _frame_seconds(frame, stream) -> float:
@@ -210,23 +240,36 @@ def _frame_seconds(frame, stream) -> float:
 class _Resizer:
   """Frames of one clip to every resolution; one swscale context a resolution, reused."""
 
-  def __init__(self, stream, spec: ClipSpec):
+  def __init__(self, stream, spec: ClipSpec, rules: Sequence[Rule]):
     from av.video.reformatter import Interpolation, VideoReformatter
 
-    self.crop = (0, 0, 0, 0)
-    self._spec = spec
+    self.spec, self.crop = spec, (0, 0, 0, 0)
+    self._rules = rules
     self._aspect = float(stream.sample_aspect_ratio or 1)
     self._filter = Interpolation.AREA | Interpolation.ACCURATE_RND
     self._reformatters = {size: VideoReformatter() for size in spec.resolutions}
 
-  def __call__(self, frame) -> dict[tuple[int, int], np.ndarray]:
+  def _upright(self, frame) -> tuple[int, tuple[int, int], float]:
+    """Quarter turns to the left that show a frame upright, its size after them, and its pixels' width over height."""
     quarter_turns = round(frame.rotation / 90) % 4
     size, aspect = (frame.height, frame.width), self._aspect
     if quarter_turns % 2:
       size, aspect = size[::-1], 1 / aspect
+    return quarter_turns, size, aspect
+
+  def check(self, frame) -> None:
+    """Judge the size and shape of the first frame."""
+    _, size, aspect = self._upright(frame)
+    check_size(size, self.spec, aspect=aspect)
+    check_header(header_facts(size, pixel_aspect=aspect, video=None), self._rules)
+
+  def __call__(self, frame) -> dict[tuple[int, int], np.ndarray]:
+    quarter_turns, size, aspect = self._upright(frame)
     # A stream may change its size on the way; the limits hold for every frame.
-    check_size(size, self._spec)
-    pictures = {}
+    check_size(size, self.spec, aspect=aspect)
+    if any(component.is_alpha for component in frame.format.components):
+      frame = _over_white(frame)
+    pictures, crops = {}, []
     for target, reformatter in self._reformatters.items():
       place = fit(size, target, aspect=aspect)
       height, width = place.scaled[::-1] if quarter_turns % 2 else place.scaled
@@ -236,8 +279,19 @@ class _Resizer:
       upright = np.rot90(scaled.to_ndarray(), quarter_turns)
       top, left = place.offset
       pictures[target] = upright[top : top + target[0], left : left + target[1]]
-      self.crop = place.crop
+      crops.append(place.crop)
+    self.crop = union(crops)
     return pictures
+
+
+def _over_white(frame):
+  """The frame without its alpha channel, transparent pixels over white like those of images."""
+  import av
+
+  rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+  alpha = rgba[..., 3:]
+  opaque = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+  return av.VideoFrame.from_ndarray(opaque.astype(np.uint8), format="rgb24")
 
 
 def motion(frames: np.ndarray) -> float:

@@ -326,7 +326,7 @@ def test_another_vae_is_refused_by_its_fingerprint(finished, world, tmp_path):
     ({"text_encoder": "/nowhere"}, r"No config\.json in /nowhere"),
     ({"num_frames": 10}, r"got 10 frames, expected 1 \+ k \* 4"),
     ({"resolutions": "18x18"}, "got height 18, expected a multiple of 4"),
-    ({"resolutions": "16x16,32x16"}, "aspect ratio"),
+    ({"filter": "aesthetic>>5"}, "got 'aesthetic>>5', expected NAME OP NUMBER"),
     ({"no_such_flag": 1}, "unknown flags .*no_such_flag"),
   ],
 )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from beam_jobs.sources.members import file_name
 from data import schema
 
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
@@ -16,9 +17,9 @@ IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", 
 class Row:
   """One line of the manifest.
 
-  `path` is where to read the media, `uri` what the manifest said. `key` hashes uri, start and end: it decides the
-  shard. `identity` also hashes the captions: two rows that share it are duplicates. `problem` is a reason and its
-  explanation, None for a good row.
+  `path` is where to read the media, `uri` what the manifest said. `key` hashes uri, start and end. `identity` also
+  hashes the captions: two rows that share it are duplicates. `shard_key` decides the shard: rows of one `group` meet
+  in one. `problem` is a reason and its explanation, None for a good row.
   """
 
   uri: str
@@ -31,6 +32,7 @@ class Row:
   start_seconds: float | None
   end_seconds: float | None
   raw: Mapping[str, Any]
+  group: str | None = None
   problem: tuple[str, str] | None = None
 
   @property
@@ -42,6 +44,11 @@ class Row:
   def identity(self) -> str:
     """sha256 over key and captions."""
     return _digest(self.key, self.captions)
+
+  @property
+  def shard_key(self) -> str:
+    """sha256 over the group where there is one, else `key`."""
+    return self.key if self.group is None else _digest("group", self.group)
 
 
 class _BadRow(ValueError):
@@ -86,7 +93,7 @@ def parse_line(line: str, folder: str) -> Row:
 
 def guess_modality(uri: str) -> str:
   """'image' for the extension of a still picture, 'video' for everything else."""
-  return "image" if os.path.splitext(uri)[1].lower() in IMAGE_EXTENSIONS else "video"
+  return "image" if os.path.splitext(file_name(uri))[1].lower() in IMAGE_EXTENSIONS else "video"
 
 
 def resolve(uri: str, folder: str) -> str:
@@ -97,6 +104,10 @@ def resolve(uri: str, folder: str) -> str:
 
 
 def _row(raw: Mapping[str, Any], folder: str) -> Row:
+  error = raw.get("source_error")
+  if error is not None:
+    # The source could not make sense of a row, and says so here, where the ledger sees it.
+    raise _BadRow("bad_source_row", str(error))
   uri = raw.get("uri")
   if not isinstance(uri, str) or not uri:
     raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path")
@@ -113,6 +124,9 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
   label = schema.NO_LABEL if label is None else label
   if not isinstance(label, int) or isinstance(label, bool) or not -1 <= label < 2**62:
     raise _BadRow("bad_label", f"label: got {label!r}, expected a class number or nothing")
+  group = raw.get("group")
+  if isinstance(group, bool) or not isinstance(group, str | int | None):
+    raise _BadRow("bad_group", f"group: got {group!r}, expected a string or nothing")
   start, end = _seconds(raw, "start_seconds"), _seconds(raw, "end_seconds")
   if start is not None and end is not None and end <= start:
     raise _BadRow("bad_window", f"end_seconds {end} is not after start_seconds {start}")
@@ -127,6 +141,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     start_seconds=start,
     end_seconds=end,
     raw=raw,
+    group=None if group is None else str(group),
   )
 
 

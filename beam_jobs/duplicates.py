@@ -1,0 +1,109 @@
+"""Duplicates within a shard: the same bytes, or pictures that look the same.
+
+Rows whose media may be the same meet in one shard only if something puts them there: give them the same `group` in the
+manifest (a content hash, a video id), which decides the shard, and a search within shards is a search of the corpus.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from beam_jobs.filters import Rejected
+
+MODES = ("none", "exact", "near")
+# Bits of one picture's hash: 8 x 8 differences along the rows and as many along the columns.
+HASH_BITS = 128
+
+
+def difference_hash(picture: np.ndarray) -> np.ndarray:
+  """dHash of one picture: whether each of 8 x 8 cells is darker than the next one, along rows and along columns.
+
+  Args:
+    picture: uint8 (height, width, 3).
+
+  Returns:
+    uint64 (2,), rows first.
+  """
+  from PIL import Image
+
+  image = Image.fromarray(picture).convert("L")
+  across = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)
+  down = np.asarray(image.resize((8, 9), Image.Resampling.BOX), np.int16)
+  bits = np.concatenate([(across[:, 1:] > across[:, :-1]).ravel(), (down[1:] > down[:-1]).ravel()])
+  return np.packbits(bits).view(np.uint64)
+
+
+def perceptual_hash(frames: np.ndarray) -> np.ndarray:
+  """Hashes of the first, the middle and the last frame of a clip.
+
+  Args:
+    frames: uint8 (frames, height, width, 3).
+
+  Returns:
+    uint64 (3, 2); an image has the same hash three times.
+  """
+  chosen = (0, len(frames) // 2, len(frames) - 1)
+  hashes = {index: difference_hash(frames[index]) for index in set(chosen)}
+  return np.stack([hashes[index] for index in chosen])
+
+
+class Seen:
+  """The media of one shard so far, in the order of its rows; the first of several stays.
+
+  Args:
+    mode: 'none', 'exact' (same bytes and same window of time) or 'near' (that, or similar pictures).
+    near_bits: a clip is a near duplicate if each of its three pictures differs by at most this many of 128 bits.
+  """
+
+  def __init__(self, mode: str, near_bits: int):
+    if mode not in MODES:
+      raise ValueError(f"duplicates: got {mode!r}, expected one of {MODES}")
+    if not 0 <= near_bits < HASH_BITS // 2:
+      raise ValueError(f"near_bits: got {near_bits}, expected 0 to {HASH_BITS // 2 - 1}")
+    self._mode, self._near_bits = mode, near_bits
+    self._exact: dict[str, str] = {}
+    self._hashes = np.zeros((64, 3, 2), np.uint64)
+    self._uris: list[str] = []
+
+  def check(self, uri: str, media_id: str, frames: Mapping[tuple[int, int], np.ndarray]) -> None:
+    """Note the media of a row.
+
+    Args:
+      uri: for the message of a later duplicate.
+      media_id: hash over the content and the window of time.
+      frames: pictures by (height, width); the smallest ones are hashed.
+
+    Raises:
+      Rejected: 'exact_duplicate' or 'near_duplicate', naming the row that was first.
+    """
+    if self._mode == "none":
+      return
+    if media_id in self._exact:
+      raise Rejected("exact_duplicate", f"the same media as {self._exact[media_id]}")
+    if self._mode == "near":
+      self._check_near(uri, perceptual_hash(frames[min(frames)]))
+    self._exact[media_id] = uri
+
+  def _check_near(self, uri: str, hashes: np.ndarray) -> None:
+    count = len(self._uris)
+    bits = np.bitwise_count(self._hashes[:count] ^ hashes).sum(axis=-1, dtype=np.int64)
+    worst = bits.max(axis=-1, initial=0)
+    found = np.flatnonzero(worst <= self._near_bits)
+    if len(found):
+      first = int(found[0])
+      raise Rejected(
+        "near_duplicate",
+        f"{worst[first]} of {HASH_BITS} bits from {self._uris[first]}, expected more than "
+        f"{self._near_bits} (--near_duplicate_bits)",
+      )
+    if count == len(self._hashes):
+      self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
+    self._hashes[count] = hashes
+    self._uris.append(uri)
+
+
+def distances(hashes: Sequence[np.ndarray]) -> np.ndarray:
+  """Bits between each two clips, at their worst picture: int (n, n)."""
+  stacked = np.stack(hashes)
+  bits = np.bitwise_count(stacked[:, None] ^ stacked[None]).sum(axis=-1, dtype=np.int64)
+  return bits.max(axis=-1)

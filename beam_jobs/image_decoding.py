@@ -1,0 +1,97 @@
+"""One still picture out of an image file, with Pillow: upright, opaque, RGB."""
+
+import io
+import struct
+from collections.abc import Sequence
+
+import numpy as np
+
+from beam_jobs.decoding import Clip, ClipSpec, MediaError, check_size, fit, union
+from beam_jobs.filters import Rule, check_header, header_facts
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+# EXIF orientations that lay a picture on its side.
+_TURNED = (5, 6, 7, 8)
+_ORIENTATION = 0x0112
+
+
+def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) -> Clip:
+  """One upright RGB image at every resolution, area averaged like video frames.
+
+  Transparent pixels are laid over white, 16 bits a channel become 8, CMYK goes through its own colour profile where it
+  has one; of an animation the first picture is taken.
+
+  Raises:
+    MediaError: 'not_media', 'corrupt', 'truncated' or 'too_large'.
+    Rejected: 'too_small', or by a filter.
+  """
+  import PIL
+  from PIL import Image, ImageOps
+
+  try:
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+      size = (image.height, image.width)
+      if image.getexif().get(_ORIENTATION) in _TURNED:
+        size = size[::-1]
+      check_size(size, spec)
+      check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
+      image.load()
+      # Pixels first: turning knows fewer modes than opening.
+      image = ImageOps.exif_transpose(_to_rgb(image))
+      check_size((image.height, image.width), spec)
+  except PIL.UnidentifiedImageError as error:
+    known = content.startswith(_SIGNATURES)
+    formats = ", ".join(IMAGE_FORMATS)
+    raise MediaError(
+      "corrupt" if known else "not_media", f"no image that Pillow reads as one of {formats}"
+    ) from error
+  except Image.DecompressionBombError as error:
+    raise MediaError("too_large", str(error)) from error
+  except (OSError, SyntaxError, struct.error) as error:
+    cut = "truncated" in str(error).lower()
+    raise MediaError("truncated" if cut else "corrupt", str(error)) from error
+
+  frames, crops = {}, []
+  for height, width in spec.resolutions:
+    place = fit((image.height, image.width), (height, width))
+    scaled = image.resize(place.scaled[::-1], Image.Resampling.BOX)
+    top, left = place.offset
+    frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
+    crops.append(place.crop)
+  return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=union(crops), motion=0.0)
+
+
+def _to_rgb(image):
+  """The picture in RGB, with its EXIF data."""
+  from PIL import Image
+
+  exif = image.getexif()
+  if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
+    # Pillow would clip 16 bits at 255 instead of scaling them.
+    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+  elif image.mode == "CMYK":
+    image = _from_cmyk(image)
+  elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  image = image.convert("RGB")
+  if _ORIENTATION in exif:
+    image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
+  return image
+
+
+def _from_cmyk(image):
+  """RGB by the file's own colour profile, else by (1 - ink) (1 - black)."""
+  from PIL import ImageCms
+
+  profile = image.info.get("icc_profile")
+  if profile:
+    try:
+      return ImageCms.profileToProfile(
+        image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+      )
+    except (ImageCms.PyCMSError, OSError):
+      pass
+  return image.convert("RGB")

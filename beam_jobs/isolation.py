@@ -1,0 +1,179 @@
+"""A function in processes of its own, with a time limit: one that hangs or crashes costs its caller an exception.
+
+Each process is a fresh interpreter, never a fork: JAX and Beam have threads, and a fork would copy their locks. It
+imports what the function needs and nothing else, ends with its parent, and may be given a limit of memory.
+"""
+
+import contextlib
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+
+class WorkerTimeout(RuntimeError):
+  """A call that took longer than its limit; its process was ended."""
+
+
+class WorkerCrashed(RuntimeError):
+  """A process that ended inside a call."""
+
+
+class Isolated:
+  """Calls a function in one of several processes, each call with a time limit; safe to share among threads.
+
+  Args:
+    function: of a module, so that it pickles by name.
+    processes: calls at a time; more callers wait.
+    timeout_seconds: a call that takes longer is given up.
+    memory_bytes: address space of a process; None is unlimited.
+  """
+
+  def __init__(
+    self,
+    function: Callable[..., Any],
+    *,
+    processes: int,
+    timeout_seconds: float,
+    memory_bytes: int | None = None,
+  ):
+    self._function, self._timeout, self._memory = function, timeout_seconds, memory_bytes
+    self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+    for _ in range(processes):
+      self._idle.put(None)
+    self._processes = processes
+    self._closed = threading.Event()
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """What the function returns, or the exception that it raises.
+
+    Raises:
+      WorkerTimeout: after the time limit.
+      WorkerCrashed: where the process ended, with its exit code.
+    """
+    worker = self._idle.get()
+    try:
+      if self._closed.is_set():
+        raise RuntimeError("the pool is closed")
+      if worker is None or not worker.alive:
+        worker = _Worker(self._function, self._memory)
+      done, value = worker.call((args, kwargs), self._timeout)
+    except BaseException:
+      if worker is not None:
+        worker.end()
+      worker = None
+      raise
+    finally:
+      self._idle.put(worker)
+    if done:
+      return value
+    raise value
+
+  def close(self) -> None:
+    """End the processes; calls that are under way finish first."""
+    self._closed.set()
+    for _ in range(self._processes):
+      worker = self._idle.get()
+      if worker is not None:
+        worker.end()
+    for _ in range(self._processes):
+      self._idle.put(None)
+
+
+class _Worker:
+  """One process and the line to it."""
+
+  def __init__(self, function: Callable[..., Any], memory_bytes: int | None):
+    self._line, theirs = Pipe()
+    with theirs:
+      command = [sys.executable, "-m", "beam_jobs.isolation", str(theirs.fileno())]
+      # The child finds the modules that the parent finds, wherever it was started.
+      path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+      self._process = subprocess.Popen(
+        [*command, str(memory_bytes or 0)],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": path},
+      )
+    _send(self._line, function)
+
+  @property
+  def alive(self) -> bool:
+    """Whether the process runs."""
+    return self._process.poll() is None
+
+  def call(self, arguments: Any, timeout: float) -> tuple[bool, Any]:
+    """(True, value) or (False, exception)."""
+    deadline = time.monotonic() + timeout
+    try:
+      _send(self._line, arguments)
+      if not self._line.poll(max(0.0, deadline - time.monotonic())):
+        raise WorkerTimeout(f"no answer within {timeout:g} seconds")
+      return _receive(self._line)
+    except (EOFError, OSError) as error:
+      raise WorkerCrashed(f"the process ended with code {self._wait()}") from error
+
+  def _wait(self) -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return self._process.wait(5)
+    return None
+
+  def end(self) -> None:
+    """End the process at once."""
+    self._line.close()
+    if self.alive:
+      self._process.kill()
+    self._process.wait()
+
+
+def _send(line: Connection, value: Any) -> None:
+  """Pickle with arrays and byte strings beside it, not copied into it."""
+  buffers: list[pickle.PickleBuffer] = []
+  head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+  line.send((head, [buffer.raw().nbytes for buffer in buffers]))
+  for buffer in buffers:
+    if buffer.raw().nbytes:
+      line.send_bytes(buffer.raw())
+
+
+def _receive(line: Connection) -> Any:
+  head, sizes = line.recv()
+  return pickle.loads(head, buffers=[line.recv_bytes() if size else b"" for size in sizes])
+
+
+def _serve(line: Connection) -> None:
+  function = _receive(line)
+  while True:
+    args, kwargs = _receive(line)
+    try:
+      answer = (True, function(*args, **kwargs))
+    except Exception as error:
+      answer = (False, error)
+    try:
+      _send(line, answer)
+    except (pickle.PicklingError, TypeError, AttributeError):
+      # An exception that does not travel is told in words.
+      _send(line, (False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
+
+
+def _limit_memory(limit: int) -> None:
+  import resource
+
+  _, hard = resource.getrlimit(resource.RLIMIT_AS)
+  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  # A crash is reported by its signal; a core file of a hostile picture helps nobody.
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+  if int(sys.argv[2]):
+    _limit_memory(int(sys.argv[2]))
+  # The parent closes the line, or ends: so does this process.
+  with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    _serve(Connection(int(sys.argv[1])))

@@ -1,0 +1,145 @@
+"""One row of the manifest to pixels: read, judge the header, decode, in this process or in one of its own."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pickle
+import threading
+from collections.abc import Sequence
+
+from beam_jobs import decoding, storage
+from beam_jobs.decoding import Clip, ClipSpec, MediaError
+from beam_jobs.filters import Rejected, Rule
+from beam_jobs.isolation import Isolated, WorkerCrashed, WorkerTimeout
+from beam_jobs.sources import Row
+from beam_jobs.sources.members import StaleMember, read_media
+
+ISOLATIONS = ("process", "thread")
+_LOCK = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+  """How a worker decodes; nothing of it changes a pixel.
+
+  Args:
+    isolation: 'process' survives a decoder that hangs or crashes, 'thread' saves its start.
+    timeout_seconds: a row that decodes longer is a dead letter.
+    processes: with isolation 'process'.
+    memory_mib: address space of a decoding process; 0 is unlimited.
+  """
+
+  isolation: str = "process"
+  timeout_seconds: float = 120.0
+  processes: int = 2
+  memory_mib: int = 8192
+
+  def __post_init__(self):
+    if self.isolation not in ISOLATIONS:
+      raise ValueError(f"decode_isolation: got {self.isolation!r}, expected one of {ISOLATIONS}")
+    if self.timeout_seconds <= 0 or self.processes < 1 or self.memory_mib < 0:
+      raise ValueError(f"expected a time limit above 0, processes and memory, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  """Why a row became no record; stage 'filter' is a rejection, any other a dead letter."""
+
+  stage: str
+  reason: str
+  message: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A row with its pixels; `media_id` hashes content and window, `record_id` the captions too."""
+
+  row: Row
+  record_id: str
+  clip: Clip
+  media_id: str = ""
+
+
+def media_id(content: bytes, row: Row, spec: ClipSpec) -> str:
+  """sha256 over content and clip window."""
+  return hashlib.sha256(hashlib.sha256(content).digest() + _window(row, spec).encode()).hexdigest()
+
+
+def record_id(content: bytes, row: Row, spec: ClipSpec) -> str:
+  """sha256 over content, clip window and captions: other cuts and other captions are other records."""
+  digest = hashlib.sha256(hashlib.sha256(content).digest())
+  digest.update(json.dumps((row.modality, json.loads(_window(row, spec)), row.captions)).encode())
+  return digest.hexdigest()
+
+
+def _window(row: Row, spec: ClipSpec) -> str:
+  window = ()
+  if row.modality == "video":
+    window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
+    if spec.position == "random":
+      window = (*window, spec.seed)
+  return json.dumps(window)
+
+
+def draw(identity: str) -> float:
+  """A number in [0, 1) that a record id decides: the same row gives the same clip, whatever its order and source."""
+  return int(identity[:13], 16) / 16**13
+
+
+def load_row(
+  row: Row, spec: ClipSpec, rules: Sequence[Rule] = (), settings: DecodeSettings | None = None
+) -> Loaded | Failure:
+  """Read and decode one row; every trouble with it is a `Failure`."""
+  settings = settings or DecodeSettings(isolation="thread")
+  try:
+    content = read_media(row.path, max_bytes=spec.max_bytes)
+  except FileNotFoundError as error:
+    return Failure("read", "missing", str(error))
+  except StaleMember as error:
+    return Failure("read", "stale_member", str(error))
+  except storage.TooLarge as error:
+    return Failure("read", "too_large", f"{error} (--max_bytes)")
+  except Exception as error:  # Every file system has its own errors; all of them go to the ledger.
+    return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
+  identity = record_id(content, row, spec)
+  window = {
+    "start_seconds": row.start_seconds,
+    "end_seconds": row.end_seconds,
+    "draw": draw(identity),
+    "rules": tuple(rules),
+    "max_decode_seconds": settings.timeout_seconds,
+  }
+  try:
+    if settings.isolation == "process":
+      clip = _pool(settings)(pickle.PickleBuffer(content), row.modality, spec, **window)
+    else:
+      clip = decoding.decode(content, row.modality, spec, **window)
+  except Rejected as error:
+    return Failure("filter", error.reason, str(error))
+  except MediaError as error:
+    return Failure("decode", error.reason, str(error))
+  except WorkerTimeout as error:
+    return Failure("decode", "decode_timeout", f"{error} (--decode_timeout)")
+  except WorkerCrashed as error:
+    return Failure("decode", "decoder_crashed", str(error))
+  except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
+    return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
+  return Loaded(row, identity, clip, media_id(content, row, spec))
+
+
+def _pool(settings: DecodeSettings) -> Isolated:
+  """The process's decoders; the first caller starts them."""
+  with _LOCK:
+    return _started(settings)
+
+
+@functools.lru_cache(maxsize=2)
+def _started(settings: DecodeSettings) -> Isolated:
+  return Isolated(
+    decoding.decode,
+    processes=settings.processes,
+    # The decoder looks at its own clock between frames; this one is for a decoder that does not come back.
+    timeout_seconds=settings.timeout_seconds + 5.0,
+    memory_bytes=settings.memory_mib << 20 or None,
+  )

@@ -6,10 +6,12 @@ The flags are those of T5X's `train.py`, and one gin file drives both. It begins
     import __main__ as train_script
     from walt_t5x import engine
 
-and binds `train_script.train`. Heavy packages load only after the flags are read.
+and binds `train_script.train`. Heavy packages load only after the flags are read. Exit codes: `engine.exits`.
 """
 
+import faulthandler
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -34,7 +36,8 @@ def define_flags() -> None:
   flags.DEFINE_boolean(
     "multiprocess",
     False,
-    "One process of several, as the cluster announces it (TPU pods, SLURM, GKE).",
+    "One process of several, as the cluster (TPU pods, SLURM, GKE) or the environment announces it: "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
   )
   flags.DEFINE_boolean(
     "multiprocess_gpu", False, "One process of several, as the next three flags say."
@@ -58,8 +61,9 @@ def main(argv: Sequence[str]) -> None:
   import tensorflow as tf
 
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
+  from walt_t5x.engine import choice, exits, gin_config, run_settings
 
+  faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
   # Orbax reports every file at INFO; its warnings still come through.
   logging.get_absl_handler().addFilter(
     lambda record: (
@@ -67,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     )
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
-  if FLAGS.multiprocess:
+  if FLAGS.multiprocess or "JAX_COORDINATOR_ADDRESS" in os.environ:
     jax.distributed.initialize()
   elif FLAGS.multiprocess_gpu:
     extra = {"initialization_timeout": FLAGS.initialization_timeout}
@@ -86,9 +90,14 @@ def main(argv: Sequence[str]) -> None:
   try:
     gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
     train = gin_config.configured(engine.train, "train_script.train")
+    settings = gin_config.bound(run_settings.RunSettings)
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
-  train()
+  try:
+    train(**({} if choice.use_t5x() else {"settings": settings}))
+  except exits.TrainingStopped as stopped:
+    logging.error("%s Exit code %d.", stopped, stopped.exit_code)
+    sys.exit(stopped.exit_code)
   jax.effects_barrier()
 
 

@@ -79,6 +79,20 @@ def test_a_gin_file_trains_and_leaves_its_record(launch, tmp_path):
   assert "target/kernel" in (tmp_path / "model-info.txt").read_text()
 
 
+def test_a_run_that_stops_early_exits_with_its_code(launch, tmp_path):
+  """A learning rate that throws the parameters out of float32: the gin file says when to give up."""
+  with pytest.raises(SystemExit) as end:
+    launch(
+      TOY,
+      f'--gin.MODEL_DIR="{tmp_path}"',
+      "--gin.TRAIN_STEPS=50",
+      "--gin.schedules.warmup_cosine.peak=1e30",
+    )
+  assert end.value.code == 65
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert sum(line.get("skipped_steps", 0) for line in lines) >= 3
+
+
 @pytest.mark.parametrize(
   ("argument", "message"),
   [

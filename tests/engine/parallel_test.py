@@ -82,7 +82,7 @@ def test_the_gradient_is_the_closed_form():
     run = jax.jit(
       lambda w, k=k: gradients(
         loss, w, {"x": x}, rng=jax.random.PRNGKey(0), num_microbatches=k, data_sharding=sharding
-      )[0]
+      )[1]
     )
     np.testing.assert_allclose(run(w), 2 * x.T @ x @ w / 6, rtol=1e-5)
   with pytest.raises(

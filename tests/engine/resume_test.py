@@ -12,7 +12,8 @@ import pytest
 
 from tests.engine import runs, toy
 from walt_t5x import engine
-from walt_t5x.engine import checkpoints
+from walt_t5x.engine import checkpoints, restore_transforms
+from walt_t5x.engine.run_settings import RunSettings
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +167,64 @@ def test_starting_from_another_run(whole, tmp_path):
   np.testing.assert_array_equal(started["target/kernel"], flat["target/kernel"])
   np.testing.assert_array_equal(started["state/param_states/4/ema/kernel"], flat["target/kernel"])
   assert not started["state/param_states/1/mu/kernel"].any()
+
+
+def test_starting_from_the_average_of_another_run(whole, tmp_path):
+  """Its average becomes the parameters and the new average, wherever the new chain keeps one."""
+  folder, state = whole
+  restore = engine.RestoreCheckpointConfig(
+    path=str(folder),
+    state_transformation_fns=[restore_transforms.average_as_parameters],
+    fallback_to_scratch=True,
+  )
+  model = toy.ToyModel(runs.optimizers.adamw(0.1, clip_norm=None, ema_decay=0.9))
+  cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=100), restore)
+  started = runs.flat(runs.train(tmp_path, 0, model=model, checkpoint_cfg=cfg))
+  average = runs.flat(state)["state/param_states/4/ema/kernel"]
+  for name in ("target/kernel", "state/param_states/2/ema/kernel"):
+    np.testing.assert_array_equal(started[name], average)
+  assert started["state/step"] == 0 and not started["state/param_states/0/mu/kernel"].any()
+  # The run that started so goes on from its own checkpoints, not from the other run's average again.
+  moved = runs.flat(runs.train(tmp_path, 3, model=model, checkpoint_cfg=cfg))
+  again = runs.flat(runs.train(tmp_path, 3, model=model, checkpoint_cfg=cfg))
+  np.testing.assert_array_equal(moved["target/kernel"], again["target/kernel"])
+  assert not np.array_equal(moved["target/kernel"], average)
+
+
+def test_arrays_of_another_shape_go_through_the_bound_function(whole, tmp_path):
+  """A wider model starts from a narrower one; parameters, moments and average pass alike."""
+  folder, state = whole
+  seen = []
+
+  def tile(name, array, wanted):
+    seen.append(name)
+    return np.tile(array, [w // s for w, s in zip(wanted, array.shape)])
+
+  def start(fit, into):
+    restore = engine.RestoreCheckpointConfig(
+      path=str(folder), state_transformation_fns=[restore_transforms.FitArrays(fit)]
+    )
+    cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=100), restore)
+    model = toy.ToyModel(
+      runs.optimizers.adamw(runs.SCHEDULE, weight_decay=0.01, ema_decay=0.9), width=16
+    )
+    return runs.flat(runs.train(into, 10, model=model, checkpoint_cfg=cfg))
+
+  started, old = start(tile, tmp_path / "a"), runs.flat(state)
+  for name in (
+    "target/kernel",
+    "state/param_states/1/nu/kernel",
+    "state/param_states/4/ema/kernel",
+  ):
+    assert name in seen
+    np.testing.assert_array_equal(started[name], np.concatenate([old[name]] * 2, axis=1))
+  np.testing.assert_array_equal(started["target/bias"], old["target/bias"])
+  assert started["state/step"] == 10
+  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), this model wants \(4, 16\)"):
+    start(lambda name, array, wanted: array, tmp_path / "b")
+
+
+def test_checkpoints_at_multiples_are_kept_for_ever(tmp_path):
+  cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=1, keep=1))
+  runs.train(tmp_path, 6, checkpoint_cfg=cfg, settings=RunSettings(keep_every=4))
+  assert checkpoints.all_steps(tmp_path) == [0, 4, 6]

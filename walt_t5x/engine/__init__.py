@@ -5,7 +5,9 @@ attributes one at a time, so the names below are found on first use and `import 
 Arguments and meaning are T5X's. `engine.choice` says which engine serves, and how to force one.
 
 Engine-neutral parts are plain modules: `engine.optimizers` and `engine.schedules` (gin factories),
-`engine.ema` (parameter average), `engine.checkpoints` (reader of both engines' checkpoints).
+`engine.ema` (parameter average), `engine.checkpoints` (reader of both engines' checkpoints),
+`engine.restore_transforms` (what a checkpoint goes through on its way into another model), `engine.run_settings` and
+`engine.exits` (how the built-in engine watches over a run, and its exit codes).
 """
 
 import importlib

@@ -20,6 +20,8 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
+from walt_t5x.engine.restore_transforms import average_names
+
 _STEP = re.compile(r"checkpoint_(\d+)")
 
 
@@ -127,7 +129,7 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
   metadata = state_metadata(checkpoint)
   sources = {name[1:]: name for name in metadata if name[0] == "target"}
   if ema:
-    averages = _average_names(metadata)
+    averages = average_names(metadata)
     if not averages:
       raise ValueError(
         f"{checkpoint} holds no parameter average; set ema_decay in its optimizer, or load with ema=False."
@@ -155,17 +157,3 @@ def read_arrays(
       args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
     )
   return traverse_util.flatten_dict(tree)
-
-
-def _average_names(
-  metadata: Mapping[tuple[str, ...], Any],
-) -> dict[tuple[str, ...], tuple[str, ...]]:
-  """Parameter name -> name of its average, for every `optax.EmaState` among the optimizer states."""
-  found: dict[tuple[str, ...], tuple[str, ...]] = {}
-  for name in metadata:
-    for i, part in enumerate(name):
-      # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be called 'ema' has no such sibling.
-      if name[0] == "state" and part == "ema" and (*name[:i], "count") in metadata:
-        found[name[i + 1 :]] = name
-        break
-  return found

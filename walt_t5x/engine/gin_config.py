@@ -92,6 +92,24 @@ def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     raise GinError(f"no gin file binds {name}; is a run file included?") from error
 
 
+def bound(cls: type[Any]) -> Any:
+  """An instance of a class with the arguments that the parsed files bind, or its defaults where none does.
+
+  Raises:
+    GinError: a bound value is refused.
+  """
+  import gin
+
+  try:
+    make = gin.get_configurable(cls)
+  except ValueError:  # Dynamic registration registers what a file binds, nothing else.
+    make = cls
+  try:
+    return make()
+  except (TypeError, ValueError) as error:
+    raise GinError(str(error)) from error
+
+
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:
   """Writes the configuration to `<model_dir>/config.gin`, what was used of it to `operative_config.gin`, and a text.
 

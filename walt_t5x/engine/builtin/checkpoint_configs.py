@@ -66,7 +66,8 @@ class RestoreCheckpointConfig:
     restore_dataset: restore the position of the rows too.
     checkpointer_cls: T5X only, must be None.
     state_transformation_fns: functions `f(state_dict, target_state_dict, *, is_resuming) -> state_dict`, applied in
-      order to the state read from the checkpoint, as nested dicts of numpy arrays.
+      order, after `assignment_map`, to the state read from the checkpoint as nested dicts of numpy arrays; see
+      `engine.restore_transforms`. A resumed run's own checkpoints are not transformed again.
     checkpoint_manager_cls: T5X only, must be None.
   """
 

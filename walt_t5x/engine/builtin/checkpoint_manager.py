@@ -57,9 +57,17 @@ class CheckpointManager:
     model_dir: the run's folder.
     config: when and what to save.
     layout: which rows this host reads.
+    keep_every: multiples of this step are kept whatever `config.keep` says.
   """
 
-  def __init__(self, model_dir: str, *, config: SaveCheckpointConfig, layout: DataLayout):
+  def __init__(
+    self,
+    model_dir: str,
+    *,
+    config: SaveCheckpointConfig,
+    layout: DataLayout,
+    keep_every: int | None = None,
+  ):
     self._config, self._layout = config, layout
     if config.keep_dataset_checkpoints is not None:
       logging.warning(
@@ -72,6 +80,7 @@ class CheckpointManager:
       epath.Path(model_dir),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
+        keep_period=keep_every,
         step_prefix="checkpoint",
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(timeout_secs=1800),

@@ -20,8 +20,8 @@ def gradients(
   rng: jax.Array,
   num_microbatches: int | None,
   data_sharding: NamedSharding,
-) -> tuple[Any, dict[str, Any]]:
-  """The gradient of a loss that is a mean over rows, and its metrics.
+) -> tuple[jax.Array, Any, dict[str, Any]]:
+  """A loss that is a mean over rows, its gradient, and its metrics.
 
   With k microbatches the gradient is the mean of theirs, in float32: the same as of the whole batch, in less memory.
   Microbatch i takes rows i, i + k, ... so that every device works on rows that it holds already.
@@ -40,8 +40,8 @@ def gradients(
   """
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
   if num_microbatches is None or num_microbatches <= 1:
-    (_, metrics), grads = grad_fn(params, batch, rng)
-    return grads, dict(metrics)
+    (loss, metrics), grads = grad_fn(params, batch, rng)
+    return loss, grads, dict(metrics)
 
   k = num_microbatches
   rows = next(iter(batch.values())).shape[0]
@@ -57,16 +57,17 @@ def gradients(
 
   def one(total: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
     i, microbatch = inputs
-    (_, metrics), grads = grad_fn(params, microbatch, jax.random.fold_in(rng, i))
-    return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), dict(metrics)
+    (loss, metrics), grads = grad_fn(params, microbatch, jax.random.fold_in(rng, i))
+    total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
+    return total, (loss, dict(metrics))
 
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-  total, stacked = jax.lax.scan(
+  total, (losses, stacked) = jax.lax.scan(
     one, zeros, (jnp.arange(k), {n: split(x) for n, x in batch.items()})
   )
   grads = jax.tree.map(lambda t: t / k, total)
   parts = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(k)]
-  return grads, functools.reduce(merge_metrics, parts)
+  return jnp.mean(losses), grads, functools.reduce(merge_metrics, parts)
 
 
 def merge_metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

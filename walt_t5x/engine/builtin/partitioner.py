@@ -237,8 +237,12 @@ class PartitionedFunction:
       return self._jitted(*args)
 
   def lower(self, *args: Any) -> Any:
+    return self.trace(*args).lower()
+
+  def trace(self, *args: Any) -> Any:
+    """The traced function: has `jaxpr`, and `lower().compile()`."""
     with self._mesh, flax_partitioning.axis_rules(self._rules):
-      return self._jitted.lower(*args)
+      return self._jitted.trace(*args)
 
 
 def _data_shards(mesh: Mesh, data_axes: Sequence[str]) -> tuple[int, dict[int, int]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -40,9 +41,7 @@ class Restorer:
   shardings: TrainState
   from_scratch: Callable[[], TrainState]
 
-  def newest(
-    self, model_dir: str, *, fns: Sequence[Callable[..., Any]] = ()
-  ) -> tuple[TrainState, int] | None:
+  def newest(self, model_dir: str) -> tuple[TrainState, int] | None:
     """The state of the newest checkpoint of a run that can be read, and its step; None if the run has none.
 
     A checkpoint that Orbax cannot read is set aside with a warning and the one before it is tried; a readable one of
@@ -56,10 +55,8 @@ class Restorer:
     for step in reversed(steps):
       folder = checkpoints.checkpoint_folder(model_dir, step)
       try:
-        config = RestoreCheckpointConfig(
-          path=str(folder), mode="specific", state_transformation_fns=fns
-        )
-        return self.from_config(config, is_resuming=True), step
+        config = RestoreCheckpointConfig(path=str(folder), mode="specific")
+        return self.from_config(config), step
       except StateMismatch:
         raise
       except (ValueError, OSError, KeyError) as error:
@@ -77,9 +74,7 @@ class Restorer:
       )
     return None
 
-  def from_config(
-    self, config: RestoreCheckpointConfig, *, is_resuming: bool = False
-  ) -> TrainState:
+  def from_config(self, config: RestoreCheckpointConfig) -> TrainState:
     """The state that a config names.
 
     Raises:
@@ -91,16 +86,12 @@ class Restorer:
     wanted = traverse_util.flatten_dict(self.shapes.state_dict())
     shardings = traverse_util.flatten_dict(self.shardings.state_dict())
     metadata = checkpoints.state_metadata(checkpoint)
+    sources = _sources(wanted, metadata, config.assignment_map or ())
     if config.state_transformation_fns:
-      found = self._transformed(checkpoint, config, is_resuming)
-      found = {
-        k: jax.device_put(jnp.asarray(v, wanted[k].dtype), shardings[k])
-        for k, v in found.items()
-        if k in wanted
-      }
-      _check_shapes(checkpoint, {k: (k, v.shape) for k, v in found.items()}, wanted)
+      found = self._transformed(checkpoint, config, sources=sources, metadata=metadata)
+      _check_shapes(checkpoint, {k: (k, np.shape(v)) for k, v in found.items()}, wanted)
+      found = {k: _placed(v, wanted[k].dtype, shardings[k]) for k, v in found.items()}
     else:
-      sources = _sources(wanted, metadata, config.assignment_map or ())
       _check_shapes(checkpoint, {k: (s, metadata[s].shape) for k, s in sources.items()}, wanted)
       found = _read_sharded(
         checkpoint, sources, metadata=metadata, wanted=wanted, shardings=shardings
@@ -123,13 +114,31 @@ class Restorer:
     return state
 
   def _transformed(
-    self, checkpoint: epath.Path, config: RestoreCheckpointConfig, is_resuming: bool
+    self,
+    checkpoint: epath.Path,
+    config: RestoreCheckpointConfig,
+    *,
+    sources: dict[Name, Name],
+    metadata: dict[Name, Any],
   ) -> dict[Name, Any]:
-    state_dict = checkpoints.load_state_dict(checkpoint)
+    """The arrays of the checkpoint under this model's names, as the transformations leave them, on the host.
+
+    What no name of this model is mapped to keeps its own name, so that a transformation can use it. As in T5X the
+    `assignment_map` is applied first.
+    """
+    arrays = checkpoints.read_arrays(checkpoint, metadata)
+    dropped = set(sources.values()) | (set(self._flat_shapes()) - set(sources))
+    renamed = {k: v for k, v in arrays.items() if k not in dropped}
+    renamed |= {name: arrays[source] for name, source in sources.items()}
+    state_dict = traverse_util.unflatten_dict(renamed)
     target = self.shapes.state_dict()
     for fn in config.state_transformation_fns:
-      state_dict = fn(state_dict, target, is_resuming=is_resuming)
-    return traverse_util.flatten_dict(state_dict)
+      state_dict = fn(state_dict, target, is_resuming=False)
+    flat = traverse_util.flatten_dict(state_dict)
+    return {k: v for k, v in flat.items() if k in self._flat_shapes()}
+
+  def _flat_shapes(self) -> dict[Name, Any]:
+    return traverse_util.flatten_dict(self.shapes.state_dict())
 
 
 def restore_row_position(
@@ -185,6 +194,12 @@ def _check_shapes(
         f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, this model wants {tuple(wanted[name].shape)} for "
         f"{'/'.join(name)}. Train the model that made it, or drop the name in RestoreCheckpointConfig.assignment_map."
       )
+
+
+def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
+  """A host array on the mesh; every host gives the parts that its devices hold."""
+  array = np.asarray(value).astype(dtype)
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _read_sharded(

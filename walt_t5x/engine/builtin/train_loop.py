@@ -12,17 +12,22 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from walt_t5x.engine import checkpoints
+from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin import datasets, restoring, run_inputs
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import CheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager, set_torn_aside
 from walt_t5x.engine.builtin.datasets import DatasetConfig
+from walt_t5x.engine.builtin.goodput import Goodput
 from walt_t5x.engine.builtin.initial_state import StateInitializer, write_model_info
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
+from walt_t5x.engine.builtin.preemption import PreemptionNotice
+from walt_t5x.engine.builtin.profiling import Profiler
 from walt_t5x.engine.builtin.progress import Progress
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.builtin.watchdog import Watchdog
+from walt_t5x.engine.run_settings import RunSettings
 
 
 def train(
@@ -53,6 +58,7 @@ def train(
   use_orbax: bool = True,
   verify_matching_vocabs_fn: Callable[..., None] | None = None,
   gc_period: int = 0,
+  settings: RunSettings | None = None,
 ) -> tuple[int, TrainState]:
   """Trains a model to `total_steps`, from its newest whole checkpoint if it has one.
 
@@ -87,13 +93,19 @@ def train(
     use_orbax: must be True.
     verify_matching_vocabs_fn: accepted for T5X's sake; models here have no vocabulary of their own.
     gc_period: steps between runs of Python's garbage collector, which is then off in between; 0 leaves it alone.
+    settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
 
   Returns:
     The last step and the last state.
+
+  Raises:
+    exits.Preempted: SIGTERM came; everything is saved.
+    exits.NotFinite: too many steps in a row had no finite loss and gradient.
   """
   del inference_evaluator_cls, verify_matching_vocabs_fn
   _check_arguments(infer_eval_dataset_cfg, use_orbax=use_orbax, actions=actions)
-  began = time.monotonic()
+  settings = settings or RunSettings()
+  began, goodput = time.monotonic(), Goodput()
   epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
 
@@ -135,8 +147,7 @@ def train(
     from_scratch=lambda: initializer.from_scratch(init_rng),
   )
   set_torn_aside(model_dir)
-  fns = () if restore_cfg is None else restore_cfg.state_transformation_fns
-  resumed = restorer.newest(model_dir, fns=fns)
+  resumed = restorer.newest(model_dir)
   if resumed is not None:
     state, host_step = resumed
     logging.info("Resuming from step %d.", host_step)
@@ -169,7 +180,9 @@ def train(
   stats_period = stats_period or min(p for p in (eval_period, save_period, gc_period, total) if p)
   manager = None
   if save_cfg is not None and (save_period or save_steps):
-    manager = CheckpointManager(model_dir, config=save_cfg, layout=layout)
+    manager = CheckpointManager(
+      model_dir, config=save_cfg, layout=layout, keep_every=settings.keep_every
+    )
 
   trainer = trainer_cls(
     model=model,
@@ -181,27 +194,76 @@ def train(
     rng=trainer_rng,
   )
   del state, resumed
+  trainer.settings, trainer.goodput = settings, goodput
   progress = Progress(host_step, total, enabled=jax.process_index() == 0)
   trainer.on_summary = lambda step, scalars: progress.note(_note(scalars))
   trainer.add_scalar("init_or_restore_seconds", time.monotonic() - began)
 
+  # ---- Watching over the run ----
+  notice, profiler = PreemptionNotice(), Profiler(model_dir, settings.profile_steps)
+  watchdog = Watchdog(
+    settings.watchdog_seconds,
+    model_dir=model_dir,
+    phase=lambda: goodput.phase,
+    on_hang=lambda step, seconds: trainer.summary_writer.write_scalars(
+      step, {"hang_seconds": seconds} | goodput.scalars()
+    ),
+  )
+  trainer.on_finished = watchdog.beat
+
+  def before_step(step: int) -> bool:
+    if profiler.ends_at(step):
+      trainer.wait_for_steps()
+      profiler.stop()
+    profiler.before(step)
+    return notice.before(step)
+
+  trainer.before_step = before_step
+
   def evaluate() -> None:
     started = time.monotonic()
-    results = trainer.eval(
-      {name: run_inputs.eval_batches(rows, partitioner) for name, rows in eval_rows.items()}
-    )
-    trainer.stop_training |= _run_actions(actions, "TRAIN_EVAL", trainer.train_state, results)
+    with goodput.within("eval"):
+      results = trainer.eval(
+        {name: run_inputs.eval_batches(rows, partitioner) for name, rows in eval_rows.items()}
+      )
+      trainer.stop_training |= _run_actions(actions, "TRAIN_EVAL", trainer.train_state, results)
+    watchdog.beat()
     trainer.add_scalar("evaluate_seconds", time.monotonic() - started)
 
   def save() -> None:
     assert manager is not None
-    started = time.monotonic()
+    trainer.wait_for_steps()
     trainer.wait_for_summary()
-    if manager.save(host_step, trainer.train_state, iterator):
+    started = time.monotonic()
+    with goodput.within("checkpoint"):
+      saved = manager.save(host_step, trainer.train_state, iterator)
+    watchdog.beat()
+    if saved:
       trainer.add_scalar("checkpoint_seconds", time.monotonic() - started)
 
+  def advance(goal: int, *, summarize: bool) -> Any:
+    """Trains to the step `goal`, or leaves on the way; the summary of the period, if it ends there."""
+    nonlocal host_step
+    summary = trainer.train(iterator, goal - host_step, host_step, summarize=summarize)
+    host_step = trainer.host_step
+    if host_step < goal:
+      leave()
+    progress.update(host_step)
+    profiler.poll(host_step)
+    return summary
+
+  def leave() -> None:
+    """Saves and ends a run that is asked to go."""
+    trainer.summarize_pending()
+    where = "nothing is saved, because SaveCheckpointConfig.period is not set"
+    if manager is not None:
+      save()
+      manager.wait()
+      where = f"saved in {checkpoints.checkpoint_folder(model_dir, host_step)}"
+    raise exits.Preempted(host_step, f"{where}; start the same command again to go on")
+
   try:
-    with trainer:
+    with trainer, notice:
       summarize_config_fn(model_dir, trainer.summary_writer, host_step)
       if eval_rows and run_eval_before_training:
         evaluate()
@@ -214,6 +276,7 @@ def train(
         trainer.compile_train(iterator.element_spec)
       if gc_period:
         gc.disable()
+      watchdog.start(host_step)
 
       # ---- Main loop: from one event to the next ----
       while host_step < total and not trainer.stop_training:
@@ -229,15 +292,11 @@ def train(
         summarize = goal % stats_period == 0 or goal == total
         # Short strides keep the progress display alive through long periods; they cost nothing on the device.
         while goal - host_step > _STRIDE:
-          trainer.train(iterator, _STRIDE, host_step, summarize=False)
-          host_step += _STRIDE
-          progress.update(host_step)
-        summary = trainer.train(iterator, goal - host_step, host_step, summarize=summarize)
-        host_step = goal
+          advance(host_step + _STRIDE, summarize=False)
+        summary = advance(goal, summarize=summarize)
         if summary is not None and not concurrent_metrics:
           results = {"train": summary.result()}
           trainer.stop_training |= _run_actions(actions, "TRAIN", trainer.train_state, results)
-        progress.update(host_step)
         last = host_step == total or trainer.stop_training
         if gc_period and (last or host_step % gc_period == 0):
           gc.collect()
@@ -248,10 +307,14 @@ def train(
         if eval_period and (last or host_step % eval_period == 0):
           evaluate()
 
+      trainer.wait_for_steps()
       trainer.wait_for_summary()
-      if manager is not None:
-        manager.wait()
+      with goodput.within("checkpoint"):
+        if manager is not None:
+          manager.wait()
   finally:
+    watchdog.stop()
+    profiler.stop()
     progress.close()
     if manager is not None:
       manager.close()

@@ -1,5 +1,6 @@
 """One training step over the mesh, and the loop that feeds it."""
 
+import collections
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +13,15 @@ from absl import logging
 from clu import metrics as clu_metrics
 
 from walt_t5x.engine.builtin.base_model import BaseModel
+from walt_t5x.engine.builtin.finite import Skips, Sum, count_if, keep_if
+from walt_t5x.engine.builtin.flops import count_flops, peak_flops
+from walt_t5x.engine.builtin.goodput import Goodput
 from walt_t5x.engine.builtin.microbatches import gradients, merge_metrics
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.exits import NotFinite
+from walt_t5x.engine.run_settings import RunSettings
 
 Batch = Mapping[str, jax.Array]
 _merge_on_device = jax.jit(merge_metrics)
@@ -25,7 +31,8 @@ class Trainer:
   """Trains a model; keeps the device busy and the host out of its way.
 
   Metrics are merged on the device. The host fetches them once a stats period, in a thread of its own; the loop waits
-  only for the period before, so it never runs more than two periods ahead of the device.
+  for the period before, and at each step for the one that is `settings.max_steps_in_flight` back: so it knows what
+  the devices have finished, and a request to stop is served soon.
 
   Args:
     model: what to train.
@@ -38,6 +45,12 @@ class Trainer:
     learning_rate_fn: step -> learning rate, for the log (the optimizer has its own, see `OptaxWrapper`).
     num_microbatches: gradient accumulation, or None.
     weight_metrics_computer: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
+
+  Attributes:
+    settings: how the run watches over itself; set before `compile_train`.
+    goodput: where the time goes.
+    on_finished: `f(steps)`, called when the devices have finished so many steps.
+    before_step: `f(step)`, called before a step is dispatched; true ends `train` there.
   """
 
   def __init__(
@@ -55,6 +68,7 @@ class Trainer:
   ):
     self.train_state = train_state
     self.stop_training = False
+    self.host_step = 0
     self.on_summary: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
     self._model, self._partitioner, self._axes = model, partitioner, train_state_axes
     self._rng, self._learning_rate_fn = rng, learning_rate_fn
@@ -68,10 +82,16 @@ class Trainer:
     self._period_end = 0.0
     self._pending: _Period | None = None
     self._once: dict[str, float] = {}
+    self.settings, self.goodput = RunSettings(), Goodput()
+    self.on_finished: Callable[[int], None] = lambda step: None
+    self.before_step: Callable[[int], bool] = lambda step: False
+    self._skips = jax.device_put(Skips.none(), partitioner.replicated)
+    self._in_flight: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    self._flops: float | None = None
     self._train_step = partitioner.partition(
       self._step,
-      in_axis_resources=(train_state_axes, partitioner.data_partition_spec),
-      out_axis_resources=(train_state_axes, None),
+      in_axis_resources=(train_state_axes, None, partitioner.data_partition_spec),
+      out_axis_resources=(train_state_axes, None, None),
       donate_argnums=(0,),
     )
     self._eval_step = partitioner.partition(
@@ -95,7 +115,10 @@ class Trainer:
   def compile_train(self, batch: Any) -> float:
     """Compiles the step for batches like this (arrays or shapes); returns the seconds it took."""
     start = time.monotonic()
-    self._compiled_train_step = self._partitioner.compile(self._train_step, self.train_state, batch)
+    with self.goodput.within("compile"):
+      traced = self._train_step.trace(self.train_state, self._skips, batch)
+      self._flops = count_flops(traced.jaxpr)
+      self._compiled_train_step = traced.lower().compile()
     seconds = time.monotonic() - start
     logging.info("Compiled the training step in %.1f s.", seconds)
     self.add_scalar("compile_seconds", seconds)
@@ -122,28 +145,58 @@ class Trainer:
       summarize: end the stats period here; otherwise these steps are part of a longer one.
 
     Returns:
-      The metrics of the period, once the device has them; None with `summarize=False`.
+      The metrics of the period, once the device has them; None with `summarize=False`, or if `before_step` ended it.
+
+    Raises:
+      NotFinite: too many steps in a row were skipped.
     """
     step = int(jax.device_get(self.train_state.step)) if start_step is None else start_step
     train_step = self._compiled_train_step or self._train_step
     period = self._pending or _Period(started=time.monotonic())
+    self._pending = period
+    self.host_step = step
+    self.goodput.enter("step")
     for n in range(step, step + num_steps):
+      if self.before_step(n):
+        return None
       with jax.profiler.StepTraceAnnotation("train", step_num=n):
         asked = time.monotonic()
-        batch = _next(batch_iter, n)
+        with self.goodput.within("data"):
+          batch = _next(batch_iter, n)
         period.waited += time.monotonic() - asked
-        self.train_state, metrics = train_step(self.train_state, batch)
+        self.train_state, self._skips, metrics = train_step(self.train_state, self._skips, batch)
         period.metrics = _merge_on_device(period.metrics, metrics) if period.metrics else metrics
+      self._skips.in_a_row.copy_to_host_async()
+      self._in_flight.append((n, self._skips.in_a_row))
+      self.wait_for_steps(self.settings.max_steps_in_flight)
       period.steps += 1
       period.rows += next(iter(batch.values())).shape[0]
-    if not summarize:
-      self._pending = period
+      self.host_step = n + 1
+    return self.summarize_pending() if summarize else None
+
+  def summarize_pending(self) -> "concurrent.futures.Future[dict[str, float]] | None":
+    """Ends the stats period at the step that is reached; None if it holds no step."""
+    period, self._pending = self._pending, None
+    if period is None or not period.steps:
       return None
-    self._pending = None
     self.wait_for_summary()
-    once, self._once = self._once, {}
-    self._summary = self._pool.submit(self._summarize, period, step + num_steps, once)
+    once, self._once = self._once | self.goodput.scalars(), {}
+    self._summary = self._pool.submit(self._summarize, period, self.host_step, once)
     return self._summary
+
+  def wait_for_steps(self, in_flight: int = 0) -> None:
+    """Returns when no more than `in_flight` steps are unfinished.
+
+    Raises:
+      NotFinite: too many steps in a row were skipped.
+    """
+    while len(self._in_flight) > in_flight:
+      step, in_a_row = self._in_flight.popleft()
+      skipped = int(jax.device_get(in_a_row))
+      self.on_finished(step + 1)
+      limit = self.settings.max_nonfinite_steps
+      if limit is not None and skipped >= limit:
+        raise NotFinite(last_good_step=step + 1 - skipped, skipped=skipped)
 
   def eval(self, batch_iters: Mapping[str, Iterator[Batch]]) -> dict[str, dict[str, float]]:
     """Metrics of each evaluation set, written and returned."""
@@ -154,6 +207,8 @@ class Trainer:
       for batch in batches:
         metrics = self._eval_step(self.train_state.params, batch)
         merged = _merge_on_device(merged, metrics) if merged else dict(metrics)
+        jax.block_until_ready(merged)
+        self.on_finished(step)
       results[name] = _scalars(merged)
       if name in self._eval_writers:
         self._eval_writers[name].write_scalars(step, results[name])
@@ -170,8 +225,10 @@ class Trainer:
     for writer in (self._writer, *self._eval_writers.values()):
       writer.close()
 
-  def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-    grads, metrics = gradients(
+  def _step(
+    self, state: TrainState, skips: Skips, batch: Batch
+  ) -> tuple[TrainState, Skips, dict[str, Any]]:
+    loss, grads, metrics = gradients(
       self._model.loss_fn,
       state.params,
       batch,
@@ -179,14 +236,22 @@ class Trainer:
       num_microbatches=self._num_microbatches,
       data_sharding=self._partitioner.data_sharding,
     )
-    new_state = state.apply_gradient(grads)
+    gradient_norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    new_state = keep_if(finite, state.apply_gradient(grads), state)
+    update = jax.tree.map(
+      lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new_state.params, state.params
+    )
     metrics |= {
       "learning_rate": _average(self._learning_rate_fn(state.step)),
-      "gradient_norm": _average(optax.global_norm(grads)),
+      "gradient_norm": _average(gradient_norm),
+      "update_norm": _average(optax.global_norm(update)),
     }
     if self._weight_metrics is not None:
       metrics |= self._weight_metrics.compute_metrics(grads, state, new_state)
-    return new_state, metrics
+    metrics = count_if(finite, metrics)
+    metrics["skipped_steps"] = Sum.from_model_output(1.0 - finite)
+    return new_state, skips.after(finite), metrics
 
   def _summarize(self, period: "_Period", step: int, once: dict[str, float]) -> dict[str, float]:
     jax.block_until_ready(period.metrics)
@@ -198,11 +263,21 @@ class Trainer:
       "rows_per_second": period.rows / seconds,
       "data_wait_share": min(1.0, period.waited / seconds),
     }
-    scalars |= once
+    scalars |= self._utilisation(period.steps / seconds) | once
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
     self.on_summary(step, scalars)
     return scalars
+
+  def _utilisation(self, steps_per_second: float) -> dict[str, float]:
+    """Operations a second of a device, and their share of its peak where that is known."""
+    if not self._flops:
+      return {}
+    devices = self._partitioner.mesh.devices
+    achieved = self._flops * steps_per_second / devices.size
+    peak = self.settings.peak_flops_per_device or peak_flops(devices.flat[0])
+    found = {"model_tflops_per_second_per_device": achieved / 1e12}
+    return found | ({"model_flops_utilisation": achieved / peak} if peak else {})
 
 
 class _Period:

@@ -1,0 +1,227 @@
+"""What goes wrong in a run shows in its metrics and in how it ends: NaN, SIGTERM, hangs, slow readers."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.engine import runs
+from walt_t5x import engine
+from walt_t5x.engine import checkpoints, exits
+from walt_t5x.engine.builtin import datasets
+from walt_t5x.engine.builtin.flops import count_flops
+from walt_t5x.engine.builtin.goodput import PHASES, Goodput
+from walt_t5x.engine.run_settings import RunSettings
+
+
+def changed_rows(change):
+  """A dataset function whose batches go through `change(index, batch)`; None drops the batch."""
+
+  def get_dataset(*arguments, **settings):
+    batches = datasets.get_dataset(*arguments, **settings)
+    return batches.enumerate().map(change)
+
+  return get_dataset
+
+
+def poisoned(*indices):
+  def change(index, batch):
+    bad = tf.reduce_any(index == tf.constant(indices, tf.int64))
+    return batch | {"x": tf.where(bad, np.float32("nan"), batch["x"])}
+
+  return changed_rows(change)
+
+
+def without(*indices):
+  def get_dataset(*arguments, **settings):
+    batches = datasets.get_dataset(*arguments, **settings).enumerate()
+    kept = batches.filter(lambda i, _: tf.reduce_all(i != tf.constant(indices, tf.int64)))
+    return kept.map(lambda _, batch: batch)
+
+  return get_dataset
+
+
+QUIET = {"checkpoint_cfg": engine.CheckpointConfig()}
+
+
+def test_a_poisoned_batch_is_as_if_it_had_not_been(tmp_path):
+  """Skipped on the device: parameters, moments, average and schedule are those of a run over the other rows."""
+  model = runs.model()  # Without noise, which follows the step.
+  skipping = runs.train(
+    tmp_path / "a", 8, model=model, get_dataset_fn=poisoned(2, 5), stats_period=2, **QUIET
+  )
+  clean = runs.train(tmp_path / "b", 6, model=model, get_dataset_fn=without(2, 5), **QUIET)
+  a, b = runs.flat(skipping), runs.flat(clean)
+  assert (a.pop("state/step"), b.pop("state/step")) == (8, 6)
+  for name in b:
+    np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+  lines = runs.lines(tmp_path / "a")
+  assert [line["skipped_steps"] for line in lines] == [0, 1, 1, 0]
+  losses = [line["loss"] for line in runs.lines(tmp_path / "b")]
+  assert [line["loss"] for line in lines] == pytest.approx(
+    [(losses[0] + losses[1]) / 2, losses[2], losses[3], (losses[4] + losses[5]) / 2], rel=1e-5
+  )
+
+
+def test_a_run_of_poisoned_batches_ends_and_names_the_last_good_step(tmp_path):
+  settings = RunSettings(max_nonfinite_steps=3)
+  rows = poisoned(1, 4, 5, 6, 7, 8, 9)
+  with pytest.raises(exits.NotFinite, match="last good step is 4") as stop:
+    runs.train(tmp_path, 30, get_dataset_fn=rows, settings=settings)
+  assert (stop.value.last_good_step, stop.value.exit_code) == (4, 65)
+  assert checkpoints.whole_steps(tmp_path)[-1] <= 5  # Nothing was saved past the limit.
+
+
+def test_sigterm_loses_no_step(tmp_path):
+  """The run saves where it is, says so, and goes on as if nothing had been."""
+
+  class Terminated:
+    def run(self, state, metrics_by_task):
+      if int(state.step) == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return False
+
+  whole = runs.train(tmp_path / "whole", 12)
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(
+    exits.Preempted, match=r"after step 7; saved in .*checkpoint_7; start"
+  ) as stop:
+    actions = {"TRAIN": [Terminated()]}
+    runs.train(tmp_path / "run", 12, actions=actions, concurrent_metrics=False)
+  assert stop.value.exit_code == 75
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert checkpoints.whole_steps(tmp_path / "run") == [0, 5, 7]
+  resumed = runs.flat(runs.train(tmp_path / "run", 12))
+  for name, array in runs.flat(whole).items():
+    np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+  ids = [[line["ids"] for line in runs.lines(tmp_path / name)] for name in ("whole", "run")]
+  assert ids[0] == ids[1]
+
+
+def test_a_slow_reader_shows_in_the_metrics(tmp_path):
+  def slow(index, batch):
+    def wait(i):
+      time.sleep(1.0 if i == 4 else 0.0)
+      return i
+
+    with tf.control_dependencies([tf.py_function(wait, [index], tf.int64)]):
+      return {k: tf.identity(v) for k, v in batch.items()}
+
+  runs.train(tmp_path, 8, get_dataset_fn=changed_rows(slow), stats_period=2, **QUIET)
+  lines = runs.lines(tmp_path)
+  stalled = max(lines, key=lambda line: line["data_wait_share"])
+  assert stalled["step"] in (4, 6)  # tf.data reads ahead.
+  assert stalled["data_wait_share"] > 0.8
+  assert lines[-1]["goodput/data_seconds"] > 0.8
+  assert sum(lines[-1][f"goodput/{phase}_seconds"] for phase in PHASES) > 1.0
+
+
+def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
+  """A reader that never returns; the exit is caught so that the test lives."""
+  left, code = threading.Event(), []
+
+  def leave(status):
+    code.append(status)
+    left.set()
+
+  monkeypatch.setattr(os, "_exit", leave)
+
+  def stuck(index, batch):
+    def wait(i):
+      if i == 4:
+        left.wait(60)
+      return i
+
+    with tf.control_dependencies([tf.py_function(wait, [index], tf.int64)]):
+      return {k: tf.identity(v) for k, v in batch.items()}
+
+  settings = RunSettings(watchdog_seconds=1.5)
+  runs.train(tmp_path, 6, get_dataset_fn=changed_rows(stuck), settings=settings, **QUIET)
+  assert code == [exits.HUNG]
+  (report,) = tmp_path.glob("hang_step*_host0.txt")
+  text = report.read_text()
+  assert "while: data" in text and "in wait" in text and "data_iterator.py" in text
+  assert "data_iterator.py" in capfd.readouterr().err
+  metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  (hang,) = [line for line in metrics if "hang_seconds" in line]
+  assert hang["hang_seconds"] > 1.5 and hang["goodput/data_seconds"] > 1.5
+
+
+def test_goodput_gives_every_second_to_one_phase():
+  now = iter([0.0, 3.0, 5.0, 6.0, 10.0, 11.0, 12.0])
+  goodput = Goodput(clock=lambda: next(now))
+  with goodput.within("compile"):  # From 3 to 5.
+    pass
+  goodput.enter("step")  # At 6.
+  with goodput.within("data"):  # From 10 to 11.
+    pass
+  spent = goodput.seconds()  # At 12.
+  assert spent == {"init": 4, "compile": 2, "step": 5, "data": 1, "eval": 0, "checkpoint": 0}
+
+
+def test_operations_are_xlas_count_and_loops_count_as_often_as_they_run():
+  """Against XLA's cost analysis where it counts right: without loops."""
+  x, w, k = jnp.ones((16, 32)), jnp.ones((4, 32, 32)), jnp.ones((3, 3, 4, 8))
+  image = jnp.ones((2, 16, 16, 4))
+
+  def unrolled(x, w):
+    for layer in w:
+      x = x @ layer
+    return (x**2).sum()
+
+  def scanned(x, w, body=lambda c, layer: (c @ layer, None)):
+    return (jax.lax.scan(body, x, w)[0] ** 2).sum()
+
+  def layer(c, w):
+    return jnp.tanh(c @ w) @ w, None
+
+  def remat(x, w):
+    return scanned(x, w, jax.checkpoint(layer))
+
+  def convolved(k):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return (
+      jax.lax.conv_general_dilated(image, k, (1, 1), "VALID", dimension_numbers=numbers).sum() ** 2
+    )
+
+  def counted(f, *arguments):
+    return count_flops(jax.make_jaxpr(jax.grad(f, argnums=len(arguments) - 1))(*arguments))
+
+  def xla(f, *arguments):
+    compiled = jax.jit(jax.grad(f, argnums=len(arguments) - 1)).lower(*arguments).compile()
+    return compiled.cost_analysis()["flops"]
+
+  assert counted(unrolled, x, w) == pytest.approx(xla(unrolled, x, w), rel=0.05)
+  assert counted(scanned, x, w) == pytest.approx(counted(unrolled, x, w), rel=0.15)
+  assert counted(remat, x, w) == counted(lambda x, w: scanned(x, w, layer), x, w)
+  assert counted(convolved, k) == pytest.approx(xla(convolved, k), rel=0.05)
+
+
+def test_utilisation_is_operations_over_the_peak(tmp_path):
+  settings = RunSettings(peak_flops_per_device=1e9)
+  runs.train(tmp_path, 4, settings=settings, stats_period=2, **QUIET)
+  line = runs.lines(tmp_path)[-1]
+  # Two products forward (8x4 @ 4x8, 8x8 @ 8x1), the gradient of both weights and of what lies between them.
+  operations = 2 * 8 * (4 * 8 + 8) + 2 * 8 * (4 * 8 + 8) + 2 * 8 * 8
+  expected = operations * line["steps_per_second"] / 1e9
+  assert line["model_flops_utilisation"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trace_is_written_on_request(tmp_path):
+  (tmp_path / "profile_now").write_text("2\n")
+  runs.train(tmp_path, 6, stats_period=2, **QUIET)
+  assert not (tmp_path / "profile_now").exists()
+  assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
+
+
+def test_settings_are_checked():
+  for bad in ({"watchdog_seconds": 0}, {"max_steps_in_flight": 0}, {"profile_steps": (5, 5)}):
+    with pytest.raises(ValueError, match=f"RunSettings.{next(iter(bad))}: got"):
+      RunSettings(**bad)

@@ -1,0 +1,88 @@
+"""Steps whose loss or gradient is not finite are undone on the device, and counted there."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+
+from walt_t5x.engine.builtin.train_state import TrainState
+
+
+@flax.struct.dataclass
+class Skips:
+  """Counts that travel with the step, replicated.
+
+  Attributes:
+    in_a_row: steps skipped since the last good one.
+    total: steps skipped since the process started.
+  """
+
+  in_a_row: jax.Array
+  total: jax.Array
+
+  @classmethod
+  def none(cls) -> "Skips":
+    return cls(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+  def after(self, finite: jax.Array) -> "Skips":
+    """The counts after a step."""
+    return Skips(
+      in_a_row=jnp.where(finite, 0, self.in_a_row + 1),
+      total=self.total + jnp.where(finite, 0, 1),
+    )
+
+
+@flax.struct.dataclass
+class Sum(clu_metrics.Metric):
+  """A metric that adds up."""
+
+  total: jax.Array
+
+  @classmethod
+  def from_model_output(cls, value: Any, **_: Any) -> "Sum":
+    return cls(jnp.asarray(value, jnp.float32).sum())
+
+  @classmethod
+  def empty(cls) -> "Sum":
+    return cls(jnp.zeros([], jnp.float32))
+
+  def merge(self, other: "Sum") -> "Sum":
+    return Sum(self.total + other.total)
+
+  def compute(self) -> jax.Array:
+    return self.total
+
+
+def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+  """`new` where the step was finite, else `old` at the new step: no host is asked.
+
+  The step count goes on, so that noise, periods and names of checkpoints stay those of an undisturbed run. Counts
+  inside the optimizer (bias correction, schedules) do not: no update happened.
+  """
+
+  def chosen(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
+
+  return new.replace(
+    params=chosen(new.params, old.params),
+    optimizer_state=new.optimizer_state.replace(
+      param_states=chosen(new.param_states, old.param_states)
+    ),
+  )
+
+
+def count_if(finite: jax.Array, metrics: dict[str, Any]) -> dict[str, Any]:
+  """Metrics of a skipped step as those of no rows at all, so that they spoil no average."""
+
+  def counted(metric: Any) -> Any:
+    if not isinstance(metric, clu_metrics.Metric):
+      return metric
+    return jax.tree.map(
+      lambda x, empty: jnp.where(finite, x, jnp.asarray(empty, jnp.asarray(x).dtype)),
+      metric,
+      metric.empty(),
+    )
+
+  return {name: counted(metric) for name, metric in metrics.items()}

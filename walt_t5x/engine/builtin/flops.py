@@ -1,0 +1,105 @@
+"""Floating-point operations of a step, counted from its program, and what the devices could do."""
+
+import math
+from typing import Any
+
+import jax
+
+# Dense bfloat16 peak of one device (a chip, as JAX counts them on these), in operations a second. Source: the vendors'
+# data sheets. Prefixes of `device_kind`, longest first.
+PEAKS = {
+  "TPU v6 lite": 918e12,
+  "TPU v5p": 459e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v4": 275e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 80GB": 989e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA L4": 121e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+  """Operations a second of one device, or None where the table does not know it."""
+  for kind, peak in PEAKS.items():
+    if device.device_kind.startswith(kind):
+      return peak
+  return None
+
+
+def count_flops(jaxpr: Any) -> float:
+  """Operations of the matrix products and convolutions in a program, a multiply-add as two.
+
+  Counted before partitioning, over all devices. XLA's own cost analysis counts the body of a loop once; here a scan
+  counts as often as it runs. What `jax.checkpoint` computes a second time in the backward pass is left out, so that the
+  same model counts the same whatever it rematerialises. A `while` loop counts once, a `cond` as its dearest branch.
+
+  Args:
+    jaxpr: closed or open.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+
+
+def _equation(eqn: Any) -> float:
+  name = eqn.primitive.name
+  if name == "dot_general":
+    (lhs_contracting, _), _ = eqn.params["dimension_numbers"]
+    contracted = math.prod(eqn.invars[0].aval.shape[i] for i in lhs_contracting)
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
+  if name == "conv_general_dilated":
+    return _convolution(eqn)
+  if name == "scan":
+    return eqn.params["length"] * count_flops(eqn.params["jaxpr"])
+  if name == "while":
+    return count_flops(eqn.params["body_jaxpr"])
+  if name == "cond":
+    return max(count_flops(branch) for branch in eqn.params["branches"])
+  if name == "pallas_call":
+    grid = eqn.params["grid_mapping"].grid
+    return math.prod(int(n) for n in grid) * count_flops(eqn.params["jaxpr"])
+  if name in ("checkpoint", "remat", "remat2") and eqn.params.get("differentiated"):
+    return _backward(eqn.params["jaxpr"])
+  return sum(count_flops(sub) for sub in _subprograms(eqn.params))
+
+
+def _backward(jaxpr: Any) -> float:
+  """Operations of a differentiated block without what it recomputes: only what depends on the cotangents.
+
+  JAX passes a block its residuals first and its cotangents last, and every result is linear in the cotangents. So
+  they are the shortest tail of the arguments that every result depends on.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  for tail in range(1, len(jaxpr.invars) + 1):
+    moved = set(jaxpr.invars[-tail:])
+    backward = []
+    for eqn in jaxpr.eqns:
+      if any(var in moved for var in eqn.invars if not hasattr(var, "val")):
+        backward.append(eqn)
+        moved.update(eqn.outvars)
+    if all(hasattr(var, "val") or var in moved for var in jaxpr.outvars):
+      return sum(_equation(eqn) for eqn in backward)
+  return count_flops(jaxpr)
+
+
+def _subprograms(params: dict[str, Any]) -> list[Any]:
+  """The program that an equation calls; of several (custom derivatives) the first is the one that runs."""
+  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    value = params.get(key)
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+      return [value]
+  return []
+
+
+def _convolution(eqn: Any) -> float:
+  """Two operations for each output value, input channel of its group, and kernel tap that meets a real input.
+
+  Transposed convolutions (gradients of strided ones) dilate their input with zeros, which do no work.
+  """
+  numbers = eqn.params["dimension_numbers"]
+  kernel = eqn.invars[1].aval.shape
+  out = eqn.outvars[0].aval.shape
+  taps = math.prod(kernel[i] for i in numbers.rhs_spec[2:])
+  channels = kernel[numbers.rhs_spec[1]]
+  return 2.0 * math.prod(out) * taps * channels / math.prod(eqn.params["lhs_dilation"])

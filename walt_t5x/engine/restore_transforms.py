@@ -1,0 +1,94 @@
+"""What a checkpoint goes through on its way into another model, for both engines' `state_transformation_fns`.
+
+A transformation is `f(state_dict, target_state_dict, *, is_resuming) -> state_dict` over nested dicts: what the
+checkpoint holds, and the shapes that this model wants. Gin binds them:
+
+    engine.RestoreCheckpointConfig.state_transformation_fns = [@restore_transforms.FitArrays()]
+    restore_transforms.FitArrays.fit = @some_module.interpolate
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+Fit = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitArrays:
+  """Arrays whose shape is not the one wanted go through `fit`: position tables of another resolution, say.
+
+  A resumed run is left alone: its own checkpoints fit already.
+
+  Args:
+    fit: `(name, array, wanted_shape) -> array`, called for each array that does not fit. `name` is its full name in
+      this model's state, such as `target/position/table` or `state/param_states/4/ema/position/table`: the moments
+      and the average of a parameter pass too. Return the array as it is where the name is not yours; it is then
+      refused as any array of a wrong shape is.
+  """
+
+  fit: Fit
+
+  def __call__(
+    self,
+    state_dict: Mapping[str, Any],
+    target_state_dict: Mapping[str, Any],
+    *,
+    is_resuming: bool = False,
+  ) -> dict[str, Any]:
+    if is_resuming:
+      return dict(state_dict)
+    flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+    target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
+    for name, array in flat.items():
+      wanted = getattr(target.get(name), "shape", None)
+      if wanted is not None and tuple(np.shape(array)) != tuple(wanted):
+        flat[name] = self.fit("/".join(name), np.asarray(array), tuple(wanted))
+    return traverse_util.unflatten_dict(flat)
+
+
+def average_as_parameters(
+  state_dict: Mapping[str, Any],
+  target_state_dict: Mapping[str, Any],
+  *,
+  is_resuming: bool = False,
+) -> dict[str, Any]:
+  """Starts from the parameter average (`engine.ema`) alone: it becomes the parameters and the new run's average.
+
+  Step, moments and counts are dropped, so set `fallback_to_scratch=True`.
+
+  Raises:
+    ValueError: the checkpoint holds no average.
+  """
+  if is_resuming:
+    return dict(state_dict)
+  flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+  averages = average_names(flat)
+  if not averages:
+    raise ValueError(
+      "average_as_parameters: the checkpoint holds no parameter average; remove the transformation, or name another "
+      "checkpoint."
+    )
+  started = {name: value for name, value in flat.items() if name[0] == "target"}
+  for name, source in averages.items():
+    started[("target", *name)] = flat[source]
+  target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
+  for name, wanted in average_names(target).items():
+    if ("target", *name) in started:
+      started[wanted] = np.asarray(started[("target", *name)], np.float32)
+  return traverse_util.unflatten_dict(started)
+
+
+def average_names(names: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], tuple[str, ...]]:
+  """Parameter name -> name of its average, for every `optax.EmaState` among the optimizer states."""
+  found: dict[tuple[str, ...], tuple[str, ...]] = {}
+  for name in names:
+    for i, part in enumerate(name):
+      # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be called 'ema' has no such sibling.
+      if name[0] == "state" and part == "ema" and (*name[:i], "count") in names:
+        found[name[i + 1 :]] = name
+        break
+  return found

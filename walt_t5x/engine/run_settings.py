@@ -1,0 +1,50 @@
+"""How a run of the built-in engine watches over itself. Gin files bind it; T5X has its own ways and ignores it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+  """Settings that T5X's `train` has no argument for, so that one gin file still serves both engines.
+
+  The launcher hands the bound settings to the built-in `train`; under T5X the bindings parse and have no effect.
+
+  Args:
+    watchdog_seconds: without a finished step (or evaluation batch, or checkpoint) for so long, the process writes the
+      stacks of all its threads and exits with `exits.HUNG`. Longer than the longest compilation, evaluation batch or
+      checkpoint. None never does.
+    max_nonfinite_steps: a step whose loss or gradient is not finite is skipped: parameters, optimizer and average
+      stay as they are. So many in a row end the run with `exits.NOT_FINITE`. None never does.
+    max_steps_in_flight: steps that the host may be ahead of the devices. More hides more of the host's work; fewer
+      makes a preempted run save sooner.
+    keep_every: checkpoints at multiples of this step are kept for ever, whatever `keep` says. None keeps none so.
+    profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the coming steps can also
+      be asked for while the run goes on: `echo 5 > MODEL_DIR/profile_now`.
+    peak_flops_per_device: for the utilisation metric where the device is not in the table of `engine.builtin.flops`.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+
+  watchdog_seconds: float | None = 1800.0
+  max_nonfinite_steps: int | None = 20
+  max_steps_in_flight: int = 2
+  keep_every: int | None = None
+  profile_steps: Sequence[int] | None = None
+  peak_flops_per_device: float | None = None
+
+  def __post_init__(self) -> None:
+    for name in ("watchdog_seconds", "max_nonfinite_steps", "keep_every", "peak_flops_per_device"):
+      value = getattr(self, name)
+      if value is not None and value <= 0:
+        raise ValueError(f"RunSettings.{name}: got {value}, expected None or more than 0.")
+    if self.max_steps_in_flight < 1:
+      raise ValueError(
+        f"RunSettings.max_steps_in_flight: got {self.max_steps_in_flight}, expected at least 1."
+      )
+    steps = self.profile_steps
+    if steps is not None and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
+      raise ValueError(
+        f"RunSettings.profile_steps: got {steps}, expected (first, last + 1), or None."
+      )

@@ -30,11 +30,13 @@ class RowFormat:
     text_length: L; longer captions are cut, shorter ones padded. 0 leaves the text out.
     text_slots: s; 1 for tasks of videos alone, t where image stacks are mixed in.
     label: add the class label.
+    normalise_latents: give every channel mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is False).
   """
 
   text_length: int = 64
   text_slots: int = 1
   label: bool = False
+  normalise_latents: bool = True
 
 
 class _UncachedSource(seqio.DataSource):
@@ -58,7 +60,13 @@ class _UncachedSource(seqio.DataSource):
 
 
 class CachedTask(seqio.Task):
-  """A task that exists as a cache and knows what made it."""
+  """A task that exists as a cache and knows what made it.
+
+  `normalised` says whether its rows are; the provenance of a run on rows that are not has mean 0 and deviation 1, so
+  that generation undoes what was done.
+  """
+
+  normalised = True
 
   def provenance(self) -> Provenance:
     """Of the cache folder.
@@ -76,7 +84,12 @@ class CachedTask(seqio.Task):
   @property
   def walt_provenance(self) -> dict:
     """As a JSON tree; the trainer keeps it beside the checkpoints."""
-    return json.loads(self.provenance().to_json())
+    tree = json.loads(self.provenance().to_json())
+    if not self.normalised:
+      for statistics in tree["latents"].values():
+        statistics["mean"] = [0.0] * statistics["channels"]
+        statistics["std"] = [1.0] * statistics["channels"]
+    return tree
 
 
 class CachedMixture(seqio.Mixture):
@@ -108,11 +121,14 @@ class CachedMixture(seqio.Mixture):
 
 
 def _normalised(
-  example: Mapping[str, tf.Tensor], field: str, statistics: LatentStatistics
+  example: Mapping[str, tf.Tensor], field: str, statistics: LatentStatistics, *, row: RowFormat
 ) -> tf.Tensor:
-  """Latents of one field with mean 0 and standard deviation 1 a channel, bfloat16."""
+  """Latents of one field with mean 0 and standard deviation 1 a channel (if `row` asks for it), bfloat16."""
   shape = (*schema.latents_shape(field), statistics.channels)
-  latents = tf.cast(schema.parse_latents(example, field, shape), tf.float32)
+  latents = schema.parse_latents(example, field, shape)
+  if not row.normalise_latents:
+    return latents
+  latents = tf.cast(latents, tf.float32)
   return tf.cast(
     (latents - tf.constant(statistics.mean)) / tf.constant(statistics.std), tf.bfloat16
   )
@@ -168,9 +184,11 @@ def _parse(
 
   @seqio.map_over_dataset(num_seeds=1)
   def parse(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    parsed = {"latents": _normalised(example, latents, statistics[latents])}
+    parsed = {"latents": _normalised(example, latents, statistics[latents], row=row)}
     if low_resolution:
-      parsed["low_resolution"] = _normalised(example, low_resolution, statistics[low_resolution])
+      parsed["low_resolution"] = _normalised(
+        example, low_resolution, statistics[low_resolution], row=row
+      )
     if row.text_length:
       parsed["text"], parsed["text_mask"] = _padded_caption(
         example, seed, length=row.text_length, provenance=provenance
@@ -242,14 +260,17 @@ def _cached_task(
   output_features: Mapping[str, seqio.Feature],
   *,
   shuffle_buffer_size: int,
+  normalised: bool = True,
 ) -> CachedTask:
-  return CachedTask(
+  task = CachedTask(
     name,
     source=_UncachedSource(),
     preprocessors=[seqio.CacheDatasetPlaceholder(required=True), *preprocessors],
     output_features=output_features,
     shuffle_buffer_size=shuffle_buffer_size,
   )
+  task.normalised = normalised
+  return task
 
 
 def video_task(
@@ -282,6 +303,7 @@ def video_task(
     ],
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
+    normalised=row.normalise_latents,
   )
 
 
@@ -328,6 +350,7 @@ def image_task(
     ],
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
+    normalised=row.normalise_latents,
   )
 
 

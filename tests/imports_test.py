@@ -31,7 +31,9 @@ ALLOWED = {
     "walt_t5x.metrics",
     "walt_t5x.engine",
     "data.feature_converters",
+    "data.schema",
   ),
+  "walt_t5x.flops": (),
   "walt_t5x.generation": (
     "walt_t5x.models",
     "walt_t5x.vae",

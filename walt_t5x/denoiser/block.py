@@ -22,9 +22,10 @@ class LayerInputs:
   Attributes:
     condition: c + t, [B, t or 1, D].
     shared_modulation: A^1, [B, t or 1, 6 D]; None when each layer has its own AdaLN.
-    is_image: [B] bool; None when every row is a video.
+    is_image: [B] bool; None when all rows are of one kind.
     text: projected text, [B, t or 1, L, D]; None without text.
     text_mask: [B, t or 1, L] bool.
+    all_images: every row is a stack of images; static.
   """
 
   condition: Array
@@ -32,6 +33,7 @@ class LayerInputs:
   is_image: Array | None = None
   text: Array | None = None
   text_mask: Array | None = None
+  all_images: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class Mlp(nn.Module):
@@ -54,12 +56,14 @@ class WindowBlock(nn.Module):
   """
 
   window: Window
+  cross_attention_window: Window
   num_heads: int
   mlp_dim: int
   adaln: str
   adaln_rank: int
   qk_norm: bool
   relative_bias: bool
+  image_rows: str
   dtype: DTypeLike
 
   @nn.compact
@@ -80,13 +84,19 @@ class WindowBlock(nn.Module):
       num_heads=self.num_heads,
       qk_norm=self.qk_norm,
       relative_bias=self.relative_bias,
+      image_rows=self.image_rows,
       dtype=self.dtype,
       name="attention",
     )
-    x = x + m.gate_1 * attention(modulate(layer_norm(x), m.shift_1, m.scale_1), inputs.is_image)
+    modulated = modulate(layer_norm(x), m.shift_1, m.scale_1)
+    x = x + m.gate_1 * attention(modulated, inputs.is_image, all_images=inputs.all_images)
     if inputs.text is not None:
       cross = CrossAttention(
-        num_heads=self.num_heads, qk_norm=self.qk_norm, dtype=self.dtype, name="cross_attention"
+        window=self.cross_attention_window,
+        num_heads=self.num_heads,
+        qk_norm=self.qk_norm,
+        dtype=self.dtype,
+        name="cross_attention",
       )
       x = x + cross(layer_norm(x), inputs.text, inputs.text_mask)
     mlp = Mlp(self.mlp_dim, dtype=self.dtype, name="mlp")
@@ -98,27 +108,41 @@ class BlockPair(nn.Module):
 
   spatial_window: Window
   spatiotemporal_window: Window
+  cross_attention: str
   num_heads: int
   mlp_dim: int
   adaln: str
   adaln_rank: int
   qk_norm: bool
   relative_bias: bool
+  image_rows: str
   dtype: DTypeLike
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B t h w D"], inputs: LayerInputs
   ) -> tuple[Float[Array, "B t h w D"], None]:
-    fields = {
-      "num_heads": self.num_heads,
-      "mlp_dim": self.mlp_dim,
-      "adaln": self.adaln,
-      "adaln_rank": self.adaln_rank,
-      "qk_norm": self.qk_norm,
-      "relative_bias": self.relative_bias,
-      "dtype": self.dtype,
-    }
-    x = WindowBlock(window=self.spatial_window, name="spatial", **fields)(x, inputs)
-    x = WindowBlock(window=self.spatiotemporal_window, name="spatiotemporal", **fields)(x, inputs)
+    windows = {"spatial": self.spatial_window, "spatiotemporal": self.spatiotemporal_window}
+    for name, window in windows.items():
+      if self.cross_attention == "spatial":
+        cross_attention_window = self.spatial_window
+      elif self.cross_attention == "window":
+        cross_attention_window = window
+      else:
+        raise ValueError(
+          f"WaltDenoiser.cross_attention={self.cross_attention!r}: expected 'spatial' or 'window'"
+        )
+      x = WindowBlock(
+        window=window,
+        cross_attention_window=cross_attention_window,
+        num_heads=self.num_heads,
+        mlp_dim=self.mlp_dim,
+        adaln=self.adaln,
+        adaln_rank=self.adaln_rank,
+        qk_norm=self.qk_norm,
+        relative_bias=self.relative_bias,
+        image_rows=self.image_rows,
+        dtype=self.dtype,
+        name=name,
+      )(x, inputs)
     return x, None

@@ -84,7 +84,11 @@ class PositionEmbedding(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B t h w D"], is_image: Bool[Array, "B"] | None = None
+    self,
+    x: Float[Array, "B t h w D"],
+    is_image: Bool[Array, "B"] | None = None,
+    *,
+    all_images: bool = False,
   ) -> Float[Array, "B t h w D"]:
     _, t, h, w, width = x.shape
 
@@ -96,7 +100,9 @@ class PositionEmbedding(nn.Module):
 
     space = table("space", h, w).reshape(1, 1, h, w, width)
     time = table("time", t).reshape(1, t, 1, 1, width)
-    if is_image is not None:
+    if all_images:
+      time = time[:, :1]
+    elif is_image is not None:
       time = jnp.where(is_image.reshape(-1, 1, 1, 1, 1), time[:, :1], time)
     return x + (space + time).astype(x.dtype)
 

@@ -42,9 +42,9 @@ class Linear(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    inputs = x.shape[x.ndim - self.num_input_axes :]
-    features = tuple(self.features)
+  def function(self, inputs: Sequence[int]) -> Callable[[Array], Array]:
+    """The layer as a pure function of x, whose last axes are `inputs`; for use inside `lax.cond` and loops."""
+    inputs, features = tuple(inputs), tuple(self.features)
     flat = (math.prod(inputs), math.prod(features))
 
     def flattened_init(key, shape, dtype):
@@ -53,18 +53,25 @@ class Linear(nn.Module):
     kernel = param_with_axes(
       "kernel", flattened_init, (*inputs, *features), jnp.float32, axes=tuple(self.axes)
     )
-    contract = tuple(range(x.ndim - self.num_input_axes, x.ndim))
-    y = jax.lax.dot_general(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype),
-      ((contract, tuple(range(self.num_input_axes))), ((), ())),
-    )
+    bias = None
     if self.use_bias:
       bias = param_with_axes(
-        "bias", self.bias_init, features, jnp.float32, axes=tuple(self.axes)[self.num_input_axes :]
+        "bias", self.bias_init, features, jnp.float32, axes=tuple(self.axes)[len(inputs) :]
       )
-      y = y + bias.astype(self.dtype)
-    return y
+
+    def apply(x: Float[Array, "..."]) -> Float[Array, "..."]:
+      contract = tuple(range(x.ndim - len(inputs), x.ndim))
+      y = jax.lax.dot_general(
+        x.astype(self.dtype),
+        kernel.astype(self.dtype),
+        ((contract, tuple(range(len(inputs)))), ((), ())),
+      )
+      return y if bias is None else y + bias.astype(self.dtype)
+
+    return apply
+
+  def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return self.function(x.shape[x.ndim - self.num_input_axes :])(x)
 
 
 class Table(nn.Module):
@@ -88,11 +95,15 @@ class ScaleNorm(nn.Module):
   epsilon: float = 1e-6
 
   @nn.compact
-  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+  def function(self, width: int) -> Callable[[Array], Array]:
+    """The layer as a pure function of x [..., width]."""
     scale = param_with_axes(
-      "scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32, axes=("unmodeled",)
+      "scale", nn.initializers.ones_init(), (width,), jnp.float32, axes=("unmodeled",)
     )
-    return (layer_norm(x, self.epsilon, dtype=jnp.float32) * scale).astype(x.dtype)
+    return lambda x: (layer_norm(x, self.epsilon, dtype=jnp.float32) * scale).astype(x.dtype)
+
+  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    return self.function(x.shape[-1])(x)
 
 
 def layer_norm(

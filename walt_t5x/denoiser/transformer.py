@@ -40,7 +40,7 @@ class Conditioning:
   """Everything the denoiser may be conditioned on besides the time. Absent parts are None.
 
   Attributes:
-    is_image: bool [B]; rows that are stacks of 1 + t independent images.
+    is_image: bool [B]; rows that are stacks of 1 + t independent images. None where all rows are of one kind.
     labels: int [B, 1] (videos) or [B, t] (one an image); -1 is "no class".
     text: float [B, 1, L, E] or [B, t, L, E]; a video's caption stands in slot 0.
     text_mask: bool, as text without E; True on tokens.
@@ -50,6 +50,8 @@ class Conditioning:
     low_resolution_noise: standard normal [B, t, h, w, c].
     low_resolution_gamma: gamma(t_sr) [B].
     low_resolution_steps: t_sr in diffusion steps [B], embedded into AdaLN.
+    all_images: without `is_image`, whether all rows are stacks of images rather than videos. Static: known when the
+      step is compiled, which then leaves out the attention of the spatiotemporal layers.
   """
 
   is_image: Array | None = None
@@ -62,6 +64,7 @@ class Conditioning:
   low_resolution_noise: Array | None = None
   low_resolution_gamma: Array | None = None
   low_resolution_steps: Array | None = None
+  all_images: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 class WaltDenoiser(nn.Module):
@@ -80,11 +83,14 @@ class WaltDenoiser(nn.Module):
     adaln_rank: r of AdaLN-LoRA.
     num_classes: > 0 adds a class table of num_classes + 1 rows.
     text_dim: > 0 (E) adds the text projection and the cross-attentions.
+    cross_attention: "spatial" (every layer's cross-attention in the spatial window; images and videos together) or
+      "window" (each layer's in its own window; videos alone, Section 4.3).
     pooled_text: adds the pooled text to the AdaLN condition.
     frame_prediction: adds the c + 1 input channels of c_fp.
     low_resolution_scale: > 0 makes this a super-resolution stage of that ratio.
     self_conditioning: adds the c input channels of the self-condition.
     qk_norm, relative_bias: switches of the ablations.
+    image_rows: what image rows cost in a mixed batch, "select" or "skip"; see `WindowAttention`.
     scan_layers: stack the pairs' parameters along axis 0 and scan over them (compile time flat in depth).
     remat: "none", "full" or "dots"; what the backward pass computes again.
     dtype: of the activations.
@@ -102,12 +108,14 @@ class WaltDenoiser(nn.Module):
   adaln_rank: int = 2
   num_classes: int = 0
   text_dim: int = 0
+  cross_attention: str = "spatial"
   pooled_text: bool = True
   frame_prediction: bool = False
   low_resolution_scale: int = 0
   self_conditioning: bool = True
   qk_norm: bool = True
   relative_bias: bool = True
+  image_rows: str = "select"
   scan_layers: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.bfloat16
@@ -166,12 +174,14 @@ class WaltDenoiser(nn.Module):
     fields = {
       "spatial_window": tuple(self.spatial_window),
       "spatiotemporal_window": tuple(self.spatiotemporal_window),
+      "cross_attention": self.cross_attention,
       "num_heads": self.num_heads,
       "mlp_dim": self.mlp_dim,
       "adaln": self.adaln,
       "adaln_rank": self.adaln_rank,
       "qk_norm": self.qk_norm,
       "relative_bias": self.relative_bias,
+      "image_rows": self.image_rows,
       "dtype": self.dtype,
     }
     if self.remat not in REMAT_POLICIES:
@@ -226,10 +236,14 @@ class WaltDenoiser(nn.Module):
     x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patch_embedding")(x)
     for window in (self.spatial_window, self.spatiotemporal_window):
       check_window(x.shape[1:4], tuple(window))
-    x = PositionEmbedding(name="position_embedding")(x, conditioning.is_image)
+    x = PositionEmbedding(name="position_embedding")(
+      x, conditioning.is_image, all_images=conditioning.all_images
+    )
 
     condition = self._condition(steps, conditioning)
-    inputs = LayerInputs(condition=condition, is_image=conditioning.is_image)
+    inputs = LayerInputs(
+      condition=condition, is_image=conditioning.is_image, all_images=conditioning.all_images
+    )
     if self.adaln == "lora":
       shared = SharedAdaLN(dtype=self.dtype, name="adaln")(condition)
       inputs = dataclasses.replace(inputs, shared_modulation=shared)
@@ -271,12 +285,14 @@ def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
   def fill(x: Array | None) -> Array | None:
     if x is None or x.shape[1] == 1:
       return x
-    if conditioning.is_image is None:
+    if conditioning.is_image is None and not conditioning.all_images:
       return x[:, :1]
     if x.shape[1] != frames:
       raise ValueError(
         f"text or labels have {x.shape[1]} slots a row: expected 1 or the {frames} latent frames"
       )
+    if conditioning.is_image is None:
+      return x
     is_image = conditioning.is_image.reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.where(is_image, x, x[:, :1])
 

@@ -1,5 +1,6 @@
 """gin at the border: flags to bindings, files to a configuration, a record of it. The engine's only gin import."""
 
+import copy
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -29,13 +30,20 @@ def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   return rewritten
 
 
-def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]) -> None:
+def parse(
+  files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str],
+  *,
+  finalize: bool = True,
+) -> None:
   """Parses files, then bindings; later ones win. The configuration is final afterwards.
 
   Args:
     files: gin files, found in the search paths.
     bindings: such as `TRAIN_STEPS = 10` or `train/engine.DatasetConfig.batch_size = 8`.
     search_paths: folders; the first that has a file wins.
+    finalize: refuse macros that are required and not given. False for programs that only look at a configuration.
 
   Raises:
     GinError: a file is not found, a name does not exist, a value does not parse, or a macro set on the command line
@@ -46,7 +54,7 @@ def parse(files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[
   for path in search_paths:
     gin.add_config_file_search_path(path)
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=True)
+    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=finalize)
   except (
     OSError,
     ValueError,
@@ -132,3 +140,30 @@ def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None
   if summary_writer is not None:
     summary_writer.write_texts(step, {"config": gin.markdown(gin.config_str())})
     summary_writer.flush()
+
+
+def macro_value(name: str, default: Any = None) -> Any:
+  """What a macro of the parsed files stands for; configurables that it refers to are called.
+
+  Args:
+    name: of the macro, without '%'.
+    default: where no file defines it.
+  """
+  import gin
+
+  try:
+    value = gin.query_parameter(f"{name}/gin.macro.value")
+  except ValueError:
+    return default
+  # gin calls a reference when it is copied.
+  return copy.deepcopy(value)
+
+
+def binding(parameter: str) -> Any:
+  """The value that the parsed files bind to a parameter such as `pixel_task.pixels`; None where they bind none."""
+  import gin
+
+  try:
+    return copy.deepcopy(gin.query_parameter(parameter))
+  except ValueError:
+    return None

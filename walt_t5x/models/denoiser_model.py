@@ -1,7 +1,7 @@
 """The denoiser as an engine trains it: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import clu.metrics
@@ -12,13 +12,15 @@ from jaxtyping import Array
 from data.feature_converters import DenoiserFeatureConverter
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.process import Prediction, add_noise, target, to_x0_and_noise
+from walt_t5x.diffusion.losses import squared_errors
+from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.models.conditioning import drop, from_batch
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
 
 NUM_NOISE_BUCKETS = 4
+ROWS = ("mixed", "videos", "images")
 
 
 class DenoiserModel(engine.BaseModel):
@@ -34,8 +36,11 @@ class DenoiserModel(engine.BaseModel):
     self_conditioning_probability: float = 0.9,
     drop_probability: float = 0.1,
     frame_prediction_probability: float = 0.25,
+    frame_prediction_counts: Sequence[int] = (1, 2),
     max_low_resolution_noise: float = 0.3,
     sampling_low_resolution_noise: float = 0.15,
+    rows: str = "mixed",
+    continuous_time: bool = False,
     sampler: SamplerConfig | None = None,
   ):
     """Args:
@@ -46,11 +51,18 @@ class DenoiserModel(engine.BaseModel):
     prediction: "v" (the paper's), "x0" or "epsilon".
     self_conditioning_probability: p_sc; a row's first-pass estimate is fed back with this probability, else zeros.
     drop_probability: share of captions and labels dropped for guidance. Assumption: 0.1.
-    frame_prediction_probability: p_fp; share of video rows given past frames, half of them 1 latent frame, half 2.
-      Assumption: 0.25.
+    frame_prediction_probability: p_fp; share of video rows given past frames. Assumption: 0.25.
+    frame_prediction_counts: how many latent frames those rows are given, drawn evenly. Assumption: 1 or 2; frame
+      prediction on Kinetics-600 gives 2 to every row (5 pixel frames).
     max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
     sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
+    rows: "mixed" batches hold videos and stacks of images; "videos" or "images" say that they hold one kind only,
+      which the compiled step then need not tell apart.
+    continuous_time: draw a real t in (0, num_steps] instead of a whole step.
     sampler: how `predict_batch` samples.
+
+    Raises:
+      ValueError: for rows of an unknown kind, or counts of frames below 1.
     """
     super().__init__(optimizer_def)
     self.module = module
@@ -59,6 +71,13 @@ class DenoiserModel(engine.BaseModel):
     self.self_conditioning_probability = self_conditioning_probability
     self.drop_probability = drop_probability
     self.frame_prediction_probability = frame_prediction_probability
+    self.frame_prediction_counts = tuple(frame_prediction_counts)
+    if not self.frame_prediction_counts or min(self.frame_prediction_counts) < 1:
+      raise ValueError(f"DenoiserModel.{frame_prediction_counts=}: expected whole numbers from 1")
+    if rows not in ROWS:
+      raise ValueError(f"DenoiserModel.{rows=}: expected one of {ROWS}")
+    self.rows = rows
+    self.continuous_time = continuous_time
     self.max_low_resolution_noise = max_low_resolution_noise
     self.sampling_low_resolution_noise = sampling_low_resolution_noise
     self.sampler = sampler or SamplerConfig()
@@ -90,11 +109,18 @@ class DenoiserModel(engine.BaseModel):
     }
     rows = batch["latents"].shape[0]
     conditioning = self.low_resolution_noised(
-      from_batch(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
+      self.conditioning(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
     )
     return self.module.init(
       rng, batch["latents"].astype(jnp.float32), jnp.ones((rows,)), None, conditioning
     )
+
+  def conditioning(self, batch: Batch) -> Conditioning:
+    """What the batch gives as condition, by the kind of its rows; random parts are added later."""
+    given = from_batch(batch)
+    if self.rows == "mixed":
+      return given
+    return dataclasses.replace(given, is_image=None, all_images=self.rows == "images")
 
   def low_resolution_noised(
     self, conditioning: Conditioning, noise: Array, *, time: Array
@@ -119,15 +145,23 @@ class DenoiserModel(engine.BaseModel):
   def _with_past_frames(
     self, conditioning: Conditioning, rng: Array, latents: Array
   ) -> Conditioning:
-    """Gives 1 or 2 clean latent frames to a share p_fp of the video rows (Section 4.4)."""
+    """Gives the first clean latent frames to a share p_fp of the video rows (Section 4.4)."""
     if not self.module.frame_prediction:
       return conditioning
     rows, frames = latents.shape[:2]
+    if max(self.frame_prediction_counts) >= frames:
+      raise ValueError(
+        f"DenoiserModel.frame_prediction_counts={self.frame_prediction_counts}: expected fewer than the {frames} "
+        "latent frames of a row"
+      )
     rng_given, rng_count = jax.random.split(rng)
     given = jax.random.bernoulli(rng_given, self.frame_prediction_probability, (rows,))
     if conditioning.is_image is not None:
       given = given & ~conditioning.is_image
-    count = jnp.where(given, jax.random.randint(rng_count, (rows,), 1, 3), 0)
+    elif conditioning.all_images:
+      given = jnp.zeros_like(given)
+    counts = jax.random.choice(rng_count, jnp.array(self.frame_prediction_counts), (rows,))
+    count = jnp.where(given, counts, 0)
     return dataclasses.replace(
       conditioning,
       frames=latents,
@@ -139,11 +173,17 @@ class DenoiserModel(engine.BaseModel):
     rows = latents.shape[0]
     time = self.max_low_resolution_noise * jax.random.uniform(rngs[0], (rows,))
     noise = jax.random.normal(rngs[1], latents.shape)
-    conditioning = self.low_resolution_noised(from_batch(batch), noise, time=time)
+    conditioning = self.low_resolution_noised(self.conditioning(batch), noise, time=time)
     conditioning = self._with_past_frames(conditioning, rngs[2], latents)
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
     dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
     return drop(conditioning, dropped, null_text=batch.get("null_text"))
+
+  def _draw_steps(self, rng: Array, rows: int) -> Array:
+    """Diffusion times of the rows, evenly over 1 .. K, or over (0, K] in continuous time."""
+    if self.continuous_time:
+      return self.schedule.num_steps * (1 - jax.random.uniform(rng, (rows,)))
+    return jax.random.randint(rng, (rows,), 1, self.schedule.num_steps + 1)
 
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
@@ -159,7 +199,7 @@ class DenoiserModel(engine.BaseModel):
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
     rows = latents.shape[0]
-    steps = jax.random.randint(rng_steps, (rows,), 1, self.schedule.num_steps + 1)
+    steps = self._draw_steps(rng_steps, rows)
     gamma = self.schedule.gamma(steps)
     noise = jax.random.normal(rng_noise, latents.shape)
     x_t = add_noise(latents, noise, gamma)
@@ -176,10 +216,11 @@ class DenoiserModel(engine.BaseModel):
       )
       self_condition = jnp.where(chosen, jax.lax.stop_gradient(first), 0.0)
 
-    wanted = target(self.prediction, x0=latents, noise=noise, gamma=gamma)
-    errors = jnp.mean(jnp.square(predict(self_condition) - wanted), axis=(1, 2, 3, 4))
-    loss = jnp.mean(errors)
-    return loss, self._metrics(errors, steps, batch.get("is_image"))
+    errors = squared_errors(
+      self.prediction, predict(self_condition), x0=latents, noise=noise, gamma=gamma
+    )
+    is_image = conditioning.is_image
+    return jnp.mean(errors), self._metrics(errors, steps, is_image)
 
   def _metrics(
     self, errors: Array, steps: Array, is_image: Array | None
@@ -193,7 +234,8 @@ class DenoiserModel(engine.BaseModel):
     metrics = {"loss": average()}
     if is_image is not None:
       metrics |= {"loss_image": average(is_image), "loss_video": average(~is_image)}
-    bucket = (steps - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
+    whole = jnp.ceil(steps).astype(jnp.int32)
+    bucket = (whole - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
     for i in range(NUM_NOISE_BUCKETS):
       metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = average(bucket == i)
     return metrics
@@ -207,7 +249,7 @@ class DenoiserModel(engine.BaseModel):
     noise = jax.random.normal(rng_noise, shape)
     time = jnp.full((shape[0],), self.sampling_low_resolution_noise)
     low_noise = jax.random.normal(rng_low, shape)
-    conditioning = self.low_resolution_noised(from_batch(batch), low_noise, time=time)
+    conditioning = self.low_resolution_noised(self.conditioning(batch), low_noise, time=time)
     return self.sample(params, noise, conditioning, null_text=batch.get("null_text")), {}
 
   def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:

@@ -1,0 +1,135 @@
+"""Position tables for another token grid: the 9:16 fine-tune of the base stage (Section 4.5, appendix).
+
+Absolute tables have one row a place of the grid, relative tables one a displacement within a window. Both are cut out
+as grids, interpolated linearly along each axis with the ends kept in place, and put back. So displacement 0 stays
+displacement 0, and the same grid gives the same table, bit for bit.
+
+Assumption: linear with aligned ends; the paper says only that both kinds of table are interpolated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from walt_t5x.denoiser.windows import Window
+
+
+def interpolation_matrix(old: int, new: int) -> np.ndarray:
+  """float64 [new, old] that resamples an axis linearly; each row sums to 1, the first and last rows are unit rows."""
+  place = np.linspace(0, old - 1, new) if new > 1 else np.array([(old - 1) / 2])
+  low = np.minimum(np.floor(place).astype(int), max(old - 2, 0))
+  weight = place - low
+  matrix = np.zeros((new, old))
+  matrix[np.arange(new), low] += 1 - weight
+  matrix[np.arange(new), np.minimum(low + 1, old - 1)] += weight
+  return matrix
+
+
+def interpolate_rows(
+  table: np.ndarray, old: Sequence[int], new: Sequence[int], *, axis: int = 0
+) -> np.ndarray:
+  """A table whose `axis` runs over a grid of sizes `old` (row-major), for a grid of sizes `new`.
+
+  Args:
+    table: [..., prod(old), ...].
+    old, new: sizes of the two grids, of equal rank.
+    axis: which axis of the table runs over the grid.
+
+  Returns:
+    [..., prod(new), ...] of the table's dtype; the table itself where the grids are the same.
+
+  Raises:
+    ValueError: if the axis has not prod(old) entries.
+  """
+  if table.shape[axis] != math.prod(old):
+    raise ValueError(
+      f"interpolate_rows: axis {axis} of a table of shape {table.shape} has {table.shape[axis]} rows, expected "
+      f"{math.prod(old)} = prod{tuple(old)}; state the grid that the checkpoint was trained on"
+    )
+  if tuple(old) == tuple(new):
+    return table
+  grid = np.moveaxis(np.asarray(table, np.float64), axis, 0)
+  rest = grid.shape[1:]
+  grid = grid.reshape(*old, *rest)
+  for i, (before, after) in enumerate(zip(old, new, strict=True)):
+    grid = np.moveaxis(np.tensordot(interpolation_matrix(before, after), grid, (1, i)), 0, i)
+  return np.moveaxis(grid.reshape(math.prod(new), *rest), 0, axis).astype(table.dtype)
+
+
+def displacements(window: Window) -> tuple[int, ...]:
+  """Sizes of the relative table's grid: 2 w - 1 along each axis."""
+  return tuple(2 * size - 1 for size in window)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterpolatePositions:
+  """A checkpoint transform, for `engine.RestoreCheckpointConfig.state_transformation_fns` in gin.
+
+  Moves every position table of a denoiser, and whatever the optimizer keeps of it row by row, from one token grid to
+  another. A run that is resumed is left alone: its own checkpoints have the new tables.
+
+  Attributes:
+    grid, new_grid: (t, h, w) in tokens, of the checkpoint and of this run.
+    spatial_window, new_spatial_window: likewise.
+    spatiotemporal_window, new_spatiotemporal_window: likewise.
+  """
+
+  grid: Window
+  new_grid: Window
+  spatial_window: Window
+  new_spatial_window: Window
+  spatiotemporal_window: Window
+  new_spatiotemporal_window: Window
+
+  def __call__(
+    self,
+    state_dict: Mapping[str, Any],
+    target_state_dict: Mapping[str, Any] | None = None,
+    *,
+    is_resuming: bool = False,
+  ) -> Mapping[str, Any]:
+    """The state with its tables moved; other entries are the same objects.
+
+    Raises:
+      ValueError: if a table has not as many rows as the stated grid, or there is no table at all.
+    """
+    del target_state_dict
+    if is_resuming:
+      return state_dict
+    flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+    moved = {name: self._moved(name, value) for name, value in flat.items()}
+    if not any(self._grids(name) for name in flat):
+      raise ValueError(
+        "InterpolatePositions found no position table in the checkpoint: expected names that hold "
+        f"'position_embedding' or 'relative_position_bias', got {['/'.join(n) for n in list(flat)[:3]]} ..."
+      )
+    return traverse_util.unflatten_dict(moved)
+
+  def _grids(self, name: tuple[str, ...]) -> tuple[Sequence[int], Sequence[int]] | None:
+    """Old and new grid of the table that a state's entry belongs to; None for others."""
+    if "position_embedding" in name:
+      if "space" in name:
+        return self.grid[1:], self.new_grid[1:]
+      return self.grid[:1], self.new_grid[:1]
+    if "relative_position_bias" in name:
+      kind = "spatiotemporal" if "spatiotemporal" in name else "spatial"
+      windows = getattr(self, f"{kind}_window"), getattr(self, f"new_{kind}_window")
+      return displacements(windows[0]), displacements(windows[1])
+    return None
+
+  def _moved(self, name: tuple[str, ...], value: Any) -> Any:
+    grids = self._grids(name)
+    shape = getattr(value, "shape", ())
+    # Scanned layers stack their tables along a first axis. What an optimizer keeps by column has no such rows.
+    axis = 1 if "pairs" in name else 0
+    rows = grids and math.prod(grids[0])
+    if grids is None or "v_col" in name or not rows or math.prod(shape) == 1 or len(shape) <= axis:
+      return value
+    try:
+      return interpolate_rows(np.asarray(value), *grids, axis=axis)
+    except ValueError as error:
+      raise ValueError(f"{'/'.join(name)}: {error}") from error

@@ -1,0 +1,72 @@
+"""Shapes of the batch that a model reads, from names of record fields: to plan a run without its data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from data import schema
+from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.vae_model import VaeModel
+
+_TYPES = {
+  "is_image": jnp.bool_,
+  "text_mask": jnp.bool_,
+  "label": jnp.int32,
+  "video": jnp.uint8,
+}
+
+
+def input_shapes(
+  model: DenoiserModel | VaeModel,
+  *,
+  rows: int,
+  field: str,
+  low_resolution: str | None = None,
+  text_length: int = 64,
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """What the model's feature converter delivers.
+
+  Args:
+    model: a tokenizer or a stage.
+    rows: of the batch.
+    field: latents of a stage, pixels of a tokenizer.
+    low_resolution: latents that a super-resolution stage is given.
+    text_length: tokens of a caption.
+
+  Raises:
+    ValueError: on a name that is no such field, or if a super-resolution stage is not given latents of the right size.
+  """
+  if isinstance(model, VaeModel):
+    return _typed({"video": (rows, *schema.pixels_shape(field), 3)})
+  t, h, w = schema.latents_shape(field)
+  module = model.module
+  channels, slots = module.latent_channels, 1 if model.rows == "videos" else t
+  shapes: dict[str, tuple[int, ...]] = {"latents": (rows, t, h, w, channels), "is_image": (rows,)}
+  if module.text_dim:
+    shapes["text"] = (rows, slots, text_length, module.text_dim)
+    shapes["text_mask"] = (rows, slots, text_length)
+    shapes["null_text"] = (rows, 1, module.text_dim)
+  if module.num_classes:
+    shapes["label"] = (rows, slots)
+  if module.low_resolution_scale:
+    scale = module.low_resolution_scale
+    if low_resolution is None or schema.latents_shape(low_resolution) != (
+      t,
+      h // scale,
+      w // scale,
+    ):
+      raise ValueError(
+        f"a super-resolution stage of scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
+        f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
+      )
+    shapes["low_resolution"] = (rows, t, h // scale, w // scale, channels)
+  return _typed(shapes)
+
+
+def _typed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+  return {
+    name: jax.ShapeDtypeStruct(shape, _TYPES.get(name, jnp.float32))
+    for name, shape in shapes.items()
+  }

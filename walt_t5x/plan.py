@@ -1,0 +1,214 @@
+"""What a run will cost, from its gin file: parameters, tokens and operations a step, from shapes alone.
+
+  python -m walt_t5x.plan --gin_file=gin/walt_3b.gin
+  python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --json --gin.BATCH_SIZE=256
+
+Nothing is read but the gin files, and nothing is compiled. Operations are those of matrix products and convolutions in
+the loss and its gradient, with the self-conditioning pass and without what a remat policy computes again.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """Figures of one run.
+
+  Attributes:
+    parameters: of the model.
+    parameters_by_module: parameters by part; layers of a kind are added up.
+    tokens_per_row: of the transformer; latent cells of a row for a tokenizer.
+    batch_size: rows a step.
+    train_flops_per_step: operations of a whole step, all rows.
+    steps: of the run.
+  """
+
+  parameters: int
+  parameters_by_module: Mapping[str, int]
+  tokens_per_row: int
+  batch_size: int
+  train_flops_per_step: float
+  steps: int | None
+
+
+def plan_model(
+  model: Any,
+  *,
+  batch_size: int,
+  field: str,
+  low_resolution: str | None = None,
+  text_length: int = 64,
+  steps: int | None = None,
+) -> Plan:
+  """Figures of a model trained on rows of a record field.
+
+  Args:
+    model: a DenoiserModel or a VaeModel.
+    batch_size: rows a step.
+    field: 'latents/<t>x<h>x<w>' of a stage, 'pixels/<T>x<H>x<W>' of a tokenizer.
+    low_resolution: latents field that a super-resolution stage is given.
+    text_length: tokens of a caption.
+    steps: of the run.
+  """
+  import jax
+
+  from data import schema
+  from walt_t5x.flops import count_flops
+  from walt_t5x.models.input_shapes import input_shapes
+  from walt_t5x.models.vae_model import VaeModel
+
+  # A step's operations are those of one row times the rows; one row is traced.
+  batch = input_shapes(
+    model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  params = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  # What a remat policy computes again is no cost of the model.
+  saved = model.module
+  model.module = saved.clone(remat="none" if isinstance(saved.remat, str) else False)
+  try:
+    flops = count_flops(jax.grad(lambda p, b, k: model.loss_fn(p, b, k)[0]), params, batch, key)
+  finally:
+    model.module = saved
+  if isinstance(model, VaeModel):
+    t, h, w, _ = saved.latent_shape(schema.pixels_shape(field))
+  else:
+    t, h, w = schema.latents_shape(field)
+    h, w = h // saved.patch_size, w // saved.patch_size
+  by_module = parameters_by_module(params)
+  return Plan(
+    parameters=sum(by_module.values()),
+    parameters_by_module=by_module,
+    tokens_per_row=t * h * w,
+    batch_size=batch_size,
+    train_flops_per_step=flops * batch_size,
+    steps=steps,
+  )
+
+
+def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
+  """Parameters by part: the first name of the path, and for the transformer's layers the part within a layer.
+
+  Pairs of layers, scanned or not, are added up: "layers/attention" is all self-attention of the model.
+  """
+  from flax import traverse_util
+
+  counts: dict[str, int] = {}
+  for path, leaf in traverse_util.flatten_dict(dict(params)).items():
+    if path[0].startswith("pairs"):
+      part = f"layers/{path[2]}"
+      if path[3] == "relative_position_bias":
+        part = "layers/relative_position_bias"
+    elif path[0] == "vae":
+      part = f"vae/{path[1]}"
+    else:
+      part = path[0]
+    counts[part] = counts.get(part, 0) + leaf.size
+  return counts
+
+
+def plan_gin() -> Plan:
+  """The plan of the parsed gin files, whose rows the macros LATENTS, LOW_RESOLUTION and TEXT_LENGTH describe; a
+
+  tokenizer's, `pixel_task.pixels`.
+
+  Raises:
+    GinError: if the files define no model or no field.
+  """
+  from walt_t5x.engine import gin_config
+
+  model = gin_config.macro_value("MODEL")
+  field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
+  if model is None or field is None:
+    raise gin_config.GinError(
+      f"MODEL is {'set' if model is not None else 'missing'}, LATENTS (or pixel_task.pixels) is "
+      f"{'set' if field else 'missing'}: expected a file that trains a model, such as gin/walt_3b.gin"
+    )
+  return plan_model(
+    model,
+    batch_size=gin_config.macro_value("BATCH_SIZE"),
+    field=field,
+    low_resolution=gin_config.macro_value("LOW_RESOLUTION"),
+    text_length=gin_config.macro_value("TEXT_LENGTH", 64),
+    steps=gin_config.macro_value("TRAIN_STEPS"),
+  )
+
+
+def table(plan: Plan) -> str:
+  """The figures for people."""
+  lines = [f"{'part':<34} {'parameters':>15}  share"]
+  for name, count in sorted(plan.parameters_by_module.items(), key=lambda item: -item[1]):
+    lines.append(f"{name:<34} {count:>15,}  {count / plan.parameters:6.1%}")
+  lines.append(f"{'total':<34} {plan.parameters:>15,}")
+  lines.append("")
+  lines.append(f"tokens a row                       {plan.tokens_per_row:>15,}")
+  lines.append(f"rows a step                        {plan.batch_size:>15,}")
+  lines.append(f"training operations a step         {plan.train_flops_per_step:>15.4g}")
+  if plan.steps:
+    total = plan.steps * plan.train_flops_per_step
+    lines.append(f"steps                              {plan.steps:>15,}")
+    lines.append(f"training operations of the run     {total:>15.4g}")
+  return "\n".join(lines)
+
+
+def define_flags() -> None:
+  """Registers this program's flags with absl."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list(
+    "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
+  )
+  flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the configuration and prints the plan."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  if not FLAGS.gin_file:
+    raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_3b.gin.")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  from walt_t5x import engine
+  from walt_t5x.engine import gin_config
+
+  # gin files say `import __main__ as train_script`.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  bindings = list(FLAGS.gin_bindings)
+  try:
+    gin_config.parse(
+      FLAGS.gin_file, bindings, [*FLAGS.gin_search_paths, _REPOSITORY], finalize=False
+    )
+    plan = plan_gin()
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration cannot be used.\n{error}")
+  except ValueError as error:
+    sys.exit(f"The model cannot be built: {error}")
+  print(json.dumps(dataclasses.asdict(plan)) if FLAGS.json else table(plan))
+
+
+def parse_flags(args: Sequence[str]) -> list[str]:
+  """Flags with `--gin.NAME=value` rewritten; returns what is left over."""
+  from walt_t5x.engine import gin_config
+
+  return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
+
+
+if __name__ == "__main__":
+  define_flags()
+  app.run(main, flags_parser=parse_flags)

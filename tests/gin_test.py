@@ -1,6 +1,5 @@
 """Every gin file that people launch parses, names only what exists, and builds a model whose shapes fit."""
 
-import copy
 import sys
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import jax
 import pytest
 
 import gin
+from walt_t5x.engine import gin_config
+from walt_t5x.models.input_shapes import input_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHED = sorted(
@@ -53,51 +54,23 @@ def parsed(monkeypatch):
   gin.clear_config()
 
 
-def _value(macro):
-  """The object that a macro stands for; gin calls a reference when it is copied."""
-  return copy.deepcopy(gin.query_parameter(f"{macro}/gin.macro.value"))
-
-
-def _shapes(model, latents=None, low_resolution=None):
-  """Shapes of a batch of two rows that the model's own converter would deliver."""
-  from data import schema
-
-  module = model.module
-  if hasattr(module, "channel_multipliers"):
-    frames, side = 1 + module.temporal_factor, 2 * module.spatial_factor
-    return {"video": (2, frames, side, side, 3)}
-  t, h, w = schema.latents_shape(latents)
-  shapes = {"latents": (2, t, h, w, module.latent_channels), "is_image": (2,)}
-  if module.text_dim:
-    shapes |= {
-      "text": (2, t, 4, module.text_dim),
-      "text_mask": (2, t, 4),
-      "null_text": (2, 1, module.text_dim),
-    }
-  if module.num_classes:
-    shapes["label"] = (2, t)
-  if module.low_resolution_scale:
-    assert low_resolution, "a super-resolution stage names LOW_RESOLUTION"
-    lt, lh, lw = schema.latents_shape(low_resolution)
-    assert (lt, lh * module.low_resolution_scale, lw * module.low_resolution_scale) == (t, h, w)
-    shapes["low_resolution"] = (2, lt, lh, lw, module.latent_channels)
-  return shapes
-
-
-def _types(shapes):
-  names = {"is_image": "bool", "text_mask": "bool", "label": "int32", "video": "uint8"}
-  return {name: jax.numpy.dtype(names.get(name, "float32")) for name in shapes}
-
-
-def _loss_shape(model, shapes):
-  types = _types(shapes)
+def _loss_shape(model, field, low_resolution=None):
+  batch = input_shapes(model, rows=2, field=field, low_resolution=low_resolution, text_length=4)
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
   variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes, types))
-  batch = {name: jax.ShapeDtypeStruct(shape, types[name]) for name, shape in shapes.items()}
   loss, metrics = jax.eval_shape(
     lambda p, b: model.loss_fn(p, b, jax.random.key(1)), variables["params"], batch
   )
   assert "loss" in metrics
   return loss.shape
+
+
+def _field_of(model):
+  """A small clip that the model's tokenizer takes."""
+  module = model.module
+  side = 2 * module.spatial_factor
+  return f"pixels/{1 + module.temporal_factor}x{side}x{side}"
 
 
 @pytest.mark.parametrize("file", LAUNCHED, ids=_name)
@@ -106,18 +79,28 @@ def test_launched_file_parses_and_its_model_fits(file, parsed):
   text = gin.config_str()
   assert "gin.REQUIRED" not in text, "a macro is left open that no user is told to give"
   if "train_script.train" in text or "train.model" in text:
-    latents = [
-      gin.query_parameter(f"{name}/gin.macro.value") if f"{name} =" in text else None
-      for name in ("LATENTS", "LOW_RESOLUTION")
-    ]
-    model = _value("MODEL")
-    assert _loss_shape(model, _shapes(model, *latents)) == ()
+    model = gin_config.macro_value("MODEL")
+    latents = gin_config.macro_value("LATENTS")
+    if latents is None:
+      assert _loss_shape(model, _field_of(model)) == ()
+    else:
+      assert _loss_shape(model, latents, gin_config.macro_value("LOW_RESOLUTION")) == ()
+      lengths = gin_config.macro_value("FEATURE_LENGTHS")
+      batch = input_shapes(
+        model,
+        rows=1,
+        field=latents,
+        low_resolution=gin_config.macro_value("LOW_RESOLUTION"),
+      )
+      assert set(lengths) == set(batch), "FEATURE_LENGTHS names what the model reads"
+      for name, spec in batch.items():
+        assert lengths[name] == (spec.shape[1] if len(spec.shape) > 1 else 1), name
   else:
-    stages = _value("STAGES")
+    stages = gin_config.macro_value("STAGES")
     assert [stage.low_resolution for stage in stages[1:]] == [s.latents for s in stages[:-1]]
     for stage in stages:
       model = stage.model
-      assert _loss_shape(model, _shapes(model, stage.latents, stage.low_resolution)) == ()
+      assert _loss_shape(model, stage.latents, stage.low_resolution) == ()
 
 
 @pytest.mark.parametrize("file", LAUNCHED, ids=_name)

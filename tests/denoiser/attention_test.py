@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.extend.core import jaxpr_as_fun
 
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
+from walt_t5x.flops import count_flops
 
 GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
 
@@ -120,7 +123,7 @@ def test_cross_attention_sees_its_own_frame_and_the_text_that_is_not_padding():
   x = _grid()
   text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 1, 5, WIDTH)), jnp.float32)
   mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 0, 0, 0, 0]]], bool)
-  layer = CrossAttention(num_heads=HEADS)
+  layer = CrossAttention(window=(1, 4, 4), num_heads=HEADS)
   variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
   got = layer.apply(variables, x, text, mask)
   for row, tokens in enumerate((3, 1)):
@@ -132,6 +135,87 @@ def test_cross_attention_sees_its_own_frame_and_the_text_that_is_not_padding():
         allowed=np.ones((16, 16 + tokens), bool),
       )
       np.testing.assert_allclose(got[row, frame].reshape(16, WIDTH), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(1, 2, 4), (3, 2, 2)])
+def test_cross_attention_in_a_window_sees_that_window_and_the_text(window):
+  x = _grid(rows=1)
+  text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, 5, WIDTH)), jnp.float32)
+  layer = CrossAttention(window=window, num_heads=HEADS)
+  mask = jnp.array([[[1, 1, 0, 0, 0]]], bool)
+  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  inside, _ = _window_mask_and_bias(window, np.zeros((999, HEADS)))
+  allowed = np.concatenate([inside, np.ones((48, 2), bool)], axis=1)
+  expected = _dense(variables["params"], x[0], text=text[0, 0, :2], allowed=allowed)
+  got = layer.apply(variables, x, text, mask)
+  np.testing.assert_allclose(got[0].reshape(48, WIDTH), expected, atol=1e-5)
+
+
+def test_each_frame_of_a_stack_reads_its_own_text():
+  x, window = _grid(rows=1), (1, 2, 4)
+  text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 3, 5, WIDTH)), jnp.float32)
+  mask = jnp.ones((1, 3, 5), bool)
+  layer = CrossAttention(window=window, num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  got = layer.apply(variables, x, text, mask)
+  for frame in range(3):
+    alone = layer.apply(variables, x, text[:, frame : frame + 1], mask[:, :1])
+    np.testing.assert_allclose(got[0, frame], alone[0, frame], atol=1e-6)
+  spanning = CrossAttention(window=(3, 2, 2), num_heads=HEADS)
+  with pytest.raises(ValueError, match='cross_attention = "spatial"'):
+    spanning.init(jax.random.key(0), x, text, mask)
+
+
+def test_image_rows_cost_their_two_projections_and_give_the_same():
+  x, is_image = _grid(rows=4), jnp.array([True, False, False, True])
+  layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x))
+  select = layer.apply(variables, x, is_image)
+  skip = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows="skip")
+  np.testing.assert_allclose(skip.apply(variables, x, is_image), select, atol=1e-6)
+  images = layer.apply(variables, x, all_images=True)
+  np.testing.assert_allclose(images[::3], select[::3], atol=1e-6)
+
+  def flops(**kwargs):
+    return count_flops(lambda a: layer.apply(variables, a, **kwargs), x)
+
+  # Two projections of [tokens, D] by [D, D].
+  assert flops(all_images=True) == 2 * (2 * 4 * 48 * WIDTH * WIDTH)
+  assert flops() > 2 * flops(all_images=True)
+  # Row by row, an image's branch holds the value projection alone.
+  branches = [
+    equation.params["branches"]
+    for equation in _equations(
+      jax.make_jaxpr(lambda a: skip.apply(variables, a, is_image))(x).jaxpr
+    )
+    if equation.primitive.name == "cond"
+  ]
+  costs = sorted(count_flops(jaxpr_as_fun(b), *b.in_avals) for b in branches[0])
+  assert costs[0] == 2 * 48 * WIDTH * WIDTH < costs[1]
+
+
+def _equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for value in equation.params.values():
+      if hasattr(value, "jaxpr"):
+        yield from _equations(value.jaxpr)
+
+
+def test_gradients_of_skipped_rows_equal_those_of_selected_ones():
+  x, is_image = _grid(rows=3), jnp.array([True, False, True])
+  layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x))
+
+  def gradient(mode):
+    module = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows=mode)
+    return jax.grad(lambda v: jnp.sum(jnp.square(module.apply(v, x, is_image))))(variables)
+
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    gradient("skip"),
+    gradient("select"),
+  )
 
 
 def test_relative_position_index_of_a_line_is_the_hand_drawn_matrix():

@@ -1,0 +1,65 @@
+"""Counted operations against closed forms and XLA's own count."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from walt_t5x.flops import count_flops
+
+
+def test_products_and_convolutions_count_two_a_multiplication():
+  a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
+  assert count_flops(lambda x, y: x @ y, a, b) == 2 * 3 * 5 * 7
+  x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
+
+  def convolve(x, k):
+    return lax.conv_general_dilated(
+      x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  assert count_flops(convolve, x, kernel) == 2 * (2 * 8 * 8 * 4) * 3 * 3 * 3
+
+
+def test_a_scan_counts_its_body_as_often_as_it_runs_and_a_branch_the_dearer_side():
+  w = jnp.zeros((4, 4))
+
+  def scanned(x):
+    return lax.scan(lambda c, _: (c @ w, None), x, None, length=6)[0]
+
+  assert count_flops(scanned, w) == 6 * 2 * 4**3
+  assert count_flops(lambda p, x: lax.cond(p, lambda y: y @ y, lambda y: y, x), True, w) == 128
+  with pytest.raises(ValueError, match="while"):
+    count_flops(lambda x: lax.while_loop(lambda c: c[0, 0] < 1, lambda c: c @ w, x), w)
+
+
+def test_a_gradient_counts_what_xla_counts():
+  rng = np.random.default_rng(0)
+  w1, w2 = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((64, 128), (128, 32)))
+  x = jnp.asarray(rng.normal(size=(256, 64)), jnp.float32)
+
+  def loss(w1, w2):
+    return jnp.sum(jnp.square(jax.nn.relu(x @ w1) @ w2))
+
+  gradient = jax.grad(loss, argnums=(0, 1))
+  counted = count_flops(gradient, w1, w2)
+  assert counted == 2 * 256 * (64 * 128 * 2 + 128 * 32 * 3)  # no product for the gradient of x
+  cost = jax.jit(gradient).lower(w1, w2).compile().cost_analysis()
+  np.testing.assert_allclose(counted, cost["flops"], rtol=0.05)
+
+
+def test_a_transposed_strided_convolution_counts_no_holes():
+  x, kernel = jnp.zeros((1, 16, 16, 4)), jnp.zeros((4, 4, 4, 8))
+
+  def convolve(x, k):
+    return lax.conv_general_dilated(
+      x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  forward = count_flops(convolve, x, kernel)
+  backward = count_flops(
+    lambda x: jax.vjp(lambda a: convolve(a, kernel), x)[1](convolve(x, kernel)), x
+  )
+  # Two forward passes are traced, and the way back costs as much as one.
+  np.testing.assert_allclose(backward, 3 * forward)

@@ -1,0 +1,107 @@
+"""The figures of `python -m walt_t5x.plan` for the published runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+import gin
+from walt_t5x import engine
+from walt_t5x.denoiser.transformer import WaltDenoiser
+from walt_t5x.engine import gin_config
+from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.plan import plan_gin, plan_model
+
+ROOT = Path(__file__).resolve().parents[1]
+# Published sizes by paper.md's arithmetic; those given to three decimals of a million within 0.05M.
+PUBLISHED = {
+  "walt_l_ucf101": (313_238_408, 0),
+  "ablations/adaln_rank_4": (313_582_000, 50_000),
+  "ablations/adaln_rank_16": (315_647_000, 50_000),
+  "ablations/adaln_rank_64": (323_904_000, 50_000),
+  "ablations/adaln_rank_256": (356_935_000, 50_000),
+  "ablations/adaln_separate": (457_739_000, 50_000),
+  "walt_xl_ucf101": (460_019_080, 0),
+  "walt_l_k600": (313_143_176, 0),
+  "walt_l_imagenet": (460_100_000, 300_000),
+  "walt_l_t2v": (419_153_800, 0),
+  "walt_l_t2v_video_only": (419_153_800, 0),
+  "walt_sr_256x448": (1_296_343_616, 0),
+  "walt_sr_512x896": (419_482_048, 0),
+  "walt_3b": (2_940_118_024, 0),
+}
+
+
+@pytest.fixture
+def planned(monkeypatch):
+  monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
+  gin.clear_config()
+
+  def plan(name):
+    gin_config.parse([str(ROOT / f"gin/{name}.gin")], [], [str(ROOT)], finalize=False)
+    return plan_gin()
+
+  yield plan
+  gin.clear_config()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_gin_file_plans_the_published_size(name, planned):
+  expected, tolerance = PUBLISHED[name]
+  plan = planned(name)
+  assert abs(plan.parameters - expected) <= tolerance
+  assert plan.parameters == sum(plan.parameters_by_module.values())
+  assert plan.tokens_per_row == {"walt_l_imagenet": 1024, "walt_sr_256x448": 2240}.get(
+    name, 8960 if name == "walt_sr_512x896" else 1280
+  )
+
+
+def test_operations_equal_the_closed_form_of_a_stack():
+  width, layers, mlp, heads, rows = 32, 4, 128, 4, 3
+  module = WaltDenoiser(
+    num_layers=layers,
+    width=width,
+    num_heads=heads,
+    mlp_dim=mlp,
+    latent_channels=4,
+    spatial_window=(1, 4, 4),
+    spatiotemporal_window=(3, 2, 2),
+    scan_layers=True,
+    remat="full",
+    dtype=jnp.float32,
+  )
+
+  def flops(p_sc):
+    model = DenoiserModel(
+      module=module, optimizer_def=None, rows="videos", self_conditioning_probability=p_sc
+    )
+    return plan_model(model, batch_size=rows, field="latents/3x4x4").train_flops_per_step
+
+  tokens = 48
+  per_token = layers * (2 * 4 * width**2 + 2 * 2 * width * mlp)
+  windows = layers // 2 * (4 * 16 * width + 4 * 12 * width)
+  layer_forward = tokens * (per_token + windows)
+  backward = 2 * layer_forward
+  # Embeddings, AdaLN and the output add a little to the stack.
+  stack = rows * (layer_forward + backward)
+  assert stack < flops(0.0) < 1.15 * stack
+  # The self-conditioning pass is one more forward pass.
+  assert rows * layer_forward < flops(0.9) - flops(0.0) < 1.15 * rows * layer_forward
+
+
+def test_the_program_prints_json_and_names_what_is_wrong():
+  def run(*args):
+    command = [sys.executable, "-m", "walt_t5x.plan", *args]
+    return subprocess.run(
+      command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+  result = run("--gin_file=gin/tiny/base.gin", "--json", "--gin.BATCH_SIZE=4")
+  plan = json.loads(result.stdout)
+  assert plan["batch_size"] == 4 and plan["tokens_per_row"] == 192 and result.returncode == 0
+  wrong = run("--gin_file=gin/tiny/base.gin", "--gin.base/transformer.WaltDenoiser.num_layers=5")
+  assert wrong.returncode != 0 and "num_layers=5" in wrong.stderr
+  assert "Traceback" not in wrong.stderr

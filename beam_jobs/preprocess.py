@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_jobs.shards import LedgerError
+from beam_jobs.sources import spec as source_spec
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
 
@@ -34,7 +35,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     allow_abbrev=False,
   )
   add = parser.add_argument
-  add("--manifest", required=True, help="JSONL, one row of media and captions a line")
+  source_spec.add_arguments(parser)
   add("--output", required=True, help="folder of the cached tasks")
   add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
   add(
@@ -126,12 +127,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   from beam_jobs import encoders, filters, ledger, pipeline, settings, storage
   from beam_jobs.decoding import ClipSpec
   from beam_jobs.loading import DecodeSettings
+  from beam_jobs.sources.read import ReadRows
 
   options = beam_options(rest)
-  for flag in ("manifest", "vae_gin_file"):
-    path = getattr(args, flag)
-    if path and not storage.exists(path):
-      raise FileNotFoundError(f"--{flag}: no file at {path}")
+  if args.vae_gin_file and not storage.exists(args.vae_gin_file):
+    raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
+  rules = [filters.Rule.parse(text) for text in args.filter]
+  source = source_spec.source_of(args, scores=filters.score_names(rules))
   batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
   if args.content == "pixels":
     config = encoders.PixelConfig(**batch_sizes)
@@ -156,7 +158,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     max_seconds=args.max_seconds,
     max_decoded_frames=args.max_decoded_frames,
   )
-  rules = [filters.Rule.parse(text) for text in args.filter]
   if args.min_motion > 0:
     rules.append(filters.Rule("motion", ">=", args.min_motion, code="low_motion"))
   filtering = filters.FilterSpec(
@@ -176,7 +177,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   job = pipeline.Job(
     output=args.output,
     task=args.task,
-    manifest_folder=storage.parent(args.manifest),
+    manifest_folder=source.media_root,
     num_shards=num_shards,
     encoders=config,
     clip=clip,
@@ -197,7 +198,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with beam.Pipeline(options=options) as root:
       _ = (
         root
-        | "Manifest" >> beam.io.ReadFromText(args.manifest, coder=beam.coders.BytesCoder())
+        | "Rows" >> ReadRows(source)
         | "Plan" >> pipeline.PlanShards(job)
         | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
       )
@@ -293,7 +294,8 @@ def reporter(args: argparse.Namespace, options: Any, ledger: Any) -> Any:
   from beam_jobs import progress, storage
 
   total = None
-  if storage.size(args.manifest) <= _MAX_MANIFEST_TO_COUNT:
+  plain = args.manifest.endswith(".jsonl") and storage.exists(args.manifest)
+  if plain and storage.size(args.manifest) <= _MAX_MANIFEST_TO_COUNT:
     with storage.open_raw(args.manifest) as lines:
       total = sum(1 for line in lines if line.strip())
   local = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))

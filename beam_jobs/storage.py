@@ -1,9 +1,11 @@
 """Files on any file system Beam knows: whole reads with a limit, writes that appear complete or not at all."""
 
 import contextlib
+import gzip
+import io
 import uuid
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 TEMPORARY = ".tmp-"
 
@@ -48,6 +50,14 @@ def names(folder: str) -> list[str]:
   return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found)
 
 
+def match(pattern: str) -> Iterator[str]:
+  """Paths of the files that a pattern with `*` matches, in order."""
+  from apache_beam.io.filesystems import FileSystems
+
+  for entry in sorted(FileSystems.match([pattern])[0].metadata_list, key=lambda entry: entry.path):
+    yield entry.path
+
+
 def delete(path: str) -> None:
   """Remove a file if it is there."""
   from apache_beam.io.filesystems import FileSystems
@@ -62,6 +72,14 @@ def open_raw(path: str) -> BinaryIO:
   from apache_beam.io.filesystems import FileSystems
 
   return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def open_text(path: str) -> TextIO:
+  """Lines of a UTF-8 file, `.gz` unpacked; a byte order mark is dropped, broken bytes are marked."""
+  stream = open_raw(path)
+  if path.endswith(".gz"):
+    stream = gzip.GzipFile(fileobj=stream)
+  return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
 
 
 def read(path: str, *, max_bytes: int | None = None) -> bytes:

@@ -11,6 +11,9 @@ from beam_jobs.sources.members import file_name
 from data import schema
 
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+VIDEO_EXTENSIONS = frozenset(
+  (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp", ".gif")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Row:
   @property
   def key(self) -> str:
     """sha256 over uri, start and end."""
-    return _digest(self.uri, self.start_seconds, self.end_seconds)
+    return row_key(self.uri, self.start_seconds, self.end_seconds)
 
   @property
   def identity(self) -> str:
@@ -89,6 +92,11 @@ def parse_line(line: str, folder: str) -> Row:
     raw=raw,
     problem=problem,
   )
+
+
+def row_key(uri: Any, start_seconds: Any, end_seconds: Any) -> str:
+  """sha256 that tells rows of a manifest apart."""
+  return _digest(uri, start_seconds, end_seconds)
 
 
 def guess_modality(uri: str) -> str:

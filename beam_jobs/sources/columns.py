@@ -1,0 +1,238 @@
+"""Columns of somebody's table to the fields of a manifest row."""
+
+import dataclasses
+import functools
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from beam_jobs.sources.rows import row_key
+
+FIELDS = (
+  "uri",
+  "captions",
+  "caption_weights",
+  "label",
+  "class",
+  "start_seconds",
+  "end_seconds",
+  "split",
+  "modality",
+  "group",
+)
+_SYNSET = re.compile(r"(n\d{8})\s+(.+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+  """How a table's columns become a row's fields; a field that is not mapped is the column of its own name.
+
+  Args:
+    fields: (field, column) pairs.
+    captions: (column, weight) pairs, each column one caption, or a list of them.
+    keep: columns to carry along, for filters and for the ledger.
+    uri_template: format string over the columns, such as '{youtube_id}_{time_start:06d}_{time_end:06d}.mp4'.
+    class_names: (key, words) of each class in the order of its labels; the 'class' field holds keys.
+    caption_template: caption of rows that have a class and no caption; '{class}' is the class in words.
+    split_names: (theirs, ours) pairs.
+    split: of rows that name none.
+    validation_percent: share of the rows without a split that a hash sends to validation.
+  """
+
+  fields: tuple[tuple[str, str], ...] = ()
+  captions: tuple[tuple[str, float], ...] = ()
+  keep: tuple[str, ...] = ()
+  uri_template: str = ""
+  class_names: tuple[tuple[str, str], ...] = ()
+  caption_template: str = "{class}"
+  split_names: tuple[tuple[str, str], ...] = ()
+  split: str = "train"
+  validation_percent: float = 0.0
+
+  def column(self, field: str) -> str:
+    """The column that holds a field."""
+    return dict(self.fields).get(field, field)
+
+  @functools.cached_property
+  def classes(self) -> dict[str, tuple[int, str]]:
+    """Label and words by class key."""
+    return {key: (label, words) for label, (key, words) in enumerate(self.class_names)}
+
+  @property
+  def stated(self) -> tuple[str, ...]:
+    """Columns that must be there because somebody named them."""
+    return tuple(
+      dict.fromkeys(
+        [column for _, column in self.fields]
+        + [column for column, _ in self.captions]
+        + _names_in(self.uri_template)
+      )
+    )
+
+  @property
+  def used(self) -> tuple[str, ...]:
+    """Every column that could end in a row; the others need not be read."""
+    own = [self.column(field) for field in FIELDS]
+    return tuple(dict.fromkeys([*own, "caption", "scores", *self.stated, *self.keep]))
+
+  @property
+  def changes_nothing(self) -> bool:
+    """Whether rows that are manifest rows already stay as they are."""
+    return self == Columns(keep=self.keep)
+
+
+def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+  """Fields of one manifest row; what makes no sense stays as it is and becomes a problem when the row is parsed.
+
+  Args:
+    raw: values by column; text of digits counts as a number where a number is expected.
+  """
+  row: dict[str, Any] = {}
+  for name in columns.keep:
+    _put(row, name, raw.get(name))
+  _put(row, "scores", raw.get("scores"))
+  for name in ("uri", "modality", "group"):
+    _put(row, name, raw.get(columns.column(name)))
+  for name in ("start_seconds", "end_seconds", "label"):
+    value = _number(raw.get(columns.column(name)))
+    _put(row, name, int(value) if name == "label" and _is_whole(value) else value)
+  if columns.uri_template:
+    try:
+      row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
+    except (KeyError, ValueError, TypeError) as error:
+      row["source_error"] = f"--uri_template {columns.uri_template!r}: {error!r} in {dict(raw)}"
+  _put_captions(row, raw, columns)
+  _put_class(row, raw.get(columns.column("class")), columns)
+  _put_split(row, raw.get(columns.column("split")), columns)
+  return row
+
+
+def to_line(row: Mapping[str, Any]) -> str:
+  """Manifest line of a row; equal rows give equal lines."""
+  return json.dumps(row, sort_keys=True, default=str)
+
+
+def bad_row(uri: str, message: str) -> str:
+  """Manifest line of a row that the source could not read: a dead letter in the end."""
+  return to_line({"uri": uri, "source_error": message})
+
+
+def class_words(name: str) -> str:
+  """A class name in words: 'ApplyEyeMakeup' and 'apply_eye_makeup' are 'apply eye makeup'; words stay as they are."""
+  if " " in name:
+    return name
+  spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+  return " ".join(spaced.replace("_", " ").split()).lower()
+
+
+def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
+  """(key, words) of each line, in order.
+
+  A line is a class name; or a key and words with a tab between them; or, as ImageNet has it, a synset and its synonyms,
+  of which the first is taken.
+
+  Raises:
+    ValueError: on a key that comes twice.
+  """
+  names = []
+  for line in filter(None, map(str.strip, text.splitlines())):
+    key, tab, words = line.partition("\t")
+    if not tab and (match := _SYNSET.fullmatch(line)):
+      key, words = match[1], match[2].split(",")[0]
+    names.append((key.strip(), words.strip() or class_words(key)))
+  twice = sorted({key for key, _ in names if sum(key == other for other, _ in names) > 1})
+  if twice:
+    raise ValueError(f"class names: {twice[:3]} come twice, expected a class a line")
+  return tuple(names)
+
+
+def _put(row: dict[str, Any], name: str, value: Any) -> None:
+  if value is not None and value != "":
+    row[name] = value
+
+
+def _number(value: Any) -> Any:
+  """The number in a text, else the value."""
+  try:
+    return float(value) if isinstance(value, str) and value.strip() else value
+  except ValueError:
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, float) and value.is_integer()
+
+
+def _put_captions(row: dict[str, Any], raw: Mapping[str, Any], columns: Columns) -> None:
+  captions, weights = [], []
+  for column, weight in columns.captions:
+    for caption in _texts(raw.get(column)):
+      captions.append(caption)
+      weights.append(weight)
+  if columns.captions:
+    row |= {"captions": captions, "caption_weights": weights}
+    return
+  for name in (columns.column("captions"), "caption"):
+    if found := _texts(raw.get(name)):
+      row["captions"] = found
+      value = raw.get(columns.column("caption_weights"))
+      _put(row, "caption_weights", _json_list(value) if isinstance(value, str) else value)
+      return
+
+
+def _texts(value: Any) -> list[Any]:
+  if value is None or value == "":
+    return []
+  if isinstance(value, str):
+    value = _json_list(value)
+  return value if isinstance(value, list) else [value]
+
+
+def _json_list(text: str) -> Any:
+  """A list where a text is one in JSON, as tables write them; else the text."""
+  if text.startswith("["):
+    try:
+      return json.loads(text)
+    except json.JSONDecodeError:
+      pass
+  return text
+
+
+def _put_class(row: dict[str, Any], key: Any, columns: Columns) -> None:
+  if key is None or key == "" or not columns.class_names:
+    return
+  if key not in columns.classes:
+    row["source_error"] = (
+      f"class: got {key!r}, expected one of {len(columns.classes)} names (--class_names)"
+    )
+    return
+  row["label"], words = columns.classes[key]
+  if not row.get("captions"):
+    row["captions"] = [columns.caption_template.replace("{class}", words)]
+
+
+def _put_split(row: dict[str, Any], split: Any, columns: Columns) -> None:
+  split = dict(columns.split_names).get(split, split)
+  if split is None or split == "":
+    key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
+    share = int(key[16:24], 16) / 16**8
+    split = "validation" if share < columns.validation_percent / 100 else columns.split
+  row["split"] = split
+
+
+def _names_in(template: str) -> list[str]:
+  return [name for _, name, _, _ in string.Formatter().parse(template) if name]
+
+
+class _Formatter(string.Formatter):
+  """Formats text of digits with number formats; reaches no attributes and no items."""
+
+  def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    return kwargs[field_name], field_name
+
+  def format_field(self, value: Any, format_spec: str) -> str:
+    if format_spec.endswith("d") and not isinstance(value, int):
+      value = int(float(value))
+    return super().format_field(value, format_spec)

@@ -1,0 +1,75 @@
+"""Class folders: `<class>/<file>` as UCF-101 has it, `<split>/<class>/<file>` as ImageNet has it.
+
+The label is the place of the class among the sorted class names, or in the list of class names; the caption is the
+class in words.
+"""
+
+import os
+from collections.abc import Iterator
+
+from beam_jobs import storage
+from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+
+
+def class_folders(root: str) -> list[tuple[str, str]]:
+  """(split folder or '', class folder) of every class below a root, sorted.
+
+  Raises:
+    ValueError: where no class folder holds a file.
+  """
+  one = _folders(root, "*/*")
+  splits = {folder for folder, _ in _folders(root, "*/*/*", depth=2)} & set(SPLITS)
+  if splits:
+    found = {pair for split in splits for pair in _folders(root, f"{split}/*/*", depth=2)}
+  else:
+    found = {("", name) for name, *_ in one}
+  if not found:
+    raise ValueError(
+      f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
+      f"{sorted(SPLITS)}"
+    )
+  return sorted(found)
+
+
+def _folders(root: str, pattern: str, *, depth: int = 1) -> set[tuple[str, ...]]:
+  base = root.rstrip("/") + "/"
+  return {
+    tuple(path.removeprefix(base).split("/")[:depth])
+    for path in storage.match(storage.join(root, *pattern.split("/")))
+    if is_media(path)
+  }
+
+
+def folder_lines(
+  root: str, split: str, name: str, columns: Columns, validation_files: frozenset[str]
+) -> Iterator[str]:
+  """Manifest lines of one class folder.
+
+  Args:
+    root: base of the uris.
+    split: split folder, or ''.
+    name: class folder.
+    columns: with the class names.
+    validation_files: paths below the root, or below the split folder, that belong to validation.
+  """
+  base = root.rstrip("/") + "/"
+  for path in storage.match(storage.join(root, *filter(None, (split, name)), "*")):
+    if is_media(path):
+      uri = path.removeprefix(base)
+      row = {"uri": uri, "class": name, "split": SPLITS.get(split)}
+      if f"{name}/{os.path.basename(path)}" in validation_files:
+        row["split"] = "validation"
+      yield to_line(to_row(row, columns))
+
+
+def is_media(path: str) -> bool:
+  """Whether a file's extension is that of an image or a video."""
+  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+
+
+def parse_file_list(text: str) -> frozenset[str]:
+  """First word of each line, as in UCF-101's testlist01.txt."""
+  return frozenset(line.split()[0] for line in text.splitlines() if line.strip())

@@ -1,0 +1,82 @@
+"""A source to manifest lines (bytes), streamed: nothing larger than a file name or a row group's number is shuffled."""
+
+import json
+from collections.abc import Iterator
+
+import apache_beam as beam
+
+from beam_jobs.sources import folders, tables, webdataset
+from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.spec import SourceSpec, files
+
+
+class ReadRows(beam.PTransform):
+  """Manifest lines of a source.
+
+  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many of those.
+  """
+
+  def __init__(self, spec: SourceSpec):
+    super().__init__()
+    self._spec = spec
+
+  def expand(self, root):
+    spec = self._spec
+    if spec.kind == "jsonl":
+      lines = self._jsonl(root)
+    elif spec.kind == "folder":
+      classes = root | beam.Create([spec.pattern]) | beam.FlatMap(folders.class_folders)
+      lines = classes | beam.Reshuffle() | "List" >> beam.FlatMap(_folder, spec)
+    else:
+      found = root | beam.Create([spec.pattern]) | beam.FlatMap(files) | beam.Reshuffle()
+      if spec.kind == "parquet":
+        groups = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
+        lines = groups | "Read" >> beam.FlatMap(_parquet, spec)
+      else:
+        read = _tar if spec.kind == "webdataset" else _csv
+        lines = found | "Read" >> beam.FlatMap(read, spec)
+    return lines | "Bytes" >> beam.Map(_to_bytes)
+
+  def _jsonl(self, root):
+    spec = self._spec
+    if "{" in spec.pattern:
+      found = root | beam.Create([spec.pattern]) | beam.FlatMap(files)
+      lines = found | beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
+    else:
+      lines = root | beam.io.ReadFromText(spec.pattern, coder=beam.coders.BytesCoder())
+    if spec.columns.changes_nothing:
+      return lines
+    return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)
+
+
+def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
+  """A line with its columns mapped; one that is no object stays, and becomes a dead letter later."""
+  if not line.strip():
+    return
+  try:
+    raw = json.loads(line)
+  except ValueError:
+    raw = None
+  yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
+
+
+def _to_bytes(line: str | bytes) -> bytes:
+  return line if isinstance(line, bytes) else line.encode()
+
+
+def _csv(path: str, spec: SourceSpec) -> Iterator[str]:
+  return tables.csv_lines(path, spec.columns)
+
+
+def _parquet(group: tuple[str, int], spec: SourceSpec) -> Iterator[str]:
+  return tables.parquet_lines(*group, spec.columns)
+
+
+def _tar(path: str, spec: SourceSpec) -> Iterator[str]:
+  return webdataset.tar_lines(
+    path, path.removeprefix(spec.media_root.rstrip("/") + "/"), spec.columns
+  )
+
+
+def _folder(pair: tuple[str, str], spec: SourceSpec) -> Iterator[str]:
+  return folders.folder_lines(spec.pattern, *pair, spec.columns, spec.validation_files)

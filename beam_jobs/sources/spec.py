@@ -1,0 +1,226 @@
+"""Which source a run reads, from its flags: checked before any work, plain values for the workers."""
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from beam_jobs import storage
+from beam_jobs.sources import folders, tables
+from beam_jobs.sources.columns import FIELDS, Columns, class_words, parse_class_names
+
+KINDS = ("jsonl", "csv", "parquet", "webdataset", "folder", "kinetics")
+KINETICS_TEMPLATE = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_ENDINGS = {
+  ".jsonl": "jsonl",
+  ".json": "jsonl",
+  ".ndjson": "jsonl",
+  ".csv": "csv",
+  ".tsv": "csv",
+  ".parquet": "parquet",
+  ".tar": "webdataset",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceSpec:
+  """A source.
+
+  Args:
+    kind: one of `KINDS`.
+    pattern: files, with `*` or `{000..123}`; the root of class folders.
+    media_root: base of relative uris.
+    columns: how its rows become ours.
+    validation_files: of class folders, files of the validation split.
+  """
+
+  kind: str
+  pattern: str
+  media_root: str
+  columns: Columns = dataclasses.field(default_factory=Columns)
+  validation_files: frozenset[str] = frozenset()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The flags of a source."""
+  add = parser.add_argument
+  add(
+    "--manifest",
+    required=True,
+    help="files of rows (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a root of class folders",
+  )
+  add("--source", default="auto", choices=("auto", *KINDS), help="kind, else told by the extension")
+  add("--media_root", help="base of relative uris (the folder of --manifest)")
+  add(
+    "--column",
+    action="append",
+    default=[],
+    metavar="FIELD=COLUMN",
+    help=f"column of a field: {', '.join(FIELDS)}; caption=COLUMN[:WEIGHT] once for each caption",
+  )
+  add("--keep_column", action="append", default=[], help="column to carry into the ledgers")
+  add("--uri_template", default="", help="uri made of columns, e.g. '{id}_{start:06d}.mp4'")
+  add("--class_names", help="file with a class name a line, in the order of the labels")
+  add("--caption_template", default="{class}", help="caption of rows with a class ('{class}')")
+  add("--split", default="train", choices=("train", "validation"), help="of rows that name none")
+  add(
+    "--split_name", action="append", default=[], metavar="THEIRS=OURS", help="e.g. val=validation"
+  )
+  add("--validation_percent", type=float, default=0.0, help="of rows without a split, by hash (0)")
+  add("--validation_list", help="file list of class folders' validation split (testlist01.txt)")
+
+
+def source_of(args: argparse.Namespace, *, scores: tuple[str, ...]) -> SourceSpec:
+  """The source of parsed flags.
+
+  Args:
+    args: of `add_arguments`.
+    scores: columns that filters read.
+
+  Raises:
+    FileNotFoundError: where nothing is there, naming the flag.
+    ValueError: on flags that do not fit one another or the source.
+  """
+  kind = args.source if args.source != "auto" else _kind_of(args.manifest)
+  if kind == "folder":
+    first, root = args.manifest, args.manifest
+  else:
+    first = next(files(args.manifest), None)
+    if first is None:
+      raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
+    root = storage.parent(args.manifest)
+  columns = _columns(args, kind, scores)
+  columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
+  if dict(columns.fields).get("class") and not columns.class_names:
+    raise ValueError("--column class=... needs --class_names, a file with a class name a line")
+  if kind in ("csv", "kinetics", "parquet"):
+    _check_header(first, kind, columns)
+  validation_files = frozenset()
+  if args.validation_list:
+    if kind != "folder":
+      raise ValueError(
+        "--validation_list belongs to --source=folder; use --column split=... instead"
+      )
+    validation_files = folders.parse_file_list(_text("validation_list", args.validation_list))
+  return SourceSpec(
+    kind=kind,
+    pattern=args.manifest,
+    media_root=args.media_root or root,
+    columns=columns,
+    validation_files=validation_files,
+  )
+
+
+def files(pattern: str) -> Iterator[str]:
+  """Files of a pattern; `{000..123}` is each number, as wide as it is written."""
+  match = _RANGE.search(pattern)
+  if not match:
+    yield from storage.match(pattern)
+    return
+  for number in range(int(match[1]), int(match[2]) + 1):
+    text = str(number).zfill(len(match[1]))
+    yield from files(pattern[: match.start()] + text + pattern[match.end() :])
+
+
+def _kind_of(pattern: str) -> str:
+  name = pattern.removesuffix(".gz")
+  for ending, kind in _ENDINGS.items():
+    if name.lower().endswith(ending):
+      return kind
+  if next(storage.match(storage.join(pattern.rstrip("/"), "*", "*")), None) or next(
+    storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
+  ):
+    return "folder"
+  if next(files(pattern), None) is None:
+    raise FileNotFoundError(f"--manifest: no file at {pattern}")
+  raise ValueError(
+    f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
+    f"set --source to one of {KINDS}"
+  )
+
+
+def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Columns:
+  fields, captions = [], []
+  for text in args.column:
+    field, equals, column = text.partition("=")
+    if field == "caption" and column:
+      name, _, weight = column.partition(":")
+      captions.append((name, _positive("column", text, weight or "1")))
+    elif equals and column and field in FIELDS:
+      fields.append((field, column))
+    else:
+      raise ValueError(
+        f"--column: got {text!r}, expected FIELD=COLUMN with a field of {('caption', *FIELDS)}"
+      )
+  splits = [tuple(text.partition("=")[::2]) for text in args.split_name]
+  for theirs, ours in splits:
+    if ours not in ("train", "validation"):
+      raise ValueError(f"--split_name: got {theirs}={ours}, expected THEIRS=train or =validation")
+  if not 0 <= args.validation_percent <= 100:
+    raise ValueError(f"--validation_percent: got {args.validation_percent}, expected 0 to 100")
+  template = args.uri_template
+  if kind == "kinetics":
+    fields = [("class", "label"), *fields]
+    # The files are cut already; times are part of their names.
+    splits = [("val", "validation"), ("validate", "validation"), *splits]
+    template = template or KINETICS_TEMPLATE
+  return Columns(
+    fields=tuple(fields),
+    captions=tuple(captions),
+    keep=tuple(dict.fromkeys([*args.keep_column, *scores])),
+    uri_template=template,
+    caption_template=args.caption_template,
+    split_names=tuple(splits),
+    split=args.split,
+    validation_percent=args.validation_percent,
+  )
+
+
+def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple:
+  if args.class_names:
+    return parse_class_names(_text("class_names", args.class_names))
+  if kind == "folder":
+    names = sorted({name for _, name in folders.class_folders(args.manifest)})
+  elif kind == "kinetics":
+    column = columns.column("class")
+    names = sorted(
+      {name for path in files(args.manifest) for name in tables.csv_values(path, column)}
+    )
+  else:
+    return ()
+  return tuple((name, class_words(name)) for name in names)
+
+
+def _check_header(path: str, kind: str, columns: Columns) -> None:
+  """Refuse a table without a column that a flag names."""
+  import pyarrow
+
+  try:
+    header = tables.parquet_header(path) if kind == "parquet" else tables.csv_header(path)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise ValueError(f"--manifest: {path} is no Parquet file ({error})") from error
+  wanted = (*columns.stated, *(() if columns.uri_template else (columns.column("uri"),)))
+  missing = [name for name in dict.fromkeys(wanted) if name not in header]
+  if missing:
+    raise ValueError(
+      f"--manifest: {path} has the columns {header}, not {missing}; say which is which with "
+      "--column FIELD=COLUMN (uri=..., caption=...)"
+    )
+
+
+def _text(flag: str, path: str) -> str:
+  if not storage.exists(path):
+    raise FileNotFoundError(f"--{flag}: no file at {path}")
+  return storage.read(path).decode("utf-8-sig")
+
+
+def _positive(flag: str, text: str, number: str) -> float:
+  try:
+    value: Any = float(number)
+  except ValueError:
+    value = -1.0
+  if not 0 <= value < float("inf"):
+    raise ValueError(f"--{flag}: got {text!r}, expected a weight >= 0 after the colon")
+  return value

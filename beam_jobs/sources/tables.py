@@ -1,0 +1,88 @@
+"""Rows of CSV and Parquet files, one file or one row group at a time."""
+
+import csv
+from collections.abc import Iterator
+
+from beam_jobs import storage
+from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
+
+_BATCH_ROWS = 1024
+
+
+def csv_header(path: str) -> list[str]:
+  """Column names of a CSV or TSV file."""
+  with storage.open_text(path) as stream:
+    return next(csv.reader(stream, delimiter=_delimiter(path)), [])
+
+
+def csv_lines(path: str, columns: Columns) -> Iterator[str]:
+  """Manifest lines of a CSV file, or TSV by its extension; a row of the wrong length is a bad row."""
+  with storage.open_text(path) as stream:
+    reader = csv.reader(stream, delimiter=_delimiter(path))
+    header = next(reader, [])
+    while True:
+      try:
+        cells = next(reader)
+      except StopIteration:
+        return
+      except csv.Error as error:
+        yield bad_row(f"{path}:{reader.line_num}", f"{error}")
+        continue
+      if len(cells) == len(header):
+        yield to_line(to_row(dict(zip(header, cells)), columns))
+      elif cells:
+        message = f"got {len(cells)} cells, expected {len(header)}: {cells}"
+        yield bad_row(f"{path}:{reader.line_num}", message)
+
+
+def csv_values(path: str, column: str) -> Iterator[str]:
+  """One column of a CSV file."""
+  with storage.open_text(path) as stream:
+    for row in csv.DictReader(stream, delimiter=_delimiter(path)):
+      if row.get(column):
+        yield row[column]
+
+
+def _delimiter(path: str) -> str:
+  return "\t" if path.removesuffix(".gz").endswith(".tsv") else ","
+
+
+def parquet_header(path: str) -> list[str]:
+  """Column names of a Parquet file."""
+  import pyarrow.parquet
+
+  with storage.open_raw(path) as stream:
+    return pyarrow.parquet.ParquetFile(stream).schema_arrow.names
+
+
+def parquet_groups(path: str) -> Iterator[tuple[str, int]]:
+  """(path, row group) of a Parquet file; (path, -1) where it is none."""
+  import pyarrow
+  import pyarrow.parquet
+
+  try:
+    with storage.open_raw(path) as stream:
+      groups = pyarrow.parquet.ParquetFile(stream).num_row_groups
+  except (pyarrow.ArrowException, OSError):
+    groups = -1
+  yield from ((path, group) for group in (range(groups) if groups >= 0 else (-1,)))
+
+
+def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:
+  """Manifest lines of a row group; only columns that a row can use are read."""
+  import pyarrow
+  import pyarrow.parquet
+
+  if group < 0:
+    yield bad_row(path, "no Parquet file: its footer is damaged or missing")
+    return
+  with storage.open_raw(path) as stream:
+    file = pyarrow.parquet.ParquetFile(stream)
+    wanted = [name for name in file.schema_arrow.names if name in columns.used]
+    batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=wanted)
+    try:
+      for batch in batches:
+        for row in batch.to_pylist():
+          yield to_line(to_row(row, columns))
+    except (pyarrow.ArrowException, OSError) as error:
+      yield bad_row(f"{path}:row group {group}", f"{type(error).__name__}: {error}")

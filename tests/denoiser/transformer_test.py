@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt_t5x.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 
 L = {"num_layers": 24, "width": 1024, "num_heads": 16, "mlp_dim": 4096}
@@ -220,9 +221,7 @@ def test_adaln_lora_of_full_rank_reaches_a_separate_adaln():
 
 def test_scanned_layers_equal_unrolled_ones():
   module, variables, z, steps, conditioning = _model(text_dim=6, num_layers=4)
-  params = dict(variables["params"])
-  pairs = [params.pop(f"pairs_{i}") for i in range(2)]
-  params["pairs"] = jax.tree.map(lambda *x: jnp.stack(x), *pairs)
+  params = stack_pairs(variables["params"])
   scanned = dataclasses.replace(module, scan_layers=True, remat="full")
 
   def total(p, m):
@@ -232,12 +231,13 @@ def test_scanned_layers_equal_unrolled_ones():
   value, gradient = value_and_grad(params, scanned)
   expected, of_unrolled = value_and_grad(variables["params"], module)
   np.testing.assert_allclose(value, expected, rtol=1e-5)
-  for i in range(2):
-    jax.tree.map(
-      lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3),
-      jax.tree.map(lambda g, i=i: g[i], gradient["pairs"]),
-      of_unrolled[f"pairs_{i}"],
-    )
+  jax.tree.map(
+    lambda got, wanted: np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3),
+    unstack_pairs(gradient),
+    dict(of_unrolled),
+  )
+  with pytest.raises(ValueError, match="scanned already"):
+    stack_pairs(params)
 
 
 def test_bfloat16_stays_near_float32():

@@ -1,0 +1,46 @@
+"""Conversion between the two parameter trees of the transformer's layers.
+
+`WaltDenoiser.scan_layers` = True keeps the pairs of layers in one subtree "pairs" whose leaves have a leading axis, one
+entry a pair; False keeps them apart as "pairs_0", "pairs_1", ... All other parameters are the same in both.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_PAIR = re.compile(r"pairs_(\d+)")
+
+
+def stack_pairs(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Parameters of an unrolled model for a scanned one.
+
+  Raises:
+    ValueError: if the tree has no pairs_0 ... pairs_n, all of one shape.
+  """
+  indices = sorted(int(m.group(1)) for name in params if (m := _PAIR.fullmatch(name)))
+  if not indices or indices != list(range(len(indices))):
+    raise ValueError(
+      f"stack_pairs: got {sorted(params)}, expected pairs_0, pairs_1, ... without a hole; is the model scanned already?"
+    )
+  pairs = [params[f"pairs_{i}"] for i in indices]
+  rest = {name: value for name, value in params.items() if not _PAIR.fullmatch(name)}
+  return rest | {"pairs": jax.tree.map(lambda *leaves: jnp.stack(leaves), *pairs)}
+
+
+def unstack_pairs(params: Mapping[str, Any]) -> dict[str, Any]:
+  """The inverse of `stack_pairs`.
+
+  Raises:
+    ValueError: if the tree has no "pairs".
+  """
+  if "pairs" not in params:
+    raise ValueError(f"unstack_pairs: got {sorted(params)}, expected 'pairs' among them")
+  length = jax.tree.leaves(params["pairs"])[0].shape[0]
+  rest = {name: value for name, value in params.items() if name != "pairs"}
+  apart = {
+    f"pairs_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["pairs"]) for i in range(length)
+  }
+  return rest | apart

@@ -385,12 +385,15 @@ def image_video_mixture(
   )
 
 
-def pixel_task(*, task: str, pixels: str, shuffle_buffer_size: int = 1000) -> CachedTask:
-  """Clips of pixels of `<task>_videos`, to train the tokenizer.
+def pixel_task(
+  *, task: str, pixels: str, images: bool = False, shuffle_buffer_size: int = 1000
+) -> CachedTask:
+  """Clips of pixels of `<task>_videos`, or single frames of `<task>_images`, to train the tokenizer.
 
   Args:
     task: the name given to preprocessing with `--content=pixels`.
-    pixels: field of the pixels, e.g. "pixels/17x128x128".
+    pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
+    images: read the images, for an image tokenizer.
     shuffle_buffer_size: rows held for shuffling.
   """
 
@@ -402,5 +405,8 @@ def pixel_task(*, task: str, pixels: str, shuffle_buffer_size: int = 1000) -> Ca
 
   video = seqio.ContinuousFeature(dtype=tf.uint8, rank=4, add_eos=False)
   return _cached_task(
-    f"{task}_videos", [parse], {"video": video}, shuffle_buffer_size=shuffle_buffer_size
+    f"{task}_images" if images else f"{task}_videos",
+    [parse],
+    {"video": video},
+    shuffle_buffer_size=shuffle_buffer_size,
   )

@@ -76,6 +76,7 @@ PROGRAMS = (
   "walt_t5x.evaluate",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
+  "walt_t5x.vae.import_lpips",
   "data.samples",
   "beam_jobs.preprocess",
 )

@@ -10,7 +10,7 @@ import pytest
 from tests.vae.networks import TINY, random_params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.decoder import depth_to_space
-from walt_t5x.vae.inflation import inflate_params
+from walt_t5x.vae.inflation import inflate_params, inflate_state
 
 
 @functools.cache
@@ -158,3 +158,27 @@ def test_an_inflated_image_tokenizer_treats_images_as_before():
   shapes = jax.eval_shape(wider.init, jax.random.key(0), jnp.zeros((1, 9, 16, 16, 3)))["params"]
   with pytest.raises(ValueError, match="after inflation, expected"):
     inflate_params(image_params, shapes)
+
+
+def test_a_saved_image_tokenizer_starts_a_video_tokenizer_and_its_average():
+  target = {
+    "target": {"vae": {"a": {"kernel": np.zeros((3, 3, 3, 1, 2))}}, "discriminator": {"b": 0}},
+    "state": {
+      "step": 0,
+      "param_states": {
+        "3": {"count": 0, "ema": {"vae": {"a": {"kernel": np.zeros((3, 3, 3, 1, 2))}}}},
+        "1": {"mu": {"vae": {"a": {"kernel": np.zeros((3, 3, 3, 1, 2))}}}},
+      },
+    },
+  }
+  image = np.arange(18.0).reshape(1, 3, 3, 1, 2)
+  saved = {"target": {"vae": {"a": {"kernel": image}}}, "state": {"step": 9}}
+  found = inflate_state(saved, target)
+  expected = np.concatenate([np.zeros((2, 3, 3, 1, 2)), image])
+  np.testing.assert_array_equal(found["target"]["vae"]["a"]["kernel"], expected)
+  ema = found["state"]["param_states"]["3"]["ema"]["vae"]["a"]["kernel"]
+  np.testing.assert_array_equal(ema, expected)
+  # Moments, the step and the discriminator are not there: they start anew.
+  assert found["state"] == {"param_states": {"3": {"ema": {"vae": {"a": {"kernel": ema}}}}}}
+  assert set(found["target"]) == {"vae"}
+  assert inflate_state(saved, target, is_resuming=True) is saved

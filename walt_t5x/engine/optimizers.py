@@ -1,16 +1,18 @@
 """Optimizer factories for gin. Each returns what both engines train with: an `OptaxWrapper`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from walt_t5x.engine import choice
-from walt_t5x.engine.adafactor import adafactor_chain, register_with_t5x
 from walt_t5x.engine.ema import parameter_ema
 
 ScalarOrSchedule = float | Callable[[Any], Any]
+
+# Gradients for `assignment` are scaled by this power of two: too small to show in a gradient norm, and exact.
+ASSIGNMENT_SCALE = 2.0**-20
 
 
 def adamw_chain(
@@ -65,22 +67,38 @@ def adamw(learning_rate: ScalarOrSchedule, **settings: Any) -> Any:
   return wrap(adamw_chain(learning_rate, **settings))
 
 
-def adafactor(
-  learning_rate: ScalarOrSchedule, *, num_microbatches: int | None = None, **settings: Any
-) -> Any:
-  """The chain of `walt_t5x.engine.adafactor`, wrapped for the engine; takes the same settings.
+def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
+  """One optax chain for each top-level part of the parameters, wrapped for the engine.
 
   Args:
-    learning_rate: a number, or a schedule.
-    num_microbatches: as for `adamw_chain`.
-    settings: of `adafactor_chain`.
+    parts: name at the top of the parameter tree -> chain, such as `adamw_chain(...)`.
+
+  Raises:
+    ValueError: (at the first use) the parameters have other parts.
   """
-  chain = adafactor_chain(learning_rate, **settings)
-  if choice.use_t5x():
-    register_with_t5x()
-    if num_microbatches is not None and num_microbatches > 1:
-      chain = optax.chain(optax.scale(1.0 / num_microbatches), chain)
-  return wrap(chain)
+
+  def labels(params: Any) -> Any:
+    if set(params) != set(parts):
+      raise ValueError(
+        f"by_part: got chains for {sorted(parts)}, expected one for each of {sorted(params)}."
+      )
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
+
+  return wrap(optax.multi_transform(dict(parts), labels))
+
+
+def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransformation:
+  """`p <- p - g / ASSIGNMENT_SCALE`: a loss whose gradient is ASSIGNMENT_SCALE (p - target) sets p to its target.
+
+  For counters and running averages that a loss keeps among the parameters.
+
+  Args:
+    num_microbatches: as in `adamw_chain`.
+  """
+  rate = 1.0 / ASSIGNMENT_SCALE
+  if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
+    rate /= num_microbatches
+  return optax.sgd(rate)
 
 
 def wrap(optimizer: optax.GradientTransformation) -> Any:

@@ -1,20 +1,29 @@
-"""The tokenizer as an engine trains it: reconstruction loss, KL where the posterior is Gaussian, and PSNR."""
+"""The tokenizer as an engine trains it: pixels, KL, perceptual and adversarial terms in one loss, and its metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import clu.metrics
+import jax
 import jax.numpy as jnp
+from absl import logging
 from jaxtyping import Array
 
 from data.feature_converters import VaeFeatureConverter
 from walt_t5x import engine
+from walt_t5x.metrics.psnr import psnr, psnr_of_error
+from walt_t5x.metrics.ssim import RADIUS, ssim
+from walt_t5x.models.adversarial import AdversarialSettings, Running, adversarial_loss
 from walt_t5x.types import Batch, Params
 from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.discriminator import Discriminator
+
+# (parameters need no gradient: they are constants of the callable) reconstruction, video -> a loss a clip [B].
+PerceptualLoss = Callable[[Array, Array], Array]
 
 
 class VaeModel(engine.BaseModel):
-  """The causal autoencoder; its parameters stand under "vae", which leaves room for a discriminator beside them."""
+  """The causal autoencoder under "vae" and, where it trains adversarially, "discriminator" and "running" beside it."""
 
   FEATURE_CONVERTER_CLS = VaeFeatureConverter
 
@@ -25,18 +34,34 @@ class VaeModel(engine.BaseModel):
     optimizer_def: Any,
     reconstruction_weight: float = 5.0,
     kl_weight: float = 1e-6,
+    perceptual: PerceptualLoss | None = None,
+    perceptual_weight: float = 0.1,
+    discriminator: Discriminator | None = None,
+    adversarial: AdversarialSettings | None = None,
   ):
     """Args:
 
     module: the autoencoder.
-    optimizer_def: an engine optimizer.
+    optimizer_def: an engine optimizer; with a discriminator one that treats the parts apart
+      (`engine.optimizers.by_part`).
     reconstruction_weight: of the mean squared pixel error (MAGVIT-v2's 5.0).
     kl_weight: of the KL term per latent value when the posterior is Gaussian. Assumption: 1e-6.
+    perceptual: distance of features (`vae.perceptual`); None leaves the term out, and the log says so.
+    perceptual_weight: of it (MAGVIT-v2's 0.1).
+    discriminator: None trains without.
+    adversarial: weights and schedule of the terms that the discriminator adds; None for the published ones.
     """
     super().__init__(optimizer_def)
     self.module = module
     self.reconstruction_weight = reconstruction_weight
     self.kl_weight = kl_weight
+    self.perceptual, self.perceptual_weight = perceptual, perceptual_weight
+    self.discriminator = discriminator
+    self.adversarial = adversarial or AdversarialSettings()
+    if perceptual is None and perceptual_weight:
+      logging.info(
+        "VaeModel: no perceptual term, because no weights are given; docs/vae.md says where to get them."
+      )
 
   def get_initial_variables(
     self,
@@ -45,41 +70,86 @@ class VaeModel(engine.BaseModel):
     input_types: Mapping[str, Any] | None = None,
   ):
     """Initialises parameters and their logical axes from the shape of `video`."""
-    variables = self.module.init(rng, jnp.zeros(input_shapes["video"], jnp.float32))
-    return {collection: {"vae": tree} for collection, tree in variables.items()}
+    video = jnp.zeros(input_shapes["video"], jnp.float32)
+    parts = {"vae": self.module.init(rng, video)}
+    if self.discriminator is not None:
+      parts["discriminator"] = self.discriminator.init(jax.random.fold_in(rng, 1), video)
+      parts["running"] = Running().init(rng)
+    return {
+      collection: {name: variables[collection] for name, variables in parts.items()}
+      for collection in ("params", "params_axes")
+    }
 
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """Reconstruction and KL.
+    """All terms.
 
     Args:
-      params: {"vae": ...}.
+      params: {"vae", and with a discriminator "discriminator" and "running"}.
       batch: `video` uint8 [B, T, H, W, 3].
       dropout_rng: draws the posterior sample; None decodes the mean.
     """
-    video = batch["video"].astype(jnp.float32) / 255
-    key = dropout_rng if self.module.posterior == "gaussian" else None
-    reconstruction, posterior = self.module.apply({"params": params["vae"]}, video, key)
-    errors = jnp.mean(jnp.square(reconstruction.astype(jnp.float32) - video), axis=(1, 2, 3, 4))
-    loss = self.reconstruction_weight * jnp.mean(errors)
-    metrics = {"mse": _average(errors), "psnr": _average(psnr(errors))}
-    if self.module.posterior == "gaussian":
+    loss, metrics, _ = self._loss(params, batch, dropout_rng)
+    return loss, metrics
+
+  def eval_fn(self, params: Params, batch: Batch) -> tuple[Array, dict[str, clu.metrics.Metric]]:
+    """The deterministic loss, and SSIM where frames are large enough."""
+    loss, metrics, reconstruction = self._loss(params, batch, None)
+    if min(reconstruction.shape[2:4]) > 2 * RADIUS:
+      metrics["ssim"] = _average(ssim(jnp.clip(reconstruction, 0, 1), _pixels(batch)))
+    return loss, metrics
+
+  def _loss(
+    self, params: Params, batch: Batch, key: Array | None
+  ) -> tuple[Array, dict[str, clu.metrics.Metric], Array]:
+    video = _pixels(batch)
+    gaussian = self.module.posterior == "gaussian"
+    reconstruction, posterior = self.module.apply(
+      {"params": params["vae"]}, video, key if gaussian else None
+    )
+    reconstruction = reconstruction.astype(jnp.float32)
+    loss, metrics = self._pixel_loss(reconstruction, video)
+    if gaussian:
       kl = posterior.kl()
       loss += self.kl_weight * jnp.mean(kl)
       metrics["kl"] = _average(kl)
-    latents = posterior.mean.astype(jnp.float32)
-    metrics["latent_std"] = clu.metrics.Average(total=jnp.std(latents), count=jnp.float32(1))
-    metrics["loss"] = clu.metrics.Average(total=loss, count=jnp.float32(1))
+    if self.discriminator is not None:
+      discriminator = self.discriminator
+      term, logged = adversarial_loss(
+        lambda p, clips: discriminator.apply({"params": p}, clips),
+        params["discriminator"],
+        params["running"],
+        real=video,
+        fake=reconstruction,
+        pixel_loss=lambda clips: self._pixel_loss(clips, video)[0],
+        settings=self.adversarial,
+      )
+      loss += term
+      metrics |= {f"adversarial/{name}": _scalar(value) for name, value in logged.items()}
+    metrics["latent_std"] = _scalar(jnp.std(posterior.mean.astype(jnp.float32)))
+    metrics["loss"] = _scalar(loss)
+    return loss, metrics, reconstruction
+
+  def _pixel_loss(
+    self, reconstruction: Array, video: Array
+  ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
+    """What depends on the pixels alone: squared error and perceptual distance."""
+    errors = jnp.mean(jnp.square(reconstruction - video), axis=(1, 2, 3, 4))
+    loss = self.reconstruction_weight * jnp.mean(errors)
+    metrics = {"mse": _average(errors), "psnr": _average(psnr_of_error(errors))}
+    if self.perceptual is not None:
+      distances = self.perceptual(reconstruction, video)
+      loss += self.perceptual_weight * jnp.mean(distances)
+      metrics["perceptual"] = _average(distances)
     return loss, metrics
 
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: Array | None = None, **unused
   ) -> tuple[Array, dict[str, Array]]:
     """Reconstructions [B, T, H, W, 3] in [0, 1]."""
-    video = batch["video"].astype(jnp.float32) / 255
-    reconstruction, _ = self.module.apply({"params": params["vae"]}, video)
-    return jnp.clip(reconstruction, 0, 1), {}
+    reconstruction, _ = self.module.apply({"params": params["vae"]}, _pixels(batch))
+    return jnp.clip(reconstruction.astype(jnp.float32), 0, 1), {}
 
   def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:
     """The reconstructions of `predict_batch_with_aux`."""
@@ -87,14 +157,16 @@ class VaeModel(engine.BaseModel):
 
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:
     """PSNR of each row [B], in dB."""
-    video = batch["video"].astype(jnp.float32) / 255
-    return psnr(jnp.mean(jnp.square(self.predict_batch(params, batch) - video), axis=(1, 2, 3, 4)))
+    return psnr(self.predict_batch(params, batch), _pixels(batch))
 
 
-def psnr(mean_squared_error: Array) -> Array:
-  """10 log10(1 / mse) in dB, for pixels in [0, 1]; capped at 100."""
-  return -10 * jnp.log10(jnp.maximum(mean_squared_error, 1e-10))
+def _pixels(batch: Batch) -> Array:
+  return batch["video"].astype(jnp.float32) / 255
 
 
 def _average(values: Array) -> clu.metrics.Average:
   return clu.metrics.Average(total=jnp.sum(values), count=jnp.float32(values.size))
+
+
+def _scalar(value: Array) -> clu.metrics.Average:
+  return clu.metrics.Average(total=value, count=jnp.float32(1))

@@ -6,6 +6,9 @@ did, to rounding.
 Source: MAGVIT-v2 (2310.05737), section 3.2, and W.A.L.T, section 4.1.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -34,6 +37,35 @@ def inflate_params(image_params: Params, video_params: Params) -> Params:
     for path, leaf in target.items()
   }
   return unflatten_dict(inflated)
+
+
+def inflate_state(
+  state_dict: Mapping[str, Any], target_state_dict: Mapping[str, Any], *, is_resuming: bool = False
+) -> Mapping[str, Any]:
+  """A saved image tokenizer as the start of a video tokenizer, for `RestoreCheckpointConfig.state_transformation_fns`.
+
+  The inflated parameters become the parameters and their average; all else (moments, step, discriminator) is left to
+  start from scratch, so set `fallback_to_scratch = True`. A run that resumes its own checkpoint passes unchanged.
+
+  Args:
+    state_dict: what the image tokenizer's run saved.
+    target_state_dict: shapes of the state of the video tokenizer's run.
+    is_resuming: whether `state_dict` is this run's own.
+  """
+  if is_resuming:
+    return state_dict
+  target = flatten_dict(target_state_dict)
+  video_shapes = unflatten_dict(
+    {name[2:]: leaf for name, leaf in target.items() if name[:2] == ("target", "vae")}
+  )
+  inflated = flatten_dict(inflate_params(state_dict["target"]["vae"], video_shapes))
+  found = {("target", "vae", *name): value for name, value in inflated.items()}
+  for name in target:
+    # The average is saved as .../ema/vae/<parameter>, beside a count.
+    where = [i for i, part in enumerate(name) if part == "ema" and name[i + 1 : i + 2] == ("vae",)]
+    if name[0] == "state" and where:
+      found[name] = inflated[name[where[0] + 2 :]]
+  return unflatten_dict(found)
 
 
 def _inflate(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,203 @@
+"""Laws of the tokenizer's loss: who trains whom, what is remembered between steps, and what a step computes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from walt_t5x.engine import optimizers
+from walt_t5x.models.adversarial import AdversarialSettings, assign
+from walt_t5x.models.vae_model import VaeModel
+from walt_t5x.vae import losses
+from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.discriminator import Discriminator
+
+TINY = {
+  "latent_channels": 2,
+  "base_channels": 4,
+  "channel_multipliers": (1,),
+  "num_res_blocks": 1,
+  "temporal_downsample": (),
+}
+SHAPE = (2, 3, 8, 8, 3)
+
+
+def _optimizer():
+  return optimizers.by_part(
+    parts={
+      "vae": optax.sgd(0.01),
+      "discriminator": optax.sgd(0.01),
+      "running": optimizers.assignment(),
+    }
+  )
+
+
+def _model(**changes):
+  settings = AdversarialSettings(**({"r1_every": 2} | changes))
+  return VaeModel(
+    module=CausalVae(**TINY),
+    optimizer_def=_optimizer(),
+    discriminator=Discriminator(base_channels=2, channel_multipliers=()),
+    adversarial=settings,
+  )
+
+
+@functools.cache
+def _params():
+  shapes = jax.eval_shape(
+    lambda: _model().get_initial_variables(jax.random.key(0), {"video": SHAPE})["params"]
+  )
+  rng = np.random.default_rng(0)
+  noisy = jax.tree.map(
+    lambda p: jnp.asarray(
+      rng.normal(size=p.shape) / max(1, np.prod(p.shape[:-1])) ** 0.5, "float32"
+    ),
+    shapes,
+  )
+  # Averages from an earlier step.
+  return noisy | {
+    "running": {"step": jnp.float32(3), "lecam_real": jnp.float32(0.4), "lecam_fake": -0.3}
+  }
+
+
+def _batch(seed=0):
+  rng = np.random.default_rng(seed)
+  return {"video": jnp.asarray(rng.integers(0, 256, SHAPE), jnp.uint8)}
+
+
+@functools.cache
+def _compiled(**changes):
+  model = _model(**changes)
+  return jax.jit(jax.value_and_grad(lambda p: model.loss_fn(p, _batch(), None), has_aux=True))
+
+
+def _at_step(step, **changes):
+  """Loss, metrics and gradients of one step."""
+  params = _params() | {"running": _params()["running"] | {"step": jnp.float32(step)}}
+  (loss, metrics), grads = _compiled(**changes)(params)
+  return loss, metrics, grads
+
+
+@functools.cache
+def _parts():
+  """Reconstruction and a judge, straight from the modules."""
+  model, params = _model(), _params()
+  video = _batch()["video"] / 255
+  reconstruction, _ = jax.jit(model.module.apply)({"params": params["vae"]}, video)
+  judge = jax.jit(lambda p, x: model.discriminator.apply({"params": p}, x))
+  return model, params, jnp.asarray(video, jnp.float32), reconstruction, judge
+
+
+def _assert_equal_trees(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), dict(a), dict(b))
+
+
+def test_each_part_has_the_gradient_of_its_own_loss_alone():
+  _, metrics, grads = _at_step(3)
+  model, params, video, reconstruction, judge = _parts()
+
+  def generator(p):
+    y, _ = model.module.apply({"params": p}, video)
+    fooled = losses.generator_loss(judge(params["discriminator"], y))
+    return 5 * jnp.mean((y - video) ** 2) + 0.1 * fooled
+
+  _assert_equal_trees(jax.jit(jax.grad(generator))(params["vae"]), grads["vae"], atol=1e-5)
+
+  def discriminator(p):
+    real, fake = judge(p, video), judge(p, reconstruction)
+    lecam = jax.nn.relu(real.mean() + 0.3) ** 2 + jax.nn.relu(0.4 - fake.mean()) ** 2
+    return losses.discriminator_loss(real, fake) + 0.001 * lecam
+
+  # Step 3 of every second: no R1.
+  expected = jax.jit(jax.grad(discriminator))(params["discriminator"])
+  _assert_equal_trees(expected, grads["discriminator"], atol=1e-5)
+  assert float(metrics["adversarial/r1"].compute()) == 0
+
+
+def test_r1_every_second_step_has_twice_the_weight():
+  _, metrics, due = _at_step(4)
+  _, _, between = _at_step(3)
+  _, params, video, _, judge = _parts()
+
+  def penalty(p):
+    gradients = jax.grad(lambda x: jnp.sum(judge(p, x)))(video)
+    return 2 * jnp.mean(jnp.sum(gradients**2, axis=(1, 2, 3, 4)))
+
+  value, slope = jax.jit(jax.value_and_grad(penalty))(params["discriminator"])
+  np.testing.assert_allclose(metrics["adversarial/r1"].compute(), value, rtol=1e-4)
+  difference = jax.tree.map(lambda a, b: a - b, due["discriminator"], between["discriminator"])
+  _assert_equal_trees(difference, jax.tree.map(lambda s: 10 * s, slope), rtol=2e-3, atol=1e-3)
+  _assert_equal_trees(due["vae"], between["vae"], atol=1e-6)
+
+
+def test_a_step_counts_and_moves_lecams_averages():
+  model, params, video, reconstruction, judge = _parts()
+  optimizer = model.optimizer_def
+  loss, _, grads = _at_step(3)
+  after, _ = optimizer.apply_gradient(params, optimizer.init_state(params), grads)
+  real = judge(params["discriminator"], video).mean()
+  fake = judge(params["discriminator"], reconstruction).mean()
+  running = after["running"]
+  assert float(running["step"]) == 4
+  np.testing.assert_allclose(running["lecam_real"], 0.999 * 0.4 + 0.001 * real, rtol=1e-5)
+  np.testing.assert_allclose(running["lecam_fake"], 0.999 * -0.3 + 0.001 * fake, rtol=1e-5)
+  # What is remembered adds nothing to the loss, and next to nothing to the norm of the gradient.
+  np.testing.assert_allclose(_at_step(5)[0], loss, rtol=1e-6)
+  assert optax.global_norm(grads["running"]) < 1e-5
+
+
+def test_assign_has_no_value_and_reaches_its_target():
+  for target in (-7.25, 0.1, 12345.0):
+    p = jnp.float32(3.5)
+    value, slope = jax.value_and_grad(lambda p, t=target: assign(p, jnp.float32(t)))(p)
+    chain = optimizers.assignment()
+    updates, _ = chain.update(slope, chain.init(p), p)
+    np.testing.assert_allclose(optax.apply_updates(p, updates), target, rtol=1e-6)
+    assert float(value) == 0
+
+
+def test_before_the_start_step_nothing_is_adversarial():
+  _, metrics, grads = _at_step(3, start_step=4)
+  plain = VaeModel(module=CausalVae(**TINY), optimizer_def=None)
+  expected = jax.jit(jax.grad(lambda p: plain.loss_fn({"vae": p}, _batch(), None)[0]))
+  _assert_equal_trees(grads["vae"], expected(_params()["vae"]), atol=1e-6)
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
+  assert float(metrics["adversarial/discriminator"].compute()) == 0
+  assert float(grads["running"]["step"]) != 0  # but it counts
+  started, always = _at_step(4, start_step=4)[2], _at_step(4)[2]
+  _assert_equal_trees(started["discriminator"], always["discriminator"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_adaptive_weight_makes_both_pulls_equal():
+  model = _model(adaptive=True, weight=0.5)
+  _, metrics = jax.jit(lambda p: model.loss_fn(p, _batch(), None))(_params())
+  _, params, video, reconstruction, judge = _parts()
+  pixels = jax.grad(lambda y: 5 * jnp.mean((y - video) ** 2))(reconstruction)
+  fooled = jax.grad(lambda y: losses.generator_loss(judge(params["discriminator"], y)))(
+    reconstruction
+  )
+  ratio = np.linalg.norm(pixels) / np.linalg.norm(fooled)
+  np.testing.assert_allclose(metrics["adversarial/weight"].compute(), 0.5 * ratio, rtol=1e-4)
+
+
+def test_the_discriminator_sees_each_clip_forward_once():
+  # Three judgements are written down (real, fake to the generator, fake to the discriminator); two are computed.
+  model, params, video, reconstruction, judge = _parts()
+
+  def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+  no_r1 = _model(r1_weight=0.0)
+  whole = flops(lambda p: no_r1.loss_fn(p, _batch(), None)[0], params)
+  vae = flops(lambda p: model.module.apply({"params": p}, video)[0], params["vae"])
+  once = flops(judge, params["discriminator"], reconstruction)
+  assert 1.8 * once < whole - vae < 2.2 * once
+
+
+def test_parts_that_have_no_chain_are_refused():
+  only = optimizers.by_part(parts={"vae": optax.sgd(0.1)})
+  with pytest.raises(ValueError, match=r"got chains for \['vae'\], expected one for each of"):
+    only.init_state(_params())

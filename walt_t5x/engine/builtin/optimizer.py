@@ -9,6 +9,8 @@ import optax
 from flax import serialization, traverse_util
 from jax.sharding import PartitionSpec
 
+from walt_t5x.engine.adafactor import factored_state_axes
+
 
 @flax.struct.dataclass
 class OptimizerState:
@@ -63,6 +65,17 @@ class OptaxWrapper:
       param_axes,
       transform_non_params=lambda _: PartitionSpec(),
       is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+
+    # Factored moments mirror the parameters by name but have fewer axes.
+    def is_factored(node: Any) -> bool:
+      return isinstance(node, optax.FactoredState)
+
+    param_states = jax.tree.map(
+      lambda node, axes: factored_state_axes(node, param_axes) if is_factored(node) else axes,
+      state.param_states,
+      param_states,
+      is_leaf=is_factored,
     )
     return OptimizerState(step=PartitionSpec(), param_states=param_states)
 

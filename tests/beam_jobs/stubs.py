@@ -1,0 +1,38 @@
+"""Functions that misbehave in a process of their own, and a decoder that does so on request."""
+
+import ctypes
+import os
+import time
+
+import numpy as np
+
+from beam_jobs import decoding
+
+HANG, CRASH, HUNGRY = b"hang" * 99, b"crash" * 99, b"hungry" * 99
+# Bound here: a test puts `decode` in the place of the real one.
+_DECODE = decoding.decode
+
+
+def misbehave(what: str, value=None):
+  """Sleep, crash, fill the memory, raise, exit, or return what came in with the process's number."""
+  if what == "sleep":
+    time.sleep(600)
+  if what == "crash":
+    ctypes.string_at(0)
+  if what == "exit":
+    os._exit(7)
+  if what == "hungry":
+    return np.ones(1 << 33, np.uint8).sum()
+  if what == "raise":
+    raise decoding.MediaError("some_reason", "some words")
+  if what == "unpicklable":
+    return lambda: None
+  return value, os.getpid()
+
+
+def decode(content: bytes, modality: str, spec, **window):
+  """The real decoder, but for files that ask for trouble."""
+  for start, what in ((HANG, "sleep"), (CRASH, "crash"), (HUNGRY, "hungry")):
+    if content.startswith(start):
+      misbehave(what)
+  return _DECODE(content, modality, spec, **window)

@@ -1,0 +1,126 @@
+"""Adafactor for both engines: the optax chain, and the logical axes of its factored second moments.
+
+For a parameter W [..., m, n] whose two largest axes are m and n, Adafactor keeps the means of the squared gradient over
+n (`v_row` [..., m]) and over m (`v_col` [..., n]) in the place of the second moment itself, so 3B parameters cost
+megabytes of optimizer state, not 12 GB.
+
+Source: Shazeer & Stern, Adafactor (1804.04235).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+from walt_t5x.engine.ema import parameter_ema
+
+
+def adafactor_chain(
+  learning_rate: float | Callable[[Any], Any],
+  *,
+  decay_rate: float = 0.8,
+  momentum: float | None = None,
+  clip_norm: float | None = 1.0,
+  clip_update_rms: float | None = 1.0,
+  min_dim_size_to_factor: int = 64,
+  weight_decay: float = 0.0,
+  ema_decay: float | None = None,
+  ema_ramp: bool = False,
+) -> optax.GradientTransformation:
+  """Clip by global norm, factored RMS, clip each update's RMS, momentum, decay, learning rate, parameter average.
+
+  Assumption: the paper says Adafactor with absolute peak learning rates and nothing more. So updates are not scaled by
+  the size of the parameters, there is no momentum, and the other settings are those of the publication.
+
+  Args:
+    learning_rate: a number, or a schedule (`walt_t5x.engine.schedules`).
+    decay_rate: the second moment at update n = 1, 2, ... decays by 1 - n^-decay_rate.
+    momentum: decay of an average of the updates; None keeps none.
+    clip_norm: gradients above this global norm are scaled down to it; None leaves clipping out.
+    clip_update_rms: an update whose root mean square is above this is scaled down to it; None leaves it out.
+    min_dim_size_to_factor: only parameters whose two largest axes are at least this long are factored; 64 takes the
+      head dimension of every published model in.
+    weight_decay: decoupled decay, multiplied by the learning rate.
+    ema_decay: decay of the parameter average (`engine.ema`); None keeps none, as in the paper's text models.
+    ema_ramp: shorten the average's memory in the first steps.
+  """
+  parts: list[optax.GradientTransformation] = []
+  if clip_norm is not None:
+    parts.append(optax.clip_by_global_norm(clip_norm))
+  parts.append(
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor
+    )
+  )
+  if clip_update_rms is not None:
+    parts.append(optax.clip_by_block_rms(clip_update_rms))
+  if momentum is not None:
+    parts.append(optax.ema(momentum, debias=False))
+  if weight_decay:
+    parts.append(optax.add_decayed_weights(weight_decay))
+  parts.append(optax.scale_by_learning_rate(learning_rate))
+  if ema_decay is not None:
+    parts.append(parameter_ema(ema_decay, ramp=ema_ramp))
+  return optax.chain(*parts)
+
+
+def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.FactoredState:
+  """Logical axes of a factored state: each moment has its parameter's names, less the axis it was averaged over.
+
+  Args:
+    state: the state or its shapes; may hold `optax.MaskedNode`s.
+    param_axes: `PartitionSpec` of logical names, one a parameter.
+  """
+
+  def masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+  def of(pick: int) -> Any:
+    def axes(row: Any, col: Any, full: Any, names: Any) -> Any:
+      if masked(row):
+        return row
+      return _moment_axes(row.shape, col.shape, full.shape, tuple(names))[pick]
+
+    return jax.tree.map(axes, state.v_row, state.v_col, state.v, param_axes, is_leaf=masked)
+
+  return optax.FactoredState(count=PartitionSpec(), v_row=of(0), v_col=of(1), v=of(2))
+
+
+def _moment_axes(
+  row: tuple[int, ...], col: tuple[int, ...], full: tuple[int, ...], names: tuple[str | None, ...]
+) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
+  """Of v_row, v_col and v; those that are not kept have one element and no name."""
+  none = PartitionSpec(None)
+  if row == col == (1,) and len(full) == len(names):
+    return none, none, PartitionSpec(*names)
+  # optax drops the longest axis from v_row and the second longest from v_col; which these are, the shapes tell.
+  ranks_fit = len(row) == len(col) == len(names) - 1
+  for longest in range(len(names) if ranks_fit else 0):
+    for second in range(len(names)):
+      if longest == second:
+        continue
+      shape = list(row)
+      shape.insert(longest, col[longest - (second < longest)])
+      order = np.argsort(shape)
+      if (order[-1], order[-2]) == (longest, second) and _without(tuple(shape), second) == col:
+        rows, cols = _without(names, longest), _without(names, second)
+        return PartitionSpec(*rows), PartitionSpec(*cols), none
+  raise ValueError(
+    f"factored_state_axes: moments of shapes {row} and {col} fit no parameter with axes {names}"
+  )
+
+
+def _without(items: tuple, index: int) -> tuple:
+  return items[:index] + items[index + 1 :]
+
+
+def register_with_t5x() -> None:
+  """Tells T5X's OptaxWrapper how a factored state is partitioned; it knows most of optax's states, but not this one."""
+  from t5x import optimizers as t5x_optimizers
+
+  t5x_optimizers.OptaxStatePartitionRules._RULES.setdefault(
+    optax.FactoredState, factored_state_axes
+  )

@@ -22,6 +22,7 @@ ALLOWED = {
   "walt_t5x.metrics": (),
   "walt_t5x.video_io": (),
   "walt_t5x.gallery": ("walt_t5x.video_io",),
+  "walt_t5x.data_page": ("walt_t5x.video_io",),
   "walt_t5x.engine": (),
   "walt_t5x.models": (
     "walt_t5x.vae",
@@ -67,6 +68,7 @@ ALLOWED = {
   "walt_t5x.evaluate": OURS,
   "walt_t5x.plan": OURS,
   "walt_t5x.inspect_data": OURS,
+  "walt_t5x.inspection": OURS,
 }
 LIBRARIES = ("vae", "denoiser", "diffusion", "text", "metrics")
 HEAVY = ("seqio", "tensorflow", "apache_beam", "t5x", "gin")
@@ -74,6 +76,7 @@ PROGRAMS = (
   "walt_t5x.train",
   "walt_t5x.generate",
   "walt_t5x.evaluate",
+  "walt_t5x.inspect_data",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.vae.import_lpips",

@@ -1,0 +1,182 @@
+"""The page holds what the shard holds: pixels, decoded latents, counts; and asks nobody for anything."""
+
+import base64
+import io
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beam_jobs import encoders, preprocess
+from data import schema, tfrecord
+from tests.beam_jobs import media
+from tests.beam_jobs.conftest import good_rows, world, write_manifest
+from walt_t5x import data_page, inspect_data, inspection, video_io
+
+__all__ = ["world"]  # A fixture.
+EVIL = '<script>alert(1)</script> & "quotes"'
+
+
+def records(folder) -> list[schema.Record]:
+  return [
+    schema.decode(payload)
+    for path in sorted(folder.glob("*.tfrecord-*-of-?????"))
+    for payload in tfrecord.read_records(io.BytesIO(path.read_bytes()))
+  ]
+
+
+@pytest.fixture(scope="module")
+def cache(world, tmp_path_factory):
+  """A cache of latents of three clips, with a rejected row and dead letters: (folder of the media, the page)."""
+  root = tmp_path_factory.mktemp("inspect")
+  rows = good_rows(root, videos=3, images=0)
+  rows = [row | {"split": "train"} for row in rows]
+  rows[0]["captions"] = [EVIL, "a circle"]
+  (root / "cut.mp4").write_bytes(media.video(noise=40)[:3000])
+  rows += [{"uri": f"gone{i}.mp4", "caption": EVIL} for i in range(8)]
+  rows += [{"uri": "cut.mp4", "caption": "x"}, {"uri": "clip2.mp4"}]
+  preprocess.run(
+    world.argv(
+      write_manifest(root, rows),
+      root / "out",
+      num_shards=1,
+      resolutions="16x16",
+      decode_isolation="thread",
+    )
+  )
+  return root
+
+
+def embedded(page: str) -> list[video_io.DecodedVideo]:
+  found = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
+  return [video_io.read_video(base64.b64decode(content)) for content in found]
+
+
+def test_decoded_latents_are_the_vaes(cache, world, tmp_path):
+  from walt_t5x.engine.checkpoints import load_params
+
+  output = tmp_path / "page.html"
+  flags = [f"--vae_checkpoint={world.checkpoint}", f"--media_root={cache}", f"--output={output}"]
+  assert inspect_data.main([str(cache / "out" / "toy_videos"), *flags]) == 0
+  clips = embedded(output.read_text())
+  vae = encoders.build_vae(preprocess.vae_fields_of_gin(world.gin))
+  params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
+  decode = jax.jit(lambda latents: vae.apply({"params": params}, latents, method="decode")[0])
+  written = records(cache / "out" / "toy_videos")
+  # Of each row the source, then what the decoder makes of its latents.
+  assert len(clips) == 2 * len(written) == 6
+  for record, decoded in zip(written, clips[1::2]):
+    latents = jnp.asarray(record.latents["latents/3x4x4"], jnp.float32)[None]
+    expected = np.clip(np.asarray(decode(latents), np.float32), 0, 1) * 255
+    scale = decoded.frames.shape[1] // 16
+    small = decoded.frames.reshape(9, 16, scale, 16, scale, 3).mean(axis=(2, 4))
+    # H.264 with its coarse colours lies between.
+    luma = np.array([0.299, 0.587, 0.114])
+    assert np.abs(small @ luma - expected @ luma).mean() < 3
+    assert decoded.fps == pytest.approx(8, rel=0.01)
+  assert "PSNR" in output.read_text()
+
+
+def test_another_vae_is_refused(cache, world, tmp_path, capsys):
+  from tests.beam_jobs.conftest import save_checkpoint
+  from walt_t5x.engine.checkpoints import load_params
+
+  params = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, load_params(world.checkpoint))
+  save_checkpoint(tmp_path / "other", params)
+  flags = [f"--vae_checkpoint={tmp_path / 'other'}", f"--output={tmp_path / 'page.html'}"]
+  assert inspect_data.main([str(cache / "out" / "toy_videos"), *flags]) == 2
+  assert "the cache was made by" in capsys.readouterr().err
+  assert not (tmp_path / "page.html").exists()
+
+
+def test_the_page_counts_what_the_job_counted_and_escapes_what_it_quotes(cache, tmp_path):
+  page = inspect_data.inspect(str(cache / "out" / "toy_videos"), str(tmp_path / "page.html"))
+  text = (tmp_path / "page.html").read_text()
+  sidecar = json.loads(next((cache / "out" / "toy_videos").glob("train*.sidecar.json")).read_text())
+  for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
+    assert f"<h3>{title}: {sidecar[kind]}</h3>" in text
+    for reason, count in sidecar[f"{kind}_by_reason"].items():
+      assert f"<b>{reason}</b> {count}<" in text
+  assert sidecar["dead_by_reason"] == {"missing": 8, "truncated": 1}
+  # Five examples of a reason, the others are counted only.
+  assert len(re.findall(r"<code>gone\d.mp4</code>", text)) == 5
+  assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+  for attribute in re.findall(r'(?:src|href|poster)="([^"]*)"', text):
+    assert attribute.startswith("data:")
+  assert not re.search(r"https?://", text)
+  assert "false colours" in text
+  assert page == str(tmp_path / "page.html")
+
+
+def test_a_pixel_cache_is_shown_as_it_is(cache, tmp_path):
+  preprocess.run(
+    [
+      f"--manifest={cache / 'manifest.jsonl'}",
+      f"--output={tmp_path / 'out'}",
+      "--task=p",
+      "--content=pixels",
+      "--resolutions=32x32",
+      "--num_frames=9",
+      "--num_shards=1",
+      "--decode_isolation=thread",
+    ]
+  )
+  inspect_data.inspect(str(tmp_path / "out" / "p_videos"), str(tmp_path / "page.html"))
+  clips = embedded((tmp_path / "page.html").read_text())
+  written = records(tmp_path / "out" / "p_videos")
+  assert len(clips) == len(written) == 3
+  for record, clip in zip(written, clips):
+    scale = clip.frames.shape[1] // 32
+    small = clip.frames.reshape(9, 32, scale, 32, scale, 3).mean(axis=(2, 4))
+    assert np.abs(small - record.pixels["pixels/9x32x32"]).mean() < 3
+
+
+def test_the_sample_is_drawn_by_id_and_does_not_depend_on_the_place(cache):
+  folder, name = inspection.find_shard(str(cache / "out" / "toy_videos"))
+  every = inspection.read_shard(folder, name, rows=99, seed=5)
+  ids = [record.id for record in every.sample]
+  assert len(ids) == 3
+  one = [record.id for record in inspection.read_shard(folder, name, rows=1, seed=5).sample]
+  two = [record.id for record in inspection.read_shard(folder, name, rows=2, seed=5).sample]
+  assert set(one) < set(two) < set(ids)
+  chosen = {
+    tuple(record.id for record in inspection.read_shard(folder, name, rows=1, seed=seed).sample)
+    for seed in range(20)
+  }
+  assert len(chosen) == 3
+  assert inspection.read_shard(folder, name, rows=0, seed=0).sample == []
+
+
+def test_bins_hold_every_value_once():
+  random = np.random.default_rng(0)
+  for values in (random.normal(size=500), random.integers(0, 7, 500), random.integers(0, 999, 500)):
+    counts, edges = data_page.bin_counts(values)
+    assert counts.sum() == len(values)
+    assert len(counts) <= 25
+    for count, low, high in zip(counts[:-1], edges[:-1], edges[1:]):
+      assert count == sum(low <= value < high for value in values)
+  counts, _ = data_page.bin_counts(np.full(9, 3.5))
+  assert counts.sum() == 9
+
+
+def test_false_colours_put_the_strongest_direction_into_red():
+  random = np.random.default_rng(0)
+  direction = random.normal(size=8)
+  direction /= np.linalg.norm(direction)
+  signal = random.normal(size=(2, 3, 4, 4, 1)) * 5
+  latents = list(signal * direction + random.normal(size=(2, 3, 4, 4, 8)) * 0.1 + 7)
+  pictures = inspection.false_colours(latents)
+  red = np.concatenate([p[..., 0].ravel() for p in pictures]).astype(float)
+  inside = (red > 0) & (red < 255)
+  assert abs(np.corrcoef(red[inside], signal.ravel()[inside])[0, 1]) > 0.999
+  # Two channels leave blue grey.
+  assert (inspection.false_colours([latents[0][..., :2]])[0][..., 2] == 128).all()
+
+
+def test_what_is_no_shard_is_refused(tmp_path, capsys):
+  assert inspect_data.main([str(tmp_path)]) == 2
+  assert "no shards in" in capsys.readouterr().err
+  assert inspect_data.main([str(tmp_path / "train.tfrecord-00000-of-00001")]) == 2

@@ -1,0 +1,343 @@
+"""One HTML page about prepared data: facts, histograms, channels, ledgers and a card a row; everything is inside it.
+
+Media are `data:` URIs and a content security policy forbids every other request, so the page opens from disk and can be
+mailed as it is.
+"""
+
+import base64
+import html
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x import video_io
+
+_EDGE = 176
+_STRIP_FRAMES = 5
+_BINS = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram:
+  """Values of one quantity; `marker` is a limit to draw, such as the longest caption kept."""
+
+  title: str
+  values: np.ndarray
+  unit: str = ""
+  marker: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+  """Rows that did not become records: how many a reason, and some of them as (uri, explanation)."""
+
+  title: str
+  counts: Mapping[str, int]
+  examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+  """Moments of latent channels: this shard's, and those of the whole corpus that training normalises with."""
+
+  field: str
+  mean: np.ndarray
+  std: np.ndarray
+  corpus_mean: np.ndarray | None = None
+  corpus_std: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+  """Frames uint8 (T, H, W, 3) with what they are."""
+
+  name: str
+  frames: np.ndarray
+  fps: float
+  note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCard:
+  """One record; captions are (text, weight, tokens)."""
+
+  captions: Sequence[tuple[str, float, int]]
+  clips: Sequence[Clip]
+  facts: Mapping[str, object]
+
+
+def write_page(
+  path: str | os.PathLike[str],
+  *,
+  title: str,
+  facts: Mapping[str, object],
+  ledgers: Sequence[Ledger],
+  histograms: Sequence[Histogram],
+  channels: Sequence[Channels],
+  cards: Iterable[RowCard],
+  notes: Sequence[str] = (),
+) -> Path:
+  """Writes the page; the file appears whole or not at all.
+
+  Args:
+    path: ends in .html.
+    title: heading and window title.
+    facts: name -> value, in a table.
+    ledgers: of rejected rows and dead letters.
+    histograms: those without a value are left out.
+    channels: one table a latents field.
+    cards: rows, drawn one by one.
+    notes: sentences above the cards.
+
+  Raises:
+    ValueError: on another suffix.
+  """
+  path = Path(path)
+  if path.suffix.lower() not in (".html", ".htm"):
+    raise ValueError(f"--output: got {path}, expected an .html file")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("w", encoding="utf-8") as page:
+      page.write(_HEAD.replace("{{title}}", html.escape(title)))
+      page.write(_facts(facts))
+      page.write(_section("Where the rows ended", "".join(map(_ledger, ledgers))))
+      drawn = [histogram for histogram in histograms if len(histogram.values)]
+      page.write(_section("Distributions", "".join(map(_histogram, drawn))))
+      page.write(_section("Latent channels", "".join(map(_channels, channels))))
+      page.write("<h2>Rows</h2>")
+      page.write("".join(f"<p class=note>{html.escape(note)}</p>" for note in notes))
+      page.write(
+        '<p><input id=text type=search placeholder="filter by caption, uri, label"></p><main>'
+      )
+      for card in cards:
+        page.write(_card(card))
+      page.write(_TAIL)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
+
+
+def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
+  """Counts and edges; whole numbers of a small range get a bin each."""
+  values = np.asarray(values, np.float64)
+  low, high = values.min(), values.max()
+  if (values == np.rint(values)).all():
+    width = max(1, int(np.ceil((high - low + 1) / bins)))
+    edges = np.arange(low - 0.5, high + 0.5 + width, width)
+  else:
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+  return np.histogram(values, edges)
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+  rows = "".join(
+    f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
+    for name, value in facts.items()
+  )
+  return f"<table class=facts>{rows}</table>"
+
+
+def _section(title: str, body: str) -> str:
+  return f"<h2>{title}</h2><div class=row>{body}</div>" if body else ""
+
+
+def _ledger(ledger: Ledger) -> str:
+  total = sum(ledger.counts.values())
+  most = max(ledger.counts.values(), default=1)
+  rows = []
+  for reason, count in sorted(ledger.counts.items(), key=lambda pair: (-pair[1], pair[0])):
+    examples = "".join(
+      f"<li><code>{html.escape(uri)}</code> {html.escape(text)}</li>"
+      for uri, text in ledger.examples.get(reason, ())
+    )
+    bar = f'<span class=bar style="width:{max(1.0, 100 * count / most):.1f}%"></span>'
+    head = f"<b>{html.escape(reason)}</b> {count}{bar}"
+    rows.append(
+      f"<details><summary>{head}</summary><ul>{examples}</ul></details>"
+      if examples
+      else f"<div class=plain>{head}</div>"
+    )
+  return (
+    f"<section class=ledger><h3>{html.escape(ledger.title)}: {total}</h3>{''.join(rows)}</section>"
+  )
+
+
+def _histogram(histogram: Histogram) -> str:
+  values = np.asarray(histogram.values, np.float64)
+  values = values[np.isfinite(values)]
+  if not len(values):
+    return ""
+  counts, edges = bin_counts(values)
+  width, height, most = 260, 90, counts.max()
+  span = edges[-1] - edges[0]
+
+  def x_of(value: float) -> float:
+    return width * (value - edges[0]) / span
+
+  bars = "".join(
+    f'<rect x="{x_of(edges[i]):.1f}" y="{height - height * count / most:.1f}" '
+    f'width="{max(1.0, width / len(counts) - 1):.1f}" height="{height * count / most:.1f}">'
+    f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {count}</title></rect>"
+    for i, count in enumerate(counts)
+    if count
+  )
+  marker = ""
+  if histogram.marker is not None and edges[0] <= histogram.marker <= edges[-1]:
+    x = x_of(histogram.marker)
+    marker = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"></line>'
+  low, middle, high = np.quantile(values, (0, 0.5, 1))
+  unit = f" {histogram.unit}" if histogram.unit else ""
+  caption = f"{len(values)} values, {low:.4g} to {high:.4g}{unit}, median {middle:.4g}, mean {values.mean():.4g}"
+  if histogram.marker is not None:
+    caption += f", limit {histogram.marker:.4g}"
+  return (
+    f"<figure class=histogram><figcaption><b>{html.escape(histogram.title)}</b></figcaption>"
+    f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">{bars}{marker}</svg>'
+    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+  )
+
+
+def _channels(channels: Channels) -> str:
+  known = channels.corpus_mean is not None and channels.corpus_std is not None
+  head = "<tr><th>channel<th>mean<th>std" + ("<th>corpus mean<th>corpus std" if known else "")
+  rows = []
+  for k, (mean, std) in enumerate(zip(channels.mean, channels.std)):
+    cells = [f"{mean:.3f}", f"{std:.3f}"]
+    odd = std <= 0
+    if known:
+      corpus_mean, corpus_std = channels.corpus_mean[k], channels.corpus_std[k]
+      cells += [f"{corpus_mean:.3f}", f"{corpus_std:.3f}"]
+      odd |= corpus_std <= 0 or abs(mean - corpus_mean) > corpus_std
+      odd |= not 0.5 <= std / max(corpus_std, 1e-12) <= 2
+    kind = ' class="odd"' if odd else ""
+    rows.append(f"<tr{kind}><td>{k}" + "".join(f"<td>{cell}" for cell in cells))
+  return f"<table class=channels><caption>{html.escape(channels.field)}</caption>{head}{''.join(rows)}</table>"
+
+
+def _card(card: RowCard) -> str:
+  searched = " ".join([text for text, *_ in card.captions] + [str(v) for v in card.facts.values()])
+  captions = "".join(
+    f"<li>{html.escape(text) or '<i>no caption</i>'} <small>"
+    + (f"{tokens} tokens, " if tokens else "")
+    + f"weight {weight:g}</small></li>"
+    for text, weight, tokens in card.captions
+  )
+  facts = " · ".join(
+    f"{html.escape(str(name))} <code>{html.escape(str(value))}</code>"
+    for name, value in card.facts.items()
+  )
+  clips = "".join(map(_clip, card.clips))
+  return (
+    f'<article data-text="{html.escape(searched.lower(), quote=True)}"><ul class=captions>{captions}</ul>'
+    f"<div class=clips>{clips}</div><p class=small>{facts}</p></article>\n"
+  )
+
+
+def _clip(clip: Clip) -> str:
+  frames = video_io.to_uint8(clip.frames)
+  count, height, width = frames.shape[:3]
+  scale = max(1, round(_EDGE / max(height, width)))
+  size = f'width="{width * scale}" height="{height * scale}"'
+  poster = _uri("image/png", _picture(video_io.upscale(frames[:1], scale)[0]))
+  strip = ""
+  if count == 1:
+    medium = f'<img {size} src="{poster}" alt="">'
+  else:
+    video = video_io.encode_video(frames, suffix=".mp4", fps=clip.fps or 8.0, crf=16, scale=scale)
+    medium = (
+      f'<video {size} poster="{poster}" src="{_uri("video/mp4", video)}" loop muted playsinline>'
+      "</video>"
+    )
+    chosen = np.unique(np.linspace(0, count - 1, _STRIP_FRAMES).round().astype(int))
+    sheet = np.concatenate([frames[k] for k in chosen], axis=1)
+    strip = (
+      f'<img class=strip src="{_uri("image/png", _picture(sheet))}" alt="frames {chosen.tolist()}">'
+    )
+  rate = f", {clip.fps:g} fps" if count > 1 else ""
+  note = f"<br>{html.escape(clip.note)}" if clip.note else ""
+  caption = f"<b>{html.escape(clip.name)}</b> {count}×{height}×{width}{rate}{note}"
+  return f"<figure>{medium}{strip}<figcaption>{caption}</figcaption></figure>"
+
+
+def _picture(picture: np.ndarray) -> bytes:
+  from PIL import Image
+
+  stream = io.BytesIO()
+  Image.fromarray(picture).save(stream, "PNG")
+  return stream.getvalue()
+
+
+def _uri(kind: str, content: bytes) -> str:
+  return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{{title}}</title>
+<style>
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
+  --line: #deded8; --bar: #3b6ea8; --wrong: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --line: #34342f;
+    --bar: #7fb0e6; --wrong: #ff8a80; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 16px 24px 48px; background: var(--page); color: var(--ink);
+  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 20px; margin: 4px 0 12px; overflow-wrap: anywhere; }
+h2 { font-size: 16px; margin: 26px 0 8px; }
+h3 { font-size: 14px; margin: 0 0 6px; }
+table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
+th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+.facts td { overflow-wrap: anywhere; } .facts th { color: var(--soft); font-weight: 500; white-space: nowrap; }
+.channels td, .channels th { text-align: right; font-variant-numeric: tabular-nums; font-size: 12px; }
+.channels caption { text-align: left; font-weight: 600; padding: 3px 0; } .odd { color: var(--wrong); }
+.row, .clips, main { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
+.ledger { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
+  min-width: 300px; max-width: 760px; }
+.ledger ul { margin: 4px 0 8px; padding-left: 18px; font-size: 12px; overflow-wrap: anywhere; }
+.plain { margin-left: 15px; }
+.bar { display: block; height: 5px; background: var(--bar); border-radius: 3px; margin: 2px 0 5px; }
+figure { margin: 0; } figcaption, .small, .note, small { color: var(--soft); font-size: 12px; }
+figcaption b { color: var(--ink); }
+.histogram { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px;
+  width: 286px; }
+svg rect { fill: var(--bar); } svg line { stroke: var(--wrong); stroke-width: 2; }
+article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px;
+  max-width: 100%; }
+article[hidden] { display: none; }
+.captions { margin: 0 0 8px; padding-left: 18px; max-width: 46em; }
+.small { max-width: 60em; overflow-wrap: anywhere; margin: 8px 0 0; }
+video, img { display: block; max-width: 100%; background: #000; border-radius: 5px; image-rendering: pixelated; }
+.strip { height: 40px; width: auto; margin-top: 4px; }
+input { font: inherit; color: inherit; background: var(--card); padding: 5px 10px; width: 22em;
+  border: 1px solid var(--line); border-radius: 7px; }
+</style></head><body>
+<h1>{{title}}</h1>
+"""
+
+_TAIL = """</main>
+<script>
+"use strict";
+const cards = [...document.querySelectorAll("article")];
+document.getElementById("text").addEventListener("input", (event) => {
+  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
+  for (const card of cards) card.hidden = !words.every((word) => card.dataset.text.includes(word));
+});
+// Only the clips in view play: browsers decode so many at a time.
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) target.play().catch(() => {}); else target.pause();
+  }
+}, { rootMargin: "200px" });
+document.querySelectorAll("video").forEach((video) => observer.observe(video));
+</script></body></html>
+"""

@@ -1,0 +1,203 @@
+"""What a page about a shard shows: its records' numbers, a sample of them, the ledgers, latents as pictures."""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+SHARD_NAME = re.compile(r"(?P<split>\w+)\.tfrecord-\d{5}-of-\d{5}")
+_EXAMPLES = 5
+
+
+@dataclasses.dataclass(kw_only=True)
+class Shard:
+  """What a shard holds.
+
+  `columns` has one value a record or caption, `sample` the records to show, `sidecar` the notes of the job.
+  """
+
+  folder: str
+  name: str
+  sidecar: Mapping[str, Any]
+  columns: dict[str, list[float]]
+  sample: list[Any]
+
+
+def find_shard(path: str) -> tuple[str, str]:
+  """(folder, file name) of a shard, or of the first shard of a folder that holds records.
+
+  Raises:
+    FileNotFoundError: where there is none.
+  """
+  from beam_jobs import storage
+
+  folder, name = storage.parent(path), path.rpartition("/")[2]
+  if SHARD_NAME.fullmatch(name):
+    if not storage.exists(path):
+      raise FileNotFoundError(f"no shard at {path}")
+    return folder, name
+  names = [name for name in storage.names(path) if SHARD_NAME.fullmatch(name)]
+  # An empty shard comes last: there is nothing to see in it.
+  names.sort(key=lambda name: (storage.size(storage.join(path, name)) == 0, name))
+  if not names:
+    raise FileNotFoundError(
+      f"no shards in {path}; expected a cached task folder such as CACHE/shapes_videos, or one of its "
+      "<split>.tfrecord-<i>-of-<n> files"
+    )
+  return path.rstrip("/"), names[0]
+
+
+def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
+  """Every record's numbers, and a sample of `rows` records that the seed and their ids choose."""
+  from beam_jobs import storage
+  from data import schema, tfrecord
+
+  columns: dict[str, list[float]] = {
+    key: []
+    for key in ("tokens", "words", "captions", "motion", "start_seconds", "label", "kilobytes")
+  }
+  chosen: list[tuple[int, int, Any]] = []
+  path = storage.join(folder, name)
+  with storage.open_raw(path) as stream:
+    for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
+      record = schema.decode(payload)
+      columns["tokens"] += [len(ids) for ids in record.text_ids if len(ids)]
+      columns["words"] += [len(caption.split()) for caption in record.captions]
+      columns["captions"].append(len(record.captions))
+      columns["kilobytes"].append(len(payload) / 1000)
+      if record.modality == "video":
+        columns["motion"].append(record.motion)
+        columns["start_seconds"].append(record.start_seconds)
+      if record.label != schema.NO_LABEL:
+        columns["label"].append(record.label)
+      draw = hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8]
+      entry = (-int.from_bytes(draw, "big"), index, record)
+      if len(chosen) < rows:
+        heapq.heappush(chosen, entry)
+      elif rows:
+        heapq.heappushpop(chosen, entry)
+  sidecar_path = f"{path}.sidecar.json"
+  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
+  sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
+  return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
+
+
+def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
+  """Rejected rows and dead letters of shards, with some examples of each reason."""
+  from beam_jobs import storage
+  from walt_t5x.data_page import Ledger
+
+  ledgers = []
+  for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[tuple[str, str]]] = {}
+    for name in names:
+      path = storage.join(folder, f"{name}.{kind}.jsonl")
+      if not storage.exists(path):
+        continue
+      with storage.open_raw(path) as lines:
+        for line in lines:
+          entry = json.loads(line)
+          counts[entry["reason"]] += 1
+          shown = examples.setdefault(entry["reason"], [])
+          if len(shown) < _EXAMPLES:
+            shown.append((str(entry["uri"])[:200], f"{entry['stage']}: {entry['error']}"[:400]))
+    ledgers.append(Ledger(title=title, counts=counts, examples=examples))
+  return ledgers
+
+
+class LatentDecoder:
+  """The VAE that made a cache, checked by its fingerprint."""
+
+  def __init__(self, checkpoint: str, provenance: Any):
+    import flax
+    import jax
+    import jax.numpy as jnp
+
+    from beam_jobs.encoders import build_vae, select_vae_params
+    from walt_t5x.engine.checkpoints import load_params
+    from walt_t5x.text.fingerprint import weights_fingerprint
+
+    self.vae = build_vae(provenance.vae["config"])
+    wanted, found = provenance.vae["fingerprint"], []
+    for ema in (False, True):
+      try:
+        loaded = load_params(checkpoint, ema=ema)
+      except (KeyError, ValueError):
+        if not ema:
+          raise
+        continue  # A checkpoint without averaged weights.
+      params = select_vae_params(self.vae, loaded, checkpoint)
+      found.append(weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/")))
+      if found[-1] == wanted:
+        break
+    else:
+      raise ValueError(
+        f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
+        f"({provenance.vae.get('checkpoint')}); set that checkpoint, or leave the flag out"
+      )
+    vae = self.vae
+
+    @jax.jit
+    def decode(params, latents):
+      video = vae.apply({"params": params}, latents.astype(jnp.float32)[None], method="decode")[0]
+      return jnp.rint(jnp.clip(video.astype(jnp.float32), 0, 1) * 255).astype(jnp.uint8)
+
+    self._params, self._decode = jax.tree.map(jnp.asarray, params), decode
+
+  def __call__(self, latents: np.ndarray) -> np.ndarray:
+    """uint8 (T, H, W, 3) of latents (t, h, w, c)."""
+    return np.asarray(self._decode(self._params, latents))
+
+
+def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+  """Latents as pictures: their three principal directions over all of them as red, green and blue.
+
+  Args:
+    latents: each (t, h, w, c).
+
+  Returns:
+    uint8 (t, h, w, 3) each; two standard deviations reach from black to white.
+  """
+  flat = np.concatenate([np.asarray(z, np.float64).reshape(-1, z.shape[-1]) for z in latents])
+  mean = flat.mean(axis=0)
+  _, directions = np.linalg.eigh(np.cov(flat - mean, rowvar=False).reshape(len(mean), len(mean)))
+  directions = directions[:, ::-1][:, :3]
+  scale = ((flat - mean) @ directions).std(axis=0)
+  pictures = []
+  for z in latents:
+    projected = (np.asarray(z, np.float64) - mean) @ directions / np.maximum(scale, 1e-12)
+    padded = np.zeros((*projected.shape[:-1], 3))
+    padded[..., : projected.shape[-1]] = projected
+    pictures.append(np.rint(np.clip(127.5 + 63.75 * padded, 0, 255)).astype(np.uint8))
+  return pictures
+
+
+def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin: Any) -> Any:
+  """The clip of a record cut out of its media again, or the reason why not."""
+  from beam_jobs.decoding import ClipSpec, MediaError, decode
+  from beam_jobs.filters import Rejected
+  from beam_jobs.sources import resolve
+  from beam_jobs.sources.members import read_media
+
+  spec = ClipSpec(
+    resolutions=tuple(sizes), num_frames=origin.num_frames, fps=origin.fps, allow_upscale=True
+  )
+  start = record.start_seconds if record.modality == "video" else None
+  try:
+    content = read_media(resolve(record.uri, root), max_bytes=spec.max_bytes)
+    return decode(content, record.modality, spec, start_seconds=start).frames
+  except (MediaError, Rejected, OSError, ValueError) as error:
+    return f"{type(error).__name__}: {error}"
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+  """In dB, of uint8 frames; 100 at most."""
+  error = np.mean(np.square(first.astype(np.float64) - second)) / 255**2
+  return float(-10 * np.log10(max(error, 1e-10)))

@@ -71,16 +71,7 @@ def main(argv: Sequence[str]) -> None:
     )
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
-  if FLAGS.multiprocess or "JAX_COORDINATOR_ADDRESS" in os.environ:
-    jax.distributed.initialize()
-  elif FLAGS.multiprocess_gpu:
-    extra = {"initialization_timeout": FLAGS.initialization_timeout}
-    jax.distributed.initialize(
-      FLAGS.coordinator_address,
-      FLAGS.process_count,
-      FLAGS.process_index,
-      **{k: v for k, v in extra.items() if v is not None},
-    )
+  join_processes()
   if FLAGS.tfds_data_dir:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
@@ -99,6 +90,25 @@ def main(argv: Sequence[str]) -> None:
     logging.error("%s Exit code %d.", stopped, stopped.exit_code)
     sys.exit(stopped.exit_code)
   jax.effects_barrier()
+
+
+def join_processes() -> None:
+  """Makes this process one of several, as flags, environment or cluster say; alone without any of them."""
+  import jax
+
+  more = {"initialization_timeout": FLAGS.initialization_timeout}
+  more = {name: value for name, value in more.items() if value is not None}
+  named = [
+    os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+  ]
+  if FLAGS.multiprocess_gpu:
+    jax.distributed.initialize(
+      FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **more
+    )
+  elif all(named):
+    jax.distributed.initialize(named[0], int(named[1]), int(named[2]), **more)
+  elif FLAGS.multiprocess:
+    jax.distributed.initialize(**more)
 
 
 def parse_flags(args: Sequence[str]) -> list[str]:

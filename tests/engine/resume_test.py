@@ -228,3 +228,19 @@ def test_checkpoints_at_multiples_are_kept_for_ever(tmp_path):
   cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=1, keep=1))
   runs.train(tmp_path, 6, checkpoint_cfg=cfg, settings=RunSettings(keep_every=4))
   assert checkpoints.all_steps(tmp_path) == [0, 4, 6]
+
+
+def test_rows_that_cannot_go_on_start_in_another_order_and_keep_it(whole, tmp_path):
+  """As after a change of hosts: not the rows of the first steps again, and a later restart does not change its mind."""
+  first = [line["ids"] for line in runs.lines(whole[0])]
+
+  def moved(folder, *stops):
+    runs.train(folder, 5)
+    shutil.rmtree(folder / "checkpoint_5" / "dataset")
+    for stop in stops:
+      runs.train(folder, stop)
+    return [line["ids"] for line in runs.lines(folder)]
+
+  once, twice = moved(tmp_path / "once", 12), moved(tmp_path / "twice", 8, 12)
+  assert once == twice
+  assert once[:5] == first[:5] and not set(once[5:8]) & set(first[:3])

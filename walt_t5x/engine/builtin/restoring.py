@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from walt_t5x.engine import checkpoints
 from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
@@ -144,12 +145,21 @@ class Restorer:
 def restore_row_position(
   checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
 ) -> bool:
-  """Continues with the rows that come next. False, with a warning, where the checkpoint cannot say."""
+  """Continues with the rows that come next. False on all hosts, with a warning, where the checkpoint cannot say."""
+  restored = _restore_own_position(checkpoint, iterator, layout)
+  if jax.process_count() > 1:
+    restored = bool(np.all(multihost_utils.process_allgather(np.bool_(restored))))
+  return restored
+
+
+def _restore_own_position(
+  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
+) -> bool:
   file = row_position_file(checkpoint / "dataset", layout)
   if not (file.parent / f"{file.name}.index").exists():
     logging.warning(
       "%s has no position for data shard %d of %d (it was saved without save_dataset, or on another number of hosts); "
-      "the rows start anew.",
+      "an epoch starts anew, in another order.",
       checkpoint,
       layout.shard_id,
       layout.num_shards,
@@ -157,8 +167,8 @@ def restore_row_position(
     return False
   if not iterator.restore(str(file)):
     logging.warning(
-      "The rows start anew: %s was saved over another task, batch size or pipeline (T5X keeps tasks of less than "
-      "10,000 examples in RAM, this engine does not).",
+      "An epoch starts anew, in another order: %s was saved over another task, batch size or pipeline (T5X keeps tasks "
+      "of less than 10,000 examples in RAM, this engine does not).",
       checkpoint,
     )
     return False

@@ -34,6 +34,42 @@ def drawn_seed(model_dir: str) -> int:
   return seed
 
 
+class RowSeeds:
+  """Which seed orders the rows from which step on, kept in `<model_dir>/row_seeds.json`.
+
+  A run whose rows cannot go on where they were (other hosts, another batch size, a checkpoint without a position)
+  starts an epoch anew. With the old seed it would begin with the rows it began with before, and a run that is moved
+  often would never see the others. So it gets a seed of its own, made from the old one and the step, and keeps it.
+
+  Args:
+    model_dir: the run's folder.
+    first: the seed from step 0 on.
+  """
+
+  def __init__(self, model_dir: str, first: int):
+    self._file = epath.Path(model_dir) / "row_seeds.json"
+    self._seeds = [(0, first)]
+    if self._file.exists():
+      self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
+
+  def at(self, step: int) -> int:
+    """The seed of a run that goes on from `step`."""
+    return [seed for start, seed in self._seeds if start <= step][-1]
+
+  def renew(self, step: int) -> int:
+    """A new seed from `step` on; what was planned beyond is forgotten."""
+    kept = [(start, seed) for start, seed in self._seeds if start < step]
+    fresh = int(np.random.SeedSequence([self.at(step), step]).generate_state(1)[0] >> 1)
+    self._seeds = [*kept, (step, fresh)]
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("row seeds read")
+    if jax.process_index() == 0:
+      temporary = self._file.parent / "row_seeds.json.tmp"
+      temporary.write_text(json.dumps(self._seeds[1:]) + "\n")
+      temporary.replace(self._file)
+    return fresh
+
+
 def record_provenance(model_dir: str, cfg: DatasetConfig) -> None:
   """Writes or compares the `walt_provenance` of the task or mixture, if it has one (see `engine.provenance`)."""
   given = getattr(datasets.mixture_or_task(cfg), "walt_provenance", None)
@@ -50,9 +86,8 @@ def rows(
   get_dataset_fn: Callable[..., Any],
   partitioner: PjitPartitioner,
 ) -> ShardedIterator:
-  """This host's training rows, endless; a config without a seed takes the run's."""
-  if cfg.seed is None:
-    cfg = dataclasses.replace(cfg, seed=seed)
+  """This host's training rows, endless, in the order of `seed`."""
+  cfg = dataclasses.replace(cfg, seed=seed)
   rows = get_dataset_fn(cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
   return ShardedIterator(rows, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 

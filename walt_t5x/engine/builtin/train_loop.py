@@ -1,5 +1,6 @@
 """`train`: data, state, checkpoints and the main loop, in the order in which they happen."""
 
+import functools
 import gc
 import math
 import time
@@ -118,14 +119,17 @@ def train(
   # ---- Rows ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
   run_inputs.record_provenance(model_dir, train_dataset_cfg)
-  iterator = run_inputs.rows(
+  given = train_dataset_cfg.seed
+  row_seeds = run_inputs.RowSeeds(model_dir, seed if given is None else given)
+  rows = functools.partial(
+    run_inputs.rows,
     train_dataset_cfg,
     model,
     layout=layout,
-    seed=seed,
     get_dataset_fn=get_dataset_fn,
     partitioner=partitioner,
   )
+  iterator = rows(seed=row_seeds.at(0))
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
     eval_layout = partitioner.get_data_layout(train_eval_dataset_cfg.batch_size)
@@ -151,11 +155,11 @@ def train(
   if resumed is not None:
     state, host_step = resumed
     logging.info("Resuming from step %d.", host_step)
-    if save_cfg is not None and save_cfg.save_dataset:
-      folder = checkpoints.checkpoint_folder(model_dir, host_step)
-      restoring.restore_row_position(folder, iterator, layout)
-    elif host_step > 0:
-      logging.warning("The rows start anew: SaveCheckpointConfig.save_dataset is off.")
+    if row_seeds.at(host_step) != row_seeds.at(0):
+      iterator = rows(seed=row_seeds.at(host_step))
+    folder = checkpoints.checkpoint_folder(model_dir, host_step)
+    if not restoring.restore_row_position(folder, iterator, layout) and host_step > 0:
+      iterator = rows(seed=row_seeds.renew(host_step))
   elif restore_cfg is not None and restore_cfg.path:
     state = restorer.from_config(restore_cfg)
     host_step = int(jax.device_get(state.step))
@@ -224,7 +228,7 @@ def train(
     started = time.monotonic()
     with goodput.within("eval"):
       results = trainer.eval(
-        {name: run_inputs.eval_batches(rows, partitioner) for name, rows in eval_rows.items()}
+        {name: run_inputs.eval_batches(held, partitioner) for name, held in eval_rows.items()}
       )
       trainer.stop_training |= _run_actions(actions, "TRAIN_EVAL", trainer.train_state, results)
     watchdog.beat()

@@ -1,0 +1,204 @@
+"""Kills a training run at random steps, starts the same command again each time, and compares with one left in peace.
+
+  python -m benchmarks.engine_kills                 # ten SIGKILLs and one SIGTERM; prints and writes the table
+  python -m benchmarks.engine_kills --kills=2       # quicker
+
+The run is `gin/tiny/base.gin` made narrower (benchmarks/engine_run.gin): the denoiser with dropped captions and
+self-conditioning, image and video rows mixed from cached tasks, AdamW, parameter average, a checkpoint every 10 steps.
+A SIGKILL falls while a random step is under way: some before the first checkpoint, some while one is written. At the
+end parameters, average, optimizer state and the rows of every step must equal those of the run that was left in
+peace, bit for bit; and a step that was trained twice must have seen the same rows both times. The SIGTERM must lose
+no step and exit with 75.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+STEPS = 60
+
+
+def command(folder: Path, cache: Path, steps: int) -> list[str]:
+  """The launcher's command; the same before and after a kill."""
+  return [
+    sys.executable,
+    "-m",
+    "walt_t5x.train",
+    "--gin_file=benchmarks/engine_run.gin",
+    f'--gin.MODEL_DIR="{folder}"',
+    f"--gin.TRAIN_STEPS={steps}",
+    f"--seqio_additional_cache_dirs={cache}",
+    "--verbosity=-1",
+  ]
+
+
+def environment(work: Path) -> dict[str, str]:
+  """One CPU device; compiled programs are kept between the starts."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "XLA_FLAGS": "",
+    "WALT_T5X_ENGINE": "builtin",
+    "JAX_COMPILATION_CACHE_DIR": str(work / "xla"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def start(folder: Path, cache: Path, work: Path) -> subprocess.Popen:
+  log = (folder.parent / f"{folder.name}.log").open("a")
+  return subprocess.Popen(
+    command(folder, cache, STEPS), cwd=HERE.parent, env=environment(work), stderr=log, stdout=log
+  )
+
+
+def last_step(folder: Path) -> int:
+  """The newest step whose rows are noted, -1 before the first."""
+  file = folder / "rows_0.jsonl"
+  lines = file.read_text().splitlines() if file.exists() else []
+  for line in reversed(lines):
+    try:
+      return json.loads(line)["step"]
+    except ValueError:
+      continue
+  return -1
+
+
+def stop_at(process: subprocess.Popen, folder: Path, step: int, kind: signal.Signals) -> int:
+  """Sends the signal once `step` is under way; the exit code."""
+  noted = folder / "rows_0.jsonl"
+  size = noted.stat().st_size if noted.exists() else 0
+  while process.poll() is None:
+    fresh = noted.exists() and noted.stat().st_size > size
+    if fresh and last_step(folder) >= step:
+      process.send_signal(kind)
+      break
+    time.sleep(0.002)
+  return process.wait(timeout=900)
+
+
+def state_of(folder: Path) -> dict[str, np.ndarray]:
+  from flax import traverse_util
+
+  from walt_t5x.engine import checkpoints
+
+  flat = traverse_util.flatten_dict(checkpoints.load_state_dict(folder), sep="/")
+  return {name: np.asarray(array) for name, array in flat.items()}
+
+
+def part(name: str) -> str:
+  """The part of the state that an array belongs to."""
+  if name.startswith("target/"):
+    return "parameters"
+  return "average" if "/ema/" in name else "optimizer state"
+
+
+def run(kills: int, seed: int) -> dict[str, Any]:
+  from benchmarks.engine_rows import rows_by_step, write_cache
+  from walt_t5x.engine import checkpoints
+
+  rng = random.Random(seed)
+  with tempfile.TemporaryDirectory() as temporary:
+    work = Path(temporary)
+    cache, peace, killed = work / "cache", work / "peace", work / "killed"
+    write_cache(cache, videos=96, images=96, shards=4)
+    started = time.monotonic()
+    process = start(peace, cache, work)
+    if process.wait(timeout=900):
+      sys.exit((work / "peace.log").read_text()[-4000:])
+    seconds = time.monotonic() - started
+
+    steps = sorted(rng.sample(range(1, STEPS - 1), kills))
+    term = rng.randrange(steps[len(steps) // 2] + 1, STEPS - 1) if kills else STEPS // 2
+    events = sorted([(s, signal.SIGKILL) for s in steps] + [(term, signal.SIGTERM)])
+    table = []
+    for step, kind in events:
+      code = stop_at(start(killed, cache, work), killed, step, kind)
+      reached, newest = last_step(killed), checkpoints.whole_steps(killed)
+      table.append(
+        {
+          "signal": kind.name,
+          "during_step": reached,
+          "exit": code,
+          "newest_checkpoint": newest[-1] if newest else None,
+          "torn": sum(
+            1 for p in killed.glob("checkpoint_*") if checkpoints.why_torn(p) is not None
+          ),
+        }
+      )
+      print(json.dumps(table[-1]), flush=True)
+    if start(killed, cache, work).wait(timeout=900):
+      sys.exit((work / "killed.log").read_text()[-4000:])
+
+    a, b = state_of(peace), state_of(killed)
+    assert a.keys() == b.keys()
+    parts: dict[str, list[bool]] = {}
+    for name in a:
+      parts.setdefault(part(name), []).append(a[name].tobytes() == b[name].tobytes())
+    rows = rows_by_step(peace) == rows_by_step(killed)
+    terminated = next(e for e in table if e["signal"] == "SIGTERM")
+    return {
+      "steps": STEPS,
+      "seconds_in_peace": round(seconds, 1),
+      "events": table,
+      "identical_arrays": {k: f"{sum(v)} of {len(v)}" for k, v in parts.items()},
+      "identical": all(all(v) for v in parts.values()),
+      "rows_identical": rows,
+      "sigterm_exit": terminated["exit"],
+      # Noted rows are of steps begun: the last of them is finished and saved, which makes one more step.
+      "sigterm_lost_steps": terminated["during_step"] + 1 - terminated["newest_checkpoint"],
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+  lines = [
+    "| signal | during step | exit | newest whole checkpoint | torn folders |",
+    "| --- | --- | --- | --- | --- |",
+  ]
+  for e in result["events"]:
+    lines.append(
+      f"| {e['signal']} | {e['during_step']} | {e['exit']} | {e['newest_checkpoint']} | {e['torn']} |"
+    )
+  lines += ["", "| against the run left in peace | bit-identical |", "| --- | --- |"]
+  lines += [f"| {name} | {count} arrays |" for name, count in result["identical_arrays"].items()]
+  lines += [f"| rows of all {result['steps']} steps | {result['rows_identical']} |"]
+  lines += [f"| steps lost to SIGTERM | {result['sigterm_lost_steps']} |"]
+  return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--kills", type=int, default=10)
+  parser.add_argument("--seed", type=int, default=0, help="draws the steps")
+  parser.add_argument("--output", default=str(HERE), help="where engine_kills.{md,json} go")
+  arguments = parser.parse_args()
+  result = run(arguments.kills, arguments.seed)
+  table = markdown(result)
+  print(table)
+  output = Path(arguments.output)
+  (output / "engine_kills.json").write_text(json.dumps(result, indent=1) + "\n")
+  (output / "engine_kills.md").write_text("# Kill test\n\n" + table)
+  held = (
+    result["identical"]
+    and result["rows_identical"]
+    and result["sigterm_exit"] == 75
+    and result["sigterm_lost_steps"] == 0
+  )
+  print("held" if held else "NOT HELD")
+  return 0 if held else 1
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,211 @@
+"""Laws of streamed statistics, the Frechet distance, the inception score and the TF1 resize rule."""
+
+import numpy as np
+import pytest
+from scipy import linalg, stats
+
+from walt_t5x.metrics.feature_statistics import (
+  FeatureStatistics,
+  load_statistics,
+  save_statistics,
+)
+from walt_t5x.metrics.frechet import (
+  FoldScore,
+  frechet_between,
+  frechet_distance,
+  frechet_over_folds,
+)
+from walt_t5x.metrics.inception_score import (
+  InceptionScoreStatistics,
+  inception_score,
+  score_splits,
+  split_of,
+)
+from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+
+of = FeatureStatistics.from_model_output
+
+
+def _features(rng, n, f, *, offset=0.0, rank=None):
+  x = rng.normal(size=(n, rank or f)) @ rng.normal(size=(rank or f, f))
+  return x + offset
+
+
+def _covariance(rng, f, condition):
+  q = stats.ortho_group.rvs(f, random_state=rng)
+  return (q * np.geomspace(1, 1 / condition, f)) @ q.T
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [5, 6], [3, 50, 51, 120]])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_merge_of_parts_equals_numpy_on_the_whole(cuts, offset):
+  rng = np.random.default_rng(len(cuts))
+  x = _features(rng, 130, 7, offset=offset)
+  total = FeatureStatistics.empty()
+  for part in np.split(x, cuts):
+    total = total.merge(of(part))
+  assert total.count == 130
+  np.testing.assert_allclose(total.mean, x.mean(0), rtol=1e-13)
+  scale = np.abs(np.cov(x.T)).max()
+  np.testing.assert_allclose(total.covariance, np.cov(x.T), rtol=0, atol=1e-9 * scale)
+
+
+def test_merge_does_not_depend_on_order_or_grouping():
+  rng = np.random.default_rng(1)
+  a, b, c = (of(_features(rng, n, 5)) for n in (1, 9, 30))
+  for other in (
+    a.merge(b.merge(c)),
+    c.merge(a).merge(b),
+    FeatureStatistics.empty(5).merge(a.merge(c)).merge(b),
+  ):
+    whole = a.merge(b).merge(c)
+    np.testing.assert_allclose(other.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(other.scatter, whole.scatter, rtol=1e-11, atol=1e-11)
+
+
+def test_statistics_survive_a_file_to_the_bit(tmp_path):
+  kept = of(_features(np.random.default_rng(2), 20, 6))
+  save_statistics(tmp_path / "reference.npz", kept)
+  assert load_statistics(tmp_path / "reference.npz").content_hash == kept.content_hash
+  assert of(kept.mean[None] + np.eye(6)).content_hash != kept.content_hash
+  np.savez(tmp_path / "other.npz", mu=kept.mean)
+  with pytest.raises(ValueError, match="expected count, mean and scatter"):
+    load_statistics(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("condition", [10.0, 1e4, 1e8])
+def test_distance_equals_scipy_sqrtm(condition):
+  rng = np.random.default_rng(3)
+  s1, s2 = _covariance(rng, 24, condition), 3 * _covariance(rng, 24, condition)
+  m1, m2 = rng.normal(size=(2, 24))
+  root = linalg.sqrtm(s1 @ s2).real
+  expected = np.square(m1 - m2).sum() + np.trace(s1 + s2 - 2 * root)
+  assert frechet_distance(m1, s1, m2, s2) == pytest.approx(expected, rel=1e-6)
+
+
+def test_distance_of_commuting_covariances_has_a_closed_form():
+  rng = np.random.default_rng(4)
+  q = stats.ortho_group.rvs(12, random_state=rng)
+  a, b = rng.uniform(0, 5, size=(2, 12))
+  m1, m2 = rng.normal(size=(2, 12))
+  expected = np.square(m1 - m2).sum() + np.square(np.sqrt(a) - np.sqrt(b)).sum()
+  got = frechet_distance(m1, (q * a) @ q.T, m2, (q * b) @ q.T)
+  assert got == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_of_rank_deficient_covariances():
+  # Both live in one plane of 64 dimensions: the distance is that of the two-dimensional Gaussians.
+  rng = np.random.default_rng(5)
+  plane = stats.ortho_group.rvs(64, random_state=rng)[:, :2]
+  s1, s2 = _covariance(rng, 2, 7.0), 2 * _covariance(rng, 2, 3.0)
+  zero = np.zeros(64)
+  small = np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
+  got = frechet_distance(zero, plane @ s1 @ plane.T, zero, plane @ s2 @ plane.T)
+  assert got == pytest.approx(small, rel=1e-10)
+  # Orthogonal planes share nothing.
+  other = linalg.null_space(plane.T)[:, :2]
+  apart = frechet_distance(zero, plane @ s1 @ plane.T, zero, other @ s2 @ other.T)
+  assert apart == pytest.approx(np.trace(s1 + s2), rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [5, 60, 500])
+def test_distance_to_itself_is_zero(n):
+  # Fewer samples than features too, at the spread of I3D's logits.
+  x = of(20 * _features(np.random.default_rng(6), n, 100, offset=3.0))
+  assert 0 <= frechet_between(x, x) <= 1e-13 * np.trace(x.covariance)
+  y = of(_features(np.random.default_rng(6), n, 100, offset=3.0))
+  assert 0 <= frechet_between(y, y) <= 1e-6
+
+
+def test_distance_is_symmetric_and_a_rotation_changes_nothing():
+  rng = np.random.default_rng(7)
+  x, y = _features(rng, 40, 30), _features(rng, 25, 30, offset=0.3)
+  distance = frechet_between(of(x), of(y))
+  assert distance > 1
+  assert frechet_between(of(y), of(x)) == pytest.approx(distance, rel=1e-9)
+  q = stats.ortho_group.rvs(30, random_state=rng)
+  shift = rng.normal(size=30)
+  assert frechet_between(of(x @ q + shift), of(y @ q + shift)) == pytest.approx(distance, rel=1e-9)
+
+
+def test_folds_give_mean_and_population_spread():
+  rng = np.random.default_rng(8)
+  folds = [(of(_features(rng, 30, 4)), of(_features(rng, 30, 4))) for _ in range(4)]
+  score = frechet_over_folds(*zip(*folds))
+  values = [frechet_between(a, b) for a, b in folds]
+  assert (score.mean, score.std) == pytest.approx((np.mean(values), np.std(values)))
+  assert str(FoldScore((36.0, 37.0))) == "36.5 +- 0.5"
+  with pytest.raises(ValueError, match="its own references"):
+    frechet_over_folds([folds[0][0]], [])
+
+
+def test_what_is_no_gaussian_is_refused():
+  zero, one = np.zeros(3), np.eye(3)
+  with pytest.raises(ValueError, match="not symmetric"):
+    frechet_distance(zero, one + np.triu(one + 1, 1), zero, one)
+  with pytest.raises(ValueError, match="negative eigenvalues"):
+    frechet_distance(zero, np.diag([1.0, 1.0, -0.5]), zero, one)
+  with pytest.raises(ValueError, match="at least 2 samples"):
+    frechet_between(of(np.ones((1, 3))), of(np.eye(3)))
+  with pytest.raises(ValueError, match="1 of 2 feature rows"):
+    of(np.array([[1.0, 2.0], [np.nan, 1.0]]))
+  with pytest.raises(ValueError, match="same network"):
+    of(np.eye(3)).merge(of(np.eye(4)))
+
+
+def test_inception_score_equals_the_definition():
+  logits = np.random.default_rng(9).normal(size=(60, 11)) * 3
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+  def direct(block):
+    return np.exp(np.mean([stats.entropy(row, block.mean(0)) for row in block]))
+
+  blocks = [p[i * 20 : (i + 1) * 20] for i in range(3)]
+  got = inception_score(logits, splits=3)
+  np.testing.assert_allclose(got.values, [direct(b) for b in blocks], rtol=1e-12)
+  parts = [InceptionScoreStatistics.from_model_output(logits[a:b]) for a, b in [(0, 7), (7, 60)]]
+  whole = InceptionScoreStatistics.empty().merge(parts[0]).merge(parts[1])
+  assert whole.compute() == pytest.approx(direct(p), rel=1e-12)
+  assert score_splits([whole]).mean == whole.compute()
+
+
+def test_inception_score_is_one_for_the_unsure_and_the_class_count_for_the_sure_and_varied():
+  assert inception_score(np.zeros((8, 5))).mean == pytest.approx(1)
+  assert inception_score(np.tile(np.eye(5) * 1000, (4, 1))).mean == pytest.approx(5)
+  assert inception_score(np.tile(np.eye(5)[:1] * 1000, (4, 1))).mean == pytest.approx(1)
+
+
+def test_splits_are_consecutive_and_even():
+  numbers = [split_of(i, count=23, splits=4) for i in range(23)]
+  assert numbers == sorted(numbers) and set(numbers) == {0, 1, 2, 3}
+  assert {numbers.count(k) for k in range(4)} == {5, 6}
+  with pytest.raises(ValueError, match="splits"):
+    inception_score(np.zeros((2, 3)), splits=3)
+
+
+@pytest.mark.parametrize("size_in", [(7, 11), (32, 32), (128, 64)])
+@pytest.mark.parametrize("size_out", [(224, 224), (16, 9), (1, 1)])
+def test_resize_equals_tensorflow(size_in, size_out):
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], "GPU")
+  images = np.random.default_rng(10).integers(0, 256, size=(2, *size_in, 3)).astype(np.float32)
+  for rule, options in (
+    (ResizeRule.LEGACY, {}),
+    (ResizeRule.ALIGN_CORNERS, {"align_corners": True}),
+    (ResizeRule.HALF_PIXEL, {"half_pixel_centers": True}),
+  ):
+    expected = tf.compat.v1.image.resize_bilinear(images, size_out, **options).numpy()
+    got = np.asarray(resize_bilinear(images, size_out, rule=rule))
+    np.testing.assert_array_equal(got, expected, err_msg=str(rule))
+
+
+def test_resize_rules_differ_and_a_clip_is_its_frames():
+  clip = np.random.default_rng(11).uniform(size=(2, 3, 8, 8, 3)).astype(np.float32)
+  by_rule = [np.asarray(resize_bilinear(clip, (20, 12), rule=rule)) for rule in ResizeRule]
+  for i, first in enumerate(by_rule):
+    np.testing.assert_array_equal(
+      first[1, 2], resize_bilinear(clip[1, 2], (20, 12), rule=list(ResizeRule)[i])
+    )
+    for second in by_rule[i + 1 :]:
+      assert np.abs(first - second).max() > 0.1

@@ -1,0 +1,144 @@
+"""Mean and covariance of features, streamed in float64 and mergeable over hosts, devices and workers.
+
+A part of n features x_i keeps
+
+  n,    m = 1/n sum x_i,    S = sum (x_i - m)(x_i - m)^T
+
+and two parts a, b merge exactly (Chan, Golub, LeVeque 1979) into
+
+  m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    d = m_b - m_a,    n = n_a + n_b.
+
+The scatter about the part's own mean does not cancel as sum x x^T - n m m^T does, so features far
+from zero lose no digits.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import flax
+import numpy as np
+from clu import metrics
+from jaxtyping import Float
+
+
+@flax.struct.dataclass
+class FeatureStatistics(metrics.Metric):
+  """The statistics of a set of features; a CLU metric whose arrays live on the host in float64.
+
+  Attributes:
+    count: n.
+    mean: m, [F].
+    scatter: S, [F, F].
+  """
+
+  count: int
+  mean: np.ndarray
+  scatter: np.ndarray
+
+  @classmethod
+  def from_model_output(cls, features: Float[np.ndarray, "N F"], **_) -> "FeatureStatistics":
+    """Statistics of one batch.
+
+    Args:
+      features: one row a sample; any float dtype, converted to float64 first.
+
+    Raises:
+      ValueError: another rank, no rows, or values that are not finite.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2 or 0 in features.shape:
+      raise ValueError(f"Features have shape [N, F] with N, F > 0, got {features.shape}.")
+    if not np.isfinite(features).all():
+      bad = int((~np.isfinite(features).all(1)).sum())
+      raise ValueError(
+        f"{bad} of {len(features)} feature rows are not finite. Look at the samples: the model that "
+        "made them has diverged, or the network's weights are damaged."
+      )
+    mean = features.mean(0)
+    centred = features - mean
+    return cls(count=len(features), mean=mean, scatter=centred.T @ centred)
+
+  @classmethod
+  def empty(cls, dimension: int = 0) -> "FeatureStatistics":
+    """No features; merges with any dimension when `dimension` is 0."""
+    return cls(count=0, mean=np.zeros(dimension), scatter=np.zeros((dimension, dimension)))
+
+  def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
+    """Statistics of both sets together.
+
+    Raises:
+      ValueError: features of different sizes.
+    """
+    if self.count == 0 and self.mean.size == 0:
+      return other
+    if other.count == 0 and other.mean.size == 0:
+      return self
+    if self.mean.shape != other.mean.shape:
+      raise ValueError(
+        f"Statistics of {self.mean.size} and of {other.mean.size} features cannot merge. "
+        "Use the same network and layer for both."
+      )
+    count = self.count + other.count
+    if count == 0:
+      return self
+    delta = other.mean - self.mean
+    return self.replace(  # pyright: ignore[reportAttributeAccessIssue]
+      count=count,
+      mean=self.mean + delta * (other.count / count),
+      scatter=self.scatter
+      + other.scatter
+      + np.outer(delta, delta) * (self.count * other.count / count),
+    )
+
+  @property
+  def covariance(self) -> Float[np.ndarray, "F F"]:
+    """The unbiased estimate S / (n - 1).
+
+    Raises:
+      ValueError: with fewer than two features.
+    """
+    if self.count < 2:
+      raise ValueError(
+        f"A covariance takes at least 2 samples, got {self.count}. Give more samples."
+      )
+    return self.scatter / (self.count - 1)
+
+  def compute(self) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, unbiased covariance)."""
+    return self.mean, self.covariance
+
+  @property
+  def content_hash(self) -> str:
+    """sha256 of count, mean and scatter: names the set of features to the last bit."""
+    digest = hashlib.sha256(str(self.count).encode())
+    for array in (self.mean, self.scatter):
+      digest.update(np.ascontiguousarray(array, "<f8").tobytes())
+    return digest.hexdigest()
+
+
+def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
+  """Writes a `.npz` that appears whole or not at all."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+  np.savez(temporary, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
+  os.replace(temporary, path)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
+  """Reads what `save_statistics` wrote.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: a file of another layout.
+  """
+  with np.load(path, allow_pickle=False) as arrays:
+    if set(arrays.files) != {"count", "mean", "scatter"}:
+      raise ValueError(
+        f"{path} holds {sorted(arrays.files)}; expected count, mean and scatter as written by "
+        "`save_statistics`."
+      )
+    return FeatureStatistics(
+      count=int(arrays["count"]), mean=arrays["mean"], scatter=arrays["scatter"]
+    )

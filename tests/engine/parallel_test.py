@@ -49,6 +49,48 @@ def test_eight_data_shards_equal_one_device(single, tmp_path):
     assert a["ids"] == b["ids"]
 
 
+def some_devices(count: int, model: int = 1) -> engine.PjitPartitioner:
+  """A partitioner over the first devices, `model` of them along the model axis."""
+  made = partitioner(model)
+  grid = np.array(jax.devices()[:count]).reshape(count // model, model)
+  made.mesh = jax.sharding.Mesh(grid, ("data", "model"))
+  return made
+
+
+@pytest.mark.parametrize(("devices", "model"), [(2, 1), (4, 1), (2, 2), (4, 4), (8, 2)])
+def test_every_mesh_gives_the_same_losses(single, tmp_path, devices, model):
+  folder, expected = single
+  state = train(tmp_path, partitioner=some_devices(devices, model))
+  assert len(state.params["kernel"].sharding.device_set) == devices
+  for a, b in zip(runs.lines(tmp_path), runs.lines(folder)):
+    for name in ("loss", "gradient_norm", "update_norm"):
+      assert a[name] == pytest.approx(b[name], rel=1e-5)
+  assert_close(state, expected)
+
+
+def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(tmp_path):
+  """Restored and saved again on each mesh without a step in between: not a bit may change."""
+  save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2, save_dataset=True))
+  settings = {"model": runs.model(), "checkpoint_cfg": save}
+  start = runs.train(tmp_path / "8", 4, partitioner=some_devices(8, 2), **settings)
+  before = tmp_path / "8"
+  for count, model in ((4, 4), (1, 1), (8, 4), (8, 1)):
+    folder = tmp_path / f"{count}_{model}"
+    restore = engine.RestoreCheckpointConfig(path=str(before), restore_dataset=True)
+    cfg = engine.CheckpointConfig(save.save, restore)
+    mesh = some_devices(count, model)
+    state = runs.train(folder, 4, **(settings | {"checkpoint_cfg": cfg, "partitioner": mesh}))
+    assert len(state.params["kernel"].sharding.device_set) == count
+    for name, array in runs.flat(start).items():
+      np.testing.assert_array_equal(runs.flat(state)[name], array, err_msg=name)
+    before = folder
+  # After the journey the run goes on like one that stayed at home.
+  home = runs.train(tmp_path / "8", 6, partitioner=some_devices(8, 1), **settings)
+  away = runs.train(before, 6, partitioner=some_devices(8, 1), **settings)
+  for name, array in runs.flat(home).items():
+    np.testing.assert_array_equal(runs.flat(away)[name], array, err_msg=name)
+
+
 def test_model_shards_equal_one_device_and_are_shards(single, tmp_path):
   state = train(tmp_path, partitioner=partitioner(4))
   for tree in (state.params, state.param_states[1].mu, state.param_states[4].ema):

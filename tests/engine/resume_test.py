@@ -99,12 +99,23 @@ def test_torn_and_empty_checkpoints_are_passed_over(whole, tmp_path, caplog):
   assert len(list(run.glob("torn_checkpoint_1*"))) == 2
 
 
-def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(whole, tmp_path, caplog):
+def _zeroed(file):
+  file.write_bytes(b"\0" * file.stat().st_size)
+
+
+def _truncated(file):
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [_zeroed, _truncated, os.remove])
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(
+  whole, tmp_path, caplog, damage
+):
   folder, state = whole
   run = tmp_path / "run"
   shutil.copytree(folder, run)
   for file in (run / "checkpoint_10" / "state").rglob("d/*"):
-    file.write_bytes(b"\0" * file.stat().st_size)
+    damage(file)
   with caplog.at_level("WARNING"):
     assert_same(runs.train(run, 10), state)
   assert "cannot be read" in caplog.text
@@ -121,6 +132,18 @@ def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_pa
   with pytest.raises(ValueError, match=r"lacks .* of the .* arrays"):
     runs.train(run, 10, model=toy.ToyModel(runs.optimizers.wrap(runs.SGD(0.1, momentum=0.9))))
   assert checkpoints.whole_steps(run) == [0, 5, 10]
+
+
+def test_a_run_without_one_readable_checkpoint_does_not_start_over_by_itself(whole, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(whole[0], run)
+  for file in run.glob("checkpoint_*/state/**/d/*"):
+    _truncated(file)
+  with pytest.raises(
+    RuntimeError, match=r"no checkpoint of this run can be read:(.|\n)*checkpoint_0"
+  ):
+    runs.train(run, 10)
+  assert len(list(run.glob("torn_checkpoint_*"))) == 3  # Renamed, not deleted.
 
 
 def test_keep_and_a_run_that_is_at_its_end(tmp_path):

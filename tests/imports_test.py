@@ -33,6 +33,7 @@ ALLOWED = {
     "walt_t5x.engine",
     "data.feature_converters",
     "data.schema",
+    "walt_t5x.video_io",
   ),
   "walt_t5x.flops": (),
   "walt_t5x.generation": (

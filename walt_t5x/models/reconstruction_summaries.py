@@ -1,0 +1,116 @@
+"""Pictures, clips and further scores of a tokenizer's reconstructions, made whenever a training run evaluates.
+
+An action of the engine: `train_script.train.actions = {'TRAIN_EVAL': [@ReconstructionSummaries()]}`.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from walt_t5x import video_io
+from walt_t5x.models.vae_model import VaeModel
+
+Clips = Float[np.ndarray, "B T H W 3"]
+# (originals, reconstructions), both in [0, 1] -> name -> number. rFVD is such a hook, given the features of I3D.
+Score = Callable[[Clips, Clips], Mapping[str, float]]
+
+
+def comparison_strip(
+  original: Clips, reconstruction: Clips, *, frames: int = 5
+) -> UInt8[np.ndarray, "H2 W2 3"]:
+  """Each clip in two lines of evenly spaced frames, first and last among them: the original above, ours below."""
+  times = np.unique(np.linspace(0, original.shape[1] - 1, frames).round().astype(int))
+  lines = []
+  for pair in zip(_bytes(original), _bytes(reconstruction)):
+    lines += [np.concatenate(list(clip[times]), axis=1) for clip in pair]
+  return np.concatenate(lines, axis=0)
+
+
+def comparison_video(original: Clips, reconstruction: Clips) -> UInt8[np.ndarray, "T H2 W2 3"]:
+  """All clips under one another in motion, the original at the left, ours at the right."""
+  both = np.concatenate([_bytes(original), _bytes(reconstruction)], axis=3)
+  return np.concatenate(list(both), axis=1)
+
+
+class ReconstructionSummaries:
+  """Writes `<model_dir>/reconstructions/<step>.mp4`, a TensorBoard image, and the numbers of `scores`.
+
+  Args:
+    model: what is trained.
+    task: a SeqIO task with `video`, such as `data.tasks.pixel_task`.
+    model_dir: of the run.
+    clips: how many, the first of the split.
+    split: of the task.
+    fps: of the mp4.
+    scores: more numbers of the clips, under "reconstructions/".
+  """
+
+  def __init__(
+    self,
+    *,
+    model: VaeModel,
+    task: Any,
+    model_dir: str,
+    clips: int = 4,
+    split: str = "validation",
+    fps: float = 8.0,
+    scores: Sequence[Score] = (),
+  ):
+    self._task, self._clips, self._split = task, clips, split
+    self._folder, self._fps = os.path.join(model_dir, "reconstructions"), fps
+    self._scores = tuple(scores)
+    self._video: np.ndarray | None = None
+    self._writer: Any = None
+    self._reconstruct = jax.jit(lambda params, video: model.predict_batch(params, {"video": video}))
+
+  def run(self, train_state: Any, metrics_by_task: Mapping[str, Any] | None = None) -> bool:
+    """Every host reconstructs the same clips, host 0 writes. Never asks to stop."""
+    del metrics_by_task
+    if self._video is None:
+      self._video = self._read()
+    found = jax.device_get(self._reconstruct(train_state.params, self._video))
+    if jax.process_index() == 0:
+      self._write(int(jax.device_get(train_state.step)), found)
+    return False
+
+  def _read(self) -> np.ndarray:
+    dataset = self._task.get_dataset(
+      sequence_length=None,
+      split=self._split,
+      use_cached=True,
+      shuffle=False,
+      num_epochs=1,
+      trim_output_features=False,
+    )
+    rows = [row["video"] for row in dataset.take(self._clips).as_numpy_iterator()]
+    if not rows:
+      raise ValueError(
+        f"ReconstructionSummaries: split {self._split!r} of {self._task.name} has no clips; set split to one that has."
+      )
+    return np.stack(rows)
+
+  def _write(self, step: int, reconstruction: np.ndarray) -> None:
+    original = self._video.astype(np.float32) / 255
+    os.makedirs(self._folder, exist_ok=True)
+    clip = comparison_video(original, reconstruction)
+    video_io.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
+    if self._writer is None:
+      from clu import metric_writers
+
+      self._writer = metric_writers.create_default_writer(self._folder, asynchronous=False)
+    image = comparison_strip(original, reconstruction)[None] / np.float32(255)
+    self._writer.write_images(step, {"reconstructions": image})
+    numbers: dict[str, float] = {}
+    for score in self._scores:
+      numbers |= {f"reconstructions/{k}": v for k, v in score(original, reconstruction).items()}
+    if numbers:
+      self._writer.write_scalars(step, numbers)
+    self._writer.flush()
+
+
+def _bytes(clips: np.ndarray) -> np.ndarray:
+  return np.rint(255 * np.clip(clips, 0, 1)).astype(np.uint8)

@@ -1,0 +1,109 @@
+"""Sample videos while a model trains."""
+
+import types
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tensorboard.backend.event_processing import event_accumulator
+
+from tests.engine import runs, toy
+from walt_t5x import engine, video_io
+from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
+from walt_t5x.generation.training_samples import SampleVideos, averaged
+
+
+class _Fades(toy.ToyModel):
+  """Predicts clips whose brightness tells the parameters and the row: enough to check what is shown."""
+
+  def predict_batch(self, params, batch, rng=None):
+    brightness = params["bias"][0] * batch["id"][:, 0]
+    frames = brightness[:, None] - 0.5 * jnp.arange(5)
+    return jnp.broadcast_to(frames[:, :, None, None, None], (len(frames), 5, 8, 8, 4))
+
+
+def _state(step, bias, average):
+  params = flax.core.freeze({"bias": jnp.array([bias])})
+  ema = optax.EmaState(jnp.int32(step), flax.core.freeze({"bias": jnp.array([average])}))
+  return types.SimpleNamespace(step=jnp.int32(step), params=params, param_states=(ema, ()))
+
+
+def _shown(folder):
+  """step -> the animated images of TensorBoard's image plugin, in order of their tags."""
+  events = event_accumulator.EventAccumulator(str(folder / "samples"), size_guidance={"tensors": 0})
+  events.Reload()
+  found = {}
+  for tag in sorted(events.Tags()["tensors"]):
+    assert events.SummaryMetadata(tag).plugin_data.plugin_name == "images"
+    for event in events.Tensors(tag):
+      width, height, gif = event.tensor_proto.string_val
+      assert (width, height) == (b"8", b"8")
+      found.setdefault(event.step, []).append(gif)
+  return found
+
+
+def test_clips_of_the_average_are_shown_when_it_is_time(tmp_path):
+  model = _Fades(runs.optimizers.adamw(0.1))
+  action = SampleVideos(
+    model=model,
+    dataset_cfg=runs.dataset(split="validation"),
+    model_dir=str(tmp_path),
+    num_videos=3,
+    every=10,
+  )
+  for step in (5, 9, 15):
+    assert action.run(_state(step, bias=9.0, average=step / 10), {}) is False
+  shown = _shown(tmp_path)
+  assert list(shown) == [5, 15]  # 9 came too soon.
+  for step, gifs in shown.items():
+    for row, gif in enumerate(gifs):
+      file = tmp_path / "samples" / f"step{step:07}_{row}.gif"
+      assert file.read_bytes() == gif
+      frames = video_io.read_video(file).frames
+      assert frames.shape == (5, 8, 8, 3)
+      expected = 255 * (0.5 + (row * (step / 10) - 0.5 * np.arange(5)) / 6.0)
+      np.testing.assert_allclose(frames[:, 3, 3, 0], np.clip(expected, 0, 255), atol=3)
+
+
+def test_without_an_average_the_parameters_are_shown():
+  params = {"w": jnp.ones(2)}
+  assert averaged(params, (optax.EmptyState(),)) is params
+  other = optax.EmaState(jnp.int32(0), {"other": jnp.ones(1)})
+  assert averaged(params, (other,)) is params
+
+
+def test_settings_that_do_not_fit_are_refused(tmp_path):
+  model = _Fades(runs.optimizers.adamw(0.1))
+  with pytest.raises(ValueError, match="vae=False, vae_checkpoint=True, latents=False; give all"):
+    SampleVideos(model=model, dataset_cfg=None, model_dir="", vae_checkpoint="x")
+  action = SampleVideos(
+    model=model,
+    dataset_cfg=runs.dataset(split="validation"),
+    model_dir=str(tmp_path),
+    num_videos=toy.ROWS + 1,
+  )
+  with pytest.raises(ValueError, match=f"fewer than num_videos={toy.ROWS + 1} rows"):
+    action.run(_state(1, 1.0, 1.0), {})
+
+
+def test_a_run_over_a_mesh_makes_its_clips(tmp_path):
+  """Sharded parameters, an evaluation every five steps, clips at the first and at the last."""
+  model = _Fades(runs.optimizers.adamw(0.1, ema_decay=0.9))
+  held = runs.dataset(split="validation", shuffle=False)
+  action = SampleVideos(
+    model=model, dataset_cfg=held, model_dir=str(tmp_path), num_videos=2, every=10
+  )
+  rules = [*standard_logical_axis_rules(), ("unmodeled", None)]
+  runs.train(
+    tmp_path,
+    15,
+    model=model,
+    partitioner=engine.PjitPartitioner(num_partitions=2, logical_axis_rules=rules),
+    train_eval_dataset_cfg=held,
+    actions={"TRAIN_EVAL": [action]},
+  )
+  assert jax.device_count() == 8
+  assert sorted(_shown(tmp_path)) == [5, 15]

@@ -1,0 +1,180 @@
+"""Sample videos in TensorBoard while a model trains: an action that both engines run after an evaluation.
+
+train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
+
+from walt_t5x import video_io
+from walt_t5x.models.vae_model import VaeModel
+
+
+class SampleVideos:
+  """Samples the conditions of held-out rows with the parameters of the moment, always from the same noise.
+
+  A tokenizer shows its reconstructions. A denoiser's latents are decoded where `vae_checkpoint` is given; without it
+  their first three channels are shown as colours, which tells structure and motion early. TensorBoard shows the clips
+  as animated images under `samples`; the same GIFs lie in `<model_dir>/samples`.
+
+  With several hosts this needs the built-in engine: T5X runs actions on its first host alone, where a program over
+  all devices cannot run.
+
+  Args:
+    model: what is trained.
+    dataset_cfg: held-out rows; the first ones are taken, in the order of the files.
+    model_dir: the run's folder.
+    num_videos: clips.
+    every: least number of steps from one set of clips to the next; they are made at evaluations.
+    average: sample with the parameter average where the run keeps one.
+    vae: the tokenizer's network, to decode a denoiser's latents.
+    vae_checkpoint: its weights.
+    vae_average: decode with its averaged weights.
+    latents: field of the latents, whose statistics `<model_dir>/provenance.json` holds.
+    fps: of the clips shown.
+
+  Raises:
+    ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the rows' own.
+  """
+
+  def __init__(
+    self,
+    *,
+    model: Any,
+    dataset_cfg: Any,
+    model_dir: str,
+    num_videos: int = 4,
+    every: int = 1,
+    average: bool = True,
+    vae: Any = None,
+    vae_checkpoint: str | None = None,
+    vae_average: bool = True,
+    latents: str | None = None,
+    fps: float = 8.0,
+  ):
+    given = [vae is not None, vae_checkpoint is not None, latents is not None]
+    if any(given) and not all(given):
+      raise ValueError(
+        f"SampleVideos: got vae={given[0]}, vae_checkpoint={given[1]}, latents={given[2]}; give all to decode, or "
+        "none to see latents as colours."
+      )
+    self._model, self._dataset_cfg, self._model_dir = model, dataset_cfg, model_dir
+    self._num_videos, self._every, self._average, self._fps = num_videos, every, average, fps
+    self._vae, self._vae_checkpoint, self._latents = vae, vae_checkpoint, latents
+    self._vae_average = vae_average
+    self._last: int | None = None
+    self._batch: dict[str, np.ndarray] | None = None
+    self._predict = jax.jit(model.predict_batch)
+    self._decoder: Any = None
+
+  def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
+    """Makes the clips if it is time; never asks to stop."""
+    del metrics_by_task
+    step = int(jax.device_get(train_state.step))
+    if self._last is not None and step - self._last < self._every:
+      return False
+    self._last = step
+    params = train_state.params
+    if self._average:
+      params = averaged(params, train_state.param_states)
+    clips = self._clips(self._predict(params, self._on_mesh(params)))
+    if jax.process_index() == 0:
+      self._write(step, clips)
+    return False
+
+  def _on_mesh(self, params: Any) -> Mapping[str, jax.Array]:
+    """The rows, whole on every device that holds parameters."""
+    if self._batch is None:
+      self._batch = first_rows(self._model, self._dataset_cfg, self._num_videos)
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, NamedSharding):
+      sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    return {
+      name: jax.make_array_from_callback(value.shape, sharding, lambda index, v=value: v[index])
+      for name, value in self._batch.items()
+    }
+
+  def _clips(self, predicted: jax.Array) -> np.ndarray:
+    """Pixels [B, T, H, W, 3] uint8."""
+    if isinstance(self._model, VaeModel):
+      pixels = predicted
+    elif self._vae is None:
+      pixels = 0.5 + predicted[..., :3] / 6.0  # Three standard deviations either way.
+    else:
+      if self._decoder is None:
+        self._decoder = self._load_decoder()
+      pixels = self._decoder(predicted)
+    pixels = np.asarray(jax.device_get(pixels), np.float32)
+    return np.stack([video_io.to_uint8(np.nan_to_num(clip)) for clip in pixels])
+
+  def _load_decoder(self) -> Any:
+    from data.provenance import read_provenance
+    from walt_t5x.engine.checkpoints import load_params
+    from walt_t5x.text.fingerprint import weights_fingerprint
+
+    provenance = read_provenance(self._model_dir)
+    statistics = provenance.latents[self._latents]
+    params = load_params(self._vae_checkpoint, ema=self._vae_average)["vae"]
+    got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
+    if got != provenance.vae["fingerprint"]:
+      raise ValueError(
+        f"SampleVideos: the tokenizer {self._vae_checkpoint} has fingerprint {got}, but the rows were made with "
+        f"{provenance.vae['fingerprint']}; set vae_checkpoint to that one, or change vae_average."
+      )
+    mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
+    return jax.jit(lambda z: self._vae.apply({"params": params}, z * std + mean, method="decode"))
+
+  def _write(self, step: int, clips: np.ndarray) -> None:
+    import tensorflow as tf
+    from etils import epath
+    from tensorboard.plugins.image import metadata
+
+    folder = epath.Path(self._model_dir) / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = tf.summary.create_file_writer(os.fspath(folder))
+    with writer.as_default():
+      for i, clip in enumerate(clips):
+        gif = video_io.encode_video(clip, suffix=".gif", fps=self._fps)
+        (folder / f"step{step:07}_{i}.gif").write_bytes(gif)
+        # The image plugin shows whatever image a browser can; CLU and tf.summary have no videos.
+        shape = [str(clip.shape[2]), str(clip.shape[1])]
+        described = metadata.create_summary_metadata(display_name=None, description="")
+        tf.summary.write(f"samples/{i}", tf.constant([*shape, gif]), step=step, metadata=described)
+    writer.close()
+    logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
+
+
+def averaged(params: Any, param_states: Any) -> Any:
+  """The parameter average among the optimizer's states, or the parameters themselves."""
+  states = jax.tree.leaves(param_states, is_leaf=lambda s: isinstance(s, optax.EmaState))
+  averages = [s.ema for s in states if isinstance(s, optax.EmaState)]
+  structure = jax.tree.structure(params)
+  return next((ema for ema in averages if jax.tree.structure(ema) == structure), params)
+
+
+def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray]:
+  """The first rows of a dataset as the model's converter makes them; the same on every host.
+
+  Raises:
+    ValueError: it has fewer.
+  """
+  import dataclasses
+
+  from walt_t5x.engine.builtin.datasets import get_dataset
+
+  cfg = dataclasses.replace(dataset_cfg, batch_size=count, shuffle=False)
+  rows = get_dataset(cfg, 0, 1, model.FEATURE_CONVERTER_CLS, num_epochs=1)
+  batch = next(iter(rows.as_numpy_iterator()), None)
+  if batch is None:
+    raise ValueError(
+      f"SampleVideos: split {dataset_cfg.split!r} has fewer than num_videos={count} rows; lower num_videos."
+    )
+  return batch

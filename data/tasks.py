@@ -81,6 +81,11 @@ class CachedTask(seqio.Task):
       )
     return read_provenance(self.cache_dir)
 
+  def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
+    """Rows are whole as they are; SeqIO would slice their scalars (T5X's infer.py always asks for it)."""
+    del sequence_length
+    return dataset
+
   @property
   def walt_provenance(self) -> dict:
     """As a JSON tree; the trainer keeps it beside the checkpoints."""

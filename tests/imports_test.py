@@ -47,6 +47,7 @@ ALLOWED = {
     "data.provenance",
     "data.schema",
   ),
+  "data.cache_folders": (),
   "data.shapes": (),
   "data.schema": (),
   "data.tfrecord": (),

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     RestoreCheckpointConfig,
     SaveCheckpointConfig,
   )
-  from walt_t5x.engine.builtin.datasets import DatasetConfig
+  from walt_t5x.engine.builtin.datasets import (
+    DatasetConfig,
+    get_dataset,
+    get_training_eval_datasets,
+  )
   from walt_t5x.engine.builtin.learning_rate import create_learning_rate_scheduler
   from walt_t5x.engine.builtin.optimizer import OptaxWrapper
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner, standard_logical_axis_rules
@@ -38,6 +42,8 @@ __all__ = [
   "SaveCheckpointConfig",
   "Trainer",
   "create_learning_rate_scheduler",
+  "get_dataset",
+  "get_training_eval_datasets",
   "standard_logical_axis_rules",
   "summarize_gin_config",
   "train",
@@ -52,8 +58,11 @@ _HOMES = {
   "PjitPartitioner": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),
   "RestoreCheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
   "SaveCheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
-  "Trainer": ("t5x.trainer", "walt_t5x.engine.builtin.trainer"),
+  "Trainer": ("walt_t5x.engine.t5x_trainer", "walt_t5x.engine.builtin.trainer"),
   "create_learning_rate_scheduler": ("t5x.utils", "walt_t5x.engine.builtin.learning_rate"),
+  # Rows are read by one pipeline under either engine: only so can one continue from the other's position in them.
+  "get_dataset": ("walt_t5x.engine.builtin.datasets",) * 2,
+  "get_training_eval_datasets": ("walt_t5x.engine.builtin.datasets",) * 2,
   "standard_logical_axis_rules": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),
   "summarize_gin_config": ("t5x.gin_utils", "walt_t5x.engine.gin_config"),
   "train": ("t5x.train", "walt_t5x.engine.builtin.train_loop"),

@@ -34,6 +34,23 @@ def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True)
     temporary.rename(file)
 
 
+def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
+  """Compares with what a run recorded, given its folder or one of its checkpoints.
+
+  Raises:
+    FileNotFoundError: it recorded nothing.
+    ProvenanceMismatch: naming the field and both values.
+  """
+  folder = epath.Path(path)
+  file = (folder.parent if folder.name.startswith("checkpoint_") else folder) / "provenance.json"
+  if not file.exists():
+    raise FileNotFoundError(
+      f"{file} does not exist, so nothing says which rows {path} was trained on; name a run's folder or a checkpoint "
+      "inside it, with the provenance.json that training wrote."
+    )
+  compare(json.loads(file.read_text()), provenance, where=str(file))
+
+
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
   """Raises `ProvenanceMismatch` at the first deciding field that differs; a field that either lacks is not compared."""
   for field in _FIELDS:

@@ -5,7 +5,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 
 @dataclasses.dataclass
@@ -101,6 +103,10 @@ def get_dataset(
     raise ValueError(
       f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
     )
+  if (
+    cfg.seed is None and cfg.shuffle
+  ):  # T5X hands on a config without a seed; the built-in engine puts its own in.
+    cfg = dataclasses.replace(cfg, seed=_drawn_seed())
   source = mixture_or_task(cfg)
   logging.info(
     "Reading %s of %s: share %d of %d, seed %s.",
@@ -128,6 +134,12 @@ def get_dataset(
   # tf.data prefetches the last step of a pipeline by itself; T5X relies on that too, and only equal pipelines can
   # continue from each other's positions.
   return dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+
+
+def _drawn_seed() -> int:
+  """A random seed, the same on every host."""
+  seed = np.random.SeedSequence().generate_state(1)[0] >> 1
+  return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
 
 
 def get_training_eval_datasets(

@@ -167,8 +167,8 @@ def _restore_own_position(
     return False
   if not iterator.restore(str(file)):
     logging.warning(
-      "An epoch starts anew, in another order: %s was saved over another task, batch size or pipeline (T5X keeps tasks "
-      "of less than 10,000 examples in RAM, this engine does not).",
+      "An epoch starts anew, in another order: %s was saved over another task, batch size or pipeline (T5X, without "
+      "get_dataset_fn = @engine.get_dataset, keeps small tasks in RAM; this engine does not).",
       checkpoint,
     )
     return False

@@ -78,12 +78,17 @@ def create_writer(summary_dir: str | None, collection: str) -> Writers:
   """
   if jax.process_index() != 0:
     return Writers([])
-  writers = _clu_writers(summary_dir, collection)
+  lines = json_lines_writer(summary_dir, collection)
+  return Writers([*_clu_writers(summary_dir, collection), *([] if lines is None else [lines])])
+
+
+def json_lines_writer(summary_dir: str | None, collection: str) -> JsonLinesWriter | None:
+  """The writer of `metrics.jsonl` for a collection as of `create_writer`; None where there is no such file."""
   # Object stores cannot append to a file; TensorBoard has the same numbers there.
-  if summary_dir is not None and "://" not in summary_dir:
-    prefix = "" if collection == "train" else collection
-    writers.append(JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix))
-  return Writers(writers)
+  if jax.process_index() != 0 or summary_dir is None or "://" in summary_dir:
+    return None
+  prefix = "" if collection == "train" else collection
+  return JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix)
 
 
 def _clu_writers(summary_dir: str | None, collection: str) -> list[Any]:

@@ -1,0 +1,50 @@
+"""T5X's Trainer, which also writes `metrics.jsonl` as the built-in engine does. Imported only where T5X serves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from clu import metric_writers
+from t5x import trainer as t5x_trainer
+
+from walt_t5x.engine.builtin.summaries import json_lines_writer
+
+
+class Trainer(t5x_trainer.Trainer):
+  """T5X's Trainer with the same arguments; scalars go to the log, TensorBoard and `<model_dir>/metrics.jsonl`.
+
+  Names of evaluation metrics are prefixed by `training_eval/<task>` in `metrics.jsonl`.
+  """
+
+  def __init__(
+    self, *args: Any, summary_dir: str | None, num_microbatches: int | None = None, **kwargs: Any
+  ):
+    super().__init__(*args, summary_dir=summary_dir, num_microbatches=num_microbatches, **kwargs)
+    managers = {"train": self.train_metrics_manager} | {
+      f"training_eval/{name}": manager for name, manager in self.eval_metrics_managers.items()
+    }
+    for collection, manager in managers.items():
+      lines = json_lines_writer(summary_dir, collection)
+      if lines is not None:
+        manager._writer = metric_writers.MultiWriter([manager.summary_writer, _Scalars(lines)])
+
+
+class _Scalars(metric_writers.MetricWriter):
+  """A CLU writer that keeps the scalars and leaves everything else to the others."""
+
+  def __init__(self, writer: Any):
+    self._writer = writer
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    self._writer.write_scalars(step, scalars)
+
+  def flush(self) -> None:
+    self._writer.flush()
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _leave(self, *unused: Any, **also_unused: Any) -> None:
+    pass
+
+  write_summaries = write_images = write_videos = write_audios = _leave
+  write_texts = write_histograms = write_hparams = write_pointcloud = _leave

@@ -1,0 +1,161 @@
+"""Judges a model by what it predicts, in the place of `seqio.Evaluator` in T5X's train.py and eval.py.
+
+`seqio.Evaluator` decodes tokens and wants a feature called "targets"; rows here are latents or pixels. What is reported
+of each task needs no other network, so it tells a broken model from a working one and nothing finer; FVD and its like
+come from `walt_t5x.evaluate`.
+"""
+
+import concurrent.futures
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import seqio
+from clu import metric_writers
+
+TARGETS = ("latents", "video")
+
+
+class SampleEvaluator:
+  """Metrics of each task of a mixture; `predict_fn` samples latents (or reconstructs video), `score_fn` scores rows.
+
+  - `score`: mean of the model's `score_batch`: minus the loss of a stage, the PSNR of a tokenizer.
+  - `mean_error`, `std_ratio`: over channels, the root mean square difference of the means of predictions and rows, and
+    the geometric mean of the ratio of their standard deviations. A model that matches the data has 0 and 1.
+
+  Args:
+    mixture_or_task_name: a task or mixture, or its registered name.
+    feature_converter: the model's.
+    eval_split: say 'validation'; tasks without it are left out.
+    num_rows: rows of each task, from its start.
+    use_cached: read the cached task.
+    seed: of the rows' random choices (captions).
+    sequence_length: feature -> length.
+    log_dir: metrics are written to its TensorBoard, in a subfolder for each task; None writes none.
+    unused: what `seqio.Evaluator` also takes.
+  """
+
+  def __init__(
+    self,
+    *,
+    mixture_or_task_name: Any,
+    feature_converter: Any,
+    eval_split: str,
+    num_rows: int = 64,
+    use_cached: bool = True,
+    seed: int | None = 0,
+    sequence_length: Mapping[str, int],
+    log_dir: str | None = None,
+    **unused: Any,
+  ):
+    source = mixture_or_task_name
+    if isinstance(source, str):
+      source = seqio.get_mixture_or_task(source)
+    self.eval_tasks = [t for t in seqio.get_subtasks(source) if eval_split in t.splits]
+    self._log_dir = log_dir
+    self._rows = {}
+    for task in self.eval_tasks:
+      rows = task.get_dataset(
+        sequence_length=sequence_length,
+        split=eval_split,
+        use_cached=use_cached,
+        shuffle=False,
+        seed=seed,
+        num_epochs=1,
+        trim_output_features=False,
+        try_in_mem_cache=False,
+      )
+      rows = feature_converter(rows, task_feature_lengths=sequence_length).take(num_rows)
+      self._rows[task.name] = _with_length(rows.cache())
+
+  @property
+  def model_feature_shapes(self) -> dict[str, tuple[int, ...]]:
+    """Shapes of the features of a row."""
+    spec = next(iter(self._rows.values())).element_spec
+    return {name: tuple(feature.shape) for name, feature in spec.items()}
+
+  def evaluate(
+    self,
+    *,
+    compute_metrics: bool,
+    step: int,
+    predict_fn: Callable[..., Any],
+    score_fn: Callable[..., Any],
+    predict_with_aux_fn: Callable[..., Any] | None = None,
+  ) -> tuple[concurrent.futures.Future[dict[str, dict[str, float]]], None]:
+    """Metrics by task, as a future that is done.
+
+    Args:
+      compute_metrics: True on the host that writes; the others only take part.
+      step: of the state.
+      predict_fn: `f(enumerated rows) -> [(index, prediction)]`.
+      score_fn: `f(enumerated rows) -> [(index, score)]`.
+      predict_with_aux_fn: unused.
+    """
+    results: dict[str, dict[str, float]] = {}
+    for name, rows in self._rows.items():
+      predictions = _in_order(predict_fn(rows.enumerate()))
+      scores = _in_order(score_fn(rows.enumerate()))
+      if compute_metrics:
+        target = np.stack([_target(row) for row in rows.as_numpy_iterator()])
+        results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
+        self._write(name, step, results[name])
+    done: concurrent.futures.Future[dict[str, dict[str, float]]] = concurrent.futures.Future()
+    done.set_result(results)
+    return done, None
+
+  def close(self) -> None:
+    """Nothing is left open."""
+
+  def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+    folder = None if self._log_dir is None else os.path.join(self._log_dir, name)
+    writer = metric_writers.create_default_writer(
+      folder, just_logging=folder is None or jax.process_index() > 0, asynchronous=False
+    )
+    writer.write_scalars(step, metrics)
+    writer.close()
+
+
+def moments(predictions: np.ndarray, target: np.ndarray) -> dict[str, float]:
+  """Distance of the channels' means, and ratio of their standard deviations.
+
+  Args:
+    predictions: [n, ..., c].
+    target: [m, ..., c].
+
+  Raises:
+    ValueError: on different numbers of channels.
+  """
+  if predictions.shape[-1] != target.shape[-1]:
+    raise ValueError(
+      f"moments: got {predictions.shape[-1]} channels of predictions and {target.shape[-1]} of rows; expected as many"
+    )
+  ours, theirs = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (predictions, target))
+  error = ours.mean(0) - theirs.mean(0)
+  ratio = np.log(ours.std(0) + 1e-12) - np.log(theirs.std(0) + 1e-12)
+  return {
+    "mean_error": float(np.sqrt(np.mean(np.square(error)))),
+    "std_ratio": float(np.exp(ratio.mean())),
+  }
+
+
+def _with_length(rows: Any) -> Any:
+  """T5X asks a dataset for its length, which a pipeline over files does not know before it is read."""
+  import tensorflow as tf
+
+  return rows.apply(tf.data.experimental.assert_cardinality(sum(1 for _ in rows)))
+
+
+def _target(row: Mapping[str, np.ndarray]) -> np.ndarray:
+  name = next(n for n in TARGETS if n in row)
+  target = np.asarray(row[name], np.float32)
+  return target / 255 if name == "video" else target
+
+
+def _in_order(indexed: Any) -> np.ndarray:
+  """Predictions by their index, [n, ...]."""
+  by_index = dict(itertools.chain(indexed))
+  return np.stack([np.asarray(by_index[i]) for i in sorted(by_index)])

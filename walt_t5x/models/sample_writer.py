@@ -1,0 +1,58 @@
+"""What T5X's infer.py writes for models of latents: one `.npz` a task instead of lines of JSON."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def write_samples(
+  path: str,
+  inferences: tuple[Sequence[Any], Mapping[str, Any]],
+  task_ds: Any,
+  mode: str,
+  vocabulary: Any = None,
+) -> None:
+  """Writes one chunk: `predict` (or `score`) [n, ...] float32, and `is_image` [n] where the rows have it.
+
+  Args:
+    path: the file.
+    inferences: predictions in the order of the rows, and auxiliary outputs.
+    task_ds: the rows.
+    mode: infer.py's mode, the name of the array.
+    vocabulary: unused.
+  """
+  predictions, aux = inferences
+  arrays = {mode: np.stack([np.asarray(p, np.float32) for p in predictions])}
+  arrays |= {f"aux/{name}": np.stack(values) for name, values in aux.items()}
+  kinds = [row["is_image"] for row in task_ds.as_numpy_iterator() if "is_image" in row]
+  if kinds:
+    arrays["is_image"] = np.asarray(kinds)
+  with epath.Path(path).open("wb") as file:
+    np.savez(file, **arrays)
+
+
+def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | None) -> None:
+  """Joins the chunks of a task into `<output_dir>/<output_fname>`, adding the step of the checkpoint.
+
+  Raises:
+    FileNotFoundError: a chunk is missing, or there is none.
+  """
+  names = sorted(
+    p.name for p in epath.Path(tmp_dir).iterdir() if p.name.startswith(f"{output_fname}-chunk")
+  )
+  chunks = [name for name in names if not name.endswith(".COMPLETED")]
+  expected = [f"{output_fname}-chunk{i:05}" for i in range(max(1, len(chunks)))]
+  if chunks != expected:
+    raise FileNotFoundError(
+      f"{tmp_dir}: got chunks {chunks}, expected {expected}; run infer.py again"
+    )
+  parts = []
+  for name in chunks:
+    with epath.Path(os.path.join(tmp_dir, name)).open("rb") as file:
+      parts.append(dict(np.load(file)))
+  joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+  with epath.Path(os.path.join(output_dir, output_fname)).open("wb") as file:
+    np.savez(file, step=np.int64(-1 if step is None else step), **joined)

@@ -51,7 +51,7 @@ class Provenance:
 
   def to_json(self) -> str:
     """The file's text; keys sorted, so the same provenance is the same bytes."""
-    values, scale = schema.quantise(self.null_embedding)
+    null = np.ascontiguousarray(self.null_embedding, "<f4")
     return _dump(
       {
         "schema_version": self.schema_version,
@@ -63,8 +63,7 @@ class Provenance:
         "latents": {name: dataclasses.asdict(stats) for name, stats in self.latents.items()},
         "null_text": {
           "ids": [int(i) for i in self.null_ids],
-          "embedding": base64.b64encode(values.tobytes()).decode(),
-          "scale": [float(s) for s in scale],
+          "embedding": base64.b64encode(null.tobytes()).decode(),
         },
       }
     )
@@ -85,8 +84,7 @@ class Provenance:
     try:
       null = raw["null_text"]
       width = raw["text_encoder"]["embedding_dim"] if raw["text_encoder"] else 0
-      values = np.frombuffer(base64.b64decode(null["embedding"]), np.int8)
-      values = values.reshape(len(null["scale"]), width)
+      embedding = np.frombuffer(base64.b64decode(null["embedding"]), "<f4")
       return cls(
         vae=raw["vae"],
         text_encoder=raw["text_encoder"],
@@ -95,7 +93,7 @@ class Provenance:
         num_frames=raw["num_frames"],
         latents={field: LatentStatistics(**stats) for field, stats in raw["latents"].items()},
         null_ids=np.array(null["ids"], np.int32),
-        null_embedding=schema.dequantise(values, np.array(null["scale"], np.float32)),
+        null_embedding=embedding.reshape(len(null["ids"]), width).astype(np.float32),
       )
     except KeyError as error:
       raise ProvenanceMismatch(f"{name}: field {error} is missing") from error

@@ -2,9 +2,11 @@
 
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --json --gin.BATCH_SIZE=256
+  python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --topology=v5p:4x4x4     # needs the extra [tpu], takes minutes
 
-Nothing is read but the gin files, and nothing is compiled. Operations are those of matrix products and convolutions in
-the loss and its gradient, with the self-conditioning pass and without what a remat policy computes again.
+Nothing is read but the gin files. Operations are those of matrix products and convolutions in the loss and its
+gradient, with the self-conditioning pass and without what a remat policy computes again. With --topology the TPU
+compiler compiles the engine's step for that slice, on this machine, and its estimates are printed too.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ class Plan:
     batch_size: rows a step.
     train_flops_per_step: operations of a whole step, all rows.
     steps: of the run.
+    topologies: what the TPU compiler says of each slice that was asked for, by name.
   """
 
   parameters: int
@@ -39,6 +42,7 @@ class Plan:
   batch_size: int
   train_flops_per_step: float
   steps: int | None
+  topologies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def plan_model(
@@ -148,6 +152,40 @@ def plan_gin() -> Plan:
   )
 
 
+def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+  """The TPU compiler's reports for the parsed gin files, with their mesh and rules.
+
+  Args:
+    plan: of the same files.
+    names: slices such as 'v5p:4x4x4'.
+  """
+  from walt_t5x import tpu_compile
+  from walt_t5x.engine import gin_config
+  from walt_t5x.models.input_shapes import input_shapes
+
+  model = gin_config.macro_value("MODEL")
+  batch = input_shapes(
+    model,
+    rows=plan.batch_size,
+    field=gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels"),
+    low_resolution=gin_config.macro_value("LOW_RESOLUTION"),
+    text_length=gin_config.macro_value("TEXT_LENGTH", 64),
+  )
+  return {
+    name: dataclasses.asdict(
+      tpu_compile.report(
+        model,
+        batch,
+        topology=name,
+        num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),
+        rules=gin_config.binding("PjitPartitioner.logical_axis_rules"),
+        flops_per_step=plan.train_flops_per_step,
+      )
+    )
+    for name in names
+  }
+
+
 def table(plan: Plan) -> str:
   """The figures for people."""
   lines = [f"{'part':<34} {'parameters':>15}  share"]
@@ -162,7 +200,31 @@ def table(plan: Plan) -> str:
     total = plan.steps * plan.train_flops_per_step
     lines.append(f"steps                              {plan.steps:>15,}")
     lines.append(f"training operations of the run     {total:>15.4g}")
+  for name, report in plan.topologies.items():
+    lines += ["", *_topology_lines(name, report, steps=plan.steps)]
   return "\n".join(lines)
+
+
+def _topology_lines(name: str, report: Mapping[str, Any], *, steps: int | None) -> list[str]:
+  gib = 1024**3
+  limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
+  lines = [f"{name}: estimated by the TPU compiler, not measured"]
+  if needed is None:
+    return [*lines, f"  does not fit into {limit / gib:.0f} GiB a chip: {report['problem']}"]
+  verdict = "fits" if report["fits"] else f"does not fit, by {(needed - limit) / gib:.1f} GiB"
+  lines.append(
+    f"  memory a chip                    {needed / gib:>15.1f} GiB of {limit / gib:.0f}: {verdict}"
+  )
+  seconds, utilisation = report["estimated_step_seconds"], report["estimated_utilization"]
+  if seconds:
+    lines.append(f"  step                             {seconds:>15.3f} s")
+    if steps:
+      lines.append(f"  the run's {steps:,} steps           {seconds * steps / 86400:>15.1f} days")
+  if utilisation:
+    lines.append(f"  model operations over the peak   {utilisation:>15.1%}")
+  for kind, count in sorted(report["collective_bytes"].items()):
+    lines.append(f"  {kind + ' a step and chip':<32} {count / gib:>15.2f} GiB")
+  return lines
 
 
 def define_flags() -> None:
@@ -173,6 +235,9 @@ def define_flags() -> None:
   )
   flags.DEFINE_list(
     "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
+  )
+  flags.DEFINE_multi_string(
+    "topology", [], "TPU slice to compile the step for, e.g. v5p:4x4x4; may be repeated."
   )
   flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
 
@@ -195,6 +260,10 @@ def main(argv: Sequence[str]) -> None:
       FLAGS.gin_file, bindings, [*FLAGS.gin_search_paths, _REPOSITORY], finalize=False
     )
     plan = plan_gin()
+    if FLAGS.topology:
+      plan = dataclasses.replace(plan, topologies=topologies_gin(plan, FLAGS.topology))
+  except ImportError as error:
+    sys.exit(str(error))
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
   except ValueError as error:

@@ -50,11 +50,10 @@ def adafactor_chain(
   parts: list[optax.GradientTransformation] = []
   if clip_norm is not None:
     parts.append(optax.clip_by_global_norm(clip_norm))
-  parts.append(
-    optax.scale_by_factored_rms(
-      decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor
-    )
+  factored = optax.scale_by_factored_rms(
+    decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor
   )
+  parts.append(_remembering_shapes(factored))
   if clip_update_rms is not None:
     parts.append(optax.clip_by_block_rms(clip_update_rms))
   if momentum is not None:
@@ -67,50 +66,74 @@ def adafactor_chain(
   return optax.chain(*parts)
 
 
+# Shapes of the moments of a state -> shapes of its parameters. The moments alone do not tell [m, n] from [n, m], and
+# neither engine gives the rule for a state's axes more than the state.
+_PARAMETER_SHAPES: dict[Any, list[tuple[int, ...]]] = {}
+
+
+def _remembering_shapes(factored: optax.GradientTransformation) -> optax.GradientTransformation:
+  """The transformation; its init notes the parameters' shapes for `factored_state_axes`."""
+
+  def init(params: Any) -> optax.FactoredState:
+    state = factored.init(params)
+    _PARAMETER_SHAPES[_moment_shapes(state)] = [leaf.shape for leaf in jax.tree.leaves(params)]
+    return state
+
+  return optax.GradientTransformation(init, factored.update)
+
+
+def _moment_shapes(state: optax.FactoredState) -> Any:
+  return tuple(
+    tuple(leaf.shape for leaf in jax.tree.leaves(tree))
+    for tree in (state.v_row, state.v_col, state.v)
+  )
+
+
 def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.FactoredState:
   """Logical axes of a factored state: each moment has its parameter's names, less the axis it was averaged over.
 
   Args:
-    state: the state or its shapes; may hold `optax.MaskedNode`s.
+    state: a state that `adafactor_chain` made in this process, or its shapes; may hold `optax.MaskedNode`s.
     param_axes: `PartitionSpec` of logical names, one a parameter.
+
+  Raises:
+    ValueError: no `adafactor_chain` of this process has made such a state.
   """
+  shapes = _PARAMETER_SHAPES.get(_moment_shapes(state))
+  if shapes is None:
+    raise ValueError(
+      "factored_state_axes: got a state of shapes that no adafactor_chain of this process has made; initialise the "
+      "optimizer (under jax.eval_shape is enough) before asking for its axes"
+    )
 
   def masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
   def of(pick: int) -> Any:
-    def axes(row: Any, col: Any, full: Any, names: Any) -> Any:
+    remaining = iter(shapes)
+
+    def axes(row: Any, names: Any) -> Any:
       if masked(row):
         return row
-      return _moment_axes(row.shape, col.shape, full.shape, tuple(names))[pick]
+      return _moment_axes(next(remaining), row.shape, tuple(names))[pick]
 
-    return jax.tree.map(axes, state.v_row, state.v_col, state.v, param_axes, is_leaf=masked)
+    return jax.tree.map(axes, state.v_row, param_axes, is_leaf=masked)
 
   return optax.FactoredState(count=PartitionSpec(), v_row=of(0), v_col=of(1), v=of(2))
 
 
 def _moment_axes(
-  row: tuple[int, ...], col: tuple[int, ...], full: tuple[int, ...], names: tuple[str | None, ...]
+  shape: tuple[int, ...], row: tuple[int, ...], names: tuple[str | None, ...]
 ) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
   """Of v_row, v_col and v; those that are not kept have one element and no name."""
   none = PartitionSpec(None)
-  if row == col == (1,) and len(full) == len(names):
-    return none, none, PartitionSpec(*names)
-  # optax drops the longest axis from v_row and the second longest from v_col; which these are, the shapes tell.
-  ranks_fit = len(row) == len(col) == len(names) - 1
-  for longest in range(len(names) if ranks_fit else 0):
-    for second in range(len(names)):
-      if longest == second:
-        continue
-      shape = list(row)
-      shape.insert(longest, col[longest - (second < longest)])
-      order = np.argsort(shape)
-      if (order[-1], order[-2]) == (longest, second) and _without(tuple(shape), second) == col:
-        rows, cols = _without(names, longest), _without(names, second)
-        return PartitionSpec(*rows), PartitionSpec(*cols), none
-  raise ValueError(
-    f"factored_state_axes: moments of shapes {row} and {col} fit no parameter with axes {names}"
-  )
+  # optax drops the longest axis from v_row and the second longest from v_col, ties as argsort breaks them.
+  if len(shape) > 1:
+    second, longest = (int(i) for i in np.argsort(shape)[-2:])
+    if _without(shape, longest) == row:
+      rows, cols = _without(names, longest), _without(names, second)
+      return PartitionSpec(*rows), PartitionSpec(*cols), none
+  return none, none, PartitionSpec(*names)
 
 
 def _without(items: tuple, index: int) -> tuple:

@@ -1,0 +1,62 @@
+"""What the TPU compiler's reports are read from; the compiler itself where libtpu is installed."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from walt_t5x import tpu_compile
+
+ROOT = Path(__file__).resolve().parents[1]
+HLO = """
+  %all-gather.1 = bf16[8,1024]{1,0:T(8,128)} all-gather(%p), replica_groups={}, dimensions={0}
+  %ar = (f32[16]{0}, f32[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %ags = (bf16[2,64]{1,0}, bf16[8,64]{1,0}) all-gather-start(%q), dimensions={0}
+  %agd = bf16[8,64]{1,0} all-gather-done(%ags)
+  %fusion = f32[999]{0} fusion(%x), kind=kLoop, calls=%all-reduce-like
+"""
+
+
+def test_collectives_are_counted_once_by_their_results():
+  assert tpu_compile.collective_bytes(HLO) == {
+    "all-gather": 8 * 1024 * 2 + 8 * 64 * 2,
+    "all-reduce": 16 * 4 + 16 * 4,
+  }
+
+
+def test_an_unknown_slice_is_named():
+  for name in ("v9:2x2", "v5p"):
+    with pytest.raises(ValueError, match=r"expected <chip>:<shape> with a chip of \['v4'"):
+      tpu_compile.topology_devices(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_libtpu_the_extra_is_named():
+  command = [sys.executable, "-m", "walt_t5x.plan", "--gin_file=gin/tiny/base.gin"]
+  result = subprocess.run(
+    [*command, "--topology=v5p:2x2x1"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=120,
+  )
+  assert result.returncode != 0 and "walt_t5x[tpu]" in result.stderr
+  assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+def test_the_toy_step_compiles_for_a_slice():
+  import gin
+  from walt_t5x import engine
+  from walt_t5x.engine import gin_config
+  from walt_t5x.plan import plan_gin, topologies_gin
+
+  sys.modules["__main__"].train = engine.train
+  gin.clear_config()
+  gin_config.parse([str(ROOT / "gin/tiny/base.gin")], [], [str(ROOT)], finalize=False)
+  (report,) = topologies_gin(plan_gin(), ["v5p:2x2x1"]).values()
+  assert report["fits"] and 0 < report["hbm_bytes_per_chip"] < 1024**3
+  assert report["collective_bytes"]["all-reduce"] > 0 and report["estimated_step_seconds"] > 0

@@ -80,6 +80,7 @@ PROGRAMS = (
   "walt_t5x.generate",
   "walt_t5x.evaluate",
   "walt_t5x.inspect_data",
+  "walt_t5x.plan",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.vae.import_lpips",

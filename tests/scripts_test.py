@@ -1,0 +1,92 @@
+"""The scripts that keep a run going: what is started again, what is not, and that a stop reaches the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+KEEP = ["bash", str(ROOT / "scripts" / "keep_training.sh")]
+# Takes its next exit code from a file; a negative one is a death by that signal.
+RUN = """
+import os, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+code, *rest = file.read_text().split()
+file.write_text(" ".join(rest))
+if int(code) < 0:
+  os.kill(os.getpid(), -int(code))
+sys.exit(int(code))
+"""
+
+
+@pytest.mark.parametrize(
+  ("codes", "end", "left"),
+  [
+    ("75 70 -9 0 1", 0, "1"),  # Preempted, hung, killed: again each time, until it is done.
+    ("75 65 0", 65, "0"),  # Not finite: starting again would repeat it.
+    ("1 0", 1, "0"),
+  ],
+)
+def test_what_goes_on_is_started_again(tmp_path, codes, end, left):
+  file = tmp_path / "codes"
+  file.write_text(codes)
+  done = subprocess.run(
+    [*KEEP, sys.executable, "-c", RUN, str(file)],
+    env=os.environ | {"PAUSE": "0"},
+    capture_output=True,
+    timeout=60,
+    check=False,
+  )
+  assert done.returncode == end
+  assert file.read_text() == left
+
+
+def test_a_stop_reaches_the_run_and_waits_for_it_to_save(tmp_path):
+  run = (
+    "import pathlib, signal, sys, time\n"
+    f"folder = pathlib.Path({str(tmp_path)!r})\n"
+    "def leave(*_):\n"
+    "  time.sleep(0.5)\n"
+    "  (folder / 'saved').write_text('')\n"
+    "  sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, leave)\n"
+    "(folder / 'up').write_text('')\n"
+    "time.sleep(60)\n"
+  )
+  process = subprocess.Popen([*KEEP, sys.executable, "-c", run], stderr=subprocess.DEVNULL)
+  while not (tmp_path / "up").exists():
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=30) == 75
+  assert (tmp_path / "saved").exists()
+
+
+def _pod(*arguments, **settings):
+  environment = os.environ | {"NAME": "walt", "ZONE": "z", "DRY_RUN": "1"} | settings
+  return subprocess.run(
+    ["bash", str(ROOT / "scripts" / "pod.sh"), *arguments],
+    env=environment, capture_output=True, text=True, timeout=60, check=False,
+  )  # fmt: skip
+
+
+def test_every_host_of_every_slice_gets_the_same_command():
+  done = _pod("train", "--gin_file=gin/walt_3b.gin", '--gin.MODEL_DIR="gs://b/run"', SLICES="2")
+  commands = sorted(done.stdout.splitlines())
+  assert [c.split(" --command=")[0] for c in commands] == [
+    f"gcloud compute tpus tpu-vm ssh walt-{i} --worker=all" for i in range(2)
+  ]
+  # Two shells read it: ours takes one layer of quotes, the host's the next, and gin sees its string.
+  (command,) = {c.split(" --command=")[1] for c in commands}
+  remote = subprocess.run(
+    ["bash", "-c", f"printf %s {command.rsplit(' --zone=', 1)[0]}"],
+    capture_output=True, text=True, check=True,
+  ).stdout  # fmt: skip
+  assert '--multiprocess --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\\"gs://b/run\\"' in remote
+  assert _pod("create", TYPE="v5p-128").stdout.startswith(
+    "gcloud compute tpus queued-resources create walt --node-id=walt --accelerator-type=v5p-128"
+  )
+  assert "got 'dance', expected create" in _pod("dance").stderr

@@ -83,6 +83,7 @@ PROGRAMS = (
   "walt_t5x.plan",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
+  "walt_t5x.metrics.import_weights",
   "walt_t5x.vae.import_lpips",
   "data.samples",
   "beam_jobs.preprocess",

@@ -1,0 +1,88 @@
+"""C3D fine-tuned on UCF-101: the classifier of the inception score of videos.
+
+Eight 3 x 3 x 3 convolutions, five maximum poolings, three dense layers (arXiv:1412.0767). As in
+TGAN (arXiv:1611.06624, arXiv:1811.09245), whose scores later papers compare with: RGB becomes BGR,
+frames are resized to 112 x 112 with aligned corners, and a stored mean over [16, 112, 112, 3] is
+subtracted from bytes.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+
+SIZE = 112
+NUM_FRAMES = 16
+NUM_CLASSES = 101
+
+# Convolutions before each pooling.
+_LEVELS = (
+  (("conv1a", 64),),
+  (("conv2a", 128),),
+  (("conv3a", 256), ("conv3b", 256)),
+  (("conv4a", 512), ("conv4b", 512)),
+  (("conv5a", 512), ("conv5b", 512)),
+)
+
+
+class C3D(nn.Module):
+  """Clips of BGR bytes less their mean, [B, 16, 112, 112, 3], to logits.
+
+  The last pooling sees 7 x 7 and keeps the border that does not fill its window (Caffe's ceil rule).
+
+  Attributes:
+    num_classes: width of the logits.
+    dense_width: width of the two hidden dense layers.
+  """
+
+  num_classes: int = NUM_CLASSES
+  dense_width: int = 4096
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B K"]:
+    for number, level in enumerate(_LEVELS):
+      for name, width in level:
+        x = nn.relu(nn.Conv(width, (3, 3, 3), name=name)(x))
+      window = (1, 2, 2) if number == 0 else (2, 2, 2)
+      padding = ((0, 0), (0, x.shape[2] % 2), (0, x.shape[3] % 2))
+      x = nn.max_pool(x, window, strides=window, padding=padding)
+    # The dense layer was trained on channels before time and space.
+    x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
+    for name in ("fc6", "fc7"):
+      x = nn.relu(nn.Dense(self.dense_width, name=name)(x))
+    return nn.Dense(self.num_classes, name="fc8")(x)
+
+
+def preprocess(
+  videos: UInt8[Array, "B T H W 3"], mean: Float[Array, "16 112 112 3"]
+) -> Float[Array, "B 16 112 112 3"]:
+  """RGB bytes to BGR, 112 x 112 with aligned corners, less the mean.
+
+  Raises:
+    ValueError: another dtype, rank, number of channels, or a clip that is not 16 frames long.
+  """
+  if videos.dtype != jnp.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
+    raise ValueError(
+      f"C3D takes uint8 RGB clips [B, 16, H, W, 3], got {videos.dtype} {videos.shape}. "
+      "Round samples in [0, 1] to bytes first: the score is defined on what a file holds."
+    )
+  if videos.shape[1] != NUM_FRAMES:
+    raise ValueError(
+      f"C3D takes clips of {NUM_FRAMES} frames, got {videos.shape[1]}. Drop the last frame of a "
+      "17-frame sample."
+    )
+  x = videos[..., ::-1].astype(jnp.float32)
+  return resize_bilinear(x, (SIZE, SIZE), rule=ResizeRule.ALIGN_CORNERS) - mean
+
+
+def logits(variables, videos) -> jax.Array:
+  """Logits [B, 101] of clips [B, 16, H, W, 3], uint8.
+
+  Args:
+    variables: {"params"} of `C3D` and {"input": {"mean"}}, the stored mean in BGR.
+    videos: of any size.
+  """
+  x = preprocess(videos, variables["input"]["mean"])
+  return C3D().apply({"params": variables["params"]}, x)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,136 @@
+"""I3D on Kinetics-400: the network of FVD.
+
+Inflated Inception-v1 (arXiv:1705.07750), RGB stream, as in the TF-Hub module `i3d-kinetics-400`:
+every convolution is followed by a BatchNorm without scale (epsilon 1e-3) and a ReLU, padding is
+TensorFlow's SAME, and the 400 logits are averaged over time before any softmax.
+
+Input pipeline of FVD (arXiv:1812.01717): bytes, bilinear straight to 224 x 224 by TF1's rule
+without half-pixel centres, then [-1, 1].
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+
+SIZE = 224
+# Eight time steps per output of the last pooling, which takes two of them.
+MIN_FRAMES = 9
+NUM_CLASSES = 400
+
+# Name -> widths of (1x1), (1x1, 3x3x3), (1x1, 3x3x3), (pool, 1x1); or the pooling that stands there.
+_TRUNK: tuple[tuple[str, tuple[int, ...]], ...] = (
+  ("Mixed_3b", (64, 96, 128, 16, 32, 32)),
+  ("Mixed_3c", (128, 128, 192, 32, 96, 64)),
+  ("MaxPool3d_4a_3x3", (3, 2)),
+  ("Mixed_4b", (192, 96, 208, 16, 48, 64)),
+  ("Mixed_4c", (160, 112, 224, 24, 64, 64)),
+  ("Mixed_4d", (128, 128, 256, 24, 64, 64)),
+  ("Mixed_4e", (112, 144, 288, 32, 64, 64)),
+  ("Mixed_4f", (256, 160, 320, 32, 128, 128)),
+  ("MaxPool3d_5a_2x2", (2, 2)),
+  ("Mixed_5b", (256, 160, 320, 32, 128, 128)),
+  ("Mixed_5c", (384, 192, 384, 48, 128, 128)),
+)
+
+
+class Unit3D(nn.Module):
+  """Convolution without bias, BatchNorm without scale, ReLU."""
+
+  features: int
+  kernel: int = 1
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 F"]:
+    x = nn.Conv(
+      self.features,
+      (self.kernel,) * 3,
+      strides=(self.stride,) * 3,
+      padding="SAME",
+      use_bias=False,
+      name="conv",
+    )(x)
+    norm = nn.BatchNorm(use_running_average=True, epsilon=1e-3, use_scale=False, name="norm")
+    return nn.relu(norm(x))
+
+
+class InceptionModule3D(nn.Module):
+  """Four branches side by side."""
+
+  widths: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W F"]:
+    w = self.widths
+    b1 = Unit3D(w[1], name="Branch_1_Conv3d_0a_1x1")(x)
+    b2 = Unit3D(w[3], name="Branch_2_Conv3d_0a_1x1")(x)
+    pooled = nn.max_pool(x, (3, 3, 3), strides=(1, 1, 1), padding="SAME")
+    branches = (
+      Unit3D(w[0], name="Branch_0_Conv3d_0a_1x1")(x),
+      Unit3D(w[2], 3, name="Branch_1_Conv3d_0b_3x3")(b1),
+      Unit3D(w[4], 3, name="Branch_2_Conv3d_0b_3x3")(b2),
+      Unit3D(w[5], name="Branch_3_Conv3d_0b_1x1")(pooled),
+    )
+    return jnp.concatenate(branches, -1)
+
+
+class I3D(nn.Module):
+  """Clips in [-1, 1] to logits averaged over time.
+
+  The last pooling takes two time steps and the whole map, which is 7 x 7 at 224 x 224.
+  """
+
+  num_classes: int = NUM_CLASSES
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B K"]:
+    """Raises ValueError for fewer than 9 frames."""
+    if x.shape[1] < MIN_FRAMES:
+      raise ValueError(
+        f"I3D takes clips of at least {MIN_FRAMES} frames, got {x.shape[1]}. Score longer clips."
+      )
+    x = Unit3D(64, 7, 2, name="Conv3d_1a_7x7")(x)
+    x = nn.max_pool(x, (1, 3, 3), strides=(1, 2, 2), padding="SAME")
+    x = Unit3D(64, name="Conv3d_2b_1x1")(x)
+    x = Unit3D(192, 3, name="Conv3d_2c_3x3")(x)
+    x = nn.max_pool(x, (1, 3, 3), strides=(1, 2, 2), padding="SAME")
+    for name, numbers in _TRUNK:
+      if name.startswith("Mixed"):
+        x = InceptionModule3D(numbers, name=name)(x)
+      else:
+        window, stride = numbers
+        x = nn.max_pool(x, (window,) * 3, strides=(stride,) * 3, padding="SAME")
+    x = nn.avg_pool(x, (2, *x.shape[2:4]), strides=(1, 1, 1), padding="VALID")
+    logits = nn.Conv(self.num_classes, (1, 1, 1), name="Logits_Conv3d_0c_1x1")(x)
+    return logits.mean((1, 2, 3))
+
+
+def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 224 224 3"]:
+  """Bytes to what the network takes.
+
+  Raises:
+    ValueError: another dtype, rank or number of channels.
+  """
+  if videos.dtype != jnp.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
+    raise ValueError(
+      f"I3D takes uint8 RGB clips [B, T, H, W, 3], got {videos.dtype} {videos.shape}. "
+      "Round samples in [0, 1] to bytes first: the score is defined on what a file holds."
+    )
+  x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
+  return 2.0 * x / 255.0 - 1.0
+
+
+def logits(variables, videos) -> jax.Array:
+  """Logits [B, 400] of clips [B, T, H, W, 3], uint8.
+
+  Args:
+    variables: {"params", "batch_stats"} of `I3D`.
+    videos: at least 9 frames, any size.
+
+  Raises:
+    ValueError: another dtype, rank, channel count, or too few frames.
+  """
+  return I3D().apply(variables, preprocess(videos))  # pyright: ignore[reportReturnType]

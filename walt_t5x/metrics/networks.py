@@ -1,0 +1,121 @@
+"""The scoring networks by name: load once, then batches of byte clips to features on the host."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt_t5x.metrics import c3d, i3d, inception, weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkKind:
+  """A network without its weights.
+
+  Attributes:
+    public: where its public weights are.
+    layers: what it returns.
+    extract: (variables, bytes [B, T, H, W, 3]) -> {layer: [B, F]}; an image is a clip of one frame.
+    expected: flat name -> shape of its weights.
+  """
+
+  public: weights.PublicWeights
+  layers: tuple[str, ...]
+  extract: Callable[[Any, jax.Array], Mapping[str, jax.Array]]
+  expected: Callable[[], dict[str, tuple[int, ...]]]
+
+
+def _shapes(module: Any, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+  return weights.shapes_of(jax.eval_shape(module.init, jax.random.key(0), x))
+
+
+def _i3d(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
+  return {"logits": i3d.logits(variables, videos)}
+
+
+def _c3d(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
+  return {"logits": c3d.logits(variables, videos)}
+
+
+def _inception(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
+  if videos.ndim != 5 or videos.shape[1] != 1:
+    raise ValueError(f"Inception takes images [B, 1, H, W, 3], got {videos.shape}.")
+  return inception.features(variables, videos[:, 0])
+
+
+def _c3d_shapes() -> dict[str, tuple[int, ...]]:
+  clip = (c3d.NUM_FRAMES, c3d.SIZE, c3d.SIZE, 3)
+  return _shapes(c3d.C3D(), (1, *clip)) | {"input/mean": clip}
+
+
+KINDS = {
+  "i3d": NetworkKind(
+    public=weights.I3D,
+    layers=("logits",),
+    extract=_i3d,
+    expected=lambda: _shapes(i3d.I3D(), (1, 9, 224, 224, 3)),
+  ),
+  "inception": NetworkKind(
+    public=weights.INCEPTION,
+    layers=("pool_3", "logits_unbiased", "logits"),
+    extract=_inception,
+    expected=lambda: _shapes(inception.InceptionV3(), (1, 299, 299, 3)),
+  ),
+  "c3d": NetworkKind(public=weights.C3D, layers=("logits",), extract=_c3d, expected=_c3d_shapes),
+}
+
+
+class FeatureNetwork:
+  """A network with weights.
+
+  Attributes:
+    name: its name.
+    fingerprint: of its weights.
+    is_public: whether they are the public ones, where the public fingerprint is known.
+  """
+
+  def __init__(self, name: str, variables: Any, fingerprint: str):
+    self.name, self.fingerprint = name, fingerprint
+    self._kind = KINDS[name]
+    self._variables = jax.device_put(variables)
+    self._apply = jax.jit(self._kind.extract)
+
+  @classmethod
+  def load(cls, name: str, path: Any) -> "FeatureNetwork":
+    """Reads what `import_weights` wrote.
+
+    Raises:
+      FileNotFoundError: no such file; says where to get it and what its hash is.
+      ValueError: no such network, or weights that do not fit it.
+    """
+    if name not in KINDS:
+      raise ValueError(f"No network {name!r}; expected one of {sorted(KINDS)}.")
+    kind = KINDS[name]
+    return cls(name, *weights.load_weights(path, public=kind.public, expected=kind.expected()))
+
+  @functools.cached_property
+  def is_public(self) -> bool | None:
+    """None where nobody has recorded the public fingerprint."""
+    known = self._kind.public.fingerprint
+    return None if known is None else known == self.fingerprint
+
+  def __call__(self, videos: np.ndarray, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
+    """Features of one batch.
+
+    Args:
+      videos: uint8 [B, T, H, W, 3].
+      batch_size: a smaller last batch is padded to this many, so that nothing compiles anew.
+
+    Returns:
+      layer -> [B, F], float32.
+    """
+    count = len(videos)
+    if batch_size and count < batch_size:
+      videos = np.concatenate([videos, np.repeat(videos[:1], batch_size - count, axis=0)])
+    features = self._apply(self._variables, videos)
+    return {layer: np.asarray(value[:count]) for layer, value in features.items()}

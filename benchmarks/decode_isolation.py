@@ -1,0 +1,159 @@
+"""Rows a second that decode in threads of the worker against processes of their own.
+
+  python benchmarks/decode_isolation.py     # prints the table, writes benchmarks/decode_isolation.{md,json}
+
+A rendered 1280x720 H.264 clip of 5 s, 17 frames at 8 fps cut out of its middle, read from disk, by two threads; both
+ways in turns, the median of the rounds. What isolation costs is the way of the pixels through a socket.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SIZES = {
+  "128x128": ((128, 128),),
+  "128x128 + 256x448 + 512x896": ((128, 128), (256, 448), (512, 896)),
+}
+
+
+def render(path: Path) -> None:
+  """A moving pattern with detail in it."""
+  import numpy as np
+
+  from walt_t5x import video_io
+
+  y, x = np.mgrid[0:720, 0:1280]
+  noise = np.random.default_rng(0).integers(0, 24, (720, 1280, 3))
+  frames = [
+    np.stack([(x + 4 * k) % 200, (y + 2 * k) % 200, (x + y) % 200], axis=-1) + np.roll(noise, k, 0)
+    for k in range(120)
+  ]
+  video_io.write_video(path, np.stack(frames).astype(np.uint8), fps=24, crf=23)
+
+
+def rate(row, spec, settings, *, rows: int, threads: int) -> float:
+  """Rows a second."""
+  from beam_jobs import loading
+
+  with ThreadPoolExecutor(threads) as pool:
+    started = time.monotonic()
+    loaded = list(pool.map(lambda _: loading.load_row(row, spec, (), settings), range(rows)))
+    seconds = time.monotonic() - started
+  failed = [result for result in loaded if isinstance(result, loading.Failure)]
+  if failed:
+    raise RuntimeError(f"a row failed: {failed[0]}")
+  return rows / seconds
+
+
+def start_seconds() -> float:
+  """From nothing to the first answer of a decoding process."""
+  from beam_jobs.isolation import Isolated
+
+  started = time.monotonic()
+  pool = Isolated(len, processes=1, timeout_seconds=60)
+  pool(b"x")
+  seconds = time.monotonic() - started
+  pool.close()
+  return seconds
+
+
+def measure(*, rows: int, rounds: int, threads: int) -> dict:
+  """The figures of the table."""
+  from beam_jobs import loading
+  from beam_jobs.decoding import ClipSpec
+  from beam_jobs.sources import parse_line
+
+  settings = {
+    kind: loading.DecodeSettings(isolation=kind, processes=threads) for kind in loading.ISOLATIONS
+  }
+  figures = {}
+  with tempfile.TemporaryDirectory() as folder:
+    render(Path(folder) / "clip.mp4")
+    row = parse_line('{"uri": "clip.mp4", "caption": "x"}', folder)
+    for name, sizes in SIZES.items():
+      spec = ClipSpec(resolutions=sizes, num_frames=17, fps=8.0)
+      found = {kind: [] for kind in settings}
+      for _ in range(rounds + 1):
+        for kind, how in settings.items():
+          found[kind].append(rate(row, spec, how, rows=rows, threads=threads))
+      # The first round starts the processes and warms the caches.
+      figures[name] = {kind: values[1:] for kind, values in found.items()}
+  return {
+    "rows_a_second": figures,
+    "start_seconds": start_seconds(),
+    "resident_mib": resident_mib(),
+    "threads": threads,
+    "rows": rows,
+    "cpus": os.cpu_count(),
+    "machine": platform.machine(),
+  }
+
+
+def resident_mib() -> list[float]:
+  """Memory of the decoding processes that run."""
+  shown = subprocess.run(
+    ["ps", "-o", "rss=,args=", "--ppid", str(os.getpid())],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  lines = [line.split(maxsplit=1) for line in shown.stdout.splitlines()]
+  return [int(size) / 1024 for size, command in lines if "beam_jobs.isolation" in command]
+
+
+def table(result: dict) -> str:
+  """Markdown."""
+  lines = [
+    "# Decoding in processes of their own",
+    "",
+    f"`python benchmarks/decode_isolation.py`: 17 frames from 720p H.264, {result['threads']} rows at a time, median "
+    f"(min to max) on {result['cpus']} CPU cores ({result['machine']}).",
+    "",
+    "| resolutions | thread, rows/s | process, rows/s | process / thread |",
+    "| --- | --- | --- | --- |",
+  ]
+  for name, found in result["rows_a_second"].items():
+    middle = {kind: statistics.median(values) for kind, values in found.items()}
+    cells = [
+      f"{middle[kind]:.2f} ({min(found[kind]):.2f} to {max(found[kind]):.2f})"
+      for kind in ("thread", "process")
+    ]
+    lines.append(
+      f"| {name} | {cells[0]} | {cells[1]} | {middle['process'] / middle['thread']:.2f} |"
+    )
+  sizes = ", ".join(f"{size:.0f}" for size in result["resident_mib"])
+  lines += [
+    "",
+    f"A process starts in {result['start_seconds']:.2f} s and holds {sizes} MiB after this.",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+  """Runs the program."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--rows", type=int, default=24)
+  parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument("--threads", type=int, default=2)
+  parser.add_argument("--output", default=str(HERE / "decode_isolation"))
+  args = parser.parse_args()
+  result = measure(rows=args.rows, rounds=args.rounds, threads=args.threads)
+  Path(f"{args.output}.json").write_text(json.dumps(result, indent=2) + "\n")
+  Path(f"{args.output}.md").write_text(table(result))
+  print(table(result), end="")
+
+
+if __name__ == "__main__":
+  sys.path.insert(0, str(HERE.parent))
+  main()

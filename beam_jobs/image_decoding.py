@@ -32,7 +32,8 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
   try:
     with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
       size = (image.height, image.width)
-      if image.getexif().get(_ORIENTATION) in _TURNED:
+      # Pillow states the size of a TIFF as its tag turns it, that of other formats as they are stored.
+      if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
         size = size[::-1]
       check_size(size, spec)
       check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)

@@ -170,6 +170,24 @@ def test_a_stale_address_is_noticed(corpus, shift):
     members.read_media(line["uri"], max_bytes=member.size - 1)
 
 
+def test_another_member_at_the_same_place_is_noticed(tmp_path):
+  path = str(tmp_path / "a.tar")
+
+  def rewrite(name: str, content: bytes) -> None:
+    with tarfile.open(path, "w") as tar:
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+
+  rewrite("a.png", b"x" * 700)
+  uri = json.loads(next(webdataset.tar_lines(path, path, columns.Columns())))["uri"]
+  assert members.read_media(uri) == b"x" * 700
+  for name, size in (("b.png", 700), ("a.png", 701)):
+    rewrite(name, b"y" * size)
+    with pytest.raises(members.StaleMember, match="list it again"):
+      members.read_media(uri)
+
+
 def test_a_cut_tar_gives_its_whole_samples_and_a_dead_letter(corpus, tmp_path):
   content = (corpus / "shard-0003.tar").read_bytes()
   (tmp_path / "cut.tar").write_bytes(content[: int(len(content) * 0.6)])

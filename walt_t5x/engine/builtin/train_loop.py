@@ -370,6 +370,11 @@ def _next_multiple(step: int, period: int) -> int:
 
 
 def _note(scalars: Mapping[str, float]) -> str:
+  if scalars.get("skipped_steps"):
+    logging.warning(
+      "%d steps of this period had no finite loss or gradient and were skipped.",
+      scalars["skipped_steps"],
+    )
   loss = scalars.get("loss")
   if loss is None:
     return ""

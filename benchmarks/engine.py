@@ -6,7 +6,8 @@
 Both loops train the same denoiser on the same batch from the same state, in one process, in turns: a hand-written
 `jax.jit` of loss, gradient, AdamW with parameter average and update, which computes nothing else; and the engine's
 `Trainer`, with its norms, its metrics, its watch for values that are not finite, and its look at SIGTERM. The ratio is
-the median over the turns of (engine / hand-written). With T5X importable its Trainer takes its turn too.
+the median over the turns of (engine / hand-written), of the clock and of the processor time of all threads; the latter
+says the same on a busy machine.
 
 A checkpoint's stall is the time that `save` keeps the training thread; the file is written while training goes on.
 """
@@ -52,8 +53,8 @@ def make_model(layers: int, width: int) -> Any:
   return DenoiserModel(module=module, optimizer_def=optimizer, self_conditioning_probability=0.5)
 
 
-def hand_written(model: Any, state: Any, batch: Any) -> Callable[[int], float]:
-  """Seconds a step of a loop that does the least; runs so many steps."""
+def hand_written(model: Any, state: Any, batch: Any) -> Callable[[int], tuple[float, float]]:
+  """Seconds and processor seconds a step of a loop that does the least; runs so many steps."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -70,15 +71,23 @@ def hand_written(model: Any, state: Any, batch: Any) -> Callable[[int], float]:
   step = jax.jit(step, donate_argnums=(0, 1, 2))
   held = jax.tree.map(jnp.copy, (state.params, state.param_states, jnp.zeros([], jnp.int32)))
 
-  def run(steps: int) -> float:
+  def run(steps: int) -> tuple[float, float]:
     nonlocal held
-    started = time.perf_counter()
+    started = clocks()
     for _ in range(steps):
       *held, loss = step(*held, batch)
     jax.block_until_ready(loss)
-    return (time.perf_counter() - started) / steps
+    return since(started, steps)
 
   return run
+
+
+def clocks() -> tuple[float, float]:
+  return time.perf_counter(), time.process_time()
+
+
+def since(started: tuple[float, float], steps: int) -> tuple[float, float]:
+  return tuple((now - then) / steps for now, then in zip(clocks(), started))
 
 
 def step_times(size: str, turns: int, folder: Path) -> dict[str, Any]:
@@ -138,14 +147,14 @@ def step_times(size: str, turns: int, folder: Path) -> dict[str, Any]:
   with PreemptionNotice() as notice:
     trainer.before_step = notice.before
 
-    def by_engine(count: int) -> float:
+    def by_engine(count: int) -> tuple[float, float]:
       nonlocal reached
-      started = time.perf_counter()
+      started = clocks()
       trainer.train(_endless(batch), count, reached)
       trainer.wait_for_steps()
       trainer.wait_for_summary()
       reached += count
-      return (time.perf_counter() - started) / count
+      return since(started, count)
 
     by_hand(2), by_engine(2)
     pairs = []
@@ -158,9 +167,11 @@ def step_times(size: str, turns: int, folder: Path) -> dict[str, Any]:
     result = {
       "parameters": sum(int(p.size) for p in jax.tree.leaves(state_params(trainer))),
       "rows": rows,
-      "hand_written_ms": 1e3 * statistics.median(h for h, _ in pairs),
-      "engine_ms": 1e3 * statistics.median(e for _, e in pairs),
-      "ratio": statistics.median(e / h for h, e in pairs),
+      "hand_written_ms": 1e3 * statistics.median(h[0] for h, _ in pairs),
+      "engine_ms": 1e3 * statistics.median(e[0] for _, e in pairs),
+      "ratio": statistics.median(e[0] / h[0] for h, e in pairs),
+      "processor_ratio": statistics.median(e[1] / h[1] for h, e in pairs),
+      "load_average": os.getloadavg()[0],
       "turns": turns,
       "steps_a_turn": steps,
     }
@@ -179,7 +190,7 @@ def _endless(batch: Any) -> Any:
 
 
 def stalls(
-  trainer: Any, iterator: Any, layout: Any, train: Callable[[int], float], folder: Path
+  trainer: Any, iterator: Any, layout: Any, train: Callable[[int], Any], folder: Path
 ) -> dict[str, Any]:
   """What saving costs: the training thread's stall, and the time until the files are whole."""
   import jax
@@ -230,13 +241,13 @@ def main() -> int:
       results[size] = step_times(size, arguments.turns, Path(folder))
       print(size, json.dumps(results[size]), flush=True)
   lines = [
-    "| size | parameters | rows | hand-written ms | engine ms | ratio |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| size | parameters | rows | hand-written ms | engine ms | ratio | processor time | load |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for size, r in results.items():
     lines.append(
       f"| {size} | {r['parameters']:,} | {r['rows']} | {r['hand_written_ms']:.1f} | {r['engine_ms']:.1f} | "
-      f"{r['ratio']:.3f} |"
+      f"{r['ratio']:.3f} | {r['processor_ratio']:.3f} | {r['load_average']:.1f} |"
     )
   lines += [
     "",

@@ -99,7 +99,8 @@ class _Worker:
         [*command, str(memory_bytes or 0)],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
+        # One thread a process: several of them share the machine.
+        env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
       )
     _send(self._line, function)
 

@@ -49,8 +49,8 @@ def decode_video(
   Args: as `decoding.decode`.
 
   Raises:
-    MediaError: 'not_media', 'no_video_stream', 'truncated', 'corrupt', 'too_large', 'too_long', 'too_many_frames' or
-      'decode_timeout'.
+    MediaError: 'not_media', 'no_video_stream', 'unknown_codec', 'truncated', 'corrupt', 'too_large', 'too_long',
+      'too_many_frames' or 'decode_timeout'.
     Rejected: 'too_small', 'too_short', 'low_frame_rate', or by a filter.
   """
   import av
@@ -70,6 +70,8 @@ def decode_video(
     stream = _video_stream(container)
     codec = stream.codec_context
     check_limits((codec.height, codec.width), spec)
+    # What `av.open` is given serves the probe alone; a stream may also grow on the way.
+    codec.options = {"max_pixels": str(spec.max_pixels)}
     seconds = _claimed_seconds(container, stream)
     if seconds is not None and seconds > spec.max_seconds:
       raise MediaError(
@@ -103,6 +105,8 @@ def _video_stream(container):
   for stream in container.streams.video:
     # Cover art of an audio file poses as a video of one frame.
     if not stream.disposition & av.stream.Disposition.attached_pic:
+      if stream.codec_context is None:
+        raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
       stream.thread_type = "NONE"
       return stream
   kinds = sorted({stream.type for stream in container.streams})

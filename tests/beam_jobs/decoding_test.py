@@ -213,6 +213,26 @@ def test_limits_hold(modality):
     assert refusal(content, max_decoded_frames=5) == "too_many_frames"
 
 
+def test_a_codec_that_nobody_knows_is_a_reason():
+  content = media.video(container="matroska", codec="libx264")
+  assert refusal(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVX")) == "unknown_codec"
+
+
+def test_a_stream_that_grows_on_the_way_is_stopped_by_the_decoder(monkeypatch):
+  parts = [media.video(container="mpegts", height=size, width=size) for size in (64, 256)]
+  sizes = []
+  resize = video_decoding._Resizer.__call__
+  monkeypatch.setattr(
+    video_decoding._Resizer,
+    "__call__",
+    lambda self, f: (sizes.append(f.height), resize(self, f))[1],
+  )
+  fields = {"num_frames": 30, "fps": 12.0, "position": "beginning"}
+  assert refusal(b"".join(parts), max_pixels=128 * 128, **fields) in ("corrupt", "too_large")
+  assert set(sizes) == {64}
+  assert refusal(b"".join(parts), **fields) == "too_short"
+
+
 def test_upscaling_is_taken_when_allowed():
   clip = decode(media.image(height=40, width=50), "image", spec(allow_upscale=True))
   assert clip.frames[64, 64].shape == (1, 64, 64, 3)

@@ -32,7 +32,7 @@ def make_step(spatial: tuple, spatiotemporal: tuple, *, layers: int, width: int,
   import jax.numpy as jnp
 
   from walt_t5x.denoiser.transformer import WaltDenoiser
-  from walt_t5x.flops import count_flops
+  from walt_t5x.flops import count_flops_of
   from walt_t5x.models.denoiser_model import DenoiserModel
 
   module = WaltDenoiser(
@@ -57,7 +57,7 @@ def make_step(spatial: tuple, spatiotemporal: tuple, *, layers: int, width: int,
   gradient = jax.value_and_grad(lambda p, k: model.loss_fn(p, batch, k)[0])
   key = jax.random.key(1)
   compiled = jax.jit(gradient).lower(params, key).compile()
-  flops = count_flops(gradient, params, key)
+  flops = count_flops_of(gradient, params, key)
 
   def step() -> float:
     started = time.perf_counter()

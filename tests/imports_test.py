@@ -23,7 +23,7 @@ ALLOWED = {
   "walt_t5x.video_io": (),
   "walt_t5x.gallery": ("walt_t5x.video_io",),
   "walt_t5x.data_page": ("walt_t5x.video_io",),
-  "walt_t5x.engine": (),
+  "walt_t5x.engine": ("walt_t5x.flops",),
   "walt_t5x.models": (
     "walt_t5x.vae",
     "walt_t5x.denoiser",

@@ -1,73 +1,116 @@
-"""Floating-point operations of a JAX function, counted from its jaxpr: shapes alone, nothing is compiled or run.
-
-A matrix product [m, k] x [k, n] counts 2 m n k, a convolution likewise; everything else counts nothing. The body of a
-scan counts as often as it runs, a conditional as its most expensive branch, what a checkpoint policy computes again
-as often as it is computed.
-"""
+"""Floating-point operations of a program, counted from its jaxpr (shapes alone), and what the devices could do."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
+# Dense bfloat16 peak of one device (a chip, as JAX counts them on these), in operations a second. Source: the vendors'
+# data sheets. Prefixes of `device_kind`, longest first.
+PEAKS = {
+  "TPU v6 lite": 918e12,
+  "TPU v5p": 459e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v4": 275e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA H100 80GB": 989e12,
+  "NVIDIA A100": 312e12,
+  "NVIDIA L4": 121e12,
+}
 
-def count_flops(function: Callable[..., Any], *args: Any) -> float:
-  """Operations of matrix products and convolutions in `function(*args)`.
+
+def peak_flops(device: jax.Device) -> float | None:
+  """Operations a second of one device, or None where the table does not know it."""
+  for kind, peak in PEAKS.items():
+    if device.device_kind.startswith(kind):
+      return peak
+  return None
+
+
+def count_flops(jaxpr: Any) -> float:
+  """Operations of the matrix products and convolutions in a program, a multiply-add as two.
+
+  Counted before partitioning, over all devices. XLA's own cost analysis counts the body of a loop once; here a scan
+  counts as often as it runs. What `jax.checkpoint` computes a second time in the backward pass is left out, so that the
+  same model counts the same whatever it rematerialises. A `while` loop counts once, a `cond` as its dearest branch.
+
+  Args:
+    jaxpr: closed or open.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  return sum(_equation(eqn) for eqn in jaxpr.eqns)
+
+
+def count_flops_of(function: Callable[..., Any], *args: Any) -> float:
+  """`count_flops` of a function; nothing is compiled or run.
 
   Args:
     function: pure, traceable.
     args: arrays or `jax.ShapeDtypeStruct`s.
-
-  Raises:
-    ValueError: on a `while` loop, whose length shapes do not tell.
   """
-  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  return count_flops(jax.make_jaxpr(function)(*args))
 
 
-def _of_jaxpr(jaxpr: Any) -> float:
-  return float(sum(_of_equation(equation) for equation in jaxpr.eqns))
+def _equation(eqn: Any) -> float:
+  name = eqn.primitive.name
+  if name == "dot_general":
+    (lhs_contracting, _), _ = eqn.params["dimension_numbers"]
+    contracted = math.prod(eqn.invars[0].aval.shape[i] for i in lhs_contracting)
+    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * contracted
+  if name == "conv_general_dilated":
+    return _convolution(eqn)
+  if name == "scan":
+    return eqn.params["length"] * count_flops(eqn.params["jaxpr"])
+  if name == "while":
+    return count_flops(eqn.params["body_jaxpr"])
+  if name == "cond":
+    return max(count_flops(branch) for branch in eqn.params["branches"])
+  if name == "pallas_call":
+    grid = eqn.params["grid_mapping"].grid
+    return math.prod(int(n) for n in grid) * count_flops(eqn.params["jaxpr"])
+  if name in ("checkpoint", "remat", "remat2") and eqn.params.get("differentiated"):
+    return _backward(eqn.params["jaxpr"])
+  return sum(count_flops(sub) for sub in _subprograms(eqn.params))
 
 
-def _of_equation(equation: Any) -> float:
-  kind, params = equation.primitive.name, equation.params
-  if kind == "dot_general":
-    (contracted, _), _ = params["dimension_numbers"]
-    lhs = equation.invars[0].aval.shape
-    return 2.0 * equation.outvars[0].aval.size * math.prod(lhs[i] for i in contracted)
-  if kind == "conv_general_dilated":
-    return _of_convolution(equation)
-  inner = [_of_jaxpr(jaxpr) for jaxpr in _inner(params)]
-  if kind == "scan":
-    return params["length"] * sum(inner)
-  if kind == "while" and sum(inner):
-    raise ValueError(
-      "count_flops: a `while` loop holds matrix products, and shapes do not tell how often it runs; use `lax.scan`"
-    )
-  if kind == "cond":
-    return max(inner)
-  return sum(inner)
+def _backward(jaxpr: Any) -> float:
+  """Operations of a differentiated block without what it recomputes: only what depends on the cotangents.
+
+  JAX passes a block its residuals first and its cotangents last, and every result is linear in the cotangents. So
+  they are the shortest tail of the arguments that every result depends on.
+  """
+  jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+  for tail in range(1, len(jaxpr.invars) + 1):
+    moved = set(jaxpr.invars[-tail:])
+    backward = []
+    for eqn in jaxpr.eqns:
+      if any(var in moved for var in eqn.invars if not hasattr(var, "val")):
+        backward.append(eqn)
+        moved.update(eqn.outvars)
+    if all(hasattr(var, "val") or var in moved for var in jaxpr.outvars):
+      return sum(_equation(eqn) for eqn in backward)
+  return count_flops(jaxpr)
 
 
-def _of_convolution(equation: Any) -> float:
-  """2 x output positions x kernel taps x input channels; holes that dilation makes count nothing."""
-  params = equation.params
-  dimensions = params["dimension_numbers"]
-  kernel, out = equation.invars[1].aval.shape, equation.outvars[0].aval
-  taps = math.prod(kernel[i] for i in dimensions.rhs_spec[1:])
-  holes = math.prod(params["lhs_dilation"]) / params["batch_group_count"]
-  return 2.0 * out.size * taps / max(holes, 1)
+def _subprograms(params: dict[str, Any]) -> list[Any]:
+  """The program that an equation calls; of several (custom derivatives) the first is the one that runs."""
+  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    value = params.get(key)
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+      return [value]
+  return []
 
 
-def _inner(value: Any) -> Iterator[Any]:
-  """The jaxprs among an equation's parameters."""
-  if isinstance(value, dict):
-    for item in value.values():
-      yield from _inner(item)
-  elif isinstance(value, tuple | list):
-    for item in value:
-      yield from _inner(item)
-  elif hasattr(value, "jaxpr"):
-    yield value.jaxpr
-  elif hasattr(value, "eqns"):
-    yield value
+def _convolution(eqn: Any) -> float:
+  """Two operations for each output value, input channel of its group, and kernel tap that meets a real input.
+
+  Transposed convolutions (gradients of strided ones) dilate their input with zeros, which do no work.
+  """
+  numbers = eqn.params["dimension_numbers"]
+  kernel = eqn.invars[1].aval.shape
+  out = eqn.outvars[0].aval.shape
+  taps = math.prod(kernel[i] for i in numbers.rhs_spec[2:])
+  channels = kernel[numbers.rhs_spec[1]]
+  return 2.0 * math.prod(out) * taps * channels / math.prod(eqn.params["lhs_dilation"])

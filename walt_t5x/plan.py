@@ -67,7 +67,7 @@ def plan_model(
   import jax
 
   from data import schema
-  from walt_t5x.flops import count_flops
+  from walt_t5x.flops import count_flops_of
   from walt_t5x.models.input_shapes import input_shapes
   from walt_t5x.models.vae_model import VaeModel
 
@@ -81,18 +81,13 @@ def plan_model(
     lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
   )
   key = jax.eval_shape(lambda: jax.random.key(0))
-  # What a remat policy computes again is no cost of the model.
-  saved = model.module
-  model.module = saved.clone(remat="none" if isinstance(saved.remat, str) else False)
-  try:
-    flops = count_flops(jax.grad(lambda p, b, k: model.loss_fn(p, b, k)[0]), params, batch, key)
-  finally:
-    model.module = saved
+  flops = count_flops_of(jax.grad(lambda p, b, k: model.loss_fn(p, b, k)[0]), params, batch, key)
+  module = model.module
   if isinstance(model, VaeModel):
-    t, h, w, _ = saved.latent_shape(schema.pixels_shape(field))
+    t, h, w, _ = module.latent_shape(schema.pixels_shape(field))
   else:
     t, h, w = schema.latents_shape(field)
-    h, w = h // saved.patch_size, w // saved.patch_size
+    h, w = h // module.patch_size, w // module.patch_size
   by_module = parameters_by_module(params)
   return Plan(
     parameters=sum(by_module.values()),

@@ -8,7 +8,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
-from walt_t5x.flops import count_flops
+from walt_t5x.flops import count_flops_of
 
 GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
 
@@ -177,7 +177,7 @@ def test_image_rows_cost_their_two_projections_and_give_the_same():
   np.testing.assert_allclose(images[::3], select[::3], atol=1e-6)
 
   def flops(**kwargs):
-    return count_flops(lambda a: layer.apply(variables, a, **kwargs), x)
+    return count_flops_of(lambda a: layer.apply(variables, a, **kwargs), x)
 
   # Two projections of [tokens, D] by [D, D].
   assert flops(all_images=True) == 2 * (2 * 4 * 48 * WIDTH * WIDTH)
@@ -190,7 +190,7 @@ def test_image_rows_cost_their_two_projections_and_give_the_same():
     )
     if equation.primitive.name == "cond"
   ]
-  costs = sorted(count_flops(jaxpr_as_fun(b), *b.in_avals) for b in branches[0])
+  costs = sorted(count_flops_of(jaxpr_as_fun(b), *b.in_avals) for b in branches[0])
   assert costs[0] == 2 * 48 * WIDTH * WIDTH < costs[1]
 
 

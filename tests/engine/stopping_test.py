@@ -16,9 +16,9 @@ from tests.engine import runs
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin import datasets
-from walt_t5x.engine.builtin.flops import count_flops
 from walt_t5x.engine.builtin.goodput import PHASES, Goodput
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.flops import count_flops
 
 
 def changed_rows(change):

@@ -14,7 +14,6 @@ from clu import metrics as clu_metrics
 
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.finite import Skips, Sum, count_if, keep_if
-from walt_t5x.engine.builtin.flops import count_flops, peak_flops
 from walt_t5x.engine.builtin.goodput import Goodput
 from walt_t5x.engine.builtin.microbatches import gradients, merge_metrics
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
@@ -22,6 +21,7 @@ from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.exits import NotFinite
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.flops import count_flops, peak_flops
 
 Batch = Mapping[str, jax.Array]
 _merge_on_device = jax.jit(merge_metrics)

@@ -3,11 +3,12 @@
 A fixed shape compiles once and keeps the encoding of a row independent of how full its batch was.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,37 @@ class PixelEncoders:
   def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """No tokens and no embedding."""
     return [(np.zeros(0, np.int32), np.zeros((0, 0), np.float32)) for _ in texts]
+
+
+class CaptionCache:
+  """Encodes each caption of a shard once: embeddings of captions that come again are kept until their last use.
+
+  Args:
+    encoders: have `encode_text`.
+    captions: of every row of the shard.
+    max_bytes: of kept embeddings; past it, captions are encoded again.
+  """
+
+  def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):
+    self._encoders, self._room = encoders, max_bytes
+    self._left = collections.Counter(captions)
+    self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+  def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """As `encode_text` of the encoders."""
+    fresh = [text for text in dict.fromkeys(texts) if text not in self._kept]
+    found = dict(zip(fresh, self._encoders.encode_text(fresh), strict=True)) if fresh else {}
+    result = [found[text] if text in found else self._kept[text] for text in texts]
+    self._left.subtract(texts)
+    for text, encoded in found.items():
+      size = sum(array.nbytes for array in encoded)
+      if self._left[text] > 0 and size <= self._room:
+        self._kept[text] = encoded
+        self._room -= size
+    for text in set(texts):
+      if self._left[text] <= 0 and text in self._kept:
+        self._room += sum(array.nbytes for array in self._kept.pop(text))
+    return result
 
 
 def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:

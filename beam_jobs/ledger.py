@@ -23,6 +23,7 @@ class Totals:
   written: int = 0
   rejected: Counter = dataclasses.field(default_factory=Counter)
   dead: Counter = dataclasses.field(default_factory=Counter)
+  quarantined: int = 0
   bytes: int = 0
   tokens: int = 0
   captions: int = 0
@@ -36,6 +37,7 @@ class Totals:
       written=sidecar["written"],
       rejected=Counter(sidecar["rejected_by_reason"]),
       dead=Counter(sidecar["dead_by_reason"]),
+      quarantined=sidecar["quarantined"],
       bytes=sidecar["bytes"],
       tokens=sidecar["tokens"],
       captions=sidecar["captions"],
@@ -63,6 +65,7 @@ class Totals:
       "written": self.written,
       "rejected": self.rejected.total(),
       "dead": self.dead.total(),
+      "quarantined": self.quarantined,
       "rejected_by_reason": dict(sorted(self.rejected.items())),
       "dead_by_reason": dict(sorted(self.dead.items())),
       "bytes": self.bytes,
@@ -74,10 +77,11 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Totals by (task, split), and the task folders that are complete."""
+  """Totals by (task, split), the task folders that are complete, and why shards are in quarantine."""
 
   splits: Mapping[tuple[str, str], Totals]
   completed: tuple[str, ...]
+  quarantine: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def all(self) -> Totals:
@@ -134,14 +138,18 @@ def finalise(
   splits: dict[tuple[str, str], Totals] = {}
   moments: dict[str, dict[str, shards.Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
+  quarantine: dict[str, Sequence[str]] = {}
   for shard, sidecar in sidecars.items():
     where = (shard.task, shard.split)
     splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
+    if sidecar["quarantined"]:
+      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
+      continue
     fields[shard.task] |= set(sidecar["fields"])
     mine = moments[shard.task]
     for name, raw in sidecar["moments"].items():
       mine[name] = mine.get(name, shards.Moments()) + shards.Moments.from_json(raw)
-  summary = Summary(splits, tuple(folder for folder in folders if fields[folder]))
+  summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
   if not summary.completed:
     raise LedgerError(
       f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
@@ -182,11 +190,11 @@ def _checked(
   sidecar = shards.read_sidecar(output, shard)
   if sidecar is None:
     raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
-  placed = sidecar["written"] + sidecar["rejected"] + sidecar["dead"]
+  placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
   if not rows == sidecar["rows"] == placed:
     raise LedgerError(
       f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
-      "rejected or dead; delete the sidecar and run the job again"
+      "rejected, dead or quarantined; delete the sidecar and run the job again"
     )
   if sidecar["settings"] != settings_digest:
     raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
@@ -230,6 +238,9 @@ def _write_folder(
         "seqio_version": importlib.metadata.version("seqio"),
       }
       stats = {"examples": totals.written} | totals.to_json()
+      stats["quarantined_shards"] = sorted(
+        name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")
+      )
       write(f"info.{split}.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
       write(f"stats.{split}.json", json.dumps(stats, indent=2, sort_keys=True) + "\n")
   write("COMPLETED", "")

@@ -13,7 +13,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 
-from beam_jobs import duplicates, encoders, filters, progress, shards, storage
+from beam_jobs import duplicates, encoders, filters, progress, quality, shards, storage
 from beam_jobs.decoding import ClipSpec
 from beam_jobs.loading import DecodeSettings, Failure, Loaded, load_row
 from beam_jobs.sources import Row, parse_line
@@ -35,7 +35,8 @@ class Job:
     decoding: how this worker decodes.
     settings_digest: of everything that decides what a shard holds.
     decode_threads: a worker's threads that read and decode ahead of the encoder.
-    psnr_every: decode one row in this many and note its PSNR; 0 is none.
+    qa_samples: rows of each shard that are decoded again for their PSNR.
+    band: a shard outside of it is quarantined.
     retry_dead: whether shards with dead letters are made again.
   """
 
@@ -49,7 +50,8 @@ class Job:
   filtering: filters.FilterSpec = dataclasses.field(default_factory=filters.FilterSpec)
   decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
   decode_threads: int = 2
-  psnr_every: int = 0
+  qa_samples: int = 0
+  band: quality.Band = dataclasses.field(default_factory=quality.Band)
   retry_dead: bool = False
 
 
@@ -80,29 +82,46 @@ def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> di
   whole = shards.whole_sidecar(
     job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
   )
-  if whole and not (job.retry_dead and whole["dead"]):
+  if whole and not (job.retry_dead and whole["dead"]) and _judged_alike(whole, job):
     progress.ROWS.add(len(lines), skipped=True)
     return whole
   rows = [parse_line(line, job.manifest_folder) for line in sorted(lines)]
   rows.sort(key=lambda row: row.identity)
   with (
     shards.ShardWriter(
-      job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
+      job.output, shard, settings_digest=job.settings_digest, rows_digest=digest, band=job.band
     ) as writer,
     ThreadPoolExecutor(job.decode_threads) as pool,
   ):
     loaded = _load_ahead(_accept(rows, writer, job), job, pool)
     batches = _batched(_keep(loaded, writer, job), job)
+    captions = encoders.CaptionCache(
+      encoders.get_encoders(job.encoders),
+      (caption for row in rows for caption in (row.captions or ("",))),
+    )
+    samples = quality.Samples(job.qa_samples)
     encoding: _Encoding | None = None
     for batch in batches:
       # The next batch is under way on the device while the last one is written.
-      following = _Encoding(batch, job)
+      following = _Encoding(batch, job, captions)
       if encoding:
-        encoding.write(writer)
+        encoding.write(writer, samples)
       encoding = following
     if encoding:
-      encoding.write(writer)
+      encoding.write(writer, samples)
+    if job.qa_samples:
+      measured = quality.measure(
+        samples, encoders.get_encoders(job.encoders), rows=job.encoders.batch_size
+      )
+      for name, values in measured.items():
+        for value in values:
+          writer.measure(name, value)
   return writer.sidecar
+
+
+def _judged_alike(whole: Mapping[str, Any], job: Job) -> bool:
+  """Whether the present band says of a shard what it was told when it was made."""
+  return bool(whole["quarantined"]) == bool(whole["moments"] and job.band.violations(whole))
 
 
 def _accept(rows: Iterable[Row], writer: shards.ShardWriter, job: Job) -> Iterator[Row]:
@@ -178,8 +197,8 @@ def _batch_rows(loaded: Loaded, job: Job) -> int:
 class _Encoding:
   """A batch on its way through the encoders."""
 
-  def __init__(self, batch: Sequence[Loaded], job: Job):
-    self._batch, self._job = batch, job
+  def __init__(self, batch: Sequence[Loaded], job: Job, captions: encoders.CaptionCache):
+    self._batch, self._captions = batch, captions
     self._encoders = encoders.get_encoders(job.encoders)
     self._rows = _batch_rows(batch[0], job)
     self._pixels = {
@@ -199,25 +218,24 @@ class _Encoding:
   def _encode_texts(self) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
     flat = [caption for captions in self._texts for caption in captions]
     try:
-      encoded = iter(self._encoders.encode_text(flat))
+      encoded = iter(self._captions.encode(flat))
       return [[next(encoded) for _ in captions] for captions in self._texts]
     except ValueError:
       return [self._encode_alone(captions) for captions in self._texts]
 
   def _encode_alone(self, captions: Sequence[str]) -> Any:
     try:
-      return self._encoders.encode_text(captions)
+      return self._captions.encode(captions)
     except ValueError as error:
       return Failure("encode", "bad_caption", str(error))
 
-  def write(self, writer: shards.ShardWriter) -> None:
-    """Wait for the device and write the batch's records."""
-    latents = {}
+  def write(self, writer: shards.ShardWriter, samples: quality.Samples) -> None:
+    """Wait for the device, write the batch's records and offer them for decoding."""
+    latents, pixels = {}, {}
     for size, values in self._latents.items():
       values = np.asarray(values)
       name = self._encoders.field(*values.shape[1:4])
-      latents[name] = values
-      self._measure(writer, name, size)
+      latents[name], pixels[name] = values, self._pixels[size]
     for i, loaded in enumerate(self._batch):
       row, text = loaded.row, self._encoded[i]
       mine = {name: values[i] for name, values in latents.items()}
@@ -226,20 +244,13 @@ class _Encoding:
         writer.dead_letter(row, stage=failure.stage, reason=failure.reason, message=failure.message)
       else:
         writer.write(_record(loaded, mine, text))
+        samples.offer(
+          row.key,
+          lambda mine=mine, i=i: {
+            name: (values.copy(), pixels[name][i].copy()) for name, values in mine.items()
+          },
+        )
       progress.ROWS.add(1)
-
-  def _measure(self, writer: shards.ShardWriter, name: str, size: tuple[int, int]) -> None:
-    every = self._job.psnr_every
-    chosen = [
-      i
-      for i, loaded in enumerate(self._batch)
-      if every and int(loaded.row.key[:8], 16) % every == 0
-    ]
-    if chosen:
-      psnr = self._encoders.psnr(self._latents[size], self._pixels[size], self._rows)
-      for i in chosen:
-        if np.isfinite(psnr[i]):
-          writer.measure(name, float(psnr[i]))
 
 
 def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Failure | None:
@@ -332,7 +343,7 @@ class MakeShard(beam.DoFn):
   def process(self, element):
     key, lines = element
     sidecar = process_shard(shards.ShardName(**_fields(key)), lines, self._job)
-    for kind in ("written", "rejected", "dead"):
+    for kind in ("written", "rejected", "dead", "quarantined"):
       beam.metrics.Metrics.counter("rows", kind).inc(sidecar[kind])
     for kind in ("rejected", "dead"):
       for reason, count in sidecar[f"{kind}_by_reason"].items():

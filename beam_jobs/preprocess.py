@@ -93,7 +93,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   )
   add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
   add("--decode_memory_mib", type=int, default=8192, help="of a decoding process; 0 is unlimited")
-  add("--psnr_every", type=int, default=0, help="decode one row in this many, note PSNR; 0 is none")
+  add("--qa_samples", type=int, default=0, help="rows a shard that are decoded for their PSNR (0)")
+  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
+  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+  add("--qa_mean", **band, help="quarantine shards with a channel whose mean lies outside")
+  add("--qa_std", **band, help="quarantine shards with a channel whose deviation lies outside")
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   args, rest = parser.parse_known_args(argv)
   for name in ("num_shards", "num_validation_shards", "batch_size", "image_batch_size"):
@@ -108,8 +112,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
       parser.error(f"--{name} is needed for --content=latents")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} does nothing with --content=pixels: leave it out")
-  if args.content == "pixels" and args.psnr_every:
-    parser.error("--psnr_every does nothing with --content=pixels: pixels are kept as they are")
+  if args.content == "pixels" and (
+    args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
+  ):
+    parser.error("--qa_* do nothing with --content=pixels: pixels are kept as they are")
+  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
+    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
   return args, rest
 
 
@@ -190,7 +198,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ),
     settings_digest=settings.settings_digest(fingerprints),
     decode_threads=args.decode_threads,
-    psnr_every=args.psnr_every,
+    qa_samples=args.qa_samples,
+    band=band_of(args),
     retry_dead=args.retry_dead,
   )
   with reporter(args, options, ledger):
@@ -206,6 +215,15 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args.output, args.task, settings_digest=job.settings_digest, origin=origin
   )
   return report(args.output, summary, seconds=time.monotonic() - started)
+
+
+def band_of(args: argparse.Namespace) -> Any:
+  """The band of the --qa_ flags."""
+  from beam_jobs.quality import Band
+
+  named = {"mean": args.qa_mean, "std": args.qa_std}
+  bounds = {name: tuple(values) for name, values in named.items() if values}
+  return Band(min_psnr=args.qa_min_psnr, **bounds)
 
 
 def beam_options(flags: Sequence[str]) -> Any:
@@ -310,12 +328,13 @@ def reporter(args: argparse.Namespace, options: Any, ledger: Any) -> Any:
 def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
   """Print the table and the JSON line."""
   print(
-    f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} {'MB':>9}"
+    f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} "
+    f"{'quarantined':>11} {'MB':>9}"
   )
   for (task, split), totals in summary.splits.items():
     print(
       f"{task:<24} {split:<11} {totals.rows:>8} {totals.written:>8} {totals.rejected.total():>8} "
-      f"{totals.dead.total():>6} {totals.bytes / 1e6:>9.2f}"
+      f"{totals.dead.total():>6} {totals.quarantined:>11} {totals.bytes / 1e6:>9.2f}"
     )
   totals = summary.all
   for kind, reasons in (("rejected", totals.rejected), ("dead", totals.dead)):
@@ -323,9 +342,12 @@ def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
       print(f"  {kind} {reason}: {count}")
   if totals.dead:
     print(f"  dead letters: {output}/*/*.dead.jsonl (--retry_dead runs them again)")
+  for shard, violations in summary.quarantine.items():
+    print(f"  quarantined {shard}: {'; '.join(violations[:3])}")
   for name, value in totals.to_json()["psnr"].items():
     print(f"  decode PSNR {name}: {value:.2f} dB")
   result = totals.to_json() | {
+    "quarantined_shards": sorted(summary.quarantine),
     "completed": [f"{output}/{folder}" for folder in summary.completed],
     "seconds": round(seconds, 2),
   }

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from beam_jobs import storage
+from beam_jobs import quality, storage
 from beam_jobs.sources import Row
 from data import schema, tfrecord
 
@@ -40,11 +40,16 @@ class ShardName:
     """Path of the TFRecord file, or of a file beside it."""
     return storage.join(output, self.task, self.file_name + suffix)
 
+  def quarantine_path(self, output: str) -> str:
+    """Where the records of a quarantined shard stand; seqio's file pattern does not match it."""
+    return storage.join(output, self.task, QUARANTINE + self.file_name)
+
   def __str__(self) -> str:
     return f"{self.task}/{self.file_name}"
 
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
+QUARANTINE = "quarantine."
 
 
 @dataclasses.dataclass
@@ -89,11 +94,21 @@ class Moments:
 class ShardWriter(contextlib.AbstractContextManager):
   """Takes the rows of one shard, each exactly once, and closes it with a sidecar.
 
-  Leaving the block on an error leaves no shard and no sidecar behind.
+  Leaving the block on an error leaves no shard and no sidecar behind. A shard outside of the band is quarantined: its
+  records go to `quarantine.<name>`, an empty file takes its place, and the sidecar says why.
   """
 
-  def __init__(self, output: str, shard: ShardName, *, settings_digest: str, rows_digest: str):
+  def __init__(
+    self,
+    output: str,
+    shard: ShardName,
+    *,
+    settings_digest: str,
+    rows_digest: str,
+    band: quality.Band | None = None,
+  ):
     self._output, self._shard = output, shard
+    self._band = band or quality.Band()
     self._sidecar: dict[str, Any] = {
       "schema_version": schema.SCHEMA_VERSION,
       "shard": str(shard),
@@ -116,6 +131,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     storage.delete(storage.join(self._output, self._shard.task, "COMPLETED"))
     for suffix in (SIDECAR, DEAD, REJECTED):
       storage.delete(self._shard.path(self._output, suffix))
+    storage.delete(self._shard.quarantine_path(self._output))
     self._stream = self._files.enter_context(storage.writer(self._shard.path(self._output)))
     return self
 
@@ -164,21 +180,37 @@ class ShardWriter(contextlib.AbstractContextManager):
       if lines:
         storage.write(self._shard.path(self._output, suffix), "".join(lines).encode())
     rejected, dead = self._counts[REJECTED], self._counts[DEAD]
-    self.sidecar = self._sidecar | {
-      "rows": self._written + rejected.total() + dead.total(),
-      "written": self._written,
-      "rejected": rejected.total(),
-      "dead": dead.total(),
-      "rejected_by_reason": dict(rejected),
-      "dead_by_reason": dict(dead),
-      "bytes": self._bytes,
-      "sha256": self._sha256.hexdigest(),
-      "captions": self._captions,
-      "tokens": self._tokens,
+    measured = {
       "fields": sorted(self._fields),
       "moments": {name: moments.to_json() for name, moments in self._moments.items()},
       "psnr": {name: {"count": len(v), "sum": sum(v)} for name, v in self._psnr.items()},
     }
+    violations = self._band.violations(measured) if self._moments else []
+    content = {
+      "written": self._written,
+      "bytes": self._bytes,
+      "sha256": self._sha256.hexdigest(),
+      "captions": self._captions,
+      "tokens": self._tokens,
+    }
+    if violations:
+      storage.rename(self._shard.path(self._output), self._shard.quarantine_path(self._output))
+      storage.write(self._shard.path(self._output), b"")
+      held = {"quarantine": content | {"violations": violations}, "quarantined": self._written}
+      content = dict.fromkeys(content, 0) | {"sha256": hashlib.sha256().hexdigest()} | held
+    self.sidecar = (
+      self._sidecar
+      | {
+        "rows": self._written + rejected.total() + dead.total(),
+        "rejected": rejected.total(),
+        "dead": dead.total(),
+        "quarantined": 0,
+        "rejected_by_reason": dict(rejected),
+        "dead_by_reason": dict(dead),
+      }
+      | measured
+      | content
+    )
     text = json.dumps(self.sidecar, indent=2, sort_keys=True) + "\n"
     storage.write(self._shard.path(self._output, SIDECAR), text.encode())
 

@@ -66,6 +66,14 @@ def delete(path: str) -> None:
     FileSystems.delete([path])
 
 
+def rename(source: str, target: str) -> None:
+  """Give a file another name; a file that has it already is replaced."""
+  from apache_beam.io.filesystems import FileSystems
+
+  delete(target)
+  FileSystems.rename([source], [target])
+
+
 def open_raw(path: str) -> BinaryIO:
   """A file as it stands; Beam would otherwise unpack it by its extension."""
   from apache_beam.io.filesystem import CompressionTypes

@@ -1,4 +1,4 @@
-"""Checks a cached task folder against its sidecars: every shard there, every byte and every record as noted.
+"""Checks a cached task folder: every shard of the plan there, every byte, record and ledger line as its sidecar says.
 
 python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def problems(folder: str) -> list[str]:
@@ -39,10 +40,52 @@ def problems(folder: str) -> list[str]:
       records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
       if records != sidecar["written"]:
         found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
+      found += _ledger_problems(folder, name, sidecar)
     if examples != stated:
       found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
   if not any(name.startswith("info.") for name in names):
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
+  return found
+
+
+def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
+  """Rows of a shard that are not where its sidecar says."""
+  from beam_jobs import shards, storage
+
+  found = []
+  for suffix, kind in ((shards.DEAD, "dead"), (shards.REJECTED, "rejected")):
+    path = storage.join(folder, name + suffix)
+    lines = storage.read(path).splitlines() if storage.exists(path) else []
+    if len(lines) != sidecar[kind]:
+      found.append(f"{path}: got {len(lines)} lines, the sidecar has {sidecar[kind]} rows {kind}")
+  placed = sum(sidecar[kind] for kind in ("written", "rejected", "dead", "quarantined"))
+  if placed != sidecar["rows"]:
+    found.append(f"{folder}/{name}: {sidecar['rows']} rows, of which {placed} are accounted for")
+  if sidecar["quarantined"]:
+    path = storage.join(folder, shards.QUARANTINE + name)
+    content = storage.read(path) if storage.exists(path) else b""
+    if hashlib.sha256(content).hexdigest() != sidecar["quarantine"]["sha256"]:
+      found.append(f"{path}: sha256 differs from the sidecar's, or the file is missing")
+  return found
+
+
+def plan_problems(folder: str) -> list[str]:
+  """Shards and rows of the run's plan that a folder lacks; the plan stands beside the folder."""
+  from beam_jobs import ledger, shards, storage
+  from beam_jobs.settings import TASK_SUFFIXES
+
+  folder = folder.rstrip("/")
+  output, task = storage.parent(folder), folder.rpartition("/")[2]
+  base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
+  if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
+    return [f"{folder}: no <task>.plan.json beside it, so rows of the manifest cannot be counted"]
+  found = []
+  for shard, rows in ledger.read_plan(output, base).items():
+    sidecar = shards.read_sidecar(output, shard) if shard.task == task else None
+    if sidecar and sidecar["rows"] != rows:
+      found.append(f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}")
+    elif shard.task == task and sidecar is None:
+      found.append(f"{shard}: {rows} rows of the plan, and no sidecar")
   return found
 
 
@@ -54,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("folders", nargs="+", help="cached task folders")
-  found = [problem for folder in parser.parse_args(argv).folders for problem in problems(folder)]
+  folders = parser.parse_args(argv).folders
+  found = [line for folder in folders for line in (*problems(folder), *plan_problems(folder))]
   print("\n".join(found) if found else "every shard and record is as its sidecar says")
   return 1 if found else 0
 

@@ -258,7 +258,7 @@ def test_filters_labels_and_psnr(world, tmp_path):
     write_manifest(tmp_path, rows),
     tmp_path / "out",
     min_motion=0.001,
-    psnr_every=1,
+    qa_samples=3,
     resolutions="16x16",
   )
   result = preprocess.run(argv)
@@ -366,7 +366,7 @@ def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
         path.write_text(path.read_text().replace('"dead": 0', '"dead": 1'))
         for path in d.glob("*.sidecar.json")
       ],
-      "were written, rejected or dead",
+      "were written, rejected, dead or quarantined",
     ),
   ],
 )

@@ -49,6 +49,7 @@ ALLOWED = {
     "data.schema",
   ),
   "data.cache_folders": (),
+  "walt_t5x.evaluation": ("walt_t5x.metrics", "walt_t5x.generation", "walt_t5x.video_io"),
   "data.shapes": (),
   "data.schema": (),
   "data.tfrecord": (),

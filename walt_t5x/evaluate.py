@@ -1,21 +1,44 @@
-"""Scores a folder of generated samples by a named protocol, and shows the verdicts in its gallery.
+"""Scores a folder of generated samples by a named protocol.
 
   python -m walt_t5x.evaluate --protocol=caption_obedience --samples=samples
+  python -m walt_t5x.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors
 
-Protocols:
-  caption_obedience  shapes vocabulary: does a pixel reader see the colour and the direction that the prompt names?
+Protocols (docs/evaluation.md has what each pins):
+  caption_obedience        shapes vocabulary: does a pixel reader see the colour and the direction of the prompt?
+  fvd                      any two folders, one 16-frame clip of every file
+  ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
+  k600_frame_prediction    FVD                  imagenet256       FID and IS
+  tokenizer                rFVD, PSNR, SSIM of reconstructions
 
-Prints a table, then the same as one line of JSON; writes `scores.json` beside the samples and, with --log_dir,
-TensorBoard events through CLU.
+Samples and references are folders of media at any depth, .jsonl manifests, or what `generate` wrote; for FID also
+an .npz with mu and sigma. Prints a table with the protocol's hash beside each score, then the same as one line of
+JSON; writes it beside the samples and, with --log_dir, TensorBoard events through CLU.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-PROTOCOLS = ("caption_obedience",)
+OBEDIENCE = "caption_obedience"
+# The names are repeated here so that --help need not import the protocols; a test compares them.
+PROTOCOLS = (
+  OBEDIENCE,
+  "fvd",
+  "ucf101_class_conditional",
+  "ucf101_zero_shot",
+  "k600_frame_prediction",
+  "imagenet256",
+  "tokenizer",
+)
+NETWORKS = ("i3d", "inception", "c3d")
+
+
+def _size(text: str) -> tuple[int, int]:
+  height, _, width = text.partition("x")
+  return int(height), int(width)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,8 +49,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-  parser.add_argument("--samples", required=True, help="--output of `python -m walt_t5x.generate`")
+  parser.add_argument("--samples", required=True, help="folder, manifest, or --output of generate")
+  parser.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
+  parser.add_argument("--stage", help="of a generated cascade (default: the last)")
+  parser.add_argument("--reference_split", help="split of a reference manifest")
+  for network in NETWORKS:
+    parser.add_argument(
+      f"--{network}_weights", help="from `python -m walt_t5x.metrics.import_weights`"
+    )
+  changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
+  changes.add_argument("--frames", type=int, help="frames a clip")
+  changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
+  changes.add_argument("--count", type=int, help="samples a fold")
+  changes.add_argument("--reference_count", type=int, help="reference clips a fold")
+  changes.add_argument("--folds", type=int)
+  changes.add_argument("--scores", help="only these, separated by commas")
+  parser.add_argument("--batch_size", type=int, default=8, help="clips a forward pass")
+  parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
+  parser.add_argument(
+    "--output", type=Path, help="JSON (default: scores_PROTOCOL.json in --samples)"
+  )
   parser.add_argument("--log_dir", help="TensorBoard folder for the scores")
+  parser.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")
   return parser.parse_args(argv)
 
 
@@ -64,26 +107,143 @@ def caption_obedience(folder) -> dict[str, Any]:
   }
 
 
+def _changed(args: argparse.Namespace):
+  """The protocol, with the flags' changes."""
+  from walt_t5x.metrics.protocols import PROTOCOLS as by_name
+
+  protocol = by_name[args.protocol]
+  changes: dict[str, Any] = {
+    field: value
+    for field, value in {
+      "frames": args.frames,
+      "size": args.size,
+      "sample_count": args.count,
+      "reference_count": args.reference_count,
+      "folds": args.folds,
+    }.items()
+    if value is not None
+  }
+  if args.scores:
+    chosen = args.scores.split(",")
+    unknown = set(chosen) - {rule.name for rule in protocol.scores}
+    if unknown:
+      raise ValueError(
+        f"{args.protocol} has the scores {[r.name for r in protocol.scores]}, got --scores={args.scores}."
+      )
+    changes["scores"] = tuple(rule for rule in protocol.scores if rule.name in chosen)
+  return protocol.replace(**changes) if changes else protocol
+
+
+def _table(protocol, scores) -> str:
+  lines = [
+    f"{'score':<8} {'value':<20} {'protocol':<42} {'samples':>8} {'references':>10}  network"
+  ]
+  for score in scores:
+    public = {True: "public weights", False: "NOT the public weights", None: "weights not recorded"}
+    network = "-"
+    if score.rule.network:
+      network = (
+        f"{score.rule.network} {score.network_fingerprint[:12]} ({public[score.public_weights]})"
+      )
+    lines.append(
+      f"{score.rule.name:<8} {score.value!s:<20} {protocol.name + '@' + score.protocol_hash:<42} "
+      f"{score.samples:>8} {score.references:>10}  {network}"
+    )
+  return "\n".join(lines)
+
+
+def features_protocol(args: argparse.Namespace) -> dict[str, Any]:
+  """Scores by a network's features; prints the table and writes the JSON.
+
+  Returns:
+    {"protocol", "protocol_hash", "fields", "scores": {name: numbers}, "file"}.
+  """
+  from walt_t5x.evaluation.clip_sources import find_media
+  from walt_t5x.evaluation.scoring import score
+  from walt_t5x.metrics.feature_statistics import load_gaussian
+  from walt_t5x.metrics.networks import FeatureNetwork
+
+  protocol = _changed(args)
+  images = protocol.frames == 1
+  # Weights first: a missing file is told before anything is decoded.
+  networks: Mapping[str, FeatureNetwork] = {
+    name: FeatureNetwork.load(name, getattr(args, f"{name}_weights")) for name in protocol.networks
+  }
+  samples = find_media(args.samples, images=images, stage=args.stage)
+  references = None
+  if args.reference and args.reference.endswith(".npz"):
+    references = load_gaussian(args.reference)
+  elif args.reference:
+    references = find_media(
+      args.reference, images=images, stage=args.stage, split=args.reference_split
+    )
+  scores = score(
+    protocol,
+    samples,
+    references,
+    networks,
+    batch_size=args.batch_size,
+    cache_dir=args.cache_dir,
+  )
+  print(_table(protocol, scores))
+  result = {
+    "protocol": protocol.name,
+    "protocol_hash": protocol.hash,
+    "scores": {s.rule.name: s.as_dict() for s in scores},
+    "samples": str(args.samples),
+    "reference": args.reference,
+    "fields": protocol.as_dict(),
+  }
+  folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
+  file = args.output or folder / f"scores_{protocol.name}.json"
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  if args.log_dir:
+    values = {}
+    for s in scores:
+      # The hash is part of the name: curves of different protocols never share a plot.
+      name = f"{protocol.name}/{s.rule.name}@{s.protocol_hash}"
+      values[name] = s.value.mean
+      values[f"{name}/std"] = s.value.std
+    _log(args.log_dir, args.step or 0, values)
+  return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | {"file": str(file)}
+
+
+def _log(log_dir: str, step: int, values: Mapping[str, float]) -> None:
+  from clu import metric_writers
+
+  writer = metric_writers.create_default_writer(log_dir, just_logging=False)
+  writer.write_scalars(step, values)
+  writer.close()
+
+
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """Evaluates, prints and writes; returns the result."""
   args = parse_arguments(argv)
+  if args.protocol != OBEDIENCE:
+    try:
+      result = features_protocol(args)
+    except (FileNotFoundError, ValueError) as error:
+      sys.exit(f"evaluate: {error}")
+    print(json.dumps(result))
+    return result
   from walt_t5x.generation.sample_folder import SampleFolder
 
   folder = SampleFolder(args.samples)
   try:
-    result = {"caption_obedience": caption_obedience}[args.protocol](folder)
+    result = caption_obedience(folder)
   except FileNotFoundError as error:
     sys.exit(str(error))
   folder.write_scores(result)
   gallery = folder.write_gallery()
   if args.log_dir:
-    from clu import metric_writers
-
     step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)
-    writer = metric_writers.create_default_writer(args.log_dir, just_logging=False)
-    for stage, scores in result["scores"].items():
-      writer.write_scalars(step, {f"{stage}/{name}": value for name, value in scores.items()})
-    writer.close()
+    values = {
+      f"{stage}/{name}": value
+      for stage, scores in result["scores"].items()
+      for name, value in scores.items()
+    }
+    _log(args.log_dir, step, values)
   print(
     json.dumps({"protocol": args.protocol, "scores": result["scores"], "gallery": str(gallery)})
   )

@@ -142,3 +142,19 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
     return FeatureStatistics(
       count=int(arrays["count"]), mean=arrays["mean"], scatter=arrays["scatter"]
     )
+
+
+def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
+  """(mean, covariance) of published reference statistics: an .npz with mu [F] and sigma [F, F].
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: no mu or sigma in it, or shapes that do not fit.
+  """
+  with np.load(path, allow_pickle=False) as arrays:
+    if not {"mu", "sigma"} <= set(arrays.files):
+      raise ValueError(f"{path} holds {sorted(arrays.files)}; expected mu and sigma.")
+    mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+  if covariance.shape != (mean.size, mean.size):
+    raise ValueError(f"{path}: mu is {mean.shape}, sigma {covariance.shape}.")
+  return mean, covariance

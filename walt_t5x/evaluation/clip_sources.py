@@ -1,0 +1,217 @@
+"""Which clips a protocol scores: from folders of media, manifests, or folders that `generate` wrote."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x import video_io
+from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
+from walt_t5x.metrics.resize import resize_bilinear
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+VIDEO_SUFFIXES = (*video_io.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Media:
+  """One file.
+
+  Attributes:
+    name: what pairs and random clips go by: the path inside the folder, without suffix.
+    path: the file.
+    read: its frames, [T, H, W, 3] uint8.
+  """
+
+  name: str
+  path: Path
+  read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """The frames of one file that are scored as one clip of one fold."""
+
+  media: Media
+  fold: int
+  number: int
+
+
+def _read_file(path: Path) -> np.ndarray:
+  if path.suffix.lower() in IMAGE_SUFFIXES:
+    from PIL import Image
+
+    with Image.open(path) as image:
+      return np.asarray(image.convert("RGB"))[None]
+  return video_io.read_video(path).frames
+
+
+def _file(path: Path, name: str) -> Media:
+  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: _read_file(path))
+
+
+def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
+  folder, found = SampleFolder(path), []
+  for sample in folder.samples():
+    names = list(sample.files)
+    chosen = stage or names[-1]
+    if chosen not in names:
+      raise ValueError(f"sample {sample.index} of {path} has stages {names}, got --stage={stage}.")
+
+    def read(sample=sample, chosen=chosen) -> np.ndarray:
+      return video_io.to_uint8(folder.read(sample, chosen))
+
+    found.append(Media(name=f"{sample.index:05d}", path=sample.files[chosen], read=read))
+  return found
+
+
+def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media]:
+  modality, found = "image" if images else "video", []
+  with path.open(encoding="utf-8") as lines:
+    for number, line in enumerate(lines, 1):
+      row = json.loads(line)
+      if "uri" not in row:
+        raise ValueError(f"{path}:{number} has no 'uri'; got the fields {sorted(row)}.")
+      if row.get("modality", modality) == modality and split in (None, row.get("split")):
+        found.append(_file(path.parent / row["uri"], row["uri"]))
+  return found
+
+
+def find_media(
+  path: str | Path, *, images: bool = False, stage: str | None = None, split: str | None = None
+) -> list[Media]:
+  """The media under a path, in the order of their names; a manifest in its own order.
+
+  Args:
+    path: a folder that `python -m walt_t5x.generate` wrote (its sidecars tell), a folder of media
+      files at any depth, or a `.jsonl` manifest whose rows have a `uri` relative to it.
+    images: look for images instead of videos.
+    stage: of a generated cascade; the last when None.
+    split: keep only these rows of a manifest.
+
+  Raises:
+    FileNotFoundError: no such path, or no media in it.
+    ValueError: a manifest row without uri, or an unknown stage.
+  """
+  path = Path(path)
+  if path.suffix == ".jsonl" and path.is_file():
+    found = _from_manifest(path, images=images, split=split)
+  elif path.is_dir() and any(path.glob("[0-9]*.json")):
+    found = _from_sample_folder(path, stage)
+  else:
+    suffixes = IMAGE_SUFFIXES if images else VIDEO_SUFFIXES
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
+    found = [_file(f, str(f.relative_to(path))) for f in files]
+  if not found:
+    raise FileNotFoundError(
+      f"No {'images' if images else 'videos'} under {path}: expected a folder of media, a .jsonl "
+      "manifest, or the --output of `python -m walt_t5x.generate`."
+    )
+  return found
+
+
+def _generator(*parts: object) -> np.random.Generator:
+  digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+  return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
+  """One clip of each sample; fold k takes the k-th block of `sample_count`.
+
+  Raises:
+    ValueError: fewer samples than the protocol asks for.
+  """
+  count = protocol.sample_count or len(media)
+  if len(media) < count * protocol.folds:
+    raise ValueError(
+      f"{protocol.name} scores {protocol.folds} x {count} samples, got {len(media)}. Generate more, "
+      "or set --count and --folds: the protocol hash then tells the score apart."
+    )
+  return [
+    Clip(media=media[fold * count + i], fold=fold, number=0)
+    for fold in range(protocol.folds)
+    for i in range(count)
+  ]
+
+
+def plan_references(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
+  """The reference clips of every fold.
+
+  With a count, each fold walks the files in its own random order, again and again until it has
+  enough; without one it takes `reference_clips_per_video` of every file.
+
+  Raises:
+    ValueError: more clips than files are asked for, but every clip of a file would be the same.
+  """
+  clips = []
+  several = protocol.reference_clip is ClipRule.RANDOM
+  for fold in range(protocol.folds):
+    each = protocol.reference_clips_per_video
+    total = protocol.reference_count or len(media) * each
+    if total > len(media) and not several:
+      raise ValueError(
+        f"{protocol.name} takes {total} reference clips, one a file, got {len(media)} files. Set "
+        "--reference_count: the protocol hash then tells the score apart."
+      )
+    order = list(range(len(media)))
+    if protocol.reference_count is not None:
+      order = _generator("order", protocol.seed, fold).permutation(len(media)).tolist()
+    for i in range(total):
+      clips.append(Clip(media=media[order[i % len(media)]], fold=fold, number=i // len(media)))
+  return clips
+
+
+def read_clip(clip: Clip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
+  """The frames [T, H, W, 3], uint8, cut and resized as the protocol says.
+
+  Resizing rounds to bytes, because the networks are defined on bytes.
+
+  Raises:
+    ValueError: a file with fewer frames than a clip.
+  """
+  frames = clip.media.read()
+  spare = len(frames) - protocol.frames
+  if spare < 0:
+    raise ValueError(
+      f"{clip.media.path} has {len(frames)} frames, {protocol.name} scores clips of "
+      f"{protocol.frames}. Leave it out, or set --frames: the protocol hash then tells the score apart."
+    )
+  if rule is ClipRule.FIRST:
+    start = 0
+  elif rule is ClipRule.CENTRAL:
+    start = spare // 2
+  elif rule is ClipRule.RANDOM:
+    random = _generator("clip", protocol.seed, clip.media.name, clip.fold, clip.number)
+    start = int(random.integers(spare + 1))
+  else:
+    raise ValueError(f"No clip rule {rule!r}; expected one of {list(ClipRule)}.")
+  frames = frames[start : start + protocol.frames]
+  if protocol.size is not None and frames.shape[1:3] != tuple(protocol.size):
+    resized = resize_bilinear(frames.astype(np.float32), protocol.size, rule=protocol.size_resize)
+    frames = video_io.to_uint8(np.asarray(resized) / 255)
+  return np.ascontiguousarray(frames)
+
+
+def batches(
+  clips: Sequence[Clip], protocol: Protocol, rule: ClipRule, batch_size: int
+) -> Iterator[tuple[list[Clip], np.ndarray]]:
+  """Clips in batches of one fold and one frame size: (clips, [B, T, H, W, 3] uint8).
+
+  Holds one batch in memory.
+  """
+  group: list[Clip] = []
+  frames: list[np.ndarray] = []
+  for clip in clips:
+    x = read_clip(clip, protocol, rule)
+    same = not group or (group[0].fold == clip.fold and frames[0].shape == x.shape)
+    if group and (not same or len(group) == batch_size):
+      yield group, np.stack(frames)
+      group, frames = [], []
+    group.append(clip)
+    frames.append(x)
+  if group:
+    yield group, np.stack(frames)

@@ -1,0 +1,16 @@
+"""Evaluation protocols by name, one file a protocol."""
+
+from walt_t5x.metrics.protocols import (
+  fvd,
+  imagenet,
+  k600,
+  tokenizer,
+  ucf101,
+  zero_shot_ucf101,
+)
+from walt_t5x.metrics.protocols.protocol import Protocol
+
+PROTOCOLS: dict[str, Protocol] = {
+  module.PROTOCOL.name: module.PROTOCOL
+  for module in (fvd, ucf101, k600, imagenet, zero_shot_ucf101, tokenizer)
+}

@@ -1,0 +1,25 @@
+"""The tokenizer: rFVD of reconstructions against their inputs, PSNR and SSIM of each pair.
+
+A reconstruction and its input carry the same file name without suffix.
+"""
+
+from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ScoreRule, Statistic
+
+PROTOCOL = Protocol(
+  name="tokenizer",
+  scores=(
+    ScoreRule(
+      name="rfvd",
+      statistic=FVD.statistic,
+      network=FVD.network,
+      layer=FVD.layer,
+      network_size=FVD.network_size,
+      network_resize=FVD.network_resize,
+    ),
+    ScoreRule(name="psnr", statistic=Statistic.PSNR),
+    ScoreRule(name="ssim", statistic=Statistic.SSIM),
+  ),
+  frames=16,
+  size=(128, 128),
+  source="arXiv:2310.05737 (MAGVIT-v2)",
+)

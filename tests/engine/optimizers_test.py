@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from jax.sharding import PartitionSpec
 
 from walt_t5x import engine
 from walt_t5x.engine import optimizers, schedules
@@ -127,3 +128,20 @@ def test_the_factor_scheduler_is_its_closed_form():
   assert float(offset(105)) == pytest.approx(0.5)
   with pytest.raises(ValueError, match=r"unknown factors \['cosine'\]"):
     make(factors="constant * cosine")
+
+
+def test_each_part_keeps_the_axes_of_its_own_parameters():
+  params = {"vae": {"kernel": jnp.zeros((2, 3))}, "discriminator": {"bias": jnp.zeros((4,))}}
+  axes = {
+    "vae": {"kernel": PartitionSpec("in", "out")},
+    "discriminator": {"bias": PartitionSpec("out")},
+  }
+  parts = {name: optimizers.adamw_chain(0.1) for name in params}
+  wrapped = optimizers.by_part(parts=parts)
+  derived = wrapped.derive_logical_axes(wrapped.init_state(params), axes).param_states.inner_states
+  for part, other in (("vae", "discriminator"), ("discriminator", "vae")):
+    moment = derived[part].inner_state[1].mu
+    assert moment[part] == axes[part]
+    assert all(isinstance(node, optax.MaskedNode) for node in moment[other].values())
+  with pytest.raises(ValueError, match=r"by_part: got chains for \['discriminator', 'vae'\]"):
+    wrapped.init_state({"vae": params["vae"]})

@@ -11,13 +11,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
+from jax.sharding import PartitionSpec as P
 
-from walt_t5x.engine import checkpoints
+from walt_t5x.engine import checkpoints, optimizers
+from walt_t5x.engine.adafactor import adafactor_chain
+from walt_t5x.engine.builtin import optimizer as builtin_optimizer
 
 t5x_missing = None
 try:
+  import t5x.optimizers
   import t5x.train
 except ImportError as error:
   t5x_missing = f"T5X does not import ({error}); see docs/t5x.md"
@@ -144,6 +150,48 @@ def test_each_engine_continues_the_others_run(run, trained):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, undisturbed
     )
+
+
+CHAINS = {
+  "adamw": lambda: optimizers.adamw(1e-3, ema_decay=0.9, weight_decay=0.1),
+  "decayed by name": lambda: optimizers.adamw(
+    1e-3, weight_decay=0.1, weight_decay_names=("kernel",)
+  ),
+  "adafactor": lambda: optimizers.adafactor(1e-3, ema_decay=0.9, momentum=0.9, num_microbatches=2),
+  "by part": lambda: optimizers.by_part(
+    parts={
+      "vae": adafactor_chain(1e-3, ema_decay=0.9),
+      "discriminator": optimizers.adamw_chain(1e-3),
+      "counters": optimizers.assignment(),
+    }
+  ),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_t5x_partitions_the_optimizers_as_the_built_in_engine_does(chain):
+  kernel, bias = P("embed", "mlp"), P("mlp")
+  shapes = {"vae": ((96, 128), kernel), "discriminator": ((128, 70), P("mlp", "embed"))}
+  params = {part: {"kernel": jnp.zeros(shape)} for part, (shape, _) in shapes.items()}
+  axes = {part: {"kernel": names} for part, (_, names) in shapes.items()}
+  params["vae"]["bias"], axes["vae"]["bias"] = jnp.zeros((128,)), bias
+  params["counters"], axes["counters"] = {"steps": jnp.zeros(())}, {"steps": P()}
+  params, axes = freeze(params), freeze(axes)
+  chain = CHAINS[chain]()
+  assert type(chain).__module__ == "t5x.optimizers"
+  state = jax.eval_shape(chain.init_state, params)
+  theirs = t5x.optimizers.OptaxStatePartitionRules.derive_optax_logical_axes(
+    state.param_states, axes
+  )
+  ours = builtin_optimizer.OptaxWrapper(chain.optax_optimizer).derive_logical_axes(state, axes)
+
+  def names(tree):  # None and the empty PartitionSpec both say: replicated.
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+      tree, is_leaf=lambda x: x is None or isinstance(x, P)
+    )
+    return {jax.tree_util.keystr(path): tuple(spec or ()) for path, spec in leaves}
+
+  assert names(theirs) == names(ours.param_states)
 
 
 def test_t5x_refuses_rows_of_another_tokenizer_and_names_it(trained, folder, tmp_path):

@@ -79,10 +79,8 @@ def adafactor(
     settings: of `adafactor_chain`.
   """
   chain = adafactor_chain(learning_rate, **settings)
-  if choice.use_t5x():
-    register_with_t5x()
-    if num_microbatches is not None and num_microbatches > 1:
-      chain = optax.chain(optax.scale(1.0 / num_microbatches), chain)
+  if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
+    chain = optax.chain(optax.scale(1.0 / num_microbatches), chain)
   return wrap(chain)
 
 
@@ -97,7 +95,8 @@ def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
   """
 
   def labels(params: Any) -> Any:
-    if set(params) != set(parts):
+    # optax also asks with a placeholder in the place of the tree, to find what an optimizer keeps once a parameter.
+    if isinstance(params, Mapping) and set(params) != set(parts):
       raise ValueError(
         f"by_part: got chains for {sorted(parts)}, expected one for each of {sorted(params)}."
       )
@@ -124,6 +123,8 @@ def wrap(optimizer: optax.GradientTransformation) -> Any:
   """An optax transformation as the engine's optimizer definition."""
   from walt_t5x import engine
 
+  if choice.use_t5x():
+    register_with_t5x()
   return engine.OptaxWrapper(optimizer)
 
 

@@ -13,6 +13,7 @@ dataset is built.
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 import seqio
@@ -20,6 +21,8 @@ import tensorflow as tf
 
 from data import schema
 from data.provenance import LatentStatistics, Provenance, ProvenanceMismatch, read_provenance
+
+_RECORD_ID = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class RowFormat:
     text_length: L; longer captions are cut, shorter ones padded. 0 leaves the text out.
     text_slots: s; 1 for tasks of videos alone, t where image stacks are mixed in.
     label: add the class label.
+    deny_list: file of record ids, one a line, that are not read (takedown); local or on an object store. Lines that
+      start with # and blank lines are skipped. Read when the dataset is built: restart a run after a change.
     normalise_latents: give every channel mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is False).
   """
 
@@ -37,6 +42,40 @@ class RowFormat:
   text_slots: int = 1
   label: bool = False
   normalise_latents: bool = True
+  deny_list: str | None = None
+
+
+def read_deny_list(path: str) -> list[str]:
+  """Record ids of a deny-list, each once, sorted.
+
+  Raises:
+    FileNotFoundError: where there is no such file.
+    ValueError: on a line that is no record id, with its number.
+  """
+  if not tf.io.gfile.exists(path):
+    raise FileNotFoundError(f"RowFormat.deny_list: no file at {path}")
+  ids = set()
+  with tf.io.gfile.GFile(path) as lines:
+    for number, line in enumerate(lines, start=1):
+      line = line.strip()
+      if not line or line.startswith("#"):
+        continue
+      if not _RECORD_ID.fullmatch(line):
+        raise ValueError(
+          f"{path}:{number}: got {line[:80]!r}, expected a record id (64 hex digits; `id` of a record, as "
+          "`python -m walt_t5x.inspect_data` shows it)"
+        )
+      ids.add(line)
+  return sorted(ids)
+
+
+def _without(dataset: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
+  """The records whose id is not on the list; a lookup in a hash table a record."""
+  table = tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(tf.constant(ids), tf.ones(len(ids), tf.int64)),
+    default_value=0,
+  )
+  return dataset.filter(lambda example: table.lookup(example["id"]) == 0)
 
 
 class _UncachedSource(seqio.DataSource):
@@ -202,7 +241,8 @@ def _parse(
       parsed["label"] = tf.cast(example["label"], tf.int32)
     return parsed
 
-  return parse(dataset)
+  denied = read_deny_list(row.deny_list) if row.deny_list else []
+  return parse(_without(dataset, denied) if denied else dataset)
 
 
 def _with_null_text(dataset: tf.data.Dataset, *, task: str, row: RowFormat) -> tf.data.Dataset:

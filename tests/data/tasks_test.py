@@ -1,5 +1,6 @@
 """Tasks over a cache that is written here record by record, read back through SeqIO."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +15,10 @@ MEAN, STD = [1.0, -2.0], [0.5, 3.0]
 ROW = tasks.RowFormat(text_length=LENGTH)
 
 
+def _record_id(modality, index):
+  return hashlib.sha256(f"{modality}{index}".encode()).hexdigest()
+
+
 def _record(modality, index):
   rng = np.random.default_rng([index, modality == "image"])
   t = 1 if modality == "image" else 3
@@ -23,7 +28,7 @@ def _record(modality, index):
   }
   tokens = 1 + index % LENGTH
   return schema.Record(
-    id=f"{modality}{index}",
+    id=_record_id(modality, index),
     uri=f"{index}",
     modality=modality,
     label=index,
@@ -166,6 +171,36 @@ def test_a_mixture_of_two_tokenizers_is_refused_with_both_fingerprints(cache):
   mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
   with pytest.raises(provenance.ProvenanceMismatch, match=r"vae differs.*other"):
     _ = mixture.walt_provenance
+
+
+def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
+  gone = {3, 17, 39}
+  listed = [_record_id(m, i) for m in ("video", "image") for i in gone]
+  path = tmp_path / "deny.txt"
+  path.write_text("# taken down on request\n\n" + "\n".join([*listed, "0" * 64]) + "\n")
+  row = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True, deny_list=str(path))
+  videos = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+  assert {int(r["label"][0]) for r in videos} == set(range(40)) - gone
+  images = _rows(tasks.image_task(task="toy", latents="latents/3x4x4", row=row))
+  seen = [int(label) for r in images for label in r["label"]]
+  # 28 images are left, and a stack that is not full is dropped.
+  assert len(seen) == len(set(seen)) == 27 and not gone & set(seen)
+  path.write_text("video3\n")
+  with pytest.raises(ValueError, match=r"deny\.txt:1: got 'video3', expected a record id"):
+    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+  path.unlink()
+  with pytest.raises(FileNotFoundError, match=r"RowFormat\.deny_list: no file at"):
+    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+
+
+def test_class_conditional_rows_have_labels_and_no_text(cache):
+  row = tasks.RowFormat(text_length=0, label=True)
+  task = tasks.video_task(
+    task="toy", latents="latents/3x4x4", low_resolution="latents/3x8x8", row=row
+  )
+  (first, *rest) = _rows(task)
+  assert set(first) == {"latents", "low_resolution", "label", "is_image"}
+  assert sorted(int(r["label"][0]) for r in (first, *rest)) == list(range(40))
 
 
 def test_errors_name_what_is_there(cache):

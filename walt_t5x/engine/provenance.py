@@ -7,7 +7,15 @@ from typing import Any
 from etils import epath
 
 # Fields of a prepared task's provenance that decide what a row means. Everything else may change between restarts.
-_FIELDS = (("schema_version",), ("vae", "fingerprint"), ("text_encoder", "fingerprint"))
+_FIELDS = (
+  ("schema_version",),
+  ("vae", "fingerprint"),
+  ("text_encoder", "fingerprint"),
+  ("text_encoder", "embedding_dim"),
+  ("posterior",),
+)
+# Of each latents field that both have: the normalisation of its channels.
+_STATISTICS = ("channels", "mean", "std")
 
 
 class ProvenanceMismatch(ValueError):
@@ -53,7 +61,9 @@ def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
   """Raises `ProvenanceMismatch` at the first deciding field that differs; a field that either lacks is not compared."""
-  for field in _FIELDS:
+  shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
+  normalisation = [("latents", name, kind) for name in shared for kind in _STATISTICS]
+  for field in (*_FIELDS, *normalisation):
     old, new = _lookup(recorded, field), _lookup(given, field)
     if old is not None and new is not None and old != new:
       raise ProvenanceMismatch(

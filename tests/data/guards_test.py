@@ -1,0 +1,143 @@
+"""Laws of what stands between a cache and a run: provenance at start-up, shares of hosts, exact rates of mixtures."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from data import provenance, schema, tasks, tfrecord
+from tests.data.tasks_test import (
+  LENGTH,
+  ROW,
+  _cache_dirs,
+  _provenance,
+  _record,
+  _rows,
+  _write_task,
+)
+from walt_t5x.engine import provenance as run_provenance
+
+
+@pytest.mark.parametrize(
+  ("field", "change"),
+  [
+    ("vae.fingerprint", lambda kept: {"vae": {"fingerprint": "w"}}),
+    (
+      "text_encoder.fingerprint",
+      lambda kept: {"text_encoder": dict(kept.text_encoder, fingerprint="u")},
+    ),
+    ("schema_version", lambda kept: {"schema_version": schema.SCHEMA_VERSION + 1}),
+    (
+      "latents.latents/3x4x4.mean",
+      lambda kept: {
+        "latents": dict(
+          kept.latents,
+          **{"latents/3x4x4": dataclasses.replace(kept.latents["latents/3x4x4"], mean=[1.0, -2.5])},
+        )
+      },
+    ),
+    (
+      "latents.latents/3x4x4.std",
+      lambda kept: {
+        "latents": {
+          name: dataclasses.replace(s, std=[0.5, 2.0]) for name, s in kept.latents.items()
+        }
+      },
+    ),
+  ],
+)
+def test_a_run_stops_at_rows_that_mean_something_else(tmp_path, field, change):
+  kept = _provenance(["latents/3x4x4"])
+  folder = tmp_path / "run"
+  folder.mkdir()
+  run_provenance.record(str(folder), json.loads(kept.to_json()))
+  run_provenance.record(str(folder), json.loads(kept.to_json()))
+  other = json.loads(dataclasses.replace(kept, **change(kept)).to_json())
+  before, now = json.loads(kept.to_json()), other
+  for key in _path(field):
+    before, now = before[key], now[key]
+  with pytest.raises(run_provenance.ProvenanceMismatch) as error:
+    run_provenance.record(str(folder), other)
+  for part in (field, repr(before), repr(now), "Point the run at the dataset"):
+    assert part in str(error.value)
+
+
+def _path(field):
+  if field.startswith("latents."):
+    return ["latents", *field.removeprefix("latents.").rsplit(".", 1)]
+  return field.split(".")
+
+
+def test_a_cache_of_another_schema_is_refused_before_it_is_read(tmp_path):
+  records = [_record("video", i) for i in range(3)]
+  kept = _provenance(records[0].latents)
+  _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
+  with _cache_dirs(str(tmp_path)):
+    with pytest.raises(
+      provenance.ProvenanceMismatch, match=r"got 1, expected 2; preprocess the media again"
+    ):
+      _ = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW).walt_provenance
+
+
+def _write_shards(folder, records, kept, shards):
+  _write_task(folder, records, kept)
+  (folder / "train.tfrecord-00000-of-00001").unlink()
+  for shard in range(shards):
+    content = b"".join(tfrecord.frame(schema.encode(r)) for r in records[shard::shards])
+    (folder / f"train.tfrecord-{shard:05d}-of-{shards:05d}").write_bytes(content)
+  info = json.loads((folder / "info.train.json").read_text()) | {"num_shards": shards}
+  (folder / "info.train.json").write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(("files", "hosts"), [(6, 3), (1, 2)])
+def test_hosts_share_the_rows_by_file_and_lose_none(tmp_path, files, hosts):
+  import seqio
+
+  records = [_record("video", i) for i in range(40)]
+  _write_shards(tmp_path / "toy_videos", records, _provenance(records[0].latents), files)
+  row = tasks.RowFormat(text_length=LENGTH, label=True)
+  with _cache_dirs(str(tmp_path)):
+    seqio.utils._list_files_for_glob.cache_clear()
+    seen = [
+      [
+        int(r["label"][0])
+        for r in _rows(
+          tasks.video_task(task="toy", latents="latents/3x4x4", row=row),
+          shard_info=seqio.ShardInfo(index=host, num_shards=hosts),
+        )
+      ]
+      for host in range(hosts)
+    ]
+  assert sorted(label for host in seen for label in host) == list(range(40))
+  if files >= hosts:
+    for index, labels in enumerate(seen):
+      assert {label % files for label in labels} == set(range(index, files, hosts))
+
+
+@pytest.mark.parametrize("rates", [(1.0, 3.0), (2.0, 1.0)])
+def test_the_realised_rate_of_a_mixture_is_its_own(tmp_path, rates):
+  for modality, count in (("image", 12), ("video", 9)):
+    records = [_record(modality, i) for i in range(count)]
+    _write_task(tmp_path / f"toy_{modality}s", records, _provenance(records[0].latents))
+  with _cache_dirs(str(tmp_path)):
+    mixture = tasks.image_video_mixture(
+      task="toy",
+      latents="latents/3x4x4",
+      row=tasks.RowFormat(text_length=0),
+      image_rate=rates[0],
+      video_rate=rates[1],
+    )
+    ds = mixture.get_dataset(
+      sequence_length=None,
+      split="train",
+      use_cached=True,
+      seed=0,
+      num_epochs=None,
+      trim_output_features=False,
+    )
+    images = np.array([bool(r["is_image"]) for r in ds.take(2000).as_numpy_iterator()])
+  want = rates[0] / sum(rates)
+  # Binomial(2000, want) lies within 4 standard deviations of its mean; it does not drift with small caches.
+  for part in (images, images[1000:]):
+    assert abs(part.mean() - want) < 4 * np.sqrt(want * (1 - want) / len(part))

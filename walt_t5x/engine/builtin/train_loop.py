@@ -260,7 +260,9 @@ def train(
     """Saves and ends a run that is asked to go."""
     trainer.summarize_pending()
     where = "nothing is saved, because SaveCheckpointConfig.period is not set"
-    if manager is not None:
+    if host_step == first_step:
+      where = "no step was taken, so there is nothing to save"
+    elif manager is not None:
       save()
       manager.wait()
       where = f"saved in {checkpoints.checkpoint_folder(model_dir, host_step)}"

@@ -65,6 +65,7 @@ class Watchdog:
       if silent > self._limit and not self._stop.is_set():
         self._report(silent)
         os._exit(exits.HUNG)  # Not sys.exit: the main thread would have to end first.
+        return
 
   def _report(self, silent: float) -> None:
     logging.error(

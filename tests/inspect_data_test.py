@@ -111,6 +111,24 @@ def test_the_page_counts_what_the_job_counted_and_escapes_what_it_quotes(cache, 
   assert page == str(tmp_path / "page.html")
 
 
+def test_a_quarantined_shard_shows_what_was_held_back(cache, tmp_path):
+  import shutil
+
+  folder = tmp_path / "toy_videos"
+  shutil.copytree(cache / "out" / "toy_videos", folder)
+  (shard,) = folder.glob("train.tfrecord-*-of-00001")
+  shutil.move(shard, folder / f"quarantine.{shard.name}")
+  shard.write_bytes(b"")
+  sidecar = folder / f"{shard.name}.sidecar.json"
+  content = json.loads(sidecar.read_text())
+  held = {"quarantined": 3, "written": 0, "quarantine": {"violations": ["mean of channel 2 is 99"]}}
+  sidecar.write_text(json.dumps(content | held))
+  inspect_data.inspect(str(folder), str(tmp_path / "page.html"))
+  text = (tmp_path / "page.html").read_text()
+  assert "mean of channel 2 is 99" in text
+  assert text.count("<article") == 3
+
+
 def test_a_pixel_cache_is_shown_as_it_is(cache, tmp_path):
   preprocess.run(
     [

@@ -92,6 +92,8 @@ def page_facts(shard: Shard, origin: Any, whole: Mapping[str, Any]) -> dict[str,
     facts["rows of this shard"] = (
       f"{sidecar['rows']}: {sidecar['written']} written, {sidecar['rejected']} rejected, {sidecar['dead']} dead"
     )
+    if sidecar.get("quarantined"):
+      facts["QUARANTINED"] = "; ".join(sidecar["quarantine"]["violations"])
     facts |= {
       f"decode PSNR {name}": f"{value['sum'] / value['count']:.2f} dB over {value['count']} rows"
       for name, value in sidecar.get("psnr", {}).items()

@@ -56,6 +56,7 @@ def find_shard(path: str) -> tuple[str, str]:
 def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   """Every record's numbers, and a sample of `rows` records that the seed and their ids choose."""
   from beam_jobs import storage
+  from beam_jobs.shards import QUARANTINE
   from data import schema, tfrecord
 
   columns: dict[str, list[float]] = {
@@ -63,7 +64,10 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
     for key in ("tokens", "words", "captions", "motion", "start_seconds", "label", "kilobytes")
   }
   chosen: list[tuple[int, int, Any]] = []
-  path = storage.join(folder, name)
+  sidecar_path = storage.join(folder, f"{name}.sidecar.json")
+  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
+  # The records of a shard that was held back stand beside it, out of seqio's sight.
+  path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
   with storage.open_raw(path) as stream:
     for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
       record = schema.decode(payload)
@@ -82,8 +86,6 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
         heapq.heappush(chosen, entry)
       elif rows:
         heapq.heappushpop(chosen, entry)
-  sidecar_path = f"{path}.sidecar.json"
-  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
   sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
   return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
 

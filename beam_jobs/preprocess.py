@@ -11,6 +11,7 @@ writes pixels to train the VAE on; with the trained VAE,
 
 writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run it again to go on
 after an interruption: whole shards are left alone. Other flags go to Beam (--runner, --direct_num_workers, ...).
+docs/sources.md says what manifests may be (JSONL, CSV, Parquet, webdataset, class folders, Kinetics) and how to filter.
 """
 
 import argparse

@@ -120,6 +120,21 @@ def test_every_source_on_the_same_rows_gives_the_same_records(corpus, tmp_path):
   assert len({start for _, _, start, _ in seen["jsonl"].values()}) == 4
 
 
+def test_parts_of_a_manifest_are_the_whole(corpus, tmp_path):
+  lines = (corpus / "rows.jsonl").read_text().splitlines(keepends=True)
+  for i in range(2):
+    (tmp_path / f"part-{i}.jsonl").write_text("".join(lines[2 * i : 2 * i + 2]))
+  for name, pattern in (("braces", "part-{0..1}.jsonl"), ("star", "part-*.jsonl")):
+    flags = [f"--media_root={corpus}", *TABLE]
+    run(tmp_path, tmp_path / name, [f"--manifest={pattern}"], *flags)
+  run(corpus, tmp_path / "whole", KINDS["jsonl"])
+  ids = {
+    name: [record.id for record in records(tmp_path / name)] for name in ("braces", "star", "whole")
+  }
+  assert ids["braces"] == ids["star"] == ids["whole"]
+  assert len(ids["whole"]) == 4
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "webdataset"])
 def test_score_columns_reach_the_filters(corpus, tmp_path, kind):
   result = run(corpus, tmp_path / "out", KINDS[kind], "--filter=aesthetic>=6")

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
 SIZES = (32, 64, 128)
 LENGTHS = (17, 65, 257)
 MIB = 2**20
@@ -155,8 +156,13 @@ def whole_decode_mib(frames: int, height: int, width: int, *, base: int, blocks:
   return buffers(run.lower(param_shapes(vae), z).compile())
 
 
-def compiled_decode(dtype: str) -> list[dict]:
-  """Memory of a full-width 17 x 512 x 896 decode: in one pass, and of the two programs of a stream."""
+def compiled_decode(dtype: str, topology: str) -> list[dict]:
+  """Memory of a full-width 17 x 512 x 896 decode: in one pass, and of the two programs of a stream.
+
+  Args:
+    dtype: of activations.
+    topology: a TPU slice such as "v5p:2x2x1", to compile for one of its chips (needs libtpu, no TPU); "" for this CPU.
+  """
   import jax
   import jax.numpy as jnp
 
@@ -164,6 +170,13 @@ def compiled_decode(dtype: str) -> list[dict]:
 
   vae = make_vae(128, 4, dtype)
   params = param_shapes(vae)
+
+  where = None
+  if topology:
+    from jax.experimental import topologies
+
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    where = jax.sharding.SingleDeviceSharding(chips[0])
 
   def latents(t: int):
     return jax.ShapeDtypeStruct((1, t, 64, 112, 8), jnp.float32)
@@ -180,11 +193,16 @@ def compiled_decode(dtype: str) -> list[dict]:
   rows = []
   for name, (function, *arguments) in programs.items():
     started = time.perf_counter()
-    compiled = jax.jit(function).lower(params, *arguments).compile()
+    placed = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+      (params, *arguments),
+    )
+    compiled = jax.jit(function).lower(*placed).compile()
     memory = compiled.memory_analysis()
     rows.append(
       {
         "program": name,
+        "compiled for": topology or "CPU",
         "dtype": dtype,
         "arguments_mib": memory.argument_size_in_bytes / MIB,
         "temporary_mib": memory.temp_size_in_bytes / MIB,
@@ -238,6 +256,7 @@ def main() -> None:
   parser.add_argument("part", choices=("speed", "length", "large", "compiled", "_stream"))
   parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (speed)")
   parser.add_argument("--dtype", default="bfloat16", help="activations (compiled)")
+  parser.add_argument("--topology", default="", help="TPU slice, such as v5p:2x2x1 (compiled)")
   parser.add_argument("--frames", type=int, default=17, help=argparse.SUPPRESS)
   parser.add_argument("--size", default="512x896", help=argparse.SUPPRESS)
   parser.add_argument("--base", type=int, default=32, help=argparse.SUPPRESS)
@@ -265,7 +284,8 @@ def main() -> None:
     keep("large", [row])
     print(f"\npeak {row['peak_mib'] / 1024:.2f} GiB (bar 8)")
   else:
-    keep("compiled", compiled_decode(options.dtype))
+    name = f"compiled for {options.topology}" if options.topology else "compiled"
+    keep(name, compiled_decode(options.dtype, options.topology))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ values, and enlarges again: bicubic in space, linear in time. The best of all it
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 PIXELS = "pixels/17x32x32"
 FRAMES, SIDE = 17, 32
 

@@ -59,7 +59,11 @@ def _params():
   )
   # Averages from an earlier step.
   return noisy | {
-    "running": {"step": jnp.float32(3), "lecam_real": jnp.float32(0.4), "lecam_fake": -0.3}
+    "running": {
+      "step": jnp.float32(3),
+      "lecam_real": jnp.float32(0.4),
+      "lecam_fake": jnp.float32(-0.3),
+    }
   }
 
 
@@ -201,3 +205,16 @@ def test_parts_that_have_no_chain_are_refused():
   only = optimizers.by_part(parts={"vae": optax.sgd(0.1)})
   with pytest.raises(ValueError, match=r"got chains for \['vae'\], expected one for each of"):
     only.init_state(_params())
+
+
+def test_moments_of_each_part_have_the_axes_of_their_parameters():
+  chains = {"vae": optax.adam(0.1), "discriminator": optax.sgd(0.1)}
+  optimizer = optimizers.by_part(parts=chains | {"running": optimizers.assignment()})
+  params = _params()
+  axes = jax.tree.map(lambda p: jax.sharding.PartitionSpec(*["a"] * p.ndim), params)
+  axes["running"] = dict.fromkeys(params["running"], jax.sharding.PartitionSpec())
+  state = jax.eval_shape(optimizer.init_state, params)
+  derived = optimizer.derive_logical_axes(state, axes)
+  moments = derived.param_states.inner_states["vae"].inner_state[0]
+  assert moments.mu["vae"] == moments.nu["vae"] == axes["vae"]
+  assert moments.count == jax.sharding.PartitionSpec()

@@ -18,6 +18,7 @@ CORE = [
   "orbax-checkpoint>=0.12",
   "protobuf>=6.33,<7",
   "safetensors",
+  "tensorstore",
   "sentencepiece>=0.2.1,<0.2.3",
   "seqio>=0.0.20",
   "tensorflow>=2.21",

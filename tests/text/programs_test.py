@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import flax.traverse_util
 import numpy as np
 import pytest
 
@@ -88,6 +89,43 @@ def test_import_of_a_folder_and_of_a_lone_file_give_the_same_encoder(manifest, t
     count = sum(int(np.prod(p.shape)) for p in _leaves(encoder.params))
     assert f"parameters   {count:,}\n" in output
   assert infer_config(SafetensorsSource(lone)) == encoder.config
+
+
+def test_a_t5x_checkpoint_and_safetensors_of_the_same_weights_are_the_same_encoder(
+  manifest, tmp_path, capsys
+):
+  import tensorstore as ts
+
+  first = tmp_path / "first"
+  init_encoder.main(["--captions", str(manifest), "--output", str(first)])
+  expected = printed_fingerprint(capsys.readouterr().out)
+  encoder = TextEncoder.load(first)
+  checkpoint = tmp_path / "checkpoint_7"
+
+  def write(name, array):
+    path = str(checkpoint / f"target.{name.replace('/', '.')}") + "/"
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": path}}
+    spec["metadata"] = {
+      "compressor": {"id": "gzip"},
+      "chunks": [max(1, n // 2) for n in array.shape],
+    }
+    ts.open(spec, create=True, dtype=array.dtype.name, shape=array.shape).result()[...] = array
+
+  for name, array in flax.traverse_util.flatten_dict(encoder.params, sep="/").items():
+    write(name, np.asarray(array))
+  # The decoder of the whole model is left alone.
+  write("decoder/decoder_norm/scale", np.ones(64, np.float32))
+  flags = ["--source", str(checkpoint), "--output", str(tmp_path / "out")]
+  assert import_encoder.main([*flags, "--vocabulary", str(first / "spiece.model")]) == 0
+  assert printed_fingerprint(capsys.readouterr().out) == expected
+  table = checkpoint / "target.encoder.relpos_bias.rel_embedding"
+  table.rename(tmp_path / "table")
+  with pytest.raises(ValueError, match=r"lacks \['encoder/relpos_bias/rel_embedding'\]"):
+    import_encoder.main([*flags, "--overwrite", "--vocabulary", str(first / "spiece.model")])
+  (tmp_path / "table").rename(table)
+  write("encoder/layers_0/extra/scale", np.zeros(3, np.float32))
+  with pytest.raises(ValueError, match=r"does not use, e\.g\. encoder/layers_0/extra/scale"):
+    import_encoder.main([*flags, "--overwrite", "--vocabulary", str(first / "spiece.model")])
 
 
 def _leaves(tree):

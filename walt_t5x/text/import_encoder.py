@@ -1,9 +1,11 @@
-"""Imports T5 v1.1 encoder weights from Hugging Face safetensors into a text encoder folder.
+"""Imports T5 v1.1 encoder weights, from Hugging Face safetensors or a T5X checkpoint, into a text encoder folder.
 
   python -m walt_t5x.text.import_encoder --source google_t5-v1_1-xl/ --output encoders/t5_xl
+  python -m walt_t5x.text.import_encoder --source t5_1_1_xl/checkpoint_1000000 \\
+    --vocabulary cc_all.32000/sentencepiece.model --output encoders/t5_xl
 
-The source is local: a model folder, a sharded index, or a lone .safetensors file. Only the encoder
-is kept, as float32; one tensor is in memory at a time.
+The source is local: a model folder, a sharded index, a lone .safetensors file, or a checkpoint_<step> folder of T5X.
+Only the encoder is kept, as float32; one tensor is in memory at a time.
 """
 
 import argparse
@@ -20,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--source", required=True, help="folder, .safetensors or model.safetensors.index.json"
+    "--source",
+    required=True,
+    help="folder, .safetensors, model.safetensors.index.json, or a T5X checkpoint_<step>",
   )
   parser.add_argument("--output", required=True, help="text encoder folder to write")
   parser.add_argument("--vocabulary", help="T5's spiece.model (default: the one beside the source)")
@@ -33,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   if output.resolve() == folder.resolve():
     parser.error("--output is the source's own folder; choose another one.")
 
+  from walt_t5x.text import t5x_checkpoint
   from walt_t5x.text.config import T5Config
   from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, save_encoder
   from walt_t5x.text.fingerprint import encoder_fingerprint
@@ -41,16 +46,22 @@ def main(argv: list[str] | None = None) -> int:
   from walt_t5x.text.safetensors_files import SafetensorsSource
   from walt_t5x.text.vocabulary import Vocabulary
 
-  source = SafetensorsSource(source_path)
   stored_config = folder / CONFIG_FILE
-  config = T5Config.from_json(stored_config) if stored_config.is_file() else infer_config(source)
+  stored = T5Config.from_json(stored_config) if stored_config.is_file() else None
+  if source_path.is_dir() and any(source_path.glob("target.*")):
+    source = t5x_checkpoint.T5XSource(source_path)
+    config = stored or t5x_checkpoint.infer_config(source)
+    weights = t5x_checkpoint.T5XWeights(source, config)
+  else:
+    source = SafetensorsSource(source_path)
+    config = stored or infer_config(source)
+    weights = HuggingFaceWeights(source, config)
   vocabulary = Vocabulary.load(args.vocabulary or folder / VOCABULARY_FILE)
   if len(vocabulary) > config.vocab_size:
     parser.error(
       f"the vocabulary has {len(vocabulary)} pieces, the weights {config.vocab_size} rows; pass "
       "the --vocabulary that belongs to them."
     )
-  weights = HuggingFaceWeights(source, config)
   save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
 
   shapes = parameter_shapes(config).values()

@@ -105,6 +105,15 @@ def test_equals_torch_on_random_weights(flat):
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kernel", "stride", "t"), [(7, 2, 9), (7, 2, 16), (3, 1, 5), (1, 1, 2)])
+def test_shifted_convolution_equals_the_native_one(kernel, stride, t):
+  rng = np.random.default_rng(3)
+  x = jnp.asarray(rng.normal(size=(2, t, 12, 9, 3)), jnp.float32)
+  k = jnp.asarray(rng.normal(size=(kernel,) * 3 + (3, 4)), jnp.float32)
+  both = [np.asarray(f(x, k, stride)) for f in (i3d._native, i3d._shifted)]
+  np.testing.assert_allclose(*both, atol=1e-3)
+
+
 def test_equals_the_public_pytorch_i3d(flat):
   module = public_module("cdfvd", "third_party.i3d.pytorch_i3d")
   network = module.InceptionI3d(400, in_channels=3).eval()

@@ -141,7 +141,7 @@ def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
 def plan_references(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
   """The reference clips of every fold.
 
-  With a count, each fold walks the files in its own random order, again and again until it has
+  Assumption: with a count, each fold walks the files in its own random order, again and again until it has
   enough; without one it takes `reference_clips_per_video` of every file.
 
   Raises:
@@ -168,7 +168,7 @@ def plan_references(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
 def read_clip(clip: Clip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
   """The frames [T, H, W, 3], uint8, cut and resized as the protocol says.
 
-  Resizing rounds to bytes, because the networks are defined on bytes.
+  Assumption: resizing rounds to bytes, because the networks are defined on what a file holds.
 
   Raises:
     ValueError: a file with fewer frames than a clip.

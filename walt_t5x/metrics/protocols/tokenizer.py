@@ -1,6 +1,8 @@
 """The tokenizer: rFVD of reconstructions against their inputs, PSNR and SSIM of each pair.
 
 A reconstruction and its input carry the same file name without suffix.
+
+Assumption: 16 frames at 128 x 128 for all three; the paper names none for its own tokenizer.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ScoreRule, Statistic

@@ -1,7 +1,7 @@
 """Does FVD respond? Real clips of the sample corpus against themselves, each other, and under damage.
 
   python -m data.samples --output=corpus --num_clips=8 --num_stills=1
-  python -m benchmarks.fvd_responds --corpus=corpus --i3d_weights=i3d.safetensors --clips=12 --frames=9
+  python -m benchmarks.fvd_responds --corpus=corpus --i3d_weights=i3d.safetensors --clips=10 --frames=9 --batch=5
 
 Set A is one window of frames of each chosen place, set B the window after it. A is scored against
 itself, against B, and against five levels each of blur, noise, frame shuffling and mode dropping.

@@ -131,6 +131,7 @@ def step_times(size: str, turns: int, folder: Path) -> dict[str, Any]:
   state = initializer.from_scratch(jax.random.PRNGKey(0))
   batch = next(iterator)
 
+  (folder / size).mkdir()
   by_hand = hand_written(model, state, batch)
   trainer = engine.Trainer(
     model=model,

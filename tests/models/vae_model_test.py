@@ -218,3 +218,23 @@ def test_moments_of_each_part_have_the_axes_of_their_parameters():
   moments = derived.param_states.inner_states["vae"].inner_state[0]
   assert moments.mu["vae"] == moments.nu["vae"] == axes["vae"]
   assert moments.count == jax.sharding.PartitionSpec()
+
+
+def test_two_hundred_adversarial_steps_do_not_diverge():
+  chain = optimizers.adamw_chain(1e-3, b1=0.0, b2=0.99)
+  optimizer = optimizers.by_part(
+    parts={"vae": chain, "discriminator": chain, "running": optimizers.assignment()}
+  )
+  params, step = _params(), _compiled()
+  state = optimizer.init_state(params)
+  update = jax.jit(optimizer.apply_gradient)
+  errors, logits = [], []
+  for _ in range(200):
+    (loss, metrics), grads = step(params)
+    params, state = update(params, state, grads)
+    errors.append(float(metrics["mse"].compute()))
+    logits.append(float(abs(metrics["adversarial/logit_real"].compute())))
+    assert np.isfinite(loss)
+  assert np.mean(errors[-20:]) < 0.5 * errors[0]
+  assert max(logits[100:]) < 10
+  assert float(params["running"]["step"]) == 203

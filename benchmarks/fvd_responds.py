@@ -1,6 +1,6 @@
 """Does FVD respond? Real clips of the sample corpus against themselves, each other, and under damage.
 
-  python -m data.samples --output=corpus --num_clips=8 --num_stills=1
+  python -m data.samples --output=corpus
   python -m benchmarks.fvd_responds --corpus=corpus --i3d_weights=i3d.safetensors --clips=10 --frames=9 --batch=5
 
 Set A is one window of frames of each chosen place, set B the window after it. A is scored against

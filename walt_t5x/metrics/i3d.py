@@ -47,7 +47,7 @@ def _native(x: Array, kernel: Array, stride: int) -> Array:
 def _shifted(x: Array, kernel: Array, stride: int) -> Array:
   """The same as a sum of 2D convolutions, one a time step of the kernel.
 
-  XLA's 3D convolution on the CPU takes 1.5 to 4 times the processor time (7^3 stride 2 over 224^2: 4.2
+  XLA's 3D convolution on the CPU takes 1.4 to 4 times the processor time (7^3 stride 2 over 224^2: 4.2
   times; 3^3 over 56^2: 1.4; over 28^2: 1.9).
   """
   b, t, h, w, c = x.shape

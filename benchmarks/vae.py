@@ -257,6 +257,7 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (speed)")
   parser.add_argument("--dtype", default="bfloat16", help="activations (compiled)")
   parser.add_argument("--topology", default="", help="TPU slice, such as v5p:2x2x1 (compiled)")
+  parser.add_argument("--whole", action="store_true", help="one pass beside the stream (length)")
   parser.add_argument("--frames", type=int, default=17, help=argparse.SUPPRESS)
   parser.add_argument("--size", default="512x896", help=argparse.SUPPRESS)
   parser.add_argument("--base", type=int, default=32, help=argparse.SUPPRESS)
@@ -270,12 +271,14 @@ def main() -> None:
   elif options.part == "speed":
     keep("speed", speed(options.repeats))
   elif options.part == "length":
-    settings = ("--size=96x96", "--base=32", "--blocks=1")
+    settings = ("--size=64x64", "--base=16", "--blocks=1")
     rows = []
     for frames in LENGTHS:
       row = in_own_process("_stream", f"--frames={frames}", *settings)
-      row["one_pass_buffers_mib"] = whole_decode_mib(frames, 96, 96, base=32, blocks=1)
+      if options.whole:
+        row["one_pass_buffers_mib"] = whole_decode_mib(frames, 64, 64, base=16, blocks=1)
       rows.append(row)
+      print(row, file=sys.stderr, flush=True)
     keep("length", rows)
     peaks = [row["peak_mib"] for row in rows]
     print(f"\nlargest / smallest peak: {max(peaks) / min(peaks):.3f} (bar 1.1)")

@@ -36,6 +36,7 @@ ALLOWED = {
     "walt_t5x.video_io",
   ),
   "walt_t5x.flops": (),
+  "walt_t5x.partitioning": (),
   "walt_t5x.tpu_compile": ("walt_t5x.engine",),
   "walt_t5x.generation": (
     "walt_t5x.models",

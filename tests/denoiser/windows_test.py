@@ -16,11 +16,11 @@ def test_partition_then_merge_is_the_identity(grid, window):
 
 
 def test_partition_equals_a_loop():
-  grid, (wt, wh, ww) = (2, 4, 6), (2, 2, 3)
+  grid, (wt, wh, ww) = (4, 4, 6), (2, 2, 3)
   x = np.random.default_rng(0).normal(size=(2, *grid, 3)).astype(np.float32)
   expected = []
-  for t in range(0, 2, wt):
-    for h in range(0, 4, wh):
+  for h in range(0, 4, wh):
+    for t in range(0, 4, wt):
       for w in range(0, 6, ww):
         expected.append(x[:, t : t + wt, h : h + wh, w : w + ww].reshape(2, -1, 3))
   got = partition(jnp.asarray(x), (wt, wh, ww))

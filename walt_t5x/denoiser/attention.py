@@ -142,7 +142,6 @@ class CrossAttention(nn.Module):
     heads = (self.num_heads, width // self.num_heads)
     windows = partition(x, self.window)
     frames = t // self.window[0]
-    per_frame = windows.shape[1] // frames
     if text.shape[1] not in (1, frames):
       raise ValueError(
         f"cross-attention in windows {tuple(self.window)} got {text.shape[1]} texts a row: expected 1. Images with a "
@@ -157,13 +156,10 @@ class CrossAttention(nn.Module):
       norms = {name: ScaleNorm(name=f"{name}_norm") for name in norms}
 
     def of_windows(per_text: Array) -> Array:
-      # [B, t_text, ...] -> [B, n, ...]: windows run over time first. The text is projected once a row, before this.
+      # [B, t_text, ...] -> [B, n, ...] in the order of the windows. The text is projected once a row, before this.
       rest = per_text.shape[2:]
-      spread = jnp.broadcast_to(per_text[:, :, None], (batch, per_text.shape[1], per_frame, *rest))
-      spread = jnp.broadcast_to(
-        spread.reshape(batch, -1, per_frame, *rest), (batch, frames, per_frame, *rest)
-      )
-      return spread.reshape(batch, frames * per_frame, *rest)
+      of_grid = (batch, h // self.window[1], frames, w // self.window[2], *rest)
+      return jnp.broadcast_to(per_text[:, None, :, None], of_grid).reshape(batch, -1, *rest)
 
     def with_text(tokens: Array, of_text: Array) -> Array:
       return jnp.concatenate([tokens, of_windows(of_text)], axis=2)

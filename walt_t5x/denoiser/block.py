@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.layers import Linear, layer_norm
+from walt_t5x.denoiser.sharding import constrain
 from walt_t5x.denoiser.windows import Window
 
 
@@ -144,5 +145,5 @@ class BlockPair(nn.Module):
         image_rows=self.image_rows,
         dtype=self.dtype,
         name=name,
-      )(x, inputs)
-    return x, None
+      )(constrain(x), inputs)
+    return constrain(x), None

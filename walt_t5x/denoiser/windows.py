@@ -33,13 +33,17 @@ def num_windows(grid: Window, window: Window) -> int:
 def partition(
   tokens: Shaped[Array, "B t h w *rest"], window: Window
 ) -> Shaped[Array, "B n m *rest"]:
-  """Cuts the grid: [B, t, h, w, ...] -> [B, windows, tokens of a window, ...], both in row-major (t, h, w) order."""
+  """Cuts the grid: [B, t, h, w, ...] -> [B, windows, tokens of a window, ...].
+
+  Windows run over height, then time, then width, so that a grid whose height is split over devices gives windows that
+  are split likewise; tokens of a window run over time, height, width.
+  """
   batch, t, h, w, *rest = tokens.shape
   check_window((t, h, w), window)
   wt, wh, ww = window
   split = tokens.reshape(batch, t // wt, wt, h // wh, wh, w // ww, ww, *rest)
   rest_axes = range(7, 7 + len(rest))
-  split = jnp.transpose(split, (0, 1, 3, 5, 2, 4, 6, *rest_axes))
+  split = jnp.transpose(split, (0, 3, 1, 5, 2, 4, 6, *rest_axes))
   return split.reshape(batch, num_windows((t, h, w), window), wt * wh * ww, *rest)
 
 
@@ -50,7 +54,7 @@ def merge(
   check_window(grid, window)
   batch, _, _, *rest = windows.shape
   (t, h, w), (wt, wh, ww) = grid, window
-  split = windows.reshape(batch, t // wt, h // wh, w // ww, wt, wh, ww, *rest)
+  split = windows.reshape(batch, h // wh, t // wt, w // ww, wt, wh, ww, *rest)
   rest_axes = range(7, 7 + len(rest))
-  split = jnp.transpose(split, (0, 1, 4, 2, 5, 3, 6, *rest_axes))
+  split = jnp.transpose(split, (0, 2, 4, 1, 5, 3, 6, *rest_axes))
   return split.reshape(batch, t, h, w, *rest)

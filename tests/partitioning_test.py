@@ -1,0 +1,231 @@
+"""Every set of rules computes what one device computes, and puts each parameter where its table says."""
+
+import functools
+import re
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from flax.linen.partitioning import get_axis_names
+from jax.sharding import PartitionSpec
+
+from walt_t5x import engine, partitioning
+from walt_t5x.denoiser.attention import WindowAttention
+from walt_t5x.denoiser.sharding import TOKENS, constrain
+from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
+from walt_t5x.engine.builtin.train_state import split_variables
+
+TINY = {
+  "num_layers": 2,
+  "width": 16,
+  "num_heads": 4,
+  "mlp_dim": 32,
+  "latent_channels": 4,
+  "spatial_window": (1, 4, 8),
+  "spatiotemporal_window": (3, 4, 4),
+  "text_dim": 8,
+  "scan_layers": True,
+  "dtype": jnp.float32,
+}
+# (size of 'model', rules): by name of the setting in the table of walt_t5x/partitioning.py.
+SETTINGS = {
+  "data": (1, {}),
+  "fully_sharded": (1, {"fully_sharded": True}),
+  "tensor": (4, {}),
+  "fully_sharded_tensor": (2, {"fully_sharded": True}),
+  "sequence": (2, {"model_axis": "sequence"}),
+  "fully_sharded_sequence": (2, {"model_axis": "sequence", "fully_sharded": True}),
+}
+STAGES = {
+  "base": {"frame_prediction": True},
+  "sr": {"patch_size": 2, "low_resolution_scale": 2, "pooled_text": False},
+}
+ROWS = 8
+# What is compiled runs once: LLVM need not work hard.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def partitioner(setting: str) -> engine.PjitPartitioner:
+  size, settings = SETTINGS[setting]
+  return engine.PjitPartitioner(
+    num_partitions=size, logical_axis_rules=partitioning.rules(**settings)
+  )
+
+
+@functools.cache
+def stage(name: str):
+  """(module, inputs by row, parameters, their logical axes); noise everywhere: a zero start would hide errors."""
+  module = WaltDenoiser(**(TINY | STAGES[name]))
+  rng = np.random.default_rng(0)
+
+  def noise(*shape):
+    return jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32)
+
+  side = 8 * module.patch_size
+  latents, steps = noise(3, side, side, 4), jnp.arange(ROWS) * 100.0
+  given = {"text": noise(3, 4, 8), "text_mask": jnp.ones((ROWS, 3, 4), bool)}
+  if module.frame_prediction:
+    given |= {"frames": noise(3, side, side, 4), "frame_mask": jnp.ones((ROWS, 3)).at[:, 1:].set(0)}
+  if module.low_resolution_scale:
+    given |= {
+      "low_resolution": noise(3, side // 2, side // 2, 4),
+      "low_resolution_noise": noise(3, side, side, 4),
+      "low_resolution_gamma": jnp.full(ROWS, 0.9),
+      "low_resolution_steps": jnp.full(ROWS, 50.0),
+    }
+  given |= {"is_image": jnp.arange(ROWS) % 2 == 1}
+  inputs = (latents, steps, noise(3, side, side, 4), given)
+  variables = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), *inputs[:3], Conditioning(**given))
+  )
+  params, axes = split_variables(variables)
+  params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), params)
+  return module, inputs, params, flax.core.unfreeze(get_axis_names(flax.core.unfreeze(axes)))
+
+
+def step(name: str):
+  module, inputs, params, axes = stage(name)
+
+  def loss_and_gradients(params, inputs):
+    def loss(params):
+      conditioning = Conditioning(**inputs[3])
+      return jnp.square(module.apply({"params": params}, *inputs[:3], conditioning)).mean()
+
+    return jax.value_and_grad(loss)(params)
+
+  return loss_and_gradients, params, inputs, axes
+
+
+@functools.cache
+def expected(name: str):
+  function, params, batch, _ = step(name)
+  compiled = jax.jit(function).lower(params, batch).compile(QUICKLY)
+  return jax.device_get(compiled(params, batch))
+
+
+@functools.cache
+def partitioned(name: str, setting: str):
+  """(compiled text, loss, gradients that lie on the mesh)."""
+  function, params, batch, axes = step(name)
+  made = partitioner(setting)
+  mesh_axes = made.get_mesh_axes(axes)
+  rows = jax.tree.map(lambda _: made.data_partition_spec, batch)
+  lowered = made.partition(function, (mesh_axes, rows), (None, mesh_axes)).lower(params, batch)
+  compiled = lowered.compile(QUICKLY)
+  placed = (
+    jax.device_put(params, made.get_shardings(mesh_axes)),
+    jax.device_put(batch, made.data_sharding),
+  )
+  return compiled.as_text(), *compiled(*placed)
+
+
+CASES = [*(("base", setting) for setting in SETTINGS), ("sr", "sequence")]
+
+
+@pytest.mark.parametrize("name, setting", CASES)
+def test_loss_and_gradients_are_those_of_one_device(name, setting):
+  wanted_loss, wanted = expected(name)
+  _, loss, gradients = partitioned(name, setting)
+  assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
+  scale = max(np.abs(g).max() for g in jax.tree.leaves(wanted))
+  assert scale > 0
+  for path, g in traverse_util.flatten_dict(jax.device_get(gradients), sep="/").items():
+    want = traverse_util.flatten_dict(wanted, sep="/")[path]
+    np.testing.assert_allclose(
+      g, want, rtol=1e-5, atol=1e-5 * np.abs(want).max() + 1e-6 * scale, err_msg=path
+    )
+
+
+# What the table says of a kernel: (the leading axis of a scanned stack) and the kernel's own.
+MATRICES = {
+  "attention/query/kernel": ("embed", "heads", None),
+  "attention/out/kernel": ("heads", None, "embed"),
+  "mlp/wi/kernel": ("embed", "mlp"),
+  "mlp/wo/kernel": ("mlp", "embed"),
+  "adaln_lora/down/kernel": ("embed", None),
+  "attention/relative_position_bias/table": (None, "heads"),
+}
+TABLE = {
+  "data": {"embed": None, "heads": None, "mlp": None},
+  "fully_sharded": {"embed": 8, "heads": None, "mlp": None},
+  "tensor": {"embed": None, "heads": 4, "mlp": 4},
+  "fully_sharded_tensor": {"embed": 4, "heads": 2, "mlp": 2},
+  "sequence": {"embed": None, "heads": None, "mlp": None},
+  "fully_sharded_sequence": {"embed": 8, "heads": None, "mlp": None},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_parameters_lie_as_the_table_says(setting):
+  _, _, gradients = partitioned("base", setting)
+  flat = traverse_util.flatten_dict(gradients, sep="/")
+  for suffix, names in MATRICES.items():
+    found = {path: g for path, g in flat.items() if path.endswith("spatial/" + suffix)}
+    assert found, suffix
+    for path, array in found.items():
+      parts = [1, *(TABLE[setting].get(name) or 1 for name in names)]
+      shape = tuple(size // n for size, n in zip(array.shape, parts))
+      assert {shard.data.shape for shard in array.addressable_shards} == {shape}, path
+
+
+def test_rules_name_every_axis_of_every_module():
+  names = {name for name, _ in partitioning.rules()}
+  for name in STAGES:
+    axes = stage(name)[3]
+    leaves = jax.tree.leaves(axes, is_leaf=lambda n: isinstance(n, PartitionSpec))
+    assert {a for spec in leaves for a in spec if a is not None} <= names
+
+
+COLLECTIVE = re.compile(
+  r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def test_data_parallel_moves_nothing_but_sums():
+  text, *_ = partitioned("base", "data")
+  assert set(COLLECTIVE.findall(text)) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("window, free", [((1, 4, 8), True), ((3, 4, 4), True), ((1, 8, 8), False)])
+def test_windows_within_a_part_need_no_other_device(window, free):
+  """Forward and backward; a window over the border of two parts is the counterexample."""
+  layer = WindowAttention(window=window, num_heads=4)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 8, 8, 16)), jnp.float32)
+  params = layer.init(jax.random.key(0), x)["params"]
+
+  def gradient(x):
+    def total(x):
+      return jnp.square(constrain(layer.apply({"params": params}, constrain(x)))).sum()
+
+    return constrain(jax.grad(total)(x))
+
+  made = partitioner("sequence")
+  spec = PartitionSpec("data", None, "model", None, None)
+  compiled = made.compile(made.partition(gradient, (spec,), spec), x)
+  assert (COLLECTIVE.findall(compiled.as_text()) == []) == free
+  placed = jax.device_put(x, jax.sharding.NamedSharding(made.mesh, spec))
+  np.testing.assert_allclose(compiled(placed), gradient(x), rtol=1e-4, atol=1e-4)
+
+
+def _constraints(made, rows):
+  x = jnp.zeros((rows, 3, 8, 8, 16))
+  return re.findall(
+    r"spec=(P\S*\(.*?\))", str(made.partition(constrain, None, None).trace(x).jaxpr)
+  )
+
+
+def test_constrain_speaks_in_a_step_only_and_where_sizes_divide():
+  assert "sharding_constraint" not in str(jax.make_jaxpr(constrain)(jnp.zeros((4, 3, 8, 8, 16))))
+  made = partitioner("sequence")
+  assert _constraints(made, 4) == ["P('data', None, 'model', None, None)"]
+  assert _constraints(made, 3) == ["P(None, None, 'model', None, None)"]
+
+
+def test_unknown_axis_use_is_refused():
+  with pytest.raises(ValueError, match=r"model_axis='rows': expected one of"):
+    partitioning.rules(model_axis="rows")
+  first = partitioning.rules(additional_rules=[("embed", "model")])[0]
+  assert first == ("embed", "model") and TOKENS[0] == "batch"

@@ -47,11 +47,6 @@ class Band:
           found.append(f"{name}: mean PSNR is {psnr:.2f} dB, the least is {self.min_psnr:g}")
     return found
 
-  @property
-  def open(self) -> bool:
-    """Whether nothing can lie outside."""
-    return self == Band()
-
 
 class Samples:
   """The `count` rows of a shard with the smallest keys, whatever their order and batches."""

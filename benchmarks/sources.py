@@ -52,7 +52,7 @@ def write(kind: str, folder: Path, count: int) -> str:
 
     written = pa.parquet.ParquetWriter(path, pa.Table.from_pylist(list(rows(1))).schema)
     every = rows(count)
-    while group := list(itertools.islice(every, 50_000)):
+    while group := list(itertools.islice(every, 20_000)):
       written.write_table(pa.Table.from_pylist(group))
     written.close()
   else:
@@ -90,15 +90,15 @@ def lines(kind: str, path: str):
 
 def read_one(kind: str, path: str) -> dict:
   """Figures of one read, in this process."""
-  import resource
-
   started, count = time.process_time(), 0
   for line in lines(kind, path):
     count += 1
     if count == 1 and ("aesthetic" not in line or "source_error" in line):
       raise RuntimeError(f"{kind}: not the row that was written: {line}")
   seconds = time.process_time() - started
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  # Not ru_maxrss: that of a process that another one started is at least the other's memory.
+  status = Path("/proc/self/status").read_text()
+  peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
   return {"rows": count, "seconds": seconds, "peak_mib": peak}
 
 
@@ -149,8 +149,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--small", type=int, default=50_000)
-  parser.add_argument("--large", type=int, default=250_000)
+  parser.add_argument("--small", type=int, default=20_000)
+  parser.add_argument("--large", type=int, default=100_000)
   parser.add_argument("--output", default=str(HERE / "sources"))
   parser.add_argument("--read", nargs=2, metavar=("KIND", "PATH"), help="read one file and print")
   args = parser.parse_args()

@@ -1,6 +1,7 @@
 """The launcher, its gin files, and what a run leaves behind."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import gin
 from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x import train as launcher
-from walt_t5x.engine import choice, gin_config, provenance
+from walt_t5x.engine import checkpoints, choice, gin_config, provenance
 from walt_t5x.engine.builtin import run_inputs
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
 
@@ -57,6 +58,15 @@ def test_help_is_quick():
 def test_importing_the_package_is_cheap():
   code = "import sys, walt_t5x, walt_t5x.engine; assert not {'jax', 'tensorflow', 'gin'} & set(sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_relative_model_folder_saves_and_resumes(launch, tmp_path, monkeypatch):
+  toy_gin = f"--gin_file={os.path.abspath('tests/engine/toy.gin')}"
+  monkeypatch.chdir(tmp_path)
+  for steps in (2, 4):
+    launch(toy_gin, '--gin.MODEL_DIR="a/run"', f"--gin.TRAIN_STEPS={steps}", "--gin.SAVE_PERIOD=2")
+    gin.clear_config()
+    assert checkpoints.checkpoint_step("a/run") == steps
 
 
 def test_a_gin_file_trains_and_leaves_its_record(launch, tmp_path):

@@ -9,6 +9,7 @@ and every reader here passes over it. Imports neither TensorFlow nor SeqIO, so B
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -59,9 +60,15 @@ def all_steps(model_dir: epath.PathLike) -> list[int]:
   return sorted(int(match.group(1)) for match in matches if match)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+  """`path` from the root of its file system: Orbax takes no other, and says so only when it saves."""
+  text = os.fspath(path)
+  return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
 def checkpoint_folder(model_dir: epath.PathLike, step: int) -> epath.Path:
-  """The folder of one step."""
-  return epath.Path(model_dir) / f"checkpoint_{step}"
+  """The folder of one step, absolute."""
+  return absolute(model_dir) / f"checkpoint_{step}"
 
 
 def whole_steps(model_dir: epath.PathLike) -> list[int]:
@@ -82,7 +89,7 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
   Raises:
     FileNotFoundError: there is none.
   """
-  path = epath.Path(path)
+  path = absolute(path)
   if _STEP.fullmatch(path.name):
     reason = why_torn(path) if path.exists() else "it does not exist"
     if reason is not None:
@@ -107,7 +114,7 @@ def checkpoint_step(path: epath.PathLike) -> int:
 
 def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
   """Shape and dtype of every array of a checkpoint, by its path of names; reads no array."""
-  tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree
+  tree = ocp.PyTreeCheckpointHandler().metadata(absolute(checkpoint) / "state").tree
   return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
 
 
@@ -153,7 +160,7 @@ def read_arrays(
   restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(
-      epath.Path(checkpoint) / "state",
+      absolute(checkpoint) / "state",
       args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
     )
   return traverse_util.flatten_dict(tree)

@@ -77,7 +77,7 @@ class CheckpointManager:
     if config.save_dataset:
       handlers["dataset"] = RowPositionHandler()
     self._manager = ocp.CheckpointManager(
-      epath.Path(model_dir),
+      checkpoints.absolute(model_dir),
       options=ocp.CheckpointManagerOptions(
         max_to_keep=config.keep,
         keep_period=keep_every,

@@ -3,39 +3,13 @@
 import base64
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.html_page import Page
 from walt_t5x import gallery, video_io
-
-
-class _Page(HTMLParser):
-  """Tags with their attributes, and text by tag."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.text, self._open = [], [], []
-    self.feed(text)
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-    self._open.append(tag)
-
-  def handle_endtag(self, tag):
-    while self._open and self._open.pop() != tag:
-      pass
-
-  def handle_data(self, data):
-    self.text.append((self._open[-1] if self._open else "", data))
-
-  def of(self, tag):
-    return [attrs for name, attrs in self.tags if name == tag]
-
-  def words(self, tag):
-    return [text for name, text in self.text if name == tag]
 
 
 def _clip(num_frames=9, size=32, shade=0.8):
@@ -51,7 +25,7 @@ def _item(prompt="a red square moves right", **fields):
 
 
 def _write(path, items, **options):
-  return _Page(gallery.write_gallery(path, items, **options).read_text(encoding="utf-8"))
+  return Page(gallery.write_gallery(path, items, **options).read_text(encoding="utf-8"))
 
 
 def _content(uri):

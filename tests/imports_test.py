@@ -67,11 +67,13 @@ ALLOWED = {
     "walt_t5x.text",
     "walt_t5x.engine.checkpoints",
   ),
+  "walt_t5x.reporting": ("walt_t5x.engine.checkpoints",),
   # Programs may import anything.
   "walt_t5x.train": OURS,
   "walt_t5x.generate": OURS,
   "walt_t5x.evaluate": OURS,
   "walt_t5x.plan": OURS,
+  "walt_t5x.report": OURS,
   "walt_t5x.inspect_data": OURS,
   "walt_t5x.inspection": OURS,
 }
@@ -83,6 +85,7 @@ PROGRAMS = (
   "walt_t5x.evaluate",
   "walt_t5x.inspect_data",
   "walt_t5x.plan",
+  "walt_t5x.report",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.metrics.import_weights",

@@ -1,0 +1,159 @@
+"""The report: what stands in the folders stands on the page, and nothing else is asked for."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from tests.html_page import Page
+from walt_t5x import report
+from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.reporting import curve_chart
+from walt_t5x.reporting.run_folder import read_curves
+from walt_t5x.reporting.scores import read_scores
+
+FVD = {
+  "protocol": "fvd",
+  "protocol_hash": "66d1dbe3133b",
+  "samples": "samples",
+  "scores": {
+    "FVD": {
+      "score": 609.125,
+      "std": 2.5,
+      "values": 4,
+      "samples": 40,
+      "references": 50,
+      "network": "i3d",
+      "network_fingerprint": "410a247dc4ca77",
+      "public_weights": True,
+    }
+  },
+}
+OBEDIENCE = {
+  "protocol": "caption_obedience",
+  "scores": {
+    "base": {
+      f"caption_obedience/{kind}_{name}": value
+      for kind in ("colour", "direction")
+      for name, value in (("right", 3), ("total", 4), ("accuracy", 0.75))
+    }
+  },
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+  folder = tmp_path / "base"
+  (folder / "checkpoint_4").mkdir(parents=True)  # Nothing in it: torn.
+  lines = [
+    {"step": 2, "loss": 0.5, "odd": "NaN"},
+    {"step": 4, "loss": 0.75},
+    {"step": 4, "training_eval/shapes/loss": 0.25},
+    {"step": 4, "loss": 0.375},  # After a restart from step 2.
+  ]
+  text = "\n".join(map(json.dumps, lines))
+  (folder / "metrics.jsonl").write_text(text + '\n{"step": 5, "lo')
+  (folder / "provenance.json").write_text(json.dumps({"vae": {"fingerprint": "a<b"}}))
+  (folder / "config.gin").write_text("BATCH_SIZE = 4\n")
+  return folder
+
+
+def test_the_later_line_of_a_step_counts_and_a_cut_line_is_counted(run):
+  curves, unreadable = read_curves(run / "metrics.jsonl")
+  assert curves == {
+    "loss": [(2, 0.5), (4, 0.375)],
+    "training_eval/shapes/loss": [(4, 0.25)],
+  }
+  assert unreadable == 1
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-3, 7), (0.013, 0.0131), (1e6, 3e7), (-1e-3, 0)])
+def test_ticks_are_few_round_evenly_spaced_and_inside(low, high):
+  ticks = np.array(curve_chart.ticks(low, high))
+  assert 3 <= len(ticks) <= 9
+  spacing = np.diff(ticks)
+  np.testing.assert_allclose(spacing, spacing[0], rtol=1e-6)
+  assert round(spacing[0] / 10 ** np.floor(np.log10(spacing[0] * 1.0000001))) in (1, 2, 5)
+  slack = 1e-6 * (high - low)
+  assert low - slack <= ticks[0] and ticks[-1] <= high + slack
+
+
+def test_a_curve_is_drawn_to_scale():
+  points = [(0, 1.0), (10, 3.0), (40, 2.0)]
+  drawn = re.search(r'<polyline points="([^"]*)"', curve_chart.chart("loss", {"training": points}))
+  xy = np.array([[float(n) for n in pair.split(",")] for pair in drawn[1].split()])
+  for axis in range(2):
+    # Affine in step and in value: equal ratios of differences (y grows downwards).
+    want = np.diff([p[axis] for p in points])
+    np.testing.assert_allclose(
+      np.diff(xy[:, axis]) / want, np.diff(xy[:, axis])[0] / want[0], rtol=0.01
+    )
+  assert xy[1, 1] < xy[2, 1] < xy[0, 1]
+
+
+def test_training_and_evaluation_share_a_chart():
+  charts = curve_chart.grouped({"loss": [(1, 1.0)], "training_eval/a/loss": [(1, 2.0)]})
+  assert charts == {"loss": {"training": [(1, 1.0)], "held out, a": [(1, 2.0)]}}
+
+
+def test_scores_carry_protocol_hash_network_and_spread(tmp_path):
+  (tmp_path / "scores_fvd.json").write_text(json.dumps(FVD))
+  (row,) = read_scores(tmp_path / "scores_fvd.json")
+  assert row.protocol == "fvd@66d1dbe3133b" and row.value == "609.1 ± 2.5"
+  assert row.network == "i3d 410a247dc4ca (public weights)"
+  (tmp_path / "scores.json").write_text(json.dumps(OBEDIENCE))
+  rows = read_scores(tmp_path / "scores.json")
+  assert [(r.name, r.value) for r in rows] == [
+    ("base: colour", "75% (3 of 4)"),
+    ("base: direction", "75% (3 of 4)"),
+  ]
+  (tmp_path / "scores_bad.json").write_text("[]")
+  with pytest.raises(ValueError, match=r"scores_bad.json holds no scores.*walt_t5x.evaluate"):
+    read_scores(tmp_path / "scores_bad.json")
+
+
+def test_the_page_shows_everything_and_asks_for_nothing(run, tmp_path, capsys):
+  samples = SampleFolder(tmp_path / "samples")
+  video = np.full((5, 16, 16, 3), 0.5, np.float32)
+  for index, prompt in enumerate(["a red <b>square</b>", "a blue circle"]):
+    samples.write(
+      index,
+      prompt=prompt,
+      videos={"base": video},
+      fps=8,
+      seed=7,
+      steps={"base": 4},
+      fingerprints={},
+    )
+  (samples.path / "scores_fvd.json").write_text(json.dumps(FVD))
+  output = tmp_path / "report.html"
+  report.main(
+    [f"--run={run}", f"--samples={samples.path}", "--max_samples=1", f"--output={output}"]
+  )
+  assert json.loads(capsys.readouterr().out) == {
+    "report": str(output),
+    "runs": 1,
+    "scores": 1,
+    "samples": 1,
+  }
+  text = output.read_text("utf-8")
+  page = Page(text)
+  cells = page.words("td")
+  assert {"fvd@66d1dbe3133b", "609.1 ± 2.5", "a<b"} <= set(cells)
+  assert cells[cells.index("checkpoint 4") + 1] == "it has no _CHECKPOINT_METADATA"
+  assert cells[cells.index("plan") + 1].startswith("none: MODEL is missing")
+  assert "a red <b>square</b>" in page.words("h3") and "a blue circle" not in text
+  assert len(page.of("video")) == 1 and page.of("video")[0]["src"].startswith(
+    "data:video/mp4;base64,"
+  )
+  assert "BATCH_SIZE = 4" in "".join(page.words("pre"))
+  assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
+
+
+def test_what_is_missing_is_named(tmp_path, run):
+  output = f"--output={tmp_path / 'report.html'}"
+  with pytest.raises(SystemExit, match=r"nowhere/metrics.jsonl does not exist.*MODEL_DIR"):
+    report.main([f"--run={tmp_path / 'nowhere'}", output])
+  with pytest.raises(SystemExit, match=r"expected an \.html file"):
+    report.main([f"--run={run}", f"--output={tmp_path / 'report.pdf'}"])

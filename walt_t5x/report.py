@@ -1,0 +1,118 @@
+"""One HTML page of a project: scores with their protocols, samples, and each run's curves, data and plan.
+
+  python -m walt_t5x.report --run=runs/quickstart/base --run=runs/quickstart/sr1 \\
+    --samples=runs/quickstart/samples --output=report.html
+
+`--run` is the MODEL_DIR of a training run, `--samples` the --output of `generate`; scores are the `scores*.json` that
+`evaluate` wrote into the sample folders, and further files that `--scores` names. The page holds everything and opens
+offline; a summary of it is printed as JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The flags."""
+  parser = argparse.ArgumentParser(
+    prog="python -m walt_t5x.report",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--run", action="append", default=[], type=Path, help="MODEL_DIR; repeatable")
+  parser.add_argument(
+    "--samples", action="append", default=[], type=Path, help="--output of generate; repeatable"
+  )
+  parser.add_argument(
+    "--scores", action="append", default=[], type=Path, help="further scores files; repeatable"
+  )
+  parser.add_argument("--max_samples", type=int, default=12, help="clips shown of each folder")
+  parser.add_argument("--title", default="Report")
+  parser.add_argument("--output", type=Path, required=True, help=".html file")
+  args = parser.parse_args(argv)
+  if not (args.run or args.samples or args.scores):
+    parser.error("nothing to report: give --run, --samples or --scores")
+  return args
+
+
+def plan_of(config: Path) -> Mapping[str, Any] | str:
+  """The plan of the configuration that a run recorded, or why there is none."""
+  import dataclasses
+
+  import gin
+  from walt_t5x import engine
+  from walt_t5x.engine import gin_config
+  from walt_t5x.plan import plan_gin
+
+  if not config.is_file():
+    return "the run recorded no config.gin"
+  # gin files say `import __main__ as train_script`.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  gin.clear_config()
+  try:
+    gin_config.parse([str(config)], [], [_REPOSITORY], finalize=False)
+    return dataclasses.asdict(plan_gin())
+  except (gin_config.GinError, ValueError) as error:
+    return f"none: {str(error).splitlines()[0]}"
+  finally:
+    gin.clear_config()
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the page.
+
+  Returns:
+    {"report", "runs", "scores", "samples"}: the file, and how many it shows of each.
+
+  Raises:
+    FileNotFoundError: a run, a sample folder or a scores file that is not there.
+    ValueError: a scores file that holds none.
+  """
+  from walt_t5x.generation.sample_folder import SampleFolder
+  from walt_t5x.reporting.report_page import write_report
+  from walt_t5x.reporting.run_folder import read_run
+  from walt_t5x.reporting.scores import read_scores
+
+  parents = {path.name for path in args.run}
+  unique = len(parents) == len(args.run)
+  runs = [read_run(path, path.name if unique else str(path)) for path in args.run]
+  samples, files = [], list(args.scores)
+  for folder in args.samples:
+    samples += list(SampleFolder(folder).samples())[: args.max_samples]
+    files += sorted(folder.glob("scores*.json"))
+  scores = [row for file in files for row in read_scores(file)]
+  write_report(
+    args.output,
+    title=args.title,
+    runs=runs,
+    plans={run.name: plan_of(run.path / "config.gin") for run in runs},
+    scores=scores,
+    samples=samples,
+  )
+  return {
+    "report": str(args.output),
+    "runs": len(runs),
+    "scores": len(scores),
+    "samples": len(samples),
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the page and prints what it holds."""
+  args = parse_arguments(argv)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  try:
+    print(json.dumps(report(args)))
+  except (FileNotFoundError, ValueError) as error:
+    sys.exit(str(error))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,229 @@
+"""The report's HTML: scores, samples, and of each run its curves, data, checkpoints, plan and configuration.
+
+Everything is inside the page and a content security policy forbids every request, so it opens from disk and can be
+mailed as it is.
+"""
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from walt_t5x.reporting.curve_chart import chart, grouped
+from walt_t5x.reporting.run_folder import RunFolder
+from walt_t5x.reporting.scores import ScoreRow
+
+# Quantities whose curves stand open on the page; the others are folded away below them.
+_SHOWN = (
+  "loss",
+  "loss_video",
+  "loss_image",
+  "psnr",
+  "ssim",
+  "mse",
+  "gradient_norm",
+  "learning_rate",
+)
+_SHOWN += ("steps_per_second", "data_wait_share", "goodput/share")
+
+
+def write_report(
+  path: Path,
+  *,
+  title: str,
+  runs: Sequence[RunFolder],
+  plans: Mapping[str, Mapping[str, Any] | str],
+  scores: Sequence[ScoreRow],
+  samples: Sequence[Any],
+) -> Path:
+  """Writes the page; the file appears whole or not at all.
+
+  Args:
+    path: ends in .html.
+    title: heading and window title.
+    runs: in order of appearance.
+    plans: run name -> figures of `walt_t5x.plan`, or the sentence that says why there are none.
+    scores: of all sample folders.
+    samples: `generation.sample_folder.StoredSample`s to show.
+
+  Raises:
+    ValueError: on another suffix.
+  """
+  if path.suffix.lower() not in (".html", ".htm"):
+    raise ValueError(f"--output: got {path}, expected an .html file")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("w", encoding="utf-8") as page:
+      page.write(_HEAD.replace("{{title}}", html.escape(title)))
+      links = "".join(
+        f'<a href="#run{i}">{html.escape(run.name)}</a>' for i, run in enumerate(runs)
+      )
+      page.write(f'<nav><a href="#scores">scores</a><a href="#samples">samples</a>{links}</nav>')
+      page.write(f'<h2 id="scores">Scores</h2>{_scores(scores)}')
+      page.write('<h2 id="samples">Samples</h2><div class="row">')
+      for sample in samples:
+        page.write(_sample(sample))
+      page.write("</div>" if samples else '</div><p class="note">None were named.</p>')
+      for index, run in enumerate(runs):
+        page.write(_run(index, run, plans.get(run.name, "not planned")))
+      page.write(_TAIL)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+  top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+  body = "".join(
+    "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+  )
+  return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _scores(scores: Sequence[ScoreRow]) -> str:
+  if not scores:
+    return '<p class="note">No scores were found; <code>python -m walt_t5x.evaluate</code> writes them.</p>'
+  head = ("protocol", "score", "value", "counts", "network", "judged")
+  rows = [(s.protocol, s.name, s.value, s.counts, s.network, s.samples) for s in scores]
+  note = "Scores compare only under one protocol hash and one network fingerprint."
+  return f'{_table(head, rows)}<p class="note">{note}</p>'
+
+
+def _sample(sample: Any) -> str:
+  figures = []
+  for stage, file in sample.files.items():
+    content = base64.b64encode(file.read_bytes()).decode("ascii")
+    size = "x".join(str(n) for n in sample.sidecar["stages"][stage]["shape"][:3])
+    figures.append(
+      f'<figure><video src="data:video/mp4;base64,{content}" loop muted playsinline '
+      f'aria-label="{html.escape(stage, quote=True)}"></video>'
+      f"<figcaption>{html.escape(stage)} {size}</figcaption></figure>"
+    )
+  facts = f"seed {sample.sidecar.get('seed')}"
+  return (
+    f'<article><h3>{html.escape(sample.prompt)}</h3><div class="row">{"".join(figures)}</div>'
+    f'<p class="note">{html.escape(facts)}</p></article>'
+  )
+
+
+def _facts(run: RunFolder, plan: Mapping[str, Any] | str) -> str:
+  rows: list[tuple[str, object]] = [("folder", run.path), ("newest step", f"{run.last_step:,}")]
+  if isinstance(plan, str):
+    rows.append(("plan", plan))
+  else:
+    rows += [
+      ("parameters", f"{plan['parameters']:,}"),
+      ("tokens a row", f"{plan['tokens_per_row']:,}"),
+      ("rows a step", f"{plan['batch_size']:,}"),
+      ("training operations a step", f"{plan['train_flops_per_step']:.4g}"),
+    ]
+    if plan.get("steps"):
+      total = plan["steps"] * plan["train_flops_per_step"]
+      rows.append(("training operations of the run", f"{total:.4g} in {plan['steps']:,} steps"))
+  for saved in run.checkpoints:
+    rows.append((f"checkpoint {saved.step:,}", saved.problem or "whole"))
+  if run.unreadable_lines:
+    rows.append(("unreadable lines of metrics.jsonl", run.unreadable_lines))
+  return _table(("of the run", ""), rows)
+
+
+def _provenance(provenance: Mapping[str, Any]) -> str:
+  if not provenance:
+    return '<p class="note">The run recorded no provenance of its rows.</p>'
+  rows: list[tuple[str, object]] = []
+  for name, value in sorted(provenance.items()):
+    if name == "latents":
+      rows += [
+        (
+          f"normalisation of {field}",
+          f"{entry.get('channels')} channels, {entry.get('count', '?')} values",
+        )
+        for field, entry in sorted(value.items())
+      ]
+    elif name == "null_text":
+      rows.append(("null caption", f"{len(value.get('ids', ()))} tokens"))
+    elif isinstance(value, Mapping):
+      rows += [
+        (f"{name}: {k}", json.dumps(v) if isinstance(v, (dict, list)) else v)
+        for k, v in sorted(value.items())
+      ]
+    else:
+      rows.append((name, value))
+  return _table(("of its rows", ""), rows)
+
+
+def _run(index: int, run: RunFolder, plan: Mapping[str, Any] | str) -> str:
+  charts = grouped(run.curves)
+  shown = [name for name in _SHOWN if name in charts]
+  hidden = sorted(set(charts) - set(shown))
+  drawn = "".join(chart(name, charts[name]) for name in shown)
+  more = "".join(chart(name, charts[name]) for name in hidden)
+  folded = (
+    f'<details><summary>{len(hidden)} more curves</summary><div class="row">{more}</div></details>'
+  )
+  config = (
+    f"<details><summary>configuration (gin)</summary><pre>{html.escape(run.config)}</pre></details>"
+  )
+  return (
+    f'<h2 id="run{index}">{html.escape(run.name)}</h2><div class="row">{_facts(run, plan)}'
+    f'{_provenance(run.provenance)}</div><div class="row">{drawn}</div>'
+    f"{folded if hidden else ''}{config if run.config else ''}"
+  )
+
+
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; media-src data:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{{title}}</title>
+<style>
+:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
+  --rule: #deded8; --line-1: #2f6fb5; --line-2: #c0562b; --line-3: #3a8a4d; --line-4: #8a4fae; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --rule: #34342f;
+    --line-1: #7fb0e6; --line-2: #f0986f; --line-3: #79cf8d; --line-4: #c79be6; } }
+* { box-sizing: border-box; }
+body { margin: 0; padding: 16px 24px 48px; background: var(--page); color: var(--ink);
+  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 20px; margin: 4px 0 8px; } h2 { font-size: 17px; margin: 28px 0 8px; }
+h3 { font-size: 14px; margin: 0 0 6px; }
+nav a { margin-right: 14px; color: var(--line-1); }
+table { border-collapse: collapse; background: var(--card); border: 1px solid var(--rule); }
+th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top;
+  overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+th { color: var(--soft); font-weight: 500; } td:first-child { overflow-wrap: normal; }
+.row { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; margin-bottom: 14px; }
+.chart, article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
+  padding: 8px 12px; margin: 0; }
+figure { margin: 0; } figcaption, .note, summary { color: var(--soft); font-size: 12px; }
+figcaption b { color: var(--ink); }
+.legend span { margin-right: 12px; } .legend i { display: inline-block; width: 10px; height: 10px;
+  border-radius: 2px; margin-right: 4px; }
+.chart { width: 366px; }
+svg polyline { fill: none; stroke-width: 1.5; } svg .grid { stroke: var(--rule); }
+svg text { fill: var(--soft); font-size: 10px; }
+video { display: block; height: 160px; max-width: 100%; border-radius: 5px; background: #000;
+  image-rendering: pixelated; }
+article { max-width: 100%; } pre { overflow: auto; font-size: 12px; background: var(--card); padding: 10px; }
+</style></head><body>
+<h1>{{title}}</h1>
+"""
+
+_TAIL = """
+<script>
+"use strict";
+// Only the clips in view play: browsers decode so many at a time.
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) target.play().catch(() => {}); else target.pause();
+  }
+}, { rootMargin: "200px" });
+document.querySelectorAll("video").forEach((video) => observer.observe(video));
+</script></body></html>
+"""

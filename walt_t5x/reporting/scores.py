@@ -1,0 +1,90 @@
+"""Scores that `python -m walt_t5x.evaluate` wrote, as rows of one table."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+  """One number and what makes it comparable.
+
+  Attributes:
+    protocol: its name, `@` and the start of its hash where it has one.
+    name: of the score, such as FVD.
+    value: printed, with the spread over folds.
+    counts: samples and references that went in.
+    network: name and fingerprint of the feature network, and whether its weights are the public ones.
+    samples: the folder that was judged.
+  """
+
+  protocol: str
+  name: str
+  value: str
+  counts: str
+  network: str
+  samples: str
+
+
+def _network(entry: Mapping[str, Any]) -> str:
+  if not entry.get("network"):
+    return ""
+  public = {True: "public weights", False: "NOT the public weights"}
+  known = public.get(entry.get("public_weights"), "weights not recorded")
+  return f"{entry['network']} {str(entry.get('network_fingerprint', ''))[:12]} ({known})"
+
+
+def _feature_scores(result: Mapping[str, Any]) -> list[ScoreRow]:
+  rows = []
+  for name, entry in result["scores"].items():
+    spread = f" ± {entry['std']:.4g}" if entry.get("values", 1) > 1 else ""
+    rows.append(
+      ScoreRow(
+        protocol=f"{result['protocol']}@{result['protocol_hash']}",
+        name=name,
+        value=f"{entry['score']:.4g}{spread}",
+        counts=f"{entry['samples']:,} samples, {entry['references']:,} references",
+        network=_network(entry),
+        samples=str(result.get("samples", "")),
+      )
+    )
+  return rows
+
+
+def _obedience_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
+  rows = []
+  for stage, values in result["scores"].items():
+    short = {name.rpartition("/")[2]: value for name, value in values.items()}
+    for kind in ("colour", "direction"):
+      if f"{kind}_accuracy" in short:
+        right, total = short[f"{kind}_right"], short[f"{kind}_total"]
+        rows.append(
+          ScoreRow(
+            protocol=result["protocol"],
+            name=f"{stage}: {kind}",
+            value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
+            counts=f"{short.get('clips', total):.0f} samples",
+            network="",
+            samples=folder,
+          )
+        )
+  return rows
+
+
+def read_scores(file: Path) -> list[ScoreRow]:
+  """The rows of one scores file.
+
+  Raises:
+    ValueError: the file is not one that `evaluate` wrote.
+  """
+  try:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if "protocol_hash" in result:
+      return _feature_scores(result)
+    return _obedience_scores(result, str(file.parent))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{file} holds no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."
+    ) from error

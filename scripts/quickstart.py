@@ -214,6 +214,19 @@ def stages(folder: Path) -> list[Stage]:
       ],
       describe,
     ),
+    Stage(
+      "report",
+      [
+        "python",
+        "-m",
+        "walt_t5x.report",
+        *(f"--run={run}" for run in (vae, base, sr)),
+        f"--samples={samples}",
+        "--title=Quickstart",
+        f"--output={folder / 'report.html'}",
+      ],
+      lambda r: f"{r['runs']} runs, {r['scores']} scores, {r['samples']} samples on one page",
+    ),
   ]
 
 
@@ -223,11 +236,12 @@ def main() -> int:
   parser.add_argument("folder", nargs="?", default="runs/quickstart", help="where everything goes")
   folder = Path(parser.parse_args().folder).resolve()
   folder.mkdir(parents=True, exist_ok=True)
-  started, done, result = time.monotonic(), [], {}
+  started, done, printed = time.monotonic(), [], {}
   for stage in stages(folder):
-    finished, result = run(stage)
+    finished, printed[stage.name] = run(stage)
     done.append(finished)
   total = time.monotonic() - started
+  result = printed["score"]
 
   print(f"\n{'stage':<26} {'seconds':>8} {'peak MiB':>9}  result")
   for d in done:
@@ -241,7 +255,7 @@ def main() -> int:
     f"direction {base['direction_accuracy']:.0%} (bar {DIRECTION_BAR:.0%}, chance 25%): "
     f"{'reached' if reached else 'NOT REACHED'}"
   )
-  print(f"gallery: {result['gallery']}")
+  print(f"gallery: {result['gallery']}\nreport: {folder / 'report.html'}")
   report = folder / "quickstart.json"
   table = {"stages": [vars(d) for d in done], "seconds": total, "scores": result["scores"]}
   report.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

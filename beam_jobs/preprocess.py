@@ -133,7 +133,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   started = time.monotonic()
   import apache_beam as beam
 
-  from beam_jobs import encoders, filters, ledger, pipeline, settings, storage
+  from beam_jobs import encoders, filters, ledger, pipeline, settings, storage, worker_deaths
   from beam_jobs.decoding import ClipSpec
   from beam_jobs.loading import DecodeSettings
   from beam_jobs.sources.read import ReadRows
@@ -203,7 +203,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     band=band_of(args),
     retry_dead=args.retry_dead,
   )
-  with reporter(args, options, ledger):
+  with reporter(args, options, ledger), worker_deaths.end_with_workers():
     # Leaving the block waits for the end of the job.
     with beam.Pipeline(options=options) as root:
       _ = (

@@ -94,23 +94,18 @@ def compile_step(model: Any, batch: Mapping[str, Any], partitioner: Any) -> Any:
   """
   import jax
 
-  from walt_t5x.engine.builtin.finite import Skips
   from walt_t5x.engine.builtin.initial_state import StateInitializer
-  from walt_t5x.engine.builtin.trainer import Trainer
+  from walt_t5x.engine.builtin.training_step import TrainingStep
 
   initializer = StateInitializer(model, input_spec=batch, partitioner=partitioner)
-  trainer = Trainer(
-    model,
-    initializer.shapes,
-    partitioner,
-    (),
-    None,
-    initializer.axes,
-    jax.random.PRNGKey(0),
-    lambda step: 0.0,
+  step = TrainingStep(
+    model=model,
+    partitioner=partitioner,
+    axes=initializer.axes,
+    rng=jax.random.PRNGKey(0),
+    learning_rate_fn=lambda step: 0.0,
   )
-  skips = jax.eval_shape(Skips.none)
-  return trainer._train_step.lower(initializer.shapes, skips, batch).compile()
+  return step.compile(initializer.shapes, batch)
 
 
 def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any) -> Any:

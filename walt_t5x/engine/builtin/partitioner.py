@@ -1,8 +1,9 @@
 """Logical axes to a device mesh."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -212,7 +213,13 @@ class PjitPartitioner:
       static_argnums=static_argnums,
       donate_argnums=donate_argnums,
     )
-    return PartitionedFunction(jitted, self.mesh, self._rules)
+    return PartitionedFunction(jitted, self.context)
+
+  @contextlib.contextmanager
+  def context(self) -> Iterator[None]:
+    """Functions are traced inside: it says what logical axes mean."""
+    with self.mesh, flax_partitioning.axis_rules(self._rules):
+      yield
 
   def compile(self, partitioned_fn: "PartitionedFunction", *args: Any) -> Callable[..., Any]:
     """The function compiled for arguments like these (arrays or `jax.ShapeDtypeStruct`)."""
@@ -227,13 +234,13 @@ class PjitPartitioner:
 
 
 class PartitionedFunction:
-  """A jitted function that is traced under its mesh and its axis rules."""
+  """A jitted function that is traced under its mesh and its axis rules (`PjitPartitioner.context`)."""
 
-  def __init__(self, jitted: Any, mesh: Mesh, rules: LogicalAxisRules):
-    self._jitted, self._mesh, self._rules = jitted, mesh, rules
+  def __init__(self, jitted: Any, context: Callable[[], contextlib.AbstractContextManager[None]]):
+    self._jitted, self._context = jitted, context
 
   def __call__(self, *args: Any) -> Any:
-    with self._mesh, flax_partitioning.axis_rules(self._rules):
+    with self._context():
       return self._jitted(*args)
 
   def lower(self, *args: Any) -> Any:
@@ -241,7 +248,7 @@ class PartitionedFunction:
 
   def trace(self, *args: Any) -> Any:
     """The traced function: has `jaxpr`, and `lower().compile()`."""
-    with self._mesh, flax_partitioning.axis_rules(self._rules):
+    with self._context():
       return self._jitted.trace(*args)
 
 

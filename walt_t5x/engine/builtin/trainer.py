@@ -1,4 +1,4 @@
-"""One training step over the mesh, and the loop that feeds it."""
+"""The loop that feeds the training step, and what it tells about it."""
 
 import collections
 import concurrent.futures
@@ -7,32 +7,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
+import numpy as np
 from absl import logging
-from clu import metrics as clu_metrics
 
 from walt_t5x.engine.builtin.base_model import BaseModel
-from walt_t5x.engine.builtin.finite import Skips, Sum, count_if, keep_if
 from walt_t5x.engine.builtin.goodput import Goodput
-from walt_t5x.engine.builtin.microbatches import gradients, merge_metrics
+from walt_t5x.engine.builtin.microbatches import merge_metrics
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.training_step import Batch, TrainingStep
 from walt_t5x.engine.exits import NotFinite
 from walt_t5x.engine.run_settings import RunSettings
-from walt_t5x.flops import count_flops, peak_flops
+from walt_t5x.flops import peak_flops
 
-Batch = Mapping[str, jax.Array]
 _merge_on_device = jax.jit(merge_metrics)
 
 
 class Trainer:
   """Trains a model; keeps the device busy and the host out of its way.
 
-  Metrics are merged on the device. The host fetches them once a stats period, in a thread of its own; the loop waits
-  for the period before, and at each step for the one that is `settings.max_steps_in_flight` back: so it knows what
-  the devices have finished, and a request to stop is served soon.
+  A step is one dispatch (`TrainingStep`). The host fetches its metrics once a stats period, in a thread of its own; the
+  loop waits for the period before, and at each step for the one `settings.max_steps_in_flight` back: so it knows
+  what the devices have finished, and a request to stop is served soon. In the same stretch the coming batches are read
+  and sent to the devices, while these work at the steps before.
 
   Args:
     model: what to train.
@@ -70,9 +68,7 @@ class Trainer:
     self.stop_training = False
     self.host_step = 0
     self.on_summary: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
-    self._model, self._partitioner, self._axes = model, partitioner, train_state_axes
-    self._rng, self._learning_rate_fn = rng, learning_rate_fn
-    self._num_microbatches, self._weight_metrics = num_microbatches, weight_metrics_computer
+    self._partitioner = partitioner
     self._writer = create_writer(summary_dir, "train")
     self._eval_writers = {
       name: create_writer(summary_dir, f"training_eval/{name}") for name in eval_names
@@ -85,21 +81,21 @@ class Trainer:
     self.settings, self.goodput = RunSettings(), Goodput()
     self.on_finished: Callable[[int], None] = lambda step: None
     self.before_step: Callable[[int], bool] = lambda step: False
-    self._skips = jax.device_put(Skips.none(), partitioner.replicated)
     self._in_flight: collections.deque[tuple[int, jax.Array]] = collections.deque()
-    self._flops: float | None = None
-    self._train_step = partitioner.partition(
-      self._step,
-      in_axis_resources=(train_state_axes, None, partitioner.data_partition_spec),
-      out_axis_resources=(train_state_axes, None, None),
-      donate_argnums=(0,),
+    self._step = TrainingStep(
+      model=model,
+      partitioner=partitioner,
+      axes=train_state_axes,
+      rng=rng,
+      learning_rate_fn=learning_rate_fn,
+      num_microbatches=num_microbatches,
+      weight_metrics=weight_metrics_computer,
     )
     self._eval_step = partitioner.partition(
       lambda params, batch: model.eval_fn(params, batch)[1],
       in_axis_resources=(train_state_axes.params, partitioner.data_partition_spec),
       out_axis_resources=None,
     )
-    self._compiled_train_step: Callable[..., Any] | None = None
 
   def __enter__(self) -> "Trainer":
     return self
@@ -116,9 +112,7 @@ class Trainer:
     """Compiles the step for batches like this (arrays or shapes); returns the seconds it took."""
     start = time.monotonic()
     with self.goodput.within("compile"):
-      traced = self._train_step.trace(self.train_state, self._skips, batch)
-      self._flops = count_flops(traced.jaxpr)
-      self._compiled_train_step = traced.lower().compile()
+      self._step.compile(self.train_state, batch)
     seconds = time.monotonic() - start
     logging.info("Compiled the training step in %.1f s.", seconds)
     self.add_scalar("compile_seconds", seconds)
@@ -151,7 +145,6 @@ class Trainer:
       NotFinite: too many steps in a row were skipped.
     """
     step = int(jax.device_get(self.train_state.step)) if start_step is None else start_step
-    train_step = self._compiled_train_step or self._train_step
     period = self._pending or _Period(started=time.monotonic())
     self._pending = period
     self.host_step = step
@@ -164,10 +157,9 @@ class Trainer:
         with self.goodput.within("data"):
           batch = _next(batch_iter, n)
         period.waited += time.monotonic() - asked
-        self.train_state, self._skips, metrics = train_step(self.train_state, self._skips, batch)
-        period.metrics = _merge_on_device(period.metrics, metrics) if period.metrics else metrics
-      self._skips.in_a_row.copy_to_host_async()
-      self._in_flight.append((n, self._skips.in_a_row))
+        self.train_state, in_a_row = self._step(self.train_state, batch)
+      in_a_row.copy_to_host_async()
+      self._in_flight.append((n, in_a_row))
       self.wait_for_steps(self.settings.max_steps_in_flight)
       period.steps += 1
       period.rows += next(iter(batch.values())).shape[0]
@@ -179,6 +171,7 @@ class Trainer:
     period, self._pending = self._pending, None
     if period is None or not period.steps:
       return None
+    period.metrics = self._step.take_metrics()
     self.wait_for_summary()
     once, self._once = self._once | self.goodput.scalars(), {}
     self._summary = self._pool.submit(self._summarize, period, self.host_step, once)
@@ -225,34 +218,6 @@ class Trainer:
     for writer in (self._writer, *self._eval_writers.values()):
       writer.close()
 
-  def _step(
-    self, state: TrainState, skips: Skips, batch: Batch
-  ) -> tuple[TrainState, Skips, dict[str, Any]]:
-    loss, grads, metrics = gradients(
-      self._model.loss_fn,
-      state.params,
-      batch,
-      rng=jax.random.fold_in(self._rng, state.step),
-      num_microbatches=self._num_microbatches,
-      data_sharding=self._partitioner.data_sharding,
-    )
-    gradient_norm = optax.global_norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    new_state = keep_if(finite, state.apply_gradient(grads), state)
-    update = jax.tree.map(
-      lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new_state.params, state.params
-    )
-    metrics |= {
-      "learning_rate": _average(self._learning_rate_fn(state.step)),
-      "gradient_norm": _average(gradient_norm),
-      "update_norm": _average(optax.global_norm(update)),
-    }
-    if self._weight_metrics is not None:
-      metrics |= self._weight_metrics.compute_metrics(grads, state, new_state)
-    metrics = count_if(finite, metrics)
-    metrics["skipped_steps"] = Sum.from_model_output(1.0 - finite)
-    return new_state, skips.after(finite), metrics
-
   def _summarize(self, period: "_Period", step: int, once: dict[str, float]) -> dict[str, float]:
     jax.block_until_ready(period.metrics)
     now = time.monotonic()
@@ -271,10 +236,10 @@ class Trainer:
 
   def _utilisation(self, steps_per_second: float) -> dict[str, float]:
     """Operations a second of a device, and their share of its peak where that is known."""
-    if not self._flops:
+    if not self._step.flops:
       return {}
     devices = self._partitioner.mesh.devices
-    achieved = self._flops * steps_per_second / devices.size
+    achieved = self._step.flops * steps_per_second / devices.size
     peak = self.settings.peak_flops_per_device or peak_flops(devices.flat[0])
     found = {"model_tflops_per_second_per_device": achieved / 1e12}
     return found | ({"model_flops_utilisation": achieved / peak} if peak else {})
@@ -299,10 +264,6 @@ def _next(batch_iter: Iterator[Batch], step: int) -> Batch:
     ) from None
 
 
-def _average(value: Any) -> clu_metrics.Metric:
-  return clu_metrics.Average.from_model_output(jnp.asarray(value, jnp.float32).reshape(1))
-
-
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   """Metrics as numbers of the host; a metric with several values becomes several."""
   computed = {name: metric.compute() for name, metric in jax.device_get(dict(metrics)).items()}
@@ -310,7 +271,7 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   for name, value in computed.items():
     parts = value.items() if isinstance(value, Mapping) else [("", value)]
     for part, x in parts:
-      flat = jnp.asarray(x).reshape(-1)
+      flat = np.asarray(x).reshape(-1)  # Not jnp: that would queue behind the steps on the device.
       full = f"{name}/{part}" if part else name
       if flat.size == 1:
         scalars[full] = float(flat[0])

@@ -1,0 +1,144 @@
+"""One training step as one program: gradient, update, watch over values that are not finite, norms, metrics."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu import metrics as clu_metrics
+
+from walt_t5x.engine.builtin.base_model import BaseModel
+from walt_t5x.engine.builtin.finite import Skips, Sum, count_if, keep_if
+from walt_t5x.engine.builtin.microbatches import gradients, merge_metrics
+from walt_t5x.engine.builtin.partitioner import PjitPartitioner
+from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.flops import count_flops
+
+Batch = Mapping[str, jax.Array]
+
+
+class TrainingStep:
+  """Trains a state by a batch, and keeps on the devices what was measured on the way.
+
+  The metrics of a step are merged into those of the steps before it inside the same program, into buffers that are
+  given away with the state: a step is one dispatch, and nothing of it comes to the host.
+
+  Args:
+    model: what to train.
+    partitioner: mesh and rules.
+    axes: mesh axes of the state, the same tree.
+    rng: base key; step n uses `fold_in(rng, n)`.
+    learning_rate_fn: step -> learning rate, as a metric.
+    num_microbatches: gradient accumulation, or None.
+    weight_metrics: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
+
+  Attributes:
+    flops: operations of one step as written, once it is compiled (`walt_t5x.flops`).
+  """
+
+  def __init__(
+    self,
+    *,
+    model: BaseModel,
+    partitioner: PjitPartitioner,
+    axes: TrainState,
+    rng: jax.Array,
+    learning_rate_fn: Callable[[Any], Any],
+    num_microbatches: int | None = None,
+    weight_metrics: Any = None,
+  ):
+    self._model, self._partitioner = model, partitioner
+    self._rng, self._learning_rate_fn = rng, learning_rate_fn
+    self._num_microbatches, self._weight_metrics = num_microbatches, weight_metrics
+    # Traced once: first for the shapes of its metrics, then again, from the cache, inside the step that merges them.
+    self._measured = jax.jit(self._measure)
+    self._step = partitioner.partition(
+      self._merge,
+      in_axis_resources=(axes, None, None, partitioner.data_partition_spec),
+      out_axis_resources=(axes, None, None),
+      donate_argnums=(0, 2),
+    )
+    self._compiled: Callable[..., Any] | None = None
+    self._empty: Callable[[], dict[str, Any]] | None = None
+    self._skips: Any = None
+    self._metrics: dict[str, Any] | None = None
+    self.flops: float | None = None
+
+  def compile(self, state: TrainState, batch: Any) -> Any:
+    """The program for states and batches like these (arrays or shapes), which later calls use."""
+    with self._partitioner.context():
+      metrics = jax.eval_shape(self._measured, state, jax.eval_shape(Skips.none), batch)[2]
+    traced = self._step.trace(state, jax.eval_shape(Skips.none), metrics, batch)
+    self.flops = count_flops(traced.jaxpr)
+    self._empty = jax.jit(lambda: empty_like(metrics), out_shardings=self._partitioner.replicated)
+    self._compiled = traced.lower().compile()
+    return self._compiled
+
+  def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    """The state after the step (the given one is used up), and how many steps in a row were skipped by now."""
+    if self._compiled is None:
+      self.compile(state, batch)
+    assert self._compiled is not None and self._empty is not None
+    if self._skips is None:
+      self._skips = jax.device_put(Skips.none(), self._partitioner.replicated)
+    if self._metrics is None:
+      self._metrics = self._empty()
+    state, self._skips, self._metrics = self._compiled(state, self._skips, self._metrics, batch)
+    return state, self._skips.in_a_row
+
+  def take_metrics(self) -> dict[str, Any]:
+    """The merged metrics of the steps since this was asked last."""
+    metrics, self._metrics = self._metrics, None
+    return metrics or {}
+
+  def _merge(
+    self, state: TrainState, skips: Skips, before: dict[str, Any], batch: Batch
+  ) -> tuple[TrainState, Skips, dict[str, Any]]:
+    state, skips, metrics = self._measured(state, skips, batch)
+    return state, skips, merge_metrics(before, metrics)
+
+  def _measure(
+    self, state: TrainState, skips: Skips, batch: Batch
+  ) -> tuple[TrainState, Skips, dict[str, Any]]:
+    loss, grads, metrics = gradients(
+      self._model.loss_fn,
+      state.params,
+      batch,
+      rng=jax.random.fold_in(self._rng, state.step),
+      num_microbatches=self._num_microbatches,
+      data_sharding=self._partitioner.data_sharding,
+    )
+    gradient_norm = optax.global_norm(grads)  # Clipping asks for the same; XLA computes it once.
+    finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+    new_state = keep_if(finite, state.apply_gradient(grads), state)
+    update = jax.tree.map(
+      lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new_state.params, state.params
+    )
+    metrics |= {
+      "learning_rate": _average(self._learning_rate_fn(state.step)),
+      "gradient_norm": _average(gradient_norm),
+      "update_norm": _average(optax.global_norm(update)),
+    }
+    if self._weight_metrics is not None:
+      metrics |= self._weight_metrics.compute_metrics(grads, state, new_state)
+    metrics = count_if(finite, metrics)
+    metrics["skipped_steps"] = Sum.from_model_output(1.0 - finite)
+    return new_state, skips.after(finite), metrics
+
+
+def empty_like(metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """Metrics of no rows at all, with the shapes and types of the given ones: merging with them changes nothing."""
+
+  def empty(metric: Any) -> Any:
+    return jax.tree.map(
+      lambda like, zero: jnp.broadcast_to(jnp.asarray(zero, like.dtype), like.shape),
+      metric,
+      metric.empty(),
+    )
+
+  return jax.tree.map(empty, dict(metrics), is_leaf=lambda m: isinstance(m, clu_metrics.Metric))
+
+
+def _average(value: Any) -> clu_metrics.Metric:
+  return clu_metrics.Average.from_model_output(jnp.asarray(value, jnp.float32).reshape(1))

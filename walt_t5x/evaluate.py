@@ -9,6 +9,7 @@ Protocols (docs/evaluation.md has what each pins):
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
   k600_frame_prediction    FVD                  imagenet256       FID and IS
   tokenizer                rFVD, PSNR, SSIM of reconstructions
+  shapes_fvd               as fvd at 9 frames, by a stand-in network that trains in a minute
 
 Samples and references are folders of media at any depth, .jsonl manifests, or what `generate` wrote; for FID also
 an .npz with mu and sigma. Prints a table with the protocol's hash beside each score, then the same as one line of
@@ -32,8 +33,9 @@ PROTOCOLS = (
   "k600_frame_prediction",
   "imagenet256",
   "tokenizer",
+  "shapes_fvd",
 )
-NETWORKS = ("i3d", "inception", "c3d")
+NETWORKS = ("i3d", "inception", "c3d", "shapes")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -54,9 +56,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--stage", help="of a generated cascade (default: the last)")
   parser.add_argument("--reference_split", help="split of a reference manifest")
   for network in NETWORKS:
-    parser.add_argument(
-      f"--{network}_weights", help="from `python -m walt_t5x.metrics.import_weights`"
-    )
+    program = "train_stand_in" if network == "shapes" else "import_weights"
+    parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.metrics.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
   changes.add_argument("--frames", type=int, help="frames a clip")
   changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
@@ -136,17 +137,16 @@ def _changed(args: argparse.Namespace):
 
 def _table(protocol, scores) -> str:
   lines = [
-    f"{'score':<8} {'value':<20} {'protocol':<42} {'samples':>8} {'references':>10}  network"
+    f"{'score':<10} {'value':<20} {'protocol':<42} {'samples':>8} {'references':>10}  network"
   ]
   for score in scores:
-    public = {True: "public weights", False: "NOT the public weights", None: "weights not recorded"}
     network = "-"
     if score.rule.network:
       network = (
-        f"{score.rule.network} {score.network_fingerprint[:12]} ({public[score.public_weights]})"
+        f"{score.rule.network} {score.network_fingerprint[:12]} ({score.network_description})"
       )
     lines.append(
-      f"{score.rule.name:<8} {score.value!s:<20} {protocol.name + '@' + score.protocol_hash:<42} "
+      f"{score.rule.name:<10} {score.value!s:<20} {protocol.name + '@' + score.protocol_hash:<42} "
       f"{score.samples:>8} {score.references:>10}  {network}"
     )
   return "\n".join(lines)

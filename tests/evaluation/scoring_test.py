@@ -39,6 +39,7 @@ class _MeanColours:
   """Stands for a network: mean and spread of each channel, and how many batches it saw."""
 
   name, fingerprint, is_public = "i3d", "f" * 64, False
+  description = "NOT the public weights"
 
   def __init__(self):
     self.calls = 0
@@ -166,6 +167,19 @@ def test_every_field_of_a_protocol_changes_its_hash():
   hashes = {p.hash for p in (*PROTOCOLS.values(), *changed)}
   assert len(hashes) == len(PROTOCOLS) + len(changed)
   assert base.replace(source="elsewhere").hash == base.hash
+
+
+def test_a_published_protocol_keeps_its_hash():
+  # Golden values of our own: whoever changes a protocol changes what its scores compare with.
+  assert {name: p.hash for name, p in PROTOCOLS.items()} == {
+    "fvd": "825a2c370c65",
+    "ucf101_class_conditional": "93ec5b3f3f4e",
+    "k600_frame_prediction": "805886f882df",
+    "imagenet256": "7ff0349c1056",
+    "ucf101_zero_shot": "b489366e448e",
+    "tokenizer": "05dcf402676d",
+    "shapes_fvd": "13fd026cd062",
+  }
 
 
 def test_protocols_pin_what_the_papers_say():

@@ -39,6 +39,7 @@ class Score:
     samples, references: clips that went in.
     network_fingerprint: of the weights; "" without a network.
     public_weights: whether they are the public ones; None where that is not recorded.
+    network_description: the same in words, or that the network is a stand-in.
   """
 
   rule: ScoreRule
@@ -48,6 +49,7 @@ class Score:
   references: int
   network_fingerprint: str
   public_weights: bool | None
+  network_description: str
 
   def as_dict(self) -> dict[str, Any]:
     """Plain values for JSON."""
@@ -61,6 +63,7 @@ class Score:
       "network": self.rule.network,
       "network_fingerprint": self.network_fingerprint,
       "public_weights": self.public_weights,
+      "network_description": self.network_description,
     }
 
 
@@ -255,6 +258,7 @@ def score(
         references=len(reference_clips) if rule.needs_reference else 0,
         network_fingerprint=network.fingerprint if network else "",
         public_weights=network.is_public if network else None,
+        network_description=network.description if network else "",
       )
     )
   return scores

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from walt_t5x.metrics.byte_input import require_bytes
 from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
 
 SIZE = 112
@@ -63,11 +64,7 @@ def preprocess(
   Raises:
     ValueError: another dtype, rank, number of channels, or a clip that is not 16 frames long.
   """
-  if videos.dtype != jnp.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
-    raise ValueError(
-      f"C3D takes uint8 RGB clips [B, 16, H, W, 3], got {videos.dtype} {videos.shape}. "
-      "Round samples in [0, 1] to bytes first: the score is defined on what a file holds."
-    )
+  require_bytes(videos, network="C3D", axes="BTHW")
   if videos.shape[1] != NUM_FRAMES:
     raise ValueError(
       f"C3D takes clips of {NUM_FRAMES} frames, got {videos.shape[1]}. Drop the last frame of a "

@@ -8,13 +8,13 @@ Input pipeline of FVD (arXiv:1812.01717): bytes, bilinear straight to 224 x 224 
 without half-pixel centres, then [-1, 1].
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from walt_t5x.metrics.byte_input import require_bytes
+from walt_t5x.metrics.convolution import Conv3D
 from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
 
 SIZE = 224
@@ -38,51 +38,6 @@ _TRUNK: tuple[tuple[str, tuple[int, ...]], ...] = (
 )
 
 
-def _native(x: Array, kernel: Array, stride: int) -> Array:
-  return jax.lax.conv_general_dilated(
-    x, kernel, (stride,) * 3, "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-  )
-
-
-def _shifted(x: Array, kernel: Array, stride: int) -> Array:
-  """The same as a sum of 2D convolutions, one a time step of the kernel.
-
-  XLA's 3D convolution on the CPU takes 1.4 to 4 times the processor time (7^3 stride 2 over 224^2: 4.2
-  times; 3^3 over 56^2: 1.4; over 28^2: 1.9).
-  """
-  b, t, h, w, c = x.shape
-  taps, steps = len(kernel), -(-t // stride)
-  span = (steps - 1) * stride + 1
-  padding = max(span - 1 + taps - t, 0)
-  x = jnp.pad(x, ((0, 0), (padding // 2, padding - padding // 2), (0, 0), (0, 0), (0, 0)))
-  total = jnp.zeros((), x.dtype)
-  for tap in range(taps):
-    frames = x[:, tap : tap + span : stride].reshape(b * steps, h, w, c)
-    total += jax.lax.conv_general_dilated(
-      frames, kernel[tap], (stride,) * 2, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-  return total.reshape(b, steps, *total.shape[1:])
-
-
-class _Conv3D(nn.Module):
-  """A convolution without bias, in the form that is fastest where it runs."""
-
-  features: int
-  kernel: int
-  stride: int
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 F"]:
-    shape = (self.kernel,) * 3 + (x.shape[-1], self.features)
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    return jax.lax.platform_dependent(
-      x,
-      jnp.asarray(kernel),
-      cpu=functools.partial(_shifted, stride=self.stride),
-      default=functools.partial(_native, stride=self.stride),
-    )
-
-
 class Unit3D(nn.Module):
   """Convolution without bias, BatchNorm without scale, ReLU."""
 
@@ -92,7 +47,7 @@ class Unit3D(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 F"]:
-    x = _Conv3D(self.features, self.kernel, self.stride, name="conv")(x)
+    x = Conv3D(self.features, self.kernel, self.stride, name="conv")(x)
     norm = nn.BatchNorm(use_running_average=True, epsilon=1e-3, use_scale=False, name="norm")
     return nn.relu(norm(x))
 
@@ -154,11 +109,7 @@ def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 224 224 3
   Raises:
     ValueError: another dtype, rank or number of channels.
   """
-  if videos.dtype != jnp.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
-    raise ValueError(
-      f"I3D takes uint8 RGB clips [B, T, H, W, 3], got {videos.dtype} {videos.shape}. "
-      "Round samples in [0, 1] to bytes first: the score is defined on what a file holds."
-    )
+  require_bytes(videos, network="I3D", axes="BTHW")
   x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
   return 2.0 * x / 255.0 - 1.0
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from walt_t5x.metrics.byte_input import require_bytes
 from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
 
 SIZE = 299
@@ -209,11 +210,7 @@ def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
   Raises:
     ValueError: another dtype, rank or number of channels.
   """
-  if images.dtype != jnp.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-    raise ValueError(
-      f"Inception takes uint8 RGB images [B, H, W, 3], got {images.dtype} {images.shape}. "
-      "Round samples in [0, 1] to bytes first: the score is defined on what a file holds."
-    )
+  require_bytes(images, network="Inception", axes="BHW")
   x = resize_bilinear(images.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
   return (x - 128.0) / 128.0
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from walt_t5x.metrics import c3d, i3d, inception, weights
+from walt_t5x.metrics import c3d, i3d, inception, shapes_network, weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,10 @@ def _inception(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
   return inception.features(variables, videos[:, 0])
 
 
+def _stand_in(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
+  return {"features": shapes_network.features(variables, videos)}
+
+
 def _c3d_shapes() -> dict[str, tuple[int, ...]]:
   clip = (c3d.NUM_FRAMES, c3d.SIZE, c3d.SIZE, 3)
   return _shapes(c3d.C3D(), (1, *clip)) | {"input/mean": clip}
@@ -67,6 +71,14 @@ KINDS = {
     expected=lambda: _shapes(inception.InceptionV3(), (1, 299, 299, 3)),
   ),
   "c3d": NetworkKind(public=weights.C3D, layers=("logits",), extract=_c3d, expected=_c3d_shapes),
+  "shapes": NetworkKind(
+    public=weights.SHAPES,
+    layers=("features",),
+    extract=_stand_in,
+    expected=lambda: _shapes(
+      shapes_network.ShapesNetwork(), (1, 9, shapes_network.SIZE, shapes_network.SIZE, 3)
+    ),
+  ),
 }
 
 
@@ -77,6 +89,7 @@ class FeatureNetwork:
     name: its name.
     fingerprint: of its weights.
     is_public: whether they are the public ones, where the public fingerprint is known.
+    description: the same in words, for tables.
   """
 
   def __init__(self, name: str, variables: Any, fingerprint: str):
@@ -87,7 +100,7 @@ class FeatureNetwork:
 
   @classmethod
   def load(cls, name: str, path: Any) -> "FeatureNetwork":
-    """Reads what `import_weights` wrote.
+    """Reads what `import_weights` or `train_stand_in` wrote.
 
     Raises:
       FileNotFoundError: no such file; says where to get it and what its hash is.
@@ -101,8 +114,15 @@ class FeatureNetwork:
   @functools.cached_property
   def is_public(self) -> bool | None:
     """None where nobody has recorded the public fingerprint."""
-    known = self._kind.public.fingerprint
-    return None if known is None else known == self.fingerprint
+    public = self._kind.public
+    if public.stand_in:
+      return False
+    return None if public.fingerprint is None else public.fingerprint == self.fingerprint
+
+  @property
+  def description(self) -> str:
+    """What the weights are: public, not public, not recorded, or a stand-in's."""
+    return self._kind.public.describe(self.fingerprint)
 
   def __call__(self, videos: np.ndarray, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
     """Features of one batch.

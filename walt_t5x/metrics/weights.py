@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicWeights:
-  """Where a network's public weights are, and how to know them.
+  """Where a network's public weights are, and how to know them; or how to train a stand-in.
 
   Attributes:
     network: its name.
@@ -22,6 +22,7 @@ class PublicWeights:
     where: how to get the file, one line.
     source_sha256: of the file that is to be imported; a prefix where only that is published.
     fingerprint: of the imported tensors (`fingerprint`); None where nobody here has seen them yet.
+    stand_in: there are no public weights: the network is trained on the spot, and `where` says how.
   """
 
   network: str
@@ -29,6 +30,15 @@ class PublicWeights:
   where: str
   source_sha256: str | None
   fingerprint: str | None
+  stand_in: bool = False
+
+  def describe(self, fingerprint: str) -> str:
+    """What stands beside a score about the weights of this fingerprint."""
+    if self.stand_in:
+      return "stand-in network, trained on shapes"
+    if self.fingerprint is None:
+      return "weights not recorded"
+    return "public weights" if fingerprint == self.fingerprint else "NOT the public weights"
 
 
 I3D = PublicWeights(
@@ -55,7 +65,14 @@ C3D = PublicWeights(
   source_sha256=None,
   fingerprint=None,
 )
-PUBLIC = {weights.network: weights for weights in (I3D, INCEPTION, C3D)}
+SHAPES = PublicWeights(
+  network="shapes",
+  num_parameters=120_302,
+  where="python -m walt_t5x.metrics.train_stand_in --output=shapes.safetensors",
+  source_sha256=None,
+  fingerprint=None,
+  stand_in=True,
+)
 
 
 def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
@@ -76,6 +93,11 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) -> str:
   """Says where to get a network's weights, what their hash is and how to import them."""
+  if public.stand_in:
+    return (
+      f"The weights of the stand-in network {public.network} are not there: got {path}. Train them, "
+      f"which takes about a minute:\n  {public.where}\nand set --{public.network}_weights."
+    )
   digest = public.source_sha256
   known = f"sha256 {digest}{'...' if len(digest) < 64 else ''}" if digest else "no published hash"
   return (

@@ -32,7 +32,9 @@ def _network(entry: Mapping[str, Any]) -> str:
   if not entry.get("network"):
     return ""
   public = {True: "public weights", False: "NOT the public weights"}
-  known = public.get(entry.get("public_weights"), "weights not recorded")
+  known = entry.get("network_description") or public.get(
+    entry.get("public_weights"), "weights not recorded"
+  )
   return f"{entry['network']} {str(entry.get('network_fingerprint', ''))[:12]} ({known})"
 
 

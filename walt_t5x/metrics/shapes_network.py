@@ -1,0 +1,60 @@
+"""A small 3D network that names a moving shape: it stands in for I3D where I3D's weights are absent.
+
+Four 3 x 3 x 3 convolutions over [T, 64, 64]; the features are mean and maximum of the last map over
+time and space. Trained on rendered shapes (`train_stand_in`), so its distances order clips of
+that corpus and are comparable with no published number: tables say "stand-in network".
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from walt_t5x.metrics.byte_input import require_bytes
+from walt_t5x.metrics.convolution import Conv3D
+from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+
+SIZE = 64
+WIDTHS = (16, 32, 48, 48)
+STRIDES = (2, 2, 2, 1)
+NUM_FEATURES = 2 * WIDTHS[-1]
+# Colours, shapes, directions with "still" as the fifth.
+HEADS = {"colour": 6, "shape": 3, "direction": 5}
+# Three halvings leave two time steps of nine frames, so that the last kernel compares frames.
+MIN_FRAMES = 5
+
+
+class ShapesNetwork(nn.Module):
+  """Clips in [-1, 1] to features and the logits of each head."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B T H W 3"]) -> dict[str, Array]:
+    """Raises ValueError for fewer than 5 frames."""
+    if x.shape[1] < MIN_FRAMES:
+      raise ValueError(
+        f"The stand-in network takes clips of at least {MIN_FRAMES} frames, got {x.shape[1]}. "
+        "Score longer clips."
+      )
+    for number, (width, stride) in enumerate(zip(WIDTHS, STRIDES)):
+      x = Conv3D(width, 3, stride, name=f"conv{number}")(x)
+      bias = self.param(f"bias{number}", nn.initializers.zeros, (width,))
+      x = nn.relu(x + bias)
+    features = jnp.concatenate([x.mean((1, 2, 3)), x.max((1, 2, 3))], -1)
+    heads = {name: nn.Dense(count, name=name)(features) for name, count in HEADS.items()}
+    return {"features": features, **heads}
+
+
+def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 64 64 3"]:
+  """Bytes of any size, bilinear to 64 x 64 by TF1's rule, then [-1, 1].
+
+  Raises:
+    ValueError: another dtype, rank or number of channels.
+  """
+  require_bytes(videos, network="The stand-in network", axes="BTHW")
+  x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
+  return 2.0 * x / 255.0 - 1.0
+
+
+def features(variables, videos) -> jax.Array:
+  """Features [B, 96] of clips [B, T, H, W, 3], uint8, of at least 5 frames."""
+  return ShapesNetwork().apply(variables, preprocess(videos))["features"]  # pyright: ignore

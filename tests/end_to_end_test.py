@@ -38,6 +38,20 @@ def _run(*arguments):
   return done.stdout
 
 
+def _failed(*arguments):
+  done = subprocess.run(
+    [sys.executable, "-m", *map(str, arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=280,
+    env=_environment(),
+    check=False,
+  )
+  assert done.returncode != 0, f"{arguments}\n{done.stdout[-2000:]}"
+  return done
+
+
 def _train(gin_file, model_dir, cache, steps, *bindings):
   return [
     "walt_t5x.train",
@@ -145,22 +159,18 @@ def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
   assert (folder / "samples" / "gallery.html").stat().st_size > 10_000
   assert len(list((folder / "samples").glob("*_sr1.mp4"))) == 2
 
+  # The same command finds nothing to do; another one is refused, with both values.
+  prompts = ["--prompt=a red square moves right", "--prompt=a blue circle moves up"]
+  assert json.loads(_run(*generate, *prompts).splitlines()[-1])["made"] == 0
+  done = _failed(*generate, *prompts, "--seed=1")
+  assert "seed: was 0, is 1" in done.stderr
+
   # Another tokenizer is refused before anything is sampled, with both fingerprints.
   other = folder / "other_vae"
   shutil.copytree(folder / "vae" / "checkpoint_0", other / "checkpoint_0")
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      *(a if "VAE_CHECKPOINT" not in a else f'--gin.VAE_CHECKPOINT="{other}"' for a in generate),
-      "--prompt=a red square moves right",
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=200,
-    env=_environment(),
-    check=False,
+  done = _failed(
+    *(a if "VAE_CHECKPOINT" not in a else f'--gin.VAE_CHECKPOINT="{other}"' for a in generate),
+    "--prompt=a red square moves right",
+    f"--output={folder / 'other_samples'}",
   )
-  assert done.returncode != 0
-  assert "the tokenizer has fingerprint" in done.stderr and "--vae_checkpoint" in done.stderr
+  assert "the tokenizer has fingerprint" in done.stderr and "vae_checkpoint" in done.stderr

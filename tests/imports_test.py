@@ -46,6 +46,7 @@ ALLOWED = {
     "walt_t5x.text",
     "walt_t5x.engine",
     "walt_t5x.gallery",
+    "walt_t5x.partitioning",
     "walt_t5x.video_io",
     "data.provenance",
     "data.schema",

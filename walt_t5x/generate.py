@@ -1,19 +1,27 @@
-"""Generates videos from prompts: mp4 files, a JSON sidecar each, and an HTML gallery that opens from disk.
+"""Generates videos: from prompts, from a picture, or on from the last frames of a clip.
 
   python -m walt_t5x.generate --gin_file=gin/tiny/generate.gin --prompt="a red square moves right" \\
     --gin.BASE_CHECKPOINT=\\"runs/base\\" --output=samples
+
+Writes a file of each stage and format, a JSON sidecar a sample, a manifest, and an HTML gallery that opens from disk.
+The same command after an interruption makes what is missing, to the same bytes; another command is refused. What can
+be wrong is told before a stage's weights are read. docs/generation.md has more.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_GALLERY_SAMPLES = 200
+_TENSORBOARD_SAMPLES = 8
 
 FLAGS = flags.FLAGS
 
@@ -27,104 +35,136 @@ def define_flags() -> None:
   flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
   flags.DEFINE_string("prompts_file", None, "Text file, one prompt a line.")
+  flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
+  flags.DEFINE_string("image", None, "Picture that every clip starts from.")
+  flags.DEFINE_string("video", None, "Clip that every clip goes on from.")
+  flags.DEFINE_string("fit", "exact", "'crop' cuts and resizes given media; 'exact' refuses.")
+  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one goes on.", 1)
+  flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
+  flags.DEFINE_integer("num_samples", 1, "Clips a prompt.", lower_bound=1)
   flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
-  flags.DEFINE_integer("seed", 0, "Seed; the same seed and prompts give the same videos.")
-  flags.DEFINE_integer("batch_size", 32, "Prompts sampled at a time.", lower_bound=1)
+  flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
+  flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
+  flags.DEFINE_integer("batch_size", 32, "Clips made together, at most.", lower_bound=1)
   flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
+  flags.DEFINE_string("shard", "0/1", "This job's part of the samples, as 3/8.")
+  flags.DEFINE_string("log_dir", None, "TensorBoard folder for clips and timings.")
 
 
-def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
-  """The prompts of both flags.
+def read_shard(text: str) -> tuple[int, int]:
+  """(number, count) of '3/8'.
 
   Raises:
-    ValueError: if there is none, or a file holds none.
+    ValueError: if it is no such thing.
   """
-  found = [p.strip() for p in prompts]
-  if prompts_file:
-    lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
-    from_file = [line.strip() for line in lines if line.strip()]
-    if not from_file:
-      raise ValueError(f"--prompts_file={prompts_file} holds no prompt: expected one a line")
-    found += from_file
-  if not found or not all(found):
-    raise ValueError("nothing to generate: give --prompt or --prompts_file, none of them empty")
-  return found
+  number, slash, count = text.partition("/")
+  if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+    raise ValueError(f"--shard={text}: expected NUMBER/COUNT with 0 <= NUMBER < COUNT, as 3/8")
+  return int(number), int(count)
 
 
 def generate(
   *,
-  stages: Sequence,
-  vae,
+  stages: Sequence[Any],
+  vae: Any,
   vae_checkpoint: str,
-  text_encoder: str,
+  text_encoder: str | None,
   text_length: int,
-  prompts: Sequence[str],
+  requests: Sequence[Any],
+  settings: Any,
   output: str,
-  seed: int = 0,
-  batch_size: int = 32,
-  fps: float = 8.0,
+  chosen: Sequence[str] = (),
+  shard: tuple[int, int] = (0, 1),
+  log_dir: str | None = None,
+  gin_config: str = "",
   vae_ema: bool = True,
-) -> Path:
-  """Samples every prompt through the cascade and writes the folder; returns the gallery's path.
+  decode_rows: int = 8,
+  decode_group: int = 1,
+  one_at_a_time: bool = False,
+) -> dict[str, Any]:
+  """Makes the samples that are missing; returns what it did.
 
   Args:
     stages: `StageConfig`s, base first.
     vae: the tokenizer, a `CausalVae`.
     vae_checkpoint: its checkpoint.
-    text_encoder: folder of the T5 encoder.
+    text_encoder: folder of the T5 encoder; None for stages without text.
     text_length: L of the stages.
-    prompts: what to show.
+    requests: what to show, `generation.requests.Request`s.
+    settings: `generation.sampling_run.RunSettings`.
     output: folder of the samples.
-    seed: of the noise.
-    batch_size: prompts at a time; at most all of them.
-    fps: frame rate of the files.
-    vae_ema: decode with the tokenizer's averaged weights.
+    chosen: names of the stages to run; all when empty.
+    shard: (number, count) of this job.
+    log_dir: TensorBoard folder.
+    gin_config: the configuration, kept with the samples.
+    vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
+
+  Raises:
+    ValueError, FileNotFoundError: what does not fit, before a stage's weights are read.
   """
-  from flax.traverse_util import flatten_dict
-  from tqdm import tqdm
-
-  from walt_t5x.engine.checkpoints import load_params
-  from walt_t5x.generation.cascade import Cascade
+  from walt_t5x.generation import run_identity
+  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.prepared_requests import prepare
   from walt_t5x.generation.sample_folder import SampleFolder
-  from walt_t5x.generation.stage import Stage
-  from walt_t5x.text.encoder import TextEncoder
-  from walt_t5x.text.fingerprint import weights_fingerprint
+  from walt_t5x.generation.sampling_run import digest, make_samples
 
-  vae_params = load_params(vae_checkpoint, ema=vae_ema)["vae"]
-  cascade = Cascade(
-    stages=[Stage.load(config) for config in stages],
-    text_encoder=TextEncoder.load(text_encoder),
+  config = CascadeConfig.of(
+    stages,
+    chosen,
     vae=vae,
-    vae_params=vae_params,
-    vae_fingerprint=weights_fingerprint(flatten_dict(vae_params, sep="/")),
+    vae_checkpoint=vae_checkpoint,
+    text_encoder=text_encoder,
     text_length=text_length,
+    vae_ema=vae_ema,
+    decode_rows=decode_rows,
+    decode_group=decode_group,
+    one_at_a_time=one_at_a_time,
   )
+  prepared = prepare(requests, config, settings)
+  infos = read_infos(config)
   folder = SampleFolder(output)
+  run_identity.begin(folder.path, prepared.identity(infos, gin_config))
   started = time.monotonic()
-  with tqdm(total=len(prompts), unit="video", desc="generate", file=sys.stderr) as progress:
-    for batch in cascade.generate(prompts, seed=seed, batch_size=min(batch_size, len(prompts))):
-      for sample in batch:
-        folder.write(
-          sample.index,
-          prompt=sample.prompt,
-          videos=sample.videos,
-          fps=fps,
-          seed=seed,
-          steps={stage.config.name: stage.step for stage in cascade.stages},
-          fingerprints={"vae": cascade.stages[0].provenance.vae["fingerprint"]},
-        )
-      progress.update(len(batch))
-  gallery = folder.write_gallery()
-  print(
-    json.dumps(
-      {
-        "videos": len(prompts),
-        "seconds": round(time.monotonic() - started, 1),
-        "gallery": str(gallery),
-      }
+  count = len(requests) * settings.num_samples
+  shown: dict[str, Any] = {}
+  made = 0
+  if not all(folder.finished(i) for i in range(count)):
+    cascade = load_cascade(config, infos, batch_size=settings.batch_size)
+
+    def written(sample: Any) -> None:
+      if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
+        shown[f"samples/{sample.index}"] = sample
+
+    made = make_samples(
+      cascade,
+      requests,
+      folder,
+      settings,
+      read_given=prepared.given,
+      details={"gin_sha256": digest(gin_config)},
+      shard=shard[0],
+      shards=shard[1],
+      written=written,
     )
-  )
-  return gallery
+  result = {"videos": count, "made": made, "seconds": round(time.monotonic() - started, 1)}
+  if log_dir and shown:
+    _log(log_dir, shown, step=infos[0].step, fps=settings.fps)
+  left = sum(not folder.finished(i) for i in range(count))
+  if left:
+    # Other shards have them; the last job to end writes the manifest.
+    return result | {"left_to_other_shards": left}
+  manifest = folder.write_manifest()
+  gallery = folder.write_gallery(limit=_GALLERY_SAMPLES)
+  return result | {"manifest": str(manifest), "gallery": str(gallery)}
+
+
+def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
+  from walt_t5x.generation.tensorboard_clips import write_clips
+
+  last = {tag: list(sample.videos.values())[-1] for tag, sample in samples.items()}
+  seconds = next(iter(samples.values())).seconds
+  scalars = {f"seconds/{s}/{what}": v for s, times in seconds.items() for what, v in times.items()}
+  write_clips(log_dir, last, step=step, fps=fps, scalars=scalars)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -135,30 +175,64 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(
       "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
     )
-  try:
-    prompts = read_prompts(FLAGS.prompt, FLAGS.prompts_file)
-  except (ValueError, OSError) as error:
-    sys.exit(str(error))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  from walt_t5x.generation import requests as reading
+
+  try:
+    shard = read_shard(FLAGS.shard)
+    prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
+    if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):
+      raise ValueError(
+        "--requests says it all: leave out --prompt, --prompts_file, --image, --video"
+      )
+    requests = (
+      reading.read_requests(FLAGS.requests)
+      if FLAGS.requests
+      else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
+    )
+  except (ValueError, OSError) as error:
+    sys.exit(f"generate: {error}")
 
   import gin
   from walt_t5x.engine import gin_config
+  from walt_t5x.generation.sampling_run import RunSettings
 
   run = gin.configurable(generate)
   try:
     gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
+  settings = RunSettings(
+    seed=FLAGS.seed,
+    num_samples=FLAGS.num_samples,
+    rounds=FLAGS.rounds,
+    fps=FLAGS.fps,
+    formats=tuple(FLAGS.formats),
+    fit=FLAGS.fit,
+    batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
+  )
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    run(
-      prompts=prompts,
+    result = run(
+      requests=requests,
+      settings=settings,
       output=FLAGS.output,
-      seed=FLAGS.seed,
-      batch_size=FLAGS.batch_size,
-      fps=FLAGS.fps,
+      chosen=FLAGS.stages,
+      shard=shard,
+      log_dir=FLAGS.log_dir,
+      gin_config=gin.config_str(),
     )
   except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(f"generate: {type(error).__name__}: {error}")
+  except KeyboardInterrupt:
+    done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
+    print(
+      f"\ngenerate: interrupted; {done} of {len(requests) * FLAGS.num_samples} samples are finished in {FLAGS.output}. "
+      "The same command makes the rest.",
+      file=sys.stderr,
+    )
+    sys.exit(130)
+  print(json.dumps(result))
 
 
 if __name__ == "__main__":

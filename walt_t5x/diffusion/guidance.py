@@ -22,6 +22,29 @@ def guide(
   return unconditional + scale * (conditional - unconditional)
 
 
+def guide_twice(
+  conditional: Float[Array, "*axes"],
+  frames: Float[Array, "*axes"],
+  unconditional: Float[Array, "*axes"],
+  text_scale: Float[Array, ""] | float,
+  frame_scale: Float[Array, ""] | float,
+) -> Float[Array, "*axes"]:
+  """u + w_f (f - u) + w_t (c - f): a scale for the frames that are given and one for text on top of them.
+
+  Equal scales are `guide` with that scale. The form is that of InstructPix2Pix (2211.09800, Eq. 3).
+
+  Args:
+    conditional: c, given text and frames.
+    frames: f, given the frames alone.
+    unconditional: u.
+    text_scale: w_t.
+    frame_scale: w_f.
+  """
+  return (
+    unconditional + frame_scale * (frames - unconditional) + text_scale * (conditional - frames)
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class ConstantGuidance:
   """The same scale at every step. Assumption: 7.5 for text (the paper names no value)."""

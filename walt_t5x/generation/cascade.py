@@ -1,141 +1,292 @@
-"""The cascade: text -> base latents -> super-resolution latents -> pixels."""
+"""The cascade: text -> base latents -> super-resolution latents -> pixels, and on from its own last frames.
+
+One round makes 1 + k f_t frames. Every further round is given the last 1 + f_t frames of the one before, encoded anew
+by the causal tokenizer (2 latent frames), and adds the rest: 17 + 12 + 12 + ... frames. Each stage is given its own
+last frames, so a stage runs all its rounds before the next one starts.
+
+Assumption: the latent frames that were given replace those that the network returns for them, once, after the last
+step. As the tokenizer is causal, the first frames of a clip are then the tokenizer's reconstruction of what was given.
+"""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from data import schema
 from walt_t5x.denoiser.transformer import Conditioning
-from walt_t5x.generation.stage import Stage, check_cascade, noise_for
+from walt_t5x.generation.given_media import GivenMedia
+from walt_t5x.generation.noise import noise_for
+from walt_t5x.generation.pixel_codec import PixelCodec
+from walt_t5x.generation.stage import Stage, StageInfo
+from walt_t5x.generation.stage_sampler import StageSampler
 from walt_t5x.text.encoder import TextEncoder
-from walt_t5x.vae.autoencoder import CausalVae
+
+# (stage, round) after each round of a stage of a batch.
+ProgressFn = Callable[[str, int], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+  """Clips that are made together.
+
+  Attributes:
+    indices: number of each sample; decides its noise.
+    prompts: one each; empty strings where the stages read no text.
+    labels: one each, or empty where the stages have no classes.
+    given: what each starts from; all None, all pictures or all clips.
+  """
+
+  indices: Sequence[int]
+  prompts: Sequence[str]
+  labels: Sequence[int] = ()
+  given: Sequence[GivenMedia | None] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-  """One generated clip: pixels [T, H, W, 3] in [0, 1] of each stage, in order."""
+  """One generated clip.
+
+  Attributes:
+    index: its number.
+    prompt: what it should show.
+    videos: stage name -> frames [T, H, W, 3] uint8, base first.
+    latents: stage name -> latents of the tokenizer [rounds, t, h, w, c].
+    seconds: stage name -> {"sample", "decode", "encode"}: wall time of its batch.
+  """
 
   index: int
   prompt: str
-  videos: dict[str, np.ndarray]
+  videos: Mapping[str, np.ndarray]
+  latents: Mapping[str, np.ndarray]
+  seconds: Mapping[str, Mapping[str, float]]
 
 
 class Cascade:
-  """Stages that fit together, the text encoder that they were trained with, and the tokenizer's decoder."""
+  """Stages that fit together (see `checks`), the text encoder they were trained with, and the tokenizer.
+
+  Args:
+    infos: the stages, base first.
+    text_encoder: of the prompts; None where no stage reads text.
+    text_length: L that the stages were trained with.
+    codec: the tokenizer.
+    batch_size: rows of every batch.
+    mesh: devices to sample on, see `mesh_for`.
+    load: reads a stage's weights.
+    one_at_a_time: hold one stage's weights at a time and run it over all batches of a call to `run`.
+  """
 
   def __init__(
     self,
     *,
-    stages: Sequence[Stage],
-    text_encoder: TextEncoder,
-    vae: CausalVae,
-    vae_params: dict,
-    vae_fingerprint: str,
+    infos: Sequence[StageInfo],
+    text_encoder: TextEncoder | None,
     text_length: int,
+    codec: PixelCodec,
+    batch_size: int,
+    mesh: jax.sharding.Mesh | None = None,
+    load: Callable[[StageInfo], Stage] = Stage.load,
+    one_at_a_time: bool = False,
   ):
-    """Checks that everything belongs together before any sampling.
+    self.infos = list(infos)
+    self.codec = codec
+    self.text_encoder = text_encoder
+    self.text_length = text_length
+    self.batch_size = batch_size
+    self.one_at_a_time = one_at_a_time
+    self.fingerprints: dict[str, str] = {}
+    self._load = load
+    self._samplers = {i.config.name: StageSampler(i.config, mesh=mesh) for i in self.infos}
+    self._loaded: dict[str, Any] = {}
+
+  def run(
+    self,
+    batches: Sequence[Batch],
+    *,
+    seed: int,
+    rounds: int = 1,
+    progress: ProgressFn = lambda stage, round: None,
+  ) -> Iterator[list[Sample]]:
+    """Yields the samples batch by batch.
+
+    A short batch is filled up with its last row, so every batch runs the same compiled programs.
 
     Args:
-      stages: base first.
-      text_encoder: of the prompts.
-      vae: tokenizer; its decoder makes the pixels.
-      vae_params: its parameters.
-      vae_fingerprint: of these parameters.
-      text_length: L that the stages were trained with.
-
-    Raises:
-      ValueError: naming both sides of a mismatch.
+      batches: at most `batch_size` rows each.
+      seed: of the noise.
+      rounds: 1 makes the frames that the stages were trained on; each further one adds to them.
+      progress: called after each round of each stage of each batch.
     """
-    check_cascade(list(stages))
-    base = stages[0].provenance
-    for what, got, expected, setting in (
-      ("tokenizer", vae_fingerprint, base.vae["fingerprint"], "--vae_checkpoint"),
-      (
-        "text encoder",
-        text_encoder.fingerprint,
-        base.text_encoder["fingerprint"],
-        "--text_encoder",
-      ),
-    ):
-      if got != expected:
-        raise ValueError(
-          f"the {what} has fingerprint {got}, but the stages were trained with {expected}: point {setting} at that one"
-        )
-    self.stages = list(stages)
-    self.text_encoder = text_encoder
-    self.vae_params = jax.tree.map(jnp.asarray, vae_params)
-    self.text_length = text_length
-    self._decode = jax.jit(lambda params, z: vae.apply({"params": params}, z, method="decode"))
-    self._sample = [jax.jit(self._sampler(stage)) for stage in self.stages]
+    groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
+    for group in groups:
+      work = [_Work(batch=self._filled(batch), rows=len(batch.indices)) for batch in group]
+      for one in work:
+        one.text = self.encode_text(one.batch.prompts)
+      for info, below in zip(self.infos, [None, *self.infos]):
+        name = info.config.name
+        params = self._weights(info)
+        for one in work:
+          self._run_stage(info, below, params, one, seed=seed, rounds=rounds, progress=progress)
+        del params
+        if self.one_at_a_time:
+          self._loaded.pop(name)
+      for one in work:
+        yield one.samples()
 
-  def _sampler(self, stage: Stage):
-    """A function of (params, noise, text, mask, null text, low resolution and its noise), compiled once a shape."""
-    model = stage.config.model
-
-    def sample(params, noise, text, mask, null_text, low_resolution, low_noise):
-      conditioning = Conditioning(text=text, text_mask=mask, low_resolution=low_resolution)
-      if low_resolution is not None:
-        time = jnp.full((noise.shape[0],), model.sampling_low_resolution_noise)
-        conditioning = model.low_resolution_noised(conditioning, low_noise, time=time)
-      return model.sample(params, noise, conditioning, null_text=null_text)
-
-    return sample
-
-  def encode_text(self, prompts: Sequence[str]) -> tuple[Array, Array]:
-    """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L]."""
+  def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
+    """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones where no stage reads text."""
+    if self.text_encoder is None:
+      return None, None
     tokens = self.text_encoder.tokenize(list(prompts), self.text_length)
-    text = np.zeros(
-      (len(prompts), 1, self.text_length, self.text_encoder.embedding_dim), np.float32
-    )
-    mask = np.zeros(text.shape[:3], bool)
+    shape = (len(prompts), 1, self.text_length, self.text_encoder.embedding_dim)
+    text, mask = np.zeros(shape, np.float32), np.zeros(shape[:3], bool)
     for row, embedding in enumerate(self.text_encoder.encode(tokens)):
       text[row, 0, : len(embedding)] = embedding
       mask[row, 0, : len(embedding)] = True
     return jnp.asarray(text), jnp.asarray(mask)
 
-  def generate(
-    self, prompts: Sequence[str], *, seed: int, batch_size: int, first_index: int = 0
-  ) -> Iterator[list[Sample]]:
-    """Yields the samples batch by batch.
+  def _filled(self, batch: Batch) -> Batch:
+    missing = self.batch_size - len(batch.indices)
+    if missing < 0:
+      raise ValueError(
+        f"a batch of {len(batch.indices)} rows came to a cascade of batch_size={self.batch_size}"
+      )
+    fields = {f.name: list(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+    return Batch(**{name: [*rows, *rows[-1:] * missing] for name, rows in fields.items()})
 
-    The last batch is filled up with its last prompt, so every batch runs the same compiled program, and a sample
-    depends on its prompt, its index and the seed alone.
-    """
-    for start in range(0, len(prompts), batch_size):
-      chosen = list(prompts[start : start + batch_size])
-      rows = len(chosen)
-      chosen += chosen[-1:] * (batch_size - rows)
-      indices = first_index + start + np.arange(batch_size)
-      videos = self._run(chosen, indices, seed)
-      yield [
-        Sample(
-          index=int(indices[row]),
-          prompt=chosen[row],
-          videos={name: clips[row] for name, clips in videos.items()},
-        )
-        for row in range(rows)
-      ]
+  def _weights(self, info: StageInfo) -> Any:
+    name = info.config.name
+    if name not in self._loaded:
+      stage = self._load(info)
+      self.fingerprints[name] = stage.fingerprint
+      self._loaded[name] = self._samplers[name].place(stage.params)
+    return self._loaded[name]
 
-  def _run(self, prompts: list[str], indices: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    text, mask = self.encode_text(prompts)
-    videos, latents, below = {}, None, None
-    for stage, sample in zip(self.stages, self._sample):
-      config = stage.config
-      channels = stage.provenance.latents[config.latents].channels
-      shape = (*schema.latents_shape(config.latents), channels)
-      noise = noise_for(seed, config.name, indices, shape)
-      null = jnp.asarray(stage.provenance.null_embedding)
-      null = jnp.broadcast_to(null, (len(prompts), *null.shape))
-      low_resolution = low_noise = None
-      if below is not None:
-        low_resolution = stage.normalise(latents, config.low_resolution)
-        low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape)
-      normalised = sample(stage.params, noise, text, mask, null, low_resolution, low_noise)
-      latents, below = stage.denormalise(normalised, config.latents), stage
-      decoded = self._decode(self.vae_params, latents)
-      videos[config.name] = np.asarray(jnp.clip(decoded, 0, 1), np.float32)
-    return videos
+  def _run_stage(
+    self,
+    info: StageInfo,
+    below: StageInfo | None,
+    params: Any,
+    work: "_Work",
+    *,
+    seed: int,
+    rounds: int,
+    progress: ProgressFn,
+  ) -> None:
+    """All rounds of one stage of one batch."""
+    name = info.config.name
+    frames = _given_frames(work.batch.given, info, self.codec.vae)
+    # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
+    videos = [frames] if frames is not None and frames.shape[1] > 1 else []
+    tail = None if frames is None else frames[:, -work.batch.given[0].conditioned :]
+    latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
+    for round in range(rounds):
+      low = None if below is None else work.latents[below.config.name][round]
+      started = time.monotonic()
+      given = None if tail is None else self.codec.encode(tail)
+      encoded = time.monotonic()
+      sampled = self._sample(info, params, work, given=given, low=low, seed=seed, round=round)
+      done = time.monotonic()
+      pixels = self.codec.decode(sampled)
+      seconds["encode"] += encoded - started
+      seconds["sample"] += done - encoded
+      seconds["decode"] += time.monotonic() - done
+      known = 0 if not videos else tail.shape[1]
+      videos.append(pixels[:, known:])
+      latents.append(sampled)
+      tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
+      progress(name, round)
+    work.latents[name], work.seconds[name] = latents, seconds
+    work.videos[name] = np.concatenate(videos, axis=1)
+
+  def _sample(
+    self, info: StageInfo, params: Any, work: "_Work", *, given, low, seed: int, round: int
+  ) -> np.ndarray:
+    """Latents of the tokenizer [B, t, h, w, c] of one round."""
+    config, shape = info.config, info.latents_shape
+    indices = np.asarray(work.batch.indices)
+    text, mask = work.text if config.module.text_dim else (None, None)
+    null = labels = None
+    if text is not None:
+      null = jnp.asarray(info.provenance.null_embedding)
+      null = jnp.broadcast_to(null, (len(indices), *null.shape))
+    if config.module.num_classes:
+      labels = jnp.asarray(work.batch.labels, jnp.int32)[:, None]
+    frames = frame_mask = None
+    if config.module.frame_prediction:
+      # Zeros where nothing is given, so that every round runs the same program.
+      frames = np.zeros((len(indices), *shape), np.float32)
+      frame_mask = np.zeros(frames.shape[:2], np.float32)
+      if given is not None:
+        frames[:, : given.shape[1]] = info.normalise(given, config.latents)
+        frame_mask[:, : given.shape[1]] = 1
+      frames, frame_mask = jnp.asarray(frames), jnp.asarray(frame_mask)
+    low_noise = None
+    if low is not None:
+      low = info.normalise(low, config.low_resolution)
+      low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape, round=round)
+    sampled = self._samplers[config.name](
+      params,
+      noise_for(seed, config.name, indices, shape, round=round),
+      Conditioning(
+        text=text,
+        text_mask=mask,
+        labels=labels,
+        frames=frames,
+        frame_mask=frame_mask,
+        low_resolution=low,
+      ),
+      low_noise=low_noise,
+      null_text=null,
+    )
+    latents = np.array(info.denormalise(jnp.asarray(sampled), config.latents), np.float32)
+    if given is not None:
+      latents[:, : given.shape[1]] = given
+    return latents
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Work:
+  """One batch on its way through the stages."""
+
+  batch: Batch
+  rows: int
+  text: tuple[Any, Any] = (None, None)
+  latents: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
+  videos: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  seconds: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+
+  def samples(self) -> list[Sample]:
+    return [
+      Sample(
+        index=int(self.batch.indices[row]),
+        prompt=self.batch.prompts[row],
+        videos={name: clips[row] for name, clips in self.videos.items()},
+        latents={name: np.stack([r[row] for r in rounds]) for name, rounds in self.latents.items()},
+        seconds=self.seconds,
+      )
+      for row in range(self.rows)
+    ]
+
+
+def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
+  """(H, W) of the pixels of a stage."""
+  from data import schema
+
+  config = getattr(info_or_config, "config", info_or_config)
+  _, h, w = schema.latents_shape(config.latents)
+  return h * vae.spatial_factor, w * vae.spatial_factor
+
+
+def _given_frames(
+  given: Sequence[GivenMedia | None], info: StageInfo, vae: Any
+) -> np.ndarray | None:
+  """[B, T, H, W, 3] uint8 at the size of a stage; of longer clips the last frames, as many as the shortest has."""
+  if not given or given[0] is None:
+    return None
+  shortest = min(len(media.frames) for media in given)
+  size = stage_size(info, vae)
+  return np.stack([media.at(size)[-shortest:] for media in given])

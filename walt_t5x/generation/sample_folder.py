@@ -1,21 +1,28 @@
-"""A folder of generated samples: video files, a JSON sidecar each, one manifest, scores and the gallery."""
+"""A folder of generated samples: files of each stage, a JSON sidecar each, a manifest, scores and the gallery.
+
+run.json         what decides the samples (`run_identity`)
+00012_base.mp4   a stage's clip; .webm, .gif, _frames/ (PNG), .npy (latents) by --formats
+00012.json       the sample's sidecar, written last: a sample is finished if it is there
+manifest.jsonl   a line a sample, once all are finished
+gallery.html     everything to look at, offline
+"""
 
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from walt_t5x import gallery, video_io
+from walt_t5x import gallery
+from walt_t5x.generation import sample_files
+from walt_t5x.generation.json_files import write_json, write_text
 
 SCORES = "scores.json"
 GALLERY = "gallery.html"
-
-# Clips smaller than this edge are enlarged by whole pixels, so that chroma subsampling leaves their colours alone.
-_MIN_EDGE = 128
+MANIFEST = "manifest.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class StoredSample:
   Attributes:
     index: its number.
     prompt: what it should show.
-    files: stage name -> video file, base first.
+    files: stage name -> the file that is best to read, base first.
     sidecar: everything that is known about it.
   """
 
@@ -51,34 +58,62 @@ class SampleFolder:
     seed: int,
     steps: Mapping[str, int],
     fingerprints: Mapping[str, str],
+    formats: Sequence[str] = ("mp4",),
+    latents: Mapping[str, np.ndarray] | None = None,
+    details: Mapping[str, Any] | None = None,
   ) -> None:
-    """Writes one sample: `<index>_<stage>.mp4` for each stage and `<index>.json`.
+    """Writes one sample, its sidecar last.
 
     Args:
       index: its number.
       prompt: what it should show.
-      videos: stage name -> pixels [T, H, W, 3] in [0, 1], base first.
+      videos: stage name -> pixels [T, H, W, 3], uint8 or in [0, 1], base first.
       fps: frame rate of the files.
       seed: of the noise.
       steps: stage name -> training step of its checkpoint.
       fingerprints: of the models.
+      formats: of `sample_files.FORMATS`.
+      latents: stage name -> raw latents, for the format "latents".
+      details: more fields of the sidecar.
     """
-    files = {}
+    stages = {}
     for stage, video in videos.items():
-      name = f"{index:05d}_{stage}.mp4"
-      scale = max(1, -(-_MIN_EDGE // min(video.shape[1:3])))
-      video_io.write_video(self.path / name, video, fps=fps, scale=scale)
-      files[stage] = {"file": name, "shape": list(video.shape), "scale": scale}
+      path = self.path / f"{index:05d}_{stage}"
+      files = {
+        name: sample_files.write_clip(path, video, format=name, fps=fps)
+        for name in sample_files.READABLE
+        if name in formats
+      }
+      best = next(iter(files))
+      scale = sample_files.scale_of(video, best)
+      stages[stage] = {"file": files[best], "shape": list(video.shape), "scale": scale}
+      if sample_files.LATENTS in formats and latents is not None:
+        files[sample_files.LATENTS] = sample_files.write_latents(path, latents[stage])
+      stages[stage]["files"] = files
     sidecar = {
       "index": index,
       "prompt": prompt,
       "seed": seed,
       "fps": fps,
-      "stages": files,
+      "stages": stages,
       "steps": dict(steps),
       "fingerprints": dict(fingerprints),
+      **(details or {}),
     }
-    _write_json(self.path / f"{index:05d}.json", sidecar)
+    write_json(self.sidecar(index), sidecar)
+
+  def sidecar(self, index: int) -> Path:
+    """The sidecar of a sample."""
+    return self.path / f"{index:05d}.json"
+
+  def finished(self, index: int) -> bool:
+    """Whether a sample is there, with all its files."""
+    file = self.sidecar(index)
+    if not file.exists():
+      return False
+    stages = json.loads(file.read_text(encoding="utf-8"))["stages"].values()
+    names = [name for stage in stages for name in stage.get("files", {}).values()]
+    return all((self.path / name).exists() for name in names)
 
   def samples(self) -> Iterator[StoredSample]:
     """The samples in order of their numbers.
@@ -86,7 +121,7 @@ class SampleFolder:
     Raises:
       FileNotFoundError: if there are none.
     """
-    sidecars = sorted(self.path.glob("[0-9]*.json"))
+    sidecars = sorted(self.path.glob("[0-9]*.json"), key=lambda file: int(file.stem))
     if not sidecars:
       raise FileNotFoundError(
         f"no samples in {self.path}: expected the --output folder of `python -m walt_t5x.generate`"
@@ -103,20 +138,31 @@ class SampleFolder:
   def read(self, sample: StoredSample, stage: str) -> np.ndarray:
     """Pixels [T, H, W, 3] in [0, 1] of a stage's file, at the size at which they were generated."""
     entry = sample.sidecar["stages"][stage]
-    frames = video_io.read_video(sample.files[stage]).frames
-    frames, scale = np.asarray(frames, np.float32), entry["scale"]
-    if frames.max() > 1:
-      frames = frames / 255
-    t, h, w, _ = entry["shape"]
-    frames = frames[:t, : h * scale, : w * scale]
-    return frames.reshape(t, h, scale, w, scale, 3).mean((2, 4))
+    return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
+
+  def write_manifest(self) -> Path:
+    """Writes a line a sample: its number, prompt, files by stage and where it started."""
+    lines = []
+    for sample in self.samples():
+      row = {
+        k: sample.sidecar[k]
+        for k in ("index", "prompt", "label", "given")
+        if sample.sidecar.get(k) is not None
+      }
+      row["files"] = {
+        stage: entry.get("files", {"mp4": entry["file"]})
+        for stage, entry in sample.sidecar["stages"].items()
+      }
+      lines.append(json.dumps(row))
+    write_text(self.path / MANIFEST, "\n".join(lines) + "\n")
+    return self.path / MANIFEST
 
   def write_scores(self, scores: Mapping[str, Any]) -> None:
     """Keeps the result of an evaluation beside the samples; the gallery shows it."""
-    _write_json(self.path / SCORES, scores)
+    write_json(self.path / SCORES, scores)
 
-  def write_gallery(self, *, title: str = "Generated videos") -> Path:
-    """Writes the HTML page, with the verdicts of `scores.json` where there is one."""
+  def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
+    """Writes the HTML page, with the verdicts of `scores.json` where there is one; the first `limit` samples."""
     scores_file = self.path / SCORES
     verdicts = {}
     if scores_file.exists():
@@ -136,11 +182,5 @@ class SampleFolder:
         verdict=verdicts.get(str(sample.index), {}),
       )
 
-    return gallery.write_gallery(self.path / GALLERY, map(card, self.samples()), title=title)
-
-
-def _write_json(path: Path, tree: Mapping[str, Any]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-  os.replace(temporary, path)
+    chosen = (s for i, s in enumerate(self.samples()) if limit is None or i < limit)
+    return gallery.write_gallery(self.path / GALLERY, map(card, chosen), title=title)

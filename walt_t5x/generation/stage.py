@@ -1,17 +1,20 @@
-"""One trained stage, loaded and ready to sample: its network, its weights and what its latents mean."""
+"""One trained stage: what is known of it without its weights, and its weights ready to sample."""
 
 import dataclasses
-import itertools
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Array
 
+from data import schema
 from data.provenance import Provenance, read_provenance
 from walt_t5x.engine.checkpoints import checkpoint_step, find_checkpoint, load_params
 from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.text.fingerprint import weights_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class StageConfig:
     latents: field of the latents it makes, e.g. "latents/5x16x16".
     low_resolution: field of the latents it is given; None for the base stage.
     ema: sample with the averaged weights.
+    weights_dtype: dtype in which the weights are held; "bfloat16" halves their memory. None leaves them as saved.
   """
 
   name: str
@@ -33,27 +37,33 @@ class StageConfig:
   latents: str
   low_resolution: str | None = None
   ema: bool = True
+  weights_dtype: str | None = None
+
+  @property
+  def module(self) -> Any:
+    """The network."""
+    return self.model.module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-  """A stage with its weights.
+class StageInfo:
+  """A stage without its weights.
 
   Attributes:
     config: as given.
-    params: the network's parameters.
+    checkpoint: folder of the weights.
     step: training step of the checkpoint.
     provenance: of the rows it was trained on: encoders, statistics, null caption.
   """
 
   config: StageConfig
-  params: dict
+  checkpoint: str
   step: int
   provenance: Provenance
 
   @classmethod
-  def load(cls, config: StageConfig) -> "Stage":
-    """Reads weights and provenance.
+  def read(cls, config: StageConfig) -> "StageInfo":
+    """Finds the checkpoint and reads the provenance beside it.
 
     Raises:
       FileNotFoundError: if there is no whole checkpoint, or no provenance.json beside it.
@@ -67,51 +77,54 @@ class Stage:
           f"stage {config.name!r}: its training data had latents {sorted(provenance.latents)}, not {field!r}; set "
           "StageConfig.latents / low_resolution to fields it was trained on"
         )
-    params = jax.tree.map(jnp.asarray, load_params(str(folder), ema=config.ema))
-    return cls(config=config, params=params, step=checkpoint_step(folder), provenance=provenance)
+    return cls(
+      config=config, checkpoint=str(folder), step=checkpoint_step(folder), provenance=provenance
+    )
 
-  def normalise(self, latents: Array, field: str) -> Array:
+  @property
+  def latents_shape(self) -> tuple[int, int, int, int]:
+    """(t, h, w, c) of a sample."""
+    channels = self.provenance.latents[self.config.latents].channels
+    return (*schema.latents_shape(self.config.latents), channels)
+
+  def normalise(self, latents: Any, field: str) -> Any:
     """Latents of the tokenizer -> mean 0, standard deviation 1 a channel."""
     statistics = self.provenance.latents[field]
     return (latents - jnp.asarray(statistics.mean)) / jnp.asarray(statistics.std)
 
-  def denormalise(self, latents: Array, field: str) -> Array:
+  def denormalise(self, latents: Any, field: str) -> Any:
     """The inverse of `normalise`."""
     statistics = self.provenance.latents[field]
     return latents * jnp.asarray(statistics.std) + jnp.asarray(statistics.mean)
 
 
-def check_cascade(stages: list[Stage]) -> None:
-  """Refuses stages that do not fit together, naming both sides.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A stage with its weights.
 
-  Raises:
-    ValueError: if a stage is not given what the one before it makes, or their tokenizers or text encoders differ.
+  Attributes:
+    info: what is known of it.
+    params: the network's parameters.
+    fingerprint: sha256 of the weights as saved.
   """
-  if not stages:
-    raise ValueError("no stages to run: set generate.stages")
-  if stages[0].config.low_resolution is not None:
-    raise ValueError(
-      f"the first stage {stages[0].config.name!r} expects low-resolution latents "
-      f"{stages[0].config.low_resolution!r}: put the base stage first"
-    )
-  for below, above in itertools.pairwise(stages):
-    if above.config.low_resolution != below.config.latents:
-      raise ValueError(
-        f"stage {above.config.name!r} takes {above.config.low_resolution!r} but stage {below.config.name!r} makes "
-        f"{below.config.latents!r}: set their order or StageConfig.low_resolution"
-      )
-    for part in ("vae", "text_encoder"):
-      ours = getattr(above.provenance, part)["fingerprint"]
-      theirs = getattr(below.provenance, part)["fingerprint"]
-      if ours != theirs:
-        raise ValueError(
-          f"stages {below.config.name!r} and {above.config.name!r} were trained with different {part} weights: "
-          f"{theirs} and {ours}; train both on caches of one encoder"
-        )
 
+  info: StageInfo
+  params: dict[str, Array]
+  fingerprint: str
 
-def noise_for(seed: int, stage: str, indices: np.ndarray, shape: tuple[int, ...]) -> Array:
-  """Standard normal [B, *shape]: each sample's noise depends on its seed, stage and index, not on its batch."""
-  key = jax.random.fold_in(jax.random.key(seed), sum(map(ord, stage)))
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(indices))
-  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+  @classmethod
+  def load(cls, info: StageInfo) -> "Stage":
+    """Reads the weights.
+
+    Raises:
+      ValueError: if averaged weights are asked for and the checkpoint has none.
+    """
+    config = info.config
+    params = load_params(info.checkpoint, ema=config.ema)
+    fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
+
+    def place(weights: np.ndarray) -> Array:
+      floating = jnp.issubdtype(weights.dtype, jnp.floating)
+      return jnp.asarray(weights, config.weights_dtype if floating else None)
+
+    return cls(info=info, params=jax.tree.map(place, params), fingerprint=fingerprint)

@@ -15,6 +15,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from walt_t5x import video_io
+from walt_t5x.generation.tensorboard_clips import write_clips
 from walt_t5x.models.vae_model import VaeModel
 
 
@@ -133,22 +134,14 @@ class SampleVideos:
     return jax.jit(lambda z: self._vae.apply({"params": params}, z * std + mean, method="decode"))
 
   def _write(self, step: int, clips: np.ndarray) -> None:
-    import tensorflow as tf
     from etils import epath
-    from tensorboard.plugins.image import metadata
 
     folder = epath.Path(self._model_dir) / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = tf.summary.create_file_writer(os.fspath(folder))
-    with writer.as_default():
-      for i, clip in enumerate(clips):
-        gif = video_io.encode_video(clip, suffix=".gif", fps=self._fps)
-        (folder / f"step{step:07}_{i}.gif").write_bytes(gif)
-        # The image plugin shows whatever image a browser can; CLU and tf.summary have no videos.
-        shape = [str(clip.shape[2]), str(clip.shape[1])]
-        described = metadata.create_summary_metadata(display_name=None, description="")
-        tf.summary.write(f"samples/{i}", tf.constant([*shape, gif]), step=step, metadata=described)
-    writer.close()
+    tags = {f"samples/{i}": clip for i, clip in enumerate(clips)}
+    for i, gif in enumerate(
+      write_clips(os.fspath(folder), tags, step=step, fps=self._fps).values()
+    ):
+      (folder / f"step{step:07}_{i}.gif").write_bytes(gif)
     logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
 
 

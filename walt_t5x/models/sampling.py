@@ -1,7 +1,7 @@
 """Guided sampling of latents with a denoiser: what `predict_batch` and generation run."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,12 @@ from jaxtyping import Array
 
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.ddim import ddim_sample
-from walt_t5x.diffusion.guidance import ConstantGuidance, guide
+from walt_t5x.diffusion.guidance import ConstantGuidance, guide, guide_twice
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.types import Params
+
+GuidanceFn = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,14 +24,23 @@ class SamplerConfig:
   Attributes:
     num_steps: DDIM steps; 50 in the paper.
     guidance: scale by time, see `walt_t5x.diffusion.guidance`; None samples the conditional model alone.
+    frame_guidance: scale of the frames that are given, beside `guidance` of text and class; three rows a sample
+      instead of two. None drops the frames together with the text. Assumption: None.
   """
 
   num_steps: int = 50
-  guidance: Callable[[Array], Array] | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
+  guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
+  frame_guidance: GuidanceFn | None = None
+
+  def __post_init__(self):
+    if self.guidance is None and self.frame_guidance is not None:
+      raise ValueError(
+        "SamplerConfig.frame_guidance is set and guidance is not: set both, or neither"
+      )
 
 
-def _concatenate(a: Conditioning, b: Conditioning) -> Conditioning:
-  return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=0), a, b)
+def _stack(branches: Sequence[Conditioning]) -> Conditioning:
+  return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *branches)
 
 
 def sample_latents(
@@ -45,29 +56,33 @@ def sample_latents(
 ) -> Array:
   """Samples normalised latents [B, t, h, w, c], float32.
 
-  Both branches of guidance run as one batch of 2 B rows, so every step is one network call.
+  All branches of guidance run as one batch of 2 B (with two scales 3 B) rows, so every step is one network call.
 
   Args:
     initial_noise: standard normal [B, t, h, w, c].
     conditioning: the condition.
     unconditional: the same with the condition dropped; None where `config.guidance` is None.
   """
-  guided = config.guidance is not None
-  if guided:
-    if unconditional is None:
-      raise ValueError("SamplerConfig.guidance is set but no unconditional conditioning was given")
-    conditioning = _concatenate(conditioning, unconditional)
+  if config.guidance is not None and unconditional is None:
+    raise ValueError("SamplerConfig.guidance is set but no unconditional conditioning was given")
+  branches = [conditioning]
+  if config.guidance is not None:
+    if config.frame_guidance is not None and conditioning.frame_mask is not None:
+      branches.append(dataclasses.replace(unconditional, frame_mask=conditioning.frame_mask))
+    branches.append(unconditional)
+  stacked, count = _stack(branches), len(branches)
 
   def denoise(x_t: Array, steps: Array, self_condition: Array, time: Array) -> Array:
-    if guided:
-      x_t, steps, self_condition = (
-        jnp.concatenate([a, a], axis=0) for a in (x_t, steps, self_condition)
-      )
-    output = module.apply({"params": params}, x_t, steps, self_condition, conditioning)
-    if not guided:
-      return output
-    conditional, without = jnp.split(output, 2, axis=0)
-    return guide(conditional, without, config.guidance(time))
+    x_t, steps, self_condition = (
+      jnp.concatenate([a] * count, axis=0) for a in (x_t, steps, self_condition)
+    )
+    output = module.apply({"params": params}, x_t, steps, self_condition, stacked)
+    parts = jnp.split(output, count, axis=0)
+    if count == 1:
+      return parts[0]
+    if count == 2:
+      return guide(*parts, config.guidance(time))
+    return guide_twice(*parts, config.guidance(time), config.frame_guidance(time))
 
   return ddim_sample(
     denoise,

@@ -1,0 +1,278 @@
+"""Laws of the cascade: noise by number, frames that are given, rounds without a seam, devices.
+
+The tokenizer is stood in for by one that loses nothing, so what is given must come back to the byte; the denoisers are
+small ones of random weights, and an oracle.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data.provenance import LatentStatistics, Provenance
+from tests.generation import cascades
+from walt_t5x.generation.cascade import Batch, Cascade
+from walt_t5x.generation.given_media import GivenMedia
+from walt_t5x.generation.random_cascade import random_params
+from walt_t5x.generation.stage import Stage, StageInfo
+from walt_t5x.generation.stage_sampler import mesh_for
+from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.sampling import SamplerConfig
+
+FACTOR = 4  # Frames a latent frame: 17 frames are 5 latents.
+PROMPTS = ["a red square", "a blue circle", "a green dot", "a sun"]
+
+
+class _Packing:
+  """A causal tokenizer without loss: four frames side by side along the channels, the first one alone."""
+
+  @dataclasses.dataclass
+  class _Factors:
+    temporal_factor: int = FACTOR
+    spatial_factor: int = 1
+    latent_channels: int = 3 * FACTOR
+
+  vae = _Factors()
+
+  def encode(self, frames):
+    frames = np.concatenate([frames[:, :1]] * (FACTOR - 1) + [frames], axis=1)
+    b, t, h, w, _ = frames.shape
+    packed = frames.reshape(b, t // FACTOR, FACTOR, h, w, 3).transpose(0, 1, 3, 4, 2, 5)
+    return packed.reshape(b, t // FACTOR, h, w, 3 * FACTOR).astype(np.float32) / 255
+
+  def decode(self, latents):
+    b, t, h, w, _ = latents.shape
+    frames = latents.reshape(b, t, h, w, FACTOR, 3).transpose(0, 1, 4, 2, 3, 5)
+    frames = frames.reshape(b, t * FACTOR, h, w, 3)[:, FACTOR - 1 :]
+    return np.rint(np.clip(frames, 0, 1) * 255).astype(np.uint8)
+
+
+class _Words:
+  """A text encoder: a caption's letters."""
+
+  embedding_dim = 8
+
+  def tokenize(self, texts, length):
+    return [[ord(letter) for letter in text[:length]] for text in texts]
+
+  def encode(self, tokens):
+    return [np.sin(np.outer(ids, np.arange(1, 9))).astype(np.float32) for ids in tokens]
+
+
+STATISTICS = LatentStatistics(channels=12, mean=[0.5] * 12, std=[0.25] * 12)
+PROVENANCE = Provenance(
+  fps=8.0,
+  num_frames=17,
+  vae={"fingerprint": "v"},
+  text_encoder={"fingerprint": "t", "embedding_dim": 8},
+  latents={cascades.BASE: STATISTICS, cascades.SR: STATISTICS},
+  null_embedding=np.ones((1, 8), np.float32),
+)
+
+
+@functools.cache
+def _params(name):
+  (config,) = [c for c in _configs() if c.name == name]
+  return random_params(config, text_length=8, seed=ord(name[0]), spread=0.1)
+
+
+@functools.cache
+def _configs():
+  sr = {"patch_size": 2, "low_resolution_scale": 2, "pooled_text": False, "guidance": None}
+  channels = {"latent_channels": 12}
+  made = cascades.config(
+    Path("/nowhere"), base=cascades.model(**channels), sr=cascades.model(**channels, **sr)
+  )
+  return made.stages
+
+
+def _cascade(*, batch_size=2, mesh=None, configs=None, load=None, **options):
+  infos = [
+    StageInfo(config=config, checkpoint="", step=1, provenance=PROVENANCE)
+    for config in configs or _configs()
+  ]
+  return Cascade(
+    infos=infos,
+    text_encoder=_Words(),
+    text_length=8,
+    codec=_Packing(),
+    batch_size=batch_size,
+    mesh=mesh,
+    load=load or (lambda i: Stage(info=i, params=_params(i.config.name), fingerprint="f")),
+    **options,
+  )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+  """What is compiled here runs a few times: LLVM need not work hard."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def two():
+  """A cascade that makes two clips at a time, compiled once for this file."""
+  return _cascade()
+
+
+def _batch(*indices, given=None):
+  return Batch(indices=indices, prompts=[PROMPTS[i] for i in indices], given=[given] * len(indices))
+
+
+def _samples(cascade, *batches, **options):
+  made = cascade.run(batches, **({"seed": 3} | options))
+  return [sample for batch in made for sample in batch]
+
+
+def _clip(frames, *, side=8, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (frames, side, side, 3), np.uint8)
+
+
+def _media(frames, conditioned):
+  return GivenMedia(path="x", sha256="s", frames=frames, conditioned=conditioned)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(two):
+  first, again, other = (_samples(two, _batch(0, 1), seed=seed)[0] for seed in (3, 3, 4))
+  for name in ("base", "sr1"):
+    assert first.videos[name].tobytes() == again.videos[name].tobytes()
+    assert np.abs(first.latents[name] - other.latents[name]).max() > 0.1
+  assert first.videos["sr1"].shape == (17, 8, 8, 3) and first.latents["base"].shape == (
+    1, 5, 4, 4, 12,
+  )  # fmt: skip
+
+
+def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
+  base = _configs()[:1]
+  together = _samples(_cascade(batch_size=4, configs=base), _batch(0, 1, 2, 3))
+  one = _cascade(batch_size=1, configs=base)
+  alone = [_samples(one, _batch(i))[0] for i in range(4)]
+  pairs = _samples(two, _batch(1, 0), _batch(2))
+  assert len(pairs) == 3  # The row that filled up the batch is not handed out.
+  for a, b in [*zip(together, alone), (together[1], pairs[0]), (together[2], pairs[2])]:
+    assert a.index == b.index
+    np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
+  assert np.abs(together[0].latents["base"] - together[1].latents["base"]).max() > 0.1
+
+
+def test_eight_devices_make_what_one_makes(two):
+  assert jax.device_count() == 8
+  mesh = mesh_for(2, jax.devices())
+  assert mesh.shape == {"data": 2, "model": 4} and mesh_for(2, jax.devices()[:1]) is None
+  eight = _samples(_cascade(mesh=mesh, configs=_configs()[:1]), _batch(0, 1))
+  for a, b in zip(_samples(two, _batch(0, 1)), eight):
+    np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
+
+
+def test_a_picture_is_the_first_frame_at_every_size(two):
+  picture = _clip(1)
+  for sample in _samples(two, _batch(0, 1, given=_media(picture, 1))):
+    np.testing.assert_array_equal(sample.videos["sr1"][0], picture[0])
+    halved = picture[0].reshape(4, 2, 4, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(sample.videos["base"][0], halved, atol=1)
+    assert sample.videos["base"].shape[0] == 17
+  # It decides the frames after it.
+  other = _samples(two, _batch(0, 1, given=_media(_clip(1, seed=9), 1)))[0]
+  assert np.abs(other.latents["base"][0, 1:] - sample.latents["base"][0, 1:]).max() > 0.01
+
+
+def test_a_round_goes_on_from_the_last_frames_of_the_one_before(two):
+  one, three = (_samples(two, _batch(0, 1), rounds=n)[0] for n in (1, 3))
+  for name in ("base", "sr1"):
+    assert len(one.videos[name]) == 17 and len(three.videos[name]) == 17 + 12 + 12
+    np.testing.assert_array_equal(three.videos[name][:17], one.videos[name])
+    for round in (1, 2):
+      last = three.videos[name][: 17 + 12 * (round - 1)][-5:]
+      first = two.codec.decode(three.latents[name][round][None])[0, :5]
+      np.testing.assert_array_equal(first, last)
+
+
+def test_a_clip_goes_on_after_its_own_frames(two):
+  clip = _clip(7)
+  sample = _samples(two, _batch(0, 1, given=_media(clip, 5)))[0]
+  assert len(sample.videos["sr1"]) == 7 + 12
+  np.testing.assert_array_equal(sample.videos["sr1"][:7], clip)
+  np.testing.assert_array_equal(two.codec.decode(sample.latents["sr1"][0][None])[0, :5], clip[-5:])
+
+
+@dataclasses.dataclass
+class _Oracle:
+  """Returns the true latents of the window whose first latent frames it is given; the first window's without any."""
+
+  low_resolution_scale: int
+  text_dim: int = 0
+  num_classes: int = 0
+  latent_channels: int = 12
+  frame_prediction: bool = True
+
+  def apply(self, variables, x_t, steps, self_condition, conditioning):
+    windows = variables["params"]["windows"]
+    mask = conditioning.frame_mask[:, None, :, None, None, None]
+    distance = jnp.square(mask * (windows[None] - conditioning.frames[:, None])).sum((2, 3, 4, 5))
+    chosen = windows[jnp.argmin(distance, axis=1)]
+    # A window that no one asked for is noise: frames of another place are not passed over in silence.
+    known = jnp.min(distance, axis=1) < 1e-3
+    return jnp.where(known[:, None, None, None, None], chosen, x_t)
+
+
+@pytest.mark.parametrize("start", ["nothing", "picture", "clip"])
+def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
+  clip, codec = _clip(53), _Packing()
+  at = {"base": 4, "sr1": 8}
+  windows, given = {}, None
+  for name, side in at.items():
+    frames = _media(clip, 1).at((side, side))
+    parts = [frames[12 * i :][:17] for i in range(4)]
+    windows[name] = (np.concatenate([codec.encode(part[None]) for part in parts]) - 0.5) / 0.25
+  if start == "picture":
+    given = _media(clip[:1], 1)
+  elif start == "clip":
+    given = _media(clip[:5], 5)
+  configs = [
+    dataclasses.replace(
+      config,
+      model=DenoiserModel(
+        module=_Oracle(2 if config.low_resolution else 0),
+        optimizer_def=None,
+        prediction="x0",
+        sampler=SamplerConfig(num_steps=2, guidance=None),
+      ),
+    )
+    for config in _configs()
+  ]
+  cascade = _cascade(
+    configs=configs,
+    load=lambda i: Stage(info=i, params={"windows": windows[i.config.name]}, fingerprint=""),
+  )
+  for sample in _samples(cascade, _batch(0, 1, given=given), rounds=4):
+    for name, side in at.items():
+      np.testing.assert_array_equal(sample.videos[name], _media(clip, 1).at((side, side)))
+
+
+def test_nothing_is_compiled_again_and_stages_one_at_a_time_make_the_same(two):
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **kwargs: compiled.append(event) if "backend_compile" in event else None
+  )
+  expected = _samples(two, _batch(0, 1), rounds=3)
+  _samples(two, _batch(2, 3, given=_media(_clip(1), 1)), rounds=2)
+  before = len(compiled)
+  assert _samples(two, _batch(0, 2), _batch(3), rounds=2, seed=8)
+  assert len(compiled) == before
+  loads = []
+
+  def load(info):
+    loads.append(info.config.name)
+    return Stage(info=info, params=_params(info.config.name), fingerprint="f")
+
+  one = _cascade(one_at_a_time=True, load=load)
+  one._samplers = two._samplers  # Compiled already.
+  made = _samples(one, _batch(0, 1), _batch(2, 3), rounds=3)
+  assert loads == ["base", "sr1"] and not one._loaded
+  np.testing.assert_array_equal(made[1].videos["sr1"], expected[1].videos["sr1"])

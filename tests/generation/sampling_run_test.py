@@ -1,0 +1,230 @@
+"""Runs that are interrupted end with the bytes of one that was not; other commands are refused; bad input is named.
+
+The models are stood in for: what is checked is the loop, the files and the messages.
+"""
+
+import dataclasses
+import json
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.generation import cascades
+from walt_t5x import generate, video_io
+from walt_t5x.generation import requests as reading
+from walt_t5x.generation import run_identity
+from walt_t5x.generation.cascade import Sample
+from walt_t5x.generation.given_media import read_clip, read_image, resampled
+from walt_t5x.generation.prepared_requests import prepare
+from walt_t5x.generation.requests import Request
+from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.generation.sampling_run import RunSettings, batches_of, make_samples
+
+CONFIG = cascades.config(Path("/nowhere"))
+
+
+class _Cascade:
+  """Frames that tell seed and number of a sample; interrupted after some batches."""
+
+  one_at_a_time = False
+  fingerprints = {"base": "b", "sr1": "s"}  # noqa: RUF012 - a stand-in
+
+  def __init__(self, stop_after=None):
+    self.stop_after, self.asked = stop_after, []
+    self.infos = [
+      types.SimpleNamespace(
+        config=stage, step=7, provenance=types.SimpleNamespace(vae={"fingerprint": "v"})
+      )
+      for stage in CONFIG.stages
+    ]
+
+  def run(self, batches, *, seed, rounds, progress):
+    for batch in batches:
+      if self.stop_after is not None and len(self.asked) >= self.stop_after:
+        raise KeyboardInterrupt
+      self.asked.append(list(batch.indices))
+      for name in ("base", "sr1"):
+        progress(name, 0)
+      yield [
+        Sample(
+          index=i,
+          prompt=prompt,
+          videos={
+            name: np.random.default_rng([seed, i]).integers(0, 256, (5, side, side, 3), np.uint8)
+            for name, side in (("base", 16), ("sr1", 32))
+          },
+          latents={name: np.full((1, 3, 4, 4, 4), i, np.float32) for name in ("base", "sr1")},
+          seconds={"base": {"sample": 0.5}},
+        )
+        for i, prompt in zip(batch.indices, batch.prompts)
+      ]
+
+
+def _run(folder, cascade, *, prompts=("a", "b", "c"), shard=(0, 1), **settings):
+  settings = RunSettings(**({"num_samples": 3, "batch_size": 4, "formats": ("mp4",)} | settings))
+  requests = reading.make_requests(prompts)
+  identity = {**dataclasses.asdict(settings), "requests": [r.as_dict() for r in requests]}
+  identity["gin"] = "a = 1\nb = 2\n"
+  run_identity.begin(folder.path, identity)
+  return make_samples(
+    cascade,
+    requests,
+    folder,
+    settings,
+    read_given=lambda request: None,
+    details={"gin_sha256": "x"},
+    shard=shard[0],
+    shards=shard[1],
+  )
+
+
+def _bytes(folder, *suffixes):
+  return {
+    str(file.relative_to(folder.path)): file.read_bytes()
+    for suffix in suffixes
+    for file in sorted(folder.path.rglob(f"*{suffix}"))
+  }
+
+
+def test_an_interrupted_run_keeps_what_is_finished_and_the_same_command_makes_the_rest(tmp_path):
+  whole, broken = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "broken")
+  assert _run(whole, _Cascade()) == 9
+  with pytest.raises(KeyboardInterrupt):
+    _run(broken, _Cascade(stop_after=2))
+  assert [s.index for s in broken.samples()] == list(range(8))
+  # A kill between two samples of a batch, and a file that went missing.
+  broken.sidecar(6).unlink()
+  (broken.path / "00001_sr1.mp4").unlink()
+  again = _Cascade()
+  assert _run(broken, again) == 3
+  assert again.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+  assert _bytes(whole, ".mp4", ".json") == _bytes(broken, ".mp4", ".json")
+  assert len(_bytes(whole, ".mp4")) == 18
+  idle = _Cascade()
+  assert _run(broken, idle) == 0 and idle.asked == []
+
+
+def test_shards_make_each_sample_once_and_the_same_as_one_job(tmp_path):
+  whole, parts = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "parts")
+  _run(whole, _Cascade())
+  assert sum(_run(parts, _Cascade(), shard=(i, 2)) for i in (0, 1)) == 9
+  assert _bytes(whole, ".mp4", ".json") == _bytes(parts, ".mp4", ".json")
+  assert batches_of(9, 4, shard=1, shards=2) == [range(4, 8)]
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"num_samples": 2}, "num_samples: was 3, is 2"),
+    ({"seed": 5}, "seed: was 0, is 5"),
+    ({"prompts": ("a", "b", "d")}, r"requests\[2\]: was {'prompt': 'c'}, is {'prompt': 'd'}"),
+    ({"prompts": ("a", "b")}, "requests: were 3, are 2"),
+  ],
+)
+def test_another_command_is_refused_with_both_values(tmp_path, change, message):
+  folder = SampleFolder(tmp_path)
+  with pytest.raises(KeyboardInterrupt):
+    _run(folder, _Cascade(stop_after=1))
+  with pytest.raises(run_identity.ChangedRun, match=message):
+    _run(folder, _Cascade(), **change)
+
+
+def test_lines_of_gin_that_changed_are_shown_and_samples_of_nobody_are_refused(tmp_path):
+  run_identity.begin(tmp_path, {"gin": "a = 1\nb = 2\n"})
+  with pytest.raises(run_identity.ChangedRun, match=r"gin: was b = 2\n  gin: is b = 3"):
+    run_identity.begin(tmp_path, {"gin": "a = 1\nb = 3\n"})
+  other = tmp_path / "other"
+  other.mkdir()
+  (other / "00000.json").write_text("{}")
+  with pytest.raises(run_identity.ChangedRun, match="holds samples but no run"):
+    run_identity.begin(other, {})
+
+
+def test_every_format_holds_the_frames_and_the_manifest_names_the_files(tmp_path):
+  folder, formats = SampleFolder(tmp_path), ("mp4", "webm", "gif", "png", "latents")
+  _run(folder, _Cascade(), prompts=("a",), num_samples=1, formats=formats)
+  (sample,) = folder.samples()
+  (line,) = folder.write_manifest().read_text().splitlines()
+  files = json.loads(line)["files"]["sr1"]
+  assert set(files) == set(formats)
+  expected = np.random.default_rng([0, 0]).integers(0, 256, (5, 32, 32, 3), np.uint8)
+  frames = sorted((tmp_path / files["png"]).iterdir())
+  np.testing.assert_array_equal([np.asarray(Image.open(f)) for f in frames], expected)
+  # Reading back takes the best file that there is: here the lossless one.
+  np.testing.assert_allclose(folder.read(sample, "sr1"), expected / 255, atol=1e-6)
+  np.testing.assert_array_equal(np.load(tmp_path / files["latents"]), 0)
+  assert np.load(tmp_path / files["latents"]).shape == (1, 3, 4, 4, 4)
+  for name in ("mp4", "webm", "gif"):
+    decoded = video_io.read_video(tmp_path / files[name])
+    assert len(decoded.frames) == 5 and abs(decoded.fps - 8) < 0.5, name
+  sidecar = sample.sidecar
+  assert sidecar["samplers"]["base"] == {"num_steps": 3, "guidance": "ConstantGuidance(scale=2.0)"}
+  assert sidecar["fingerprints"] == {"vae": "v", "base": "b", "sr1": "s"}
+  assert sidecar["batch_seconds"] == {"base": {"sample": 0.5}} and sidecar["gin_sha256"] == "x"
+
+
+def _prepare(settings=None, config=CONFIG, **request):
+  return prepare([Request(**request)], config, settings or RunSettings())
+
+
+def test_bad_requests_are_named_before_anything_is_read(tmp_path):
+  picture, clip = tmp_path / "a.png", tmp_path / "a.mp4"
+  Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(picture)
+  video_io.write_video(clip, np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+  cases = [
+    ({"prompt": ""}, "request 0 has no prompt"),
+    ({"prompt": "a", "label": 3}, "has a label, but the stages have no classes"),
+    ({"prompt": "a", "image": str(tmp_path / "no.png")}, "no such file"),
+    ({"prompt": "a", "image": str(clip)}, "cannot be read as a picture"),
+    ({"prompt": "a", "image": str(picture)}, r"is 20x30 \(height x width\), expected 32x32"),
+    ({"prompt": "a", "video": str(clip)}, "has 3 frames at 8 a second .* at least 5"),
+    ({"prompt": "a", "video": str(picture)}, "cannot be read as a video|has 1 frames"),
+  ]
+  for request, message in cases:
+    with pytest.raises(ValueError, match=message):
+      _prepare(**request)
+  with pytest.raises(ValueError, match="different things"):
+    prepare([Request(prompt="a"), Request(prompt="b", image=str(picture))], CONFIG, RunSettings())
+  with pytest.raises(ValueError, match="--formats=avi"):
+    _prepare(RunSettings(formats=("avi",)), prompt="a")
+  alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))
+  with pytest.raises(ValueError, match="--rounds=2 gives past frames, but stage 'base'"):
+    _prepare(RunSettings(rounds=2), alone, prompt="a")
+
+
+def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
+  file = tmp_path / "prompts.txt"
+  file.write_text("\n  \n")
+  with pytest.raises(ValueError, match="holds no prompt"):
+    reading.read_prompts([], str(file))
+  with pytest.raises(ValueError, match="prompt 2 of 2 is empty"):
+    reading.read_prompts(["a", " "], None)
+  file.write_text('{"prompt": "a", "video": "v.mp4"}\n{"promt": "a"}\n')
+  with pytest.raises(ValueError, match=r":2 has the fields \['promt'\]"):
+    reading.read_requests(str(file))
+  file.write_text('{"prompt": "a", "video": "v.mp4"}\n')
+  assert reading.read_requests(str(file))[0].video == str(tmp_path / "v.mp4")
+  with pytest.raises(ValueError, match="expected NUMBER/COUNT"):
+    generate.read_shard("8/8")
+  assert generate.read_shard("3/8") == (3, 8)
+
+
+def test_given_media_are_cut_to_shape_and_taken_at_the_models_rate(tmp_path):
+  picture = np.zeros((20, 60, 3), np.uint8)
+  picture[:, 20:40] = 200
+  Image.fromarray(picture).save(tmp_path / "wide.png")
+  media = read_image(str(tmp_path / "wide.png"), size=(10, 10), fit="crop")
+  np.testing.assert_array_equal(media.frames, np.full((1, 10, 10, 3), 200))
+  # 24 a second: every third frame, whose grey level tells its number.
+  frames = np.repeat(np.arange(25, dtype=np.uint8), 64 * 64 * 3).reshape(25, 64, 64, 3) * 9
+  video_io.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
+  clip = read_clip(str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioned=5, fit="crop")
+  np.testing.assert_allclose(clip.frames.mean((1, 2, 3)) / 9, np.arange(0, 25, 3), atol=0.35)
+  assert clip.at((16, 16)).shape == (9, 16, 16, 3)
+  assert resampled(np.arange(10) / 8, 8) == list(range(10))
+  assert resampled(np.arange(10) / 8.5, 8) == list(range(10))
+  with pytest.raises(ValueError, match="got 4 frames a second, expected at least 8"):
+    resampled(np.arange(10) / 4, 8)

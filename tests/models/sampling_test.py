@@ -1,0 +1,88 @@
+"""Guidance while sampling: identities of one scale and of two, and which branches the network is asked for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from walt_t5x.denoiser.transformer import Conditioning
+from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.diffusion.process import Prediction
+from walt_t5x.diffusion.schedules import NoiseSchedule
+from walt_t5x.models.sampling import SamplerConfig, sample_latents
+
+ROWS, SHAPE = 2, (3, 2, 2, 1)
+
+
+@dataclasses.dataclass
+class _Network:
+  """Any function of everything that it is given."""
+
+  rows: list = dataclasses.field(default_factory=list)
+
+  def apply(self, variables, x_t, steps, self_condition, conditioning):
+    self.rows.append(len(x_t))
+    text = conditioning.text.sum((1, 2, 3))[:, None, None, None, None]
+    mask = conditioning.frame_mask[:, :, None, None, None]
+    frames = mask * conditioning.frames
+    return jnp.tanh(0.3 * x_t + 0.2 * self_condition + text + 0.7 * frames - 0.1 * mask)
+
+
+def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None):
+  rng = np.random.default_rng(0)
+  mask = jnp.broadcast_to(jnp.arange(3) < given, (ROWS, 3)).astype(jnp.float32)
+  conditioning = Conditioning(
+    text=text * jnp.asarray(rng.normal(size=(ROWS, 1, 2, 2)), jnp.float32),
+    frames=jnp.asarray(rng.normal(size=(ROWS, *SHAPE)), jnp.float32),
+    frame_mask=mask,
+  )
+  dropped = dataclasses.replace(
+    conditioning, text=jnp.zeros_like(conditioning.text), frame_mask=jnp.zeros_like(mask)
+  )
+  scales = [None if w is None else ConstantGuidance(w) for w in (guidance, frame_guidance)]
+  return np.asarray(
+    sample_latents(
+      network or _Network(),
+      {},
+      jax.random.normal(jax.random.key(0), (ROWS, *SHAPE)),
+      conditioning=conditioning,
+      unconditional=dropped,
+      schedule=NoiseSchedule(),
+      prediction=Prediction.V,
+      config=SamplerConfig(num_steps=4, guidance=scales[0], frame_guidance=scales[1]),
+    )
+  )
+
+
+def test_scale_one_is_the_conditional_model_and_zero_the_unconditional_one():
+  np.testing.assert_allclose(_sample(1.0), _sample(None), atol=1e-6)
+  np.testing.assert_allclose(_sample(0.0), _sample(None, text=0.0, given=0), atol=1e-6)
+  assert np.abs(_sample(1.0) - _sample(0.0)).max() > 0.1
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_two_equal_scales_are_one(scale):
+  np.testing.assert_allclose(_sample(scale, scale), _sample(scale), atol=1e-5)
+
+
+def test_a_scale_of_zero_takes_its_own_condition_away_and_leaves_the_other():
+  np.testing.assert_allclose(_sample(0.0, 1.0), _sample(None, text=0.0), atol=1e-6)
+  # Without text in the first place, the frames' scale is the scale of the whole condition.
+  np.testing.assert_allclose(_sample(5.0, 2.0, text=0.0), _sample(2.0, text=0.0), atol=1e-5)
+  # Without frames, it does nothing.
+  np.testing.assert_allclose(_sample(2.0, 5.0, given=0), _sample(2.0, given=0), atol=1e-5)
+
+
+def test_every_step_is_one_call_with_a_branch_for_each_scale():
+  for scales, branches in (((None,), 1), ((2.0,), 2), ((2.0, 3.0), 3)):
+    network = _Network()
+    _sample(*scales, network=network)
+    # The loop's body is traced, not run: the network is called in one place.
+    assert set(network.rows) == {branches * ROWS}
+
+
+def test_a_scale_for_frames_alone_is_refused():
+  with pytest.raises(ValueError, match="frame_guidance is set and guidance is not"):
+    SamplerConfig(guidance=None, frame_guidance=ConstantGuidance(2.0))

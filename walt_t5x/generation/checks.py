@@ -1,0 +1,239 @@
+"""What must fit before any network is loaded: stages with each other, with their checkpoints, and with the encoders."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from data import schema
+from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_metadata
+from walt_t5x.generation.stage import StageConfig, StageInfo
+from walt_t5x.models.input_shapes import input_shapes
+from walt_t5x.text.config import T5Config
+from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE
+from walt_t5x.text.fingerprint import encoder_fingerprint, weights_fingerprint
+from walt_t5x.text.import_weights import HuggingFaceWeights
+from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.vocabulary import Vocabulary
+from walt_t5x.vae.autoencoder import CausalVae
+
+
+def choose_stages(configs: Sequence[StageConfig], names: Sequence[str]) -> list[StageConfig]:
+  """The stages that are to run: the first ones of the cascade.
+
+  Args:
+    configs: of the cascade, base first.
+    names: of those to run; empty for all.
+
+  Raises:
+    ValueError: if there are none, or `names` are not the cascade's first stages in its order.
+  """
+  known = [config.name for config in configs]
+  if not known:
+    raise ValueError("no stages to run: set generate.stages")
+  if len(set(known)) < len(known):
+    raise ValueError(f"the stages are named {known}: give each StageConfig.name once")
+  names = list(names) or known
+  if names != known[: len(names)]:
+    fits = ", ".join(repr(",".join(known[: i + 1])) for i in range(len(known)))
+    raise ValueError(
+      f"--stages={','.join(names)}: each stage takes what the one before it makes; expected one of {fits}"
+    )
+  return list(configs[: len(names)])
+
+
+def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
+  """Refuses stages whose shapes do not follow from each other, naming both sides; reads nothing.
+
+  Raises:
+    ValueError: if a stage is not given what the one before it makes, at the ratio of its network, or its latents
+      have other channels than the tokenizer's.
+  """
+  first = configs[0]
+  if first.low_resolution is not None:
+    raise ValueError(
+      f"the first stage {first.name!r} expects low-resolution latents {first.low_resolution!r}: put the base stage "
+      "first"
+    )
+  for below, above in itertools.pairwise(configs):
+    if above.low_resolution != below.latents:
+      raise ValueError(
+        f"stage {above.name!r} takes {above.low_resolution!r} but stage {below.name!r} makes {below.latents!r}: set "
+        "their order or StageConfig.low_resolution"
+      )
+    t, h, w = schema.latents_shape(below.latents)
+    scale = above.module.low_resolution_scale
+    made = schema.latents_shape(above.latents)
+    if not scale or made != (t, h * scale, w * scale):
+      raise ValueError(
+        f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network enlarges "
+        f"{scale or 1} times: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
+        "or WaltDenoiser.low_resolution_scale"
+      )
+  for config in configs:
+    if config.module.latent_channels != vae.latent_channels:
+      raise ValueError(
+        f"stage {config.name!r} has {config.module.latent_channels} latent channels, the tokenizer "
+        f"{vae.latent_channels}: set WaltDenoiser.latent_channels or CausalVae.latent_channels"
+      )
+
+
+def check_frames_given(configs: Sequence[StageConfig], counts: Sequence[int], why: str) -> None:
+  """Every stage was trained to be given so many latent frames.
+
+  Raises:
+    ValueError: naming the stage and what to set.
+  """
+  for config, count in itertools.product(configs, counts):
+    model = config.model
+    if not config.module.frame_prediction:
+      raise ValueError(
+        f"{why} gives past frames, but stage {config.name!r} has no input for them: set "
+        "WaltDenoiser.frame_prediction = True and train it so"
+      )
+    if count not in model.frame_prediction_counts:
+      raise ValueError(
+        f"{why} gives {count} latent frames, but stage {config.name!r} was trained with "
+        f"{list(model.frame_prediction_counts)}: train it with DenoiserModel.frame_prediction_counts that has {count}"
+      )
+
+
+def check_provenance(infos: Sequence[StageInfo]) -> None:
+  """Stages were trained on rows of the same encoders, normalised alike, naming both sides where they were not.
+
+  Raises:
+    ValueError: if tokenizers, text encoders or the statistics of the latents that are handed on differ.
+  """
+  for below, above in itertools.pairwise(infos):
+    names = below.config.name, above.config.name
+    for part in ("vae", "text_encoder"):
+      ours = getattr(above.provenance, part).get("fingerprint")
+      theirs = getattr(below.provenance, part).get("fingerprint")
+      if ours != theirs:
+        raise ValueError(
+          f"stages {names[0]!r} and {names[1]!r} were trained with different {part} weights: {theirs} and {ours}; "
+          "train both on caches of one encoder"
+        )
+    field = below.config.latents
+    made, taken = below.provenance.latents[field], above.provenance.latents[field]
+    for moment in ("mean", "std"):
+      a, b = np.asarray(getattr(made, moment)), np.asarray(getattr(taken, moment))
+      # Two caches of one corpus agree to rounding; a tenth of a standard deviation is another corpus.
+      if a.shape != b.shape or np.any(np.abs(a - b) > 0.1 * np.asarray(made.std)):
+        raise ValueError(
+          f"stages {names[0]!r} and {names[1]!r} were trained on {field!r} with another {moment}: "
+          f"{a.round(4).tolist()} and {b.round(4).tolist()}; train both on caches of one corpus"
+        )
+  for info in infos:
+    text_dim = info.config.module.text_dim
+    width = info.provenance.text_encoder.get("embedding_dim", 0)
+    if text_dim and text_dim != width:
+      raise ValueError(
+        f"stage {info.config.name!r} takes text of width {text_dim}, its training rows had {width}: set "
+        "WaltDenoiser.text_dim"
+      )
+
+
+def check_network(info: StageInfo, *, text_length: int) -> None:
+  """The checkpoint holds the arrays that gin's network wants; compares shapes, reads no array.
+
+  Raises:
+    ValueError: naming arrays that differ.
+  """
+  config = info.config
+  batch = input_shapes(
+    config.model,
+    rows=1,
+    field=config.latents,
+    low_resolution=config.low_resolution,
+    text_length=text_length,
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  wanted = jax.eval_shape(
+    lambda: config.model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  )
+  _compare(
+    f"stage {config.name!r}: checkpoint {info.checkpoint}",
+    _saved_shapes(info.checkpoint),
+    _shapes(wanted),
+    "point StageConfig.checkpoint at a run of this gin file's network, or set WaltDenoiser's sizes to the run's",
+  )
+
+
+def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: str) -> dict:
+  """The tokenizer's weights, if they are those that made the stages' latents.
+
+  Args:
+    vae: as gin describes it.
+    checkpoint: of its weights.
+    ema: the averaged ones.
+    expected: fingerprint in the stages' provenance.
+
+  Raises:
+    ValueError: if the network or the weights are others, with both fingerprints.
+  """
+  folder = str(find_checkpoint(checkpoint))
+  factor = vae.spatial_factor
+  video = jax.ShapeDtypeStruct((1, 1 + vae.temporal_factor, factor, factor, 3), np.float32)
+  wanted = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x)["params"], video)
+  saved = {k[4:]: v for k, v in _saved_shapes(folder).items() if k.startswith("vae/")}
+  _compare(
+    f"tokenizer {folder}",
+    saved,
+    _shapes(wanted),
+    "set generate.vae_checkpoint or CausalVae's sizes",
+  )
+  params = load_params(folder, ema=ema)["vae"]
+  got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
+  _same("tokenizer", got, expected, "generate.vae_checkpoint (or vae_ema)")
+  return params
+
+
+def check_text_encoder(folder: str, *, expected: str) -> None:
+  """The encoder in `folder` made the stages' text; reads its tensors one at a time.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: with both fingerprints.
+  """
+  path = Path(folder)
+  if not (path / CONFIG_FILE).is_file():
+    raise FileNotFoundError(
+      f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the rows were encoded with"
+    )
+  config = T5Config.from_json(path / CONFIG_FILE)
+  weights = HuggingFaceWeights(SafetensorsSource(path), config)
+  got = encoder_fingerprint(config, weights, Vocabulary.load(path / VOCABULARY_FILE))
+  _same("text encoder", got, expected, "generate.text_encoder")
+
+
+def _same(what: str, got: str, expected: str, setting: str) -> None:
+  if got != expected:
+    raise ValueError(
+      f"the {what} has fingerprint {got}, but the stages were trained with {expected}: point {setting} at that one"
+    )
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+  flat = traverse_util.flatten_dict(dict(tree), sep="/")
+  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
+
+
+def _saved_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
+  found = state_metadata(checkpoint)
+  return {"/".join(k[1:]): tuple(v.shape) for k, v in found.items() if k[0] == "target"}
+
+
+def _compare(what: str, saved: dict, wanted: dict, setting: str) -> None:
+  names = sorted(saved.keys() | wanted.keys())
+  differing = [name for name in names if saved.get(name) != wanted.get(name)]
+  if differing:
+    shown = ", ".join(f"{n} {saved.get(n)} against {wanted.get(n)}" for n in differing[:3])
+    raise ValueError(
+      f"{what} does not hold the network that gin describes: {len(differing)} of {len(names)} arrays differ (saved "
+      f"against wanted: {shown}); {setting}"
+    )

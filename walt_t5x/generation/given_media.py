@@ -1,0 +1,152 @@
+"""The picture that a clip starts from, or the clip that is continued, as frames at the size of every stage."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x import video_io
+
+EXACT, CROP = "exact", "crop"
+FITS = (EXACT, CROP)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GivenMedia:
+  """What a clip starts from.
+
+  Attributes:
+    path: the file.
+    sha256: of its bytes.
+    frames: [T, H, W, 3] uint8 at the size of the last stage.
+    conditioned: how many of its last frames are given to the model.
+  """
+
+  path: str
+  sha256: str
+  frames: np.ndarray
+  conditioned: int
+
+  def at(self, size: tuple[int, int]) -> np.ndarray:
+    """The frames at (H, W), averaged over areas."""
+    return np.stack([_resize(frame, size) for frame in self.frames])
+
+  def as_dict(self) -> dict[str, object]:
+    """For the sidecar."""
+    return {
+      "file": self.path,
+      "sha256": self.sha256,
+      "frames": len(self.frames),
+      "conditioned_frames": self.conditioned,
+    }
+
+
+def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMedia:
+  """A picture.
+
+  Args:
+    path: any format of Pillow.
+    size: (H, W) of the last stage.
+    fit: "exact" refuses other sizes; "crop" cuts the middle to the shape and resizes it.
+
+  Raises:
+    ValueError: if it is no picture, or of another size.
+  """
+  from PIL import Image, ImageOps
+
+  content = Path(path).read_bytes()
+  try:
+    with Image.open(path) as opened:
+      frame = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    raise ValueError(f"--image={path} cannot be read as a picture: {error}") from error
+  frames = _fitted(frame[None], size=size, fit=fit, what=f"--image={path}")
+  return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=1)
+
+
+def read_clip(
+  path: str, *, size: tuple[int, int], fps: float, conditioned: int, fit: str = EXACT
+) -> GivenMedia:
+  """A clip, at the frame rate of the model.
+
+  Args:
+    path: any container of `video_io.read_video`.
+    size: (H, W) of the last stage.
+    fps: rate of the model; of a faster clip the frames nearest in time are taken.
+    conditioned: frames that the model is given: the last ones.
+    fit: see `read_image`.
+
+  Raises:
+    ValueError: if it is no video, too short, or of another size.
+  """
+  content = Path(path).read_bytes()
+  try:
+    decoded = list(video_io.iterate_frames(content))
+  except Exception as error:
+    raise ValueError(f"--video={path} cannot be read as a video: {error}") from error
+  times = np.array([time for time, _ in decoded])
+  try:
+    kept = resampled(times, fps) if len(times) else []
+  except ValueError as error:
+    raise ValueError(f"--video={path}: {error}") from error
+  if len(kept) < conditioned:
+    raise ValueError(
+      f"--video={path} has {len(kept)} frames at {fps:g} a second ({len(times)} in the file), expected at least "
+      f"{conditioned}, which the model continues from: give a longer clip, or a picture by --image"
+    )
+  frames = np.stack([decoded[i][1] for i in kept])
+  frames = _fitted(frames, size=size, fit=fit, what=f"--video={path}")
+  return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=conditioned)
+
+
+def resampled(times: Sequence[float] | np.ndarray, fps: float) -> list[int]:
+  """Indices of the frames nearest to 0, 1 / fps, 2 / fps, ...; a clip at about that rate keeps every frame.
+
+  Raises:
+    ValueError: for a slower clip, whose frames would have to be repeated.
+  """
+  times = np.asarray(times, np.float64)
+  step = np.median(np.diff(times)) if len(times) > 1 else 1 / fps
+  if step > 1.1 / fps:
+    raise ValueError(
+      f"got {1 / step:.3g} frames a second, expected at least {fps:g}, the model's rate"
+    )
+  # To a tenth of a frame the rates are the same: timestamps are rounded.
+  if step >= 0.9 / fps:
+    return list(range(len(times)))
+  wanted = np.arange(int(np.floor(times[-1] * fps + 0.5)) + 1) / fps
+  return sorted({int(np.argmin(np.abs(times - time))) for time in wanted})
+
+
+def _fitted(frames: np.ndarray, *, size: tuple[int, int], fit: str, what: str) -> np.ndarray:
+  height, width = frames.shape[1:3]
+  if (height, width) == size:
+    return frames
+  if fit == EXACT:
+    raise ValueError(
+      f"{what} is {height}x{width} (height x width), expected {size[0]}x{size[1]}, what the last stage makes: resize "
+      "it, or set --fit=crop to cut its middle to shape"
+    )
+  if fit != CROP:
+    raise ValueError(f"--fit={fit}: expected one of {FITS}")
+  scale = min(height / size[0], width / size[1])
+  h, w = min(height, round(size[0] * scale)), min(width, round(size[1] * scale))
+  top, left = (height - h) // 2, (width - w) // 2
+  cut = frames[:, top : top + h, left : left + w]
+  return np.stack([_resize(frame, size) for frame in cut])
+
+
+def _resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  from PIL import Image
+
+  if frame.shape[:2] == size:
+    return frame
+  smaller = frame.shape[0] >= size[0] and frame.shape[1] >= size[1]
+  rule = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+  return np.asarray(Image.fromarray(frame).resize((size[1], size[0]), rule))
+
+
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,127 @@
+"""From gin's description to a cascade: everything that can be wrong is told before a stage's weights are read."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from walt_t5x.generation import checks
+from walt_t5x.generation.cascade import Cascade
+from walt_t5x.generation.pixel_codec import PixelCodec
+from walt_t5x.generation.stage import StageConfig, StageInfo
+from walt_t5x.generation.stage_sampler import mesh_for
+from walt_t5x.text.encoder import TextEncoder
+from walt_t5x.vae.autoencoder import CausalVae
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadeConfig:
+  """What gin says of a cascade.
+
+  Attributes:
+    stages: base first.
+    vae: the tokenizer.
+    vae_checkpoint: its checkpoint.
+    text_encoder: folder of the T5 encoder; unused by stages without text.
+    text_length: L of the stages.
+    vae_ema: with the tokenizer's averaged weights.
+    decode_rows: clips that the tokenizer has in memory at a time.
+    decode_group: latent frames that it has in memory at a time, after the first.
+    one_at_a_time: hold the weights of one stage at a time.
+  """
+
+  stages: Sequence[StageConfig]
+  vae: CausalVae
+  vae_checkpoint: str
+  text_encoder: str | None
+  text_length: int
+  vae_ema: bool = True
+  decode_rows: int = 8
+  decode_group: int = 1
+  one_at_a_time: bool = False
+
+  @classmethod
+  def of(
+    cls, stages: Sequence[StageConfig], chosen: Sequence[str], **fields: Any
+  ) -> "CascadeConfig":
+    """The first stages of a cascade, by name; all when `chosen` is empty.
+
+    Raises:
+      ValueError: for another order or unknown names.
+    """
+    return cls(stages=checks.choose_stages(stages, chosen), **fields)
+
+  @property
+  def reads_text(self) -> bool:
+    """Whether a stage reads text."""
+    return any(stage.module.text_dim for stage in self.stages)
+
+  @property
+  def classes(self) -> int:
+    """Classes of the stages; 0 for none."""
+    return max(stage.module.num_classes for stage in self.stages)
+
+
+def read_infos(config: CascadeConfig) -> list[StageInfo]:
+  """The stages without their weights, checked against each other and against their checkpoints.
+
+  Raises:
+    FileNotFoundError: if a checkpoint or its provenance is missing.
+    ValueError: naming both sides of what does not fit.
+  """
+  checks.check_order(config.stages, config.vae)
+  infos = [StageInfo.read(stage) for stage in config.stages]
+  checks.check_provenance(infos)
+  for info in infos:
+    checks.check_network(info, text_length=config.text_length)
+  return infos
+
+
+def load_cascade(
+  config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int, all_devices: bool = True
+) -> Cascade:
+  """The cascade, once tokenizer and text encoder are known to be those of the stages.
+
+  Args:
+    config: what gin says.
+    infos: of `read_infos`.
+    batch_size: rows of every batch.
+    all_devices: sample on every local device, not on the first one alone.
+
+  Raises:
+    FileNotFoundError, ValueError: what is missing, or both sides of what does not fit.
+  """
+  provenance = infos[0].provenance
+  reads_text = config.reads_text
+  if reads_text:
+    if not config.text_encoder:
+      raise ValueError("the stages read text: set generate.text_encoder")
+    checks.check_text_encoder(config.text_encoder, expected=provenance.text_encoder["fingerprint"])
+  params = checks.tokenizer_params(
+    config.vae,
+    config.vae_checkpoint,
+    ema=config.vae_ema,
+    expected=provenance.vae["fingerprint"],
+  )
+  devices = jax.local_devices()[: None if all_devices else 1]
+  mesh = mesh_for(batch_size, devices)
+  rows, sharding = min(config.decode_rows, batch_size), None
+  if mesh is not None and rows % mesh.shape["data"] == 0:
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  codec = PixelCodec(
+    config.vae,
+    params,
+    rows=rows,
+    group=config.decode_group,
+    sharding=sharding,
+  )
+  return Cascade(
+    infos=infos,
+    text_encoder=TextEncoder.load(config.text_encoder) if reads_text else None,
+    text_length=config.text_length,
+    codec=codec,
+    batch_size=batch_size,
+    mesh=mesh,
+    one_at_a_time=config.one_at_a_time,
+  )

@@ -1,0 +1,133 @@
+"""A cascade of random weights: checkpoints, provenance and text encoder, to try shapes, memory and time untrained."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import traverse_util
+
+from data.provenance import FILE_NAME, LatentStatistics, Provenance
+from walt_t5x.generation.loading import CascadeConfig
+from walt_t5x.generation.stage import StageConfig
+from walt_t5x.models.input_shapes import input_shapes
+from walt_t5x.text.config import PRESETS, T5Config
+from walt_t5x.text.encoder import TextEncoder, save_encoder
+from walt_t5x.text.fingerprint import weights_fingerprint
+from walt_t5x.text.random_weights import random_weights
+from walt_t5x.text.vocabulary import train_vocabulary
+
+CAPTIONS = ("a red square moves right", "a blue circle moves up", "a yellow triangle moves left")
+
+
+def write_random_cascade(
+  config: CascadeConfig, *, captions: Sequence[str] = CAPTIONS, seed: int = 0, spread: float = 0.05
+) -> None:
+  """Writes everything that `config` points at; the checkpoints are of step 0.
+
+  Args:
+    config: names the folders; the text encoder has the tiny preset's depth and the stages' text width.
+    captions: that the vocabulary is made from.
+    seed: of the weights.
+    spread: added to every parameter: a fresh network's outputs are zero, which would hide errors.
+  """
+  rng = np.random.default_rng(seed)
+  factor, frames = config.vae.spatial_factor, 1 + 2 * config.vae.temporal_factor
+  clip = jnp.asarray(rng.uniform(size=(1, frames, 4 * factor, 4 * factor, 3)), jnp.float32)
+  params = jax.jit(config.vae.init)(jax.random.key(seed), clip)["params"]
+  _save(config.vae_checkpoint, {"vae": params}, ema=config.vae_ema)
+  latents = jax.jit(lambda p, x: config.vae.apply({"params": p}, x, method="encode").mean)(
+    params, clip
+  )
+  statistics = LatentStatistics(
+    channels=config.vae.latent_channels,
+    mean=np.asarray(latents.mean((0, 1, 2, 3)), np.float64).tolist(),
+    std=np.asarray(latents.std((0, 1, 2, 3)), np.float64).tolist(),
+  )
+  text: dict[str, Any] = {}
+  null = np.zeros((0, 0), np.float32)
+  if config.reads_text:
+    assert config.text_encoder is not None
+    width = max(stage.module.text_dim for stage in config.stages)
+    text, null = _write_text_encoder(config.text_encoder, captions, width=width, seed=seed)
+  flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
+  fields = [f for s in config.stages for f in (s.latents, s.low_resolution) if f]
+  provenance = Provenance(
+    fps=8.0,
+    num_frames=frames,
+    vae={"fingerprint": weights_fingerprint(flat)},
+    text_encoder=text,
+    latents=dict.fromkeys(fields, statistics),
+    null_ids=np.zeros(len(null), np.int32),
+    null_embedding=null,
+  )
+  for number, stage in enumerate(config.stages):
+    _save(
+      stage.checkpoint,
+      random_params(stage, text_length=config.text_length, seed=seed + number, spread=spread),
+      ema=stage.ema,
+    )
+    (epath.Path(stage.checkpoint) / FILE_NAME).write_text(provenance.to_json())
+
+
+def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: float) -> Any:
+  """Initial parameters of a stage plus noise."""
+  batch = input_shapes(
+    stage.model,
+    rows=1,
+    field=stage.latents,
+    low_resolution=stage.low_resolution,
+    text_length=text_length,
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  # From shapes alone: to run the initialisers would take a forward pass.
+  wanted = jax.eval_shape(
+    lambda: stage.model.get_initial_variables(jax.random.key(seed), shapes, types)["params"]
+  )
+  rng = np.random.default_rng(seed)
+
+  def draw(leaf: Any) -> np.ndarray:
+    fan_in = int(np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 1
+    gain = spread if len(leaf.shape) < 2 else fan_in**-0.5
+    return (gain * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
+
+  return jax.tree.map(draw, wanted)
+
+
+def _write_text_encoder(
+  folder: str, captions: Sequence[str], *, width: int, seed: int
+) -> tuple[dict[str, Any], np.ndarray]:
+  vocabulary = train_vocabulary(captions)
+  fields = {**vars(PRESETS["tiny"]), "d_model": width, "vocab_size": len(vocabulary)}
+  config = T5Config(**fields)
+  save_encoder(folder, config=config, weights=random_weights(config, seed), vocabulary=vocabulary)
+  encoder = TextEncoder.load(folder)
+  (null,) = encoder.encode(encoder.tokenize([""], 8))
+  described = {
+    "fingerprint": encoder.fingerprint,
+    "embedding_dim": width,
+    "folder": folder,
+  }
+  return json.loads(json.dumps(described)), null
+
+
+def _save(folder: str, params: Any, *, ema: bool) -> None:
+  """One checkpoint in the engines' layout."""
+  params = jax.device_get(params)
+  average = {"count": np.int32(0), "ema": params}
+  state: dict[str, Any] = {
+    "target": params,
+    "state": {"step": np.int32(0), "param_states": {"0": average if ema else {}}},
+  }
+  with ocp.CheckpointManager(
+    epath.Path(os.path.abspath(folder)),
+    options=ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True),
+    item_handlers={"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)},
+  ) as manager:
+    manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state)), force=True)

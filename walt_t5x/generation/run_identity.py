@@ -1,0 +1,62 @@
+"""What decides the samples of a folder, kept beside them, so that a command goes on with its own samples only."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from walt_t5x.generation.json_files import write_json
+
+RUN = "run.json"
+
+
+class ChangedRun(ValueError):
+  """The folder was begun by another command."""
+
+
+def begin(folder: Path, identity: Mapping[str, Any]) -> None:
+  """Writes `run.json` into a new folder, or checks that the folder was begun by the same command.
+
+  Args:
+    folder: of the samples.
+    identity: JSON values by name; strings of several lines are compared line by line.
+
+  Raises:
+    ChangedRun: naming what differs, with both values.
+  """
+  file = folder / RUN
+  identity = json.loads(json.dumps(identity))
+  if not file.exists():
+    if any(folder.glob("[0-9]*.json")):
+      raise ChangedRun(
+        f"{folder} holds samples but no {RUN}: they are of an earlier version or another program; set another --output"
+      )
+    write_json(file, identity)
+    return
+  found = json.loads(file.read_text(encoding="utf-8"))
+  changes = [
+    change
+    for name in sorted(found.keys() | identity.keys())
+    if found.get(name) != identity.get(name)
+    for change in _differences(name, found.get(name), identity.get(name))
+  ]
+  if changes:
+    raise ChangedRun(
+      f"{folder} was begun by another command; its samples would not be of one kind:\n  "
+      + "\n  ".join(changes[:10])
+      + "\nRun the command that began it to finish it, or set another --output."
+    )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+  if isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
+    lines = difflib.ndiff(before.splitlines(), now.splitlines())
+    return [f"{name}: {'was' if x[0] == '-' else 'is'} {x[2:]}" for x in lines if x[0] in "-+"]
+  if isinstance(before, list) and isinstance(now, list):
+    if len(before) != len(now):
+      return [f"{name}: were {len(before)}, are {len(now)}"]
+    return [
+      f"{name}[{i}]: was {a!r}, is {b!r}" for i, (a, b) in enumerate(zip(before, now)) if a != b
+    ]
+  return [f"{name}: was {before!r}, is {now!r}"]

@@ -1,0 +1,96 @@
+"""The files of one clip: videos, animations, PNG frames and raw latents."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x import video_io
+
+# Best first: evaluation reads the first one that a sample has.
+READABLE = ("png", "mp4", "webm", "gif")
+LATENTS = "latents"
+FORMATS = (*READABLE, LATENTS)
+
+# Clips smaller than this edge are enlarged by whole pixels, so that chroma subsampling leaves their colours alone.
+_MIN_EDGE = 128
+
+
+def check_formats(formats: Sequence[str]) -> None:
+  """Every format is known and one can be looked at.
+
+  Raises:
+    ValueError: naming what is not.
+  """
+  unknown = [f for f in formats if f not in FORMATS]
+  if unknown or not set(formats) & set(READABLE):
+    raise ValueError(
+      f"--formats={','.join(formats)}: expected some of {', '.join(FORMATS)}, and one of them a picture"
+    )
+
+
+def scale_of(frames: np.ndarray, name: str) -> int:
+  """By which whole factor a format enlarges the pixels of [T, H, W, 3]."""
+  if name in ("mp4", "webm"):
+    return max(1, -(-_MIN_EDGE // min(frames.shape[1:3])))
+  return 1
+
+
+def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> str:
+  """Writes one format of a clip; it appears whole or not at all.
+
+  Args:
+    path: without suffix.
+    frames: [T, H, W, 3], uint8 or float in [0, 1].
+    format: one of READABLE; "png" is a folder of frames.
+    fps: frame rate.
+
+  Returns:
+    The name of the file or folder.
+  """
+  if format == "png":
+    return _write_frames(path, video_io.to_uint8(frames))
+  file = path.with_name(f"{path.name}.{format}")
+  video_io.write_video(file, frames, fps=fps, scale=scale_of(frames, format))
+  return file.name
+
+
+def write_latents(path: Path, latents: np.ndarray) -> str:
+  """Writes float32 [rounds, t, h, w, c] as .npy; returns the name."""
+  file = path.with_name(f"{path.name}.npy")
+  temporary = path.with_name(f".{file.name}.{os.getpid()}.tmp")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with temporary.open("wb") as stream:
+    np.save(stream, np.asarray(latents, np.float32))
+  os.replace(temporary, file)
+  return file.name
+
+
+def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
+  """Pixels [T, H, W, 3] in [0, 1] of a file or folder of `write_clip`, at the size at which they were generated."""
+  if path.is_dir():
+    from PIL import Image
+
+    frames = np.stack([np.asarray(Image.open(file)) for file in sorted(path.glob("*.png"))])
+  else:
+    frames = video_io.read_video(path).frames
+  t, h, w, _ = shape
+  frames = frames[:t, : h * scale, : w * scale].astype(np.float32) / 255
+  return frames.reshape(t, h, scale, w, scale, 3).mean((2, 4))
+
+
+def _write_frames(path: Path, frames: np.ndarray) -> str:
+  from PIL import Image
+
+  folder = path.with_name(f"{path.name}_frames")
+  temporary = path.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for i, frame in enumerate(frames):
+    Image.fromarray(frame).save(temporary / f"{i:05d}.png")
+  # A folder left by an interrupted run makes way; its sample was not finished.
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(temporary, folder)
+  return folder.name

@@ -1,0 +1,89 @@
+"""Sampling of one stage, compiled once a shape, over all devices."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import partitioning as flax_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from walt_t5x import partitioning
+from walt_t5x.denoiser.transformer import Conditioning
+from walt_t5x.generation.stage import StageConfig
+
+
+def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
+  """('data', 'model'): rows over as many devices as divide them, the token grid's height over the rest of each.
+
+  Args:
+    rows: of a batch.
+    devices: to use; None comes back for a single one.
+  """
+  if len(devices) == 1:
+    return None
+  data = math.gcd(rows, len(devices))
+  return Mesh(np.asarray(devices).reshape(data, -1), ("data", "model"))
+
+
+class StageSampler:
+  """`(params, noise, conditioning, null_text) -> normalised latents`, on the devices of a mesh.
+
+  Weights are whole on each device, rows lie over 'data' and, where there are fewer rows than devices, the height of
+  the token grid over 'model'.
+
+  Args:
+    config: the stage.
+    mesh: see `mesh_for`.
+  """
+
+  def __init__(self, config: StageConfig, *, mesh: Mesh | None = None):
+    self._mesh = mesh
+    self._rules = tuple(partitioning.rules(model_axis="sequence"))
+    model = config.model
+
+    def sample(params, noise, low_noise, conditioning, null_text):
+      if low_noise is not None:
+        time = jnp.full((noise.shape[0],), model.sampling_low_resolution_noise)
+        conditioning = model.low_resolution_noised(conditioning, low_noise, time=time)
+      return model.sample(params, noise, conditioning, null_text=null_text)
+
+    self._sample = jax.jit(sample)
+
+  def place(self, params: Any) -> Any:
+    """The weights where the samples are made."""
+    if self._mesh is None:
+      return jax.device_put(params)
+    return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+
+  def __call__(
+    self,
+    params: Any,
+    noise: Array,
+    conditioning: Conditioning,
+    *,
+    low_noise: Array | None = None,
+    null_text: Array | None = None,
+  ) -> Array:
+    """Samples [B, t, h, w, c], normalised.
+
+    Args:
+      params: as `place` returned them.
+      noise: standard normal [B, t, h, w, c].
+      conditioning: rows of the same number; low-resolution latents without noise.
+      low_noise: of the noise augmentation, for super-resolution stages.
+      null_text: the null caption's embedding [B, n, E].
+    """
+    arguments = (noise, low_noise, conditioning, null_text)
+    if self._mesh is None:
+      return self._sample(params, *arguments)
+    rows = NamedSharding(self._mesh, PartitionSpec("data"))
+    arguments = jax.tree.map(lambda x: jax.device_put(x, rows), arguments)
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(self._mesh)
+      stack.enter_context(flax_partitioning.axis_rules(self._rules))
+      return self._sample(params, *arguments)

@@ -1,0 +1,45 @@
+"""Clips in TensorBoard: animated GIFs for its image plugin, which shows whatever image a browser can."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from walt_t5x import video_io
+
+
+def write_clips(
+  folder: str,
+  clips: Mapping[str, np.ndarray],
+  *,
+  step: int,
+  fps: float,
+  scalars: Mapping[str, float] | None = None,
+) -> dict[str, bytes]:
+  """Adds an event file; CLU and tf.summary have no videos.
+
+  Args:
+    folder: of the event files; made if it is not there.
+    clips: tag -> frames [T, H, W, 3], uint8 or in [0, 1].
+    step: training step.
+    fps: of the clips.
+    scalars: tag -> number, written too.
+
+  Returns:
+    The GIF of each tag.
+  """
+  import tensorflow as tf
+  from tensorboard.plugins.image import metadata
+
+  os.makedirs(folder, exist_ok=True) if "://" not in folder else tf.io.gfile.makedirs(folder)
+  gifs, writer = {}, tf.summary.create_file_writer(folder)
+  with writer.as_default():
+    for tag, clip in clips.items():
+      gifs[tag] = video_io.encode_video(clip, suffix=".gif", fps=fps)
+      shape: Sequence[str] = [str(clip.shape[2]), str(clip.shape[1])]
+      described = metadata.create_summary_metadata(display_name=None, description="")
+      tf.summary.write(tag, tf.constant([*shape, gifs[tag]]), step=step, metadata=described)
+    for tag, value in (scalars or {}).items():
+      tf.summary.scalar(tag, value, step=step)
+  writer.close()
+  return gifs

@@ -48,7 +48,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", 32, "Clips made together, at most.", lower_bound=1)
   flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
   flags.DEFINE_string("shard", "0/1", "This job's part of the samples, as 3/8.")
-  flags.DEFINE_string("log_dir", None, "TensorBoard folder for clips and timings.")
+  flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
       output=FLAGS.output,
       chosen=FLAGS.stages,
       shard=shard,
-      log_dir=FLAGS.log_dir,
+      log_dir=FLAGS.tensorboard,
       gin_config=gin.config_str(),
     )
   except (ValueError, FileNotFoundError) as error:

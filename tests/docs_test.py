@@ -1,0 +1,117 @@
+"""Every command that the documentation prints is understood by its program, and its gin files and bindings parse."""
+
+import argparse
+import importlib
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+import gin
+from walt_t5x.engine import gin_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OURS = re.compile(
+  r"(?:\.venv/bin/)?python (?:-m (?:walt_t5x|data|beam_jobs|benchmarks)\.|benchmarks/)"
+)
+# Programs whose flags are absl's and whose configuration is gin: module -> what `__main__` offers to gin files.
+GIN_PROGRAMS = {
+  "walt_t5x.train": "train",
+  "walt_t5x.plan": "train",
+  "walt_t5x.generate": "generate",
+}
+
+
+def commands(text):
+  """The commands of a page's indented blocks, continued lines joined."""
+  lines = iter(text.splitlines())
+  for line in lines:
+    command = line.strip()
+    while command.endswith("\\"):
+      command = command[:-1] + " " + next(lines, "").strip()
+    if line.startswith("    ") and OURS.match(command):
+      yield command.removeprefix(".venv/bin/")
+
+
+COMMANDS = [
+  pytest.param(command, id=f"{page.name}-{index}")
+  for page in PAGES
+  for index, command in enumerate(commands(page.read_text(encoding="utf-8")))
+]
+
+
+class _Understood(Exception):
+  """Raised in place of running the program."""
+
+
+def _arguments(command):
+  """(module or script, arguments, whether some were left out) of a command line."""
+  words = [word for word in shlex.split(command, comments=True) if word != "&"]
+  whole = [word for word in words if word != "..."]
+  program = whole[2] if whole[1] == "-m" else whole[1]
+  return program, whole[3 if whole[1] == "-m" else 2 :], len(whole) < len(words)
+
+
+def _check_argparse(program, arguments, abridged, monkeypatch):
+  def parse_known_args(self, args=None, namespace=None):
+    _, unknown = original(self, sys.argv[1:] if args is None else args, namespace)
+    # Further flags of the preprocessing job are Beam's.
+    assert not unknown or program == "beam_jobs.preprocess", f"{program} does not know {unknown}"
+    raise _Understood
+
+  def error(self, message):
+    assert abridged and message.startswith("the following arguments are required"), message
+    raise _Understood
+
+  original = argparse.ArgumentParser.parse_known_args
+  monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+  monkeypatch.setattr(argparse.ArgumentParser, "error", error)
+  monkeypatch.setattr(sys, "argv", [program, *arguments])
+  with pytest.raises(_Understood):
+    if program.endswith(".py"):
+      runpy.run_path(str(ROOT / program), run_name="__main__")
+    else:
+      runpy.run_module(program, run_name="__main__")
+
+
+def _check_gin(program, arguments, monkeypatch):
+  module = importlib.import_module(program)
+  values = flags.FlagValues()
+  for kind in [name for name in dir(flags) if name.startswith("DEFINE_")]:
+    define = getattr(flags, kind)
+    monkeypatch.setattr(
+      flags, kind, lambda *a, _define=define, **k: _define(*a, **{"flag_values": values} | k)
+    )
+  module.define_flags()
+  left = values(gin_config.rewrite_gin_args([program, *arguments]))
+  assert left == [program], f"{program} does not know {left[1:]}"
+  from walt_t5x import engine
+
+  function = engine.train if GIN_PROGRAMS[program] == "train" else module.generate
+  monkeypatch.setattr(sys.modules["__main__"], GIN_PROGRAMS[program], function, raising=False)
+  assert values.gin_file, f"{program} is given no --gin_file"
+  if values.gin_file == ["..."]:
+    return
+  gin.clear_config()
+  try:
+    gin_config.parse(values.gin_file, list(values.gin_bindings), [str(ROOT)], finalize=False)
+  finally:
+    gin.clear_config()
+
+
+def test_the_pages_print_commands():
+  assert len(COMMANDS) > 20
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_command_is_understood(command, monkeypatch):
+  program, arguments, abridged = _arguments(command)
+  if program in GIN_PROGRAMS:
+    _check_gin(program, arguments, monkeypatch)
+  else:
+    _check_argparse(program, arguments, abridged, monkeypatch)

@@ -250,3 +250,23 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
       f"{problems[0]}; set the gin file that the checkpoint was trained with"
     )
   return best
+
+
+def origin(loaded: Any) -> dict[str, Any]:
+  """What the provenance says of the encoders, but for the latent statistics."""
+  ((null_ids, null_embedding),) = loaded.encode_text([""])
+  return {
+    "vae": {
+      "fingerprint": loaded.vae_fingerprint,
+      "config": json.loads(loaded.config.vae_config),
+      "checkpoint": loaded.config.vae_checkpoint,
+    },
+    "text_encoder": {
+      "fingerprint": loaded.text.fingerprint,
+      "embedding_dim": loaded.text.embedding_dim,
+      "max_length": loaded.config.max_text_length,
+      "folder": loaded.config.text_folder,
+    },
+    "null_ids": null_ids,
+    "null_embedding": null_embedding,
+  }

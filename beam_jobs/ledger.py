@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,8 +10,6 @@ from typing import Any
 from beam_jobs import pipeline, shards, storage
 from beam_jobs.shards import LedgerError
 from data import provenance, schema
-
-_SHARD = re.compile(r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?P<index>\d+)-of-(?P<count>\d+)")
 
 
 @dataclasses.dataclass
@@ -89,23 +86,16 @@ class Summary:
     return sum(self.splits.values(), Totals())
 
 
-def read_plan(output: str, task: str) -> dict[shards.ShardName, int]:
-  """Rows that each shard must account for."""
-  plan = json.loads(storage.read(pipeline.plan_path(output, task)))
-  return {parse_shard(name): rows for name, rows in plan.items()}
-
-
-def parse_shard(name: str) -> shards.ShardName:
-  """The inverse of `str(ShardName)`."""
-  match = _SHARD.fullmatch(name)
-  if not match:
-    raise ValueError(f"not a shard: got {name!r}, expected '<task>/<split>.tfrecord-<i>-of-<n>'")
-  return shards.ShardName(
-    task=match["task"],
-    split=match["split"],
-    index=int(match["index"]),
-    count=int(match["count"]),
-  )
+def read_plan(output: str, task: str, replay: int = 0) -> dict[shards.ShardName, int]:
+  """Rows that each shard of the job, or of a replay, must account for."""
+  plan = json.loads(storage.read(pipeline.plan_path(output, task, replay)))
+  found = {shards.parse_shard(name): rows for name, rows in plan.items()}
+  if None in found:
+    raise LedgerError(
+      f"{pipeline.plan_path(output, task, replay)}: got {sorted(plan)[:3]}, expected names like "
+      "<task>/<split>.tfrecord-<i>-of-<n>"
+    )
+  return found
 
 
 def finalise(
@@ -131,10 +121,10 @@ def finalise(
   for folder in folders:
     storage.delete(storage.join(output, folder, "COMPLETED"))
   sidecars = {
-    shard: _checked(output, shard, rows, settings_digest) for shard, rows in sorted(plan.items())
+    shard: checked(output, shard, rows, settings_digest) for shard, rows in sorted(plan.items())
   }
   for folder in folders:
-    _check_folder(output, folder, plan)
+    check_folder(output, folder, plan)
   splits: dict[tuple[str, str], Totals] = {}
   moments: dict[str, dict[str, shards.Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
@@ -184,9 +174,14 @@ def latent_statistics(
   return statistics
 
 
-def _checked(
+def checked(
   output: str, shard: shards.ShardName, rows: int, settings_digest: str
 ) -> dict[str, Any]:
+  """The sidecar of a shard.
+
+  Raises:
+    LedgerError: where it does not account for the rows, or is of other settings, or the shard is not there.
+  """
   sidecar = shards.read_sidecar(output, shard)
   if sidecar is None:
     raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
@@ -204,12 +199,17 @@ def _checked(
   return sidecar
 
 
-def _check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int]) -> None:
+def check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int]) -> None:
+  """Delete temporary files that killed workers left.
+
+  Raises:
+    LedgerError: on a shard that is in no plan.
+  """
   expected = {shard.file_name for shard in plan if shard.task == folder}
   for name in storage.names(storage.join(output, folder)):
     if name.startswith(storage.TEMPORARY):
       storage.delete(storage.join(output, folder, name))
-    elif _SHARD.fullmatch(f"{folder}/{name}") and name not in expected:
+    elif shards.parse_shard(f"{folder}/{name}") and name not in expected:
       raise LedgerError(
         f"{storage.join(output, folder, name)} belongs to no shard of this run, but seqio would read "
         "it; delete it with its sidecar"
@@ -230,25 +230,32 @@ def _write_folder(
 
   write(provenance.FILE_NAME, kept.to_json())
   counts = Counter(shard.split for shard in plan if shard.task == folder)
-  for (task, split), totals in summary.splits.items():
+  for task, split in summary.splits:
     if task == folder:
       info = {
         "num_shards": counts[split],
         "features": schema.seqio_features(fields),
         "seqio_version": importlib.metadata.version("seqio"),
       }
-      stats = {"examples": totals.written} | totals.to_json()
-      stats["quarantined_shards"] = sorted(
-        name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")
-      )
       write(f"info.{split}.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
-      write(f"stats.{split}.json", json.dumps(stats, indent=2, sort_keys=True) + "\n")
+      write(f"stats.{split}.json", stats_text(summary, folder, split))
   write("COMPLETED", "")
 
 
-def rows_on_disk(output: str, task: str) -> int:
+def stats_text(summary: Summary, folder: str, split: str) -> str:
+  """Contents of stats.{split}.json."""
+  totals = summary.splits[folder, split]
+  stats = {"examples": totals.written} | totals.to_json()
+  stats["quarantined_shards"] = sorted(
+    name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")
+  )
+  return json.dumps(stats, indent=2, sort_keys=True) + "\n"
+
+
+def rows_on_disk(output: str, task: str, replay: int = 0) -> int:
   """Rows of the shards that are closed so far, for progress lines."""
-  if not storage.exists(pipeline.plan_path(output, task)):
+  if not storage.exists(pipeline.plan_path(output, task, replay)):
     return 0
-  sidecars = (shards.read_sidecar(output, shard) for shard in read_plan(output, task))
+  plan = read_plan(output, task, replay)
+  sidecars = (shards.read_sidecar(output, shard) for shard in plan)
   return sum(sidecar["rows"] for sidecar in sidecars if sidecar)

@@ -29,6 +29,8 @@ class Job:
     task: name that the task folders share.
     manifest_folder: base of relative uris.
     num_shards: shards of each split.
+    replay: number of the replay; 0 for the job itself.
+    buckets: shards of each split that rows are spread over; all of them, but in a replay.
     encoders: which VAE and text encoder.
     clip: what to cut out of the media.
     filtering: what rows must hold to be written.
@@ -53,6 +55,12 @@ class Job:
   qa_samples: int = 0
   band: quality.Band = dataclasses.field(default_factory=quality.Band)
   retry_dead: bool = False
+  replay: int = 0
+  buckets: Mapping[str, int] | None = None
+
+  def buckets_of(self, split: str) -> int:
+    """Shards that the rows of a split are spread over."""
+    return (self.buckets or self.num_shards)[split]
 
 
 # --- plan ---------------------------------------------------------------------------------------
@@ -61,16 +69,19 @@ class Job:
 def assign(line: str, job: Job) -> shards.ShardName:
   """The shard of a manifest line: by hash of its group, or else of uri, start and end."""
   row = parse_line(line, job.manifest_folder)
-  count = job.num_shards[row.split]
-  index = int(row.shard_key[:16], 16) % count
   return shards.ShardName(
-    task=f"{job.task}_{row.modality}s", split=row.split, index=index, count=count
+    task=f"{job.task}_{row.modality}s",
+    split=row.split,
+    index=int(row.shard_key[:16], 16) % job.buckets_of(row.split),
+    count=job.num_shards[row.split],
+    replay=job.replay,
   )
 
 
-def plan_path(output: str, task: str) -> str:
-  """Where a run notes how many rows each of its shards must account for."""
-  return storage.join(output, f"{task}.plan.json")
+def plan_path(output: str, task: str, replay: int = 0) -> str:
+  """Where a run, or a replay, notes how many rows each of its shards must account for."""
+  part = f".replay{replay:02d}" if replay else ""
+  return storage.join(output, f"{task}{part}.plan.json")
 
 
 # --- one shard ----------------------------------------------------------------------------------
@@ -300,14 +311,14 @@ class PlanShards(beam.PTransform):
       lines
       | "Text" >> beam.Map(lambda line: line.decode("utf-8", errors="replace").strip())
       | "SkipBlank" >> beam.Filter(bool)
-      | "Assign" >> beam.Map(lambda line: (dataclasses.astuple(assign(line, job)), line))
+      | "Assign" >> beam.Map(lambda line: (_key(assign(line, job)), line))
     )
     # A shard that no row falls into is written too, else a missing file and an empty one look alike.
     every_shard = (
       assigned
-      | "Split" >> beam.Map(lambda pair: (pair[0][0], pair[0][1], pair[0][3]))
+      | "Split" >> beam.Map(lambda pair: _key(_shard(pair[0], index=0)))
       | "DistinctSplits" >> beam.Distinct()
-      | "EveryShard" >> beam.FlatMap(lambda s: [((s[0], s[1], i, s[2]), None) for i in range(s[2])])
+      | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
     )
     everything = (assigned, every_shard) | beam.Flatten()
     _ = (
@@ -325,9 +336,9 @@ class PlanShards(beam.PTransform):
 
 
 def _write_plan(counts: Mapping[tuple, int], job: Job) -> None:
-  plan = {str(shards.ShardName(**_fields(key))): rows for key, rows in counts.items()}
+  plan = {str(_shard(key)): rows for key, rows in counts.items()}
   text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
-  storage.write(plan_path(job.output, job.task), text.encode())
+  storage.write(plan_path(job.output, job.task, job.replay), text.encode())
 
 
 class MakeShard(beam.DoFn):
@@ -342,7 +353,7 @@ class MakeShard(beam.DoFn):
 
   def process(self, element):
     key, lines = element
-    sidecar = process_shard(shards.ShardName(**_fields(key)), lines, self._job)
+    sidecar = process_shard(_shard(key), lines, self._job)
     for kind in ("written", "rejected", "dead", "quarantined"):
       beam.metrics.Metrics.counter("rows", kind).inc(sidecar[kind])
     for kind in ("rejected", "dead"):
@@ -351,5 +362,17 @@ class MakeShard(beam.DoFn):
     yield sidecar
 
 
-def _fields(key: tuple) -> dict[str, Any]:
-  return dict(zip(("task", "split", "index", "count"), key, strict=True))
+def _key(shard: shards.ShardName) -> tuple:
+  """A shard as a key that every runner groups by."""
+  return dataclasses.astuple(shard)
+
+
+def _shard(key: tuple, **changes: Any) -> shards.ShardName:
+  names = (field.name for field in dataclasses.fields(shards.ShardName))
+  return shards.ShardName(**dict(zip(names, key, strict=True)) | changes)
+
+
+def _every_shard(key: tuple, job: Job) -> Iterator[tuple[tuple, None]]:
+  """Every shard of a split, each with no row."""
+  for index in range(job.buckets_of(_shard(key).split)):
+    yield _key(_shard(key, index=index)), None

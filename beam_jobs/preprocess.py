@@ -18,9 +18,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from beam_jobs import worker_flags
 from beam_jobs.shards import LedgerError
 from beam_jobs.sources import spec as source_spec
 
@@ -79,35 +80,16 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   )
   add("--near_duplicate_bits", type=int, default=6, help="of 128 a picture, 0 to 63 (6)")
   add("--allow_upscale", action="store_true", help="take media smaller than a resolution")
-  add("--max_bytes", type=int, default=1 << 30, help="largest media file")
-  add("--max_pixels", type=int, default=8192 * 8192, help="largest frame")
-  add("--max_seconds", type=float, default=6 * 3600.0, help="longest video")
-  add("--max_decoded_frames", type=int, default=20_000, help="frames decoded for one clip")
-  add("--batch_size", type=int, default=8, help="clips a call of the VAE (8)")
-  add("--image_batch_size", type=int, default=32, help="images a call of the VAE (32)")
-  add("--decode_threads", type=int, default=2, help="rows that decode at a time (2)")
-  add(
-    "--decode_isolation",
-    default="process",
-    choices=("process", "thread"),
-    help="'process' survives decoders that hang or crash (process)",
-  )
-  add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
-  add("--decode_memory_mib", type=int, default=8192, help="of a decoding process; 0 is unlimited")
-  add("--qa_samples", type=int, default=0, help="rows a shard that are decoded for their PSNR (0)")
-  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
-  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-  add("--qa_mean", **band, help="quarantine shards with a channel whose mean lies outside")
-  add("--qa_std", **band, help="quarantine shards with a channel whose deviation lies outside")
+  worker_flags.add_limits(parser)
+  worker_flags.add_work(parser)
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   args, rest = parser.parse_known_args(argv)
-  for name in ("num_shards", "num_validation_shards", "batch_size", "image_batch_size"):
+  worker_flags.check(parser, args)
+  for name in ("num_shards", "num_validation_shards"):
     if getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
   if not 0 <= args.near_duplicate_bits < 64:
     parser.error(f"--near_duplicate_bits: got {args.near_duplicate_bits}, expected 0 to 63")
-  if args.decode_timeout <= 0 or args.decode_memory_mib < 0:
-    parser.error("--decode_timeout must be above 0 and --decode_memory_mib at least 0")
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
     if args.content == "latents" and not getattr(args, name):
       parser.error(f"--{name} is needed for --content=latents")
@@ -117,8 +99,6 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
     parser.error("--qa_* do nothing with --content=pixels: pixels are kept as they are")
-  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
-    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
   return args, rest
 
 
@@ -133,12 +113,20 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   started = time.monotonic()
   import apache_beam as beam
 
-  from beam_jobs import encoders, filters, ledger, pipeline, settings, storage, worker_deaths
+  from beam_jobs import (
+    encoders,
+    filters,
+    ledger,
+    pipeline,
+    replays,
+    settings,
+    storage,
+    worker_deaths,
+  )
   from beam_jobs.decoding import ClipSpec
-  from beam_jobs.loading import DecodeSettings
   from beam_jobs.sources.read import ReadRows
 
-  options = beam_options(rest)
+  options = worker_flags.beam_options(rest)
   if args.vae_gin_file and not storage.exists(args.vae_gin_file):
     raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
   rules = [filters.Rule.parse(text) for text in args.filter]
@@ -162,10 +150,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     position=args.clip_position,
     seed=args.clip_seed,
     allow_upscale=args.allow_upscale,
-    max_bytes=args.max_bytes,
-    max_pixels=args.max_pixels,
-    max_seconds=args.max_seconds,
-    max_decoded_frames=args.max_decoded_frames,
+    **{name: getattr(args, name) for name in worker_flags.LIMITS},
   )
   if args.min_motion > 0:
     rules.append(filters.Rule("motion", ">=", args.min_motion, code="low_motion"))
@@ -179,9 +164,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     loaded = encoders.get_encoders(config)
     for height, width in args.resolutions:
       loaded.vae.latent_shape((args.num_frames, height, width))
-    origin |= encoders_origin(loaded)
+    origin |= encoders.origin(loaded)
   num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
-  fingerprints = settings_of(origin, clip, filtering, num_shards=num_shards)
+  fingerprints = settings.settings_of(origin, clip, filtering, num_shards=num_shards)
+  replays.refuse(args.output, args.task)
   settings.guard(args.output, args.task, fingerprints)
   job = pipeline.Job(
     output=args.output,
@@ -191,17 +177,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     encoders=config,
     clip=clip,
     filtering=filtering,
-    decoding=DecodeSettings(
-      isolation=args.decode_isolation,
-      timeout_seconds=args.decode_timeout,
-      processes=args.decode_threads,
-      memory_mib=args.decode_memory_mib,
-    ),
     settings_digest=settings.settings_digest(fingerprints),
-    decode_threads=args.decode_threads,
-    qa_samples=args.qa_samples,
-    band=band_of(args),
     retry_dead=args.retry_dead,
+    **worker_flags.job_fields(args),
   )
   with reporter(args, options, ledger), worker_deaths.end_with_workers():
     # Leaving the block waits for the end of the job.
@@ -216,33 +194,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args.output, args.task, settings_digest=job.settings_digest, origin=origin
   )
   return report(args.output, summary, seconds=time.monotonic() - started)
-
-
-def band_of(args: argparse.Namespace) -> Any:
-  """The band of the --qa_ flags."""
-  from beam_jobs.quality import Band
-
-  named = {"mean": args.qa_mean, "std": args.qa_std}
-  bounds = {name: tuple(values) for name, values in named.items() if values}
-  return Band(min_psnr=args.qa_min_psnr, **bounds)
-
-
-def beam_options(flags: Sequence[str]) -> Any:
-  """Options for Beam, FnApiRunner unless a runner is named.
-
-  Raises:
-    ValueError: on a flag that Beam does not know either; Beam itself would only log it.
-  """
-  from apache_beam.options.pipeline_options import PipelineOptions
-
-  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
-  for kind in PipelineOptions.__subclasses__():
-    kind._add_argparse_args(parser)
-  _, unknown = parser.parse_known_args(list(flags))
-  if unknown:
-    raise ValueError(f"unknown flags {unknown}: neither this program (--help) nor Beam has them")
-  named = any(flag == "--runner" or flag.startswith("--runner=") for flag in flags)
-  return PipelineOptions([*flags, *([] if named else ["--runner=FnApiRunner"])])
 
 
 def vae_fields_of_gin(path: str) -> dict[str, Any]:
@@ -266,50 +217,8 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   return vae_fields(bindings)
 
 
-def encoders_origin(loaded: Any) -> dict[str, Any]:
-  """What the provenance says of the encoders, but for the latent statistics."""
-  ((null_ids, null_embedding),) = loaded.encode_text([""])
-  return {
-    "vae": {
-      "fingerprint": loaded.vae_fingerprint,
-      "config": json.loads(loaded.config.vae_config),
-      "checkpoint": loaded.config.vae_checkpoint,
-    },
-    "text_encoder": {
-      "fingerprint": loaded.text.fingerprint,
-      "embedding_dim": loaded.text.embedding_dim,
-      "max_length": loaded.config.max_text_length,
-      "folder": loaded.config.text_folder,
-    },
-    "null_ids": null_ids,
-    "null_embedding": null_embedding,
-  }
-
-
-def settings_of(
-  origin: Mapping[str, Any], clip: Any, filtering: Any, *, num_shards: Mapping[str, int]
-) -> dict[str, Any]:
-  """Everything that decides what a shard holds; where files lie is not part of it."""
-  import dataclasses
-
-  from data import schema
-
-  return {
-    "schema_version": schema.SCHEMA_VERSION,
-    "vae": {name: v for name, v in origin.get("vae", {}).items() if name != "checkpoint"},
-    "text_encoder": {
-      name: v for name, v in origin.get("text_encoder", {}).items() if name != "folder"
-    },
-    "clip": dataclasses.asdict(clip),
-    "filters": dataclasses.asdict(filtering),
-    "num_shards": dict(num_shards),
-  }
-
-
 def reporter(args: argparse.Namespace, options: Any, ledger: Any) -> Any:
   """Progress lines; counted here where the workers are threads of this process, else from the sidecars."""
-  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
-
   from beam_jobs import progress, storage
 
   total = None
@@ -317,9 +226,7 @@ def reporter(args: argparse.Namespace, options: Any, ledger: Any) -> Any:
   if plain and storage.size(args.manifest) <= _MAX_MANIFEST_TO_COUNT:
     with storage.open_raw(args.manifest) as lines:
       total = sum(1 for line in lines if line.strip())
-  local = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
-  mode = options.view_as(DirectOptions).direct_running_mode
-  if local and mode in ("in_memory", "multi_threading"):
+  if worker_flags.in_this_process(options):
     return progress.Reporter(total)
   return progress.Reporter(
     total, poll=lambda: (ledger.rows_on_disk(args.output, args.task), 0), every_seconds=20.0
@@ -342,7 +249,7 @@ def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
     for reason, count in sorted(reasons.items()):
       print(f"  {kind} {reason}: {count}")
   if totals.dead:
-    print(f"  dead letters: {output}/*/*.dead.jsonl (--retry_dead runs them again)")
+    print(f"  dead letters: {output}/*/*.dead.jsonl (beam_jobs.replay runs them again)")
   for shard, violations in summary.quarantine.items():
     print(f"  quarantined {shard}: {'; '.join(violations[:3])}")
   for name, value in totals.to_json()["psnr"].items():

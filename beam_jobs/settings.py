@@ -1,5 +1,6 @@
 """The settings that a set of shards was made with, and the guard that keeps two settings out of one folder."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -7,12 +8,29 @@ from typing import Any
 
 from beam_jobs import storage
 from beam_jobs.shards import SIDECAR
+from data import schema
 
 TASK_SUFFIXES = ("_images", "_videos")
 
 
 class SettingsMismatch(ValueError):
   """An output folder that holds shards made with other settings."""
+
+
+def settings_of(
+  origin: Mapping[str, Any], clip: Any, filtering: Any, *, num_shards: Mapping[str, int]
+) -> dict[str, Any]:
+  """Everything that decides what a shard holds; where files lie is not part of it."""
+  return {
+    "schema_version": schema.SCHEMA_VERSION,
+    "vae": {name: v for name, v in origin.get("vae", {}).items() if name != "checkpoint"},
+    "text_encoder": {
+      name: v for name, v in origin.get("text_encoder", {}).items() if name != "folder"
+    },
+    "clip": dataclasses.asdict(clip),
+    "filters": dataclasses.asdict(filtering),
+    "num_shards": dict(num_shards),
+  }
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -34,12 +52,7 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
   path = storage.join(output, f"{task}.settings.json")
   settings = json.loads(json.dumps(settings))
   if storage.exists(path) and _holds_shards(output, task):
-    before, now = _flatten(json.loads(storage.read(path))), _flatten(settings)
-    lines = [
-      f"  {name}: the folder has {before.get(name)!r}, this run {now.get(name)!r}"
-      for name in sorted(set(before) | set(now))
-      if before.get(name) != now.get(name)
-    ]
+    lines = differences(json.loads(storage.read(path)), settings)
     if lines:
       raise SettingsMismatch(
         "\n".join(
@@ -51,6 +64,30 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
         )
       )
   storage.write(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+  """A line for each field in which two settings differ; plain values as JSON has them."""
+  flat_before, flat_now = _flatten(before), _flatten(json.loads(json.dumps(now)))
+  return [
+    f"  {name}: the folder has {flat_before.get(name)!r}, this run {flat_now.get(name)!r}"
+    for name in sorted(set(flat_before) | set(flat_now))
+    if flat_before.get(name) != flat_now.get(name)
+  ]
+
+
+def read(output: str, task: str) -> dict[str, Any]:
+  """The settings of a finished or unfinished job.
+
+  Raises:
+    FileNotFoundError: where there is none.
+  """
+  path = storage.join(output, f"{task}.settings.json")
+  if not storage.exists(path):
+    raise FileNotFoundError(
+      f"no {path}: expected the --output and --task of a run of `python -m beam_jobs.preprocess`"
+    )
+  return json.loads(storage.read(path))
 
 
 def _holds_shards(output: str, task: str) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
@@ -24,17 +25,23 @@ class LedgerError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class ShardName:
-  """Which shard: cached task folder, split, number and how many there are."""
+  """Which shard: cached task folder, split, number and how many there are.
+
+  `replay` is 0 for a shard of the job itself. Shards of a replay carry the job's `count` whatever their own number is,
+  because SeqIO finds shards by it.
+  """
 
   task: str
   split: str
   index: int
   count: int
+  replay: int = 0
 
   @property
   def file_name(self) -> str:
     """Name of the TFRecord file, as seqio expects it."""
-    return f"{self.split}.tfrecord-{self.index:05d}-of-{self.count:05d}"
+    replay = f"replay{self.replay:02d}." if self.replay else ""
+    return f"{self.split}.tfrecord-{replay}{self.index:05d}-of-{self.count:05d}"
 
   def path(self, output: str, suffix: str = "") -> str:
     """Path of the TFRecord file, or of a file beside it."""
@@ -50,6 +57,25 @@ class ShardName:
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
 QUARANTINE = "quarantine."
+
+
+_NAME = re.compile(
+  r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?:replay(?P<replay>\d{2,})\.)?(?P<index>\d+)-of-(?P<count>\d+)"
+)
+
+
+def parse_shard(name: str) -> ShardName | None:
+  """The inverse of `str(ShardName)`; None for any other name."""
+  match = _NAME.fullmatch(name)
+  if not match:
+    return None
+  return ShardName(
+    task=match["task"],
+    split=match["split"],
+    index=int(match["index"]),
+    count=int(match["count"]),
+    replay=int(match["replay"] or 0),
+  )
 
 
 @dataclasses.dataclass

@@ -8,14 +8,13 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
 def problems(folder: str) -> list[str]:
   """What is wrong with a folder; empty for a whole one."""
   from beam_jobs import storage
-  from data import schema, tfrecord
 
   found = []
   names = set(storage.names(folder))
@@ -25,27 +24,43 @@ def problems(folder: str) -> list[str]:
     split = info_name.split(".")[1]
     count = json.loads(storage.read(storage.join(folder, info_name)))["num_shards"]
     stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
+    expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
     examples = 0
-    for index in range(count):
-      name = f"{split}.tfrecord-{index:05d}-of-{count:05d}"
+    for name in sorted(expected | _replayed(names, split)):
       if not {name, f"{name}.sidecar.json"} <= names:
         found.append(f"{folder}/{name}: the shard or its sidecar is missing")
         continue
       sidecar = json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
-      content = storage.read(storage.join(folder, name))
       examples += sidecar["written"]
-      if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
-        found.append(f"{folder}/{name}: sha256 differs from the sidecar's")
-        continue
-      records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
-      if records != sidecar["written"]:
-        found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
-      found += _ledger_problems(folder, name, sidecar)
+      found += _shard_problems(folder, name, sidecar)
     if examples != stated:
       found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
   if not any(name.startswith("info.") for name in names):
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
   return found
+
+
+def _replayed(names: Iterable[str], split: str) -> set[str]:
+  """Shards of replays, also those of which only the sidecar or only the records are there."""
+  from beam_jobs import shards
+
+  named = (shards.parse_shard(f"-/{name.removesuffix(shards.SIDECAR)}") for name in names)
+  return {shard.file_name for shard in named if shard and shard.replay and shard.split == split}
+
+
+def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
+  """What of a shard is not as its sidecar says."""
+  from beam_jobs import storage
+  from data import schema, tfrecord
+
+  content = storage.read(storage.join(folder, name))
+  if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
+    return [f"{folder}/{name}: sha256 differs from the sidecar's"]
+  found = []
+  records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
+  if records != sidecar["written"]:
+    found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
+  return found + _ledger_problems(folder, name, sidecar)
 
 
 def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
@@ -70,8 +85,8 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
 
 
 def plan_problems(folder: str) -> list[str]:
-  """Shards and rows of the run's plan that a folder lacks; the plan stands beside the folder."""
-  from beam_jobs import ledger, shards, storage
+  """Shards and rows of the plans of the job and of its replays that a folder lacks; plans stand beside the folder."""
+  from beam_jobs import ledger, replays, storage
   from beam_jobs.settings import TASK_SUFFIXES
 
   folder = folder.rstrip("/")
@@ -79,13 +94,55 @@ def plan_problems(folder: str) -> list[str]:
   base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
   if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
     return [f"{folder}: no <task>.plan.json beside it, so rows of the manifest cannot be counted"]
+  found = _missing(output, task, ledger.read_plan(output, base))
+  try:
+    history = replays.read_all(output, base)
+    for replay in history:
+      if not replay.finished:
+        number = f"{replay.number:02d}"
+        return [*found, f"{folder}: replay {number} has not finished; run the same command again"]
+      found += _missing(output, task, ledger.read_plan(output, base, replay.number))
+    if not found:
+      found += _account_problems(folder, replays.account(output, base, history), history)
+  except (ledger.LedgerError, FileNotFoundError) as error:
+    found.append(str(error))
+  return found
+
+
+def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
+  from beam_jobs import shards
+
   found = []
-  for shard, rows in ledger.read_plan(output, base).items():
+  for shard, rows in plan.items():
     sidecar = shards.read_sidecar(output, shard) if shard.task == task else None
     if sidecar and sidecar["rows"] != rows:
       found.append(f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}")
     elif shard.task == task and sidecar is None:
       found.append(f"{shard}: {rows} rows of the plan, and no sidecar")
+  return found
+
+
+def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
+  """Where stats and shards of a folder are not what the job and its replays add up to."""
+  from beam_jobs import shards, storage
+
+  found = []
+  numbers = {0, *(replay.number for replay in history)}
+  for name in storage.names(folder):
+    shard = shards.parse_shard(f"-/{name}")
+    if shard and shard.replay not in numbers:
+      found.append(
+        f"{folder}/{name} is of replay {shard.replay:02d}, which is not noted; delete it"
+      )
+  for task, split in summary.splits:
+    path = storage.join(folder, f"stats.{split}.json")
+    if task == folder.rpartition("/")[2] and storage.exists(path):
+      stated, expected = json.loads(storage.read(path)), summary.splits[task, split].to_json()
+      found += [
+        f"{path}: {name}: got {stated.get(name)}, the shards add up to {expected[name]}"
+        for name in ("rows", "written", "rejected_by_reason", "dead_by_reason", "quarantined")
+        if stated.get(name) != expected[name]
+      ]
   return found
 
 

@@ -37,9 +37,9 @@ from benchmarks.preprocess_corpus import command, make_corpus, make_encoders
 HERE = Path(__file__).resolve().parent
 # What is killed, on which runner, and whether the processes below the launcher are ended with it.
 KILLS = {
-  "launcher": ("launcher", beam_runners.IN_PROCESS, True),
-  "worker": ("worker", beam_runners.TWO_WORKERS, True),
-  "orphans": ("launcher", beam_runners.TWO_WORKERS, False),
+  "launcher": ("the launcher, its threads are the workers", beam_runners.IN_PROCESS, True),
+  "worker": ("one of two worker processes", beam_runners.TWO_WORKERS, True),
+  "orphans": ("the launcher of two workers, left to themselves", beam_runners.TWO_WORKERS, False),
 }
 _SIDECAR = ".sidecar.json"
 
@@ -126,7 +126,7 @@ def killed_run(
   draw: random.Random,
 ) -> dict[str, Any]:
   """Starts, kills and starts the job again; what happened."""
-  target, _, below = KILLS[kind]
+  of, _, below = KILLS[kind]
   whole: dict[str, tuple] = {}
   changed = met = 0
   moments, ends = [], []
@@ -150,14 +150,14 @@ def killed_run(
         if wanted == before:
           time.sleep(draw.uniform(0.8, 1.3) * start_seconds)
         time.sleep(draw.uniform(0, 2) * shard_seconds)
-      victims = beam_runners.workers_of(job.pid) if target == "worker" else [job.pid]
+      victims = beam_runners.workers_of(job.pid) if kind == "worker" else [job.pid]
       deadline = time.monotonic() + 30
       while not victims and job.running and time.monotonic() < deadline:
         time.sleep(0.05)
         victims = beam_runners.workers_of(job.pid)
       met += bool(job.running and victims)
       moments.append([round(time.monotonic() - job.started, 2), len(watch)])
-      if target == "worker" and victims:
+      if kind == "worker" and victims:
         beam_runners.kill([draw.choice(victims)])
         ends.append(job.wait(20))
       job.kill(below=below)
@@ -168,10 +168,11 @@ def killed_run(
     time.sleep(1)  # Orphans may still be at work.
     compare()
   return {
+    "of": of,
     "kills": kills,
     "kills_of_a_running_process": met,
     "seconds_and_closed_shards_at_kills": moments,
-    **({"exit_codes_of_launchers_within_20_s": ends} if target == "worker" else {}),
+    **({"exit_codes_of_launchers_within_20_s": ends} if kind == "worker" else {}),
     "seconds_of_the_last_run": round(last, 1),
     "shards": len(whole),
     "whole_shards_changed": changed,
@@ -220,7 +221,7 @@ def run(*, rows: int, kills: int, seed: int, checks: Sequence[str], work: Path) 
     held += [found["bytes_identical"], found["ledger_identical"]]
     held += [found["kills_of_a_running_process"] == kills]
     held += [found["whole_shards_changed"] == found["sidecars_replaced"] == 0]
-    result[f"{kind}_killed" if kind != "orphans" else "orphans_left"] = found
+    result[kind] = found
     print(kind, json.dumps(found), flush=True)
   if "runners" in checks:
     same, spent = {}, {"in_process": round(seconds, 1)}
@@ -243,12 +244,31 @@ def run(*, rows: int, kills: int, seed: int, checks: Sequence[str], work: Path) 
 
 def table(result: Mapping[str, Any]) -> str:
   """Markdown."""
-  lines = ["| check | result |", "| --- | --- |"]
-  for name, value in result.items():
-    parts = value.items() if isinstance(value, dict) else [("", value)]
-    text = ", ".join(f"{key.replace('_', ' ')} {part}".strip() for key, part in parts)
-    lines.append(f"| {name.replace('_', ' ')} | {text} |")
-  return "\n".join(lines) + "\n"
+  corpus, ledger, peace = result["corpus"], result["ledger"], result["in_peace"]
+  lines = [
+    f"{corpus['rows']} rows ({corpus['rendered']} rendered, {corpus['real']} real, {corpus['broken']} of them broken) "
+    f"in {peace['shards']} shards: {ledger['written']} written, {ledger['rejected']} rejected, {ledger['dead']} dead "
+    "letters (a flipped run of bytes may still decode).",
+    "",
+    "| SIGKILL of | kills | closed shards at each | whole shards changed | sidecars replaced | output | ledger |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  whole = {True: "identical", False: "DIFFERS"}
+  for kind in KILLS:
+    if found := result.get(kind):
+      closed = ", ".join(str(count) for _, count in found["seconds_and_closed_shards_at_kills"])
+      lines.append(
+        f"| {found['of']} | {found['kills_of_a_running_process']} | {closed} | {found['whole_shards_changed']} "
+        f"| {found['sidecars_replaced']} | {whole[found['bytes_identical']]} | {whole[found['ledger_identical']]} |"
+      )
+  if codes := result.get("worker", {}).get("exit_codes_of_launchers_within_20_s"):
+    lines += ["", f"Launchers whose worker was killed ended by themselves with exit codes {codes}."]
+  if same := result.get("bytes_identical_to_in_process"):
+    lines += ["", "| runner | output | seconds |", "| --- | --- | --- |"]
+    for name, seconds in result["seconds_by_runner"].items():
+      verdict = whole[same[name]] if name in same else "the reference"
+      lines.append(f"| {name.replace('_', ' ')} | {verdict} | {seconds} |")
+  return "\n".join([*lines, "", f"Held: {result['held']}.", ""])
 
 
 def main() -> int:
@@ -274,7 +294,8 @@ def main() -> int:
   command_line = (
     f"    python -m benchmarks.preprocess_kills --rows={args.rows} --kills={args.kills}"
   )
-  text = f"{head}{command_line}\n\n{table(result)}"
+  where = f"{os.cpu_count()} CPU cores, other work beside it; seconds are of that machine."
+  text = f"{head}{command_line}\n\n{where}\n\n{table(result)}"
   (Path(args.output) / "preprocess_kills.json").write_text(json.dumps(result, indent=1) + "\n")
   (Path(args.output) / "preprocess_kills.md").write_text(text)
   print(text)

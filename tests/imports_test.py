@@ -95,6 +95,7 @@ PROGRAMS = (
   "walt_t5x.vae.import_lpips",
   "data.samples",
   "beam_jobs.preprocess",
+  "beam_jobs.replay",
 )
 
 

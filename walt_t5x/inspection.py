@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-SHARD_NAME = re.compile(r"(?P<split>\w+)\.tfrecord-\d{5}-of-\d{5}")
+SHARD_NAME = re.compile(r"(?P<split>\w+)\.tfrecord-(?:replay(?P<replay>\d{2,})\.)?\d{5}-of-\d{5}")
 _EXAMPLES = 5
 
 
@@ -91,10 +91,13 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
 
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
-  """Rejected rows and dead letters of shards, with some examples of each reason."""
-  from beam_jobs import storage
+  """Rejected rows and dead letters of shards, with some examples of each reason; without those that a replay took."""
+  from beam_jobs import replays, storage
   from walt_t5x.data_page import Ledger
 
+  folder = folder.rstrip("/")
+  base, _, _ = folder.rpartition("/")[2].rpartition("_")
+  history = [r for r in replays.read_all(storage.parent(folder), base) if r.finished]
   ledgers = []
   for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
     counts: Counter[str] = Counter()
@@ -103,9 +106,12 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
       path = storage.join(folder, f"{name}.{kind}.jsonl")
       if not storage.exists(path):
         continue
+      written_by = int(SHARD_NAME.fullmatch(name)["replay"] or 0)
       with storage.open_raw(path) as lines:
         for line in lines:
           entry = json.loads(line)
+          if kind == "dead" and not replays.is_current(entry["reason"], written_by, history):
+            continue
           counts[entry["reason"]] += 1
           shown = examples.setdefault(entry["reason"], [])
           if len(shown) < _EXAMPLES:

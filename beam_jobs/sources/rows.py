@@ -14,6 +14,20 @@ IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", 
 VIDEO_EXTENSIONS = frozenset(
   (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp", ".gif")
 )
+# Reasons of rows that break the contract: no other file mends them, only another manifest.
+PROBLEMS = frozenset(
+  (
+    "bad_captions",
+    "bad_group",
+    "bad_label",
+    "bad_manifest_line",
+    "bad_modality",
+    "bad_source_row",
+    "bad_split",
+    "bad_uri",
+    "bad_window",
+  )
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

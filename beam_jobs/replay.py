@@ -1,0 +1,302 @@
+"""Runs dead letters again, into new shards beside the old ones.
+
+  python -m beam_jobs.replay --output DIR --task shapes --media_root DIR --reason missing --reason truncated
+
+takes every dead letter with one of these reasons (--all: every one that a file can mend), once the job that made the
+cache has finished, and writes `train.tfrecord-replay01.<i>-of-<N>` with sidecars and dead letters of their own; the
+next replay writes replay02. SeqIO reads them with the rest of the task. Shards of the job, its latent statistics and
+provenance stay as they are; `stats.<split>.json` counts each row of the manifest where it is now.
+
+Run it again to go on after an interruption. The encoders are those that the provenance names, wherever
+--vae_checkpoint and --text_encoder say they are now; clips and filters are the job's, limits on media may be raised.
+Other flags go to Beam.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from beam_jobs import worker_flags
+from beam_jobs.shards import LedgerError
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """Our flags, and what is left for Beam."""
+  parser = argparse.ArgumentParser(
+    prog="python -m beam_jobs.replay",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  add("--output", required=True, help="folder of the cached tasks, as given to the job")
+  add("--task", required=True, help="as given to the job")
+  add(
+    "--media_root", required=True, help="base of relative uris: the job's, or its manifest's folder"
+  )
+  which = parser.add_mutually_exclusive_group(required=True)
+  which.add_argument(
+    "--reason", action="append", default=[], help="of dead letters, again for more (missing, ...)"
+  )
+  which.add_argument("--all", action="store_true", help="all but rows that the manifest breaks")
+  add("--vae_checkpoint", help="where the job's VAE is now (where it was)")
+  add("--vae_ema", action="store_true", help="as given to the job")
+  add("--text_encoder", help="where the job's text encoder is now (where it was)")
+  add("--num_shards", type=int, help="new shards a split (as many rows a shard as the job's have)")
+  worker_flags.add_limits(parser, inherit=True)
+  worker_flags.add_work(parser)
+  args, rest = parser.parse_known_args(argv)
+  worker_flags.check(parser, args)
+  if args.num_shards is not None and args.num_shards < 1:
+    parser.error(f"--num_shards: got {args.num_shards}, expected 1 or more")
+  return args, rest
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """The whole replay; returns what the last printed line holds as JSON.
+
+  Raises:
+    ValueError: on flags or encoders that do not fit the cache, before any row is read.
+    LedgerError: where the job has not finished, or rows are unaccounted for.
+  """
+  args, rest = parse_arguments(argv)
+  started = time.monotonic()
+  import apache_beam as beam
+
+  from beam_jobs import pipeline, replays, settings, storage, worker_deaths
+
+  options = worker_flags.beam_options(rest)
+  job_settings = settings.read(args.output, args.task)
+  history = replays.read_all(args.output, args.task)
+  pending = history.pop() if history and not history[-1].finished else None
+  before = replays.account(args.output, args.task, history)
+  if not pending:
+    _check_finished(args.output, before)
+  reasons = _reasons(args)
+  replay = replays.Replay(
+    number=len(history) + 1,
+    reasons=reasons,
+    buckets={},
+    settings=_with_limits(job_settings, args),
+  )
+  taken = {where: replay.taken(totals.dead) for where, totals in before.splits.items()}
+  taken = {where: counts for where, counts in taken.items() if counts}
+  replay = dataclasses.replace(
+    replay, buckets=_buckets(before, taken, job_settings["num_shards"], args.num_shards)
+  )
+  if pending:
+    _check_pending(args.output, pending, replay)
+  if not taken:
+    return _report(None, before, {}, before, seconds=time.monotonic() - started)
+  for folder, _ in taken:
+    if folder not in before.completed:
+      raise LedgerError(
+        f"{args.output}/{folder} has no record of the job, so no statistics that a replay could keep; run "
+        "`python -m beam_jobs.preprocess ... --retry_dead` instead"
+      )
+  config, clip, filtering = _encoders_and_clip(args, replay, before.completed[0])
+  replay.write(args.output, args.task)
+  for folder, _ in taken:
+    # No reader takes the folder for whole until finalise has run again.
+    storage.delete(storage.join(args.output, folder, "COMPLETED"))
+  job = pipeline.Job(
+    output=args.output,
+    task=args.task,
+    manifest_folder=args.media_root,
+    num_shards=job_settings["num_shards"],
+    encoders=config,
+    clip=clip,
+    filtering=filtering,
+    settings_digest=replay.digest,
+    replay=replay.number,
+    buckets=replay.buckets,
+    **worker_flags.job_fields(args),
+  )
+  sources = replays.dead_ledgers(args.output, args.task, history)
+  rows = sum(counts.total() for counts in taken.values())
+  with _reporter(args, options, replay.number, rows), worker_deaths.end_with_workers():
+    with beam.Pipeline(options=options) as root:
+      _ = (
+        root
+        | "DeadLetters" >> beam.Create(sources)
+        | "Spread" >> beam.Reshuffle()
+        | "Taken" >> beam.FlatMap(replays.taken_lines, replay=replay, history=tuple(history))
+        | "Plan" >> pipeline.PlanShards(job)
+        | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
+      )
+  after = replays.finalise(args.output, args.task, [*history, replay])
+  return _report(replay, before, taken, after, seconds=time.monotonic() - started)
+
+
+def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
+  from beam_jobs.sources import PROBLEMS
+
+  if broken := sorted(set(args.reason) & PROBLEMS):
+    raise ValueError(
+      f"--reason: got {broken}, which are rows that the manifest breaks; mend the manifest and run the job on it: "
+      "whole shards are left alone"
+    )
+  return None if args.all else tuple(sorted(set(args.reason)))
+
+
+def _with_limits(job_settings: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+  """The job's settings with the limits that this replay sets."""
+  given = {name: getattr(args, name) for name in worker_flags.LIMITS}
+  limits = {name: value for name, value in given.items() if value is not None}
+  return {**job_settings, "clip": {**job_settings["clip"], **limits}}
+
+
+def _buckets(
+  before: Any, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
+) -> dict[str, int]:
+  """Shards of each split: as full as the job's, unless a number is wanted; at most as many."""
+  buckets = {}
+  for split, count in num_shards.items():
+    full = [
+      math.ceil(counts.total() * count / before.splits[where].rows)
+      for where, counts in taken.items()
+      if where[1] == split
+    ]
+    buckets[split] = min(count, wanted or max(full, default=1))
+  return buckets
+
+
+def _check_finished(output: str, before: Any) -> None:
+  from beam_jobs import storage
+
+  for folder in before.completed:
+    if not storage.exists(storage.join(output, folder, "COMPLETED")):
+      raise LedgerError(
+        f"{output}/{folder} has no COMPLETED: run `python -m beam_jobs.preprocess` to its end first"
+      )
+
+
+def _check_pending(output: str, pending: Any, replay: Any) -> None:
+  """Refuse another replay while one is under way."""
+  from beam_jobs import settings
+
+  if lines := settings.differences(pending.decisive, replay.decisive):
+    number = f"{pending.number:02d}"
+    raise settings.SettingsMismatch(
+      "\n".join(
+        (
+          f"replay {number} of {output} has not finished, and was begun with other flags:",
+          *lines,
+          f"run it to its end with those, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
+        )
+      )
+    )
+
+
+def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tuple[Any, Any, Any]:
+  """The job's encoders, checked by their fingerprints, its clip and its filters."""
+  from beam_jobs import encoders, filters, settings, storage
+  from beam_jobs.decoding import ClipSpec
+  from data import provenance
+
+  before = replay.settings
+  raw = before["clip"]
+  clip = ClipSpec(**{**raw, "resolutions": tuple(map(tuple, raw["resolutions"]))})
+  raw = before["filters"]
+  rules = tuple(filters.Rule(**rule) for rule in raw["rules"])
+  filtering = filters.FilterSpec(**{**raw, "rules": rules})
+  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  origin: dict[str, Any] = {}
+  if before["vae"]:
+    text = storage.read(storage.join(args.output, folder, provenance.FILE_NAME)).decode()
+    made_by = provenance.Provenance.from_json(text)
+    config: Any = encoders.EncoderConfig(
+      vae_config=json.dumps(before["vae"]["config"], sort_keys=True),
+      vae_checkpoint=args.vae_checkpoint or made_by.vae["checkpoint"],
+      vae_ema=args.vae_ema,
+      text_folder=args.text_encoder or made_by.text_encoder["folder"],
+      max_text_length=before["text_encoder"]["max_length"],
+      **batch_sizes,
+    )
+    origin = encoders.origin(encoders.get_encoders(config))
+  elif args.vae_checkpoint or args.text_encoder:
+    raise ValueError(
+      f"{args.output} is a cache of pixels: leave out --vae_checkpoint and --text_encoder"
+    )
+  else:
+    config = encoders.PixelConfig(**batch_sizes)
+  now = settings.settings_of(origin, clip, filtering, num_shards=before["num_shards"])
+  if lines := settings.differences(before, now):
+    raise settings.SettingsMismatch(
+      "\n".join(
+        (
+          f"this replay would not make what {args.output} holds:",
+          *lines,
+          "set --vae_checkpoint (and --vae_ema) and --text_encoder to what made the cache",
+        )
+      )
+    )
+  return config, clip, filtering
+
+
+def _reporter(args: argparse.Namespace, options: Any, number: int, rows: int) -> Any:
+  from beam_jobs import ledger, progress
+
+  if worker_flags.in_this_process(options):
+    return progress.Reporter(rows)
+  return progress.Reporter(
+    rows, poll=lambda: (ledger.rows_on_disk(args.output, args.task, number), 0), every_seconds=20.0
+  )
+
+
+def _report(
+  replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
+) -> dict[str, Any]:
+  """Print the table and the JSON line."""
+  from beam_jobs.ledger import Totals
+
+  left = after.all.dead
+  if replay is None:
+    print(f"nothing to replay; dead letters: {dict(sorted(left.items())) or 'none'}")
+  else:
+    print(f"{'task':<24} {'split':<11} {'taken':>8} {'written':>8} {'rejected':>8} {'dead':>6}")
+  result: dict[str, Any] = dict.fromkeys(("rows", "written", "rejected", "dead", "quarantined"), 0)
+  for where, counts in sorted(taken.items()):
+    old, new = before.splits.get(where, Totals()), after.splits[where]
+    mine = {
+      "rows": counts.total(),
+      "written": new.written - old.written,
+      "rejected": new.rejected.total() - old.rejected.total(),
+      "dead": new.dead.total() - (old.dead.total() - counts.total()),
+      "quarantined": new.quarantined - old.quarantined,
+    }
+    result = {name: count + mine[name] for name, count in result.items()}
+    folder, split = where
+    print(
+      f"{folder:<24} {split:<11} {mine['rows']:>8} {mine['written']:>8} {mine['rejected']:>8} {mine['dead']:>6}"
+    )
+  result |= {
+    "replay": replay.number if replay else None,
+    "dead_letters_left": dict(sorted(left.items())),
+    "seconds": round(seconds, 2),
+  }
+  print(json.dumps(result), flush=True)
+  return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; errors that a user can mend come without a traceback."""
+  try:
+    run(argv)
+  except (ValueError, FileNotFoundError) as error:
+    print(f"replay: {error}", file=sys.stderr)
+    return 2
+  except LedgerError as error:
+    print(f"replay: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

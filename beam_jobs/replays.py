@@ -1,0 +1,225 @@
+"""What replays did to a cache: which dead letters each of them took, and where every row of the manifest is now.
+
+Replay n takes all dead letters of its reasons that the job and the replays before it left, and puts their rows into
+shards `{split}.tfrecord-replay<n>.<i>-of-<N>` with sidecars and dead letters of their own. Nothing of the job is
+changed, so the account follows from the files alone: dead now = dead of the job - taken by replay 1 + dead of
+replay 1 - taken by replay 2 ... `<task>.replay<n>.json` says what a replay took; it is written before its first shard,
+and again, with `finished`, after its last.
+"""
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from beam_jobs import ledger, settings, shards, storage
+from beam_jobs.ledger import Summary, Totals
+from beam_jobs.shards import LedgerError
+from beam_jobs.sources import PROBLEMS
+from data import provenance
+
+Where = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay:
+  """One replay.
+
+  Args:
+    number: 1, 2, ...
+    reasons: of the dead letters that it takes; None is all of them.
+    buckets: shards of each split that its rows are spread over.
+    settings: those of the job with this replay's limits on media.
+    finished: whether all its rows are accounted for.
+  """
+
+  number: int
+  reasons: tuple[str, ...] | None
+  buckets: Mapping[str, int]
+  settings: Mapping[str, Any]
+  finished: bool = False
+
+  def takes(self, reason: str) -> bool:
+    """Whether it takes dead letters of a reason; rows that break the contract are never taken."""
+    return reason not in PROBLEMS and (self.reasons is None or reason in self.reasons)
+
+  def taken(self, dead: Mapping[str, int]) -> Counter:
+    """What it takes of dead letters counted by reason."""
+    return Counter({reason: count for reason, count in dead.items() if self.takes(reason)})
+
+  @property
+  def decisive(self) -> dict[str, Any]:
+    """All that decides what its shards hold, as JSON has it."""
+    replay = {"number": self.number, "reasons": self.reasons, "buckets": dict(self.buckets)}
+    return json.loads(json.dumps({**self.settings, "replay": replay}))
+
+  @property
+  def digest(self) -> str:
+    """Of `decisive`; stands in the sidecars."""
+    return settings.settings_digest(self.decisive)
+
+  def write(self, output: str, task: str) -> None:
+    """Note it in the cache."""
+    raw = {**self.decisive, "finished": self.finished}
+    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
+    storage.write(head_path(output, task, self.number), text.encode())
+
+  @classmethod
+  def from_json(cls, raw: Mapping[str, Any]) -> "Replay":
+    """What `write` wrote."""
+    replay = raw["replay"]
+    return cls(
+      number=replay["number"],
+      reasons=None if replay["reasons"] is None else tuple(replay["reasons"]),
+      buckets=replay["buckets"],
+      settings={name: v for name, v in raw.items() if name not in ("replay", "finished")},
+      finished=raw["finished"],
+    )
+
+
+def head_path(output: str, task: str, number: int) -> str:
+  """Where a replay is noted."""
+  return storage.join(output, f"{task}.replay{number:02d}.json")
+
+
+def read_all(output: str, task: str) -> list[Replay]:
+  """Replays of a cache in their order.
+
+  Raises:
+    LedgerError: where one is missing, or begun before the one before it was finished.
+  """
+  pattern = re.compile(re.escape(task) + r"\.replay\d{2,}\.json")
+  found = [
+    Replay.from_json(json.loads(storage.read(storage.join(output, name))))
+    for name in storage.names(output)
+    if pattern.fullmatch(name)
+  ]
+  found.sort(key=lambda replay: replay.number)
+  numbers = [replay.number for replay in found]
+  if numbers != list(range(1, len(found) + 1)) or not all(r.finished for r in found[:-1]):
+    raise LedgerError(
+      f"{output}: got the replays {numbers} of {task!r}, expected 1, 2, ... and all but the last finished; their files "
+      "were deleted in part: delete all */*replay* and *.replay* and replay again"
+    )
+  return found
+
+
+def account(output: str, task: str, history: Sequence[Replay]) -> Summary:
+  """Where the rows of the manifest are after the job and these replays.
+
+  Raises:
+    LedgerError: where rows are unaccounted for.
+  """
+  plan = ledger.read_plan(output, task)
+  digest = settings.settings_digest(settings.read(output, task))
+  splits, quarantine = _add_up(output, plan, digest)
+  for replay in history:
+    mine, held = _add_up(output, ledger.read_plan(output, task, replay.number), replay.digest)
+    quarantine |= held
+    for where in sorted(splits.keys() | mine.keys()):
+      before, now = splits.get(where, Totals()), mine.get(where, Totals())
+      taken = replay.taken(before.dead)
+      if taken.total() != now.rows:
+        raise LedgerError(
+          f"{'/'.join(where)}: replay {replay.number} accounts for {now.rows} rows, but {taken.total()} dead letters "
+          f"were there for it: {dict(taken)}; delete its files ({task}.replay{replay.number:02d}.* and "
+          f"*/*replay{replay.number:02d}*) and run it again"
+        )
+      if now.rows:
+        both = before + now
+        splits[where] = dataclasses.replace(both, rows=before.rows, dead=both.dead - taken)
+  folders = sorted({folder for folder, _ in splits})
+  completed = tuple(
+    folder
+    for folder in folders
+    if storage.exists(storage.join(output, folder, provenance.FILE_NAME))
+  )
+  return Summary(splits, completed, quarantine)
+
+
+def _add_up(
+  output: str, plan: Mapping[shards.ShardName, int], digest: str
+) -> tuple[dict[Where, Totals], dict[str, Sequence[str]]]:
+  splits: dict[Where, Totals] = {}
+  quarantine: dict[str, Sequence[str]] = {}
+  for shard, rows in sorted(plan.items()):
+    sidecar = ledger.checked(output, shard, rows, digest)
+    where = (shard.task, shard.split)
+    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
+    if sidecar["quarantined"]:
+      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
+  return splits, quarantine
+
+
+# --- the dead letters themselves ------------------------------------------------------------------
+
+
+def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tuple[str, int]]:
+  """Files of dead letters, each with the number of the replay that wrote it; 0 is the job."""
+  found = []
+  for number in (0, *(replay.number for replay in history)):
+    for shard in sorted(ledger.read_plan(output, task, number)):
+      path = shard.path(output, shards.DEAD)
+      if storage.exists(path):
+        found.append((path, number))
+  return found
+
+
+def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
+  """Whether a dead letter of the job (0) or of a replay is still one: no later replay took it."""
+  return not any(replay.takes(reason) for replay in history if replay.number > written_by)
+
+
+def taken_lines(
+  source: tuple[str, int], *, replay: Replay, history: Sequence[Replay]
+) -> Iterator[bytes]:
+  """Manifest lines of the dead letters of one file that a replay takes."""
+  path, written_by = source
+  with storage.open_raw(path) as lines:
+    for line in lines:
+      entry = json.loads(line)
+      reason = entry["reason"]
+      if replay.takes(reason) and is_current(reason, written_by, history):
+        yield json.dumps(entry["row"], sort_keys=True).encode()
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def finalise(output: str, task: str, history: Sequence[Replay]) -> Summary:
+  """Account for the last of the replays, write stats, COMPLETED and that it is finished.
+
+  The provenance, and with it the latent statistics, stays the job's.
+
+  Raises:
+    LedgerError: where rows are unaccounted for, or files belong to no plan.
+  """
+  summary = account(output, task, history)
+  plan = dict(ledger.read_plan(output, task))
+  for replay in history:
+    plan |= ledger.read_plan(output, task, replay.number)
+  for folder in summary.completed:
+    ledger.check_folder(output, folder, plan)
+    for name, split in summary.splits:
+      if name == folder:
+        text = ledger.stats_text(summary, folder, split)
+        storage.write(storage.join(output, folder, f"stats.{split}.json"), text.encode())
+    storage.write(storage.join(output, folder, "COMPLETED"), b"")
+  dataclasses.replace(history[-1], finished=True).write(output, task)
+  return summary
+
+
+def refuse(output: str, task: str) -> None:
+  """Keep the job out of a cache with replays: a dead letter that it would write now is written already.
+
+  Raises:
+    ValueError: says what to do instead.
+  """
+  names = [f"{replay.number:02d}" for replay in read_all(output, task)]
+  if names:
+    raise ValueError(
+      f"{output} holds replays {names} of task {task!r}: the job would count their rows twice. Run the dead letters "
+      f"again with `python -m beam_jobs.replay`, or delete {task}.replay* and */*.tfrecord-replay* there first"
+    )

@@ -1,0 +1,107 @@
+"""Flags of programs that make shards: limits on media, batches, decoding, quality, and what is left for Beam."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+# Flags that are fields of `ClipSpec`: they decide which media become dead letters, never what a record holds.
+LIMITS = ("max_bytes", "max_pixels", "max_seconds", "max_decoded_frames")
+
+
+def add_limits(parser: argparse.ArgumentParser, *, inherit: bool = False) -> None:
+  """Limits on media.
+
+  Args:
+    parser: gets the flags.
+    inherit: default to None, which is the limit of an earlier run, and not to numbers.
+  """
+
+  def add(name: str, kind: type, default: Any, text: str) -> None:
+    note = " (as before)" if inherit else ""
+    parser.add_argument(
+      f"--{name}", type=kind, default=None if inherit else default, help=text + note
+    )
+
+  add("max_bytes", int, 1 << 30, "largest media file")
+  add("max_pixels", int, 8192 * 8192, "largest frame")
+  add("max_seconds", float, 6 * 3600.0, "longest video")
+  add("max_decoded_frames", int, 20_000, "frames decoded for one clip")
+
+
+def add_work(parser: argparse.ArgumentParser) -> None:
+  """Batches, decoding and quality."""
+  add = parser.add_argument
+  add("--batch_size", type=int, default=8, help="clips a call of the VAE (8)")
+  add("--image_batch_size", type=int, default=32, help="images a call of the VAE (32)")
+  add("--decode_threads", type=int, default=2, help="rows that decode at a time (2)")
+  add(
+    "--decode_isolation",
+    default="process",
+    choices=("process", "thread"),
+    help="'process' survives decoders that hang or crash (process)",
+  )
+  add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
+  add("--decode_memory_mib", type=int, default=8192, help="of a decoding process; 0 is unlimited")
+  add("--qa_samples", type=int, default=0, help="rows a shard that are decoded for their PSNR (0)")
+  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
+  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+  add("--qa_mean", **band, help="quarantine shards with a channel whose mean lies outside")
+  add("--qa_std", **band, help="quarantine shards with a channel whose deviation lies outside")
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+  """Ends the program on values that do not fit."""
+  for name in ("batch_size", "image_batch_size", "decode_threads"):
+    if getattr(args, name) < 1:
+      parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  if args.decode_timeout <= 0 or args.decode_memory_mib < 0:
+    parser.error("--decode_timeout must be above 0 and --decode_memory_mib at least 0")
+  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
+    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
+
+
+def job_fields(args: argparse.Namespace) -> dict[str, Any]:
+  """Fields of `pipeline.Job` that the flags decide."""
+  from beam_jobs.loading import DecodeSettings
+  from beam_jobs.quality import Band
+
+  named = {"mean": args.qa_mean, "std": args.qa_std}
+  bounds = {name: tuple(values) for name, values in named.items() if values}
+  return {
+    "decoding": DecodeSettings(
+      isolation=args.decode_isolation,
+      timeout_seconds=args.decode_timeout,
+      processes=args.decode_threads,
+      memory_mib=args.decode_memory_mib,
+    ),
+    "decode_threads": args.decode_threads,
+    "qa_samples": args.qa_samples,
+    "band": Band(min_psnr=args.qa_min_psnr, **bounds),
+  }
+
+
+def beam_options(flags: Sequence[str]) -> Any:
+  """Options for Beam, FnApiRunner unless a runner is named.
+
+  Raises:
+    ValueError: on a flag that Beam does not know either; Beam itself would only log it.
+  """
+  from apache_beam.options.pipeline_options import PipelineOptions
+
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+  for kind in PipelineOptions.__subclasses__():
+    kind._add_argparse_args(parser)
+  _, unknown = parser.parse_known_args(list(flags))
+  if unknown:
+    raise ValueError(f"unknown flags {unknown}: neither this program (--help) nor Beam has them")
+  named = any(flag == "--runner" or flag.startswith("--runner=") for flag in flags)
+  return PipelineOptions([*flags, *([] if named else ["--runner=FnApiRunner"])])
+
+
+def in_this_process(options: Any) -> bool:
+  """Whether the workers are threads of the launcher."""
+  from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+  local = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
+  mode = options.view_as(DirectOptions).direct_running_mode
+  return local and mode in ("in_memory", "multi_threading")

@@ -52,7 +52,7 @@ optimizers.adafactor:
   ema_decay = 0.99
 """
 # The base stage is also evaluated while it trains; the others would only compile the same once more.
-UNWATCHED = ["--gin.BATCH_SIZE=2", "--gin.train_script.train.train_eval_dataset_cfg=None"]
+UNWATCHED = ["--gin.BATCH_SIZE=2", "--gin.train.train_eval_dataset_cfg=None"]
 RUNS = {
   "base": ("gin/tiny/base.gin", NARROW["base"]),
   "base_adafactor": ("base_adafactor.gin", [*NARROW["base"], *UNWATCHED]),

@@ -1,0 +1,57 @@
+"""The tiny denoiser on meshes of fake devices: the same loss, and a checkpoint that moves without losing a bit.
+
+The small version of `python -m benchmarks.engine_meshes`, which trains on every mesh.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import engine_meshes as meshes
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+  with meshes.configured(tmp_path_factory.mktemp("meshes") / "cache") as given:
+    yield given
+
+
+@pytest.fixture(scope="module")
+def state(given):
+  """A state whose moments and average are not those of a start: every array is another number everywhere."""
+  mesh = meshes.OnMesh(given, 1, 1)
+  rng = np.random.default_rng(0)
+
+  def random(leaf):
+    if leaf.dtype == np.int32:
+      return np.full(leaf.shape, 7, np.int32)
+    return (0.05 * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+  return jax.device_put(jax.tree.map(random, mesh.initializer.shapes), mesh.initializer.shardings)
+
+
+def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(given, state, tmp_path):
+  start = meshes.OnMesh(given, *meshes.JOURNEY[0])
+  start.save(tmp_path / "0", start.place(state))
+  for n, (devices, model_parallel) in enumerate(meshes.JOURNEY[1:]):
+    mesh = meshes.OnMesh(given, devices, model_parallel)
+    moved = mesh.restore(tmp_path / str(n))
+    for array in jax.tree.leaves(moved.params):
+      assert len(array.sharding.device_set) == devices
+    split = [a for a in jax.tree.leaves(moved.params) if not a.sharding.is_fully_replicated]
+    assert bool(split) == (model_parallel > 1)
+    assert not meshes.differences(moved, state)
+    mesh.save(tmp_path / str(n + 1), moved)
+
+
+def test_data_and_model_parallel_losses_are_those_of_one_device(given, state):
+  losses = []
+  for devices, model_parallel in ((1, 1), (8, 2)):
+    mesh = meshes.OnMesh(given, devices, model_parallel)
+    loss_fn = mesh.partitioner.partition(
+      lambda params, batch, model=mesh.model: model.loss_fn(params, batch, jax.random.key(3))[0],
+      in_axis_resources=(mesh.initializer.axes.params, mesh.partitioner.data_partition_spec),
+      out_axis_resources=None,
+    )
+    losses.append(float(loss_fn(mesh.place(state).params, next(mesh.rows))))
+  np.testing.assert_allclose(losses, losses[0], rtol=meshes.TOLERANCE)

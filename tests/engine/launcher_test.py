@@ -13,7 +13,7 @@ import gin
 from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x import train as launcher
-from walt_t5x.engine import checkpoints, choice, gin_config, provenance
+from walt_t5x.engine import checkpoints, choice, exits, gin_config, provenance
 from walt_t5x.engine.builtin import run_inputs
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
 
@@ -101,6 +101,37 @@ def test_a_run_that_stops_early_exits_with_its_code(launch, tmp_path):
   assert end.value.code == 65
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   assert sum(line.get("skipped_steps", 0) for line in lines) >= 3
+
+
+HANGS = """
+from __gin__ import dynamic_registration
+import __main__ as train_script
+from tests.engine import toy
+from walt_t5x import engine
+from walt_t5x.engine import run_settings
+include 'tests/engine/toy.gin'
+train_script.train.get_dataset_fn = @toy.rows_that_hang
+engine.SaveCheckpointConfig.save_dataset = False  # A Python function has no position that could be saved.
+SAVE_PERIOD = 2
+run_settings.RunSettings.watchdog_seconds = 4.0
+"""
+
+
+def test_a_hang_ends_the_process(tmp_path):
+  """The real process, whose main thread waits for rows that never come."""
+  (tmp_path / "hangs.gin").write_text(HANGS)
+  command = [sys.executable, "-m", "walt_t5x.train", f"--gin_file={tmp_path / 'hangs.gin'}"]
+  command += [f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=10"]
+  environment = os.environ | {"XLA_FLAGS": "", "WALT_T5X_ENGINE": "builtin"}
+  ended = subprocess.run(
+    command, capture_output=True, text=True, check=False, timeout=200, env=environment
+  )
+  assert ended.returncode == exits.HUNG == 70, ended.stderr[-3000:]
+  assert "No progress for" in ended.stderr and "data_iterator.py" in ended.stderr
+  (report,) = tmp_path.glob("hang_step*_host0.txt")
+  text = report.read_text()
+  assert "after step 6, while: data" in text and "data_iterator.py" in text
+  assert checkpoints.whole_steps(tmp_path)[-1] == 6  # What a new start goes on from.
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """T5X itself on our gin files: it trains, goes on where the built-in engine stopped and back, evaluates and samples.
 
-Runs where `import t5x` works (docs/t5x.md says how to get there) and takes about 20 minutes on two cores.
+Runs where `import t5x` works (docs/t5x.md says how to get there) and takes about 10 minutes on two cores.
 """
 
 import json

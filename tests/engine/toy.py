@@ -1,6 +1,7 @@
 """A linear regression, a SeqIO task of a few rows, and a gin file: the smallest thing the engine trains."""
 
 import functools
+import time
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import tensorflow as tf
 from clu import metrics as clu_metrics
 from flax.linen import partitioning as flax_partitioning
 
-from walt_t5x.engine import BaseModel
+from walt_t5x.engine import BaseModel, get_dataset
 
 ROWS, WIDTH = 24, 4
 
@@ -40,6 +41,21 @@ TASK = seqio.TaskRegistry.add(
   preprocessors=[],
   output_features=FEATURES,
 )
+
+
+def rows_that_hang(*arguments: Any, **settings: Any) -> tf.data.Dataset:
+  """The rows of a dataset as a reader gives them that never returns with the seventh batch."""
+
+  def wait(index: np.ndarray) -> np.ndarray:
+    if index == 6:
+      time.sleep(600)
+    return index
+
+  def read(index: tf.Tensor, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    with tf.control_dependencies([tf.py_function(wait, [index], tf.int64)]):
+      return {name: tf.identity(value) for name, value in batch.items()}
+
+  return get_dataset(*arguments, **settings).enumerate().map(read)
 
 
 class ToyConverter(seqio.FeatureConverter):

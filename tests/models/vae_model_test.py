@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from walt_t5x.engine import optimizers
-from walt_t5x.models.adversarial import AdversarialSettings, assign
+from walt_t5x.models.adversarial import AdversarialSettings, adversarial_loss, assign
 from walt_t5x.models.vae_model import VaeModel
 from walt_t5x.vae import losses
 from walt_t5x.vae.autoencoder import CausalVae
@@ -176,15 +176,40 @@ def test_before_the_start_step_nothing_is_adversarial():
 
 
 def test_the_adaptive_weight_makes_both_pulls_equal():
-  model = _model(adaptive=True, weight=0.5)
-  _, metrics = jax.jit(lambda p: model.loss_fn(p, _batch(), None))(_params())
-  _, params, video, reconstruction, judge = _parts()
-  pixels = jax.grad(lambda y: 5 * jnp.mean((y - video) ** 2))(reconstruction)
-  fooled = jax.grad(lambda y: losses.generator_loss(judge(params["discriminator"], y)))(
-    reconstruction
-  )
-  ratio = np.linalg.norm(pixels) / np.linalg.norm(fooled)
-  np.testing.assert_allclose(metrics["adversarial/weight"].compute(), 0.5 * ratio, rtol=1e-4)
+  """Against numpy, for a discriminator whose gradient is known: D(x) = p . x."""
+  rng = np.random.default_rng(0)
+  real, fake = rng.uniform(size=(2, *SHAPE)).astype(np.float32)
+  p = rng.normal(size=SHAPE[1:]).astype(np.float32)
+  running = {name: jnp.float32(0) for name in ("step", "lecam_real", "lecam_fake")}
+
+  def total(fake, **changes):
+    return adversarial_loss(
+      lambda p, clips: jnp.einsum("bthwc,thwc->b", clips, p),
+      p,
+      running,
+      real=real,
+      fake=fake,
+      pixel_loss=lambda clips: 5 * jnp.mean((clips - real) ** 2),
+      settings=AdversarialSettings(adaptive=True, weight=0.5, r1_weight=0.0, **changes),
+    )
+
+  (_, logged), slope = jax.value_and_grad(total, has_aux=True)(jnp.asarray(fake))
+  pull = 10 * (fake - real) / fake.size
+  logits = np.einsum("bthwc,thwc->b", fake, p)
+  push = -np.einsum("b,thwc->bthwc", 1 / (1 + np.exp(logits)) / len(logits), p)
+  weight = 0.5 * np.linalg.norm(pull) / np.linalg.norm(push)
+  np.testing.assert_allclose(logged["weight"], weight, rtol=1e-4)
+  # The weight itself has no gradient: the pull is the generator's, half as hard as the pixels'.
+  np.testing.assert_allclose(slope, weight * push, rtol=1e-3, atol=1e-8)
+  np.testing.assert_allclose(total(fake, max_adaptive=1e-3)[1]["weight"], 0.5e-3, rtol=1e-5)
+
+
+def test_the_pixel_loss_that_the_adaptive_weight_is_measured_against():
+  _, metrics, _ = _at_step(3)
+  video = jnp.asarray(_batch()["video"], jnp.float32) / 255
+  loss, _ = _model()._pixel_loss(video[::-1], video)
+  np.testing.assert_allclose(loss, 5 * np.mean(np.square(video[::-1] - video)), rtol=1e-5)
+  assert float(metrics["adversarial/weight"].compute()) == pytest.approx(0.1)  # Not adaptive.
 
 
 def test_the_discriminator_sees_each_clip_forward_once():

@@ -34,7 +34,8 @@ def count_flops(jaxpr: Any) -> float:
 
   Counted before partitioning, over all devices. XLA's own cost analysis counts the body of a loop once; here a scan
   counts as often as it runs. What `jax.checkpoint` computes a second time in the backward pass is left out, so that the
-  same model counts the same whatever it rematerialises. A `while` loop counts once, a `cond` as its dearest branch.
+  same model counts the same whatever it rematerialises. A `while` loop counts once, a `cond` as its dearest branch, a
+  Pallas kernel as its `metadata["model_flops"]` where it has that, a `shard_map` as often as the mesh has devices.
 
   Args:
     jaxpr: closed or open.
@@ -67,7 +68,13 @@ def _equation(eqn: Any) -> float:
     return count_flops(eqn.params["body_jaxpr"])
   if name == "cond":
     return max(count_flops(branch) for branch in eqn.params["branches"])
+  if name == "shard_map":
+    # The program of one device.
+    return eqn.params["mesh"].size * count_flops(eqn.params["jaxpr"])
   if name == "pallas_call":
+    known = dict(eqn.params.get("metadata") or {}).get("model_flops")
+    if known is not None:
+      return float(known)
     grid = eqn.params["grid_mapping"].grid
     return math.prod(int(n) for n in grid) * count_flops(eqn.params["jaxpr"])
   if name in ("checkpoint", "remat", "remat2") and eqn.params.get("differentiated"):

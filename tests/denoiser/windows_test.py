@@ -1,31 +1,63 @@
-"""Window partition against a hand-written loop."""
+"""Cells and windows against a hand-written loop."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt_t5x.denoiser.windows import check_window, merge, num_windows, partition
+from walt_t5x.denoiser.windows import (
+  check_window,
+  common_cell,
+  from_cells,
+  in_cells,
+  merge,
+  num_windows,
+  partition,
+  to_cells,
+)
 
 
 @pytest.mark.parametrize(
-  "grid, window", [((5, 8, 8), (5, 4, 4)), ((3, 4, 6), (1, 4, 6)), ((2, 4, 6), (2, 1, 3))]
+  "grid, windows",
+  [
+    ((5, 8, 8), ((1, 8, 8), (5, 4, 4))),
+    ((3, 4, 6), ((1, 4, 6), (3, 2, 6))),
+    ((2, 4, 6), ((2, 1, 3), (1, 4, 2))),
+  ],
 )
-def test_partition_then_merge_is_the_identity(grid, window):
+def test_partition_then_merge_is_the_identity(grid, windows):
   x = jnp.arange(2 * np.prod(grid) * 3).reshape(2, *grid, 3)
-  np.testing.assert_array_equal(merge(partition(x, window), grid, window), x)
+  cell = common_cell(*windows)
+  cells = to_cells(x, cell)
+  np.testing.assert_array_equal(from_cells(cells, cell), x)
+  in_grid = (grid[0], *cells.shape[1:3])
+  for window in windows:
+    small = in_cells(window, cell)
+    np.testing.assert_array_equal(merge(partition(cells, small), in_grid, small), cells)
 
 
 def test_partition_equals_a_loop():
-  grid, (wt, wh, ww) = (4, 4, 6), (2, 2, 3)
-  x = np.random.default_rng(0).normal(size=(2, *grid, 3)).astype(np.float32)
+  (wt, wh, ww), (ch, cw) = (2, 2, 6), (1, 3)
+  x = np.random.default_rng(0).normal(size=(2, 4, 4, 12, 3)).astype(np.float32)
   expected = []
   for h in range(0, 4, wh):
     for t in range(0, 4, wt):
-      for w in range(0, 6, ww):
-        expected.append(x[:, t : t + wt, h : h + wh, w : w + ww].reshape(2, -1, 3))
-  got = partition(jnp.asarray(x), (wt, wh, ww))
+      for w in range(0, 12, ww):
+        of_window = []
+        for row in range(h, h + wh, ch):
+          for column in range(w, w + ww, cw):
+            for frame in range(t, t + wt):
+              of_window.append(x[:, frame, row : row + ch, column : column + cw].reshape(2, -1, 3))
+        expected.append(np.concatenate(of_window, 1))
+  window = in_cells((wt, wh, ww), (ch, cw))
+  assert window == (2, 2, 2)
+  got = partition(to_cells(jnp.asarray(x), (ch, cw)), window)
   np.testing.assert_array_equal(got, np.stack(expected, 1))
-  assert num_windows(grid, (wt, wh, ww)) == len(expected)
+  assert num_windows((4, 4, 12), (wt, wh, ww)) == len(expected)
+
+
+def test_a_cell_is_cut_by_no_window():
+  assert common_cell((1, 16, 28), (5, 8, 14)) == (8, 14)
+  assert common_cell((1, 6, 4), (3, 4, 8)) == (2, 4)
 
 
 def test_a_window_that_does_not_fit_names_those_that_would():

@@ -21,7 +21,7 @@ NUM_CHUNKS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:
-  """Scale, shift and gate of the attention (1) and of the MLP (2); each [B, t or 1, 1, 1, D]."""
+  """Scale, shift and gate of the attention (1) and of the MLP (2); each [B, 1, 1, t or 1, 1, D], as tokens by cells."""
 
   scale_1: Array
   scale_2: Array
@@ -33,7 +33,7 @@ class Modulation:
   @classmethod
   def split(cls, flat: Float[Array, "B t sixD"]) -> "Modulation":
     """Cuts a flat vector in the order of the paper."""
-    return cls(*jnp.split(flat[:, :, None, None, :], NUM_CHUNKS, axis=-1))
+    return cls(*jnp.split(flat[:, None, None, :, None, :], NUM_CHUNKS, axis=-1))
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:

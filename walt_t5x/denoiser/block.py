@@ -12,7 +12,7 @@ from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.layers import Linear, layer_norm
 from walt_t5x.denoiser.sharding import constrain
-from walt_t5x.denoiser.windows import Window
+from walt_t5x.denoiser.windows import Cell, Window, common_cell
 
 
 @jax.tree_util.register_dataclass
@@ -65,12 +65,14 @@ class WindowBlock(nn.Module):
   qk_norm: bool
   relative_bias: bool
   image_rows: str
+  attention_implementation: str
+  cell: Cell
   dtype: DTypeLike
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B t h w D"], inputs: LayerInputs
-  ) -> Float[Array, "B t h w D"]:
+    self, x: Float[Array, "B H W t m D"], inputs: LayerInputs
+  ) -> Float[Array, "B H W t m D"]:
     if self.adaln == "lora":
       correction = LoRAAdaLN(self.adaln_rank, dtype=self.dtype, name="adaln_lora")(inputs.condition)
       flat = inputs.shared_modulation + correction
@@ -86,6 +88,8 @@ class WindowBlock(nn.Module):
       qk_norm=self.qk_norm,
       relative_bias=self.relative_bias,
       image_rows=self.image_rows,
+      implementation=self.attention_implementation,
+      cell=self.cell,
       dtype=self.dtype,
       name="attention",
     )
@@ -96,6 +100,8 @@ class WindowBlock(nn.Module):
         window=self.cross_attention_window,
         num_heads=self.num_heads,
         qk_norm=self.qk_norm,
+        implementation=self.attention_implementation,
+        cell=self.cell,
         dtype=self.dtype,
         name="cross_attention",
       )
@@ -105,7 +111,10 @@ class WindowBlock(nn.Module):
 
 
 class BlockPair(nn.Module):
-  """A spatial layer, then a spatiotemporal one: the unit that the stack repeats (Fig. 2)."""
+  """A spatial layer, then a spatiotemporal one: the unit that the stack repeats (Fig. 2).
+
+  Tokens come by cells that neither window cuts, see windows.py.
+  """
 
   spatial_window: Window
   spatiotemporal_window: Window
@@ -118,11 +127,12 @@ class BlockPair(nn.Module):
   relative_bias: bool
   image_rows: str
   dtype: DTypeLike
+  attention_implementation: str = "auto"
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B t h w D"], inputs: LayerInputs
-  ) -> tuple[Float[Array, "B t h w D"], None]:
+    self, x: Float[Array, "B H W t m D"], inputs: LayerInputs
+  ) -> tuple[Float[Array, "B H W t m D"], None]:
     windows = {"spatial": self.spatial_window, "spatiotemporal": self.spatiotemporal_window}
     for name, window in windows.items():
       if self.cross_attention == "spatial":
@@ -143,6 +153,8 @@ class BlockPair(nn.Module):
         qk_norm=self.qk_norm,
         relative_bias=self.relative_bias,
         image_rows=self.image_rows,
+        attention_implementation=self.attention_implementation,
+        cell=common_cell(self.spatial_window, self.spatiotemporal_window),
         dtype=self.dtype,
         name=name,
       )(constrain(x), inputs)

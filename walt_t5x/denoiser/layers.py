@@ -42,8 +42,15 @@ class Linear(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def function(self, inputs: Sequence[int]) -> Callable[[Array], Array]:
-    """The layer as a pure function of x, whose last axes are `inputs`; for use inside `lax.cond` and loops."""
+  def function(
+    self, inputs: Sequence[int], results: Sequence[int] | None = None
+  ) -> Callable[[Array], Array]:
+    """The layer as a pure function of x, for use inside `lax.cond` and loops.
+
+    Args:
+      inputs: shape of the kernel's input axes. The last axes of x are these, or as many others of the same size.
+      results: how the features of the result are cut, by default `features`.
+    """
     inputs, features = tuple(inputs), tuple(self.features)
     flat = (math.prod(inputs), math.prod(features))
 
@@ -59,14 +66,17 @@ class Linear(nn.Module):
         "bias", self.bias_init, features, jnp.float32, axes=tuple(self.axes)[len(inputs) :]
       )
 
+    results = features if results is None else tuple(results)
+    count = len(inputs)
+
     def apply(x: Float[Array, "..."]) -> Float[Array, "..."]:
-      contract = tuple(range(x.ndim - len(inputs), x.ndim))
+      given = x.shape[x.ndim - count :]
       y = jax.lax.dot_general(
         x.astype(self.dtype),
-        kernel.astype(self.dtype),
-        ((contract, tuple(range(len(inputs)))), ((), ())),
+        kernel.astype(self.dtype).reshape(*given, *results),
+        ((tuple(range(x.ndim - count, x.ndim)), tuple(range(count))), ((), ())),
       )
-      return y if bias is None else y + bias.astype(self.dtype)
+      return y if bias is None else y + bias.astype(self.dtype).reshape(results)
 
     return apply
 
@@ -92,18 +102,20 @@ class Table(nn.Module):
 class ScaleNorm(nn.Module):
   """LayerNorm with a learned scale and no bias, in float32 (query-key norm, ViT-22B, 2302.05442)."""
 
-  epsilon: float = 1e-6
-
   @nn.compact
-  def function(self, width: int) -> Callable[[Array], Array]:
-    """The layer as a pure function of x [..., width]."""
-    scale = param_with_axes(
+  def parameter(self, width: int) -> Float[Array, "width"]:
+    """The scale."""
+    return param_with_axes(
       "scale", nn.initializers.ones_init(), (width,), jnp.float32, axes=("unmodeled",)
     )
-    return lambda x: (layer_norm(x, self.epsilon, dtype=jnp.float32) * scale).astype(x.dtype)
 
   def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    return self.function(x.shape[-1])(x)
+    return scale_norm(x, self.parameter(x.shape[-1]))
+
+
+def scale_norm(x: Float[Array, "... d"], scale: Float[Array, "d"]) -> Float[Array, "... d"]:
+  """LayerNorm with a given scale and no bias, in float32; returned in the dtype of x."""
+  return (layer_norm(x, dtype=jnp.float32) * scale).astype(x.dtype)
 
 
 def layer_norm(

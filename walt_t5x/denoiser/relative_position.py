@@ -9,17 +9,24 @@ from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.layers import embedding_init
-from walt_t5x.denoiser.windows import Window
+from walt_t5x.denoiser.windows import Cell, Window
 
 
 @functools.cache
-def relative_position_index(window: Window) -> np.ndarray:
-  """Row of the table for each (query, key) pair: int32 [m, m], m = wt wh ww, tokens in (t, h, w) order.
+def relative_position_index(window: Window, cell: Cell | None = None) -> np.ndarray:
+  """Row of the table for each (query, key) pair: int32 [m, m], m = wt wh ww.
 
   The table has (2 wt - 1)(2 wh - 1)(2 ww - 1) rows, one a displacement query - key.
+
+  Args:
+    window: (wt, wh, ww) in tokens.
+    cell: tokens in the order of `windows.partition`; None: in (t, h, w) order.
   """
   wt, wh, ww = window
   places = np.stack(np.meshgrid(np.arange(wt), np.arange(wh), np.arange(ww), indexing="ij"), -1)
+  if cell is not None:
+    places = places.reshape(wt, wh // cell[0], cell[0], ww // cell[1], cell[1], 3)
+    places = places.transpose(1, 3, 0, 2, 4, 5)
   places = places.reshape(-1, 3)
   offset = places[:, None] - places[None, :] + np.array([wt - 1, wh - 1, ww - 1])
   rows = (offset[..., 0] * (2 * wh - 1) + offset[..., 1]) * (2 * ww - 1) + offset[..., 2]
@@ -27,10 +34,11 @@ def relative_position_index(window: Window) -> np.ndarray:
 
 
 class RelativePositionBias(nn.Module):
-  """Bias added to the attention scores of every window: float32 [heads, m, m]."""
+  """Bias added to the attention scores of every window: float32 [heads, m, m], tokens in the order of cells."""
 
   window: Window
   num_heads: int
+  cell: Cell | None = None
 
   @nn.compact
   def __call__(self) -> Float[Array, "K m m"]:
@@ -42,4 +50,4 @@ class RelativePositionBias(nn.Module):
       jnp.float32,
       axes=("unmodeled", "heads"),
     )
-    return jnp.moveaxis(table[relative_position_index(tuple(self.window))], -1, 0)
+    return jnp.moveaxis(table[relative_position_index(tuple(self.window), self.cell)], -1, 0)

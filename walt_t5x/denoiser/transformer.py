@@ -25,7 +25,7 @@ from walt_t5x.denoiser.embeddings import (
 )
 from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
 from walt_t5x.denoiser.low_resolution import LowResolutionUpsample, augment
-from walt_t5x.denoiser.windows import Window, check_window
+from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_cells, to_cells
 
 REMAT_POLICIES = {
   "none": None,
@@ -91,6 +91,7 @@ class WaltDenoiser(nn.Module):
     self_conditioning: adds the c input channels of the self-condition.
     qk_norm, relative_bias: switches of the ablations.
     image_rows: what image rows cost in a mixed batch, "select" or "skip"; see `WindowAttention`.
+    attention_implementation: "auto" (the fused kernel on TPU, einsum elsewhere), "einsum" or "pallas".
     scan_layers: stack the pairs' parameters along axis 0 and scan over them (compile time flat in depth).
     remat: "none", "full" or "dots"; what the backward pass computes again.
     dtype: of the activations.
@@ -116,6 +117,7 @@ class WaltDenoiser(nn.Module):
   qk_norm: bool = True
   relative_bias: bool = True
   image_rows: str = "select"
+  attention_implementation: str = "auto"
   scan_layers: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.bfloat16
@@ -171,6 +173,10 @@ class WaltDenoiser(nn.Module):
     return condition
 
   def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
+    cell = common_cell(self.spatial_window, self.spatiotemporal_window)
+    return from_cells(self._blocks_on_cells(to_cells(x, cell), inputs), cell)
+
+  def _blocks_on_cells(self, x: Array, inputs: LayerInputs) -> Array:
     fields = {
       "spatial_window": tuple(self.spatial_window),
       "spatiotemporal_window": tuple(self.spatiotemporal_window),
@@ -182,6 +188,7 @@ class WaltDenoiser(nn.Module):
       "qk_norm": self.qk_norm,
       "relative_bias": self.relative_bias,
       "image_rows": self.image_rows,
+      "attention_implementation": self.attention_implementation,
       "dtype": self.dtype,
     }
     if self.remat not in REMAT_POLICIES:

@@ -1,0 +1,187 @@
+"""Attention within windows of cells, by one of two implementations of the same function.
+
+"einsum": plain operations, everywhere. "pallas": the fused TPU kernel (window_attention_kernel.py; interpreted where
+there is no TPU). "auto" takes the kernel where the step is compiled for TPU and the kernel can take its shapes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from walt_t5x.denoiser import sharding, window_attention_kernel
+from walt_t5x.denoiser.layers import scale_norm
+from walt_t5x.denoiser.windows import Window, merge, partition
+
+IMPLEMENTATIONS = ("auto", "einsum", "pallas")
+# Logical names of [B, H, W, T, m, heads, d].
+HEADS = ("batch", "height", "width", "frames", None, "heads", None)
+TEXT = ("batch", "frames", None, "heads", None)
+
+
+def attend(
+  query: Float[Array, "... q K d"],
+  key: Float[Array, "... k K d"],
+  value: Float[Array, "... k K d"],
+  *,
+  bias: Float[Array, "..."] | None = None,
+  mask: Bool[Array, "..."] | None = None,
+) -> Float[Array, "... q K d"]:
+  """softmax(q k^T / sqrt(d) + bias) v.
+
+  Args:
+    query, key, value: heads next to last, leading axes alike.
+    bias: broadcastable to the scores [..., K, q, k].
+    mask: broadcastable to the scores, True where a key may be seen. A query without any key gets a uniform average;
+      ours always see their own window.
+  """
+  scores = jnp.einsum("...qhd,...khd->...hqk", query / np.sqrt(query.shape[-1]), key)
+  scores = scores.astype(jnp.float32)
+  if bias is not None:
+    scores = scores + bias
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("...hqk,...khd->...qhd", weights, value)
+
+
+def choose(
+  implementation: str,
+  *,
+  num_heads: int,
+  head_size: int,
+  cells: tuple[int, int],
+  cell_tokens: int,
+  window: Window,
+  dtype: Any,
+) -> tuple[str, int]:
+  """("einsum" or "pallas", heads that share the lanes of an array's row).
+
+  Args:
+    implementation: one of `IMPLEMENTATIONS`.
+    num_heads, head_size: K and d.
+    cells: of a frame (H, W).
+    cell_tokens: m.
+    window: in cells.
+    dtype: of the activations.
+
+  Raises:
+    ValueError: for another name, or "pallas" for TPU where the kernel cannot take the shapes.
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"WaltDenoiser.attention_implementation={implementation!r}: expected one of {IMPLEMENTATIONS}"
+    )
+  on_tpu = sharding.platform() == "tpu"
+  if implementation == "einsum" or (implementation == "auto" and not on_tpu):
+    return "einsum", 1
+  reason = window_attention_kernel.unsupported(cell_tokens, dtype) if on_tpu else ""
+  heights, heads = sharding.parts((cells[0], num_heads), ("height", "heads"))
+  if cells[0] // heights % window[1]:
+    reason = (
+      f"windows of {window[1]} cells over a height of {cells[0]} split over {heights} devices"
+    )
+  if reason and implementation == "pallas":
+    raise ValueError(
+      f'WaltDenoiser.attention_implementation="pallas" cannot take {reason}; set "auto" or "einsum"'
+    )
+  if reason:
+    return "einsum", 1
+  return "pallas", window_attention_kernel.heads_in_lanes(num_heads // heads, head_size)
+
+
+def window_attention(
+  query: Float[Array, "B H W T m G gd"],
+  key: Float[Array, "B H W T m G gd"],
+  value: Float[Array, "B H W T m G gd"],
+  *,
+  implementation: str,
+  window: Window,
+  group: int = 1,
+  query_scale: Float[Array, "d"] | None = None,
+  key_scale: Float[Array, "d"] | None = None,
+  bias: Float[Array, "K M M"] | None = None,
+  text_key: Float[Array, "B F L G gd"] | None = None,
+  text_value: Float[Array, "B F L G gd"] | None = None,
+  text_mask: Bool[Array, "B F L"] | None = None,
+  is_image: Bool[Array, "B"] | None = None,
+) -> Float[Array, "B H W T m G gd"]:
+  """softmax(LN(q) LN([k; k_text])^T / sqrt(d) + bias) [v; v_text] in each window, for each head.
+
+  Args:
+    query, key, value: as projected; K = G g heads of d, g of them side by side.
+    implementation: "einsum" or "pallas", as `choose` says.
+    window: in cells.
+    group: g.
+    query_scale, key_scale: of the query-key norm, or None without one.
+    bias: tokens in the order of `windows.partition`.
+    text_key, text_value, text_mask: keys that every token of the row (F = 1) or of the windows of one place in time
+      (F = T / window[0]) sees besides its window's; True on tokens.
+    is_image: rows that give their values instead, in a window that spans time.
+  """
+  if implementation == "einsum":
+    return _einsum(
+      query, key, value, window=window, query_scale=query_scale, key_scale=key_scale, bias=bias,
+      text=None if text_key is None else (text_key, text_value, text_mask), is_image=is_image,
+    )  # fmt: skip
+  arrays = {"query": (query, HEADS), "key": (key, HEADS), "value": (value, HEADS)}
+  if query_scale is not None:
+    arrays |= {"query_scale": (query_scale, (None,)), "key_scale": (key_scale, (None,))}
+  if bias is not None:
+    arrays["bias"] = (bias, ("heads", None, None))
+  if text_key is not None:
+    arrays |= {"text_key": (text_key, TEXT), "text_value": (text_value, TEXT)}
+    arrays["text_mask"] = (text_mask, TEXT[:3])
+  if is_image is not None:
+    arrays["is_image"] = (is_image, ("batch",))
+  interpret = sharding.platform() != "tpu"
+
+  def kernel(given: dict[str, Array]) -> Array:
+    # Heads lie before the cells. XLA gives the projections that layout; nothing is moved.
+    for name, (_, axes) in arrays.items():
+      if axes in (HEADS, TEXT):
+        given[name] = jnp.moveaxis(given[name], -2, 1 if axes == HEADS else 2)
+    out = window_attention_kernel.fused_window_attention(
+      **given, window=window, group=group, interpret=interpret
+    )
+    return jnp.moveaxis(out, 1, -2)
+
+  return sharding.on_each_device(kernel, arrays, HEADS)
+
+
+def _einsum(
+  query: Array,
+  key: Array,
+  value: Array,
+  *,
+  window: Window,
+  query_scale: Array | None,
+  key_scale: Array | None,
+  bias: Array | None,
+  text: tuple[Array, Array, Array] | None,
+  is_image: Array | None,
+) -> Array:
+  batch, rows, columns, frames, *_ = query.shape
+  q, k, v = (partition(a, window) for a in (query, key, value))
+  mask = None
+  if text is not None:
+    of_grid = (batch, rows // window[1], frames // window[0], columns // window[2])
+
+    def of_windows(per_text: Array) -> Array:
+      # [B, F, ...] -> [B, n, ...] in the order of the windows. The text is projected once a row, before this.
+      rest = per_text.shape[2:]
+      return jnp.broadcast_to(per_text[:, None, :, None], (*of_grid, *rest)).reshape(
+        batch, -1, *rest
+      )
+
+    k, v = (
+      jnp.concatenate([a, of_windows(b)], axis=2) for a, b in zip((k, v), text[:2], strict=True)
+    )
+    visible = jnp.concatenate([jnp.ones(q.shape[:3], bool), of_windows(text[2])], axis=-1)
+    mask = visible[:, :, None, None, :]
+  if query_scale is not None:
+    q, k = scale_norm(q, query_scale), scale_norm(k, key_scale)
+  out = merge(attend(q, k, v, bias=bias, mask=mask), (frames, rows, columns), window)
+  return out if is_image is None else jnp.where(is_image.reshape(-1, *[1] * 6), value, out)

@@ -1,11 +1,22 @@
-"""Does FVD respond? Real clips of the sample corpus against themselves, each other, and under damage.
+"""Does the Frechet video distance respond? Clips against themselves, each other, and under damage.
 
-  python -m data.samples --output=corpus
-  python -m benchmarks.fvd_responds --corpus=corpus --i3d_weights=i3d.safetensors --clips=10 --frames=9 --batch=5
+  python -m benchmarks.fvd_responds --network=shapes --weights=shapes.safetensors --shapes=720
+  python -m benchmarks.fvd_responds --network=i3d --weights=i3d.safetensors --shapes=48
+  python -m benchmarks.fvd_responds --network=i3d --weights=i3d.safetensors --corpus=corpus --clips=10
 
-Set A is one window of frames of each chosen place, set B the window after it. A is scored against
-itself, against B, and against five levels each of blur, noise, frame shuffling and mode dropping.
-Prints a table and writes JSON beside this file. Few clips: the numbers tell the order, no more.
+With `--shapes=N`, sets A and B are two independent draws of N rendered moving shapes at 64 x 64; N is a multiple of
+24, so that every colour with every direction is there equally often. With `--corpus`, they are successive windows of
+the sample corpus's real videos at 128 x 128. A is scored against itself, against B, and against five levels each of
+
+  blur      Gaussian, in pixels
+  noise     Gaussian, in byte values
+  shuffle   a share of the frames, picked in a random order that is the clip's own, moves one place on along that
+            order. A level moves all frames of the level before it and more: it is that level's permutation followed by
+            further exchanges of two frames.
+  dropping  a share of the modes (of 24 colours with directions, or of the real clips) is replaced by clips of the
+            others. A level drops all that the level before it drops.
+
+Prints a table and writes JSON beside this file.
 """
 
 import argparse
@@ -16,10 +27,23 @@ from pathlib import Path
 
 import numpy as np
 
-BLUR = (0.5, 1.0, 2.0, 4.0, 8.0)  # standard deviation in pixels
-NOISE = (4.0, 10.0, 25.0, 60.0, 120.0)  # standard deviation in byte values
-SHUFFLE = (0.25, 0.4, 0.6, 0.8, 1.0)  # share of the frames that change places
-DROP = (0.15, 0.3, 0.45, 0.6, 0.75)  # share of the clips replaced by copies of the others
+BLUR = (0.5, 1.0, 2.0, 4.0, 8.0)
+NOISE = (4.0, 10.0, 25.0, 60.0, 120.0)
+SHUFFLE = (0.2, 0.33, 0.45, 0.67, 1.0)
+DROP = (0.15, 0.3, 0.45, 0.6, 0.75)
+
+
+def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Rendered clips [count, frames, 64, 64, 3] and the mode of each: colour and direction."""
+  from data import shapes
+
+  rng = np.random.default_rng(seed)
+  clips, modes = [], []
+  for colour, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
+    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+    clips.append(shapes.render(scene, num_frames=frames, size=64))
+    modes.append(f"{colour} {direction}")
+  return np.stack(clips), np.unique(modes, return_inverse=True)[1]
 
 
 def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,23 +71,45 @@ def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.nd
   return both[:, :frames], both[:, frames:]
 
 
-def damage(videos: np.ndarray, kind: str, level: float, rng: np.random.Generator) -> np.ndarray:
-  """Bytes to damaged bytes."""
+def shuffled(count: int, share: float, rng: np.random.Generator) -> np.ndarray:
+  """The frame that each place shows when `share` of `count` frames move.
+
+  Equal generators give nested levels: whatever moves at one share moves at every larger one.
+  """
+  picked = rng.permutation(count)[: max(2, round(share * count))]
+  order = np.arange(count)
+  order[picked] = np.roll(picked, 1)
+  return order
+
+
+def damage(videos: np.ndarray, kind: str, level: float) -> np.ndarray:
+  """Bytes to damaged bytes; the same draws at every level."""
   from scipy import ndimage
 
-  x = videos.astype(np.float32)
-  if kind == "blur":
-    x = ndimage.gaussian_filter(x, (0, 0, level, level, 0))
-  elif kind == "noise":
-    x = x + rng.normal(0, level, size=x.shape)
-  elif kind == "shuffle":
-    for clip in x:
-      moved = rng.permutation(len(clip))[: max(2, round(level * len(clip)))]
-      # Each goes where another one was: no frame that was picked stays.
-      clip[moved] = clip[np.roll(moved, 1)]
-  else:
-    raise ValueError(f"no damage {kind!r}")
-  return x.round().clip(0, 255).astype(np.uint8)
+  if kind == "shuffle":
+    orders = (shuffled(len(clip), level, np.random.default_rng(i)) for i, clip in enumerate(videos))
+    return np.stack([clip[order] for clip, order in zip(videos, orders)])
+  damaged = np.empty_like(videos)
+  rng = np.random.default_rng(0)
+  for i, clip in enumerate(videos):
+    x = clip.astype(np.float32)
+    if kind == "blur":
+      x = ndimage.gaussian_filter(x, (0, level, level, 0))
+    elif kind == "noise":
+      x = x + level * rng.standard_normal(x.shape, np.float32)
+    else:
+      raise ValueError(f"no damage {kind!r}")
+    damaged[i] = x.round().clip(0, 255)
+  return damaged
+
+
+def dropped(modes: np.ndarray, share: float) -> np.ndarray:
+  """Indices of as many clips, none of a dropped mode; equal generators give nested levels."""
+  rng = np.random.default_rng(0)
+  order = rng.permutation(modes.max() + 1)
+  kept = np.flatnonzero(np.isin(modes, order[round(share * len(order)) :]))
+  stays = np.isin(np.arange(len(modes)), kept)
+  return np.where(stays, np.arange(len(modes)), rng.choice(kept, len(modes)))
 
 
 def main() -> None:
@@ -71,14 +117,15 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--corpus", type=Path, required=True, help="output of `python -m data.samples`"
-  )
-  parser.add_argument("--i3d_weights", required=True)
-  parser.add_argument("--clips", type=int, default=12)
+  parser.add_argument("--network", required=True, choices=("i3d", "shapes"))
+  parser.add_argument("--weights", required=True, help="its .safetensors")
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--shapes", type=int, help="rendered clips in each set")
+  source.add_argument("--corpus", type=Path, help="output of `python -m data.samples`")
+  parser.add_argument("--clips", type=int, default=10, help="real clips in each set")
   parser.add_argument("--frames", type=int, default=9)
   parser.add_argument("--batch", type=int, default=4)
-  parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+  parser.add_argument("--output", type=Path, help="JSON")
   args = parser.parse_args()
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
@@ -86,61 +133,73 @@ def main() -> None:
   from walt_t5x.metrics.networks import FeatureNetwork
   from walt_t5x.metrics.protocols import PROTOCOLS
 
-  protocol = PROTOCOLS["fvd"].replace(frames=args.frames, size=(128, 128))
-  network = FeatureNetwork.load("i3d", args.i3d_weights)
-  set_a, set_b = windows(args.corpus, clips=args.clips, frames=args.frames)
-  started, scored = time.monotonic(), 0
+  protocol = PROTOCOLS[{"i3d": "fvd", "shapes": "shapes_fvd"}[args.network]]
+  if args.shapes is not None:
+    if args.shapes < 24 or args.shapes % 24:
+      parser.error(f"--shapes is a multiple of 24, got {args.shapes}")
+    (set_a, modes), (set_b, _) = (draw_shapes(args.shapes, args.frames, seed) for seed in (0, 1))
+    size = (64, 64)
+  else:
+    set_a, set_b = windows(args.corpus, clips=args.clips, frames=args.frames)
+    modes, size = np.arange(len(set_a)), (128, 128)
+  protocol = protocol.replace(frames=args.frames, size=size)
+  (rule,) = protocol.scores
+  network = FeatureNetwork.load(args.network, args.weights)
+  seconds, scored = 0.0, 0
 
   def features(videos: np.ndarray) -> np.ndarray:
-    nonlocal scored
-    scored += len(videos)
+    nonlocal scored, seconds
     parts = np.split(videos, range(args.batch, len(videos), args.batch))
-    return np.concatenate([network(p, batch_size=args.batch)["logits"] for p in parts])
+    if not scored:  # The first call compiles.
+      network(parts[0], batch_size=args.batch)
+    started = time.monotonic()
+    found = np.concatenate([network(p, batch_size=args.batch)[rule.layer] for p in parts])
+    seconds, scored = seconds + time.monotonic() - started, scored + len(videos)
+    return found
 
   of = FeatureStatistics.from_model_output
   f_a = features(set_a)
   a, b = of(f_a), of(features(set_b))
-  table: list[dict[str, object]] = [
-    {"set": "A against itself", "fvd": frechet_between(a, a)},
-    {"set": "A against B", "fvd": frechet_between(a, b)},
-  ]
-  monotone = {}
+  base = {"itself": frechet_between(a, a), "B": frechet_between(a, b)}
+  table: dict[str, dict[float, float]] = {}
   for kind, levels in (("blur", BLUR), ("noise", NOISE), ("shuffle", SHUFFLE)):
-    rng = np.random.default_rng(0)
-    scores = []
+    table[kind] = {}
     for level in levels:
-      scores.append(frechet_between(a, of(features(damage(set_a, kind, level, rng)))))
-      print(f"{kind} {level}: {scores[-1]:.2f}", file=sys.stderr, flush=True)
-    table += [{"set": kind, "level": level, "fvd": s} for level, s in zip(levels, scores)]
-    monotone[kind] = bool(np.all(np.diff(scores) > 0))
+      table[kind][level] = frechet_between(a, of(features(damage(set_a, kind, level))))
+      print(f"{kind} {level}: {table[kind][level]:.4g}", file=sys.stderr, flush=True)
   # Dropping costs no forward pass: the copies have the features of what they copy.
-  order = np.random.default_rng(0).permutation(len(f_a))
-  scores = []
-  for level in DROP:
-    kept = order[round(level * len(f_a)) :]
-    scores.append(frechet_between(a, of(f_a[np.resize(kept, len(f_a))])))
-  table += [{"set": "mode dropping", "level": level, "fvd": s} for level, s in zip(DROP, scores)]
-  monotone["mode dropping"] = bool(np.all(np.diff(scores) > 0))
+  table["dropping"] = {d: frechet_between(a, of(f_a[dropped(modes, d)])) for d in DROP}
+  rises = {kind: bool(np.all(np.diff([0.0, *row.values()]) > 0)) for kind, row in table.items()}
 
-  print("| samples | level | FVD |\n| --- | --- | --- |")
-  for row in table:
-    print(f"| {row['set']} | {row.get('level', '')} | {row['fvd']:.4g} |")
-  seconds = time.monotonic() - started
-  print(f"\nrises with every level: {monotone}")
-  print(f"protocol fvd@{protocol.hash}, {args.clips} clips of {args.frames} frames at 128 x 128")
-  print(f"I3D {network.fingerprint[:12]}, the public weights: {network.is_public}")
+  print(f"A against itself: {base['itself']:.4g}\nA against B: {base['B']:.4g}\n")
+  print("| damage of A | 1 | 2 | 3 | 4 | 5 | rises at every level |")
+  print("| --- | --- | --- | --- | --- | --- | --- |")
+  for kind, row in table.items():
+    levels = ", ".join(f"{level:g}" for level in row)
+    values = " | ".join(f"{value:.4g}" for value in row.values())
+    print(f"| {kind} {levels} | {values} | {'yes' if rises[kind] else '**no**'} |")
+  print(f"\nprotocol {protocol.name}@{protocol.hash}, {len(set_a)} clips of {args.frames} frames")
+  print(f"{args.network} {network.fingerprint[:12]} ({network.description})")
   print(f"{scored} clips in {seconds:.0f} s, {scored / seconds:.2f} clips/s")
   result = {
     "protocol": protocol.as_dict(),
     "protocol_hash": protocol.hash,
+    "network": args.network,
     "network_fingerprint": network.fingerprint,
-    "public_weights": network.is_public,
-    "clips": args.clips,
-    "table": table,
-    "monotone": monotone,
+    "network_description": network.description,
+    "set": "shapes" if args.shapes is not None else "real",
+    "clips": len(set_a),
+    "frames": args.frames,
+    "against_itself": base["itself"],
+    "against_b": base["B"],
+    "levels": {kind: [*row] for kind, row in table.items()},
+    "scores": {kind: [*row.values()] for kind, row in table.items()},
+    "rises": rises,
     "clips_per_second": scored / seconds,
   }
-  args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  name = f"fvd_responds_{args.network}_{result['set']}.json"
+  output = args.output or Path(__file__).with_name(name)
+  output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

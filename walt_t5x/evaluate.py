@@ -13,7 +13,9 @@ Protocols (docs/evaluation.md has what each pins):
 
 Samples and references are folders of media at any depth, .jsonl manifests, or what `generate` wrote; for FID also
 an .npz with mu and sigma. Prints a table with the protocol's hash beside each score, then the same as one line of
-JSON; writes it beside the samples and, with --log_dir, TensorBoard events through CLU.
+JSON; writes it beside the samples and, with --log_dir, TensorBoard events through CLU. With --parts_dir a killed
+evaluation goes on where it was, and several processes share one: each with its --process_index and --process_count,
+then the same command without them scores.
 """
 
 import argparse
@@ -67,12 +69,36 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   changes.add_argument("--scores", help="only these, separated by commas")
   parser.add_argument("--batch_size", type=int, default=8, help="clips a forward pass")
   parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
+  shared = parser.add_argument_group("long evaluations: kept, resumed, shared between processes")
+  shared.add_argument(
+    "--parts_dir",
+    type=Path,
+    help="keeps the statistics of parts; the same command goes on from them",
+  )
+  shared.add_argument("--clips_per_part", type=int, default=500, help="clips kept or lost together")
+  shared.add_argument(
+    "--process_index",
+    type=int,
+    help="makes only this process's parts; the command without it scores",
+  )
+  shared.add_argument("--process_count", type=int, default=1, help="processes that share the parts")
   parser.add_argument(
     "--output", type=Path, help="JSON (default: scores_PROTOCOL.json in --samples)"
   )
   parser.add_argument("--log_dir", help="TensorBoard folder for the scores")
   parser.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")
-  return parser.parse_args(argv)
+  args = parser.parse_args(argv)
+  if args.process_index is not None:
+    if args.parts_dir is None:
+      parser.error("--process_index needs --parts_dir, a folder that all processes share")
+    if not 0 <= args.process_index < args.process_count:
+      parser.error(
+        f"0 <= --process_index < --process_count is expected, got {args.process_index} and "
+        f"{args.process_count}"
+      )
+  elif args.process_count != 1:
+    parser.error("--process_count needs --process_index")
+  return args
 
 
 def caption_obedience(folder) -> dict[str, Any]:
@@ -152,14 +178,15 @@ def _table(protocol, scores) -> str:
   return "\n".join(lines)
 
 
-def features_protocol(args: argparse.Namespace) -> dict[str, Any]:
-  """Scores by a network's features; prints the table and writes the JSON.
+def load_evaluation(args: argparse.Namespace):
+  """The evaluation that the flags describe: protocol, weights, files, parts.
 
-  Returns:
-    {"protocol", "protocol_hash", "fields", "scores": {name: numbers}, "file"}.
+  Raises:
+    FileNotFoundError: weights or media that are not there.
+    ValueError: flags or files that do not fit the protocol.
   """
   from walt_t5x.evaluation.clip_sources import find_media
-  from walt_t5x.evaluation.scoring import score
+  from walt_t5x.evaluation.scoring import Evaluation
   from walt_t5x.metrics.feature_statistics import load_gaussian
   from walt_t5x.metrics.networks import FeatureNetwork
 
@@ -177,14 +204,63 @@ def features_protocol(args: argparse.Namespace) -> dict[str, Any]:
     references = find_media(
       args.reference, images=images, stage=args.stage, split=args.reference_split
     )
-  scores = score(
+  return Evaluation(
     protocol,
     samples,
     references,
     networks,
     batch_size=args.batch_size,
-    cache_dir=args.cache_dir,
+    clips_per_part=args.clips_per_part,
+    parts_dir=args.parts_dir,
   )
+
+
+def make_parts(args: argparse.Namespace) -> dict[str, Any]:
+  """Makes every `process_count`-th part and keeps it; scores nothing.
+
+  Returns:
+    {"protocol", "protocol_hash", "parts": made or found, "of": all there are, "clips", "kept"}.
+  """
+  evaluation = load_evaluation(args)
+  mine = evaluation.plans[args.process_index :: args.process_count]
+  for plan in mine:
+    evaluation.part(plan)
+  print(_speed(evaluation))
+  return {
+    "protocol": evaluation.protocol.name,
+    "protocol_hash": evaluation.protocol.hash,
+    "parts": len(mine),
+    "of": len(evaluation.plans),
+    "clips": evaluation.clips,
+    "kept": evaluation.kept,
+  }
+
+
+def _speed(evaluation) -> str:
+  import resource
+
+  seconds, clips = evaluation.seconds, evaluation.clips
+  rate = f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s" if clips else "no clips"
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  return f"scored {rate}; {evaluation.kept} from kept parts; peak memory {peak:.0f} MiB"
+
+
+def features_protocol(args: argparse.Namespace) -> dict[str, Any]:
+  """Scores by a network's features; prints the table and writes the JSON.
+
+  Returns:
+    {"protocol", "protocol_hash", "fields", "scores": {name: numbers}, "file"}.
+  """
+  from walt_t5x.evaluation.scoring import score_evaluation
+
+  evaluation = load_evaluation(args)
+  scores = score_evaluation(evaluation, cache_dir=args.cache_dir)
+  print(_speed(evaluation))
+  return write_scores(args, evaluation.protocol, scores)
+
+
+def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
+  """Prints the table, writes the JSON and, with --log_dir, the events; returns the JSON's beginning."""
   print(_table(protocol, scores))
   result = {
     "protocol": protocol.name,
@@ -222,7 +298,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args = parse_arguments(argv)
   if args.protocol != OBEDIENCE:
     try:
-      result = features_protocol(args)
+      result = features_protocol(args) if args.process_index is None else make_parts(args)
     except (FileNotFoundError, ValueError) as error:
       sys.exit(f"evaluate: {error}")
     print(json.dumps(result))

@@ -1,7 +1,8 @@
-"""A protocol's scores: features streamed into mergeable statistics, one pass over the clips."""
+"""A protocol's scores: features streamed into mergeable statistics, part by part, one pass over the clips."""
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from walt_t5x.evaluation.clip_sources import (
   plan_samples,
   read_clip,
 )
+from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.metrics.feature_statistics import (
   FeatureStatistics,
   load_statistics,
@@ -67,64 +69,184 @@ class Score:
     }
 
 
-class _Fold:
-  """What one fold keeps of its clips: a few matrices, whatever the number of clips."""
+class Evaluation:
+  """One protocol over some files, in parts.
 
-  def __init__(self, rules: Sequence[ScoreRule], count: int):
-    self.count, self.seen = count, 0
-    self.frechet = {
-      (r.network, r.layer): FeatureStatistics.empty()
-      for r in rules
-      if r.statistic is Statistic.FRECHET
-    }
-    self.inception = {
-      (r.network, r.layer, split): InceptionScoreStatistics.empty()
-      for r in rules
-      if r.statistic is Statistic.INCEPTION_SCORE
-      for split in range(r.splits)
-    }
-    self._splits = {
-      (r.network, r.layer): r.splits for r in rules if r.statistic is Statistic.INCEPTION_SCORE
-    }
+  Attributes:
+    plans: the parts, samples before references.
+    clips: how many were scored by this object.
+    kept: how many came from parts that were there already.
+    seconds: what the scoring took.
+  """
 
-  def add(self, network: str, features: Mapping[str, np.ndarray], first: int) -> None:
-    """Adds one batch of a network's features, whose first clip is the fold's clip `first`."""
-    for layer, values in features.items():
-      key = network, layer
-      if key in self.frechet:
-        part = FeatureStatistics.from_model_output(values)
-        self.frechet[key] = self.frechet[key].merge(part)
-      if key in self._splits:
-        splits = self._splits[key]
-        index = np.arange(first, first + len(values))
-        numbers = np.array([split_of(int(i), count=self.count, splits=splits) for i in index])
-        for split in np.unique(numbers):
-          part = InceptionScoreStatistics.from_model_output(values[numbers == split])
-          where = (network, layer, int(split))
-          self.inception[where] = self.inception[where].merge(part)
+  def __init__(
+    self,
+    protocol: Protocol,
+    samples: Sequence[Media],
+    references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
+    networks: Mapping[str, FeatureNetwork],
+    *,
+    batch_size: int = 8,
+    clips_per_part: int = 500,
+    parts_dir: Path | None = None,
+  ):
+    """See `score`."""
+    needing = [r.name for r in protocol.scores if r.needs_reference]
+    if needing and references is None:
+      raise ValueError(f"{', '.join(needing)} of {protocol.name} need --reference.")
+    self.protocol, self.networks = protocol, networks
+    self._batch_size = batch_size
+    self.clips, self.kept, self.seconds = 0, 0, 0.0
+    self.published = references if isinstance(references, tuple) else None
+    paired = [r.name for r in protocol.scores if r.is_paired]
+    if paired and self.published is not None:
+      raise ValueError(f"{paired[0]} compares files; --reference is a file of statistics.")
+    self.sample_clips = plan_samples(samples, protocol)
+    self.reference_clips: list[Clip] = []
+    if needing and self.published is None:
+      self.reference_clips = plan_references(references, protocol)  # pyright: ignore[reportArgumentType]
+    pairs = None
+    if paired:
+      pairs = _pairs(paired[0], self.sample_clips, references)  # pyright: ignore[reportArgumentType]
+    cut = {"clips_per_part": clips_per_part}
+    self.plans = [*plan_parts(self.sample_clips, references=False, pairs=pairs, **cut)]
+    if any(r.statistic is Statistic.FRECHET for r in protocol.scores):
+      self.plans += plan_parts(self.reference_clips, references=True, **cut)
+    self._folder = None
+    if parts_dir is not None:
+      weights = "".join(f"{name} {networks[name].fingerprint}\n" for name in protocol.networks)
+      digest = hashlib.sha256(weights.encode()).hexdigest()[:12]
+      self._folder = parts_dir / f"{protocol.name}@{protocol.hash}-{digest}"
 
+  def part(self, plan: PartPlan) -> PartStatistics:
+    """The statistics of one part: kept ones of the same files, or new ones, which are then kept."""
+    if self._folder is None:
+      return self._compute(plan)
+    path, contents = self._folder / f"{plan.name}.npz", plan.contents()
+    part = load_part(path, contents=contents)
+    if part is None:
+      part = self._compute(plan)
+      save_part(path, part, contents=contents)
+    else:
+      self.kept += len(plan.clips)
+    return part
 
-def _stream(
-  clips: Sequence[Clip],
-  protocol: Protocol,
-  networks: Mapping[str, FeatureNetwork],
-  *,
-  references: bool,
-  batch_size: int,
-) -> list[_Fold]:
-  rules = [r for r in protocol.scores if not references or r.needs_reference]
-  needed = sorted({r.network for r in rules if r.network})
-  counts = [sum(clip.fold == fold for clip in clips) for fold in range(protocol.folds)]
-  folds = [_Fold(rules, count) for count in counts]
-  rule = protocol.reference_clip if references else protocol.sample_clip
-  if not needed:
+  def _compute(self, plan: PartPlan) -> PartStatistics:
+    started, part, seen = time.monotonic(), PartStatistics(), plan.first
+    rules = [r for r in self.protocol.scores if not plan.references or r.needs_reference]
+    needed = sorted({r.network for r in rules if r.network})
+    rule = self.protocol.reference_clip if plan.references else self.protocol.sample_clip
+    if needed:
+      for group, videos in batches(plan.clips, self.protocol, rule, self._batch_size):
+        for name in needed:
+          features = self.networks[name](videos, batch_size=self._batch_size)
+          mine = [r for r in rules if r.network == name]
+          part = part.merge(_of_features(mine, features, first=seen, count=plan.fold_count))
+        seen += len(group)
+    if not plan.references:
+      for paired in (r for r in rules if r.is_paired):
+        part = part.merge(
+          PartStatistics(paired={paired.name: _paired(paired, plan, self.protocol)})
+        )
+    self.clips += len(plan.clips)
+    self.seconds += time.monotonic() - started
+    return part
+
+  def folds(self, *, references: bool) -> list[PartStatistics]:
+    """The statistics of every fold, its parts merged in their order."""
+    folds = [PartStatistics() for _ in range(self.protocol.folds)]
+    for plan in self.plans:
+      if plan.references == references:
+        folds[plan.fold] = folds[plan.fold].merge(self.part(plan))
     return folds
-  for group, videos in batches(clips, protocol, rule, batch_size):
-    fold = folds[group[0].fold]
-    for name in needed:
-      fold.add(name, networks[name](videos, batch_size=batch_size), fold.seen)
-    fold.seen += len(group)
-  return folds
+
+  def scores(
+    self, samples: Sequence[PartStatistics], references: Sequence[PartStatistics]
+  ) -> list[Score]:
+    """The numbers, from the statistics of every fold.
+
+    Args:
+      samples: of each fold.
+      references: of each fold; empty with published statistics or where no score takes any.
+    """
+    found = []
+    for rule in self.protocol.scores:
+      key = rule.network, rule.layer
+      if rule.statistic is Statistic.FRECHET and self.published is not None:
+        value = FoldScore(
+          tuple(frechet_distance(*fold.frechet[key].compute(), *self.published) for fold in samples)
+        )
+      elif rule.statistic is Statistic.FRECHET:
+        value = frechet_over_folds(
+          [fold.frechet[key] for fold in samples], [fold.frechet[key] for fold in references]
+        )
+      elif rule.statistic is Statistic.INCEPTION_SCORE:
+        value = score_splits(f.inception[(*key, k)] for f in samples for k in range(rule.splits))
+      elif rule.is_paired:
+        value = FoldScore(tuple(v for fold in samples for v in fold.paired[rule.name]))
+      else:
+        raise ValueError(f"No statistic {rule.statistic!r}; expected one of {list(Statistic)}.")
+      network = self.networks[rule.network] if rule.network else None
+      found.append(
+        Score(
+          rule=rule,
+          value=value,
+          protocol_hash=self.protocol.hash,
+          samples=len(self.sample_clips),
+          references=len(self.reference_clips) if rule.needs_reference else 0,
+          network_fingerprint=network.fingerprint if network else "",
+          public_weights=network.is_public if network else None,
+          network_description=network.description if network else "",
+        )
+      )
+    return found
+
+
+def _of_features(
+  rules: Sequence[ScoreRule], features: Mapping[str, np.ndarray], *, first: int, count: int
+) -> PartStatistics:
+  """Statistics of one batch of a network's features, whose first clip is the fold's clip `first`."""
+  frechet, inception = {}, {}
+  for rule in rules:
+    key, values = (rule.network, rule.layer), features[rule.layer]
+    if rule.statistic is Statistic.FRECHET:
+      frechet[key] = FeatureStatistics.from_model_output(values)
+    elif rule.statistic is Statistic.INCEPTION_SCORE:
+      index = range(first, first + len(values))
+      numbers = np.array([split_of(i, count=count, splits=rule.splits) for i in index])
+      for split in np.unique(numbers):
+        part = InceptionScoreStatistics.from_model_output(values[numbers == split])
+        inception[(*key, int(split))] = part
+  return PartStatistics(frechet=frechet, inception=inception)
+
+
+def _pairs(score: str, samples: Sequence[Clip], references: Sequence[Media]) -> Mapping[str, Media]:
+  """The references by name, one for every sample."""
+  by_name = {media.name: media for media in references}
+  missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
+  if missing:
+    raise ValueError(
+      f"{score} compares files of one name: {len(missing)} samples have no reference, such as "
+      f"{missing[:3]}; the references are named as {sorted(by_name)[:3]}."
+    )
+  return by_name
+
+
+def _paired(rule: ScoreRule, plan: PartPlan, protocol: Protocol) -> tuple[float, ...]:
+  """PSNR or SSIM of each sample against the reference of its name."""
+  from walt_t5x.metrics.psnr import psnr
+  from walt_t5x.metrics.ssim import ssim
+
+  function = psnr if rule.statistic is Statistic.PSNR else ssim
+  values = []
+  for clip, pair in zip(plan.clips, plan.pairs):
+    both = [
+      read_clip(dataclasses.replace(clip, media=media), protocol, protocol.sample_clip)
+      for media in (clip.media, pair)
+    ]
+    ours, theirs = (jnp.asarray(x[None], jnp.float32) / 255 for x in both)
+    values.append(float(np.asarray(function(ours, theirs))[0]))
+  return tuple(values)
 
 
 def _cache_key(clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwork) -> str:
@@ -140,56 +262,27 @@ def _cache_key(clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwor
   return digest.hexdigest()
 
 
-def _reference_statistics(
-  clips: Sequence[Clip],
-  protocol: Protocol,
-  networks: Mapping[str, FeatureNetwork],
-  *,
-  batch_size: int,
-  cache_dir: Path | None,
-) -> list[dict[tuple[str, str], FeatureStatistics]]:
+def _reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[PartStatistics]:
+  """The references' statistics, from the cache where it has them."""
+  if not evaluation.reference_clips:
+    return []
+  protocol = evaluation.protocol
   keys = sorted({(r.network, r.layer) for r in protocol.scores if r.statistic is Statistic.FRECHET})
   files = {}
   if cache_dir is not None:
     for name, layer in keys:
-      stem = _cache_key(clips, protocol, networks[name])
+      stem = _cache_key(evaluation.reference_clips, protocol, evaluation.networks[name])
       for fold in range(protocol.folds):
         files[name, layer, fold] = cache_dir / f"{stem[:32]}_{layer}_{fold}.npz"
     if files and all(file.is_file() for file in files.values()):
       return [
-        {(n, la): load_statistics(files[n, la, fold]) for n, la in keys}
+        PartStatistics(frechet={(n, la): load_statistics(files[n, la, fold]) for n, la in keys})
         for fold in range(protocol.folds)
       ]
-  folds = _stream(clips, protocol, networks, references=True, batch_size=batch_size)
+  folds = evaluation.folds(references=True)
   for (name, layer, fold), file in files.items():
     save_statistics(file, folds[fold].frechet[name, layer])
-  return [fold.frechet for fold in folds]
-
-
-def _paired(
-  rule: ScoreRule, samples: Sequence[Clip], references: Sequence[Media], protocol: Protocol
-) -> FoldScore:
-  """PSNR or SSIM of each sample against the reference of its name."""
-  from walt_t5x.metrics.psnr import psnr
-  from walt_t5x.metrics.ssim import ssim
-
-  by_name = {media.name: media for media in references}
-  missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
-  if missing:
-    raise ValueError(
-      f"{rule.name} compares files of one name: {len(missing)} samples have no reference, such as "
-      f"{missing[:3]}; the references are named as {sorted(by_name)[:3]}."
-    )
-  function = psnr if rule.statistic is Statistic.PSNR else ssim
-  values = []
-  for clip in samples:
-    pair = [
-      read_clip(dataclasses.replace(clip, media=media), protocol, protocol.sample_clip)
-      for media in (clip.media, by_name[clip.media.name])
-    ]
-    ours, theirs = (jnp.asarray(x[None], jnp.float32) / 255 for x in pair)
-    values.append(float(np.asarray(function(ours, theirs))[0]))
-  return FoldScore(tuple(values))
+  return folds
 
 
 def score(
@@ -198,8 +291,8 @@ def score(
   references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
   networks: Mapping[str, FeatureNetwork],
   *,
-  batch_size: int = 8,
   cache_dir: Path | None = None,
+  **options: Any,
 ) -> list[Score]:
   """All scores of a protocol.
 
@@ -209,56 +302,19 @@ def score(
     references: the files that they are compared with; or a published (mean, covariance); or None
       for scores that take none.
     networks: by name, those of `protocol.networks`.
-    batch_size: clips a forward pass.
     cache_dir: keeps the references' statistics, by content.
+    options: of `Evaluation`: batch_size, clips a forward pass; clips_per_part, clips that are kept or lost
+      together; parts_dir, where parts are kept, so that a killed run goes on from them.
 
   Raises:
     ValueError: fewer files than the protocol asks for, no references where a score needs them, or
       pairs that do not match.
   """
-  needing = [r.name for r in protocol.scores if r.needs_reference]
-  if needing and references is None:
-    raise ValueError(f"{', '.join(needing)} of {protocol.name} need --reference.")
-  sample_clips = plan_samples(samples, protocol)
-  folds = _stream(sample_clips, protocol, networks, references=False, batch_size=batch_size)
-  published = references if isinstance(references, tuple) else None
-  reference_clips: list[Clip] = []
-  reference_folds: list[dict[tuple[str, str], FeatureStatistics]] = []
-  if needing and published is None:
-    reference_clips = plan_references(references, protocol)  # pyright: ignore[reportArgumentType]
-    reference_folds = _reference_statistics(
-      reference_clips, protocol, networks, batch_size=batch_size, cache_dir=cache_dir
-    )
-  scores = []
-  for rule in protocol.scores:
-    key = rule.network, rule.layer
-    if rule.statistic is Statistic.FRECHET and published is not None:
-      distances = [frechet_distance(*fold.frechet[key].compute(), *published) for fold in folds]
-      value = FoldScore(tuple(distances))
-    elif rule.statistic is Statistic.FRECHET:
-      value = frechet_over_folds(
-        [fold.frechet[key] for fold in folds], [fold[key] for fold in reference_folds]
-      )
-    elif rule.statistic is Statistic.INCEPTION_SCORE:
-      parts = [f.inception[(*key, split)] for f in folds for split in range(rule.splits)]
-      value = score_splits(parts)
-    elif rule.is_paired:
-      if published is not None:
-        raise ValueError(f"{rule.name} compares files; --reference is a file of statistics.")
-      value = _paired(rule, sample_clips, references, protocol)  # pyright: ignore[reportArgumentType]
-    else:
-      raise ValueError(f"No statistic {rule.statistic!r}; expected one of {list(Statistic)}.")
-    network = networks[rule.network] if rule.network else None
-    scores.append(
-      Score(
-        rule=rule,
-        value=value,
-        protocol_hash=protocol.hash,
-        samples=len(sample_clips),
-        references=len(reference_clips) if rule.needs_reference else 0,
-        network_fingerprint=network.fingerprint if network else "",
-        public_weights=network.is_public if network else None,
-        network_description=network.description if network else "",
-      )
-    )
-  return scores
+  evaluation = Evaluation(protocol, samples, references, networks, **options)
+  return score_evaluation(evaluation, cache_dir=cache_dir)
+
+
+def score_evaluation(evaluation: Evaluation, *, cache_dir: Path | None = None) -> list[Score]:
+  """All scores of an evaluation; parts that are not there yet are made."""
+  folds = evaluation.folds(references=False)
+  return evaluation.scores(folds, _reference_folds(evaluation, cache_dir))

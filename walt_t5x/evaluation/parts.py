@@ -1,0 +1,188 @@
+"""Parts of an evaluation: consecutive clips of one fold, whose statistics are made, kept and merged as one.
+
+How clips fall into parts follows from the protocol and the files alone, never from who computes them. So a run
+that is killed goes on from the parts it has kept, several processes or workers share the parts, and each of these
+ends in the same statistics as one undisturbed run.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from walt_t5x.evaluation.clip_sources import Clip, Media
+from walt_t5x.metrics.feature_statistics import FeatureStatistics
+from walt_t5x.metrics.inception_score import InceptionScoreStatistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartPlan:
+  """Which clips a part holds.
+
+  Attributes:
+    references: whether they are references or samples.
+    number: among the parts of the samples, or of the references.
+    clips: of one fold.
+    first: number of the first one within its fold.
+    fold_count: clips in the fold.
+    pairs: the reference of each clip, for scores of pairs; else empty.
+  """
+
+  references: bool
+  number: int
+  clips: tuple[Clip, ...]
+  first: int
+  fold_count: int
+  pairs: tuple[Media, ...] = ()
+
+  @property
+  def fold(self) -> int:
+    """The fold that it belongs to."""
+    return self.clips[0].fold
+
+  @property
+  def name(self) -> str:
+    """Of its file, without suffix."""
+    return f"{'references' if self.references else 'samples'}-{self.number:05d}"
+
+  def contents(self) -> str:
+    """sha256 over the bytes of its files, their names and their places in the fold.
+
+    Raises:
+      ValueError: clips that do not come from files.
+    """
+    digest = hashlib.sha256(f"{self.first} {self.fold_count}\n".encode())
+    known: dict[Path, str] = {}
+    pairs = self.pairs or (None,) * len(self.clips)
+    for clip, pair in zip(self.clips, pairs):
+      digest.update(f"{clip.media.name} {clip.fold} {clip.number}".encode())
+      for media in (clip.media, pair):
+        if media is not None:
+          digest.update(_file_digest(media, known).encode())
+    return digest.hexdigest()
+
+
+def _file_digest(media: Media, known: dict[Path, str]) -> str:
+  if media.path is None:
+    raise ValueError(f"{media.name} comes from no file; parts of it cannot be kept.")
+  if media.path not in known:
+    with media.path.open("rb") as file:
+      known[media.path] = hashlib.file_digest(file, "sha256").hexdigest()
+  return known[media.path]
+
+
+def plan_parts(
+  clips: Sequence[Clip],
+  *,
+  references: bool,
+  clips_per_part: int,
+  pairs: Mapping[str, Media] | None = None,
+) -> Iterator[PartPlan]:
+  """Cuts clips into parts of at most `clips_per_part`, fold by fold.
+
+  Args:
+    clips: the clips of all folds.
+    references: whether they are references or samples.
+    clips_per_part: clips that are kept, or lost, together.
+    pairs: the reference of every clip by name, for scores of pairs.
+
+  Raises:
+    ValueError: fewer than one clip a part.
+  """
+  if clips_per_part < 1:
+    raise ValueError(f"A part holds at least 1 clip, got clips_per_part={clips_per_part}.")
+  number = 0
+  for fold in sorted({clip.fold for clip in clips}):
+    mine = [clip for clip in clips if clip.fold == fold]
+    for first in range(0, len(mine), clips_per_part):
+      yield PartPlan(
+        references=references,
+        number=number,
+        clips=tuple(mine[first : first + clips_per_part]),
+        first=first,
+        fold_count=len(mine),
+        pairs=tuple(pairs[c.media.name] for c in mine[first : first + clips_per_part])
+        if pairs
+        else (),
+      )
+      number += 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PartStatistics:
+  """What is kept of clips: a few matrices, whatever their number. Parts of a fold merge into the fold.
+
+  Attributes:
+    frechet: by (network, layer).
+    inception: by (network, layer, split).
+    paired: values of single clips by score, in no particular order.
+  """
+
+  frechet: Mapping[tuple[str, str], FeatureStatistics] = dataclasses.field(default_factory=dict)
+  inception: Mapping[tuple[str, str, int], InceptionScoreStatistics] = dataclasses.field(
+    default_factory=dict
+  )
+  paired: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+  def merge(self, other: "PartStatistics") -> "PartStatistics":
+    """Statistics of both sets of clips."""
+    return PartStatistics(
+      frechet=_merged(self.frechet, other.frechet, lambda a, b: a.merge(b)),
+      inception=_merged(self.inception, other.inception, lambda a, b: a.merge(b)),
+      paired=_merged(self.paired, other.paired, lambda a, b: (*a, *b)),
+    )
+
+
+def _merged(mine: Mapping, theirs: Mapping, merge) -> dict:
+  result = dict(mine)
+  for key, value in theirs.items():
+    result[key] = merge(result[key], value) if key in result else value
+  return result
+
+
+def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
+  """Writes an .npz that appears whole or not at all."""
+  index, arrays = [], {}
+  groups = (("frechet", part.frechet), ("inception", part.inception), ("paired", part.paired))
+  for kind, group in groups:
+    for key, value in group.items():
+      number = len(index)
+      index.append([kind, key])
+      fields = {"values": value} if kind == "paired" else vars(value)
+      arrays |= {f"{number}/{name}": np.asarray(field) for name, field in fields.items()}
+  header = json.dumps({"contents": contents, "index": index})
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
+  np.savez(temporary, header=np.array(header), **arrays)  # pyright: ignore[reportArgumentType]
+  os.replace(temporary, path)
+
+
+def load_part(path: Path, *, contents: str) -> PartStatistics | None:
+  """Reads what `save_part` wrote; None where there is no such file, or one of other clips."""
+  if not path.is_file():
+    return None
+  frechet, inception, paired = {}, {}, {}
+  with np.load(path, allow_pickle=False) as arrays:
+    header = json.loads(str(arrays["header"]))
+    if header["contents"] != contents:
+      return None
+    for number, (kind, key) in enumerate(header["index"]):
+      if kind == "paired":
+        paired[key] = tuple(map(float, arrays[f"{number}/values"]))
+      elif kind == "frechet":
+        frechet[tuple(key)] = FeatureStatistics(
+          count=int(arrays[f"{number}/count"]),
+          mean=arrays[f"{number}/mean"],
+          scatter=arrays[f"{number}/scatter"],
+        )
+      else:
+        inception[tuple(key)] = InceptionScoreStatistics(
+          count=int(arrays[f"{number}/count"]),
+          probabilities=arrays[f"{number}/probabilities"],
+          entropy=float(arrays[f"{number}/entropy"]),
+        )
+  return PartStatistics(frechet=frechet, inception=inception, paired=paired)

@@ -88,6 +88,7 @@ PROGRAMS = (
   "walt_t5x.inspect_data",
   "walt_t5x.plan",
   "walt_t5x.report",
+  "walt_t5x.evaluation.benchmark_requests",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.metrics.import_weights",

@@ -194,10 +194,13 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"generate: {error}")
 
   import gin
+  from walt_t5x import engine
   from walt_t5x.engine import gin_config
   from walt_t5x.generation.sampling_run import RunSettings
 
   run = gin.configurable(generate)
+  # The files that trained a stage say `import __main__ as train_script`.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   try:
     gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
   except gin_config.GinError as error:

@@ -62,7 +62,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
       frame = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise ValueError(f"--image={path} cannot be read as a picture: {error}") from error
-  frames = _fitted(frame[None], size=size, fit=fit, what=f"--image={path}")
+  frames = fitted(frame[None], size=size, fit=fit, what=f"--image={path}")
   return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=1)
 
 
@@ -97,7 +97,7 @@ def read_clip(
       f"{conditioned}, which the model continues from: give a longer clip, or a picture by --image"
     )
   frames = np.stack([decoded[i][1] for i in kept])
-  frames = _fitted(frames, size=size, fit=fit, what=f"--video={path}")
+  frames = fitted(frames, size=size, fit=fit, what=f"--video={path}")
   return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=conditioned)
 
 
@@ -120,7 +120,12 @@ def resampled(times: Sequence[float] | np.ndarray, fps: float) -> list[int]:
   return sorted({int(np.argmin(np.abs(times - time))) for time in wanted})
 
 
-def _fitted(frames: np.ndarray, *, size: tuple[int, int], fit: str, what: str) -> np.ndarray:
+def fitted(frames: np.ndarray, *, size: tuple[int, int], fit: str, what: str) -> np.ndarray:
+  """Frames [T, H, W, 3] at (H, W) `size`; `fit` as of `read_image`, `what` names them in errors.
+
+  Raises:
+    ValueError: of another size under "exact", or another `fit`.
+  """
   height, width = frames.shape[1:3]
   if (height, width) == size:
     return frames

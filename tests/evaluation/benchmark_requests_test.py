@@ -1,0 +1,109 @@
+"""What the benchmarks ask for: frequencies, order, places of the given frames."""
+
+import json
+
+import numpy as np
+import pytest
+
+from walt_t5x import video_io
+from walt_t5x.evaluation import benchmark_requests
+from walt_t5x.generation.requests import read_requests
+from walt_t5x.metrics.protocols import PROTOCOLS
+
+
+@pytest.fixture
+def ucf(tmp_path):
+  """Two classes, with 3 videos and 1; a list that leaves one of the three out."""
+  root = tmp_path / "UCF"
+  for name in ("B/1.avi", "ApplyLipstick/1.avi", "ApplyLipstick/2.avi", "ApplyLipstick/3.avi"):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"video")
+  (tmp_path / "list.txt").write_text("ApplyLipstick/1.avi 1\nApplyLipstick/3.avi 1\nB/1.avi 2\n")
+  return root
+
+
+def _run(capsys, *arguments):
+  benchmark_requests.main([*map(str, arguments)])
+  return json.loads(capsys.readouterr().out)
+
+
+def _lines(file):
+  return [json.loads(line) for line in open(file, encoding="utf-8")]
+
+
+def test_labels_come_as_often_as_the_listed_videos(ucf, tmp_path, capsys):
+  out = tmp_path / "out"
+  arguments = ["--protocol=ucf101_class_conditional", f"--media={ucf}", f"--output={out}"]
+  result = _run(capsys, *arguments, f"--list={tmp_path / 'list.txt'}")
+  protocol = PROTOCOLS["ucf101_class_conditional"]
+  assert result["count"] == protocol.sample_count * protocol.folds == 40_000
+  labels = [r.label for r in read_requests(result["requests"])]
+  # Two of three listed videos are of the first class; the standard error of the share is 0.24 %.
+  assert set(labels) == {0, 1} and abs(np.mean(np.array(labels) == 0) - 2 / 3) < 0.01
+  assert [r["uri"][-19:] for r in _lines(result["reference"])] == [
+    "ApplyLipstick/1.avi",
+    "ApplyLipstick/3.avi",
+    str(ucf / "B/1.avi")[-19:],
+  ]
+  again = _run(
+    capsys, *arguments[:2], f"--output={tmp_path / 'again'}", f"--list={tmp_path / 'list.txt'}"
+  )
+  assert open(again["requests"]).read() == open(result["requests"]).read()
+
+
+def test_every_imagenet_class_is_asked_for_equally_often(tmp_path, capsys):
+  result = _run(capsys, "--protocol=imagenet256", f"--output={tmp_path}")
+  labels = np.array([line["label"] for line in _lines(result["requests"])])
+  np.testing.assert_array_equal(np.bincount(labels), np.full(1000, 50))
+  assert "reference" not in result
+
+
+def test_zero_shot_prompts_are_the_classes_in_words_or_the_file(ucf, tmp_path, capsys):
+  arguments = ["--protocol=ucf101_zero_shot", f"--media={ucf}", "--count=5"]
+  result = _run(capsys, *arguments, f"--output={tmp_path / 'a'}")
+  prompts = [line["prompt"] for line in _lines(result["requests"])]
+  assert prompts == ["apply lipstick", "b", "apply lipstick", "b", "apply lipstick"]
+  (tmp_path / "prompts.txt").write_text("one\n")
+  with pytest.raises(SystemExit, match=r"has 1 prompts, expected 2"):
+    _run(capsys, *arguments, f"--prompts={tmp_path / 'prompts.txt'}", f"--output={tmp_path / 'b'}")
+
+
+def test_the_given_frames_are_five_in_a_row_of_the_video(tmp_path, capsys):
+  media = tmp_path / "k600" / "juggling"
+  media.mkdir(parents=True)
+  # Frame i is grey of 8 i: what was cut can be told from its brightness.
+  shades = 8 * np.arange(30)
+  frames = np.broadcast_to(shades[:, None, None, None], (30, 32, 48, 3)).astype(np.uint8)
+  video_io.write_video(media / "a.mp4", frames, fps=25, crf=0)
+  arguments = [
+    "--protocol=k600_frame_prediction",
+    f"--media={media.parent}",
+    "--size=16",
+    "--count=6",
+  ]
+  result = _run(capsys, *arguments, f"--output={tmp_path / 'out'}")
+  requests = read_requests(result["requests"])
+  firsts = []
+  for request in requests:
+    clip = video_io.read_video(request.video)
+    assert clip.frames.shape == (5, 16, 16, 3)
+    index = np.rint(clip.frames.mean((1, 2, 3)) / 8).astype(int)
+    np.testing.assert_array_equal(np.diff(index), 1)
+    firsts.append(index[0])
+  assert len(set(firsts)) > 1 and min(firsts) >= 0 and max(firsts) <= 30 - 16
+  assert [r["uri"] for r in _lines(result["reference"])] == [str((media / "a.mp4").resolve())]
+
+
+def test_what_does_not_fit_is_named(ucf, tmp_path, capsys):
+  (tmp_path / "list.txt").write_text("B/7.avi 2\n")
+  with pytest.raises(SystemExit, match=r"1 of 1 files are not under .*such as B/7.avi"):
+    _run(
+      capsys,
+      "--protocol=ucf101_class_conditional",
+      f"--media={ucf}",
+      f"--list={tmp_path / 'list.txt'}",
+      f"--output={tmp_path / 'out'}",
+    )
+  with pytest.raises(SystemExit, match="2"):
+    _run(capsys, "--protocol=ucf101_zero_shot", f"--output={tmp_path / 'out'}")
+  assert "needs --media" in capsys.readouterr().err

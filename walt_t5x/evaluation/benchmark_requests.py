@@ -1,0 +1,204 @@
+"""What a benchmark asks a model to generate, and what its samples are compared with.
+
+  python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_class_conditional --media=UCF-101 \\
+    --list=ucfTrainTestlist/trainlist01.txt --output=ucf101
+
+writes `requests.jsonl` for `python -m walt_t5x.generate --requests` and, where there are reference files,
+`reference.jsonl` for `python -m walt_t5x.evaluate --reference`. Classes are numbered in the order of sorted names,
+as `beam_jobs.preprocess` numbers class folders.
+
+  ucf101_class_conditional  labels drawn from the training videos
+  ucf101_zero_shot          one prompt a class, all classes equally often
+  imagenet256               labels 0 to 999, all equally often
+  k600_frame_prediction     5 frames of a random place of each evaluation video, written as clips of their own
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROTOCOLS = (
+  "ucf101_class_conditional",
+  "ucf101_zero_shot",
+  "imagenet256",
+  "k600_frame_prediction",
+)
+IMAGENET_CLASSES = 1000
+_GIVEN_FRAMES, _CLIP_FRAMES = 5, 16
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The flags."""
+  parser = argparse.ArgumentParser(
+    prog="python -m walt_t5x.evaluation.benchmark_requests",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+  parser.add_argument("--media", type=Path, help="root of the data set: <class>/<file>")
+  parser.add_argument("--list", type=Path, help="UCF-101's file list of the videos to use")
+  parser.add_argument("--prompts", type=Path, help="a prompt a line, in the order of the classes")
+  parser.add_argument("--count", type=int, help="requests (default: the protocol's, all folds)")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--size", type=int, default=128, help="edge of the frames that are given")
+  parser.add_argument("--fps", type=float, default=25.0, help="of the frames that are given")
+  parser.add_argument("--output", type=Path, required=True, help="folder")
+  args = parser.parse_args(argv)
+  if args.media is None and args.protocol != "imagenet256":
+    parser.error(f"--protocol={args.protocol} needs --media")
+  return args
+
+
+def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
+  """Class name -> its files, both sorted; only those of a list (`Class/file.avi 1` a line) where one is given.
+
+  Raises:
+    ValueError: no class folders, or a listed file that is not there.
+  """
+  folders = sorted(folder for folder in media.iterdir() if folder.is_dir())
+  found = {folder.name: sorted(p for p in folder.iterdir() if p.is_file()) for folder in folders}
+  found = {name: files for name, files in found.items() if files}
+  if not found:
+    raise ValueError(f"--media={media} has no class folders with files; expected <class>/<file>")
+  if listed is None:
+    return found
+  wanted = [line.split()[0] for line in listed.read_text("utf-8").splitlines() if line.strip()]
+  missing = [name for name in wanted if not (media / name).is_file()]
+  if missing:
+    raise ValueError(
+      f"--list={listed}: {len(missing)} of {len(wanted)} files are not under {media}, such as {missing[0]}"
+    )
+  chosen = set(wanted)
+  return {
+    name: [file for file in files if f"{name}/{file.name}" in chosen]
+    for name, files in found.items()
+  }
+
+
+def labels_of_videos(
+  videos: dict[str, list[Path]], count: int, seed: int
+) -> Iterator[dict[str, Any]]:
+  """Labels with the frequencies of the videos, drawn independently."""
+  frequencies = np.array([len(files) for files in videos.values()], np.float64)
+  draws = np.random.default_rng(seed).choice(
+    len(frequencies), size=count, p=frequencies / frequencies.sum()
+  )
+  for label in draws.tolist():
+    yield {"label": label}
+
+
+def in_words(name: str) -> str:
+  """'ApplyEyeMakeup' -> 'apply eye makeup'."""
+  spaced = "".join(f" {letter}" if letter.isupper() else letter for letter in name)
+  return " ".join(spaced.replace("_", " ").split()).lower()
+
+
+def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
+  """A prompt a class. Assumption: without a file, the class's name in words.
+
+  Raises:
+    ValueError: the file has another number of lines than there are classes.
+  """
+  if prompts is None:
+    return [in_words(name) for name in names]
+  lines = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
+  if len(lines) != len(names):
+    raise ValueError(
+      f"--prompts={prompts} has {len(lines)} prompts, expected {len(names)}, one a class"
+    )
+  return lines
+
+
+def given_clips(
+  args: argparse.Namespace, videos: Sequence[Path], count: int
+) -> Iterator[dict[str, Any]]:
+  """Cuts the first 5 of 16 frames at a random place of each video and writes them, videos in turn.
+
+  A clip that is there already is left as it is, so that the command goes on after an interruption.
+  """
+  from tqdm import tqdm
+
+  from walt_t5x import video_io
+  from walt_t5x.generation.given_media import fitted, resampled
+
+  folder = args.output / "given"
+  folder.mkdir(parents=True, exist_ok=True)
+  bar = tqdm(total=count, unit="clip", file=sys.stderr, disable=None)
+  for index in range(count):
+    source, target = videos[index % len(videos)], folder / f"{index:06d}.mp4"
+    if not target.is_file():
+      decoded = list(video_io.iterate_frames(source))
+      kept = resampled([time for time, _ in decoded], args.fps)
+      if len(kept) < _CLIP_FRAMES:
+        raise ValueError(
+          f"{source} has {len(kept)} frames at {args.fps:g} a second, expected at least {_CLIP_FRAMES}: take it out"
+        )
+      first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
+      frames = np.stack([decoded[i][1] for i in kept[first : first + _GIVEN_FRAMES]])
+      frames = fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
+      video_io.write_video(target, frames, fps=args.fps, crf=0)
+    bar.update()
+    yield {"video": str(target.relative_to(args.output))}
+  bar.close()
+
+
+def write(args: argparse.Namespace) -> dict[str, Any]:
+  """Writes the files.
+
+  Returns:
+    {"requests", "count"} and, with reference files, {"reference", "reference_files"}.
+
+  Raises:
+    ValueError: media, list or prompts that do not fit.
+  """
+  from walt_t5x.metrics.protocols import PROTOCOLS as by_name
+
+  protocol = by_name[args.protocol]
+  count = args.count or (protocol.sample_count or 0) * protocol.folds
+  videos = class_videos(args.media, args.list) if args.media else {}
+  files = [file for group in videos.values() for file in group]
+  rows: Iterator[dict[str, Any]]
+  if args.protocol == "ucf101_class_conditional":
+    rows = labels_of_videos(videos, count, args.seed)
+  elif args.protocol == "imagenet256":
+    rows = ({"label": index % IMAGENET_CLASSES} for index in range(count))
+  elif args.protocol == "ucf101_zero_shot":
+    prompts = class_prompts(list(videos), args.prompts)
+    rows = ({"prompt": prompts[index % len(prompts)]} for index in range(count))
+  elif args.protocol == "k600_frame_prediction":
+    rows = given_clips(args, files, count)
+  else:
+    raise ValueError(f"--protocol={args.protocol}: expected one of {PROTOCOLS}")
+  args.output.mkdir(parents=True, exist_ok=True)
+  result: dict[str, Any] = {"requests": str(args.output / "requests.jsonl"), "count": count}
+  _write_lines(args.output / "requests.jsonl", rows)
+  if files:
+    reference = args.output / "reference.jsonl"
+    _write_lines(reference, ({"uri": str(file.resolve())} for file in files))
+    result |= {"reference": str(reference), "reference_files": len(files)}
+  return result
+
+
+def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+  temporary = path.with_suffix(".tmp")
+  with temporary.open("w", encoding="utf-8") as lines:
+    for row in rows:
+      lines.write(json.dumps(row) + "\n")
+  temporary.replace(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the files and prints what they hold."""
+  try:
+    print(json.dumps(write(parse_arguments(argv))))
+  except (ValueError, OSError) as error:
+    sys.exit(str(error))
+
+
+if __name__ == "__main__":
+  main()

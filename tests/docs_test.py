@@ -1,7 +1,9 @@
 """Every command that the documentation prints is understood by its program, and its gin files and bindings parse."""
 
 import argparse
+import collections
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -12,6 +14,7 @@ import pytest
 from absl import flags
 
 import gin
+from benchmarks import reproduce
 from walt_t5x.engine import gin_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,12 +22,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = re.compile(
   r"(?:\.venv/bin/)?python (?:-m (?:walt_t5x|data|beam_jobs|benchmarks)\.|benchmarks/)"
 )
-# Programs whose flags are absl's and whose configuration is gin: module -> what `__main__` offers to gin files.
-GIN_PROGRAMS = {
-  "walt_t5x.train": "train",
-  "walt_t5x.plan": "train",
-  "walt_t5x.generate": "generate",
-}
+# Programs whose flags are absl's and whose configuration is gin.
+GIN_PROGRAMS = ("walt_t5x.train", "walt_t5x.plan", "walt_t5x.generate")
 
 
 def commands(text):
@@ -79,7 +78,7 @@ def _check_argparse(program, arguments, abridged, monkeypatch):
       runpy.run_module(program, run_name="__main__")
 
 
-def _check_gin(program, arguments, monkeypatch):
+def _check_gin(program, arguments, abridged, monkeypatch):
   module = importlib.import_module(program)
   values = flags.FlagValues()
   for kind in [name for name in dir(flags) if name.startswith("DEFINE_")]:
@@ -92,14 +91,19 @@ def _check_gin(program, arguments, monkeypatch):
   assert left == [program], f"{program} does not know {left[1:]}"
   from walt_t5x import engine
 
-  function = engine.train if GIN_PROGRAMS[program] == "train" else module.generate
-  monkeypatch.setattr(sys.modules["__main__"], GIN_PROGRAMS[program], function, raising=False)
+  # As the programs do: files that trained a stage are also read to sample it.
+  main = sys.modules["__main__"]
+  monkeypatch.setattr(main, "train", engine.train, raising=False)
+  if program == "walt_t5x.generate":
+    monkeypatch.setattr(main, "generate", module.generate, raising=False)
   assert values.gin_file, f"{program} is given no --gin_file"
   if values.gin_file == ["..."]:
     return
   gin.clear_config()
+  # Sizes of a plan come from shapes: it needs no folder to train in.
+  complete = not abridged and program != "walt_t5x.plan"
   try:
-    gin_config.parse(values.gin_file, list(values.gin_bindings), [str(ROOT)], finalize=False)
+    gin_config.parse(values.gin_file, list(values.gin_bindings), [str(ROOT)], finalize=complete)
   finally:
     gin.clear_config()
 
@@ -108,10 +112,30 @@ def test_the_pages_print_commands():
   assert len(COMMANDS) > 20
 
 
+def test_the_page_of_the_papers_rows_is_the_one_that_its_program_writes():
+  plans = json.loads((ROOT / "benchmarks/plans.json").read_text(encoding="utf-8"))
+  written = reproduce.page({plan["gin_file"]: plan for plan in plans})
+  assert reproduce.PAGE.read_text(encoding="utf-8") == written, "run python benchmarks/reproduce.py"
+  # Tables 1 to 5 of the paper, our rows of each.
+  counts = collections.Counter(row.table for row in reproduce.ROWS)
+  assert counts == {
+    "1": 3,
+    "2": 1,
+    "3a": 3,
+    "3b": 4,
+    "3c": 4,
+    "3d": 5,
+    "3e": 4,
+    "3f": 4,
+    "4": 2,
+    "5": 3,
+  }
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_printed_command_is_understood(command, monkeypatch):
   program, arguments, abridged = _arguments(command)
   if program in GIN_PROGRAMS:
-    _check_gin(program, arguments, monkeypatch)
+    _check_gin(program, arguments, abridged, monkeypatch)
   else:
     _check_argparse(program, arguments, abridged, monkeypatch)

@@ -1,0 +1,424 @@
+"""Writes docs/reproduce.md: every row of the paper's Tables 1 to 5 with its commands, its price and its status.
+
+  python benchmarks/reproduce.py                       # writes docs/reproduce.md
+  python benchmarks/reproduce.py --row=ablations/patch_2   # prints one row's commands, ready to paste
+
+Published figures and prices come from benchmarks/plans.json (`python benchmarks/plans.py`).
+"""
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs/reproduce.md"
+# A run's price at 40 % of the peak of a v5p chip, 459e12 operations a second.
+ASSUMED_USE, V5P = 0.4, 459e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+  """A data set with its protocol: from media to a tokenizer, its cache and the requests.
+
+  Attributes:
+    title: of the section.
+    note: what to know before.
+    commands: in order, (what it does, command).
+    protocol: of `walt_t5x.evaluate`.
+    networks: whose weights it needs.
+    vae: gin file of the tokenizer's network.
+    sampling: further flags of `generate`.
+    reference: of `evaluate`.
+  """
+
+  title: str
+  note: str
+  commands: Sequence[tuple[str, str]]
+  protocol: str
+  networks: Sequence[str]
+  vae: str
+  sampling: str
+  reference: str
+
+
+def _train_tokenizer(gin_file: str, run: str, *flags: str) -> str:
+  return (
+    f'python -m walt_t5x.train --gin_file={gin_file} --gin.MODEL_DIR=\\"BUCKET/{run}\\" '
+    + " ".join([*flags, "--seqio_additional_cache_dirs=BUCKET/cache"])
+  )
+
+
+_UCF_SPLIT = "--validation_list=ucfTrainTestlist/testlist01.txt"
+_PREPARE = "python -m beam_jobs.preprocess"
+BENCHMARKS = {
+  "ucf101": Benchmark(
+    title="UCF-101",
+    note="13,320 videos in class folders; the 9,537 of `trainlist01.txt` train. Assumption: 25 frames a second, as the "
+    "files are; the paper names none.",
+    commands=(
+      (
+        "pixels for the tokenizer",
+        f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101_pixels --content=pixels "
+        "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random --allow_upscale",
+      ),
+      (
+        "the tokenizer",
+        _train_tokenizer("gin/vae_ucf101.gin", "vae_ucf101"),
+      ),
+      (
+        "latents",
+        f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101 "
+        "--vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_ucf101 --vae_ema --resolutions=128x128 "
+        "--num_frames=17 --fps=25 --clip_position=random --allow_upscale",
+      ),
+      (
+        "labels to sample, and the real videos",
+        "python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_class_conditional --media=UCF-101 "
+        "--list=ucfTrainTestlist/trainlist01.txt --output=requests/ucf101",
+      ),
+    ),
+    protocol="ucf101_class_conditional",
+    networks=("i3d", "c3d"),
+    vae="vae_ucf101",
+    sampling="--requests=requests/ucf101/requests.jsonl --fps=25",
+    reference="requests/ucf101/reference.jsonl",
+  ),
+  "k600": Benchmark(
+    title="Kinetics-600",
+    note="Frame prediction from 5 frames. Assumption: 25 frames a second.",
+    commands=(
+      (
+        "pixels for the tokenizer",
+        f'{_PREPARE} --manifest="k600/train.csv" --source=kinetics --media_root=k600 '
+        '--uri_template="{split}/{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4" --output=BUCKET/cache '
+        "--task=k600_pixels --content=pixels --resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random",
+      ),
+      (
+        "the tokenizer",
+        _train_tokenizer("gin/vae_k600.gin", "vae_k600"),
+      ),
+      (
+        "latents",
+        f'{_PREPARE} --manifest="k600/train.csv" --source=kinetics --media_root=k600 '
+        '--uri_template="{split}/{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4" --output=BUCKET/cache '
+        "--task=k600 --vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_k600 --vae_ema "
+        "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random",
+      ),
+      (
+        "the frames that are given, and the real videos",
+        "python -m walt_t5x.evaluation.benchmark_requests --protocol=k600_frame_prediction --media=k600/validate "
+        "--output=requests/k600",
+      ),
+    ),
+    protocol="k600_frame_prediction",
+    networks=("i3d",),
+    vae="vae_k600",
+    sampling="--requests=requests/k600/requests.jsonl --fps=25",
+    reference="requests/k600/reference.jsonl",
+  ),
+  "imagenet": Benchmark(
+    title="ImageNet 256 x 256",
+    note="The reference statistics are those of ADM's evaluation suite, an `.npz` with `mu` and `sigma`.",
+    commands=(
+      (
+        "pixels for the tokenizer",
+        f"{_PREPARE} --manifest=ILSVRC/Data/CLS-LOC --class_names=LOC_synset_mapping.txt --output=BUCKET/cache "
+        "--task=imagenet_pixels --content=pixels --resolutions=256x256 --num_frames=1 --allow_upscale",
+      ),
+      (
+        "the tokenizer",
+        _train_tokenizer("gin/vae_imagenet.gin", "vae_imagenet"),
+      ),
+      (
+        "latents",
+        f"{_PREPARE} --manifest=ILSVRC/Data/CLS-LOC --class_names=LOC_synset_mapping.txt --output=BUCKET/cache "
+        "--task=imagenet --vae_gin_file=gin/models/vae_image.gin --vae_checkpoint=BUCKET/vae_imagenet --vae_ema "
+        "--resolutions=256x256 --num_frames=1 --allow_upscale",
+      ),
+      (
+        "labels to sample",
+        "python -m walt_t5x.evaluation.benchmark_requests --protocol=imagenet256 --output=requests/imagenet",
+      ),
+    ),
+    protocol="imagenet256",
+    networks=("inception",),
+    vae="vae_imagenet",
+    sampling="--requests=requests/imagenet/requests.jsonl --formats=png",
+    reference="VIRTUAL_imagenet256_labeled.npz",
+  ),
+  "text_video": Benchmark(
+    title="Text to video, scored on UCF-101 without training on it",
+    note="The paper's 970M images and 89M videos are not public: MANIFEST is yours.",
+    commands=(
+      (
+        "the text encoder",
+        "python -m walt_t5x.text.import_encoder --source=t5-v1_1-xl --output=BUCKET/t5_xl",
+      ),
+      (
+        "pixels for the tokenizer",
+        f"{_PREPARE} --manifest=MANIFEST.parquet --output=BUCKET/cache --task=t2v_pixels --content=pixels "
+        "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
+      ),
+      (
+        "the tokenizer",
+        _train_tokenizer("gin/vae_t2v.gin", "vae_t2v"),
+      ),
+      (
+        "latents and text",
+        f"{_PREPARE} --manifest=MANIFEST.parquet --output=BUCKET/cache --task=text_video "
+        "--vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_t2v --vae_ema --text_encoder=BUCKET/t5_xl "
+        "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
+      ),
+      (
+        "prompts, and the real videos",
+        "python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_zero_shot --media=UCF-101 "
+        "--output=requests/zero_shot",
+      ),
+    ),
+    protocol="ucf101_zero_shot",
+    networks=("i3d", "c3d"),
+    vae="vae_t2v",
+    sampling='--requests=requests/zero_shot/requests.jsonl --gin.SAMPLE_TEXT_ENCODER=\\"BUCKET/t5_xl\\" '
+    "--gin.SAMPLE_EMA=False",
+    reference="requests/zero_shot/reference.jsonl",
+  ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+  """A row of a table: gin file below gin/ without suffix, and its benchmark.
+
+  `channels` of Table 3f differ from the 8 of the other rows. `published` is set where the paper prints another figure
+  for a run that stands in several tables.
+  """
+
+  table: str
+  name: str
+  gin: str
+  benchmark: str = "ucf101"
+  channels: int = 8
+  published: str = ""
+
+  @property
+  def vae(self) -> str:
+    """Run of the row's tokenizer."""
+    suffix = "" if self.channels == 8 else f"_c{self.channels}"
+    return BENCHMARKS[self.benchmark].vae + suffix
+
+  def commands(self) -> list[tuple[str, str]]:
+    """Training, sampling, scoring, in order."""
+    benchmark, run = BENCHMARKS[self.benchmark], Path(self.gin).name
+    network = "vae_image" if self.benchmark == "imagenet" else "vae_video"
+    network += "" if self.channels == 8 else f"_c{self.channels}"
+    found = []
+    if self.channels != 8:
+      found = [
+        (
+          "the tokenizer",
+          _train_tokenizer(f"gin/{self.vae}.gin", self.vae),
+        ),
+        (
+          "latents",
+          f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101_c{self.channels} "
+          f"--vae_gin_file=gin/models/{network}.gin --vae_checkpoint=BUCKET/{self.vae} --vae_ema "
+          "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random --allow_upscale",
+        ),
+      ]
+    weights = " ".join(f"--{name}_weights={name}.safetensors" for name in benchmark.networks)
+    return [
+      *found,
+      (
+        "training",
+        f'python -m walt_t5x.train --gin_file=gin/{self.gin}.gin --gin.MODEL_DIR=\\"BUCKET/{run}\\" '
+        "--seqio_additional_cache_dirs=BUCKET/cache --multiprocess",
+      ),
+      (
+        "sampling",
+        f"python -m walt_t5x.generate --gin_file=gin/{self.gin}.gin "
+        f"--gin_file=gin/models/{network}.gin --gin_file=gin/runs/samples_of_run.gin "
+        f'--gin.CHECKPOINT=\\"BUCKET/{run}\\" --gin.VAE_CHECKPOINT=\\"BUCKET/{self.vae}\\" '
+        f"{benchmark.sampling} --output=samples/{run}",
+      ),
+      (
+        "scoring",
+        f"python -m walt_t5x.evaluate --protocol={benchmark.protocol} --samples=samples/{run} "
+        f"--reference={benchmark.reference} {weights}",
+      ),
+    ]
+
+
+def _ablations(table: str, *rows: tuple[str, ...]) -> list[Row]:
+  return [
+    Row(table=table, name=name, gin=f"ablations/{file}", published="".join(figure))
+    for name, file, *figure in rows
+  ]
+
+
+ROWS = [
+  Row(table="1", name="K600, L", gin="walt_l_k600", benchmark="k600"),
+  Row(table="1", name="UCF-101, L", gin="walt_l_ucf101"),
+  Row(table="1", name="UCF-101, XL", gin="walt_xl_ucf101"),
+  Row(table="2", name="ImageNet, L", gin="walt_l_imagenet", benchmark="imagenet"),
+  *_ablations("3a", ("patch 1", "default"), ("patch 2", "patch_2"), ("patch 4", "patch_4")),
+  *_ablations(
+    "3b",
+    ("5x4x4", "window_5x4x4"),
+    ("5x8x8", "default", "FVD 59.6, IS 87.4, 2.00 steps/s"),
+    ("5x16x16", "window_5x16x16"),
+    ("full self-attention", "full_attention"),
+  ),
+  *_ablations(
+    "3c",
+    ("p_sc 0.0", "self_conditioning_0"),
+    ("p_sc 0.3", "self_conditioning_0_3"),
+    ("p_sc 0.6", "self_conditioning_0_6"),
+    ("p_sc 0.9", "default", "FVD 61.4, IS 87.1"),
+  ),
+  *_ablations(
+    "3d",
+    ("r 2", "default"),
+    ("r 4", "adaln_rank_4"),
+    ("r 16", "adaln_rank_16"),
+    ("r 64", "adaln_rank_64"),
+    ("r 256", "adaln_rank_256"),
+  ),
+  *_ablations(
+    "3e",
+    ("without qk norm", "no_qk_norm"),
+    ("without latent norm", "no_latent_norm"),
+    ("without zero SNR", "no_zero_snr"),
+    ("full method", "default"),
+  ),
+  *(
+    Row(table="3f", name=f"c {c}", gin=f"ablations/latent_channels_{c}", channels=c)
+    for c in (4, 16, 32)
+  ),
+  *_ablations("3f", ("c 8", "default", "rFVD 17.1, FVD 75.4, IS 86.3")),
+  *_ablations("4", ("L, separate AdaLN", "adaln_separate")),
+  Row(
+    table="4",
+    name="XL, LoRA-2",
+    gin="walt_xl_ucf101",
+    published="FVD 36.7, IS 89.4, 460M parameters, final loss 0.268",
+  ),
+  Row(
+    table="5",
+    name="419M, videos only",
+    gin="walt_l_t2v_video_only",
+    benchmark="text_video",
+  ),
+  Row(table="5", name="419M, videos and images", gin="walt_l_t2v", benchmark="text_video"),
+  Row(table="5", name="3B, videos and images", gin="walt_3b", benchmark="text_video"),
+]
+
+
+def chip_days(plan: dict) -> float:
+  """Days of one v5p chip at the assumed use of its peak."""
+  return plan["train_flops_per_step"] * plan["steps"] / (ASSUMED_USE * V5P) / 86400
+
+
+def wrapped(command: str) -> list[str]:
+  """A command as an indented block of lines of at most 116 characters."""
+  lines, line = [], "   "
+  for word in command.split(" "):
+    if len(line) + len(word) > 112 and line.strip():
+      lines.append(line + " \\")
+      line = "     "
+    line += " " + word
+  return [*lines, line]
+
+
+def _rounded(value: float) -> str:
+  return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _prose(text: str) -> list[str]:
+  return [*textwrap.wrap(text, 120, break_on_hyphens=False), ""]
+
+
+def page(plans: dict[str, dict]) -> str:
+  """The document."""
+  lines = [
+    "# Reproducing the paper, row by row",
+    "",
+    *_prose(
+      "Written by `python benchmarks/reproduce.py`; `tests/docs_test.py` parses every command. No row has been "
+      "trained, and no score of this page has been measured. What is checked of each run on a laptop: its "
+      "parameters equal the published ones, its loss has a shape, and the same commands run at toy size (`bash scripts/quickstart.sh`)."
+    ),
+    *_prose(
+      "BUCKET is a folder that all hosts see. Training runs on every host of the slice ([pods.md](pods.md)), "
+      "preprocessing on any Beam runner ([dataflow.md](dataflow.md)). Sampling is cut into jobs by `--shard=3/8`, goes "
+      "on after an interruption and keeps one manifest. Weights of the scoring networks: [evaluation.md]"
+      "(evaluation.md)."
+    ),
+    *_prose(
+      f"The price is that of a v5p chip at {ASSUMED_USE:.0%} of its peak, by the operations of the training steps "
+      "(`python -m walt_t5x.plan`); what the TPU compiler says of a slice is in "
+      "[benchmarks/tpu_plan.md](../benchmarks/tpu_plan.md). Both are estimates."
+    ),
+    "| table | row | published | gin file | parameters | steps | chip days | status |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in ROWS:
+    plan = plans[f"gin/{row.gin}.gin"]
+    figures = row.published or plan["published"].split(", after ")[0].split(" (c = 8")[0]
+    lines.append(
+      f"| {row.table} | {row.name} | {figures} | `gin/{row.gin}.gin` | {plan['parameters'] / 1e6:,.1f}M | "
+      f"{plan['steps']:,} | {_rounded(chip_days(plan))} | not trained |"
+    )
+  lines += ["", "## Data, tokenizers, requests", ""]
+  for benchmark in BENCHMARKS.values():
+    lines += [f"### {benchmark.title}", "", *_prose(benchmark.note)]
+    for what, command in benchmark.commands:
+      lines += [f"    # {what}", *wrapped(command)]
+    lines.append("")
+  lines += ["## Rows", ""]
+  seen: set[str] = set()
+  for row in ROWS:
+    if row.gin in seen:
+      continue
+    seen.add(row.gin)
+    tables = [f"{r.table} ({r.name})" for r in ROWS if r.gin == row.gin]
+    lines += [f"### `gin/{row.gin}.gin`: Table {', '.join(tables)}", ""]
+    for _, command in row.commands():
+      lines += wrapped(command)
+    lines.append("")
+  lines += [
+    "## What is missing",
+    "",
+    "- Table 3f's rFVD: `--protocol=tokenizer` scores reconstructions, but no program here writes ten thousand of",
+    "  them.",
+    "- Table 3b's steps a second are of unnamed hardware; [benchmarks/windows.md](../benchmarks/windows.md) compares",
+    "  the windows on a CPU.",
+    "- Table 4's final losses are in the runs' `metrics.jsonl`.",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the page, or prints one row's commands."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--row", help="gin file of a row, below gin/ and without suffix")
+  args = parser.parse_args(argv)
+  if args.row:
+    found = [row for row in ROWS if row.gin == args.row]
+    if not found:
+      sys.exit(f"--row={args.row}: expected one of {sorted({row.gin for row in ROWS})}")
+    for what, command in [*BENCHMARKS[found[0].benchmark].commands, *found[0].commands()]:
+      print(f"# {what}\n{command}\n")
+    return
+  plans = json.loads((HERE / "plans.json").read_text(encoding="utf-8"))
+  PAGE.write_text(page({plan["gin_file"]: plan for plan in plans}), encoding="utf-8")
+  print(f"{len(ROWS)} rows: {PAGE}")
+
+
+if __name__ == "__main__":
+  main()

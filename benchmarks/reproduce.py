@@ -349,7 +349,8 @@ def page(plans: dict[str, dict]) -> str:
     *_prose(
       "Written by `python benchmarks/reproduce.py`; `tests/docs_test.py` parses every command. No row has been "
       "trained, and no score of this page has been measured. What is checked of each run on a laptop: its "
-      "parameters equal the published ones, its loss has a shape, and the same commands run at toy size (`bash scripts/quickstart.sh`)."
+      "parameters equal the published ones, its loss has a shape, and the same commands run at toy size "
+      "(`bash scripts/quickstart.sh`)."
     ),
     *_prose(
       "BUCKET is a folder that all hosts see. Training runs on every host of the slice ([pods.md](pods.md)), "

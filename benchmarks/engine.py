@@ -25,11 +25,11 @@ os.environ.setdefault("WALT_T5X_ENGINE", "builtin")
 
 HERE = Path(__file__).resolve().parent
 # Name -> layers, width, rows, steps a turn (which ends with a summary), turns. `tiny` is gin/models/walt_tiny_base.gin.
-SIZES = {"narrow": (2, 64, 8, 40, 12), "tiny": (4, 128, 16, 10, 8)}
+SIZES = {"narrow": (2, 64, 8, 40, 10), "tiny": (4, 128, 16, 10, 8)}
 BAR = 1.03
 
 
-def step_times(size: str, folder: Path) -> dict[str, Any]:
+def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, Any]:
   """Every loop in turns, and for the built-in engine what its checkpoints cost."""
   import jax
 
@@ -37,7 +37,8 @@ def step_times(size: str, folder: Path) -> dict[str, Any]:
   from walt_t5x.engine import choice
   from walt_t5x.engine.builtin.preemption import PreemptionNotice
 
-  layers, width, rows, steps, turns = SIZES[size]
+  layers, width, rows, steps, usual_turns = SIZES[size]
+  turns = turns or usual_turns
   model = loops.make_model(layers, width)
   iterator, layout = loops.training_rows(model, rows, folder)
   batch = next(iterator)
@@ -175,16 +176,17 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+  parser.add_argument("--turns", type=int, help="instead of each size's own")
   parser.add_argument("--output", default=str(HERE), help="where engine.{md,json} go")
   arguments = parser.parse_args()
   output = Path(arguments.output)
   file = output / "engine.json"
-  results = json.loads(file.read_text()) if file.exists() else {}
+  results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
   chosen = os.environ["WALT_T5X_ENGINE"]
   mine = results.setdefault(chosen, {})
   with tempfile.TemporaryDirectory() as folder:
     for size in arguments.sizes:
-      mine[size] = step_times(size, Path(folder))
+      mine[size] = step_times(size, Path(folder), arguments.turns)
       print(size, json.dumps(mine[size]), flush=True)
       file.write_text(json.dumps(results, indent=1) + "\n")
       text = table(results)

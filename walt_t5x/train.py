@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
   if not FLAGS.gin_file:
-    raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_tiny.gin.")
+    raise app.UsageError("--gin_file is missing; try --gin_file=gin/tiny/base.gin.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
   import jax

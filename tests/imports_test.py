@@ -69,6 +69,8 @@ ALLOWED = {
     "walt_t5x.text",
     "walt_t5x.engine.checkpoints",
   ),
+  "beam_jobs.evaluate": ("beam_jobs", "walt_t5x.evaluate", "walt_t5x.evaluation"),
+  "beam_jobs.evaluation_parts": ("walt_t5x.evaluate", "walt_t5x.evaluation"),
   "walt_t5x.reporting": ("walt_t5x.engine.checkpoints",),
   # Programs may import anything.
   "walt_t5x.train": OURS,
@@ -96,6 +98,7 @@ PROGRAMS = (
   "walt_t5x.vae.import_lpips",
   "data.samples",
   "beam_jobs.preprocess",
+  "beam_jobs.evaluate",
   "beam_jobs.replay",
 )
 

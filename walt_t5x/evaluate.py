@@ -53,6 +53,31 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+  add_arguments(parser)
+  parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
+  shared = parser.add_argument_group("evaluations that several processes share, by --parts_dir")
+  shared.add_argument(
+    "--process_index",
+    type=int,
+    help="makes only this process's parts; the command without it scores",
+  )
+  shared.add_argument("--process_count", type=int, default=1, help="processes that share the parts")
+  args = parser.parse_args(argv)
+  if args.process_index is not None:
+    if args.parts_dir is None:
+      parser.error("--process_index needs --parts_dir, a folder that all processes share")
+    if not 0 <= args.process_index < args.process_count:
+      parser.error(
+        f"0 <= --process_index < --process_count is expected, got {args.process_index} and "
+        f"{args.process_count}"
+      )
+  elif args.process_count != 1:
+    parser.error("--process_count needs --process_index")
+  return args
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """The flags that say what is scored and where the scores go; the Beam job has them too."""
   parser.add_argument("--samples", required=True, help="folder, manifest, or --output of generate")
   parser.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
   parser.add_argument("--stage", help="of a generated cascade (default: the last)")
@@ -68,37 +93,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   changes.add_argument("--folds", type=int)
   changes.add_argument("--scores", help="only these, separated by commas")
   parser.add_argument("--batch_size", type=int, default=8, help="clips a forward pass")
-  parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
-  shared = parser.add_argument_group("long evaluations: kept, resumed, shared between processes")
-  shared.add_argument(
+  parser.add_argument(
     "--parts_dir",
     type=Path,
     help="keeps the statistics of parts; the same command goes on from them",
   )
-  shared.add_argument("--clips_per_part", type=int, default=500, help="clips kept or lost together")
-  shared.add_argument(
-    "--process_index",
-    type=int,
-    help="makes only this process's parts; the command without it scores",
-  )
-  shared.add_argument("--process_count", type=int, default=1, help="processes that share the parts")
+  parser.add_argument("--clips_per_part", type=int, default=500, help="clips kept or lost together")
   parser.add_argument(
     "--output", type=Path, help="JSON (default: scores_PROTOCOL.json in --samples)"
   )
   parser.add_argument("--log_dir", help="TensorBoard folder for the scores")
   parser.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")
-  args = parser.parse_args(argv)
-  if args.process_index is not None:
-    if args.parts_dir is None:
-      parser.error("--process_index needs --parts_dir, a folder that all processes share")
-    if not 0 <= args.process_index < args.process_count:
-      parser.error(
-        f"0 <= --process_index < --process_count is expected, got {args.process_index} and "
-        f"{args.process_count}"
-      )
-  elif args.process_count != 1:
-    parser.error("--process_count needs --process_index")
-  return args
 
 
 def caption_obedience(folder) -> dict[str, Any]:
@@ -259,6 +264,12 @@ def features_protocol(args: argparse.Namespace) -> dict[str, Any]:
   return write_scores(args, evaluation.protocol, scores)
 
 
+def scores_file(args: argparse.Namespace, protocol) -> Path:
+  """Where the JSON goes."""
+  folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
+  return args.output or folder / f"scores_{protocol.name}.json"
+
+
 def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
   """Prints the table, writes the JSON and, with --log_dir, the events; returns the JSON's beginning."""
   print(_table(protocol, scores))
@@ -270,8 +281,7 @@ def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
     "reference": args.reference,
     "fields": protocol.as_dict(),
   }
-  folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
-  file = args.output or folder / f"scores_{protocol.name}.json"
+  file = scores_file(args, protocol)
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   if args.log_dir:

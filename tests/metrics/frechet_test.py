@@ -83,6 +83,35 @@ def test_distance_equals_scipy_sqrtm(condition):
   assert frechet_distance(m1, s1, m2, s2) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("condition", [10.0, 1e4, 1e8, 1e12])
+def test_distance_equals_torchmetrics(condition):
+  # pip install --no-deps --target=DIR torchmetrics==1.9.0 lightning-utilities==0.15.3, then PYTHONPATH=DIR.
+  reason = "torchmetrics is not installed: the comparison with it did not run"
+  fid = pytest.importorskip("torchmetrics.image.fid", reason=reason)
+  import torch
+
+  rng = np.random.default_rng(13)
+  s1, s2 = _covariance(rng, 24, condition), 3 * _covariance(rng, 24, condition)
+  m1, m2 = rng.normal(size=(2, 24))
+  theirs = fid._compute_fid(*map(torch.from_numpy, (m1, s1, m2, s2))).item()
+  assert frechet_distance(m1, s1, m2, s2) == pytest.approx(theirs, rel=1e-6)
+
+  class Identity(torch.nn.Module):
+    num_features = 24
+
+    def forward(self, x):
+      return x
+
+  # The whole way from features, streamed in batches: the mean, the unbiased covariance, the distance.
+  x = rng.multivariate_normal(m1, s1, size=100, method="eigh")
+  y = rng.multivariate_normal(m2, s2, size=60, method="eigh")
+  metric = fid.FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
+  for real, rows in ((True, x), (False, y)):
+    for part in np.split(rows, [7, 30]):
+      metric.update(torch.from_numpy(part), real=real)
+  assert frechet_between(of(x), of(y)) == pytest.approx(metric.compute().item(), rel=1e-6)
+
+
 def test_distance_of_commuting_covariances_has_a_closed_form():
   rng = np.random.default_rng(4)
   q = stats.ortho_group.rvs(12, random_state=rng)

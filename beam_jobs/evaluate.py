@@ -1,0 +1,97 @@
+"""Scores a folder of generated samples over many workers: `walt_t5x.evaluate` as a Beam job.
+
+  python -m beam_jobs.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors \\
+    --runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=2
+
+Takes the flags of `walt_t5x.evaluate` that say what is scored, and Beam's. A worker makes parts of --clips_per_part
+clips; their statistics merge on the way, so nothing but a few matrices a fold ever meets. Media, weights, --output and
+--parts_dir are paths that every worker reaches; object stores are not read. With --parts_dir a job that was killed goes
+on from the parts that it kept.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from walt_t5x import evaluate
+
+
+def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  """(flags of the evaluation, flags of Beam)."""
+  parser = argparse.ArgumentParser(
+    prog="python -m beam_jobs.evaluate",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  protocols = [name for name in evaluate.PROTOCOLS if name != evaluate.OBEDIENCE]
+  parser.add_argument("--protocol", required=True, choices=protocols)
+  evaluate.add_arguments(parser)
+  return parser.parse_known_args(argv)
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """The whole job: prints, writes and returns what `walt_t5x.evaluate` does.
+
+  Raises:
+    FileNotFoundError: weights or media that are not there.
+    ValueError: flags or files that do not fit the protocol or Beam.
+  """
+  import apache_beam as beam
+
+  from beam_jobs import evaluation_parts
+  from beam_jobs.worker_flags import beam_options
+  from walt_t5x.evaluation.parts import PartStatistics, load_part
+
+  args, rest = parse_arguments(argv)
+  options = beam_options(rest)
+  evaluation = evaluation_parts.loaded(args)
+  started = time.monotonic()
+  # Beside the scores, where every worker can write.
+  output = evaluate.scores_file(args, evaluation.protocol)
+  output.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
+    folder = Path(name)
+    with beam.Pipeline(options=options) as root:
+      _ = (
+        root
+        | "Parts" >> beam.Create(range(len(evaluation.plans)))
+        | "Spread" >> beam.Reshuffle()
+        | "Score" >> beam.ParDo(evaluation_parts.MakePart(args))
+        | "Merge" >> beam.CombinePerKey(evaluation_parts.MergeParts())
+        | "Keep" >> beam.Map(evaluation_parts.keep_fold, folder)
+      )
+    folds: dict[bool, list[PartStatistics]] = {False: [], True: []}
+    for references, fold in sorted({(plan.references, plan.fold) for plan in evaluation.plans}):
+      statistics = load_part(evaluation_parts.fold_file(folder, references, fold), contents="fold")
+      if statistics is None:
+        raise RuntimeError(f"The job ended without the statistics of {references=} {fold=}.")
+      folds[references].append(statistics)
+  clips = sum(len(plan.clips) for plan in evaluation.plans)
+  seconds = time.monotonic() - started
+  print(
+    f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, the job's start included"
+  )
+  return evaluate.write_scores(
+    args, evaluation.protocol, evaluation.scores(folds[False], folds[True])
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program."""
+  try:
+    result = run(argv)
+  except (FileNotFoundError, ValueError) as error:
+    print(f"evaluate: {error}", file=sys.stderr)
+    return 1
+  print(json.dumps(result))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

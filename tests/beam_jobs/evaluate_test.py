@@ -1,0 +1,54 @@
+"""The Beam evaluation against the same in one process, with two workers."""
+
+import numpy as np
+import pytest
+
+from beam_jobs import evaluate as beam_evaluate
+from beam_jobs import evaluation_parts
+from tests.metrics.network_parity import random_weights
+from walt_t5x import evaluate, video_io
+from walt_t5x.metrics import weights
+from walt_t5x.metrics.networks import KINDS
+
+_TWO_WORKERS = (
+  "--runner=FnApiRunner",
+  "--direct_running_mode=multi_threading",
+  "--direct_num_workers=2",
+)
+
+
+def test_two_workers_are_one_process(tmp_path):
+  rng = np.random.default_rng(0)
+  for folder in ("fake", "real"):
+    for i, video in enumerate(rng.integers(0, 256, size=(5, 5, 16, 16, 3)).astype(np.uint8)):
+      video_io.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
+  file = tmp_path / "shapes.safetensors"
+  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}", "--frames=5", "--size=16x16"]
+  flags += [f"--reference={tmp_path / 'real'}", f"--shapes_weights={file}", "--batch_size=2"]
+  one = evaluate.run(flags)
+  many = beam_evaluate.run([*flags, "--clips_per_part=2", *_TWO_WORKERS])
+  got, expected = (r["scores"]["shapes_fvd"] for r in (many, one))
+  assert got["score"] == pytest.approx(expected["score"], rel=1e-9) and got["score"] > 0
+  assert {**got, "score": 0} == {**expected, "score": 0}
+  assert many["file"] == one["file"] and not list((tmp_path / "fake").glob(".folds-*"))
+  assert beam_evaluate.main([*flags, "--runer=x"]) == 1
+
+
+def test_parts_merge_in_any_grouping():
+  from tests.evaluation.scoring_test import _MeanColours, _videos
+  from walt_t5x.evaluation.parts import PartStatistics
+  from walt_t5x.metrics.feature_statistics import FeatureStatistics
+
+  x = _MeanColours.of(_videos(np.random.default_rng(1), 9))
+  parts = [
+    PartStatistics(frechet={("i3d", "logits"): FeatureStatistics.from_model_output(x[a:b])})
+    for a, b in ((0, 2), (2, 3), (3, 9))
+  ]
+  merge = evaluation_parts.MergeParts()
+  left = merge.add_input(merge.add_input(merge.create_accumulator(), parts[2]), parts[0])
+  right = merge.add_input(merge.create_accumulator(), parts[1])
+  fold = merge.extract_output(merge.merge_accumulators([merge.create_accumulator(), right, left]))
+  kept = fold.frechet["i3d", "logits"]
+  assert kept.count == 9
+  np.testing.assert_allclose(kept.covariance, np.cov(x.T), rtol=1e-9, atol=1e-12)

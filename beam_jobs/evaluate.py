@@ -42,13 +42,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     FileNotFoundError: weights or media that are not there.
     ValueError: flags or files that do not fit the protocol or Beam.
   """
+  args, rest = parse_arguments(argv)
   import apache_beam as beam
 
   from beam_jobs import evaluation_parts
   from beam_jobs.worker_flags import beam_options
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
-  args, rest = parse_arguments(argv)
   options = beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()

@@ -38,7 +38,8 @@ ALLOWED = {
   ),
   "walt_t5x.flops": (),
   "walt_t5x.partitioning": (),
-  "walt_t5x.tpu_compile": ("walt_t5x.engine",),
+  "walt_t5x.hlo_collectives": (),
+  "walt_t5x.tpu_compile": ("walt_t5x.engine", "walt_t5x.hlo_collectives"),
   "walt_t5x.generation": (
     "walt_t5x.models",
     "walt_t5x.vae",

@@ -10,26 +10,21 @@ import pytest
 from walt_t5x import tpu_compile
 
 ROOT = Path(__file__).resolve().parents[1]
-HLO = """
-  %all-gather.1 = bf16[8,1024]{1,0:T(8,128)} all-gather(%p), replica_groups={}, dimensions={0}
-  %ar = (f32[16]{0}, f32[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
-  %ags = (bf16[2,64]{1,0}, bf16[8,64]{1,0}) all-gather-start(%q), dimensions={0}
-  %agd = bf16[8,64]{1,0} all-gather-done(%ags)
-  %fusion = f32[999]{0} fusion(%x), kind=kLoop, calls=%all-reduce-like
-"""
-
-
-def test_collectives_are_counted_once_by_their_results():
-  assert tpu_compile.collective_bytes(HLO) == {
-    "all-gather": 8 * 1024 * 2 + 8 * 64 * 2,
-    "all-reduce": 16 * 4 + 16 * 4,
-  }
 
 
 def test_an_unknown_slice_is_named():
   for name in ("v9:2x2", "v5p"):
     with pytest.raises(ValueError, match=r"expected <chip>:<shape> with a chip of \['v4'"):
       tpu_compile.topology_devices(name)
+
+
+def test_what_the_compiler_wants_is_read_from_its_refusal():
+  message = (
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 139.5G of 95.74G hbm. Exceeded hbm capacity by "
+    "43.8G."
+  )
+  assert tpu_compile.memory_wanted(message) == int(139.5 * 1024**3)
+  assert tpu_compile.memory_wanted("RESOURCE_EXHAUSTED: vmem") is None
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

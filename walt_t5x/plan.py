@@ -3,6 +3,7 @@
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --json --gin.BATCH_SIZE=256
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --topology=v5p:4x4x4     # needs the extra [tpu], takes minutes
+  python -m walt_t5x.plan --compare gin/walt_3b.gin gin/walt_3b_mxu.gin       # one column a file
 
 Nothing is read but the gin files. Operations are those of matrix products and convolutions in the loss and its
 gradient, with the self-conditioning pass and without what a remat policy computes again. With --topology the TPU
@@ -14,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -200,12 +202,48 @@ def table(plan: Plan) -> str:
   return "\n".join(lines)
 
 
+def comparison(plans: Mapping[str, Plan]) -> str:
+  """The figures of several files side by side.
+
+  Args:
+    plans: by the name of the file.
+  """
+  rows: dict[str, list[str]] = {"": [Path(name).stem for name in plans]}
+  names = {name: None for plan in plans.values() for name in plan.topologies}
+  found = list(plans.values())
+  rows["parameters"] = [f"{plan.parameters:,}" for plan in found]
+  rows["tokens a row"] = [f"{plan.tokens_per_row:,}" for plan in found]
+  rows["rows a step"] = [f"{plan.batch_size:,}" for plan in found]
+  rows["training operations a step"] = [f"{plan.train_flops_per_step:.4g}" for plan in found]
+  for name in names:
+    reports = [plan.topologies[name] for plan in found]
+    rows[f"{name}: memory a chip, GiB"] = [_gib(r["hbm_bytes_per_chip"]) for r in reports]
+    rows[f"{name}: step, s (estimated)"] = [
+      _figure(r["estimated_step_seconds"], ".3f") for r in reports
+    ]
+    rows[f"{name}: model operations over the peak"] = [
+      _figure(r["estimated_utilization"], ".1%") for r in reports
+    ]
+  return "\n".join(
+    f"{name:<44}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows.items()
+  )
+
+
+def _gib(size: float | None) -> str:
+  return "does not fit" if size is None else f"{size / 1024**3:.1f}"
+
+
+def _figure(value: float | None, style: str) -> str:
+  return "-" if value is None else format(value, style)
+
+
 def _topology_lines(name: str, report: Mapping[str, Any], *, steps: int | None) -> list[str]:
   gib = 1024**3
   limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
   lines = [f"{name}: estimated by the TPU compiler, not measured"]
-  if needed is None:
-    return [*lines, f"  does not fit into {limit / gib:.0f} GiB a chip: {report['problem']}"]
+  if not report["fits"] and report["problem"]:
+    by = "" if needed is None else f", by {(needed - limit) / gib:.1f} GiB"
+    return [*lines, f"  does not fit into {limit / gib:.0f} GiB a chip{by}: {report['problem']}"]
   verdict = "fits" if report["fits"] else f"does not fit, by {(needed - limit) / gib:.1f} GiB"
   lines.append(
     f"  memory a chip                    {needed / gib:>15.1f} GiB of {limit / gib:.0f}: {verdict}"
@@ -235,35 +273,51 @@ def define_flags() -> None:
     "topology", [], "TPU slice to compile the step for, e.g. v5p:4x4x4; may be repeated."
   )
   flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+  flags.DEFINE_boolean("compare", False, "One column for each gin file given as an argument.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
-  if len(argv) > 1:
+  files = [[file] for file in argv[1:]] if FLAGS.compare else [FLAGS.gin_file]
+  if len(argv) > 1 and not FLAGS.compare:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file:
+  if FLAGS.compare and (len(files) < 2 or FLAGS.gin_file):
+    raise app.UsageError("--compare takes two or more gin files as arguments, and no --gin_file.")
+  if not files[0]:
     raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_3b.gin.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import engine
   from walt_t5x.engine import gin_config
 
-  # gin files say `import __main__ as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
-  bindings = list(FLAGS.gin_bindings)
   try:
-    gin_config.parse(
-      FLAGS.gin_file, bindings, [*FLAGS.gin_search_paths, _REPOSITORY], finalize=False
-    )
-    plan = plan_gin()
-    if FLAGS.topology:
-      plan = dataclasses.replace(plan, topologies=topologies_gin(plan, FLAGS.topology))
+    plans = {" ".join(names): _plan_files(names) for names in files}
   except ImportError as error:
     sys.exit(str(error))
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
   except ValueError as error:
     sys.exit(f"The model cannot be built: {error}")
-  print(json.dumps(dataclasses.asdict(plan)) if FLAGS.json else table(plan))
+  if FLAGS.json:
+    found = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
+    print(json.dumps(found if FLAGS.compare else next(iter(found.values()))))
+  else:
+    print(comparison(plans) if FLAGS.compare else table(next(iter(plans.values()))))
+
+
+def _plan_files(names: Sequence[str]) -> Plan:
+  """The plan of gin files and the bindings of the command line."""
+  import gin
+  from walt_t5x import engine
+  from walt_t5x.engine import gin_config
+
+  # gin files say `import __main__ as train_script`.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  gin.clear_config()
+  bindings, folders = list(FLAGS.gin_bindings), [*FLAGS.gin_search_paths, _REPOSITORY]
+  gin_config.parse(names, bindings, folders, finalize=False)
+  plan = plan_gin()
+  if FLAGS.topology:
+    plan = dataclasses.replace(plan, topologies=topologies_gin(plan, FLAGS.topology))
+  return plan
 
 
 def parse_flags(args: Sequence[str]) -> list[str]:

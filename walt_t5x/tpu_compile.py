@@ -3,8 +3,9 @@
 libtpu (a registry package, extra `[tpu]`) compiles for any slice on a CPU machine. What comes back is what the compiler
 thinks: bytes of memory a chip, collectives, a cost model's seconds. They are estimates and are called so.
 
-A scanned stack costs its body once in the compiler's cost model. So memory comes from the real, whole step, and time
-and traffic from two unrolled models of few layers, whose difference is the price of a layer.
+A scanned stack costs its body once in the compiler's cost model. So memory and collectives come from the real, whole
+step, whose program says how often a loop turns, and time from two unrolled models of few layers, whose difference is
+the price of a pair of layers.
 """
 
 import dataclasses
@@ -13,16 +14,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from walt_t5x.hlo_collectives import collective_bytes
+
 GIB = 1024**3
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published figures of one chip: memory in bytes, bfloat16 operations a second, jax devices a chip."""
+  """Published figures of what JAX counts as one device: memory in bytes, bfloat16 operations a second.
+
+  That is a chip, but for 7x, whose two halves are a device each.
+  """
 
   hbm_bytes: int
   peak_flops: float
-  devices: int = 1
+  topology_prefix: str = ""
 
 
 # Google Cloud's pages of each generation, 2025.
@@ -31,9 +37,8 @@ CHIPS = {
   "v5e": Chip(16 * GIB, 197e12),
   "v5p": Chip(95 * GIB, 459e12),
   "v6e": Chip(32 * GIB, 918e12),
+  "7x": Chip(96 * GIB, 2307e12 / 2, topology_prefix="tpu"),
 }
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_SIZES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "f16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,11 +47,12 @@ class TopologyReport:
 
   Attributes:
     fits: whether the step fits into the memory of a chip.
-    hbm_bytes_per_chip: arguments, temporaries and code; None where the compiler stops before it knows.
+    hbm_bytes_per_chip: arguments, temporaries and code; where the compiler refuses, what it says it would need, or
+      None.
     hbm_limit_bytes: of the chip.
     estimated_step_seconds: of the compiler's cost model, extrapolated over depth; None where it was not asked for.
     estimated_utilization: operations of the model over the chips' peak in that time.
-    collective_bytes: by kind, a step and chip, extrapolated over depth.
+    collective_bytes: by kind, a step and chip, of the whole step: a loop's collectives as often as it turns.
     problem: the compiler's words where it refused.
   """
 
@@ -81,7 +87,8 @@ def topology_devices(topology: str) -> Sequence[Any]:
     ) from error
   from jax.experimental import topologies
 
-  return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  name = CHIPS[kind].topology_prefix + topology
+  return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
 def compile_step(model: Any, batch: Mapping[str, Any], partitioner: Any) -> Any:
@@ -132,26 +139,13 @@ def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any
   return SlicePartitioner(num_partitions=num_partitions, logical_axis_rules=rules)
 
 
-def collective_bytes(hlo: str) -> dict[str, float]:
-  """Bytes that the collectives of an optimised HLO module write on one device, by kind."""
-  found: dict[str, float] = {}
-  pattern = re.compile(
-    r"= (?P<type>\([^=]*?\)|\S+) (?P<kind>" + "|".join(_COLLECTIVES) + r")(?P<part>-start)?\("
-  )
-  for match in pattern.finditer(hlo):
-    arrays = re.findall(r"(\w+)\[([\d,]*)\]", match["type"])
-    sizes = [_SIZES.get(kind, 4) * _product(shape) for kind, shape in arrays]
-    # An asynchronous start carries its operand beside its result.
-    total = max(sizes) if match["part"] and len(sizes) > 1 else sum(sizes)
-    found[match["kind"]] = found.get(match["kind"], 0) + total
-  return found
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-def _product(shape: str) -> int:
-  result = 1
-  for size in filter(None, shape.split(",")):
-    result *= int(size)
-  return result
+def memory_wanted(message: str) -> int | None:
+  """Bytes a device would need, from the compiler's refusal; None where it does not say."""
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+  return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 
 def memory_of(compiled: Any) -> int:
@@ -195,10 +189,13 @@ def report(
     if "RESOURCE_EXHAUSTED" not in message and "memory" not in message.lower():
       raise
     return TopologyReport(
-      False, None, chip.hbm_bytes, problem=message.strip().splitlines()[0][:500]
+      False,
+      memory_wanted(message),
+      chip.hbm_bytes,
+      problem=message.strip().splitlines()[0][:500],
     )
   memory = memory_of(compiled)
-  seconds, traffic = _costs(model, batch, partitioner, compiled)
+  seconds = _seconds(model, batch, partitioner, compiled)
   utilisation = None
   if flops_per_step is not None and seconds:
     utilisation = flops_per_step / (seconds * len(devices) * chip.peak_flops)
@@ -208,28 +205,21 @@ def report(
     hbm_limit_bytes=chip.hbm_bytes,
     estimated_step_seconds=seconds,
     estimated_utilization=utilisation,
-    collective_bytes=traffic,
+    collective_bytes=collective_bytes(compiled.as_text()),
   )
 
 
-def _costs(model: Any, batch: Any, partitioner: Any, whole: Any) -> tuple[float, dict[str, float]]:
-  """Seconds and collective bytes of the whole step."""
+def _seconds(model: Any, batch: Any, partitioner: Any, whole: Any) -> float:
+  """Seconds of the whole step."""
   if not hasattr(model.module, "num_layers"):
-    return whole.cost_analysis()["optimal_seconds"], collective_bytes(whole.as_text())
+    return whole.cost_analysis()["optimal_seconds"]
   saved, found = model.module, []
   try:
     for layers in (2, 4):
       model.module = saved.clone(num_layers=layers, scan_layers=False)
       shallow = compile_step(model, batch, partitioner)
-      found.append(
-        (shallow.cost_analysis()["optimal_seconds"], collective_bytes(shallow.as_text()))
-      )
+      found.append(shallow.cost_analysis()["optimal_seconds"])
   finally:
     model.module = saved
-  more = (saved.num_layers - 2) / 2
-  (first, traffic), (second, deeper) = found
-  kinds = traffic.keys() | deeper.keys()
-  return first + more * (second - first), {
-    kind: traffic.get(kind, 0) + more * (deeper.get(kind, 0) - traffic.get(kind, 0))
-    for kind in sorted(kinds)
-  }
+  first, second = found
+  return first + (saved.num_layers - 2) / 2 * (second - first)

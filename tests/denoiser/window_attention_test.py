@@ -215,8 +215,8 @@ def test_what_is_chosen_and_refused():
   }
   assert choose("auto", cell_tokens=64, **sizes) == ("einsum", 1)
   assert choose("pallas", cell_tokens=64, **sizes) == ("pallas", 2)
-  assert kernel.unsupported(112, "bfloat16") == "" and "multiple of 16" in kernel.unsupported(
-    40, "bfloat16"
-  )
+  assert kernel.unsupported(560, 112, 88, "bfloat16") == ""
+  assert "multiple of 16" in kernel.unsupported(320, 40, 64, "bfloat16")
+  assert "of a core's memory" in kernel.unsupported(1280, 256, 64, "bfloat16")
   with pytest.raises(ValueError, match="attention_implementation='flash': expected one of"):
     choose("flash", cell_tokens=64, **sizes)

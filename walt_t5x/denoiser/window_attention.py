@@ -4,6 +4,7 @@
 there is no TPU). "auto" takes the kernel where the step is compiled for TPU and the kernel can take its shapes.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -77,7 +78,10 @@ def choose(
   on_tpu = sharding.platform() == "tpu"
   if implementation == "einsum" or (implementation == "auto" and not on_tpu):
     return "einsum", 1
-  reason = window_attention_kernel.unsupported(cell_tokens, dtype) if on_tpu else ""
+  reason = ""
+  if on_tpu:
+    tokens = math.prod(window) * cell_tokens
+    reason = window_attention_kernel.unsupported(tokens, cell_tokens, head_size, dtype)
   heights, heads = sharding.parts((cells[0], num_heads), ("height", "heads"))
   if cells[0] // heights % window[1]:
     reason = (

@@ -81,17 +81,19 @@ class Shape:
 
   def groups_a_step(self, *, backward: bool) -> int:
     """Groups of heads in one step of the grid: as many as the core's memory holds, and at least two steps."""
-    size = np.dtype(self.dtype).itemsize
-    lanes, keys = _padded(self.lanes), _padded(self.tokens)
-    blocks = (7 if backward else 4) * self.tokens * lanes * size
-    blocks += (4 if backward else 2) * self.text_length * lanes * size
-    if self.bias:
-      blocks += (2 if backward else 1) * self.group * self.tokens * keys * 4
-    # Two buffers of each block.
+    blocks = block_bytes(
+      self.tokens,
+      self.head_size,
+      self.group,
+      text_length=self.text_length,
+      bias=self.bias,
+      backward=backward,
+      dtype=self.dtype,
+    )
     fits = [
       n
       for n in range(1, min(self.groups, 8) + 1)
-      if self.groups % n == 0 and 2 * n * blocks <= _BLOCK_BYTES
+      if self.groups % n == 0 and n * blocks <= _BLOCK_BYTES
     ]
     # The two cores of a v4 or v5p chip share the outermost axis.
     shared = [n for n in fits if (self.groups // n) % 2 == 0]
@@ -133,11 +135,41 @@ def heads_in_lanes(num_heads: int, head_size: int) -> int:
   return math.gcd(group, num_heads)
 
 
-def unsupported(cell_tokens: int, dtype: Any) -> str:
-  """Why the TPU compiler would refuse cells of this many tokens, or an empty string."""
-  tile = 32 // np.dtype(dtype).itemsize
+def block_bytes(
+  tokens: int,
+  head_size: int,
+  group: int,
+  *,
+  text_length: int,
+  bias: bool,
+  backward: bool,
+  dtype: Any,
+) -> int:
+  """Bytes of the core's memory for the blocks of one group of heads, two buffers of each."""
+  size, lanes = np.dtype(dtype).itemsize, _padded(group * head_size)
+  blocks = (7 if backward else 4) * tokens * lanes * size
+  blocks += (4 if backward else 2) * text_length * lanes * size
+  if bias:
+    blocks += (2 if backward else 1) * group * tokens * _padded(tokens) * 4
+  return 2 * blocks
+
+
+def unsupported(tokens: int, cell_tokens: int, head_size: int, dtype: Any) -> str:
+  """Why the TPU compiler would refuse windows of this many tokens in cells of so many, or an empty string."""
+  name, tile = np.dtype(dtype).name, 32 // np.dtype(dtype).itemsize
   if cell_tokens % tile:
-    return f"cells of {cell_tokens} tokens: expected a multiple of {tile} in {np.dtype(dtype).name}"
+    return f"cells of {cell_tokens} tokens: expected a multiple of {tile} in {name}"
+  blocks = block_bytes(
+    tokens, head_size, heads_in_lanes(LANES, head_size), text_length=0, bias=True, backward=True,
+    dtype=dtype,
+  )  # fmt: skip
+  # The backward pass holds about five arrays of scores beside its blocks.
+  needed = blocks + 5 * tokens * _padded(tokens) * 4
+  if needed > _VMEM_LIMIT:
+    return (
+      f"windows of {tokens} tokens: scores and bias of a head need {needed / 2**20:.0f} MiB of a core's memory, "
+      f"expected at most {_VMEM_LIMIT / 2**20:.0f}"
+    )
   return ""
 
 

@@ -1,0 +1,172 @@
+"""Bytes that the collectives of a compiled program move, read from its optimised HLO text.
+
+The text is a list of computations. A collective may stand in the entry, in a loop's body (where it runs as often as the
+loop turns), or in a computation that a fusion or an asynchronous wrapper calls. So each computation is counted as often
+as it runs: the sum over its callers, times the trip count that XLA knows of a loop.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "ragged-all-to-all",
+  "collective-permute",
+  "collective-broadcast",
+)
+_SIZES = {
+  **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 1),
+  **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
+  **dict.fromkeys(("f32", "s32", "u32"), 4),
+  **dict.fromkeys(("f64", "s64", "u64", "c64"), 8),
+}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition|true_computation|false_computation|async_execution_thread_computation)"
+  r"=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective instruction.
+
+  Attributes:
+    kind: one of `KINDS`.
+    bytes: of its result on one device; the scattered part of an all-reduce that is cut at once.
+    times: how often a step runs it.
+    name: of the instruction.
+  """
+
+  kind: str
+  bytes: int
+  times: int
+  name: str
+
+
+@dataclasses.dataclass
+class _Computation:
+  entry: bool
+  lines: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+  calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+
+
+def _balanced(text: str) -> int:
+  """Where the type at the start of `text` ends: a tuple in parentheses, or a word."""
+  if not text.startswith("("):
+    return text.index(" ")
+  depth = 0
+  for place, letter in enumerate(text):
+    depth += (letter == "(") - (letter == ")")
+    if depth == 0:
+      return place + 1
+  raise ValueError(f"an HLO type does not close: {text[:80]!r}")
+
+
+def _computations(hlo: str) -> dict[str, _Computation]:
+  found: dict[str, _Computation] = {}
+  current = None
+  for line in hlo.splitlines():
+    if heading := _COMPUTATION.match(line):
+      current = found[heading[2]] = _Computation(bool(heading[1]))
+      continue
+    match = _INSTRUCTION.match(line)
+    if match is None or current is None:
+      continue
+    name, rest = match.groups()
+    end = _balanced(rest)
+    shape, operation = rest[:end], rest[end + 1 :]
+    opcode = operation.split("(", 1)[0]
+    current.lines.append((name, shape, opcode, operation))
+    trips = _TRIPS.search(operation) if opcode == "while" else None
+    times = int(trips[1]) if trips else 1
+    names = _CALLED.findall(operation)
+    for branches in _BRANCHES.findall(operation):
+      names += [branch.strip().lstrip("%") for branch in branches.split(",")]
+    current.calls += [(called, times) for called in names]
+  return found
+
+
+def _bytes(shape: str) -> int:
+  return sum(
+    _SIZES.get(kind, 4) * math.prod(int(n) for n in sizes.split(",") if n)
+    for kind, sizes in _ARRAY.findall(shape)
+  )
+
+
+def _elements(shape: str) -> list[str]:
+  """Elements of a tuple type, outermost."""
+  parts, depth, start = [], 0, 1
+  inner = shape[1:-1]
+  for place, letter in enumerate(inner, 1):
+    depth += (letter in "([{") - (letter in ")]}")
+    if letter == "," and depth == 0:
+      parts.append(shape[start:place])
+      start = place + 1
+  return [*parts, shape[start:-1]]
+
+
+def _result_bytes(kind: str, shape: str, started: bool) -> int:
+  if not started or kind == "all-reduce" or not shape.startswith("("):
+    return _bytes(shape)
+  # An asynchronous start carries its operands beside its results: (operands, results, ...).
+  return _bytes(_elements(shape)[1])
+
+
+def collectives(hlo: str) -> Iterator[Collective]:
+  """All collectives of an optimised HLO module.
+
+  Args:
+    hlo: `compiled.as_text()`.
+  """
+  computations = _computations(hlo)
+  times: dict[str, int] = {}
+  callers: dict[str, list[tuple[str, int]]] = {}
+  for name, computation in computations.items():
+    for called, trips in computation.calls:
+      callers.setdefault(called, []).append((name, trips))
+
+  def runs(name: str) -> int:
+    if name not in times:
+      times[name] = int(computations[name].entry) + sum(
+        trips * runs(caller) for caller, trips in callers.get(name, ())
+      )
+    return times[name]
+
+  for name, computation in computations.items():
+    for instruction, shape, opcode, _ in computation.lines:
+      kind = opcode.removesuffix("-start")
+      if kind not in KINDS:
+        continue
+      size = _result_bytes(kind, shape, opcode != kind)
+      if kind == "all-reduce" and "all-reduce-scatter" in name:
+        # How TPU programs spell a reduce-scatter: a fusion of an all-reduce and the cut of one's part.
+        kind, size = "reduce-scatter", _bytes(computation.lines[-1][1])
+      yield Collective(kind, size, runs(name), instruction)
+
+
+def collective_bytes(hlo: str) -> dict[str, float]:
+  """Bytes that the collectives of a step write on one device, by kind."""
+  found: dict[str, float] = {}
+  for collective in collectives(hlo):
+    if collective.times:
+      found[collective.kind] = found.get(collective.kind, 0) + collective.times * collective.bytes
+  return found
+
+
+def collective_counts(hlo: str) -> dict[str, int]:
+  """How many collectives a step runs, by kind."""
+  found: dict[str, int] = {}
+  for collective in collectives(hlo):
+    if collective.times:
+      found[collective.kind] = found.get(collective.kind, 0) + collective.times
+  return found

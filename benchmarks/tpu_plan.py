@@ -1,12 +1,12 @@
 """What the TPU compiler estimates for every stage: memory a chip, step, utilisation, days. Nothing runs on a TPU.
 
-  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py                       # all that is missing; about an hour of two cores
+  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py                # all that is missing; over an hour of two cores
   JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --only=walt_3b --slices=v5p:4x4x4
   JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --pair                # one pair of layers at width 2048, v5p
   JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --table               # writes the table again from what is there
 
-Each figure comes from a process of its own and is kept in benchmarks/tpu_plan.json at once, so the command goes on where
-it was stopped. Delete an entry to have it made again. Needs the extra [tpu].
+Each figure comes from a process of its own and is kept in benchmarks/tpu_plan.json at once, so the command goes on
+where it was stopped. Delete an entry to have it made again. Needs the extra [tpu].
 """
 
 import argparse
@@ -170,8 +170,8 @@ def lines(results: dict[str, Any]) -> list[str]:
     "optimizer included; seconds are extrapolated over depth from two and four unrolled layers and do not know what",
     "waits for a collective. A fused kernel counts with the operations and bytes that it declares.",
     "",
-    "| gin file | slice | bindings | rows a step | memory a chip, GiB | step, s | model operations over the peak | run, days |"
-    " collectives a step and chip, GiB | libtpu | date |",
+    "| gin file | slice | bindings | rows a step | memory a chip, GiB | step, s | model operations over the peak |"
+    " run, days | collectives a step and chip, GiB | libtpu | date |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for key, r in results.items():
@@ -194,8 +194,8 @@ def lines(results: dict[str, Any]) -> list[str]:
   if pairs:
     found += [
       "",
-      "One pair of layers (width 2048, 16 heads, no text), forward and backward without remat, 10,240 tokens on a v5p chip",
-      "(`--pair`):",
+      "One pair of layers (width 2048, 16 heads, no text), forward and backward without remat, 10,240 tokens on a v5p",
+      "chip (`--pair`):",
       "",
       "| attention | seconds | GB of HBM traffic | 6ND over the peak |",
       "| --- | --- | --- | --- |",

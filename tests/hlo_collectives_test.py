@@ -30,7 +30,10 @@ HLO = """HloModule jit_step, is_scheduled=true
 }
 
 %condition (carry.1: (s32[], f32[64,128])) -> pred[] {
-  ROOT %less = pred[] compare(%i, %n), direction=LT
+  %constant.3 = s32[]{:T(128)} constant(5), backend_config={"flag_configs":[]}
+  %carry.1 = (s32[]{:T(128)}, f32[64,128]{1,0:T(8,128)}) parameter(0)
+  %index = s32[]{:T(128)} get-tuple-element(%carry.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%index, %constant.3), direction=LT, metadata={op_name="while/cond/lt"}
 }
 
 ENTRY %main.42 (p0: f32[16], p1: f32[4,4]) -> f32[16] {
@@ -38,7 +41,7 @@ ENTRY %main.42 (p0: f32[16], p1: f32[4,4]) -> f32[16] {
   %ags = (bf16[2,64]{1,0:T(2,128)(2,1)}, bf16[8,64]{1,0:T(8,128)(2,1)}) all-gather-start(%q), dimensions={0}
   %agd = bf16[8,64]{1,0:T(8,128)(2,1)} all-gather-done(%ags)
   %cps = (f32[3,5]{1,0}, f32[3,5]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%r), source_target_pairs={{0,1}}
-  %loop = (s32[], f32[64,128]{1,0}) while(%init), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"},"estimated_cycles":"7"}
+  %loop = (s32[], f32[64,128]{1,0}) while(%init), condition=%condition, body=%body, backend_config={"estimated_cycles":"7"}
   %like = f32[999]{0} fusion(%x), kind=kLoop, calls=%add, metadata={op_name="all-reduce(like)"}
   ROOT %out = f32[16]{0} get-tuple-element(%ar), index=0
 }
@@ -58,6 +61,11 @@ def test_each_collective_counts_as_often_as_it_runs():
     "reduce-scatter": 5 * 4 * 128,
     "collective-permute": 4 * 15,
   }
+
+
+def test_a_known_trip_count_comes_first():
+  known = HLO.replace('{"estimated_cycles":"7"}', '{"known_trip_count":{"n":"3"}}')
+  assert collective_counts(known)["reduce-scatter"] == 3
 
 
 def test_a_computation_with_two_callers_runs_twice():

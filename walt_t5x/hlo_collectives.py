@@ -2,7 +2,8 @@
 
 The text is a list of computations. A collective may stand in the entry, in a loop's body (where it runs as often as the
 loop turns), or in a computation that a fusion or an asynchronous wrapper calls. So each computation is counted as often
-as it runs: the sum over its callers, times the trip count that XLA knows of a loop.
+as it runs: the sum over its callers, times the trips of a loop. XLA's CPU compiler writes those down; the TPU compiler
+does not, and they are read from the loop's condition, `index < constant`, as JAX writes a scan: from zero, by one.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?\s*:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
+_CONSTANT = re.compile(r"constant\((\d+)\)")
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -57,7 +59,8 @@ class Collective:
 class _Computation:
   entry: bool
   lines: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
-  calls: list[tuple[str, int]] = dataclasses.field(default_factory=list)
+  # (called, the text of the loop that calls it or nothing).
+  calls: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 def _balanced(text: str) -> int:
@@ -87,13 +90,24 @@ def _computations(hlo: str) -> dict[str, _Computation]:
     shape, operation = rest[:end], rest[end + 1 :]
     opcode = operation.split("(", 1)[0]
     current.lines.append((name, shape, opcode, operation))
-    trips = _TRIPS.search(operation) if opcode == "while" else None
-    times = int(trips[1]) if trips else 1
     names = _CALLED.findall(operation)
     for branches in _BRANCHES.findall(operation):
       names += [branch.strip().lstrip("%") for branch in branches.split(",")]
-    current.calls += [(called, times) for called in names]
+    current.calls += [(called, operation if opcode == "while" else "") for called in names]
   return found
+
+
+def _trips(computations: dict[str, _Computation], loop: str) -> int:
+  """How often a loop turns; 1 for another call (an empty string), or where nothing says it."""
+  if known := _TRIPS.search(loop):
+    return int(known[1])
+  condition = re.search(r"condition=%?([\w.\-]+)", loop)
+  lines = computations[condition[1]].lines if condition else []
+  if not lines or lines[-1][2] != "compare" or "direction=LT" not in lines[-1][3]:
+    return 1
+  constants = {name: _CONSTANT.match(operation) for name, _, _, operation in lines}
+  limit = constants.get(re.findall(r"%([\w.\-]+)", lines[-1][3])[1])
+  return int(limit[1]) if limit else 1
 
 
 def _bytes(shape: str) -> int:
@@ -132,8 +146,8 @@ def collectives(hlo: str) -> Iterator[Collective]:
   times: dict[str, int] = {}
   callers: dict[str, list[tuple[str, int]]] = {}
   for name, computation in computations.items():
-    for called, trips in computation.calls:
-      callers.setdefault(called, []).append((name, trips))
+    for called, loop in computation.calls:
+      callers.setdefault(called, []).append((name, _trips(computations, loop)))
 
   def runs(name: str) -> int:
     if name not in times:

@@ -83,6 +83,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   worker_flags.add_limits(parser)
   worker_flags.add_work(parser)
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
+  add("--dry_run", action="store_true", help="check flags, build the job's graph, run nothing")
   args, rest = parser.parse_known_args(argv)
   worker_flags.check(parser, args)
   for name in ("num_shards", "num_validation_shards"):
@@ -113,57 +114,18 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   started = time.monotonic()
   import apache_beam as beam
 
-  from beam_jobs import (
-    encoders,
-    filters,
-    ledger,
-    pipeline,
-    replays,
-    settings,
-    storage,
-    worker_deaths,
-  )
-  from beam_jobs.decoding import ClipSpec
-  from beam_jobs.sources.read import ReadRows
+  from beam_jobs import encoders, filters, ledger, pipeline, replays, settings, worker_deaths
 
   options = worker_flags.beam_options(rest)
-  if args.vae_gin_file and not storage.exists(args.vae_gin_file):
-    raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
-  rules = [filters.Rule.parse(text) for text in args.filter]
+  if args.dry_run:
+    return dry_run(args, options)
+  rules = filter_rules(args)
   source = source_spec.source_of(args, scores=filters.score_names(rules))
-  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
-  if args.content == "pixels":
-    config = encoders.PixelConfig(**batch_sizes)
-  else:
-    config = encoders.EncoderConfig(
-      vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
-      vae_checkpoint=args.vae_checkpoint,
-      vae_ema=args.vae_ema,
-      text_folder=args.text_encoder,
-      max_text_length=args.max_text_length,
-      **batch_sizes,
-    )
-  clip = ClipSpec(
-    resolutions=args.resolutions,
-    num_frames=args.num_frames,
-    fps=args.fps,
-    position=args.clip_position,
-    seed=args.clip_seed,
-    allow_upscale=args.allow_upscale,
-    **{name: getattr(args, name) for name in worker_flags.LIMITS},
-  )
-  if args.min_motion > 0:
-    rules.append(filters.Rule("motion", ">=", args.min_motion, code="low_motion"))
-  filtering = filters.FilterSpec(
-    rules=tuple(rules),
-    duplicates=args.duplicates,
-    near_duplicate_bits=args.near_duplicate_bits,
-  )
+  config, clip, filtering = encoders_of(args), clip_of(args), filtering_of(args, rules)
   origin = {"fps": clip.fps, "num_frames": clip.num_frames}
   if args.content == "latents":
     loaded = encoders.get_encoders(config)
-    for height, width in args.resolutions:
-      loaded.vae.latent_shape((args.num_frames, height, width))
+    check_resolutions(loaded.vae, args)
     origin |= encoders.origin(loaded)
   num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
   fingerprints = settings.settings_of(origin, clip, filtering, num_shards=num_shards)
@@ -184,16 +146,141 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   with reporter(args, options, ledger), worker_deaths.end_with_workers():
     # Leaving the block waits for the end of the job.
     with beam.Pipeline(options=options) as root:
-      _ = (
-        root
-        | "Rows" >> ReadRows(source)
-        | "Plan" >> pipeline.PlanShards(job)
-        | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
-      )
+      add_job(root, source, job)
   summary = ledger.finalise(
     args.output, args.task, settings_digest=job.settings_digest, origin=origin
   )
   return report(args.output, summary, seconds=time.monotonic() - started)
+
+
+def add_job(root: Any, source: source_spec.SourceSpec, job: Any, *, look: bool = True) -> None:
+  """The steps of the job; `look` as `ReadRows` has it."""
+  import apache_beam as beam
+
+  from beam_jobs import pipeline
+  from beam_jobs.sources.read import ReadRows
+
+  _ = (
+    root
+    | "Rows" >> ReadRows(source, look=look)
+    | "Plan" >> pipeline.PlanShards(job)
+    | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
+  )
+
+
+def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
+  """Check the flags and build the job's graph; no encoder is loaded, no row read, nothing written or sent.
+
+  Raises:
+    ValueError: naming every flag that does not fit, with what to set.
+  """
+  import apache_beam as beam
+  from apache_beam.options.pipeline_options import TestOptions
+
+  from beam_jobs import dataflow, encoders, filters, pipeline
+
+  remote = dataflow.is_dataflow(options)
+  if remote:
+    options.view_as(TestOptions).dry_run = True  # Beam's checks then ask no service.
+    named = {"manifest": args.manifest, "output": args.output, "media_root": args.media_root}
+    if problems := dataflow.problems(options, named):
+      raise ValueError("\n".join(("Dataflow would not run this:", *(f"  {p}" for p in problems))))
+  rules = filter_rules(args)
+  source = source_spec.source_of(args, scores=filters.score_names(rules), look=not remote)
+  config = encoders_of(args)
+  if args.content == "latents":
+    check_resolutions(encoders.build_vae(json.loads(config.vae_config)), args)
+  job = pipeline.Job(
+    output=args.output,
+    task=args.task,
+    manifest_folder=source.media_root,
+    num_shards={"train": args.num_shards, "validation": args.num_validation_shards},
+    encoders=config,
+    clip=clip_of(args),
+    filtering=filtering_of(args, rules),
+    settings_digest="dry run",
+    **worker_flags.job_fields(args),
+  )
+  root = beam.Pipeline(options=options)
+  add_job(root, source, job, look=not remote)
+  graph = dataflow.graph_of(root, options)
+  result = dataflow.summary(graph)
+  if remote:
+    result["worker_pool"] = dataflow.worker_pool(graph, options)
+    baked = {"vae_checkpoint": args.vae_checkpoint, "text_encoder": args.text_encoder}
+    for note in dataflow.notes(options, baked):
+      print(f"note: {note}")
+    if result["worker_pool"] is None:
+      print(
+        "note: without the extra `gcp` the job description of Beam's Dataflow client was not made"
+      )
+  print(json.dumps(result), flush=True)
+  return result
+
+
+def filter_rules(args: argparse.Namespace) -> list[Any]:
+  """The rules of --filter, without the one of --min_motion."""
+  from beam_jobs import filters
+
+  return [filters.Rule.parse(text) for text in args.filter]
+
+
+def filtering_of(args: argparse.Namespace, rules: Sequence[Any]) -> Any:
+  """All filters."""
+  from beam_jobs import filters
+
+  motion = ()
+  if args.min_motion > 0:
+    motion = (filters.Rule("motion", ">=", args.min_motion, code="low_motion"),)
+  return filters.FilterSpec(
+    rules=(*rules, *motion),
+    duplicates=args.duplicates,
+    near_duplicate_bits=args.near_duplicate_bits,
+  )
+
+
+def encoders_of(args: argparse.Namespace) -> Any:
+  """Which encoders, not yet loaded.
+
+  Raises:
+    FileNotFoundError: where there is no gin file.
+  """
+  from beam_jobs import encoders, storage
+
+  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  if args.content == "pixels":
+    return encoders.PixelConfig(**batch_sizes)
+  if not storage.exists(args.vae_gin_file):
+    raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
+  return encoders.EncoderConfig(
+    vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_checkpoint=args.vae_checkpoint,
+    vae_ema=args.vae_ema,
+    text_folder=args.text_encoder,
+    max_text_length=args.max_text_length,
+    **batch_sizes,
+  )
+
+
+def clip_of(args: argparse.Namespace) -> Any:
+  """What to cut out of the media."""
+  from beam_jobs.decoding import ClipSpec
+
+  return ClipSpec(
+    resolutions=args.resolutions,
+    num_frames=args.num_frames,
+    fps=args.fps,
+    position=args.clip_position,
+    seed=args.clip_seed,
+    allow_upscale=args.allow_upscale,
+    **{name: getattr(args, name) for name in worker_flags.LIMITS},
+  )
+
+
+def check_resolutions(vae: Any, args: argparse.Namespace) -> None:
+  """Refuse clips whose shape the VAE does not take."""
+  for height, width in args.resolutions:
+    vae.latent_shape((args.num_frames, height, width))
 
 
 def vae_fields_of_gin(path: str) -> dict[str, Any]:

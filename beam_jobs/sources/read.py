@@ -14,11 +14,15 @@ class ReadRows(beam.PTransform):
   """Manifest lines of a source.
 
   JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many of those.
+
+  Args:
+    spec: the source.
+    look: whether to look at the files while the graph is built.
   """
 
-  def __init__(self, spec: SourceSpec):
+  def __init__(self, spec: SourceSpec, *, look: bool = True):
     super().__init__()
-    self._spec = spec
+    self._spec, self._look = spec, look
 
   def expand(self, root):
     spec = self._spec
@@ -43,7 +47,9 @@ class ReadRows(beam.PTransform):
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(files)
       lines = found | beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
     else:
-      lines = root | beam.io.ReadFromText(spec.pattern, coder=beam.coders.BytesCoder())
+      lines = root | beam.io.ReadFromText(
+        spec.pattern, coder=beam.coders.BytesCoder(), validate=self._look
+      )
     if spec.columns.changes_nothing:
       return lines
     return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)

@@ -72,30 +72,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--validation_list", help="file list of class folders' validation split (testlist01.txt)")
 
 
-def source_of(args: argparse.Namespace, *, scores: tuple[str, ...]) -> SourceSpec:
+def source_of(
+  args: argparse.Namespace, *, scores: tuple[str, ...], look: bool = True
+) -> SourceSpec:
   """The source of parsed flags.
 
   Args:
     args: of `add_arguments`.
     scores: columns that filters read.
+    look: whether to look at the files; False takes the flags' word for what can be had without them.
 
   Raises:
     FileNotFoundError: where nothing is there, naming the flag.
     ValueError: on flags that do not fit one another or the source.
   """
-  kind = args.source if args.source != "auto" else _kind_of(args.manifest)
+  kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
   if kind == "folder":
     first, root = args.manifest, args.manifest
   else:
-    first = next(files(args.manifest), None)
+    first = next(files(args.manifest), None) if look else args.manifest
     if first is None:
       raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
     root = storage.parent(args.manifest)
   columns = _columns(args, kind, scores)
-  columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
+  if look or args.class_names:
+    columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with a class name a line")
-  if kind in ("csv", "kinetics", "parquet"):
+  if look and kind in ("csv", "kinetics", "parquet"):
     _check_header(first, kind, columns)
   validation_files = frozenset()
   if args.validation_list:
@@ -124,11 +128,15 @@ def files(pattern: str) -> Iterator[str]:
     yield from files(pattern[: match.start()] + text + pattern[match.end() :])
 
 
-def _kind_of(pattern: str) -> str:
+def _kind_of(pattern: str, *, look: bool) -> str:
   name = pattern.removesuffix(".gz")
   for ending, kind in _ENDINGS.items():
     if name.lower().endswith(ending):
       return kind
+  if not look:
+    raise ValueError(
+      f"--manifest: got {pattern}, of no known extension; set --source to one of {KINDS}"
+    )
   if next(storage.match(storage.join(pattern.rstrip("/"), "*", "*")), None) or next(
     storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
   ):

@@ -1,0 +1,252 @@
+"""Checks of a job for Dataflow that need no project and no network: its flags, and the graph that it would submit.
+
+Sources: Beam's `PipelineOptionsValidator`, `DataflowRunner` and Dataflow client; families of machines as the pages of
+Compute Engine and Dataflow on accelerators list them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+# The machine family that an accelerator stands in.
+_FAMILIES = {
+  "nvidia-l4": "g2-",
+  "nvidia-tesla-t4": "n1-",
+  "nvidia-tesla-p4": "n1-",
+  "nvidia-tesla-p100": "n1-",
+  "nvidia-tesla-v100": "n1-",
+  "nvidia-tesla-a100": "a2-highgpu-",
+  "nvidia-a100-80gb": "a2-ultragpu-",
+  "nvidia-h100-80gb": "a3-highgpu-",
+  "tpu-v5-lite-podslice": "ct5lp-",
+  "tpu-v5p-slice": "ct5p-",
+  "tpu-v6e-slice": "ct6e-",
+}
+_BUCKET = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?")
+_IMAGE = re.compile(
+  r"(?P<path>[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+)(?P<version>:[\w.-]+|@sha256:[0-9a-f]{64})?"
+)
+# Dataflow refuses larger requests.
+_LARGEST_GRAPH = 10 << 20
+
+
+def is_dataflow(options: Any) -> bool:
+  """Whether a job would go to Dataflow."""
+  from apache_beam.options.pipeline_options import StandardOptions
+
+  return options.view_as(StandardOptions).runner.rpartition(".")[2] == "DataflowRunner"
+
+
+def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
+  """What of the flags Dataflow would refuse, or would fail on a worker; each line says what to set.
+
+  Args:
+    options: Beam's.
+    paths: flags of ours that name files which workers read or write, None where they are not given.
+  """
+  from apache_beam.options import pipeline_options as views
+
+  cloud = options.view_as(views.GoogleCloudOptions)
+  worker = options.view_as(views.WorkerOptions)
+  found = []
+  if not cloud.project:
+    found.append("--project: got nothing, expected the id of a Google Cloud project")
+  elif not re.fullmatch(r"[a-z][-a-z0-9:.]+[a-z0-9]", cloud.project):
+    found.append(
+      f"--project: got {cloud.project!r}, expected a project's id, not its number or its title"
+    )
+  if not cloud.region:
+    found.append("--region: got nothing, expected one such as us-central1")
+  elif not re.fullmatch(r"[a-z]+-[a-z]+\d+", cloud.region):
+    found.append(f"--region: got {cloud.region!r}, expected one such as us-central1, not a zone")
+  for name in ("temp_location", "staging_location"):
+    value = getattr(cloud, name)
+    if value is None and name == "temp_location":
+      found.append("--temp_location: got nothing, expected gs://BUCKET/FOLDER")
+    elif value is not None and not _BUCKET.fullmatch(value):
+      found.append(f"--{name}: got {value!r}, expected gs://BUCKET/FOLDER")
+  image = worker.sdk_container_image
+  if not image:
+    found.append(
+      "--sdk_container_image: got nothing; Beam's own image has neither jax nor this code: build the one of "
+      "docs/dataflow.md and set REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
+    )
+  elif not _IMAGE.fullmatch(image):
+    found.append(
+      f"--sdk_container_image: got {image!r}, expected REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
+    )
+  for name, path in paths.items():
+    if path is not None and "://" not in path:
+      found.append(f"--{name}: got {path!r}, a path of this machine; expected gs://BUCKET/...")
+  return found + _accelerator_problems(options)
+
+
+def _accelerator_problems(options: Any) -> list[str]:
+  from apache_beam.options import pipeline_options as views
+
+  services = options.view_as(views.GoogleCloudOptions).dataflow_service_options or []
+  machine = options.view_as(views.WorkerOptions).machine_type
+  found = []
+  for service in services:
+    if not service.startswith("worker_accelerator"):
+      continue
+    fields, flag = accelerator(service), f"--dataflow_service_options: got {service!r}"
+    tpu = fields.get("type", "").startswith("tpu-")
+    number, wanted = ("topology", r"\d+x\d+(x\d+)?") if tpu else ("count", r"[1-9]\d*")
+    unknown = fields.keys() - {"type", "topology", "count", "install-nvidia-driver"}
+    if not fields.get("type"):
+      found.append(
+        f"{flag}, expected worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver or "
+        "worker_accelerator=type:tpu-v5-lite-podslice;topology:1x1"
+      )
+      continue
+    if unknown:
+      found.append(
+        f"{flag}: it has {sorted(unknown)}, expected type, count or topology, and the driver"
+      )
+    if not re.fullmatch(wanted, fields.get(number, "")):
+      example = "topology:2x4" if tpu else "count:1"
+      found.append(f"{flag}: {number} is {fields.get(number)!r}, expected such as {example}")
+    if not tpu and "install-nvidia-driver" not in fields:
+      found.append(f"{flag}: without ;install-nvidia-driver the workers see no GPU")
+    family = _FAMILIES.get(fields["type"])
+    if family and not (machine or "").startswith(family):
+      found.append(
+        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (one that has as many of them)"
+      )
+    if "no_use_multiple_sdk_containers" not in _experiments(options):
+      found.append(
+        "--experiments: without no_use_multiple_sdk_containers every core starts a process with encoders of its own "
+        "on the one accelerator: add it"
+      )
+  return found
+
+
+def accelerator(service: str) -> dict[str, str]:
+  """Fields of `worker_accelerator=type:T;count:N;install-nvidia-driver`."""
+  _, _, fields = service.partition("=")
+  pairs = (field.partition(":") for field in fields.split(";") if field)
+  return {name: value for name, _, value in pairs}
+
+
+def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
+  """What may be right, and is worth a look.
+
+  Args:
+    options: Beam's.
+    paths: flags of ours that name files which launcher and workers find under the same path.
+  """
+  from apache_beam.options import pipeline_options as views
+
+  cloud = options.view_as(views.GoogleCloudOptions)
+  worker, debug = options.view_as(views.WorkerOptions), options.view_as(views.DebugOptions)
+  found = [
+    f"--{name}={path} must stand in the image too, at the same path"
+    for name, path in paths.items()
+    if path is not None and "://" not in path
+  ]
+  image = _IMAGE.fullmatch(worker.sdk_container_image or "")
+  if image and image["version"] in (None, ":latest"):
+    found.append("--sdk_container_image has no version; a tag keeps late workers on the same code")
+  for service in cloud.dataflow_service_options or []:
+    kind = accelerator(service).get("type")
+    if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
+      found.append(
+        f"accelerator {kind!r} is none of {sorted(_FAMILIES)}: its machine type was not checked"
+      )
+  if (debug.number_of_worker_harness_threads or 12) > 4:
+    found.append(
+      "--number_of_worker_harness_threads: each thread makes a shard; 2 keep decoding and encoding busy"
+    )
+  return found
+
+
+def _experiments(options: Any) -> list[str]:
+  from apache_beam.options.pipeline_options import DebugOptions
+
+  return options.view_as(DebugOptions).experiments or []
+
+
+# --- the graph ------------------------------------------------------------------------------------
+
+
+def graph_of(pipeline: Any, options: Any) -> Any:
+  """The pipeline as the service gets it: a proto, its code pickled, its workers in the image.
+
+  Raises:
+    ValueError: on a graph that is too large, or that Beam's own checks refuse.
+  """
+  from apache_beam.options.pipeline_options import WorkerOptions
+  from apache_beam.portability import common_urns
+  from apache_beam.runners.pipeline_utils import (
+    group_by_key_input_visitor,
+    validate_pipeline_graph,
+  )
+  from apache_beam.transforms import environments
+
+  image = options.view_as(WorkerOptions).sdk_container_image
+  environment = None
+  if is_dataflow(options):
+    environment = environments.DockerEnvironment.from_container_image(image)
+    pipeline.visit(group_by_key_input_visitor(True))
+  graph = pipeline.to_runner_api(default_environment=environment)
+  validate_pipeline_graph(graph)
+  if is_dataflow(options):
+    for name, found in graph.components.environments.items():
+      docker = environments.resolve_anyof_environment(found, common_urns.environments.DOCKER.urn)
+      graph.components.environments[name].CopyFrom(docker)
+  if graph.ByteSize() > _LARGEST_GRAPH:
+    raise ValueError(
+      f"the job's graph has {graph.ByteSize()} bytes, Dataflow takes {_LARGEST_GRAPH}: give fewer --class_names "
+      "or a shorter --validation_list, which travel with it"
+    )
+  return graph
+
+
+def summary(graph: Any) -> dict[str, Any]:
+  """Bytes and steps of a graph."""
+  from apache_beam.portability import common_urns
+
+  leaves = [t for t in graph.components.transforms.values() if not t.subtransforms]
+  urns = Counter(transform.spec.urn for transform in leaves)
+  return {
+    "graph_bytes": graph.ByteSize(),
+    "steps": len(leaves),
+    "shuffles": urns[common_urns.primitives.GROUP_BY_KEY.urn],
+    "environments": sorted(
+      {
+        environment.urn.rpartition(":env:")[2]
+        for environment in graph.components.environments.values()
+      }
+    ),
+  }
+
+
+def worker_pool(graph: Any, options: Any) -> dict[str, Any] | None:
+  """The worker pool of the job description that Beam's Dataflow client makes; None without the extra `gcp`."""
+  try:
+    from apache_beam.runners.dataflow.internal import apiclient
+  except ImportError:
+    return None
+  from google.protobuf import json_format
+
+  job = apiclient.Job(options, graph)
+  environment = apiclient.Environment(
+    packages=[],
+    options=options,
+    environment_version=apiclient._FNAPI_ENVIRONMENT_MAJOR_VERSION,
+    proto_pipeline_staged_url=f"{job.google_cloud_options.staging_location}/pipeline.pb",
+    proto_pipeline=graph,
+  )
+  raw = json_format.MessageToDict(environment.proto._pb)
+  (pool,) = raw["workerPools"]
+  image = pool["sdkHarnessContainerImages"][0]
+  return {
+    "machine_type": pool.get("machineType"),
+    "disk_gb": pool.get("diskSizeGb"),
+    "threads": pool.get("numThreadsPerWorker"),
+    "image": image["containerImage"],
+    "service_options": raw.get("serviceOptions", []),
+    "experiments": raw.get("experiments", []),
+  }

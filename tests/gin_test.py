@@ -31,6 +31,8 @@ GIVEN = {
   "CHECKPOINT": "'/tmp/base/checkpoint_1'",
   "OUTPUT_DIR": "'/tmp/output'",
   "CACHE_DIRS": "['/tmp/cache']",
+  "SCORE_REFERENCE": "'/tmp/corpus'",
+  "SCORE_WEIGHTS": "{'shapes': '/tmp/shapes.safetensors'}",
 }
 
 

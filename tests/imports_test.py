@@ -53,7 +53,12 @@ ALLOWED = {
     "data.schema",
   ),
   "data.cache_folders": (),
-  "walt_t5x.evaluation": ("walt_t5x.metrics", "walt_t5x.generation", "walt_t5x.video_io"),
+  "walt_t5x.evaluation": (
+    "walt_t5x.metrics",
+    "walt_t5x.generation",
+    "walt_t5x.video_io",
+    "walt_t5x.engine.builtin.summaries",
+  ),
   "data.shapes": (),
   "data.schema": (),
   "data.tfrecord": (),

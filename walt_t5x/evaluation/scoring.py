@@ -262,7 +262,7 @@ def _cache_key(clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwor
   return digest.hexdigest()
 
 
-def _reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[PartStatistics]:
+def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[PartStatistics]:
   """The references' statistics, from the cache where it has them."""
   if not evaluation.reference_clips:
     return []
@@ -317,4 +317,4 @@ def score(
 def score_evaluation(evaluation: Evaluation, *, cache_dir: Path | None = None) -> list[Score]:
   """All scores of an evaluation; parts that are not there yet are made."""
   folds = evaluation.folds(references=False)
-  return evaluation.scores(folds, _reference_folds(evaluation, cache_dir))
+  return evaluation.scores(folds, reference_folds(evaluation, cache_dir))

@@ -76,6 +76,11 @@ class SampleVideos:
     self._predict = jax.jit(model.predict_batch)
     self._decoder: Any = None
 
+  @property
+  def shows_latents(self) -> bool:
+    """Whether clips are latents as colours, for want of a tokenizer."""
+    return self._vae is None and not isinstance(self._model, VaeModel)
+
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
     """Makes the clips if it is time; never asks to stop."""
     del metrics_by_task
@@ -107,7 +112,7 @@ class SampleVideos:
     """Pixels [B, T, H, W, 3] uint8."""
     if isinstance(self._model, VaeModel):
       pixels = predicted
-    elif self._vae is None:
+    elif self.shows_latents:
       pixels = 0.5 + predicted[..., :3] / 6.0  # Three standard deviations either way.
     else:
       if self._decoder is None:

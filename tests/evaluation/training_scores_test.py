@@ -1,0 +1,71 @@
+"""The score of the samples while a model trains, against the same distance by hand."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from tests.metrics.network_parity import random_weights
+from walt_t5x import video_io
+from walt_t5x.evaluation.training_scores import ScoreVideos
+from walt_t5x.metrics import weights
+from walt_t5x.metrics.feature_statistics import FeatureStatistics
+from walt_t5x.metrics.frechet import frechet_between
+from walt_t5x.metrics.networks import KINDS, FeatureNetwork
+from walt_t5x.metrics.protocols import PROTOCOLS
+
+
+class _Given(ScoreVideos):
+  """Scores given clips in the place of a model's."""
+
+  shows_latents = False
+  made = ()
+
+  def _on_mesh(self, params):
+    return {}
+
+  def _clips(self, predicted):
+    return self.made
+
+
+def _of(network, clips):
+  return FeatureStatistics.from_model_output(network(clips)["features"])
+
+
+def test_the_curve_is_the_distance_of_the_samples(tmp_path):
+  rng = np.random.default_rng(0)
+  clips = rng.integers(0, 256, size=(2, 4, 5, 16, 16, 3)).astype(np.uint8)
+  for i, clip in enumerate(rng.integers(0, 256, size=(3, 6, 16, 16, 3)).astype(np.uint8)):
+    video_io.write_video(tmp_path / "real" / f"{i}.mp4", clip, fps=8)
+  file = tmp_path / "shapes.safetensors"
+  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  model = types.SimpleNamespace(predict_batch=lambda params, batch: 0)
+  options = {"model": model, "dataset_cfg": None, "model_dir": str(tmp_path / "run"), "every": 10}
+  options |= {"reference": str(tmp_path / "real"), "weights": {"shapes": str(file)}}
+  (tmp_path / "run").mkdir()
+  action = _Given(protocol="shapes_fvd", **options)
+  for step, made in ((5, clips[0]), (9, clips[1]), (15, clips[1])):
+    action.made = made
+    state = types.SimpleNamespace(step=step, params={}, param_states=())
+    assert action.run(state, {}) is False
+
+  network = FeatureNetwork.load("shapes", file)
+  real = np.stack(
+    [video_io.read_video(tmp_path / "real" / f"{i}.mp4").frames[:5] for i in range(3)]
+  )
+  expected = [frechet_between(_of(network, made), _of(network, real)) for made in clips]
+  protocol = PROTOCOLS["shapes_fvd"].replace(frames=5, size=(16, 16), sample_count=4)
+  lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  assert [row.pop("step") for row in rows] == [5, 15]  # 9 came too soon.
+  name = f"scores/shapes_fvd/shapes_fvd@{protocol.hash}"
+  np.testing.assert_allclose([row[name] for row in rows], expected, rtol=1e-6)
+  assert list((tmp_path / "run" / "scores").glob("events*"))
+
+  with pytest.raises(ValueError, match=r"protocol='imagenet256', expected one of \['fvd'"):
+    _Given(protocol="imagenet256", **options)
+  with pytest.raises(ValueError, match="scores pixels: set vae"):
+    ScoreVideos(protocol="shapes_fvd", **options)
+  with pytest.raises(FileNotFoundError, match="train_stand_in"):
+    _Given(protocol="shapes_fvd", **options | {"weights": {}})

@@ -1,0 +1,98 @@
+"""A score of the samples while a model trains: an action that both engines run after an evaluation.
+
+train_script.train.actions = {'TRAIN_EVAL': [@training_scores.ScoreVideos()]}
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from walt_t5x.evaluation.clip_sources import Media, find_media
+from walt_t5x.evaluation.parts import PartStatistics
+from walt_t5x.evaluation.scoring import Evaluation, reference_folds
+from walt_t5x.generation.training_samples import SampleVideos
+from walt_t5x.metrics.networks import FeatureNetwork
+from walt_t5x.metrics.protocols import PROTOCOLS
+
+
+class ScoreVideos(SampleVideos):
+  """Samples the conditions of held-out rows and scores the clips by a protocol; TensorBoard shows the curve.
+
+  The score is named `PROTOCOL/SCORE@HASH`. The hash covers the number of clips, their length and their size, so a
+  curve of 32 clips is never taken for the published number; few clips put a Frechet distance far above what ten
+  thousand give, and curves compare with curves of their own hash alone. Events and `metrics.jsonl` lie in
+  `<model_dir>/scores`, written through CLU.
+
+  All clips are sampled in one batch. References are resized to the samples' size.
+
+  Args:
+    protocol: by name, one whose references are clips.
+    reference: folder of media or manifest, as `walt_t5x.evaluate` takes it.
+    weights: network -> file of its weights.
+    reference_split: keep only these rows of a manifest.
+    reference_count: reference clips; one of every file when None.
+    batch_size: clips a forward pass of the network.
+    options: of `SampleVideos`: model, dataset_cfg, model_dir, num_videos, every, average, vae, ...
+
+  Raises:
+    ValueError: an unknown protocol, or one without videos; a denoiser without a `vae` to decode its latents.
+    FileNotFoundError: no weights, or no references.
+  """
+
+  def __init__(
+    self,
+    *,
+    protocol: str,
+    reference: str,
+    weights: Mapping[str, str],
+    reference_split: str | None = None,
+    reference_count: int | None = None,
+    batch_size: int = 8,
+    **options: Any,
+  ):
+    super().__init__(**options)
+    if protocol not in PROTOCOLS or PROTOCOLS[protocol].frames == 1:
+      videos = sorted(name for name, p in PROTOCOLS.items() if p.frames > 1)
+      raise ValueError(f"ScoreVideos: got protocol={protocol!r}, expected one of {videos}.")
+    if self.shows_latents:
+      raise ValueError("ScoreVideos scores pixels: set vae, vae_checkpoint and latents to decode.")
+    self._protocol = PROTOCOLS[protocol]
+    self._networks = {
+      name: FeatureNetwork.load(name, weights.get(name)) for name in self._protocol.networks
+    }
+    self._reference = find_media(reference, split=reference_split)
+    self._reference_count, self._batch_size = reference_count, batch_size
+    self._folds: list[PartStatistics] | None = None
+
+  def _write(self, step: int, clips: np.ndarray) -> None:
+    from walt_t5x.engine.builtin.summaries import create_writer
+
+    protocol = self._protocol.replace(
+      frames=clips.shape[1],
+      size=tuple(clips.shape[2:4]),
+      sample_count=len(clips),
+      reference_count=self._reference_count,
+      folds=1,
+    )
+    samples = [
+      Media(name=str(i), path=Path(), read=lambda clip=clip: clip) for i, clip in enumerate(clips)
+    ]
+    evaluation = Evaluation(
+      protocol, samples, self._reference, self._networks, batch_size=self._batch_size
+    )
+    if self._folds is None:
+      # The references stay what they are; a run that goes on finds their statistics by content.
+      local = "://" not in self._model_dir
+      cache = Path(self._model_dir) / "scores" / "references" if local else None
+      self._folds = reference_folds(evaluation, cache)
+    scores = evaluation.scores(evaluation.folds(references=False), self._folds)
+    values = {f"{protocol.name}/{s.rule.name}@{s.protocol_hash}": s.value.mean for s in scores}
+    writer = create_writer(self._model_dir, "scores")
+    writer.write_scalars(step, values)
+    writer.close()
+    described = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    networks = ", ".join(network.description for network in self._networks.values())
+    logging.info("Step %d, %d samples: %s (%s)", step, len(clips), described, networks)

@@ -63,7 +63,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
   config = DatasetConfig(
     mixture_or_task_name=tasks.video_task(task="shapes", latents=LATENTS, row=row),
     task_feature_lengths={
-      "latents": 3, "is_image": 1, "text": 3, "text_mask": 3, "null_text": 1,
+      "latents": 3, "latents_moments": 2, "is_image": 1, "text": 3, "text_mask": 3, "null_text": 1,
     },
     split="train",
     batch_size=rows,

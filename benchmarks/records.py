@@ -3,11 +3,12 @@
   python -m benchmarks.records      # prints the table, writes benchmarks/records.{md,json}
 
 A row is a base-stage video (latents 5x16x16x8 of a 17x128x128 clip) with one caption of 24 tokens at T5-XL's width of
-2048. The embeddings are drawn, since no trained T5 is at hand: normal, Laplace, and normal with 4 channels 40 times
-larger, as trained transformers have them. Error is ||decoded - x|| / ||x|| of a token, mean and worst over 2000 tokens.
+2048. The embeddings are drawn, since no trained T5 is at hand: normal, Laplace, normal with 4 channels 40 times larger,
+as trained transformers have them, and normal with one channel 150 times larger, the worst case that a sweep found.
+Error is ||decoded - x|| / ||x|| of a token, mean and worst over 2000 tokens.
 The default's bytes are those of `data.schema.encode` with the TFRecord frame; an alternative replaces that text.
 
-Held: at most 1% for every token of the normal and Laplace draws, and on average with outliers.
+Held: at most 1% for every token of every draw.
 """
 
 import argparse
@@ -19,36 +20,42 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from data import schema, tfrecord
+from data import packed_text, schema, tfrecord
 
 TOKENS, WIDTH, MAX_LENGTH, SAMPLE = 24, 2048, 256, 2000
 LATENTS = (5, 16, 16, 8)
 # The paper's corpus: about 970M images (one latent frame) and 89M videos (five).
 IMAGES, VIDEOS = 970e6, 89e6
+DEFAULT = f"int8, a byte of scale per {packed_text.BLOCK} channels (default)"
 
 
 def draws() -> dict[str, np.ndarray]:
   random = np.random.default_rng(0)
   outliers = random.normal(size=(SAMPLE, WIDTH))
   outliers[:, :: WIDTH // 4] *= 40
+  lone = random.normal(size=(SAMPLE, WIDTH))
+  lone[:, 0] *= 150
   return {
     "normal": random.normal(size=(SAMPLE, WIDTH)).astype(np.float32),
     "Laplace": random.laplace(size=(SAMPLE, WIDTH)).astype(np.float32),
     "outliers": outliers.astype(np.float32),
+    "one outlier": lone.astype(np.float32),
   }
 
 
-def int8_blocks(block: int, scale_bytes: int) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-  """Decoded values, and bytes a token, of int8 with one scale a block."""
+def int8_blocks(block: int, scale_type: Any) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+  """Decoded values, and bytes a token, of int8 with one scale a block, rounded up to its type."""
 
   def decoded(x: np.ndarray) -> np.ndarray:
-    if scale_bytes == 2:
-      return schema.dequantise(*schema.quantise(x, block=block), block=block)
     parts = x.reshape(len(x), -1, block)
-    scale = np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)
+    exact = np.abs(parts).max(axis=-1, keepdims=True) / np.float32(127)
+    scale = exact.astype(scale_type)
+    scale = np.where(
+      scale < exact, np.nextafter(scale, np.array(np.inf, scale_type)), scale
+    ).astype(np.float32)
     return (np.rint(parts / scale) * scale).reshape(x.shape)
 
-  return decoded, WIDTH + scale_bytes * WIDTH / block
+  return decoded, WIDTH + np.dtype(scale_type).itemsize * WIDTH / block
 
 
 def encodings() -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]]:
@@ -61,16 +68,16 @@ def encodings() -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]]:
       2.0 * TOKENS * WIDTH,
     ),
   }
-  for name, block, size in (
-    ("int8, one float32 scale a token", WIDTH, 4),
-    ("int8, bfloat16 scale per 128 channels", 128, 2),
-    ("int8, bfloat16 scale per 64 channels", 64, 2),
-    ("int8, bfloat16 scale per 32 channels", 32, 2),
-    (f"int8, bfloat16 scale per {schema.TEXT_BLOCK} channels (default)", schema.TEXT_BLOCK, 2),
-    ("int8, bfloat16 scale per 8 channels", 8, 2),
-  ):
-    decoded, per_token = int8_blocks(block, size)
-    found[name] = (decoded, TOKENS * per_token)
+  name = "int8, one float32 scale a token"
+  decoded, per_token = int8_blocks(WIDTH, np.float32)
+  found[name] = (decoded, TOKENS * per_token)
+  for block in (128, 64, 32, 16, 8):
+    decoded, per_token = int8_blocks(block, ml_dtypes.bfloat16)
+    found[f"int8, bfloat16 scale per {block} channels"] = (decoded, TOKENS * per_token)
+  found[DEFAULT] = (
+    lambda x: packed_text.unpack(packed_text.pack(x)),
+    float(TOKENS * packed_text.token_bytes(WIDTH)),
+  )
   return found
 
 
@@ -89,8 +96,7 @@ def record_bytes() -> tuple[int, int]:
     text_embedding=[text],
     fps=8.0,
   )
-  values, scale = schema.quantise(text)
-  return len(tfrecord.frame(schema.encode(record))), values.nbytes + scale.nbytes
+  return len(tfrecord.frame(schema.encode(record))), packed_text.pack(text).nbytes
 
 
 def measure() -> dict[str, Any]:
@@ -109,14 +115,14 @@ def measure() -> dict[str, Any]:
       relative = np.linalg.norm(error, axis=-1) / np.linalg.norm(x.astype(np.float64), axis=-1)
       row[kind] = [float(relative.mean()), float(relative.max())]
     rows.append(row)
-  default = next(row for row in rows if "(default)" in row["encoding"])
+  default = next(row for row in rows if row["encoding"] == DEFAULT)
   return {
     "tokens": TOKENS,
     "width": WIDTH,
     "latent_bytes": int(np.prod(LATENTS)) * 2,
     "record_bytes": total,
     "encodings": rows,
-    "held": max(default["normal"][1], default["Laplace"][1], default["outliers"][0]) <= 0.01,
+    "held": max(default[kind][1] for kind in samples) <= 0.01,
   }
 
 
@@ -125,13 +131,13 @@ def table(result: dict[str, Any]) -> str:
     f"A row with one caption of {TOKENS} tokens: {result['record_bytes']:,} bytes, of which latents "
     f"{result['latent_bytes']:,}. Corpus: text of {(IMAGES + VIDEOS) / 1e9:.2f} billion rows. Errors: mean / worst.",
     "",
-    "| text encoding | text bytes | row bytes | corpus TB | normal % | Laplace % | outliers % |",
-    "| --- | --- | --- | --- | --- | --- | --- |",
+    "| text encoding | text bytes | row bytes | corpus TB | normal % | Laplace % | outliers % | one outlier % |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for row in result["encodings"]:
     errors = " | ".join(
       f"{100 * row[kind][0]:.2f} / {100 * row[kind][1]:.2f}"
-      for kind in ("normal", "Laplace", "outliers")
+      for kind in ("normal", "Laplace", "outliers", "one outlier")
     )
     sizes = f"{row['text_bytes']:,} | {row['row_bytes']:,} | {row['corpus_text_terabytes']}"
     lines.append(f"| {row['encoding']} | {sizes} | {errors} |")
@@ -141,7 +147,7 @@ def table(result: dict[str, Any]) -> str:
       [
         *lines,
         "",
-        f"Default within 1% a token (worst of normal and Laplace, mean with outliers): {held}",
+        f"Default within 1% for the worst token of every draw: {held}",
       ]
     )
     + "\n"

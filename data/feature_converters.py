@@ -3,13 +3,19 @@
 A row of the denoiser's batch is one video, or a stack of 1 + t independent images of the same shape. Features, with
 t latent frames, s text slots (1, or t where a mixture holds image stacks), L text tokens:
 
-  latents         bfloat16 [t, h, w, c]    normalised by the corpus' channel mean and std
+  latents         bfloat16 [t, h, w, c]    as the tokenizer gave them
+  latents_moments float32 [2, c]           mean and standard deviation of each channel over the corpus
   is_image        bool []                  the row is a stack of images
-  text            bfloat16 [s, L, E]       one caption an image, slot 0 for a video; zeros on padding
+  text            uint8 [s, L, P]          one caption an image, slot 0 for a video; tokens packed as data.packed_text
+                                           says, P bytes each; zeros on padding. In the task: string [s], not padded
   text_mask       bool [s, L]              True on tokens
   null_text       bfloat16 [n, E]          the encoded empty caption, for classifier-free drop
   label           int32 [s]                class, -1 for none
-  low_resolution  bfloat16 [t, h/s, w/s, c]  latents of the stage below, normalised by their own statistics
+  low_resolution  bfloat16 [t, h/s, w/s, c]  latents of the stage below
+  low_resolution_moments  float32 [2, c]   theirs
+
+Hosts move bytes and devices compute: `walt_t5x.models.finished_rows` normalises and unpacks inside the jitted step, so
+a row is parsed, padded and batched with one copy each and half the bytes of bfloat16 go to the device.
 
 A row of the tokenizer's batch:
 
@@ -24,11 +30,13 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
+from data import packed_text
+
 FeatureSpec = seqio.FeatureConverter.FeatureSpec
 
 
 class _RowConverter(seqio.FeatureConverter):
-  """Passes whole rows through; SeqIO's own checks compare features, dtypes, ranks and lengths."""
+  """Whole rows of static shape. Features, dtypes and ranks are compared by SeqIO, lengths here: once, not every row."""
 
   PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
   TASK_FEATURES: Mapping[str, FeatureSpec] = {}
@@ -40,19 +48,50 @@ class _RowConverter(seqio.FeatureConverter):
         f"{type(self).__name__} got pack=True: rows of latents or pixels are not packed; set DatasetConfig.pack = False"
       )
     self.TASK_FEATURES = self.MODEL_FEATURES = dict(features)
-    super().__init__(pack=False, **kwargs)
+    if "text" in features:
+      self.TASK_FEATURES = self.TASK_FEATURES | {"text": FeatureSpec(tf.string, rank=1)}
+    super().__init__(pack=False, **(kwargs | {"apply_length_check": False}))
 
   def _convert_features(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
-    names = list(self.MODEL_FEATURES)
-    return ds.map(
-      lambda row: {name: row[name] for name in names}, num_parallel_calls=tf.data.AUTOTUNE
-    )
+    for name, feature in self.TASK_FEATURES.items():
+      length = ds.element_spec[name].shape[0] if feature.rank else 1
+      if length != task_feature_lengths[name]:
+        raise ValueError(
+          f"feature {name!r}: rows have length {length}, task_feature_lengths says {task_feature_lengths[name]}; "
+          f"set FEATURE_LENGTHS['{name}'] = {length}, or read rows of another shape"
+        )
+    return ds.map(self._converted, synchronous=True)
+
+  def batches(
+    self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int], *, batch_size: int
+  ) -> tf.data.Dataset:
+    """The batches of `self(ds, ...).batch(batch_size, drop_remainder=True)`, whose text is padded once a batch.
+
+    Padding a row costs as much as reading it; text that is padded where the batch lies is written once, not copied.
+    """
+    self(ds, task_feature_lengths)  # For its checks; nothing is read.
+    return ds.batch(batch_size, drop_remainder=True).map(self._converted, synchronous=True)
+
+  def _converted(self, rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The model's features of one row, or of a batch."""
+    converted = {name: rows[name] for name in self.MODEL_FEATURES}
+    if "text" in converted:
+      converted["text"] = _padded_text(rows)
+    return converted
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
     """Rows keep their lengths."""
     return dict(task_feature_lengths)
+
+
+def _padded_text(rows: Mapping[str, tf.Tensor]) -> tf.Tensor:
+  """uint8 [..., s, L, P] from strings [..., s] of whole tokens; the mask states L, the null caption E."""
+  shape = rows["text_mask"].shape
+  size = packed_text.token_bytes(rows["null_text"].shape[-1])
+  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=shape[-1] * size)
+  return tf.reshape(padded, (*shape, size))
 
 
 class DenoiserFeatureConverter(_RowConverter):
@@ -69,16 +108,18 @@ class DenoiserFeatureConverter(_RowConverter):
   ):
     features = {
       "latents": FeatureSpec(tf.bfloat16, rank=4),
+      "latents_moments": FeatureSpec(tf.float32, rank=2),
       "is_image": FeatureSpec(tf.bool, rank=0),
     }
     if text:
-      features["text"] = FeatureSpec(tf.bfloat16, rank=3)
+      features["text"] = FeatureSpec(tf.uint8, rank=3)
       features["text_mask"] = FeatureSpec(tf.bool, rank=2)
       features["null_text"] = FeatureSpec(tf.bfloat16, rank=2)
     if label:
       features["label"] = FeatureSpec(tf.int32, rank=1)
     if low_resolution:
       features["low_resolution"] = FeatureSpec(tf.bfloat16, rank=4)
+      features["low_resolution_moments"] = FeatureSpec(tf.float32, rank=2)
     super().__init__(features, pack=pack, **kwargs)
 
 

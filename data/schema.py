@@ -14,9 +14,7 @@ A record is a `tf.train.Example`. Fields:
   caption_weights  float32[k]   relative odds of drawing a caption
   caption_lengths  int64[k]     tokens of each caption
   text_ids         int64[n]     tokens of all captions, one after another, n = sum(caption_lengths)
-  text_embedding   bytes        int8, (n, E) C order
-  text_scale       bytes        little-endian bfloat16, (n, ceil(E / 16)) C order; embedding = int8 * scale of its block
-                                of 16 channels
+  text_embedding   bytes        n tokens of all captions, int8 with a step for every 8 channels (data.packed_text)
   latents/TxHxW    bytes        little-endian bfloat16, (t, h, w, c) C order; one field a resolution
   pixels/TxHxW     bytes        uint8 RGB, (T, H, W, 3) C order; in caches that train the tokenizer, without text
 
@@ -33,8 +31,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-SCHEMA_VERSION = 2
-TEXT_BLOCK = 16
+from data import packed_text
+
+SCHEMA_VERSION = 3
 MODALITIES = ("image", "video")
 SPLITS = ("train", "validation")
 NO_LABEL = -1
@@ -108,44 +107,6 @@ def latents_shape(name: str) -> tuple[int, int, int]:
   return tuple(int(size) for size in match.groups())
 
 
-def text_blocks(embedding_dim: int, *, block: int = TEXT_BLOCK) -> int:
-  """Scales of one token: ceil(E / block)."""
-  return -(-embedding_dim // block)
-
-
-def quantise(embedding: np.ndarray, *, block: int = TEXT_BLOCK) -> tuple[np.ndarray, np.ndarray]:
-  """Symmetric int8 with one bfloat16 scale a token and block of channels, so an outlier costs its own block alone.
-
-  scale = max|x| over the block / 127, rounded up to bfloat16, and x is divided by the rounded scale: no value is off
-  by more than scale / 2. With rounding errors spread evenly over a step, ||error|| / ||token|| <= sqrt(16 / 12) / 127
-  = 0.91% (root mean square) whatever the distribution; `benchmarks/records.py` measures it against the alternatives.
-
-  Args:
-    embedding: (n, E) floats.
-    block: channels that share a scale; the last block of a width that it does not divide is shorter.
-
-  Returns:
-    int8 (n, E) and bfloat16 scale (n, ceil(E / block)).
-  """
-  embedding = np.asarray(embedding, np.float32)
-  tokens, width = embedding.shape
-  blocks = text_blocks(width, block=block)
-  padded = np.pad(embedding, ((0, 0), (0, blocks * block - width))).reshape(tokens, blocks, block)
-  exact = np.abs(padded).max(axis=-1, initial=0.0) / np.float32(127)
-  # Of a positive float, adding to its bits counts upwards: this is the next bfloat16 that is not below.
-  scale = ((exact.view(np.uint32) + 0xFFFF) >> 16).astype(np.uint16).view(ml_dtypes.bfloat16)
-  divisor = np.where(exact > 0, scale.astype(np.float32), np.float32(1))[..., None]
-  values = np.clip(np.rint(padded / divisor), -127, 127).astype(np.int8)
-  values = values.reshape(tokens, blocks * block)[:, :width]
-  return np.ascontiguousarray(values), scale
-
-
-def dequantise(values: np.ndarray, scale: np.ndarray, *, block: int = TEXT_BLOCK) -> np.ndarray:
-  """float32 (n, E) from int8 (n, E) and scales (n, ceil(E / block))."""
-  scales = np.repeat(np.asarray(scale, np.float32), block, axis=1)[:, : values.shape[1]]
-  return values.astype(np.float32) * scales
-
-
 def seqio_features(arrays: Sequence[str]) -> dict[str, dict[str, Any]]:
   """The `features` entry of seqio's info.<split>.json for records with these latents or pixels fields."""
   features = {name: {"shape": [], "dtype": "string"} for name in _STRINGS}
@@ -158,26 +119,11 @@ def seqio_features(arrays: Sequence[str]) -> dict[str, dict[str, Any]]:
     "caption_lengths": {"shape": [None], "dtype": "int64"},
     "text_ids": {"shape": [None], "dtype": "int64"},
     "text_embedding": {"shape": [], "dtype": "string"},
-    "text_scale": {"shape": [], "dtype": "string"},
   }
   for name in arrays:
     (latents_shape if is_latents_field(name) else pixels_shape)(name)
     features[name] = {"shape": [], "dtype": "string"}
   return features
-
-
-def scale_bytes(scales: Sequence[np.ndarray]) -> bytes:
-  """What `text_scale` holds: the captions' scales one after another, little-endian."""
-  return b"".join(
-    np.ascontiguousarray(scale, ml_dtypes.bfloat16).view(np.uint16).astype("<u2").tobytes()
-    for scale in scales
-  )
-
-
-def scale_of_bytes(raw: bytes, *, tokens: int) -> np.ndarray:
-  """bfloat16 (tokens, blocks), the inverse of `scale_bytes`."""
-  values = np.frombuffer(raw, "<u2").astype(np.uint16).view(ml_dtypes.bfloat16)
-  return values.reshape(tokens, -1) if tokens else values.reshape(0, 0)
 
 
 # --- encode and decode, numpy only -------------------------------------------------------------------------------
@@ -190,7 +136,6 @@ def encode(record: Record) -> bytes:
     ValueError: on a field that breaks the contract; the message names it.
   """
   _check(record)
-  quantised = [quantise(embedding) for embedding in record.text_embedding]
   example = _example_class()()
   feature = example.features.feature
   for name in _STRINGS:
@@ -203,8 +148,8 @@ def encode(record: Record) -> bytes:
   feature["caption_weights"].float_list.value.extend(record.caption_weights)
   feature["caption_lengths"].int64_list.value.extend(len(ids) for ids in record.text_ids)
   feature["text_ids"].int64_list.value.extend(int(i) for ids in record.text_ids for i in ids)
-  feature["text_embedding"].bytes_list.value.append(b"".join(v.tobytes() for v, _ in quantised))
-  feature["text_scale"].bytes_list.value.append(scale_bytes([scale for _, scale in quantised]))
+  text = b"".join(packed_text.pack(embedding).tobytes() for embedding in record.text_embedding)
+  feature["text_embedding"].bytes_list.value.append(text)
   for name, latents in record.latents.items():
     little_endian = np.ascontiguousarray(latents, ml_dtypes.bfloat16).view("<u2")
     feature[name].bytes_list.value.append(little_endian.tobytes())
@@ -221,11 +166,10 @@ def decode(serialised: bytes) -> Record:
   lengths = list(feature["caption_lengths"].int64_list.value)
   tokens = sum(lengths)
   ends = np.cumsum(lengths)[:-1]
-  text = np.frombuffer(feature["text_embedding"].bytes_list.value[0], np.int8)
-  text = dequantise(
-    text.reshape(tokens, -1) if tokens else text.reshape(0, 0),
-    scale_of_bytes(feature["text_scale"].bytes_list.value[0], tokens=tokens),
-  )
+  text = np.zeros((0, 0), np.float32)
+  if tokens:
+    packed = np.frombuffer(feature["text_embedding"].bytes_list.value[0], np.uint8)
+    text = packed_text.unpack(packed.reshape(tokens, -1))
   latents, pixels = {}, {}
   for name in sorted(feature):
     if _PIXELS.fullmatch(name):
@@ -330,11 +274,32 @@ def _example_class() -> type:
 # --- parse inside tf.data ----------------------------------------------------------------------------------------
 
 
-def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -> Any:
-  """bfloat16 tensor (t, h, w, c) of one latents field of a record that seqio has read.
+def parse_records(serialised: Any, fields: Sequence[str]) -> dict[str, Any]:
+  """Features of n records, parsed together: tensors [n, ...], ragged where records differ in length.
 
   Args:
-    example: features of one record, tensors.
+    serialised: strings [n].
+    fields: names of features; what a record has besides is not looked at.
+  """
+  import tensorflow as tf
+
+  features = seqio_features([name for name in fields if "/" in name])
+  return tf.io.parse_example(
+    serialised,
+    {
+      name: tf.io.RaggedFeature(features[name]["dtype"])
+      if features[name]["shape"] == [None]
+      else tf.io.FixedLenFeature(features[name]["shape"], features[name]["dtype"])
+      for name in fields
+    },
+  )
+
+
+def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -> Any:
+  """bfloat16 tensor (t, h, w, c) of one latents field of a record that seqio has read, or (n, t, h, w, c) of n.
+
+  Args:
+    example: features of one record, tensors; or of n records (`parse_records`).
     name: latents field.
     shape: (t, h, w, c); the channels come from the provenance.
 
@@ -349,11 +314,11 @@ def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -
     raise KeyError(f"record has no field {name!r}; its latents fields are {known}")
   if tuple(shape[:3]) != latents_shape(name) or len(shape) != 4:
     raise ValueError(f"{name}: got shape {tuple(shape)}, expected {latents_shape(name)} + (c,)")
-  return tf.reshape(tf.io.decode_raw(example[name], tf.bfloat16), tuple(shape))
+  return _decoded(example[name], tf.bfloat16, shape)
 
 
 def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
-  """uint8 tensor (T, H, W, 3) of one pixels field of a record that seqio has read.
+  """uint8 tensor (T, H, W, 3) of one pixels field of a record that seqio has read, or (n, T, H, W, 3) of n.
 
   Raises:
     KeyError: where the record has no such field.
@@ -363,52 +328,69 @@ def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
   if name not in example:
     known = sorted(field for field in example if _PIXELS.fullmatch(field))
     raise KeyError(f"record has no field {name!r}; its pixels fields are {known}")
-  return tf.reshape(tf.io.decode_raw(example[name], tf.uint8), (*pixels_shape(name), 3))
+  return _decoded(example[name], tf.uint8, (*pixels_shape(name), 3))
 
 
-def draw_caption(example: Mapping[str, Any], *, seed: Any) -> Any:
-  """Index of one caption, drawn by `caption_weights`: int64 scalar.
+def _decoded(raw: Any, dtype: Any, shape: Sequence[int]) -> Any:
+  import tensorflow as tf
+
+  records = (-1,) if raw.shape.rank else ()
+  return tf.reshape(tf.io.decode_raw(raw, dtype), (*records, *shape))
+
+
+def draw_captions(weights: Any, *, seed: Any) -> Any:
+  """Index of one caption for each of n records, drawn by `caption_weights`: int64 [n].
 
   Args:
-    example: features of one record, tensors.
+    weights: ragged float32 [n, captions].
     seed: int tensor of shape (2,), as `tf.random.stateless_uniform` takes it.
   """
   import tensorflow as tf
 
-  odds = tf.math.log(tf.maximum(example["caption_weights"], 0.0))
-  return tf.random.stateless_categorical(odds[None], 1, seed, dtype=tf.int64)[0, 0]
+  odds = tf.math.log(tf.maximum(weights.to_tensor(), 0.0))
+  return tf.random.stateless_categorical(odds, 1, seed, dtype=tf.int64)[:, 0]
 
 
-def parse_caption(example: Mapping[str, Any], *, index: Any, embedding_dim: int) -> dict[str, Any]:
+def packed_captions(
+  examples: Mapping[str, Any], *, index: Any, embedding_dim: int, length: int
+) -> tuple[Any, Any]:
+  """One caption of each of n records, packed, cut to `length` tokens: strings [n], and tokens int64 [n].
+
+  Args:
+    examples: `caption_lengths` and `text_embedding` of n records (`parse_records`).
+    index: which caption, int64 [n]; from `draw_captions`.
+    embedding_dim: E.
+    length: most tokens.
+  """
+  import tensorflow as tf
+
+  lengths = examples["caption_lengths"].to_tensor()
+  count = tf.gather(lengths, index, batch_dims=1)
+  start = tf.gather(tf.cumsum(lengths, axis=1), index, batch_dims=1) - count
+  count = tf.minimum(count, length)
+  size = packed_text.token_bytes(embedding_dim)
+  return tf.strings.substr(examples["text_embedding"], start * size, count * size), count
+
+
+def parse_caption(example: Mapping[str, Any], *, index: int, embedding_dim: int) -> dict[str, Any]:
   """One caption of a record: its `caption`, `text_ids` (n,) and float32 `text_embedding` (n, E).
 
   Args:
-    example: features of one record, tensors.
-    index: which caption, in [0, k); from `draw_caption`, or 0 for evaluation.
+    example: features of one record that seqio has read, tensors.
+    index: which caption, in [0, k).
     embedding_dim: E.
   """
   import tensorflow as tf
 
-  lengths = example["caption_lengths"]
-  end = tf.cumsum(lengths)[index]
-  start = end - lengths[index]
-  blocks = text_blocks(embedding_dim)
-
-  def part(name: str, dtype: Any, bytes_per_token: int, width: int) -> Any:
-    raw = tf.strings.substr(
-      example[name], start * bytes_per_token, lengths[index] * bytes_per_token
-    )
-    return tf.reshape(tf.cast(tf.io.decode_raw(raw, dtype), tf.float32), (-1, width))
-
-  values = part("text_embedding", tf.int8, embedding_dim, embedding_dim)
-  scale = part("text_scale", tf.bfloat16, 2 * blocks, blocks)
-  if embedding_dim % TEXT_BLOCK:
-    embedding = values * tf.repeat(scale, TEXT_BLOCK, axis=1)[:, :embedding_dim]
-  else:
-    values = tf.reshape(values, (-1, blocks, TEXT_BLOCK))
-    embedding = tf.reshape(values * scale[..., None], (-1, embedding_dim))
+  end = tf.cumsum(example["caption_lengths"])[index]
+  start = end - example["caption_lengths"][index]
+  size, blocks = packed_text.token_bytes(embedding_dim), packed_text.blocks_of(embedding_dim)
+  tokens = tf.reshape(tf.io.decode_raw(example["text_embedding"], tf.uint8), (-1, size))[start:end]
+  step = tf.gather(packed_text.steps(), tf.cast(tokens[:, 4 : 4 + blocks], tf.int32))
+  step *= tf.bitcast(tokens[:, :4], tf.float32)[:, None]
+  values = tf.cast(tf.bitcast(tokens[:, 4 + blocks :], tf.int8), tf.float32)
   return {
     "caption": example["captions"][index],
     "text_ids": example["text_ids"][start:end],
-    "text_embedding": embedding,
+    "text_embedding": values * tf.repeat(step, packed_text.BLOCK, axis=1)[:, :embedding_dim],
   }

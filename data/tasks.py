@@ -16,12 +16,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+import ml_dtypes
+import numpy as np
 import seqio
 import tensorflow as tf
 
 from data import schema
 from data.provenance import LatentStatistics, Provenance, ProvenanceMismatch, read_provenance
+from data.raw_shards import raw_shards
 
+# Records of videos that are parsed together.
+BLOCK = 16
 _RECORD_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -75,7 +80,9 @@ def _without(dataset: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
     tf.lookup.KeyValueTensorInitializer(tf.constant(ids), tf.ones(len(ids), tf.int64)),
     default_value=0,
   )
-  return dataset.filter(lambda example: table.lookup(example["id"]) == 0)
+  return dataset.filter(
+    lambda record: table.lookup(schema.parse_records(record[None], ["id"])["id"][0]) == 0
+  )
 
 
 class _UncachedSource(seqio.DataSource):
@@ -119,6 +126,13 @@ class CachedTask(seqio.Task):
         "with this --task, and point --seqio_additional_cache_dirs at its --output"
       )
     return read_provenance(self.cache_dir)
+
+  def _get_cached_source(
+    self, split: str, file_shuffle_buffer_size: int | None = None
+  ) -> seqio.FileDataSource:
+    """SeqIO's hook for what `use_cached` reads: whole records, which the preprocessors parse."""
+    self.assert_cached()
+    return raw_shards(self.cache_dir, split, file_shuffle_buffer_size=file_shuffle_buffer_size)
 
   def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
     """Rows are whole as they are; SeqIO would slice their scalars (T5X's infer.py always asks for it)."""
@@ -164,20 +178,6 @@ class CachedMixture(seqio.Mixture):
     return common
 
 
-def _normalised(
-  example: Mapping[str, tf.Tensor], field: str, statistics: LatentStatistics, *, row: RowFormat
-) -> tf.Tensor:
-  """Latents of one field with mean 0 and standard deviation 1 a channel (if `row` asks for it), bfloat16."""
-  shape = (*schema.latents_shape(field), statistics.channels)
-  latents = schema.parse_latents(example, field, shape)
-  if not row.normalise_latents:
-    return latents
-  latents = tf.cast(latents, tf.float32)
-  return tf.cast(
-    (latents - tf.constant(statistics.mean)) / tf.constant(statistics.std), tf.bfloat16
-  )
-
-
 def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatistics:
   """Of one field.
 
@@ -198,98 +198,135 @@ def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatisti
   return statistics
 
 
-def _padded_caption(
-  example: Mapping[str, tf.Tensor], seed: tf.Tensor, *, length: int, provenance: Provenance
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """One caption, drawn by its weight: embedding bfloat16 [L, E] and mask [L]."""
-  width = provenance.text_encoder["embedding_dim"]
-  caption = schema.parse_caption(
-    example, index=schema.draw_caption(example, seed=seed), embedding_dim=width
-  )
-  embedding = caption["text_embedding"][:length]
-  tokens = tf.shape(embedding)[0]
-  padded = tf.pad(embedding, [[0, length - tokens], [0, 0]])
-  return tf.cast(tf.ensure_shape(padded, (length, width)), tf.bfloat16), tf.range(length) < tokens
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rows:
+  """From records to rows, a block of records at a time.
 
+  Latents stay as they were written and the caption's tokens stay packed: `data.feature_converters` pads them, and the
+  model normalises and unpacks on its device. So a row in a shuffle buffer weighs what it weighs on disk. Maps are
+  sequential: one core makes thousands of rows a second, and handing a row from thread to thread costs more than
+  what is done to it. Reading ahead and shuffling overlap with them, in SeqIO's own threads.
 
-def _parse(
-  dataset: tf.data.Dataset,
-  *,
-  task: str,
-  latents: str,
-  low_resolution: str | None,
-  row: RowFormat,
-) -> tf.data.Dataset:
-  """Records to examples: one video, or one image (t = 1), with one caption."""
-  provenance = _task(task).provenance()
-  statistics = {
-    field: _statistics(field, provenance, task) for field in (latents, low_resolution) if field
-  }
+  Attributes:
+    task: name of the cached task.
+    latents: field of the records.
+    low_resolution: likewise, or None.
+    row: what a row holds.
+    frames: images that a row stacks; None for one video a row.
+  """
 
-  @seqio.map_over_dataset(num_seeds=1)
-  def parse(example: Mapping[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    parsed = {"latents": _normalised(example, latents, statistics[latents], row=row)}
-    if low_resolution:
-      parsed["low_resolution"] = _normalised(
-        example, low_resolution, statistics[low_resolution], row=row
-      )
+  task: str
+  latents: str
+  low_resolution: str | None
+  row: RowFormat
+  frames: int | None = None
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    row, provenance = self.row, _task(self.task).provenance()
+    fields = {"latents": self.latents, "low_resolution": self.low_resolution}
+    fields = {name: field for name, field in fields.items() if field}
+    statistics = {name: _statistics(field, provenance, self.task) for name, field in fields.items()}
+    constants = {
+      f"{name}_moments": _moments(found, normalise=row.normalise_latents)
+      for name, found in statistics.items()
+    }
+    constants["is_image"] = np.array(self.frames is not None)
     if row.text_length:
-      parsed["text"], parsed["text_mask"] = _padded_caption(
-        example, seed, length=row.text_length, provenance=provenance
-      )
-    if row.label:
-      parsed["label"] = tf.cast(example["label"], tf.int32)
-    return parsed
+      constants["null_text"] = provenance.null_embedding.astype(ml_dtypes.bfloat16)
+    read = [*fields.values(), *(("label",) if row.label else ())]
+    read += ["caption_weights", "caption_lengths", "text_embedding"] if row.text_length else []
 
-  denied = read_deny_list(row.deny_list) if row.deny_list else []
-  return parse(_without(dataset, denied) if denied else dataset)
+    def examples(records: tf.Tensor, seed: tf.Tensor | None) -> dict[str, tf.Tensor]:
+      """Features [n, ...] of n records: one video or one image (t = 1) each, with a caption drawn by its weight."""
+      parsed = schema.parse_records(records, read)
+      result = {}
+      for name, field in fields.items():
+        shape = (*schema.latents_shape(field), statistics[name].channels)
+        result[name] = schema.parse_latents(parsed, field, shape)
+      if row.text_length:
+        index = schema.draw_captions(parsed["caption_weights"], seed=seed)
+        width = provenance.text_encoder["embedding_dim"]
+        result["text"], count = schema.packed_captions(
+          parsed, index=index, embedding_dim=width, length=row.text_length
+        )
+        result["text_mask"] = tf.range(row.text_length, dtype=tf.int64) < count[:, None]
+      if row.label:
+        result["label"] = tf.cast(parsed["label"], tf.int32)
+      return result
+
+    def rows(records: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+      found = examples(records, seed)
+      if self.frames is not None:
+        return _image_stack(found, frames=self.frames) | constants
+      return _video_rows(found, slots=row.text_slots, constants=constants)
+
+    denied = read_deny_list(row.deny_list) if row.deny_list else []
+    dataset = _without(dataset, denied) if denied else dataset
+    if self.frames is None:
+      dataset = dataset.batch(BLOCK)
+    else:
+      dataset = dataset.batch(self.frames, drop_remainder=True)
+    if row.text_length:
+      dataset = seqio.map_over_dataset(rows, num_seeds=1, num_parallel_calls=None)(dataset)
+    else:
+      dataset = dataset.map(rows)
+    return dataset.unbatch() if self.frames is None else dataset
 
 
-def _with_null_text(dataset: tf.data.Dataset, *, task: str, row: RowFormat) -> tf.data.Dataset:
-  if not row.text_length:
-    return dataset
-  null = tf.cast(tf.constant(_task(task).provenance().null_embedding), tf.bfloat16)
-  return dataset.map(lambda example: example | {"null_text": null})
+def _moments(statistics: LatentStatistics, *, normalise: bool) -> np.ndarray:
+  """Mean and standard deviation [2, c] that the model normalises by; 0 and 1 where it shall not."""
+  if normalise:
+    return np.array([statistics.mean, statistics.std], np.float32)
+  return np.array([[0.0], [1.0]], np.float32).repeat(statistics.channels, axis=1)
 
 
-def _video_rows(dataset: tf.data.Dataset, *, row: RowFormat) -> tf.data.Dataset:
-  """One video a row; its caption and label stand in slot 0, the other slots are empty."""
+def _video_rows(
+  examples: Mapping[str, tf.Tensor], *, slots: int, constants: Mapping[str, np.ndarray]
+) -> dict[str, tf.Tensor]:
+  """One video a row [n, ...]; its caption and label stand in slot 0, the other slots are empty."""
+  count = tf.shape(examples["latents"])[0]
+  result = dict(examples)
+  for name, value in constants.items():
+    result[name] = tf.broadcast_to(value, [count, *value.shape])
+  for name, empty in (("text", ""), ("text_mask", False), ("label", schema.NO_LABEL)):
+    if name in examples:
+      slot = examples[name][:, None]
+      shape = [count, slots - 1, *slot.shape[2:]]
+      others = tf.fill(shape, tf.constant(empty, slot.dtype))
+      joined = tf.concat([slot, others], axis=1) if slots > 1 else slot
+      result[name] = tf.ensure_shape(joined, [None, slots, *slot.shape[2:]])
+  return result
 
-  def to_row(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    result = dict(example, is_image=tf.constant(False))
-    for name, empty in (("text", 0), ("text_mask", False), ("label", schema.NO_LABEL)):
-      if name in example:
-        slot = example[name][None]
-        padding = [[0, row.text_slots - 1]] + [[0, 0]] * (len(slot.shape) - 1)
-        result[name] = tf.pad(slot, padding, constant_values=empty)
-    return result
 
-  return dataset.map(to_row, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _image_stacks(dataset: tf.data.Dataset, *, frames: int) -> tf.data.Dataset:
-  """`frames` = 1 + t independent images a row, each with its own caption."""
-
-  def to_row(stack: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    images = {name: stack[name][:, 0] for name in ("latents", "low_resolution") if name in stack}
-    return dict(stack, **images, is_image=tf.constant(True))
-
-  return dataset.batch(frames, drop_remainder=True).map(to_row, num_parallel_calls=tf.data.AUTOTUNE)
+def _image_stack(examples: Mapping[str, tf.Tensor], *, frames: int) -> dict[str, tf.Tensor]:
+  """A row of `frames` = 1 + t independent images, each with its own caption."""
+  result = {
+    name: examples[name][:, 0] if name in ("latents", "low_resolution") else examples[name]
+    for name in examples
+  }
+  return {
+    name: tf.ensure_shape(value, (frames, *value.shape[1:])) for name, value in result.items()
+  }
 
 
 def _output_features(low_resolution: str | None, row: RowFormat) -> dict[str, seqio.Feature]:
   def feature(dtype: tf.DType, rank: int) -> seqio.Feature:
     return seqio.ContinuousFeature(dtype=dtype, rank=rank, add_eos=False)
 
-  features = {"latents": feature(tf.bfloat16, 4), "is_image": feature(tf.bool, 0)}
+  features = {
+    "latents": feature(tf.bfloat16, 4),
+    "latents_moments": feature(tf.float32, 2),
+    "is_image": feature(tf.bool, 0),
+  }
   if row.text_length:
-    features["text"] = feature(tf.bfloat16, 3)
+    features["text"] = feature(tf.string, 1)
     features["text_mask"] = feature(tf.bool, 2)
     features["null_text"] = feature(tf.bfloat16, 2)
   if row.label:
     features["label"] = feature(tf.int32, 1)
   if low_resolution:
     features["low_resolution"] = feature(tf.bfloat16, 4)
+    features["low_resolution_moments"] = feature(tf.float32, 2)
   return features
 
 
@@ -336,16 +373,10 @@ def video_task(
     shuffle_buffer_size: rows held for shuffling.
   """
   name = f"{task}_videos"
-  parse = functools.partial(
-    _parse, task=name, latents=latents, low_resolution=low_resolution, row=row
-  )
+  rows = _Rows(task=name, latents=latents, low_resolution=low_resolution, row=row)
   return _cached_task(
     name,
-    [
-      parse,
-      functools.partial(_video_rows, row=row),
-      functools.partial(_with_null_text, task=name, row=row),
-    ],
+    [rows],
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
@@ -383,16 +414,16 @@ def image_task(
   def of_image(field: str | None) -> str | None:
     return field and schema.latents_field(1, *schema.latents_shape(field)[1:])
 
-  parse = functools.partial(
-    _parse, task=name, latents=of_image(latents), low_resolution=of_image(low_resolution), row=row
+  rows = _Rows(
+    task=name,
+    latents=of_image(latents),
+    low_resolution=of_image(low_resolution),
+    row=row,
+    frames=frames,
   )
   return _cached_task(
     name,
-    [
-      parse,
-      functools.partial(_image_stacks, frames=frames),
-      functools.partial(_with_null_text, task=name, row=row),
-    ],
+    [rows],
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
@@ -430,6 +461,10 @@ def image_video_mixture(
   )
 
 
+def _one(record: tf.Tensor, field: str) -> dict[str, tf.Tensor]:
+  return {field: schema.parse_records(record[None], [field])[field][0]}
+
+
 def pixel_task(
   *, task: str, pixels: str, images: bool = False, shuffle_buffer_size: int = 1000
 ) -> CachedTask:
@@ -444,7 +479,7 @@ def pixel_task(
 
   def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(
-      lambda example: {"video": schema.parse_pixels(example, pixels)},
+      lambda record: {"video": schema.parse_pixels(_one(record, pixels), pixels)},
       num_parallel_calls=tf.data.AUTOTUNE,
     )
 

@@ -75,7 +75,7 @@ def test_a_cache_of_another_schema_is_refused_before_it_is_read(tmp_path):
   _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
   with _cache_dirs(str(tmp_path)):
     with pytest.raises(
-      provenance.ProvenanceMismatch, match=r"got 1, expected 2; preprocess the media again"
+      provenance.ProvenanceMismatch, match=r"got 1, expected 3; preprocess the media again"
     ):
       _ = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW).walt_provenance
 

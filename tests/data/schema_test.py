@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from data import provenance, schema, tfrecord
+from data import packed_text, provenance, schema, tfrecord
 
 E = 48
 
@@ -98,63 +98,54 @@ def test_each_caption_parses_to_its_own_slice():
     np.testing.assert_allclose(caption["text_embedding"], embedding, atol=0.02)
 
 
+def test_captions_of_many_records_are_cut_out_together():
+  widths = {"embedding_dim": E, "length": 4}
+  records = [
+    make_record(),
+    make_record(text_embedding=[2 * x for x in make_record().text_embedding]),
+  ]
+  examples = schema.parse_records(
+    tf.constant([schema.encode(record) for record in records]),
+    ["caption_lengths", "text_embedding"],
+  )
+  for index in ([0, 2], [1, 1], [2, 0]):
+    packed, counts = schema.packed_captions(examples, index=tf.constant(index, tf.int64), **widths)
+    for raw, count, i, record in zip(packed.numpy(), counts.numpy(), index, records, strict=True):
+      expected = packed_text.pack(record.text_embedding[i])[:4]
+      assert raw == expected.tobytes() and count == len(expected)
+
+
 def test_captions_are_drawn_by_their_weights():
-  example = parse(make_record(caption_weights=[0.0, 1.0, 3.0]))
-  seeds = tf.stack([tf.zeros(2000, tf.int32), tf.range(2000)], axis=1)
-  draw = tf.function(lambda seed: schema.draw_caption(example, seed=seed))
-  draws = tf.stack([draw(seed) for seed in seeds])
-  counts = np.bincount(draws.numpy(), minlength=3)
+  records = [
+    schema.encode(make_record(caption_weights=[0.0, 1.0, 3.0])),
+    schema.encode(
+      make_record(
+        captions=["a"],
+        caption_weights=[0.5],
+        text_ids=[np.arange(2)],
+        text_embedding=[np.ones((2, E), np.float32)],
+      )
+    ),
+  ]
+  examples = schema.parse_records(tf.constant(records * 2000), ["caption_weights"])
+  draws = schema.draw_captions(examples["caption_weights"], seed=(1, 2)).numpy()
+  assert not draws[1::2].any()
+  counts = np.bincount(draws[::2], minlength=3)
   assert counts[0] == 0
   # Binomial(2000, 3/4) lies within 5 standard deviations of its mean.
   assert abs(counts[2] - 1500) < 5 * np.sqrt(2000 * 0.75 * 0.25)
 
 
-def _draw(name: str, shape: tuple[int, int]) -> np.ndarray:
-  random = np.random.default_rng(0)
-  values = {"normal": random.normal, "laplace": random.laplace}[name.split("+")[0]](size=shape)
-  if name.endswith("+outliers"):
-    values[:, ::512] *= 40  # a few channels of a trained T5 are many times larger than the rest
-  return values.astype(np.float32)
-
-
-@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1.0, 1e4, 1e30])
-@pytest.mark.parametrize("draw", ["normal", "laplace", "normal+outliers"])
-def test_int8_text_costs_less_than_a_percent_of_every_token(draw, scale):
-  embedding = np.float32(scale) * _draw(draw, (64, 2048))
-  values, scales = schema.quantise(embedding)
-  assert values.shape == (64, 2048) and scales.shape == (64, 128)
-  error = schema.dequantise(values, scales).astype(np.float64) - embedding
-  relative = np.linalg.norm(error, axis=-1) / np.linalg.norm(embedding.astype(np.float64), axis=-1)
-  assert relative.max() < 0.01
-  largest = np.abs(embedding).reshape(64, 128, 16).max(axis=-1, keepdims=True)
-  # Half a step of max / 127, and the scale may have been rounded up by 2^-7.
-  assert (np.abs(error).reshape(64, 128, 16) <= largest / 127 / 2 * (1 + 2**-7)).all()
-
-
-@pytest.mark.parametrize("width", [1, 15, 16, 17, 48])
-def test_blocks_of_any_width_parse_as_they_decode(width):
-  random = np.random.default_rng(width)
-  texts = [random.laplace(size=(n, width)).astype(np.float32) for n in (5, 1, 7)]
+def test_text_is_packed_token_by_token_and_parses_as_it_decodes():
+  random = np.random.default_rng(3)
+  texts = [random.laplace(size=(n, 17)).astype(np.float32) for n in (5, 1, 7)]
   record = make_record(text_embedding=texts)
   example, decoded = parse(record), schema.decode(schema.encode(record))
   for i, text in enumerate(texts):
-    # The reference: one loop over tokens and blocks.
-    expected = np.zeros_like(text)
-    for token in range(len(text)):
-      for block in range(0, width, 16):
-        part = text[token, block : block + 16]
-        step = np.float32(np.abs(part).max() / np.float32(127)).astype(ml_dtypes.bfloat16)
-        if step < np.abs(part).max() / np.float32(127):
-          step = np.nextafter(step, np.array(np.inf, ml_dtypes.bfloat16))
-        expected[token, block : block + 16] = np.rint(part / np.float32(step)) * np.float32(step)
+    expected = packed_text.unpack(packed_text.pack(text))
     np.testing.assert_array_equal(decoded.text_embedding[i], expected)
-    parsed = schema.parse_caption(example, index=i, embedding_dim=width)
+    parsed = schema.parse_caption(example, index=i, embedding_dim=17)
     np.testing.assert_array_equal(parsed["text_embedding"], expected)
-
-
-def test_a_zero_token_stays_zero():
-  values, scales = schema.quantise(np.zeros((2, 4)))
-  np.testing.assert_array_equal(schema.dequantise(values, scales), np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +231,7 @@ def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"beam_jobs\.preprocess"):
     provenance.read_provenance(str(tmp_path))
   raw = json.loads(make_provenance().to_json()) | {"schema_version": 99}
-  with pytest.raises(provenance.ProvenanceMismatch, match="schema_version: got 99, expected 2"):
+  with pytest.raises(provenance.ProvenanceMismatch, match="schema_version: got 99, expected 3"):
     provenance.Provenance.from_json(json.dumps(raw))
   del raw["posterior"]
   raw["schema_version"] = schema.SCHEMA_VERSION

@@ -9,6 +9,7 @@ import seqio
 
 from data import provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+from walt_t5x.models.finished_rows import finished
 
 WIDTH, CHANNELS, LENGTH = 6, 2, 5
 MEAN, STD = [1.0, -2.0], [0.5, 3.0]
@@ -98,15 +99,29 @@ def _rows(task, **kwargs):
   return list(task.get_dataset(**(options | kwargs)).as_numpy_iterator())
 
 
+def _model_rows(task, **kwargs):
+  """Rows as the model computes with them: through the feature converter, then `finished`."""
+  options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
+  options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
+  ds = task.get_dataset(**(options | kwargs))
+  lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
+  converter = DenoiserFeatureConverter(
+    text="text" in lengths, label="label" in lengths, low_resolution="low_resolution" in lengths
+  )
+  (batch,) = converter(ds, lengths).batch(1000).as_numpy_iterator()
+  batch = {name: np.asarray(value) for name, value in finished(batch).items()}
+  return [{name: value[i] for name, value in batch.items()} for i in range(len(batch["latents"]))]
+
+
 def test_a_video_row_is_the_record_normalised_with_its_caption_in_slot_0(cache):
   row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
-  rows = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format))
+  rows = _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format))
   assert len(rows) == 40
   by_label = {int(row["label"][0]): row for row in rows}
   for index, row in by_label.items():
     raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
     expected = (raw.astype(np.float32) - MEAN) / STD
-    np.testing.assert_allclose(row["latents"].astype(np.float32), expected, rtol=0.01, atol=0.01)
+    np.testing.assert_allclose(row["latents"], expected, rtol=1e-6)
     tokens = 1 + index % LENGTH
     np.testing.assert_array_equal(
       row["text_mask"], [[i < tokens for i in range(LENGTH)]] + [[False] * LENGTH] * 2
@@ -118,7 +133,7 @@ def test_a_video_row_is_the_record_normalised_with_its_caption_in_slot_0(cache):
 
 
 def test_latents_come_out_with_mean_0_and_deviation_1(cache):
-  rows = _rows(tasks.video_task(task="toy", latents="latents/3x8x8", row=ROW))
+  rows = _model_rows(tasks.video_task(task="toy", latents="latents/3x8x8", row=ROW))
   values = np.stack([row["latents"] for row in rows]).astype(np.float64)
   np.testing.assert_allclose(values.mean((0, 1, 2, 3)), 0, atol=0.03)
   np.testing.assert_allclose(values.std((0, 1, 2, 3)), 1, atol=0.03)
@@ -129,7 +144,7 @@ def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):
   task = tasks.image_task(
     task="toy", latents="latents/3x8x8", low_resolution="latents/3x4x4", row=row_format
   )
-  rows = _rows(task)
+  rows = _model_rows(task)
   assert len(rows) == 10
   seen = []
   for row in rows:
@@ -138,8 +153,9 @@ def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):
     for slot, index in enumerate(row["label"]):
       seen.append(int(index))
       raw = _record("image", int(index)).latents["latents/1x8x8"][0]
+      np.testing.assert_allclose(row["latents"][slot], (raw - MEAN) / STD, atol=0.05)
       np.testing.assert_allclose(
-        row["latents"][slot].astype(np.float32), (raw - MEAN) / STD, atol=0.05
+        row["text"][slot, : 1 + index % LENGTH].astype(np.float32), index + 1.0, rtol=0.01
       )
       assert row["text_mask"][slot].sum() == 1 + index % LENGTH
   assert sorted(seen) == list(range(30))
@@ -199,7 +215,9 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
     task="toy", latents="latents/3x4x4", low_resolution="latents/3x8x8", row=row
   )
   (first, *rest) = _rows(task)
-  assert set(first) == {"latents", "low_resolution", "label", "is_image"}
+  assert set(first) == {
+    *("latents", "latents_moments", "low_resolution", "low_resolution_moments", "label", "is_image")
+  }
   assert sorted(int(r["label"][0]) for r in (first, *rest)) == list(range(40))
 
 
@@ -214,7 +232,10 @@ def test_errors_name_what_is_there(cache):
 
 def test_converters_deliver_what_the_model_reads_and_refuse_packing(cache):
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
-  lengths = {"latents": 3, "is_image": 1, "text": 1, "text_mask": 1, "null_text": 1}
+  lengths = {
+    **{"latents": 3, "latents_moments": 2, "is_image": 1},
+    **{"text": 1, "text_mask": 1, "null_text": 1},
+  }
   ds = task.get_dataset(
     sequence_length=None,
     split="train",
@@ -226,6 +247,8 @@ def test_converters_deliver_what_the_model_reads_and_refuse_packing(cache):
   assert set(next(converted.as_numpy_iterator())) == set(lengths)
   with pytest.raises(ValueError, match="pack"):
     DenoiserFeatureConverter(pack=True)
+  with pytest.raises(ValueError, match=r"'text': rows have length 1, task_feature_lengths says 3"):
+    DenoiserFeatureConverter()(ds, lengths | {"text": 3})
 
 
 def test_a_pixel_task_gives_the_frames(tmp_path):
@@ -255,3 +278,22 @@ def test_a_pixel_task_gives_the_frames(tmp_path):
     (first, *_) = VaeFeatureConverter()(ds, {"video": 5}).as_numpy_iterator()
     assert first["video"].dtype == np.uint8
     assert provenance.read_provenance(str(tmp_path / "toy_videos")).vae == {}
+
+
+def test_batches_hold_the_rows_that_the_converter_gives_one_by_one(cache):
+  row = tasks.RowFormat(text_length=LENGTH, text_slots=3)
+  ds = tasks.video_task(task="toy", latents="latents/3x4x4", row=row).get_dataset(
+    split="train", use_cached=True, shuffle=False, seed=3, try_in_mem_cache=False
+  )
+  lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
+  converter = DenoiserFeatureConverter()
+  rows = list(converter(ds, lengths).as_numpy_iterator())
+  batches = list(converter.batches(ds, lengths, batch_size=12).as_numpy_iterator())
+  assert len(batches) == 3
+  for number, batch in enumerate(batches):
+    assert list(batch) == list(rows[0]) and batch["text"].shape == (12, 3, LENGTH, 4 + 1 + WIDTH)
+    for index in range(12):
+      for name, value in batch.items():
+        np.testing.assert_array_equal(value[index], rows[12 * number + index][name])
+  with pytest.raises(ValueError, match="'text': rows have length 3"):
+    converter.batches(ds, lengths | {"text": 1}, batch_size=12)

@@ -16,6 +16,7 @@ from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.models.conditioning import drop, from_batch
+from walt_t5x.models.finished_rows import finished
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
 
@@ -104,9 +105,9 @@ class DenoiserModel(engine.BaseModel):
   ):
     """Initialises parameters and their logical axes from the shapes of a batch."""
     types = input_types or {}
-    batch = {
-      name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()
-    }
+    batch = finished(
+      {name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()}
+    )
     rows = batch["latents"].shape[0]
     conditioning = self.low_resolution_noised(
       self.conditioning(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
@@ -192,9 +193,10 @@ class DenoiserModel(engine.BaseModel):
 
     Args:
       params: the module's parameters.
-      batch: `latents` [B, t, h, w, c], normalised, and the features of `DenoiserFeatureConverter`.
+      batch: the features of `DenoiserFeatureConverter`, or the same finished (`models.finished_rows`).
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations compare.
     """
+    batch = finished(batch)
     rng = jax.random.key(0) if dropout_rng is None else dropout_rng
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
@@ -244,6 +246,7 @@ class DenoiserModel(engine.BaseModel):
     self, params: Params, batch: Batch, rng: Array | None = None, **unused
   ) -> tuple[Array, dict[str, Array]]:
     """Samples normalised latents [B, t, h, w, c] for the batch's conditions."""
+    batch = finished(batch)
     rng_noise, rng_low = jax.random.split(jax.random.key(0) if rng is None else rng)
     shape = batch["latents"].shape
     noise = jax.random.normal(rng_noise, shape)

@@ -6,13 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from data import schema
+from data import packed_text, schema
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.vae_model import VaeModel
 
 _TYPES = {
+  "latents": jnp.bfloat16,
+  "low_resolution": jnp.bfloat16,
   "is_image": jnp.bool_,
+  "text": jnp.uint8,
   "text_mask": jnp.bool_,
+  "null_text": jnp.bfloat16,
   "label": jnp.int32,
   "video": jnp.uint8,
 }
@@ -43,9 +47,13 @@ def input_shapes(
   t, h, w = schema.latents_shape(field)
   module = model.module
   channels, slots = module.latent_channels, 1 if model.rows == "videos" else t
-  shapes: dict[str, tuple[int, ...]] = {"latents": (rows, t, h, w, channels), "is_image": (rows,)}
+  shapes: dict[str, tuple[int, ...]] = {
+    "latents": (rows, t, h, w, channels),
+    "latents_moments": (rows, 2, channels),
+    "is_image": (rows,),
+  }
   if module.text_dim:
-    shapes["text"] = (rows, slots, text_length, module.text_dim)
+    shapes["text"] = (rows, slots, text_length, packed_text.token_bytes(module.text_dim))
     shapes["text_mask"] = (rows, slots, text_length)
     shapes["null_text"] = (rows, 1, module.text_dim)
   if module.num_classes:
@@ -62,6 +70,7 @@ def input_shapes(
         f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
       )
     shapes["low_resolution"] = (rows, t, h // scale, w // scale, channels)
+    shapes["low_resolution_moments"] = (rows, 2, channels)
   return _typed(shapes)
 
 

@@ -86,7 +86,7 @@ def get_dataset(
     cfg: what to read.
     shard_id: this host's share, in [0, num_shards).
     num_shards: number of shares.
-    feature_converter_cls: the model's.
+    feature_converter_cls: the model's. One that has `batches(dataset, lengths, batch_size=)` makes them itself.
     num_epochs: passes over the data; None for endless.
     continue_from_last_checkpoint: T5X's deterministic pipelines only, must be False.
 
@@ -130,10 +130,13 @@ def get_dataset(
   converter = feature_converter_cls(
     pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
   )
+  size = cfg.batch_size // num_shards
+  if hasattr(converter, "batches"):
+    return converter.batches(dataset, cfg.task_feature_lengths, batch_size=size)
   dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
   # tf.data prefetches the last step of a pipeline by itself; T5X relies on that too, and only equal pipelines can
   # continue from each other's positions.
-  return dataset.batch(cfg.batch_size // num_shards, drop_remainder=True)
+  return dataset.batch(size, drop_remainder=True)
 
 
 def _drawn_seed() -> int:

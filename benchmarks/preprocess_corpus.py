@@ -1,4 +1,4 @@
-"""The corpus, the small random encoders and the command line of `benchmarks.preprocess_kills`."""
+"""A corpus with broken files, small random encoders and the command line of `benchmarks.preprocess_kills`."""
 
 import json
 import random
@@ -66,8 +66,9 @@ def _break_file(folder: Path, row: dict[str, Any], kind: str, draw: random.Rando
   row["uri"] = str(target.relative_to(folder))
 
 
-def make_encoders(folder: Path, manifest: Path) -> list[str]:
+def make_encoders(folder: Path, manifest: Path, *, base_channels: int = 4) -> list[str]:
   """A small VAE and a small T5 of random weights; the flags that name them."""
+  fields = _VAE_FIELDS | {"base_channels": base_channels}
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -76,11 +77,11 @@ def make_encoders(folder: Path, manifest: Path) -> list[str]:
   from walt_t5x.vae.autoencoder import CausalVae
 
   lines = ["from __gin__ import dynamic_registration", "from walt_t5x.vae import autoencoder"]
-  lines += [f"autoencoder.CausalVae.{name} = {value!r}" for name, value in _VAE_FIELDS.items()]
+  lines += [f"autoencoder.CausalVae.{name} = {value!r}" for name, value in fields.items()]
   gin, vae, text = folder / "vae.gin", folder / "vae", folder / "text"
   gin.write_text("\n".join(lines) + "\n")
   clip = jax.ShapeDtypeStruct((1, 5, 16, 16, 3), jnp.float32)
-  shapes = jax.eval_shape(CausalVae(**_VAE_FIELDS).init, jax.random.key(0), clip)["params"]
+  shapes = jax.eval_shape(CausalVae(**fields).init, jax.random.key(0), clip)["params"]
   draw = np.random.default_rng(0)
 
   def weights(leaf: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import seqio
 from beam_jobs.ledger import latent_statistics
 from beam_jobs.shards import Moments
 from data import provenance, schema, tasks, tfrecord
+from walt_t5x.models.finished_rows import normalised
 
 CHANNELS = 3
 
@@ -94,7 +95,10 @@ def test_the_denoisers_inputs_have_mean_0_and_deviation_1(cache):
       trim_output_features=False,
       try_in_mem_cache=False,
     )
-    rows = [example["latents"].astype(np.float32) for example in dataset.as_numpy_iterator()]
+    rows = [
+      np.asarray(normalised(row["latents"], row["latents_moments"]))
+      for row in dataset.as_numpy_iterator()
+    ]
     found.append(np.concatenate(rows).reshape(-1, CHANNELS))
   inputs = np.concatenate(found)
   assert len(inputs) == (40 * 3 + 60) * 16  # 60 images in stacks of 3

@@ -1,0 +1,274 @@
+"""Rows a second of the preprocessing job against a bare loop, of two worker processes against one, and its memory.
+
+  python -m benchmarks.preprocess                  # all; prints and writes benchmarks/preprocess.{md,json}
+  python -m benchmarks.preprocess --parts=memory   # one of rate, memory; the other is kept as it was
+
+Rate: rendered clips of 17 frames at 64 x 64, every row with a caption of its own, through a causal VAE of 16 base
+channels and a T5 of random weights. Each way is timed from its first finished part on, when everything is compiled:
+
+  bare    one process, one loop: read the file, `decoding.decode`, stack a batch, `encode` of the VAE and of the T5,
+          fetch the latents. Nothing is hashed, filtered, packed, written or summed up.
+  one     the job, one process: FnApiRunner, decoding in processes of its own, shards, sidecars
+  two     the job on two worker processes
+
+Every process with all that it starts is pinned to one core: bare and one to core 0, the two workers to a core each. So
+nothing is won by overlapping, and whatever the job does besides shows.
+
+Memory: 5,000 rows of 9 frames at 32 x 32 through one process; resident memory of the job and all below it, while the
+last nine tenths of its shards are made.
+
+Held: one at least 0.9 of bare; two at least 1.7 of one; memory within 5% of its mean.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import beam_runners
+from benchmarks.preprocess_corpus import make_encoders
+
+HERE = Path(__file__).resolve().parent
+BATCH = 8
+BARS = {"one_of_bare": 0.9, "two_of_one": 1.7, "memory_spread": 0.05}
+_SIDECAR = ".sidecar.json"
+
+
+def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) -> Path:
+  """`files` rendered clips, and a manifest in which they come again under captions of their own."""
+  command = [sys.executable, "-m", "data.samples", f"--output={folder}", "--no_real"]
+  command += [f"--num_clips={files}", "--num_stills=1", "--validation_fraction=0"]
+  command += [f"--size={size}", f"--num_frames={frames}"]
+  subprocess.run(
+    command, cwd=beam_runners.ROOT, env=beam_runners.environment(), check=True, capture_output=True
+  )
+  manifest = folder / "manifest.jsonl"
+  lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+  clips = [row for row in lines if row["modality"] == "video"]
+  with manifest.open("w") as file:
+    for number in range(rows):
+      row = clips[number % len(clips)]
+      file.write(json.dumps(row | {"caption": f"{row['caption']}, take {number}"}) + "\n")
+  return manifest
+
+
+def flags_of(manifest: Path, encoders: Sequence[str], *, size: int, frames: int) -> list[str]:
+  """Flags of the job that the bare loop obeys too."""
+  return [
+    f"--manifest={manifest}",
+    *encoders,
+    f"--resolutions={size}x{size}",
+    f"--num_frames={frames}",
+    f"--batch_size={BATCH}",
+    "--task=clips",
+    "--num_validation_shards=1",
+  ]
+
+
+def bare_loop(argv: Sequence[str]) -> dict[str, float]:
+  """Decode and encode every row, and nothing else; rows a second after the first batch."""
+  import numpy as np
+
+  from beam_jobs import decoding, encoders, preprocess
+  from beam_jobs.sources import parse_line
+
+  args, _ = preprocess.parse_arguments(argv)
+  config = encoders.EncoderConfig(
+    vae_config=json.dumps(preprocess.vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_checkpoint=args.vae_checkpoint,
+    text_folder=args.text_encoder,
+    max_text_length=args.max_text_length,
+    batch_size=BATCH,
+  )
+  loaded = encoders.get_encoders(config)
+  clip = decoding.ClipSpec(resolutions=args.resolutions, num_frames=args.num_frames, fps=args.fps)
+  (size,) = args.resolutions
+  folder = str(Path(args.manifest).parent)
+  rows = [parse_line(line, folder) for line in Path(args.manifest).read_text().splitlines()]
+  batches = [rows[i : i + BATCH] for i in range(0, len(rows) - BATCH + 1, BATCH)]
+  began, processor = 0.0, 0.0
+  for number, batch in enumerate(batches):
+    if number == 1:
+      began, processor = time.perf_counter(), time.process_time()
+    clips = [decoding.decode(Path(row.path).read_bytes(), "video", clip) for row in batch]
+    latents = loaded.start_encode(np.stack([c.frames[size] for c in clips]), BATCH)
+    loaded.encode_text([caption for row in batch for caption in row.captions])
+    np.asarray(latents)
+  done = (len(batches) - 1) * BATCH
+  return {
+    "rows": done,
+    "rows_per_second": done / (time.perf_counter() - began),
+    "rows_per_processor_second": done / (time.process_time() - processor),
+  }
+
+
+def pinned(core: int) -> list[str]:
+  """What a command begins with to stay on one core, with all that it starts."""
+  code = f"import os, sys; os.sched_setaffinity(0, {{{core}}}); os.execv(sys.argv[1], sys.argv[1:])"
+  return [sys.executable, "-c", code]
+
+
+def pin(pid: int, core: int) -> None:
+  """Keep the threads of a process, and what they start from now on, on one core."""
+  with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+      with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(int(thread.name), {core})
+
+
+def closings(output: Path) -> list[float]:
+  """When each shard with rows was closed, in order."""
+  found = []
+  for path in output.glob(f"*_videos/train*{_SIDECAR}"):
+    if json.loads(path.read_text())["rows"]:
+      found.append(path.stat().st_mtime)
+  return sorted(found)
+
+
+def rate(output: Path, *, workers: int) -> dict[str, float]:
+  """Rows a second from the moment at which every worker has closed a shard to the last at which all of them work."""
+  times = closings(output)
+  sidecars = [json.loads(p.read_text()) for p in output.glob(f"*_videos/train*{_SIDECAR}")]
+  rows = sum(sidecar["written"] for sidecar in sidecars)
+  first, last = times[workers - 1], times[len(times) - workers]
+  part = rows * (len(times) - 2 * workers + 1) / len(times)
+  return {"rows": rows, "shards": len(times), "rows_per_second": part / (last - first)}
+
+
+def job(
+  flags: Sequence[str], output: Path, log: Path, *, shards: int, workers: int
+) -> beam_runners.Process:
+  runner = beam_runners.TWO_WORKERS if workers == 2 else beam_runners.IN_PROCESS
+  command = [sys.executable, "-m", "beam_jobs.preprocess", f"--output={output}"]
+  command += [f"--num_shards={shards}", *flags, *runner]
+  return beam_runners.Process([*(pinned(0) if workers == 1 else []), *command], log)
+
+
+def measure_rate(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
+  size, frames = 64, 17
+  manifest = make_corpus(work / "corpus", rows=rows, files=72, size=size, frames=frames)
+  encoders = make_encoders(work, manifest, base_channels=16)
+  flags = flags_of(manifest, encoders, size=size, frames=frames)
+  environment = beam_runners.environment()
+  found: dict[str, Any] = {"rows": rows, "size": size, "frames": frames}
+  bare = [sys.executable, "-m", "benchmarks.preprocess", "--bare", "--output=-", *flags]
+  done = subprocess.run(
+    [*pinned(0), *bare], cwd=beam_runners.ROOT, env=environment, check=True, stdout=subprocess.PIPE
+  )
+  found["bare"] = json.loads(done.stdout.splitlines()[-1])
+  for name, workers in (("one", 1), ("two", 2)):
+    output = work / name
+    process = job(flags, output, work / f"{name}.log", shards=shards, workers=workers)
+    while workers == 2 and process.running and not closings(output):
+      for core, pid in enumerate(beam_runners.workers_of(process.pid)):
+        pin(pid, core % 2)
+      time.sleep(0.2)
+    process.must_finish()
+    found[name] = rate(output, workers=workers)
+  speeds = {name: found[name]["rows_per_second"] for name in ("bare", "one", "two")}
+  found["one_of_bare"] = speeds["one"] / speeds["bare"]
+  found["two_of_one"] = speeds["two"] / speeds["one"]
+  return found
+
+
+def resident(pid: int) -> float:
+  """MiB of a process and all below it."""
+  pages = 0
+  for one in (pid, *beam_runners.descendants(pid)):
+    with contextlib.suppress(OSError, IndexError):
+      pages += int(Path(f"/proc/{one}/statm").read_text().split()[1])
+  return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure_memory(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
+  size, frames = 32, 9
+  manifest = make_corpus(work / "small", rows=rows, files=72, size=size, frames=frames)
+  flags = flags_of(manifest, make_encoders(work, manifest), size=size, frames=frames)
+  output = work / "memory"
+  process = job(flags, output, work / "memory.log", shards=shards, workers=1)
+  samples: list[list[float]] = [[] for _ in range(shards + 1)]
+  while process.running:
+    samples[len(closings(output))].append(resident(process.pid))
+    time.sleep(0.25)
+  seconds = process.must_finish()
+  # The last part is the job's end: statistics, verification, leaving.
+  means = [statistics.fmean(part) for part in samples[shards // 10 : shards] if part]
+  mean = statistics.fmean(means)
+  return {
+    "rows": rows,
+    "shards": shards,
+    "seconds": round(seconds, 1),
+    "mebibytes_by_part": [round(value, 1) for value in means],
+    "mean_mebibytes": round(mean, 1),
+    "memory_spread": max(abs(value / mean - 1) for value in means),
+  }
+
+
+def table(report: dict[str, Any]) -> str:
+  lines = []
+  if rates := report.get("rate"):
+    lines += ["| | rows/s | against |", "| --- | --- | --- |"]
+    for name, against in (("bare", ""), ("one", "one_of_bare"), ("two", "two_of_one")):
+      ratio = f"{rates[against]:.2f} of {against[7:]} (bar {BARS[against]})" if against else ""
+      lines.append(f"| {name} | {rates[name]['rows_per_second']:.2f} | {ratio} |")
+    held = all(rates[name] >= BARS[name] for name in ("one_of_bare", "two_of_one"))
+    lines += [
+      "",
+      f"{rates['rows']} clips of {rates['frames']} frames at {rates['size']} x {rates['size']}: ",
+    ]
+    lines[-1] += "held" if held else "NOT HELD"
+  if memory := report.get("memory"):
+    parts = memory["mebibytes_by_part"]
+    held = memory["memory_spread"] <= BARS["memory_spread"]
+    lines += [
+      "",
+      f"Memory over {memory['rows']:,} rows: {min(parts):,.0f} to {max(parts):,.0f} MiB, mean "
+      f"{memory['mean_mebibytes']:,.0f}, at most {memory['memory_spread']:.1%} off (bar 5%): "
+      + ("held" if held else "NOT HELD"),
+    ]
+  return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument("--rows", type=int, default=640, help="of the rates")
+  parser.add_argument("--shards", type=int, default=16, help="of the rates")
+  parser.add_argument("--memory_rows", type=int, default=5000)
+  parser.add_argument("--parts", default="rate,memory")
+  parser.add_argument("--output", default=str(HERE), help="where preprocess.{md,json} go")
+  parser.add_argument("--work", help="folder for the runs; a temporary one by default")
+  if "--bare" in sys.argv:
+    sys.argv.remove("--bare")
+    print(json.dumps(bare_loop(sys.argv[1:])))
+    return 0
+  args = parser.parse_args()
+  file = Path(args.output) / "preprocess.json"
+  report = json.loads(file.read_text()) if file.exists() else {}
+  with tempfile.TemporaryDirectory(dir=args.work) as work:
+    if "rate" in args.parts:
+      report["rate"] = measure_rate(Path(work), rows=args.rows, shards=args.shards)
+    if "memory" in args.parts:
+      report["memory"] = measure_memory(Path(work), rows=args.memory_rows, shards=25)
+  report["held"] = (
+    report.get("rate", {}).get("one_of_bare", 0) >= BARS["one_of_bare"]
+    and report["rate"]["two_of_one"] >= BARS["two_of_one"]
+    and report.get("memory", {}).get("memory_spread", 1) <= BARS["memory_spread"]
+  )
+  print(table(report))
+  file.write_text(json.dumps(report, indent=1) + "\n")
+  file.with_suffix(".md").write_text("# Preprocessing: rate and memory\n\n" + table(report))
+  return 0 if report["held"] else 1
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())

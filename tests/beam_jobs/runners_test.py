@@ -1,11 +1,20 @@
-"""One job on several runners: the same bytes; and a worker process that dies ends its launcher."""
+"""One job on several runners, and killed: the same bytes. A worker process that dies ends its launcher."""
 
+import os
 import subprocess
 import sys
+import time
 
 from beam_jobs import preprocess, worker_deaths
 from benchmarks import beam_runners
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
+
+
+def pixels(manifest, output, *, shards: int) -> list[str]:
+  """A job without encoders."""
+  flags = ["--task=t", "--content=pixels", "--resolutions=16x16", "--num_frames=9"]
+  flags += [f"--num_shards={shards}", "--decode_isolation=thread"]
+  return [f"--manifest={manifest}", f"--output={output}", *flags]
 
 
 def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_process(tmp_path):
@@ -13,26 +22,53 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
   (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
   manifest = write_manifest(tmp_path, [*rows, {"uri": "text.mp4", "caption": "x"}])
 
-  def argv(output):
-    return [
-      f"--manifest={manifest}",
-      f"--output={tmp_path / output}",
-      "--task=t",
-      "--content=pixels",
-      "--resolutions=16x16",
-      "--num_frames=9",
-      "--num_shards=2",
-      "--decode_isolation=thread",
-    ]
-
-  result = preprocess.run(argv("one"))
+  result = preprocess.run(pixels(manifest, tmp_path / "one", shards=2))
   assert (result["written"], result["dead"]) == (5, 1)
   with beam_runners.portable(tmp_path) as flags:
-    command = [sys.executable, "-m", "beam_jobs.preprocess", *argv("other"), *flags]
+    argv = pixels(manifest, tmp_path / "other", shards=2)
+    command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *flags]
     beam_runners.Process(command, tmp_path / "log").must_finish(120)
   # The pool did start a worker; the work was not done by the launcher.
   assert "Starting worker" in (tmp_path / "worker_pool_main.log").read_text()
   assert digests(tmp_path / "other") == digests(tmp_path / "one")
+
+
+def test_a_job_killed_inside_a_shard_goes_on_to_the_same_bytes(tmp_path):
+  rows = [row | {"split": "train"} for row in good_rows(tmp_path, videos=6, images=0)]
+  manifest = write_manifest(tmp_path, rows)
+  calm, hard = tmp_path / "calm", tmp_path / "hard"
+  preprocess.run(pixels(manifest, calm, shards=6))
+  # A pipe that nobody writes to holds the job inside the shard of its row.
+  pipe = tmp_path / rows[1]["uri"]
+  content = pipe.read_bytes()
+  pipe.unlink()
+  os.mkfifo(pipe)
+  argv = pixels(manifest, hard, shards=6)
+  job = beam_runners.Process(
+    [sys.executable, "-m", "beam_jobs.preprocess", *argv], tmp_path / "log"
+  )
+  deadline = time.monotonic() + 120
+  while (held := _write_end(pipe)) is None:
+    assert job.running and time.monotonic() < deadline, job.tail()
+    time.sleep(0.05)
+  job.kill()
+  os.close(held)
+  assert list(hard.rglob(".tmp-*")), "the kill was to fall into a shard"
+  closed = {path: path.stat().st_ino for path in hard.glob("*/*.sidecar.json")}
+  assert 0 < len(closed) < 6
+  pipe.unlink()
+  pipe.write_bytes(content)
+  preprocess.run(argv)
+  assert digests(hard) == digests(calm)
+  assert all(path.stat().st_ino == inode for path, inode in closed.items())
+
+
+def _write_end(pipe) -> int | None:
+  """A descriptor, once somebody reads the pipe; as long as it is open the reader waits."""
+  try:
+    return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+  except OSError:
+    return None
 
 
 def test_the_launcher_ends_when_a_worker_process_dies():

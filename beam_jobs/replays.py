@@ -106,17 +106,29 @@ def read_all(output: str, task: str) -> list[Replay]:
   return found
 
 
-def account(output: str, task: str, history: Sequence[Replay]) -> Summary:
+def account(
+  output: str, task: str, history: Sequence[Replay], *, folder: str | None = None
+) -> Summary:
   """Where the rows of the manifest are after the job and these replays.
+
+  Args:
+    output: folder of the cached tasks.
+    task: name that the task folders share.
+    history: replays, all of them finished.
+    folder: look only at this task folder.
 
   Raises:
     LedgerError: where rows are unaccounted for.
   """
-  plan = ledger.read_plan(output, task)
+
+  def plan_of(number: int) -> dict[shards.ShardName, int]:
+    plan = ledger.read_plan(output, task, number)
+    return {shard: rows for shard, rows in plan.items() if folder in (None, shard.task)}
+
   digest = settings.settings_digest(settings.read(output, task))
-  splits, quarantine = _add_up(output, plan, digest)
+  splits, quarantine = _add_up(output, plan_of(0), digest)
   for replay in history:
-    mine, held = _add_up(output, ledger.read_plan(output, task, replay.number), replay.digest)
+    mine, held = _add_up(output, plan_of(replay.number), replay.digest)
     quarantine |= held
     for where in sorted(splits.keys() | mine.keys()):
       before, now = splits.get(where, Totals()), mine.get(where, Totals())
@@ -130,11 +142,10 @@ def account(output: str, task: str, history: Sequence[Replay]) -> Summary:
       if now.rows:
         both = before + now
         splits[where] = dataclasses.replace(both, rows=before.rows, dead=both.dead - taken)
-  folders = sorted({folder for folder, _ in splits})
   completed = tuple(
-    folder
-    for folder in folders
-    if storage.exists(storage.join(output, folder, provenance.FILE_NAME))
+    name
+    for name in sorted({name for name, _ in splits})
+    if storage.exists(storage.join(output, name, provenance.FILE_NAME))
   )
   return Summary(splits, completed, quarantine)
 

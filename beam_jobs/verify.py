@@ -102,8 +102,10 @@ def plan_problems(folder: str) -> list[str]:
         number = f"{replay.number:02d}"
         return [*found, f"{folder}: replay {number} has not finished; run the same command again"]
       found += _missing(output, task, ledger.read_plan(output, base, replay.number))
-    if not found:
-      found += _account_problems(folder, replays.account(output, base, history), history)
+    # A folder that was copied without its settings is checked by its sidecars alone.
+    if not found and storage.exists(storage.join(output, f"{base}.settings.json")):
+      summary = replays.account(output, base, history, folder=task)
+      found += _account_problems(folder, summary, history)
   except (ledger.LedgerError, FileNotFoundError) as error:
     found.append(str(error))
   return found

@@ -97,7 +97,10 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
 
   folder = folder.rstrip("/")
   base, _, _ = folder.rpartition("/")[2].rpartition("_")
-  history = [r for r in replays.read_all(storage.parent(folder), base) if r.finished]
+  try:
+    history = [r for r in replays.read_all(storage.parent(folder), base) if r.finished]
+  except replays.LedgerError:
+    history = []  # Half deleted: `beam_jobs.verify` says so; here every dead letter is shown.
   ledgers = []
   for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
     counts: Counter[str] = Counter()

@@ -185,8 +185,11 @@ def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
   path.write_text(text.replace('"bad_manifest_line": 1', '"bad_manifest_line": 2'))
   assert verified(out) == 1 and "the shards add up to" in capsys.readouterr().out
   path.write_text(text)
+  # A folder is checked by itself.
+  (out / "toy_images").rename(tmp_path / "away")
+  assert verify.main([str(videos)]) == 0
   (out / "toy.replay02.json").unlink()
-  assert verified(out) == 1 and "not noted" in capsys.readouterr().out
+  assert verify.main([str(videos)]) == 1 and "not noted" in capsys.readouterr().out
 
 
 def test_an_interrupted_replay_goes_on_and_only_as_it_was_begun(tmp_path, monkeypatch, capsys):

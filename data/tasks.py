@@ -14,7 +14,8 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -343,6 +344,7 @@ def _cached_task(
   *,
   shuffle_buffer_size: int,
   normalised: bool = True,
+  metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
   task = CachedTask(
     name,
@@ -350,6 +352,7 @@ def _cached_task(
     preprocessors=[seqio.CacheDatasetPlaceholder(required=True), *preprocessors],
     output_features=output_features,
     shuffle_buffer_size=shuffle_buffer_size,
+    metric_fns=list(metric_fns),
   )
   task.normalised = normalised
   return task
@@ -362,6 +365,7 @@ def video_task(
   low_resolution: str | None = None,
   row: RowFormat = RowFormat(),
   shuffle_buffer_size: int = 1000,
+  metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
   """Videos of `<task>_videos`, one a row.
 
@@ -371,6 +375,7 @@ def video_task(
     low_resolution: field of the stage below, for a super-resolution stage.
     row: text and label of a row.
     shuffle_buffer_size: rows held for shuffling.
+    metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.latent_frechet`.
   """
   name = f"{task}_videos"
   rows = _Rows(task=name, latents=latents, low_resolution=low_resolution, row=row)
@@ -380,6 +385,7 @@ def video_task(
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
+    metric_fns=metric_fns,
   )
 
 
@@ -439,12 +445,14 @@ def image_video_mixture(
   image_rate: float = 1.0,
   video_rate: float = 1.0,
   shuffle_buffer_size: int = 1000,
+  metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedMixture:
   """Rows of videos and rows of image stacks at the given rates (joint training, Section 4.2).
 
   Args: as `video_task`; the row's slots are set to 1 + t.
     image_rate: relative number of image rows.
     video_rate: relative number of video rows. Assumption: 1 : 1, the paper names no rate.
+    metric_fns: of the video rows.
   """
   frames, *_ = schema.latents_shape(latents)
   row = dataclasses.replace(row, text_slots=frames)
@@ -457,7 +465,7 @@ def image_video_mixture(
   }
   return CachedMixture(
     f"{task}_mixture",
-    [(image_task(**common), image_rate), (video_task(**common), video_rate)],
+    [(image_task(**common), image_rate), (video_task(**common, metric_fns=metric_fns), video_rate)],
   )
 
 
@@ -466,7 +474,12 @@ def _one(record: tf.Tensor, field: str) -> dict[str, tf.Tensor]:
 
 
 def pixel_task(
-  *, task: str, pixels: str, images: bool = False, shuffle_buffer_size: int = 1000
+  *,
+  task: str,
+  pixels: str,
+  images: bool = False,
+  shuffle_buffer_size: int = 1000,
+  metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
   """Clips of pixels of `<task>_videos`, or single frames of `<task>_images`, to train the tokenizer.
 
@@ -475,6 +488,7 @@ def pixel_task(
     pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
     images: read the images, for an image tokenizer.
     shuffle_buffer_size: rows held for shuffling.
+    metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.VideoFrechet`.
   """
 
   def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -489,4 +503,5 @@ def pixel_task(
     [parse],
     {"video": video},
     shuffle_buffer_size=shuffle_buffer_size,
+    metric_fns=metric_fns,
   )

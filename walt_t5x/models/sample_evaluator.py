@@ -1,8 +1,8 @@
 """Judges a model by what it predicts, in the place of `seqio.Evaluator` in T5X's train.py and eval.py.
 
-`seqio.Evaluator` decodes tokens and wants a feature called "targets"; rows here are latents or pixels. What is reported
-of each task needs no other network, so it tells a broken model from a working one and nothing finer; FVD and its like
-come from `walt_t5x.evaluate`.
+`seqio.Evaluator` decodes tokens and wants a feature called "targets"; rows here are latents or pixels. What is always
+reported needs no other network, so it tells a broken model from a working one and nothing finer. A task's `metric_fns`
+add to it; published numbers come from `walt_t5x.evaluate`.
 """
 
 import concurrent.futures
@@ -26,6 +26,7 @@ class SampleEvaluator:
   - `score`: mean of the model's `score_batch`: minus the loss of a stage, the PSNR of a tokenizer.
   - `mean_error`, `std_ratio`: over channels, the root mean square difference of the means of predictions and rows, and
     the geometric mean of the ratio of their standard deviations. A model that matches the data has 0 and 1.
+  - what the task's own SeqIO `metric_fns` of (targets, predictions) say (`walt_t5x.metrics.sample_metrics`).
 
   Args:
     mixture_or_task_name: a task or mixture, or its registered name.
@@ -58,6 +59,7 @@ class SampleEvaluator:
     self.eval_tasks = [t for t in seqio.get_subtasks(source) if eval_split in t.splits]
     self._log_dir = log_dir
     self._rows = {}
+    self._metric_fns = {task.name: task.predict_metric_fns for task in self.eval_tasks}
     for task in self.eval_tasks:
       rows = task.get_dataset(
         sequence_length=sequence_length,
@@ -103,6 +105,9 @@ class SampleEvaluator:
       if compute_metrics:
         target = np.stack([_target(row) for row in rows.as_numpy_iterator()])
         results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
+        for metric in self._metric_fns[name]:
+          found = metric(targets=list(target), predictions=list(predictions))
+          results[name] |= {key: float(value) for key, value in found.items()}
         self._write(name, step, results[name])
     done: concurrent.futures.Future[dict[str, dict[str, float]]] = concurrent.futures.Future()
     done.set_result(results)

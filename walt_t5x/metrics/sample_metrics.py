@@ -1,0 +1,99 @@
+"""SeqIO `metric_fns` of rows and samples: pure functions of (targets, predictions), for T5X's eval and SeqIO's own.
+
+tasks.video_task.metric_fns = [@sample_metrics.latent_frechet]
+tasks.pixel_task.metric_fns = [@sample_metrics.VideoFrechet()]
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from walt_t5x.metrics.feature_statistics import FeatureStatistics
+from walt_t5x.metrics.frechet import frechet_between
+from walt_t5x.metrics.networks import FeatureNetwork
+from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols.protocol import Statistic
+
+
+def latent_frechet(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+  """Frechet distance between the channels of latents, every place of every clip a sample; needs no network.
+
+  It sees means and correlations of channels and nothing of space or time: a small distance says little, a large one
+  that a model is broken.
+
+  Args:
+    targets: rows, each [T, h, w, c].
+    predictions: samples, each [T, h, w, c].
+
+  Returns:
+    {"latent_frechet": distance}.
+  """
+  statistics = []
+  for clips in (predictions, targets):
+    places = np.stack([np.asarray(clip, np.float64) for clip in clips])
+    statistics.append(FeatureStatistics.from_model_output(places.reshape(-1, places.shape[-1])))
+  return {"latent_frechet": frechet_between(*statistics)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoFrechet:
+  """Frechet distance of a protocol between clips of pixels, such as a tokenizer's reconstructions and their inputs.
+
+  Attributes:
+    protocol: by name; its first Frechet distance is taken.
+    weights: file of its network's weights.
+    batch_size: clips a forward pass.
+  """
+
+  protocol: str
+  weights: str
+  batch_size: int = 8
+
+  @functools.cached_property
+  def _network(self) -> FeatureNetwork:
+    return FeatureNetwork.load(self._rule.network, self.weights)
+
+  @property
+  def _rule(self):
+    rules = PROTOCOLS[self.protocol].scores
+    return next(rule for rule in rules if rule.statistic is Statistic.FRECHET)
+
+  def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+    """{"PROTOCOL/SCORE@HASH": distance}; the hash covers length, size and number of the clips.
+
+    Args:
+      targets: clips [T, H, W, 3] (or lists of their frames, as SeqIO gives them), uint8, or float in [0, 1], which is
+        rounded to bytes.
+      predictions: likewise.
+
+    Raises:
+      FileNotFoundError: no weights.
+    """
+    videos = [_to_bytes(clips) for clips in (predictions, targets)]
+    protocol = PROTOCOLS[self.protocol].replace(
+      frames=videos[0].shape[1],
+      size=tuple(videos[0].shape[2:4]),
+      sample_count=len(videos[0]),
+      reference_count=len(videos[1]),
+      folds=1,
+    )
+    name = f"{protocol.name}/{self._rule.name}@{protocol.hash}"
+    return {name: frechet_between(*map(self._statistics, videos))}
+
+  def _statistics(self, videos: np.ndarray) -> FeatureStatistics:
+    total = FeatureStatistics.empty()
+    for first in range(0, len(videos), self.batch_size):
+      batch = videos[first : first + self.batch_size]
+      features = self._network(batch, batch_size=self.batch_size)[self._rule.layer]
+      total = total.merge(FeatureStatistics.from_model_output(features))
+    return total
+
+
+def _to_bytes(clips: Sequence[Any]) -> np.ndarray:
+  videos = np.stack([np.asarray(clip) for clip in clips])
+  if videos.dtype == np.uint8:
+    return videos
+  return np.rint(np.clip(videos.astype(np.float32), 0, 1) * 255).astype(np.uint8)

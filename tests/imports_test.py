@@ -22,7 +22,8 @@ ALLOWED = {
   "walt_t5x.metrics": (),
   "walt_t5x.metrics.train_stand_in": ("walt_t5x.metrics", "data.shapes"),
   "walt_t5x.video_io": (),
-  "walt_t5x.gallery": ("walt_t5x.video_io",),
+  "walt_t5x.gallery": ("walt_t5x.video_io", "walt_t5x.gallery_page"),
+  "walt_t5x.gallery_page": (),
   "walt_t5x.data_page": ("walt_t5x.video_io",),
   "walt_t5x.engine": ("walt_t5x.flops",),
   "walt_t5x.models": (
@@ -84,6 +85,8 @@ ALLOWED = {
   # Programs may import anything.
   "walt_t5x.train": OURS,
   "walt_t5x.generate": OURS,
+  "walt_t5x.demo": OURS,
+  "walt_t5x.compare_upscaling": OURS,
   "walt_t5x.evaluate": OURS,
   "walt_t5x.plan": OURS,
   "walt_t5x.report": OURS,
@@ -95,6 +98,8 @@ HEAVY = ("seqio", "tensorflow", "apache_beam", "t5x", "gin")
 PROGRAMS = (
   "walt_t5x.train",
   "walt_t5x.generate",
+  "walt_t5x.demo",
+  "walt_t5x.compare_upscaling",
   "walt_t5x.evaluate",
   "walt_t5x.inspect_data",
   "walt_t5x.plan",

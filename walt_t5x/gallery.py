@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x import video_io
+from walt_t5x.gallery_page import HEAD, TAIL
 
 # Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
 _DISPLAY_EDGE = 192
@@ -83,7 +84,7 @@ def write_gallery(
   count = 0
   try:
     with temporary.open("w", encoding="utf-8") as page:
-      page.write(_HEAD.replace("{{title}}", html.escape(title)))
+      page.write(HEAD.replace("{{title}}", html.escape(title)))
       for item in items:
         page.write(_card(item, media))
         count += 1
@@ -97,7 +98,7 @@ def write_gallery(
         f"{name} {right[name]} of {total} right" for name, total in judged.items()
       )
       # Inside a script, a JSON string; "<" must not end the script early.
-      page.write(_TAIL.replace("{{shares}}", json.dumps(shares).replace("<", "\\u003c")))
+      page.write(TAIL.replace("{{shares}}", json.dumps(shares).replace("<", "\\u003c")))
     os.replace(temporary, path)
   finally:
     temporary.unlink(missing_ok=True)
@@ -132,7 +133,7 @@ def _figure(stage: GalleryStage, media: str) -> str:
     clip = video_io.encode_video(frames, suffix=".mp4", fps=stage.fps, crf=16, scale=scale)
     source = _data_uri("video/mp4", clip)
     medium = (
-      f'<video {size} src="{source}" poster="{poster}" aria-label="{alt}" '
+      f'<video {size} src="{source}" poster="{poster}" aria-label="{alt}" data-fps="{stage.fps:g}" '
       "autoplay loop muted playsinline></video>"
     )
   facts = f"{num_frames}×{height}×{width}" + (f", {stage.fps:g} fps" if num_frames > 1 else "")
@@ -163,119 +164,3 @@ def _card(item: GalleryItem, media: str) -> str:
     f'<div class="stages">{figures}</div><p class="facts">{printed}</p>'
     f'<p class="badges">{badges}</p></article>\n'
   )
-
-
-_HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
-  --line: #deded8; --right: #1a7f37; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --line: #34342f;
-    --right: #5fcf80; --wrong: #ff8a80; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-header { position: sticky; top: 0; z-index: 1; padding: 14px 24px; background: var(--page);
-  border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 8px 16px;
-  align-items: center; }
-h1 { font-size: 18px; margin: 0; }
-#shares, #count, .facts, figcaption { color: var(--soft); font-size: 13px; }
-#shares { flex: 1 1 0; min-width: 12em; }
-input, select, button { font: inherit; color: inherit; background: var(--card); padding: 5px 10px;
-  border: 1px solid var(--line); border-radius: 7px; }
-input { width: 12em; }
-main { display: flex; flex-wrap: wrap; gap: 16px; padding: 20px 24px; align-items: flex-start; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 14px; display: flex; flex-direction: column; }
-article[hidden] { display: none; }
-h2 { font-size: 15px; font-weight: 600; margin: 0 0 10px; max-width: 34em;
-  width: 0; min-width: 100%; }
-.stages { display: flex; flex-wrap: wrap; gap: 10px; }
-figure { margin: 0; }
-video, img { display: block; height: 192px; width: auto; max-width: 100%; border-radius: 6px;
-  background: #000; image-rendering: pixelated; }
-figcaption { margin-top: 4px; font-size: 12px; }
-figcaption b { color: var(--ink); font-weight: 600; }
-p { margin: 6px 0 0; }
-p:empty { display: none; }
-.badges span { display: inline-block; margin-right: 6px; padding: 1px 9px; border-radius: 99px;
-  border: 1px solid currentColor; font-size: 12px; }
-.right { color: var(--right); }
-.wrong { color: var(--wrong); }
-</style>
-</head>
-<body>
-<header>
-<h1>{{title}}</h1>
-<span id="shares"></span>
-<input id="text" type="search" placeholder="filter by prompt" aria-label="filter by prompt">
-<select id="verdict" aria-label="filter by verdict" hidden>
-<option value="">right and wrong</option><option value="right">right only</option>
-<option value="wrong">wrong only</option>
-</select>
-<button id="pause" type="button">pause</button>
-<span id="count"></span>
-</header>
-<main>
-"""
-
-_TAIL = """</main>
-<script>
-"use strict";
-const get = (id) => document.getElementById(id);
-const cards = [...document.querySelectorAll("article")];
-const videos = [...document.querySelectorAll("video")];
-const shares = {{shares}};
-get("shares").textContent = shares;
-get("verdict").hidden = !shares;
-
-// Every word of the filter must stand in the prompt.
-function filter() {
-  const words = get("text").value.toLowerCase().split(/\\s+/).filter(Boolean);
-  const verdict = get("verdict").value;
-  let shown = 0;
-  for (const card of cards) {
-    const fits = words.every((word) => card.dataset.prompt.includes(word)) &&
-      (!verdict || card.dataset.verdict === verdict);
-    card.hidden = !fits;
-    shown += fits;
-  }
-  get("count").textContent = `${shown} of ${cards.length} clips`;
-}
-get("text").addEventListener("input", filter);
-get("verdict").addEventListener("change", filter);
-filter();
-
-// Browsers decode only so many videos at a time: those out of view rest.
-let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
-const seen = new Set();
-function update(video) {
-  if (!paused && seen.has(video)) video.play().catch(() => {}); else video.pause();
-}
-const observer = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (isIntersecting) seen.add(target); else seen.delete(target);
-    update(target);
-  }
-}, { rootMargin: "200px" });
-function label() { get("pause").textContent = paused ? "play" : "pause"; }
-get("pause").addEventListener("click", () => {
-  paused = !paused;
-  videos.forEach(update);
-  label();
-});
-get("pause").hidden = !videos.length;
-label();
-videos.forEach((video) => observer.observe(video));
-</script>
-</body>
-</html>
-"""

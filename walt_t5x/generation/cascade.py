@@ -108,6 +108,7 @@ class Cascade:
     *,
     seed: int,
     rounds: int = 1,
+    stages: int | None = None,
     progress: ProgressFn = lambda stage, round: None,
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
@@ -118,6 +119,7 @@ class Cascade:
       batches: at most `batch_size` rows each.
       seed: of the noise.
       rounds: 1 makes the frames that the stages were trained on; each further one adds to them.
+      stages: how many stages to run, from the base; all by default.
       progress: called after each round of each stage of each batch.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
@@ -125,7 +127,7 @@ class Cascade:
       work = [_Work(batch=self._filled(batch), rows=len(batch.indices)) for batch in group]
       for one in work:
         one.text = self.encode_text(one.batch.prompts)
-      for info, below in zip(self.infos, [None, *self.infos]):
+      for info, below in zip(self.infos[:stages], [None, *self.infos]):
         name = info.config.name
         params = self._weights(info)
         for one in work:
@@ -135,6 +137,37 @@ class Cascade:
           self._loaded.pop(name)
       for one in work:
         yield one.samples()
+
+  def upscale(
+    self, name: str, low: np.ndarray, prompts: Sequence[str], *, seed: int, first_index: int = 0
+  ) -> np.ndarray:
+    """One super-resolution stage by itself: frames [B, T, H, W, 3] uint8.
+
+    Args:
+      name: of the stage.
+      low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` rows.
+      prompts: one each.
+      seed: of the noise.
+      first_index: number of the first row.
+
+    Raises:
+      ValueError: if there is no such super-resolution stage.
+    """
+    names = [info.config.name for info in self.infos]
+    if name not in names[1:]:
+      raise ValueError(f"no super-resolution stage {name!r}: expected one of {names[1:]}")
+    rows, at = len(low), names.index(name)
+    info, below = self.infos[at], self.infos[at - 1]
+    indices = list(range(first_index, first_index + rows))
+    batch = self._filled(Batch(indices=indices, prompts=list(prompts)))
+    work = _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts))
+    fill = np.repeat(low[-1:], self.batch_size - rows, axis=0)
+    work.latents[below.config.name] = [np.concatenate([low, fill])]
+    weights = self._weights(info)
+    self._run_stage(
+      info, below, weights, work, seed=seed, rounds=1, progress=lambda stage, round: None
+    )
+    return work.videos[name][:rows]
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
     """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones where no stage reads text."""

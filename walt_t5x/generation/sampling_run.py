@@ -95,7 +95,16 @@ def make_samples(
       for indices, batch, samples in zip(group, batches, made_batches):
         for sample, given in zip(samples, batch.given):
           if sample.index in missing[indices]:
-            _write(folder, cascade, sample, given, requests, settings, details)
+            request = requests[sample.index // settings.num_samples]
+            write_sample(
+              folder,
+              cascade,
+              sample,
+              given=given,
+              request=request,
+              settings=settings,
+              details=details,
+            )
             written(sample)
             made += 1
   return made
@@ -113,16 +122,27 @@ def _batch(requests, indices: range, settings: RunSettings, read_given) -> Batch
   )
 
 
-def _write(
+def write_sample(
   folder: SampleFolder,
   cascade: Cascade,
   sample: Sample,
+  *,
   given: GivenMedia | None,
-  requests: Sequence[Request],
+  request: Request,
   settings: RunSettings,
-  details: Mapping[str, Any],
+  details: Mapping[str, Any] | None = None,
 ) -> None:
-  request = requests[sample.index // settings.num_samples]
+  """Writes the files of a sample and all that is known about it.
+
+  Args:
+    folder: where to.
+    cascade: that made it.
+    sample: the clip.
+    given: what it started from.
+    request: that it answers.
+    settings: of the run.
+    details: more fields of the sidecar.
+  """
   rounded = {
     stage: {what: round(value, 3) for what, value in times.items()}
     for stage, times in sample.seconds.items()
@@ -135,7 +155,7 @@ def _write(
     fps=settings.fps,
     seed=settings.seed,
     formats=settings.formats,
-    steps={info.config.name: info.step for info in cascade.infos},
+    steps={i.config.name: i.step for i in cascade.infos if i.config.name in sample.videos},
     fingerprints={"vae": cascade.infos[0].provenance.vae["fingerprint"], **cascade.fingerprints},
     details={
       "sample": sample.index % settings.num_samples,
@@ -145,7 +165,7 @@ def _write(
       "samplers": {info.config.name: _sampler(info.config) for info in cascade.infos},
       "batch_size": settings.batch_size,
       "batch_seconds": rounded,
-      **details,
+      **(details or {}),
     },
   )
 

@@ -1,0 +1,174 @@
+"""Drives the gallery and the demo in headless Chromium, as a person would, and takes their screenshots.
+
+  pip install playwright            # the driver; the browser is the system's
+  python -m walt_t5x.demo ... --port=7860 &
+  python -m benchmarks.browser --gallery=samples/gallery.html --demo=http://127.0.0.1:7860 --screenshots=docs
+
+Prints each check with what was seen, writes browser.json beside this file, and fails if one does not hold.
+"""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+class Report:
+  """Checks in the order in which they were made."""
+
+  def __init__(self):
+    self.rows: list[dict] = []
+
+  def check(self, name: str, holds: bool, seen: object) -> None:
+    """Notes and prints one."""
+    self.rows.append({"check": name, "holds": bool(holds), "seen": str(seen)})
+    print(f"{'ok  ' if holds else 'FAIL'} {name}: {seen}", flush=True)
+
+  def wait(self, name: str, read, fits, *, seconds: float = 60) -> object:
+    """Reads until the value fits."""
+    deadline, value = time.monotonic() + seconds, read()
+    while not fits(value) and time.monotonic() < deadline:
+      time.sleep(0.05)
+      value = read()
+    self.check(name, fits(value), value)
+    return value
+
+
+def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
+  """Plays, filters, moves by keys, enlarges, pauses, steps a frame."""
+  page.goto(file.resolve().as_uri())
+  cards = page.locator("article").count()
+  times = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
+  page.wait_for_function("document.querySelector('video').currentTime > 0", timeout=60_000)
+  first = page.evaluate(times)
+  report.wait(
+    "gallery: a video plays",
+    lambda: page.evaluate(times)[0],
+    lambda now: now != first[0],
+  )
+  stages = page.locator("article").first.locator("video").count()
+  report.check("gallery: stages stand side by side", stages >= 2, f"{stages} players in a card")
+  count = page.locator("#count")
+  page.keyboard.press("/")
+  page.keyboard.type("red")
+  expected = sum(
+    "red" in (c.get_attribute("data-prompt") or "") for c in page.locator("article").all()
+  )
+  report.wait(
+    "gallery: the filter by prompt",
+    count.inner_text,
+    lambda text: text == f"{expected} of {cards} clips" and 0 < expected < cards,
+  )
+  page.keyboard.press("Escape")
+  report.wait(
+    "gallery: Escape shows all",
+    count.inner_text,
+    lambda text: text.startswith(f"{cards} of"),
+  )
+  page.keyboard.press("ArrowRight")
+  page.keyboard.press("ArrowRight")
+  current = "[...document.querySelectorAll('article')].findIndex(c => c.matches('.current'))"
+  report.wait("gallery: arrows choose a card", lambda: page.evaluate(current), lambda at: at == 1)
+  page.keyboard.press("Enter")
+  height = "document.querySelector('article.current video').getBoundingClientRect().height"
+  report.wait("gallery: Enter enlarges it", lambda: page.evaluate(height), lambda h: h > 250)
+  page.keyboard.press("Enter")
+  page.keyboard.press(" ")
+  paused = "[...document.querySelectorAll('video')].every(v => v.paused)"
+  report.wait("gallery: space pauses", lambda: page.evaluate(paused), lambda all_paused: all_paused)
+  chosen = "document.querySelector('article.current video')"
+  page.evaluate(f"{chosen}.currentTime = 0.25")
+  page.wait_for_timeout(300)
+  page.keyboard.press(".")
+  report.wait(
+    "gallery: a full stop steps one frame",
+    lambda: page.evaluate(f"{chosen}.currentTime - 0.25"),
+    lambda moved: abs(moved - 1 / 8) < 1e-3,
+  )
+  page.keyboard.press(" ")
+  page.screenshot(path=screenshot)
+
+
+def drive_demo(page, url: str, report: Report, screenshot: Path) -> None:
+  """Submits prompts; sees progress, the result and an error."""
+  elsewhere = []
+
+  def asked(request) -> None:
+    parsed = urlparse(request.url)
+    if (
+      parsed.scheme in ("http", "https", "ws", "wss") and parsed.hostname != urlparse(url).hostname
+    ):
+      elsewhere.append(request.url)
+
+  page.on("request", asked)
+  page.goto(url, wait_until="domcontentloaded")
+  prompt = page.locator("#prompt textarea")
+  prompt.wait_for(timeout=60_000)
+  prompt.fill("")
+  page.locator("#generate").click()
+  report.wait(
+    "demo: an empty prompt is named",
+    lambda: page.locator("body").inner_text(),
+    lambda text: "no prompt" in text,
+  )
+  page.keyboard.press("Escape")
+  for close in page.locator(".toast-close").all():
+    close.click()
+  prompt.fill("a red square moves right")
+  page.locator("#seed input").first.fill("7")
+  page.locator("#generate").click()
+  pattern = re.compile(r"(started|round \d+ of \d+|processing)")
+  seen = report.wait(
+    "demo: progress is shown",
+    lambda: (pattern.search(page.locator("body").inner_text()) or [""])[0],
+    bool,
+    seconds=120,
+  )
+  playing = "[...document.querySelectorAll('video')].map(v => [v.readyState, v.currentTime])"
+  report.wait(
+    f"demo: the result plays (progress read {seen!r})",
+    lambda: page.evaluate(playing),
+    lambda found: bool(found) and all(state >= 2 and now > 0 for state, now in found),
+    seconds=300,
+  )
+  report.check("demo: no other server was asked", not elsewhere, elsewhere[:3] or "none")
+  page.wait_for_timeout(500)
+  page.screenshot(path=screenshot)
+
+
+def main() -> None:
+  """Runs what was asked for."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--gallery", type=Path)
+  parser.add_argument("--demo")
+  parser.add_argument("--screenshots", type=Path, required=True)
+  parser.add_argument("--chromium", default=CHROMIUM)
+  parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+  args = parser.parse_args()
+  from playwright.sync_api import sync_playwright
+
+  report = Report()
+  with sync_playwright() as driver:
+    browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+    version = browser.version
+    if args.gallery:
+      page = browser.new_page(viewport={"width": 1280, "height": 800})
+      drive_gallery(page, args.gallery, report, args.screenshots / "gallery_browser.png")
+    if args.demo:
+      page = browser.new_page(viewport={"width": 1280, "height": 800})
+      drive_demo(page, args.demo, report, args.screenshots / "demo.png")
+    browser.close()
+  result = {"chromium": version, "checks": report.rows}
+  (args.output / "browser.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  failed = [row["check"] for row in report.rows if not row["holds"]]
+  print(f"Chromium {version}: {len(report.rows) - len(failed)} of {len(report.rows)} checks hold")
+  if failed:
+    raise SystemExit(f"browser: {failed}")
+
+
+if __name__ == "__main__":
+  main()

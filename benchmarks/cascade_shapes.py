@@ -1,0 +1,131 @@
+"""The published cascade's shapes on a CPU: a 17 x 512 x 896 mp4 through networks of width 32, its memory and time.
+
+  python -m benchmarks.cascade_shapes --folder=/tmp/wide
+
+Writes random weights for gin/tiny/cascade_512x896.gin into the folder, then runs `walt_t5x.generate` in a process of
+its own and reports that process's peak of resident memory, the seconds of each part (from the sidecar), and what the
+file holds (decoded again). Writes cascade_shapes.json and cascade_shapes.md beside this file.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GIN_FILE = "gin/tiny/cascade_512x896.gin"
+STAGES = ("base", "sr1", "sr2")
+
+
+def bindings(folder: Path) -> list[str]:
+  """Where the cascade's parts lie."""
+  names = [(f"{stage.upper()}_CHECKPOINT", stage) for stage in STAGES]
+  names += [("VAE_CHECKPOINT", "vae"), ("TEXT_ENCODER", "text")]
+  return [f'{macro} = "{folder / name}"' for macro, name in names]
+
+
+def write_weights(folder: Path) -> None:
+  """Random weights of everything."""
+  import gin
+  from walt_t5x import generate
+  from walt_t5x.engine import gin_config
+  from walt_t5x.generation.loading import CascadeConfig
+  from walt_t5x.generation.random_cascade import write_random_cascade
+
+  sys.modules["__main__"].generate = generate.generate
+  gin_config.parse([GIN_FILE], bindings(folder), [str(ROOT)])
+  write_random_cascade(
+    CascadeConfig(
+      stages=gin_config.macro_value("STAGES"),
+      vae=gin_config.macro_value("VAE"),
+      vae_checkpoint=str(folder / "vae"),
+      text_encoder=str(folder / "text"),
+      text_length=64,
+      vae_ema=False,
+    )
+  )
+  gin.clear_config()
+
+
+def run(folder: Path, output: Path, *, steps: int, rounds: int) -> dict:
+  """Generates in a process of its own."""
+  command = [
+    sys.executable,
+    "-m",
+    "walt_t5x.generate",
+    f"--gin_file={GIN_FILE}",
+    *(f"--gin_bindings={binding}" for binding in bindings(folder)),
+    f"--gin.STEPS={steps}",
+    f"--rounds={rounds}",
+    "--prompt=a red square moves right",
+    f"--output={output}",
+    "--verbosity=-1",
+  ]
+  started = time.monotonic()
+  process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+  _, status, usage = os.wait4(process.pid, 0)
+  if status:
+    raise SystemExit(f"cascade_shapes: {' '.join(command)} failed with {status}")
+  return {
+    "seconds": round(time.monotonic() - started, 1),
+    "peak_mib": round(usage.ru_maxrss / 1024),
+    "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+  }
+
+
+def main() -> None:
+  """Writes weights, generates, reads the file back, prints and writes."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--folder", type=Path, required=True, help="for weights and samples")
+  parser.add_argument("--steps", type=int, default=50)
+  parser.add_argument("--rounds", type=int, default=1)
+  parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+  args = parser.parse_args()
+  from walt_t5x import video_io
+
+  if not (args.folder / "sr2").exists():
+    write_weights(args.folder)
+  samples = args.folder / f"samples_{args.steps}_{args.rounds}_{int(time.time())}"
+  result = run(args.folder, samples, steps=args.steps, rounds=args.rounds)
+  sidecar = json.loads((samples / "00000.json").read_text(encoding="utf-8"))
+  clip = video_io.read_video(samples / "00000_sr2.mp4")
+  result |= {
+    "steps": args.steps,
+    "rounds": args.rounds,
+    "decoded_shape": list(clip.frames.shape),
+    "fps": clip.fps,
+    "batch_seconds": sidecar["batch_seconds"],
+  }
+  expected = [17 + 12 * (args.rounds - 1), 512, 896, 3]
+  if result["decoded_shape"] != expected:
+    raise SystemExit(f"cascade_shapes: the file holds {result['decoded_shape']}, not {expected}")
+  lines = [
+    "# The published cascade's shapes on a CPU",
+    "",
+    "`python -m benchmarks.cascade_shapes`: `walt_t5x.generate` of one prompt with gin/tiny/cascade_512x896.gin",
+    f"(random weights, width 32, tokenizer of width 16), {args.steps} steps a stage, {args.rounds} round(s), with",
+    "compilation, on 2 CPU cores.",
+    "",
+    "| stage | sample, s | decode, s |",
+    "| --- | --- | --- |",
+    *(
+      f"| {stage} | {times['sample']:.1f} | {times['decode']:.1f} |"
+      for stage, times in sidecar["batch_seconds"].items()
+    ),
+    "",
+    f"File: {'x'.join(map(str, clip.frames.shape[:3]))} H.264 at {clip.fps:g} fps. Whole process: "
+    f"{result['seconds']} s, peak {result['peak_mib']} MiB.",
+  ]
+  text = "\n".join(lines) + "\n"
+  print(text)
+  (args.output / "cascade_shapes.md").write_text(text, encoding="utf-8")
+  (args.output / "cascade_shapes.json").write_text(
+    json.dumps(result, indent=1) + "\n", encoding="utf-8"
+  )
+
+
+if __name__ == "__main__":
+  main()

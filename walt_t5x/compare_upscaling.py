@@ -1,0 +1,235 @@
+"""Is a super-resolution stage worth having? Its clips against bicubic enlargement, both judged by held-out clips.
+
+  python -m walt_t5x.compare_upscaling --gin_file=gin/tiny/generate.gin --gin.SR1_CHECKPOINT=\\"runs/sr1\\" ... \\
+    --cache=CACHE/shapes_pixels_videos --network=shapes --weights=shapes.safetensors
+
+Held-out clips of a cache of pixels that has the sizes of two neighbouring stages. Of each, the smaller size goes
+through the tokenizer's encoder, as the stage below would hand it on, and then
+  the stage          makes the larger size from it,
+  bicubic            enlarges the same input, decoded,
+  bicubic, original  enlarges the small clip itself, which the cascade never sees,
+  tokenizer          reconstructs the large clip: what the best stage could reach.
+Prints the Frechet distance between features of each and of the held-out clips, and PSNR; then one line of JSON.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FLAGS = flags.FLAGS
+STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original", "tokenizer"
+
+
+def define_flags() -> None:
+  """The flags of the program."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  flags.DEFINE_string("cache", None, "Folder of a cached task with pixels of both sizes.")
+  flags.DEFINE_string("split", "validation", "Split of the held-out clips.")
+  flags.DEFINE_string("stage", None, "Super-resolution stage; the last one by default.")
+  flags.DEFINE_string("network", "shapes", "Feature network: shapes (a stand-in) or i3d.")
+  flags.DEFINE_string("weights", None, "Its weights.")
+  flags.DEFINE_integer("count", 256, "Clips, at most.", lower_bound=2)
+  flags.DEFINE_integer("batch_size", 16, "Clips at a time.", lower_bound=1)
+  flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
+  flags.DEFINE_string("output", None, "JSON file for the result.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOut:
+  """Held-out clips at both sizes.
+
+  Attributes:
+    small: [N, T, h, w, 3] uint8.
+    large: [N, T, H, W, 3] uint8.
+    prompts: a caption each.
+  """
+
+  small: Any
+  large: Any
+  prompts: Sequence[str]
+
+
+def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) -> HeldOut:
+  """The first clips of a split of a cache.
+
+  Raises:
+    FileNotFoundError: if there are no shards of the split.
+    ValueError: if the records lack one of the fields `pixels/TxHxW`.
+  """
+  import numpy as np
+
+  from data import schema, tfrecord
+
+  shards = sorted(Path(folder).glob(f"{split}.tfrecord-*-of-*[0-9]"))
+  if not shards:
+    raise FileNotFoundError(
+      f"no {split}.tfrecord-* in {folder}: expected a cached task of pixels, such as CACHE/shapes_pixels_videos"
+    )
+  clips: tuple[list, list] = ([], [])
+  prompts: list[str] = []
+  for shard in shards:
+    with shard.open("rb") as stream:
+      for payload in tfrecord.read_records(stream, name=str(shard)):
+        record = schema.decode(payload)
+        missing = [field for field in fields if field not in record.pixels]
+        if missing:
+          raise ValueError(
+            f"{shard}: records have {sorted(record.pixels)}, expected {missing}: preprocess with --content=pixels and "
+            "--resolutions of both stages"
+          )
+        for found, field in zip(clips, fields):
+          found.append(record.pixels[field])
+        prompts.append(record.captions[0])
+        if len(prompts) == count:
+          return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
+  return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
+
+
+def enlarge(clips: Any, size: tuple[int, int]) -> Any:
+  """Bicubic (Pillow's) to (H, W), frame by frame."""
+  import numpy as np
+  from PIL import Image
+
+  def one(frame: Any) -> Any:
+    image = Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+  return np.stack([np.stack([one(frame) for frame in clip]) for clip in clips])
+
+
+def make_clips(
+  cascade: Any, held: HeldOut, *, stage: str, batch_size: int, seed: int
+) -> dict[str, Any]:
+  """The larger clips by each way, [N, T, H, W, 3] uint8."""
+  import numpy as np
+
+  latents = cascade.codec.encode(held.small)
+  parts = [
+    cascade.upscale(
+      stage,
+      latents[start : start + batch_size],
+      held.prompts[start : start + batch_size],
+      seed=seed,
+      first_index=start,
+    )
+    for start in range(0, len(latents), batch_size)
+  ]
+  size = held.large.shape[2:4]
+  return {
+    STAGE: np.concatenate(parts),
+    BICUBIC: enlarge(cascade.codec.decode(latents), size),
+    ORIGINAL: enlarge(held.small, size),
+    TOKENIZER: cascade.codec.decode(cascade.codec.encode(held.large)),
+  }
+
+
+def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, batch_size: int):
+  """way -> {"frechet", "psnr"} against the held-out clips.
+
+  Args:
+    made: way -> clips uint8.
+    truth: the held-out clips.
+    network: a `FeatureNetwork`.
+    layer: of the network.
+    batch_size: clips a forward pass.
+  """
+  import jax.numpy as jnp
+  import numpy as np
+
+  from walt_t5x.metrics.feature_statistics import FeatureStatistics
+  from walt_t5x.metrics.frechet import frechet_between
+  from walt_t5x.metrics.psnr import psnr
+
+  def statistics(clips: Any) -> FeatureStatistics:
+    return FeatureStatistics.from_model_output(network(clips, batch_size=batch_size)[layer])
+
+  real, reference = statistics(truth), jnp.asarray(truth, jnp.float32) / 255
+  return {
+    way: {
+      "frechet": float(frechet_between(statistics(clips), real)),
+      "psnr": float(np.mean(psnr(jnp.asarray(clips, jnp.float32) / 255, reference))),
+    }
+    for way, clips in made.items()
+  }
+
+
+def run(**bound: Any) -> dict[str, Any]:
+  """Reads, makes, compares; the keyword arguments are those that gin binds to `generate`."""
+  from data import schema
+  from walt_t5x.generation.cascade import stage_size
+  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.metrics.networks import KINDS, FeatureNetwork
+
+  network = FeatureNetwork.load(FLAGS.network, FLAGS.weights)
+  config = CascadeConfig.of(bound.pop("stages"), (), **bound)
+  names = [stage.name for stage in config.stages]
+  stage = FLAGS.stage or names[-1]
+  if stage not in names[1:]:
+    raise ValueError(f"--stage={stage}: expected a super-resolution stage, one of {names[1:]}")
+  at = names.index(stage)
+  frames = 1 + (schema.latents_shape(config.stages[at].latents)[0] - 1) * config.vae.temporal_factor
+  fields = tuple(
+    schema.pixels_field(frames, *stage_size(config.stages[i], config.vae)) for i in (at - 1, at)
+  )
+  held = read_held_out(FLAGS.cache, FLAGS.split, fields, FLAGS.count)
+  cascade = load_cascade(config, read_infos(config), batch_size=FLAGS.batch_size)
+  made = make_clips(cascade, held, stage=stage, batch_size=FLAGS.batch_size, seed=FLAGS.seed)
+  layer = KINDS[FLAGS.network].layers[0]
+  found = compare(made, held.large, network, layer=layer, batch_size=FLAGS.batch_size)
+  return {
+    "stage": stage,
+    "clips": len(held.prompts),
+    "network": f"{FLAGS.network}/{layer}",
+    "weights": network.fingerprint,
+    "ways": found,
+    "stage_wins": found[STAGE]["frechet"] < found[BICUBIC]["frechet"],
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads flags and gin, compares, prints and writes."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  if not FLAGS.gin_file or not FLAGS.cache:
+    raise app.UsageError("--gin_file and --cache are needed; try --gin_file=gin/tiny/generate.gin.")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  import gin
+  from walt_t5x import generate
+  from walt_t5x.engine import gin_config
+
+  # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
+  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  try:
+    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    result = run(**gin.get_bindings(generate.generate))
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration cannot be used.\n{error}")
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f"compare_upscaling: {type(error).__name__}: {error}")
+  print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")
+  print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9}")
+  for way, scores in result["ways"].items():
+    print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
+  if FLAGS.output:
+    file = Path(FLAGS.output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  define_flags()
+  from walt_t5x.engine.gin_config import rewrite_gin_args
+
+  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))

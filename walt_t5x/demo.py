@@ -1,0 +1,249 @@
+"""A web page for a trained cascade: prompt, seed, stages, rounds and a picture in; progress and a player out.
+
+  pip install -e ".[demo]"
+  python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
+
+The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. Answers on the
+loopback address unless --host says otherwise, and asks no other server for anything. Every clip is kept in --output
+with its sidecar.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import app, flags
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """The flags of the program."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  flags.DEFINE_string("output", None, "Folder that keeps the clips.")
+  flags.DEFINE_string("host", "127.0.0.1", "Address to answer on; 0.0.0.0 opens it to the network.")
+  flags.DEFINE_integer("port", 7860, "Port to answer on.", lower_bound=0, upper_bound=65535)
+  flags.DEFINE_float("fps", 8.0, "Frame rate of the clips.", lower_bound=0.1)
+
+
+class Studio:
+  """Makes one clip at a time and keeps it.
+
+  Args:
+    cascade: with batches of one.
+    config: what gin says of it.
+    folder: keeps the clips, a `SampleFolder`.
+    fps: of the files.
+  """
+
+  def __init__(self, cascade: Any, config: Any, folder: Any, *, fps: float):
+    self.cascade, self.config, self.folder, self.fps = cascade, config, folder, fps
+    self.stages = [info.config.name for info in cascade.infos]
+    self.takes_frames = all(stage.module.frame_prediction for stage in config.stages)
+
+  def make(
+    self,
+    prompt: str,
+    *,
+    seed: int,
+    stage: str,
+    rounds: int = 1,
+    image: str | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+  ) -> dict[str, Any]:
+    """Makes a clip and returns its sidecar.
+
+    Args:
+      prompt: what to show.
+      seed: of the noise.
+      stage: the last one to run.
+      rounds: of the clip.
+      image: file of a picture that it starts from; its middle is cut to shape.
+      progress: (steps done, steps, what was done last).
+
+    Raises:
+      ValueError: if the stages were not trained for what is asked, or the prompt is empty.
+    """
+    import dataclasses
+
+    from walt_t5x.generation.cascade import Batch
+    from walt_t5x.generation.prepared_requests import prepare
+    from walt_t5x.generation.requests import Request
+    from walt_t5x.generation.sampling_run import RunSettings, write_sample
+
+    count = self.stages.index(stage) + 1
+    request = Request(prompt=prompt.strip(), image=image)
+    settings = RunSettings(seed=seed, rounds=rounds, fps=self.fps, fit="crop", batch_size=1)
+    config = dataclasses.replace(self.config, stages=self.config.stages[:count])
+    given = prepare([request], config, settings).given(request)
+    index = 1 + max((s.index for s in self._kept()), default=-1)
+    done, total = 0, count * rounds
+
+    def update(name: str, round: int) -> None:
+      nonlocal done
+      done += 1
+      progress(done, total, f"{name}, round {round + 1} of {rounds}")
+
+    progress(0, total, "started")
+    # Number 0, so that a prompt and a seed always make the same clip.
+    batch = Batch(indices=[0], prompts=[request.prompt], given=[given])
+    made = self.cascade.run([batch], seed=seed, rounds=rounds, stages=count, progress=update)
+    ((sample,),) = list(made)
+    sample = dataclasses.replace(sample, index=index)
+    write_sample(self.folder, self.cascade, sample, given=given, request=request, settings=settings)
+    return json.loads(self.folder.sidecar(index).read_text(encoding="utf-8"))
+
+  def _kept(self) -> Iterator[Any]:
+    try:
+      yield from self.folder.samples()
+    except FileNotFoundError:
+      return
+
+
+def build_page(studio: Studio) -> Any:
+  """The page, a `gradio.Blocks`."""
+  import gradio as gr
+
+  def make(prompt, seed, stage, rounds, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
+    try:
+      sidecar = studio.make(
+        prompt,
+        seed=int(seed),
+        stage=stage,
+        rounds=int(rounds),
+        image=image,
+        progress=lambda done, total, what: progress((done, total), desc=what, unit="rounds"),
+      )
+    except ValueError as error:
+      raise gr.Error(str(error), duration=None) from error
+    files = {name: entry["file"] for name, entry in sidecar["stages"].items()}
+    players = [
+      gr.Video(value=str(studio.folder.path / files[name]), visible=True)
+      if name in files
+      else gr.Video(value=None, visible=False)
+      for name in studio.stages
+    ]
+    return [*players, sidecar]
+
+  with gr.Blocks(title="W.A.L.T", analytics_enabled=False) as page:
+    gr.Markdown("# W.A.L.T: text to video")
+    with gr.Row():
+      with gr.Column(scale=1, min_width=280):
+        prompt = gr.Textbox(label="Prompt", lines=2, autofocus=True, elem_id="prompt")
+        seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, elem_id="seed")
+        stage = gr.Radio(
+          studio.stages, value=studio.stages[-1], label="Last stage", elem_id="stage"
+        )
+        rounds = gr.Slider(
+          1, 8, value=1, step=1, label="Rounds", visible=studio.takes_frames, elem_id="rounds"
+        )
+        image = gr.Image(
+          type="filepath",
+          label="Picture to start from",
+          sources=["upload", "clipboard"],
+          visible=studio.takes_frames,
+        )
+        button = gr.Button("Generate", variant="primary", elem_id="generate")
+      with gr.Column(scale=2):
+        with gr.Row():
+          players = [
+            gr.Video(
+              label=name, autoplay=True, loop=True, interactive=False, elem_id=f"video_{name}"
+            )
+            for name in studio.stages
+          ]
+        with gr.Accordion("What made it", open=False):
+          sidecar = gr.JSON(elem_id="sidecar")
+    inputs, outputs = [prompt, seed, stage, rounds, image], [*players, sidecar]
+    gr.on(
+      [button.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, api_name="generate"
+    )
+  return page
+
+
+def load_studio(
+  *,
+  stages: Sequence[Any],
+  vae: Any,
+  vae_checkpoint: str,
+  text_encoder: str | None,
+  text_length: int,
+  output: str,
+  fps: float,
+  **options: Any,
+) -> Studio:
+  """The checked and loaded cascade behind the page; arguments as `generate.generate`'s."""
+  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.sample_folder import SampleFolder
+
+  config = CascadeConfig.of(
+    stages,
+    (),
+    vae=vae,
+    vae_checkpoint=vae_checkpoint,
+    text_encoder=text_encoder,
+    text_length=text_length,
+    **options,
+  )
+  infos = read_infos(config)
+  cascade = load_cascade(config, infos, batch_size=1)
+  return Studio(cascade, config, SampleFolder(output), fps=fps)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads flags and gin, loads the cascade, opens the page."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  if not FLAGS.gin_file or not FLAGS.output:
+    raise app.UsageError(
+      "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
+    )
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  # Before gradio is imported: it reports and looks for updates otherwise.
+  os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+  try:
+    import gradio as gr
+  except ImportError:
+    sys.exit('demo: gradio is not installed: pip install -e ".[demo]"')
+
+  import gin
+  from walt_t5x import generate
+  from walt_t5x.engine import gin_config
+
+  # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
+  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  bound: dict[str, Any] = {}
+  try:
+    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    bound = gin.get_bindings(generate.generate)
+    studio = load_studio(output=FLAGS.output, fps=FLAGS.fps, **bound)
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration cannot be used.\n{error}")
+  except (ValueError, FileNotFoundError) as error:
+    sys.exit(f"demo: {type(error).__name__}: {error}")
+  page = build_page(studio)
+  theme = gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+  )
+  page.queue().launch(
+    server_name=FLAGS.host,
+    server_port=FLAGS.port,
+    share=False,
+    allowed_paths=[os.path.abspath(FLAGS.output)],
+    theme=theme,
+    footer_links=[],
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  from walt_t5x.engine.gin_config import rewrite_gin_args
+
+  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))

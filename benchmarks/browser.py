@@ -133,7 +133,7 @@ def drive_demo(page, url: str, report: Report, screenshot: Path) -> None:
     f"demo: the result plays (progress read {seen!r})",
     lambda: page.evaluate(playing),
     lambda found: bool(found) and all(state >= 2 and now > 0 for state, now in found),
-    seconds=300,
+    seconds=900,
   )
   report.check("demo: no other server was asked", not elsewhere, elsewhere[:3] or "none")
   page.wait_for_timeout(500)

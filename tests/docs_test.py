@@ -23,7 +23,14 @@ OURS = re.compile(
   r"(?:\.venv/bin/)?python (?:-m (?:walt_t5x|data|beam_jobs|benchmarks)\.|benchmarks/)"
 )
 # Programs whose flags are absl's and whose configuration is gin.
-GIN_PROGRAMS = ("walt_t5x.train", "walt_t5x.plan", "walt_t5x.generate")
+GIN_PROGRAMS = (
+  "walt_t5x.train",
+  "walt_t5x.plan",
+  "walt_t5x.generate",
+  "walt_t5x.demo",
+  "walt_t5x.compare_upscaling",
+  "walt_t5x.plan_sampling",
+)
 
 
 def commands(text):
@@ -89,19 +96,19 @@ def _check_gin(program, arguments, abridged, monkeypatch):
   module.define_flags()
   left = values(gin_config.rewrite_gin_args([program, *arguments]))
   assert left == [program], f"{program} does not know {left[1:]}"
-  from walt_t5x import engine
+  from walt_t5x import engine, generate
 
   # As the programs do: files that trained a stage are also read to sample it.
   main = sys.modules["__main__"]
   monkeypatch.setattr(main, "train", engine.train, raising=False)
-  if program == "walt_t5x.generate":
-    monkeypatch.setattr(main, "generate", module.generate, raising=False)
+  if program not in ("walt_t5x.train", "walt_t5x.plan"):
+    monkeypatch.setattr(main, "generate", generate.generate, raising=False)
   assert values.gin_file, f"{program} is given no --gin_file"
   if values.gin_file == ["..."]:
     return
   gin.clear_config()
   # Sizes of a plan come from shapes: it needs no folder to train in.
-  complete = not abridged and program != "walt_t5x.plan"
+  complete = not abridged and not program.startswith("walt_t5x.plan")
   try:
     gin_config.parse(values.gin_file, list(values.gin_bindings), [str(ROOT)], finalize=complete)
   finally:

@@ -122,7 +122,7 @@ def build_page(studio: Studio) -> Any:
         progress=lambda done, total, what: progress((done, total), desc=what, unit="rounds"),
       )
     except ValueError as error:
-      raise gr.Error(str(error), duration=None) from error
+      raise gr.Error(str(error), duration=None, print_exception=False) from error
     files = {name: entry["file"] for name, entry in sidecar["stages"].items()}
     players = [
       gr.Video(value=str(studio.folder.path / files[name]), visible=True)

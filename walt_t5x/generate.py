@@ -39,6 +39,7 @@ def define_flags() -> None:
   flags.DEFINE_string("image", None, "Picture that every clip starts from.")
   flags.DEFINE_string("video", None, "Clip that every clip goes on from.")
   flags.DEFINE_string("fit", "exact", "'crop' cuts and resizes given media; 'exact' refuses.")
+  flags.DEFINE_boolean("decoded_given", False, "Start with the tokenizer's view of given frames.")
   flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one goes on.", 1)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips a prompt.", lower_bound=1)
@@ -212,6 +213,7 @@ def main(argv: Sequence[str]) -> None:
     fps=FLAGS.fps,
     formats=tuple(FLAGS.formats),
     fit=FLAGS.fit,
+    decoded_given=FLAGS.decoded_given,
     batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
   )
   signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -17,6 +17,7 @@ from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
 from walt_t5x.generation.cascade import Batch, Cascade
 from walt_t5x.generation.given_media import GivenMedia
+from walt_t5x.generation.oracle import Oracle, oracle_config
 from walt_t5x.generation.random_cascade import random_params
 from walt_t5x.generation.stage import Stage, StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
@@ -201,26 +202,6 @@ def test_a_clip_goes_on_after_its_own_frames(two):
   np.testing.assert_array_equal(two.codec.decode(sample.latents["sr1"][0][None])[0, :5], clip[-5:])
 
 
-@dataclasses.dataclass
-class _Oracle:
-  """Returns the true latents of the window whose first latent frames it is given; the first window's without any."""
-
-  low_resolution_scale: int
-  text_dim: int = 0
-  num_classes: int = 0
-  latent_channels: int = 12
-  frame_prediction: bool = True
-
-  def apply(self, variables, x_t, steps, self_condition, conditioning):
-    windows = variables["params"]["windows"]
-    mask = conditioning.frame_mask[:, None, :, None, None, None]
-    distance = jnp.square(mask * (windows[None] - conditioning.frames[:, None])).sum((2, 3, 4, 5))
-    chosen = windows[jnp.argmin(distance, axis=1)]
-    # A window that no one asked for is noise: frames of another place are not passed over in silence.
-    known = jnp.min(distance, axis=1) < 1e-3
-    return jnp.where(known[:, None, None, None, None], chosen, x_t)
-
-
 @pytest.mark.parametrize("start", ["nothing", "picture", "clip"])
 def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
   clip, codec = _clip(53), _Packing()
@@ -234,18 +215,7 @@ def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
     given = _media(clip[:1], 1)
   elif start == "clip":
     given = _media(clip[:5], 5)
-  configs = [
-    dataclasses.replace(
-      config,
-      model=DenoiserModel(
-        module=_Oracle(2 if config.low_resolution else 0),
-        optimizer_def=None,
-        prediction="x0",
-        sampler=SamplerConfig(num_steps=2, guidance=None),
-      ),
-    )
-    for config in _configs()
-  ]
+  configs = [oracle_config(config) for config in _configs()]
   cascade = _cascade(
     configs=configs,
     load=lambda i: Stage(info=i, params={"windows": windows[i.config.name]}, fingerprint=""),
@@ -253,6 +223,36 @@ def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
   for sample in _samples(cascade, _batch(0, 1, given=given), rounds=4):
     for name, side in at.items():
       np.testing.assert_array_equal(sample.videos[name], _media(clip, 1).at((side, side)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Labels(Oracle):
+  """Returns its row's label everywhere; reads no text."""
+
+  num_classes: int = 10
+  frame_prediction: bool = False
+
+  def apply(self, variables, x_t, steps, self_condition, conditioning):
+    assert conditioning.text is None and conditioning.frames is None
+    return jnp.zeros_like(x_t) + conditioning.labels[:, :, None, None, None].astype(jnp.float32)
+
+
+def test_classes_reach_the_network_without_any_text():
+  sampler = SamplerConfig(num_steps=2, guidance=None)
+  model = DenoiserModel(
+    module=_Labels(latent_channels=12),
+    optimizer_def=None,
+    prediction="x0",
+    rows="videos",
+    sampler=sampler,
+  )
+  config = dataclasses.replace(_configs()[0], model=model)
+  load = lambda i: Stage(info=i, params={}, fingerprint="")  # noqa: E731
+  cascade = _cascade(configs=[config], load=load)
+  cascade.text_encoder = None
+  batch = Batch(indices=[5, 6], prompts=["", ""], labels=[3, 7])
+  for sample, label in zip(_samples(cascade, batch), (3, 7)):
+    np.testing.assert_allclose(sample.latents["base"], 0.5 + 0.25 * label, atol=1e-6)
 
 
 def test_nothing_is_compiled_again_and_stages_one_at_a_time_make_the_same(two):

@@ -41,7 +41,7 @@ class _Cascade:
       for stage in CONFIG.stages
     ]
 
-  def run(self, batches, *, seed, rounds, progress):
+  def run(self, batches, *, seed, rounds, decoded_given, progress):
     for batch in batches:
       if self.stop_after is not None and len(self.asked) >= self.stop_after:
         raise KeyboardInterrupt

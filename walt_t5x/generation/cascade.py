@@ -109,6 +109,7 @@ class Cascade:
     seed: int,
     rounds: int = 1,
     stages: int | None = None,
+    decoded_given: bool = False,
     progress: ProgressFn = lambda stage, round: None,
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
@@ -120,6 +121,7 @@ class Cascade:
       seed: of the noise.
       rounds: 1 makes the frames that the stages were trained on; each further one adds to them.
       stages: how many stages to run, from the base; all by default.
+      decoded_given: start with the tokenizer's reconstruction of a clip's last frames instead of the whole clip.
       progress: called after each round of each stage of each batch.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
@@ -131,7 +133,16 @@ class Cascade:
         name = info.config.name
         params = self._weights(info)
         for one in work:
-          self._run_stage(info, below, params, one, seed=seed, rounds=rounds, progress=progress)
+          self._run_stage(
+            info,
+            below,
+            params,
+            one,
+            seed=seed,
+            rounds=rounds,
+            decoded_given=decoded_given,
+            progress=progress,
+          )
         del params
         if self.one_at_a_time:
           self._loaded.pop(name)
@@ -164,9 +175,7 @@ class Cascade:
     fill = np.repeat(low[-1:], self.batch_size - rows, axis=0)
     work.latents[below.config.name] = [np.concatenate([low, fill])]
     weights = self._weights(info)
-    self._run_stage(
-      info, below, weights, work, seed=seed, rounds=1, progress=lambda stage, round: None
-    )
+    self._run_stage(info, below, weights, work, seed=seed, rounds=1)
     return work.videos[name][:rows]
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
@@ -207,14 +216,16 @@ class Cascade:
     *,
     seed: int,
     rounds: int,
-    progress: ProgressFn,
+    decoded_given: bool = False,
+    progress: ProgressFn = lambda stage, round: None,
   ) -> None:
     """All rounds of one stage of one batch."""
     name = info.config.name
     frames = _given_frames(work.batch.given, info, self.codec.vae)
-    # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
-    videos = [frames] if frames is not None and frames.shape[1] > 1 else []
     tail = None if frames is None else frames[:, -work.batch.given[0].conditioned :]
+    # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
+    whole_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
+    videos = [frames] if whole_clip else []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
     for round in range(rounds):
       low = None if below is None else work.latents[below.config.name][round]

@@ -33,6 +33,7 @@ class RunSettings:
     formats: of the files, `sample_files.FORMATS`.
     fit: how given media are brought to size, `given_media.FITS`.
     batch_size: clips that are made together.
+    decoded_given: start with the reconstruction of a clip's last frames instead of the whole clip.
   """
 
   seed: int = 0
@@ -42,6 +43,7 @@ class RunSettings:
   formats: Sequence[str] = ("mp4",)
   fit: str = "exact"
   batch_size: int = 32
+  decoded_given: bool = False
 
 
 def batches_of(count: int, batch_size: int, *, shard: int = 0, shards: int = 1) -> list[range]:
@@ -90,7 +92,11 @@ def make_samples(
       group = todo[start : start + step]
       batches = [_batch(requests, indices, settings, read_given) for indices in group]
       made_batches = cascade.run(
-        batches, seed=settings.seed, rounds=settings.rounds, progress=progress.update
+        batches,
+        seed=settings.seed,
+        rounds=settings.rounds,
+        decoded_given=settings.decoded_given,
+        progress=progress.update,
       )
       for indices, batch, samples in zip(group, batches, made_batches):
         for sample, given in zip(samples, batch.given):

@@ -83,7 +83,33 @@ class StageSampler:
       return self._sample(params, *arguments)
     rows = NamedSharding(self._mesh, PartitionSpec("data"))
     arguments = jax.tree.map(lambda x: jax.device_put(x, rows), arguments)
-    with contextlib.ExitStack() as stack:
+    with self._on_mesh():
+      return self._sample(params, *arguments)
+
+  def lower(self, params: Any, *arguments: Any, devices: Sequence[Any]) -> Any:
+    """The lowered chain for shapes, on devices that need not be there.
+
+    Args:
+      params: shapes of the weights.
+      arguments: shapes of (noise, noise of the low resolution, conditioning, null text), whole batches.
+      devices: to compile for, those of the mesh where there is one.
+    """
+    if self._mesh is None:
+      whole = rows = jax.sharding.SingleDeviceSharding(devices[0])
+    else:
+      whole = NamedSharding(self._mesh, PartitionSpec())
+      rows = NamedSharding(self._mesh, PartitionSpec("data"))
+
+    def placed(tree: Any, sharding: Any) -> Any:
+      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+    with self._on_mesh():
+      return self._sample.lower(placed(params, whole), *placed(arguments, rows))
+
+  def _on_mesh(self) -> contextlib.ExitStack:
+    """Mesh and rules, which the network's constraints read."""
+    stack = contextlib.ExitStack()
+    if self._mesh is not None:
       stack.enter_context(self._mesh)
       stack.enter_context(flax_partitioning.axis_rules(self._rules))
-      return self._sample(params, *arguments)
+    return stack

@@ -1,0 +1,244 @@
+"""What sampling a cascade will cost, from its gin file: parameters, tokens and operations of each stage's chain.
+
+  python -m walt_t5x.plan_sampling --gin_file=gin/walt_cascade_512x896.gin
+  python -m walt_t5x.plan_sampling --gin_file=gin/walt_cascade_512x896.gin --topology=v5p:2x2x1 --samples=4
+
+Nothing is read but the gin files. With --topology the TPU compiler says what memory a chip needs for the whole chain of
+a batch (weights, activations, code), compiled on this machine; that needs the extra [tpu] and takes minutes.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+GIB = 1024**3
+FLAGS = flags.FLAGS
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingPlan:
+  """Figures of one stage.
+
+  Attributes:
+    stage: its name.
+    parameters: of the network.
+    weight_bytes: as the stage holds them.
+    tokens_per_row: of the transformer.
+    network_rows: rows of a network call for one sample: branches of guidance.
+    network_calls: of a sample.
+    flops_per_sample: operations of a sample's chain.
+    hbm_bytes_per_chip: by topology, of a batch's chain; None where the compiler refuses it.
+  """
+
+  stage: str
+  parameters: int
+  weight_bytes: int
+  tokens_per_row: int
+  network_rows: int
+  network_calls: int
+  flops_per_sample: float
+  hbm_bytes_per_chip: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+
+
+def plan_stage(
+  config: Any, *, text_length: int, batch_size: int, topologies: Sequence[str] = ()
+) -> SamplingPlan:
+  """Figures of a stage.
+
+  Args:
+    config: a `StageConfig`.
+    text_length: tokens of a caption.
+    batch_size: samples of a batch, for the topologies.
+    topologies: slices such as 'v5p:2x2x1'.
+  """
+  import jax
+
+  from data import schema
+  from walt_t5x.flops import count_flops_of
+
+  sampler, module = config.model.sampler, config.module
+  params = _params(config, text_length)
+  arguments = _arguments(config, rows=1, text_length=text_length)
+
+  def call(params: Any, noise: Any, low_noise: Any, conditioning: Any, null_text: Any) -> Any:
+    if low_noise is not None:
+      time = jax.numpy.zeros((1,))
+      conditioning = config.model.low_resolution_noised(conditioning, low_noise, time=time)
+    steps = jax.numpy.ones((1,), jax.numpy.int32)
+    return module.apply({"params": params}, noise, steps, noise, conditioning)
+
+  branches = 1 if sampler.guidance is None else 2 if sampler.frame_guidance is None else 3
+  t, h, w = schema.latents_shape(config.latents)
+  return SamplingPlan(
+    stage=config.name,
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+    weight_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)),
+    tokens_per_row=t * (h // module.patch_size) * (w // module.patch_size),
+    network_rows=branches,
+    network_calls=sampler.num_steps,
+    flops_per_sample=count_flops_of(call, params, *arguments) * branches * sampler.num_steps,
+    hbm_bytes_per_chip={
+      name: _chip_memory(config, name, batch_size=batch_size, text_length=text_length)
+      for name in topologies
+    },
+  )
+
+
+def _params(config: Any, text_length: int) -> Any:
+  """Shapes of the weights, in the dtype in which the stage holds them."""
+  import jax
+  import jax.numpy as jnp
+
+  from walt_t5x.models.input_shapes import input_shapes
+
+  batch = input_shapes(
+    config.model,
+    rows=1,
+    field=config.latents,
+    low_resolution=config.low_resolution,
+    text_length=text_length,
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  params = jax.eval_shape(
+    lambda: config.model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  )
+  dtype = None if config.weights_dtype is None else jnp.dtype(config.weights_dtype)
+  return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype), params)
+
+
+def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, Any, Any]:
+  """Shapes of (noise, noise of the low resolution, conditioning, null text)."""
+  import jax
+  import jax.numpy as jnp
+
+  from data import schema
+  from walt_t5x.denoiser.transformer import Conditioning
+
+  module = config.module
+
+  def spec(*shape: int, dtype: Any = jnp.float32) -> Any:
+    return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+  t, h, w = schema.latents_shape(config.latents)
+  noise = spec(t, h, w, module.latent_channels)
+  given: dict[str, Any] = {}
+  if module.text_dim:
+    given["text"] = spec(1, text_length, module.text_dim)
+    given["text_mask"] = spec(1, text_length, dtype=jnp.bool_)
+  if module.num_classes:
+    given["labels"] = spec(1, dtype=jnp.int32)
+  if module.frame_prediction:
+    given |= {"frames": noise, "frame_mask": spec(t)}
+  if config.low_resolution:
+    given["low_resolution"] = spec(
+      *schema.latents_shape(config.low_resolution), module.latent_channels
+    )
+  null = spec(1, module.text_dim) if module.text_dim else None
+  conditioning = jax.eval_shape(lambda arrays: Conditioning(**arrays), given)
+  return noise, noise if config.low_resolution else None, conditioning, null
+
+
+def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> int | None:
+  """Bytes a chip needs for a batch's chain; None where the compiler says that it does not fit."""
+  from walt_t5x import tpu_compile
+  from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
+
+  devices = tpu_compile.topology_devices(topology)
+  sampler = StageSampler(config, mesh=mesh_for(batch_size, devices))
+  try:
+    compiled = sampler.lower(
+      _params(config, text_length),
+      *_arguments(config, rows=batch_size, text_length=text_length),
+      devices=devices,
+    ).compile()
+  except Exception as error:
+    if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error).lower():
+      raise
+    return None
+  return tpu_compile.memory_of(compiled)
+
+
+def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
+  """The figures for people."""
+  lines = [
+    f"{'stage':<8} {'parameters':>15} {'weights, GiB':>13} {'tokens a row':>13} {'rows x calls':>13} "
+    f"{'operations a sample':>20}"
+  ]
+  for plan in plans:
+    lines.append(
+      f"{plan.stage:<8} {plan.parameters:>15,} {plan.weight_bytes / GIB:>13.2f} {plan.tokens_per_row:>13,} "
+      f"{f'{plan.network_rows} x {plan.network_calls}':>13} {plan.flops_per_sample:>20.3e}"
+    )
+  for name in plans[0].hbm_bytes_per_chip:
+    lines += ["", f"{name}, batches of {batch_size}: estimated by the TPU compiler, not measured"]
+    for plan in plans:
+      needed = plan.hbm_bytes_per_chip[name]
+      shown = "does not fit" if needed is None else f"{needed / GIB:.2f} GiB a chip"
+      lines.append(f"  {plan.stage:<8} {shown}")
+  return "\n".join(lines)
+
+
+def define_flags() -> None:
+  """The flags of the program."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  flags.DEFINE_multi_string("topology", [], "TPU slice, e.g. v5p:2x2x1; may be repeated.")
+  flags.DEFINE_integer("samples", 4, "Clips of a batch.", lower_bound=1)
+  flags.DEFINE_list("stages", [], "The cascade's first stages; all by default.")
+  flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
+
+
+def main(argv: Sequence[str]) -> None:
+  """Reads the configuration and prints the plan."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  if not FLAGS.gin_file:
+    raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_cascade_512x896.gin.")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  from walt_t5x import engine, generate
+  from walt_t5x.engine import gin_config
+  from walt_t5x.generation.checks import choose_stages
+
+  # gin files say `import __main__ as generate_script`, those that trained a stage `as train_script`.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  folders = [*FLAGS.gin_search_paths, _REPOSITORY]
+  try:
+    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, folders, finalize=False)
+    stages = gin_config.macro_value("STAGES", [])
+    plans = [
+      plan_stage(
+        stage,
+        text_length=gin_config.macro_value("TEXT_LENGTH", 64),
+        batch_size=FLAGS.samples,
+        topologies=FLAGS.topology,
+      )
+      for stage in choose_stages(stages, FLAGS.stages)
+    ]
+  except ImportError as error:
+    sys.exit(str(error))
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration cannot be used.\n{error}")
+  except ValueError as error:
+    sys.exit(f"plan_sampling: {error}")
+  if FLAGS.json:
+    print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
+  else:
+    print(table(plans, batch_size=FLAGS.samples))
+
+
+if __name__ == "__main__":
+  define_flags()
+  from walt_t5x.engine.gin_config import rewrite_gin_args
+
+  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))

@@ -25,8 +25,9 @@ class Report:
 
   def check(self, name: str, holds: bool, seen: object) -> None:
     """Notes and prints one."""
-    self.rows.append({"check": name, "holds": bool(holds), "seen": str(seen)})
-    print(f"{'ok  ' if holds else 'FAIL'} {name}: {seen}", flush=True)
+    shown = (str(seen).splitlines() or [""])[-1][:120]
+    self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
+    print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
 
   def wait(self, name: str, read, fits, *, seconds: float = 60) -> object:
     """Reads until the value fits."""

@@ -60,9 +60,10 @@ def test_the_average_changes_no_update_and_stays_float32():
 def test_adamw_is_torchs():
   """Clipping, Adam and decoupled decay as torch does them, at a learning rate that changes each step."""
   schedule = schedules.warmup_cosine(peak=0.1, warmup_steps=3, total_steps=10)
-  chain = optimizers.adamw_chain(schedule, b1=0.8, b2=0.95, weight_decay=0.2, clip_norm=0.5)
+  settings = {"b1": 0.8, "b2": 0.95, "eps": 0.01}  # An eps that shows beside the gradients.
+  chain = optimizers.adamw_chain(schedule, weight_decay=0.2, clip_norm=0.5, **settings)
   tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(PARAMS)]
-  reference = torch.optim.AdamW(tensors, lr=1.0, betas=(0.8, 0.95), eps=1e-8, weight_decay=0.2)
+  reference = torch.optim.AdamW(tensors, lr=1.0, betas=(0.8, 0.95), eps=0.01, weight_decay=0.2)
   for n, (params, _) in enumerate(run(chain, 8)):
     for tensor, gradient in zip(tensors, jax.tree.leaves(gradients(n))):
       tensor.grad = torch.tensor(gradient)

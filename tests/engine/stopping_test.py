@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests.engine import runs
+from tests.engine.parallel_test import some_devices
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin import datasets
@@ -219,13 +220,14 @@ def test_operations_are_xlas_count_and_loops_count_as_often_as_they_run():
   assert counted(convolved, k) == pytest.approx(xla(convolved, k), rel=0.05)
 
 
-def test_utilisation_is_operations_over_the_peak(tmp_path):
+def test_utilisation_is_operations_over_the_peak_of_all_devices(tmp_path):
   settings = RunSettings(peak_flops_per_device=1e9)
-  runs.train(tmp_path, 4, settings=settings, stats_period=2, **QUIET)
+  mesh = some_devices(2)
+  runs.train(tmp_path, 4, settings=settings, stats_period=2, partitioner=mesh, **QUIET)
   line = runs.lines(tmp_path)[-1]
   # Two products forward (8x4 @ 4x8, 8x8 @ 8x1), the gradient of both weights and of what lies between them.
   operations = 2 * 8 * (4 * 8 + 8) + 2 * 8 * (4 * 8 + 8) + 2 * 8 * 8
-  expected = operations * line["steps_per_second"] / 1e9
+  expected = operations * line["steps_per_second"] / 2e9
   assert line["model_flops_utilisation"] == pytest.approx(expected, rel=1e-6)
 
 

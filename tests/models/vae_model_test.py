@@ -163,45 +163,60 @@ def test_assign_has_no_value_and_reaches_its_target():
     assert float(value) == 0
 
 
-def test_before_the_start_step_nothing_is_adversarial():
-  _, metrics, grads = _at_step(3, start_step=4)
-  plain = VaeModel(module=CausalVae(**TINY), optimizer_def=None)
-  expected = jax.jit(jax.grad(lambda p: plain.loss_fn({"vae": p}, _batch(), None)[0]))
-  _assert_equal_trees(grads["vae"], expected(_params()["vae"]), atol=1e-6)
-  assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads["discriminator"]))
-  assert float(metrics["adversarial/discriminator"].compute()) == 0
-  assert float(grads["running"]["step"]) != 0  # but it counts
-  started, always = _at_step(4, start_step=4)[2], _at_step(4)[2]
-  _assert_equal_trees(started["discriminator"], always["discriminator"], rtol=1e-4, atol=1e-5)
+def _product_judge(step, **changes):
+  """The adversarial terms alone, with the discriminator D(x) = p . x, which takes no time to compile.
 
-
-def test_the_adaptive_weight_makes_both_pulls_equal():
-  """Against numpy, for a discriminator whose gradient is known: D(x) = p . x."""
+  Returns:
+    what is logged, gradients by (p, running, fake), and the arrays real, fake, p.
+  """
   rng = np.random.default_rng(0)
   real, fake = rng.uniform(size=(2, *SHAPE)).astype(np.float32)
   p = rng.normal(size=SHAPE[1:]).astype(np.float32)
-  running = {name: jnp.float32(0) for name in ("step", "lecam_real", "lecam_fake")}
+  running = {
+    "step": jnp.float32(step),
+    "lecam_real": jnp.float32(0.4),
+    "lecam_fake": jnp.float32(-0.3),
+  }
 
-  def total(fake, **changes):
+  def total(p, running, fake):
     return adversarial_loss(
       lambda p, clips: jnp.einsum("bthwc,thwc->b", clips, p),
       p,
       running,
-      real=real,
+      real=jnp.asarray(real),
       fake=fake,
       pixel_loss=lambda clips: 5 * jnp.mean((clips - real) ** 2),
-      settings=AdversarialSettings(adaptive=True, weight=0.5, r1_weight=0.0, **changes),
+      settings=AdversarialSettings(**changes),
     )
 
-  (_, logged), slope = jax.value_and_grad(total, has_aux=True)(jnp.asarray(fake))
+  run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+  (_, logged), grads = run(jnp.asarray(p), running, jnp.asarray(fake))
+  return logged, grads, (real, fake, p)
+
+
+def test_before_the_start_step_nothing_is_adversarial():
+  logged, (to_p, to_running, to_fake), _ = _product_judge(3, start_step=4)
+  assert not np.any(to_fake) and not np.any(to_p)
+  assert not any(np.any(value) for value in logged.values())
+  assert float(to_running["step"]) != 0  # but it counts
+  assert float(to_running["lecam_real"]) == float(to_running["lecam_fake"]) == 0
+  started, always = _product_judge(4, start_step=4)[:2], _product_judge(4)[:2]
+  assert np.any(started[1][0]) and np.any(started[1][2])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), started, always)
+
+
+def test_the_adaptive_weight_makes_both_pulls_equal():
+  settings = {"adaptive": True, "weight": 0.5, "r1_weight": 0.0}
+  logged, (_, _, to_fake), (real, fake, p) = _product_judge(3, **settings)
   pull = 10 * (fake - real) / fake.size
   logits = np.einsum("bthwc,thwc->b", fake, p)
   push = -np.einsum("b,thwc->bthwc", 1 / (1 + np.exp(logits)) / len(logits), p)
   weight = 0.5 * np.linalg.norm(pull) / np.linalg.norm(push)
   np.testing.assert_allclose(logged["weight"], weight, rtol=1e-4)
   # The weight itself has no gradient: the pull is the generator's, half as hard as the pixels'.
-  np.testing.assert_allclose(slope, weight * push, rtol=1e-3, atol=1e-8)
-  np.testing.assert_allclose(total(fake, max_adaptive=1e-3)[1]["weight"], 0.5e-3, rtol=1e-5)
+  np.testing.assert_allclose(to_fake, weight * push, rtol=1e-3, atol=1e-8)
+  capped, _, _ = _product_judge(3, max_adaptive=1e-3, **settings)
+  np.testing.assert_allclose(capped["weight"], 0.5e-3, rtol=1e-5)
 
 
 def test_the_pixel_loss_that_the_adaptive_weight_is_measured_against():

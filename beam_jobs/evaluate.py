@@ -29,7 +29,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  protocols = [name for name in evaluate.PROTOCOLS if name != evaluate.OBEDIENCE]
+  protocols = [name for name in evaluate.PROTOCOLS if name not in evaluate.BY_PROMPT]
   parser.add_argument("--protocol", required=True, choices=protocols)
   evaluate.add_arguments(parser)
   return parser.parse_known_args(argv)

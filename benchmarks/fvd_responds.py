@@ -124,6 +124,9 @@ def main() -> None:
   source.add_argument("--corpus", type=Path, help="output of `python -m data.samples`")
   parser.add_argument("--clips", type=int, default=10, help="real clips in each set")
   parser.add_argument("--frames", type=int, default=9)
+  parser.add_argument(
+    "--damages", default="blur,noise,shuffle,dropping", help="only these, separated by commas"
+  )
   parser.add_argument("--batch", type=int, default=4)
   parser.add_argument("--output", type=Path, help="JSON")
   args = parser.parse_args()
@@ -163,12 +166,15 @@ def main() -> None:
   base = {"itself": frechet_between(a, a), "B": frechet_between(a, b)}
   table: dict[str, dict[float, float]] = {}
   for kind, levels in (("blur", BLUR), ("noise", NOISE), ("shuffle", SHUFFLE)):
+    if kind not in args.damages.split(","):
+      continue
     table[kind] = {}
     for level in levels:
       table[kind][level] = frechet_between(a, of(features(damage(set_a, kind, level))))
       print(f"{kind} {level}: {table[kind][level]:.4g}", file=sys.stderr, flush=True)
-  # Dropping costs no forward pass: the copies have the features of what they copy.
-  table["dropping"] = {d: frechet_between(a, of(f_a[dropped(modes, d)])) for d in DROP}
+  if "dropping" in args.damages.split(","):
+    # It costs no forward pass: the copies have the features of what they copy.
+    table["dropping"] = {d: frechet_between(a, of(f_a[dropped(modes, d)])) for d in DROP}
   rises = {kind: bool(np.all(np.diff([0.0, *row.values()]) > 0)) for kind, row in table.items()}
 
   print(f"A against itself: {base['itself']:.4g}\nA against B: {base['B']:.4g}\n")

@@ -5,6 +5,7 @@
 
 Protocols (docs/evaluation.md has what each pins):
   caption_obedience        shapes vocabulary: does a pixel reader see the colour and the direction of the prompt?
+  text_alignment           cosine of frames and prompt by a CLIP in a local folder (--clip_weights)
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
   k600_frame_prediction    FVD                  imagenet256       FID and IS
@@ -25,10 +26,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-OBEDIENCE = "caption_obedience"
+OBEDIENCE, ALIGNMENT = "caption_obedience", "text_alignment"
+# Judge `generate`'s folders by their prompts.
+BY_PROMPT = (OBEDIENCE, ALIGNMENT)
 # The names are repeated here so that --help need not import the protocols; a test compares them.
 PROTOCOLS = (
-  OBEDIENCE,
+  *BY_PROMPT,
   "fvd",
   "ucf101_class_conditional",
   "ucf101_zero_shot",
@@ -55,6 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   add_arguments(parser)
   parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
+  parser.add_argument("--clip_weights", help="folder of a CLIP, for text_alignment")
   shared = parser.add_argument_group("evaluations that several processes share, by --parts_dir")
   shared.add_argument(
     "--process_index",
@@ -137,6 +141,40 @@ def caption_obedience(folder) -> dict[str, Any]:
     "scores": {stage: total.as_dict() for stage, total in totals.items()},
     "verdicts": verdicts,
   }
+
+
+def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
+  """The mean similarity of every stage's clips to their prompts.
+
+  Returns:
+    {"protocol", "network_fingerprint", "scores": {stage: {name: number}}}.
+
+  Raises:
+    FileNotFoundError: no CLIP, which says what belongs in its folder, or no samples.
+  """
+  import numpy as np
+  from tqdm import tqdm
+
+  from walt_t5x.metrics.clip_similarity import ClipSimilarity
+  from walt_t5x.video_io import to_uint8
+
+  clip = ClipSimilarity.load(clip_weights)
+  by_stage: dict[str, list[float]] = {}
+  for sample in tqdm(list(folder.samples()), unit="video", desc="align", file=sys.stderr):
+    for stage in sample.files:
+      similarity = clip(to_uint8(folder.read(sample, stage)), sample.prompt)
+      by_stage.setdefault(stage, []).append(similarity)
+  scores = {
+    stage: {
+      "text_alignment/similarity": float(np.mean(values)),
+      "text_alignment/std": float(np.std(values)),
+      "text_alignment/clips": float(len(values)),
+    }
+    for stage, values in by_stage.items()
+  }
+  for stage, found in scores.items():
+    print(f"{stage}: similarity {found['text_alignment/similarity']:.4f}")
+  return {"protocol": ALIGNMENT, "network_fingerprint": clip.fingerprint, "scores": scores}
 
 
 def _changed(args: argparse.Namespace):
@@ -306,22 +344,33 @@ def _log(log_dir: str, step: int, values: Mapping[str, float]) -> None:
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """Evaluates, prints and writes; returns the result."""
   args = parse_arguments(argv)
-  if args.protocol != OBEDIENCE:
-    try:
-      result = features_protocol(args) if args.process_index is None else make_parts(args)
-    except (FileNotFoundError, ValueError) as error:
-      sys.exit(f"evaluate: {error}")
-    print(json.dumps(result))
-    return result
+  try:
+    if args.protocol in BY_PROMPT:
+      result = _by_prompt(args)
+    elif args.process_index is None:
+      result = features_protocol(args)
+    else:
+      result = make_parts(args)
+  except (FileNotFoundError, ImportError, ValueError) as error:
+    sys.exit(f"evaluate: {error}")
+  print(json.dumps(result))
+  return result
+
+
+def _by_prompt(args: argparse.Namespace) -> dict[str, Any]:
+  """Scores of a folder that `generate` wrote; obedience also goes into its gallery."""
   from walt_t5x.generation.sample_folder import SampleFolder
 
   folder = SampleFolder(args.samples)
-  try:
+  if args.protocol == OBEDIENCE:
     result = caption_obedience(folder)
-  except FileNotFoundError as error:
-    sys.exit(str(error))
-  folder.write_scores(result)
-  gallery = folder.write_gallery()
+    folder.write_scores(result)
+    said = {"gallery": str(folder.write_gallery())}
+  else:
+    result = text_alignment(folder, args.clip_weights)
+    file = args.output or Path(args.samples) / f"scores_{ALIGNMENT}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    said = {"network_fingerprint": result["network_fingerprint"], "file": str(file)}
   if args.log_dir:
     step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)
     values = {
@@ -330,10 +379,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       for name, value in scores.items()
     }
     _log(args.log_dir, step, values)
-  print(
-    json.dumps({"protocol": args.protocol, "scores": result["scores"], "gallery": str(gallery)})
-  )
-  return result
+  return {"protocol": args.protocol, "scores": result["scores"]} | said
 
 
 if __name__ == "__main__":

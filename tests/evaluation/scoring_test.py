@@ -192,7 +192,7 @@ def test_protocols_pin_what_the_papers_say():
   assert (image["is"].splits, image["is"].layer) == (10, "logits_unbiased")
   assert image["fid"].layer == "pool_3"
   assert PROTOCOLS["ucf101_zero_shot"].reference_clip is ClipRule.CENTRAL
-  assert set(evaluate.PROTOCOLS) == {evaluate.OBEDIENCE, *PROTOCOLS}
+  assert set(evaluate.PROTOCOLS) == {*evaluate.BY_PROMPT, *PROTOCOLS}
 
 
 def test_the_tokenizer_compares_pairs_by_name(tmp_path):

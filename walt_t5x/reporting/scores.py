@@ -55,7 +55,7 @@ def _feature_scores(result: Mapping[str, Any]) -> list[ScoreRow]:
   return rows
 
 
-def _obedience_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
+def _prompt_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
   rows = []
   for stage, values in result["scores"].items():
     short = {name.rpartition("/")[2]: value for name, value in values.items()}
@@ -72,6 +72,17 @@ def _obedience_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
             samples=folder,
           )
         )
+    if "similarity" in short:
+      rows.append(
+        ScoreRow(
+          protocol=result["protocol"],
+          name=f"{stage}: similarity",
+          value=f"{short['similarity']:.4f}",
+          counts=f"{short['clips']:.0f} samples",
+          network=f"CLIP {result['network_fingerprint'][:12]}",
+          samples=folder,
+        )
+      )
   return rows
 
 
@@ -85,7 +96,7 @@ def read_scores(file: Path) -> list[ScoreRow]:
     result = json.loads(file.read_text(encoding="utf-8"))
     if "protocol_hash" in result:
       return _feature_scores(result)
-    return _obedience_scores(result, str(file.parent))
+    return _prompt_scores(result, str(file.parent))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{file} holds no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."

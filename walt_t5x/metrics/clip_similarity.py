@@ -1,0 +1,96 @@
+"""Text alignment: how near the frames of a clip are to its prompt in CLIP's space.
+
+  similarity = mean over frames of cos( image(frame), text(prompt) )
+
+Any CLIP of Hugging Face's layout in a local folder (config.json, model.safetensors, tokenizer files); nothing is
+downloaded. Zero-shot text-to-video papers take ViT-B/32 (CLIPSIM, arXiv:2104.14806).
+
+Frames are resized so that their shorter edge is the network's (bicubic, PIL), cut to the central square and normalised
+as in arXiv:2103.00020's release.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+_HELP = """The text alignment needs a CLIP on this machine: got --clip_weights={folder}. Put the files config.json,
+model.safetensors and the tokenizer's (tokenizer.json, or vocab.json and merges.txt) of
+  https://huggingface.co/openai/clip-vit-base-patch32
+into a folder and set --clip_weights to it. Without it this protocol is off; `caption_obedience` needs no weights."""
+
+
+def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndarray, "T 3 S S"]:
+  """Bytes to what CLIP's image tower takes."""
+  from PIL import Image
+
+  height, width = frames.shape[1:3]
+  short = min(height, width)
+  new = (round(width * size / short), round(height * size / short))
+  left, top = (new[0] - size) // 2, (new[1] - size) // 2
+  out = []
+  for frame in frames:
+    image = Image.fromarray(frame)
+    if image.size != new:
+      image = image.resize(new, Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + size, top + size))
+    out.append((np.asarray(image, np.float32) / 255 - _MEAN) / _STD)
+  return np.stack(out).transpose(0, 3, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSimilarity:
+  """A CLIP with weights.
+
+  Attributes:
+    fingerprint: sha256 of its weight file.
+  """
+
+  fingerprint: str
+  _model: Any
+  _tokenizer: Any
+
+  @classmethod
+  def load(cls, folder: str | Path | None) -> "ClipSimilarity":
+    """Reads a folder.
+
+    Raises:
+      FileNotFoundError: no weights there; says what belongs there.
+      ImportError: torch or transformers are not installed.
+    """
+    file = Path(folder) / "model.safetensors" if folder else None
+    if file is None or not file.is_file():
+      raise FileNotFoundError(_HELP.format(folder=folder))
+    try:
+      import transformers
+    except ImportError as error:
+      raise ImportError("The text alignment needs: pip install torch transformers") from error
+    model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with file.open("rb") as weights:
+      digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    return cls(digest, model, tokenizer)
+
+  def __call__(self, frames: UInt8[np.ndarray, "T H W 3"], prompt: str) -> float:
+    """The similarity of one clip, in [-1, 1]; a prompt longer than CLIP's context is cut."""
+    import torch
+
+    pixels = preprocess(frames, self._model.config.vision_config.image_size)
+    length = self._model.config.text_config.max_position_embeddings
+    tokens = self._tokenizer(
+      [prompt], truncation=True, max_length=length, padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+      out = self._model(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        pixel_values=torch.from_numpy(pixels),
+      )
+    # The model returns both embeddings with norm 1.
+    return float((out.image_embeds @ out.text_embeds.T).mean())

@@ -60,13 +60,15 @@ def plan_stage(
   import jax
 
   from data import schema
+  from walt_t5x.denoiser.transformer import Conditioning
   from walt_t5x.flops import count_flops_of
 
   sampler, module = config.model.sampler, config.module
   params = _params(config, text_length)
   arguments = _arguments(config, rows=1, text_length=text_length)
 
-  def call(params: Any, noise: Any, low_noise: Any, conditioning: Any, null_text: Any) -> Any:
+  def call(params: Any, noise: Any, low_noise: Any, given: Any, null_text: Any) -> Any:
+    conditioning = Conditioning(**given)
     if low_noise is not None:
       time = jax.numpy.zeros((1,))
       conditioning = config.model.low_resolution_noised(conditioning, low_noise, time=time)
@@ -114,12 +116,11 @@ def _params(config: Any, text_length: int) -> Any:
 
 
 def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, Any, Any]:
-  """Shapes of (noise, noise of the low resolution, conditioning, null text)."""
+  """Shapes of (noise, noise of the low resolution, fields of `Conditioning`, null text)."""
   import jax
   import jax.numpy as jnp
 
   from data import schema
-  from walt_t5x.denoiser.transformer import Conditioning
 
   module = config.module
 
@@ -141,8 +142,7 @@ def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, A
       *schema.latents_shape(config.low_resolution), module.latent_channels
     )
   null = spec(1, module.text_dim) if module.text_dim else None
-  conditioning = jax.eval_shape(lambda arrays: Conditioning(**arrays), given)
-  return noise, noise if config.low_resolution else None, conditioning, null
+  return noise, noise if config.low_resolution else None, given, null
 
 
 def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> int | None:

@@ -91,7 +91,7 @@ class StageSampler:
 
     Args:
       params: shapes of the weights.
-      arguments: shapes of (noise, noise of the low resolution, conditioning, null text), whole batches.
+      arguments: shapes of (noise, noise of the low resolution, fields of `Conditioning`, null text), whole batches.
       devices: to compile for, those of the mesh where there is one.
     """
     if self._mesh is None:
@@ -103,8 +103,11 @@ class StageSampler:
     def placed(tree: Any, sharding: Any) -> Any:
       return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
+    def sample(params: Any, noise: Any, low_noise: Any, given: Any, null_text: Any) -> Any:
+      return self._sample(params, noise, low_noise, Conditioning(**given), null_text)
+
     with self._on_mesh():
-      return self._sample.lower(placed(params, whole), *placed(arguments, rows))
+      return jax.jit(sample).lower(placed(params, whole), *placed(arguments, rows))
 
   def _on_mesh(self) -> contextlib.ExitStack:
     """Mesh and rules, which the network's constraints read."""

@@ -1,0 +1,143 @@
+"""`walt_t5x.generate` interrupted by SIGINT and SIGKILL: what is kept, what is made again, and whether the bytes agree.
+
+  python -m benchmarks.generation_kills --folder=/tmp/kills
+
+Writes random weights for gin/tiny/generate.gin (two layers of width 16) into the folder. One run is left alone; another
+is stopped by each signal once so many samples are finished, and started again with the same command. Compares every
+media file of both, and counts the samples that a restart wrote. Writes generation_kills.json and .md beside this file.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GIN_FILE = "gin/tiny/generate.gin"
+PARTS = {"BASE_CHECKPOINT": "base", "SR1_CHECKPOINT": "sr1"}
+PARTS |= {"VAE_CHECKPOINT": "vae", "TEXT_ENCODER": "text"}
+PROMPTS, SAMPLES, BATCH = ("a red square moves right", "a blue circle moves up"), 6, 2
+# (signal, finished samples after which it is sent)
+STOPS = (("SIGINT", 2), ("SIGKILL", 6))
+
+
+def bindings(folder: Path) -> list[str]:
+  """Where the parts lie, and sizes that run in seconds."""
+  found = [f'{macro} = "{folder / name}"' for macro, name in PARTS.items()]
+  for scope in ("base", "sr1"):
+    network = {"num_layers": 2, "width": 16, "mlp_dim": 32}
+    found += [f"{scope}/transformer.WaltDenoiser.{k} = {v}" for k, v in network.items()]
+    found.append(f"{scope}/sampling.SamplerConfig.num_steps = 2")
+  return found
+
+
+def write_weights(folder: Path) -> None:
+  """Random weights of everything."""
+  import gin
+  from walt_t5x import generate
+  from walt_t5x.engine import gin_config
+  from walt_t5x.generation.loading import CascadeConfig
+  from walt_t5x.generation.random_cascade import write_random_cascade
+
+  sys.modules["__main__"].generate = generate.generate
+  gin_config.parse([GIN_FILE], bindings(folder), [str(ROOT)])
+  config = CascadeConfig.of(
+    gin_config.macro_value("STAGES"),
+    (),
+    vae=gin_config.macro_value("VAE"),
+    vae_checkpoint=str(folder / "vae"),
+    text_encoder=str(folder / "text"),
+    text_length=gin_config.macro_value("TEXT_LENGTH"),
+  )
+  write_random_cascade(config)
+  gin.clear_config()
+
+
+def start(folder: Path, output: Path, log: Path) -> subprocess.Popen:
+  """The command, in a process of its own."""
+  command = [sys.executable, "-m", "walt_t5x.generate", f"--gin_file={GIN_FILE}"]
+  command += [f"--gin_bindings={binding}" for binding in bindings(folder)]
+  command += [f"--prompt={prompt}" for prompt in PROMPTS]
+  command += [f"--num_samples={SAMPLES}", f"--batch_size={BATCH}"]
+  command += ["--formats=mp4,latents", f"--output={output}", "--verbosity=-1"]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  with log.open("ab") as stream:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+
+
+def finished(output: Path) -> int:
+  """Samples with a sidecar."""
+  return len(list(output.glob("[0-9]*.json")))
+
+
+def media(output: Path) -> dict[str, str]:
+  """File name -> sha256, of everything but sidecars and pages."""
+  files = [p for p in sorted(output.iterdir()) if p.suffix in (".mp4", ".npy")]
+  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def main() -> None:
+  """Runs, compares, prints and writes."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--folder", type=Path, required=True)
+  parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+  args = parser.parse_args()
+  args.folder.mkdir(parents=True, exist_ok=True)
+  if not (args.folder / "sr1").exists():
+    write_weights(args.folder)
+  total = SAMPLES * len(PROMPTS)
+  stamp = int(time.time())
+  broken, whole = args.folder / f"broken_{stamp}", args.folder / f"whole_{stamp}"
+  log = args.folder / "log.txt"
+  rows = []
+  for name, after in STOPS:
+    process = start(args.folder, broken, log)
+    while finished(broken) < after and process.poll() is None:
+      time.sleep(0.02)
+    process.send_signal(getattr(signal, name))
+    code = process.wait()
+    rows.append({"signal": name, "exit": code, "finished": finished(broken), "of": total})
+    print(json.dumps(rows[-1]), flush=True)
+  before = {p.name: p.stat().st_mtime_ns for p in broken.glob("[0-9]*.json")}
+  codes = [start(args.folder, path, log).wait() for path in (broken, whole)]
+  kept = sum((broken / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+  same = media(broken) == media(whole)
+  result = {
+    "stops": rows,
+    "exits": codes,
+    "samples": finished(broken),
+    "kept": kept,
+    "finished_before_the_last_run": len(before),
+    "media_files": len(media(whole)),
+    "bytes_equal": same,
+  }
+  lines = [
+    "# Generation, interrupted",
+    "",
+    f"`python -m benchmarks.generation_kills`: {total} samples of two stages in batches of {BATCH}, mp4 and latents.",
+    "",
+    "| signal | exit code | samples finished then |",
+    "| --- | --- | --- |",
+    *(f"| {r['signal']} | {r['exit']} | {r['finished']} of {r['of']} |" for r in rows),
+    "",
+    f"The same command then made the other {total - len(before)}; {kept} of {len(before)} finished samples were left",
+    f"as they were. All {result['media_files']} media files equal those of an undisturbed run to the byte: "
+    f"{'yes' if same else 'NO'}.",
+  ]
+  text = "\n".join(lines) + "\n"
+  print(text)
+  (args.output / "generation_kills.md").write_text(text, encoding="utf-8")
+  (args.output / "generation_kills.json").write_text(
+    json.dumps(result, indent=1) + "\n", encoding="utf-8"
+  )
+  if not same or any(codes) or kept < len(before):
+    raise SystemExit("generation_kills: the runs differ")
+
+
+if __name__ == "__main__":
+  main()

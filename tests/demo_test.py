@@ -1,0 +1,58 @@
+"""What stands behind the demo's page: checked requests, kept clips, told progress. The page is driven in a browser by
+
+benchmarks/browser.py.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.generation import cascades
+from tests.generation.sampling_run_test import _Cascade
+from walt_t5x.demo import Studio
+from walt_t5x.generation.sample_folder import SampleFolder
+
+CONFIG = cascades.config(Path("/nowhere"))
+
+
+class _Asked(_Cascade):
+  """Notes what it was asked for."""
+
+  def run(self, batches, *, stages, **options):
+    self.last = options | {"stages": stages, "given": batches[0].given[0]}
+    progress = options["progress"]
+    ((sample,),) = super().run(batches, **options | {"decoded_given": False, "progress": progress})
+    names = ["base", "sr1"][:stages]
+    yield [
+      sample.__class__(**vars(sample) | {"videos": {name: sample.videos[name] for name in names}})
+    ]
+
+
+@pytest.fixture
+def studio(tmp_path):
+  return Studio(_Asked(), CONFIG, SampleFolder(tmp_path), fps=8.0)
+
+
+def test_a_clip_is_kept_with_its_sidecar_and_progress_is_told(studio):
+  told = []
+  first = studio.make("a", seed=5, stage="sr1", progress=lambda *seen: told.append(seen))
+  assert first["seed"] == 5 and list(first["stages"]) == ["base", "sr1"]
+  assert [done for done, _, _ in told] == [0, 1, 2] and told[-1][2] == "sr1, round 1 of 1"
+  second = studio.make("a", seed=5, stage="base")
+  assert second["index"] == 1 and list(second["stages"]) == ["base"]
+  assert second["steps"] == {"base": 7}
+  assert studio.cascade.last["stages"] == 1
+  # A prompt and a seed make the same clip again.
+  clips = [studio.folder.read(s, "base") for s in studio.folder.samples()]
+  np.testing.assert_array_equal(*clips)
+
+
+def test_what_the_stages_cannot_do_is_refused(studio, tmp_path):
+  with pytest.raises(ValueError, match="no prompt"):
+    studio.make("  ", seed=0, stage="base")
+  alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))
+  without = Studio(_Asked(), alone, studio.folder, fps=8.0)
+  assert studio.takes_frames and not without.takes_frames
+  with pytest.raises(ValueError, match="--rounds=2 gives past frames"):
+    without.make("a", seed=0, stage="base", rounds=2)

@@ -56,7 +56,8 @@ def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) 
   with manifest.open("w") as file:
     for number in range(rows):
       row = clips[number % len(clips)]
-      file.write(json.dumps(row | {"caption": f"{row['caption']}, take {number}"}) + "\n")
+      (caption,) = row["captions"]
+      file.write(json.dumps(row | {"captions": [f"{caption}, take {number}"]}) + "\n")
   return manifest
 
 
@@ -133,14 +134,40 @@ def closings(output: Path) -> list[float]:
   return sorted(found)
 
 
-def rate(output: Path, *, workers: int) -> dict[str, float]:
+class Processor:
+  """Processor seconds of a process and all below it, noted whenever it is asked to look."""
+
+  def __init__(self, pid: int):
+    self._pid, self._seen = pid, [(time.time(), 0.0)]
+
+  def look(self) -> None:
+    ticks = 0
+    for one in (self._pid, *beam_runners.descendants(self._pid)):
+      with contextlib.suppress(OSError, IndexError):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    self._seen.append((time.time(), ticks / os.sysconf("SC_CLK_TCK")))
+
+  def at(self, moment: float) -> float:
+    """Seconds used by then, between the looks before and after."""
+    import numpy as np
+
+    return float(np.interp(moment, *zip(*self._seen, strict=True)))
+
+
+def rate(output: Path, processor: Processor, *, workers: int) -> dict[str, float]:
   """Rows a second from the moment at which every worker has closed a shard to the last at which all of them work."""
   times = closings(output)
   sidecars = [json.loads(p.read_text()) for p in output.glob(f"*_videos/train*{_SIDECAR}")]
   rows = sum(sidecar["written"] for sidecar in sidecars)
   first, last = times[workers - 1], times[len(times) - workers]
   part = rows * (len(times) - 2 * workers + 1) / len(times)
-  return {"rows": rows, "shards": len(times), "rows_per_second": part / (last - first)}
+  return {
+    "rows": rows,
+    "shards": len(times),
+    "rows_per_second": part / (last - first),
+    "rows_per_processor_second": part / (processor.at(last) - processor.at(first)),
+  }
 
 
 def job(
@@ -167,15 +194,20 @@ def measure_rate(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
   for name, workers in (("one", 1), ("two", 2)):
     output = work / name
     process = job(flags, output, work / f"{name}.log", shards=shards, workers=workers)
-    while workers == 2 and process.running and not closings(output):
-      for core, pid in enumerate(beam_runners.workers_of(process.pid)):
-        pin(pid, core % 2)
-      time.sleep(0.2)
+    processor = Processor(process.pid)
+    while process.running:
+      if workers == 2 and not closings(output):
+        for core, pid in enumerate(beam_runners.workers_of(process.pid)):
+          pin(pid, core % 2)
+      processor.look()
+      time.sleep(0.3)
     process.must_finish()
-    found[name] = rate(output, workers=workers)
-  speeds = {name: found[name]["rows_per_second"] for name in ("bare", "one", "two")}
-  found["one_of_bare"] = speeds["one"] / speeds["bare"]
-  found["two_of_one"] = speeds["two"] / speeds["one"]
+    found[name] = rate(output, processor, workers=workers)
+  for kind in ("rows_per_second", "rows_per_processor_second"):
+    speeds = {name: found[name][kind] for name in ("bare", "one", "two")}
+    after = "" if kind == "rows_per_second" else "_by_processor_seconds"
+    found[f"one_of_bare{after}"] = speeds["one"] / speeds["bare"]
+    found[f"two_of_one{after}"] = speeds["two"] / speeds["one"]
   return found
 
 

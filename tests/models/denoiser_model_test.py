@@ -109,6 +109,18 @@ def test_metrics_split_the_loss_by_kind_of_row_and_by_noise():
   np.testing.assert_allclose(sum(float(part.total) for part in parts) / 4, loss, rtol=1e-5)
 
 
+def test_realised_rates_are_the_shares_of_all_rows_of_a_period():
+  model, kinds = _model(), ([True, False, False, False], [True, True], [False])
+  period = [
+    model._metrics(jnp.zeros(len(kind)), jnp.ones(len(kind)), jnp.asarray(kind)) for kind in kinds
+  ]
+  for name, share in (("rate_image", 3 / 7), ("rate_video", 4 / 7)):
+    first, *others = (metrics[name] for metrics in period)
+    for other in others:
+      first = first.merge(other)
+    np.testing.assert_allclose(first.compute(), share, rtol=1e-6)
+
+
 def test_with_every_caption_dropped_the_loss_does_not_depend_on_the_text():
   batch = _batch()
   other = dict(batch, text=batch["text"] + 1)

@@ -227,7 +227,7 @@ class DenoiserModel(engine.BaseModel):
   def _metrics(
     self, errors: Array, steps: Array, is_image: Array | None
   ) -> dict[str, clu.metrics.Metric]:
-    """Averages of the row errors [B]: all, by kind of row, and by quarter of the diffusion time."""
+    """Averages of the row errors [B]: all, by kind of row, and by quarter of the diffusion time; rates of the kinds."""
 
     def average(mask: Array | None = None) -> clu.metrics.Average:
       weights = jnp.ones_like(errors) if mask is None else mask.astype(jnp.float32)
@@ -236,6 +236,10 @@ class DenoiserModel(engine.BaseModel):
     metrics = {"loss": average()}
     if is_image is not None:
       metrics |= {"loss_image": average(is_image), "loss_video": average(~is_image)}
+      # What the mixture's rates came to: shares of the rows since the last summary.
+      rows = jnp.asarray(is_image.size, jnp.float32)
+      for name, kind in (("rate_image", is_image), ("rate_video", ~is_image)):
+        metrics[name] = clu.metrics.Average(total=jnp.sum(kind, dtype=jnp.float32), count=rows)
     whole = jnp.ceil(steps).astype(jnp.int32)
     bucket = (whole - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
     for i in range(NUM_NOISE_BUCKETS):

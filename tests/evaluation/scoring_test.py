@@ -1,5 +1,6 @@
 """Which clips a protocol takes, and its scores against the same computed by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from walt_t5x.metrics.protocols.protocol import (
   ScoreRule,
   Statistic,
 )
+from walt_t5x.metrics.resize import ResizeRule
 
 _SMALL = Protocol(name="small", scores=(FVD,), frames=4, size=None)
 _IS = ScoreRule(
@@ -154,16 +156,37 @@ def test_reference_cache_is_named_by_content(tmp_path):
 
 def test_every_field_of_a_protocol_changes_its_hash():
   base = PROTOCOLS["ucf101_class_conditional"]
-  changed = [
-    base.replace(frames=17),
-    base.replace(size=(64, 64)),
-    base.replace(sample_count=100),
-    base.replace(reference_count=100),
-    base.replace(folds=1),
-    base.replace(reference_clip=ClipRule.FIRST),
-    base.replace(seed=1),
-    base.replace(scores=base.scores[:1]),
-  ]
+  fvd = base.scores[0]
+  changes = {
+    "name": "another",
+    "scores": base.scores[:1],
+    "frames": 17,
+    "size": (64, 64),
+    "size_resize": ResizeRule.HALF_PIXEL,
+    "sample_clip": ClipRule.CENTRAL,
+    "reference_clip": ClipRule.FIRST,
+    "sample_count": 100,
+    "reference_count": 100,
+    "reference_clips_per_video": 7,
+    "folds": 1,
+    "seed": 1,
+  }
+  rule = {
+    "name": "another",
+    "statistic": Statistic.INCEPTION_SCORE,
+    "network": "c3d",
+    "layer": "another",
+    "network_size": (112, 112),
+    "network_resize": ResizeRule.HALF_PIXEL,
+    "covariance": "biased",
+    "splits": 2,
+  }
+  for fields, given in ((dataclasses.fields(base), changes), (dataclasses.fields(fvd), rule)):
+    assert {field.name for field in fields} - {"source"} == set(given)
+  changed = [base.replace(**{name: value}) for name, value in changes.items()]
+  others = base.scores[1:]
+  for name, value in rule.items():
+    changed.append(base.replace(scores=(dataclasses.replace(fvd, **{name: value}), *others)))
   hashes = {p.hash for p in (*PROTOCOLS.values(), *changed)}
   assert len(hashes) == len(PROTOCOLS) + len(changed)
   assert base.replace(source="elsewhere").hash == base.hash

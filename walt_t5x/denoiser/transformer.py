@@ -30,7 +30,10 @@ from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_ce
 REMAT_POLICIES = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("window_attention"),
+  ),
 }
 
 
@@ -93,7 +96,8 @@ class WaltDenoiser(nn.Module):
     image_rows: what image rows cost in a mixed batch, "select" or "skip"; see `WindowAttention`.
     attention_implementation: "auto" (the fused kernel on TPU, einsum elsewhere), "einsum" or "pallas".
     scan_layers: stack the pairs' parameters along axis 0 and scan over them (compile time flat in depth).
-    remat: "none", "full" or "dots"; what the backward pass computes again.
+    remat: what the backward pass computes again: "none", "full" (all of a pair of layers) or "dots" (all but products
+      with weights and the fused attention).
     dtype: of the activations.
   """
 

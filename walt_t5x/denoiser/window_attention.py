@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from walt_t5x.denoiser import sharding, window_attention_kernel
@@ -152,7 +153,8 @@ def window_attention(
     )
     return jnp.moveaxis(out, 1, -2)
 
-  return sharding.on_each_device(kernel, arrays, HEADS)
+  # Named, so that a remat policy can keep it: from it and q, k, v the backward pass needs no forward kernel.
+  return checkpoint_name(sharding.on_each_device(kernel, arrays, HEADS), "window_attention")
 
 
 def _einsum(

@@ -15,8 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.layers import Linear, zeros_init
+from walt_t5x.denoiser.sharding import constrain
 
 NUM_CHUNKS = 6
+# Gathered whole before they are cut in six: a cut of an axis that lies over devices moves every part of it.
+VECTORS = ("batch", "frames", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +52,14 @@ class SharedAdaLN(nn.Module):
   @nn.compact
   def __call__(self, condition: Float[Array, "B t D"]) -> Float[Array, "B t sixD"]:
     width = condition.shape[-1]
-    return Linear(
+    projection = Linear(
       (NUM_CHUNKS * width,),
       axes=("embed", "mlp"),
       kernel_init=zeros_init,
       dtype=self.dtype,
       name="projection",
-    )(jax.nn.silu(condition))
+    )
+    return constrain(projection(jax.nn.silu(condition)), VECTORS)
 
 
 class LoRAAdaLN(nn.Module):
@@ -70,11 +74,12 @@ class LoRAAdaLN(nn.Module):
     low = Linear(
       (self.rank,), axes=("embed", "unmodeled"), use_bias=False, dtype=self.dtype, name="down"
     )(jax.nn.silu(condition))
-    return Linear(
+    up = Linear(
       (NUM_CHUNKS * width,),
       axes=("unmodeled", "mlp"),
       use_bias=False,
       kernel_init=zeros_init,
       dtype=self.dtype,
       name="up",
-    )(low)
+    )
+    return constrain(up(low), VECTORS)

@@ -12,7 +12,7 @@ from flax.linen.partitioning import remat, scan_with_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-from walt_t5x.denoiser.adaln import SharedAdaLN, modulate
+from walt_t5x.denoiser.adaln import VECTORS, SharedAdaLN, modulate
 from walt_t5x.denoiser.block import BlockPair, LayerInputs
 from walt_t5x.denoiser.embeddings import (
   ClassEmbedding,
@@ -25,6 +25,7 @@ from walt_t5x.denoiser.embeddings import (
 )
 from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
 from walt_t5x.denoiser.low_resolution import LowResolutionUpsample, augment
+from walt_t5x.denoiser.sharding import constrain
 from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_cells, to_cells
 
 REMAT_POLICIES = {
@@ -245,6 +246,7 @@ class WaltDenoiser(nn.Module):
     conditioning = repeat_over_frames(conditioning, noisy_latents.shape[1])
     x = self._input_channels(noisy_latents, self_condition, conditioning)
     x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patch_embedding")(x)
+    x = constrain(x)
     for window in (self.spatial_window, self.spatiotemporal_window):
       check_window(x.shape[1:4], tuple(window))
     x = PositionEmbedding(name="position_embedding")(
@@ -274,6 +276,7 @@ class WaltDenoiser(nn.Module):
       dtype=self.dtype,
       name="final_adaln",
     )(jax.nn.silu(condition))
+    shift_scale = constrain(shift_scale, VECTORS)
     shift, scale = jnp.split(shift_scale[:, :, None, None, :], 2, axis=-1)
     x = modulate(layer_norm(x), shift, scale)
     x = Linear(

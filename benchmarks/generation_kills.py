@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/generate.gin"
 PARTS = {"BASE_CHECKPOINT": "base", "SR1_CHECKPOINT": "sr1"}
 PARTS |= {"VAE_CHECKPOINT": "vae", "TEXT_ENCODER": "text"}
-PROMPTS, SAMPLES, BATCH = ("a red square moves right", "a blue circle moves up"), 6, 2
+PROMPTS, SAMPLES, BATCH = ("a red square moves right", "a blue circle moves up"), 20, 2
 # (signal, finished samples after which it is sent)
-STOPS = (("SIGINT", 2), ("SIGKILL", 6))
+STOPS = (("SIGINT", 6), ("SIGKILL", 20))
 
 
 def bindings(folder: Path) -> list[str]:

@@ -216,7 +216,9 @@ def main(argv: Sequence[str]) -> None:
     decoded_given=FLAGS.decoded_given,
     batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
   )
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # SIGINT too: a shell starts background jobs with it ignored.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
   try:
     result = run(
       requests=requests,

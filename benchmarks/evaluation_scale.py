@@ -169,6 +169,7 @@ def main() -> None:
   print("| --- | --- | --- | --- | --- | --- |")
   for name, row in rows.items():
     (found,) = row["scores"].values()
+    row.pop("file", None)
     row["clips"] = found["samples"] + found["references"]
     if name in ("killed", "two", "Beam"):
       row["relative_difference"] = abs(score(row) / score(rows["one"]) - 1)

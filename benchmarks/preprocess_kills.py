@@ -23,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import sys
 import tempfile
 import threading
@@ -291,9 +292,8 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     result = run(rows=args.rows, kills=args.kills, seed=args.seed, checks=checks, work=work)
   head = "# Preprocessing under SIGKILL, and on three runners\n\n"
-  command_line = (
-    f"    python -m benchmarks.preprocess_kills --rows={args.rows} --kills={args.kills}"
-  )
+  words = ["python", "-m", "benchmarks.preprocess_kills", *sys.argv[1:]]
+  command_line = f"    {shlex.join(words)}"
   where = f"{os.cpu_count()} CPU cores, other work beside it; seconds are of that machine."
   text = f"{head}{command_line}\n\n{where}\n\n{table(result)}"
   (Path(args.output) / "preprocess_kills.json").write_text(json.dumps(result, indent=1) + "\n")

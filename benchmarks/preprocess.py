@@ -37,7 +37,7 @@ from benchmarks import beam_runners
 from benchmarks.preprocess_corpus import make_encoders
 
 HERE = Path(__file__).resolve().parent
-BATCH = 8
+BATCH = 4
 BARS = {"one_of_bare": 0.9, "two_of_one": 1.7, "memory_spread": 0.05}
 _SIDECAR = ".sidecar.json"
 

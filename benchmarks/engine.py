@@ -158,8 +158,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         )
   lines += [
     "",
-    "Loops of one size and engine ran in turns: compare ratios, not milliseconds of different blocks. Where the load says",
-    "that other programs shared the processor, a ratio is uncertain by several percent; one below 1 is noise.",
+    "Loops of one size and engine ran in turns: compare ratios, not milliseconds of different blocks. Where the load",
+    "says that other programs shared the processor, a ratio is uncertain by several percent; one below 1 is noise.",
     "",
     "| size | checkpoint MB | stall ms | first stall ms | whole after ms |",
     "| --- | --- | --- | --- | --- |",

@@ -127,12 +127,12 @@ def pin(pid: int, core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
-def closings(output: Path) -> list[float]:
-  """When each shard with rows was closed, in order."""
+def closings(output: Path) -> list[tuple[float, int]]:
+  """When each shard with rows was closed, in order, and its rows."""
   found = []
   for path in output.glob(f"*_videos/train*{_SIDECAR}"):
-    if json.loads(path.read_text())["rows"]:
-      found.append(path.stat().st_mtime)
+    if rows := json.loads(path.read_text())["rows"]:
+      found.append((path.stat().st_mtime, rows))
   return sorted(found)
 
 
@@ -159,11 +159,11 @@ class Processor:
 
 def rate(output: Path, processor: Processor, *, workers: int) -> dict[str, float]:
   """Rows a second from the moment at which every worker has closed a shard to the last at which all of them work."""
-  times = closings(output)
-  sidecars = [json.loads(p.read_text()) for p in output.glob(f"*_videos/train*{_SIDECAR}")]
-  rows = sum(sidecar["written"] for sidecar in sidecars)
+  closed = closings(output)
+  times = [moment for moment, _ in closed]
+  rows = sum(rows for _, rows in closed)
   first, last = times[workers - 1], times[len(times) - workers]
-  part = rows * (len(times) - 2 * workers + 1) / len(times)
+  part = sum(rows for moment, rows in closed if first < moment <= last)
   return {
     "rows": rows,
     "shards": len(times),
@@ -233,8 +233,8 @@ def measure_memory(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
     samples[len(closings(output))].append(resident(process.pid))
     time.sleep(0.25)
   seconds = process.must_finish()
-  # The last part is the job's end: statistics, verification, leaving.
-  means = [statistics.fmean(part) for part in samples[shards // 10 : shards] if part]
+  # After the last closing comes the job's end: decoders leave, statistics are written.
+  means = [statistics.fmean(part) for part in samples[shards // 10 : len(closings(output))] if part]
   mean = statistics.fmean(means)
   return {
     "rows": rows,

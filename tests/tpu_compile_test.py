@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_an_unknown_slice_is_named():
   for name in ("v9:2x2", "v5p"):
-    with pytest.raises(ValueError, match=r"expected <chip>:<shape> with a chip of \['v4'"):
+    with pytest.raises(ValueError, match=r"expected <chip>:<shape> with a chip of \['7x', 'v4'"):
       tpu_compile.topology_devices(name)
 
 

@@ -97,19 +97,13 @@ def _params(config: Any, text_length: int) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from walt_t5x.models.input_shapes import input_shapes
+  from walt_t5x.models.input_shapes import parameter_shapes
 
-  batch = input_shapes(
+  params = parameter_shapes(
     config.model,
-    rows=1,
     field=config.latents,
     low_resolution=config.low_resolution,
     text_length=text_length,
-  )
-  shapes = {name: spec.shape for name, spec in batch.items()}
-  types = {name: spec.dtype for name, spec in batch.items()}
-  params = jax.eval_shape(
-    lambda: config.model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
   )
   dtype = None if config.weights_dtype is None else jnp.dtype(config.weights_dtype)
   return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype), params)

@@ -15,7 +15,7 @@ from flax import traverse_util
 from data.provenance import FILE_NAME, LatentStatistics, Provenance
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.stage import StageConfig
-from walt_t5x.models.input_shapes import input_shapes
+from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import PRESETS, T5Config
 from walt_t5x.text.encoder import TextEncoder, save_encoder
 from walt_t5x.text.fingerprint import weights_fingerprint
@@ -77,18 +77,12 @@ def write_random_cascade(
 
 def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: float) -> Any:
   """Initial parameters of a stage plus noise."""
-  batch = input_shapes(
+  # From shapes alone: to run the initialisers would take a forward pass.
+  wanted = parameter_shapes(
     stage.model,
-    rows=1,
     field=stage.latents,
     low_resolution=stage.low_resolution,
     text_length=text_length,
-  )
-  shapes = {name: spec.shape for name, spec in batch.items()}
-  types = {name: spec.dtype for name, spec in batch.items()}
-  # From shapes alone: to run the initialisers would take a forward pass.
-  wanted = jax.eval_shape(
-    lambda: stage.model.get_initial_variables(jax.random.key(seed), shapes, types)["params"]
   )
   rng = np.random.default_rng(seed)
 

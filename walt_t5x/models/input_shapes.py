@@ -74,6 +74,32 @@ def input_shapes(
   return _typed(shapes)
 
 
+def parameter_shapes(
+  model: DenoiserModel,
+  *,
+  field: str,
+  low_resolution: str | None = None,
+  text_length: int = 64,
+) -> Any:
+  """Shapes and dtypes of a stage's parameters, as nested dicts of `jax.ShapeDtypeStruct`; nothing is computed.
+
+  Args:
+    model: a stage.
+    field, low_resolution, text_length: as of `input_shapes`.
+
+  Raises:
+    ValueError: as `input_shapes`.
+  """
+  batch = input_shapes(
+    model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  return jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  )
+
+
 def _typed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
   return {
     name: jax.ShapeDtypeStruct(shape, _TYPES.get(name, jnp.float32))

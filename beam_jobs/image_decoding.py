@@ -8,12 +8,12 @@ import numpy as np
 
 from beam_jobs.decoding import Clip, ClipSpec, MediaError, check_size, fit, union
 from beam_jobs.filters import Rule, check_header, header_facts
+from walt_t5x.image_modes import ORIENTATION, to_rgb
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 # EXIF orientations that lay a picture on its side.
 _TURNED = (5, 6, 7, 8)
-_ORIENTATION = 0x0112
 
 
 def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) -> Clip:
@@ -33,13 +33,13 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
     with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
       size = (image.height, image.width)
       # Pillow states the size of a TIFF as its tag turns it, that of other formats as they are stored.
-      if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
+      if image.format != "TIFF" and image.getexif().get(ORIENTATION) in _TURNED:
         size = size[::-1]
       check_size(size, spec)
       check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
       image.load()
       # Pixels first: turning knows fewer modes than opening.
-      image = ImageOps.exif_transpose(_to_rgb(image))
+      image = ImageOps.exif_transpose(to_rgb(image))
       check_size((image.height, image.width), spec)
   except PIL.UnidentifiedImageError as error:
     known = content.startswith(_SIGNATURES)
@@ -61,38 +61,3 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
     frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
     crops.append(place.crop)
   return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=union(crops), motion=0.0)
-
-
-def _to_rgb(image):
-  """The picture in RGB, with its EXIF data."""
-  from PIL import Image
-
-  exif = image.getexif()
-  if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-    # Pillow would clip 16 bits at 255 instead of scaling them.
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-  elif image.mode == "CMYK":
-    image = _from_cmyk(image)
-  elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("RGB")
-  if _ORIENTATION in exif:
-    image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
-  return image
-
-
-def _from_cmyk(image):
-  """RGB by the file's own colour profile, else by (1 - ink) (1 - black)."""
-  from PIL import ImageCms
-
-  profile = image.info.get("icc_profile")
-  if profile:
-    try:
-      return ImageCms.profileToProfile(
-        image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-      )
-    except (ImageCms.PyCMSError, OSError):
-      pass
-  return image.convert("RGB")

@@ -4,7 +4,8 @@
   python -m walt_t5x.demo ... --port=7860 &
   python -m benchmarks.browser --gallery=samples/gallery.html --demo=http://127.0.0.1:7860 --screenshots=docs
 
-Prints each check with what was seen, writes browser.json beside this file, and fails if one does not hold.
+With --picture, a demo whose stages take frames (gin/tiny/generate_frames.gin) also brings a picture to life. Prints
+each check with what was seen, writes browser.json beside this file, and fails if one does not hold.
 """
 
 import argparse
@@ -94,8 +95,10 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
   page.screenshot(path=screenshot)
 
 
-def drive_demo(page, url: str, report: Report, screenshot: Path) -> None:
-  """Submits prompts; sees progress, the result and an error."""
+def drive_demo(
+  page, url: str, report: Report, screenshot: Path, picture: Path | None = None
+) -> None:
+  """Submits prompts, and a picture where there is one; sees progress, the result and an error."""
   elsewhere = []
 
   def asked(request) -> None:
@@ -136,9 +139,34 @@ def drive_demo(page, url: str, report: Report, screenshot: Path) -> None:
     lambda found: bool(found) and all(state >= 2 and now > 0 for state, now in found),
     seconds=900,
   )
+  if picture:
+    drive_picture(page, picture, report)
   report.check("demo: no other server was asked", not elsewhere, elsewhere[:3] or "none")
   page.wait_for_timeout(500)
   page.screenshot(path=screenshot)
+
+
+def drive_picture(page, picture: Path, report: Report) -> None:
+  """Gives a picture and asks for two rounds."""
+  sources = "[...document.querySelectorAll('video')].map(v => v.currentSrc)"
+  before = page.evaluate(sources)
+  page.locator("#picture input[type=file]").set_input_files(picture)
+  page.locator("#picture img").first.wait_for(timeout=60_000)
+  page.locator("#rounds input[type=number]").fill("2")
+  page.keyboard.press("Tab")
+  page.locator("#generate").click()
+  report.wait(
+    "demo: a picture makes other clips",
+    lambda: page.evaluate(sources),
+    lambda now: len(now) == len(before) and not set(now) & set(before) and all(now),
+    seconds=900,
+  )
+  # Nine frames of the first round and four of the second, at 8 a second.
+  report.wait(
+    "demo: two rounds are 13 frames long",
+    lambda: page.evaluate("[...document.querySelectorAll('video')].map(v => 8 * v.duration)"),
+    lambda found: all(frames and abs(frames - 13) < 0.1 for frames in found),
+  )
 
 
 def main() -> None:
@@ -146,6 +174,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--gallery", type=Path)
   parser.add_argument("--demo")
+  parser.add_argument("--picture", type=Path, help="brought to life by the demo")
   parser.add_argument("--screenshots", type=Path, required=True)
   parser.add_argument("--chromium", default=CHROMIUM)
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
@@ -161,7 +190,7 @@ def main() -> None:
       drive_gallery(page, args.gallery, report, args.screenshots / "gallery_browser.png")
     if args.demo:
       page = browser.new_page(viewport={"width": 1280, "height": 800})
-      drive_demo(page, args.demo, report, args.screenshots / "demo.png")
+      drive_demo(page, args.demo, report, args.screenshots / "demo.png", args.picture)
     browser.close()
   result = {"chromium": version, "checks": report.rows}
   (args.output / "browser.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,12 @@
 """What the sampler adds to its network: 50 DDIM steps against 50 bare calls of the same network, and compilations.
 
   python -m benchmarks.sampler
+  python -m benchmarks.sampler --cases=sr_guided        # measures that row again, keeps the others
 
-Both run the same rows: guidance makes 2 B of B. Pairs of runs alternate, so that a busy machine slows both; the median
-of the ratios counts. Writes sampler.json and sampler.md beside this file.
+Base and super-resolution stages (low-resolution latents with noise augmentation, the first frames given), alone, with
+guidance, and with a scale for text and one for frames. Both sides run the same rows: guidance makes 2 B or 3 B of B.
+Pairs of runs alternate and change places, so that a busy machine slows both; the median of the ratios counts. Writes
+sampler.json and sampler.md beside this file.
 """
 
 import argparse
@@ -11,13 +14,40 @@ import json
 import time
 from pathlib import Path
 
-STEPS, ROWS, PAIRS = 50, 1, 3
+STEPS, ROWS, PAIRS = 50, 1, 5
 WIDTH = 96
 BAR = 1.03
+BASE = {"shape": (5, 16, 16), "module": {"frame_prediction": True}}
+SR = {
+  "shape": (5, 32, 56),
+  "module": {
+    "frame_prediction": True,
+    "patch_size": 2,
+    "low_resolution_scale": 2,
+    "pooled_text": False,
+    "spatial_window": (1, 16, 28),
+    "spatiotemporal_window": (5, 8, 14),
+  },
+}
+# name -> (stage, scale of text or None, scale of frames or None)
+CASES = {
+  "base_alone": (BASE, None, None),
+  "base_guided": (BASE, 7.5, None),
+  "base_two_scales": (BASE, 7.5, 2.0),
+  "sr_alone": (SR, None, None),
+  "sr_guided": (SR, 7.5, None),
+}
+WHAT = {
+  "base_alone": "base, no guidance",
+  "base_guided": "base, guidance",
+  "base_two_scales": "base, scales for text and frames",
+  "sr_alone": "super-resolution, no guidance",
+  "sr_guided": "super-resolution, guidance",
+}
 
 
-def build(kind: str):
-  """(model, parameters, sampler, its arguments, bare network, its arguments)."""
+def build(name: str):
+  """(sample, bare, number of compiled chains): the sampler and 50 calls of its network, each of a key."""
   import jax
   import jax.numpy as jnp
 
@@ -29,18 +59,9 @@ def build(kind: str):
   from walt_t5x.models.denoiser_model import DenoiserModel
   from walt_t5x.models.sampling import SamplerConfig
 
-  shapes = {"base": (5, 16, 16), "sr": (5, 32, 56)}
-  t, h, w = shapes[kind]
-  extra = {
-    "base": {"frame_prediction": True},
-    "sr": {
-      "patch_size": 2,
-      "low_resolution_scale": 2,
-      "pooled_text": False,
-      "spatial_window": (1, 16, 28),
-      "spatiotemporal_window": (5, 8, 14),
-    },
-  }[kind]
+  stage, text_scale, frame_scale = CASES[name]
+  t, h, w = stage["shape"]
+  scale = stage["module"].get("low_resolution_scale", 0)
   module = WaltDenoiser(
     num_layers=2,
     width=WIDTH,
@@ -48,49 +69,55 @@ def build(kind: str):
     mlp_dim=4 * WIDTH,
     text_dim=64,
     dtype=jnp.float32,
-    **extra,
+    **stage["module"],
   )
   model = DenoiserModel(
     module=module,
     optimizer_def=None,
-    sampler=SamplerConfig(num_steps=STEPS, guidance=ConstantGuidance(7.5)),
+    sampler=SamplerConfig(
+      num_steps=STEPS,
+      guidance=None if text_scale is None else ConstantGuidance(text_scale),
+      frame_guidance=None if frame_scale is None else ConstantGuidance(frame_scale),
+    ),
   )
-  low = f"latents/{t}x{h // 2}x{w // 2}" if kind == "sr" else None
   config = StageConfig(
-    name=kind, model=model, checkpoint="", latents=f"latents/{t}x{h}x{w}", low_resolution=low
+    name=name,
+    model=model,
+    checkpoint="",
+    latents=f"latents/{t}x{h}x{w}",
+    low_resolution=f"latents/{t}x{h // scale}x{w // scale}" if scale else None,
   )
-  params = random_params(config, text_length=64, seed=0, spread=0.05)
   sampler = StageSampler(config)
-  params = sampler.place(params)
+  params = sampler.place(random_params(config, text_length=64, seed=0, spread=0.05))
 
   def given(rows: int, key: int) -> Conditioning:
-    latents = (rows, t, h, w, 8)
-    normal = jax.random.normal(jax.random.key(key), latents)
+    normal = jax.random.normal(jax.random.key(key), (rows, t, h, w, 8))
     fields = {
       "text": jax.random.normal(jax.random.key(key + 1), (rows, 1, 64, 64)),
       "text_mask": jnp.ones((rows, 1, 64), bool),
+      "frames": normal,
+      "frame_mask": jnp.zeros((rows, t)).at[:, 0].set(1),
     }
-    if kind == "base":
-      fields |= {"frames": normal, "frame_mask": jnp.zeros((rows, t)).at[:, 0].set(1)}
-    else:
-      fields |= {"low_resolution": normal[:, :, : h // 2, : w // 2]}
+    if scale:
+      fields["low_resolution"] = normal[:, :, : h // scale, : w // scale]
     return Conditioning(**fields)
 
-  def sample(key: int):
+  def inputs(key: int):
     noise = jax.random.normal(jax.random.key(key), (ROWS, t, h, w, 8))
-    return sampler(
-      params,
-      noise,
-      given(ROWS, key),
-      low_noise=noise if kind == "sr" else None,
-      null_text=jnp.ones((ROWS, 1, 64)),
-    )
+    return jax.block_until_ready((noise, given(ROWS, key), jnp.ones((ROWS, 1, 64))))
 
-  both = 2 * ROWS
-  noise = jax.random.normal(jax.random.key(0), (both, t, h, w, 8))
-  steps = jnp.full((both,), 500, jnp.int32)
+  def sample(arguments):
+    noise, conditioning, null = arguments
+    low_noise = noise if scale else None
+    return sampler(params, noise, conditioning, low_noise=low_noise, null_text=null)
+
+  branches = 1 if text_scale is None else 2 if frame_scale is None else 3
+  rows = branches * ROWS
+  noise = jax.random.normal(jax.random.key(0), (rows, t, h, w, 8))
+  steps = jnp.full((rows,), 500, jnp.int32)
+  # The low resolution is noised once a sample; the bare network gets it so.
   conditioning = model.low_resolution_noised(
-    given(both, 5), noise, time=jnp.full((both,), model.sampling_low_resolution_noise)
+    given(rows, 5), noise, time=jnp.full((rows,), model.sampling_low_resolution_noise)
   )
   apply = jax.jit(lambda p, x, k, s, c: module.apply({"params": p}, x, k, s, c))
 
@@ -101,15 +128,15 @@ def build(kind: str):
       x = apply(params, x, steps, noise, conditioning)
     return x
 
-  return sample, bare
+  return inputs, sample, bare, sampler._sample._cache_size
 
 
-def measure(kind: str, pairs: int) -> dict:
-  """Medians, ratio and number of compilations of one stage."""
+def measure(name: str, pairs: int) -> dict:
+  """Medians, ratio and number of compilations of one case."""
   import jax
   import numpy as np
 
-  sample, bare = build(kind)
+  inputs, sample, bare, chains = build(name)
   compiled = []
 
   def listen(event: str, seconds: float, **kwargs) -> None:
@@ -117,50 +144,62 @@ def measure(kind: str, pairs: int) -> dict:
       compiled.append(event)
 
   jax.monitoring.register_event_duration_secs_listener(listen)
-  jax.block_until_ready(sample(0))
+  jax.block_until_ready(sample(inputs(0)))
   first = len(compiled)
-  jax.block_until_ready(sample(1))
+  jax.block_until_ready(sample(inputs(1)))
   again = len(compiled) - first
-  jax.block_until_ready(bare(1))
+  jax.block_until_ready(bare(2))
+  arguments = inputs(4)
 
-  def seconds(function, *arguments) -> float:
+  def seconds(function, *values) -> float:
     started = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
+    jax.block_until_ready(function(*values))
     return time.perf_counter() - started
 
-  found = [(seconds(sample, 4), seconds(bare)) for _ in range(pairs)]
+  found = []
+  for pair in range(pairs):
+    if pair % 2:
+      called = seconds(bare)
+      found.append((seconds(sample, arguments), called))
+    else:
+      found.append((seconds(sample, arguments), seconds(bare)))
   sampled, called = np.array(found).T
   return {
-    "stage": kind,
+    "case": name,
     "steps": STEPS,
-    "rows": ROWS,
+    "samples": ROWS,
+    "pairs": pairs,
     "sampler_seconds": float(np.median(sampled)),
     "bare_seconds": float(np.median(called)),
     "ratio": float(np.median(sampled / called)),
     "ratios": [round(float(r), 4) for r in sampled / called],
+    "compiled_chains": chains(),
     "compilations_after_the_first_sample": again,
   }
 
 
-def report(results: list[dict], output: Path, *, pairs: int) -> str:
+def report(results: dict[str, dict], output: Path) -> str:
   """Writes what has been measured so far; returns the table."""
+  rows = [results[name] for name in CASES if name in results]
   lines = [
     "# The sampler against its network",
     "",
-    "`python -m benchmarks.sampler`: 50 DDIM steps with guidance and self-conditioning against 50 calls of the same",
-    f"network on as many rows, medians of {pairs} alternating pairs, 2 CPU cores, two layers of width {WIDTH}.",
+    "`python -m benchmarks.sampler`: 50 DDIM steps with self-conditioning against 50 calls of the same network on as",
+    f"many rows, medians of alternating pairs, one sample, 2 CPU cores, two layers of width {WIDTH}; 5 x 16 x 16",
+    "latents, super-resolution 5 x 32 x 56. The first frame is given, the low resolution noised. Bar: 1.03.",
     "",
-    "| stage | sampler, s | 50 bare calls, s | ratio (bar 1.03) | compilations after the first sample |",
-    "| --- | --- | --- | --- | --- |",
+    "| stage | sampler, s | 50 bare calls, s | ratio | of pairs | chains | compiled after the first sample |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
     *(
-      f"| {r['stage']} | {r['sampler_seconds']:.2f} | {r['bare_seconds']:.2f} | {r['ratio']:.3f} | "
+      f"| {WHAT[r['case']]} | {r['sampler_seconds']:.2f} | {r['bare_seconds']:.2f} | {r['ratio']:.3f} | "
+      f"{min(r['ratios']):.3f} to {max(r['ratios']):.3f} | {r['compiled_chains']} | "
       f"{r['compilations_after_the_first_sample']} |"
-      for r in results
+      for r in rows
     ),
   ]
   text = "\n".join(lines) + "\n"
   (output / "sampler.md").write_text(text, encoding="utf-8")
-  (output / "sampler.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+  (output / "sampler.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
   return text
 
 
@@ -168,17 +207,23 @@ def main() -> None:
   """Measures, prints and writes."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--pairs", type=int, default=PAIRS)
-  parser.add_argument("--stages", default="base,sr")
+  parser.add_argument("--cases", default=",".join(CASES), help="of " + ", ".join(CASES))
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
   args = parser.parse_args()
-  results: list[dict] = []
+  names = args.cases.split(",")
+  unknown = [name for name in names if name not in CASES]
+  if unknown:
+    parser.error(f"--cases: got {unknown}, expected some of {list(CASES)}")
+  file = args.output / "sampler.json"
+  kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+  results = {row["case"]: row for row in kept if row.get("case") in CASES}
   text = ""
-  for kind in args.stages.split(","):
-    results.append(measure(kind, args.pairs))
-    print(json.dumps(results[-1]), flush=True)
-    text = report(results, args.output, pairs=args.pairs)
+  for name in names:
+    results[name] = measure(name, args.pairs)
+    print(json.dumps(results[name]), flush=True)
+    text = report(results, args.output)
   print(text)
-  verdict = "reached" if all(r["ratio"] <= BAR for r in results) else "NOT REACHED"
+  verdict = "reached" if all(r["ratio"] <= BAR for r in results.values()) else "NOT REACHED"
   print(f"at most {BAR}: {verdict}")
 
 

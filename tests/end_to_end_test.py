@@ -72,6 +72,16 @@ def _for(scope):
   return [binding for binding in NARROW if binding.startswith(f"--gin.{scope}/")]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+  """A run that goes on, and a command given again, compile nothing anew."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """A small corpus, its text encoder, a tokenizer of two steps, and the cache made with both."""

@@ -12,6 +12,7 @@ from flax import traverse_util
 from flax.linen.partitioning import get_axis_names
 from jax.sharding import PartitionSpec
 
+from tests import tiny_denoiser
 from walt_t5x import engine, partitioning
 from walt_t5x.denoiser.attention import WindowAttention
 from walt_t5x.denoiser.sharding import TOKENS, constrain
@@ -19,17 +20,12 @@ from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.engine.builtin.train_state import split_variables
 from walt_t5x.hlo_collectives import collective_counts
 
-TINY = {
-  "num_layers": 2,
-  "width": 16,
+TINY = tiny_denoiser.FIELDS | {
   "num_heads": 4,
-  "mlp_dim": 32,
-  "latent_channels": 4,
   "spatial_window": (1, 4, 8),
   "spatiotemporal_window": (3, 4, 4),
   "text_dim": 8,
   "scan_layers": True,
-  "dtype": jnp.float32,
 }
 # (size of 'model', rules): by name of the setting in the table of walt_t5x/partitioning.py.
 SETTINGS = {

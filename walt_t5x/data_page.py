@@ -4,9 +4,7 @@ Media are `data:` URIs and a content security policy forbids every other request
 mailed as it is.
 """
 
-import base64
 import html
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x import video_io
+from walt_t5x.embedded_media import data_uri, picture_uri
 
 _EDGE = 176
 _STRIP_FRAMES = 5
@@ -244,37 +243,23 @@ def _clip(clip: Clip) -> str:
   count, height, width = frames.shape[:3]
   scale = max(1, round(_EDGE / max(height, width)))
   size = f'width="{width * scale}" height="{height * scale}"'
-  poster = _uri("image/png", _picture(video_io.upscale(frames[:1], scale)[0]))
+  poster = picture_uri(video_io.upscale(frames[:1], scale)[0])
   strip = ""
   if count == 1:
     medium = f'<img {size} src="{poster}" alt="">'
   else:
     video = video_io.encode_video(frames, suffix=".mp4", fps=clip.fps or 8.0, crf=16, scale=scale)
     medium = (
-      f'<video {size} poster="{poster}" src="{_uri("video/mp4", video)}" loop muted playsinline>'
+      f'<video {size} poster="{poster}" src="{data_uri("video/mp4", video)}" loop muted playsinline>'
       "</video>"
     )
     chosen = np.unique(np.linspace(0, count - 1, _STRIP_FRAMES).round().astype(int))
     sheet = np.concatenate([frames[k] for k in chosen], axis=1)
-    strip = (
-      f'<img class=strip src="{_uri("image/png", _picture(sheet))}" alt="frames {chosen.tolist()}">'
-    )
+    strip = f'<img class=strip src="{picture_uri(sheet)}" alt="frames {chosen.tolist()}">'
   rate = f", {clip.fps:g} fps" if count > 1 else ""
   note = f"<br>{html.escape(clip.note)}" if clip.note else ""
   caption = f"<b>{html.escape(clip.name)}</b> {count}×{height}×{width}{rate}{note}"
   return f"<figure>{medium}{strip}<figcaption>{caption}</figcaption></figure>"
-
-
-def _picture(picture: np.ndarray) -> bytes:
-  from PIL import Image
-
-  stream = io.BytesIO()
-  Image.fromarray(picture).save(stream, "PNG")
-  return stream.getvalue()
-
-
-def _uri(kind: str, content: bytes) -> str:
-  return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 _HEAD = """<!doctype html>

@@ -112,6 +112,8 @@ def build_page(studio: Studio) -> Any:
   import gradio as gr
 
   def make(prompt, seed, stage, rounds, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
+    for tokens in studio.cascade.cut_prompts([prompt]).values():
+      gr.Warning(f"{tokens} tokens: the model reads the first {studio.cascade.text_length}")
     try:
       sidecar = studio.make(
         prompt,
@@ -149,6 +151,7 @@ def build_page(studio: Studio) -> Any:
           label="Picture to start from",
           sources=["upload", "clipboard"],
           visible=studio.takes_frames,
+          elem_id="picture",
         )
         button = gr.Button("Generate", variant="primary", elem_id="generate")
       with gr.Column(scale=2):
@@ -226,20 +229,23 @@ def main(argv: Sequence[str]) -> None:
     studio = load_studio(output=FLAGS.output, fps=FLAGS.fps, **bound)
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"demo: {type(error).__name__}: {error}")
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
   )
-  page.queue().launch(
-    server_name=FLAGS.host,
-    server_port=FLAGS.port,
-    share=False,
-    allowed_paths=[os.path.abspath(FLAGS.output)],
-    theme=theme,
-    footer_links=[],
-  )
+  try:
+    page.queue().launch(
+      server_name=FLAGS.host,
+      server_port=FLAGS.port,
+      share=False,
+      allowed_paths=[os.path.abspath(FLAGS.output)],
+      theme=theme,
+      footer_links=[],
+    )
+  except OSError as error:
+    sys.exit(f"demo: no page on {FLAGS.host}:{FLAGS.port}, set another --port or --host: {error}")
 
 
 if __name__ == "__main__":

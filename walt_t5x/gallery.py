@@ -4,9 +4,7 @@ Media are `data:` URIs and a content security policy forbids every other request
 mailed or archived as it is. Only the clips in view play.
 """
 
-import base64
 import html
-import io
 import json
 import os
 from collections import Counter
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x import video_io
+from walt_t5x.embedded_media import data_uri, picture_uri
 from walt_t5x.gallery_page import HEAD, TAIL
 
 # Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
@@ -105,33 +104,21 @@ def write_gallery(
   return path
 
 
-def _data_uri(kind: str, content: bytes) -> str:
-  return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _png(image: np.ndarray) -> bytes:
-  from PIL import Image
-
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, format="PNG")
-  return buffer.getvalue()
-
-
 def _figure(stage: GalleryStage, media: str) -> str:
   frames = video_io.to_uint8(stage.frames)
   num_frames, height, width = frames.shape[:3]
   scale = max(1, round(_DISPLAY_EDGE / max(height, width)))
-  poster = _data_uri("image/png", _png(video_io.upscale(frames[:1], scale)[0]))
+  poster = picture_uri(video_io.upscale(frames[:1], scale)[0])
   size = f'width="{width * scale}" height="{height * scale}"'
   alt = html.escape(stage.name, quote=True)
   if num_frames == 1:
     medium = f'<img {size} src="{poster}" alt="{alt}">'
   elif media == "webp":
     clip = video_io.encode_video(frames, suffix=".webp", fps=stage.fps, scale=scale)
-    medium = f'<img {size} src="{_data_uri("image/webp", clip)}" alt="{alt}">'
+    medium = f'<img {size} src="{data_uri("image/webp", clip)}" alt="{alt}">'
   else:
     clip = video_io.encode_video(frames, suffix=".mp4", fps=stage.fps, crf=16, scale=scale)
-    source = _data_uri("video/mp4", clip)
+    source = data_uri("video/mp4", clip)
     medium = (
       f'<video {size} src="{source}" poster="{poster}" aria-label="{alt}" data-fps="{stage.fps:g}" '
       "autoplay loop muted playsinline></video>"

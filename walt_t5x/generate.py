@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
+_CUT_SHOWN = 3
 
 FLAGS = flags.FLAGS
 
@@ -101,7 +102,7 @@ def generate(
     vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
 
   Raises:
-    ValueError, FileNotFoundError: what does not fit, before a stage's weights are read.
+    ValueError, OSError: what does not fit, before a stage's weights are read.
   """
   from walt_t5x.generation import run_identity
   from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
@@ -123,6 +124,14 @@ def generate(
   )
   prepared = prepare(requests, config, settings)
   infos = read_infos(config)
+  trained_fps = infos[0].provenance.fps
+  if trained_fps and abs(settings.fps - trained_fps) > 0.01 * trained_fps:
+    logging.warning(
+      "--fps=%g, but the stages were trained on clips of %g frames a second: motion will look %s.",
+      settings.fps,
+      trained_fps,
+      "fast" if settings.fps > trained_fps else "slow",
+    )
   folder = SampleFolder(output)
   run_identity.begin(folder.path, prepared.identity(infos, gin_config))
   started = time.monotonic()
@@ -131,6 +140,15 @@ def generate(
   made = 0
   if not all(folder.finished(i) for i in range(count)):
     cascade = load_cascade(config, infos, batch_size=settings.batch_size)
+    cut = cascade.cut_prompts(request.prompt for request in requests)
+    for prompt, tokens in list(cut.items())[:_CUT_SHOWN]:
+      logging.warning(
+        "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
+        prompt if len(prompt) < 80 else f"{prompt[:77]}...",
+        tokens,
+        text_length,
+        len(cut),
+      )
 
     def written(sample: Any) -> None:
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
@@ -229,7 +247,7 @@ def main(argv: Sequence[str]) -> None:
       log_dir=FLAGS.tensorboard,
       gin_config=gin.config_str(),
     )
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     sys.exit(f"generate: {type(error).__name__}: {error}")
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))

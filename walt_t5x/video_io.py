@@ -8,7 +8,7 @@ in bit-exact mode: the same frames give the same bytes.
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,22 +187,42 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   return buffer.getvalue()
 
 
+def frame_times(
+  source: str | os.PathLike[str] | bytes, *, max_pixels: int = 4096 * 2304
+) -> list[float]:
+  """Seconds of every frame since the first one; decodes, but makes no pictures. Arguments as `iterate_frames`."""
+  return [time for time, _ in _decoded(source, max_pixels=max_pixels)]
+
+
 def iterate_frames(
   source: str | os.PathLike[str] | bytes,
   *,
   max_pixels: int = 4096 * 2304,
+  only: Container[int] | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-  """Yields (seconds since the first frame, [H, W, 3] uint8 RGB) in presentation order.
+  """Yields (seconds since the first frame, [H, W, 3] uint8 RGB) in presentation order, upright.
 
   Args:
     source: a local path or the bytes of a file. Only local containers are opened, never a playlist
       or a URL.
     max_pixels: a larger picture is refused before anything is decoded.
+    only: numbers of the frames to yield; all by default.
 
   Raises:
     ValueError: no video stream, or a picture above `max_pixels`.
     av.error.FFmpegError: damaged or unknown media.
   """
+  for number, (time, frame) in enumerate(_decoded(source, max_pixels=max_pixels)):
+    if only is None or number in only:
+      # Telephones film sideways and say so: quarter turns to the left that show the frame upright.
+      turns = round(frame.rotation / 90) % 4
+      yield time, np.rot90(frame.to_ndarray(format="rgb24"), turns)
+
+
+def _decoded(
+  source: str | os.PathLike[str] | bytes, *, max_pixels: int
+) -> Iterator[tuple[float, Any]]:
+  """(seconds since the first frame, PyAV's frame)."""
   import av
 
   data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -222,7 +242,7 @@ def iterate_frames(
       time = frame.time if frame.time is not None else count * step
       first = time if first is None else first
       count += 1
-      yield time - first, frame.to_ndarray(format="rgb24")
+      yield time - first, frame
 
 
 def read_video(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny_denoiser
 from walt_t5x.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 
@@ -51,16 +52,7 @@ PUBLISHED = {
   "SR2": ((5, 64, 112), SR | L, 419_482_048, 0),
 }
 
-TINY = {
-  "num_layers": 2,
-  "width": 16,
-  "num_heads": 2,
-  "mlp_dim": 32,
-  "latent_channels": 4,
-  "spatial_window": (1, 4, 4),
-  "spatiotemporal_window": (3, 2, 2),
-  "dtype": jnp.float32,
-}
+TINY = tiny_denoiser.FIELDS
 GRID = (3, 4, 4)
 
 

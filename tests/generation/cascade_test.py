@@ -6,6 +6,7 @@ small ones of random weights, and an oracle.
 
 import dataclasses
 import functools
+import types
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import pytest
 
 from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
+from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation.cascade import Batch, Cascade
 from walt_t5x.generation.given_media import GivenMedia
 from walt_t5x.generation.oracle import Oracle, oracle_config
@@ -162,6 +164,11 @@ def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
   assert np.abs(together[0].latents["base"] - together[1].latents["base"]).max() > 0.1
 
 
+def test_prompts_that_are_cut_are_known(two):
+  # `_Words` makes a token of a letter; the stages read 8.
+  assert two.cut_prompts(["a red sq", "a red square", "b", "a red square"]) == {"a red square": 12}
+
+
 def test_eight_devices_make_what_one_makes(two):
   assert jax.device_count() == 8
   mesh = mesh_for(2, jax.devices())
@@ -200,6 +207,24 @@ def test_a_clip_goes_on_after_its_own_frames(two):
   assert len(sample.videos["sr1"]) == 7 + 12
   np.testing.assert_array_equal(sample.videos["sr1"][:7], clip)
   np.testing.assert_array_equal(two.codec.decode(sample.latents["sr1"][0][None])[0, :5], clip[-5:])
+  # Protocols of frame prediction want the given frames as the tokenizer sees them, and no others.
+  decoded = _samples(two, _batch(0, 1, given=_media(clip, 5)), decoded_given=True)[0]
+  np.testing.assert_array_equal(decoded.videos["sr1"], sample.videos["sr1"][2:])
+  # The first stages alone make the same.
+  alone = _samples(two, _batch(0, 1, given=_media(clip, 5)), stages=1)[0]
+  assert list(alone.videos) == ["base"]
+  np.testing.assert_array_equal(alone.videos["base"], sample.videos["base"])
+
+
+def test_clips_of_different_lengths_go_on_side_by_side(two):
+  clips = [_clip(9, seed=1), _clip(6, seed=2)]
+  given = [_media(clip, 5) for clip in clips]
+  batch = Batch(indices=[0, 1], prompts=PROMPTS[:2], given=given)
+  for i, sample in enumerate(_samples(two, batch)):
+    np.testing.assert_array_equal(sample.videos["sr1"][: len(clips[i])], clips[i])
+    assert len(sample.videos["sr1"]) == len(clips[i]) + 12
+    (alone,) = _samples(two, _batch(i, given=given[i]))
+    np.testing.assert_allclose(alone.latents["base"], sample.latents["base"], atol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["nothing", "picture", "clip"])
@@ -223,6 +248,68 @@ def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
   for sample in _samples(cascade, _batch(0, 1, given=given), rounds=4):
     for name, side in at.items():
       np.testing.assert_array_equal(sample.videos[name], _media(clip, 1).at((side, side)))
+
+
+def test_a_stage_by_itself_is_the_cascades_own(two):
+  made = _samples(two, _batch(1, 2))
+  low = np.concatenate([sample.latents["base"] for sample in made])
+  alone = two.upscale("sr1", low, [s.prompt for s in made], seed=3, first_index=1)
+  np.testing.assert_array_equal(alone, [sample.videos["sr1"] for sample in made])
+  short = two.upscale("sr1", low[:1], [made[0].prompt], seed=3, first_index=1)
+  np.testing.assert_array_equal(short, alone[:1])
+  with pytest.raises(ValueError, match=r"'base': expected one of \['sr1'\]"):
+    two.upscale("base", low, ["a", "b"], seed=3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Witness(Oracle):
+  """Returns what it is given, a channel each: text, gamma and steps of the low resolution, its noise, x_t."""
+
+  text_dim: int = 8
+
+  def apply(self, variables, x_t, steps, self_condition, conditioning):
+    mask = conditioning.text_mask[..., None]
+    text = (conditioning.text * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    facts = [text, conditioning.low_resolution_gamma, conditioning.low_resolution_steps / 1000]
+    planes = [jnp.broadcast_to(f[:, None, None, None], x_t.shape[:-1]) for f in facts]
+    planes += [conditioning.low_resolution_noise[..., 0], x_t[..., 0]]
+    planes += [conditioning.low_resolution[..., 0].repeat(2, 2).repeat(2, 3)]
+    return jnp.stack([*planes, *[x_t[..., 0]] * 6], axis=-1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_a_stage_is_given_its_caption_and_a_low_resolution_with_noise_of_its_own(scale):
+  """One step of a network that returns what it sees; guidance 0 leaves the null caption, 1 the prompt's."""
+  base, sr = _configs()
+  model = DenoiserModel(
+    module=_Witness(latent_channels=12, low_resolution_scale=2),
+    optimizer_def=None,
+    prediction="x0",
+    sampling_low_resolution_noise=0.15,
+    sampler=SamplerConfig(num_steps=1, guidance=ConstantGuidance(scale)),
+  )
+  sr = dataclasses.replace(sr, model=model)
+  load = lambda i: Stage(info=i, params={}, fingerprint="")  # noqa: E731
+  cascade = _cascade(configs=[base, sr], load=load)
+  low = np.random.default_rng(0).normal(size=(2, 5, 4, 4, 12)).astype(np.float32)
+  seen = []
+  cascade.codec = types.SimpleNamespace(
+    vae=_Packing.vae, decode=lambda z: seen.append((z - 0.5) / 0.25) or np.zeros((2, 17, 8, 8, 3))
+  )
+  cascade.upscale("sr1", low, PROMPTS[:2], seed=3)
+  text, gamma, steps, low_noise, noise, given = np.moveaxis(seen[0][..., :6], -1, 0)
+  for row, prompt in enumerate(PROMPTS[:2]):
+    letters = np.sin(np.outer([ord(x) for x in prompt[:8]], np.arange(1, 9)))
+    # The null caption has one token of ones.
+    expected = 8.0 if scale == 0 else letters.sum() / len(letters)
+    np.testing.assert_allclose(text[row], expected, atol=1e-4)
+  np.testing.assert_allclose(steps, 0.15, atol=1e-5)
+  np.testing.assert_allclose(gamma, model.schedule.gamma(jnp.array(150.0)), atol=1e-5)
+  for values in (low_noise, noise):
+    np.testing.assert_allclose([values.mean(), values.std()], [0, 1], atol=0.15)
+  assert abs(np.corrcoef(low_noise.ravel(), noise.ravel())[0, 1]) < 0.15
+  expected = (low[..., 0].repeat(2, 2).repeat(2, 3) - 0.5) / 0.25
+  np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
-
+from tests import tiny_denoiser
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
@@ -29,17 +28,10 @@ def vae(**changes):
 
 
 def model(*, steps=3, guidance=2.0, **module):
-  fields = {
-    "num_layers": 2,
-    "width": 16,
-    "num_heads": 2,
-    "mlp_dim": 32,
-    "latent_channels": 4,
-    "spatial_window": (1, 4, 4),
+  fields = tiny_denoiser.FIELDS | {
     "spatiotemporal_window": (5, 4, 4),
     "text_dim": 8,
     "frame_prediction": True,
-    "dtype": jnp.float32,
   }
   return DenoiserModel(
     module=WaltDenoiser(**(fields | module)),

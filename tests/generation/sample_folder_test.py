@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from walt_t5x.generation import sample_files
 from walt_t5x.generation.sample_folder import SampleFolder
 
 
@@ -43,6 +44,33 @@ def test_gallery_shows_prompts_and_verdicts_without_any_outside_file(tmp_path):
   page = folder.write_gallery().read_text()
   assert "a red square moves right 0" in page and "colour" in page
   assert 'src="http' not in page and 'href="http' not in page
+
+
+def test_a_sample_is_finished_when_all_its_files_are_there_and_not_before(tmp_path, monkeypatch):
+  folder = SampleFolder(tmp_path)
+  written = []
+
+  def failing(path, frames, **options):
+    if written:
+      raise KeyboardInterrupt
+    written.append(path)
+    return f"{path.name}.mp4"
+
+  with monkeypatch.context() as patch:
+    patch.setattr(sample_files, "write_clip", failing)
+    with pytest.raises(KeyboardInterrupt):
+      _write(folder, 0)
+  assert written and not folder.finished(0) and not list(tmp_path.glob("*.json"))
+  _write(folder, 0)
+  assert folder.finished(0)
+
+
+def test_frames_left_by_an_interrupted_run_make_way(tmp_path):
+  for length in (5, 3):
+    clip = np.full((length, 8, 8, 3), 10 * length, np.uint8)
+    name = sample_files.write_clip(tmp_path / "00000_base", clip, format="png", fps=8)
+  np.testing.assert_allclose(sample_files.read_clip(tmp_path / name, clip.shape, 1), clip / 255)
+  assert [file.name for file in tmp_path.iterdir()] == ["00000_base_frames"]
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path):

@@ -14,10 +14,9 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import generate, video_io
+from walt_t5x.generation import prepared_requests, run_identity
 from walt_t5x.generation import requests as reading
-from walt_t5x.generation import run_identity
 from walt_t5x.generation.cascade import Sample
-from walt_t5x.generation.given_media import read_clip, read_image, resampled
 from walt_t5x.generation.prepared_requests import prepare
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
@@ -195,6 +194,54 @@ def test_bad_requests_are_named_before_anything_is_read(tmp_path):
     _prepare(RunSettings(rounds=2), alone, prompt="a")
 
 
+def _stage_infos(folder, *, written=1, vae="v", text="t"):
+  """Stages whose checkpoint was written at some time, on rows of some encoders."""
+  folder.mkdir(exist_ok=True)
+  (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"commit_timestamp_nsecs": written}))
+  provenance = types.SimpleNamespace(vae={"fingerprint": vae}, text_encoder={"fingerprint": text})
+  return [
+    types.SimpleNamespace(config=stage, checkpoint=str(folder), provenance=provenance)
+    for stage in CONFIG.stages
+  ]
+
+
+def test_the_identity_of_a_run_has_all_that_decides_its_samples(tmp_path):
+  for name, level in (("a", 10), ("b", 20)):
+    Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(tmp_path / f"{name}.png")
+
+  def identity(*, prompts=("p", "q"), pictures=("a", "b"), gin="x = 1\n", stage=None, **settings):
+    requests = [
+      Request(prompt=prompt, image=str(tmp_path / f"{picture}.png"))
+      for prompt, picture in zip(prompts, pictures)
+    ]
+    prepared = prepare(requests, CONFIG, RunSettings(**settings))
+    return prepared.identity(_stage_infos(tmp_path / "checkpoint_1", **stage or {}), gin)
+
+  first = identity()
+  assert identity() == first and json.loads(json.dumps(first)) == first
+  for change in (
+    {"prompts": ("p", "r")},
+    {"pictures": ("b", "a")},
+    {"gin": "x = 2\n"},
+    {"stage": {"written": 2}},
+    {"stage": {"vae": "w"}},
+    {"stage": {"text": "u"}},
+    {"seed": 1},
+    {"num_samples": 2},
+    {"rounds": 2},
+    {"fps": 9.0},
+    {"fit": "crop"},
+    {"batch_size": 3},
+    {"decoded_given": True},
+    {"formats": ("mp4", "gif")},
+  ):
+    assert identity(**change) != first, change
+  # The same file name with another picture in it.
+  Image.fromarray(np.full((32, 32, 3), 30, np.uint8)).save(tmp_path / "a.png")
+  prepared_requests._read.cache_clear()
+  assert identity() != first
+
+
 def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
   file = tmp_path / "prompts.txt"
   file.write_text("\n  \n")
@@ -205,26 +252,20 @@ def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
   file.write_text('{"prompt": "a", "video": "v.mp4"}\n{"promt": "a"}\n')
   with pytest.raises(ValueError, match=r":2 has the fields \['promt'\]"):
     reading.read_requests(str(file))
-  file.write_text('{"prompt": "a", "video": "v.mp4"}\n')
+  for line, message in (
+    ("[1]", r":1 is \[1\], expected a JSON object"),
+    ("{", ":1 is no JSON object"),
+    ('{"prompt": 3}', ":1 has prompt 3, expected a string"),
+    ('{"label": "cat"}', ":1 has label 'cat', expected a whole number"),
+    ('{"label": true}', ":1 has label True, expected a whole number"),
+  ):
+    file.write_text(line)
+    with pytest.raises(ValueError, match=message):
+      reading.read_requests(str(file))
+  file.write_text('{"prompt": "a", "video": "v.mp4", "label": null}\n')
   assert reading.read_requests(str(file))[0].video == str(tmp_path / "v.mp4")
+  with pytest.raises(ValueError, match="gs://bucket/samples is no folder of this machine"):
+    SampleFolder("gs://bucket/samples")
   with pytest.raises(ValueError, match="expected NUMBER/COUNT"):
     generate.read_shard("8/8")
   assert generate.read_shard("3/8") == (3, 8)
-
-
-def test_given_media_are_cut_to_shape_and_taken_at_the_models_rate(tmp_path):
-  picture = np.zeros((20, 60, 3), np.uint8)
-  picture[:, 20:40] = 200
-  Image.fromarray(picture).save(tmp_path / "wide.png")
-  media = read_image(str(tmp_path / "wide.png"), size=(10, 10), fit="crop")
-  np.testing.assert_array_equal(media.frames, np.full((1, 10, 10, 3), 200))
-  # 24 a second: every third frame, whose grey level tells its number.
-  frames = np.repeat(np.arange(25, dtype=np.uint8), 64 * 64 * 3).reshape(25, 64, 64, 3) * 9
-  video_io.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
-  clip = read_clip(str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioned=5, fit="crop")
-  np.testing.assert_allclose(clip.frames.mean((1, 2, 3)) / 9, np.arange(0, 25, 3), atol=0.35)
-  assert clip.at((16, 16)).shape == (9, 16, 16, 3)
-  assert resampled(np.arange(10) / 8, 8) == list(range(10))
-  assert resampled(np.arange(10) / 8.5, 8) == list(range(10))
-  with pytest.raises(ValueError, match="got 4 frames a second, expected at least 8"):
-    resampled(np.arange(10) / 4, 8)

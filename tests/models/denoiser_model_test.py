@@ -8,23 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import tiny_denoiser
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.models import conditioning as conditioning_lib
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
-TINY = {
-  "num_layers": 2,
-  "width": 16,
-  "num_heads": 2,
-  "mlp_dim": 32,
-  "latent_channels": 4,
-  "spatial_window": (1, 4, 4),
-  "spatiotemporal_window": (3, 2, 2),
-  "text_dim": 6,
-  "dtype": jnp.float32,
-}
+TINY = tiny_denoiser.FIELDS | {"text_dim": 6}
 
 
 def _batch(rows=4, seed=0, images=True):

@@ -1,5 +1,6 @@
 """The report: what stands in the folders stands on the page, and nothing else is asked for."""
 
+import base64
 import json
 import re
 
@@ -9,7 +10,7 @@ import pytest
 from tests.html_page import Page
 from walt_t5x import report
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.reporting import curve_chart
+from walt_t5x.reporting import curve_chart, report_page
 from walt_t5x.reporting.run_folder import read_curves
 from walt_t5x.reporting.scores import read_scores
 
@@ -149,6 +150,33 @@ def test_the_page_shows_everything_and_asks_for_nothing(run, tmp_path, capsys):
   )
   assert "BATCH_SIZE = 4" in "".join(page.words("pre"))
   assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
+
+
+@pytest.mark.parametrize(
+  "formats, tag, kind, shown",
+  [
+    (("png", "mp4"), "video", "video/mp4", "00000_base.mp4"),
+    (("gif", "webm"), "video", "video/webm", "00000_base.webm"),
+    (("gif",), "img", "image/gif", "00000_base.gif"),
+    (("png",), "img", "image/png", "00000_base_frames/00000.png"),
+  ],
+)
+def test_a_sample_of_any_format_is_shown(formats, tag, kind, shown, tmp_path):
+  folder = SampleFolder(tmp_path)
+  folder.write(
+    0,
+    prompt="a",
+    videos={"base": np.full((3, 16, 16, 3), 0.5, np.float32)},
+    fps=8,
+    seed=0,
+    steps={"base": 1},
+    fingerprints={},
+    formats=formats,
+  )
+  page = Page(report_page._sample(*folder.samples()))
+  (medium,) = page.of(tag)
+  content = base64.b64decode(medium["src"].removeprefix(f"data:{kind};base64,"), validate=True)
+  assert content == (tmp_path / shown).read_bytes()
 
 
 def test_what_is_missing_is_named(tmp_path, run):

@@ -51,6 +51,12 @@ def why_torn(folder: epath.PathLike) -> str | None:
   return None
 
 
+def committed(checkpoint: epath.PathLike) -> int | None:
+  """When a whole checkpoint was written, in nanoseconds: tells it from another of the same name; None if not noted."""
+  metadata = absolute(checkpoint) / "_CHECKPOINT_METADATA"
+  return json.loads(metadata.read_text()).get("commit_timestamp_nsecs")
+
+
 def all_steps(model_dir: epath.PathLike) -> list[int]:
   """Steps of every `checkpoint_<step>` folder, whole or not, ascending."""
   model_dir = epath.Path(model_dir)

@@ -9,8 +9,9 @@ step. As the tokenizer is causal, the first frames of a clip are then the tokeni
 """
 
 import dataclasses
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -176,7 +177,7 @@ class Cascade:
     work.latents[below.config.name] = [np.concatenate([low, fill])]
     weights = self._weights(info)
     self._run_stage(info, below, weights, work, seed=seed, rounds=1)
-    return work.videos[name][:rows]
+    return np.stack(work.videos[name][:rows])
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
     """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones where no stage reads text."""
@@ -189,6 +190,14 @@ class Cascade:
       text[row, 0, : len(embedding)] = embedding
       mask[row, 0, : len(embedding)] = True
     return jnp.asarray(text), jnp.asarray(mask)
+
+  def cut_prompts(self, prompts: Iterable[str]) -> dict[str, int]:
+    """Prompts of more tokens than the stages read -> their tokens; of these only the first `text_length` count."""
+    if self.text_encoder is None:
+      return {}
+    distinct = list(dict.fromkeys(prompts))
+    counts = map(len, self.text_encoder.tokenize(distinct, sys.maxsize))
+    return {prompt: n for prompt, n in zip(distinct, counts) if n > self.text_length}
 
   def _filled(self, batch: Batch) -> Batch:
     missing = self.batch_size - len(batch.indices)
@@ -221,30 +230,36 @@ class Cascade:
   ) -> None:
     """All rounds of one stage of one batch."""
     name = info.config.name
-    frames = _given_frames(work.batch.given, info, self.codec.vae)
-    tail = None if frames is None else frames[:, -work.batch.given[0].conditioned :]
+    given = _at_size(work.batch.given, stage_size(info, self.codec.vae))
+    tail = None
+    if given:
+      tail = np.stack([clip[-media.conditioned :] for clip, media in zip(given, work.batch.given)])
     # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
     whole_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
-    videos = [frames] if whole_clip else []
+    videos = []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
     for round in range(rounds):
       low = None if below is None else work.latents[below.config.name][round]
       started = time.monotonic()
-      given = None if tail is None else self.codec.encode(tail)
+      known = None if tail is None else self.codec.encode(tail)
       encoded = time.monotonic()
-      sampled = self._sample(info, params, work, given=given, low=low, seed=seed, round=round)
+      sampled = self._sample(info, params, work, given=known, low=low, seed=seed, round=round)
       done = time.monotonic()
       pixels = self.codec.decode(sampled)
       seconds["encode"] += encoded - started
       seconds["sample"] += done - encoded
       seconds["decode"] += time.monotonic() - done
-      known = 0 if not videos else tail.shape[1]
-      videos.append(pixels[:, known:])
+      shown = tail.shape[1] if videos or whole_clip else 0
+      videos.append(pixels[:, shown:])
       latents.append(sampled)
       tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
       progress(name, round)
     work.latents[name], work.seconds[name] = latents, seconds
-    work.videos[name] = np.concatenate(videos, axis=1)
+    made = np.concatenate(videos, axis=1)
+    # Clips that go on may differ in length.
+    work.videos[name] = (
+      [np.concatenate([clip, new]) for clip, new in zip(given, made)] if whole_clip else list(made)
+    )
 
   def _sample(
     self, info: StageInfo, params: Any, work: "_Work", *, given, low, seed: int, round: int
@@ -300,7 +315,7 @@ class _Work:
   rows: int
   text: tuple[Any, Any] = (None, None)
   latents: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
-  videos: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  videos: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
   seconds: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
   def samples(self) -> list[Sample]:
@@ -325,12 +340,10 @@ def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
   return h * vae.spatial_factor, w * vae.spatial_factor
 
 
-def _given_frames(
-  given: Sequence[GivenMedia | None], info: StageInfo, vae: Any
-) -> np.ndarray | None:
-  """[B, T, H, W, 3] uint8 at the size of a stage; of longer clips the last frames, as many as the shortest has."""
+def _at_size(given: Sequence[GivenMedia | None], size: tuple[int, int]) -> list[np.ndarray]:
+  """[T, H, W, 3] uint8 of each row at (H, W); empty where the rows start from nothing."""
   if not given or given[0] is None:
-    return None
-  shortest = min(len(media.frames) for media in given)
-  size = stage_size(info, vae)
-  return np.stack([media.at(size)[-shortest:] for media in given])
+    return []
+  # Rows of one request share their medium.
+  made = {id(media): media.at(size) for media in given}
+  return [made[id(media)] for media in given]

@@ -2,15 +2,21 @@
 
 import dataclasses
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from walt_t5x import video_io
+from walt_t5x.image_modes import to_rgb
 
 EXACT, CROP = "exact", "crop"
 FITS = (EXACT, CROP)
+# Pictures come over the network too (`walt_t5x.demo`): no format that starts another program.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+# Containers round times to milliseconds; a frame that comes on this much late counts as shown, as in preprocessing.
+_CLOCK_SLACK = 0.002
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
   """A picture.
 
   Args:
-    path: any format of Pillow.
+    path: one of IMAGE_FORMATS; transparent pixels are laid over white, as in preprocessing.
     size: (H, W) of the last stage.
     fit: "exact" refuses other sizes; "crop" cuts the middle to the shape and resizes it.
 
@@ -58,8 +64,10 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
 
   content = Path(path).read_bytes()
   try:
-    with Image.open(path) as opened:
-      frame = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+      opened.load()
+      # Pixels first, as in preprocessing: turning knows fewer modes than opening.
+      frame = np.asarray(ImageOps.exif_transpose(to_rgb(opened)))
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise ValueError(f"--image={path} cannot be read as a picture: {error}") from error
   frames = fitted(frame[None], size=size, fit=fit, what=f"--image={path}")
@@ -74,7 +82,7 @@ def read_clip(
   Args:
     path: any container of `video_io.read_video`.
     size: (H, W) of the last stage.
-    fps: rate of the model; of a faster clip the frames nearest in time are taken.
+    fps: rate of the model; of a faster clip the frames shown at its moments are taken.
     conditioned: frames that the model is given: the last ones.
     fit: see `read_image`.
 
@@ -83,12 +91,11 @@ def read_clip(
   """
   content = Path(path).read_bytes()
   try:
-    decoded = list(video_io.iterate_frames(content))
+    times = video_io.frame_times(content)
   except Exception as error:
     raise ValueError(f"--video={path} cannot be read as a video: {error}") from error
-  times = np.array([time for time, _ in decoded])
   try:
-    kept = resampled(times, fps) if len(times) else []
+    kept = resampled(times, fps)
   except ValueError as error:
     raise ValueError(f"--video={path}: {error}") from error
   if len(kept) < conditioned:
@@ -96,28 +103,40 @@ def read_clip(
       f"--video={path} has {len(kept)} frames at {fps:g} a second ({len(times)} in the file), expected at least "
       f"{conditioned}, which the model continues from: give a longer clip, or a picture by --image"
     )
-  frames = np.stack([decoded[i][1] for i in kept])
-  frames = fitted(frames, size=size, fit=fit, what=f"--video={path}")
+  # Frame by frame, so that a long or large file takes the memory of what is kept of it.
+  pictures = video_io.iterate_frames(content, only=set(kept))
+  what = f"--video={path}"
+  found = {
+    number: fitted(frame[None], size=size, fit=fit, what=what)[0]
+    for number, (_, frame) in zip(sorted(set(kept)), pictures)
+  }
+  frames = np.stack([found[number] for number in kept])
   return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=conditioned)
 
 
 def resampled(times: Sequence[float] | np.ndarray, fps: float) -> list[int]:
-  """Indices of the frames nearest to 0, 1 / fps, 2 / fps, ...; a clip at about that rate keeps every frame.
+  """Indices of the frames shown at 0, 1 / fps, 2 / fps, ..., as preprocessing takes them.
+
+  A clip at about that rate keeps every frame; of an uneven one, a frame that stands long is repeated.
 
   Raises:
     ValueError: for a slower clip, whose frames would have to be repeated.
   """
   times = np.asarray(times, np.float64)
-  step = np.median(np.diff(times)) if len(times) > 1 else 1 / fps
+  if len(times) < 2:
+    return list(range(len(times)))
+  steps = np.diff(times)
+  step = np.median(steps)
   if step > 1.1 / fps:
     raise ValueError(
       f"got {1 / step:.3g} frames a second, expected at least {fps:g}, the model's rate"
     )
   # To a tenth of a frame the rates are the same: timestamps are rounded.
-  if step >= 0.9 / fps:
+  if step >= 0.9 / fps and np.all(np.abs(steps - step) < 0.5 * step):
     return list(range(len(times)))
-  wanted = np.arange(int(np.floor(times[-1] * fps + 0.5)) + 1) / fps
-  return sorted({int(np.argmin(np.abs(times - time))) for time in wanted})
+  # The last frame stands for as long as the others do.
+  wanted = np.arange(int(np.ceil((times[-1] + step - _CLOCK_SLACK) * fps))) / fps
+  return (np.searchsorted(times, wanted + _CLOCK_SLACK, side="right") - 1).tolist()
 
 
 def fitted(frames: np.ndarray, *, size: tuple[int, int], fit: str, what: str) -> np.ndarray:

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from walt_t5x.engine.checkpoints import committed
 from walt_t5x.generation import checks, sample_files
 from walt_t5x.generation.cascade import stage_size
 from walt_t5x.generation.given_media import FITS, GivenMedia, read_clip, read_image
@@ -47,9 +48,12 @@ class Prepared:
       **settings,
       "formats": sorted(settings["formats"]),
       "requests": [request.as_dict() for request in self.requests],
-      "given_sha256": sorted({media.sha256 for media in first if media}),
+      "given_sha256": [media.sha256 for media in first if media],
       "stages": [info.config.name for info in infos],
-      "checkpoints": [f"{info.config.name}: {info.checkpoint}" for info in infos],
+      "checkpoints": [
+        f"{info.config.name}: {info.checkpoint}, written {committed(info.checkpoint)}"
+        for info in infos
+      ],
       "vae": infos[0].provenance.vae["fingerprint"],
       "text_encoder": infos[0].provenance.text_encoder.get("fingerprint"),
       "gin": gin_config,

@@ -111,10 +111,10 @@ def _write_text_encoder(
   return json.loads(json.dumps(described)), null
 
 
-def _save(folder: str, params: Any, *, ema: bool) -> None:
-  """One checkpoint in the engines' layout."""
+def _save(folder: str, params: Any, *, ema: bool, average: Any = None) -> None:
+  """One checkpoint in the engines' layout; `average` of the parameters, themselves by default."""
   params = jax.device_get(params)
-  average = {"count": np.int32(0), "ema": params}
+  average = {"count": np.int32(0), "ema": params if average is None else jax.device_get(average)}
   state: dict[str, Any] = {
     "target": params,
     "state": {"step": np.int32(0), "param_states": {"0": average if ema else {}}},

@@ -68,23 +68,30 @@ def read_requests(file: str) -> list[Request]:
     ValueError: naming the line that is not one, or if there are none.
   """
   path, found = Path(file), []
-  known = {field.name for field in dataclasses.fields(Request)}
+  known = {"prompt": str, "label": int, IMAGE: str, VIDEO: str}
   for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
     if not line.strip():
       continue
+    where = f"--requests={file}:{number}"
     try:
       row = json.loads(line)
-      unknown = set(row) - known
-    except (ValueError, TypeError) as error:
-      raise ValueError(f"--requests={file}:{number} is no JSON object: {error}") from error
+    except ValueError as error:
+      raise ValueError(f"{where} is no JSON object: {error}") from error
+    if not isinstance(row, dict):
+      raise ValueError(f"{where} is {line.strip()[:80]}, expected a JSON object")
+    unknown = set(row) - known.keys()
     if unknown:
       raise ValueError(
-        f"--requests={file}:{number} has the fields {sorted(unknown)}; expected some of {sorted(known)}"
+        f"{where} has the fields {sorted(unknown)}; expected some of {sorted(known)}"
       )
+    for field, value in row.items():
+      if value is not None and (not isinstance(value, known[field]) or isinstance(value, bool)):
+        expected = "a whole number" if known[field] is int else "a string"
+        raise ValueError(f"{where} has {field} {value!r}, expected {expected}")
     for field in (IMAGE, VIDEO):
       if row.get(field):
         row[field] = str(path.parent / row[field])
-    found.append(Request(**row))
+    found.append(Request(**{k: v for k, v in row.items() if v is not None}))
   if not found:
     raise ValueError(f"--requests={file} holds no request: expected a JSON object a line")
   return found

@@ -43,9 +43,17 @@ class StoredSample:
 
 
 class SampleFolder:
-  """Reads and writes one folder."""
+  """Reads and writes one folder of this machine.
+
+  Raises:
+    ValueError: for an address such as gs://bucket/samples, which would become a local folder of that name.
+  """
 
   def __init__(self, path: str | os.PathLike[str]):
+    if "://" in str(path):
+      raise ValueError(
+        f"{path} is no folder of this machine: write to one and copy it, or to a mounted bucket"
+      )
     self.path = Path(path)
 
   def write(

@@ -4,7 +4,6 @@ Everything is inside the page and a content security policy forbids every reques
 mailed as it is.
 """
 
-import base64
 import html
 import json
 import os
@@ -12,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from walt_t5x.embedded_media import data_uri
 from walt_t5x.reporting.curve_chart import chart, grouped
 from walt_t5x.reporting.run_folder import RunFolder
 from walt_t5x.reporting.scores import ScoreRow
@@ -94,15 +94,28 @@ def _scores(scores: Sequence[ScoreRow]) -> str:
   return f'{_table(head, rows)}<p class="note">{note}</p>'
 
 
+def _medium(sample: Any, stage: str) -> str:
+  """What a browser shows of a stage's files: a video, an animation, or the first of PNG frames."""
+  entry, best = sample.sidecar["stages"][stage], sample.files[stage]
+  files = {name: best.parent / file for name, file in entry.get("files", {}).items()}
+  files = files or {best.suffix[1:]: best}
+  label = html.escape(stage, quote=True)
+  for name in ("mp4", "webm"):
+    if name in files:
+      source = data_uri(f"video/{name}", files[name].read_bytes())
+      return f'<video src="{source}" loop muted playsinline aria-label="{label}"></video>'
+  if "gif" in files:
+    return f'<img src="{data_uri("image/gif", files["gif"].read_bytes())}" alt="{label}">'
+  first = min(files["png"].glob("*.png"))
+  return f'<img src="{data_uri("image/png", first.read_bytes())}" alt="{label}, first frame">'
+
+
 def _sample(sample: Any) -> str:
   figures = []
-  for stage, file in sample.files.items():
-    content = base64.b64encode(file.read_bytes()).decode("ascii")
+  for stage in sample.files:
     size = "x".join(str(n) for n in sample.sidecar["stages"][stage]["shape"][:3])
     figures.append(
-      f'<figure><video src="data:video/mp4;base64,{content}" loop muted playsinline '
-      f'aria-label="{html.escape(stage, quote=True)}"></video>'
-      f"<figcaption>{html.escape(stage)} {size}</figcaption></figure>"
+      f"<figure>{_medium(sample, stage)}<figcaption>{html.escape(stage)} {size}</figcaption></figure>"
     )
   facts = f"seed {sample.sidecar.get('seed')}"
   return (
@@ -179,7 +192,7 @@ def _run(index: int, run: RunFolder, plan: Mapping[str, Any] | str) -> str:
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; media-src data:; \
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; \
 style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{{title}}</title>
 <style>

@@ -1,0 +1,115 @@
+"""A cascade from its files: what is loaded is what was saved, and other files are refused before weights are read."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.generation import cascades
+from walt_t5x.engine.checkpoints import load_params
+from walt_t5x.generation import random_cascade
+from walt_t5x.generation.loading import load_cascade, read_infos
+from walt_t5x.generation.stage import Stage, StageInfo
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A whole cascade of random weights on disk."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield cascades.written(tmp_path_factory.mktemp("cascade"))
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def cascade(made):
+  return cascades.loaded(made)
+
+
+def _with_stage(config, index, **changes):
+  stages = list(config.stages)
+  stages[index] = dataclasses.replace(stages[index], **changes)
+  return dataclasses.replace(config, stages=stages)
+
+
+def test_the_tokenizer_in_parts_is_the_tokenizer_at_once(made, cascade):
+  """Three clips, two at a time: the rows that fill up are cut off again, and rows keep their order."""
+  params = jax.tree.map(jnp.asarray, load_params(made.vae_checkpoint, ema=True)["vae"])
+  clips = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
+  apply = jax.jit(
+    lambda x, method: made.vae.apply({"params": params}, x, method=method), static_argnums=1
+  )
+  latents = cascade.codec.encode(clips)
+  assert cascade.codec.rows == 2
+  np.testing.assert_allclose(latents, apply(clips / np.float32(255), "encode").mean, atol=1e-4)
+  expected = np.clip(np.asarray(apply(latents, "decode"), np.float64), 0, 1) * 255
+  np.testing.assert_allclose(cascade.codec.decode(latents), expected, atol=0.51)
+  with pytest.raises(ValueError, match="NaN or infinite"):
+    cascade.codec.decode(np.full_like(latents, np.nan))
+
+
+def test_weights_are_those_of_the_checkpoint_averaged_and_narrowed_as_asked(made, tmp_path):
+  base = made.stages[0]
+  params = random_cascade.random_params(base, text_length=8, seed=5, spread=0.1)
+  average = jax.tree.map(lambda p: p + 1, params)
+  folder = tmp_path / "averaged"
+  random_cascade._save(str(folder), params, ema=True, average=average)
+  shutil.copy(f"{base.checkpoint}/provenance.json", folder)
+
+  def load(**changes):
+    config = dataclasses.replace(base, checkpoint=str(folder), **changes)
+    return Stage.load(StageInfo.read(config))
+
+  for stage, expected in ((load(), average), (load(ema=False), params)):
+    jax.tree.map(np.testing.assert_array_equal, stage.params, expected)
+  assert load().fingerprint != load(ema=False).fingerprint
+  narrow = load(weights_dtype="bfloat16")
+  # The fingerprint is of the file, whatever the weights are held in.
+  assert narrow.fingerprint == load().fingerprint
+  for held, saved in zip(jax.tree.leaves(narrow.params), jax.tree.leaves(average)):
+    assert held.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(held, saved.astype(jnp.bfloat16))
+
+
+def test_other_networks_tokenizers_and_text_encoders_are_refused(made, tmp_path):
+  wide = _with_stage(made, 0, model=cascades.model(mlp_dim=64))
+  with pytest.raises(ValueError, match=r"stage 'base': .* does not hold the network that gin desc"):
+    read_infos(wide)
+  gone = _with_stage(made, 1, checkpoint=str(tmp_path / "nothing"))
+  with pytest.raises(FileNotFoundError, match="no whole checkpoint in"):
+    read_infos(gone)
+  field = _with_stage(made, 0, latents="latents/5x2x2")
+  with pytest.raises(ValueError, match=r"had latents .*, not 'latents/5x2x2'"):
+    StageInfo.read(field.stages[0])
+  infos = read_infos(made)
+  other = tmp_path / "vae"
+  params = load_params(made.vae_checkpoint, ema=True)
+  random_cascade._save(str(other), jax.tree.map(lambda p: p + 1e-3, params), ema=True)
+  with pytest.raises(ValueError, match=r"tokenizer has fingerprint .* trained with") as error:
+    load_cascade(dataclasses.replace(made, vae_checkpoint=str(other)), infos, batch_size=2)
+  assert infos[0].provenance.vae["fingerprint"] in str(error.value)
+  narrow = dataclasses.replace(made, vae=cascades.vae(base_channels=8))
+  with pytest.raises(
+    ValueError, match=r"tokenizer .* does not hold the network that gin describes"
+  ):
+    load_cascade(narrow, infos, batch_size=2)
+  random_cascade._write_text_encoder(str(tmp_path / "text"), ["a", "b"], width=8, seed=1)
+  with pytest.raises(ValueError, match=r"text encoder has fingerprint .* generate.text_encoder"):
+    load_cascade(
+      dataclasses.replace(made, text_encoder=str(tmp_path / "text")), infos, batch_size=2
+    )
+  with pytest.raises(ValueError, match=r"the stages read text: set generate\.text_encoder"):
+    load_cascade(dataclasses.replace(made, text_encoder=None), infos, batch_size=2)
+
+
+def test_text_is_what_the_encoder_makes_of_each_prompt(made, cascade):
+  prompts = ["a red square moves right", "a blue circle"]
+  text, mask = cascade.encode_text(prompts)
+  encoder = cascade.text_encoder
+  for row, prompt in enumerate(prompts):
+    (expected,) = encoder.encode(encoder.tokenize([prompt], made.text_length))
+    assert mask[row, 0].tolist() == [True] * len(expected) + [False] * (8 - len(expected))
+    np.testing.assert_array_equal(text[row, 0, : len(expected)], expected)
+    assert not np.any(text[row, 0, len(expected) :])

@@ -24,6 +24,8 @@ Held: one at least 0.9 of bare; two at least 1.7 of one; memory within 5% of its
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
 import os
 import statistics
@@ -45,7 +47,7 @@ _SIDECAR = ".sidecar.json"
 
 
 def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) -> Path:
-  """`files` rendered clips, and a manifest in which they come again under captions of their own."""
+  """`files` rendered clips, and a manifest in which they come again under names and captions of their own."""
   command = [sys.executable, "-m", "data.samples", f"--output={folder}", "--no_real"]
   command += [f"--num_clips={files}", "--num_stills=1", "--validation_fraction=0"]
   command += [f"--size={size}", f"--num_frames={frames}"]
@@ -59,7 +61,11 @@ def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) 
     for number in range(rows):
       row = clips[number % len(clips)]
       (caption,) = row["captions"]
-      file.write(json.dumps(row | {"captions": [f"{caption}, take {number}"]}) + "\n")
+      # A shard is chosen by the name: one name for all takes would leave shards of very different sizes.
+      take = f"take{number}{Path(row['uri']).suffix}"
+      (folder / take).hardlink_to(folder / row["uri"])
+      row = row | {"uri": take, "captions": [f"{caption}, take {number}"]}
+      file.write(json.dumps(row) + "\n")
   return manifest
 
 
@@ -156,19 +162,31 @@ class Processor:
 
     return float(np.interp(moment, *zip(*self._seen, strict=True)))
 
+  def busy_until(self) -> float:
+    """The last look at which it had used more than half of the time since the look before."""
+    pairs = itertools.pairwise(self._seen)
+    return max(b[0] for a, b in pairs if b[1] - a[1] > 0.5 * (b[0] - a[0]))
 
-def rate(output: Path, processor: Processor, *, workers: int) -> dict[str, float]:
-  """Rows a second from the moment at which every worker has closed a shard to the last at which all of them work."""
+
+def rate(output: Path, processor: Processor, workers: Sequence[Processor] = ()) -> dict[str, float]:
+  """Rows a second while all workers work: the slope of the rows closed so far over the time of each closing.
+
+  What is not closed yet is about the same at every closing, so the slope does not see it. The runner deals the shards
+  out once, so that one worker ends before the other; the rest is not counted.
+  """
+  import numpy as np
+
   closed = closings(output)
-  times = [moment for moment, _ in closed]
-  rows = sum(rows for _, rows in closed)
-  first, last = times[workers - 1], times[len(times) - workers]
-  part = sum(rows for moment, rows in closed if first < moment <= last)
+  end = min((one.busy_until() for one in workers), default=closed[-1][0])
+  times = [moment for moment, _ in closed if moment <= end]
+  rows = np.cumsum([rows for _, rows in closed])
+  used = [processor.at(moment) for moment in times]
   return {
-    "rows": rows,
-    "shards": len(times),
-    "rows_per_second": part / (last - first),
-    "rows_per_processor_second": part / (processor.at(last) - processor.at(first)),
+    "rows": int(rows[-1]),
+    "shards": len(closed),
+    "shards_counted": len(times),
+    "rows_per_second": float(np.polyfit(np.array(times) - times[0], rows[: len(times)], 1)[0]),
+    "rows_per_processor_second": float(np.polyfit(used, rows[: len(times)], 1)[0]),
   }
 
 
@@ -196,15 +214,17 @@ def measure_rate(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
   for name, workers in (("one", 1), ("two", 2)):
     output = work / name
     process = job(flags, output, work / f"{name}.log", shards=shards, workers=workers)
-    processor = Processor(process.pid)
+    processor, busy = Processor(process.pid), {}
     while process.running:
-      if workers == 2 and not closings(output):
+      if workers == 2:
         for core, pid in enumerate(beam_runners.workers_of(process.pid)):
-          pin(pid, core % 2)
+          busy.setdefault(pid, Processor(pid)).look()
+          if not closings(output):
+            pin(pid, core % 2)
       processor.look()
       time.sleep(0.3)
     process.must_finish()
-    found[name] = rate(output, processor, workers=workers)
+    found[name] = rate(output, processor, list(busy.values()))
   for kind in ("rows_per_second", "rows_per_processor_second"):
     speeds = {name: found[name][kind] for name in ("bare", "one", "two")}
     after = "" if kind == "rows_per_second" else "_by_processor_seconds"
@@ -260,9 +280,9 @@ def table(report: dict[str, Any]) -> str:
     held = all(rates[name] >= BARS[name] for name in ("one_of_bare", "two_of_one"))
     lines += [
       "",
-      f"{rates['rows']} clips of {rates['frames']} frames at {rates['size']} x {rates['size']}: ",
+      f"{rates['rows']} clips of {rates['frames']} frames at {rates['size']} x {rates['size']}: "
+      + ("held" if held else "NOT HELD"),
     ]
-    lines[-1] += "held" if held else "NOT HELD"
   if memory := report.get("memory"):
     parts = memory["mebibytes_by_part"]
     held = memory["memory_spread"] <= BARS["memory_spread"]
@@ -279,8 +299,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
-  parser.add_argument("--rows", type=int, default=640, help="of the rates")
-  parser.add_argument("--shards", type=int, default=16, help="of the rates")
+  parser.add_argument("--rows", type=int, default=1280, help="of the rates")
+  parser.add_argument("--shards", type=int, default=32, help="of the rates")
   parser.add_argument("--memory_rows", type=int, default=5000)
   parser.add_argument("--parts", default="rate,memory")
   parser.add_argument("--output", default=str(HERE), help="where preprocess.{md,json} go")
@@ -292,11 +312,14 @@ def main() -> int:
   args = parser.parse_args()
   file = Path(args.output) / "preprocess.json"
   report = json.loads(file.read_text()) if file.exists() else {}
-  with tempfile.TemporaryDirectory(dir=args.work) as work:
-    if "rate" in args.parts:
-      report["rate"] = measure_rate(Path(work), rows=args.rows, shards=args.shards)
-    if "memory" in args.parts:
-      report["memory"] = measure_memory(Path(work), rows=args.memory_rows, shards=25)
+  parts = {
+    "rate": functools.partial(measure_rate, rows=args.rows, shards=args.shards),
+    "memory": functools.partial(measure_memory, rows=args.memory_rows, shards=25),
+  }
+  for part in args.parts.split(","):
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+      report[part] = parts[part](Path(work))
+    file.write_text(json.dumps(report, indent=1) + "\n")
   report["held"] = (
     report.get("rate", {}).get("one_of_bare", 0) >= BARS["one_of_bare"]
     and report["rate"]["two_of_one"] >= BARS["two_of_one"]

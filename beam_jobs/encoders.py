@@ -44,6 +44,11 @@ class EncoderConfig:
   batch_size: int = 8
   image_batch_size: int = 32
 
+  @property
+  def batch_sizes(self) -> dict[str, int]:
+    """Those that latents may depend on in their last bit."""
+    return {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelConfig:
@@ -51,6 +56,11 @@ class PixelConfig:
 
   batch_size: int = 8
   image_batch_size: int = 32
+
+  @property
+  def batch_sizes(self) -> dict[str, int]:
+    """None that matter: pixels are kept as they are."""
+    return {}
 
 
 class PixelEncoders:

@@ -128,7 +128,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     check_resolutions(loaded.vae, args)
     origin |= encoders.origin(loaded)
   num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
-  fingerprints = settings.settings_of(origin, clip, filtering, num_shards=num_shards)
+  fingerprints = settings.settings_of(
+    origin, clip, filtering, num_shards=num_shards, batch_sizes=config.batch_sizes
+  )
   replays.refuse(args.output, args.task)
   settings.guard(args.output, args.task, fingerprints)
   job = pipeline.Job(

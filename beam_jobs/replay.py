@@ -8,8 +8,8 @@ next replay writes replay02. SeqIO reads them with the rest of the task. Shards 
 provenance stay as they are; `stats.<split>.json` counts each row of the manifest where it is now.
 
 Run it again to go on after an interruption. The encoders are those that the provenance names, wherever
---vae_checkpoint and --text_encoder say they are now; clips and filters are the job's, limits on media may be raised.
-Other flags go to Beam.
+--vae_checkpoint and --text_encoder say they are now; clips, filters and batch sizes are the job's, limits on media may
+be raised. Other flags go to Beam.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   add("--text_encoder", help="where the job's text encoder is now (where it was)")
   add("--num_shards", type=int, help="new shards a split (as many rows a shard as the job's have)")
   worker_flags.add_limits(parser, inherit=True)
-  worker_flags.add_work(parser)
+  worker_flags.add_work(parser, inherit=True)
   args, rest = parser.parse_known_args(argv)
   worker_flags.check(parser, args)
   if args.num_shards is not None and args.num_shards < 1:
@@ -206,7 +206,7 @@ def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tu
   raw = before["filters"]
   rules = tuple(filters.Rule(**rule) for rule in raw["rules"])
   filtering = filters.FilterSpec(**{**raw, "rules": rules})
-  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  batch_sizes = _batch_sizes(args, before)
   origin: dict[str, Any] = {}
   if before["vae"]:
     text = storage.read(storage.join(args.output, folder, provenance.FILE_NAME)).decode()
@@ -226,8 +226,11 @@ def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tu
     )
   else:
     config = encoders.PixelConfig(**batch_sizes)
-  now = settings.settings_of(origin, clip, filtering, num_shards=before["num_shards"])
-  if lines := settings.differences(before, now):
+  now = settings.settings_of(
+    origin, clip, filtering, num_shards=before["num_shards"], batch_sizes=config.batch_sizes
+  )
+  # Caches that do not say their batch sizes have nothing to compare.
+  if lines := settings.differences({"batch_sizes": config.batch_sizes, **before}, now):
     raise settings.SettingsMismatch(
       "\n".join(
         (
@@ -238,6 +241,35 @@ def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tu
       )
     )
   return config, clip, filtering
+
+
+def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, int]:
+  """The job's, with which rows round as they would have then.
+
+  Raises:
+    SettingsMismatch: where a flag says otherwise.
+    ValueError: where the cache does not say and no flag does.
+  """
+  from beam_jobs import settings
+
+  given = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  given = {name: value for name, value in given.items() if value is not None}
+  if not before["vae"]:
+    return given  # Pixels do not depend on them.
+  if "batch_sizes" not in before:
+    if len(given) < 2:
+      raise ValueError(
+        f"{args.output} was made before caches noted their batch sizes: set --batch_size and --image_batch_size to "
+        "those of the job (8 and 32 unless it set others)"
+      )
+    return given
+  for name, value in given.items():
+    if value != before["batch_sizes"][name]:
+      raise settings.SettingsMismatch(
+        f"--{name}: got {value}, but {args.output} was made with {before['batch_sizes'][name]}, and latents of another "
+        "batch size may round differently; leave the flag out"
+      )
+  return dict(before["batch_sizes"])
 
 
 def _reporter(args: argparse.Namespace, options: Any, number: int, rows: int) -> Any:

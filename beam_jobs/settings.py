@@ -18,9 +18,22 @@ class SettingsMismatch(ValueError):
 
 
 def settings_of(
-  origin: Mapping[str, Any], clip: Any, filtering: Any, *, num_shards: Mapping[str, int]
+  origin: Mapping[str, Any],
+  clip: Any,
+  filtering: Any,
+  *,
+  num_shards: Mapping[str, int],
+  batch_sizes: Mapping[str, int],
 ) -> dict[str, Any]:
-  """Everything that decides what a shard holds; where files lie is not part of it."""
+  """Everything that decides what a shard holds; where files lie is not part of it.
+
+  Args:
+    origin: what the provenance says of the encoders.
+    clip: what to cut out of the media.
+    filtering: what rows must hold.
+    num_shards: shards of each split.
+    batch_sizes: of the encoders: a program of another shape may round a row's latents differently.
+  """
   return {
     "schema_version": schema.SCHEMA_VERSION,
     "vae": {name: v for name, v in origin.get("vae", {}).items() if name != "checkpoint"},
@@ -30,6 +43,7 @@ def settings_of(
     "clip": dataclasses.asdict(clip),
     "filters": dataclasses.asdict(filtering),
     "num_shards": dict(num_shards),
+    "batch_sizes": dict(batch_sizes),
   }
 
 

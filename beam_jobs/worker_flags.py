@@ -28,11 +28,18 @@ def add_limits(parser: argparse.ArgumentParser, *, inherit: bool = False) -> Non
   add("max_decoded_frames", int, 20_000, "frames decoded for one clip")
 
 
-def add_work(parser: argparse.ArgumentParser) -> None:
-  """Batches, decoding and quality."""
+def add_work(parser: argparse.ArgumentParser, *, inherit: bool = False) -> None:
+  """Batches, decoding and quality.
+
+  Args:
+    parser: gets the flags.
+    inherit: batch sizes default to None, which is those of an earlier run, and not to numbers.
+  """
   add = parser.add_argument
-  add("--batch_size", type=int, default=8, help="clips a call of the VAE (8)")
-  add("--image_batch_size", type=int, default=32, help="images a call of the VAE (32)")
+  for name, of, default in (("batch_size", "clips", 8), ("image_batch_size", "images", 32)):
+    note = "as before" if inherit else str(default)
+    default = None if inherit else default
+    add(f"--{name}", type=int, default=default, help=f"{of} a call of the VAE ({note})")
   add("--decode_threads", type=int, default=2, help="rows that decode at a time (2)")
   add(
     "--decode_isolation",
@@ -52,7 +59,7 @@ def add_work(parser: argparse.ArgumentParser) -> None:
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
   """Ends the program on values that do not fit."""
   for name in ("batch_size", "image_batch_size", "decode_threads"):
-    if getattr(args, name) < 1:
+    if getattr(args, name) is not None and getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
   if args.decode_timeout <= 0 or args.decode_memory_mib < 0:
     parser.error("--decode_timeout must be above 0 and --decode_memory_mib at least 0")

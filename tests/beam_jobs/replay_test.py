@@ -83,7 +83,8 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
     "truncated": 1,
   }
   before, stated = digests(out), stats(out)
-  sizes = ["--batch_size=2", "--image_batch_size=4"]
+  noted = json.loads((out / "toy.settings.json").read_text())["batch_sizes"]
+  assert noted == {"batch_size": 2, "image_batch_size": 4}
   # Another VAE is refused before anything is written.
   origin = encoders.origin
   other = {"fingerprint": "0" * 64}
@@ -92,10 +93,19 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
       encoders, "origin", lambda loaded: {**origin(loaded), "vae": origin(loaded)["vae"] | other}
     )
     with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint: .* this run '0000"):
-      replay.run(again(tmp_path, out, "--all", *sizes))
+      replay.run(again(tmp_path, out, "--all"))
+  # So are other batch sizes; the job refuses them too.
+  with pytest.raises(settings.SettingsMismatch, match=r"--batch_size: got 8, but .* made with 2"):
+    replay.run(again(tmp_path, out, "--all", "--batch_size=8"))
+  with pytest.raises(settings.SettingsMismatch, match=r"batch_size: the folder has 2, this run 8"):
+    preprocess.run([*argv, "--batch_size=8"])
   assert digests(out) == before
+  # The encoders that the replay runs with are the job's to the batch.
+  made = []
+  monkeypatch.setattr(encoders, "origin", lambda loaded: made.append(loaded.config) or origin(loaded))
   mend(tmp_path, whole, *BROKEN)
-  result = replay.run(again(tmp_path, out, "--reason=missing", "--reason=truncated", *sizes))
+  result = replay.run(again(tmp_path, out, "--reason=missing", "--reason=truncated"))
+  assert [config.batch_sizes for config in made] == [noted]
   assert (result["rows"], result["written"], result["dead"]) == (4, 4, 0)
   assert result["dead_letters_left"] == {"bad_manifest_line": 1}
   # The job's shards, ledgers, plan, settings and provenance are the same bytes; only totals change.
@@ -113,7 +123,7 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
   _read_by_seqio(out, expected=6)
   # A second replay finds nothing and leaves no trace.
   before = digests(out)
-  again_all = replay.run(again(tmp_path, out, "--all", *sizes))
+  again_all = replay.run(again(tmp_path, out, "--all"))
   assert (again_all["rows"], again_all["replay"]) == (0, None)
   assert digests(out) == before
 
@@ -211,6 +221,25 @@ def test_an_interrupted_replay_goes_on_and_only_as_it_was_begun(tmp_path, monkey
   assert all(path.stat().st_ino == inode for path, inode in closed.items())
   assert verified(hard) == 0
   assert digests(hard) == digests(calm)
+
+
+def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(world, tmp_path):
+  manifest, whole = corpus(tmp_path)
+  out = tmp_path / "out"
+  preprocess.run(world.argv(manifest, out, decode_isolation="thread"))
+  # As it was before they were noted.
+  path = out / "toy.settings.json"
+  old = json.loads(path.read_text())
+  del old["batch_sizes"]
+  path.write_text(json.dumps(old))
+  for sidecar in out.glob("*/*.sidecar.json"):
+    made = json.loads(sidecar.read_text()) | {"settings": settings.settings_digest(old)}
+    sidecar.write_text(json.dumps(made))
+  mend(tmp_path, whole, *BROKEN)
+  with pytest.raises(ValueError, match="set --batch_size and --image_batch_size to those of the job"):
+    replay.run(again(tmp_path, out, "--all", "--batch_size=2"))
+  sizes = ("--batch_size=2", "--image_batch_size=4")
+  assert replay.run(again(tmp_path, out, "--all", *sizes))["written"] == 4
 
 
 def _interrupt(argv, monkeypatch):

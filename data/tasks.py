@@ -10,6 +10,7 @@ The channel statistics, the embedding width and the null caption come from the c
 dataset is built.
 """
 
+import collections
 import dataclasses
 import functools
 import json
@@ -110,10 +111,11 @@ class CachedTask(seqio.Task):
   """A task that exists as a cache and knows what made it.
 
   `normalised` says whether its rows are; the provenance of a run on rows that are not has mean 0 and deviation 1, so
-  that generation undoes what was done.
+  that generation undoes what was done. `kind` is what a row is: one 'video', or 'image' for a stack of images.
   """
 
   normalised = True
+  kind = "video"
 
   def provenance(self) -> Provenance:
     """Of the cache folder.
@@ -153,6 +155,14 @@ class CachedTask(seqio.Task):
 
 class CachedMixture(seqio.Mixture):
   """A mixture of caches that one tokenizer, one text encoder and one normalisation made."""
+
+  @property
+  def walt_rates(self) -> dict[str, float]:
+    """Share of the rows of each kind ('image', 'video'), by the rates that SeqIO draws tasks with."""
+    rates = collections.Counter()
+    for task in self.tasks:
+      rates[task.kind] += self.get_rate(task)
+    return {kind: rate / rates.total() for kind, rate in sorted(rates.items())}
 
   @property
   def walt_provenance(self) -> dict:
@@ -344,6 +354,7 @@ def _cached_task(
   *,
   shuffle_buffer_size: int,
   normalised: bool = True,
+  kind: str = "video",
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
   task = CachedTask(
@@ -354,7 +365,7 @@ def _cached_task(
     shuffle_buffer_size=shuffle_buffer_size,
     metric_fns=list(metric_fns),
   )
-  task.normalised = normalised
+  task.normalised, task.kind = normalised, kind
   return task
 
 
@@ -433,6 +444,7 @@ def image_task(
     _output_features(low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
+    kind="image",
   )
 
 

@@ -117,16 +117,23 @@ def folder(tmp_path_factory):
   return folder
 
 
-def _steps(model_dir):
+def _lines(model_dir):
   lines = (model_dir / "metrics.jsonl").read_text().splitlines()
-  return [entry["step"] for entry in map(json.loads, lines) if "loss" in entry]
+  return [entry for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def _steps(model_dir):
+  return [entry["step"] for entry in _lines(model_dir)]
 
 
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
   cache, base = folder / "cache", folder / "base"
   # Killed without warning some time after its first checkpoint; the same command goes on from the last whole one.
-  command = _train("base", base, cache, 40, *_for("base"))
+  rates = [
+    f"--gin.tasks.image_video_mixture.{kind}" for kind in ("image_rate=0.7", "video_rate=0.3")
+  ]
+  command = _train("base", base, cache, 40, *_for("base"), *rates)
   process = subprocess.Popen(
     [sys.executable, "-m", *command],
     cwd=ROOT,
@@ -144,6 +151,12 @@ def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
   _run(*command)
   after = _steps(base)[len(before) :]
   assert after[0] > 2 and after[-1] == 40, (before, after)
+  # Each summary has the gin file's rates beside the measured ones; 160 rows or more lie within 4 deviations.
+  lines = _lines(base)
+  assert {round(line["rate_image_configured"], 9) for line in lines} == {0.7}
+  assert {round(line["rate_video_configured"], 9) for line in lines} == {0.3}
+  measured = sum(line["rate_image"] for line in lines) / len(lines)
+  assert abs(measured - 0.7) < 4 * (0.7 * 0.3 / 160) ** 0.5
 
   _run(*_train("sr", folder / "sr1", cache, 2, *_for("sr1")))
   generate = [

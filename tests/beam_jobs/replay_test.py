@@ -102,7 +102,9 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
   assert digests(out) == before
   # The encoders that the replay runs with are the job's to the batch.
   made = []
-  monkeypatch.setattr(encoders, "origin", lambda loaded: made.append(loaded.config) or origin(loaded))
+  monkeypatch.setattr(
+    encoders, "origin", lambda loaded: made.append(loaded.config) or origin(loaded)
+  )
   mend(tmp_path, whole, *BROKEN)
   result = replay.run(again(tmp_path, out, "--reason=missing", "--reason=truncated"))
   assert [config.batch_sizes for config in made] == [noted]
@@ -236,7 +238,9 @@ def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(world, tmp_path
     made = json.loads(sidecar.read_text()) | {"settings": settings.settings_digest(old)}
     sidecar.write_text(json.dumps(made))
   mend(tmp_path, whole, *BROKEN)
-  with pytest.raises(ValueError, match="set --batch_size and --image_batch_size to those of the job"):
+  with pytest.raises(
+    ValueError, match="set --batch_size and --image_batch_size to those of the job"
+  ):
     replay.run(again(tmp_path, out, "--all", "--batch_size=2"))
   sizes = ("--batch_size=2", "--image_batch_size=4")
   assert replay.run(again(tmp_path, out, "--all", *sizes))["written"] == 4

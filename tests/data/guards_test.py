@@ -18,6 +18,7 @@ from tests.data.tasks_test import (
   _write_task,
 )
 from walt_t5x.engine import provenance as run_provenance
+from walt_t5x.engine import run_record
 
 
 @pytest.mark.parametrize(
@@ -116,8 +117,8 @@ def test_hosts_share_the_rows_by_file_and_lose_none(tmp_path, files, hosts):
       assert {label % files for label in labels} == set(range(index, files, hosts))
 
 
-@pytest.mark.parametrize("rates", [(1.0, 3.0), (2.0, 1.0)])
-def test_the_realised_rate_of_a_mixture_is_its_own(tmp_path, rates):
+@pytest.mark.parametrize("rates", [(1.0, 3.0), (2.0, 1.0), (0.7, 0.3)])
+def test_the_realised_rate_of_a_mixture_is_the_configured_one(tmp_path, rates):
   for modality, count in (("image", 12), ("video", 9)):
     records = [_record(modality, i) for i in range(count)]
     _write_task(tmp_path / f"toy_{modality}s", records, _provenance(records[0].latents))
@@ -139,6 +140,10 @@ def test_the_realised_rate_of_a_mixture_is_its_own(tmp_path, rates):
     )
     images = np.array([bool(r["is_image"]) for r in ds.take(2000).as_numpy_iterator()])
   want = rates[0] / sum(rates)
+  configured = run_record.configured_rates(mixture)
+  assert configured == pytest.approx(
+    {"rate_image_configured": want, "rate_video_configured": rates[1] / sum(rates)}, abs=1e-12
+  )
   # Binomial(2000, want) lies within 4 standard deviations of its mean; it does not drift with small caches.
   for part in (images, images[1000:]):
     assert abs(part.mean() - want) < 4 * np.sqrt(want * (1 - want) / len(part))

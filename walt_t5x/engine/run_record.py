@@ -12,6 +12,16 @@ from etils import epath
 from walt_t5x.engine import gin_config, provenance
 
 
+def configured_rates(dataset: Any) -> dict[str, float]:
+  """`rate_<kind>_configured` of a mixture's kinds of rows, to stand beside the `rate_<kind>` that training measures.
+
+  Args:
+    dataset: the task or mixture whose rows the run reads; one that does not know its rates gives none.
+  """
+  rates = getattr(dataset, "walt_rates", {})
+  return {f"rate_{kind}_configured": rate for kind, rate in rates.items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class RecordRun:
   """A `summarize_config_fn`: `f(model_dir, summary_writer, step)`.

@@ -1,6 +1,6 @@
 """T5X's Trainer, which also writes `metrics.jsonl` as the built-in engine does. Imported only where T5X serves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clu import metric_writers
@@ -12,11 +12,17 @@ from walt_t5x.engine.builtin.summaries import json_lines_writer
 class Trainer(t5x_trainer.Trainer):
   """T5X's Trainer with the same arguments; scalars go to the log, TensorBoard and `<model_dir>/metrics.jsonl`.
 
-  Names of evaluation metrics are prefixed by `training_eval/<task>` in `metrics.jsonl`.
+  Names of evaluation metrics are prefixed by `training_eval/<task>` in `metrics.jsonl`. `constants` are scalars that
+  stand in every training summary beside what is measured.
   """
 
   def __init__(
-    self, *args: Any, summary_dir: str | None, num_microbatches: int | None = None, **kwargs: Any
+    self,
+    *args: Any,
+    summary_dir: str | None,
+    num_microbatches: int | None = None,
+    constants: Mapping[str, float] | None = None,
+    **kwargs: Any,
   ):
     super().__init__(*args, summary_dir=summary_dir, num_microbatches=num_microbatches, **kwargs)
     managers = {"train": self.train_metrics_manager} | {
@@ -24,8 +30,21 @@ class Trainer(t5x_trainer.Trainer):
     }
     for collection, manager in managers.items():
       lines = json_lines_writer(summary_dir, collection)
-      if lines is not None:
-        manager._writer = metric_writers.MultiWriter([manager.summary_writer, _Scalars(lines)])
+      writers = [manager.summary_writer, *([] if lines is None else [_Scalars(lines)])]
+      beside = (constants or {}) if collection == "train" else {}
+      manager._writer = _Summaries(writers, beside)
+
+
+class _Summaries(metric_writers.MultiWriter):
+  """Several writers as one; scalars among which is the loss get the constants beside them."""
+
+  def __init__(self, writers: Sequence[Any], constants: Mapping[str, float]):
+    super().__init__(writers)
+    self._constants = dict(constants)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    beside = self._constants if "loss" in scalars else {}
+    super().write_scalars(step, {**scalars, **beside})
 
 
 class _Scalars(metric_writers.MetricWriter):

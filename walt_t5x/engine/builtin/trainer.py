@@ -43,6 +43,7 @@ class Trainer:
     learning_rate_fn: step -> learning rate, for the log (the optimizer has its own, see `OptaxWrapper`).
     num_microbatches: gradient accumulation, or None.
     weight_metrics_computer: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
+    constants: scalars that stand in every training summary beside what is measured, such as configured rates.
 
   Attributes:
     settings: how the run watches over itself; set before `compile_train`.
@@ -63,8 +64,10 @@ class Trainer:
     learning_rate_fn: Callable[[Any], Any],
     num_microbatches: int | None = None,
     weight_metrics_computer: Any = None,
+    constants: Mapping[str, float] | None = None,
   ):
     self.train_state = train_state
+    self._constants = dict(constants or {})
     self.stop_training = False
     self.host_step = 0
     self.on_summary: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
@@ -223,11 +226,15 @@ class Trainer:
     now = time.monotonic()
     seconds = max(now - max(period.started, self._period_end), 1e-9)
     self._period_end = now
-    scalars = _scalars(period.metrics) | {
-      "steps_per_second": period.steps / seconds,
-      "rows_per_second": period.rows / seconds,
-      "data_wait_share": min(1.0, period.waited / seconds),
-    }
+    scalars = (
+      _scalars(period.metrics)
+      | self._constants
+      | {
+        "steps_per_second": period.steps / seconds,
+        "rows_per_second": period.rows / seconds,
+        "data_wait_share": min(1.0, period.waited / seconds),
+      }
+    )
     scalars |= self._utilisation(period.steps / seconds) | once
     self._writer.write_scalars(step, scalars)
     self._writer.flush()

@@ -14,6 +14,7 @@ be raised. Other flags go to Beam.
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_jobs import worker_flags
+from beam_jobs import running, worker_flags
 from beam_jobs.shards import LedgerError
 
 
@@ -67,9 +68,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
-  import apache_beam as beam
-
-  from beam_jobs import pipeline, replays, settings, storage, worker_deaths
+  from beam_jobs import pipeline, replays, settings, storage
 
   options = worker_flags.beam_options(rest)
   job_settings = settings.read(args.output, args.task)
@@ -118,18 +117,9 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     buckets=replay.buckets,
     **worker_flags.job_fields(args),
   )
-  sources = replays.dead_ledgers(args.output, args.task, history)
+  lines = replays.TakenLines(args.output, args.task, replay=replay, history=history)
   rows = sum(counts.total() for counts in taken.values())
-  with _reporter(args, options, replay.number, rows), worker_deaths.end_with_workers():
-    with beam.Pipeline(options=options) as root:
-      _ = (
-        root
-        | "DeadLetters" >> beam.Create(sources)
-        | "Spread" >> beam.Reshuffle()
-        | "Taken" >> beam.FlatMap(replays.taken_lines, replay=replay, history=tuple(history))
-        | "Plan" >> pipeline.PlanShards(job)
-        | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
-      )
+  running.make_shards(lines, job, options, rows=rows)
   after = replays.finalise(args.output, args.task, [*history, replay])
   return _report(replay, before, taken, after, seconds=time.monotonic() - started)
 
@@ -272,16 +262,6 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
   return dict(before["batch_sizes"])
 
 
-def _reporter(args: argparse.Namespace, options: Any, number: int, rows: int) -> Any:
-  from beam_jobs import ledger, progress
-
-  if worker_flags.in_this_process(options):
-    return progress.Reporter(rows)
-  return progress.Reporter(
-    rows, poll=lambda: (ledger.rows_on_disk(args.output, args.task, number), 0), every_seconds=20.0
-  )
-
-
 def _report(
   replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
 ) -> dict[str, Any]:
@@ -317,17 +297,7 @@ def _report(
   return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; errors that a user can mend come without a traceback."""
-  try:
-    run(argv)
-  except (ValueError, FileNotFoundError) as error:
-    print(f"replay: {error}", file=sys.stderr)
-    return 2
-  except LedgerError as error:
-    print(f"replay: {error}", file=sys.stderr)
-    return 1
-  return 0
+main = functools.partial(running.exit_code, "replay", run)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import apache_beam as beam
+
 from beam_jobs import ledger, settings, shards, storage
 from beam_jobs.ledger import Summary, Totals
 from beam_jobs.shards import LedgerError
@@ -183,10 +185,33 @@ def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
   return not any(replay.takes(reason) for replay in history if replay.number > written_by)
 
 
-def taken_lines(
+class TakenLines(beam.PTransform):
+  """The pipeline's root to manifest lines (bytes) of the dead letters that a replay takes.
+
+  Args:
+    output: folder of the cached tasks.
+    task: name that the task folders share.
+    replay: the replay.
+    history: those before it.
+  """
+
+  def __init__(self, output: str, task: str, *, replay: Replay, history: Sequence[Replay]):
+    super().__init__()
+    self._sources = dead_ledgers(output, task, history)
+    self._replay, self._history = replay, tuple(history)
+
+  def expand(self, root):
+    return (
+      root
+      | "DeadLetters" >> beam.Create(self._sources)
+      | "Spread" >> beam.Reshuffle()
+      | "Taken" >> beam.FlatMap(_taken_of, replay=self._replay, history=self._history)
+    )
+
+
+def _taken_of(
   source: tuple[str, int], *, replay: Replay, history: Sequence[Replay]
 ) -> Iterator[bytes]:
-  """Manifest lines of the dead letters of one file that a replay takes."""
   path, written_by = source
   with storage.open_raw(path) as lines:
     for line in lines:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, preprocess
+from beam_jobs import encoders, job_flags, preprocess
 from data import schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
@@ -62,7 +62,7 @@ def test_decoded_latents_are_the_vaes(cache, world, tmp_path):
   flags = [f"--vae_checkpoint={world.checkpoint}", f"--media_root={cache}", f"--output={output}"]
   assert inspect_data.main([str(cache / "out" / "toy_videos"), *flags]) == 0
   clips = embedded(output.read_text())
-  vae = encoders.build_vae(preprocess.vae_fields_of_gin(world.gin))
+  vae = encoders.build_vae(job_flags.vae_fields_of_gin(world.gin))
   params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
   decode = jax.jit(lambda latents: vae.apply({"params": params}, latents, method="decode")[0])
   written = records(cache / "out" / "toy_videos")

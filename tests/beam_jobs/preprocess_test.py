@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, ledger, pipeline, preprocess, settings, storage, verify
+from beam_jobs import encoders, job_flags, ledger, pipeline, preprocess, settings, storage, verify
 from beam_jobs.decoding import ClipSpec, decode
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
@@ -85,7 +85,7 @@ def test_latents_are_the_posterior_means_of_the_decoded_pixels(finished, world):
   folder, _, _ = finished
   from walt_t5x.engine.checkpoints import load_params
 
-  vae = encoders.build_vae(preprocess.vae_fields_of_gin(world.gin))
+  vae = encoders.build_vae(job_flags.vae_fields_of_gin(world.gin))
   params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
   encode = jax.jit(lambda video: vae.apply({"params": params}, video, method="encode").mean[0])
   spec = ClipSpec(resolutions=((32, 32),), num_frames=9, fps=8)
@@ -402,7 +402,7 @@ def test_a_gin_file_without_a_vae_is_refused(tmp_path):
   gin = tmp_path / "other.gin"
   gin.write_text("x = 1\n")
   with pytest.raises(ValueError, match=r"other\.gin binds no CausalVae"):
-    preprocess.vae_fields_of_gin(str(gin))
+    job_flags.vae_fields_of_gin(str(gin))
 
 
 def test_workers_import_neither_tensorflow_nor_seqio():

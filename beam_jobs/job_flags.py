@@ -1,0 +1,182 @@
+"""Flags of the preprocessing job, and what they say of encoders, clips and filters."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from beam_jobs import worker_flags
+from beam_jobs.sources import spec as source_spec
+
+
+def parse(
+  argv: Sequence[str] | None, *, description: str | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Our flags, and what is left for Beam."""
+  parser = argparse.ArgumentParser(
+    prog="python -m beam_jobs.preprocess",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  add = parser.add_argument
+  source_spec.add_arguments(parser)
+  add("--output", required=True, help="folder of the cached tasks")
+  add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
+  add(
+    "--content",
+    default="latents",
+    choices=("latents", "pixels"),
+    help="what the cache holds: latents and text (default), or pixels to train the VAE",
+  )
+  add("--vae_gin_file", help="binds the fields of autoencoder.CausalVae")
+  add("--vae_checkpoint", help="checkpoint_<step> folder, or model_dir (newest)")
+  add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
+  add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
+  add("--max_text_length", type=int, default=64, help="tokens of a caption, eos included (64)")
+  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any shapes")
+  add("--num_frames", type=int, default=17, help="frames of a clip, 1 + T (17)")
+  add("--fps", type=float, default=8.0, help="frame rate of a clip (8)")
+  add(
+    "--clip_position",
+    default="centre",
+    choices=("centre", "beginning", "random"),
+    help="where a clip lies in media or windows that are longer; 'random' is drawn from the row's id",
+  )
+  add("--clip_seed", type=int, default=0, help="other seeds draw other clips (0)")
+  add("--num_shards", type=int, default=16, help="shards of the train split, per task (16)")
+  add("--num_validation_shards", type=int, default=1, help="shards of the validation split (1)")
+  add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
+  add(
+    "--filter",
+    action="append",
+    default=[],
+    metavar="RULE",
+    help="'NAME OP NUMBER' that rows must hold, e.g. 'aesthetic>=5', 'aspect<=2.4', 'seconds>=2', 'caption_words>=3'; "
+    "again for more (docs/sources.md)",
+  )
+  add(
+    "--duplicates",
+    default="none",
+    choices=("none", "exact", "near"),
+    help="what to reject within a shard: same media, or media that look the same too (none)",
+  )
+  add("--near_duplicate_bits", type=int, default=6, help="of 128 a picture, 0 to 63 (6)")
+  add("--allow_upscale", action="store_true", help="take media smaller than a resolution")
+  worker_flags.add_limits(parser)
+  worker_flags.add_work(parser)
+  add("--retry_dead", action="store_true", help="make shards with dead letters again")
+  add("--dry_run", action="store_true", help="check flags, build the job's graph, run nothing")
+  args, rest = parser.parse_known_args(argv)
+  worker_flags.check(parser, args)
+  for name in ("num_shards", "num_validation_shards"):
+    if getattr(args, name) < 1:
+      parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  if not 0 <= args.near_duplicate_bits < 64:
+    parser.error(f"--near_duplicate_bits: got {args.near_duplicate_bits}, expected 0 to 63")
+  for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
+    if args.content == "latents" and not getattr(args, name):
+      parser.error(f"--{name} is needed for --content=latents")
+    if args.content == "pixels" and getattr(args, name):
+      parser.error(f"--{name} does nothing with --content=pixels: leave it out")
+  if args.content == "pixels" and (
+    args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
+  ):
+    parser.error("--qa_* do nothing with --content=pixels: pixels are kept as they are")
+  return args, rest
+
+
+def filter_rules(args: argparse.Namespace) -> list[Any]:
+  """The rules of --filter, without the one of --min_motion."""
+  from beam_jobs import filters
+
+  return [filters.Rule.parse(text) for text in args.filter]
+
+
+def filtering_of(args: argparse.Namespace, rules: Sequence[Any]) -> Any:
+  """All filters."""
+  from beam_jobs import filters
+
+  motion = ()
+  if args.min_motion > 0:
+    motion = (filters.Rule("motion", ">=", args.min_motion, code="low_motion"),)
+  return filters.FilterSpec(
+    rules=(*rules, *motion),
+    duplicates=args.duplicates,
+    near_duplicate_bits=args.near_duplicate_bits,
+  )
+
+
+def encoders_of(args: argparse.Namespace) -> Any:
+  """Which encoders, not yet loaded.
+
+  Raises:
+    FileNotFoundError: where there is no gin file.
+  """
+  from beam_jobs import encoders, storage
+
+  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+  if args.content == "pixels":
+    return encoders.PixelConfig(**batch_sizes)
+  if not storage.exists(args.vae_gin_file):
+    raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
+  return encoders.EncoderConfig(
+    vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_checkpoint=args.vae_checkpoint,
+    vae_ema=args.vae_ema,
+    text_folder=args.text_encoder,
+    max_text_length=args.max_text_length,
+    **batch_sizes,
+  )
+
+
+def clip_of(args: argparse.Namespace) -> Any:
+  """What to cut out of the media."""
+  from beam_jobs.decoding import ClipSpec
+
+  return ClipSpec(
+    resolutions=args.resolutions,
+    num_frames=args.num_frames,
+    fps=args.fps,
+    position=args.clip_position,
+    seed=args.clip_seed,
+    allow_upscale=args.allow_upscale,
+    **{name: getattr(args, name) for name in worker_flags.LIMITS},
+  )
+
+
+def check_resolutions(vae: Any, args: argparse.Namespace) -> None:
+  """Refuse clips whose shape the VAE does not take."""
+  for height, width in args.resolutions:
+    vae.latent_shape((args.num_frames, height, width))
+
+
+def vae_fields_of_gin(path: str) -> dict[str, Any]:
+  """CausalVae's fields as a gin file binds them, defaults filled in, as plain JSON values."""
+  import gin
+  from beam_jobs.encoders import vae_fields
+
+  gin.clear_config()
+  gin.parse_config_file(path)
+  try:
+    bindings = gin.get_bindings("CausalVae")
+  except ValueError:  # Gin has not even seen the class.
+    bindings = {}
+  finally:
+    gin.clear_config()
+  if not bindings:
+    raise ValueError(
+      f"--vae_gin_file: {path} binds no CausalVae; expected `from walt_t5x.vae import autoencoder` "
+      "and bindings like `autoencoder.CausalVae.base_channels = 16`"
+    )
+  return vae_fields(bindings)
+
+
+def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
+  try:
+    pairs = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
+    if all(len(pair) == 2 and min(pair) > 0 for pair in pairs) and len(set(pairs)) == len(pairs):
+      return pairs
+  except ValueError:
+    pass
+  raise argparse.ArgumentTypeError(f"got {text!r}, expected distinct HxW pairs like 32x32,64x64")

@@ -1,0 +1,71 @@
+"""What programs that make shards share: the pipeline from manifest lines to closed shards, its progress, exit codes."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from beam_jobs import worker_flags
+from beam_jobs.shards import LedgerError
+
+
+def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None:
+  """Runs the pipeline to its end, with progress lines on stderr.
+
+  Args:
+    lines: transform from the pipeline's root to manifest lines, bytes.
+    job: a `pipeline.Job`.
+    options: Beam's.
+    rows: that the lines will be, None where nobody knows.
+  """
+  import apache_beam as beam
+
+  from beam_jobs import worker_deaths
+
+  with _reporter(job, options, rows), worker_deaths.end_with_workers():
+    # Leaving the block waits for the end of the job.
+    with beam.Pipeline(options=options) as root:
+      add_steps(root, lines, job)
+
+
+def add_steps(root: Any, lines: Any, job: Any) -> None:
+  """The steps of the pipeline, as `make_shards` has them."""
+  import apache_beam as beam
+
+  from beam_jobs import pipeline
+
+  _ = (
+    root
+    | "Rows" >> lines
+    | "Plan" >> pipeline.PlanShards(job)
+    | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
+  )
+
+
+def _reporter(job: Any, options: Any, rows: int | None) -> Any:
+  """Progress lines; counted here where the workers are threads of this process, else from the sidecars."""
+  from beam_jobs import ledger, progress
+
+  if worker_flags.in_this_process(options):
+    return progress.Reporter(rows)
+  return progress.Reporter(
+    rows,
+    poll=lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0),
+    every_seconds=20.0,
+  )
+
+
+def exit_code(
+  program: str,
+  run: Callable[[Sequence[str] | None], Any],
+  argv: Sequence[str] | None = None,
+) -> int:
+  """Runs a program; errors that a user can mend come without a traceback."""
+  try:
+    run(argv)
+  except (ValueError, FileNotFoundError) as error:
+    print(f"{program}: {error}", file=sys.stderr)
+    return 2
+  except LedgerError as error:
+    print(f"{program}: {error}", file=sys.stderr)
+    return 1
+  return 0

@@ -225,25 +225,27 @@ def test_an_interrupted_replay_goes_on_and_only_as_it_was_begun(tmp_path, monkey
   assert digests(hard) == digests(calm)
 
 
-def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(world, tmp_path):
-  manifest, whole = corpus(tmp_path)
-  out = tmp_path / "out"
-  preprocess.run(world.argv(manifest, out, decode_isolation="thread"))
-  # As it was before they were noted.
-  path = out / "toy.settings.json"
-  old = json.loads(path.read_text())
-  del old["batch_sizes"]
-  path.write_text(json.dumps(old))
-  for sidecar in out.glob("*/*.sidecar.json"):
-    made = json.loads(sidecar.read_text()) | {"settings": settings.settings_digest(old)}
-    sidecar.write_text(json.dumps(made))
-  mend(tmp_path, whole, *BROKEN)
+def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(tmp_path):
+  old = {"vae": {"fingerprint": "f"}}
+  noted = old | {"batch_sizes": {"batch_size": 2, "image_batch_size": 4}}
+
+  def sizes(before, *flags):
+    args, _ = replay.parse_arguments(again(tmp_path, tmp_path, "--all", *flags))
+    return replay._batch_sizes(args, before)
+
   with pytest.raises(
     ValueError, match="set --batch_size and --image_batch_size to those of the job"
   ):
-    replay.run(again(tmp_path, out, "--all", "--batch_size=2"))
-  sizes = ("--batch_size=2", "--image_batch_size=4")
-  assert replay.run(again(tmp_path, out, "--all", *sizes))["written"] == 4
+    sizes(old, "--batch_size=2")
+  assert sizes(old, "--batch_size=2", "--image_batch_size=4") == noted["batch_sizes"]
+  # One that says takes no other answer.
+  assert sizes(noted) == sizes(noted, "--batch_size=2") == noted["batch_sizes"]
+  with pytest.raises(
+    settings.SettingsMismatch, match=r"--image_batch_size: got 8, but .* made with 4"
+  ):
+    sizes(noted, "--image_batch_size=8")
+  # Pixels do not depend on them.
+  assert sizes({"vae": {}, "batch_sizes": {}}, "--batch_size=3") == {"batch_size": 3}
 
 
 def _interrupt(argv, monkeypatch):

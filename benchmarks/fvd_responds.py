@@ -16,7 +16,8 @@ the sample corpus's real videos at 128 x 128. A is scored against itself, agains
   dropping  a share of the modes (of 24 colours with directions, or of the real clips) is replaced by clips of the
             others. A level drops all that the level before it drops.
 
-Prints a table and writes JSON beside this file.
+Prints a table and writes JSON beside this file; a file of the same clips and network keeps the damages that it has and
+gets these.
 """
 
 import argparse
@@ -205,6 +206,12 @@ def main() -> None:
   }
   name = f"fvd_responds_{args.network}_{result['set']}.json"
   output = args.output or Path(__file__).with_name(name)
+  if output.is_file():
+    before = json.loads(output.read_text(encoding="utf-8"))
+    same = ("protocol_hash", "network_fingerprint", "set", "clips")
+    if all(before.get(key) == result[key] for key in same):
+      for key in ("levels", "scores", "rises"):
+        result[key] = before[key] | result[key]
   output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -23,6 +23,7 @@ ALLOWED = {
   "walt_t5x.metrics.train_stand_in": ("walt_t5x.metrics", "data.shapes"),
   "walt_t5x.video_io": (),
   "walt_t5x.image_modes": (),
+  "walt_t5x.lossless_video": (),
   "walt_t5x.embedded_media": (),
   "walt_t5x.gallery": (
     "walt_t5x.video_io",
@@ -66,6 +67,8 @@ ALLOWED = {
     "walt_t5x.metrics",
     "walt_t5x.generation",
     "walt_t5x.video_io",
+    "walt_t5x.lossless_video",
+    "walt_t5x.vae",
     "walt_t5x.engine.builtin.summaries",
   ),
   "data.shapes": (),
@@ -99,6 +102,8 @@ ALLOWED = {
   "walt_t5x.plan": OURS,
   "walt_t5x.plan_sampling": OURS,
   "walt_t5x.report": OURS,
+  "walt_t5x.reconstruct": OURS,
+  "walt_t5x.held_out_clips": OURS,
   "walt_t5x.inspect_data": OURS,
   "walt_t5x.inspection": OURS,
 }
@@ -114,6 +119,7 @@ PROGRAMS = (
   "walt_t5x.inspect_data",
   "walt_t5x.plan",
   "walt_t5x.report",
+  "walt_t5x.reconstruct",
   "walt_t5x.evaluation.benchmark_requests",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",

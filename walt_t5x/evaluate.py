@@ -9,7 +9,8 @@ Protocols (docs/evaluation.md has what each pins):
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
   k600_frame_prediction    FVD                  imagenet256       FID and IS
-  tokenizer                rFVD, PSNR, SSIM of reconstructions
+  tokenizer                rFVD, PSNR, SSIM, LPIPS of what `walt_t5x.reconstruct` wrote
+  motion                   how much clips change, and how steadily; needs no weights and no reference
   shapes_fvd               as fvd at 9 frames, by a stand-in network that trains in a minute
 
 Samples and references are folders of media at any depth, .jsonl manifests, or what `generate` wrote; for FID also
@@ -39,8 +40,16 @@ PROTOCOLS = (
   "imagenet256",
   "tokenizer",
   "shapes_fvd",
+  "motion",
 )
-NETWORKS = ("i3d", "inception", "c3d", "shapes")
+# Of each network, the program that makes its file.
+NETWORKS = {
+  "i3d": "metrics.import_weights",
+  "inception": "metrics.import_weights",
+  "c3d": "metrics.import_weights",
+  "lpips": "vae.import_lpips",
+  "shapes": "metrics.train_stand_in",
+}
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -86,9 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
   parser.add_argument("--stage", help="of a generated cascade (default: the last)")
   parser.add_argument("--reference_split", help="split of a reference manifest")
-  for network in NETWORKS:
-    program = "train_stand_in" if network == "shapes" else "import_weights"
-    parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.metrics.{program}`")
+  for network, program in NETWORKS.items():
+    parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
   changes.add_argument("--frames", type=int, help="frames a clip")
   changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
@@ -114,11 +122,12 @@ def caption_obedience(folder) -> dict[str, Any]:
   """Judges the video files of every stage; the first stage's counts stand for the protocol.
 
   Returns:
-    {"protocol", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
+    {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
   """
   from tqdm import tqdm
 
   from walt_t5x.metrics.caption_obedience import judge, tally
+  from walt_t5x.metrics.protocols import by_prompt
 
   by_stage: dict[str, list] = {}
   verdicts: dict[str, dict[str, bool | None]] = {}
@@ -136,8 +145,7 @@ def caption_obedience(folder) -> dict[str, Any]:
   totals = {stage: tally(found) for stage, found in by_stage.items()}
   for stage, total in totals.items():
     print(f"{stage}: {total}")
-  return {
-    "protocol": "caption_obedience",
+  return _named(by_prompt.OBEDIENCE) | {
     "scores": {stage: total.as_dict() for stage, total in totals.items()},
     "verdicts": verdicts,
   }
@@ -147,7 +155,7 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   """The mean similarity of every stage's clips to their prompts.
 
   Returns:
-    {"protocol", "network_fingerprint", "scores": {stage: {name: number}}}.
+    {"protocol", "protocol_hash", "fields", "network_fingerprint", "scores": {stage: {name: number}}}.
 
   Raises:
     FileNotFoundError: no CLIP, which says what belongs in its folder, or no samples.
@@ -156,6 +164,7 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   from tqdm import tqdm
 
   from walt_t5x.metrics.clip_similarity import ClipSimilarity
+  from walt_t5x.metrics.protocols import by_prompt
   from walt_t5x.video_io import to_uint8
 
   clip = ClipSimilarity.load(clip_weights)
@@ -174,7 +183,15 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   }
   for stage, found in scores.items():
     print(f"{stage}: similarity {found['text_alignment/similarity']:.4f}")
-  return {"protocol": ALIGNMENT, "network_fingerprint": clip.fingerprint, "scores": scores}
+  return _named(by_prompt.ALIGNMENT) | {"network_fingerprint": clip.fingerprint, "scores": scores}
+
+
+def _named(protocol) -> dict[str, Any]:
+  return {
+    "protocol": protocol.name,
+    "protocol_hash": protocol.hash,
+    "fields": protocol.as_dict(),
+  }
 
 
 def _changed(args: argparse.Namespace):
@@ -228,6 +245,7 @@ def load_evaluation(args: argparse.Namespace):
     FileNotFoundError: weights or media that are not there.
     ValueError: flags or files that do not fit the protocol.
   """
+  from walt_t5x.evaluation.clip_scores import LpipsNetwork
   from walt_t5x.evaluation.clip_sources import find_media
   from walt_t5x.evaluation.scoring import Evaluation
   from walt_t5x.metrics.feature_statistics import load_gaussian
@@ -236,9 +254,10 @@ def load_evaluation(args: argparse.Namespace):
   protocol = _changed(args)
   images = protocol.frames == 1
   # Weights first: a missing file is told before anything is decoded.
-  networks: Mapping[str, FeatureNetwork] = {
-    name: FeatureNetwork.load(name, getattr(args, f"{name}_weights")) for name in protocol.networks
-  }
+  networks: dict[str, FeatureNetwork | LpipsNetwork] = {}
+  for name in protocol.networks:
+    file = getattr(args, f"{name}_weights")
+    networks[name] = LpipsNetwork.load(file) if name == "lpips" else FeatureNetwork.load(name, file)
   samples = find_media(args.samples, images=images, stage=args.stage)
   references = None
   if args.reference and args.reference.endswith(".npz"):
@@ -374,12 +393,13 @@ def _by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   if args.log_dir:
     step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)
     values = {
-      f"{stage}/{name}": value
+      f"{stage}/{name}@{result['protocol_hash']}": value
       for stage, scores in result["scores"].items()
       for name, value in scores.items()
     }
     _log(args.log_dir, step, values)
-  return {"protocol": args.protocol, "scores": result["scores"]} | said
+  print(f"protocol {result['protocol']}@{result['protocol_hash']}")
+  return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | said
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_a_part_survives_its_file_to_the_bit(folders, tmp_path):
   got = load_part(tmp_path / "part.npz", contents="c")
   assert load_part(tmp_path / "part.npz", contents="d") is None
   assert load_part(tmp_path / "none.npz", contents="c") is None
-  assert got.paired == part.paired and got.inception.keys() == part.inception.keys()
+  assert got.of_clips == part.of_clips and got.inception.keys() == part.inception.keys()
   for key, kept in part.frechet.items():
     assert got.frechet[key].content_hash == kept.content_hash
   for key, kept in part.inception.items():
@@ -124,6 +124,7 @@ def test_a_part_survives_its_file_to_the_bit(folders, tmp_path):
 def test_processes_share_an_evaluation(folders, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColours())
   flags = ["--protocol=tokenizer", f"--samples={folders / 'fake'}", "--frames=4", "--size=16x16"]
+  flags += ["--scores=rfvd,psnr,ssim"]
   flags += [f"--reference={folders / 'real'}", "--clips_per_part=3", f"--output={tmp_path / 's'}"]
   one = evaluate.run(flags)
   shared = [*flags, f"--parts_dir={tmp_path / 'parts'}"]

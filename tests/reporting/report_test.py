@@ -33,6 +33,7 @@ FVD = {
 }
 OBEDIENCE = {
   "protocol": "caption_obedience",
+  "protocol_hash": "0123456789ab",
   "scores": {
     "base": {
       f"caption_obedience/{kind}_{name}": value
@@ -109,6 +110,7 @@ def test_scores_carry_protocol_hash_network_and_spread(tmp_path):
     ("base: colour", "75% (3 of 4)"),
     ("base: direction", "75% (3 of 4)"),
   ]
+  assert {r.protocol for r in rows} == {"caption_obedience@0123456789ab"}
   (tmp_path / "scores_bad.json").write_text("[]")
   with pytest.raises(ValueError, match=r"scores_bad.json holds no scores.*walt_t5x.evaluate"):
     read_scores(tmp_path / "scores_bad.json")

@@ -119,21 +119,21 @@ class PartStatistics:
   Attributes:
     frechet: by (network, layer).
     inception: by (network, layer, split).
-    paired: values of single clips by score, in no particular order.
+    of_clips: values of single clips by score, in no particular order.
   """
 
   frechet: Mapping[tuple[str, str], FeatureStatistics] = dataclasses.field(default_factory=dict)
   inception: Mapping[tuple[str, str, int], InceptionScoreStatistics] = dataclasses.field(
     default_factory=dict
   )
-  paired: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+  of_clips: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
   def merge(self, other: "PartStatistics") -> "PartStatistics":
     """Statistics of both sets of clips."""
     return PartStatistics(
       frechet=_merged(self.frechet, other.frechet, lambda a, b: a.merge(b)),
       inception=_merged(self.inception, other.inception, lambda a, b: a.merge(b)),
-      paired=_merged(self.paired, other.paired, lambda a, b: (*a, *b)),
+      of_clips=_merged(self.of_clips, other.of_clips, lambda a, b: (*a, *b)),
     )
 
 
@@ -147,12 +147,12 @@ def _merged(mine: Mapping, theirs: Mapping, merge) -> dict:
 def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
   """Writes an .npz that appears whole or not at all."""
   index, arrays = [], {}
-  groups = (("frechet", part.frechet), ("inception", part.inception), ("paired", part.paired))
+  groups = (("frechet", part.frechet), ("inception", part.inception), ("of_clips", part.of_clips))
   for kind, group in groups:
     for key, value in group.items():
       number = len(index)
       index.append([kind, key])
-      fields = {"values": value} if kind == "paired" else vars(value)
+      fields = {"values": value} if kind == "of_clips" else vars(value)
       arrays |= {f"{number}/{name}": np.asarray(field) for name, field in fields.items()}
   header = json.dumps({"contents": contents, "index": index})
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,14 +165,14 @@ def load_part(path: Path, *, contents: str) -> PartStatistics | None:
   """Reads what `save_part` wrote; None where there is no such file, or one of other clips."""
   if not path.is_file():
     return None
-  frechet, inception, paired = {}, {}, {}
+  frechet, inception, of_clips = {}, {}, {}
   with np.load(path, allow_pickle=False) as arrays:
     header = json.loads(str(arrays["header"]))
     if header["contents"] != contents:
       return None
     for number, (kind, key) in enumerate(header["index"]):
-      if kind == "paired":
-        paired[key] = tuple(map(float, arrays[f"{number}/values"]))
+      if kind == "of_clips":
+        of_clips[key] = tuple(map(float, arrays[f"{number}/values"]))
       elif kind == "frechet":
         frechet[tuple(key)] = FeatureStatistics(
           count=int(arrays[f"{number}/count"]),
@@ -185,4 +185,4 @@ def load_part(path: Path, *, contents: str) -> PartStatistics | None:
           probabilities=arrays[f"{number}/probabilities"],
           entropy=float(arrays[f"{number}/entropy"]),
         )
-  return PartStatistics(frechet=frechet, inception=inception, paired=paired)
+  return PartStatistics(frechet=frechet, inception=inception, of_clips=of_clips)

@@ -7,17 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import (
-  Clip,
-  Media,
-  batches,
-  plan_references,
-  plan_samples,
-  read_clip,
-)
+from walt_t5x.evaluation.clip_scores import LpipsNetwork, pairs_by_name, values_of_clips
+from walt_t5x.evaluation.clip_sources import Clip, Media, batches, plan_references, plan_samples
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.metrics.feature_statistics import (
   FeatureStatistics,
@@ -36,7 +29,7 @@ class Score:
 
   Attributes:
     rule: of the protocol.
-    value: over folds (Frechet), folds x splits (inception score), or clips (PSNR, SSIM).
+    value: over folds (Frechet), folds x splits (inception score), or clips (PSNR, SSIM, LPIPS, motion).
     protocol_hash: of the protocol, counts included.
     samples, references: clips that went in.
     network_fingerprint: of the weights; "" without a network.
@@ -84,7 +77,7 @@ class Evaluation:
     protocol: Protocol,
     samples: Sequence[Media],
     references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
-    networks: Mapping[str, FeatureNetwork],
+    networks: Mapping[str, FeatureNetwork | LpipsNetwork],
     *,
     batch_size: int = 8,
     clips_per_part: int = 500,
@@ -107,7 +100,7 @@ class Evaluation:
       self.reference_clips = plan_references(references, protocol)  # pyright: ignore[reportArgumentType]
     pairs = None
     if paired:
-      pairs = _pairs(paired[0], self.sample_clips, references)  # pyright: ignore[reportArgumentType]
+      pairs = pairs_by_name(paired[0], self.sample_clips, references)  # pyright: ignore[reportArgumentType]
     cut = {"clips_per_part": clips_per_part}
     self.plans = [*plan_parts(self.sample_clips, references=False, pairs=pairs, **cut)]
     if any(r.statistic is Statistic.FRECHET for r in protocol.scores):
@@ -134,7 +127,7 @@ class Evaluation:
   def _compute(self, plan: PartPlan) -> PartStatistics:
     started, part, seen = time.monotonic(), PartStatistics(), plan.first
     rules = [r for r in self.protocol.scores if not plan.references or r.needs_reference]
-    needed = sorted({r.network for r in rules if r.network})
+    needed = sorted({r.network for r in rules if r.network and not r.is_of_clips})
     rule = self.protocol.reference_clip if plan.references else self.protocol.sample_clip
     if needed:
       for group, videos in batches(plan.clips, self.protocol, rule, self._batch_size):
@@ -143,11 +136,10 @@ class Evaluation:
           mine = [r for r in rules if r.network == name]
           part = part.merge(_of_features(mine, features, first=seen, count=plan.fold_count))
         seen += len(group)
-    if not plan.references:
-      for paired in (r for r in rules if r.is_paired):
-        part = part.merge(
-          PartStatistics(paired={paired.name: _paired(paired, plan, self.protocol)})
-        )
+    of_clips = [r for r in rules if r.is_of_clips]
+    if of_clips and not plan.references:
+      values = values_of_clips(of_clips, plan, self.protocol, self.networks)
+      part = part.merge(PartStatistics(of_clips=values))
     self.clips += len(plan.clips)
     self.seconds += time.monotonic() - started
     return part
@@ -182,8 +174,8 @@ class Evaluation:
         )
       elif rule.statistic is Statistic.INCEPTION_SCORE:
         value = score_splits(f.inception[(*key, k)] for f in samples for k in range(rule.splits))
-      elif rule.is_paired:
-        value = FoldScore(tuple(v for fold in samples for v in fold.paired[rule.name]))
+      elif rule.is_of_clips:
+        value = FoldScore(tuple(v for fold in samples for v in fold.of_clips[rule.name]))
       else:
         raise ValueError(f"No statistic {rule.statistic!r}; expected one of {list(Statistic)}.")
       network = self.networks[rule.network] if rule.network else None
@@ -218,35 +210,6 @@ def _of_features(
         part = InceptionScoreStatistics.from_model_output(values[numbers == split])
         inception[(*key, int(split))] = part
   return PartStatistics(frechet=frechet, inception=inception)
-
-
-def _pairs(score: str, samples: Sequence[Clip], references: Sequence[Media]) -> Mapping[str, Media]:
-  """The references by name, one for every sample."""
-  by_name = {media.name: media for media in references}
-  missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
-  if missing:
-    raise ValueError(
-      f"{score} compares files of one name: {len(missing)} samples have no reference, such as "
-      f"{missing[:3]}; the references are named as {sorted(by_name)[:3]}."
-    )
-  return by_name
-
-
-def _paired(rule: ScoreRule, plan: PartPlan, protocol: Protocol) -> tuple[float, ...]:
-  """PSNR or SSIM of each sample against the reference of its name."""
-  from walt_t5x.metrics.psnr import psnr
-  from walt_t5x.metrics.ssim import ssim
-
-  function = psnr if rule.statistic is Statistic.PSNR else ssim
-  values = []
-  for clip, pair in zip(plan.clips, plan.pairs):
-    both = [
-      read_clip(dataclasses.replace(clip, media=media), protocol, protocol.sample_clip)
-      for media in (clip.media, pair)
-    ]
-    ours, theirs = (jnp.asarray(x[None], jnp.float32) / 255 for x in both)
-    values.append(float(np.asarray(function(ours, theirs))[0]))
-  return tuple(values)
 
 
 def _cache_key(clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwork) -> str:
@@ -289,7 +252,7 @@ def score(
   protocol: Protocol,
   samples: Sequence[Media],
   references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
-  networks: Mapping[str, FeatureNetwork],
+  networks: Mapping[str, FeatureNetwork | LpipsNetwork],
   *,
   cache_dir: Path | None = None,
   **options: Any,

@@ -54,8 +54,13 @@ class ScoreVideos(SampleVideos):
     **options: Any,
   ):
     super().__init__(**options)
-    if protocol not in PROTOCOLS or PROTOCOLS[protocol].frames == 1:
-      videos = sorted(name for name, p in PROTOCOLS.items() if p.frames > 1)
+    # Samples have no references of their own to be paired with.
+    videos = sorted(
+      name
+      for name, p in PROTOCOLS.items()
+      if p.frames > 1 and not any(rule.is_paired for rule in p.scores)
+    )
+    if protocol not in videos:
       raise ValueError(f"ScoreVideos: got protocol={protocol!r}, expected one of {videos}.")
     if self.shows_latents:
       raise ValueError("ScoreVideos scores pixels: set vae, vae_checkpoint and latents to decode.")

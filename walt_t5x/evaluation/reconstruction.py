@@ -1,0 +1,222 @@
+"""Clips through the tokenizer and back, to files that a protocol scores.
+
+inputs/NAME.mkv            what the tokenizer was given, lossless; a .png of a clip of one frame
+reconstructions/NAME.mkv   what it made of that, lossless
+sidecars/NAME.json         written last: a clip is finished if it is there
+run.json                   what decides the files (`generation.run_identity`)
+manifest.jsonl             a line a clip, once all are finished
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from walt_t5x.generation.json_files import write_json, write_text
+from walt_t5x.lossless_video import SUFFIX, LosslessWriter, write_picture
+from walt_t5x.types import Params
+from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.streaming import VaeStream
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeldOutClip:
+  """A clip to reconstruct.
+
+  Attributes:
+    name: of its files, without suffix.
+    uri: where it came from.
+    fps: frames a second.
+    frames: reads [H, W, 3] uint8 each, in order.
+    length: their number, where it is known before they are read.
+  """
+
+  name: str
+  uri: str
+  fps: float
+  frames: Callable[[], Iterable[np.ndarray]]
+  length: int | None = None
+
+
+class Reconstructor:
+  """The tokenizer's encoder and decoder, a group of latent frames at a time.
+
+  Args:
+    vae: the tokenizer.
+    params: its parameters.
+    rows: clips at a time; fewer are filled up, so that one program is compiled a size.
+    group: latent frames at a time, after the first.
+    mesh: with an axis 'data' over which the rows lie; None for the default device.
+
+  Raises:
+    ValueError: if `rows` is not positive.
+  """
+
+  def __init__(
+    self, vae: CausalVae, params: Params, *, rows: int, group: int = 1, mesh: Any = None
+  ):
+    if rows < 1:
+      raise ValueError(f"Reconstructor: got {rows=}, expected at least 1 clip at a time.")
+    self.vae, self.rows, self._sharding = vae, rows, None
+    everywhere = None
+    if mesh is not None:
+      everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+      self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    self._stream = VaeStream(vae, jax.device_put(params, everywhere), group=group)
+
+  def __call__(
+    self, clips: Sequence[Iterable[np.ndarray]]
+  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(inputs, reconstructions), uint8 [B, t, H, W, 3] each, group by group; the mean of the posterior is decoded.
+
+    Args:
+      clips: at most `rows`, of equal length and size; read only as far as the group that is being made. What is
+        left over after 1 + k temporal_factor frames is not looked at.
+
+    Raises:
+      ValueError: more clips than `rows`, or pixels that are not finite.
+    """
+    count = len(clips)
+    if not 0 < count <= self.rows:
+      raise ValueError(f"Reconstructor: got {count} clips, expected 1 to {self.rows}.")
+    waiting: deque[np.ndarray] = deque()
+
+    def given() -> Iterator[Any]:
+      for frame in self._whole_groups(clips):
+        waiting.append(frame)
+        rows = np.concatenate([frame, np.repeat(frame[-1:], self.rows - count, axis=0)])
+        pixels = rows.astype(np.float32) / 255
+        yield pixels if self._sharding is None else jax.device_put(pixels, self._sharding)
+
+    means = (posterior.mean for posterior in self._stream.encode(given()))
+    latents = (group[:, i] for group in means for i in range(group.shape[1]))
+    for video in self._stream.decode(latents):
+      made = _to_bytes(np.asarray(video[:count], np.float32))
+      yield np.stack([waiting.popleft() for _ in range(made.shape[1])], axis=1), made
+
+  def _whole_groups(self, clips: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+    """Frames [B, H, W, 3] in order, ending after 1 + k temporal_factor of them."""
+    pending: list[np.ndarray] = []
+    first = True
+    for frames in zip(*clips):
+      pending.append(np.stack(frames))
+      if first or len(pending) == self.vae.temporal_factor:
+        yield from pending
+        pending, first = [], False
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+  if not np.isfinite(pixels).all():
+    raise ValueError("the reconstruction has NaN or infinite values: the tokenizer has diverged")
+  return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+
+
+class ReconstructionFolder:
+  """Reads and writes the files of one run."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self.inputs, self.reconstructions = path / "inputs", path / "reconstructions"
+    self._sidecars = path / "sidecars"
+
+  def sidecar(self, name: str) -> Path:
+    """The sidecar of a clip."""
+    return self._sidecars / f"{name}.json"
+
+  def finished(self, name: str) -> bool:
+    """Whether a clip is there, with both its files."""
+    file = self.sidecar(name)
+    if not file.is_file():
+      return False
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return all((self.path / facts[key]).is_file() for key in ("input", "reconstruction"))
+
+  def write(
+    self, clips: Sequence[HeldOutClip], groups: Iterable[tuple[np.ndarray, np.ndarray]]
+  ) -> None:
+    """Writes clips as their groups are made; each one's files appear whole, its sidecar last.
+
+    Args:
+      clips: one a row.
+      groups: of `Reconstructor`.
+    """
+    frames, error, size = 0, np.zeros(len(clips)), ()
+    with contextlib.ExitStack() as stack:
+      writers: list[tuple[LosslessWriter, LosslessWriter]] = []
+      groups = _look_ahead(groups)
+      picture = False
+      for (given, made), last in groups:
+        if not frames:
+          picture = last and given.shape[1] == 1
+          if not picture:
+            writers = [
+              tuple(
+                stack.enter_context(LosslessWriter(folder / f"{clip.name}{SUFFIX}", fps=clip.fps))
+                for folder in (self.inputs, self.reconstructions)
+              )
+              for clip in clips
+            ]
+        for row, clip in enumerate(clips):
+          if picture:
+            write_picture(self.inputs / f"{clip.name}.png", given[row, 0])
+            write_picture(self.reconstructions / f"{clip.name}.png", made[row, 0])
+          else:
+            writers[row][0].append(given[row])
+            writers[row][1].append(made[row])
+        difference = given.astype(np.float64) - made
+        error += np.square(difference / 255).sum(axis=(1, 2, 3, 4))
+        frames, size = frames + given.shape[1], given.shape[2:4]
+    suffix = ".png" if picture else SUFFIX
+    for row, clip in enumerate(clips):
+      mse = error[row] / (frames * size[0] * size[1] * 3)
+      write_json(
+        self.sidecar(clip.name),
+        {
+          "name": clip.name,
+          "uri": clip.uri,
+          "fps": clip.fps,
+          "shape": [frames, *size, 3],
+          # As `metrics.psnr`: over the whole clip, 100 dB at most.
+          "psnr": float(-10 * np.log10(max(mse, 1e-10))),
+          "input": str((self.inputs / f"{clip.name}{suffix}").relative_to(self.path)),
+          "reconstruction": str(
+            (self.reconstructions / f"{clip.name}{suffix}").relative_to(self.path)
+          ),
+        },
+      )
+
+  def facts(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The sidecars of finished clips."""
+    for name in names:
+      yield json.loads(self.sidecar(name).read_text(encoding="utf-8"))
+
+  def write_manifest(self, names: Sequence[str]) -> Path:
+    """Writes a line a clip: its sidecar, with the reconstruction as `uri` and where it came from as `source`."""
+    lines = []
+    for row in self.facts(names):
+      row["source"] = row.pop("uri")
+      modality = "image" if row["shape"][0] == 1 else "video"
+      lines.append(json.dumps({"uri": row["reconstruction"], "modality": modality} | row))
+    write_text(self.path / MANIFEST, "".join(line + "\n" for line in lines))
+    return self.path / MANIFEST
+
+
+def _look_ahead(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+  """Each item, and whether it is the last."""
+  iterator = iter(items)
+  try:
+    item = next(iterator)
+  except StopIteration:
+    return
+  for following in iterator:
+    yield item, False
+    item = following
+  yield item, True

@@ -1,0 +1,186 @@
+"""The clips that `walt_t5x.reconstruct` puts through a tokenizer: of a cache of pixels, or of media files."""
+
+import collections
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from walt_t5x.evaluation.reconstruction import HeldOutClip
+
+_ID_DIGITS = 24
+
+
+class UnreadableClip(Exception):
+  """A clip that cannot be reconstructed; the others can."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaRule:
+  """What is taken of a media file.
+
+  Attributes:
+    frames: of a clip, the first ones; None for the whole file.
+    size: (H, W); None as the files are.
+    fit: how they get there, "exact" or "crop" (`generation.given_media.fitted`).
+    fps: rate to which a file is resampled; None for every frame.
+    images: pictures instead of videos.
+    check: called with (1, H, W) of each file; raises ValueError on sizes that the tokenizer does not take.
+  """
+
+  check: Callable[[tuple[int, int, int]], Any]
+  frames: int | None = None
+  size: tuple[int, int] | None = None
+  fit: str = "crop"
+  fps: float | None = None
+  images: bool = False
+
+
+def count_of_cache(folder: str, split: str) -> int:
+  """Rows of a split, by the statistics that preprocessing wrote.
+
+  Raises:
+    FileNotFoundError: none there.
+  """
+  from beam_jobs import storage
+
+  path = storage.join(folder, f"stats.{split}.json")
+  if not storage.exists(path):
+    raise FileNotFoundError(
+      f"no stats.{split}.json in {folder}: expected --cache to be a cached task of pixels that preprocessing has "
+      "finished, such as CACHE/vae_pixels_videos, and --split one of its splits"
+    )
+  return int(json.loads(storage.read(path))["examples"])
+
+
+def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[HeldOutClip]:
+  """The records of a split of a cached task of pixels, in the order of its shards; each is named by its id.
+
+  Args:
+    folder: such as CACHE/vae_pixels_videos; where Beam reads, so do we.
+    split: of the task.
+    field: 'pixels/TxHxW'; None where records have one.
+
+  Raises:
+    FileNotFoundError: no shards of the split.
+    ValueError: records without such a field, or with several where none is named.
+  """
+  from beam_jobs import storage
+  from data import schema, tfrecord
+  from walt_t5x.inspection import SHARD_NAME
+
+  matches = ((SHARD_NAME.fullmatch(name), name) for name in sorted(storage.names(folder)))
+  shards = [name for match, name in matches if match and match["split"] == split]
+  if not shards:
+    raise FileNotFoundError(
+      f"no {split}.tfrecord-* in {folder}: expected --cache to be a cached task of pixels, such as "
+      "CACHE/vae_pixels_videos, and --split one of its splits"
+    )
+  for shard in shards:
+    path = storage.join(folder, shard)
+    with storage.open_raw(path) as stream:
+      for payload in tfrecord.read_records(stream, name=path):
+        record = schema.decode(payload)
+        chosen = field or next(iter(record.pixels), None)
+        if chosen not in record.pixels or (field is None and len(record.pixels) > 1):
+          raise ValueError(
+            f"{path}: records have the pixels {sorted(record.pixels)}, got --pixels={field}: set one of them; "
+            "preprocess with --content=pixels where there are none"
+          )
+        pixels = record.pixels[chosen]
+        yield HeldOutClip(
+          name=record.id[:_ID_DIGITS],
+          uri=record.uri,
+          # A picture has no rate.
+          fps=record.fps or 1.0,
+          frames=lambda pixels=pixels: pixels,
+          length=len(pixels),
+        )
+
+
+def files_of(path: str, rule: MediaRule, *, split: str | None) -> list[Any]:
+  """The `evaluation.clip_sources.Media` of a folder, or of a manifest's rows, named by their paths.
+
+  Raises:
+    FileNotFoundError: no media there.
+    ValueError: two files of one name but for the suffix.
+  """
+  from walt_t5x.evaluation.clip_sources import find_media
+
+  found: dict[str, Any] = {}
+  for media in find_media(path, images=rule.images, split=split):
+    # A manifest may name files by absolute paths; ours all lie inside the output.
+    name = "/".join(part for part in Path(media.name).parts if part not in ("/", ".."))
+    if name in found:
+      raise ValueError(
+        f"{media.path} and {found[name].path} have one name but for the suffix: leave one out"
+      )
+    found[name] = dataclasses.replace(media, name=name)
+  return list(found.values())
+
+
+def clips_of_files(files: Sequence[Any], rule: MediaRule) -> Iterator[HeldOutClip]:
+  """The clip of each file, opened when it is its turn."""
+  return (_clip_of_file(media, rule) for media in files)
+
+
+def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
+  frames = rule.frames if not rule.images else 1
+
+  def read() -> Iterator[np.ndarray]:
+    try:
+      count = 0
+      for frame in itertools.islice(_frames_of(media, rule), frames):
+        if not count:
+          rule.check((1, *frame.shape[:2]))
+        count += 1
+        yield frame
+    except Exception as error:
+      raise UnreadableClip(f"{type(error).__name__}: {error}") from error
+    if frames is not None and count < frames:
+      raise UnreadableClip(f"it has {count} frames, --frames={frames} asks for more")
+
+  return HeldOutClip(
+    name=media.name,
+    uri=str(media.path),
+    fps=rule.fps or _rate(media, rule),
+    frames=read,
+    length=frames,
+  )
+
+
+def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
+  from walt_t5x import video_io
+  from walt_t5x.generation.given_media import fitted, resampled
+
+  if rule.images:
+    found: Iterator[np.ndarray] = iter(media.read())
+  elif rule.fps is None:
+    found = (frame for _, frame in video_io.iterate_frames(media.path))
+  else:
+    # Which frames are nearest is known once all times are; frames are not kept meanwhile.
+    times = [time for time, _ in video_io.iterate_frames(media.path)]
+    # A frame that stands long is there more than once.
+    kept = collections.Counter(resampled(times, rule.fps))
+    numbered = enumerate(video_io.iterate_frames(media.path))
+    found = (frame for number, (_, frame) in numbered for _ in range(kept[number]))
+  for frame in found:
+    size = rule.size or frame.shape[:2]
+    yield fitted(frame[None], size=size, fit=rule.fit, what=str(media.path))[0]
+
+
+def _rate(media: Any, rule: MediaRule) -> float:
+  """Frames a second, from the first two."""
+  from walt_t5x import video_io
+
+  if rule.images:
+    return 1.0
+  try:
+    times = [time for time, _ in itertools.islice(video_io.iterate_frames(media.path), 2)]
+  except Exception:
+    return 1.0  # Reading it will say what is wrong with it.
+  return 1 / times[1] if len(times) > 1 and times[1] > 0 else 1.0

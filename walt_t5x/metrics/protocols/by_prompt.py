@@ -1,0 +1,62 @@
+"""Protocols that judge each clip by its prompt: what decides their scores, so that a hash can stand beside them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from walt_t5x.metrics import caption_obedience, clip_similarity
+from walt_t5x.metrics.protocols.protocol import short_hash
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptProtocol:
+  """A protocol over what `generate` wrote: every clip of every stage, at its own length and size.
+
+  Attributes:
+    name: on the command line.
+    fields: what decides a score besides the clips, their prompts and the network's weights.
+    source: where it is described.
+  """
+
+  name: str
+  fields: Mapping[str, Any]
+  source: str
+
+  def as_dict(self) -> dict[str, Any]:
+    """All fields, plain."""
+    return dataclasses.asdict(self)
+
+  @property
+  def hash(self) -> str:
+    """As of `protocol.Protocol`: of every field but `source`."""
+    return short_hash(self.as_dict())
+
+
+OBEDIENCE = PromptProtocol(
+  name="caption_obedience",
+  fields={
+    "palette": caption_obedience.PALETTE,
+    "directions": caption_obedience.DIRECTIONS,
+    "min_contrast": caption_obedience.MIN_CONTRAST,
+    "peak_fraction": caption_obedience.PEAK_FRACTION,
+    "area_range": caption_obedience.AREA_RANGE,
+    "min_compactness": caption_obedience.MIN_COMPACTNESS,
+    "min_cosine": caption_obedience.MIN_COSINE,
+    "min_displacement": caption_obedience.MIN_DISPLACEMENT,
+    "min_dominance": caption_obedience.MIN_DOMINANCE,
+    "colour": "most foreground pixels of all frames",
+    "direction": "centroid from the first frame to the last",
+  },
+  source="walt_t5x/metrics/caption_obedience.py",
+)
+ALIGNMENT = PromptProtocol(
+  name="text_alignment",
+  fields={
+    "statistic": "mean over clips of the mean over frames of the cosine of frame and prompt",
+    "resize": "shorter edge, bicubic (PIL), central square",
+    "mean": clip_similarity.MEAN,
+    "std": clip_similarity.STD,
+  },
+  source="arXiv:2104.14806 (CLIPSIM)",
+)
+BY_PROMPT = {protocol.name: protocol for protocol in (OBEDIENCE, ALIGNMENT)}

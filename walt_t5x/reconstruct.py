@@ -1,0 +1,319 @@
+"""Puts held-out clips through a trained tokenizer and writes inputs and reconstructions, lossless, for scoring.
+
+  python -m walt_t5x.reconstruct --vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=runs/vae --vae_ema \\
+    --cache=CACHE/ucf101_pixels_videos --output=reconstructions
+  python -m walt_t5x.evaluate --protocol=tokenizer --samples=reconstructions/reconstructions \\
+    --reference=reconstructions/inputs --i3d_weights=i3d.safetensors --lpips_weights=vgg16.safetensors
+
+--cache is a cached task of pixels, whose held-out rows are what the tokenizer's training would see. --media is a folder
+of files or a manifest; without --frames a file goes through whole, however long, in the memory of a few frames. The
+mean of the posterior is decoded. The same command goes on after an interruption; --shard=3/8 cuts it into jobs. A file
+that cannot be read is passed over and named in skipped-*.jsonl. Prints a line of JSON.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _size(text: str) -> tuple[int, int]:
+  height, _, width = text.partition("x")
+  return int(height), int(width)
+
+
+def _shard(text: str) -> tuple[int, int]:
+  number, slash, count = text.partition("/")
+  if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+    raise argparse.ArgumentTypeError(f"expected NUMBER/COUNT with 0 <= NUMBER < COUNT, got {text}")
+  return int(number), int(count)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+  """The flags."""
+  parser = argparse.ArgumentParser(
+    prog="python -m walt_t5x.reconstruct",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument(
+    "--vae_gin_file", required=True, help="binds CausalVae; the training's will do"
+  )
+  parser.add_argument("--vae_checkpoint", required=True, help="its run, or one checkpoint of it")
+  parser.add_argument("--vae_ema", action="store_true", help="use the averaged weights")
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--cache", help="folder of a cached task of pixels")
+  source.add_argument("--media", help="folder of media files, or a .jsonl manifest")
+  parser.add_argument("--split", help="of the cache (default: validation) or of the manifest")
+  parser.add_argument("--pixels", help="field of the cache, pixels/TxHxW, where it has several")
+  media = parser.add_argument_group("of media files")
+  media.add_argument("--frames", type=int, help="the first ones of each file (default: all)")
+  media.add_argument("--size", type=_size, help="HEIGHTxWIDTH (default: as the files are)")
+  media.add_argument("--fit", choices=("crop", "exact"), default="crop", help="how they get there")
+  media.add_argument("--fps", type=float, help="resample to this rate (default: every frame)")
+  media.add_argument("--images", action="store_true", help="pictures instead of videos")
+  parser.add_argument("--count", type=int, help="clips, at most")
+  parser.add_argument("--batch_size", type=int, default=8, help="clips at a time; 1 of whole files")
+  parser.add_argument("--group", type=int, default=1, help="latent frames at a time")
+  parser.add_argument("--shard", type=_shard, default=(0, 1), help="NUMBER/COUNT of this job")
+  parser.add_argument("--gallery", type=int, default=24, help="clips on the page to look at")
+  parser.add_argument("--output", type=Path, required=True, help="folder")
+  args = parser.parse_args(argv)
+  given = [
+    f"--{name}"
+    for name in ("frames", "size", "fps", "images")
+    if getattr(args, name) not in (None, False)
+  ]
+  if args.cache and given:
+    parser.error(f"{', '.join(given)} are of --media; the clips of a --cache are cut already")
+  if args.media and args.pixels:
+    parser.error("--pixels is of --cache")
+  for name in ("count", "batch_size", "group"):
+    value = getattr(args, name)
+    if value is not None and value < 1:
+      parser.error(f"--{name} is at least 1, got {value}")
+  return args
+
+
+def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, dict[str, Any]]:
+  """(network, its parameters, what tells it from others: fields and fingerprint).
+
+  Raises:
+    FileNotFoundError: no such checkpoint.
+    ValueError: a gin file without a tokenizer, or a checkpoint of another one.
+  """
+  import flax
+
+  import gin
+  from beam_jobs.encoders import build_vae, select_vae_params
+  from beam_jobs.job_flags import vae_fields_of_gin
+  from walt_t5x import engine
+  from walt_t5x.engine.checkpoints import load_params
+  from walt_t5x.text.fingerprint import weights_fingerprint
+
+  # Training files say `import __main__ as train_script` and include others by their path in the repository.
+  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  gin.add_config_file_search_path(_REPOSITORY)
+  fields = vae_fields_of_gin(gin_file)
+  vae = build_vae(fields)
+  params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)
+  fingerprint = weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/"))
+  return vae, params, {"vae": fields, "vae_fingerprint": fingerprint}
+
+
+def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
+  """How many clips there are, and the clips; at most --count.
+
+  Raises:
+    FileNotFoundError: none.
+    ValueError: sizes that the tokenizer does not take.
+  """
+  import itertools
+
+  from walt_t5x import held_out_clips
+
+  if args.cache:
+    split = args.split or "validation"
+    total = held_out_clips.count_of_cache(args.cache, split)
+    found = held_out_clips.clips_of_cache(args.cache, split=split, field=args.pixels)
+  else:
+    frames = 1 if args.images else args.frames
+    if args.size or frames:
+      factor = vae.spatial_factor
+      vae.latent_shape((frames or 1, *(args.size or (factor, factor))))
+    rule = held_out_clips.MediaRule(
+      check=vae.latent_shape,
+      frames=args.frames,
+      size=args.size,
+      fit=args.fit,
+      fps=args.fps,
+      images=args.images,
+    )
+    files = held_out_clips.files_of(args.media, rule, split=args.split)
+    total, found = len(files), held_out_clips.clips_of_files(files, rule)
+  return min(total, args.count or total), itertools.islice(found, args.count)
+
+
+def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[Any], list[Any]]]:
+  """(clips, the frames of each), of equal length and size, at most `rows` at a time; holds one batch.
+
+  Args:
+    clips: to read.
+    rows: of a batch.
+    skip: called with a clip that cannot be read, and why.
+  """
+  from walt_t5x.held_out_clips import UnreadableClip
+
+  group: list[Any] = []
+  read: list[Any] = []
+  for clip in clips:
+    if clip.length is None:
+      yield [clip], [clip.frames()]
+      continue
+    try:
+      frames = list(clip.frames())
+    except UnreadableClip as error:
+      skip(clip, error)
+      continue
+    same = not group or (len(read[0]), read[0][0].shape) == (len(frames), frames[0].shape)
+    if group and (len(group) == rows or not same):
+      yield group, read
+      group, read = [], []
+    group.append(clip)
+    read.append(frames)
+  if group:
+    yield group, read
+
+
+def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
+  """Makes the reconstructions that are missing.
+
+  Returns:
+    {"clips", "made", "skipped", "seconds"} and, once all are there, {"psnr", "inputs", "reconstructions", "manifest"}.
+
+  Raises:
+    FileNotFoundError, ValueError: what is missing or does not fit, before anything is made.
+  """
+  import jax
+  from tqdm import tqdm
+
+  from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+  from walt_t5x.generation import run_identity
+  from walt_t5x.generation.stage_sampler import mesh_for
+  from walt_t5x.held_out_clips import UnreadableClip
+
+  started = time.monotonic()
+  vae, params, tokenizer = load_vae(args.vae_gin_file, args.vae_checkpoint, ema=args.vae_ema)
+  total, clips = clips_of(args, vae)
+  folder = ReconstructionFolder(args.output)
+  decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")
+  run_identity.begin(args.output, tokenizer | {name: getattr(args, name) for name in decides})
+  whole_files = bool(args.media) and args.frames is None and not args.images
+  rows = 1 if whole_files else args.batch_size
+  mesh = mesh_for(rows, jax.local_devices())
+  network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
+  names: dict[str, int] = {}
+  skipped: dict[str, dict[str, str]] = {}
+  made = 0
+  bar = tqdm(total=total, unit="clip", desc="reconstruct", file=sys.stderr, disable=None)
+
+  def wanted() -> Iterator[Any]:
+    number, count = args.shard
+    for index, clip in enumerate(clips):
+      names[clip.name] = names.get(clip.name, 0) + 1
+      # A cache may hold the same clip twice; its name is its content's.
+      if names[clip.name] > 1 or folder.finished(clip.name):
+        bar.update()
+      elif index % count == number:
+        yield clip
+
+  def skip(clip: Any, error: Exception) -> None:
+    skipped[clip.name] = {"name": clip.name, "uri": clip.uri, "error": str(error)}
+    bar.update()
+    print(f"passed over {clip.uri}: {error}", file=sys.stderr)
+
+  for group, frames in batches(wanted(), rows, skip):
+    try:
+      folder.write(group, network(frames))
+    except UnreadableClip as error:
+      skip(group[0], error)
+      continue
+    made += len(group)
+    bar.update(len(group))
+  bar.close()
+  return _finish(args, folder, names, skipped) | {
+    "made": made,
+    "seconds": round(time.monotonic() - started, 1),
+  }
+
+
+def _finish(
+  args: argparse.Namespace,
+  folder: Any,
+  names: Mapping[str, int],
+  skipped: Mapping[str, Mapping[str, str]],
+) -> dict[str, Any]:
+  """Ledger, and manifest and page once no clip is left; what there is."""
+  import numpy as np
+
+  from walt_t5x.generation.json_files import write_text
+
+  number, count = args.shard
+  ledger = "".join(json.dumps(entry) + "\n" for entry in skipped.values())
+  write_text(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
+  finished = [name for name in names if folder.finished(name)]
+  passed_over = {
+    json.loads(line)["name"]
+    for file in folder.path.glob("skipped-*.jsonl")
+    for line in file.read_text(encoding="utf-8").splitlines()
+  }
+  passed_over -= set(finished)
+  result: dict[str, Any] = {"clips": len(names), "skipped": len(passed_over)}
+  if repeated := sum(names.values()) - len(names):
+    result["repeated"] = repeated
+  left = len(set(names) - set(finished) - passed_over)
+  if left:
+    # The last job to end writes the manifest.
+    return result | {"left_to_other_shards": left}
+  if not finished:
+    raise ValueError(f"none of {len(names)} clips could be read; {folder.path}/skipped-* say why")
+  mean = float(np.mean([row["psnr"] for row in folder.facts(finished)]))
+  result |= {"psnr": mean, "manifest": str(folder.write_manifest(finished))}
+  if args.gallery:
+    result["gallery"] = str(_write_gallery(folder, finished[: args.gallery]))
+  return result | {"inputs": str(folder.inputs), "reconstructions": str(folder.reconstructions)}
+
+
+def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
+  """Input and reconstruction side by side, at most ten seconds of each."""
+  import numpy as np
+
+  from walt_t5x import gallery, video_io
+
+  def frames_of(path: Path, fps: float) -> np.ndarray:
+    if path.suffix == ".png":
+      from PIL import Image
+
+      return np.asarray(Image.open(path).convert("RGB"))[None]
+    return video_io.read_video(path, max_frames=max(1, round(10 * fps))).frames
+
+  def cards() -> Iterator[Any]:
+    for row in folder.facts(names):
+      stages = [
+        gallery.GalleryStage(
+          name=key, frames=frames_of(folder.path / row[key], row["fps"]), fps=row["fps"]
+        )
+        for key in ("input", "reconstruction")
+      ]
+      yield gallery.GalleryItem(
+        prompt=row["uri"], stages=stages, details={"PSNR": f"{row['psnr']:.2f} dB"}
+      )
+
+  return gallery.write_gallery(folder.path / "gallery.html", cards(), title="Reconstructions")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Makes them and prints what there is."""
+  args = parse_arguments(argv)
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    result = reconstruct(args)
+  except (FileNotFoundError, ValueError, OSError) as error:
+    sys.exit(f"reconstruct: {type(error).__name__}: {error}")
+  except KeyboardInterrupt:
+    print(
+      f"\nreconstruct: interrupted; what is finished stays in {args.output}. The same command makes the rest.",
+      file=sys.stderr,
+    )
+    sys.exit(130)
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  main()

@@ -252,6 +252,12 @@ def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):
   # The same eight rows in the same batches, by `score_batch` instead of `eval_fn`.
   scores = _metric(tmp_path / "inference_eval", "shapes_videos/score")
   np.testing.assert_allclose(scores[60], -loss, rtol=1e-4)
+  # The task's SeqIO metric, of the same samples: at least the squared distance of the means of the 8 channels, whose
+  # root mean square `mean_error` is.
+  inference = tmp_path / "inference_eval"
+  frechet = _metric(inference, "shapes_videos/latent_frechet")[60]
+  assert 8 * _metric(inference, "shapes_videos/mean_error")[60] ** 2 <= frechet * (1 + 1e-5)
+  assert np.isfinite(frechet)
 
 
 def test_t5x_samples_latents_of_every_row(trained, folder, tmp_path):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FLAGS = flags.FLAGS
@@ -209,6 +209,8 @@ def main(argv: Sequence[str]) -> None:
       "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
     )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  if not FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   # Before gradio is imported: it reports and looks for updates otherwise.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   try:
@@ -230,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
   except (ValueError, OSError) as error:
-    sys.exit(f"demo: {type(error).__name__}: {error}")
+    sys.exit(f"demo: {error}")
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

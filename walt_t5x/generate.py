@@ -23,6 +23,7 @@ _REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
+_GIN_SAYS = "\n  In call to configurable"
 
 FLAGS = flags.FLAGS
 
@@ -195,6 +196,8 @@ def main(argv: Sequence[str]) -> None:
       "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
     )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  if not FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation import requests as reading
 
   try:
@@ -248,7 +251,8 @@ def main(argv: Sequence[str]) -> None:
       gin_config=gin.config_str(),
     )
   except (ValueError, OSError) as error:
-    sys.exit(f"generate: {type(error).__name__}: {error}")
+    # gin adds where in Python it was called.
+    sys.exit(f"generate: {str(error).split(_GIN_SAYS)[0]}")
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(

@@ -247,6 +247,10 @@ def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
   file.write_text("\n  \n")
   with pytest.raises(ValueError, match="holds no prompt"):
     reading.read_prompts([], str(file))
+  with pytest.raises(ValueError, match="--prompts_file=/no/file cannot be read: No such file"):
+    reading.read_prompts([], "/no/file")
+  with pytest.raises(OSError, match=r"--output=.*prompts.txt cannot be written: File exists"):
+    run_identity.begin(file, {})
   with pytest.raises(ValueError, match="prompt 2 of 2 is empty"):
     reading.read_prompts(["a", " "], None)
   file.write_text('{"prompt": "a", "video": "v.mp4"}\n{"promt": "a"}\n')

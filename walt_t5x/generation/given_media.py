@@ -60,7 +60,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
   Raises:
     ValueError: if it is no picture, or of another size.
   """
-  from PIL import Image, ImageOps
+  from PIL import Image, ImageOps, UnidentifiedImageError
 
   content = Path(path).read_bytes()
   try:
@@ -68,6 +68,11 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
       opened.load()
       # Pixels first, as in preprocessing: turning knows fewer modes than opening.
       frame = np.asarray(ImageOps.exif_transpose(to_rgb(opened)))
+  except UnidentifiedImageError as error:
+    formats = ", ".join(IMAGE_FORMATS)
+    raise ValueError(
+      f"--image={path} cannot be read as a picture: it is none of {formats}"
+    ) from error
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise ValueError(f"--image={path} cannot be read as a picture: {error}") from error
   frames = fitted(frame[None], size=size, fit=fit, what=f"--image={path}")

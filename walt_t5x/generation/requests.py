@@ -44,14 +44,11 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
   """The prompts of --prompt and --prompts_file.
 
   Raises:
-    ValueError: if one is empty, or the file holds none.
+    ValueError: if one is empty, or the file holds none or cannot be read.
   """
   found = [p.strip() for p in prompts]
   if prompts_file:
-    try:
-      lines = Path(prompts_file).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-      raise ValueError(f"--prompts_file={prompts_file} is no UTF-8 text: {error}") from error
+    lines = _lines(prompts_file, f"--prompts_file={prompts_file}")
     from_file = [line.strip() for line in lines if line.strip()]
     if not from_file:
       raise ValueError(f"--prompts_file={prompts_file} holds no prompt: expected one a line")
@@ -59,6 +56,15 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
   if not all(found):
     raise ValueError(f"prompt {found.index('') + 1} of {len(found)} is empty: say what to show")
   return found
+
+
+def _lines(file: str, what: str) -> list[str]:
+  try:
+    return Path(file).read_text(encoding="utf-8").splitlines()
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{what} is no UTF-8 text: {error}") from error
+  except OSError as error:
+    raise ValueError(f"{what} cannot be read: {error.strerror}") from error
 
 
 def read_requests(file: str) -> list[Request]:
@@ -69,7 +75,7 @@ def read_requests(file: str) -> list[Request]:
   """
   path, found = Path(file), []
   known = {"prompt": str, "label": int, IMAGE: str, VIDEO: str}
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+  for number, line in enumerate(_lines(file, f"--requests={file}"), 1):
     if not line.strip():
       continue
     where = f"--requests={file}:{number}"

@@ -24,6 +24,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
 
   Raises:
     ChangedRun: naming what differs, with both values.
+    OSError: if the folder cannot be written.
   """
   file = folder / RUN
   identity = json.loads(json.dumps(identity))
@@ -32,7 +33,10 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
       raise ChangedRun(
         f"{folder} holds samples but no {RUN}: they are of an earlier version or another program; set another --output"
       )
-    write_json(file, identity)
+    try:
+      write_json(file, identity)
+    except OSError as error:
+      raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
     return
   found = json.loads(file.read_text(encoding="utf-8"))
   changes = [

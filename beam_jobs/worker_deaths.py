@@ -1,40 +1,100 @@
-"""Ends a launcher whose worker process died.
+"""Ends a job whose worker process died.
 
-Beam's local runner only logs the death of a worker process (out of memory, SIGKILL) and waits for its answer for ever.
-A cluster's runner gives its work to another worker; here the launcher ends with a message and an exit code that
-`scripts/keep_training.sh` starts again. Shards that are closed are kept.
+Beam's local runner only logs the death of a worker (out of memory, SIGKILL) and waits for its answer for ever, as the
+launcher's own runner and inside of Beam's job service alike. A cluster's runner gives its work to another worker; here
+the launcher ends with a message and an exit code that `scripts/keep_training.sh` starts again. Shards that are closed
+are kept.
 """
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 # EX_TEMPFAIL: the same command goes on where this one was.
 EXIT_CODE = 75
 
 
+class WorkerDied(RuntimeError):
+  """A worker that went away with work under way."""
+
+
 @contextlib.contextmanager
 def end_with_workers() -> Iterator[None]:
-  """Inside the block the process ends at once with `EXIT_CODE` when a local worker process dies."""
+  """Inside the block the process ends at once with `EXIT_CODE` when a worker dies.
+
+  Noticed are local worker processes, workers of a pool whose job service is this process (`--job_endpoint=embed`) or
+  `beam_jobs.job_service`, and what any job service reports as `WorkerDied`.
+  """
   before = threading.excepthook
 
   def hook(args: Any) -> None:
     before(args)
     if "Worker subprocess exited" in str(args.exc_value):
-      print(
-        f"preprocess: a worker process died ({args.exc_value}; 137 and -9 are SIGKILL, mostly for want of memory); "
-        f"run the same command again: shards that are closed are kept. Exit code {EXIT_CODE}",
-        file=sys.stderr,
-        flush=True,
-      )
-      # Beam's threads wait for the worker and cannot be asked to stop.
-      os._exit(EXIT_CODE)
+      _end(f"{args.exc_value}; 137 and -9 are SIGKILL, mostly for want of memory")
 
   threading.excepthook = hook
   try:
-    yield
+    with notice_deaths():
+      yield
+  except Exception as error:
+    # A job service tells of it in the text of its own error.
+    if WorkerDied.__name__ not in f"{type(error).__name__}: {error}":
+      raise
+    _end(str(error).strip().rpartition("\n")[2])
   finally:
     threading.excepthook = before
+
+
+def _end(what: str) -> NoReturn:
+  print(
+    f"preprocess: a worker process died ({what}); run the same command again: shards that are closed are kept. "
+    f"Exit code {EXIT_CODE}",
+    file=sys.stderr,
+    flush=True,
+  )
+  # Beam's threads wait for the worker and cannot be asked to stop.
+  os._exit(EXIT_CODE)
+
+
+@contextlib.contextmanager
+def notice_deaths() -> Iterator[None]:
+  """Inside the block Beam's runner in this process fails a job when the control stream of a worker ends under way.
+
+  `ControlConnection` reads a worker's answers in a thread. When the stream breaks the thread ends, and whoever waits
+  for an answer waits on. Here the end of the thread aborts what is outstanding, and what is asked for afterwards.
+  """
+  from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+  connection = worker_handlers.ControlConnection
+  read, push = connection._read, connection.push
+
+  @functools.wraps(read)
+  def reading(self: Any) -> None:
+    try:
+      read(self)
+    except Exception as error:
+      lost = f"its control stream broke: {type(error).__name__}"
+    else:
+      lost = "its control stream ended"
+    self.lost = WorkerDied(
+      f"{lost} with work under way; see the worker's own log, and the kernel's for want of memory"
+    )
+    for future in list(self._futures_by_id.values()):
+      future.abort(self.lost)
+
+  @functools.wraps(push)
+  def pushing(self: Any, request: Any) -> Any:
+    future = push(self, request)
+    if future is not None and getattr(self, "lost", None) is not None:
+      future.abort(self.lost)
+    return future
+
+  connection._read, connection.push = reading, pushing
+  try:
+    yield
+  finally:
+    connection._read, connection.push = read, push

@@ -139,7 +139,7 @@ def portable(folder: Path) -> Iterator[list[str]]:
   """
   service, pool = free_port(), free_port()
   programs = {
-    "apache_beam.runners.portability.local_job_service_main": (f"--port={service}", service),
+    "beam_jobs.job_service": (f"--port={service}", service),
     "apache_beam.runners.worker.worker_pool_main": (f"--service_port={pool}", pool),
   }
   started: list[Process] = []

@@ -1,5 +1,6 @@
 """One job on several runners, and killed: the same bytes. A worker process that dies ends its launcher."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -27,6 +28,11 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
   with beam_runners.portable(tmp_path) as flags:
     argv = pixels(manifest, tmp_path / "other", shards=2)
     command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *flags]
+    # A worker of the pool that dies inside a shard ends the launcher, which would wait for ever; then it goes on.
+    with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], tmp_path / "log") as job:
+      beam_runners.kill(beam_runners.workers_of(os.getpid()))
+      assert job.wait(60) == worker_deaths.EXIT_CODE, job.tail()
+      assert "a worker process died (its control stream" in job.tail().splitlines()[-1]
     beam_runners.Process(command, tmp_path / "log").must_finish(120)
   # The pool did start a worker; the work was not done by the launcher.
   assert "Starting worker" in (tmp_path / "worker_pool_main.log").read_text()
@@ -38,29 +44,36 @@ def test_a_job_killed_inside_a_shard_goes_on_to_the_same_bytes(tmp_path):
   manifest = write_manifest(tmp_path, rows)
   calm, hard = tmp_path / "calm", tmp_path / "hard"
   preprocess.run(pixels(manifest, calm, shards=6))
-  # A pipe that nobody writes to holds the job inside the shard of its row.
-  pipe = tmp_path / rows[1]["uri"]
-  content = pipe.read_bytes()
-  pipe.unlink()
-  os.mkfifo(pipe)
   argv = pixels(manifest, hard, shards=6)
-  job = beam_runners.Process(
-    [sys.executable, "-m", "beam_jobs.preprocess", *argv], tmp_path / "log"
-  )
-  deadline = time.monotonic() + 120
-  while (held := _write_end(pipe)) is None:
-    assert job.running and time.monotonic() < deadline, job.tail()
-    time.sleep(0.05)
-  job.kill()
-  os.close(held)
+  command = [sys.executable, "-m", "beam_jobs.preprocess", *argv]
+  with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], tmp_path / "log") as job:
+    job.kill()
   assert list(hard.rglob(".tmp-*")), "the kill was to fall into a shard"
   closed = {path: path.stat().st_ino for path in hard.glob("*/*.sidecar.json")}
   assert 0 < len(closed) < 6
-  pipe.unlink()
-  pipe.write_bytes(content)
   preprocess.run(argv)
   assert digests(hard) == digests(calm)
   assert all(path.stat().st_ino == inode for path, inode in closed.items())
+
+
+@contextlib.contextmanager
+def _held_inside_a_shard(command, media, log):
+  """The job while it reads a row: a pipe that nobody writes to stands where its media were, until the block ends."""
+  content = media.read_bytes()
+  media.unlink()
+  os.mkfifo(media)
+  job = beam_runners.Process(command, log)
+  deadline = time.monotonic() + 120
+  while (held := _write_end(media)) is None:
+    assert job.running and time.monotonic() < deadline, job.tail()
+    time.sleep(0.05)
+  try:
+    yield job
+  finally:
+    job.kill()
+    os.close(held)
+    media.unlink()
+    media.write_bytes(content)
 
 
 def _write_end(pipe) -> int | None:

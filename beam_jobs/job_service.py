@@ -1,0 +1,46 @@
+"""Beam's job service for one machine, which fails a job whose worker died instead of waiting for ever.
+
+  python -m beam_jobs.job_service --port=8099
+
+serves jobs launched with --runner=PortableRunner --job_endpoint=HOST:8099 --environment_type=EXTERNAL
+--environment_config=HOST:PORT, where `python -m apache_beam.runners.worker.worker_pool_main --service_port=PORT` starts
+workers. Job service and pool stand on one machine; launchers may stand elsewhere.
+"""
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Serves until SIGTERM or SIGINT."""
+  parser = argparse.ArgumentParser(
+    prog="python -m beam_jobs.job_service",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--port", type=int, default=0, help="port of the job API (any free one)")
+  parser.add_argument("--staging_dir", help="folder for what launchers send (a temporary one)")
+  args = parser.parse_args(argv)
+  from apache_beam.runners.portability import local_job_service
+
+  from beam_jobs import worker_deaths
+
+  logging.basicConfig(level=logging.INFO)
+  ended = threading.Event()
+  for signal_number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(signal_number, lambda *unused: ended.set())
+  with worker_deaths.notice_deaths():
+    service = local_job_service.LocalJobServicer(args.staging_dir)
+    print(f"job service on port {service.start_grpc_server(args.port)}", flush=True)
+    ended.wait()
+    service.stop()
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -78,7 +78,10 @@ ALLOWED = {
   "data.provenance": ("data.schema",),
   "data.feature_converters": ("data.packed_text",),
   "data.raw_shards": (),
-  "data.tasks": ("data.schema", "data.provenance", "data.raw_shards"),
+  "data.deny_list": ("data.schema",),
+  "data.cached_tasks": ("data.schema", "data.provenance", "data.raw_shards"),
+  "data.rows": ("data.schema", "data.provenance", "data.cached_tasks", "data.deny_list"),
+  "data.tasks": ("data.schema", "data.cached_tasks", "data.rows"),
   "data.real_media": ("walt_t5x.video_io",),
   "data.samples": ("data.shapes", "data.real_media", "walt_t5x.video_io"),
   "beam_jobs": (
@@ -130,6 +133,7 @@ PROGRAMS = (
   "beam_jobs.preprocess",
   "beam_jobs.evaluate",
   "beam_jobs.replay",
+  "beam_jobs.job_service",
 )
 
 

@@ -70,12 +70,12 @@ def _sidecars(folder):
 def _read_by_seqio(output, length) -> int:
   import seqio
 
-  from data import tasks
+  from data import cached_tasks, tasks
 
   before = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([str(output)])
   seqio.utils._list_files_for_glob.cache_clear()
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
   try:
     task = tasks.video_task(
       task="toy", latents="latents/3x4x4", row=tasks.RowFormat(text_length=length)
@@ -92,7 +92,7 @@ def _read_by_seqio(output, length) -> int:
     return sum(1 for _ in ds)
   finally:
     seqio.set_global_cache_dirs(before)
-    tasks._task.cache_clear()
+    cached_tasks.handle.cache_clear()
 
 
 class _CountingEncoder:

@@ -133,12 +133,12 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
 def _read_by_seqio(output, *, expected):
   import seqio
 
-  from data import tasks
+  from data import cached_tasks, tasks
 
   before = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([str(output)])
   seqio.utils._list_files_for_glob.cache_clear()
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
   try:
     task = tasks.video_task(task="toy", latents="latents/3x4x4")
     assert task.get_cached_stats("train")["examples"] == expected
@@ -148,7 +148,7 @@ def _read_by_seqio(output, *, expected):
     assert sum(1 for _ in dataset) == expected
   finally:
     seqio.set_global_cache_dirs(before)
-    tasks._task.cache_clear()
+    cached_tasks.handle.cache_clear()
 
 
 def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):

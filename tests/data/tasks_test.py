@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from data import provenance, schema, tasks, tfrecord
+from data import cached_tasks, provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
 from walt_t5x.models.finished_rows import finished
 
@@ -73,7 +73,7 @@ def cache(tmp_path):
     records = [_record(modality, i) for i in range(count)]
     kept = _provenance(records[0].latents)
     _write_task(tmp_path / f"toy_{modality}s", records, kept)
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
   with _cache_dirs(str(tmp_path)):
     yield tmp_path
 
@@ -90,7 +90,7 @@ class _cache_dirs:
 
   def __exit__(self, *_):
     seqio.set_global_cache_dirs(self._before)
-    tasks._task.cache_clear()
+    cached_tasks.handle.cache_clear()
 
 
 def _rows(task, **kwargs):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from data import provenance, schema, tasks
+from data import cached_tasks, provenance, schema
 from tests.data.tasks_test import _write_task
 from tests.engine.launcher_test import launch  # noqa: F401 - a fixture
 from walt_t5x import engine
@@ -81,7 +81,7 @@ OTHERS = {
 def _train(launch, model_dir, cache, steps):  # noqa: F811
   before = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([])
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
   try:
     launch(
       "--gin_file=gin/tiny/base.gin",
@@ -98,7 +98,7 @@ def _train(launch, model_dir, cache, steps):  # noqa: F811
     )
   finally:
     seqio.set_global_cache_dirs(before)
-    tasks._task.cache_clear()
+    cached_tasks.handle.cache_clear()
 
 
 @pytest.mark.parametrize("field", OTHERS)

@@ -9,7 +9,7 @@ import seqio
 
 from beam_jobs.ledger import latent_statistics
 from beam_jobs.shards import Moments
-from data import provenance, schema, tasks, tfrecord
+from data import cached_tasks, provenance, schema, tasks, tfrecord
 from walt_t5x.models.finished_rows import normalised
 
 CHANNELS = 3
@@ -71,10 +71,10 @@ def cache(tmp_path):
     (folder / "COMPLETED").write_text("")
   before = list(seqio.get_global_cache_dirs())
   seqio.set_global_cache_dirs([str(tmp_path)])
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
   yield rows
   seqio.set_global_cache_dirs(before)
-  tasks._task.cache_clear()
+  cached_tasks.handle.cache_clear()
 
 
 def test_the_denoisers_inputs_have_mean_0_and_deviation_1(cache):

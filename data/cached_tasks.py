@@ -1,0 +1,145 @@
+"""SeqIO tasks and mixtures that exist as caches and know what made them."""
+
+import collections
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from data import schema
+from data.provenance import Provenance, ProvenanceMismatch, read_provenance
+from data.raw_shards import raw_shards
+
+
+class _UncachedSource(seqio.DataSource):
+  """Stands where a raw source would: these tasks exist only as caches."""
+
+  def __init__(self):
+    super().__init__(splits=schema.SPLITS)
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return [split]
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    return False
+
+  def get_dataset(self, *args, **kwargs) -> tf.data.Dataset:
+    raise ValueError(
+      "this task is read from its cache: make it with `python -m beam_jobs.preprocess` and set "
+      "DatasetConfig.use_cached = True and --seqio_additional_cache_dirs"
+    )
+
+
+class CachedTask(seqio.Task):
+  """A task that exists as a cache and knows what made it.
+
+  `normalised` says whether its rows are; the provenance of a run on rows that are not has mean 0 and deviation 1, so
+  that generation undoes what was done. `kind` is what a row is: one 'video', or 'image' for a stack of images.
+  """
+
+  normalised = True
+  kind = "video"
+
+  def provenance(self) -> Provenance:
+    """Of the cache folder.
+
+    Raises:
+      FileNotFoundError: if no cache directory holds the task, naming where it was looked for.
+    """
+    if not self.cache_dir:
+      raise FileNotFoundError(
+        f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `beam_jobs.preprocess` "
+        "with this --task, and point --seqio_additional_cache_dirs at its --output"
+      )
+    return read_provenance(self.cache_dir)
+
+  def _get_cached_source(
+    self, split: str, file_shuffle_buffer_size: int | None = None
+  ) -> seqio.FileDataSource:
+    """SeqIO's hook for what `use_cached` reads: whole records, which the preprocessors parse."""
+    self.assert_cached()
+    return raw_shards(self.cache_dir, split, file_shuffle_buffer_size=file_shuffle_buffer_size)
+
+  def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
+    """Rows are whole as they are; SeqIO would slice their scalars (T5X's infer.py always asks for it)."""
+    del sequence_length
+    return dataset
+
+  @property
+  def walt_provenance(self) -> dict:
+    """As a JSON tree; the trainer keeps it beside the checkpoints."""
+    tree = json.loads(self.provenance().to_json())
+    if not self.normalised:
+      for statistics in tree["latents"].values():
+        statistics["mean"] = [0.0] * statistics["channels"]
+        statistics["std"] = [1.0] * statistics["channels"]
+    return tree
+
+
+class CachedMixture(seqio.Mixture):
+  """A mixture of caches that one tokenizer, one text encoder and one normalisation made."""
+
+  @property
+  def walt_rates(self) -> dict[str, float]:
+    """Share of the rows of each kind ('image', 'video'), by the rates that SeqIO draws tasks with."""
+    rates = collections.Counter()
+    for task in self.tasks:
+      rates[task.kind] += self.get_rate(task)
+    return {kind: rate / rates.total() for kind, rate in sorted(rates.items())}
+
+  @property
+  def walt_provenance(self) -> dict:
+    """The tasks' common provenance.
+
+    Raises:
+      ProvenanceMismatch: naming the first field in which two tasks differ.
+    """
+    first, *others = self.tasks
+    common = first.walt_provenance
+    for other in others:
+      found = other.walt_provenance
+      # Images have fields of their own; what both have must be the same.
+      fields = found.pop("latents")
+      common["latents"] = fields | common["latents"]
+      for field in sorted(common.keys() | found.keys()):
+        if field == "latents":
+          continue
+        if common.get(field) != found.get(field):
+          raise ProvenanceMismatch(
+            f"mixture {self.name!r}: {field} differs: {first.name} has {common.get(field)!r}, {other.name} has "
+            f"{found.get(field)!r}; preprocess both with the same encoders, or train on one"
+          )
+    return common
+
+
+def cached_task(
+  name: str,
+  preprocessors: Sequence,
+  output_features: Mapping[str, seqio.Feature],
+  *,
+  shuffle_buffer_size: int,
+  normalised: bool = True,
+  kind: str = "video",
+  metric_fns: Sequence[Callable[..., Any]] = (),
+) -> CachedTask:
+  """A task over whole records of its cache; nothing is registered under a global name."""
+  task = CachedTask(
+    name,
+    source=_UncachedSource(),
+    preprocessors=[seqio.CacheDatasetPlaceholder(required=True), *preprocessors],
+    output_features=output_features,
+    shuffle_buffer_size=shuffle_buffer_size,
+    metric_fns=list(metric_fns),
+  )
+  task.normalised, task.kind = normalised, kind
+  return task
+
+
+@functools.cache
+def handle(name: str) -> CachedTask:
+  """A handle on a cache, to read its provenance."""
+  return CachedTask(name, source=_UncachedSource(), output_features={}, preprocessors=[])

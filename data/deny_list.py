@@ -1,0 +1,45 @@
+"""Takedown: record ids that no task reads, without encoding anything again."""
+
+import re
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from data import schema
+
+_RECORD_ID = re.compile(r"[0-9a-f]{64}")
+
+
+def read(path: str) -> list[str]:
+  """Record ids of a deny-list, each once, sorted.
+
+  Raises:
+    FileNotFoundError: where there is no such file.
+    ValueError: on a line that is no record id, with its number.
+  """
+  if not tf.io.gfile.exists(path):
+    raise FileNotFoundError(f"RowFormat.deny_list: no file at {path}")
+  ids = set()
+  with tf.io.gfile.GFile(path) as lines:
+    for number, line in enumerate(lines, start=1):
+      line = line.strip()
+      if not line or line.startswith("#"):
+        continue
+      if not _RECORD_ID.fullmatch(line):
+        raise ValueError(
+          f"{path}:{number}: got {line[:80]!r}, expected a record id (64 hex digits; `id` of a record, as "
+          "`python -m walt_t5x.inspect_data` shows it)"
+        )
+      ids.add(line)
+  return sorted(ids)
+
+
+def without(dataset: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
+  """The records whose id is not on the list; a lookup in a hash table a record."""
+  table = tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(tf.constant(ids), tf.ones(len(ids), tf.int64)),
+    default_value=0,
+  )
+  return dataset.filter(
+    lambda record: table.lookup(schema.parse_records(record[None], ["id"])["id"][0]) == 0
+  )

@@ -1,0 +1,189 @@
+"""From records to rows: videos one a row, images stacked, each with its caption or label."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from data import cached_tasks, deny_list, schema
+from data.provenance import LatentStatistics, Provenance, ProvenanceMismatch
+
+# Records of videos that are parsed together.
+BLOCK = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowFormat:
+  """What a row holds besides its latents.
+
+  Attributes:
+    text_length: L; longer captions are cut, shorter ones padded. 0 leaves the text out.
+    text_slots: s; 1 for tasks of videos alone, t where image stacks are mixed in.
+    label: add the class label.
+    deny_list: file of record ids, one a line, that are not read (takedown); local or on an object store. Lines that
+      start with # and blank lines are skipped. Read when the dataset is built: restart a run after a change.
+    normalise_latents: give every channel mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is False).
+  """
+
+  text_length: int = 64
+  text_slots: int = 1
+  label: bool = False
+  normalise_latents: bool = True
+  deny_list: str | None = None
+
+
+def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatistics:
+  """Of one field.
+
+  Raises:
+    ProvenanceMismatch: if the cache has no such field, or a channel that never changes.
+  """
+  if field not in provenance.latents:
+    raise ProvenanceMismatch(
+      f"the cache of {task!r} has latents {sorted(provenance.latents)}, not {field!r}: set the task's `latents` to one "
+      "of them, or preprocess with that resolution"
+    )
+  statistics = provenance.latents[field]
+  if min(statistics.std) <= 0:
+    raise ProvenanceMismatch(
+      f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({list(statistics.std)}), which cannot be "
+      "normalised: the tokenizer does not use that channel; train it longer or with fewer channels"
+    )
+  return statistics
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+  """From records to rows, a block of records at a time.
+
+  Latents stay as they were written and the caption's tokens stay packed: `data.feature_converters` pads them, and the
+  model normalises and unpacks on its device. So a row in a shuffle buffer weighs what it weighs on disk. Maps are
+  sequential: one core makes thousands of rows a second, and handing a row from thread to thread costs more than
+  what is done to it. Reading ahead and shuffling overlap with them, in SeqIO's own threads.
+
+  Attributes:
+    task: name of the cached task.
+    latents: field of the records.
+    low_resolution: likewise, or None.
+    row: what a row holds.
+    frames: images that a row stacks; None for one video a row.
+  """
+
+  task: str
+  latents: str
+  low_resolution: str | None
+  row: RowFormat
+  frames: int | None = None
+
+  def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    row, provenance = self.row, cached_tasks.handle(self.task).provenance()
+    fields = {"latents": self.latents, "low_resolution": self.low_resolution}
+    fields = {name: field for name, field in fields.items() if field}
+    statistics = {name: _statistics(field, provenance, self.task) for name, field in fields.items()}
+    constants = {
+      f"{name}_moments": _moments(found, normalise=row.normalise_latents)
+      for name, found in statistics.items()
+    }
+    constants["is_image"] = np.array(self.frames is not None)
+    if row.text_length:
+      constants["null_text"] = provenance.null_embedding.astype(ml_dtypes.bfloat16)
+    read = [*fields.values(), *(("label",) if row.label else ())]
+    read += ["caption_weights", "caption_lengths", "text_embedding"] if row.text_length else []
+
+    def examples(records: tf.Tensor, seed: tf.Tensor | None) -> dict[str, tf.Tensor]:
+      """Features [n, ...] of n records: one video or one image (t = 1) each, with a caption drawn by its weight."""
+      parsed = schema.parse_records(records, read)
+      result = {}
+      for name, field in fields.items():
+        shape = (*schema.latents_shape(field), statistics[name].channels)
+        result[name] = schema.parse_latents(parsed, field, shape)
+      if row.text_length:
+        index = schema.draw_captions(parsed["caption_weights"], seed=seed)
+        width = provenance.text_encoder["embedding_dim"]
+        result["text"], count = schema.packed_captions(
+          parsed, index=index, embedding_dim=width, length=row.text_length
+        )
+        result["text_mask"] = tf.range(row.text_length, dtype=tf.int64) < count[:, None]
+      if row.label:
+        result["label"] = tf.cast(parsed["label"], tf.int32)
+      return result
+
+    def rows(records: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+      found = examples(records, seed)
+      if self.frames is not None:
+        return _image_stack(found, frames=self.frames) | constants
+      return _video_rows(found, slots=row.text_slots, constants=constants)
+
+    denied = deny_list.read(row.deny_list) if row.deny_list else []
+    dataset = deny_list.without(dataset, denied) if denied else dataset
+    if self.frames is None:
+      dataset = dataset.batch(BLOCK)
+    else:
+      dataset = dataset.batch(self.frames, drop_remainder=True)
+    if row.text_length:
+      dataset = seqio.map_over_dataset(rows, num_seeds=1, num_parallel_calls=None)(dataset)
+    else:
+      dataset = dataset.map(rows)
+    return dataset.unbatch() if self.frames is None else dataset
+
+
+def _moments(statistics: LatentStatistics, *, normalise: bool) -> np.ndarray:
+  """Mean and standard deviation [2, c] that the model normalises by; 0 and 1 where it shall not."""
+  if normalise:
+    return np.array([statistics.mean, statistics.std], np.float32)
+  return np.array([[0.0], [1.0]], np.float32).repeat(statistics.channels, axis=1)
+
+
+def _video_rows(
+  examples: Mapping[str, tf.Tensor], *, slots: int, constants: Mapping[str, np.ndarray]
+) -> dict[str, tf.Tensor]:
+  """One video a row [n, ...]; its caption and label stand in slot 0, the other slots are empty."""
+  count = tf.shape(examples["latents"])[0]
+  result = dict(examples)
+  for name, value in constants.items():
+    result[name] = tf.broadcast_to(value, [count, *value.shape])
+  for name, empty in (("text", ""), ("text_mask", False), ("label", schema.NO_LABEL)):
+    if name in examples:
+      slot = examples[name][:, None]
+      shape = [count, slots - 1, *slot.shape[2:]]
+      others = tf.fill(shape, tf.constant(empty, slot.dtype))
+      joined = tf.concat([slot, others], axis=1) if slots > 1 else slot
+      result[name] = tf.ensure_shape(joined, [None, slots, *slot.shape[2:]])
+  return result
+
+
+def _image_stack(examples: Mapping[str, tf.Tensor], *, frames: int) -> dict[str, tf.Tensor]:
+  """A row of `frames` = 1 + t independent images, each with its own caption."""
+  result = {
+    name: examples[name][:, 0] if name in ("latents", "low_resolution") else examples[name]
+    for name in examples
+  }
+  return {
+    name: tf.ensure_shape(value, (frames, *value.shape[1:])) for name, value in result.items()
+  }
+
+
+def output_features(low_resolution: str | None, row: RowFormat) -> dict[str, seqio.Feature]:
+  """What SeqIO is to expect of rows."""
+
+  def feature(dtype: tf.DType, rank: int) -> seqio.Feature:
+    return seqio.ContinuousFeature(dtype=dtype, rank=rank, add_eos=False)
+
+  features = {
+    "latents": feature(tf.bfloat16, 4),
+    "latents_moments": feature(tf.float32, 2),
+    "is_image": feature(tf.bool, 0),
+  }
+  if row.text_length:
+    features["text"] = feature(tf.string, 1)
+    features["text_mask"] = feature(tf.bool, 2)
+    features["null_text"] = feature(tf.bfloat16, 2)
+  if row.label:
+    features["label"] = feature(tf.int32, 1)
+  if low_resolution:
+    features["low_resolution"] = feature(tf.bfloat16, 4)
+    features["low_resolution_moments"] = feature(tf.float32, 2)
+  return features

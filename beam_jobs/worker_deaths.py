@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 # EX_TEMPFAIL: the same command goes on where this one was.
 EXIT_CODE = 75
+# A worker that has not reported by then died while it started.
+CONNECT_SECONDS = 600.0
 
 
 class WorkerDied(RuntimeError):
@@ -44,7 +46,7 @@ def end_with_workers() -> Iterator[None]:
     # A job service tells of it in the text of its own error.
     if WorkerDied.__name__ not in f"{type(error).__name__}: {error}":
       raise
-    _end(str(error).strip().rpartition("\n")[2])
+    _end(str(error).strip().rpartition(f"{WorkerDied.__name__}: ")[2])
   finally:
     threading.excepthook = before
 
@@ -65,7 +67,8 @@ def notice_deaths() -> Iterator[None]:
   """Inside the block Beam's runner in this process fails a job when the control stream of a worker ends under way.
 
   `ControlConnection` reads a worker's answers in a thread. When the stream breaks the thread ends, and whoever waits
-  for an answer waits on. Here the end of the thread aborts what is outstanding, and what is asked for afterwards.
+  for an answer waits on. Here the end of the thread aborts what is outstanding, and what is asked for afterwards; so
+  does a worker that never reports.
   """
   from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
@@ -77,20 +80,28 @@ def notice_deaths() -> Iterator[None]:
     try:
       read(self)
     except Exception as error:
-      lost = f"its control stream broke: {type(error).__name__}"
+      lose(self, f"its control stream broke with work under way: {type(error).__name__}")
     else:
-      lost = "its control stream ended"
-    self.lost = WorkerDied(
-      f"{lost} with work under way; see the worker's own log, and the kernel's for want of memory"
-    )
+      lose(self, "its control stream ended with work under way")
+
+  def lose(self: Any, what: str) -> None:
+    self.lost = WorkerDied(f"{what}; see the worker's own log, and the kernel's for want of memory")
     for future in list(self._futures_by_id.values()):
       future.abort(self.lost)
+
+  def look_for(self: Any) -> None:
+    if self._state == worker_handlers.BeamFnControlServicer.UNSTARTED_STATE:
+      lose(self, f"it did not report within {CONNECT_SECONDS:g} s")
 
   @functools.wraps(push)
   def pushing(self: Any, request: Any) -> Any:
     future = push(self, request)
     if future is not None and getattr(self, "lost", None) is not None:
       future.abort(self.lost)
+    elif self._state == worker_handlers.BeamFnControlServicer.UNSTARTED_STATE:
+      timer = threading.Timer(CONNECT_SECONDS, look_for, (self,))
+      timer.daemon = True
+      timer.start()
     return future
 
   connection._read, connection.push = reading, pushing

@@ -10,6 +10,7 @@ peace; then the same command into other folders, killed and started again until 
   launcher      SIGKILL of the launcher, whose threads are the workers
   worker        SIGKILL of one of two worker processes; the launcher is given 20 s to end by itself
   orphans       SIGKILL of the launcher of two worker processes, which are left to themselves
+  pool          SIGKILL of a worker of an external pool (portable runner); the launcher is given 20 s likewise
   runners       no kills: two worker processes, and the portable runner with a pool of external workers
 
 A kill falls into the start of a run (one in four), or some moments after the run has closed 0 to 3 shards. Held: every
@@ -19,6 +20,7 @@ ledger adds up to the rows of the manifest; every shard and sidecar that was who
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +34,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from beam_jobs import worker_deaths
 from benchmarks import beam_runners
 from benchmarks.preprocess_corpus import command, make_corpus, make_encoders
 
@@ -41,7 +44,10 @@ KILLS = {
   "launcher": ("the launcher, its threads are the workers", beam_runners.IN_PROCESS, True),
   "worker": ("one of two worker processes", beam_runners.TWO_WORKERS, True),
   "orphans": ("the launcher of two workers, left to themselves", beam_runners.TWO_WORKERS, False),
+  "pool": ("a worker of an external pool", None, True),
 }
+# Of these the launcher must end by itself.
+_WORKERS = ("worker", "pool")
 _SIDECAR = ".sidecar.json"
 
 
@@ -142,7 +148,8 @@ def killed_run(
     for _ in range(kills):
       before = len(watch)
       job = beam_runners.Process(argv, log)
-      if draw.random() < 0.25:
+      # A pool's worker that has not reported yet is missed after minutes only (`worker_deaths.CONNECT_SECONDS`).
+      if kind != "pool" and draw.random() < 0.25:
         time.sleep(draw.uniform(0.1, 1.0) * start_seconds)
       else:
         wanted = before + draw.randint(0, 3)
@@ -151,14 +158,16 @@ def killed_run(
         if wanted == before:
           time.sleep(draw.uniform(0.8, 1.3) * start_seconds)
         time.sleep(draw.uniform(0, 2) * shard_seconds)
-      victims = beam_runners.workers_of(job.pid) if kind == "worker" else [job.pid]
+      # The workers of a pool are below it, as it is below this process.
+      above = os.getpid() if kind == "pool" else job.pid
+      victims = beam_runners.workers_of(above) if kind in _WORKERS else [job.pid]
       deadline = time.monotonic() + 30
       while not victims and job.running and time.monotonic() < deadline:
         time.sleep(0.05)
-        victims = beam_runners.workers_of(job.pid)
+        victims = beam_runners.workers_of(above)
       met += bool(job.running and victims)
       moments.append([round(time.monotonic() - job.started, 2), len(watch)])
-      if kind == "worker" and victims:
+      if kind in _WORKERS and victims:
         beam_runners.kill([draw.choice(victims)])
         ends.append(job.wait(20))
       job.kill(below=below)
@@ -173,7 +182,7 @@ def killed_run(
     "kills": kills,
     "kills_of_a_running_process": met,
     "seconds_and_closed_shards_at_kills": moments,
-    **({"exit_codes_of_launchers_within_20_s": ends} if kind == "worker" else {}),
+    **({"exit_codes_of_launchers_within_20_s": ends} if kind in _WORKERS else {}),
     "seconds_of_the_last_run": round(last, 1),
     "shards": len(whole),
     "whole_shards_changed": changed,
@@ -207,20 +216,24 @@ def run(*, rows: int, kills: int, seed: int, checks: Sequence[str], work: Path) 
   print(json.dumps(result), flush=True)
   for kind in (kind for kind in KILLS if kind in checks):
     output, log = work / kind, work / f"{kind}.log"
-    found = killed_run(
-      command(corpus, output, [*flags, *KILLS[kind][1]]),
-      output,
-      log,
-      kind=kind,
-      kills=kills,
-      start_seconds=first,
-      shard_seconds=(seconds - first) / max(1, len(watch)),
-      draw=random.Random(f"{seed}{kind}"),
-    )
+    with contextlib.ExitStack() as stack:
+      runner = KILLS[kind][1] or stack.enter_context(beam_runners.portable(work))
+      found = killed_run(
+        command(corpus, output, [*flags, *runner]),
+        output,
+        log,
+        kind=kind,
+        kills=kills,
+        start_seconds=first,
+        shard_seconds=(seconds - first) / max(1, len(watch)),
+        draw=random.Random(f"{seed}{kind}"),
+      )
     found["bytes_identical"] = tree(output) == expected
     found["ledger_identical"] = ledger_of(output) == ledger
     held += [found["bytes_identical"], found["ledger_identical"]]
     held += [found["kills_of_a_running_process"] == kills]
+    ends = found.get("exit_codes_of_launchers_within_20_s", [])
+    held += [set(ends) <= {worker_deaths.EXIT_CODE}]
     held += [found["whole_shards_changed"] == found["sidecars_replaced"] == 0]
     result[kind] = found
     print(kind, json.dumps(found), flush=True)
@@ -262,8 +275,13 @@ def table(result: Mapping[str, Any]) -> str:
         f"| {found['of']} | {found['kills_of_a_running_process']} | {closed} | {found['whole_shards_changed']} "
         f"| {found['sidecars_replaced']} | {whole[found['bytes_identical']]} | {whole[found['ledger_identical']]} |"
       )
-  if codes := result.get("worker", {}).get("exit_codes_of_launchers_within_20_s"):
-    lines += ["", f"Launchers whose worker was killed ended by themselves with exit codes {codes}."]
+  for kind in _WORKERS:
+    if codes := result.get(kind, {}).get("exit_codes_of_launchers_within_20_s"):
+      of = KILLS[kind][0]
+      lines += [
+        "",
+        f"Launchers of which {of} was killed ended by themselves with exit codes {codes}.",
+      ]
   if same := result.get("bytes_identical_to_in_process"):
     lines += ["", "| runner | output | seconds |", "| --- | --- | --- |"]
     for name, seconds in result["seconds_by_runner"].items():

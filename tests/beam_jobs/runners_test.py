@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from beam_jobs import preprocess, worker_deaths
 from benchmarks import beam_runners
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
@@ -113,3 +115,20 @@ with worker_deaths.end_with_workers():
   assert done.returncode == worker_deaths.EXIT_CODE == 75, done.stderr
   assert done.stdout == "after b'exit 0'\n"
   assert "run the same command again" in done.stderr
+
+
+def test_a_worker_that_never_reports_is_missed_in_time(monkeypatch):
+  from apache_beam.portability.api import beam_fn_api_pb2
+  from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+  monkeypatch.setattr(worker_deaths, "CONNECT_SECONDS", 0.05)
+  before = worker_handlers.ControlConnection.push
+  with worker_deaths.notice_deaths():
+    connection = worker_handlers.ControlConnection()
+    asked = connection.push(beam_fn_api_pb2.InstructionRequest())
+    with pytest.raises(worker_deaths.WorkerDied, match="did not report within"):
+      asked.get(timeout=10)
+    # What is asked for afterwards is answered at once.
+    with pytest.raises(worker_deaths.WorkerDied):
+      connection.push(beam_fn_api_pb2.InstructionRequest()).get(timeout=10)
+  assert worker_handlers.ControlConnection.push is before

@@ -23,7 +23,7 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
   has one; of an animation the first picture is taken.
 
   Raises:
-    MediaError: 'not_media', 'corrupt', 'truncated' or 'too_large'.
+    MediaError: 'not_media', 'corrupt', 'truncated', 'too_large' or 'unknown_range'.
     Rejected: 'too_small', or by a filter.
   """
   import PIL
@@ -38,6 +38,8 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
       check_size(size, spec)
       check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
       image.load()
+      if image.mode == "F":
+        raise MediaError("unknown_range", "pixels are floats, of which no file says what white is")
       # Pixels first: turning knows fewer modes than opening.
       image = ImageOps.exif_transpose(to_rgb(image))
       check_size((image.height, image.width), spec)

@@ -17,6 +17,7 @@ from beam_jobs import duplicates, encoders, filters, progress, quality, shards, 
 from beam_jobs.decoding import ClipSpec
 from beam_jobs.loading import DecodeSettings, Failure, Loaded, load_row
 from beam_jobs.sources import Row, parse_line
+from beam_jobs.sources.columns import bad_row
 from data import schema
 
 
@@ -64,6 +65,15 @@ class Job:
 
 
 # --- plan ---------------------------------------------------------------------------------------
+
+
+def manifest_text(line: bytes) -> str:
+  """Text of a manifest line, without a byte order mark; of one that is no UTF-8, a line that says so."""
+  try:
+    return line.decode().lstrip("\ufeff").strip()
+  except UnicodeDecodeError as error:
+    shown = line.decode(errors="backslashreplace").strip()
+    return bad_row(shown, f"got a line that is no UTF-8 ({error}); write the manifest in UTF-8")
 
 
 def assign(line: str, job: Job) -> shards.ShardName:
@@ -309,7 +319,7 @@ class PlanShards(beam.PTransform):
     job = self._job
     assigned = (
       lines
-      | "Text" >> beam.Map(lambda line: line.decode("utf-8", errors="replace").strip())
+      | "Text" >> beam.Map(manifest_text)
       | "SkipBlank" >> beam.Filter(bool)
       | "Assign" >> beam.Map(lambda line: (_key(assign(line, job)), line))
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 from beam_jobs import worker_flags
 from beam_jobs.shards import LedgerError
+from beam_jobs.storage import CannotWrite
 
 
 def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None:
@@ -67,5 +68,12 @@ def exit_code(
     return 2
   except LedgerError as error:
     print(f"{program}: {error}", file=sys.stderr)
+    return 1
+  except (CannotWrite, RuntimeError) as error:
+    # Beam hands on what a worker met as text.
+    if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":
+      raise
+    _, _, told = str(error).rpartition(f"{CannotWrite.__name__}: ")
+    print(f"{program}: {told.strip()}", file=sys.stderr)
     return 1
   return 0

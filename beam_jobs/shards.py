@@ -250,9 +250,14 @@ def rows_digest(lines: Sequence[str]) -> str:
 
 
 def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
-  """A shard's sidecar, None where there is none."""
+  """A shard's sidecar, None where there is none that can be read: a machine that lost power may leave an empty one."""
   path = shard.path(output, SIDECAR)
-  return json.loads(storage.read(path)) if storage.exists(path) else None
+  if not storage.exists(path):
+    return None
+  try:
+    return json.loads(storage.read(path))
+  except ValueError:
+    return None
 
 
 def whole_sidecar(

@@ -1,17 +1,30 @@
 """Files on any file system Beam knows: whole reads with a limit, writes that appear complete or not at all."""
 
 import contextlib
+import errno
+import glob
 import gzip
 import io
+import os
 import uuid
 from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
 TEMPORARY = ".tmp-"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class TooLarge(ValueError):
   """A file over the limit of the read."""
+
+
+class CannotWrite(OSError):
+  """A full disk, a quota, a folder that only others may write: nothing that a row has to do with."""
+
+
+def is_local(path: str) -> bool:
+  """Whether a path is one of this machine's file system."""
+  return "://" not in path
 
 
 def join(folder: str, *names: str) -> str:
@@ -38,14 +51,18 @@ def size(path: str) -> int:
   """Bytes of a file."""
   from apache_beam.io.filesystems import FileSystems
 
-  (metadata,) = FileSystems.match([path])[0].metadata_list
-  return metadata.size_in_bytes
+  return FileSystems.get_filesystem(path).size(path)
 
 
 def names(folder: str) -> list[str]:
   """Sorted names of the files right in a folder; none where there is no folder."""
   from apache_beam.io.filesystems import FileSystems
 
+  if is_local(folder):
+    if not os.path.isdir(folder):
+      return []
+    with os.scandir(folder) as entries:
+      return sorted(entry.name for entry in entries if entry.is_file())
   found = FileSystems.match([join(folder, "*")])[0].metadata_list
   return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found)
 
@@ -54,6 +71,10 @@ def match(pattern: str) -> Iterator[str]:
   """Paths of the files that a pattern with `*` matches, in order."""
   from apache_beam.io.filesystems import FileSystems
 
+  if is_local(pattern):
+    # Beam passes over folders that are symbolic links, and walks all that lies below the first `*`.
+    yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
+    return
   for entry in sorted(FileSystems.match([pattern])[0].metadata_list, key=lambda entry: entry.path):
     yield entry.path
 
@@ -83,11 +104,11 @@ def open_raw(path: str) -> BinaryIO:
 
 
 def open_text(path: str) -> TextIO:
-  """Lines of a UTF-8 file, `.gz` unpacked; a byte order mark is dropped, broken bytes are marked."""
+  """Lines of a UTF-8 file, `.gz` unpacked; a byte order mark is dropped, bytes that are no UTF-8 become surrogates."""
   stream = open_raw(path)
   if path.endswith(".gz"):
     stream = gzip.GzipFile(fileobj=stream)
-  return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="replace", newline="")
+  return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def read(path: str, *, max_bytes: int | None = None) -> bytes:
@@ -111,21 +132,39 @@ def writer(path: str) -> Iterator[BinaryIO]:
   """A stream whose file takes its name only when the block ends well.
 
   The temporary name is unique: two workers that a runner gave the same shard do not write into one file.
+
+  Raises:
+    CannotWrite: where the file system does not take the file.
   """
   from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
   folder, name = parent(path), path.rpartition("/")[2]
   temporary = join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
-  stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+  try:
+    stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+  except OSError as error:
+    raise _cannot_write(path, error) from error
   try:
     yield stream
-  except BaseException:
     stream.close()
-    delete(temporary)
+  except BaseException as error:
+    # On a full disk closing fails too; what is left of the file must go all the same.
+    with contextlib.suppress(Exception):
+      stream.close()
+    with contextlib.suppress(Exception):
+      delete(temporary)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+      raise _cannot_write(path, error) from error
     raise
-  stream.close()
   FileSystems.rename([temporary], [path])
+
+
+def _cannot_write(path: str, error: OSError) -> CannotWrite:
+  return CannotWrite(
+    f"cannot write {path}: {error.strerror or error}; make room or set an --output that can be written, and run the "
+    "same command again: shards that are closed are kept"
+  )
 
 
 def write(path: str, content: bytes) -> None:

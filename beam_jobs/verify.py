@@ -30,7 +30,11 @@ def problems(folder: str) -> list[str]:
       if not {name, f"{name}.sidecar.json"} <= names:
         found.append(f"{folder}/{name}: the shard or its sidecar is missing")
         continue
-      sidecar = json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
+      try:
+        sidecar = json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
+      except ValueError as error:
+        found.append(f"{folder}/{name}: the sidecar is no JSON ({error}); run the job again")
+        continue
       examples += sidecar["written"]
       found += _shard_problems(folder, name, sidecar)
     if examples != stated:

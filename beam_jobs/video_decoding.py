@@ -117,7 +117,9 @@ def _claimed_seconds(container, stream) -> float | None:
   if stream.duration and stream.time_base:
     return float(stream.duration * stream.time_base)
   if container.duration:
-    return container.duration / 1e6
+    # Matroska counts from zero, whenever its first frame comes; the others from that.
+    late = (container.start_time or 0) if "matroska" in container.format.name else 0
+    return (container.duration - max(0, late)) / 1e6
   return None
 
 

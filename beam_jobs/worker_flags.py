@@ -61,6 +61,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
   for name in ("batch_size", "image_batch_size", "decode_threads"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
+  if set(args.output) & set("*?["):
+    parser.error(
+      f"--output: got {args.output}, expected a path without * ? [, which are patterns to readers"
+    )
   if args.decode_timeout <= 0 or args.decode_memory_mib < 0:
     parser.error("--decode_timeout must be above 0 and --decode_memory_mib at least 0")
   if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):

@@ -6,6 +6,7 @@ it. Rows here need four or five features of fifteen and are parsed by the block,
 """
 
 import json
+import os
 
 import seqio
 import tensorflow as tf
@@ -21,12 +22,23 @@ def raw_shards(
     cache_dir: folder of the cached task.
     split: say 'train'.
     file_shuffle_buffer_size: files drawn from at once when shuffling; None for all.
+
+  Raises:
+    FileNotFoundError: where a shard is missing.
   """
   with tf.io.gfile.GFile(utils.get_cached_info_path(cache_dir, split)) as file:
     shards = json.load(file)["num_shards"]
   with tf.io.gfile.GFile(utils.get_cached_stats_path(cache_dir, split)) as file:
     examples = json.load(file)["examples"]
   prefix = utils.get_cached_tfrecord_prefix(cache_dir, split)
+  found = {os.path.basename(path) for path in tf.io.gfile.glob(f"{prefix}-*-of-*{shards}")}
+  names = [f"{split}.tfrecord-{i:05d}-of-{shards:05d}" for i in range(shards)]
+  if missing := [name for name in names if name not in found]:
+    # SeqIO reads what matches, and would not miss them.
+    raise FileNotFoundError(
+      f"{cache_dir} has no {missing[0]}: {len(missing)} of the {shards} shards of its info.{split}.json are missing; "
+      "copy them again, or run `python -m beam_jobs.preprocess` as before (`python -m beam_jobs.verify` checks all)"
+    )
   return seqio.FileDataSource(
     read_file_fn=tf.data.TFRecordDataset,
     split_to_filepattern={split: f"{prefix}-*-of-*{shards}"},

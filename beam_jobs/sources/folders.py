@@ -56,11 +56,12 @@ def folder_lines(
     validation_files: paths below the root, or below the split folder, that belong to validation.
   """
   base = root.rstrip("/") + "/"
-  for path in storage.match(storage.join(root, *filter(None, (split, name)), "*")):
-    if is_media(path):
-      uri = path.removeprefix(base)
+  folder = storage.join(root, *filter(None, (split, name)))
+  for file in storage.names(folder):
+    if is_media(file):
+      uri = storage.join(folder, file).removeprefix(base)
       row = {"uri": uri, "class": name, "split": SPLITS.get(split)}
-      if f"{name}/{os.path.basename(path)}" in validation_files:
+      if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))
 

@@ -61,7 +61,7 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
     return
   try:
     raw = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     raw = None
   yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
 

@@ -91,6 +91,8 @@ def source_of(
     first, root = args.manifest, args.manifest
   else:
     first = next(files(args.manifest), None) if look else args.manifest
+    if look and _RANGE.search(args.manifest):
+      _check_range(args.manifest)
     if first is None:
       raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
     root = storage.parent(args.manifest)
@@ -119,13 +121,29 @@ def source_of(
 
 def files(pattern: str) -> Iterator[str]:
   """Files of a pattern; `{000..123}` is each number, as wide as it is written."""
+  for one in _expanded(pattern):
+    yield from storage.match(one)
+
+
+def _check_range(pattern: str) -> None:
+  """Refuse a range of numbers with a hole: its rows would be missing, and nobody would know."""
+  missing = [one for one in _expanded(pattern) if next(storage.match(one), None) is None]
+  if missing:
+    raise FileNotFoundError(
+      f"--manifest: no file at {missing[0]}, and at {len(missing) - 1} others of {pattern}; set the range to the files "
+      "that are there"
+    )
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+  """The patterns of each number."""
   match = _RANGE.search(pattern)
   if not match:
-    yield from storage.match(pattern)
+    yield pattern
     return
   for number in range(int(match[1]), int(match[2]) + 1):
     text = str(number).zfill(len(match[1]))
-    yield from files(pattern[: match.start()] + text + pattern[match.end() :])
+    yield from _expanded(pattern[: match.start()] + text + pattern[match.end() :])
 
 
 def _kind_of(pattern: str, *, look: bool) -> str:
@@ -221,7 +239,10 @@ def _check_header(path: str, kind: str, columns: Columns) -> None:
 def _text(flag: str, path: str) -> str:
   if not storage.exists(path):
     raise FileNotFoundError(f"--{flag}: no file at {path}")
-  return storage.read(path).decode("utf-8-sig")
+  try:
+    return storage.read(path).decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"--{flag}: {path} is no UTF-8 text ({error})") from error
 
 
 def _positive(flag: str, text: str, number: str) -> float:

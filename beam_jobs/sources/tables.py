@@ -1,10 +1,12 @@
 """Rows of CSV and Parquet files, one file or one row group at a time."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from beam_jobs import storage
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
+from beam_jobs.sources.rows import is_utf8
 
 _BATCH_ROWS = 1024
 
@@ -28,7 +30,10 @@ def csv_lines(path: str, columns: Columns) -> Iterator[str]:
       except csv.Error as error:
         yield bad_row(f"{path}:{reader.line_num}", f"{error}")
         continue
-      if len(cells) == len(header):
+      if not all(map(is_utf8, cells)):
+        message = f"got cells that are no UTF-8: {cells}; write the table in UTF-8"
+        yield bad_row(f"{path}:{reader.line_num}", message)
+      elif len(cells) == len(header):
         yield to_line(to_row(dict(zip(header, cells)), columns))
       elif cells:
         message = f"got {len(cells)} cells, expected {len(header)}: {cells}"
@@ -83,6 +88,20 @@ def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:
     try:
       for batch in batches:
         for row in batch.to_pylist():
-          yield to_line(to_row(row, columns))
+          yield _parquet_line(row, columns, f"{path}:row group {group}")
     except (pyarrow.ArrowException, OSError) as error:
       yield bad_row(f"{path}:row group {group}", f"{type(error).__name__}: {error}")
+
+
+def _parquet_line(row: Mapping[str, Any], columns: Columns, place: str) -> str:
+  try:
+    return to_line(to_row({name: _decoded(value) for name, value in row.items()}, columns))
+  except UnicodeDecodeError as error:
+    return bad_row(place, f"got bytes that are no UTF-8 ({error}) in {row}")
+
+
+def _decoded(value: Any) -> Any:
+  """Text of a binary cell, as writers that do not annotate text leave it; lists of them too."""
+  if isinstance(value, list):
+    return [_decoded(item) for item in value]
+  return value.decode() if isinstance(value, bytes) else value

@@ -37,7 +37,11 @@ class _Sample:
       if member.size > _MAX_TEXT:
         self.error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
         return
-      text = tar.extractfile(member).read().decode("utf-8", errors="replace")
+      try:
+        text = tar.extractfile(member).read().decode()
+      except UnicodeDecodeError as error:
+        self.error = f"{member.name} is no UTF-8 text ({error})"
+        return
       self._note(extension, member.name, text)
 
   def _note(self, extension: str, name: str, text: str) -> None:

@@ -93,6 +93,21 @@ def test_uneven_times_show_the_frames_of_a_list_made_by_hand(container, first, m
   assert np.rint(numbers).astype(int).tolist() == SHOWN[first:]
 
 
+def test_a_matroska_file_that_begins_late_is_the_same_clip(monkeypatch):
+  monkeypatch.setattr("beam_jobs.video_decoding._MIN_DISTINCT", 0.0)
+  flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
+  soon, late = (
+    decode(
+      encode(flat, container="matroska", ticks=[first + tick for tick in TICKS]),
+      "video",
+      spec(num_frames=9, fps=8.0, position="centre"),
+    )
+    for first in (0, 100_000)
+  )
+  assert soon.start_seconds == late.start_seconds > 0
+  np.testing.assert_array_equal(soon.frames[64, 64], late.frames[64, 64])
+
+
 def test_an_uneven_file_that_shows_too_few_pictures_is_rejected():
   flat = [np.full((64, 64, 3), 15 * k, np.uint8) for k in range(len(TICKS))]
   with pytest.raises(Rejected) as error:

@@ -197,6 +197,7 @@ def test_damage_inside_the_clip_is_noticed():
     (media.video(fps=2), "video", "low_frame_rate"),
     (media.video(height=62, width=96), "video", "too_small"),
     (media.image(height=62, width=96), "image", "too_small"),
+    (media.floats(), "image", "unknown_range"),
   ],
 )
 def test_refusals_have_reasons(content, modality, reason):

@@ -73,3 +73,10 @@ def image(
   picture += np.random.default_rng(seed).integers(0, noise + 1, picture.shape)
   Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(stream, kind)
   return stream.getvalue()
+
+
+def floats() -> bytes:
+  """A TIFF of 32-bit floats."""
+  stream = io.BytesIO()
+  Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(stream, "TIFF")
+  return stream.getvalue()

@@ -202,8 +202,10 @@ def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
   (videos / "train.tfrecord-00001-of-00002").unlink()
   cut = videos / "validation.tfrecord-00000-of-00001"
   cut.write_bytes(cut.read_bytes()[:-1])
+  (folder / "out" / "toy_images" / "train.tfrecord-00000-of-00002.sidecar.json").write_bytes(b"")
   preprocess.run(argv)
   assert sorted(made) == [
+    "toy_images/train.tfrecord-00000-of-00002",
     "toy_videos/train.tfrecord-00001-of-00002",
     "toy_videos/validation.tfrecord-00000-of-00001",
   ]
@@ -425,11 +427,14 @@ def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys
   content[-20] ^= 1
   shard.write_bytes(bytes(content))
   (videos / "validation.tfrecord-00000-of-00001").unlink()
+  other = next(path for path in videos.glob("train.tfrecord-*-of-00002") if path != shard)
+  pathlib.Path(f"{other}.sidecar.json").write_bytes(b"")
   capsys.readouterr()
   assert verify.main([str(videos)]) == 1
   lines = capsys.readouterr().out.splitlines()
   assert sum("sha256 differs" in line for line in lines) == 1
   assert sum("is missing" in line for line in lines) == 1
+  assert sum("the sidecar is no JSON" in line for line in lines) == 1
 
 
 def test_help_needs_none_of_the_heavy_packages():

@@ -1,6 +1,7 @@
 """Every kind of source on the same rows: the same records; a bad row is a dead letter; only what is needed is read."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from beam_jobs import preprocess, storage
+from beam_jobs import preprocess, running, storage
 from beam_jobs.sources import columns, folders, members, rows, tables, webdataset
 from beam_jobs.sources import spec as source_spec
 from data import schema, tfrecord
@@ -73,7 +74,7 @@ KINDS = {
   "jsonl": ["--manifest=rows.jsonl", *TABLE],
   "csv": ["--manifest=rows.csv.gz", *TABLE],
   "parquet": ["--manifest=rows.parquet", *TABLE],
-  "webdataset": ["--manifest=shard-{0000..0009}.tar", "--column=label=class_id"],
+  "webdataset": ["--manifest=shard-{0003..0003}.tar", "--column=label=class_id"],
   "folder": ["--manifest=ucf"],
   "kinetics": ["--manifest=k600.csv", "--source=kinetics"],
 }
@@ -220,15 +221,19 @@ def test_samples_without_media_or_with_broken_json_are_dead_letters(tmp_path):
       ("b.json", b"{"),
       ("b.png", media.image()),
       ("c.png", b"x"),
+      ("d.png", b"x"),
+      ("d.txt", b"caf\xe9"),
     ):
       info = tarfile.TarInfo(name)
       info.size = len(data)
       tar.addfile(info, io.BytesIO(data))
   path = str(tmp_path / "a.tar")
   lines = [json.loads(line) for line in webdataset.tar_lines(path, "a.tar", columns.Columns())]
-  assert ["source_error" in line for line in lines] == [True, True, False]
+  assert ["source_error" in line for line in lines] == [True, True, False, True]
   parsed = [rows.parse_line(json.dumps(line), "/data") for line in lines]
-  assert [row.problem and row.problem[0] for row in parsed] == ["bad_source_row"] * 2 + [None]
+  assert [row.problem and row.problem[0] for row in parsed] == [
+    *("bad_source_row", "bad_source_row", None, "bad_source_row")
+  ]
 
 
 def test_bad_csv_rows_are_bad_rows_and_the_rest_goes_on(tmp_path):
@@ -237,12 +242,13 @@ def test_bad_csv_rows_are_bad_rows_and_the_rest_goes_on(tmp_path):
   path.write_bytes(
     b'uri,caption,label\na.mp4,"two\nlines",3\nb.mp4,x\n\nc.mp4,x,1,2\nd.mp4,'
     + huge.encode()
-    + b",1\ne.mp4,\xff,x1\nf.mp4,x,2\n"
+    + b",1\ne.mp4,\xff,1\ng.mp4,x,x1\nf.mp4,x,2\n"
   )
   lines = [json.loads(line) for line in tables.csv_lines(str(path), columns.Columns())]
   parsed = [rows.parse_line(json.dumps(line), "/data") for line in lines]
   assert [row.problem and row.problem[0] for row in parsed] == [
     None,
+    "bad_source_row",
     "bad_source_row",
     "bad_source_row",
     "bad_source_row",
@@ -277,6 +283,63 @@ def test_parquet_with_odd_types_and_damage(tmp_path):
   assert "row group 0" in json.loads(line)["uri"]
   pathlib.Path(path).write_bytes(content[:-1])
   assert list(tables.parquet_groups(path)) == [(path, -1)]
+
+
+def test_binary_parquet_columns_are_text_or_bad_rows(tmp_path):
+  # As writers that do not mark text leave it.
+  names = ["a.mp4", "b.mp4"]
+  table = pa.table(
+    {
+      "uri": pa.array([name.encode() for name in names], pa.binary()),
+      "captions": pa.array([["caf\u00e9".encode()], [b"caf\xe9"]], pa.list_(pa.binary())),
+    }
+  )
+  path = str(tmp_path / "a.parquet")
+  pa.parquet.write_table(table, path)
+  good, bad = map(json.loads, tables.parquet_lines(path, 0, columns.Columns()))
+  assert (good["uri"], good["captions"]) == ("a.mp4", ["caf\u00e9"])
+  assert "no UTF-8" in bad["source_error"] and "b.mp4" in bad["source_error"]
+
+
+def test_linked_class_folders_and_names_with_brackets_lose_no_row(tmp_path):
+  root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+  for folder in (root / "cat [1]", elsewhere):
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+  (root / "dog").symlink_to(elsewhere)
+  assert folders.class_folders(str(root)) == [("", "cat [1]"), ("", "dog")]
+  names = columns.Columns(class_names=(("cat [1]", "cat"), ("dog", "dog")))
+  found = [
+    json.loads(line)["uri"]
+    for _, name in folders.class_folders(str(root))
+    for line in folders.folder_lines(str(root), "", name, names, frozenset())
+  ]
+  assert found == ["cat [1]/a.png", "dog/a.png"]
+
+
+def test_a_range_with_a_hole_is_refused(tmp_path):
+  for number in (0, 2):
+    (tmp_path / f"rows-{number:03d}.jsonl").write_text('{"uri": "a.mp4"}\n')
+  with pytest.raises(FileNotFoundError, match=r"no file at .*rows-001\.jsonl, and at 0 others"):
+    run(tmp_path, tmp_path / "out", ["--manifest=rows-{000..002}.jsonl"])
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, capsys):
+  with pytest.raises(storage.CannotWrite, match="No space left on device; make room or set"):
+    with storage.writer(str(tmp_path / "out" / "a")) as stream:
+      stream.write(b"x")
+      raise OSError(errno.ENOSPC, "No space left on device")
+  assert not list((tmp_path / "out").iterdir())
+  (tmp_path / "file").write_text("")
+  with pytest.raises(storage.CannotWrite, match=r"cannot write .*/file/a: "):
+    storage.write(str(tmp_path / "file" / "a"), b"x")
+
+  def run(argv):
+    # As Beam tells of it.
+    raise RuntimeError("beam_jobs.storage.CannotWrite: cannot write a: full [while running 'x']")
+
+  assert running.exit_code("preprocess", run) == 1
+  assert capsys.readouterr().err == "preprocess: cannot write a: full [while running 'x']\n"
 
 
 def test_imagenet_folders_have_splits_synsets_and_names(tmp_path):

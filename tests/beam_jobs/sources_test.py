@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from beam_jobs import sources
+from beam_jobs import pipeline, sources
 from data import schema
 
 
@@ -21,14 +21,24 @@ def test_defaults():
 
 @pytest.mark.parametrize(
   ("uri", "path"),
-  [("a.mp4", "/data/a.mp4"), ("/b/a.mp4", "/b/a.mp4"), ("gs://bucket/a.mp4", "gs://bucket/a.mp4")],
+  [
+    ("a.mp4", "/data/a.mp4"),
+    ("/b/a.mp4", "/b/a.mp4"),
+    ("gs://bucket/a.mp4", "gs://bucket/a.mp4"),
+    ("file:///b/a%20b.mp4", "/b/a b.mp4"),
+    ("a%20b c.mp4", "/data/a%20b c.mp4"),
+  ],
 )
 def test_relative_uris_start_at_the_manifest(uri, path):
   assert parse(uri=uri).path == path
 
 
 @pytest.mark.parametrize(
-  ("uri", "modality"), [("a.JPG", "image"), ("a.webp", "image"), ("a.mp4", "video"), ("a", "video")]
+  ("uri", "modality"),
+  [
+    *(("a.JPG", "image"), ("a.webp", "image"), ("a.mp4", "video"), ("a", "video")),
+    ("a.heic", "image"),
+  ],
 )
 def test_modality_follows_the_extension_unless_it_is_stated(uri, modality):
   assert parse(uri=uri).modality == modality
@@ -45,6 +55,8 @@ def test_blank_captions_go_with_their_weights():
   [
     ({"uri": None}, "bad_uri"),
     ({"uri": ""}, "bad_uri"),
+    ({"uri": "a\ud800.mp4"}, "bad_uri"),
+    ({"caption": "half of an emoji \ud83d"}, "bad_captions"),
     ({"captions": "x"}, "bad_captions"),
     ({"captions": [1]}, "bad_captions"),
     ({"captions": ["a", "b"], "caption_weights": [1]}, "bad_captions"),
@@ -72,9 +84,17 @@ def test_a_bad_field_is_a_problem_with_a_reason(fields, reason):
   assert row.modality in schema.MODALITIES
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "null", "1", '"x"', '{"uri": "a\\ud800.mp4"}', "\x00"])
+@pytest.mark.parametrize(
+  "line",
+  [
+    *("{", "[]", "null", "1", '"x"', '{"uri": "a\\ud800.mp4"}', "\x00", "[" * 100_000),
+    '{"uri": "a", "label": %s}' % ("1" * 5000),
+  ],
+  ids=range(9),
+)
 def test_no_line_raises(line):
   row = sources.parse_line(line, "/data")
+  assert row.problem
   assert len(row.key) == len(row.identity) == 64
 
 
@@ -85,3 +105,14 @@ def test_key_is_uri_and_window_and_identity_adds_the_captions():
     assert parse(**other).key != base.key
   assert parse(caption="y").key == base.key
   assert parse(caption="y").identity != base.identity
+
+
+def test_a_byte_order_mark_is_dropped_and_other_encodings_are_bad_rows():
+  line = json.dumps({"uri": "a.mp4", "caption": "x"})
+  assert pipeline.manifest_text(b"\xef\xbb\xbf" + line.encode() + b"\r") == line
+  for encoded in (
+    '{"uri": "a.mp4", "caption": "caf\u00e9"}'.encode("latin-1"),
+    line.encode("utf-16"),
+  ):
+    reason, message = sources.parse_line(pipeline.manifest_text(encoded), "/data").problem
+    assert reason == "bad_source_row" and "write the manifest in UTF-8" in message

@@ -209,6 +209,15 @@ def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
 
 
+def test_a_cache_without_one_of_its_shards_is_refused(cache):
+  info = cache / "toy_videos" / "info.train.json"
+  info.write_text(json.dumps(json.loads(info.read_text()) | {"num_shards": 2}))
+  shard = cache / "toy_videos" / "train.tfrecord-00000-of-00001"
+  shard.rename(shard.with_name("train.tfrecord-00000-of-00002"))
+  with pytest.raises(FileNotFoundError, match=r"no train\.tfrecord-00001-of-00002: 1 of the 2"):
+    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+
+
 def test_class_conditional_rows_have_labels_and_no_text(cache):
   row = tasks.RowFormat(text_length=0, label=True)
   task = tasks.video_task(

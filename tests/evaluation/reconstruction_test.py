@@ -67,6 +67,12 @@ def _one(vae, params, x):
   return vae.apply({"params": params}, x)[0]
 
 
+def _equal(made, expected):
+  """To the byte, but for the rounding of sums that were compiled for another length."""
+  np.testing.assert_allclose(made, expected, atol=1)
+  assert np.mean(made != expected) < 0.01
+
+
 def _together(groups):
   return tuple(np.concatenate(parts, axis=1) for parts in zip(*groups))
 
@@ -103,7 +109,7 @@ def test_reconstructions_over_two_devices_are_those_of_one_pass(tokenizer):
     longer = [[*clip, clip[0]] for clip in clips[start : start + rows]]
     given, made = _together(network(longer))
     np.testing.assert_array_equal(given, clips[start : start + rows])
-    assert np.abs(made - expected[start : start + rows]).max() <= 1
+    _equal(made, expected[start : start + rows])
   assert expected.std() > 5 and np.abs(expected - clips).max() > 20
   with pytest.raises(ValueError, match=rf"got {rows + 1} clips"):
     next(network([clips[0]] * (rows + 1)))
@@ -169,7 +175,7 @@ def test_a_killed_run_goes_on_and_jobs_share_one(command, tokenizer, tmp_path, c
     inputs, made = (video_io.read_video(whole / kind / "a" / f"{name}.mkv").frames
                     for kind in ("inputs", "reconstructions"))  # fmt: skip
     np.testing.assert_array_equal(inputs, originals[name][:5])
-    assert np.abs(made - want).max() <= 1
+    _equal(made, want)
   rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
   assert [row["name"] for row in rows] == [f"a/{name}" for name in names]
   assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
@@ -233,7 +239,7 @@ def test_whole_files_stream_and_caches_are_read(command, tokenizer, tmp_path, ca
   assert (result["clips"], result["made"], result["repeated"]) == (4, 4, 1)
   made = {m.name: m.read() for m in find_media(result["reconstructions"])}
   for index, want in enumerate(_by_hand(tokenizer, clips)):
-    assert np.abs(made[f"{index:064x}"[::-1][:24]] - want).max() <= 1
+    _equal(made[f"{index:064x}"[::-1][:24]], want)
   for wrong, said in (
     ("--split=test", "no stats.test.json"),
     ("--pixels=pixels/9x16x16", r"records have the pixels \['pixels/5x16x16'\]"),

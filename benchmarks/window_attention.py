@@ -1,23 +1,26 @@
 """The fused window attention: its errors against float64 numpy, and whether the TPU compiler takes the stages' shapes.
 
-  JAX_PLATFORMS=cpu python benchmarks/window_attention.py --laws       # interpreted; minutes
+  JAX_PLATFORMS=cpu python benchmarks/window_attention.py --laws       # interpreted; about ten minutes of two cores
   JAX_PLATFORMS=cpu python benchmarks/window_attention.py --compile    # needs the extra [tpu]; minutes
   JAX_PLATFORMS=cpu python benchmarks/window_attention.py --compile --slice=v5e:2x2
+  JAX_PLATFORMS=cpu python benchmarks/window_attention.py              # writes the tables again
 
-Writes benchmarks/window_attention.json, one part a switch. It has not run on a TPU.
+Each case is kept in benchmarks/window_attention.json at once, so a stopped command goes on; delete an entry to have it
+made again. The tables are in benchmarks/window_attention.md. It has not run on a TPU.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "window_attention.json"
-# (grid, window, cell); each at all head sizes, with table or text or both, with and without image rows.
+# (grid, window, cell); each at all head sizes, as every kind of layer has it.
 WINDOWS = (
   ((1, 16, 16), (1, 16, 16), (8, 8)),
   ((5, 8, 8), (5, 8, 8), (8, 8)),
@@ -25,6 +28,9 @@ WINDOWS = (
   ((5, 8, 14), (5, 8, 14), (8, 14)),
 )
 HEAD_SIZES = (64, 72, 88, 108, 128)
+# Self-attention; self-attention with image rows; cross-attention with text keys; all at once.
+ASKED = (("table",), ("images", "table"), ("text",), ("images", "table", "text"))
+DTYPES = ("float32", "bfloat16")
 # Stage: heads, head size, cells of a frame, tokens of a cell; rows a chip at batch 512 on 64 chips.
 STAGES = {
   "L": (16, 64, (2, 2), 64),
@@ -42,32 +48,40 @@ LAYERS = {
 }
 
 
-def laws() -> list[dict[str, Any]]:
-  """Relative errors of the value and of every gradient, one entry a case."""
-  from tests.denoiser.window_attention_test import compiled, error, expected, make, run
+def laws(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Relative errors of the value and of every gradient, of each case that is missing."""
+  from tests.denoiser.window_attention_test import BOUNDS, compiled, error, expected, make, run
 
-  found = []
   for grid, window, cell in WINDOWS:
     for head_size in HEAD_SIZES:
-      for asked in ({"table"}, {"table", "text"}, {"table", "images"}):
-        for dtype in ("float32", "bfloat16"):
-          given = make(grid, window, cell, 128 // head_size, head_size, asked)
+      for asked in ASKED:
+        given = make(grid, window, cell, 128 // head_size, head_size, set(asked))
+        for dtype in DTYPES:
+          name = f"{'x'.join(map(str, window))} of {head_size}, {' and '.join(asked)}, {dtype}"
+          if name in results:
+            continue
           got = compiled(*run(*given, window=window, cell=cell, dtype=dtype))
           want = expected(*given, window=window, dtype=dtype)
-          errors = {name: float(error(got[name], want[name])) for name in want}
-          case = {"window": window, "head_size": head_size, "asked": sorted(asked), "dtype": dtype}
-          found.append(case | {"errors": errors})
-          print(case, f"worst {max(errors.values()):.1e}", flush=True)
-  return found
+          errors = {key: float(error(got[key], want[key])) for key in want}
+          yield (
+            name,
+            {
+              "window": window, "head_size": head_size, "asked": asked, "dtype": dtype,
+              "bound": BOUNDS[dtype], "errors": errors,
+            },
+          )  # fmt: skip
 
 
-def compile_stages(slice_name: str) -> list[dict[str, Any]]:
-  """Forward and backward of each layer of each stage for one chip of a slice."""
+def compile_stages(
+  slice_name: str, results: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Forward and backward of each layer of each stage for one chip of a slice, where it is missing."""
   import jax
   import jax.numpy as jnp
 
   from walt_t5x import tpu_compile
-  from walt_t5x.denoiser.window_attention_kernel import fused_window_attention, heads_in_lanes
+  from walt_t5x.denoiser.window_attention_kernel import fused_window_attention
+  from walt_t5x.denoiser.window_attention_shape import heads_in_lanes
 
   device = tpu_compile.topology_devices(slice_name)[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
@@ -75,9 +89,12 @@ def compile_stages(slice_name: str) -> list[dict[str, Any]]:
   def array(*shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  found, rows = [], 8
+  rows = 8
   for stage, (heads, head_size, cells, cell_tokens) in STAGES.items():
     for layer, (window, bias, text, images) in LAYERS.items():
+      name = f"{stage}, {layer}"
+      if name in results:
+        continue
       group = heads_in_lanes(heads, head_size)
       tokens = window[0] * window[1] * window[2] * cell_tokens
       lanes = (heads // group, group * head_size)
@@ -103,17 +120,66 @@ def compile_stages(slice_name: str) -> list[dict[str, Any]]:
 
       started = time.monotonic()
       compiled = jax.jit(step).lower(x, x, x, arrays, masks, x).compile()
-      found.append(
+      yield (
+        name,
         {
           "stage": stage,
           "layer": layer,
-          "slice": slice_name,
+          "tokens": tokens,
+          "head_size": head_size,
           "kernels": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
           "estimated_seconds": compiled.cost_analysis()["optimal_seconds"],
           "seconds_to_compile": round(time.monotonic() - started, 1),
-        }
+        },
       )
-      print(found[-1], flush=True)
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+  """The tables."""
+  found = [
+    "# The fused window attention",
+    "",
+    "Written by `benchmarks/window_attention.py` from `benchmarks/window_attention.json`. It has not run on a TPU.",
+    "",
+    "## Against float64 numpy, interpreted",
+    "",
+    "Norm of the error over the norm of what is expected, the worst of heads of 64, 72, 88, 108 and 128. Two rows, of",
+    "which the first is the image row; texts of 3 to 11 of 12 tokens.",
+    "",
+  ]
+  laws = results.get("laws", {}).values()
+  names = list(dict.fromkeys(name for r in laws for name in r["errors"]))
+  found.append("| window | what | dtype | bound | " + " | ".join(names) + " |")
+  found.append("| --- | --- | --- | --- |" + " --- |" * len(names))
+  groups: dict[tuple, list[dict[str, float]]] = {}
+  for r in laws:
+    key = ("x".join(map(str, r["window"])), " and ".join(r["asked"]), r["dtype"], r["bound"])
+    groups.setdefault(key, []).append(r["errors"])
+  for (window, what, dtype, bound), errors in groups.items():
+    cells = []
+    for name in names:
+      values = [e[name] for e in errors if name in e]
+      cells.append(f"{max(values):.1e}" if values else "-")
+    found.append(f"| {window} | {what} | {dtype} | {bound:.0e} | " + " | ".join(cells) + " |")
+  inside = [max(r["errors"].values()) < r["bound"] for r in laws]
+  found += ["", f"{sum(inside)} of {len(inside)} cases are within their bounds.", ""]
+  for part, entries in results.items():
+    if not part.startswith("compiled for"):
+      continue
+    found += [
+      f"## {part[0].upper()}{part[1:]} by the TPU compiler (libtpu {entries['libtpu']})",
+      "",
+      "Forward and backward of one layer's attention, 8 rows of 5 latent frames on one chip, bfloat16.",
+      "",
+      "| stage | layer | tokens a window | head | kernels in the program | estimated seconds | seconds to compile |",
+      "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in entries["layers"].values():
+      found.append(
+        f"| {r['stage']} | {r['layer']} | {r['tokens']} | {r['head_size']} | {r['kernels']} | "
+        f"{r['estimated_seconds']:.5f} | {r['seconds_to_compile']} |"
+      )
+    found.append("")
   return found
 
 
@@ -128,11 +194,25 @@ def main() -> None:
   arguments = parser.parse_args()
   sys.path.insert(0, str(ROOT))
   results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+  def keep(part: dict[str, Any], made: Iterator[tuple[str, dict[str, Any]]]) -> None:
+    for name, result in made:
+      part[name] = result
+      RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+      worst = max(result["errors"].values()) if "errors" in result else result["kernels"]
+      print(f"{name}: {worst:.2g}", flush=True)
+
   if arguments.laws:
-    results["laws"] = laws()
+    part = results.setdefault("laws", {})
+    keep(part, laws(part))
   if arguments.compile:
-    results[f"compiled for {arguments.slice}"] = compile_stages(arguments.slice)
-  RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    from importlib import metadata
+
+    part = results.setdefault(
+      f"compiled for {arguments.slice}", {"libtpu": metadata.version("libtpu"), "layers": {}}
+    )
+    keep(part["layers"], compile_stages(arguments.slice, part["layers"]))
+  (HERE / "window_attention.md").write_text("\n".join(lines(results)).rstrip() + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from tests.denoiser.window_attention_reference import window_attention as reference
 from walt_t5x import partitioning
-from walt_t5x.denoiser import window_attention_kernel as kernel
+from walt_t5x.denoiser import window_attention_shape as shapes
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
 from walt_t5x.denoiser.window_attention import choose, window_attention
@@ -28,7 +28,11 @@ CASES = {
 
 
 def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
-  """Random arrays of a case, in grid order, float32."""
+  """Random arrays of a case, in grid order, float32.
+
+  Asked for may be "table", "images" (every other row, from the first), and "text" (one for each place of a window in
+  time) or "one text" (a row).
+  """
   rng = np.random.default_rng(seed)
   wt, wh, ww = window
 
@@ -42,8 +46,8 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
   masks = {}
   if "table" in asked:
     arrays["table"] = noise((2 * wt - 1) * (2 * wh - 1) * (2 * ww - 1), heads)
-  if "text" in asked:
-    texts = grid[0] // wt
+  if asked & {"text", "one text"}:
+    texts = grid[0] // wt if "text" in asked else 1
     arrays["text_key"] = noise(rows, texts, 12, heads, head_size)
     arrays["text_value"] = noise(rows, texts, 12, heads, head_size)
     lengths = 3 + np.arange(rows * texts).reshape(rows, texts, 1) % 9
@@ -56,7 +60,7 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
 def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
   """(function, arguments): {name: value or gradient} by the implementation under test, in grid order."""
   heads, head_size = of_out.shape[-2:]
-  group = kernel.heads_in_lanes(heads, head_size) if implementation == "pallas" else 1
+  group = shapes.heads_in_lanes(heads, head_size) if implementation == "pallas" else 1
 
   def grouped(x):
     return x.reshape(*x.shape[:-2], heads // group, group * head_size)
@@ -215,8 +219,8 @@ def test_what_is_chosen_and_refused():
   }
   assert choose("auto", cell_tokens=64, **sizes) == ("einsum", 1)
   assert choose("pallas", cell_tokens=64, **sizes) == ("pallas", 2)
-  assert kernel.unsupported(560, 112, 88, "bfloat16") == ""
-  assert "multiple of 16" in kernel.unsupported(320, 40, 64, "bfloat16")
-  assert "of a core's memory" in kernel.unsupported(1280, 256, 64, "bfloat16")
+  assert shapes.unsupported(560, 112, 88, "bfloat16") == ""
+  assert "multiple of 16" in shapes.unsupported(320, 40, 64, "bfloat16")
+  assert "of a core's memory" in shapes.unsupported(1280, 256, 64, "bfloat16")
   with pytest.raises(ValueError, match="attention_implementation='flash': expected one of"):
     choose("flash", cell_tokens=64, **sizes)

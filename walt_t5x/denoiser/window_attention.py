@@ -13,7 +13,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from walt_t5x.denoiser import sharding, window_attention_kernel
+from walt_t5x.denoiser import sharding, window_attention_kernel, window_attention_shape
 from walt_t5x.denoiser.layers import scale_norm
 from walt_t5x.denoiser.windows import Window, merge, partition
 
@@ -82,7 +82,7 @@ def choose(
   reason = ""
   if on_tpu:
     tokens = math.prod(window) * cell_tokens
-    reason = window_attention_kernel.unsupported(tokens, cell_tokens, head_size, dtype)
+    reason = window_attention_shape.unsupported(tokens, cell_tokens, head_size, dtype)
   heights, heads = sharding.parts((cells[0], num_heads), ("height", "heads"))
   if cells[0] // heights % window[1]:
     reason = (
@@ -94,7 +94,7 @@ def choose(
     )
   if reason:
     return "einsum", 1
-  return "pallas", window_attention_kernel.heads_in_lanes(num_heads // heads, head_size)
+  return "pallas", window_attention_shape.heads_in_lanes(num_heads // heads, head_size)
 
 
 def window_attention(

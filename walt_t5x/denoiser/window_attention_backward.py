@@ -1,0 +1,81 @@
+"""The backward pass of the fused window attention: one step of the kernel's grid.
+
+Gradients of queries, keys and values are written by the window that they belong to. Those of the bias and the scales
+are sums over all rows and windows of a head, those of the text's keys and values over the windows that see the text:
+they stay in the core's memory from the first of these steps, which clears them, to the last.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from walt_t5x.denoiser.window_attention_head import Head, dot, each_head
+from walt_t5x.denoiser.window_attention_shape import Shape
+
+
+def body(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
+  """Args:
+
+  shape: of the call.
+  groups: of heads in the step's blocks.
+  images: prefetched [B]; not 0 on rows that give their values.
+  given: blocks by the names of the arguments; "out" is the cotangent of the result.
+  written: blocks of the gradients, by the names of the arguments.
+  """
+  image = images[pl.program_id(1)] != 0
+  row, time, height, width = (pl.program_id(n) for n in range(1, 5))
+  first_of_text = (height == 0) & (width == 0)
+  if shape.texts == 1:
+    first_of_text &= time == 0
+  first = (row == 0) & (time == 0) & (height == 0) & (width == 0)
+  for names, begins in (
+    (("text_key", "text_value"), first_of_text),
+    (("bias", "query_scale", "key_scale"), first),
+  ):
+    present = [written[name] for name in names if name in written]
+    if present:
+
+      @pl.when(begins)
+      def _clear(present=present):
+        for ref in present:
+          ref[...] = jnp.zeros_like(ref)
+
+  @pl.when(image)
+  def _pass_through():
+    written["value"][...] = given["out"][...]
+    for name in ("query", "key"):
+      written[name][...] = jnp.zeros_like(written[name])
+
+  @pl.when(jnp.logical_not(image))
+  def _attend():
+    for group, number in each_head(shape, groups):
+      _head_gradients(Head(shape, given, group, number), given, written, number)
+
+
+def _head_gradients(head: Head, given: Any, written: Any, number: int) -> None:
+  dtype = head.values[0].dtype
+  of_out = head.read(given["out"])
+  weights = [w * head.inverse for w in head.weights]
+  of_weights = [dot(of_out, v, (1, 1)) for v in head.values]
+  along = sum(
+    jnp.sum(w * d, axis=-1, keepdims=True) for w, d in zip(weights, of_weights, strict=True)
+  )
+  of_scores = [w * (d - along) for w, d in zip(weights, of_weights, strict=True)]
+  if "bias" in written:
+    written["bias"][head.group, number] += of_scores[0]
+  low = [s.astype(dtype) for s in of_scores]
+  of_values = [dot(w.astype(dtype), of_out, (0, 0)) for w in weights]
+  of_keys = [dot(s, head.query.product, (0, 0)) for s in low]
+  of_query = sum(dot(s, k.product, (1, 0)) for s, k in zip(low, head.keys, strict=True))
+  query, query_scale = head.query.gradients(of_query)
+  keys = [k.gradients(d) for k, d in zip(head.keys, of_keys, strict=True)]
+  head.write(written["query"], query)
+  head.write(written["key"], keys[0][0])
+  head.write(written["value"], of_values[0])
+  if head.text:
+    head.add_text(written["text_key"], keys[1][0])
+    head.add_text(written["text_value"], of_values[1])
+  if query_scale is not None:
+    written["query_scale"][...] += query_scale
+    written["key_scale"][...] += sum(scale for _, scale in keys)

@@ -1,0 +1,34 @@
+"""The forward pass of the fused window attention: one step of the kernel's grid."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from walt_t5x.denoiser.window_attention_head import Head, dot, each_head
+from walt_t5x.denoiser.window_attention_shape import Shape
+
+
+def body(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
+  """Args:
+
+  shape: of the call.
+  groups: of heads in the step's blocks.
+  images: prefetched [B]; not 0 on rows that give their values.
+  given, written: blocks by the names of arguments and results.
+  """
+  image = images[pl.program_id(1)] != 0
+  out = written["out"]
+
+  @pl.when(image)
+  def _pass_through():
+    out[...] = given["value"][...]
+
+  @pl.when(jnp.logical_not(image))
+  def _attend():
+    for group, number in each_head(shape, groups):
+      head = Head(shape, given, group, number)
+      products = [
+        dot(w.astype(v.dtype), v, (1, 0)) for w, v in zip(head.weights, head.values, strict=True)
+      ]
+      head.write(out, sum(products) * head.inverse)

@@ -43,7 +43,7 @@ def main() -> None:
   import gin
   from walt_t5x import engine
   from walt_t5x.engine import gin_config
-  from walt_t5x.plan import plan_gin
+  from walt_t5x.run_plan import plan_gin
 
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   rows = []

@@ -42,9 +42,9 @@ BINDINGS = {
 # Table 3b of the paper: step time of windows against full attention at L size, by each implementation.
 EINSUM = "walt_t5x.denoiser.transformer.WaltDenoiser.attention_implementation='einsum'"
 WINDOWS = {
-  "5x8x8": ("ablations/default", ()),
   "5x8x8 einsum": ("ablations/default", (EINSUM,)),
   "full einsum": ("ablations/full_attention", (EINSUM,)),
+  "5x8x8 kernel": ("ablations/default", ()),
 }
 
 
@@ -78,6 +78,7 @@ class Job:
       "batch_size": plan["batch_size"],
       "steps": plan["steps"],
       "train_flops_per_step": plan["train_flops_per_step"],
+      "bytes_per_row": plan["bytes_per_row"],
       **plan["topologies"][self.slice],
       "seconds_to_plan": round(time.monotonic() - started),
       **versions(),
@@ -159,54 +160,6 @@ def pair(implementation: str) -> dict[str, Any]:
   }
 
 
-def lines(results: dict[str, Any]) -> list[str]:
-  """The tables."""
-  gib = 1024**3
-  found = [
-    "# What the TPU compiler estimates",
-    "",
-    "Written by `benchmarks/tpu_plan.py` from `benchmarks/tpu_plan.json`: estimates of the compiler's cost model, not",
-    "measurements; nothing has run on a TPU. Memory and collectives are of the whole step of the built-in engine,",
-    "optimizer included; seconds are extrapolated over depth from two and four unrolled layers and do not know what",
-    "waits for a collective. A fused kernel counts with the operations and bytes that it declares.",
-    "",
-    "| gin file | slice | bindings | rows a step | memory a chip, GiB | step, s | model operations over the peak |"
-    " run, days | collectives a step and chip, GiB | libtpu | date |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-  ]
-  for key, r in results.items():
-    if key.startswith("pair "):
-      continue
-    needed, limit = r["hbm_bytes_per_chip"], r["hbm_limit_bytes"] / gib
-    size = "unknown" if needed is None else f"{needed / gib:.1f}"
-    memory = f"{size} of {limit:.0f}: {'fits' if r['fits'] else 'does not fit'}"
-    seconds, share = r["estimated_step_seconds"], r["estimated_utilization"]
-    days = f"{seconds * r['steps'] / 86400:.1f}" if seconds and r["steps"] else "-"
-    traffic = ", ".join(
-      f"{kind} {n / gib:.1f}" for kind, n in sorted(r["collective_bytes"].items())
-    )
-    found.append(
-      f"| `{r['gin_file']}` | {r['slice']} | {' '.join(r['bindings'])} | {r['batch_size']:,} | {memory} | "
-      f"{'-' if seconds is None else f'{seconds:.3f}'} | {'-' if share is None else f'{share:.1%}'} | {days} | "
-      f"{traffic or '-'} | {r['libtpu']} | {r['date']} |"
-    )
-  pairs = [r for key, r in results.items() if key.startswith("pair ")]
-  if pairs:
-    found += [
-      "",
-      "One pair of layers (width 2048, 16 heads, no text), forward and backward without remat, 10,240 tokens on a v5p",
-      "chip (`--pair`):",
-      "",
-      "| attention | seconds | GB of HBM traffic | 6ND over the peak |",
-      "| --- | --- | --- | --- |",
-    ]
-    found += [
-      f"| {r['implementation']} | {r['seconds']:.5f} | {r['bytes'] / 1e9:.1f} | {r['utilization_6nd']:.1%} |"
-      for r in pairs
-    ]
-  return found
-
-
 def main() -> None:
   """Makes what is missing."""
   parser = argparse.ArgumentParser(
@@ -220,6 +173,8 @@ def main() -> None:
   parser.add_argument("--table", action="store_true", help="only write the table again")
   arguments = parser.parse_args()
   sys.path.insert(0, str(ROOT))
+  from benchmarks import tpu_plan_table
+
   results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
   def keep(key: str, result: dict[str, Any]) -> None:
@@ -242,7 +197,9 @@ def main() -> None:
     for job in jobs:
       if job.key not in results:
         keep(job.key, job.run())
-  (HERE / "tpu_plan.md").write_text("\n".join(lines(results)) + "\n", encoding="utf-8")
+  (HERE / "tpu_plan.md").write_text(
+    "\n".join(tpu_plan_table.lines(results, WINDOWS)) + "\n", encoding="utf-8"
+  )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.engine import gin_config
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.plan import plan_gin, plan_model
+from walt_t5x.run_plan import plan_gin, plan_model
 
 ROOT = Path(__file__).resolve().parents[1]
 # Published sizes by paper.md's arithmetic; those given to three decimals of a million within 0.05M.
@@ -90,6 +90,25 @@ def test_operations_equal_the_closed_form_of_a_stack():
   assert stack < flops(0.0) < 1.15 * stack
   # The self-conditioning pass is one more forward pass.
   assert rows * layer_forward < flops(0.9) - flops(0.0) < 1.15 * rows * layer_forward
+
+
+def test_a_video_s_record_has_the_bytes_of_its_further_frames_more(planned):
+  plan = planned("walt_3b")
+  more = plan.record_bytes["video"] - plan.record_bytes["image"]
+  # bfloat16 latents; lengths in the record's frames are a few bytes longer.
+  assert 0 <= more - 2 * (5 - 1) * 16 * 16 * 8 < 16
+  # 24 tokens of 2048 int8 values, a scale of 4 bytes and 256 steps each.
+  assert plan.record_bytes["image"] > 2 * 16 * 16 * 8 + 24 * (2048 + 4 + 256)
+  assert plan.bytes_per_row > 2 * 5 * 16 * 16 * 8 + 5 * 64 * (2048 + 4 + 256)
+
+
+def test_advice_names_the_files_own_binding(planned):
+  (advice,) = [line for line in planned("walt_3b").memory_advice if "remat" in line]
+  assert advice.startswith("--gin.base/")
+  gin_config.parse(
+    [], [advice.split(" ")[0].removeprefix("--gin.").replace('"', "")], [], finalize=False
+  )
+  assert gin_config.macro_value("MODEL").module.remat == "full"
 
 
 def test_the_program_prints_json_and_names_what_is_wrong():

@@ -23,7 +23,7 @@ def test_what_the_compiler_wants_is_read_from_its_refusal():
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 139.5G of 95.74G hbm. Exceeded hbm capacity by "
     "43.8G."
   )
-  assert tpu_compile.memory_wanted(message) == int(139.5 * 1024**3)
+  assert tpu_compile.memory_wanted(message) == (int(139.5 * 1024**3), int(95.74 * 1024**3))
   assert tpu_compile.memory_wanted("RESOURCE_EXHAUSTED: vmem") is None
 
 
@@ -47,7 +47,7 @@ def test_the_toy_step_compiles_for_a_slice():
   import gin
   from walt_t5x import engine
   from walt_t5x.engine import gin_config
-  from walt_t5x.plan import plan_gin, topologies_gin
+  from walt_t5x.run_plan import plan_gin, topologies_gin
 
   sys.modules["__main__"].train = engine.train
   gin.clear_config()

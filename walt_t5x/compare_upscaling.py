@@ -22,18 +22,15 @@ from typing import Any
 
 from absl import app, flags
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_flags
+
 FLAGS = flags.FLAGS
 STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original", "tokenizer"
 
 
 def define_flags() -> None:
   """The flags of the program."""
-  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
-  flags.DEFINE_multi_string(
-    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
-  )
-  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  gin_flags.define()
   flags.DEFINE_string("cache", None, "Folder of a cached task with pixels of both sizes.")
   flags.DEFINE_string("split", "validation", "Split of the held-out clips.")
   flags.DEFINE_string("stage", None, "Super-resolution stage; the last one by default.")
@@ -199,10 +196,7 @@ def run(**bound: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, prints and writes."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file or not FLAGS.cache:
-    raise app.UsageError("--gin_file and --cache are needed; try --gin_file=gin/tiny/generate.gin.")
+  gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import gin
   from walt_t5x import generate
@@ -211,7 +205,7 @@ def main(argv: Sequence[str]) -> None:
   # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
   sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
   try:
-    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    gin_flags.read()
     result = run(**gin.get_bindings(generate.generate))
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
@@ -230,6 +224,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  from walt_t5x.engine.gin_config import rewrite_gin_args
-
-  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))
+  app.run(main, flags_parser=gin_flags.parse_args)

@@ -16,17 +16,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_flags
+
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """The flags of the program."""
-  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
-  flags.DEFINE_multi_string(
-    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
-  )
-  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  gin_flags.define()
   flags.DEFINE_string("output", None, "Folder that keeps the clips.")
   flags.DEFINE_string("host", "127.0.0.1", "Address to answer on; 0.0.0.0 opens it to the network.")
   flags.DEFINE_integer("port", 7860, "Port to answer on.", lower_bound=0, upper_bound=65535)
@@ -202,12 +199,7 @@ def load_studio(
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, loads the cascade, opens the page."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file or not FLAGS.output:
-    raise app.UsageError(
-      "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
-    )
+  gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -226,7 +218,7 @@ def main(argv: Sequence[str]) -> None:
   sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
   bound: dict[str, Any] = {}
   try:
-    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    gin_flags.read()
     bound = gin.get_bindings(generate.generate)
     studio = load_studio(output=FLAGS.output, fps=FLAGS.fps, **bound)
   except gin_config.GinError as error:
@@ -252,6 +244,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  from walt_t5x.engine.gin_config import rewrite_gin_args
-
-  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))
+  app.run(main, flags_parser=gin_flags.parse_args)

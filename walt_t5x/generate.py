@@ -19,7 +19,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_flags
+
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
@@ -30,11 +31,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """The flags of the program."""
-  flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
-  flags.DEFINE_multi_string(
-    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
-  )
-  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  gin_flags.define()
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
   flags.DEFINE_string("prompts_file", None, "Text file, one prompt a line.")
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
@@ -189,12 +186,7 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and generates."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file or not FLAGS.output:
-    raise app.UsageError(
-      "--gin_file and --output are needed; try --gin_file=gin/tiny/generate.gin."
-    )
+  gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -224,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
   # The files that trained a stage say `import __main__ as train_script`.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   try:
-    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    gin_flags.read()
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
   settings = RunSettings(
@@ -266,6 +258,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  from walt_t5x.engine.gin_config import rewrite_gin_args
-
-  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))
+  app.run(main, flags_parser=gin_flags.parse_args)

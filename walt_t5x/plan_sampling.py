@@ -16,9 +16,10 @@ from typing import Any
 
 from absl import app, flags
 
+from walt_t5x import gin_flags
+
 GIB = 1024**3
 FLAGS = flags.FLAGS
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class SamplingPlan:
     network_rows: rows of a network call for one sample: branches of guidance.
     network_calls: of a sample.
     flops_per_sample: operations of a sample's chain.
-    hbm_bytes_per_chip: by topology, of a batch's chain; None where the compiler refuses it.
+    topologies: what a batch's chain needs of a chip, by slice, as a `tpu_compile.ChipMemory`.
   """
 
   stage: str
@@ -43,7 +44,7 @@ class SamplingPlan:
   network_rows: int
   network_calls: int
   flops_per_sample: float
-  hbm_bytes_per_chip: Mapping[str, int | None] = dataclasses.field(default_factory=dict)
+  topologies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def plan_stage(
@@ -85,7 +86,7 @@ def plan_stage(
     network_rows=branches,
     network_calls=sampler.num_steps,
     flops_per_sample=count_flops_of(call, params, *arguments) * branches * sampler.num_steps,
-    hbm_bytes_per_chip={
+    topologies={
       name: _chip_memory(config, name, batch_size=batch_size, text_length=text_length)
       for name in topologies
     },
@@ -139,24 +140,20 @@ def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, A
   return noise, noise if config.low_resolution else None, given, null
 
 
-def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> int | None:
-  """Bytes a chip needs for a batch's chain; None where the compiler says that it does not fit."""
+def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> Any:
+  """What a chip needs for a batch's chain."""
   from walt_t5x import tpu_compile
   from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
 
   devices = tpu_compile.topology_devices(topology)
   sampler = StageSampler(config, mesh=mesh_for(batch_size, devices))
-  try:
-    compiled = sampler.lower(
-      _params(config, text_length),
-      *_arguments(config, rows=batch_size, text_length=text_length),
-      devices=devices,
-    ).compile()
-  except Exception as error:
-    if "RESOURCE_EXHAUSTED" not in str(error) and "memory" not in str(error).lower():
-      raise
-    return None
-  return tpu_compile.memory_of(compiled)
+  lowered = sampler.lower(
+    _params(config, text_length),
+    *_arguments(config, rows=batch_size, text_length=text_length),
+    devices=devices,
+  )
+  print(f"{topology}: the chain of {config.name} is traced", file=sys.stderr, flush=True)
+  return tpu_compile.compiled_or_refused(lowered, topology)[1]
 
 
 def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
@@ -170,22 +167,19 @@ def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
       f"{plan.stage:<8} {plan.parameters:>15,} {plan.weight_bytes / GIB:>13.2f} {plan.tokens_per_row:>13,} "
       f"{f'{plan.network_rows} x {plan.network_calls}':>13} {plan.flops_per_sample:>20.3e}"
     )
-  for name in plans[0].hbm_bytes_per_chip:
+  for name in plans[0].topologies:
     lines += ["", f"{name}, batches of {batch_size}: estimated by the TPU compiler, not measured"]
     for plan in plans:
-      needed = plan.hbm_bytes_per_chip[name]
-      shown = "does not fit" if needed is None else f"{needed / GIB:.2f} GiB a chip"
-      lines.append(f"  {plan.stage:<8} {shown}")
+      memory = plan.topologies[name]
+      size = "more" if memory.needed is None else f"{memory.needed / GIB:.2f} GiB"
+      verdict = "fits" if memory.fits else "DOES NOT FIT: take fewer --samples, or more chips"
+      lines.append(f"  {plan.stage:<8} {size} of {memory.limit / GIB:.2f} GiB a chip: {verdict}")
   return "\n".join(lines)
 
 
 def define_flags() -> None:
   """The flags of the program."""
-  flags.DEFINE_multi_string("gin_file", None, "gin files of `walt_t5x.generate`.")
-  flags.DEFINE_multi_string(
-    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
-  )
-  flags.DEFINE_list("gin_search_paths", ["."], "Folders to look for gin files in.")
+  gin_flags.define()
   flags.DEFINE_multi_string("topology", [], "TPU slice, e.g. v5p:2x2x1; may be repeated.")
   flags.DEFINE_integer("samples", 4, "Clips of a batch.", lower_bound=1)
   flags.DEFINE_list("stages", [], "The cascade's first stages; all by default.")
@@ -194,21 +188,19 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file:
-    raise app.UsageError("--gin_file is missing; try --gin_file=gin/walt_cascade_512x896.gin.")
+  gin_flags.check(argv, example="gin/walt_cascade_512x896.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import engine, generate
+  from walt_t5x import engine, generate, tpu_compile
   from walt_t5x.engine import gin_config
   from walt_t5x.generation.checks import choose_stages
 
   # gin files say `import __main__ as generate_script`, those that trained a stage `as train_script`.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
-  folders = [*FLAGS.gin_search_paths, _REPOSITORY]
   try:
-    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, folders, finalize=False)
+    for name in FLAGS.topology:
+      tpu_compile.check_topology(name)
+    gin_flags.read(finalize=False)
     stages = gin_config.macro_value("STAGES", [])
     plans = [
       plan_stage(
@@ -233,6 +225,4 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   define_flags()
-  from walt_t5x.engine.gin_config import rewrite_gin_args
-
-  app.run(main, flags_parser=lambda args: app.parse_flags_with_usage(rewrite_gin_args(args)))
+  app.run(main, flags_parser=gin_flags.parse_args)

@@ -49,7 +49,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   import gin
   from walt_t5x import engine
   from walt_t5x.engine import gin_config
-  from walt_t5x.plan import plan_gin
+  from walt_t5x.run_plan import plan_gin
 
   if not config.is_file():
     return "the run recorded no config.gin"

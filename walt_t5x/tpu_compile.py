@@ -1,20 +1,15 @@
-"""The engine's own training step, compiled for TPU slices that are not there.
+"""The engine's own training step, lowered for TPU slices that are not there.
 
 libtpu (a registry package, extra `[tpu]`) compiles for any slice on a CPU machine. What comes back is what the compiler
 thinks: bytes of memory a chip, collectives, a cost model's seconds. They are estimates and are called so.
-
-A scanned stack costs its body once in the compiler's cost model. So memory and collectives come from the real, whole
-step, whose program says how often a loop turns, and time from two unrolled models of few layers, whose difference is
-the price of a pair of layers.
 """
 
 import dataclasses
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from walt_t5x.hlo_collectives import collective_bytes
 
 GIB = 1024**3
 
@@ -41,32 +36,8 @@ CHIPS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TopologyReport:
-  """What the TPU compiler says of one step on one slice.
-
-  Attributes:
-    fits: whether the step fits into the memory of a chip.
-    hbm_bytes_per_chip: arguments, temporaries and code; where the compiler refuses, what it says it would need, or
-      None.
-    hbm_limit_bytes: of the chip.
-    estimated_step_seconds: of the compiler's cost model, extrapolated over depth; None where it was not asked for.
-    estimated_utilization: operations of the model over the chips' peak in that time.
-    collective_bytes: by kind, a step and chip, of the whole step: a loop's collectives as often as it turns.
-    problem: the compiler's words where it refused.
-  """
-
-  fits: bool
-  hbm_bytes_per_chip: int | None
-  hbm_limit_bytes: int
-  estimated_step_seconds: float | None = None
-  estimated_utilization: float | None = None
-  collective_bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  problem: str = ""
-
-
-def topology_devices(topology: str) -> Sequence[Any]:
-  """Devices of a slice such as 'v5p:4x4x4', for compilation only.
+def check_topology(topology: str) -> None:
+  """Refuses a slice that cannot be compiled for, at once.
 
   Raises:
     ValueError: for a chip that is not known here.
@@ -77,27 +48,41 @@ def topology_devices(topology: str) -> Sequence[Any]:
     raise ValueError(
       f"--topology={topology}: expected <chip>:<shape> with a chip of {sorted(CHIPS)}, e.g. v5p:4x4x4"
     )
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  try:
-    import libtpu  # noqa: F401
-  except ImportError as error:
+  if importlib.util.find_spec("libtpu") is None:
     raise ImportError(
       "compiling for TPU needs libtpu: install the extra, `pip install 'walt_t5x[tpu]'`, and set JAX_PLATFORMS=cpu"
-    ) from error
+    )
+
+
+def topology_devices(topology: str) -> Sequence[Any]:
+  """Devices of a slice such as 'v5p:4x4x4', for compilation only.
+
+  Raises:
+    ValueError, ImportError: as `check_topology`.
+  """
+  check_topology(topology)
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
-  name = CHIPS[kind].topology_prefix + topology
+  name = CHIPS[topology.split(":", 1)[0]].topology_prefix + topology
   return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
-def compile_step(model: Any, batch: Mapping[str, Any], partitioner: Any) -> Any:
-  """The compiled training step of the built-in engine: loss, gradient, optimizer, parameter average, metrics.
+def lower_step(
+  model: Any,
+  batch: Mapping[str, Any],
+  partitioner: Any,
+  *,
+  num_microbatches: int | None = None,
+) -> Any:
+  """The training step of the built-in engine, not yet compiled: loss, gradient, optimizer, parameter average, metrics.
 
   Args:
     model: what is trained.
     batch: shapes of the whole batch.
     partitioner: mesh and rules, over the slice's devices.
+    num_microbatches: as of `engine.Trainer`.
   """
   import jax
 
@@ -111,8 +96,9 @@ def compile_step(model: Any, batch: Mapping[str, Any], partitioner: Any) -> Any:
     axes=initializer.axes,
     rng=jax.random.PRNGKey(0),
     learning_rate_fn=lambda step: 0.0,
+    num_microbatches=num_microbatches,
   )
-  return step.compile(initializer.shapes, batch)
+  return step.lower(initializer.shapes, batch)
 
 
 def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any) -> Any:
@@ -142,10 +128,16 @@ def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any
 _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
-def memory_wanted(message: str) -> int | None:
-  """Bytes a device would need, from the compiler's refusal; None where it does not say."""
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-  return int(float(found[1]) * _UNITS[found[2]]) if found else None
+def memory_wanted(message: str) -> tuple[int, int] | None:
+  """(bytes a device would need, bytes of it that programs get), from the compiler's refusal.
+
+  None where it does not say.
+  """
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  if found is None:
+    return None
+  used, unit, limit, limit_unit = found.groups()
+  return int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[limit_unit])
 
 
 def memory_of(compiled: Any) -> int:
@@ -160,66 +152,39 @@ def memory_of(compiled: Any) -> int:
   )
 
 
-def report(
-  model: Any,
-  batch: Mapping[str, Any],
-  *,
-  topology: str,
-  num_partitions: int = 1,
-  rules: Any = None,
-  flops_per_step: float | None = None,
-) -> TopologyReport:
-  """Compiles the whole step, and two shallow ones for the estimates of time and traffic.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChipMemory:
+  """Whether a program fits a chip.
+
+  Attributes:
+    fits: whether it does.
+    needed: bytes a chip needs; where the compiler refuses, what it says it would need, or None.
+    limit: bytes of a chip; where the compiler refuses, what it says programs get.
+    problem: the compiler's words where it refused.
+  """
+
+  fits: bool
+  needed: int | None
+  limit: int
+  problem: str = ""
+
+
+def compiled_or_refused(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
+  """(the compiled program, its memory); None for a program that does not fit.
 
   Args:
-    model: a DenoiserModel (a VaeModel has no depth to extrapolate over: its step is taken whole).
-    batch: shapes of the whole batch.
-    topology: such as 'v5p:4x4x4'.
-    num_partitions: size of the model axis.
-    rules: logical axis rules.
-    flops_per_step: operations of the model, for the utilisation.
+    lowered: for devices of the slice.
+    topology: the slice.
   """
-  devices = topology_devices(topology)
-  chip = CHIPS[topology.split(":", 1)[0]]
-  partitioner = slice_partitioner(devices, num_partitions=num_partitions, rules=rules)
+  limit = CHIPS[topology.split(":", 1)[0]].hbm_bytes
   try:
-    compiled = compile_step(model, batch, partitioner)
+    compiled = lowered.compile()
   except Exception as error:
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message and "memory" not in message.lower():
       raise
-    return TopologyReport(
-      False,
-      memory_wanted(message),
-      chip.hbm_bytes,
-      problem=message.strip().splitlines()[0][:500],
-    )
-  memory = memory_of(compiled)
-  seconds = _seconds(model, batch, partitioner, compiled)
-  utilisation = None
-  if flops_per_step is not None and seconds:
-    utilisation = flops_per_step / (seconds * len(devices) * chip.peak_flops)
-  return TopologyReport(
-    fits=memory <= chip.hbm_bytes,
-    hbm_bytes_per_chip=memory,
-    hbm_limit_bytes=chip.hbm_bytes,
-    estimated_step_seconds=seconds,
-    estimated_utilization=utilisation,
-    collective_bytes=collective_bytes(compiled.as_text()),
-  )
-
-
-def _seconds(model: Any, batch: Any, partitioner: Any, whole: Any) -> float:
-  """Seconds of the whole step."""
-  if not hasattr(model.module, "num_layers"):
-    return whole.cost_analysis()["optimal_seconds"]
-  saved, found = model.module, []
-  try:
-    for layers in (2, 4):
-      model.module = saved.clone(num_layers=layers, scan_layers=False)
-      shallow = compile_step(model, batch, partitioner)
-      found.append(shallow.cost_analysis()["optimal_seconds"])
-  finally:
-    model.module = saved
-  first, second = found
-  return first + (saved.num_layers - 2) / 2 * (second - first)
+    needed, limit = memory_wanted(message) or (None, limit)
+    problem = message.strip().splitlines()[0][:500]
+    return None, ChipMemory(fits=False, needed=needed, limit=limit, problem=problem)
+  needed = memory_of(compiled)
+  return compiled, ChipMemory(fits=needed <= limit, needed=needed, limit=limit)

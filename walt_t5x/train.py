@@ -17,20 +17,14 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_flags
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """The flags of T5X's launcher, and `--multiprocess`."""
-  flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
-  flags.DEFINE_multi_string(
-    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
-  )
-  flags.DEFINE_list(
-    "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
-  )
+  gin_flags.define()
   flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders that hold cached tasks.")
   flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
   flags.DEFINE_boolean(
@@ -50,10 +44,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  if not FLAGS.gin_file:
-    raise app.UsageError("--gin_file is missing; try --gin_file=gin/tiny/base.gin.")
+  gin_flags.check(argv, example="gin/tiny/base.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
   import jax
@@ -79,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
   # gin files say `import __main__ as train_script`; this is where `train_script.train` comes from.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   try:
-    gin_config.parse(FLAGS.gin_file, FLAGS.gin_bindings, [*FLAGS.gin_search_paths, _REPOSITORY])
+    gin_flags.read()
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
   except gin_config.GinError as error:
@@ -111,13 +102,6 @@ def join_processes() -> None:
     jax.distributed.initialize(**more)
 
 
-def parse_flags(args: Sequence[str]) -> list[str]:
-  """Flags with `--gin.NAME=value` rewritten; returns what is left over."""
-  from walt_t5x.engine import gin_config
-
-  return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
-
-
 if __name__ == "__main__":
   define_flags()
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=gin_flags.parse_args)

@@ -167,3 +167,20 @@ def binding(parameter: str) -> Any:
     return copy.deepcopy(gin.query_parameter(parameter))
   except ValueError:
     return None
+
+
+def name_of_binding(field: str, *, of: str) -> str:
+  """How the parsed files call a field of a class, with scope and module: `base/transformer.WaltDenoiser.remat`.
+
+  Args:
+    field: of the class.
+    of: name of the class.
+
+  Returns:
+    `<class>.<field>` where no file binds it.
+  """
+  import gin
+
+  name = rf"^((?:[\w/.]*[/.])?{of}\.{field}) = "
+  found = re.search(name, gin.config_str(), re.MULTILINE)
+  return found[1] if found else f"{of}.{field}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from data import packed_text, schema
 from walt_t5x.models.denoiser_model import DenoiserModel
@@ -72,6 +73,50 @@ def input_shapes(
     shapes["low_resolution"] = (rows, t, h // scale, w // scale, channels)
     shapes["low_resolution_moments"] = (rows, 2, channels)
   return _typed(shapes)
+
+
+def record_bytes(
+  model: DenoiserModel | VaeModel,
+  *,
+  field: str,
+  low_resolution: str | None = None,
+  caption_tokens: int = 24,
+) -> dict[str, int]:
+  """Bytes of a record with one caption in a TFRecord file, by "video" and, where images are trained on, "image".
+
+  Records of zeros are encoded: their size does not depend on their values.
+
+  Args:
+    model: a tokenizer or a stage.
+    field, low_resolution: as of `input_shapes`; an image has the first frame's latents.
+    caption_tokens: of a caption; nothing where the model takes no text.
+  """
+
+  def size(modality: str) -> int:
+    arrays: dict[str, dict[str, np.ndarray]] = {"latents": {}, "pixels": {}}
+    if isinstance(model, VaeModel):
+      arrays["pixels"][field] = np.zeros((*schema.pixels_shape(field), 3), np.uint8)
+      width = 0
+    else:
+      width = model.module.text_dim
+      for name in filter(None, (field, low_resolution)):
+        t, h, w = schema.latents_shape(name)
+        t = 1 if modality == "image" else t
+        arrays["latents"][schema.latents_field(t, h, w)] = np.zeros(
+          (t, h, w, model.module.latent_channels), np.float32
+        )
+    tokens = caption_tokens if width else 0
+    record = schema.Record(
+      id="0" * 64, uri="gs://bucket/videos/000/000000.mp4", modality=modality, **arrays,
+      captions=["word " * tokens], caption_weights=[1.0], text_ids=[np.zeros(tokens, np.int32)],
+      text_embedding=[np.zeros((tokens, width), np.float32)],
+    )  # fmt: skip
+    # A TFRecord frames each with 16 bytes of length and checksums.
+    return len(schema.encode(record)) + 16
+
+  rows = "videos" if isinstance(model, VaeModel) else model.rows
+  kinds = {"videos": ("video",), "images": ("image",), "mixed": ("video", "image")}[rows]
+  return {kind: size(kind) for kind in kinds}
 
 
 def parameter_shapes(

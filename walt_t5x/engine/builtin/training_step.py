@@ -65,15 +65,26 @@ class TrainingStep:
     self._metrics: dict[str, Any] | None = None
     self.flops: float | None = None
 
-  def compile(self, state: TrainState, batch: Any) -> Any:
-    """The program for states and batches like these (arrays or shapes), which later calls use."""
+  def compile(
+    self, state: TrainState, batch: Any, compiler_options: Mapping[str, Any] | None = None
+  ) -> Any:
+    """The program for states and batches like these (arrays or shapes), which later calls use.
+
+    Args:
+      state, batch: what it will be called with.
+      compiler_options: of XLA.
+    """
+    self._compiled = self.lower(state, batch).compile(compiler_options)
+    return self._compiled
+
+  def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
+    """The program before XLA has compiled it."""
     with self._partitioner.context():
       metrics = jax.eval_shape(self._measured, state, jax.eval_shape(Skips.none), batch)[2]
     traced = self._step.trace(state, jax.eval_shape(Skips.none), metrics, batch)
     self.flops = count_flops(traced.jaxpr)
     self._empty = jax.jit(lambda: empty_like(metrics), out_shardings=self._partitioner.replicated)
-    self._compiled = traced.lower().compile()
-    return self._compiled
+    return traced.lower()
 
   def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
     """The state after the step (the given one is used up), and how many steps in a row were skipped by now."""

@@ -1,0 +1,59 @@
+"""The flags by which a program takes gin files, as T5X's do: `--gin_file`, `--gin.NAME=value`, `--gin_search_paths`."""
+
+import os
+from collections.abc import Sequence
+
+from absl import app, flags
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FLAGS = flags.FLAGS
+
+
+def define() -> None:
+  """Registers them with absl."""
+  flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
+  flags.DEFINE_multi_string(
+    "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
+  )
+  flags.DEFINE_list(
+    "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
+  )
+
+
+def parse_args(args: Sequence[str]) -> list[str]:
+  """absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns what is left over."""
+  from walt_t5x.engine import gin_config
+
+  return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
+
+
+def check(argv: Sequence[str], *needed: str, example: str) -> None:
+  """Refuses a command line with arguments left over, or without a flag that is needed.
+
+  Args:
+    argv: as `app.run` gives it to main.
+    needed: names of flags besides `gin_file`.
+    example: a gin file that exists.
+
+  Raises:
+    UsageError: saying which.
+  """
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
+  missing = [name for name in ("gin_file", *needed) if not FLAGS[name].value]
+  if missing:
+    names = " and ".join(f"--{name}" for name in missing)
+    raise app.UsageError(f"{names} missing; try --gin_file={example}.")
+
+
+def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
+  """Parses the gin files and bindings of the flags; see `gin_config.parse`.
+
+  Args:
+    files: instead of `--gin_file`.
+    finalize: as of `gin_config.parse`.
+  """
+  from walt_t5x.engine import gin_config
+
+  folders = [*FLAGS.gin_search_paths, REPOSITORY]
+  gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), folders, finalize=finalize)

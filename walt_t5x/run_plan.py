@@ -1,0 +1,238 @@
+"""Figures of a run from its gin files: sizes and operations from shapes, and the TPU compiler's reports on its step."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from walt_t5x import plan_text
+
+# Assumption: tokens of a caption, for the size of a corpus; 23 on average in packed_text's measurements.
+_CAPTION_TOKENS = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """Figures of one run.
+
+  Attributes:
+    parameters: of the model.
+    parameters_by_module: parameters by part; layers of a kind are added up.
+    tokens_per_row: of the transformer; latent cells of a row for a tokenizer.
+    batch_size: rows a step.
+    train_flops_per_step: operations of a whole step, all rows.
+    steps: of the run.
+    bytes_per_row: of the arrays that a host gives its devices for a row.
+    record_bytes: of a record on disk, by "video" and "image".
+    corpus_bytes: of as many records as the program was told of; 0 where it was not.
+    memory_advice: what makes the step smaller, for one that does not fit.
+    topologies: what the TPU compiler says of each slice that was asked for, by name.
+  """
+
+  parameters: int
+  parameters_by_module: Mapping[str, int]
+  tokens_per_row: int
+  batch_size: int
+  train_flops_per_step: float
+  steps: int | None
+  bytes_per_row: int
+  record_bytes: Mapping[str, int]
+  corpus_bytes: int = 0
+  memory_advice: Sequence[str] = ()
+  topologies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def plan_model(
+  model: Any,
+  *,
+  batch_size: int,
+  field: str,
+  low_resolution: str | None = None,
+  text_length: int = 64,
+  steps: int | None = None,
+) -> Plan:
+  """Figures of a model trained on rows of a record field.
+
+  Args:
+    model: a DenoiserModel or a VaeModel.
+    batch_size: rows a step.
+    field: 'latents/<t>x<h>x<w>' of a stage, 'pixels/<T>x<H>x<W>' of a tokenizer.
+    low_resolution: latents field that a super-resolution stage is given.
+    text_length: tokens of a caption.
+    steps: of the run.
+  """
+  import jax
+
+  from data import schema
+  from walt_t5x.flops import count_flops_of
+  from walt_t5x.models.input_shapes import input_shapes, record_bytes
+  from walt_t5x.models.vae_model import VaeModel
+
+  # A step's operations are those of one row times the rows; one row is traced.
+  batch = input_shapes(
+    model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
+  )
+  shapes = {name: spec.shape for name, spec in batch.items()}
+  types = {name: spec.dtype for name, spec in batch.items()}
+  params = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  )
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  flops = count_flops_of(jax.grad(lambda p, b, k: model.loss_fn(p, b, k)[0]), params, batch, key)
+  module = model.module
+  if isinstance(model, VaeModel):
+    t, h, w, _ = module.latent_shape(schema.pixels_shape(field))
+  else:
+    t, h, w = schema.latents_shape(field)
+    h, w = h // module.patch_size, w // module.patch_size
+  by_module = parameters_by_module(params)
+  return Plan(
+    parameters=sum(by_module.values()),
+    parameters_by_module=by_module,
+    tokens_per_row=t * h * w,
+    batch_size=batch_size,
+    train_flops_per_step=flops * batch_size,
+    steps=steps,
+    bytes_per_row=sum(spec.size * spec.dtype.itemsize for spec in batch.values()),
+    record_bytes=record_bytes(
+      model,
+      field=field,
+      low_resolution=low_resolution,
+      caption_tokens=min(_CAPTION_TOKENS, text_length),
+    ),
+  )
+
+
+def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
+  """Parameters by part: the first name of the path, and for the transformer's layers the part within a layer.
+
+  Pairs of layers, scanned or not, are added up: "layers/attention" is all self-attention of the model.
+  """
+  from flax import traverse_util
+
+  counts: dict[str, int] = {}
+  for path, leaf in traverse_util.flatten_dict(dict(params)).items():
+    if path[0].startswith("pairs"):
+      part = f"layers/{path[2]}"
+      if path[3] == "relative_position_bias":
+        part = "layers/relative_position_bias"
+    elif path[0] == "vae":
+      part = f"vae/{path[1]}"
+    else:
+      part = path[0]
+    counts[part] = counts.get(part, 0) + leaf.size
+  return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """What the parsed gin files say of a run: its rows are those of the macros LATENTS, LOW_RESOLUTION and TEXT_LENGTH,
+
+  or of a tokenizer `pixel_task.pixels`.
+  """
+
+  model: Any
+  rows: dict[str, Any]
+  batch_size: int
+
+  @classmethod
+  def of_gin(cls, batch_size: int | None = None) -> "_Run":
+    from walt_t5x.engine import gin_config
+
+    model = gin_config.macro_value("MODEL")
+    field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
+    if model is None or field is None:
+      raise gin_config.GinError(
+        f"MODEL is {'set' if model is not None else 'missing'}, LATENTS (or pixel_task.pixels) is "
+        f"{'set' if field else 'missing'}: expected a file that trains a model, such as gin/walt_3b.gin"
+      )
+    rows = {
+      "field": field,
+      "low_resolution": gin_config.macro_value("LOW_RESOLUTION"),
+      "text_length": gin_config.macro_value("TEXT_LENGTH", 64),
+    }
+    return cls(model, rows, batch_size or gin_config.macro_value("BATCH_SIZE"))
+
+  def report(self, model: Any, rows: int, *, topology: str, flops_per_row: float) -> Any:
+    """The TPU compiler's report on a step of so many rows, with the files' mesh and rules."""
+    from walt_t5x import tpu_report
+    from walt_t5x.engine import gin_config
+    from walt_t5x.models.input_shapes import input_shapes
+
+    return tpu_report.report(
+      model,
+      input_shapes(model, rows=rows, **self.rows),
+      topology=topology,
+      num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),
+      rules=gin_config.binding("PjitPartitioner.logical_axis_rules"),
+      num_microbatches=gin_config.macro_value("NUM_MICROBATCHES"),
+      flops_per_step=flops_per_row * rows,
+      say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+
+
+def plan_gin(batch_size: int | None = None) -> Plan:
+  """The plan of the parsed gin files.
+
+  Args:
+    batch_size: rows a step; those of the files by default.
+
+  Raises:
+    GinError: if the files define no model or no field.
+  """
+  from walt_t5x.engine import gin_config
+
+  run = _Run.of_gin(batch_size)
+  plan = plan_model(
+    run.model,
+    batch_size=run.batch_size,
+    steps=gin_config.macro_value("TRAIN_STEPS"),
+    **run.rows,
+  )
+  advice = plan_text.memory_advice(
+    remat=run.model.module.remat,
+    remat_name=gin_config.name_of_binding("remat", of=type(run.model.module).__name__),
+    batch_size=run.batch_size,
+    num_microbatches=gin_config.macro_value("NUM_MICROBATCHES") or 1,
+    fully_sharded=bool(gin_config.binding("partitioning.rules.fully_sharded")),
+  )
+  return dataclasses.replace(plan, memory_advice=advice)
+
+
+def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+  """The TPU compiler's reports for the parsed gin files.
+
+  Args:
+    plan: of the same files.
+    names: slices such as 'v5p:4x4x4'.
+  """
+  run = _Run.of_gin(plan.batch_size)
+  flops_per_row = plan.train_flops_per_step / plan.batch_size
+  return {
+    name: dataclasses.asdict(
+      run.report(run.model, plan.batch_size, topology=name, flops_per_row=flops_per_row)
+    )
+    for name in names
+  }
+
+
+def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:
+  """The TPU compiler's reports on every remat policy at some sizes of the batch; `tpu_report.Variant`s.
+
+  Args:
+    plan: of the parsed gin files.
+    name: slice such as 'v5p:4x4x4'.
+    batch_sizes: rows a step; none for half, once and twice those of the plan.
+  """
+  from walt_t5x import tpu_report
+
+  run = _Run.of_gin()
+  flops_per_row = plan.train_flops_per_step / plan.batch_size
+  rows = plan.batch_size
+
+  def try_one(model: Any, rows: int) -> Any:
+    print(f"{name}: {rows:,} rows, remat {model.module.remat!r}", file=sys.stderr, flush=True)
+    return run.report(model, rows, topology=name, flops_per_row=flops_per_row)
+
+  sizes = batch_sizes or sorted({max(rows // 2, 1), rows, 2 * rows})
+  return list(tpu_report.search(run.model, batch_sizes=sizes, try_one=try_one))

@@ -51,7 +51,7 @@ ALLOWED = {
   "walt_t5x.tpu_compile": ("walt_t5x.engine",),
   "walt_t5x.tpu_report": ("walt_t5x.tpu_compile", "walt_t5x.hlo_collectives"),
   "walt_t5x.plan_text": (),
-  "walt_t5x.gin_flags": ("walt_t5x.engine.gin_config",),
+  "walt_t5x.gin_flags": ("walt_t5x.engine",),
   "walt_t5x.generation": (
     "walt_t5x.models",
     "walt_t5x.vae",

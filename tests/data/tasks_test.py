@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import seqio
 
-from data import cached_tasks, provenance, schema, tasks, tfrecord
+from data import cached_tasks, provenance, raw_shards, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
 from walt_t5x.models.finished_rows import finished
 
@@ -210,6 +210,8 @@ def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
 
 
 def test_a_cache_without_one_of_its_shards_is_refused(cache):
+  whole = raw_shards.raw_shards(str(cache / "toy_videos"), "train")
+  assert whole.num_input_examples("train") == 40
   info = cache / "toy_videos" / "info.train.json"
   info.write_text(json.dumps(json.loads(info.read_text()) | {"num_shards": 2}))
   shard = cache / "toy_videos" / "train.tfrecord-00000-of-00001"

@@ -1,0 +1,22 @@
+"""Finishing a batch is arithmetic of its own moments, done once however often it is asked for."""
+
+import numpy as np
+
+from walt_t5x.models.finished_rows import finished
+
+
+def test_each_latents_has_its_own_moments_and_finishing_twice_is_finishing_once():
+  random = np.random.default_rng(0)
+  batch = {}
+  for name, size in (("latents", 4), ("low_resolution", 2)):
+    batch[name] = random.normal(size=(2, 3, size, size, 5)).astype(np.float32)
+    batch[f"{name}_moments"] = random.uniform(0.5, 2, (2, 2, 5)).astype(np.float32)
+  once = finished(batch)
+  assert set(once) == {"latents", "low_resolution"}
+  for name, values in once.items():
+    for row in range(2):
+      mean, std = batch[f"{name}_moments"][row]
+      np.testing.assert_allclose(values[row], (batch[name][row] - mean) / std, rtol=1e-5, atol=1e-6)
+  twice = finished(once)
+  for name, values in once.items():
+    np.testing.assert_array_equal(twice[name], values)

@@ -1,6 +1,7 @@
 """The flags by which a program takes gin files, as T5X's do: `--gin_file`, `--gin.NAME=value`, `--gin_search_paths`."""
 
 import os
+import sys
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -10,7 +11,7 @@ FLAGS = flags.FLAGS
 
 
 def define() -> None:
-  """Registers them with absl."""
+  """Registers them with absl, as flags of the program that runs, so that its `--help` shows them."""
   flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
   flags.DEFINE_multi_string(
     "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
@@ -18,6 +19,8 @@ def define() -> None:
   flags.DEFINE_list(
     "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
   )
+  for flag in FLAGS.get_key_flags_for_module(__name__):
+    FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def parse_args(args: Sequence[str]) -> list[str]:

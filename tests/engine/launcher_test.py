@@ -11,7 +11,7 @@ from absl import flags
 
 import gin
 from tests.engine import runs, toy
-from walt_t5x import engine
+from walt_t5x import engine, gin_flags
 from walt_t5x import train as launcher
 from walt_t5x.engine import checkpoints, choice, exits, gin_config, provenance
 from walt_t5x.engine.builtin import run_inputs
@@ -26,8 +26,9 @@ def launch(monkeypatch):
   monkeypatch.setattr(flags, "DEFINE_multi_string", _into(flags.DEFINE_multi_string, values))
   for kind in ("string", "list", "boolean", "integer"):
     monkeypatch.setattr(flags, f"DEFINE_{kind}", _into(getattr(flags, f"DEFINE_{kind}"), values))
+  for module in (launcher, gin_flags):
+    monkeypatch.setattr(module, "FLAGS", values)
   launcher.define_flags()
-  monkeypatch.setattr(launcher, "FLAGS", values)
 
   def run(*args: str) -> None:
     values(gin_config.rewrite_gin_args(["train", *args]))

@@ -103,19 +103,14 @@ def lower_step(
 
 def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any) -> Any:
   """The built-in partitioner over devices that can only be compiled for."""
-  import functools
-
   import jax
-  from jax.experimental import mesh_utils
-  from jax.sharding import Mesh
 
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 
   class SlicePartitioner(PjitPartitioner):
-    @functools.cached_property
-    def mesh(self) -> Mesh:
-      shape = (len(devices) // num_partitions, num_partitions)
-      return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), ("data", "model"))
+    @property
+    def devices(self) -> Sequence[Any]:
+      return devices
 
     @property
     def replicated(self) -> Any:

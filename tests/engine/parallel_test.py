@@ -1,5 +1,8 @@
 """The same training, however it is cut up: microbatches, data shards, model shards."""
 
+import dataclasses
+import itertools
+
 import jax
 import numpy as np
 import optax
@@ -168,6 +171,31 @@ def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path)
   prefix = "state/param_states/inner_states/body/inner_state/4/ema"
   np.testing.assert_array_equal(average["kernel"], flat[f"{prefix}/kernel"])
   np.testing.assert_array_equal(average["out_kernel"], flat["target/out_kernel"])  # Has no average.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+  """What JAX's placement asks of a chip of a v5e slice."""
+
+  id: int
+  coords: tuple[int, int, int]
+  platform: str = "tpu"
+  device_kind: str = "TPU v5 lite"
+  core_on_chip: int = 0
+  process_index: int = 0
+  slice_index: int = 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
+def test_model_partitions_of_a_large_slice_are_neighbours(size, monkeypatch):
+  chips = [_Chip(16 * y + x, (x, y, 0)) for y in range(16) for x in range(16)]
+  monkeypatch.setattr(engine.PjitPartitioner, "devices", chips)
+  grid = partitioner(size).mesh.devices
+  assert grid.shape == (256 // size, size)
+  assert {chip.id for chip in grid.flat} == set(range(256))
+  for row in grid:
+    for a, b in itertools.pairwise(row):
+      assert sum(abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)) == 1
 
 
 def test_refusals(tmp_path):

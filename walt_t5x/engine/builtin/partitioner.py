@@ -107,12 +107,22 @@ class PjitPartitioner:
     self._rules = tuple((name, axis) for name, axis in rules)
     (self._data_axis,) = flax_partitioning.logical_to_mesh_axes(("batch",), self._rules)
 
+  @property
+  def devices(self) -> Sequence[jax.Device]:
+    """All devices of all processes."""
+    return jax.devices(self._backend)
+
   @functools.cached_property
   def mesh(self) -> Mesh:
-    """The mesh over all devices of all processes."""
-    devices = jax.devices(self._backend)
+    """The mesh over all devices.
+
+    An axis may take part of an axis of the slice: 4 of the 16 along one side of a v5e:16x16.
+    """
+    devices = self.devices
     if self._ici is not None and self._dcn is not None:
-      grid = mesh_utils.create_hybrid_device_mesh(self._ici, self._dcn, devices=devices)
+      grid = mesh_utils.create_hybrid_device_mesh(
+        self._ici, self._dcn, devices=devices, allow_split_physical_axes=True
+      )
       return Mesh(grid, ("replica", "data", "model"))
     if len(devices) % self._model_size:
       raise ValueError(
@@ -120,7 +130,8 @@ class PjitPartitioner:
         "num_partitions to a divisor."
       )
     shape = (len(devices) // self._model_size, self._model_size)
-    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices), ("data", "model"))
+    grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
+    return Mesh(grid, ("data", "model"))
 
   @property
   def logical_axis_rules(self) -> LogicalAxisRules:

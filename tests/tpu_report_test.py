@@ -102,6 +102,13 @@ def test_a_step_that_fits_is_reported_without_a_time_where_the_shallow_ones_do_n
   )
 
 
+def test_negative_seconds_of_the_cost_model_are_no_estimate(compiler):
+  compiler.answers[4] = Compiled(4, -1000)
+  report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
+  assert report.fits and "no estimate of time" in report.problem
+  assert report.estimated_step_seconds is None and report.estimated_utilization is None
+
+
 def plan(**changes):
   fields = {
     "parameters": 1, "parameters_by_module": {}, "tokens_per_row": 1280, "batch_size": 512,

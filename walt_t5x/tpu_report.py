@@ -108,6 +108,10 @@ def report(
   elif programs:
     costs = [program.cost_analysis()["optimal_seconds"] for program, _ in programs]
     seconds = _extrapolated(model, costs) * parts
+    if min(*costs, seconds) <= 0:
+      # Seen of libtpu 0.0.51 for v5e: a cost model without seconds answers with a negative number.
+      problem = f"no estimate of time: the compiler's seconds for {topology} are {costs}"
+      seconds = None
   if flops_per_step is not None and seconds:
     peak = tpu_compile.CHIPS[topology.split(":", 1)[0]].peak_flops
     utilisation = flops_per_step / (seconds * len(devices) * peak)

@@ -12,7 +12,8 @@ set -euo pipefail
 : "${NAME:?the name of the slice}" "${ZONE:?its zone}"
 SLICES=${SLICES:-1}
 
-run() { if [ -n "${DRY_RUN:-}" ]; then printf '%q ' "$@"; echo; else "$@"; fi; }
+# One write a line: the slices' commands are printed side by side.
+run() { if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "$(printf '%q ' "$@")"; else "$@"; fi; }
 tpus() { run gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
 
 # Runs a command on every host of every slice.

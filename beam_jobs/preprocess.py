@@ -23,15 +23,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from beam_jobs import job_flags, running, worker_flags
-from beam_jobs.job_flags import vae_fields_of_gin as vae_fields_of_gin
 from beam_jobs.sources import spec as source_spec
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Our flags, and what is left for Beam."""
-  return job_flags.parse(argv, description=__doc__)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -41,7 +35,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     ValueError: on flags, a checkpoint or an output folder that do not fit, before any row is read.
     LedgerError: where rows are unaccounted for in the end.
   """
-  args, rest = parse_arguments(argv)
+  args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
   from beam_jobs import encoders, filters, ledger, pipeline, replays, settings
   from beam_jobs.sources.read import ReadRows

@@ -86,12 +86,12 @@ def bare_loop(argv: Sequence[str]) -> dict[str, float]:
   """Decode and encode every row, and nothing else; rows a second after the first batch."""
   import numpy as np
 
-  from beam_jobs import decoding, encoders, preprocess
+  from beam_jobs import decoding, encoders, job_flags
   from beam_jobs.sources import parse_line
 
-  args, _ = preprocess.parse_arguments(argv)
+  args, _ = job_flags.parse(argv, description=__doc__)
   config = encoders.EncoderConfig(
-    vae_config=json.dumps(preprocess.vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_config=json.dumps(job_flags.vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
     text_folder=args.text_encoder,
     max_text_length=args.max_text_length,

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from beam_jobs import pipeline, shards, storage
@@ -120,9 +120,7 @@ def finalise(
   folders = sorted({shard.task for shard in plan})
   for folder in folders:
     storage.delete(storage.join(output, folder, "COMPLETED"))
-  sidecars = {
-    shard: checked(output, shard, rows, settings_digest) for shard, rows in sorted(plan.items())
-  }
+  sidecars = dict(all_checked(output, plan, settings_digest))
   for folder in folders:
     check_folder(output, folder, plan)
   splits: dict[tuple[str, str], Totals] = {}
@@ -199,6 +197,19 @@ def checked(
   return sidecar
 
 
+def all_checked(
+  output: str, plan: Mapping[shards.ShardName, int], settings_digest: str
+) -> Iterator[tuple[shards.ShardName, dict[str, Any]]]:
+  """Every shard of a plan and its sidecar, in order of the names.
+
+  Raises:
+    LedgerError: as `checked`.
+  """
+  names = sorted(plan)
+  found = storage.for_each(lambda s: checked(output, s, plan[s], settings_digest), names)
+  return zip(names, found, strict=True)
+
+
 def check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int]) -> None:
   """Delete temporary files that killed workers left.
 
@@ -257,5 +268,9 @@ def rows_on_disk(output: str, task: str, replay: int = 0) -> int:
   if not storage.exists(pipeline.plan_path(output, task, replay)):
     return 0
   plan = read_plan(output, task, replay)
-  sidecars = (shards.read_sidecar(output, shard) for shard in plan)
-  return sum(sidecar["rows"] for sidecar in sidecars if sidecar)
+  closed = {
+    f"{folder}/{name}"
+    for folder in {shard.task for shard in plan}
+    for name in storage.names(storage.join(output, folder))
+  }
+  return sum(rows for shard, rows in plan.items() if f"{shard}{shards.SIDECAR}" in closed)

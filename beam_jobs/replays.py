@@ -157,8 +157,7 @@ def _add_up(
 ) -> tuple[dict[Where, Totals], dict[str, Sequence[str]]]:
   splits: dict[Where, Totals] = {}
   quarantine: dict[str, Sequence[str]] = {}
-  for shard, rows in sorted(plan.items()):
-    sidecar = ledger.checked(output, shard, rows, digest)
+  for shard, sidecar in ledger.all_checked(output, plan, digest):
     where = (shard.task, shard.split)
     splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
     if sidecar["quarantined"]:
@@ -173,10 +172,10 @@ def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tupl
   """Files of dead letters, each with the number of the replay that wrote it; 0 is the job."""
   found = []
   for number in (0, *(replay.number for replay in history)):
-    for shard in sorted(ledger.read_plan(output, task, number)):
-      path = shard.path(output, shards.DEAD)
-      if storage.exists(path):
-        found.append((path, number))
+    names = sorted(ledger.read_plan(output, task, number))
+    paths = [shard.path(output, shards.DEAD) for shard in names]
+    there = storage.for_each(storage.exists, paths)
+    found += [(path, number) for path, is_there in zip(paths, there, strict=True) if is_there]
   return found
 
 

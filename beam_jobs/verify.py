@@ -116,15 +116,16 @@ def plan_problems(folder: str) -> list[str]:
 
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
-  from beam_jobs import shards
+  from beam_jobs import shards, storage
 
   found = []
-  for shard, rows in plan.items():
-    sidecar = shards.read_sidecar(output, shard) if shard.task == task else None
-    if sidecar and sidecar["rows"] != rows:
-      found.append(f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}")
-    elif shard.task == task and sidecar is None:
-      found.append(f"{shard}: {rows} rows of the plan, and no sidecar")
+  mine = [shard for shard in plan if shard.task == task]
+  sidecars = storage.for_each(lambda shard: shards.read_sidecar(output, shard), mine)
+  for shard, sidecar in zip(mine, sidecars, strict=True):
+    if sidecar is None:
+      found.append(f"{shard}: {plan[shard]} rows of the plan, and no sidecar")
+    elif sidecar["rows"] != plan[shard]:
+      found.append(f"{shard}: the plan has {plan[shard]} rows, the sidecar {sidecar['rows']}")
   return found
 
 

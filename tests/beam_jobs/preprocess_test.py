@@ -384,6 +384,19 @@ def test_finalise_refuses_a_hole(world, tmp_path, damage, message):
   assert not (videos / "COMPLETED").exists()
 
 
+def test_rows_on_disk_are_those_of_closed_shards(world, tmp_path):
+  argv = world.argv(write_manifest(tmp_path, good_rows(tmp_path, videos=4, images=4)), tmp_path)
+  assert ledger.rows_on_disk(str(tmp_path), "toy") == 0
+  preprocess.run(argv)
+  sidecars = sorted(tmp_path.glob("toy_*/*.sidecar.json"))
+  left = 8
+  for path in sidecars:
+    assert ledger.rows_on_disk(str(tmp_path), "toy") == left
+    left -= json.loads(path.read_text())["rows"]
+    path.unlink()
+  assert len(sidecars) > 1 and ledger.rows_on_disk(str(tmp_path), "toy") == left == 0
+
+
 def test_an_interrupted_shard_leaves_nothing_behind(tmp_path):
   path = str(tmp_path / "shard")
   with pytest.raises(RuntimeError), storage.writer(path) as stream:

@@ -148,7 +148,7 @@ def pair(implementation: str) -> dict[str, Any]:
   mesh = jax.sharding.Mesh(np.array(device).reshape(1, 1), ("data", "model"))
   with mesh, axis_rules(partitioning.rules()):
     compiled = jax.jit(step).lower(params, x, inputs, x).compile()
-  seconds = compiled.cost_analysis()["optimal_seconds"]
+  seconds = tpu_compile.estimated_seconds(compiled)
   peak = tpu_compile.CHIPS["v5p"].peak_flops
   return {
     "implementation": implementation,

@@ -128,10 +128,14 @@ def compile_stages(
           "tokens": tokens,
           "head_size": head_size,
           "kernels": compiled.as_text().count('custom_call_target="tpu_custom_call"'),
-          "estimated_seconds": compiled.cost_analysis()["optimal_seconds"],
+          "estimated_seconds": tpu_compile.estimated_seconds(compiled),
           "seconds_to_compile": round(time.monotonic() - started, 1),
         },
       )
+
+
+def _seconds(value: float | None) -> str:
+  return "-" if value is None else f"{value:.5f}"
 
 
 def lines(results: dict[str, Any]) -> list[str]:
@@ -177,7 +181,7 @@ def lines(results: dict[str, Any]) -> list[str]:
     for r in entries["layers"].values():
       found.append(
         f"| {r['stage']} | {r['layer']} | {r['tokens']} | {r['head_size']} | {r['kernels']} | "
-        f"{r['estimated_seconds']:.5f} | {r['seconds_to_compile']} |"
+        f"{_seconds(r['estimated_seconds'])} | {r['seconds_to_compile']} |"
       )
     found.append("")
   return found

@@ -21,18 +21,19 @@ REFUSAL = (
 class Compiled:
   """A step of so many layers: memory and time a function of them."""
 
-  def __init__(self, layers, rows):
-    self.layers, self.rows = layers, rows
+  def __init__(self, layers, rows, *, unknown=0, free=0):
+    self.layers, self.rows, self.unknown, self.free = layers, rows, unknown, free
 
   def cost_analysis(self):
-    return {"optimal_seconds": 0.3 + 0.02 * self.layers * self.rows}
+    return {"optimal_seconds": 0.3 + 0.02 * self.layers * self.rows - self.unknown - self.free}
 
   def memory_analysis(self):
     names = ("argument", "output", "alias", "temp", "generated_code")
     return types.SimpleNamespace(**{f"{n}_size_in_bytes": GIB for n in names})
 
   def as_text(self):
-    return "ENTRY %main (p: f32[4]) -> f32[4] {\n  %r = f32[4]{0} all-reduce(%p), to_apply=%a\n}\n"
+    free = '  %c = f32[4]{0} custom-call(%p), custom_call_target="ConcatBitcast"\n' * self.free
+    return f"ENTRY %main (p: f32[4]) -> f32[4] {{\n{free}  %r = f32[4]{{0}} all-reduce(%p), to_apply=%a\n}}\n"
 
 
 def model(**fields):
@@ -103,10 +104,18 @@ def test_a_step_that_fits_is_reported_without_a_time_where_the_shallow_ones_do_n
 
 
 def test_negative_seconds_of_the_cost_model_are_no_estimate(compiler):
-  compiler.answers[4] = Compiled(4, -1000)
+  compiler.answers[4] = Compiled(4, 512, unknown=91, free=2)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
   assert report.fits and "no estimate of time" in report.problem
   assert report.estimated_step_seconds is None and report.estimated_utilization is None
+
+
+def test_calls_that_cost_nothing_are_no_negative_seconds(compiler):
+  # A second each is missing from the model's sum: the shallow step's stays positive, the other's does not.
+  compiler.answers |= {2: Compiled(2, 512, free=3), 4: Compiled(4, 512, free=175)}
+  report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
+  assert report.estimated_step_seconds == pytest.approx(0.3 + 0.02 * 52 * 512)
+  assert report.problem == ""
 
 
 def plan(**changes):

@@ -106,10 +106,9 @@ def report(
   if refused := [m.problem for program, m in programs if program is None]:
     problem = f"no estimate of time: {refused[0]}"
   elif programs:
-    costs = [program.cost_analysis()["optimal_seconds"] for program, _ in programs]
-    seconds = _extrapolated(model, costs) * parts
-    if min(*costs, seconds) <= 0:
-      # Seen of libtpu 0.0.51 for v5e: a cost model without seconds answers with a negative number.
+    costs = [tpu_compile.estimated_seconds(program) for program, _ in programs]
+    seconds = None if None in costs else _extrapolated(model, costs) * parts
+    if seconds is None or seconds <= 0:
       problem = f"no estimate of time: the compiler's seconds for {topology} are {costs}"
       seconds = None
   if flops_per_step is not None and seconds:

@@ -13,8 +13,8 @@ peace; then the same command into other folders, killed and started again until 
   pool          SIGKILL of a worker of an external pool (portable runner); the launcher is given 20 s likewise
   runners       no kills: two worker processes, and the portable runner with a pool of external workers
 
-A kill falls into the start of a run (one in four), or some moments after the run has closed 0 to 3 shards. Held: every
-kill met a running process; every output tree equals the one left in peace byte by byte, and no other file is there; the
+A kill falls into the start of a run (one in four), or some moments after the run has closed 0 to 3 shards; a kill of a
+pool's worker some moments after 1 or 2. Held: every kill met a running process; every output tree equals the one left in peace byte by byte, and no other file is there; the
 ledger adds up to the rows of the manifest; every shard and sidecar that was whole at a kill is the same file at the end
 (inode and time); and no sidecar was ever seen to be replaced, looking fifty times a second.
 """
@@ -152,7 +152,7 @@ def killed_run(
       if kind != "pool" and draw.random() < 0.25:
         time.sleep(draw.uniform(0.1, 1.0) * start_seconds)
       else:
-        wanted = before + draw.randint(0, 3)
+        wanted = before + (draw.randint(1, 2) if kind == "pool" else draw.randint(0, 3))
         while job.running and (len(watch) < wanted or time.monotonic() - job.started < 1):
           time.sleep(0.02)
         if wanted == before:

@@ -14,9 +14,10 @@ peace; then the same command into other folders, killed and started again until 
   runners       no kills: two worker processes, and the portable runner with a pool of external workers
 
 A kill falls into the start of a run (one in four), or some moments after the run has closed 0 to 3 shards; a kill of a
-pool's worker some moments after 1 or 2. Held: every kill met a running process; every output tree equals the one left in peace byte by byte, and no other file is there; the
-ledger adds up to the rows of the manifest; every shard and sidecar that was whole at a kill is the same file at the end
-(inode and time); and no sidecar was ever seen to be replaced, looking fifty times a second.
+pool's worker some moments after 1 or 2. Held: every kill met a running process; every output equals the one left in
+peace byte by byte, and no other file is there; the ledger adds up to the rows of the manifest; every shard and sidecar
+that was whole at a kill is the same file at the end (inode and time); and no sidecar was ever seen to be replaced,
+looking fifty times a second.
 """
 
 import argparse

@@ -29,9 +29,11 @@ ALLOWED = {
     "walt_t5x.video_io",
     "walt_t5x.gallery_page",
     "walt_t5x.embedded_media",
+    "walt_t5x.offline_page",
   ),
   "walt_t5x.gallery_page": (),
-  "walt_t5x.data_page": ("walt_t5x.video_io", "walt_t5x.embedded_media"),
+  "walt_t5x.offline_page": (),
+  "walt_t5x.data_page": ("walt_t5x.video_io", "walt_t5x.embedded_media", "walt_t5x.offline_page"),
   "walt_t5x.engine": ("walt_t5x.flops",),
   "walt_t5x.models": (
     "walt_t5x.vae",
@@ -98,7 +100,11 @@ ALLOWED = {
   ),
   "beam_jobs.evaluate": ("beam_jobs", "walt_t5x.evaluate", "walt_t5x.evaluation"),
   "beam_jobs.evaluation_parts": ("walt_t5x.evaluate", "walt_t5x.evaluation"),
-  "walt_t5x.reporting": ("walt_t5x.engine.checkpoints", "walt_t5x.embedded_media"),
+  "walt_t5x.reporting": (
+    "walt_t5x.engine.checkpoints",
+    "walt_t5x.embedded_media",
+    "walt_t5x.offline_page",
+  ),
   # Programs may import anything.
   "walt_t5x.train": OURS,
   "walt_t5x.generate": OURS,

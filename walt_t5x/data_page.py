@@ -14,6 +14,7 @@ import numpy as np
 
 from walt_t5x import video_io
 from walt_t5x.embedded_media import data_uri, picture_uri
+from walt_t5x.offline_page import PLAY_IN_VIEW, offline_page
 
 _EDGE = 176
 _STRIP_FRAMES = 5
@@ -95,31 +96,22 @@ def write_page(
   Raises:
     ValueError: on another suffix.
   """
-  path = Path(path)
-  if path.suffix.lower() not in (".html", ".htm"):
-    raise ValueError(f"--output: got {path}, expected an .html file")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("w", encoding="utf-8") as page:
-      page.write(_HEAD.replace("{{title}}", html.escape(title)))
-      page.write(_facts(facts))
-      page.write(_section("Where the rows ended", "".join(map(_ledger, ledgers))))
-      drawn = [histogram for histogram in histograms if len(histogram.values)]
-      page.write(_section("Distributions", "".join(map(_histogram, drawn))))
-      page.write(_section("Latent channels", "".join(map(_channels, channels))))
-      page.write("<h2>Rows</h2>")
-      page.write("".join(f"<p class=note>{html.escape(note)}</p>" for note in notes))
-      page.write(
-        '<p><input id=text type=search placeholder="filter by caption, uri, label"></p><main>'
-      )
-      for card in cards:
-        page.write(_card(card))
-      page.write(_TAIL)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-  return path
+  with offline_page(path, title=title, style=_STYLE) as page:
+    page.write(f"<h1>{html.escape(title)}</h1>")
+    page.write(_facts(facts))
+    page.write(_section("Where the rows ended", "".join(map(_ledger, ledgers))))
+    drawn = [histogram for histogram in histograms if len(histogram.values)]
+    page.write(_section("Distributions", "".join(map(_histogram, drawn))))
+    page.write(_section("Latent channels", "".join(map(_channels, channels))))
+    page.write("<h2>Rows</h2>")
+    page.write("".join(f"<p class=note>{html.escape(note)}</p>" for note in notes))
+    page.write(
+      '<p><input id=text type=search placeholder="filter by caption, uri, label"></p><main>'
+    )
+    for card in cards:
+      page.write(_card(card))
+    page.write(f"</main><script>{_FILTER}{PLAY_IN_VIEW}</script>")
+  return Path(path)
 
 
 def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -262,67 +254,33 @@ def _clip(clip: Clip) -> str:
   return f"<figure>{medium}{strip}<figcaption>{caption}</figcaption></figure>"
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; \
-style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
-  --line: #deded8; --bar: #3b6ea8; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --line: #34342f;
-    --bar: #7fb0e6; --wrong: #ff8a80; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 16px 24px 48px; background: var(--page); color: var(--ink);
-  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 20px; margin: 4px 0 12px; overflow-wrap: anywhere; }
-h2 { font-size: 16px; margin: 26px 0 8px; }
-h3 { font-size: 14px; margin: 0 0 6px; }
-table { border-collapse: collapse; background: var(--card); border: 1px solid var(--line); }
-th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
+_STYLE = """
+:root { --bar: #3b6ea8; --wrong: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --bar: #7fb0e6; --wrong: #ff8a80; } }
 .facts td { overflow-wrap: anywhere; } .facts th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 .channels td, .channels th { text-align: right; font-variant-numeric: tabular-nums; font-size: 12px; }
 .channels caption { text-align: left; font-weight: 600; padding: 3px 0; } .odd { color: var(--wrong); }
-.row, .clips, main { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
+.clips, main { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
 .ledger { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
   min-width: 300px; max-width: 760px; }
 .ledger ul { margin: 4px 0 8px; padding-left: 18px; font-size: 12px; overflow-wrap: anywhere; }
 .plain { margin-left: 15px; }
 .bar { display: block; height: 5px; background: var(--bar); border-radius: 3px; margin: 2px 0 5px; }
-figure { margin: 0; } figcaption, .small, .note, small { color: var(--soft); font-size: 12px; }
-figcaption b { color: var(--ink); }
+.small, small { color: var(--soft); font-size: 12px; }
 .histogram { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px;
   width: 286px; }
 svg rect { fill: var(--bar); } svg line { stroke: var(--wrong); stroke-width: 2; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px;
-  max-width: 100%; }
-article[hidden] { display: none; }
 .captions { margin: 0 0 8px; padding-left: 18px; max-width: 46em; }
 .small { max-width: 60em; overflow-wrap: anywhere; margin: 8px 0 0; }
-video, img { display: block; max-width: 100%; background: #000; border-radius: 5px; image-rendering: pixelated; }
 .strip { height: 40px; width: auto; margin-top: 4px; }
 input { font: inherit; color: inherit; background: var(--card); padding: 5px 10px; width: 22em;
   border: 1px solid var(--line); border-radius: 7px; }
-</style></head><body>
-<h1>{{title}}</h1>
 """
 
-_TAIL = """</main>
-<script>
-"use strict";
+_FILTER = """
 const cards = [...document.querySelectorAll("article")];
 document.getElementById("text").addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
   for (const card of cards) card.hidden = !words.every((word) => card.dataset.text.includes(word));
 });
-// Only the clips in view play: browsers decode so many at a time.
-const observer = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (isIntersecting) target.play().catch(() => {}); else target.pause();
-  }
-}, { rootMargin: "200px" });
-document.querySelectorAll("video").forEach((video) => observer.observe(video));
-</script></body></html>
 """

@@ -16,7 +16,8 @@ import numpy as np
 
 from walt_t5x import video_io
 from walt_t5x.embedded_media import data_uri, picture_uri
-from walt_t5x.gallery_page import HEAD, TAIL
+from walt_t5x.gallery_page import HEADER, STYLE, TAIL
+from walt_t5x.offline_page import offline_page
 
 # Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
 _DISPLAY_EDGE = 192
@@ -74,33 +75,23 @@ def write_gallery(
   path = Path(path)
   if media not in ("mp4", "webp"):
     raise ValueError(f"media is 'mp4' or 'webp', got {media!r}.")
-  if path.suffix.lower() not in (".html", ".htm"):
-    raise ValueError(f"A gallery is an .html file, got {path}.")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
   right: Counter[str] = Counter()
   judged: Counter[str] = Counter()
   count = 0
-  try:
-    with temporary.open("w", encoding="utf-8") as page:
-      page.write(HEAD.replace("{{title}}", html.escape(title)))
-      for item in items:
-        page.write(_card(item, media))
-        count += 1
-        for name, verdict in item.verdict.items():
-          if verdict is not None:
-            judged[name] += 1
-            right[name] += verdict
-      if not count:
-        raise ValueError("A gallery needs at least one item.")
-      shares = " · ".join(
-        f"{name} {right[name]} of {total} right" for name, total in judged.items()
-      )
-      # Inside a script, a JSON string; "<" must not end the script early.
-      page.write(TAIL.replace("{{shares}}", json.dumps(shares).replace("<", "\\u003c")))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with offline_page(path, title=title, style=STYLE) as page:
+    page.write(HEADER.replace("{{title}}", html.escape(title)))
+    for item in items:
+      page.write(_card(item, media))
+      count += 1
+      for name, verdict in item.verdict.items():
+        if verdict is not None:
+          judged[name] += 1
+          right[name] += verdict
+    if not count:
+      raise ValueError("A gallery needs at least one item.")
+    shares = " · ".join(f"{name} {right[name]} of {total} right" for name, total in judged.items())
+    # Inside a script, a JSON string; "<" must not end the script early.
+    page.write(TAIL.replace("{{shares}}", json.dumps(shares).replace("<", "\\u003c")))
   return path
 
 

@@ -1,35 +1,20 @@
 """The gallery's page around its cards: style, filter, playback, keys. `gallery` fills in {{title}} and {{shares}}."""
 
-HEAD = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
-  --line: #deded8; --right: #1a7f37; --wrong: #b3261e; --accent: #2f6fde; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --line: #34342f;
-    --right: #5fcf80; --wrong: #ff8a80; --accent: #7aa7ff; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+STYLE = """
+:root { --right: #1a7f37; --wrong: #b3261e; --accent: #2f6fde; }
+@media (prefers-color-scheme: dark) { :root { --right: #5fcf80; --wrong: #ff8a80; --accent: #7aa7ff; } }
+body { padding: 0; font-size: 15px; }
 header { position: sticky; top: 0; z-index: 1; padding: 14px 24px; background: var(--page);
   border-bottom: 1px solid var(--line); display: flex; flex-wrap: wrap; gap: 8px 16px;
   align-items: center; }
 h1 { font-size: 18px; margin: 0; }
-#shares, #count, #keys, .facts, figcaption { color: var(--soft); font-size: 13px; }
+#shares, #count, #keys, .facts { color: var(--soft); font-size: 13px; }
 #shares { flex: 1 1 0; min-width: 12em; }
 input, select, button { font: inherit; color: inherit; background: var(--card); padding: 5px 10px;
   border: 1px solid var(--line); border-radius: 7px; }
 input { width: 12em; }
 main { display: flex; flex-wrap: wrap; gap: 16px; padding: 20px 24px; align-items: flex-start; }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 14px; display: flex; flex-direction: column; }
+article { padding: 14px; display: flex; flex-direction: column; }
 article[hidden] { display: none; }
 article.current { outline: 3px solid var(--accent); }
 article.large { flex-basis: 100%; }
@@ -37,21 +22,18 @@ article.large video, article.large img { height: min(60vh, 512px); }
 h2 { font-size: 15px; font-weight: 600; margin: 0 0 10px; max-width: 34em;
   width: 0; min-width: 100%; }
 .stages { display: flex; flex-wrap: wrap; gap: 10px; }
-figure { margin: 0; }
-video, img { display: block; height: 192px; width: auto; max-width: 100%; border-radius: 6px;
-  background: #000; image-rendering: pixelated; }
-figcaption { margin-top: 4px; font-size: 12px; }
-figcaption b { color: var(--ink); font-weight: 600; }
+video, img { height: 192px; width: auto; }
+figcaption { margin-top: 4px; }
+figcaption b { font-weight: 600; }
 p { margin: 6px 0 0; }
 p:empty { display: none; }
 .badges span { display: inline-block; margin-right: 6px; padding: 1px 9px; border-radius: 99px;
   border: 1px solid currentColor; font-size: 12px; }
 .right { color: var(--right); }
 .wrong { color: var(--wrong); }
-</style>
-</head>
-<body>
-<header>
+"""
+
+HEADER = """<header>
 <h1>{{title}}</h1>
 <span id="shares"></span>
 <input id="text" type="search" placeholder="filter by prompt" aria-label="filter by prompt">
@@ -163,6 +145,4 @@ document.addEventListener("keydown", (event) => {
   }
 });
 </script>
-</body>
-</html>
 """

@@ -6,12 +6,12 @@ mailed as it is.
 
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from walt_t5x.embedded_media import data_uri
+from walt_t5x.offline_page import PLAY_IN_VIEW, offline_page
 from walt_t5x.reporting.curve_chart import chart, grouped
 from walt_t5x.reporting.run_folder import RunFolder
 from walt_t5x.reporting.scores import ScoreRow
@@ -52,28 +52,18 @@ def write_report(
   Raises:
     ValueError: on another suffix.
   """
-  if path.suffix.lower() not in (".html", ".htm"):
-    raise ValueError(f"--output: got {path}, expected an .html file")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("w", encoding="utf-8") as page:
-      page.write(_HEAD.replace("{{title}}", html.escape(title)))
-      links = "".join(
-        f'<a href="#run{i}">{html.escape(run.name)}</a>' for i, run in enumerate(runs)
-      )
-      page.write(f'<nav><a href="#scores">scores</a><a href="#samples">samples</a>{links}</nav>')
-      page.write(f'<h2 id="scores">Scores</h2>{_scores(scores)}')
-      page.write('<h2 id="samples">Samples</h2><div class="row">')
-      for sample in samples:
-        page.write(_sample(sample))
-      page.write("</div>" if samples else '</div><p class="note">None were named.</p>')
-      for index, run in enumerate(runs):
-        page.write(_run(index, run, plans.get(run.name, "not planned")))
-      page.write(_TAIL)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with offline_page(path, title=title, style=_STYLE) as page:
+    page.write(f"<h1>{html.escape(title)}</h1>")
+    links = "".join(f'<a href="#run{i}">{html.escape(run.name)}</a>' for i, run in enumerate(runs))
+    page.write(f'<nav><a href="#scores">scores</a><a href="#samples">samples</a>{links}</nav>')
+    page.write(f'<h2 id="scores">Scores</h2>{_scores(scores)}')
+    page.write('<h2 id="samples">Samples</h2><div class="row">')
+    for sample in samples:
+      page.write(_sample(sample))
+    page.write("</div>" if samples else '</div><p class="note">None were named.</p>')
+    for index, run in enumerate(runs):
+      page.write(_run(index, run, plans.get(run.name, "not planned")))
+    page.write(f"<script>{PLAY_IN_VIEW}</script>")
   return path
 
 
@@ -189,54 +179,20 @@ def _run(index: int, run: RunFolder, plan: Mapping[str, Any] | str) -> str:
   )
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; media-src data:; \
-style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{{title}}</title>
-<style>
-:root { color-scheme: light dark; --page: #f6f6f4; --card: #fff; --ink: #1c1c1a; --soft: #6b6b66;
-  --rule: #deded8; --line-1: #2f6fb5; --line-2: #c0562b; --line-3: #3a8a4d; --line-4: #8a4fae; }
+_STYLE = """
+:root { --line-1: #2f6fb5; --line-2: #c0562b; --line-3: #3a8a4d; --line-4: #8a4fae; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #151514; --card: #1f1f1d; --ink: #ecece6; --soft: #9a9a92; --rule: #34342f;
-    --line-1: #7fb0e6; --line-2: #f0986f; --line-3: #79cf8d; --line-4: #c79be6; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 16px 24px 48px; background: var(--page); color: var(--ink);
-  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 20px; margin: 4px 0 8px; } h2 { font-size: 17px; margin: 28px 0 8px; }
-h3 { font-size: 14px; margin: 0 0 6px; }
+  :root { --line-1: #7fb0e6; --line-2: #f0986f; --line-3: #79cf8d; --line-4: #c79be6; } }
 nav a { margin-right: 14px; color: var(--line-1); }
-table { border-collapse: collapse; background: var(--card); border: 1px solid var(--rule); }
-th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top;
-  overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+th, td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 500; } td:first-child { overflow-wrap: normal; }
-.row { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; margin-bottom: 14px; }
-.chart, article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 8px 12px; margin: 0; }
-figure { margin: 0; } figcaption, .note, summary { color: var(--soft); font-size: 12px; }
-figcaption b { color: var(--ink); }
+.row { margin-bottom: 14px; }
+.chart { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px; width: 366px; }
+summary { color: var(--soft); font-size: 12px; }
 .legend span { margin-right: 12px; } .legend i { display: inline-block; width: 10px; height: 10px;
   border-radius: 2px; margin-right: 4px; }
-.chart { width: 366px; }
-svg polyline { fill: none; stroke-width: 1.5; } svg .grid { stroke: var(--rule); }
+svg polyline { fill: none; stroke-width: 1.5; } svg .grid { stroke: var(--line); }
 svg text { fill: var(--soft); font-size: 10px; }
-video { display: block; height: 160px; max-width: 100%; border-radius: 5px; background: #000;
-  image-rendering: pixelated; }
-article { max-width: 100%; } pre { overflow: auto; font-size: 12px; background: var(--card); padding: 10px; }
-</style></head><body>
-<h1>{{title}}</h1>
-"""
-
-_TAIL = """
-<script>
-"use strict";
-// Only the clips in view play: browsers decode so many at a time.
-const observer = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (isIntersecting) target.play().catch(() => {}); else target.pause();
-  }
-}, { rootMargin: "200px" });
-document.querySelectorAll("video").forEach((video) => observer.observe(video));
-</script></body></html>
+video { height: 160px; }
+pre { overflow: auto; font-size: 12px; background: var(--card); padding: 10px; }
 """

@@ -1,5 +1,6 @@
 """Latents to video: the causal 3D CNN decoder of MAGVIT-v2."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from walt_t5x.types import Latents, Video
 from walt_t5x.vae import initialisers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
-from walt_t5x.vae.resnet import ResBlock
+from walt_t5x.vae.resnet import res_blocks
 
 
 def depth_to_space(
@@ -60,19 +61,14 @@ class Decoder(nn.Module):
   @nn.compact
   def __call__(self, latents: Latents, *, continues: bool = False) -> Video:
     """Frames of `latents`: 1 + (t - 1) s of a clip, or t s of a group that continues a stream."""
-    block = nn.remat(ResBlock) if self.remat else ResBlock
     kernel_size = (self.temporal_kernel, 3, 3)
-
-    def res_blocks(x, features: int, name: str):
-      for i in range(self.num_res_blocks):
-        x = block(
-          features,
-          temporal_kernel=self.temporal_kernel,
-          dtype=self.dtype,
-          name=f"{name}_block_{i}",
-        )(x)
-      return x
-
+    blocks = functools.partial(
+      res_blocks,
+      count=self.num_res_blocks,
+      temporal_kernel=self.temporal_kernel,
+      dtype=self.dtype,
+      remat=self.remat,
+    )
     widths = [self.base_channels * m for m in self.channel_multipliers]
     x = CausalConv(
       widths[-1],
@@ -81,12 +77,12 @@ class Decoder(nn.Module):
       dtype=self.dtype,
       name="stem",
     )(latents)
-    x = res_blocks(x, widths[-1], "bottom")
+    x = blocks(x, widths[-1], name="bottom")
     for level in reversed(range(len(widths))):
       x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(
         x, latents, continues=continues
       )
-      x = res_blocks(x, widths[level], f"level_{level}")
+      x = blocks(x, widths[level], name=f"level_{level}")
       if level > 0:
         s_t = 2 if self.temporal_downsample[level - 1] else 1
         x = CausalConv(

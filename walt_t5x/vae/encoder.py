@@ -1,5 +1,6 @@
 """Video to latents: the causal 3D CNN encoder of MAGVIT-v2."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from walt_t5x.types import Video
 from walt_t5x.vae import initialisers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import GroupNorm
-from walt_t5x.vae.resnet import ResBlock
+from walt_t5x.vae.resnet import res_blocks
 
 
 class Encoder(nn.Module):
@@ -48,18 +49,13 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, video: Video) -> Float[Array, "B t h w C"]:
-    block = nn.remat(ResBlock) if self.remat else ResBlock
-
-    def res_blocks(x, features: int, name: str):
-      for i in range(self.num_res_blocks):
-        x = block(
-          features,
-          temporal_kernel=self.temporal_kernel,
-          dtype=self.dtype,
-          name=f"{name}_block_{i}",
-        )(x)
-      return x
-
+    blocks = functools.partial(
+      res_blocks,
+      count=self.num_res_blocks,
+      temporal_kernel=self.temporal_kernel,
+      dtype=self.dtype,
+      remat=self.remat,
+    )
     widths = [self.base_channels * m for m in self.channel_multipliers]
     # Pixels in [0, 1] to [-1, 1], the scale the initialisation expects.
     x = 2.0 * video.astype(self.dtype) - 1.0
@@ -71,7 +67,7 @@ class Encoder(nn.Module):
       name="stem",
     )(x)
     for level, width in enumerate(widths):
-      x = res_blocks(x, width, f"level_{level}")
+      x = blocks(x, width, name=f"level_{level}")
       if level < len(widths) - 1:
         strides = (2 if self.temporal_downsample[level] else 1, 2, 2)
         x = CausalConv(
@@ -82,6 +78,6 @@ class Encoder(nn.Module):
           dtype=self.dtype,
           name=f"level_{level}_down",
         )(x)
-    x = res_blocks(x, widths[-1], "bottom")
+    x = blocks(x, widths[-1], name="bottom")
     x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
     return CausalConv(self.out_channels, kernel_size=(1, 1, 1), dtype=self.dtype, name="head")(x)

@@ -52,3 +52,29 @@ class ResBlock(nn.Module):
         self.features, kernel_size=(1, 1, 1), use_bias=False, dtype=self.dtype, name="shortcut"
       )(x)
     return x + y
+
+
+def res_blocks(
+  x: Float[Array, "B T H W C"],
+  features: int,
+  *,
+  count: int,
+  temporal_kernel: int,
+  dtype: DTypeLike,
+  remat: bool,
+  name: str,
+) -> Float[Array, "B T H W C2"]:
+  """Blocks `<name>_block_0`, ... of the module that calls this in its compact `__call__`.
+
+  Args:
+    x: their input.
+    features: output channels of each.
+    count: how many.
+    temporal_kernel, dtype: as of `ResBlock`.
+    remat: recompute each in the backward pass.
+    name: of the group.
+  """
+  block = nn.remat(ResBlock) if remat else ResBlock
+  for i in range(count):
+    x = block(features, temporal_kernel=temporal_kernel, dtype=dtype, name=f"{name}_block_{i}")(x)
+  return x

@@ -9,9 +9,20 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   ).strip()
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
   ["walt_t5x.vae", "walt_t5x.denoiser", "walt_t5x.diffusion", "walt_t5x.text", "walt_t5x.metrics"],
   "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+  """Programs that a module starts find what an earlier one compiled."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    yield

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+# A run that goes on, and a command given again, compile nothing anew.
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).resolve().parents[1]
 NARROW = [
   f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
@@ -24,8 +26,8 @@ def _environment():
   return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def _run(*arguments):
-  done = subprocess.run(
+def _program(*arguments):
+  return subprocess.run(
     [sys.executable, "-m", *map(str, arguments)],
     cwd=ROOT,
     capture_output=True,
@@ -34,20 +36,16 @@ def _run(*arguments):
     env=_environment(),
     check=False,
   )
+
+
+def _run(*arguments):
+  done = _program(*arguments)
   assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
   return done.stdout
 
 
 def _failed(*arguments):
-  done = subprocess.run(
-    [sys.executable, "-m", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=280,
-    env=_environment(),
-    check=False,
-  )
+  done = _program(*arguments)
   assert done.returncode != 0, f"{arguments}\n{done.stdout[-2000:]}"
   return done
 
@@ -70,16 +68,6 @@ def _train(gin_file, model_dir, cache, steps, *bindings):
 
 def _for(scope):
   return [binding for binding in NARROW if binding.startswith(f"--gin.{scope}/")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  """A run that goes on, and a command given again, compile nothing anew."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    yield
 
 
 @pytest.fixture(scope="module")

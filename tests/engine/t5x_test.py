@@ -30,6 +30,8 @@ except ImportError as error:
 pytestmark = [
   pytest.mark.skipif(t5x_missing is not None, reason=str(t5x_missing)),
   pytest.mark.timeout(1800),
+  # Every start of the same engine compiles the same step.
+  pytest.mark.usefixtures("compilation_cache"),
 ]
 if t5x_missing is None:
   from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture of a small corpus' caches
@@ -59,16 +61,6 @@ RUNS = {
   "sr": ("gin/tiny/sr.gin", [*NARROW["sr1"], *UNWATCHED]),
   "vae": ("gin/tiny/vae.gin", ["--gin.autoencoder.CausalVae.base_channels=4", *UNWATCHED]),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  """Every start of the same engine compiles the same step; the programs find it through the environment."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    yield
 
 
 def _run(engine, program, *arguments, **environment):

@@ -24,6 +24,11 @@ def test_what_the_compiler_wants_is_read_from_its_refusal():
     "43.8G."
   )
   assert tpu_compile.memory_wanted(message) == (int(139.5 * 1024**3), int(95.74 * 1024**3))
+  temporaries = (
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (24.20G) exceeds available HBM (15.75G). HLO module: jit__merge."
+  )
+  assert tpu_compile.memory_wanted(temporaries) == (int(24.2 * 1024**3), int(15.75 * 1024**3))
   assert tpu_compile.memory_wanted("RESOURCE_EXHAUSTED: vmem") is None
 
 

@@ -128,7 +128,11 @@ def memory_wanted(message: str) -> tuple[int, int] | None:
 
   None where it does not say.
   """
-  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
+    # Temporaries alone may be too much; arguments come on top.
+    r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
+    message,
+  )
   if found is None:
     return None
   used, unit, limit, limit_unit = found.groups()

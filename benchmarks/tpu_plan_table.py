@@ -33,7 +33,8 @@ def lines(
     *_table(_COLUMNS, [_stage(r) for r in stages]),
     "",
     "Steps of `gin/walt_3b_9x16.gin` are counted on from the base's 550,000, and so are its days: the fine-tuning is",
-    "250,000 of its 800,000.",
+    "250,000 of its 800,000. Where a step does not fit, `plan` says what to set; the table has the files as they are.",
+    "Of the tokenizer's step on v5e the gradient penalty is not in the seconds (`tpu_compile.estimated_seconds`).",
   ]
   return found + _windows(results, windows) + _pairs(results)
 

@@ -32,10 +32,13 @@ class Compiled:
     return types.SimpleNamespace(**{f"{n}_size_in_bytes": GIB for n in names})
 
   def as_text(self):
+    # A fused kernel's attributes go over several lines.
+    kernel = '  %k = f32[4]{0} custom-call(%p), frontend_attributes={kernel_metadata={\n"model_flops":"1"\n}}\n'
     free = '  %c = f32[4]{0} custom-call(%p), custom_call_target="ConcatBitcast"\n' * self.free
     # A branch's calls are not in the model's sum.
     branch = f"%branch (q: f32[4]) -> f32[4] {{\n{free}}}\n\n"
-    return f"{branch}ENTRY %main (p: f32[4]) -> f32[4] {{\n{free}  %r = f32[4]{{0}} all-reduce(%p), to_apply=%a\n}}\n"
+    reduced = "  %r = f32[4]{0} all-reduce(%p), to_apply=%a\n"
+    return f"{branch}ENTRY %main (p: f32[4]) -> f32[4] {{\n{kernel}{free}{reduced}}}\n"
 
 
 def model(**fields):

@@ -163,7 +163,7 @@ def estimated_seconds(compiled: Any) -> float | None:
   of a condition's branches the model takes the dearest, so a branch that holds such a call counts as nothing (of a
   tokenizer's step the gradient penalty). A sum that is still negative holds another unknown, and is no estimate.
   """
-  entry = compiled.as_text().rpartition("\nENTRY ")[2].partition("\n}")[0]
+  entry = compiled.as_text().rpartition("\nENTRY ")[2]  # The last of the text.
   seconds = compiled.cost_analysis()["optimal_seconds"] + entry.count(_FREE_CALL)
   return seconds if seconds > 0 else None
 

@@ -11,6 +11,7 @@ A checkpoint's stall is the time that `save` keeps the training thread; the file
 """
 
 import argparse
+import datetime
 import json
 import os
 import statistics
@@ -25,7 +26,7 @@ os.environ.setdefault("WALT_T5X_ENGINE", "builtin")
 
 HERE = Path(__file__).resolve().parent
 # Name -> layers, width, rows, steps a turn (which ends with a summary), turns. `tiny` is gin/models/walt_tiny_base.gin.
-SIZES = {"narrow": (2, 64, 8, 40, 10), "tiny": (4, 128, 16, 10, 8)}
+SIZES = {"narrow": (2, 64, 8, 40, 24), "tiny": (4, 128, 16, 10, 8)}
 BAR = 1.03
 
 
@@ -80,6 +81,8 @@ def about(params: Any, rows: int, turns: int, steps: int) -> dict[str, Any]:
     "rows": rows,
     "turns": turns,
     "steps_a_turn": steps,
+    "date": datetime.date.today().isoformat(),
+    "processors": os.cpu_count(),
     "load_average": os.getloadavg()[0],
   }
 
@@ -145,8 +148,8 @@ def stalls(
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
   """Both tables, of all that was measured so far."""
   lines = [
-    "| size | parameters | rows | loop | ms a step | ratio | processor time | load |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| size | parameters | rows | loop | ms a step | ratio | processor time | processors | load | date |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for engine, sizes in results.items():
     for size, r in sizes.items():
@@ -154,12 +157,13 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         beside = " (beside T5X)" if engine == "t5x" and name == "by hand" else ""
         lines.append(
           f"| {size} | {r['parameters']:,} | {r['rows']} | {name}{beside} | {t['ms']:.1f} | {t['ratio']:.3f} | "
-          f"{t['processor_ratio']:.3f} | {r['load_average']:.1f} |"
+          f"{t['processor_ratio']:.3f} | {r['processors']} | {r['load_average']:.1f} | {r['date']} |"
         )
   lines += [
     "",
     "Loops of one size and engine ran in turns: compare ratios, not milliseconds of different blocks. Where the load",
-    "says that other programs shared the processor, a ratio is uncertain by several percent; one below 1 is noise.",
+    "(at the start) says that other programs shared the processor, a ratio is uncertain by several percent; one below",
+    "1 is noise. T5X's loop has no watch over values that are not finite, no norms, and no look at SIGTERM.",
     "",
     "| size | checkpoint MB | stall ms | first stall ms | whole after ms |",
     "| --- | --- | --- | --- | --- |",
@@ -183,6 +187,7 @@ def main() -> int:
   parser.add_argument("--output", default=str(HERE), help="where engine.{md,json} go")
   arguments = parser.parse_args()
   output = Path(arguments.output)
+  output.mkdir(parents=True, exist_ok=True)
   file = output / "engine.json"
   results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
   chosen = os.environ["WALT_T5X_ENGINE"]

@@ -5,8 +5,8 @@
 - engine's program: the built-in engine's step in the same `for` loop. It does the same and measures: the loss by kind
   of row and noise level, merged over steps; gradient and update norm; learning rate; and it keeps the old state where
   loss or gradient is not finite.
-- engine: `Trainer.train`. That program, and at each step a look at SIGTERM, the count of skipped steps fetched from two
-  steps back, the time spent on rows, a mark for the profiler; once a call a summary.
+- engine: `Trainer.train`. That program, and at each step a look at SIGTERM, the count of skipped steps fetched from a
+  few steps back, the time spent on rows, a mark for the profiler; once a call a summary.
 - T5X: T5X's Trainer with its step compiled; the loss's metrics, merged on the host, the learning rate; once a call a
   summary.
 """

@@ -19,6 +19,8 @@ from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.goodput import PHASES, Goodput
+from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.engine.run_settings import RunSettings
 from walt_t5x.flops import count_flops
 
@@ -76,9 +78,38 @@ def test_a_run_of_poisoned_batches_ends_and_names_the_last_good_step(tmp_path):
   settings = RunSettings(max_nonfinite_steps=3)
   rows = poisoned(1, 4, 5, 6, 7, 8, 9)
   with pytest.raises(exits.NotFinite, match="last good step is 4") as stop:
-    runs.train(tmp_path, 30, get_dataset_fn=rows, settings=settings)
+    runs.train(tmp_path, 30, get_dataset_fn=rows, settings=settings, stats_period=20)
+  (line,) = runs.lines(tmp_path)  # Of a period that did not end.
+  assert line["skipped_steps"] >= 4 and np.isfinite(line["loss"])
   assert (stop.value.last_good_step, stop.value.exit_code) == (4, 65)
   assert checkpoints.whole_steps(tmp_path)[-1] <= 5  # Nothing was saved past the limit.
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 5])
+def test_the_host_is_ahead_by_no_more_than_it_may_and_never_waits_for_all(
+  tmp_path, monkeypatch, limit
+):
+  """The newest step goes on while the host waits, so that the devices have something to do."""
+  dispatched, ahead, left = [], [], []
+  step, wait = TrainingStep.__call__, Trainer.wait_for_steps
+
+  def dispatch(self, state, batch):
+    dispatched.append(None)
+    return step(self, state, batch)
+
+  def waited(self, in_flight=0):
+    within = len(dispatched) < 20  # The end of the run waits for all.
+    ahead.append(len(self._in_flight) if within else 0)
+    wait(self, in_flight)
+    left.append(len(self._in_flight) if within else 1)
+
+  monkeypatch.setattr(TrainingStep, "__call__", dispatch)
+  monkeypatch.setattr(Trainer, "wait_for_steps", waited)
+  settings = RunSettings(max_steps_in_flight=limit)
+  runs.train(tmp_path, 20, settings=settings, stats_period=20, **QUIET)
+  assert len(dispatched) == 20
+  assert max(ahead) == limit + 1 and min(left) >= 1  # One more is dispatched, then waited for.
+  assert max(left) <= limit
 
 
 def test_sigterm_loses_no_step(tmp_path):
@@ -167,7 +198,8 @@ def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
   assert "data_iterator.py" in capfd.readouterr().err
   metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   (hang,) = [line for line in metrics if "hang_seconds" in line]
-  assert hang["hang_seconds"] > 5 and hang["goodput/data_seconds"] > 5
+  assert hang["hang_seconds"] > 5 and hang["goodput/data_seconds"] > 4.5
+  assert hang["step"] >= 3  # Of 4 steps the last may not have been looked at.
 
 
 def test_goodput_gives_every_second_to_one_phase():

@@ -16,8 +16,8 @@ class RunSettings:
       checkpoint. None never does.
     max_nonfinite_steps: a step whose loss or gradient is not finite is skipped: parameters, optimizer and average
       stay as they are. So many in a row end the run with `exits.NOT_FINITE`. None never does.
-    max_steps_in_flight: steps that the host may be ahead of the devices. More hides more of the host's work; fewer
-      makes a preempted run save sooner.
+    max_steps_in_flight: steps that the host may be ahead of the devices; it then waits until they have finished half
+      of them. More hides more of the host's work; fewer makes a preempted run save sooner.
     keep_every: checkpoints at multiples of this step are kept for ever, whatever `keep` says. None keeps none so.
     profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the coming steps can also
       be asked for while the run goes on: `echo 5 > MODEL_DIR/profile_now`.
@@ -29,7 +29,7 @@ class RunSettings:
 
   watchdog_seconds: float | None = 1800.0
   max_nonfinite_steps: int | None = 20
-  max_steps_in_flight: int = 2
+  max_steps_in_flight: int = 4
   keep_every: int | None = None
   profile_steps: Sequence[int] | None = None
   peak_flops_per_device: float | None = None

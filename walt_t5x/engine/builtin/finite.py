@@ -60,6 +60,10 @@ def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
   The step count goes on, so that noise, periods and names of checkpoints stay those of an undisturbed run. Counts
   inside the optimizer (bias correction, schedules) do not: no update happened.
+
+  A selection, not a `lax.cond`: on TPU it is fused into the update, one pass over a parameter and its moments. With a
+  branch gradients are written first; the compiler's estimate of a W.A.L.T-L step on v5p:4x4x4 rises from 80 to 86 ms.
+  (On CPU the branch saves copies, 1% of a small model's step.)
   """
 
   def chosen(a: Any, b: Any) -> Any:

@@ -28,7 +28,7 @@ class Trainer:
   """Trains a model; keeps the device busy and the host out of its way.
 
   A step is one dispatch (`TrainingStep`). The host fetches its metrics once a stats period, in a thread of its own; the
-  loop waits for the period before, and at each step for the one `settings.max_steps_in_flight` back: so it knows
+  loop waits for the period before, and never runs more than `settings.max_steps_in_flight` ahead: so it knows
   what the devices have finished, and a request to stop is served soon. In the same stretch the coming batches are read
   and sent to the devices, while these work at the steps before.
 
@@ -155,18 +155,19 @@ class Trainer:
     for n in range(step, step + num_steps):
       if self.before_step(n):
         return None
+      self._tell_finished()
       with jax.profiler.StepTraceAnnotation("train", step_num=n):
         asked = time.monotonic()
         with self.goodput.within("data"):
           batch = _next(batch_iter, n)
         period.waited += time.monotonic() - asked
         self.train_state, in_a_row = self._step(self.train_state, batch)
-      in_a_row.copy_to_host_async()
-      self._in_flight.append((n, in_a_row))
-      self.wait_for_steps(self.settings.max_steps_in_flight)
       period.steps += 1
       period.rows += next(iter(batch.values())).shape[0]
       self.host_step = n + 1
+      in_a_row.copy_to_host_async()
+      self._in_flight.append((n, in_a_row))
+      self._limit_steps_in_flight()
     return self.summarize_pending() if summarize else None
 
   def summarize_pending(self) -> "concurrent.futures.Future[dict[str, float]] | None":
@@ -180,6 +181,19 @@ class Trainer:
     self._summary = self._pool.submit(self._summarize, period, self.host_step, once)
     return self._summary
 
+  def _tell_finished(self) -> None:
+    """Without waiting. What a finished step says is judged by `wait_for_steps` alone, at one step on every host."""
+    for step, in_a_row in self._in_flight:
+      if not in_a_row.is_ready():
+        return
+      self.on_finished(step + 1)
+
+  def _limit_steps_in_flight(self) -> None:
+    """Waits for several steps at once, never for the newest: dispatches in a row cost the host less each."""
+    limit = self.settings.max_steps_in_flight
+    if len(self._in_flight) > limit:
+      self.wait_for_steps(max(1, limit // 2))
+
   def wait_for_steps(self, in_flight: int = 0) -> None:
     """Returns when no more than `in_flight` steps are unfinished.
 
@@ -192,6 +206,7 @@ class Trainer:
       self.on_finished(step + 1)
       limit = self.settings.max_nonfinite_steps
       if limit is not None and skipped >= limit:
+        self.summarize_pending()  # The period that shows what went wrong.
         raise NotFinite(last_good_step=step + 1 - skipped, skipped=skipped)
 
   def eval(self, batch_iters: Mapping[str, Iterator[Batch]]) -> dict[str, dict[str, float]]:

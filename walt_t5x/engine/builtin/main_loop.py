@@ -1,0 +1,208 @@
+"""The main loop: trains from one event to the next, and watches over the run meanwhile."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from walt_t5x.engine import checkpoints, exits
+from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.periods import Periods
+from walt_t5x.engine.builtin.preemption import PreemptionNotice
+from walt_t5x.engine.builtin.profiling import Profiler
+from walt_t5x.engine.builtin.progress import Progress
+from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.builtin.watchdog import Watchdog
+
+# Short strides keep the progress display alive through long periods; they cost nothing on the device.
+_STRIDE = 50
+
+
+class MainLoop:
+  """Trains, evaluates, saves, and leaves when it is asked to.
+
+  Args:
+    trainer: with the state to start from, and the settings of the run.
+    iterator: the rows that come next.
+    model_dir: the run's folder.
+    first_step: the step of the state.
+    periods: when to do what.
+    manager: writes checkpoints; None writes none.
+    eval_batches: one pass over each evaluation set.
+    actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
+    concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
+
+  Attributes:
+    step: steps trained and dispatched so far.
+  """
+
+  def __init__(
+    self,
+    trainer: Trainer,
+    iterator: ShardedIterator,
+    *,
+    model_dir: str,
+    first_step: int,
+    periods: Periods,
+    manager: CheckpointManager | None,
+    eval_batches: Callable[[], Mapping[str, Iterator[Any]]],
+    actions: Mapping[str, Sequence[Any]] | None,
+    concurrent_metrics: bool,
+  ):
+    self.step = first_step
+    self._trainer, self._iterator, self._model_dir = trainer, iterator, model_dir
+    self._first_step, self._periods, self._manager = first_step, periods, manager
+    self._eval_batches, self._actions = eval_batches, actions
+    self._concurrent_metrics = concurrent_metrics
+    self._progress = Progress(first_step, periods.total, enabled=jax.process_index() == 0)
+    self._notice = PreemptionNotice()
+    self._profiler = Profiler(model_dir, trainer.settings.profile_steps)
+    self._watchdog = Watchdog(
+      trainer.settings.watchdog_seconds,
+      model_dir=model_dir,
+      phase=lambda: trainer.goodput.phase,
+      on_hang=lambda step, seconds: trainer.summary_writer.write_scalars(
+        step, {"hang_seconds": seconds} | trainer.goodput.scalars()
+      ),
+    )
+    trainer.on_summary = lambda step, scalars: self._progress.note(_note(scalars))
+    trainer.on_finished = self._watchdog.beat
+    trainer.before_step = self._before_step
+
+  def run(self, *, before: Callable[[Any, int], None], eval_first: bool) -> tuple[int, TrainState]:
+    """Trains to the last step, and closes everything; returns the last step and state.
+
+    Args:
+      before: `f(writer, step)`, called first.
+      eval_first: evaluate before the first step.
+
+    Raises:
+      exits.Preempted, exits.NotFinite: as `train`.
+    """
+    try:
+      with self._trainer, self._notice:
+        before(self._trainer.summary_writer, self.step)
+        if eval_first:
+          self._evaluate()
+        if self._periods.save:
+          self._save()  # Finds out early that the folder cannot be written.
+        if self.step == self._periods.total:
+          logging.warning("The run is at its last step %d already; nothing to train.", self.step)
+        else:
+          self._iterator.start_warmup()
+          self._trainer.compile_train(self._iterator.element_spec)
+        if self._periods.collect:
+          gc.disable()
+        self._watchdog.start(self.step)
+        while self.step < self._periods.total and not self._trainer.stop_training:
+          self._next_event()
+        self._trainer.wait_for_steps()
+        self._trainer.wait_for_summary()
+        with self._trainer.goodput.within("checkpoint"):
+          if self._manager is not None:
+            self._manager.wait()
+    finally:
+      self._watchdog.stop()
+      self._profiler.stop()
+      self._progress.close()
+      if self._manager is not None:
+        self._manager.close()
+      if self._periods.collect:
+        gc.enable()
+    logging.info("Trained steps %d to %d.", self._first_step, self.step)
+    return self.step, self._trainer.train_state
+
+  def _next_event(self) -> None:
+    """Trains until there is something to do, and does it."""
+    goal = self._periods.next_event(self.step)
+    while goal - self.step > _STRIDE:
+      self._advance(self.step + _STRIDE, summarize=False)
+    summary = self._advance(goal, summarize=self._periods.ends_summary(goal))
+    if summary is not None and not self._concurrent_metrics:
+      self._act("TRAIN", {"train": summary.result()})
+    last = self._trainer.stop_training
+    if self._periods.collects(self.step, last=last):
+      gc.collect()
+    if self._manager is not None and self._periods.saves(self.step, last=last):
+      self._save()
+    if self._periods.evaluates(self.step, last=last):
+      self._evaluate()
+
+  def _advance(self, goal: int, *, summarize: bool) -> Any:
+    """Trains to the step `goal`, or leaves on the way; the summary of the period, if it ends there."""
+    summary = self._trainer.train(self._iterator, goal - self.step, self.step, summarize=summarize)
+    self.step = self._trainer.host_step
+    if self.step < goal:
+      self._leave()
+    self._progress.update(self.step)
+    self._profiler.poll(self.step)
+    return summary
+
+  def _before_step(self, step: int) -> bool:
+    if self._profiler.ends_at(step):
+      self._trainer.wait_for_steps()
+      self._profiler.stop()
+    self._profiler.before(step)
+    return self._notice.before(step)
+
+  def _evaluate(self) -> None:
+    started = time.monotonic()
+    with self._trainer.goodput.within("eval"):
+      self._act("TRAIN_EVAL", self._trainer.eval(self._eval_batches()))
+    self._watchdog.beat()
+    self._trainer.add_scalar("evaluate_seconds", time.monotonic() - started)
+
+  def _save(self) -> None:
+    assert self._manager is not None
+    self._trainer.wait_for_steps()
+    self._trainer.wait_for_summary()
+    started = time.monotonic()
+    with self._trainer.goodput.within("checkpoint"):
+      saved = self._manager.save(self.step, self._trainer.train_state, self._iterator)
+    self._watchdog.beat()
+    if saved:
+      self._trainer.add_scalar("checkpoint_seconds", time.monotonic() - started)
+
+  def _leave(self) -> None:
+    """Saves and ends a run that is asked to go."""
+    self._trainer.summarize_pending()
+    where = "nothing is saved, because SaveCheckpointConfig.period is not set"
+    if self.step == self._first_step:
+      where = "no step was taken, so there is nothing to save"
+    elif self._manager is not None:
+      self._save()
+      self._manager.wait()
+      where = f"saved in {checkpoints.checkpoint_folder(self._model_dir, self.step)}"
+    raise exits.Preempted(self.step, f"{where}; start the same command again to go on")
+
+  def _act(self, mode: str, results: Mapping[str, Any]) -> None:
+    """Runs the actions, which may ask to stop; host 0 decides for all."""
+    actions = (self._actions or {}).get(mode, ())
+    stop = any(
+      [action.run(self._trainer.train_state, metrics_by_task=results) for action in actions]
+    )
+    if jax.process_count() > 1:
+      stop = bool(multihost_utils.broadcast_one_to_all(np.int32(stop)))
+    self._trainer.stop_training |= stop
+
+
+def _note(scalars: Mapping[str, float]) -> str:
+  if scalars.get("skipped_steps"):
+    logging.warning(
+      "%d steps of this period had no finite loss or gradient and were skipped.",
+      scalars["skipped_steps"],
+    )
+  loss = scalars.get("loss")
+  if loss is None:
+    return ""
+  if not math.isfinite(loss):
+    logging.warning("The loss is %s.", loss)
+  return f"loss {loss:.4g}"

@@ -4,44 +4,95 @@ python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
 
 import argparse
+import concurrent.futures
+import functools
 import hashlib
 import io
+import itertools
 import json
+import multiprocessing
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+# Bytes of a folder below which starting processes takes longer than reading it.
+_WORTH_PROCESSES = 2**26
 
-def problems(folder: str) -> list[str]:
-  """What is wrong with a folder; empty for a whole one."""
+
+def problems(folder: str, *, workers: int = 1) -> list[str]:
+  """What is wrong with a folder; empty for a whole one.
+
+  Args:
+    folder: of a cached task.
+    workers: processes that read shards, one each at a time; 1 reads them in this one.
+  """
   from beam_jobs import storage
 
-  found = []
+  found: list[str] = []
   names = set(storage.names(folder))
   if "COMPLETED" not in names:
     found.append(f"{folder}: no COMPLETED; the job has not finished")
-  for info_name in sorted(name for name in names if name.startswith("info.")):
-    split = info_name.split(".")[1]
-    count = json.loads(storage.read(storage.join(folder, info_name)))["num_shards"]
-    stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
-    expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
-    examples = 0
-    for name in sorted(expected | _replayed(names, split)):
-      if not {name, f"{name}.sidecar.json"} <= names:
-        found.append(f"{folder}/{name}: the shard or its sidecar is missing")
-        continue
-      try:
-        sidecar = json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
-      except ValueError as error:
-        found.append(f"{folder}/{name}: the sidecar is no JSON ({error}); run the job again")
-        continue
-      examples += sidecar["written"]
-      found += _shard_problems(folder, name, sidecar)
-    if examples != stated:
-      found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
-  if not any(name.startswith("info.") for name in names):
+  splits = sorted(name.split(".")[1] for name in names if name.startswith("info."))
+  if not splits:
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
-  return found
+  shards = []
+  for split in splits:
+    present, missing = _shards_of(folder, split, names)
+    found += missing
+    shards += present
+  return found + _in_processes(folder, shards, workers)
+
+
+def _shards_of(
+  folder: str, split: str, names: Set[str]
+) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
+  """Shards of a split with their sidecars, and what is missing or does not add up."""
+  from beam_jobs import storage
+
+  count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
+  stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
+  expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
+  wanted = sorted(expected | _replayed(names, split))
+  whole = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
+  found = [
+    f"{folder}/{name}: the shard or its sidecar is missing"
+    for name in sorted(set(wanted) - set(whole))
+  ]
+
+  def sidecar(name: str) -> Mapping[str, Any] | str:
+    try:
+      return json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
+    except ValueError as error:
+      return f"{folder}/{name}: the sidecar is no JSON ({error}); run the job again"
+
+  read = list(zip(whole, storage.for_each(sidecar, whole), strict=True))
+  found += [problem for _, problem in read if isinstance(problem, str)]
+  shards = [(name, sidecar) for name, sidecar in read if not isinstance(sidecar, str)]
+  examples = sum(sidecar["written"] for _, sidecar in shards)
+  if examples != stated:
+    found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
+  return shards, found
+
+
+def _in_processes(
+  folder: str, shards: Sequence[tuple[str, Mapping[str, Any]]], workers: int
+) -> list[str]:
+  """What of each shard is not as its sidecar says, with a bar on a terminal."""
+  from tqdm import tqdm
+
+  def bar(results: Iterable[list[str]]) -> list[str]:
+    shown = tqdm(
+      results, total=len(shards), unit="shard", desc=folder, file=sys.stderr, disable=None
+    )
+    return [line for lines in shown for line in lines]
+
+  check = functools.partial(_shard_problems, folder)
+  if workers == 1 or sum(sidecar["bytes"] for _, sidecar in shards) < _WORTH_PROCESSES:
+    return bar(itertools.starmap(check, shards))
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
+    return bar(pool.map(check, *zip(*shards, strict=True)))
 
 
 def _replayed(names: Iterable[str], split: str) -> set[str]:
@@ -161,8 +212,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("folders", nargs="+", help="cached task folders")
-  folders = parser.parse_args(argv).folders
-  found = [line for folder in folders for line in (*problems(folder), *plan_problems(folder))]
+  parser.add_argument(
+    "--workers",
+    type=int,
+    default=os.cpu_count() or 1,
+    help="processes, each with a shard in memory (default: one a processor)",
+  )
+  arguments = parser.parse_args(argv)
+  if arguments.workers < 1:
+    parser.error(f"--workers={arguments.workers}: expected at least 1")
+  found = []
+  for folder in arguments.folders:
+    found += problems(folder, workers=arguments.workers) + plan_problems(folder)
   print("\n".join(found) if found else "every shard and record is as its sidecar says")
   return 1 if found else 0
 

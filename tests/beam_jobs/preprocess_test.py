@@ -430,7 +430,7 @@ def test_workers_import_neither_tensorflow_nor_seqio():
   assert done.stdout.strip() == "[]"
 
 
-def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys):
+def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys, monkeypatch):
   rows = good_rows(tmp_path, videos=4, images=0)
   preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
   videos = tmp_path / "out" / "toy_videos"
@@ -448,6 +448,9 @@ def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys
   assert sum("sha256 differs" in line for line in lines) == 1
   assert sum("is missing" in line for line in lines) == 1
   assert sum("the sidecar is no JSON" in line for line in lines) == 1
+  monkeypatch.setattr(verify, "_WORTH_PROCESSES", 0)
+  assert verify.main([str(videos), "--workers=2"]) == 1
+  assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_help_needs_none_of_the_heavy_packages():

@@ -1,6 +1,7 @@
 """Test set-up: CPU with eight fake devices, and shape annotations checked at every call."""
 
 import os
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -26,3 +27,16 @@ def compilation_cache(tmp_path_factory):
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
     yield
+
+
+@pytest.fixture(autouse=True)
+def random_numbers():
+  """A run with HARDWARE_RNG sets the generator of its process; the next test gets JAX's own."""
+  _use_threefry()
+  yield
+  _use_threefry()
+
+
+def _use_threefry():
+  if "jax" in sys.modules:
+    sys.modules["jax"].config.update("jax_default_prng_impl", "threefry2x32")

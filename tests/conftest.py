@@ -1,14 +1,34 @@
-"""Test set-up: CPU with eight fake devices, and shape annotations checked at every call."""
+"""Test set-up: CPU with eight fake devices, shape annotations checked at every call, one compilation cache.
 
+Nothing that tests do may change what programs do: the annotation checks are compiled into modules, so tests write no
+bytecode; the caches lie in `.venv`; and the settings below are those of the test processes and of what they start.
+"""
+
+import gc
 import os
+import resource
 import sys
+import time
+from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.dont_write_bytecode = True
+LONGEST = {name: i for i, name in enumerate(["end_to_end_test.py"])}
+CACHE = Path(__file__).resolve().parents[1] / ".venv" / "cache" / "xla"
+os.environ |= {
+  "PYTHONDONTWRITEBYTECODE": "1",
+  "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+  "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+  # Shared by the workers, by the programs that tests start, and by the next run.
+  "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)),
+  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   ).strip()
+if not os.environ.get("WALT_FULL"):
+  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import pytest
 from jaxtyping import install_import_hook
@@ -19,14 +39,15 @@ install_import_hook(
 )
 
 
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-  """Programs that a module starts find what an earlier one compiled."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    yield
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+  """What a module compiled is dropped after it; most of it is of no use to the next."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+  gc.collect()
+  # What is left are the libraries; the next collection need not look at them.
+  gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +61,34 @@ def random_numbers():
 def _use_threefry():
   if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_default_prng_impl", "threefry2x32")
+
+
+def pytest_configure(config):
+  config.suite = {"started": time.monotonic(), "peaks": [], "warm": any(CACHE.glob("*"))}
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, "workeroutput"):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    session.config.workeroutput["peaks"] = (peak / 2**20, children / 2**20)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+  node.config.suite["peaks"].append(node.workeroutput["peaks"])
+
+
+def pytest_collection_modifyitems(items):
+  # The longest first: at the end it would keep one worker while the other has nothing to do.
+  items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  suite = config.suite
+  peaks = [own for own, _ in suite["peaks"]]
+  terminalreporter.write_line(
+    f"{time.monotonic() - suite['started']:.0f} s with a {'warm' if suite['warm'] else 'cold'} compilation cache; "
+    f"peak memory of the workers {' + '.join(f'{p:.1f}' for p in peaks)} = {sum(peaks):.1f} GiB, "
+    f"largest program that they started {max((c for _, c in suite['peaks']), default=0):.1f} GiB"
+  )

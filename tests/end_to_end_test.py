@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 # A run that goes on, and a command given again, compile nothing anew.
-pytestmark = pytest.mark.usefixtures("compilation_cache")
 ROOT = Path(__file__).resolve().parents[1]
 NARROW = [
   f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"

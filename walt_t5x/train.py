@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
   import tensorflow as tf
 
   from walt_t5x import engine
-  from walt_t5x.engine import choice, exits, gin_config, run_settings
+  from walt_t5x.engine import choice, exits, gin_config, host_memory, run_settings
 
   faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
   # Orbax reports every file at INFO; its warnings still come through.
@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   join_processes()
+  if jax.default_backend() == "cpu":
+    host_memory.keep_freed_memory()
   if FLAGS.tfds_data_dir:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)

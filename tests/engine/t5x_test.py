@@ -31,7 +31,6 @@ pytestmark = [
   pytest.mark.skipif(t5x_missing is not None, reason=str(t5x_missing)),
   pytest.mark.timeout(1800),
   # Every start of the same engine compiles the same step.
-  pytest.mark.usefixtures("compilation_cache"),
 ]
 if t5x_missing is None:
   from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture of a small corpus' caches

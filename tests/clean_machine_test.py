@@ -21,7 +21,7 @@ def test_annotations_are_checked_while_tests_run():
 
 
 def test_tests_leave_no_bytecode_that_a_program_can_load(tmp_path):
-  """A plain shell's `pytest`, in a copy of the tree: the checks of annotations are in no module that a program finds."""
+  """A plain shell's `pytest` in a copy of the tree: a program finds no module that checks annotations."""
   for part in ("walt_t5x/__init__.py", "walt_t5x/types.py", "tests/__init__.py"):
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / part, tmp_path / part)

@@ -4,6 +4,9 @@ Nothing that tests do may change what programs do: the annotation checks are com
 bytecode; the caches lie in `.venv`; and the settings below are those of the test processes and of what they start.
 """
 
+# ruff: noqa: E402 - what is imported below reads the environment.
+import ctypes
+import functools
 import gc
 import os
 import resource
@@ -22,13 +25,13 @@ os.environ |= {
   "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  # Most programs run a few times on tiny shapes, so compiling is what they cost. `numerics` marks the others.
+  "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
   ).strip()
-if not os.environ.get("WALT_FULL"):
-  os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import pytest
 from jaxtyping import install_import_hook
@@ -37,6 +40,17 @@ install_import_hook(
   ["walt_t5x.vae", "walt_t5x.denoiser", "walt_t5x.diffusion", "walt_t5x.text", "walt_t5x.metrics"],
   "beartype.beartype",
 )
+
+
+def _release():
+  """The function of the allocator that gives freed memory back to the system."""
+  library = ctypes.CDLL(None)
+  if hasattr(library, "MallocExtension_ReleaseFreeMemory"):  # tcmalloc
+    return library.MallocExtension_ReleaseFreeMemory
+  return functools.partial(library.malloc_trim, 0)
+
+
+RELEASE = _release()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,6 +62,20 @@ def compiled_programs():
   gc.collect()
   # What is left are the libraries; the next collection need not look at them.
   gc.freeze()
+  RELEASE()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request):
+  """`pytestmark = pytest.mark.numerics`: a module that compares numbers compiles as programs do."""
+  if request.node.get_closest_marker("numerics") is None:
+    yield
+    return
+  import jax
+
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from walt_t5x.denoiser.window_attention import choose, window_attention
 from walt_t5x.denoiser.windows import from_cells, in_cells, to_cells
 from walt_t5x.flops import count_flops_of
 
+pytestmark = pytest.mark.numerics
+
 # grid, window, cell, heads, head size, what is asked for.
 CASES = {
   "spatial": ((2, 16, 16), (1, 16, 16), (8, 8), 1, 108, {"table"}),

@@ -12,6 +12,8 @@ from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance, g
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
+pytestmark = pytest.mark.numerics
+
 SHAPE = (2, 3, 4, 4, 8)
 
 

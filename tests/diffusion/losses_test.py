@@ -7,6 +7,8 @@ import pytest
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, target
 
+pytestmark = pytest.mark.numerics
+
 RNG = np.random.default_rng(0)
 X0, NOISE, WRONG = (jnp.asarray(RNG.normal(size=(4, 3, 2, 2, 2)), jnp.float32) for _ in range(3))
 GAMMA = jnp.array([0.9, 0.5, 0.2, 0.05])

@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec
 from walt_t5x.engine.adafactor import adafactor_chain, factored_state_axes
 from walt_t5x.engine.builtin.optimizer import OptaxWrapper, map_axes
 
+pytestmark = pytest.mark.numerics
+
 # Two of them have moments of the same shapes: only the parameter tells which axis is whose.
 SHAPES = {
   "kernel": (3, 8, 6),

@@ -12,6 +12,8 @@ from walt_t5x import engine
 from walt_t5x.engine import optimizers, schedules
 from walt_t5x.engine.ema import parameter_ema
 
+pytestmark = pytest.mark.numerics
+
 PARAMS = {
   "a": {"kernel": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32)},
   "bias": np.array([0.3], np.float32),

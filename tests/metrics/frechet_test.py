@@ -23,6 +23,8 @@ from walt_t5x.metrics.inception_score import (
 )
 from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
 
+pytestmark = pytest.mark.numerics
+
 of = FeatureStatistics.from_model_output
 
 

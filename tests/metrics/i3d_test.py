@@ -15,6 +15,8 @@ from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.metrics import convolution, i3d, import_weights, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
+pytestmark = pytest.mark.numerics
+
 _EXPECTED = KINDS["i3d"].expected()
 
 

@@ -8,6 +8,8 @@ import pytest
 from walt_t5x.metrics.psnr import psnr
 from walt_t5x.metrics.ssim import ssim
 
+pytestmark = pytest.mark.numerics
+
 
 def _clips(side=13):
   rng = np.random.default_rng(0)

@@ -14,6 +14,8 @@ from walt_t5x.text.model import T5Encoder
 from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
 
+pytestmark = pytest.mark.numerics
+
 COLOURS = ["red", "green", "blue", "yellow", "white", "purple"]
 SHAPES = ["circle", "square", "triangle", "star"]
 DIRECTIONS = ["left", "right", "up", "down"]

@@ -11,6 +11,8 @@ import torch
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.convolution import convolve, convolve_by_frames, convolve_native
 
+pytestmark = pytest.mark.numerics
+
 CASES = [
   ((3, 3, 3), (1, 1, 1)),
   ((4, 4, 4), (2, 2, 2)),

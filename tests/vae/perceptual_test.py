@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 from walt_t5x.vae import import_lpips, perceptual, resnet50, vgg
 
+pytestmark = pytest.mark.numerics
+
 SIDE = 32
 
 

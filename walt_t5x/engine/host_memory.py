@@ -1,7 +1,7 @@
 """Freed host memory is kept for the next step.
 
-XLA's CPU client allocates a program's buffers in every call and frees them after it. glibc returns blocks of that size to
-the kernel at once, so that each step of the tiny base pays 120,000 page faults for the same memory
+XLA's CPU client allocates a program's buffers in every call and frees them after it. glibc returns blocks of that size
+to the kernel at once, so that each step of the tiny base pays 120,000 page faults for the same memory
 (benchmarks/allocators.md). tcmalloc, where it is preloaded (scripts/allocator.sh), keeps them already.
 """
 

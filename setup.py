@@ -1,11 +1,10 @@
 """Package metadata. Exact versions that were resolved together are in requirements.lock; T5X, which no registry has, is
 in requirements-t5x.txt."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
-
-import walt_t5x
 
 CORE = [
   "absl-py",
@@ -40,7 +39,8 @@ GIN_PACKAGES = {".".join(("walt_t5x._gin", *folder.parts)): str(folder) for fold
 
 setup(
   name="walt_t5x",
-  version=walt_t5x.__version__,
+  # Not imported: builds by pip do not have this folder on the path.
+  version=runpy.run_path(str(ROOT / "walt_t5x" / "__init__.py"))["__version__"],
   description="W.A.L.T: window attention latent transformers for text-to-video, TPU first.",
   long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",

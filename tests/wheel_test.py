@@ -1,6 +1,7 @@
-"""The wheel works outside the clone: it holds the gin files, its commands are the programs, registries take its extras."""
+"""The wheel works outside the clone: it holds the gin files, its commands are the programs, registries take it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -27,16 +28,17 @@ COMMANDS = {
 def site(tmp_path_factory):
   """A folder with the unpacked wheel, as site-packages has it."""
   folder = tmp_path_factory.mktemp("wheel")
-  # setup.py rather than pip: pip leaves build/ and *.egg-info in the tree.
+  # A copy: builds leave folders beside setup.py.
+  source = folder / "source"
+  source.mkdir()
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  for name in ("gin", "walt_t5x", "data", "beam_jobs"):
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+  # As pip calls it, with nothing of the clone on the path (-P).
+  build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
   subprocess.run(
-    [
-      *(sys.executable, "setup.py", "--quiet", "egg_info", f"--egg-base={folder}"),
-      *("build", f"--build-base={folder / 'build'}"),
-      *("bdist_wheel", f"--dist-dir={folder}"),
-    ],
-    cwd=ROOT,
-    check=True,
-    capture_output=True,
+    [sys.executable, "-P", "-c", build, str(folder)], cwd=source, check=True, capture_output=True
   )
   (wheel,) = folder.glob("*.whl")
   with zipfile.ZipFile(wheel) as archive:

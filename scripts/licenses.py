@@ -1,4 +1,4 @@
-"""Lists the licences of every package of the locks, in docs/licenses.md and docs/licenses.json.
+"""Lists the licenses of every package of the locks, in docs/licenses.md and docs/licenses.json.
 
   .venv/bin/python scripts/licenses.py
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs/licenses.md", ROOT / "docs/licenses.json"
-# Packages whose metadata names no licence, or none that says which, and where it was read instead.
+# Packages whose metadata names no license, or none that says which, and where it was read instead.
 RESOLVED = {
   "cuda-toolkit": ("LicenseRef-NVIDIA-Proprietary", "an empty package that requires CUDA's"),
   "httpx2-jsfetch": ("BSD-3-Clause", "its metadata; it is for Python 3.12 in a browser"),
@@ -76,7 +76,7 @@ def locked(folder: Path = ROOT) -> dict[str, str]:
 
 
 def stated(found: metadata.Distribution) -> str | None:
-  """The licence that a package's metadata names, or None."""
+  """The license that a package's metadata names, or None."""
   classifiers = [c for c in found.metadata.get_all("Classifier", []) if c.startswith("License")]
   candidates = (
     found.metadata.get("License-Expression"),
@@ -91,7 +91,7 @@ def stated(found: metadata.Distribution) -> str | None:
 
 
 def entry(name: str, versions: str, before: Mapping[str, dict[str, str]]) -> dict[str, str] | None:
-  """The list's entry of a package, None where nothing says its licence."""
+  """The list's entry of a package, None where nothing says its license."""
   made = {"version": versions}
   try:
     found = metadata.distribution(name)
@@ -120,7 +120,7 @@ def entry(name: str, versions: str, before: Mapping[str, dict[str, str]]) -> dic
 def page(entries: Mapping[str, dict[str, str]]) -> str:
   """docs/licenses.md: what is flagged, then everything."""
   lines = [
-    "# Licences of what is installed",
+    "# Licenses of what is installed",
     "",
     "    .venv/bin/python scripts/licenses.py",
     "",
@@ -151,13 +151,13 @@ def page(entries: Mapping[str, dict[str, str]]) -> str:
 
 
 def main() -> int:
-  """Writes both files and prints the flagged packages; 1 where a licence is not known."""
+  """Writes both files and prints the flagged packages; 1 where a license is not known."""
   before = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
   entries = {name: entry(name, versions, before) for name, versions in locked().items()}
   unknown = [name for name, made in entries.items() if made is None]
   if unknown:
     print(
-      f"licenses: no licence known of {', '.join(unknown)}; install the lock that has them into this environment, "
+      f"licenses: no license known of {', '.join(unknown)}; install the lock that has them into this environment, "
       "or look them up and add them to RESOLVED in scripts/licenses.py",
       file=sys.stderr,
     )

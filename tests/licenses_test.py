@@ -1,4 +1,4 @@
-"""The list of licences names what the locks hold, and what it says of bundled libraries is so."""
+"""The list of licenses names what the locks hold, and what it says of bundled libraries is so."""
 
 import json
 import runpy

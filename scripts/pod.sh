@@ -44,7 +44,7 @@ case "${1:-}" in
   install)
     : "${2:?the repository}"
     everywhere "[ -d walt_t5x ] || git clone --branch ${3:-main} $2 walt_t5x; cd walt_t5x && git fetch && \
-git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip install libtpu==0.0.51"
+git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip install --no-deps --require-hashes -r requirements-tpu.lock"
     ;;
   train)
     shift

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv from the lock files. Needs python3 (3.11 or 3.12) with venv and a package index. Does nothing when the
-# environment already matches the locks.
+# environment already matches the locks. VENV=DIR makes another environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,32 +18,36 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
+venv=${VENV:-.venv}
 locks=(requirements.lock requirements-media.lock)
 if [ "${1:-}" = "--test" ]; then
-  locks+=(requirements-test.lock)
+  locks+=(requirements-test-cuda.lock requirements-test.lock)
 fi
-stamp=".venv/.installed-$(basename "${locks[-1]}")"
+stamp="$venv/.installed-$(basename "${locks[-1]}")"
 digest=$(cat "${locks[@]}" scripts/setup.sh | sha256sum | cut -d ' ' -f 1)
-if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then
+if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$digest" ]; then
   exit 0
 fi
 
-echo "setup: installing into .venv (about 3 GB; a minute or two)" >&2
+echo "setup: installing into $venv (about 3 GB; a minute or two)" >&2
 started=$SECONDS
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes "$@"; }
+uv() { UV_HTTP_TIMEOUT=180 "$venv/bin/python" -m uv pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes "$@"; }
 # uv installs the lock several times faster than pip; pip does where there is no uv for the platform.
-if .venv/bin/python -m pip install --quiet --disable-pip-version-check "uv==0.13.9" 2>/dev/null; then
-  export UV_HTTP_TIMEOUT=180
-  install() { .venv/bin/python -m uv pip install --quiet --python .venv/bin/python "$@"; }
-else
-  install() { .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"; }
+installer=pip
+if awk '/^[a-z]/ { found = /^uv==/ } found' requirements.lock | pip -r /dev/stdin 2>/dev/null; then
+  installer=uv
 fi
-install --no-deps -r requirements.lock
+"$installer" -r requirements.lock
 # Only the media files of these packages are used, so their dependencies stay out.
-install --no-deps -r requirements-media.lock
+"$installer" -r requirements-media.lock
 if [ "${1:-}" = "--test" ]; then
   # pip, not uv: it honours local wheels (PIP_FIND_LINKS), and torch's CPU build is often installed that way.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-test.lock
+  if ! pip -r requirements-test.lock 2>/dev/null; then
+    echo "setup: pip finds no CPU build of torch, or not the locked one; installing PyPI's with CUDA (5 GB)" >&2
+    "$installer" -r requirements-test-cuda.lock
+  fi
 fi
 echo "$digest" > "$stamp"
 echo "setup: done in $((SECONDS - started)) s" >&2

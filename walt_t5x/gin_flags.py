@@ -1,12 +1,12 @@
 """The flags by which a program takes gin files, as T5X's do: `--gin_file`, `--gin.NAME=value`, `--gin_search_paths`."""
 
-import os
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_files
+
 FLAGS = flags.FLAGS
 
 
@@ -17,7 +17,7 @@ def define() -> None:
     "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
   )
   flags.DEFINE_list(
-    "gin_search_paths", ["."], "Folders to look for gin files in, before the repository."
+    "gin_search_paths", ["."], "Folders to look for gin files in, before those of the package."
   )
   for flag in FLAGS.get_key_flags_for_module(__name__):
     FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -58,5 +58,5 @@ def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
   """
   from walt_t5x.engine import gin_config
 
-  folders = [*FLAGS.gin_search_paths, REPOSITORY]
+  folders = [*FLAGS.gin_search_paths, gin_files.FOLDER]
   gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), folders, finalize=finalize)

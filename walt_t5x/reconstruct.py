@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_files
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -97,9 +97,9 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.text.fingerprint import weights_fingerprint
 
-  # Training files say `import __main__ as train_script` and include others by their path in the repository.
+  # Training files say `import __main__ as train_script` and include others by their path from `gin/` on.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
-  gin.add_config_file_search_path(_REPOSITORY)
+  gin.add_config_file_search_path(gin_files.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
   params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)

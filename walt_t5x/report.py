@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from walt_t5x import gin_files
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -57,7 +57,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   gin.clear_config()
   try:
-    gin_config.parse([str(config)], [], [_REPOSITORY], finalize=False)
+    gin_config.parse([str(config)], [], [gin_files.FOLDER], finalize=False)
     return dataclasses.asdict(plan_gin())
   except (gin_config.GinError, ValueError) as error:
     return f"none: {str(error).splitlines()[0]}"

@@ -2,11 +2,15 @@
 
 import copy
 import difflib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from walt_t5x import gin_files
+
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
+_NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
 
 
 class GinError(ValueError):
@@ -53,6 +57,7 @@ def parse(
 
   for path in search_paths:
     gin.add_config_file_search_path(path)
+  logging.getLogger().addFilter(_is_not_of_the_search)
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=finalize)
   except (
@@ -64,6 +69,11 @@ def parse(
     SyntaxError,
     TypeError,
   ) as error:
+    missing = _NOT_FOUND.match(str(error))
+    if missing:
+      raise GinError(
+        f"{gin_files.not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
+      ) from error
     raise GinError(f"{type(error).__name__}: {error}") from error
   config = gin.config_str()
   macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))
@@ -78,6 +88,11 @@ def parse(
       raise GinError(
         f"--gin.{name}: nothing in the gin files uses %{name}, so it would have no effect. {hint}"
       )
+
+
+def _is_not_of_the_search(record: logging.LogRecord) -> bool:
+  """gin reports every folder in which it did not find a file, as an error and before it looks in the next one."""
+  return record.module != "resource_reader"
 
 
 def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:

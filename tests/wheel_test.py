@@ -1,0 +1,128 @@
+"""The wheel works outside the clone: it holds the gin files, its commands are the programs, registries take it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import gin
+from walt_t5x import gin_files
+from walt_t5x.engine import gin_config
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = {
+  "walt-train": "walt_t5x.train",
+  "walt-generate": "walt_t5x.generate",
+  "walt-evaluate": "walt_t5x.evaluate",
+  "walt-preprocess": "beam_jobs.preprocess",
+  "walt-plan": "walt_t5x.plan",
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """A folder with the unpacked wheel, as site-packages has it."""
+  folder = tmp_path_factory.mktemp("wheel")
+  # A copy: builds leave folders beside setup.py.
+  source = folder / "source"
+  source.mkdir()
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source)
+  for name in ("gin", "walt_t5x", "data", "beam_jobs"):
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+  # As pip calls it, with nothing of the clone on the path (-P).
+  build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+  subprocess.run(
+    [sys.executable, "-P", "-c", build, str(folder)], cwd=source, check=True, capture_output=True
+  )
+  (wheel,) = folder.glob("*.whl")
+  with zipfile.ZipFile(wheel) as archive:
+    archive.extractall(folder / "site")
+  return folder / "site"
+
+
+def _files(folder, pattern):
+  return {file.relative_to(folder): file.read_bytes() for file in folder.rglob(pattern)}
+
+
+def test_the_wheel_holds_every_gin_file_and_every_module(site):
+  assert _files(site / "walt_t5x/_gin/gin", "*.gin") == _files(ROOT / "gin", "*.gin")
+  for package in ("walt_t5x", "data", "beam_jobs"):
+    assert _files(site / package, "*.py") == _files(ROOT / package, "*.py")
+  # gin-config has this folder of site-packages.
+  assert not (site / "gin").exists()
+  assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {
+    "walt_t5x", "data", "beam_jobs",
+  }  # fmt: skip
+
+
+def test_extras_name_no_addresses(site):
+  (distribution,) = metadata.distributions(path=[str(site)])
+  assert [r for r in distribution.requires or () if "@" in r or "://" in r] == []
+
+
+def test_each_command_is_its_program(site, tmp_path):
+  (distribution,) = metadata.distributions(path=[str(site)])
+  points = {p.name: p for p in distribution.entry_points if p.group == "console_scripts"}
+  assert points.keys() == COMMANDS.keys()
+  environment = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "100"}
+
+  def help_of(*command):
+    done = subprocess.run(
+      [sys.executable, *command, "--help"],
+      cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+  for name, module in COMMANDS.items():
+    point = points[name]
+    # What the installer writes into bin/.
+    script = tmp_path / name
+    script.write_text(
+      f"import sys\nfrom {point.module} import {point.attr}\nsys.exit({point.attr}())\n"
+    )
+    assert help_of(str(script)) == help_of("-m", module)
+
+
+def test_a_gin_file_is_found_from_any_folder_and_one_that_is_there_comes_first(
+  tmp_path, monkeypatch, caplog
+):
+  package, here = tmp_path / "package", tmp_path / "here"
+  for folder in (package / "gin/runs", here / "gin/runs"):
+    folder.mkdir(parents=True)
+  (package / "gin/launched.gin").write_text("include 'gin/runs/run.gin'\nSTEPS = 10\n")
+  (package / "gin/runs/run.gin").write_text("SEED = 0\n")
+  monkeypatch.chdir(here)
+
+  def parsed():
+    gin.clear_config()
+    try:
+      gin_config.parse(["gin/launched.gin"], [], [".", str(package)])
+      return gin_config.macro_value("STEPS"), gin_config.macro_value("SEED")
+    finally:
+      gin.clear_config()
+
+  with caplog.at_level("INFO"):
+    assert parsed() == (10, 0)
+  # gin calls it an error that a folder does not have the file, before it looks in the next one.
+  assert "not found" not in caplog.text
+  (here / "gin/runs/run.gin").write_text("SEED = 7\n")
+  assert parsed() == (10, 7)
+
+
+def test_a_gin_file_that_is_nowhere_is_named_with_the_folders_that_were_searched(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(gin_config.GinError) as error:
+    gin_config.parse(["gin/walt_4b.gin"], [], [".", gin_files.FOLDER])
+  for folder in (tmp_path, ROOT):
+    assert str(folder / "gin/walt_4b.gin") in str(error.value)
+  assert "--gin_search_paths" in str(error.value)
+  with pytest.raises(FileNotFoundError, match=r"--vae_gin_file: no file at .*nowhere\.gin"):
+    gin_files.find("nowhere.gin", flag="--vae_gin_file")

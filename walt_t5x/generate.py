@@ -212,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.engine import gin_config
   from walt_t5x.generation.sampling_run import RunSettings
 
-  run = gin.configurable(generate)
+  run: Callable[..., Any] = gin.configurable(generate)
   # The files that trained a stage say `import __main__ as train_script`.
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   try:

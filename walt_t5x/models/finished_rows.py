@@ -36,8 +36,9 @@ def finished(batch: Mapping[str, Array]) -> Batch:
 
 
 def normalised(
-  latents: Float[Array, "*rows t h w c"], moments: Float[Array, "*rows 2 c"]
-) -> Float[Array, "*rows t h w c"]:
+  latents: Float[Array | np.ndarray, "*rows t h w c"],
+  moments: Float[Array | np.ndarray, "*rows 2 c"],
+) -> Float[Array | np.ndarray, "*rows t h w c"]:
   """(latents - mean) / std by channel, float32."""
   mean, std = moments[..., :1, :][..., None, None, :], moments[..., 1:, :][..., None, None, :]
   return (latents.astype(jnp.float32) - mean) / std

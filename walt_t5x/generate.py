@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
 
   run: Callable[..., Any] = gin.configurable(generate)
   # The files that trained a stage say `import __main__ as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   try:
     gin_flags.read()
   except gin_config.GinError as error:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags, logging
 
@@ -212,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.engine import gin_config
   from walt_t5x.generation.sampling_run import RunSettings
 
-  run: Callable[..., Any] = gin.configurable(generate)
+  run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
   # The files that trained a stage say `import __main__ as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train)
   try:

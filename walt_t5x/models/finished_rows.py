@@ -25,7 +25,9 @@ def finished(batch: Mapping[str, Array]) -> Batch:
   Args:
     batch: of `DenoiserFeatureConverter`, or one made by hand. Moments are [B, 2, c] or, for a lone row, [2, c].
   """
-  result = {name: value for name, value in batch.items() if not name.endswith("_moments")}
+  result: dict[str, Array | np.ndarray] = {
+    name: value for name, value in batch.items() if not name.endswith("_moments")
+  }
   for name in _LATENTS:
     moments = batch.get(f"{name}_moments")
     if moments is not None:

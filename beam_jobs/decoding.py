@@ -105,8 +105,8 @@ def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0
   height, width = source
   shown = (float(height), width * aspect)
   scale = max(target[0] / shown[0], target[1] / shown[1])
-  scaled = tuple(max(want, round(size * scale)) for want, size in zip(target, shown))
-  offset = tuple((size - want) // 2 for want, size in zip(target, scaled))
+  scaled = (max(target[0], round(shown[0] * scale)), max(target[1], round(shown[1] * scale)))
+  offset = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
   ratio = (height / scaled[0], width / scaled[1])
   crop = (
     round(offset[0] * ratio[0]),

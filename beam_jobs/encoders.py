@@ -123,7 +123,7 @@ def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
 
   from walt_t5x.vae.autoencoder import CausalVae
 
-  fields = {
+  fields: dict[str, Any] = {
     field.name: field.default
     for field in dataclasses.fields(CausalVae)
     if field.name not in ("parent", "name")
@@ -141,17 +141,18 @@ def build_vae(fields: Mapping[str, Any]) -> Any:
 
   from walt_t5x.vae.autoencoder import CausalVae
 
-  values = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-  return CausalVae(**(values | {"dtype": jnp.dtype(values["dtype"])}))
+  values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+  values["dtype"] = jnp.dtype(values["dtype"])
+  return CausalVae(**values)
 
 
 class Encoders:
   """Both encoders with their weights on the default device."""
 
   def __init__(self, config: EncoderConfig):
-    import flax
     import jax
     import jax.numpy as jnp
+    from flax import traverse_util
 
     from walt_t5x.engine.checkpoints import load_params
     from walt_t5x.text.encoder import TextEncoder
@@ -162,7 +163,7 @@ class Encoders:
     params = select_vae_params(
       self.vae, load_params(config.vae_checkpoint, ema=config.vae_ema), config.vae_checkpoint
     )
-    self.vae_fingerprint = weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/"))
+    self.vae_fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
     self._params = jax.tree.map(jnp.asarray, params)
     self.text = TextEncoder.load(config.text_folder)
     vae = self.vae
@@ -233,18 +234,22 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
   Raises:
     EncoderMismatch: names the first parameter that is missing, left over or of another shape.
   """
-  import flax
   import jax
   import jax.numpy as jnp
+  from flax import traverse_util
 
   frames = 1 + vae.temporal_factor
   video = jnp.zeros((1, frames, 2 * vae.spatial_factor, 2 * vae.spatial_factor, 3))
   shapes = jax.eval_shape(vae.init, jax.random.key(0), video)["params"]
-  wanted = {k: v.shape for k, v in flax.traverse_util.flatten_dict(shapes, sep="/").items()}
+
+  def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    return {name: np.shape(value) for name, value in flat.items()}
+
+  wanted = shapes_of(shapes)
 
   def differences(tree: Any) -> list[str]:
-    flat = flax.traverse_util.flatten_dict(tree, sep="/") if isinstance(tree, Mapping) else {}
-    got = {key: np.shape(value) for key, value in flat.items()}
+    got = shapes_of(tree) if isinstance(tree, Mapping) else {}
     return [
       f"{key}: checkpoint {got.get(key, 'has none')}, configured VAE {wanted.get(key, 'has none')}"
       for key in sorted(set(got) | set(wanted))

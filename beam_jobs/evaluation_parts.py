@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics.metric import Metrics
 
 from walt_t5x import evaluate
 
@@ -30,7 +31,7 @@ class MakePart(beam.DoFn):
 
   def __init__(self, args: argparse.Namespace):
     self._args = args
-    self._clips = beam.metrics.Metrics.counter("evaluate", "clips")
+    self._clips = Metrics.counter("evaluate", "clips")
 
   def setup(self) -> None:
     """Loads weights and plan."""

@@ -80,10 +80,11 @@ class Rule:
     Raises:
       ValueError: on a text that is no rule.
     """
-    match = _RULE.fullmatch(text)
     try:
+      if not (match := _RULE.fullmatch(text)):
+        raise ValueError("no comparison")
       return cls(match[1], match[2], float(match[3]))
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
       raise ValueError(f"got {text!r}, expected NAME OP NUMBER like 'aesthetic>=5'") from error
 
   def __str__(self) -> str:

@@ -34,7 +34,7 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
       size = (image.height, image.width)
       # Pillow states the size of a TIFF as its tag turns it, that of other formats as they are stored.
       if image.format != "TIFF" and image.getexif().get(ORIENTATION) in _TURNED:
-        size = size[::-1]
+        size = (image.width, image.height)
       check_size(size, spec)
       check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
       image.load()
@@ -58,7 +58,7 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
   frames, crops = {}, []
   for height, width in spec.resolutions:
     place = fit((image.height, image.width), (height, width))
-    scaled = image.resize(place.scaled[::-1], Image.Resampling.BOX)
+    scaled = image.resize((place.scaled[1], place.scaled[0]), Image.Resampling.BOX)
     top, left = place.offset
     frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
     crops.append(place.crop)

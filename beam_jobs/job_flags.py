@@ -173,9 +173,9 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
 
 def _resolutions(text: str) -> tuple[tuple[int, int], ...]:
   try:
-    pairs = tuple(tuple(int(n) for n in part.split("x")) for part in text.split(","))
-    if all(len(pair) == 2 and min(pair) > 0 for pair in pairs) and len(set(pairs)) == len(pairs):
-      return pairs
+    pairs = [(int(h), int(w)) for h, w in (part.split("x") for part in text.split(","))]
+    if all(min(pair) > 0 for pair in pairs) and len(set(pairs)) == len(pairs):
+      return tuple(pairs)
   except ValueError:
     pass
   raise argparse.ArgumentTypeError(f"got {text!r}, expected distinct HxW pairs like 32x32,64x64")

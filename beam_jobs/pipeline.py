@@ -12,6 +12,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.metrics.metric import Metrics
 
 from beam_jobs import duplicates, encoders, filters, progress, quality, shards, storage
 from beam_jobs.decoding import ClipSpec
@@ -244,7 +245,7 @@ class _Encoding:
     except ValueError:
       return [self._encode_alone(captions) for captions in self._texts]
 
-  def _encode_alone(self, captions: Sequence[str]) -> Any:
+  def _encode_alone(self, captions: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]] | Failure:
     try:
       return self._captions.encode(captions)
     except ValueError as error:
@@ -260,9 +261,10 @@ class _Encoding:
     for i, loaded in enumerate(self._batch):
       row, text = loaded.row, self._encoded[i]
       mine = {name: values[i] for name, values in latents.items()}
-      failure = text if isinstance(text, Failure) else _nonfinite(mine, text)
-      if failure:
-        writer.dead_letter(row, stage=failure.stage, reason=failure.reason, message=failure.message)
+      if not isinstance(text, Failure):
+        text = _nonfinite(mine, text) or text
+      if isinstance(text, Failure):
+        writer.dead_letter(row, stage=text.stage, reason=text.reason, message=text.message)
       else:
         writer.write(_record(loaded, mine, text))
         samples.offer(
@@ -365,10 +367,10 @@ class MakeShard(beam.DoFn):
     key, lines = element
     sidecar = process_shard(_shard(key), lines, self._job)
     for kind in ("written", "rejected", "dead", "quarantined"):
-      beam.metrics.Metrics.counter("rows", kind).inc(sidecar[kind])
+      Metrics.counter("rows", kind).inc(sidecar[kind])
     for kind in ("rejected", "dead"):
       for reason, count in sidecar[f"{kind}_by_reason"].items():
-        beam.metrics.Metrics.counter(kind, reason).inc(count)
+        Metrics.counter(kind, reason).inc(count)
     yield sidecar
 
 

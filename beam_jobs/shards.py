@@ -149,8 +149,9 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._psnr: dict[str, list[float]] = {}
     self._sha256 = hashlib.sha256()
     self._files = contextlib.ExitStack()
-    self._stream: BinaryIO | None = None
-    self.sidecar: dict[str, Any] | None = None
+    # Set by entering and by leaving the block without an error.
+    self._stream: BinaryIO
+    self.sidecar: dict[str, Any]
 
   def __enter__(self) -> "ShardWriter":
     # From here until finalise has run again, the folder is not complete.

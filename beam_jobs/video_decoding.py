@@ -8,6 +8,7 @@ import io
 import math
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from beam_jobs.decoding import (
   union,
 )
 from beam_jobs.filters import Rejected, Rule, check_header, header_facts
+
+if TYPE_CHECKING:
+  from av import VideoFrame
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
 # Matroska rounds times to milliseconds; a frame that starts this much late still counts as shown.
@@ -54,6 +58,7 @@ def decode_video(
     Rejected: 'too_small', 'too_short', 'low_frame_rate', or by a filter.
   """
   import av
+  from av.error import FFmpegError
 
   deadline = time.monotonic() + max_decode_seconds
   options = {
@@ -64,7 +69,7 @@ def decode_video(
   }
   try:
     container = av.open(io.BytesIO(content), options=options, metadata_errors="replace")
-  except av.error.FFmpegError as error:
+  except FFmpegError as error:
     raise MediaError(_open_reason(content), f"{error}; containers read: {CONTAINERS}") from error
   with container:
     stream = _video_stream(container)
@@ -88,7 +93,7 @@ def decode_video(
     try:
       resizer = _Resizer(stream, spec, rules)
       return _cut(container, stream, resizer, start=start, claimed=seconds, deadline=deadline)
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
       reason = "truncated" if is_cut_off(content) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error}") from error
 
@@ -100,11 +105,11 @@ def _open_reason(content: bytes) -> str:
 
 
 def _video_stream(container):
-  import av
+  from av.stream import Disposition
 
   for stream in container.streams.video:
     # Cover art of an audio file poses as a video of one frame.
-    if not stream.disposition & av.stream.Disposition.attached_pic:
+    if not stream.disposition & Disposition.attached_pic:
       if stream.codec_context is None:
         raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
       stream.thread_type = "NONE"
@@ -205,16 +210,18 @@ def _cut(
   )
 
 
-def _frames(container, stream, start: float, deadline: float) -> Iterator[tuple[float, object]]:
+def _frames(
+  container, stream, start: float, deadline: float
+) -> Iterator[tuple[float, "VideoFrame"]]:
   """(seconds from the stream's first moment, frame), from the last key frame before `start` where a seek works."""
-  import av
+  from av.error import FFmpegError
 
   origin = float((stream.start_time or 0) * stream.time_base)
   if start > _SEEK_BEYOND_SECONDS:
     container.seek(int((start + origin) / stream.time_base), stream=stream, backward=True)
     try:
       first = next(iter(container.decode(stream)), None)
-    except av.error.FFmpegError:
+    except FFmpegError:
       first = None
     landed = first is not None and first.time is not None and first.time - origin <= start
     # A broken index lands anywhere: then decode from the beginning.

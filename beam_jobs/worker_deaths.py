@@ -94,8 +94,8 @@ def notice_deaths() -> Iterator[None]:
       lose(self, f"it did not report within {CONNECT_SECONDS:g} s")
 
   @functools.wraps(push)
-  def pushing(self: Any, request: Any) -> Any:
-    future = push(self, request)
+  def pushing(self: Any, req: Any) -> Any:
+    future = push(self, req)
     if future is not None and getattr(self, "lost", None) is not None:
       future.abort(self.lost)
     elif self._state == worker_handlers.BeamFnControlServicer.UNSTARTED_STATE:

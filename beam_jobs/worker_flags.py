@@ -97,9 +97,9 @@ def beam_options(flags: Sequence[str]) -> Any:
   Raises:
     ValueError: on a flag that Beam does not know either; Beam itself would only log it.
   """
-  from apache_beam.options.pipeline_options import PipelineOptions
+  from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+  parser = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
   for kind in PipelineOptions.__subclasses__():
     kind._add_argparse_args(parser)
   _, unknown = parser.parse_known_args(list(flags))

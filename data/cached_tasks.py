@@ -50,19 +50,24 @@ class CachedTask(seqio.Task):
     Raises:
       FileNotFoundError: if no cache directory holds the task, naming where it was looked for.
     """
+    return read_provenance(self._cache_folder())
+
+  def _cache_folder(self) -> str:
     if not self.cache_dir:
       raise FileNotFoundError(
         f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `beam_jobs.preprocess` "
         "with this --task, and point --seqio_additional_cache_dirs at its --output"
       )
-    return read_provenance(self.cache_dir)
+    return self.cache_dir
 
   def _get_cached_source(
     self, split: str, file_shuffle_buffer_size: int | None = None
   ) -> seqio.FileDataSource:
     """SeqIO's hook for what `use_cached` reads: whole records, which the preprocessors parse."""
     self.assert_cached()
-    return raw_shards(self.cache_dir, split, file_shuffle_buffer_size=file_shuffle_buffer_size)
+    return raw_shards(
+      self._cache_folder(), split, file_shuffle_buffer_size=file_shuffle_buffer_size
+    )
 
   def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
     """Rows are whole as they are; SeqIO would slice their scalars (T5X's infer.py always asks for it)."""
@@ -83,13 +88,19 @@ class CachedTask(seqio.Task):
 class CachedMixture(seqio.Mixture):
   """A mixture of caches that one tokenizer, one text encoder and one normalisation made."""
 
+  def _cached_tasks(self) -> list[CachedTask]:
+    tasks = [task for task in self.tasks if isinstance(task, CachedTask)]
+    if len(tasks) < len(self.tasks):
+      raise TypeError(f"mixture {self.name!r}: its tasks must be caches, of `data.tasks`")
+    return tasks
+
   @property
   def walt_rates(self) -> dict[str, float]:
     """Share of the rows of each kind ('image', 'video'), by the rates that SeqIO draws tasks with."""
-    rates = collections.Counter()
-    for task in self.tasks:
+    rates = collections.defaultdict[str, float](float)
+    for task in self._cached_tasks():
       rates[task.kind] += self.get_rate(task)
-    return {kind: rate / rates.total() for kind, rate in sorted(rates.items())}
+    return {kind: rate / sum(rates.values()) for kind, rate in sorted(rates.items())}
 
   @property
   def walt_provenance(self) -> dict:
@@ -98,7 +109,7 @@ class CachedMixture(seqio.Mixture):
     Raises:
       ProvenanceMismatch: naming the first field in which two tasks differ.
     """
-    first, *others = self.tasks
+    first, *others = self._cached_tasks()
     common = first.walt_provenance
     for other in others:
       found = other.walt_provenance

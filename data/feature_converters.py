@@ -26,6 +26,7 @@ Assumptions: tasks deliver rows of full static shape (data.tasks does), nothing 
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import seqio
 import tensorflow as tf
@@ -50,13 +51,16 @@ class _RowConverter(seqio.FeatureConverter):
     self.TASK_FEATURES = self.MODEL_FEATURES = dict(features)
     if "text" in features:
       self.TASK_FEATURES = self.TASK_FEATURES | {"text": FeatureSpec(tf.string, rank=1)}
-    super().__init__(pack=False, **(kwargs | {"apply_length_check": False}))
+    kwargs["apply_length_check"] = False
+    super().__init__(pack=False, **kwargs)
 
   def _convert_features(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
+    # A dataset of rows; TensorFlow declares what any dataset may hold.
+    rows = cast(Mapping[str, tf.TensorSpec], ds.element_spec)
     for name, feature in self.TASK_FEATURES.items():
-      length = ds.element_spec[name].shape[0] if feature.rank else 1
+      length = rows[name].shape[0] if feature.rank else 1
       if length != task_feature_lengths[name]:
         raise ValueError(
           f"feature {name!r}: rows have length {length}, task_feature_lengths says {task_feature_lengths[name]}; "
@@ -88,9 +92,12 @@ class _RowConverter(seqio.FeatureConverter):
 
 def _padded_text(rows: Mapping[str, tf.Tensor]) -> tf.Tensor:
   """uint8 [..., s, L, P] from strings [..., s] of whole tokens; the mask states L, the null caption E."""
-  shape = rows["text_mask"].shape
-  size = packed_text.token_bytes(rows["null_text"].shape[-1])
-  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=shape[-1] * size)
+  shape, width = rows["text_mask"].shape, rows["null_text"].shape[-1]
+  length = shape[-1]
+  if length is None or width is None:
+    raise ValueError(f"rows of text need static shapes: got {length} tokens of width {width}")
+  size = packed_text.token_bytes(width)
+  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=length * size)
   return tf.reshape(padded, (*shape, size))
 
 

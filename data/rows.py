@@ -1,7 +1,8 @@
 """From records to rows: videos one a row, images stacked, each with its caption or label."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import cast
 
 import ml_dtypes
 import numpy as np
@@ -111,7 +112,9 @@ class Rows:
         result["label"] = tf.cast(parsed["label"], tf.int32)
       return result
 
-    def rows(records: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
+    def rows(
+      records: tf.Tensor, seed: tf.Tensor | None = None
+    ) -> Mapping[str, tf.Tensor | np.ndarray]:
       found = examples(records, seed)
       if self.frames is not None:
         return _image_stack(found, frames=self.frames) | constants
@@ -124,7 +127,9 @@ class Rows:
     else:
       dataset = dataset.batch(self.frames, drop_remainder=True)
     if row.text_length:
-      dataset = seqio.map_over_dataset(rows, num_seeds=1, num_parallel_calls=None)(dataset)
+      # SeqIO leaves its decorator untyped.
+      drawn = seqio.map_over_dataset(rows, num_seeds=1, num_parallel_calls=None)
+      dataset = cast(Callable[[tf.data.Dataset], tf.data.Dataset], drawn)(dataset)
     else:
       dataset = dataset.map(rows)
     return dataset.unbatch() if self.frames is None else dataset

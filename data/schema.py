@@ -87,7 +87,7 @@ def pixels_shape(name: str) -> tuple[int, int, int]:
   match = _PIXELS.fullmatch(name)
   if not match:
     raise ValueError(f"not a pixels field: got {name!r}, expected 'pixels/<T>x<H>x<W>'")
-  return tuple(int(size) for size in match.groups())
+  return int(match[1]), int(match[2]), int(match[3])
 
 
 def is_latents_field(name: str) -> bool:
@@ -104,7 +104,7 @@ def latents_shape(name: str) -> tuple[int, int, int]:
   match = _LATENTS.fullmatch(name)
   if not match:
     raise ValueError(f"not a latents field: got {name!r}, expected 'latents/<t>x<h>x<w>'")
-  return tuple(int(size) for size in match.groups())
+  return int(match[1]), int(match[2]), int(match[3])
 
 
 def seqio_features(arrays: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -83,13 +83,13 @@ def image_task(
       f"image_task: got RowFormat.text_slots={row.text_slots} for stacks of {frames} images; set it to {frames}"
     )
 
-  def of_image(field: str | None) -> str | None:
-    return field and schema.latents_field(1, *schema.latents_shape(field)[1:])
+  def of_image(field: str) -> str:
+    return schema.latents_field(1, *schema.latents_shape(field)[1:])
 
   rows = Rows(
     task=name,
     latents=of_image(latents),
-    low_resolution=of_image(low_resolution),
+    low_resolution=low_resolution and of_image(low_resolution),
     row=row,
     frames=frames,
   )

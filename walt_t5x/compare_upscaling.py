@@ -176,10 +176,10 @@ def run(**bound: Any) -> dict[str, Any]:
     raise ValueError(f"--stage={stage}: expected a super-resolution stage, one of {names[1:]}")
   at = names.index(stage)
   frames = 1 + (schema.latents_shape(config.stages[at].latents)[0] - 1) * config.vae.temporal_factor
-  fields = tuple(
+  small, large = (
     schema.pixels_field(frames, *stage_size(config.stages[i], config.vae)) for i in (at - 1, at)
   )
-  held = read_held_out(FLAGS.cache, FLAGS.split, fields, FLAGS.count)
+  held = read_held_out(FLAGS.cache, FLAGS.split, (small, large), FLAGS.count)
   cascade = load_cascade(config, read_infos(config), batch_size=FLAGS.batch_size)
   made = make_clips(cascade, held, stage=stage, batch_size=FLAGS.batch_size, seed=FLAGS.seed)
   layer = KINDS[FLAGS.network].layers[0]
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.engine import gin_config
 
   # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
-  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(generate=generate.generate)
   try:
     gin_flags.read()
     result = run(**gin.get_bindings(generate.generate))

@@ -195,13 +195,14 @@ def _histogram(histogram: Histogram) -> str:
 
 
 def _channels(channels: Channels) -> str:
-  known = channels.corpus_mean is not None and channels.corpus_std is not None
-  head = "<tr><th>channel<th>mean<th>std" + ("<th>corpus mean<th>corpus std" if known else "")
+  head = "<tr><th>channel<th>mean<th>std"
+  if channels.corpus_mean is not None:
+    head += "<th>corpus mean<th>corpus std"
   rows = []
   for k, (mean, std) in enumerate(zip(channels.mean, channels.std)):
     cells = [f"{mean:.3f}", f"{std:.3f}"]
     odd = std <= 0
-    if known:
+    if channels.corpus_mean is not None and channels.corpus_std is not None:
       corpus_mean, corpus_std = channels.corpus_mean[k], channels.corpus_std[k]
       cells += [f"{corpus_mean:.3f}", f"{corpus_std:.3f}"]
       odd |= corpus_std <= 0 or abs(mean - corpus_mean) > corpus_std

@@ -106,7 +106,8 @@ class Studio:
 
 def build_page(studio: Studio) -> Any:
   """The page, a `gradio.Blocks`."""
-  import gradio as gr
+  # Gradio is optional, and not among the requirements.
+  import gradio as gr  # pyright: ignore[reportMissingImports]
 
   def make(prompt, seed, stage, rounds, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
     for tokens in studio.cascade.cut_prompts([prompt]).values():
@@ -206,7 +207,8 @@ def main(argv: Sequence[str]) -> None:
   # Before gradio is imported: it reports and looks for updates otherwise.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   try:
-    import gradio as gr
+    # Optional, as above.
+    import gradio as gr  # pyright: ignore[reportMissingImports]
   except ImportError:
     sys.exit('demo: gradio is not installed: pip install -e ".[demo]"')
 
@@ -215,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.engine import gin_config
 
   # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
-  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(generate=generate.generate)
   bound: dict[str, Any] = {}
   try:
     gin_flags.read()

@@ -13,9 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags, logging
 
@@ -212,9 +212,9 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.engine import gin_config
   from walt_t5x.generation.sampling_run import RunSettings
 
-  run = gin.configurable(generate)
+  run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
   # The files that trained a stage say `import __main__ as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   try:
     gin_flags.read()
   except gin_config.GinError as error:

@@ -86,7 +86,8 @@ def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[He
       for payload in tfrecord.read_records(stream, name=path):
         record = schema.decode(payload)
         chosen = field or next(iter(record.pixels), None)
-        if chosen not in record.pixels or (field is None and len(record.pixels) > 1):
+        several = field is None and len(record.pixels) > 1
+        if chosen is None or chosen not in record.pixels or several:
           raise ValueError(
             f"{path}: records have the pixels {sorted(record.pixels)}, got --pixels={field}: set one of them; "
             "preprocess with --content=pixels where there are none"

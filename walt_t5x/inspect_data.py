@@ -38,7 +38,7 @@ def cards(
   from data import schema
   from walt_t5x.data_page import Clip, RowCard
 
-  coloured: dict[str, list[np.ndarray]] = {}
+  coloured: dict[str, np.ndarray] = {}
   if decoder is None:
     for name in {name for record in shard.sample for name in record.latents}:
       holders = [record for record in shard.sample if name in record.latents]
@@ -192,7 +192,7 @@ def inspect(
   shard = read_shard(folder, name, rows=rows, seed=seed)
   finished = storage.exists(storage.join(folder, FILE_NAME))
   origin = read_provenance(folder) if finished else None
-  split = SHARD_NAME.fullmatch(name)["split"]
+  split, _, _ = name.partition(".tfrecord-")
   stats_path = storage.join(folder, f"stats.{split}.json")
   whole = json.loads(storage.read(stats_path)) if storage.exists(stats_path) else {}
   alone = path.rpartition("/")[2] == name

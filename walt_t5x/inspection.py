@@ -109,7 +109,8 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
       path = storage.join(folder, f"{name}.{kind}.jsonl")
       if not storage.exists(path):
         continue
-      written_by = int(SHARD_NAME.fullmatch(name)["replay"] or 0)
+      match = SHARD_NAME.fullmatch(name)
+      written_by = int(match["replay"] or 0) if match else 0
       with storage.open_raw(path) as lines:
         for line in lines:
           entry = json.loads(line)
@@ -127,9 +128,9 @@ class LatentDecoder:
   """The VAE that made a cache, checked by its fingerprint."""
 
   def __init__(self, checkpoint: str, provenance: Any):
-    import flax
     import jax
     import jax.numpy as jnp
+    from flax import traverse_util
 
     from beam_jobs.encoders import build_vae, select_vae_params
     from walt_t5x.engine.checkpoints import load_params
@@ -145,7 +146,7 @@ class LatentDecoder:
           raise
         continue  # A checkpoint without averaged weights.
       params = select_vae_params(self.vae, loaded, checkpoint)
-      found.append(weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/")))
+      found.append(weights_fingerprint(traverse_util.flatten_dict(params, sep="/")))
       if found[-1] == wanted:
         break
     else:

@@ -97,7 +97,7 @@ def _parse(names: Sequence[str]) -> None:
   from walt_t5x import engine
 
   # gin files say `import __main__ as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   gin.clear_config()
   gin_flags.read(names, finalize=False)
 

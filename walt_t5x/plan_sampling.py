@@ -195,8 +195,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.checks import choose_stages
 
   # gin files say `import __main__ as generate_script`, those that trained a stage `as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
-  sys.modules["__main__"].generate = generate.generate  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train, generate=generate.generate)
   try:
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)

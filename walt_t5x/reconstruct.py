@@ -88,7 +88,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
     FileNotFoundError: no such checkpoint.
     ValueError: a gin file without a tokenizer, or a checkpoint of another one.
   """
-  import flax
+  from flax import traverse_util
 
   import gin
   from beam_jobs.encoders import build_vae, select_vae_params
@@ -98,12 +98,12 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from walt_t5x.text.fingerprint import weights_fingerprint
 
   # Training files say `import __main__ as train_script` and include others by their path from `gin/` on.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   gin.add_config_file_search_path(gin_files.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
   params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)
-  fingerprint = weights_fingerprint(flax.traverse_util.flatten_dict(params, sep="/"))
+  fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
   return vae, params, {"vae": fields, "vae_fingerprint": fingerprint}
 
 

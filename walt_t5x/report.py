@@ -54,7 +54,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   if not config.is_file():
     return "the run recorded no config.gin"
   # gin files say `import __main__ as train_script`.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   gin.clear_config()
   try:
     gin_config.parse([str(config)], [], [gin_files.FOLDER], finalize=False)

@@ -111,7 +111,8 @@ def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
   from flax import traverse_util
 
   counts: dict[str, int] = {}
-  for path, leaf in traverse_util.flatten_dict(dict(params)).items():
+  flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(params))
+  for path, leaf in flat.items():
     if path[0].startswith("pairs"):
       part = f"layers/{path[2]}"
       if path[3] == "relative_position_bias":

@@ -107,7 +107,8 @@ def report(
     problem = f"no estimate of time: {refused[0]}"
   elif programs:
     costs = [tpu_compile.estimated_seconds(program) for program, _ in programs]
-    seconds = None if None in costs else _extrapolated(model, costs) * parts
+    known = [cost for cost in costs if cost is not None]
+    seconds = _extrapolated(model, known) * parts if len(known) == len(costs) else None
     if seconds is None or seconds <= 0:
       problem = f"no estimate of time: the compiler's seconds for {topology} are {costs}"
       seconds = None
@@ -213,4 +214,8 @@ def recommended(variants: Sequence[Variant]) -> Variant | None:
   """The variant of most rows a second; of those within 1% of it, what needs the least memory. None if nothing fits."""
   most = max((v.rows_per_second for v in variants), default=0.0)
   close = [v for v in variants if v.fits and v.rows_per_second >= 0.99 * most]
-  return min(close, key=lambda v: v.report.hbm_bytes_per_chip, default=None)
+
+  def memory(variant: Variant) -> int:
+    return (variant.report.hbm_bytes_per_chip if variant.report else None) or 0
+
+  return min(close, key=memory, default=None)

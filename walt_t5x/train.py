@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
+from absl.logging import converter
 
 from walt_t5x import gin_flags
 
@@ -57,9 +58,7 @@ def main(argv: Sequence[str]) -> None:
   faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
   # Orbax reports every file at INFO; its warnings still come through.
   logging.get_absl_handler().addFilter(
-    lambda record: (
-      record.levelno > logging.converter.STANDARD_INFO or "orbax" not in record.pathname
-    )
+    lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   join_processes()
@@ -70,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
 
   # gin files say `import __main__ as train_script`; this is where `train_script.train` comes from.
-  sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
+  vars(sys.modules["__main__"]).update(train=engine.train)
   try:
     gin_flags.read()
     train = gin_config.configured(engine.train, "train_script.train")
@@ -91,15 +90,15 @@ def join_processes() -> None:
 
   more = {"initialization_timeout": FLAGS.initialization_timeout}
   more = {name: value for name, value in more.items() if value is not None}
-  named = [
+  address, count, index = (
     os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-  ]
+  )
   if FLAGS.multiprocess_gpu:
     jax.distributed.initialize(
       FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **more
     )
-  elif all(named):
-    jax.distributed.initialize(named[0], int(named[1]), int(named[2]), **more)
+  elif address and count and index:
+    jax.distributed.initialize(address, int(count), int(index), **more)
   elif FLAGS.multiprocess:
     jax.distributed.initialize(**more)
 

@@ -21,11 +21,11 @@ def class_folders(root: str) -> list[tuple[str, str]]:
     ValueError: where no class folder holds a file.
   """
   one = _folders(root, "*/*")
-  splits = {folder for folder, _ in _folders(root, "*/*/*", depth=2)} & set(SPLITS)
+  splits = {os.path.dirname(folder) for folder in _folders(root, "*/*/*")} & set(SPLITS)
   if splits:
-    found = {pair for split in splits for pair in _folders(root, f"{split}/*/*", depth=2)}
+    found = {os.path.split(path) for split in splits for path in _folders(root, f"{split}/*/*")}
   else:
-    found = {("", name) for name, *_ in one}
+    found = {("", name) for name in one}
   if not found:
     raise ValueError(
       f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
@@ -34,10 +34,10 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   return sorted(found)
 
 
-def _folders(root: str, pattern: str, *, depth: int = 1) -> set[tuple[str, ...]]:
+def _folders(root: str, pattern: str) -> set[str]:
   base = root.rstrip("/") + "/"
   return {
-    tuple(path.removeprefix(base).split("/")[:depth])
+    os.path.dirname(path.removeprefix(base))
     for path in storage.match(storage.join(root, *pattern.split("/")))
     if is_media(path)
   }

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 
 import apache_beam as beam
+from apache_beam.coders.coders import BytesCoder
+from apache_beam.io.textio import ReadAllFromText, ReadFromText
 
 from beam_jobs.sources import folders, tables, webdataset
 from beam_jobs.sources.columns import Columns, to_line, to_row
@@ -45,11 +47,9 @@ class ReadRows(beam.PTransform):
     spec = self._spec
     if "{" in spec.pattern:
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(files)
-      lines = found | beam.io.ReadAllFromText(coder=beam.coders.BytesCoder())
+      lines = found | ReadAllFromText(coder=BytesCoder())
     else:
-      lines = root | beam.io.ReadFromText(
-        spec.pattern, coder=beam.coders.BytesCoder(), validate=self._look
-      )
+      lines = root | ReadFromText(spec.pattern, coder=BytesCoder(), validate=self._look)
     if spec.columns.changes_nothing:
       return lines
     return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)

@@ -37,8 +37,10 @@ class _Sample:
       if member.size > _MAX_TEXT:
         self.error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
         return
+      content = tar.extractfile(member)
+      assert content is not None, "regular files alone come here"
       try:
-        text = tar.extractfile(member).read().decode()
+        text = content.read().decode()
       except UnicodeDecodeError as error:
         self.error = f"{member.name} is no UTF-8 text ({error})"
         return
@@ -83,8 +85,8 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
   try:
     with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
       while member := tar.next():
-        # The list of members would grow with the file.
-        tar.members.clear()
+        # The list of members would grow with the file; it has no public name.
+        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         if not member.isfile():
           continue
         folder, _, name = member.name.rpartition("/")

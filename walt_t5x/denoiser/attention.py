@@ -42,8 +42,8 @@ class _Projections(nn.Module):
   def _in_cells(self, x: Array) -> tuple[Array, Callable[[Array], Array], Cell]:
     """(tokens by cells, what brings them back to the order of x, the cell)."""
     if self.cell is not None:
-      return x, lambda cells: cells, tuple(self.cell)
-    cell = tuple(self.window[1:])
+      return x, lambda cells: cells, self.cell
+    cell = self.window[1:]
     return to_cells(x, cell), lambda cells: from_cells(cells, cell), cell
 
   def _choose(self, cells: Array, window: Window) -> tuple[str, tuple[int, int], int]:
@@ -53,7 +53,7 @@ class _Projections(nn.Module):
       self.implementation,
       num_heads=self.num_heads,
       head_size=head_size,
-      cells=cells.shape[1:3],
+      cells=(cells.shape[1], cells.shape[2]),
       cell_tokens=cells.shape[4],
       window=window,
       dtype=self.dtype,
@@ -108,14 +108,12 @@ class WindowAttention(_Projections):
     all_images: bool = False,
   ) -> Float[Array, "B *cells D"]:
     cells, back, cell = self._in_cells(x)
-    width, window = x.shape[-1], in_cells(tuple(self.window), cell)
+    width, window = x.shape[-1], in_cells(self.window, cell)
     implementation, heads, group = self._choose(cells, window)
     query, key, value = (self._projection(name, width, heads) for name in ("query", "key", "value"))
     given = self._scales(width // self.num_heads)
     if self.relative_bias:
-      bias = RelativePositionBias(
-        tuple(self.window), self.num_heads, cell, name="relative_position_bias"
-      )
+      bias = RelativePositionBias(self.window, self.num_heads, cell, name="relative_position_bias")
       given["bias"] = bias()
 
     def attend_in_windows(rows: Array, is_image: Array | None = None) -> Array:
@@ -162,7 +160,7 @@ class CrossAttention(_Projections):
     text_mask: Bool[Array, "B t_text L"],
   ) -> Float[Array, "B *cells D"]:
     cells, back, cell = self._in_cells(x)
-    width, window = x.shape[-1], in_cells(tuple(self.window), cell)
+    width, window = x.shape[-1], in_cells(self.window, cell)
     if text.shape[1] not in (1, cells.shape[3] // window[0]):
       raise ValueError(
         f"cross-attention in windows {tuple(self.window)} got {text.shape[1]} texts a row: expected 1. Images with a "

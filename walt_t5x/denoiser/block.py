@@ -75,6 +75,7 @@ class WindowBlock(nn.Module):
   ) -> Float[Array, "B H W t m D"]:
     if self.adaln == "lora":
       correction = LoRAAdaLN(self.adaln_rank, dtype=self.dtype, name="adaln_lora")(inputs.condition)
+      assert inputs.shared_modulation is not None, "comes with adaln='lora'"
       flat = inputs.shared_modulation + correction
     elif self.adaln == "separate":
       flat = SharedAdaLN(dtype=self.dtype, name="adaln")(inputs.condition)
@@ -96,6 +97,7 @@ class WindowBlock(nn.Module):
     modulated = modulate(layer_norm(x), m.shift_1, m.scale_1)
     x = x + m.gate_1 * attention(modulated, inputs.is_image, all_images=inputs.all_images)
     if inputs.text is not None:
+      assert inputs.text_mask is not None, "text comes with its mask"
       cross = CrossAttention(
         window=self.cross_attention_window,
         num_heads=self.num_heads,

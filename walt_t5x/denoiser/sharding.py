@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from flax.core.spmd import get_logical_axis_rules
-from flax.linen.partitioning import logical_to_mesh_axes
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.interpreters import pxla
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
@@ -33,7 +33,7 @@ def platform() -> str:
 def _spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
   """Mesh axes by logical names; an axis that its share of the mesh does not divide stays whole."""
   found = []
-  axes = logical_to_mesh_axes(tuple(names), get_logical_axis_rules())
+  axes = logical_to_mesh_axes(tuple(names), get_logical_axis_rules()) or ()
   for size, axis in zip(shape, axes, strict=True):
     found.append(axis if size % _size(mesh, axis) == 0 else None)
   return PartitionSpec(*found)

@@ -138,19 +138,18 @@ class WaltDenoiser(nn.Module):
       if conditioning.frames is None:
         parts.append(jnp.zeros((*noisy.shape[:-1], self.latent_channels + 1), noisy.dtype))
       else:
-        mask = conditioning.frame_mask.astype(noisy.dtype)[:, :, None, None, None]
+        mask = _given(self, conditioning, "frame_mask", by="frame_prediction")
+        mask = mask.astype(noisy.dtype)[:, :, None, None, None]
         parts += [mask * conditioning.frames, jnp.broadcast_to(mask, (*noisy.shape[:-1], 1))]
     if self.low_resolution_scale:
-      if conditioning.low_resolution is None:
-        raise ValueError(
-          f"WaltDenoiser.low_resolution_scale={self.low_resolution_scale} needs Conditioning.low_resolution; got None"
-        )
+      low, noise, gamma = (
+        _given(self, conditioning, name, by="low_resolution_scale")
+        for name in ("low_resolution", "low_resolution_noise", "low_resolution_gamma")
+      )
       upsampled = LowResolutionUpsample(
         self.low_resolution_scale, dtype=self.dtype, name="low_resolution_upsample"
-      )(conditioning.low_resolution)
-      parts.append(
-        augment(upsampled, conditioning.low_resolution_noise, conditioning.low_resolution_gamma)
-      )
+      )(low)
+      parts.append(augment(upsampled, noise, gamma))
     return jnp.concatenate([p.astype(self.dtype) for p in parts], axis=-1)
 
   def _condition(self, steps: Array, conditioning: Conditioning) -> Array:
@@ -161,20 +160,15 @@ class WaltDenoiser(nn.Module):
 
     condition = mlp("time_mlp")(sinusoid(steps))[:, None]
     if self.num_classes:
-      if conditioning.labels is None:
-        raise ValueError(
-          f"WaltDenoiser.num_classes={self.num_classes} needs Conditioning.labels; got None"
-        )
+      labels = _given(self, conditioning, "labels", by="num_classes")
       embedding = ClassEmbedding(self.num_classes, self.width, name="class_embedding")
-      condition = condition + embedding(conditioning.labels).astype(self.dtype)
+      condition = condition + embedding(labels).astype(self.dtype)
     if self.text_dim and self.pooled_text:
-      condition = condition + mlp("pooled_text_mlp")(
-        pool_text(conditioning.text, conditioning.text_mask)
-      )
+      text, mask = (_given(self, conditioning, n, by="text_dim") for n in ("text", "text_mask"))
+      condition = condition + mlp("pooled_text_mlp")(pool_text(text, mask))
     if self.low_resolution_scale:
-      condition = (
-        condition + mlp("low_resolution_mlp")(sinusoid(conditioning.low_resolution_steps))[:, None]
-      )
+      low_steps = _given(self, conditioning, "low_resolution_steps", by="low_resolution_scale")
+      condition = condition + mlp("low_resolution_mlp")(sinusoid(low_steps))[:, None]
     return condition
 
   def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
@@ -206,7 +200,8 @@ class WaltDenoiser(nn.Module):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast,),
+        # flax annotates nothing, and the default is an int.
+        in_axes=(nn.broadcast,),  # pyright: ignore[reportArgumentType]
         axis_name="layers",
         axes_collections=("params",),
         length=self.num_layers // 2,
@@ -248,7 +243,7 @@ class WaltDenoiser(nn.Module):
     x = PatchEmbedding(self.patch_size, self.width, dtype=self.dtype, name="patch_embedding")(x)
     x = constrain(x)
     for window in (self.spatial_window, self.spatiotemporal_window):
-      check_window(x.shape[1:4], tuple(window))
+      check_window(x.shape[1:4], window)
     x = PositionEmbedding(name="position_embedding")(
       x, conditioning.is_image, all_images=conditioning.all_images
     )
@@ -264,9 +259,8 @@ class WaltDenoiser(nn.Module):
       text = Linear(
         (self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="text_projection"
       )
-      inputs = dataclasses.replace(
-        inputs, text=text(conditioning.text), text_mask=conditioning.text_mask
-      )
+      embedding = _given(self, conditioning, "text", by="text_dim")
+      inputs = dataclasses.replace(inputs, text=text(embedding), text_mask=conditioning.text_mask)
     x = self._blocks(x, inputs)
 
     shift_scale = Linear(
@@ -287,6 +281,14 @@ class WaltDenoiser(nn.Module):
       name="output",
     )(x)
     return unpatchify(x.astype(jnp.float32), self.patch_size)
+
+
+def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: str) -> Array:
+  """The condition that an attribute of the model asks for."""
+  value = getattr(conditioning, name)
+  if value is None:
+    raise ValueError(f"WaltDenoiser.{by}={getattr(model, by)} needs Conditioning.{name}; got None")
+  return value
 
 
 def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:

@@ -5,6 +5,7 @@ there is no TPU). "auto" takes the kernel where the step is compiled for TPU and
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -127,20 +128,27 @@ def window_attention(
     is_image: rows that give their values instead, in a window that spans time.
   """
   if implementation == "einsum":
+    text = None
+    if text_key is not None:
+      assert text_value is not None and text_mask is not None, "text comes with its mask"
+      text = text_key, text_value, text_mask
     return _einsum(
       query, key, value, window=window, query_scale=query_scale, key_scale=key_scale, bias=bias,
-      text=None if text_key is None else (text_key, text_value, text_mask), is_image=is_image,
+      text=text, is_image=is_image,
     )  # fmt: skip
-  arrays = {"query": (query, HEADS), "key": (key, HEADS), "value": (value, HEADS)}
-  if query_scale is not None:
-    arrays |= {"query_scale": (query_scale, (None,)), "key_scale": (key_scale, (None,))}
-  if bias is not None:
-    arrays["bias"] = (bias, ("heads", None, None))
-  if text_key is not None:
-    arrays |= {"text_key": (text_key, TEXT), "text_value": (text_value, TEXT)}
-    arrays["text_mask"] = (text_mask, TEXT[:3])
-  if is_image is not None:
-    arrays["is_image"] = (is_image, ("batch",))
+  named: dict[str, tuple[Array | None, Sequence[str | None]]] = {
+    "query": (query, HEADS),
+    "key": (key, HEADS),
+    "value": (value, HEADS),
+    "query_scale": (query_scale, (None,)),
+    "key_scale": (key_scale, (None,)),
+    "bias": (bias, ("heads", None, None)),
+    "text_key": (text_key, TEXT),
+    "text_value": (text_value, TEXT),
+    "text_mask": (text_mask, TEXT[:3]),
+    "is_image": (is_image, ("batch",)),
+  }
+  arrays = {name: (a, axes) for name, (a, axes) in named.items() if a is not None}
   interpret = sharding.platform() != "tpu"
 
   def kernel(given: dict[str, Array]) -> Array:
@@ -187,7 +195,7 @@ def _einsum(
     )
     visible = jnp.concatenate([jnp.ones(q.shape[:3], bool), of_windows(text[2])], axis=-1)
     mask = visible[:, :, None, None, :]
-  if query_scale is not None:
+  if query_scale is not None and key_scale is not None:
     q, k = scale_norm(q, query_scale), scale_norm(k, key_scale)
   out = merge(attend(q, k, v, bias=bias, mask=mask), (frames, rows, columns), window)
   return out if is_image is None else jnp.where(is_image.reshape(-1, *[1] * 6), value, out)

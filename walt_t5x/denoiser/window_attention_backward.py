@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from walt_t5x.denoiser.window_attention_head import Head, dot, each_head
+from walt_t5x.denoiser.window_attention_head import Head, dot, each_head, total
 from walt_t5x.denoiser.window_attention_shape import Shape
 
 
@@ -58,8 +58,8 @@ def _head_gradients(head: Head, given: Any, written: Any, number: int) -> None:
   of_out = head.read(given["out"])
   weights = [w * head.inverse for w in head.weights]
   of_weights = [dot(of_out, v, (1, 1)) for v in head.values]
-  along = sum(
-    jnp.sum(w * d, axis=-1, keepdims=True) for w, d in zip(weights, of_weights, strict=True)
+  along = total(
+    [jnp.sum(w * d, axis=-1, keepdims=True) for w, d in zip(weights, of_weights, strict=True)]
   )
   of_scores = [w * (d - along) for w, d in zip(weights, of_weights, strict=True)]
   if "bias" in written:
@@ -67,7 +67,7 @@ def _head_gradients(head: Head, given: Any, written: Any, number: int) -> None:
   low = [s.astype(dtype) for s in of_scores]
   of_values = [dot(w.astype(dtype), of_out, (0, 0)) for w in weights]
   of_keys = [dot(s, head.query.product, (0, 0)) for s in low]
-  of_query = sum(dot(s, k.product, (1, 0)) for s, k in zip(low, head.keys, strict=True))
+  of_query = total([dot(s, k.product, (1, 0)) for s, k in zip(low, head.keys, strict=True)])
   query, query_scale = head.query.gradients(of_query)
   keys = [k.gradients(d) for k, d in zip(head.keys, of_keys, strict=True)]
   head.write(written["query"], query)
@@ -78,4 +78,4 @@ def _head_gradients(head: Head, given: Any, written: Any, number: int) -> None:
     head.add_text(written["text_value"], of_values[1])
   if query_scale is not None:
     written["query_scale"][...] += query_scale
-    written["key_scale"][...] += sum(scale for _, scale in keys)
+    written["key_scale"][...] += total([scale for _, scale in keys if scale is not None])

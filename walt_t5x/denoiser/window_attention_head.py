@@ -55,11 +55,16 @@ class Rows:
     return self.inverse * (of_normal - mean - self.normal * along), of_scale
 
 
+def total(parts: list[jax.Array]) -> jax.Array:
+  """Their sum."""
+  return functools.reduce(jnp.add, parts)
+
+
 def softmax(parts: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
   """exp of the scores less their greatest, and one over the sum; keys lie in several arrays."""
   highest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in parts])
   weights = [jnp.exp(s - highest) for s in parts]
-  return weights, 1 / sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+  return weights, 1 / total([jnp.sum(w, axis=-1, keepdims=True) for w in weights])
 
 
 class Head:

@@ -72,7 +72,7 @@ def fused_window_attention(
     frames=frames,
     cell_tokens=cell_tokens,
     lanes=lanes,
-    window=tuple(window),
+    window=window,
     group=group,
     texts=0 if text_key is None else text_key.shape[1],
     text_length=0 if text_key is None else text_key.shape[3],
@@ -84,12 +84,13 @@ def fused_window_attention(
   if shape.texts not in (0, 1, shape.windows[0]):
     raise ValueError(f"{shape.texts} texts a row: expected 1, or {shape.windows[0]} (one a window)")
   arrays: Arrays = {"query": query, "key": key, "value": value}
-  if query_scale is not None:
+  if query_scale is not None and key_scale is not None:
     arrays |= {"query_scale": query_scale[None], "key_scale": key_scale[None]}
   if bias is not None:
     arrays["bias"] = bias.reshape(groups, group, *bias.shape[1:])
   masks: Arrays = {}
   if text_key is not None:
+    assert text_value is not None and text_mask is not None, "text comes with its mask"
     arrays |= {"text_key": text_key, "text_value": text_value}
     masks["text_bias"] = jnp.where(text_mask, 0.0, MASKED).astype(jnp.float32)[:, :, None]
   images = jnp.zeros(batch, jnp.int32) if is_image is None else is_image.astype(jnp.int32)

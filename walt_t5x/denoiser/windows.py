@@ -10,6 +10,7 @@ made once where tokens enter the layers and undone once where they leave.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
@@ -22,7 +23,7 @@ def _divisors(number: int) -> list[int]:
   return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def check_window(grid: Window, window: Window) -> None:
+def check_window(grid: Sequence[int], window: Sequence[int]) -> None:
   """Raises ValueError, with the sizes that would fit, unless `window` divides `grid` along each axis."""
   for axis, length, size in zip(("time", "height", "width"), grid, window, strict=True):
     if size < 1 or length % size:

@@ -76,6 +76,7 @@ def _remembering_shapes(factored: optax.GradientTransformation) -> optax.Gradien
 
   def init(params: Any) -> optax.FactoredState:
     state = factored.init(params)
+    assert isinstance(state, optax.FactoredState)
     _PARAMETER_SHAPES[_moment_shapes(state)] = [leaf.shape for leaf in jax.tree.leaves(params)]
     return state
 
@@ -119,7 +120,7 @@ def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.Fa
 
     return jax.tree.map(axes, state.v_row, param_axes, is_leaf=masked)
 
-  return optax.FactoredState(count=PartitionSpec(), v_row=of(0), v_col=of(1), v=of(2))
+  return state._replace(count=PartitionSpec(), v_row=of(0), v_col=of(1), v=of(2))
 
 
 def _moment_axes(
@@ -142,7 +143,8 @@ def _without(items: tuple, index: int) -> tuple:
 
 def register_with_t5x() -> None:
   """Tells T5X's OptaxWrapper how a factored state is partitioned; it knows most of optax's states, but not this one."""
-  from t5x import optimizers as t5x_optimizers
+  # T5X is optional, and not among the requirements.
+  from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports]
 
   t5x_optimizers.OptaxStatePartitionRules._RULES.setdefault(
     optax.FactoredState, factored_state_axes

@@ -169,4 +169,5 @@ def read_arrays(
       absolute(checkpoint) / "state",
       args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
     )
-  return traverse_util.flatten_dict(tree)
+  arrays: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
+  return arrays

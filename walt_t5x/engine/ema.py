@@ -32,7 +32,8 @@ def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransfor
     average = jax.tree.map(lambda p: jnp.array(p, dtype=jnp.float32, copy=True), params)
     return optax.EmaState(count=jnp.zeros([], jnp.int32), ema=average)
 
-  def update(updates: Any, state: optax.EmaState, params: Any = None) -> tuple[Any, optax.EmaState]:
+  def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.EmaState]:
+    assert isinstance(state, optax.EmaState)
     if params is None:
       raise ValueError("parameter_ema: got params=None; call update(grads, state, params).")
     d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count)) if ramp else decay

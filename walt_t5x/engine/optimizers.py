@@ -102,7 +102,7 @@ def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
       )
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
 
-  return wrap(optax.multi_transform(dict(parts), labels))
+  return wrap(optax.multi_transform({**parts}, labels))
 
 
 def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransformation:

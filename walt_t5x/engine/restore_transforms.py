@@ -41,7 +41,9 @@ class FitArrays:
   ) -> dict[str, Any]:
     if is_resuming:
       return dict(state_dict)
-    flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
+      dict(state_dict), keep_empty_nodes=True
+    )
     target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
     for name, array in flat.items():
       wanted = getattr(target.get(name), "shape", None)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clu import metric_writers
-from t5x import trainer as t5x_trainer
+
+# T5X is optional, and not among the requirements.
+from t5x import trainer as t5x_trainer  # pyright: ignore[reportMissingImports]
 
 from walt_t5x.engine.builtin.summaries import json_lines_writer
 

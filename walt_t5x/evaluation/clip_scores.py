@@ -125,5 +125,6 @@ def _value(
     function = functions[rule.statistic]
   else:
     raise ValueError(f"{rule.statistic!r} is no score of single clips.")
+  assert reference is not None, "a part of paired scores has pairs"
   both = (jnp.asarray(x[None], jnp.float32) / 255 for x in (frames, reference))
   return float(np.asarray(function(*both))[0])

@@ -157,7 +157,7 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
   header = json.dumps({"contents": contents, "index": index})
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, header=np.array(header), **arrays)  # pyright: ignore[reportArgumentType]
+  np.savez(temporary, allow_pickle=False, header=np.array(header), **arrays)
   os.replace(temporary, path)
 
 

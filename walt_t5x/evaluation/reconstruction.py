@@ -148,21 +148,21 @@ class ReconstructionFolder:
       clips: one a row.
       groups: of `Reconstructor`.
     """
-    frames, error, size = 0, np.zeros(len(clips)), ()
+    frames, height, width, error = 0, 0, 0, np.zeros(len(clips))
     with contextlib.ExitStack() as stack:
+
+      def opened(folder: Path, clip: HeldOutClip) -> LosslessWriter:
+        writer = LosslessWriter(folder / f"{clip.name}{SUFFIX}", fps=clip.fps)
+        return stack.enter_context(writer)
+
       writers: list[tuple[LosslessWriter, LosslessWriter]] = []
-      groups = _look_ahead(groups)
       picture = False
-      for (given, made), last in groups:
+      for (given, made), last in _look_ahead(groups):
         if not frames:
           picture = last and given.shape[1] == 1
           if not picture:
             writers = [
-              tuple(
-                stack.enter_context(LosslessWriter(folder / f"{clip.name}{SUFFIX}", fps=clip.fps))
-                for folder in (self.inputs, self.reconstructions)
-              )
-              for clip in clips
+              (opened(self.inputs, clip), opened(self.reconstructions, clip)) for clip in clips
             ]
         for row, clip in enumerate(clips):
           if picture:
@@ -173,17 +173,18 @@ class ReconstructionFolder:
             writers[row][1].append(made[row])
         difference = given.astype(np.float64) - made
         error += np.square(difference / 255).sum(axis=(1, 2, 3, 4))
-        frames, size = frames + given.shape[1], given.shape[2:4]
+        frames += given.shape[1]
+        height, width = given.shape[2:4]
     suffix = ".png" if picture else SUFFIX
     for row, clip in enumerate(clips):
-      mse = error[row] / (frames * size[0] * size[1] * 3)
+      mse = error[row] / (frames * height * width * 3)
       write_json(
         self.sidecar(clip.name),
         {
           "name": clip.name,
           "uri": clip.uri,
           "fps": clip.fps,
-          "shape": [frames, *size, 3],
+          "shape": [frames, height, width, 3],
           # As `metrics.psnr`: over the whole clip, 100 dB at most.
           "psnr": float(-10 * np.log10(max(mse, 1e-10))),
           "input": str((self.inputs / f"{clip.name}{suffix}").relative_to(self.path)),

@@ -76,7 +76,7 @@ class Evaluation:
     self,
     protocol: Protocol,
     samples: Sequence[Media],
-    references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
+    references: list[Media] | tuple[np.ndarray, np.ndarray] | None,
     networks: Mapping[str, FeatureNetwork | LpipsNetwork],
     *,
     batch_size: int = 8,
@@ -91,20 +91,22 @@ class Evaluation:
     self._batch_size = batch_size
     self.clips, self.kept, self.seconds = 0, 0, 0.0
     self.published = references if isinstance(references, tuple) else None
+    files = [] if references is None or isinstance(references, tuple) else references
     paired = [r.name for r in protocol.scores if r.is_paired]
     if paired and self.published is not None:
       raise ValueError(f"{paired[0]} compares files; --reference is a file of statistics.")
     self.sample_clips = plan_samples(samples, protocol)
     self.reference_clips: list[Clip] = []
     if needing and self.published is None:
-      self.reference_clips = plan_references(references, protocol)  # pyright: ignore[reportArgumentType]
+      self.reference_clips = plan_references(files, protocol)
     pairs = None
     if paired:
-      pairs = pairs_by_name(paired[0], self.sample_clips, references)  # pyright: ignore[reportArgumentType]
-    cut = {"clips_per_part": clips_per_part}
-    self.plans = [*plan_parts(self.sample_clips, references=False, pairs=pairs, **cut)]
+      pairs = pairs_by_name(paired[0], self.sample_clips, files)
+    self.plans = [
+      *plan_parts(self.sample_clips, references=False, pairs=pairs, clips_per_part=clips_per_part)
+    ]
     if any(r.statistic is Statistic.FRECHET for r in protocol.scores):
-      self.plans += plan_parts(self.reference_clips, references=True, **cut)
+      self.plans += plan_parts(self.reference_clips, references=True, clips_per_part=clips_per_part)
     self._folder = None
     if parts_dir is not None:
       weights = "".join(f"{name} {networks[name].fingerprint}\n" for name in protocol.networks)
@@ -132,7 +134,10 @@ class Evaluation:
     if needed:
       for group, videos in batches(plan.clips, self.protocol, rule, self._batch_size):
         for name in needed:
-          features = self.networks[name](videos, batch_size=self._batch_size)
+          network = self.networks[name]
+          if isinstance(network, LpipsNetwork):
+            raise ValueError(f"{self.protocol.name}: {name} compares clips and has no features.")
+          features = network(videos, batch_size=self._batch_size)
           mine = [r for r in rules if r.network == name]
           part = part.merge(_of_features(mine, features, first=seen, count=plan.fold_count))
         seen += len(group)
@@ -212,7 +217,9 @@ def _of_features(
   return PartStatistics(frechet=frechet, inception=inception)
 
 
-def _cache_key(clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwork) -> str:
+def _cache_key(
+  clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwork | LpipsNetwork
+) -> str:
   """Names reference statistics by all that decides them, file contents included."""
   digest = hashlib.sha256(f"{protocol.hash} {network.name} {network.fingerprint}".encode())
   contents: dict[Path, str] = {}
@@ -251,7 +258,7 @@ def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[Part
 def score(
   protocol: Protocol,
   samples: Sequence[Media],
-  references: Sequence[Media] | tuple[np.ndarray, np.ndarray] | None,
+  references: list[Media] | tuple[np.ndarray, np.ndarray] | None,
   networks: Mapping[str, FeatureNetwork | LpipsNetwork],
   *,
   cache_dir: Path | None = None,

@@ -230,10 +230,11 @@ class Cascade:
   ) -> None:
     """All rounds of one stage of one batch."""
     name = info.config.name
-    given = _at_size(work.batch.given, stage_size(info, self.codec.vae))
+    media = [medium for medium in work.batch.given if medium is not None]
+    given = _at_size(media, stage_size(info, self.codec.vae))
     tail = None
     if given:
-      tail = np.stack([clip[-media.conditioned :] for clip, media in zip(given, work.batch.given)])
+      tail = np.stack([clip[-medium.conditioned :] for clip, medium in zip(given, media)])
     # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
     whole_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
     videos = []
@@ -249,7 +250,7 @@ class Cascade:
       seconds["encode"] += encoded - started
       seconds["sample"] += done - encoded
       seconds["decode"] += time.monotonic() - done
-      shown = tail.shape[1] if videos or whole_clip else 0
+      shown = tail.shape[1] if tail is not None and (videos or whole_clip) else 0
       videos.append(pixels[:, shown:])
       latents.append(sampled)
       tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
@@ -285,6 +286,7 @@ class Cascade:
       frames, frame_mask = jnp.asarray(frames), jnp.asarray(frame_mask)
     low_noise = None
     if low is not None:
+      assert config.low_resolution is not None, "comes with a stage below"
       low = info.normalise(low, config.low_resolution)
       low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape, round=round)
     sampled = self._samplers[config.name](
@@ -340,10 +342,8 @@ def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
   return h * vae.spatial_factor, w * vae.spatial_factor
 
 
-def _at_size(given: Sequence[GivenMedia | None], size: tuple[int, int]) -> list[np.ndarray]:
-  """[T, H, W, 3] uint8 of each row at (H, W); empty where the rows start from nothing."""
-  if not given or given[0] is None:
-    return []
+def _at_size(given: Sequence[GivenMedia], size: tuple[int, int]) -> list[np.ndarray]:
+  """[T, H, W, 3] uint8 of each row at (H, W)."""
   # Rows of one request share their medium.
   made = {id(media): media.at(size) for media in given}
   return [made[id(media)] for media in given]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -213,7 +214,7 @@ def _same(what: str, got: str, expected: str, setting: str) -> None:
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
-  flat = traverse_util.flatten_dict(dict(tree), sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
   return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 

@@ -93,11 +93,11 @@ def load_cascade(
     FileNotFoundError, ValueError: what is missing, or both sides of what does not fit.
   """
   provenance = infos[0].provenance
-  reads_text = config.reads_text
-  if reads_text:
-    if not config.text_encoder:
+  text_encoder = config.text_encoder if config.reads_text else None
+  if config.reads_text:
+    if not text_encoder:
       raise ValueError("the stages read text: set generate.text_encoder")
-    checks.check_text_encoder(config.text_encoder, expected=provenance.text_encoder["fingerprint"])
+    checks.check_text_encoder(text_encoder, expected=provenance.text_encoder["fingerprint"])
   params = checks.tokenizer_params(
     config.vae,
     config.vae_checkpoint,
@@ -118,7 +118,7 @@ def load_cascade(
   )
   return Cascade(
     infos=infos,
-    text_encoder=TextEncoder.load(config.text_encoder) if reads_text else None,
+    text_encoder=TextEncoder.load(text_encoder) if text_encoder else None,
     text_length=config.text_length,
     codec=codec,
     batch_size=batch_size,

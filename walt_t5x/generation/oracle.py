@@ -63,7 +63,8 @@ def oracle_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfi
   )
   sampler = SamplerConfig(num_steps=2, guidance=None)
   model = DenoiserModel(
-    module=oracle,  # type: ignore[arg-type]
+    # Not a WaltDenoiser; has what sampling reads of one.
+    module=oracle,  # pyright: ignore[reportArgumentType]
     optimizer_def=None,
     prediction="x0",
     sampler=sampler,

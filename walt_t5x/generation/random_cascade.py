@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from walt_t5x.text.encoder import TextEncoder, save_encoder
 from walt_t5x.text.fingerprint import weights_fingerprint
 from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
+from walt_t5x.vae.posterior import Posterior
 
 CAPTIONS = ("a red square moves right", "a blue circle moves up", "a yellow triangle moves left")
 
@@ -41,9 +42,11 @@ def write_random_cascade(
   clip = jnp.asarray(rng.uniform(size=(1, frames, 4 * factor, 4 * factor, 3)), jnp.float32)
   params = jax.jit(config.vae.init)(jax.random.key(seed), clip)["params"]
   _save(config.vae_checkpoint, {"vae": params}, ema=config.vae_ema)
-  latents = jax.jit(lambda p, x: config.vae.apply({"params": p}, x, method="encode").mean)(
-    params, clip
-  )
+
+  def encode(params: Any, clip: jax.Array) -> jax.Array:
+    return cast(Posterior, config.vae.apply({"params": params}, clip, method="encode")).mean
+
+  latents = jax.jit(encode)(params, clip)
   statistics = LatentStatistics(
     channels=config.vae.latent_channels,
     mean=np.asarray(latents.mean((0, 1, 2, 3)), np.float64).tolist(),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import partitioning as flax_partitioning
+from flax.core.spmd import logical_axis_rules
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -114,5 +114,5 @@ class StageSampler:
     stack = contextlib.ExitStack()
     if self._mesh is not None:
       stack.enter_context(self._mesh)
-      stack.enter_context(flax_partitioning.axis_rules(self._rules))
+      stack.enter_context(logical_axis_rules(self._rules))
     return stack

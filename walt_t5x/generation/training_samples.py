@@ -126,6 +126,7 @@ class SampleVideos:
     from walt_t5x.engine.checkpoints import load_params
     from walt_t5x.text.fingerprint import weights_fingerprint
 
+    assert self._vae_checkpoint is not None and self._latents is not None, "given with the vae"
     provenance = read_provenance(self._model_dir)
     statistics = provenance.latents[self._latents]
     params = load_params(self._vae_checkpoint, ema=self._vae_average)["vae"]

@@ -6,6 +6,8 @@ frames are resized to 112 x 112 with aligned corners, and a stored mean over [16
 subtracted from bytes.
 """
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,8 @@ class C3D(nn.Module):
         x = nn.relu(nn.Conv(width, (3, 3, 3), name=name)(x))
       window = (1, 2, 2) if number == 0 else (2, 2, 2)
       padding = ((0, 0), (0, x.shape[2] % 2), (0, x.shape[3] % 2))
-      x = nn.max_pool(x, window, strides=window, padding=padding)
+      # `nn.max_pool` likewise, but for its types.
+      x = nn.pool(x, -jnp.inf, jax.lax.max, window, window, padding)
     # The dense layer was trained on channels before time and space.
     x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
     for name in ("fc6", "fc7"):
@@ -82,4 +85,4 @@ def logits(variables, videos) -> jax.Array:
     videos: of any size.
   """
   x = preprocess(videos, variables["input"]["mean"])
-  return C3D().apply({"params": variables["params"]}, x)  # pyright: ignore[reportReturnType]
+  return cast(jax.Array, C3D().apply({"params": variables["params"]}, x))

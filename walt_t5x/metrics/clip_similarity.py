@@ -33,13 +33,14 @@ def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndar
   short = min(height, width)
   new = (round(width * size / short), round(height * size / short))
   left, top = (new[0] - size) // 2, (new[1] - size) // 2
+  mean, deviation = np.array(MEAN, np.float32), np.array(STD, np.float32)
   out = []
   for frame in frames:
     image = Image.fromarray(frame)
     if image.size != new:
       image = image.resize(new, Image.Resampling.BICUBIC)
     image = image.crop((left, top, left + size, top + size))
-    out.append((np.asarray(image, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD))
+    out.append((np.asarray(image, np.float32) / 255 - mean) / deviation)
   return np.stack(out).transpose(0, 3, 1, 2)
 
 

@@ -16,13 +16,13 @@ import hashlib
 import os
 from pathlib import Path
 
-import flax
 import numpy as np
 from clu import metrics
+from flax import struct
 from jaxtyping import Float
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class FeatureStatistics(metrics.Metric):
   """The statistics of a set of features; a CLU metric whose arrays live on the host in float64.
 
@@ -83,7 +83,7 @@ class FeatureStatistics(metrics.Metric):
     if count == 0:
       return self
     delta = other.mean - self.mean
-    return self.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    return FeatureStatistics(
       count=count,
       mean=self.mean + delta * (other.count / count),
       scatter=self.scatter

@@ -67,7 +67,7 @@ def frechet_distance(
         f"The {name} covariance has negative eigenvalues that sum to {lost:.3g}; it is no covariance."
       )
   product = roots[0] @ roots[1].T
-  cross = linalg.svdvals(product).sum() if product.size else 0.0
+  cross = np.sum(linalg.svdvals(product)) if product.size else 0.0
   spread = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
   return float(max(0.0, np.square(mean_1 - mean_2).sum() + spread))
 

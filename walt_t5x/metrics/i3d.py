@@ -8,6 +8,8 @@ Input pipeline of FVD (arXiv:1812.01717): bytes, bilinear straight to 224 x 224 
 without half-pixel centres, then [-1, 1].
 """
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -124,4 +126,4 @@ def logits(variables, videos) -> jax.Array:
   Raises:
     ValueError: another dtype, rank, channel count, or too few frames.
   """
-  return I3D().apply(variables, preprocess(videos))  # pyright: ignore[reportReturnType]
+  return cast(jax.Array, I3D().apply(variables, preprocess(videos)))

@@ -10,6 +10,8 @@ graph's last matrix product, before its bias).
 Names follow the weight file `weights-inception-2015-12-05` of torch-fidelity.
 """
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -217,4 +219,4 @@ def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
 
 def features(variables, images) -> dict[str, jax.Array]:
   """The outputs of `InceptionV3` for images [B, H, W, 3], uint8, of any size."""
-  return InceptionV3().apply(variables, preprocess(images))  # pyright: ignore[reportReturnType]
+  return cast(dict[str, jax.Array], InceptionV3().apply(variables, preprocess(images)))

@@ -11,16 +11,16 @@ UCF-101 with C3D.
 
 from collections.abc import Iterable
 
-import flax
 import numpy as np
 from clu import metrics
+from flax import struct
 from jaxtyping import Float
 from scipy.special import log_softmax
 
 from walt_t5x.metrics.frechet import FoldScore
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class InceptionScoreStatistics(metrics.Metric):
   """What one split keeps, on the host in float64.
 
@@ -66,7 +66,7 @@ class InceptionScoreStatistics(metrics.Metric):
       raise ValueError(
         f"Scores over {self.probabilities.size} and {other.probabilities.size} classes cannot merge."
       )
-    return self.replace(  # pyright: ignore[reportAttributeAccessIssue]
+    return InceptionScoreStatistics(
       count=self.count + other.count,
       probabilities=self.probabilities + other.probabilities,
       entropy=self.entropy + other.entropy,

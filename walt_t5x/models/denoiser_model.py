@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import clu.metrics
 import jax
@@ -15,6 +15,7 @@ from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
+from walt_t5x.models.averages import average
 from walt_t5x.models.conditioning import drop, from_batch
 from walt_t5x.models.finished_rows import finished
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
@@ -208,7 +209,8 @@ class DenoiserModel(engine.BaseModel):
     conditioning = self._training_conditioning(batch, latents, rng_condition)
 
     def predict(self_condition: Array | None) -> Array:
-      return self.module.apply({"params": params}, x_t, steps, self_condition, conditioning)
+      output = self.module.apply({"params": params}, x_t, steps, self_condition, conditioning)
+      return cast(Array, output)
 
     self_condition = None
     if self.module.self_conditioning and self.self_conditioning_probability > 0:
@@ -229,21 +231,21 @@ class DenoiserModel(engine.BaseModel):
   ) -> dict[str, clu.metrics.Metric]:
     """Averages of the row errors [B]: all, by kind of row, and by quarter of the diffusion time; rates of the kinds."""
 
-    def average(mask: Array | None = None) -> clu.metrics.Average:
+    def of(mask: Array | None = None) -> clu.metrics.Average:
       weights = jnp.ones_like(errors) if mask is None else mask.astype(jnp.float32)
-      return clu.metrics.Average(total=jnp.sum(errors * weights), count=jnp.sum(weights))
+      return average(jnp.sum(errors * weights), jnp.sum(weights))
 
-    metrics = {"loss": average()}
+    metrics: dict[str, clu.metrics.Metric] = {"loss": of()}
     if is_image is not None:
-      metrics |= {"loss_image": average(is_image), "loss_video": average(~is_image)}
+      metrics |= {"loss_image": of(is_image), "loss_video": of(~is_image)}
       # What the mixture's rates came to: shares of the rows since the last summary.
       rows = jnp.asarray(is_image.size, jnp.float32)
       for name, kind in (("rate_image", is_image), ("rate_video", ~is_image)):
-        metrics[name] = clu.metrics.Average(total=jnp.sum(kind, dtype=jnp.float32), count=rows)
+        metrics[name] = average(jnp.sum(kind, dtype=jnp.float32), rows)
     whole = jnp.ceil(steps).astype(jnp.int32)
     bucket = (whole - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
     for i in range(NUM_NOISE_BUCKETS):
-      metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = average(bucket == i)
+      metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = of(bucket == i)
     return metrics
 
   def predict_batch_with_aux(

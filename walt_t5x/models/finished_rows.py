@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from data import packed_text
@@ -24,7 +25,9 @@ def finished(batch: Mapping[str, Array]) -> Batch:
   Args:
     batch: of `DenoiserFeatureConverter`, or one made by hand. Moments are [B, 2, c] or, for a lone row, [2, c].
   """
-  result = {name: value for name, value in batch.items() if not name.endswith("_moments")}
+  result: dict[str, Array | np.ndarray] = {
+    name: value for name, value in batch.items() if not name.endswith("_moments")
+  }
   for name in _LATENTS:
     moments = batch.get(f"{name}_moments")
     if moments is not None:
@@ -36,8 +39,9 @@ def finished(batch: Mapping[str, Array]) -> Batch:
 
 
 def normalised(
-  latents: Float[Array, "*rows t h w c"], moments: Float[Array, "*rows 2 c"]
-) -> Float[Array, "*rows t h w c"]:
+  latents: Float[Array | np.ndarray, "*rows t h w c"],
+  moments: Float[Array | np.ndarray, "*rows 2 c"],
+) -> Float[Array | np.ndarray, "*rows t h w c"]:
   """(latents - mean) / std by channel, float32."""
   mean, std = moments[..., :1, :][..., None, None, :], moments[..., 1:, :][..., None, None, :]
   return (latents.astype(jnp.float32) - mean) / std

@@ -107,7 +107,8 @@ def record_bytes(
         )
     tokens = caption_tokens if width else 0
     record = schema.Record(
-      id="0" * 64, uri="gs://bucket/videos/000/000000.mp4", modality=modality, **arrays,
+      id="0" * 64, uri="gs://bucket/videos/000/000000.mp4", modality=modality,
+      latents=arrays["latents"], pixels=arrays["pixels"],
       captions=["word " * tokens], caption_weights=[1.0], text_ids=[np.zeros(tokens, np.int32)],
       text_embedding=[np.zeros((tokens, width), np.float32)],
     )  # fmt: skip

@@ -74,7 +74,7 @@ class ReconstructionSummaries:
       self._video = self._read()
     found = jax.device_get(self._reconstruct(train_state.params, self._video))
     if jax.process_index() == 0:
-      self._write(int(jax.device_get(train_state.step)), found)
+      self._write(int(jax.device_get(train_state.step)), self._video, found)
     return False
 
   def _read(self) -> np.ndarray:
@@ -93,8 +93,8 @@ class ReconstructionSummaries:
       )
     return np.stack(rows)
 
-  def _write(self, step: int, reconstruction: np.ndarray) -> None:
-    original = self._video.astype(np.float32) / 255
+  def _write(self, step: int, video: np.ndarray, reconstruction: np.ndarray) -> None:
+    original = video.astype(np.float32) / 255
     os.makedirs(self._folder, exist_ok=True)
     clip = comparison_video(original, reconstruction)
     video_io.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)

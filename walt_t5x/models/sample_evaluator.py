@@ -8,7 +8,7 @@ add to it; published numbers come from `walt_t5x.evaluate`.
 import concurrent.futures
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import seqio
@@ -106,7 +106,10 @@ class SampleEvaluator:
         target = np.stack([_target(row) for row in rows.as_numpy_iterator()])
         results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
         for metric in self._metric_fns[name]:
-          found = metric(targets=list(target), predictions=list(predictions))
+          # SeqIO also knows metrics that are no numbers; here they are.
+          found = cast(
+            Mapping[str, float], metric(targets=list(target), predictions=list(predictions))
+          )
           results[name] |= {key: float(value) for key, value in found.items()}
         self._write(name, step, results[name])
     done: concurrent.futures.Future[dict[str, dict[str, float]]] = concurrent.futures.Future()

@@ -31,7 +31,7 @@ def write_samples(
   if kinds:
     arrays["is_image"] = np.asarray(kinds)
   with epath.Path(path).open("wb") as file:
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=False, **arrays)
 
 
 def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | None) -> None:
@@ -55,4 +55,5 @@ def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | 
       parts.append(dict(np.load(file)))
   joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
   with epath.Path(os.path.join(output_dir, output_fname)).open("wb") as file:
-    np.savez(file, step=np.int64(-1 if step is None else step), **joined)
+    step_number = np.int64(-1 if step is None else step)
+    np.savez(file, allow_pickle=False, step=step_number, **joined)

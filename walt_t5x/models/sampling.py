@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -63,11 +64,11 @@ def sample_latents(
     conditioning: the condition.
     unconditional: the same with the condition dropped; None where `config.guidance` is None.
   """
-  if config.guidance is not None and unconditional is None:
-    raise ValueError("SamplerConfig.guidance is set but no unconditional conditioning was given")
-  branches = [conditioning]
-  if config.guidance is not None:
-    if config.frame_guidance is not None and conditioning.frame_mask is not None:
+  branches, guidance, frame_guidance = [conditioning], config.guidance, config.frame_guidance
+  if guidance is not None:
+    if unconditional is None:
+      raise ValueError("SamplerConfig.guidance is set but no unconditional conditioning was given")
+    if frame_guidance is not None and conditioning.frame_mask is not None:
       branches.append(dataclasses.replace(unconditional, frame_mask=conditioning.frame_mask))
     branches.append(unconditional)
   stacked, count = _stack(branches), len(branches)
@@ -77,12 +78,12 @@ def sample_latents(
       jnp.concatenate([a] * count, axis=0) for a in (x_t, steps, self_condition)
     )
     output = module.apply({"params": params}, x_t, steps, self_condition, stacked)
-    parts = jnp.split(output, count, axis=0)
-    if count == 1:
+    parts = jnp.split(cast(Array, output), count, axis=0)
+    if guidance is None:
       return parts[0]
-    if count == 2:
-      return guide(*parts, config.guidance(time))
-    return guide_twice(*parts, config.guidance(time), config.frame_guidance(time))
+    if frame_guidance is None or count == 2:
+      return guide(parts[0], parts[1], guidance(time))
+    return guide_twice(parts[0], parts[1], parts[2], guidance(time), frame_guidance(time))
 
   return ddim_sample(
     denoise,

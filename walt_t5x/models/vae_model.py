@@ -1,7 +1,7 @@
 """The tokenizer as an engine trains it: pixels, KL, perceptual and adversarial terms in one loss, and its metrics."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import clu.metrics
 import jax
@@ -14,9 +14,11 @@ from walt_t5x import engine
 from walt_t5x.metrics.psnr import psnr, psnr_of_error
 from walt_t5x.metrics.ssim import RADIUS, ssim
 from walt_t5x.models.adversarial import AdversarialSettings, Running, adversarial_loss
+from walt_t5x.models.averages import average
 from walt_t5x.types import Batch, Params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.discriminator import Discriminator
+from walt_t5x.vae.posterior import Posterior
 
 # (parameters need no gradient: they are constants of the callable) reconstruction, video -> a loss a clip [B].
 PerceptualLoss = Callable[[Array, Array], Array]
@@ -105,9 +107,8 @@ class VaeModel(engine.BaseModel):
   ) -> tuple[Array, dict[str, clu.metrics.Metric], Array]:
     video = _pixels(batch)
     gaussian = self.module.posterior == "gaussian"
-    reconstruction, posterior = self.module.apply(
-      {"params": params["vae"]}, video, key if gaussian else None
-    )
+    output = self.module.apply({"params": params["vae"]}, video, key if gaussian else None)
+    reconstruction, posterior = cast(tuple[Array, Posterior], output)
     reconstruction = reconstruction.astype(jnp.float32)
     loss, metrics = self._pixel_loss(reconstruction, video)
     if gaussian:
@@ -117,7 +118,7 @@ class VaeModel(engine.BaseModel):
     if self.discriminator is not None:
       discriminator = self.discriminator
       term, logged = adversarial_loss(
-        lambda p, clips: discriminator.apply({"params": p}, clips),
+        lambda p, clips: cast(Array, discriminator.apply({"params": p}, clips)),
         params["discriminator"],
         params["running"],
         real=video,
@@ -137,7 +138,10 @@ class VaeModel(engine.BaseModel):
     """What depends on the pixels alone: squared error and perceptual distance."""
     errors = jnp.mean(jnp.square(reconstruction - video), axis=(1, 2, 3, 4))
     loss = self.reconstruction_weight * jnp.mean(errors)
-    metrics = {"mse": _average(errors), "psnr": _average(psnr_of_error(errors))}
+    metrics: dict[str, clu.metrics.Metric] = {
+      "mse": _average(errors),
+      "psnr": _average(psnr_of_error(errors)),
+    }
     if self.perceptual is not None:
       distances = self.perceptual(reconstruction, video)
       loss += self.perceptual_weight * jnp.mean(distances)
@@ -165,8 +169,8 @@ def _pixels(batch: Batch) -> Array:
 
 
 def _average(values: Array) -> clu.metrics.Average:
-  return clu.metrics.Average(total=jnp.sum(values), count=jnp.float32(values.size))
+  return average(jnp.sum(values), jnp.float32(values.size))
 
 
 def _scalar(value: Array) -> clu.metrics.Average:
-  return clu.metrics.Average(total=value, count=jnp.float32(1))
+  return average(value, jnp.float32(1))

@@ -31,7 +31,7 @@ class ScoreRow:
 def _network(entry: Mapping[str, Any]) -> str:
   if not entry.get("network"):
     return ""
-  public = {True: "public weights", False: "NOT the public weights"}
+  public: dict[bool | None, str] = {True: "public weights", False: "NOT the public weights"}
   known = entry.get("network_description") or public.get(
     entry.get("public_weights"), "weights not recorded"
   )

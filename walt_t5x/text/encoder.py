@@ -4,7 +4,7 @@ import functools
 import pathlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.traverse_util
 import jax
@@ -68,7 +68,7 @@ class TextEncoder:
     self.params = jax.tree.map(jnp.asarray, params)
     module = T5Encoder.from_config(config, dtype)
     self._apply = jax.jit(
-      lambda params, ids: module.apply({"params": params}, ids).astype(jnp.float32)
+      lambda params, ids: cast(jax.Array, module.apply({"params": params}, ids)).astype(jnp.float32)
     )
 
   @classmethod

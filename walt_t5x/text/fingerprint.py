@@ -45,4 +45,6 @@ def encoder_fingerprint(
     "relative_attention_max_distance": np.int32(config.relative_attention_max_distance),
     "vocabulary": np.frombuffer(vocabulary.model, np.uint8),
   }
-  return weights_fingerprint(collections.ChainMap(rest, weights))
+  # A ChainMap writes to its first map alone; the others may be read-only.
+  chained = collections.ChainMap(rest, weights)  # pyright: ignore[reportArgumentType]
+  return weights_fingerprint(chained)

@@ -26,7 +26,9 @@ class Vocabulary:
       ValueError: if the reserved ids are not T5's.
     """
     self.model = model
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    # The package adds its snake_case names as it is imported; these are the declared ones.
+    self._processor = sentencepiece.SentencePieceProcessor()
+    self._processor.LoadFromSerializedProto(model)
     reserved = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
     if reserved != (PAD_ID, EOS_ID, UNK_ID):
       raise ValueError(
@@ -50,7 +52,7 @@ class Vocabulary:
     return cls(path.read_bytes())
 
   def __len__(self) -> int:
-    return self._processor.get_piece_size()
+    return self._processor.GetPieceSize()
 
   def encode(self, text: str, max_length: int) -> Int32[np.ndarray, "_"]:
     """Returns the ids of one text with eos appended, never padded.
@@ -67,7 +69,7 @@ class Vocabulary:
     """
     if max_length < 1:
       raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
-    pieces = self._processor.encode(text)[: max_length - 1]
+    pieces = self._processor.Encode(text)[: max_length - 1]
     return np.array([*pieces, EOS_ID], np.int32)
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -75,11 +77,11 @@ class Vocabulary:
     ids = [int(i) for i in ids]
     if EOS_ID in ids:
       ids = ids[: ids.index(EOS_ID)]
-    return self._processor.decode(ids)
+    return self._processor.Decode(ids)
 
   def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
     """Returns the piece of every id, e.g. '▁red'."""
-    return [self._processor.id_to_piece(int(i)) for i in ids]
+    return [self._processor.IdToPiece(int(i)) for i in ids]
 
 
 def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:
@@ -105,7 +107,7 @@ def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> V
   # Each merge adds one piece and a word of n letters needs at most n merges with its '▁'.
   upper_bound = 4 + len(set("".join(words))) + sum(len(word) for word in words)
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
+  sentencepiece.SentencePieceTrainer.Train(
     sentence_iterator=iter(corpus),
     model_writer=model,
     model_type="bpe",

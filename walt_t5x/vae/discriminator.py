@@ -60,7 +60,8 @@ class Convolution(nn.Module):
       axes=("conv_t", "conv_h", "conv_w", "conv_in", "conv_out"),
       module=self,
     )
-    y = convolve(x.astype(self.dtype), kernel, padding=(same_padding(k, 1),) * 3)
+    same = same_padding(k, 1)
+    y = convolve(x.astype(self.dtype), kernel, padding=(same, same, same))
     if self.use_bias:
       zeros = nn.initializers.zeros_init()
       bias = param_with_axes(

@@ -25,7 +25,8 @@ def inflate_params(image_params: Params, video_params: Params) -> Params:
   Raises:
     ValueError: if a name is missing on one side, or a shape cannot be inflated.
   """
-  source, target = flatten_dict(image_params), flatten_dict(video_params)
+  source: dict[tuple[str, ...], Any] = flatten_dict(image_params)
+  target: dict[tuple[str, ...], Any] = flatten_dict(video_params)
   if source.keys() != target.keys():
     odd = sorted("/".join(path) for path in source.keys() ^ target.keys())
     raise ValueError(

@@ -6,6 +6,7 @@ Independent tiles could not do that: their statistics would be those of the tile
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array
 
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.posterior import Posterior
 
 
 def sharded_encode(
@@ -31,7 +33,11 @@ def sharded_encode(
     A compiled function; parameters are replicated. It raises ValueError where the height does not divide into
     multiples of spatial_factor.
   """
-  run = _sharded(vae, mesh, axis, lambda params, x: vae.apply(params, x, method="encode").mean)
+
+  def mean(params: Params, x: ArrayLike) -> Array:
+    return cast(Posterior, vae.apply(params, x, method="encode")).mean
+
+  run = _sharded(vae, mesh, axis, mean)
 
   def encode(params: Params, video: ArrayLike) -> Array:
     _check_rows(jnp.shape(video)[2], mesh.shape[axis] * vae.spatial_factor, axis, "pixels")
@@ -44,7 +50,9 @@ def sharded_decode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
   """`(params, latents) -> pixels`, cut as in `sharded_encode`; not clipped."""
-  run = _sharded(vae, mesh, axis, lambda params, z: vae.apply(params, z, method="decode"))
+  run = _sharded(
+    vae, mesh, axis, lambda params, z: cast(Array, vae.apply(params, z, method="decode"))
+  )
 
   def decode(params: Params, latents: ArrayLike) -> Array:
     _check_rows(jnp.shape(latents)[2], mesh.shape[axis], axis, "latents")

@@ -121,7 +121,7 @@ class VaeStream:
     Yields:
       Frame 0 alone, then group * temporal_factor frames at a time and what is left.
     """
-    if hasattr(latents, "shape"):
+    if isinstance(latents, jax.Array | np.ndarray):
       whole = latents
       latents = (whole[:, i] for i in range(whole.shape[1]))
     context, pending = None, []

@@ -94,7 +94,7 @@ class CheckpointManager:
       return False
     state_dict = state.state_dict()
     dtype = None if self._config.dtype is None else jnp.dtype(self._config.dtype)
-    flat = traverse_util.flatten_dict(state_dict)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state_dict)
     save_args = {
       k: ocp.SaveArgs(
         dtype=dtype if k[0] == "target" and jnp.issubdtype(v.dtype, jnp.floating) else None

@@ -1,5 +1,6 @@
 """Steps whose loss or gradient is not finite are undone on the device, and counted there."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -71,8 +72,8 @@ def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
   return new.replace(
     params=chosen(new.params, old.params),
-    optimizer_state=new.optimizer_state.replace(
-      param_states=chosen(new.param_states, old.param_states)
+    optimizer_state=dataclasses.replace(
+      new.optimizer_state, param_states=chosen(new.param_states, old.param_states)
     ),
   )
 

@@ -23,7 +23,7 @@ class Goodput:
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
     self._clock = clock
-    self._spent = dict.fromkeys(PHASES, 0.0)
+    self._spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     self._since = clock()
     self.phase = "init"
 

@@ -65,11 +65,13 @@ def write_model_info(model_dir: str, initializer: StateInitializer) -> None:
   """Writes name, shape, logical axes and mesh axes of every array to `<model_dir>/model-info.txt`."""
   if jax.process_index() != 0:
     return
-  shapes = traverse_util.flatten_dict(initializer.shapes.state_dict(), sep="/")
-  logical = traverse_util.flatten_dict(initializer.logical_axes.state_dict(), sep="/")
-  mesh = traverse_util.flatten_dict(initializer.axes.state_dict(), sep="/")
+
+  def flat(tree: TrainState) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree.state_dict(), sep="/")
+
+  logical, mesh = flat(initializer.logical_axes), flat(initializer.axes)
   lines = [f"Parameters: {count_parameters(initializer.shapes.params)}", ""]
-  for name, leaf in shapes.items():
+  for name, leaf in flat(initializer.shapes).items():
     axes = ", ".join(f"{axis}={size}" for axis, size in zip(logical[name], leaf.shape))
     lines.append(f"{name:90} {leaf.dtype!s:9} ({axes})  {tuple(mesh[name]) or _REPLICATED}")
   (epath.Path(model_dir) / "model-info.txt").write_text("\n".join(lines) + "\n")

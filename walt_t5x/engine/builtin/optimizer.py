@@ -1,6 +1,6 @@
 """optax transformations as the engine's optimizer, in T5X's state layout."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -102,7 +102,10 @@ def restore_optimizer_state(state: OptimizerState, state_dict: dict[str, Any]) -
       "made by another optimizer; restore with an assignment_map that drops 'state/.*' to start it anew."
     )
   full = {k: given.get(k, v) for k, v in template.items()}
-  return serialization.from_state_dict(state, traverse_util.unflatten_dict(full))
+  # Untyped; of the type that it is given.
+  return cast(
+    OptimizerState, serialization.from_state_dict(state, traverse_util.unflatten_dict(full))
+  )
 
 
 def is_axes_leaf(node: Any) -> bool:

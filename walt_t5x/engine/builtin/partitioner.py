@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from flax.linen import partitioning as flax_partitioning
+from flax.core.spmd import logical_axis_rules
+from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -98,14 +99,16 @@ class PjitPartitioner:
       raise ValueError(
         f"PjitPartitioner: got {ici_mesh_shape=} and {dcn_mesh_shape=}; give both, or neither."
       )
-    self._model_size = int(num_partitions or np.prod(model_parallel_submesh))
+    self._model_size = int(num_partitions or np.prod(model_parallel_submesh or ()))
     self._backend = backend
     self._ici, self._dcn = ici_mesh_shape, dcn_mesh_shape
     rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
     if ici_mesh_shape is not None:
       rules = [(k, ("replica", "data") if k == "batch" else v) for k, v in rules]
     self._rules = tuple((name, axis) for name, axis in rules)
-    (self._data_axis,) = flax_partitioning.logical_to_mesh_axes(("batch",), self._rules)
+    axes = logical_to_mesh_axes(("batch",), self._rules)
+    assert axes is not None
+    (self._data_axis,) = axes
 
   @property
   def devices(self) -> Sequence[jax.Device]:
@@ -183,9 +186,7 @@ class PjitPartitioner:
 
   def get_mesh_axes(self, logical_axes: Any) -> Any:
     """A tree of logical `PartitionSpec`s as mesh `PartitionSpec`s."""
-    return map_axes(
-      lambda axes: flax_partitioning.logical_to_mesh_axes(tuple(axes), self._rules), logical_axes
-    )
+    return map_axes(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
 
   def get_shardings(self, mesh_axes: Any) -> Any:
     """A tree of mesh `PartitionSpec`s as shardings."""
@@ -197,8 +198,9 @@ class PjitPartitioner:
     Raises:
       ValueError: naming the array, the dimension and the mesh axis that do not fit.
     """
-    shapes = traverse_util.flatten_dict(state_dict, sep="/")
-    for name, spec in traverse_util.flatten_dict(mesh_axes_dict, sep="/").items():
+    shapes: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
+    specs: dict[str, Any] = traverse_util.flatten_dict(mesh_axes_dict, sep="/")
+    for name, spec in specs.items():
       for size, axis in zip(shapes[name].shape, spec):
         names = () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
         parts = int(np.prod([self.mesh.shape[n] for n in names]))
@@ -229,7 +231,7 @@ class PjitPartitioner:
   @contextlib.contextmanager
   def context(self) -> Iterator[None]:
     """Functions are traced inside: it says what logical axes mean."""
-    with self.mesh, flax_partitioning.axis_rules(self._rules):
+    with self.mesh, logical_axis_rules(self._rules):
       yield
 
   def compile(self, partitioned_fn: "PartitionedFunction", *args: Any) -> Callable[..., Any]:

@@ -84,7 +84,7 @@ class Restorer:
     """
     checkpoint = checkpoints.find_checkpoint(str(config.path))
     logging.info("Restoring %s.", checkpoint)
-    wanted = traverse_util.flatten_dict(self.shapes.state_dict())
+    wanted = self._flat_shapes()
     shardings = traverse_util.flatten_dict(self.shardings.state_dict())
     metadata = checkpoints.state_metadata(checkpoint)
     sources = _sources(wanted, metadata, config.assignment_map or ())
@@ -236,7 +236,7 @@ def _read_sharded(
         partial_restore=True,
       ),
     )
-  flat = traverse_util.flatten_dict(tree)
+  flat: dict[Name, Any] = traverse_util.flatten_dict(tree)
   found: dict[Name, jax.Array] = {}
   used: set[Name] = set()
   for name, source in sources.items():

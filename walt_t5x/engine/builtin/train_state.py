@@ -83,8 +83,8 @@ class TrainState(flax.struct.PyTreeNode):
 
 def _check_axes(params: Any, axes: Any) -> None:
   """Every parameter has one logical axis a dimension."""
-  flat_params = traverse_util.flatten_dict(flax.core.unfreeze(params), sep="/")
-  flat_axes = traverse_util.flatten_dict(flax.core.unfreeze(axes), sep="/")
+  flat_params: dict[str, Any] = traverse_util.flatten_dict(flax.core.unfreeze(params), sep="/")
+  flat_axes: dict[str, Any] = traverse_util.flatten_dict(flax.core.unfreeze(axes), sep="/")
   for name, value in flat_params.items():
     if name not in flat_axes:
       raise ValueError(
@@ -106,7 +106,7 @@ def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
   Raises:
     ValueError: the variables hold anything else.
   """
-  variables = flax.core.unfreeze(variables)
+  variables = flax.core.unfreeze(dict(variables))
   extra = sorted(set(variables) - {"params", "params_axes"})
   if extra or set(variables) != {"params", "params_axes"}:
     raise ValueError(

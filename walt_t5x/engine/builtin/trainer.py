@@ -184,7 +184,8 @@ class Trainer:
   def _tell_finished(self) -> None:
     """Without waiting. What a finished step says is judged by `wait_for_steps` alone, at one step on every host."""
     for step, in_a_row in self._in_flight:
-      if not in_a_row.is_ready():
+      # An array has it, whatever the abstract `jax.Array` declares.
+      if not in_a_row.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
         return
       self.on_finished(step + 1)
 

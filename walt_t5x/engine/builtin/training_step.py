@@ -66,7 +66,7 @@ class TrainingStep:
     self.flops: float | None = None
 
   def compile(
-    self, state: TrainState, batch: Any, compiler_options: Mapping[str, Any] | None = None
+    self, state: TrainState, batch: Any, compiler_options: dict[str, str | bool] | None = None
   ) -> Any:
     """The program for states and batches like these (arrays or shapes), which later calls use.
 

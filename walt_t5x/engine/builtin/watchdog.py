@@ -77,7 +77,7 @@ class Watchdog:
       self._phase(),
       exits.HUNG,
     )
-    faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
     # Storage may be what hangs, so the rest gets its own thread and little time.
     rest = threading.Thread(target=self._record, args=(silent,), daemon=True)
     rest.start()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule, trailing_steps
@@ -53,7 +53,7 @@ def ddim_sample(
   def step(carry, level):
     x_t, x0 = carry
     now, gamma, next_gamma = level
-    steps: Int[Array, B] = jnp.full((batch,), now, jnp.int32)
+    steps = jnp.full((batch,), now, jnp.int32)
     output = denoise(x_t, steps, x0, now.astype(jnp.float32) / schedule.num_steps)
     x0, noise = to_x0_and_noise(prediction, output, x_t=x_t, gamma=jnp.full((batch,), gamma))
     return (ddim_update(x0, noise, jnp.full((batch,), next_gamma)), x0), None

@@ -29,7 +29,7 @@ COPY data data
 COPY beam_jobs beam_jobs
 # With the lock's setuptools: build isolation would fetch one without a hash.
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
-COPY --chmod=755 scripts/keep_training.sh /usr/local/bin/
+COPY --chmod=755 scripts/keep_training.sh scripts/allocator.sh /usr/local/bin/
 
 # Not /src: its modules would come before the installed ones.
 WORKDIR /work

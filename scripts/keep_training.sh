@@ -7,6 +7,7 @@
 # (128 + n) start it again, after a pause that doubles while starts fail within RETRY_AFTER seconds. A SIGTERM to this
 # script goes to the command and ends both.
 set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/allocator.sh" || exit
 
 pause=${PAUSE:-5} retry_after=${RETRY_AFTER:-300} wait=$pause
 stopping=""

@@ -49,5 +49,7 @@ if [ "${1:-}" = "--test" ]; then
     "$installer" -r requirements-test-cuda.lock
   fi
 fi
+# Otherwise each process of a shell with PYTHONDONTWRITEBYTECODE, and each test, would compile TensorFlow's sources again.
+"$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python*/site-packages > /dev/null 2>&1 || true
 echo "$digest" > "$stamp"
 echo "setup: done in $((SECONDS - started)) s" >&2

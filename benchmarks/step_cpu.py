@@ -4,10 +4,10 @@
   python benchmarks/step_cpu.py --width 1024 --layers 2
 
 All networks have the same width, depth, MLP width, heads, latent (5 x 16 x 16 x 8, hence 1,280 tokens), text tokens and
-rows, float32, and one step is loss, gradient and AdamW on all cores. They take turns in one process; the ratio is the
-median over the turns. Ours runs without its self-conditioning pass, which the others lack; it draws dropped captions
-and given frames. What a network does beside that differs, and the table says how many operations each has (ours counted
-from its program, theirs by torch's counter).
+rows, float32, and one step is loss, gradient and AdamW on all cores. They take turns in one process, once under each of
+three allocators; the ratio is the median over the turns. Ours runs without its self-conditioning pass, which the others
+lack; it draws dropped captions and given frames. What a network does beside that differs, and the table says how many
+operations each has (ours counted from its program, theirs by torch's counter).
 """
 
 import argparse
@@ -15,10 +15,13 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -137,21 +140,13 @@ def peer(name: str, args: argparse.Namespace) -> tuple[Step, float, int]:
   return run, counter.get_total_flops(), sum(p.numel() for p in model.parameters())
 
 
-def main() -> None:
-  """Measures and writes the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--width", type=int, default=512)
-  parser.add_argument("--layers", type=int, default=4)
-  parser.add_argument("--rows", type=int, default=1)
-  parser.add_argument("--repeats", type=int, default=9)
-  args = parser.parse_args()
-  os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  import diffusers
-  import jax
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+  """A row of the table for each network, in this process."""
   import torch
 
+  from walt_t5x.engine.host_memory import keep_freed_memory
+
+  keep_freed_memory()  # As `walt_t5x.train` does on a CPU; it holds for all networks alike.
   torch.set_num_threads(os.cpu_count() or 1)
   steps, flops, sizes = {}, {}, {}
   for name in ("ours", "Wan", "CogVideoX"):
@@ -164,7 +159,7 @@ def main() -> None:
       seconds[name].append(step())
   rows = []
   for name, values in seconds.items():
-    # Ratios of neighbours in time: what else the machine does falls on both.
+    # Ratios of neighbors in time: what else the machine does falls on both.
     ratios = [theirs / mine for theirs, mine in zip(values, seconds["ours"])]
     rows.append(
       {
@@ -177,28 +172,59 @@ def main() -> None:
         "our_speed_over_it": statistics.median(ratios),
       }
     )
-  versions = f"jax {jax.__version__}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+  return rows
+
+
+def main() -> None:
+  """Measures and writes the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--width", type=int, default=512)
+  parser.add_argument("--layers", type=int, default=4)
+  parser.add_argument("--rows", type=int, default=1)
+  parser.add_argument("--repeats", type=int, default=9)
+  parser.add_argument("--here", action="store_true", help="only this process; prints JSON")
+  args = parser.parse_args()
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  if args.here:
+    print(json.dumps(measure(args)))
+    return
+  from benchmarks.allocators import ALLOCATORS, environment
+
+  measured = {}
+  for allocator in ALLOCATORS:
+    command = [sys.executable, __file__, "--here", *sys.argv[1:]]
+    done = subprocess.run(
+      command, env=environment(allocator), stdout=subprocess.PIPE, text=True, check=True
+    )
+    measured[allocator] = json.loads(done.stdout.splitlines()[-1])
+  packages = ("jax", "torch", "diffusers")
+  versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
   lines = [
     "# Our training step against PyTorch's, on the CPU",
     "",
     f"`python benchmarks/step_cpu.py --width {args.width} --layers {args.layers} --rows {args.rows}`: loss, gradient,",
-    f"AdamW in float32, median of {args.repeats} in one process in turns on {os.cpu_count()} CPU cores "
+    f"AdamW in float32, median of {args.repeats} in one process per allocator in turns on {os.cpu_count()} CPU cores "
     f"({platform.machine()}); {versions}.",
-    "torch's counter leaves out the products of fused attention, so that the others' operations are more than it says.",
+    "The allocators are those of `scripts/allocator.sh`; in each process glibc was told to keep freed memory, as",
+    "`walt_t5x.train` tells it. torch's counter leaves out the products of fused attention, so that the others'",
+    "operations are more than it says.",
     "",
-    "| network | parameters | operations a step | s a step | operations/s | our speed / its |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| allocator | network | parameters | operations per step | s per step | operations/s | our speed / its |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
   ]
-  for row in rows:
-    lines.append(
-      f"| {row['network']} | {row['parameters']:,} | {row['operations']:.3g} | {row['seconds_median']:.2f} | "
-      f"{row['operations_per_second']:.3g} | {row['our_speed_over_it']:.2f} |"
-    )
-  print("\n".join(lines[5:]))
+  for allocator, rows in measured.items():
+    for row in rows:
+      lines.append(
+        f"| {allocator} | {row['network']} | {row['parameters']:,} | {row['operations']:.3g} | "
+        f"{row['seconds_median']:.2f} | {row['operations_per_second']:.3g} | {row['our_speed_over_it']:.2f} |"
+      )
+  print("\n".join(lines[8:]))
   (HERE / "step_cpu.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
   settings = {"arguments": vars(args), "cpu_count": os.cpu_count(), "machine": platform.machine()}
   settings["versions"] = versions
-  (HERE / "step_cpu.json").write_text(json.dumps(settings | {"rows": rows}, indent=2) + "\n")
+  (HERE / "step_cpu.json").write_text(json.dumps(settings | {"rows": measured}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

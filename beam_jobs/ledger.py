@@ -78,7 +78,7 @@ class Summary:
 
   splits: Mapping[tuple[str, str], Totals]
   completed: tuple[str, ...]
-  quarantine: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  quarantine: Mapping[str, Sequence[str]]
 
   @property
   def all(self) -> Totals:

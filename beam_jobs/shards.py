@@ -212,7 +212,7 @@ class ShardWriter(contextlib.AbstractContextManager):
       "moments": {name: moments.to_json() for name, moments in self._moments.items()},
       "psnr": {name: {"count": len(v), "sum": sum(v)} for name, v in self._psnr.items()},
     }
-    violations = self._band.violations(measured) if self._moments else []
+    violations = self._band.violations(measured)
     content = {
       "written": self._written,
       "bytes": self._bytes,

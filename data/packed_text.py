@@ -71,7 +71,7 @@ def pack(embedding: np.ndarray) -> np.ndarray:
   tokens, width = embedding.shape
   count = blocks_of(width)
   blocks = np.pad(embedding, ((0, 0), (0, count * BLOCK - width))).reshape(tokens, count, BLOCK)
-  largest = np.abs(blocks).max(axis=-1, initial=0.0)
+  largest = np.abs(blocks).max(axis=-1)
   most = largest.max(axis=-1, initial=0.0)
   packed = np.zeros(tokens, token_layout(width))
   packed["scale"] = most / np.float32(127)

@@ -155,7 +155,7 @@ def _video_rows(
       slot = examples[name][:, None]
       shape = [count, slots - 1, *slot.shape[2:]]
       others = tf.fill(shape, tf.constant(empty, slot.dtype))
-      joined = tf.concat([slot, others], axis=1) if slots > 1 else slot
+      joined = tf.concat([slot, others], axis=1)
       result[name] = tf.ensure_shape(joined, [None, slots, *slot.shape[2:]])
   return result
 

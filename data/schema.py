@@ -347,7 +347,7 @@ def draw_captions(weights: Any, *, seed: Any) -> Any:
   """
   import tensorflow as tf
 
-  odds = tf.math.log(tf.maximum(weights.to_tensor(), 0.0))
+  odds = tf.math.log(weights.to_tensor())
   return tf.random.stateless_categorical(odds, 1, seed, dtype=tf.int64)[:, 0]
 
 

@@ -77,14 +77,23 @@ def test_the_step_of_a_block_is_the_least_that_holds_its_largest_value():
 
 
 def test_tokens_of_zeros_stay_zero_and_no_token_is_no_bytes():
-  assert not packed_text.unpack(packed_text.pack(np.zeros((2, 4)))).any()
+  with np.errstate(all="raise"):
+    assert not packed_text.unpack(packed_text.pack(np.zeros((2, 4)))).any()
   assert packed_text.pack(np.zeros((0, 4))).shape == (0, 9)
+
+
+def test_a_value_beyond_the_steps_of_a_subnormal_token_saturates_with_its_sign():
+  # The least float32 there is: 190 of it over 127 is one of it again, so that the value does not fit in int8.
+  least = np.nextafter(np.float32(0), np.float32(1))
+  packed = packed_text.pack(least * np.float32([[190.0], [-190.0]]))
+  np.testing.assert_array_equal(packed_text.unpack(packed), least * np.float32([[127.0], [-127.0]]))
 
 
 def test_widths_and_sizes_are_inverse_and_a_wrong_size_is_refused():
   for width in range(1, 300):
     assert packed_text.width_of(packed_text.token_bytes(width)) == width
-  with pytest.raises(ValueError, match="tokens of 14 bytes"):
-    packed_text.width_of(14)
+  for size in (4, 14):  # 4 bytes are a token without a channel
+    with pytest.raises(ValueError, match=f"tokens of {size} bytes"):
+      packed_text.width_of(size)
   with pytest.raises(ValueError, match="not finite"):
     packed_text.pack(np.float32([[1.0, np.nan]]))

@@ -1,5 +1,6 @@
 """Laws of the record contract; TensorFlow's own protobuf, TFRecord and parser are the references."""
 
+import dataclasses
 import io
 import json
 
@@ -73,6 +74,38 @@ def test_decode_inverts_encode():
     np.testing.assert_array_equal(decoded.latents[name], latents.astype(ml_dtypes.bfloat16))
 
 
+def test_pixels_come_back_as_they_were():
+  random = np.random.default_rng(0)
+  pixels = {
+    schema.pixels_field(t, h, w): random.integers(0, 256, (t, h, w, 3)).astype(np.uint8)
+    for t, h, w in ((5, 8, 6), (1, 4, 4))
+  }
+  decoded = schema.decode(schema.encode(make_record(pixels=pixels))).pixels
+  assert sorted(decoded) == ["pixels/1x4x4", "pixels/5x8x6"]
+  for name, values in pixels.items():
+    np.testing.assert_array_equal(decoded[name], values)
+
+
+def test_captions_without_a_token_decode_to_none_each_and_encode_to_the_same_bytes():
+  none = {"text_ids": [np.zeros(0, np.int32)] * 2, "text_embedding": [np.zeros((0, 0))] * 2}
+  serialised = schema.encode(make_record(captions=["", "a"], caption_weights=[1, 2], **none))
+  decoded = schema.decode(serialised)
+  assert [embedding.shape for embedding in decoded.text_embedding] == [(0, 0)] * 2
+  assert [len(ids) for ids in decoded.text_ids] == [0, 0]
+  assert schema.encode(decoded) == serialised
+
+
+def test_what_a_record_does_not_say_is_no_class_no_rate_no_crop():
+  values = {f.name: getattr(make_record(), f.name) for f in dataclasses.fields(schema.Record)}
+  for name in ("label", "fps", "start_seconds", "crop", "motion", "pixels"):
+    del values[name]
+  feature = tf.train.Example.FromString(schema.encode(schema.Record(**values))).features.feature
+  assert list(feature["label"].int64_list.value) == [-1]
+  assert list(feature["crop"].int64_list.value) == [0, 0, 0, 0]
+  for name in ("fps", "start_seconds", "motion"):
+    assert list(feature[name].float_list.value) == [0.0]
+
+
 def test_encoding_is_deterministic_and_insensitive_to_field_order():
   record = make_record()
   shuffled = make_record(latents=dict(reversed(record.latents.items())))
@@ -86,6 +119,27 @@ def test_parsed_latents_equal_the_written_ones_to_bfloat16():
     parsed = schema.parse_latents(example, name, latents.shape)
     assert parsed.dtype == tf.bfloat16
     np.testing.assert_array_equal(parsed.numpy(), latents.astype(ml_dtypes.bfloat16))
+
+
+def test_records_parse_together_as_they_do_one_by_one():
+  records = [
+    make_record(seed=seed, pixels={"pixels/2x4x4": np.full((2, 4, 4, 3), seed, np.uint8)})
+    for seed in range(3)
+  ]
+  examples = schema.parse_records(
+    tf.constant([schema.encode(record) for record in records]),
+    ["label", "caption_weights", "latents/3x4x6", "pixels/2x4x4"],
+  )
+  np.testing.assert_array_equal(examples["label"], [3, 3, 3])
+  assert examples["caption_weights"].to_list() == [[1.0, 2.0, 3.0]] * 3
+  np.testing.assert_array_equal(
+    schema.parse_latents(examples, "latents/3x4x6", (3, 4, 6, 4)),
+    [record.latents["latents/3x4x6"].astype(ml_dtypes.bfloat16) for record in records],
+  )
+  np.testing.assert_array_equal(
+    schema.parse_pixels(examples, "pixels/2x4x4"),
+    [record.pixels["pixels/2x4x4"] for record in records],
+  )
 
 
 def test_each_caption_parses_to_its_own_slice():
@@ -157,6 +211,12 @@ def test_text_is_packed_token_by_token_and_parses_as_it_decodes():
     ({"text_ids": [np.arange(2)] * 3}, "text_embedding: got shape"),
     ({"latents": {}}, "got neither latents nor pixels"),
     ({"latents": {"latents/3x8x8": np.zeros((3, 8, 4, 4))}}, r"latents/3x8x8: got shape"),
+    ({"pixels": {"pixels/5x8x8": np.zeros((5, 8, 6, 3), np.uint8)}}, "got uint8 "),
+    ({"pixels": {"pixels/5x8x8": np.zeros((5, 8, 8, 3))}}, "got float64 "),
+    ({"pixels": {"p": np.zeros((5, 8, 8, 3), np.uint8)}}, "not a pixels field: got 'p'"),
+    ({"crop": (1, 2, 3)}, "crop: got"),
+    ({"text_embedding": [np.zeros(n) for n in (5, 1, 7)]}, "text_embedding: got shape"),
+    ({"latents": {"latents/3x8x8": np.zeros((3, 8, 8))}}, r"latents/3x8x8: got shape"),
     ({"latents": {"z": np.zeros((3, 8, 4, 4))}}, "not a latents field: got 'z'"),
   ],
 )
@@ -165,12 +225,21 @@ def test_a_record_that_breaks_the_contract_is_refused(fields, message):
     schema.encode(make_record(**fields))
 
 
+def test_a_field_of_no_kind_has_no_features():
+  with pytest.raises(ValueError, match="not a pixels field: got 'text/3x8x8'"):
+    schema.seqio_features(["latents/3x8x8", "text/3x8x8"])
+
+
 def test_parsing_names_what_is_wrong():
   example = parse(make_record())
   with pytest.raises(KeyError, match=r"latents/9x9x9.*latents/3x4x6"):
     schema.parse_latents(example, "latents/9x9x9", (9, 9, 9, 4))
   with pytest.raises(ValueError, match=r"latents/3x8x8: got shape \(3, 8, 9, 4\)"):
     schema.parse_latents(example, "latents/3x8x8", (3, 8, 9, 4))
+  with pytest.raises(ValueError, match=r"latents/3x8x8: got shape \(3, 8, 8\)"):
+    schema.parse_latents(example, "latents/3x8x8", (3, 8, 8))
+  with pytest.raises(KeyError, match=r"pixels/9x9x9.*its pixels fields are \[\]"):
+    schema.parse_pixels(example, "pixels/9x9x9")
 
 
 def test_tensorflow_reads_our_framing_and_we_read_its(tmp_path):

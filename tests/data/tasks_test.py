@@ -1,5 +1,6 @@
 """Tasks over a cache that is written here record by record, read back through SeqIO."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -137,6 +138,29 @@ def test_latents_come_out_with_mean_0_and_deviation_1(cache):
   values = np.stack([row["latents"] for row in rows]).astype(np.float64)
   np.testing.assert_allclose(values.mean((0, 1, 2, 3)), 0, atol=0.03)
   np.testing.assert_allclose(values.std((0, 1, 2, 3)), 1, atol=0.03)
+
+
+def test_latents_stay_as_they_were_written_on_request_and_two_slots_are_two(cache):
+  kept = tasks.RowFormat(text_length=LENGTH, text_slots=2, label=True, normalise_latents=False)
+  for row in _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=kept)):
+    index = int(row["label"][0])
+    raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
+    np.testing.assert_array_equal(row["latents"], raw.astype(np.float32))
+    assert list(row["label"]) == [index, -1] and row["text"].shape[0] == 2
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0])
+def test_a_channel_that_never_changes_cannot_be_normalised(cache, std):
+  kept = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=[0.5, std])
+  file = cache / "toy_videos" / provenance.FILE_NAME
+  file.write_text(dataclasses.replace(_provenance([]), latents={"latents/3x4x4": kept}).to_json())
+  with pytest.raises(provenance.ProvenanceMismatch, match="a channel of standard deviation 0"):
+    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+
+
+def test_what_a_row_holds_where_nobody_says():
+  stated = {"text_length": 64, "text_slots": 1, "label": False, "normalise_latents": True}
+  assert tasks.RowFormat() == tasks.RowFormat(deny_list=None, **stated)
 
 
 def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):

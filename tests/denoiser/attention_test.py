@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
 
+from walt_t5x.denoiser import attention
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
+from walt_t5x.denoiser.windows import to_cells
 from walt_t5x.flops import count_flops_of
 
 pytestmark = pytest.mark.numerics
@@ -40,6 +42,8 @@ def _dense(params, x, text=None, allowed=None, bias=None):
     return np.einsum("nd,dhk->nhk", a, p[name]["kernel"]) + p[name]["bias"]
 
   def norm(name, a):
+    if name not in p:
+      return a
     a = a - a.mean(-1, keepdims=True)
     return a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"]
 
@@ -225,3 +229,155 @@ def test_relative_position_index_of_a_line_is_the_hand_drawn_matrix():
     relative_position_index((1, 1, 4)),
     [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]],
   )
+
+
+def _pairs(window):
+  """A grid of two windows in time, two rows, and a layer that spans two frames."""
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 2, 2, WIDTH)), jnp.float32)
+  layer = WindowAttention(window=window, num_heads=HEADS)
+  return x, layer, _randomised(layer.init(jax.random.key(0), x))
+
+
+def test_a_window_of_two_frames_spans_time_and_one_of_one_frame_does_not():
+  x, spanning, variables = _pairs((2, 1, 2))
+  is_image = jnp.array([True, False])
+  p = variables["params"]
+  value = jnp.einsum("bthwd,dnk->bthwnk", x, p["value"]["kernel"]) + p["value"]["bias"]
+  passed = jnp.einsum("bthwnk,nkd->bthwd", value, p["out"]["kernel"]) + p["out"]["bias"]
+  attended = spanning.apply(variables, x)
+  assert np.abs(attended - passed).max() > 0.1
+  expected = jnp.stack([passed[0], attended[1]])
+  for mode in ("select", "skip"):
+    layer = spanning.clone(image_rows=mode)
+    np.testing.assert_allclose(layer.apply(variables, x, is_image), expected, atol=1e-5)
+  all_images = spanning.apply(variables, x, all_images=True)
+  np.testing.assert_allclose(all_images, passed, atol=1e-5)
+  x, spatial, variables = _pairs((1, 2, 2))
+  attended = spatial.apply(variables, x)
+  for mode in ("select", "skip"):
+    layer = spatial.clone(image_rows=mode)
+    np.testing.assert_allclose(layer.apply(variables, x, is_image), attended, atol=1e-6)
+  np.testing.assert_allclose(spatial.apply(variables, x, all_images=True), attended, atol=1e-6)
+  with pytest.raises(ValueError, match="image_rows='drop': expected 'select' or 'skip'"):
+    spatial.clone(image_rows="drop").apply(variables, x)
+
+
+def test_only_skipping_goes_row_by_row_and_never_with_the_kernel():
+  x, layer, variables = _pairs((2, 1, 2))
+  is_image = jnp.array([True, False])
+  for mode, implementation, loops in (
+    ("select", "einsum", False),
+    ("skip", "einsum", True),
+    ("skip", "pallas", False),
+  ):
+    tried = layer.clone(image_rows=mode, implementation=implementation)
+    jaxpr = jax.make_jaxpr(lambda a: tried.apply(variables, a, is_image))(x)  # noqa: B023 - called here
+    found = {equation.primitive.name for equation in jaxpr.jaxpr.eqns}
+    assert bool(found & {"scan", "while", "cond"}) == loops, (mode, implementation)
+
+
+@pytest.mark.parametrize(
+  "fields", [{}, {"relative_bias": False}, {"qk_norm": False, "relative_bias": False}]
+)
+def test_norm_and_bias_are_there_unless_they_are_turned_off(fields):
+  x, window = _grid(rows=1), (3, 2, 2)
+  layer = WindowAttention(window=window, num_heads=HEADS, **fields)
+  variables = _randomised(layer.init(jax.random.key(0), x))
+  parameters = {"query", "key", "value", "out"}
+  if fields.get("qk_norm", True):
+    parameters |= {"query_norm", "key_norm"}
+  table = np.zeros((999, HEADS))
+  if fields.get("relative_bias", True):
+    parameters |= {"relative_position_bias"}
+    table = np.asarray(variables["params"]["relative_position_bias"]["table"])
+  assert set(variables["params"]) == parameters
+  allowed, bias = _window_mask_and_bias(window, table)
+  expected = _dense(variables["params"], x[0], allowed=allowed, bias=bias)
+  got = layer.apply(variables, x)
+  np.testing.assert_allclose(got[0].reshape(48, WIDTH), expected, atol=1e-4)
+
+
+def test_tokens_by_cells_give_what_tokens_of_the_grid_give_by_cells():
+  x, window, cell = _grid(rows=1), (3, 2, 4), (2, 2)
+  by_cells = to_cells(x, cell)
+  text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, 5, WIDTH)), jnp.float32)
+  mask = jnp.array([[[1, 1, 0, 0, 0]]], bool)
+  for layer, more in (
+    (WindowAttention(window=window, num_heads=HEADS), ()),
+    (CrossAttention(window=window, num_heads=HEADS), (text, mask)),
+  ):
+    variables = _randomised(layer.init(jax.random.key(0), x, *more))
+    got = layer.clone(cell=cell).apply(variables, by_cells, *more)
+    expected = to_cells(layer.apply(variables, x, *more), cell)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_text_may_be_one_a_window_in_time():
+  x, _, _ = _pairs((2, 1, 2))
+  text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3, WIDTH)), jnp.float32)
+  mask = jnp.ones((2, 2, 3), bool)
+  layer = CrossAttention(window=(2, 1, 2), num_heads=HEADS)
+  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  got = layer.apply(variables, x, text, mask)
+  for i in range(2):
+    alone = layer.apply(variables, x, text[:, i : i + 1], mask[:, :1])
+    np.testing.assert_allclose(got[:, 2 * i : 2 * i + 2], alone[:, 2 * i : 2 * i + 2], atol=1e-6)
+  for count in (3, 4):
+    with pytest.raises(ValueError, match=f"got {count} texts a row"):
+      layer.apply(variables, x, jnp.zeros((2, count, 3, WIDTH)), jnp.ones((2, count, 3), bool))
+
+
+@pytest.mark.parametrize(
+  "cell, cells, window", [(None, (2, 2), (3, 1, 1)), ((1, 2), (4, 2), (3, 2, 1))]
+)
+def test_the_implementation_is_chosen_by_the_sizes_of_the_layer(monkeypatch, cell, cells, window):
+  asked = []
+
+  def chosen(implementation, **sizes):
+    asked.append({"implementation": implementation, **sizes})
+    return "einsum", 1
+
+  monkeypatch.setattr(attention, "choose", chosen)
+  x = _grid(rows=1)
+  layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS, cell=cell)
+  layer.init(jax.random.key(0), x if cell is None else to_cells(x, cell))
+  (sizes,) = asked
+  assert sizes == {
+    "implementation": "auto",
+    "num_heads": HEADS,
+    "head_size": WIDTH // HEADS,
+    "cells": cells,
+    "cell_tokens": 4 if cell is None else 2,
+    "window": window,
+    "dtype": jnp.float32,
+  }
+
+
+def test_heads_that_share_lanes_give_what_they_give_alone():
+  """The kernel takes heads of 64 in pairs."""
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 2, 2, 256)), jnp.float32)
+  layer = WindowAttention(window=(1, 2, 2), num_heads=4)
+  variables = layer.init(jax.random.key(0), x)
+  fused = layer.clone(implementation="pallas")
+  np.testing.assert_allclose(fused.apply(variables, x), layer.apply(variables, x), atol=1e-5)
+
+
+def test_projections_are_made_in_the_type_of_the_activations():
+  x, text = _grid(rows=1), jnp.zeros((1, 1, 5, WIDTH))
+  common = {"window": (1, 2, 4), "num_heads": HEADS, "dtype": jnp.bfloat16}
+  for layer, more, count in (
+    (WindowAttention(**common), (), 4),
+    (CrossAttention(**common), (text, jnp.ones((1, 1, 5), bool)), 6),
+  ):
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x, *more)
+    params = {"params": variables["params"]}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    program = jax.make_jaxpr(layer.apply)(params, x, *more)
+    assert program.out_avals[0].dtype == jnp.bfloat16
+    products = [
+      [v.aval for v in equation.invars]
+      for equation in _equations(program.jaxpr)
+      if equation.primitive.name == "dot_general"
+    ]
+    by_kernel = [(a.dtype, b.dtype) for a, b in products if b.size == WIDTH * WIDTH]
+    assert by_kernel == [(jnp.bfloat16, jnp.bfloat16)] * count

@@ -1,6 +1,7 @@
 """Cells and windows against a hand-written loop."""
 
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -53,6 +54,50 @@ def test_partition_equals_a_loop():
   got = partition(to_cells(jnp.asarray(x), (ch, cw)), window)
   np.testing.assert_array_equal(got, np.stack(expected, 1))
   assert num_windows((4, 4, 12), (wt, wh, ww)) == len(expected)
+
+
+@pytest.mark.parametrize("rest", [(), (3, 2)])
+def test_what_a_token_carries_goes_with_it(rest):
+  grid, cell, window = (2, 4, 6), (2, 3), (2, 1, 2)
+  numbers = np.arange(2 * np.prod(grid)).reshape(2, *grid)
+  # Token number n carries n + 1000 k in its k-th value.
+  offsets = 1000 * np.arange(np.prod(rest, dtype=int)).reshape(rest)
+  x = numbers.reshape(*numbers.shape, *(1 for _ in rest)) + offsets
+  plain, carried = (to_cells(jnp.asarray(a), cell) for a in (numbers, x))
+  assert plain.shape == (2, 2, 2, 2, 6)
+  by_hand = np.asarray(plain).reshape(*plain.shape, *(1 for _ in rest)) + offsets
+  np.testing.assert_array_equal(carried, by_hand)
+  np.testing.assert_array_equal(from_cells(carried, cell), x)
+  plain, cut = partition(plain, window), partition(carried, window)
+  assert plain.shape == (2, 2, 24)
+  by_hand = np.asarray(plain).reshape(*plain.shape, *(1 for _ in rest)) + offsets
+  np.testing.assert_array_equal(cut, by_hand)
+  np.testing.assert_array_equal(merge(cut, (2, 2, 2), window), carried)
+
+
+def test_windows_that_are_not_those_of_the_grid_are_refused():
+  grid, window = (2, 4, 4), (2, 2, 2)
+  assert num_windows(grid, window) == 4 and num_windows((6, 4, 10), (3, 4, 2)) == 10
+  good = jnp.zeros((1, 4, 24, 1))
+  assert merge(good, grid, window).shape == (1, 4, 4, 2, 3, 1)
+  for windows in (good[:, :3], good[:, :, :23], good[:, :, :20], jnp.zeros((1, 5, 24, 1))):
+    with pytest.raises(ValueError, match="merge got"):
+      merge(windows, grid, window)
+  for size in (0, -1, 3, 8):
+    for axis, name in enumerate(("time", "height", "width")):
+      other = tuple(size if a == axis else 1 for a in range(3))
+      with pytest.raises(ValueError, match=f"along {name}: got {size} for 4 tokens"):
+        num_windows((4, 4, 4), other)
+  with pytest.raises(ValueError, match="along height: got 3"):
+    to_cells(jnp.zeros((1, 1, 4, 4)), (3, 2))
+
+
+@pytest.mark.parametrize("window", [(1, 4), (1, 4, 4, 1)])
+def test_a_window_of_other_axes_is_refused(window, monkeypatch):
+  # As in a program, where nothing else checks the types.
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  with pytest.raises(ValueError, match="argument"):
+    check_window((4, 4, 4), window)
 
 
 def test_a_cell_is_cut_by_no_window():

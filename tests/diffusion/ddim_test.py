@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from walt_t5x.diffusion.ddim import ddim_sample
-from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance, guide
+from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance, guide, guide_twice
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
@@ -111,6 +111,44 @@ def test_self_condition_is_zero_first_and_the_last_estimate_after():
   jax.effects_barrier()
   assert [k for k, _ in seen] == [1000, 750, 500, 250]
   np.testing.assert_allclose([s.item() for _, s in seen], [0, 1, 0.75, 0.5])
+
+
+def test_by_default_fifty_calls_from_the_schedules_last_step_predict_v():
+  calls = []
+
+  def denoise(x_t, steps, self_condition, time):
+    def note(*now):
+      calls.append(tuple(float(value) for value in now))
+
+    jax.debug.callback(note, steps[0], time, ordered=True)
+    # v of a noise that is x_t itself where there is no signal: x_0 = -v = 1.
+    return jnp.where(time == 1, -1.0, 0.0) * jnp.ones_like(x_t)
+
+  schedule = NoiseSchedule(num_steps=100)
+  got = ddim_sample(denoise, jnp.zeros((2, 1)), schedule=schedule)
+  jax.effects_barrier()
+  assert [step for step, _ in calls] == list(range(100, 0, -2))
+  np.testing.assert_allclose([time for _, time in calls], np.arange(100, 0, -2) / 100)
+  # After the first call v = 0: x_0 = a x_t and eps = s x_t, so that a step from g to h multiplies by a a' + s s'.
+  x_t, levels = 0.0, schedule.gammas[::-2]
+  for call, (g, h) in enumerate(itertools.pairwise(levels)):
+    x0, noise = (1.0, x_t) if not call else (np.sqrt(g) * x_t, np.sqrt(1 - g) * x_t)
+    x_t = np.sqrt(h) * x0 + np.sqrt(1 - h) * noise
+  np.testing.assert_allclose(got, np.full((2, 1), x0), rtol=1e-5)
+
+
+def test_two_scales_weigh_what_each_condition_adds():
+  c, f, u = jnp.array([1.0, -2.0]), jnp.array([2.0, 5.0]), jnp.array([0.5, 3.0])
+  # u + 3 (f - u) + 2 (c - f), by hand.
+  np.testing.assert_allclose(guide_twice(c, f, u, 2.0, 3.0), [0.5 + 4.5 - 2, 3 + 6 - 14])
+  np.testing.assert_allclose(guide_twice(c, f, u, 1.7, 1.7), guide(c, u, 1.7), rtol=1e-6)
+
+
+def test_scales_that_nobody_set():
+  assert ConstantGuidance()(jnp.array(0.3)) == 7.5
+  # 1 + 3 (1 - cos(pi / 16)) / 2 half way.
+  np.testing.assert_allclose(PowerCosineGuidance()(jnp.array(0.5)), 1.0288221, rtol=1e-6)
+  np.testing.assert_allclose(PowerCosineGuidance()(jnp.array(0.0)), 4.0)
 
 
 def test_guidance_of_one_is_the_conditional_and_zero_the_unconditional():

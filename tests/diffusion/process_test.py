@@ -64,6 +64,19 @@ def test_nothing_is_nan_at_either_end(prediction):
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+def test_where_a_prediction_says_nothing_the_answer_is_zero():
+  x_t, output = _draw(rows=2)
+  gamma = jnp.array([0.0, 1.0])
+  got_x0, got_noise = to_x0_and_noise(Prediction.EPSILON, output, x_t=x_t, gamma=gamma)
+  assert not got_x0[0].any()
+  np.testing.assert_array_equal(got_x0[1], x_t[1])
+  np.testing.assert_array_equal(got_noise, output)
+  got_x0, got_noise = to_x0_and_noise(Prediction.X0, output, x_t=x_t, gamma=gamma)
+  np.testing.assert_array_equal(got_x0, output)
+  assert not got_noise[1].any()
+  np.testing.assert_array_equal(got_noise[0], x_t[0])
+
+
 def test_noising_keeps_unit_variance():
   x0, noise = _draw(seed=1, rows=512)
   gamma = jnp.linspace(0, 1, 512)

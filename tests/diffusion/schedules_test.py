@@ -60,6 +60,13 @@ def test_continuous_time_meets_the_table_and_stays_monotone():
   assert (np.diff(fine) <= 1e-7).all()
 
 
+def test_between_two_steps_the_root_of_gamma_is_linear():
+  schedule = NoiseSchedule(num_steps=8)
+  steps = np.array([0.0, 0.25, 3.5, 6.75, 7.9, 8.0])
+  roots = np.interp(steps, np.arange(9), np.sqrt(schedule.gammas))
+  np.testing.assert_allclose(schedule.gamma(jnp.asarray(steps)), roots**2, rtol=1e-5, atol=1e-7)
+
+
 def test_sampling_grid_starts_at_pure_noise_and_ends_clean():
   grid = trailing_steps(1000, 50)
   np.testing.assert_array_equal(grid, np.arange(1000, -1, -20))
@@ -67,8 +74,19 @@ def test_sampling_grid_starts_at_pure_noise_and_ends_clean():
     grid = trailing_steps(1000, count)
     assert (grid[0], grid[-1], len(grid)) == (1000, 0, count + 1)
     assert (np.diff(grid) < 0).all()
-  with pytest.raises(ValueError, match="num_sampling_steps=1001"):
-    trailing_steps(1000, 1001)
+  # To the nearest step: 10, 7.5, 5, 2.5, 0, a half to the even one.
+  np.testing.assert_array_equal(trailing_steps(10, 4), [10, 8, 5, 2, 0])
+  for count in (0, 1001):
+    with pytest.raises(ValueError, match=f"num_sampling_steps={count}"):
+      trailing_steps(1000, count)
+
+
+def test_settings_at_the_bounds():
+  (one, first, second) = NoiseSchedule(num_steps=2, beta_first=0.5, beta_last=0.5).gammas
+  assert (one, second) == (1.0, 0.0) and first == pytest.approx(0.5)
+  for settings in ({"beta_first": 0.0}, {"beta_last": 1.0}, {"num_steps": 1}):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+      NoiseSchedule(**settings)
 
 
 def test_bad_settings_are_named():

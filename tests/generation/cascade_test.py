@@ -17,6 +17,7 @@ import pytest
 from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
 from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.generation import cascade as cascade_module
 from walt_t5x.generation.cascade import Batch, Cascade
 from walt_t5x.generation.given_media import GivenMedia
 from walt_t5x.generation.oracle import Oracle, oracle_config
@@ -156,12 +157,132 @@ def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
   together = _samples(_cascade(batch_size=4, configs=base), _batch(0, 1, 2, 3))
   one = _cascade(batch_size=1, configs=base)
   alone = [_samples(one, _batch(i))[0] for i in range(4)]
+  given = _media(_clip(9), 5)
+  (goes_on,), (as_well, _) = (
+    _samples(c, _batch(*i, given=given)) for c, i in ((one, [1]), (two, [1, 2]))
+  )
+  np.testing.assert_allclose(goes_on.latents["base"], as_well.latents["base"], atol=1e-5)
   pairs = _samples(two, _batch(1, 0), _batch(2))
   assert len(pairs) == 3  # The row that filled up the batch is not handed out.
   for a, b in [*zip(together, alone), (together[1], pairs[0]), (together[2], pairs[2])]:
     assert a.index == b.index
     np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
   assert np.abs(together[0].latents["base"] - together[1].latents["base"]).max() > 0.1
+
+
+def test_a_run_tells_how_far_it_is(two):
+  told = []
+  _samples(two, _batch(0), _batch(1), rounds=2, progress=lambda *now: told.append(now))
+  assert told == [(name, round) for _ in range(2) for name in ("base", "sr1") for round in (0, 1)]
+
+
+def test_weights_are_read_once_and_known_by_their_fingerprints():
+  loads = []
+
+  def load(info):
+    loads.append(info.config.name)
+    return Stage(info=info, params={}, fingerprint=info.config.name[0])
+
+  cascade = _cascade(configs=[oracle_config(config) for config in _configs()], load=load)
+  cascade._run_stage = lambda *_, **__: None
+  for _ in range(2):
+    _samples(cascade, _batch(0), _batch(1))
+  assert loads == ["base", "sr1"] and cascade.fingerprints == {"base": "b", "sr1": "s"}
+
+
+def test_a_short_batch_is_filled_up_with_its_last_row_and_a_long_one_refused():
+  cascade, seen = _cascade(batch_size=5), []
+
+  def run_stage(info, below, params, work, **_):
+    seen.append(work)
+    work.videos[info.config.name] = [np.zeros((1, 8, 8, 3), np.uint8)] * 5
+
+  cascade._run_stage, cascade._weights = run_stage, lambda info: None
+  batch = Batch(indices=[7, 8, 9], prompts=["a", "b", "c"], labels=[4, 5, 6])
+  assert len(_samples(cascade, batch, stages=1)) == 3
+  filled = seen[0].batch
+  assert filled == Batch(
+    indices=[7, 8, 9, 9, 9], prompts=["a", "b", "c", "c", "c"], labels=[4, 5, 6, 6, 6], given=[]
+  )
+  low = np.arange(3.0).reshape(3, 1, 1, 1, 1)
+  assert len(cascade.upscale("sr1", low, ["a", "b", "c"], seed=0, first_index=7)) == 3
+  assert seen[1].batch.indices == filled.indices and seen[1].batch.prompts == filled.prompts
+  assert seen[1].latents["base"][0].ravel().tolist() == [0, 1, 2, 2, 2]
+  with pytest.raises(ValueError, match="a batch of 6 rows came to a cascade of batch_size=5"):
+    _samples(cascade, Batch(indices=range(6), prompts=[""] * 6))
+
+
+def _shown(given, *, factor=4, rounds=1, **options):
+  """One clip of a tokenizer that shows 9 frames a round, none of which is what it was given."""
+  cascade = _cascade(batch_size=1, configs=_configs()[:1])
+  made = iter(range(100))
+
+  def decode(latents):
+    return np.full((1, 9, 4, 4, 3), 100 + next(made), np.uint8)
+
+  cascade._weights = lambda info: None
+  cascade._sample = lambda *_, **__: np.zeros((1, 3, 4, 4, 12))
+  cascade.codec = types.SimpleNamespace(
+    vae=_Packing._Factors(temporal_factor=factor), encode=lambda frames: None, decode=decode
+  )
+  (sample,) = _samples(cascade, _batch(0, given=given), rounds=rounds, **options)
+  return sample
+
+
+def test_each_round_has_noise_of_its_own_and_is_given_the_last_frames_and_where_they_are():
+  cascade, seen = _cascade(batch_size=3), {"base": [], "sr1": []}
+  for name, size in (("base", 4), ("sr1", 8)):
+
+    def sample(params, noise, conditioning, *, low_noise, null_text, name=name, size=size):
+      seen[name].append((noise, low_noise, conditioning))
+      return jnp.ones((3, 5, size, size, 12))
+
+    cascade._samplers[name] = sample
+  cascade._weights = lambda info: None
+  _samples(cascade, _batch(0, 1, 2, given=_media(_clip(1), 1)), rounds=3)
+  for name, calls in seen.items():
+    for part in (0, 1) if name == "sr1" else (0,):
+      noises = [np.asarray(call[part]) for call in calls]
+      assert np.abs(noises[0] - noises[1]).max() > 1 < np.abs(noises[1] - noises[2]).max()
+    for round, (_, _, conditioning) in enumerate(calls):
+      # The picture is a latent frame, the last 1 + 4 frames of a round are two.
+      count = 2 if round else 1
+      mask = [[i < count for i in range(5)]] * 3
+      np.testing.assert_array_equal(conditioning.frame_mask, mask)
+      assert not conditioning.frames[:, count:].any()
+    # A round's latents 1 are 0.5 + 0.25 of the tokenizer, in bytes of its pixels.
+    np.testing.assert_allclose(calls[1][2].frames[:, :2], (191 / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_a_picture_comes_back_as_the_tokenizer_shows_it_and_a_clip_as_it_was():
+  picture = _media(np.full((1, 4, 4, 3), 7, np.uint8), 1)
+  frames = _shown(picture).videos["base"]
+  assert len(frames) == 9 and not (frames == 7).any()
+  for factor in (1, 4):
+    clip = np.full((6, 4, 4, 3), 7, np.uint8)
+    given = _media(clip, 1 + factor)
+    frames = _shown(given, factor=factor).videos["base"]
+    assert len(frames) == 6 + 9 - (1 + factor)
+    np.testing.assert_array_equal((frames == 7).all((1, 2, 3)), [i < 6 for i in range(len(frames))])
+    assert len(_shown(given, factor=factor, decoded_given=True).videos["base"]) == 9
+    longer = _shown(given, factor=factor, rounds=2).videos["base"]
+    assert len(longer) == 6 + 2 * (9 - (1 + factor))
+
+
+def test_the_time_of_a_batch_is_parted_into_encoding_sampling_and_decoding(monkeypatch):
+  clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 11.0, 13.0, 17.0])
+  monkeypatch.setattr(cascade_module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+  assert _shown(None, rounds=2).seconds["base"] == {"encode": 2, "sample": 4, "decode": 8}
+
+
+def test_a_prompt_is_its_tokens_and_then_padding(two):
+  text, mask = two.encode_text(["ab", "a red square"])
+  assert text.shape == (2, 1, 8, 8) and mask.shape == (2, 1, 8)
+  for row, letters in enumerate(("ab", "a red sq")):
+    tokens = np.sin(np.outer([ord(x) for x in letters], np.arange(1, 9)))
+    np.testing.assert_allclose(text[row, 0, : len(letters)], tokens, atol=1e-5)
+    assert not text[row, 0, len(letters) :].any()
+    assert mask[row, 0].tolist() == [i < len(letters) for i in range(8)]
 
 
 def test_prompts_that_are_cut_are_known(two):
@@ -173,7 +294,10 @@ def test_eight_devices_make_what_one_makes(two):
   assert jax.device_count() == 8
   mesh = mesh_for(2, jax.devices())
   assert mesh.shape == {"data": 2, "model": 4} and mesh_for(2, jax.devices()[:1]) is None
-  eight = _samples(_cascade(mesh=mesh, configs=_configs()[:1]), _batch(0, 1))
+  spread = _cascade(mesh=mesh, configs=_configs()[:1])
+  eight = _samples(spread, _batch(0, 1))
+  weights = jax.tree.leaves(spread._weights(spread.infos[0]))
+  assert {len(leaf.devices()) for leaf in weights} == {8}
   for a, b in zip(_samples(two, _batch(0, 1)), eight):
     np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
 
@@ -255,6 +379,9 @@ def test_a_stage_by_itself_is_the_cascades_own(two):
   low = np.concatenate([sample.latents["base"] for sample in made])
   alone = two.upscale("sr1", low, [s.prompt for s in made], seed=3, first_index=1)
   np.testing.assert_array_equal(alone, [sample.videos["sr1"] for sample in made])
+  numbered = two.upscale("sr1", low, [s.prompt for s in made], seed=3, first_index=0)
+  np.testing.assert_array_equal(two.upscale("sr1", low, [s.prompt for s in made], seed=3), numbered)
+  assert (numbered != alone).any()
   short = two.upscale("sr1", low[:1], [made[0].prompt], seed=3, first_index=1)
   np.testing.assert_array_equal(short, alone[:1])
   with pytest.raises(ValueError, match=r"'base': expected one of \['sr1'\]"):

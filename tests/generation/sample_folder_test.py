@@ -1,5 +1,7 @@
 """What is written to a folder of samples is what is read back."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -44,6 +46,46 @@ def test_gallery_shows_prompts_and_verdicts_without_any_outside_file(tmp_path):
   page = folder.write_gallery().read_text()
   assert "a red square moves right 0" in page and "colour" in page
   assert 'src="http' not in page and 'href="http' not in page
+
+
+@pytest.mark.parametrize(("limit", "shown"), [(None, 3), (4, 3), (2, 2), (1, 1)])
+def test_a_gallery_has_at_most_so_many_samples(tmp_path, limit, shown):
+  folder = SampleFolder(tmp_path)
+  for index in range(3):
+    _write(folder, index, size=8)
+  page = folder.write_gallery(limit=limit).read_text()
+  assert [f"a red square moves right {i}" in page for i in range(3)] == [
+    i < shown for i in range(3)
+  ]
+
+
+def test_raw_latents_are_written_where_they_are_asked_for_and_known(tmp_path):
+  folder, clip = SampleFolder(tmp_path), np.zeros((1, 8, 8, 3), np.uint8)
+  latents = {"base": np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)}
+  common = {"prompt": "p", "videos": {"base": clip}, "fps": 8.0, "seed": 0}
+  common |= {"steps": {"base": 1}, "fingerprints": {}}
+  for index, formats, given in (
+    (0, ("png", "latents"), latents),
+    (1, ("png",), latents),
+    (2, ("png", "latents"), None),
+  ):
+    folder.write(index, formats=formats, latents=given, **common)
+    assert folder.finished(index)
+  np.testing.assert_array_equal(np.load(tmp_path / "00000_base.npy"), latents["base"])
+  assert [file.name for file in tmp_path.glob("*.npy")] == ["00000_base.npy"]
+
+
+def test_the_manifest_says_what_is_known_of_each_sample(tmp_path):
+  folder, clip = SampleFolder(tmp_path), np.zeros((1, 8, 8, 3), np.uint8)
+  common = {"videos": {"base": clip}, "fps": 8.0, "seed": 0, "formats": ("png",)}
+  common |= {"steps": {"base": 1}, "fingerprints": {}}
+  folder.write(10, prompt="b", **common)
+  folder.write(9, prompt="", details={"label": 0, "given": None, "more": 1}, **common)
+  rows = [json.loads(line) for line in folder.write_manifest().read_text().splitlines()]
+  assert rows == [
+    {"index": 9, "prompt": "", "label": 0, "files": {"base": {"png": "00009_base_frames"}}},
+    {"index": 10, "prompt": "b", "files": {"base": {"png": "00010_base_frames"}}},
+  ]
 
 
 def test_a_sample_is_finished_when_all_its_files_are_there_and_not_before(tmp_path, monkeypatch):

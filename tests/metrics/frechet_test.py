@@ -1,5 +1,6 @@
 """Laws of streamed statistics, the Frechet distance, the inception score and the TF1 resize rule."""
 
+import jaxtyping
 import numpy as np
 import pytest
 from scipy import linalg, stats
@@ -159,19 +160,87 @@ def test_distance_is_symmetric_and_a_rotation_changes_nothing():
   assert frechet_between(of(x @ q + shift), of(y @ q + shift)) == pytest.approx(distance, rel=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e12])
+def test_units_of_the_features_only_scale_the_distance(scale):
+  rng = np.random.default_rng(9)
+  m1, m2 = rng.normal(size=(2, 6))
+  s1, s2 = _covariance(rng, 6, 100.0), _covariance(rng, 6, 3.0)
+  distance = frechet_distance(m1, s1, m2, s2)
+  scaled = frechet_distance(scale * m1, scale**2 * s1, scale * m2, scale**2 * s2)
+  assert scaled == pytest.approx(scale**2 * distance, rel=1e-9)
+
+
+def test_one_feature_and_one_direction_have_a_closed_form():
+  one = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([3.0]), np.array([[25.0]]))
+  assert one == pytest.approx(4 + (5 - 2) ** 2)
+  u, v = np.random.default_rng(10).normal(size=(2, 32))
+  zero = np.zeros(32)
+  expected = u @ u + v @ v - 2 * abs(u @ v)
+  assert frechet_distance(zero, np.outer(u, u), zero, np.outer(v, v)) == pytest.approx(
+    expected, rel=1e-12
+  )
+
+
+def test_rounding_makes_no_distance_negative():
+  for seed in range(40):
+    covariance = np.cov(np.random.default_rng(seed).normal(size=(4, 6)))
+    assert 0 <= frechet_distance(np.zeros(4), covariance, np.zeros(4), covariance) < 1e-12
+
+
+def test_points_are_as_far_as_their_means():
+  m1, m2, none = np.array([1.0, 2.0]), np.array([4.0, -2.0]), np.zeros((2, 2))
+  assert frechet_distance(m1, none, m2, none) == 25
+  assert frechet_distance(m1, none, m2, np.diag([4.0, 9.0])) == 25 + 13
+
+
 def test_folds_give_mean_and_population_spread():
   rng = np.random.default_rng(8)
   folds = [(of(_features(rng, 30, 4)), of(_features(rng, 30, 4))) for _ in range(4)]
   score = frechet_over_folds(*zip(*folds))
   values = [frechet_between(a, b) for a, b in folds]
   assert (score.mean, score.std) == pytest.approx((np.mean(values), np.std(values)))
-  assert str(FoldScore((36.0, 37.0))) == "36.5 +- 0.5"
+  assert str(FoldScore((36.0, 37.0))) == "36.5 +- 0.5" and str(FoldScore((36.0,))) == "36"
+  with pytest.raises(ValueError, match="at least one fold"):
+    FoldScore(())
   with pytest.raises(ValueError, match="its own references"):
     frechet_over_folds([folds[0][0]], [])
 
 
-def test_what_is_no_gaussian_is_refused():
+@pytest.mark.parametrize("scale", [1e-17, 1.0])
+def test_what_is_almost_a_covariance_is_taken_and_what_is_not_refused_in_any_unit(scale):
+  zero, one = np.zeros(2), scale * np.eye(2)
+  skew = np.array([[0.0, 1.0], [-1.0, 0.0]])
+  assert frechet_distance(zero, one + 1e-9 * scale * skew, zero, one) < 1e-9 * scale
+  with pytest.raises(ValueError, match="not symmetric"):
+    frechet_distance(zero, one + 1e-7 * scale * skew, zero, one)
+  # Rounding may leave an eigenvalue a little below zero.
+  rounded, wrong = (scale * np.diag([1.0, -below]) for below in (1e-8, 1e-5))
+  assert np.isfinite(frechet_distance(zero, rounded, zero, one))
+  for negative in (wrong, -one):
+    with pytest.raises(ValueError, match="negative eigenvalues"):
+      frechet_distance(zero, negative, zero, one)
+
+
+def test_what_is_no_gaussian_is_refused(monkeypatch):
   zero, one = np.zeros(3), np.eye(3)
+  # As in a program, where nothing else checks the shapes.
+  monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+  gone = np.diag([1.0, np.nan, 1.0])
+  for arguments in (
+    (zero, one, np.zeros(4), one),
+    (zero, np.eye(4), zero, one),
+    (zero, one, zero, np.eye(4)),
+  ):
+    with pytest.raises(ValueError, match="of one size"):
+      frechet_distance(*arguments)
+  for arguments in (
+    (zero + np.nan, one, zero, one),
+    (zero, one, zero + np.inf, one),
+    (zero, gone, zero, one),
+    (zero, one, zero, gone),
+  ):
+    with pytest.raises(ValueError, match="not finite"):
+      frechet_distance(*arguments)
   with pytest.raises(ValueError, match="not symmetric"):
     frechet_distance(zero, one + np.triu(one + 1, 1), zero, one)
   with pytest.raises(ValueError, match="negative eigenvalues"):

@@ -73,9 +73,7 @@ class _Projections(nn.Module):
 
   def _out(self, attended: Array, width: int) -> Array:
     features = (self.num_heads, width // self.num_heads)
-    linear = Linear(
-      (width,), axes=("heads", "kv", "embed"), num_input_axes=2, dtype=self.dtype, name="out"
-    )
+    linear = Linear((width,), axes=("heads", "kv", "embed"), dtype=self.dtype, name="out")
     return linear.function(features)(attended)
 
 

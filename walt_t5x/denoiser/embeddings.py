@@ -66,7 +66,7 @@ def sinusoid_grid(sizes: tuple[int, ...], width: int) -> Float[Array, "rows D"]:
     shape = [1] * len(sizes)
     shape[axis] = size
     place = jnp.arange(size, dtype=jnp.float32).reshape(shape)
-    longest, shortest = 2.0 * size, min(4.0, 2.0 * size)
+    longest, shortest = 2.0 * size, 4.0
     exponent = jnp.arange(half, dtype=jnp.float32) / max(half - 1, 1)
     angle = place[..., None] * 2 * math.pi / longest * (longest / shortest) ** exponent
     waves = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

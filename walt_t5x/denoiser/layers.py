@@ -24,18 +24,16 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
-  """y = x W + b over the last `num_input_axes` axes, into `features`.
+  """y = x W + b over the last axis of x, or with `function` over as many as its `inputs`, into `features`.
 
   Attributes:
     features: output shape, e.g. (heads, head_dim).
     axes: logical names of the kernel, inputs first, as many as its dimensions.
-    num_input_axes: how many trailing axes of x are contracted.
     fan: the two-dimensional shape (in, out) of Xavier's rule is taken from the flattened kernel.
   """
 
   features: Sequence[int]
   axes: Sequence[str]
-  num_input_axes: int = 1
   use_bias: bool = True
   kernel_init: Initializer = projection_init
   bias_init: Initializer = zeros_init
@@ -81,7 +79,7 @@ class Linear(nn.Module):
     return apply
 
   def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return self.function(x.shape[x.ndim - self.num_input_axes :])(x)
+    return self.function(x.shape[-1:])(x)
 
 
 class Table(nn.Module):

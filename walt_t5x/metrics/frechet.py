@@ -54,15 +54,15 @@ def frechet_distance(
       )
     if not np.isfinite(covariance).all() or not np.isfinite(mean_1 + mean_2).all():
       raise ValueError(f"The means or the {name} covariance are not finite.")
-    scale = np.abs(covariance).max(initial=0.0)
-    if np.abs(covariance - covariance.T).max(initial=0.0) > 1e-8 * scale:
+    scale = np.abs(covariance).max()
+    if np.abs(covariance - covariance.T).max() > 1e-8 * scale:
       raise ValueError(f"The {name} covariance is not symmetric.")
     covariance = (covariance + covariance.T) / 2
     covariances.append(covariance)
   roots = [_root(covariance) for covariance in covariances]
   for name, covariance, root in zip(("first", "second"), covariances, roots):
     lost = np.trace(covariance) - np.square(root).sum()
-    if lost < -1e-6 * max(np.trace(covariance), 1e-300):
+    if lost < -1e-6 * np.trace(covariance):
       raise ValueError(
         f"The {name} covariance has negative eigenvalues that sum to {lost:.3g}; it is no covariance."
       )

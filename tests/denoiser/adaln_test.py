@@ -1,0 +1,56 @@
+"""Modulation against numpy: the order of its parts, the starts at zero, SiLU before the projections."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
+
+CONDITION = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
+SILU = CONDITION / (1 + np.exp(-np.asarray(CONDITION)))
+
+
+def _randomised(params):
+  rng = np.random.default_rng(1)
+  return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
+
+
+def test_six_vectors_in_the_order_of_the_paper_one_a_frame():
+  flat = np.arange(2 * 3 * 12, dtype=np.float32).reshape(2, 3, 12)
+  parts = Modulation.split(jnp.asarray(flat))
+  order = ("scale_1", "scale_2", "shift_1", "shift_2", "gate_1", "gate_2")
+  assert tuple(f.name for f in dataclasses.fields(parts)) == order
+  for i, name in enumerate(order):
+    part = getattr(parts, name)
+    assert part.shape == (2, 1, 1, 3, 1, 2)
+    np.testing.assert_array_equal(part[:, 0, 0, :, 0], flat[:, :, 2 * i : 2 * i + 2])
+
+
+def test_a_scale_is_an_offset_from_one():
+  x, shift, scale = (jnp.array(v) for v in ([3.0, -2.0], [0.5, 1.0], [0.25, 0.0]))
+  np.testing.assert_array_equal(modulate(x, shift, scale), [4.25, -1.0])
+
+
+def test_the_shared_vector_is_a_linear_map_of_silu_and_zero_at_first():
+  layer = SharedAdaLN()
+  params = layer.init(jax.random.key(0), CONDITION)["params"]
+  np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
+  p = _randomised(params)["projection"]
+  got = layer.apply({"params": {"projection": p}}, CONDITION)
+  np.testing.assert_allclose(got, SILU @ p["kernel"] + p["bias"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layers_correction_has_its_rank_no_bias_and_is_zero_at_first():
+  layer = LoRAAdaLN(rank=2)
+  params = layer.init(jax.random.key(0), CONDITION)["params"]
+  np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
+  assert np.any(params["down"]["kernel"])
+  shapes = jax.tree.map(np.shape, params)
+  assert shapes == {"down": {"kernel": (4, 2)}, "up": {"kernel": (2, 24)}}
+  p = _randomised(params)
+  got = layer.apply({"params": p}, CONDITION)
+  np.testing.assert_allclose(
+    got, SILU @ p["down"]["kernel"] @ p["up"]["kernel"], rtol=1e-4, atol=1e-5
+  )

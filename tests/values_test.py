@@ -1,0 +1,46 @@
+"""Settings and results that are handed from part to part: nobody changes them on the way, and fields go by name."""
+
+import dataclasses
+import importlib
+import inspect
+
+import pytest
+
+BY_NAME = (
+  "beam_jobs.replays.Replay",
+  "beam_jobs.shards.ShardName",
+  "data.rows.RowFormat",
+  "data.rows.Rows",
+  "data.schema.Record",
+  "walt_t5x.diffusion.schedules.NoiseSchedule",
+  "walt_t5x.generation.cascade.Batch",
+  "walt_t5x.generation.cascade.Sample",
+  "walt_t5x.generation.requests.Request",
+  "walt_t5x.generation.sample_folder.StoredSample",
+)
+BY_PLACE = (
+  "beam_jobs.ledger.Summary",
+  "walt_t5x.denoiser.adaln.Modulation",
+  "walt_t5x.diffusion.guidance.ConstantGuidance",
+  "walt_t5x.diffusion.guidance.PowerCosineGuidance",
+  "walt_t5x.metrics.frechet.FoldScore",
+)
+
+
+def _class(name):
+  module, _, own = name.rpartition(".")
+  return getattr(importlib.import_module(module), own)
+
+
+@pytest.mark.parametrize("name", [*BY_NAME, *BY_PLACE])
+def test_a_value_cannot_be_changed(name):
+  value = object.__new__(_class(name))
+  for field in dataclasses.fields(value):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+      setattr(value, field.name, None)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_fields_are_given_by_name(name):
+  parameters = inspect.signature(_class(name)).parameters.values()
+  assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

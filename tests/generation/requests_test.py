@@ -1,6 +1,7 @@
 """Requests: what a file says is what is asked for, and what cannot be made is refused by its number."""
 
 import json
+import locale
 
 import pytest
 
@@ -46,6 +47,17 @@ def test_prompts_are_those_of_the_flag_then_the_lines_of_the_file(tmp_path):
   file.write_bytes("ä".encode("latin-1"))
   with pytest.raises(ValueError, match="is no UTF-8 text"):
     read_prompts([], str(file))
+
+
+def test_prompts_are_read_as_utf_8_whatever_the_machine_speaks(tmp_path):
+  file = tmp_path / "prompts.txt"
+  file.write_text("été\n", encoding="utf-8")
+  before = locale.setlocale(locale.LC_CTYPE)
+  locale.setlocale(locale.LC_CTYPE, "C")
+  try:
+    assert read_prompts([], str(file)) == ["été"]
+  finally:
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 def test_a_file_of_requests_is_read_line_by_line(tmp_path):

@@ -1,10 +1,12 @@
 """What is written to a folder of samples is what is read back."""
 
 import json
+import locale
 
 import numpy as np
 import pytest
 
+from walt_t5x import gallery
 from walt_t5x.generation import sample_files
 from walt_t5x.generation.sample_folder import SampleFolder
 
@@ -57,6 +59,55 @@ def test_a_gallery_has_at_most_so_many_samples(tmp_path, limit, shown):
   assert [f"a red square moves right {i}" in page for i in range(3)] == [
     i < shown for i in range(3)
   ]
+
+
+def test_a_card_of_the_gallery_says_what_the_sidecar_does(tmp_path, monkeypatch):
+  folder, shown = SampleFolder(tmp_path), {}
+
+  def write_gallery(path, items, *, title):
+    shown.update(path=path, title=title, items=list(items))
+    return path
+
+  monkeypatch.setattr(gallery, "write_gallery", write_gallery)
+  _write(folder, 4, size=8)
+  folder.write_scores({"verdicts": {"4": {"colour": True}}})
+  assert folder.write_gallery() == tmp_path / "gallery.html"
+  assert (shown["path"], shown["title"]) == (tmp_path / "gallery.html", "Generated videos")
+  (item,) = shown["items"]
+  assert (item.prompt, item.seed, item.step) == ("a red square moves right 4", 3, 10)
+  assert item.verdict == {"colour": True}
+  assert [(s.name, s.fps, s.frames.shape) for s in item.stages] == [
+    ("base", 8.0, (9, 8, 8, 3)),
+    ("sr1", 8.0, (9, 16, 16, 3)),
+  ]
+  folder.write_gallery(title="Mine")
+  assert shown["title"] == "Mine"
+
+
+def test_samples_are_in_the_order_of_their_numbers_whatever_their_length(tmp_path):
+  folder = SampleFolder(tmp_path)
+  for index in (100_000, 99_999, 7):
+    folder.sidecar(index).write_text(json.dumps({"index": index, "prompt": "", "stages": {}}))
+  assert [sample.index for sample in folder.samples()] == [7, 99_999, 100_000]
+
+
+def test_folders_are_read_as_utf_8_whatever_the_machine_speaks(tmp_path):
+  folder = SampleFolder(tmp_path)
+  stages = {"base": {"file": "é.mp4", "files": {"mp4": "é.mp4"}}}
+  sidecar = {"index": 0, "prompt": "été", "stages": stages}
+  folder.sidecar(0).write_text(json.dumps(sidecar, ensure_ascii=False), encoding="utf-8")
+  (tmp_path / "é.mp4").write_bytes(b"")
+  (tmp_path / "scores.json").write_text('{"verdicts": {"0": {"été": true}}}', encoding="utf-8")
+  before = locale.setlocale(locale.LC_CTYPE)
+  locale.setlocale(locale.LC_CTYPE, "C")
+  try:
+    assert [sample.prompt for sample in folder.samples()] == ["été"]
+    assert folder.finished(0)
+    with pytest.raises(KeyError, match="shape"):
+      # The scores are read before the first clip.
+      folder.write_gallery()
+  finally:
+    locale.setlocale(locale.LC_CTYPE, before)
 
 
 def test_raw_latents_are_written_where_they_are_asked_for_and_known(tmp_path):

@@ -12,8 +12,6 @@ from walt_t5x.denoiser.relative_position import relative_position_index
 from walt_t5x.denoiser.windows import to_cells
 from walt_t5x.flops import count_flops_of
 
-pytestmark = pytest.mark.numerics
-
 GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
 
 

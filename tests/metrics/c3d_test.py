@@ -11,8 +11,6 @@ from tests.metrics.network_parity import nested, random_weights
 from walt_t5x.metrics import c3d, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork, _shapes
 
-pytestmark = pytest.mark.numerics
-
 _WIDTH = 64  # of the dense layers here; the published 4,096 adds matrices, not kinds of layers
 _SMALL = c3d.C3D(dense_width=_WIDTH)
 

@@ -11,8 +11,6 @@ from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.metrics import inception, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
-pytestmark = pytest.mark.numerics
-
 _EXPECTED = KINDS["inception"].expected()
 
 

@@ -16,8 +16,6 @@ from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
-pytestmark = pytest.mark.numerics
-
 
 def _torch_features(flat, x):
   """[B, T, H, W, 3] in [-1, 1] to features, with TensorFlow's SAME padding."""

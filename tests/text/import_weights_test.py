@@ -18,8 +18,6 @@ from walt_t5x.text.model import T5Encoder
 from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 
-pytestmark = pytest.mark.numerics
-
 SMALL_SHAPED = T5Config(vocab_size=96, d_model=48, d_kv=16, d_ff=80, num_heads=6, num_layers=3)
 # Heads == buckets: a missed transpose of the bias table raises no shape error.
 SQUARE_TABLE = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_heads=32, num_layers=2)

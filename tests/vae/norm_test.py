@@ -8,8 +8,6 @@ import torch
 
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm, latent_frame_of, num_groups
 
-pytestmark = pytest.mark.numerics
-
 
 @pytest.mark.parametrize(
   "channels, groups", [(128, 32), (256, 32), (512, 32), (16, 4), (24, 6), (20, 5), (4, 1), (3, 1)]

@@ -12,8 +12,6 @@ from safetensors.numpy import save_file
 
 from walt_t5x.vae import import_lpips, perceptual, resnet50, vgg
 
-pytestmark = pytest.mark.numerics
-
 SIDE = 32
 
 

@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 
 from walt_t5x.vae.posterior import Posterior
-
-pytestmark = pytest.mark.numerics
 
 SHAPE = (3, 2, 2, 2, 4)
 

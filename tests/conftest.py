@@ -19,6 +19,7 @@ sys.dont_write_bytecode = True
 # Tracing makes many objects that die by reference counts; looking for cycles at every 700 took a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 LONGEST = {name: i for i, name in enumerate(["end_to_end_test.py"])}
+MOST_MEMORY = 2.3 * 2**30  # of a worker; about half is libraries
 CACHE = Path(__file__).resolve().parents[1] / ".venv" / "cache" / "xla"
 os.environ |= {
   "PYTHONDONTWRITEBYTECODE": "1",
@@ -66,16 +67,29 @@ def _release():
 RELEASE = _release()
 
 
+def _drop_compiled_programs():
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+  gc.collect()
+  RELEASE()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
   """What a module compiled is dropped after it; most of it is of no use to the next."""
   yield
-  if "jax" in sys.modules:
-    sys.modules["jax"].clear_caches()
-  gc.collect()
+  _drop_compiled_programs()
   # What is left are the libraries; the next collection need not look at them.
   gc.freeze()
-  RELEASE()
+
+
+@pytest.fixture(autouse=True)
+def memory():
+  """Within a module that compiles much, after the test that fills the memory."""
+  yield
+  resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+  if resident > MOST_MEMORY:
+    _drop_compiled_programs()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -48,12 +48,17 @@ def main(argv: Sequence[str]) -> None:
   gin_flags.check(argv, example="gin/tiny/base.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+  from walt_t5x.engine import host_memory
+
+  if host_memory.runs_on_cpu():
+    host_memory.keep_freed_memory()
+
   import jax
   import seqio
   import tensorflow as tf
 
   from walt_t5x import engine
-  from walt_t5x.engine import choice, exits, gin_config, host_memory, run_settings
+  from walt_t5x.engine import choice, exits, gin_config, run_settings
 
   faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
   # Orbax reports every file at INFO; its warnings still come through.
@@ -62,8 +67,6 @@ def main(argv: Sequence[str]) -> None:
   )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   join_processes()
-  if jax.default_backend() == "cpu":
-    host_memory.keep_freed_memory()
   if FLAGS.tfds_data_dir:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)

@@ -6,16 +6,27 @@ to the kernel at once, so that each step of the tiny base pays 120,000 page faul
 """
 
 import ctypes
+import glob
+import os
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 LARGEST = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
-  """Tells glibc's malloc to keep what is freed, for the life of the process. For runs on the CPU.
+def runs_on_cpu() -> bool:
+  """Whether JAX will run on the CPU, told without starting it: by JAX_PLATFORMS, else by the devices of the machine."""
+  chosen = os.environ.get("JAX_PLATFORMS")
+  if chosen:
+    return chosen == "cpu"
+  return not any(glob.glob(f"/dev/{name}[0-9]*") for name in ("nvidia", "accel", "vfio/"))
 
-  One arena: only the first can grow past 64 MiB without mapping every large block anew.
+
+def keep_freed_memory() -> bool:
+  """Tells glibc's malloc to keep what is freed, for the life of the process. For runs on the CPU, before any thread.
+
+  One arena: only the first can grow past 64 MiB without mapping every large block again, and a thread that exists
+  keeps the arena that it has.
 
   Returns:
     Whether the C library took it: False on one that is not glibc.

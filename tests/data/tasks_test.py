@@ -158,6 +158,19 @@ def test_a_channel_that_never_changes_cannot_be_normalised(cache, std):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
+@pytest.mark.parametrize("low_resolution", [None, "latents/3x8x8"])
+@pytest.mark.parametrize("fields", [{"text_length": LENGTH}, {"text_length": 0, "label": True}])
+def test_seqio_is_told_of_all_that_rows_hold(cache, low_resolution, fields):
+  row = tasks.RowFormat(**fields)
+  task = tasks.video_task(
+    task="toy", latents="latents/3x4x4", low_resolution=low_resolution, row=row
+  )
+  held = task.get_dataset(split="train", use_cached=True, shuffle=False, try_in_mem_cache=False)
+  assert {name: (spec.dtype, spec.shape.rank) for name, spec in held.element_spec.items()} == {
+    name: (feature.dtype, feature.rank) for name, feature in task.output_features.items()
+  }
+
+
 def test_what_a_row_holds_where_nobody_says():
   stated = {"text_length": 64, "text_slots": 1, "label": False, "normalise_latents": True}
   assert tasks.RowFormat() == tasks.RowFormat(deny_list=None, **stated)

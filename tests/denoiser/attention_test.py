@@ -351,13 +351,16 @@ def test_the_implementation_is_chosen_by_the_sizes_of_the_layer(monkeypatch, cel
   }
 
 
-def test_heads_that_share_lanes_give_what_they_give_alone():
+@pytest.mark.parametrize("kind", [WindowAttention, CrossAttention])
+def test_heads_that_share_lanes_give_what_they_give_alone(kind):
   """The kernel takes heads of 64 in pairs."""
   x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 2, 2, 256)), jnp.float32)
-  layer = WindowAttention(window=(1, 2, 2), num_heads=4)
-  variables = layer.init(jax.random.key(0), x)
-  fused = layer.clone(implementation="pallas")
-  np.testing.assert_allclose(fused.apply(variables, x), layer.apply(variables, x), atol=1e-5)
+  text = jnp.asarray(np.random.default_rng(2).normal(size=(1, 1, 3, 256)), jnp.float32)
+  more = (text, jnp.ones((1, 1, 3), bool)) if kind is CrossAttention else ()
+  layer = kind(window=(1, 2, 2), num_heads=4)
+  variables = layer.init(jax.random.key(0), x, *more)
+  fused = layer.clone(implementation="pallas").apply(variables, x, *more)
+  np.testing.assert_allclose(fused, layer.apply(variables, x, *more), atol=1e-5)
 
 
 def test_projections_are_made_in_the_type_of_the_activations():

@@ -25,7 +25,7 @@ OURS = ("walt_t5x", "data", "beam_jobs", "tests", "benchmarks")
 SURVIVED, KILLED, TIMEOUT = "survived", "killed", "timeout"
 
 
-def behaviour(source: str) -> str | None:
+def behavior(source: str) -> str | None:
   """The syntax tree without what cannot be wrong in behavior.
 
   That is annotations, docstrings, what errors say, and whether arguments go by place or by name.
@@ -293,7 +293,7 @@ class ForkDistributor:
     self._measured = measured
     self._file = folder / module
     self._source = self._file.read_text(encoding="utf-8")
-    self._behaviour = behaviour(self._source)
+    self._behaviour = behavior(self._source)
     self._log = folder.parent / "mutant.log"
 
   def order(self, line: int) -> list[str]:
@@ -329,7 +329,7 @@ class ForkDistributor:
       (spec,) = item.mutations
       operator = get_operator(spec.operator_name)(**(spec.operator_args or {}))
       mutated = mutate_code(self._source, operator, spec.occurrence)
-      same = mutated is None or behaviour(mutated) in (None, self._behaviour)
+      same = mutated is None or behavior(mutated) in (None, self._behaviour)
       if same:
         on_task_complete(
           item.job_id,

@@ -1,4 +1,4 @@
-"""Test set-up: CPU with eight fake devices, shape annotations checked at every call, one compilation cache.
+"""Test set-up: CPU with eight fake devices, annotations checked at calls, one compilation cache.
 
 Nothing that tests do may change what programs do: the annotation checks are compiled into modules, so tests write no
 bytecode; the caches lie in `.venv`; and the settings below are those of the test processes and of what they start.

@@ -38,11 +38,11 @@ def f(x: int | None, *, scale: float = 1.0) -> float:
 def test_a_mutant_changes_what_can_be_wrong_in_behavior(was, now, changes):
   assert was in SOURCE
   mutated = SOURCE.replace(was, now)
-  assert (mutation_runner.behaviour(mutated) != mutation_runner.behaviour(SOURCE)) == changes
+  assert (mutation_runner.behavior(mutated) != mutation_runner.behavior(SOURCE)) == changes
 
 
 def test_what_is_no_python_is_no_mutant():
-  assert mutation_runner.behaviour("def f(:") is None
+  assert mutation_runner.behavior("def f(:") is None
 
 
 def test_a_statement_is_its_lines_and_of_a_block_its_head():

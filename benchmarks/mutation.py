@@ -5,8 +5,8 @@
   python -m benchmarks.mutation --modules data/rows.py --again   # survivors of one module once more
   python -m benchmarks.mutation --report            # writes the tables of what is measured so far
 
-Writes benchmarks/mutation.{json,md}. Results are kept by the module's text, so a module that changed is measured anew;
-`--again` runs the survivors after tests were added. Every survivor needs a reason in mutation_survivors.toml; the
+Writes benchmarks/mutation.{json,md}. Results are kept by the module's code, so a module whose code changed is measured
+again (its comments, docstrings, messages, annotations and imports may change, as none of them is mutated); `--again` runs the survivors after tests were added. Every survivor needs a reason in mutation_survivors.toml; the
 command fails where one is missing, or where a reason has no survivor any more.
 
 cosmic-ray makes the mutants and keeps the session (one SQLite file a module, which `cr-report` reads too);
@@ -15,6 +15,7 @@ here are the `@nn.compact` bodies of all layers, and it forks after JAX has star
 """
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import json
@@ -41,9 +42,45 @@ CLASSES = {
 }
 
 
+class _MutatedCode(ast.NodeTransformer):
+  """Leaves of a module's tree what mutants are made of."""
+
+  def visit_Import(self, node: ast.AST) -> None:
+    return None
+
+  visit_ImportFrom = visit_Import
+
+  def visit_arg(self, node: ast.arg) -> ast.arg:
+    return ast.arg(node.arg)
+
+  def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    node.returns = None
+    return self.generic_visit(node)
+
+  def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+    node.annotation = ast.Constant(None)
+    return self.generic_visit(node)
+
+  def visit_Constant(self, node: ast.Constant) -> ast.Constant:
+    return ast.Constant("" if isinstance(node.value, str) else node.value)
+
+  def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.Constant:
+    return ast.Constant("")
+
+  def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+    node = self.generic_visit(node)
+    return None if isinstance(node.value, ast.Constant) else node
+
+
+def code_digest(text: str) -> str:
+  """Names a module's code, without what is not mutated: comments, strings, annotations, imports."""
+  tree = _MutatedCode().visit(ast.parse(text))
+  return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+
+
 def session_file(folder: Path, module: str) -> Path:
   """Where the results of a module as it is now are kept."""
-  digest = hashlib.sha256((ROOT / module).read_bytes()).hexdigest()[:12]
+  digest = code_digest((ROOT / module).read_text(encoding="utf-8"))
   return folder / "sessions" / f"{module.replace('/', '.')}.{digest}.sqlite"
 
 

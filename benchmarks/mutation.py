@@ -6,8 +6,9 @@
   python -m benchmarks.mutation --report            # writes the tables of what is measured so far
 
 Writes benchmarks/mutation.{json,md}. Results are kept by the module's code, so a module whose code changed is measured
-again (its comments, docstrings, messages, annotations and imports may change, as none of them is mutated); `--again` runs the survivors after tests were added. Every survivor needs a reason in mutation_survivors.toml; the
-command fails where one is missing, or where a reason has no survivor any more.
+again (comments, docstrings, messages, annotations and imports may change: none of them is mutated). `--again` runs the
+survivors after tests were added. Every survivor needs a reason in mutation_survivors.toml; the command fails where one
+is missing, or where a reason has no survivor any more.
 
 cosmic-ray makes the mutants and keeps the session (one SQLite file a module, which `cr-report` reads too);
 `benchmarks.mutation_runner` runs the tests. mutmut was tried and left: it does not mutate decorated functions, which

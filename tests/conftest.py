@@ -127,14 +127,17 @@ def _use_threefry():
 
 
 def pytest_configure(config):
-  config.suite = {"started": time.monotonic(), "peaks": [], "warm": any(CACHE.glob("*"))}
+  cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  config.suite = {"started": time.monotonic(), "peaks": [], "warm": any(cache.glob("*"))}
 
 
 def pytest_sessionfinish(session):
   if hasattr(session.config, "workeroutput"):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    session.config.workeroutput["peaks"] = (peak / 2**20, children / 2**20)
+    started = sys.modules.get("tests.programs")
+    largest = max(children / 2**20, started.peak_memory() if started else 0.0)
+    session.config.workeroutput["peaks"] = (peak / 2**20, largest)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,18 +1,13 @@
 """The whole path through the programs that people run, at the smallest size: corpus to gallery."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
-# A run that goes on, and a command given again, compile nothing anew.
-ROOT = Path(__file__).resolve().parents[1]
+from tests import programs
+
 NARROW = [
   f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
   for scope in ("base", "sr1")
@@ -20,31 +15,18 @@ NARROW = [
 ]
 
 
-def _environment():
-  # One device, as a user has; the fake eight are for the other tests.
-  return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-def _program(*arguments):
-  return subprocess.run(
-    [sys.executable, "-m", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=280,
-    env=_environment(),
-    check=False,
-  )
+# One device, as a user has; the fake eight are for the other tests.
+ONE_DEVICE = {"XLA_FLAGS": ""}
 
 
 def _run(*arguments):
-  done = _program(*arguments)
+  done = programs.run(*arguments, environment=ONE_DEVICE)
   assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
   return done.stdout
 
 
 def _failed(*arguments):
-  done = _program(*arguments)
+  done = programs.run(*arguments, environment=ONE_DEVICE)
   assert done.returncode != 0, f"{arguments}\n{done.stdout[-2000:]}"
   return done
 
@@ -121,19 +103,10 @@ def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
     f"--gin.tasks.image_video_mixture.{kind}" for kind in ("image_rate=0.7", "video_rate=0.3")
   ]
   command = _train("base", base, cache, 40, *_for("base"), *rates)
-  process = subprocess.Popen(
-    [sys.executable, "-m", *command],
-    cwd=ROOT,
-    env=_environment(),
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  deadline = time.monotonic() + 240
-  while not (base / "checkpoint_4").exists() and time.monotonic() < deadline:
-    assert process.poll() is None, "training ended before its second checkpoint"
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  killed = programs.start(*command, environment=ONE_DEVICE)
+  programs.until(killed, (base / "checkpoint_4").exists)
+  killed.process.kill()
+  assert killed.wait(60).returncode == -signal.SIGKILL
   before = _steps(base)
   _run(*command)
   after = _steps(base)[len(before) :]

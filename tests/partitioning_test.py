@@ -13,6 +13,7 @@ from flax.linen.partitioning import get_axis_names
 from jax.sharding import PartitionSpec
 
 from tests import tiny_denoiser
+from tests.random_params import random_params
 from walt_t5x import engine, partitioning
 from walt_t5x.denoiser.attention import WindowAttention
 from walt_t5x.denoiser.sharding import TOKENS, constrain
@@ -202,7 +203,7 @@ def test_windows_within_a_part_need_no_other_device(window, free):
   """Forward and backward; a window over the border of two parts is the counterexample."""
   layer = WindowAttention(window=window, num_heads=4)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 8, 8, 16)), jnp.float32)
-  params = layer.init(jax.random.key(0), x)["params"]
+  params = random_params(layer.init, x)
 
   def gradient(x):
     def total(x):

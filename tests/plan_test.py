@@ -1,7 +1,6 @@
 """The figures of `python -m walt_t5x.plan` for the published runs."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import gin
+from tests import programs
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.engine import gin_config
@@ -112,15 +112,15 @@ def test_advice_names_the_files_own_binding(planned):
 
 
 def test_the_program_prints_json_and_names_what_is_wrong():
-  def run(*args):
-    command = [sys.executable, "-m", "walt_t5x.plan", *args]
-    return subprocess.run(
-      command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-
-  result = run("--gin_file=gin/tiny/base.gin", "--json", "--gin.BATCH_SIZE=4")
+  result = programs.run(
+    "walt_t5x.plan", "--gin_file=gin/tiny/base.gin", "--json", "--gin.BATCH_SIZE=4"
+  )
   plan = json.loads(result.stdout)
   assert plan["batch_size"] == 4 and plan["tokens_per_row"] == 192 and result.returncode == 0
-  wrong = run("--gin_file=gin/tiny/base.gin", "--gin.base/transformer.WaltDenoiser.num_layers=5")
+  wrong = programs.run(
+    "walt_t5x.plan",
+    "--gin_file=gin/tiny/base.gin",
+    "--gin.base/transformer.WaltDenoiser.num_layers=5",
+  )
   assert wrong.returncode != 0 and "num_layers=5" in wrong.stderr
   assert "Traceback" not in wrong.stderr

@@ -1,12 +1,12 @@
 """What the TPU compiler's reports are read from; the compiler itself where libtpu is installed."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import programs
 from walt_t5x import tpu_compile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,15 +34,7 @@ def test_what_the_compiler_wants_is_read_from_its_refusal():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 def test_without_libtpu_the_extra_is_named():
-  command = [sys.executable, "-m", "walt_t5x.plan", "--gin_file=gin/tiny/base.gin"]
-  result = subprocess.run(
-    [*command, "--topology=v5p:2x2x1"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-    timeout=120,
-  )
+  result = programs.run("walt_t5x.plan", "--gin_file=gin/tiny/base.gin", "--topology=v5p:2x2x1")
   assert result.returncode != 0 and "walt_t5x[tpu]" in result.stderr
   assert "Traceback" not in result.stderr
 

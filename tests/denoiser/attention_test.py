@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
 
+from tests.random_params import random_params
 from walt_t5x.denoiser import attention
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
@@ -17,17 +18,6 @@ GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
 
 def _grid(seed=0, rows=2):
   return jnp.asarray(np.random.default_rng(seed).normal(size=(rows, *GRID, WIDTH)), jnp.float32)
-
-
-def _randomised(variables, seed=7):
-  """Random values in every parameter, so that no zero start hides an error."""
-  leaves, tree = jax.tree.flatten(variables["params"])
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return {
-    "params": jax.tree.unflatten(
-      tree, [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-    )
-  }
 
 
 def _dense(params, x, text=None, allowed=None, bias=None):
@@ -84,7 +74,7 @@ def test_window_attention_equals_dense_attention_under_a_block_mask():
   x = _grid()
   for window in ((1, 4, 4), (3, 2, 2), (1, 2, 4)):
     layer = WindowAttention(window=window, num_heads=HEADS)
-    variables = _randomised(layer.init(jax.random.key(0), x))
+    variables = {"params": random_params(layer.init, x)}
     table = np.asarray(variables["params"]["relative_position_bias"]["table"])
     allowed, bias = _window_mask_and_bias(window, table)
     got = layer.apply(variables, x)
@@ -97,7 +87,7 @@ def test_no_gradient_crosses_a_window_border():
   x = _grid(rows=1)
   window = (3, 2, 2)
   layer = WindowAttention(window=window, num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x))
+  variables = {"params": random_params(layer.init, x)}
   gradient = jax.grad(lambda a: layer.apply(variables, a)[0, 1, 2, 1].sum())(x)[0]
   touched = np.abs(np.asarray(gradient)).sum(-1) > 0
   same_window = np.zeros(GRID, bool)
@@ -109,7 +99,7 @@ def test_an_image_row_passes_its_values_through_where_the_window_spans_time():
   x = _grid()
   is_image = jnp.array([True, False])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x))
+  variables = {"params": random_params(layer.init, x)}
   got = layer.apply(variables, x, is_image)
   p = variables["params"]
   value = jnp.einsum("thwd,dnk->thwnk", x[0], p["value"]["kernel"]) + p["value"]["bias"]
@@ -117,7 +107,7 @@ def test_an_image_row_passes_its_values_through_where_the_window_spans_time():
   np.testing.assert_allclose(got[0], passed, atol=1e-5)
   np.testing.assert_allclose(got[1], layer.apply(variables, x)[1], atol=1e-6)
   spatial = WindowAttention(window=(1, 4, 4), num_heads=HEADS)
-  variables = _randomised(spatial.init(jax.random.key(0), x))
+  variables = {"params": random_params(spatial.init, x)}
   np.testing.assert_allclose(
     spatial.apply(variables, x, is_image), spatial.apply(variables, x), atol=1e-6
   )
@@ -128,7 +118,7 @@ def test_cross_attention_sees_its_own_frame_and_the_text_that_is_not_padding():
   text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 1, 5, WIDTH)), jnp.float32)
   mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 0, 0, 0, 0]]], bool)
   layer = CrossAttention(window=(1, 4, 4), num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  variables = {"params": random_params(layer.init, x, text, mask)}
   got = layer.apply(variables, x, text, mask)
   for row, tokens in enumerate((3, 1)):
     for frame in range(3):
@@ -147,7 +137,7 @@ def test_cross_attention_in_a_window_sees_that_window_and_the_text(window):
   text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, 5, WIDTH)), jnp.float32)
   layer = CrossAttention(window=window, num_heads=HEADS)
   mask = jnp.array([[[1, 1, 0, 0, 0]]], bool)
-  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  variables = {"params": random_params(layer.init, x, text, mask)}
   inside, _ = _window_mask_and_bias(window, np.zeros((999, HEADS)))
   allowed = np.concatenate([inside, np.ones((48, 2), bool)], axis=1)
   expected = _dense(variables["params"], x[0], text=text[0, 0, :2], allowed=allowed)
@@ -160,7 +150,7 @@ def test_each_frame_of_a_stack_reads_its_own_text():
   text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 3, 5, WIDTH)), jnp.float32)
   mask = jnp.ones((1, 3, 5), bool)
   layer = CrossAttention(window=window, num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  variables = {"params": random_params(layer.init, x, text, mask)}
   got = layer.apply(variables, x, text, mask)
   for frame in range(3):
     alone = layer.apply(variables, x, text[:, frame : frame + 1], mask[:, :1])
@@ -173,7 +163,7 @@ def test_each_frame_of_a_stack_reads_its_own_text():
 def test_image_rows_cost_their_two_projections_and_give_the_same():
   x, is_image = _grid(rows=4), jnp.array([True, False, False, True])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x))
+  variables = {"params": random_params(layer.init, x)}
   select = layer.apply(variables, x, is_image)
   skip = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows="skip")
   np.testing.assert_allclose(skip.apply(variables, x, is_image), select, atol=1e-6)
@@ -209,7 +199,7 @@ def _equations(jaxpr):
 def test_gradients_of_skipped_rows_equal_those_of_selected_ones():
   x, is_image = _grid(rows=3), jnp.array([True, False, True])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x))
+  variables = {"params": random_params(layer.init, x)}
 
   def gradient(mode):
     module = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows=mode)
@@ -233,7 +223,7 @@ def _pairs(window):
   """A grid of two windows in time, two rows, and a layer that spans two frames."""
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 2, 2, WIDTH)), jnp.float32)
   layer = WindowAttention(window=window, num_heads=HEADS)
-  return x, layer, _randomised(layer.init(jax.random.key(0), x))
+  return x, layer, {"params": random_params(layer.init, x)}
 
 
 def test_a_window_of_two_frames_spans_time_and_one_of_one_frame_does_not():
@@ -280,7 +270,7 @@ def test_only_skipping_goes_row_by_row_and_never_with_the_kernel():
 def test_norm_and_bias_are_there_unless_they_are_turned_off(fields):
   x, window = _grid(rows=1), (3, 2, 2)
   layer = WindowAttention(window=window, num_heads=HEADS, **fields)
-  variables = _randomised(layer.init(jax.random.key(0), x))
+  variables = {"params": random_params(layer.init, x)}
   parameters = {"query", "key", "value", "out"}
   if fields.get("qk_norm", True):
     parameters |= {"query_norm", "key_norm"}
@@ -304,7 +294,7 @@ def test_tokens_by_cells_give_what_tokens_of_the_grid_give_by_cells():
     (WindowAttention(window=window, num_heads=HEADS), ()),
     (CrossAttention(window=window, num_heads=HEADS), (text, mask)),
   ):
-    variables = _randomised(layer.init(jax.random.key(0), x, *more))
+    variables = {"params": random_params(layer.init, x, *more)}
     got = layer.clone(cell=cell).apply(variables, by_cells, *more)
     expected = to_cells(layer.apply(variables, x, *more), cell)
     np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -315,7 +305,7 @@ def test_a_text_may_be_one_a_window_in_time():
   text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3, WIDTH)), jnp.float32)
   mask = jnp.ones((2, 2, 3), bool)
   layer = CrossAttention(window=(2, 1, 2), num_heads=HEADS)
-  variables = _randomised(layer.init(jax.random.key(0), x, text, mask))
+  variables = {"params": random_params(layer.init, x, text, mask)}
   got = layer.apply(variables, x, text, mask)
   for i in range(2):
     alone = layer.apply(variables, x, text[:, i : i + 1], mask[:, :1])

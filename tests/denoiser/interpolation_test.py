@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 from flax import traverse_util
 
+from tests.random_params import random_params
 from walt_t5x.denoiser.interpolation import (
   InterpolatePositions,
   displacements,
@@ -71,7 +72,7 @@ def _state(scan, windows, width):
     **windows,
   )
   z = jnp.zeros((1, 3, 4, width, 2))
-  params = module.init(jax.random.key(0), z, jnp.ones((1,)))["params"]
+  params = random_params(module.init, z, jnp.ones((1,)))
   return module, z, {"target": params, "state": {"step": 7, "param_states": {"0": {"mu": params}}}}
 
 

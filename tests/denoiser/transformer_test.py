@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_denoiser
+from tests.random_params import random_params
 from walt_t5x.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 
@@ -103,12 +104,7 @@ def _model(**changes):
   z = jnp.asarray(rng.normal(size=(4, *GRID, 4)), jnp.float32)
   steps = jnp.array([10, 300, 700, 1000])
   conditioning = _conditioning(module, 4, GRID)
-  params = module.init(jax.random.key(0), z, steps, None, conditioning)["params"]
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(3), len(leaves))
-  params = jax.tree.unflatten(
-    tree, [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-  )
+  params = random_params(module.init, z, steps, None, conditioning, seed=3)
   return module, {"params": params}, z, steps, conditioning
 
 

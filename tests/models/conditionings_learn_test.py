@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
@@ -105,7 +106,7 @@ def test_the_loss_falls_and_samples_obey_their_condition(kind):
   batch, _ = _batch(kind, rng)
   shapes = {name: value.shape for name, value in batch.items()}
   types = {name: value.dtype for name, value in batch.items()}
-  params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  params = random_params(lambda key: model.get_initial_variables(key, shapes, types), spread=0.0)
   optimizer = optax.adam(3e-3)
   state = optimizer.init(params)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_denoiser
+from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.models import conditioning as conditioning_lib
@@ -41,12 +42,7 @@ def _params(**fields):
   batch = _batch()
   shapes = {name: value.shape for name, value in batch.items()}
   types = {name: value.dtype for name, value in batch.items()}
-  params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return jax.tree.unflatten(
-    tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-  )
+  return random_params(lambda key: model.get_initial_variables(key, shapes, types), seed=1)
 
 
 class _Linear:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vae.networks import TINY, random_params
+from tests.random_params import random_params
+from tests.vae.networks import TINY
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.decoder import depth_to_space
 from walt_t5x.vae.inflation import inflate_params, inflate_state
@@ -16,7 +17,7 @@ from walt_t5x.vae.inflation import inflate_params, inflate_state
 @functools.cache
 def _tiny():
   vae = CausalVae(**TINY)
-  params = random_params(vae, (1, 9, 16, 16, 3))
+  params = random_params(vae.init, jnp.zeros((1, 9, 16, 16, 3)))
   encode = jax.jit(lambda video: vae.apply({"params": params}, video, method="encode").mean)
   decode = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))
   return encode, decode
@@ -48,8 +49,8 @@ def test_a_lone_image_is_the_first_frame_of_any_video():
   for seed in (1, 2):
     video = _video(seed).at[:, :1].set(image)
     z = encode(video)
-    np.testing.assert_allclose(z[:, :1], lone, atol=1e-6)
-    np.testing.assert_allclose(decode(z)[:, :1], decode(lone), atol=1e-6)
+    np.testing.assert_allclose(z[:, :1], lone, atol=1e-5)
+    np.testing.assert_allclose(decode(z)[:, :1], decode(lone), atol=1e-5)
   black, white = (encode(_video(1).at[:, :1].set(image).at[:, 1:].set(v)) for v in (0.0, 1.0))
   np.testing.assert_array_equal(black[:, :1], white[:, :1])
 
@@ -145,7 +146,7 @@ def test_an_inflated_image_tokenizer_treats_images_as_before():
   image_config = {**config, "temporal_downsample": (False,)}
   image_vae = CausalVae(**image_config, temporal_kernel=1, down_kernel=(1, 3, 3))
   video_vae = CausalVae(**config)
-  image_params = random_params(image_vae, (1, 1, 16, 16, 3))
+  image_params = random_params(image_vae.init, jnp.zeros((1, 1, 16, 16, 3)))
   video_shapes = jax.eval_shape(video_vae.init, jax.random.key(0), jnp.zeros((1, 9, 16, 16, 3)))
   inflated = inflate_params(image_params, video_shapes["params"])
   image = _video()[:, :1]

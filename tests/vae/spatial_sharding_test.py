@@ -1,11 +1,12 @@
 """A clip cut along height over eight devices equals the clip on one, and each device holds an eighth."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from tests.vae.networks import random_params
+from tests.random_params import random_params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.spatial_sharding import sharded_decode, sharded_encode
 
@@ -28,7 +29,7 @@ def _mesh():
 def test_eight_devices_equal_one():
   mesh = _mesh()
   vae = CausalVae(**SMALL)
-  params = random_params(vae, (1, 3, 8, 8, 3))
+  params = random_params(vae.init, jnp.zeros((1, 3, 8, 8, 3)))
   video = np.random.default_rng(0).uniform(size=(1, 3, 32, 8, 3)).astype(np.float32)
   whole = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
   latents = sharded_encode(vae, mesh, axis="rows")(params, video)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vae.networks import TINY, random_params
+from tests.random_params import random_params
+from tests.vae.networks import TINY
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream
 
@@ -21,7 +22,7 @@ CONFIGS = {
 @functools.cache
 def _vae(name):
   vae = CausalVae(**CONFIGS[name])
-  return vae, random_params(vae, (1, 9, 8, 8, 3))
+  return vae, random_params(vae.init, jnp.zeros((1, 9, 8, 8, 3)))
 
 
 def _video(frames=13):

@@ -1,0 +1,14 @@
+"""Imported once by the process that `tests.programs` forks: libraries that have started no device yet."""
+
+import warnings
+
+import clu.metric_writers  # noqa: F401
+import flax.linen  # noqa: F401
+import jax  # noqa: F401
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import seqio  # noqa: F401
+import tensorflow  # noqa: F401
+
+# Nothing has computed yet when it forks.
+warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")

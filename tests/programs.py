@@ -1,0 +1,138 @@
+"""Programs in processes of their own, forked from one that has loaded the libraries: half of what a short run costs.
+
+`tests/imports_test.py` starts every program cold.
+"""
+
+import atexit
+import dataclasses
+import multiprocessing
+import os
+import resource
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["tests.preloaded"])
+PEAK = ".peak"
+_STARTED: list["Program"] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A program that runs, or has ended.
+
+  Attributes:
+    process: its process.
+    files: what it has written to stdout and to stderr.
+  """
+
+  process: multiprocessing.process.BaseProcess
+  files: tuple[str, str]
+
+  def wait(self, timeout: float) -> subprocess.CompletedProcess:
+    """Its exit code (negative: the signal) and output, once it has ended.
+
+    Raises:
+      TimeoutError: it has not, and was killed.
+    """
+    self.process.join(timeout)
+    if self.process.exitcode is None:
+      self.process.kill()
+      self.process.join()
+      raise TimeoutError(f"{self.process.name} ran for {timeout} s\n{self._text(1)[-4000:]}")
+    return subprocess.CompletedProcess(
+      self.process.name, self.process.exitcode, self._text(0), self._text(1)
+    )
+
+  def running(self) -> bool:
+    return self.process.exitcode is None
+
+  def _text(self, number: int) -> str:
+    return Path(self.files[number]).read_text(encoding="utf-8", errors="replace")
+
+
+def start(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Program:
+  """Starts `python -m module arguments` at the root of the repository, with these changes of the environment."""
+  folder = Path(tempfile.mkdtemp(prefix="program"))
+  files = str(folder / "stdout"), str(folder / "stderr")
+  variables = dict(os.environ) | dict(environment or {})
+  process = _SERVER.Process(
+    target=_main, args=(module, [str(a) for a in arguments], variables, files), name=module
+  )
+  process.start()
+  program = Program(process, files)
+  _STARTED.append(program)
+  return program
+
+
+def run(
+  module: str,
+  *arguments: object,
+  environment: Mapping[str, str] | None = None,
+  timeout: float = 280,
+) -> subprocess.CompletedProcess:
+  """Runs `python -m module arguments` to its end."""
+  return start(module, *arguments, environment=environment).wait(timeout)
+
+
+def _main(
+  module: str, arguments: list[str], environment: dict[str, str], files: tuple[str, str]
+) -> None:
+  for number, file in enumerate(files, 1):
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, number)
+    os.close(descriptor)
+  # What pytest, or a parent that forked, had put in their place.
+  sys.stdout, sys.stderr = (
+    open(n, "w", encoding="utf-8", buffering=1, closefd=False) for n in (1, 2)
+  )
+  os.environ.clear()
+  os.environ.update(environment)
+  os.chdir(ROOT)
+  sys.argv = [module, *arguments]
+  code = 1
+  try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    code = 0
+  except SystemExit as end:
+    if isinstance(end.code, str):
+      print(end.code, file=sys.stderr)
+    code = end.code if isinstance(end.code, int) else int(end.code is not None)
+  except BaseException:
+    traceback.print_exc()
+  # The rest of an interpreter's end, which a forked process would leave out.
+  atexit._run_exitfuncs()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  Path(files[0] + PEAK).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+  sys.exit(code)
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+  """Before multiprocessing waits for it: a test that failed may have left a program that never ends."""
+  for program in _STARTED:
+    if program.running():
+      program.process.kill()
+
+
+def peak_memory() -> float:
+  """GiB of the largest program that ended by itself."""
+  files = [Path(program.files[0] + PEAK) for program in _STARTED]
+  return max((int(f.read_text()) / 2**20 for f in files if f.exists()), default=0.0)
+
+
+def until(program: Program, happened, *, timeout: float = 240) -> None:
+  """Waits until `happened()`; the program must not end before."""
+  deadline = time.monotonic() + timeout
+  while not happened():
+    assert program.running(), f"ended before it happened: {program.wait(0).stderr[-3000:]}"
+    assert time.monotonic() < deadline, "not within the time"
+    time.sleep(0.02)

@@ -19,7 +19,7 @@ def _write(folder, index, *, size=32):
     index,
     prompt=f"a red square moves right {index}",
     videos={"base": video, "sr1": video.repeat(2, 1).repeat(2, 2)},
-    fps=8.0,
+    fps=12.0,
     seed=3,
     steps={"base": 10, "sr1": 20},
     fingerprints={"vae": "x"},
@@ -77,8 +77,8 @@ def test_a_card_of_the_gallery_says_what_the_sidecar_does(tmp_path, monkeypatch)
   assert (item.prompt, item.seed, item.step) == ("a red square moves right 4", 3, 10)
   assert item.verdict == {"colour": True}
   assert [(s.name, s.fps, s.frames.shape) for s in item.stages] == [
-    ("base", 8.0, (9, 8, 8, 3)),
-    ("sr1", 8.0, (9, 16, 16, 3)),
+    ("base", 12.0, (9, 8, 8, 3)),
+    ("sr1", 12.0, (9, 16, 16, 3)),
   ]
   folder.write_gallery(title="Mine")
   assert shown["title"] == "Mine"

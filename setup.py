@@ -29,7 +29,7 @@ CORE = [
 ]
 BEAM = ["apache-beam>=2.77", "google-crc32c>=1.9"]
 ROOT = Path(__file__).parent
-# The gin files become data of walt_t5x: a folder `gin/` in site-packages is gin-config's (walt_t5x/gin_files.py).
+# The gin files become data of walt_t5x (see walt_t5x/config/gin_files.py): site-packages/gin is gin-config's.
 GIN_FOLDERS = [
   folder.relative_to(ROOT)
   for folder in (ROOT / "gin", *(ROOT / "gin").rglob("*"))
@@ -51,7 +51,7 @@ setup(
   package_data={"": ["*.gin"]},
   entry_points={
     "console_scripts": [
-      f"walt-{name} = walt_t5x.entry_points:{name}"
+      f"walt-{name} = walt_t5x.__main__:{name}"
       for name in ("train", "generate", "evaluate", "preprocess", "plan")
     ]
   },

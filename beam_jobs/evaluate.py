@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x import evaluate
+from walt_t5x.evaluation import flags
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -29,9 +29,9 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  protocols = [name for name in evaluate.PROTOCOLS if name not in evaluate.BY_PROMPT]
+  protocols = [name for name in flags.PROTOCOLS if name not in flags.BY_PROMPT]
   parser.add_argument("--protocol", required=True, choices=protocols)
-  evaluate.add_arguments(parser)
+  flags.add_arguments(parser)
   return parser.parse_known_args(argv)
 
 
@@ -45,15 +45,16 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args, rest = parse_arguments(argv)
   import apache_beam as beam
 
-  from beam_jobs import evaluation_parts
-  from beam_jobs.worker_flags import beam_options
+  from beam_jobs.runners import evaluation_parts
+  from beam_jobs.runners.worker_flags import beam_options
+  from walt_t5x.evaluation import scores_output
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
   options = beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # Beside the scores, where every worker can write.
-  output = evaluate.scores_file(args, evaluation.protocol)
+  output = scores_output.scores_file(args, evaluation.protocol)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
@@ -77,7 +78,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   print(
     f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, the job's start included"
   )
-  return evaluate.write_scores(
+  return scores_output.write_scores(
     args, evaluation.protocol, evaluation.scores(folds[False], folds[True])
   )
 

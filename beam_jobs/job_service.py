@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   from apache_beam.runners.portability import local_job_service
 
-  from beam_jobs import worker_deaths
+  from beam_jobs.runners import worker_deaths
 
   logging.basicConfig(level=logging.INFO)
   ended = threading.Event()

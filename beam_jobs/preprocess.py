@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_jobs import job_flags, running, worker_flags
+from beam_jobs.runners import job_flags, running, worker_flags
 from beam_jobs.sources import spec as source_spec
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
@@ -37,14 +37,15 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
-  from beam_jobs import encoders, filters, ledger, pipeline, replays, settings
+  from beam_jobs.filters import row_filters
+  from beam_jobs.shards import encoders, ledger, pipeline, replays, settings
   from beam_jobs.sources.read import ReadRows
 
   options = worker_flags.beam_options(rest)
   if args.dry_run:
     return dry_run(args, options)
   rules = job_flags.filter_rules(args)
-  source = source_spec.source_of(args, scores=filters.score_names(rules))
+  source = source_spec.source_of(args, scores=row_filters.score_names(rules))
   config, clip = job_flags.encoders_of(args), job_flags.clip_of(args)
   filtering = job_flags.filtering_of(args, rules)
   origin = {"fps": clip.fps, "num_frames": clip.num_frames}
@@ -86,7 +87,9 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
   import apache_beam as beam
   from apache_beam.options.pipeline_options import TestOptions
 
-  from beam_jobs import dataflow, encoders, filters, pipeline
+  from beam_jobs.filters import row_filters
+  from beam_jobs.runners import dataflow
+  from beam_jobs.shards import encoders, pipeline
   from beam_jobs.sources.read import ReadRows
 
   remote = dataflow.is_dataflow(options)
@@ -96,7 +99,7 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
     if problems := dataflow.problems(options, named):
       raise ValueError("\n".join(("Dataflow would not run this:", *(f"  {p}" for p in problems))))
   rules = job_flags.filter_rules(args)
-  source = source_spec.source_of(args, scores=filters.score_names(rules), look=not remote)
+  source = source_spec.source_of(args, scores=row_filters.score_names(rules), look=not remote)
   config = job_flags.encoders_of(args)
   if args.content == "latents":
     job_flags.check_resolutions(encoders.build_vae(json.loads(config.vae_config)), args)
@@ -130,7 +133,7 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
 
 def manifest_rows(manifest: str) -> int | None:
   """Rows of a plain JSONL manifest; None for others, and for one that takes long to count."""
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   plain = manifest.endswith(".jsonl") and storage.exists(manifest)
   if not plain or storage.size(manifest) > _MAX_MANIFEST_TO_COUNT:

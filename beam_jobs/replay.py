@@ -23,8 +23,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_jobs import running, worker_flags
-from beam_jobs.shards import LedgerError
+from beam_jobs.runners import running, worker_flags
+from beam_jobs.shards.shard_files import LedgerError
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -68,7 +68,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
-  from beam_jobs import pipeline, replays, settings, storage
+  from beam_jobs.shards import pipeline, replays, settings
+  from walt_t5x.files import storage
 
   options = worker_flags.beam_options(rest)
   job_settings = settings.read(args.output, args.task)
@@ -158,7 +159,7 @@ def _buckets(
 
 
 def _check_finished(output: str, before: Any) -> None:
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   for folder in before.completed:
     if not storage.exists(storage.join(output, folder, "COMPLETED")):
@@ -169,7 +170,7 @@ def _check_finished(output: str, before: Any) -> None:
 
 def _check_pending(output: str, pending: Any, replay: Any) -> None:
   """Refuse another replay while one is under way."""
-  from beam_jobs import settings
+  from beam_jobs.shards import settings
 
   if lines := settings.differences(pending.decisive, replay.decisive):
     number = f"{pending.number:02d}"
@@ -186,16 +187,19 @@ def _check_pending(output: str, pending: Any, replay: Any) -> None:
 
 def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tuple[Any, Any, Any]:
   """The job's encoders, checked by their fingerprints, its clip and its filters."""
-  from beam_jobs import encoders, filters, settings, storage
-  from beam_jobs.decoding import ClipSpec
+  from beam_jobs.filters import row_filters
+  from beam_jobs.shards import encoders, settings
   from data import provenance
+  from walt_t5x.files import storage
+  from walt_t5x.media.clips import ClipSpec
+  from walt_t5x.media.rules import Rule
 
   before = replay.settings
   raw = before["clip"]
   clip = ClipSpec(**{**raw, "resolutions": tuple(map(tuple, raw["resolutions"]))})
   raw = before["filters"]
-  rules = tuple(filters.Rule(**rule) for rule in raw["rules"])
-  filtering = filters.FilterSpec(**{**raw, "rules": rules})
+  rules = tuple(Rule(**rule) for rule in raw["rules"])
+  filtering = row_filters.FilterSpec(**{**raw, "rules": rules})
   batch_sizes = _batch_sizes(args, before)
   origin: dict[str, Any] = {}
   if before["vae"]:
@@ -240,7 +244,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
     SettingsMismatch: where a flag says otherwise.
     ValueError: where the cache does not say and no flag does.
   """
-  from beam_jobs import settings
+  from beam_jobs.shards import settings
 
   given = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
   given = {name: value for name, value in given.items() if value is not None}
@@ -266,7 +270,7 @@ def _report(
   replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
 ) -> dict[str, Any]:
   """Print the table and the JSON line."""
-  from beam_jobs.ledger import Totals
+  from beam_jobs.shards.ledger import Totals
 
   left = after.all.dead
   if replay is None:

@@ -27,7 +27,7 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     folder: of a cached task.
     workers: processes that read shards, one each at a time; 1 reads them in this one.
   """
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   found: list[str] = []
   names = set(storage.names(folder))
@@ -48,7 +48,7 @@ def _shards_of(
   folder: str, split: str, names: Set[str]
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
   """Shards of a split with their sidecars, and what is missing or does not add up."""
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
   stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
@@ -97,16 +97,16 @@ def _in_processes(
 
 def _replayed(names: Iterable[str], split: str) -> set[str]:
   """Shards of replays, also those of which only the sidecar or only the records are there."""
-  from beam_jobs import shards
+  from beam_jobs.shards import shard_files
 
-  named = (shards.parse_shard(f"-/{name.removesuffix(shards.SIDECAR)}") for name in names)
+  named = (shard_files.parse_shard(f"-/{name.removesuffix(shard_files.SIDECAR)}") for name in names)
   return {shard.file_name for shard in named if shard and shard.replay and shard.split == split}
 
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
   """What of a shard is not as its sidecar says."""
-  from beam_jobs import storage
   from data import schema, tfrecord
+  from walt_t5x.files import storage
 
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
@@ -120,10 +120,11 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
 
 def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
   """Rows of a shard that are not where its sidecar says."""
-  from beam_jobs import shards, storage
+  from beam_jobs.shards import shard_files
+  from walt_t5x.files import storage
 
   found = []
-  for suffix, kind in ((shards.DEAD, "dead"), (shards.REJECTED, "rejected")):
+  for suffix, kind in ((shard_files.DEAD, "dead"), (shard_files.REJECTED, "rejected")):
     path = storage.join(folder, name + suffix)
     lines = storage.read(path).splitlines() if storage.exists(path) else []
     if len(lines) != sidecar[kind]:
@@ -132,7 +133,7 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
   if placed != sidecar["rows"]:
     found.append(f"{folder}/{name}: {sidecar['rows']} rows, of which {placed} are accounted for")
   if sidecar["quarantined"]:
-    path = storage.join(folder, shards.QUARANTINE + name)
+    path = storage.join(folder, shard_files.QUARANTINE + name)
     content = storage.read(path) if storage.exists(path) else b""
     if hashlib.sha256(content).hexdigest() != sidecar["quarantine"]["sha256"]:
       found.append(f"{path}: sha256 differs from the sidecar's, or the file is missing")
@@ -141,8 +142,9 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
 
 def plan_problems(folder: str) -> list[str]:
   """Shards and rows of the plans of the job and of its replays that a folder lacks; plans stand beside the folder."""
-  from beam_jobs import ledger, replays, storage
-  from beam_jobs.settings import TASK_SUFFIXES
+  from beam_jobs.shards import ledger, replays
+  from beam_jobs.shards.settings import TASK_SUFFIXES
+  from walt_t5x.files import storage
 
   folder = folder.rstrip("/")
   output, task = storage.parent(folder), folder.rpartition("/")[2]
@@ -167,11 +169,12 @@ def plan_problems(folder: str) -> list[str]:
 
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
-  from beam_jobs import shards, storage
+  from beam_jobs.shards import shard_files
+  from walt_t5x.files import storage
 
   found = []
   mine = [shard for shard in plan if shard.task == task]
-  sidecars = storage.for_each(lambda shard: shards.read_sidecar(output, shard), mine)
+  sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
   for shard, sidecar in zip(mine, sidecars, strict=True):
     if sidecar is None:
       found.append(f"{shard}: {plan[shard]} rows of the plan, and no sidecar")
@@ -182,12 +185,13 @@ def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
 
 def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
   """Where stats and shards of a folder are not what the job and its replays add up to."""
-  from beam_jobs import shards, storage
+  from beam_jobs.shards import shard_files
+  from walt_t5x.files import storage
 
   found = []
   numbers = {0, *(replay.number for replay in history)}
   for name in storage.names(folder):
-    shard = shards.parse_shard(f"-/{name}")
+    shard = shard_files.parse_shard(f"-/{name}")
     if shard and shard.replay not in numbers:
       found.append(
         f"{folder}/{name} is of replay {shard.replay:02d}, which is not noted; delete it"

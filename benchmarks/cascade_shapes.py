@@ -30,10 +30,10 @@ def bindings(folder: Path) -> list[str]:
 def write_weights(folder: Path) -> None:
   """Random weights of everything."""
   import gin
+  from tests.generation.random_cascade import write_random_cascade
   from walt_t5x import generate
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
   from walt_t5x.generation.loading import CascadeConfig
-  from walt_t5x.generation.random_cascade import write_random_cascade
 
   sys.modules["__main__"].generate = generate.generate
   gin_config.parse([GIN_FILE], bindings(folder), [str(ROOT)])
@@ -84,7 +84,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=1)
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
   args = parser.parse_args()
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   if not (args.folder / "sr2").exists():
     write_weights(args.folder)

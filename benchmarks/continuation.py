@@ -31,9 +31,9 @@ def make(vae, params, clip):
 
   from data import schema
   from data.provenance import LatentStatistics, Provenance
+  from tests.generation.oracle import oracle_config
   from walt_t5x.denoiser.transformer import WaltDenoiser
   from walt_t5x.generation.cascade import Batch, Cascade
-  from walt_t5x.generation.oracle import oracle_config
   from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.generation.stage import Stage, StageConfig, StageInfo
   from walt_t5x.models.denoiser_model import DenoiserModel
@@ -87,7 +87,7 @@ def main() -> None:
   args = parser.parse_args()
   import numpy as np
 
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.vae.autoencoder import CausalVae
 

@@ -30,7 +30,7 @@ def render(path: Path) -> None:
   """A moving pattern with detail in it."""
   import numpy as np
 
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   y, x = np.mgrid[0:720, 0:1280]
   noise = np.random.default_rng(0).integers(0, 24, (720, 1280, 3))
@@ -59,12 +59,12 @@ def decoders() -> list[int]:
     check=False,
   )
   lines = [line.split(maxsplit=1) for line in shown.stdout.splitlines()]
-  return [int(pid) for pid, command in lines if "beam_jobs.isolation" in command]
+  return [int(pid) for pid, command in lines if "walt_t5x.media.isolation" in command]
 
 
 def cost(row, spec, settings, *, rows: int, threads: int) -> float:
   """Milliseconds of processor time a row."""
-  from beam_jobs import loading
+  from beam_jobs.shards import loading
 
   with ThreadPoolExecutor(threads) as pool:
     started = cpu_seconds()
@@ -78,7 +78,7 @@ def cost(row, spec, settings, *, rows: int, threads: int) -> float:
 
 def start_seconds() -> float:
   """From nothing to the first answer of a decoding process."""
-  from beam_jobs.isolation import Isolated
+  from walt_t5x.media.isolation import Isolated
 
   started = time.monotonic()
   pool = Isolated(len, processes=1, timeout_seconds=60)
@@ -90,9 +90,9 @@ def start_seconds() -> float:
 
 def measure(*, rows: int, rounds: int, threads: int) -> dict:
   """The figures of the table."""
-  from beam_jobs import loading
-  from beam_jobs.decoding import ClipSpec
+  from beam_jobs.shards import loading
   from beam_jobs.sources import parse_line
+  from walt_t5x.media.clips import ClipSpec
 
   settings = {
     kind: loading.DecodeSettings(isolation=kind, processes=threads) for kind in loading.ISOLATIONS

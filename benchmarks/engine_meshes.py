@@ -36,7 +36,7 @@ def configured(cache: Path) -> Iterator[tuple[Any, Any, Any]]:
   import gin
   from benchmarks.engine_rows import write_cache
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
 
   write_cache(cache, videos=32, images=24, shards=2)
   main = sys.modules["__main__"]

@@ -1,6 +1,6 @@
 """Does an evaluation of ten thousand clips stay small, and do kills, processes and workers leave its score alone?
 
-  python -m walt_t5x.metrics.train_stand_in --output=shapes.safetensors
+  python -m walt_t5x.train_surrogate --output=shapes.safetensors
   python -m benchmarks.evaluation_scale --shapes_weights=shapes.safetensors --i3d_weights=i3d.safetensors --folder=DIR
 
 Writes 10,000 synthetic clips of 16 x 128 x 128 as mp4 (they stay in the folder for the next time) and runs
@@ -34,8 +34,8 @@ def write_clips(folder: Path, count: int) -> None:
   """`count` mp4 files of moving shapes, drawn at 32 x 32 and enlarged by whole pixels."""
   import numpy as np
 
-  from data import shapes
-  from walt_t5x import video_io
+  from data.samples import shapes
+  from walt_t5x.media import video_io
 
   rng = np.random.default_rng(0)
   for i, (colour, shape, direction) in enumerate(

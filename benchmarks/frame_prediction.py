@@ -31,7 +31,7 @@ def held_out(corpus: Path, count: int):
   """
   import numpy as np
 
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   rows = map(json.loads, (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
   rows = [r for r in rows if r["split"] == "validation" and r["modality"] == "video"][:count]
@@ -48,7 +48,7 @@ def write_requests(folder: Path, clips, captions) -> dict[str, list[str]]:
   """Files to start from; name of each run -> its flags."""
   from PIL import Image
 
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   given = folder / "given"
   given.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def main() -> None:
   args = parser.parse_args()
   import numpy as np
 
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.vae.autoencoder import CausalVae

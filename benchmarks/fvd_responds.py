@@ -36,7 +36,7 @@ DROP = (0.15, 0.3, 0.45, 0.6, 0.75)
 
 def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Rendered clips [count, frames, 64, 64, 3] and the mode of each: colour and direction."""
-  from data import shapes
+  from data.samples import shapes
 
   rng = np.random.default_rng(seed)
   clips, modes = [], []
@@ -49,8 +49,8 @@ def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
   """A and B, [clips, frames, H, W, 3] bytes, in turn from the real videos."""
+  from walt_t5x.media.video_io import read_video
   from walt_t5x.metrics.resize import resize_bilinear
-  from walt_t5x.video_io import read_video
 
   rows = [json.loads(line) for line in (corpus / "manifest.jsonl").open(encoding="utf-8")]
   places: list[list[np.ndarray]] = []

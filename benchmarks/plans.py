@@ -42,8 +42,8 @@ def main() -> None:
 
   import gin
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
-  from walt_t5x.run_plan import plan_gin
+  from walt_t5x.config import gin_config
+  from walt_t5x.planning.run_plan import plan_gin
 
   sys.modules["__main__"].train = engine.train  # type: ignore[attr-defined]
   rows = []

@@ -86,8 +86,10 @@ def bare_loop(argv: Sequence[str]) -> dict[str, float]:
   """Decode and encode every row, and nothing else; rows a second after the first batch."""
   import numpy as np
 
-  from beam_jobs import decoding, encoders, job_flags
+  from beam_jobs.runners import job_flags
+  from beam_jobs.shards import encoders
   from beam_jobs.sources import parse_line
+  from walt_t5x.media import clips, decoding
 
   args, _ = job_flags.parse(argv, description=__doc__)
   config = encoders.EncoderConfig(
@@ -98,7 +100,7 @@ def bare_loop(argv: Sequence[str]) -> dict[str, float]:
     batch_size=BATCH,
   )
   loaded = encoders.get_encoders(config)
-  clip = decoding.ClipSpec(resolutions=args.resolutions, num_frames=args.num_frames, fps=args.fps)
+  clip = clips.ClipSpec(resolutions=args.resolutions, num_frames=args.num_frames, fps=args.fps)
   (size,) = args.resolutions
   folder = str(Path(args.manifest).parent)
   rows = [parse_line(line, folder) for line in Path(args.manifest).read_text().splitlines()]

@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs import worker_deaths
+from beam_jobs.runners import worker_deaths
 from benchmarks import beam_runners
 from benchmarks.preprocess_corpus import command, make_corpus, make_encoders
 

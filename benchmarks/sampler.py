@@ -53,9 +53,9 @@ def build(name: str):
   import jax
   import jax.numpy as jnp
 
+  from tests.generation.random_cascade import random_params
   from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
   from walt_t5x.diffusion.guidance import ConstantGuidance
-  from walt_t5x.generation.random_cascade import random_params
   from walt_t5x.generation.stage import StageConfig
   from walt_t5x.generation.stage_sampler import StageSampler
   from walt_t5x.models.denoiser_model import DenoiserModel

@@ -38,7 +38,7 @@ def ours(args: argparse.Namespace) -> tuple[Step, float, int]:
 
   from walt_t5x.denoiser.transformer import WaltDenoiser
   from walt_t5x.engine import optimizers
-  from walt_t5x.flops import count_flops_of
+  from walt_t5x.engine.flops import count_flops_of
   from walt_t5x.models.denoiser_model import DenoiserModel
   from walt_t5x.models.input_shapes import input_shapes
 

@@ -107,8 +107,9 @@ def pair(implementation: str) -> dict[str, Any]:
   import numpy as np
   from flax.linen.partitioning import axis_rules
 
-  from walt_t5x import partitioning, tpu_compile
   from walt_t5x.denoiser.block import BlockPair, LayerInputs
+  from walt_t5x.planning import tpu_compile
+  from walt_t5x.sharding import partitioning
 
   width, rows, tokens = 2048, 8, 1280
   device = tpu_compile.topology_devices("v5p:2x2x1")[0]

@@ -84,8 +84,8 @@ def load(run: Path):
   import jax
   import jax.numpy as jnp
 
-  from beam_jobs.encoders import build_vae
-  from beam_jobs.job_flags import vae_fields_of_gin
+  from beam_jobs.runners.job_flags import vae_fields_of_gin
+  from beam_jobs.shards.encoders import build_vae
   from walt_t5x.engine.checkpoints import load_params
 
   vae = build_vae(vae_fields_of_gin(str(ROOT / "gin/models/vae_small.gin")))

@@ -79,9 +79,9 @@ def compile_stages(
   import jax
   import jax.numpy as jnp
 
-  from walt_t5x import tpu_compile
   from walt_t5x.denoiser.window_attention_kernel import fused_window_attention
   from walt_t5x.denoiser.window_attention_shape import heads_in_lanes
+  from walt_t5x.planning import tpu_compile
 
   device = tpu_compile.topology_devices(slice_name)[0]
   sharding = jax.sharding.SingleDeviceSharding(device)

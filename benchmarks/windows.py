@@ -32,7 +32,7 @@ def make_step(spatial: tuple, spatiotemporal: tuple, *, layers: int, width: int,
   import jax.numpy as jnp
 
   from walt_t5x.denoiser.transformer import WaltDenoiser
-  from walt_t5x.flops import count_flops_of
+  from walt_t5x.engine.flops import count_flops_of
   from walt_t5x.models.denoiser_model import DenoiserModel
 
   module = WaltDenoiser(

@@ -1,7 +1,7 @@
 """Checks that comments, docstrings, messages, gin files and docs avoid the phrases of prose.toml.
 
-  python scripts/prose.py                    # every tracked text file
-  python scripts/prose.py docs README.md     # some of them
+python scripts/prose.py                    # every tracked text file
+python scripts/prose.py docs README.md     # some of them
 """
 
 import argparse
@@ -14,7 +14,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_suffix(".toml")
-SUFFIXES = (".py", ".md", ".gin", ".toml", ".sh", ".yml", ".yaml", ".j2", ".html", ".css", ".in", "")
+SUFFIXES = (
+  ".py",
+  ".md",
+  ".gin",
+  ".toml",
+  ".sh",
+  ".yml",
+  ".yaml",
+  ".j2",
+  ".html",
+  ".css",
+  ".in",
+  "",
+)
 # What machines write, or what others wrote.
 LEFT_OUT = ("benchmarks/mutation", "docs/licenses", "LICENSE", "scripts/prose.toml")
 MOST_EXCEPTIONS = 5

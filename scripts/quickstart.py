@@ -232,7 +232,7 @@ def stages(folder: Path) -> list[Stage]:
       [
         "python",
         "-m",
-        "walt_t5x.metrics.train_stand_in",
+        "walt_t5x.train_surrogate",
         f"--output={folder / 'shapes.safetensors'}",
       ],
       lambda _: "a stand-in, trained on shapes",

@@ -15,7 +15,7 @@ from absl import flags
 
 import gin
 from benchmarks import reproduce
-from walt_t5x.engine import gin_config
+from walt_t5x.config import gin_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

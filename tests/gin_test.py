@@ -8,7 +8,8 @@ import jax
 import pytest
 
 import gin
-from walt_t5x.engine import choice, gin_config
+from walt_t5x.config import gin_config
+from walt_t5x.engine import choice
 from walt_t5x.models.input_shapes import input_shapes
 
 ROOT = Path(__file__).resolve().parents[1]

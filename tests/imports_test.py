@@ -12,116 +12,82 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("walt_t5x", "data", "beam_jobs")
 
-# What each part may import of ours, besides itself and walt_t5x.types. Longest prefix wins.
+# What the files of a folder, and of the folders in it, may import of ours, next to each other and walt_t5x.types.
+# Programs are the files directly in walt_t5x/ and beam_jobs/: they import anything, and only programs import them.
 ALLOWED = {
-  "walt_t5x.types": (),
-  "walt_t5x.vae": (),
-  "walt_t5x.denoiser": (),
-  "walt_t5x.diffusion": (),
-  "walt_t5x.text": (),
-  "walt_t5x.metrics": (),
-  "walt_t5x.metrics.train_stand_in": ("walt_t5x.metrics", "data.shapes"),
-  "walt_t5x.entry_points": (),
-  "walt_t5x.gin_files": (),
-  "walt_t5x.video_io": (),
-  "walt_t5x.image_modes": (),
-  "walt_t5x.lossless_video": (),
-  "walt_t5x.embedded_media": (),
-  "walt_t5x.gallery": (
-    "walt_t5x.video_io",
-    "walt_t5x.gallery_page",
-    "walt_t5x.embedded_media",
-    "walt_t5x.offline_page",
+  "walt_t5x/files": (),
+  "walt_t5x/config": (),
+  "walt_t5x/media": (),
+  "walt_t5x/sharding": (),
+  "walt_t5x/vae": (),
+  "walt_t5x/denoiser": ("walt_t5x/sharding",),
+  "walt_t5x/diffusion": (),
+  "walt_t5x/text": (),
+  "walt_t5x/metrics": (),
+  "data": ("walt_t5x/media",),
+  "walt_t5x/engine": ("walt_t5x/config",),
+  "walt_t5x/models": (
+    "walt_t5x/vae",
+    "walt_t5x/denoiser",
+    "walt_t5x/diffusion",
+    "walt_t5x/metrics",
+    "walt_t5x/media",
+    "walt_t5x/engine",
+    "data",
   ),
-  "walt_t5x.gallery_page": (),
-  "walt_t5x.offline_page": (),
-  "walt_t5x.data_page": ("walt_t5x.video_io", "walt_t5x.embedded_media", "walt_t5x.offline_page"),
-  "walt_t5x.engine": ("walt_t5x.flops", "walt_t5x.gin_files"),
-  "walt_t5x.models": (
-    "walt_t5x.vae",
-    "walt_t5x.denoiser",
-    "walt_t5x.diffusion",
-    "walt_t5x.text",
-    "walt_t5x.metrics",
-    "walt_t5x.engine",
-    "data.feature_converters",
-    "data.packed_text",
-    "data.schema",
-    "walt_t5x.video_io",
+  "walt_t5x/planning": ("walt_t5x/config", "walt_t5x/engine", "walt_t5x/models", "data"),
+  "beam_jobs/sources": ("walt_t5x/files", "data"),
+  "beam_jobs/filters": ("walt_t5x/media", "beam_jobs/sources"),
+  "beam_jobs/shards": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/vae",
+    "walt_t5x/text",
+    "walt_t5x/engine",
+    "data",
+    "beam_jobs/sources",
+    "beam_jobs/filters",
   ),
-  "walt_t5x.flops": (),
-  "walt_t5x.partitioning": (),
-  "walt_t5x.hlo_collectives": (),
-  "walt_t5x.tpu_compile": ("walt_t5x.engine",),
-  "walt_t5x.tpu_report": ("walt_t5x.tpu_compile", "walt_t5x.hlo_collectives"),
-  "walt_t5x.plan_text": (),
-  "walt_t5x.gin_flags": ("walt_t5x.engine", "walt_t5x.gin_files"),
-  "walt_t5x.generation": (
-    "walt_t5x.models",
-    "walt_t5x.vae",
-    "walt_t5x.denoiser",
-    "walt_t5x.text",
-    "walt_t5x.engine",
-    "walt_t5x.gallery",
-    "walt_t5x.image_modes",
-    "walt_t5x.partitioning",
-    "walt_t5x.video_io",
-    "data.provenance",
-    "data.schema",
+  "walt_t5x/html": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/text",
+    "walt_t5x/engine",
+    "data",
+    "beam_jobs/sources",
+    "beam_jobs/shards",
   ),
-  "data.cache_folders": (),
-  "walt_t5x.evaluation": (
-    "walt_t5x.metrics",
-    "walt_t5x.generation",
-    "walt_t5x.video_io",
-    "walt_t5x.lossless_video",
-    "walt_t5x.vae",
-    "walt_t5x.engine.builtin.summaries",
+  "walt_t5x/generation": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/sharding",
+    "walt_t5x/vae",
+    "walt_t5x/denoiser",
+    "walt_t5x/text",
+    "walt_t5x/engine",
+    "walt_t5x/models",
+    "walt_t5x/html",
+    "data",
   ),
-  "data.shapes": (),
-  "data.packed_text": (),
-  "data.schema": ("data.packed_text",),
-  "data.tfrecord": (),
-  "data.provenance": ("data.schema",),
-  "data.feature_converters": ("data.packed_text",),
-  "data.raw_shards": (),
-  "data.deny_list": ("data.schema",),
-  "data.cached_tasks": ("data.schema", "data.provenance", "data.raw_shards"),
-  "data.rows": ("data.schema", "data.provenance", "data.cached_tasks", "data.deny_list"),
-  "data.tasks": ("data.schema", "data.cached_tasks", "data.rows"),
-  "data.real_media": ("walt_t5x.video_io",),
-  "data.samples": ("data.shapes", "data.real_media", "walt_t5x.video_io"),
-  "beam_jobs": (
-    "data.schema",
-    "data.tfrecord",
-    "data.provenance",
-    "walt_t5x.vae",
-    "walt_t5x.text",
-    "walt_t5x.engine.checkpoints",
-    "walt_t5x.gin_files",
-    "walt_t5x.image_modes",
+  "walt_t5x/evaluation": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/vae",
+    "walt_t5x/metrics",
+    "walt_t5x/engine",
+    "walt_t5x/generation",
+    "walt_t5x/html",
+    "data",
   ),
-  "beam_jobs.evaluate": ("beam_jobs", "walt_t5x.evaluate", "walt_t5x.evaluation"),
-  "beam_jobs.evaluation_parts": ("walt_t5x.evaluate", "walt_t5x.evaluation"),
-  "walt_t5x.reporting": (
-    "walt_t5x.engine.checkpoints",
-    "walt_t5x.embedded_media",
-    "walt_t5x.offline_page",
+  "beam_jobs/runners": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/config",
+    "walt_t5x/evaluation",
+    "beam_jobs/sources",
+    "beam_jobs/filters",
+    "beam_jobs/shards",
   ),
-  # Programs may import anything.
-  "walt_t5x.train": OURS,
-  "walt_t5x.generate": OURS,
-  "walt_t5x.demo": OURS,
-  "walt_t5x.compare_upscaling": OURS,
-  "walt_t5x.evaluate": OURS,
-  "walt_t5x.plan": OURS,
-  "walt_t5x.run_plan": OURS,
-  "walt_t5x.plan_sampling": OURS,
-  "walt_t5x.report": OURS,
-  "walt_t5x.reconstruct": OURS,
-  "walt_t5x.held_out_clips": OURS,
-  "walt_t5x.inspect_data": OURS,
-  "walt_t5x.inspection": OURS,
 }
 LIBRARIES = ("vae", "denoiser", "diffusion", "text", "metrics")
 HEAVY = ("seqio", "tensorflow", "apache_beam", "t5x", "gin")
@@ -140,7 +106,7 @@ PROGRAMS = (
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.metrics.import_weights",
-  "walt_t5x.metrics.train_stand_in",
+  "walt_t5x.train_surrogate",
   "walt_t5x.vae.import_lpips",
   "data.samples",
   "beam_jobs.preprocess",
@@ -170,33 +136,63 @@ def _imports(file, *, top_level_only=False):
         yield node.module
 
 
-def _part(module):
-  matches = [p for p in ALLOWED if module == p or module.startswith(p + ".")]
-  return max(matches, key=len, default=None)
+def _graph():
+  """Module -> the modules of ours that it imports, wherever in its text."""
+  modules = {module for module, _ in _files()}
+  graph = {}
+  for module, file in _files():
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+      if isinstance(node, ast.Import):
+        found |= {alias.name for alias in node.names}
+      elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        names = {f"{node.module}.{alias.name}" for alias in node.names}
+        found |= names & modules or {node.module}
+    graph[module] = (found & modules) - {module}
+  return graph
 
 
-def _inside(module, parts):
-  return any(module == p or module.startswith(p + ".") for p in parts)
+def _folder(module):
+  """The entry of the table; None for a program, a package and walt_t5x.types."""
+  path = module.replace(".", "/")
+  return next((folder for folder in ALLOWED if path.startswith(folder + "/")), None)
 
 
 def test_imports_point_one_way():
   wrong = []
-  for module, file in _files():
-    part = _part(module)
-    if module in OURS:
-      continue
-    assert part, f"{module} is in no part of the import map of this test: add it where it belongs"
-    allowed = (part, "walt_t5x.types", *ALLOWED[part])
-    for imported in _imports(file):
-      if imported.split(".")[0] in OURS and imported not in OURS:
-        if not _inside(imported, allowed):
-          wrong.append(f"{module} imports {imported}; {part} may import only {ALLOWED[part]}")
+  for module, imported in _graph().items():
+    folder = _folder(module)
+    for other in sorted(imported - {"walt_t5x", "walt_t5x.types"}):
+      target = _folder(other) or other.replace(".", "/")
+      if folder and target != folder and target not in ALLOWED[folder]:
+        wrong.append(f"{module} imports {other}; {folder} may import only {ALLOWED[folder]}")
   assert not wrong, "\n".join(wrong)
+  assert len(ALLOWED) <= 20
+  # The table itself has one direction: each folder after those that it names.
+  order = list(ALLOWED)
+  for folder, others in ALLOWED.items():
+    assert all(order.index(other) < order.index(folder) for other in others), folder
+
+
+def test_no_files_import_each_other_in_a_circle():
+  graph = _graph()
+  while leaves := {module for module, imported in graph.items() if not imported & graph.keys()}:
+    for module in leaves:
+      del graph[module]
+  circles = {module: sorted(imported & graph.keys()) for module, imported in graph.items()}
+  assert not circles
+
+
+def test_the_packages_hold_programs_and_folders():
+  for package in ("walt_t5x", "beam_jobs"):
+    for file in (ROOT / package).glob("*.py"):
+      if file.name not in ("__init__.py", "types.py"):
+        assert 'if __name__ == "__main__":' in file.read_text(encoding="utf-8"), file
 
 
 def test_libraries_import_no_engine_and_no_pipeline():
   for module, file in _files():
-    if _inside(module, [f"walt_t5x.{name}" for name in LIBRARIES]):
+    if module.startswith(tuple(f"walt_t5x.{name}." for name in LIBRARIES)):
       found = {name.split(".")[0] for name in _imports(file)} & set(HEAVY)
       assert not found, f"{module} imports {found}"
 

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, job_flags, preprocess
+from beam_jobs import preprocess
+from beam_jobs.runners import job_flags
+from beam_jobs.shards import encoders
 from data import schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
-from walt_t5x import data_page, inspect_data, inspection, video_io
+from walt_t5x import inspect_data
+from walt_t5x.html import data_page, inspection
+from walt_t5x.media import video_io
 
 __all__ = ["world"]  # A fixture.
 EVIL = '<script>alert(1)</script> & "quotes"'

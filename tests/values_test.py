@@ -7,7 +7,7 @@ import inspect
 import pytest
 
 BY_NAME = (
-  "beam_jobs.replays.Replay",
+  "beam_jobs.shards.replays.Replay",
   "beam_jobs.shards.ShardName",
   "data.rows.RowFormat",
   "data.rows.Rows",
@@ -19,7 +19,7 @@ BY_NAME = (
   "walt_t5x.generation.sample_folder.StoredSample",
 )
 BY_PLACE = (
-  "beam_jobs.ledger.Summary",
+  "beam_jobs.shards.ledger.Summary",
   "walt_t5x.denoiser.adaln.Modulation",
   "walt_t5x.diffusion.guidance.ConstantGuidance",
   "walt_t5x.diffusion.guidance.PowerCosineGuidance",

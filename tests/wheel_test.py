@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import gin
-from walt_t5x import gin_files
-from walt_t5x.engine import gin_config
+from walt_t5x.config import gin_config, gin_files
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {

@@ -1,10 +1,17 @@
-"""The commands of an installed package: `walt-train` is `python -m walt_t5x.train`, and so on.
+"""Lists the programs (`python -m walt_t5x`), and starts them as the commands of an installed package.
+
+`walt-train` is `python -m walt_t5x.train`, and so on.
 
 A command starts its module as `__main__`, as `python -m` does: gin files say `import __main__ as train_script`, and
 worker processes import the main module by its name. So nothing here may import a program.
 """
 
+import ast
+import importlib.util
 import runpy
+from pathlib import Path
+
+PACKAGES = ("walt_t5x", "beam_jobs")
 
 
 def _run(module: str) -> None:
@@ -34,3 +41,27 @@ def preprocess() -> None:
 def plan() -> None:
   """`python -m walt_t5x.plan`."""
   _run("walt_t5x.plan")
+
+
+def programs() -> dict[str, str]:
+  """Module -> the first line of its docstring, for every program; nothing is imported."""
+  found = {}
+  for package in PACKAGES:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"{package} is installed with us"
+    for file in sorted(Path(spec.submodule_search_locations[0]).glob("[a-z]*.py")):
+      text = file.read_text(encoding="utf-8")
+      if '__name__ == "__main__"' in text:
+        summary = ast.get_docstring(ast.parse(text)) or ""
+        found[f"{package}.{file.stem}"] = summary.splitlines()[0]
+  return found
+
+
+def main() -> None:
+  """Prints the programs."""
+  for module, summary in programs().items():
+    print(f"python -m {module:<28} {summary}")
+
+
+if __name__ == "__main__":
+  main()

@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import app, flags
 
-from walt_t5x import gin_flags
+from walt_t5x.config import gin_flags
 
 FLAGS = flags.FLAGS
 STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original", "tokenizer"
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import gin
   from walt_t5x import generate
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
 
   # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
   vars(sys.modules["__main__"]).update(generate=generate.generate)

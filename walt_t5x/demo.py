@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x import gin_flags
+from walt_t5x.config import gin_flags
 
 FLAGS = flags.FLAGS
 
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
 
   import gin
   from walt_t5x import generate
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
 
   # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
   vars(sys.modules["__main__"]).update(generate=generate.generate)

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from absl import app, flags, logging
 
-from walt_t5x import gin_flags
+from walt_t5x.config import gin_flags
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
@@ -209,7 +209,7 @@ def main(argv: Sequence[str]) -> None:
 
   import gin
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
   from walt_t5x.generation.sampling_run import RunSettings
 
   run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.

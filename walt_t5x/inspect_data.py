@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.inspection import (
+from walt_t5x.html.inspection import (
   SHARD_NAME,
   LatentDecoder,
   Shard,
@@ -36,7 +36,7 @@ def cards(
 ) -> Iterator[Any]:
   """One card a sampled record."""
   from data import schema
-  from walt_t5x.data_page import Clip, RowCard
+  from walt_t5x.html.data_page import Clip, RowCard
 
   coloured: dict[str, np.ndarray] = {}
   if decoder is None:
@@ -116,8 +116,8 @@ def page_facts(shard: Shard, origin: Any, whole: Mapping[str, Any]) -> dict[str,
 
 def channel_tables(shard: Shard, origin: Any) -> list[Any]:
   """Moments of the shard's latents against the corpus'."""
-  from beam_jobs.shards import Moments
-  from walt_t5x.data_page import Channels
+  from beam_jobs.shards.moments import Moments
+  from walt_t5x.html.data_page import Channels
 
   tables = []
   for name, raw in sorted(shard.sidecar.get("moments", {}).items()):
@@ -137,7 +137,7 @@ def channel_tables(shard: Shard, origin: Any) -> list[Any]:
 
 def histograms(shard: Shard, origin: Any) -> list[Any]:
   """Distributions over the shard."""
-  from walt_t5x.data_page import Histogram
+  from walt_t5x.html.data_page import Histogram
 
   limit = origin.text_encoder.get("max_length") if origin and origin.text_encoder else None
   titles = {
@@ -184,9 +184,9 @@ def inspect(
     FileNotFoundError: where there is no shard.
     ValueError: on a VAE that did not make the cache.
   """
-  from beam_jobs import storage
   from data.provenance import FILE_NAME, read_provenance
-  from walt_t5x.data_page import write_page
+  from walt_t5x.files import storage
+  from walt_t5x.html.data_page import write_page
 
   folder, name = find_shard(path)
   shard = read_shard(folder, name, rows=rows, seed=seed)

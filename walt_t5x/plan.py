@@ -20,7 +20,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x import gin_flags, plan_text, run_plan
+from walt_t5x.config import gin_flags
+from walt_t5x.planning import plan_text, run_plan
 
 FLAGS = flags.FLAGS
 
@@ -54,8 +55,8 @@ def main(argv: Sequence[str]) -> None:
   if len(sizes) > 1 and not FLAGS.search:
     raise app.UsageError(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import tpu_compile
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
+  from walt_t5x.planning import tpu_compile
 
   try:
     for name in FLAGS.topology:
@@ -116,7 +117,7 @@ def _plan_files(names: Sequence[str], sizes: Sequence[int]) -> run_plan.Plan:
 
 def _search(names: Sequence[str], sizes: Sequence[int]) -> None:
   """Prints what the TPU compiler says of every variant, and which one to take."""
-  from walt_t5x import tpu_report
+  from walt_t5x.planning import tpu_report
 
   _parse(names)
   plan, found = run_plan.plan_gin(), {}

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from walt_t5x import gin_flags
+from walt_t5x.config import gin_flags
 
 GIB = 1024**3
 FLAGS = flags.FLAGS
@@ -62,7 +62,7 @@ def plan_stage(
 
   from data import schema
   from walt_t5x.denoiser.transformer import Conditioning
-  from walt_t5x.flops import count_flops_of
+  from walt_t5x.engine.flops import count_flops_of
 
   sampler, module = config.model.sampler, config.module
   params = _params(config, text_length)
@@ -142,8 +142,8 @@ def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, A
 
 def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> Any:
   """What a chip needs for a batch's chain."""
-  from walt_t5x import tpu_compile
   from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
+  from walt_t5x.planning import tpu_compile
 
   devices = tpu_compile.topology_devices(topology)
   sampler = StageSampler(config, mesh=mesh_for(batch_size, devices))
@@ -190,9 +190,10 @@ def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
   gin_flags.check(argv, example="gin/walt_cascade_512x896.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import engine, generate, tpu_compile
-  from walt_t5x.engine import gin_config
+  from walt_t5x import engine, generate
+  from walt_t5x.config import gin_config
   from walt_t5x.generation.checks import choose_stages
+  from walt_t5x.planning import tpu_compile
 
   # gin files say `import __main__ as generate_script`, those that trained a stage `as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train, generate=generate.generate)

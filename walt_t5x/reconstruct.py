@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x import gin_files
+from walt_t5x.config import gin_files
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -91,8 +91,8 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from flax import traverse_util
 
   import gin
-  from beam_jobs.encoders import build_vae, select_vae_params
-  from beam_jobs.job_flags import vae_fields_of_gin
+  from beam_jobs.runners.job_flags import vae_fields_of_gin
+  from beam_jobs.shards.encoders import build_vae, select_vae_params
   from walt_t5x import engine
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.text.fingerprint import weights_fingerprint
@@ -116,7 +116,7 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
   """
   import itertools
 
-  from walt_t5x import held_out_clips
+  from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
     split = args.split or "validation"
@@ -148,7 +148,7 @@ def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[A
     rows: of a batch.
     skip: called with a clip that cannot be read, and why.
   """
-  from walt_t5x.held_out_clips import UnreadableClip
+  from walt_t5x.evaluation.held_out_clips import UnreadableClip
 
   group: list[Any] = []
   read: list[Any] = []
@@ -183,10 +183,10 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   import jax
   from tqdm import tqdm
 
+  from walt_t5x.evaluation.held_out_clips import UnreadableClip
   from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
   from walt_t5x.generation import run_identity
   from walt_t5x.generation.stage_sampler import mesh_for
-  from walt_t5x.held_out_clips import UnreadableClip
 
   started = time.monotonic()
   vae, params, tokenizer = load_vae(args.vae_gin_file, args.vae_checkpoint, ema=args.vae_ema)
@@ -242,7 +242,7 @@ def _finish(
   """Ledger, and manifest and page once no clip is left; what there is."""
   import numpy as np
 
-  from walt_t5x.generation.json_files import write_text
+  from walt_t5x.files.json_files import write_text
 
   number, count = args.shard
   ledger = "".join(json.dumps(entry) + "\n" for entry in skipped.values())
@@ -274,7 +274,8 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   """Input and reconstruction side by side, at most ten seconds of each."""
   import numpy as np
 
-  from walt_t5x import gallery, video_io
+  from walt_t5x.html import gallery
+  from walt_t5x.media import video_io
 
   def frames_of(path: Path, fps: float) -> np.ndarray:
     if path.suffix == ".png":

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x import gin_files
+from walt_t5x.config import gin_files
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,8 +48,8 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
 
   import gin
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
-  from walt_t5x.run_plan import plan_gin
+  from walt_t5x.config import gin_config
+  from walt_t5x.planning.run_plan import plan_gin
 
   if not config.is_file():
     return "the run recorded no config.gin"
@@ -76,9 +76,9 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     ValueError: a scores file that holds none.
   """
   from walt_t5x.generation.sample_folder import SampleFolder
-  from walt_t5x.reporting.report_page import write_report
-  from walt_t5x.reporting.run_folder import read_run
-  from walt_t5x.reporting.scores import read_scores
+  from walt_t5x.html.report_page import write_report
+  from walt_t5x.html.run_folder import read_run
+  from walt_t5x.html.scores import read_scores
 
   parents = {path.name for path in args.run}
   unique = len(parents) == len(args.run)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from absl.logging import converter
 
-from walt_t5x import gin_flags
+from walt_t5x.config import gin_flags
 
 FLAGS = flags.FLAGS
 
@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> None:
   import tensorflow as tf
 
   from walt_t5x import engine
-  from walt_t5x.engine import choice, exits, gin_config, run_settings
+  from walt_t5x.config import gin_config
+  from walt_t5x.engine import choice, exits, run_settings
 
   faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
   # Orbax reports every file at INFO; its warnings still come through.

@@ -1,6 +1,6 @@
 """Trains the stand-in feature network `shapes` on rendered shapes, for machines without I3D's weights.
 
-  python -m walt_t5x.metrics.train_stand_in --output=shapes.safetensors
+  python -m walt_t5x.train_surrogate --output=shapes.safetensors
 
 Draws clips of one coloured shape that moves or stands still, half of them at 32 x 32 and half at 64 x 64, and learns
 to name colour, shape and direction. Prints the accuracies on clips it has not seen and the fingerprint of the
@@ -29,7 +29,7 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
   import jax
   import numpy as np
 
-  from data import shapes
+  from data.samples import shapes
   from walt_t5x.metrics.resize import resize_bilinear
   from walt_t5x.metrics.shapes_network import SIZE
 
@@ -101,7 +101,7 @@ def train(*, seed: int, steps: int, batch_size: int, learning_rate: float, clips
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
   parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.metrics.train_stand_in",
+    prog="python -m walt_t5x.train_surrogate",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from beam_jobs.filters import Rejected
+from walt_t5x.media.rules import Rejected
 
 MODES = ("none", "exact", "near")
 # Bits of one picture's hash: 8 x 8 differences along the rows and as many along the columns.

@@ -10,14 +10,14 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 
-from walt_t5x import evaluate
+from walt_t5x.evaluation import feature_scores
 
 _LOADING = threading.Lock()
 
 
 @functools.cache
 def _loaded(flags: tuple[tuple[str, Any], ...]) -> Any:
-  return evaluate.load_evaluation(argparse.Namespace(**dict(flags)))
+  return feature_scores.load_evaluation(argparse.Namespace(**dict(flags)))
 
 
 def loaded(args: argparse.Namespace) -> Any:

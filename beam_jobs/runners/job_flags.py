@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from beam_jobs import worker_flags
+from beam_jobs.runners import worker_flags
 from beam_jobs.sources import spec as source_spec
-from walt_t5x import gin_files
+from walt_t5x.config import gin_files
 
 
 def parse(
@@ -89,19 +89,20 @@ def parse(
 
 def filter_rules(args: argparse.Namespace) -> list[Any]:
   """The rules of --filter, without the one of --min_motion."""
-  from beam_jobs import filters
+  from walt_t5x.media.rules import Rule
 
-  return [filters.Rule.parse(text) for text in args.filter]
+  return [Rule.parse(text) for text in args.filter]
 
 
 def filtering_of(args: argparse.Namespace, rules: Sequence[Any]) -> Any:
   """All filters."""
-  from beam_jobs import filters
+  from beam_jobs.filters import row_filters
+  from walt_t5x.media.rules import Rule
 
   motion = ()
   if args.min_motion > 0:
-    motion = (filters.Rule("motion", ">=", args.min_motion, code="low_motion"),)
-  return filters.FilterSpec(
+    motion = (Rule("motion", ">=", args.min_motion, code="low_motion"),)
+  return row_filters.FilterSpec(
     rules=(*rules, *motion),
     duplicates=args.duplicates,
     near_duplicate_bits=args.near_duplicate_bits,
@@ -114,7 +115,7 @@ def encoders_of(args: argparse.Namespace) -> Any:
   Raises:
     FileNotFoundError: where there is no gin file.
   """
-  from beam_jobs import encoders
+  from beam_jobs.shards import encoders
 
   batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
   if args.content == "pixels":
@@ -131,7 +132,7 @@ def encoders_of(args: argparse.Namespace) -> Any:
 
 def clip_of(args: argparse.Namespace) -> Any:
   """What to cut out of the media."""
-  from beam_jobs.decoding import ClipSpec
+  from walt_t5x.media.clips import ClipSpec
 
   return ClipSpec(
     resolutions=args.resolutions,
@@ -153,7 +154,7 @@ def check_resolutions(vae: Any, args: argparse.Namespace) -> None:
 def vae_fields_of_gin(path: str) -> dict[str, Any]:
   """CausalVae's fields as a gin file binds them, defaults filled in, as plain JSON values."""
   import gin
-  from beam_jobs.encoders import vae_fields
+  from beam_jobs.shards.encoders import vae_fields
 
   gin.clear_config()
   gin.parse_config_file(gin_files.find(path, flag="--vae_gin_file"))

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from beam_jobs import worker_flags
-from beam_jobs.shards import LedgerError
-from beam_jobs.storage import CannotWrite
+from beam_jobs.runners import worker_flags
+from beam_jobs.shards.shard_files import LedgerError
+from walt_t5x.files.storage import CannotWrite
 
 
 def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None:
@@ -20,7 +20,7 @@ def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None
   """
   import apache_beam as beam
 
-  from beam_jobs import worker_deaths
+  from beam_jobs.runners import worker_deaths
 
   with _reporter(job, options, rows), worker_deaths.end_with_workers():
     # Leaving the block waits for the end of the job.
@@ -32,7 +32,7 @@ def add_steps(root: Any, lines: Any, job: Any) -> None:
   """The steps of the pipeline, as `make_shards` has them."""
   import apache_beam as beam
 
-  from beam_jobs import pipeline
+  from beam_jobs.shards import pipeline
 
   _ = (
     root
@@ -44,7 +44,7 @@ def add_steps(root: Any, lines: Any, job: Any) -> None:
 
 def _reporter(job: Any, options: Any, rows: int | None) -> Any:
   """Progress lines; counted here where the workers are threads of this process, else from the sidecars."""
-  from beam_jobs import ledger, progress
+  from beam_jobs.shards import ledger, progress
 
   if worker_flags.in_this_process(options):
     return progress.Reporter(rows)

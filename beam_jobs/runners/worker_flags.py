@@ -73,8 +73,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def job_fields(args: argparse.Namespace) -> dict[str, Any]:
   """Fields of `pipeline.Job` that the flags decide."""
-  from beam_jobs.loading import DecodeSettings
-  from beam_jobs.quality import Band
+  from beam_jobs.shards.loading import DecodeSettings
+  from beam_jobs.shards.quality import Band
 
   named = {"mean": args.qa_mean, "std": args.qa_std}
   bounds = {name: tuple(values) for name, values in named.items() if values}

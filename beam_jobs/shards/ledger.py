@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from beam_jobs import pipeline, shards, storage
-from beam_jobs.shards import LedgerError
+from beam_jobs.shards import pipeline, shard_files
+from beam_jobs.shards.moments import Moments
+from beam_jobs.shards.shard_files import LedgerError
 from data import provenance, schema
+from walt_t5x.files import storage
 
 
 @dataclasses.dataclass
@@ -86,10 +88,10 @@ class Summary:
     return sum(self.splits.values(), Totals())
 
 
-def read_plan(output: str, task: str, replay: int = 0) -> dict[shards.ShardName, int]:
+def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.ShardName, int]:
   """Rows that each shard of the job, or of a replay, must account for."""
   plan = json.loads(storage.read(pipeline.plan_path(output, task, replay)))
-  found = {shard: rows for name, rows in plan.items() if (shard := shards.parse_shard(name))}
+  found = {shard: rows for name, rows in plan.items() if (shard := shard_files.parse_shard(name))}
   if len(found) < len(plan):
     raise LedgerError(
       f"{pipeline.plan_path(output, task, replay)}: got {sorted(plan)[:3]}, expected names like "
@@ -124,7 +126,7 @@ def finalise(
   for folder in folders:
     check_folder(output, folder, plan)
   splits: dict[tuple[str, str], Totals] = {}
-  moments: dict[str, dict[str, shards.Moments]] = {folder: {} for folder in folders}
+  moments: dict[str, dict[str, Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
   quarantine: dict[str, Sequence[str]] = {}
   for shard, sidecar in sidecars.items():
@@ -136,12 +138,12 @@ def finalise(
     fields[shard.task] |= set(sidecar["fields"])
     mine = moments[shard.task]
     for name, raw in sidecar["moments"].items():
-      mine[name] = mine.get(name, shards.Moments()) + shards.Moments.from_json(raw)
+      mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
   summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
   if not summary.completed:
     raise LedgerError(
       f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
-      f"ledgers {storage.join(output, '*', '*' + shards.DEAD)}"
+      f"ledgers {storage.join(output, '*', '*' + shard_files.DEAD)}"
     )
   statistics = latent_statistics(moments)
   for folder in summary.completed:
@@ -151,18 +153,18 @@ def finalise(
 
 
 def latent_statistics(
-  moments: Mapping[str, Mapping[str, shards.Moments]],
+  moments: Mapping[str, Mapping[str, Moments]],
 ) -> dict[str, dict[str, provenance.LatentStatistics]]:
   """Mean and standard deviation of each latents field, per task folder.
 
   Fields of one height and width are measured together over all folders: images and videos of one resolution share
   one normalisation.
   """
-  merged: dict[tuple[int, int], shards.Moments] = {}
+  merged: dict[tuple[int, int], Moments] = {}
   for fields in moments.values():
     for name, part in sorted(fields.items()):
       size = schema.latents_shape(name)[1:]
-      merged[size] = merged.get(size, shards.Moments()) + part
+      merged[size] = merged.get(size, Moments()) + part
   statistics = {}
   for folder, fields in moments.items():
     statistics[folder] = {}
@@ -173,14 +175,14 @@ def latent_statistics(
 
 
 def checked(
-  output: str, shard: shards.ShardName, rows: int, settings_digest: str
+  output: str, shard: shard_files.ShardName, rows: int, settings_digest: str
 ) -> dict[str, Any]:
   """The sidecar of a shard.
 
   Raises:
     LedgerError: where it does not account for the rows, or is of other settings, or the shard is not there.
   """
-  sidecar = shards.read_sidecar(output, shard)
+  sidecar = shard_files.read_sidecar(output, shard)
   if sidecar is None:
     raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
   placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
@@ -198,8 +200,8 @@ def checked(
 
 
 def all_checked(
-  output: str, plan: Mapping[shards.ShardName, int], settings_digest: str
-) -> Iterator[tuple[shards.ShardName, dict[str, Any]]]:
+  output: str, plan: Mapping[shard_files.ShardName, int], settings_digest: str
+) -> Iterator[tuple[shard_files.ShardName, dict[str, Any]]]:
   """Every shard of a plan and its sidecar, in order of the names.
 
   Raises:
@@ -210,7 +212,7 @@ def all_checked(
   return zip(names, found, strict=True)
 
 
-def check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int]) -> None:
+def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, int]) -> None:
   """Delete temporary files that killed workers left.
 
   Raises:
@@ -220,7 +222,7 @@ def check_folder(output: str, folder: str, plan: Mapping[shards.ShardName, int])
   for name in storage.names(storage.join(output, folder)):
     if name.startswith(storage.TEMPORARY):
       storage.delete(storage.join(output, folder, name))
-    elif shards.parse_shard(f"{folder}/{name}") and name not in expected:
+    elif shard_files.parse_shard(f"{folder}/{name}") and name not in expected:
       raise LedgerError(
         f"{storage.join(output, folder, name)} belongs to no shard of this run, but seqio would read "
         "it; delete it with its sidecar"
@@ -231,7 +233,7 @@ def _write_folder(
   output: str,
   folder: str,
   summary: Summary,
-  plan: Mapping[shards.ShardName, int],
+  plan: Mapping[shard_files.ShardName, int],
   *,
   kept: provenance.Provenance,
   fields: Sequence[str],
@@ -273,4 +275,4 @@ def rows_on_disk(output: str, task: str, replay: int = 0) -> int:
     for folder in {shard.task for shard in plan}
     for name in storage.names(storage.join(output, folder))
   }
-  return sum(rows for shard, rows in plan.items() if f"{shard}{shards.SIDECAR}" in closed)
+  return sum(rows for shard, rows in plan.items() if f"{shard}{shard_files.SIDECAR}" in closed)

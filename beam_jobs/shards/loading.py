@@ -8,12 +8,13 @@ import pickle
 import threading
 from collections.abc import Sequence
 
-from beam_jobs import decoding, storage
-from beam_jobs.decoding import Clip, ClipSpec, MediaError
-from beam_jobs.filters import Rejected, Rule
-from beam_jobs.isolation import Isolated, WorkerCrashed, WorkerTimeout
 from beam_jobs.sources import Row
 from beam_jobs.sources.members import StaleMember, read_media
+from walt_t5x.files import storage
+from walt_t5x.media import decoding
+from walt_t5x.media.clips import Clip, ClipSpec, MediaError
+from walt_t5x.media.isolation import Isolated, WorkerCrashed, WorkerTimeout
+from walt_t5x.media.rules import Rejected, Rule
 
 ISOLATIONS = ("process", "thread")
 _LOCK = threading.Lock()

@@ -14,12 +14,15 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
 
-from beam_jobs import duplicates, encoders, filters, progress, quality, shards, storage
-from beam_jobs.decoding import ClipSpec
-from beam_jobs.loading import DecodeSettings, Failure, Loaded, load_row
+from beam_jobs.filters import duplicates, row_filters
+from beam_jobs.shards import encoders, progress, quality, shard_files
+from beam_jobs.shards.loading import DecodeSettings, Failure, Loaded, load_row
 from beam_jobs.sources import Row, parse_line
 from beam_jobs.sources.columns import bad_row
 from data import schema
+from walt_t5x.files import storage
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.rules import Rejected
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class Job:
   encoders: encoders.EncoderConfig | encoders.PixelConfig
   clip: ClipSpec
   settings_digest: str
-  filtering: filters.FilterSpec = dataclasses.field(default_factory=filters.FilterSpec)
+  filtering: row_filters.FilterSpec = dataclasses.field(default_factory=row_filters.FilterSpec)
   decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
   decode_threads: int = 2
   qa_samples: int = 0
@@ -77,10 +80,10 @@ def manifest_text(line: bytes) -> str:
     return bad_row(shown, f"got a line that is no UTF-8 ({error}); write the manifest in UTF-8")
 
 
-def assign(line: str, job: Job) -> shards.ShardName:
+def assign(line: str, job: Job) -> shard_files.ShardName:
   """The shard of a manifest line: by hash of its group, or else of uri, start and end."""
   row = parse_line(line, job.manifest_folder)
-  return shards.ShardName(
+  return shard_files.ShardName(
     task=f"{job.task}_{row.modality}s",
     split=row.split,
     index=int(row.shard_key[:16], 16) % job.buckets_of(row.split),
@@ -98,10 +101,10 @@ def plan_path(output: str, task: str, replay: int = 0) -> str:
 # --- one shard ----------------------------------------------------------------------------------
 
 
-def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
+def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
   """Make a shard, or leave it where it is whole; returns its sidecar."""
-  digest = shards.rows_digest(lines)
-  whole = shards.whole_sidecar(
+  digest = shard_files.rows_digest(lines)
+  whole = shard_files.whole_sidecar(
     job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
   )
   if whole and not (job.retry_dead and whole["dead"]) and _judged_alike(whole, job):
@@ -110,7 +113,7 @@ def process_shard(shard: shards.ShardName, lines: Sequence[str], job: Job) -> di
   rows = [parse_line(line, job.manifest_folder) for line in sorted(lines)]
   rows.sort(key=lambda row: row.identity)
   with (
-    shards.ShardWriter(
+    shard_files.ShardWriter(
       job.output, shard, settings_digest=job.settings_digest, rows_digest=digest, band=job.band
     ) as writer,
     ThreadPoolExecutor(job.decode_threads) as pool,
@@ -146,7 +149,7 @@ def _judged_alike(whole: Mapping[str, Any], job: Job) -> bool:
   return bool(whole["quarantined"]) == bool(whole["moments"] and job.band.violations(whole))
 
 
-def _accept(rows: Iterable[Row], writer: shards.ShardWriter, job: Job) -> Iterator[Row]:
+def _accept(rows: Iterable[Row], writer: shard_files.ShardWriter, job: Job) -> Iterator[Row]:
   """Rows worth reading: those that parse, have text, come for the first time and pass the filters so far."""
   seen = set()
   for row in rows:
@@ -158,8 +161,8 @@ def _accept(rows: Iterable[Row], writer: shards.ShardWriter, job: Job) -> Iterat
       writer.reject(row, "no_caption", "the row has neither a caption nor a label")
     else:
       try:
-        accepted = filters.check_row(row, job.filtering.rules)
-      except filters.Rejected as rejection:
+        accepted = row_filters.check_row(row, job.filtering.rules)
+      except Rejected as rejection:
         writer.reject(row, rejection.reason, str(rejection))
       else:
         seen.add(row.identity)
@@ -184,16 +187,16 @@ def _load_ahead(
 
 
 def _keep(
-  loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shards.ShardWriter, job: Job
+  loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shard_files.ShardWriter, job: Job
 ) -> Iterator[Loaded]:
   """Rows that decoded and pass the filters."""
   seen = duplicates.Seen(job.filtering.duplicates, job.filtering.near_duplicate_bits)
   for row, result in loaded:
     if isinstance(result, Loaded):
       try:
-        filters.check_clip(row, result.clip, job.filtering.rules)
+        row_filters.check_clip(row, result.clip, job.filtering.rules)
         seen.check(row.uri, result.media_id, result.clip.frames)
-      except filters.Rejected as rejection:
+      except Rejected as rejection:
         writer.reject(row, rejection.reason, str(rejection))
       else:
         yield result
@@ -251,7 +254,7 @@ class _Encoding:
     except ValueError as error:
       return Failure("encode", "bad_caption", str(error))
 
-  def write(self, writer: shards.ShardWriter, samples: quality.Samples) -> None:
+  def write(self, writer: shard_files.ShardWriter, samples: quality.Samples) -> None:
     """Wait for the device, write the batch's records and offer them for decoding."""
     latents, pixels = {}, {}
     for size, values in self._latents.items():
@@ -374,14 +377,14 @@ class MakeShard(beam.DoFn):
     yield sidecar
 
 
-def _key(shard: shards.ShardName) -> tuple:
+def _key(shard: shard_files.ShardName) -> tuple:
   """A shard as a key that every runner groups by."""
   return dataclasses.astuple(shard)
 
 
-def _shard(key: tuple, **changes: Any) -> shards.ShardName:
-  names = (field.name for field in dataclasses.fields(shards.ShardName))
-  return shards.ShardName(**dict(zip(names, key, strict=True)) | changes)
+def _shard(key: tuple, **changes: Any) -> shard_files.ShardName:
+  names = (field.name for field in dataclasses.fields(shard_files.ShardName))
+  return shard_files.ShardName(**dict(zip(names, key, strict=True)) | changes)
 
 
 def _every_shard(key: tuple, job: Job) -> Iterator[tuple[tuple, None]]:

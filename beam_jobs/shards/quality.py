@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from beam_jobs.shards.moments import Moments
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
@@ -25,8 +27,6 @@ class Band:
 
   def violations(self, sidecar: Mapping[str, Any]) -> list[str]:
     """What of a shard lies outside, in words; from its sidecar's `moments` and `psnr`."""
-    from beam_jobs.shards import Moments
-
     found = []
     for name, raw in sorted(sidecar["moments"].items()):
       moments = zip(("mean", "std"), Moments.from_json(raw).mean_std(), strict=True)

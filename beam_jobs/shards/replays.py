@@ -16,11 +16,12 @@ from typing import Any
 
 import apache_beam as beam
 
-from beam_jobs import ledger, settings, shards, storage
-from beam_jobs.ledger import Summary, Totals
-from beam_jobs.shards import LedgerError
+from beam_jobs.shards import ledger, settings, shard_files
+from beam_jobs.shards.ledger import Summary, Totals
+from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS
 from data import provenance
+from walt_t5x.files import storage
 
 Where = tuple[str, str]
 
@@ -123,7 +124,7 @@ def account(
     LedgerError: where rows are unaccounted for.
   """
 
-  def plan_of(number: int) -> dict[shards.ShardName, int]:
+  def plan_of(number: int) -> dict[shard_files.ShardName, int]:
     plan = ledger.read_plan(output, task, number)
     return {shard: rows for shard, rows in plan.items() if folder in (None, shard.task)}
 
@@ -153,7 +154,7 @@ def account(
 
 
 def _add_up(
-  output: str, plan: Mapping[shards.ShardName, int], digest: str
+  output: str, plan: Mapping[shard_files.ShardName, int], digest: str
 ) -> tuple[dict[Where, Totals], dict[str, Sequence[str]]]:
   splits: dict[Where, Totals] = {}
   quarantine: dict[str, Sequence[str]] = {}
@@ -173,7 +174,7 @@ def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tupl
   found = []
   for number in (0, *(replay.number for replay in history)):
     names = sorted(ledger.read_plan(output, task, number))
-    paths = [shard.path(output, shards.DEAD) for shard in names]
+    paths = [shard.path(output, shard_files.DEAD) for shard in names]
     there = storage.for_each(storage.exists, paths)
     found += [(path, number) for path, is_there in zip(paths, there, strict=True) if is_there]
   return found

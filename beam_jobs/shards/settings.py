@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from beam_jobs import storage
-from beam_jobs.shards import SIDECAR
+from beam_jobs.shards.shard_files import SIDECAR
 from data import schema
+from walt_t5x.files import storage
 
 TASK_SUFFIXES = ("_images", "_videos")
 

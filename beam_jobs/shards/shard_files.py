@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from beam_jobs import quality, storage
+from beam_jobs.shards import quality
+from beam_jobs.shards.moments import Moments
 from beam_jobs.sources import Row
 from data import schema, tfrecord
+from walt_t5x.files import storage
 
 
 class LedgerError(RuntimeError):
@@ -76,45 +76,6 @@ def parse_shard(name: str) -> ShardName | None:
     count=int(match["count"]),
     replay=int(match["replay"] or 0),
   )
-
-
-@dataclasses.dataclass
-class Moments:
-  """Count, sum and sum of squares per channel, float64; moments of parts add up to those of the whole."""
-
-  count: int = 0
-  sum: Any = 0.0
-  sum_squares: Any = 0.0
-
-  @classmethod
-  def of(cls, latents: np.ndarray) -> "Moments":
-    """Moments of (..., c)."""
-    values = np.asarray(latents).astype(np.float64).reshape(-1, np.shape(latents)[-1])
-    return cls(len(values), values.sum(axis=0), np.square(values).sum(axis=0))
-
-  def __add__(self, other: "Moments") -> "Moments":
-    return Moments(
-      self.count + other.count, self.sum + other.sum, self.sum_squares + other.sum_squares
-    )
-
-  def mean_std(self) -> tuple[list[float], list[float]]:
-    """Mean and population standard deviation per channel."""
-    mean = self.sum / self.count
-    variance = np.maximum(self.sum_squares / self.count - np.square(mean), 0.0)
-    return mean.tolist(), np.sqrt(variance).tolist()
-
-  def to_json(self) -> dict[str, Any]:
-    """Plain values; float64 survives JSON exactly."""
-    return {
-      "count": self.count,
-      "sum": np.asarray(self.sum).tolist(),
-      "sum_squares": np.asarray(self.sum_squares).tolist(),
-    }
-
-  @classmethod
-  def from_json(cls, raw: Mapping[str, Any]) -> "Moments":
-    """What `to_json` wrote."""
-    return cls(raw["count"], np.array(raw["sum"]), np.array(raw["sum_squares"]))
 
 
 class ShardWriter(contextlib.AbstractContextManager):

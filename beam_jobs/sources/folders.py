@@ -7,9 +7,9 @@ class in words.
 import os
 from collections.abc import Iterator
 
-from beam_jobs import storage
 from beam_jobs.sources.columns import Columns, to_line, to_row
 from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from walt_t5x.files import storage
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 

@@ -8,7 +8,7 @@ import re
 import tarfile
 from typing import NamedTuple
 
-from beam_jobs import storage
+from walt_t5x.files import storage
 
 _MEMBER = re.compile(
   r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL

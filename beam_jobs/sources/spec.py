@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from beam_jobs import storage
 from beam_jobs.sources import folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, class_words, parse_class_names
+from walt_t5x.files import storage
 
 KINDS = ("jsonl", "csv", "parquet", "webdataset", "folder", "kinetics")
 KINETICS_TEMPLATE = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"

@@ -4,9 +4,9 @@ import csv
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from beam_jobs import storage
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.rows import is_utf8
+from walt_t5x.files import storage
 
 _BATCH_ROWS = 1024
 

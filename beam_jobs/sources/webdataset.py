@@ -10,10 +10,10 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from beam_jobs import storage
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.members import Member
 from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from walt_t5x.files import storage
 
 _CAPTIONS = (".txt", ".caption")
 _MAX_TEXT = 1 << 22

@@ -292,7 +292,7 @@ def write_segments(
   """
   from PIL import Image
 
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   frames: list[np.ndarray] = []
   fps = 0.0

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from beam_jobs import evaluate as beam_evaluate
-from beam_jobs import evaluation_parts
+from beam_jobs.runners import evaluation_parts
 from tests.metrics.network_parity import random_weights
-from walt_t5x import evaluate, video_io
+from walt_t5x import evaluate
+from walt_t5x.media import video_io
 from walt_t5x.metrics import weights
 from walt_t5x.metrics.networks import KINDS
 

@@ -11,12 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, job_flags, ledger, pipeline, preprocess, settings, storage, verify
-from beam_jobs.decoding import ClipSpec, decode
+from beam_jobs import preprocess, verify
+from beam_jobs.runners import job_flags
+from beam_jobs.shards import encoders, ledger, pipeline, settings
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
-from walt_t5x import video_io
+from walt_t5x.files import storage
+from walt_t5x.media import video_io
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.decoding import decode
 
 
 def records(folder: pathlib.Path) -> list[schema.Record]:
@@ -423,7 +427,7 @@ def test_a_gin_file_without_a_vae_is_refused(tmp_path):
 def test_workers_import_neither_tensorflow_nor_seqio():
   program = (
     "import sys, walt_t5x.engine.checkpoints, walt_t5x.text.encoder, walt_t5x.vae.autoencoder\n"
-    "import beam_jobs.pipeline, beam_jobs.encoders, beam_jobs.video_decoding\n"
+    "import beam_jobs.shards.pipeline, beam_jobs.shards.encoders, walt_t5x.media.video_decoding\n"
     "print(sorted({'tensorflow', 'seqio', 't5x', 'gin'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -7,13 +7,14 @@ import pathlib
 
 import pytest
 
-from beam_jobs import encoders, pipeline, preprocess, replay, replays, settings, shards, verify
-from beam_jobs.shards import LedgerError
+from beam_jobs import preprocess, replay, verify
+from beam_jobs.shards import encoders, pipeline, replays, settings, shard_files
+from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS, rows
 from data import tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
-from walt_t5x import inspection
+from walt_t5x.html import inspection
 
 BROKEN = ("clip0.mp4", "clip3.mp4", "clip4.mp4", "still1.png")
 
@@ -299,12 +300,12 @@ def test_a_raised_limit_lets_large_files_in(tmp_path):
 
 def test_names_of_shards_come_back_and_seqio_finds_those_of_replays():
   for number in (0, 1, 12, 100):
-    name = shards.ShardName(task="a_b/c", split="train", index=3, count=64, replay=number)
-    assert shards.parse_shard(str(name)) == name
+    name = shard_files.ShardName(task="a_b/c", split="train", index=3, count=64, replay=number)
+    assert shard_files.parse_shard(str(name)) == name
     # The pattern by which seqio looks for shards, of which it knows the number.
     assert pathlib.PurePath(name.file_name).match("train.tfrecord-*-of-*64")
   for other in ("a/train.tfrecord-1-of-2.sidecar.json", "a/quarantine.train.tfrecord-1-of-2", "x"):
-    assert shards.parse_shard(other) is None
+    assert shard_files.parse_shard(other) is None
 
 
 def test_problems_are_the_reasons_of_rows_that_break_the_contract():

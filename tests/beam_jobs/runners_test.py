@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from beam_jobs import preprocess, worker_deaths
+from beam_jobs import preprocess
+from beam_jobs.runners import worker_deaths
 from benchmarks import beam_runners
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from beam_jobs import preprocess, running, storage
+from beam_jobs import preprocess
+from beam_jobs.runners import running
 from beam_jobs.sources import columns, folders, members, rows, tables, webdataset
 from beam_jobs.sources import spec as source_spec
 from data import schema, tfrecord
 from tests.beam_jobs import media
+from walt_t5x.files import storage
 
 CLASSES = ("ApplyEyeMakeup", "Archery")
 WORDS = ("apply eye makeup", "archery")
@@ -336,7 +338,9 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, capsys):
 
   def run(argv):
     # As Beam tells of it.
-    raise RuntimeError("beam_jobs.storage.CannotWrite: cannot write a: full [while running 'x']")
+    raise RuntimeError(
+      "walt_t5x.files.storage.CannotWrite: cannot write a: full [while running 'x']"
+    )
 
   assert running.exit_code("preprocess", run) == 1
   assert capsys.readouterr().err == "preprocess: cannot write a: full [while running 'x']\n"

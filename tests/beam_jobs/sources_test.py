@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from beam_jobs import pipeline, sources
+from beam_jobs import sources
+from beam_jobs.shards import pipeline
 from data import schema
 
 

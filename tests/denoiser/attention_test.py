@@ -11,7 +11,7 @@ from walt_t5x.denoiser import attention
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.relative_position import relative_position_index
 from walt_t5x.denoiser.windows import to_cells
-from walt_t5x.flops import count_flops_of
+from walt_t5x.engine.flops import count_flops_of
 
 GRID, WIDTH, HEADS = (3, 4, 4), 8, 2
 

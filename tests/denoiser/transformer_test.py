@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import tiny_denoiser
+from tests.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from tests.random_params import random_params
-from walt_t5x.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 
 L = {"num_layers": 24, "width": 1024, "num_heads": 16, "mlp_dim": 4096}

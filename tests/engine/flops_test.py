@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from walt_t5x.flops import count_flops_of
+from walt_t5x.engine.flops import count_flops_of
 
 
 def test_products_and_convolutions_count_two_a_multiplication():

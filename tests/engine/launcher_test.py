@@ -11,9 +11,10 @@ from absl import flags
 import gin
 from tests import programs
 from tests.engine import runs, toy
-from walt_t5x import engine, gin_flags
+from walt_t5x import engine
 from walt_t5x import train as launcher
-from walt_t5x.engine import checkpoints, choice, exits, gin_config, provenance
+from walt_t5x.config import gin_config, gin_flags
+from walt_t5x.engine import checkpoints, choice, exits, provenance
 from walt_t5x.engine.builtin import run_inputs
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
 

@@ -1,7 +1,7 @@
 """The engine's own training step of every kind of stage, tiny, on eight devices: one device's result, and its waits.
 
 Loss, gradient, clipping, optimizer, average, watch over values that are not finite and metrics are all in it.
-`tests/partitioning_test.py` has loss and gradient alone, under every set of rules.
+`tests/sharding/partitioning_test.py` has loss and gradient alone, under every set of rules.
 """
 
 import functools
@@ -15,16 +15,17 @@ import pytest
 from jax.sharding import Mesh
 
 from data import packed_text
-from walt_t5x import engine, partitioning
+from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.engine import optimizers
 from walt_t5x.engine.builtin.initial_state import StateInitializer
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.training_step import TrainingStep
-from walt_t5x.hlo_collectives import collective_counts
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes
 from walt_t5x.models.vae_model import VaeModel
+from walt_t5x.planning.collectives import collective_counts
+from walt_t5x.sharding import partitioning
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.discriminator import Discriminator
 

@@ -21,8 +21,8 @@ from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.goodput import PHASES, Goodput
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.builtin.training_step import TrainingStep
+from walt_t5x.engine.flops import count_flops
 from walt_t5x.engine.run_settings import RunSettings
-from walt_t5x.flops import count_flops
 
 
 def changed_rows(change):

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from walt_t5x import video_io
 from walt_t5x.evaluation import benchmark_requests
 from walt_t5x.generation.requests import read_requests
+from walt_t5x.media import video_io
 from walt_t5x.metrics.protocols import PROTOCOLS
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColours, _media, _videos
-from walt_t5x import evaluate, video_io
+from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.parts import load_part, plan_parts, save_part
 from walt_t5x.evaluation.scoring import Evaluation, score, score_evaluation
+from walt_t5x.media import video_io
 from walt_t5x.metrics import networks
 from walt_t5x.metrics.protocols import PROTOCOLS
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, ScoreRule, Statistic

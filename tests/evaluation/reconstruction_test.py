@@ -10,10 +10,11 @@ import pytest
 
 from data import schema, tfrecord
 from tests.beam_jobs.conftest import save_checkpoint, weights
-from walt_t5x import evaluate, lossless_video, reconstruct, video_io
+from walt_t5x import evaluate, reconstruct
 from walt_t5x.evaluation import reconstruction
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+from walt_t5x.media import lossless_video, video_io
 from walt_t5x.vae import streaming
 from walt_t5x.vae.autoencoder import CausalVae
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.metrics.network_parity import random_weights
-from walt_t5x import video_io
 from walt_t5x.evaluation.training_scores import ScoreVideos
+from walt_t5x.media import video_io
 from walt_t5x.metrics import weights
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between

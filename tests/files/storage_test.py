@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from beam_jobs import storage
+from walt_t5x.files import storage
 
 
 def test_results_come_in_the_order_of_the_items():

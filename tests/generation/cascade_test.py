@@ -16,12 +16,12 @@ import pytest
 
 from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
+from tests.generation.oracle import Oracle, oracle_config
+from tests.generation.random_cascade import random_params
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation import cascade as cascade_module
 from walt_t5x.generation.cascade import Batch, Cascade
 from walt_t5x.generation.given_media import GivenMedia
-from walt_t5x.generation.oracle import Oracle, oracle_config
-from walt_t5x.generation.random_cascade import random_params
 from walt_t5x.generation.stage import Stage, StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
 from walt_t5x.models.denoiser_model import DenoiserModel

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from tests import tiny_denoiser
+from tests.generation.random_cascade import write_random_cascade
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
-from walt_t5x.generation.random_cascade import write_random_cascade
 from walt_t5x.generation.stage import StageConfig
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig

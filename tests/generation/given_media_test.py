@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.beam_jobs.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures
-from walt_t5x import video_io
 from walt_t5x.generation.given_media import read_clip, read_image, resampled
+from walt_t5x.media import video_io
 
 
 def test_given_media_are_cut_to_shape_and_taken_at_the_models_rate(tmp_path):

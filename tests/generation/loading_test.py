@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.generation import cascades
+from tests.generation import cascades, random_cascade
 from walt_t5x.engine.checkpoints import load_params
-from walt_t5x.generation import random_cascade
 from walt_t5x.generation.loading import load_cascade, read_infos
 from walt_t5x.generation.stage import Stage, StageInfo
 

@@ -6,9 +6,9 @@ import locale
 import numpy as np
 import pytest
 
-from walt_t5x import gallery
 from walt_t5x.generation import sample_files
 from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.html import gallery
 
 
 def _write(folder, index, *, size=32):

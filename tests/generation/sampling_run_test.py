@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.generation import cascades
-from walt_t5x import generate, video_io
+from walt_t5x import generate
 from walt_t5x.generation import prepared_requests, run_identity
 from walt_t5x.generation import requests as reading
 from walt_t5x.generation.cascade import Sample
@@ -21,6 +21,7 @@ from walt_t5x.generation.prepared_requests import prepare
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.generation.sampling_run import RunSettings, batches_of, make_samples
+from walt_t5x.media import video_io
 
 CONFIG = cascades.config(Path("/nowhere"))
 

@@ -11,9 +11,10 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from tests.engine import runs, toy
-from walt_t5x import engine, video_io
+from walt_t5x import engine
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
 from walt_t5x.generation.training_samples import SampleVideos, averaged
+from walt_t5x.media import video_io
 
 
 class _Fades(toy.ToyModel):

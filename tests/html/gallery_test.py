@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from tests.html_page import Page
-from walt_t5x import gallery, video_io
+from walt_t5x.html import gallery
+from walt_t5x.media import video_io
 
 
 def _clip(num_frames=9, size=32, shade=0.8):

@@ -10,9 +10,9 @@ import pytest
 from tests.html_page import Page
 from walt_t5x import report
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.reporting import curve_chart, report_page
-from walt_t5x.reporting.run_folder import read_curves
-from walt_t5x.reporting.scores import read_scores
+from walt_t5x.html import curve_chart, report_page
+from walt_t5x.html.run_folder import read_curves
+from walt_t5x.html.scores import read_scores
 
 FVD = {
   "protocol": "fvd",

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beam_jobs import decoding, video_decoding
-from beam_jobs.decoding import ClipSpec, MediaError, decode
-from beam_jobs.filters import Rejected
 from tests.beam_jobs import media
+from walt_t5x.media import clips, video_decoding
+from walt_t5x.media.clips import ClipSpec, MediaError
+from walt_t5x.media.decoding import decode
+from walt_t5x.media.rules import Rejected
 
 
 def spec(**fields) -> ClipSpec:
   return ClipSpec(**{"resolutions": ((32, 32), (64, 64)), "num_frames": 5, "fps": 6.0} | fields)
 
 
-def frame_numbers(clip: decoding.Clip) -> list[int]:
+def frame_numbers(clip: clips.Clip) -> list[int]:
   """`media.gradient` writes 10 * number into the red channel."""
   red = clip.frames[64, 64][..., 0].astype(float).mean(axis=(1, 2))
   assert np.abs(red / 10 - np.rint(red / 10)).max() < 0.4
@@ -136,12 +137,12 @@ def test_video_scaling_is_the_area_mean_too():
 
 
 def test_the_crop_is_central_and_in_source_pixels():
-  place = decoding.fit((720, 1280), (64, 64))
+  place = clips.fit((720, 1280), (64, 64))
   assert place.scaled == (64, 114)
   assert place.offset == (0, 25)
   assert place.crop == (0, 281, 720, 719)
   # Pixels twice as wide as high: 100x100 is shown as 100x200.
-  assert decoding.fit((100, 100), (50, 50), aspect=2.0).crop == (0, 25, 100, 50)
+  assert clips.fit((100, 100), (50, 50), aspect=2.0).crop == (0, 25, 100, 50)
 
 
 def test_exif_orientation_and_transparency():

@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from beam_jobs import loading, preprocess
-from beam_jobs.decoding import ClipSpec, MediaError, decode
-from beam_jobs.isolation import Isolated, WorkerCrashed, WorkerTimeout
+from beam_jobs import preprocess
+from beam_jobs.shards import loading
 from beam_jobs.sources import parse_line
 from tests.beam_jobs import media, stubs
 from tests.beam_jobs.conftest import write_manifest
+from walt_t5x.media.clips import ClipSpec, MediaError
+from walt_t5x.media.decoding import decode
+from walt_t5x.media.isolation import Isolated, WorkerCrashed, WorkerTimeout
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def test_threads_share_the_processes():
 def test_the_processes_end_with_their_parent():
   program = (
     "import os, signal\n"
-    "from beam_jobs.isolation import Isolated\n"
+    "from walt_t5x.media.isolation import Isolated\n"
     "from tests.beam_jobs import stubs\n"
     "pool = Isolated(stubs.misbehave, processes=1, timeout_seconds=60)\n"
     "print(pool('return')[1], flush=True)\n"
@@ -102,8 +104,8 @@ def test_the_processes_end_with_their_parent():
 
 def test_a_decoding_process_imports_neither_jax_nor_beam():
   program = (
-    "import sys, beam_jobs.isolation, beam_jobs.decoding, beam_jobs.video_decoding\n"
-    "import beam_jobs.image_decoding\n"
+    "import sys, walt_t5x.media.isolation, walt_t5x.media.decoding, walt_t5x.media.video_decoding\n"
+    "import walt_t5x.media.image_decoding\n"
     "print(sorted({'jax', 'apache_beam', 'tensorflow'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

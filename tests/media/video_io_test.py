@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from walt_t5x import video_io
+from walt_t5x.media import video_io
 
 
 def _clip(num_frames=9, height=48, width=64):

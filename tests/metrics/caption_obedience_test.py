@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from data import shapes
+from data.samples import shapes
 from walt_t5x.metrics import caption_obedience as reader
 
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}

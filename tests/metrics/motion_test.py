@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data import shapes
+from data.samples import shapes
 from walt_t5x.metrics import motion
 
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, random_weights
-from walt_t5x import evaluate, video_io
-from walt_t5x.metrics import byte_input, shapes_network, train_stand_in, weights
+from walt_t5x import evaluate, train_surrogate
+from walt_t5x.media import video_io
+from walt_t5x.metrics import byte_input, shapes_network, weights
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -53,7 +54,7 @@ def test_what_it_does_not_take():
 
 
 def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
-  variables, right = train_stand_in.train(
+  variables, right = train_surrogate.train(
     seed=0, steps=2, batch_size=8, learning_rate=3e-3, clips=24
   )
   assert set(right) == set(shapes_network.HEADS)
@@ -86,10 +87,10 @@ def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
 
 
 def test_clips_show_what_their_labels_say():
-  from data import shapes
+  from data.samples import shapes
 
-  videos, labels = train_stand_in.draw(3, 30)
-  np.testing.assert_array_equal(videos, train_stand_in.draw(3, 30)[0])
+  videos, labels = train_surrogate.draw(3, 30)
+  np.testing.assert_array_equal(videos, train_surrogate.draw(3, 30)[0])
   names = list(shapes.DIRECTIONS)
   for video, (colour, _, direction) in zip(videos, labels):
     mask = video.max(-1) > 120

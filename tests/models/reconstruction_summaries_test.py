@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from walt_t5x import video_io
+from walt_t5x.media import video_io
 from walt_t5x.models.reconstruction_summaries import (
   ReconstructionSummaries,
   comparison_strip,

@@ -1,6 +1,6 @@
 """The reader of collectives, on hand-written programs in the forms that XLA writes for TPU and CPU."""
 
-from walt_t5x.hlo_collectives import collective_bytes, collective_counts, collectives
+from walt_t5x.planning.collectives import collective_bytes, collective_counts, collectives
 
 # A loop of five turns with a gather inside an asynchronous fusion and a reduce-scatter; a tuple with comments; starts.
 HLO = """HloModule jit_step, is_scheduled=true

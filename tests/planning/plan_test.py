@@ -10,12 +10,12 @@ import pytest
 import gin
 from tests import programs
 from walt_t5x import engine
+from walt_t5x.config import gin_config
 from walt_t5x.denoiser.transformer import WaltDenoiser
-from walt_t5x.engine import gin_config
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.run_plan import plan_gin, plan_model
+from walt_t5x.planning.run_plan import plan_gin, plan_model
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Published sizes by paper.md's arithmetic; those given to three decimals of a million within 0.05M.
 PUBLISHED = {
   "walt_l_ucf101": (313_238_408, 0),

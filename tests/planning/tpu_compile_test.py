@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests import programs
-from walt_t5x import tpu_compile
+from walt_t5x.planning import tpu_compile
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_an_unknown_slice_is_named():
@@ -43,8 +43,8 @@ def test_without_libtpu_the_extra_is_named():
 def test_the_toy_step_compiles_for_a_slice():
   import gin
   from walt_t5x import engine
-  from walt_t5x.engine import gin_config
-  from walt_t5x.run_plan import plan_gin, topologies_gin
+  from walt_t5x.config import gin_config
+  from walt_t5x.planning.run_plan import plan_gin, topologies_gin
 
   sys.modules["__main__"].train = engine.train
   gin.clear_config()

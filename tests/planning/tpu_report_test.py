@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from walt_t5x import plan_text, run_plan, tpu_compile, tpu_report
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.planning import plan_text, run_plan, tpu_compile, tpu_report
 
 GIB = 1024**3
 REFUSAL = (

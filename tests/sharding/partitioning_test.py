@@ -14,12 +14,13 @@ from jax.sharding import PartitionSpec
 
 from tests import tiny_denoiser
 from tests.random_params import random_params
-from walt_t5x import engine, partitioning
+from walt_t5x import engine
 from walt_t5x.denoiser.attention import WindowAttention
-from walt_t5x.denoiser.sharding import TOKENS, constrain
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.engine.builtin.train_state import split_variables
-from walt_t5x.hlo_collectives import collective_counts
+from walt_t5x.planning.collectives import collective_counts
+from walt_t5x.sharding import partitioning
+from walt_t5x.sharding.constraints import TOKENS, constrain
 
 TINY = tiny_denoiser.FIELDS | {
   "num_heads": 4,
@@ -28,7 +29,7 @@ TINY = tiny_denoiser.FIELDS | {
   "text_dim": 8,
   "scan_layers": True,
 }
-# (size of 'model', rules): by name of the setting in the table of walt_t5x/partitioning.py.
+# (size of 'model', rules): by name of the setting in the table of walt_t5x/sharding/partitioning.py.
 SETTINGS = {
   "data": (1, {}),
   "fully_sharded": (1, {"fully_sharded": True}),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import seqio
 
-from beam_jobs.ledger import latent_statistics
-from beam_jobs.shards import Moments
+from beam_jobs.shards.ledger import latent_statistics
+from beam_jobs.shards.moments import Moments
 from data import cached_tasks, provenance, schema, tasks, tfrecord
 from walt_t5x.models.finished_rows import normalised
 

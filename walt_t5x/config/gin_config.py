@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from walt_t5x import gin_files
+from walt_t5x.config import gin_files
 
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.denoiser.layers import Linear, zeros_init
-from walt_t5x.denoiser.sharding import constrain
+from walt_t5x.sharding.constraints import constrain
 
 NUM_CHUNKS = 6
 # Gathered whole before they are cut in six: a cut of an axis that lies over devices moves every part of it.

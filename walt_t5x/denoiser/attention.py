@@ -101,7 +101,7 @@ class WindowAttention(_Projections):
   def __call__(
     self,
     x: Float[Array, "B *cells D"],
-    is_image: Bool[Array, "B"] | None = None,
+    is_image: Bool[Array, " B"] | None = None,
     *,
     all_images: bool = False,
   ) -> Float[Array, "B *cells D"]:

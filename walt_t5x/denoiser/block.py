@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
 from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
 from walt_t5x.denoiser.layers import Linear, layer_norm
-from walt_t5x.denoiser.sharding import constrain
 from walt_t5x.denoiser.windows import Cell, Window, common_cell
+from walt_t5x.sharding.constraints import constrain
 
 
 @jax.tree_util.register_dataclass

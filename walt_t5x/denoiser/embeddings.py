@@ -86,7 +86,7 @@ class PositionEmbedding(nn.Module):
   def __call__(
     self,
     x: Float[Array, "B t h w D"],
-    is_image: Bool[Array, "B"] | None = None,
+    is_image: Bool[Array, " B"] | None = None,
     *,
     all_images: bool = False,
   ) -> Float[Array, "B t h w D"]:

@@ -101,7 +101,7 @@ class ScaleNorm(nn.Module):
   """LayerNorm with a learned scale and no bias, in float32 (query-key norm, ViT-22B, 2302.05442)."""
 
   @nn.compact
-  def parameter(self, width: int) -> Float[Array, "width"]:
+  def parameter(self, width: int) -> Float[Array, " width"]:
     """The scale."""
     return param_with_axes(
       "scale", nn.initializers.ones_init(), (width,), jnp.float32, axes=("unmodeled",)
@@ -111,7 +111,7 @@ class ScaleNorm(nn.Module):
     return scale_norm(x, self.parameter(x.shape[-1]))
 
 
-def scale_norm(x: Float[Array, "... d"], scale: Float[Array, "d"]) -> Float[Array, "... d"]:
+def scale_norm(x: Float[Array, "... d"], scale: Float[Array, " d"]) -> Float[Array, "... d"]:
   """LayerNorm with a given scale and no bias, in float32; returned in the dtype of x."""
   return (layer_norm(x, dtype=jnp.float32) * scale).astype(x.dtype)
 

@@ -25,8 +25,8 @@ from walt_t5x.denoiser.embeddings import (
 )
 from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
 from walt_t5x.denoiser.low_resolution import LowResolutionUpsample, augment
-from walt_t5x.denoiser.sharding import constrain
 from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_cells, to_cells
+from walt_t5x.sharding.constraints import constrain
 
 REMAT_POLICIES = {
   "none": None,
@@ -216,7 +216,7 @@ class WaltDenoiser(nn.Module):
   def __call__(
     self,
     noisy_latents: Float[Array, "B t h w c"],
-    steps: Num[Array, "B"],
+    steps: Num[Array, " B"],
     self_condition: Float[Array, "B t h w c"] | None = None,
     conditioning: Conditioning = Conditioning(),
   ) -> Float[Array, "B t h w c"]:

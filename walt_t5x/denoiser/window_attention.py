@@ -14,9 +14,10 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from walt_t5x.denoiser import sharding, window_attention_kernel, window_attention_shape
+from walt_t5x.denoiser import window_attention_kernel, window_attention_shape
 from walt_t5x.denoiser.layers import scale_norm
 from walt_t5x.denoiser.windows import Window, merge, partition
+from walt_t5x.sharding import constraints
 
 IMPLEMENTATIONS = ("auto", "einsum", "pallas")
 # Logical names of [B, H, W, T, m, heads, d].
@@ -77,14 +78,14 @@ def choose(
     raise ValueError(
       f"WaltDenoiser.attention_implementation={implementation!r}: expected one of {IMPLEMENTATIONS}"
     )
-  on_tpu = sharding.platform() == "tpu"
+  on_tpu = constraints.platform() == "tpu"
   if implementation == "einsum" or (implementation == "auto" and not on_tpu):
     return "einsum", 1
   reason = ""
   if on_tpu:
     tokens = math.prod(window) * cell_tokens
     reason = window_attention_shape.unsupported(tokens, cell_tokens, head_size, dtype)
-  heights, heads = sharding.parts((cells[0], num_heads), ("height", "heads"))
+  heights, heads = constraints.parts((cells[0], num_heads), ("height", "heads"))
   if cells[0] // heights % window[1]:
     reason = (
       f"windows of {window[1]} cells over a height of {cells[0]} split over {heights} devices"
@@ -106,13 +107,13 @@ def window_attention(
   implementation: str,
   window: Window,
   group: int = 1,
-  query_scale: Float[Array, "d"] | None = None,
-  key_scale: Float[Array, "d"] | None = None,
+  query_scale: Float[Array, " d"] | None = None,
+  key_scale: Float[Array, " d"] | None = None,
   bias: Float[Array, "K M M"] | None = None,
   text_key: Float[Array, "B F L G gd"] | None = None,
   text_value: Float[Array, "B F L G gd"] | None = None,
   text_mask: Bool[Array, "B F L"] | None = None,
-  is_image: Bool[Array, "B"] | None = None,
+  is_image: Bool[Array, " B"] | None = None,
 ) -> Float[Array, "B H W T m G gd"]:
   """softmax(LN(q) LN([k; k_text])^T / sqrt(d) + bias) [v; v_text] in each window, for each head.
 
@@ -149,7 +150,7 @@ def window_attention(
     "is_image": (is_image, ("batch",)),
   }
   arrays = {name: (a, axes) for name, (a, axes) in named.items() if a is not None}
-  interpret = sharding.platform() != "tpu"
+  interpret = constraints.platform() != "tpu"
 
   def kernel(given: dict[str, Array]) -> Array:
     # Heads lie before the cells. XLA gives the projections that layout; nothing is moved.
@@ -162,7 +163,7 @@ def window_attention(
     return jnp.moveaxis(out, 1, -2)
 
   # Named, so that a remat policy can keep it: from it and q, k, v the backward pass needs no forward kernel.
-  return checkpoint_name(sharding.on_each_device(kernel, arrays, HEADS), "window_attention")
+  return checkpoint_name(constraints.on_each_device(kernel, arrays, HEADS), "window_attention")
 
 
 def _einsum(

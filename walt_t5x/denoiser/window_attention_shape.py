@@ -85,7 +85,7 @@ class Shape:
     return windows * self.tokens * (self.tokens + self.text_length)
 
   def model_flops(self, *, backward: bool) -> int:
-    """Operations of the products without the scores that the backward pass computes again; see walt_t5x/flops.py."""
+    """Operations of the products without the scores that the backward pass computes again; see `engine.flops`."""
     return (4 if backward else 2) * 2 * self._scores * self.head_size
 
   def cost(self, *, backward: bool) -> pl.CostEstimate:

@@ -20,7 +20,7 @@ DenoiseFn = Callable[[Array, Array, Array, Array], Array]
 
 
 def ddim_update(
-  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], next_gamma: Float[Array, "B"]
+  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], next_gamma: Float[Array, " B"]
 ) -> Float[Array, "B ..."]:
   """One deterministic step to the level `next_gamma`: noise the estimate again with the estimated noise."""
   return add_noise(x0, noise, next_gamma)

@@ -12,8 +12,8 @@ def squared_errors(
   *,
   x0: Float[Array, "B ..."],
   noise: Float[Array, "B ..."],
-  gamma: Float[Array, "B"],
-) -> Float[Array, "B"]:
+  gamma: Float[Array, " B"],
+) -> Float[Array, " B"]:
   """||y - output||^2 / n of each row, float32; its mean over the rows is the loss, unweighted.
 
   In terms of x_0 the three targets differ by their weight at the signal-to-noise ratio r = g / (1 - g): an error

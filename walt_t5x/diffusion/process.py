@@ -27,14 +27,14 @@ class Prediction(enum.StrEnum):
   EPSILON = "epsilon"
 
 
-def _roots(gamma: Float[Array, "B"], like: Float[Array, "B ..."]) -> tuple[Array, Array]:
+def _roots(gamma: Float[Array, " B"], like: Float[Array, "B ..."]) -> tuple[Array, Array]:
   """sqrt(g) and sqrt(1 - g) in float32, shaped to broadcast over the rows of `like`."""
   gamma = gamma.astype(jnp.float32).reshape(gamma.shape + (1,) * (like.ndim - gamma.ndim))
   return jnp.sqrt(gamma), jnp.sqrt(1 - gamma)
 
 
 def add_noise(
-  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], gamma: Float[Array, "B"]
+  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], gamma: Float[Array, " B"]
 ) -> Float[Array, "B ..."]:
   """x_t = sqrt(g) x_0 + sqrt(1 - g) eps (Eq. 1), float32."""
   a, s = _roots(gamma, x0)
@@ -46,7 +46,7 @@ def target(
   *,
   x0: Float[Array, "B ..."],
   noise: Float[Array, "B ..."],
-  gamma: Float[Array, "B"],
+  gamma: Float[Array, " B"],
 ) -> Float[Array, "B ..."]:
   """The regression target y of Eq. 2 for the chosen prediction, float32."""
   a, s = _roots(gamma, x0)
@@ -66,7 +66,7 @@ def to_x0_and_noise(
   output: Float[Array, "B ..."],
   *,
   x_t: Float[Array, "B ..."],
-  gamma: Float[Array, "B"],
+  gamma: Float[Array, " B"],
 ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
   """(x_0, eps) implied by a network output at x_t, float32.
 

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from walt_t5x.config.gin_config import summarize_gin_config
   from walt_t5x.engine.builtin.base_model import BaseModel
   from walt_t5x.engine.builtin.checkpoint_configs import (
     CheckpointConfig,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner, standard_logical_axis_rules
   from walt_t5x.engine.builtin.train_loop import train
   from walt_t5x.engine.builtin.trainer import Trainer
-  from walt_t5x.engine.gin_config import summarize_gin_config
 
 __all__ = [
   "BaseModel",
@@ -64,7 +64,7 @@ _HOMES = {
   "get_dataset": ("walt_t5x.engine.builtin.datasets",) * 2,
   "get_training_eval_datasets": ("walt_t5x.engine.builtin.datasets",) * 2,
   "standard_logical_axis_rules": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),
-  "summarize_gin_config": ("t5x.gin_utils", "walt_t5x.engine.gin_config"),
+  "summarize_gin_config": ("t5x.gin_utils", "walt_t5x.config.gin_config"),
   "train": ("t5x.train", "walt_t5x.engine.builtin.train_loop"),
 }
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from walt_t5x.engine import gin_config, provenance
+from walt_t5x.config import gin_config
+from walt_t5x.engine import provenance
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:

@@ -21,7 +21,7 @@ class RunSettings:
     keep_every: checkpoints at multiples of this step are kept for ever, whatever `keep` says. None keeps none so.
     profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the coming steps can also
       be asked for while the run goes on: `echo 5 > MODEL_DIR/profile_now`.
-    peak_flops_per_device: for the utilisation metric where the device is not in the table of `walt_t5x.flops`.
+    peak_flops_per_device: for the utilisation metric where the device is not in the table of `walt_t5x.engine.flops`.
 
   Raises:
     ValueError: a setting is out of range.

@@ -123,8 +123,8 @@ def given_clips(
   """
   from tqdm import tqdm
 
-  from walt_t5x import video_io
   from walt_t5x.generation.given_media import fitted, resampled
+  from walt_t5x.media import video_io
 
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x import video_io
 from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.media import video_io
 from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
 from walt_t5x.metrics.resize import resize_bilinear
 

@@ -46,7 +46,7 @@ def count_of_cache(folder: str, split: str) -> int:
   Raises:
     FileNotFoundError: none there.
   """
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   path = storage.join(folder, f"stats.{split}.json")
   if not storage.exists(path):
@@ -69,9 +69,9 @@ def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[He
     FileNotFoundError: no shards of the split.
     ValueError: records without such a field, or with several where none is named.
   """
-  from beam_jobs import storage
   from data import schema, tfrecord
-  from walt_t5x.inspection import SHARD_NAME
+  from walt_t5x.files import storage
+  from walt_t5x.html.inspection import SHARD_NAME
 
   matches = ((SHARD_NAME.fullmatch(name), name) for name in sorted(storage.names(folder)))
   shards = [name for match, name in matches if match and match["split"] == split]
@@ -155,8 +155,8 @@ def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
 
 
 def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
-  from walt_t5x import video_io
   from walt_t5x.generation.given_media import fitted, resampled
+  from walt_t5x.media import video_io
 
   if rule.images:
     found: Iterator[np.ndarray] = iter(media.read())
@@ -176,7 +176,7 @@ def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
 
 def _rate(media: Any, rule: MediaRule) -> float:
   """Frames a second, from the first two."""
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   if rule.images:
     return 1.0

@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from walt_t5x.generation.json_files import write_json, write_text
-from walt_t5x.lossless_video import SUFFIX, LosslessWriter, write_picture
+from walt_t5x.files.json_files import write_json, write_text
+from walt_t5x.media.lossless_video import SUFFIX, LosslessWriter, write_picture
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream

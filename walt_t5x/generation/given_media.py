@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x import video_io
-from walt_t5x.image_modes import to_rgb
+from walt_t5x.media import video_io
+from walt_t5x.media.image_modes import to_rgb
 
 EXACT, CROP = "exact", "crop"
 FITS = (EXACT, CROP)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.generation.json_files import write_json
+from walt_t5x.files.json_files import write_json
 
 RUN = "run.json"
 

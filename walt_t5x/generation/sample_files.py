@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x import video_io
+from walt_t5x.media import video_io
 
 # Best first: evaluation reads the first one that a sample has.
 READABLE = ("png", "mp4", "webm", "gif")

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x import gallery
+from walt_t5x.files.json_files import write_json, write_text
 from walt_t5x.generation import sample_files
-from walt_t5x.generation.json_files import write_json, write_text
+from walt_t5x.html import gallery
 
 SCORES = "scores.json"
 GALLERY = "gallery.html"

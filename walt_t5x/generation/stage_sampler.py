@@ -12,9 +12,9 @@ from flax.core.spmd import logical_axis_rules
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from walt_t5x import partitioning
 from walt_t5x.denoiser.transformer import Conditioning
 from walt_t5x.generation.stage import StageConfig
+from walt_t5x.sharding import partitioning
 
 
 def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from walt_t5x import video_io
+from walt_t5x.media import video_io
 
 
 def write_clips(

@@ -14,8 +14,8 @@ from absl import logging
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from walt_t5x import video_io
 from walt_t5x.generation.tensorboard_clips import write_clips
+from walt_t5x.media import video_io
 from walt_t5x.models.vae_model import VaeModel
 
 

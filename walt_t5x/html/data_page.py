@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x import video_io
-from walt_t5x.embedded_media import data_uri, picture_uri
-from walt_t5x.offline_page import PLAY_IN_VIEW, offline_page
+from walt_t5x.html.embedded_media import data_uri, picture_uri
+from walt_t5x.html.offline_page import PLAY_IN_VIEW, offline_page
+from walt_t5x.media import video_io
 
 _EDGE = 176
 _STRIP_FRAMES = 5

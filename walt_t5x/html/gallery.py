@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x import video_io
-from walt_t5x.embedded_media import data_uri, picture_uri
-from walt_t5x.gallery_page import HEADER, STYLE, TAIL
-from walt_t5x.offline_page import offline_page
+from walt_t5x.html.embedded_media import data_uri, picture_uri
+from walt_t5x.html.gallery_page import HEADER, STYLE, TAIL
+from walt_t5x.html.offline_page import offline_page
+from walt_t5x.media import video_io
 
 # Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
 _DISPLAY_EDGE = 192

@@ -35,7 +35,7 @@ def find_shard(path: str) -> tuple[str, str]:
   Raises:
     FileNotFoundError: where there is none.
   """
-  from beam_jobs import storage
+  from walt_t5x.files import storage
 
   folder, name = storage.parent(path), path.rpartition("/")[2]
   if SHARD_NAME.fullmatch(name):
@@ -55,9 +55,9 @@ def find_shard(path: str) -> tuple[str, str]:
 
 def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   """Every record's numbers, and a sample of `rows` records that the seed and their ids choose."""
-  from beam_jobs import storage
-  from beam_jobs.shards import QUARANTINE
+  from beam_jobs.shards.shard_files import QUARANTINE
   from data import schema, tfrecord
+  from walt_t5x.files import storage
 
   columns: dict[str, list[float]] = {
     key: []
@@ -92,8 +92,9 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
   """Rejected rows and dead letters of shards, with some examples of each reason; without those that a replay took."""
-  from beam_jobs import replays, storage
-  from walt_t5x.data_page import Ledger
+  from beam_jobs.shards import replays
+  from walt_t5x.files import storage
+  from walt_t5x.html.data_page import Ledger
 
   folder = folder.rstrip("/")
   base, _, _ = folder.rpartition("/")[2].rpartition("_")
@@ -132,7 +133,7 @@ class LatentDecoder:
     import jax.numpy as jnp
     from flax import traverse_util
 
-    from beam_jobs.encoders import build_vae, select_vae_params
+    from beam_jobs.shards.encoders import build_vae, select_vae_params
     from walt_t5x.engine.checkpoints import load_params
     from walt_t5x.text.fingerprint import weights_fingerprint
 
@@ -193,10 +194,11 @@ def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin: Any) -> Any:
   """The clip of a record cut out of its media again, or the reason why not."""
-  from beam_jobs.decoding import ClipSpec, MediaError, decode
-  from beam_jobs.filters import Rejected
   from beam_jobs.sources import resolve
   from beam_jobs.sources.members import read_media
+  from walt_t5x.media.clips import ClipSpec, MediaError
+  from walt_t5x.media.decoding import decode
+  from walt_t5x.media.rules import Rejected
 
   spec = ClipSpec(
     resolutions=tuple(sizes), num_frames=origin.num_frames, fps=origin.fps, allow_upscale=True

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.embedded_media import data_uri
-from walt_t5x.offline_page import PLAY_IN_VIEW, offline_page
-from walt_t5x.reporting.curve_chart import chart, grouped
-from walt_t5x.reporting.run_folder import RunFolder
-from walt_t5x.reporting.scores import ScoreRow
+from walt_t5x.html.curve_chart import chart, grouped
+from walt_t5x.html.embedded_media import data_uri
+from walt_t5x.html.offline_page import PLAY_IN_VIEW, offline_page
+from walt_t5x.html.run_folder import RunFolder
+from walt_t5x.html.scores import ScoreRow
 
 # Quantities whose curves stand open on the page; the others are folded away below them.
 _SHOWN = (

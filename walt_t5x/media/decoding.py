@@ -4,163 +4,11 @@ The same bytes, `ClipSpec` and draw always give the same pixels. Damage and limi
 sound media that do not suit are `Rejected`.
 """
 
-import dataclasses
 import math
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from beam_jobs.filters import Rejected, Rule
-
-POSITIONS = ("centre", "beginning", "random")
-_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
-
-
-class MediaError(ValueError):
-  """Media that cannot become a record; `reason` is a code, the message explains."""
-
-  def __init__(self, reason: str, message: str):
-    # Both in `args`, so that it comes back whole from another process.
-    super().__init__(reason, message)
-    self.reason = reason
-
-  def __str__(self) -> str:
-    return self.args[1]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipSpec:
-  """What to cut out of the media.
-
-  Args:
-    resolutions: (height, width) pairs; each shape is cut out of the centre of the source by itself.
-    num_frames: 1 + T pixel frames of a clip.
-    fps: frame rate of the clip.
-    position: 'centre', 'beginning' or 'random', for rows that give no start or give a window longer than the clip.
-    seed: other seeds draw other clips with position 'random'.
-    allow_upscale: whether media smaller than a resolution are enlarged instead of refused.
-    max_bytes: largest file.
-    max_pixels: largest frame, height * width.
-    max_seconds: longest video, as it claims.
-    max_decoded_frames: frames decoded for one clip, a guard against absurd frame rates.
-  """
-
-  resolutions: tuple[tuple[int, int], ...]
-  num_frames: int
-  fps: float
-  position: str = "centre"
-  seed: int = 0
-  allow_upscale: bool = False
-  max_bytes: int = 1 << 30
-  max_pixels: int = 8192 * 8192
-  max_seconds: float = 6 * 3600.0
-  max_decoded_frames: int = 20_000
-
-  def __post_init__(self):
-    if self.position not in POSITIONS:
-      raise ValueError(f"position: got {self.position!r}, expected one of {POSITIONS}")
-    if self.num_frames < 1 or self.fps <= 0 or not self.resolutions:
-      raise ValueError(
-        f"expected at least one frame, a frame rate above 0 and a resolution, got {self}"
-      )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-  """Pixels of one row.
-
-  `frames` maps (height, width) to uint8 (frames, height, width, 3). `crop` is top, left, height, width in pixels of
-  the upright source, around the crops of all resolutions. `motion` is the mean absolute luma change between
-  neighbouring frames, in [0, 1].
-  """
-
-  frames: Mapping[tuple[int, int], np.ndarray]
-  fps: float
-  start_seconds: float
-  crop: tuple[int, int, int, int]
-  motion: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Fit:
-  """Scale a source so that it covers a resolution, then cut the centre out.
-
-  `scaled` is (height, width) after scaling, `offset` the (top, left) of the cut in it.
-  """
-
-  scaled: tuple[int, int]
-  offset: tuple[int, int]
-  crop: tuple[int, int, int, int]
-
-
-def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0) -> Fit:
-  """Geometry of resize and centre crop.
-
-  Args:
-    source: (height, width) of the upright source.
-    target: (height, width) wanted.
-    aspect: width of a source pixel over its height.
-  """
-  height, width = source
-  shown = (float(height), width * aspect)
-  scale = max(target[0] / shown[0], target[1] / shown[1])
-  scaled = (max(target[0], round(shown[0] * scale)), max(target[1], round(shown[1] * scale)))
-  offset = ((scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2)
-  ratio = (height / scaled[0], width / scaled[1])
-  crop = (
-    round(offset[0] * ratio[0]),
-    round(offset[1] * ratio[1]),
-    round(target[0] * ratio[0]),
-    round(target[1] * ratio[1]),
-  )
-  return Fit(scaled=scaled, offset=offset, crop=crop)
-
-
-def check_limits(source: tuple[int, int], spec: ClipSpec) -> None:
-  """Refuse frames over the pixel limit, whichever side is up.
-
-  Raises:
-    MediaError: 'too_large' or 'corrupt'.
-  """
-  height, width = source
-  if height < 1 or width < 1:
-    raise MediaError("corrupt", f"the media states a frame of {height}x{width} pixels")
-  if height * width > spec.max_pixels:
-    raise MediaError(
-      "too_large",
-      f"frames of {height}x{width} pixels, limit {spec.max_pixels} (--max_pixels)",
-    )
-
-
-def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) -> None:
-  """Refuse frames over the pixel limit, and frames that would have to be enlarged.
-
-  Args:
-    source: (height, width) of the upright source.
-    spec: resolutions and limits.
-    aspect: width of a source pixel over its height; the width as shown counts.
-
-  Raises:
-    MediaError: 'too_large' or 'corrupt'.
-    Rejected: 'too_small'.
-  """
-  check_limits(source, spec)
-  height, width = source
-  shown = (height, round(width * aspect))
-  for wanted in spec.resolutions:
-    if not spec.allow_upscale and (shown[0] < wanted[0] or shown[1] < wanted[1]):
-      raise Rejected(
-        "too_small",
-        f"frames of {shown[0]}x{shown[1]} pixels, resolution {wanted[0]}x{wanted[1]} (--allow_upscale takes them)",
-      )
-
-
-def union(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-  """The smallest box (top, left, height, width) around boxes."""
-  top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
-  bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
-  return top, left, bottom - top, right - left
+from walt_t5x.media.clips import Clip, ClipSpec, MediaError
+from walt_t5x.media.rules import Rule
 
 
 def decode(
@@ -195,11 +43,11 @@ def decode(
   if len(content) > spec.max_bytes:
     raise MediaError("too_large", f"{len(content)} bytes, limit {spec.max_bytes} (--max_bytes)")
   if modality == "image":
-    from beam_jobs.image_decoding import decode_image
+    from walt_t5x.media.image_decoding import decode_image
 
     return decode_image(content, spec, rules=rules)
   if modality == "video":
-    from beam_jobs.video_decoding import decode_video
+    from walt_t5x.media.video_decoding import decode_video
 
     return decode_video(
       content,
@@ -211,33 +59,3 @@ def decode(
       max_decode_seconds=max_decode_seconds,
     )
   raise ValueError(f"modality: got {modality!r}, expected 'image' or 'video'")
-
-
-def container_signature(content: bytes) -> bool:
-  """Whether the first bytes are those of a video container we read."""
-  return (
-    content[4:8] in _BOX_TYPES
-    or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
-    or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
-    or (content[:1] == b"G" and content[188:189] == b"G")
-  )
-
-
-def is_cut_off(content: bytes) -> bool:
-  """Whether a container's own sizes say that bytes are missing at its end; only MP4 and AVI can tell."""
-  if content.startswith(b"RIFF"):
-    return struct.unpack("<I", content[4:8].ljust(4, b"\0"))[0] + 8 > len(content)
-  if content[4:8] not in _BOX_TYPES:
-    return False
-  position, seen = 0, set()
-  while position + 8 <= len(content):
-    size, kind = struct.unpack(">I4s", content[position : position + 8])
-    seen.add(kind)
-    if size == 1:
-      size = int.from_bytes(content[position + 8 : position + 16], "big")
-    elif size == 0:
-      size = len(content) - position
-    if size < 8 or position + size > len(content):
-      return True
-    position += size
-  return position != len(content) or b"moov" not in seen

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from beam_jobs.decoding import Clip, ClipSpec, MediaError, check_size, fit, union
-from beam_jobs.filters import Rule, check_header, header_facts
-from walt_t5x.image_modes import ORIENTATION, to_rgb
+from walt_t5x.media.clips import Clip, ClipSpec, MediaError, check_size, fit, union
+from walt_t5x.media.image_modes import ORIENTATION, to_rgb
+from walt_t5x.media.rules import Rule, check_header, header_facts
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")

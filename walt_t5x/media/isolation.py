@@ -92,7 +92,7 @@ class _Worker:
   def __init__(self, function: Callable[..., Any], memory_bytes: int | None):
     self._line, theirs = Pipe()
     with theirs:
-      command = [sys.executable, "-m", "beam_jobs.isolation", str(theirs.fileno())]
+      command = [sys.executable, "-m", "walt_t5x.media.isolation", str(theirs.fileno())]
       # The child finds the modules that the parent finds, wherever it was started.
       path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
       self._process = subprocess.Popen(

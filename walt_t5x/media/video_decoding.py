@@ -6,29 +6,29 @@ network. What a file claims (duration, frame count) chooses a position but alloc
 
 import io
 import math
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from beam_jobs.decoding import (
+from walt_t5x.media.clips import (
   Clip,
   ClipSpec,
   MediaError,
   check_limits,
   check_size,
-  container_signature,
   fit,
-  is_cut_off,
   union,
 )
-from beam_jobs.filters import Rejected, Rule, check_header, header_facts
+from walt_t5x.media.rules import Rejected, Rule, check_header, header_facts
 
 if TYPE_CHECKING:
   from av import VideoFrame
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
+_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
 # Matroska rounds times to milliseconds; a frame that starts this much late still counts as shown.
 _CLOCK_SLACK = 0.002
 # A seek pays off only beyond a few key frame distances.
@@ -94,14 +94,14 @@ def decode_video(
       resizer = _Resizer(stream, spec, rules)
       return _cut(container, stream, resizer, start=start, claimed=seconds, deadline=deadline)
     except FFmpegError as error:
-      reason = "truncated" if is_cut_off(content) else "corrupt"
+      reason = "truncated" if _is_cut_off(content) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error}") from error
 
 
 def _open_reason(content: bytes) -> str:
-  if not container_signature(content):
+  if not _container_signature(content):
     return "not_media"
-  return "truncated" if is_cut_off(content) else "corrupt"
+  return "truncated" if _is_cut_off(content) else "corrupt"
 
 
 def _video_stream(container):
@@ -317,3 +317,33 @@ def motion(frames: np.ndarray) -> float:
     return 0.0
   luma = frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
   return float(np.abs(np.diff(luma, axis=0)).mean(dtype=np.float64) / 255.0)
+
+
+def _container_signature(content: bytes) -> bool:
+  """Whether the first bytes are those of a video container we read."""
+  return (
+    content[4:8] in _BOX_TYPES
+    or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
+    or (content.startswith(b"RIFF") and content[8:12] == b"AVI ")
+    or (content[:1] == b"G" and content[188:189] == b"G")
+  )
+
+
+def _is_cut_off(content: bytes) -> bool:
+  """Whether a container's own sizes say that bytes are missing at its end; only MP4 and AVI can tell."""
+  if content.startswith(b"RIFF"):
+    return struct.unpack("<I", content[4:8].ljust(4, b"\0"))[0] + 8 > len(content)
+  if content[4:8] not in _BOX_TYPES:
+    return False
+  position, seen = 0, set()
+  while position + 8 <= len(content):
+    size, kind = struct.unpack(">I4s", content[position : position + 8])
+    seen.add(kind)
+    if size == 1:
+      size = int.from_bytes(content[position + 8 : position + 16], "big")
+    elif size == 0:
+      size = len(content) - position
+    if size < 8 or position + size > len(content):
+      return True
+    position += size
+  return position != len(content) or b"moov" not in seen

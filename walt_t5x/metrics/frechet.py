@@ -28,9 +28,9 @@ def _root(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "R F"]:
 
 
 def frechet_distance(
-  mean_1: Float[np.ndarray, "F"],
+  mean_1: Float[np.ndarray, " F"],
   covariance_1: Float[np.ndarray, "F F"],
-  mean_2: Float[np.ndarray, "F"],
+  mean_2: Float[np.ndarray, " F"],
   covariance_2: Float[np.ndarray, "F F"],
 ) -> float:
   """d^2 between N(mean_1, covariance_1) and N(mean_2, covariance_2), at least 0.

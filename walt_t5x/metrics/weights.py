@@ -68,7 +68,7 @@ C3D = PublicWeights(
 SHAPES = PublicWeights(
   network="shapes",
   num_parameters=120_302,
-  where="python -m walt_t5x.metrics.train_stand_in --output=shapes.safetensors",
+  where="python -m walt_t5x.train_surrogate --output=shapes.safetensors",
   source_sha256=None,
   fingerprint=None,
   stand_in=True,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from walt_t5x import video_io
+from walt_t5x.media import video_io
 from walt_t5x.models.vae_model import VaeModel
 
 Clips = Float[np.ndarray, "B T H W 3"]

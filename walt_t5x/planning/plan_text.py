@@ -40,7 +40,7 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
 
   Args:
     name: of the slice.
-    report: a `walt_t5x.tpu_report.TopologyReport` as a dict.
+    report: a `walt_t5x.planning.tpu_report.TopologyReport` as a dict.
     plan: the run's other figures.
   """
   limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
@@ -149,7 +149,7 @@ def search_table(name: str, variants: Sequence[Any], best: Any) -> str:
 
   Args:
     name: of the slice.
-    variants: `walt_t5x.tpu_report.Variant`s.
+    variants: `walt_t5x.planning.tpu_report.Variant`s.
     best: the recommended one, or None.
   """
   lines = [

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from walt_t5x import plan_text
+from walt_t5x.planning import plan_text
 
 # Assumption: tokens of a caption, for the size of a corpus; 23 on average in packed_text's measurements.
 _CAPTION_TOKENS = 24
@@ -64,7 +64,7 @@ def plan_model(
   import jax
 
   from data import schema
-  from walt_t5x.flops import count_flops_of
+  from walt_t5x.engine.flops import count_flops_of
   from walt_t5x.models.input_shapes import input_shapes, record_bytes
   from walt_t5x.models.vae_model import VaeModel
 
@@ -138,7 +138,7 @@ class _Run:
 
   @classmethod
   def of_gin(cls, batch_size: int | None = None) -> "_Run":
-    from walt_t5x.engine import gin_config
+    from walt_t5x.config import gin_config
 
     model = gin_config.macro_value("MODEL")
     field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
@@ -156,9 +156,9 @@ class _Run:
 
   def report(self, model: Any, rows: int, *, topology: str, flops_per_row: float) -> Any:
     """The TPU compiler's report on a step of so many rows, with the files' mesh and rules."""
-    from walt_t5x import tpu_report
-    from walt_t5x.engine import gin_config
+    from walt_t5x.config import gin_config
     from walt_t5x.models.input_shapes import input_shapes
+    from walt_t5x.planning import tpu_report
 
     return tpu_report.report(
       model,
@@ -181,7 +181,7 @@ def plan_gin(batch_size: int | None = None) -> Plan:
   Raises:
     GinError: if the files define no model or no field.
   """
-  from walt_t5x.engine import gin_config
+  from walt_t5x.config import gin_config
 
   run = _Run.of_gin(batch_size)
   plan = plan_model(
@@ -225,7 +225,7 @@ def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:
     name: slice such as 'v5p:4x4x4'.
     batch_sizes: rows a step; none for half, once and twice those of the plan.
   """
-  from walt_t5x import tpu_report
+  from walt_t5x.planning import tpu_report
 
   run = _Run.of_gin()
   flops_per_row = plan.train_flops_per_step / plan.batch_size

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from walt_t5x import tpu_compile
-from walt_t5x.hlo_collectives import collective_bytes
+from walt_t5x.planning import tpu_compile
+from walt_t5x.planning.collectives import collective_bytes
 
 # Layers of the two unrolled models.
 _SHALLOW = (2, 4)

@@ -116,7 +116,7 @@ class TextEncoder:
     weights = flax.traverse_util.flatten_dict(self.params, sep="/")
     return encoder_fingerprint(self.config, weights, self.vocabulary)
 
-  def tokenize(self, texts: Sequence[str], max_length: int) -> list[Int32[np.ndarray, "_"]]:
+  def tokenize(self, texts: Sequence[str], max_length: int) -> list[Int32[np.ndarray, " _"]]:
     """Returns the ids of each text: eos appended, cut to max_length with the eos kept, unpadded.
 
     Args:
@@ -127,7 +127,7 @@ class TextEncoder:
       raise TypeError(f"tokenize: got one string {texts!r}, expected a list of them.")
     return [self.vocabulary.encode(text, max_length) for text in texts]
 
-  def encode(self, ids: Sequence[Integer[np.ndarray, "_"]]) -> list[Float32[np.ndarray, "_ E"]]:
+  def encode(self, ids: Sequence[Integer[np.ndarray, " _"]]) -> list[Float32[np.ndarray, "_ E"]]:
     """Returns the embedding of every token of every caption; padding never comes back.
 
     Args:

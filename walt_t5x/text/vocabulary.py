@@ -54,7 +54,7 @@ class Vocabulary:
   def __len__(self) -> int:
     return self._processor.GetPieceSize()
 
-  def encode(self, text: str, max_length: int) -> Int32[np.ndarray, "_"]:
+  def encode(self, text: str, max_length: int) -> Int32[np.ndarray, " _"]:
     """Returns the ids of one text with eos appended, never padded.
 
     A text that is too long loses its last pieces, not the eos (as in Hugging Face's T5 tokenizer

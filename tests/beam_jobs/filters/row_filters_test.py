@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beam_jobs import duplicates, filters, preprocess
-from beam_jobs.decoding import ClipSpec, decode
-from beam_jobs.filters import Rejected, Rule
+from beam_jobs import preprocess
+from beam_jobs.filters import duplicates, row_filters
 from beam_jobs.sources import parse_line
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import write_manifest
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.decoding import decode
+from walt_t5x.media.rules import Rejected, Rule
 
 OPERATORS = {
   "<": operator.lt,
@@ -69,7 +71,7 @@ def test_what_is_no_rule_is_refused(text):
 def test_rules_on_the_manifest(fields, rule, reason):
   found = None
   try:
-    filters.check_row(row(**fields), [Rule.parse(rule)])
+    row_filters.check_row(row(**fields), [Rule.parse(rule)])
   except Rejected as rejection:
     found = rejection.reason
   assert found == reason
@@ -77,11 +79,11 @@ def test_rules_on_the_manifest(fields, rule, reason):
 
 def test_a_short_caption_goes_and_the_others_keep_their_weights():
   several = row(caption=None, captions=["a", "b c d", "e f g h"], caption_weights=[1, 2, 0])
-  kept = filters.check_row(several, [Rule.parse("caption_words>=3")])
+  kept = row_filters.check_row(several, [Rule.parse("caption_words>=3")])
   assert (kept.captions, kept.caption_weights) == (("b c d", "e f g h"), (2.0, 0.0))
   with pytest.raises(Rejected, match=r"\[3, 4\]"):
     # What is left has no weight.
-    filters.check_row(kept, [Rule.parse("caption_words>=4")])
+    row_filters.check_row(kept, [Rule.parse("caption_words>=4")])
 
 
 def test_header_rules_come_before_decoding(monkeypatch):
@@ -98,7 +100,7 @@ def test_header_rules_come_before_decoding(monkeypatch):
   decoded = []
   convert = av.VideoFrame.to_ndarray
   monkeypatch.setattr(
-    "beam_jobs.video_decoding._Resizer.__call__",
+    "walt_t5x.media.video_decoding._Resizer.__call__",
     lambda self, frame: decoded.append(convert(frame)),
   )
   with pytest.raises(Rejected):

@@ -7,9 +7,10 @@ import shlex
 
 import pytest
 
-from beam_jobs import dataflow, preprocess, worker_flags
+from beam_jobs import preprocess
+from beam_jobs.runners import dataflow, worker_flags
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 JOB = {
   "manifest": "gs://bucket/rows/*.jsonl",
   "output": "gs://bucket/cache",

@@ -10,10 +10,12 @@ import json
 import numpy as np
 import pytest
 
-from beam_jobs import ledger, quality, replays, settings, shards, storage
-from beam_jobs.shards import LedgerError, ShardName
+from beam_jobs.shards import ledger, quality, replays, settings, shard_files
+from beam_jobs.shards.moments import Moments
+from beam_jobs.shards.shard_files import LedgerError, ShardName
 from beam_jobs.sources import Row
 from data import provenance, schema, tfrecord
+from walt_t5x.files import storage
 
 NOTED = {"schema_version": schema.SCHEMA_VERSION, "any": "settings"}
 DIGEST = settings.settings_digest(NOTED)
@@ -53,7 +55,7 @@ def _record(seed, field=VIDEOS, tokens=(2, 3)):
 
 def _write(output, shard, records=(), *, dead=(), rejected=(), band=None, rows="r", digest=DIGEST):
   options = {"settings_digest": digest, "rows_digest": rows, "band": band}
-  with shards.ShardWriter(str(output), shard, **options) as writer:
+  with shard_files.ShardWriter(str(output), shard, **options) as writer:
     for record in records:
       writer.write(record)
       for name in record.latents:
@@ -80,22 +82,22 @@ def _shard(index=0, count=2, *, task="toy_videos", split="train", replay=0):
 
 def test_moments_of_parts_are_those_of_the_whole():
   values = np.random.default_rng(0).normal([1.0, -5.0], [0.1, 3.0], (60, 3, 2))
-  parts = [shards.Moments.of(part) for part in np.split(values, [7, 8])]
-  total = sum(parts, shards.Moments())
-  mean, std = shards.Moments.from_json(json.loads(json.dumps(total.to_json()))).mean_std()
+  parts = [Moments.of(part) for part in np.split(values, [7, 8])]
+  total = sum(parts, Moments())
+  mean, std = Moments.from_json(json.loads(json.dumps(total.to_json()))).mean_std()
   np.testing.assert_allclose(mean, values.mean((0, 1)), rtol=1e-12)
   np.testing.assert_allclose(std, values.std((0, 1)), rtol=1e-9)
   assert total.count == 180
   # Rounding gives some of these a variance below zero; a channel that never changes has none.
   never = np.tile(np.linspace(0.1, 9, 50), (7, 1))
-  assert shards.Moments.of(never).mean_std()[1] == pytest.approx([0] * 50, abs=1e-6)
+  assert Moments.of(never).mean_std()[1] == pytest.approx([0] * 50, abs=1e-6)
 
 
 def test_a_sidecar_counts_what_stands_in_the_files(tmp_path):
   records = [_record(0), _record(1, tokens=(4,)), _record(2)]
   shard = _shard()
   sidecar = _write(tmp_path, shard, records, dead=["missing", "missing", "x"], rejected=["small"])
-  assert shards.read_sidecar(str(tmp_path), shard) == json.loads(json.dumps(sidecar))
+  assert shard_files.read_sidecar(str(tmp_path), shard) == json.loads(json.dumps(sidecar))
   content = (tmp_path / "toy_videos" / "train.tfrecord-00000-of-00002").read_bytes()
   with open(tmp_path / "toy_videos" / "train.tfrecord-00000-of-00002", "rb") as stream:
     assert list(tfrecord.read_records(stream)) == [schema.encode(record) for record in records]
@@ -137,7 +139,9 @@ def test_bytes_do_not_depend_on_the_order_of_rows_or_of_their_fields(tmp_path):
   texts = []
   for reasons, raw in ((["b", "a"], {"uri": "u", "x": 1}), (["a", "b"], {"x": 1, "uri": "u"})):
     _write(tmp_path, _shard(), dead=reasons, rejected=reasons)
-    with shards.ShardWriter(str(tmp_path), _shard(1), settings_digest="", rows_digest="") as writer:
+    with shard_files.ShardWriter(
+      str(tmp_path), _shard(1), settings_digest="", rows_digest=""
+    ) as writer:
       writer.dead_letter(
         dataclasses.replace(_row("u"), raw=raw), stage="decode", reason="a", message="why"
       )
@@ -157,7 +161,9 @@ def test_a_shard_that_is_made_again_leaves_nothing_of_the_old_one(tmp_path):
   assert {path.name for path in folder.iterdir()} == {name, f"{name}.sidecar.json"}
   # One that is broken off leaves no shard at all, whatever was there.
   with pytest.raises(RuntimeError):
-    with shards.ShardWriter(str(tmp_path), _shard(1), settings_digest="", rows_digest="") as writer:
+    with shard_files.ShardWriter(
+      str(tmp_path), _shard(1), settings_digest="", rows_digest=""
+    ) as writer:
       writer.write(_record(0))
       raise RuntimeError
   assert {path.name for path in folder.iterdir()} == {name, f"{name}.sidecar.json"}
@@ -171,7 +177,7 @@ def test_a_shard_outside_of_the_band_is_empty_for_readers_and_kept_beside(tmp_pa
   assert (folder / _shard().file_name).read_bytes() == b""
   kept = folder / f"quarantine.{_shard().file_name}"
   assert hashlib.sha256(kept.read_bytes()).hexdigest() == whole["sha256"]
-  assert shards.parse_shard(f"toy_videos/{kept.name}") is None
+  assert shard_files.parse_shard(f"toy_videos/{kept.name}") is None
   assert (held["rows"], held["dead"], held["quarantined"], held["written"]) == (3, 1, 2, 0)
   assert [held[name] for name in ("bytes", "captions", "tokens")] == [0, 0, 0]
   assert held["sha256"] == hashlib.sha256(b"").hexdigest()
@@ -189,7 +195,7 @@ def test_a_sidecar_keeps_a_shard_only_while_all_of_it_is_as_it_was(tmp_path):
   wanted = {"settings_digest": DIGEST, "rows_digest": "r"}
 
   def whole(**changed):
-    return shards.whole_sidecar(str(tmp_path), _shard(), **wanted | changed)
+    return shard_files.whole_sidecar(str(tmp_path), _shard(), **wanted | changed)
 
   assert whole() is None
   sidecar = _write(tmp_path, _shard(), [_record(0)])
@@ -210,10 +216,12 @@ def test_a_sidecar_keeps_a_shard_only_while_all_of_it_is_as_it_was(tmp_path):
 
 
 def test_the_digest_of_rows_tells_lines_apart_and_no_order():
-  assert shards.rows_digest(["a", "b"]) == shards.rows_digest(["b", "a"])
-  found = {shards.rows_digest(lines) for lines in ([], ["ab"], ["a", "b"], ["a", "b", "b"], ["b"])}
+  assert shard_files.rows_digest(["a", "b"]) == shard_files.rows_digest(["b", "a"])
+  found = {
+    shard_files.rows_digest(lines) for lines in ([], ["ab"], ["a", "b"], ["a", "b", "b"], ["b"])
+  }
   assert len(found) == 5
-  assert shards.rows_digest(["bc", "a"]) == hashlib.sha256(b"1:a\n2:bc\n").hexdigest()
+  assert shard_files.rows_digest(["bc", "a"]) == hashlib.sha256(b"1:a\n2:bc\n").hexdigest()
 
 
 def test_names_of_shards():

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from beam_jobs import encoders, preprocess, quality, verify
-from beam_jobs.shards import Moments
+from beam_jobs import preprocess, verify
+from beam_jobs.shards import encoders, quality
+from beam_jobs.shards.moments import Moments
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import real_media
-from walt_t5x import video_io
+from data.samples import real_media
+from walt_t5x.media import video_io
 
 
 def _installed(medium):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data import shapes
+from data.samples import shapes
 
 
 def _scene(**changes):

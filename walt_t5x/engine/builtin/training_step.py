@@ -13,7 +13,7 @@ from walt_t5x.engine.builtin.finite import Skips, Sum, count_if, keep_if
 from walt_t5x.engine.builtin.microbatches import gradients, merge_metrics
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.train_state import TrainState
-from walt_t5x.flops import count_flops
+from walt_t5x.engine.flops import count_flops
 
 Batch = Mapping[str, jax.Array]
 
@@ -34,7 +34,7 @@ class TrainingStep:
     weight_metrics: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
 
   Attributes:
-    flops: operations of one step as written, once it is compiled (`walt_t5x.flops`).
+    flops: operations of one step as written, once it is compiled (`walt_t5x.engine.flops`).
   """
 
   def __init__(

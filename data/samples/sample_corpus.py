@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import real_media, shapes
+from data.samples import real_media, shapes
 
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
 _CLIP_SHARES = (0.8, 0.1, 0.1)
@@ -105,7 +105,7 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
   """Draws and encodes one file."""
   from PIL import Image
 
-  from walt_t5x import video_io
+  from walt_t5x.media import video_io
 
   path = output / job.uri
   frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
@@ -257,7 +257,3 @@ def main(argv: Sequence[str] | None = None) -> None:
   for (split, corpus, modality), count in sorted(counts.items()):
     print(f"{count:6d} {corpus} {modality}s in {split}")
   print(f"{len(rows):6d} files in all; manifest: {args.output / 'manifest.jsonl'}")
-
-
-if __name__ == "__main__":
-  main()

@@ -1,0 +1,112 @@
+"""Scores of protocols that judge each generated clip by its prompt."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from walt_t5x.evaluation.flags import ALIGNMENT, OBEDIENCE
+from walt_t5x.evaluation.scores_output import log_scores
+
+
+def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
+  """Scores of a folder that `generate` wrote; obedience also goes into its gallery."""
+  from walt_t5x.generation.sample_folder import SampleFolder
+
+  folder = SampleFolder(args.samples)
+  if args.protocol == OBEDIENCE:
+    result = caption_obedience(folder)
+    folder.write_scores(result)
+    said = {"gallery": str(folder.write_gallery())}
+  else:
+    result = text_alignment(folder, args.clip_weights)
+    file = args.output or Path(args.samples) / f"scores_{ALIGNMENT}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    said = {"network_fingerprint": result["network_fingerprint"], "file": str(file)}
+  if args.log_dir:
+    step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)
+    values = {
+      f"{stage}/{name}@{result['protocol_hash']}": value
+      for stage, scores in result["scores"].items()
+      for name, value in scores.items()
+    }
+    log_scores(args.log_dir, step, values)
+  print(f"protocol {result['protocol']}@{result['protocol_hash']}")
+  return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | said
+
+
+def caption_obedience(folder) -> dict[str, Any]:
+  """Judges the video files of every stage; the first stage's counts stand for the protocol.
+
+  Returns:
+    {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
+  """
+  from tqdm import tqdm
+
+  from walt_t5x.metrics.caption_obedience import judge, tally
+  from walt_t5x.metrics.protocols import by_prompt
+
+  by_stage: dict[str, list] = {}
+  verdicts: dict[str, dict[str, bool | None]] = {}
+  for sample in tqdm(list(folder.samples()), unit="video", desc="judge", file=sys.stderr):
+    for stage in sample.files:
+      verdict = judge(folder.read(sample, stage), sample.prompt)
+      by_stage.setdefault(stage, []).append(verdict)
+      prefix = "" if len(sample.files) == 1 else f"{stage} "
+      verdicts.setdefault(str(sample.index), {}).update(
+        {
+          f"{prefix}colour": verdict.colour_right,
+          f"{prefix}direction": verdict.direction_right,
+        }
+      )
+  totals = {stage: tally(found) for stage, found in by_stage.items()}
+  for stage, total in totals.items():
+    print(f"{stage}: {total}")
+  return _named(by_prompt.OBEDIENCE) | {
+    "scores": {stage: total.as_dict() for stage, total in totals.items()},
+    "verdicts": verdicts,
+  }
+
+
+def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
+  """The mean similarity of every stage's clips to their prompts.
+
+  Returns:
+    {"protocol", "protocol_hash", "fields", "network_fingerprint", "scores": {stage: {name: number}}}.
+
+  Raises:
+    FileNotFoundError: no CLIP, which says what belongs in its folder, or no samples.
+  """
+  import numpy as np
+  from tqdm import tqdm
+
+  from walt_t5x.media.video_io import to_uint8
+  from walt_t5x.metrics.clip_similarity import ClipSimilarity
+  from walt_t5x.metrics.protocols import by_prompt
+
+  clip = ClipSimilarity.load(clip_weights)
+  by_stage: dict[str, list[float]] = {}
+  for sample in tqdm(list(folder.samples()), unit="video", desc="align", file=sys.stderr):
+    for stage in sample.files:
+      similarity = clip(to_uint8(folder.read(sample, stage)), sample.prompt)
+      by_stage.setdefault(stage, []).append(similarity)
+  scores = {
+    stage: {
+      "text_alignment/similarity": float(np.mean(values)),
+      "text_alignment/std": float(np.std(values)),
+      "text_alignment/clips": float(len(values)),
+    }
+    for stage, values in by_stage.items()
+  }
+  for stage, found in scores.items():
+    print(f"{stage}: similarity {found['text_alignment/similarity']:.4f}")
+  return _named(by_prompt.ALIGNMENT) | {"network_fingerprint": clip.fingerprint, "scores": scores}
+
+
+def _named(protocol) -> dict[str, Any]:
+  return {
+    "protocol": protocol.name,
+    "protocol_hash": protocol.hash,
+    "fields": protocol.as_dict(),
+  }

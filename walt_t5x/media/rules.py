@@ -1,0 +1,137 @@
+"""Rules on media, `name op number`: what a clip or its header must satisfy, and the rejection of those that do not.
+
+The quantities of a header are known before anything is decoded:
+
+  height, width       pixels of the upright picture, as stored
+  short_side, pixels  min(height, width); height * width
+  aspect              width over height as shown, pixel shape included
+  seconds, source_fps what the video claims; images pass
+"""
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Mapping, Sequence
+
+HEADER_QUANTITIES = ("height", "width", "short_side", "pixels", "aspect", "seconds", "source_fps")
+
+_OPERATORS = {
+  "<=": operator.le,
+  ">=": operator.ge,
+  "==": operator.eq,
+  "!=": operator.ne,
+  "<": operator.lt,
+  ">": operator.gt,
+}
+_RULE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>)\s*([-+.\w]+)\s*")
+
+
+class Rejected(Exception):
+  """A sound row that a filter turns away; `reason` is a code, the message explains."""
+
+  def __init__(self, reason: str, message: str):
+    super().__init__(reason, message)
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return self.args[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What a row must hold to pass, such as `aesthetic>=5`.
+
+  Args:
+    name: a quantity of the table above, or a score.
+    op: one of <, <=, ==, !=, >=, >.
+    value: a finite number.
+    code: reason in the ledger; empty is the rule itself.
+  """
+
+  name: str
+  op: str
+  value: float
+  code: str = ""
+
+  def __post_init__(self):
+    if self.op not in _OPERATORS or not math.isfinite(self.value):
+      raise ValueError(
+        f"rule: got {self.name!r} {self.op!r} {self.value!r}, expected an operator of "
+        f"{sorted(_OPERATORS)} and a finite number"
+      )
+
+  @classmethod
+  def parse(cls, text: str) -> "Rule":
+    """Rule of a flag.
+
+    Raises:
+      ValueError: on a text that is no rule.
+    """
+    try:
+      if not (match := _RULE.fullmatch(text)):
+        raise ValueError("no comparison")
+      return cls(match[1], match[2], float(match[3]))
+    except ValueError as error:
+      raise ValueError(f"got {text!r}, expected NAME OP NUMBER like 'aesthetic>=5'") from error
+
+  def __str__(self) -> str:
+    return f"{self.name}{self.op}{self.value:g}"
+
+  @property
+  def reason(self) -> str:
+    """Counter and reason in the ledger."""
+    return self.code or str(self)
+
+  def holds(self, value: float) -> bool:
+    """Whether a value passes; NaN passes no rule but `!=`."""
+    return _OPERATORS[self.op](value, self.value)
+
+
+def check_header(facts: Mapping[str, float | None], rules: Sequence[Rule]) -> None:
+  """Judge a file by its header.
+
+  Args:
+    facts: what `header_facts` returned; None is unknown.
+    rules: those of other moments are passed over.
+
+  Raises:
+    Rejected: by the first rule that fails, or whose quantity a video does not state.
+  """
+  for rule in rules:
+    if rule.name in HEADER_QUANTITIES and rule.name in facts:
+      value = facts[rule.name]
+      if value is None:
+        raise Rejected(f"no_{rule.name}", f"the file does not state {rule.name}, which {rule} asks")
+      check_value(rule, value)
+
+
+def header_facts(
+  size: tuple[int, int], *, pixel_aspect: float, video: tuple[float | None, float | None] | None
+) -> dict[str, float | None]:
+  """Quantities of a header.
+
+  Args:
+    size: (height, width) of the upright picture in stored pixels.
+    pixel_aspect: width of an upright pixel over its height.
+    video: (seconds, frames a second), each None where not stated; None for an image.
+  """
+  height, width = size
+  facts = {
+    "height": height,
+    "width": width,
+    "short_side": min(size),
+    "pixels": height * width,
+    "aspect": width * pixel_aspect / height,
+  }
+  return facts | (dict(zip(("seconds", "source_fps"), video)) if video else {})
+
+
+def check_value(rule: Rule, value: float) -> None:
+  """Compares one value.
+
+  Raises:
+    Rejected: if the rule does not hold.
+  """
+  if not rule.holds(value):
+    raise Rejected(rule.reason, f"{rule.name} is {value:g}, expected {rule}")

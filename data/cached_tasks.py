@@ -10,8 +10,9 @@ import seqio
 import tensorflow as tf
 
 from data import schema
-from data.provenance import Provenance, ProvenanceMismatch, read_provenance
+from data.provenance import Provenance, read_provenance
 from data.raw_shards import raw_shards
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 
 class _UncachedSource(seqio.DataSource):

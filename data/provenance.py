@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 
 from data import schema
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 FILE_NAME = "provenance.json"
 POSTERIORS = ("mean",)
-
-
-class ProvenanceMismatch(ValueError):
-  """A cache that was made by another VAE, text encoder or schema than the reader expects."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

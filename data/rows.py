@@ -10,7 +10,8 @@ import seqio
 import tensorflow as tf
 
 from data import cached_tasks, deny_list, schema
-from data.provenance import LatentStatistics, Provenance, ProvenanceMismatch
+from data.provenance import LatentStatistics, Provenance
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 # Records of videos that are parsed together.
 BLOCK = 16

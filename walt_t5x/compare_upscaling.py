@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags
 
 from walt_t5x.config import gin_flags
+from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
 STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original", "tokenizer"
@@ -151,11 +152,11 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
   def statistics(clips: Any) -> FeatureStatistics:
     return FeatureStatistics.from_model_output(network(clips, batch_size=batch_size)[layer])
 
-  real, reference = statistics(truth), jnp.asarray(truth, jnp.float32) / 255
+  real, reference = statistics(truth), to_float(jnp.asarray(truth))
   return {
     way: {
       "frechet": float(frechet_between(statistics(clips), real)),
-      "psnr": float(np.mean(psnr(jnp.asarray(clips, jnp.float32) / 255, reference))),
+      "psnr": float(np.mean(psnr(to_float(jnp.asarray(clips)), reference))),
     }
     for way, clips in made.items()
   }

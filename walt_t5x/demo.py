@@ -73,11 +73,11 @@ class Studio:
     from walt_t5x.generation.cascade import Batch
     from walt_t5x.generation.prepared_requests import prepare
     from walt_t5x.generation.requests import Request
-    from walt_t5x.generation.sampling_run import RunSettings, write_sample
+    from walt_t5x.generation.sampling_run import SamplingSettings, write_sample
 
     count = self.stages.index(stage) + 1
     request = Request(prompt=prompt.strip(), image=image)
-    settings = RunSettings(seed=seed, rounds=rounds, fps=self.fps, fit="crop", batch_size=1)
+    settings = SamplingSettings(seed=seed, rounds=rounds, fps=self.fps, fit="crop", batch_size=1)
     config = dataclasses.replace(self.config, stages=self.config.stages[:count])
     given = prepare([request], config, settings).given(request)
     index = 1 + max((s.index for s in self._kept()), default=-1)

@@ -91,7 +91,7 @@ def generate(
     text_encoder: folder of the T5 encoder; None for stages without text.
     text_length: L of the stages.
     requests: what to show, `generation.requests.Request`s.
-    settings: `generation.sampling_run.RunSettings`.
+    settings: `generation.sampling_run.SamplingSettings`.
     output: folder of the samples.
     chosen: names of the stages to run; all when empty.
     shard: (number, count) of this job.
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
   import gin
   from walt_t5x import engine
   from walt_t5x.config import gin_config
-  from walt_t5x.generation.sampling_run import RunSettings
+  from walt_t5x.generation.sampling_run import SamplingSettings
 
   run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
   # The files that trained a stage say `import __main__ as train_script`.
@@ -219,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
     gin_flags.read()
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration cannot be used.\n{error}")
-  settings = RunSettings(
+  settings = SamplingSettings(
     seed=FLAGS.seed,
     num_samples=FLAGS.num_samples,
     rounds=FLAGS.rounds,

@@ -36,7 +36,7 @@ def cards(
 ) -> Iterator[Any]:
   """One card a sampled record."""
   from data import schema
-  from walt_t5x.html.data_page import Clip, RowCard
+  from walt_t5x.html.data_page import RowCard, ShownClip
 
   coloured: dict[str, np.ndarray] = {}
   if decoder is None:
@@ -54,19 +54,19 @@ def cards(
       if isinstance(source, str):
         notes["source"], source = source, None
     for _, frames in sorted((source or {}).items()):
-      clips.append(Clip(name="source", frames=frames, fps=record.fps))
+      clips.append(ShownClip(name="source", frames=frames, fps=record.fps))
     for name, frames in sorted(decoded.items()):
       note = ""
       if source is not None:
         note = f"PSNR {psnr(frames, source[frames.shape[1:3]]):.1f} dB"
-      clips.append(Clip(name=f"decoded {name}", frames=frames, fps=record.fps, note=note))
+      clips.append(ShownClip(name=f"decoded {name}", frames=frames, fps=record.fps, note=note))
     for name, frames in sorted(record.pixels.items()):
-      clips.append(Clip(name=name, frames=frames, fps=record.fps))
+      clips.append(ShownClip(name=name, frames=frames, fps=record.fps))
     if decoder is None:
       for name in sorted(record.latents):
         frames = coloured[f"{record.id}{name}"]
         fps = record.fps * len(frames) / max(1, origin.num_frames if origin else len(frames))
-        clips.append(Clip(name=f"{name} in false colours", frames=frames, fps=fps or 2.0))
+        clips.append(ShownClip(name=f"{name} in false colours", frames=frames, fps=fps or 2.0))
     facts = {"uri": record.uri, "label": record.label, "crop": record.crop, "id": record.id[:16]}
     if record.label == schema.NO_LABEL:
       facts.pop("label")

@@ -95,7 +95,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from beam_jobs.shards.encoders import build_vae, select_vae_params
   from walt_t5x import engine
   from walt_t5x.engine.checkpoints import load_params
-  from walt_t5x.text.fingerprint import weights_fingerprint
+  from walt_t5x.files.fingerprint import weights_fingerprint
 
   # Training files say `import __main__ as train_script` and include others by their path from `gin/` on.
   vars(sys.modules["__main__"]).update(train=engine.train)

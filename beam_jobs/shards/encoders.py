@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data import schema
+from walt_t5x.media.pixels import to_float
 
 _LOCK = threading.Lock()
 
@@ -155,8 +156,8 @@ class Encoders:
     from flax import traverse_util
 
     from walt_t5x.engine.checkpoints import load_params
+    from walt_t5x.files.fingerprint import weights_fingerprint
     from walt_t5x.text.encoder import TextEncoder
-    from walt_t5x.text.fingerprint import weights_fingerprint
 
     self.config = config
     self.vae = build_vae(json.loads(config.vae_config))
@@ -170,13 +171,13 @@ class Encoders:
 
     @jax.jit
     def encode(params, pixels):
-      video = pixels.astype(jnp.float32) / 255.0
+      video = to_float(pixels)
       return vae.apply({"params": params}, video, method="encode").mean.astype(jnp.bfloat16)
 
     @jax.jit
     def mean_squared_error(params, latents, pixels):
       video = vae.apply({"params": params}, latents.astype(jnp.float32), method="decode")
-      error = jnp.clip(video.astype(jnp.float32), 0, 1) - pixels.astype(jnp.float32) / 255.0
+      error = jnp.clip(video.astype(jnp.float32), 0, 1) - to_float(pixels)
       return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
 
     self._encode, self._mean_squared_error = encode, mean_squared_error
@@ -203,11 +204,13 @@ class Encoders:
       pixels: uint8 (n, frames, height, width, 3).
       rows: rows of the compiled call.
     """
+    from walt_t5x.metrics.psnr import psnr_of_error
+
     fill = ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0), (0, 0))
     error = self._mean_squared_error(
       self._params, np.pad(np.asarray(latents), fill), np.pad(pixels, fill)
     )
-    return -10 * np.log10(np.maximum(np.asarray(error[: len(pixels)], np.float64), 1e-10))
+    return np.asarray(psnr_of_error(np.asarray(error[: len(pixels)], np.float64)))
 
   def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Token ids (n,) and float32 embedding (n, E) of each caption; equal captions are encoded once."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_jobs.sources.rows import row_key
+from data.class_names import class_words
 
 FIELDS = (
   "uri",
@@ -122,14 +123,6 @@ def to_line(row: Mapping[str, Any]) -> str:
 def bad_row(uri: str, message: str) -> str:
   """Manifest line of a row that the source could not read: a dead letter in the end."""
   return to_line({"uri": uri, "source_error": message})
-
-
-def class_words(name: str) -> str:
-  """A class name in words: 'ApplyEyeMakeup' and 'apply_eye_makeup' are 'apply eye makeup'; words stay as they are."""
-  if " " in name:
-    return name
-  spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-  return " ".join(spaced.replace("_", " ").split()).lower()
 
 
 def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:

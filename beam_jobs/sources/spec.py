@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from beam_jobs.sources import folders, tables
-from beam_jobs.sources.columns import FIELDS, Columns, class_words, parse_class_names
+from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
+from data.class_names import class_words
 from walt_t5x.files import storage
 
 KINDS = ("jsonl", "csv", "parquet", "webdataset", "folder", "kinetics")

@@ -18,6 +18,7 @@ from beam_jobs.runners import running
 from beam_jobs.sources import columns, folders, members, rows, tables, webdataset
 from beam_jobs.sources import spec as source_spec
 from data import schema, tfrecord
+from data.class_names import class_words
 from tests.beam_jobs import media
 from walt_t5x.files import storage
 
@@ -394,7 +395,7 @@ def test_ucf_splits_come_from_its_list(corpus, tmp_path):
   ],
 )
 def test_class_names_in_words(name, words):
-  assert columns.class_words(name) == words
+  assert class_words(name) == words
 
 
 def test_the_validation_share_is_of_the_rows_and_stays():

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from data import provenance, schema, tasks, tfrecord
+from data import schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter
 from tests.data.tasks_test import (
   LENGTH,
@@ -19,6 +19,7 @@ from tests.data.tasks_test import (
 )
 from walt_t5x.engine import provenance as run_provenance
 from walt_t5x.engine import run_record
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_run_stops_at_rows_that_mean_something_else(tmp_path, field, change):
   before, now = json.loads(kept.to_json()), other
   for key in _path(field):
     before, now = before[key], now[key]
-  with pytest.raises(run_provenance.ProvenanceMismatch) as error:
+  with pytest.raises(ProvenanceMismatch) as error:
     run_provenance.record(str(folder), other)
   for part in (field, repr(before), repr(now), "Point the run at the dataset"):
     assert part in str(error.value)
@@ -76,9 +77,7 @@ def test_a_cache_of_another_schema_is_refused_before_it_is_read(tmp_path):
   kept = _provenance(records[0].latents)
   _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
   with _cache_dirs(str(tmp_path)):
-    with pytest.raises(
-      provenance.ProvenanceMismatch, match=r"got 1, expected 3; preprocess the media again"
-    ):
+    with pytest.raises(ProvenanceMismatch, match=r"got 1, expected 3; preprocess the media again"):
       _ = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW).walt_provenance
 
 

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from data import packed_text, provenance, schema, tfrecord
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 E = 48
 
@@ -300,11 +301,11 @@ def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"beam_jobs\.preprocess"):
     provenance.read_provenance(str(tmp_path))
   raw = json.loads(make_provenance().to_json()) | {"schema_version": 99}
-  with pytest.raises(provenance.ProvenanceMismatch, match="schema_version: got 99, expected 3"):
+  with pytest.raises(ProvenanceMismatch, match="schema_version: got 99, expected 3"):
     provenance.Provenance.from_json(json.dumps(raw))
   del raw["posterior"]
   raw["schema_version"] = schema.SCHEMA_VERSION
-  with pytest.raises(provenance.ProvenanceMismatch, match="'posterior' is missing"):
+  with pytest.raises(ProvenanceMismatch, match="'posterior' is missing"):
     provenance.Provenance.from_json(json.dumps(raw))
 
 
@@ -320,7 +321,7 @@ def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
   ],
 )
 def test_a_cache_made_by_something_else_is_refused_by_field(wanted, message):
-  with pytest.raises(provenance.ProvenanceMismatch, match=message):
+  with pytest.raises(ProvenanceMismatch, match=message):
     provenance.check_provenance(make_provenance(), **wanted)
 
 

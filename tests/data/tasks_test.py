@@ -10,6 +10,7 @@ import seqio
 
 from data import cached_tasks, provenance, raw_shards, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+from walt_t5x.files.mismatch import ProvenanceMismatch
 from walt_t5x.models.finished_rows import finished
 
 WIDTH, CHANNELS, LENGTH = 6, 2, 5
@@ -154,7 +155,7 @@ def test_a_channel_that_never_changes_cannot_be_normalised(cache, std):
   kept = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=[0.5, std])
   file = cache / "toy_videos" / provenance.FILE_NAME
   file.write_text(dataclasses.replace(_provenance([]), latents={"latents/3x4x4": kept}).to_json())
-  with pytest.raises(provenance.ProvenanceMismatch, match="a channel of standard deviation 0"):
+  with pytest.raises(ProvenanceMismatch, match="a channel of standard deviation 0"):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
@@ -222,7 +223,7 @@ def test_a_mixture_of_two_tokenizers_is_refused_with_both_fingerprints(cache):
   file = cache / "toy_images" / provenance.FILE_NAME
   file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
   mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
-  with pytest.raises(provenance.ProvenanceMismatch, match=r"vae differs.*other"):
+  with pytest.raises(ProvenanceMismatch, match=r"vae differs.*other"):
     _ = mixture.walt_provenance
 
 
@@ -270,7 +271,7 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
 
 
 def test_errors_name_what_is_there(cache):
-  with pytest.raises(provenance.ProvenanceMismatch, match="latents/3x4x4"):
+  with pytest.raises(ProvenanceMismatch, match="latents/3x4x4"):
     _rows(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
   with pytest.raises(FileNotFoundError, match="run `beam_jobs"):
     _ = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW).walt_provenance

@@ -17,6 +17,7 @@ from walt_t5x.config import gin_config, gin_flags
 from walt_t5x.engine import checkpoints, choice, exits, provenance
 from walt_t5x.engine.builtin import run_inputs
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
+from walt_t5x.files.mismatch import ProvenanceMismatch
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ def test_the_rows_must_mean_the_same(tmp_path, monkeypatch):
   provenance.record(str(tmp_path), given | {"fps": 8})  # Not a deciding field.
   other = given | {"vae": {"fingerprint": "bb"}}
   monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
-  with pytest.raises(provenance.ProvenanceMismatch) as error:
+  with pytest.raises(ProvenanceMismatch) as error:
     runs.train(tmp_path, 1)
   for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
     assert part in str(error.value)

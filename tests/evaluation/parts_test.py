@@ -101,7 +101,7 @@ def test_parts_of_other_files_or_weights_are_not_taken(folders, tmp_path):
   weights = _evaluation(folders, other, parts_dir=tmp_path / "parts")
   weights.part(weights.plans[0])
   assert (weights.clips, weights.kept) == (4, 0)
-  nowhere = plan_parts([clip_sources.Clip(media=_media("x", None), fold=0, number=0)],
+  nowhere = plan_parts([clip_sources.PlannedClip(media=_media("x", None), fold=0, number=0)],
                        references=False, clips_per_part=4)  # fmt: skip
   with pytest.raises(ValueError, match="x comes from no file"):
     next(nowhere).contents()

@@ -115,7 +115,7 @@ def test_clip_rules_cut_the_frames_they_name():
     assert (np.diff(cut) == 1).all() and len(cut) == 4
     return int(cut[0])
 
-  clips = [clip_sources.Clip(media=m, fold=0, number=0) for m in media]
+  clips = [clip_sources.PlannedClip(media=m, fold=0, number=0) for m in media]
   assert {start(c, ClipRule.FIRST) for c in clips} == {0}
   assert {start(c, ClipRule.CENTRAL) for c in clips} == {3}
   starts = [start(c, ClipRule.RANDOM) for c in clips]

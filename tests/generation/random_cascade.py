@@ -13,12 +13,12 @@ from etils import epath
 from flax import traverse_util
 
 from data.provenance import FILE_NAME, LatentStatistics, Provenance
+from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.stage import StageConfig
 from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import PRESETS, T5Config
 from walt_t5x.text.encoder import TextEncoder, save_encoder
-from walt_t5x.text.fingerprint import weights_fingerprint
 from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
 from walt_t5x.vae.posterior import Posterior

@@ -20,7 +20,7 @@ from walt_t5x.generation.cascade import Sample
 from walt_t5x.generation.prepared_requests import prepare
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.generation.sampling_run import RunSettings, batches_of, make_samples
+from walt_t5x.generation.sampling_run import SamplingSettings, batches_of, make_samples
 from walt_t5x.media import video_io
 
 CONFIG = cascades.config(Path("/nowhere"))
@@ -64,7 +64,9 @@ class _Cascade:
 
 
 def _run(folder, cascade, *, prompts=("a", "b", "c"), shard=(0, 1), **settings):
-  settings = RunSettings(**({"num_samples": 3, "batch_size": 4, "formats": ("mp4",)} | settings))
+  settings = SamplingSettings(
+    **({"num_samples": 3, "batch_size": 4, "formats": ("mp4",)} | settings)
+  )
   requests = reading.make_requests(prompts)
   identity = {**dataclasses.asdict(settings), "requests": [r.as_dict() for r in requests]}
   identity["gin"] = "a = 1\nb = 2\n"
@@ -167,7 +169,7 @@ def test_every_format_holds_the_frames_and_the_manifest_names_the_files(tmp_path
 
 
 def _prepare(settings=None, config=CONFIG, **request):
-  return prepare([Request(**request)], config, settings or RunSettings())
+  return prepare([Request(**request)], config, settings or SamplingSettings())
 
 
 def test_bad_requests_are_named_before_anything_is_read(tmp_path):
@@ -187,12 +189,14 @@ def test_bad_requests_are_named_before_anything_is_read(tmp_path):
     with pytest.raises(ValueError, match=message):
       _prepare(**request)
   with pytest.raises(ValueError, match="different things"):
-    prepare([Request(prompt="a"), Request(prompt="b", image=str(picture))], CONFIG, RunSettings())
+    prepare(
+      [Request(prompt="a"), Request(prompt="b", image=str(picture))], CONFIG, SamplingSettings()
+    )
   with pytest.raises(ValueError, match="--formats=avi"):
-    _prepare(RunSettings(formats=("avi",)), prompt="a")
+    _prepare(SamplingSettings(formats=("avi",)), prompt="a")
   alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))
   with pytest.raises(ValueError, match="--rounds=2 gives past frames, but stage 'base'"):
-    _prepare(RunSettings(rounds=2), alone, prompt="a")
+    _prepare(SamplingSettings(rounds=2), alone, prompt="a")
 
 
 def _stage_infos(folder, *, written=1, vae="v", text="t"):
@@ -215,7 +219,7 @@ def test_the_identity_of_a_run_has_all_that_decides_its_samples(tmp_path):
       Request(prompt=prompt, image=str(tmp_path / f"{picture}.png"))
       for prompt, picture in zip(prompts, pictures)
     ]
-    prepared = prepare(requests, CONFIG, RunSettings(**settings))
+    prepared = prepare(requests, CONFIG, SamplingSettings(**settings))
     return prepared.identity(_stage_infos(tmp_path / "checkpoint_1", **stage or {}), gin)
 
   first = identity()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, random_weights
+from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import c3d, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork, _shapes
 
@@ -79,7 +80,7 @@ def test_import_of_chainer_arrays(tmp_path):
   np.savez(tmp_path / "mean2.npz", mean=mean)
   got = public_formats.read_c3d(tmp_path / "c3d.npz")
   np.testing.assert_array_equal(got.pop("input/mean")[5, 0, 0], mean[:, 5, 8, 8])
-  assert weights.fingerprint(got) == weights.fingerprint(flat)
+  assert weights_fingerprint(got) == weights_fingerprint(flat)
 
 
 def test_missing_weights_say_where_to_get_them():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, public_module, random_weights
+from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import inception, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
@@ -143,7 +144,7 @@ def test_equals_torch_fidelity(flat, tmp_path):
 def test_import_of_a_state_dict_restores_every_tensor(flat):
   state = {name: tensor.numpy() for name, tensor in _state_dict(flat).items()}
   state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.array(7)
-  assert weights.fingerprint(public_formats.from_torch_inception(state)) == weights.fingerprint(
+  assert weights_fingerprint(public_formats.from_torch_inception(state)) == weights_fingerprint(
     flat
   )
   with pytest.raises(ValueError, match="Unknown tensor"):

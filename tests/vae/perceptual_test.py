@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.vae import import_lpips, perceptual, resnet50, vgg
 
 SIDE = 32
@@ -127,9 +128,9 @@ def test_a_pickle_of_flax_kernels_is_renamed_and_nothing_else_is_let_in():
   for i in range(5):
     kernel = wanted[f"lin{i}.weight"].transpose(2, 3, 1, 0)
     tree[f"NetLinLayer_{i}"] = {"Conv_0": {"kernel": kernel}}
-  named = import_lpips.to_torch_names(import_lpips.read_arrays(io.BytesIO(pickle.dumps(tree))))
+  named = import_lpips.to_torch_names(read_array_pickle(io.BytesIO(pickle.dumps(tree))))
   assert named.keys() == wanted.keys()
   for name in wanted:
     np.testing.assert_array_equal(named[name], wanted[name])
   with pytest.raises(pickle.UnpicklingError, match="expected arrays only"):
-    import_lpips.read_arrays(io.BytesIO(pickle.dumps(print)))
+    read_array_pickle(io.BytesIO(pickle.dumps(print)))

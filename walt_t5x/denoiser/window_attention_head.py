@@ -26,7 +26,7 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 
 @dataclasses.dataclass
-class Rows:
+class HeadInput:
   """Queries or keys of one head: float32 as projected, normalised, and what the matrix unit is given."""
 
   raw: jax.Array
@@ -78,11 +78,11 @@ class Head:
     def scale(name):
       return given[name][...] if shape.norm else None
 
-    self.query = Rows(self.read(given["query"]), scale("query_scale"), shape.head_size**-0.5)
-    self.keys = [Rows(self.read(given["key"]), scale("key_scale"), 1.0)]
+    self.query = HeadInput(self.read(given["query"]), scale("query_scale"), shape.head_size**-0.5)
+    self.keys = [HeadInput(self.read(given["key"]), scale("key_scale"), 1.0)]
     self.values = [self.read(given["value"])]
     if self.text:
-      self.keys.append(Rows(self.read_text(given["text_key"]), scale("key_scale"), 1.0))
+      self.keys.append(HeadInput(self.read_text(given["text_key"]), scale("key_scale"), 1.0))
       self.values.append(self.read_text(given["text_value"]))
     scores = [dot(self.query.product, k.product, (1, 1)) for k in self.keys]
     if shape.bias:

@@ -6,6 +6,8 @@ from typing import Any
 
 from etils import epath
 
+from walt_t5x.files.mismatch import ProvenanceMismatch
+
 # Fields of a prepared task's provenance that decide what a row means. Everything else may change between restarts.
 _FIELDS = (
   ("schema_version",),
@@ -16,10 +18,6 @@ _FIELDS = (
 )
 # Of each latents field that both have: the normalisation of its channels.
 _STATISTICS = ("channels", "mean", "std")
-
-
-class ProvenanceMismatch(ValueError):
-  """The run's folder was trained on rows that mean something else."""
 
 
 def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True) -> None:

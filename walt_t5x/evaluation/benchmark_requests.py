@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from data.class_names import class_words
+
 PROTOCOLS = (
   "ucf101_class_conditional",
   "ucf101_zero_shot",
@@ -92,12 +94,6 @@ def labels_of_videos(
     yield {"label": label}
 
 
-def in_words(name: str) -> str:
-  """'ApplyEyeMakeup' -> 'apply eye makeup'."""
-  spaced = "".join(f" {letter}" if letter.isupper() else letter for letter in name)
-  return " ".join(spaced.replace("_", " ").split()).lower()
-
-
 def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
   """A prompt a class. Assumption: without a file, the class's name in words.
 
@@ -105,7 +101,7 @@ def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
     ValueError: the file has another number of lines than there are classes.
   """
   if prompts is None:
-    return [in_words(name) for name in names]
+    return [class_words(name) for name in names]
   lines = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
   if len(lines) != len(names):
     raise ValueError(

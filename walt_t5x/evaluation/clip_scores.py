@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import Clip, Media, read_clip
+from walt_t5x.evaluation.clip_sources import Media, PlannedClip, read_clip
 from walt_t5x.evaluation.parts import PartPlan
+from walt_t5x.files.fingerprint import weights_fingerprint
+from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics import motion, weights
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
 from walt_t5x.metrics.psnr import psnr
@@ -41,7 +43,7 @@ class LpipsNetwork:
   def __init__(self, values: Mapping[str, np.ndarray]):
     from walt_t5x.vae.perceptual import lpips_distance
 
-    self.fingerprint = weights.fingerprint(values)
+    self.fingerprint = weights_fingerprint(values)
     self.is_public = self.fingerprint == LPIPS_FINGERPRINT
     self.description = "public weights" if self.is_public else "NOT the public weights"
     self._distance = jax.jit(functools.partial(lpips_distance, jax.device_put(dict(values))))
@@ -70,7 +72,7 @@ class LpipsNetwork:
 
 
 def pairs_by_name(
-  score: str, samples: Sequence[Clip], references: Sequence[Media]
+  score: str, samples: Sequence[PlannedClip], references: Sequence[Media]
 ) -> Mapping[str, Media]:
   """The references by name, one for every sample.
 
@@ -126,5 +128,5 @@ def _value(
   else:
     raise ValueError(f"{rule.statistic!r} is no score of single clips.")
   assert reference is not None, "a part of paired scores has pairs"
-  both = (jnp.asarray(x[None], jnp.float32) / 255 for x in (frames, reference))
+  both = (to_float(jnp.asarray(x[None])) for x in (frames, reference))
   return float(np.asarray(function(*both))[0])

@@ -33,7 +33,7 @@ class Media:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
+class PlannedClip:
   """The frames of one file that are scored as one clip of one fold."""
 
   media: Media
@@ -119,7 +119,7 @@ def _generator(*parts: object) -> np.random.Generator:
   return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 
-def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
+def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip]:
   """One clip of each sample; fold k takes the k-th block of `sample_count`.
 
   Raises:
@@ -132,13 +132,13 @@ def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
       "or set --count and --folds: the protocol hash then tells the score apart."
     )
   return [
-    Clip(media=media[fold * count + i], fold=fold, number=0)
+    PlannedClip(media=media[fold * count + i], fold=fold, number=0)
     for fold in range(protocol.folds)
     for i in range(count)
   ]
 
 
-def plan_references(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
+def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip]:
   """The reference clips of every fold.
 
   Assumption: with a count, each fold walks the files in its own random order, again and again until it has
@@ -161,11 +161,13 @@ def plan_references(media: Sequence[Media], protocol: Protocol) -> list[Clip]:
     if protocol.reference_count is not None:
       order = _generator("order", protocol.seed, fold).permutation(len(media)).tolist()
     for i in range(total):
-      clips.append(Clip(media=media[order[i % len(media)]], fold=fold, number=i // len(media)))
+      clips.append(
+        PlannedClip(media=media[order[i % len(media)]], fold=fold, number=i // len(media))
+      )
   return clips
 
 
-def read_clip(clip: Clip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
+def read_clip(clip: PlannedClip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
   """The frames [T, H, W, 3], uint8, cut and resized as the protocol says.
 
   Assumption: resizing rounds to bytes, because the networks are defined on what a file holds.
@@ -197,13 +199,13 @@ def read_clip(clip: Clip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
 
 
 def batches(
-  clips: Sequence[Clip], protocol: Protocol, rule: ClipRule, batch_size: int
-) -> Iterator[tuple[list[Clip], np.ndarray]]:
+  clips: Sequence[PlannedClip], protocol: Protocol, rule: ClipRule, batch_size: int
+) -> Iterator[tuple[list[PlannedClip], np.ndarray]]:
   """Clips in batches of one fold and one frame size: (clips, [B, T, H, W, 3] uint8).
 
   Holds one batch in memory.
   """
-  group: list[Clip] = []
+  group: list[PlannedClip] = []
   frames: list[np.ndarray] = []
   for clip in clips:
     x = read_clip(clip, protocol, rule)

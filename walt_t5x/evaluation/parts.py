@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import Clip, Media
+from walt_t5x.evaluation.clip_sources import Media, PlannedClip
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
@@ -34,7 +34,7 @@ class PartPlan:
 
   references: bool
   number: int
-  clips: tuple[Clip, ...]
+  clips: tuple[PlannedClip, ...]
   first: int
   fold_count: int
   pairs: tuple[Media, ...] = ()
@@ -76,7 +76,7 @@ def _file_digest(media: Media, known: dict[Path, str]) -> str:
 
 
 def plan_parts(
-  clips: Sequence[Clip],
+  clips: Sequence[PlannedClip],
   *,
   references: bool,
   clips_per_part: int,

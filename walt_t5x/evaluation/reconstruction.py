@@ -20,6 +20,8 @@ import numpy as np
 
 from walt_t5x.files.json_files import write_json, write_text
 from walt_t5x.media.lossless_video import SUFFIX, LosslessWriter, write_picture
+from walt_t5x.media.pixels import to_float, to_uint8
+from walt_t5x.metrics.psnr import psnr_of_error
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream
@@ -93,13 +95,13 @@ class Reconstructor:
       for frame in self._whole_groups(clips):
         waiting.append(frame)
         rows = np.concatenate([frame, np.repeat(frame[-1:], self.rows - count, axis=0)])
-        pixels = rows.astype(np.float32) / 255
+        pixels = to_float(rows)
         yield pixels if self._sharding is None else jax.device_put(pixels, self._sharding)
 
     means = (posterior.mean for posterior in self._stream.encode(given()))
     latents = (group[:, i] for group in means for i in range(group.shape[1]))
     for video in self._stream.decode(latents):
-      made = _to_bytes(np.asarray(video[:count], np.float32))
+      made = to_uint8(np.asarray(video[:count], np.float32))
       yield np.stack([waiting.popleft() for _ in range(made.shape[1])], axis=1), made
 
   def _whole_groups(self, clips: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
@@ -111,12 +113,6 @@ class Reconstructor:
       if first or len(pending) == self.vae.temporal_factor:
         yield from pending
         pending, first = [], False
-
-
-def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-  if not np.isfinite(pixels).all():
-    raise ValueError("the reconstruction has NaN or infinite values: the tokenizer has diverged")
-  return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
 class ReconstructionFolder:
@@ -185,8 +181,7 @@ class ReconstructionFolder:
           "uri": clip.uri,
           "fps": clip.fps,
           "shape": [frames, height, width, 3],
-          # As `metrics.psnr`: over the whole clip, 100 dB at most.
-          "psnr": float(-10 * np.log10(max(mse, 1e-10))),
+          "psnr": float(psnr_of_error(mse)),
           "input": str((self.inputs / f"{clip.name}{suffix}").relative_to(self.path)),
           "reconstruction": str(
             (self.reconstructions / f"{clip.name}{suffix}").relative_to(self.path)

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from walt_t5x.evaluation.clip_scores import LpipsNetwork, pairs_by_name, values_of_clips
-from walt_t5x.evaluation.clip_sources import Clip, Media, batches, plan_references, plan_samples
+from walt_t5x.evaluation.clip_sources import (
+  Media,
+  PlannedClip,
+  batches,
+  plan_references,
+  plan_samples,
+)
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.metrics.feature_statistics import (
   FeatureStatistics,
@@ -96,7 +102,7 @@ class Evaluation:
     if paired and self.published is not None:
       raise ValueError(f"{paired[0]} compares files; --reference is a file of statistics.")
     self.sample_clips = plan_samples(samples, protocol)
-    self.reference_clips: list[Clip] = []
+    self.reference_clips: list[PlannedClip] = []
     if needing and self.published is None:
       self.reference_clips = plan_references(files, protocol)
     pairs = None
@@ -218,7 +224,7 @@ def _of_features(
 
 
 def _cache_key(
-  clips: Sequence[Clip], protocol: Protocol, network: FeatureNetwork | LpipsNetwork
+  clips: Sequence[PlannedClip], protocol: Protocol, network: FeatureNetwork | LpipsNetwork
 ) -> str:
   """Names reference statistics by all that decides them, file contents included."""
   digest = hashlib.sha256(f"{protocol.hash} {network.name} {network.fingerprint}".encode())

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream
@@ -44,14 +45,14 @@ class PixelCodec:
     parts = []
     for part, kept in self._parts(np.asarray(latents, np.float32)):
       groups = self._stream.decode(self._frames(part))
-      frames = [_to_bytes(np.asarray(group, np.float32)) for group in groups]
+      frames = [to_uint8(np.asarray(group, np.float32)) for group in groups]
       parts.append(np.concatenate(frames, axis=1)[:kept])
     return np.concatenate(parts)
 
   def encode(self, frames: np.ndarray) -> np.ndarray:
     """Frames [B, 1 + k f_t, H, W, 3] uint8 -> the mean latents [B, 1 + k, h, w, c], float32."""
     parts = []
-    for part, kept in self._parts(frames.astype(np.float32) / 255):
+    for part, kept in self._parts(to_float(frames)):
       groups = self._stream.encode(self._frames(part))
       latents = [np.asarray(group.mean, np.float32) for group in groups]
       parts.append(np.concatenate(latents, axis=1)[:kept])
@@ -68,11 +69,3 @@ class PixelCodec:
       kept = len(part)
       # The last row fills up.
       yield np.concatenate([part, np.repeat(part[-1:], self.rows - kept, axis=0)]), kept
-
-
-def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-  if not np.isfinite(pixels).all():
-    raise ValueError(
-      "the decoded clip has NaN or infinite values: a stage or the tokenizer diverged"
-    )
-  return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)

@@ -11,7 +11,7 @@ from walt_t5x.generation.cascade import stage_size
 from walt_t5x.generation.given_media import FITS, GivenMedia, read_clip, read_image
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.requests import IMAGE, VIDEO, Request, check_requests
-from walt_t5x.generation.sampling_run import RunSettings
+from walt_t5x.generation.sampling_run import SamplingSettings
 from walt_t5x.generation.stage import StageInfo
 
 # Files up to so many are read before anything is loaded, so that a bad one is told at once.
@@ -30,7 +30,7 @@ class Prepared:
   """
 
   requests: Sequence[Request]
-  settings: RunSettings
+  settings: SamplingSettings
   size: tuple[int, int]
   conditioned: int
 
@@ -60,7 +60,9 @@ class Prepared:
     }
 
 
-def prepare(requests: Sequence[Request], config: CascadeConfig, settings: RunSettings) -> Prepared:
+def prepare(
+  requests: Sequence[Request], config: CascadeConfig, settings: SamplingSettings
+) -> Prepared:
   """Checks requests, formats and media against what the stages make and were trained for; reads no checkpoint.
 
   Raises:
@@ -90,7 +92,7 @@ def prepare(requests: Sequence[Request], config: CascadeConfig, settings: RunSet
 
 @functools.lru_cache(maxsize=8)
 def _read(
-  kind: str, path: str, size: tuple[int, int], settings: RunSettings, conditioned: int
+  kind: str, path: str, size: tuple[int, int], settings: SamplingSettings, conditioned: int
 ) -> GivenMedia:
   if kind == IMAGE:
     return read_image(path, size=size, fit=settings.fit)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x.media import video_io
+from walt_t5x.media.pixels import to_float
 
 # Best first: evaluation reads the first one that a sample has.
 READABLE = ("png", "mp4", "webm", "gif")
@@ -77,7 +78,7 @@ def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
   else:
     frames = video_io.read_video(path).frames
   t, h, w, _ = shape
-  frames = frames[:t, : h * scale, : w * scale].astype(np.float32) / 255
+  frames = to_float(frames[:t, : h * scale, : w * scale])
   return frames.reshape(t, h, scale, w, scale, 3).mean((2, 4))
 
 

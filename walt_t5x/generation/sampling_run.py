@@ -22,7 +22,7 @@ _BATCHES_A_LOAD = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class SamplingSettings:
   """What decides the samples besides models and requests.
 
   Attributes:
@@ -57,7 +57,7 @@ def make_samples(
   cascade: Cascade,
   requests: Sequence[Request],
   folder: SampleFolder,
-  settings: RunSettings,
+  settings: SamplingSettings,
   *,
   read_given: Callable[[Request], GivenMedia | None],
   details: Mapping[str, Any],
@@ -71,7 +71,7 @@ def make_samples(
     cascade: the models.
     requests: what to make.
     folder: where to.
-    settings: see `RunSettings`.
+    settings: see `SamplingSettings`.
     read_given: the media that a request starts from.
     details: fields of every sidecar.
     shard: this job's number.
@@ -116,7 +116,7 @@ def make_samples(
   return made
 
 
-def _batch(requests, indices: range, settings: RunSettings, read_given) -> Batch:
+def _batch(requests, indices: range, settings: SamplingSettings, read_given) -> Batch:
   chosen = [requests[i // settings.num_samples] for i in indices]
   by_request = {id(request): read_given(request) for request in chosen}
   labels = [request.label for request in chosen]
@@ -135,7 +135,7 @@ def write_sample(
   *,
   given: GivenMedia | None,
   request: Request,
-  settings: RunSettings,
+  settings: SamplingSettings,
   details: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes the files of a sample and all that is known about it.

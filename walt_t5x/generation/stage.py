@@ -13,8 +13,8 @@ from jaxtyping import Array
 from data import schema
 from data.provenance import Provenance, read_provenance
 from walt_t5x.engine.checkpoints import checkpoint_step, find_checkpoint, load_params
+from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.text.fingerprint import weights_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

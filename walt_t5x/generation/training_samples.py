@@ -124,7 +124,7 @@ class SampleVideos:
   def _load_decoder(self) -> Any:
     from data.provenance import read_provenance
     from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.text.fingerprint import weights_fingerprint
+    from walt_t5x.files.fingerprint import weights_fingerprint
 
     assert self._vae_checkpoint is not None and self._latents is not None, "given with the vae"
     provenance = read_provenance(self._model_dir)

@@ -52,7 +52,7 @@ class Channels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ShownClip:
   """Frames uint8 (T, H, W, 3) with what they are."""
 
   name: str
@@ -66,7 +66,7 @@ class RowCard:
   """One record; captions are (text, weight, tokens)."""
 
   captions: Sequence[tuple[str, float, int]]
-  clips: Sequence[Clip]
+  clips: Sequence[ShownClip]
   facts: Mapping[str, object]
 
 
@@ -231,7 +231,7 @@ def _card(card: RowCard) -> str:
   )
 
 
-def _clip(clip: Clip) -> str:
+def _clip(clip: ShownClip) -> str:
   frames = video_io.to_uint8(clip.frames)
   count, height, width = frames.shape[:3]
   scale = max(1, round(_EDGE / max(height, width)))

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.media.pixels import to_uint8
+
 SHARD_NAME = re.compile(r"(?P<split>\w+)\.tfrecord-(?:replay(?P<replay>\d{2,})\.)?\d{5}-of-\d{5}")
 _EXAMPLES = 5
 
@@ -135,7 +137,7 @@ class LatentDecoder:
 
     from beam_jobs.shards.encoders import build_vae, select_vae_params
     from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.text.fingerprint import weights_fingerprint
+    from walt_t5x.files.fingerprint import weights_fingerprint
 
     self.vae = build_vae(provenance.vae["config"])
     wanted, found = provenance.vae["fingerprint"], []
@@ -159,14 +161,13 @@ class LatentDecoder:
 
     @jax.jit
     def decode(params, latents):
-      video = vae.apply({"params": params}, latents.astype(jnp.float32)[None], method="decode")[0]
-      return jnp.rint(jnp.clip(video.astype(jnp.float32), 0, 1) * 255).astype(jnp.uint8)
+      return vae.apply({"params": params}, latents.astype(jnp.float32)[None], method="decode")[0]
 
     self._params, self._decode = jax.tree.map(jnp.asarray, params), decode
 
   def __call__(self, latents: np.ndarray) -> np.ndarray:
     """uint8 (T, H, W, 3) of latents (t, h, w, c)."""
-    return np.asarray(self._decode(self._params, latents))
+    return to_uint8(self._decode(self._params, latents))
 
 
 def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -213,5 +214,7 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
   """In dB, of uint8 frames; 100 at most."""
+  from walt_t5x.metrics.psnr import psnr_of_error
+
   error = np.mean(np.square(first.astype(np.float64) - second)) / 255**2
-  return float(-10 * np.log10(max(error, 1e-10)))
+  return float(psnr_of_error(error))

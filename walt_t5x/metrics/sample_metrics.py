@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.media.pixels import to_uint8
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import FeatureNetwork
@@ -72,7 +73,9 @@ class VideoFrechet:
     Raises:
       FileNotFoundError: no weights.
     """
-    videos = [_to_bytes(clips) for clips in (predictions, targets)]
+    videos = [
+      to_uint8(np.stack([np.asarray(clip) for clip in clips])) for clips in (predictions, targets)
+    ]
     protocol = PROTOCOLS[self.protocol].replace(
       frames=videos[0].shape[1],
       size=tuple(videos[0].shape[2:4]),
@@ -90,10 +93,3 @@ class VideoFrechet:
       features = self._network(batch, batch_size=self.batch_size)[self._rule.layer]
       total = total.merge(FeatureStatistics.from_model_output(features))
     return total
-
-
-def _to_bytes(clips: Sequence[Any]) -> np.ndarray:
-  videos = np.stack([np.asarray(clip) for clip in clips])
-  if videos.dtype == np.uint8:
-    return videos
-  return np.rint(np.clip(videos.astype(np.float32), 0, 1) * 255).astype(np.uint8)

@@ -1,7 +1,6 @@
 """Weights of the scoring networks: local safetensors files, checked by shape and fingerprint."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
+
+from walt_t5x.files.fingerprint import weights_fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,22 +76,6 @@ SHAPES = PublicWeights(
 )
 
 
-def fingerprint(flat: Mapping[str, np.ndarray]) -> str:
-  """sha256, in hex, over name, dtype, shape and bytes of every tensor in the order of names."""
-  digest = hashlib.sha256()
-  for name in sorted(flat):
-    tensor = np.ascontiguousarray(flat[name])
-    digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode())
-    digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes())
-  return digest.hexdigest()
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-  """sha256 of a file's bytes."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) -> str:
   """Says where to get a network's weights, what their hash is and how to import them."""
   if public.stand_in:
@@ -139,7 +124,7 @@ def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -
   partial = path.with_name(path.name + ".partial")
   save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, partial)
   os.replace(partial, path)
-  return fingerprint(flat)
+  return weights_fingerprint(flat)
 
 
 def load_weights(
@@ -166,4 +151,4 @@ def load_weights(
     raise FileNotFoundError(missing_message(public, path))
   flat = load_file(path)
   check_shapes(flat, expected, what=str(path))
-  return traverse_util.unflatten_dict(flat, sep="/"), fingerprint(flat)
+  return traverse_util.unflatten_dict(flat, sep="/"), weights_fingerprint(flat)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from walt_t5x.media import video_io
+from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.models.vae_model import VaeModel
 
 Clips = Float[np.ndarray, "B T H W 3"]
@@ -25,14 +26,14 @@ def comparison_strip(
   """Each clip in two lines of evenly spaced frames, first and last among them: the original above, ours below."""
   times = np.unique(np.linspace(0, original.shape[1] - 1, frames).round().astype(int))
   lines = []
-  for pair in zip(_bytes(original), _bytes(reconstruction)):
+  for pair in zip(to_uint8(original), to_uint8(reconstruction)):
     lines += [np.concatenate(list(clip[times]), axis=1) for clip in pair]
   return np.concatenate(lines, axis=0)
 
 
 def comparison_video(original: Clips, reconstruction: Clips) -> UInt8[np.ndarray, "T H2 W2 3"]:
   """All clips under one another in motion, the original at the left, ours at the right."""
-  both = np.concatenate([_bytes(original), _bytes(reconstruction)], axis=3)
+  both = np.concatenate([to_uint8(original), to_uint8(reconstruction)], axis=3)
   return np.concatenate(list(both), axis=1)
 
 
@@ -94,7 +95,7 @@ class ReconstructionSummaries:
     return np.stack(rows)
 
   def _write(self, step: int, video: np.ndarray, reconstruction: np.ndarray) -> None:
-    original = video.astype(np.float32) / 255
+    original = to_float(video)
     os.makedirs(self._folder, exist_ok=True)
     clip = comparison_video(original, reconstruction)
     video_io.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
@@ -110,7 +111,3 @@ class ReconstructionSummaries:
     if numbers:
       self._writer.write_scalars(step, numbers)
     self._writer.flush()
-
-
-def _bytes(clips: np.ndarray) -> np.ndarray:
-  return np.rint(255 * np.clip(clips, 0, 1)).astype(np.uint8)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from data.feature_converters import VaeFeatureConverter
 from walt_t5x import engine
+from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics.psnr import psnr, psnr_of_error
 from walt_t5x.metrics.ssim import RADIUS, ssim
 from walt_t5x.models.adversarial import AdversarialSettings, Running, adversarial_loss
@@ -165,7 +166,7 @@ class VaeModel(engine.BaseModel):
 
 
 def _pixels(batch: Batch) -> Array:
-  return batch["video"].astype(jnp.float32) / 255
+  return to_float(batch["video"])
 
 
 def _average(values: Array) -> clu.metrics.Average:

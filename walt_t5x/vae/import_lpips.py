@@ -8,35 +8,11 @@ that nothing in it can run.
 """
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What a pickled numpy array is made of.
-_HARMLESS = {
-  (module, name)
-  for package in ("numpy.core.multiarray", "numpy._core.multiarray")
-  for module, name in ((package, "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype"))
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _HARMLESS:
-      raise pickle.UnpicklingError(
-        f"the file asks for {module}.{name}, expected arrays only; do not trust it."
-      )
-    return super().find_class(module, name)
-
-
-def read_arrays(file: Any) -> Any:
-  """Nested dicts of numpy arrays from a pickle.
-
-  Raises:
-    pickle.UnpicklingError: the pickle holds anything but dicts, names and arrays.
-  """
-  return _ArraysOnly(file).load()
+from walt_t5x.files.array_pickle import read_array_pickle
 
 
 def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +45,7 @@ def main() -> None:
   from safetensors.numpy import save_file
 
   with options.input.open("rb") as file:
-    named = to_torch_names(read_arrays(file))
+    named = to_torch_names(read_array_pickle(file))
   save_file(named, options.output)
   print(f"{options.output}: {sum(v.size for v in named.values()):,} weights")
 

@@ -1,0 +1,31 @@
+"""Fingerprints: one sha256 for a set of weights, whatever file they came from, and of a file's bytes."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def weights_fingerprint(weights: Mapping[str, Any]) -> str:
+  """Returns the sha256, in hex, over name, dtype, shape and bytes of every tensor.
+
+  Tensors are read one at a time in the order of their sorted names, so a lazy mapping of any size
+  fits in memory.
+
+  Args:
+    weights: tensors by flat name ('encoder/encoder_norm/scale').
+  """
+  digest = hashlib.sha256()
+  for name in sorted(weights):
+    tensor = np.ascontiguousarray(weights[name])
+    digest.update(f"{name} {tensor.dtype.name} {list(tensor.shape)}\n".encode())
+    digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).data)
+  return digest.hexdigest()
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+  """Returns the sha256, in hex, of a file's bytes."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -50,7 +50,7 @@ def configured(cache: Path) -> Iterator[tuple[Any, Any, Any]]:
       ["gin/tiny/base.gin"], [*narrow, f"BATCH_SIZE = {ROWS}", "MODEL_DIR = 'unused'"]
     )
     seqio.set_global_cache_dirs([str(cache)])
-    yield tuple(gin_config.macro_value(n) for n in ("MODEL", "DATASET", "FEATURE_LENGTHS"))
+    yield tuple(gin_config.macro_value(n) for n in ("MODEL", "MIXTURE_OR_TASK_NAME"))
   finally:
     seqio.set_global_cache_dirs([])
     gin.clear_config()
@@ -67,21 +67,22 @@ class OnMesh:
     model_parallel: how many of them along the axis 'model'.
   """
 
-  def __init__(self, given: tuple[Any, Any, Any], devices: int, model_parallel: int):
+  def __init__(self, given: tuple[Any, Any], devices: int, model_parallel: int):
     import jax
     import numpy as np
 
+    from data import batch_spec
     from walt_t5x import engine
     from walt_t5x.engine.builtin import run_inputs
     from walt_t5x.engine.builtin.initial_state import StateInitializer
 
-    self.model, dataset, lengths = given
+    self.model, dataset = given
     self.partitioner = engine.PjitPartitioner(num_partitions=model_parallel)
     grid = np.array(jax.devices()[:devices]).reshape(devices // model_parallel, model_parallel)
     self.partitioner.mesh = jax.sharding.Mesh(grid, ("data", "model"))
     cfg = engine.DatasetConfig(
       mixture_or_task_name=dataset,
-      task_feature_lengths=lengths,
+      task_feature_lengths=batch_spec.task_feature_lengths(dataset),
       split="train",
       batch_size=ROWS,
       shuffle=False,

@@ -9,7 +9,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from data import schema
+from data import batch_spec, schema
 from data.provenance import Provenance, read_provenance
 from data.raw_shards import raw_shards
 from walt_t5x.files.mismatch import ProvenanceMismatch
@@ -44,6 +44,7 @@ class CachedTask(seqio.Task):
 
   normalised = True
   kind = "video"
+  walt_features: Mapping[str, batch_spec.Feature] = {}
 
   def provenance(self) -> Provenance:
     """Of the cache folder.
@@ -96,6 +97,11 @@ class CachedMixture(seqio.Mixture):
     return tasks
 
   @property
+  def walt_features(self) -> Mapping[str, batch_spec.Feature]:
+    """The features of an example, the same for every task."""
+    return self._cached_tasks()[0].walt_features
+
+  @property
   def walt_rates(self) -> dict[str, float]:
     """Share of the rows of each kind ('image', 'video'), by the rates that SeqIO draws tasks with."""
     rates = collections.defaultdict[str, float](float)
@@ -131,7 +137,7 @@ class CachedMixture(seqio.Mixture):
 def cached_task(
   name: str,
   preprocessors: Sequence,
-  output_features: Mapping[str, seqio.Feature],
+  features: Mapping[str, batch_spec.Feature],
   *,
   shuffle_buffer_size: int,
   normalised: bool = True,
@@ -143,12 +149,20 @@ def cached_task(
     name,
     source=_UncachedSource(),
     preprocessors=[seqio.CacheDatasetPlaceholder(required=True), *preprocessors],
-    output_features=output_features,
+    output_features={name: _seqio_feature(name, f) for name, f in features.items()},
     shuffle_buffer_size=shuffle_buffer_size,
     metric_fns=list(metric_fns),
   )
-  task.normalised, task.kind = normalised, kind
+  task.normalised, task.kind, task.walt_features = normalised, kind, features
   return task
+
+
+def _seqio_feature(name: str, feature: batch_spec.Feature) -> seqio.ContinuousFeature:
+  """What SeqIO expects of a task; its text is not padded yet: a string of packed tokens per slot."""
+  dtype, rank = tf.as_dtype(feature.dtype), len(feature.shape)
+  if name == "text":
+    dtype, rank = tf.string, 1
+  return seqio.ContinuousFeature(dtype=dtype, rank=rank, add_eos=False)
 
 
 @functools.cache

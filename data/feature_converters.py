@@ -1,25 +1,8 @@
 """SeqIO feature converters: from a task's features to the batch that a model reads.
 
-A row of the denoiser's batch is one video, or a stack of 1 + t independent images of the same shape. Features, with
-t latent frames, s text slots (1, or t where a mixture holds image stacks), L text tokens:
-
-  latents         bfloat16 [t, h, w, c]    as the tokenizer gave them
-  latents_moments float32 [2, c]           mean and standard deviation of each channel over the corpus
-  is_image        bool []                  the row is a stack of images
-  text            uint8 [s, L, P]          one caption an image, slot 0 for a video; tokens packed as data.packed_text
-                                           says, P bytes each; zeros on padding. In the task: string [s], not padded
-  text_mask       bool [s, L]              True on tokens
-  null_text       bfloat16 [n, E]          the encoded empty caption, for classifier-free drop
-  label           int32 [s]                class, -1 for none
-  low_resolution  bfloat16 [t, h/s, w/s, c]  latents of the stage below
-  low_resolution_moments  float32 [2, c]   theirs
-
-Hosts move bytes and devices compute: `walt_t5x.models.finished_rows` normalises and unpacks inside the jitted step, so
-a row is parsed, padded and batched with one copy each and half the bytes of bfloat16 go to the device.
-
-A row of the tokenizer's batch:
-
-  video           uint8 [T, H, W, 3]
+What a batch holds is defined in `data.batch_spec`. Hosts move bytes and devices compute:
+`walt_t5x.models.finished_rows` normalizes and unpacks inside the jitted step, so an example is parsed, padded and
+batched with one copy each and half the bytes of bfloat16 go to the device.
 
 Assumptions: tasks deliver rows of full static shape (data.tasks does), nothing is packed, and lengths in
 `task_feature_lengths` count the first axis (1 for the scalar `is_image`).
@@ -31,7 +14,7 @@ from typing import cast
 import seqio
 import tensorflow as tf
 
-from data import packed_text
+from data import batch_spec, packed_text
 
 FeatureSpec = seqio.FeatureConverter.FeatureSpec
 
@@ -43,12 +26,15 @@ class _RowConverter(seqio.FeatureConverter):
   TASK_FEATURES: Mapping[str, FeatureSpec] = {}
   MODEL_FEATURES: Mapping[str, FeatureSpec] = {}
 
-  def __init__(self, features: Mapping[str, FeatureSpec], *, pack: bool, **kwargs):
+  def __init__(self, features: Mapping[str, batch_spec.Feature], *, pack: bool, **kwargs):
     if pack:
       raise ValueError(
         f"{type(self).__name__} got pack=True: rows of latents or pixels are not packed; set DatasetConfig.pack = False"
       )
-    self.TASK_FEATURES = self.MODEL_FEATURES = dict(features)
+    self.TASK_FEATURES = self.MODEL_FEATURES = {
+      name: FeatureSpec(tf.as_dtype(feature.dtype), rank=len(feature.shape))
+      for name, feature in features.items()
+    }
     if "text" in features:
       self.TASK_FEATURES = self.TASK_FEATURES | {"text": FeatureSpec(tf.string, rank=1)}
     kwargs["apply_length_check"] = False
@@ -64,7 +50,7 @@ class _RowConverter(seqio.FeatureConverter):
       if length != task_feature_lengths[name]:
         raise ValueError(
           f"feature {name!r}: rows have length {length}, task_feature_lengths says {task_feature_lengths[name]}; "
-          f"set FEATURE_LENGTHS['{name}'] = {length}, or read rows of another shape"
+          f"leave task_feature_lengths to `batch_spec.task_feature_lengths`, or read rows of another shape"
         )
     return ds.map(self._converted, synchronous=True)
 
@@ -113,20 +99,9 @@ class DenoiserFeatureConverter(_RowConverter):
     pack: bool = False,
     **kwargs,
   ):
-    features = {
-      "latents": FeatureSpec(tf.bfloat16, rank=4),
-      "latents_moments": FeatureSpec(tf.float32, rank=2),
-      "is_image": FeatureSpec(tf.bool, rank=0),
-    }
-    if text:
-      features["text"] = FeatureSpec(tf.uint8, rank=3)
-      features["text_mask"] = FeatureSpec(tf.bool, rank=2)
-      features["null_text"] = FeatureSpec(tf.bfloat16, rank=2)
-    if label:
-      features["label"] = FeatureSpec(tf.int32, rank=1)
-    if low_resolution:
-      features["low_resolution"] = FeatureSpec(tf.bfloat16, rank=4)
-      features["low_resolution_moments"] = FeatureSpec(tf.float32, rank=2)
+    features = batch_spec.latents_features(
+      text=text, label=label, has_low_resolution=low_resolution
+    )
     super().__init__(features, pack=pack, **kwargs)
 
 
@@ -134,4 +109,4 @@ class VaeFeatureConverter(_RowConverter):
   """Rows of pixels for the tokenizer."""
 
   def __init__(self, *, pack: bool = False, **kwargs):
-    super().__init__({"video": FeatureSpec(tf.uint8, rank=4)}, pack=pack, **kwargs)
+    super().__init__(batch_spec.video_features(), pack=pack, **kwargs)

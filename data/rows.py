@@ -170,26 +170,3 @@ def _image_stack(examples: Mapping[str, tf.Tensor], *, frames: int) -> dict[str,
   return {
     name: tf.ensure_shape(value, (frames, *value.shape[1:])) for name, value in result.items()
   }
-
-
-def output_features(low_resolution: str | None, row: RowFormat) -> dict[str, seqio.Feature]:
-  """What SeqIO is to expect of rows."""
-
-  def feature(dtype: tf.DType, rank: int) -> seqio.Feature:
-    return seqio.ContinuousFeature(dtype=dtype, rank=rank, add_eos=False)
-
-  features = {
-    "latents": feature(tf.bfloat16, 4),
-    "latents_moments": feature(tf.float32, 2),
-    "is_image": feature(tf.bool, 0),
-  }
-  if row.text_length:
-    features["text"] = feature(tf.string, 1)
-    features["text_mask"] = feature(tf.bool, 2)
-    features["null_text"] = feature(tf.bfloat16, 2)
-  if row.label:
-    features["label"] = feature(tf.int32, 1)
-  if low_resolution:
-    features["low_resolution"] = feature(tf.bfloat16, 4)
-    features["low_resolution_moments"] = feature(tf.float32, 2)
-  return features

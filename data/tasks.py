@@ -14,12 +14,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import seqio
 import tensorflow as tf
 
-from data import schema
+from data import batch_spec, schema
 from data.cached_tasks import CachedMixture, CachedTask, cached_task
-from data.rows import RowFormat, Rows, output_features
+from data.rows import RowFormat, Rows
 
 _DEFAULT_ROW = RowFormat()
 
@@ -48,7 +47,7 @@ def video_task(
   return cached_task(
     name,
     [rows],
-    output_features(low_resolution, row),
+    _features(latents, low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
     metric_fns=metric_fns,
@@ -96,7 +95,7 @@ def image_task(
   return cached_task(
     name,
     [rows],
-    output_features(low_resolution, row),
+    _features(latents, low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
     normalised=row.normalise_latents,
     kind="image",
@@ -136,6 +135,19 @@ def image_video_mixture(
   )
 
 
+def _features(
+  latents: str, low_resolution: str | None, row: RowFormat
+) -> dict[str, batch_spec.Feature]:
+  return batch_spec.latents_features(
+    latents,
+    low_resolution=low_resolution,
+    text=row.text_length > 0,
+    label=row.label,
+    slots=row.text_slots,
+    text_length=row.text_length,
+  )
+
+
 def _one(record: tf.Tensor, field: str) -> dict[str, tf.Tensor]:
   return {field: schema.parse_records(record[None], [field])[field][0]}
 
@@ -164,11 +176,10 @@ def pixel_task(
       num_parallel_calls=tf.data.AUTOTUNE,
     )
 
-  video = seqio.ContinuousFeature(dtype=tf.uint8, rank=4, add_eos=False)
   return cached_task(
     f"{task}_images" if images else f"{task}_videos",
     [parse],
-    {"video": video},
+    batch_spec.video_features(pixels),
     shuffle_buffer_size=shuffle_buffer_size,
     metric_fns=metric_fns,
   )

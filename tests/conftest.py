@@ -115,7 +115,7 @@ def compiler_effort(request):
 
 @pytest.fixture(autouse=True)
 def random_numbers():
-  """A run with HARDWARE_RNG sets the generator of its process; the next test gets JAX's own."""
+  """A run with USE_HARDWARE_RNG sets the generator of its process; the next test gets JAX's own."""
   _use_threefry()
   yield
   _use_threefry()

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import gin
+from data import batch_spec
 from walt_t5x.config import gin_config
 from walt_t5x.engine import choice
 from walt_t5x.models.input_shapes import input_shapes
@@ -119,14 +120,15 @@ def test_launched_file_parses_and_its_model_fits(file, parsed):
       assert _loss_shape(model, _field_of(model)) == ()
     else:
       assert _loss_shape(model, latents, gin_config.macro_value("LOW_RESOLUTION")) == ()
-      lengths = gin_config.macro_value("FEATURE_LENGTHS")
+      dataset = gin_config.macro_value("MIXTURE_OR_TASK_NAME")
+      lengths = batch_spec.task_feature_lengths(dataset)
       batch = input_shapes(
         model,
         rows=1,
         field=latents,
         low_resolution=gin_config.macro_value("LOW_RESOLUTION"),
       )
-      assert set(lengths) == set(batch), "FEATURE_LENGTHS names what the model reads"
+      assert set(lengths) == set(batch), "the data set has what the model reads"
       for name, spec in batch.items():
         assert lengths[name] == (spec.shape[1] if len(spec.shape) > 1 else 1), name
   else:

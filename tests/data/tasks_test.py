@@ -4,14 +4,19 @@ import dataclasses
 import hashlib
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
 
-from data import cached_tasks, provenance, raw_shards, schema, tasks, tfrecord
+from data import batch_spec, cached_tasks, provenance, raw_shards, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.models.conditioning import from_batch
+from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.finished_rows import finished
+from walt_t5x.models.input_shapes import input_shapes
 
 WIDTH, CHANNELS, LENGTH = 6, 2, 5
 MEAN, STD = [1.0, -2.0], [0.5, 3.0]
@@ -170,6 +175,32 @@ def test_seqio_is_told_of_all_that_rows_hold(cache, low_resolution, fields):
   assert {name: (spec.dtype, spec.shape.rank) for name, spec in held.element_spec.items()} == {
     name: (feature.dtype, feature.rank) for name, feature in task.output_features.items()
   }
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_converter_lengths_and_initial_shapes_are_those_of_the_examples(cache, images):
+  make = tasks.image_video_mixture if images else tasks.video_task
+  row = tasks.RowFormat(text_length=LENGTH, label=True)
+  task = make(task="toy", latents="latents/3x8x8", low_resolution="latents/3x4x4", row=row)
+  lengths = batch_spec.task_feature_lengths(task)
+  options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
+  options |= {"trim_output_features": False, "try_in_mem_cache": False}
+  dataset = task.get_dataset(sequence_length=lengths, **options)
+  converter = DenoiserFeatureConverter(text=True, label=True, low_resolution=True)
+  batches = converter(dataset, lengths).batch(2, drop_remainder=True)
+  module = WaltDenoiser(
+    latent_channels=CHANNELS, text_dim=WIDTH, num_classes=5, low_resolution_scale=2, num_layers=2
+  )
+  model = DenoiserModel(module=module, optimizer_def=None, rows="mixed" if images else "videos")
+  shapes = input_shapes(
+    model, rows=2, field="latents/3x8x8", low_resolution="latents/3x4x4", text_length=LENGTH
+  )
+  found = {name: (tuple(s.shape), s.dtype.name) for name, s in batches.element_spec.items()}
+  assert found == {name: (s.shape, s.dtype.name) for name, s in shapes.items()}
+  batch = {name: jnp.zeros(s.shape, s.dtype) for name, s in shapes.items()}
+  conditions = from_batch(batch)
+  assert conditions.labels is batch["label"] and conditions.text_mask is batch["text_mask"]
+  assert conditions.low_resolution is batch["low_resolution"] and conditions.frames is None
 
 
 def test_what_a_row_holds_where_nobody_says():

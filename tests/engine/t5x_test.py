@@ -232,7 +232,7 @@ def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):
       "--gin.SAMPLED_ROWS=8",
       "--gin.base/sampling.SamplerConfig.num_steps=2",
       *NARROW["base"],
-      # The generator that HARDWARE_RNG = True trains with; the fixed draws of an evaluation are its.
+      # The generator that USE_HARDWARE_RNG = True trains with; the fixed draws of an evaluation are its.
       JAX_DEFAULT_PRNG_IMPL="unsafe_rbg",
     )
   )

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from data import batch_spec
 from walt_t5x.denoiser.transformer import Conditioning
 
 
@@ -14,13 +16,11 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
 
   Frame prediction and low-resolution inputs need random draws and are added by the model.
   """
-  return Conditioning(
-    is_image=batch.get("is_image"),
-    labels=batch.get("label"),
-    text=batch.get("text"),
-    text_mask=batch.get("text_mask"),
-    low_resolution=batch.get("low_resolution"),
-  )
+  features = batch_spec.latents_features(text=True, label=True, has_low_resolution=True)
+  given: dict[str, Any] = {
+    f.condition: batch.get(name) for name, f in features.items() if f.condition
+  }
+  return Conditioning(**given)
 
 
 def null_text_like(null_text: Array, text: Array) -> tuple[Array, Array]:

@@ -7,20 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import packed_text, schema
+from data import batch_spec, schema
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.vae_model import VaeModel
-
-_TYPES = {
-  "latents": jnp.bfloat16,
-  "low_resolution": jnp.bfloat16,
-  "is_image": jnp.bool_,
-  "text": jnp.uint8,
-  "text_mask": jnp.bool_,
-  "null_text": jnp.bfloat16,
-  "label": jnp.int32,
-  "video": jnp.uint8,
-}
 
 
 def input_shapes(
@@ -44,23 +33,10 @@ def input_shapes(
     ValueError: on a name that is no such field, or if a super-resolution stage is not given latents of the right size.
   """
   if isinstance(model, VaeModel):
-    return _typed({"video": (rows, *schema.pixels_shape(field), 3)})
+    return _batched(batch_spec.video_features(field), rows)
   t, h, w = schema.latents_shape(field)
   module = model.module
-  channels, slots = module.latent_channels, 1 if model.rows == "videos" else t
-  shapes: dict[str, tuple[int, ...]] = {
-    "latents": (rows, t, h, w, channels),
-    "latents_moments": (rows, 2, channels),
-    "is_image": (rows,),
-  }
-  if module.text_dim:
-    shapes["text"] = (rows, slots, text_length, packed_text.token_bytes(module.text_dim))
-    shapes["text_mask"] = (rows, slots, text_length)
-    shapes["null_text"] = (rows, 1, module.text_dim)
-  if module.num_classes:
-    shapes["label"] = (rows, slots)
-  if module.low_resolution_scale:
-    scale = module.low_resolution_scale
+  if scale := module.low_resolution_scale:
     if low_resolution is None or schema.latents_shape(low_resolution) != (
       t,
       h // scale,
@@ -70,9 +46,17 @@ def input_shapes(
         f"a super-resolution stage of scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
         f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
       )
-    shapes["low_resolution"] = (rows, t, h // scale, w // scale, channels)
-    shapes["low_resolution_moments"] = (rows, 2, channels)
-  return _typed(shapes)
+  features = batch_spec.latents_features(
+    field,
+    low_resolution=low_resolution if scale else None,
+    text=module.text_dim > 0,
+    label=module.num_classes > 0,
+    slots=1 if model.rows == "videos" else t,
+    text_length=text_length,
+    text_dim=module.text_dim,
+    channels=module.latent_channels,
+  )
+  return _batched(features, rows)
 
 
 def record_bytes(
@@ -146,8 +130,8 @@ def parameter_shapes(
   )
 
 
-def _typed(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _batched(features: Mapping[str, batch_spec.Feature], rows: int) -> dict[str, Any]:
   return {
-    name: jax.ShapeDtypeStruct(shape, _TYPES.get(name, jnp.float32))
-    for name, shape in shapes.items()
+    name: jax.ShapeDtypeStruct((rows, *feature.shape), jnp.dtype(feature.dtype))
+    for name, feature in features.items()
   }

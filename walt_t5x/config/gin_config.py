@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from walt_t5x.config import gin_files
+from walt_t5x.config import gin_files, renamed
 
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
@@ -59,7 +59,10 @@ def parse(
     gin.add_config_file_search_path(path)
   logging.getLogger().addFilter(_is_not_of_the_search)
   try:
-    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=finalize)
+    gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
+    _reject_old_macros()
+    if finalize:
+      gin.finalize()
   except (
     OSError,
     ValueError,
@@ -74,13 +77,18 @@ def parse(
       raise GinError(
         f"{gin_files.not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
       ) from error
-    raise GinError(f"{type(error).__name__}: {error}") from error
+    if isinstance(error, GinError):
+      raise
+    hint = renamed.module_hint(str(error)) if isinstance(error, ImportError) else None
+    raise GinError(hint or f"{type(error).__name__}: {error}") from error
   config = gin.config_str()
   macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))
   for binding in bindings:
     match = _MACRO_BINDING.match(binding)
     if match and match.group(1) not in macros:
       name = match.group(1)
+      if old := renamed.macro_hint(name):
+        raise GinError(f"--gin.{name}: {old}")
       close = difflib.get_close_matches(name, macros, n=1)
       hint = (
         f"Did you mean {close[0]}?" if close else f"Macros in use: {', '.join(macros) or 'none'}."
@@ -88,6 +96,15 @@ def parse(
       raise GinError(
         f"--gin.{name}: nothing in the gin files uses %{name}, so it would have no effect. {hint}"
       )
+
+
+def _reject_old_macros() -> None:
+  import gin
+
+  config = gin.config_str()
+  for name, new in renamed.MACROS.items():
+    if new and re.search(rf"^{name} = ", config, re.MULTILINE):
+      raise GinError(f"{renamed.macro_hint(name)} A gin file still sets the old name.")
 
 
 def _is_not_of_the_search(record: logging.LogRecord) -> bool:

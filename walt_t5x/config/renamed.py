@@ -1,0 +1,27 @@
+"""Names in gin files that have changed, so that an old file is answered with the new name."""
+
+# Macro -> its name now; None for one that is no longer needed.
+MACROS: dict[str, str | None] = {
+  "DATASET": "MIXTURE_OR_TASK_NAME",
+  "HARDWARE_RNG": "USE_HARDWARE_RNG",
+  "FEATURE_LENGTHS": None,
+}
+# Module that a gin file imports -> where it is now.
+MODULES = {"walt_t5x.partitioning": "walt_t5x.sharding.partitioning"}
+
+
+def macro_hint(name: str) -> str | None:
+  """Returns what to write instead of an old macro, None for any other."""
+  if name not in MACROS:
+    return None
+  new = MACROS[name]
+  return f"{name} is now {new}." if new else f"{name} is no longer needed: leave it out."
+
+
+def module_hint(message: str) -> str | None:
+  """Returns where a module is that a failed import named, None for any other."""
+  for old, new in MODULES.items():
+    package, name = old.rsplit(".", 1)
+    if old in message or (f"'{name}'" in message and f"'{package}'" in message):
+      return f"{old} is now {new}: write `from {new.rsplit('.', 1)[0]} import {name}`."
+  return None

@@ -8,7 +8,7 @@ import pytest
 
 BY_NAME = (
   "beam_jobs.shards.replays.Replay",
-  "beam_jobs.shards.ShardName",
+  "beam_jobs.shards.shard_files.ShardName",
   "data.rows.RowFormat",
   "data.rows.Rows",
   "data.schema.Record",

@@ -196,9 +196,9 @@ def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
   folder, argv, _ = finished
   before = digests(folder / "out")
   made = []
-  process = pipeline.shards.ShardWriter.__enter__
+  process = pipeline.shard_files.ShardWriter.__enter__
   monkeypatch.setattr(
-    pipeline.shards.ShardWriter,
+    pipeline.shard_files.ShardWriter,
     "__enter__",
     lambda self: (made.append(str(self._shard)), process(self))[1],
   )

@@ -94,7 +94,7 @@ import threading
 from types import SimpleNamespace
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability import local_job_service
-from beam_jobs import worker_deaths
+from beam_jobs.runners import worker_deaths
 
 info = SimpleNamespace(provision_info=beam_provision_api_pb2.ProvisionInfo())
 with worker_deaths.end_with_workers():

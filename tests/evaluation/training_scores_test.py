@@ -71,5 +71,5 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
     _Given(protocol="imagenet256", **options)
   with pytest.raises(ValueError, match="scores pixels: set vae"):
     ScoreVideos(protocol="shapes_fvd", **options)
-  with pytest.raises(FileNotFoundError, match="train_stand_in"):
+  with pytest.raises(FileNotFoundError, match="train_surrogate"):
     _Given(protocol="shapes_fvd", **options | {"weights": {}})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.beam_jobs.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures
+from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures
 from walt_t5x.generation.given_media import read_clip, read_image, resampled
 from walt_t5x.media import video_io
 

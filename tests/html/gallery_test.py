@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.html_page import Page
+from tests.html.html_page import Page
 from walt_t5x.html import gallery
 from walt_t5x.media import video_io
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.html_page import Page
+from tests.html.html_page import Page
 from walt_t5x import report
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.html import curve_chart, report_page

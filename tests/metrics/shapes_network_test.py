@@ -82,7 +82,7 @@ def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
 
   expected = frechet_between(features("fake"), features("real"))
   assert score["score"] == pytest.approx(expected, rel=1e-6) and expected > 0
-  with pytest.raises(SystemExit, match=r"(?s)stand-in.*train_stand_in --output"):
+  with pytest.raises(SystemExit, match=r"(?s)stand-in.*train_surrogate --output"):
     evaluate.run([*flags[:2], f"--reference={tmp_path / 'real'}"])
 
 

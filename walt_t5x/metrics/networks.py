@@ -100,7 +100,7 @@ class FeatureNetwork:
 
   @classmethod
   def load(cls, name: str, path: Any) -> "FeatureNetwork":
-    """Reads what `import_weights` or `train_stand_in` wrote.
+    """Reads what `import_weights` or `train_surrogate` wrote.
 
     Raises:
       FileNotFoundError: no such file; says where to get it and what its hash is.

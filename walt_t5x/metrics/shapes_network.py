@@ -1,7 +1,7 @@
 """A small 3D network that names a moving shape: it stands in for I3D where I3D's weights are absent.
 
 Four 3 x 3 x 3 convolutions over [T, 64, 64]; the features are mean and maximum of the last map over
-time and space. Trained on rendered shapes (`train_stand_in`), so its distances order clips of
+time and space. Trained on rendered shapes (`train_surrogate`), so its distances order clips of
 that corpus and are comparable with no published number: tables say "stand-in network".
 """
 

@@ -1,9 +1,9 @@
-"""Writes docs/reproduce.md: every row of the paper's Tables 1 to 5 with its commands, its price and its status.
+"""Writes docs/reproduce.md: every row of the paper's Tables 1 to 5 with its commands, its cost and its status.
 
   python benchmarks/reproduce.py                       # writes docs/reproduce.md
   python benchmarks/reproduce.py --row=ablations/patch_2   # prints one row's commands, ready to paste
 
-Published figures and prices come from benchmarks/plans.json (`python benchmarks/plans.py`).
+Published figures and costs come from benchmarks/plans.json (`python benchmarks/plans.py`).
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs/reproduce.md"
-# A run's price at 40 % of the peak of a v5p chip, 459e12 operations a second.
+# A run's cost at 40% of the peak of a v5p chip, 459e12 operations per second.
 ASSUMED_USE, V5P = 0.4, 459e12
 
 
@@ -57,8 +57,8 @@ _PREPARE = "python -m beam_jobs.preprocess"
 BENCHMARKS = {
   "ucf101": Benchmark(
     title="UCF-101",
-    note="13,320 videos in class folders; the 9,537 of `trainlist01.txt` train. Assumption: 25 frames a second, as the "
-    "files are; the paper names none.",
+    note="13,320 videos in class folders; the 9,537 of `trainlist01.txt` train. Assumption: 25 frames per second, as "
+    "in the files; the paper names none.",
     commands=(
       (
         "pixels for the tokenizer",
@@ -89,7 +89,7 @@ BENCHMARKS = {
   ),
   "k600": Benchmark(
     title="Kinetics-600",
-    note="Frame prediction from 5 frames. Assumption: 25 frames a second.",
+    note="Frame prediction from 5 frames. Assumption: 25 frames per second.",
     commands=(
       (
         "pixels for the tokenizer",
@@ -343,7 +343,7 @@ def commands_of(gin_file: str) -> list[tuple[str, str]]:
 
 
 def chip_days(plan: dict) -> float:
-  """Days of one v5p chip at the assumed use of its peak."""
+  """Days of one v5p chip at the assumed utilization."""
   return plan["train_flops_per_step"] * plan["steps"] / (ASSUMED_USE * V5P) / 86400
 
 
@@ -371,21 +371,24 @@ def page(plans: dict[str, dict]) -> str:
   lines = [
     "# Reproducing the paper, row by row",
     "",
+    "    python benchmarks/reproduce.py --row=walt_l_ucf101     # prints the commands of one row",
+    "",
     *_prose(
-      "Written by `python benchmarks/reproduce.py`; `tests/docs_test.py` parses every command. No row has been "
-      "trained, and no score of this page has been measured. What is checked of each run on a laptop: its "
-      "parameters equal the published ones, its loss has a shape, and the same commands run at toy size "
-      "(`bash scripts/quickstart.sh`)."
+      "The table has every row of the paper's Tables 1 to 5; below it are the commands of each run, from raw data to "
+      "score. **No row has been trained, and no score on this page has been measured.** Checked on CPU: the parameters "
+      "of each run equal the published ones, its loss traces with the right shapes, and the same commands run at toy "
+      "size (`bash scripts/quickstart.sh`). `python benchmarks/reproduce.py` writes this page, and "
+      "`tests/docs_test.py` parses every command."
     ),
     *_prose(
       "BUCKET is a folder that all hosts see. Training runs on every host of the slice ([pods.md](pods.md)), "
-      "preprocessing on any Beam runner ([dataflow.md](dataflow.md)). Sampling is cut into jobs by `--shard=3/8`, goes "
-      "on after an interruption and keeps one manifest. Weights of the scoring networks: [evaluation.md]"
+      "preprocessing on any Beam runner ([dataflow.md](dataflow.md)). `--shard=3/8` splits sampling into jobs, which "
+      "resume after an interruption and share one manifest. Weights of the scoring networks: [evaluation.md]"
       "(evaluation.md)."
     ),
     *_prose(
-      f"The price is that of a v5p chip at {ASSUMED_USE:.0%} of its peak, by the operations of the training steps "
-      "(`python -m walt_t5x.plan`); what the TPU compiler says of a slice is in "
+      f"Chip days are days of one v5p chip at {ASSUMED_USE:.0%} of its peak, from the operations of the training steps "
+      "(`python -m walt_t5x.plan`). The TPU compiler's figures for a slice are in "
       "[benchmarks/tpu_plan.md](../benchmarks/tpu_plan.md). Both are estimates."
     ),
     "| table | row | published | gin file | parameters | steps | chip days | status |",
@@ -418,10 +421,10 @@ def page(plans: dict[str, dict]) -> str:
   lines += [
     "## What is missing",
     "",
-    "- Table 3f does not say which clips its rFVD is of. Assumption: the 3,783 held-out videos of `testlist01.txt`,",
+    "- Table 3f does not name the clips of its rFVD. Assumption: the 3,783 held-out videos of `testlist01.txt`,",
     "  the first 16 of 17 frames at a random place of each.",
-    "- Table 3b's steps a second are of unnamed hardware; [benchmarks/windows.md](../benchmarks/windows.md) compares",
-    "  the windows on a CPU.",
+    "- Table 3b does not name the hardware of its steps per second; [benchmarks/windows.md](../benchmarks/windows.md)",
+    "  compares the windows on a CPU.",
     "- Table 4's final losses are in the runs' `metrics.jsonl`.",
   ]
   return "\n".join(lines) + "\n"

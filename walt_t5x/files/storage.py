@@ -103,7 +103,7 @@ def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
   """Results of a call that waits for a small file, in the order of the items; many wait at once.
 
   Raises:
-    What the first call that fails raises, in the order of the items.
+    Exception: of the first call that fails, in the order of the items.
   """
   with ThreadPoolExecutor(_AT_ONCE) as pool:
     yield from pool.map(function, items)

@@ -29,8 +29,7 @@ class Encoder(nn.Module):
     base_channels: width of a level with multiplier 1.
     channel_multipliers: one a level.
     num_res_blocks: a level, and once more at the bottom.
-    temporal_downsample: after each level but the last, whether time is halved too (space always
-    is).
+    temporal_downsample: after each level but the last, whether time is halved too (space always is).
     temporal_kernel: k_t of the 3^3 convolutions.
     down_kernel: kernel of the strided convolutions.
     dtype: activation dtype.

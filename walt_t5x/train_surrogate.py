@@ -1,10 +1,10 @@
-"""Trains the stand-in feature network `shapes` on rendered shapes, for machines without I3D's weights.
+"""Trains the surrogate feature network `shapes` on rendered shapes, for machines without I3D's weights.
 
   python -m walt_t5x.train_surrogate --output=shapes.safetensors
 
-Draws clips of one coloured shape that moves or stands still, half of them at 32 x 32 and half at 64 x 64, and learns
-to name colour, shape and direction. Prints the accuracies on clips it has not seen and the fingerprint of the
-weights, which stands beside every score. One seed gives one fingerprint on one kind of machine.
+Renders clips of one colored shape that moves or stands still, half of them at 32 x 32 and half at 64 x 64, and trains
+a classifier of color, shape and direction. Prints the accuracies on held-out clips and the fingerprint of the weights,
+which is reported with every score. The same seed gives the same fingerprint on the same kind of machine.
 """
 
 import argparse
@@ -20,11 +20,10 @@ _FRAMES = 9
 
 
 def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
-  """Clips and what they show.
+  """Renders clips and their labels.
 
   Returns:
-    (uint8 [count, num_frames, 64, 64, 3], int [count, 3]: index of the colour, the shape and the direction, 4 for
-    "still").
+    (uint8 [count, num_frames, 64, 64, 3], int32 [count, 3]: index of color, shape and direction, with 4 for "still").
   """
   import jax
   import numpy as np
@@ -33,7 +32,7 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
   from walt_t5x.metrics.resize import resize_bilinear
   from walt_t5x.metrics.shapes_network import SIZE
 
-  # What the network itself does with small clips, here once for all epochs.
+  # The network resizes small clips in the same way; doing it here avoids repeating it.
   enlarge = jax.jit(lambda video: resize_bilinear(video, (SIZE, SIZE)))
   rng = np.random.default_rng(seed)
   colours, directions = list(shapes.COLOURS), list(shapes.DIRECTIONS)
@@ -41,7 +40,7 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
   labels = np.empty((count, 3), np.int32)
   vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
   for index, (colour, shape, direction) in enumerate(vocabulary):
-    # A fifth stands still, whatever its colour.
+    # A fifth of the clips stands still, independently of the color.
     direction = None if rng.random() < 0.2 else direction
     scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
     size = (SIZE // 2, SIZE)[int(rng.integers(2))]
@@ -58,7 +57,7 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
 
 
 def train(*, seed: int, steps: int, batch_size: int, learning_rate: float, clips: int = _CLIPS):
-  """Returns (variables, accuracies on held-out clips by head)."""
+  """Returns (variables, accuracy on held-out clips by head, in [0, 1])."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -113,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if args.steps < 1 or not 1 <= args.batch_size <= _CLIPS:
     parser.error(
-      f"--steps of at least 1 and --batch_size from 1 to {_CLIPS} are expected, got "
+      f"expected --steps of at least 1 and --batch_size from 1 to {_CLIPS}, got "
       f"{args.steps} and {args.batch_size}"
     )
 

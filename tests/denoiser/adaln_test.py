@@ -1,4 +1,4 @@
-"""Modulation against numpy: the order of its parts, the starts at zero, SiLU before the projections."""
+"""Modulation compared with numpy: order of its parts, initialization to zero, SiLU before the projections."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ def _randomised(params):
   return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
 
 
-def test_six_vectors_in_the_order_of_the_paper_one_a_frame():
+def test_six_vectors_per_frame_in_the_order_of_the_paper():
   flat = np.arange(2 * 3 * 12, dtype=np.float32).reshape(2, 3, 12)
   parts = Modulation.split(jnp.asarray(flat))
   order = ("scale_1", "scale_2", "shift_1", "shift_2", "gate_1", "gate_2")
@@ -33,7 +33,7 @@ def test_a_scale_is_an_offset_from_one():
   np.testing.assert_array_equal(modulate(x, shift, scale), [4.25, -1.0])
 
 
-def test_the_shared_vector_is_a_linear_map_of_silu_and_zero_at_first():
+def test_shared_adaln_is_a_linear_map_of_silu_initialized_to_zero():
   layer = SharedAdaLN()
   params = layer.init(jax.random.key(0), CONDITION)["params"]
   np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
@@ -42,7 +42,7 @@ def test_the_shared_vector_is_a_linear_map_of_silu_and_zero_at_first():
   np.testing.assert_allclose(got, SILU @ p["kernel"] + p["bias"], rtol=1e-4, atol=1e-5)
 
 
-def test_a_layers_correction_has_its_rank_no_bias_and_is_zero_at_first():
+def test_the_correction_of_a_layer_has_its_rank_and_no_bias_and_is_initialized_to_zero():
   layer = LoRAAdaLN(rank=2)
   params = layer.init(jax.random.key(0), CONDITION)["params"]
   np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))

@@ -1,4 +1,4 @@
-"""Attention against dense numpy attention under a hand-built mask."""
+"""Attention layers compared with dense numpy attention with an explicit mask."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def _grid(seed=0, rows=2):
 
 
 def _dense(params, x, text=None, allowed=None, bias=None):
-  """float64 attention over all tokens of one row with a [queries, keys] mask; text keys are appended."""
+  """float64 attention over all tokens of one example with a [queries, keys] mask; text keys are appended."""
   p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   tokens = np.asarray(x, np.float64).reshape(-1, WIDTH)
   keys_in = tokens if text is None else np.concatenate([tokens, np.asarray(text, np.float64)])
@@ -55,7 +55,7 @@ def _coordinates():
 
 
 def _window_mask_and_bias(window, table):
-  """Drawn pair by pair: who shares a window, and the table's row for each displacement."""
+  """For each pair of tokens: whether they share a window, and the row of the table for their displacement."""
   places = _coordinates()
   wt, wh, ww = window
   allowed = np.zeros((48, 48), bool)
@@ -70,7 +70,7 @@ def _window_mask_and_bias(window, table):
   return allowed, bias
 
 
-def test_window_attention_equals_dense_attention_under_a_block_mask():
+def test_window_attention_equals_dense_attention_with_a_block_mask():
   x = _grid()
   for window in ((1, 4, 4), (3, 2, 2), (1, 2, 4)):
     layer = WindowAttention(window=window, num_heads=HEADS)
@@ -95,7 +95,7 @@ def test_no_gradient_crosses_a_window_border():
   np.testing.assert_array_equal(touched, same_window)
 
 
-def test_an_image_row_passes_its_values_through_where_the_window_spans_time():
+def test_an_image_passes_its_values_through_if_the_window_spans_time():
   x = _grid()
   is_image = jnp.array([True, False])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
@@ -113,7 +113,7 @@ def test_an_image_row_passes_its_values_through_where_the_window_spans_time():
   )
 
 
-def test_cross_attention_sees_its_own_frame_and_the_text_that_is_not_padding():
+def test_cross_attention_sees_its_frame_and_the_text_without_padding():
   x = _grid()
   text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 1, 5, WIDTH)), jnp.float32)
   mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 0, 0, 0, 0]]], bool)
@@ -160,7 +160,7 @@ def test_each_frame_of_a_stack_reads_its_own_text():
     spanning.init(jax.random.key(0), x, text, mask)
 
 
-def test_image_rows_cost_their_two_projections_and_give_the_same():
+def test_images_cost_two_projections_and_all_modes_agree():
   x, is_image = _grid(rows=4), jnp.array([True, False, False, True])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x)}
@@ -176,7 +176,7 @@ def test_image_rows_cost_their_two_projections_and_give_the_same():
   # Two projections of [tokens, D] by [D, D].
   assert flops(all_images=True) == 2 * (2 * 4 * 48 * WIDTH * WIDTH)
   assert flops() > 2 * flops(all_images=True)
-  # Row by row, an image's branch holds the value projection alone.
+  # With "skip", the branch of an image contains only the value projection.
   branches = [
     equation.params["branches"]
     for equation in _equations(
@@ -196,7 +196,7 @@ def _equations(jaxpr):
         yield from _equations(value.jaxpr)
 
 
-def test_gradients_of_skipped_rows_equal_those_of_selected_ones():
+def test_gradients_of_skip_equal_those_of_select():
   x, is_image = _grid(rows=3), jnp.array([True, False, True])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x)}
@@ -212,7 +212,7 @@ def test_gradients_of_skipped_rows_equal_those_of_selected_ones():
   )
 
 
-def test_relative_position_index_of_a_line_is_the_hand_drawn_matrix():
+def test_relative_position_index_of_a_line():
   np.testing.assert_array_equal(
     relative_position_index((1, 1, 4)),
     [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]],
@@ -220,13 +220,13 @@ def test_relative_position_index_of_a_line_is_the_hand_drawn_matrix():
 
 
 def _pairs(window):
-  """A grid of two windows in time, two rows, and a layer that spans two frames."""
+  """Two examples on a grid of four frames, a layer with this window, and its variables."""
   x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 2, 2, WIDTH)), jnp.float32)
   layer = WindowAttention(window=window, num_heads=HEADS)
   return x, layer, {"params": random_params(layer.init, x)}
 
 
-def test_a_window_of_two_frames_spans_time_and_one_of_one_frame_does_not():
+def test_images_pass_through_a_window_of_two_frames_but_not_of_one():
   x, spanning, variables = _pairs((2, 1, 2))
   is_image = jnp.array([True, False])
   p = variables["params"]
@@ -250,7 +250,7 @@ def test_a_window_of_two_frames_spans_time_and_one_of_one_frame_does_not():
     spatial.clone(image_rows="drop").apply(variables, x)
 
 
-def test_only_skipping_goes_row_by_row_and_never_with_the_kernel():
+def test_only_skip_with_einsum_loops_over_examples():
   x, layer, variables = _pairs((2, 1, 2))
   is_image = jnp.array([True, False])
   for mode, implementation, loops in (
@@ -267,7 +267,7 @@ def test_only_skipping_goes_row_by_row_and_never_with_the_kernel():
 @pytest.mark.parametrize(
   "fields", [{}, {"relative_bias": False}, {"qk_norm": False, "relative_bias": False}]
 )
-def test_norm_and_bias_are_there_unless_they_are_turned_off(fields):
+def test_norm_and_bias_can_be_disabled(fields):
   x, window = _grid(rows=1), (3, 2, 2)
   layer = WindowAttention(window=window, num_heads=HEADS, **fields)
   variables = {"params": random_params(layer.init, x)}
@@ -285,7 +285,7 @@ def test_norm_and_bias_are_there_unless_they_are_turned_off(fields):
   np.testing.assert_allclose(got[0].reshape(48, WIDTH), expected, atol=1e-4)
 
 
-def test_tokens_by_cells_give_what_tokens_of_the_grid_give_by_cells():
+def test_tokens_by_cells_give_the_same_result_as_tokens_in_grid_order():
   x, window, cell = _grid(rows=1), (3, 2, 4), (2, 2)
   by_cells = to_cells(x, cell)
   text = jnp.asarray(np.random.default_rng(3).normal(size=(1, 1, 5, WIDTH)), jnp.float32)
@@ -300,7 +300,7 @@ def test_tokens_by_cells_give_what_tokens_of_the_grid_give_by_cells():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_a_text_may_be_one_a_window_in_time():
+def test_each_window_in_time_may_have_its_own_text():
   x, _, _ = _pairs((2, 1, 2))
   text = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3, WIDTH)), jnp.float32)
   mask = jnp.ones((2, 2, 3), bool)
@@ -311,14 +311,14 @@ def test_a_text_may_be_one_a_window_in_time():
     alone = layer.apply(variables, x, text[:, i : i + 1], mask[:, :1])
     np.testing.assert_allclose(got[:, 2 * i : 2 * i + 2], alone[:, 2 * i : 2 * i + 2], atol=1e-6)
   for count in (3, 4):
-    with pytest.raises(ValueError, match=f"got {count} texts a row"):
+    with pytest.raises(ValueError, match=f"got {count} texts per example"):
       layer.apply(variables, x, jnp.zeros((2, count, 3, WIDTH)), jnp.ones((2, count, 3), bool))
 
 
 @pytest.mark.parametrize(
   "cell, cells, window", [(None, (2, 2), (3, 1, 1)), ((1, 2), (4, 2), (3, 2, 1))]
 )
-def test_the_implementation_is_chosen_by_the_sizes_of_the_layer(monkeypatch, cell, cells, window):
+def test_choose_receives_the_sizes_of_the_layer(monkeypatch, cell, cells, window):
   asked = []
 
   def chosen(implementation, **sizes):
@@ -342,8 +342,8 @@ def test_the_implementation_is_chosen_by_the_sizes_of_the_layer(monkeypatch, cel
 
 
 @pytest.mark.parametrize("kind", [WindowAttention, CrossAttention])
-def test_heads_that_share_lanes_give_what_they_give_alone(kind):
-  """The kernel takes heads of 64 in pairs."""
+def test_heads_that_share_lanes_give_the_same_result(kind):
+  """The kernel processes heads of size 64 in pairs."""
   x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 1, 2, 2, 256)), jnp.float32)
   text = jnp.asarray(np.random.default_rng(2).normal(size=(1, 1, 3, 256)), jnp.float32)
   more = (text, jnp.ones((1, 1, 3), bool)) if kind is CrossAttention else ()
@@ -353,7 +353,7 @@ def test_heads_that_share_lanes_give_what_they_give_alone(kind):
   np.testing.assert_allclose(fused, layer.apply(variables, x, *more), atol=1e-5)
 
 
-def test_projections_are_made_in_the_type_of_the_activations():
+def test_projections_have_the_activation_dtype():
   x, text = _grid(rows=1), jnp.zeros((1, 1, 5, WIDTH))
   common = {"window": (1, 2, 4), "num_heads": HEADS, "dtype": jnp.bfloat16}
   for layer, more, count in (

@@ -1,4 +1,4 @@
-"""What enters the transformer, and what modulates its layers, against loops and closed forms in float64."""
+"""The transformer's input embeddings and modulation compared with loops and closed forms in float64."""
 
 import math
 
@@ -31,7 +31,7 @@ def _silu(x):
   return x / (1 + np.exp(-x))
 
 
-def test_time_is_told_by_waves_of_geometric_lengths():
+def test_time_sinusoids_have_geometric_wavelengths():
   steps = np.array([[0, 1], [333, 1000]])
   expected = np.zeros((2, 2, 8))
   for place in np.ndindex(2, 2):
@@ -44,7 +44,7 @@ def test_time_is_told_by_waves_of_geometric_lengths():
   assert sinusoid(jnp.zeros(3)).shape == (3, 256)
 
 
-def test_a_condition_passes_two_projections_and_a_silu_between():
+def test_condition_mlp_is_two_projections_with_a_silu_between():
   x, first, second = _draw(2, 5), _draw(5, 4), _draw(4, 4)
   a, b = _draw(4), _draw(4)
   params = {"in": {"kernel": first, "bias": a}, "out": {"kernel": second, "bias": b}}
@@ -52,7 +52,7 @@ def test_a_condition_passes_two_projections_and_a_silu_between():
   np.testing.assert_allclose(got, _silu(x @ first + a) @ second + b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_class_has_its_row_and_no_class_the_last():
+def test_a_class_selects_its_row_and_no_class_the_last_row():
   table = jnp.asarray(_draw(4, 6))
   module = ClassEmbedding(num_classes=3, width=6)
   got = module.apply({"params": {"table": {"embedding": table}}}, jnp.array([[0, 2], [-1, 1]]))
@@ -76,14 +76,14 @@ def test_pooled_text_is_the_mean_of_the_tokens_and_zero_without_any():
 @pytest.mark.parametrize(
   ("sizes", "width"), [((4, 6), 32), ((5,), 7), ((1, 3), 10), ((2, 3, 4), 20), ((3, 2), 5)]
 )
-def test_a_place_of_a_grid_is_told_axis_by_axis(sizes, width):
+def test_grid_sinusoids_encode_each_axis_separately(sizes, width):
   half = width // (2 * len(sizes))
   expected = np.zeros((*sizes, width))
   for place in np.ndindex(*sizes):
     for axis, size in enumerate(sizes):
       longest, shortest = 2 * size, 4
       for i in range(half):
-        # Wavelengths from the longest down to the shortest, by equal factors.
+        # Wavelengths from the longest to the shortest, with equal ratios.
         share = i / (half - 1) if half > 1 else 0.0
         wave = longest * (shortest / longest) ** share
         angle = 2 * math.pi * place[axis] / wave
@@ -94,7 +94,7 @@ def test_a_place_of_a_grid_is_told_axis_by_axis(sizes, width):
   np.testing.assert_allclose(got, expected.reshape(-1, width), atol=2e-5)
 
 
-def test_a_token_gets_the_sum_of_its_place_and_its_frame_and_an_image_the_first_frames():
+def test_a_token_gets_its_space_and_time_positions_and_an_image_those_of_the_first_frame():
   t, h, w, width = 3, 2, 4, 6
   x, space, time = _draw(2, t, h, w, width), _draw(h * w, width), _draw(t, width)
   module = PositionEmbedding()
@@ -115,7 +115,7 @@ def test_a_token_gets_the_sum_of_its_place_and_its_frame_and_an_image_the_first_
 
 
 @pytest.mark.parametrize("p", [2, 3])
-def test_a_patch_is_cut_row_by_row_and_joined_again(p):
+def test_patchify_is_row_major_and_unpatchify_its_inverse(p):
   latents = _draw(2, 3, 4 * p, 3 * p, 5)
   expected = np.zeros((2, 3, 4, 3, p * p * 5), np.float32)
   for b, t, i, j in np.ndindex(2, 3, 4, 3):
@@ -134,7 +134,7 @@ def test_a_patch_is_cut_row_by_row_and_joined_again(p):
       patchify(jnp.zeros((1, 1, *frame, 1)), p)
 
 
-def test_a_modulation_is_cut_in_six_in_the_order_of_the_paper():
+def test_a_modulation_is_split_in_six_in_the_order_of_the_paper():
   flat = _draw(2, 3, 6 * 4)
   got = Modulation.split(jnp.asarray(flat))
   names = ("scale_1", "scale_2", "shift_1", "shift_2", "gate_1", "gate_2")
@@ -181,7 +181,7 @@ def test_each_kind_of_adaln_is_its_formula_and_starts_at_zero():
   ],
   ids=lambda value: type(value).__name__,
 )
-def test_products_are_made_in_the_type_of_the_activations_of_parameters_in_float32(module, shape):
+def test_products_have_the_activation_dtype_and_parameters_are_float32(module, shape):
   x = jnp.zeros(shape)
   variables = jax.eval_shape(module.init, jax.random.key(0), x)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}

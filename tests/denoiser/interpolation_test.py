@@ -1,4 +1,4 @@
-"""Position tables on another grid, against scipy."""
+"""Position tables on another grid compared with scipy."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_a_linear_table_stays_linear_and_displacement_zero_stays():
   np.testing.assert_allclose(moved[len(moved) // 2], 0, atol=1e-12)
 
 
-def test_one_row_spreads_and_many_rows_can_become_one():
+def test_one_row_is_repeated_and_several_rows_can_become_one():
   np.testing.assert_allclose(interpolation_matrix(1, 3), np.ones((3, 1)))
   np.testing.assert_allclose(interpolation_matrix(3, 1), [[0, 1, 0]])
 
@@ -77,7 +77,7 @@ def _state(scan, windows, width):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_a_checkpoint_gets_the_shapes_of_the_new_grid_and_nothing_else_changes(scan):
+def test_only_the_tables_of_a_checkpoint_change_to_the_shapes_of_the_new_grid(scan):
   _, _, old = _state(scan, OLD, 4)
   module, z, new = _state(scan, NEW, 6)
   moved = TRANSFORM(old, new)
@@ -94,7 +94,7 @@ def test_a_checkpoint_gets_the_shapes_of_the_new_grid_and_nothing_else_changes(s
   assert {"mu", "target"} == {"mu" if "mu" in n else "target" for n in changed}
 
 
-def test_a_resumed_run_is_left_alone_and_a_wrong_grid_is_named():
+def test_a_resumed_run_is_unchanged_and_a_wrong_grid_raises():
   _, _, old = _state(False, OLD, 4)
   assert TRANSFORM(old, None, is_resuming=True) is old
   _, _, other = _state(False, NEW, 6)

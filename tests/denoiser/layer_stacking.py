@@ -1,7 +1,7 @@
 """Conversion between the two parameter trees of the transformer's layers.
 
-`WaltDenoiser.scan_layers` = True keeps the pairs of layers in one subtree "pairs" whose leaves have a leading axis, one
-entry a pair; False keeps them apart as "pairs_0", "pairs_1", ... All other parameters are the same in both.
+With `WaltDenoiser.scan_layers` = True the pairs of layers are one subtree "pairs" whose leaves have a leading axis, one
+entry per pair; with False they are "pairs_0", "pairs_1", ... All other parameters are the same in both.
 """
 
 import re
@@ -15,15 +15,15 @@ _PAIR = re.compile(r"pairs_(\d+)")
 
 
 def stack_pairs(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Parameters of an unrolled model for a scanned one.
+  """Converts the parameters of an unrolled model to those of a scanned model.
 
   Raises:
-    ValueError: if the tree has no pairs_0 ... pairs_n, all of one shape.
+    ValueError: if the tree does not have pairs_0 ... pairs_n, all of one shape.
   """
   indices = sorted(int(m.group(1)) for name in params if (m := _PAIR.fullmatch(name)))
   if not indices or indices != list(range(len(indices))):
     raise ValueError(
-      f"stack_pairs: got {sorted(params)}, expected pairs_0, pairs_1, ... without a hole; is the model scanned already?"
+      f"stack_pairs: got {sorted(params)}, expected pairs_0, pairs_1, ... without a gap; is the model already scanned?"
     )
   pairs = [params[f"pairs_{i}"] for i in indices]
   rest = {name: value for name, value in params.items() if not _PAIR.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""The whole denoiser: published sizes, and what may influence what."""
+"""The complete denoiser: published sizes, and which inputs may influence which outputs."""
 
 import dataclasses
 
@@ -98,7 +98,7 @@ def test_parameter_count_is_the_published_one(name):
 
 
 def _model(**changes):
-  """A tiny model with random values in every parameter, its inputs and its conditioning, four rows."""
+  """A tiny model with random parameters, its inputs and its conditioning, four examples."""
   module = WaltDenoiser(**(TINY | changes))
   rng = np.random.default_rng(5)
   z = jnp.asarray(rng.normal(size=(4, *GRID, 4)), jnp.float32)
@@ -112,7 +112,7 @@ def _rows(tree, index):
   return jax.tree.map(lambda x: x[index], tree)
 
 
-def test_image_and_video_rows_together_equal_the_two_run_apart():
+def test_a_mixed_batch_of_images_and_videos_equals_separate_batches():
   module, variables, z, steps, conditioning = _model(text_dim=6, num_classes=3)
   is_image = jnp.array([True, False, False, True])
   apply = jax.jit(module.apply)
@@ -126,7 +126,7 @@ def test_image_and_video_rows_together_equal_the_two_run_apart():
   )
 
 
-def test_an_image_does_not_depend_on_its_neighbours_in_the_stack_and_equals_itself_in_any_slot():
+def test_an_image_does_not_depend_on_its_neighbors_in_the_stack_or_on_its_slot():
   module, variables, z, steps, conditioning = _model(text_dim=6)
   conditioning = dataclasses.replace(conditioning, is_image=jnp.ones(4, bool))
   apply = jax.jit(module.apply)
@@ -147,14 +147,14 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_stack_and_equals_itse
   )
 
 
-def test_a_video_row_mixes_its_frames():
+def test_a_video_mixes_its_frames():
   module, variables, z, steps, _ = _model()
   before = module.apply(variables, z, steps)
   after = module.apply(variables, z.at[:, 2].add(1.0), steps)
   assert np.abs(after[:, 0] - before[:, 0]).max() > 1e-4
 
 
-def test_padding_of_the_text_changes_nothing():
+def test_text_padding_has_no_effect():
   module, variables, z, steps, conditioning = _model(text_dim=6)
   noisy = jnp.where(conditioning.text_mask[..., None], conditioning.text, 99.0)
   np.testing.assert_array_equal(
@@ -183,12 +183,12 @@ def test_every_condition_is_read():
     assert np.abs(moved - base).max() > 1e-4, name
   assert np.abs(apply(variables, z, steps + 1, z, conditioning) - base).max() > 1e-5
   assert np.abs(apply(variables, z, steps, z + 1, conditioning) - base).max() > 1e-4
-  # Frames outside the mask are invisible.
+  # Frames outside the mask have no effect.
   hidden = dataclasses.replace(conditioning, frames=conditioning.frames + 5)
   np.testing.assert_array_equal(apply(variables, z, steps, z, hidden), base)
 
 
-def test_adaln_lora_of_full_rank_reaches_a_separate_adaln():
+def test_adaln_lora_of_full_rank_can_equal_a_separate_adaln():
   from walt_t5x.denoiser.adaln import LoRAAdaLN, SharedAdaLN
 
   condition = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 8)), jnp.float32)
@@ -224,7 +224,7 @@ def test_scanned_layers_equal_unrolled_ones():
     unstack_pairs(gradient),
     dict(of_unrolled),
   )
-  with pytest.raises(ValueError, match="scanned already"):
+  with pytest.raises(ValueError, match="already scanned"):
     stack_pairs(params)
 
 
@@ -260,7 +260,7 @@ def test_every_parameter_has_logical_axes():
     assert len(names.names) == len(set(names.names)) == param.ndim
 
 
-def test_bad_sizes_are_named():
+def test_errors_name_the_invalid_size():
   z, steps = jnp.zeros((1, 3, 4, 4, 4)), jnp.ones((1,))
   for fields, message in (
     ({"num_layers": 3}, "num_layers=3"),
@@ -281,7 +281,7 @@ def test_position_tables_start_distinct_and_smooth():
   flat = grid.reshape(24, 32)
   distance = np.linalg.norm(flat[:, None] - flat[None], axis=-1) + 1e9 * np.eye(24)
   assert distance.min() > 0.5
-  # A row of the grid moves the first half of the features alone, a column the second.
+  # The first half of the features depends on the grid row only, the second half on the column.
   np.testing.assert_allclose(grid[1, 2, 16:], grid[3, 2, 16:], atol=1e-6)
   np.testing.assert_allclose(grid[1, 2, :16], grid[1, 5, :16], atol=1e-6)
   assert np.linalg.norm(grid[0, 0] - grid[0, 1]) < np.linalg.norm(grid[0, 0] - grid[0, 5])

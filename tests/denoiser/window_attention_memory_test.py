@@ -1,7 +1,7 @@
-"""The fused kernel on a model of the TPU's memory: blocks that hold nothing at first, two cores, steps in any order.
+"""The fused kernel on a model of the TPU's memory: uninitialized blocks, two cores, steps in any order.
 
-Plain interpretation gives a result's block back as the array holds it, zeros at first, so a sum that is never cleared
-looks right. Here a block of the core's memory keeps what the step before it left there, or is not a number.
+Plain interpretation initializes the block of a result with zeros, so it does not detect a sum that is never cleared.
+Here a block of the core's memory contains what the previous step left there, or NaN.
 """
 
 import functools
@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from tests.denoiser.window_attention_test import compiled, error, expected, make, run
 from walt_t5x.denoiser import window_attention_kernel
 
-# Cores; grid, window, cell, what is asked for. Two groups of heads; windows that share a text in height, time or width.
+# Cores; grid, window, cell, optional inputs. Two groups of heads; windows share a text along height, time or width.
 CASES = {
   "spatial, a text each": (1, ((2, 8, 4), (1, 4, 4), (2, 2), {"table", "text"})),
   "spatiotemporal, a text a row, image rows": (
@@ -22,7 +22,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sums_start_at_zero_whatever_the_memory_holds(name, monkeypatch):
+def test_sums_are_cleared_before_the_first_step(name, monkeypatch):
   cores, (grid, window, cell, asked) = CASES[name]
   memory = pltpu.InterpretParams(
     num_cores_or_threads=cores, random_seed=0, uninitialized_memory="nan"

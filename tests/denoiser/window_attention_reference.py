@@ -1,4 +1,4 @@
-"""Window attention and its gradients in float64 numpy, window by window and head by head, on tokens in grid order."""
+"""Window attention and its gradients in float64 numpy, one window and head at a time, on tokens in grid order."""
 
 import itertools
 
@@ -8,7 +8,7 @@ EPSILON = 1e-6
 
 
 def _norm(x, scale):
-  """LayerNorm without bias; (result, what the gradient needs)."""
+  """LayerNorm without bias; returns (result, residuals for the gradient)."""
   if scale is None:
     return x, None
   centred = x - x.mean(-1, keepdims=True)
@@ -30,7 +30,7 @@ def _norm_gradient(of_result, kept):
 
 
 def _one(q, k, v, scales, bias, visible, of_out):
-  """One window and head: q [M, d], k and v [M + L, d], bias [M, M + L], visible [M + L]."""
+  """Result and gradients of one window and head: q [M, d], k and v [M + L, d], bias [M, M + L], visible [M + L]."""
   qn, kept_q = _norm(q, scales[0])
   kn, kept_k = _norm(k, scales[1])
   root = np.sqrt(q.shape[-1])
@@ -49,15 +49,15 @@ def _one(q, k, v, scales, bias, visible, of_out):
 def window_attention(
   q, k, v, of_out, *, window, scales=(None, None), table=None, text=None, is_image=None
 ):
-  """Forward and all gradients.
+  """Returns the result and all gradients by name.
 
   Args:
-    q, k, v, of_out: [B, t, h, w, K, d] and the cotangent of the result.
+    q, k, v, of_out: [B, t, h, w, K, d]; of_out is the cotangent of the result.
     window: (wt, wh, ww) in tokens.
     scales: [d] each, of the query-key norm.
     table: [(2 wt - 1)(2 wh - 1)(2 ww - 1), K] of the relative position bias.
-    text: (keys [B, F, L, K, d], values, mask [B, F, L]); F is 1 or the windows along time.
-    is_image: [B], rows that give their values.
+    text: (keys [B, F, L, K, d], values, mask [B, F, L]); F is 1 or the number of windows along time.
+    is_image: [B], examples that return their values.
   """
   q, k, v, of_out = (np.asarray(a, np.float64) for a in (q, k, v, of_out))
   batch, *grid, heads, d = q.shape

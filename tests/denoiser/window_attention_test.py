@@ -1,4 +1,4 @@
-"""The fused kernel, interpreted, against float64 numpy: values and every gradient; and under a mesh."""
+"""The interpreted fused kernel compared with float64 numpy: values and all gradients, also under a mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from walt_t5x.sharding import partitioning
 
 pytestmark = pytest.mark.numerics
 
-# grid, window, cell, heads, head size, what is asked for.
+# grid, window, cell, heads, head size, optional inputs.
 CASES = {
   "spatial": ((2, 16, 16), (1, 16, 16), (8, 8), 1, 108, {"table"}),
   "spatial with a text each": ((2, 16, 16), (1, 16, 16), (8, 8), 2, 64, {"text"}),
@@ -32,8 +32,8 @@ CASES = {
 def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
   """Random arrays of a case, in grid order, float32.
 
-  Asked for may be "table", "images" (every other row, from the first), and "text" (one for each place of a window in
-  time) or "one text" (a row).
+  `asked` may contain "table", "images" (every other example, from the first), and "text" (one per position of a window
+  in time) or "one text" (per example).
   """
   rng = np.random.default_rng(seed)
   wt, wh, ww = window
@@ -60,7 +60,7 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
 
 
 def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
-  """(function, arguments): {name: value or gradient} by the implementation under test, in grid order."""
+  """Returns (function, arguments); the function returns {name: value or gradient}, in grid order."""
   heads, head_size = of_out.shape[-2:]
   group = shapes.heads_in_lanes(heads, head_size) if implementation == "pallas" else 1
 
@@ -89,7 +89,7 @@ def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
 
 
 def expected(arrays, masks, of_out, *, window, dtype):
-  """The same by numpy, of the inputs as rounded to `dtype`."""
+  """The same with numpy, for inputs rounded to `dtype`."""
   rounded = {
     name: a if name.endswith(("_scale", "table")) else a.astype(dtype).astype(jnp.float32)
     for name, a in arrays.items()
@@ -109,13 +109,13 @@ def expected(arrays, masks, of_out, *, window, dtype):
 
 
 def compiled(function, arguments):
-  """The function's result. It runs once, so LLVM need not work hard."""
+  """The function's result. It runs once, so expensive LLVM passes are disabled."""
   quickly = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
   return jax.jit(function, compiler_options=quickly)(*arguments)
 
 
 def error(got, want):
-  """Norm of the difference over the norm of what is expected; infinite for NaN, which `max` passes over."""
+  """Norm of the difference divided by the norm of `want`; infinity for NaN, which `max` would ignore."""
   found = np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
   return found if np.isfinite(found) else np.inf
 
@@ -136,7 +136,7 @@ def test_kernel_equals_numpy_in_values_and_gradients(name, dtype):
   assert max(errors.values()) < BOUNDS[dtype], errors
 
 
-def test_reference_gradients_are_slopes_of_the_reference():
+def test_reference_gradients_equal_finite_differences():
   window = (2, 1, 2)
   arrays, masks, of_out = make(
     (2, 2, 4), window, (1, 2), 2, 6, {"table", "text", "images"}, rows=3, seed=3
@@ -169,8 +169,8 @@ def test_einsum_equals_numpy_too():
 
 
 @pytest.mark.parametrize("model_axis", partitioning.MODEL_AXES)
-def test_layers_give_the_same_by_either_implementation_under_a_mesh(model_axis):
-  """8 devices, rows over 2 and heads over 4 (or the height of the grid): parameters and their gradients alike."""
+def test_both_implementations_have_equal_gradients_under_a_mesh(model_axis):
+  """8 devices, the batch over 2 and heads (or the height of the grid) over 4: gradients are equal."""
   x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16, 8, 16)), jnp.float32)
   mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
   if model_axis == "tensor":
@@ -200,7 +200,7 @@ def test_layers_give_the_same_by_either_implementation_under_a_mesh(model_axis):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-def test_operations_are_those_of_the_model_by_either_implementation():
+def test_both_implementations_count_the_flops_of_the_model():
   given = make((5, 8, 8), (5, 8, 8), (8, 8), 1, 128, {"table"}, rows=1)
   counts = []
   for name in ("einsum", "pallas"):
@@ -208,11 +208,11 @@ def test_operations_are_those_of_the_model_by_either_implementation():
       *given, window=(5, 8, 8), cell=(8, 8), dtype="float32", implementation=name
     )
     counts.append(count_flops_of(function, *arguments))
-  # Two products forward, four backward; the scores that the kernel's backward pass computes again do not count.
+  # Two products forward, four backward; the scores that the kernel's backward pass recomputes do not count.
   assert counts == [6 * 2 * 320 * 320 * 128] * 2
 
 
-def test_what_is_chosen_and_refused():
+def test_choice_of_the_implementation_and_unsupported_shapes():
   sizes = {
     "num_heads": 16,
     "head_size": 64,

@@ -1,4 +1,4 @@
-"""Cells and windows against a hand-written loop."""
+"""Cells and windows compared with a loop."""
 
 import jax.numpy as jnp
 import jaxtyping
@@ -57,10 +57,10 @@ def test_partition_equals_a_loop():
 
 
 @pytest.mark.parametrize("rest", [(), (3, 2)])
-def test_what_a_token_carries_goes_with_it(rest):
+def test_reordering_keeps_trailing_axes_with_their_token(rest):
   grid, cell, window = (2, 4, 6), (2, 3), (2, 1, 2)
   numbers = np.arange(2 * np.prod(grid)).reshape(2, *grid)
-  # Token number n carries n + 1000 k in its k-th value.
+  # The k-th value of token n is n + 1000 k.
   offsets = 1000 * np.arange(np.prod(rest, dtype=int)).reshape(rest)
   x = numbers.reshape(*numbers.shape, *(1 for _ in rest)) + offsets
   plain, carried = (to_cells(jnp.asarray(a), cell) for a in (numbers, x))
@@ -75,7 +75,7 @@ def test_what_a_token_carries_goes_with_it(rest):
   np.testing.assert_array_equal(merge(cut, (2, 2, 2), window), carried)
 
 
-def test_windows_that_are_not_those_of_the_grid_are_refused():
+def test_windows_that_do_not_tile_the_grid_raise():
   grid, window = (2, 4, 4), (2, 2, 2)
   assert num_windows(grid, window) == 4 and num_windows((6, 4, 10), (3, 4, 2)) == 10
   good = jnp.zeros((1, 4, 24, 1))
@@ -93,19 +93,19 @@ def test_windows_that_are_not_those_of_the_grid_are_refused():
 
 
 @pytest.mark.parametrize("window", [(1, 4), (1, 4, 4, 1)])
-def test_a_window_of_other_axes_is_refused(window, monkeypatch):
-  # As in a program, where nothing else checks the types.
+def test_a_window_with_another_number_of_axes_raises(window, monkeypatch):
+  # As in a program, where annotations are not checked.
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   with pytest.raises(ValueError, match="argument"):
     check_window((4, 4, 4), window)
 
 
-def test_a_cell_is_cut_by_no_window():
+def test_common_cell_divides_all_windows():
   assert common_cell((1, 16, 28), (5, 8, 14)) == (8, 14)
   assert common_cell((1, 6, 4), (3, 4, 8)) == (2, 4)
 
 
-def test_a_window_that_does_not_fit_names_those_that_would():
+def test_the_error_for_a_window_lists_the_sizes_that_fit():
   with pytest.raises(
     ValueError, match=r"width: got 5 for 16 tokens; expected one of \[1, 2, 4, 8, 16\]"
   ):

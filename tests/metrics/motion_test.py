@@ -1,4 +1,4 @@
-"""Laws of the motion scores, on clips whose motion is known."""
+"""Properties of the motion scores, on clips with known motion."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ def _noise(frames=6, side=12, seed=0):
 
 
 def _moving(speed, *, frames=7, side=48, square=20):
-  """A bright square that moves `speed` pixels a frame over a grey ground."""
+  """A bright square that moves `speed` pixels per frame over a gray background."""
   clip = np.full((frames, side, side, 3), 40, np.uint8)
   for t in range(frames):
     clip[t, 10 : 10 + square, 2 + speed * t : 2 + speed * t + square] = (200, 120, 90)
@@ -37,7 +37,7 @@ def test_both_equal_loops_over_every_value():
 def test_a_still_does_not_change_and_is_steady():
   still = np.repeat(_noise(1), 5, axis=0)
   assert motion.change(still) == 0 and motion.steadiness(still) == 1
-  # What a codec does to a still ground is no motion.
+  # Compression noise on a still background is not motion.
   coded = still // 2 + np.random.default_rng(1).integers(0, 4, size=still.shape).astype(np.uint8)
   assert motion.steadiness(coded) == 1 and 0 < motion.change(coded) < 0.01
 
@@ -56,7 +56,7 @@ def test_change_is_proportional_to_the_speed(speed):
   assert motion.change(clip[::2]) / motion.change(clip) == pytest.approx(2, rel=0.05)
 
 
-def test_steadiness_of_fades_flicker_and_frames_without_order():
+def test_steadiness_of_fades_flicker_and_shuffled_frames():
   a, b = _noise(2, 40)
   share = np.linspace(0, 1, 9)[:, None, None, None]
   fade = np.rint((1 - share) * a + share * b).astype(np.uint8)
@@ -80,14 +80,14 @@ def test_steadiness_of_fades_flicker_and_frames_without_order():
   ],
   ids=["colours permuted", "backwards", "mirrored", "turned", "negative", "enlarged"],
 )
-def test_what_leaves_the_motion_leaves_the_scores(same):
+def test_transformations_that_preserve_motion_preserve_the_scores(same):
   clip = np.concatenate([_noise(), _moving(1, frames=6, side=12, square=2)], axis=2)
   for score in (motion.change, motion.steadiness):
     assert score(same(clip)) == pytest.approx(score(clip), rel=1e-12)
     assert 0 < score(clip) < 1
 
 
-def test_what_does_not_fit_is_named():
+def test_invalid_clips_raise():
   with pytest.raises(ValueError, match="at least 2 frames"):
     motion.change(_noise(1))
   with pytest.raises(ValueError, match="at least 3 frames"):

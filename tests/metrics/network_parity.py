@@ -1,4 +1,4 @@
-"""Random weights for the scoring networks, and public torch implementations where they are installed."""
+"""Random weights for the scoring networks, and public torch implementations if they are installed."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ from flax import traverse_util
 
 
 def random_weights(expected, *, seed):
-  """Flat tensors of the given shapes, scaled so that activations stay near one through the network."""
+  """Flat tensors of the given shapes, scaled so that activations stay near one throughout the network."""
   rng = np.random.default_rng(seed)
   flat = {}
   for name, shape in expected.items():
@@ -33,9 +33,9 @@ def nested(flat):
 
 
 def public_module(package, module):
-  """A module of an installed package, without running the package's own __init__; skips without it.
+  """Imports a module of a package without running the package's __init__; skips the test if not installed.
 
-  Install such a package outside of the environment: `pip install --no-deps --target=DIR NAME` and
+  Install such a package outside the environment: `pip install --no-deps --target=DIR NAME` and
   PYTHONPATH=DIR.
   """
   spec = importlib.util.find_spec(package)

@@ -1,4 +1,4 @@
-"""PSNR against its definition and SSIM against a loop over windows in numpy."""
+"""PSNR compared with its definition and SSIM with a loop over windows in numpy."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def _clips(side=13):
   return a, np.clip(a + 0.3 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
 
 
-def test_psnr_is_ten_log_ten_of_the_error_of_a_whole_clip():
+def test_psnr_uses_the_mean_error_of_all_frames():
   a, b = _clips()
   expected = [10 * np.log10(1 / np.mean((x - y) ** 2)) for x, y in zip(a, b)]
   np.testing.assert_allclose(psnr(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-5)
@@ -52,9 +52,9 @@ def test_ssim_equals_a_loop_over_windows():
   np.testing.assert_allclose(ssim(jnp.asarray(a), jnp.asarray(a)), 1.0, atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_shapes_raise():
   a, _ = _clips()
-  with pytest.raises(ValueError, match="expected at least 11 pixels a side"):
+  with pytest.raises(ValueError, match="expected at least 11 per side"):
     ssim(jnp.zeros((1, 1, 8, 16, 3)), jnp.zeros((1, 1, 8, 16, 3)))
   with pytest.raises((ValueError, TypeError)):
     psnr(jnp.asarray(a), jnp.asarray(a[:, :1]))

@@ -1,4 +1,4 @@
-"""The stand-in network against torch, its training, and what stands beside its scores."""
+"""The surrogate network compared with torch, its training, and the description of its scores."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_equals_torch_on_random_weights(frames, size):
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-def test_what_it_does_not_take():
+def test_invalid_inputs_raise():
   flat = nested(random_weights(KINDS["shapes"].expected(), seed=0))
   with pytest.raises(ValueError, match="at least 5 frames, got 4"):
     shapes_network.features(flat, jnp.zeros((1, 4, 64, 64, 3), jnp.uint8))
@@ -53,7 +53,7 @@ def test_what_it_does_not_take():
     byte_input.require_bytes(jnp.zeros((1, 9, 8, 8, 3), jnp.uint16), network="It", axes="BTHW")
 
 
-def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
+def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
   variables, right = train_surrogate.train(
     seed=0, steps=2, batch_size=8, learning_rate=3e-3, clips=24
   )
@@ -72,9 +72,9 @@ def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
   flags.append(f"--shapes_weights={tmp_path / 'a.safetensors'}")
   evaluate.run([*flags, f"--reference={tmp_path / 'real'}"])
   printed = capsys.readouterr().out
-  assert "stand-in network, trained on shapes" in printed
+  assert "surrogate network, trained on shapes" in printed
   score = json.loads(printed.splitlines()[-1])["scores"]["shapes_fvd"]
-  assert score["network_description"] == "stand-in network, trained on shapes"
+  assert score["network_description"] == "surrogate network, trained on shapes"
 
   def features(folder):
     clips = [video_io.read_video(tmp_path / folder / f"{i}.mp4").frames for i in range(4)]
@@ -82,11 +82,11 @@ def test_its_scores_say_that_it_stands_in(tmp_path, capsys):
 
   expected = frechet_between(features("fake"), features("real"))
   assert score["score"] == pytest.approx(expected, rel=1e-6) and expected > 0
-  with pytest.raises(SystemExit, match=r"(?s)stand-in.*train_surrogate --output"):
+  with pytest.raises(SystemExit, match=r"(?s)surrogate.*train_surrogate --output"):
     evaluate.run([*flags[:2], f"--reference={tmp_path / 'real'}"])
 
 
-def test_clips_show_what_their_labels_say():
+def test_clips_match_their_labels():
   from data.samples import shapes
 
   videos, labels = train_surrogate.draw(3, 30)

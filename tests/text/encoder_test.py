@@ -1,4 +1,4 @@
-"""Laws of TextEncoder: padding, neighbours and order change nothing; the fingerprint sees a bit."""
+"""Properties of TextEncoder: padding and batching have no effect; the fingerprint detects any bit."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def encoder(folder):
   return TextEncoder.load(folder, batch_size=4)
 
 
-def test_a_list_encodes_as_its_captions_do_alone(encoder):
+def test_a_list_has_the_embeddings_of_its_captions_alone(encoder):
   texts = [CAPTIONS[0], "", "red", CAPTIONS[5] + " " + CAPTIONS[6], *CAPTIONS[10:16], "qqq zebra"]
   ids = encoder.tokenize(texts, 64)
   together = encoder.encode(ids)
@@ -50,20 +50,20 @@ def test_a_list_encodes_as_its_captions_do_alone(encoder):
 
 
 def unpadded(encoder, ids):
-  """The embedding of one caption by the bare module, without bucket or neighbours."""
+  """The embedding of one caption from the module alone, without bucket or batch."""
   apply = jax.jit(T5Encoder.from_config(encoder.config).apply)
   return np.asarray(apply({"params": encoder.params}, jnp.asarray(ids)[None])[0])
 
 
 @pytest.mark.parametrize("length", [33, 512])
-def test_padding_changes_nothing(encoder, length):
+def test_padding_has_no_effect(encoder, length):
   (ids,) = encoder.tokenize([CAPTIONS[3]], 64)
   padded = unpadded(encoder, np.pad(ids, (0, length - len(ids))))
   np.testing.assert_allclose(padded[: len(ids)], unpadded(encoder, ids), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, LENGTH_BUCKETS[0], LENGTH_BUCKETS[0] + 1])
-def test_bucketing_changes_nothing(encoder, length):
+def test_bucketing_has_no_effect(encoder, length):
   ids = np.arange(length, dtype=np.int32) % 40 + 1
   np.testing.assert_allclose(encoder.encode([ids])[0], unpadded(encoder, ids), rtol=1e-5, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_fingerprint_survives_a_round_trip_and_ignores_the_activation_dtype(
   assert TextEncoder.load(folder, dtype=jnp.bfloat16).fingerprint == encoder.fingerprint
 
 
-def test_fingerprint_changes_with_all_that_changes_embeddings(encoder):
+def test_fingerprint_changes_with_everything_that_changes_embeddings(encoder):
   config, vocabulary = encoder.config, encoder.vocabulary
   weights = random_weights(config, seed=0)
   prints = {encoder.fingerprint, encoder_of(config, weights, vocabulary).fingerprint}
@@ -112,13 +112,13 @@ def test_fingerprint_changes_with_all_that_changes_embeddings(encoder):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_words_of_a_random_encoder_stay_apart(encoder, seed):
+def test_a_random_encoder_distinguishes_words(encoder, seed):
   weights = random_weights(encoder.config, seed)
   random = encoder_of(encoder.config, weights, encoder.vocabulary)
   ids = np.concatenate(random.tokenize(CAPTIONS, 64))
   embedding = np.concatenate(random.encode(random.tokenize(CAPTIONS, 64)))
   np.testing.assert_allclose(np.sqrt(np.mean(embedding**2, axis=1)), 1, rtol=1e-3)
-  # The nearest row of the table, by cosine, is always the token's own.
+  # The nearest row of the table, by cosine, is always that of the token.
   table = weights["token_embedder/embedding"]
   table = table / np.linalg.norm(table, axis=1, keepdims=True)
   cosine = embedding @ table.T / np.linalg.norm(embedding, axis=1, keepdims=True)
@@ -127,7 +127,7 @@ def test_words_of_a_random_encoder_stay_apart(encoder, seed):
   words = np.concatenate([c[:-1] for c in random.tokenize(COLOURS + SHAPES + DIRECTIONS, 64)])
   gram = table[words] @ table[words].T - np.eye(len(words))
   assert np.abs(gram).max() < 0.6
-  # A noun carries its own adjective: the two captions are no bag of words.
+  # The embedding of a noun depends on its adjective: word order matters.
   first, second = random.encode(
     random.tokenize(["red circle blue square", "blue circle red square"], 9)
   )
@@ -144,7 +144,7 @@ def test_bfloat16_activations_stay_close(folder, encoder):
     TextEncoder.load(folder, dtype=jnp.float16)
 
 
-def test_bad_ids_are_refused(encoder):
+def test_invalid_ids_raise(encoder):
   with pytest.raises(ValueError, match="Caption 1: got 0 ids"):
     encoder.encode([np.array([1], np.int32), np.array([], np.int32)])
   with pytest.raises(ValueError, match="without padding"):
@@ -155,7 +155,7 @@ def test_bad_ids_are_refused(encoder):
     encoder.tokenize("a red circle", 64)
 
 
-def test_a_missing_file_says_what_to_do(folder, tmp_path):
+def test_the_error_for_a_missing_file_says_what_to_do(folder, tmp_path):
   with pytest.raises(FileNotFoundError, match="init_encoder"):
     TextEncoder.load(tmp_path)
   (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())

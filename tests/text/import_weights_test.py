@@ -1,4 +1,4 @@
-"""Parity with Hugging Face's T5EncoderModel, through files that each side wrote."""
+"""Parity with Hugging Face's T5EncoderModel, through files written by either side."""
 
 import dataclasses
 import json
@@ -19,13 +19,13 @@ from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 
 SMALL_SHAPED = T5Config(vocab_size=96, d_model=48, d_kv=16, d_ff=80, num_heads=6, num_layers=3)
-# Heads == buckets: a missed transpose of the bias table raises no shape error.
+# Heads == buckets: a missing transpose of the bias table raises no shape error.
 SQUARE_TABLE = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_heads=32, num_layers=2)
 XL_SHAPED = T5Config(vocab_size=128, d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=2)
 
 
 def torch_encoder(config):
-  """A random T5EncoderModel whose norms and bias table are far from any symmetry."""
+  """A random T5EncoderModel with nonuniform norms and bias table."""
   torch.manual_seed(1)
   model = transformers.T5EncoderModel(
     transformers.T5Config(
@@ -82,12 +82,12 @@ def test_outputs_equal_torch_after_import(config, lengths, tmp_path):
   flat = dict(HuggingFaceWeights(source, config))
   assert relative_error(flax_outputs(config, flat, ids), expected, ids) < 1e-5
   if config is SQUARE_TABLE:
-    # The tolerance must tell a missed transpose, which has the right shape here.
+    # The tolerance must detect a missing transpose, which has the right shape here.
     flat["encoder/relpos_bias/rel_embedding"] = flat["encoder/relpos_bias/rel_embedding"].T
     assert relative_error(flax_outputs(config, flat, ids), expected, ids) > 0.05
 
 
-def test_torch_loads_what_we_save(tmp_path):
+def test_torch_loads_saved_weights(tmp_path):
   config = dataclasses.replace(TINY, vocab_size=80)
   weights = random_weights(config, seed=3)
   save_weights(tmp_path / "model.safetensors", config, weights)
@@ -121,7 +121,7 @@ def test_sharded_bfloat16_and_encoder_decoder_checkpoints(tmp_path):
     np.testing.assert_array_equal(weights[name], expected.T if transposed else expected)
     assert weights[name].dtype == np.float32
   next(tmp_path.glob("model-00001-*")).unlink()
-  with pytest.raises(FileNotFoundError, match="shards that are not beside it"):
+  with pytest.raises(FileNotFoundError, match="shards that are missing from its folder"):
     SafetensorsSource(tmp_path)
 
 
@@ -130,7 +130,7 @@ def saved_tensors(config, tmp_path):
   return safetensors.numpy.load_file(tmp_path / "model.safetensors")
 
 
-def test_an_embedding_under_its_second_name_is_found(tmp_path):
+def test_the_embedding_may_have_its_second_name(tmp_path):
   tensors = saved_tensors(SMALL_SHAPED, tmp_path)
   tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
   safetensors.numpy.save_file(tensors, tmp_path / "copy.safetensors")
@@ -140,7 +140,7 @@ def test_an_embedding_under_its_second_name_is_found(tmp_path):
   np.testing.assert_array_equal(weights["token_embedder/embedding"], expected)
 
 
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+def test_checkpoints_that_do_not_fit_raise(tmp_path):
   tensors = saved_tensors(SMALL_SHAPED, tmp_path)
   path = tmp_path / "broken.safetensors"
 
@@ -170,7 +170,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon"),
   ],
 )
-def test_other_architectures_are_refused(change, message, tmp_path):
+def test_other_architectures_raise(change, message, tmp_path):
   path = tmp_path / "config.json"
   path.write_text(TINY.to_json())
   assert T5Config.from_json(path) == TINY

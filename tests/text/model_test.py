@@ -22,7 +22,7 @@ def closed_form_count(c: T5Config) -> int:
 
 
 @pytest.mark.parametrize("config", [SMALL, BASE, LARGE, XL, XXL, TINY])
-def test_parameter_count_is_the_closed_form(config):
+def test_parameter_count_equals_the_closed_form(config):
   assert sum(map(math.prod, parameter_shapes(config).values())) == closed_form_count(config)
 
 
@@ -53,7 +53,7 @@ def test_names_are_those_of_t5x():
   assert set(parameter_shapes(TINY)) == expected
 
 
-def test_every_parameter_has_one_logical_axis_a_dimension():
+def test_every_parameter_has_one_logical_axis_per_dimension():
   ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
   variables = jax.eval_shape(T5Encoder.from_config(TINY).init, jax.random.key(0), ids)
   params = flax.traverse_util.flatten_dict(variables["params"])
@@ -73,8 +73,8 @@ def test_every_parameter_has_one_logical_axis_a_dimension():
     assert leaf.dtype == jnp.float32
 
 
-def test_a_distant_token_is_seen_by_its_distance_alone():
-  """T5 has no absolute positions: a shift of the whole text shifts nothing."""
+def test_positions_are_relative():
+  """T5 has no absolute positions: shifting the complete text does not change its embeddings."""
   module = T5Encoder.from_config(TINY)
   text = jnp.array([[9, 8, 7, 6]])
   params = {"params": flax.traverse_util.unflatten_dict(random_weights(TINY, 0), sep="/")}
@@ -86,7 +86,7 @@ def test_a_distant_token_is_seen_by_its_distance_alone():
 @pytest.mark.parametrize(
   "field, value", [("d_model", 0), ("num_heads", -1), ("relative_attention_num_buckets", 31)]
 )
-def test_impossible_sizes_are_refused(field, value):
+def test_invalid_sizes_raise(field, value):
   sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_heads": 2, "num_layers": 1, field: value}
   with pytest.raises(ValueError, match=field):
     T5Config(**sizes)

@@ -1,4 +1,4 @@
-"""The two programs: quick help, plain words, the same fingerprint twice, and a whole import."""
+"""The two programs: deterministic fingerprints, error messages, and complete imports."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def test_init_is_deterministic_by_seed_and_says_that_weights_are_random(manifest
   assert prints["a"] == prints["b"] != prints["c"]
 
 
-def test_init_refuses_to_replace_an_encoder(manifest, tmp_path, capsys):
+def test_init_does_not_replace_an_encoder_without_a_flag(manifest, tmp_path, capsys):
   arguments = ["--captions", str(manifest), "--output", str(tmp_path / "out")]
   init_encoder.main(arguments)
   with pytest.raises(SystemExit):
@@ -51,7 +51,7 @@ def test_init_refuses_to_replace_an_encoder(manifest, tmp_path, capsys):
   assert init_encoder.main([*arguments, "--overwrite"]) == 0
 
 
-def test_a_bad_row_is_named(tmp_path):
+def test_the_error_for_an_invalid_row_names_its_line(tmp_path):
   path = tmp_path / "manifest.jsonl"
   path.write_text('{"caption": "fine"}\n{"captions": [3]}\n')
   with pytest.raises(ValueError, match=r"manifest\.jsonl:2: got captions \[3\]"):
@@ -61,7 +61,7 @@ def test_a_bad_row_is_named(tmp_path):
     list(init_encoder.read_captions(path))
 
 
-def test_import_of_a_folder_and_of_a_lone_file_give_the_same_encoder(manifest, tmp_path, capsys):
+def test_importing_a_folder_or_a_file_gives_the_same_encoder(manifest, tmp_path, capsys):
   first = tmp_path / "first"
   init_encoder.main(["--captions", str(manifest), "--output", str(first)])
   lone = tmp_path / "lone" / "t5.safetensors"
@@ -101,7 +101,7 @@ def test_a_t5x_checkpoint_and_safetensors_of_the_same_weights_are_the_same_encod
 
   for name, array in flax.traverse_util.flatten_dict(encoder.params, sep="/").items():
     write(name, np.asarray(array))
-  # The decoder of the whole model is left alone.
+  # The decoder of an encoder-decoder is ignored.
   write("decoder/decoder_norm/scale", np.ones(64, np.float32))
   flags = ["--source", str(checkpoint), "--output", str(tmp_path / "out")]
   assert import_encoder.main([*flags, "--vocabulary", str(first / "spiece.model")]) == 0

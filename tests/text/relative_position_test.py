@@ -1,4 +1,4 @@
-"""Relative position buckets against whole-number arithmetic and against torch."""
+"""Relative position buckets compared with integer arithmetic and with torch."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def exact_bucket(offset: int, num_buckets: int, max_distance: int) -> int:
 
 
 @pytest.mark.parametrize("num_buckets, max_distance", [(32, 128), (32, 64), (8, 20), (16, 128)])
-def test_buckets_equal_whole_number_arithmetic(num_buckets, max_distance):
+def test_buckets_equal_integer_arithmetic(num_buckets, max_distance):
   offsets = np.arange(-600, 601)
   got = relative_position_bucket(offsets, num_buckets=num_buckets, max_distance=max_distance)
   expected = [exact_bucket(int(o), num_buckets, max_distance) for o in offsets]
@@ -44,13 +44,13 @@ def test_buckets_equal_torch():
   np.testing.assert_array_equal(relative_position_bucket(offsets), expected.numpy())
 
 
-def test_hand_drawn_buckets():
+def test_bucket_examples():
   offsets = np.array([0, -1, 1, -7, 7, -8, 8, 11, 12, -127, 128, 4000])
   expected = [0, 1, 17, 7, 23, 8, 24, 24, 25, 15, 31, 31]
   np.testing.assert_array_equal(relative_position_bucket(offsets), expected)
 
 
-def test_bias_reads_head_bucket_of_key_minus_query():
+def test_bias_uses_the_bucket_of_key_minus_query():
   module = RelativePositionBias(num_heads=3)
   table = np.arange(96, dtype=np.float32).reshape(3, 32)
   bias = module.apply({"params": {"rel_embedding": jax.numpy.asarray(table)}}, 20)

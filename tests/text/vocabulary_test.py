@@ -1,4 +1,4 @@
-"""Token ids against seqio and transformers; words of a small corpus are single pieces."""
+"""Token ids compared with seqio; words of a small corpus are single pieces."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def test_words_of_a_small_corpus_are_single_pieces(vocabulary):
   assert vocabulary.decode(vocabulary.encode(CAPTIONS[0], 64)) == CAPTIONS[0]
 
 
-def test_unseen_words_fall_back_and_unseen_letters_are_unk(vocabulary):
+def test_unseen_words_are_split_and_unseen_letters_are_unk(vocabulary):
   ids = vocabulary.encode("redder", 64)
   assert 2 not in ids and len(ids) > 2
   assert 2 in vocabulary.encode("ж", 64)
@@ -67,11 +67,11 @@ def test_any_non_empty_corpus_trains(texts):
   assert 2 not in vocabulary.encode(texts[0], 64)
 
 
-def test_a_limit_on_the_size_is_kept():
+def test_max_vocab_size_limits_the_vocabulary():
   assert len(train_vocabulary(CAPTIONS, max_vocab_size=50)) == 50
 
 
-def test_training_depends_on_the_texts_alone(vocabulary):
+def test_training_does_not_depend_on_order_or_process(vocabulary):
   program = (
     "import sys, hashlib; from walt_t5x.text.vocabulary import train_vocabulary as t;"
     "print(hashlib.sha256(t(sys.argv[1:]).model).hexdigest())"
@@ -83,7 +83,7 @@ def test_training_depends_on_the_texts_alone(vocabulary):
   assert output.stdout.strip() == hashlib.sha256(vocabulary.model).hexdigest()
 
 
-def test_refusals(tmp_path):
+def test_errors(tmp_path):
   with pytest.raises(ValueError, match="no text"):
     train_vocabulary(["", " "])
   with pytest.raises(FileNotFoundError, match=r"spiece\.model"):

@@ -1,4 +1,4 @@
-"""Laws of the autoencoder: causality, images as first frames, sizes and errors."""
+"""Properties of the autoencoder: causality, images as first frames, sizes and errors."""
 
 import functools
 
@@ -28,7 +28,7 @@ def _video(seed=0):
 
 
 @pytest.mark.parametrize("frame", [1, 2, 4, 5, 8])
-def test_a_frame_changes_nothing_before_its_group(frame):
+def test_a_frame_does_not_change_earlier_groups(frame):
   encode, decode = _tiny()
   video = _video()
   changed = video.at[:, frame:].set(_video(1)[:, frame:])
@@ -42,7 +42,7 @@ def test_a_frame_changes_nothing_before_its_group(frame):
   assert np.abs(y[:, first:] - y_changed[:, first:]).max() > 1e-3
 
 
-def test_a_lone_image_is_the_first_frame_of_any_video():
+def test_an_image_has_the_latent_of_the_first_frame_of_any_video():
   encode, decode = _tiny()
   image = _video()[:, :1]
   lone = encode(image)
@@ -119,13 +119,13 @@ def test_factors():
     ((17, 128, 4), r"got width 4, expected a multiple of 8; 8 would fit"),
   ],
 )
-def test_sizes_that_do_not_fit_are_refused(shape, message):
+def test_sizes_that_do_not_fit_raise(shape, message):
   vae = CausalVae()
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(vae.init, jax.random.key(0), jnp.zeros((1, *shape, 3)))
 
 
-def test_wrong_fields_are_refused():
+def test_invalid_fields_raise():
   video = jnp.zeros((1, 1, 16, 16, 3))
   with pytest.raises(ValueError, match="got 1 temporal_downsample flags for 3"):
     CausalVae(**{**TINY, "temporal_downsample": (True,)}).init(jax.random.key(0), video)
@@ -141,7 +141,7 @@ def test_bfloat16_activations_keep_float32_parameters():
   assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype("float32")}
 
 
-def test_an_inflated_image_tokenizer_treats_images_as_before():
+def test_an_inflated_image_tokenizer_gives_the_same_result_for_images():
   config = {**TINY, "channel_multipliers": (1, 2), "temporal_downsample": (True,)}
   image_config = {**config, "temporal_downsample": (False,)}
   image_vae = CausalVae(**image_config, temporal_kernel=1, down_kernel=(1, 3, 3))
@@ -161,7 +161,7 @@ def test_an_inflated_image_tokenizer_treats_images_as_before():
     inflate_params(image_params, shapes)
 
 
-def test_a_saved_image_tokenizer_starts_a_video_tokenizer_and_its_average():
+def test_a_saved_image_tokenizer_initializes_a_video_tokenizer_and_its_average():
   target = {
     "target": {"vae": {"a": {"kernel": np.zeros((3, 3, 3, 1, 2))}}, "discriminator": {"b": 0}},
     "state": {
@@ -179,7 +179,7 @@ def test_a_saved_image_tokenizer_starts_a_video_tokenizer_and_its_average():
   np.testing.assert_array_equal(found["target"]["vae"]["a"]["kernel"], expected)
   ema = found["state"]["param_states"]["3"]["ema"]["vae"]["a"]["kernel"]
   np.testing.assert_array_equal(ema, expected)
-  # Moments, the step and the discriminator are not there: they start anew.
+  # Moments, step and discriminator are absent: they start from scratch.
   assert found["state"] == {"param_states": {"3": {"ema": {"vae": {"a": {"kernel": ema}}}}}}
   assert set(found["target"]) == {"vae"}
   assert inflate_state(saved, target, is_resuming=True) is saved

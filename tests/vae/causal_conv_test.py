@@ -1,4 +1,4 @@
-"""The causal convolution against numpy and torch, and across its two implementations."""
+"""The causal convolution and its two implementations compared with numpy and torch."""
 
 import functools
 
@@ -36,7 +36,7 @@ def test_equals_torch_on_a_clip_with_its_first_frame_repeated(kernel_size, strid
   layer, params, x = _layer(kernel_size, strides)
   first = np.repeat(np.asarray(x[:, :1]), kernel_size[0] - 1, axis=1)
   padded = np.concatenate([first, x], axis=1)
-  # Even strides: SAME puts the odd zero behind, so it is written out here for both axes.
+  # SAME padding puts an odd zero after, which torch cannot express, so both axes are padded explicitly.
   side = [((k - s) // 2, (k - s) - (k - s) // 2) for k, s in zip(kernel_size[1:], strides[1:])]
   padded = np.pad(padded, [(0, 0), (0, 0), side[0], side[1], (0, 0)])
   expected = torch.nn.functional.conv3d(
@@ -89,7 +89,7 @@ def test_by_frames_equals_a_numpy_loop():
 
 
 @pytest.mark.parametrize("kernel_size, strides", CASES)
-def test_no_output_sees_a_later_frame(kernel_size, strides):
+def test_no_output_depends_on_a_later_frame(kernel_size, strides):
   layer, params, x = _layer(kernel_size, strides, frames=9)
   apply = jax.jit(lambda x: layer.apply({"params": params}, x))
   before = apply(x)
@@ -113,6 +113,6 @@ def test_only_one_implementation_is_compiled_for_cpu():
   assert " conditional(" not in text
 
 
-def test_too_few_frames_names_both_counts():
+def test_the_error_for_too_few_frames_names_both_counts():
   with pytest.raises(ValueError, match=r"got 2 frames, 2 after padding, expected at least .* 3"):
     convolve(jnp.ones((1, 2, 4, 4, 1)), jnp.ones((3, 3, 3, 1, 1)))

@@ -1,4 +1,4 @@
-"""The discriminator: size, blur pooling, independent clips, and gradients of gradients."""
+"""The discriminator: size, blur pooling, independent clips, and second derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from walt_t5x.vae.losses import logit_gradients, r1_penalty
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 6), (5, 7, 3), (1, 2, 1)])
-def test_blur_pooling_keeps_a_constant_and_halves(shape):
+def test_blur_pooling_halves_the_size_and_preserves_a_constant(shape):
   y = blur_pool(jnp.full((2, *shape, 3), 0.7))
   assert y.shape == (2, *(-(-n // 2) for n in shape), 3)
   np.testing.assert_allclose(y, 0.7, rtol=1e-6)
@@ -30,7 +30,7 @@ def test_published_size():
   assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 1) == 61.3
 
 
-def test_one_logit_a_clip_and_r1_reaches_every_parameter():
+def test_one_logit_per_clip_and_r1_has_a_gradient_for_every_kernel():
   discriminator = Discriminator(base_channels=2, channel_multipliers=(2,))
   real = jax.random.uniform(jax.random.key(0), (2, 3, 4, 4, 3))
   params = jax.jit(discriminator.init)(jax.random.key(1, impl="rbg"), real)["params"]
@@ -45,8 +45,8 @@ def test_one_logit_a_clip_and_r1_reaches_every_parameter():
   kernels = [leaf for leaf in jax.tree.leaves(slope) if leaf.ndim > 1]
   assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in kernels)
 
-  # A small step along the pixel gradient of clip 0 raises its logit by the squared norm, and no
-  # other's.
+  # A small step along the pixel gradient of clip 0 raises its logit by step times the squared norm,
+  # and does not change the other logit.
   apply = jax.jit(lambda v: discriminator.apply({"params": params}, v))
   step = 1e-3
   moved = apply(real.at[0].add(step * gradients[0]))

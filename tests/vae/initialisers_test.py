@@ -1,4 +1,4 @@
-"""The structured initial kernels do what they are named for, up to their random tenth."""
+"""The structured part of each initializer is the named operation."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_average_pool(kernel_size, strides):
   init = initialisers.average_pool(strides)
   y = _apply(init(jax.random.key(0), (*kernel_size, 3, 3)), _clip(), strides)
   s_t = strides[0]
-  # The first frame repeated in front fills the first temporal block.
+  # Copies of the first frame complete the first temporal block.
   frames = np.concatenate([np.asarray(_clip()[:, :1])] * (s_t - 1) + [np.asarray(_clip())], axis=1)
   expected = frames.reshape(1, -1, s_t, 2, 2, 2, 2, 3).mean((2, 4, 6))
   np.testing.assert_allclose(y, expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Statistics of the latents: merged over shards they are numpy's over the whole, and the denoiser's inputs are unit."""
+"""Latent statistics: merging shards equals numpy on all latents, and the denoiser's inputs have unit variance."""
 
 import json
 
@@ -16,13 +16,13 @@ CHANNELS = 3
 
 
 def _latents(count, frames, seed):
-  """Skewed, each channel with a scale and an offset of its own, in the type that a cache keeps."""
+  """Skewed values with a separate scale and offset per channel, in the dtype of a cache."""
   rng = np.random.default_rng(seed)
   values = rng.exponential(size=(count, frames, 4, 4, CHANNELS))
   return (values * [0.01, 1.0, 40.0] + [5.0, -2.0, 100.0]).astype(ml_dtypes.bfloat16)
 
 
-def test_merged_statistics_are_those_of_the_whole():
+def test_merged_statistics_equal_those_of_all_latents():
   whole = np.concatenate([_latents(50, 3, 0), _latents(50, 3, 1)])
   cuts = np.split(whole, [1, 7, 60])
   parts = [Moments.from_json(json.loads(json.dumps(Moments.of(cut).to_json()))) for cut in cuts]
@@ -35,7 +35,7 @@ def test_merged_statistics_are_those_of_the_whole():
 
 @pytest.fixture
 def cache(tmp_path):
-  """Images and videos with the statistics that their shards' moments add up to."""
+  """A cache of images and videos with the merged statistics of their shards."""
   rows = {"toy_images": _latents(60, 1, 2), "toy_videos": 2 * _latents(40, 3, 3)}
   fields = {"toy_images": "latents/1x4x4", "toy_videos": "latents/3x4x4"}
   moments = {
@@ -104,5 +104,5 @@ def test_the_denoisers_inputs_have_mean_0_and_deviation_1(cache):
   assert len(inputs) == (40 * 3 + 60) * 16  # 60 images in stacks of 3
   np.testing.assert_allclose(inputs.mean(0), 0, atol=0.02)
   np.testing.assert_allclose(inputs.std(0), 1, atol=0.02)
-  # Videos and images share the statistics: neither alone has mean 0.
+  # Videos and images share statistics, so videos alone do not have mean 0.
   assert np.abs(found[0].mean(0)).max() > 0.1

@@ -1,4 +1,4 @@
-"""Losses against closed forms."""
+"""Losses compared with closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,10 @@ def test_adversarial_losses_equal_torchs_cross_entropy():
   np.testing.assert_allclose(losses.generator_loss(fake), expected.numpy(), rtol=1e-6)
 
 
-def test_l2_is_a_mean_and_refuses_to_broadcast():
+def test_l2_is_a_mean_and_does_not_broadcast():
   a, b = jnp.zeros((2, 3, 4, 4, 3)), jnp.full((2, 3, 4, 4, 3), 0.5)
   np.testing.assert_allclose(losses.l2_loss(a, b), 0.25)
-  with pytest.raises((ValueError, TypeError)):  # TypeError where annotations are checked
+  with pytest.raises((ValueError, TypeError)):  # TypeError if annotations are checked
     losses.l2_loss(a[:, :1], b)
 
 
@@ -51,7 +51,7 @@ def test_lecam_is_one_sided_on_batch_means_against_the_old_averages():
   real, fake = jnp.asarray([0.0, 1.0]), jnp.asarray([2.0, -1.0])
   loss, _ = losses.lecam_loss(real, fake, state)
   np.testing.assert_allclose(loss, (0.5 + 0.5) ** 2 + (1.0 - 0.5) ** 2, rtol=1e-6)
-  # Real below the fake average and fake above the real one: nothing to pull.
+  # Real below the fake average and fake above the real average: the loss is zero.
   loss, _ = losses.lecam_loss(jnp.asarray([-1.0]), jnp.asarray([2.0]), state)
   np.testing.assert_array_equal(loss, 0.0)
   gradient = jax.grad(lambda s: losses.lecam_loss(real, fake, s)[0])(state)

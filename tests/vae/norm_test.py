@@ -1,4 +1,4 @@
-"""Per-frame group normalisation against torch, and the adaptive one against its definition."""
+"""Per-frame group normalization compared with torch, adaptive normalization with its definition."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def test_groups(channels, groups):
   assert num_groups(channels) == groups
 
 
-def test_equals_torch_on_every_frame_alone():
+def test_equals_torch_on_each_frame():
   x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 16))
   params = {"scale": jnp.linspace(0.5, 2.0, 16), "bias": jnp.linspace(-1.0, 1.0, 16)}
   y = GroupNorm().apply({"params": params}, x)
@@ -31,7 +31,7 @@ def test_equals_torch_on_every_frame_alone():
     np.testing.assert_allclose(y[:, frame], expected.transpose(0, 2, 3, 1), atol=1e-5)
 
 
-def test_frames_follow_the_latent_they_are_decoded_from():
+def test_latent_frame_of_each_feature_frame():
   assert latent_frame_of(1, 1) == [0]
   assert latent_frame_of(3, 3) == [0, 1, 2]
   assert latent_frame_of(9, 3) == [0, 1, 1, 1, 1, 2, 2, 2, 2]
@@ -52,7 +52,7 @@ def test_adaptive_scale_is_the_latents_std_and_shift_their_mean():
   }
   y = AdaptiveGroupNorm().apply({"params": params}, x, z)
   frame, latent_frame = 3, np.asarray(z[0, 2])
-  # One unit: two groups of four channels.
+  # Two groups of four channels.
   grouped = np.asarray(x[0, frame]).reshape(16, 2, 4)
   unit = (grouped - grouped.mean((0, 2), keepdims=True)) / grouped.std((0, 2), keepdims=True)
   scale, shift = latent_frame.std((0, 1)).sum(), latent_frame.mean((0, 1)).sum()

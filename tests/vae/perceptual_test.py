@@ -1,4 +1,4 @@
-"""Perceptual distances against torch, on random weights."""
+"""Perceptual distances compared with torch, with random weights."""
 
 import io
 import pickle
@@ -98,7 +98,7 @@ def test_resnet_logits_equal_transformers():
   np.testing.assert_allclose(distance(jnp.asarray(video), jnp.asarray(other)), expected, rtol=1e-3)
 
 
-def test_gradients_are_finite_where_features_are_all_zero():
+def test_gradients_are_finite_if_all_features_are_zero():
   weights = {name: np.zeros(s, np.float32) for name, s in perceptual.lpips_shapes().items()}
   clip = jnp.zeros((1, 1, 16, 16, 3))
   slope = jax.grad(lambda x: perceptual.lpips_distance(weights, x, clip).sum())(clip)
@@ -116,7 +116,7 @@ def test_files_are_read_and_checked(tmp_path):
     perceptual.lpips(weights=str(tmp_path / "short.safetensors"))
 
 
-def test_a_pickle_of_flax_kernels_is_renamed_and_nothing_else_is_let_in():
+def test_flax_kernels_are_renamed_and_other_pickled_objects_raise():
   wanted = _random(perceptual.lpips_shapes())
   indices = [index for stage in vgg.CONVOLUTIONS for index in stage]
   tree = {"VGG16_0": {}}

@@ -1,4 +1,4 @@
-"""The Gaussian posterior against torch.distributions, and the deterministic one."""
+"""The Gaussian posterior compared with torch.distributions, and the deterministic posterior."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def test_kl_equals_torch():
   np.testing.assert_allclose(q.kl(), expected, rtol=1e-5)
 
 
-def test_samples_have_the_posteriors_moments():
+def test_samples_have_the_moments_of_the_posterior():
   q = _gaussian()
   samples = jax.vmap(q.sample)(jax.random.split(jax.random.key(2), 4000))
   std = np.exp(0.5 * np.asarray(q.logvar))
@@ -34,7 +34,7 @@ def test_samples_have_the_posteriors_moments():
   np.testing.assert_allclose(samples.std(0) / std, 1.0, atol=0.06)
 
 
-def test_a_point_samples_itself_and_has_no_kl():
+def test_a_point_returns_itself_as_sample_and_has_zero_kl():
   q = Posterior(mean=jnp.arange(16.0).reshape(1, 1, 2, 2, 4))
   np.testing.assert_array_equal(q.sample(jax.random.key(0)), q.mean)
   np.testing.assert_array_equal(q.kl(), [0.0])

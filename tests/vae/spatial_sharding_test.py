@@ -1,4 +1,4 @@
-"""A clip cut along height over eight devices equals the clip on one, and each device holds an eighth."""
+"""Sharding a clip along the height over eight devices gives the result of one device; each holds an eighth."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_eight_devices_equal_one():
   np.testing.assert_allclose(decoded, pixels, atol=2e-5)
 
 
-def test_rows_that_do_not_divide_are_refused():
+def test_a_height_that_does_not_divide_raises():
   mesh = _mesh()
   vae = CausalVae(**SMALL)
   with pytest.raises(

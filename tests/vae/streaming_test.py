@@ -1,4 +1,4 @@
-"""Group by group is the same as one pass, at any group size, and reads no further than it must."""
+"""Streaming equals one call for any group size, and reads only as many frames as needed."""
 
 import functools
 
@@ -12,7 +12,7 @@ from tests.vae.networks import TINY
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream
 
-# Time is halved once, twice, and before or after a level that only halves space.
+# Time is halved once, after a level that only halves space, or twice.
 CONFIGS = {
   "late": {**TINY, "channel_multipliers": (1, 1, 2), "temporal_downsample": (False, True)},
   "both": TINY,
@@ -34,7 +34,7 @@ def _frames(video):
 
 
 @pytest.mark.parametrize("name, group", [("both", 1), ("late", 4)])
-def test_a_stream_equals_one_pass(name, group):
+def test_a_stream_equals_one_call(name, group):
   vae, params = _vae(name)
   video = _video()
   whole = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
@@ -49,7 +49,7 @@ def test_a_stream_equals_one_pass(name, group):
   np.testing.assert_allclose(np.concatenate(parts, axis=1), pixels, atol=1e-5)
 
 
-def test_the_carried_frames_matter_and_are_few():
+def test_the_context_is_used_and_has_few_frames():
   vae, params = _vae("both")
   video = jnp.asarray(_video(5))
 
@@ -61,7 +61,7 @@ def test_the_carried_frames_matter_and_are_few():
   context = state["stream"]
   zeros = jax.tree.map(jnp.zeros_like, context)
   assert np.abs(encode(context) - encode(zeros)).max() > 1e-3
-  # A 3^3 convolution keeps two frames, a strided 4^3 one two, a 4^3 one without stride three.
+  # A 3^3 or a strided 4^3 convolution keeps two frames, a 4^3 convolution without stride in time three.
   assert {leaf.shape[1] for leaf in jax.tree.leaves(context)} == {2}
   late, params = _vae("late")
   _, state = jax.eval_shape(
@@ -72,7 +72,7 @@ def test_the_carried_frames_matter_and_are_few():
   assert kept["level_1_down"]["context"].shape[1] == 2
 
 
-def test_a_stream_reads_only_the_group_that_it_works_on():
+def test_a_stream_reads_only_the_current_group():
   vae, params = _vae("both")
   asked = []
 
@@ -88,7 +88,7 @@ def test_a_stream_reads_only_the_group_that_it_works_on():
   assert asked == [0, 1, 2, 3, 4]
 
 
-def test_a_stream_that_ends_inside_a_latent_frame_is_refused():
+def test_a_stream_that_ends_inside_a_latent_frame_raises():
   vae, params = _vae("both")
   with pytest.raises(ValueError, match=r"ended after 8 frames, expected 1 \+ k \* 4; 5 or 9 would"):
     list(VaeStream(vae, params).encode(_frames(_video(8))))

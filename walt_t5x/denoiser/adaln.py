@@ -2,8 +2,8 @@
 
   A^1 = MLP(c + t),   A^i = A^1 + W_b^i W_a^i (c + t),   A = concat(gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2)
 
-The paper's equation corrects the layers i != 1 only; its parameter counts (Table 3d) need the correction on every
-layer, and so do we. MLP is one linear after a SiLU.
+The paper's equation corrects the layers i != 1 only, but its parameter counts (Table 3d) require the correction in
+every layer, which is what we implement. MLP is one linear layer after a SiLU.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from walt_t5x.denoiser.layers import Linear, zeros_init
 from walt_t5x.sharding.constraints import constrain
 
 NUM_CHUNKS = 6
-# Gathered whole before they are cut in six: a cut of an axis that lies over devices moves every part of it.
+# Gathered before they are split in six: splitting an axis that is sharded over devices moves every part of it.
 VECTORS = ("batch", "frames", None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Modulation:
-  """Scale, shift and gate of the attention (1) and of the MLP (2); each [B, 1, 1, t or 1, 1, D], as tokens by cells."""
+  """Scale, shift and gate of attention (1) and MLP (2); each [B, 1, 1, t or 1, 1, D], to broadcast over cells."""
 
   scale_1: Array
   scale_2: Array
@@ -35,7 +35,7 @@ class Modulation:
 
   @classmethod
   def split(cls, flat: Float[Array, "B t sixD"]) -> "Modulation":
-    """Cuts a flat vector in the order of the paper."""
+    """Splits a flat vector, [B, t or 1, 6 D], in the order of the paper."""
     return cls(*jnp.split(flat[:, None, None, :, None, :], NUM_CHUNKS, axis=-1))
 
 
@@ -45,7 +45,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class SharedAdaLN(nn.Module):
-  """A^1: one linear D -> 6 D after SiLU, used by every layer; zero at the start."""
+  """A^1: one linear layer D -> 6 D after SiLU, shared by all layers; initialized to zero."""
 
   dtype: DTypeLike = jnp.float32
 
@@ -63,7 +63,7 @@ class SharedAdaLN(nn.Module):
 
 
 class LoRAAdaLN(nn.Module):
-  """W_b W_a (c + t) of one layer: D -> r -> 6 D without biases; the second factor starts at zero."""
+  """W_b W_a (c + t) of one layer: D -> r -> 6 D without biases; W_b is initialized to zero."""
 
   rank: int
   dtype: DTypeLike = jnp.float32

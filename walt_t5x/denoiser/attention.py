@@ -1,10 +1,10 @@
 """Window self-attention and spatial cross-attention (Section 4.2, 4.3, Fig. 2).
 
-Scores are multiplied in the activations' dtype, softmax runs in float32. Queries and keys pass a LayerNorm over the
-head dimension (query-key norm) unless `qk_norm` is off (Table 3e). What attends is `window_attention`, here are the
-projections around it.
+Scores are computed in the activations' dtype, the softmax in float32. Queries and keys pass through a LayerNorm over
+the head dimension (query-key norm) unless `qk_norm` is False (Table 3e). `window_attention` computes the attention;
+this module holds the projections around it.
 
-Both layers take the tokens by cells, [B, H, W, t, m, D], when `cell` says which; otherwise as the grid [B, t, h, w, D].
+Both layers take the tokens by cells, [B, H, W, t, m, D], if `cell` is set, else as the grid [B, t, h, w, D].
 """
 
 from collections.abc import Callable
@@ -22,14 +22,15 @@ from walt_t5x.denoiser.windows import Cell, Window, from_cells, in_cells, to_cel
 
 
 class _Projections(nn.Module):
-  """What both attentions share: fields, projections of heads, and the choice of the implementation.
+  """What both attention layers share: fields, projections to heads, and the choice of the implementation.
 
   Attributes:
     window: (wt, wh, ww) in tokens.
-    num_heads: K; divides the width.
-    qk_norm: LayerNorm on queries and keys.
+    num_heads: K; must divide the width.
+    qk_norm: apply a LayerNorm to queries and keys.
     implementation: "auto", "einsum" or "pallas"; see `window_attention`.
-    cell: of the tokens' order; None for tokens in grid order.
+    cell: (height, width) of a cell, in tokens; None for tokens in grid order.
+    dtype: of the activations.
   """
 
   window: Window
@@ -40,14 +41,14 @@ class _Projections(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def _in_cells(self, x: Array) -> tuple[Array, Callable[[Array], Array], Cell]:
-    """(tokens by cells, what brings them back to the order of x, the cell)."""
+    """(tokens by cells, a function that restores the order of x, the cell)."""
     if self.cell is not None:
       return x, lambda cells: cells, self.cell
     cell = self.window[1:]
     return to_cells(x, cell), lambda cells: from_cells(cells, cell), cell
 
   def _choose(self, cells: Array, window: Window) -> tuple[str, tuple[int, int], int]:
-    """(implementation, (G, g d) of a projection's result, g)."""
+    """(implementation, (G, g d): head axes of a projection's result, g)."""
     head_size = cells.shape[-1] // self.num_heads
     implementation, group = choose(
       self.implementation,
@@ -80,18 +81,19 @@ class _Projections(nn.Module):
 class WindowAttention(_Projections):
   """Self-attention within the windows of the grid, with a relative position bias.
 
-  Rows that are stacks of images take no part in a window that spans time: their values pass through to the output
-  projection (the paper's identity mask), so that an image never sees its neighbour in the stack. What such rows cost:
+  Examples that are stacks of images do not attend in a window that spans time: their values pass through to the output
+  projection (the paper's identity mask), so that an image never sees its neighbor in the stack. The cost of such
+  examples:
 
-    the whole batch is images (`all_images`): the value and output projections, nothing else;
-    mixed, the kernel: the four projections; the row's steps of the kernel copy its values;
-    mixed, einsum, image_rows = "select": all rows attend in one batch and the image rows' result is replaced;
-    mixed, einsum, image_rows = "skip": row after row, and an image row runs its two projections only. For batches
-      whose rows lie on one device: a loop over a sharded batch would gather it.
+    all examples are images (`all_images`): the value and output projections, nothing else;
+    mixed batch, kernel: the four projections; the kernel copies the example's values;
+    mixed batch, einsum, image_rows = "select": all examples attend in one batch and the result of images is replaced;
+    mixed batch, einsum, image_rows = "skip": one example after another; an image runs its two projections only. Use
+      it where all examples are on one device: a loop over a sharded batch would gather the batch.
 
   Attributes:
     relative_bias: add the learned relative position bias.
-    image_rows: "select" or "skip".
+    image_rows: how a mixed batch computes its images, "select" or "skip".
   """
 
   relative_bias: bool = True
@@ -145,9 +147,9 @@ class WindowAttention(_Projections):
 class CrossAttention(_Projections):
   """Cross-attention in windows: keys and values are the query tokens of the window, then the text (Fig. 2).
 
-  With a spatial window (the paper's choice for images and videos together) the text may differ from frame to frame:
-  one a row (a video: axis t_text of length 1) or one a frame (a stack of images: length t). A window that spans time
-  (the paper's choice for videos alone) takes one text a row.
+  With a spatial window (the paper's choice for joint training on images and videos) the text may differ per frame: one
+  text per example (a video: axis t_text of length 1) or one per frame (a stack of images: length t). A window that
+  spans all of time (the paper's choice for videos alone) takes one text per example.
   """
 
   @nn.compact
@@ -161,8 +163,8 @@ class CrossAttention(_Projections):
     width, window = x.shape[-1], in_cells(self.window, cell)
     if text.shape[1] not in (1, cells.shape[3] // window[0]):
       raise ValueError(
-        f"cross-attention in windows {tuple(self.window)} got {text.shape[1]} texts a row: expected 1. Images with a "
-        'text each need WaltDenoiser.cross_attention = "spatial".'
+        f"cross-attention in windows {tuple(self.window)} got {text.shape[1]} texts per example, expected 1. Images "
+        'with one text each need WaltDenoiser.cross_attention = "spatial".'
       )
     implementation, heads, group = self._choose(cells, window)
     query, key, value = (self._projection(name, width, heads) for name in ("query", "key", "value"))

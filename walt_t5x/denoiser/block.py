@@ -1,4 +1,4 @@
-"""One layer of the transformer, and the pair of layers that the stack repeats."""
+"""One transformer layer, and the pair of layers that the stack repeats."""
 
 import dataclasses
 
@@ -18,15 +18,15 @@ from walt_t5x.sharding.constraints import constrain
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LayerInputs:
-  """What every layer reads besides the tokens.
+  """Inputs of every layer in addition to the tokens.
 
   Attributes:
     condition: c + t, [B, t or 1, D].
     shared_modulation: A^1, [B, t or 1, 6 D]; None when each layer has its own AdaLN.
-    is_image: [B] bool; None when all rows are of one kind.
+    is_image: [B] bool; None when all examples are of one kind.
     text: projected text, [B, t or 1, L, D]; None without text.
-    text_mask: [B, t or 1, L] bool.
-    all_images: every row is a stack of images; static.
+    text_mask: [B, t or 1, L] bool; True on tokens.
+    all_images: whether every example is a stack of images; static.
   """
 
   condition: Array
@@ -53,7 +53,7 @@ class Mlp(nn.Module):
 class WindowBlock(nn.Module):
   """x + a1 * SelfAttention(mod1(LN x)); + CrossAttention(LN x); + a2 * MLP(mod2(LN x)).
 
-  Cross-attention is not modulated: AdaLN regresses six vectors, all used by self-attention and MLP.
+  Cross-attention is not modulated: AdaLN regresses six vectors, which self-attention and MLP use.
   """
 
   window: Window
@@ -75,7 +75,7 @@ class WindowBlock(nn.Module):
   ) -> Float[Array, "B H W t m D"]:
     if self.adaln == "lora":
       correction = LoRAAdaLN(self.adaln_rank, dtype=self.dtype, name="adaln_lora")(inputs.condition)
-      assert inputs.shared_modulation is not None, "comes with adaln='lora'"
+      assert inputs.shared_modulation is not None, "required by adaln='lora'"
       flat = inputs.shared_modulation + correction
     elif self.adaln == "separate":
       flat = SharedAdaLN(dtype=self.dtype, name="adaln")(inputs.condition)
@@ -97,7 +97,7 @@ class WindowBlock(nn.Module):
     modulated = modulate(layer_norm(x), m.shift_1, m.scale_1)
     x = x + m.gate_1 * attention(modulated, inputs.is_image, all_images=inputs.all_images)
     if inputs.text is not None:
-      assert inputs.text_mask is not None, "text comes with its mask"
+      assert inputs.text_mask is not None, "text requires text_mask"
       cross = CrossAttention(
         window=self.cross_attention_window,
         num_heads=self.num_heads,
@@ -113,9 +113,9 @@ class WindowBlock(nn.Module):
 
 
 class BlockPair(nn.Module):
-  """A spatial layer, then a spatiotemporal one: the unit that the stack repeats (Fig. 2).
+  """A spatial layer, then a spatiotemporal layer: the unit that the stack repeats (Fig. 2).
 
-  Tokens come by cells that neither window cuts, see windows.py.
+  Tokens are ordered by cells that neither window splits, see windows.py.
   """
 
   spatial_window: Window

@@ -1,4 +1,4 @@
-"""What enters the transformer: diffusion time, class, pooled text, positions and patches."""
+"""Embeddings of the transformer's inputs: diffusion time, class, pooled text, positions and patches."""
 
 import math
 
@@ -14,7 +14,7 @@ SINUSOID_FEATURES = 256
 
 
 def sinusoid(steps: Num[Array, "..."], features: int = SINUSOID_FEATURES) -> Float[Array, "... f"]:
-  """[cos(s w_i), sin(s w_i)], w_i = 10000^(-i / (features / 2)), float32; steps count 0 .. 1000."""
+  """[cos(s w_i), sin(s w_i)], w_i = 10000^(-i / (features / 2)), float32; steps s in 0 .. 1000."""
   half = features // 2
   frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
   angles = steps.astype(jnp.float32)[..., None] * frequencies
@@ -22,7 +22,7 @@ def sinusoid(steps: Num[Array, "..."], features: int = SINUSOID_FEATURES) -> Flo
 
 
 class ConditionMlp(nn.Module):
-  """linear -> SiLU -> linear into the width D; embeds a time sinusoid or a pooled text."""
+  """linear -> SiLU -> linear to the width D; embeds a time sinusoid or a pooled text."""
 
   width: int
   dtype: DTypeLike = jnp.float32
@@ -36,7 +36,7 @@ class ConditionMlp(nn.Module):
 
 
 class ClassEmbedding(nn.Module):
-  """Table of num_classes + 1 rows; label -1 (dropped for guidance, or absent) takes the last row."""
+  """Table of num_classes + 1 rows; label -1 (dropped for guidance, or absent) selects the last row."""
 
   num_classes: int
   width: int
@@ -48,17 +48,17 @@ class ClassEmbedding(nn.Module):
 
 
 def pool_text(text: Float[Array, "B t L E"], mask: Bool[Array, "B t L"]) -> Float[Array, "B t E"]:
-  """Mean over the tokens that are not padding, float32. Assumption: the paper names no pooling."""
+  """Mean over tokens where `mask` is True, float32. Assumption: the paper does not specify the pooling."""
   weights = mask.astype(jnp.float32)[..., None]
   total = jnp.sum(text.astype(jnp.float32) * weights, axis=-2)
   return total / jnp.maximum(jnp.sum(weights, axis=-2), 1)
 
 
 def sinusoid_grid(sizes: tuple[int, ...], width: int) -> Float[Array, "rows D"]:
-  """Sines and cosines of each axis of a grid, side by side: float32 [prod(sizes), width], rows in row-major order.
+  """Sines and cosines of each axis of a grid, concatenated: float32 [prod(sizes), width], rows in row-major order.
 
-  An axis takes width / len(sizes) features (what does not divide is zero). Wavelengths run geometrically from four
-  cells to twice the axis, so that the slowest tells one end from the other.
+  Each axis takes width / len(sizes) features (the remainder is zero). Wavelengths are spaced geometrically from four
+  positions to twice the axis, so that the longest distinguishes the two ends.
   """
   half = width // (2 * len(sizes))
   parts = []
@@ -76,10 +76,10 @@ def sinusoid_grid(sizes: tuple[int, ...], width: int) -> Float[Array, "rows D"]:
 
 
 class PositionEmbedding(nn.Module):
-  """Learned space plus time positions; every image of a stack takes the time position of the first frame.
+  """Learned space plus time positions; every image of a stack gets the time position of the first frame.
 
-  Assumption: the tables start as sinusoids (the paper names no initialisation), so that position is as loud as content
-  from the first step and neighbours start alike.
+  Assumption: the tables are initialized with sinusoids (the paper does not specify the initialization), so that
+  positions have the scale of the content from the first step and neighbors start similar.
   """
 
   @nn.compact
@@ -108,7 +108,7 @@ class PositionEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-  """Cuts each latent frame into p x p patches and projects them: [B, t, h, w, C] -> [B, t, h/p, w/p, D]."""
+  """Splits each latent frame into p x p patches and projects them: [B, t, h, w, C] -> [B, t, h/p, w/p, D]."""
 
   patch_size: int
   width: int
@@ -138,7 +138,7 @@ def patchify(latents: Float[Array, "B t h w C"], patch: int) -> Float[Array, "B 
 
 
 def unpatchify(patches: Float[Array, "B t hp wp C_p_p"], patch: int) -> Float[Array, "B t h w C"]:
-  """The inverse of `patchify`; with `patch` = the scale it is depth-to-space."""
+  """The inverse of `patchify`, [B, t, h/p, w/p, p p C] -> [B, t, h, w, C]; also depth-to-space by a factor `patch`."""
   batch, t, hp, wp, depth = patches.shape
   channels = depth // (patch * patch)
   split = patches.reshape(batch, t, hp, wp, patch, patch, channels)

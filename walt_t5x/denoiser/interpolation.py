@@ -1,8 +1,8 @@
-"""Position tables for another token grid: the 9:16 fine-tune of the base stage (Section 4.5, appendix).
+"""Interpolates position tables to another token grid: the 9:16 fine-tuning of the base stage (Section 4.5, appendix).
 
-Absolute tables have one row a place of the grid, relative tables one a displacement within a window. Both are cut out
-as grids, interpolated linearly along each axis with the ends kept in place, and put back. So displacement 0 stays
-displacement 0, and the same grid gives the same table, bit for bit.
+Absolute tables have one row per grid position, relative tables one row per displacement within a window. Both are
+reshaped to grids and interpolated linearly along each axis with aligned ends. Displacement 0 therefore remains
+displacement 0, and an unchanged grid returns the table unchanged, bit for bit.
 
 Assumption: linear with aligned ends; the paper says only that both kinds of table are interpolated.
 """
@@ -19,7 +19,7 @@ from walt_t5x.denoiser.windows import Window
 
 
 def interpolation_matrix(old: int, new: int) -> np.ndarray:
-  """float64 [new, old] that resamples an axis linearly; each row sums to 1, the first and last rows are unit rows."""
+  """float64 [new, old] that resamples an axis linearly; each row sums to 1, first and last rows are unit vectors."""
   place = np.linspace(0, old - 1, new) if new > 1 else np.array([(old - 1) / 2])
   low = np.minimum(np.floor(place).astype(int), max(old - 2, 0))
   weight = place - low
@@ -32,23 +32,23 @@ def interpolation_matrix(old: int, new: int) -> np.ndarray:
 def interpolate_rows(
   table: np.ndarray, old: Sequence[int], new: Sequence[int], *, axis: int = 0
 ) -> np.ndarray:
-  """A table whose `axis` runs over a grid of sizes `old` (row-major), for a grid of sizes `new`.
+  """Interpolates a table whose `axis` runs over a grid of sizes `old` (row-major) to a grid of sizes `new`.
 
   Args:
     table: [..., prod(old), ...].
     old, new: sizes of the two grids, of equal rank.
-    axis: which axis of the table runs over the grid.
+    axis: the axis of the table that runs over the grid.
 
   Returns:
-    [..., prod(new), ...] of the table's dtype; the table itself where the grids are the same.
+    [..., prod(new), ...] of the table's dtype; the table itself if the grids are equal.
 
   Raises:
-    ValueError: if the axis has not prod(old) entries.
+    ValueError: if the axis does not have prod(old) entries.
   """
   if table.shape[axis] != math.prod(old):
     raise ValueError(
       f"interpolate_rows: axis {axis} of a table of shape {table.shape} has {table.shape[axis]} rows, expected "
-      f"{math.prod(old)} = prod{tuple(old)}; state the grid that the checkpoint was trained on"
+      f"{math.prod(old)} = prod{tuple(old)}; set the grid that the checkpoint was trained on"
     )
   if tuple(old) == tuple(new):
     return table
@@ -61,7 +61,7 @@ def interpolate_rows(
 
 
 def displacements(window: Window) -> tuple[int, ...]:
-  """Sizes of the relative table's grid: 2 w - 1 along each axis."""
+  """Sizes of the grid of a relative table: 2 w - 1 along each axis."""
   return tuple(2 * size - 1 for size in window)
 
 
@@ -69,13 +69,13 @@ def displacements(window: Window) -> tuple[int, ...]:
 class InterpolatePositions:
   """A checkpoint transform, for `engine.RestoreCheckpointConfig.state_transformation_fns` in gin.
 
-  Moves every position table of a denoiser, and whatever the optimizer keeps of it row by row, from one token grid to
-  another. A run that is resumed is left alone: its own checkpoints have the new tables.
+  Interpolates every position table of a denoiser, and the optimizer state that has the same rows, from one token grid
+  to another. A resumed run is not changed: its checkpoints already have the new tables.
 
   Attributes:
     grid, new_grid: (t, h, w) in tokens, of the checkpoint and of this run.
-    spatial_window, new_spatial_window: likewise.
-    spatiotemporal_window, new_spatiotemporal_window: likewise.
+    spatial_window, new_spatial_window: (wt, wh, ww) in tokens, likewise.
+    spatiotemporal_window, new_spatiotemporal_window: (wt, wh, ww) in tokens, likewise.
   """
 
   grid: Window
@@ -92,10 +92,10 @@ class InterpolatePositions:
     *,
     is_resuming: bool = False,
   ) -> Mapping[str, Any]:
-    """The state with its tables moved; other entries are the same objects.
+    """Returns the state with interpolated tables; other entries are the same objects.
 
     Raises:
-      ValueError: if a table has not as many rows as the stated grid, or there is no table at all.
+      ValueError: if the rows of a table do not match the given grid, or the state has no table.
     """
     del target_state_dict
     if is_resuming:
@@ -104,13 +104,13 @@ class InterpolatePositions:
     moved = {name: self._moved(name, value) for name, value in flat.items()}
     if not any(self._grids(name) for name in flat):
       raise ValueError(
-        "InterpolatePositions found no position table in the checkpoint: expected names that hold "
+        "InterpolatePositions found no position table in the checkpoint: expected names that contain "
         f"'position_embedding' or 'relative_position_bias', got {['/'.join(n) for n in list(flat)[:3]]} ..."
       )
     return traverse_util.unflatten_dict(moved)
 
   def _grids(self, name: tuple[str, ...]) -> tuple[Sequence[int], Sequence[int]] | None:
-    """Old and new grid of the table that a state's entry belongs to; None for others."""
+    """Old and new grid of the table that an entry of the state belongs to; None for other entries."""
     if "position_embedding" in name:
       if "space" in name:
         return self.grid[1:], self.new_grid[1:]
@@ -124,7 +124,7 @@ class InterpolatePositions:
   def _moved(self, name: tuple[str, ...], value: Any) -> Any:
     grids = self._grids(name)
     shape = getattr(value, "shape", ())
-    # Scanned layers stack their tables along a first axis. What an optimizer keeps by column has no such rows.
+    # Scanned layers stack their tables along axis 0. Column statistics of an optimizer have no such rows.
     axis = 1 if "pairs" in name else 0
     rows = grids and math.prod(grids[0])
     if grids is None or "v_col" in name or not rows or math.prod(shape) == 1 or len(shape) <= axis:

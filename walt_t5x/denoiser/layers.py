@@ -1,7 +1,7 @@
 """Linear, embedding and norm layers that name the logical axes of their parameters.
 
-`param_with_axes` records the names in the `params_axes` collection, from which T5X's partitioner and ours derive the
-sharding of every parameter. Parameters are float32; `dtype` is that of the activations.
+`param_with_axes` records the names in the `params_axes` collection, from which the partitioners of T5X and of this
+project derive the sharding of every parameter. Parameters are float32; `dtype` is that of the activations.
 """
 
 import math
@@ -16,20 +16,24 @@ from jaxtyping import Array, Float
 
 Initializer = Callable[..., Array]
 
-# Assumption: the paper names no initialisation. Xavier-uniform projections, zero gates and zero output follow DiT
-# (2212.09748), so that every residual branch starts as the identity.
+# Assumption: the paper does not specify the initialization. Xavier-uniform projections, zero gates and zero output
+# follow DiT (2212.09748), so that every block starts as the identity.
 projection_init = nn.initializers.xavier_uniform()
 zeros_init = nn.initializers.zeros_init()
 embedding_init = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
-  """y = x W + b over the last axis of x, or with `function` over as many as its `inputs`, into `features`.
+  """y = x W + b over the last axis of x, or with `function` over the last len(inputs) axes.
+
+  The initializer sees the kernel flattened to (in, out), which sets the fans of Xavier's rule.
 
   Attributes:
     features: output shape, e.g. (heads, head_dim).
-    axes: logical names of the kernel, inputs first, as many as its dimensions.
-    fan: the two-dimensional shape (in, out) of Xavier's rule is taken from the flattened kernel.
+    axes: logical name of each kernel axis, inputs first.
+    use_bias: add a bias of shape `features`.
+    kernel_init, bias_init: initializers.
+    dtype: of the activations.
   """
 
   features: Sequence[int]
@@ -43,11 +47,12 @@ class Linear(nn.Module):
   def function(
     self, inputs: Sequence[int], results: Sequence[int] | None = None
   ) -> Callable[[Array], Array]:
-    """The layer as a pure function of x, for use inside `lax.cond` and loops.
+    """Returns the layer as a pure function of x, for use inside `lax.cond` and loops.
 
     Args:
-      inputs: shape of the kernel's input axes. The last axes of x are these, or as many others of the same size.
-      results: how the features of the result are cut, by default `features`.
+      inputs: shape of the kernel's input axes. The last len(inputs) axes of x have this shape, or another shape of the
+        same size.
+      results: shape of the result's feature axes, by default `features`; of the same size.
     """
     inputs, features = tuple(inputs), tuple(self.features)
     flat = (math.prod(inputs), math.prod(features))
@@ -83,7 +88,7 @@ class Linear(nn.Module):
 
 
 class Table(nn.Module):
-  """A learned table of vectors, read whole: float32 [rows, features]."""
+  """A learned table of vectors, float32 [rows, features]; the call returns the complete table."""
 
   rows: int
   features: int
@@ -102,7 +107,7 @@ class ScaleNorm(nn.Module):
 
   @nn.compact
   def parameter(self, width: int) -> Float[Array, " width"]:
-    """The scale."""
+    """The scale, float32 [width]."""
     return param_with_axes(
       "scale", nn.initializers.ones_init(), (width,), jnp.float32, axes=("unmodeled",)
     )

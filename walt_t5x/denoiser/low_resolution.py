@@ -12,10 +12,10 @@ from walt_t5x.denoiser.layers import projection_init, zeros_init
 
 
 class LowResolutionUpsample(nn.Module):
-  """Depth-to-space convolution, frame by frame: 3x3 convolution c -> scale^2 c, then depth to space.
+  """Upsamples each frame, [B, t, h, w, c] -> [B, t, s h, s w, c]: 3x3 convolution c -> s^2 c, then depth-to-space.
 
   Attributes:
-    scale: spatial ratio of the stage, 2 in the paper.
+    scale: s, the spatial ratio of the stage; 2 in the paper.
   """
 
   scale: int = 2

@@ -1,4 +1,4 @@
-"""Relative position bias of a window, one table a layer (Swin, 2103.14030, Section 3.2; W.A.L.T Section 4.2)."""
+"""Relative position bias of a window, one table per layer (Swin, 2103.14030, Section 3.2; W.A.L.T Section 4.2)."""
 
 import functools
 
@@ -16,11 +16,11 @@ from walt_t5x.denoiser.windows import Cell, Window
 def relative_position_index(window: Window, cell: Cell | None = None) -> np.ndarray:
   """Row of the table for each (query, key) pair: int32 [m, m], m = wt wh ww.
 
-  The table has (2 wt - 1)(2 wh - 1)(2 ww - 1) rows, one a displacement query - key.
+  The table has (2 wt - 1)(2 wh - 1)(2 ww - 1) rows, one per displacement query - key.
 
   Args:
     window: (wt, wh, ww) in tokens.
-    cell: tokens in the order of `windows.partition`; None: in (t, h, w) order.
+    cell: (height, width) in tokens, for tokens in the order of `windows.partition`; None for (t, h, w) order.
   """
   wt, wh, ww = window
   places = np.stack(np.meshgrid(np.arange(wt), np.arange(wh), np.arange(ww), indexing="ij"), -1)
@@ -34,7 +34,7 @@ def relative_position_index(window: Window, cell: Cell | None = None) -> np.ndar
 
 
 class RelativePositionBias(nn.Module):
-  """Bias added to the attention scores of every window: float32 [heads, m, m], tokens in the order of cells."""
+  """Bias added to the attention scores of every window: float32 [heads, m, m], in the order of the index."""
 
   window: Window
   num_heads: int

@@ -1,6 +1,6 @@
 """The W.A.L.T denoiser f_theta: a transformer over latent patches with alternating windows (Sections 4.2 - 4.5).
 
-Parameter counts agree with every published one, see tests/denoiser/transformer_test.py.
+Parameter counts agree with every published count, see tests/denoiser/transformer_test.py.
 """
 
 import dataclasses
@@ -41,21 +41,22 @@ REMAT_POLICIES = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conditioning:
-  """Everything the denoiser may be conditioned on besides the time. Absent parts are None.
+  """Everything the denoiser is conditioned on except the diffusion time. Absent parts are None.
 
   Attributes:
-    is_image: bool [B]; rows that are stacks of 1 + t independent images. None where all rows are of one kind.
-    labels: int [B, 1] (videos) or [B, t] (one an image); -1 is "no class".
-    text: float [B, 1, L, E] or [B, t, L, E]; a video's caption stands in slot 0.
-    text_mask: bool, as text without E; True on tokens.
+    is_image: bool [B]; True on stacks of independent images, one per latent frame. None if all examples are of one
+      kind.
+    labels: int [B, 1] (videos) or [B, t] (one per image); -1 is "no class".
+    text: float [B, 1, L, E] or [B, t, L, E]; the caption of a video is in slot 0.
+    text_mask: bool, shape of `text` without E; True on tokens.
     frames: clean latents [B, t, h, w, c], read where `frame_mask` is set (c_fp, Section 4.4).
     frame_mask: float or bool [B, t]; 1 on the latent frames that are given.
-    low_resolution: clean latents of the stage below [B, t, h / s, w / s, c].
+    low_resolution: clean latents of the previous stage [B, t, h / s, w / s, c].
     low_resolution_noise: standard normal [B, t, h, w, c].
-    low_resolution_gamma: gamma(t_sr) [B].
+    low_resolution_gamma: gamma(t_sr) [B], in [0, 1].
     low_resolution_steps: t_sr in diffusion steps [B], embedded into AdaLN.
-    all_images: without `is_image`, whether all rows are stacks of images rather than videos. Static: known when the
-      step is compiled, which then leaves out the attention of the spatiotemporal layers.
+    all_images: if `is_image` is None, whether all examples are stacks of images rather than videos. Static: the
+      compiled step then omits the attention of the spatiotemporal layers.
   """
 
   is_image: Array | None = None
@@ -75,10 +76,10 @@ class WaltDenoiser(nn.Module):
   """f_theta(z_t, t; self-condition, c) -> a prediction of the shape of z_t.
 
   Attributes:
-    num_layers: layers, spatial and spatiotemporal counted apart; even.
+    num_layers: number of layers, spatial plus spatiotemporal; even.
     width: D.
-    num_heads: K; divides the width.
-    mlp_dim: hidden width of the MLP; 4 D in all models but the 3B.
+    num_heads: K; must divide the width.
+    mlp_dim: hidden width of the MLP; 4 D in all models except the 3B model.
     latent_channels: c.
     patch_size: p.
     spatial_window: window of the odd layers (first, third, ...), in tokens.
@@ -87,18 +88,18 @@ class WaltDenoiser(nn.Module):
     adaln_rank: r of AdaLN-LoRA.
     num_classes: > 0 adds a class table of num_classes + 1 rows.
     text_dim: > 0 (E) adds the text projection and the cross-attentions.
-    cross_attention: "spatial" (every layer's cross-attention in the spatial window; images and videos together) or
-      "window" (each layer's in its own window; videos alone, Section 4.3).
+    cross_attention: "spatial" (every layer uses the spatial window; for joint training on images and videos) or
+      "window" (each layer uses its own window; for videos alone, Section 4.3).
     pooled_text: adds the pooled text to the AdaLN condition.
     frame_prediction: adds the c + 1 input channels of c_fp.
     low_resolution_scale: > 0 makes this a super-resolution stage of that ratio.
     self_conditioning: adds the c input channels of the self-condition.
-    qk_norm, relative_bias: switches of the ablations.
-    image_rows: what image rows cost in a mixed batch, "select" or "skip"; see `WindowAttention`.
+    qk_norm, relative_bias: switches for ablations.
+    image_rows: how a mixed batch computes its images, "select" or "skip"; see `WindowAttention`.
     attention_implementation: "auto" (the fused kernel on TPU, einsum elsewhere), "einsum" or "pallas".
-    scan_layers: stack the pairs' parameters along axis 0 and scan over them (compile time flat in depth).
-    remat: what the backward pass computes again: "none", "full" (all of a pair of layers) or "dots" (all but products
-      with weights and the fused attention).
+    scan_layers: stack the parameters of the pairs along axis 0 and scan over them (compile time independent of depth).
+    remat: what the backward pass recomputes: "none", "full" (everything in a pair of layers) or "dots" (everything
+      except products with weights and the fused attention).
     dtype: of the activations.
   """
 
@@ -153,7 +154,7 @@ class WaltDenoiser(nn.Module):
     return jnp.concatenate([p.astype(self.dtype) for p in parts], axis=-1)
 
   def _condition(self, steps: Array, conditioning: Conditioning) -> Array:
-    """c + t: [B, 1, D], or [B, t, D] when a part differs between the images of a stack."""
+    """c + t: [B, 1, D], or [B, t, D] if a part differs between the images of a stack."""
 
     def mlp(name: str) -> ConditionMlp:
       return ConditionMlp(self.width, dtype=self.dtype, name=name)
@@ -200,7 +201,7 @@ class WaltDenoiser(nn.Module):
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        # flax annotates nothing, and the default is an int.
+        # flax has no annotation here, and the default is an int.
         in_axes=(nn.broadcast,),  # pyright: ignore[reportArgumentType]
         axis_name="layers",
         axes_collections=("params",),
@@ -222,21 +223,21 @@ class WaltDenoiser(nn.Module):
   ) -> Float[Array, "B t h w c"]:
     """Args:
 
-      noisy_latents: z_t, normalised latents plus noise.
-      steps: diffusion time in steps, 0 .. num_steps.
-      self_condition: the previous estimate of z_0; None or zeros for none.
+      noisy_latents: z_t, normalized latents plus noise, [B, t, h, w, c].
+      steps: diffusion time in steps, 0 .. num_steps, [B].
+      self_condition: the previous estimate of z_0, shape of z_t; None is equivalent to zeros.
       conditioning: see `Conditioning`.
 
     Returns:
-      The network output in float32, of the shape of `noisy_latents`.
+      The network output, float32, shape of `noisy_latents`.
 
     Raises:
-      ValueError: when sizes do not fit, naming what would.
+      ValueError: if sizes do not fit, with the sizes that would.
     """
     if self.num_layers % 2 or self.width % self.num_heads:
       raise ValueError(
         f"WaltDenoiser got num_layers={self.num_layers}, width={self.width}, num_heads={self.num_heads}: "
-        "expected an even number of layers and a width that the heads divide"
+        "expected an even num_layers and a width divisible by num_heads"
       )
     conditioning = repeat_over_frames(conditioning, noisy_latents.shape[1])
     x = self._input_channels(noisy_latents, self_condition, conditioning)
@@ -284,7 +285,7 @@ class WaltDenoiser(nn.Module):
 
 
 def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: str) -> Array:
-  """The condition that an attribute of the model asks for."""
+  """The condition that an attribute of the model requires."""
   value = getattr(conditioning, name)
   if value is None:
     raise ValueError(f"WaltDenoiser.{by}={getattr(model, by)} needs Conditioning.{name}; got None")
@@ -292,10 +293,17 @@ def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: st
 
 
 def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
-  """Makes slot 0 of the text and labels the whole row's when the row is a video.
+  """Uses slot 0 of text and labels for all frames of each video.
 
-  With both kinds of row in a batch, a video's caption is repeated over its frames; a batch without images keeps one
-  slot, so that the text is projected once a row.
+  In a mixed batch, slot 0 of a video is repeated over its frames. A batch without images keeps one slot, so that the
+  text is projected once per example.
+
+  Args:
+    conditioning: text, masks and labels with 1 or `frames` slots.
+    frames: number of latent frames t.
+
+  Raises:
+    ValueError: if an array has another number of slots.
   """
 
   def fill(x: Array | None) -> Array | None:
@@ -305,7 +313,7 @@ def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
       return x[:, :1]
     if x.shape[1] != frames:
       raise ValueError(
-        f"text or labels have {x.shape[1]} slots a row: expected 1 or the {frames} latent frames"
+        f"text or labels have {x.shape[1]} slots per example: expected 1 or {frames} (latent frames)"
       )
     if conditioning.is_image is None:
       return x

@@ -1,7 +1,7 @@
-"""Attention within windows of cells, by one of two implementations of the same function.
+"""Attention within windows of cells, with two implementations of the same function.
 
-"einsum": plain operations, everywhere. "pallas": the fused TPU kernel (window_attention_kernel.py; interpreted where
-there is no TPU). "auto" takes the kernel where the step is compiled for TPU and the kernel can take its shapes.
+"einsum": plain operations, on every platform. "pallas": the fused TPU kernel (window_attention_kernel.py; interpreted
+on other platforms). "auto" uses the kernel if the step is compiled for TPU and the kernel supports the shapes.
 """
 
 import math
@@ -36,10 +36,10 @@ def attend(
   """softmax(q k^T / sqrt(d) + bias) v.
 
   Args:
-    query, key, value: heads next to last, leading axes alike.
+    query, key, value: [..., tokens, K, d] with equal leading axes.
     bias: broadcastable to the scores [..., K, q, k].
-    mask: broadcastable to the scores, True where a key may be seen. A query without any key gets a uniform average;
-      ours always see their own window.
+    mask: broadcastable to the scores, True where a query may attend to a key. A query without any key gets a uniform
+      average; in this model a query always attends to its own window.
   """
   scores = jnp.einsum("...qhd,...khd->...hqk", query / np.sqrt(query.shape[-1]), key)
   scores = scores.astype(jnp.float32)
@@ -61,18 +61,18 @@ def choose(
   window: Window,
   dtype: Any,
 ) -> tuple[str, int]:
-  """("einsum" or "pallas", heads that share the lanes of an array's row).
+  """Returns ("einsum" or "pallas", the number g of heads that share the lanes of an array).
 
   Args:
     implementation: one of `IMPLEMENTATIONS`.
     num_heads, head_size: K and d.
-    cells: of a frame (H, W).
-    cell_tokens: m.
+    cells: (H, W), cells per frame.
+    cell_tokens: m, tokens per cell.
     window: in cells.
     dtype: of the activations.
 
   Raises:
-    ValueError: for another name, or "pallas" for TPU where the kernel cannot take the shapes.
+    ValueError: for an unknown implementation, or for "pallas" if the kernel does not support the shapes.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
@@ -92,7 +92,7 @@ def choose(
     )
   if reason and implementation == "pallas":
     raise ValueError(
-      f'WaltDenoiser.attention_implementation="pallas" cannot take {reason}; set "auto" or "einsum"'
+      f'WaltDenoiser.attention_implementation="pallas" does not support {reason}; set "auto" or "einsum"'
     )
   if reason:
     return "einsum", 1
@@ -118,20 +118,23 @@ def window_attention(
   """softmax(LN(q) LN([k; k_text])^T / sqrt(d) + bias) [v; v_text] in each window, for each head.
 
   Args:
-    query, key, value: as projected; K = G g heads of d, g of them side by side.
-    implementation: "einsum" or "pallas", as `choose` says.
+    query, key, value: projections [B, H, W, T, m, G, g d]; K = G g heads of size d, g of them share the last axis.
+    implementation: "einsum" or "pallas", as returned by `choose`.
     window: in cells.
     group: g.
-    query_scale, key_scale: of the query-key norm, or None without one.
-    bias: tokens in the order of `windows.partition`.
-    text_key, text_value, text_mask: keys that every token of the row (F = 1) or of the windows of one place in time
-      (F = T / window[0]) sees besides its window's; True on tokens.
-    is_image: rows that give their values instead, in a window that spans time.
+    query_scale, key_scale: [d], of the query-key norm; None without one.
+    bias: [K, M, M], tokens in the order of `windows.partition`.
+    text_key, text_value, text_mask: [B, F, L, ...], additional keys and values. All tokens of an example (F = 1), or
+      of the windows at one position in time (F = T / window[0]), attend to them. The mask is True on tokens.
+    is_image: [B]; for these examples the values are returned instead of the attention.
+
+  Returns:
+    [B, H, W, T, m, G, g d].
   """
   if implementation == "einsum":
     text = None
     if text_key is not None:
-      assert text_value is not None and text_mask is not None, "text comes with its mask"
+      assert text_value is not None and text_mask is not None, "text requires text_mask"
       text = text_key, text_value, text_mask
     return _einsum(
       query, key, value, window=window, query_scale=query_scale, key_scale=key_scale, bias=bias,
@@ -153,7 +156,7 @@ def window_attention(
   interpret = constraints.platform() != "tpu"
 
   def kernel(given: dict[str, Array]) -> Array:
-    # Heads lie before the cells. XLA gives the projections that layout; nothing is moved.
+    # The kernel expects heads before the cells. XLA gives the projections that layout; nothing is moved.
     for name, (_, axes) in arrays.items():
       if axes in (HEADS, TEXT):
         given[name] = jnp.moveaxis(given[name], -2, 1 if axes == HEADS else 2)
@@ -162,7 +165,7 @@ def window_attention(
     )
     return jnp.moveaxis(out, 1, -2)
 
-  # Named, so that a remat policy can keep it: from it and q, k, v the backward pass needs no forward kernel.
+  # Named, so that a remat policy can save it: with it and q, k, v the backward pass does not run the forward kernel.
   return checkpoint_name(constraints.on_each_device(kernel, arrays, HEADS), "window_attention")
 
 
@@ -185,7 +188,7 @@ def _einsum(
     of_grid = (batch, rows // window[1], frames // window[0], columns // window[2])
 
     def of_windows(per_text: Array) -> Array:
-      # [B, F, ...] -> [B, n, ...] in the order of the windows. The text is projected once a row, before this.
+      # [B, F, ...] -> [B, n, ...] in the order of the windows. The text is projected before this, once per example.
       rest = per_text.shape[2:]
       return jnp.broadcast_to(per_text[:, None, :, None], (*of_grid, *rest)).reshape(
         batch, -1, *rest

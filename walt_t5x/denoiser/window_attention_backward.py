@@ -1,8 +1,8 @@
 """The backward pass of the fused window attention: one step of the kernel's grid.
 
-Gradients of queries, keys and values are written by the window that they belong to. Those of the bias and the scales
-are sums over all rows and windows of a head, those of the text's keys and values over the windows that see the text:
-they stay in the core's memory from the first of these steps, which clears them, to the last.
+Each window writes the gradients of its queries, keys and values. The gradients of the bias and the scales are sums
+over all examples and windows of a head, those of the text's keys and values sums over the windows that attend to the
+text. These sums stay in the core's memory from the first step that adds to them, which clears them, to the last.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from walt_t5x.denoiser.window_attention_shape import Shape
 def body(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
   """Args:
 
-  shape: of the call.
-  groups: of heads in the step's blocks.
-  images: prefetched [B]; not 0 on rows that give their values.
-  given: blocks by the names of the arguments; "out" is the cotangent of the result.
-  written: blocks of the gradients, by the names of the arguments.
+  shape: static sizes of the call.
+  groups: number of groups of heads in the step's blocks.
+  images: prefetched [B]; nonzero for examples that return their values.
+  given: input blocks by argument name; "out" is the cotangent of the result.
+  written: blocks of the gradients, by argument name.
   """
   image = images[pl.program_id(1)] != 0
   row, time, height, width = (pl.program_id(n) for n in range(1, 5))

@@ -12,10 +12,10 @@ from walt_t5x.denoiser.window_attention_shape import Shape
 def body(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
   """Args:
 
-  shape: of the call.
-  groups: of heads in the step's blocks.
-  images: prefetched [B]; not 0 on rows that give their values.
-  given, written: blocks by the names of arguments and results.
+  shape: static sizes of the call.
+  groups: number of groups of heads in the step's blocks.
+  images: prefetched [B]; nonzero for examples that return their values.
+  given, written: input and output blocks by name.
   """
   image = images[pl.program_id(1)] != 0
   out = written["out"]

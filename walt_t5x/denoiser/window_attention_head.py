@@ -1,6 +1,6 @@
-"""One head of one window in the core's memory: blocks in, query-key norm, scores and softmax out.
+"""One head of one window in the core's memory: query-key norm, scores and softmax of the input blocks.
 
-What both passes of the kernel compute; the backward pass computes it again rather than read it.
+Both passes of the kernel compute this; the backward pass recomputes it instead of reading it from memory.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
 
 @dataclasses.dataclass
 class HeadInput:
-  """Queries or keys of one head: float32 as projected, normalised, and what the matrix unit is given."""
+  """Queries or keys of one head, [M, d]: as projected (`raw`), and normalized and scaled for products (`product`)."""
 
   raw: jax.Array
   scale: jax.Array | None
@@ -45,7 +45,7 @@ class HeadInput:
     self.product = (self.normal * (self.scale * self.factor)).astype(dtype)
 
   def gradients(self, of_product: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Of the rows as projected and of the scale [1, d], from the float32 gradient of `product`."""
+    """Gradients of `raw` and of the scale [1, d], from the float32 gradient of `product`."""
     if self.scale is None:
       return of_product * self.factor, None
     of_scale = jnp.sum(of_product * self.normal, axis=0, keepdims=True) * self.factor
@@ -56,19 +56,19 @@ class HeadInput:
 
 
 def total(parts: list[jax.Array]) -> jax.Array:
-  """Their sum."""
+  """Sum of the arrays."""
   return functools.reduce(jnp.add, parts)
 
 
 def softmax(parts: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-  """exp of the scores less their greatest, and one over the sum; keys lie in several arrays."""
+  """(exp(scores - max), 1 / sum) of scores whose keys are split over several arrays."""
   highest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in parts])
   weights = [jnp.exp(s - highest) for s in parts]
   return weights, 1 / total([jnp.sum(w, axis=-1, keepdims=True) for w in weights])
 
 
 class Head:
-  """One head of one window: blocks in, scores and softmax out."""
+  """One head of one window: reads its blocks, computes scores and softmax."""
 
   def __init__(self, shape: Shape, given: Mapping[str, Any], group: int, head: int):
     self.lanes = slice(head * shape.head_size, (head + 1) * shape.head_size)
@@ -108,5 +108,5 @@ class Head:
 
 
 def each_head(shape: Shape, groups: int) -> Iterator[tuple[int, int]]:
-  """(group of heads in the block, head in the group) of a step that holds so many groups."""
+  """(group in the block, head in the group) for every head of a step that holds `groups` groups."""
   return ((n, head) for n in range(groups) for head in range(shape.group))

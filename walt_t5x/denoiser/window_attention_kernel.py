@@ -2,13 +2,13 @@
 
   o = softmax(LN_q(q) LN_k([k; k_text])^T / sqrt(d) + b) [v; v_text]
 
-for each window and head. Tokens come in cells (walt_t5x/denoiser/windows.py), so a window is a block of the array: the
-grid of the kernel walks over windows, its block indices cut them out of HBM, and nothing is transposed there. Scores,
-softmax and query-key norm live in float32 in the core's memory and are computed again in the backward pass: what is
-kept between the two is q, k and v as projected.
+for each window and head. Tokens are ordered by cells (walt_t5x/denoiser/windows.py), so a window is a block of the
+array: the grid of the kernel iterates over windows, its block indices select them in HBM, and nothing is transposed
+there. Scores, softmax and query-key norm are computed in float32 in the core's memory and recomputed in the backward
+pass: the only residuals are q, k and v as projected.
 
-Heads lie before the cells, a group of them along the lanes: [B, G, H, W, T, m, g d], heads = G g. Groups of more than
-one head fill the 128 lanes where d divides them (two heads of 64).
+The head axis comes before the cells, with g heads along the lanes: [B, G, H, W, T, m, g d], heads = G g. Groups of
+several heads fill the 128 lanes if d divides 128 (two heads of 64).
 
 Checked in interpret mode against float64 numpy, and compiled by the TPU compiler; it has not run on hardware.
 """
@@ -51,18 +51,21 @@ def fused_window_attention(
 
   Args:
     query, key, value: [B, G, H, W, T, m, g d], as projected.
-    window: (frames, cells along the height, cells along the width); divides (T, H, W).
+    window: (frames, cells along the height, cells along the width); must divide (T, H, W).
     group: g.
-    query_scale, key_scale: float32 [d] of the query-key norm, both or none.
-    bias: float32 [G g, M, M] with tokens of a window in the order (height, width) of cells, frames, within a cell.
-    text_key, text_value: [B, F, G, L, g d], F one a row or one for each window along time.
+    query_scale, key_scale: float32 [d] of the query-key norm, both or neither.
+    bias: float32 [G g, M, M]; tokens of a window run over cells (height, width), then frames, then within a cell.
+    text_key, text_value: [B, F, G, L, g d]; F is 1 or the number of windows along time.
     text_mask: bool [B, F, L], True on tokens.
-    is_image: bool [B]; such rows give their values and cost no attention. None: all rows attend.
-    interpret: run the kernel's body as plain operations, where there is no TPU; with a `pltpu.InterpretParams` on a
-      model of the core and its memory, slowly.
+    is_image: bool [B]; these examples return their values and compute no attention. None: all examples attend.
+    interpret: run the kernel's body as plain operations, for platforms other than TPU; a `pltpu.InterpretParams` runs
+      it on a slow model of the core and its memory.
 
   Returns:
-    [B, G, H, W, T, m, g d]; differentiable with respect to everything but the masks.
+    [B, G, H, W, T, m, g d]; differentiable with respect to all arguments except the masks.
+
+  Raises:
+    ValueError: if F is neither 1 nor the number of windows along time.
   """
   batch, groups, rows, columns, frames, cell_tokens, lanes = query.shape
   shape = Shape(
@@ -82,7 +85,7 @@ def fused_window_attention(
     interpret=interpret,
   )
   if shape.texts not in (0, 1, shape.windows[0]):
-    raise ValueError(f"{shape.texts} texts a row: expected 1, or {shape.windows[0]} (one a window)")
+    raise ValueError(f"got {shape.texts} texts per example, expected 1 or {shape.windows[0]}")
   arrays: Arrays = {"query": query, "key": key, "value": value}
   if query_scale is not None and key_scale is not None:
     arrays |= {"query_scale": query_scale[None], "key_scale": key_scale[None]}
@@ -90,7 +93,7 @@ def fused_window_attention(
     arrays["bias"] = bias.reshape(groups, group, *bias.shape[1:])
   masks: Arrays = {}
   if text_key is not None:
-    assert text_value is not None and text_mask is not None, "text comes with its mask"
+    assert text_value is not None and text_mask is not None, "text requires text_mask"
     arrays |= {"text_key": text_key, "text_value": text_value}
     masks["text_bias"] = jnp.where(text_mask, 0.0, MASKED).astype(jnp.float32)[:, :, None]
   images = jnp.zeros(batch, jnp.int32) if is_image is None else is_image.astype(jnp.int32)
@@ -124,9 +127,9 @@ _attention.defvjp(_forward, _backward)
 
 
 def _specs(shape: Shape, groups: int) -> dict[str, tuple[tuple[int, ...], Callable]]:
-  """(block, its index) of each array; a step of the grid is (head groups, row, time, height, width).
+  """(block shape, index map) of each array; the grid is (head groups, example, time, height, width).
 
-  Rows of images need no queries and keys: their index stays on the first block, which is then not fetched again.
+  Images need no queries and keys: their index stays at the first block, which is then not fetched again.
   """
   wt, nh, nw = shape.window
   tokens = (1, groups, nh, nw, wt, shape.cell_tokens, shape.lanes)
@@ -178,7 +181,7 @@ def _call(shape: Shape, inputs: Arrays, images: jax.Array, *, backward: bool) ->
       if name in ("query", "key"):
         index = specs["value"][1]
       elif name.endswith("_scale"):
-        # One sum for each part of the heads, which may run on another core.
+        # One sum per step over head groups, because each may run on another core.
         like, block = (steps, 1, shape.head_size), (None, 1, shape.head_size)
         index = lambda h, *step: (h, 0, 0)  # noqa: E731
       elif name.startswith("text"):
@@ -205,7 +208,7 @@ def _call(shape: Shape, inputs: Arrays, images: jax.Array, *, backward: bool) ->
       out_specs=[spec for _, spec in outputs.values()],
     ),
     compiler_params=pltpu.CompilerParams(
-      # Sums over rows and windows stay on one core.
+      # Sums over examples and windows stay on one core.
       dimension_semantics=("parallel",) + ("arbitrary" if backward else "parallel",) * 4,
       vmem_limit_bytes=VMEM_LIMIT,
     ),

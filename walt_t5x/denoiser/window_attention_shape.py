@@ -1,4 +1,4 @@
-"""Sizes of one call of the fused window attention: what fits the core's memory, and what it costs."""
+"""Sizes of one call of the fused window attention: blocks that fit the core's memory, and the cost."""
 
 import dataclasses
 import math
@@ -8,8 +8,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 LANES = 128
-# Of the core's memory, what the blocks of one step may take: half of the smallest core (v5p: 64 MiB) with room for what
-# the compiler adds.
+# Limit on the blocks of one step: less than half of the smallest core's memory (v5p: 64 MiB), which leaves room for
+# what the compiler adds.
 _BLOCK_BYTES = 24 * 2**20
 VMEM_LIMIT = 56 * 2**20
 
@@ -20,12 +20,12 @@ class Shape:
 
   Attributes:
     batch, groups, cells (H, W), frames T, cell_tokens m, lanes (g d): the axes of q.
-    window: (frames, cells along the height, along the width).
-    group: g, heads a group.
-    texts, text_length: F and L of the text's keys; 0 without.
+    window: (frames, cells along the height, cells along the width).
+    group: g, heads per group.
+    texts, text_length: F and L of the text's keys; 0 without text.
     norm, bias: whether there are query-key scales and a bias.
-    dtype: of q.
-    interpret: as of `pl.pallas_call`.
+    dtype: name of the dtype of q.
+    interpret: as in `pl.pallas_call`.
   """
 
   batch: int
@@ -49,17 +49,17 @@ class Shape:
 
   @property
   def tokens(self) -> int:
-    """Of a window."""
+    """Tokens per window, M."""
     return math.prod(self.window) * self.cell_tokens
 
   @property
   def windows(self) -> tuple[int, int, int]:
-    """Along time, height, width of a row."""
+    """Number of windows along time, height and width."""
     wt, nh, nw = self.window
     return self.frames // wt, self.cells[0] // nh, self.cells[1] // nw
 
   def groups_a_step(self, *, backward: bool) -> int:
-    """Groups of heads in one step of the grid: as many as the core's memory holds, and at least two steps."""
+    """Groups of heads per grid step: as many as fit the core's memory, with an even number of steps if possible."""
     blocks = block_bytes(
       self.tokens,
       self.head_size,
@@ -80,16 +80,16 @@ class Shape:
 
   @property
   def _scores(self) -> int:
-    """(query, key) pairs of all heads."""
+    """Number of (query, key) pairs over all heads."""
     windows = self.batch * self.groups * self.group * math.prod(self.windows)
     return windows * self.tokens * (self.tokens + self.text_length)
 
   def model_flops(self, *, backward: bool) -> int:
-    """Operations of the products without the scores that the backward pass computes again; see `engine.flops`."""
+    """FLOPs of the products, without the scores that the backward pass recomputes; see `engine.flops`."""
     return (4 if backward else 2) * 2 * self._scores * self.head_size
 
   def cost(self, *, backward: bool) -> pl.CostEstimate:
-    """Operations and bytes of HBM, lanes padded as they lie there; every row counted as a video."""
+    """FLOPs and bytes of HBM traffic with padded lanes; counts every example as a video."""
     windows = self.batch * self.groups * math.prod(self.windows)
     size = np.dtype(self.dtype).itemsize
     row = windows * self.tokens * _padded(self.lanes) * size
@@ -109,7 +109,7 @@ def _padded(lanes: int) -> int:
 
 
 def heads_in_lanes(num_heads: int, head_size: int) -> int:
-  """g: how many heads share the 128 lanes, so that none are empty."""
+  """g: the number of heads that share the 128 lanes, so that no lane is empty if possible."""
   group = LANES // head_size if LANES % head_size == 0 else 1
   return math.gcd(group, num_heads)
 
@@ -124,7 +124,7 @@ def block_bytes(
   backward: bool,
   dtype: Any,
 ) -> int:
-  """Bytes of the core's memory for the blocks of one group of heads, two buffers of each."""
+  """Bytes of the core's memory for the blocks of one group of heads, double buffered."""
   size, lanes = np.dtype(dtype).itemsize, _padded(group * head_size)
   blocks = (7 if backward else 4) * tokens * lanes * size
   blocks += (4 if backward else 2) * text_length * lanes * size
@@ -134,7 +134,7 @@ def block_bytes(
 
 
 def unsupported(tokens: int, cell_tokens: int, head_size: int, dtype: Any) -> str:
-  """Why the TPU compiler would refuse windows of this many tokens in cells of so many, or an empty string."""
+  """The reason why the TPU compiler would reject these windows (sizes in tokens), or an empty string."""
   name, tile = np.dtype(dtype).name, 32 // np.dtype(dtype).itemsize
   if cell_tokens % tile:
     return f"cells of {cell_tokens} tokens: expected a multiple of {tile} in {name}"
@@ -142,11 +142,11 @@ def unsupported(tokens: int, cell_tokens: int, head_size: int, dtype: Any) -> st
     tokens, head_size, heads_in_lanes(LANES, head_size), text_length=0, bias=True, backward=True,
     dtype=dtype,
   )  # fmt: skip
-  # The backward pass holds about five arrays of scores beside its blocks.
+  # In addition to its blocks, the backward pass holds about five arrays of scores.
   needed = blocks + 5 * tokens * _padded(tokens) * 4
   if needed > VMEM_LIMIT:
     return (
-      f"windows of {tokens} tokens: scores and bias of a head need {needed / 2**20:.0f} MiB of a core's memory, "
+      f"windows of {tokens} tokens: scores and bias of one head need {needed / 2**20:.0f} MiB of a core's memory, "
       f"expected at most {VMEM_LIMIT / 2**20:.0f}"
     )
   return ""

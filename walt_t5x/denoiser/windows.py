@@ -1,12 +1,12 @@
-"""Non-overlapping windows of the token grid (Section 4.2), and the cells that both kinds of window are made of.
+"""Non-overlapping windows of the token grid (Section 4.2), and the cells that both kinds of window consist of.
 
 A spatial window is 1 x h_p x w_p (all tokens of one latent frame), a spatiotemporal window (1 + t) x h' x w'. Any size
-that divides the grid is legal.
+that divides the grid is allowed.
 
-A cell is the patch of one frame that no window cuts: h'' x w'' tokens, the common divisors of both windows. The layers
-hold the tokens by cells, [B, H, W, t, m, D] with H x W cells of m tokens a frame, so that a window of either kind is a
-block of the array, (frames, cells along the height, cells along the width), and its tokens lie together. The order is
-made once where tokens enter the layers and undone once where they leave.
+A cell is the largest patch of one frame that no window splits: h'' x w'' tokens, the greatest common divisors of the
+sizes of both windows. The layers hold the tokens by cells, [B, H, W, t, m, D] with H x W cells of m tokens per frame.
+A window of either kind is then a block of the array, (frames, cells along the height, cells along the width). Tokens
+are reordered once before the first layer and once after the last.
 """
 
 import math
@@ -34,19 +34,23 @@ def check_window(grid: Sequence[int], window: Sequence[int]) -> None:
 
 
 def common_cell(*windows: Window) -> Cell:
-  """The largest patch of a frame of which all windows are made."""
+  """(height, width) in tokens of the largest patch of a frame that divides all windows."""
   return math.gcd(*(window[1] for window in windows)), math.gcd(*(window[2] for window in windows))
 
 
 def in_cells(window: Window, cell: Cell) -> Window:
-  """A window in (frames, cells along the height, cells along the width)."""
+  """Converts a window in tokens to (frames, cells along the height, cells along the width)."""
   return window[0], window[1] // cell[0], window[2] // cell[1]
 
 
 def to_cells(
   tokens: Shaped[Array, "B t h w *rest"], cell: Cell
 ) -> Shaped[Array, "B H W t m *rest"]:
-  """[B, t, h, w, ...] -> [B, H, W, t, m, ...]; tokens of a cell run over height, then width."""
+  """[B, t, h, w, ...] -> [B, H, W, t, m, ...]; tokens of a cell run over height, then width.
+
+  Raises:
+    ValueError: if the cell does not divide the grid.
+  """
   batch, t, h, w, *rest = tokens.shape
   check_window((t, h, w), (1, *cell))
   split = tokens.reshape(batch, t, h // cell[0], cell[0], w // cell[1], cell[1], *rest)
@@ -65,7 +69,7 @@ def from_cells(
 
 
 def num_windows(grid: Window, window: Window) -> int:
-  """How many windows tile the grid; both in tokens, or both in cells."""
+  """Number of windows that tile the grid; both sizes in tokens, or both in cells."""
   check_window(grid, window)
   return (grid[0] // window[0]) * (grid[1] // window[1]) * (grid[2] // window[2])
 
@@ -73,10 +77,10 @@ def num_windows(grid: Window, window: Window) -> int:
 def partition(
   cells: Shaped[Array, "B H W t m *rest"], window: Window
 ) -> Shaped[Array, "B n M *rest"]:
-  """Cuts windows, in cells: [B, H, W, t, m, ...] -> [B, windows, tokens of a window, ...].
+  """Splits cells into windows (size in cells): [B, H, W, t, m, ...] -> [B, windows, tokens per window, ...].
 
-  Windows run over height, then time, then width, so that a grid whose height is split over devices gives windows that
-  are split likewise; tokens of a window run over cells (height, width), frames, and within a cell.
+  Windows run over height, then time, then width, so that a grid whose height is sharded over devices gives windows that
+  are sharded in the same way. Tokens of a window run over cells (height, width), then frames, then within a cell.
   """
   batch, rows, columns, t, m, *rest = cells.shape
   count = num_windows((t, rows, columns), window)
@@ -89,13 +93,17 @@ def partition(
 def merge(
   windows: Shaped[Array, "B n M *rest"], grid: Window, window: Window
 ) -> Shaped[Array, "B H W t m *rest"]:
-  """The inverse of `partition`; grid is (t, H, W) in cells."""
+  """The inverse of `partition`; grid is (t, H, W) in cells.
+
+  Raises:
+    ValueError: if the windows do not tile the grid.
+  """
   count = num_windows(grid, window)
   batch, n, tokens, *rest = windows.shape
   (t, rows, columns), (wt, nh, nw) = grid, window
   if n != count or tokens % (wt * nh * nw):
     raise ValueError(
-      f"merge got {n} windows of {tokens} tokens for a grid {grid} in windows {window}"
+      f"merge got {n} windows of {tokens} tokens, which do not tile grid {grid} with windows {window}"
     )
   m = tokens // (wt * nh * nw)
   split = windows.reshape(batch, rows // nh, t // wt, columns // nw, nh, nw, wt, m, *rest)

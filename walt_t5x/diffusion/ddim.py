@@ -2,8 +2,8 @@
 
   x_u = sqrt(g_u) x_0 + sqrt(1 - g_u) eps                                             (Eq. 12 there, sigma = 0)
 
-One network call a step: the previous step's x_0 estimate is fed back as the self-condition (Section 4.3), zeros at
-first. Assumption: the guided x_0 is fed to both guidance branches.
+Each step calls the network once. The x_0 estimate of the previous step is the self-condition (Section 4.3), zeros in
+the first step. Assumption: both guidance branches receive the guided x_0.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ DenoiseFn = Callable[[Array, Array, Array, Array], Array]
 def ddim_update(
   x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], next_gamma: Float[Array, " B"]
 ) -> Float[Array, "B ..."]:
-  """One deterministic step to the level `next_gamma`: noise the estimate again with the estimated noise."""
+  """One deterministic step to the level `next_gamma`: adds the estimated noise to the estimated x_0, float32."""
   return add_noise(x0, noise, next_gamma)
 
 
@@ -34,17 +34,17 @@ def ddim_sample(
   num_steps: int = 50,
   prediction: Prediction = Prediction.V,
 ) -> Float[Array, "B ..."]:
-  """Runs the whole chain on the device.
+  """Runs all sampling steps on the device.
 
   Args:
-    denoise: the guided network; called once a step.
-    initial_noise: standard normal, the sample's shape; x_K.
+    denoise: the guided network; called once per step.
+    initial_noise: x_K, standard normal, of the shape of the sample.
     schedule: gamma; its num_steps is the start of the grid.
     num_steps: network calls; 50 in the paper for every stage.
     prediction: what `denoise` returns.
 
   Returns:
-    x_0, float32.
+    x_0, float32, of the shape of `initial_noise`.
   """
   grid = trailing_steps(schedule.num_steps, num_steps)
   gammas = schedule.gammas[grid]

@@ -2,8 +2,8 @@
 
   guided = u + w (c - u)
 
-w = 1 is the conditional prediction. The paper gives no formula for the schedule of its ImageNet rows with guidance;
-the power-cosine form is that of MDT (2303.14389), as the appendix's table names it.
+w = 1 gives the conditional prediction. The paper has no formula for the guidance schedule of its ImageNet results; the
+table in its appendix names the power-cosine form, which is that of MDT (2303.14389).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ def guide(
   unconditional: Float[Array, "*axes"],
   scale: Float[Array, ""] | float,
 ) -> Float[Array, "*axes"]:
-  """u + w (c - u)."""
+  """u + w (c - u), with w = `scale`; all arrays have the same shape."""
   return unconditional + scale * (conditional - unconditional)
 
 
@@ -29,9 +29,9 @@ def guide_twice(
   text_scale: Float[Array, ""] | float,
   frame_scale: Float[Array, ""] | float,
 ) -> Float[Array, "*axes"]:
-  """u + w_f (f - u) + w_t (c - f): a scale for the frames that are given and one for text on top of them.
+  """u + w_f (f - u) + w_t (c - f): one scale for the conditioning frames and one for the text.
 
-  Equal scales are `guide` with that scale. The form is that of InstructPix2Pix (2211.09800, Eq. 3).
+  With equal scales it is `guide`. The form is that of InstructPix2Pix (2211.09800, Eq. 3).
 
   Args:
     conditional: c, given text and frames.
@@ -47,7 +47,7 @@ def guide_twice(
 
 @dataclasses.dataclass(frozen=True)
 class ConstantGuidance:
-  """The same scale at every step. Assumption: 7.5 for text (the paper names no value)."""
+  """The same scale at every step. Assumption: 7.5 for text (the paper does not specify it)."""
 
   scale: float = 7.5
 
@@ -58,7 +58,7 @@ class ConstantGuidance:
 
 @dataclasses.dataclass(frozen=True)
 class PowerCosineGuidance:
-  """scale(t) = 1 + (w - 1) (1 - cos(pi (1 - t)^p)) / 2: 1 at pure noise, w when clean."""
+  """scale(t) = 1 + (w - 1) (1 - cos(pi (1 - t)^p)) / 2: 1 at pure noise, w at the clean end."""
 
   scale: float = 4.0
   power: float = 4.0

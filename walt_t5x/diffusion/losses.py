@@ -1,4 +1,4 @@
-"""The training loss of a diffusion model (Eq. 2): squared error against the target of the chosen prediction."""
+"""The training loss of a diffusion model (Eq. 2): squared error of the prediction."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,21 +14,21 @@ def squared_errors(
   noise: Float[Array, "B ..."],
   gamma: Float[Array, " B"],
 ) -> Float[Array, " B"]:
-  """||y - output||^2 / n of each row, float32; its mean over the rows is the loss, unweighted.
+  """||y - output||^2 / n of each example, float32 [B]; its mean over the examples is the unweighted loss.
 
-  In terms of x_0 the three targets differ by their weight at the signal-to-noise ratio r = g / (1 - g): an error
-  ||x_0 - x_0'||^2 counts 1 times under "x0", r times under "epsilon" and r + 1 times under "v". That is why v alone
-  teaches at both ends.
+  In terms of x_0 the three targets differ by a weight that depends on the signal-to-noise ratio r = g / (1 - g): the
+  error ||x_0 - x_0'||^2 has weight 1 for "x0", r for "epsilon" and r + 1 for "v". Only "v" gives a training signal at
+  both ends.
 
   Args:
     prediction: what the network's output means.
-    output: of the network.
+    output: of the network, shape of `x0`.
     x0: clean latents.
-    noise: the noise that was added.
-    gamma: g of each row.
+    noise: the noise that was added, shape of `x0`.
+    gamma: g of each example, in [0, 1].
 
   Raises:
-    ValueError: if the output has another shape than the latents, rather than broadcast.
+    ValueError: if the shapes of output and x0 differ; they are not broadcast.
   """
   if output.shape != x0.shape:
     raise ValueError(f"squared_errors: got an output of shape {output.shape}, expected {x0.shape}")

@@ -1,16 +1,16 @@
-"""The Gaussian process: noising, the three targets, and the way back from each.
+"""The Gaussian process: noising, the three prediction targets, and their inverses.
 
 With a = sqrt(g) and s = sqrt(1 - g):
 
   x_t = a x_0 + s eps                                                                 (Eq. 1)
   v   = a eps - s x_0                                                                 (Section 3)
 
-The paper prints v with the two roots exchanged; with that form x_0 cannot be recovered at zero SNR, so we use the form
+The paper prints v with the two roots exchanged. With that form x_0 cannot be recovered at zero SNR, so we use the form
 of Salimans & Ho (2202.00512), for which
 
   x_0 = a x_t - s v,    eps = s x_t + a v
 
-hold without a division, so t = K (a = 0) is regular: x_0 = -v, eps = x_t.
+hold without a division; at t = K (a = 0), x_0 = -v and eps = x_t.
 """
 
 import enum
@@ -28,7 +28,7 @@ class Prediction(enum.StrEnum):
 
 
 def _roots(gamma: Float[Array, " B"], like: Float[Array, "B ..."]) -> tuple[Array, Array]:
-  """sqrt(g) and sqrt(1 - g) in float32, shaped to broadcast over the rows of `like`."""
+  """sqrt(g) and sqrt(1 - g) in float32, shaped to broadcast over the examples of `like`."""
   gamma = gamma.astype(jnp.float32).reshape(gamma.shape + (1,) * (like.ndim - gamma.ndim))
   return jnp.sqrt(gamma), jnp.sqrt(1 - gamma)
 
@@ -36,7 +36,7 @@ def _roots(gamma: Float[Array, " B"], like: Float[Array, "B ..."]) -> tuple[Arra
 def add_noise(
   x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], gamma: Float[Array, " B"]
 ) -> Float[Array, "B ..."]:
-  """x_t = sqrt(g) x_0 + sqrt(1 - g) eps (Eq. 1), float32."""
+  """x_t = sqrt(g) x_0 + sqrt(1 - g) eps (Eq. 1), float32; gamma in [0, 1]."""
   a, s = _roots(gamma, x0)
   return a * x0 + s * noise
 
@@ -48,7 +48,7 @@ def target(
   noise: Float[Array, "B ..."],
   gamma: Float[Array, " B"],
 ) -> Float[Array, "B ..."]:
-  """The regression target y of Eq. 2 for the chosen prediction, float32."""
+  """The regression target y of Eq. 2 for the given prediction, float32."""
   a, s = _roots(gamma, x0)
   match Prediction(prediction):
     case Prediction.V:
@@ -70,9 +70,9 @@ def to_x0_and_noise(
 ) -> tuple[Float[Array, "B ..."], Float[Array, "B ..."]]:
   """(x_0, eps) implied by a network output at x_t, float32.
 
-  Only v is regular at both ends. From x0, eps = (x_t - a x_0) / s fails where s = 0 (clean); from epsilon,
-  x_0 = (x_t - s eps) / a fails where a = 0 (zero SNR). There the division is guarded and returns 0, which is the
-  prior mean of x_0 and, at the clean end, the noise that adds nothing.
+  Only v is well defined at both ends. From x0, eps = (x_t - a x_0) / s is undefined where s = 0 (clean); from epsilon,
+  x_0 = (x_t - s eps) / a is undefined where a = 0 (zero SNR). These cases return 0: the prior mean of x_0, or, at the
+  clean end, a noise whose weight is zero.
   """
   a, s = _roots(gamma, x_t)
   output = output.astype(jnp.float32)

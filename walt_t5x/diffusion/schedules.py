@@ -1,13 +1,13 @@
-"""Noise schedules: gamma(k), the share of signal power left after k of K diffusion steps.
+"""Noise schedules: gamma(k), the fraction of signal power after k of K diffusion steps.
 
   x_k = sqrt(g_k) x_0 + sqrt(1 - g_k) eps                                             (Eq. 1)
 
-g_0 = 1 (clean), g_k = prod_{j<=k} (1 - beta_j), and with `zero_terminal_snr` the square roots are shifted and scaled
-so that g_K is exactly 0 while g_1 stays (Lin et al. 2023, arXiv:2305.08891, Algorithm 1):
+g_0 = 1 (clean), g_k = prod_{j<=k} (1 - beta_j). `zero_terminal_snr` shifts and scales the square roots so that g_K
+is exactly 0 and g_1 is unchanged (Lin et al. 2023, arXiv:2305.08891, Algorithm 1):
 
   a'_k = (a_k - a_K) a_1 / (a_1 - a_K),   a_k = sqrt(g_k)
 
-The table is made in float64 numpy and stored as gamma, not as beta: beta_K = 1 would lose a'_K = 0 in a product.
+The table is computed in float64 numpy and stored as gamma rather than beta, so that a'_K is exactly 0.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Num
 
 
 class BetaSchedule(enum.StrEnum):
-  """How beta_k runs over the K steps."""
+  """How beta_k depends on the step k."""
 
   LINEAR = "linear"
   SCALED_LINEAR = "scaled_linear"
@@ -57,7 +57,7 @@ class NoiseSchedule:
     num_steps: K; 1000 in the paper.
     beta_first: beta_1; unused by "cosine".
     beta_last: beta_K; unused by "cosine".
-    zero_terminal_snr: shift so that gamma_K = 0 exactly (Table 3e, "w/o zero snr" is False).
+    zero_terminal_snr: rescale so that gamma_K is exactly 0 (False is "w/o zero snr" in Table 3e).
 
   Raises:
     ValueError: for an unknown schedule or betas outside 0 < first <= last < 1.
@@ -98,8 +98,8 @@ class NoiseSchedule:
   def gamma(self, steps: Num[Array, "..."]) -> Float[Array, "..."]:
     """gamma at steps in [0, num_steps], float32.
 
-    Whole steps read the table; between two of them sqrt(gamma) is linear in time, which keeps gamma monotone and
-    meets the table at every whole step (the continuous-time form).
+    Integer steps read the table. Between two of them sqrt(gamma) is linear in time, which keeps gamma monotone and
+    continuous (the continuous-time form).
     """
     roots = jnp.asarray(np.sqrt(self.gammas), jnp.float32)
     if jnp.issubdtype(steps.dtype, jnp.integer):
@@ -110,17 +110,17 @@ class NoiseSchedule:
 
 
 def trailing_steps(num_train_steps: int, num_sampling_steps: int) -> np.ndarray:
-  """Sampling grid K, K - K/n, ..., and a closing 0: int32 [num_sampling_steps + 1].
+  """Sampling grid K, K - K/n, ..., K/n, 0, rounded: int32 [num_sampling_steps + 1].
 
-  The grid must hold K, where the signal is exactly zero and sampling starts from pure noise (arXiv:2305.08891, 3.3);
-  1000 steps by 50 give 1000, 980, ..., 20, 0.
+  The grid includes K, where the signal is exactly zero and sampling starts from pure noise (arXiv:2305.08891, 3.3).
+  For K = 1000 and n = 50 it is 1000, 980, ..., 20, 0.
 
   Raises:
-    ValueError: if num_sampling_steps is not within 1 .. num_train_steps.
+    ValueError: if num_sampling_steps is not in 1 .. num_train_steps.
   """
   if not 1 <= num_sampling_steps <= num_train_steps:
     raise ValueError(
-      f"num_sampling_steps={num_sampling_steps}: expected 1 to {num_train_steps}, the schedule's num_steps"
+      f"num_sampling_steps={num_sampling_steps}: expected 1 to {num_train_steps} (num_steps of the schedule)"
     )
   grid = np.round(np.linspace(num_train_steps, 0, num_sampling_steps + 1))
   return grid.astype(np.int32)

@@ -1,9 +1,9 @@
-"""C3D fine-tuned on UCF-101: the classifier of the inception score of videos.
+"""C3D fine-tuned on UCF-101: the classifier for the inception score of videos.
 
-Eight 3 x 3 x 3 convolutions, five maximum poolings, three dense layers (arXiv:1412.0767). As in
-TGAN (arXiv:1611.06624, arXiv:1811.09245), whose scores later papers compare with: RGB becomes BGR,
-frames are resized to 112 x 112 with aligned corners, and a stored mean over [16, 112, 112, 3] is
-subtracted from bytes.
+Eight 3 x 3 x 3 convolutions, five max poolings, three dense layers (arXiv:1412.0767). The input is
+that of TGAN (arXiv:1611.06624, arXiv:1811.09245), with which later papers compare: RGB is converted
+to BGR, frames are resized to 112 x 112 with aligned corners, and a stored mean [16, 112, 112, 3] is
+subtracted from the bytes.
 """
 
 from typing import cast
@@ -31,9 +31,9 @@ _LEVELS = (
 
 
 class C3D(nn.Module):
-  """Clips of BGR bytes less their mean, [B, 16, 112, 112, 3], to logits.
+  """Logits of clips of BGR bytes minus their mean, [B, 16, 112, 112, 3] -> [B, K].
 
-  The last pooling sees 7 x 7 and keeps the border that does not fill its window (Caffe's ceil rule).
+  The last pooling has a 7 x 7 input and pads it to a multiple of its window (Caffe's ceil rule).
 
   Attributes:
     num_classes: width of the logits.
@@ -50,9 +50,9 @@ class C3D(nn.Module):
         x = nn.relu(nn.Conv(width, (3, 3, 3), name=name)(x))
       window = (1, 2, 2) if number == 0 else (2, 2, 2)
       padding = ((0, 0), (0, x.shape[2] % 2), (0, x.shape[3] % 2))
-      # `nn.max_pool` likewise, but for its types.
+      # The same as `nn.max_pool`, whose type annotations reject this padding.
       x = nn.pool(x, -jnp.inf, jax.lax.max, window, window, padding)
-    # The dense layer was trained on channels before time and space.
+    # The dense layer was trained with channels before time and space.
     x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
     for name in ("fc6", "fc7"):
       x = nn.relu(nn.Dense(self.dense_width, name=name)(x))
@@ -62,10 +62,10 @@ class C3D(nn.Module):
 def preprocess(
   videos: UInt8[Array, "B T H W 3"], mean: Float[Array, "16 112 112 3"]
 ) -> Float[Array, "B 16 112 112 3"]:
-  """RGB bytes to BGR, 112 x 112 with aligned corners, less the mean.
+  """Converts RGB bytes to BGR, resizes to 112 x 112 with aligned corners, and subtracts the mean.
 
   Raises:
-    ValueError: another dtype, rank, number of channels, or a clip that is not 16 frames long.
+    ValueError: for another dtype, rank or number of channels, or clips not 16 frames long.
   """
   require_bytes(videos, network="C3D", axes="BTHW")
   if videos.shape[1] != NUM_FRAMES:
@@ -82,7 +82,10 @@ def logits(variables, videos) -> jax.Array:
 
   Args:
     variables: {"params"} of `C3D` and {"input": {"mean"}}, the stored mean in BGR.
-    videos: of any size.
+    videos: clips of any size (H, W).
+
+  Raises:
+    ValueError: as in `preprocess`.
   """
   x = preprocess(videos, variables["input"]["mean"])
   return cast(jax.Array, C3D().apply({"params": variables["params"]}, x))

@@ -1,18 +1,18 @@
-"""Reads a moving shape's colour and direction from pixels: does a clip do what its caption says?
+"""Caption accuracy: whether color and direction of a moving shape in a clip match its caption.
 
-Independent of the code that draws the corpus: everything here follows from the pixels
-and the words.
+The reader is independent of the code that renders the corpus: it uses only the pixels and the
+caption.
 
-A pixel's saliency is its distance from the background, the median of the frame's border:
+The saliency of a pixel is its distance from the background, the median of the frame's border:
 
   s_i = |x_i - median(border)|,     foreground = { i : s_i > max(contrast, s_peak / 2) }
 
-with s_peak the mean of the frame's most salient pixels. The threshold follows the shape's own
-contrast, so a blurred shape is cut at half its height, where blur does not move the edge.
+with s_peak the mean of the frame's most salient pixels. The threshold depends on the contrast of the
+shape, so the edge of a blurred shape is at half its height, where blur does not move it.
 
-Nothing is read with leniency. No foreground, a foreground that is most of the frame or scattered
-over it, a shape that vanishes before the last frame, a colour without a majority, a drift along the
-diagonal: all count as wrong.
+Ambiguous clips count as wrong: no foreground, a foreground that covers most of the frame or is
+scattered over it, a shape that vanishes before the last frame, a color without a majority, or
+diagonal motion.
 """
 
 import re
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-# Hues of the six colour words, as RGB in [0, 1]. Compared by angle, so a dim or blurred shape keeps
-# its colour.
+# Hues of the six color words, as RGB in [0, 1]. They are compared by angle, so a dim or blurred
+# shape keeps its color.
 PALETTE: dict[str, tuple[float, float, float]] = {
   "red": (0.9, 0.15, 0.15),
   "green": (0.15, 0.8, 0.2),
@@ -34,30 +34,30 @@ PALETTE: dict[str, tuple[float, float, float]] = {
 }
 DIRECTIONS = ("left", "right", "up", "down")
 
-# Saliency is a distance in RGB, at most sqrt(3). A corpus colour stands 0.7 to 1.2 above its
+# Saliency is a distance in RGB, at most sqrt(3). The colors of the corpus are 0.7 to 1.2 from their
 # background.
 MIN_CONTRAST = 0.15
-# The most salient 1% of pixels set a frame's peak: fewer than any shape covers, more than stray
-# pixels do.
+# The most salient 1% of the pixels define a frame's peak: fewer than any shape covers, but more than
+# a few outliers.
 PEAK_FRACTION = 0.01
-# Share of the frame that a shape may cover.
+# Fraction of the frame that a shape may cover.
 AREA_RANGE = (0.01, 0.40)
-# Area over the area of a disc with the same spread about its centre: 1 for a disc, 0.95 a square,
-# 0.83 a triangle.
+# Area divided by the area of a disc with the same spread about its center: 1 for a disc, 0.95 for a
+# square, 0.83 for a triangle.
 MIN_COMPACTNESS = 0.5
-# Cosine between a pixel's colour above the background and a palette entry; grey against its nearest
-# entry has 0.87.
+# Cosine between a pixel's color minus the background and a palette entry; for gray and its nearest
+# entry it is 0.87.
 MIN_COSINE = 0.95
-# Displacement as a fraction of the frame, and how far the larger axis must exceed the other.
+# Displacement as a fraction of the frame, and the minimum ratio of the larger axis to the other.
 MIN_DISPLACEMENT = 0.10
 MIN_DOMINANCE = 1.5
 
 
 @dataclass(frozen=True)
 class Reading:
-  """What the pixels show; None where nothing can be read.
+  """What the pixels show; None if it cannot be read.
 
-  displacement is (x, y) in fractions of the frame's width and height, y downwards.
+  displacement is (x, y) as fractions of the frame's width and height, with y pointing down.
   """
 
   colour: str | None
@@ -67,7 +67,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-  """One clip against its caption; None for a property that the caption does not name."""
+  """Comparison of one clip with its caption; None for a property that the caption does not name."""
 
   reading: Reading
   colour_right: bool | None
@@ -76,7 +76,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Obedience:
-  """Counts over a set of clips. Parts merge by `+`: the sum of the parts is the whole."""
+  """Counts over a set of clips. `+` merges the counts of disjoint sets."""
 
   clips: int = 0
   colour_right: int = 0
@@ -89,17 +89,17 @@ class Obedience:
 
   @property
   def colour_accuracy(self) -> float:
-    """Share of the captions with a colour whose clip shows it; NaN without any."""
+    """Fraction of captions with a color whose clip shows it, in [0, 1]; NaN without such captions."""
     return _share(self.colour_right, self.colour_total)
 
   @property
   def direction_accuracy(self) -> float:
-    """Share of the captions with a direction whose clip moves that way; NaN without any."""
+    """Fraction of captions with a direction whose clip moves that way; NaN without such captions."""
     return _share(self.direction_right, self.direction_total)
 
   @property
   def both_accuracy(self) -> float:
-    """Share of the captions with both whose clip has both right; NaN without any."""
+    """Fraction of captions with both whose clip matches in both; NaN without such captions."""
     return _share(self.both_right, self.both_total)
 
   def __add__(self, other: "Obedience") -> "Obedience":
@@ -113,7 +113,9 @@ class Obedience:
     return {f"caption_obedience/{name}": float(getattr(self, name)) for name in names}
 
   def __str__(self) -> str:
-    lines = [f"caption obedience over {self.clips} clips ({self.unreadable} show no shape)"]
+    lines = [
+      f"caption accuracy over {self.clips} clips ({self.unreadable} without a readable color)"
+    ]
     for name in ("colour", "direction", "both"):
       right, total = getattr(self, f"{name}_right"), getattr(self, f"{name}_total")
       if total:
@@ -128,7 +130,7 @@ def _share(right: int, total: int) -> float:
 def parse_caption(
   caption: str, *, palette: Mapping[str, object] = PALETTE
 ) -> tuple[str | None, str | None]:
-  """(colour, direction) named by a caption; None for one that is absent or named twice."""
+  """(color, direction) named by a caption; None if the caption names none or several."""
   words = re.findall(r"[a-z]+", caption.lower())
 
   def only(vocabulary: Iterable[str]) -> str | None:
@@ -141,11 +143,11 @@ def parse_caption(
 def foreground(
   frame: Float[np.ndarray, "H W 3"], *, min_contrast: float = MIN_CONTRAST
 ) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:
-  """Mask of the shape and colour of the background, or None when no single shape shows.
+  """Mask of the shape and color of the background, or None if there is not a single shape.
 
   Args:
     frame: RGB in [0, 1].
-    min_contrast: least distance from the background, in RGB units.
+    min_contrast: minimum distance from the background, in RGB units.
   """
   height, width = frame.shape[:2]
   rim = max(1, min(height, width) // 32)
@@ -185,7 +187,7 @@ def _direction(displacement: Float[np.ndarray, "2"]) -> str | None:
 def _colour(
   colours: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[float]]
 ) -> str | None:
-  """The palette entry to which most pixels, each above its background, are nearest by angle."""
+  """The palette entry nearest by angle to the majority of pixels (each minus its background), or None."""
   names = list(palette)
   entries = np.array([palette[name] for name in names], np.float64)
   entries /= np.linalg.norm(entries, axis=-1, keepdims=True)
@@ -203,26 +205,26 @@ def read_clip(
   palette: Mapping[str, Sequence[float]] = PALETTE,
   min_contrast: float = MIN_CONTRAST,
 ) -> Reading:
-  """Reads the colour over all frames and the direction between the first and the last.
+  """Reads the color from all frames and the direction from the first and the last frame.
 
   Args:
-    video: RGB in [0, 1]; one frame reads as a still, without a direction.
-    palette: colour name -> RGB in [0, 1].
-    min_contrast: least distance of the shape from the background, in RGB units.
+    video: RGB in [0, 1]; a single frame has no direction.
+    palette: color name -> RGB in [0, 1].
+    min_contrast: minimum distance of the shape from the background, in RGB units.
 
   Raises:
-    ValueError: values outside [0, 1] or not finite, or frames under 8 pixels.
+    ValueError: for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels.
   """
   if min(video.shape[1:3]) < 8:
-    raise ValueError(f"A clip of at least 8x8 pixels is expected, got {video.shape}.")
+    raise ValueError(f"Expected a clip of at least 8x8 pixels, got {video.shape}.")
   if not np.isfinite(video).all() or video.min() < -1e-3 or video.max() > 1 + 1e-3:
     raise ValueError(
-      f"Pixels in [0, 1] are expected, got [{video.min()}, {video.max()}]. "
+      f"Expected pixels in [0, 1], got [{video.min()}, {video.max()}]. "
       "Scale bytes by 1/255 and clip samples."
     )
   found = [foreground(frame, min_contrast=min_contrast) for frame in video.astype(np.float64)]
   pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]
-  # A shape that shows in fewer than half of the frames is not what the clip is of.
+  # A shape must be visible in at least half of the frames.
   colour = _colour(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
   first, last = found[0], found[-1]
   if len(video) < 2 or first is None or last is None:
@@ -237,7 +239,11 @@ def judge(
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Verdict:
-  """Compares what the pixels show with what the caption says."""
+  """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption.
+
+  Raises:
+    ValueError: as in `read_clip`.
+  """
   colour, direction = parse_caption(caption, palette=palette)
   reading = read_clip(video, palette=palette)
   return Verdict(
@@ -252,17 +258,20 @@ def score(
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Obedience:
-  """Judges every (video, caption) and counts. Chance is 1/6 for colour and 1/4 for direction.
+  """Judges every (video, caption) and counts. Chance is 1/6 for color and 1/4 for direction.
 
   Args:
     clips: pairs of a video [T, H, W, 3] in [0, 1], of any length and size, and its caption.
-    palette: colour name -> RGB in [0, 1].
+    palette: color name -> RGB in [0, 1].
+
+  Raises:
+    ValueError: as in `read_clip`.
   """
   return tally(judge(video, caption, palette=palette) for video, caption in clips)
 
 
 def tally(verdicts: Iterable[Verdict]) -> Obedience:
-  """Counts verdicts that are already there."""
+  """Counts verdicts returned by `judge`."""
   total = Obedience()
   for verdict in verdicts:
     has_colour, has_direction = (

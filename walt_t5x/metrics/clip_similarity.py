@@ -1,12 +1,12 @@
-"""Text alignment: how near the frames of a clip are to its prompt in CLIP's space.
+"""Text alignment: similarity between the frames of a clip and its prompt in the embedding space of CLIP.
 
   similarity = mean over frames of cos( image(frame), text(prompt) )
 
-Any CLIP of Hugging Face's layout in a local folder (config.json, model.safetensors, tokenizer files); nothing is
-downloaded. Zero-shot text-to-video papers take ViT-B/32 (CLIPSIM, arXiv:2104.14806).
+The CLIP model is read from a local folder in Hugging Face's layout (config.json, model.safetensors, tokenizer files);
+nothing is downloaded. Papers on zero-shot text-to-video use ViT-B/32 (CLIPSIM, arXiv:2104.14806).
 
-Frames are resized so that their shorter edge is the network's (bicubic, PIL), cut to the central square and normalised
-as in arXiv:2103.00020's release.
+Frames are resized so that their shorter edge has the network's size (bicubic, PIL), cropped to the central square and
+normalized as in the release of arXiv:2103.00020.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from jaxtyping import Float, UInt8
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-_HELP = """The text alignment needs a CLIP on this machine: got --clip_weights={folder}. Put the files config.json,
-model.safetensors and the tokenizer's (tokenizer.json, or vocab.json and merges.txt) of
+_HELP = """Text alignment needs a local CLIP model, got --clip_weights={folder}. Put the files config.json,
+model.safetensors and the tokenizer files (tokenizer.json, or vocab.json and merges.txt) of
   https://huggingface.co/openai/clip-vit-base-patch32
-into a folder and set --clip_weights to it. Without it this protocol is off; `caption_obedience` needs no weights."""
+into a folder and set --clip_weights to it. The protocol `caption_obedience` needs no weights."""
 
 
 def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndarray, "T 3 S S"]:
-  """Bytes to what CLIP's image tower takes."""
+  """Converts RGB bytes to the input of CLIP's image tower, float32, with S = `size`."""
   from PIL import Image
 
   height, width = frames.shape[1:3]
@@ -46,10 +46,10 @@ def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class ClipSimilarity:
-  """A CLIP with weights.
+  """A CLIP model with weights.
 
   Attributes:
-    fingerprint: sha256 of its weight file.
+    fingerprint: sha256, in hex, of the weight file.
   """
 
   fingerprint: str
@@ -58,11 +58,11 @@ class ClipSimilarity:
 
   @classmethod
   def load(cls, folder: str | Path | None) -> "ClipSimilarity":
-    """Reads a folder.
+    """Loads the model of a folder.
 
     Raises:
-      FileNotFoundError: no weights there; says what belongs there.
-      ImportError: torch or transformers are not installed.
+      FileNotFoundError: if the folder has no weights; the message lists the expected files.
+      ImportError: if torch or transformers is not installed.
     """
     file = Path(folder) / "model.safetensors" if folder else None
     if file is None or not file.is_file():
@@ -70,7 +70,7 @@ class ClipSimilarity:
     try:
       import transformers
     except ImportError as error:
-      raise ImportError("The text alignment needs: pip install torch transformers") from error
+      raise ImportError("Text alignment needs: pip install torch transformers") from error
     model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     with file.open("rb") as weights:
@@ -78,7 +78,7 @@ class ClipSimilarity:
     return cls(digest, model, tokenizer)
 
   def __call__(self, frames: UInt8[np.ndarray, "T H W 3"], prompt: str) -> float:
-    """The similarity of one clip, in [-1, 1]; a prompt longer than CLIP's context is cut."""
+    """The similarity of one clip, in [-1, 1]; a prompt longer than CLIP's context is truncated."""
     import torch
 
     pixels = preprocess(frames, self._model.config.vision_config.image_size)
@@ -92,5 +92,5 @@ class ClipSimilarity:
         attention_mask=tokens["attention_mask"],
         pixel_values=torch.from_numpy(pixels),
       )
-    # The model returns both embeddings with norm 1.
+    # The model returns both embeddings normalized.
     return float((out.image_embeds @ out.text_embeds.T).mean())

@@ -1,4 +1,4 @@
-"""A 3D convolution without bias, in the form that is fastest where it runs."""
+"""A 3D convolution without bias, in the form that is fastest on the platform."""
 
 import functools
 
@@ -15,10 +15,10 @@ def convolve_native(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def convolve_shifted(x: Array, kernel: Array, stride: int) -> Array:
-  """The same as a sum of 2D convolutions, one a time step of the kernel.
+  """The same as a sum of 2D convolutions, one per time step of the kernel.
 
-  XLA's 3D convolution on the CPU takes 1.4 to 4 times the processor time (7^3 stride 2 over 224^2: 4.2
-  times; 3^3 over 56^2: 1.4; over 28^2: 1.9).
+  XLA's 3D convolution takes 1.4 to 4 times as much processor time on CPU (7^3 stride 2 over 224^2:
+  4.2 times; 3^3 over 56^2: 1.4; over 28^2: 1.9).
   """
   b, t, h, w, c = x.shape
   taps, steps = len(kernel), -(-t // stride)
@@ -35,11 +35,11 @@ def convolve_shifted(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class Conv3D(nn.Module):
-  """A cubic kernel with SAME padding, without bias.
+  """A convolution with a cubic kernel and SAME padding, without bias.
 
   Attributes:
-    features: channels that come out.
-    kernel, stride: along time, height and width alike.
+    features: output channels.
+    kernel, stride: size and stride along each of time, height and width.
   """
 
   features: int

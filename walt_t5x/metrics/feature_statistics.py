@@ -1,15 +1,15 @@
 """Mean and covariance of features, streamed in float64 and mergeable over hosts, devices and workers.
 
-A part of n features x_i keeps
+For n features x_i it stores
 
   n,    m = 1/n sum x_i,    S = sum (x_i - m)(x_i - m)^T
 
-and two parts a, b merge exactly (Chan, Golub, LeVeque 1979) into
+and two sets a, b merge exactly (Chan, Golub, LeVeque 1979) into
 
   m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    d = m_b - m_a,    n = n_a + n_b.
 
-The scatter about the part's own mean does not cancel as sum x x^T - n m m^T does, so features far
-from zero lose no digits.
+Unlike sum x x^T - n m m^T, the scatter about the mean has no cancellation, so features far from
+zero lose no digits.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from jaxtyping import Float
 
 @struct.dataclass
 class FeatureStatistics(metrics.Metric):
-  """The statistics of a set of features; a CLU metric whose arrays live on the host in float64.
+  """The statistics of a set of features; a CLU metric whose arrays are on the host in float64.
 
   Attributes:
     count: n.
@@ -41,19 +41,19 @@ class FeatureStatistics(metrics.Metric):
     """Statistics of one batch.
 
     Args:
-      features: one row a sample; any float dtype, converted to float64 first.
+      features: one row per sample; any float dtype, converted to float64 first.
 
     Raises:
-      ValueError: another rank, no rows, or values that are not finite.
+      ValueError: for another rank, no rows, or values that are not finite.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
-      raise ValueError(f"Features have shape [N, F] with N, F > 0, got {features.shape}.")
+      raise ValueError(f"Expected features [N, F] with N, F > 0, got {features.shape}.")
     if not np.isfinite(features).all():
       bad = int((~np.isfinite(features).all(1)).sum())
       raise ValueError(
-        f"{bad} of {len(features)} feature rows are not finite. Look at the samples: the model that "
-        "made them has diverged, or the network's weights are damaged."
+        f"{bad} of {len(features)} feature rows are not finite. Check the samples: the model that "
+        "generated them may have diverged, or the network's weights may be damaged."
       )
     mean = features.mean(0)
     centred = features - mean
@@ -61,14 +61,14 @@ class FeatureStatistics(metrics.Metric):
 
   @classmethod
   def empty(cls, dimension: int = 0) -> "FeatureStatistics":
-    """No features; merges with any dimension when `dimension` is 0."""
+    """Statistics of no features; merges with any dimension if `dimension` is 0."""
     return cls(count=0, mean=np.zeros(dimension), scatter=np.zeros((dimension, dimension)))
 
   def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-    """Statistics of both sets together.
+    """Statistics of the union of both sets.
 
     Raises:
-      ValueError: features of different sizes.
+      ValueError: if the features have different sizes.
     """
     if self.count == 0 and self.mean.size == 0:
       return other
@@ -76,7 +76,7 @@ class FeatureStatistics(metrics.Metric):
       return self
     if self.mean.shape != other.mean.shape:
       raise ValueError(
-        f"Statistics of {self.mean.size} and of {other.mean.size} features cannot merge. "
+        f"Cannot merge statistics of {self.mean.size} and of {other.mean.size} features. "
         "Use the same network and layer for both."
       )
     count = self.count + other.count
@@ -96,11 +96,11 @@ class FeatureStatistics(metrics.Metric):
     """The unbiased estimate S / (n - 1).
 
     Raises:
-      ValueError: with fewer than two features.
+      ValueError: for fewer than two samples.
     """
     if self.count < 2:
       raise ValueError(
-        f"A covariance takes at least 2 samples, got {self.count}. Give more samples."
+        f"A covariance needs at least 2 samples, got {self.count}. Provide more samples."
       )
     return self.scatter / (self.count - 1)
 
@@ -110,7 +110,7 @@ class FeatureStatistics(metrics.Metric):
 
   @property
   def content_hash(self) -> str:
-    """sha256 of count, mean and scatter: names the set of features to the last bit."""
+    """sha256, in hex, of count, mean and scatter; it changes with any bit of them."""
     digest = hashlib.sha256(str(self.count).encode())
     for array in (self.mean, self.scatter):
       digest.update(np.ascontiguousarray(array, "<f8").tobytes())
@@ -118,7 +118,7 @@ class FeatureStatistics(metrics.Metric):
 
 
 def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
-  """Writes a `.npz` that appears whole or not at all."""
+  """Writes a `.npz` file atomically."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
@@ -127,16 +127,16 @@ def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics)
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
-  """Reads what `save_statistics` wrote.
+  """Reads a file written by `save_statistics`.
 
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: a file of another layout.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if the file has another layout.
   """
   with np.load(path, allow_pickle=False) as arrays:
     if set(arrays.files) != {"count", "mean", "scatter"}:
       raise ValueError(
-        f"{path} holds {sorted(arrays.files)}; expected count, mean and scatter as written by "
+        f"{path} contains {sorted(arrays.files)}; expected count, mean and scatter as written by "
         "`save_statistics`."
       )
     return FeatureStatistics(
@@ -145,16 +145,18 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
 
 
 def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-  """(mean, covariance) of published reference statistics: an .npz with mu [F] and sigma [F, F].
+  """Reads (mean, covariance) of published reference statistics: an .npz with mu [F] and sigma [F, F].
 
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: no mu or sigma in it, or shapes that do not fit.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if mu or sigma is missing, or their shapes do not match.
   """
   with np.load(path, allow_pickle=False) as arrays:
     if not {"mu", "sigma"} <= set(arrays.files):
-      raise ValueError(f"{path} holds {sorted(arrays.files)}; expected mu and sigma.")
+      raise ValueError(f"{path} contains {sorted(arrays.files)}; expected mu and sigma.")
     mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
   if covariance.shape != (mean.size, mean.size):
-    raise ValueError(f"{path}: mu is {mean.shape}, sigma {covariance.shape}.")
+    raise ValueError(
+      f"{path}: mu is {mean.shape}, sigma {covariance.shape}, expected [F] and [F, F]."
+    )
   return mean, covariance

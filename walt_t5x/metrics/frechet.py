@@ -1,11 +1,11 @@
-"""The Frechet distance between two Gaussians, and scores over folds.
+"""The Frechet distance between two Gaussians, and scores over several folds.
 
   d^2 = |m_1 - m_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-The last trace is the sum of the singular values of S_1^(1/2) S_2^(1/2), with symmetric roots. That
-form needs no root of a product that is not symmetric, gives no complex numbers, and its absolute
-error is a few ulp of the largest variance even when both covariances are rank deficient: a singular
-value carries the rounding error itself, an eigenvalue of S_1 S_2 its square root.
+The last trace is the sum of the singular values of S_1^(1/2) S_2^(1/2), with symmetric roots. This
+form needs no root of a nonsymmetric product and gives no complex numbers. Its absolute error is a
+few ulp of the largest variance even if both covariances are rank deficient: the error of a singular
+value is the rounding error, that of the root of an eigenvalue of S_1 S_2 its square root.
 
 Source: Dowson and Landau 1982; FID (arXiv:1706.08500), FVD (arXiv:1812.01717).
 """
@@ -21,7 +21,7 @@ from walt_t5x.metrics.feature_statistics import FeatureStatistics
 
 
 def _root(covariance: Float[np.ndarray, "F F"]) -> Float[np.ndarray, "R F"]:
-  """R with R^T R = S, without the directions whose variance is rounding error."""
+  """R with R^T R = S, without directions whose variance is below rounding error."""
   values, vectors = linalg.eigh(covariance)
   kept = values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
   return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
@@ -36,12 +36,12 @@ def frechet_distance(
   """d^2 between N(mean_1, covariance_1) and N(mean_2, covariance_2), at least 0.
 
   Args:
-    mean_1, mean_2: any float dtype; computed in float64.
-    covariance_1, covariance_2: symmetric and positive semi-definite; may be singular.
+    mean_1, mean_2: [F], any float dtype; computed in float64.
+    covariance_1, covariance_2: [F, F], symmetric and positive semidefinite; may be singular.
 
   Raises:
-    ValueError: shapes that differ, values that are not finite, a covariance that is not symmetric
-      or has a negative eigenvalue beyond rounding.
+    ValueError: for shapes that differ, values that are not finite, or a covariance that is not
+      symmetric or has negative eigenvalues beyond rounding.
   """
   mean_1, mean_2 = np.asarray(mean_1, np.float64), np.asarray(mean_2, np.float64)
   covariances = []
@@ -49,7 +49,7 @@ def frechet_distance(
     covariance = np.asarray(covariance, np.float64)
     if mean_1.shape != mean_2.shape or covariance.shape != (mean_1.size, mean_1.size):
       raise ValueError(
-        f"Means [F] and covariances [F, F] of one size are expected, got {mean_1.shape}, "
+        f"Expected means [F] and covariances [F, F] of one size, got {mean_1.shape}, "
         f"{mean_2.shape} and a {name} covariance {covariance.shape}."
       )
     if not np.isfinite(covariance).all() or not np.isfinite(mean_1 + mean_2).all():
@@ -63,9 +63,7 @@ def frechet_distance(
   for name, covariance, root in zip(("first", "second"), covariances, roots):
     lost = np.trace(covariance) - np.square(root).sum()
     if lost < -1e-6 * np.trace(covariance):
-      raise ValueError(
-        f"The {name} covariance has negative eigenvalues that sum to {lost:.3g}; it is no covariance."
-      )
+      raise ValueError(f"The {name} covariance has negative eigenvalues that sum to {lost:.3g}.")
   product = roots[0] @ roots[1].T
   cross = np.sum(linalg.svdvals(product)) if product.size else 0.0
   spread = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
@@ -73,32 +71,32 @@ def frechet_distance(
 
 
 def frechet_between(first: FeatureStatistics, second: FeatureStatistics) -> float:
-  """d^2 between the Gaussians of two sets of features, with unbiased covariances."""
+  """d^2 between the Gaussians of two sets of features, with unbiased covariances, at least 0."""
   return frechet_distance(*first.compute(), *second.compute())
 
 
 @dataclass(frozen=True)
 class FoldScore:
-  """A score over folds, each with its own samples: prints as "a +- b".
+  """A score over folds, each with its own samples; prints as "mean +- std".
 
   Attributes:
-    values: one score a fold.
+    values: one score per fold.
   """
 
   values: tuple[float, ...]
 
   def __post_init__(self):
     if not self.values:
-      raise ValueError("A score over folds takes at least one fold, got none.")
+      raise ValueError("A score over folds needs at least one fold, got none.")
 
   @property
   def mean(self) -> float:
-    """a."""
+    """Mean over the folds."""
     return float(np.mean(self.values))
 
   @property
   def std(self) -> float:
-    """b, the population standard deviation over the folds."""
+    """Population standard deviation over the folds."""
     return float(np.std(self.values))
 
   def __str__(self) -> str:
@@ -111,11 +109,11 @@ def frechet_over_folds(
   """The distance of each fold of samples from its own fold of references.
 
   Raises:
-    ValueError: different numbers of folds.
+    ValueError: if the numbers of folds differ.
   """
   if len(samples) != len(references):
     raise ValueError(
-      f"Every fold has its own references: got {len(samples)} folds of samples and "
+      f"Every fold needs its own references: got {len(samples)} folds of samples and "
       f"{len(references)} of references."
     )
   return FoldScore(tuple(map(frechet_between, samples, references)))

@@ -4,8 +4,8 @@ Inflated Inception-v1 (arXiv:1705.07750), RGB stream, as in the TF-Hub module `i
 every convolution is followed by a BatchNorm without scale (epsilon 1e-3) and a ReLU, padding is
 TensorFlow's SAME, and the 400 logits are averaged over time before any softmax.
 
-Input pipeline of FVD (arXiv:1812.01717): bytes, bilinear straight to 224 x 224 by TF1's rule
-without half-pixel centres, then [-1, 1].
+Input pipeline of FVD (arXiv:1812.01717): bytes, resized bilinearly to 224 x 224 by TF1's rule
+without half-pixel centers, then scaled to [-1, 1].
 """
 
 from typing import cast
@@ -20,11 +20,11 @@ from walt_t5x.metrics.convolution import Conv3D
 from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
 
 SIZE = 224
-# Eight time steps per output of the last pooling, which takes two of them.
+# The stride in time before the last pooling is 8, and the pooling needs two positions.
 MIN_FRAMES = 9
 NUM_CLASSES = 400
 
-# Name -> widths of (1x1), (1x1, 3x3x3), (1x1, 3x3x3), (pool, 1x1); or the pooling that stands there.
+# Name -> widths of (1x1), (1x1, 3x3x3), (1x1, 3x3x3), (pool, 1x1); for a pooling, window and stride.
 _TRUNK: tuple[tuple[str, tuple[int, ...]], ...] = (
   ("Mixed_3b", (64, 96, 128, 16, 32, 32)),
   ("Mixed_3c", (128, 128, 192, 32, 96, 64)),
@@ -55,7 +55,7 @@ class Unit3D(nn.Module):
 
 
 class InceptionModule3D(nn.Module):
-  """Four branches side by side."""
+  """Four parallel branches, concatenated along the channels."""
 
   widths: tuple[int, ...]
 
@@ -75,9 +75,9 @@ class InceptionModule3D(nn.Module):
 
 
 class I3D(nn.Module):
-  """Clips in [-1, 1] to logits averaged over time.
+  """Logits, averaged over time, of clips in [-1, 1]: [B, T, H, W, 3] -> [B, K].
 
-  The last pooling takes two time steps and the whole map, which is 7 x 7 at 224 x 224.
+  The last pooling covers two time steps and all positions, 7 x 7 for 224 x 224 pixels.
   """
 
   num_classes: int = NUM_CLASSES
@@ -106,10 +106,10 @@ class I3D(nn.Module):
 
 
 def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 224 224 3"]:
-  """Bytes to what the network takes.
+  """Converts bytes of any size to the input of the network, float32 in [-1, 1].
 
   Raises:
-    ValueError: another dtype, rank or number of channels.
+    ValueError: for another dtype, rank or number of channels.
   """
   require_bytes(videos, network="I3D", axes="BTHW")
   x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
@@ -121,9 +121,9 @@ def logits(variables, videos) -> jax.Array:
 
   Args:
     variables: {"params", "batch_stats"} of `I3D`.
-    videos: at least 9 frames, any size.
+    videos: at least 9 frames, any size (H, W).
 
   Raises:
-    ValueError: another dtype, rank, channel count, or too few frames.
+    ValueError: for another dtype, rank or number of channels, or too few frames.
   """
   return cast(jax.Array, I3D().apply(variables, preprocess(videos)))

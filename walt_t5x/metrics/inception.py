@@ -1,13 +1,13 @@
-"""Inception-v3 as frozen in TensorFlow's graph of 2015-12-05: the network of FID and IS.
+"""Inception-v3 of TensorFlow's frozen graph of 2015-12-05: the network of FID and IS.
 
-It differs from the later slim and torchvision networks: average pooling leaves padding out of its
-mean, the pooling branch of the last block (Mixed_7c) is a maximum, and the classifier has 1,008
+It differs from the later slim and torchvision networks: average pooling excludes padding from its
+mean, the pooling branch of the last block (Mixed_7c) is a max pooling, and the classifier has 1,008
 outputs. Every convolution is followed by a BatchNorm (epsilon 1e-3) and a ReLU.
 
-FID reads `pool_3` [2048]; IS the softmax of the logits without bias (arXiv:1606.03498 took the
-graph's last matrix product, before its bias).
+FID uses `pool_3` [2048]; IS uses the softmax of the logits without bias (arXiv:1606.03498 used the
+last matrix product of the graph, before its bias).
 
-Names follow the weight file `weights-inception-2015-12-05` of torch-fidelity.
+Names are those of the weight file `weights-inception-2015-12-05` of torch-fidelity.
 """
 
 from typing import cast
@@ -57,13 +57,13 @@ class BasicConv2d(nn.Module):
 
 
 class Block(nn.Module):
-  """Chains of convolutions side by side, then a pooling branch.
+  """Parallel chains of convolutions and a pooling branch, concatenated along the channels.
 
   Attributes:
-    chains: each a chain of convolutions; a tuple of convolutions at its end forks.
-    pool: "average" or "maximum" of 3 x 3 at stride 1, followed by a 1 x 1 convolution, or "down":
-      maximum of 3 x 3 at stride 2, with nothing after it.
-    pool_width: width of the pooling branch's convolution.
+    chains: chains of convolutions; a chain may end with a tuple of parallel convolutions.
+    pool: "average" or "maximum" (3 x 3, stride 1, followed by a 1 x 1 convolution), or "down" (max
+      pooling 3 x 3, stride 2, without a convolution).
+    pool_width: width of the convolution of the pooling branch.
   """
 
   chains: tuple
@@ -90,7 +90,7 @@ class Block(nn.Module):
         y = nn.max_pool(x, (3, 3), strides=(1, 1), padding="SAME")
       outputs.append(self._apply(_conv("branch_pool", self.pool_width), y))
     else:
-      raise ValueError(f"No pooling {self.pool!r}; expected average, maximum or down.")
+      raise ValueError(f"Unknown pooling {self.pool!r}; expected average, maximum or down.")
     return jnp.concatenate(outputs, -1)
 
   def _apply(self, link: _Conv, x: Array) -> Array:
@@ -177,7 +177,7 @@ def _block_e(pool: str, name: str) -> Block:
 
 
 class InceptionV3(nn.Module):
-  """Images in [-1, 1) to features and logits.
+  """Features and logits of images [B, H, W, 3] in [-1, 1).
 
   Returns:
     {"pool_3": [B, 2048], "logits_unbiased": [B, 1008], "logits": [B, 1008]}.
@@ -207,10 +207,10 @@ class InceptionV3(nn.Module):
 
 
 def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
-  """Bytes, bilinear to 299 x 299 by TF1's rule, then (x - 128) / 128.
+  """Resizes bytes bilinearly to 299 x 299 by TF1's rule, then returns (x - 128) / 128, float32.
 
   Raises:
-    ValueError: another dtype, rank or number of channels.
+    ValueError: for another dtype, rank or number of channels.
   """
   require_bytes(images, network="Inception", axes="BHW")
   x = resize_bilinear(images.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
@@ -218,5 +218,5 @@ def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
 
 
 def features(variables, images) -> dict[str, jax.Array]:
-  """The outputs of `InceptionV3` for images [B, H, W, 3], uint8, of any size."""
+  """The outputs of `InceptionV3` for images [B, H, W, 3], uint8, of any size (H, W)."""
   return cast(dict[str, jax.Array], InceptionV3().apply(variables, preprocess(images)))

@@ -1,4 +1,4 @@
-"""The scoring networks by name: load once, then batches of byte clips to features on the host."""
+"""The scoring networks by name: they map batches of byte clips to features on the host."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ class NetworkKind:
   """A network without its weights.
 
   Attributes:
-    public: where its public weights are.
-    layers: what it returns.
+    public: its public weights.
+    layers: names of the outputs.
     extract: (variables, bytes [B, T, H, W, 3]) -> {layer: [B, F]}; an image is a clip of one frame.
     expected: flat name -> shape of its weights.
   """
@@ -87,8 +87,8 @@ class FeatureNetwork:
 
   Attributes:
     name: its name.
-    fingerprint: of its weights.
-    is_public: whether they are the public ones, where the public fingerprint is known.
+    fingerprint: fingerprint of its weights.
+    is_public: whether these are the public weights; None if unknown.
     description: the same in words, for tables.
   """
 
@@ -100,20 +100,20 @@ class FeatureNetwork:
 
   @classmethod
   def load(cls, name: str, path: Any) -> "FeatureNetwork":
-    """Reads what `import_weights` or `train_surrogate` wrote.
+    """Reads weights written by `import_weights` or `train_surrogate`.
 
     Raises:
-      FileNotFoundError: no such file; says where to get it and what its hash is.
-      ValueError: no such network, or weights that do not fit it.
+      FileNotFoundError: if the file does not exist; the message says where to get it, with its hash.
+      ValueError: for an unknown network, or weights that do not fit it.
     """
     if name not in KINDS:
-      raise ValueError(f"No network {name!r}; expected one of {sorted(KINDS)}.")
+      raise ValueError(f"Unknown network {name!r}; expected one of {sorted(KINDS)}.")
     kind = KINDS[name]
     return cls(name, *weights.load_weights(path, public=kind.public, expected=kind.expected()))
 
   @functools.cached_property
   def is_public(self) -> bool | None:
-    """None where nobody has recorded the public fingerprint."""
+    """Whether the weights are the public ones; None if the public fingerprint is not recorded."""
     public = self._kind.public
     if public.stand_in:
       return False
@@ -121,7 +121,7 @@ class FeatureNetwork:
 
   @property
   def description(self) -> str:
-    """What the weights are: public, not public, not recorded, or a stand-in's."""
+    """What the weights are: public, not public, not recorded, or those of a surrogate."""
     return self._kind.public.describe(self.fingerprint)
 
   def __call__(self, videos: np.ndarray, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
@@ -129,7 +129,7 @@ class FeatureNetwork:
 
     Args:
       videos: uint8 [B, T, H, W, 3].
-      batch_size: a smaller last batch is padded to this many, so that nothing compiles anew.
+      batch_size: a smaller batch is padded to this size, to avoid recompilation.
 
     Returns:
       layer -> [B, F], float32.

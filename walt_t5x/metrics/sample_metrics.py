@@ -1,4 +1,4 @@
-"""SeqIO `metric_fns` of rows and samples: pure functions of (targets, predictions), for T5X's eval and SeqIO's own.
+"""SeqIO `metric_fns`: pure functions of (targets, predictions), for the evaluators of T5X and SeqIO.
 
 tasks.video_task.metric_fns = [@sample_metrics.latent_frechet]
 tasks.pixel_task.metric_fns = [@sample_metrics.VideoFrechet()]
@@ -20,14 +20,14 @@ from walt_t5x.metrics.protocols.protocol import Statistic
 
 
 def latent_frechet(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-  """Frechet distance between the channels of latents, every place of every clip a sample; needs no network.
+  """Frechet distance between the channels of latents, with every position of every clip as a sample; uses no network.
 
-  It sees means and correlations of channels and nothing of space or time: a small distance says little, a large one
-  that a model is broken.
+  It depends on means and covariances of channels only, not on space or time: a large distance means that a model is
+  broken, a small one does not mean that it is good.
 
   Args:
-    targets: rows, each [T, h, w, c].
-    predictions: samples, each [T, h, w, c].
+    targets: latents of the data set, each [T, h, w, c].
+    predictions: generated latents, each [T, h, w, c].
 
   Returns:
     {"latent_frechet": distance}.
@@ -41,12 +41,12 @@ def latent_frechet(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoFrechet:
-  """Frechet distance of a protocol between clips of pixels, such as a tokenizer's reconstructions and their inputs.
+  """Frechet distance of a protocol between clips of pixels, such as reconstructions of a tokenizer and their inputs.
 
   Attributes:
-    protocol: by name; its first Frechet distance is taken.
-    weights: file of its network's weights.
-    batch_size: clips a forward pass.
+    protocol: name of a protocol, whose first Frechet distance is used.
+    weights: file with the weights of its network.
+    batch_size: clips per forward pass.
   """
 
   protocol: str
@@ -63,15 +63,15 @@ class VideoFrechet:
     return next(rule for rule in rules if rule.statistic is Statistic.FRECHET)
 
   def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-    """{"PROTOCOL/SCORE@HASH": distance}; the hash covers length, size and number of the clips.
+    """Returns {"PROTOCOL/SCORE@HASH": distance}; the hash covers length, size and number of the clips.
 
     Args:
-      targets: clips [T, H, W, 3] (or lists of their frames, as SeqIO gives them), uint8, or float in [0, 1], which is
+      targets: clips [T, H, W, 3] (or lists of their frames, as SeqIO passes them), uint8, or float in [0, 1], which is
         rounded to bytes.
       predictions: likewise.
 
     Raises:
-      FileNotFoundError: no weights.
+      FileNotFoundError: if the file of weights does not exist.
     """
     videos = [
       to_uint8(np.stack([np.asarray(clip) for clip in clips])) for clips in (predictions, targets)

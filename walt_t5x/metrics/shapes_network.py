@@ -1,8 +1,8 @@
-"""A small 3D network that names a moving shape: it stands in for I3D where I3D's weights are absent.
+"""A small 3D classifier of moving shapes: a surrogate for I3D if its weights are not available.
 
 Four 3 x 3 x 3 convolutions over [T, 64, 64]; the features are mean and maximum of the last map over
-time and space. Trained on rendered shapes (`train_surrogate`), so its distances order clips of
-that corpus and are comparable with no published number: tables say "stand-in network".
+time and space. It is trained on rendered shapes (`train_surrogate`), so its distances rank clips of
+that corpus but are not comparable with published numbers: tables say "surrogate network".
 """
 
 from typing import cast
@@ -20,21 +20,21 @@ SIZE = 64
 WIDTHS = (16, 32, 48, 48)
 STRIDES = (2, 2, 2, 1)
 NUM_FEATURES = 2 * WIDTHS[-1]
-# Colours, shapes, directions with "still" as the fifth.
+# Colors, shapes, directions with "still" as the fifth.
 HEADS = {"colour": 6, "shape": 3, "direction": 5}
-# Three halvings leave two time steps of nine frames, so that the last kernel compares frames.
+# After three halvings 5 to 8 frames are one time step, nine frames two.
 MIN_FRAMES = 5
 
 
 class ShapesNetwork(nn.Module):
-  """Clips in [-1, 1] to features and the logits of each head."""
+  """Features and logits of each head for clips in [-1, 1]: [B, T, H, W, 3] -> {"features": [B, 96], head: [B, K]}."""
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W 3"]) -> dict[str, Array]:
     """Raises ValueError for fewer than 5 frames."""
     if x.shape[1] < MIN_FRAMES:
       raise ValueError(
-        f"The stand-in network takes clips of at least {MIN_FRAMES} frames, got {x.shape[1]}. "
+        f"The surrogate network takes clips of at least {MIN_FRAMES} frames, got {x.shape[1]}. "
         "Score longer clips."
       )
     for number, (width, stride) in enumerate(zip(WIDTHS, STRIDES)):
@@ -47,12 +47,12 @@ class ShapesNetwork(nn.Module):
 
 
 def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 64 64 3"]:
-  """Bytes of any size, bilinear to 64 x 64 by TF1's rule, then [-1, 1].
+  """Resizes bytes of any size bilinearly to 64 x 64 by TF1's rule, then scales them to [-1, 1].
 
   Raises:
-    ValueError: another dtype, rank or number of channels.
+    ValueError: for another dtype, rank or number of channels.
   """
-  require_bytes(videos, network="The stand-in network", axes="BTHW")
+  require_bytes(videos, network="The surrogate network", axes="BTHW")
   x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
   return 2.0 * x / 255.0 - 1.0
 

@@ -1,4 +1,4 @@
-"""Structural similarity of clips in [0, 1], frame by frame."""
+"""Structural similarity of clips in [0, 1], per frame."""
 
 import functools
 
@@ -18,8 +18,8 @@ def ssim(video: Video, reference: Video) -> Float[Array, " B"]:
 
     SSIM = (2 m_x m_y + C1) (2 s_xy + C2) / ((m_x^2 + m_y^2 + C1) (s_x^2 + s_y^2 + C2)),  C_i = K_i^2
 
-  with means and (population) covariances in an 11 x 11 Gaussian window of sigma 1.5, wherever the window lies inside
-  the frame.
+  with means and (population) covariances in an 11 x 11 Gaussian window of sigma 1.5, at all positions where the window
+  is inside the frame.
   Source: Wang et al., Image quality assessment: from error visibility to structural similarity (2004).
 
   Raises:
@@ -29,7 +29,7 @@ def ssim(video: Video, reference: Video) -> Float[Array, " B"]:
     raise ValueError(f"ssim: got shapes {video.shape} and {reference.shape}, expected equal ones.")
   if min(video.shape[2:4]) < 2 * RADIUS + 1:
     raise ValueError(
-      f"ssim: got frames of {video.shape[2]} x {video.shape[3]}, expected at least {2 * RADIUS + 1} pixels a side."
+      f"ssim: got frames of {video.shape[2]} x {video.shape[3]}, expected at least {2 * RADIUS + 1} per side."
     )
   x, y = video.astype(jnp.float32), reference.astype(jnp.float32)
   mean_x, mean_y = _blur(x), _blur(y)
@@ -43,7 +43,7 @@ def ssim(video: Video, reference: Video) -> Float[Array, " B"]:
 
 
 def _blur(x: jax.Array) -> jax.Array:
-  """Separable Gaussian over H and W, where it fits."""
+  """Separable Gaussian filter over H and W, without padding."""
   offsets = np.arange(-RADIUS, RADIUS + 1)
   taps = np.exp(-0.5 * (offsets / SIGMA) ** 2)
   taps = taps / taps.sum()

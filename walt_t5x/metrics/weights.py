@@ -1,4 +1,4 @@
-"""Weights of the scoring networks: local safetensors files, checked by shape and fingerprint."""
+"""Weights of the scoring networks: local safetensors files with checked shapes and fingerprints."""
 
 import dataclasses
 import os
@@ -15,15 +15,15 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublicWeights:
-  """Where a network's public weights are, and how to know them; or how to train a stand-in.
+  """Source and fingerprint of the public weights of a network, or how to train a surrogate.
 
   Attributes:
-    network: its name.
-    num_parameters: trainable parameters, without running statistics.
+    network: name of the network.
+    num_parameters: number of trainable parameters, without running statistics.
     where: how to get the file, one line.
-    source_sha256: of the file that is to be imported; a prefix where only that is published.
-    fingerprint: of the imported tensors (`fingerprint`); None where nobody here has seen them yet.
-    stand_in: there are no public weights: the network is trained on the spot, and `where` says how.
+    source_sha256: sha256 of the file to import; a prefix if only that is published.
+    fingerprint: `fingerprint` of the imported tensors; None if it is not recorded.
+    stand_in: the network has no public weights; `where` is the command that trains it.
   """
 
   network: str
@@ -34,9 +34,9 @@ class PublicWeights:
   stand_in: bool = False
 
   def describe(self, fingerprint: str) -> str:
-    """What stands beside a score about the weights of this fingerprint."""
+    """Description of the weights with this fingerprint, reported with a score."""
     if self.stand_in:
-      return "stand-in network, trained on shapes"
+      return "surrogate network, trained on shapes"
     if self.fingerprint is None:
       return "weights not recorded"
     return "public weights" if fingerprint == self.fingerprint else "NOT the public weights"
@@ -62,7 +62,7 @@ C3D = PublicWeights(
   network="c3d",
   num_parameters=78_409_573,
   where="https://github.com/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz and "
-  "mean2.npz beside it",
+  "mean2.npz in the same folder",
   source_sha256=None,
   fingerprint=None,
 )
@@ -77,16 +77,16 @@ SHAPES = PublicWeights(
 
 
 def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) -> str:
-  """Says where to get a network's weights, what their hash is and how to import them."""
+  """Error message for missing weights: where to get them, their hash and how to import them."""
   if public.stand_in:
     return (
-      f"The weights of the stand-in network {public.network} are not there: got {path}. Train them, "
+      f"The weights of the surrogate network {public.network} are missing: got {path}. Train them, "
       f"which takes about a minute:\n  {public.where}\nand set --{public.network}_weights."
     )
   digest = public.source_sha256
   known = f"sha256 {digest}{'...' if len(digest) < 64 else ''}" if digest else "no published hash"
   return (
-    f"The weights of {public.network} are not there: got {path}. Get them ({known}):\n"
+    f"The weights of {public.network} are missing: got {path}. Get them ({known}):\n"
     f"  {public.where}\n"
     f"and import them once:\n"
     f"  python -m walt_t5x.metrics.import_weights --network={public.network} --source=FILE "
@@ -95,7 +95,7 @@ def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) 
 
 
 def shapes_of(init_variables: Any) -> dict[str, tuple[int, ...]]:
-  """Flat name -> shape of a tree of arrays or shapes."""
+  """Flat name -> shape of a tree of arrays or `ShapeDtypeStruct`s."""
   flat: dict[str, Any] = traverse_util.flatten_dict(init_variables, sep="/")
   return {name: tuple(leaf.shape) for name, leaf in flat.items()}
 
@@ -103,7 +103,7 @@ def shapes_of(init_variables: Any) -> dict[str, tuple[int, ...]]:
 def check_shapes(
   flat: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], *, what: str
 ) -> None:
-  """Raises ValueError that names the tensors which are missing, unknown or of another shape."""
+  """Raises ValueError with the names of tensors that are missing, unknown or of another shape."""
   missing, unknown = sorted(set(expected) - set(flat)), sorted(set(flat) - set(expected))
   wrong = [
     f"{name}: got {flat[name].shape}, expected {expected[name]}"
@@ -118,7 +118,7 @@ def check_shapes(
 
 
 def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -> str:
-  """Writes tensors by flat name, whole or not at all; returns their fingerprint."""
+  """Writes tensors by flat name atomically; returns their fingerprint."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + ".partial")
@@ -136,16 +136,16 @@ def load_weights(
   """Reads imported weights.
 
   Args:
-    path: the `.safetensors` file that `import_weights` wrote.
-    public: which network's.
+    path: the `.safetensors` file written by `import_weights`.
+    public: public weights of the network, for the error message.
     expected: flat name -> shape.
 
   Returns:
     (variables nested for `apply`, fingerprint).
 
   Raises:
-    FileNotFoundError: no such file; says where to get it and what its hash is.
-    ValueError: tensors that do not fit the network.
+    FileNotFoundError: if the file does not exist; the message says where to get it, with its hash.
+    ValueError: if the tensors do not fit the network.
   """
   if path is None or not Path(path).is_file():
     raise FileNotFoundError(missing_message(public, path))

@@ -1,7 +1,7 @@
-"""Where activations live on the mesh: named at the borders of layers, as parameters are by `param_with_axes`.
+"""Sharding of activations: logical axis names at the layer boundaries, like `param_with_axes` for parameters.
 
-XLA chooses the layout of everything in between. Left alone it lets the layout of sharded parameters leak into the
-activations (ZeRO's split of the width, say) and moves the tokens around at each layer.
+XLA chooses the layout of everything in between. Without constraints it propagates the sharding of parameters to the
+activations (for example ZeRO's split of the width) and reshards the tokens at each layer.
 """
 
 import math
@@ -19,19 +19,19 @@ CELLS = ("batch", "height", "width", "frames", None, "embed")
 
 
 def _mesh() -> Mesh | None:
-  """The mesh of the engine's step that is being traced; None outside of one."""
+  """The mesh of the engine's step that is being traced; None outside a step."""
   mesh = pxla.thread_resources.env.physical_mesh
   return None if mesh.empty or not get_logical_axis_rules() else mesh
 
 
 def platform() -> str:
-  """What the step is compiled for, such as "tpu": of the mesh's devices, else of JAX's default."""
+  """The platform that the step is compiled for, such as "tpu": that of the mesh, else JAX's default."""
   mesh = pxla.thread_resources.env.physical_mesh
   return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
 
 
 def _spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
-  """Mesh axes by logical names; an axis that its share of the mesh does not divide stays whole."""
+  """Mesh axes by logical names; an axis whose size the mesh axes do not divide is not sharded."""
   found = []
   axes = logical_to_mesh_axes(tuple(names), get_logical_axis_rules()) or ()
   for size, axis in zip(shape, axes, strict=True):
@@ -44,7 +44,7 @@ def _size(mesh: Mesh, axes: str | Sequence[str] | None) -> int:
 
 
 def parts(shape: Sequence[int], names: Sequence[str | None]) -> list[int]:
-  """Over how many devices each axis of an array of these logical names is split."""
+  """Number of devices over which each axis of an array with these logical names is split."""
   mesh = _mesh()
   return [1] * len(shape) if mesh is None else [_size(mesh, a) for a in _spec(mesh, shape, names)]
 
@@ -54,12 +54,12 @@ def on_each_device(
   arrays: Mapping[str, tuple[Array, Sequence[str | None]]],
   names: Sequence[str | None],
 ) -> Array:
-  """function({name: array}), run by each device on its part; for what XLA cannot split by itself.
+  """Runs function({name: array}) on each device's shard, for operations that XLA cannot partition.
 
   Args:
-    function: needs no other device's part.
-    arrays: by name, with the logical names of their axes.
-    names: of the result's axes; it has the shape of the first array.
+    function: must not need the shard of another device.
+    arrays: arrays by name, each with the logical names of its axes.
+    names: logical names of the result's axes; the result has the shape of the first array.
   """
   mesh, given = _mesh(), {name: array for name, (array, _) in arrays.items()}
   if mesh is None:
@@ -77,17 +77,17 @@ def on_each_device(
 
 
 def constrain(x: Array, names: Sequence[str | None] | None = None) -> Array:
-  """x where the engine's rules want axes of these names; as it is outside of an engine's step.
+  """Constrains the sharding of x by the engine's rules; returns x unchanged outside an engine's step.
 
-  An axis that its share of the mesh does not divide stays whole: rows of a small microbatch, say.
+  An axis whose size the mesh axes do not divide is not sharded, for example the batch of a small microbatch.
 
-  Not flax's `with_sharding_constraint`: flax 0.12 looks for a mesh of `jax.set_mesh`, which neither T5X nor the
-  built-in engine sets, and then constrains nothing.
+  Not flax's `with_sharding_constraint`: flax 0.12 looks for a mesh set by `jax.set_mesh`, which neither T5X nor the
+  built-in engine sets, and without it has no effect.
 
   Args:
     x: an activation.
-    names: logical name of each axis; those that no rule names stay whole. By default those of tokens, in a grid or by
-      cells.
+    names: logical name of each axis; an axis without a rule is not sharded. By default those of tokens, in a grid or
+      by cells.
   """
   mesh = _mesh()
   if mesh is None:

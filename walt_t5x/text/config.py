@@ -1,11 +1,11 @@
-"""Sizes of the T5 v1.1 encoder, and their Hugging Face `config.json`."""
+"""Sizes of the T5 v1.1 encoder, and Hugging Face's `config.json`."""
 
 import dataclasses
 import json
 import pathlib
 from typing import Any
 
-# What T5 v1.1 fixes for every size; `config.json` may leave a field out but may not contradict it.
+# Fields that are the same for all sizes of T5 v1.1; `config.json` may omit them but may not contradict them.
 _FIXED_FIELDS = {
   "model_type": "t5",
   "feed_forward_proj": "gated-gelu",
@@ -14,7 +14,7 @@ _FIXED_FIELDS = {
   "eos_token_id": 1,
 }
 
-# Older T5 checkpoints carry no maximum distance: it was 128 before it could be chosen.
+# Older T5 checkpoints have no maximum distance: it was always 128 before it became configurable.
 _DEFAULT_FIELDS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 
 
@@ -23,14 +23,14 @@ class T5Config:
   """Sizes of one T5 v1.1 encoder; field names are those of Hugging Face's `config.json`.
 
   Args:
-    vocab_size: rows of the embedding table (at least the pieces of the vocabulary).
+    vocab_size: rows of the embedding table (at least the number of pieces of the vocabulary).
     d_model: width of the residual stream and of the text embedding.
     d_kv: width of one attention head; num_heads * d_kv need not equal d_model.
     d_ff: width of each of the two branches of the gated feed-forward layer.
     num_heads: attention heads.
     num_layers: encoder blocks.
-    relative_attention_num_buckets: buckets of the relative position table, an even number.
-    relative_attention_max_distance: distance in tokens from which all share the last bucket.
+    relative_attention_num_buckets: buckets of the relative position table, a multiple of 4.
+    relative_attention_max_distance: distance in tokens from which all positions share the last bucket.
 
   Raises:
     ValueError: if a size is not positive, or the buckets cannot be split by sign.
@@ -65,7 +65,7 @@ class T5Config:
       path: the file.
 
     Raises:
-      ValueError: if the file describes something else than a T5 v1.1 encoder.
+      ValueError: if the file does not describe a T5 v1.1 encoder.
     """
     stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     for name, expected in _FIXED_FIELDS.items():
@@ -82,7 +82,7 @@ class T5Config:
     fields = {**_DEFAULT_FIELDS, **stored}
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
     if missing:
-      raise ValueError(f"{path}: fields {missing} are missing; add them as T5's config.json does.")
+      raise ValueError(f"{path}: fields {missing} are missing; add them as in T5's config.json.")
     return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls)})
 
   def to_json(self) -> str:
@@ -107,7 +107,7 @@ BASE = T5Config(d_model=768, d_ff=2048, num_heads=12, num_layers=12)
 LARGE = T5Config(d_model=1024, d_ff=2816, num_heads=16, num_layers=24)
 XL = T5Config(d_model=2048, d_ff=5120, num_heads=32, num_layers=24)
 XXL = T5Config(d_model=4096, d_ff=10240, num_heads=64, num_layers=24)
-# Not a published size: for tests and for the CPU walk-through, where it is randomly initialised.
+# Not a published size: for tests and the CPU quickstart, where it is randomly initialized.
 TINY = T5Config(vocab_size=512, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2)
 
 PRESETS = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE, "xl": XL, "xxl": XXL}

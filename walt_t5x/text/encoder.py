@@ -1,4 +1,4 @@
-"""Captions to embeddings: one T5 encoder folder behind one class."""
+"""Encodes captions with the T5 encoder of a folder."""
 
 import functools
 import pathlib
@@ -23,15 +23,15 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 VOCABULARY_FILE = "spiece.model"
 
-# Padded lengths, one compiled program each. T5 was trained on at most 512 tokens.
+# Padded lengths, each with its own compiled program. T5 was trained on at most 512 tokens.
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
 
 
 class TextEncoder:
   """A T5 encoder with its vocabulary, ready to encode captions.
 
-  A caption's embedding does not depend on its neighbours in the list: every call runs at a fixed
-  number of rows and at the bucket of the caption's own length.
+  A caption's embedding does not depend on the other captions in the list: every call to the device
+  has a fixed batch size and the bucket of the caption's length.
   """
 
   def __init__(
@@ -50,7 +50,7 @@ class TextEncoder:
       params: nested Flax parameters, float32.
       vocabulary: its SentencePiece vocabulary.
       dtype: activation dtype, float32 or bfloat16.
-      batch_size: rows of every call to the device; short lists are filled up.
+      batch_size: captions per call to the device; short lists are padded.
 
     Raises:
       ValueError: if the vocabulary has more pieces than the embedding table has rows.
@@ -78,20 +78,20 @@ class TextEncoder:
     """Reads a Hugging Face T5 v1.1 folder: config.json, model.safetensors, spiece.model.
 
     Args:
-      folder: where they are.
+      folder: the folder.
       dtype: activation dtype, float32 or bfloat16; the parameters stay float32.
-      batch_size: rows of every call to the device.
+      batch_size: captions per call to the device.
 
     Raises:
       FileNotFoundError: if one of the files is missing.
-      ValueError: if they do not belong together or are not T5 v1.1.
+      ValueError: if the files do not belong together or are not T5 v1.1.
     """
     folder = pathlib.Path(folder)
     if not (folder / CONFIG_FILE).is_file():
       raise FileNotFoundError(
         f"No {CONFIG_FILE} in {folder}. Make a text encoder folder with `python -m "
         "walt_t5x.text.import_encoder` (T5 weights) or `python -m walt_t5x.text.init_encoder` "
-        "(random, for trials)."
+        "(random weights, for tests)."
       )
     config = T5Config.from_json(folder / CONFIG_FILE)
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
@@ -107,7 +107,7 @@ class TextEncoder:
 
   @property
   def embedding_dim(self) -> int:
-    """Width of the embedding of one token."""
+    """Width E of the embedding of one token."""
     return self.config.d_model
 
   @functools.cached_property
@@ -117,24 +117,27 @@ class TextEncoder:
     return encoder_fingerprint(self.config, weights, self.vocabulary)
 
   def tokenize(self, texts: Sequence[str], max_length: int) -> list[Int32[np.ndarray, " _"]]:
-    """Returns the ids of each text: eos appended, cut to max_length with the eos kept, unpadded.
+    """Returns the ids of each text, int32, truncated to max_length with an eos at the end, unpadded.
 
     Args:
       texts: captions; '' is the null caption.
-      max_length: largest number of ids, eos included.
+      max_length: largest number of ids, including the eos; at least 1.
+
+    Raises:
+      TypeError: if `texts` is a string.
     """
     if isinstance(texts, str):
-      raise TypeError(f"tokenize: got one string {texts!r}, expected a list of them.")
+      raise TypeError(f"tokenize: got one string {texts!r}, expected a list of strings.")
     return [self.vocabulary.encode(text, max_length) for text in texts]
 
   def encode(self, ids: Sequence[Integer[np.ndarray, " _"]]) -> list[Float32[np.ndarray, "_ E"]]:
-    """Returns the embedding of every token of every caption; padding never comes back.
+    """Returns the embeddings of each caption, float32 [tokens, E], without padding.
 
     Args:
-      ids: what `tokenize` returned, 1 to 512 ids each.
+      ids: the result of `tokenize`, 1 to 512 ids each.
 
     Raises:
-      ValueError: if a caption is empty, too long, or holds padding or ids outside the vocabulary.
+      ValueError: if a caption is empty, too long, or contains padding or ids outside the vocabulary.
     """
     groups: dict[int, list[int]] = defaultdict(list)
     for row, caption in enumerate(ids):
@@ -160,7 +163,7 @@ class TextEncoder:
     if caption.min() <= PAD_ID or caption.max() >= self.config.vocab_size:
       raise ValueError(
         f"Caption {row}: got ids from {caption.min()} to {caption.max()}, expected 1 to "
-        f"{self.config.vocab_size - 1} without padding; pass what tokenize returned."
+        f"{self.config.vocab_size - 1} without padding; pass the result of tokenize."
       )
     return next(length for length in LENGTH_BUCKETS if length >= len(caption))
 
@@ -174,10 +177,10 @@ def save_encoder(
 ) -> None:
   """Writes a text encoder folder that `TextEncoder.load` and Hugging Face read.
 
-  config.json comes last, so an interrupted write leaves no folder that loads.
+  config.json is written last, so a folder left by an interrupted write does not load.
 
   Args:
-    folder: created if it does not exist; the three files are replaced.
+    folder: created if it does not exist; existing files are replaced.
     config: the encoder's sizes.
     weights: parameters by flat T5X name, read one at a time.
     vocabulary: its SentencePiece vocabulary.

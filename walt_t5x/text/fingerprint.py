@@ -14,10 +14,10 @@ from walt_t5x.text.vocabulary import Vocabulary
 def encoder_fingerprint(
   config: T5Config, weights: Mapping[str, Any], vocabulary: Vocabulary
 ) -> str:
-  """Returns the fingerprint of the weights together with what they do not tell.
+  """Returns the fingerprint of weights, vocabulary and largest relative distance.
 
-  The vocabulary counts, because two random encoders of one seed and size differ in nothing else,
-  and so does the largest relative distance, which no tensor's shape shows.
+  The vocabulary is included because two random encoders of the same seed and size differ in nothing
+  else, the distance because it does not appear in the shape of any tensor.
 
   Args:
     config: the encoder's sizes.
@@ -28,6 +28,6 @@ def encoder_fingerprint(
     "relative_attention_max_distance": np.int32(config.relative_attention_max_distance),
     "vocabulary": np.frombuffer(vocabulary.model, np.uint8),
   }
-  # A ChainMap writes to its first map alone; the others may be read-only.
+  # A ChainMap writes only to its first map; the others may be read-only.
   chained = collections.ChainMap(rest, weights)  # pyright: ignore[reportArgumentType]
   return weights_fingerprint(chained)

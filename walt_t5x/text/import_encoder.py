@@ -4,8 +4,8 @@
   python -m walt_t5x.text.import_encoder --source t5_1_1_xl/checkpoint_1000000 \\
     --vocabulary cc_all.32000/sentencepiece.model --output encoders/t5_xl
 
-The source is local: a model folder, a sharded index, a lone .safetensors file, or a checkpoint_<step> folder of T5X.
-Only the encoder is kept, as float32; one tensor is in memory at a time.
+The source is local: a model folder, the index of a sharded checkpoint, a .safetensors file, or a checkpoint_<step>
+folder of T5X. Only the encoder is written, as float32; one tensor is in memory at a time.
 """
 
 import argparse
@@ -27,15 +27,17 @@ def main(argv: list[str] | None = None) -> int:
     help="folder, .safetensors, model.safetensors.index.json, or a T5X checkpoint_<step>",
   )
   parser.add_argument("--output", required=True, help="text encoder folder to write")
-  parser.add_argument("--vocabulary", help="T5's spiece.model (default: the one beside the source)")
-  parser.add_argument("--overwrite", action="store_true", help="replace an encoder that is there")
+  parser.add_argument(
+    "--vocabulary", help="T5's spiece.model (default: spiece.model next to the source)"
+  )
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
   source_path, output = pathlib.Path(args.source), pathlib.Path(args.output)
   folder = source_path if source_path.is_dir() else source_path.parent
   if (output / "config.json").exists() and not args.overwrite:
-    parser.error(f"{output} already holds an encoder; pass --overwrite to replace it.")
+    parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if output.resolve() == folder.resolve():
-    parser.error("--output is the source's own folder; choose another one.")
+    parser.error("--output is the folder of the source; choose another folder.")
 
   from walt_t5x.text import t5x_checkpoint
   from walt_t5x.text.config import T5Config
@@ -59,8 +61,8 @@ def main(argv: list[str] | None = None) -> int:
   vocabulary = Vocabulary.load(args.vocabulary or folder / VOCABULARY_FILE)
   if len(vocabulary) > config.vocab_size:
     parser.error(
-      f"the vocabulary has {len(vocabulary)} pieces, the weights {config.vocab_size} rows; pass "
-      "the --vocabulary that belongs to them."
+      f"the vocabulary has {len(vocabulary)} pieces, the embedding table {config.vocab_size} rows; "
+      "pass the --vocabulary of these weights."
     )
   save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
 

@@ -1,8 +1,8 @@
-"""Hugging Face T5 weights to and from the Flax tree, one tensor at a time.
+"""Converts Hugging Face T5 weights to and from the Flax tree, one tensor at a time.
 
 Torch stores linear kernels as (out, in) and the relative position table as (buckets, heads); the
-Flax tree has (in, out) and (heads, buckets). At T5-XL that table is 32 x 32, so a missed transpose
-raises nothing: every name below states its transpose.
+Flax tree has (in, out) and (heads, buckets). For T5-XL that table is 32 x 32, so a missing transpose
+raises no error: every name below states whether it is transposed.
 """
 
 import pathlib
@@ -28,7 +28,7 @@ def torch_name(name: str) -> tuple[str, bool]:
     name: flat T5X name, e.g. 'encoder/layers_0/mlp/wo/kernel'.
 
   Raises:
-    KeyError: if T5's encoder has no such parameter.
+    KeyError: if the T5 encoder does not have this parameter.
   """
   fixed = {
     "token_embedder/embedding": (_EMBEDDING, False),
@@ -48,13 +48,13 @@ def torch_name(name: str) -> tuple[str, bool]:
     return f"{block}.0.SelfAttention.{_ATTENTION[match[1]]}.weight", True
   if match := re.fullmatch(r"mlp/(wi_0|wi_1|wo)/kernel", rest):
     return f"{block}.1.DenseReluDense.{match[1]}.weight", True
-  raise KeyError(f"{name} is no parameter of the T5 v1.1 encoder.")
+  raise KeyError(f"{name} is not a parameter of the T5 v1.1 encoder.")
 
 
 def infer_config(source: SafetensorsSource) -> T5Config:
-  """Reads the sizes off the tensors, for a lone file without `config.json`.
+  """Infers the sizes from the tensors, for a file without `config.json`.
 
-  Assumption: distances are bucketed up to 128, which no tensor tells and all of T5 v1.1 uses.
+  Assumption: distances are bucketed up to 128, as in all of T5 v1.1; the tensors do not contain it.
 
   Args:
     source: the checkpoint.
@@ -86,17 +86,17 @@ def infer_config(source: SafetensorsSource) -> T5Config:
 
 
 class HuggingFaceWeights(Mapping[str, np.ndarray]):
-  """The Flax parameters of a Hugging Face checkpoint by flat T5X name, read when asked for.
+  """The Flax parameters of a Hugging Face checkpoint by flat T5X name, read lazily.
 
-  Every tensor is float32 and in Flax layout. A checkpoint of the whole encoder-decoder works; its
-  decoder is left alone.
+  Every tensor is float32 and in Flax layout. The decoder of an encoder-decoder checkpoint is
+  ignored.
 
   Args:
     source: the checkpoint's tensors.
     config: the encoder's sizes.
 
   Raises:
-    ValueError: if a tensor is missing, surplus, or of another shape than `config` says.
+    ValueError: if a tensor is missing, unexpected, or does not have the shape that `config` implies.
   """
 
   def __init__(self, source: SafetensorsSource, config: T5Config):
@@ -107,7 +107,9 @@ class HuggingFaceWeights(Mapping[str, np.ndarray]):
       if stored == _EMBEDDING and stored not in source.names:
         stored = _EMBEDDING_COPY
       if stored not in source.names:
-        raise ValueError(f"Checkpoint lacks {stored} (for {name}); is it a whole T5 v1.1 encoder?")
+        raise ValueError(
+          f"Checkpoint lacks {stored} (for {name}); expected a complete T5 v1.1 encoder."
+        )
       expected = shape[::-1] if transposed else shape
       if source.shape(stored) != expected:
         raise ValueError(
@@ -146,7 +148,7 @@ def save_weights(
     weights: parameters by flat T5X name, float32; read one at a time.
 
   Raises:
-    ValueError: if names or shapes are not those of `config`.
+    ValueError: if names or shapes do not match `config`.
   """
   shapes = parameter_shapes(config)
   if set(weights) != set(shapes):

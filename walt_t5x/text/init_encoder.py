@@ -1,9 +1,9 @@
-"""Creates a randomly initialised T5 text encoder for trials: no download, no trained weights.
+"""Creates a randomly initialized T5 text encoder for tests: no download, no trained weights.
 
   python -m walt_t5x.text.init_encoder --captions manifest.jsonl --output DIR --size tiny
 
-Its vocabulary is trained on the captions of the manifest and its weights are random, so embeddings
-tell words apart but know nothing of their meaning.
+The vocabulary is trained on the captions of the manifest. The weights are random, so embeddings
+distinguish words but do not represent their meaning.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def read_captions(path: str | pathlib.Path) -> Iterator[str]:
         row = json.loads(line)
       except json.JSONDecodeError as error:
         raise ValueError(
-          f"{path}:{number}: not JSON ({error}); expected one row a line."
+          f"{path}:{number}: not JSON ({error}); expected one JSON object per line."
         ) from error
       captions = row.get("captions", row.get("caption", []))
       captions = [captions] if isinstance(captions, str) else captions
@@ -50,11 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     "--size", default="tiny", choices=["tiny", "small", "base", "large", "xl", "xxl"]
   )
   parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
-  parser.add_argument("--overwrite", action="store_true", help="replace an encoder that is there")
+  parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
   output = pathlib.Path(args.output)
   if (output / "config.json").exists() and not args.overwrite:
-    parser.error(f"{output} already holds an encoder; pass --overwrite to replace it.")
+    parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if args.seed < 0:
     parser.error(f"--seed: got {args.seed}, expected 0 or more.")
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
   words = {word for caption in captions for word in re.findall(r"\w+", caption)}
   whole = sum(len(vocabulary.encode(word, 512)) == 2 for word in words)
-  print("RANDOM WEIGHTS: this encoder is untrained. It is for trials, not for results.")
+  print("RANDOM WEIGHTS: this encoder is untrained. Use it for tests, not for results.")
   print(f"captions     {len(captions)}, {len(words)} distinct words, {whole} of them one piece")
   print(f"vocabulary   {len(vocabulary)} pieces (pad 0, eos 1, unk 2)")
   print(f"parameters   {sum(w.size for w in weights.values()):,} (size {args.size})")

@@ -21,7 +21,7 @@ PAD_ID = 0
 
 
 class Dense(nn.Module):
-  """A linear map without bias: y = x W.
+  """A linear map without bias: y = x W over the last axis.
 
   Args:
     features: output width.
@@ -66,7 +66,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-  """Self-attention of T5: softmax(q k^T + bias) v, without the usual 1/sqrt(d_kv).
+  """Self-attention of T5: softmax(q k^T + bias) v, without the factor 1/sqrt(d_kv).
 
   Args:
     num_heads: attention heads.
@@ -135,7 +135,7 @@ class EncoderLayer(nn.Module):
 
 
 class TokenEmbedder(nn.Module):
-  """The embedding table, one row a vocabulary id, without scaling."""
+  """The embedding table, one row per vocabulary id, without scaling."""
 
   vocab_size: int
   features: int
@@ -155,7 +155,7 @@ class TokenEmbedder(nn.Module):
 
 
 class EncoderStack(nn.Module):
-  """All blocks and the final norm, over one relative position table."""
+  """All blocks and the final norm; the blocks share one relative position table."""
 
   d_kv: int
   d_ff: int
@@ -180,10 +180,10 @@ class EncoderStack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-  """Token ids to contextual embeddings; fields as in `T5Config`, plus the activation dtype.
+  """Token ids [B, L] to contextual embeddings [B, L, E]; fields as in `T5Config`, plus the dtype.
 
   Args:
-    dtype: float32 or bfloat16 (float16 overflows in T5's feed-forward layers).
+    dtype: activation dtype, float32 or bfloat16 (float16 overflows in T5's feed-forward layers).
   """
 
   vocab_size: int
@@ -212,10 +212,10 @@ class T5Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, ids: TextIds) -> TextEmbedding:
-    """Encodes padded ids; embeddings at padding (id 0) mean nothing.
+    """Encodes padded ids; embeddings at padding (id 0) are undefined.
 
     Args:
-      ids: vocabulary ids, 0 where padded.
+      ids: vocabulary ids [B, L], 0 at padding.
     """
     mask = ids != PAD_ID
     x = TokenEmbedder(self.vocab_size, self.d_model, self.dtype, name="token_embedder")(ids)
@@ -232,7 +232,7 @@ class T5Encoder(nn.Module):
 
 
 def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of every parameter by its flat T5X name, without allocating any."""
+  """Returns the shape of every parameter by flat T5X name, without allocating parameters."""
   module = T5Encoder.from_config(config)
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]

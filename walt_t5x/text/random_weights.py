@@ -1,4 +1,4 @@
-"""Random weights under which the words of a caption stay distinguishable."""
+"""Random weights that keep the words of a caption distinguishable."""
 
 import zlib
 
@@ -7,22 +7,22 @@ import numpy as np
 from walt_t5x.text.config import T5Config
 from walt_t5x.text.model import parameter_shapes
 
-# Share of the residual stream that each sub-layer adds. At 1 (T5X's own initialisation) the four
-# sub-layers of the tiny size drown the token; at 0 "red ball, blue box" is a bag of words.
+# Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
+# sub-layers of the tiny size dominate the token; at 0 the embedding ignores word order.
 BRANCH_GAIN = 0.5
-# Spread of the relative position table: each head mostly looks at one or two distances, so that a
-# noun's embedding carries its own adjective.
+# Standard deviation of the relative position table: each head mostly attends to one or two
+# distances, so that the embedding of a noun depends on its adjective.
 POSITION_GAIN = 3.0
 
 
 def random_weights(config: T5Config, seed: int) -> dict[str, np.ndarray]:
   """Draws an encoder's parameters by flat T5X name, float32.
 
-  Embedding rows are N(0, 1), kernels N(0, 1/fan_in), norms 1; the kernels that write to the
-  residual stream are scaled by BRANCH_GAIN / sqrt(num_layers), and queries by d_kv^-1/2, since T5
-  does not scale its logits. A tensor depends on the seed, its name and its shape alone.
+  Embedding rows are N(0, 1), kernels N(0, 1/fan_in), norms 1. Kernels that write to the residual
+  stream are scaled by BRANCH_GAIN / sqrt(num_layers), and queries by d_kv^-1/2, because T5 does not
+  scale its logits. A tensor depends only on the seed, its name and its shape.
 
-  Assumption: none of this is in the paper, which uses trained weights.
+  Assumption: the paper uses trained weights and has no random encoder.
 
   Args:
     config: the encoder's sizes.

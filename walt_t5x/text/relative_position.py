@@ -12,22 +12,25 @@ def relative_position_bucket(
 ) -> Int[np.ndarray, "..."]:
   """Maps `key position - query position` to a bucket of the bidirectional table.
 
-  With M = num_buckets / 2 buckets a sign, E = M / 2 of them exact, and n = |offset|:
+  With M = num_buckets / 2 buckets per sign, E = M / 2 of them exact, and n = |offset|:
 
       bucket = M [offset > 0] + (n                                          if n < E
                                  min(M - 1, E + floor((M - E) log(n/E) / log(max_distance/E))))
 
   Args:
     offset: key position minus query position, in tokens.
-    num_buckets: rows of the table, even.
-    max_distance: the distance in tokens from which all share the last bucket.
+    num_buckets: number of buckets, a multiple of 4.
+    max_distance: distance in tokens from which all offsets share the last bucket.
+
+  Returns:
+    int32 of the shape of `offset`, in [0, num_buckets).
 
   Source: arXiv:1910.10683, section 2.1; the tie at exact powers follows T5X.
   """
   per_sign = num_buckets // 2
   exact = per_sign // 2
   distance = np.abs(offset)
-  # The log of an exact power may round to just below its whole number, and floor would lose it.
+  # The log of an exact power may round to just below an integer, which floor would decrement.
   octaves = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact) + 1e-9
   spread = exact + np.floor(octaves * (per_sign - exact)).astype(np.int32)
   bucket = np.where(distance < exact, distance, np.minimum(spread, per_sign - 1))
@@ -35,12 +38,11 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-  """One learned number for each head and bucket, added to the attention logits.
+  """One learned scalar for each head and bucket, added to the attention logits.
 
   Args:
     num_heads: attention heads.
-    num_buckets: buckets of `relative_position_bucket`.
-    max_distance: largest distance in tokens that is told apart.
+    num_buckets, max_distance: as in `relative_position_bucket`.
   """
 
   num_heads: int

@@ -1,4 +1,4 @@
-"""Reading safetensors, lone or sharded, and writing them one tensor at a time."""
+"""Reads safetensors files, single or sharded, and writes them, one tensor at a time."""
 
 import json
 import os
@@ -13,14 +13,14 @@ _WEIGHTS = "model.safetensors"
 
 
 class SafetensorsSource:
-  """The tensors of one checkpoint by name, each read when asked for.
+  """The tensors of one checkpoint by name, read lazily.
 
   Args:
-    path: a folder that holds `model.safetensors` or `model.safetensors.index.json`, that index, or
-      a lone `.safetensors` file.
+    path: a folder with `model.safetensors` or `model.safetensors.index.json`, the index, or a
+      `.safetensors` file.
 
   Raises:
-    FileNotFoundError: if there is no such file, or a shard is missing.
+    FileNotFoundError: if the file or a shard does not exist.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -30,7 +30,7 @@ class SafetensorsSource:
       found = [p for p in candidates if p.is_file()]
       if not found:
         raise FileNotFoundError(
-          f"{path}: no {_WEIGHTS} and no {_INDEX}; got {sorted(os.listdir(path))}. Save the "
+          f"{path}: neither {_WEIGHTS} nor {_INDEX}; got {sorted(os.listdir(path))}. Save the "
           "checkpoint as safetensors first (transformers: T5EncoderModel.from_pretrained(folder)"
           ".save_pretrained(folder))."
         )
@@ -42,7 +42,7 @@ class SafetensorsSource:
       weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
       missing = sorted({s for s in weight_map.values() if not (path.parent / s).is_file()})
       if missing:
-        raise FileNotFoundError(f"{path} names shards that are not beside it: {missing}.")
+        raise FileNotFoundError(f"{path} lists shards that are missing from its folder: {missing}.")
       self._files = {name: path.parent / shard for name, shard in weight_map.items()}
     else:
       with safetensors.safe_open(path, framework="numpy") as handle:
@@ -69,17 +69,17 @@ def write_safetensors(
   shapes: Mapping[str, tuple[int, ...]],
   read: Callable[[str], np.ndarray],
 ) -> None:
-  """Writes float32 tensors to one file, holding one of them in memory at a time.
+  """Writes float32 tensors to one file, with one of them in memory at a time.
 
-  The file appears under its name only when it is whole.
+  The file gets its name only when it is complete.
 
   Args:
     path: the file to write.
     shapes: shape of every tensor by name.
-    read: returns a tensor by name; called once a tensor.
+    read: returns a tensor by name; called once per tensor.
 
   Raises:
-    ValueError: if a tensor that is read has another shape or dtype than announced.
+    ValueError: if a tensor is not float32 or does not have the given shape.
   """
   path = pathlib.Path(path)
   header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -1,7 +1,7 @@
-"""The encoder of a T5X checkpoint, one tensor at a time.
+"""Reads the encoder of a T5X checkpoint, one tensor at a time.
 
-T5X stores every parameter as a zarr array of its own in the checkpoint's folder, named by its path in the tree with
-dots: `target.encoder.layers_0.attention.query.kernel`. Names and layouts are ours already: nothing is transposed,
+T5X stores each parameter as one zarr array in the checkpoint folder, named by its path in the tree joined with dots:
+`target.encoder.layers_0.attention.query.kernel`. Names and layouts are those of this package: nothing is transposed,
 and the relative position table is (heads, buckets).
 """
 
@@ -23,13 +23,13 @@ _TABLE = "encoder/relpos_bias/rel_embedding"
 
 
 class T5XSource:
-  """The parameters below `target` of one checkpoint by flat name ('encoder/encoder_norm/scale').
+  """The parameters under `target` of one checkpoint by flat name ('encoder/encoder_norm/scale').
 
   Args:
-    path: `checkpoint_<step>` folder of T5X; copy it from an object store first.
+    path: local `checkpoint_<step>` folder of T5X.
 
   Raises:
-    FileNotFoundError: if the folder holds no such arrays.
+    FileNotFoundError: if the folder does not contain such arrays.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -41,7 +41,7 @@ class T5XSource:
     )
     if not self.names:
       raise FileNotFoundError(
-        f"{path}: no arrays called {_PREFIX}...; expected the checkpoint_<step> folder of a T5X run"
+        f"{path}: no arrays named {_PREFIX}...; expected the checkpoint_<step> folder of a T5X run"
       )
 
   def _open(self, name: str) -> Any:
@@ -52,24 +52,24 @@ class T5XSource:
     return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Shape of a parameter, without its values.
+    """Returns the shape of a parameter without reading its values.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: if the parameter does not exist.
     """
     if name not in self.names:
-      raise ValueError(f"{self._folder} lacks {name}; is it a T5 v1.1 checkpoint of T5X?")
+      raise ValueError(f"{self._folder} lacks {name}; expected a T5 v1.1 checkpoint of T5X")
     return tuple(self._open(name).shape)
 
   def read(self, name: str) -> np.ndarray:
-    """One parameter in its stored dtype."""
+    """Reads one parameter in its stored dtype."""
     return np.asarray(self._open(name).read().result())
 
 
 def infer_config(source: T5XSource) -> T5Config:
-  """Sizes read off the tensors.
+  """Infers the sizes from the tensors.
 
-  Assumption: distances are bucketed up to 128, which no tensor tells and all of T5 v1.1 uses.
+  Assumption: distances are bucketed up to 128, as in all of T5 v1.1; the tensors do not contain it.
 
   Raises:
     ValueError: if the tensors are not those of a T5 v1.1 encoder.
@@ -95,14 +95,14 @@ def infer_config(source: T5XSource) -> T5Config:
 
 
 class T5XWeights(Mapping[str, np.ndarray]):
-  """The encoder's parameters by flat name, float32, read when asked for; a decoder is left alone.
+  """The encoder's parameters by flat name, float32, read lazily; a decoder is ignored.
 
   Args:
     source: the checkpoint.
     config: the encoder's sizes.
 
   Raises:
-    ValueError: if a tensor is missing, surplus, or of another shape than `config` says.
+    ValueError: if a tensor is missing, unexpected, or does not have the shape that `config` implies.
   """
 
   def __init__(self, source: T5XSource, config: T5Config):

@@ -17,16 +17,16 @@ class Vocabulary:
   """A SentencePiece model; ids equal those of `seqio.SentencePieceVocabulary` (no extra ids)."""
 
   def __init__(self, model: bytes):
-    """Wraps a serialised SentencePiece model.
+    """Wraps a serialized SentencePiece model.
 
     Args:
       model: the bytes of a `spiece.model`.
 
     Raises:
-      ValueError: if the reserved ids are not T5's.
+      ValueError: if the reserved ids are not those of T5.
     """
     self.model = model
-    # The package adds its snake_case names as it is imported; these are the declared ones.
+    # The package adds its snake_case names at import time; these names are declared.
     self._processor = sentencepiece.SentencePieceProcessor()
     self._processor.LoadFromSerializedProto(model)
     reserved = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
@@ -41,12 +41,12 @@ class Vocabulary:
     """Reads a `spiece.model`.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileNotFoundError: if the file does not exist.
     """
     path = pathlib.Path(path)
     if not path.is_file():
       raise FileNotFoundError(
-        f"No SentencePiece model at {path}. A text encoder folder holds config.json, "
+        f"No SentencePiece model at {path}. A text encoder folder contains config.json, "
         "model.safetensors and spiece.model; copy T5's spiece.model there."
       )
     return cls(path.read_bytes())
@@ -55,14 +55,14 @@ class Vocabulary:
     return self._processor.GetPieceSize()
 
   def encode(self, text: str, max_length: int) -> Int32[np.ndarray, " _"]:
-    """Returns the ids of one text with eos appended, never padded.
+    """Returns the ids of one text with eos appended, without padding.
 
     A text that is too long loses its last pieces, not the eos (as in Hugging Face's T5 tokenizer
     and in `seqio.preprocessors.append_eos_after_trim`).
 
     Args:
-      text: any string; an empty one gives the eos alone (the null caption).
-      max_length: largest number of ids, eos included, at least 1.
+      text: any string; the empty string gives the eos alone (the null caption).
+      max_length: largest number of ids, including the eos; at least 1.
 
     Raises:
       ValueError: if max_length leaves no room for the eos.
@@ -85,11 +85,11 @@ class Vocabulary:
 
 
 def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:
-  """Trains a vocabulary in which the words of a small corpus become single pieces.
+  """Trains a vocabulary in which the words of a small corpus are single pieces.
 
-  Byte-pair merges (unlike the unigram model of T5's own vocabulary, which keeps letters on such
-  corpora) go on until every word is whole or the limit is reached; unseen words fall back to
-  smaller pieces, unseen characters to unk. The result depends on the texts alone, not their order.
+  Byte-pair merges continue until every word is one piece or the limit is reached (the unigram model
+  of T5's vocabulary would keep single letters on such a corpus). Unseen words are split into smaller
+  pieces; unseen characters become unk. The result does not depend on the order of the texts.
 
   Assumption: the paper uses T5's published vocabulary; this one is for random test encoders.
 
@@ -98,7 +98,7 @@ def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> V
     max_vocab_size: largest number of pieces (T5: 32,000 before its extra ids).
 
   Raises:
-    ValueError: if there is no text.
+    ValueError: if all texts are empty.
   """
   corpus = [" ".join(text.split()) for text in texts if text.strip()]
   if not corpus:

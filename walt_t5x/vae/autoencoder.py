@@ -1,4 +1,4 @@
-"""The causal video autoencoder, the paper's tokenizer; an image is a video of one frame."""
+"""The causal video autoencoder (the paper's tokenizer). An image is a video of one frame."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,10 +15,10 @@ from walt_t5x.vae.posterior import LOGVAR_RANGE, Posterior
 
 
 class CausalVae(nn.Module):
-  """MAGVIT-v2's causal 3D CNN without the quantiser.
+  """MAGVIT-v2's causal 3D CNN without the quantizer.
 
-  Latent frame 0 sees pixel frame 0 alone; latent frame j sees frames up to temporal_factor * j.
-  Hence an image has the latent of the first frame of any video that starts with it.
+  Latent frame 0 depends on pixel frame 0 alone; latent frame j on frames up to temporal_factor * j.
+  The latent of an image is therefore the first latent frame of any video that starts with it.
 
   Sizes at base 128, 4 ResBlocks, 8 latent channels, deterministic (published | ours):
     video, multipliers (1, 2, 2, 4): 375.8M | 150,316,168 + 225,513,091 = 375,829,259
@@ -28,11 +28,11 @@ class CausalVae(nn.Module):
   Args:
     latent_channels: c.
     base_channels: width of a level with multiplier 1.
-    channel_multipliers: one a level; space halves between levels.
-    num_res_blocks: a level.
-    temporal_downsample: between levels, whether time is halved too; one fewer than the levels.
-    posterior: 'deterministic' or 'gaussian'. Assumption: deterministic; the paper names no KL term.
-    temporal_kernel: k_t of the 3^3 convolutions; 1 makes an image tokenizer.
+    channel_multipliers: one per level; height and width are halved between levels.
+    num_res_blocks: ResBlocks per level.
+    temporal_downsample: whether time is also halved, for each transition between levels.
+    posterior: 'deterministic' or 'gaussian'. Assumption: deterministic; the paper has no KL term.
+    temporal_kernel: k_t of the 3^3 convolutions; 1 for an image tokenizer.
     down_kernel: kernel of the strided convolutions, (k_t, k_h, k_w).
     dtype: activation dtype; parameters stay float32.
     remat: recompute each ResBlock in the backward pass, to save memory.
@@ -76,19 +76,19 @@ class CausalVae(nn.Module):
 
   @property
   def spatial_factor(self) -> int:
-    """Pixels a latent cell, along height and along width."""
+    """Pixels per latent position, along height and along width."""
     return 2 ** (len(self.channel_multipliers) - 1)
 
   @property
   def temporal_factor(self) -> int:
-    """Pixel frames a latent frame after the first."""
+    """Pixel frames per latent frame after the first."""
     return 2 ** sum(bool(flag) for flag in self.temporal_downsample)
 
   def latent_shape(self, video_shape: Sequence[int]) -> tuple[int, int, int, int]:
     """(T, H, W) -> (t, h, w, c).
 
     Raises:
-      ValueError: if T is not 1 + k * temporal_factor, or H or W no multiple of spatial_factor.
+      ValueError: if T is not 1 + k * temporal_factor, or H or W not a multiple of spatial_factor.
     """
     frames, height, width = video_shape
     f_t, f_s = self.temporal_factor, self.spatial_factor
@@ -109,11 +109,14 @@ class CausalVae(nn.Module):
     return (1 + (frames - 1) // f_t, height // f_s, width // f_s, self.latent_channels)
 
   def encode(self, video: Video, *, continues: bool = False) -> Posterior:
-    """Pixels in [0, 1] -> posterior over latents, as the encoder scales them.
+    """Pixels in [0, 1] -> posterior over latents, [B, t, h, w, c], in the encoder's scale.
 
     Args:
       video: a clip, or with `continues` the next temporal_factor * k frames of a stream (`streaming`).
-      continues: these frames have a past, which the collection `STREAM` holds.
+      continues: whether the frames continue a stream, whose context is in the collection `STREAM`.
+
+    Raises:
+      ValueError: for sizes that `latent_shape` rejects.
     """
     self.latent_shape((video.shape[1] + continues, *video.shape[2:4]))
     out = self.encoder(video)
@@ -123,11 +126,14 @@ class CausalVae(nn.Module):
     return Posterior(mean=mean, logvar=jnp.clip(logvar, *LOGVAR_RANGE))
 
   def decode(self, latents: Latents, *, continues: bool = False) -> Video:
-    """Latents -> pixels near [0, 1], not clipped; t frames give 1 + (t - 1) * temporal_factor.
+    """Latents [B, t, h, w, c] -> pixels near [0, 1], not clipped; 1 + (t - 1) * temporal_factor frames.
 
     Args:
-      latents: of a clip, or with `continues` the next ones of a stream: t give t * temporal_factor frames.
-      continues: these latents have a past, which the collection `STREAM` holds.
+      latents: of a clip, or with `continues` the next ones of a stream, which give t * temporal_factor frames.
+      continues: whether the latents continue a stream, whose context is in the collection `STREAM`.
+
+    Raises:
+      ValueError: for another number of channels.
     """
     if latents.shape[-1] != self.latent_channels:
       raise ValueError(
@@ -137,7 +143,7 @@ class CausalVae(nn.Module):
     return self.decoder(latents, continues=continues)
 
   def __call__(self, video: Video, key: PRNGKeyArray | None = None) -> tuple[Video, Posterior]:
-    """Reconstruction and posterior; decodes a sample when `key` is given, else the mean."""
+    """Returns reconstruction and posterior; decodes a sample if `key` is given, else the mean."""
     posterior = self.encode(video)
     latents = posterior.mean if key is None else posterior.sample(key)
     return self.decode(latents), posterior

@@ -1,7 +1,7 @@
-"""Causal 3D convolution: k_t - 1 frames of padding in front, none behind.
+"""Causal 3D convolution: k_t - 1 frames of padding in front, none at the end.
 
-Under a mutable collection `STREAM` a convolution keeps the frames that its next group still needs, and a later call
-takes them as its padding; `walt_t5x.vae.streaming` drives this.
+If the collection `STREAM` is mutable, a convolution stores the frames that the next group of a stream needs, and the
+next call uses them as its padding; see `walt_t5x.vae.streaming`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,10 @@ STREAM = "stream"
 
 
 def pad_front(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C"]:
-  """Repeats the first frame `frames` times in front.
+  """Prepends `frames` copies of the first frame.
 
-  Assumption: the paper says only that the padding is in front; we replicate the first frame rather
-  than add zeros, so that a lone image looks to the network exactly like the start of a video at
-  rest.
+  Assumption: the paper says only that the padding is in front. We repeat the first frame rather
+  than add zeros, so that a single image is to the network the same as the start of a still video.
   """
   if frames == 0:
     return x
@@ -34,8 +33,7 @@ def pad_front(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H
 class CausalConv(nn.Module):
   """y[t] = sum_i W[i] * x[s_t t + i - (k_t - 1)], SAME zero padding in space.
 
-  T frames become (T - 1) // s_t + 1: output j ends at input frame s_t * j, and sees nothing after
-  it.
+  T frames become (T - 1) // s_t + 1: output j depends on input frames up to s_t * j.
   Source: MAGVIT-v2 (2310.05737), section 3.2.
 
   Args:
@@ -87,7 +85,7 @@ class CausalConv(nn.Module):
   def _with_context(
     self, x: Float[Array, "B T H W C"], *, k_t: int, s_t: int
   ) -> Float[Array, "B T3 H W C"]:
-    """`x` with what stands before it: its first frame repeated, or the kept frames of the group before."""
+    """Prepends the padding to `x`: its first frame repeated, or the stored frames of the previous group."""
     if k_t == 1 and s_t == 1:
       return x
     if self.has_variable(STREAM, "context"):

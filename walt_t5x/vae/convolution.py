@@ -1,9 +1,8 @@
-"""A 3D convolution that picks its implementation by platform.
+"""A 3D convolution whose implementation depends on the platform.
 
 y[b, t] = sum_i conv2d(x[b, s_t t + i], kernel[i]): a 3D convolution is a sum of k_t 2D convolutions
-over shifted frames. On CPU XLA runs that sum two to four times as fast as the native 3D
-convolution, forward and backward; accelerators have a good native one. Both give the same values to
-1e-5.
+over shifted frames. On CPU, XLA runs this sum two to four times as fast as its native 3D
+convolution, forward and backward; accelerators use the native one. The values agree to 1e-5.
 """
 
 import jax
@@ -11,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Zero padding (front, behind) of one axis.
+# Zero padding (before, after) of one axis.
 Padding = tuple[int, int]
 
 
 def same_padding(kernel_size: int, stride: int) -> Padding:
-  """Padding that maps n to n / stride positions when stride divides n; the odd one goes behind."""
+  """Padding that maps n to n / stride positions if stride divides n; an odd zero goes after."""
   total = max(kernel_size - stride, 0)
   return (total // 2, total - total // 2)
 
@@ -28,7 +27,7 @@ def convolve_native(
   strides: tuple[int, int, int],
   padding: tuple[Padding, Padding, Padding],
 ) -> Float[Array, "B T2 H2 W2 o"]:
-  """One XLA 3D convolution."""
+  """One XLA 3D convolution; arguments as in `convolve`."""
   return lax.conv_general_dilated(
     x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
   )
@@ -41,7 +40,7 @@ def convolve_by_frames(
   strides: tuple[int, int, int],
   padding: tuple[Padding, Padding, Padding],
 ) -> Float[Array, "B T2 H2 W2 o"]:
-  """The same as k_t shifted 2D convolutions over frames folded into the batch, summed."""
+  """The same as a sum of k_t shifted 2D convolutions with frames folded into the batch."""
   x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
   batch, frames = x.shape[:2]
   k_t, s_t = kernel.shape[0], strides[0]
@@ -76,10 +75,10 @@ def convolve(
     x: input, channels last.
     kernel: weights; computed in the dtype of `x`.
     strides: over (T, H, W).
-    padding: zeros (front, behind) for each of (T, H, W).
+    padding: zeros (before, after) for each of (T, H, W).
 
   Raises:
-    ValueError: if fewer frames than the kernel needs remain after padding.
+    ValueError: if the padded input has fewer frames than the kernel.
   """
   padded = x.shape[1] + sum(padding[0])
   if padded < kernel.shape[0]:

@@ -20,8 +20,8 @@ def depth_to_space(
 ) -> Float[Array, "B T2 H2 W2 C2"]:
   """Unfolds channels (s_t, s_h, s_w, C2) into s_t T - (s_t - 1) frames of s_h H x s_w W.
 
-  The first s_t - 1 frames are dropped, so that frame 0 stays alone: 5 -> 9 -> 17 frames. A group that continues a
-  stream has no such frame and keeps all s_t T.
+  The first s_t - 1 frames are dropped, so that latent frame 0 gives one frame: 5 -> 9 -> 17 frames. A group that
+  continues a stream keeps all s_t T frames.
 
   Raises:
     ValueError: if the strides do not divide the channels.
@@ -38,16 +38,16 @@ def depth_to_space(
 
 
 class Decoder(nn.Module):
-  """3^3 conv; ResBlocks; per level, deepest first, adaptive GN, ResBlocks, depth-to-space; head.
+  """3^3 conv; ResBlocks; per level, deepest first, adaptive GN, ResBlocks, upsampling; head.
 
-  Up is a 3^3 convolution to 4C or 8C channels, then depth-to-space. The head is GN, swish, 3^3 conv
-  to RGB.
-  Assumption: the output is linear, not squashed; values lie near [0, 1] and callers clip what they
-  show. Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 225,513,091 parameters
-  (225.5M published).
+  Upsampling is a 3^3 convolution to 4C or 8C channels, then depth-to-space. The head is GN, swish,
+  3^3 conv to RGB.
+  Assumption: the output is linear, without a final nonlinearity. Values are near [0, 1]; callers
+  clip them. Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 225,513,091
+  parameters (225.5M published).
   Source: MAGVIT-v2 (2310.05737), figure 2 and appendix.
 
-  Args: as Encoder's; temporal_downsample in the encoder's order.
+  Args: as in `Encoder`; temporal_downsample in the encoder's order.
   """
 
   base_channels: int
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, latents: Latents, *, continues: bool = False) -> Video:
-    """Frames of `latents`: 1 + (t - 1) s of a clip, or t s of a group that continues a stream."""
+    """Decodes to 1 + (t - 1) s frames of a clip, or to t s frames of a group that continues a stream."""
     kernel_size = (self.temporal_kernel, 3, 3)
     blocks = functools.partial(
       res_blocks,

@@ -1,4 +1,4 @@
-"""The 3D StyleGAN discriminator: a clip in, one logit out."""
+"""The 3D StyleGAN discriminator: one logit per clip."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from walt_t5x.types import Video
 from walt_t5x.vae.convolution import convolve, same_padding
 
 LEAKY_SLOPE = 0.2
-# Keeps the variance through a convolution and the leaky ReLU behind it.
+# Preserves the variance through a convolution followed by the leaky ReLU.
 leaky_init = nn.initializers.variance_scaling(
   2.0 / (1.0 + LEAKY_SLOPE**2), "fan_in", "truncated_normal"
 )
@@ -27,7 +27,7 @@ def leaky_relu(x: jax.Array) -> jax.Array:
 def blur_pool(x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C"]:
   """Halves T, H and W (rounding up) after the separable low-pass filter [1, 3, 3, 1] / 8.
 
-  Borders repeat the edge, so a constant stays that constant.
+  Borders are padded with the edge values, so a constant input is preserved.
   """
   for axis in (1, 2, 3):
     size = x.shape[axis]
@@ -42,7 +42,7 @@ def blur_pool(x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C"]:
 
 
 class Convolution(nn.Module):
-  """SAME convolution in time and space: a discriminator judges whole clips and need not be causal."""
+  """SAME convolution in time and space; a discriminator sees complete clips and need not be causal."""
 
   features: int
   kernel_size: int = 3
@@ -88,11 +88,11 @@ class Dense(nn.Module):
 
 
 class DownBlock(nn.Module):
-  """(main(x) + skip(x)) / sqrt(2), half the size: 3^3 conv, blur pool, 3^3 conv | blur pool, 1^3
-  conv.
+  """(main(x) + skip(x)) / sqrt(2) at half the size. main: 3^3 conv, blur pool, 3^3 conv; skip: blur
+  pool, 1^3 conv.
 
-  Assumption: the first convolution keeps the width and the second, after the pooling, widens, as in
-  StyleGAN2.
+  Assumption: the first convolution keeps the width and the second, after the pooling, changes it, as
+  in StyleGAN2.
   """
 
   features: int
@@ -111,13 +111,13 @@ class DownBlock(nn.Module):
 class Discriminator(nn.Module):
   """3^3 conv; residual blocks that halve time and space; 3^3 conv; flatten; dense; one logit.
 
-  Size at base 128, multipliers (2, 4, 4, 4, 4) and 17x128x128 clips, which end at 1x4x4x512: 61.3M,
-  as published. The flattening fixes the clip size that a set of parameters takes.
+  Size at base 128, multipliers (2, 4, 4, 4, 4) and 17x128x128 clips (1x4x4x512 before flattening):
+  61.3M, as published. Because of the flattening, a set of parameters accepts only one clip size.
   Source: MAGVIT (2212.05199), appendix; StyleGAN2 (1912.04958).
 
   Args:
     base_channels: width after the first convolution.
-    channel_multipliers: one a residual block.
+    channel_multipliers: one per residual block.
     dtype: activation dtype; the logit is float32.
   """
 

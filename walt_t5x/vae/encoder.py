@@ -16,20 +16,21 @@ from walt_t5x.vae.resnet import res_blocks
 
 
 class Encoder(nn.Module):
-  """3^3 conv; per level ResBlocks and, but for the last, a strided conv; ResBlocks; head.
+  """3^3 conv; per level ResBlocks and, except for the last, a strided conv; ResBlocks; head.
 
-  The head is GN, swish, 1^3 conv, so its input has unit scale and so, at the start, have the
-  latents. Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 150,316,168
-  parameters (150.3M published). That figure fixes two details: 4x4x4 strided kernels even where
+  The head is GN, swish, 1^3 conv, so its input, and at initialization the latents, have unit scale.
+  Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 150,316,168
+  parameters (150.3M published). This count determines two details: 4x4x4 strided kernels even where
   time is not strided, and ResBlocks without bias.
   Source: MAGVIT-v2 (2310.05737), figure 2 and appendix.
 
   Args:
     out_channels: width of the head; twice the latent channels for a Gaussian posterior.
     base_channels: width of a level with multiplier 1.
-    channel_multipliers: one a level.
-    num_res_blocks: a level, and once more at the bottom.
-    temporal_downsample: after each level but the last, whether time is halved too (space always is).
+    channel_multipliers: one per level.
+    num_res_blocks: ResBlocks per level, and again at the bottom.
+    temporal_downsample: after each level except the last, whether time is halved in addition to
+      space.
     temporal_kernel: k_t of the 3^3 convolutions.
     down_kernel: kernel of the strided convolutions.
     dtype: activation dtype.
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
       remat=self.remat,
     )
     widths = [self.base_channels * m for m in self.channel_multipliers]
-    # Pixels in [0, 1] to [-1, 1], the scale the initialisation expects.
+    # Pixels in [0, 1] to [-1, 1], the scale that the initialization expects.
     x = 2.0 * video.astype(self.dtype) - 1.0
     x = CausalConv(
       widths[0],

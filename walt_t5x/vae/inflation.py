@@ -1,8 +1,8 @@
-"""Starts a video tokenizer from an image tokenizer of the same widths.
+"""Initializes a video tokenizer from an image tokenizer of the same widths.
 
-A 2D kernel goes into the temporally last slice of the 3D kernel, zeros into the others: a causal
-convolution then ignores the past, and the inflated tokenizer treats an image as the image tokenizer
-did, to rounding.
+The 2D kernel becomes the last temporal slice of the 3D kernel; the other slices are zero. A causal
+convolution then ignores the past, and the inflated tokenizer gives the same result for an image as
+the image tokenizer, to rounding.
 Source: MAGVIT-v2 (2310.05737), section 3.2, and W.A.L.T, section 4.1.
 """
 
@@ -16,11 +16,11 @@ from walt_t5x.types import Params
 
 
 def inflate_params(image_params: Params, video_params: Params) -> Params:
-  """Image tokenizer parameters in the shapes of the video tokenizer's.
+  """Inflates image tokenizer parameters to the shapes of the video tokenizer.
 
   Args:
     image_params: 'params' of a CausalVae with temporal_kernel 1 and the same widths.
-    video_params: 'params' of the video CausalVae, or its shapes; only names and shapes are read.
+    video_params: 'params' of the video CausalVae, or their shapes; only names and shapes are read.
 
   Raises:
     ValueError: if a name is missing on one side, or a shape cannot be inflated.
@@ -43,15 +43,18 @@ def inflate_params(image_params: Params, video_params: Params) -> Params:
 def inflate_state(
   state_dict: Mapping[str, Any], target_state_dict: Mapping[str, Any], *, is_resuming: bool = False
 ) -> Mapping[str, Any]:
-  """A saved image tokenizer as the start of a video tokenizer, for `RestoreCheckpointConfig.state_transformation_fns`.
+  """Inflates the saved state of an image tokenizer, for `RestoreCheckpointConfig.state_transformation_fns`.
 
-  The inflated parameters become the parameters and their average; all else (moments, step, discriminator) is left to
-  start from scratch, so set `fallback_to_scratch = True`. A run that resumes its own checkpoint passes unchanged.
+  The inflated parameters become the parameters and their average. Everything else (moments, step, discriminator)
+  starts from scratch, so set `fallback_to_scratch = True`. The state of a resumed run is returned unchanged.
 
   Args:
-    state_dict: what the image tokenizer's run saved.
-    target_state_dict: shapes of the state of the video tokenizer's run.
-    is_resuming: whether `state_dict` is this run's own.
+    state_dict: the saved state of the image tokenizer.
+    target_state_dict: shapes of the state of the video tokenizer.
+    is_resuming: whether `state_dict` was saved by this run.
+
+  Raises:
+    ValueError: as in `inflate_params`.
   """
   if is_resuming:
     return state_dict
@@ -62,7 +65,7 @@ def inflate_state(
   inflated = flatten_dict(inflate_params(state_dict["target"]["vae"], video_shapes))
   found = {("target", "vae", *name): value for name, value in inflated.items()}
   for name in target:
-    # The average is saved as .../ema/vae/<parameter>, beside a count.
+    # The average is saved as .../ema/vae/<parameter>, next to a count.
     where = [i for i, part in enumerate(name) if part == "ema" and name[i + 1 : i + 2] == ("vae",)]
     if name[0] == "state" and where:
       found[name] = inflated[name[where[0] + 2 :]]
@@ -70,13 +73,13 @@ def inflate_state(
 
 
 def _inflate(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  # A temporal upsampling asks for s_t times the channels, s_t outermost: both new frames copy the
-  # image's.
+  # Temporal upsampling has s_t times the channels, s_t outermost: both new frames are copies of the
+  # image.
   if name.split("/")[-2].endswith("_up") and shape[-1] % value.shape[-1] == 0:
     value = np.concatenate([value] * (shape[-1] // value.shape[-1]), axis=-1)
   if value.ndim == 5 and len(shape) == 5:
-    # Last slice in time. In space a 3x3 stride-2 kernel sits at the end of a 4x4 one: SAME padding
-    # puts one zero more in front of the larger window.
+    # Last slice in time. In space a 3x3 stride-2 kernel goes to the end of a 4x4 kernel, because
+    # SAME padding adds one more zero before the larger window.
     grow = [want - have for want, have in zip(shape[:3], value.shape[:3])]
     if min(grow) >= 0:
       value = np.pad(value, [(extra, 0) for extra in grow] + [(0, 0), (0, 0)])

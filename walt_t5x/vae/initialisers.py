@@ -1,11 +1,11 @@
-"""Initial kernels under which the untrained autoencoder is nearly a chain of average pools and
-copies.
+"""Initializers that make the untrained autoencoder approximately a chain of average pooling and
+nearest upsampling.
 
-Assumption: the paper names no initialisation. With plain random kernels everywhere the position and
-colour of a shape are scrambled by some twenty random layers, and a tiny model stands still for
-hundreds of steps. Here each resampling convolution starts near average pooling or nearest
-upsampling, the outer convolutions near per-pixel maps, and every ResBlock near its shortcut. Each
-keeps a tenth of its variance random, which breaks the symmetry.
+Assumption: the paper does not specify the initialization. With random kernels in all of the about
+twenty layers, the latents of a tiny model do not preserve position and color of a shape, and its
+loss does not decrease for hundreds of steps. Here each resampling convolution starts near average
+pooling or nearest upsampling, the outer convolutions near per-pixel maps, and every ResBlock near
+its shortcut. A tenth of the variance is random, which breaks the symmetry.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from walt_t5x.vae.convolution import same_padding
 
-SMOOTH = 0.9  # share of the variance in the structured part
+SMOOTH = 0.9  # fraction of the variance in the structured part
 RESIDUAL_SCALE = 0.01  # of the last convolution of a ResBlock
 
 plain = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
@@ -28,7 +28,7 @@ def _blend(key, structured, shape, dtype) -> jax.Array:
 
 
 def per_pixel(key, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-  """A random map of channels at the newest, central tap, and a little of every other tap."""
+  """A random map of channels at the last, central tap, plus small random values at all taps."""
   k_t, k_h, k_w, channels_in, channels_out = shape
   centre_key, rest_key = jax.random.split(key)
   taps = jnp.zeros(shape, dtype)
@@ -38,7 +38,7 @@ def per_pixel(key, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
 
 
 def average_pool(strides: Sequence[int]) -> Callable:
-  """Near the mean over each (s_t, s_h, s_w) block, channel by channel; the newest s_t frames in time."""
+  """Approximately the mean of each channel over (s_t, s_h, s_w) blocks; the last s_t frames in time."""
 
   def init(key, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     s_t, s_h, s_w = strides
@@ -53,7 +53,7 @@ def average_pool(strides: Sequence[int]) -> Callable:
 
 
 def nearest_upsampling(key, shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-  """Before a depth-to-space: near a copy of the cell into every new pixel, channel by channel."""
+  """For use before depth-to-space: approximately copies each channel of a position to every new pixel."""
   k_t, k_h, k_w, channels_in, channels_out = shape
   copies = jnp.tile(jnp.eye(channels_in, dtype=dtype), (1, channels_out // channels_in))
   taps = jnp.zeros(shape, dtype)

@@ -1,7 +1,7 @@
 """Losses of the autoencoder and its discriminator, as pure functions of pixels, logits and
 gradients.
 
-Published weights: L2 5.0, adversarial 0.1, LeCAM 0.001, R1 10; the caller applies them.
+Published loss weights: L2 5.0, adversarial 0.1, LeCAM 0.001, R1 10; the caller applies them.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def l2_loss(reconstruction: Video, video: Video) -> Float[Array, ""]:
   """Mean over all values of (reconstruction - video)^2, in float32.
 
   Raises:
-    ValueError: if the shapes differ, rather than broadcast.
+    ValueError: if the shapes differ; they are not broadcast.
   """
   if reconstruction.shape != video.shape:
     raise ValueError(
@@ -32,7 +32,7 @@ def l2_loss(reconstruction: Video, video: Video) -> Float[Array, ""]:
 
 
 def generator_loss(fake_logits: Float[Array, " B"]) -> Float[Array, ""]:
-  """Non-saturating: mean of -log sigmoid(D(fake)) = softplus(-D(fake))."""
+  """Non-saturating loss: mean of -log sigmoid(D(fake)) = softplus(-D(fake))."""
   return jnp.mean(jax.nn.softplus(-fake_logits.astype(jnp.float32)))
 
 
@@ -47,9 +47,9 @@ def discriminator_loss(
 
 @struct.dataclass
 class LecamState:
-  """Exponential moving averages of the batch-mean logits, scalars; both start at 0."""
+  """Exponential moving averages of the batch-mean logits, float32 scalars; both start at 0."""
 
-  # Any: a transform rebuilds the tree with placeholders, which a shape check would refuse.
+  # Any: JAX transforms rebuild the tree with placeholders, which a shape check would reject.
   real: Any = struct.field(default_factory=lambda: jnp.zeros((), jnp.float32))
   fake: Any = struct.field(default_factory=lambda: jnp.zeros((), jnp.float32))
 
@@ -61,10 +61,10 @@ def lecam_loss(
   *,
   decay: float = LECAM_DECAY,
 ) -> tuple[Float[Array, ""], LecamState]:
-  """relu(mean D(real) - a_fake)^2 + relu(a_real - mean D(fake))^2, and the next averages a.
+  """Returns relu(mean D(real) - a_fake)^2 + relu(a_real - mean D(fake))^2 and the updated averages a.
 
   Source: LeCAM (2104.03310), equation 4. Assumption: one-sided, on batch-mean logits, against the
-  averages from before this batch; no gradient through them.
+  averages before this batch, without a gradient through them.
   """
   real = jnp.mean(real_logits.astype(jnp.float32))
   fake = jnp.mean(fake_logits.astype(jnp.float32))
@@ -79,7 +79,7 @@ def lecam_loss(
 
 
 def r1_penalty(gradients: Float[Array, "B T H W 3"]) -> Float[Array, ""]:
-  """Mean over clips of ||dD/dx||^2, summed over the pixels of a clip; pixels are in [0, 1]."""
+  """Mean over clips of ||dD/dx||^2, summed over the pixels of each clip; pixels are in [0, 1]."""
   squared = jnp.square(gradients.astype(jnp.float32))
   return jnp.mean(jnp.sum(squared, axis=(1, 2, 3, 4)))
 
@@ -87,10 +87,10 @@ def r1_penalty(gradients: Float[Array, "B T H W 3"]) -> Float[Array, ""]:
 def logit_gradients(
   discriminate: Callable[[Array], Array], real: Video
 ) -> tuple[Float[Array, " B"], Float[Array, "B T H W 3"]]:
-  """Logits of real clips and dD(x_b)/dx_b of each, from one forward pass; for `r1_penalty`."""
+  """Logits of real clips and the gradients dD(x_b)/dx_b, from one forward pass; for `r1_penalty`."""
 
   def summed(video: jax.Array) -> tuple[jax.Array, jax.Array]:
-    # A clip's logit depends on that clip alone, so the gradient of the sum holds every clip's own.
+    # Each logit depends on its clip alone, so the gradient of the sum contains the gradient of each.
     logits = discriminate(video)
     return jnp.sum(logits), logits
 

@@ -1,8 +1,8 @@
-"""Group normalisation with statistics of one frame, plain and driven by the latent.
+"""Group normalization with per-frame statistics: plain, and conditioned on the latent.
 
-Statistics over (t, h, w) would mix frames: a video's first latent would differ from the lone
-image's. They are taken over (h, w, channels of a group) of each frame instead; the parameter count
-is the same.
+Statistics over (t, h, w) would mix frames, so that the first latent of a video would differ from
+that of a single image. They are computed over (h, w, channels of a group) of each frame instead; the
+parameter count is the same.
 """
 
 import math
@@ -18,10 +18,10 @@ MIN_CHANNELS_PER_GROUP = 4
 
 
 def num_groups(channels: int) -> int:
-  """The largest divisor of `channels` that is at most 32 and leaves at least 4 channels a group.
+  """The largest divisor of `channels` that is at most 32 and leaves at least 4 channels per group.
 
-  Assumption: 32 groups at the published widths (128 and up). Narrow networks take fewer, because a
-  group of one channel would be instance normalisation, which erases the colour of a flat frame.
+  Assumption: 32 groups at the published widths (128 and up). Narrow networks use fewer, because a
+  group of one channel would be instance normalization, which erases the color of a uniform frame.
   """
   most = max(1, min(MAX_GROUPS, channels // MIN_CHANNELS_PER_GROUP))
   return max(g for g in range(1, most + 1) if channels % g == 0)
@@ -34,7 +34,7 @@ def normalise_frames(
   per_group = x.shape[-1] // groups
 
   def group_mean(v: Float[Array, "B T H W C"]) -> Float[Array, "B T 1 1 C"]:
-    # Channels first, then groups: the long reduction stays vectorised over the last axis.
+    # Reduce (H, W) first, then groups: the long reduction stays vectorized over the last axis.
     channel_mean = jnp.mean(v, axis=(2, 3), keepdims=True)
     grouped = channel_mean.reshape(*channel_mean.shape[:-1], groups, per_group)
     return jnp.repeat(jnp.mean(grouped, axis=-1), per_group, axis=-1)
@@ -63,9 +63,9 @@ class AdaptiveGroupNorm(nn.Module):
   """scale(std z) * normalise_frames(x) + shift(mean z), std and mean over (h, w) of a latent frame.
 
   scale and shift are one linear layer each, c -> C with bias: 2 (c + 1) C parameters. A feature
-  frame is driven by the latent frame that it is decoded from, so the decoder stays causal.
+  frame is conditioned on the latent frame that it is decoded from, so the decoder stays causal.
   Source: MAGVIT-v2 (2310.05737), section 3.2. Assumption: per-frame statistics, biased std, scale
-  starting at 1.
+  initialized to 1.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -88,7 +88,7 @@ class AdaptiveGroupNorm(nn.Module):
     return (y * scale[:, source] + shift[:, source]).astype(self.dtype)
 
   def _linear(self, v, features: int, name: str, bias_init):
-    # Zero kernels: at the start the layer is a plain normalisation, whatever the scale of the
+    # Zero kernels: at initialization the layer is a plain normalization for any scale of the
     # latents.
     kernel = param_with_axes(
       f"{name}_kernel",
@@ -105,18 +105,18 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False) -> list[int]:
-  """Latent frame behind each feature frame: frame 0 from latent 0, then s frames from each.
+  """Index of the latent frame of each feature frame: frame 0 from latent 0, then s frames from each.
 
   In a group that continues a stream every latent has s frames.
 
   Raises:
-    ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames in a group that continues.
+    ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames with `continues`.
   """
   if continues:
     if frames % latent_frames:
       raise ValueError(
         f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames of a group that continues, "
-        "expected s * latent_frames for a whole s."
+        "expected s * latent_frames for an integer s."
       )
     stride = frames // latent_frames
     return [frame // stride for frame in range(frames)]
@@ -125,7 +125,7 @@ def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False)
   if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
     raise ValueError(
       f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames, expected "
-      "1 + s * (latent_frames - 1) for a whole s."
+      "1 + s * (latent_frames - 1) for an integer s."
     )
   stride = (frames - 1) // (latent_frames - 1)
   return [math.ceil(frame / stride) for frame in range(frames)]

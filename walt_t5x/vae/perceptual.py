@@ -1,8 +1,8 @@
-"""Distances between clips in the features of a fixed image network, frame by frame.
+"""Per-frame distances between clips in the features of a fixed image network.
 
-The networks' weights are not ours to ship. `lpips` and `resnet_logits` read them from local safetensors files in
-torchvision's names, whose shapes `vgg.shapes()`, `lpips_shapes()` and `resnet50.shapes()` state; without a file they
-return None and `VaeModel` trains without the term. `python -m walt_t5x.vae.import_lpips` makes the first of the two.
+The weights of the networks are not included. `lpips` and `resnet_logits` read them from local safetensors files with
+torchvision's names and the shapes of `lpips_shapes()` and `resnet50.shapes()`. Without a file they return None and
+`VaeModel` trains without the term. `python -m walt_t5x.vae.import_lpips` creates the file for `lpips`.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,23 +16,26 @@ from jaxtyping import Array, Float
 from walt_t5x.types import Video
 from walt_t5x.vae import resnet50, vgg
 
-# Normalisation of pixels in [-1, 1] that the LPIPS weights were trained with.
+# Normalization of pixels in [-1, 1] that the LPIPS weights were trained with.
 LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-# Of pixels in [0, 1], for networks trained on ImageNet.
+# Normalization of pixels in [0, 1] for networks trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Distance = Callable[[Video, Video], Array]
 
 
 def lpips(*, weights: str | None = None) -> Distance | None:
-  """LPIPS on VGG-16, a loss a clip: the mean over its frames.
+  """LPIPS on VGG-16, one loss per clip: the mean over its frames.
 
   Args:
     weights: safetensors file with `lpips_shapes()`; None for no perceptual term.
 
+  Returns:
+    A function of two videos [B, T, H, W, 3] in [0, 1] that returns float32 [B]; None without weights.
+
   Raises:
-    FileNotFoundError: no such file.
-    ValueError: the file lacks a weight, or one has another shape.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if a weight is missing or has another shape.
   """
   if weights is None:
     return None
@@ -41,9 +44,9 @@ def lpips(*, weights: str | None = None) -> Distance | None:
 
 
 def resnet_logits(*, weights: str | None = None) -> Distance | None:
-  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's perceptual loss), a loss a clip: the mean over its frames.
+  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's perceptual loss), one loss per clip.
 
-  Args and Raises: as `lpips`, with `resnet50.shapes()`.
+  Args, Returns and Raises: as in `lpips`, with `resnet50.shapes()`.
   """
   if weights is None:
     return None
@@ -52,7 +55,7 @@ def resnet_logits(*, weights: str | None = None) -> Distance | None:
 
 
 def lpips_shapes() -> dict[str, tuple[int, ...]]:
-  """VGG-16's weights and one 1x1 convolution to a single channel for each of its five stages."""
+  """Name -> shape of VGG-16's weights and of a 1x1 convolution to one channel for each of its five stages."""
   heads = {f"lin{i}.weight": (1, width, 1, 1) for i, width in enumerate(vgg.WIDTHS)}
   return vgg.shapes() | heads
 
@@ -94,7 +97,7 @@ def _frames(clips: Video) -> Float[Array, "N H W 3"]:
 
 
 def _unit(features: Array) -> Array:
-  """Unit length over channels. The tiny constant is inside the root: its gradient at zero is then finite."""
+  """Normalizes to unit length over channels. The constant is inside the root, so the gradient at zero is finite."""
   return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True) + 1e-20)
 
 
@@ -106,7 +109,7 @@ def _read(path: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
     got = found[name].shape if name in found else None
     if got != shape:
       raise ValueError(
-        f"{path}: {name} has shape {got}, expected {shape}; the file must hold the weights under torchvision's names "
+        f"{path}: {name} has shape {got}, expected {shape}; the file must contain the weights with torchvision's names "
         "(docs/vae.md)."
       )
   return {name: found[name].astype(np.float32) for name in wanted}

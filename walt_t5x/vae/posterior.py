@@ -1,4 +1,4 @@
-"""What the encoder says about a clip: a point, or a diagonal Gaussian, over latents."""
+"""The encoder's distribution over latents: a point, or a diagonal Gaussian."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from walt_t5x.types import Latents
 
-# exp of a larger log-variance overflows bfloat16 sums; a smaller one is zero variance in float32.
+# exp of a larger log-variance overflows bfloat16 sums; a smaller one has zero variance in float32.
 LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @struct.dataclass
 class Posterior:
-  """q(z | x) = N(mean, exp(logvar)), or the point `mean` when logvar is None.
+  """q(z | x) = N(mean, exp(logvar)), or the point `mean` if logvar is None.
 
   Args:
-    mean: latents, channels last.
+    mean: latents [B, t, h, w, c].
     logvar: log-variance of the same shape, or None for a deterministic encoder.
   """
 
-  # Not Latents: a transform rebuilds the tree with placeholders, which a shape check would refuse.
+  # Not Latents: JAX transforms rebuild the tree with placeholders, which a shape check would reject.
   mean: Any
   logvar: Any = None
 
   def sample(self, key: PRNGKeyArray) -> Latents:
-    """mean + exp(logvar / 2) * n with n ~ N(0, 1); the mean itself when deterministic."""
+    """mean + exp(logvar / 2) * n with n ~ N(0, 1); the mean itself if deterministic."""
     if self.logvar is None:
       return self.mean
     noise = jax.random.normal(key, self.mean.shape, jnp.float32)
@@ -35,7 +35,7 @@ class Posterior:
     return (self.mean.astype(jnp.float32) + std * noise).astype(self.mean.dtype)
 
   def kl(self) -> Float[Array, " B"]:
-    """KL(q || N(0, 1)) = sum (mean^2 + exp(logvar) - 1 - logvar) / 2, nats a clip; 0 for points."""
+    """KL(q || N(0, 1)) = sum (mean^2 + exp(logvar) - 1 - logvar) / 2, nats per clip; 0 for a point."""
     if self.logvar is None:
       return jnp.zeros(self.mean.shape[:1], jnp.float32)
     mean, logvar = self.mean.astype(jnp.float32), self.logvar.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The residual block that encoder and decoder share."""
+"""The residual block of the encoder and the decoder."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,9 @@ from walt_t5x.vae.norm import GroupNorm
 class ResBlock(nn.Module):
   """shortcut(x) + conv(swish(GN(conv(swish(GN(x)))))), 3^3 causal convolutions without bias.
 
-  The shortcut is a 1^3 convolution where the width changes, else the identity. The convolutions
-  have no bias: the normalisation after each would remove most of it, and only so do the published
-  parameter counts come out.
+  The shortcut is a 1^3 convolution if the width changes, else the identity. The convolutions have no
+  bias: the normalization after each would remove most of it, and only this matches the published
+  parameter counts.
 
   Args:
     features: output channels.
@@ -64,15 +64,15 @@ def res_blocks(
   remat: bool,
   name: str,
 ) -> Float[Array, "B T H W C2"]:
-  """Blocks `<name>_block_0`, ... of the module that calls this in its compact `__call__`.
+  """Applies `<name>_block_0`, ...; call it in the compact `__call__` of the module that owns them.
 
   Args:
-    x: their input.
-    features: output channels of each.
-    count: how many.
-    temporal_kernel, dtype: as of `ResBlock`.
-    remat: recompute each in the backward pass.
-    name: of the group.
+    x: input of the first block.
+    features: output channels of each block.
+    count: number of blocks.
+    temporal_kernel, dtype: as in `ResBlock`.
+    remat: recompute each block in the backward pass.
+    name: prefix of the block names.
   """
   block = nn.remat(ResBlock) if remat else ResBlock
   for i in range(count):

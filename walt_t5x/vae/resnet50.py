@@ -1,4 +1,4 @@
-"""ResNet-50 (v1.5: the stride is in the 3x3 convolution) at inference, weights in torchvision's names."""
+"""ResNet-50 (v1.5: the stride is in the 3x3 convolution) at inference, with torchvision's weight names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ EPSILON = 1e-5
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every weight that is read, torch order (out, in, height, width)."""
+  """Name -> shape of every weight that `logits` reads, in torch order (out, in, height, width)."""
   found = {"conv1.weight": (64, 3, 7, 7)} | _norm_shapes("bn1", 64)
   channels = 64
   for stage, (blocks, width) in enumerate(zip(BLOCKS, WIDTHS), 1):
@@ -33,13 +33,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def logits(
   weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
 ) -> Float[Array, "N classes"]:
-  """The classifier's logits; frames of any size from 32 pixels a side.
+  """The classifier's logits, [N, 1000]; images of at least 32 x 32 pixels.
 
   Source: He et al. (1512.03385).
 
   Args:
-    weights: as in `shapes`.
-    images: ImageNet-normalised.
+    weights: by the names of `shapes`.
+    images: normalized with `perceptual.IMAGENET_MEAN` and `IMAGENET_STD`.
   """
 
   def conv(x: Array, name: str, stride: int = 1) -> Array:

@@ -1,8 +1,8 @@
-"""One clip over several devices, cut along height, equal to the clip on one device.
+"""Encodes and decodes one clip on several devices, sharded along the height, with the result of one device.
 
-A convolution needs a few rows of its neighbour and a normalisation the sums of all: XLA's partitioner inserts both (the
-halo exchange and the all-reduce) from the sharding of the input alone, so there are no seams and nothing to blend.
-Independent tiles could not do that: their statistics would be those of the tile.
+A convolution needs a few pixel rows of the neighboring device and a normalization the sums of all devices. XLA's
+partitioner inserts both (halo exchange and all-reduce) from the sharding of the input alone, so the result has no seams
+that need blending. Independent tiles would not give this result: their statistics would be per tile.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ from walt_t5x.vae.posterior import Posterior
 def sharded_encode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
-  """`(params, video) -> posterior mean`, rows of pixels and of latents split over a mesh axis.
+  """`(params, video) -> posterior mean`, with the height of pixels and latents sharded over a mesh axis.
 
   Args:
     vae: the autoencoder.
-    mesh: devices; its other axes hold copies.
-    axis: name of the mesh axis to cut height along.
+    mesh: devices; data is replicated over its other axes.
+    axis: name of the mesh axis over which the height is sharded.
 
   Returns:
-    A compiled function; parameters are replicated. It raises ValueError where the height does not divide into
-    multiples of spatial_factor.
+    A compiled function; parameters are replicated. It raises ValueError if the height is not a multiple of
+    spatial_factor times the size of the mesh axis.
   """
 
   def mean(params: Params, x: ArrayLike) -> Array:
@@ -49,7 +49,7 @@ def sharded_encode(
 def sharded_decode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
-  """`(params, latents) -> pixels`, cut as in `sharded_encode`; not clipped."""
+  """`(params, latents) -> pixels`, sharded as in `sharded_encode`; not clipped."""
   run = _sharded(
     vae, mesh, axis, lambda params, z: cast(Array, vae.apply(params, z, method="decode"))
   )

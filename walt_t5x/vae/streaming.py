@@ -1,10 +1,10 @@
-"""Encodes and decodes a video of any length, one group of frames at a time, in the memory of one group.
+"""Encodes and decodes a video of any length, one group of frames at a time, with the memory of one group.
 
-Every layer is causal and normalises each frame alone, so all that a group needs of the past is the few frames in front
-of it that a temporal kernel reaches: k_t - s_t feature frames a convolution. They are carried from group to group, and
-the result is that of one pass over the whole video (to rounding: the same sums, compiled for another length).
+Every layer is causal and normalizes each frame separately, so a group needs only the few preceding frames within
+reach of a temporal kernel: k_t - s_t feature frames per convolution. They are carried from group to group, and the
+result equals one call on the complete video, to rounding.
 
-The first group holds frame 0, alone in its latent; every later latent stands for temporal_factor frames.
+The first group starts with frame 0, which has its own latent; every later latent covers temporal_factor frames.
 
   for group in VaeStream(vae, params).decode(latents): writer.append(group)
 """
@@ -21,23 +21,23 @@ from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.causal_conv import STREAM
 from walt_t5x.vae.posterior import Posterior
 
-# The frames that each convolution keeps, nested by module name; None before the first group.
+# The frames that each convolution carries over, nested by module name; None before the first group.
 Context = Mapping[str, Any] | None
 
 
 def encode_group(
   vae: CausalVae, params: Params, video: Video, context: Context
 ) -> tuple[Posterior, Context]:
-  """The posterior of the next frames of a stream, and the context of those after them.
+  """Returns the posterior of the next frames of a stream, and the context for the next group.
 
   Args:
     vae: the autoencoder.
     params: its parameters.
-    video: 1 + k * temporal_factor frames where `context` is None, else k * temporal_factor.
-    context: what the group before returned; None for the first group.
+    video: 1 + k * temporal_factor frames if `context` is None, else k * temporal_factor.
+    context: the context returned for the previous group; None for the first group.
 
   Raises:
-    ValueError: on other frame counts, or sizes that are no multiple of spatial_factor.
+    ValueError: for other frame counts, or sizes that are not a multiple of spatial_factor.
   """
   return _group(vae, params, video, context, "encode")
 
@@ -45,14 +45,14 @@ def encode_group(
 def decode_group(
   vae: CausalVae, params: Params, latents: Latents, context: Context
 ) -> tuple[Video, Context]:
-  """The frames of the next latents of a stream, and the context of those after them.
+  """Returns the frames of the next latents of a stream, and the context for the next group.
 
   Args:
     vae: the autoencoder.
     params: its parameters.
-    latents: t latent frames; 1 + (t - 1) * temporal_factor frames come out where `context` is None, else
+    latents: t latent frames; they give 1 + (t - 1) * temporal_factor frames if `context` is None, else
       t * temporal_factor.
-    context: what the group before returned; None for the first group.
+    context: the context returned for the previous group; None for the first group.
   """
   return _group(vae, params, latents, context, "decode")
 
@@ -62,8 +62,8 @@ class VaeStream:
 
   Args:
     vae: the autoencoder.
-    params: its parameters, already on the device where they will be used most.
-    group: latent frames a call, after the first. More is faster on an accelerator and takes more memory.
+    params: its parameters; put them on the device first.
+    group: latent frames per call, after the first call. More is faster on an accelerator and uses more memory.
 
   Raises:
     ValueError: if `group` is not positive.
@@ -71,9 +71,9 @@ class VaeStream:
 
   def __init__(self, vae: CausalVae, params: Params, *, group: int = 1):
     if group < 1:
-      raise ValueError(f"VaeStream: got {group=}, expected at least 1 latent frame a group.")
+      raise ValueError(f"VaeStream: got {group=}, expected at least 1 latent frame per group.")
     self._vae, self._params, self._group = vae, params, group
-    # The context of the past is given up for that of the present: its buffers are taken over.
+    # The buffers of the previous context are donated to the next one.
     self._encode = jax.jit(
       lambda params, x, context: encode_group(vae, params, x, context), donate_argnums=2
     )
@@ -82,14 +82,14 @@ class VaeStream:
     )
 
   def encode(self, frames: Iterable[Any]) -> Iterator[Posterior]:
-    """Posteriors, a group of latent frames at a time.
+    """Yields posteriors, one group of latent frames at a time.
 
     Args:
-      frames: [B, H, W, 3] each, float in [0, 1], in order; 1 + k * temporal_factor of them. Any iterable: it is read
-        only as far as the group that is being encoded.
+      frames: iterable of 1 + k * temporal_factor frames in order, each [B, H, W, 3], float in [0, 1]. It is read only
+        up to the group that is being encoded.
 
     Yields:
-      The first latent frame alone, then `group` at a time and what is left.
+      The first latent frame alone, then `group` latent frames at a time, then the rest.
 
     Raises:
       ValueError: if the frames end inside a latent frame.
@@ -113,13 +113,13 @@ class VaeStream:
       yield self._encode(self._params, np.stack(pending, axis=1), context)[0]
 
   def decode(self, latents: Latents | Iterable[Any]) -> Iterator[Video]:
-    """Frames, a group at a time; not clipped.
+    """Yields frames, one group at a time; not clipped.
 
     Args:
       latents: [B, t, h, w, c], or an iterable of latent frames [B, h, w, c], which is read only as far as needed.
 
     Yields:
-      Frame 0 alone, then group * temporal_factor frames at a time and what is left.
+      Frame 0 alone, then group * temporal_factor frames at a time, then the rest.
     """
     if isinstance(latents, jax.Array | np.ndarray):
       whole = latents

@@ -1,4 +1,4 @@
-"""VGG-16's convolutional part, as a function of weights in torchvision's names."""
+"""The convolutional part of VGG-16, as a function of weights with torchvision's names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Index of each 3x3 convolution in torchvision's `features`; a new tuple begins behind each 2x2 max pooling.
+# Index of each 3x3 convolution in torchvision's `features`; a new tuple begins after each 2x2 max pooling.
 CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 WIDTHS = (64, 128, 256, 512, 512)
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every weight, torch order (out, in, height, width)."""
+  """Name -> shape of every weight, in torch order (out, in, height, width)."""
   found: dict[str, tuple[int, ...]] = {}
   channels = 3
   for indices, width in zip(CONVOLUTIONS, WIDTHS):
@@ -27,13 +27,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def features(
   weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
 ) -> list[Float[Array, "N h w C"]]:
-  """The activations behind the last ReLU of each of the five stages, before its pooling.
+  """The activations after the last ReLU of each of the five stages, before its pooling.
 
   Source: Simonyan & Zisserman (1409.1556), configuration D.
 
   Args:
-    weights: as in `shapes`.
-    images: normalised as the weights want them; at least 16 pixels a side.
+    weights: by the names of `shapes`.
+    images: normalized as the weights require; at least 16 x 16 pixels.
   """
   x, taps = images, []
   for stage, indices in enumerate(CONVOLUTIONS):

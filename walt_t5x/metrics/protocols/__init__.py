@@ -1,4 +1,4 @@
-"""Evaluation protocols by name, one file a protocol."""
+"""Evaluation protocols by name, one file per protocol."""
 
 from walt_t5x.metrics.protocols import (
   fvd,

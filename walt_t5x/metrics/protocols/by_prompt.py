@@ -1,4 +1,4 @@
-"""Protocols that judge each clip by its prompt: what decides their scores, so that a hash can stand beside them."""
+"""Protocols that compare each clip with its prompt: the fields that determine their scores, and a hash of them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from walt_t5x.metrics.protocols.protocol import short_hash
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptProtocol:
-  """A protocol over what `generate` wrote: every clip of every stage, at its own length and size.
+  """A protocol for the output of `generate`: every clip of every stage, at its own length and size.
 
   Attributes:
-    name: on the command line.
-    fields: what decides a score besides the clips, their prompts and the network's weights.
-    source: where it is described.
+    name: name on the command line.
+    fields: everything that determines a score except clips, prompts and the weights of the network.
+    source: where the protocol is described.
   """
 
   name: str
@@ -23,12 +23,12 @@ class PromptProtocol:
   source: str
 
   def as_dict(self) -> dict[str, Any]:
-    """All fields, plain."""
+    """All fields as a plain dict."""
     return dataclasses.asdict(self)
 
   @property
   def hash(self) -> str:
-    """As of `protocol.Protocol`: of every field but `source`."""
+    """Hash of every field except `source`, as in `protocol.Protocol`."""
     return short_hash(self.as_dict())
 
 

@@ -1,4 +1,4 @@
-"""FVD between any two folders: one 16-frame clip of every file, at the files' own size."""
+"""FVD between any two folders: one 16-frame clip of every file, at the size of the files."""
 
 from walt_t5x.metrics.protocols.protocol import FVD, Protocol
 

@@ -1,7 +1,7 @@
 """ImageNet 256 x 256 class-conditional: FID and IS.
 
-50,000 samples against the published reference statistics (an .npz with mu and sigma); IS with 10
-splits of 5,000 and the softmax of logits without bias.
+50,000 samples compared with the published reference statistics (an .npz with mu and sigma); IS with
+10 splits of 5,000 and the softmax of the logits without bias.
 """
 
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic

@@ -1,7 +1,8 @@
 """Kinetics-600 frame prediction: FVD.
 
-5 real frames (2 latents) are given; 16-frame clips with the given frames as decoded; generated at
-128 x 128, scored at 64 x 64; 50,000 clips a fold; real clips are 6 of every evaluation video.
+The condition is 5 real frames (2 latent frames). Clips have 16 frames, including the conditioning
+frames as decoded; they are generated at 128 x 128 and scored at 64 x 64. 50,000 clips per fold; the
+references are 6 clips of every evaluation video.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol
@@ -12,7 +13,7 @@ PROTOCOL = Protocol(
   scores=(FVD,),
   frames=16,
   size=(64, 64),
-  # Assumption: the rule by which 128 x 128 becomes 64 x 64; the paper names none.
+  # Assumption: the rule for resizing 128 x 128 to 64 x 64; the paper does not specify it.
   size_resize=ResizeRule.LEGACY,
   reference_clip=ClipRule.RANDOM,
   sample_count=50_000,

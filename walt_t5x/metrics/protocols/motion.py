@@ -1,7 +1,7 @@
-"""Motion without a network: how much clips change from frame to frame, and how steadily (`metrics.motion`).
+"""Motion without a network: amount and steadiness of change between frames (`metrics.motion`).
 
-Both depend on the frame rate and, through blur, on the size: compare clips of one rate and size, such as samples with
-the real clips that they were trained on, each scored by itself.
+Both depend on the frame rate and, through blur, on the size. Compare clips of the same rate and size, such as samples
+with the real clips that the model was trained on, scored separately.
 """
 
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic

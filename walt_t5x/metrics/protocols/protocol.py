@@ -1,7 +1,6 @@
-"""What decides a score besides the samples, as data, so that its hash can stand beside the score.
+"""Protocols as data: everything that determines a score except the samples, and a hash of it.
 
-A score is comparable with another of the same protocol hash and the same network fingerprint, and
-with no other.
+Two scores are comparable only if they have the same protocol hash and the same network fingerprint.
 """
 
 import dataclasses
@@ -15,14 +14,14 @@ from walt_t5x.metrics.resize import ResizeRule
 
 
 def short_hash(fields: Mapping[str, Any]) -> str:
-  """First 12 hex digits of the sha256 of every field but `source`, as canonical JSON."""
+  """First 12 hex digits of the sha256 of every field except `source`, as canonical JSON."""
   deciding = {name: value for name, value in fields.items() if name != "source"}
   text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class ClipRule(enum.StrEnum):
-  """Which frames of a longer video a clip takes."""
+  """Position of a clip in a longer video."""
 
   FIRST = "first"
   CENTRAL = "central"
@@ -47,15 +46,15 @@ _OF_CLIPS = (Statistic.CHANGE, Statistic.STEADINESS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreRule:
-  """One number of a protocol.
+  """One score of a protocol.
 
   Attributes:
-    name: as printed.
+    name: name in reports.
     statistic: what is computed.
-    network, layer: whose features, and which; empty where pixels are all it takes.
-    network_size, network_resize: how the network's input is made from the clip.
-    covariance: divisor of the covariance.
-    splits: of an inception score, consecutive blocks within a fold.
+    network, layer: network and layer of the features; empty for a statistic of pixels.
+    network_size, network_resize: how a clip is resized for the network.
+    covariance: estimator of the covariance.
+    splits: number of consecutive blocks per fold, for an inception score.
   """
 
   name: str
@@ -69,7 +68,7 @@ class ScoreRule:
 
   @property
   def needs_reference(self) -> bool:
-    """Whether the samples are compared with anything."""
+    """Whether the samples are compared with references."""
     return self.statistic is Statistic.FRECHET or self.is_paired
 
   @property
@@ -79,7 +78,7 @@ class ScoreRule:
 
   @property
   def is_of_clips(self) -> bool:
-    """Whether every clip has a value of its own, alone or against its reference; the score is their mean."""
+    """Whether the score is a mean over clips, of values computed from each clip or from a clip and its reference."""
     return self.is_paired or self.statistic in _OF_CLIPS
 
 
@@ -98,17 +97,20 @@ class Protocol:
   """A protocol.
 
   Attributes:
-    name: on the command line.
-    scores: the numbers.
+    name: name on the command line.
+    scores: the scores that it computes.
     frames: length of a clip; 1 for images.
-    size: (height, width) at which clips are scored; None as they are.
-    size_resize: rule by which clips of another size get there.
-    sample_clip, reference_clip: which frames of longer videos.
-    sample_count, reference_count: clips a fold; None for one of every file.
-    reference_clips_per_video: clips of each reference video, where no count is given.
-    folds: each with its own samples and references.
-    seed: of the random clips and of the order of the references.
+    size: (height, width) at which clips are scored; None for the size of the files.
+    size_resize: rule for resizing clips of another size.
+    sample_clip, reference_clip: position of the clip in longer videos.
+    sample_count, reference_count: clips per fold; None for one per file.
+    reference_clips_per_video: clips per reference video if no count is given.
+    folds: number of folds, each with its own samples and references.
+    seed: seed of the random clips and of the order of the references.
     source: where the protocol is published.
+
+  Raises:
+    ValueError: for counts below 1, or several folds without sample_count.
   """
 
   name: str
@@ -128,26 +130,26 @@ class Protocol:
   def __post_init__(self):
     if self.frames < 1 or self.folds < 1 or self.reference_clips_per_video < 1:
       raise ValueError(
-        f"frames, folds and reference_clips_per_video are at least 1, got {self.frames}, "
+        f"Expected frames, folds and reference_clips_per_video of at least 1, got {self.frames}, "
         f"{self.folds} and {self.reference_clips_per_video}."
       )
     if self.folds > 1 and self.sample_count is None:
-      raise ValueError(f"{self.folds} folds need the number of samples in each: set sample_count.")
+      raise ValueError(f"{self.folds} folds need the number of samples per fold: set sample_count.")
 
   def as_dict(self) -> dict[str, Any]:
-    """All fields, plain."""
+    """All fields as a plain dict."""
     return dataclasses.asdict(self)
 
   @property
   def hash(self) -> str:
-    """Of every field but `source`."""
+    """Hash of every field except `source`."""
     return short_hash(self.as_dict())
 
   @property
   def networks(self) -> tuple[str, ...]:
-    """The networks that its scores need."""
+    """Names of the networks that the scores need."""
     return tuple(sorted({score.network for score in self.scores if score.network}))
 
   def replace(self, **changes: Any) -> "Protocol":
-    """The protocol with other fields; its hash tells it apart from the published one."""
+    """Returns the protocol with changed fields, and therefore another hash."""
     return dataclasses.replace(self, **changes)

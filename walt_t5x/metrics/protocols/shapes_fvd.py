@@ -1,6 +1,6 @@
-"""Frechet video distance by the stand-in network: for machines without I3D's weights, on rendered shapes.
+"""Frechet video distance with the surrogate network, for rendered shapes on machines without I3D's weights.
 
-Comparable with no published number, and with itself only under one fingerprint of the weights.
+Scores are not comparable with published numbers, and with each other only for the same fingerprint of the weights.
 """
 
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
@@ -20,5 +20,5 @@ PROTOCOL = Protocol(
   scores=(SHAPES_FVD,),
   frames=9,
   size=None,
-  source="stand-in: walt_t5x/metrics/shapes_network.py",
+  source="surrogate: walt_t5x/metrics/shapes_network.py",
 )

@@ -1,8 +1,8 @@
-"""The tokenizer: rFVD of reconstructions against their inputs, PSNR, SSIM and LPIPS of each pair.
+"""The tokenizer: rFVD between reconstructions and their inputs; PSNR, SSIM and LPIPS of each pair.
 
-A reconstruction and its input carry the same file name without suffix, as `walt_t5x.reconstruct` writes them.
+A reconstruction and its input have the same file name without suffix, as written by `walt_t5x.reconstruct`.
 
-Assumption: 16 frames at 128 x 128 for all four; the paper names none for its own tokenizer.
+Assumption: 16 frames at 128 x 128 for all four; the paper does not specify them for its tokenizer.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ScoreRule, Statistic

@@ -1,7 +1,7 @@
 """UCF-101 class-conditional: FVD and IS.
 
-10,000 samples a fold at 128 x 128, 16 frames (a 17-frame model drops its last frame); labels drawn
-from the training videos; real clips are random clips of the 9,537 training videos.
+10,000 samples per fold at 128 x 128, 16 frames (a 17-frame model drops its last frame). Labels are
+drawn from the training videos; references are random clips of the 9,537 training videos.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol, ScoreRule, Statistic

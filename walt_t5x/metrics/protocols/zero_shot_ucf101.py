@@ -1,6 +1,6 @@
 """UCF-101 text to video, zero-shot: FVD and IS.
 
-10,000 samples, one prompt a class; real clips are the central 16 frames of 10,000 training videos.
+10,000 samples, one prompt per class; references are the central 16 frames of 10,000 training videos.
 """
 
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol
@@ -10,7 +10,7 @@ PROTOCOL = Protocol(
   name="ucf101_zero_shot",
   scores=(FVD, C3D_IS),
   frames=16,
-  # Assumption: scored at the base stage's size; the paper names none.
+  # Assumption: scored at the size of the base stage; the paper does not specify it.
   size=(128, 128),
   sample_clip=ClipRule.CENTRAL,
   reference_clip=ClipRule.CENTRAL,

@@ -79,8 +79,8 @@ def compile_stages(
   import jax
   import jax.numpy as jnp
 
-  from walt_t5x.denoiser.window_attention_kernel import fused_window_attention
-  from walt_t5x.denoiser.window_attention_shape import heads_in_lanes
+  from walt_t5x.denoiser.kernels.window_attention_kernel import fused_window_attention
+  from walt_t5x.denoiser.kernels.window_attention_shape import heads_in_lanes
   from walt_t5x.planning import tpu_compile
 
   device = tpu_compile.topology_devices(slice_name)[0]

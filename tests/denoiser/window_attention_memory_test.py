@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from tests.denoiser.window_attention_test import compiled, error, expected, make, run
-from walt_t5x.denoiser import window_attention_kernel
+from walt_t5x.denoiser.kernels import window_attention_kernel
 
 # Cores; grid, window, cell, optional inputs. Two groups of heads; windows share a text along height, time or width.
 CASES = {

@@ -14,7 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from walt_t5x.denoiser import window_attention_kernel, window_attention_shape
+from walt_t5x.denoiser.kernels import window_attention_kernel, window_attention_shape
 from walt_t5x.denoiser.layers import scale_norm
 from walt_t5x.denoiser.windows import Window, merge, partition
 from walt_t5x.sharding import constraints

@@ -23,8 +23,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from walt_t5x.denoiser import window_attention_backward, window_attention_forward
-from walt_t5x.denoiser.window_attention_shape import VMEM_LIMIT, Shape
+from walt_t5x.denoiser.kernels import window_attention_passes
+from walt_t5x.denoiser.kernels.window_attention_shape import VMEM_LIMIT, Shape
 
 Arrays = dict[str, jax.Array]
 
@@ -190,7 +190,7 @@ def _call(shape: Shape, inputs: Arrays, images: jax.Array, *, backward: bool) ->
   else:
     like = inputs["query"]
     outputs["out"] = (jax.ShapeDtypeStruct(like.shape, like.dtype), pl.BlockSpec(*specs["out"]))
-  body = window_attention_backward.body if backward else window_attention_forward.body
+  body = window_attention_passes.backward if backward else window_attention_passes.forward
   names, results = tuple(inputs), tuple(outputs)
 
   def kernel(images_ref, *refs):

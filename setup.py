@@ -1,4 +1,4 @@
-"""Package metadata. Exact versions that were resolved together are in requirements.lock; T5X, which no registry has, is
+"""Package metadata. Exact versions that were resolved together are in requirements.lock; T5X, which is not on PyPI, is
 in requirements-t5x.txt."""
 
 import runpy
@@ -39,7 +39,7 @@ GIN_PACKAGES = {".".join(("walt_t5x._gin", *folder.parts)): str(folder) for fold
 
 setup(
   name="walt_t5x",
-  # Not imported: builds by pip do not have this folder on the path.
+  # Not imported: this folder is not on the path when pip builds.
   version=runpy.run_path(str(ROOT / "walt_t5x" / "__init__.py"))["__version__"],
   description="W.A.L.T: window attention latent transformers for text-to-video, TPU first.",
   long_description=(ROOT / "README.md").read_text(encoding="utf-8"),

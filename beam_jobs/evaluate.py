@@ -1,12 +1,12 @@
-"""Scores a folder of generated samples over many workers: `walt_t5x.evaluate` as a Beam job.
+"""Scores a folder of generated samples on many workers: `walt_t5x.evaluate` as a Beam job.
 
   python -m beam_jobs.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors \\
     --runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=2
 
-Takes the flags of `walt_t5x.evaluate` that say what is scored, and Beam's. A worker makes parts of --clips_per_part
-clips; their statistics merge on the way, so nothing but a few matrices a fold ever meets. Media, weights, --output and
---parts_dir are paths that every worker reaches; object stores are not read. With --parts_dir a job that was killed goes
-on from the parts that it kept.
+Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's. Workers compute statistics of parts of
+--clips_per_part clips, which Beam combines, so only a few matrices per fold reach the launcher. Media, weights,
+--output and --parts_dir are paths that every worker can access; object stores are not supported. With --parts_dir, a
+job that was killed resumes from the parts that it saved.
 """
 
 import argparse
@@ -36,11 +36,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """The whole job: prints, writes and returns what `walt_t5x.evaluate` does.
+  """Runs the job: prints, writes and returns what `walt_t5x.evaluate` does.
 
   Raises:
-    FileNotFoundError: weights or media that are not there.
-    ValueError: flags or files that do not fit the protocol or Beam.
+    FileNotFoundError: if weights or media do not exist.
+    ValueError: if flags or files do not fit the protocol or Beam.
   """
   args, rest = parse_arguments(argv)
   import apache_beam as beam
@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   options = beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
-  # Beside the scores, where every worker can write.
+  # In the folder of the scores, where every worker can write.
   output = scores_output.scores_file(args, evaluation.protocol)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
@@ -76,7 +76,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   clips = sum(len(plan.clips) for plan in evaluation.plans)
   seconds = time.monotonic() - started
   print(
-    f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, the job's start included"
+    f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, including the job's start"
   )
   return scores_output.write_scores(
     args, evaluation.protocol, evaluation.scores(folds[False], folds[True])

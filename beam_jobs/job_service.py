@@ -1,10 +1,10 @@
-"""Beam's job service for one machine, which fails a job whose worker died instead of waiting for ever.
+"""Beam's job service for one machine; it fails a job whose worker died instead of waiting indefinitely.
 
   python -m beam_jobs.job_service --port=8099
 
 serves jobs launched with --runner=PortableRunner --job_endpoint=HOST:8099 --environment_type=EXTERNAL
 --environment_config=HOST:PORT, where `python -m apache_beam.runners.worker.worker_pool_main --service_port=PORT` starts
-workers. Job service and pool stand on one machine; launchers may stand elsewhere.
+workers. The job service and the worker pool run on the same machine; launchers may run on others.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     allow_abbrev=False,
   )
   parser.add_argument("--port", type=int, default=0, help="port of the job API (any free one)")
-  parser.add_argument("--staging_dir", help="folder for what launchers send (a temporary one)")
+  parser.add_argument("--staging_dir", help="folder for staged artifacts (a temporary one)")
   args = parser.parse_args(argv)
   from apache_beam.runners.portability import local_job_service
 

@@ -1,17 +1,17 @@
-"""Media and captions to TFRecords of latents and text embeddings.
+"""Preprocesses media and captions to TFRecords of latents and text embeddings.
 
   python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes_pixels \\
     --content pixels --resolutions 32x32 --num_frames 9 --fps 8 --num_shards 4
 
-writes pixels to train the VAE on; with the trained VAE,
+writes pixels for training the VAE; with the trained VAE,
 
   python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes \\
     --vae_gin_file gin/models/vae_tiny.gin --vae_checkpoint DIR --text_encoder DIR \\
     --resolutions 32x32,64x64 --num_frames 9 --fps 8 --num_shards 4
 
-writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run it again to go on
-after an interruption: whole shards are left alone. Other flags go to Beam (--runner, --direct_num_workers, ...).
-docs/sources.md says what manifests may be (JSONL, CSV, Parquet, webdataset, class folders, Kinetics) and how to filter.
+writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run the same command again
+to resume after an interruption: complete shards are skipped. Other flags go to Beam (--runner, --direct_num_workers,
+...). docs/sources.md describes manifests (JSONL, CSV, Parquet, webdataset, class folders, Kinetics) and filters.
 """
 
 import argparse
@@ -29,11 +29,11 @@ _MAX_MANIFEST_TO_COUNT = 1 << 30
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """The whole job; returns what the last printed line holds as JSON.
+  """Runs the job; returns the contents of the JSON line that it prints last.
 
   Raises:
-    ValueError: on flags, a checkpoint or an output folder that do not fit, before any row is read.
-    LedgerError: where rows are unaccounted for in the end.
+    ValueError: if flags, checkpoint or output folder do not match, before any row is read.
+    LedgerError: if rows are unaccounted for at the end.
   """
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
@@ -79,10 +79,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
-  """Check the flags and build the job's graph; no encoder is loaded, no row read, nothing written or sent.
+  """Checks the flags and builds the job's graph; loads no encoder, reads no row, and writes and sends nothing.
 
   Raises:
-    ValueError: naming every flag that does not fit, with what to set.
+    ValueError: naming every invalid flag and what to set.
   """
   import apache_beam as beam
   from apache_beam.options.pipeline_options import TestOptions
@@ -94,10 +94,12 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
 
   remote = dataflow.is_dataflow(options)
   if remote:
-    options.view_as(TestOptions).dry_run = True  # Beam's checks then ask no service.
+    options.view_as(TestOptions).dry_run = True  # Beam's checks then call no service.
     named = {"manifest": args.manifest, "output": args.output, "media_root": args.media_root}
     if problems := dataflow.problems(options, named):
-      raise ValueError("\n".join(("Dataflow would not run this:", *(f"  {p}" for p in problems))))
+      raise ValueError(
+        "\n".join(("Dataflow would reject this job:", *(f"  {p}" for p in problems)))
+      )
   rules = job_flags.filter_rules(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(rules), look=not remote)
   config = job_flags.encoders_of(args)
@@ -132,7 +134,7 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
 
 
 def manifest_rows(manifest: str) -> int | None:
-  """Rows of a plain JSONL manifest; None for others, and for one that takes long to count."""
+  """Number of rows of a plain JSONL manifest; None for other kinds and for very large files."""
   from walt_t5x.files import storage
 
   plain = manifest.endswith(".jsonl") and storage.exists(manifest)
@@ -143,7 +145,7 @@ def manifest_rows(manifest: str) -> int | None:
 
 
 def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
-  """Print the table and the JSON line."""
+  """Prints the table and the JSON line."""
   print(
     f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} "
     f"{'quarantined':>11} {'MB':>9}"

@@ -1,15 +1,15 @@
-"""Runs dead letters again, into new shards beside the old ones.
+"""Runs dead letters again and writes them to new shards next to the old ones.
 
   python -m beam_jobs.replay --output DIR --task shapes --media_root DIR --reason missing --reason truncated
 
-takes every dead letter with one of these reasons (--all: every one that a file can mend), once the job that made the
-cache has finished, and writes `train.tfrecord-replay01.<i>-of-<N>` with sidecars and dead letters of their own; the
-next replay writes replay02. SeqIO reads them with the rest of the task. Shards of the job, its latent statistics and
-provenance stay as they are; `stats.<split>.json` counts each row of the manifest where it is now.
+takes every dead letter with one of these reasons (--all: every reason except errors in the manifest) after the job that
+made the cache has finished, and writes `train.tfrecord-replay01.<i>-of-<N>` with their own sidecars and dead letters;
+the next replay writes replay02. SeqIO reads them with the rest of the task. The job's shards, latent statistics and
+provenance do not change; `stats.<split>.json` counts each row of the manifest by its present state.
 
-Run it again to go on after an interruption. The encoders are those that the provenance names, wherever
---vae_checkpoint and --text_encoder say they are now; clips, filters and batch sizes are the job's, limits on media may
-be raised. Other flags go to Beam.
+Run the same command again to resume after an interruption. The encoders must be those that the provenance names;
+--vae_checkpoint and --text_encoder give their present location. Clips, filters and batch sizes are the job's; limits on
+media may be raised. Other flags go to Beam.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from beam_jobs.shards.shard_files import LedgerError
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """Our flags, and what is left for Beam."""
+  """(our flags, the remaining arguments for Beam)."""
   parser = argparse.ArgumentParser(
     prog="python -m beam_jobs.replay",
     description=__doc__,
@@ -43,13 +43,16 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   )
   which = parser.add_mutually_exclusive_group(required=True)
   which.add_argument(
-    "--reason", action="append", default=[], help="of dead letters, again for more (missing, ...)"
+    "--reason",
+    action="append",
+    default=[],
+    help="reason of dead letters (missing, ...); may be repeated",
   )
-  which.add_argument("--all", action="store_true", help="all but rows that the manifest breaks")
+  which.add_argument("--all", action="store_true", help="all reasons except errors in the manifest")
   add("--vae_checkpoint", help="where the job's VAE is now (where it was)")
   add("--vae_ema", action="store_true", help="as given to the job")
   add("--text_encoder", help="where the job's text encoder is now (where it was)")
-  add("--num_shards", type=int, help="new shards a split (as many rows a shard as the job's have)")
+  add("--num_shards", type=int, help="new shards per split (as many rows per shard as the job's)")
   worker_flags.add_limits(parser, inherit=True)
   worker_flags.add_work(parser, inherit=True)
   args, rest = parser.parse_known_args(argv)
@@ -60,11 +63,11 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """The whole replay; returns what the last printed line holds as JSON.
+  """Runs the replay; returns the contents of the JSON line that it prints last.
 
   Raises:
-    ValueError: on flags or encoders that do not fit the cache, before any row is read.
-    LedgerError: where the job has not finished, or rows are unaccounted for.
+    ValueError: if flags or encoders do not match the cache, before any row is read.
+    LedgerError: if the job has not finished, or rows are unaccounted for.
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
@@ -97,13 +100,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   for folder, _ in taken:
     if folder not in before.completed:
       raise LedgerError(
-        f"{args.output}/{folder} has no record of the job, so no statistics that a replay could keep; run "
+        f"{args.output}/{folder} has no record of the job, so it has no latent statistics; run "
         "`python -m beam_jobs.preprocess ... --retry_dead` instead"
       )
   config, clip, filtering = _encoders_and_clip(args, replay, before.completed[0])
   replay.write(args.output, args.task)
   for folder, _ in taken:
-    # No reader takes the folder for whole until finalise has run again.
+    # The folder is not complete for readers until finalise has run again.
     storage.delete(storage.join(args.output, folder, "COMPLETED"))
   job = pipeline.Job(
     output=args.output,
@@ -130,8 +133,8 @@ def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
 
   if broken := sorted(set(args.reason) & PROBLEMS):
     raise ValueError(
-      f"--reason: got {broken}, which are rows that the manifest breaks; mend the manifest and run the job on it: "
-      "whole shards are left alone"
+      f"--reason: got {broken}, which are errors in the manifest; fix the manifest and run the job again: "
+      "complete shards are skipped"
     )
   return None if args.all else tuple(sorted(set(args.reason)))
 
@@ -146,7 +149,7 @@ def _with_limits(job_settings: Mapping[str, Any], args: argparse.Namespace) -> d
 def _buckets(
   before: Any, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
 ) -> dict[str, int]:
-  """Shards of each split: as full as the job's, unless a number is wanted; at most as many."""
+  """Shards per split: `wanted`, or as many as give the job's rows per shard; at most the job's number."""
   buckets = {}
   for split, count in num_shards.items():
     full = [
@@ -164,12 +167,12 @@ def _check_finished(output: str, before: Any) -> None:
   for folder in before.completed:
     if not storage.exists(storage.join(output, folder, "COMPLETED")):
       raise LedgerError(
-        f"{output}/{folder} has no COMPLETED: run `python -m beam_jobs.preprocess` to its end first"
+        f"{output}/{folder} has no COMPLETED: finish `python -m beam_jobs.preprocess` first"
       )
 
 
 def _check_pending(output: str, pending: Any, replay: Any) -> None:
-  """Refuse another replay while one is under way."""
+  """Rejects another replay while one is unfinished."""
   from beam_jobs.shards import settings
 
   if lines := settings.differences(pending.decisive, replay.decisive):
@@ -177,9 +180,9 @@ def _check_pending(output: str, pending: Any, replay: Any) -> None:
     raise settings.SettingsMismatch(
       "\n".join(
         (
-          f"replay {number} of {output} has not finished, and was begun with other flags:",
+          f"replay {number} of {output} has not finished, and was started with other flags:",
           *lines,
-          f"run it to its end with those, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
+          f"finish it with those flags, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
         )
       )
     )
@@ -216,21 +219,21 @@ def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tu
     origin = encoders.origin(encoders.get_encoders(config))
   elif args.vae_checkpoint or args.text_encoder:
     raise ValueError(
-      f"{args.output} is a cache of pixels: leave out --vae_checkpoint and --text_encoder"
+      f"{args.output} is a cache of pixels: remove --vae_checkpoint and --text_encoder"
     )
   else:
     config = encoders.PixelConfig(**batch_sizes)
   now = settings.settings_of(
     origin, clip, filtering, num_shards=before["num_shards"], batch_sizes=config.batch_sizes
   )
-  # Caches that do not say their batch sizes have nothing to compare.
+  # Older caches do not record batch sizes, so there is nothing to compare.
   if lines := settings.differences({"batch_sizes": config.batch_sizes, **before}, now):
     raise settings.SettingsMismatch(
       "\n".join(
         (
-          f"this replay would not make what {args.output} holds:",
+          f"the encoders of this replay differ from those of {args.output}:",
           *lines,
-          "set --vae_checkpoint (and --vae_ema) and --text_encoder to what made the cache",
+          "set --vae_checkpoint (and --vae_ema) and --text_encoder to those that made the cache",
         )
       )
     )
@@ -238,11 +241,11 @@ def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tu
 
 
 def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, int]:
-  """The job's, with which rows round as they would have then.
+  """The job's batch sizes, so that latents round as in the job.
 
   Raises:
-    SettingsMismatch: where a flag says otherwise.
-    ValueError: where the cache does not say and no flag does.
+    SettingsMismatch: if a flag differs from the job's value.
+    ValueError: if neither the cache nor a flag gives a value.
   """
   from beam_jobs.shards import settings
 
@@ -253,7 +256,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
   if "batch_sizes" not in before:
     if len(given) < 2:
       raise ValueError(
-        f"{args.output} was made before caches noted their batch sizes: set --batch_size and --image_batch_size to "
+        f"{args.output} does not record its batch sizes: set --batch_size and --image_batch_size to "
         "those of the job (8 and 32 unless it set others)"
       )
     return given
@@ -261,7 +264,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
     if value != before["batch_sizes"][name]:
       raise settings.SettingsMismatch(
         f"--{name}: got {value}, but {args.output} was made with {before['batch_sizes'][name]}, and latents of another "
-        "batch size may round differently; leave the flag out"
+        "batch size may round differently; remove the flag"
       )
   return dict(before["batch_sizes"])
 
@@ -269,7 +272,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
 def _report(
   replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
 ) -> dict[str, Any]:
-  """Print the table and the JSON line."""
+  """Prints the table and the JSON line."""
   from beam_jobs.shards.ledger import Totals
 
   left = after.all.dead

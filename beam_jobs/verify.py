@@ -1,4 +1,4 @@
-"""Checks a cached task folder: every shard of the plan there, every byte, record and ledger line as its sidecar says.
+"""Checks a cached task folder: every shard of the plan exists, and its bytes, records and ledgers match its sidecar.
 
 python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
@@ -16,16 +16,16 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
-# Bytes of a folder below which starting processes takes longer than reading it.
+# Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
 
 
 def problems(folder: str, *, workers: int = 1) -> list[str]:
-  """What is wrong with a folder; empty for a whole one.
+  """Problems of a folder; empty if it is complete and valid.
 
   Args:
-    folder: of a cached task.
-    workers: processes that read shards, one each at a time; 1 reads them in this one.
+    folder: folder of a cached task.
+    workers: number of processes that read shards; 1 reads them in this process.
   """
   from walt_t5x.files import storage
 
@@ -47,26 +47,26 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
 def _shards_of(
   folder: str, split: str, names: Set[str]
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
-  """Shards of a split with their sidecars, and what is missing or does not add up."""
+  """Shards of a split with their sidecars, and messages about missing shards and wrong totals."""
   from walt_t5x.files import storage
 
   count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
   stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
   expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
   wanted = sorted(expected | _replayed(names, split))
-  whole = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
+  present = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
   found = [
     f"{folder}/{name}: the shard or its sidecar is missing"
-    for name in sorted(set(wanted) - set(whole))
+    for name in sorted(set(wanted) - set(present))
   ]
 
   def sidecar(name: str) -> Mapping[str, Any] | str:
     try:
       return json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
     except ValueError as error:
-      return f"{folder}/{name}: the sidecar is no JSON ({error}); run the job again"
+      return f"{folder}/{name}: the sidecar is not JSON ({error}); run the job again"
 
-  read = list(zip(whole, storage.for_each(sidecar, whole), strict=True))
+  read = list(zip(present, storage.for_each(sidecar, present), strict=True))
   found += [problem for _, problem in read if isinstance(problem, str)]
   shards = [(name, sidecar) for name, sidecar in read if not isinstance(sidecar, str)]
   examples = sum(sidecar["written"] for _, sidecar in shards)
@@ -78,7 +78,7 @@ def _shards_of(
 def _in_processes(
   folder: str, shards: Sequence[tuple[str, Mapping[str, Any]]], workers: int
 ) -> list[str]:
-  """What of each shard is not as its sidecar says, with a bar on a terminal."""
+  """Differences between each shard and its sidecar, with a progress bar on a terminal."""
   from tqdm import tqdm
 
   def bar(results: Iterable[list[str]]) -> list[str]:
@@ -96,7 +96,7 @@ def _in_processes(
 
 
 def _replayed(names: Iterable[str], split: str) -> set[str]:
-  """Shards of replays, also those of which only the sidecar or only the records are there."""
+  """Shards of replays, including those with only a sidecar or only records."""
   from beam_jobs.shards import shard_files
 
   named = (shard_files.parse_shard(f"-/{name.removesuffix(shard_files.SIDECAR)}") for name in names)
@@ -104,7 +104,7 @@ def _replayed(names: Iterable[str], split: str) -> set[str]:
 
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """What of a shard is not as its sidecar says."""
+  """Differences between a shard and its sidecar."""
   from data import schema, tfrecord
   from walt_t5x.files import storage
 
@@ -119,7 +119,7 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
 
 
 def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Rows of a shard that are not where its sidecar says."""
+  """Differences between a shard's ledgers and its sidecar."""
   from beam_jobs.shards import shard_files
   from walt_t5x.files import storage
 
@@ -141,7 +141,7 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
 
 
 def plan_problems(folder: str) -> list[str]:
-  """Shards and rows of the plans of the job and of its replays that a folder lacks; plans stand beside the folder."""
+  """Shards and rows in the plans of the job and its replays that a folder lacks; plans are next to the folder."""
   from beam_jobs.shards import ledger, replays
   from beam_jobs.shards.settings import TASK_SUFFIXES
   from walt_t5x.files import storage
@@ -150,7 +150,7 @@ def plan_problems(folder: str) -> list[str]:
   output, task = storage.parent(folder), folder.rpartition("/")[2]
   base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
   if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
-    return [f"{folder}: no <task>.plan.json beside it, so rows of the manifest cannot be counted"]
+    return [f"{folder}: no <task>.plan.json next to it, so rows of the manifest cannot be counted"]
   found = _missing(output, task, ledger.read_plan(output, base))
   try:
     history = replays.read_all(output, base)
@@ -159,7 +159,7 @@ def plan_problems(folder: str) -> list[str]:
         number = f"{replay.number:02d}"
         return [*found, f"{folder}: replay {number} has not finished; run the same command again"]
       found += _missing(output, task, ledger.read_plan(output, base, replay.number))
-    # A folder that was copied without its settings is checked by its sidecars alone.
+    # A folder that was copied without its settings is checked only against its sidecars.
     if not found and storage.exists(storage.join(output, f"{base}.settings.json")):
       summary = replays.account(output, base, history, folder=task)
       found += _account_problems(folder, summary, history)
@@ -177,14 +177,14 @@ def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
   sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
   for shard, sidecar in zip(mine, sidecars, strict=True):
     if sidecar is None:
-      found.append(f"{shard}: {plan[shard]} rows of the plan, and no sidecar")
+      found.append(f"{shard}: {plan[shard]} rows in the plan, but no sidecar")
     elif sidecar["rows"] != plan[shard]:
       found.append(f"{shard}: the plan has {plan[shard]} rows, the sidecar {sidecar['rows']}")
   return found
 
 
 def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
-  """Where stats and shards of a folder are not what the job and its replays add up to."""
+  """Differences between the stats and shards of a folder and the totals of the job and its replays."""
   from beam_jobs.shards import shard_files
   from walt_t5x.files import storage
 
@@ -194,7 +194,7 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
     shard = shard_files.parse_shard(f"-/{name}")
     if shard and shard.replay not in numbers:
       found.append(
-        f"{folder}/{name} is of replay {shard.replay:02d}, which is not noted; delete it"
+        f"{folder}/{name} belongs to replay {shard.replay:02d}, which has no JSON file; delete it"
       )
   for task, split in summary.splits:
     path = storage.join(folder, f"stats.{split}.json")
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--workers",
     type=int,
     default=os.cpu_count() or 1,
-    help="processes, each with a shard in memory (default: one a processor)",
+    help="processes, each with one shard in memory (default: one per CPU)",
   )
   arguments = parser.parse_args(argv)
   if arguments.workers < 1:
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   found = []
   for folder in arguments.folders:
     found += problems(folder, workers=arguments.workers) + plan_problems(folder)
-  print("\n".join(found) if found else "every shard and record is as its sidecar says")
+  print("\n".join(found) if found else "every shard and record matches its sidecar")
   return 1 if found else 0
 
 

@@ -1,9 +1,9 @@
-"""The tiny base's steps per second and page faults with three allocators, on the CPU.
+"""Steps per second and page faults of the tiny base stage with three allocators, on the CPU.
 
   python -m benchmarks.allocators                     # prints the table, writes benchmarks/allocators.{md,json}
 
-`gin/tiny/base.gin` trains on a cache of random latents, each allocator in turn, as scripts/allocator.sh sets it. Steps
-per second are the median of the periods after the first, which compiles; page faults are those of the whole process.
+`gin/tiny/base.gin` trains on a cache of random latents with each allocator in turn, set by scripts/allocator.sh. Steps
+per second are the median of the periods after the first, which compiles; page faults are those of the entire process.
 """
 
 import argparse
@@ -21,10 +21,10 @@ ALLOCATORS = ("glibc", "hugetlb", "tcmalloc")
 
 
 def environment(allocator: str) -> dict[str, str]:
-  """The environment of a program under one of the allocators.
+  """Environment variables of a program with one of the allocators.
 
   Raises:
-    SystemExit: where the machine does not have it.
+    SystemExit: if the machine does not have the allocator.
   """
   clean = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
   script = f"source {HERE.parent / 'scripts/allocator.sh'} && env -0"
@@ -65,8 +65,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("--steps", type=int, default=60, help="of a run")
-  parser.add_argument("--turns", type=int, default=2, help="runs of each allocator")
+  parser.add_argument("--steps", type=int, default=60, help="steps per run")
+  parser.add_argument("--turns", type=int, default=2, help="runs per allocator")
   args = parser.parse_args()
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from benchmarks import engine_rows
@@ -92,7 +92,7 @@ def main() -> None:
     "",
     f"`python -m benchmarks.allocators --steps={args.steps} --turns={args.turns}`: `gin/tiny/base.gin` on "
     f"{os.cpu_count()} CPU cores ({platform.machine()}), in turns.",
-    "`scripts/allocator.sh` sets them: glibc as it is, `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, tcmalloc preloaded.",
+    "`scripts/allocator.sh` sets them: default glibc, `GLIBC_TUNABLES=glibc.malloc.hugetlb=1`, tcmalloc preloaded.",
     "",
     "| allocator | steps per second | ratio to glibc | page faults | peak GiB |",
     "| --- | --- | --- | --- | --- |",

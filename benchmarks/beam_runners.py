@@ -1,7 +1,7 @@
-"""The runners that preprocessing is tried on, as processes of this machine: start, find, kill.
+"""Starts, finds and kills the local processes of the runners that preprocessing is tested on.
 
-`portable()` is a job service and a pool of external workers, each a process of its own, as on a cluster: the launcher
-sends the pipeline over gRPC, and the pool starts workers that share nothing with it but files. No Java, no container.
+`portable()` is a job service and a pool of external workers, each a separate process, as on a cluster: the launcher
+sends the pipeline over gRPC, and the pool starts workers that share only files with it. No Java, no container.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What the command lines of Beam's worker processes hold, of local workers and of a pool's.
+# Parts of the command lines of Beam's worker processes, local and in a pool.
 _WORKER_MARKS = ("sdk_worker_main", "SdkHarness(")
 IN_PROCESS = ("--runner=FnApiRunner",)
 TWO_WORKERS = (
@@ -26,7 +26,7 @@ TWO_WORKERS = (
 
 
 def environment() -> dict[str, str]:
-  """Of every process: the interpreter's own folder first in PATH, because Beam starts `python` from there."""
+  """Environment of every process: the interpreter's folder is first in PATH, because Beam starts `python`."""
   path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
   python_path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
   return os.environ | {
@@ -38,7 +38,7 @@ def environment() -> dict[str, str]:
 
 
 def descendants(pid: int) -> dict[int, str]:
-  """Processes below one, with their command lines."""
+  """Descendants of a process, with their command lines."""
   parents, names = {}, {}
   for entry in Path("/proc").iterdir():
     if entry.name.isdigit():
@@ -57,10 +57,10 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def workers_of(pid: int) -> list[int]:
-  """Beam's worker processes below one."""
+  """Beam's worker processes among the descendants of a process."""
   found = []
   for child, name in descendants(pid).items():
-    # A shell that Beam starts a worker with names it too.
+    # The shell with which Beam starts a worker has the same text in its command line.
     shell = name.split("\0")[0].endswith("sh")
     if not shell and any(mark in name for mark in _WORKER_MARKS):
       found.append(child)
@@ -68,14 +68,14 @@ def workers_of(pid: int) -> list[int]:
 
 
 def kill(pids: Sequence[int]) -> None:
-  """SIGKILL; those that are gone are passed over."""
+  """Sends SIGKILL; processes that have exited are skipped."""
   for pid in pids:
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGKILL)
 
 
 class Process:
-  """A process with its output in a file."""
+  """A process that writes its output to a file."""
 
   def __init__(self, argv: Sequence[str], log: Path):
     self.log = log
@@ -91,23 +91,23 @@ class Process:
     return self._process.poll() is None
 
   def wait(self, seconds: float) -> int | None:
-    """The exit code; None where it still runs by then."""
+    """The exit code; None if it is still running."""
     with contextlib.suppress(subprocess.TimeoutExpired):
       return self._process.wait(timeout=seconds)
     return None
 
   def kill(self, *, below: bool = True) -> None:
-    """SIGKILL of the process, and of all below it."""
+    """Sends SIGKILL to the process and to its descendants."""
     left = list(descendants(self.pid)) if below else []
     self._process.kill()
     self._process.wait()
     kill(left)
 
   def must_finish(self, seconds: float = 1200) -> float:
-    """Seconds until it ended well.
+    """Seconds until it exited successfully.
 
     Raises:
-      RuntimeError: on another end, with the last of its output.
+      RuntimeError: if it failed or timed out, with the end of its output.
     """
     code = self.wait(seconds)
     if code != 0:
@@ -121,7 +121,7 @@ class Process:
 
 
 def free_port() -> int:
-  """A port that nobody listens on."""
+  """An unused port."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     return free.getsockname()[1]
@@ -129,13 +129,13 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def portable(folder: Path) -> Iterator[list[str]]:
-  """A job service and a pool of external workers; the flags of a job that runs there.
+  """Starts a job service and a pool of external workers; yields the flags of a job that runs there.
 
   Args:
-    folder: for their logs.
+    folder: folder of their logs.
 
   Raises:
-    RuntimeError: where one of them ends or does not answer.
+    RuntimeError: if one of them exits or does not answer.
   """
   service, pool = free_port(), free_port()
   programs = {

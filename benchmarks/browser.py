@@ -1,11 +1,11 @@
-"""Drives the gallery and the demo in headless Chromium, as a person would, and takes their screenshots.
+"""Operates the gallery and the demo in headless Chromium like a user, and takes screenshots.
 
   pip install playwright            # the driver; the browser is the system's
   python -m walt_t5x.demo ... --port=7860 &
   python -m benchmarks.browser --gallery=samples/gallery.html --demo=http://127.0.0.1:7860 --screenshots=docs
 
-With --picture, a demo whose stages take frames (gin/tiny/generate_frames.gin) also brings a picture to life. Prints
-each check with what was seen, writes browser.json beside this file, and fails if one does not hold.
+With --picture, a demo with frame conditioning (gin/tiny/generate_frames.gin) also animates an image. Prints each check
+with the observed value, writes browser.json next to this file, and fails if a check fails.
 """
 
 import argparse
@@ -19,13 +19,13 @@ CHROMIUM = "/usr/bin/chromium"
 
 
 class Report:
-  """Checks in the order in which they were made."""
+  """Results of checks, in order."""
 
   def __init__(self):
     self.rows: list[dict] = []
 
   def check(self, name: str, holds: bool, seen: object) -> None:
-    """Notes and prints one."""
+    """Adds and prints one check."""
     shown = (str(seen).splitlines() or [""])[-1][:120]
     self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
     print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
@@ -41,7 +41,7 @@ class Report:
 
 
 def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
-  """Plays, filters, moves by keys, enlarges, pauses, steps a frame."""
+  """Plays, filters, navigates by keys, enlarges, pauses, steps by one frame."""
   page.goto(file.resolve().as_uri())
   cards = page.locator("article").count()
   times = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
@@ -53,7 +53,7 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
     lambda now: now != first[0],
   )
   stages = page.locator("article").first.locator("video").count()
-  report.check("gallery: stages stand side by side", stages >= 2, f"{stages} players in a card")
+  report.check("gallery: stages are next to each other", stages >= 2, f"{stages} players in a card")
   count = page.locator("#count")
   page.keyboard.press("/")
   page.keyboard.type("red")
@@ -87,7 +87,7 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
   page.wait_for_timeout(300)
   page.keyboard.press(".")
   report.wait(
-    "gallery: a full stop steps one frame",
+    "gallery: a period steps one frame",
     lambda: page.evaluate(f"{chosen}.currentTime - 0.25"),
     lambda moved: abs(moved - 1 / 8) < 1e-3,
   )
@@ -98,7 +98,7 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
 def drive_demo(
   page, url: str, report: Report, screenshot: Path, picture: Path | None = None
 ) -> None:
-  """Submits prompts, and a picture where there is one; sees progress, the result and an error."""
+  """Submits prompts, and an image if given; checks progress, the result and an error."""
   elsewhere = []
 
   def asked(request) -> None:
@@ -141,13 +141,13 @@ def drive_demo(
   )
   if picture:
     drive_picture(page, picture, report)
-  report.check("demo: no other server was asked", not elsewhere, elsewhere[:3] or "none")
+  report.check("demo: no requests to other servers", not elsewhere, elsewhere[:3] or "none")
   page.wait_for_timeout(500)
   page.screenshot(path=screenshot)
 
 
 def drive_picture(page, picture: Path, report: Report) -> None:
-  """Gives a picture and asks for two rounds."""
+  """Uploads an image and requests two rounds."""
   sources = "[...document.querySelectorAll('video')].map(v => v.currentSrc)"
   before = page.evaluate(sources)
   page.locator("#picture input[type=file]").set_input_files(picture)
@@ -156,12 +156,12 @@ def drive_picture(page, picture: Path, report: Report) -> None:
   page.keyboard.press("Tab")
   page.locator("#generate").click()
   report.wait(
-    "demo: a picture makes other clips",
+    "demo: an image makes other clips",
     lambda: page.evaluate(sources),
     lambda now: len(now) == len(before) and not set(now) & set(before) and all(now),
     seconds=900,
   )
-  # Nine frames of the first round and four of the second, at 8 a second.
+  # Nine frames of the first round and four of the second, at 8 frames per second.
   report.wait(
     "demo: two rounds are 13 frames long",
     lambda: page.evaluate("[...document.querySelectorAll('video')].map(v => 8 * v.duration)"),
@@ -170,11 +170,11 @@ def drive_picture(page, picture: Path, report: Report) -> None:
 
 
 def main() -> None:
-  """Runs what was asked for."""
+  """Runs the requested checks."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--gallery", type=Path)
   parser.add_argument("--demo")
-  parser.add_argument("--picture", type=Path, help="brought to life by the demo")
+  parser.add_argument("--picture", type=Path, help="image that the demo animates")
   parser.add_argument("--screenshots", type=Path, required=True)
   parser.add_argument("--chromium", default=CHROMIUM)
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)

@@ -1,11 +1,10 @@
-"""Opens a report page in headless Chromium, compares what it shows with the folders, and takes a picture.
+"""Opens a report page in headless Chromium, compares its contents with the folders, and takes a screenshot.
 
   pip install playwright            # the driver; the browser is the system's
   python -m benchmarks.browser_report --folder=runs/quickstart
 
-reads FOLDER/report.html, as `scripts/quickstart.sh` leaves it, and the runs and scores that it was made of. Prints
-each check with what was seen, writes browser_report.json beside this file and docs/report.png, and fails if one does
-not hold.
+reads FOLDER/report.html, written by `scripts/quickstart.sh`, and the runs and scores that it shows. Prints each check
+with the observed value, writes browser_report.json next to this file and docs/report.png, and fails if a check fails.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 CHROMIUM = "/usr/bin/chromium"
-# Bounding boxes of all curves, in their pictures' own pixels.
+# Bounding boxes of all curves, in pixels of their charts.
 _CURVES = """[...document.querySelectorAll('.chart')].map((chart) => {
   const box = chart.querySelector('svg').getBoundingClientRect();
   const lines = [...chart.querySelectorAll('polyline, circle')];
@@ -35,20 +34,20 @@ _TABLES = """[...document.querySelectorAll('table')].map((table) => ({
 
 
 class Checks:
-  """What was looked at, in order."""
+  """Results of checks, in order."""
 
   def __init__(self):
     self.rows: list[dict[str, Any]] = []
 
   def add(self, name: str, holds: bool, seen: object) -> None:
-    """Notes and prints one."""
+    """Adds and prints one check."""
     shown = str(seen)[:160]
     self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
     print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
 
 
 def points_of(run: Path, metric: str) -> int:
-  """Steps at which a run noted a finite value."""
+  """Number of steps for which a run logged a finite value."""
   steps = set()
   for line in (run / "metrics.jsonl").open(encoding="utf-8"):
     values = json.loads(line)
@@ -58,7 +57,7 @@ def points_of(run: Path, metric: str) -> int:
 
 
 def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
-  """Every chart has a drawn line of as many points as the run has values."""
+  """Checks that every chart has a line with as many points as the run has values."""
   charts = page.evaluate(_CURVES)
   flat = [
     c["title"] for c in charts if not any(line[1] > 0 or line[0] == "circle" for line in c["lines"])
@@ -72,7 +71,7 @@ def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
   unseen = [
     c["title"] for c in charts for line in c["lines"] if line[4] in ("none", "rgba(0, 0, 0, 0)")
   ]
-  checks.add("curves: every line has a colour", not unseen, unseen or "yes")
+  checks.add("curves: every line has a color", not unseen, unseen or "yes")
   losses = [c for c in charts if c["title"] == "loss"]
   drawn = [max(line[3] for line in c["lines"]) for c in losses]
   wanted = [points_of(run, "loss") for run in runs]
@@ -84,7 +83,7 @@ def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
 
 
 def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> None:
-  """Scores with hashes; plan, checkpoints and fingerprints of each run."""
+  """Checks scores with hashes, and the plan, checkpoints and fingerprints of each run."""
   tables = page.evaluate(_TABLES)
   scores = next((t for t in tables if t["head"] and t["head"][0] == "protocol"), {"rows": []})
   wanted = set()
@@ -121,18 +120,18 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
         if fingerprint not in shown:
           missing.append(f"{run.name}: {part}")
   checks.add(
-    "runs: the fingerprints of their rows' encoders",
+    "runs: fingerprints of the encoders of their data",
     prints > 0 and not missing,
     f"{prints} shown {missing}",
   )
 
 
 def check_samples(page: Any, checks: Checks) -> None:
-  """The clips in view play, and those further down once they are scrolled to."""
+  """Checks that clips play once they are scrolled into view."""
   count = page.locator("video").count()
   page.locator("#samples").scroll_into_view_if_needed()
   playing = "[...document.querySelectorAll('video')].map((v) => [v.readyState, v.currentTime, v.videoWidth, v.error])"
-  # The page's security policy forbids what `wait_for_function` does.
+  # The page's security policy does not allow `wait_for_function`.
   deadline = time.monotonic() + 120
   for index in range(count):
     page.locator("video").nth(index).scroll_into_view_if_needed()
@@ -148,11 +147,13 @@ def check_samples(page: Any, checks: Checks) -> None:
 
 
 def main() -> None:
-  """Opens, compares, writes."""
+  """Opens the page, runs the checks and writes the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--folder", type=Path, required=True, help="of `scripts/quickstart.sh`")
+  parser.add_argument(
+    "--folder", type=Path, required=True, help="output folder of `scripts/quickstart.sh`"
+  )
   parser.add_argument(
     "--runs", default="vae,base,sr1", help="folders of the runs on the page, in order"
   )
@@ -186,11 +187,9 @@ def main() -> None:
     )
     for summary in page.locator("summary").all():
       summary.click()
-    checks.add("nothing is said on the console", not said, said[:3] or "nothing")
+    checks.add("the console has no messages", not said, said[:3] or "nothing")
     others = [url for url in asked if url != address and not url.startswith("data:")]
-    checks.add(
-      "nothing but the page is asked for", not others, others[:3] or f"{len(asked)} requests"
-    )
+    checks.add("no requests except the page", not others, others[:3] or f"{len(asked)} requests")
     page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(300)
     page.screenshot(path=args.screenshot)

@@ -1,10 +1,10 @@
-"""The published cascade's shapes on a CPU: a 17 x 512 x 896 mp4 through networks of width 32, its memory and time.
+"""Memory and time of the published cascade's shapes on a CPU: a 17 x 512 x 896 mp4 with networks of width 32.
 
   python -m benchmarks.cascade_shapes --folder=/tmp/wide
 
-Writes random weights for gin/tiny/cascade_512x896.gin into the folder, then runs `walt_t5x.generate` in a process of
-its own and reports that process's peak of resident memory, the seconds of each part (from the sidecar), and what the
-file holds (decoded again). Writes cascade_shapes.json and cascade_shapes.md beside this file.
+Writes random weights for gin/tiny/cascade_512x896.gin to the folder, then runs `walt_t5x.generate` in a separate
+process and reports its peak resident memory, the seconds of each part (from the sidecar) and the shape of the decoded
+file. Writes cascade_shapes.json and cascade_shapes.md next to this file.
 """
 
 import argparse
@@ -21,14 +21,14 @@ STAGES = ("base", "sr1", "sr2")
 
 
 def bindings(folder: Path) -> list[str]:
-  """Where the cascade's parts lie."""
+  """Gin bindings of the paths of the cascade's parts."""
   names = [(f"{stage.upper()}_CHECKPOINT", stage) for stage in STAGES]
   names += [("VAE_CHECKPOINT", "vae"), ("TEXT_ENCODER", "text")]
   return [f'{macro} = "{folder / name}"' for macro, name in names]
 
 
 def write_weights(folder: Path) -> None:
-  """Random weights of everything."""
+  """Writes random weights of all parts."""
   import gin
   from tests.generation.random_cascade import write_random_cascade
   from walt_t5x import generate
@@ -51,7 +51,7 @@ def write_weights(folder: Path) -> None:
 
 
 def run(folder: Path, output: Path, *, steps: int, rounds: int) -> dict:
-  """Generates in a process of its own."""
+  """Generates in a separate process."""
   command = [
     sys.executable,
     "-m",
@@ -77,7 +77,7 @@ def run(folder: Path, output: Path, *, steps: int, rounds: int) -> dict:
 
 
 def main() -> None:
-  """Writes weights, generates, reads the file back, prints and writes."""
+  """Writes weights, generates, reads the file, and prints and writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--folder", type=Path, required=True, help="for weights and samples")
   parser.add_argument("--steps", type=int, default=50)
@@ -101,13 +101,15 @@ def main() -> None:
   }
   expected = [17 + 12 * (args.rounds - 1), 512, 896, 3]
   if result["decoded_shape"] != expected:
-    raise SystemExit(f"cascade_shapes: the file holds {result['decoded_shape']}, not {expected}")
+    raise SystemExit(
+      f"cascade_shapes: the file has shape {result['decoded_shape']}, expected {expected}"
+    )
   lines = [
     "# The published cascade's shapes on a CPU",
     "",
     "`python -m benchmarks.cascade_shapes`: `walt_t5x.generate` of one prompt with gin/tiny/cascade_512x896.gin",
-    f"(random weights, width 32, tokenizer of width 16), {args.steps} steps a stage, {args.rounds} round(s), with",
-    "compilation, on 2 CPU cores.",
+    f"(random weights, width 32, tokenizer of width 16), {args.steps} steps per stage, {args.rounds} round(s),",
+    "including compilation, on 2 CPU cores.",
     "",
     "| stage | sample, s | decode, s |",
     "| --- | --- | --- |",
@@ -116,7 +118,7 @@ def main() -> None:
       for stage, times in sidecar["batch_seconds"].items()
     ),
     "",
-    f"File: {'x'.join(map(str, clip.frames.shape[:3]))} H.264 at {clip.fps:g} fps. Whole process: "
+    f"File: {'x'.join(map(str, clip.frames.shape[:3]))} H.264 at {clip.fps:g} fps. Entire process: "
     f"{result['seconds']} s, peak {result['peak_mib']} MiB.",
   ]
   text = "\n".join(lines) + "\n"

@@ -1,11 +1,11 @@
-"""Nothing is lost at the joins: four rounds with an oracle in the denoiser's place, and a real tokenizer.
+"""Quality of extension over four rounds with a real tokenizer and a denoiser that returns the true latents.
 
   python -m benchmarks.continuation --vae_checkpoint=runs/vae_small --clip=bigbuckbunny.mp4 --fps=25
 
-The oracle (`generation/oracle.py`) returns the true latents of the window that starts with the frames it is given, and
-noise if there is none. What is left is what the cascade does around it: the last 5 frames encoded anew, rounds, joins,
-decoding. Compares 53 frames made in four rounds with the clip, and the tokenizer's own reconstruction of the clip in
-one pass with it. Writes continuation.json and continuation.md beside this file.
+The denoiser (`generation/oracle.py`) returns the true latents of the window that starts with the conditioning frames,
+and noise if there is none. So the result shows only the effect of the cascade around it: re-encoding the last 5 frames,
+rounds, concatenation and decoding. Compares 53 frames made in four rounds, and the tokenizer's reconstruction of the
+clip in one pass, with the clip. Writes continuation.json and continuation.md next to this file.
 """
 
 import argparse
@@ -18,7 +18,7 @@ TOTAL = FRAMES + NEW * (ROUNDS - 1)
 
 
 def read_clip(path: Path, side: int, fps: float):
-  """[TOTAL, side, side, 3] uint8 of a clip's middle."""
+  """Center crop of a clip, uint8 [TOTAL, side, side, 3]."""
   from walt_t5x.generation.given_media import read_clip
 
   media = read_clip(str(path), size=(side, side), fps=fps, conditioned=TOTAL, fit="crop")
@@ -26,7 +26,7 @@ def read_clip(path: Path, side: int, fps: float):
 
 
 def make(vae, params, clip):
-  """(the clip in one pass through the tokenizer, the clip in four rounds with the oracle), uint8."""
+  """(the clip in one pass through the tokenizer, the clip in four rounds with the true latents), uint8."""
   import numpy as np
 
   from data import schema
@@ -51,7 +51,7 @@ def make(vae, params, clip):
     checkpoint="",
     latents=field,
   )
-  # The frames that are given have gone through the tokenizer once more than the windows' own.
+  # The conditioning frames have passed through the tokenizer once more than those of the windows.
   info = StageInfo(
     config=oracle_config(config, tolerance=0.5),
     checkpoint="",
@@ -82,7 +82,7 @@ def main() -> None:
   parser.add_argument("--vae_gin_file", default="gin/models/vae_small.gin")
   parser.add_argument("--clip", type=Path, required=True)
   parser.add_argument("--side", type=int, default=64)
-  parser.add_argument("--fps", type=float, default=8.0, help="the clip's own, or less")
+  parser.add_argument("--fps", type=float, default=8.0, help="at most the clip's frame rate")
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
   args = parser.parse_args()
   import numpy as np
@@ -118,7 +118,7 @@ def main() -> None:
     for i, part in enumerate(parts)
   ]
   lines = [
-    "# Four rounds with an oracle",
+    "# Four rounds with the true latents",
     "",
     f"`python -m benchmarks.continuation`: {TOTAL} frames of {args.clip.name}, {args.side} x {args.side}, "
     f"{Path(args.vae_gin_file).stem}; PSNR against",

@@ -1,10 +1,10 @@
-"""Processor time of rows that decode in threads of the worker against processes of their own.
+"""CPU time of rows that are decoded in threads of the worker compared with separate processes.
 
   python benchmarks/decode_isolation.py     # prints the table, writes benchmarks/decode_isolation.{md,json}
 
-A rendered 1280x720 H.264 clip of 5 s, 17 frames at 8 fps cut out of its middle, read from disk, by two threads; both
-ways in turns, the median of the rounds. Processor time, of the decoding processes too, holds on a machine that has
-other work as well. What isolation costs is the way of the pixels through a socket.
+Two threads decode 17 frames at 8 fps from the middle of a rendered 1280x720 H.264 clip of 5 s, read from disk; both
+modes in turns, median of the rounds. CPU time, including that of the decoding processes, is also valid on a machine
+with other load. The cost of isolation is the transfer of the pixels through a socket.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZES = {
 
 
 def render(path: Path) -> None:
-  """A moving pattern with detail in it."""
+  """Writes a moving pattern with detail."""
   import numpy as np
 
   from walt_t5x.media import video_io
@@ -42,7 +42,7 @@ def render(path: Path) -> None:
 
 
 def cpu_seconds() -> float:
-  """Processor time so far, of this process and of those that decode for it."""
+  """CPU time so far, of this process and its decoding processes."""
   total = time.process_time()
   for pid in decoders():
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -51,7 +51,7 @@ def cpu_seconds() -> float:
 
 
 def decoders() -> list[int]:
-  """Processes that decode for this one."""
+  """Decoding processes of this process."""
   shown = subprocess.run(
     ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
     capture_output=True,
@@ -63,7 +63,7 @@ def decoders() -> list[int]:
 
 
 def cost(row, spec, settings, *, rows: int, threads: int) -> float:
-  """Milliseconds of processor time a row."""
+  """Milliseconds of CPU time per row."""
   from beam_jobs.shards import loading
 
   with ThreadPoolExecutor(threads) as pool:
@@ -77,7 +77,7 @@ def cost(row, spec, settings, *, rows: int, threads: int) -> float:
 
 
 def start_seconds() -> float:
-  """From nothing to the first answer of a decoding process."""
+  """Time from the start of a decoding process to its first result."""
   from walt_t5x.media.isolation import Isolated
 
   started = time.monotonic()
@@ -89,7 +89,7 @@ def start_seconds() -> float:
 
 
 def measure(*, rows: int, rounds: int, threads: int) -> dict:
-  """The figures of the table."""
+  """Measures the figures of the table."""
   from beam_jobs.shards import loading
   from beam_jobs.sources import parse_line
   from walt_t5x.media.clips import ClipSpec
@@ -121,7 +121,7 @@ def measure(*, rows: int, rounds: int, threads: int) -> dict:
 
 
 def resident_mib() -> list[float]:
-  """Memory of the decoding processes that run."""
+  """Resident memory of the running decoding processes."""
   found = []
   for pid in decoders():
     status = Path(f"/proc/{pid}/status").read_text()
@@ -132,12 +132,12 @@ def resident_mib() -> list[float]:
 def table(result: dict) -> str:
   """Markdown."""
   lines = [
-    "# Decoding in processes of their own",
+    "# Decoding in separate processes",
     "",
     f"`python benchmarks/decode_isolation.py`: 17 frames from 720p H.264, {result['threads']} rows at a time, median "
     f"(min to max) on {result['cpus']} CPU cores ({result['machine']}).",
     "",
-    "| resolutions | thread, CPU ms a row | process, CPU ms a row | process / thread |",
+    "| resolutions | thread, CPU ms per row | process, CPU ms per row | process / thread |",
     "| --- | --- | --- | --- |",
   ]
   for name, found in result["cpu_ms_a_row"].items():
@@ -152,7 +152,7 @@ def table(result: dict) -> str:
   sizes = ", ".join(f"{size:.0f}" for size in result["resident_mib"])
   lines += [
     "",
-    f"A process starts in {result['start_seconds']:.2f} s and holds {sizes} MiB after this.",
+    f"A process starts in {result['start_seconds']:.2f} s and uses {sizes} MiB after this.",
   ]
   return "\n".join(lines) + "\n"
 

@@ -1,13 +1,13 @@
-"""The built-in engine's step against a hand-written loop and T5X's Trainer, and how long a checkpoint holds it up.
+"""The built-in engine's step compared with a hand-written loop and T5X's Trainer, and the stall of a checkpoint.
 
   python -m benchmarks.engine                         # the built-in engine
-  WALT_T5X_ENGINE=t5x python -m benchmarks.engine     # T5X's Trainer, where `import t5x` works
+  WALT_T5X_ENGINE=t5x python -m benchmarks.engine     # T5X's Trainer, if `import t5x` works
 
-Either prints the tables and writes its part of benchmarks/engine.{md,json}. What each loop does is said in
-benchmarks/engine_loops.py. They run in one process, in turns; a ratio is the median over the turns of (loop / by hand),
-of the clock and of the processor time of all threads.
+Each prints the tables and writes its part of benchmarks/engine.{md,json}. benchmarks/engine_loops.py describes the
+loops. They run in one process, in turns; a ratio is the median over the turns of (loop / by hand), for wall-clock time
+and for the CPU time of all threads.
 
-A checkpoint's stall is the time that `save` keeps the training thread; the file is written while training goes on.
+The stall of a checkpoint is the time that `save` blocks the training thread; the file is written during training.
 """
 
 import argparse
@@ -25,13 +25,14 @@ from typing import Any
 os.environ.setdefault("WALT_T5X_ENGINE", "builtin")
 
 HERE = Path(__file__).resolve().parent
-# Name -> layers, width, rows, steps a turn (which ends with a summary), turns. `tiny` is gin/models/walt_tiny_base.gin.
+# Name -> layers, width, batch size, steps per turn (which ends with a summary), turns. `tiny` is
+# gin/models/walt_tiny_base.gin.
 SIZES = {"narrow": (2, 64, 8, 40, 24), "tiny": (4, 128, 16, 10, 8)}
 BAR = 1.03
 
 
 def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, Any]:
-  """Every loop in turns, and for the built-in engine what its checkpoints cost."""
+  """Measures every loop in turns, and the checkpoints of the built-in engine."""
   import jax
 
   from benchmarks import engine_loops as loops
@@ -90,7 +91,7 @@ def about(params: Any, rows: int, turns: int, steps: int) -> dict[str, Any]:
 def in_turns(
   loops: Mapping[str, Callable[[int], tuple[float, float]]], turns: int, steps: int
 ) -> dict[str, Any]:
-  """Milliseconds a step and ratios of each loop; the order is turned round every time."""
+  """Milliseconds per step and ratios of each loop; the order is reversed in every turn."""
   for loop in loops.values():
     loop(2)
   taken: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
@@ -118,7 +119,7 @@ def in_turns(
 def stalls(
   trainer: Any, iterator: Any, layout: Any, train: Callable[[int], Any], folder: Path
 ) -> dict[str, Any]:
-  """What saving costs: the training thread's stall, and the time until the files are whole."""
+  """Cost of saving: the stall of the training thread, and the time until the files are complete."""
   import jax
 
   from walt_t5x import engine
@@ -126,46 +127,46 @@ def stalls(
 
   config = engine.SaveCheckpointConfig(period=1, keep=2, save_dataset=True)
   manager = CheckpointManager(str(folder), config=config, layout=layout)
-  stall, whole = [], []
+  stall, complete = [], []
   for n in range(5):
     trainer.wait_for_steps()
     started = time.perf_counter()
     manager.save(n, trainer.train_state, iterator)
     stall.append(time.perf_counter() - started)
-    train(2)  # Goes on beside the writing.
+    train(2)  # Continues during the write.
     manager.wait()
-    whole.append(time.perf_counter() - started)
+    complete.append(time.perf_counter() - started)
   manager.close()
   size = sum(x.nbytes for x in jax.tree.leaves(trainer.train_state.state_dict()))
   return {
     "MB": size / 1e6,
     "stall_ms": 1e3 * statistics.median(stall[1:]),
     "first_stall_ms": 1e3 * stall[0],
-    "whole_ms": 1e3 * statistics.median(whole[1:]),
+    "whole_ms": 1e3 * statistics.median(complete[1:]),
   }
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-  """Both tables, of all that was measured so far."""
+  """Both tables, from all measurements so far."""
   lines = [
-    "| size | parameters | rows | loop | ms a step | ratio | processor time | processors | load | date |",
+    "| size | parameters | batch | loop | ms per step | ratio | CPU time ratio | CPUs | load | date |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for engine, sizes in results.items():
     for size, r in sizes.items():
       for name, t in r["loops"].items():
-        beside = " (beside T5X)" if engine == "t5x" and name == "by hand" else ""
+        run = " (in T5X's process)" if engine == "t5x" and name == "by hand" else ""
         lines.append(
-          f"| {size} | {r['parameters']:,} | {r['rows']} | {name}{beside} | {t['ms']:.1f} | {t['ratio']:.3f} | "
+          f"| {size} | {r['parameters']:,} | {r['rows']} | {name}{run} | {t['ms']:.1f} | {t['ratio']:.3f} | "
           f"{t['processor_ratio']:.3f} | {r['processors']} | {r['load_average']:.1f} | {r['date']} |"
         )
   lines += [
     "",
-    "Loops of one size and engine ran in turns: compare ratios, not milliseconds of different blocks. Where the load",
-    "(at the start) says that other programs shared the processor, a ratio is uncertain by several percent; one below",
-    "1 is noise. T5X's loop has no watch over values that are not finite, no norms, and no look at SIGTERM.",
+    "Loops of one size and engine ran in turns: compare ratios, not milliseconds of different blocks. If the load",
+    "(at the start) shows that other programs shared the CPUs, a ratio is uncertain by several percent; a ratio below",
+    "1 is noise. T5X's loop does not check for non-finite values, computes no norms, and does not check for SIGTERM.",
     "",
-    "| size | checkpoint MB | stall ms | first stall ms | whole after ms |",
+    "| size | checkpoint MB | stall ms | first stall ms | complete after ms |",
     "| --- | --- | --- | --- | --- |",
   ]
   for size, r in results.get("builtin", {}).items():
@@ -183,8 +184,8 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-  parser.add_argument("--turns", type=int, help="instead of each size's own")
-  parser.add_argument("--output", default=str(HERE), help="where engine.{md,json} go")
+  parser.add_argument("--turns", type=int, help="instead of each size's default")
+  parser.add_argument("--output", default=str(HERE), help="folder of engine.{md,json}")
   arguments = parser.parse_args()
   output = Path(arguments.output)
   output.mkdir(parents=True, exist_ok=True)

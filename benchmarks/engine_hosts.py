@@ -1,25 +1,25 @@
-"""Two processes train as one run over `jax.distributed`, are killed, resumed, and moved to one process and back.
+"""Trains one run in two processes with `jax.distributed`; kills and resumes them, and moves to one process and back.
 
   python -m benchmarks.engine_hosts                 # both parts; writes benchmarks/engine_hosts.{md,json}
   python -m benchmarks.engine_hosts --part moves    # one of them
 
-Each process has 4 fake CPU devices and talks to the other through the loopback. The run is benchmarks/engine_run.gin
-over video rows alone, so that an epoch is a fixed number of steps.
+Each process has 4 fake CPU devices; they communicate over the loopback interface. The run is benchmarks/engine_run.gin
+on videos only, so that an epoch is a fixed number of steps.
 
 kills, in the order of the files:
 
-  disjoint      no row is read by both processes
-  epoch         the rows of the first epoch's steps are all rows, each once
-  killed        both are killed with SIGKILL in the middle of an epoch and started again: parameters, average, optimizer
-                state and the rows of every step equal those of an undisturbed pair, bit for bit
-  terminated    SIGTERM to one of them: both save the same step and exit with 75, and the pair goes on unchanged
+  disjoint      no example is read by both processes
+  epoch         the steps of the first epoch read all examples, each once
+  killed        both are killed with SIGKILL in the middle of an epoch and restarted: parameters, average, optimizer
+                state and the examples of every step are bit-identical to those of an undisturbed pair
+  terminated    SIGTERM to one of them: both save the same step and exit with 75, and the pair resumes unchanged
 
-moves, in a shuffled order of twelve files (no shuffle buffer, which would mix one epoch's end into the next's start): a
-pair stops in the middle of an epoch, one process of 8 devices goes on, and a pair after it:
+moves, in a shuffled order of twelve files (no shuffle buffer, which would mix adjacent epochs): a pair stops in the
+middle of an epoch, one process with 8 devices resumes, then a pair again:
 
-  moved_steps   each step is trained once, from the one that was reached
-  whole_epochs  after each move the coming steps see all rows, each once (docs/pods.md)
-  another_order the second pair reads them in another order than the first began with
+  moved_steps   each step is trained once, from the step that was reached
+  whole_epochs  after each move the next steps read all examples, each once (docs/pods.md)
+  another_order the second pair reads them in another order than the first
 """
 
 import argparse
@@ -48,7 +48,7 @@ def free_port() -> int:
 def start(
   folder: Path, work: Path, *bindings: str, processes: int, steps: int = STEPS
 ) -> list[subprocess.Popen]:
-  """One run of `processes` processes, 8 devices together."""
+  """Starts one run of `processes` processes with 8 devices in total."""
   port = free_port()
   started = []
   for index in range(processes):
@@ -83,10 +83,10 @@ def start(
 
 
 def finish(processes: list[subprocess.Popen], folder: Path, work: Path, expected: int = 0) -> None:
-  """Waits for all.
+  """Waits for all processes.
 
   Raises:
-    SystemExit: with the log of one that ended otherwise.
+    SystemExit: if an exit code differs, with the log of that process.
   """
   codes = [p.wait(timeout=900) for p in processes]
   for index, code in enumerate(codes):
@@ -113,7 +113,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def kills(work: Path) -> dict[str, Any]:
-  """A pair is killed, terminated and resumed."""
+  """Kills, terminates and resumes a pair."""
   from benchmarks.engine_rows import rows_by_step
   from walt_t5x.engine import checkpoints
 
@@ -155,7 +155,7 @@ def kills(work: Path) -> dict[str, Any]:
 
 
 def moves(work: Path) -> dict[str, Any]:
-  """A pair, one process, a pair: 9 steps, an epoch, an epoch."""
+  """Runs a pair, one process and a pair: 9 steps, an epoch, an epoch."""
   from benchmarks.engine_rows import rows_by_step
 
   run = work / "moved"
@@ -195,8 +195,10 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--part", choices=sorted(PARTS), help="only this; the other's figures stay")
-  parser.add_argument("--output", default=str(HERE), help="where engine_hosts.{md,json} go")
+  parser.add_argument(
+    "--part", choices=sorted(PARTS), help="run only this part; the other's figures are kept"
+  )
+  parser.add_argument("--output", default=str(HERE), help="folder of engine_hosts.{md,json}")
   arguments = parser.parse_args()
   output = Path(arguments.output)
   file = output / "engine_hosts.json"

@@ -1,14 +1,14 @@
-"""Kills a training run at random steps, starts the same command again each time, and compares with one left in peace.
+"""Kills a training run at random steps, restarts it each time, and compares it with an undisturbed run.
 
   python -m benchmarks.engine_kills                 # ten SIGKILLs and one SIGTERM; prints and writes the table
   python -m benchmarks.engine_kills --kills=2       # quicker
 
-The run is `gin/tiny/base.gin` made narrower (benchmarks/engine_run.gin): the denoiser with dropped captions and
-self-conditioning, image and video rows mixed from cached tasks, AdamW, parameter average, a checkpoint every 10 steps.
-A SIGKILL falls while a random step is under way: some before the first checkpoint, some while one is written. At the
-end parameters, average, optimizer state and the rows of every step must equal those of the run that was left in
-peace, bit for bit; and a step that was trained twice must have seen the same rows both times. The SIGTERM must lose
-no step and exit with 75.
+The run is a narrower `gin/tiny/base.gin` (benchmarks/engine_run.gin): the denoiser with caption dropout and
+self-conditioning, a mixture of images and videos from cached tasks, AdamW, parameter average, a checkpoint every 10
+steps. SIGKILL is sent during random steps: some before the first checkpoint, some while one is written. At the end,
+parameters, average, optimizer state and the examples of every step must be bit-identical to those of the undisturbed
+run, and a step that was trained twice must have read the same examples both times. SIGTERM must lose no step and exit
+with 75.
 """
 
 import argparse
@@ -30,7 +30,7 @@ STEPS = 60
 
 
 def command(folder: Path, cache: Path, steps: int) -> list[str]:
-  """The launcher's command; the same before and after a kill."""
+  """The training command; the same before and after a kill."""
   return [
     sys.executable,
     "-m",
@@ -44,7 +44,7 @@ def command(folder: Path, cache: Path, steps: int) -> list[str]:
 
 
 def environment(work: Path) -> dict[str, str]:
-  """One CPU device; compiled programs are kept between the starts."""
+  """One CPU device; compiled programs are cached between restarts."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -63,7 +63,7 @@ def start(folder: Path, cache: Path, work: Path) -> subprocess.Popen:
 
 
 def last_step(folder: Path) -> int:
-  """The newest step whose rows are noted, -1 before the first."""
+  """The newest step whose examples are logged, -1 before the first."""
   file = folder / "rows_0.jsonl"
   lines = file.read_text().splitlines() if file.exists() else []
   for line in reversed(lines):
@@ -75,7 +75,7 @@ def last_step(folder: Path) -> int:
 
 
 def stop_at(process: subprocess.Popen, folder: Path, step: int, kind: signal.Signals) -> int:
-  """Sends the signal once `step` is under way; the exit code."""
+  """Sends the signal during `step`; returns the exit code."""
   noted = folder / "rows_0.jsonl"
   size = noted.stat().st_size if noted.exists() else 0
   while process.poll() is None:
@@ -155,23 +155,23 @@ def run(kills: int, seed: int) -> dict[str, Any]:
       "identical": all(all(v) for v in parts.values()),
       "rows_identical": rows,
       "sigterm_exit": terminated["exit"],
-      # Noted rows are of steps begun: the last of them is finished and saved, which makes one more step.
+      # Examples are logged when a step starts; the last of these steps is finished and saved, hence + 1.
       "sigterm_lost_steps": terminated["during_step"] + 1 - terminated["newest_checkpoint"],
     }
 
 
 def markdown(result: dict[str, Any]) -> str:
   lines = [
-    "| signal | during step | exit | newest whole checkpoint | torn folders |",
+    "| signal | during step | exit | newest complete checkpoint | incomplete folders |",
     "| --- | --- | --- | --- | --- |",
   ]
   for e in result["events"]:
     lines.append(
       f"| {e['signal']} | {e['during_step']} | {e['exit']} | {e['newest_checkpoint']} | {e['torn']} |"
     )
-  lines += ["", "| against the run left in peace | bit-identical |", "| --- | --- |"]
+  lines += ["", "| compared with the undisturbed run | bit-identical |", "| --- | --- |"]
   lines += [f"| {name} | {count} arrays |" for name, count in result["identical_arrays"].items()]
-  lines += [f"| rows of all {result['steps']} steps | {result['rows_identical']} |"]
+  lines += [f"| examples of all {result['steps']} steps | {result['rows_identical']} |"]
   lines += [f"| steps lost to SIGTERM | {result['sigterm_lost_steps']} |"]
   return "\n".join(lines) + "\n"
 
@@ -181,8 +181,8 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--kills", type=int, default=10)
-  parser.add_argument("--seed", type=int, default=0, help="draws the steps")
-  parser.add_argument("--output", default=str(HERE), help="where engine_kills.{md,json} go")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the steps")
+  parser.add_argument("--output", default=str(HERE), help="folder of engine_kills.{md,json}")
   arguments = parser.parse_args()
   result = run(arguments.kills, arguments.seed)
   table = markdown(result)

@@ -1,13 +1,13 @@
-"""The loops that benchmarks/engine.py times: all train the same denoiser on the same batch from the same state.
+"""The loops that benchmarks/engine.py measures: all train the same denoiser on the same batch from the same state.
 
-- by hand: `jax.jit` of loss, gradient, clipping, AdamW, parameter average and update, its state given away, in a `for`
-  loop that waits once, at the end. It measures nothing.
-- engine's program: the built-in engine's step in the same `for` loop. It does the same and measures: the loss by kind
-  of row and noise level, merged over steps; gradient and update norm; learning rate; and it keeps the old state where
-  loss or gradient is not finite.
-- engine: `Trainer.train`. That program, and at each step a look at SIGTERM, the count of skipped steps fetched from a
-  few steps back, the time spent on rows, a mark for the profiler; once a call a summary.
-- T5X: T5X's Trainer with its step compiled; the loss's metrics, merged on the host, the learning rate; once a call a
+- by hand: `jax.jit` of loss, gradient, clipping, AdamW, parameter average and update, with donated state, in a `for`
+  loop that waits once, at the end. It computes no metrics.
+- engine's program: the built-in engine's step in the same `for` loop. It also computes metrics: the loss by modality
+  and noise level, merged over steps; gradient and update norm; learning rate; and it keeps the old state if loss or
+  gradient is not finite.
+- engine: `Trainer.train`. The same program, and per step a check for SIGTERM, the number of skipped steps of a few
+  steps before, the time spent on input, a profiler annotation; per call a summary.
+- T5X: T5X's Trainer with its compiled step; the metrics of the loss, merged on the host, the learning rate; per call a
   summary.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Seconds, and processor seconds of all threads, a step.
+# Seconds, and CPU seconds of all threads, per step.
 Times = tuple[float, float]
 Loop = Callable[[int], Times]
 
@@ -46,7 +46,7 @@ def make_model(layers: int, width: int) -> Any:
 
 
 def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
-  """Rows of a small cache on the first device, and their layout."""
+  """Batches of a small cache on the first device, and their layout."""
   import seqio
 
   from benchmarks.engine_rows import LATENTS, write_cache
@@ -81,7 +81,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
 
 
 def by_hand(model: Any, params: Any, batch: Any) -> Loop:
-  """The loop that does the least, from a copy of `params`."""
+  """The minimal loop, from a copy of `params`."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -172,7 +172,7 @@ def builtin_trainer(model: Any, state: Any, initializer: Any, folder: Path) -> A
 
 
 def t5x_trainer(model: Any, batch: Any, folder: Path) -> Any:
-  """T5X's Trainer over a fresh state; the process must have chosen T5X."""
+  """T5X's Trainer with a new state; T5X must be the engine of the process."""
   import jax
   from t5x import utils
 

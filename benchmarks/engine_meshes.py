@@ -1,13 +1,13 @@
-"""The tiny denoiser of gin/tiny/base.gin on every mesh of eight fake devices: the same losses, checkpoints that move.
+"""The tiny denoiser of gin/tiny/base.gin on every mesh of eight fake devices: equal losses, portable checkpoints.
 
   python -m benchmarks.engine_meshes          # prints the table, writes benchmarks/engine_meshes.{md,json}
 
-Four layers narrowed to two of width 32, float32, rows of images and videos. Checked:
+Two layers of width 32 instead of four, float32, examples of images and videos. Checks:
 
   losses   3 training steps on data-parallel 1, 2, 4, 8 and model-parallel 1, 2, 4: loss, gradient norm and update norm
            within 1e-5 (relative) of one device
-  moves    the state after these steps, saved on 8 devices and restored and saved again on 4, 1 and 8, is the same bit
-           for bit; and training goes on from it like the run that stayed
+  moves    the state after these steps, saved on 8 devices and restored and saved again on 4, 1 and 8, is bit-identical,
+           and training resumes from it like a run that was not moved
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROWS, STEPS, TOLERANCE = 8, 3, 1e-5
 
 @contextmanager
 def configured(cache: Path) -> Iterator[tuple[Any, Any, Any]]:
-  """Model, task and feature lengths as gin/tiny/base.gin binds them, over rows of random latents."""
+  """Model, task and feature lengths as gin/tiny/base.gin binds them, with random latents."""
   import seqio
 
   import gin
@@ -59,12 +59,12 @@ def configured(cache: Path) -> Iterator[tuple[Any, Any, Any]]:
 
 
 class OnMesh:
-  """A model, its rows and its checkpoints on the first devices.
+  """A model, its input and its checkpoints on the first devices.
 
   Args:
-    given: what `configured` yields.
-    devices: how many.
-    model_parallel: how many of them along the axis 'model'.
+    given: result of `configured`.
+    devices: number of devices.
+    model_parallel: number of devices along the axis 'model'.
   """
 
   def __init__(self, given: tuple[Any, Any], devices: int, model_parallel: int):
@@ -109,13 +109,13 @@ class OnMesh:
     return self.initializer.from_scratch(jax.random.PRNGKey(0))
 
   def place(self, state: Any) -> Any:
-    """A state of another mesh on this one."""
+    """Moves a state from another mesh to this one."""
     import jax
 
     return jax.device_put(jax.device_get(state), self.initializer.shardings)
 
   def train(self, state: Any, steps: int) -> tuple[Any, dict[str, float]]:
-    """The state after so many steps on the rows that come next, and the mean of what was measured."""
+    """The state after a number of steps on the next batches, and the mean of the metrics."""
     import jax
 
     from walt_t5x.engine.builtin.training_step import TrainingStep
@@ -143,7 +143,7 @@ class OnMesh:
     manager.close()
 
   def restore(self, folder: Path) -> Any:
-    """The newest state of a folder on this mesh, and the rows where they were."""
+    """Restores the newest state of a folder on this mesh, and the position of the input."""
     from walt_t5x.engine import checkpoints
     from walt_t5x.engine.builtin import restoring
 
@@ -219,7 +219,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--output", default=str(HERE), help="where engine_meshes.{md,json} go")
+  parser.add_argument("--output", default=str(HERE), help="folder of engine_meshes.{md,json}")
   output = Path(parser.parse_args().output)
   os.environ |= {
     "WALT_T5X_ENGINE": "builtin",

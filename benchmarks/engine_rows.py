@@ -1,4 +1,4 @@
-"""What the engine's benchmarks train on: a small cached task of random latents, and a trainer that notes every row."""
+"""Input of the engine's benchmarks: a small cached task of random latents, and a trainer that logs every example."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ CHANNELS, TEXT_WIDTH, TOKENS = 8, 64, 6
 
 
 def write_cache(folder: Path, *, videos: int, images: int, shards: int) -> None:
-  """`shapes_videos` and `shapes_images` as preprocessing writes them, with normal latents instead of encoded media.
+  """Writes `shapes_videos` and `shapes_images` like preprocessing, with normal latents instead of encoded media.
 
   Args:
     folder: the cache.
-    videos: rows of the videos, over all shards.
-    images: rows of the images.
-    shards: files of each.
+    videos: number of videos over all shards.
+    images: number of images.
+    shards: number of files of each task.
   """
   from data import provenance
 
@@ -86,10 +86,10 @@ def _record(modality: str, index: int, *, field: str, shape: tuple[int, ...], se
 
 
 class RecordingTrainer(Trainer):
-  """Notes which rows each step of this process saw, in `<summary_dir>/rows_<process>.jsonl`.
+  """Logs the examples of each step of this process in `<summary_dir>/rows_<process>.jsonl`.
 
-  A row is known by a hash of its latents. Lines are flushed before the step is dispatched, so a killed run has noted
-  at least what it trained on.
+  An example is identified by a hash of its latents. Lines are flushed before the step is dispatched, so a killed run
+  has logged at least the examples that it trained on.
   """
 
   def __init__(self, *, summary_dir: str, **arguments: Any):
@@ -110,7 +110,7 @@ class RecordingTrainer(Trainer):
 
 
 def row_names(latents: Any) -> list[str]:
-  """A name for each row of a batch that this process holds, in order."""
+  """A name for each example of the batch in this process, in order."""
   parts = {
     shard.index[0].start or 0: np.asarray(shard.data) for shard in latents.addressable_shards
   }
@@ -119,17 +119,19 @@ def row_names(latents: Any) -> list[str]:
 
 
 def rows_by_step(folder: Path, process: int = 0) -> dict[int, list[str]]:
-  """What each step saw; a step that was trained again after a kill must have seen the same.
+  """Examples of each step; a step that was trained again after a kill must have the same examples.
 
   Raises:
-    AssertionError: it saw something else.
+    AssertionError: if it has other examples.
   """
   seen: dict[int, list[str]] = {}
   for line in (folder / f"rows_{process}.jsonl").read_text(encoding="utf-8").splitlines():
     try:
       note = json.loads(line)
-    except ValueError:  # Cut off by the kill.
+    except ValueError:  # Truncated by the kill.
       continue
     before = seen.setdefault(note["step"], note["rows"])
-    assert before == note["rows"], f"step {note['step']} saw other rows when it was trained again"
+    assert before == note["rows"], (
+      f"step {note['step']} had other examples when it was trained again"
+    )
   return seen

@@ -1,19 +1,19 @@
-"""Does an evaluation of ten thousand clips stay small, and do kills, processes and workers leave its score alone?
+"""Memory of an evaluation of ten thousand clips, and its score after kills and with several processes and workers.
 
   python -m walt_t5x.train_surrogate --output=shapes.safetensors
   python -m benchmarks.evaluation_scale --shapes_weights=shapes.safetensors --i3d_weights=i3d.safetensors --folder=DIR
 
-Writes 10,000 synthetic clips of 16 x 128 x 128 as mp4 (they stay in the folder for the next time) and runs
-`walt_t5x.evaluate` on them as a command of its own each time:
+Writes 10,000 synthetic clips of 16 x 128 x 128 as mp4 (kept in the folder for the next run) and runs
+`walt_t5x.evaluate` on them, each time as a separate command:
 
   all           10,000 samples against 1,000 references: clips/s and peak memory
-  one           1,000 against 1,000, one process: peak memory, and the score that the others are held against
-  killed        the same, SIGKILL when half of the parts are there, then the same command again
-  two           the same by two processes at a time, then the command that merges
-  Beam          the same by `beam_jobs.evaluate` on two worker processes
-  I3D           48 against 48 with the real network, where --i3d_weights is given: clips/s
+  one           1,000 against 1,000, one process: peak memory, and the reference score
+  killed        the same, SIGKILL when half of the parts exist, then the same command again
+  two           the same with two concurrent processes, then the command that merges
+  Beam          the same with `beam_jobs.evaluate` on two worker processes
+  I3D           48 against 48 with the real network, if --i3d_weights is set: clips/s
 
-Prints a table and writes JSON beside this file.
+Prints a table and writes JSON next to this file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REAL = 48
 
 
 def write_clips(folder: Path, count: int) -> None:
-  """`count` mp4 files of moving shapes, drawn at 32 x 32 and enlarged by whole pixels."""
+  """Writes `count` mp4 files of moving shapes, rendered at 32 x 32 and enlarged by nearest neighbor."""
   import numpy as np
 
   from data.samples import shapes
@@ -49,7 +49,7 @@ def write_clips(folder: Path, count: int) -> None:
 
 
 def write_manifest(folder: Path, name: str, first: int, count: int) -> Path:
-  """A manifest of `count` of the clips."""
+  """Writes a manifest of `count` of the clips."""
   path = folder / f"{name}.jsonl"
   rows = ({"uri": f"clips/{i:05d}.mp4", "modality": "video"} for i in range(first, first + count))
   path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -57,7 +57,7 @@ def write_manifest(folder: Path, name: str, first: int, count: int) -> Path:
 
 
 class Command:
-  """An evaluation in a process of its own."""
+  """An evaluation in a separate process."""
 
   def __init__(self, module: str, flags: list[str]):
     self.process = subprocess.Popen(
@@ -66,10 +66,10 @@ class Command:
     self.started = time.monotonic()
 
   def finish(self) -> dict:
-    """Its last line, with seconds, peak MiB and, where it said so, clips/s.
+    """Its last JSON line, with seconds, peak MiB and, if printed, clips/s.
 
     Raises:
-      SystemExit: it failed.
+      SystemExit: if it failed.
     """
     assert self.process.stdout is not None
     lines = self.process.stdout.read().splitlines()
@@ -87,7 +87,7 @@ class Command:
 
 
 def killed(flags: list[str], parts: Path, total: int) -> int:
-  """Runs, kills when half of the parts are there; returns how many are."""
+  """Starts an evaluation and kills it when half of the parts exist; returns their number."""
   command = Command("walt_t5x.evaluate", flags)
   while len(list(parts.glob("*/[sr]*.npz"))) < total // 2:
     if command.process.poll() is not None:
@@ -99,19 +99,19 @@ def killed(flags: list[str], parts: Path, total: int) -> int:
 
 
 def main() -> None:
-  """Runs, prints, writes."""
+  """Runs the evaluations, prints the table and writes the JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--shapes_weights", required=True)
   parser.add_argument("--i3d_weights")
-  parser.add_argument("--folder", type=Path, required=True, help="for clips and parts")
+  parser.add_argument("--folder", type=Path, required=True, help="folder of clips and parts")
   parser.add_argument("--clips", type=int, default=10_000)
   parser.add_argument("--few", type=int, default=1000, help="clips of the smaller sets")
   parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
   args = parser.parse_args()
   if args.few < 20 or args.clips < 2 * args.few:
-    parser.error(f"--few >= 20 and --clips >= 2 * --few are expected, got {args.few}, {args.clips}")
+    parser.error(f"expected --few >= 20 and --clips >= 2 * --few, got {args.few}, {args.clips}")
   import shutil
   import tempfile
 

@@ -1,13 +1,13 @@
-"""Pictures brought to life and clips that go on, by trained toy stages: do the given frames come back, does it move on?
+"""Animation of images and extension of clips by trained toy stages: conditioning frames and predicted motion.
 
   python -m benchmarks.frame_prediction --corpus=CORPUS --runs=runs/frames --vae_checkpoint=runs/quickstart/vae \\
     --text_encoder=runs/quickstart/text --folder=/tmp/frame_prediction
 
-Held-out clips of `data.samples --num_frames=17`. `walt_t5x.generate` is given the first 5 frames of each and makes 12
-more in three rounds (`--video --rounds=3`), once with the clip's caption and once with one that names no direction;
-and is given its first frame with the caption (`--image`). Compared with the clip itself: PSNR and place of the shape
-against those of a frozen last frame, what the pixel reader sees, and the given frames against the tokenizer's own
-reconstruction of them. Writes frame_prediction.json, .md and .png beside this file.
+For held-out clips of `data.samples --num_frames=17`, `walt_t5x.generate` is conditioned on the first 5 frames and makes
+12 more in three rounds (`--video --rounds=3`), once with the clip's caption and once with one without a direction; and
+on the first frame with the caption (`--image`). Compared with the clip: PSNR and position of the shape against those of
+a frozen last frame, caption accuracy, and the conditioning frames against the tokenizer's reconstruction of them.
+Writes frame_prediction.json, .md and .png next to this file.
 """
 
 import argparse
@@ -20,14 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/generate_frames.gin"
 SIZES = {"base": 32, "sr1": 64}
 TOTAL, GIVEN, NEW, ROUNDS = 17, 5, 4, 3
-ENLARGED = 4  # So that halved chroma leaves the colours of the given clips alone.
+ENLARGED = 4  # So that chroma subsampling does not change the colors of the conditioning clips.
 
 
 def held_out(corpus: Path, count: int):
   """(clips [N, TOTAL, 64, 64, 3] uint8, captions) of the validation split.
 
   Raises:
-    SystemExit: if clips are shorter.
+    SystemExit: if a clip is shorter.
   """
   import numpy as np
 
@@ -45,7 +45,7 @@ def held_out(corpus: Path, count: int):
 
 
 def write_requests(folder: Path, clips, captions) -> dict[str, list[str]]:
-  """Files to start from; name of each run -> its flags."""
+  """Writes the conditioning media and requests; returns the flags of each run by name."""
   from PIL import Image
 
   from walt_t5x.media import video_io
@@ -82,7 +82,7 @@ def generate(folder: Path, name: str, flags: list[str], bindings: list[str]):
 
 
 def at(clips, side: int):
-  """Clips averaged over areas to side x side, as given media are."""
+  """Clips downscaled by area averaging to side x side, like conditioning media."""
   import numpy as np
 
   n, t, size, _, _ = clips.shape
@@ -94,14 +94,14 @@ def at(clips, side: int):
 
 
 def psnr(frames, truth) -> float:
-  """dB, of all clips together."""
+  """PSNR in dB over all clips."""
   import numpy as np
 
   return float(-10 * np.log10(np.mean((frames.astype(np.float64) - truth) ** 2) / 255**2))
 
 
 def places(frames):
-  """Centre of the shape in each clip's frame [N, H, W, 3], (x, y) in pixels; NaN where none shows."""
+  """Center of the shape in each clip's frame [N, H, W, 3], (x, y) in pixels; NaN if none is visible."""
   import numpy as np
 
   from walt_t5x.metrics.caption_obedience import foreground
@@ -121,7 +121,7 @@ def distance(frames, truth) -> float:
 
 
 def obeyed(clips, captions) -> dict[str, float]:
-  """What the pixel reader sees from the last given frame on."""
+  """Caption accuracy, measured from the pixels of the clips."""
   from walt_t5x.metrics import caption_obedience
 
   score = caption_obedience.score((c / 255, caption) for c, caption in zip(clips, captions))
@@ -129,7 +129,7 @@ def obeyed(clips, captions) -> dict[str, float]:
 
 
 def rounds_of(made, own, truth) -> list[dict]:
-  """Each round's new frames against the clip: the continuation, a frozen last given frame, and the tokenizer."""
+  """New frames of each round compared with the clip: continuation, frozen last conditioning frame, tokenizer."""
   import numpy as np
 
   frozen = np.broadcast_to(truth[:, GIVEN - 1 : GIVEN], truth.shape)
@@ -151,14 +151,14 @@ def rounds_of(made, own, truth) -> list[dict]:
 
 
 def montage(path: Path, truth, made, captions, pictures, *, count: int = 3) -> None:
-  """Rows of frames: a clip and its continuation (a line under the given frames), and pictures brought to life."""
+  """Draws rows of frames: clips and their extensions (conditioning frames underlined), and animated images."""
   import numpy as np
   from PIL import Image, ImageDraw
 
   edge, label, gap = truth.shape[2], 92, 6
   rows = []
   for i in range(count):
-    rows += [("clip", captions[i], truth[i], 0), ("goes on", "", made[i], GIVEN)]
+    rows += [("clip", captions[i], truth[i], 0), ("extended", "", made[i], GIVEN)]
   for i in range(count, 2 * count):
     rows.append(("picture", captions[i], pictures[i], 1))
   height = sum(edge + gap + (14 if caption else 0) for _, caption, _, _ in rows)
@@ -181,12 +181,12 @@ def montage(path: Path, truth, made, captions, pictures, *, count: int = 3) -> N
 def report(result: dict) -> str:
   """The tables."""
   lines = [
-    "# Clips that go on, and pictures brought to life",
+    "# Extended clips and animated images",
     "",
     f"`python -m benchmarks.frame_prediction`: {result['clips']} held-out clips of moving shapes, stages trained by",
-    "gin/tiny/base_frames.gin and sr_frames.gin. Given the first 5 frames, three rounds make 4 more each; against the",
-    "clip itself. Frozen: the last given frame, repeated. Tokenizer: its reconstruction of the clip, the best that can",
-    "be reached. Distance: between the places of the shape in the last frame of the round, median, in pixels.",
+    "gin/tiny/base_frames.gin and sr_frames.gin. From the first 5 frames, three rounds make 4 more each; compared with",
+    "the clip. Frozen: the last conditioning frame, repeated. Tokenizer: its reconstruction of the clip, an upper",
+    "bound. Distance: median distance between the shapes in the last frame of the round, in pixels.",
     "",
     "| stage, prompt | frames | PSNR, dB: continuation | frozen | tokenizer | distance: continuation | frozen |",
     "| --- | --- | --- | --- | --- | --- | --- |",
@@ -199,19 +199,19 @@ def report(result: dict) -> str:
       )
   lines += [
     "",
-    "What the pixel reader sees after the given frames (chance: colour 17%, direction 25%):",
+    "Caption accuracy after the conditioning frames (chance: color 17%, direction 25%):",
     "",
-    "| stage, given | colour right | direction right |",
+    "| stage, conditioning | color accuracy | direction accuracy |",
     "| --- | --- | --- |",
   ]
   for name, seen in result["obeyed"].items():
     lines.append(f"| {name} | {seen['colour']:.0%} | {seen['direction']:.0%} |")
   lines += [
     "",
-    "Given frames as they come back, PSNR in dB against the clip, and the largest difference in bytes from the",
-    "tokenizer's own reconstruction of the clip (the 5 frames are given as an mp4, the picture as a png):",
+    "Conditioning frames in the output, PSNR in dB against the clip, and the largest difference in byte values from",
+    "the tokenizer's reconstruction of the clip (the 5 frames are read from an mp4, the image from a png):",
     "",
-    "| stage, given | comes back | tokenizer | largest difference |",
+    "| stage, conditioning | output | tokenizer | largest difference |",
     "| --- | --- | --- | --- |",
   ]
   for name, back in result["given"].items():
@@ -225,12 +225,14 @@ def report(result: dict) -> str:
 def main() -> None:
   """Generates, compares, prints and writes."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--corpus", type=Path, required=True, help="of data.samples --num_frames=17")
-  parser.add_argument("--runs", type=Path, required=True, help="holds base and sr1")
+  parser.add_argument(
+    "--corpus", type=Path, required=True, help="output of data.samples --num_frames=17"
+  )
+  parser.add_argument("--runs", type=Path, required=True, help="folder of the runs base and sr1")
   parser.add_argument("--vae_checkpoint", type=Path, required=True)
   parser.add_argument("--text_encoder", type=Path, required=True)
-  parser.add_argument("--folder", type=Path, required=True, help="for requests and samples")
-  parser.add_argument("--count", type=int, default=48, help="held-out clips, at most")
+  parser.add_argument("--folder", type=Path, required=True, help="folder of requests and samples")
+  parser.add_argument("--count", type=int, default=48, help="maximum number of held-out clips")
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
   args = parser.parse_args()
   import numpy as np

@@ -1,23 +1,22 @@
-"""Does the Frechet video distance respond? Clips against themselves, each other, and under damage.
+"""Response of the Frechet video distance: clips against themselves, against other clips, and with distortions.
 
   python -m benchmarks.fvd_responds --network=shapes --weights=shapes.safetensors --shapes=720
   python -m benchmarks.fvd_responds --network=i3d --weights=i3d.safetensors --shapes=48
   python -m benchmarks.fvd_responds --network=i3d --weights=i3d.safetensors --corpus=corpus --clips=10
 
 With `--shapes=N`, sets A and B are two independent draws of N rendered moving shapes at 64 x 64; N is a multiple of
-24, so that every colour with every direction is there equally often. With `--corpus`, they are successive windows of
-the sample corpus's real videos at 128 x 128. A is scored against itself, against B, and against five levels each of
+24, so that all pairs of color and direction are equally frequent. With `--corpus`, they are successive windows of the
+sample corpus's real videos at 128 x 128. A is scored against itself, against B, and against five levels each of
 
   blur      Gaussian, in pixels
   noise     Gaussian, in byte values
-  shuffle   a share of the frames, picked in a random order that is the clip's own, moves one place on along that
-            order. A level moves all frames of the level before it and more: it is that level's permutation followed by
-            further exchanges of two frames.
-  dropping  a share of the modes (of 24 colours with directions, or of the real clips) is replaced by clips of the
-            others. A level drops all that the level before it drops.
+  shuffle   a share of the frames, chosen in a random order per clip, is rotated by one place along that order. Each
+            level moves all frames of the previous level and more: it is the previous permutation followed by further
+            transpositions.
+  dropping  a share of the modes (of 24 pairs of color and direction, or of the real clips) is replaced by clips of the
+            others. Each level drops all modes of the previous level.
 
-Prints a table and writes JSON beside this file; a file of the same clips and network keeps the damages that it has and
-gets these.
+Prints a table and writes JSON next to this file; in a file of the same clips and network, other distortions are kept.
 """
 
 import argparse
@@ -35,7 +34,7 @@ DROP = (0.15, 0.3, 0.45, 0.6, 0.75)
 
 
 def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Rendered clips [count, frames, 64, 64, 3] and the mode of each: colour and direction."""
+  """Rendered clips [count, frames, 64, 64, 3] and the mode of each: color and direction."""
   from data.samples import shapes
 
   rng = np.random.default_rng(seed)
@@ -48,7 +47,7 @@ def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-  """A and B, [clips, frames, H, W, 3] bytes, in turn from the real videos."""
+  """A and B, uint8 [clips, frames, H, W, 3], alternately from the real videos."""
   from walt_t5x.media.video_io import read_video
   from walt_t5x.metrics.resize import resize_bilinear
 
@@ -61,21 +60,19 @@ def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.nd
       video = video.astype(np.uint8)
       count = len(video) // (2 * frames)
       places.append([video[2 * frames * i : 2 * frames * (i + 1)] for i in range(count)])
-  # Round robin over the videos, so that few clips still show many places.
+  # Round robin over the videos, so that few clips still cover many scenes.
   turns = max(map(len, places), default=0)
   pairs = [video[i] for i in range(turns) for video in places if i < len(video)][:clips]
   if len(pairs) < clips:
-    sys.exit(
-      f"the corpus has {len(pairs)} pairs of {frames}-frame windows, {clips=} were asked for"
-    )
+    sys.exit(f"the corpus has {len(pairs)} pairs of {frames}-frame windows, expected {clips=}")
   both = np.stack(pairs)
   return both[:, :frames], both[:, frames:]
 
 
 def shuffled(count: int, share: float, rng: np.random.Generator) -> np.ndarray:
-  """The frame that each place shows when `share` of `count` frames move.
+  """Indices of `count` frames, of which a `share` moves.
 
-  Equal generators give nested levels: whatever moves at one share moves at every larger one.
+  Equal generators give nested levels: a frame that moves at one share moves at every larger one.
   """
   picked = rng.permutation(count)[: max(2, round(share * count))]
   order = np.arange(count)
@@ -84,7 +81,7 @@ def shuffled(count: int, share: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def damage(videos: np.ndarray, kind: str, level: float) -> np.ndarray:
-  """Bytes to damaged bytes; the same draws at every level."""
+  """Distorts uint8 videos, with the same random numbers at every level."""
   from scipy import ndimage
 
   if kind == "shuffle":
@@ -105,7 +102,7 @@ def damage(videos: np.ndarray, kind: str, level: float) -> np.ndarray:
 
 
 def dropped(modes: np.ndarray, share: float) -> np.ndarray:
-  """Indices of as many clips, none of a dropped mode; equal generators give nested levels."""
+  """Indices of the same number of clips without dropped modes; equal generators give nested levels."""
   rng = np.random.default_rng(0)
   order = rng.permutation(modes.max() + 1)
   kept = np.flatnonzero(np.isin(modes, order[round(share * len(order)) :]))
@@ -114,16 +111,16 @@ def dropped(modes: np.ndarray, share: float) -> np.ndarray:
 
 
 def main() -> None:
-  """Scores, prints, writes."""
+  """Computes the scores, prints the table and writes the JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--network", required=True, choices=("i3d", "shapes"))
-  parser.add_argument("--weights", required=True, help="its .safetensors")
+  parser.add_argument("--weights", required=True, help="weights of the network, .safetensors")
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--shapes", type=int, help="rendered clips in each set")
+  source.add_argument("--shapes", type=int, help="number of rendered clips per set")
   source.add_argument("--corpus", type=Path, help="output of `python -m data.samples`")
-  parser.add_argument("--clips", type=int, default=10, help="real clips in each set")
+  parser.add_argument("--clips", type=int, default=10, help="number of real clips per set")
   parser.add_argument("--frames", type=int, default=9)
   parser.add_argument(
     "--damages", default="blur,noise,shuffle,dropping", help="only these, separated by commas"
@@ -174,7 +171,7 @@ def main() -> None:
       table[kind][level] = frechet_between(a, of(features(damage(set_a, kind, level))))
       print(f"{kind} {level}: {table[kind][level]:.4g}", file=sys.stderr, flush=True)
   if "dropping" in args.damages.split(","):
-    # It costs no forward pass: the copies have the features of what they copy.
+    # No forward pass: the features of the clips are reused.
     table["dropping"] = {d: frechet_between(a, of(f_a[dropped(modes, d)])) for d in DROP}
   rises = {kind: bool(np.all(np.diff([0.0, *row.values()]) > 0)) for kind, row in table.items()}
 

@@ -1,10 +1,10 @@
-"""`walt_t5x.generate` interrupted by SIGINT and SIGKILL: what is kept, what is made again, and whether the bytes agree.
+"""`walt_t5x.generate` interrupted by SIGINT and SIGKILL: which samples are kept, and whether the files are identical.
 
   python -m benchmarks.generation_kills --folder=/tmp/kills
 
-Writes random weights for gin/tiny/generate.gin (two layers of width 16) into the folder. One run is left alone; another
-is stopped by each signal once so many samples are finished, and started again with the same command. Compares every
-media file of both, and counts the samples that a restart wrote. Writes generation_kills.json and .md beside this file.
+Writes random weights for gin/tiny/generate.gin (two layers of width 16) to the folder. One run is undisturbed; another
+is stopped by each signal after a number of finished samples, and restarted with the same command. Compares every media
+file of both, and counts the samples that a restart wrote. Writes generation_kills.json and .md next to this file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ STOPS = (("SIGINT", 6), ("SIGKILL", 20))
 
 
 def bindings(folder: Path) -> list[str]:
-  """Where the parts lie, and sizes that run in seconds."""
+  """Gin bindings of the paths of the parts, and of sizes that run in seconds."""
   found = [f'{macro} = "{folder / name}"' for macro, name in PARTS.items()]
   for scope in ("base", "sr1"):
     network = {"num_layers": 2, "width": 16, "mlp_dim": 32}
@@ -37,7 +37,7 @@ def bindings(folder: Path) -> list[str]:
 
 
 def write_weights(folder: Path) -> None:
-  """Random weights of everything."""
+  """Writes random weights of all parts."""
   import gin
   from tests.generation.random_cascade import write_random_cascade
   from walt_t5x import generate
@@ -59,7 +59,7 @@ def write_weights(folder: Path) -> None:
 
 
 def start(folder: Path, output: Path, log: Path) -> subprocess.Popen:
-  """The command, in a process of its own."""
+  """Starts the command in a separate process."""
   command = [sys.executable, "-m", "walt_t5x.generate", f"--gin_file={GIN_FILE}"]
   command += [f"--gin_bindings={binding}" for binding in bindings(folder)]
   command += [f"--prompt={prompt}" for prompt in PROMPTS]
@@ -71,18 +71,18 @@ def start(folder: Path, output: Path, log: Path) -> subprocess.Popen:
 
 
 def finished(output: Path) -> int:
-  """Samples with a sidecar."""
+  """Number of samples with a sidecar."""
   return len(list(output.glob("[0-9]*.json")))
 
 
 def media(output: Path) -> dict[str, str]:
-  """File name -> sha256, of everything but sidecars and pages."""
+  """sha256 by file name, without sidecars and pages."""
   files = [p for p in sorted(output.iterdir()) if p.suffix in (".mp4", ".npy")]
   return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def main() -> None:
-  """Runs, compares, prints and writes."""
+  """Runs the commands, compares the files, and prints and writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--folder", type=Path, required=True)
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
@@ -92,7 +92,7 @@ def main() -> None:
     write_weights(args.folder)
   total = SAMPLES * len(PROMPTS)
   stamp = int(time.time())
-  broken, whole = args.folder / f"broken_{stamp}", args.folder / f"whole_{stamp}"
+  broken, undisturbed = args.folder / f"broken_{stamp}", args.folder / f"undisturbed_{stamp}"
   log = args.folder / "log.txt"
   rows = []
   for name, after in STOPS:
@@ -104,16 +104,16 @@ def main() -> None:
     rows.append({"signal": name, "exit": code, "finished": finished(broken), "of": total})
     print(json.dumps(rows[-1]), flush=True)
   before = {p.name: p.stat().st_mtime_ns for p in broken.glob("[0-9]*.json")}
-  codes = [start(args.folder, path, log).wait() for path in (broken, whole)]
+  codes = [start(args.folder, path, log).wait() for path in (broken, undisturbed)]
   kept = sum((broken / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
-  same = media(broken) == media(whole)
+  same = media(broken) == media(undisturbed)
   result = {
     "stops": rows,
     "exits": codes,
     "samples": finished(broken),
     "kept": kept,
     "finished_before_the_last_run": len(before),
-    "media_files": len(media(whole)),
+    "media_files": len(media(undisturbed)),
     "bytes_equal": same,
   }
   lines = [
@@ -121,12 +121,12 @@ def main() -> None:
     "",
     f"`python -m benchmarks.generation_kills`: {total} samples of two stages in batches of {BATCH}, mp4 and latents.",
     "",
-    "| signal | exit code | samples finished then |",
+    "| signal | exit code | finished samples |",
     "| --- | --- | --- |",
     *(f"| {r['signal']} | {r['exit']} | {r['finished']} of {r['of']} |" for r in rows),
     "",
-    f"The same command then made the other {total - len(before)}; {kept} of {len(before)} finished samples were left",
-    f"as they were. All {result['media_files']} media files equal those of an undisturbed run to the byte: "
+    f"The same command then made the other {total - len(before)}; {kept} of {len(before)} finished samples were not",
+    f"changed. All {result['media_files']} media files are byte-identical to those of an undisturbed run: "
     f"{'yes' if same else 'NO'}.",
   ]
   text = "\n".join(lines) + "\n"

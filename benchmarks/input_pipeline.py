@@ -1,20 +1,20 @@
-"""Rows a second from cached shards through SeqIO to a batch, against a bare parse of the same files.
+"""Examples per second from cached shards through SeqIO to a batch, compared with bare parsing of the same files.
 
   python -m benchmarks.input_pipeline     # prints and writes benchmarks/input_pipeline.{md,json}
 
-The shards hold base-stage records: latents 5x16x16x8 and one caption of 12 to 36 tokens at width 2048. Every way reads
-the same files from the page cache on one thread, in turns; the figure is the median of the turns in processor seconds.
+The shards contain base-stage records: latents 5x16x16x8 and one caption of 12 to 36 tokens of width 2048. Every variant
+reads the same files from the page cache on one thread, in turns; figures are the median over the turns in CPU time.
 
   parse      bare: `tf.data.TFRecordDataset`, `tf.io.parse_single_example` of the features that the task reads (latents,
-             packed text, lengths and weights of captions), batched. Its batch holds the bytes of the records.
-  all        the same of all features of the record, as SeqIO's own reader of caches does
-  blocks     the fastest bare parse: records batched first, then one `tf.io.parse_example` a batch
-  task       `data.tasks.video_task` through SeqIO as both engines read it (`engine.get_dataset`): a caption drawn by
-             its weight, padded to 64 tokens, with its mask, null caption and moments; its batch holds arrays
-  mixture    the same in a `seqio.Mixture`, shuffled, with the 5 slots of text that rows have beside stacks of images
+             packed text, lengths and weights of captions), batched. Its batch has the bytes of the records.
+  all        the same with all features of the record, like SeqIO's own cache reader
+  blocks     the fastest bare parser: records batched first, then one `tf.io.parse_example` per batch
+  task       `data.tasks.video_task` through SeqIO as both engines read it (`engine.get_dataset`): a caption sampled by
+             weight, padded to 64 tokens, with its mask, null caption and moments; its batch has arrays
+  mixture    the same in a `seqio.Mixture`, shuffled, with the 5 text slots of mixtures with stacks of images
 
-Held: the task reaches at least 0.7 of the rows a second of the bare parse, though a row of its batch has 2.3 times the
-bytes. The step on the device unpacks the text and normalises (`walt_t5x.models.finished_rows`).
+Held: the task reaches at least 0.7 of the examples per second of the bare parser, although an example of its batch has
+2.3 times the bytes. The step on the device unpacks the text and normalizes (`walt_t5x.models.finished_rows`).
 """
 
 import argparse
@@ -136,7 +136,7 @@ def through_seqio(*, mixture: bool) -> Any:
 
 
 def seconds_of(dataset: Any) -> tuple[float, float, int]:
-  """Clock seconds, processor seconds and rows of one pass."""
+  """Wall-clock seconds, CPU seconds and examples of one pass."""
   clock, processor, batches = time.perf_counter(), time.process_time(), 0
   for _ in dataset:
     batches += 1
@@ -164,7 +164,7 @@ def measure(rows: int, turns: int) -> dict[str, Any]:
           found[name].append(result)
   report: dict[str, Any] = {"rows": rows, "bytes_a_row": round(size / rows), "turns": turns}
   for name, passes in found.items():
-    # Processor seconds: rows a second of one whole core, whatever else the machine does.
+    # CPU seconds: examples per second of one core, independent of other load.
     seconds = statistics.median(p[1] / p[2] for p in passes)
     report[name] = {
       "rows_per_second_core": round(1 / seconds, 1),
@@ -181,12 +181,13 @@ def measure(rows: int, turns: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-  lines = ["| | rows/s a core | MB/s a core | rows/s by the clock |", "| --- | --- | --- | --- |"]
+  lines = ["| | examples/s per core | MB/s per core | examples/s, wall clock |"]
+  lines += ["| --- | --- | --- | --- |"]
   for name in ("parse", "all", "blocks", "task", "mixture"):
     lines.append(f"| {name} | " + " | ".join(str(value) for value in report[name].values()) + " |")
   lines += [
     "",
-    f"{report['rows']} rows of {report['bytes_a_row']:,} bytes, {report['turns']} turns",
+    f"{report['rows']} examples of {report['bytes_a_row']:,} bytes, {report['turns']} turns",
   ]
   held = "held" if report["held"] else "NOT HELD"
   others = f"task / all: {report['ratios']['all']}, task / blocks: {report['ratios']['blocks']}"
@@ -200,7 +201,7 @@ def main() -> int:
   )
   parser.add_argument("--rows", type=int, default=2048)
   parser.add_argument("--turns", type=int, default=5)
-  parser.add_argument("--output", default=str(HERE), help="where input_pipeline.{md,json} go")
+  parser.add_argument("--output", default=str(HERE), help="folder of input_pipeline.{md,json}")
   args = parser.parse_args()
   report = measure(args.rows, args.turns)
   print(table(report))

@@ -1,9 +1,9 @@
-"""Plans of every run that gin/ launches, beside what the paper published.
+"""Plans of every run in gin/, with the published figures of the paper.
 
   python benchmarks/plans.py        # prints the table, writes benchmarks/plans.{md,json}
 
-Parameters, tokens and operations come from shapes (`walt_t5x.plan`); the published figures are quoted from the head of
-each gin file.
+Parameters, tokens and operations are computed from shapes (`walt_t5x.plan`); the published figures are quoted from the
+header of each gin file.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def launched() -> list[Path]:
 
 
 def published(file: Path) -> tuple[str, str]:
-  """What a gin file's head says it is, and what the paper measured."""
+  """(description of the run, published figures) from the header of a gin file."""
   head = file.read_text(encoding="utf-8").split("from __gin__")[0]
   lines = [line.removeprefix("#").strip() for line in head.splitlines()]
   figure = next((line for line in lines if line.startswith("Published:")), "")
@@ -58,14 +58,14 @@ def main() -> None:
   lines = [
     "# The published runs, planned",
     "",
-    "Written by `python benchmarks/plans.py`. Parameters, tokens and operations of a training step (products and",
-    "convolutions of loss and gradient, self-conditioning pass included) from shapes; no run has been trained.",
+    "Written by `python benchmarks/plans.py`. Parameters, tokens and operations per training step (products and",
+    "convolutions of loss and gradient, including the self-conditioning pass) from shapes; no run has been trained.",
     "",
-    "| gin file | what | published | parameters | tokens a row | rows a step | steps | operations a step |",
+    "| gin file | run | published | parameters | tokens per example | batch size | steps | operations per step |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for row in rows:
-    what = re.sub(r"; everything else as the default row", "", row["what"])
+    what = re.sub(r"; everything else as in the default row", "", row["what"])
     lines.append(
       f"| `{row['gin_file']}` | {what} | {row['published']} | {row['parameters']:,} | {row['tokens_per_row']:,} | "
       f"{row['batch_size']:,} | {row['steps']:,} | {row['train_flops_per_step']:.3g} |"

@@ -1,23 +1,23 @@
-"""Rows a second of the preprocessing job against a bare loop, of two worker processes against one, and its memory.
+"""Rows per second of the preprocessing job compared with a bare loop, with one and two workers, and its memory.
 
   python -m benchmarks.preprocess                  # all; prints and writes benchmarks/preprocess.{md,json}
-  python -m benchmarks.preprocess --parts=memory   # one of rate, memory; the other is kept as it was
+  python -m benchmarks.preprocess --parts=memory   # one of rate, memory; the other's figures are kept
 
-Rate: rendered clips of 17 frames at 64 x 64, every row with a caption of its own, through a causal VAE of 16 base
-channels and a T5 of random weights. Each way is timed from its first finished part on, when everything is compiled:
+Rate: rendered clips of 17 frames at 64 x 64, every row with its own caption, encoded by a causal VAE with 16 base
+channels and a T5 with random weights. Each variant is timed after its first part, when everything is compiled:
 
   bare    one process, one loop: read the file, `decoding.decode`, stack a batch, `encode` of the VAE and of the T5,
-          fetch the latents. Nothing is hashed, filtered, packed, written or summed up.
-  one     the job, one process: FnApiRunner, decoding in processes of its own, shards, sidecars
+          fetch the latents. Nothing is hashed, filtered, packed, written or counted.
+  one     the job, one process: FnApiRunner, decoding in separate processes, shards, sidecars
   two     the job on two worker processes
 
-Every process with all that it starts is pinned to one core: bare and one to core 0, the two workers to a core each. So
-nothing is won by overlapping, and whatever the job does besides shows. Rows by the clock compare on an otherwise idle
-machine only; where others compute too, a job of several processes gets a larger share. Rows a processor second then
-tell what a row costs, but not how well two workers run side by side.
+Every process and its descendants are pinned to one core: bare and one to core 0, the two workers to one core each. So
+overlapping gains nothing, and the overhead of the job is visible. Rows per second of wall-clock time are comparable
+only on an otherwise idle machine; with other load, a job of several processes gets a larger share. Rows per CPU second
+then show the cost of a row, but not how well two workers run in parallel.
 
-Memory: 5,000 rows of 9 frames at 32 x 32 through one process; resident memory of the job and all below it, while the
-last nine tenths of its shards are made.
+Memory: 5,000 rows of 9 frames at 32 x 32 in one process; resident memory of the job and its descendants during the
+last nine tenths of its shards.
 
 Held: one at least 0.9 of bare; two at least 1.7 of one; memory within 5% of its mean.
 """
@@ -47,7 +47,7 @@ _SIDECAR = ".sidecar.json"
 
 
 def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) -> Path:
-  """`files` rendered clips, and a manifest in which they come again under names and captions of their own."""
+  """Renders `files` clips and writes a manifest that repeats them with distinct names and captions."""
   command = [sys.executable, "-m", "data.samples", f"--output={folder}", "--no_real"]
   command += [f"--num_clips={files}", "--num_stills=1", "--validation_fraction=0"]
   command += [f"--size={size}", f"--num_frames={frames}"]
@@ -61,7 +61,7 @@ def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) 
     for number in range(rows):
       row = clips[number % len(clips)]
       (caption,) = row["captions"]
-      # A shard is chosen by the name: one name for all takes would leave shards of very different sizes.
+      # The name decides the shard: with equal names, shards would have very different sizes.
       take = f"take{number}{Path(row['uri']).suffix}"
       (folder / take).hardlink_to(folder / row["uri"])
       row = row | {"uri": take, "captions": [f"{caption}, take {number}"]}
@@ -70,7 +70,7 @@ def make_corpus(folder: Path, *, rows: int, files: int, size: int, frames: int) 
 
 
 def flags_of(manifest: Path, encoders: Sequence[str], *, size: int, frames: int) -> list[str]:
-  """Flags of the job that the bare loop obeys too."""
+  """Flags of the job that the bare loop also uses."""
   return [
     f"--manifest={manifest}",
     *encoders,
@@ -83,7 +83,7 @@ def flags_of(manifest: Path, encoders: Sequence[str], *, size: int, frames: int)
 
 
 def bare_loop(argv: Sequence[str]) -> dict[str, float]:
-  """Decode and encode every row, and nothing else; rows a second after the first batch."""
+  """Only decodes and encodes every row; rows per second after the first batch."""
   import numpy as np
 
   from beam_jobs.runners import job_flags
@@ -122,13 +122,13 @@ def bare_loop(argv: Sequence[str]) -> dict[str, float]:
 
 
 def pinned(core: int) -> list[str]:
-  """What a command begins with to stay on one core, with all that it starts."""
+  """Command prefix that pins a process and its descendants to one core."""
   code = f"import os, sys; os.sched_setaffinity(0, {{{core}}}); os.execv(sys.argv[1], sys.argv[1:])"
   return [sys.executable, "-c", code]
 
 
 def pin(pid: int, core: int) -> None:
-  """Keep the threads of a process, and what they start from now on, on one core."""
+  """Pins the threads of a process, and the processes that they start later, to one core."""
   with contextlib.suppress(FileNotFoundError, ProcessLookupError):
     for thread in Path(f"/proc/{pid}/task").iterdir():
       with contextlib.suppress(ProcessLookupError):
@@ -136,7 +136,7 @@ def pin(pid: int, core: int) -> None:
 
 
 def closings(output: Path) -> list[tuple[float, int]]:
-  """When each shard with rows was closed, in order, and its rows."""
+  """(closing time, number of rows) of each shard with rows, in order."""
   found = []
   for path in output.glob(f"*_videos/train*{_SIDECAR}"):
     if rows := json.loads(path.read_text())["rows"]:
@@ -145,7 +145,7 @@ def closings(output: Path) -> list[tuple[float, int]]:
 
 
 class Processor:
-  """Processor seconds of a process and all below it, noted whenever it is asked to look."""
+  """CPU seconds of a process and its descendants, sampled by `look`."""
 
   def __init__(self, pid: int):
     self._pid, self._seen = pid, [(time.time(), 0.0)]
@@ -159,22 +159,22 @@ class Processor:
     self._seen.append((time.time(), ticks / os.sysconf("SC_CLK_TCK")))
 
   def at(self, moment: float) -> float:
-    """Seconds used by then, between the looks before and after."""
+    """Seconds used at a time, interpolated between samples."""
     import numpy as np
 
     return float(np.interp(moment, *zip(*self._seen, strict=True)))
 
   def busy_until(self) -> float:
-    """The last look at which it had used more than half of the time since the look before."""
+    """Time of the last sample at which it had used more than half of the time since the previous sample."""
     pairs = itertools.pairwise(self._seen)
     return max(b[0] for a, b in pairs if b[1] - a[1] > 0.5 * (b[0] - a[0]))
 
 
 def rate(output: Path, processor: Processor, workers: Sequence[Processor] = ()) -> dict[str, float]:
-  """Rows a second while all workers work: the slope of the rows closed so far over the time of each closing.
+  """Rows per second while all workers are busy: the slope of the number of closed rows over closing time.
 
-  What is not closed yet is about the same at every closing, so the slope does not see it. The runner deals the shards
-  out once, so that one worker ends before the other; the rest is not counted.
+  The number of rows in open shards is about constant, so it does not affect the slope. The runner assigns the shards
+  once, so one worker finishes before the other; the time after that is not counted.
   """
   import numpy as np
 
@@ -236,7 +236,7 @@ def measure_rate(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
 
 
 def resident(pid: int) -> float:
-  """MiB of a process and all below it."""
+  """Resident memory in MiB of a process and its descendants."""
   pages = 0
   for one in (pid, *beam_runners.descendants(pid)):
     with contextlib.suppress(OSError, IndexError):
@@ -255,7 +255,7 @@ def measure_memory(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
     samples[len(closings(output))].append(resident(process.pid))
     time.sleep(0.25)
   seconds = process.must_finish()
-  # After the last closing comes the job's end: decoders leave, statistics are written.
+  # After the last shard, the job stops its decoders and writes statistics.
   means = [statistics.fmean(part) for part in samples[shards // 10 : len(closings(output))] if part]
   mean = statistics.fmean(means)
   return {
@@ -271,7 +271,7 @@ def measure_memory(work: Path, *, rows: int, shards: int) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
   lines = []
   if rates := report.get("rate"):
-    lines += ["| | rows/s | against | rows a processor second | against |"]
+    lines += ["| | rows/s | ratio | rows per CPU second | ratio |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name, against in (("bare", ""), ("one", "one_of_bare"), ("two", "two_of_one")):
       ratio = f"{rates[against]:.2f} of {against[7:]} (bar {BARS[against]})" if against else ""
@@ -301,11 +301,11 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
-  parser.add_argument("--rows", type=int, default=1280, help="of the rates")
-  parser.add_argument("--shards", type=int, default=32, help="of the rates")
+  parser.add_argument("--rows", type=int, default=1280, help="rows of the rate part")
+  parser.add_argument("--shards", type=int, default=32, help="shards of the rate part")
   parser.add_argument("--memory_rows", type=int, default=5000)
   parser.add_argument("--parts", default="rate,memory")
-  parser.add_argument("--output", default=str(HERE), help="where preprocess.{md,json} go")
+  parser.add_argument("--output", default=str(HERE), help="folder of preprocess.{md,json}")
   parser.add_argument("--work", help="folder for the runs; a temporary one by default")
   if "--bare" in sys.argv:
     sys.argv.remove("--bare")

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.beam_runners import ROOT, environment
 
-# How files are broken, in turn. A flipped run of bytes may still decode: such a row is written.
+# Kinds of damage, in turn. A file with flipped bytes may still decode: such a row is written.
 DAMAGES = ("empty", "cut", "text", "flipped", "absent")
 _VAE_FIELDS = {
   "latent_channels": 8,
@@ -22,9 +22,9 @@ _VAE_FIELDS = {
 
 
 def make_corpus(folder: Path, rows: int, seed: int) -> dict[str, int]:
-  """Media, every tenth file broken, and manifest.jsonl; how many rows are rendered, real and broken.
+  """Writes media, every tenth file broken, and manifest.jsonl; returns the numbers of rendered, real and broken rows.
 
-  Every real clip and photograph that is installed is in it; rendered ones fill up the rest.
+  Contains all installed real clips and photographs; the rest is rendered.
   """
   subprocess.run(
     [sys.executable, "-m", "data.samples", f"--output={folder}", "--require_real"],
@@ -52,7 +52,7 @@ def make_corpus(folder: Path, rows: int, seed: int) -> dict[str, int]:
 
 
 def _break_file(folder: Path, row: dict[str, Any], kind: str, draw: random.Random) -> None:
-  """Points a row at a damaged copy of its file."""
+  """Replaces the file of a row by a damaged copy."""
   source = folder / row["uri"]
   target = source.with_name(f"{kind}-{source.name}")
   content = bytearray(source.read_bytes())
@@ -67,7 +67,7 @@ def _break_file(folder: Path, row: dict[str, Any], kind: str, draw: random.Rando
 
 
 def make_encoders(folder: Path, manifest: Path, *, base_channels: int = 4) -> list[str]:
-  """A small VAE and a small T5 of random weights; the flags that name them."""
+  """Writes a small VAE and a small T5 with random weights; returns the flags that name them."""
   fields = _VAE_FIELDS | {"base_channels": base_channels}
   import jax
   import jax.numpy as jnp
@@ -85,7 +85,7 @@ def make_encoders(folder: Path, manifest: Path, *, base_channels: int = 4) -> li
   draw = np.random.default_rng(0)
 
   def weights(leaf: Any) -> np.ndarray:
-    # Kernels keep the size of what they act on; biases and scales are near one.
+    # Kernels preserve the scale of activations; biases and scales are near one.
     if len(leaf.shape) < 2:
       return (1 + 0.1 * draw.normal(size=leaf.shape)).astype(np.float32)
     values = draw.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))

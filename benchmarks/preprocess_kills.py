@@ -1,23 +1,23 @@
-"""Kills the preprocessing job and its workers at random moments, and compares runs on several runners byte by byte.
+"""Kills the preprocessing job and its workers at random times, and compares runs on several runners byte by byte.
 
   python -m benchmarks.preprocess_kills                       # prints and writes benchmarks/preprocess_kills.{md,json}
   python -m benchmarks.preprocess_kills --rows=60 --kills=1   # quicker
 
 The corpus: rendered and real clips and images (`python -m data.samples`), every tenth file broken (empty, cut in the
-middle, text, a flipped run of bytes, absent). The encoders are small and random. One run in one process is left in
-peace; then the same command into other folders, killed and started again until it ends by itself:
+middle, text, flipped bytes, missing). The encoders are small and random. One run in one process is undisturbed; then
+the same command with other output folders is killed and restarted until it finishes:
 
   launcher      SIGKILL of the launcher, whose threads are the workers
-  worker        SIGKILL of one of two worker processes; the launcher is given 20 s to end by itself
-  orphans       SIGKILL of the launcher of two worker processes, which are left to themselves
-  pool          SIGKILL of a worker of an external pool (portable runner); the launcher is given 20 s likewise
+  worker        SIGKILL of one of two worker processes; the launcher has 20 s to exit
+  orphans       SIGKILL of the launcher of two worker processes, which keep running
+  pool          SIGKILL of a worker of an external pool (portable runner); the launcher has 20 s to exit
   runners       no kills: two worker processes, and the portable runner with a pool of external workers
 
-A kill falls into the start of a run (one in four), or some moments after the run has closed 0 to 3 shards; a kill of a
-pool's worker some moments after 1 or 2. Held: every kill met a running process; every output equals the one left in
-peace byte by byte, and no other file is there; the ledger adds up to the rows of the manifest; every shard and sidecar
-that was whole at a kill is the same file at the end (inode and time); and no sidecar was ever seen to be replaced,
-looking fifty times a second.
+A kill is sent during the start of a run (one in four), or shortly after the run has closed 0 to 3 shards; to a worker
+of a pool, shortly after 1 or 2. Held: every kill hit a running process; every output is byte-identical to the
+undisturbed one, without other files; the ledger adds up to the rows of the manifest; every shard and sidecar that was
+complete at a kill is the same file at the end (inode and time); and no sidecar was replaced, as observed 50 times per
+second.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from benchmarks import beam_runners
 from benchmarks.preprocess_corpus import command, make_corpus, make_encoders
 
 HERE = Path(__file__).resolve().parent
-# What is killed, on which runner, and whether the processes below the launcher are ended with it.
+# (process that is killed, runner, whether the descendants of the launcher are also killed).
 KILLS = {
   "launcher": ("the launcher, its threads are the workers", beam_runners.IN_PROCESS, True),
   "worker": ("one of two worker processes", beam_runners.TWO_WORKERS, True),
-  "orphans": ("the launcher of two workers, left to themselves", beam_runners.TWO_WORKERS, False),
+  "orphans": ("the launcher of two workers, which keep running", beam_runners.TWO_WORKERS, False),
   "pool": ("a worker of an external pool", None, True),
 }
-# Of these the launcher must end by itself.
+# Kinds in which the launcher must exit without a kill.
 _WORKERS = ("worker", "pool")
 _SIDECAR = ".sidecar.json"
 
@@ -62,7 +62,7 @@ def tree(output: Path) -> dict[str, str]:
 
 
 def ledger_of(output: Path) -> dict[str, int]:
-  """Rows of all sidecars, and where they ended."""
+  """Number of rows in all sidecars, in total and by outcome."""
   total = dict.fromkeys(("rows", "written", "rejected", "dead", "quarantined"), 0)
   for path in output.rglob(f"*{_SIDECAR}"):
     sidecar = json.loads(path.read_text())
@@ -80,7 +80,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def whole_shards(output: Path) -> dict[str, tuple]:
-  """Stamps of the files of every shard whose sidecar states its content."""
+  """Stamps of the files of every shard that matches the hash in its sidecar."""
   found = {}
   for sidecar in output.rglob(f"*{_SIDECAR}"):
     shard = Path(str(sidecar).removesuffix(_SIDECAR))
@@ -89,12 +89,12 @@ def whole_shards(output: Path) -> dict[str, tuple]:
       if hashlib.sha256(shard.read_bytes()).hexdigest() == stated:
         found[str(shard)] = (_stamp(shard), _stamp(sidecar))
     except FileNotFoundError:
-      continue  # Orphans may be at work.
+      continue  # Orphans may still be running.
   return found
 
 
 class Watch:
-  """Looks at the sidecars of a folder all the time, and counts those that are replaced."""
+  """Polls the sidecars of a folder and counts those that are replaced."""
 
   def __init__(self, output: Path):
     self._output, self._seen = output, {}
@@ -133,23 +133,23 @@ def killed_run(
   shard_seconds: float,
   draw: random.Random,
 ) -> dict[str, Any]:
-  """Starts, kills and starts the job again; what happened."""
+  """Starts, kills and restarts the job; returns the figures of the table."""
   of, _, below = KILLS[kind]
-  whole: dict[str, tuple] = {}
+  complete: dict[str, tuple] = {}
   changed = met = 0
   moments, ends = [], []
 
   def compare() -> None:
-    nonlocal whole, changed
+    nonlocal complete, changed
     found = whole_shards(output) if output.exists() else {}
-    changed += sum(found.get(name) != stamp for name, stamp in whole.items())
-    whole = found
+    changed += sum(found.get(name) != stamp for name, stamp in complete.items())
+    complete = found
 
   with Watch(output) as watch:
     for _ in range(kills):
       before = len(watch)
       job = beam_runners.Process(argv, log)
-      # A pool's worker that has not reported yet is missed after minutes only (`worker_deaths.CONNECT_SECONDS`).
+      # A pool's worker that has not connected yet times out only after minutes (`worker_deaths.CONNECT_SECONDS`).
       if kind != "pool" and draw.random() < 0.25:
         time.sleep(draw.uniform(0.1, 1.0) * start_seconds)
       else:
@@ -159,7 +159,7 @@ def killed_run(
         if wanted == before:
           time.sleep(draw.uniform(0.8, 1.3) * start_seconds)
         time.sleep(draw.uniform(0, 2) * shard_seconds)
-      # The workers of a pool are below it, as it is below this process.
+      # The workers of a pool are its descendants, and it is a descendant of this process.
       above = os.getpid() if kind == "pool" else job.pid
       victims = beam_runners.workers_of(above) if kind in _WORKERS else [job.pid]
       deadline = time.monotonic() + 30
@@ -176,7 +176,7 @@ def killed_run(
         compare()
     job = beam_runners.Process(argv, log)
     last = job.must_finish()
-    time.sleep(1)  # Orphans may still be at work.
+    time.sleep(1)  # Orphans may still be running.
     compare()
   return {
     "of": of,
@@ -185,15 +185,15 @@ def killed_run(
     "seconds_and_closed_shards_at_kills": moments,
     **({"exit_codes_of_launchers_within_20_s": ends} if kind in _WORKERS else {}),
     "seconds_of_the_last_run": round(last, 1),
-    "shards": len(whole),
+    "shards": len(complete),
     "whole_shards_changed": changed,
     "sidecars_replaced": watch.replaced,
   }
 
 
 def run(*, rows: int, kills: int, seed: int, checks: Sequence[str], work: Path) -> dict[str, Any]:
-  """All checks; what they found, and whether it is what it should be."""
-  # Programs that a killed start has compiled are not compiled again, so that kills fall into the work.
+  """Runs all checks; returns their results, and whether they hold."""
+  # Compiled programs are cached between restarts, so that kills hit the work instead of the compilation.
   os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": str(work / "xla"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -263,45 +263,47 @@ def table(result: Mapping[str, Any]) -> str:
   lines = [
     f"{corpus['rows']} rows ({corpus['rendered']} rendered, {corpus['real']} real, {corpus['broken']} of them broken) "
     f"in {peace['shards']} shards: {ledger['written']} written, {ledger['rejected']} rejected, {ledger['dead']} dead "
-    "letters (a flipped run of bytes may still decode).",
+    "letters (a file with flipped bytes may still decode).",
     "",
-    "| SIGKILL of | kills | closed shards at each | whole shards changed | sidecars replaced | output | ledger |",
+    "| SIGKILL of | kills | closed shards at each | complete shards changed | sidecars replaced | output | ledger |",
     "| --- | --- | --- | --- | --- | --- | --- |",
   ]
-  whole = {True: "identical", False: "DIFFERS"}
+  words = {True: "identical", False: "DIFFERS"}
   for kind in KILLS:
     if found := result.get(kind):
       closed = ", ".join(str(count) for _, count in found["seconds_and_closed_shards_at_kills"])
       lines.append(
         f"| {found['of']} | {found['kills_of_a_running_process']} | {closed} | {found['whole_shards_changed']} "
-        f"| {found['sidecars_replaced']} | {whole[found['bytes_identical']]} | {whole[found['ledger_identical']]} |"
+        f"| {found['sidecars_replaced']} | {words[found['bytes_identical']]} | {words[found['ledger_identical']]} |"
       )
   for kind in _WORKERS:
     if codes := result.get(kind, {}).get("exit_codes_of_launchers_within_20_s"):
       of = KILLS[kind][0]
       lines += [
         "",
-        f"Launchers of which {of} was killed ended by themselves with exit codes {codes}.",
+        f"Launchers after SIGKILL of {of} exited with codes {codes}.",
       ]
   if same := result.get("bytes_identical_to_in_process"):
     lines += ["", "| runner | output | seconds |", "| --- | --- | --- |"]
     for name, seconds in result["seconds_by_runner"].items():
-      verdict = whole[same[name]] if name in same else "the reference"
+      verdict = words[same[name]] if name in same else "the reference"
       lines.append(f"| {name.replace('_', ' ')} | {verdict} | {seconds} |")
   return "\n".join([*lines, "", f"Held: {result['held']}.", ""])
 
 
 def main() -> int:
-  """Runs the program; 1 if anything did not hold."""
+  """Runs the program; returns 1 if a check does not hold."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--rows", type=int, default=500)
-  parser.add_argument("--kills", type=int, default=5, help="of each kind")
+  parser.add_argument("--kills", type=int, default=5, help="kills of each kind")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--checks", default=",".join((*KILLS, "runners")))
-  parser.add_argument("--output", default=str(HERE), help="where preprocess_kills.{md,json} go")
-  parser.add_argument("--work", type=Path, help="keep the runs there (a temporary folder)")
+  parser.add_argument("--output", default=str(HERE), help="folder of preprocess_kills.{md,json}")
+  parser.add_argument(
+    "--work", type=Path, help="folder in which runs are kept (a temporary folder)"
+  )
   args = parser.parse_args()
   checks = tuple(args.checks.split(","))
   if unknown := set(checks) - {*KILLS, "runners"}:
@@ -313,7 +315,7 @@ def main() -> int:
   head = "# Preprocessing under SIGKILL, and on three runners\n\n"
   words = ["python", "-m", "benchmarks.preprocess_kills", *sys.argv[1:]]
   command_line = f"    {shlex.join(words)}"
-  where = f"{os.cpu_count()} CPU cores, other work beside it; seconds are of that machine."
+  where = f"{os.cpu_count()} CPU cores with other load; seconds are of that machine."
   text = f"{head}{command_line}\n\n{where}\n\n{table(result)}"
   (Path(args.output) / "preprocess_kills.json").write_text(json.dumps(result, indent=1) + "\n")
   (Path(args.output) / "preprocess_kills.md").write_text(text)

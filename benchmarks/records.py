@@ -1,12 +1,12 @@
-"""Bytes of a record and error of its text, for the default encoding and the alternatives.
+"""Size of a record and error of its text embedding, for the default encoding and alternatives.
 
   python -m benchmarks.records      # prints the table, writes benchmarks/records.{md,json}
 
-A row is a base-stage video (latents 5x16x16x8 of a 17x128x128 clip) with one caption of 24 tokens at T5-XL's width of
-2048. The embeddings are drawn, since no trained T5 is at hand: normal, Laplace, normal with 4 channels 40 times larger,
-as trained transformers have them, and normal with one channel 150 times larger, the worst case that a sweep found.
-Error is ||decoded - x|| / ||x|| of a token, mean and worst over 2000 tokens.
-The default's bytes are those of `data.schema.encode` with the TFRecord frame; an alternative replaces that text.
+A record is a base-stage video (latents 5x16x16x8 of a 17x128x128 clip) with one caption of 24 tokens of T5-XL's width
+2048. The embeddings are random, since no trained T5 is available: normal, Laplace, normal with 4 channels 40 times
+larger, as in trained transformers, and normal with one channel 150 times larger, the worst case of a sweep.
+Error is ||decoded - x|| / ||x|| per token, mean and worst over 2000 tokens.
+The default size is that of `data.schema.encode` with TFRecord framing; the alternatives replace its text.
 
 Held: at most 1% for every token of every draw.
 """
@@ -44,7 +44,7 @@ def draws() -> dict[str, np.ndarray]:
 
 
 def int8_blocks(block: int, scale_type: Any) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
-  """Decoded values, and bytes a token, of int8 with one scale a block, rounded up to its type."""
+  """Decoded values, and bytes per token, of int8 with one scale per block, rounded up to its type."""
 
   def decoded(x: np.ndarray) -> np.ndarray:
     parts = x.reshape(len(x), -1, block)
@@ -59,7 +59,7 @@ def int8_blocks(block: int, scale_type: Any) -> tuple[Callable[[np.ndarray], np.
 
 
 def encodings() -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]]:
-  """Name to (decoded values of x, bytes of the text of one row)."""
+  """Name to (decoded values of x, bytes of the text of one record)."""
   found = {
     f"float32 padded to {MAX_LENGTH}": (lambda x: x, 4.0 * MAX_LENGTH * WIDTH),
     "float32 trimmed": (lambda x: x, 4.0 * TOKENS * WIDTH),
@@ -68,7 +68,7 @@ def encodings() -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]]:
       2.0 * TOKENS * WIDTH,
     ),
   }
-  name = "int8, one float32 scale a token"
+  name = "int8, one float32 scale per token"
   decoded, per_token = int8_blocks(WIDTH, np.float32)
   found[name] = (decoded, TOKENS * per_token)
   for block in (128, 64, 32, 16, 8):
@@ -82,7 +82,7 @@ def encodings() -> dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]]:
 
 
 def record_bytes() -> tuple[int, int]:
-  """Bytes of a framed record, and of its text embedding and scales."""
+  """Sizes of a framed record, and of its text embedding and scales."""
   random = np.random.default_rng(1)
   text = random.normal(size=(TOKENS, WIDTH)).astype(np.float32)
   record = schema.Record(
@@ -128,10 +128,10 @@ def measure() -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
   lines = [
-    f"A row with one caption of {TOKENS} tokens: {result['record_bytes']:,} bytes, of which latents "
-    f"{result['latent_bytes']:,}. Corpus: text of {(IMAGES + VIDEOS) / 1e9:.2f} billion rows. Errors: mean / worst.",
+    f"A record with one caption of {TOKENS} tokens: {result['record_bytes']:,} bytes, of which latents "
+    f"{result['latent_bytes']:,}. Corpus: text of {(IMAGES + VIDEOS) / 1e9:.2f} billion records. Errors: mean / worst.",
     "",
-    "| text encoding | text bytes | row bytes | corpus TB | normal % | Laplace % | outliers % | one outlier % |",
+    "| text encoding | text bytes | record bytes | corpus TB | normal % | Laplace % | outliers % | one outlier % |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
   ]
   for row in result["encodings"]:
@@ -159,13 +159,13 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument(
-    "--output", default=str(Path(__file__).parent), help="where records.{md,json} go"
+    "--output", default=str(Path(__file__).parent), help="folder of records.{md,json}"
   )
   output = Path(parser.parse_args().output)
   result = measure()
   print(table(result))
   (output / "records.json").write_text(json.dumps(result, indent=1) + "\n")
-  (output / "records.md").write_text("# Bytes of a record\n\n" + table(result))
+  (output / "records.md").write_text("# Size of a record\n\n" + table(result))
   return 0 if result["held"] else 1
 
 

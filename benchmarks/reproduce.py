@@ -1,7 +1,7 @@
-"""Writes docs/reproduce.md: every row of the paper's Tables 1 to 5 with its commands, its cost and its status.
+"""Writes docs/reproduce.md: every row of the paper's Tables 1 to 5 with its commands, cost and status.
 
   python benchmarks/reproduce.py                       # writes docs/reproduce.md
-  python benchmarks/reproduce.py --row=ablations/patch_2   # prints one row's commands, ready to paste
+  python benchmarks/reproduce.py --row=ablations/patch_2   # prints the commands of one row
 
 Published figures and costs come from benchmarks/plans.json (`python benchmarks/plans.py`).
 """
@@ -25,14 +25,14 @@ class Benchmark:
   """A data set with its protocol: from media to a tokenizer, its cache and the requests.
 
   Attributes:
-    title: of the section.
-    note: what to know before.
-    commands: in order, (what it does, command).
-    protocol: of `walt_t5x.evaluate`.
-    networks: whose weights it needs.
+    title: title of the section.
+    note: note before the commands.
+    commands: (description, command) pairs, in order.
+    protocol: protocol of `walt_t5x.evaluate`.
+    networks: networks whose weights the protocol needs.
     vae: gin file of the tokenizer's network.
     sampling: further flags of `generate`.
-    reference: of `evaluate`.
+    reference: --reference of `evaluate`.
   """
 
   title: str
@@ -109,7 +109,7 @@ BENCHMARKS = {
         "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random",
       ),
       (
-        "the frames that are given, and the real videos",
+        "the conditioning frames, and the real videos",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=k600_frame_prediction --media=k600/validate "
         "--output=requests/k600",
       ),
@@ -152,7 +152,7 @@ BENCHMARKS = {
   ),
   "text_video": Benchmark(
     title="Text to video, scored on UCF-101 without training on it",
-    note="The paper's 970M images and 89M videos are not public: MANIFEST is yours.",
+    note="The paper's 970M images and 89M videos are not public: MANIFEST is your own corpus.",
     commands=(
       (
         "the text encoder",
@@ -193,8 +193,8 @@ BENCHMARKS = {
 class Row:
   """A row of a table: gin file below gin/ without suffix, and its benchmark.
 
-  `channels` of Table 3f differ from the 8 of the other rows. `published` is set where the paper prints another figure
-  for a run that stands in several tables.
+  `channels` of Table 3f differ from the 8 of the other rows. `published` is set if the paper states another figure for
+  a run that is in several tables.
   """
 
   table: str
@@ -253,7 +253,7 @@ class Row:
 
 
 def tokenizer_commands(row: Row) -> list[tuple[str, str]]:
-  """What the row's tokenizer makes of the held-out clips, and its scores (Table 3f's rFVD)."""
+  """Reconstructions of the held-out clips by the row's tokenizer, and their scores (Table 3f's rFVD)."""
   vae, folder = row.vae, f"reconstructions/{row.vae}"
   network = "vae_video" + vae.removeprefix(BENCHMARKS[row.benchmark].vae)
   return [
@@ -336,7 +336,7 @@ ROWS = [
 
 
 def commands_of(gin_file: str) -> list[tuple[str, str]]:
-  """The commands of a gin file, once for all tables that it stands in."""
+  """The commands of a gin file, once for all tables that contain it."""
   rows = [row for row in ROWS if row.gin == gin_file]
   of_tokenizer = next((row for row in rows if row.table == "3f"), None)
   return [*rows[0].commands(), *(tokenizer_commands(of_tokenizer) if of_tokenizer else [])]

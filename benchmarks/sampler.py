@@ -1,14 +1,14 @@
-"""What the sampler adds to its network: 50 DDIM steps against 50 bare calls of the same network, and compilations.
+"""Overhead of the sampler: 50 DDIM steps compared with 50 bare calls of the same network, and compilations.
 
   python -m benchmarks.sampler
-  python -m benchmarks.sampler --cases=sr_guided        # measures that row again, keeps the others
+  python -m benchmarks.sampler --cases=sr_guided        # measures this case again, keeps the others
 
-Base and super-resolution stages (low-resolution latents with noise augmentation, the first frames given), alone, with
-guidance, and with a scale for text and one for frames. Both sides run the same rows: guidance makes 2 B or 3 B of B.
-Pairs of runs alternate and change places, so that a busy machine slows both; the median of the ratios counts. A ratio
-can lie below 1: the chain is one program, which computes once what depends on weights and conditions alone, such as the
-bias of each window's relative positions, where 50 calls compute it 50 times. Writes sampler.json and sampler.md beside
-this file.
+Base and super-resolution stages (low-resolution latents with noise augmentation, conditioned on the first frames),
+without guidance, with guidance, and with separate scales for text and frames. Both sides run the same batch: guidance
+makes 2 B or 3 B of B. Pairs of runs alternate and change order, so that other load slows both; the result is the median
+of the ratios. A ratio can be below 1: the chain is one program, which computes once what depends only on weights and
+conditions, such as the bias of each window's relative positions, while 50 calls compute it 50 times. Writes
+sampler.json and sampler.md next to this file.
 """
 
 import argparse
@@ -49,7 +49,7 @@ WHAT = {
 
 
 def build(name: str):
-  """(sample, bare, number of compiled chains): the sampler and 50 calls of its network, each of a key."""
+  """(sample, bare, number of compiled chains): the sampler and 50 calls of its network, functions of a key."""
   import jax
   import jax.numpy as jnp
 
@@ -117,7 +117,7 @@ def build(name: str):
   rows = branches * ROWS
   noise = jax.random.normal(jax.random.key(0), (rows, t, h, w, 8))
   steps = jnp.full((rows,), 500, jnp.int32)
-  # The low resolution is noised once a sample; the bare network gets it so.
+  # The low resolution is noised once per sample; the bare network gets it noised.
   conditioning = model.low_resolution_noised(
     given(rows, 5), noise, time=jnp.full((rows,), model.sampling_low_resolution_noise)
   )
@@ -126,7 +126,7 @@ def build(name: str):
   def bare(calls: int = STEPS):
     x = noise
     for _ in range(calls):
-      # Each call waits for the one before, as in the chain.
+      # Each call depends on the previous one, as in the chain.
       x = apply(params, x, steps, noise, conditioning)
     return x
 
@@ -181,16 +181,16 @@ def measure(name: str, pairs: int) -> dict:
 
 
 def report(results: dict[str, dict], output: Path) -> str:
-  """Writes what has been measured so far; returns the table."""
+  """Writes all measurements so far; returns the table."""
   rows = [results[name] for name in CASES if name in results]
   lines = [
-    "# The sampler against its network",
+    "# The sampler compared with its network",
     "",
-    "`python -m benchmarks.sampler`: 50 DDIM steps with self-conditioning against 50 calls of the same network on as",
-    f"many rows, medians of alternating pairs, one sample, 2 CPU cores, two layers of width {WIDTH}; 5 x 16 x 16",
-    "latents, super-resolution 5 x 32 x 56. The first frame is given, the low resolution noised. Bar: 1.03. Below 1:",
-    "the chain computes once what depends on weights and conditions alone, 50 calls 50 times. Other work of lower",
-    "priority ran beside it.",
+    "`python -m benchmarks.sampler`: 50 DDIM steps with self-conditioning compared with 50 calls of the same network",
+    f"at the same batch size, medians of alternating pairs, one sample, 2 CPU cores, two layers of width {WIDTH};",
+    "5 x 16 x 16 latents, super-resolution 5 x 32 x 56; conditioned on the first frame, noised low resolution. Bar:",
+    "1.03. Below 1: the chain computes once what depends only on weights and conditions, 50 calls 50 times. Other load",
+    "of lower priority ran at the same time.",
     "",
     "| stage | sampler, s | 50 bare calls, s | ratio | of pairs | chains | compiled after the first sample |",
     "| --- | --- | --- | --- | --- | --- | --- |",

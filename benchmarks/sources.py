@@ -1,9 +1,9 @@
-"""Rows a CPU second and memory of each kind of source, at two sizes: a source that streams holds the same at both.
+"""Rows per CPU second and memory of each kind of source at two sizes: a streaming source uses the same memory at both.
 
   python benchmarks/sources.py      # prints the table, writes benchmarks/sources.{md,json}
 
-Each source is read by itself in a process of its own on one core, from local files, down to manifest lines. Growth is
-the peak memory of the larger size over that of the smaller.
+Each source is read in a separate process on one core, from local files to manifest lines. Growth is the increase of
+peak memory from the smaller to the larger size.
 """
 
 import argparse
@@ -25,7 +25,7 @@ KINDS = ("jsonl", "csv", "parquet", "webdataset")
 
 
 def rows(count: int):
-  """Rows like those of a web crawl."""
+  """Rows similar to those of a web crawl."""
   for i in range(count):
     yield {
       "path": f"videos/{i % 1000:03d}/{i:09d}.mp4",
@@ -36,7 +36,7 @@ def rows(count: int):
 
 
 def write(kind: str, folder: Path, count: int) -> str:
-  """A file of `count` rows; returns its pattern."""
+  """Writes a file of `count` rows; returns its pattern."""
   path = folder / f"rows-{count}.{'tar' if kind == 'webdataset' else kind}"
   if kind == "jsonl":
     with open(path, "w") as stream:
@@ -66,7 +66,7 @@ def write(kind: str, folder: Path, count: int) -> str:
 
 
 def lines(kind: str, path: str):
-  """Manifest lines of a file, as a worker makes them."""
+  """Manifest lines of a file, as in a worker."""
   from beam_jobs.sources import read, tables, webdataset
   from beam_jobs.sources.columns import Columns
 
@@ -89,21 +89,21 @@ def lines(kind: str, path: str):
 
 
 def read_one(kind: str, path: str) -> dict:
-  """Figures of one read, in this process."""
+  """Measures one read in this process."""
   started, count = time.process_time(), 0
   for line in lines(kind, path):
     count += 1
     if count == 1 and ("aesthetic" not in line or "source_error" in line):
       raise RuntimeError(f"{kind}: not the row that was written: {line}")
   seconds = time.process_time() - started
-  # Not ru_maxrss: that of a process that another one started is at least the other's memory.
+  # Not ru_maxrss: that of a child process is at least the memory of its parent.
   status = Path("/proc/self/status").read_text()
   peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
   return {"rows": count, "seconds": seconds, "peak_mib": peak}
 
 
 def measure(small: int, large: int) -> dict:
-  """Both sizes of every source, each in a fresh process."""
+  """Measures both sizes of every source, each in a new process."""
   figures: dict = {}
   with tempfile.TemporaryDirectory() as folder:
     for kind in KINDS:
@@ -132,7 +132,7 @@ def table(result: dict) -> str:
     "",
     f"`python benchmarks/sources.py`: one core ({result['machine']}), local files, {small:,} and {large:,} rows.",
     "",
-    f"| source | rows a CPU second | peak MiB at {small:,} | peak MiB at {large:,} | growth |",
+    f"| source | rows per CPU second | peak MiB at {small:,} | peak MiB at {large:,} | growth |",
     "| --- | --- | --- | --- | --- |",
   ]
   for kind, (first, second) in result["sources"].items():

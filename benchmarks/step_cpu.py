@@ -1,13 +1,13 @@
-"""Our training step against PyTorch video diffusion transformers of `diffusers`, on the CPU.
+"""Our training step compared with PyTorch video diffusion transformers of `diffusers`, on the CPU.
 
   python benchmarks/step_cpu.py                       # prints the table, writes benchmarks/step_cpu.{md,json}
   python benchmarks/step_cpu.py --width 1024 --layers 2
 
-All networks have the same width, depth, MLP width, heads, latent (5 x 16 x 16 x 8, hence 1,280 tokens), text tokens and
-rows, float32, and one step is loss, gradient and AdamW on all cores. They take turns in one process, once under each of
-three allocators; the ratio is the median over the turns. Ours runs without its self-conditioning pass, which the others
-lack; it draws dropped captions and given frames. What a network does beside that differs, and the table says how many
-operations each has (ours counted from its program, theirs by torch's counter).
+All networks have the same width, depth, MLP width, heads, latents (5 x 16 x 16 x 8, hence 1,280 tokens), text tokens
+and batch size, in float32; one step is loss, gradient and AdamW on all cores. They take turns in one process, once with
+each of three allocators; the ratio is the median over the turns. Ours runs without its self-conditioning pass, which
+the others lack; it includes caption dropout and frame conditioning. Other parts of the networks differ, and the table
+lists the operations of each (ours counted from its program, theirs by torch's counter).
 """
 
 import argparse
@@ -31,7 +31,7 @@ Step = Callable[[], float]
 
 
 def ours(args: argparse.Namespace) -> tuple[Step, float, int]:
-  """Seconds a step, operations, parameters."""
+  """Seconds per step, operations, parameters."""
   import jax
   import jax.numpy as jnp
   import optax
@@ -93,7 +93,7 @@ def ours(args: argparse.Namespace) -> tuple[Step, float, int]:
 
 
 def peer(name: str, args: argparse.Namespace) -> tuple[Step, float, int]:
-  """Seconds a step, operations, parameters of a network of `diffusers`."""
+  """Seconds per step, operations, parameters of a network of `diffusers`."""
   import torch
   from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
   from torch.utils.flop_counter import FlopCounterMode
@@ -141,12 +141,12 @@ def peer(name: str, args: argparse.Namespace) -> tuple[Step, float, int]:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-  """A row of the table for each network, in this process."""
+  """Measures a table row for each network in this process."""
   import torch
 
   from walt_t5x.engine.host_memory import keep_freed_memory
 
-  keep_freed_memory()  # As `walt_t5x.train` does on a CPU; it holds for all networks alike.
+  keep_freed_memory()  # As in `walt_t5x.train` on a CPU; it applies to all networks.
   torch.set_num_threads(os.cpu_count() or 1)
   steps, flops, sizes = {}, {}, {}
   for name in ("ours", "Wan", "CogVideoX"):
@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
       seconds[name].append(step())
   rows = []
   for name, values in seconds.items():
-    # Ratios of neighbors in time: what else the machine does falls on both.
+    # Ratios of consecutive runs, so that other load affects both.
     ratios = [theirs / mine for theirs, mine in zip(values, seconds["ours"])]
     rows.append(
       {
@@ -202,14 +202,14 @@ def main() -> None:
   packages = ("jax", "torch", "diffusers")
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
   lines = [
-    "# Our training step against PyTorch's, on the CPU",
+    "# Our training step compared with PyTorch's, on the CPU",
     "",
     f"`python benchmarks/step_cpu.py --width {args.width} --layers {args.layers} --rows {args.rows}`: loss, gradient,",
     f"AdamW in float32, median of {args.repeats} in one process per allocator in turns on {os.cpu_count()} CPU cores "
     f"({platform.machine()}); {versions}.",
-    "The allocators are those of `scripts/allocator.sh`; in each process glibc was told to keep freed memory, as",
-    "`walt_t5x.train` tells it. torch's counter leaves out the products of fused attention, so that the others'",
-    "operations are more than it says.",
+    "The allocators are those of `scripts/allocator.sh`; in each process glibc keeps freed memory, as in",
+    "`walt_t5x.train`. torch's counter omits the products of fused attention, so the others have more operations than",
+    "listed.",
     "",
     "| allocator | network | parameters | operations per step | s per step | operations/s | our speed / its |",
     "| --- | --- | --- | --- | --- | --- | --- |",

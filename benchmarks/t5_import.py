@@ -1,15 +1,15 @@
-"""Memory that the import of a T5 v1.1 XL encoder takes.
+"""Memory of the import of a T5 v1.1 XL encoder.
 
   python -m benchmarks.t5_import                # prints and writes benchmarks/t5_import.{md,json}
   python -m benchmarks.t5_import --size=small   # quicker
 
 Writes random float32 weights of the real sizes as Hugging Face saves them (safetensors in shards of 2 GB with an index,
 kernels transposed, config.json, spiece.model), 4.9 GB of them for XL, and runs `python -m walt_t5x.text.import_encoder`
-on them in a process of its own. Its peak is the kernel's (`ru_maxrss`), which counts pages of the mapped source too;
-the anonymous part, which cannot be dropped, is sampled.
+on them in a separate process. Its peak is the kernel's (`ru_maxrss`), which includes pages of the mapped source; the
+anonymous part, which cannot be dropped, is sampled.
 
-Held: XL has 1,223,527,424 parameters; the peak is under 8 GiB; the printed fingerprint is that of the weights that were
-drawn, drawn again and hashed in the Flax layout.
+Held: XL has 1,223,527,424 parameters; the peak is below 8 GiB; the printed fingerprint equals that of the same random
+weights, generated again and hashed in the Flax layout.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Drawn(Mapping[str, np.ndarray]):
 
 
 def write_source(folder: Path, drawn: Drawn, shapes: Mapping[str, tuple[int, ...]]) -> int:
-  """Shards and their index; how many shards."""
+  """Writes the shards and their index; returns the number of shards."""
   from walt_t5x.text.import_weights import torch_name
   from walt_t5x.text.safetensors_files import write_safetensors
 
@@ -80,7 +80,7 @@ def write_source(folder: Path, drawn: Drawn, shapes: Mapping[str, tuple[int, ...
 
 
 def anonymous_mebibytes(pid: int) -> float:
-  """RssAnon of a process; 0 once it is gone."""
+  """RssAnon of a process; 0 after it has exited."""
   try:
     status = Path(f"/proc/{pid}/status").read_text()
   except FileNotFoundError:
@@ -140,7 +140,7 @@ def table(found: Mapping[str, Any]) -> str:
     "source": f"{found['source_gigabytes']:.2f} GB in {found['source_shards']} shards",
     "seconds": found["seconds"],
     "peak resident memory": f"{found['peak_gibibytes']} GiB (bar {LIMIT_GIB:g})",
-    "of it anonymous": f"{found['anonymous_gibibytes']} GiB",
+    "anonymous part": f"{found['anonymous_gibibytes']} GiB",
     "fingerprint": "that of the weights"
     if found["fingerprint_is_that_of_the_weights"]
     else "WRONG",
@@ -157,7 +157,7 @@ def main() -> int:
   parser.add_argument(
     "--work", help="folder with room for twice the weights; a temporary one by default"
   )
-  parser.add_argument("--output", default=str(HERE), help="where t5_import.{md,json} go")
+  parser.add_argument("--output", default=str(HERE), help="folder of t5_import.{md,json}")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=args.work) as work:
     found = measure(args.size, Path(work))

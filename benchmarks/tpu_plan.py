@@ -1,12 +1,12 @@
-"""What the TPU compiler estimates for every stage: memory a chip, step, utilisation, days. Nothing runs on a TPU.
+"""Estimates of the TPU compiler for every stage: memory per chip, step time, utilization, days. Nothing runs on a TPU.
 
-  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py                # all that is missing; over an hour of two cores
+  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py                # all missing entries; over an hour on two cores
   JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --only=walt_3b --slices=v5p:4x4x4
   JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --pair                # one pair of layers at width 2048, v5p
-  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --table               # writes the table again from what is there
+  JAX_PLATFORMS=cpu python benchmarks/tpu_plan.py --table               # writes the table again from the JSON file
 
-Each figure comes from a process of its own and is kept in benchmarks/tpu_plan.json at once, so the command goes on
-where it was stopped. Delete an entry to have it made again. Needs the extra [tpu].
+Each entry is computed in a separate process and written to benchmarks/tpu_plan.json immediately, so a stopped command
+resumes. Delete an entry to compute it again. Needs the extra [tpu].
 """
 
 import argparse
@@ -34,12 +34,12 @@ STAGES = (
   "vae_t2v",
 )
 SLICES = ("v5p:4x4x4", "v5e:16x16")
-# What a stage needs besides its file: a width of 1728 or 1408 does not divide over 256 chips.
+# Additional bindings of a stage: a width of 1728 or 1408 is not divisible by 256 chips.
 BINDINGS = {
   (name, "v5e:16x16"): ("NUM_PARTITIONS=4",)
   for name in ("walt_3b", "walt_3b_9x16", "walt_sr_256x448")
 }
-# Table 3b of the paper: step time of windows against full attention at L size, by each implementation.
+# Table 3b of the paper: step time of windows compared with full attention at L size, for each implementation.
 EINSUM = "walt_t5x.denoiser.transformer.WaltDenoiser.attention_implementation='einsum'"
 WINDOWS = {
   "5x8x8 einsum": ("ablations/default", (EINSUM,)),
@@ -61,7 +61,7 @@ class Job:
     return " ".join((self.file, self.slice, *self.bindings))
 
   def run(self) -> dict[str, Any]:
-    """The plan of the compiler, or what is wrong."""
+    """The compiler's plan, or its error."""
     command = [sys.executable, "-m", "walt_t5x.plan", f"--gin_file=gin/{self.file}.gin", "--json"]
     command += [f"--topology={self.slice}", *(f"--gin.{binding}" for binding in self.bindings)]
     started = time.monotonic()
@@ -90,7 +90,7 @@ def _environment() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-  """libtpu's and jax's version, and the day."""
+  """Versions of libtpu and jax, and the date."""
   from importlib import metadata
 
   found = {name: metadata.version(name) for name in ("libtpu", "jax")}
@@ -98,9 +98,9 @@ def versions() -> dict[str, str]:
 
 
 def pair(implementation: str) -> dict[str, Any]:
-  """A pair of layers at width 2048, forward and backward without remat, 10,240 tokens on one v5p chip: seconds and 6ND
+  """Seconds and 6ND / peak of a pair of layers.
 
-  over the peak.
+  Width 2048, forward and backward without remat, 10,240 tokens on one v5p chip.
   """
   import jax
   import jax.numpy as jnp
@@ -162,7 +162,7 @@ def pair(implementation: str) -> dict[str, Any]:
 
 
 def main() -> None:
-  """Makes what is missing."""
+  """Computes the missing entries."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )

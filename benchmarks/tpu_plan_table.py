@@ -1,13 +1,13 @@
-"""The tables of benchmarks/tpu_plan.md, from what benchmarks/tpu_plan.py has kept."""
+"""The tables of benchmarks/tpu_plan.md, from the results of benchmarks/tpu_plan.py."""
 
 from collections.abc import Mapping
 from typing import Any
 
 GIB = 1024**3
 _COLUMNS = (
-  "gin file", "slice", "bindings", "rows a step", "memory a chip, GiB", "step, s", "rows a second",
-  "model operations over the peak", "run, days", "input of a host, MB/s",
-  "collectives a step and chip, GiB", "seconds to plan", "libtpu", "date",
+  "gin file", "slice", "bindings", "batch size", "memory per chip, GiB", "step, s", "examples/s",
+  "model operations / peak", "run, days", "input per host, MB/s",
+  "collectives per step and chip, GiB", "seconds to plan", "libtpu", "date",
 )  # fmt: skip
 
 
@@ -17,24 +17,24 @@ def lines(
   """All tables.
 
   Args:
-    results: by key, as kept.
+    results: results by key.
     windows: rows of Table 3b: (gin file, bindings).
   """
   apart = {"pair", *(file for file, _ in windows.values())}
   stages = [r for key, r in results.items() if key.split(" ")[0] not in apart]
   found = [
-    "# What the TPU compiler estimates",
+    "# Estimates of the TPU compiler",
     "",
     "Written by `benchmarks/tpu_plan.py` from `benchmarks/tpu_plan.json`: estimates of the compiler's cost model, not",
-    "measurements; nothing has run on a TPU. Memory and collectives are of the whole step of the built-in engine,",
-    "optimizer included; seconds are extrapolated over depth from two and four unrolled layers and do not know what",
-    "waits for a collective. A fused kernel counts with the operations and bytes that it declares.",
+    "measurements; nothing has run on a TPU. Memory and collectives are those of a complete step of the built-in",
+    "engine, including the optimizer; seconds are extrapolated over depth from two and four unrolled layers, without",
+    "the time spent waiting for collectives. A fused kernel counts with the operations and bytes that it declares.",
     "",
     *_table(_COLUMNS, [_stage(r) for r in stages]),
     "",
-    "Steps of `gin/walt_3b_9x16.gin` are counted on from the base's 550,000, and so are its days: the fine-tuning is",
-    "250,000 of its 800,000. Where a step does not fit, `plan` says what to set; the table has the files as they are.",
-    "Of the tokenizer's step on v5e the gradient penalty is not in the seconds (`tpu_compile.estimated_seconds`).",
+    "Steps and days of `gin/walt_3b_9x16.gin` include the base's 550,000 steps: the fine-tuning is 250,000 of its",
+    "800,000. If a step does not fit, `plan` says what to set; the table is for the files without changes. The seconds",
+    "of the tokenizer's step on v5e do not include the gradient penalty (`tpu_compile.estimated_seconds`).",
   ]
   return found + _windows(results, windows) + _pairs(results)
 
@@ -84,9 +84,9 @@ def _windows(
   if not rows:
     return []
   columns = ("attention", _COLUMNS[1], *_COLUMNS[3:9])
-  found = ["", "## Windows against full attention (Table 3b), W.A.L.T-L", ""]
+  found = ["", "## Windows compared with full attention (Table 3b), W.A.L.T-L", ""]
   found += [
-    "`--windows`. The paper has 2.00 against 1.20 steps a second: 1.67.",
+    "`--windows`. The paper reports 2.00 and 1.20 steps per second, a ratio of 1.67.",
     "",
     *_table(columns, rows),
     "",
@@ -94,7 +94,9 @@ def _windows(
   full = seconds.get("full einsum")
   for name, value in seconds.items():
     if full and value and name != "full einsum":
-      found.append(f"- {name} against full einsum: {full / value:.2f} times the steps.")
+      found.append(
+        f"- {name} compared with full einsum: {full / value:.2f} times the steps per second."
+      )
   return found
 
 
@@ -117,5 +119,5 @@ def _pairs(results: Mapping[str, Any]) -> list[str]:
     "",
     "Width 2048, 16 heads, no text, forward and backward without remat, 10,240 tokens on a v5p chip (`--pair`):",
     "",
-    *_table(("attention", "seconds", "GB of HBM traffic", "6ND over the peak"), rows),
+    *_table(("attention", "seconds", "GB of HBM traffic", "6ND / peak"), rows),
   ]

@@ -1,9 +1,9 @@
-"""Speed and memory of the causal VAE. Each part prints its table and keeps its figures in benchmarks/vae.json.
+"""Speed and memory of the causal VAE. Each part prints its table and writes its figures to benchmarks/vae.json.
 
 python benchmarks/vae.py speed      # encode and decode, native 3D / shifted 2D / the chosen convolution, three sizes
 python benchmarks/vae.py length     # peak memory of a streamed decode of 17, 65 and 257 frames
 python benchmarks/vae.py large      # 5 x 64 x 112 x 8 latents to 17 x 512 x 896 pixels with a decoder of width 32
-python benchmarks/vae.py compiled   # the same at full width, by the compiler's memory analysis; nothing is run
+python benchmarks/vae.py compiled   # the same at full width, from the compiler's memory analysis, without execution
 """
 
 import argparse
@@ -34,7 +34,7 @@ def make_vae(base: int, blocks: int, dtype: str = "float32"):
 
 
 def param_shapes(vae):
-  """Shapes of its parameters."""
+  """Shapes of the VAE's parameters."""
   import jax
   import jax.numpy as jnp
 
@@ -43,7 +43,7 @@ def param_shapes(vae):
 
 
 def make_params(vae):
-  """Parameters of unit gain; speed does not depend on their values."""
+  """Random parameters with unit gain; speed does not depend on their values."""
   import jax
   import numpy as np
 
@@ -58,18 +58,18 @@ def make_params(vae):
 
 
 def buffers(compiled) -> float:
-  """MiB that the compiled function needs besides its arguments."""
+  """Temporary and output memory of the compiled function in MiB."""
   memory = compiled.memory_analysis()
   return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / MIB
 
 
 def peak_mib() -> float:
-  """Largest resident size of this process so far."""
+  """Peak resident memory of this process."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def speed(repeats: int) -> list[dict]:
-  """Frames a second of each implementation, in turns."""
+  """Frames per second of each implementation, in turns."""
   import jax
   import jax.numpy as jnp
 
@@ -115,7 +115,7 @@ def speed(repeats: int) -> list[dict]:
 def stream_decode(
   frames: int, height: int, width: int, *, base: int, blocks: int, group: int
 ) -> dict:
-  """Decodes latents of a clip group by group, dropping what is done; seconds, peak memory."""
+  """Decodes latents of a clip group by group, discarding the output; returns seconds and peak memory."""
   import numpy as np
 
   from walt_t5x.vae.streaming import VaeStream
@@ -146,7 +146,7 @@ def stream_decode(
 
 
 def whole_decode_mib(frames: int, height: int, width: int, *, base: int, blocks: int) -> float:
-  """MiB of buffers of a decode in one pass, from the compiler."""
+  """Buffers in MiB of a decode in one pass, from the compiler."""
   import jax
   import jax.numpy as jnp
 
@@ -160,8 +160,8 @@ def compiled_decode(dtype: str, topology: str) -> list[dict]:
   """Memory of a full-width 17 x 512 x 896 decode: in one pass, and of the two programs of a stream.
 
   Args:
-    dtype: of activations.
-    topology: a TPU slice such as "v5p:2x2x1", to compile for one of its chips (needs libtpu, no TPU); "" for this CPU.
+    dtype: data type of activations.
+    topology: a TPU slice such as "v5p:2x2x1", to compile for one of its chips (needs libtpu, no TPU); "" for the CPU.
   """
   import jax
   import jax.numpy as jnp
@@ -215,7 +215,7 @@ def compiled_decode(dtype: str, topology: str) -> list[dict]:
 
 
 def in_own_process(*arguments: str) -> dict:
-  """The JSON line of a part of this program run by itself, so that peaks do not mix."""
+  """The JSON line of one part, run in a separate process so that peaks do not mix."""
   done = subprocess.run(
     [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True
   )
@@ -254,10 +254,12 @@ def main() -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("part", choices=("speed", "length", "large", "compiled", "_stream"))
-  parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (speed)")
+  parser.add_argument("--repeats", type=int, default=3, help="timed runs per case (speed)")
   parser.add_argument("--dtype", default="bfloat16", help="activations (compiled)")
   parser.add_argument("--topology", default="", help="TPU slice, such as v5p:2x2x1 (compiled)")
-  parser.add_argument("--whole", action="store_true", help="one pass beside the stream (length)")
+  parser.add_argument(
+    "--whole", action="store_true", help="also one pass, not only the stream (length)"
+  )
   parser.add_argument("--frames", type=int, default=17, help=argparse.SUPPRESS)
   parser.add_argument("--size", default="512x896", help=argparse.SUPPRESS)
   parser.add_argument("--base", type=int, default=32, help=argparse.SUPPRESS)

@@ -1,12 +1,12 @@
-"""What a trained VAE of gin/vae_small.gin reconstructs, against resampling to the same number of values.
+"""Reconstruction quality of a trained VAE of gin/vae_small.gin, compared with resampling to as many values.
 
   python benchmarks/vae_quality.py --cache=CACHE --run=runs/vae_small [--adversarial_run=runs/vae_small_adversarial]
 
-prints PSNR and SSIM over the held-out rendered clips and over the real clips (which the training saw: the sample
-corpus holds none back), and writes benchmarks/vae_quality.json, docs/vae_reconstructions.png and docs/vae_curve.png.
+prints PSNR and SSIM over the held-out rendered clips and over the real clips (which are training data: the sample
+corpus holds out none), and writes benchmarks/vae_quality.json, docs/vae_reconstructions.png and docs/vae_curve.png.
 
-The other codec shrinks frames with a bicubic filter and keeps every n-th of them, as many as fill the same number of
-values, and enlarges again: bicubic in space, linear in time. The best of all its shapes over the held-out clips counts.
+The other codec downscales frames with a bicubic filter and keeps every n-th frame, to at most the same number of
+values, and upscales them again: bicubic in space, linear in time. Its shape is the best over the held-out clips.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def read_clips(cache: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def resample(clips: np.ndarray, *, frames: int, side: int) -> np.ndarray:
-  """Clips in [0, 1] through `frames` evenly spaced frames of side x side and back."""
+  """Resamples clips in [0, 1] to `frames` evenly spaced frames of side x side and back."""
   from PIL import Image
 
   def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -62,7 +62,7 @@ def resample(clips: np.ndarray, *, frames: int, side: int) -> np.ndarray:
 
 
 def best_resampling(clips: np.ndarray, values: int) -> tuple[np.ndarray, str]:
-  """The resampling of at most `values` values a clip with the best mean PSNR, and its shape."""
+  """The resampling to at most `values` values per clip with the best mean PSNR, and its shape."""
   best = (-np.inf, clips, "")
   for frames in (2, 3, 5, 6, 9, 13, 17):
     side = int((values / 3 / frames) ** 0.5)
@@ -75,12 +75,12 @@ def best_resampling(clips: np.ndarray, values: int) -> tuple[np.ndarray, str]:
 
 
 def clip_psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """dB a clip."""
+  """PSNR in dB per clip."""
   return -10 * np.log10(np.mean(np.square(a - b), axis=(1, 2, 3, 4)))
 
 
 def load(run: Path):
-  """(clips -> reconstructions, latent shape) of a run, averaged weights."""
+  """(clips -> reconstructions, latent shape) of a run with averaged weights."""
   import jax
   import jax.numpy as jnp
 
@@ -111,7 +111,7 @@ def scores(found: np.ndarray, clips: np.ndarray) -> dict[str, float]:
 
 
 def picture(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
-  """Strips of five frames of each clip of each row, labelled."""
+  """Draws labeled strips of five frames of each clip of each row."""
   from PIL import Image, ImageDraw
 
   scale, gap, label = 2, 4, 150
@@ -134,7 +134,7 @@ def picture(rows: list[tuple[str, np.ndarray]], path: Path) -> None:
 def curve(
   runs: list[tuple[str, list[tuple[int, float]]]], bars: dict[str, float], path: Path
 ) -> None:
-  """Held-out PSNR against the step, with horizontal bars."""
+  """Plots held-out PSNR over steps, with horizontal bars."""
   from PIL import Image, ImageDraw
 
   width, height, left, bottom = 720, 360, 50, 40
@@ -166,14 +166,14 @@ def curve(
 
 
 def held_out_curve(run: Path, first: int = 0) -> list[tuple[int, float]]:
-  """(step, PSNR) of every evaluation, current weights."""
+  """(step, PSNR) of every evaluation with the current weights."""
   key = "training_eval/vae_pixels_videos/psnr"
   lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
   return [(first + line["step"], line[key]) for line in lines if key in line]
 
 
 def main() -> None:
-  """Measures, prints, writes."""
+  """Measures, prints and writes the results."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -208,7 +208,7 @@ def main() -> None:
   table[name] = {"held-out": scores(resampled, held_out), "real": scores(resampled_real, real)}
   rows += [*shown, (f"resampled {kept}", np.stack([*resampled[:2], resampled_real[0]]))]
 
-  print(f"{values} values a clip of {FRAMES}x{SIDE}x{SIDE}x3 = {FRAMES * SIDE * SIDE * 3}\n")
+  print(f"{values} values per clip of {FRAMES}x{SIDE}x{SIDE}x3 = {FRAMES * SIDE * SIDE * 3}\n")
   print(f"| {'':<28} | {len(held_out)} held-out rendered clips | {len(real)} real clips |")
   print("| --- | --- | --- |")
   for row, parts in table.items():

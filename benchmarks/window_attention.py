@@ -1,12 +1,12 @@
-"""The fused window attention: its errors against float64 numpy, and whether the TPU compiler takes the stages' shapes.
+"""The fused window attention: errors compared with float64 numpy, and compilation of the stages' shapes for TPU.
 
-  JAX_PLATFORMS=cpu python benchmarks/window_attention.py --laws       # interpreted; about ten minutes of two cores
+  JAX_PLATFORMS=cpu python benchmarks/window_attention.py --laws       # interpreted; about ten minutes on two cores
   JAX_PLATFORMS=cpu python benchmarks/window_attention.py --compile    # needs the extra [tpu]; minutes
   JAX_PLATFORMS=cpu python benchmarks/window_attention.py --compile --slice=v5e:2x2
   JAX_PLATFORMS=cpu python benchmarks/window_attention.py              # writes the tables again
 
-Each case is kept in benchmarks/window_attention.json at once, so a stopped command goes on; delete an entry to have it
-made again. The tables are in benchmarks/window_attention.md. It has not run on a TPU.
+Each case is written to benchmarks/window_attention.json immediately, so a stopped command resumes; delete an entry to
+compute it again. The tables are in benchmarks/window_attention.md. It has not run on a TPU.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "window_attention.json"
-# (grid, window, cell); each at all head sizes, as every kind of layer has it.
+# (grid, window, cell), each with all head sizes.
 WINDOWS = (
   ((1, 16, 16), (1, 16, 16), (8, 8)),
   ((5, 8, 8), (5, 8, 8), (8, 8)),
@@ -28,10 +28,10 @@ WINDOWS = (
   ((5, 8, 14), (5, 8, 14), (8, 14)),
 )
 HEAD_SIZES = (64, 72, 88, 108, 128)
-# Self-attention; self-attention with image rows; cross-attention with text keys; all at once.
+# Self-attention; self-attention with images; cross-attention with text keys; all combined.
 ASKED = (("table",), ("images", "table"), ("text",), ("images", "table", "text"))
 DTYPES = ("float32", "bfloat16")
-# Stage: heads, head size, cells of a frame, tokens of a cell; rows a chip at batch 512 on 64 chips.
+# Stage: heads, head size, cells per frame, tokens per cell; examples per chip at batch size 512 on 64 chips.
 STAGES = {
   "L": (16, 64, (2, 2), 64),
   "base 3B": (16, 108, (2, 2), 64),
@@ -40,7 +40,7 @@ STAGES = {
   "SR1": (16, 88, (2, 2), 112),
   "SR2": (16, 64, (4, 4), 112),
 }
-# Kind of layer: window in cells, with the bias, with a text for each frame, with image rows.
+# Kind of layer: window in cells, with the bias, with one text per frame, with images.
 LAYERS = {
   "spatial": ((1, 2, 2), True, False, False),
   "spatiotemporal": ((5, 1, 1), True, False, True),
@@ -49,7 +49,7 @@ LAYERS = {
 
 
 def laws(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Relative errors of the value and of every gradient, of each case that is missing."""
+  """Relative errors of the value and of every gradient, for each missing case."""
   from tests.denoiser.window_attention_test import BOUNDS, compiled, error, expected, make, run
 
   for grid, window, cell in WINDOWS:
@@ -75,7 +75,7 @@ def laws(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def compile_stages(
   slice_name: str, results: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Forward and backward of each layer of each stage for one chip of a slice, where it is missing."""
+  """Compiles forward and backward of each layer of each stage for one chip of a slice, if it is missing."""
   import jax
   import jax.numpy as jnp
 
@@ -145,10 +145,10 @@ def lines(results: dict[str, Any]) -> list[str]:
     "",
     "Written by `benchmarks/window_attention.py` from `benchmarks/window_attention.json`. It has not run on a TPU.",
     "",
-    "## Against float64 numpy, interpreted",
+    "## Compared with float64 numpy, interpreted",
     "",
-    "Norm of the error over the norm of what is expected, the worst of heads of 64, 72, 88, 108 and 128. Two rows, of",
-    "which the first is the image row; texts of 3 to 11 of 12 tokens.",
+    "Norm of the error / norm of the expected value, the worst of head sizes 64, 72, 88, 108 and 128. Two examples, of",
+    "which the first is a stack of images; texts of 3 to 11 of 12 tokens.",
     "",
   ]
   laws = results.get("laws", {}).values()
@@ -173,9 +173,9 @@ def lines(results: dict[str, Any]) -> list[str]:
     found += [
       f"## {part[0].upper()}{part[1:]} by the TPU compiler (libtpu {entries['libtpu']})",
       "",
-      "Forward and backward of one layer's attention, 8 rows of 5 latent frames on one chip, bfloat16.",
+      "Forward and backward of one layer's attention, 8 examples of 5 latent frames on one chip, bfloat16.",
       "",
-      "| stage | layer | tokens a window | head | kernels in the program | estimated seconds | seconds to compile |",
+      "| stage | layer | tokens per window | head | kernels in the program | estimated seconds | seconds to compile |",
       "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in entries["layers"].values():
@@ -188,7 +188,7 @@ def lines(results: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-  """Runs the parts that are asked for."""
+  """Runs the requested parts."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )

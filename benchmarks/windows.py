@@ -1,11 +1,11 @@
-"""Step time of window attention against full attention at the paper's token count (Table 3b).
+"""Step time of window attention compared with full attention at the paper's token count (Table 3b).
 
   python benchmarks/windows.py                # prints the table, writes benchmarks/windows.{md,json}
-  python benchmarks/windows.py --layers 24    # the whole model; needs about 10 GiB
+  python benchmarks/windows.py --layers 24    # the full model; needs about 10 GiB
 
-A training step (loss and gradient, self-conditioning pass included) of W.A.L.T-L's layers on 5 x 16 x 16 latents, one
-row, all windows in one process in turns. Layers of one kind cost the same, so four of them stand for the 24; what does
-not grow with depth (embeddings, loss) is in every figure alike.
+A training step (loss and gradient, including the self-conditioning pass) of W.A.L.T-L's layers on 5 x 16 x 16 latents,
+one example, all windows in one process in turns. Layers of one kind cost the same, so four layers represent the 24; the
+cost of embeddings and loss, which does not grow with depth, is included in every figure.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
       seconds[name].append(step())
   rows = []
   for name, values in seconds.items():
-    # Ratios of neighbours in time: what else the machine does falls on both.
+    # Ratios of consecutive runs, so that other load affects both.
     ratios = [full / mine for full, mine in zip(seconds["full"], values)]
     rows.append(
       {
@@ -106,14 +106,14 @@ def main() -> None:
       }
     )
   lines = [
-    "# Window attention against full attention",
+    "# Window attention compared with full attention",
     "",
-    f"`python benchmarks/windows.py --layers {args.layers} --width {args.width} --dtype {args.dtype}`: one row of 1280 "
-    f"tokens, loss and gradient,",
+    f"`python benchmarks/windows.py --layers {args.layers} --width {args.width} --dtype {args.dtype}`: one example of "
+    f"1280 tokens, loss and gradient,",
     f"median (min to max) of {args.repeats} in one process on {os.cpu_count()} CPU cores ({platform.machine()}). The "
-    "paper's figures are on TPU with the whole model.",
+    "paper's figures are on TPU with the full model.",
     "",
-    "| st window | s a step | speed / full | operations / full | paper: steps/s | paper: speed / full |",
+    "| st window | s per step | speed / full | operations / full | paper: steps/s | paper: speed / full |",
     "| --- | --- | --- | --- | --- | --- |",
   ]
   for row in rows:

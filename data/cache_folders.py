@@ -7,11 +7,11 @@ import seqio
 
 
 def cached_in(task: Any, *, folders: Sequence[str]) -> Any:
-  """The task or mixture, to be looked for in these folders too.
+  """Returns the task or mixture, after adding folders to SeqIO's cache directories.
 
   Args:
-    task: of `data.tasks`.
-    folders: as given to `--seqio_additional_cache_dirs`.
+    task: task or mixture of `data.tasks`.
+    folders: same as for `--seqio_additional_cache_dirs`.
   """
   seqio.add_global_cache_dirs(list(folders))
   return task

@@ -1,4 +1,4 @@
-"""SeqIO tasks and mixtures that exist as caches and know what made them."""
+"""SeqIO tasks and mixtures that are read from caches and give access to their provenance."""
 
 import collections
 import functools
@@ -16,7 +16,7 @@ from walt_t5x.files.mismatch import ProvenanceMismatch
 
 
 class _UncachedSource(seqio.DataSource):
-  """Stands where a raw source would: these tasks exist only as caches."""
+  """Placeholder for a raw source: these tasks exist only as caches."""
 
   def __init__(self):
     super().__init__(splits=schema.SPLITS)
@@ -36,10 +36,11 @@ class _UncachedSource(seqio.DataSource):
 
 
 class CachedTask(seqio.Task):
-  """A task that exists as a cache and knows what made it.
+  """A task that is read from a cache and gives access to its provenance.
 
-  `normalised` says whether its rows are; the provenance of a run on rows that are not has mean 0 and deviation 1, so
-  that generation undoes what was done. `kind` is what a row is: one 'video', or 'image' for a stack of images.
+  `normalised` is whether the latents of its examples are normalized. If they are not, the run's provenance has mean 0
+  and deviation 1, so that generation applies the inverse. `kind` is 'video' for one video per example, or 'image' for a
+  stack of images.
   """
 
   normalised = True
@@ -47,10 +48,10 @@ class CachedTask(seqio.Task):
   walt_features: Mapping[str, batch_spec.Feature] = {}
 
   def provenance(self) -> Provenance:
-    """Of the cache folder.
+    """Provenance of the cache folder.
 
     Raises:
-      FileNotFoundError: if no cache directory holds the task, naming where it was looked for.
+      FileNotFoundError: if no cache directory contains the task, naming the directories.
     """
     return read_provenance(self._cache_folder())
 
@@ -65,20 +66,20 @@ class CachedTask(seqio.Task):
   def _get_cached_source(
     self, split: str, file_shuffle_buffer_size: int | None = None
   ) -> seqio.FileDataSource:
-    """SeqIO's hook for what `use_cached` reads: whole records, which the preprocessors parse."""
+    """SeqIO's hook for the source that `use_cached` reads: serialized records, which the preprocessors parse."""
     self.assert_cached()
     return raw_shards(
       self._cache_folder(), split, file_shuffle_buffer_size=file_shuffle_buffer_size
     )
 
   def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
-    """Rows are whole as they are; SeqIO would slice their scalars (T5X's infer.py always asks for it)."""
+    """Examples are not trimmed; SeqIO would slice their scalars (T5X's infer.py always trims)."""
     del sequence_length
     return dataset
 
   @property
   def walt_provenance(self) -> dict:
-    """As a JSON tree; the trainer keeps it beside the checkpoints."""
+    """Provenance as a JSON tree; the trainer stores it next to the checkpoints."""
     tree = json.loads(self.provenance().to_json())
     if not self.normalised:
       for statistics in tree["latents"].values():
@@ -88,12 +89,12 @@ class CachedTask(seqio.Task):
 
 
 class CachedMixture(seqio.Mixture):
-  """A mixture of caches that one tokenizer, one text encoder and one normalisation made."""
+  """A mixture of caches made with the same tokenizer, text encoder and normalization."""
 
   def _cached_tasks(self) -> list[CachedTask]:
     tasks = [task for task in self.tasks if isinstance(task, CachedTask)]
     if len(tasks) < len(self.tasks):
-      raise TypeError(f"mixture {self.name!r}: its tasks must be caches, of `data.tasks`")
+      raise TypeError(f"mixture {self.name!r}: its tasks must be cached tasks of `data.tasks`")
     return tasks
 
   @property
@@ -103,7 +104,7 @@ class CachedMixture(seqio.Mixture):
 
   @property
   def walt_rates(self) -> dict[str, float]:
-    """Share of the rows of each kind ('image', 'video'), by the rates that SeqIO draws tasks with."""
+    """Share of the examples of each kind ('image', 'video'), from SeqIO's mixing rates."""
     rates = collections.defaultdict[str, float](float)
     for task in self._cached_tasks():
       rates[task.kind] += self.get_rate(task)
@@ -120,7 +121,7 @@ class CachedMixture(seqio.Mixture):
     common = first.walt_provenance
     for other in others:
       found = other.walt_provenance
-      # Images have fields of their own; what both have must be the same.
+      # Images have other latents fields; the remaining provenance must be the same.
       fields = found.pop("latents")
       common["latents"] = fields | common["latents"]
       for field in sorted(common.keys() | found.keys()):
@@ -144,7 +145,7 @@ def cached_task(
   kind: str = "video",
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
-  """A task over whole records of its cache; nothing is registered under a global name."""
+  """A task over the serialized records of its cache; nothing is registered under a global name."""
   task = CachedTask(
     name,
     source=_UncachedSource(),
@@ -167,5 +168,5 @@ def _seqio_feature(name: str, feature: batch_spec.Feature) -> seqio.ContinuousFe
 
 @functools.cache
 def handle(name: str) -> CachedTask:
-  """A handle on a cache, to read its provenance."""
+  """A task without features, for reading the provenance of a cache."""
   return CachedTask(name, source=_UncachedSource(), output_features={}, preprocessors=[])

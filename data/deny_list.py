@@ -1,4 +1,4 @@
-"""Takedown: record ids that no task reads, without encoding anything again."""
+"""Takedown: record ids that tasks skip, without preprocessing again."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ _RECORD_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def read(path: str) -> list[str]:
-  """Record ids of a deny-list, each once, sorted.
+  """Sorted distinct record ids of a deny list.
 
   Raises:
-    FileNotFoundError: where there is no such file.
-    ValueError: on a line that is no record id, with its number.
+    FileNotFoundError: if the file does not exist.
+    ValueError: if a line is not a record id, with its line number.
   """
   if not tf.io.gfile.exists(path):
     raise FileNotFoundError(f"RowFormat.deny_list: no file at {path}")
@@ -35,7 +35,7 @@ def read(path: str) -> list[str]:
 
 
 def without(dataset: tf.data.Dataset, ids: Sequence[str]) -> tf.data.Dataset:
-  """The records whose id is not on the list; a lookup in a hash table a record."""
+  """The records whose id is not on the list; one hash table lookup per record."""
   table = tf.lookup.StaticHashTable(
     tf.lookup.KeyValueTensorInitializer(tf.constant(ids), tf.ones(len(ids), tf.int64)),
     default_value=0,

@@ -4,7 +4,7 @@ What a batch holds is defined in `data.batch_spec`. Hosts move bytes and devices
 `walt_t5x.models.finished_rows` normalizes and unpacks inside the jitted step, so an example is parsed, padded and
 batched with one copy each and half the bytes of bfloat16 go to the device.
 
-Assumptions: tasks deliver rows of full static shape (data.tasks does), nothing is packed, and lengths in
+Assumptions: the examples of a task have a static shape (as in data.tasks), examples are not packed, and lengths in
 `task_feature_lengths` count the first axis (1 for the scalar `is_image`).
 """
 
@@ -20,7 +20,7 @@ FeatureSpec = seqio.FeatureConverter.FeatureSpec
 
 
 class _RowConverter(seqio.FeatureConverter):
-  """Whole rows of static shape. Features, dtypes and ranks are compared by SeqIO, lengths here: once, not every row."""
+  """Examples of static shape. SeqIO checks features, dtypes and ranks; lengths are checked here once per dataset."""
 
   PACKING_FEATURE_DTYPES: Mapping[str, tf.dtypes.DType] = {}
   TASK_FEATURES: Mapping[str, FeatureSpec] = {}
@@ -29,7 +29,7 @@ class _RowConverter(seqio.FeatureConverter):
   def __init__(self, features: Mapping[str, batch_spec.Feature], *, pack: bool, **kwargs):
     if pack:
       raise ValueError(
-        f"{type(self).__name__} got pack=True: rows of latents or pixels are not packed; set DatasetConfig.pack = False"
+        f"{type(self).__name__} got pack=True: latents and pixels cannot be packed; set DatasetConfig.pack = False"
       )
     self.TASK_FEATURES = self.MODEL_FEATURES = {
       name: FeatureSpec(tf.as_dtype(feature.dtype), rank=len(feature.shape))
@@ -43,7 +43,7 @@ class _RowConverter(seqio.FeatureConverter):
   def _convert_features(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
   ) -> tf.data.Dataset:
-    # A dataset of rows; TensorFlow declares what any dataset may hold.
+    # The elements are dictionaries; TensorFlow's type annotation is more general.
     rows = cast(Mapping[str, tf.TensorSpec], ds.element_spec)
     for name, feature in self.TASK_FEATURES.items():
       length = rows[name].shape[0] if feature.rank else 1
@@ -57,38 +57,38 @@ class _RowConverter(seqio.FeatureConverter):
   def batches(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int], *, batch_size: int
   ) -> tf.data.Dataset:
-    """The batches of `self(ds, ...).batch(batch_size, drop_remainder=True)`, whose text is padded once a batch.
+    """Same as `self(ds, ...).batch(batch_size, drop_remainder=True)`, but text is padded once per batch.
 
-    Padding a row costs as much as reading it; text that is padded where the batch lies is written once, not copied.
+    Padding one example costs as much as reading it; padding a batch avoids a copy of the text.
     """
-    self(ds, task_feature_lengths)  # For its checks; nothing is read.
+    self(ds, task_feature_lengths)  # Only runs the checks; nothing is read.
     return ds.batch(batch_size, drop_remainder=True).map(self._converted, synchronous=True)
 
   def _converted(self, rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The model's features of one row, or of a batch."""
+    """The model's features of one example or of a batch."""
     converted = {name: rows[name] for name in self.MODEL_FEATURES}
     if "text" in converted:
       converted["text"] = _padded_text(rows)
     return converted
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-    """Rows keep their lengths."""
+    """Lengths do not change."""
     return dict(task_feature_lengths)
 
 
 def _padded_text(rows: Mapping[str, tf.Tensor]) -> tf.Tensor:
-  """uint8 [..., s, L, P] from strings [..., s] of whole tokens; the mask states L, the null caption E."""
+  """uint8 [..., s, L, P] from strings [..., s] of packed tokens; L is from the mask, E from the null caption."""
   shape, width = rows["text_mask"].shape, rows["null_text"].shape[-1]
   length = shape[-1]
   if length is None or width is None:
-    raise ValueError(f"rows of text need static shapes: got {length} tokens of width {width}")
+    raise ValueError(f"text needs static shapes: got {length} tokens of width {width}")
   size = packed_text.token_bytes(width)
   padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=length * size)
   return tf.reshape(padded, (*shape, size))
 
 
 class DenoiserFeatureConverter(_RowConverter):
-  """Rows of latents with the conditions that the model reads."""
+  """Examples of latents with the conditioning that the model reads."""
 
   def __init__(
     self,
@@ -106,7 +106,7 @@ class DenoiserFeatureConverter(_RowConverter):
 
 
 class VaeFeatureConverter(_RowConverter):
-  """Rows of pixels for the tokenizer."""
+  """Examples of pixels for the tokenizer."""
 
   def __init__(self, *, pack: bool = False, **kwargs):
     super().__init__(batch_spec.video_features(), pack=pack, **kwargs)

@@ -1,17 +1,17 @@
-"""Text embeddings as bytes: int8 with a step for every 8 channels. numpy alone; models unpack the same bytes in JAX.
+"""Text embeddings quantized to int8 with one step size per 8 channels. numpy only; models unpack them in JAX.
 
-A token of E channels is one struct (`token_layout`), so a caption of n tokens is n of them one after another:
+A token of E channels is one struct (`token_layout`); a caption of n tokens is n consecutive structs:
 
   scale    float32            largest magnitude of the token / 127
-  octaves  uint8[ceil(E/8)]   a block of 8 channels steps by scale * 2^(-octaves / 16)
-  values   int8[E]            embedding = values * step of their block
+  octaves  uint8[ceil(E/8)]   the step size of a block of 8 channels is scale * 2^(-octaves / 16)
+  values   int8[E]            embedding = values * step size of the block
 
-A block's step is the least of those 256 with which its largest value fits in int8, so that an outlier costs its own 8
-channels alone. It is at most 2^(1/16) = 4.4% above the least possible one, down to 2^-16 of the token's scale. An
-octave code is half of the bfloat16 scale that a block of 16 channels would cost the same bytes with.
+The step size of a block is the smallest of the 256 with which its largest value fits in int8, so that an outlier
+affects only its own 8 channels. It is at most 2^(1/16) = 4.4% above the smallest possible step, down to 2^-16 of the
+token's scale. A step code has half the size of a bfloat16 scale, which would cost the same bytes with blocks of 16.
 
-With rounding errors spread evenly over a step, ||error|| / ||token|| <= sqrt(8 / 12) / 127 * 2^(1/16) = 0.67% (root
-mean square) whatever the distribution; `benchmarks/records.py` measures it against the alternatives.
+With rounding errors uniform over a step, ||error|| / ||token|| <= sqrt(8 / 12) / 127 * 2^(1/16) = 0.67% (root mean
+square) for any distribution of values; `benchmarks/records.py` compares it with alternatives.
 """
 
 import numpy as np
@@ -21,17 +21,17 @@ CODES_AN_OCTAVE = 16
 
 
 def blocks_of(width: int) -> int:
-  """Steps of one token: ceil(E / 8)."""
+  """Number of blocks of one token: ceil(E / 8)."""
   return -(-width // BLOCK)
 
 
 def token_bytes(width: int) -> int:
-  """Bytes of one token of E channels."""
+  """Size in bytes of one token of E channels."""
   return 4 + blocks_of(width) + width
 
 
 def width_of(size: int) -> int:
-  """E of tokens of `size` bytes, the inverse of `token_bytes`.
+  """Channels E of tokens of `size` bytes, the inverse of `token_bytes`.
 
   Raises:
     ValueError: if no width has that size.
@@ -52,15 +52,15 @@ def token_layout(width: int) -> np.dtype:
 
 
 def steps() -> np.ndarray:
-  """float32 [256]: step of each octave code, as a share of the token's scale; descending from 1."""
+  """float32 [256]: step size of each code, relative to the token's scale; descending from 1."""
   return np.exp2(-np.arange(256, dtype=np.float64) / CODES_AN_OCTAVE).astype(np.float32)
 
 
 def pack(embedding: np.ndarray) -> np.ndarray:
-  """(n, E) floats as uint8 (n, token_bytes(E)).
+  """Quantizes (n, E) floats to uint8 (n, token_bytes(E)).
 
   Raises:
-    ValueError: on a value that is not finite.
+    ValueError: if a value is not finite.
   """
   embedding = np.asarray(embedding, np.float32)
   if not np.isfinite(embedding).all():
@@ -86,7 +86,7 @@ def pack(embedding: np.ndarray) -> np.ndarray:
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-  """float32 (n, E) from uint8 (n, token_bytes(E)), the inverse of `pack` to rounding."""
+  """float32 (n, E) from uint8 (n, token_bytes(E)), the inverse of `pack` up to rounding."""
   packed = np.ascontiguousarray(packed)
   width = width_of(packed.shape[1])
   tokens = packed.view(token_layout(width)).reshape(len(packed))

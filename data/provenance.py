@@ -1,4 +1,4 @@
-"""Where a cached task came from: the provenance.json next to its shards, read, written and checked here."""
+"""Provenance of a cached task: reads, writes and checks the provenance.json next to its shards."""
 
 import base64
 import dataclasses
@@ -18,7 +18,7 @@ POSTERIORS = ("mean",)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentStatistics:
-  """Channels and per-channel moments of one latents field, over every row of the run, images and videos together."""
+  """Number of channels and per-channel moments of one latents field, over all images and videos of the run."""
 
   channels: int
   mean: Sequence[float]
@@ -31,7 +31,7 @@ class Provenance:
 
   `vae`: fingerprint, config, checkpoint. `text_encoder`: fingerprint, embedding_dim, max_length, folder.
   `null_ids` (n,) and `null_embedding` (n, E): the encoded empty string.
-  A cache of pixels has no `vae`, no `text_encoder`, no `latents` and no null text.
+  In a cache of pixels, `vae`, `text_encoder`, `latents` and the null text are empty.
   """
 
   fps: float
@@ -47,7 +47,7 @@ class Provenance:
   schema_version: int = schema.SCHEMA_VERSION
 
   def to_json(self) -> str:
-    """The file's text; keys sorted, so the same provenance is the same bytes."""
+    """Contents of the file; keys are sorted, so the same provenance gives the same bytes."""
     null = np.ascontiguousarray(self.null_embedding, "<f4")
     return _dump(
       {
@@ -67,10 +67,10 @@ class Provenance:
 
   @classmethod
   def from_json(cls, text: str, *, name: str = FILE_NAME) -> "Provenance":
-    """Parse and check the file's text.
+    """Parses and checks the contents of the file.
 
     Raises:
-      ProvenanceMismatch: on another schema version, or a field that is not there.
+      ProvenanceMismatch: if the schema version differs or a field is missing.
     """
     raw = json.loads(text)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
@@ -97,10 +97,10 @@ class Provenance:
 
 
 def read_provenance(folder: str) -> Provenance:
-  """Provenance of a cached task folder; local, or on any file system that TensorFlow opens.
+  """Provenance of a cached task folder; local, or on any file system that TensorFlow supports.
 
   Raises:
-    FileNotFoundError: where the folder holds none, with what to run.
+    FileNotFoundError: if the folder has none, with the command to run.
   """
   path = os.path.join(folder, FILE_NAME)
   if "://" in folder:
@@ -128,19 +128,19 @@ def check_provenance(
   latents: Mapping[str, int] | None = None,
   name: str = FILE_NAME,
 ) -> None:
-  """Refuse a cache that something else made; None leaves a field unchecked.
+  """Rejects a cache with another provenance; fields that are None are not checked.
 
   Args:
     found: provenance of the cache.
     vae_fingerprint: sha256 of the tokenizer's weights.
     text_fingerprint: sha256 of the text encoder's weights.
     embedding_dim: E.
-    posterior: what the latents hold, 'mean'.
-    latents: wanted fields, name to channels.
-    name: how errors call the cache.
+    posterior: statistic of the posterior stored as latents, 'mean'.
+    latents: required fields, name to channels.
+    name: name of the cache in errors.
 
   Raises:
-    ProvenanceMismatch: names the field, what the cache has and what was expected.
+    ProvenanceMismatch: naming the field, its value in the cache and the expected value.
   """
   wanted = {
     "vae.fingerprint": (found.vae["fingerprint"], vae_fingerprint),

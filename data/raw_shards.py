@@ -1,7 +1,7 @@
-"""SeqIO source of a cached task's records as they lie in its shards: serialised, to be parsed by whoever needs them.
+"""SeqIO source of the serialized records of a cached task, which the task's preprocessors parse.
 
-SeqIO's own reader of caches parses every feature of every record by itself, in a thread of its own, before a task sees
-it. Rows here need four or five features of fifteen and are parsed by the block, which takes a third of the time
+SeqIO's own cache reader parses every feature of each record separately before the preprocessors run. Examples here need
+four or five of fifteen features and are parsed in blocks, which takes a third of the time
 (`benchmarks/input_pipeline.py`). Order, sharding over hosts and shuffling of files are SeqIO's.
 """
 
@@ -16,15 +16,15 @@ from seqio import utils
 def raw_shards(
   cache_dir: str, split: str, *, file_shuffle_buffer_size: int | None = None
 ) -> seqio.FileDataSource:
-  """Source of scalar strings, one a record.
+  """Source of scalar strings, one per record.
 
   Args:
     cache_dir: folder of the cached task.
-    split: say 'train'.
-    file_shuffle_buffer_size: files drawn from at once when shuffling; None for all.
+    split: for example 'train'.
+    file_shuffle_buffer_size: number of files in the shuffle buffer; None for all.
 
   Raises:
-    FileNotFoundError: where a shard is missing.
+    FileNotFoundError: if a shard is missing.
   """
   with tf.io.gfile.GFile(utils.get_cached_info_path(cache_dir, split)) as file:
     shards = json.load(file)["num_shards"]
@@ -34,7 +34,7 @@ def raw_shards(
   found = {os.path.basename(path) for path in tf.io.gfile.glob(f"{prefix}-*-of-*{shards}")}
   names = [f"{split}.tfrecord-{i:05d}-of-{shards:05d}" for i in range(shards)]
   if missing := [name for name in names if name not in found]:
-    # SeqIO reads what matches, and would not miss them.
+    # SeqIO reads the files that match and would not notice missing ones.
     raise FileNotFoundError(
       f"{cache_dir} has no {missing[0]}: {len(missing)} of the {shards} shards of its info.{split}.json are missing; "
       "copy them again, or run `python -m beam_jobs.preprocess` as before (`python -m beam_jobs.verify` checks all)"

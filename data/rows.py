@@ -1,4 +1,4 @@
-"""From records to rows: videos one a row, images stacked, each with its caption or label."""
+"""Parses records to examples: one video, or a stack of images, with captions or labels."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -13,21 +13,22 @@ from data import cached_tasks, deny_list, schema
 from data.provenance import LatentStatistics, Provenance
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
-# Records of videos that are parsed together.
+# Number of video records that are parsed together.
 BLOCK = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowFormat:
-  """What a row holds besides its latents.
+  """Contents of an example in addition to its latents.
 
   Attributes:
-    text_length: L; longer captions are cut, shorter ones padded. 0 leaves the text out.
-    text_slots: s; 1 for tasks of videos alone, t where image stacks are mixed in.
-    label: add the class label.
-    deny_list: file of record ids, one a line, that are not read (takedown); local or on an object store. Lines that
-      start with # and blank lines are skipped. Read when the dataset is built: restart a run after a change.
-    normalise_latents: give every channel mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is False).
+    text_length: L; longer captions are truncated, shorter ones padded. 0 omits the text.
+    text_slots: s; 1 for video tasks, t for mixtures with image stacks.
+    label: whether to add the class label.
+    deny_list: file of record ids to skip (takedown), one per line; local or on an object store. Lines that start with #
+      and blank lines are ignored. Read when the dataset is built: restart a run after a change.
+    normalise_latents: normalize every channel to mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is
+      False).
   """
 
   text_length: int = 64
@@ -38,10 +39,10 @@ class RowFormat:
 
 
 def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatistics:
-  """Of one field.
+  """Statistics of one field.
 
   Raises:
-    ProvenanceMismatch: if the cache has no such field, or a channel that never changes.
+    ProvenanceMismatch: if the cache has no such field, or a channel is constant.
   """
   if field not in provenance.latents:
     raise ProvenanceMismatch(
@@ -52,26 +53,26 @@ def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatisti
   if min(statistics.std) <= 0:
     raise ProvenanceMismatch(
       f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({list(statistics.std)}), which cannot be "
-      "normalised: the tokenizer does not use that channel; train it longer or with fewer channels"
+      "normalized: the tokenizer does not use that channel; train it longer or with fewer channels"
     )
   return statistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-  """From records to rows, a block of records at a time.
+  """Parses records to examples in blocks.
 
-  Latents stay as they were written and the caption's tokens stay packed: `data.feature_converters` pads them, and the
-  model normalises and unpacks on its device. So a row in a shuffle buffer weighs what it weighs on disk. Maps are
-  sequential: one core makes thousands of rows a second, and handing a row from thread to thread costs more than
-  what is done to it. Reading ahead and shuffling overlap with them, in SeqIO's own threads.
+  Latents are not normalized here and caption tokens stay packed: `data.feature_converters` pads them, and the model
+  normalizes and unpacks them on the device. So an example has the same size in a shuffle buffer as on disk. Maps are
+  sequential: one core makes thousands of examples per second, and passing an example between threads costs more than
+  processing it. Prefetching and shuffling run concurrently in SeqIO's threads.
 
   Attributes:
     task: name of the cached task.
-    latents: field of the records.
-    low_resolution: likewise, or None.
-    row: what a row holds.
-    frames: images that a row stacks; None for one video a row.
+    latents: latents field of the records.
+    low_resolution: low-resolution latents field, or None.
+    row: contents of an example.
+    frames: number of images that an example stacks; None for one video per example.
   """
 
   task: str
@@ -96,7 +97,7 @@ class Rows:
     read += ["caption_weights", "caption_lengths", "text_embedding"] if row.text_length else []
 
     def examples(records: tf.Tensor, seed: tf.Tensor | None) -> dict[str, tf.Tensor]:
-      """Features [n, ...] of n records: one video or one image (t = 1) each, with a caption drawn by its weight."""
+      """Features [n, ...] of n records, each one video or image (t = 1) with a caption sampled by weight."""
       parsed = schema.parse_records(records, read)
       result = {}
       for name, field in fields.items():
@@ -128,7 +129,7 @@ class Rows:
     else:
       dataset = dataset.batch(self.frames, drop_remainder=True)
     if row.text_length:
-      # SeqIO leaves its decorator untyped.
+      # SeqIO's decorator has no type annotations.
       drawn = seqio.map_over_dataset(rows, num_seeds=1, num_parallel_calls=None)
       dataset = cast(Callable[[tf.data.Dataset], tf.data.Dataset], drawn)(dataset)
     else:
@@ -137,7 +138,7 @@ class Rows:
 
 
 def _moments(statistics: LatentStatistics, *, normalise: bool) -> np.ndarray:
-  """Mean and standard deviation [2, c] that the model normalises by; 0 and 1 where it shall not."""
+  """Mean and standard deviation [2, c] for normalization in the model; 0 and 1 without normalization."""
   if normalise:
     return np.array([statistics.mean, statistics.std], np.float32)
   return np.array([[0.0], [1.0]], np.float32).repeat(statistics.channels, axis=1)
@@ -146,7 +147,7 @@ def _moments(statistics: LatentStatistics, *, normalise: bool) -> np.ndarray:
 def _video_rows(
   examples: Mapping[str, tf.Tensor], *, slots: int, constants: Mapping[str, np.ndarray]
 ) -> dict[str, tf.Tensor]:
-  """One video a row [n, ...]; its caption and label stand in slot 0, the other slots are empty."""
+  """One video per example [n, ...]; its caption and label are in slot 0, the other slots are empty."""
   count = tf.shape(examples["latents"])[0]
   result = dict(examples)
   for name, value in constants.items():
@@ -162,7 +163,7 @@ def _video_rows(
 
 
 def _image_stack(examples: Mapping[str, tf.Tensor], *, frames: int) -> dict[str, tf.Tensor]:
-  """A row of `frames` = 1 + t independent images, each with its own caption."""
+  """An example of `frames` = 1 + t independent images, each with its own caption."""
   result = {
     name: examples[name][:, 0] if name in ("latents", "low_resolution") else examples[name]
     for name in examples

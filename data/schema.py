@@ -1,25 +1,25 @@
-"""The record contract between preprocessing and training: one media row, encoded and parsed here and nowhere else.
+"""The record schema shared by preprocessing and training; records are encoded and parsed only here.
 
 A record is a `tf.train.Example`. Fields:
 
-  id               string       sha256 over content, clip window and captions
-  uri              string       where the media came from, as the manifest says
+  id               string       sha256 of content, clip window and captions
+  uri              string       source of the media, as in the manifest
   modality         string       'image' | 'video'
-  label            int64        class, -1 where there is none
+  label            int64        class, -1 if there is none
   fps              float32      frame rate of the clip, 0 for an image
-  start_seconds    float32      first frame of the clip in the source
+  start_seconds    float32      time of the clip's first frame in the source
   crop             int64[4]     top, left, height, width in source pixels
-  motion           float32      mean absolute luma change between neighbouring frames, in [0, 1]
+  motion           float32      mean absolute luma change between adjacent frames, in [0, 1]
   captions         string[k]    k >= 1
-  caption_weights  float32[k]   relative odds of drawing a caption
+  caption_weights  float32[k]   relative probability of sampling a caption
   caption_lengths  int64[k]     tokens of each caption
-  text_ids         int64[n]     tokens of all captions, one after another, n = sum(caption_lengths)
-  text_embedding   bytes        n tokens of all captions, int8 with a step for every 8 channels (data.packed_text)
-  latents/TxHxW    bytes        little-endian bfloat16, (t, h, w, c) C order; one field a resolution
-  pixels/TxHxW     bytes        uint8 RGB, (T, H, W, 3) C order; in caches that train the tokenizer, without text
+  text_ids         int64[n]     concatenated tokens of all captions, n = sum(caption_lengths)
+  text_embedding   bytes        n tokens of all captions, int8 with one step size per 8 channels (data.packed_text)
+  latents/TxHxW    bytes        little-endian bfloat16, (t, h, w, c) C order; one field per resolution
+  pixels/TxHxW     bytes        uint8 RGB, (T, H, W, 3) C order; in caches for training the tokenizer, without text
 
-Arrays that seqio's cache cannot type (bfloat16, int8) are bytes in a scalar `string` feature. Encoding needs no
-TensorFlow (it runs on Beam workers); the parsers for `tf.data` import it when called.
+Arrays of types that seqio's cache does not support (bfloat16, int8) are bytes in a scalar `string` feature. Encoding
+does not need TensorFlow (it runs on Beam workers); the parsers for `tf.data` import it when called.
 """
 
 import dataclasses
@@ -46,10 +46,10 @@ _FLOATS = ("fps", "start_seconds", "motion")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Record:
-  """One media row in numpy, before encoding or after decoding.
+  """One record in numpy, before encoding or after decoding.
 
-  `latents` maps a field name to (t, h, w, c), `pixels` to uint8 (T, H, W, 3); `text_ids` and `text_embedding` hold
-  one array a caption, of shapes (n_tokens,) and (n_tokens, E).
+  `latents` maps a field name to (t, h, w, c), `pixels` to uint8 (T, H, W, 3); `text_ids` and `text_embedding` have one
+  array per caption, of shapes (n_tokens,) and (n_tokens, E).
   """
 
   id: str
@@ -82,7 +82,7 @@ def pixels_shape(name: str) -> tuple[int, int, int]:
   """(T, H, W) that a pixels field name states.
 
   Raises:
-    ValueError: on a name that is no pixels field.
+    ValueError: if the name is not a pixels field.
   """
   match = _PIXELS.fullmatch(name)
   if not match:
@@ -91,7 +91,7 @@ def pixels_shape(name: str) -> tuple[int, int, int]:
 
 
 def is_latents_field(name: str) -> bool:
-  """Whether a field holds latents."""
+  """Whether a field contains latents."""
   return bool(_LATENTS.fullmatch(name))
 
 
@@ -99,7 +99,7 @@ def latents_shape(name: str) -> tuple[int, int, int]:
   """(t, h, w) that a latents field name states.
 
   Raises:
-    ValueError: on a name that is no latents field.
+    ValueError: if the name is not a latents field.
   """
   match = _LATENTS.fullmatch(name)
   if not match:
@@ -130,10 +130,10 @@ def seqio_features(arrays: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def encode(record: Record) -> bytes:
-  """A record as a serialised `tf.train.Example`; the same record always gives the same bytes.
+  """A record as a serialized `tf.train.Example`; the same record always gives the same bytes.
 
   Raises:
-    ValueError: on a field that breaks the contract; the message names it.
+    ValueError: if a field is invalid; the message names it.
   """
   _check(record)
   example = _example_class()()
@@ -159,7 +159,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(serialised: bytes) -> Record:
-  """The record of one serialised Example; latents come back as bfloat16, text as float32."""
+  """The record of one serialized Example; latents are bfloat16, text embeddings float32."""
   example = _example_class()()
   example.ParseFromString(serialised)
   feature = example.features.feature
@@ -227,7 +227,7 @@ def _check(record: Record) -> None:
 
 @functools.cache
 def _example_class() -> type:
-  """`tf.train.Example` from a descriptor built here, in its own pool so that TensorFlow's never clashes with it."""
+  """`tf.train.Example` from a descriptor built here, in a separate pool to avoid conflicts with TensorFlow's."""
   from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
   field = descriptor_pb2.FieldDescriptorProto
@@ -275,11 +275,11 @@ def _example_class() -> type:
 
 
 def parse_records(serialised: Any, fields: Sequence[str]) -> dict[str, Any]:
-  """Features of n records, parsed together: tensors [n, ...], ragged where records differ in length.
+  """Features of n records, parsed together: tensors [n, ...], ragged if the length of the field varies.
 
   Args:
     serialised: strings [n].
-    fields: names of features; what a record has besides is not looked at.
+    fields: names of features; other features of a record are ignored.
   """
   import tensorflow as tf
 
@@ -304,8 +304,8 @@ def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -
     shape: (t, h, w, c); the channels come from the provenance.
 
   Raises:
-    KeyError: where the record has no such field.
-    ValueError: where the shape is not the one that the name states.
+    KeyError: if the record has no such field.
+    ValueError: if the shape differs from the one in the name.
   """
   import tensorflow as tf
 
@@ -321,7 +321,7 @@ def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
   """uint8 tensor (T, H, W, 3) of one pixels field of a record that seqio has read, or (n, T, H, W, 3) of n.
 
   Raises:
-    KeyError: where the record has no such field.
+    KeyError: if the record has no such field.
   """
   import tensorflow as tf
 
@@ -339,11 +339,11 @@ def _decoded(raw: Any, dtype: Any, shape: Sequence[int]) -> Any:
 
 
 def draw_captions(weights: Any, *, seed: Any) -> Any:
-  """Index of one caption for each of n records, drawn by `caption_weights`: int64 [n].
+  """Index of one caption for each of n records, sampled by `caption_weights`: int64 [n].
 
   Args:
     weights: ragged float32 [n, captions].
-    seed: int tensor of shape (2,), as `tf.random.stateless_uniform` takes it.
+    seed: int tensor of shape (2,), as for `tf.random.stateless_uniform`.
   """
   import tensorflow as tf
 
@@ -354,13 +354,13 @@ def draw_captions(weights: Any, *, seed: Any) -> Any:
 def packed_captions(
   examples: Mapping[str, Any], *, index: Any, embedding_dim: int, length: int
 ) -> tuple[Any, Any]:
-  """One caption of each of n records, packed, cut to `length` tokens: strings [n], and tokens int64 [n].
+  """One packed caption of each of n records, truncated to `length` tokens: strings [n], and token counts int64 [n].
 
   Args:
     examples: `caption_lengths` and `text_embedding` of n records (`parse_records`).
     index: which caption, int64 [n]; from `draw_captions`.
     embedding_dim: E.
-    length: most tokens.
+    length: maximum number of tokens.
   """
   import tensorflow as tf
 

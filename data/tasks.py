@@ -1,8 +1,8 @@
-"""SeqIO tasks over cached latents and pixels, and mixtures of image and video rows.
+"""SeqIO tasks over cached latents and pixels, and mixtures of images and videos.
 
-A task is read from the folder that `python -m beam_jobs.preprocess --output=CACHE --task=NAME` wrote: `NAME_images`
-and `NAME_videos` in one of SeqIO's cache directories (`--seqio_additional_cache_dirs=CACHE`). Tasks are plain objects
-given to `DatasetConfig.mixture_or_task_name` by gin, so nothing need be registered under a global name:
+A task reads a folder that `python -m beam_jobs.preprocess --output=CACHE --task=NAME` wrote: `NAME_images` or
+`NAME_videos` in one of SeqIO's cache directories (`--seqio_additional_cache_dirs=CACHE`). Tasks are plain objects
+bound to `DatasetConfig.mixture_or_task_name` by gin, so they need not be registered under a global name:
 
     train/engine.DatasetConfig.mixture_or_task_name = @train/tasks.image_video_mixture()
 
@@ -32,14 +32,14 @@ def video_task(
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
-  """Videos of `<task>_videos`, one a row.
+  """Videos of `<task>_videos`, one per example.
 
   Args:
-    task: the name given to preprocessing.
+    task: --task of preprocessing.
     latents: field of the latents, e.g. "latents/5x16x16".
-    low_resolution: field of the stage below, for a super-resolution stage.
-    row: text and label of a row.
-    shuffle_buffer_size: rows held for shuffling.
+    low_resolution: field of the previous stage, for a super-resolution stage.
+    row: text and label of an example.
+    shuffle_buffer_size: number of examples in the shuffle buffer.
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.latent_frechet`.
   """
   name = f"{task}_videos"
@@ -62,18 +62,18 @@ def image_task(
   row: RowFormat = _DEFAULT_ROW,
   shuffle_buffer_size: int = 1000,
 ) -> CachedTask:
-  """Images of `<task>_images`, 1 + t of them stacked a row.
+  """Images of `<task>_images`, 1 + t of them stacked per example.
 
   Args:
-    task: the name given to preprocessing.
-    latents: field of the *video* latents whose shape the stack takes, e.g. "latents/5x16x16" stacks 5 images of
+    task: --task of preprocessing.
+    latents: field of the *video* latents with the shape of the stack, e.g. "latents/5x16x16" stacks 5 images of
       "latents/1x16x16".
     low_resolution: likewise, for a super-resolution stage.
-    row: text and label; its slots must be 1 + t.
-    shuffle_buffer_size: rows held for shuffling.
+    row: text and label of an example; its slots must be 1 + t.
+    shuffle_buffer_size: number of examples in the shuffle buffer.
 
   Raises:
-    ValueError: if the row has fewer text slots than images.
+    ValueError: if the number of text slots is not the number of images.
   """
   name = f"{task}_images"
   frames, *_ = schema.latents_shape(latents)
@@ -113,12 +113,12 @@ def image_video_mixture(
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedMixture:
-  """Rows of videos and rows of image stacks at the given rates (joint training, Section 4.2).
+  """Videos and image stacks at the given rates (joint training, Section 4.2).
 
-  Args: as `video_task`; the row's slots are set to 1 + t.
-    image_rate: relative number of image rows.
-    video_rate: relative number of video rows. Assumption: 1 : 1, the paper names no rate.
-    metric_fns: of the video rows.
+  Args: see `video_task`; the text slots of `row` are set to 1 + t.
+    image_rate: relative number of image examples.
+    video_rate: relative number of video examples. Assumption: 1 : 1, the paper does not state a rate.
+    metric_fns: metrics of the video examples.
   """
   frames, *_ = schema.latents_shape(latents)
   row = dataclasses.replace(row, text_slots=frames)
@@ -160,13 +160,13 @@ def pixel_task(
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
-  """Clips of pixels of `<task>_videos`, or single frames of `<task>_images`, to train the tokenizer.
+  """Pixels of clips of `<task>_videos`, or of images of `<task>_images`, for training the tokenizer.
 
   Args:
-    task: the name given to preprocessing with `--content=pixels`.
+    task: --task of preprocessing with `--content=pixels`.
     pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
-    images: read the images, for an image tokenizer.
-    shuffle_buffer_size: rows held for shuffling.
+    images: whether to read the images, for an image tokenizer.
+    shuffle_buffer_size: number of examples in the shuffle buffer.
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.VideoFrechet`.
   """
 

@@ -11,7 +11,7 @@ _MASK_DELTA = 0xA282EAD8
 
 
 class CorruptRecord(ValueError):
-  """A TFRecord stream whose checksum or length does not hold."""
+  """A TFRecord stream with a wrong checksum or length."""
 
 
 def masked_crc32c(payload: bytes) -> int:
@@ -23,7 +23,7 @@ def masked_crc32c(payload: bytes) -> int:
 
 
 def frame(payload: bytes) -> bytes:
-  """One record as it stands in the file."""
+  """One record with its framing, as it is stored in the file."""
   length = struct.pack("<Q", len(payload))
   return b"".join(
     (
@@ -40,10 +40,10 @@ def read_records(stream: BinaryIO, *, name: str = "stream") -> Iterator[bytes]:
 
   Args:
     stream: binary file, positioned at a record.
-    name: how errors call the stream.
+    name: name of the stream in errors.
 
   Raises:
-    CorruptRecord: on a checksum that differs or a file that ends inside a record.
+    CorruptRecord: if a checksum differs or the file ends inside a record.
   """
   index = 0
   while header := stream.read(12):

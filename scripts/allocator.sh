@@ -1,12 +1,12 @@
-# Sourced by the scripts that run JAX on the CPU: chooses the allocator of the commands that follow, and says which.
+# Sourced by the scripts that run JAX on the CPU: selects the allocator of the commands that follow and prints it.
 #
-# XLA's CPU client allocates its buffers anew in every step. glibc returns them to the kernel each time, which costs a
-# page fault per 4 KiB; tcmalloc keeps them (benchmarks/allocators.md). ALLOCATOR=tcmalloc, hugetlb or glibc decides
-# instead of what the machine has. A preloaded library or tunable of the caller stays as it is.
+# XLA's CPU client allocates its buffers again in every step. glibc returns them to the kernel each time, which costs a
+# page fault per 4 KiB; tcmalloc keeps them (benchmarks/allocators.md). ALLOCATOR=tcmalloc, hugetlb or glibc overrides
+# the default, which depends on the machine. A preloaded library or tunable of the caller is not changed.
 choose_allocator() {
   local choice=${ALLOCATOR:-} library="" candidate
   if [ -z "$choice" ] && { [ -n "${LD_PRELOAD:-}" ] || [ -n "${GLIBC_TUNABLES:-}" ]; }; then
-    echo "allocator: as the environment has it (LD_PRELOAD=${LD_PRELOAD:-} GLIBC_TUNABLES=${GLIBC_TUNABLES:-})" >&2
+    echo "allocator: from the environment (LD_PRELOAD=${LD_PRELOAD:-} GLIBC_TUNABLES=${GLIBC_TUNABLES:-})" >&2
     return
   fi
   if [ -z "$choice" ] || [ "$choice" = tcmalloc ]; then
@@ -18,12 +18,12 @@ choose_allocator() {
   case ${choice:-${library:+tcmalloc}} in
     tcmalloc)
       if [ -z "$library" ]; then
-        echo "allocator: ALLOCATOR=tcmalloc, but no libtcmalloc_minimal.so.4 is found (on Debian: apt-get install" \
+        echo "allocator: ALLOCATOR=tcmalloc, but libtcmalloc_minimal.so.4 was not found (on Debian: apt-get install" \
           "libtcmalloc-minimal4)" >&2
         return 1
       fi
       export LD_PRELOAD=$library
-      # One message per large allocation would go to stderr.
+      # Otherwise tcmalloc prints a message for each large allocation.
       export TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD=${TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD:-1099511627776}
       echo "allocator: tcmalloc ($library)" >&2
       ;;
@@ -32,7 +32,7 @@ choose_allocator() {
       echo "allocator: glibc with huge pages (GLIBC_TUNABLES=$GLIBC_TUNABLES); tcmalloc is faster" \
         "(on Debian: apt-get install libtcmalloc-minimal4)" >&2
       ;;
-    glibc) echo "allocator: glibc as it is" >&2 ;;
+    glibc) echo "allocator: glibc" >&2 ;;
     *)
       echo "allocator: got ALLOCATOR=$choice, expected tcmalloc, hugetlb or glibc" >&2
       return 1

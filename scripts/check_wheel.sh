@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the wheel and uses it as somebody without the clone would: an empty environment from the lock, another folder,
-# the installed commands. Ends with a ten-step run of gin/tiny/base.gin on a cache that the wheel made. Two
-# minutes on 2 cores; everything is in a temporary folder that is removed.
+# Builds the wheel and tests it without the clone: a new environment from the lock, another folder, the installed
+# commands. The last step trains gin/tiny/base.gin for ten steps on a cache that the wheel made. Two minutes on
+# 2 cores; everything is in a temporary folder that is deleted.
 #
 #   bash scripts/check_wheel.sh
 set -euo pipefail
@@ -13,7 +13,7 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 unset PYTHONPATH
 
 step() { echo "== $*"; }
-# Shows the end of a command's output where it fails.
+# Shows the end of a command's output if it fails.
 quiet() { "$@" > "$folder/log" 2>&1 || { status=$?; tail -n 30 "$folder/log"; echo "check_wheel: failed: $*" >&2; exit "$status"; }; }
 
 step "an empty environment from the lock"
@@ -21,7 +21,7 @@ VENV="$folder/venv" bash scripts/setup.sh
 PATH="$folder/venv/bin:$PATH"
 
 step "the wheel"
-# From a copy: pip leaves build/ and *.egg-info beside setup.py.
+# From a copy: pip leaves build/ and *.egg-info next to setup.py.
 mkdir "$folder/source"
 cp -r setup.py pyproject.toml README.md LICENSE gin walt_t5x data beam_jobs "$folder/source"
 quiet python -m pip wheel --no-deps --wheel-dir="$folder/dist" "$folder/source"

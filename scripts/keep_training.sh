@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a training command until it is done: starts it again when its exit code says that this goes on (docs/pods.md).
+# Runs a training command until it is done: restarts it if its exit code says that it can resume (docs/pods.md).
 #
 #   bash scripts/keep_training.sh .venv/bin/python -m walt_t5x.train --gin_file=... --gin.MODEL_DIR=\"...\"
 #
-# 0 ends it well; 65 (not finite) and 1, 2 (errors) end it as they are; 70 (hung), 75 (preempted) and deaths by a signal
-# (128 + n) start it again, after a pause that doubles while starts fail within RETRY_AFTER seconds. A SIGTERM to this
-# script goes to the command and ends both.
+# Exit code 0 is success; 65 (not finite) and 1, 2 (errors) are returned; after 70 (hung), 75 (preempted) and signals
+# (128 + n) the command is restarted, after a pause that doubles while it fails within RETRY_AFTER seconds. A SIGTERM to
+# this script is passed to the command and ends both.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/allocator.sh" || exit
 
@@ -19,7 +19,7 @@ while :; do
   child=$!
   wait "$child"
   code=$?
-  # A trapped signal ends `wait` early; the command still saves, so wait for it in earnest.
+  # A trapped signal ends `wait` early, but the command is still saving: wait until it exits.
   while [ -n "$stopping" ] && kill -0 "$child" 2>/dev/null; do
     wait "$child"
     code=$?
@@ -30,7 +30,7 @@ while :; do
   case $code in
     70 | 75) ;;
     *) if [ "$code" -lt 128 ]; then
-         echo "keep_training: exit code $code will not get better by itself; see the log above and docs/pods.md" >&2
+         echo "keep_training: exit code $code is not restarted; see the log above and docs/pods.md" >&2
          exit "$code"
        fi ;;
   esac

@@ -2,9 +2,9 @@
 
   .venv/bin/python scripts/licenses.py
 
-What a package says of itself is read from the environment that runs this. Packages of the locks that are not installed
-there (other platforms, CUDA, TPU) keep the entry that the list has for their version. A package that says nothing needs
-an entry in RESOLVED below; the command fails until it has one.
+The metadata of packages are read from the environment that runs this script. Locked packages that are not installed
+there (other platforms, CUDA, TPU) keep the existing entry of their version. A package without a stated license needs an
+entry in RESOLVED below; the command fails until it has one.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, DATA = ROOT / "docs/licenses.md", ROOT / "docs/licenses.json"
-# Packages whose metadata names no license, or none that says which, and where it was read instead.
+# Packages whose metadata do not name an unambiguous license, and where it was read instead.
 RESOLVED = {
   "cuda-toolkit": ("LicenseRef-NVIDIA-Proprietary", "an empty package that requires CUDA's"),
   "httpx2-jsfetch": ("BSD-3-Clause", "its metadata; it is for Python 3.12 in a browser"),
@@ -27,9 +27,9 @@ RESOLVED = {
   "scipy": ("BSD-3-Clause", "its LICENSE.txt"),
   "sentencepiece": ("Apache-2.0", "LICENSE in its repository"),
   "simple-parsing": ("MIT", "the text in its metadata"),
-  "tensorflow": ("Apache-2.0", "as tensorflow-cpu; in the lock, but never installed"),
+  "tensorflow": ("Apache-2.0", "same as tensorflow-cpu; in the lock, but never installed"),
 }
-# What wheels hold besides the package, where its terms reach further than the package's own.
+# Other contents of wheels whose terms are stricter than the package's own.
 BUNDLED = {
   "av": (
     "GPL-2.0-or-later AND LGPL-3.0-or-later",
@@ -46,7 +46,7 @@ NOTES = {
 }
 _COPYLEFT = re.compile(r"\b([AL]?GPL|MPL|EPL|CDDL|EUPL)\b")
 _PROPRIETARY = re.compile(r"proprietary|terms of service", re.IGNORECASE)
-# What metadata says, in lower case, as SPDX identifiers.
+# Licenses as metadata state them, in lower case, to SPDX identifiers.
 _SPDX = {
   "apache 2.0": "Apache-2.0",
   "apache 2.0 license": "Apache-2.0",
@@ -65,7 +65,7 @@ _SPDX = {
 
 
 def locked(folder: Path = ROOT) -> dict[str, str]:
-  """Versions of each package of the locks; a package has two where the version of Python decides."""
+  """Versions of each package of the locks; a package has two if they depend on the version of Python."""
   versions: dict[str, set[str]] = {}
   for lock in folder.glob("requirements*.lock"):
     for name, version in re.findall(
@@ -84,14 +84,14 @@ def stated(found: metadata.Distribution) -> str | None:
     *(c.rpartition(" :: ")[2] for c in classifiers),
   )
   for text in candidates:
-    # Some put the whole text there.
+    # Some packages put the full license text there.
     if text and "\n" not in text and text.lower() not in ("unknown", "dual license"):
       return _SPDX.get(text.lower(), text)
   return None
 
 
 def entry(name: str, versions: str, before: Mapping[str, dict[str, str]]) -> dict[str, str] | None:
-  """The list's entry of a package, None where nothing says its license."""
+  """The entry of a package, or None if its license is unknown."""
   made = {"version": versions}
   try:
     found = metadata.distribution(name)
@@ -118,7 +118,7 @@ def entry(name: str, versions: str, before: Mapping[str, dict[str, str]]) -> dic
 
 
 def page(entries: Mapping[str, dict[str, str]]) -> str:
-  """docs/licenses.md: what is flagged, then everything."""
+  """docs/licenses.md: flagged packages, then all packages."""
   lines = [
     "# Licenses of what is installed",
     "",
@@ -151,13 +151,13 @@ def page(entries: Mapping[str, dict[str, str]]) -> str:
 
 
 def main() -> int:
-  """Writes both files and prints the flagged packages; 1 where a license is not known."""
+  """Writes both files and prints the flagged packages; returns 1 if a license is unknown."""
   before = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
   entries = {name: entry(name, versions, before) for name, versions in locked().items()}
   unknown = [name for name, made in entries.items() if made is None]
   if unknown:
     print(
-      f"licenses: no license known of {', '.join(unknown)}; install the lock that has them into this environment, "
+      f"licenses: unknown license of {', '.join(unknown)}; install the lock that has them into this environment, "
       "or look them up and add them to RESOLVED in scripts/licenses.py",
       file=sys.stderr,
     )

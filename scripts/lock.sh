@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes the lock files again from requirements*.in, with hashes. Versions stay as they are where the .in files allow
-# them; arguments go to uv:
+# Regenerates the lock files from requirements*.in, with hashes. Versions do not change if the .in files allow them;
+# arguments go to uv:
 #
 #   bash scripts/lock.sh [--upgrade | --upgrade-package=NAME]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# torch's CPU build for Python 3.11 on x86_64, of download.pytorch.org. It is on no registry, so uv cannot list its hash.
+# torch's CPU build for Python 3.11 on x86_64, from download.pytorch.org. It is not on PyPI, so uv cannot list its hash.
 torch_cpu="2.13.0+cpu"
 torch_cpu_hash=6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 
@@ -23,7 +23,7 @@ done
 
 compile requirements-test.in --constraint=requirements.lock --output-file=requirements-test-cuda.lock "$@"
 
-# The same for the CPU build, without the CUDA packages that PyPI's build needs.
+# The same lock for the CPU build, without the CUDA packages that PyPI's build needs.
 if ! grep -q "^torch==${torch_cpu%+cpu} " requirements-test-cuda.lock; then
   echo "lock: $(grep '^torch==' requirements-test-cuda.lock), but torch_cpu=$torch_cpu in $0: set it and its hash" >&2
   exit 1

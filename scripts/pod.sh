@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# A TPU slice from its creation to its end. Settings come from the environment; DRY_RUN=1 prints the commands instead.
+# Creates, uses and deletes a TPU slice. Settings are environment variables; DRY_RUN=1 prints the commands instead.
 #
 #   NAME=walt ZONE=us-east5-a TYPE=v5p-128 bash scripts/pod.sh create
 #   ... bash scripts/pod.sh install REPOSITORY_URL [BRANCH]
 #   ... bash scripts/pod.sh train --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\"gs://BUCKET/run\" ...
 #   ... bash scripts/pod.sh watch | stacks | stop | delete
 #
-# NAME, ZONE: of the slice. TYPE: accelerator type. RUNTIME: software version (by default that of the type).
-# SLICES: number of slices (multislice), 1 by default. SPOT=1: preemptible. PROJECT: of gcloud by default.
+# NAME, ZONE: name and zone of the slice. TYPE: accelerator type. RUNTIME: software version (by default that of the
+# type). SLICES: number of slices (multislice), 1 by default. SPOT=1: preemptible. PROJECT: by default gcloud's.
 set -euo pipefail
 : "${NAME:?the name of the slice}" "${ZONE:?its zone}"
 SLICES=${SLICES:-1}
 
-# One write a line: the slices' commands are printed side by side.
+# One write per line, because the commands of several slices are printed concurrently.
 run() { if [ -n "${DRY_RUN:-}" ]; then printf '%s\n' "$(printf '%q ' "$@")"; else "$@"; fi; }
 tpus() { run gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
 
@@ -49,14 +49,14 @@ git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip in
   train)
     shift
     [ $# -gt 0 ] || { echo "pod: train needs the arguments of walt_t5x.train" >&2; exit 1; }
-    # setsid: the run outlives the ssh connection. One run at a time holds the devices.
+    # setsid: the run survives the end of the ssh connection. Only one run at a time can use the devices.
     everywhere "cd walt_t5x && setsid nohup bash scripts/keep_training.sh .venv/bin/python -m walt_t5x.train \
 --multiprocess $(printf '%q ' "$@")>> train.log 2>&1 < /dev/null & echo \$! > walt_t5x/train.pid"
     ;;
   watch) tpus tpu-vm ssh "$([ "$SLICES" -eq 1 ] && echo "$NAME" || echo "$NAME-0")" --worker=0 \
     --command="tail -n 50 -F walt_t5x/train.log" ;;
   stacks) everywhere "pkill -USR1 -f '^[^ ]*python -m walt_t5x.train'; sleep 1; tail -n 200 walt_t5x/train.log" ;;
-  # The run saves and leaves; keep_training.sh passes the signal on and does not start it again.
+  # The run saves and exits; keep_training.sh forwards the signal and does not restart it.
   stop) everywhere "pkill -TERM -f '^bash scripts/keep_training.sh' || true" ;;
   delete) tpus queued-resources delete "$NAME" --force ;;
   *)

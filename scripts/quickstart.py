@@ -1,4 +1,4 @@
-"""Runs the quickstart's stages, each a command that can be run by hand, and prints what each cost and gave."""
+"""Runs the stages of the quickstart, each a separate command, and prints the time, memory and result of each."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ UPSCALING = "super-resolution against bicubic"
 class Stage:
   """One command.
 
-  result: from the last JSON line that the command printed (or {}), what the table says of it.
+  result: maps the last JSON line that the command printed (or {}) to the table's entry.
   """
 
   name: str
@@ -31,7 +31,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Done:
-  """What a stage cost and gave."""
+  """Time, memory and result of a stage."""
 
   name: str
   seconds: float
@@ -40,7 +40,7 @@ class Done:
 
 
 def run(stage: Stage) -> tuple[Done, dict[str, Any]]:
-  """Runs one stage; its output passes through.
+  """Runs one stage; its output is printed.
 
   Raises:
     SystemExit: if it fails, with its command.
@@ -55,7 +55,7 @@ def run(stage: Stage) -> tuple[Done, dict[str, Any]]:
     print(line, end="", flush=True)
     if line.startswith("{"):
       last = json.loads(line)
-  # wait4 tells the peak of this child alone; getrusage would mix it with those before.
+  # wait4 returns the peak of this child only; getrusage would include earlier children.
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     sys.exit(
@@ -67,7 +67,7 @@ def run(stage: Stage) -> tuple[Done, dict[str, Any]]:
 
 
 def last_metrics(model_dir: Path, *names: str) -> str:
-  """The newest value of each metric in a run's metrics.jsonl."""
+  """The last value of each metric in a run's metrics.jsonl."""
   values: dict[str, float] = {}
   with (model_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
     for line in lines:
@@ -81,7 +81,7 @@ def last_metrics(model_dir: Path, *names: str) -> str:
 
 
 def train_command(gin_file: str, model_dir: Path, cache: Path) -> list[str]:
-  """The launcher's command of a training stage."""
+  """The command of a training stage."""
   return [
     "python",
     "-m",
@@ -94,25 +94,25 @@ def train_command(gin_file: str, model_dir: Path, cache: Path) -> list[str]:
 
 
 def obedience(result: dict[str, Any], stage: str) -> dict[str, float]:
-  """The pixel reader's counts of one stage, short names."""
+  """Caption accuracy of one stage from its pixels, by short names."""
   scores = result["scores"][stage]
   return {name.removeprefix("caption_obedience/"): value for name, value in scores.items()}
 
 
 def describe(result: dict[str, Any]) -> str:
-  """Caption obedience of every stage in a line."""
+  """Caption accuracy of every stage in one line."""
   parts = []
   for stage in result["scores"]:
     s = obedience(result, stage)
     parts.append(
-      f"{stage}: colour {s['colour_right']:.0f}/{s['colour_total']:.0f} = {s['colour_accuracy']:.0%}, "
+      f"{stage}: color {s['colour_right']:.0f}/{s['colour_total']:.0f} = {s['colour_accuracy']:.0%}, "
       f"direction {s['direction_right']:.0f}/{s['direction_total']:.0f} = {s['direction_accuracy']:.0%}"
     )
   return "; ".join(parts)
 
 
 def describe_upscaling(result: dict[str, Any]) -> str:
-  """The stage and bicubic enlargement of its input against held-out clips."""
+  """The stage and bicubic upscaling of its input against held-out clips."""
   stage, bicubic = (result["ways"][way] for way in ("the stage", "bicubic"))
   return (
     f"Frechet distance to {result['clips']} held-out clips {stage['frechet']:.0f}, bicubic {bicubic['frechet']:.0f}; "
@@ -121,7 +121,7 @@ def describe_upscaling(result: dict[str, Any]) -> str:
 
 
 def rows(result: dict[str, Any]) -> str:
-  """What became of the rows of a preprocessing job."""
+  """Outcomes of the rows of a preprocessing job."""
   return (
     f"{result['written']} of {result['rows']} rows written, {result['rejected']} rejected, "
     f"{result['dead']} dead"
@@ -235,7 +235,7 @@ def stages(folder: Path) -> list[Stage]:
         "walt_t5x.train_surrogate",
         f"--output={folder / 'shapes.safetensors'}",
       ],
-      lambda _: "a stand-in, trained on shapes",
+      lambda _: "a surrogate, trained on shapes",
     ),
     Stage(
       UPSCALING,
@@ -269,9 +269,9 @@ def stages(folder: Path) -> list[Stage]:
 
 
 def main() -> int:
-  """Runs everything; 0 if the samples obey their captions."""
+  """Runs all stages; returns 0 if caption accuracy and upscaling reach their bars."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("folder", nargs="?", default="runs/quickstart", help="where everything goes")
+  parser.add_argument("folder", nargs="?", default="runs/quickstart", help="output folder")
   folder = Path(parser.parse_args().folder).resolve()
   folder.mkdir(parents=True, exist_ok=True)
   started, done, printed = time.monotonic(), [], {}
@@ -288,15 +288,15 @@ def main() -> int:
   base = obedience(result, "base")
   reached = base["colour_accuracy"] >= COLOUR_BAR and base["direction_accuracy"] >= DIRECTION_BAR
   print(
-    f"\ncaptions obeyed by the base stage over {base['clips']:.0f} prompts: "
-    f"colour {base['colour_accuracy']:.0%} (bar {COLOUR_BAR:.0%}, chance 17%), "
+    f"\ncaption accuracy of the base stage over {base['clips']:.0f} prompts: "
+    f"color {base['colour_accuracy']:.0%} (bar {COLOUR_BAR:.0%}, chance 17%), "
     f"direction {base['direction_accuracy']:.0%} (bar {DIRECTION_BAR:.0%}, chance 25%): "
     f"{'reached' if reached else 'NOT REACHED'}"
   )
   wins = printed[UPSCALING]["stage_wins"]
   print(
-    f"super-resolution {'closer' if wins else 'NOT CLOSER'} to held-out clips than bicubic enlargement of its input "
-    "(Frechet distance, stand-in features)"
+    f"super-resolution {'closer' if wins else 'NOT CLOSER'} to held-out clips than bicubic upscaling of its input "
+    "(Frechet distance, surrogate features)"
   )
   print(f"gallery: {result['gallery']}\nreport: {folder / 'report.html'}")
   report = folder / "quickstart.json"

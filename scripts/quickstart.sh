@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs the whole pipeline at toy size on the CPU: corpus, tokenizer, preprocessing, base and
+# Sets up, then runs the complete pipeline at toy size on the CPU: corpus, tokenizer, preprocessing, base and
 # super-resolution stages, generation, scoring, gallery, report. 10 to 16 minutes on 2 cores.
 #
 #   bash scripts/quickstart.sh [FOLDER]     # default: runs/quickstart

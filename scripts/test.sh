@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, lints, checks types and tests. Arguments go to pytest: bash scripts/test.sh tests/denoiser
+# Sets up, lints, checks types and runs the tests. Arguments go to pytest: bash scripts/test.sh tests/denoiser
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh --test
@@ -7,7 +7,7 @@ source scripts/allocator.sh
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# The variable leaves out the question to the package index for a newer version.
+# The variable skips the check for a newer version on the package index.
 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
-# -B: what tests compile holds checks of annotations, and no program may load it.
+# -B: bytecode compiled by tests contains annotation checks, and other programs must not load it.
 exec .venv/bin/python -B -m pytest "$@"

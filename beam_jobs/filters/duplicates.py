@@ -1,7 +1,7 @@
-"""Duplicates within a shard: the same bytes, or pictures that look the same.
+"""Duplicates within a shard: identical bytes, or images that look the same.
 
-Rows whose media may be the same meet in one shard only if something puts them there: give them the same `group` in the
-manifest (a content hash, a video id), which decides the shard, and a search within shards is a search of the corpus.
+Only rows of the same shard are compared. To find duplicates in the entire corpus, give rows whose media may be the same
+an equal `group` in the manifest (a content hash, a video id): the group decides the shard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 from walt_t5x.media.rules import Rejected
 
 MODES = ("none", "exact", "near")
-# Bits of one picture's hash: 8 x 8 differences along the rows and as many along the columns.
+# Bits of one image's hash: 8 x 8 differences along rows and 8 x 8 along columns.
 HASH_BITS = 128
 
 
 def difference_hash(picture: np.ndarray) -> np.ndarray:
-  """dHash of one picture: whether each of 8 x 8 cells is darker than the next one, along rows and along columns.
+  """dHash of one image: whether each of 8 x 8 cells is darker than the next one, along rows and along columns.
 
   Args:
     picture: uint8 (height, width, 3).
@@ -34,7 +34,7 @@ def difference_hash(picture: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(frames: np.ndarray) -> np.ndarray:
-  """Hashes of the first, the middle and the last frame of a clip.
+  """Hashes of the first, middle and last frame of a clip.
 
   Args:
     frames: uint8 (frames, height, width, 3).
@@ -48,11 +48,11 @@ def perceptual_hash(frames: np.ndarray) -> np.ndarray:
 
 
 class Seen:
-  """The media of one shard so far, in the order of its rows; the first of several stays.
+  """The media of one shard so far, in row order; the first of several duplicates is kept.
 
   Args:
-    mode: 'none', 'exact' (same bytes and same window of time) or 'near' (that, or similar pictures).
-    near_bits: a clip is a near duplicate if each of its three pictures differs by at most this many of 128 bits.
+    mode: 'none', 'exact' (same bytes and same time window) or 'near' (that, or similar images).
+    near_bits: a clip is a near duplicate if each of its three frames differs by at most this many of 128 bits.
   """
 
   def __init__(self, mode: str, near_bits: int):
@@ -66,15 +66,15 @@ class Seen:
     self._uris: list[str] = []
 
   def check(self, uri: str, media_id: str, frames: Mapping[tuple[int, int], np.ndarray]) -> None:
-    """Note the media of a row.
+    """Add the media of a row.
 
     Args:
-      uri: for the message of a later duplicate.
-      media_id: hash over the content and the window of time.
-      frames: pictures by (height, width); the smallest ones are hashed.
+      uri: named in the message of a later duplicate.
+      media_id: hash of the content and the time window.
+      frames: frames by (height, width); the smallest resolution is hashed.
 
     Raises:
-      Rejected: 'exact_duplicate' or 'near_duplicate', naming the row that was first.
+      Rejected: 'exact_duplicate' or 'near_duplicate', naming the first row.
     """
     if self._mode == "none":
       return
@@ -103,7 +103,7 @@ class Seen:
 
 
 def distances(hashes: Sequence[np.ndarray]) -> np.ndarray:
-  """Bits between each two clips, at their worst picture: int (n, n)."""
+  """Pairwise distances between clips in bits, the maximum over their frames: int (n, n)."""
   stacked = np.stack(hashes)
   bits = np.bitwise_count(stacked[:, None] ^ stacked[None]).sum(axis=-1, dtype=np.int64)
   return bits.max(axis=-1)

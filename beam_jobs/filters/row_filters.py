@@ -1,18 +1,18 @@
-"""Filters: `name op number` rules over what is known of a row, each with its own reason in the ledger.
+"""Filters: rules `name op number` on quantities of a row, each with its own reason in the ledger.
 
-Three moments, cheapest first. Before the media are read: scores of the manifest and captions. When the header is
-read, before anything is decoded: size, shape and duration. After decoding: motion.
+Rules are checked in three stages, cheapest first. Before the media are read: scores and captions of the manifest. After
+the header is read, before decoding: size, shape and duration. After decoding: motion.
 
-  quantity                    known     meaning
-  caption_chars               manifest  characters of a caption; a caption that fails is dropped, a row without any left
-                                        is rejected; rows that have only a label pass
-  caption_words               manifest  likewise, words
-  height, width               header    pixels of the upright picture, as stored
+  quantity                    stage     meaning
+  caption_chars               manifest  characters per caption; a caption that fails is dropped, a row with no captions
+                                        left is rejected; rows that have only a label pass
+  caption_words               manifest  words per caption, likewise
+  height, width               header    pixels of the upright image, as stored
   short_side, pixels          header    min(height, width); height * width
-  aspect                      header    width over height as shown, pixel shape included
-  seconds, source_fps         header    what the video claims; images pass
-  motion                      clip      mean absolute luma change between neighbouring frames; images pass
-  any other name              manifest  a number of the row, or of its "scores"; a row without it is rejected
+  aspect                      header    displayed width / height, including the pixel aspect ratio
+  seconds, source_fps         header    as the video's header states them; images pass
+  motion                      clip      mean absolute luma change between adjacent frames; images pass
+  any other name              manifest  a number in the row, or in its "scores"; a row without it is rejected
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ CLIP_QUANTITIES = ("motion",)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-  """Everything that decides which sound rows are written.
+  """Everything that decides which valid rows are written.
 
   Args:
     rules: all of them must hold.
-    duplicates: 'none', 'exact' or 'near', as `duplicates.Seen`.
-    near_duplicate_bits: of 128 bits a picture.
+    duplicates: 'none', 'exact' or 'near', see `duplicates.Seen`.
+    near_duplicate_bits: out of 128 bits per image.
   """
 
   rules: tuple[Rule, ...] = ()
@@ -45,7 +45,7 @@ def check_row(row: Row, rules: Sequence[Rule]) -> Row:
   """The row without the captions that fail, before its media are read.
 
   Raises:
-    Rejected: by a score, or because no caption is left.
+    Rejected: by a score, or if no caption is left.
   """
   for rule in rules:
     if rule.name in CAPTION_QUANTITIES:
@@ -53,13 +53,15 @@ def check_row(row: Row, rules: Sequence[Rule]) -> Row:
     elif rule.name not in HEADER_QUANTITIES + CLIP_QUANTITIES:
       value = score(row.raw, rule.name)
       if value is None:
-        raise Rejected(f"no_{rule.name}", f"the row has no number {rule.name!r}, which {rule} asks")
+        raise Rejected(
+          f"no_{rule.name}", f"the row has no number {rule.name!r}, required by {rule}"
+        )
       check_value(rule, value)
   return row
 
 
 def check_clip(row: Row, clip: Any, rules: Sequence[Rule]) -> None:
-  """Judge a decoded clip.
+  """Applies the clip rules to a decoded clip.
 
   Raises:
     Rejected: by the first rule that fails.
@@ -70,7 +72,7 @@ def check_clip(row: Row, clip: Any, rules: Sequence[Rule]) -> None:
 
 
 def score(raw: Mapping[str, Any], name: str) -> float | None:
-  """A number of a manifest row: its own column, or one of its "scores"; digits in a string count."""
+  """A number in a manifest row: a column, or one of its "scores"; numeric strings are converted."""
   scores = raw.get("scores")
   for place in (raw, scores if isinstance(scores, Mapping) else {}):
     value = place.get(name)
@@ -84,7 +86,7 @@ def score(raw: Mapping[str, Any], name: str) -> float | None:
 
 
 def score_names(rules: Iterable[Rule]) -> tuple[str, ...]:
-  """Columns of the manifest that rules read."""
+  """Manifest columns that the rules read."""
   known = CAPTION_QUANTITIES + HEADER_QUANTITIES + CLIP_QUANTITIES
   return tuple(dict.fromkeys(rule.name for rule in rules if rule.name not in known))
 
@@ -100,6 +102,6 @@ def _check_captions(row: Row, rule: Rule) -> Row:
   ]
   if not kept or sum(weight for _, weight in kept) <= 0:
     sizes = [measure(caption) for caption in row.captions]
-    raise Rejected(rule.reason, f"{rule.name} is {sizes}, expected {rule} of at least one caption")
+    raise Rejected(rule.reason, f"{rule.name} is {sizes}, expected {rule} for at least one caption")
   captions, weights = zip(*kept)
   return dataclasses.replace(row, captions=captions, caption_weights=weights)

@@ -1,7 +1,7 @@
-"""Checks of a job for Dataflow that need no project and no network: its flags, and the graph that it would submit.
+"""Offline checks of a Dataflow job: its flags, and the graph that it would submit. They need no project and no network.
 
-Sources: Beam's `PipelineOptionsValidator`, `DataflowRunner` and Dataflow client; families of machines as the pages of
-Compute Engine and Dataflow on accelerators list them.
+Sources: Beam's `PipelineOptionsValidator`, `DataflowRunner` and Dataflow client; the documentation of Compute Engine
+machine families and of accelerators on Dataflow.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-# The machine family that an accelerator stands in.
+# The machine family of each accelerator.
 _FAMILIES = {
   "nvidia-l4": "g2-",
   "nvidia-tesla-t4": "n1-",
@@ -27,23 +27,23 @@ _BUCKET = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?")
 _IMAGE = re.compile(
   r"(?P<path>[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+)(?P<version>:[\w.-]+|@sha256:[0-9a-f]{64})?"
 )
-# Dataflow refuses larger requests.
+# Dataflow rejects larger requests.
 _LARGEST_GRAPH = 10 << 20
 
 
 def is_dataflow(options: Any) -> bool:
-  """Whether a job would go to Dataflow."""
+  """Whether the runner is Dataflow."""
   from apache_beam.options.pipeline_options import StandardOptions
 
   return options.view_as(StandardOptions).runner.rpartition(".")[2] == "DataflowRunner"
 
 
 def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
-  """What of the flags Dataflow would refuse, or would fail on a worker; each line says what to set.
+  """Flags that Dataflow would reject or that would fail on a worker; each line says what to set.
 
   Args:
-    options: Beam's.
-    paths: flags of ours that name files which workers read or write, None where they are not given.
+    options: Beam's pipeline options.
+    paths: our flags that name files which workers read or write; None if a flag is not set.
   """
   from apache_beam.options import pipeline_options as views
 
@@ -54,7 +54,7 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     found.append("--project: got nothing, expected the id of a Google Cloud project")
   elif not re.fullmatch(r"[a-z][-a-z0-9:.]+[a-z0-9]", cloud.project):
     found.append(
-      f"--project: got {cloud.project!r}, expected a project's id, not its number or its title"
+      f"--project: got {cloud.project!r}, expected a project's id, not its number or its name"
     )
   if not cloud.region:
     found.append("--region: got nothing, expected one such as us-central1")
@@ -78,7 +78,7 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     )
   for name, path in paths.items():
     if path is not None and "://" not in path:
-      found.append(f"--{name}: got {path!r}, a path of this machine; expected gs://BUCKET/...")
+      found.append(f"--{name}: got {path!r}, a local path; expected gs://BUCKET/...")
   return found + _accelerator_problems(options)
 
 
@@ -103,22 +103,22 @@ def _accelerator_problems(options: Any) -> list[str]:
       continue
     if unknown:
       found.append(
-        f"{flag}: it has {sorted(unknown)}, expected type, count or topology, and the driver"
+        f"{flag}: unknown fields {sorted(unknown)}, expected type, count or topology, and the driver"
       )
     if not re.fullmatch(wanted, fields.get(number, "")):
       example = "topology:2x4" if tpu else "count:1"
-      found.append(f"{flag}: {number} is {fields.get(number)!r}, expected such as {example}")
+      found.append(f"{flag}: {number} is {fields.get(number)!r}, expected e.g. {example}")
     if not tpu and "install-nvidia-driver" not in fields:
-      found.append(f"{flag}: without ;install-nvidia-driver the workers see no GPU")
+      found.append(f"{flag}: add ;install-nvidia-driver, or the workers see no GPU")
     family = _FAMILIES.get(fields["type"])
     if family and not (machine or "").startswith(family):
       found.append(
-        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (one that has as many of them)"
+        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (with the same number of them)"
       )
     if "no_use_multiple_sdk_containers" not in _experiments(options):
       found.append(
-        "--experiments: without no_use_multiple_sdk_containers every core starts a process with encoders of its own "
-        "on the one accelerator: add it"
+        "--experiments: add no_use_multiple_sdk_containers, or every core starts a process that loads its own "
+        "encoders onto the one accelerator"
       )
   return found
 
@@ -131,18 +131,18 @@ def accelerator(service: str) -> dict[str, str]:
 
 
 def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
-  """What may be right, and is worth a look.
+  """Warnings about flags that may be correct but are worth checking.
 
   Args:
-    options: Beam's.
-    paths: flags of ours that name files which launcher and workers find under the same path.
+    options: Beam's pipeline options.
+    paths: our flags that name files which the launcher and the workers read from the same path.
   """
   from apache_beam.options import pipeline_options as views
 
   cloud = options.view_as(views.GoogleCloudOptions)
   worker, debug = options.view_as(views.WorkerOptions), options.view_as(views.DebugOptions)
   found = [
-    f"--{name}={path} must stand in the image too, at the same path"
+    f"--{name}={path} must also exist in the image, at the same path"
     for name, path in paths.items()
     if path is not None and "://" not in path
   ]
@@ -153,11 +153,11 @@ def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     kind = accelerator(service).get("type")
     if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
       found.append(
-        f"accelerator {kind!r} is none of {sorted(_FAMILIES)}: its machine type was not checked"
+        f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
       )
   if (debug.number_of_worker_harness_threads or 12) > 4:
     found.append(
-      "--number_of_worker_harness_threads: each thread makes a shard; 2 keep decoding and encoding busy"
+      "--number_of_worker_harness_threads: each thread makes a shard; 2 threads keep decoding and encoding busy"
     )
   return found
 
@@ -172,10 +172,10 @@ def _experiments(options: Any) -> list[str]:
 
 
 def graph_of(pipeline: Any, options: Any) -> Any:
-  """The pipeline as the service gets it: a proto, its code pickled, its workers in the image.
+  """The pipeline proto that the service receives, with pickled code and the worker image.
 
   Raises:
-    ValueError: on a graph that is too large, or that Beam's own checks refuse.
+    ValueError: if the graph is too large or fails Beam's own checks.
   """
   from apache_beam.options.pipeline_options import WorkerOptions
   from apache_beam.portability import common_urns
@@ -198,14 +198,14 @@ def graph_of(pipeline: Any, options: Any) -> Any:
       graph.components.environments[name].CopyFrom(docker)
   if graph.ByteSize() > _LARGEST_GRAPH:
     raise ValueError(
-      f"the job's graph has {graph.ByteSize()} bytes, Dataflow takes {_LARGEST_GRAPH}: give fewer --class_names "
-      "or a shorter --validation_list, which travel with it"
+      f"the job's graph has {graph.ByteSize()} bytes, Dataflow accepts {_LARGEST_GRAPH}: pass fewer --class_names "
+      "or a shorter --validation_list, which are part of the graph"
     )
   return graph
 
 
 def summary(graph: Any) -> dict[str, Any]:
-  """Bytes and steps of a graph."""
+  """Size and steps of a graph."""
   from apache_beam.portability import common_urns
 
   leaves = [t for t in graph.components.transforms.values() if not t.subtransforms]
@@ -224,7 +224,7 @@ def summary(graph: Any) -> dict[str, Any]:
 
 
 def worker_pool(graph: Any, options: Any) -> dict[str, Any] | None:
-  """The worker pool of the job description that Beam's Dataflow client makes; None without the extra `gcp`."""
+  """The worker pool in the job description of Beam's Dataflow client; None without the extra `gcp`."""
   try:
     from apache_beam.runners.dataflow.internal import apiclient
   except ImportError:

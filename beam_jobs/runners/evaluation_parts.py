@@ -1,4 +1,4 @@
-"""The workers' side of `beam_jobs.evaluate`: parts of an evaluation, merged into folds."""
+"""Worker side of `beam_jobs.evaluate`: parts of an evaluation, merged into folds."""
 
 import argparse
 import functools
@@ -21,24 +21,24 @@ def _loaded(flags: tuple[tuple[str, Any], ...]) -> Any:
 
 
 def loaded(args: argparse.Namespace) -> Any:
-  """The evaluation of these flags, made once a process."""
+  """The evaluation of these flags, loaded once per process."""
   with _LOADING:
     return _loaded(tuple(sorted(vars(args).items())))
 
 
 class MakePart(beam.DoFn):
-  """Number of a part to ((whether references, fold), statistics)."""
+  """Maps the number of a part to ((whether references, fold), statistics)."""
 
   def __init__(self, args: argparse.Namespace):
     self._args = args
     self._clips = Metrics.counter("evaluate", "clips")
 
   def setup(self) -> None:
-    """Loads weights and plan."""
+    """Loads the weights and the plan."""
     self._evaluation = loaded(self._args)
 
   def process(self, number: int) -> Iterator[tuple[tuple[bool, int], Any]]:
-    """Makes the part, or takes the kept one."""
+    """Computes the part, or reads the saved one."""
     plan = self._evaluation.plans[number]
     part = self._evaluation.part(plan)
     self._clips.inc(len(plan.clips))
@@ -46,29 +46,29 @@ class MakePart(beam.DoFn):
 
 
 class MergeParts(beam.CombineFn):
-  """Statistics of parts, in any order and grouping, to those of their fold."""
+  """Merges statistics of parts, in any order and grouping, into those of their fold."""
 
   def create_accumulator(self) -> Any:
-    """No clips."""
+    """Statistics of no clips."""
     from walt_t5x.evaluation.parts import PartStatistics
 
     return PartStatistics()
 
   def add_input(self, accumulator: Any, part: Any) -> Any:
-    """One part more."""
+    """Adds a part."""
     return accumulator.merge(part)
 
   def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
-    """Several workers' parts."""
+    """Merges the parts of several workers."""
     return functools.reduce(lambda a, b: a.merge(b), accumulators, self.create_accumulator())
 
   def extract_output(self, accumulator: Any) -> Any:
-    """The fold."""
+    """The statistics of the fold."""
     return accumulator
 
 
 def fold_file(folder: Path, references: bool, fold: int) -> Path:
-  """Where the statistics of a fold are handed to the launcher."""
+  """File in which a worker passes the statistics of a fold to the launcher."""
   return folder / f"{'references' if references else 'samples'}-{fold}.npz"
 
 

@@ -1,4 +1,4 @@
-"""Flags of the preprocessing job, and what they say of encoders, clips and filters."""
+"""Flags of the preprocessing job, and the encoder, clip and filter settings made from them."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from walt_t5x.config import gin_files
 def parse(
   argv: Sequence[str] | None, *, description: str | None
 ) -> tuple[argparse.Namespace, list[str]]:
-  """Our flags, and what is left for Beam."""
+  """(our flags, the remaining arguments for Beam)."""
   parser = argparse.ArgumentParser(
     prog="python -m beam_jobs.preprocess",
     description=description,
@@ -22,29 +22,29 @@ def parse(
   )
   add = parser.add_argument
   source_spec.add_arguments(parser)
-  add("--output", required=True, help="folder of the cached tasks")
+  add("--output", required=True, help="output folder of the cached tasks")
   add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
   add(
     "--content",
     default="latents",
     choices=("latents", "pixels"),
-    help="what the cache holds: latents and text (default), or pixels to train the VAE",
+    help="what the cache contains: latents and text (default), or pixels to train the VAE",
   )
-  add("--vae_gin_file", help="binds the fields of autoencoder.CausalVae")
+  add("--vae_gin_file", help="gin file that binds the fields of autoencoder.CausalVae")
   add("--vae_checkpoint", help="checkpoint_<step> folder, or model_dir (newest)")
-  add("--vae_ema", action="store_true", help="take the averaged weights of the checkpoint")
+  add("--vae_ema", action="store_true", help="load the averaged weights of the checkpoint")
   add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
-  add("--max_text_length", type=int, default=64, help="tokens of a caption, eos included (64)")
-  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any shapes")
-  add("--num_frames", type=int, default=17, help="frames of a clip, 1 + T (17)")
+  add("--max_text_length", type=int, default=64, help="tokens per caption, eos included (64)")
+  add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any sizes")
+  add("--num_frames", type=int, default=17, help="frames per clip, 1 + T (17)")
   add("--fps", type=float, default=8.0, help="frame rate of a clip (8)")
   add(
     "--clip_position",
     default="centre",
     choices=("centre", "beginning", "random"),
-    help="where a clip lies in media or windows that are longer; 'random' is drawn from the row's id",
+    help="position of the clip in longer media or windows; 'random' is derived from the row's id",
   )
-  add("--clip_seed", type=int, default=0, help="other seeds draw other clips (0)")
+  add("--clip_seed", type=int, default=0, help="seed of --clip_position=random (0)")
   add("--num_shards", type=int, default=16, help="shards of the train split, per task (16)")
   add("--num_validation_shards", type=int, default=1, help="shards of the validation split (1)")
   add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
@@ -53,21 +53,21 @@ def parse(
     action="append",
     default=[],
     metavar="RULE",
-    help="'NAME OP NUMBER' that rows must hold, e.g. 'aesthetic>=5', 'aspect<=2.4', 'seconds>=2', 'caption_words>=3'; "
-    "again for more (docs/sources.md)",
+    help="'NAME OP NUMBER' that rows must satisfy, e.g. 'aesthetic>=5', 'aspect<=2.4', 'seconds>=2', "
+    "'caption_words>=3'; may be repeated (docs/sources.md)",
   )
   add(
     "--duplicates",
     default="none",
     choices=("none", "exact", "near"),
-    help="what to reject within a shard: same media, or media that look the same too (none)",
+    help="what to reject within a shard: identical media, or also media that look the same (none)",
   )
-  add("--near_duplicate_bits", type=int, default=6, help="of 128 a picture, 0 to 63 (6)")
-  add("--allow_upscale", action="store_true", help="take media smaller than a resolution")
+  add("--near_duplicate_bits", type=int, default=6, help="out of 128 per image, 0 to 63 (6)")
+  add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
   worker_flags.add_limits(parser)
   worker_flags.add_work(parser)
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
-  add("--dry_run", action="store_true", help="check flags, build the job's graph, run nothing")
+  add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
   args, rest = parser.parse_known_args(argv)
   worker_flags.check(parser, args)
   for name in ("num_shards", "num_validation_shards"):
@@ -79,16 +79,16 @@ def parse(
     if args.content == "latents" and not getattr(args, name):
       parser.error(f"--{name} is needed for --content=latents")
     if args.content == "pixels" and getattr(args, name):
-      parser.error(f"--{name} does nothing with --content=pixels: leave it out")
+      parser.error(f"--{name} has no effect with --content=pixels: remove it")
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
-    parser.error("--qa_* do nothing with --content=pixels: pixels are kept as they are")
+    parser.error("--qa_* have no effect with --content=pixels: pixels are stored unchanged")
   return args, rest
 
 
 def filter_rules(args: argparse.Namespace) -> list[Any]:
-  """The rules of --filter, without the one of --min_motion."""
+  """The rules of --filter, without that of --min_motion."""
   from walt_t5x.media.rules import Rule
 
   return [Rule.parse(text) for text in args.filter]
@@ -110,10 +110,10 @@ def filtering_of(args: argparse.Namespace, rules: Sequence[Any]) -> Any:
 
 
 def encoders_of(args: argparse.Namespace) -> Any:
-  """Which encoders, not yet loaded.
+  """The configuration of the encoders, which are not loaded yet.
 
   Raises:
-    FileNotFoundError: where there is no gin file.
+    FileNotFoundError: if the gin file does not exist.
   """
   from beam_jobs.shards import encoders
 
@@ -131,7 +131,7 @@ def encoders_of(args: argparse.Namespace) -> Any:
 
 
 def clip_of(args: argparse.Namespace) -> Any:
-  """What to cut out of the media."""
+  """Which clip to extract from the media."""
   from walt_t5x.media.clips import ClipSpec
 
   return ClipSpec(
@@ -146,13 +146,13 @@ def clip_of(args: argparse.Namespace) -> Any:
 
 
 def check_resolutions(vae: Any, args: argparse.Namespace) -> None:
-  """Refuse clips whose shape the VAE does not take."""
+  """Rejects clips whose shape the VAE does not accept."""
   for height, width in args.resolutions:
     vae.latent_shape((args.num_frames, height, width))
 
 
 def vae_fields_of_gin(path: str) -> dict[str, Any]:
-  """CausalVae's fields as a gin file binds them, defaults filled in, as plain JSON values."""
+  """CausalVae's fields as a gin file binds them, with defaults, as plain JSON values."""
   import gin
   from beam_jobs.shards.encoders import vae_fields
 
@@ -160,7 +160,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   gin.parse_config_file(gin_files.find(path, flag="--vae_gin_file"))
   try:
     bindings = gin.get_bindings("CausalVae")
-  except ValueError:  # Gin has not even seen the class.
+  except ValueError:  # The class is not registered with gin.
     bindings = {}
   finally:
     gin.clear_config()

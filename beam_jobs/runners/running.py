@@ -1,4 +1,4 @@
-"""What programs that make shards share: the pipeline from manifest lines to closed shards, its progress, exit codes."""
+"""Common parts of the programs that make shards: the pipeline, its progress lines and its exit codes."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None
   Args:
     lines: transform from the pipeline's root to manifest lines, bytes.
     job: a `pipeline.Job`.
-    options: Beam's.
-    rows: that the lines will be, None where nobody knows.
+    options: Beam's pipeline options.
+    rows: number of lines, None if unknown.
   """
   import apache_beam as beam
 
   from beam_jobs.runners import worker_deaths
 
   with _reporter(job, options, rows), worker_deaths.end_with_workers():
-    # Leaving the block waits for the end of the job.
+    # Leaving the block waits for the job to finish.
     with beam.Pipeline(options=options) as root:
       add_steps(root, lines, job)
 
 
 def add_steps(root: Any, lines: Any, job: Any) -> None:
-  """The steps of the pipeline, as `make_shards` has them."""
+  """Adds the steps of `make_shards` to a pipeline."""
   import apache_beam as beam
 
   from beam_jobs.shards import pipeline
@@ -43,7 +43,7 @@ def add_steps(root: Any, lines: Any, job: Any) -> None:
 
 
 def _reporter(job: Any, options: Any, rows: int | None) -> Any:
-  """Progress lines; counted here where the workers are threads of this process, else from the sidecars."""
+  """Progress reporter; counts rows here if the workers are threads of this process, else in the sidecars."""
   from beam_jobs.shards import ledger, progress
 
   if worker_flags.in_this_process(options):
@@ -60,7 +60,7 @@ def exit_code(
   run: Callable[[Sequence[str] | None], Any],
   argv: Sequence[str] | None = None,
 ) -> int:
-  """Runs a program; errors that a user can mend come without a traceback."""
+  """Calls `run` and returns the exit code; errors that a user can fix are printed without a traceback."""
   try:
     run(argv)
   except (ValueError, FileNotFoundError) as error:
@@ -70,7 +70,7 @@ def exit_code(
     print(f"{program}: {error}", file=sys.stderr)
     return 1
   except (CannotWrite, RuntimeError) as error:
-    # Beam hands on what a worker met as text.
+    # Beam passes on exceptions of workers as text.
     if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":
       raise
     _, _, told = str(error).rpartition(f"{CannotWrite.__name__}: ")

@@ -1,9 +1,8 @@
 """Ends a job whose worker process died.
 
-Beam's local runner only logs the death of a worker (out of memory, SIGKILL) and waits for its answer for ever, as the
-launcher's own runner and inside of Beam's job service alike. A cluster's runner gives its work to another worker; here
-the launcher ends with a message and an exit code that `scripts/keep_training.sh` starts again. Shards that are closed
-are kept.
+Beam's local runner only logs the death of a worker (out of memory, SIGKILL) and waits for its answer indefinitely, in
+the launcher as well as in Beam's job service. A cluster's runner reassigns the work to another worker; here the
+launcher exits with a message and an exit code that `scripts/keep_training.sh` restarts. Finished shards are kept.
 """
 
 import contextlib
@@ -14,36 +13,36 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-# EX_TEMPFAIL: the same command goes on where this one was.
+# EX_TEMPFAIL: the same command resumes the job.
 EXIT_CODE = 75
-# A worker that has not reported by then died while it started.
+# A worker that has not connected by then is assumed dead.
 CONNECT_SECONDS = 600.0
 
 
 class WorkerDied(RuntimeError):
-  """A worker that went away with work under way."""
+  """A worker that died during its work."""
 
 
 @contextlib.contextmanager
 def end_with_workers() -> Iterator[None]:
-  """Inside the block the process ends at once with `EXIT_CODE` when a worker dies.
+  """Inside the block, the process exits immediately with `EXIT_CODE` when a worker dies.
 
-  Noticed are local worker processes, workers of a pool whose job service is this process (`--job_endpoint=embed`) or
-  `beam_jobs.job_service`, and what any job service reports as `WorkerDied`.
+  Detects the death of local worker processes, of workers in a pool whose job service is this process
+  (`--job_endpoint=embed`) or `beam_jobs.job_service`, and of workers that a job service reports as `WorkerDied`.
   """
   before = threading.excepthook
 
   def hook(args: Any) -> None:
     before(args)
     if "Worker subprocess exited" in str(args.exc_value):
-      _end(f"{args.exc_value}; 137 and -9 are SIGKILL, mostly for want of memory")
+      _end(f"{args.exc_value}; 137 and -9 are SIGKILL, usually because of too little memory")
 
   threading.excepthook = hook
   try:
     with notice_deaths():
       yield
   except Exception as error:
-    # A job service tells of it in the text of its own error.
+    # A job service reports it in the text of its error.
     if WorkerDied.__name__ not in f"{type(error).__name__}: {error}":
       raise
     _end(str(error).strip().rpartition(f"{WorkerDied.__name__}: ")[2])
@@ -53,22 +52,22 @@ def end_with_workers() -> Iterator[None]:
 
 def _end(what: str) -> NoReturn:
   print(
-    f"preprocess: a worker process died ({what}); run the same command again: shards that are closed are kept. "
+    f"preprocess: a worker process died ({what}); run the same command again: finished shards are kept. "
     f"Exit code {EXIT_CODE}",
     file=sys.stderr,
     flush=True,
   )
-  # Beam's threads wait for the worker and cannot be asked to stop.
+  # Beam's threads wait for the worker and cannot be stopped.
   os._exit(EXIT_CODE)
 
 
 @contextlib.contextmanager
 def notice_deaths() -> Iterator[None]:
-  """Inside the block Beam's runner in this process fails a job when the control stream of a worker ends under way.
+  """Inside the block, Beam's runner in this process fails a job when the control stream of a worker ends early.
 
-  `ControlConnection` reads a worker's answers in a thread. When the stream breaks the thread ends, and whoever waits
-  for an answer waits on. Here the end of the thread aborts what is outstanding, and what is asked for afterwards; so
-  does a worker that never reports.
+  `ControlConnection` reads a worker's responses in a thread. If the stream breaks, the thread ends, but callers keep
+  waiting for a response. Here the end of the thread aborts pending and later requests; so does a worker that never
+  connects.
   """
   from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
@@ -80,18 +79,18 @@ def notice_deaths() -> Iterator[None]:
     try:
       read(self)
     except Exception as error:
-      lose(self, f"its control stream broke with work under way: {type(error).__name__}")
+      lose(self, f"its control stream broke during its work: {type(error).__name__}")
     else:
-      lose(self, "its control stream ended with work under way")
+      lose(self, "its control stream ended during its work")
 
   def lose(self: Any, what: str) -> None:
-    self.lost = WorkerDied(f"{what}; see the worker's own log, and the kernel's for want of memory")
+    self.lost = WorkerDied(f"{what}; see the worker's log, and the kernel's log for out of memory")
     for future in list(self._futures_by_id.values()):
       future.abort(self.lost)
 
   def look_for(self: Any) -> None:
     if self._state == worker_handlers.BeamFnControlServicer.UNSTARTED_STATE:
-      lose(self, f"it did not report within {CONNECT_SECONDS:g} s")
+      lose(self, f"it did not connect within {CONNECT_SECONDS:g} s")
 
   @functools.wraps(push)
   def pushing(self: Any, req: Any) -> Any:

@@ -1,19 +1,19 @@
-"""Flags of programs that make shards: limits on media, batches, decoding, quality, and what is left for Beam."""
+"""Flags of programs that make shards: limits on media, batches, decoding and quality; other flags go to Beam."""
 
 import argparse
 from collections.abc import Sequence
 from typing import Any
 
-# Flags that are fields of `ClipSpec`: they decide which media become dead letters, never what a record holds.
+# Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
 LIMITS = ("max_bytes", "max_pixels", "max_seconds", "max_decoded_frames")
 
 
 def add_limits(parser: argparse.ArgumentParser, *, inherit: bool = False) -> None:
-  """Limits on media.
+  """Adds limits on media.
 
   Args:
-    parser: gets the flags.
-    inherit: default to None, which is the limit of an earlier run, and not to numbers.
+    parser: parser to which flags are added.
+    inherit: whether the defaults are None, which means the limits of an earlier run.
   """
 
   def add(name: str, kind: type, default: Any, text: str) -> None:
@@ -29,18 +29,18 @@ def add_limits(parser: argparse.ArgumentParser, *, inherit: bool = False) -> Non
 
 
 def add_work(parser: argparse.ArgumentParser, *, inherit: bool = False) -> None:
-  """Batches, decoding and quality.
+  """Adds flags of batches, decoding and quality.
 
   Args:
-    parser: gets the flags.
-    inherit: batch sizes default to None, which is those of an earlier run, and not to numbers.
+    parser: parser to which flags are added.
+    inherit: whether batch sizes default to None, which means those of an earlier run.
   """
   add = parser.add_argument
   for name, of, default in (("batch_size", "clips", 8), ("image_batch_size", "images", 32)):
     note = "as before" if inherit else str(default)
     default = None if inherit else default
-    add(f"--{name}", type=int, default=default, help=f"{of} a call of the VAE ({note})")
-  add("--decode_threads", type=int, default=2, help="rows that decode at a time (2)")
+    add(f"--{name}", type=int, default=default, help=f"{of} per VAE call ({note})")
+  add("--decode_threads", type=int, default=2, help="rows decoded concurrently (2)")
   add(
     "--decode_isolation",
     default="process",
@@ -48,16 +48,20 @@ def add_work(parser: argparse.ArgumentParser, *, inherit: bool = False) -> None:
     help="'process' survives decoders that hang or crash (process)",
   )
   add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
-  add("--decode_memory_mib", type=int, default=8192, help="of a decoding process; 0 is unlimited")
-  add("--qa_samples", type=int, default=0, help="rows a shard that are decoded for their PSNR (0)")
+  add(
+    "--decode_memory_mib", type=int, default=8192, help="limit per decoding process; 0 is unlimited"
+  )
+  add(
+    "--qa_samples", type=int, default=0, help="rows per shard that are decoded to measure PSNR (0)"
+  )
   add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
   band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-  add("--qa_mean", **band, help="quarantine shards with a channel whose mean lies outside")
-  add("--qa_std", **band, help="quarantine shards with a channel whose deviation lies outside")
+  add("--qa_mean", **band, help="quarantine shards with a channel whose mean is outside")
+  add("--qa_std", **band, help="quarantine shards with a channel whose deviation is outside")
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-  """Ends the program on values that do not fit."""
+  """Ends the program if a value is invalid."""
   for name in ("batch_size", "image_batch_size", "decode_threads"):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
@@ -72,7 +76,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def job_fields(args: argparse.Namespace) -> dict[str, Any]:
-  """Fields of `pipeline.Job` that the flags decide."""
+  """Fields of `pipeline.Job` that the flags set."""
   from beam_jobs.shards.loading import DecodeSettings
   from beam_jobs.shards.quality import Band
 
@@ -92,10 +96,10 @@ def job_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def beam_options(flags: Sequence[str]) -> Any:
-  """Options for Beam, FnApiRunner unless a runner is named.
+  """Options for Beam; the default runner is FnApiRunner.
 
   Raises:
-    ValueError: on a flag that Beam does not know either; Beam itself would only log it.
+    ValueError: if Beam does not know a flag; Beam itself would only log it.
   """
   from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
@@ -104,7 +108,9 @@ def beam_options(flags: Sequence[str]) -> Any:
     kind._add_argparse_args(parser)
   _, unknown = parser.parse_known_args(list(flags))
   if unknown:
-    raise ValueError(f"unknown flags {unknown}: neither this program (--help) nor Beam has them")
+    raise ValueError(
+      f"unknown flags {unknown}: they are flags neither of this program (--help) nor of Beam"
+    )
   named = any(flag == "--runner" or flag.startswith("--runner=") for flag in flags)
   return PipelineOptions([*flags, *([] if named else ["--runner=FnApiRunner"])])
 

@@ -1,6 +1,6 @@
-"""The VAE and the text encoder of a worker: loaded once a process, shared by its threads, fixed batch shapes.
+"""The VAE and the text encoder of a worker: loaded once per process, shared by its threads, with fixed batch shapes.
 
-A fixed shape compiles once and keeps the encoding of a row independent of how full its batch was.
+A fixed shape compiles once and makes the encoding of a row independent of the number of rows in its batch.
 """
 
 import collections
@@ -20,21 +20,21 @@ _LOCK = threading.Lock()
 
 
 class EncoderMismatch(ValueError):
-  """A checkpoint that does not fit the VAE it is loaded into."""
+  """A checkpoint that does not match the VAE that loads it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-  """What a worker needs to load both encoders; plain values, so that it pickles and hashes.
+  """What a worker needs to load both encoders; plain values that can be pickled and hashed.
 
   Args:
     vae_config: JSON object of CausalVae's fields, as `vae_fields` writes it.
     vae_checkpoint: `checkpoint_<step>` folder, or a model_dir.
-    vae_ema: whether to take the averaged weights.
+    vae_ema: whether to load the averaged weights.
     text_folder: T5 folder in Hugging Face layout.
-    max_text_length: tokens of a caption, eos included.
-    batch_size: clips a call of the VAE.
-    image_batch_size: images a call of the VAE.
+    max_text_length: tokens per caption, eos included.
+    batch_size: clips per VAE call.
+    image_batch_size: images per VAE call.
   """
 
   vae_config: str
@@ -47,25 +47,25 @@ class EncoderConfig:
 
   @property
   def batch_sizes(self) -> dict[str, int]:
-    """Those that latents may depend on in their last bit."""
+    """Batch sizes, which the last bit of the latents may depend on."""
     return {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PixelConfig:
-  """For caches of pixels, which train the tokenizer itself: nothing is loaded, rows pass in batches of these sizes."""
+  """For pixel caches, which train the VAE: nothing is loaded, and rows are batched to these sizes."""
 
   batch_size: int = 8
   image_batch_size: int = 32
 
   @property
   def batch_sizes(self) -> dict[str, int]:
-    """None that matter: pixels are kept as they are."""
+    """Empty: pixels do not depend on the batch size."""
     return {}
 
 
 class PixelEncoders:
-  """Stands where the encoders would: pixels stay pixels, captions stay words."""
+  """Has the interface of `Encoders`, but returns pixels unchanged and no text embeddings."""
 
   def __init__(self, config: PixelConfig):
     self.config = config
@@ -79,17 +79,17 @@ class PixelEncoders:
     return pixels
 
   def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """No tokens and no embedding."""
+    """Empty tokens and embeddings."""
     return [(np.zeros(0, np.int32), np.zeros((0, 0), np.float32)) for _ in texts]
 
 
 class CaptionCache:
-  """Encodes each caption of a shard once: embeddings of captions that come again are kept until their last use.
+  """Encodes each caption of a shard once: embeddings of repeated captions are cached until their last use.
 
   Args:
-    encoders: have `encode_text`.
-    captions: of every row of the shard.
-    max_bytes: of kept embeddings; past it, captions are encoded again.
+    encoders: object with `encode_text`.
+    captions: captions of every row of the shard.
+    max_bytes: size limit of the cache; beyond it, captions are encoded again.
   """
 
   def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):
@@ -98,7 +98,7 @@ class CaptionCache:
     self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """As `encode_text` of the encoders."""
+    """Same as `encode_text` of the encoders."""
     fresh = [text for text in dict.fromkeys(texts) if text not in self._kept]
     found = dict(zip(fresh, self._encoders.encode_text(fresh), strict=True)) if fresh else {}
     result = [found[text] if text in found else self._kept[text] for text in texts]
@@ -115,10 +115,10 @@ class CaptionCache:
 
 
 def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
-  """Every field of CausalVae as plain JSON values: the given ones, and its defaults for the rest.
+  """Every field of CausalVae as plain JSON values: the given bindings, and defaults for the rest.
 
   Raises:
-    ValueError: on a name that is no field.
+    ValueError: if a name is not a field.
   """
   import jax.numpy as jnp
 
@@ -137,7 +137,7 @@ def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_vae(fields: Mapping[str, Any]) -> Any:
-  """CausalVae from what `vae_fields` returned."""
+  """CausalVae from the result of `vae_fields`."""
   import jax.numpy as jnp
 
   from walt_t5x.vae.autoencoder import CausalVae
@@ -187,22 +187,22 @@ class Encoders:
     return schema.latents_field(frames, height, width)
 
   def start_encode(self, pixels: np.ndarray, rows: int) -> Any:
-    """Posterior means of up to `rows` rows, bfloat16, still on the device and maybe still computing.
+    """Posterior means of up to `rows` rows, bfloat16, dispatched asynchronously on the device.
 
     Args:
-      pixels: uint8 (n, frames, height, width, 3), n <= rows; filled up with zeros.
-      rows: rows of the compiled call.
+      pixels: uint8 (n, frames, height, width, 3), n <= rows; padded with zeros.
+      rows: batch size of the compiled function.
     """
     padding = np.zeros((rows - len(pixels), *pixels.shape[1:]), np.uint8)
     return self._encode(self._params, np.concatenate([pixels, padding]))[: len(pixels)]
 
   def psnr(self, latents: Any, pixels: np.ndarray, rows: int) -> np.ndarray:
-    """Decode PSNR in dB of each row, float64 (n,); 100 at most.
+    """Decode PSNR in dB of each row, float64 (n,); at most 100.
 
     Args:
-      latents: what `start_encode` returned for these pixels.
+      latents: result of `start_encode` for these pixels.
       pixels: uint8 (n, frames, height, width, 3).
-      rows: rows of the compiled call.
+      rows: batch size of the compiled function.
     """
     from walt_t5x.metrics.psnr import psnr_of_error
 
@@ -221,7 +221,7 @@ class Encoders:
 
 
 def get_encoders(config: EncoderConfig | PixelConfig) -> Any:
-  """The process's encoders for a config; the first caller loads them, the others wait."""
+  """The encoders of this process for a config; the first caller loads them, the others wait."""
   with _LOCK:
     return _load(config)
 
@@ -232,10 +232,10 @@ def _load(config: EncoderConfig | PixelConfig) -> Encoders | PixelEncoders:
 
 
 def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  """The VAE's own parameters out of a checkpoint, which may hold a discriminator beside them.
+  """Selects the VAE's parameters from a checkpoint, which may also hold a discriminator.
 
   Raises:
-    EncoderMismatch: names the first parameter that is missing, left over or of another shape.
+    EncoderMismatch: naming the first parameter that is missing, unexpected or of another shape.
   """
   import jax
   import jax.numpy as jnp
@@ -271,7 +271,7 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
 
 
 def origin(loaded: Any) -> dict[str, Any]:
-  """What the provenance says of the encoders, but for the latent statistics."""
+  """Provenance of the encoders, without the latent statistics."""
   ((null_ids, null_embedding),) = loaded.encode_text([""])
   return {
     "vae": {

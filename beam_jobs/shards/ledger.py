@@ -1,4 +1,4 @@
-"""The end of a run: every row of the plan is accounted for, then the folders are declared complete."""
+"""The end of a run: checks that every row of the plan is accounted for, then marks the folders complete."""
 
 import dataclasses
 import importlib.metadata
@@ -16,7 +16,7 @@ from walt_t5x.files import storage
 
 @dataclasses.dataclass
 class Totals:
-  """Where the rows of one split, or of all, ended."""
+  """Outcomes of the rows of one split, or of all splits."""
 
   rows: int = 0
   written: int = 0
@@ -76,7 +76,7 @@ class Totals:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """Totals by (task, split), the task folders that are complete, and why shards are in quarantine."""
+  """Totals by (task, split), the complete task folders, and the violations of each quarantined shard."""
 
   splits: Mapping[tuple[str, str], Totals]
   completed: tuple[str, ...]
@@ -89,7 +89,7 @@ class Summary:
 
 
 def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.ShardName, int]:
-  """Rows that each shard of the job, or of a replay, must account for."""
+  """Number of rows that each shard of the job, or of a replay, must account for."""
   plan = json.loads(storage.read(pipeline.plan_path(output, task, replay)))
   found = {shard: rows for name, rows in plan.items() if (shard := shard_files.parse_shard(name))}
   if len(found) < len(plan):
@@ -107,16 +107,16 @@ def finalise(
   settings_digest: str,
   origin: Mapping[str, Any],
 ) -> Summary:
-  """Add up the sidecars, refuse a hole, write provenance, info and stats, and last COMPLETED.
+  """Sums up and checks the sidecars, writes provenance, info and stats, and COMPLETED last.
 
   Args:
     output: folder of the cached tasks.
-    task: name that the task folders share.
-    settings_digest: of this run; shards made with another are refused.
-    origin: fields of `Provenance` but `latents`.
+    task: common name of the task folders.
+    settings_digest: digest of this run; shards with another digest are rejected.
+    origin: fields of `Provenance` except `latents`.
 
   Raises:
-    LedgerError: where rows are unaccounted for, files do not belong to the plan, or no row was written.
+    LedgerError: if rows are unaccounted for, files do not belong to the plan, or no row was written.
   """
   plan = read_plan(output, task)
   folders = sorted({shard.task for shard in plan})
@@ -157,8 +157,8 @@ def latent_statistics(
 ) -> dict[str, dict[str, provenance.LatentStatistics]]:
   """Mean and standard deviation of each latents field, per task folder.
 
-  Fields of one height and width are measured together over all folders: images and videos of one resolution share
-  one normalisation.
+  Fields of the same height and width share their statistics over all folders: images and videos of one resolution are
+  normalized alike.
   """
   merged: dict[tuple[int, int], Moments] = {}
   for fields in moments.values():
@@ -177,10 +177,10 @@ def latent_statistics(
 def checked(
   output: str, shard: shard_files.ShardName, rows: int, settings_digest: str
 ) -> dict[str, Any]:
-  """The sidecar of a shard.
+  """The checked sidecar of a shard.
 
   Raises:
-    LedgerError: where it does not account for the rows, or is of other settings, or the shard is not there.
+    LedgerError: if it does not account for the rows or has other settings, or if the shard does not exist.
   """
   sidecar = shard_files.read_sidecar(output, shard)
   if sidecar is None:
@@ -195,17 +195,19 @@ def checked(
     raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
   path = shard.path(output)
   if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
-    raise LedgerError(f"{shard} is not the {sidecar['bytes']} bytes of its sidecar; run again")
+    raise LedgerError(
+      f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
+    )
   return sidecar
 
 
 def all_checked(
   output: str, plan: Mapping[shard_files.ShardName, int], settings_digest: str
 ) -> Iterator[tuple[shard_files.ShardName, dict[str, Any]]]:
-  """Every shard of a plan and its sidecar, in order of the names.
+  """Every shard of a plan and its sidecar, sorted by name.
 
   Raises:
-    LedgerError: as `checked`.
+    LedgerError: see `checked`.
   """
   names = sorted(plan)
   found = storage.for_each(lambda s: checked(output, s, plan[s], settings_digest), names)
@@ -213,10 +215,10 @@ def all_checked(
 
 
 def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, int]) -> None:
-  """Delete temporary files that killed workers left.
+  """Deletes temporary files of killed workers.
 
   Raises:
-    LedgerError: on a shard that is in no plan.
+    LedgerError: if a shard is not in the plan.
   """
   expected = {shard.file_name for shard in plan if shard.task == folder}
   for name in storage.names(storage.join(output, folder)):
@@ -224,8 +226,8 @@ def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, 
       storage.delete(storage.join(output, folder, name))
     elif shard_files.parse_shard(f"{folder}/{name}") and name not in expected:
       raise LedgerError(
-        f"{storage.join(output, folder, name)} belongs to no shard of this run, but seqio would read "
-        "it; delete it with its sidecar"
+        f"{storage.join(output, folder, name)} is not a shard of this run, but seqio would read "
+        "it; delete it and its sidecar"
       )
 
 
@@ -266,7 +268,7 @@ def stats_text(summary: Summary, folder: str, split: str) -> str:
 
 
 def rows_on_disk(output: str, task: str, replay: int = 0) -> int:
-  """Rows of the shards that are closed so far, for progress lines."""
+  """Number of rows in the shards that are closed so far, for progress lines."""
   if not storage.exists(pipeline.plan_path(output, task, replay)):
     return 0
   plan = read_plan(output, task, replay)

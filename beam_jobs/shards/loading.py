@@ -1,4 +1,4 @@
-"""One row of the manifest to pixels: read, judge the header, decode, in this process or in one of its own."""
+"""Loads the pixels of one manifest row: reads the media, filters by header and decodes, in this process or another."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ _LOCK = threading.Lock()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-  """How a worker decodes; nothing of it changes a pixel.
+  """How a worker decodes; none of these settings changes the pixels.
 
   Args:
-    isolation: 'process' survives a decoder that hangs or crashes, 'thread' saves its start.
-    timeout_seconds: a row that decodes longer is a dead letter.
-    processes: with isolation 'process'.
-    memory_mib: address space of a decoding process; 0 is unlimited.
+    isolation: 'process' survives a decoder that hangs or crashes; 'thread' avoids starting processes.
+    timeout_seconds: a row that takes longer to decode is a dead letter.
+    processes: number of processes with isolation 'process'.
+    memory_mib: address space limit of a decoding process; 0 is unlimited.
   """
 
   isolation: str = "process"
@@ -40,12 +40,14 @@ class DecodeSettings:
     if self.isolation not in ISOLATIONS:
       raise ValueError(f"decode_isolation: got {self.isolation!r}, expected one of {ISOLATIONS}")
     if self.timeout_seconds <= 0 or self.processes < 1 or self.memory_mib < 0:
-      raise ValueError(f"expected a time limit above 0, processes and memory, got {self}")
+      raise ValueError(
+        f"expected a time limit above 0, 1 or more processes and memory >= 0, got {self}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """Why a row became no record; stage 'filter' is a rejection, any other a dead letter."""
+  """Why a row did not become a record; stage 'filter' is a rejection, any other stage a dead letter."""
 
   stage: str
   reason: str
@@ -54,7 +56,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A row with its pixels; `media_id` hashes content and window, `record_id` the captions too."""
+  """A row with its pixels; `media_id` hashes content and window, `record_id` also the captions."""
 
   row: Row
   record_id: str
@@ -63,12 +65,12 @@ class Loaded:
 
 
 def media_id(content: bytes, row: Row, spec: ClipSpec) -> str:
-  """sha256 over content and clip window."""
+  """sha256 of content and clip window."""
   return hashlib.sha256(hashlib.sha256(content).digest() + _window(row, spec).encode()).hexdigest()
 
 
 def record_id(content: bytes, row: Row, spec: ClipSpec) -> str:
-  """sha256 over content, clip window and captions: other cuts and other captions are other records."""
+  """sha256 of content, clip window and captions: another window or other captions make another record."""
   digest = hashlib.sha256(hashlib.sha256(content).digest())
   digest.update(json.dumps((row.modality, json.loads(_window(row, spec)), row.captions)).encode())
   return digest.hexdigest()
@@ -84,14 +86,14 @@ def _window(row: Row, spec: ClipSpec) -> str:
 
 
 def draw(identity: str) -> float:
-  """A number in [0, 1) that a record id decides: the same row gives the same clip, whatever its order and source."""
+  """A number in [0, 1) derived from a record id: the same row gives the same clip in any order and from any source."""
   return int(identity[:13], 16) / 16**13
 
 
 def load_row(
   row: Row, spec: ClipSpec, rules: Sequence[Rule] = (), settings: DecodeSettings | None = None
 ) -> Loaded | Failure:
-  """Read and decode one row; every trouble with it is a `Failure`."""
+  """Reads and decodes one row; any error becomes a `Failure`."""
   settings = settings or DecodeSettings(isolation="thread")
   try:
     content = read_media(row.path, max_bytes=spec.max_bytes)
@@ -101,7 +103,7 @@ def load_row(
     return Failure("read", "stale_member", str(error))
   except storage.TooLarge as error:
     return Failure("read", "too_large", f"{error} (--max_bytes)")
-  except Exception as error:  # Every file system has its own errors; all of them go to the ledger.
+  except Exception as error:  # File systems raise different errors; all of them go to the ledger.
     return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
   identity = record_id(content, row, spec)
   window = {
@@ -126,13 +128,13 @@ def load_row(
     return Failure("decode", "decoder_crashed", str(error))
   except MemoryError as error:
     return Failure("decode", "out_of_memory", f"{error or 'no memory left'} (--decode_memory_mib)")
-  except Exception as error:  # A decoder that stumbles over one file must not cost the shard.
+  except Exception as error:  # A decoder error on one file must not fail the shard.
     return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
   return Loaded(row, identity, clip, media_id(content, row, spec))
 
 
 def _pool(settings: DecodeSettings) -> Isolated:
-  """The process's decoders; the first caller starts them."""
+  """The decoders of this process; the first caller starts them."""
   with _LOCK:
     return _started(settings)
 
@@ -142,7 +144,7 @@ def _started(settings: DecodeSettings) -> Isolated:
   return Isolated(
     decoding.decode,
     processes=settings.processes,
-    # The decoder looks at its own clock between frames; this one is for a decoder that does not come back.
+    # The decoder checks its own time limit between frames; this limit is for a decoder that hangs.
     timeout_seconds=settings.timeout_seconds + min(5.0, settings.timeout_seconds),
     memory_bytes=settings.memory_mib << 20 or None,
   )

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass
 class Moments:
-  """Count, sum and sum of squares per channel, float64; moments of parts add up to those of the whole."""
+  """Count, sum and sum of squares per channel, float64; moments of parts add up to those of all data."""
 
   count: int = 0
   sum: Any = 0.0
@@ -33,7 +33,7 @@ class Moments:
     return mean.tolist(), np.sqrt(variance).tolist()
 
   def to_json(self) -> dict[str, Any]:
-    """Plain values; float64 survives JSON exactly."""
+    """Plain values; JSON preserves float64 exactly."""
     return {
       "count": self.count,
       "sum": np.asarray(self.sum).tolist(),
@@ -42,5 +42,5 @@ class Moments:
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Moments":
-    """What `to_json` wrote."""
+    """The inverse of `to_json`."""
     return cls(raw["count"], np.array(raw["sum"]), np.array(raw["sum_squares"]))

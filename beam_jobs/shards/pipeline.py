@@ -1,5 +1,5 @@
-"""Manifest lines to shards. "Shuffle the manifest, not the tensors": lines are grouped by shard, then one worker
-decodes, filters, encodes and writes a whole shard. Functions first, Beam last.
+"""Makes shards from manifest lines. "Shuffle the manifest, not the tensors": lines are grouped by shard, then one
+worker decodes, filters, encodes and writes the shard. Pure functions come first, Beam transforms last.
 """
 
 import collections
@@ -27,23 +27,23 @@ from walt_t5x.media.rules import Rejected
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """All that a worker needs to know; plain values, pickled to it.
+  """Configuration of a worker; plain values that are pickled.
 
   Args:
     output: folder of the cached tasks.
-    task: name that the task folders share.
+    task: common name of the task folders.
     manifest_folder: base of relative uris.
-    num_shards: shards of each split.
+    num_shards: number of shards per split.
     replay: number of the replay; 0 for the job itself.
-    buckets: shards of each split that rows are spread over; all of them, but in a replay.
+    buckets: number of shards per split that rows are assigned to; in a job, all of them.
     encoders: which VAE and text encoder.
-    clip: what to cut out of the media.
-    filtering: what rows must hold to be written.
+    clip: which clip to extract from the media.
+    filtering: filters that rows must pass to be written.
     decoding: how this worker decodes.
-    settings_digest: of everything that decides what a shard holds.
-    decode_threads: a worker's threads that read and decode ahead of the encoder.
-    qa_samples: rows of each shard that are decoded again for their PSNR.
-    band: a shard outside of it is quarantined.
+    settings_digest: digest of everything that decides the contents of a shard.
+    decode_threads: threads of a worker that read and decode ahead of the encoder.
+    qa_samples: rows per shard whose latents are decoded to measure PSNR.
+    band: bounds on quality; a shard outside them is quarantined.
     retry_dead: whether shards with dead letters are made again.
   """
 
@@ -64,7 +64,7 @@ class Job:
   buckets: Mapping[str, int] | None = None
 
   def buckets_of(self, split: str) -> int:
-    """Shards that the rows of a split are spread over."""
+    """Number of shards that the rows of a split are assigned to."""
     return (self.buckets or self.num_shards)[split]
 
 
@@ -72,16 +72,16 @@ class Job:
 
 
 def manifest_text(line: bytes) -> str:
-  """Text of a manifest line, without a byte order mark; of one that is no UTF-8, a line that says so."""
+  """Text of a manifest line without a byte order mark; a bad row if the line is not UTF-8."""
   try:
     return line.decode().lstrip("\ufeff").strip()
   except UnicodeDecodeError as error:
     shown = line.decode(errors="backslashreplace").strip()
-    return bad_row(shown, f"got a line that is no UTF-8 ({error}); write the manifest in UTF-8")
+    return bad_row(shown, f"got a line that is not UTF-8 ({error}); write the manifest in UTF-8")
 
 
 def assign(line: str, job: Job) -> shard_files.ShardName:
-  """The shard of a manifest line: by hash of its group, or else of uri, start and end."""
+  """The shard of a manifest line, by the hash of its group if it has one, else of uri, start and end."""
   row = parse_line(line, job.manifest_folder)
   return shard_files.ShardName(
     task=f"{job.task}_{row.modality}s",
@@ -93,7 +93,7 @@ def assign(line: str, job: Job) -> shard_files.ShardName:
 
 
 def plan_path(output: str, task: str, replay: int = 0) -> str:
-  """Where a run, or a replay, notes how many rows each of its shards must account for."""
+  """File with the number of rows that each shard of a run, or of a replay, must account for."""
   part = f".replay{replay:02d}" if replay else ""
   return storage.join(output, f"{task}{part}.plan.json")
 
@@ -102,14 +102,14 @@ def plan_path(output: str, task: str, replay: int = 0) -> str:
 
 
 def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
-  """Make a shard, or leave it where it is whole; returns its sidecar."""
+  """Makes a shard unless it is complete already; returns its sidecar."""
   digest = shard_files.rows_digest(lines)
-  whole = shard_files.whole_sidecar(
+  complete = shard_files.whole_sidecar(
     job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
   )
-  if whole and not (job.retry_dead and whole["dead"]) and _judged_alike(whole, job):
+  if complete and not (job.retry_dead and complete["dead"]) and _judged_alike(complete, job):
     progress.ROWS.add(len(lines), skipped=True)
-    return whole
+    return complete
   rows = [parse_line(line, job.manifest_folder) for line in sorted(lines)]
   rows.sort(key=lambda row: row.identity)
   with (
@@ -127,7 +127,7 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
     samples = quality.Samples(job.qa_samples)
     encoding: _Encoding | None = None
     for batch in batches:
-      # The next batch is under way on the device while the last one is written.
+      # The device encodes the next batch while the last one is written.
       following = _Encoding(batch, job, captions)
       if encoding:
         encoding.write(writer, samples)
@@ -144,13 +144,13 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
   return writer.sidecar
 
 
-def _judged_alike(whole: Mapping[str, Any], job: Job) -> bool:
-  """Whether the present band says of a shard what it was told when it was made."""
-  return bool(whole["quarantined"]) == bool(whole["moments"] and job.band.violations(whole))
+def _judged_alike(sidecar: Mapping[str, Any], job: Job) -> bool:
+  """Whether the shard is quarantined under the present band if and only if it was when it was made."""
+  return bool(sidecar["quarantined"]) == bool(sidecar["moments"] and job.band.violations(sidecar))
 
 
 def _accept(rows: Iterable[Row], writer: shard_files.ShardWriter, job: Job) -> Iterator[Row]:
-  """Rows worth reading: those that parse, have text, come for the first time and pass the filters so far."""
+  """Yields the rows to load: those that parse, have a caption or label, are not repeated and pass the row filters."""
   seen = set()
   for row in rows:
     if row.problem:
@@ -174,7 +174,7 @@ def _accept(rows: Iterable[Row], writer: shard_files.ShardWriter, job: Job) -> I
 def _load_ahead(
   rows: Iterator[Row], job: Job, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Row, Loaded | Failure]]:
-  """Loaded rows in the order of the rows, a bounded number of them ahead."""
+  """Yields loaded rows in order, with a bounded number of rows loaded ahead."""
   waiting = collections.deque()
   ahead = 2 * job.decode_threads + job.encoders.batch_size
   for row in rows:
@@ -189,7 +189,7 @@ def _load_ahead(
 def _keep(
   loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shard_files.ShardWriter, job: Job
 ) -> Iterator[Loaded]:
-  """Rows that decoded and pass the filters."""
+  """Yields rows that were decoded and pass the filters."""
   seen = duplicates.Seen(job.filtering.duplicates, job.filtering.near_duplicate_bits)
   for row, result in loaded:
     if isinstance(result, Loaded):
@@ -220,7 +220,7 @@ def _batch_rows(loaded: Loaded, job: Job) -> int:
 
 
 class _Encoding:
-  """A batch on its way through the encoders."""
+  """A batch that is being encoded."""
 
   def __init__(self, batch: Sequence[Loaded], job: Job, captions: encoders.CaptionCache):
     self._batch, self._captions = batch, captions
@@ -230,7 +230,7 @@ class _Encoding:
       size: np.stack([loaded.clip.frames[size] for loaded in batch])
       for size in job.clip.resolutions
     }
-    # In threads, so that the programs of a first batch compile side by side.
+    # In threads, so that the programs of the first batch compile in parallel.
     with ThreadPoolExecutor(len(self._pixels)) as pool:
       started = pool.map(self._start, self._pixels.values())
       self._latents = dict(zip(self._pixels, started))
@@ -255,7 +255,7 @@ class _Encoding:
       return Failure("encode", "bad_caption", str(error))
 
   def write(self, writer: shard_files.ShardWriter, samples: quality.Samples) -> None:
-    """Wait for the device, write the batch's records and offer them for decoding."""
+    """Waits for the device, writes the batch's records and offers them for quality samples."""
     latents, pixels = {}, {}
     for size, values in self._latents.items():
       values = np.asarray(values)
@@ -282,9 +282,9 @@ class _Encoding:
 def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Failure | None:
   for name, values in latents.items():
     if not np.isfinite(values.astype(np.float32)).all():
-      return Failure("encode", "nonfinite_latents", f"{name} holds NaN or infinity")
+      return Failure("encode", "nonfinite_latents", f"{name} contains NaN or infinity")
   if not all(np.isfinite(embedding).all() for _, embedding in text):
-    return Failure("encode", "nonfinite_text", "the text embedding holds NaN or infinity")
+    return Failure("encode", "nonfinite_text", "the text embedding contains NaN or infinity")
   return None
 
 
@@ -314,7 +314,7 @@ def _record(
 
 
 class PlanShards(beam.PTransform):
-  """Manifest lines (bytes) to (shard, lines), every shard of every split that has rows; notes the plan."""
+  """Manifest lines (bytes) to (shard, lines), for every shard of every split that has rows; writes the plan."""
 
   def __init__(self, job: Job):
     super().__init__()
@@ -328,7 +328,7 @@ class PlanShards(beam.PTransform):
       | "SkipBlank" >> beam.Filter(bool)
       | "Assign" >> beam.Map(lambda line: (_key(assign(line, job)), line))
     )
-    # A shard that no row falls into is written too, else a missing file and an empty one look alike.
+    # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
     every_shard = (
       assigned
       | "Split" >> beam.Map(lambda pair: _key(_shard(pair[0], index=0)))
@@ -378,7 +378,7 @@ class MakeShard(beam.DoFn):
 
 
 def _key(shard: shard_files.ShardName) -> tuple:
-  """A shard as a key that every runner groups by."""
+  """A shard as a key that every runner can group by."""
   return dataclasses.astuple(shard)
 
 
@@ -388,6 +388,6 @@ def _shard(key: tuple, **changes: Any) -> shard_files.ShardName:
 
 
 def _every_shard(key: tuple, job: Job) -> Iterator[tuple[tuple, None]]:
-  """Every shard of a split, each with no row."""
+  """Every shard of a split, each without rows."""
   for index in range(job.buckets_of(_shard(key).split)):
     yield _key(_shard(key, index=index)), None

@@ -1,4 +1,4 @@
-"""Rows done, rate and time left, as lines on stderr while a job runs."""
+"""Progress lines on stderr while a job runs: rows done, rate and remaining time."""
 
 import sys
 import threading
@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 
 class RowCounter:
-  """Rows that reached their place, counted by all threads of a process."""
+  """Counts finished rows over all threads of a process."""
 
   def __init__(self):
     self._lock = threading.Lock()
     self._done = self._skipped = 0
 
   def add(self, rows: int, *, skipped: bool = False) -> None:
-    """Count rows; `skipped` ones were there before this run."""
+    """Adds rows; `skipped` rows were finished before this run."""
     with self._lock:
       self._done += rows
       self._skipped += rows if skipped else 0
 
   def __call__(self) -> tuple[int, int]:
-    """Rows done and, of those, skipped."""
+    """(rows done, rows skipped among them)."""
     with self._lock:
       return self._done, self._skipped
 
@@ -32,9 +32,9 @@ class Reporter:
   """Prints a line every few seconds inside a `with` block.
 
   Args:
-    total: rows of the manifest, None where unknown.
-    poll: rows done and skipped so far; `ROWS` where all workers live in this process.
-    every_seconds: between lines.
+    total: rows of the manifest, None if unknown.
+    poll: rows done and skipped so far; `ROWS` if all workers run in this process.
+    every_seconds: interval between lines.
   """
 
   def __init__(
@@ -63,7 +63,7 @@ class Reporter:
       print(self.line(), file=sys.stderr, flush=True)
 
   def line(self) -> str:
-    """The present state in words."""
+    """The progress line."""
     done, skipped = (now - base for now, base in zip(self._poll(), self._base))
     rate = (done - skipped) / max(time.monotonic() - self._started, 1e-9)
     if self._total is None:

@@ -1,4 +1,4 @@
-"""Quality of a shard's latents: a few rows decoded again, and the band that their PSNR and all moments must keep to."""
+"""Quality of a shard's latents: PSNR of a few decoded rows, and the bounds on it and on the latents' moments."""
 
 import dataclasses
 import heapq
@@ -13,12 +13,12 @@ from beam_jobs.shards.moments import Moments
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
-  """What a shard must keep to; one that does not is quarantined.
+  """Quality bounds; a shard outside them is quarantined.
 
   Args:
-    min_psnr: mean decode PSNR in dB of the sampled rows, of every latents field; None is unchecked.
-    mean: lowest and highest mean of a channel over the shard.
-    std: lowest and highest standard deviation of a channel over the shard.
+    min_psnr: minimum of the mean decode PSNR in dB over the sampled rows, per latents field; None is unchecked.
+    mean: minimum and maximum of a channel's mean over the shard.
+    std: minimum and maximum of a channel's standard deviation over the shard.
   """
 
   min_psnr: float | None = None
@@ -26,14 +26,14 @@ class Band:
   std: tuple[float, float] = (0.0, math.inf)
 
   def violations(self, sidecar: Mapping[str, Any]) -> list[str]:
-    """What of a shard lies outside, in words; from its sidecar's `moments` and `psnr`."""
+    """Messages for each bound that a shard violates, from its sidecar's `moments` and `psnr`."""
     found = []
     for name, raw in sorted(sidecar["moments"].items()):
       moments = zip(("mean", "std"), Moments.from_json(raw).mean_std(), strict=True)
       for kind, values in moments:
         low, high = getattr(self, kind)
         found += [
-          f"{name}: {kind} of channel {channel} is {value:.4g}, the band is {low:g} to {high:g}"
+          f"{name}: {kind} of channel {channel} is {value:.4g}, expected {low:g} to {high:g}"
           for channel, value in enumerate(values)
           if not low <= value <= high
         ]
@@ -44,23 +44,23 @@ class Band:
           found.append(f"{name}: no PSNR was measured (--qa_samples)")
         elif measured["sum"] / measured["count"] < self.min_psnr:
           psnr = measured["sum"] / measured["count"]
-          found.append(f"{name}: mean PSNR is {psnr:.2f} dB, the least is {self.min_psnr:g}")
+          found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
     return found
 
 
 class Samples:
-  """The `count` rows of a shard with the smallest keys, whatever their order and batches."""
+  """The `count` rows of a shard with the smallest keys, independent of order and batching."""
 
   def __init__(self, count: int):
     self._count = count
     self._heap: list[tuple[int, int, Any]] = []
 
   def offer(self, key: str, take: Any) -> None:
-    """Keep a row, if it is among the smallest so far.
+    """Keeps a row if its key is among the smallest so far.
 
     Args:
       key: hex digest of the row.
-      take: called without arguments for what to keep, only if it is kept.
+      take: called without arguments for the value to keep, only if the row is kept.
     """
     number = -int(key[:16], 16)
     if len(self._heap) < self._count:
@@ -69,7 +69,7 @@ class Samples:
       heapq.heapreplace(self._heap, (number, self._heap[0][1], take()))
 
   def rows(self) -> list[Any]:
-    """What was kept, smallest key first."""
+    """The kept values, smallest key first."""
     return [kept for _, _, kept in sorted(self._heap, key=lambda entry: -entry[0])]
 
 
@@ -77,9 +77,9 @@ def measure(samples: Samples, encoders: Any, *, rows: int) -> dict[str, list[flo
   """Decode PSNR in dB of the sampled rows by latents field, finite values only.
 
   Args:
-    samples: what was kept of each row: latents field to (latents, pixels).
-    encoders: have `psnr`.
-    rows: rows of the compiled call.
+    samples: kept values, which map a latents field to (latents, pixels).
+    encoders: object with `psnr`.
+    rows: batch size of the compiled function.
   """
   kept = samples.rows()
   found: dict[str, list[float]] = {}

@@ -1,10 +1,10 @@
-"""What replays did to a cache: which dead letters each of them took, and where every row of the manifest is now.
+"""Replays of a cache: which dead letters each replay takes, and the present state of every row of the manifest.
 
-Replay n takes all dead letters of its reasons that the job and the replays before it left, and puts their rows into
-shards `{split}.tfrecord-replay<n>.<i>-of-<N>` with sidecars and dead letters of their own. Nothing of the job is
-changed, so the account follows from the files alone: dead now = dead of the job - taken by replay 1 + dead of
-replay 1 - taken by replay 2 ... `<task>.replay<n>.json` says what a replay took; it is written before its first shard,
-and again, with `finished`, after its last.
+Replay n takes all dead letters of its reasons that the job and the earlier replays left, and writes their rows to
+shards `{split}.tfrecord-replay<n>.<i>-of-<N>` with their own sidecars and dead letters. The job's files do not change,
+so the counts follow from the files alone: dead now = dead of the job - taken by replay 1 + dead of replay 1 - taken by
+replay 2 ... `<task>.replay<n>.json` records what a replay takes; it is written before its first shard, and again, with
+`finished`, after its last.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ class Replay:
 
   Args:
     number: 1, 2, ...
-    reasons: of the dead letters that it takes; None is all of them.
-    buckets: shards of each split that its rows are spread over.
-    settings: those of the job with this replay's limits on media.
+    reasons: reasons of the dead letters that it takes; None is all of them.
+    buckets: number of shards per split that its rows are assigned to.
+    settings: the job's settings with this replay's limits on media.
     finished: whether all its rows are accounted for.
   """
 
@@ -45,33 +45,33 @@ class Replay:
   finished: bool = False
 
   def takes(self, reason: str) -> bool:
-    """Whether it takes dead letters of a reason; rows that break the contract are never taken."""
+    """Whether it takes dead letters of a reason; invalid manifest rows are never taken."""
     return reason not in PROBLEMS and (self.reasons is None or reason in self.reasons)
 
   def taken(self, dead: Mapping[str, int]) -> Counter:
-    """What it takes of dead letters counted by reason."""
+    """Counts of the dead letters that it takes, by reason."""
     return Counter({reason: count for reason, count in dead.items() if self.takes(reason)})
 
   @property
   def decisive(self) -> dict[str, Any]:
-    """All that decides what its shards hold, as JSON has it."""
+    """Everything that decides the contents of its shards, as JSON values."""
     replay = {"number": self.number, "reasons": self.reasons, "buckets": dict(self.buckets)}
     return json.loads(json.dumps({**self.settings, "replay": replay}))
 
   @property
   def digest(self) -> str:
-    """Of `decisive`; stands in the sidecars."""
+    """Digest of `decisive`, stored in the sidecars."""
     return settings.settings_digest(self.decisive)
 
   def write(self, output: str, task: str) -> None:
-    """Note it in the cache."""
+    """Writes its JSON file to the cache."""
     raw = {**self.decisive, "finished": self.finished}
     text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
     storage.write(head_path(output, task, self.number), text.encode())
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Replay":
-    """What `write` wrote."""
+    """The inverse of `write`."""
     replay = raw["replay"]
     return cls(
       number=replay["number"],
@@ -83,15 +83,15 @@ class Replay:
 
 
 def head_path(output: str, task: str, number: int) -> str:
-  """Where a replay is noted."""
+  """Path of a replay's JSON file."""
   return storage.join(output, f"{task}.replay{number:02d}.json")
 
 
 def read_all(output: str, task: str) -> list[Replay]:
-  """Replays of a cache in their order.
+  """Replays of a cache in order.
 
   Raises:
-    LedgerError: where one is missing, or begun before the one before it was finished.
+    LedgerError: if a replay is missing, or was started before the previous one finished.
   """
   pattern = re.compile(re.escape(task) + r"\.replay\d{2,}\.json")
   found = [
@@ -103,8 +103,8 @@ def read_all(output: str, task: str) -> list[Replay]:
   numbers = [replay.number for replay in found]
   if numbers != list(range(1, len(found) + 1)) or not all(r.finished for r in found[:-1]):
     raise LedgerError(
-      f"{output}: got the replays {numbers} of {task!r}, expected 1, 2, ... and all but the last finished; their files "
-      "were deleted in part: delete all */*replay* and *.replay* and replay again"
+      f"{output}: got the replays {numbers} of {task!r}, expected 1, 2, ... and all but the last finished; some of "
+      "their files were deleted: delete all */*replay* and *.replay* and replay again"
     )
   return found
 
@@ -112,16 +112,16 @@ def read_all(output: str, task: str) -> list[Replay]:
 def account(
   output: str, task: str, history: Sequence[Replay], *, folder: str | None = None
 ) -> Summary:
-  """Where the rows of the manifest are after the job and these replays.
+  """State of the rows of the manifest after the job and these replays.
 
   Args:
     output: folder of the cached tasks.
-    task: name that the task folders share.
+    task: common name of the task folders.
     history: replays, all of them finished.
-    folder: look only at this task folder.
+    folder: restricts the account to this task folder.
 
   Raises:
-    LedgerError: where rows are unaccounted for.
+    LedgerError: if rows are unaccounted for.
   """
 
   def plan_of(number: int) -> dict[shard_files.ShardName, int]:
@@ -138,8 +138,8 @@ def account(
       taken = replay.taken(before.dead)
       if taken.total() != now.rows:
         raise LedgerError(
-          f"{'/'.join(where)}: replay {replay.number} accounts for {now.rows} rows, but {taken.total()} dead letters "
-          f"were there for it: {dict(taken)}; delete its files ({task}.replay{replay.number:02d}.* and "
+          f"{'/'.join(where)}: replay {replay.number} accounts for {now.rows} rows, expected {taken.total()} dead "
+          f"letters: {dict(taken)}; delete its files ({task}.replay{replay.number:02d}.* and "
           f"*/*replay{replay.number:02d}*) and run it again"
         )
       if now.rows:
@@ -170,7 +170,7 @@ def _add_up(
 
 
 def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tuple[str, int]]:
-  """Files of dead letters, each with the number of the replay that wrote it; 0 is the job."""
+  """Dead letter files, each with the number of the replay that wrote it; 0 is the job."""
   found = []
   for number in (0, *(replay.number for replay in history)):
     names = sorted(ledger.read_plan(output, task, number))
@@ -181,18 +181,18 @@ def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tupl
 
 
 def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
-  """Whether a dead letter of the job (0) or of a replay is still one: no later replay took it."""
+  """Whether no later replay took a dead letter of the job (0) or of a replay."""
   return not any(replay.takes(reason) for replay in history if replay.number > written_by)
 
 
 class TakenLines(beam.PTransform):
-  """The pipeline's root to manifest lines (bytes) of the dead letters that a replay takes.
+  """Reads manifest lines (bytes) of the dead letters that a replay takes.
 
   Args:
     output: folder of the cached tasks.
-    task: name that the task folders share.
+    task: common name of the task folders.
     replay: the replay.
-    history: those before it.
+    history: the replays before it.
   """
 
   def __init__(self, output: str, task: str, *, replay: Replay, history: Sequence[Replay]):
@@ -225,12 +225,12 @@ def _taken_of(
 
 
 def finalise(output: str, task: str, history: Sequence[Replay]) -> Summary:
-  """Account for the last of the replays, write stats, COMPLETED and that it is finished.
+  """Accounts for the last replay, writes stats and COMPLETED, and marks the replay finished.
 
-  The provenance, and with it the latent statistics, stays the job's.
+  The provenance, including the latent statistics, remains that of the job.
 
   Raises:
-    LedgerError: where rows are unaccounted for, or files belong to no plan.
+    LedgerError: if rows are unaccounted for, or files are not in any plan.
   """
   summary = account(output, task, history)
   plan = dict(ledger.read_plan(output, task))
@@ -248,10 +248,10 @@ def finalise(output: str, task: str, history: Sequence[Replay]) -> Summary:
 
 
 def refuse(output: str, task: str) -> None:
-  """Keep the job out of a cache with replays: a dead letter that it would write now is written already.
+  """Rejects a job on a cache with replays, which would count the replayed rows twice.
 
   Raises:
-    ValueError: says what to do instead.
+    ValueError: if there are replays; the message says what to do instead.
   """
   names = [f"{replay.number:02d}" for replay in read_all(output, task)]
   if names:

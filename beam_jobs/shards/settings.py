@@ -1,4 +1,4 @@
-"""The settings that a set of shards was made with, and the guard that keeps two settings out of one folder."""
+"""The settings that shards were made with, and the check that one folder has a single set of settings."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ TASK_SUFFIXES = ("_images", "_videos")
 
 
 class SettingsMismatch(ValueError):
-  """An output folder that holds shards made with other settings."""
+  """An output folder with shards made with other settings."""
 
 
 def settings_of(
@@ -25,14 +25,14 @@ def settings_of(
   num_shards: Mapping[str, int],
   batch_sizes: Mapping[str, int],
 ) -> dict[str, Any]:
-  """Everything that decides what a shard holds; where files lie is not part of it.
+  """Everything that decides the contents of a shard, without the locations of files.
 
   Args:
-    origin: what the provenance says of the encoders.
-    clip: what to cut out of the media.
-    filtering: what rows must hold.
-    num_shards: shards of each split.
-    batch_sizes: of the encoders: a program of another shape may round a row's latents differently.
+    origin: provenance of the encoders.
+    clip: which clip to extract from the media.
+    filtering: filters that rows must pass.
+    num_shards: number of shards per split.
+    batch_sizes: batch sizes of the encoders; with another batch size, latents may round differently.
   """
   return {
     "schema_version": schema.SCHEMA_VERSION,
@@ -48,20 +48,20 @@ def settings_of(
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-  """sha256 over the settings."""
+  """sha256 of the settings."""
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
-  """Note the settings of a run, or refuse a folder whose shards were made with others.
+  """Writes the settings of a run, or rejects a folder whose shards were made with other settings.
 
   Args:
     output: folder of the cached tasks.
-    task: name that the task folders share.
-    settings: plain values; everything that decides what a shard holds.
+    task: common name of the task folders.
+    settings: plain values; everything that decides the contents of a shard.
 
   Raises:
-    SettingsMismatch: names each field with both values.
+    SettingsMismatch: naming each field with both values.
   """
   path = storage.join(output, f"{task}.settings.json")
   settings = json.loads(json.dumps(settings))
@@ -81,7 +81,7 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """A line for each field in which two settings differ; plain values as JSON has them."""
+  """A line for each field in which two settings differ, compared as JSON values."""
   flat_before, flat_now = _flatten(before), _flatten(json.loads(json.dumps(now)))
   return [
     f"  {name}: the folder has {flat_before.get(name)!r}, this run {flat_now.get(name)!r}"
@@ -94,7 +94,7 @@ def read(output: str, task: str) -> dict[str, Any]:
   """The settings of a finished or unfinished job.
 
   Raises:
-    FileNotFoundError: where there is none.
+    FileNotFoundError: if there are none.
   """
   path = storage.join(output, f"{task}.settings.json")
   if not storage.exists(path):

@@ -1,6 +1,6 @@
-"""One shard on disk: its records, the ledger of rows that did not become one, and the sidecar that closes it.
+"""One shard on disk: its records, the ledger of rows that did not become records, and its sidecar.
 
-The sidecar is written last. A shard without one, or with one for other rows or other settings, is made again.
+The sidecar is written last. A shard without a sidecar, or with one for other rows or settings, is made again.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ class LedgerError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class ShardName:
-  """Which shard: cached task folder, split, number and how many there are.
+  """Identifies a shard: cached task folder, split, index and number of shards.
 
-  `replay` is 0 for a shard of the job itself. Shards of a replay carry the job's `count` whatever their own number is,
+  `replay` is 0 for a shard of the job itself. Shards of a replay have the job's `count`, whatever their number is,
   because SeqIO finds shards by it.
   """
 
@@ -44,11 +44,11 @@ class ShardName:
     return f"{self.split}.tfrecord-{replay}{self.index:05d}-of-{self.count:05d}"
 
   def path(self, output: str, suffix: str = "") -> str:
-    """Path of the TFRecord file, or of a file beside it."""
+    """Path of the TFRecord file, or of a file next to it."""
     return storage.join(output, self.task, self.file_name + suffix)
 
   def quarantine_path(self, output: str) -> str:
-    """Where the records of a quarantined shard stand; seqio's file pattern does not match it."""
+    """Path of the records of a quarantined shard; seqio's file pattern does not match it."""
     return storage.join(output, self.task, QUARANTINE + self.file_name)
 
   def __str__(self) -> str:
@@ -79,10 +79,10 @@ def parse_shard(name: str) -> ShardName | None:
 
 
 class ShardWriter(contextlib.AbstractContextManager):
-  """Takes the rows of one shard, each exactly once, and closes it with a sidecar.
+  """Receives each row of one shard exactly once and closes the shard with a sidecar.
 
-  Leaving the block on an error leaves no shard and no sidecar behind. A shard outside of the band is quarantined: its
-  records go to `quarantine.<name>`, an empty file takes its place, and the sidecar says why.
+  If the block raises, no shard and no sidecar is written. A shard outside the quality band is quarantined: its records
+  go to `quarantine.<name>`, an empty file replaces it, and the sidecar lists the violations.
   """
 
   def __init__(
@@ -110,12 +110,12 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._psnr: dict[str, list[float]] = {}
     self._sha256 = hashlib.sha256()
     self._files = contextlib.ExitStack()
-    # Set by entering and by leaving the block without an error.
+    # Set on entering the block, and on leaving it without an error.
     self._stream: BinaryIO
     self.sidecar: dict[str, Any]
 
   def __enter__(self) -> "ShardWriter":
-    # From here until finalise has run again, the folder is not complete.
+    # The folder is incomplete until finalise has run again.
     storage.delete(storage.join(self._output, self._shard.task, "COMPLETED"))
     for suffix in (SIDECAR, DEAD, REJECTED):
       storage.delete(self._shard.path(self._output, suffix))
@@ -124,7 +124,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     return self
 
   def write(self, record: schema.Record) -> None:
-    """Append one record."""
+    """Appends one record."""
     framed = tfrecord.frame(schema.encode(record))
     self._stream.write(framed)
     self._sha256.update(framed)
@@ -137,15 +137,15 @@ class ShardWriter(contextlib.AbstractContextManager):
       self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)
 
   def measure(self, name: str, psnr: float) -> None:
-    """Note the decode PSNR of one sampled row, in dB."""
+    """Adds the decode PSNR of one sampled row, in dB."""
     self._psnr.setdefault(name, []).append(psnr)
 
   def reject(self, row: Row, reason: str, message: str) -> None:
-    """A row that a filter turns away."""
+    """Adds a row that a filter rejects to the ledger."""
     self._note(REJECTED, row, "filter", reason, message)
 
   def dead_letter(self, row: Row, *, stage: str, reason: str, message: str) -> None:
-    """A row that failed; the line holds the manifest row, so it can be run again."""
+    """Adds a failed row to the ledger; the line contains the manifest row, so it can be run again."""
     self._note(DEAD, row, stage, reason, message)
 
   def _note(self, suffix: str, row: Row, stage: str, reason: str, message: str) -> None:
@@ -204,7 +204,7 @@ class ShardWriter(contextlib.AbstractContextManager):
 
 
 def rows_digest(lines: Sequence[str]) -> str:
-  """sha256 over the manifest lines of a shard, in any order."""
+  """sha256 of the manifest lines of a shard, independent of their order."""
   digest = hashlib.sha256()
   for line in sorted(lines):
     digest.update(f"{len(line)}:{line}\n".encode())
@@ -212,7 +212,7 @@ def rows_digest(lines: Sequence[str]) -> str:
 
 
 def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
-  """A shard's sidecar, None where there is none that can be read: a machine that lost power may leave an empty one."""
+  """A shard's sidecar, or None if it is missing or unreadable: a power failure may leave an empty one."""
   path = shard.path(output, SIDECAR)
   if not storage.exists(path):
     return None
@@ -225,10 +225,10 @@ def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
 def whole_sidecar(
   output: str, shard: ShardName, *, settings_digest: str, rows_digest: str
 ) -> dict[str, Any] | None:
-  """The sidecar of a shard that need not be made again: same settings, same rows, file of the noted size."""
+  """The sidecar of a complete shard: same settings, same rows, and a file of the recorded size."""
   sidecar = read_sidecar(output, shard)
   path = shard.path(output)
-  whole = (
+  complete = (
     sidecar is not None
     and sidecar["schema_version"] == schema.SCHEMA_VERSION
     and sidecar["settings"] == settings_digest
@@ -236,4 +236,4 @@ def whole_sidecar(
     and storage.exists(path)
     and storage.size(path) == sidecar["bytes"]
   )
-  return sidecar if whole else None
+  return sidecar if complete else None

@@ -1,4 +1,4 @@
-"""Where rows come from: one file a kind of source, all of them ending in the manifest lines of `rows`."""
+"""Sources of rows: one file per kind of source; each yields the manifest lines of `rows`."""
 
 from beam_jobs.sources.rows import PROBLEMS, Row, guess_modality, parse_line, resolve
 

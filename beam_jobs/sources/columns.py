@@ -1,4 +1,4 @@
-"""Columns of somebody's table to the fields of a manifest row."""
+"""Maps the columns of a table to the fields of a manifest row."""
 
 import dataclasses
 import functools
@@ -28,18 +28,18 @@ _SYNSET = re.compile(r"(n\d{8})\s+(.+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-  """How a table's columns become a row's fields; a field that is not mapped is the column of its own name.
+  """How a table's columns map to a row's fields; a field that is not mapped is the column of the same name.
 
   Args:
     fields: (field, column) pairs.
-    captions: (column, weight) pairs, each column one caption, or a list of them.
-    keep: columns to carry along, for filters and for the ledger.
+    captions: (column, weight) pairs; each column contains a caption or a list of captions.
+    keep: columns to keep for filters and for the ledger.
     uri_template: format string over the columns, such as '{youtube_id}_{time_start:06d}_{time_end:06d}.mp4'.
-    class_names: (key, words) of each class in the order of its labels; the 'class' field holds keys.
-    caption_template: caption of rows that have a class and no caption; '{class}' is the class in words.
-    split_names: (theirs, ours) pairs.
-    split: of rows that name none.
-    validation_percent: share of the rows without a split that a hash sends to validation.
+    class_names: (key, words) of each class in the order of its labels; the 'class' field contains keys.
+    caption_template: caption of rows that have a class but no caption; '{class}' is the class in words.
+    split_names: (name in the table, our name) pairs.
+    split: split of rows that do not name one.
+    validation_percent: percentage of the rows without a split that a hash assigns to validation.
   """
 
   fields: tuple[tuple[str, str], ...] = ()
@@ -54,11 +54,11 @@ class Columns:
 
   @functools.cached_property
   def by_field(self) -> dict[str, str]:
-    """The column that holds each field."""
+    """The column of each field."""
     return {field: field for field in FIELDS} | dict(self.fields)
 
   def column(self, field: str) -> str:
-    """The column that holds a field."""
+    """The column of a field."""
     return self.by_field[field]
 
   @functools.cached_property
@@ -68,7 +68,7 @@ class Columns:
 
   @property
   def stated(self) -> tuple[str, ...]:
-    """Columns that must be there because somebody named them."""
+    """Columns that must exist because a setting names them."""
     return tuple(
       dict.fromkeys(
         [column for _, column in self.fields]
@@ -79,21 +79,21 @@ class Columns:
 
   @property
   def used(self) -> tuple[str, ...]:
-    """Every column that could end in a row; the others need not be read."""
+    """Every column that a row may use; the others need not be read."""
     own = [self.column(field) for field in FIELDS]
     return tuple(dict.fromkeys([*own, "caption", "scores", *self.stated, *self.keep]))
 
   @property
   def changes_nothing(self) -> bool:
-    """Whether rows that are manifest rows already stay as they are."""
+    """Whether manifest rows remain unchanged."""
     return self == Columns(keep=self.keep)
 
 
 def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-  """Fields of one manifest row; what makes no sense stays as it is and becomes a problem when the row is parsed.
+  """Fields of one manifest row; invalid values are kept, and become a problem when the row is parsed.
 
   Args:
-    raw: values by column; text of digits counts as a number where a number is expected.
+    raw: values by column; numeric strings are converted if a number is expected.
   """
   row: dict[str, Any] = {}
   for name in columns.keep:
@@ -121,18 +121,18 @@ def to_line(row: Mapping[str, Any]) -> str:
 
 
 def bad_row(uri: str, message: str) -> str:
-  """Manifest line of a row that the source could not read: a dead letter in the end."""
+  """Manifest line of a row that the source could not read; it becomes a dead letter."""
   return to_line({"uri": uri, "source_error": message})
 
 
 def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
   """(key, words) of each line, in order.
 
-  A line is a class name; or a key and words with a tab between them; or, as ImageNet has it, a synset and its synonyms,
-  of which the first is taken.
+  A line is a class name, or a tab-separated key and words, or, as in ImageNet, a synset and its synonyms, of which the
+  first is used.
 
   Raises:
-    ValueError: on a key that comes twice.
+    ValueError: if a key is repeated.
   """
   names = []
   for line in filter(None, map(str.strip, text.splitlines())):
@@ -142,7 +142,7 @@ def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
     names.append((key.strip(), words.strip() or class_words(key)))
   twice = sorted({key for key, _ in names if sum(key == other for other, _ in names) > 1})
   if twice:
-    raise ValueError(f"class names: {twice[:3]} come twice, expected a class a line")
+    raise ValueError(f"class names: {twice[:3]} are repeated, expected one class per line")
   return tuple(names)
 
 
@@ -152,7 +152,7 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _number(value: Any) -> Any:
-  """The number in a text, else the value."""
+  """The number in a string, else the value unchanged."""
   try:
     return float(value) if isinstance(value, str) and value.strip() else value
   except ValueError:
@@ -189,7 +189,7 @@ def _texts(value: Any) -> list[Any]:
 
 
 def _json_list(text: str) -> Any:
-  """A list where a text is one in JSON, as tables write them; else the text."""
+  """The list if a text is a JSON list, as tables write them; else the text."""
   if text.startswith("["):
     try:
       return json.loads(text)
@@ -221,7 +221,7 @@ def _put_split(row: dict[str, Any], split: Any, columns: Columns) -> None:
 
 
 def _share(row: Mapping[str, Any]) -> float:
-  """A number in [0, 1) that the row decides."""
+  """A number in [0, 1) derived from the row."""
   key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
   return int(key[16:24], 16) / 16**8
 
@@ -231,7 +231,7 @@ def _names_in(template: str) -> list[str]:
 
 
 class _Formatter(string.Formatter):
-  """Formats text of digits with number formats; reaches no attributes and no items."""
+  """Formats numeric strings with number formats; gives no access to attributes or items."""
 
   def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return kwargs[field_name], field_name

@@ -1,7 +1,7 @@
-"""Class folders: `<class>/<file>` as UCF-101 has it, `<split>/<class>/<file>` as ImageNet has it.
+"""Class folders: `<class>/<file>` as in UCF-101, `<split>/<class>/<file>` as in ImageNet.
 
-The label is the place of the class among the sorted class names, or in the list of class names; the caption is the
-class in words.
+The label is the index of the class in the sorted class names, or in the list of class names; the caption is the class
+in words.
 """
 
 import os
@@ -18,7 +18,7 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   """(split folder or '', class folder) of every class below a root, sorted.
 
   Raises:
-    ValueError: where no class folder holds a file.
+    ValueError: if no class folder contains a media file.
   """
   one = _folders(root, "*/*")
   splits = {os.path.dirname(folder) for folder in _folders(root, "*/*/*")} & set(SPLITS)
@@ -53,7 +53,7 @@ def folder_lines(
     split: split folder, or ''.
     name: class folder.
     columns: with the class names.
-    validation_files: paths below the root, or below the split folder, that belong to validation.
+    validation_files: paths relative to the root, or to the split folder, that belong to validation.
   """
   base = root.rstrip("/") + "/"
   folder = storage.join(root, *filter(None, (split, name)))

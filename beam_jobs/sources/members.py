@@ -1,7 +1,7 @@
-"""Addresses of files inside tar files, and the one read of a row's media.
+"""Addresses of files inside tar files, and the function that reads a row's media.
 
-`shards/000.tar::dog.mp4@1536+20480` is 20,480 bytes from byte 1,536 of `shards/000.tar`, the member `dog.mp4`. A worker
-reads these bytes and the header block before them, nothing else of the tar file.
+`shards/000.tar::dog.mp4@1536+20480` is the member `dog.mp4` of `shards/000.tar`: 20,480 bytes from byte 1,536. A worker
+reads only these bytes of the tar file and the header block before them.
 """
 
 import re
@@ -16,7 +16,7 @@ _MEMBER = re.compile(
 
 
 class StaleMember(ValueError):
-  """An address whose tar file holds something else at that place."""
+  """An address whose tar file has other contents at that offset."""
 
 
 class Member(NamedTuple):
@@ -32,7 +32,7 @@ class Member(NamedTuple):
 
 
 def parse_member(path: str) -> Member | None:
-  """The member that a path addresses; None for a path of a plain file."""
+  """The member that a path addresses; None for the path of a plain file."""
   match = _MEMBER.fullmatch(path)
   if not match:
     return None
@@ -40,7 +40,7 @@ def parse_member(path: str) -> Member | None:
 
 
 def file_name(path: str) -> str:
-  """Path without the place of a member, so that it ends in the media's own extension."""
+  """Path without the offset of a member, so that it ends with the extension of the media."""
   member = parse_member(path)
   return f"{member.archive}::{member.name}" if member else path
 
@@ -49,9 +49,9 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
   """Content of a file, or of a member of a tar file.
 
   Raises:
-    FileNotFoundError: where there is no such file.
-    storage.TooLarge: where it has more than `max_bytes`.
-    StaleMember: where the tar file has no such member at that place.
+    FileNotFoundError: if the file does not exist.
+    storage.TooLarge: if it has more than `max_bytes`.
+    StaleMember: if the tar file has no such member at that offset.
   """
   member = parse_member(path)
   if member is None:
@@ -62,14 +62,14 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
     raise FileNotFoundError(f"no file at {member.archive}")
   block = tarfile.BLOCKSIZE
   with storage.open_raw(member.archive) as stream:
-    # A member's own header is the block before its bytes, whatever extended headers come first.
+    # A member's own header is the block before its bytes, even if extended headers come first.
     stream.seek(max(0, member.offset - block))
     content = stream.read(block + member.size)
   try:
     header = tarfile.TarInfo.frombuf(content[:block], "utf-8", "surrogateescape")
   except tarfile.HeaderError as error:
     raise StaleMember(f"{path}: no tar header before byte {member.offset} ({error})") from error
-  # A plain header cuts long names off and cannot state more than 8 GiB.
+  # A plain header truncates long names and cannot state sizes above 8 GiB.
   if not member.name.startswith(header.name) or header.size not in (member.size, 0):
     raise StaleMember(
       f"{path}: the tar file has {header.name!r} of {header.size} bytes there; list it again"

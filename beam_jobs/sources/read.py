@@ -1,4 +1,4 @@
-"""A source to manifest lines (bytes), streamed: nothing larger than a file name or a row group's number is shuffled."""
+"""Streams manifest lines (bytes) from a source; only file names and row group numbers are shuffled."""
 
 import json
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from beam_jobs.sources.spec import SourceSpec, files
 class ReadRows(beam.PTransform):
   """Manifest lines of a source.
 
-  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many of those.
+  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files.
 
   Args:
     spec: the source.
-    look: whether to look at the files while the graph is built.
+    look: whether to read the files while the graph is built.
   """
 
   def __init__(self, spec: SourceSpec, *, look: bool = True):
@@ -56,7 +56,7 @@ class ReadRows(beam.PTransform):
 
 
 def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
-  """A line with its columns mapped; one that is no object stays, and becomes a dead letter later."""
+  """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
   if not line.strip():
     return
   try:

@@ -1,4 +1,4 @@
-"""Manifest lines (JSONL) to rows. A line that breaks the contract is a row with a problem, never an exception."""
+"""Parses manifest lines (JSONL) to rows. An invalid line becomes a row with a problem, never an exception."""
 
 import dataclasses
 import hashlib
@@ -11,14 +11,14 @@ from typing import Any
 from beam_jobs.sources.members import file_name
 from data import schema
 
-# The last four are pictures that no decoder here reads: they end as dead letters, not as short videos.
+# The last four have no decoder here: they become dead letters instead of short videos.
 IMAGE_EXTENSIONS = frozenset(
   (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl")
 )
 VIDEO_EXTENSIONS = frozenset(
   (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp", ".gif")
 )
-# Reasons of rows that break the contract: no other file mends them, only another manifest.
+# Reasons of invalid rows: only another manifest fixes them, not another media file.
 PROBLEMS = frozenset(
   (
     "bad_captions",
@@ -38,9 +38,9 @@ PROBLEMS = frozenset(
 class Row:
   """One line of the manifest.
 
-  `path` is where to read the media, `uri` what the manifest said. `key` hashes uri, start and end. `identity` also
-  hashes the captions: two rows that share it are duplicates. `shard_key` decides the shard: rows of one `group` meet
-  in one. `problem` is a reason and its explanation, None for a good row.
+  `path` is where to read the media, `uri` is the manifest's value. `key` hashes uri, start and end. `identity` also
+  hashes the captions: two rows with the same identity are duplicates. `shard_key` decides the shard: rows of one
+  `group` are in the same shard. `problem` is a reason and its explanation, None for a valid row.
   """
 
   uri: str
@@ -58,17 +58,17 @@ class Row:
 
   @property
   def key(self) -> str:
-    """sha256 over uri, start and end."""
+    """sha256 of uri, start and end."""
     return row_key(self.uri, self.start_seconds, self.end_seconds)
 
   @property
   def identity(self) -> str:
-    """sha256 over key and captions."""
+    """sha256 of key and captions."""
     return _digest(self.key, self.captions)
 
   @property
   def shard_key(self) -> str:
-    """sha256 over the group where there is one, else `key`."""
+    """sha256 of the group if there is one, else `key`."""
     return self.key if self.group is None else _digest("group", self.group)
 
 
@@ -94,7 +94,7 @@ def parse_line(line: str, folder: str) -> Row:
   except _BadRow as error:
     problem = (error.reason, str(error))
   except (ValueError, RecursionError) as error:
-    # Besides what is no JSON: numbers of thousands of digits, and lists in lists in lists.
+    # Includes numbers with thousands of digits and deeply nested lists.
     problem = ("bad_manifest_line", str(error))
   raw = raw if isinstance(raw, dict) else {"line": line}
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
@@ -114,12 +114,12 @@ def parse_line(line: str, folder: str) -> Row:
 
 
 def row_key(uri: Any, start_seconds: Any, end_seconds: Any) -> str:
-  """sha256 that tells rows of a manifest apart."""
+  """sha256 that identifies a row of a manifest."""
   return _digest(uri, start_seconds, end_seconds)
 
 
 def is_utf8(text: str) -> bool:
-  """Whether a text is one that UTF-8 can hold: halves of characters, and bytes that were none, are not."""
+  """Whether UTF-8 can encode a text; lone surrogates and undecodable bytes cannot be encoded."""
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -128,12 +128,12 @@ def is_utf8(text: str) -> bool:
 
 
 def guess_modality(uri: str) -> str:
-  """'image' for the extension of a still picture, 'video' for everything else."""
+  """'image' for the extension of an image, 'video' for everything else."""
   return "image" if os.path.splitext(file_name(uri))[1].lower() in IMAGE_EXTENSIONS else "video"
 
 
 def resolve(uri: str, folder: str) -> str:
-  """Path of a uri: itself where absolute or with a scheme, else under the manifest's folder."""
+  """Path of a uri: unchanged if it is absolute or has a scheme, else relative to the manifest's folder."""
   if uri.startswith("file:///"):
     return urllib.parse.unquote(uri.removeprefix("file://"))
   if "://" in uri or os.path.isabs(uri):
@@ -144,7 +144,7 @@ def resolve(uri: str, folder: str) -> str:
 def _row(raw: Mapping[str, Any], folder: str) -> Row:
   error = raw.get("source_error")
   if error is not None:
-    # The source could not make sense of a row, and says so here, where the ledger sees it.
+    # The source could not read the row; the ledger records its error.
     raise _BadRow("bad_source_row", str(error))
   uri = raw.get("uri")
   if not isinstance(uri, str) or not uri:
@@ -192,7 +192,9 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
     raise _BadRow("bad_captions", f"captions: got {captions!r}, expected a list of strings")
   if not all(map(is_utf8, captions)):
-    raise _BadRow("bad_captions", f"captions: got {captions!r}, expected text that UTF-8 can hold")
+    raise _BadRow(
+      "bad_captions", f"captions: got {captions!r}, expected text that UTF-8 can encode"
+    )
   weights = raw.get("caption_weights")
   if weights is None:
     weights = [1.0] * len(captions)
@@ -202,7 +204,7 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   if not numbers or len(weights) != len(captions) or (weights and sum(weights) <= 0):
     raise _BadRow(
       "bad_captions",
-      f"caption_weights: got {weights!r} for {len(captions)} captions, expected as many numbers >= 0, "
+      f"caption_weights: got {weights!r} for {len(captions)} captions, expected the same number of weights >= 0, "
       "not all of them 0",
     )
   kept = [(c.strip(), float(w)) for c, w in zip(captions, weights) if c.strip()]

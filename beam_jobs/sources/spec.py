@@ -1,4 +1,4 @@
-"""Which source a run reads, from its flags: checked before any work, plain values for the workers."""
+"""The source that a run reads, from its flags: checked before any work, and passed to the workers as plain values."""
 
 import argparse
 import dataclasses
@@ -31,10 +31,10 @@ class SourceSpec:
 
   Args:
     kind: one of `KINDS`.
-    pattern: files, with `*` or `{000..123}`; the root of class folders.
+    pattern: files, with `*` or `{000..123}`; or the root of class folders.
     media_root: base of relative uris.
-    columns: how its rows become ours.
-    validation_files: of class folders, files of the validation split.
+    columns: how its columns map to fields.
+    validation_files: files of the validation split, for class folders.
   """
 
   kind: str
@@ -45,47 +45,59 @@ class SourceSpec:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The flags of a source."""
+  """Adds the flags of a source."""
   add = parser.add_argument
   add(
     "--manifest",
     required=True,
-    help="files of rows (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a root of class folders",
+    help="manifest files (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a root of class folders",
   )
-  add("--source", default="auto", choices=("auto", *KINDS), help="kind, else told by the extension")
+  add(
+    "--source", default="auto", choices=("auto", *KINDS), help="kind of source (by the extension)"
+  )
   add("--media_root", help="base of relative uris (the folder of --manifest)")
   add(
     "--column",
     action="append",
     default=[],
     metavar="FIELD=COLUMN",
-    help=f"column of a field: {', '.join(FIELDS)}; caption=COLUMN[:WEIGHT] once for each caption",
+    help=f"column of a field: {', '.join(FIELDS)}; caption=COLUMN[:WEIGHT] may be repeated",
   )
-  add("--keep_column", action="append", default=[], help="column to carry into the ledgers")
+  add("--keep_column", action="append", default=[], help="column to keep in the ledgers")
   add("--uri_template", default="", help="uri made of columns, e.g. '{id}_{start:06d}.mp4'")
-  add("--class_names", help="file with a class name a line, in the order of the labels")
+  add("--class_names", help="file with one class name per line, in the order of the labels")
   add("--caption_template", default="{class}", help="caption of rows with a class ('{class}')")
-  add("--split", default="train", choices=("train", "validation"), help="of rows that name none")
+  add(
+    "--split",
+    default="train",
+    choices=("train", "validation"),
+    help="split of rows that do not name one",
+  )
   add(
     "--split_name", action="append", default=[], metavar="THEIRS=OURS", help="e.g. val=validation"
   )
-  add("--validation_percent", type=float, default=0.0, help="of rows without a split, by hash (0)")
+  add(
+    "--validation_percent",
+    type=float,
+    default=0.0,
+    help="percentage of rows without a split, by hash (0)",
+  )
   add("--validation_list", help="file list of class folders' validation split (testlist01.txt)")
 
 
 def source_of(
   args: argparse.Namespace, *, scores: tuple[str, ...], look: bool = True
 ) -> SourceSpec:
-  """The source of parsed flags.
+  """The source that parsed flags describe.
 
   Args:
-    args: of `add_arguments`.
+    args: parsed flags of `add_arguments`.
     scores: columns that filters read.
-    look: whether to look at the files; False takes the flags' word for what can be had without them.
+    look: whether to read the files; if False, only the flags are checked.
 
   Raises:
-    FileNotFoundError: where nothing is there, naming the flag.
-    ValueError: on flags that do not fit one another or the source.
+    FileNotFoundError: if a file does not exist, naming the flag.
+    ValueError: if flags do not fit each other or the source.
   """
   kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
   if kind == "folder":
@@ -101,15 +113,13 @@ def source_of(
   if look or args.class_names:
     columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
-    raise ValueError("--column class=... needs --class_names, a file with a class name a line")
+    raise ValueError("--column class=... needs --class_names, a file with one class name per line")
   if look and kind in ("csv", "kinetics", "parquet"):
     _check_header(first, kind, columns)
   validation_files = frozenset()
   if args.validation_list:
     if kind != "folder":
-      raise ValueError(
-        "--validation_list belongs to --source=folder; use --column split=... instead"
-      )
+      raise ValueError("--validation_list requires --source=folder; use --column split=... instead")
     validation_files = folders.parse_file_list(_text("validation_list", args.validation_list))
   return SourceSpec(
     kind=kind,
@@ -121,18 +131,18 @@ def source_of(
 
 
 def files(pattern: str) -> Iterator[str]:
-  """Files of a pattern; `{000..123}` is each number, as wide as it is written."""
+  """Files of a pattern; `{000..123}` expands to each number, padded with zeros to the same width."""
   for one in _expanded(pattern):
     yield from storage.match(one)
 
 
 def _check_range(pattern: str) -> None:
-  """Refuse a range of numbers with a hole: its rows would be missing, and nobody would know."""
+  """Rejects a range with missing files, whose rows would otherwise be missing silently."""
   missing = [one for one in _expanded(pattern) if next(storage.match(one), None) is None]
   if missing:
     raise FileNotFoundError(
-      f"--manifest: no file at {missing[0]}, and at {len(missing) - 1} others of {pattern}; set the range to the files "
-      "that are there"
+      f"--manifest: no file at {missing[0]}, and at {len(missing) - 1} others of {pattern}; set the range to the "
+      "existing files"
     )
 
 
@@ -154,7 +164,7 @@ def _kind_of(pattern: str, *, look: bool) -> str:
       return kind
   if not look:
     raise ValueError(
-      f"--manifest: got {pattern}, of no known extension; set --source to one of {KINDS}"
+      f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
   if next(storage.match(storage.join(pattern.rstrip("/"), "*", "*")), None) or next(
     storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
@@ -190,7 +200,7 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
   template = args.uri_template
   if kind == "kinetics":
     fields = [("class", "label"), *fields]
-    # The files are cut already; times are part of their names.
+    # The files are clips already; times are part of their names.
     splits = [("val", "validation"), ("validate", "validation"), *splits]
     template = template or KINETICS_TEMPLATE
   return Columns(
@@ -221,18 +231,18 @@ def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple
 
 
 def _check_header(path: str, kind: str, columns: Columns) -> None:
-  """Refuse a table without a column that a flag names."""
+  """Rejects a table without a column that a flag names."""
   import pyarrow
 
   try:
     header = tables.parquet_header(path) if kind == "parquet" else tables.csv_header(path)
   except (pyarrow.ArrowException, OSError) as error:
-    raise ValueError(f"--manifest: {path} is no Parquet file ({error})") from error
+    raise ValueError(f"--manifest: {path} is not a Parquet file ({error})") from error
   wanted = (*columns.stated, *(() if columns.uri_template else (columns.column("uri"),)))
   missing = [name for name in dict.fromkeys(wanted) if name not in header]
   if missing:
     raise ValueError(
-      f"--manifest: {path} has the columns {header}, not {missing}; say which is which with "
+      f"--manifest: {path} has the columns {header}, not {missing}; map them with "
       "--column FIELD=COLUMN (uri=..., caption=...)"
     )
 
@@ -243,7 +253,7 @@ def _text(flag: str, path: str) -> str:
   try:
     return storage.read(path).decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise ValueError(f"--{flag}: {path} is no UTF-8 text ({error})") from error
+    raise ValueError(f"--{flag}: {path} is not UTF-8 text ({error})") from error
 
 
 def _positive(flag: str, text: str, number: str) -> float:

@@ -1,4 +1,4 @@
-"""Rows of CSV and Parquet files, one file or one row group at a time."""
+"""Reads rows of CSV and Parquet files, one file or one row group at a time."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ def csv_header(path: str) -> list[str]:
 
 
 def csv_lines(path: str, columns: Columns) -> Iterator[str]:
-  """Manifest lines of a CSV file, or TSV by its extension; a row of the wrong length is a bad row."""
+  """Manifest lines of a CSV or TSV file, by its extension; a row of the wrong length is a bad row."""
   with storage.open_text(path) as stream:
     reader = csv.reader(stream, delimiter=_delimiter(path))
     header = next(reader, [])
@@ -31,7 +31,7 @@ def csv_lines(path: str, columns: Columns) -> Iterator[str]:
         yield bad_row(f"{path}:{reader.line_num}", f"{error}")
         continue
       if not all(map(is_utf8, cells)):
-        message = f"got cells that are no UTF-8: {cells}; write the table in UTF-8"
+        message = f"got cells that are not UTF-8: {cells}; write the table in UTF-8"
         yield bad_row(f"{path}:{reader.line_num}", message)
       elif len(cells) == len(header):
         yield to_line(to_row(dict(zip(header, cells)), columns))
@@ -61,7 +61,7 @@ def parquet_header(path: str) -> list[str]:
 
 
 def parquet_groups(path: str) -> Iterator[tuple[str, int]]:
-  """(path, row group) of a Parquet file; (path, -1) where it is none."""
+  """(path, row group) of a Parquet file; (path, -1) if it is not one."""
   import pyarrow
   import pyarrow.parquet
 
@@ -74,12 +74,12 @@ def parquet_groups(path: str) -> Iterator[tuple[str, int]]:
 
 
 def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:
-  """Manifest lines of a row group; only columns that a row can use are read."""
+  """Manifest lines of a row group; only columns that a row may use are read."""
   import pyarrow
   import pyarrow.parquet
 
   if group < 0:
-    yield bad_row(path, "no Parquet file: its footer is damaged or missing")
+    yield bad_row(path, "not a Parquet file: its footer is damaged or missing")
     return
   with storage.open_raw(path) as stream:
     file = pyarrow.parquet.ParquetFile(stream)
@@ -97,11 +97,11 @@ def _parquet_line(row: Mapping[str, Any], columns: Columns, place: str) -> str:
   try:
     return to_line(to_row({name: _decoded(value) for name, value in row.items()}, columns))
   except UnicodeDecodeError as error:
-    return bad_row(place, f"got bytes that are no UTF-8 ({error}) in {row}")
+    return bad_row(place, f"got bytes that are not UTF-8 ({error}) in {row}")
 
 
 def _decoded(value: Any) -> Any:
-  """Text of a binary cell, as writers that do not annotate text leave it; lists of them too."""
+  """Text of a binary cell, as some writers store text without annotation; also lists of them."""
   if isinstance(value, list):
     return [_decoded(item) for item in value]
   return value.decode() if isinstance(value, bytes) else value

@@ -1,7 +1,6 @@
-"""Samples of webdataset shards: tar files whose members share a name up to the first dot.
+"""Samples of webdataset shards: tar files in which the members of a sample share the name up to the first dot.
 
-Only the headers and the small text members are read here; the media stay where they are and get an address
-(`members`).
+Only headers and small text members are read here; media are referenced by their address (`members`).
 """
 
 import json
@@ -29,7 +28,7 @@ class _Sample:
     self.error = ""
 
   def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile, path: str) -> None:
-    """Note one member."""
+    """Adds one member."""
     extension = os.path.splitext(member.name)[1].lower()
     if extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS:
       self.media.append(Member(path, member.name, member.offset_data, member.size))
@@ -38,11 +37,11 @@ class _Sample:
         self.error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
         return
       content = tar.extractfile(member)
-      assert content is not None, "regular files alone come here"
+      assert content is not None, "only regular files are added"
       try:
         text = content.read().decode()
       except UnicodeDecodeError as error:
-        self.error = f"{member.name} is no UTF-8 text ({error})"
+        self.error = f"{member.name} is not UTF-8 text ({error})"
         return
       self._note(extension, member.name, text)
 
@@ -56,13 +55,13 @@ class _Sample:
         fields = json.loads(text)
         if not isinstance(fields, dict):
           raise ValueError(f"got {type(fields).__name__}, expected an object")
-        # A caption or class of its own member counts more.
+        # Separate caption and class members take precedence.
         self.fields = fields | self.fields
       except ValueError as error:
         self.error = f"{name}: {error}"
 
   def lines(self, path: str, columns: Columns) -> Iterator[str]:
-    """One manifest line a medium."""
+    """One manifest line per media member."""
     if self.error or not self.media:
       message = self.error or f"sample {self.key!r} has no member that is an image or a video"
       yield bad_row(f"{path}::{self.key}", message)
@@ -77,15 +76,15 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
   """Manifest lines of one shard.
 
   Args:
-    path: of the tar file.
-    uri: how rows call it.
-    columns: fields of the json members.
+    path: path of the tar file.
+    uri: name of the tar file in uris of rows.
+    columns: mapping of the fields of JSON members.
   """
   sample: _Sample | None = None
   try:
     with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
       while member := tar.next():
-        # The list of members would grow with the file; it has no public name.
+        # The list of members would grow with the file; it is not public.
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         if not member.isfile():
           continue
@@ -100,7 +99,7 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
     if sample:
       yield from sample.lines(uri, columns)
     yield bad_row(
-      uri, f"tar file: {error}; expected an uncompressed tar, whole samples before this are taken"
+      uri, f"tar file: {error}; expected an uncompressed tar; complete samples before this are used"
     )
   else:
     if sample:

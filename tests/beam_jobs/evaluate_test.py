@@ -1,4 +1,4 @@
-"""The Beam evaluation against the same in one process, with two workers."""
+"""The Beam evaluation with two workers against the evaluation in one process."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ _TWO_WORKERS = (
 )
 
 
-def test_two_workers_are_one_process(tmp_path):
+def test_two_workers_give_the_scores_of_one_process(tmp_path):
   rng = np.random.default_rng(0)
   for folder in ("fake", "real"):
     for i, video in enumerate(rng.integers(0, 256, size=(5, 5, 16, 16, 3)).astype(np.uint8)):

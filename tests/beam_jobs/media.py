@@ -1,4 +1,4 @@
-"""Media files for the tests, made here: no file of the repository and no network."""
+"""Media files for the tests, generated without files of the repository and without network."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def gradient(frame: int, height: int, width: int) -> np.ndarray:
-  """A smooth picture whose brightness tells the number of its frame: uint8 (height, width, 3)."""
+  """A smooth image whose red channel encodes the frame number: uint8 (height, width, 3)."""
   y, x = np.mgrid[0:height, 0:width]
   red = np.full((height, width), 10 * frame % 250)
   return np.stack([red, 200 * x / width, 200 * y / height], axis=-1).astype(np.uint8)
@@ -31,7 +31,7 @@ def video(
 ) -> bytes:
   """A video whose frame k is `gradient(k * step + seed)`, plus noise that makes the file larger."""
   random = np.random.default_rng(seed)
-  # A file and not memory: "faststart" opens it a second time.
+  # A file instead of memory: "faststart" opens it a second time.
   with (
     tempfile.NamedTemporaryFile() as file,
     av.open(file.name, "w", format=container, options=options or {}) as output,
@@ -50,7 +50,7 @@ def video(
 
 
 def audio(*, seconds: int = 1) -> bytes:
-  """An MP4 with an AAC track and nothing to see."""
+  """An MP4 with only an AAC track."""
   stream = io.BytesIO()
   with av.open(stream, "w", format="mp4") as output:
     track = output.add_stream("aac", rate=16000)
@@ -67,7 +67,7 @@ def audio(*, seconds: int = 1) -> bytes:
 def image(
   *, height: int = 64, width: int = 64, seed: int = 0, kind: str = "PNG", noise: int = 0
 ) -> bytes:
-  """A still picture."""
+  """An image."""
   stream = io.BytesIO()
   picture = gradient(seed, height, width).astype(np.int64)
   picture += np.random.default_rng(seed).integers(0, noise + 1, picture.shape)

@@ -1,4 +1,4 @@
-"""The whole job with a real VAE and a real text encoder of random weights: what ends where, and what a rerun does."""
+"""The complete job with a VAE and a text encoder of random weights: outcomes of rows, and reruns."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def ledger_lines(folder: pathlib.Path, suffix: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-  """A run over good rows and every kind of bad one: (folder, argv, result)."""
+  """A run on valid rows and every kind of invalid row: (folder, argv, result)."""
   folder = tmp_path_factory.mktemp("corpus")
   good = good_rows(folder)
   clip = media.video(noise=40)
@@ -60,7 +60,7 @@ def finished(world, tmp_path_factory):
   return folder, argv, preprocess.run(argv)
 
 
-def test_bad_media_end_as_dead_letters_with_distinct_reasons_and_the_job_goes_on(finished):
+def test_bad_media_are_dead_letters_with_distinct_reasons_and_the_job_continues(finished):
   folder, _, result = finished
   dead = ledger_lines(folder / "out", "dead")
   reasons = {entry["uri"]: (entry["stage"], entry["reason"]) for entry in dead}
@@ -98,11 +98,11 @@ def test_latents_are_the_posterior_means_of_the_decoded_pixels(finished, world):
     for frames in clip.frames.values():
       mean = encode(jnp.asarray(frames[None], jnp.float32) / 255)
       got = record.latents[schema.latents_field(*mean.shape[:3])].astype(np.float32)
-      # One row alone and the same row in a batch of two may round differently once.
+      # A row alone and the same row in a batch of two may round differently.
       np.testing.assert_allclose(got, mean.astype(jnp.bfloat16), rtol=2**-7, atol=2**-10)
 
 
-def test_text_is_the_encoders_within_a_percent(finished, world):
+def test_text_is_the_encoders_output_within_a_percent(finished, world):
   folder, _, _ = finished
   from walt_t5x.text.encoder import TextEncoder
 
@@ -180,7 +180,9 @@ def test_seqio_reads_the_folder_as_a_cached_task(finished, task, split, rows):
 def test_a_rerun_changes_no_byte_and_reads_no_medium(finished, monkeypatch):
   folder, argv, result = finished
   before = digests(folder / "out")
-  monkeypatch.setattr(pipeline, "load_row", lambda *_: pytest.fail("a whole shard was read again"))
+  monkeypatch.setattr(
+    pipeline, "load_row", lambda *_: pytest.fail("a complete shard was read again")
+  )
   again = preprocess.run(argv)
   assert digests(folder / "out") == before
   assert {**again, "seconds": 0} == {**result, "seconds": 0}
@@ -281,7 +283,7 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
 
   def poisoned(self, pixels, count):
     latents = start(self, pixels, count)
-    dark = pixels[:, 0, ..., 0].mean(axis=(1, 2)) < 55  # the first clip alone
+    dark = pixels[:, 0, ..., 0].mean(axis=(1, 2)) < 55  # only the first clip
     return jnp.where(dark[:, None, None, None, None], jnp.nan, latents)
 
   monkeypatch.setattr(encoders.Encoders, "start_encode", poisoned)
@@ -293,10 +295,10 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
       assert np.isfinite(moments["sum"]).all()
 
 
-# --- refusals before and after the work ---------------------------------------------------------
+# --- errors before and after the work -----------------------------------------------------------
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_field(finished, world):
+def test_other_settings_in_the_same_folder_are_rejected_by_field(finished, world):
   folder, _, _ = finished
   manifest = folder / "manifest.jsonl"
   with pytest.raises(
@@ -307,12 +309,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_field(finished, world)
     preprocess.run(world.argv(manifest, folder / "out", num_shards=3))
 
 
-def test_another_vae_is_refused_by_its_fingerprint(finished, world, tmp_path):
+def test_another_vae_is_rejected_by_its_fingerprint(finished, world, tmp_path):
   folder, _, _ = finished
   from walt_t5x.engine.checkpoints import load_params
 
   params = load_params(world.checkpoint)
-  # A trained checkpoint holds a discriminator too; the VAE is found beside it.
+  # A trained checkpoint also has a discriminator; the VAE's parameters are selected.
   leaf = params["encoder"]
   while not hasattr(next(iter(leaf.values())), "shape"):
     leaf = next(iter(leaf.values()))
@@ -336,7 +338,7 @@ def test_another_vae_is_refused_by_its_fingerprint(finished, world, tmp_path):
     ({"no_such_flag": 1}, "unknown flags .*no_such_flag"),
   ],
 )
-def test_a_wrong_flag_is_refused_before_any_work(world, tmp_path, flags, message):
+def test_a_wrong_flag_is_rejected_before_any_work(world, tmp_path, flags, message):
   manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     preprocess.run(world.argv(**{"manifest": manifest, "output": tmp_path / "out"} | flags))
@@ -365,7 +367,7 @@ def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
     (lambda d: next(d.glob("*-of-00002")).unlink(), "bytes of its sidecar"),
     (
       lambda d: (d / "train.tfrecord-00000-of-00014").write_bytes(b""),
-      "00014 belongs to no shard of this run",
+      "00014 is not a shard of this run",
     ),
     (
       lambda d: [
@@ -376,7 +378,7 @@ def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
     ),
   ],
 )
-def test_finalise_refuses_a_hole(world, tmp_path, damage, message):
+def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, message):
   rows = good_rows(tmp_path, videos=3, images=0)
   argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out")
   preprocess.run(argv)
@@ -417,7 +419,7 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
   assert "no whole checkpoint in /nowhere" in capsys.readouterr().err
 
 
-def test_a_gin_file_without_a_vae_is_refused(tmp_path):
+def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
   gin = tmp_path / "other.gin"
   gin.write_text("x = 1\n")
   with pytest.raises(ValueError, match=r"other\.gin binds no CausalVae"):
@@ -451,7 +453,7 @@ def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys
   lines = capsys.readouterr().out.splitlines()
   assert sum("sha256 differs" in line for line in lines) == 1
   assert sum("is missing" in line for line in lines) == 1
-  assert sum("the sidecar is no JSON" in line for line in lines) == 1
+  assert sum("the sidecar is not JSON" in line for line in lines) == 1
   monkeypatch.setattr(verify, "_WORTH_PROCESSES", 0)
   assert verify.main([str(videos), "--workers=2"]) == 1
   assert capsys.readouterr().out.splitlines() == lines

@@ -1,4 +1,4 @@
-"""Laws of a replay: it gives what an undisturbed run over mended files gives, changes nothing else, loses nothing."""
+"""Replays: the result equals an undisturbed run on fixed files; nothing else changes, and no row is lost."""
 
 import ast
 import io
@@ -20,7 +20,7 @@ BROKEN = ("clip0.mp4", "clip3.mp4", "clip4.mp4", "still1.png")
 
 
 def payloads(output: pathlib.Path) -> dict[str, list[bytes]]:
-  """Records of each task folder as they are encoded, in an order of their own."""
+  """Encoded records of each task folder, sorted."""
   return {
     folder.name: sorted(
       payload
@@ -40,20 +40,23 @@ def stats(output: pathlib.Path) -> dict[str, dict]:
 
 
 def corpus(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, bytes]]:
-  """A manifest of eight good rows and a bad one, four files broken; and what mends them. One split, six videos."""
+  """A manifest of eight valid rows and an invalid one, with four broken files, and their fixed contents.
+
+  One split, six videos.
+  """
   folder.mkdir(exist_ok=True)
   manifest_rows = [row | {"split": "train"} for row in good_rows(folder, videos=6, images=3)]
-  whole = {name: (folder / name).read_bytes() for name in BROKEN}
-  (folder / "clip0.mp4").write_bytes(whole["clip0.mp4"][:700])
+  intact = {name: (folder / name).read_bytes() for name in BROKEN}
+  (folder / "clip0.mp4").write_bytes(intact["clip0.mp4"][:700])
   (folder / "clip3.mp4").unlink()
   (folder / "clip4.mp4").unlink()
   (folder / "still1.png").unlink()
-  return write_manifest(folder, [*manifest_rows, "{ no json"]), whole
+  return write_manifest(folder, [*manifest_rows, "{ no json"]), intact
 
 
-def mend(folder: pathlib.Path, whole: dict[str, bytes], *names: str) -> None:
+def mend(folder: pathlib.Path, intact: dict[str, bytes], *names: str) -> None:
   for name in names:
-    (folder / name).write_bytes(whole[name])
+    (folder / name).write_bytes(intact[name])
 
 
 def pixels(manifest: pathlib.Path, output: pathlib.Path) -> list[str]:
@@ -72,10 +75,10 @@ def verified(output: pathlib.Path) -> int:
   return verify.main([str(output / "toy_videos"), str(output / "toy_images")])
 
 
-def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
+def test_a_replay_of_fixed_files_gives_an_undisturbed_run_and_changes_nothing_else(
   world, tmp_path, monkeypatch
 ):
-  manifest, whole = corpus(tmp_path)
+  manifest, intact = corpus(tmp_path)
   out, flags = tmp_path / "out", {"resolutions": "16x16", "decode_isolation": "thread"}
   argv = world.argv(manifest, out, num_shards=3, **flags)
   assert preprocess.run(argv)["dead_by_reason"] == {
@@ -86,7 +89,7 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
   before, stated = digests(out), stats(out)
   noted = json.loads((out / "toy.settings.json").read_text())["batch_sizes"]
   assert noted == {"batch_size": 2, "image_batch_size": 4}
-  # Another VAE is refused before anything is written.
+  # Another VAE is rejected before anything is written.
   origin = encoders.origin
   other = {"fingerprint": "0" * 64}
   with monkeypatch.context() as patch:
@@ -95,28 +98,28 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
     )
     with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint: .* this run '0000"):
       replay.run(again(tmp_path, out, "--all"))
-  # So are other batch sizes; the job refuses them too.
+  # So are other batch sizes; the job rejects them too.
   with pytest.raises(settings.SettingsMismatch, match=r"--batch_size: got 8, but .* made with 2"):
     replay.run(again(tmp_path, out, "--all", "--batch_size=8"))
   with pytest.raises(settings.SettingsMismatch, match=r"batch_size: the folder has 2, this run 8"):
     preprocess.run([*argv, "--batch_size=8"])
   assert digests(out) == before
-  # The encoders that the replay runs with are the job's to the batch.
+  # The replay runs with the job's encoders and batch sizes.
   made = []
   monkeypatch.setattr(
     encoders, "origin", lambda loaded: made.append(loaded.config) or origin(loaded)
   )
-  mend(tmp_path, whole, *BROKEN)
+  mend(tmp_path, intact, *BROKEN)
   result = replay.run(again(tmp_path, out, "--reason=missing", "--reason=truncated"))
   assert [config.batch_sizes for config in made] == [noted]
   assert (result["rows"], result["written"], result["dead"]) == (4, 4, 0)
   assert result["dead_letters_left"] == {"bad_manifest_line": 1}
-  # The job's shards, ledgers, plan, settings and provenance are the same bytes; only totals change.
+  # The job's shards, ledgers, plan, settings and provenance do not change; only totals do.
   after = digests(out)
   changed = {name for name in before if after.get(name) != before[name]}
   assert changed <= set(stated)
   assert all("replay01" in name for name in after.keys() - before.keys())
-  # The records, byte by byte, are those of a run that met no broken file.
+  # The records are byte-identical to those of a run without broken files.
   fresh = tmp_path / "fresh"
   preprocess.run(world.argv(manifest, fresh, num_shards=3, **flags))
   assert payloads(out) == payloads(fresh)
@@ -124,7 +127,7 @@ def test_mended_files_replayed_are_an_undisturbed_run_and_nothing_else_changes(
     assert stats(out)[name] == expected
   assert verified(out) == 0
   _read_by_seqio(out, expected=6)
-  # A second replay finds nothing and leaves no trace.
+  # A second replay finds nothing and writes nothing.
   before = digests(out)
   again_all = replay.run(again(tmp_path, out, "--all"))
   assert (again_all["rows"], again_all["replay"]) == (0, None)
@@ -153,19 +156,19 @@ def _read_by_seqio(output, *, expected):
 
 
 def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
-  manifest, whole = corpus(tmp_path)
+  manifest, intact = corpus(tmp_path)
   out = tmp_path / "out"
   preprocess.run(pixels(manifest, out))
-  mend(tmp_path, whole, "clip3.mp4")
+  mend(tmp_path, intact, "clip3.mp4")
   (tmp_path / "clip4.mp4").write_bytes(b"no media\n" * 99)
   first = replay.run(again(tmp_path, out, "--reason=missing"))
-  # clip4 fails for another reason now, the picture for the same; the cut clip was not asked for.
+  # clip4 now fails for another reason, the image for the same; the truncated clip is not taken.
   assert (first["rows"], first["written"], first["dead"]) == (3, 1, 2)
   left = {"bad_manifest_line": 1, "missing": 1, "not_media": 1, "truncated": 1}
   assert first["dead_letters_left"] == left
   assert verified(out) == 0
   one = digests(out)
-  mend(tmp_path, whole, *BROKEN)
+  mend(tmp_path, intact, *BROKEN)
   second = replay.run(again(tmp_path, out, "--all"))
   assert (second["rows"], second["written"], second["replay"]) == (3, 3, 2)
   two = digests(out)
@@ -174,16 +177,16 @@ def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
   preprocess.run(pixels(manifest, tmp_path / "fresh"))
   assert payloads(out) == payloads(tmp_path / "fresh")
   assert stats(out) == stats(tmp_path / "fresh")
-  # The page of a folder tells of no dead letter that a replay has taken.
+  # The page of a folder does not show dead letters that a replay took.
   videos = out / "toy_videos"
   names = [path.name for path in videos.iterdir() if inspection.SHARD_NAME.fullmatch(path.name)]
   _, dead = inspection.read_ledgers(str(videos), names)
   assert dict(dead.counts) == {"bad_manifest_line": 1}
-  # The job does not run over replays.
+  # The job does not run on a cache with replays.
   with pytest.raises(ValueError, match=r"holds replays \['01', '02'\] of task 'toy'"):
     preprocess.run([*pixels(manifest, out), "--retry_dead"])
   assert digests(out) == two
-  # What verify must find.
+  # Problems that verify must find.
   shard = next(path for path in videos.glob("*replay02*-of-00003") if path.stat().st_size)
   content = shard.read_bytes()
   shard.unlink()
@@ -195,25 +198,25 @@ def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
   path.write_text(text.replace('"bad_manifest_line": 1', '"bad_manifest_line": 2'))
   assert verified(out) == 1 and "the shards add up to" in capsys.readouterr().out
   path.write_text(text)
-  # A folder is checked by itself.
+  # A folder is checked independently of the others.
   (out / "toy_images").rename(tmp_path / "away")
   assert verify.main([str(videos)]) == 0
   (out / "toy.replay02.json").unlink()
-  assert verify.main([str(videos)]) == 1 and "not noted" in capsys.readouterr().out
+  assert verify.main([str(videos)]) == 1 and "has no JSON file" in capsys.readouterr().out
 
 
-def test_an_interrupted_replay_goes_on_and_only_as_it_was_begun(tmp_path, monkeypatch, capsys):
-  manifest, whole = corpus(tmp_path)
+def test_an_interrupted_replay_resumes_and_only_with_the_same_flags(tmp_path, monkeypatch, capsys):
+  manifest, intact = corpus(tmp_path)
   calm, hard = tmp_path / "calm", tmp_path / "hard"
   for out in (calm, hard):
     preprocess.run(pixels(manifest, out))
-  mend(tmp_path, whole, *BROKEN)
+  mend(tmp_path, intact, *BROKEN)
   flags = ("--reason=missing", "--num_shards=2")
   replay.run(again(tmp_path, calm, *flags))
   _interrupt(again(tmp_path, hard, *flags), monkeypatch)
   assert verified(hard) == 1
   assert "replay 01 has not finished" in capsys.readouterr().out
-  # Nobody takes the folders for whole meanwhile, and no other replay begins.
+  # Until then, the folders are not complete, and no other replay can start.
   assert not list(hard.glob("*/COMPLETED"))
   for other in ("--all", "--reason=truncated"):
     with pytest.raises(settings.SettingsMismatch, match=r"replay 01 .* has not finished"):
@@ -226,7 +229,7 @@ def test_an_interrupted_replay_goes_on_and_only_as_it_was_begun(tmp_path, monkey
   assert digests(hard) == digests(calm)
 
 
-def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(tmp_path):
+def test_a_cache_without_batch_sizes_requires_both_flags(tmp_path):
   old = {"vae": {"fingerprint": "f"}}
   noted = old | {"batch_sizes": {"batch_size": 2, "image_batch_size": 4}}
 
@@ -239,7 +242,7 @@ def test_a_cache_that_does_not_say_its_batch_sizes_asks_for_both(tmp_path):
   ):
     sizes(old, "--batch_size=2")
   assert sizes(old, "--batch_size=2", "--image_batch_size=4") == noted["batch_sizes"]
-  # One that says takes no other answer.
+  # A recorded batch size cannot be changed.
   assert sizes(noted) == sizes(noted, "--batch_size=2") == noted["batch_sizes"]
   with pytest.raises(
     settings.SettingsMismatch, match=r"--image_batch_size: got 8, but .* made with 4"
@@ -264,13 +267,13 @@ def _interrupt(argv, monkeypatch):
       replay.run(argv)
 
 
-def test_what_a_replay_refuses(tmp_path):
+def test_what_a_replay_rejects(tmp_path):
   manifest, _ = corpus(tmp_path)
   out = tmp_path / "out"
   with pytest.raises(FileNotFoundError, match=r"no .*toy\.settings\.json: expected the --output"):
     replay.run(again(tmp_path, out, "--all"))
   preprocess.run(pixels(manifest, out))
-  with pytest.raises(ValueError, match=r"\['bad_uri'\], which are rows that the manifest breaks"):
+  with pytest.raises(ValueError, match=r"\['bad_uri'\], which are errors in the manifest"):
     replay.run(again(tmp_path, out, "--reason=bad_uri"))
   with pytest.raises(ValueError, match="is a cache of pixels"):
     replay.run(again(tmp_path, out, "--reason=missing", "--text_encoder=x"))
@@ -278,7 +281,7 @@ def test_what_a_replay_refuses(tmp_path):
   assert replay.run(again(tmp_path, out, "--reason=no_such_reason"))["rows"] == 0
   assert digests(out) == before
   (out / "toy_videos" / "COMPLETED").unlink()
-  with pytest.raises(LedgerError, match=r"no COMPLETED: run `python -m beam_jobs\.preprocess`"):
+  with pytest.raises(LedgerError, match=r"no COMPLETED: finish `python -m beam_jobs\.preprocess`"):
     replay.run(again(tmp_path, out, "--reason=missing"))
   sidecar = next((out / "toy_videos").glob("*.sidecar.json"))
   sidecar.unlink()
@@ -302,13 +305,13 @@ def test_names_of_shards_come_back_and_seqio_finds_those_of_replays():
   for number in (0, 1, 12, 100):
     name = shard_files.ShardName(task="a_b/c", split="train", index=3, count=64, replay=number)
     assert shard_files.parse_shard(str(name)) == name
-    # The pattern by which seqio looks for shards, of which it knows the number.
+    # The pattern by which seqio finds shards, given their number.
     assert pathlib.PurePath(name.file_name).match("train.tfrecord-*-of-*64")
   for other in ("a/train.tfrecord-1-of-2.sidecar.json", "a/quarantine.train.tfrecord-1-of-2", "x"):
     assert shard_files.parse_shard(other) is None
 
 
-def test_problems_are_the_reasons_of_rows_that_break_the_contract():
+def test_problems_are_the_reasons_of_invalid_rows():
   tree = ast.parse(pathlib.Path(rows.__file__).read_text())
   raised = {
     node.args[0].value

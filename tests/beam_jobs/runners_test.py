@@ -1,4 +1,4 @@
-"""One job on several runners, and killed: the same bytes. A worker process that dies ends its launcher."""
+"""A job on several runners, and after a kill, writes the same bytes. A worker process that dies ends its launcher."""
 
 import contextlib
 import os
@@ -31,18 +31,18 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
   with beam_runners.portable(tmp_path) as flags:
     argv = pixels(manifest, tmp_path / "other", shards=2)
     command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *flags]
-    # A worker of the pool that dies inside a shard ends the launcher, which would wait for ever; then it goes on.
+    # A pool worker that dies inside a shard ends the launcher, which would wait indefinitely; then the job resumes.
     with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], tmp_path / "log") as job:
       beam_runners.kill(beam_runners.workers_of(os.getpid()))
       assert job.wait(60) == worker_deaths.EXIT_CODE, job.tail()
       assert "a worker process died (its control stream" in job.tail().splitlines()[-1]
     beam_runners.Process(command, tmp_path / "log").must_finish(120)
-  # The pool did start a worker; the work was not done by the launcher.
+  # The pool started a worker; the work was not done by the launcher.
   assert "Starting worker" in (tmp_path / "worker_pool_main.log").read_text()
   assert digests(tmp_path / "other") == digests(tmp_path / "one")
 
 
-def test_a_job_killed_inside_a_shard_goes_on_to_the_same_bytes(tmp_path):
+def test_a_job_killed_inside_a_shard_resumes_to_the_same_bytes(tmp_path):
   rows = [row | {"split": "train"} for row in good_rows(tmp_path, videos=6, images=0)]
   manifest = write_manifest(tmp_path, rows)
   calm, hard = tmp_path / "calm", tmp_path / "hard"
@@ -61,7 +61,7 @@ def test_a_job_killed_inside_a_shard_goes_on_to_the_same_bytes(tmp_path):
 
 @contextlib.contextmanager
 def _held_inside_a_shard(command, media, log):
-  """The job while it reads a row: a pipe that nobody writes to stands where its media were, until the block ends."""
+  """The job while it reads a row: until the block ends, its media file is replaced by a pipe without a writer."""
   content = media.read_bytes()
   media.unlink()
   os.mkfifo(media)
@@ -80,7 +80,7 @@ def _held_inside_a_shard(command, media, log):
 
 
 def _write_end(pipe) -> int | None:
-  """A descriptor, once somebody reads the pipe; as long as it is open the reader waits."""
+  """A descriptor, once a reader opens the pipe; the reader waits while it is open."""
   try:
     return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
   except OSError:
@@ -88,7 +88,7 @@ def _write_end(pipe) -> int | None:
 
 
 def test_the_launcher_ends_when_a_worker_process_dies():
-  # Beam's own object for a local worker process, with commands that end as workers do.
+  # Beam's object for a local worker process, with commands that exit like workers.
   program = """
 import threading
 from types import SimpleNamespace
@@ -118,7 +118,7 @@ with worker_deaths.end_with_workers():
   assert "run the same command again" in done.stderr
 
 
-def test_a_worker_that_never_reports_is_missed_in_time(monkeypatch):
+def test_a_worker_that_never_connects_is_noticed(monkeypatch):
   from apache_beam.portability.api import beam_fn_api_pb2
   from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
@@ -127,9 +127,9 @@ def test_a_worker_that_never_reports_is_missed_in_time(monkeypatch):
   with worker_deaths.notice_deaths():
     connection = worker_handlers.ControlConnection()
     asked = connection.push(beam_fn_api_pb2.InstructionRequest())
-    with pytest.raises(worker_deaths.WorkerDied, match="did not report within"):
+    with pytest.raises(worker_deaths.WorkerDied, match="did not connect within"):
       asked.get(timeout=10)
-    # What is asked for afterwards is answered at once.
+    # Later requests fail immediately.
     with pytest.raises(worker_deaths.WorkerDied):
       connection.push(beam_fn_api_pb2.InstructionRequest()).get(timeout=10)
   assert worker_handlers.ControlConnection.push is before

@@ -1,4 +1,4 @@
-"""Every kind of source on the same rows: the same records; a bad row is a dead letter; only what is needed is read."""
+"""Every kind of source gives the same records for the same rows; a bad row is a dead letter; reads are minimal."""
 
 import csv
 import errno
@@ -33,7 +33,7 @@ def clip_name(clip) -> str:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> pathlib.Path:
-  """The same four clips as class folders, flat files, and in each kind of manifest."""
+  """The same four clips as class folders, as flat files, and in each kind of manifest."""
   root = tmp_path_factory.mktemp("corpus")
   table = []
   with tarfile.open(root / "shard-0003.tar", "w") as tar:
@@ -120,23 +120,24 @@ def test_every_source_on_the_same_rows_gives_the_same_records(corpus, tmp_path):
     assert len(seen[kind]) == 4
   for kind, found in seen.items():
     assert found == seen["jsonl"], kind
-  # The draw is by record, so four clips start at four places.
+  # The position is drawn per record, so four clips have four start times.
   assert len({start for _, _, start, _ in seen["jsonl"].values()}) == 4
 
 
-def test_parts_of_a_manifest_are_the_whole(corpus, tmp_path):
+def test_parts_of_a_manifest_add_up(corpus, tmp_path):
   lines = (corpus / "rows.jsonl").read_text().splitlines(keepends=True)
   for i in range(2):
     (tmp_path / f"part-{i}.jsonl").write_text("".join(lines[2 * i : 2 * i + 2]))
   for name, pattern in (("braces", "part-{0..1}.jsonl"), ("star", "part-*.jsonl")):
     flags = [f"--media_root={corpus}", *TABLE]
     run(tmp_path, tmp_path / name, [f"--manifest={pattern}"], *flags)
-  run(corpus, tmp_path / "whole", KINDS["jsonl"])
+  run(corpus, tmp_path / "complete", KINDS["jsonl"])
   ids = {
-    name: [record.id for record in records(tmp_path / name)] for name in ("braces", "star", "whole")
+    name: [record.id for record in records(tmp_path / name)]
+    for name in ("braces", "star", "complete")
   }
-  assert ids["braces"] == ids["star"] == ids["whole"]
-  assert len(ids["whole"]) == 4
+  assert ids["braces"] == ids["star"] == ids["complete"]
+  assert len(ids["complete"]) == 4
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "webdataset"])
@@ -207,7 +208,7 @@ def test_another_member_at_the_same_place_is_noticed(tmp_path):
       members.read_media(uri)
 
 
-def test_a_cut_tar_gives_its_whole_samples_and_a_dead_letter(corpus, tmp_path):
+def test_a_truncated_tar_gives_its_complete_samples_and_a_dead_letter(corpus, tmp_path):
   content = (corpus / "shard-0003.tar").read_bytes()
   (tmp_path / "cut.tar").write_bytes(content[: int(len(content) * 0.6)])
   (tmp_path / "none.tar").write_bytes(b"no tar at all" * 100)
@@ -239,7 +240,7 @@ def test_samples_without_media_or_with_broken_json_are_dead_letters(tmp_path):
   ]
 
 
-def test_bad_csv_rows_are_bad_rows_and_the_rest_goes_on(tmp_path):
+def test_bad_csv_rows_are_bad_rows_and_the_rest_is_read(tmp_path):
   huge = "x" * 200_000
   path = tmp_path / "a.csv"
   path.write_bytes(
@@ -289,7 +290,7 @@ def test_parquet_with_odd_types_and_damage(tmp_path):
 
 
 def test_binary_parquet_columns_are_text_or_bad_rows(tmp_path):
-  # As writers that do not mark text leave it.
+  # Some writers store text without annotation.
   names = ["a.mp4", "b.mp4"]
   table = pa.table(
     {
@@ -301,7 +302,7 @@ def test_binary_parquet_columns_are_text_or_bad_rows(tmp_path):
   pa.parquet.write_table(table, path)
   good, bad = map(json.loads, tables.parquet_lines(path, 0, columns.Columns()))
   assert (good["uri"], good["captions"]) == ("a.mp4", ["caf\u00e9"])
-  assert "no UTF-8" in bad["source_error"] and "b.mp4" in bad["source_error"]
+  assert "not UTF-8" in bad["source_error"] and "b.mp4" in bad["source_error"]
 
 
 def test_linked_class_folders_and_names_with_brackets_lose_no_row(tmp_path):
@@ -320,15 +321,15 @@ def test_linked_class_folders_and_names_with_brackets_lose_no_row(tmp_path):
   assert found == ["cat [1]/a.png", "dog/a.png"]
 
 
-def test_a_range_with_a_hole_is_refused(tmp_path):
+def test_a_range_with_missing_files_is_rejected(tmp_path):
   for number in (0, 2):
     (tmp_path / f"rows-{number:03d}.jsonl").write_text('{"uri": "a.mp4"}\n')
   with pytest.raises(FileNotFoundError, match=r"no file at .*rows-001\.jsonl, and at 0 others"):
     run(tmp_path, tmp_path / "out", ["--manifest=rows-{000..002}.jsonl"])
 
 
-def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, capsys):
-  with pytest.raises(storage.CannotWrite, match="No space left on device; make room or set"):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, capsys):
+  with pytest.raises(storage.CannotWrite, match="No space left on device; free some space or set"):
     with storage.writer(str(tmp_path / "out" / "a")) as stream:
       stream.write(b"x")
       raise OSError(errno.ENOSPC, "No space left on device")
@@ -338,7 +339,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(tmp_path, capsys):
     storage.write(str(tmp_path / "file" / "a"), b"x")
 
   def run(argv):
-    # As Beam tells of it.
+    # As Beam reports it.
     raise RuntimeError(
       "walt_t5x.files.storage.CannotWrite: cannot write a: full [while running 'x']"
     )
@@ -439,6 +440,6 @@ def test_rows_of_one_group_meet_in_one_shard():
     (["--manifest=abc0-_0xyz_000000_000010.mp4"], "set --source"),
   ],
 )
-def test_flags_that_do_not_fit_are_refused(corpus, tmp_path, flags, message):
+def test_flags_that_do_not_fit_are_rejected(corpus, tmp_path, flags, message):
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     run(corpus, tmp_path / "out", flags)

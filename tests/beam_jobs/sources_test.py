@@ -1,4 +1,4 @@
-"""Manifest lines: what they mean, and that no line can raise."""
+"""Manifest lines: their meaning, and that no line raises."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_modality_follows_the_extension_unless_it_is_stated(uri, modality):
   assert parse(uri=uri, modality="image").modality == "image"
 
 
-def test_blank_captions_go_with_their_weights():
+def test_blank_captions_are_dropped_with_their_weights():
   row = parse(captions=["a", "  ", "b"], caption_weights=[1, 2, 3])
   assert (row.captions, row.caption_weights) == (("a", "b"), (1.0, 3.0))
 

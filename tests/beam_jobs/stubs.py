@@ -1,4 +1,4 @@
-"""Functions that misbehave in a process of their own, and a decoder that does so on request."""
+"""Functions that fail in various ways in a separate process, and a decoder that does so on request."""
 
 import ctypes
 import os
@@ -9,12 +9,12 @@ import numpy as np
 from walt_t5x.media import clips, decoding
 
 HANG, CRASH, HUNGRY = b"hang" * 99, b"crash" * 99, b"hungry" * 99
-# Bound here: a test puts `decode` in the place of the real one.
+# Bound here because a test replaces `decoding.decode` by `decode`.
 _DECODE = decoding.decode
 
 
 def misbehave(what: str, value=None):
-  """Sleep, crash, fill the memory, raise, exit, or return what came in with the process's number."""
+  """Sleeps, crashes, exhausts the memory, raises, exits, or returns the value and the process id."""
   if what == "sleep":
     time.sleep(600)
   if what == "crash":
@@ -31,7 +31,7 @@ def misbehave(what: str, value=None):
 
 
 def decode(content: bytes, modality: str, spec, **window):
-  """The real decoder, but for files that ask for trouble."""
+  """The real decoder, except for files that request a failure."""
   for start, what in ((HANG, "sleep"), (CRASH, "crash"), (HUNGRY, "hungry")):
     if content.startswith(start):
       misbehave(what)

@@ -1,4 +1,4 @@
-"""Laws of what stands between a cache and a run: provenance at start-up, shares of hosts, exact rates of mixtures."""
+"""Checks between a cache and a run: provenance at startup, sharding over hosts, exact rates of mixtures."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ from walt_t5x.files.mismatch import ProvenanceMismatch
     ),
   ],
 )
-def test_a_run_stops_at_rows_that_mean_something_else(tmp_path, field, change):
+def test_a_run_stops_at_examples_of_another_provenance(tmp_path, field, change):
   kept = _provenance(["latents/3x4x4"])
   folder = tmp_path / "run"
   folder.mkdir()
@@ -72,7 +72,7 @@ def _path(field):
   return field.split(".")
 
 
-def test_a_cache_of_another_schema_is_refused_before_it_is_read(tmp_path):
+def test_a_cache_of_another_schema_is_rejected_before_it_is_read(tmp_path):
   records = [_record("video", i) for i in range(3)]
   kept = _provenance(records[0].latents)
   _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
@@ -117,7 +117,7 @@ def test_hosts_share_the_rows_by_file_and_lose_none(tmp_path, files, hosts):
 
 
 @pytest.mark.parametrize("rates", [(1.0, 3.0), (2.0, 1.0), (0.7, 0.3)])
-def test_the_realised_rate_of_a_mixture_is_the_configured_one(tmp_path, rates):
+def test_the_realized_rate_of_a_mixture_is_the_configured_one(tmp_path, rates):
   for modality, count in (("image", 12), ("video", 9)):
     records = [_record(modality, i) for i in range(count)]
     _write_task(tmp_path / f"toy_{modality}s", records, _provenance(records[0].latents))
@@ -143,13 +143,13 @@ def test_the_realised_rate_of_a_mixture_is_the_configured_one(tmp_path, rates):
   assert configured == pytest.approx(
     {"rate_image_configured": want, "rate_video_configured": rates[1] / sum(rates)}, abs=1e-12
   )
-  # Binomial(2000, want) lies within 4 standard deviations of its mean; it does not drift with small caches.
+  # Binomial(2000, want) is within 4 standard deviations of its mean; small caches do not change the rate.
   for part in (images, images[1000:]):
     assert abs(part.mean() - want) < 4 * np.sqrt(want * (1 - want) / len(part))
 
 
-def test_a_saved_position_goes_on_with_the_very_rows(tmp_path):
-  """Mixture, shuffle buffers, captions drawn at random and half-used blocks of records: all are part of it."""
+def test_a_saved_position_resumes_with_the_same_examples(tmp_path):
+  """The position includes the mixture, shuffle buffers, sampled captions and partly used blocks of records."""
   import tensorflow as tf
 
   for modality, count in (("image", 31), ("video", 45)):

@@ -1,4 +1,4 @@
-"""Laws of packed text: error of a token, the least step, bytes; the unpacking of models against a loop."""
+"""Packed text: error per token, smallest step, size in bytes; unpacking in models against a loop."""
 
 import math
 import struct
@@ -33,7 +33,7 @@ def test_no_token_is_off_by_more_than_a_percent(draw, scale):
   relative = np.linalg.norm(error, axis=-1) / np.linalg.norm(embedding.astype(np.float64), axis=-1)
   assert relative.max() < 0.01
   largest = np.abs(embedding).reshape(300, 256, 8).max(axis=-1, keepdims=True)
-  # Half a step of the block's largest value / 127, and the step may have been rounded up by 2^(1/16).
+  # Half a step, which is the block's largest value / 127, possibly rounded up by 2^(1/16).
   bound = largest / 127 / 2 * 2 ** (1 / 16) * (1 + 1e-5)
   assert (np.abs(error).reshape(300, 256, 8) <= bound).all()
 
@@ -83,13 +83,13 @@ def test_tokens_of_zeros_stay_zero_and_no_token_is_no_bytes():
 
 
 def test_a_value_beyond_the_steps_of_a_subnormal_token_saturates_with_its_sign():
-  # The least float32 there is: 190 of it over 127 is one of it again, so that the value does not fit in int8.
+  # The smallest float32, e: 190 e / 127 rounds to e, so that the value does not fit in int8.
   least = np.nextafter(np.float32(0), np.float32(1))
   packed = packed_text.pack(least * np.float32([[190.0], [-190.0]]))
   np.testing.assert_array_equal(packed_text.unpack(packed), least * np.float32([[127.0], [-127.0]]))
 
 
-def test_widths_and_sizes_are_inverse_and_a_wrong_size_is_refused():
+def test_widths_and_sizes_are_inverse_and_a_wrong_size_is_rejected():
   for width in range(1, 300):
     assert packed_text.width_of(packed_text.token_bytes(width)) == width
   for size in (4, 14):  # 4 bytes are a token without a channel

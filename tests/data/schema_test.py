@@ -1,4 +1,4 @@
-"""Laws of the record contract; TensorFlow's own protobuf, TFRecord and parser are the references."""
+"""Record schema; TensorFlow's own protobuf, TFRecord and parser are the references."""
 
 import dataclasses
 import io
@@ -96,7 +96,7 @@ def test_captions_without_a_token_decode_to_none_each_and_encode_to_the_same_byt
   assert schema.encode(decoded) == serialised
 
 
-def test_what_a_record_does_not_say_is_no_class_no_rate_no_crop():
+def test_defaults_of_a_record_are_no_class_no_rate_no_crop():
   values = {f.name: getattr(make_record(), f.name) for f in dataclasses.fields(schema.Record)}
   for name in ("label", "fps", "start_seconds", "crop", "motion", "pixels"):
     del values[name]
@@ -187,7 +187,7 @@ def test_captions_are_drawn_by_their_weights():
   assert not draws[1::2].any()
   counts = np.bincount(draws[::2], minlength=3)
   assert counts[0] == 0
-  # Binomial(2000, 3/4) lies within 5 standard deviations of its mean.
+  # Binomial(2000, 3/4) is within 5 standard deviations of its mean.
   assert abs(counts[2] - 1500) < 5 * np.sqrt(2000 * 0.75 * 0.25)
 
 
@@ -221,7 +221,7 @@ def test_text_is_packed_token_by_token_and_parses_as_it_decodes():
     ({"latents": {"z": np.zeros((3, 8, 4, 4))}}, "not a latents field: got 'z'"),
   ],
 )
-def test_a_record_that_breaks_the_contract_is_refused(fields, message):
+def test_an_invalid_record_is_rejected(fields, message):
   with pytest.raises(ValueError, match=message):
     schema.encode(make_record(**fields))
 
@@ -297,7 +297,7 @@ def test_provenance_survives_its_file(tmp_path):
   np.testing.assert_allclose(read.null_embedding, written.null_embedding, atol=1 / 127)
 
 
-def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
+def test_provenance_of_another_schema_or_a_missing_file_is_rejected(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"beam_jobs\.preprocess"):
     provenance.read_provenance(str(tmp_path))
   raw = json.loads(make_provenance().to_json()) | {"schema_version": 99}
@@ -320,12 +320,12 @@ def test_provenance_of_another_schema_or_a_missing_file_is_refused(tmp_path):
     ({"latents": {"latents/3x8x8": 8}}, r"channels: got 2, expected 8"),
   ],
 )
-def test_a_cache_made_by_something_else_is_refused_by_field(wanted, message):
+def test_a_cache_with_another_provenance_is_rejected_by_field(wanted, message):
   with pytest.raises(ProvenanceMismatch, match=message):
     provenance.check_provenance(make_provenance(), **wanted)
 
 
-def test_a_cache_made_by_the_right_things_passes():
+def test_a_cache_with_the_expected_provenance_passes():
   provenance.check_provenance(
     make_provenance(),
     vae_fingerprint="v1",

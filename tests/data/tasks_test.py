@@ -1,4 +1,4 @@
-"""Tasks over a cache that is written here record by record, read back through SeqIO."""
+"""Tasks on a cache that is written here record by record and read back with SeqIO."""
 
 import dataclasses
 import hashlib
@@ -107,7 +107,7 @@ def _rows(task, **kwargs):
 
 
 def _model_rows(task, **kwargs):
-  """Rows as the model computes with them: through the feature converter, then `finished`."""
+  """Examples as the model uses them: through the feature converter, then `finished`."""
   options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
   options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
   ds = task.get_dataset(**(options | kwargs))
@@ -120,7 +120,7 @@ def _model_rows(task, **kwargs):
   return [{name: value[i] for name, value in batch.items()} for i in range(len(batch["latents"]))]
 
 
-def test_a_video_row_is_the_record_normalised_with_its_caption_in_slot_0(cache):
+def test_a_video_row_is_the_record_normalized_with_its_caption_in_slot_0(cache):
   row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
   rows = _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format))
   assert len(rows) == 40
@@ -156,7 +156,7 @@ def test_latents_stay_as_they_were_written_on_request_and_two_slots_are_two(cach
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0])
-def test_a_channel_that_never_changes_cannot_be_normalised(cache, std):
+def test_a_channel_that_never_changes_cannot_be_normalized(cache, std):
   kept = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=[0.5, std])
   file = cache / "toy_videos" / provenance.FILE_NAME
   file.write_text(dataclasses.replace(_provenance([]), latents={"latents/3x4x4": kept}).to_json())
@@ -166,7 +166,7 @@ def test_a_channel_that_never_changes_cannot_be_normalised(cache, std):
 
 @pytest.mark.parametrize("low_resolution", [None, "latents/3x8x8"])
 @pytest.mark.parametrize("fields", [{"text_length": LENGTH}, {"text_length": 0, "label": True}])
-def test_seqio_is_told_of_all_that_rows_hold(cache, low_resolution, fields):
+def test_seqio_features_are_all_features_of_examples(cache, low_resolution, fields):
   row = tasks.RowFormat(**fields)
   task = tasks.video_task(
     task="toy", latents="latents/3x4x4", low_resolution=low_resolution, row=row
@@ -203,7 +203,7 @@ def test_converter_lengths_and_initial_shapes_are_those_of_the_examples(cache, i
   assert conditions.low_resolution is batch["low_resolution"] and conditions.frames is None
 
 
-def test_what_a_row_holds_where_nobody_says():
+def test_default_contents_of_an_example():
   stated = {"text_length": 64, "text_slots": 1, "label": False, "normalise_latents": True}
   assert tasks.RowFormat() == tasks.RowFormat(deny_list=None, **stated)
 
@@ -250,7 +250,7 @@ def test_a_mixture_keeps_its_rates_and_its_common_provenance(cache):
   }
 
 
-def test_a_mixture_of_two_tokenizers_is_refused_with_both_fingerprints(cache):
+def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):
   file = cache / "toy_images" / provenance.FILE_NAME
   file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
   mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
@@ -278,9 +278,9 @@ def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
 
 
-def test_a_cache_without_one_of_its_shards_is_refused(cache):
-  whole = raw_shards.raw_shards(str(cache / "toy_videos"), "train")
-  assert whole.num_input_examples("train") == 40
+def test_a_cache_without_one_of_its_shards_is_rejected(cache):
+  source = raw_shards.raw_shards(str(cache / "toy_videos"), "train")
+  assert source.num_input_examples("train") == 40
   info = cache / "toy_videos" / "info.train.json"
   info.write_text(json.dumps(json.loads(info.read_text()) | {"num_shards": 2}))
   shard = cache / "toy_videos" / "train.tfrecord-00000-of-00001"
@@ -301,7 +301,7 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
   assert sorted(int(r["label"][0]) for r in (first, *rest)) == list(range(40))
 
 
-def test_errors_name_what_is_there(cache):
+def test_errors_name_the_available_fields(cache):
   with pytest.raises(ProvenanceMismatch, match="latents/3x4x4"):
     _rows(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
   with pytest.raises(FileNotFoundError, match="run `beam_jobs"):
@@ -310,7 +310,7 @@ def test_errors_name_what_is_there(cache):
     tasks.image_task(task="toy", latents="latents/3x4x4", row=ROW)
 
 
-def test_converters_deliver_what_the_model_reads_and_refuse_packing(cache):
+def test_converters_deliver_what_the_model_reads_and_reject_packing(cache):
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
   lengths = {
     **{"latents": 3, "latents_moments": 2, "is_image": 1},
@@ -327,7 +327,9 @@ def test_converters_deliver_what_the_model_reads_and_refuse_packing(cache):
   assert set(next(converted.as_numpy_iterator())) == set(lengths)
   with pytest.raises(ValueError, match="pack"):
     DenoiserFeatureConverter(pack=True)
-  with pytest.raises(ValueError, match=r"'text': rows have length 1, task_feature_lengths says 3"):
+  with pytest.raises(
+    ValueError, match=r"'text': examples have length 1, task_feature_lengths has 3"
+  ):
     DenoiserFeatureConverter()(ds, lengths | {"text": 3})
 
 
@@ -360,7 +362,7 @@ def test_a_pixel_task_gives_the_frames(tmp_path):
     assert provenance.read_provenance(str(tmp_path / "toy_videos")).vae == {}
 
 
-def test_batches_hold_the_rows_that_the_converter_gives_one_by_one(cache):
+def test_batches_equal_the_examples_that_the_converter_gives_one_by_one(cache):
   row = tasks.RowFormat(text_length=LENGTH, text_slots=3)
   ds = tasks.video_task(task="toy", latents="latents/3x4x4", row=row).get_dataset(
     split="train", use_cached=True, shuffle=False, seed=3, try_in_mem_cache=False
@@ -375,5 +377,5 @@ def test_batches_hold_the_rows_that_the_converter_gives_one_by_one(cache):
     for index in range(12):
       for name, value in batch.items():
         np.testing.assert_array_equal(value[index], rows[12 * number + index][name])
-  with pytest.raises(ValueError, match="'text': rows have length 3"):
+  with pytest.raises(ValueError, match="'text': examples have length 3"):
     converter.batches(ds, lengths | {"text": 1}, batch_size=12)

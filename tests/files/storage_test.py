@@ -1,4 +1,4 @@
-"""Many small files at once: in order, side by side, and the first failure is the one that is heard."""
+"""Concurrent calls on small files: results are in order, and the first failure is raised."""
 
 import threading
 import time
@@ -14,8 +14,8 @@ def test_results_come_in_the_order_of_the_items():
   ]
 
 
-def test_calls_wait_side_by_side():
-  # None of them returns before all have begun: one after the other breaks the barrier.
+def test_calls_run_concurrently():
+  # No call returns before all have started: sequential calls break the barrier.
   together = threading.Barrier(16, timeout=20)
   assert sorted(storage.for_each(lambda _: together.wait(), range(16))) == [*range(16)]
 

@@ -1,4 +1,4 @@
-"""Sound files that are easily read wrongly: turned, uneven in time, oblong pixels, alpha, ink, many bits, odd sizes."""
+"""Valid files that are easily misread: rotation, variable frame rate, non-square pixels, alpha, CMYK, 10/16 bits."""
 
 import dataclasses
 import io
@@ -37,7 +37,7 @@ def encode(
   ticks: list[int] | None = None,
   options: dict[str, str] | None = None,
 ) -> bytes:
-  """A file of pictures (height, width, channels); `ticks` are their times in milliseconds."""
+  """A file of frames (height, width, channels); `ticks` are their times in milliseconds."""
   stream = io.BytesIO()
   with av.open(stream, "w", format=container) as output:
     track = output.add_stream(codec, rate=rate, options=options or {})
@@ -62,7 +62,7 @@ LOSSLESS = {"codec": "libx264rgb", "pix_fmt": "rgb24", "container": "mp4", "opti
 
 
 def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
-  """Different in every pixel and in every frame, and smooth enough for any chroma format."""
+  """Frames that differ in every pixel and are smooth enough for any chroma format."""
   y, x = np.mgrid[0:height, 0:width]
   return [
     np.stack([60 + 2 * x % 97 + 5 * k, 40 + 3 * y % 89, 100 + (x + y) % 71], axis=-1).astype(
@@ -74,9 +74,9 @@ def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
 
 # --- time -----------------------------------------------------------------------------------------
 
-# Milliseconds at which frames 0, 1, 2 ... come on: bursts and gaps.
+# Times in milliseconds of frames 0, 1, 2 ...: bursts and gaps.
 TICKS = [0, 40, 80, 90, 100, 500, 510, 900, 1000, 1030, 1500, 1700, 1720, 2000]
-# At 0, 1/8, 2/8 ... s the screen shows, by hand: 0.125 s is 4 (on at 0.100), 0.5 s is 5 (on at 0.500) and so on.
+# Frames displayed at 0, 1/8, 2/8 ... s, by hand: 4 at 0.125 s (starts at 0.100), 5 at 0.5 s (starts at 0.500) etc.
 SHOWN = [0, 4, 4, 4, 5, 6, 6, 6, 8, 9, 9, 9, 10, 10, 12, 12]
 
 
@@ -123,7 +123,7 @@ def test_an_uneven_file_that_shows_too_few_pictures_is_rejected():
 @pytest.mark.parametrize("resolution", [(64, 64), (48, 32), (32, 48)])
 def test_a_rotated_file_is_the_other_one_turned_by_numpy(degrees, resolution):
   shot = pictures(8, 96, 64)
-  # ISO display matrices turn counter-clockwise in PyAV's terms.
+  # ISO display matrices rotate counterclockwise in PyAV's convention.
   rotated = encode(shot, rotation=degrees, **LOSSLESS)
   turned = encode([np.rot90(picture, degrees // 90) for picture in shot], **LOSSLESS)
   wanted = spec(resolutions=(resolution,))
@@ -132,12 +132,12 @@ def test_a_rotated_file_is_the_other_one_turned_by_numpy(degrees, resolution):
   assert np.abs(first.frames[resolution].astype(int) - second.frames[resolution]).max() <= 1
 
 
-def test_oblong_pixels_are_shown_square():
+def test_non_square_pixels_are_displayed_square():
   shot = pictures(8, 64, 64)
   wide = decode(
     encode(shot, sar=Fraction(2, 1), **LOSSLESS), "video", spec(resolutions=((32, 32),))
   )
-  # 64 x 64 is shown 64 wide at half the height: rows are averaged in pairs, columns stay.
+  # 64 x 64 is displayed 64 wide at half the height: rows are averaged in pairs, columns are unchanged.
   expected = np.stack(shot[0:6:2]).astype(float).reshape(3, 32, 2, 64, 3).mean(axis=2)[:, :, 16:48]
   assert np.abs(wide.frames[32, 32] - expected).max() <= 1
   assert wide.crop == (0, 16, 64, 32)
@@ -179,7 +179,7 @@ def test_square_and_oblong_resolutions_in_one_pass_are_those_of_two():
     assert both.crop == (top, left, bottom - top, right - left)
 
 
-# --- colour ---------------------------------------------------------------------------------------
+# --- color ----------------------------------------------------------------------------------------
 
 
 def test_ten_bits_are_the_eight_bits_they_hold():
@@ -193,7 +193,7 @@ def test_ten_bits_are_the_eight_bits_they_hold():
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("qtrle", "argb"), ("png", "rgba")])
-def test_transparent_video_lies_over_white(codec, pix_fmt):
+def test_transparent_video_is_composited_over_white(codec, pix_fmt):
   shot = pictures(8, 64, 64)
   alpha = np.linspace(0, 255, 64).astype(np.uint8)[None, :, None] * np.ones((64, 1, 1), np.uint8)
   layered = [np.concatenate([picture, alpha], axis=-1) for picture in shot]
@@ -218,7 +218,7 @@ def upright(content: bytes, **fields) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_every_exif_orientation_shows_the_same_picture(orientation, kind):
   (picture,) = pictures(1, 64, 64)
-  # What a camera stores so that the tag shows `picture`: the inverse of the tag's turn.
+  # A camera stores the inverse of the tag's rotation, so that the tag displays `picture`.
   stored = {
     1: picture,
     2: picture[:, ::-1],
@@ -260,20 +260,20 @@ def test_a_turned_picture_of_any_mode_is_upright_and_measured_upright(mode, kind
     decode(content, "image", spec(resolutions=((64, 96),)))
 
 
-def test_ink_is_multiplied():
+def test_cmyk_is_multiplied():
   inks = np.random.default_rng(0).integers(0, 256, (64, 64, 4)).astype(np.uint8)
   content = saved(Image.fromarray(inks, "CMYK"), "TIFF")
   light = (255 - inks.astype(float)) / 255
   expected = 255 * light[..., :3] * light[..., 3:]
   assert np.abs(upright(content) - expected).max() <= 1.5
-  # A JPEG of Photoshop's kind stores CMYK upside down and says so.
+  # A JPEG of Photoshop stores inverted CMYK and has a marker that says so.
   flat = np.broadcast_to(np.array([200, 30, 60, 20], np.uint8), (64, 64, 4))
   content = saved(Image.fromarray(np.ascontiguousarray(flat), "CMYK"), "JPEG", quality=100)
   expected = [255 * (55 / 255) * (235 / 255), 255 * (225 / 255) * (235 / 255), 179.7]
   assert np.abs(upright(content) - expected).max() <= 3
 
 
-def test_sixteen_bits_are_scaled_not_cut():
+def test_sixteen_bits_are_scaled_not_truncated():
   ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
   got = upright(saved(Image.fromarray(ramp), "PNG"))
   assert np.abs(got[..., 0] - ramp / 257).max() <= 1
@@ -281,7 +281,7 @@ def test_sixteen_bits_are_scaled_not_cut():
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparent_images_lie_over_white(mode):
+def test_transparent_images_are_composited_over_white(mode):
   (picture,) = pictures(1, 64, 64)
   alpha = np.tile(np.array([0, 255], np.uint8), (64, 32))
   layered = Image.fromarray(np.dstack([picture, alpha]))

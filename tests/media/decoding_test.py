@@ -1,4 +1,4 @@
-"""Which frames, which pixels, and which refusals; numpy and the pictures that went in are the references."""
+"""Frames, pixels and rejections of the decoders; numpy and the encoded images are the references."""
 
 import importlib.util
 import io
@@ -60,7 +60,7 @@ def test_a_frame_is_held_until_the_next_one():
   assert frame_numbers(clip) == [int(k / 9 * 12 + 1e-6) for k in range(5)]
 
 
-def test_the_clip_lies_where_it_is_asked_to():
+def test_the_clip_is_at_the_requested_position():
   content = media.video(num_frames=24, fps=12)
   centre = decode(content, "video", spec())
   # 2 s of video, 5/6 s of clip: it starts at 7/12 s, frame 7.
@@ -93,12 +93,12 @@ def test_decoding_is_deterministic():
 def test_rotation_metadata_turns_the_picture_upright():
   content = bytearray(media.video(height=64, width=96))
   upright = decode(bytes(content), "video", spec(position="beginning"))
-  # The display matrix of the track header; (x, y) -> (-y, x) shows the picture turned clockwise.
+  # The display matrix of the track header; (x, y) -> (-y, x) rotates the display clockwise.
   matrix = content.index(b"tkhd") + 4 + 4 + 20 + 8 + 8
   one = 1 << 16
   content[matrix : matrix + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
   turned = decode(bytes(content), "video", spec(position="beginning"))
-  # 64x96 shown as 96x64: the same centre square, turned.
+  # 64x96 displayed as 96x64: the same center square, rotated.
   assert upright.crop == (0, 16, 64, 64)
   assert turned.crop == (16, 0, 64, 64)
   np.testing.assert_array_equal(
@@ -132,7 +132,7 @@ def test_video_scaling_is_the_area_mean_too():
   luma = {size: frames[0] @ [0.299, 0.587, 0.114] for size, frames in clip.frames.items()}
   means = luma[64, 64].reshape(32, 2, 32, 2).mean(axis=(1, 3))
   assert np.abs(means - luma[32, 32]).mean() < 1.0
-  # One pixel of the four is far from their mean: the bound tells the filters apart.
+  # One of the four pixels is far from their mean: the bound distinguishes the filters.
   assert np.abs(means - luma[64, 64][::2, ::2]).mean() > 5.0
 
 
@@ -141,14 +141,14 @@ def test_the_crop_is_central_and_in_source_pixels():
   assert place.scaled == (64, 114)
   assert place.offset == (0, 25)
   assert place.crop == (0, 281, 720, 719)
-  # Pixels twice as wide as high: 100x100 is shown as 100x200.
+  # Pixels twice as wide as high: 100x100 is displayed as 100x200.
   assert clips.fit((100, 100), (50, 50), aspect=2.0).crop == (0, 25, 100, 50)
 
 
 def test_exif_orientation_and_transparency():
   picture = media.gradient(3, 64, 96)
   exif = Image.Exif()
-  exif[0x0112] = 6  # shown turned clockwise
+  exif[0x0112] = 6  # displayed rotated clockwise
   stream = io.BytesIO()
   Image.fromarray(picture).save(stream, "PNG", exif=exif)
   clip = decode(stream.getvalue(), "image", spec())
@@ -158,7 +158,7 @@ def test_exif_orientation_and_transparency():
   assert (decode(stream.getvalue(), "image", spec()).frames[64, 64] == 255).all()
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- rejections ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.3, 0.05])
@@ -201,7 +201,7 @@ def test_damage_inside_the_clip_is_noticed():
     (media.floats(), "image", "unknown_range"),
   ],
 )
-def test_refusals_have_reasons(content, modality, reason):
+def test_rejections_have_reasons(content, modality, reason):
   assert refusal(content, modality) == reason
 
 
@@ -215,12 +215,12 @@ def test_limits_hold(modality):
     assert refusal(content, max_decoded_frames=5) == "too_many_frames"
 
 
-def test_a_codec_that_nobody_knows_is_a_reason():
+def test_an_unknown_codec_is_a_reason():
   content = media.video(container="matroska", codec="libx264")
   assert refusal(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVX")) == "unknown_codec"
 
 
-def test_a_stream_that_grows_on_the_way_is_stopped_by_the_decoder(monkeypatch):
+def test_a_stream_whose_frame_size_grows_is_stopped_by_the_decoder(monkeypatch):
   parts = [media.video(container="mpegts", height=size, width=size) for size in (64, 256)]
   sizes = []
   resize = video_decoding._Resizer.__call__
@@ -235,7 +235,7 @@ def test_a_stream_that_grows_on_the_way_is_stopped_by_the_decoder(monkeypatch):
   assert refusal(b"".join(parts), **fields) == "too_short"
 
 
-def test_upscaling_is_taken_when_allowed():
+def test_upscaling_is_used_if_allowed():
   clip = decode(media.image(height=40, width=50), "image", spec(allow_upscale=True))
   assert clip.frames[64, 64].shape == (1, 64, 64, 3)
 

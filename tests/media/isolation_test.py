@@ -1,4 +1,4 @@
-"""A function that hangs, crashes or eats the memory costs one call; hostile files cost one dead letter each."""
+"""A function that hangs, crashes or exhausts the memory fails one call; each hostile file is one dead letter."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def pool():
   isolated.close()
 
 
-def test_values_come_back_whole_from_one_process(pool):
+def test_values_come_back_unchanged_from_one_process(pool):
   array = np.arange(12, dtype=np.uint16).reshape(3, 4)
   value = {"a": array, "b": b"x" * 3_000_000, "c": np.zeros((0, 3))}
   (back, pid), (_, again) = pool("return", value), pool("return")
@@ -41,7 +41,7 @@ def test_values_come_back_whole_from_one_process(pool):
   assert pid == again != os.getpid()
 
 
-def test_each_misfortune_costs_one_call(pool):
+def test_each_failure_costs_one_call(pool):
   _, first = pool("return")
   with pytest.raises(MediaError, match="some words") as error:
     pool("raise")
@@ -58,7 +58,7 @@ def test_each_misfortune_costs_one_call(pool):
   assert pool("return", 5)[0] == 5
 
 
-def test_a_call_that_hangs_is_given_up_in_time_and_its_process_ends():
+def test_a_call_that_hangs_times_out_and_its_process_ends():
   pool = Isolated(stubs.misbehave, processes=1, timeout_seconds=1.5)
   _, pid = pool("return")
   started = time.monotonic()
@@ -96,7 +96,7 @@ def test_the_processes_end_with_their_parent():
   deadline = time.monotonic() + 10
   while pathlib.Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
     if "Z" in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]:
-      break  # Ended; nobody has collected it.
+      break  # A zombie: exited, but not reaped.
     time.sleep(0.05)
   else:
     assert not pathlib.Path(f"/proc/{pid}").exists()
@@ -125,7 +125,7 @@ def test_isolation_changes_no_pixel(tmp_path):
 
 
 def bomb(height: int, width: int) -> bytes:
-  """A PNG whose header promises more pixels than anybody wants, and holds them compressed."""
+  """A PNG with far too many pixels, which it contains compressed."""
 
   def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -136,7 +136,7 @@ def bomb(height: int, width: int) -> bytes:
   return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def test_each_hostile_file_costs_one_dead_letter_and_the_job_goes_on(tmp_path, monkeypatch):
+def test_each_hostile_file_is_one_dead_letter_and_the_job_continues(tmp_path, monkeypatch):
   monkeypatch.setattr(loading.decoding, "decode", stubs.decode)
   loading._started.cache_clear()
   clip = media.video(noise=40, num_frames=24, height=32, width=32)

@@ -1,4 +1,4 @@
-"""Files on any file system Beam knows: whole reads with a limit, writes that appear complete or not at all."""
+"""Files on any file system that Beam supports: reads of complete files with a size limit, and atomic writes."""
 
 import contextlib
 import errno
@@ -13,21 +13,21 @@ from typing import BinaryIO, TextIO, TypeVar
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 TEMPORARY = ".tmp-"
-# A small file of an object store takes some 50 ms, nearly all of it waiting.
+# Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class TooLarge(ValueError):
-  """A file over the limit of the read."""
+  """A file larger than the limit of the read."""
 
 
 class CannotWrite(OSError):
-  """A full disk, a quota, a folder that only others may write: nothing that a row has to do with."""
+  """A write error that is independent of the row: a full disk, a quota, a folder without write permission."""
 
 
 def is_local(path: str) -> bool:
-  """Whether a path is one of this machine's file system."""
+  """Whether a path is on the local file system."""
   return "://" not in path
 
 
@@ -39,27 +39,27 @@ def join(folder: str, *names: str) -> str:
 
 
 def parent(path: str) -> str:
-  """Folder that holds a path; '.' for a bare name."""
+  """Folder that contains a path; '.' for a bare name."""
   head, separator, _ = path.rpartition("/")
   return head or ("/" if separator else ".")
 
 
 def exists(path: str) -> bool:
-  """Whether a file is there."""
+  """Whether a file exists."""
   from apache_beam.io.filesystems import FileSystems
 
   return FileSystems.exists(path)
 
 
 def size(path: str) -> int:
-  """Bytes of a file."""
+  """Size of a file in bytes."""
   from apache_beam.io.filesystems import FileSystems
 
   return FileSystems.get_filesystem(path).size(path)
 
 
 def names(folder: str) -> list[str]:
-  """Sorted names of the files right in a folder; none where there is no folder."""
+  """Sorted names of the files directly in a folder; empty if the folder does not exist."""
   from apache_beam.io.filesystems import FileSystems
 
   if is_local(folder):
@@ -72,11 +72,11 @@ def names(folder: str) -> list[str]:
 
 
 def match(pattern: str) -> Iterator[str]:
-  """Paths of the files that a pattern with `*` matches, in order."""
+  """Sorted paths of the files that match a pattern with `*`."""
   from apache_beam.io.filesystems import FileSystems
 
   if is_local(pattern):
-    # Beam passes over folders that are symbolic links, and walks all that lies below the first `*`.
+    # Beam skips folders that are symbolic links, and walks the entire tree below the first `*`.
     yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
     return
   for entry in sorted(FileSystems.match([pattern])[0].metadata_list, key=lambda entry: entry.path):
@@ -84,7 +84,7 @@ def match(pattern: str) -> Iterator[str]:
 
 
 def delete(path: str) -> None:
-  """Remove a file if it is there."""
+  """Deletes a file if it exists."""
   from apache_beam.io.filesystems import FileSystems
 
   if exists(path):
@@ -92,7 +92,7 @@ def delete(path: str) -> None:
 
 
 def rename(source: str, target: str) -> None:
-  """Give a file another name; a file that has it already is replaced."""
+  """Renames a file; an existing target is replaced."""
   from apache_beam.io.filesystems import FileSystems
 
   delete(target)
@@ -100,7 +100,7 @@ def rename(source: str, target: str) -> None:
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-  """Results of a call that waits for a small file, in the order of the items; many wait at once.
+  """Results of a function that reads a small file, in the order of the items; calls run concurrently.
 
   Raises:
     Exception: of the first call that fails, in the order of the items.
@@ -110,7 +110,7 @@ def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
 
 
 def open_raw(path: str) -> BinaryIO:
-  """A file as it stands; Beam would otherwise unpack it by its extension."""
+  """Opens a file without decompression; Beam would otherwise decompress it by its extension."""
   from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
 
@@ -118,7 +118,7 @@ def open_raw(path: str) -> BinaryIO:
 
 
 def open_text(path: str) -> TextIO:
-  """Lines of a UTF-8 file, `.gz` unpacked; a byte order mark is dropped, bytes that are no UTF-8 become surrogates."""
+  """Lines of a UTF-8 file, `.gz` decompressed; a byte order mark is dropped, invalid bytes become surrogates."""
   stream = open_raw(path)
   if path.endswith(".gz"):
     stream = gzip.GzipFile(fileobj=stream)
@@ -126,11 +126,11 @@ def open_text(path: str) -> TextIO:
 
 
 def read(path: str, *, max_bytes: int | None = None) -> bytes:
-  """A whole file.
+  """Reads a complete file.
 
   Raises:
-    FileNotFoundError: where there is none.
-    TooLarge: where it has more than `max_bytes`.
+    FileNotFoundError: if it does not exist.
+    TooLarge: if it has more than `max_bytes`.
   """
   if not exists(path):
     raise FileNotFoundError(f"no file at {path}")
@@ -143,12 +143,12 @@ def read(path: str, *, max_bytes: int | None = None) -> bytes:
 
 @contextlib.contextmanager
 def writer(path: str) -> Iterator[BinaryIO]:
-  """A stream whose file takes its name only when the block ends well.
+  """Opens a temporary file that is renamed to `path` when the block ends without an error.
 
-  The temporary name is unique: two workers that a runner gave the same shard do not write into one file.
+  The temporary name is unique, so that two workers with the same shard do not write to the same file.
 
   Raises:
-    CannotWrite: where the file system does not take the file.
+    CannotWrite: if the file system rejects the write.
   """
   from apache_beam.io.filesystem import CompressionTypes
   from apache_beam.io.filesystems import FileSystems
@@ -163,7 +163,7 @@ def writer(path: str) -> Iterator[BinaryIO]:
     yield stream
     stream.close()
   except BaseException as error:
-    # On a full disk closing fails too; what is left of the file must go all the same.
+    # On a full disk, close fails too; the temporary file is deleted anyway.
     with contextlib.suppress(Exception):
       stream.close()
     with contextlib.suppress(Exception):
@@ -176,12 +176,12 @@ def writer(path: str) -> Iterator[BinaryIO]:
 
 def _cannot_write(path: str, error: OSError) -> CannotWrite:
   return CannotWrite(
-    f"cannot write {path}: {error.strerror or error}; make room or set an --output that can be written, and run the "
-    "same command again: shards that are closed are kept"
+    f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
+    "same command again: finished shards are kept"
   )
 
 
 def write(path: str, content: bytes) -> None:
-  """A whole file, atomically."""
+  """Writes a file atomically."""
   with writer(path) as stream:
     stream.write(content)

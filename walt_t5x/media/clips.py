@@ -11,10 +11,10 @@ POSITIONS = ("centre", "beginning", "random")
 
 
 class MediaError(ValueError):
-  """Media that cannot become a record; `reason` is a code, the message explains."""
+  """Media that cannot become a record; `reason` is a code, the message explains it."""
 
   def __init__(self, reason: str, message: str):
-    # Both in `args`, so that it comes back whole from another process.
+    # Both are in `args`, so that the exception can be pickled between processes.
     super().__init__(reason, message)
     self.reason = reason
 
@@ -24,19 +24,19 @@ class MediaError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-  """What to cut out of the media.
+  """Which clip to extract from the media.
 
   Args:
-    resolutions: (height, width) pairs; each shape is cut out of the centre of the source by itself.
-    num_frames: 1 + T pixel frames of a clip.
+    resolutions: (height, width) pairs; each is center-cropped from the source independently.
+    num_frames: 1 + T pixel frames per clip.
     fps: frame rate of the clip.
-    position: 'centre', 'beginning' or 'random', for rows that give no start or give a window longer than the clip.
-    seed: other seeds draw other clips with position 'random'.
-    allow_upscale: whether media smaller than a resolution are enlarged instead of refused.
-    max_bytes: largest file.
-    max_pixels: largest frame, height * width.
-    max_seconds: longest video, as it claims.
-    max_decoded_frames: frames decoded for one clip, a guard against absurd frame rates.
+    position: 'centre', 'beginning' or 'random', for rows without a start or with a window longer than the clip.
+    seed: seed of the clip position if `position` is 'random'.
+    allow_upscale: whether media smaller than a resolution are upscaled instead of rejected.
+    max_bytes: maximum file size.
+    max_pixels: maximum frame size, height * width.
+    max_seconds: maximum duration of a video, as its header states it.
+    max_decoded_frames: maximum number of frames decoded for one clip, a guard against absurd frame rates.
   """
 
   resolutions: tuple[tuple[int, int], ...]
@@ -61,11 +61,11 @@ class ClipSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-  """Pixels of one row.
+  """Decoded pixels of one row.
 
   `frames` maps (height, width) to uint8 (frames, height, width, 3). `crop` is top, left, height, width in pixels of
-  the upright source, around the crops of all resolutions. `motion` is the mean absolute luma change between
-  neighbouring frames, in [0, 1].
+  the upright source, the bounding box of the crops of all resolutions. `motion` is the mean absolute luma change
+  between adjacent frames, in [0, 1].
   """
 
   frames: Mapping[tuple[int, int], np.ndarray]
@@ -77,9 +77,9 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-  """Scale a source so that it covers a resolution, then cut the centre out.
+  """Scale of a source so that it covers a resolution, and its center crop.
 
-  `scaled` is (height, width) after scaling, `offset` the (top, left) of the cut in it.
+  `scaled` is (height, width) after scaling, `offset` the (top, left) of the crop in it.
   """
 
   scaled: tuple[int, int]
@@ -88,12 +88,12 @@ class Fit:
 
 
 def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0) -> Fit:
-  """Geometry of resize and centre crop.
+  """Geometry of resize and center crop.
 
   Args:
     source: (height, width) of the upright source.
-    target: (height, width) wanted.
-    aspect: width of a source pixel over its height.
+    target: (height, width) of the output.
+    aspect: pixel aspect ratio (width / height) of the source.
   """
   height, width = source
   shown = (float(height), width * aspect)
@@ -111,7 +111,7 @@ def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0
 
 
 def check_limits(source: tuple[int, int], spec: ClipSpec) -> None:
-  """Refuse frames over the pixel limit, whichever side is up.
+  """Reject frames over the pixel limit, in any orientation.
 
   Raises:
     MediaError: 'too_large' or 'corrupt'.
@@ -127,12 +127,12 @@ def check_limits(source: tuple[int, int], spec: ClipSpec) -> None:
 
 
 def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) -> None:
-  """Refuse frames over the pixel limit, and frames that would have to be enlarged.
+  """Reject frames over the pixel limit, and frames that would need upscaling.
 
   Args:
     source: (height, width) of the upright source.
     spec: resolutions and limits.
-    aspect: width of a source pixel over its height; the width as shown counts.
+    aspect: pixel aspect ratio (width / height); the displayed width is checked.
 
   Raises:
     MediaError: 'too_large' or 'corrupt'.
@@ -145,12 +145,12 @@ def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) 
     if not spec.allow_upscale and (shown[0] < wanted[0] or shown[1] < wanted[1]):
       raise Rejected(
         "too_small",
-        f"frames of {shown[0]}x{shown[1]} pixels, resolution {wanted[0]}x{wanted[1]} (--allow_upscale takes them)",
+        f"frames of {shown[0]}x{shown[1]} pixels, resolution {wanted[0]}x{wanted[1]} (--allow_upscale accepts them)",
       )
 
 
 def union(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
-  """The smallest box (top, left, height, width) around boxes."""
+  """The bounding box (top, left, height, width) of boxes."""
   top, left = min(box[0] for box in boxes), min(box[1] for box in boxes)
   bottom, right = max(box[0] + box[2] for box in boxes), max(box[1] + box[3] for box in boxes)
   return top, left, bottom - top, right - left

@@ -1,7 +1,7 @@
-"""Media bytes to pixels: one clip of 1+T frames, or one image, at every wanted resolution.
+"""Decodes media bytes to pixels: one clip of 1+T frames, or one image, at every requested resolution.
 
-The same bytes, `ClipSpec` and draw always give the same pixels. Damage and limits are a `MediaError` with a reason,
-sound media that do not suit are `Rejected`.
+The same bytes, `ClipSpec` and draw always give the same pixels. Damaged media and exceeded limits raise `MediaError`
+with a reason; valid media that do not fit the spec raise `Rejected`.
 """
 
 import math
@@ -22,21 +22,21 @@ def decode(
   rules: Sequence[Rule] = (),
   max_decode_seconds: float = math.inf,
 ) -> Clip:
-  """Pixels of one row.
+  """Decodes the pixels of one row.
 
   Args:
-    content: the whole file.
+    content: contents of the complete file.
     modality: 'image' or 'video'.
-    spec: what to cut out.
-    start_seconds: first frame; with `end_seconds`, the clip may start there.
-    end_seconds: the clip lies before it; a window longer than the clip leaves the place to `spec.position`.
-    draw: in [0, 1), where the clip lies with position 'random'.
-    rules: filters; those of the header are judged before anything is decoded.
-    max_decode_seconds: of the wall clock; looked at between frames.
+    spec: which clip to extract.
+    start_seconds: time of the first frame; with `end_seconds`, the earliest start of the clip.
+    end_seconds: latest end of the clip; in a window longer than the clip, `spec.position` places it.
+    draw: position of the clip in [0, 1) if `spec.position` is 'random'.
+    rules: filters; header rules are checked before decoding.
+    max_decode_seconds: limit in wall-clock time, checked between frames.
 
   Raises:
-    MediaError: with a reason.
-    Rejected: by a filter, or because the media are too small, too short or too slow for `spec`.
+    MediaError: if the media are damaged or exceed a limit.
+    Rejected: by a filter, or because the media are too small, too short or have too few frames per second for `spec`.
   """
   if not content:
     raise MediaError("empty", "the file has no bytes")

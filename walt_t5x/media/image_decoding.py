@@ -1,4 +1,4 @@
-"""One still picture out of an image file, with Pillow: upright, opaque, RGB."""
+"""Decodes an image file with Pillow to one upright, opaque RGB image."""
 
 import io
 import struct
@@ -12,15 +12,15 @@ from walt_t5x.media.rules import Rule, check_header, header_facts
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-# EXIF orientations that lay a picture on its side.
+# EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
 
 
 def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) -> Clip:
-  """One upright RGB image at every resolution, area averaged like video frames.
+  """One upright RGB image at every resolution, resized with area averaging like video frames.
 
-  Transparent pixels are laid over white, 16 bits a channel become 8, CMYK goes through its own colour profile where it
-  has one; of an animation the first picture is taken.
+  Transparent pixels are composited over white, 16 bits per channel become 8, and CMYK is converted with its embedded
+  color profile if there is one. The first frame of an animation is decoded.
 
   Raises:
     MediaError: 'not_media', 'corrupt', 'truncated', 'too_large' or 'unknown_range'.
@@ -32,22 +32,22 @@ def decode_image(content: bytes, spec: ClipSpec, *, rules: Sequence[Rule] = ()) 
   try:
     with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
       size = (image.height, image.width)
-      # Pillow states the size of a TIFF as its tag turns it, that of other formats as they are stored.
+      # Pillow reports the size of a TIFF after rotation by its tag, that of other formats as stored.
       if image.format != "TIFF" and image.getexif().get(ORIENTATION) in _TURNED:
         size = (image.width, image.height)
       check_size(size, spec)
       check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
       image.load()
       if image.mode == "F":
-        raise MediaError("unknown_range", "pixels are floats, of which no file says what white is")
-      # Pixels first: turning knows fewer modes than opening.
+        raise MediaError("unknown_range", "pixels are floats, whose value range is unknown")
+      # Convert first: exif_transpose supports fewer modes than open.
       image = ImageOps.exif_transpose(to_rgb(image))
       check_size((image.height, image.width), spec)
   except PIL.UnidentifiedImageError as error:
     known = content.startswith(_SIGNATURES)
     formats = ", ".join(IMAGE_FORMATS)
     raise MediaError(
-      "corrupt" if known else "not_media", f"no image that Pillow reads as one of {formats}"
+      "corrupt" if known else "not_media", f"not an image that Pillow reads as one of {formats}"
     ) from error
   except Image.DecompressionBombError as error:
     raise MediaError("too_large", str(error)) from error

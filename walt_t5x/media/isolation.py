@@ -1,7 +1,7 @@
-"""A function in processes of its own, with a time limit: one that hangs or crashes costs its caller an exception.
+"""Runs a function in separate processes with a time limit: a hang or a crash raises an exception in the caller.
 
-Each process is a fresh interpreter, never a fork: JAX and Beam have threads, and a fork would copy their locks. It
-imports what the function needs and nothing else, ends with its parent, and may be given a limit of memory.
+Each process is a new interpreter, never a fork: JAX and Beam use threads, and a fork would copy their locks. It
+imports only what the function needs, exits with its parent, and can have a memory limit.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ from typing import Any
 
 
 class WorkerTimeout(RuntimeError):
-  """A call that took longer than its limit; its process was ended."""
+  """A call that exceeded its time limit; its process was killed."""
 
 
 class WorkerCrashed(RuntimeError):
-  """A process that ended inside a call."""
+  """A process that exited during a call."""
 
 
 class Isolated:
   """Calls a function in one of several processes, each call with a time limit; safe to share among threads.
 
   Args:
-    function: of a module, so that it pickles by name.
-    processes: calls at a time; more callers wait.
-    timeout_seconds: a call that takes longer is given up.
-    memory_bytes: address space of a process; None is unlimited.
+    function: a module-level function, so that it is pickled by name.
+    processes: number of concurrent calls; further callers wait.
+    timeout_seconds: time limit per call.
+    memory_bytes: address space limit per process; None is unlimited.
   """
 
   def __init__(
@@ -51,11 +51,11 @@ class Isolated:
     self._closed = threading.Event()
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """What the function returns, or the exception that it raises.
+    """Returns what the function returns, or raises its exception.
 
     Raises:
       WorkerTimeout: after the time limit.
-      WorkerCrashed: where the process ended, with its exit code.
+      WorkerCrashed: if the process exited, with its exit code.
     """
     worker = self._idle.get()
     try:
@@ -76,7 +76,7 @@ class Isolated:
     raise value
 
   def close(self) -> None:
-    """End the processes; calls that are under way finish first."""
+    """Ends the processes after running calls finish."""
     self._closed.set()
     for _ in range(self._processes):
       worker = self._idle.get()
@@ -87,19 +87,19 @@ class Isolated:
 
 
 class _Worker:
-  """One process and the line to it."""
+  """One process and the connection to it."""
 
   def __init__(self, function: Callable[..., Any], memory_bytes: int | None):
     self._line, theirs = Pipe()
     with theirs:
       command = [sys.executable, "-m", "walt_t5x.media.isolation", str(theirs.fileno())]
-      # The child finds the modules that the parent finds, wherever it was started.
+      # The child imports modules from the same folders as the parent, whatever its working directory.
       path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
       self._process = subprocess.Popen(
         [*command, str(memory_bytes or 0)],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
-        # One thread a process: several of them share the machine.
+        # One thread per process: several processes share the machine.
         env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
       )
     _send(self._line, function)
@@ -126,7 +126,7 @@ class _Worker:
     return None
 
   def end(self) -> None:
-    """End the process at once."""
+    """Kills the process immediately."""
     self._line.close()
     if self.alive:
       self._process.kill()
@@ -134,7 +134,7 @@ class _Worker:
 
 
 def _send(line: Connection, value: Any) -> None:
-  """Pickle with arrays and byte strings beside it, not copied into it."""
+  """Sends a pickle; arrays and byte strings follow out of band, without a copy."""
   buffers: list[pickle.PickleBuffer] = []
   head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
   line.send((head, [buffer.raw().nbytes for buffer in buffers]))
@@ -159,7 +159,7 @@ def _serve(line: Connection) -> None:
     try:
       _send(line, answer)
     except (pickle.PicklingError, TypeError, AttributeError):
-      # An exception that does not travel is told in words.
+      # An exception that cannot be pickled is sent as text.
       _send(line, (False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]}")))
 
 
@@ -167,15 +167,15 @@ def _limit_memory(limit: int) -> None:
   import resource
 
   _, hard = resource.getrlimit(resource.RLIMIT_AS)
-  with contextlib.suppress(ValueError, OSError):  # Not every system knows the limit.
+  with contextlib.suppress(ValueError, OSError):  # Not every system supports the limit.
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-  # A crash is reported by its signal; a core file of a hostile picture helps nobody.
+  # A crash is reported by its signal; no core file is written.
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 if __name__ == "__main__":
   if int(sys.argv[2]):
     _limit_memory(int(sys.argv[2]))
-  # The parent closes the line, or ends: so does this process.
+  # This process exits when the parent closes the connection or exits.
   with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
     _serve(Connection(int(sys.argv[1])))

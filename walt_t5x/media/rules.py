@@ -28,7 +28,7 @@ _RULE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>)\s*([-+.\w]+)\s*")
 
 
 class Rejected(Exception):
-  """A sound row that a filter turns away; `reason` is a code, the message explains."""
+  """A valid row that a filter rejects; `reason` is a code, the message explains it."""
 
   def __init__(self, reason: str, message: str):
     super().__init__(reason, message)
@@ -40,13 +40,13 @@ class Rejected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What a row must hold to pass, such as `aesthetic>=5`.
+  """A condition that rows must satisfy, such as `aesthetic>=5`.
 
   Args:
     name: a quantity of the table above, or a score.
     op: one of <, <=, ==, !=, >=, >.
     value: a finite number.
-    code: reason in the ledger; empty is the rule itself.
+    code: reason in the ledger; if empty, the rule itself.
   """
 
   name: str
@@ -63,10 +63,10 @@ class Rule:
 
   @classmethod
   def parse(cls, text: str) -> "Rule":
-    """Rule of a flag.
+    """Parses the rule of a flag.
 
     Raises:
-      ValueError: on a text that is no rule.
+      ValueError: if the text is not a rule.
     """
     try:
       if not (match := _RULE.fullmatch(text)):
@@ -80,29 +80,31 @@ class Rule:
 
   @property
   def reason(self) -> str:
-    """Counter and reason in the ledger."""
+    """Name of the counter, and reason in the ledger."""
     return self.code or str(self)
 
   def holds(self, value: float) -> bool:
-    """Whether a value passes; NaN passes no rule but `!=`."""
+    """Whether a value passes; NaN passes only `!=`."""
     return _OPERATORS[self.op](value, self.value)
 
 
 def check_header(facts: Mapping[str, float | None], rules: Sequence[Rule]) -> None:
-  """Judge a file by its header.
+  """Applies the header rules to a file.
 
   Args:
-    facts: what `header_facts` returned; None is unknown.
-    rules: those of other moments are passed over.
+    facts: result of `header_facts`; None is unknown.
+    rules: rules of other stages are skipped.
 
   Raises:
-    Rejected: by the first rule that fails, or whose quantity a video does not state.
+    Rejected: by the first rule that fails, or whose quantity the header does not state.
   """
   for rule in rules:
     if rule.name in HEADER_QUANTITIES and rule.name in facts:
       value = facts[rule.name]
       if value is None:
-        raise Rejected(f"no_{rule.name}", f"the file does not state {rule.name}, which {rule} asks")
+        raise Rejected(
+          f"no_{rule.name}", f"the file does not state {rule.name}, required by {rule}"
+        )
       check_value(rule, value)
 
 
@@ -112,9 +114,9 @@ def header_facts(
   """Quantities of a header.
 
   Args:
-    size: (height, width) of the upright picture in stored pixels.
-    pixel_aspect: width of an upright pixel over its height.
-    video: (seconds, frames a second), each None where not stated; None for an image.
+    size: (height, width) of the upright image in stored pixels.
+    pixel_aspect: width / height of an upright pixel.
+    video: (seconds, frames per second), each None if not stated; None for an image.
   """
   height, width = size
   facts = {

@@ -1,7 +1,7 @@
-"""One clip out of a video file, with PyAV.
+"""Decodes one clip of a video file with PyAV.
 
-Only containers on the list are opened, and only from bytes: a playlist or SDP file must not make FFmpeg open the
-network. What a file claims (duration, frame count) chooses a position but allocates nothing.
+Only containers on the list are opened, and only from bytes: a playlist or SDP file must not make FFmpeg access the
+network. Stated values (duration, frame count) may choose a position but never the size of an allocation.
 """
 
 import io
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
-# Matroska rounds times to milliseconds; a frame that starts this much late still counts as shown.
+# Matroska rounds times to milliseconds; a frame may start this much late.
 _CLOCK_SLACK = 0.002
-# A seek pays off only beyond a few key frame distances.
+# Seeking is faster only beyond a few key frame intervals.
 _SEEK_BEYOND_SECONDS = 4.0
-# Below this share of distinct frames the clip would be mostly repeated pictures.
+# With a smaller share of distinct frames the clip would contain too many repeated frames.
 _MIN_DISTINCT = 0.75
 _OF_FIRST_FRAME = ("height", "width", "aspect")
 
@@ -48,9 +48,9 @@ def decode_video(
   rules: Sequence[Rule] = (),
   max_decode_seconds: float = math.inf,
 ) -> Clip:
-  """Frames shown at start, start + 1/fps, ..., each resized by area averaging and cut at the centre.
+  """Frames displayed at start, start + 1/fps, ..., each resized by area averaging and center-cropped.
 
-  Args: as `decoding.decode`.
+  Args: see `decoding.decode`.
 
   Raises:
     MediaError: 'not_media', 'no_video_stream', 'unknown_codec', 'truncated', 'corrupt', 'too_large', 'too_long',
@@ -64,7 +64,7 @@ def decode_video(
   options = {
     "protocol_whitelist": "",
     "format_whitelist": CONTAINERS,
-    # Also for frames that FFmpeg decodes while it opens the file.
+    # Applies to frames that FFmpeg decodes while it opens the file.
     "max_pixels": str(spec.max_pixels),
   }
   try:
@@ -75,7 +75,7 @@ def decode_video(
     stream = _video_stream(container)
     codec = stream.codec_context
     check_limits((codec.height, codec.width), spec)
-    # What `av.open` is given serves the probe alone; a stream may also grow on the way.
+    # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
     codec.options = {"max_pixels": str(spec.max_pixels)}
     seconds = _claimed_seconds(container, stream)
     if seconds is not None and seconds > spec.max_seconds:
@@ -86,7 +86,7 @@ def decode_video(
     facts = header_facts(
       (codec.height, codec.width), pixel_aspect=1.0, video=(seconds, float(rate) if rate else None)
     )
-    # Only the first frame tells which side is up.
+    # The orientation is known only after the first frame.
     facts = {name: value for name, value in facts.items() if name not in _OF_FIRST_FRAME}
     check_header(facts, rules)
     start = _start(spec, start_seconds, end_seconds, seconds, draw)
@@ -108,7 +108,7 @@ def _video_stream(container):
   from av.stream import Disposition
 
   for stream in container.streams.video:
-    # Cover art of an audio file poses as a video of one frame.
+    # Cover art of an audio file is a video stream of one frame.
     if not stream.disposition & Disposition.attached_pic:
       if stream.codec_context is None:
         raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
@@ -122,7 +122,7 @@ def _claimed_seconds(container, stream) -> float | None:
   if stream.duration and stream.time_base:
     return float(stream.duration * stream.time_base)
   if container.duration:
-    # Matroska counts from zero, whenever its first frame comes; the others from that.
+    # Matroska's duration starts at zero, that of other containers at the first frame.
     late = (container.start_time or 0) if "matroska" in container.format.name else 0
     return (container.duration - max(0, late)) / 1e6
   return None
@@ -131,10 +131,10 @@ def _claimed_seconds(container, stream) -> float | None:
 def _start(
   spec: ClipSpec, start: float | None, end: float | None, claimed: float | None, draw: float
 ) -> float:
-  """First time of the clip; with `end`, the last frame must lie before it.
+  """Start time of the clip; its last frame must be before `end`, if given.
 
-  A start alone is the first frame. Otherwise the clip lies somewhere in a window: from `start`, else the beginning, to
-  `end`, else the end of the video.
+  If only `start` is given, it is the time of the first frame. Otherwise the clip is placed in a window from `start`,
+  else the beginning, to `end`, else the end of the video.
   """
   length = spec.num_frames / spec.fps
   if start is None or end is not None:
@@ -145,7 +145,7 @@ def _start(
   if end is not None and start + (spec.num_frames - 1) / spec.fps > end - _CLOCK_SLACK:
     raise Rejected(
       "too_short",
-      f"the window {start:.3f} to {end:.3f} s holds fewer than {spec.num_frames} frames at {spec.fps} fps",
+      f"the window {start:.3f} to {end:.3f} s has fewer than {spec.num_frames} frames at {spec.fps} fps",
     )
   return start
 
@@ -158,7 +158,7 @@ def _cut(
   held, end, distinct = None, 0.0, 0
 
   def show_until(until: float) -> int:
-    """Append the held frame for every wanted moment before `until`; 1 if it was used at all."""
+    """Appends the held frame for every requested time before `until`; 1 if it was used, else 0."""
     wanted = 0
     while (moment := len(pictures) + wanted) < spec.num_frames:
       if start + moment / spec.fps + _CLOCK_SLACK >= until:
@@ -174,25 +174,25 @@ def _cut(
     if decoded > spec.max_decoded_frames:
       raise MediaError(
         "too_many_frames",
-        f"no whole clip within {spec.max_decoded_frames} frames (--max_decoded_frames)",
+        f"no complete clip within {spec.max_decoded_frames} frames (--max_decoded_frames)",
       )
     if held is not None:
       distinct += show_until(shown)
     if len(pictures) == spec.num_frames:
       break
     if frame.is_corrupt:
-      raise MediaError("corrupt", f"the decoder marks the frame at {shown:.3f} s as damaged")
+      raise MediaError("corrupt", f"the decoder marks the frame at {shown:.3f} s as corrupt")
     held, end = frame, shown + _frame_seconds(frame, stream)
   if held is None:
-    raise MediaError("corrupt", "the video stream has no frame that decodes")
-  # The last frame of a file is shown for its own duration.
+    raise MediaError("corrupt", "no frame of the video stream can be decoded")
+  # The last frame of a file is displayed for its own duration.
   distinct += show_until(end)
   if len(pictures) < spec.num_frames:
     cut = claimed is not None and end < claimed - max(0.25, 0.1 * claimed)
     raise (MediaError if cut else Rejected)(
       "truncated" if cut else "too_short",
       f"{len(pictures)} of {spec.num_frames} frames from {start:.3f} s at {spec.fps} fps; the video "
-      f"ends at {end:.3f} s and claims {'nothing' if claimed is None else f'{claimed:.3f} s'}",
+      f"ends at {end:.3f} s, its stated duration is {'unknown' if claimed is None else f'{claimed:.3f} s'}",
     )
   if distinct < _MIN_DISTINCT * spec.num_frames:
     raise Rejected(
@@ -213,7 +213,7 @@ def _cut(
 def _frames(
   container, stream, start: float, deadline: float
 ) -> Iterator[tuple[float, "VideoFrame"]]:
-  """(seconds from the stream's first moment, frame), from the last key frame before `start` where a seek works."""
+  """(seconds from the start of the stream, frame), from the last key frame before `start` if seeking works."""
   from av.error import FFmpegError
 
   origin = float((stream.start_time or 0) * stream.time_base)
@@ -224,7 +224,7 @@ def _frames(
     except FFmpegError:
       first = None
     landed = first is not None and first.time is not None and first.time - origin <= start
-    # A broken index lands anywhere: then decode from the beginning.
+    # With a broken index a seek may land after `start`: then decode from the beginning.
     target = int((start + origin) / stream.time_base) if landed else stream.start_time or 0
     container.seek(target, stream=stream, backward=True)
   rate = stream.average_rate or stream.guessed_rate
@@ -251,7 +251,7 @@ def _frame_seconds(frame, stream) -> float:
 
 
 class _Resizer:
-  """Frames of one clip to every resolution; one swscale context a resolution, reused."""
+  """Resizes frames of one clip to every resolution; one reused swscale context per resolution."""
 
   def __init__(self, stream, spec: ClipSpec, rules: Sequence[Rule]):
     from av.video.reformatter import Interpolation, VideoReformatter
@@ -263,7 +263,7 @@ class _Resizer:
     self._reformatters = {size: VideoReformatter() for size in spec.resolutions}
 
   def _upright(self, frame) -> tuple[int, tuple[int, int], float]:
-    """Quarter turns to the left that show a frame upright, its size after them, and its pixels' width over height."""
+    """(counterclockwise quarter turns that make a frame upright, its upright size, its upright pixel aspect ratio)."""
     quarter_turns = round(frame.rotation / 90) % 4
     size, aspect = (frame.height, frame.width), self._aspect
     if quarter_turns % 2:
@@ -271,14 +271,14 @@ class _Resizer:
     return quarter_turns, size, aspect
 
   def check(self, frame) -> None:
-    """Judge the size and shape of the first frame."""
+    """Checks the size and aspect of the first frame."""
     _, size, aspect = self._upright(frame)
     check_size(size, self.spec, aspect=aspect)
     check_header(header_facts(size, pixel_aspect=aspect, video=None), self._rules)
 
   def __call__(self, frame) -> dict[tuple[int, int], np.ndarray]:
     quarter_turns, size, aspect = self._upright(frame)
-    # A stream may change its size on the way; the limits hold for every frame.
+    # The frame size may change within a stream; the limits apply to every frame.
     check_size(size, self.spec, aspect=aspect)
     if any(component.is_alpha for component in frame.format.components):
       frame = _over_white(frame)
@@ -298,7 +298,7 @@ class _Resizer:
 
 
 def _over_white(frame):
-  """The frame without its alpha channel, transparent pixels over white like those of images."""
+  """The frame without its alpha channel, composited over white like images."""
   import av
 
   rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
@@ -308,7 +308,7 @@ def _over_white(frame):
 
 
 def motion(frames: np.ndarray) -> float:
-  """Mean absolute luma change between neighbouring frames, in [0, 1].
+  """Mean absolute luma change between adjacent frames, in [0, 1].
 
   Args:
     frames: uint8 (frames, height, width, 3).
@@ -320,7 +320,7 @@ def motion(frames: np.ndarray) -> float:
 
 
 def _container_signature(content: bytes) -> bool:
-  """Whether the first bytes are those of a video container we read."""
+  """Whether the first bytes are those of a supported video container."""
   return (
     content[4:8] in _BOX_TYPES
     or content.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
@@ -330,7 +330,7 @@ def _container_signature(content: bytes) -> bool:
 
 
 def _is_cut_off(content: bytes) -> bool:
-  """Whether a container's own sizes say that bytes are missing at its end; only MP4 and AVI can tell."""
+  """Whether a container is truncated according to its own sizes; detected only for MP4 and AVI."""
   if content.startswith(b"RIFF"):
     return struct.unpack("<I", content[4:8].ljust(4, b"\0"))[0] + 8 > len(content)
   if content[4:8] not in _BOX_TYPES:

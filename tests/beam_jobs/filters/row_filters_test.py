@@ -1,4 +1,4 @@
-"""Rules on hand-made rows, duplicates against brute force, and the counters of a whole job."""
+"""Rules on constructed rows, duplicates against brute force, and the counters of a complete job."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_a_rule_is_its_operator(op):
 @pytest.mark.parametrize(
   "text", ["", "a>", ">5", "a=5", "a>>5", "a>five", "a>nan", "a b>5", "a>5>6"]
 )
-def test_what_is_no_rule_is_refused(text):
+def test_a_text_that_is_not_a_rule_is_rejected(text):
   with pytest.raises(ValueError, match="expected NAME OP NUMBER"):
     Rule.parse(text)
 
@@ -77,12 +77,12 @@ def test_rules_on_the_manifest(fields, rule, reason):
   assert found == reason
 
 
-def test_a_short_caption_goes_and_the_others_keep_their_weights():
+def test_a_short_caption_is_dropped_and_the_others_keep_their_weights():
   several = row(caption=None, captions=["a", "b c d", "e f g h"], caption_weights=[1, 2, 0])
   kept = row_filters.check_row(several, [Rule.parse("caption_words>=3")])
   assert (kept.captions, kept.caption_weights) == (("b c d", "e f g h"), (2.0, 0.0))
   with pytest.raises(Rejected, match=r"\[3, 4\]"):
-    # What is left has no weight.
+    # The remaining captions have no weight.
     row_filters.check_row(kept, [Rule.parse("caption_words>=4")])
 
 
@@ -122,12 +122,12 @@ def test_rules_of_videos_pass_images_and_shape_rules_do_not():
 
 
 def photo(seed: int, size: int = 64) -> np.ndarray:
-  """A smooth picture of random colours."""
+  """A smooth image of random colors."""
   coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3)).astype(np.uint8)
   return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def test_the_hash_is_the_sign_of_neighbouring_cell_means():
+def test_the_hash_is_the_sign_of_adjacent_cell_means():
   picture = photo(0, 72)
   luma = np.asarray(Image.fromarray(picture).convert("L"), float)
   across = luma.reshape(8, 9, 9, 8).mean(axis=(1, 3))

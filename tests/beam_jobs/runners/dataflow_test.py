@@ -1,4 +1,4 @@
-"""A dry run names every flag that Dataflow would refuse, and builds the graph that it would get, without a network."""
+"""A dry run names every flag that Dataflow would reject, and builds the job's graph without a network."""
 
 import importlib.util
 import pathlib
@@ -36,7 +36,7 @@ def argv(**changes):
 
 
 def test_the_graph_has_the_steps_of_a_local_run_and_its_workers_run_in_the_image(tmp_path):
-  # Nothing here can reach gs://: the lock has no client for it, and looking would fail.
+  # Nothing here can access gs://: no client for it is installed, so access would fail.
   result = preprocess.run(argv())
   (tmp_path / "rows.jsonl").write_text('{"uri": "a.mp4", "caption": "x"}\n')
   local = {"manifest": tmp_path / "rows.jsonl", "output": tmp_path / "out"}
@@ -68,33 +68,36 @@ def test_the_graph_has_the_steps_of_a_local_run_and_its_workers_run_in_the_image
       {"sdk_container_image": "My Image"},
       "--sdk_container_image: got 'My Image', expected REGION-",
     ),
-    ({"output": "/data/cache"}, "--output: got '/data/cache', a path of this machine"),
-    ({"manifest": "rows.jsonl"}, "--manifest: got 'rows.jsonl', a path of this machine"),
-    ({"media_root": "/media"}, "--media_root: got '/media', a path of this machine"),
+    ({"output": "/data/cache"}, "--output: got '/data/cache', a local path"),
+    ({"manifest": "rows.jsonl"}, "--manifest: got 'rows.jsonl', a local path"),
+    ({"media_root": "/media"}, "--media_root: got '/media', a local path"),
     ({"machine_type": "n1-standard-8"}, "--machine_type: got 'n1-standard-8', expected g2-"),
     ({"machine_type": None}, "--machine_type: got None, expected g2-"),
-    ({"experiments": None}, "every core starts a process with encoders of its own"),
+    ({"experiments": None}, "every core starts a process that loads its own encoders"),
     ({"num_workers": 9, "max_num_workers": 2}, r"num_workers \(9\) cannot exceed"),
     *(
       ({"dataflow_service_options": f"worker_accelerator{text}"}, message)
       for text, message in (
         ("=nvidia-l4", "expected worker_accelerator=type:nvidia-l4;count:1"),
-        ("=type:nvidia-l4;install-nvidia-driver", "count is None, expected such as count:1"),
+        ("=type:nvidia-l4;install-nvidia-driver", "count is None, expected e.g. count:1"),
         ("=type:nvidia-l4;count:0;install-nvidia-driver", "count is '0', expected"),
-        ("=type:nvidia-l4;count:1", "without ;install-nvidia-driver the workers see no GPU"),
-        ("=type:nvidia-l4;count:1;install-nvidia-drivers", r"it has \['install-nvidia-drivers'\]"),
-        ("=type:tpu-v5-lite-podslice;count:1", "topology is None, expected such as topology:2x4"),
+        ("=type:nvidia-l4;count:1", "add ;install-nvidia-driver, or the workers see no GPU"),
+        (
+          "=type:nvidia-l4;count:1;install-nvidia-drivers",
+          r"unknown fields \['install-nvidia-drivers'\]",
+        ),
+        ("=type:tpu-v5-lite-podslice;count:1", "topology is None, expected e.g. topology:2x4"),
         ("=type:tpu-v5-lite-podslice;topology:2x4", "--machine_type: .* expected ct5lp-"),
       )
     ),
   ],
 )
-def test_a_flag_that_dataflow_would_refuse_is_named(changes, message):
+def test_a_flag_that_dataflow_would_reject_is_named(changes, message):
   with pytest.raises(ValueError, match=message):
     preprocess.run(argv(**changes))
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_problems_are_reported_at_once():
   with pytest.raises(ValueError) as error:
     preprocess.run(argv(project=None, region=None, temp_location=None, sdk_container_image=None))
   assert len(str(error.value).splitlines()) == 5

@@ -1,6 +1,6 @@
-"""Laws of the account: every row of a shard is in its sidecar, every shard of a plan in the totals, no hole passes.
+"""Ledger: every row of a shard is in its sidecar, every shard of a plan in the totals, and missing rows are rejected.
 
-Shards are written here row by row, without media and encoders.
+Shards are written row by row, without media and encoders.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ def _shard(index=0, count=2, *, task="toy_videos", split="train", replay=0):
 # --- one shard ------------------------------------------------------------------------------------
 
 
-def test_moments_of_parts_are_those_of_the_whole():
+def test_moments_of_parts_add_up():
   values = np.random.default_rng(0).normal([1.0, -5.0], [0.1, 3.0], (60, 3, 2))
   parts = [Moments.of(part) for part in np.split(values, [7, 8])]
   total = sum(parts, Moments())
@@ -88,12 +88,12 @@ def test_moments_of_parts_are_those_of_the_whole():
   np.testing.assert_allclose(mean, values.mean((0, 1)), rtol=1e-12)
   np.testing.assert_allclose(std, values.std((0, 1)), rtol=1e-9)
   assert total.count == 180
-  # Rounding gives some of these a variance below zero; a channel that never changes has none.
+  # Rounding makes some of these variances negative; the variance of a constant channel is 0.
   never = np.tile(np.linspace(0.1, 9, 50), (7, 1))
   assert Moments.of(never).mean_std()[1] == pytest.approx([0] * 50, abs=1e-6)
 
 
-def test_a_sidecar_counts_what_stands_in_the_files(tmp_path):
+def test_a_sidecar_counts_the_contents_of_the_files(tmp_path):
   records = [_record(0), _record(1, tokens=(4,)), _record(2)]
   shard = _shard()
   sidecar = _write(tmp_path, shard, records, dead=["missing", "missing", "x"], rejected=["small"])
@@ -159,7 +159,7 @@ def test_a_shard_that_is_made_again_leaves_nothing_of_the_old_one(tmp_path):
   _write(tmp_path, _shard())
   name = _shard().file_name
   assert {path.name for path in folder.iterdir()} == {name, f"{name}.sidecar.json"}
-  # One that is broken off leaves no shard at all, whatever was there.
+  # An interrupted one leaves no shard, even if there was one before.
   with pytest.raises(RuntimeError):
     with shard_files.ShardWriter(
       str(tmp_path), _shard(1), settings_digest="", rows_digest=""
@@ -169,14 +169,14 @@ def test_a_shard_that_is_made_again_leaves_nothing_of_the_old_one(tmp_path):
   assert {path.name for path in folder.iterdir()} == {name, f"{name}.sidecar.json"}
 
 
-def test_a_shard_outside_of_the_band_is_empty_for_readers_and_kept_beside(tmp_path):
+def test_a_shard_outside_the_band_is_empty_for_readers_and_quarantined(tmp_path):
   records = [_record(0), _record(1)]
-  whole = _write(tmp_path / "whole", _shard(), records)
+  complete = _write(tmp_path / "complete", _shard(), records)
   held = _write(tmp_path, _shard(), records, dead=["missing"], band=quality.Band(min_psnr=99.0))
   folder = tmp_path / "toy_videos"
   assert (folder / _shard().file_name).read_bytes() == b""
   kept = folder / f"quarantine.{_shard().file_name}"
-  assert hashlib.sha256(kept.read_bytes()).hexdigest() == whole["sha256"]
+  assert hashlib.sha256(kept.read_bytes()).hexdigest() == complete["sha256"]
   assert shard_files.parse_shard(f"toy_videos/{kept.name}") is None
   assert (held["rows"], held["dead"], held["quarantined"], held["written"]) == (3, 1, 2, 0)
   assert [held[name] for name in ("bytes", "captions", "tokens")] == [0, 0, 0]
@@ -184,38 +184,38 @@ def test_a_shard_outside_of_the_band_is_empty_for_readers_and_kept_beside(tmp_pa
   (violation,) = held["quarantine"]["violations"]
   assert "mean PSNR is 22.00 dB" in violation
   for name in ("written", "bytes", "sha256", "captions", "tokens"):
-    assert held["quarantine"][name] == whole[name]
-  assert held["moments"] == whole["moments"]
-  # A shard of dead letters alone has nothing that a band could judge.
+    assert held["quarantine"][name] == complete[name]
+  assert held["moments"] == complete["moments"]
+  # A shard with only dead letters has nothing that the band could apply to.
   alone = _write(tmp_path, _shard(1), dead=["missing"], band=quality.Band(min_psnr=99.0))
   assert alone["quarantined"] == 0
 
 
-def test_a_sidecar_keeps_a_shard_only_while_all_of_it_is_as_it_was(tmp_path):
+def test_a_sidecar_keeps_a_shard_only_if_nothing_changed(tmp_path):
   wanted = {"settings_digest": DIGEST, "rows_digest": "r"}
 
-  def whole(**changed):
+  def complete(**changed):
     return shard_files.whole_sidecar(str(tmp_path), _shard(), **wanted | changed)
 
-  assert whole() is None
+  assert complete() is None
   sidecar = _write(tmp_path, _shard(), [_record(0)])
-  assert whole() == json.loads(json.dumps(sidecar))
-  assert whole(settings_digest="other") is None and whole(rows_digest="other") is None
+  assert complete() == json.loads(json.dumps(sidecar))
+  assert complete(settings_digest="other") is None and complete(rows_digest="other") is None
   path = tmp_path / "toy_videos" / _shard().file_name
   noted = path.with_name(f"{path.name}.sidecar.json")
   for broken in ("", "{", json.dumps(sidecar | {"schema_version": 1})):
     noted.write_text(broken)
-    assert whole() is None
+    assert complete() is None
   noted.write_text(json.dumps(sidecar))
   content = path.read_bytes()
   for other in (content[:-1], content + b"x"):
     path.write_bytes(other)
-    assert whole() is None
+    assert complete() is None
   path.unlink()
-  assert whole() is None
+  assert complete() is None
 
 
-def test_the_digest_of_rows_tells_lines_apart_and_no_order():
+def test_the_digest_of_rows_depends_on_lines_and_not_on_order():
   assert shard_files.rows_digest(["a", "b"]) == shard_files.rows_digest(["b", "a"])
   found = {
     shard_files.rows_digest(lines) for lines in ([], ["ab"], ["a", "b"], ["a", "b", "b"], ["b"])
@@ -244,7 +244,7 @@ def test_names_of_shards():
 
 
 def _job(output):
-  """Three shards of two folders: 8 rows, 5 of them written, one folder with a split of its own."""
+  """Three shards of two folders: 8 rows, 5 of them written, one folder with a second split."""
   output.mkdir(exist_ok=True)
   made = {
     _shard(0): _write(output, _shard(0), [_record(0), _record(1)], dead=["missing"]),
@@ -371,10 +371,10 @@ def test_a_folder_without_a_record_is_not_completed(tmp_path):
     ({"rejected": 1}, "and 4 were written"),
     ({"quarantined": 1}, "and 4 were written"),
     ({"settings": "other"}, "was made with other settings"),
-    ({"bytes": 1}, "is not the 1 bytes of its sidecar"),
+    ({"bytes": 1}, "does not have the 1 bytes of its sidecar"),
   ],
 )
-def test_a_sidecar_that_does_not_account_for_its_rows_is_refused(tmp_path, change, message):
+def test_a_sidecar_that_does_not_account_for_its_rows_is_rejected(tmp_path, change, message):
   made = _job(tmp_path)
   path = tmp_path / "toy_videos" / f"{_shard(0).file_name}.sidecar.json"
   path.write_text(json.dumps(made[_shard(0)] | change))
@@ -384,7 +384,9 @@ def test_a_sidecar_that_does_not_account_for_its_rows_is_refused(tmp_path, chang
   assert not (tmp_path / "toy_videos" / "COMPLETED").exists()
 
 
-def test_a_shard_that_is_gone_or_in_no_plan_is_refused_and_leavings_are_swept(tmp_path):
+def test_a_shard_that_is_missing_or_in_no_plan_is_rejected_and_temporary_files_are_deleted(
+  tmp_path,
+):
   _job(tmp_path)
   folder = tmp_path / "toy_videos"
   leaving, other = folder / f"{storage.TEMPORARY}x", folder / "notes.txt"
@@ -394,11 +396,11 @@ def test_a_shard_that_is_gone_or_in_no_plan_is_refused_and_leavings_are_swept(tm
   assert other.exists() and not leaving.exists()
   stranger = folder / _shard(2, 3).file_name
   stranger.write_text("")
-  with pytest.raises(LedgerError, match="00002-of-00003 belongs to no shard of this run"):
+  with pytest.raises(LedgerError, match="00002-of-00003 is not a shard of this run"):
     _finalise(tmp_path)
   stranger.unlink()
   (folder / _shard(1).file_name).rename(tmp_path / "away")
-  with pytest.raises(LedgerError, match=r"is not the .* bytes of its sidecar"):
+  with pytest.raises(LedgerError, match=r"does not have the .* bytes of its sidecar"):
     _finalise(tmp_path)
   (folder / f"{_shard(1).file_name}.sidecar.json").unlink()
   with pytest.raises(LedgerError, match="has no sidecar: 2 rows are unaccounted for"):
@@ -428,7 +430,7 @@ def _replay(number=1, reasons=("missing",), *, finished=True):
 
 
 def _replayed(output, replay, records=(), *, dead=(), index=0):
-  """The one shard of a replay, and its notes."""
+  """The only shard of a replay, and its JSON files."""
   shard = _shard(index, 2, replay=replay.number)
   sidecar = _write(output, shard, records, dead=dead, digest=replay.digest)
   _plan(output, {shard: sidecar["rows"]}, replay=f".replay{replay.number:02d}")
@@ -436,7 +438,7 @@ def _replayed(output, replay, records=(), *, dead=(), index=0):
   return shard, sidecar
 
 
-def test_a_replay_takes_what_it_was_asked_for_and_no_row_that_breaks_the_contract():
+def test_a_replay_takes_the_given_reasons_and_no_invalid_row():
   some, every = _replay(reasons=("missing", "bad_uri")), _replay(reasons=None)
   dead = {"missing": 2, "x": 3, "bad_uri": 1}
   assert some.taken(dead) == {"missing": 2} and every.taken(dead) == {"missing": 2, "x": 3}
@@ -452,7 +454,7 @@ def test_a_replay_takes_what_it_was_asked_for_and_no_row_that_breaks_the_contrac
     assert replays.is_current(reason, written_by, history) == current, (reason, written_by)
 
 
-def test_replays_come_back_in_order_and_only_whole(tmp_path):
+def test_replays_are_read_in_order_and_only_complete(tmp_path):
   assert replays.read_all(str(tmp_path), "toy") == []
   replays.refuse(str(tmp_path), "toy")
   first, second = _replay(1, None), _replay(2, ("x",), finished=False)
@@ -480,7 +482,7 @@ def test_a_hundredth_replay_comes_after_the_others(tmp_path):
   assert [replay.number for replay in found] == list(range(1, 102))
 
 
-def test_all_that_decides_a_replay_is_in_its_digest():
+def test_everything_that_decides_a_replay_is_in_its_digest():
   kept = _replay()
   others = [
     _replay(2),
@@ -499,7 +501,7 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
   _replayed(tmp_path, first, dead=["y"])
   _replayed(tmp_path, second, [_record(5)], index=1)
   summary = replays.finalise(str(tmp_path), "toy", [first, second])
-  # The job's dead letter of the training split failed again otherwise, and is written now.
+  # The job's dead letter of the training split fails for another reason, and is then written.
   train = summary.splits["toy_videos", "train"]
   assert (train.rows, train.written, train.dead) == (5, 4, {})
   assert train.captions == 7 and train.psnr[VIDEOS] == (4, 87.0)
@@ -522,10 +524,10 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
     for source in found
     for line in replays._taken_of(source, replay=_replay(3, None), history=[first])
   ]
-  # 'missing' of the job is not there any more.
+  # The job's 'missing' is gone.
   assert taken == [{"uri": "d0"}] * 2
   assert list(replays._taken_of(found[0], replay=_replay(3, ("y",)), history=[])) == []
-  # A folder that has lost its COMPLETED gets it back, and one that is not complete gets none.
+  # A folder without COMPLETED gets it back; an incomplete folder does not.
   (tmp_path / "toy_images" / provenance.FILE_NAME).unlink()
   for folder in ("toy_images", "toy_videos"):
     (tmp_path / folder / "COMPLETED").unlink()
@@ -533,31 +535,37 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
   assert again.completed == ("toy_videos",)
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   (tmp_path / "toy_videos" / _shard(1, 2, replay=3).file_name).write_text("")
-  with pytest.raises(LedgerError, match="belongs to no shard of this run"):
+  with pytest.raises(LedgerError, match="is not a shard of this run"):
     replays.finalise(str(tmp_path), "toy", [first, second])
 
 
-def test_a_replay_that_accounts_for_more_or_fewer_rows_than_there_were_is_refused(tmp_path):
+def test_a_replay_that_accounts_for_more_or_fewer_rows_than_it_takes_is_rejected(tmp_path):
   _job(tmp_path)
   _finalise(tmp_path)
   for dead, rows in ((["y", "y"], 2), ([], 0)):
     _replayed(tmp_path, _replay(1), dead=dead)
-    with pytest.raises(LedgerError, match=f"replay 1 accounts for {rows} rows, but 1 dead letters"):
+    with pytest.raises(
+      LedgerError, match=f"replay 1 accounts for {rows} rows, expected 1 dead letters"
+    ):
       replays.account(str(tmp_path), "toy", [_replay(1)])
 
 
-def test_rows_of_a_replay_that_are_nowhere_or_from_nowhere_are_refused(tmp_path):
+def test_missing_and_unknown_rows_of_a_replay_are_rejected(tmp_path):
   _job(tmp_path)
   _finalise(tmp_path)
   replay = _replay(1)
   _plan(tmp_path, {}, replay=".replay01")
-  with pytest.raises(LedgerError, match="toy_videos/train: replay 1 accounts for 0 rows, but 1"):
+  with pytest.raises(
+    LedgerError, match="toy_videos/train: replay 1 accounts for 0 rows, expected 1 dead"
+  ):
     replays.account(str(tmp_path), "toy", [replay])
   shards_of = [_shard(0, 2, replay=1), _shard(0, 2, split="test", replay=1)]
   for shard in shards_of:
     _write(tmp_path, shard, dead=["y"], digest=replay.digest)
   _plan(tmp_path, dict.fromkeys(shards_of, 1), replay=".replay01")
-  with pytest.raises(LedgerError, match="toy_videos/test: replay 1 accounts for 1 rows, but 0"):
+  with pytest.raises(
+    LedgerError, match="toy_videos/test: replay 1 accounts for 1 rows, expected 0 dead"
+  ):
     replays.account(str(tmp_path), "toy", [replay])
 
 

@@ -1,4 +1,4 @@
-"""Laws of the quality check: which rows are sampled, what a band refuses, what quarantine does to readers."""
+"""Quality check: which rows are sampled, what a band rejects, and what readers see of quarantined shards."""
 
 import json
 
@@ -38,20 +38,20 @@ def test_a_band_names_each_channel_that_leaves_it():
   assert "--qa_samples" in missing
 
 
-def test_a_quarantined_shard_is_named_read_by_nobody_and_freed_by_a_wider_band(world, tmp_path):
+def test_a_quarantined_shard_is_named_not_read_and_released_by_a_wider_band(world, tmp_path):
   rows = good_rows(tmp_path, videos=6, images=0)[:5]
   argv = world.argv(
     write_manifest(tmp_path, rows), tmp_path / "out", qa_samples=2, resolutions="16x16"
   )
-  whole = preprocess.run(argv)
+  first = preprocess.run(argv)
   before = digests(tmp_path / "out")
-  assert sum(whole["psnr"].values()) > 0 and whole["quarantined"] == 0
+  assert sum(first["psnr"].values()) > 0 and first["quarantined"] == 0
   videos = tmp_path / "out" / "toy_videos"
   found = {s["shard"]: s for s in _sidecars(videos)}
   psnr = {name: min(v["sum"] / v["count"] for v in s["psnr"].values()) for name, s in found.items()}
   worst, best = sorted(psnr, key=psnr.get)
   bar = (psnr[worst] + psnr[best]) / 2
-  # Only the shard that is judged otherwise is made again.
+  # Only the shard whose quarantine changes is made again.
   result = preprocess.run([*argv, f"--qa_min_psnr={bar}"])
   assert result["quarantined_shards"] == [worst]
   assert result["quarantined"] == found[worst]["written"]
@@ -106,7 +106,7 @@ class _CountingEncoder:
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 20, 0])
-def test_captions_that_come_again_within_a_shard_are_encoded_once(max_bytes):
+def test_repeated_captions_of_a_shard_are_encoded_once(max_bytes):
   captions = ["a", "bb", "a", "ccc", "bb", "a", "dddd", "a"]
   inner = _CountingEncoder()
   cache = encoders.CaptionCache(inner, captions, max_bytes=max_bytes)

@@ -1,4 +1,4 @@
-"""Real media: the named files are there, no segment holds a cut, every work's licence is written down."""
+"""Real media: the named files exist, no segment contains a cut, the license of every work is stated."""
 
 import json
 from itertools import pairwise
@@ -49,7 +49,7 @@ def test_segments_decode_without_a_cut_inside(name, tmp_path):
     assert len(video.frames) == segment.end - segment.start
     assert video.fps == pytest.approx(29.97 if name == "carphone" else 25, rel=2e-3)
     assert video.frames.shape[2] <= 256
-    # Cuts of bikes change the small picture by 43 or more; a car that rushes past, by 20.
+    # Cuts of bikes change the downscaled frame by 43 or more; a passing car, by 20.
     assert _largest_change(video.frames) < 30, row["uri"]
     assert row["split"] == "train" and row["license"] == medium.license and row["captions"]
     json.dumps(row)
@@ -64,7 +64,7 @@ def test_a_segment_across_a_cut_would_be_seen(tmp_path):
   assert _largest_change(video_io.read_video(tmp_path / row["uri"]).frames) > 40
 
 
-def test_photographs_are_written_small_and_whole(tmp_path):
+def test_photographs_are_written_small_and_uncropped(tmp_path):
   medium = _medium("retina")
   if not _installed(medium):
     pytest.skip(f"{medium.package} is not installed")
@@ -83,7 +83,7 @@ def test_a_source_that_is_too_short_names_the_version(tmp_path):
     real_media.write_segments(medium, [real_media.Segment(0, 999, "mp4", ("x",))], tmp_path)
 
 
-def test_licences_name_each_medium_once():
+def test_licenses_name_each_medium_once():
   media = [*real_media.CLIPS, *real_media.PHOTOS]
   text = real_media.licenses_markdown(media)
   for medium in media:

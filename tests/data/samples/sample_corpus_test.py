@@ -1,4 +1,4 @@
-"""The sample corpus: files decode to what their captions say, splits hold, and a seed fixes every byte."""
+"""The sample corpus: files decode to the scenes of their captions, splits are disjoint, a seed fixes every byte."""
 
 import json
 from collections import Counter
@@ -51,7 +51,7 @@ def test_files_decode_to_the_rendered_frames(corpus):
     assert decoded.frames.shape == drawn.shape, path
     if job.num_frames > 1:
       assert decoded.fps == pytest.approx(8.0, rel=1e-3), path
-    # Two pixels inside the edge, where halved chroma does not reach, the colour is the palette's.
+    # Two pixels inside the edge, beyond the reach of subsampled chroma, the color is the palette's.
     inside = (drawn == np.array(shapes.COLOURS[job.scene.colour])).all(-1)
     for axis in (1, 2):
       inside &= np.roll(inside, 2, axis) & np.roll(inside, -2, axis)
@@ -70,7 +70,7 @@ def test_a_seed_fixes_every_byte_whatever_the_threads(corpus, tmp_path):
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_prompts_are_captions_balanced_over_colours_and_directions():
+def test_prompts_are_captions_balanced_over_colors_and_directions():
   prompts = sample_corpus.evaluation_prompts(seed=0)
   assert len(prompts) == len(set(prompts)) == 32
   words = [prompt.split() for prompt in prompts]
@@ -104,7 +104,7 @@ def test_default_splits_are_disjoint_balanced_and_64_and_16_are_held_out():
     for name in ("colour", "direction", "shape"):
       counts = Counter(getattr(scene, name) for scene in scenes).values()
       assert max(counts) - min(counts) <= slack, (split, name, counts)
-  # The path tells nothing of the colour: sizes and grounds are drawn apart from the words.
+  # The path is independent of the color: sizes and backgrounds are sampled independently of the words.
   assert len({scene.extent for scene in (job.scene for job in jobs)}) == len(jobs)
 
 
@@ -136,7 +136,7 @@ def test_bad_arguments_are_named():
     sample_corpus.plan(num_clips=1, num_stills=0, num_frames=1, seed=0, validation_fraction=0)
 
 
-def test_absent_packages_are_named_and_then_left_out_or_fatal(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_named_and_omitted_or_fatal(tmp_path, monkeypatch, capsys):
   def absent(name):
     raise real_media.metadata.PackageNotFoundError(name)
 
@@ -146,5 +146,5 @@ def test_absent_packages_are_named_and_then_left_out_or_fatal(tmp_path, monkeypa
     sample_corpus.main([f"--output={tmp_path / 'a'}", "--require_real", *small])
   assert not (tmp_path / "a").exists()
   sample_corpus.main([f"--output={tmp_path / 'b'}", *small])
-  assert "Left out: Big Buck Bunny" in capsys.readouterr().err
+  assert "Omitted: Big Buck Bunny" in capsys.readouterr().err
   assert len((tmp_path / "b" / "manifest.jsonl").read_text().splitlines()) == 4

@@ -1,4 +1,4 @@
-"""Laws of the renderer: areas and centroids in closed form, straight motion, balance of the vocabulary."""
+"""Renderer: areas and centroids in closed form, straight motion, balance of the vocabulary."""
 
 from collections import Counter
 
@@ -92,12 +92,12 @@ def test_sampled_scenes_stay_inside_and_clearly_move():
     assert 0.52 <= scene.travel <= 0.62
     assert 0.25 <= scene.extent <= 0.34
     starts.append((direction, *scene.start))
-  # The start is random on both axes, across the direction over the whole free range.
+  # The start is random on both axes, across the direction over the entire free range.
   for direction, axis in (("right", 2), ("left", 2), ("up", 1), ("down", 1)):
     across = [s[axis] for s in starts if s[0] == direction]
     assert min(across) < 0.25 and max(across) > 0.75
     along = [s[3 - axis] for s in starts if s[0] == direction]
-    # The free range along it is what the travel leaves: up to 1 - 0.25 - 0.04 - 0.52 = 0.19.
+    # The free range along it is the rest of the travel: up to 1 - 0.25 - 0.04 - 0.52 = 0.19.
     assert np.ptp(along) > 0.1
 
 
@@ -129,6 +129,6 @@ def test_captions():
   assert _scene(direction=None).caption == "a red square"
 
 
-def test_a_moving_scene_in_one_frame_is_refused():
+def test_a_moving_scene_in_one_frame_is_rejected():
   with pytest.raises(ValueError, match="at least 2 frames"):
     shapes.render(_scene(), num_frames=1, size=32)

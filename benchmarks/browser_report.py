@@ -98,18 +98,20 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
     bool(scores["rows"]) and not empty,
     f"{len(scores['rows'])} scores {empty}",
   )
-  facts = [dict(row[:2] for row in t["rows"]) for t in tables if t["head"][:1] == ["of the run"]]
+  facts = [dict(row[:2] for row in t["rows"]) for t in tables if t["head"][:1] == ["run"]]
   checks.add(
     "runs: each has a table", len(facts) == len(runs), [f.get("newest step") for f in facts]
   )
-  plans = [f.get("training operations a step", "none") for f in facts]
+  plans = [f.get("training FLOPs per step", "none") for f in facts]
   checks.add(
     "runs: each has its plan",
     all(float(x) > 0 for x in plans if x != "none") and "none" not in plans,
     plans,
   )
-  whole = [[k for k, v in f.items() if k.startswith("checkpoint") and v == "whole"] for f in facts]
-  checks.add("runs: each has a whole checkpoint", all(whole), [x[-1:] for x in whole])
+  whole = [
+    [k for k, v in f.items() if k.startswith("checkpoint") and v == "complete"] for f in facts
+  ]
+  checks.add("runs: each has a complete checkpoint", all(whole), [x[-1:] for x in whole])
   shown = page.locator("body").inner_text()
   prints, missing = 0, []
   for run in runs:

@@ -1,4 +1,4 @@
-"""What tests do changes nothing for programs, and the scripts choose an allocator that the machine has."""
+"""Tests have no effect on programs, and the scripts select an allocator that the machine has."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from walt_t5x.denoiser import windows
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_annotations_are_checked_while_tests_run():
+def test_annotations_are_checked_during_tests():
   with pytest.raises(jaxtyping.TypeCheckError, match="tokens"):
     windows.to_cells(jnp.zeros((2, 3)), (1, 1))
 
 
 def test_tests_leave_no_bytecode_that_a_program_can_load(tmp_path):
-  """A plain shell's `pytest` in a copy of the tree: a program finds no module that checks annotations."""
+  """After `pytest` from a plain shell in a copy of the tree, a program finds no module that checks annotations."""
   for part in ("walt_t5x/__init__.py", "walt_t5x/types.py", "tests/__init__.py"):
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / part, tmp_path / part)
@@ -48,17 +48,17 @@ def _allocator(**settings):
   )
 
 
-def test_the_scripts_choose_an_allocator_and_say_which():
+def test_the_scripts_select_and_report_an_allocator():
   chosen = _allocator()
   library, tunables = chosen.stdout.strip().split("|")
-  # One of the two, whatever this machine has; the message names it.
+  # One of the two, depending on the machine; the message names it.
   assert bool(library) != bool(tunables)
   assert (library or tunables) in chosen.stderr
   if library:
     assert Path(library).is_file()
   assert _allocator(ALLOCATOR="hugetlb").stdout.strip() == "|glibc.malloc.hugetlb=1"
   assert _allocator(ALLOCATOR="glibc").stdout.strip() == "|"
-  # What the caller preloads stays, as on TPU hosts.
+  # The caller's preloads are kept, as on TPU hosts.
   assert _allocator(LD_PRELOAD="", GLIBC_TUNABLES="glibc.malloc.arena_max=2").stdout.strip() == (
     "|glibc.malloc.arena_max=2"
   )

@@ -1,10 +1,10 @@
-"""Test set-up: CPU with eight fake devices, annotations checked at calls, one compilation cache.
+"""Test setup: CPU with eight fake devices, annotations checked at calls, one compilation cache.
 
-Nothing that tests do may change what programs do: the annotation checks are compiled into modules, so tests write no
-bytecode; the caches lie in `.venv`; and the settings below are those of the test processes and of what they start.
+Tests must not affect programs: the annotation checks are compiled into modules, so tests write no bytecode; the
+caches are in `.venv`; and the settings below apply only to the test processes and the programs that they start.
 """
 
-# ruff: noqa: E402 - what is imported below reads the environment.
+# ruff: noqa: E402 - the imports below read the environment.
 import ast
 import ctypes
 import functools
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-# Tracing makes many objects that die by reference counts; looking for cycles at every 700 took a tenth of the time.
+# Tracing makes many objects that are freed by reference counts; a cycle search every 700 took a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 LONGEST = {name: i for i, name in enumerate(["end_to_end_test.py"])}
 MOST_MEMORY = 2.3 * 2**30  # of a worker; about half is libraries
@@ -29,7 +29,7 @@ os.environ |= {
   "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  # Most programs run a few times on tiny shapes, so compiling is what they cost. `numerics` marks the others.
+  # Most programs run a few times on tiny shapes, so compilation dominates. `numerics` marks the others.
   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -42,7 +42,7 @@ from jaxtyping import _import_hook, install_import_hook
 
 
 class _OuterFunctions(_import_hook.JaxtypingTransformer):
-  """Checks annotations of modules' functions and methods. Those of functions inside them would be compiled per call."""
+  """Checks annotations of modules' functions and methods. Those of nested functions would be compiled per call."""
 
   def visit_FunctionDef(self, node):
     inside = any(isinstance(parent, ast.FunctionDef) for parent in self._parents)
@@ -57,7 +57,7 @@ install_import_hook(
 
 
 def _release():
-  """The function of the allocator that gives freed memory back to the system."""
+  """The function of the allocator that returns freed memory to the system."""
   library = ctypes.CDLL(None)
   if hasattr(library, "MallocExtension_ReleaseFreeMemory"):  # tcmalloc
     return library.MallocExtension_ReleaseFreeMemory
@@ -72,25 +72,25 @@ def _drop_compiled_programs():
   if "jax" in sys.modules:
     sys.modules["jax"].clear_caches()
   gc.collect()
-  # Memory that the next test wants again costs a page fault per 4 KiB, so little of it stays with the allocator.
+  # Memory that the next test uses again costs a page fault per 4 KiB, so the allocator keeps a small amount.
   if _resident() > MOST_MEMORY:
     RELEASE()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
-  """What a module compiled is dropped after it; most of it is of no use to the next."""
+  """Drops a module's compiled programs after it; the next module can use few of them."""
   yield
   _drop_compiled_programs()
-  # What is left are the libraries; the next collection need not look at them.
+  # The remaining objects belong to libraries; the next collection can skip them.
   gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def memory():
-  """Within a module that compiles much, after the test that fills the memory."""
+  """Drops programs within a module that compiles many, after the test that exceeds the limit."""
   yield
-  # What stays resident after a drop is not asked for again and again.
+  # Memory that stays resident after a drop does not trigger another one.
   if _resident() > max(MOST_MEMORY, LEFT.get("after_drop", 0) + 2**28):
     _drop_compiled_programs()
     LEFT["after_drop"] = _resident()
@@ -102,7 +102,7 @@ def _resident():
 
 @pytest.fixture(scope="module", autouse=True)
 def compiler_effort(request):
-  """`pytestmark = pytest.mark.numerics`: a module that compares numbers compiles as programs do."""
+  """`pytestmark = pytest.mark.numerics`: a module that compares numbers is compiled like a program."""
   if request.node.get_closest_marker("numerics") is None:
     yield
     return
@@ -115,7 +115,7 @@ def compiler_effort(request):
 
 @pytest.fixture(autouse=True)
 def random_numbers():
-  """A run with USE_HARDWARE_RNG sets the generator of its process; the next test gets JAX's own."""
+  """A run with USE_HARDWARE_RNG sets the generator of its process; the next test gets JAX's default."""
   _use_threefry()
   yield
   _use_threefry()
@@ -146,7 +146,7 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_collection_modifyitems(items):
-  # The longest first: at the end it would keep one worker while the other has nothing to do.
+  # The longest first: at the end it would occupy one worker while the other is idle.
   items.sort(key=lambda item: LONGEST.get(item.path.name, len(LONGEST)))
 
 

@@ -1,4 +1,4 @@
-"""What stands behind the demo's page: checked requests, kept clips, told progress. The page is driven in a browser by
+"""The code behind the demo's page: checked requests, stored clips, reported progress. For a browser test see
 
 benchmarks/browser.py.
 """
@@ -17,7 +17,7 @@ CONFIG = cascades.config(Path("/nowhere"))
 
 
 class _Asked(_Cascade):
-  """Notes what it was asked for."""
+  """Records its arguments."""
 
   def run(self, batches, *, stages, **options):
     self.last = options | {"stages": stages, "given": batches[0].given[0]}
@@ -34,7 +34,7 @@ def studio(tmp_path):
   return Studio(_Asked(), CONFIG, SampleFolder(tmp_path), fps=8.0)
 
 
-def test_a_clip_is_kept_with_its_sidecar_and_progress_is_told(studio):
+def test_a_clip_is_stored_with_its_sidecar_and_progress_is_reported(studio):
   told = []
   first = studio.make("a", seed=5, stage="sr1", progress=lambda *seen: told.append(seen))
   assert first["seed"] == 5 and list(first["stages"]) == ["base", "sr1"]
@@ -43,12 +43,12 @@ def test_a_clip_is_kept_with_its_sidecar_and_progress_is_told(studio):
   assert second["index"] == 1 and list(second["stages"]) == ["base"]
   assert second["steps"] == {"base": 7}
   assert studio.cascade.last["stages"] == 1
-  # A prompt and a seed make the same clip again.
+  # The same prompt and seed give the same clip.
   clips = [studio.folder.read(s, "base") for s in studio.folder.samples()]
   np.testing.assert_array_equal(*clips)
 
 
-def test_what_the_stages_cannot_do_is_refused(studio, tmp_path):
+def test_unsupported_requests_are_rejected(studio, tmp_path):
   with pytest.raises(ValueError, match="no prompt"):
     studio.make("  ", seed=0, stage="base")
   alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))

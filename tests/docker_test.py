@@ -1,4 +1,4 @@
-"""The Dockerfiles: what they copy is there, Beam is the lock's, and the linter has no complaint. No image is built."""
+"""The Dockerfiles: copied files exist, Beam is the lock's version, and the linter passes. No image is built."""
 
 import fnmatch
 import re
@@ -24,7 +24,7 @@ def dockerfile(request):
   return request.param.read_text(encoding="utf-8")
 
 
-def test_what_is_copied_exists_and_is_sent_to_the_builder(dockerfile):
+def test_copied_files_exist_and_are_sent_to_the_builder(dockerfile):
   copies = re.findall(r"^COPY (?:--\S+ )*(.+)$", dockerfile, re.MULTILINE)
   sources = [source for copy in copies for source in shlex.split(copy)[:-1]]
   assert {"requirements.lock", "gin", "walt_t5x", "data", "beam_jobs"} <= set(sources)
@@ -39,7 +39,7 @@ def test_locks_that_a_build_may_name_are_copied(dockerfile):
   assert named and all(lock in copied for lock in named)
 
 
-def test_beam_workers_have_the_beam_of_the_lock():
+def test_beam_workers_have_the_locked_beam():
   base = re.search(
     r"^FROM apache/beam_python3\.11_sdk:(\S+)$",
     (ROOT / "docker/beam.Dockerfile").read_text(encoding="utf-8"),
@@ -51,7 +51,7 @@ def test_beam_workers_have_the_beam_of_the_lock():
   assert base[1] == locked[1]
 
 
-def test_the_linter_has_no_complaint():
+def test_the_linter_passes():
   beside_python = Path(sys.executable).with_name("hadolint")
   hadolint = str(beside_python) if beside_python.exists() else shutil.which("hadolint")
   if hadolint is None:

@@ -1,4 +1,4 @@
-"""Every command that the documentation prints is understood by its program, and its gin files and bindings parse."""
+"""Every command in the documentation is accepted by its program, and its gin files and bindings parse."""
 
 import argparse
 import collections
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OURS = re.compile(
   r"(?:\.venv/bin/)?python (?:-m (?:walt_t5x|data|beam_jobs|benchmarks)\.|benchmarks/)"
 )
-# Programs whose flags are absl's and whose configuration is gin.
+# Programs with absl flags and a gin configuration.
 GIN_PROGRAMS = (
   "walt_t5x.train",
   "walt_t5x.plan",
@@ -34,7 +34,7 @@ GIN_PROGRAMS = (
 
 
 def commands(text):
-  """The commands of a page's indented blocks, continued lines joined."""
+  """The commands of a page's indented blocks, with continued lines joined."""
   lines = iter(text.splitlines())
   for line in lines:
     command = line.strip()
@@ -52,11 +52,11 @@ COMMANDS = [
 
 
 class _Understood(Exception):
-  """Raised in place of running the program."""
+  """Raised instead of running the program."""
 
 
 def _arguments(command):
-  """(module or script, arguments, whether some were left out) of a command line."""
+  """(module or script, arguments, whether some were omitted) of a command line."""
   words = [word for word in shlex.split(command, comments=True) if word != "&"]
   whole = [word for word in words if word != "..."]
   program = whole[2] if whole[1] == "-m" else whole[1]
@@ -66,7 +66,7 @@ def _arguments(command):
 def _check_argparse(program, arguments, abridged, monkeypatch):
   def parse_known_args(self, args=None, namespace=None):
     _, unknown = original(self, sys.argv[1:] if args is None else args, namespace)
-    # Further flags of the preprocessing job are Beam's.
+    # The preprocessing job passes further flags to Beam.
     assert not unknown or program == "beam_jobs.preprocess", f"{program} does not know {unknown}"
     raise _Understood
 
@@ -102,12 +102,12 @@ def _check_gin(program, arguments, abridged, monkeypatch):
   assert left == [program], f"{program} does not know {left[1:]}"
   from walt_t5x import engine, generate
 
-  # As the programs do: files that trained a stage are also read to sample it.
+  # Like the programs: files that trained a stage are also read to sample it.
   main = sys.modules["__main__"]
   monkeypatch.setattr(main, "train", engine.train, raising=False)
   if program not in ("walt_t5x.train", "walt_t5x.plan"):
     monkeypatch.setattr(main, "generate", generate.generate, raising=False)
-  assert values.gin_file, f"{program} is given no --gin_file"
+  assert values.gin_file, f"{program} has no --gin_file"
   if values.gin_file == ["..."]:
     return
   gin.clear_config()
@@ -119,11 +119,11 @@ def _check_gin(program, arguments, abridged, monkeypatch):
     gin.clear_config()
 
 
-def test_the_pages_print_commands():
+def test_the_pages_have_commands():
   assert len(COMMANDS) > 20
 
 
-def test_the_page_of_the_papers_rows_is_the_one_that_its_program_writes():
+def test_the_reproduction_page_is_up_to_date():
   plans = json.loads((ROOT / "benchmarks/plans.json").read_text(encoding="utf-8"))
   written = reproduce.page({plan["gin_file"]: plan for plan in plans})
   assert reproduce.PAGE.read_text(encoding="utf-8") == written, "run python benchmarks/reproduce.py"
@@ -144,7 +144,7 @@ def test_the_page_of_the_papers_rows_is_the_one_that_its_program_writes():
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_printed_command_is_understood(command, monkeypatch):
+def test_a_documented_command_is_accepted(command, monkeypatch):
   program, arguments, abridged = _arguments(command)
   if program in GIN_PROGRAMS:
     _check_gin(program, arguments, abridged, monkeypatch)

@@ -1,4 +1,4 @@
-"""The whole path through the programs that people run, at the smallest size: corpus to gallery."""
+"""All programs in sequence, at the smallest size: from corpus to gallery."""
 
 import json
 import shutil
@@ -15,9 +15,9 @@ NARROW = [
 ]
 
 
-# The base stage is also evaluated and shown while it trains; the others would only compile more of the same.
+# The base stage is also evaluated and sampled during training; the others would only compile more of the same.
 UNWATCHED = ["--gin.train.train_eval_dataset_cfg=None"]
-# One device, as a user has; the fake eight are for the other tests.
+# One device, as users have; the fake eight are for the other tests.
 ONE_DEVICE = {"XLA_FLAGS": ""}
 
 
@@ -98,9 +98,9 @@ def _steps(model_dir):
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
+def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
   cache, base = folder / "cache", folder / "base"
-  # Killed without warning some time after its first checkpoint; the same command goes on from the last whole one.
+  # Killed without warning some time after its first checkpoint; the same command resumes from the last complete one.
   rates = [
     f"--gin.tasks.image_video_mixture.{kind}" for kind in ("image_rate=0.7", "video_rate=0.3")
   ]
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
   _run(*command)
   after = _steps(base)[len(before) :]
   assert after[0] > 2 and after[-1] == 40, (before, after)
-  # Each summary has the gin file's rates beside the measured ones; 160 rows or more lie within 4 deviations.
+  # Each summary has the gin file's rates next to the measured ones; 160 examples or more are within 4 deviations.
   lines = _lines(base)
   assert {round(line["rate_image_configured"], 9) for line in lines} == {0.7}
   assert {round(line["rate_video_configured"], 9) for line in lines} == {0.3}
@@ -144,13 +144,13 @@ def test_a_killed_run_goes_on_and_the_cascade_makes_a_gallery(folder):
   assert (folder / "samples" / "gallery.html").stat().st_size > 10_000
   assert len(list((folder / "samples").glob("*_sr1.mp4"))) == 2
 
-  # The same command finds nothing to do; another one is refused, with both values.
+  # The same command has nothing to do; another one is rejected, with both values.
   prompts = ["--prompt=a red square moves right", "--prompt=a blue circle moves up"]
   assert json.loads(_run(*generate, *prompts).splitlines()[-1])["made"] == 0
   done = _failed(*generate, *prompts, "--seed=1")
   assert "seed: was 0, is 1" in done.stderr
 
-  # Another tokenizer is refused before anything is sampled, with both fingerprints.
+  # Another tokenizer is rejected before anything is sampled, with both fingerprints.
   other = folder / "other_vae"
   shutil.copytree(folder / "vae" / "checkpoint_0", other / "checkpoint_0")
   done = _failed(

@@ -1,4 +1,4 @@
-"""Every gin file that people launch parses, names only what exists, and builds a model whose shapes fit."""
+"""Every launchable gin file parses, uses only existing names, and builds a model with consistent shapes."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ LAUNCHED = sorted(
 PARTS = sorted(
   file for folder in ("models", "runs") for file in (ROOT / "gin" / folder).glob("*.gin")
 )
-# Macros that a user must give on the command line.
+# Macros that a user must set on the command line.
 GIVEN = {
   "MODEL_DIR": "'/tmp/model'",
   "BASE_CHECKPOINT": "'/tmp/base'",
@@ -43,7 +43,7 @@ def _name(file):
 
 
 def _t5x_program(module, function):
-  """The function that a program of T5X configures; without T5X, one that takes what it takes."""
+  """The function that a program of T5X configures; without T5X, one with the same parameters."""
   if choice.use_t5x():
     return getattr(importlib.import_module(module), function)
 
@@ -81,7 +81,7 @@ _TRACED = {}
 
 
 def _loss_shape(model, field, low_resolution=None):
-  """Files share models: each is traced once, told apart by all that its fields say (the optimizer takes no part)."""
+  """Files share models: each is traced once, identified by all its fields except the optimizer."""
   fields = {name: value for name, value in vars(model).items() if name != "optimizer_def"}
   key = repr((type(model), fields, field, low_resolution))
   if " at 0x" in key or key not in _TRACED:
@@ -102,7 +102,7 @@ def _traced_loss_shape(model, field, low_resolution):
 
 
 def _field_of(model):
-  """A small clip that the model's tokenizer takes."""
+  """A small clip that the model's tokenizer accepts."""
   module = model.module
   side = 2 * module.spatial_factor
   return f"pixels/{1 + module.temporal_factor}x{side}x{side}"
@@ -112,7 +112,7 @@ def _field_of(model):
 def test_launched_file_parses_and_its_model_fits(file, parsed):
   parsed(file)
   text = gin.config_str()
-  assert "gin.REQUIRED" not in text, "a macro is left open that no user is told to give"
+  assert "gin.REQUIRED" not in text, "a required macro is not documented"
   if gin_config.macro_value("STAGES") is None:
     model = gin_config.macro_value("MODEL")
     latents = gin_config.macro_value("LATENTS")
@@ -140,9 +140,9 @@ def test_launched_file_parses_and_its_model_fits(file, parsed):
 
 
 @pytest.mark.parametrize("file", LAUNCHED, ids=_name)
-def test_launched_file_says_how_to_launch_it(file):
+def test_launched_file_documents_its_command(file):
   head = file.read_text(encoding="utf-8").split("from __gin__")[0]
-  assert f"--gin_file=gin/{_name(file)}" in head, "the head comment gives the command"
+  assert f"--gin_file=gin/{_name(file)}" in head, "the head comment must contain the command"
   assert "ardware" in head and ("measured" in head or "Expected" in head or "expected" in head)
 
 
@@ -153,4 +153,4 @@ def test_part_is_used(file):
   given = (
     f"--gin_file=gin/{_name(file)}" in file.read_text(encoding="utf-8").split("from __gin__")[0]
   )
-  assert users or given, f"nothing includes {_name(file)}, and its head gives no command with it"
+  assert users or given, f"nothing includes {_name(file)}, and its head contains no command with it"

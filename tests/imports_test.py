@@ -1,4 +1,4 @@
-"""Imports point one way, heavy packages stay out of light modules, and programs answer `--help` at once."""
+"""Imports follow one direction, light modules import no heavy packages, and programs answer `--help` quickly."""
 
 import ast
 import os
@@ -160,7 +160,7 @@ def _folder(module):
   return next((folder for folder in ALLOWED if path.startswith(folder + "/")), None)
 
 
-def test_imports_point_one_way():
+def test_imports_follow_one_direction():
   wrong = []
   for module, imported in _graph().items():
     folder = _folder(module)

@@ -1,4 +1,4 @@
-"""The page holds what the shard holds: pixels, decoded latents, counts; and asks nobody for anything."""
+"""The page shows the contents of the shard: pixels, decoded latents, counts; and makes no requests."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def records(folder) -> list[schema.Record]:
 
 @pytest.fixture(scope="module")
 def cache(world, tmp_path_factory):
-  """A cache of latents of three clips, with a rejected row and dead letters: (folder of the media, the page)."""
+  """A cache of latents for three clips, with a rejected row and dead letters: (folder of the media, the page)."""
   root = tmp_path_factory.mktemp("inspect")
   rows = good_rows(root, videos=3, images=0)
   rows = [row | {"split": "train"} for row in rows]
@@ -59,7 +59,7 @@ def embedded(page: str) -> list[video_io.DecodedVideo]:
   return [video_io.read_video(base64.b64decode(content)) for content in found]
 
 
-def test_decoded_latents_are_the_vaes(cache, world, tmp_path):
+def test_decoded_latents_equal_those_of_the_vae(cache, world, tmp_path):
   from walt_t5x.engine.checkpoints import load_params
 
   output = tmp_path / "page.html"
@@ -70,21 +70,21 @@ def test_decoded_latents_are_the_vaes(cache, world, tmp_path):
   params = jax.tree.map(jnp.asarray, load_params(world.checkpoint))
   decode = jax.jit(lambda latents: vae.apply({"params": params}, latents, method="decode")[0])
   written = records(cache / "out" / "toy_videos")
-  # Of each row the source, then what the decoder makes of its latents.
+  # For each example the source, then its decoded latents.
   assert len(clips) == 2 * len(written) == 6
   for record, decoded in zip(written, clips[1::2]):
     latents = jnp.asarray(record.latents["latents/3x4x4"], jnp.float32)[None]
     expected = np.clip(np.asarray(decode(latents), np.float32), 0, 1) * 255
     scale = decoded.frames.shape[1] // 16
     small = decoded.frames.reshape(9, 16, scale, 16, scale, 3).mean(axis=(2, 4))
-    # H.264 with its coarse colours lies between.
+    # H.264 with its subsampled colors is applied in between.
     luma = np.array([0.299, 0.587, 0.114])
     assert np.abs(small @ luma - expected @ luma).mean() < 3
     assert decoded.fps == pytest.approx(8, rel=0.01)
   assert "PSNR" in output.read_text()
 
 
-def test_another_vae_is_refused(cache, world, tmp_path, capsys):
+def test_another_vae_is_rejected(cache, world, tmp_path, capsys):
   from tests.beam_jobs.conftest import save_checkpoint
   from walt_t5x.engine.checkpoints import load_params
 
@@ -96,7 +96,7 @@ def test_another_vae_is_refused(cache, world, tmp_path, capsys):
   assert not (tmp_path / "page.html").exists()
 
 
-def test_the_page_counts_what_the_job_counted_and_escapes_what_it_quotes(cache, tmp_path):
+def test_the_page_has_the_jobs_counts_and_escapes_quotations(cache, tmp_path):
   page = inspect_data.inspect(str(cache / "out" / "toy_videos"), str(tmp_path / "page.html"))
   text = (tmp_path / "page.html").read_text()
   sidecar = json.loads(next((cache / "out" / "toy_videos").glob("train*.sidecar.json")).read_text())
@@ -105,17 +105,17 @@ def test_the_page_counts_what_the_job_counted_and_escapes_what_it_quotes(cache, 
     for reason, count in sidecar[f"{kind}_by_reason"].items():
       assert f"<b>{reason}</b> {count}<" in text
   assert sidecar["dead_by_reason"] == {"missing": 8, "truncated": 1}
-  # Five examples of a reason, the others are counted only.
+  # Five examples per reason; the others are only counted.
   assert len(re.findall(r"<code>gone\d.mp4</code>", text)) == 5
   assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
   for attribute in re.findall(r'(?:src|href|poster)="([^"]*)"', text):
     assert attribute.startswith("data:")
   assert not re.search(r"https?://", text)
-  assert "false colours" in text
+  assert "false colors" in text
   assert page == str(tmp_path / "page.html")
 
 
-def test_a_quarantined_shard_shows_what_was_held_back(cache, tmp_path):
+def test_a_quarantined_shard_shows_its_records(cache, tmp_path):
   import shutil
 
   folder = tmp_path / "toy_videos"
@@ -133,7 +133,7 @@ def test_a_quarantined_shard_shows_what_was_held_back(cache, tmp_path):
   assert text.count("<article") == 3
 
 
-def test_a_pixel_cache_is_shown_as_it_is(cache, tmp_path):
+def test_a_pixel_cache_is_shown_directly(cache, tmp_path):
   preprocess.run(
     [
       f"--manifest={cache / 'manifest.jsonl'}",
@@ -156,7 +156,7 @@ def test_a_pixel_cache_is_shown_as_it_is(cache, tmp_path):
     assert np.abs(small - record.pixels["pixels/9x32x32"]).mean() < 3
 
 
-def test_the_sample_is_drawn_by_id_and_does_not_depend_on_the_place(cache):
+def test_the_sample_is_drawn_by_id_independent_of_the_location(cache):
   folder, name = inspection.find_shard(str(cache / "out" / "toy_videos"))
   every = inspection.read_shard(folder, name, rows=99, seed=5)
   ids = [record.id for record in every.sample]
@@ -172,7 +172,7 @@ def test_the_sample_is_drawn_by_id_and_does_not_depend_on_the_place(cache):
   assert inspection.read_shard(folder, name, rows=0, seed=0).sample == []
 
 
-def test_bins_hold_every_value_once():
+def test_bins_contain_every_value_once():
   random = np.random.default_rng(0)
   for values in (random.normal(size=500), random.integers(0, 7, 500), random.integers(0, 999, 500)):
     counts, edges = data_page.bin_counts(values)
@@ -184,7 +184,7 @@ def test_bins_hold_every_value_once():
   assert counts.sum() == 9
 
 
-def test_false_colours_put_the_strongest_direction_into_red():
+def test_false_colors_show_the_first_principal_component_in_red():
   random = np.random.default_rng(0)
   direction = random.normal(size=8)
   direction /= np.linalg.norm(direction)
@@ -194,11 +194,11 @@ def test_false_colours_put_the_strongest_direction_into_red():
   red = np.concatenate([p[..., 0].ravel() for p in pictures]).astype(float)
   inside = (red > 0) & (red < 255)
   assert abs(np.corrcoef(red[inside], signal.ravel()[inside])[0, 1]) > 0.999
-  # Two channels leave blue grey.
+  # Two channels leave blue gray.
   assert (inspection.false_colours([latents[0][..., :2]])[0][..., 2] == 128).all()
 
 
-def test_what_is_no_shard_is_refused(tmp_path, capsys):
+def test_a_path_without_shards_is_rejected(tmp_path, capsys):
   assert inspect_data.main([str(tmp_path)]) == 2
   assert "no shards in" in capsys.readouterr().err
   assert inspect_data.main([str(tmp_path / "train.tfrecord-00000-of-00001")]) == 2

@@ -1,4 +1,4 @@
-"""The list of licenses names what the locks hold, and what it says of bundled libraries is so."""
+"""The list of licenses includes the packages of the locks, and its statements on bundled libraries are correct."""
 
 import json
 import runpy
@@ -11,7 +11,7 @@ LIST = json.loads((ROOT / "docs/licenses.json").read_text(encoding="utf-8"))
 HINT = "run .venv/bin/python scripts/licenses.py"
 
 
-def test_the_list_names_every_package_of_the_locks_and_its_version():
+def test_the_list_has_every_locked_package_and_its_version():
   listed = {name: made["version"] for name, made in LIST.items()}
   assert listed == SCRIPT["locked"](), HINT
   assert all(made["license"] for made in LIST.values())
@@ -33,7 +33,7 @@ def test_copyleft_and_proprietary_packages_are_flagged():
   assert flags["jax"] is flags["python-dateutil"] is None
 
 
-def test_the_wheel_of_av_holds_what_the_list_says():
+def test_the_wheel_of_av_contains_the_listed_libraries():
   files = [Path(str(file)).name for file in metadata.files("av") or ()]
   bundled = {name for name in ("libx264", "libx265") if any(f.startswith(name) for f in files)}
   says = {name for name in ("libx264", "libx265") if name in LIST["av"]["note"]}

@@ -1,4 +1,4 @@
-"""The locks: a hash for every package, and one version of each package in all of them."""
+"""The locks: a hash for every package, and one version of each package in all locks."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ LOCKS = sorted(ROOT.glob("requirements*.lock"))
 
 
 def _entries(lock):
-  """(name, version, what follows it) of each package."""
+  """(name, version, the rest of the entry) of each package."""
   text = lock.read_text(encoding="utf-8")
   return re.findall(r"^([a-z0-9.-]+)==(\S+)(.*(?:\n    .*)*)", text, re.MULTILINE)
 
@@ -29,6 +29,6 @@ def test_the_locks_agree_on_versions():
   for lock in LOCKS:
     for name, version, rest in _entries(lock):
       marker = rest.split("\\")[0].split("--hash")[0].strip()
-      # The CPU build of torch is another version of its own.
+      # The CPU build of torch has another version.
       versions.setdefault((name, marker), set()).add(version.removesuffix("+cpu"))
   assert {key: found for key, found in versions.items() if len(found) > 1} == {}

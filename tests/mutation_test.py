@@ -1,4 +1,4 @@
-"""What counts as a mutant, and that reasons for survivors are about code that is there. No mutant is run here."""
+"""Definition of a mutant; reasons for survivors refer to existing code. No mutant is run here."""
 
 import tomllib
 from pathlib import Path
@@ -35,24 +35,24 @@ def f(x: int | None, *, scale: float = 1.0) -> float:
     ("return y", "pass", True),
   ],
 )
-def test_a_mutant_changes_what_can_be_wrong_in_behavior(was, now, changes):
+def test_a_mutant_changes_behavior(was, now, changes):
   assert was in SOURCE
   mutated = SOURCE.replace(was, now)
   assert (mutation_runner.behavior(mutated) != mutation_runner.behavior(SOURCE)) == changes
 
 
-def test_what_is_no_python_is_no_mutant():
+def test_invalid_python_is_not_a_mutant():
   assert mutation_runner.behavior("def f(:") is None
 
 
-def test_a_statement_is_its_lines_and_of_a_block_its_head():
+def test_a_statement_is_its_lines_and_a_block_its_head():
   source = "def f(\n  x,\n):\n  y = (\n    x +\n    1\n  )\n  return y\n"
   expected = {1: (1, 3), 2: (1, 3), 4: (4, 7), 6: (4, 7), 8: (8, 8)}
   for line, (first, last) in expected.items():
     assert mutation_runner.statement_lines(source, line) == range(first, last + 1), line
 
 
-def test_modules_and_their_tests_are_there():
+def test_modules_and_their_tests_exist():
   for module, tests in CONFIG["tests"].items():
     assert (ROOT / module).is_file(), module
     for test in tests:
@@ -60,7 +60,7 @@ def test_modules_and_their_tests_are_there():
       assert f"def {name.split('[')[0]}" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
-def test_every_reason_is_about_a_line_that_is_there():
+def test_every_reason_refers_to_an_existing_line():
   for module, was, now in mutation.reasons():
     lines = (ROOT / module).read_text(encoding="utf-8").splitlines()
     whole = " ".join(line.strip() for line in lines)

@@ -1,4 +1,4 @@
-"""Imported once by the process that `tests.programs` forks: libraries that have started no device yet."""
+"""Imported once by the process that `tests.programs` forks: libraries that have not initialized a device."""
 
 import warnings
 
@@ -10,5 +10,5 @@ import orbax.checkpoint  # noqa: F401
 import seqio  # noqa: F401
 import tensorflow  # noqa: F401
 
-# Nothing has computed yet when it forks.
+# No computation has started before the fork.
 warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")

@@ -1,6 +1,6 @@
-"""Programs in processes of their own, forked from one that has loaded the libraries: half of what a short run costs.
+"""Runs programs in processes forked from one with preloaded libraries, which saves half the time of a short run.
 
-`tests/imports_test.py` starts every program cold.
+`tests/imports_test.py` starts every program in a new interpreter.
 """
 
 import atexit
@@ -26,21 +26,21 @@ _STARTED: list["Program"] = []
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A program that runs, or has ended.
+  """A running or finished program.
 
   Attributes:
     process: its process.
-    files: what it has written to stdout and to stderr.
+    files: its output on stdout and stderr.
   """
 
   process: multiprocessing.process.BaseProcess
   files: tuple[str, str]
 
   def wait(self, timeout: float) -> subprocess.CompletedProcess:
-    """Its exit code (negative: the signal) and output, once it has ended.
+    """Its exit code (negative: the signal) and output, once it has finished.
 
     Raises:
-      TimeoutError: it has not, and was killed.
+      TimeoutError: the program has not finished and was killed.
     """
     self.process.join(timeout)
     if self.process.exitcode is None:
@@ -59,7 +59,7 @@ class Program:
 
 
 def start(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Program:
-  """Starts `python -m module arguments` at the root of the repository, with these changes of the environment."""
+  """Starts `python -m module arguments` at the root of the repository, with these changes to the environment."""
   folder = Path(tempfile.mkdtemp(prefix="program"))
   files = str(folder / "stdout"), str(folder / "stderr")
   variables = dict(os.environ) | dict(environment or {})
@@ -78,7 +78,7 @@ def run(
   environment: Mapping[str, str] | None = None,
   timeout: float = 280,
 ) -> subprocess.CompletedProcess:
-  """Runs `python -m module arguments` to its end."""
+  """Runs `python -m module arguments` until it ends."""
   return start(module, *arguments, environment=environment).wait(timeout)
 
 
@@ -89,7 +89,7 @@ def _main(
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, number)
     os.close(descriptor)
-  # What pytest, or a parent that forked, had put in their place.
+  # Replaced by pytest, or by a parent that forked.
   sys.stdout, sys.stderr = (
     open(n, "w", encoding="utf-8", buffering=1, closefd=False) for n in (1, 2)
   )
@@ -107,7 +107,7 @@ def _main(
     code = end.code if isinstance(end.code, int) else int(end.code is not None)
   except BaseException:
     traceback.print_exc()
-  # The rest of an interpreter's end, which a forked process would leave out.
+  # The shutdown of an interpreter, which a forked process would skip.
   atexit._run_exitfuncs()
   sys.stdout.flush()
   sys.stderr.flush()
@@ -117,22 +117,22 @@ def _main(
 
 @atexit.register
 def _kill_what_is_left() -> None:
-  """Before multiprocessing waits for it: a test that failed may have left a program that never ends."""
+  """Runs before multiprocessing waits for children: a failed test may have left a program that never ends."""
   for program in _STARTED:
     if program.running():
       program.process.kill()
 
 
 def peak_memory() -> float:
-  """GiB of the largest program that ended by itself."""
+  """GiB of the largest finished program that was not killed."""
   files = [Path(program.files[0] + PEAK) for program in _STARTED]
   return max((int(f.read_text()) / 2**20 for f in files if f.exists()), default=0.0)
 
 
 def until(program: Program, happened, *, timeout: float = 240) -> None:
-  """Waits until `happened()`; the program must not end before."""
+  """Waits until `happened()`; the program must not end before that."""
   deadline = time.monotonic() + timeout
   while not happened():
     assert program.running(), f"ended before it happened: {program.wait(0).stderr[-3000:]}"
-    assert time.monotonic() < deadline, "not within the time"
+    assert time.monotonic() < deadline, "timed out"
     time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Random parameters for networks under test, from shapes alone: initializers would compile a program for each."""
+"""Random parameters for networks under test, from shapes only: initializers would compile a program for each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def random_params(init: Callable[..., Any], *arguments: Any, seed: int = 0, spread: float = 0.3):
-  """Parameters of the shapes that `init(key, *arguments)` gives.
+  """Parameters with the shapes of `init(key, *arguments)`.
 
-  Kernels are scaled by their fan-in. Vectors deviate from 0, scales of norms from 1, by `spread`, so that nothing that
-  starts at zero hides an error.
+  Kernels are scaled by their fan-in. Vectors deviate from 0, scales of norms from 1, by `spread`, so that no zero
+  initialization hides an error.
   """
   shapes = jax.eval_shape(lambda: init(jax.random.key(0), *arguments))["params"]
   rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""The scripts that keep a run going: what is started again, what is not, and that a stop reaches the run."""
+"""The scripts that restart a run: which exit codes are restarted, and that a stop is passed to the run."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 KEEP = ["bash", str(ROOT / "scripts" / "keep_training.sh")]
-# Takes its next exit code from a file; a negative one is a death by that signal.
+# Reads its next exit code from a file; a negative one is a signal that kills it.
 RUN = """
 import os, pathlib, sys
 file = pathlib.Path(sys.argv[1])
@@ -26,12 +26,12 @@ sys.exit(int(code))
 @pytest.mark.parametrize(
   ("codes", "end", "left"),
   [
-    ("75 70 -9 0 1", 0, "1"),  # Preempted, hung, killed: again each time, until it is done.
-    ("75 65 0", 65, "0"),  # Not finite: starting again would repeat it.
+    ("75 70 -9 0 1", 0, "1"),  # Preempted, hung, killed: restarted each time, until it finishes.
+    ("75 65 0", 65, "0"),  # Not finite: a restart would repeat it.
     ("1 0", 1, "0"),
   ],
 )
-def test_what_goes_on_is_started_again(tmp_path, codes, end, left):
+def test_a_resumable_run_is_restarted(tmp_path, codes, end, left):
   file = tmp_path / "codes"
   file.write_text(codes)
   done = subprocess.run(
@@ -45,7 +45,7 @@ def test_what_goes_on_is_started_again(tmp_path, codes, end, left):
   assert file.read_text() == left
 
 
-def test_a_stop_reaches_the_run_and_waits_for_it_to_save(tmp_path):
+def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(tmp_path):
   run = (
     "import pathlib, signal, sys, time\n"
     f"folder = pathlib.Path({str(tmp_path)!r})\n"
@@ -79,7 +79,7 @@ def test_every_host_of_every_slice_gets_the_same_command():
   assert [c.split(" --command=")[0] for c in commands] == [
     f"gcloud compute tpus tpu-vm ssh walt-{i} --worker=all" for i in range(2)
   ]
-  # Two shells read it: ours takes one layer of quotes, the host's the next, and gin sees its string.
+  # Two shells parse it: ours removes one layer of quotes, the host's the next, and gin gets its string.
   (command,) = {c.split(" --command=")[1] for c in commands}
   remote = subprocess.run(
     ["bash", "-c", f"printf %s {command.rsplit(' --zone=', 1)[0]}"],

@@ -1,4 +1,4 @@
-"""The smallest denoiser whose layers all do something; tests state what they change of it."""
+"""The smallest denoiser in which every layer has an effect; tests list their changes to it."""
 
 import jax.numpy as jnp
 

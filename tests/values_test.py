@@ -1,4 +1,4 @@
-"""Settings and results that are handed from part to part: nobody changes them on the way, and fields go by name."""
+"""Dataclasses passed between modules are frozen and keyword-only."""
 
 import dataclasses
 import importlib
@@ -41,6 +41,6 @@ def test_a_value_cannot_be_changed(name):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_fields_are_given_by_name(name):
+def test_fields_are_keyword_only(name):
   parameters = inspect.signature(_class(name)).parameters.values()
   assert {parameter.kind for parameter in parameters} == {inspect.Parameter.KEYWORD_ONLY}

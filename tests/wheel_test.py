@@ -1,4 +1,4 @@
-"""The wheel works outside the clone: it holds the gin files, its commands are the programs, registries take it."""
+"""The wheel works outside the clone: it has the gin files, its commands run the programs, registries accept it."""
 
 import os
 import shutil
@@ -27,14 +27,14 @@ COMMANDS = {
 def site(tmp_path_factory):
   """A folder with the unpacked wheel, as site-packages has it."""
   folder = tmp_path_factory.mktemp("wheel")
-  # A copy: builds leave folders beside setup.py.
+  # A copy, because builds create folders next to setup.py.
   source = folder / "source"
   source.mkdir()
   for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
     shutil.copy(ROOT / name, source)
   for name in ("gin", "walt_t5x", "data", "beam_jobs"):
     shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-  # As pip calls it, with nothing of the clone on the path (-P).
+  # As pip calls it, with no part of the clone on the path (-P).
   build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
   subprocess.run(
     [sys.executable, "-P", "-c", build, str(folder)], cwd=source, check=True, capture_output=True
@@ -49,23 +49,23 @@ def _files(folder, pattern):
   return {file.relative_to(folder): file.read_bytes() for file in folder.rglob(pattern)}
 
 
-def test_the_wheel_holds_every_gin_file_and_every_module(site):
+def test_the_wheel_has_every_gin_file_and_every_module(site):
   assert _files(site / "walt_t5x/_gin/gin", "*.gin") == _files(ROOT / "gin", "*.gin")
   for package in ("walt_t5x", "data", "beam_jobs"):
     assert _files(site / package, "*.py") == _files(ROOT / package, "*.py")
-  # gin-config has this folder of site-packages.
+  # gin-config owns this folder of site-packages.
   assert not (site / "gin").exists()
   assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {
     "walt_t5x", "data", "beam_jobs",
   }  # fmt: skip
 
 
-def test_extras_name_no_addresses(site):
+def test_extras_have_no_addresses(site):
   (distribution,) = metadata.distributions(path=[str(site)])
   assert [r for r in distribution.requires or () if "@" in r or "://" in r] == []
 
 
-def test_each_command_is_its_program(site, tmp_path):
+def test_each_command_runs_its_program(site, tmp_path):
   (distribution,) = metadata.distributions(path=[str(site)])
   points = {p.name: p for p in distribution.entry_points if p.group == "console_scripts"}
   assert points.keys() == COMMANDS.keys()
@@ -80,7 +80,7 @@ def test_each_command_is_its_program(site, tmp_path):
 
   for name, module in COMMANDS.items():
     point = points[name]
-    # What the installer writes into bin/.
+    # The script that the installer writes into bin/.
     script = tmp_path / name
     script.write_text(
       f"import sys\nfrom {point.module} import {point.attr}\nsys.exit({point.attr}())\n"
@@ -88,7 +88,7 @@ def test_each_command_is_its_program(site, tmp_path):
     assert help_of(str(script)) == help_of("-m", module)
 
 
-def test_a_gin_file_is_found_from_any_folder_and_one_that_is_there_comes_first(
+def test_a_gin_file_is_found_from_any_folder_and_a_local_one_takes_precedence(
   tmp_path, monkeypatch, caplog
 ):
   package, here = tmp_path / "package", tmp_path / "here"
@@ -108,15 +108,13 @@ def test_a_gin_file_is_found_from_any_folder_and_one_that_is_there_comes_first(
 
   with caplog.at_level("INFO"):
     assert parsed() == (10, 0)
-  # gin calls it an error that a folder does not have the file, before it looks in the next one.
+  # gin logs an error for each folder without the file, before it searches the next one.
   assert "not found" not in caplog.text
   (here / "gin/runs/run.gin").write_text("SEED = 7\n")
   assert parsed() == (10, 7)
 
 
-def test_a_gin_file_that_is_nowhere_is_named_with_the_folders_that_were_searched(
-  tmp_path, monkeypatch
-):
+def test_a_missing_gin_file_is_named_with_the_searched_folders(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(gin_config.GinError) as error:
     gin_config.parse(["gin/walt_4b.gin"], [], [".", gin_files.FOLDER])

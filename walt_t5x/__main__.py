@@ -2,8 +2,8 @@
 
 `walt-train` is `python -m walt_t5x.train`, and so on.
 
-A command starts its module as `__main__`, as `python -m` does: gin files say `import __main__ as train_script`, and
-worker processes import the main module by its name. So nothing here may import a program.
+A command runs its module as `__main__`, as `python -m` does: gin files use `import __main__ as train_script`, and
+worker processes import the main module by its name. This module must therefore not import a program.
 """
 
 import ast

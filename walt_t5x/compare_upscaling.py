@@ -1,15 +1,15 @@
-"""Is a super-resolution stage worth having? Its clips against bicubic enlargement, both judged by held-out clips.
+"""Compares a super-resolution stage with bicubic upscaling, both evaluated on held-out clips.
 
   python -m walt_t5x.compare_upscaling --gin_file=gin/tiny/generate.gin --gin.SR1_CHECKPOINT=\\"runs/sr1\\" ... \\
     --cache=CACHE/shapes_pixels_videos --network=shapes --weights=shapes.safetensors
 
-Held-out clips of a cache of pixels that has the sizes of two neighbouring stages. Of each, the smaller size goes
-through the tokenizer's encoder, as the stage below would hand it on, and then
+The held-out clips come from a pixel cache that has the sizes of two neighboring stages. The tokenizer encodes the
+smaller size of each clip, like the output of the stage below, and then
   the stage          makes the larger size from it,
-  bicubic            enlarges the same input, decoded,
-  bicubic, original  enlarges the small clip itself, which the cascade never sees,
-  tokenizer          reconstructs the large clip: what the best stage could reach.
-Prints the Frechet distance between features of each and of the held-out clips, and PSNR; then one line of JSON.
+  bicubic            upscales the same input, decoded,
+  bicubic, original  upscales the small clip itself, which is not available to the cascade,
+  tokenizer          reconstructs the large clip: the upper bound for any stage.
+Prints PSNR and the Frechet distance between the features of each and of the held-out clips, then one line of JSON.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original
 
 
 def define_flags() -> None:
-  """The flags of the program."""
+  """Defines the flags of the program."""
   gin_flags.define()
   flags.DEFINE_string("cache", None, "Folder of a cached task with pixels of both sizes.")
   flags.DEFINE_string("split", "validation", "Split of the held-out clips.")
   flags.DEFINE_string("stage", None, "Super-resolution stage; the last one by default.")
-  flags.DEFINE_string("network", "shapes", "Feature network: shapes (a stand-in) or i3d.")
-  flags.DEFINE_string("weights", None, "Its weights.")
+  flags.DEFINE_string("network", "shapes", "Feature network: shapes (a surrogate) or i3d.")
+  flags.DEFINE_string("weights", None, "Weights of the network.")
   flags.DEFINE_integer("count", 256, "Clips, at most.", lower_bound=2)
   flags.DEFINE_integer("batch_size", 16, "Clips at a time.", lower_bound=1)
-  flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0)
+  flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
   flags.DEFINE_string("output", None, "JSON file for the result.")
 
 
@@ -50,7 +50,7 @@ class HeldOut:
   Attributes:
     small: [N, T, h, w, 3] uint8.
     large: [N, T, H, W, 3] uint8.
-    prompts: a caption each.
+    prompts: one caption per clip.
   """
 
   small: Any
@@ -62,8 +62,8 @@ def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) 
   """The first clips of a split of a cache.
 
   Raises:
-    FileNotFoundError: if there are no shards of the split.
-    ValueError: if the records lack one of the fields `pixels/TxHxW`.
+    FileNotFoundError: the split has no shards.
+    ValueError: the records lack one of the fields `pixels/TxHxW`.
   """
   import numpy as np
 
@@ -95,7 +95,7 @@ def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) 
 
 
 def enlarge(clips: Any, size: tuple[int, int]) -> Any:
-  """Bicubic (Pillow's) to (H, W), frame by frame."""
+  """Bicubic resizing (Pillow's) to (H, W), frame by frame."""
   import numpy as np
   from PIL import Image
 
@@ -109,7 +109,7 @@ def enlarge(clips: Any, size: tuple[int, int]) -> Any:
 def make_clips(
   cascade: Any, held: HeldOut, *, stage: str, batch_size: int, seed: int
 ) -> dict[str, Any]:
-  """The larger clips by each way, [N, T, H, W, 3] uint8."""
+  """The larger clips made in each way, [N, T, H, W, 3] uint8."""
   import numpy as np
 
   latents = cascade.codec.encode(held.small)
@@ -133,14 +133,14 @@ def make_clips(
 
 
 def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, batch_size: int):
-  """way -> {"frechet", "psnr"} against the held-out clips.
+  """way -> {"frechet", "psnr"}, compared with the held-out clips.
 
   Args:
     made: way -> clips uint8.
     truth: the held-out clips.
     network: a `FeatureNetwork`.
-    layer: of the network.
-    batch_size: clips a forward pass.
+    layer: layer of the network.
+    batch_size: clips per forward pass.
   """
   import jax.numpy as jnp
   import numpy as np
@@ -163,7 +163,7 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
 
 
 def run(**bound: Any) -> dict[str, Any]:
-  """Reads, makes, compares; the keyword arguments are those that gin binds to `generate`."""
+  """Reads, generates and compares; the keyword arguments are those that gin binds to `generate`."""
   from data import schema
   from walt_t5x.generation.cascade import stage_size
   from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
@@ -196,20 +196,20 @@ def run(**bound: Any) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads flags and gin, compares, prints and writes."""
+  """Reads flags and gin, compares, and prints and writes the result."""
   gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   import gin
   from walt_t5x import generate
   from walt_t5x.config import gin_config
 
-  # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
+  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
   vars(sys.modules["__main__"]).update(generate=generate.generate)
   try:
     gin_flags.read()
     result = run(**gin.get_bindings(generate.generate))
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f"compare_upscaling: {type(error).__name__}: {error}")
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")

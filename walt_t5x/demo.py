@@ -1,10 +1,10 @@
-"""A web page for a trained cascade: prompt, seed, stages, rounds and a picture in; progress and a player out.
+"""A web page for a trained cascade: inputs are prompt, seed, stages, rounds and an image; shows progress and a player.
 
   pip install -e ".[demo]"
   python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
 
-The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. Answers on the
-loopback address unless --host says otherwise, and asks no other server for anything. Every clip is kept in --output
+The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. It is served on
+the loopback address unless --host is set, and sends no requests to other servers. Every clip is stored in --output
 with its sidecar.
 """
 
@@ -22,22 +22,22 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """The flags of the program."""
+  """Defines the flags of the program."""
   gin_flags.define()
-  flags.DEFINE_string("output", None, "Folder that keeps the clips.")
-  flags.DEFINE_string("host", "127.0.0.1", "Address to answer on; 0.0.0.0 opens it to the network.")
-  flags.DEFINE_integer("port", 7860, "Port to answer on.", lower_bound=0, upper_bound=65535)
+  flags.DEFINE_string("output", None, "Folder for the clips.")
+  flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; 0.0.0.0 opens it to the network.")
+  flags.DEFINE_integer("port", 7860, "Port to serve on.", lower_bound=0, upper_bound=65535)
   flags.DEFINE_float("fps", 8.0, "Frame rate of the clips.", lower_bound=0.1)
 
 
 class Studio:
-  """Makes one clip at a time and keeps it.
+  """Generates one clip at a time and stores it.
 
   Args:
-    cascade: with batches of one.
-    config: what gin says of it.
-    folder: keeps the clips, a `SampleFolder`.
-    fps: of the files.
+    cascade: the cascade, with batches of one.
+    config: its configuration.
+    folder: stores the clips, a `SampleFolder`.
+    fps: frame rate of the files.
   """
 
   def __init__(self, cascade: Any, config: Any, folder: Any, *, fps: float):
@@ -55,18 +55,18 @@ class Studio:
     image: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
   ) -> dict[str, Any]:
-    """Makes a clip and returns its sidecar.
+    """Generates a clip and returns its sidecar.
 
     Args:
-      prompt: what to show.
-      seed: of the noise.
-      stage: the last one to run.
-      rounds: of the clip.
-      image: file of a picture that it starts from; its middle is cut to shape.
-      progress: (steps done, steps, what was done last).
+      prompt: the prompt.
+      seed: seed of the noise.
+      stage: the last stage to run.
+      rounds: rounds of the clip.
+      image: file of an image that the clip starts from; it is center-cropped.
+      progress: called with (steps done, steps, what was done last).
 
     Raises:
-      ValueError: if the stages were not trained for what is asked, or the prompt is empty.
+      ValueError: the stages were not trained for the request, or the prompt is empty.
     """
     import dataclasses
 
@@ -89,7 +89,7 @@ class Studio:
       progress(done, total, f"{name}, round {round + 1} of {rounds}")
 
     progress(0, total, "started")
-    # Number 0, so that a prompt and a seed always make the same clip.
+    # Always number 0, so that a prompt and a seed always give the same clip.
     batch = Batch(indices=[0], prompts=[request.prompt], given=[given])
     made = self.cascade.run([batch], seed=seed, rounds=rounds, stages=count, progress=update)
     ((sample,),) = list(made)
@@ -106,7 +106,7 @@ class Studio:
 
 def build_page(studio: Studio) -> Any:
   """The page, a `gradio.Blocks`."""
-  # Gradio is optional, and not among the requirements.
+  # Gradio is optional and not in the requirements.
   import gradio as gr  # pyright: ignore[reportMissingImports]
 
   def make(prompt, seed, stage, rounds, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
@@ -146,7 +146,7 @@ def build_page(studio: Studio) -> Any:
         )
         image = gr.Image(
           type="filepath",
-          label="Picture to start from",
+          label="Image to start from",
           sources=["upload", "clipboard"],
           visible=studio.takes_frames,
           elem_id="picture",
@@ -160,7 +160,7 @@ def build_page(studio: Studio) -> Any:
             )
             for name in studio.stages
           ]
-        with gr.Accordion("What made it", open=False):
+        with gr.Accordion("Details", open=False):
           sidecar = gr.JSON(elem_id="sidecar")
     inputs, outputs = [prompt, seed, stage, rounds, image], [*players, sidecar]
     gr.on(
@@ -180,7 +180,7 @@ def load_studio(
   fps: float,
   **options: Any,
 ) -> Studio:
-  """The checked and loaded cascade behind the page; arguments as `generate.generate`'s."""
+  """Checks and loads the cascade behind the page; arguments as in `generate.generate`."""
   from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
 
@@ -199,12 +199,12 @@ def load_studio(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads flags and gin, loads the cascade, opens the page."""
+  """Reads flags and gin, loads the cascade, and opens the page."""
   gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  # Before gradio is imported: it reports and looks for updates otherwise.
+  # Set before gradio is imported: otherwise it sends analytics and checks for updates.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   try:
     # Optional, as above.
@@ -216,7 +216,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x import generate
   from walt_t5x.config import gin_config
 
-  # gin files say `import __main__ as generate_script` and bind `generate_script.generate`.
+  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
   vars(sys.modules["__main__"]).update(generate=generate.generate)
   bound: dict[str, Any] = {}
   try:
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
     bound = gin.get_bindings(generate.generate)
     studio = load_studio(output=FLAGS.output, fps=FLAGS.fps, **bound)
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   except (ValueError, OSError) as error:
     sys.exit(f"demo: {error}")
   page = build_page(studio)
@@ -241,7 +241,9 @@ def main(argv: Sequence[str]) -> None:
       footer_links=[],
     )
   except OSError as error:
-    sys.exit(f"demo: no page on {FLAGS.host}:{FLAGS.port}, set another --port or --host: {error}")
+    sys.exit(
+      f"demo: cannot serve on {FLAGS.host}:{FLAGS.port}, set another --port or --host: {error}"
+    )
 
 
 if __name__ == "__main__":

@@ -3,21 +3,21 @@
   python -m walt_t5x.evaluate --protocol=caption_obedience --samples=samples
   python -m walt_t5x.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors
 
-Protocols (docs/evaluation.md has what each pins):
-  caption_obedience        shapes vocabulary: does a pixel reader see the colour and the direction of the prompt?
-  text_alignment           cosine of frames and prompt by a CLIP in a local folder (--clip_weights)
+Protocols (docs/evaluation.md specifies each):
+  caption_obedience        shapes vocabulary: does a pixel classifier find the color and the direction of the prompt?
+  text_alignment           cosine similarity of frames and prompt by a CLIP in a local folder (--clip_weights)
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
   k600_frame_prediction    FVD                  imagenet256       FID and IS
-  tokenizer                rFVD, PSNR, SSIM, LPIPS of what `walt_t5x.reconstruct` wrote
+  tokenizer                rFVD, PSNR, SSIM, LPIPS of the output of `walt_t5x.reconstruct`
   motion                   how much clips change, and how steadily; needs no weights and no reference
-  shapes_fvd               as fvd at 9 frames, by a stand-in network that trains in a minute
+  shapes_fvd               like fvd at 9 frames, with a surrogate network that trains in a minute
 
-Samples and references are folders of media at any depth, .jsonl manifests, or what `generate` wrote; for FID also
-an .npz with mu and sigma. Prints a table with the protocol's hash beside each score, then the same as one line of
-JSON; writes it beside the samples and, with --log_dir, TensorBoard events through CLU. With --parts_dir a killed
-evaluation goes on where it was, and several processes share one: each with its --process_index and --process_count,
-then the same command without them scores.
+Samples and references are folders of media at any depth, .jsonl manifests, or output folders of `generate`; for FID
+also an .npz with mu and sigma. Prints a table with the protocol's hash next to each score, then the same as one line
+of JSON; writes it to the samples' folder and, with --log_dir, TensorBoard events through CLU. With --parts_dir an
+interrupted evaluation resumes, and several processes can share one: each with its --process_index and
+--process_count; the same command without them then computes the scores.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from walt_t5x.evaluation.flags import BY_PROMPT, PROTOCOLS, add_arguments
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags."""
+  """Parses the flags."""
   parser = argparse.ArgumentParser(
     prog="python -m walt_t5x.evaluate",
     description=__doc__,
@@ -39,13 +39,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   add_arguments(parser)
-  parser.add_argument("--cache_dir", type=Path, help="keeps the references' statistics")
+  parser.add_argument("--cache_dir", type=Path, help="folder for the references' statistics")
   parser.add_argument("--clip_weights", help="folder of a CLIP, for text_alignment")
-  shared = parser.add_argument_group("evaluations that several processes share, by --parts_dir")
+  shared = parser.add_argument_group("evaluations that several processes share through --parts_dir")
   shared.add_argument(
     "--process_index",
     type=int,
-    help="makes only this process's parts; the command without it scores",
+    help="compute only this process's parts; the command without it computes the scores",
   )
   shared.add_argument("--process_count", type=int, default=1, help="processes that share the parts")
   args = parser.parse_args(argv)
@@ -54,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
       parser.error("--process_index needs --parts_dir, a folder that all processes share")
     if not 0 <= args.process_index < args.process_count:
       parser.error(
-        f"0 <= --process_index < --process_count is expected, got {args.process_index} and "
+        f"expected 0 <= --process_index < --process_count, got {args.process_index} and "
         f"{args.process_count}"
       )
   elif args.process_count != 1:

@@ -1,11 +1,11 @@
-"""Generates videos: from prompts, from a picture, or on from the last frames of a clip.
+"""Generates videos: from prompts, from an image, or as a continuation of a clip.
 
   python -m walt_t5x.generate --gin_file=gin/tiny/generate.gin --prompt="a red square moves right" \\
     --gin.BASE_CHECKPOINT=\\"runs/base\\" --output=samples
 
-Writes a file of each stage and format, a JSON sidecar a sample, a manifest, and an HTML gallery that opens from disk.
-The same command after an interruption makes what is missing, to the same bytes; another command is refused. What can
-be wrong is told before a stage's weights are read. docs/generation.md has more.
+Writes a file per stage and format, a JSON sidecar per sample, a manifest, and an HTML gallery that opens from disk.
+After an interruption the same command generates the missing samples with the same bytes; another command is rejected.
+Errors are reported before a stage's weights are read. See docs/generation.md.
 """
 
 import json
@@ -30,36 +30,36 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """The flags of the program."""
+  """Defines the flags of the program."""
   gin_flags.define()
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
-  flags.DEFINE_string("prompts_file", None, "Text file, one prompt a line.")
+  flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
-  flags.DEFINE_string("image", None, "Picture that every clip starts from.")
-  flags.DEFINE_string("video", None, "Clip that every clip goes on from.")
-  flags.DEFINE_string("fit", "exact", "'crop' cuts and resizes given media; 'exact' refuses.")
-  flags.DEFINE_boolean("decoded_given", False, "Start with the tokenizer's view of given frames.")
-  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one goes on.", 1)
+  flags.DEFINE_string("image", None, "Image that every clip starts from.")
+  flags.DEFINE_string("video", None, "Clip that every clip continues.")
+  flags.DEFINE_string("fit", "exact", "'crop' crops and resizes given media; 'exact' rejects.")
+  flags.DEFINE_boolean("decoded_given", False, "Start with the reconstruction of given frames.")
+  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one extends it.", 1)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
-  flags.DEFINE_integer("num_samples", 1, "Clips a prompt.", lower_bound=1)
+  flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
   flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
   flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
   flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
-  flags.DEFINE_integer("batch_size", 32, "Clips made together, at most.", lower_bound=1)
+  flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
   flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
-  flags.DEFINE_string("shard", "0/1", "This job's part of the samples, as 3/8.")
+  flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
   flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
 
 
 def read_shard(text: str) -> tuple[int, int]:
-  """(number, count) of '3/8'.
+  """(number, count) from '3/8'.
 
   Raises:
-    ValueError: if it is no such thing.
+    ValueError: the text has another form.
   """
   number, slash, count = text.partition("/")
   if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
-    raise ValueError(f"--shard={text}: expected NUMBER/COUNT with 0 <= NUMBER < COUNT, as 3/8")
+    raise ValueError(f"--shard={text}: expected NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/8")
   return int(number), int(count)
 
 
@@ -82,7 +82,7 @@ def generate(
   decode_group: int = 1,
   one_at_a_time: bool = False,
 ) -> dict[str, Any]:
-  """Makes the samples that are missing; returns what it did.
+  """Generates the missing samples; returns a summary.
 
   Args:
     stages: `StageConfig`s, base first.
@@ -90,17 +90,17 @@ def generate(
     vae_checkpoint: its checkpoint.
     text_encoder: folder of the T5 encoder; None for stages without text.
     text_length: L of the stages.
-    requests: what to show, `generation.requests.Request`s.
+    requests: what to generate, `generation.requests.Request`s.
     settings: `generation.sampling_run.SamplingSettings`.
     output: folder of the samples.
-    chosen: names of the stages to run; all when empty.
+    chosen: names of the stages to run; all if empty.
     shard: (number, count) of this job.
     log_dir: TensorBoard folder.
-    gin_config: the configuration, kept with the samples.
+    gin_config: the configuration, stored with the samples.
     vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
 
   Raises:
-    ValueError, OSError: what does not fit, before a stage's weights are read.
+    ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
   """
   from walt_t5x.generation import run_identity
   from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
@@ -125,7 +125,7 @@ def generate(
   trained_fps = infos[0].provenance.fps
   if trained_fps and abs(settings.fps - trained_fps) > 0.01 * trained_fps:
     logging.warning(
-      "--fps=%g, but the stages were trained on clips of %g frames a second: motion will look %s.",
+      "--fps=%g, but the stages were trained on clips with %g fps: motion will look %s.",
       settings.fps,
       trained_fps,
       "fast" if settings.fps > trained_fps else "slow",
@@ -168,7 +168,7 @@ def generate(
     _log(log_dir, shown, step=infos[0].step, fps=settings.fps)
   left = sum(not folder.finished(i) for i in range(count))
   if left:
-    # Other shards have them; the last job to end writes the manifest.
+    # Other shards have the rest; the last job to finish writes the manifest.
     return result | {"left_to_other_shards": left}
   manifest = folder.write_manifest()
   gallery = folder.write_gallery(limit=_GALLERY_SAMPLES)
@@ -185,7 +185,7 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 
 def main(argv: Sequence[str]) -> None:
-  """Reads flags and gin, and generates."""
+  """Reads flags and gin, and generates samples."""
   gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
     if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):
       raise ValueError(
-        "--requests says it all: leave out --prompt, --prompts_file, --image, --video"
+        "--requests replaces --prompt, --prompts_file, --image and --video: remove them"
       )
     requests = (
       reading.read_requests(FLAGS.requests)
@@ -213,12 +213,12 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.sampling_run import SamplingSettings
 
   run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
-  # The files that trained a stage say `import __main__ as train_script`.
+  # The files that trained a stage use `import __main__ as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train)
   try:
     gin_flags.read()
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   settings = SamplingSettings(
     seed=FLAGS.seed,
     num_samples=FLAGS.num_samples,
@@ -243,13 +243,13 @@ def main(argv: Sequence[str]) -> None:
       gin_config=gin.config_str(),
     )
   except (ValueError, OSError) as error:
-    # gin adds where in Python it was called.
+    # gin appends the Python location of the call.
     sys.exit(f"generate: {str(error).split(_GIN_SAYS)[0]}")
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(
       f"\ngenerate: interrupted; {done} of {len(requests) * FLAGS.num_samples} samples are finished in {FLAGS.output}. "
-      "The same command makes the rest.",
+      "The same command generates the rest.",
       file=sys.stderr,
     )
     sys.exit(130)

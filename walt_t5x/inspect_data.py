@@ -1,12 +1,12 @@
-"""A look at prepared data: one HTML page of a shard, with everything inside it.
+"""Shows prepared data: one self-contained HTML page about a shard.
 
   python -m walt_t5x.inspect_data CACHE/shapes_videos --output=/tmp/shapes.html
   python -m walt_t5x.inspect_data CACHE/shapes_videos/train.tfrecord-00003-of-00064 --rows=48 \\
     --vae_checkpoint=runs/vae --media_root=/data --output=/tmp/shard3.html
 
-Thumbnails and clips of a sample of rows with their captions, distributions over the whole shard, latent channels
-against the statistics that training uses, and rejected rows and dead letters by reason. Pixel caches are shown as they
-are. Latents are decoded with the VAE checkpoint that made them; without one they are shown in false colours.
+The page shows thumbnails and clips of some examples with their captions, distributions over the shard, latent channels
+compared with the statistics that training uses, and rejected rows and dead letters by reason. Pixel caches are shown
+directly. Latents are decoded with the VAE checkpoint that made them; without it they are shown in false colors.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from walt_t5x.html.inspection import (
 def cards(
   shard: Shard, *, decoder: LatentDecoder | None, media_root: str | None, origin: Any
 ) -> Iterator[Any]:
-  """One card a sampled record."""
+  """One card per sampled record."""
   from data import schema
   from walt_t5x.html.data_page import RowCard, ShownClip
 
@@ -66,7 +66,7 @@ def cards(
       for name in sorted(record.latents):
         frames = coloured[f"{record.id}{name}"]
         fps = record.fps * len(frames) / max(1, origin.num_frames if origin else len(frames))
-        clips.append(ShownClip(name=f"{name} in false colours", frames=frames, fps=fps or 2.0))
+        clips.append(ShownClip(name=f"{name} in false colors", frames=frames, fps=fps or 2.0))
     facts = {"uri": record.uri, "label": record.label, "crop": record.crop, "id": record.id[:16]}
     if record.label == schema.NO_LABEL:
       facts.pop("label")
@@ -115,7 +115,7 @@ def page_facts(shard: Shard, origin: Any, whole: Mapping[str, Any]) -> dict[str,
 
 
 def channel_tables(shard: Shard, origin: Any) -> list[Any]:
-  """Moments of the shard's latents against the corpus'."""
+  """Moments of the shard's latents next to those of the corpus."""
   from beam_jobs.shards.moments import Moments
   from walt_t5x.html.data_page import Channels
 
@@ -141,9 +141,9 @@ def histograms(shard: Shard, origin: Any) -> list[Any]:
 
   limit = origin.text_encoder.get("max_length") if origin and origin.text_encoder else None
   titles = {
-    "tokens": "tokens a caption",
-    "words": "words a caption",
-    "captions": "captions a row",
+    "tokens": "tokens per caption",
+    "words": "words per caption",
+    "captions": "captions per example",
     "motion": "motion",
     "start_seconds": "start of the clip",
     "label": "label",
@@ -170,19 +170,19 @@ def inspect(
   vae_checkpoint: str | None = None,
   media_root: str | None = None,
 ) -> str:
-  """Write the page; returns its path.
+  """Writes the page; returns its path.
 
   Args:
     path: a shard, or a cached task folder.
     output: .html file.
-    rows: records to show.
-    seed: other seeds show other records.
-    vae_checkpoint: to decode latents with.
-    media_root: base of the records' uris, to show the source beside.
+    rows: number of records to show.
+    seed: selects the records.
+    vae_checkpoint: checkpoint to decode latents with.
+    media_root: base of the records' uris, to show the source next to each clip.
 
   Raises:
-    FileNotFoundError: where there is no shard.
-    ValueError: on a VAE that did not make the cache.
+    FileNotFoundError: the shard does not exist.
+    ValueError: the VAE did not make the cache.
   """
   from data.provenance import FILE_NAME, read_provenance
   from walt_t5x.files import storage
@@ -204,7 +204,7 @@ def inspect(
     decoder = LatentDecoder(vae_checkpoint, origin)
   elif any(record.latents for record in shard.sample):
     notes.append(
-      "Latents in false colours: their three principal directions over the rows shown. --vae_checkpoint decodes them."
+      "Latents in false colors: the three principal components of the examples shown. --vae_checkpoint decodes them."
     )
   notes.append(f"{len(shard.sample)} of {len(shard.columns['kilobytes'])} records, seed {seed}.")
   title = f"{os.path.basename(folder)} / {name}"
@@ -222,7 +222,7 @@ def inspect(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program; 2 on an error that a user can mend."""
+  """Runs the program; returns 2 for an error that the user can fix."""
   parser = argparse.ArgumentParser(
     prog="python -m walt_t5x.inspect_data",
     description=__doc__,
@@ -234,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   add("--output", default="inspect.html", help="the page (inspect.html)")
   add("--rows", type=int, default=24, help="records to show (24)")
-  add("--seed", type=int, default=0, help="other seeds show other records (0)")
+  add("--seed", type=int, default=0, help="selects the records (0)")
   add("--vae_checkpoint", help="the VAE that made the latents, to decode them")
-  add("--media_root", help="base of the records' uris, to show the source beside and measure PSNR")
+  add("--media_root", help="base of the records' uris, to show the source and measure PSNR")
   args = parser.parse_args(argv)
   if args.rows < 0:
     parser.error(f"--rows: got {args.rows}, expected 0 or more")

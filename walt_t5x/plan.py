@@ -1,15 +1,15 @@
-"""What a run will cost, from its gin file: parameters, tokens and operations a step, from shapes alone.
+"""The cost of a run, from its gin file: parameters, tokens and FLOPs per step, computed from shapes only.
 
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --json --batch_size=256
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --topology=v5p:4x4x4     # needs the extra [tpu], takes minutes
   python -m walt_t5x.plan --gin_file=gin/walt_3b.gin --topology=v5p:4x4x4 --search [--batch_size=256,512]
-  python -m walt_t5x.plan --compare gin/walt_3b.gin gin/walt_3b_mxu.gin       # one column a file
+  python -m walt_t5x.plan --compare gin/walt_3b.gin gin/walt_3b_mxu.gin       # one column per file
 
-Nothing is read but the gin files. Operations are those of matrix products and convolutions in the loss and its
-gradient, with the self-conditioning pass and without what a remat policy computes again. With --topology the TPU
-compiler compiles the engine's step for that slice, on this machine, and its estimates are printed too. With --search it
-compiles every remat policy, at half, once and twice the rows or at those of --batch_size, and recommends one.
+Reads only the gin files. FLOPs are those of matrix products and convolutions in the loss and its gradient, including
+the self-conditioning pass and excluding recomputation by a remat policy. With --topology the TPU compiler compiles the
+engine's step for that slice, on this machine, and its estimates are printed too. With --search it compiles every remat
+policy, at half, once and twice the batch size or at those of --batch_size, and recommends one.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     "topology", [], "TPU slice to compile the step for, e.g. v5p:4x4x4; may be repeated."
   )
-  flags.DEFINE_list("batch_size", [], "Rows a step, instead of the files'; several with --search.")
+  flags.DEFINE_list("batch_size", [], "Batch size instead of the files'; several with --search.")
   flags.DEFINE_boolean(
-    "search", False, "Try remat policies and rows for --topology; recommend one."
+    "search", False, "Try remat policies and batch sizes for --topology; recommend one."
   )
   flags.DEFINE_integer("corpus_videos", 0, "Videos of the corpus, for its size.", lower_bound=0)
   flags.DEFINE_integer("corpus_images", 0, "Images of the corpus.", lower_bound=0)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
       return
     plans = {" ".join(names): _plan_files(names, sizes) for names in files}
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   except ValueError as error:
     sys.exit(f"The model cannot be built: {error}")
   if FLAGS.json:
@@ -97,14 +97,14 @@ def _parse(names: Sequence[str]) -> None:
   import gin
   from walt_t5x import engine
 
-  # gin files say `import __main__ as train_script`.
+  # gin files use `import __main__ as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train)
   gin.clear_config()
   gin_flags.read(names, finalize=False)
 
 
 def _plan_files(names: Sequence[str], sizes: Sequence[int]) -> run_plan.Plan:
-  """The plan of gin files and the flags."""
+  """The plan for gin files and flags."""
   _parse(names)
   plan = run_plan.plan_gin(*sizes)
   corpus = {"video": FLAGS.corpus_videos, "image": FLAGS.corpus_images}
@@ -116,7 +116,7 @@ def _plan_files(names: Sequence[str], sizes: Sequence[int]) -> run_plan.Plan:
 
 
 def _search(names: Sequence[str], sizes: Sequence[int]) -> None:
-  """Prints what the TPU compiler says of every variant, and which one to take."""
+  """Prints the TPU compiler's estimates for every variant, and the recommended one."""
   from walt_t5x.planning import tpu_report
 
   _parse(names)

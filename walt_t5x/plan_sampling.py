@@ -1,10 +1,10 @@
-"""What sampling a cascade will cost, from its gin file: parameters, tokens and operations of each stage's chain.
+"""The cost of sampling a cascade, from its gin file: parameters, tokens and FLOPs of each stage's chain.
 
   python -m walt_t5x.plan_sampling --gin_file=gin/walt_cascade_512x896.gin
   python -m walt_t5x.plan_sampling --gin_file=gin/walt_cascade_512x896.gin --topology=v5p:2x2x1 --samples=4
 
-Nothing is read but the gin files. With --topology the TPU compiler says what memory a chip needs for the whole chain of
-a batch (weights, activations, code), compiled on this machine; that needs the extra [tpu] and takes minutes.
+Reads only the gin files. With --topology the TPU compiler estimates the memory that a chip needs for the complete chain
+of a batch (weights, activations, code), compiled on this machine; that needs the extra [tpu] and takes minutes.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ class SamplingPlan:
 
   Attributes:
     stage: its name.
-    parameters: of the network.
-    weight_bytes: as the stage holds them.
-    tokens_per_row: of the transformer.
-    network_rows: rows of a network call for one sample: branches of guidance.
-    network_calls: of a sample.
-    flops_per_sample: operations of a sample's chain.
-    topologies: what a batch's chain needs of a chip, by slice, as a `tpu_compile.ChipMemory`.
+    parameters: number of parameters of the network.
+    weight_bytes: size of the weights in the stage's dtype.
+    tokens_per_row: tokens of the transformer per example.
+    network_rows: examples of a network call per sample: branches of guidance.
+    network_calls: network calls per sample.
+    flops_per_sample: FLOPs of a sample's chain.
+    topologies: memory that a batch's chain needs per chip, by slice, as a `tpu_compile.ChipMemory`.
   """
 
   stage: str
@@ -54,8 +54,8 @@ def plan_stage(
 
   Args:
     config: a `StageConfig`.
-    text_length: tokens of a caption.
-    batch_size: samples of a batch, for the topologies.
+    text_length: tokens per caption.
+    batch_size: samples per batch, for the topologies.
     topologies: slices such as 'v5p:2x2x1'.
   """
   import jax
@@ -94,7 +94,7 @@ def plan_stage(
 
 
 def _params(config: Any, text_length: int) -> Any:
-  """Shapes of the weights, in the dtype in which the stage holds them."""
+  """Shapes of the weights, in the dtype of the stage."""
   import jax
   import jax.numpy as jnp
 
@@ -111,7 +111,7 @@ def _params(config: Any, text_length: int) -> Any:
 
 
 def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, Any, Any]:
-  """Shapes of (noise, noise of the low resolution, fields of `Conditioning`, null text)."""
+  """Shapes of (noise, low-resolution noise, fields of `Conditioning`, null text)."""
   import jax
   import jax.numpy as jnp
 
@@ -141,7 +141,7 @@ def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, A
 
 
 def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> Any:
-  """What a chip needs for a batch's chain."""
+  """Memory that a chip needs for a batch's chain."""
   from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
   from walt_t5x.planning import tpu_compile
 
@@ -152,15 +152,15 @@ def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: in
     *_arguments(config, rows=batch_size, text_length=text_length),
     devices=devices,
   )
-  print(f"{topology}: the chain of {config.name} is traced", file=sys.stderr, flush=True)
+  print(f"{topology}: tracing the chain of {config.name}", file=sys.stderr, flush=True)
   return tpu_compile.compiled_or_refused(lowered, topology)[1]
 
 
 def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
-  """The figures for people."""
+  """The figures as a table."""
   lines = [
-    f"{'stage':<8} {'parameters':>15} {'weights, GiB':>13} {'tokens a row':>13} {'rows x calls':>13} "
-    f"{'operations a sample':>20}"
+    f"{'stage':<8} {'parameters':>15} {'weights, GiB':>13} {'tokens':>13} {'batch x calls':>13} "
+    f"{'FLOPs per sample':>20}"
   ]
   for plan in plans:
     lines.append(
@@ -172,16 +172,16 @@ def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
     for plan in plans:
       memory = plan.topologies[name]
       size = "more" if memory.needed is None else f"{memory.needed / GIB:.2f} GiB"
-      verdict = "fits" if memory.fits else "DOES NOT FIT: take fewer --samples, or more chips"
-      lines.append(f"  {plan.stage:<8} {size} of {memory.limit / GIB:.2f} GiB a chip: {verdict}")
+      verdict = "fits" if memory.fits else "DOES NOT FIT: use fewer --samples, or more chips"
+      lines.append(f"  {plan.stage:<8} {size} of {memory.limit / GIB:.2f} GiB per chip: {verdict}")
   return "\n".join(lines)
 
 
 def define_flags() -> None:
-  """The flags of the program."""
+  """Defines the flags of the program."""
   gin_flags.define()
   flags.DEFINE_multi_string("topology", [], "TPU slice, e.g. v5p:2x2x1; may be repeated.")
-  flags.DEFINE_integer("samples", 4, "Clips of a batch.", lower_bound=1)
+  flags.DEFINE_integer("samples", 4, "Clips per batch.", lower_bound=1)
   flags.DEFINE_list("stages", [], "The cascade's first stages; all by default.")
   flags.DEFINE_boolean("json", False, "Print JSON instead of a table.")
 
@@ -195,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.checks import choose_stages
   from walt_t5x.planning import tpu_compile
 
-  # gin files say `import __main__ as generate_script`, those that trained a stage `as train_script`.
+  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train, generate=generate.generate)
   try:
     for name in FLAGS.topology:
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
   except ImportError as error:
     sys.exit(str(error))
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   except ValueError as error:
     sys.exit(f"plan_sampling: {error}")
   if FLAGS.json:

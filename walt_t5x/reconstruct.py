@@ -1,14 +1,14 @@
-"""Puts held-out clips through a trained tokenizer and writes inputs and reconstructions, lossless, for scoring.
+"""Reconstructs held-out clips with a trained tokenizer and writes inputs and reconstructions, lossless, for scoring.
 
   python -m walt_t5x.reconstruct --vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=runs/vae --vae_ema \\
     --cache=CACHE/ucf101_pixels_videos --output=reconstructions
   python -m walt_t5x.evaluate --protocol=tokenizer --samples=reconstructions/reconstructions \\
     --reference=reconstructions/inputs --i3d_weights=i3d.safetensors --lpips_weights=vgg16.safetensors
 
---cache is a cached task of pixels, whose held-out rows are what the tokenizer's training would see. --media is a folder
-of files or a manifest; without --frames a file goes through whole, however long, in the memory of a few frames. The
-mean of the posterior is decoded. The same command goes on after an interruption; --shard=3/8 cuts it into jobs. A file
-that cannot be read is passed over and named in skipped-*.jsonl. Prints a line of JSON.
+--cache is a cached task of pixels, whose held-out examples are those of the tokenizer's training data. --media is a
+folder of files or a manifest; without --frames the entire file is reconstructed, in the memory of a few frames. The
+mean of the posterior is decoded. The same command resumes after an interruption; --shard=3/8 splits it into jobs. A
+file that cannot be read is skipped and listed in skipped-*.jsonl. Prints a line of JSON.
 """
 
 import argparse
@@ -36,33 +36,35 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags."""
+  """Parses the flags."""
   parser = argparse.ArgumentParser(
     prog="python -m walt_t5x.reconstruct",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--vae_gin_file", required=True, help="binds CausalVae; the training's will do"
+    "--vae_gin_file", required=True, help="binds CausalVae; the training's file works"
   )
   parser.add_argument("--vae_checkpoint", required=True, help="its run, or one checkpoint of it")
   parser.add_argument("--vae_ema", action="store_true", help="use the averaged weights")
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--cache", help="folder of a cached task of pixels")
   source.add_argument("--media", help="folder of media files, or a .jsonl manifest")
-  parser.add_argument("--split", help="of the cache (default: validation) or of the manifest")
-  parser.add_argument("--pixels", help="field of the cache, pixels/TxHxW, where it has several")
-  media = parser.add_argument_group("of media files")
-  media.add_argument("--frames", type=int, help="the first ones of each file (default: all)")
+  parser.add_argument("--split", help="split of the cache (default: validation) or manifest")
+  parser.add_argument("--pixels", help="field of the cache, pixels/TxHxW, if it has several")
+  media = parser.add_argument_group("options of --media")
+  media.add_argument("--frames", type=int, help="frames per file, from the start (default: all)")
   media.add_argument("--size", type=_size, help="HEIGHTxWIDTH (default: as the files are)")
-  media.add_argument("--fit", choices=("crop", "exact"), default="crop", help="how they get there")
+  media.add_argument("--fit", choices=("crop", "exact"), default="crop", help="how to resize")
   media.add_argument("--fps", type=float, help="resample to this rate (default: every frame)")
-  media.add_argument("--images", action="store_true", help="pictures instead of videos")
+  media.add_argument("--images", action="store_true", help="images instead of videos")
   parser.add_argument("--count", type=int, help="clips, at most")
-  parser.add_argument("--batch_size", type=int, default=8, help="clips at a time; 1 of whole files")
+  parser.add_argument(
+    "--batch_size", type=int, default=8, help="clips at a time; 1 for entire files"
+  )
   parser.add_argument("--group", type=int, default=1, help="latent frames at a time")
   parser.add_argument("--shard", type=_shard, default=(0, 1), help="NUMBER/COUNT of this job")
-  parser.add_argument("--gallery", type=int, default=24, help="clips on the page to look at")
+  parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
   given = [
@@ -71,22 +73,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if getattr(args, name) not in (None, False)
   ]
   if args.cache and given:
-    parser.error(f"{', '.join(given)} are of --media; the clips of a --cache are cut already")
+    parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
-    parser.error("--pixels is of --cache")
+    parser.error("--pixels requires --cache")
   for name in ("count", "batch_size", "group"):
     value = getattr(args, name)
     if value is not None and value < 1:
-      parser.error(f"--{name} is at least 1, got {value}")
+      parser.error(f"--{name}: got {value}, expected at least 1")
   return args
 
 
 def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, dict[str, Any]]:
-  """(network, its parameters, what tells it from others: fields and fingerprint).
+  """(network, its parameters, its identity: fields and fingerprint).
 
   Raises:
-    FileNotFoundError: no such checkpoint.
-    ValueError: a gin file without a tokenizer, or a checkpoint of another one.
+    FileNotFoundError: the checkpoint does not exist.
+    ValueError: the gin file has no tokenizer, or the checkpoint is of another one.
   """
   from flax import traverse_util
 
@@ -97,7 +99,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.files.fingerprint import weights_fingerprint
 
-  # Training files say `import __main__ as train_script` and include others by their path from `gin/` on.
+  # Training files use `import __main__ as train_script` and include others by their path from `gin/` on.
   vars(sys.modules["__main__"]).update(train=engine.train)
   gin.add_config_file_search_path(gin_files.FOLDER)
   fields = vae_fields_of_gin(gin_file)
@@ -108,11 +110,11 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
 
 def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
-  """How many clips there are, and the clips; at most --count.
+  """The number of clips, and the clips; at most --count.
 
   Raises:
-    FileNotFoundError: none.
-    ValueError: sizes that the tokenizer does not take.
+    FileNotFoundError: there are none.
+    ValueError: the tokenizer does not support a size.
   """
   import itertools
 
@@ -144,9 +146,9 @@ def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[A
   """(clips, the frames of each), of equal length and size, at most `rows` at a time; holds one batch.
 
   Args:
-    clips: to read.
-    rows: of a batch.
-    skip: called with a clip that cannot be read, and why.
+    clips: the clips to read.
+    rows: batch size.
+    skip: called with a clip that cannot be read, and the error.
   """
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
 
@@ -172,13 +174,13 @@ def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[A
 
 
 def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
-  """Makes the reconstructions that are missing.
+  """Makes the missing reconstructions.
 
   Returns:
-    {"clips", "made", "skipped", "seconds"} and, once all are there, {"psnr", "inputs", "reconstructions", "manifest"}.
+    {"clips", "made", "skipped", "seconds"} and, once all exist, {"psnr", "inputs", "reconstructions", "manifest"}.
 
   Raises:
-    FileNotFoundError, ValueError: what is missing or does not fit, before anything is made.
+    FileNotFoundError, ValueError: inputs are missing or incompatible; raised before anything is reconstructed.
   """
   import jax
   from tqdm import tqdm
@@ -207,7 +209,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
     number, count = args.shard
     for index, clip in enumerate(clips):
       names[clip.name] = names.get(clip.name, 0) + 1
-      # A cache may hold the same clip twice; its name is its content's.
+      # A cache may contain a clip twice; its name depends only on its content.
       if names[clip.name] > 1 or folder.finished(clip.name):
         bar.update()
       elif index % count == number:
@@ -216,7 +218,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   def skip(clip: Any, error: Exception) -> None:
     skipped[clip.name] = {"name": clip.name, "uri": clip.uri, "error": str(error)}
     bar.update()
-    print(f"passed over {clip.uri}: {error}", file=sys.stderr)
+    print(f"skipped {clip.uri}: {error}", file=sys.stderr)
 
   for group, frames in batches(wanted(), rows, skip):
     try:
@@ -239,7 +241,7 @@ def _finish(
   names: Mapping[str, int],
   skipped: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
-  """Ledger, and manifest and page once no clip is left; what there is."""
+  """Writes the ledger and, once all clips are done, manifest and gallery; returns the paths that exist."""
   import numpy as np
 
   from walt_t5x.files.json_files import write_text
@@ -259,10 +261,10 @@ def _finish(
     result["repeated"] = repeated
   left = len(set(names) - set(finished) - passed_over)
   if left:
-    # The last job to end writes the manifest.
+    # The last job to finish writes the manifest.
     return result | {"left_to_other_shards": left}
   if not finished:
-    raise ValueError(f"none of {len(names)} clips could be read; {folder.path}/skipped-* say why")
+    raise ValueError(f"none of {len(names)} clips could be read; see {folder.path}/skipped-*")
   mean = float(np.mean([row["psnr"] for row in folder.facts(finished)]))
   result |= {"psnr": mean, "manifest": str(folder.write_manifest(finished))}
   if args.gallery:
@@ -271,7 +273,7 @@ def _finish(
 
 
 def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
-  """Input and reconstruction side by side, at most ten seconds of each."""
+  """Input and reconstruction next to each other, at most ten seconds of each."""
   import numpy as np
 
   from walt_t5x.html import gallery
@@ -300,7 +302,7 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Makes them and prints what there is."""
+  """Makes the reconstructions and prints a summary."""
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   try:
@@ -309,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(f"reconstruct: {type(error).__name__}: {error}")
   except KeyboardInterrupt:
     print(
-      f"\nreconstruct: interrupted; what is finished stays in {args.output}. The same command makes the rest.",
+      f"\nreconstruct: interrupted; finished clips are in {args.output}. The same command makes the rest.",
       file=sys.stderr,
     )
     sys.exit(130)

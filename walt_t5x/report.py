@@ -4,7 +4,7 @@
     --samples=runs/quickstart/samples --output=report.html
 
 `--run` is the MODEL_DIR of a training run, `--samples` the --output of `generate`; scores are the `scores*.json` that
-`evaluate` wrote into the sample folders, and further files that `--scores` names. The page holds everything and opens
+`evaluate` wrote into the sample folders, and additional files of `--scores`. The page is self-contained and opens
 offline; a summary of it is printed as JSON.
 """
 
@@ -20,7 +20,7 @@ from walt_t5x.config import gin_files
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags."""
+  """Parses the flags."""
   parser = argparse.ArgumentParser(
     prog="python -m walt_t5x.report",
     description=__doc__,
@@ -31,9 +31,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     "--samples", action="append", default=[], type=Path, help="--output of generate; repeatable"
   )
   parser.add_argument(
-    "--scores", action="append", default=[], type=Path, help="further scores files; repeatable"
+    "--scores", action="append", default=[], type=Path, help="additional scores file; repeatable"
   )
-  parser.add_argument("--max_samples", type=int, default=12, help="clips shown of each folder")
+  parser.add_argument("--max_samples", type=int, default=12, help="clips shown per folder")
   parser.add_argument("--title", default="Report")
   parser.add_argument("--output", type=Path, required=True, help=".html file")
   args = parser.parse_args(argv)
@@ -43,7 +43,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def plan_of(config: Path) -> Mapping[str, Any] | str:
-  """The plan of the configuration that a run recorded, or why there is none."""
+  """The plan of the configuration that a run recorded, or the reason why there is none."""
   import dataclasses
 
   import gin
@@ -53,7 +53,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
 
   if not config.is_file():
     return "the run recorded no config.gin"
-  # gin files say `import __main__ as train_script`.
+  # gin files use `import __main__ as train_script`.
   vars(sys.modules["__main__"]).update(train=engine.train)
   gin.clear_config()
   try:
@@ -69,11 +69,11 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the page.
 
   Returns:
-    {"report", "runs", "scores", "samples"}: the file, and how many it shows of each.
+    {"report", "runs", "scores", "samples"}: the file, and the number of each that it shows.
 
   Raises:
-    FileNotFoundError: a run, a sample folder or a scores file that is not there.
-    ValueError: a scores file that holds none.
+    FileNotFoundError: a run, a sample folder or a scores file does not exist.
+    ValueError: a scores file has no scores.
   """
   from walt_t5x.generation.sample_folder import SampleFolder
   from walt_t5x.html.report_page import write_report
@@ -105,7 +105,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the page and prints what it holds."""
+  """Writes the page and prints a summary."""
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   try:

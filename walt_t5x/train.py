@@ -1,12 +1,12 @@
 """Trains a model: `python -m walt_t5x.train --gin_file=gin/... --gin.MODEL_DIR=\\"/path\\" --gin.NAME=value`.
 
-The flags are those of T5X's `train.py`, and one gin file drives both. It begins
+The flags are those of T5X's `train.py`, and one gin file works with both. It begins with
 
     from __gin__ import dynamic_registration
     import __main__ as train_script
     from walt_t5x import engine
 
-and binds `train_script.train`. Heavy packages load only after the flags are read. Exit codes: `engine.exits`.
+and binds `train_script.train`. Heavy packages are imported after the flags are parsed. Exit codes: `engine.exits`.
 """
 
 import faulthandler
@@ -24,18 +24,18 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-  """The flags of T5X's launcher, and `--multiprocess`."""
+  """Defines the flags of T5X's launcher, and `--multiprocess`."""
   gin_flags.define()
-  flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders that hold cached tasks.")
+  flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
   flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
   flags.DEFINE_boolean(
     "multiprocess",
     False,
-    "One process of several, as the cluster (TPU pods, SLURM, GKE) or the environment announces it: "
+    "One process of several, as configured by the cluster (TPU pods, SLURM, GKE) or the environment: "
     "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
   )
   flags.DEFINE_boolean(
-    "multiprocess_gpu", False, "One process of several, as the next three flags say."
+    "multiprocess_gpu", False, "One process of several, as configured by the next three flags."
   )
   flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
   flags.DEFINE_integer("process_count", None, "Number of processes.")
@@ -61,8 +61,10 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.config import gin_config
   from walt_t5x.engine import choice, exits, run_settings
 
-  faulthandler.register(signal.SIGUSR1, all_threads=True)  # `kill -USR1` shows what a run is doing.
-  # Orbax reports every file at INFO; its warnings still come through.
+  faulthandler.register(
+    signal.SIGUSR1, all_threads=True
+  )  # `kill -USR1` prints the stacks of a run.
+  # Orbax logs every file at INFO; its warnings are still logged.
   logging.get_absl_handler().addFilter(
     lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
   )
@@ -72,14 +74,14 @@ def main(argv: Sequence[str]) -> None:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
 
-  # gin files say `import __main__ as train_script`; this is where `train_script.train` comes from.
+  # gin files use `import __main__ as train_script`; `train_script.train` is registered here.
   vars(sys.modules["__main__"]).update(train=engine.train)
   try:
     gin_flags.read()
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration cannot be used.\n{error}")
+    sys.exit(f"The gin configuration is invalid.\n{error}")
   try:
     train(**({} if choice.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
@@ -89,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def join_processes() -> None:
-  """Makes this process one of several, as flags, environment or cluster say; alone without any of them."""
+  """Makes this process one of several if flags, environment or cluster configure it; otherwise does nothing."""
   import jax
 
   more = {"initialization_timeout": FLAGS.initialization_timeout}

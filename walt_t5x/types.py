@@ -1,8 +1,8 @@
-"""Axis letters and array aliases, defined once for the whole package.
+"""Axis letters and array aliases, defined once for the package.
 
 Axis legend, as used in shape annotations and comments:
 
-  B  rows of a batch
+  B  batch
   T  pixel frames of a clip, 1 + T in the paper (17 at the published size)
   H W  pixel height and width
   t  latent frames, 1 + t in the paper (5 at the published size)

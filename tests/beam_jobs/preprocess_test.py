@@ -330,7 +330,7 @@ def test_another_vae_is_rejected_by_its_fingerprint(finished, world, tmp_path):
   [
     ({"manifest": "/nowhere.jsonl"}, r"--manifest: no file at /nowhere\.jsonl"),
     ({"vae_gin_file": "/nowhere.gin"}, r"--vae_gin_file: no file at /nowhere\.gin"),
-    ({"vae_checkpoint": "/nowhere"}, "no whole checkpoint in /nowhere"),
+    ({"vae_checkpoint": "/nowhere"}, "no complete checkpoint in /nowhere"),
     ({"text_encoder": "/nowhere"}, r"No config\.json in /nowhere"),
     ({"num_frames": 10}, r"got 10 frames, expected 1 \+ k \* 4"),
     ({"resolutions": "18x18"}, "got height 18, expected a multiple of 4"),
@@ -416,7 +416,7 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
   assert preprocess.main(argv) == 0
   assert json.loads(capsys.readouterr().out.splitlines()[-1])["dead"] == 6
   assert preprocess.main([*argv, "--vae_checkpoint=/nowhere"]) == 2
-  assert "no whole checkpoint in /nowhere" in capsys.readouterr().err
+  assert "no complete checkpoint in /nowhere" in capsys.readouterr().err
 
 
 def test_a_gin_file_without_a_vae_is_rejected(tmp_path):

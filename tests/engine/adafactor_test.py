@@ -1,4 +1,4 @@
-"""Adafactor against a numpy loop, and the sharding of its factored state."""
+"""Adafactor compared with a numpy loop, and the sharding of its factored state."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from walt_t5x.engine.builtin.optimizer import OptaxWrapper, map_axes
 
 pytestmark = pytest.mark.numerics
 
-# Two of them have moments of the same shapes: only the parameter tells which axis is whose.
+# Two parameters have moments of the same shapes, which only the parameters distinguish.
 SHAPES = {
   "kernel": (3, 8, 6),
   "flipped": (3, 6, 8),
@@ -34,8 +34,8 @@ def _tree(seed, scale=1.0):
   return {n: scale * rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
 
 
-def test_updates_are_the_numpy_loop():
-  """Equations of Algorithm 4 of the publication, on the two longest axes, without the relative step size."""
+def test_updates_equal_a_numpy_loop():
+  """Equations of Algorithm 4 of the paper, on the two longest axes, without the relative step size."""
   chain = adafactor_chain(0.1, clip_norm=None, min_dim_size_to_factor=4, momentum=0.5)
   params, state = _tree(0), chain.init(_tree(0))
   expected = {n: p.astype(np.float64) for n, p in params.items()}
@@ -62,7 +62,7 @@ def test_updates_are_the_numpy_loop():
       np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_moments_have_the_names_of_the_axes_they_keep():
+def test_moments_have_the_names_of_their_axes():
   chain = adafactor_chain(0.1, clip_norm=None, min_dim_size_to_factor=4)
   state = jax.eval_shape(lambda: OptaxWrapper(chain).init_state(_tree(0)))
   axes = OptaxWrapper(chain).derive_logical_axes(state, AXES).param_states[0]
@@ -135,12 +135,12 @@ def test_a_sharded_step_equals_one_device_and_the_moments_are_sharded():
   np.testing.assert_allclose(moments.v_row["kernel"], reference.v_row["kernel"], rtol=1e-5)
 
 
-def test_a_state_that_nothing_made_is_refused():
+def test_an_unknown_state_is_rejected():
   state = optax.FactoredState(
     count=jnp.zeros([]),
     v_row={"k": jnp.zeros((31,))},
     v_col={"k": jnp.zeros((37,))},
     v={"k": jnp.zeros((1,))},
   )
-  with pytest.raises(ValueError, match="initialise the optimizer"):
+  with pytest.raises(ValueError, match="initialize the optimizer"):
     factored_state_axes(state, {"k": PartitionSpec("a", "b")})

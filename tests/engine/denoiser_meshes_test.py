@@ -1,4 +1,4 @@
-"""The tiny denoiser on meshes of fake devices: the same loss, and a checkpoint that moves without losing a bit.
+"""The tiny denoiser on meshes of fake devices: equal losses, and checkpoints that move between meshes exactly.
 
 The small version of `python -m benchmarks.engine_meshes`, which trains on every mesh.
 """
@@ -18,7 +18,7 @@ def given(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state(given):
-  """A state whose moments and average are not those of a start: every array is another number everywhere."""
+  """A state whose arrays, moments and average included, all have random values."""
   mesh = meshes.OnMesh(given, 1, 1)
   rng = np.random.default_rng(0)
 
@@ -30,7 +30,7 @@ def state(given):
   return jax.device_put(jax.tree.map(random, mesh.initializer.shapes), mesh.initializer.shardings)
 
 
-def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(given, state, tmp_path):
+def test_a_checkpoint_moves_from_8_to_4_to_1_devices_and_back_exactly(given, state, tmp_path):
   start = meshes.OnMesh(given, *meshes.JOURNEY[0])
   start.save(tmp_path / "0", start.place(state))
   for n, (devices, model_parallel) in enumerate(meshes.JOURNEY[1:]):
@@ -44,7 +44,7 @@ def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(given, stat
     mesh.save(tmp_path / str(n + 1), moved)
 
 
-def test_data_and_model_parallel_losses_are_those_of_one_device(given, state):
+def test_data_and_model_parallel_losses_equal_those_of_one_device(given, state):
   losses = []
   for devices, model_parallel in ((1, 1), (8, 2)):
     mesh = meshes.OnMesh(given, devices, model_parallel)

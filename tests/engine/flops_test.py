@@ -1,4 +1,4 @@
-"""Counted operations against closed forms and XLA's own count."""
+"""FLOPs compared with closed forms and XLA's own count."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax import lax
 from walt_t5x.engine.flops import count_flops_of
 
 
-def test_products_and_convolutions_count_two_a_multiplication():
+def test_products_and_convolutions_count_two_per_multiplication():
   a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
   assert count_flops_of(lambda x, y: x @ y, a, b) == 2 * 3 * 5 * 7
   x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4))
@@ -21,7 +21,7 @@ def test_products_and_convolutions_count_two_a_multiplication():
   assert count_flops_of(convolve, x, kernel) == 2 * (2 * 8 * 8 * 4) * 3 * 3 * 3
 
 
-def test_a_scan_counts_its_body_as_often_as_it_runs_and_a_branch_the_dearer_side():
+def test_a_scan_counts_its_body_per_iteration_and_a_branch_its_most_expensive_side():
   w = jnp.zeros((4, 4))
 
   def scanned(x):
@@ -31,7 +31,7 @@ def test_a_scan_counts_its_body_as_often_as_it_runs_and_a_branch_the_dearer_side
   assert count_flops_of(lambda p, x: lax.cond(p, lambda y: y @ y, lambda y: y, x), True, w) == 128
 
 
-def test_what_a_checkpoint_computes_again_is_left_out():
+def test_recomputation_by_a_checkpoint_is_excluded():
   w = jnp.zeros((8, 8))
 
   def loss(w, x):
@@ -44,7 +44,7 @@ def test_what_a_checkpoint_computes_again_is_left_out():
   assert plain == remat == (3 + 3 + 2) * 2 * 8**3
 
 
-def test_a_gradient_counts_what_xla_counts():
+def test_a_gradient_equals_xlas_count():
   rng = np.random.default_rng(0)
   w1, w2 = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((64, 128), (128, 32)))
   x = jnp.asarray(rng.normal(size=(256, 64)), jnp.float32)
@@ -71,5 +71,5 @@ def test_a_transposed_strided_convolution_counts_no_holes():
   backward = count_flops_of(
     lambda x: jax.vjp(lambda a: convolve(a, kernel), x)[1](convolve(x, kernel)), x
   )
-  # Two forward passes are traced, and the way back costs as much as one.
+  # Two forward passes are traced, and the backward pass costs as much as one.
   np.testing.assert_allclose(backward, 3 * forward)

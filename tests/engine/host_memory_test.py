@@ -1,4 +1,4 @@
-"""Freed memory is used again without page faults, in whichever thread a program runs."""
+"""Freed memory is reused without page faults, in any thread of a program."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_a_second_step_faults_no_page_of_the_first():
+def test_a_second_step_reuses_the_pages_of_the_first():
   plain = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
 
   def faults(how):

@@ -1,4 +1,4 @@
-"""The launcher, pointed at a cache that something else made, stops before it trains and says why and what to do."""
+"""The launcher stops before training on a cache of other encoders, and reports the difference and what to do."""
 
 import dataclasses
 import json
@@ -103,7 +103,7 @@ def _train(launch, model_dir, cache, steps):  # noqa: F811
 
 
 @pytest.mark.parametrize("field", OTHERS)
-def test_the_launcher_stops_at_a_cache_that_something_else_made(
+def test_the_launcher_stops_at_a_cache_of_other_encoders(
   launch,  # noqa: F811
   tmp_path,
   field,

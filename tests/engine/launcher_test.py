@@ -1,4 +1,4 @@
-"""The launcher, its gin files, and what a run leaves behind."""
+"""The launcher, its gin files, and the files of a run."""
 
 import json
 import os
@@ -62,10 +62,10 @@ def test_a_relative_model_folder_saves_and_resumes(launch, tmp_path, monkeypatch
     assert checkpoints.checkpoint_step("a/run") == steps
 
 
-def test_a_gin_file_trains_and_leaves_its_record(launch, tmp_path):
+def test_a_gin_file_trains_and_is_recorded(launch, tmp_path):
   launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=10", "--gin.STATS_PERIOD=2")
   lines = runs.lines(tmp_path)
-  assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]  # One line a stats period.
+  assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]  # One line per stats period.
   for line in lines:
     assert {"loss", "learning_rate", "gradient_norm"} <= line.keys()
     assert line["steps_per_second"] > 0 and 0 <= line["data_wait_share"] <= 1
@@ -83,7 +83,7 @@ def test_a_gin_file_trains_and_leaves_its_record(launch, tmp_path):
 
 
 def test_a_run_that_stops_early_exits_with_its_code(launch, tmp_path):
-  """A learning rate that throws the parameters out of float32: the gin file says when to give up."""
+  """A learning rate at which the parameters overflow float32; the gin file sets the limit."""
   with pytest.raises(SystemExit) as end:
     launch(
       TOY,
@@ -104,14 +104,14 @@ from walt_t5x import engine
 from walt_t5x.engine import run_settings
 include 'tests/engine/toy.gin'
 train_script.train.get_dataset_fn = @toy.rows_that_hang
-engine.SaveCheckpointConfig.save_dataset = False  # A Python function has no position that could be saved.
+engine.SaveCheckpointConfig.save_dataset = False  # The position of a Python function cannot be saved.
 SAVE_PERIOD = 2
 run_settings.RunSettings.watchdog_seconds = 4.0
 """
 
 
 def test_a_hang_ends_the_process(tmp_path):
-  """The real process, whose main thread waits for rows that never come."""
+  """A real process, whose main thread waits for data that never arrives."""
   (tmp_path / "hangs.gin").write_text(HANGS)
   arguments = [f"--gin_file={tmp_path / 'hangs.gin'}", f'--gin.MODEL_DIR="{tmp_path}"']
   ended = programs.run(
@@ -125,7 +125,7 @@ def test_a_hang_ends_the_process(tmp_path):
   (report,) = tmp_path.glob("hang_step*_host0.txt")
   text = report.read_text()
   assert "after step 6, while: data" in text and "data_iterator.py" in text
-  assert checkpoints.whole_steps(tmp_path)[-1] == 6  # What a new start goes on from.
+  assert checkpoints.whole_steps(tmp_path)[-1] == 6  # A restart resumes from it.
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_gin_arguments_are_rewritten():
     gin_config.rewrite_gin_args(["--gin.A"])
 
 
-def test_the_rows_must_mean_the_same(tmp_path, monkeypatch):
+def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   given = {"schema_version": 1, "vae": {"fingerprint": "aa"}, "text_encoder": {"fingerprint": "tt"}}
   provenance.record(str(tmp_path), given)
-  provenance.record(str(tmp_path), given | {"fps": 8})  # Not a deciding field.
+  provenance.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
   monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
   with pytest.raises(ProvenanceMismatch) as error:
@@ -168,7 +168,7 @@ def test_the_rows_must_mean_the_same(tmp_path, monkeypatch):
   assert json.loads((tmp_path / "provenance.json").read_text()) == given
 
 
-def test_a_half_written_line_is_cut_off(tmp_path):
+def test_an_incomplete_line_is_removed(tmp_path):
   file = tmp_path / "metrics.jsonl"
   file.write_text('{"step": 1}\n{"step": 2, "lo')
   writer = JsonLinesWriter(str(file), prefix="p")
@@ -180,7 +180,7 @@ def test_a_half_written_line_is_cut_off(tmp_path):
 
 
 def test_a_drawn_seed_is_drawn_once(tmp_path):
-  """Without a seed two runs differ, and a resumed run does not change its mind."""
+  """Without a seed two runs differ, and a resumed run keeps its seed."""
   for name in "ab":
     (tmp_path / name).mkdir()
   first, again, other = (run_inputs.drawn_seed(str(tmp_path / name)) for name in "aab")
@@ -215,7 +215,7 @@ def test_arguments_are_checked(tmp_path):
     engine.SaveCheckpointConfig(checkpointer_cls=object)
 
 
-def test_the_engine_is_chosen_by_the_environment(monkeypatch):
+def test_the_environment_selects_the_engine(monkeypatch):
   choose = choice.use_t5x.__wrapped__
   monkeypatch.setenv("WALT_T5X_ENGINE", "builtin")
   assert choose() is False
@@ -224,7 +224,7 @@ def test_the_engine_is_chosen_by_the_environment(monkeypatch):
     choose()
 
 
-def test_steps_of_a_period_are_averaged_over_their_rows(tmp_path):
+def test_steps_of_a_period_are_averaged_over_their_examples(tmp_path):
   runs.train(tmp_path / "1", 6, checkpoint_cfg=engine.CheckpointConfig(), stats_period=1)
   runs.train(tmp_path / "3", 6, checkpoint_cfg=engine.CheckpointConfig(), stats_period=3)
   single = [line["loss"] for line in runs.lines(tmp_path / "1")]

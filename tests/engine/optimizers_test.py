@@ -1,4 +1,4 @@
-"""Parameter average, AdamW and schedules against numpy loops, torch and closed forms."""
+"""Parameter average, AdamW and schedules compared with numpy loops, torch and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def run(chain, steps: int):
 
 
 @pytest.mark.parametrize("ramp", [False, True])
-def test_the_average_is_the_numpy_loop(ramp):
+def test_the_average_equals_a_numpy_loop(ramp):
   average = jax.tree.map(np.array, PARAMS)
   for n, (params, state) in enumerate(
     run(optax.chain(optax.sgd(0.1), parameter_ema(0.9, ramp=ramp)), 12)
@@ -59,10 +59,10 @@ def test_the_average_changes_no_update_and_stays_float32():
     parameter_ema(1.0)
 
 
-def test_adamw_is_torchs():
-  """Clipping, Adam and decoupled decay as torch does them, at a learning rate that changes each step."""
+def test_adamw_equals_torch():
+  """Clipping, Adam and decoupled decay as in torch, with a learning rate that changes at each step."""
   schedule = schedules.warmup_cosine(peak=0.1, warmup_steps=3, total_steps=10)
-  settings = {"b1": 0.8, "b2": 0.95, "eps": 0.01}  # An eps that shows beside the gradients.
+  settings = {"b1": 0.8, "b2": 0.95, "eps": 0.01}  # An eps that matters next to the gradients.
   chain = optimizers.adamw_chain(schedule, weight_decay=0.2, clip_norm=0.5, **settings)
   tensors = [torch.nn.Parameter(torch.tensor(p)) for p in jax.tree.leaves(PARAMS)]
   reference = torch.optim.AdamW(tensors, lr=1.0, betas=(0.8, 0.95), eps=0.01, weight_decay=0.2)
@@ -84,7 +84,7 @@ def test_weight_decay_by_name():
   np.testing.assert_array_equal(updates["bias"], [0.0])
 
 
-def test_warmup_cosine_is_the_closed_form():
+def test_warmup_cosine_equals_the_closed_form():
   peak, warmup, total, end = 0.3, 5, 25, 0.1
   schedule = schedules.warmup_cosine(
     peak=peak, warmup_steps=warmup, total_steps=total, end_fraction=end
@@ -106,7 +106,7 @@ def test_warmup_cosine_is_the_closed_form():
     schedules.warmup_cosine(peak=1.0, warmup_steps=5, total_steps=5)
 
 
-def test_the_factor_scheduler_is_its_closed_form():
+def test_the_factor_scheduler_equals_its_closed_form():
   """The factors that T5X documents, at hand-computed steps."""
   make = engine.create_learning_rate_scheduler
   default = make(

@@ -1,4 +1,4 @@
-"""The same training, however it is cut up: microbatches, data shards, model shards."""
+"""Training gives the same result for any number of microbatches, data shards and model shards."""
 
 import dataclasses
 import itertools
@@ -71,8 +71,8 @@ def test_every_mesh_gives_the_same_losses(single, tmp_path, devices, model):
   assert_close(state, expected)
 
 
-def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(tmp_path):
-  """Restored and saved again on each mesh without a step in between: not a bit may change."""
+def test_a_checkpoint_moves_from_8_to_4_to_1_devices_and_back_exactly(tmp_path):
+  """Restored and saved again on each mesh without a step in between: the bits are equal."""
   save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2, save_dataset=True))
   settings = {"model": runs.model(), "checkpoint_cfg": save}
   start = runs.train(tmp_path / "8", 4, partitioner=some_devices(8, 2), **settings)
@@ -87,7 +87,7 @@ def test_a_checkpoint_goes_from_8_to_4_to_1_devices_and_back_exactly(tmp_path):
     for name, array in runs.flat(start).items():
       np.testing.assert_array_equal(runs.flat(state)[name], array, err_msg=name)
     before = folder
-  # After the journey the run goes on like one that stayed at home.
+  # After the moves the run continues like one that was not moved.
   home = runs.train(tmp_path / "8", 6, partitioner=some_devices(8, 1), **settings)
   away = runs.train(before, 6, partitioner=some_devices(8, 1), **settings)
   for name, array in runs.flat(home).items():
@@ -104,7 +104,7 @@ def test_model_shards_equal_one_device_and_are_shards(single, tmp_path):
   assert_close(state, single[1])
 
 
-def test_microbatches_equal_the_whole_batch(single, tmp_path):
+def test_microbatches_equal_the_full_batch(single, tmp_path):
   folder, expected = single
   state = train(tmp_path, trainer_cls=runs.trainer(num_microbatches=4))
   assert_close(state, expected)
@@ -114,8 +114,8 @@ def test_microbatches_equal_the_whole_batch(single, tmp_path):
     )
 
 
-def test_the_gradient_is_the_closed_form():
-  """d/dw mean((x w)^2) = 2 X^T X w / n, whatever the number of microbatches."""
+def test_the_gradient_equals_the_closed_form():
+  """d/dw mean((x w)^2) = 2 X^T X w / n, for any number of microbatches."""
   x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
   w = np.array([1.0, -2.0, 0.5], np.float32)
 
@@ -139,7 +139,7 @@ def test_the_gradient_is_the_closed_form():
 
 
 def test_a_checkpoint_moves_to_another_mesh(tmp_path):
-  """Saved over 8 data shards, continued over 4 model shards: as if the mesh had not changed."""
+  """Saved over 8 data shards, continued over 4 model shards: equal to a run on one mesh."""
   save = engine.CheckpointConfig(save=engine.SaveCheckpointConfig(period=2, save_dataset=True))
   here, there = tmp_path / "here", tmp_path / "there"
   expected = train(here, checkpoint_cfg=save)
@@ -148,7 +148,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path):
 
 
 def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path):
-  """A chain for each part of the model, as for generator and discriminator."""
+  """A separate chain for each part of the model, as for generator and discriminator."""
 
   def label(params):
     return jax.tree_util.tree_map_with_path(
@@ -175,7 +175,7 @@ def test_masked_and_split_optimizers_are_sharded_like_their_parameters(tmp_path)
 
 @dataclasses.dataclass(frozen=True)
 class _Chip:
-  """What JAX's placement asks of a chip of a v5e slice."""
+  """The attributes that JAX's placement reads of a chip of a v5e slice."""
 
   id: int
   coords: tuple[int, int, int]
@@ -187,7 +187,7 @@ class _Chip:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
-def test_model_partitions_of_a_large_slice_are_neighbours(size, monkeypatch):
+def test_model_partitions_of_a_large_slice_are_neighbors(size, monkeypatch):
   chips = [_Chip(16 * y + x, (x, y, 0)) for y in range(16) for x in range(16)]
   monkeypatch.setattr(engine.PjitPartitioner, "devices", chips)
   grid = partitioner(size).mesh.devices
@@ -198,11 +198,11 @@ def test_model_partitions_of_a_large_slice_are_neighbours(size, monkeypatch):
       assert sum(abs(i - j) for i, j in zip(a.coords, b.coords, strict=True)) == 1
 
 
-def test_refusals(tmp_path):
-  with pytest.raises(ValueError, match=r"batch size 6 does not divide over 8 data partitions"):
+def test_invalid_sizes_are_rejected(tmp_path):
+  with pytest.raises(ValueError, match=r"batch size 6 is not divisible by 8 data partitions"):
     train(tmp_path, partitioner=partitioner(1), train_dataset_cfg=runs.dataset(batch_size=6))
   with pytest.raises(
-    ValueError, match=r"kernel: dimension of 4 does not divide over mesh axis 'model' of 8"
+    ValueError, match=r"kernel: dimension of 4 is not divisible by mesh axis 'model' of 8"
   ):
     rules = [("batch", "data"), ("embed", "model"), ("mlp", None), ("unmodeled", None)]
     train(tmp_path, partitioner=partitioner(8, logical_axis_rules=rules))

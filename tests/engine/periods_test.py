@@ -1,4 +1,4 @@
-"""Periods against a loop over every step."""
+"""Periods compared with a loop over every step."""
 
 import itertools
 
@@ -20,8 +20,8 @@ def multiples(period, total):
 
 @pytest.mark.parametrize("periods", CASES)
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_every_event_is_met_once_and_nothing_else(periods, first):
-  """The walk from event to event stops where a loop over all steps finds something to do, from any first step."""
+def test_every_event_is_visited_once_and_nothing_else(periods, first):
+  """From any first step, the sequence of events equals the steps at which a loop over all steps finds an event."""
   p = periods
   saved = multiples(p.save, p.total) | {s for s in p.save_steps if s <= p.total}
   wanted = {
@@ -48,8 +48,8 @@ def test_every_event_is_met_once_and_nothing_else(periods, first):
   assert stops == sorted(set(itertools.chain(*wanted.values())))
 
 
-def test_a_run_that_is_stopped_ends_with_what_it_does_at_all():
-  """At a step of no period: a checkpoint always, an evaluation and a collection if the run has such."""
+def test_a_stopped_run_ends_with_its_configured_events():
+  """At a step outside all periods: always a checkpoint, and an evaluation and a collection if the run has them."""
   some = Periods(total=100, stats=10, evaluate=10, collect=10)
   assert some.saves(3, last=True) and some.evaluates(3, last=True) and some.collects(3, last=True)
   none = Periods(total=100, stats=10)

@@ -1,4 +1,4 @@
-"""A run that is killed and started again is the run that was not."""
+"""A run that is killed and restarted equals an uninterrupted one."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from walt_t5x.engine.run_settings import RunSettings
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A run to step 10 in one go."""
+  """An uninterrupted run to step 10."""
   folder = tmp_path_factory.mktemp("whole")
   return folder, runs.train(folder, 10)
 
@@ -43,7 +43,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
   } <= names
 
 
-def test_a_resumed_run_sees_the_rows_that_come_next(whole, tmp_path):
+def test_a_resumed_run_reads_the_next_examples(whole, tmp_path):
   folder, _ = whole
   runs.train(tmp_path, 7)
   runs.train(tmp_path, 10)
@@ -52,7 +52,7 @@ def test_a_resumed_run_sees_the_rows_that_come_next(whole, tmp_path):
     return [line["ids"] for line in runs.lines(path)]
 
   assert seen(tmp_path) == seen(folder)
-  assert len(set(seen(folder))) > 3  # The fingerprint tells batches apart.
+  assert len(set(seen(folder))) > 3  # The fingerprint distinguishes batches.
 
 
 def test_three_steps_are_one_epoch(tmp_path):
@@ -62,7 +62,7 @@ def test_three_steps_are_one_epoch(tmp_path):
 
 
 def test_sigkill_at_any_moment(whole, tmp_path):
-  """The launcher is killed without warning once a checkpoint is there; the same run then ends as if it had not been."""
+  """The launcher is killed without warning after a checkpoint; the resumed run equals an uninterrupted one."""
   _, state = whole
   script = (
     "import time\nfrom tests.engine import runs, toy\n"
@@ -84,17 +84,17 @@ def test_sigkill_at_any_moment(whole, tmp_path):
   assert_same(runs.train(tmp_path, 10), state)
 
 
-def test_torn_and_empty_checkpoints_are_passed_over(whole, tmp_path, caplog):
+def test_incomplete_and_empty_checkpoints_are_skipped(whole, tmp_path, caplog):
   folder, state = whole
   shutil.copytree(folder, tmp_path / "run")
   run = tmp_path / "run"
-  os.remove(run / "checkpoint_10" / "_CHECKPOINT_METADATA")  # Copied in part.
-  (run / "checkpoint_11").mkdir()  # Created, never filled.
+  os.remove(run / "checkpoint_10" / "_CHECKPOINT_METADATA")  # Partly copied.
+  (run / "checkpoint_11").mkdir()  # Created, not filled.
   (run / "checkpoint_12.orbax-checkpoint-tmp").mkdir()  # Killed while writing.
   assert checkpoints.checkpoint_step(run) == 5
   with caplog.at_level("WARNING"):
     assert_same(runs.train(run, 10), state)
-  assert "checkpoint_11 is passed over: it has no _CHECKPOINT_METADATA" in caplog.text
+  assert "checkpoint_11: it has no _CHECKPOINT_METADATA" in caplog.text
   assert checkpoints.checkpoint_step(run) == 10
   assert len(list(run.glob("torn_checkpoint_1*"))) == 2
 
@@ -108,9 +108,7 @@ def _truncated(file):
 
 
 @pytest.mark.parametrize("damage", [_zeroed, _truncated, os.remove])
-def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(
-  whole, tmp_path, caplog, damage
-):
+def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(whole, tmp_path, caplog, damage):
   folder, state = whole
   run = tmp_path / "run"
   shutil.copytree(folder, run)
@@ -123,10 +121,10 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(
   np.testing.assert_array_equal(saved_again["kernel"], runs.flat(state)["target/kernel"])
 
 
-def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected_and_kept(whole, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(whole[0], run)
-  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), this model wants \(4, 16\)"):
+  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), expected \(4, 16\)"):
     other = toy.ToyModel(runs.optimizers.adamw(0.1, weight_decay=0.01, ema_decay=0.9), width=16)
     runs.train(run, 10, model=other)
   with pytest.raises(ValueError, match=r"lacks .* of the .* arrays"):
@@ -134,7 +132,7 @@ def test_a_checkpoint_of_another_model_is_refused_not_trained_over(whole, tmp_pa
   assert checkpoints.whole_steps(run) == [0, 5, 10]
 
 
-def test_a_run_without_one_readable_checkpoint_does_not_start_over_by_itself(whole, tmp_path):
+def test_a_run_without_a_readable_checkpoint_does_not_restart_silently(whole, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(whole[0], run)
   for file in run.glob("checkpoint_*/state/**/d/*"):
@@ -146,7 +144,7 @@ def test_a_run_without_one_readable_checkpoint_does_not_start_over_by_itself(who
   assert len(list(run.glob("torn_checkpoint_*"))) == 3  # Renamed, not deleted.
 
 
-def test_keep_and_a_run_that_is_at_its_end(tmp_path):
+def test_keep_and_a_finished_run(tmp_path):
   save = engine.SaveCheckpointConfig(period=2, keep=2, checkpoint_steps=[3])
   config = engine.CheckpointConfig(save=save)
   runs.train(tmp_path, 4, checkpoint_cfg=config)
@@ -154,7 +152,7 @@ def test_keep_and_a_run_that_is_at_its_end(tmp_path):
   before = (tmp_path / "metrics.jsonl").read_text()
   runs.train(tmp_path, 4, checkpoint_cfg=config)
   assert (tmp_path / "metrics.jsonl").read_text() == before
-  with pytest.raises(ValueError, match="total_steps=3 lies before the restored step 4"):
+  with pytest.raises(ValueError, match="total_steps=3 is before the restored step 4"):
     runs.train(tmp_path, 3, checkpoint_cfg=config)
 
 
@@ -172,7 +170,7 @@ def test_load_params_reads_parameters_or_their_average(whole):
 
 
 def test_starting_from_another_run(whole, tmp_path):
-  """Parameters from a checkpoint, the optimizer anew, and the average started at the parameters."""
+  """Parameters from a checkpoint, a new optimizer state, and the average initialized by the parameters."""
   folder, state = whole
   restore = engine.RestoreCheckpointConfig(
     path=str(folder),
@@ -207,15 +205,15 @@ def test_starting_from_the_average_of_another_run(whole, tmp_path):
   for name in ("target/kernel", "state/param_states/2/ema/kernel"):
     np.testing.assert_array_equal(started[name], average)
   assert started["state/step"] == 0 and not started["state/param_states/0/mu/kernel"].any()
-  # The run that started so goes on from its own checkpoints, not from the other run's average again.
+  # The new run resumes from its own checkpoints, not from the other run's average again.
   moved = runs.flat(runs.train(tmp_path, 3, model=model, checkpoint_cfg=cfg))
   again = runs.flat(runs.train(tmp_path, 3, model=model, checkpoint_cfg=cfg))
   np.testing.assert_array_equal(moved["target/kernel"], again["target/kernel"])
   assert not np.array_equal(moved["target/kernel"], average)
 
 
-def test_arrays_of_another_shape_go_through_the_bound_function(whole, tmp_path):
-  """A wider model starts from a narrower one; parameters, moments and average pass alike."""
+def test_arrays_of_another_shape_are_passed_to_the_bound_function(whole, tmp_path):
+  """A wider model starts from a narrower one; parameters, moments and average are all passed."""
   folder, state = whole
   seen = []
 
@@ -243,18 +241,18 @@ def test_arrays_of_another_shape_go_through_the_bound_function(whole, tmp_path):
     np.testing.assert_array_equal(started[name], np.concatenate([old[name]] * 2, axis=1))
   np.testing.assert_array_equal(started["target/bias"], old["target/bias"])
   assert started["state/step"] == 10
-  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), this model wants \(4, 16\)"):
+  with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), expected \(4, 16\)"):
     start(lambda name, array, wanted: array, tmp_path / "b")
 
 
-def test_checkpoints_at_multiples_are_kept_for_ever(tmp_path):
+def test_checkpoints_at_multiples_are_never_deleted(tmp_path):
   cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=1, keep=1))
   runs.train(tmp_path, 6, checkpoint_cfg=cfg, settings=RunSettings(keep_every=4))
   assert checkpoints.all_steps(tmp_path) == [0, 4, 6]
 
 
-def test_rows_that_cannot_go_on_start_in_another_order_and_keep_it(whole, tmp_path):
-  """As after a change of hosts: not the rows of the first steps again, and a later restart does not change its mind."""
+def test_data_that_cannot_be_resumed_is_reordered_once(whole, tmp_path):
+  """As after a change of hosts: not the examples of the first steps again, and a later restart keeps the order."""
   first = [line["ids"] for line in runs.lines(whole[0])]
 
   def moved(folder, *stops):

@@ -23,7 +23,7 @@ def model(*, noise: float = 0.0, **settings: Any) -> toy.ToyModel:
 
 
 def dataset(**changes: Any) -> engine.DatasetConfig:
-  """The toy rows."""
+  """The toy data."""
   settings = {
     "mixture_or_task_name": "engine_toy",
     "task_feature_lengths": {"x": 4, "y": 1, "id": 1},
@@ -36,7 +36,7 @@ def dataset(**changes: Any) -> engine.DatasetConfig:
 
 
 def trainer(**settings: Any) -> Any:
-  """A trainer constructor with its own arguments bound, as gin binds them."""
+  """A trainer constructor with bound arguments, as gin binds them."""
 
   def make(**arguments: Any) -> engine.Trainer:
     return engine.Trainer(**({"learning_rate_fn": SCHEDULE} | settings), **arguments)

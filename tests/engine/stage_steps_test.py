@@ -1,7 +1,7 @@
-"""The engine's own training step of every kind of stage, tiny, on eight devices: one device's result, and its waits.
+"""The engine's training step for every kind of stage, tiny, on eight devices: equal to one device; its collectives.
 
-Loss, gradient, clipping, optimizer, average, watch over values that are not finite and metrics are all in it.
-`tests/sharding/partitioning_test.py` has loss and gradient alone, under every set of rules.
+The step includes loss, gradient, clipping, optimizer, average, check for non-finite values and metrics.
+`tests/sharding/partitioning_test.py` tests only loss and gradient, for every set of rules.
 """
 
 import functools
@@ -29,13 +29,13 @@ from walt_t5x.sharding import partitioning
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.discriminator import Discriminator
 
-# What is compiled runs once: LLVM need not work hard.
+# Compiled programs run once, so LLVM optimization is off.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ROWS = 8
 
 
 def _adamw() -> Any:
-  # The small numbers of a gradient would differ in their last bits, and Adam divides by them.
+  # Small gradients would differ in their last bits, and Adam divides by them.
   return optimizers.adamw_chain(1e-2, eps=1e-3, clip_norm=1.0, ema_decay=0.9)
 
 
@@ -60,7 +60,7 @@ def _tokenizer() -> VaeModel:
   )
 
 
-# Kind of stage: (model, fields of its rows, size of 'model', rules), as the published files have them.
+# Kind of stage: (model, fields of its data, size of 'model', rules), as in the published files.
 STAGES = {
   "base": (
     _denoiser,
@@ -74,8 +74,8 @@ STAGES = {
   ),
   "tokenizer": (_tokenizer, {"field": "pixels/3x8x8"}, (1, {})),
 }
-# Our own golden table: what XLA's CPU compiler makes of these steps, a loop's collectives as often as it turns. A new
-# entry is a new wait in every step: look for its cause before changing the table.
+# Golden values from our own output: the collectives that XLA's CPU compiler makes of these steps, counted per loop
+# iteration. A new entry adds communication to every step: find its cause before changing the table.
 COUNTS = {
   "base": {"all-gather": 106, "all-reduce": 43},
   "super-resolution": {
@@ -116,7 +116,7 @@ def _batch(shapes: dict) -> dict:
 
 
 def stepped(stage: str, devices: int):
-  """(collectives of the compiled step, how far one step from a random state moves, the optimizer's state, metrics)."""
+  """(collectives of the compiled step, change of the state in one step, the optimizer's state, metrics)."""
   make, rows, (size, rules) = STAGES[stage]
   model = make()
   made = _partitioner(devices, size if devices > 1 else 1, rules)
@@ -139,7 +139,7 @@ def stepped(stage: str, devices: int):
   moved = jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before)
   metrics = {name: float(m.compute()) for name, m in jax.device_get(step.take_metrics()).items()}
   kept = jax.device_get(state.param_states)
-  # These programs are the largest of the suite: each goes before the next is compiled.
+  # These programs are the largest of the suite: each is dropped before the next is compiled.
   del step, state, batch, initializer
   jax.clear_caches()
   gc.collect()
@@ -147,7 +147,7 @@ def stepped(stage: str, devices: int):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_eight_devices_step_as_one_with_these_collectives_and_no_more(stage):
+def test_eight_devices_equal_one_with_exactly_these_collectives(stage):
   collectives, moved, kept, metrics = stepped(stage, 8)
   _, want_moved, want_kept, want_metrics = stepped(stage, 1)
   assert metrics == pytest.approx(want_metrics, rel=1e-4)

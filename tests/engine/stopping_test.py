@@ -1,4 +1,4 @@
-"""What goes wrong in a run shows in its metrics and in how it ends: NaN, SIGTERM, hangs, slow readers."""
+"""Failures of a run are visible in its metrics and exit code: NaN, SIGTERM, hangs, slow readers."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from walt_t5x.engine.run_settings import RunSettings
 
 
 def changed_rows(change):
-  """A dataset function whose batches go through `change(index, batch)`; None drops the batch."""
+  """A dataset function that applies `change(index, batch)` to its batches; None drops the batch."""
 
   def get_dataset(*arguments, **settings):
     batches = datasets.get_dataset(*arguments, **settings)
@@ -55,9 +55,9 @@ def without(*indices):
 QUIET = {"checkpoint_cfg": engine.CheckpointConfig()}
 
 
-def test_a_poisoned_batch_is_as_if_it_had_not_been(tmp_path):
-  """Skipped on the device: parameters, moments, average and schedule are those of a run over the other rows."""
-  model = runs.model()  # Without noise, which follows the step.
+def test_a_nonfinite_batch_has_no_effect(tmp_path):
+  """Skipped on the device: parameters, moments, average and schedule are those of a run over the other batches."""
+  model = runs.model()  # Without noise, which depends on the step.
   skipping = runs.train(
     tmp_path / "a", 8, model=model, get_dataset_fn=poisoned(2, 5), stats_period=2, **QUIET
   )
@@ -74,7 +74,7 @@ def test_a_poisoned_batch_is_as_if_it_had_not_been(tmp_path):
   )
 
 
-def test_a_run_of_poisoned_batches_ends_and_names_the_last_good_step(tmp_path):
+def test_a_run_of_nonfinite_batches_ends_and_names_the_last_good_step(tmp_path):
   settings = RunSettings(max_nonfinite_steps=3)
   rows = poisoned(1, 4, 5, 6, 7, 8, 9)
   with pytest.raises(exits.NotFinite, match="last good step is 4") as stop:
@@ -82,14 +82,14 @@ def test_a_run_of_poisoned_batches_ends_and_names_the_last_good_step(tmp_path):
   (line,) = runs.lines(tmp_path)  # Of a period that did not end.
   assert line["skipped_steps"] >= 4 and np.isfinite(line["loss"])
   assert (stop.value.last_good_step, stop.value.exit_code) == (4, 65)
-  assert checkpoints.whole_steps(tmp_path)[-1] <= 5  # Nothing was saved past the limit.
+  assert checkpoints.whole_steps(tmp_path)[-1] <= 5  # Nothing was saved after the limit.
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 5])
-def test_the_host_is_ahead_by_no_more_than_it_may_and_never_waits_for_all(
+def test_the_host_is_ahead_by_at_most_the_limit_and_never_waits_for_all(
   tmp_path, monkeypatch, limit
 ):
-  """The newest step goes on while the host waits, so that the devices have something to do."""
+  """The newest step runs while the host waits, so that the devices are busy."""
   dispatched, ahead, left = [], [], []
   step, wait = TrainingStep.__call__, Trainer.wait_for_steps
 
@@ -108,12 +108,12 @@ def test_the_host_is_ahead_by_no_more_than_it_may_and_never_waits_for_all(
   settings = RunSettings(max_steps_in_flight=limit)
   runs.train(tmp_path, 20, settings=settings, stats_period=20, **QUIET)
   assert len(dispatched) == 20
-  assert max(ahead) == limit + 1 and min(left) >= 1  # One more is dispatched, then waited for.
+  assert max(ahead) == limit + 1 and min(left) >= 1  # One more is dispatched before the host waits.
   assert max(left) <= limit
 
 
 def test_sigterm_loses_no_step(tmp_path):
-  """The run saves where it is, says so, and goes on as if nothing had been."""
+  """The run saves its current step, reports it, and resumes as if uninterrupted."""
 
   class Terminated:
     def run(self, state, metrics_by_task):
@@ -138,8 +138,8 @@ def test_sigterm_loses_no_step(tmp_path):
   assert ids[0] == ids[1]
 
 
-def test_sigterm_before_the_first_step_ends_a_resumed_run_where_it_is(tmp_path):
-  """Even where a batch is read ahead already and the step has no checkpoint of its own."""
+def test_sigterm_before_the_first_step_ends_a_resumed_run_at_its_step(tmp_path):
+  """Even if a batch is already read ahead and the step has no checkpoint."""
 
   def terminate(*_):
     os.kill(os.getpid(), signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_sigterm_before_the_first_step_ends_a_resumed_run_where_it_is(tmp_path):
   assert checkpoints.whole_steps(tmp_path) == [3, 5]
 
 
-def test_a_slow_reader_shows_in_the_metrics(tmp_path, monkeypatch):
+def test_a_slow_reader_is_visible_in_the_metrics(tmp_path, monkeypatch):
   read, calls = ShardedIterator._read, []
 
   def slow(self):
@@ -165,13 +165,13 @@ def test_a_slow_reader_shows_in_the_metrics(tmp_path, monkeypatch):
   runs.train(tmp_path, 8, stats_period=2, **QUIET)
   lines = runs.lines(tmp_path)
   waited = [2 * line["data_wait_share"] / line["steps_per_second"] for line in lines]
-  assert waited[1] > 1.0  # The fourth batch is of the second period.
+  assert waited[1] > 1.0  # The fourth batch is in the second period.
   assert lines[1]["goodput/data_seconds"] - lines[0]["goodput/data_seconds"] > 1.0
   assert sum(lines[-1][f"goodput/{phase}_seconds"] for phase in PHASES) > sum(waited)
 
 
 def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
-  """A reader that never returns; the exit is caught so that the test lives."""
+  """A reader that never returns; the exit is caught to keep the test running."""
   left, code = threading.Event(), []
 
   def leave(status):
@@ -199,10 +199,10 @@ def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
   metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   (hang,) = [line for line in metrics if "hang_seconds" in line]
   assert hang["hang_seconds"] > 5 and hang["goodput/data_seconds"] > 4.5
-  assert hang["step"] >= 3  # Of 4 steps the last may not have been looked at.
+  assert hang["step"] >= 3  # The last of 4 steps may not be reported yet.
 
 
-def test_goodput_gives_every_second_to_one_phase():
+def test_goodput_assigns_every_second_to_one_phase():
   now = iter([0.0, 3.0, 5.0, 6.0, 10.0, 11.0, 12.0])
   goodput = Goodput(clock=lambda: next(now))
   with goodput.within("compile"):  # From 3 to 5.
@@ -214,8 +214,8 @@ def test_goodput_gives_every_second_to_one_phase():
   assert spent == {"init": 4, "compile": 2, "step": 5, "data": 1, "eval": 0, "checkpoint": 0}
 
 
-def test_operations_are_xlas_count_and_loops_count_as_often_as_they_run():
-  """Against XLA's cost analysis where it counts right: without loops."""
+def test_flops_equal_xlas_count_and_loops_count_per_iteration():
+  """Compared with XLA's cost analysis for programs that it counts correctly: those without loops."""
   x, w, k = jnp.ones((16, 32)), jnp.ones((4, 32, 32)), jnp.ones((3, 3, 4, 8))
   image = jnp.ones((2, 16, 16, 4))
 
@@ -252,12 +252,12 @@ def test_operations_are_xlas_count_and_loops_count_as_often_as_they_run():
   assert counted(convolved, k) == pytest.approx(xla(convolved, k), rel=0.05)
 
 
-def test_utilisation_is_operations_over_the_peak_of_all_devices(tmp_path):
+def test_utilization_is_flops_over_the_peak_of_all_devices(tmp_path):
   settings = RunSettings(peak_flops_per_device=1e9)
   mesh = some_devices(2)
   runs.train(tmp_path, 4, settings=settings, stats_period=2, partitioner=mesh, **QUIET)
   line = runs.lines(tmp_path)[-1]
-  # Two products forward (8x4 @ 4x8, 8x8 @ 8x1), the gradient of both weights and of what lies between them.
+  # Two products forward (8x4 @ 4x8, 8x8 @ 8x1), the gradients of both weights and of the value between them.
   operations = 2 * 8 * (4 * 8 + 8) + 2 * 8 * (4 * 8 + 8) + 2 * 8 * 8
   expected = operations * line["steps_per_second"] / 2e9
   assert line["model_flops_utilisation"] == pytest.approx(expected, rel=1e-6)

@@ -1,6 +1,6 @@
-"""T5X itself on our gin files: it trains, goes on where the built-in engine stopped and back, evaluates and samples.
+"""T5X with our gin files: it trains, resumes runs of the built-in engine and vice versa, evaluates and samples.
 
-Runs where `import t5x` works (docs/t5x.md says how to get there) and takes about 10 minutes on two cores.
+Runs only if `import t5x` works (see docs/t5x.md) and takes about 10 minutes on two cores.
 """
 
 import json
@@ -26,14 +26,14 @@ try:
   import t5x.optimizers
   import t5x.train
 except ImportError as error:
-  t5x_missing = f"T5X does not import ({error}); see docs/t5x.md"
+  t5x_missing = f"T5X cannot be imported ({error}); see docs/t5x.md"
 pytestmark = [
   pytest.mark.skipif(t5x_missing is not None, reason=str(t5x_missing)),
   pytest.mark.timeout(1800),
-  # Every start of the same engine compiles the same step.
+  # All starts of one engine compile the same step.
 ]
 if t5x_missing is None:
-  from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture of a small corpus' caches
+  from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture with a small corpus' caches
 
 NARROW = {
   scope: [
@@ -52,7 +52,7 @@ optimizers.adafactor:
   min_dim_size_to_factor = 8
   ema_decay = 0.99
 """
-# The base stage is also evaluated while it trains; the others would only compile the same once more.
+# The base stage is also evaluated during training; the others would only compile the same again.
 UNWATCHED = ["--gin.BATCH_SIZE=2", "--gin.train.train_eval_dataset_cfg=None"]
 RUNS = {
   "base": ("gin/tiny/base.gin", NARROW["base"]),
@@ -112,10 +112,10 @@ def _train(engine, run, model_dir, cache, steps, *bindings):
 
 
 def _metric(model_dir, name):
-  """Step -> value; a run says each step once."""
+  """Step -> value; a run reports each step once."""
   lines = map(json.loads, (model_dir / "metrics.jsonl").read_text().splitlines())
   found = [(line["step"], line[name]) for line in lines if name in line]
-  assert len(dict(found)) == len(found), f"a step of {name} is told twice: {found}"
+  assert len(dict(found)) == len(found), f"a step of {name} is reported twice: {found}"
   return dict(found)
 
 
@@ -126,7 +126,7 @@ def _fine(result):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-  """Folders of a run that three starts of two engines made, and of undisturbed runs of each engine."""
+  """Folders of a run with three starts of two engines, and of uninterrupted runs of each engine."""
   made = {}
   (folder / "base_adafactor.gin").write_text(ADAFACTOR)
 
@@ -155,7 +155,7 @@ def test_each_engine_continues_the_others_run(run, trained):
     worst = max(abs(ours[n] / theirs[n] - 1) for n in ours)
     print(f"{run}: largest relative difference of the loss from {engine} alone: {worst:.1e}")
     assert worst <= 1e-4, f"{run}, {engine} alone"
-    # Parameters, moments, average, counts: a loss can agree while what comes next does not.
+    # Parameters, moments, average, counts: equal losses do not imply an equal state.
     undisturbed = checkpoints.load_state_dict(model_dir / "checkpoint_60")
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), state, undisturbed
@@ -195,7 +195,7 @@ def test_t5x_partitions_the_optimizers_as_the_built_in_engine_does(chain):
   )
   ours = builtin_optimizer.OptaxWrapper(chain.optax_optimizer).derive_logical_axes(state, axes)
 
-  def names(tree):  # None and the empty PartitionSpec both say: replicated.
+  def names(tree):  # None and the empty PartitionSpec both mean replicated.
     leaves, _ = jax.tree_util.tree_flatten_with_path(
       tree, is_leaf=lambda x: x is None or isinstance(x, P)
     )
@@ -204,7 +204,7 @@ def test_t5x_partitions_the_optimizers_as_the_built_in_engine_does(chain):
   assert names(theirs) == names(ours.param_states)
 
 
-def test_t5x_refuses_rows_of_another_tokenizer_and_names_it(trained, folder, tmp_path):
+def test_t5x_rejects_data_of_another_tokenizer_and_names_it(trained, folder, tmp_path):
   mixed, _ = trained("base")
   other = tmp_path / "run"
   shutil.copytree(mixed, other)
@@ -232,7 +232,7 @@ def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):
       "--gin.SAMPLED_ROWS=8",
       "--gin.base/sampling.SamplerConfig.num_steps=2",
       *NARROW["base"],
-      # The generator that USE_HARDWARE_RNG = True trains with; the fixed draws of an evaluation are its.
+      # USE_HARDWARE_RNG = True trains with this generator; the fixed draws of an evaluation use it too.
       JAX_DEFAULT_PRNG_IMPL="unsafe_rbg",
     )
   )
@@ -240,18 +240,18 @@ def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):
     name = f"training_eval/{task}/loss"
     loss = _metric(tmp_path, name)[60]
     np.testing.assert_allclose(loss, _metric(alone["builtin"], name)[60], rtol=1e-4)
-  # The same eight rows in the same batches, by `score_batch` instead of `eval_fn`.
+  # The same eight examples in the same batches, through `score_batch` instead of `eval_fn`.
   scores = _metric(tmp_path / "inference_eval", "shapes_videos/score")
   np.testing.assert_allclose(scores[60], -loss, rtol=1e-4)
-  # The task's SeqIO metric, of the same samples: at least the squared distance of the means of the 8 channels, whose
-  # root mean square `mean_error` is.
+  # The task's SeqIO metric for the same samples: at least the squared distance of the means of the 8 channels, whose
+  # root mean square is `mean_error`.
   inference = tmp_path / "inference_eval"
   frechet = _metric(inference, "shapes_videos/latent_frechet")[60]
   assert 8 * _metric(inference, "shapes_videos/mean_error")[60] ** 2 <= frechet * (1 + 1e-5)
   assert np.isfinite(frechet)
 
 
-def test_t5x_samples_latents_of_every_row(trained, folder, tmp_path):
+def test_t5x_samples_latents_of_every_example(trained, folder, tmp_path):
   mixed, _ = trained("base")
   arguments = (
     "--gin_file=gin/tiny/infer_base.gin",
@@ -261,7 +261,7 @@ def test_t5x_samples_latents_of_every_row(trained, folder, tmp_path):
     *NARROW["base"],
   )
   samples = []
-  # Rows are drawn in chunks; however these are cut, each row is there once.
+  # Examples are drawn in chunks; regardless of their size, each example occurs once.
   for batch, batches in ((4, 8), (4, 1)):
     output = tmp_path / f"{batch}x{batches}"
     sizes = (f"--gin.BATCH_SIZE={batch}", f"--gin.BATCHES_PER_CHUNK={batches}")
@@ -273,4 +273,4 @@ def test_t5x_samples_latents_of_every_row(trained, folder, tmp_path):
   for drawn in samples:
     assert drawn.shape == (rows["examples"], 3, 8, 8, 8) and np.isfinite(drawn).all()
     assert 0.3 < drawn.std() < 3.0
-    assert len(np.unique(drawn[:, 0, 0, 0, 0])) == len(drawn), "rows differ"
+    assert len(np.unique(drawn[:, 0, 0, 0, 0])) == len(drawn), "examples differ"

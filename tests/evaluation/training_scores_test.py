@@ -1,4 +1,4 @@
-"""The score of the samples while a model trains, against the same distance by hand."""
+"""The score of the samples during training, compared with a manual computation."""
 
 import json
 import types
@@ -17,7 +17,7 @@ from walt_t5x.metrics.protocols import PROTOCOLS
 
 
 class _Given(ScoreVideos):
-  """Scores given clips in the place of a model's."""
+  """Scores given clips instead of a model's."""
 
   shows_latents = False
   made = ()
@@ -48,7 +48,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   for step, made in ((5, clips[0]), (9, clips[1]), (15, clips[1])):
     action.made = made
     if step == 15:
-      # The references are read once a run.
+      # The references are read once per run.
       (tmp_path / "real").rename(tmp_path / "gone")
     state = types.SimpleNamespace(step=step, params={}, param_states=())
     assert action.run(state, {}) is False
@@ -62,7 +62,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   protocol = PROTOCOLS["shapes_fvd"].replace(frames=5, size=(16, 16), sample_count=4)
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
-  assert [row.pop("step") for row in rows] == [5, 15]  # 9 came too soon.
+  assert [row.pop("step") for row in rows] == [5, 15]  # 9 is too early.
   name = f"scores/shapes_fvd/shapes_fvd@{protocol.hash}"
   np.testing.assert_allclose([row[name] for row in rows], expected, rtol=1e-6)
   assert list((tmp_path / "run" / "scores").glob("events*"))

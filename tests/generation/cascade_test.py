@@ -1,7 +1,7 @@
-"""Laws of the cascade: noise by number, frames that are given, rounds without a seam, devices.
+"""Properties of the cascade: noise by sample number, given frames, consistent rounds, devices.
 
-The tokenizer is stood in for by one that loses nothing, so what is given must come back to the byte; the denoisers are
-small ones of random weights, and an oracle.
+The tokenizer is replaced by a lossless one, so given frames must be reproduced exactly; the denoisers are
+small ones with random weights, and an oracle.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from walt_t5x.generation.stage_sampler import mesh_for
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
-FACTOR = 4  # Frames a latent frame: 17 frames are 5 latents.
+FACTOR = 4  # Frames per latent frame: 17 frames are 5 latent frames.
 PROMPTS = ["a red square", "a blue circle", "a green dot", "a sun"]
 
 
 class _Packing:
-  """A causal tokenizer without loss: four frames side by side along the channels, the first one alone."""
+  """A lossless causal tokenizer: four frames are concatenated along the channels, the first one is separate."""
 
   @dataclasses.dataclass
   class _Factors:
@@ -56,7 +56,7 @@ class _Packing:
 
 
 class _Words:
-  """A text encoder: a caption's letters."""
+  """A text encoder that encodes a caption's letters."""
 
   embedding_dim = 8
 
@@ -113,7 +113,7 @@ def _cascade(*, batch_size=2, mesh=None, configs=None, load=None, **options):
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly():
-  """What is compiled here runs a few times: LLVM need not work hard."""
+  """Compiled programs run only a few times here, so LLVM optimization is off."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield
   jax.config.update("jax_disable_most_optimizations", False)
@@ -121,7 +121,7 @@ def quickly():
 
 @pytest.fixture(scope="module")
 def two():
-  """A cascade that makes two clips at a time, compiled once for this file."""
+  """A cascade that generates two clips at a time, compiled once for this file."""
   return _cascade()
 
 
@@ -163,20 +163,20 @@ def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
   )
   np.testing.assert_allclose(goes_on.latents["base"], as_well.latents["base"], atol=1e-5)
   pairs = _samples(two, _batch(1, 0), _batch(2))
-  assert len(pairs) == 3  # The row that filled up the batch is not handed out.
+  assert len(pairs) == 3  # The clip that padded the batch is not returned.
   for a, b in [*zip(together, alone), (together[1], pairs[0]), (together[2], pairs[2])]:
     assert a.index == b.index
     np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
   assert np.abs(together[0].latents["base"] - together[1].latents["base"]).max() > 0.1
 
 
-def test_a_run_tells_how_far_it_is(two):
+def test_a_run_reports_its_progress(two):
   told = []
   _samples(two, _batch(0), _batch(1), rounds=2, progress=lambda *now: told.append(now))
   assert told == [(name, round) for _ in range(2) for name in ("base", "sr1") for round in (0, 1)]
 
 
-def test_weights_are_read_once_and_known_by_their_fingerprints():
+def test_weights_are_read_once_and_identified_by_their_fingerprints():
   loads = []
 
   def load(info):
@@ -190,7 +190,7 @@ def test_weights_are_read_once_and_known_by_their_fingerprints():
   assert loads == ["base", "sr1"] and cascade.fingerprints == {"base": "b", "sr1": "s"}
 
 
-def test_a_short_batch_is_filled_up_with_its_last_row_and_a_long_one_refused():
+def test_a_short_batch_is_padded_with_its_last_clip_and_a_long_one_is_rejected():
   cascade, seen = _cascade(batch_size=5), []
 
   def run_stage(info, below, params, work, **_):
@@ -208,12 +208,12 @@ def test_a_short_batch_is_filled_up_with_its_last_row_and_a_long_one_refused():
   assert len(cascade.upscale("sr1", low, ["a", "b", "c"], seed=0, first_index=7)) == 3
   assert seen[1].batch.indices == filled.indices and seen[1].batch.prompts == filled.prompts
   assert seen[1].latents["base"][0].ravel().tolist() == [0, 1, 2, 2, 2]
-  with pytest.raises(ValueError, match="a batch of 6 rows came to a cascade of batch_size=5"):
+  with pytest.raises(ValueError, match="got a batch of 6 clips, expected at most batch_size=5"):
     _samples(cascade, Batch(indices=range(6), prompts=[""] * 6))
 
 
 def _shown(given, *, factor=4, rounds=1, **options):
-  """One clip of a tokenizer that shows 9 frames a round, none of which is what it was given."""
+  """One clip of a tokenizer that decodes 9 frames per round, none of which equals its input."""
   cascade = _cascade(batch_size=1, configs=_configs()[:1])
   made = iter(range(100))
 
@@ -229,7 +229,7 @@ def _shown(given, *, factor=4, rounds=1, **options):
   return sample
 
 
-def test_each_round_has_noise_of_its_own_and_is_given_the_last_frames_and_where_they_are():
+def test_each_round_has_its_own_noise_and_is_given_the_last_frames_and_their_position():
   cascade, seen = _cascade(batch_size=3), {"base": [], "sr1": []}
   for name, size in (("base", 4), ("sr1", 8)):
 
@@ -245,7 +245,7 @@ def test_each_round_has_noise_of_its_own_and_is_given_the_last_frames_and_where_
       noises = [np.asarray(call[part]) for call in calls]
       assert np.abs(noises[0] - noises[1]).max() > 1 < np.abs(noises[1] - noises[2]).max()
     for round, (_, _, conditioning) in enumerate(calls):
-      # The picture is a latent frame, the last 1 + 4 frames of a round are two.
+      # The image is one latent frame, the last 1 + 4 frames of a round are two.
       count = 2 if round else 1
       mask = [[i < count for i in range(5)]] * 3
       np.testing.assert_array_equal(conditioning.frame_mask, mask)
@@ -254,7 +254,7 @@ def test_each_round_has_noise_of_its_own_and_is_given_the_last_frames_and_where_
     np.testing.assert_allclose(calls[1][2].frames[:, :2], (191 / 255 - 0.5) / 0.25, atol=1e-5)
 
 
-def test_a_picture_comes_back_as_the_tokenizer_shows_it_and_a_clip_as_it_was():
+def test_a_given_image_is_reconstructed_and_a_given_clip_is_kept():
   picture = _media(np.full((1, 4, 4, 3), 7, np.uint8), 1)
   frames = _shown(picture).videos["base"]
   assert len(frames) == 9 and not (frames == 7).any()
@@ -269,7 +269,7 @@ def test_a_picture_comes_back_as_the_tokenizer_shows_it_and_a_clip_as_it_was():
     assert len(longer) == 6 + 2 * (9 - (1 + factor))
 
 
-def test_the_time_of_a_batch_is_parted_into_encoding_sampling_and_decoding(monkeypatch):
+def test_the_time_of_a_batch_is_split_into_encoding_sampling_and_decoding(monkeypatch):
   clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 11.0, 13.0, 17.0])
   monkeypatch.setattr(cascade_module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
   assert _shown(None, rounds=2).seconds["base"] == {"encode": 2, "sample": 4, "decode": 8}
@@ -285,12 +285,12 @@ def test_a_prompt_is_its_tokens_and_then_padding(two):
     assert mask[row, 0].tolist() == [i < len(letters) for i in range(8)]
 
 
-def test_prompts_that_are_cut_are_known(two):
-  # `_Words` makes a token of a letter; the stages read 8.
+def test_truncated_prompts_are_reported(two):
+  # `_Words` makes one token per letter; the stages read 8.
   assert two.cut_prompts(["a red sq", "a red square", "b", "a red square"]) == {"a red square": 12}
 
 
-def test_eight_devices_make_what_one_makes(two):
+def test_eight_devices_generate_the_same_as_one(two):
   assert jax.device_count() == 8
   mesh = mesh_for(2, jax.devices())
   assert mesh.shape == {"data": 2, "model": 4} and mesh_for(2, jax.devices()[:1]) is None
@@ -302,19 +302,19 @@ def test_eight_devices_make_what_one_makes(two):
     np.testing.assert_allclose(a.latents["base"], b.latents["base"], atol=1e-5)
 
 
-def test_a_picture_is_the_first_frame_at_every_size(two):
+def test_an_image_is_the_first_frame_at_every_size(two):
   picture = _clip(1)
   for sample in _samples(two, _batch(0, 1, given=_media(picture, 1))):
     np.testing.assert_array_equal(sample.videos["sr1"][0], picture[0])
     halved = picture[0].reshape(4, 2, 4, 2, 3).mean((1, 3))
     np.testing.assert_allclose(sample.videos["base"][0], halved, atol=1)
     assert sample.videos["base"].shape[0] == 17
-  # It decides the frames after it.
+  # It affects the frames after it.
   other = _samples(two, _batch(0, 1, given=_media(_clip(1, seed=9), 1)))[0]
   assert np.abs(other.latents["base"][0, 1:] - sample.latents["base"][0, 1:]).max() > 0.01
 
 
-def test_a_round_goes_on_from_the_last_frames_of_the_one_before(two):
+def test_a_round_continues_from_the_last_frames_of_the_previous_one(two):
   one, three = (_samples(two, _batch(0, 1), rounds=n)[0] for n in (1, 3))
   for name in ("base", "sr1"):
     assert len(one.videos[name]) == 17 and len(three.videos[name]) == 17 + 12 + 12
@@ -325,22 +325,22 @@ def test_a_round_goes_on_from_the_last_frames_of_the_one_before(two):
       np.testing.assert_array_equal(first, last)
 
 
-def test_a_clip_goes_on_after_its_own_frames(two):
+def test_a_clip_is_continued_after_its_own_frames(two):
   clip = _clip(7)
   sample = _samples(two, _batch(0, 1, given=_media(clip, 5)))[0]
   assert len(sample.videos["sr1"]) == 7 + 12
   np.testing.assert_array_equal(sample.videos["sr1"][:7], clip)
   np.testing.assert_array_equal(two.codec.decode(sample.latents["sr1"][0][None])[0, :5], clip[-5:])
-  # Protocols of frame prediction want the given frames as the tokenizer sees them, and no others.
+  # Frame-prediction protocols need the given frames as reconstructed by the tokenizer, and no others.
   decoded = _samples(two, _batch(0, 1, given=_media(clip, 5)), decoded_given=True)[0]
   np.testing.assert_array_equal(decoded.videos["sr1"], sample.videos["sr1"][2:])
-  # The first stages alone make the same.
+  # The first stages alone give the same result.
   alone = _samples(two, _batch(0, 1, given=_media(clip, 5)), stages=1)[0]
   assert list(alone.videos) == ["base"]
   np.testing.assert_array_equal(alone.videos["base"], sample.videos["base"])
 
 
-def test_clips_of_different_lengths_go_on_side_by_side(two):
+def test_clips_of_different_lengths_are_continued_together(two):
   clips = [_clip(9, seed=1), _clip(6, seed=2)]
   given = [_media(clip, 5) for clip in clips]
   batch = Batch(indices=[0, 1], prompts=PROMPTS[:2], given=given)
@@ -352,7 +352,7 @@ def test_clips_of_different_lengths_go_on_side_by_side(two):
 
 
 @pytest.mark.parametrize("start", ["nothing", "picture", "clip"])
-def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
+def test_with_an_oracle_four_rounds_are_the_complete_clip(start):
   clip, codec = _clip(53), _Packing()
   at = {"base": 4, "sr1": 8}
   windows, given = {}, None
@@ -374,7 +374,7 @@ def test_with_an_oracle_four_rounds_are_the_whole_clip(start):
       np.testing.assert_array_equal(sample.videos[name], _media(clip, 1).at((side, side)))
 
 
-def test_a_stage_by_itself_is_the_cascades_own(two):
+def test_a_single_stage_equals_that_of_the_cascade(two):
   made = _samples(two, _batch(1, 2))
   low = np.concatenate([sample.latents["base"] for sample in made])
   alone = two.upscale("sr1", low, [s.prompt for s in made], seed=3, first_index=1)
@@ -390,7 +390,7 @@ def test_a_stage_by_itself_is_the_cascades_own(two):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Witness(Oracle):
-  """Returns what it is given, a channel each: text, gamma and steps of the low resolution, its noise, x_t."""
+  """Returns its inputs, one per channel: text, gamma and steps of the low resolution, its noise, x_t."""
 
   text_dim: int = 8
 
@@ -405,8 +405,8 @@ class _Witness(Oracle):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0])
-def test_a_stage_is_given_its_caption_and_a_low_resolution_with_noise_of_its_own(scale):
-  """One step of a network that returns what it sees; guidance 0 leaves the null caption, 1 the prompt's."""
+def test_a_stage_gets_its_caption_and_a_low_resolution_with_its_own_noise(scale):
+  """One step of a network that returns its inputs; guidance 0 leaves the null caption, 1 the prompt's."""
   base, sr = _configs()
   model = DenoiserModel(
     module=_Witness(latent_channels=12, low_resolution_scale=2),
@@ -441,7 +441,7 @@ def test_a_stage_is_given_its_caption_and_a_low_resolution_with_noise_of_its_own
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Labels(Oracle):
-  """Returns its row's label everywhere; reads no text."""
+  """Returns its example's label everywhere; reads no text."""
 
   num_classes: int = 10
   frame_prediction: bool = False
@@ -451,7 +451,7 @@ class _Labels(Oracle):
     return jnp.zeros_like(x_t) + conditioning.labels[:, :, None, None, None].astype(jnp.float32)
 
 
-def test_classes_reach_the_network_without_any_text():
+def test_classes_are_passed_to_the_network_without_text():
   sampler = SamplerConfig(num_steps=2, guidance=None)
   model = DenoiserModel(
     module=_Labels(latent_channels=12),
@@ -469,7 +469,7 @@ def test_classes_reach_the_network_without_any_text():
     np.testing.assert_allclose(sample.latents["base"], 0.5 + 0.25 * label, atol=1e-6)
 
 
-def test_nothing_is_compiled_again_and_stages_one_at_a_time_make_the_same(two):
+def test_nothing_is_recompiled_and_stages_one_at_a_time_give_the_same_result(two):
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **kwargs: compiled.append(event) if "backend_compile" in event else None
@@ -486,7 +486,7 @@ def test_nothing_is_compiled_again_and_stages_one_at_a_time_make_the_same(two):
     return Stage(info=info, params=_params(info.config.name), fingerprint="f")
 
   one = _cascade(one_at_a_time=True, load=load)
-  one._samplers = two._samplers  # Compiled already.
+  one._samplers = two._samplers  # Already compiled.
   made = _samples(one, _batch(0, 1), _batch(2, 3), rounds=3)
   assert loads == ["base", "sr1"] and not one._loaded
   np.testing.assert_array_equal(made[1].videos["sr1"], expected[1].videos["sr1"])

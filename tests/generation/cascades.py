@@ -1,4 +1,4 @@
-"""Cascades of random weights at the smallest size, with the paper's frames: 17 a round, 5 given, 12 new."""
+"""Cascades with random weights at the smallest size, with the paper's frames: 17 per round, 5 given, 12 new."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from walt_t5x.models.sampling import SamplerConfig
 from walt_t5x.vae.autoencoder import CausalVae
 
 BASE, SR = "latents/5x4x4", "latents/5x8x8"
-SCALE = 4  # Pixels a latent cell.
+SCALE = 4  # Pixels per latent cell.
 
 
 def vae(**changes):
@@ -43,7 +43,7 @@ def model(*, steps=3, guidance=2.0, **module):
 
 
 def config(folder: Path, *, stages=("base", "sr1"), base=None, sr=None, **changes) -> CascadeConfig:
-  """What gin would say of a cascade in `folder`."""
+  """The gin configuration of a cascade in `folder`."""
   made = {
     "base": StageConfig(
       name="base", model=base or model(), checkpoint=str(folder / "base"), latents=BASE
@@ -69,12 +69,12 @@ def config(folder: Path, *, stages=("base", "sr1"), base=None, sr=None, **change
 
 
 def written(folder: Path, **changes) -> CascadeConfig:
-  """`config`, with everything that it points at."""
+  """`config`, with every file that it refers to."""
   made = config(folder, **changes)
   write_random_cascade(made)
   return made
 
 
 def loaded(made: CascadeConfig, *, batch_size=2, all_devices=False):
-  """The cascade on one device."""
+  """The loaded cascade on one device."""
   return load_cascade(made, read_infos(made), batch_size=batch_size, all_devices=all_devices)

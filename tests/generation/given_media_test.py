@@ -1,4 +1,4 @@
-"""What a clip starts from is seen as preprocessing sees it: upright, over white, at the model's rate, cut to shape."""
+"""Given media are read as in preprocessing: upright, blended with white, at the model's rate, cropped."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from walt_t5x.generation.given_media import read_clip, read_image, resampled
 from walt_t5x.media import video_io
 
 
-def test_given_media_are_cut_to_shape_and_taken_at_the_models_rate(tmp_path):
+def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
   picture = np.zeros((20, 60, 3), np.uint8)
   picture[:, 20:40] = 200
   Image.fromarray(picture).save(tmp_path / "wide.png")
   media = read_image(str(tmp_path / "wide.png"), size=(10, 10), fit="crop")
   np.testing.assert_array_equal(media.frames, np.full((1, 10, 10, 3), 200))
-  # 24 a second: every third frame, whose grey level tells its number.
+  # 24 fps: every third frame, whose gray level is its number.
   frames = np.repeat(np.arange(25, dtype=np.uint8), 64 * 64 * 3).reshape(25, 64, 64, 3) * 9
   video_io.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
   clip = read_clip(str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioned=5, fit="crop")
@@ -23,16 +23,16 @@ def test_given_media_are_cut_to_shape_and_taken_at_the_models_rate(tmp_path):
   assert clip.at((16, 16)).shape == (9, 16, 16, 3)
   assert resampled(np.arange(10) / 8, 8) == list(range(10))
   assert resampled(np.arange(10) / 8.5, 8) == list(range(10))
-  # 30 a second, by hand: what is shown at 0, 0.125, 0.25, ... up to the end at one second.
+  # 30 fps, by hand: the frames shown at 0, 0.125, 0.25, ... up to the end at one second.
   assert resampled(np.arange(30) / 30, 8) == [0, 3, 7, 11, 15, 18, 22, 26]
-  with pytest.raises(ValueError, match="got 4 frames a second, expected at least 8"):
+  with pytest.raises(ValueError, match="got 4 fps, expected at least 8"):
     resampled(np.arange(10) / 4, 8)
 
 
-def test_uneven_times_show_the_frames_of_a_list_made_by_hand(tmp_path):
-  """The list that preprocessing is held to as well; the last frame stands for a frame's time more."""
+def test_uneven_times_select_the_frames_of_a_manual_list(tmp_path):
+  """The list that preprocessing is tested with too; the last frame is shown for one more frame duration."""
   assert resampled(np.array(TICKS) / 1000, 8) == [*SHOWN, len(TICKS) - 1]
-  # At the model's own rate but with a gap: the frame before it stands.
+  # At the model's own rate but with a gap: the frame before it is repeated.
   assert resampled(np.array([0, 1, 2, 5, 6]) / 8, 8) == [0, 1, 2, 2, 2, 3, 4]
   flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
   file = tmp_path / "uneven.mkv"
@@ -43,7 +43,7 @@ def test_uneven_times_show_the_frames_of_a_list_made_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_a_clip_filmed_sideways_stands_upright(degrees, tmp_path):
+def test_a_clip_filmed_sideways_is_upright(degrees, tmp_path):
   shot, file = pictures(6, 32, 48), tmp_path / "portrait.mp4"
   file.write_bytes(encode(shot, rotation=degrees, rate=8, **LOSSLESS))
   expected = np.stack([np.rot90(picture, degrees // 90) for picture in shot])
@@ -51,7 +51,7 @@ def test_a_clip_filmed_sideways_stands_upright(degrees, tmp_path):
   np.testing.assert_array_equal(clip.frames, expected)
 
 
-def test_pictures_of_other_modes_are_what_they_look_like(tmp_path):
+def test_images_of_other_modes_keep_their_appearance(tmp_path):
   rng = np.random.default_rng(0)
   colour, alpha = (
     rng.integers(0, 256, (6, 8, 3), np.uint8),

@@ -1,4 +1,4 @@
-"""A cascade from its files: what is loaded is what was saved, and other files are refused before weights are read."""
+"""A cascade from files: the saved weights are loaded, and other files are rejected before weights are read."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from walt_t5x.generation.stage import Stage, StageInfo
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """A whole cascade of random weights on disk."""
+  """A complete cascade with random weights on disk."""
   jax.config.update("jax_disable_most_optimizations", True)
   yield cascades.written(tmp_path_factory.mktemp("cascade"))
   jax.config.update("jax_disable_most_optimizations", False)
@@ -33,8 +33,8 @@ def _with_stage(config, index, **changes):
   return dataclasses.replace(config, stages=stages)
 
 
-def test_the_tokenizer_in_parts_is_the_tokenizer_at_once(made, cascade):
-  """Three clips, two at a time: the rows that fill up are cut off again, and rows keep their order."""
+def test_the_tokenizer_in_parts_equals_the_tokenizer_at_once(made, cascade):
+  """Three clips, two at a time: padding is removed, and clips keep their order."""
   params = jax.tree.map(jnp.asarray, load_params(made.vae_checkpoint, ema=True)["vae"])
   clips = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), np.uint8)
   apply = jax.jit(
@@ -49,7 +49,7 @@ def test_the_tokenizer_in_parts_is_the_tokenizer_at_once(made, cascade):
     cascade.codec.decode(np.full_like(latents, np.nan))
 
 
-def test_weights_are_those_of_the_checkpoint_averaged_and_narrowed_as_asked(made, tmp_path):
+def test_weights_are_averaged_and_converted_as_configured(made, tmp_path):
   base = made.stages[0]
   params = random_cascade.random_params(base, text_length=8, seed=5, spread=0.1)
   average = jax.tree.map(lambda p: p + 1, params)
@@ -65,19 +65,19 @@ def test_weights_are_those_of_the_checkpoint_averaged_and_narrowed_as_asked(made
     jax.tree.map(np.testing.assert_array_equal, stage.params, expected)
   assert load().fingerprint != load(ema=False).fingerprint
   narrow = load(weights_dtype="bfloat16")
-  # The fingerprint is of the file, whatever the weights are held in.
+  # The fingerprint is of the file, regardless of the dtype in memory.
   assert narrow.fingerprint == load().fingerprint
   for held, saved in zip(jax.tree.leaves(narrow.params), jax.tree.leaves(average)):
     assert held.dtype == jnp.bfloat16
     np.testing.assert_array_equal(held, saved.astype(jnp.bfloat16))
 
 
-def test_other_networks_tokenizers_and_text_encoders_are_refused(made, tmp_path):
+def test_other_networks_tokenizers_and_text_encoders_are_rejected(made, tmp_path):
   wide = _with_stage(made, 0, model=cascades.model(mlp_dim=64))
-  with pytest.raises(ValueError, match=r"stage 'base': .* does not hold the network that gin desc"):
+  with pytest.raises(ValueError, match=r"stage 'base': .* does not have the network that gin desc"):
     read_infos(wide)
   gone = _with_stage(made, 1, checkpoint=str(tmp_path / "nothing"))
-  with pytest.raises(FileNotFoundError, match="no whole checkpoint in"):
+  with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
     read_infos(gone)
   field = _with_stage(made, 0, latents="latents/5x2x2")
   with pytest.raises(ValueError, match=r"had latents .*, not 'latents/5x2x2'"):
@@ -91,7 +91,7 @@ def test_other_networks_tokenizers_and_text_encoders_are_refused(made, tmp_path)
   assert infos[0].provenance.vae["fingerprint"] in str(error.value)
   narrow = dataclasses.replace(made, vae=cascades.vae(base_channels=8))
   with pytest.raises(
-    ValueError, match=r"tokenizer .* does not hold the network that gin describes"
+    ValueError, match=r"tokenizer .* does not have the network that gin describes"
   ):
     load_cascade(narrow, infos, batch_size=2)
   random_cascade._write_text_encoder(str(tmp_path / "text"), ["a", "b"], width=8, seed=1)
@@ -103,7 +103,7 @@ def test_other_networks_tokenizers_and_text_encoders_are_refused(made, tmp_path)
     load_cascade(dataclasses.replace(made, text_encoder=None), infos, batch_size=2)
 
 
-def test_text_is_what_the_encoder_makes_of_each_prompt(made, cascade):
+def test_text_is_the_encoders_output_for_each_prompt(made, cascade):
   prompts = ["a red square moves right", "a blue circle"]
   text, mask = cascade.encode_text(prompts)
   encoder = cascade.text_encoder

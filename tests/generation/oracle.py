@@ -1,4 +1,4 @@
-"""A denoiser that knows the answer, to check everything around the network: rounds, joins, what is given, decoding."""
+"""A denoiser with known outputs, to test everything but the network: rounds, joins, given frames, decoding."""
 
 import dataclasses
 from typing import Any
@@ -13,16 +13,16 @@ from walt_t5x.models.sampling import SamplerConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Oracle:
-  """In the place of a `WaltDenoiser` that predicts x_0: returns the true latents of one of several windows of a clip.
+  """Replaces a `WaltDenoiser` that predicts x_0: returns the true latents of one of several windows of a clip.
 
-  Its parameters are {"windows": [R, t, h, w, c]}, normalised. Given no frames it returns the first window; given
-  frames, the window that starts with them. Where no window does, it returns noise, so that frames of another place
-  are not passed over in silence.
+  Its parameters are {"windows": [R, t, h, w, c]}, normalized. Given no frames it returns the first window; given
+  frames, the window that starts with them. If no window does, it returns noise, so that frames of another position
+  do not go unnoticed.
 
   Attributes:
     latent_channels: c.
     low_resolution_scale: > 0 for a super-resolution stage.
-    tolerance: mean squared difference up to which frames are those of a window, of values of variance 1.
+    tolerance: largest mean squared difference of matching frames, for values of variance 1.
   """
 
   latent_channels: int
@@ -40,10 +40,10 @@ class Oracle:
     self_condition: Array | None,
     conditioning: Any,
   ) -> Array:
-    """The interface of a Flax module; returns x_0 of the shape of `x_t`."""
+    """The interface of a Flax module; returns x_0 with the shape of `x_t`."""
     del steps, self_condition
     windows = variables["params"]["windows"]
-    # [B, 1, t, 1, 1, 1] against [R, t, h, w, c].
+    # [B, 1, t, 1, 1, 1] and [R, t, h, w, c].
     mask = conditioning.frame_mask[:, None, :, None, None, None]
     squared = jnp.square(mask * (windows[None] - conditioning.frames[:, None]))
     distance = squared.sum((2, 3, 4, 5)) / jnp.maximum(
@@ -55,7 +55,7 @@ class Oracle:
 
 
 def oracle_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfig:
-  """A stage with the oracle in its network's place."""
+  """A stage whose network is replaced by the oracle."""
   oracle = Oracle(
     latent_channels=config.module.latent_channels,
     low_resolution_scale=config.module.low_resolution_scale,
@@ -63,7 +63,7 @@ def oracle_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfi
   )
   sampler = SamplerConfig(num_steps=2, guidance=None)
   model = DenoiserModel(
-    # Not a WaltDenoiser; has what sampling reads of one.
+    # Not a WaltDenoiser; has the attributes that sampling reads.
     module=oracle,  # pyright: ignore[reportArgumentType]
     optimizer_def=None,
     prediction="x0",

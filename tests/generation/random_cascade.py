@@ -1,4 +1,4 @@
-"""A cascade of random weights: checkpoints, provenance and text encoder, to try shapes, memory and time untrained."""
+"""A cascade with random weights (checkpoints, provenance, text encoder), to test shapes, memory and time untrained."""
 
 import json
 import os
@@ -29,13 +29,13 @@ CAPTIONS = ("a red square moves right", "a blue circle moves up", "a yellow tria
 def write_random_cascade(
   config: CascadeConfig, *, captions: Sequence[str] = CAPTIONS, seed: int = 0, spread: float = 0.05
 ) -> None:
-  """Writes everything that `config` points at; the checkpoints are of step 0.
+  """Writes every file that `config` refers to; the checkpoints have step 0.
 
   Args:
     config: names the folders; the text encoder has the tiny preset's depth and the stages' text width.
-    captions: that the vocabulary is made from.
-    seed: of the weights.
-    spread: added to every parameter: a fresh network's outputs are zero, which would hide errors.
+    captions: texts that the vocabulary is made from.
+    seed: seed of the weights.
+    spread: scale of the noise added to every parameter: a new network's outputs are zero, which would hide errors.
   """
   rng = np.random.default_rng(seed)
   factor, frames = config.vae.spatial_factor, 1 + 2 * config.vae.temporal_factor
@@ -79,8 +79,8 @@ def write_random_cascade(
 
 
 def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: float) -> Any:
-  """Initial parameters of a stage plus noise."""
-  # From shapes alone: to run the initialisers would take a forward pass.
+  """Initial parameters of a stage, plus noise."""
+  # From shapes only: running the initializers would take a forward pass.
   wanted = parameter_shapes(
     stage.model,
     field=stage.latents,
@@ -115,7 +115,7 @@ def _write_text_encoder(
 
 
 def _save(folder: str, params: Any, *, ema: bool, average: Any = None) -> None:
-  """One checkpoint in the engines' layout; `average` of the parameters, themselves by default."""
+  """Saves one checkpoint in the engines' layout; `average` of the parameters defaults to the parameters themselves."""
   params = jax.device_get(params)
   average = {"count": np.int32(0), "ema": params if average is None else jax.device_get(average)}
   state: dict[str, Any] = {

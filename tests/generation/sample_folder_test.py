@@ -1,4 +1,4 @@
-"""What is written to a folder of samples is what is read back."""
+"""Samples written to a folder are read back unchanged."""
 
 import json
 import locale
@@ -27,7 +27,7 @@ def _write(folder, index, *, size=32):
   return video
 
 
-def test_samples_come_back_at_their_own_size_in_order(tmp_path):
+def test_samples_are_read_at_their_own_size_in_order(tmp_path):
   folder = SampleFolder(tmp_path)
   video = _write(folder, 1)
   _write(folder, 0)
@@ -41,7 +41,7 @@ def test_samples_come_back_at_their_own_size_in_order(tmp_path):
   assert folder.read(samples[1], "sr1").shape == (9, 64, 64, 3)
 
 
-def test_gallery_shows_prompts_and_verdicts_without_any_outside_file(tmp_path):
+def test_gallery_shows_prompts_and_verdicts_without_external_files(tmp_path):
   folder = SampleFolder(tmp_path)
   _write(folder, 0)
   folder.write_scores({"verdicts": {"0": {"colour": True, "direction": False}}})
@@ -51,7 +51,7 @@ def test_gallery_shows_prompts_and_verdicts_without_any_outside_file(tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "shown"), [(None, 3), (4, 3), (2, 2), (1, 1)])
-def test_a_gallery_has_at_most_so_many_samples(tmp_path, limit, shown):
+def test_a_gallery_is_limited_to_a_number_of_samples(tmp_path, limit, shown):
   folder = SampleFolder(tmp_path)
   for index in range(3):
     _write(folder, index, size=8)
@@ -61,7 +61,7 @@ def test_a_gallery_has_at_most_so_many_samples(tmp_path, limit, shown):
   ]
 
 
-def test_a_card_of_the_gallery_says_what_the_sidecar_does(tmp_path, monkeypatch):
+def test_a_card_of_the_gallery_matches_the_sidecar(tmp_path, monkeypatch):
   folder, shown = SampleFolder(tmp_path), {}
 
   def write_gallery(path, items, *, title):
@@ -84,14 +84,14 @@ def test_a_card_of_the_gallery_says_what_the_sidecar_does(tmp_path, monkeypatch)
   assert shown["title"] == "Mine"
 
 
-def test_samples_are_in_the_order_of_their_numbers_whatever_their_length(tmp_path):
+def test_samples_are_ordered_by_number_for_any_number_of_digits(tmp_path):
   folder = SampleFolder(tmp_path)
   for index in (100_000, 99_999, 7):
     folder.sidecar(index).write_text(json.dumps({"index": index, "prompt": "", "stages": {}}))
   assert [sample.index for sample in folder.samples()] == [7, 99_999, 100_000]
 
 
-def test_folders_are_read_as_utf_8_whatever_the_machine_speaks(tmp_path):
+def test_folders_are_read_as_utf_8_in_any_locale(tmp_path):
   folder = SampleFolder(tmp_path)
   stages = {"base": {"file": "é.mp4", "files": {"mp4": "é.mp4"}}}
   sidecar = {"index": 0, "prompt": "été", "stages": stages}
@@ -110,7 +110,7 @@ def test_folders_are_read_as_utf_8_whatever_the_machine_speaks(tmp_path):
     locale.setlocale(locale.LC_CTYPE, before)
 
 
-def test_raw_latents_are_written_where_they_are_asked_for_and_known(tmp_path):
+def test_raw_latents_are_written_on_request(tmp_path):
   folder, clip = SampleFolder(tmp_path), np.zeros((1, 8, 8, 3), np.uint8)
   latents = {"base": np.arange(24, dtype=np.float32).reshape(1, 1, 2, 3, 4)}
   common = {"prompt": "p", "videos": {"base": clip}, "fps": 8.0, "seed": 0}
@@ -126,7 +126,7 @@ def test_raw_latents_are_written_where_they_are_asked_for_and_known(tmp_path):
   assert [file.name for file in tmp_path.glob("*.npy")] == ["00000_base.npy"]
 
 
-def test_the_manifest_says_what_is_known_of_each_sample(tmp_path):
+def test_the_manifest_has_the_fields_of_each_sample(tmp_path):
   folder, clip = SampleFolder(tmp_path), np.zeros((1, 8, 8, 3), np.uint8)
   common = {"videos": {"base": clip}, "fps": 8.0, "seed": 0, "formats": ("png",)}
   common |= {"steps": {"base": 1}, "fingerprints": {}}
@@ -139,7 +139,7 @@ def test_the_manifest_says_what_is_known_of_each_sample(tmp_path):
   ]
 
 
-def test_a_sample_is_finished_when_all_its_files_are_there_and_not_before(tmp_path, monkeypatch):
+def test_a_sample_is_finished_only_once_all_its_files_exist(tmp_path, monkeypatch):
   folder = SampleFolder(tmp_path)
   written = []
 
@@ -158,7 +158,7 @@ def test_a_sample_is_finished_when_all_its_files_are_there_and_not_before(tmp_pa
   assert folder.finished(0)
 
 
-def test_frames_left_by_an_interrupted_run_make_way(tmp_path):
+def test_frames_of_an_interrupted_run_are_replaced(tmp_path):
   for length in (5, 3):
     clip = np.full((length, 8, 8, 3), 10 * length, np.uint8)
     name = sample_files.write_clip(tmp_path / "00000_base", clip, format="png", fps=8)
@@ -166,6 +166,6 @@ def test_frames_left_by_an_interrupted_run_make_way(tmp_path):
   assert [file.name for file in tmp_path.iterdir()] == ["00000_base_frames"]
 
 
-def test_an_empty_folder_says_what_was_expected(tmp_path):
+def test_an_empty_folder_is_rejected_with_the_expected_contents(tmp_path):
   with pytest.raises(FileNotFoundError, match="no samples in"):
     list(SampleFolder(tmp_path).samples())

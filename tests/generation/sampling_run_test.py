@@ -1,6 +1,6 @@
-"""Runs that are interrupted end with the bytes of one that was not; other commands are refused; bad input is named.
+"""Interrupted runs end with the same bytes as uninterrupted ones; other commands and invalid inputs are rejected.
 
-The models are stood in for: what is checked is the loop, the files and the messages.
+The models are replaced by fakes: these tests are about the loop, the files and the messages.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ CONFIG = cascades.config(Path("/nowhere"))
 
 
 class _Cascade:
-  """Frames that tell seed and number of a sample; interrupted after some batches."""
+  """Frames that encode seed and number of a sample; interrupted after some batches."""
 
   one_at_a_time = False
-  fingerprints = {"base": "b", "sr1": "s"}  # noqa: RUF012 - a stand-in
+  fingerprints = {"base": "b", "sr1": "s"}  # noqa: RUF012 - a fake
 
   def __init__(self, stop_after=None):
     self.stop_after, self.asked = stop_after, []
@@ -91,13 +91,13 @@ def _bytes(folder, *suffixes):
   }
 
 
-def test_an_interrupted_run_keeps_what_is_finished_and_the_same_command_makes_the_rest(tmp_path):
+def test_an_interrupted_run_keeps_finished_samples_and_the_same_command_makes_the_rest(tmp_path):
   whole, broken = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "broken")
   assert _run(whole, _Cascade()) == 9
   with pytest.raises(KeyboardInterrupt):
     _run(broken, _Cascade(stop_after=2))
   assert [s.index for s in broken.samples()] == list(range(8))
-  # A kill between two samples of a batch, and a file that went missing.
+  # A kill between two samples of a batch, and a missing file.
   broken.sidecar(6).unlink()
   (broken.path / "00001_sr1.mp4").unlink()
   again = _Cascade()
@@ -126,7 +126,7 @@ def test_shards_make_each_sample_once_and_the_same_as_one_job(tmp_path):
     ({"prompts": ("a", "b")}, "requests: were 3, are 2"),
   ],
 )
-def test_another_command_is_refused_with_both_values(tmp_path, change, message):
+def test_another_command_is_rejected_with_both_values(tmp_path, change, message):
   folder = SampleFolder(tmp_path)
   with pytest.raises(KeyboardInterrupt):
     _run(folder, _Cascade(stop_after=1))
@@ -134,18 +134,18 @@ def test_another_command_is_refused_with_both_values(tmp_path, change, message):
     _run(folder, _Cascade(), **change)
 
 
-def test_lines_of_gin_that_changed_are_shown_and_samples_of_nobody_are_refused(tmp_path):
+def test_changed_lines_of_gin_are_shown_and_unknown_samples_are_rejected(tmp_path):
   run_identity.begin(tmp_path, {"gin": "a = 1\nb = 2\n"})
   with pytest.raises(run_identity.ChangedRun, match=r"gin: was b = 2\n  gin: is b = 3"):
     run_identity.begin(tmp_path, {"gin": "a = 1\nb = 3\n"})
   other = tmp_path / "other"
   other.mkdir()
   (other / "00000.json").write_text("{}")
-  with pytest.raises(run_identity.ChangedRun, match="holds samples but no run"):
+  with pytest.raises(run_identity.ChangedRun, match="has samples but no run"):
     run_identity.begin(other, {})
 
 
-def test_every_format_holds_the_frames_and_the_manifest_names_the_files(tmp_path):
+def test_every_format_has_the_frames_and_the_manifest_names_the_files(tmp_path):
   folder, formats = SampleFolder(tmp_path), ("mp4", "webm", "gif", "png", "latents")
   _run(folder, _Cascade(), prompts=("a",), num_samples=1, formats=formats)
   (sample,) = folder.samples()
@@ -155,7 +155,7 @@ def test_every_format_holds_the_frames_and_the_manifest_names_the_files(tmp_path
   expected = np.random.default_rng([0, 0]).integers(0, 256, (5, 32, 32, 3), np.uint8)
   frames = sorted((tmp_path / files["png"]).iterdir())
   np.testing.assert_array_equal([np.asarray(Image.open(f)) for f in frames], expected)
-  # Reading back takes the best file that there is: here the lossless one.
+  # Reading uses the best file available: here the lossless one.
   np.testing.assert_allclose(folder.read(sample, "sr1"), expected / 255, atol=1e-6)
   np.testing.assert_array_equal(np.load(tmp_path / files["latents"]), 0)
   assert np.load(tmp_path / files["latents"]).shape == (1, 3, 4, 4, 4)
@@ -172,23 +172,23 @@ def _prepare(settings=None, config=CONFIG, **request):
   return prepare([Request(**request)], config, settings or SamplingSettings())
 
 
-def test_bad_requests_are_named_before_anything_is_read(tmp_path):
+def test_invalid_requests_are_named_before_anything_is_read(tmp_path):
   picture, clip = tmp_path / "a.png", tmp_path / "a.mp4"
   Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(picture)
   video_io.write_video(clip, np.zeros((3, 32, 32, 3), np.uint8), fps=8)
   cases = [
     ({"prompt": ""}, "request 0 has no prompt"),
     ({"prompt": "a", "label": 3}, "has a label, but the stages have no classes"),
-    ({"prompt": "a", "image": str(tmp_path / "no.png")}, "no such file"),
-    ({"prompt": "a", "image": str(clip)}, "cannot be read as a picture"),
+    ({"prompt": "a", "image": str(tmp_path / "no.png")}, "which does not exist"),
+    ({"prompt": "a", "image": str(clip)}, "cannot be read as an image"),
     ({"prompt": "a", "image": str(picture)}, r"is 20x30 \(height x width\), expected 32x32"),
-    ({"prompt": "a", "video": str(clip)}, "has 3 frames at 8 a second .* at least 5"),
+    ({"prompt": "a", "video": str(clip)}, "has 3 frames at 8 fps .* at least 5"),
     ({"prompt": "a", "video": str(picture)}, "cannot be read as a video|has 1 frames"),
   ]
   for request, message in cases:
     with pytest.raises(ValueError, match=message):
       _prepare(**request)
-  with pytest.raises(ValueError, match="different things"):
+  with pytest.raises(ValueError, match="different kinds of media"):
     prepare(
       [Request(prompt="a"), Request(prompt="b", image=str(picture))], CONFIG, SamplingSettings()
     )
@@ -200,7 +200,7 @@ def test_bad_requests_are_named_before_anything_is_read(tmp_path):
 
 
 def _stage_infos(folder, *, written=1, vae="v", text="t"):
-  """Stages whose checkpoint was written at some time, on rows of some encoders."""
+  """Stages whose checkpoint was written at a given time, on data of given encoders."""
   folder.mkdir(exist_ok=True)
   (folder / "_CHECKPOINT_METADATA").write_text(json.dumps({"commit_timestamp_nsecs": written}))
   provenance = types.SimpleNamespace(vae={"fingerprint": vae}, text_encoder={"fingerprint": text})
@@ -210,7 +210,7 @@ def _stage_infos(folder, *, written=1, vae="v", text="t"):
   ]
 
 
-def test_the_identity_of_a_run_has_all_that_decides_its_samples(tmp_path):
+def test_the_identity_of_a_run_has_everything_that_determines_its_samples(tmp_path):
   for name, level in (("a", 10), ("b", 20)):
     Image.fromarray(np.full((32, 32, 3), level, np.uint8)).save(tmp_path / f"{name}.png")
 
@@ -241,16 +241,16 @@ def test_the_identity_of_a_run_has_all_that_decides_its_samples(tmp_path):
     {"formats": ("mp4", "gif")},
   ):
     assert identity(**change) != first, change
-  # The same file name with another picture in it.
+  # The same file name with another image in it.
   Image.fromarray(np.full((32, 32, 3), 30, np.uint8)).save(tmp_path / "a.png")
   prepared_requests._read.cache_clear()
   assert identity() != first
 
 
-def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
+def test_empty_or_invalid_prompt_files_and_requests_are_rejected(tmp_path):
   file = tmp_path / "prompts.txt"
   file.write_text("\n  \n")
-  with pytest.raises(ValueError, match="holds no prompt"):
+  with pytest.raises(ValueError, match="has no prompt"):
     reading.read_prompts([], str(file))
   with pytest.raises(ValueError, match="--prompts_file=/no/file cannot be read: No such file"):
     reading.read_prompts([], "/no/file")
@@ -263,7 +263,7 @@ def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
     reading.read_requests(str(file))
   for line, message in (
     ("[1]", r":1 is \[1\], expected a JSON object"),
-    ("{", ":1 is no JSON object"),
+    ("{", ":1 is not a JSON object"),
     ('{"prompt": 3}', ":1 has prompt 3, expected a string"),
     ('{"label": "cat"}', ":1 has label 'cat', expected a whole number"),
     ('{"label": true}', ":1 has label True, expected a whole number"),
@@ -273,7 +273,7 @@ def test_prompt_files_and_requests_that_say_nothing_are_refused(tmp_path):
       reading.read_requests(str(file))
   file.write_text('{"prompt": "a", "video": "v.mp4", "label": null}\n')
   assert reading.read_requests(str(file))[0].video == str(tmp_path / "v.mp4")
-  with pytest.raises(ValueError, match="gs://bucket/samples is no folder of this machine"):
+  with pytest.raises(ValueError, match="gs://bucket/samples is not a local folder"):
     SampleFolder("gs://bucket/samples")
   with pytest.raises(ValueError, match="expected NUMBER/COUNT"):
     generate.read_shard("8/8")

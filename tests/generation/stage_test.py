@@ -1,4 +1,4 @@
-"""Stages that do not fit are refused by name before a weight is read; noise belongs to the sample, not to its batch."""
+"""Incompatible stages are rejected by name before a weight is read; noise depends on the sample, not on its batch."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def _check(infos):
   checks.check_provenance(infos)
 
 
-def test_a_cascade_that_fits_is_accepted():
+def test_a_compatible_cascade_is_accepted():
   _check([BASE])
   _check([BASE, SR])
 
@@ -57,10 +57,10 @@ def test_a_cascade_that_fits_is_accepted():
     ),
     (
       [BASE, _info("sr1", "latents/3x32x32", "latents/3x8x8")],
-      "enlarges 2 times: expected 'latents/3x16x16'",
+      "upscales by a factor of 2: expected 'latents/3x16x16'",
     ),
     ([_info("base", "latents/3x8x8", latent_channels=8)], "8 latent channels, the tokenizer 4"),
-    ([_info("base", "latents/3x8x8", text_dim=16)], "text of width 16, its training rows had 8"),
+    ([_info("base", "latents/3x8x8", text_dim=16)], "text of width 16, its training data had 8"),
     (
       [BASE, _info("sr1", "latents/3x16x16", "latents/3x8x8", vae="w")],
       "different vae weights: v and w",
@@ -83,13 +83,13 @@ def test_a_cascade_that_fits_is_accepted():
     ),
   ],
 )
-def test_a_cascade_that_does_not_fit_is_refused(infos, message):
+def test_an_incompatible_cascade_is_rejected(infos, message):
   with pytest.raises(ValueError, match=message):
     _check(infos)
 
 
 @pytest.mark.parametrize("names", [["sr1"], ["sr1", "base"], ["base", "sr2"]])
-def test_an_order_of_stages_that_is_not_the_cascades_is_refused(names):
+def test_another_order_of_stages_is_rejected(names):
   configs = [BASE.config, SR.config]
   assert checks.choose_stages(configs, []) == configs
   assert checks.choose_stages(configs, ["base"]) == configs[:1]
@@ -99,7 +99,7 @@ def test_an_order_of_stages_that_is_not_the_cascades_is_refused(names):
     checks.choose_stages([], [])
 
 
-def test_frames_are_given_only_to_stages_that_were_trained_so():
+def test_frames_are_given_only_to_stages_trained_with_them():
   without = _info("base", "latents/3x8x8", frame_prediction=False).config
   with pytest.raises(ValueError, match="--image gives past frames, but stage 'base' has no input"):
     checks.check_frames_given([without], [1], "--image")
@@ -112,20 +112,20 @@ def test_frames_are_given_only_to_stages_that_were_trained_so():
     BASE.config.model.frame_prediction_counts = (1, 2)
 
 
-def test_normalising_is_undone():
+def test_normalization_is_inverted():
   z = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 2)).astype(np.float32)
   normalised = BASE.normalise(z, "latents/3x8x8")
   np.testing.assert_allclose(normalised[..., 0], (z[..., 0] - 1) / 2, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(BASE.denormalise(normalised, "latents/3x8x8"), z, rtol=1e-4, atol=1e-5)
 
 
-def test_noise_depends_on_seed_stage_and_index_alone():
+def test_noise_depends_only_on_seed_stage_and_index():
   together = noise_for(1, "base", np.array([4, 5, 6]), (3, 2))
   np.testing.assert_array_equal(together[1], noise_for(1, "base", np.array([5]), (3, 2))[0])
   assert np.abs(together[1] - noise_for(1, "sr1", np.array([5]), (3, 2))[0]).max() > 0.1
   assert np.abs(together[1] - noise_for(2, "base", np.array([5]), (3, 2))[0]).max() > 0.1
   assert np.abs(together[1] - noise_for(1, "base", np.array([5]), (3, 2), round=1)[0]).max() > 0.1
-  # Letters in another order are another stage.
+  # The same letters in another order are another stage.
   assert np.abs(together[1] - noise_for(1, "sabe", np.array([5]), (3, 2))[0]).max() > 0.1
   many = noise_for(0, "base", np.arange(2000), (4,))
   np.testing.assert_allclose([many.mean(), many.std()], [0, 1], atol=0.05)

@@ -1,4 +1,4 @@
-"""Sample videos while a model trains."""
+"""Sample videos during training."""
 
 import types
 
@@ -18,7 +18,7 @@ from walt_t5x.media import video_io
 
 
 class _Fades(toy.ToyModel):
-  """Predicts clips whose brightness tells the parameters and the row: enough to check what is shown."""
+  """Predicts clips whose brightness depends on parameters and example: enough to check what is shown."""
 
   def predict_batch(self, params, batch, rng=None):
     brightness = params["bias"][0] * batch["id"][:, 0]
@@ -46,7 +46,7 @@ def _shown(folder):
   return found
 
 
-def test_clips_of_the_average_are_shown_when_it_is_time(tmp_path):
+def test_clips_of_the_average_are_shown_when_due(tmp_path):
   model = _Fades(runs.optimizers.adamw(0.1))
   action = SampleVideos(
     model=model,
@@ -58,7 +58,7 @@ def test_clips_of_the_average_are_shown_when_it_is_time(tmp_path):
   for step in (5, 9, 15):
     assert action.run(_state(step, bias=9.0, average=step / 10), {}) is False
   shown = _shown(tmp_path)
-  assert list(shown) == [5, 15]  # 9 came too soon.
+  assert list(shown) == [5, 15]  # 9 is too early.
   for step, gifs in shown.items():
     for row, gif in enumerate(gifs):
       file = tmp_path / "samples" / f"step{step:07}_{row}.gif"
@@ -76,7 +76,7 @@ def test_without_an_average_the_parameters_are_shown():
   assert averaged(params, (other,)) is params
 
 
-def test_settings_that_do_not_fit_are_refused(tmp_path):
+def test_invalid_settings_are_rejected(tmp_path):
   model = _Fades(runs.optimizers.adamw(0.1))
   with pytest.raises(ValueError, match="vae=False, vae_checkpoint=True, latents=False; give all"):
     SampleVideos(model=model, dataset_cfg=None, model_dir="", vae_checkpoint="x")
@@ -86,7 +86,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path):
     model_dir=str(tmp_path),
     num_videos=toy.ROWS + 1,
   )
-  with pytest.raises(ValueError, match=f"fewer than num_videos={toy.ROWS + 1} rows"):
+  with pytest.raises(ValueError, match=f"fewer than num_videos={toy.ROWS + 1} examples"):
     action.run(_state(1, 1.0, 1.0), {})
 
 

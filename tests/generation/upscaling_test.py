@@ -1,4 +1,4 @@
-"""The comparison of a super-resolution stage with bicubic enlargement, and the plan of sampling."""
+"""The comparison of a super-resolution stage with bicubic upscaling, and the plan of sampling."""
 
 import dataclasses
 import types
@@ -14,12 +14,12 @@ from walt_t5x.models.sampling import SamplerConfig
 
 
 def _network(clips, *, batch_size):
-  """Features: mean and spread of each half of a clip."""
+  """Features: mean and standard deviation of each half of a clip."""
   halves = np.split(clips.astype(np.float32).reshape(len(clips), -1) / 255, 2, axis=1)
   return {"f": np.stack([f(x, axis=1) for x in halves for f in (np.mean, np.std)], axis=1)}
 
 
-def test_the_nearer_clips_have_the_smaller_distance_and_the_larger_psnr():
+def test_the_closer_clips_have_the_smaller_distance_and_the_larger_psnr():
   rng = np.random.default_rng(0)
   truth = rng.integers(0, 256, (12, 5, 8, 8, 3), np.uint8)
   noise = rng.normal(size=truth.shape)
@@ -34,7 +34,7 @@ def test_the_nearer_clips_have_the_smaller_distance_and_the_larger_psnr():
   np.testing.assert_allclose(found["near"]["psnr"], np.mean(-10 * np.log10(error)), rtol=1e-4)
 
 
-def test_each_way_sees_what_it_may_see():
+def test_each_way_gets_only_its_inputs():
   held = compare_upscaling.HeldOut(
     small=np.full((3, 5, 4, 4, 3), 100, np.uint8),
     large=np.full((3, 5, 8, 8, 3), 40, np.uint8),

@@ -1,4 +1,4 @@
-"""The gallery: one page without outside requests, whose media decode back to the clips."""
+"""The gallery: one page without external requests, whose media decode to the clips."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def _content(uri):
   return base64.b64decode(body, validate=True)
 
 
-def test_the_page_asks_for_nothing_outside_itself(tmp_path):
+def test_the_page_requests_nothing_external(tmp_path):
   path = tmp_path / "sub" / "page.html"
   page = _write(path, [_item(), _item(stages=[gallery.GalleryStage(name="x", frames=_clip(1))])])
   for _, attrs in page.tags:
@@ -48,7 +48,7 @@ def test_the_page_asks_for_nothing_outside_itself(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == ["page.html"]
 
 
-def test_videos_hold_the_clips_enlarged_by_whole_pixels(tmp_path):
+def test_videos_contain_the_clips_enlarged_by_an_integer_factor(tmp_path):
   page = _write(tmp_path / "page.html", [_item()])
   (video,) = page.of("video")
   assert {"autoplay", "loop", "muted", "playsinline"} <= set(video)
@@ -60,7 +60,7 @@ def test_videos_hold_the_clips_enlarged_by_whole_pixels(tmp_path):
   np.testing.assert_array_equal(poster, video_io.upscale(video_io.to_uint8(_clip())[:1], 6)[0])
 
 
-def test_webp_pages_hold_animations(tmp_path):
+def test_webp_pages_contain_animations(tmp_path):
   page = _write(tmp_path / "page.html", [_item()], media="webp")
   assert not page.of("video")
   (image,) = page.of("img")
@@ -69,14 +69,14 @@ def test_webp_pages_hold_animations(tmp_path):
     assert animation.info["loop"] == 0
 
 
-def test_a_still_is_a_lossless_picture(tmp_path):
+def test_a_single_frame_is_a_lossless_image(tmp_path):
   item = _item(stages=[gallery.GalleryStage(name="base", frames=_clip(1, size=200))])
   (image,) = _write(tmp_path / "page.html", [item]).of("img")
   got = np.asarray(Image.open(io.BytesIO(_content(image["src"]))))
   np.testing.assert_array_equal(got, video_io.to_uint8(_clip(1, size=200))[0])
 
 
-def test_stages_stand_in_order_with_their_sizes(tmp_path):
+def test_stages_are_in_order_with_their_sizes(tmp_path):
   stages = [
     gallery.GalleryStage(name="base", frames=_clip()),
     gallery.GalleryStage(name="SR 1", frames=_clip(17, 64), fps=16.0),
@@ -114,7 +114,7 @@ def test_prompts_cannot_inject(tmp_path):
   assert not page.of("i") and not page.of("u") and not page.of("img")
 
 
-def test_items_are_drawn_one_by_one_and_a_failure_leaves_the_old_page(tmp_path):
+def test_items_are_consumed_one_at_a_time_and_a_failure_keeps_the_old_page(tmp_path):
   path = tmp_path / "page.html"
   _write(path, [_item("first")])
   before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""An HTML page as tests read it."""
+"""A parsed HTML page for tests."""
 
 from html.parser import HTMLParser
 

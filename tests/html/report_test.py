@@ -1,4 +1,4 @@
-"""The report: what stands in the folders stands on the page, and nothing else is asked for."""
+"""The report: the page shows the contents of the folders, and makes no requests."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ OBEDIENCE = {
 @pytest.fixture
 def run(tmp_path):
   folder = tmp_path / "base"
-  (folder / "checkpoint_4").mkdir(parents=True)  # Nothing in it: torn.
+  (folder / "checkpoint_4").mkdir(parents=True)  # Empty, so incomplete.
   lines = [
     {"step": 2, "loss": 0.5, "odd": "NaN"},
     {"step": 4, "loss": 0.75},
@@ -61,7 +61,7 @@ def run(tmp_path):
   return folder
 
 
-def test_the_later_line_of_a_step_counts_and_a_cut_line_is_counted(run):
+def test_the_later_line_of_a_step_counts_and_an_incomplete_line_is_counted(run):
   curves, unreadable = read_curves(run / "metrics.jsonl")
   assert curves == {
     "loss": [(2, 0.5), (4, 0.375)],
@@ -99,7 +99,7 @@ def test_training_and_evaluation_share_a_chart():
   assert charts == {"loss": {"training": [(1, 1.0)], "held out, a": [(1, 2.0)]}}
 
 
-def test_scores_carry_protocol_hash_network_and_spread(tmp_path):
+def test_scores_have_protocol_hash_network_and_standard_deviation(tmp_path):
   (tmp_path / "scores_fvd.json").write_text(json.dumps(FVD))
   (row,) = read_scores(tmp_path / "scores_fvd.json")
   assert row.protocol == "fvd@66d1dbe3133b" and row.value == "609.1 ± 2.5"
@@ -112,11 +112,11 @@ def test_scores_carry_protocol_hash_network_and_spread(tmp_path):
   ]
   assert {r.protocol for r in rows} == {"caption_obedience@0123456789ab"}
   (tmp_path / "scores_bad.json").write_text("[]")
-  with pytest.raises(ValueError, match=r"scores_bad.json holds no scores.*walt_t5x.evaluate"):
+  with pytest.raises(ValueError, match=r"scores_bad.json has no scores.*walt_t5x.evaluate"):
     read_scores(tmp_path / "scores_bad.json")
 
 
-def test_the_page_shows_everything_and_asks_for_nothing(run, tmp_path, capsys):
+def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   samples = SampleFolder(tmp_path / "samples")
   video = np.full((5, 16, 16, 3), 0.5, np.float32)
   for index, prompt in enumerate(["a red <b>square</b>", "a blue circle"]):
@@ -181,7 +181,7 @@ def test_a_sample_of_any_format_is_shown(formats, tag, kind, shown, tmp_path):
   assert content == (tmp_path / shown).read_bytes()
 
 
-def test_what_is_missing_is_named(tmp_path, run):
+def test_missing_inputs_are_named(tmp_path, run):
   output = f"--output={tmp_path / 'report.html'}"
   with pytest.raises(SystemExit, match=r"nowhere/metrics.jsonl does not exist.*MODEL_DIR"):
     report.main([f"--run={tmp_path / 'nowhere'}", output])

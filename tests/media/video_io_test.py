@@ -1,4 +1,4 @@
-"""Video files: what is written is read back, players find what they need, hostile or odd input is refused."""
+"""Video files: written clips are read back, players find their metadata, hostile or unusual input is rejected."""
 
 import io
 
@@ -11,7 +11,7 @@ from walt_t5x.media import video_io
 
 
 def _clip(num_frames=9, height=48, width=64):
-  """A smooth colour field that drifts, so that codecs and halved chroma do it little harm."""
+  """A smooth color field that drifts, so that codecs and subsampled chroma change it little."""
   t, y, x = np.mgrid[:num_frames, :height, :width].astype(np.float32)
   channels = (x / width, y / height, 0.5 + 0.4 * np.sin(x / 20 + y / 30 + t / 3))
   return np.stack(channels, axis=-1).astype(np.float32)
@@ -41,14 +41,14 @@ def test_round_trip(suffix, limit, tmp_path):
 
 @pytest.mark.parametrize("colour", [(230, 40, 40), (40, 200, 60), (50, 80, 235), (128, 128, 128)])
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
-def test_flat_colours_stay_true(suffix, colour):
+def test_flat_colors_are_preserved(suffix, colour):
   frames = np.broadcast_to(np.array(colour, np.uint8), (3, 32, 32, 3))
   got = video_io.read_video(video_io.encode_video(frames, suffix=suffix, fps=8)).frames
   assert np.abs(got.astype(int) - np.array(colour)).max() <= 4
 
 
 @pytest.mark.parametrize(("suffix", "shape"), [(".mp4", (34, 64)), (".gif", (33, 63))])
-def test_odd_sizes_are_padded_only_where_the_codec_needs_it(suffix, shape):
+def test_odd_sizes_are_padded_only_if_the_codec_requires_it(suffix, shape):
   frames = _clip(height=33, width=63)
   got = video_io.read_video(video_io.encode_video(frames, suffix=suffix, fps=8)).frames
   assert got.shape[1:3] == shape
@@ -74,7 +74,7 @@ def test_frames_and_duration_agree(num_frames, fps):
     assert float(container.streams.video[0].average_rate) == pytest.approx(fps, rel=1e-3)
 
 
-def test_mp4_starts_with_its_index_and_names_its_colours():
+def test_mp4_starts_with_its_index_and_tags_its_colors():
   content = video_io.encode_video(_clip(), suffix=".mp4", fps=8)
   assert 0 < content.index(b"moov") < content.index(b"mdat")
   with av.open(io.BytesIO(content)) as container:
@@ -106,12 +106,12 @@ def test_floats_are_rounded_and_clipped():
     (np.full((3, 8, 8, 3), np.nan), "diverged"),
   ],
 )
-def test_wrong_arrays_are_refused(frames, message, tmp_path):
+def test_invalid_arrays_are_rejected(frames, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     video_io.write_video(tmp_path / "a.mp4", frames, fps=8)
 
 
-def test_wrong_names_and_rates_are_refused_and_nothing_is_left(tmp_path):
+def test_invalid_names_and_rates_are_rejected_and_nothing_is_written(tmp_path):
   with pytest.raises(ValueError, match=r"'\.mov'.*\.mp4"):
     video_io.write_video(tmp_path / "a.mov", _clip(), fps=8)
   with pytest.raises(ValueError, match="fps"):
@@ -121,7 +121,7 @@ def test_wrong_names_and_rates_are_refused_and_nothing_is_left(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_reading_stops_where_it_is_told():
+def test_reading_stops_at_the_limit():
   content = video_io.encode_video(_clip(), suffix=".mp4", fps=8)
   np.testing.assert_array_equal(
     video_io.read_video(content, max_frames=4).frames, video_io.read_video(content).frames[:4]
@@ -137,10 +137,10 @@ def test_reading_stops_where_it_is_told():
     b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
     b"ffconcat version 1.0\nfile /etc/hostname\n",
     b"not media at all",
-    # A raw format that FFmpeg would decode, were it not for the list of containers.
+    # A raw format that FFmpeg would decode without the list of allowed containers.
     b"YUV4MPEG2 W16 H16 F8:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(16 * 16 * 3 // 2),
   ],
 )
-def test_playlists_and_rubbish_are_not_opened(content):
+def test_playlists_and_invalid_files_are_not_opened(content):
   with pytest.raises(av.error.FFmpegError):
     video_io.read_video(content)

@@ -1,6 +1,6 @@
-"""Each conditioning at toy size: the loss falls, and samples obey the condition they were given.
+"""Each conditioning at toy size: the loss decreases, and samples follow their condition.
 
-Rows are one of four fixed patterns plus noise; which one, only the condition tells.
+Examples are one of four fixed patterns plus noise; only the condition determines which.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
 PATTERNS = np.random.default_rng(0).normal(size=(4, 3, 4, 4, 2)).astype(np.float32)
-# What does not change over time, for frame prediction.
+# The constant part over time, for frame prediction.
 STILL = np.broadcast_to(PATTERNS[:, :1], PATTERNS.shape)
 ROWS, STEPS = 16, 220
 
@@ -61,7 +61,7 @@ def _batch(kind, rng, which=None):
   is_image = np.zeros(ROWS, bool)
   slots = 1
   if kind == "mixed":
-    # An image of pattern k is its first frame; a stack holds three, each with a caption of its own.
+    # An image of pattern k is its first frame; a stack has three images, each with its own caption.
     is_image, slots = np.arange(ROWS) % 2 == 0, 3
     stack = rng.integers(0, 4, (ROWS, 3))
     stack[:, 0] = which
@@ -101,7 +101,7 @@ def _sample(model, params, kind, batch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_falls_and_samples_obey_their_condition(kind):
+def test_the_loss_decreases_and_samples_follow_their_condition(kind):
   model, rng = _model(kind), np.random.default_rng(1)
   batch, _ = _batch(kind, rng)
   shapes = {name: value.shape for name, value in batch.items()}
@@ -141,6 +141,6 @@ def test_the_loss_falls_and_samples_obey_their_condition(kind):
 
 
 def _nearest(samples, patterns):
-  """Which pattern each sample is closest to."""
+  """The pattern that each sample is closest to."""
   distance = np.square(samples[:, None] - patterns[None]).sum((2, 3, 4, 5))
   return distance.argmin(1)

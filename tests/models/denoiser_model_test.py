@@ -1,4 +1,4 @@
-"""Laws of the training loss: what is drawn, what is dropped, and where gradients go."""
+"""Properties of the training loss: random draws, dropped conditions, and gradients."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def _model(**changes):
 
 @functools.cache
 def _params(**fields):
-  """Parameters with random values everywhere, so that no zero start hides an error."""
+  """Parameters with random values everywhere, so that no zero initialization hides an error."""
   model = _model(**fields)
   batch = _batch()
   shapes = {name: value.shape for name, value in batch.items()}
@@ -57,7 +57,7 @@ class _Linear:
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_loss_and_gradient_equal_a_hand_written_pass_whose_first_estimate_is_constant(probability):
+def test_loss_and_gradient_equal_a_manual_pass_with_a_constant_first_estimate(probability):
   model = DenoiserModel(
     module=_Linear(), optimizer_def=None, self_conditioning_probability=probability
   )
@@ -78,12 +78,12 @@ def test_loss_and_gradient_equal_a_hand_written_pass_whose_first_estimate_is_con
   first = probability * (np.sqrt(g) * x_t - np.sqrt(1 - g) * 0.4 * x_t)
   error = 0.4 * x_t + 0.7 * first - v
   np.testing.assert_allclose(loss, np.mean(error**2), rtol=1e-4)
-  # No term for d first / d w: the estimate is behind a stop-gradient.
+  # No term for d first / d w: the estimate has a stop-gradient.
   np.testing.assert_allclose(gradient["w"], np.mean(2 * error * x_t), rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(gradient["u"], np.mean(2 * error * first), rtol=1e-3, atol=1e-5)
 
 
-def test_metrics_split_the_loss_by_kind_of_row_and_by_noise():
+def test_metrics_split_the_loss_by_kind_of_example_and_by_noise():
   model = _model()
   loss, metrics = jax.jit(model.loss_fn)(_params(), _batch(), jax.random.key(5))
   values = {name: float(metric.compute()) for name, metric in metrics.items()}
@@ -96,7 +96,7 @@ def test_metrics_split_the_loss_by_kind_of_row_and_by_noise():
   np.testing.assert_allclose(sum(float(part.total) for part in parts) / 4, loss, rtol=1e-5)
 
 
-def test_realised_rates_are_the_shares_of_all_rows_of_a_period():
+def test_measured_rates_are_fractions_of_all_examples_of_a_period():
   model, kinds = _model(), ([True, False, False, False], [True, True], [False])
   period = [
     model._metrics(jnp.zeros(len(kind)), jnp.ones(len(kind)), jnp.asarray(kind)) for kind in kinds
@@ -117,7 +117,7 @@ def test_with_every_caption_dropped_the_loss_does_not_depend_on_the_text():
     assert (float(first) == float(loss_fn(_params(), other, jax.random.key(1))[0])) == same
 
 
-def test_dropping_puts_the_null_caption_the_null_class_and_no_frames():
+def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
   batch = _batch(rows=2)
   full = Conditioning(
     text=batch["text"],
@@ -139,7 +139,7 @@ def test_dropping_puts_the_null_caption_the_null_class_and_no_frames():
     conditioning_lib.drop(full, jnp.ones((2, 1), bool))
 
 
-def test_past_frames_are_given_to_the_asked_share_of_videos_one_or_two_at_a_time():
+def test_past_frames_are_given_to_the_requested_fraction_of_videos_one_or_two_at_a_time():
   model = _model(frame_prediction=True, frame_prediction_probability=0.4)
   rows = 4000
   latents = jnp.zeros((rows, 3, 1, 1, 4))
@@ -152,7 +152,7 @@ def test_past_frames_are_given_to_the_asked_share_of_videos_one_or_two_at_a_time
   assert (np.diff(mask, axis=1) <= 0).all()
 
 
-def test_evaluation_draws_the_same_every_time_and_training_does_not():
+def test_evaluation_has_fixed_draws_and_training_does_not():
   model, batch = _model(), _batch()
   params = _params()
   loss_fn = jax.jit(model.loss_fn)

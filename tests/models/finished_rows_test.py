@@ -1,11 +1,11 @@
-"""Finishing a batch is arithmetic of its own moments, done once however often it is asked for."""
+"""Completing a batch uses each feature's moments and is idempotent."""
 
 import numpy as np
 
 from walt_t5x.models.finished_rows import finished
 
 
-def test_each_latents_has_its_own_moments_and_finishing_twice_is_finishing_once():
+def test_latents_use_their_own_moments_and_finishing_is_idempotent():
   random = np.random.default_rng(0)
   batch = {}
   for name, size in (("latents", 4), ("low_resolution", 2)):

@@ -1,4 +1,4 @@
-"""What is written of a tokenizer's reconstructions, and that it is read back as it was."""
+"""Written reconstructions of a tokenizer are read back unchanged."""
 
 import types
 
@@ -53,7 +53,7 @@ def test_a_strip_has_originals_above_and_reconstructions_below():
   np.testing.assert_array_equal(clip[3, ::2, ::2, 0], [[3, 103], [8, 108]])
 
 
-def test_an_evaluation_leaves_a_clip_a_picture_and_the_scores(tmp_path):
+def test_an_evaluation_writes_a_clip_an_image_and_the_scores(tmp_path):
   seen = []
 
   def score(original, reconstruction):
@@ -76,6 +76,6 @@ def test_an_evaluation_leaves_a_clip_a_picture_and_the_scores(tmp_path):
   np.testing.assert_array_equal(picture[:16, :16], video[0, 0])
 
 
-def test_a_split_without_clips_is_refused(tmp_path):
+def test_a_split_without_clips_is_rejected(tmp_path):
   with pytest.raises(ValueError, match="split 'validation' of toy has no clips"):
     _run(tmp_path, count=0)

@@ -1,4 +1,4 @@
-"""Guidance while sampling: identities of one scale and of two, and which branches the network is asked for."""
+"""Guided sampling: identities for one and two scales, and the branches that the network evaluates."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ ROWS, SHAPE = 2, (3, 2, 2, 1)
 
 @dataclasses.dataclass
 class _Network:
-  """Any function of everything that it is given."""
+  """A function that depends on all its inputs."""
 
   rows: list = dataclasses.field(default_factory=list)
 
@@ -67,15 +67,15 @@ def test_two_equal_scales_are_one(scale):
   np.testing.assert_allclose(_sample(scale, scale), _sample(scale), atol=1e-5)
 
 
-def test_a_scale_of_zero_takes_its_own_condition_away_and_leaves_the_other():
+def test_a_scale_of_zero_removes_only_its_own_condition():
   np.testing.assert_allclose(_sample(0.0, 1.0), _sample(None, text=0.0), atol=1e-6)
-  # Without text in the first place, the frames' scale is the scale of the whole condition.
+  # Without text, the frames' scale is the scale of the entire condition.
   np.testing.assert_allclose(_sample(5.0, 2.0, text=0.0), _sample(2.0, text=0.0), atol=1e-5)
-  # Without frames, it does nothing.
+  # Without frames, it has no effect.
   np.testing.assert_allclose(_sample(2.0, 5.0, given=0), _sample(2.0, given=0), atol=1e-5)
 
 
-def test_every_step_is_one_call_with_a_branch_for_each_scale():
+def test_every_step_is_one_call_with_one_branch_per_scale():
   for scales, branches in (((None,), 1), ((2.0,), 2), ((2.0, 3.0), 3)):
     network = _Network()
     _sample(*scales, network=network)
@@ -83,6 +83,6 @@ def test_every_step_is_one_call_with_a_branch_for_each_scale():
     assert set(network.rows) == {branches * ROWS}
 
 
-def test_a_scale_for_frames_alone_is_refused():
+def test_a_scale_for_frames_alone_is_rejected():
   with pytest.raises(ValueError, match="frame_guidance is set and guidance is not"):
     SamplerConfig(guidance=None, frame_guidance=ConstantGuidance(2.0))

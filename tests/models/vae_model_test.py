@@ -1,4 +1,4 @@
-"""Laws of the tokenizer's loss: who trains whom, what is remembered between steps, and what a step computes."""
+"""Properties of the tokenizer's loss: gradients of each part, state between steps, and the computation of a step."""
 
 import functools
 
@@ -87,7 +87,7 @@ def _at_step(step, **changes):
 
 @functools.cache
 def _parts():
-  """Reconstruction and a judge, straight from the modules."""
+  """Reconstruction and discriminator, directly from the modules."""
   model, params = _model(), _params()
   video = _batch()["video"] / 255
   reconstruction, _ = jax.jit(model.module.apply)({"params": params["vae"]}, video)
@@ -115,7 +115,7 @@ def test_each_part_has_the_gradient_of_its_own_loss_alone():
     lecam = jax.nn.relu(real.mean() + 0.3) ** 2 + jax.nn.relu(0.4 - fake.mean()) ** 2
     return losses.discriminator_loss(real, fake) + 0.001 * lecam
 
-  # Step 3 of every second: no R1.
+  # Step 3 with R1 every second step: no R1.
   expected = jax.jit(jax.grad(discriminator))(params["discriminator"])
   _assert_equal_trees(expected, grads["discriminator"], atol=1e-5)
   assert float(metrics["adversarial/r1"].compute()) == 0
@@ -137,7 +137,7 @@ def test_r1_every_second_step_has_twice_the_weight():
   _assert_equal_trees(due["vae"], between["vae"], atol=1e-6)
 
 
-def test_a_step_counts_and_moves_lecams_averages():
+def test_a_step_is_counted_and_updates_lecams_averages():
   model, params, video, reconstruction, judge = _parts()
   optimizer = model.optimizer_def
   loss, _, grads = _at_step(3)
@@ -148,7 +148,7 @@ def test_a_step_counts_and_moves_lecams_averages():
   assert float(running["step"]) == 4
   np.testing.assert_allclose(running["lecam_real"], 0.999 * 0.4 + 0.001 * real, rtol=1e-5)
   np.testing.assert_allclose(running["lecam_fake"], 0.999 * -0.3 + 0.001 * fake, rtol=1e-5)
-  # What is remembered adds nothing to the loss, and next to nothing to the norm of the gradient.
+  # The stored state adds nothing to the loss, and almost nothing to the norm of the gradient.
   np.testing.assert_allclose(_at_step(5)[0], loss, rtol=1e-6)
   assert optax.global_norm(grads["running"]) < 1e-5
 
@@ -164,10 +164,10 @@ def test_assign_has_no_value_and_reaches_its_target():
 
 
 def _product_judge(step, **changes):
-  """The adversarial terms alone, with the discriminator D(x) = p . x, which takes no time to compile.
+  """The adversarial terms alone, with the discriminator D(x) = p . x, which compiles quickly.
 
   Returns:
-    what is logged, gradients by (p, running, fake), and the arrays real, fake, p.
+    logged values, gradients by (p, running, fake), and the arrays real, fake, p.
   """
   rng = np.random.default_rng(0)
   real, fake = rng.uniform(size=(2, *SHAPE)).astype(np.float32)
@@ -194,18 +194,18 @@ def _product_judge(step, **changes):
   return logged, grads, (real, fake, p)
 
 
-def test_before_the_start_step_nothing_is_adversarial():
+def test_before_the_start_step_no_term_is_adversarial():
   logged, (to_p, to_running, to_fake), _ = _product_judge(3, start_step=4)
   assert not np.any(to_fake) and not np.any(to_p)
   assert not any(np.any(value) for value in logged.values())
-  assert float(to_running["step"]) != 0  # but it counts
+  assert float(to_running["step"]) != 0  # the step is still counted
   assert float(to_running["lecam_real"]) == float(to_running["lecam_fake"]) == 0
   started, always = _product_judge(4, start_step=4)[:2], _product_judge(4)[:2]
   assert np.any(started[1][0]) and np.any(started[1][2])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), started, always)
 
 
-def test_the_adaptive_weight_makes_both_pulls_equal():
+def test_the_adaptive_weight_equalizes_the_gradients():
   settings = {"adaptive": True, "weight": 0.5, "r1_weight": 0.0}
   logged, (_, _, to_fake), (real, fake, p) = _product_judge(3, **settings)
   pull = 10 * (fake - real) / fake.size
@@ -213,13 +213,13 @@ def test_the_adaptive_weight_makes_both_pulls_equal():
   push = -np.einsum("b,thwc->bthwc", 1 / (1 + np.exp(logits)) / len(logits), p)
   weight = 0.5 * np.linalg.norm(pull) / np.linalg.norm(push)
   np.testing.assert_allclose(logged["weight"], weight, rtol=1e-4)
-  # The weight itself has no gradient: the pull is the generator's, half as hard as the pixels'.
+  # The weight itself has no gradient: the norm is the generator's, half that of the pixels.
   np.testing.assert_allclose(to_fake, weight * push, rtol=1e-3, atol=1e-8)
   capped, _, _ = _product_judge(3, max_adaptive=1e-3, **settings)
   np.testing.assert_allclose(capped["weight"], 0.5e-3, rtol=1e-5)
 
 
-def test_the_pixel_loss_that_the_adaptive_weight_is_measured_against():
+def test_the_pixel_loss_of_the_adaptive_weight():
   _, metrics, _ = _at_step(3)
   video = jnp.asarray(_batch()["video"], jnp.float32) / 255
   loss, _ = _model()._pixel_loss(video[::-1], video)
@@ -227,8 +227,8 @@ def test_the_pixel_loss_that_the_adaptive_weight_is_measured_against():
   assert float(metrics["adversarial/weight"].compute()) == pytest.approx(0.1)  # Not adaptive.
 
 
-def test_the_discriminator_sees_each_clip_forward_once():
-  # Three judgements are written down (real, fake to the generator, fake to the discriminator); two are computed.
+def test_the_discriminator_evaluates_each_clip_once():
+  # Three evaluations are written (real, fake for the generator, fake for the discriminator); two are computed.
   model, params, video, reconstruction, judge = _parts()
 
   def flops(function, *args):
@@ -241,7 +241,7 @@ def test_the_discriminator_sees_each_clip_forward_once():
   assert 1.8 * once < whole - vae < 2.2 * once
 
 
-def test_parts_that_have_no_chain_are_refused():
+def test_parts_without_a_chain_are_rejected():
   only = optimizers.by_part(parts={"vae": optax.sgd(0.1)})
   with pytest.raises(ValueError, match=r"got chains for \['vae'\], expected one for each of"):
     only.init_state(_params())

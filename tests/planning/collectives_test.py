@@ -1,8 +1,8 @@
-"""The reader of collectives, on hand-written programs in the forms that XLA writes for TPU and CPU."""
+"""The parser of collectives, on hand-written programs in the forms that XLA writes for TPU and CPU."""
 
 from walt_t5x.planning.collectives import collective_bytes, collective_counts, collectives
 
-# A loop of five turns with a gather inside an asynchronous fusion and a reduce-scatter; a tuple with comments; starts.
+# A loop of five iterations with a gather in an asynchronous fusion and a reduce-scatter; a tuple with comments; starts.
 HLO = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -48,7 +48,7 @@ ENTRY %main.42 (p0: f32[16], p1: f32[4,4]) -> f32[16] {
 """  # noqa: E501
 
 
-def test_each_collective_counts_as_often_as_it_runs():
+def test_each_collective_counts_once_per_run():
   assert collective_counts(HLO) == {
     "all-reduce": 1,
     "all-gather": 1 + 5,
@@ -63,7 +63,7 @@ def test_each_collective_counts_as_often_as_it_runs():
   }
 
 
-def test_a_known_trip_count_comes_first():
+def test_a_known_trip_count_takes_precedence():
   known = HLO.replace('{"estimated_cycles":"7"}', '{"known_trip_count":{"n":"3"}}')
   assert collective_counts(known)["reduce-scatter"] == 3
 

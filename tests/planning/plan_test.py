@@ -16,7 +16,7 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.planning.run_plan import plan_gin, plan_model
 
 ROOT = Path(__file__).resolve().parents[2]
-# Published sizes by paper.md's arithmetic; those given to three decimals of a million within 0.05M.
+# Published sizes by paper.md's arithmetic; those given to three decimals of a million are within 0.05M.
 PUBLISHED = {
   "walt_l_ucf101": (313_238_408, 0),
   "ablations/adaln_rank_4": (313_582_000, 50_000),
@@ -49,7 +49,7 @@ def planned(monkeypatch):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_gin_file_plans_the_published_size(name, planned):
+def test_the_gin_file_has_the_published_size(name, planned):
   expected, tolerance = PUBLISHED[name]
   plan = planned(name)
   assert abs(plan.parameters - expected) <= tolerance
@@ -59,7 +59,7 @@ def test_the_gin_file_plans_the_published_size(name, planned):
   )
 
 
-def test_operations_equal_the_closed_form_of_a_stack():
+def test_flops_equal_the_closed_form_of_a_stack():
   width, layers, mlp, heads, rows = 32, 4, 128, 4, 3
   module = WaltDenoiser(
     num_layers=layers,
@@ -85,24 +85,24 @@ def test_operations_equal_the_closed_form_of_a_stack():
   windows = layers // 2 * (4 * 16 * width + 4 * 12 * width)
   layer_forward = tokens * (per_token + windows)
   backward = 2 * layer_forward
-  # Embeddings, AdaLN and the output add a little to the stack.
+  # Embeddings, AdaLN and the output add a small amount to the stack.
   stack = rows * (layer_forward + backward)
   assert stack < flops(0.0) < 1.15 * stack
-  # The self-conditioning pass is one more forward pass.
+  # The self-conditioning pass is one additional forward pass.
   assert rows * layer_forward < flops(0.9) - flops(0.0) < 1.15 * rows * layer_forward
 
 
-def test_a_video_s_record_has_the_bytes_of_its_further_frames_more(planned):
+def test_a_video_record_is_larger_by_the_bytes_of_its_additional_frames(planned):
   plan = planned("walt_3b")
   more = plan.record_bytes["video"] - plan.record_bytes["image"]
-  # bfloat16 latents; lengths in the record's frames are a few bytes longer.
+  # bfloat16 latents; lengths in the record's frames take a few more bytes.
   assert 0 <= more - 2 * (5 - 1) * 16 * 16 * 8 < 16
   # 24 tokens of 2048 int8 values, a scale of 4 bytes and 256 steps each.
   assert plan.record_bytes["image"] > 2 * 16 * 16 * 8 + 24 * (2048 + 4 + 256)
   assert plan.bytes_per_row > 2 * 5 * 16 * 16 * 8 + 5 * 64 * (2048 + 4 + 256)
 
 
-def test_advice_names_the_files_own_binding(planned):
+def test_advice_uses_the_names_of_the_files_bindings(planned):
   (advice,) = [line for line in planned("walt_3b").memory_advice if "remat" in line]
   assert advice.startswith("--gin.base/")
   gin_config.parse(
@@ -111,7 +111,7 @@ def test_advice_names_the_files_own_binding(planned):
   assert gin_config.macro_value("MODEL").module.remat == "full"
 
 
-def test_the_program_prints_json_and_names_what_is_wrong():
+def test_the_program_prints_json_and_names_errors():
   result = programs.run(
     "walt_t5x.plan", "--gin_file=gin/tiny/base.gin", "--json", "--gin.BATCH_SIZE=4"
   )

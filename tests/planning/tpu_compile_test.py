@@ -1,4 +1,4 @@
-"""What the TPU compiler's reports are read from; the compiler itself where libtpu is installed."""
+"""Parsing of the TPU compiler's reports; the compiler itself if libtpu is installed."""
 
 import importlib.util
 import sys
@@ -18,7 +18,7 @@ def test_an_unknown_slice_is_named():
       tpu_compile.topology_devices(name)
 
 
-def test_what_the_compiler_wants_is_read_from_its_refusal():
+def test_required_memory_is_read_from_the_compilers_error():
   message = (
     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 139.5G of 95.74G hbm. Exceeded hbm capacity by "
     "43.8G."

@@ -1,4 +1,4 @@
-"""What is made of the TPU compiler's answers: no compiler is needed, it is played by objects that answer for it."""
+"""Reports from the TPU compiler's results; the compiler is replaced by fake objects."""
 
 import dataclasses
 import types
@@ -19,7 +19,7 @@ REFUSAL = (
 
 
 class Compiled:
-  """A step of so many layers: memory and time a function of them."""
+  """A step with a number of layers, which determines its memory and time."""
 
   def __init__(self, layers, rows, *, unknown=0, free=0):
     self.layers, self.rows, self.unknown, self.free = layers, rows, unknown, free
@@ -32,10 +32,10 @@ class Compiled:
     return types.SimpleNamespace(**{f"{n}_size_in_bytes": GIB for n in names})
 
   def as_text(self):
-    # A fused kernel's attributes go over several lines.
+    # A fused kernel's attributes span several lines.
     kernel = '  %k = f32[4]{0} custom-call(%p), frontend_attributes={kernel_metadata={\n"model_flops":"1"\n}}\n'
     free = '  %c = f32[4]{0} custom-call(%p), custom_call_target="ConcatBitcast"\n' * self.free
-    # A branch's calls are not in the model's sum.
+    # A branch's calls are not included in the model's sum.
     branch = f"%branch (q: f32[4]) -> f32[4] {{\n{free}}}\n\n"
     reduced = "  %r = f32[4]{0} all-reduce(%p), to_apply=%a\n"
     return f"{branch}ENTRY %main (p: f32[4]) -> f32[4] {{\n{kernel}{free}{reduced}}}\n"
@@ -51,7 +51,7 @@ BATCH = {"latents": jax.ShapeDtypeStruct((512, 5), np.float32)}
 
 @pytest.fixture
 def compiler(monkeypatch):
-  """Answers of the compiler, by layers: what is returned, or raised; and which steps it was asked for."""
+  """Results of the compiler, by layers: returned or raised; records the compiled steps."""
   answers, asked = {}, []
 
   def lower_step(model, batch, partitioner, *, num_microbatches=None):
@@ -71,7 +71,7 @@ def compiler(monkeypatch):
   return types.SimpleNamespace(answers=answers, asked=asked)
 
 
-def test_time_is_that_of_all_layers_and_memory_of_the_whole_step(compiler):
+def test_time_is_that_of_all_layers_and_memory_of_the_complete_step(compiler):
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
   assert compiler.asked == [(52, True, 512, None), (2, False, 512, None), (4, False, 512, None)]
   seconds = 0.3 + 0.02 * 52 * 512
@@ -81,13 +81,13 @@ def test_time_is_that_of_all_layers_and_memory_of_the_whole_step(compiler):
   assert report.collective_bytes == {"all-reduce": 16} and report.chips == 8
 
 
-def test_microbatches_are_timed_one_by_one(compiler):
+def test_microbatches_are_timed_separately(compiler):
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4", num_microbatches=4)
   assert compiler.asked == [(52, True, 512, 4), (2, False, 128, None), (4, False, 128, None)]
   assert report.estimated_step_seconds == pytest.approx(4 * (0.3 + 0.02 * 52 * 128))
 
 
-def test_a_refusal_is_a_report_and_another_error_an_error(compiler):
+def test_an_out_of_memory_error_is_reported_and_another_error_is_raised(compiler):
   compiler.answers[52] = RuntimeError(REFUSAL)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4")
   assert not report.fits and report.estimated_step_seconds is None
@@ -98,7 +98,7 @@ def test_a_refusal_is_a_report_and_another_error_an_error(compiler):
     tpu_report.report(model(), BATCH, topology="v5e:2x4")
 
 
-def test_a_step_that_fits_is_reported_without_a_time_where_the_shallow_ones_do_not(compiler):
+def test_a_step_that_fits_is_reported_without_a_time_if_the_shallow_ones_do_not(compiler):
   compiler.answers[4] = RuntimeError(REFUSAL)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4")
   assert (
@@ -108,15 +108,15 @@ def test_a_step_that_fits_is_reported_without_a_time_where_the_shallow_ones_do_n
   )
 
 
-def test_negative_seconds_of_the_cost_model_are_no_estimate(compiler):
+def test_negative_seconds_of_the_cost_model_are_not_an_estimate(compiler):
   compiler.answers[4] = Compiled(4, 512, unknown=91, free=2)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
   assert report.fits and "no estimate of time" in report.problem
   assert report.estimated_step_seconds is None and report.estimated_utilization is None
 
 
-def test_calls_that_cost_nothing_are_no_negative_seconds(compiler):
-  # A second each is missing from the model's sum: the shallow step's stays positive, the other's does not.
+def test_free_calls_do_not_make_seconds_negative(compiler):
+  # Each is missing 1 s in the model's sum: the shallow step's stays positive, the other's does not.
   compiler.answers |= {2: Compiled(2, 512, free=3), 4: Compiled(4, 512, free=175)}
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4", flops_per_step=1e15)
   assert report.estimated_step_seconds == pytest.approx(0.3 + 0.02 * 52 * 512)
@@ -131,7 +131,7 @@ def plan(**changes):
   return run_plan.Plan(**(fields | changes))
 
 
-def test_what_does_not_fit_says_by_how_much_and_what_to_set():
+def test_a_step_that_does_not_fit_reports_the_excess_and_the_settings():
   advice = plan_text.memory_advice(
     remat="dots", remat_name="base/transformer.WaltDenoiser.remat", batch_size=512,
     num_microbatches=1, fully_sharded=False,
@@ -144,7 +144,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_set():
     "v5e:2x2", dataclasses.asdict(report), plan(memory_advice=advice)
   )
   assert lines[1].strip() == (
-    "DOES NOT FIT: the training step of 512 rows wants 23.6 GiB of the 15.75 GiB of a chip of v5e:2x2, 7.8 GiB too much"
+    "DOES NOT FIT: the training step of 512 examples needs 23.6 GiB, more than the 15.75 GiB of a chip "
+    "of v5e:2x2: 7.8 GiB too much"
   )
   text = "\n".join(lines)
   for flag in (
@@ -172,7 +173,7 @@ def test_input_and_days_follow_from_the_step():
     estimated_step_seconds=0.5,
   )  # fmt: skip
   text = "\n".join(plan_text.topology_lines("v5p:4x4x4", dataclasses.asdict(report), plan()))
-  # 1,024 rows a second of 100 kB over 16 hosts; 550,000 half seconds.
+  # 1,024 examples per second of 100 kB over 16 hosts; 550,000 half seconds.
   assert "1024.0" in text and "102.4 MB/s: 6.4 from each of 16" in text and "3.2 days" in text
 
 
@@ -199,5 +200,5 @@ def test_search_leaves_out_what_cannot_fit_and_recommends_the_fastest():
   best = tpu_report.recommended(variants)
   assert (best.remat, best.batch_size) == ("dots", 4)
   text = plan_text.search_table("v5e:2x2", variants, best)
-  assert "recommended: remat = 'dots' with 4 rows" in text and "not tried" in text
+  assert "recommended: remat = 'dots' with batch size 4," in text and "not tried" in text
   assert tpu_report.recommended([v for v in variants if not v.fits]) is None

@@ -1,4 +1,4 @@
-"""Every set of rules computes what one device computes, and puts each parameter where its table says."""
+"""Every set of rules gives the results of one device, and places each parameter as documented in its table."""
 
 import functools
 import re
@@ -29,7 +29,7 @@ TINY = tiny_denoiser.FIELDS | {
   "text_dim": 8,
   "scan_layers": True,
 }
-# (size of 'model', rules): by name of the setting in the table of walt_t5x/sharding/partitioning.py.
+# (size of 'model', rules) by name of the setting in the table of walt_t5x/sharding/partitioning.py.
 SETTINGS = {
   "data": (1, {}),
   "fully_sharded": (1, {"fully_sharded": True}),
@@ -43,7 +43,7 @@ STAGES = {
   "sr": {"patch_size": 2, "low_resolution_scale": 2, "pooled_text": False},
 }
 ROWS = 8
-# What is compiled runs once: LLVM need not work hard.
+# Compiled programs run once, so LLVM optimization is off.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
@@ -56,7 +56,7 @@ def partitioner(setting: str) -> engine.PjitPartitioner:
 
 @functools.cache
 def stage(name: str):
-  """(module, inputs by row, parameters, their logical axes); noise everywhere: a zero start would hide errors."""
+  """(module, inputs per example, parameters, their logical axes); noise everywhere: zeros would hide errors."""
   module = WaltDenoiser(**(TINY | STAGES[name]))
   rng = np.random.default_rng(0)
 
@@ -107,7 +107,7 @@ def expected(name: str):
 
 @functools.cache
 def partitioned(name: str, setting: str):
-  """(compiled text, loss, gradients that lie on the mesh)."""
+  """(compiled text, loss, gradients on the mesh)."""
   function, params, batch, axes = step(name)
   made = partitioner(setting)
   mesh_axes = made.get_mesh_axes(axes)
@@ -125,7 +125,7 @@ CASES = [*(("base", setting) for setting in SETTINGS), ("sr", "sequence")]
 
 
 @pytest.mark.parametrize("name, setting", CASES)
-def test_loss_and_gradients_are_those_of_one_device(name, setting):
+def test_loss_and_gradients_equal_those_of_one_device(name, setting):
   wanted_loss, wanted = expected(name)
   _, loss, gradients = partitioned(name, setting)
   assert float(loss) == pytest.approx(float(wanted_loss), rel=1e-5)
@@ -138,7 +138,7 @@ def test_loss_and_gradients_are_those_of_one_device(name, setting):
     )
 
 
-# What the table says of a kernel: (the leading axis of a scanned stack) and the kernel's own.
+# The table's entry for a kernel: (the leading axis of a scanned stack) and the kernel's own axes.
 MATRICES = {
   "attention/query/kernel": ("embed", "heads", None),
   "attention/out/kernel": ("heads", None, "embed"),
@@ -158,7 +158,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_parameters_lie_as_the_table_says(setting):
+def test_parameters_are_placed_as_the_table_says(setting):
   _, _, gradients = partitioned("base", setting)
   flat = traverse_util.flatten_dict(gradients, sep="/")
   for suffix, names in MATRICES.items():
@@ -178,11 +178,11 @@ def test_rules_name_every_axis_of_every_module():
     assert {a for spec in leaves for a in spec if a is not None} <= names
 
 
-# A golden table of our own: what XLA's CPU compiler makes of loss and gradient of the tiny base stage, its loop's
-# collectives as often as it turns. Data parallel sums gradients and nothing else; fully sharded parameters are gathered
-# and gradients scattered (all-reduce and a cut, on CPU); "tensor" sums after each product that its heads or MLP cut,
-# and gathers modulation vectors whole; "sequence" sums and gathers once. A new entry here is a new wait in every step:
-# look for its cause before changing the table.
+# Golden values from our own output: the collectives that XLA's CPU compiler makes of loss and gradient of the tiny base
+# stage, counted per loop iteration. Data parallelism only sums gradients; fully sharded parameters are gathered and
+# gradients scattered (all-reduce and a slice, on CPU); "tensor" sums after each product that is split by heads or MLP,
+# and gathers complete modulation vectors; "sequence" sums and gathers once. A new entry adds communication to every
+# step: find its cause before changing the table.
 COUNTS = {
   "data": {"all-reduce": 1},
   "fully_sharded": {"all-gather": 65, "all-reduce": 2},
@@ -194,14 +194,14 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_a_step_has_these_collectives_and_no_more(setting):
+def test_a_step_has_exactly_these_collectives(setting):
   text, *_ = partitioned("base", setting)
   assert collective_counts(text) == COUNTS[setting]
 
 
 @pytest.mark.parametrize("window, free", [((1, 4, 8), True), ((3, 4, 4), True), ((1, 8, 8), False)])
-def test_windows_within_a_part_need_no_other_device(window, free):
-  """Forward and backward; a window over the border of two parts is the counterexample."""
+def test_windows_within_a_part_need_no_communication(window, free):
+  """Forward and backward; a window across the border of two parts is the counterexample."""
   layer = WindowAttention(window=window, num_heads=4)
   x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 8, 8, 16)), jnp.float32)
   params = random_params(layer.init, x)
@@ -227,14 +227,14 @@ def _constraints(made, rows):
   )
 
 
-def test_constrain_speaks_in_a_step_only_and_where_sizes_divide():
+def test_constrain_applies_only_in_a_step_and_to_divisible_sizes():
   assert "sharding_constraint" not in str(jax.make_jaxpr(constrain)(jnp.zeros((4, 3, 8, 8, 16))))
   made = partitioner("sequence")
   assert _constraints(made, 4) == ["P('data', None, 'model', None, None)"]
   assert _constraints(made, 3) == ["P(None, None, 'model', None, None)"]
 
 
-def test_unknown_axis_use_is_refused():
+def test_an_unknown_axis_is_rejected():
   with pytest.raises(ValueError, match=r"model_axis='rows': expected one of"):
     partitioning.rules(model_axis="rows")
   first = partitioning.rules(additional_rules=[("embed", "model")])[0]

@@ -1,4 +1,4 @@
-"""gin at the border: flags to bindings, files to a configuration, a record of it. The engine's only gin import."""
+"""Interface to gin: flags to bindings, files to a configuration, and its record. The engine's only gin import."""
 
 import copy
 import difflib
@@ -14,11 +14,11 @@ _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\
 
 
 class GinError(ValueError):
-  """A configuration that cannot be used, with a message for the one who wrote it."""
+  """An unusable configuration, with a message for its author."""
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
-  """`--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments as they are.
+  """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged.
 
   Raises:
     GinError: a `--gin.` argument without '='.
@@ -41,17 +41,17 @@ def parse(
   *,
   finalize: bool = True,
 ) -> None:
-  """Parses files, then bindings; later ones win. The configuration is final afterwards.
+  """Parses files, then bindings; later values win. The configuration is final afterwards.
 
   Args:
     files: gin files, found in the search paths.
-    bindings: such as `TRAIN_STEPS = 10` or `train/engine.DatasetConfig.batch_size = 8`.
-    search_paths: folders; the first that has a file wins.
-    finalize: refuse macros that are required and not given. False for programs that only look at a configuration.
+    bindings: for example `TRAIN_STEPS = 10` or `train/engine.DatasetConfig.batch_size = 8`.
+    search_paths: folders; the first one that has the file wins.
+    finalize: raise on required macros that are not set. False for programs that only inspect a configuration.
 
   Raises:
-    GinError: a file is not found, a name does not exist, a value does not parse, or a macro set on the command line
-      is used by nothing (gin itself would take the typo in silence).
+    GinError: a file is not found, a name does not exist, a value cannot be parsed, or a macro set on the command line
+      is not used (gin itself would ignore the typo).
   """
   import gin
 
@@ -93,9 +93,7 @@ def parse(
       hint = (
         f"Did you mean {close[0]}?" if close else f"Macros in use: {', '.join(macros) or 'none'}."
       )
-      raise GinError(
-        f"--gin.{name}: nothing in the gin files uses %{name}, so it would have no effect. {hint}"
-      )
+      raise GinError(f"--gin.{name}: no gin file uses %{name}, so it would have no effect. {hint}")
 
 
 def _reject_old_macros() -> None:
@@ -108,18 +106,18 @@ def _reject_old_macros() -> None:
 
 
 def _is_not_of_the_search(record: logging.LogRecord) -> bool:
-  """gin reports every folder in which it did not find a file, as an error and before it looks in the next one."""
+  """Filters out the error that gin logs for each folder without the file, before it searches the next one."""
   return record.module != "resource_reader"
 
 
 def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """The function with the arguments that the parsed files bind.
+  """The function with the arguments that the parsed files bind to it.
 
-  It is registered by the files themselves, so that `config.gin` says `name` again and can be launched as it is.
+  The files themselves register it, so that `config.gin` uses the same `name` and can be launched unchanged.
 
   Args:
-    function: what a program runs.
-    name: how gin files call it, for the message.
+    function: the function that a program runs.
+    name: its name in gin files, for the message.
 
   Raises:
     GinError: no file binds it.
@@ -133,16 +131,16 @@ def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def bound(cls: type[Any]) -> Any:
-  """An instance of a class with the arguments that the parsed files bind, or its defaults where none does.
+  """An instance of a class with the arguments that the parsed files bind, or with defaults if none does.
 
   Raises:
-    GinError: a bound value is refused.
+    GinError: a bound value is rejected.
   """
   import gin
 
   try:
     make = gin.get_configurable(cls)
-  except ValueError:  # Dynamic registration registers what a file binds, nothing else.
+  except ValueError:  # Dynamic registration registers only what a file binds.
     make = cls
   try:
     return make()
@@ -151,12 +149,12 @@ def bound(cls: type[Any]) -> Any:
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:
-  """Writes the configuration to `<model_dir>/config.gin`, what was used of it to `operative_config.gin`, and a text.
+  """Writes the configuration to `<model_dir>/config.gin`, its used part to `operative_config.gin`, and a text summary.
 
   Args:
     model_dir: the run's folder.
     summary_writer: a CLU metric writer, or None.
-    step: where the run starts.
+    step: first step of the run.
   """
   import jax
   from etils import epath
@@ -175,11 +173,11 @@ def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None
 
 
 def macro_value(name: str, default: Any = None) -> Any:
-  """What a macro of the parsed files stands for; configurables that it refers to are called.
+  """The value of a macro of the parsed files; configurables that it references are called.
 
   Args:
-    name: of the macro, without '%'.
-    default: where no file defines it.
+    name: name of the macro, without '%'.
+    default: value if no file defines the macro.
   """
   import gin
 
@@ -192,7 +190,7 @@ def macro_value(name: str, default: Any = None) -> Any:
 
 
 def binding(parameter: str) -> Any:
-  """The value that the parsed files bind to a parameter such as `pixel_task.pixels`; None where they bind none."""
+  """The value that the parsed files bind to a parameter such as `pixel_task.pixels`, or None."""
   import gin
 
   try:
@@ -202,14 +200,14 @@ def binding(parameter: str) -> Any:
 
 
 def name_of_binding(field: str, *, of: str) -> str:
-  """How the parsed files call a field of a class, with scope and module: `base/transformer.WaltDenoiser.remat`.
+  """The name of a class's field in the parsed files, with scope and module: `base/transformer.WaltDenoiser.remat`.
 
   Args:
-    field: of the class.
+    field: name of the field.
     of: name of the class.
 
   Returns:
-    `<class>.<field>` where no file binds it.
+    The name, or `<class>.<field>` if no file binds the field.
   """
   import gin
 

@@ -1,6 +1,6 @@
-"""Where the gin files are: the folder that holds `gin/`, in a clone and in an installed package.
+"""Location of the gin files: the folder that contains `gin/`, in a clone and in an installed package.
 
-A clone has them at its root. setup.py copies them into the wheel as `walt_t5x/_gin/gin/`, because a folder `gin/` in
+In a clone it is the root. setup.py copies the files into the wheel as `walt_t5x/_gin/gin/`, because a folder `gin/` in
 site-packages belongs to gin-config.
 """
 
@@ -13,11 +13,11 @@ FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 
 
 def find(name: str, *, flag: str) -> str:
-  """The path of a gin file: `name` itself where it exists, else the package's file of that name.
+  """The path of a gin file: `name` itself if it exists, else the package's file of that name.
 
   Args:
-    name: such as `gin/models/vae_tiny.gin`.
-    flag: that gave it, for the message.
+    name: name such as `gin/models/vae_tiny.gin`.
+    flag: the flag that set it, for the message.
 
   Raises:
     FileNotFoundError: neither exists.
@@ -29,7 +29,7 @@ def find(name: str, *, flag: str) -> str:
 
 
 def not_found(name: str, folders: Sequence[str]) -> str:
-  """The message for a gin file that is in none of the folders, nor in the current one."""
+  """The message for a gin file that is neither in one of the folders nor in the current one."""
   looked = dict.fromkeys(os.path.abspath(os.path.join(folder, name)) for folder in ("", *folders))
   return (
     f"no file at {', nor at '.join(looked)}; expected a path that exists, or one of the package's own gin files, "

@@ -1,4 +1,4 @@
-"""The flags by which a program takes gin files, as T5X's do: `--gin_file`, `--gin.NAME=value`, `--gin_search_paths`."""
+"""Flags for gin files with T5X's names: `--gin_file`, `--gin.NAME=value`, `--gin_search_paths`."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ FLAGS = flags.FLAGS
 
 
 def define() -> None:
-  """Registers them with absl, as flags of the program that runs, so that its `--help` shows them."""
+  """Registers the flags with absl as flags of the running program, so that its `--help` shows them."""
   flags.DEFINE_multi_string("gin_file", None, "gin files; later ones override earlier ones.")
   flags.DEFINE_multi_string(
     "gin_bindings", [], "Single bindings; `--gin.NAME=value` is short for one."
@@ -24,37 +24,37 @@ def define() -> None:
 
 
 def parse_args(args: Sequence[str]) -> list[str]:
-  """absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns what is left over."""
+  """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
   from walt_t5x.config import gin_config
 
   return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
 
 
 def check(argv: Sequence[str], *needed: str, example: str) -> None:
-  """Refuses a command line with arguments left over, or without a flag that is needed.
+  """Rejects a command line with extra arguments or without a required flag.
 
   Args:
-    argv: as `app.run` gives it to main.
-    needed: names of flags besides `gin_file`.
-    example: a gin file that exists.
+    argv: the argument of main, from `app.run`.
+    needed: names of required flags in addition to `gin_file`.
+    example: an existing gin file.
 
   Raises:
-    UsageError: saying which.
+    UsageError: names the arguments or flags.
   """
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
   missing = [name for name in ("gin_file", *needed) if not FLAGS[name].value]
   if missing:
     names = " and ".join(f"--{name}" for name in missing)
-    raise app.UsageError(f"{names} missing; try --gin_file={example}.")
+    raise app.UsageError(f"{names} missing; for example --gin_file={example}.")
 
 
 def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
   """Parses the gin files and bindings of the flags; see `gin_config.parse`.
 
   Args:
-    files: instead of `--gin_file`.
-    finalize: as of `gin_config.parse`.
+    files: files to read instead of `--gin_file`.
+    finalize: as in `gin_config.parse`.
   """
   from walt_t5x.config import gin_config
 

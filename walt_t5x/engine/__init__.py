@@ -1,13 +1,13 @@
-"""One set of names for training, served by T5X where it is installed and by the built-in engine elsewhere.
+"""Common names for training: T5X serves them where it is installed, the built-in engine elsewhere.
 
-A gin file imports the package (`from walt_t5x import engine`) and binds `engine.DatasetConfig`; gin resolves
-attributes one at a time, so the names below are found on first use and `import walt_t5x.engine` stays cheap.
-Arguments and meaning are T5X's. `engine.choice` says which engine serves, and how to force one.
+Gin files import the package (`from walt_t5x import engine`) and bind `engine.DatasetConfig`. Gin resolves attributes
+one at a time, so the names below are imported on first use and `import walt_t5x.engine` stays cheap. Arguments and
+semantics are T5X's. `engine.choice` selects the engine and documents how to force one.
 
 Engine-neutral parts are plain modules: `engine.optimizers` and `engine.schedules` (gin factories),
 `engine.ema` (parameter average), `engine.checkpoints` (reader of both engines' checkpoints),
-`engine.restore_transforms` (what a checkpoint goes through on its way into another model), `engine.run_settings` and
-`engine.exits` (how the built-in engine watches over a run, and its exit codes).
+`engine.restore_transforms` (transformations of a checkpoint that another model restores), `engine.run_settings` and
+`engine.exits` (how the built-in engine monitors a run, and its exit codes).
 """
 
 import importlib
@@ -49,7 +49,7 @@ __all__ = [
   "train",
 ]
 
-# name -> (module of T5X, module of the built-in engine)
+# name -> (T5X module, built-in module)
 _HOMES = {
   "BaseModel": ("t5x.models", "walt_t5x.engine.builtin.base_model"),
   "CheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
@@ -60,7 +60,7 @@ _HOMES = {
   "SaveCheckpointConfig": ("t5x.utils", "walt_t5x.engine.builtin.checkpoint_configs"),
   "Trainer": ("walt_t5x.engine.t5x_trainer", "walt_t5x.engine.builtin.trainer"),
   "create_learning_rate_scheduler": ("t5x.utils", "walt_t5x.engine.builtin.learning_rate"),
-  # Rows are read by one pipeline under either engine: only so can one continue from the other's position in them.
+  # Both engines read data through one pipeline, so either can resume from a data position that the other saved.
   "get_dataset": ("walt_t5x.engine.builtin.datasets",) * 2,
   "get_training_eval_datasets": ("walt_t5x.engine.builtin.datasets",) * 2,
   "standard_logical_axis_rules": ("t5x.partitioning", "walt_t5x.engine.builtin.partitioner"),

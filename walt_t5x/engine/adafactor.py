@@ -1,8 +1,8 @@
 """Adafactor for both engines: the optax chain, and the logical axes of its factored second moments.
 
 For a parameter W [..., m, n] whose two largest axes are m and n, Adafactor keeps the means of the squared gradient over
-n (`v_row` [..., m]) and over m (`v_col` [..., n]) in the place of the second moment itself, so 3B parameters cost
-megabytes of optimizer state, not 12 GB.
+n (`v_row` [..., m]) and over m (`v_col` [..., n]) instead of the full second moment, so 3B parameters need megabytes of
+optimizer state instead of 12 GB.
 
 Source: Shazeer & Stern, Adafactor (1804.04235).
 """
@@ -32,19 +32,19 @@ def adafactor_chain(
 ) -> optax.GradientTransformation:
   """Clip by global norm, factored RMS, clip each update's RMS, momentum, decay, learning rate, parameter average.
 
-  Assumption: the paper says Adafactor with absolute peak learning rates and nothing more. So updates are not scaled by
-  the size of the parameters, there is no momentum, and the other settings are those of the publication.
+  Assumption: the paper specifies only Adafactor with absolute peak learning rates. Updates are therefore not scaled by
+  the size of the parameters, momentum is off, and the other settings are those of the Adafactor paper.
 
   Args:
     learning_rate: a number, or a schedule (`walt_t5x.engine.schedules`).
     decay_rate: the second moment at update n = 1, 2, ... decays by 1 - n^-decay_rate.
-    momentum: decay of an average of the updates; None keeps none.
-    clip_norm: gradients above this global norm are scaled down to it; None leaves clipping out.
-    clip_update_rms: an update whose root mean square is above this is scaled down to it; None leaves it out.
-    min_dim_size_to_factor: only parameters whose two largest axes are at least this long are factored; 64 takes the
-      head dimension of every published model in.
+    momentum: decay of an average of the updates; None disables momentum.
+    clip_norm: gradients above this global norm are scaled down to it; None disables clipping.
+    clip_update_rms: an update whose root mean square is above this is scaled down to it; None disables it.
+    min_dim_size_to_factor: only parameters whose two largest axes are at least this long are factored; 64 includes the
+      head dimension of every published model.
     weight_decay: decoupled decay, multiplied by the learning rate.
-    ema_decay: decay of the parameter average (`engine.ema`); None keeps none, as in the paper's text models.
+    ema_decay: decay of the parameter average (`engine.ema`); None disables it, as in the paper's text models.
     ema_ramp: shorten the average's memory in the first steps.
   """
   parts: list[optax.GradientTransformation] = []
@@ -66,13 +66,13 @@ def adafactor_chain(
   return optax.chain(*parts)
 
 
-# Shapes of the moments of a state -> shapes of its parameters. The moments alone do not tell [m, n] from [n, m], and
-# neither engine gives the rule for a state's axes more than the state.
+# Shapes of a state's moments -> shapes of its parameters. The moments alone do not distinguish [m, n] from [n, m], and
+# both engines pass only the state to the function that returns its axes.
 _PARAMETER_SHAPES: dict[Any, list[tuple[int, ...]]] = {}
 
 
 def _remembering_shapes(factored: optax.GradientTransformation) -> optax.GradientTransformation:
-  """The transformation; its init notes the parameters' shapes for `factored_state_axes`."""
+  """Wraps the transformation so that its init records the parameters' shapes for `factored_state_axes`."""
 
   def init(params: Any) -> optax.FactoredState:
     state = factored.init(params)
@@ -91,20 +91,20 @@ def _moment_shapes(state: optax.FactoredState) -> Any:
 
 
 def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.FactoredState:
-  """Logical axes of a factored state: each moment has its parameter's names, less the axis it was averaged over.
+  """Logical axes of a factored state: each moment has its parameter's axis names without the averaged axis.
 
   Args:
-    state: a state that `adafactor_chain` made in this process, or its shapes; may hold `optax.MaskedNode`s.
-    param_axes: `PartitionSpec` of logical names, one a parameter.
+    state: a state that `adafactor_chain` created in this process, or its shapes; may contain `optax.MaskedNode`s.
+    param_axes: `PartitionSpec` of logical names, one per parameter.
 
   Raises:
-    ValueError: no `adafactor_chain` of this process has made such a state.
+    ValueError: no `adafactor_chain` in this process created such a state.
   """
   shapes = _PARAMETER_SHAPES.get(_moment_shapes(state))
   if shapes is None:
     raise ValueError(
-      "factored_state_axes: got a state of shapes that no adafactor_chain of this process has made; initialise the "
-      "optimizer (under jax.eval_shape is enough) before asking for its axes"
+      "factored_state_axes: got a state of shapes that no adafactor_chain in this process created; initialize the "
+      "optimizer (jax.eval_shape is enough) before requesting its axes"
     )
 
   def masked(node: Any) -> bool:
@@ -126,9 +126,9 @@ def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.Fa
 def _moment_axes(
   shape: tuple[int, ...], row: tuple[int, ...], names: tuple[str | None, ...]
 ) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
-  """Of v_row, v_col and v; those that are not kept have one element and no name."""
+  """Axes of v_row, v_col and v; a moment that is not kept has one element and no name."""
   none = PartitionSpec(None)
-  # optax drops the longest axis from v_row and the second longest from v_col, ties as argsort breaks them.
+  # optax drops the longest axis from v_row and the second longest from v_col, with ties broken as by argsort.
   if len(shape) > 1:
     second, longest = (int(i) for i in np.argsort(shape)[-2:])
     if _without(shape, longest) == row:
@@ -142,8 +142,8 @@ def _without(items: tuple, index: int) -> tuple:
 
 
 def register_with_t5x() -> None:
-  """Tells T5X's OptaxWrapper how a factored state is partitioned; it knows most of optax's states, but not this one."""
-  # T5X is optional, and not among the requirements.
+  """Registers the partitioning of a factored state with T5X's OptaxWrapper, which supports most other optax states."""
+  # T5X is optional and not in the requirements.
   from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports]
 
   t5x_optimizers.OptaxStatePartitionRules._RULES.setdefault(

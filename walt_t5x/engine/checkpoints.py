@@ -1,11 +1,11 @@
-"""Reader of the checkpoints that both engines write.
+"""Reader for the checkpoints that both engines write.
 
 A model folder holds `checkpoint_<step>/`, each with
-    _CHECKPOINT_METADATA   written by Orbax, carries the time of the commit
+    _CHECKPOINT_METADATA   written by Orbax, contains the commit time
     state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}
-    dataset/               position of the training rows, one file a host, if saved
-A folder is whole once Orbax has committed it; anything else (killed while writing, emptied, half copied) is torn,
-and every reader here passes over it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
+    dataset/               position in the training data, one file per host, if saved
+A checkpoint folder is complete once Orbax has committed it. Any other folder (interrupted while writing, emptied,
+partly copied) is incomplete, and readers skip it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
 """
 
 import json
@@ -27,12 +27,12 @@ _STEP = re.compile(r"checkpoint_(\d+)")
 
 
 def is_whole(folder: epath.PathLike) -> bool:
-  """True if `folder` is a checkpoint that was written to its end."""
+  """True if `folder` is a complete checkpoint."""
   return why_torn(folder) is None
 
 
 def why_torn(folder: epath.PathLike) -> str | None:
-  """What is missing from a checkpoint folder, or None if it is whole."""
+  """What is missing from a checkpoint folder, or None if it is complete."""
   folder = epath.Path(folder)
   metadata = folder / "_CHECKPOINT_METADATA"
   if not metadata.exists():
@@ -52,13 +52,13 @@ def why_torn(folder: epath.PathLike) -> str | None:
 
 
 def committed(checkpoint: epath.PathLike) -> int | None:
-  """When a whole checkpoint was written, in nanoseconds: tells it from another of the same name; None if not noted."""
+  """Commit time of a complete checkpoint in nanoseconds, which identifies it among namesakes; None if not recorded."""
   metadata = absolute(checkpoint) / "_CHECKPOINT_METADATA"
   return json.loads(metadata.read_text()).get("commit_timestamp_nsecs")
 
 
 def all_steps(model_dir: epath.PathLike) -> list[int]:
-  """Steps of every `checkpoint_<step>` folder, whole or not, ascending."""
+  """Steps of every `checkpoint_<step>` folder, complete or not, ascending."""
   model_dir = epath.Path(model_dir)
   if not model_dir.exists():
     return []
@@ -67,59 +67,59 @@ def all_steps(model_dir: epath.PathLike) -> list[int]:
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-  """`path` from the root of its file system: Orbax takes no other, and says so only when it saves."""
+  """`path` as an absolute path. Orbax requires one, and raises only when it saves."""
   text = os.fspath(path)
   return epath.Path(text if "://" in text else os.path.abspath(text))
 
 
 def checkpoint_folder(model_dir: epath.PathLike, step: int) -> epath.Path:
-  """The folder of one step, absolute."""
+  """The absolute path of one step's folder."""
   return absolute(model_dir) / f"checkpoint_{step}"
 
 
 def whole_steps(model_dir: epath.PathLike) -> list[int]:
-  """Steps of the whole checkpoints of a model folder, ascending; torn ones are warned about."""
+  """Steps of the complete checkpoints in a model folder, ascending. Logs a warning for each incomplete one."""
   steps = []
   for step in all_steps(model_dir):
     reason = why_torn(checkpoint_folder(model_dir, step))
     if reason is None:
       steps.append(step)
     else:
-      logging.warning("%s is passed over: %s.", checkpoint_folder(model_dir, step), reason)
+      logging.warning("Skipping %s: %s.", checkpoint_folder(model_dir, step), reason)
   return steps
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path:
-  """The checkpoint that `path` means: itself, or the newest whole one of a model folder.
+  """The checkpoint that `path` refers to: itself, or the newest complete one in a model folder.
 
   Raises:
-    FileNotFoundError: there is none.
+    FileNotFoundError: no such checkpoint exists.
   """
   path = absolute(path)
   if _STEP.fullmatch(path.name):
     reason = why_torn(path) if path.exists() else "it does not exist"
     if reason is not None:
       raise FileNotFoundError(
-        f"checkpoint {path} cannot be read: {reason}. Name another step, or the model folder."
+        f"checkpoint {path} cannot be read: {reason}. Set another step, or the model folder."
       )
     return path
   steps = whole_steps(path)
   if not steps:
     raise FileNotFoundError(
-      f"no whole checkpoint in {path}; expected checkpoint_<step> folders. Name a model folder or one such folder."
+      f"no complete checkpoint in {path}; expected checkpoint_<step> folders. Set a model folder or one such folder."
     )
   return checkpoint_folder(path, steps[-1])
 
 
 def checkpoint_step(path: epath.PathLike) -> int:
-  """The step of the checkpoint that `path` means."""
+  """The step of the checkpoint that `path` refers to."""
   match = _STEP.fullmatch(find_checkpoint(path).name)
   assert match is not None
   return int(match.group(1))
 
 
 def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
-  """Shape and dtype of every array of a checkpoint, by its path of names; reads no array."""
+  """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array."""
   tree = ocp.PyTreeCheckpointHandler().metadata(absolute(checkpoint) / "state").tree
   return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
 
@@ -127,16 +127,16 @@ def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
 def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
   """Parameters of a checkpoint as nested dicts of numpy arrays.
 
-  Only what is asked for is read: moments and the other copy of the parameters stay on disk.
+  Reads only the requested arrays: moments and the other copy of the parameters stay on disk.
 
   Args:
-    path: a `checkpoint_<step>` folder, or a model folder (then its newest whole checkpoint).
-    ema: read the parameter average (`engine.ema`) instead. Parameters without one (another optimizer trains them,
-      say those of a discriminator) come as they are.
+    path: a `checkpoint_<step>` folder, or a model folder (then its newest complete checkpoint).
+    ema: read the parameter average (`engine.ema`) instead. Parameters without an average (trained by another
+      optimizer, for example those of a discriminator) are returned as they are.
 
   Raises:
-    FileNotFoundError: no whole checkpoint.
-    ValueError: `ema` is asked for and the checkpoint holds no average.
+    FileNotFoundError: no complete checkpoint exists.
+    ValueError: `ema` is set and the checkpoint has no average.
   """
   checkpoint = find_checkpoint(path)
   metadata = state_metadata(checkpoint)
@@ -145,7 +145,7 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
     averages = average_names(metadata)
     if not averages:
       raise ValueError(
-        f"{checkpoint} holds no parameter average; set ema_decay in its optimizer, or load with ema=False."
+        f"{checkpoint} has no parameter average; set ema_decay in its optimizer, or load with ema=False."
       )
     sources |= {name: source for name, source in averages.items() if name in sources}
   wanted = read_arrays(checkpoint, {source: metadata[source] for source in sources.values()})
@@ -153,7 +153,7 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
 
 
 def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
-  """The whole saved state, `{'target', 'state'}`, as nested dicts of numpy arrays."""
+  """The entire saved state, `{'target', 'state'}`, as nested dicts of numpy arrays."""
   checkpoint = find_checkpoint(path)
   return traverse_util.unflatten_dict(read_arrays(checkpoint, state_metadata(checkpoint)))
 
@@ -161,7 +161,7 @@ def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
 def read_arrays(
   checkpoint: epath.PathLike, wanted: Mapping[tuple[str, ...], Any]
 ) -> dict[tuple[str, ...], np.ndarray]:
-  """The arrays named by `wanted` (a part of `state_metadata`) as numpy."""
+  """The arrays named by `wanted` (a subset of `state_metadata`) as numpy arrays."""
   item = traverse_util.unflatten_dict(dict(wanted))
   restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:

@@ -1,4 +1,4 @@
-"""Which engine serves the names of `walt_t5x.engine`."""
+"""Selects the engine that serves the names of `walt_t5x.engine`."""
 
 import functools
 import importlib
@@ -12,14 +12,14 @@ _VARIABLE = "WALT_T5X_ENGINE"
 
 @functools.cache
 def use_t5x() -> bool:
-  """True where T5X serves, decided once a process.
+  """Whether T5X serves the names; decided once per process.
 
-  The environment variable `WALT_T5X_ENGINE` forces the answer: `t5x`, `builtin`, or `auto` (the default: T5X if
-  `import t5x` works). A T5X that is there but cannot be imported is reported, never passed over in silence.
+  The environment variable `WALT_T5X_ENGINE` selects the engine: `t5x`, `builtin`, or `auto` (the default: T5X if
+  `import t5x` works). If T5X is installed but cannot be imported, a warning is logged.
 
   Raises:
-    ImportError: T5X was asked for and is not importable.
-    ValueError: the variable holds something else.
+    ImportError: T5X is selected and cannot be imported.
+    ValueError: the variable has another value.
   """
   wish = os.environ.get(_VARIABLE, "auto")
   if wish == "builtin":
@@ -35,8 +35,8 @@ def use_t5x() -> bool:
     importlib.import_module("t5x")
   except ImportError as error:
     logging.warning(
-      "T5X is installed but does not import (%s); the built-in engine takes over. Set %s=builtin to say so "
-      "on purpose, or %s=t5x to make this an error.",
+      "T5X is installed but cannot be imported (%s); using the built-in engine. Set %s=builtin to select it "
+      "explicitly, or %s=t5x to make this an error.",
       error,
       _VARIABLE,
       _VARIABLE,

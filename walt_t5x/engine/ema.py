@@ -8,12 +8,12 @@ import optax
 
 
 def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransformation:
-  """Keeps `ema <- d * ema + (1 - d) * (params + updates)`; goes last in a chain and changes no update.
+  """Keeps `ema <- d * ema + (1 - d) * (params + updates)`. Comes last in a chain and changes no update.
 
-  The state is `optax.EmaState`, which both engines know how to save and to partition like the parameters. It starts
-  at the initial parameters, so no bias correction is needed. It is float32 whatever the parameters are.
+  The state is `optax.EmaState`, which both engines save and partition like the parameters. It starts at the initial
+  parameters, so no bias correction is needed. It is float32 regardless of the parameters' dtype.
 
-  Assumption: the paper gives a decay of 0.9999 without a warm-up of it, so `ramp` is off by default.
+  Assumption: the paper gives a decay of 0.9999 and no warm-up for it, so `ramp` is off by default.
 
   Args:
     decay: d, in [0, 1).
@@ -25,7 +25,7 @@ def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransfor
   """
   if not 0.0 <= decay < 1.0:
     raise ValueError(
-      f"parameter_ema: got decay={decay}, expected 0 <= decay < 1. Set ema_decay=None for none."
+      f"parameter_ema: got decay={decay}, expected 0 <= decay < 1. Set ema_decay=None to disable it."
     )
 
   def init(params: Any) -> optax.EmaState:

@@ -1,4 +1,4 @@
-"""Floating-point operations of a program, counted from its jaxpr (shapes alone), and what the devices could do."""
+"""Floating-point operations (FLOPs) of a program, counted from its jaxpr (shapes only), and peak FLOP/s of devices."""
 
 import math
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-# Dense bfloat16 peak of one device (a chip, as JAX counts them on these), in operations a second. Source: the vendors'
-# data sheets. Prefixes of `device_kind`, longest first.
+# Dense bfloat16 peak of one device (for these, a chip is a device in JAX), in FLOP/s. Source: the vendors' data
+# sheets. Prefixes of `device_kind`, longest first.
 PEAKS = {
   "TPU v6 lite": 918e12,
   "TPU v5p": 459e12,
@@ -22,7 +22,7 @@ PEAKS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-  """Operations a second of one device, or None where the table does not know it."""
+  """Peak FLOP/s of one device, or None if the table does not include it."""
   for kind, peak in PEAKS.items():
     if device.device_kind.startswith(kind):
       return peak
@@ -30,12 +30,12 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def count_flops(jaxpr: Any) -> float:
-  """Operations of the matrix products and convolutions in a program, a multiply-add as two.
+  """FLOPs of the matrix products and convolutions in a program; a multiply-add counts as two.
 
   Counted before partitioning, over all devices. XLA's own cost analysis counts the body of a loop once; here a scan
-  counts as often as it runs. What `jax.checkpoint` computes a second time in the backward pass is left out, so that the
-  same model counts the same whatever it rematerialises. A `while` loop counts once, a `cond` as its dearest branch, a
-  Pallas kernel as its `metadata["model_flops"]` where it has that, a `shard_map` as often as the mesh has devices.
+  counts once per iteration. What `jax.checkpoint` recomputes in the backward pass is excluded, so that the count of a
+  model does not depend on rematerialization. A `while` loop counts once, a `cond` as its most expensive branch, a
+  Pallas kernel as its `metadata["model_flops"]` if present, a `shard_map` once per device of the mesh.
 
   Args:
     jaxpr: closed or open.
@@ -45,7 +45,7 @@ def count_flops(jaxpr: Any) -> float:
 
 
 def count_flops_of(function: Callable[..., Any], *args: Any) -> float:
-  """`count_flops` of a function; nothing is compiled or run.
+  """`count_flops` of a function; compiles and runs nothing.
 
   Args:
     function: pure, traceable.
@@ -83,10 +83,10 @@ def _equation(eqn: Any) -> float:
 
 
 def _backward(jaxpr: Any) -> float:
-  """Operations of a differentiated block without what it recomputes: only what depends on the cotangents.
+  """FLOPs of a differentiated block without what it recomputes: only what depends on the cotangents.
 
-  JAX passes a block its residuals first and its cotangents last, and every result is linear in the cotangents. So
-  they are the shortest tail of the arguments that every result depends on.
+  JAX passes a block its residuals first and its cotangents last, and every result is linear in the cotangents. The
+  cotangents are therefore the shortest tail of the arguments that every result depends on.
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   for tail in range(1, len(jaxpr.invars) + 1):
@@ -102,7 +102,7 @@ def _backward(jaxpr: Any) -> float:
 
 
 def _subprograms(params: dict[str, Any]) -> list[Any]:
-  """The program that an equation calls; of several (custom derivatives) the first is the one that runs."""
+  """The program that an equation calls; if there are several (custom derivatives), the first is the one that runs."""
   for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
     value = params.get(key)
     if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
@@ -111,9 +111,9 @@ def _subprograms(params: dict[str, Any]) -> list[Any]:
 
 
 def _convolution(eqn: Any) -> float:
-  """Two operations for each output value, input channel of its group, and kernel tap that meets a real input.
+  """Two FLOPs for each output value, input channel of its group, and kernel tap that is applied to a real input.
 
-  Transposed convolutions (gradients of strided ones) dilate their input with zeros, which do no work.
+  Transposed convolutions (gradients of strided ones) dilate their input with zeros, which are not counted.
   """
   numbers = eqn.params["dimension_numbers"]
   kernel = eqn.invars[1].aval.shape

@@ -1,8 +1,8 @@
-"""Freed host memory is kept for the next step.
+"""Keeps freed host memory for the next step.
 
-XLA's CPU client allocates a program's buffers in every call and frees them after it. glibc returns blocks of that size
-to the kernel at once, so that each step of the tiny base pays 120,000 page faults for the same memory
-(benchmarks/allocators.md). tcmalloc, where it is preloaded (scripts/allocator.sh), keeps them already.
+XLA's CPU client allocates a program's buffers in every call and frees them afterwards. glibc returns blocks of that
+size to the kernel immediately, so each step of the tiny base causes 120,000 page faults for the same memory
+(benchmarks/allocators.md). tcmalloc, if preloaded (scripts/allocator.sh), keeps them by default.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ LARGEST = 2**31 - 1
 
 
 def runs_on_cpu() -> bool:
-  """Whether JAX will run on the CPU, told without starting it: by JAX_PLATFORMS, else by the devices of the machine."""
+  """Whether JAX will run on the CPU, from JAX_PLATFORMS or else the machine's devices. Does not initialize JAX."""
   chosen = os.environ.get("JAX_PLATFORMS")
   if chosen:
     return chosen == "cpu"
@@ -23,13 +23,13 @@ def runs_on_cpu() -> bool:
 
 
 def keep_freed_memory() -> bool:
-  """Tells glibc's malloc to keep what is freed, for the life of the process. For runs on the CPU, before any thread.
+  """Makes glibc's malloc keep freed memory for the life of the process. For runs on the CPU, before any thread starts.
 
-  One arena: only the first can grow past 64 MiB without mapping every large block again, and a thread that exists
-  keeps the arena that it has.
+  One arena: only the first can grow past 64 MiB without mapping every large block again, and a running thread keeps
+  its arena.
 
   Returns:
-    Whether the C library took it: False on one that is not glibc.
+    Whether the C library accepted it; False if it is not glibc.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt

@@ -1,4 +1,4 @@
-"""Optimizer factories for gin. Each returns what both engines train with: an `OptaxWrapper`."""
+"""Optimizer factories for gin. Each returns an `OptaxWrapper`, which both engines train with."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from walt_t5x.engine.ema import parameter_ema
 
 ScalarOrSchedule = float | Callable[[Any], Any]
 
-# Gradients for `assignment` are scaled by this power of two: too small to show in a gradient norm, and exact.
+# Gradients for `assignment` are scaled by this power of two: exact, and too small to show in a gradient norm.
 ASSIGNMENT_SCALE = 2.0**-20
 
 
@@ -31,7 +31,7 @@ def adamw_chain(
 ) -> optax.GradientTransformation:
   """Clip by global norm, Adam, decoupled weight decay, learning rate, parameter average: a plain optax chain.
 
-  Use it inside `optax.multi_transform` when parts of a model want their own optimizer.
+  Use it inside `optax.multi_transform` when parts of a model need different optimizers.
 
   Source: Loshchilov & Hutter, Decoupled Weight Decay Regularization (AdamW).
 
@@ -40,13 +40,13 @@ def adamw_chain(
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
-    weight_decay: decoupled decay, multiplied by the learning rate; 0 leaves it out.
-    weight_decay_names: decay only parameters whose last name is listed (say `("kernel",)`); None decays all.
-    clip_norm: gradients above this global norm are scaled down to it; None leaves clipping out.
-    ema_decay: decay of the parameter average (`engine.ema`); None keeps none.
+    weight_decay: decoupled decay, multiplied by the learning rate; 0 disables it.
+    weight_decay_names: decay only parameters whose last name is listed (for example `("kernel",)`); None decays all.
+    clip_norm: gradients above this global norm are scaled down to it; None disables clipping.
+    ema_decay: decay of the parameter average (`engine.ema`); None disables it.
     ema_ramp: shorten the average's memory in the first steps, see `engine.ema`.
     num_microbatches: the trainer's `num_microbatches`. The built-in engine averages the gradients of microbatches
-      and ignores this; T5X adds them, so under T5X the chain divides by it. Losses here are means over rows.
+      and ignores this; T5X adds them, so under T5X the chain divides by it. Losses here are means over examples.
   """
   parts: list[optax.GradientTransformation] = []
   if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
@@ -76,7 +76,7 @@ def adafactor(
   Args:
     learning_rate: a number, or a schedule.
     num_microbatches: as for `adamw_chain`.
-    settings: of `adafactor_chain`.
+    settings: settings of `adafactor_chain`.
   """
   chain = adafactor_chain(learning_rate, **settings)
   if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
@@ -85,17 +85,17 @@ def adafactor(
 
 
 def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
-  """One optax chain for each top-level part of the parameters, wrapped for the engine.
+  """One optax chain per top-level part of the parameters, wrapped for the engine.
 
   Args:
     parts: name at the top of the parameter tree -> chain, such as `adamw_chain(...)`.
 
   Raises:
-    ValueError: (at the first use) the parameters have other parts.
+    ValueError: on first use, if the parameters have other parts.
   """
 
   def labels(params: Any) -> Any:
-    # optax also asks with a placeholder in the place of the tree, to find what an optimizer keeps once a parameter.
+    # optax also passes a placeholder instead of the tree, to find the state that an optimizer keeps per parameter.
     if isinstance(params, Mapping) and set(params) != set(parts):
       raise ValueError(
         f"by_part: got chains for {sorted(parts)}, expected one for each of {sorted(params)}."
@@ -108,7 +108,7 @@ def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
 def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransformation:
   """`p <- p - g / ASSIGNMENT_SCALE`: a loss whose gradient is ASSIGNMENT_SCALE (p - target) sets p to its target.
 
-  For counters and running averages that a loss keeps among the parameters.
+  For counters and running averages that a loss stores among the parameters.
 
   Args:
     num_microbatches: as in `adamw_chain`.

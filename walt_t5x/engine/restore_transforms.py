@@ -1,7 +1,7 @@
-"""What a checkpoint goes through on its way into another model, for both engines' `state_transformation_fns`.
+"""Transformations of a checkpoint that another model restores, for both engines' `state_transformation_fns`.
 
-A transformation is `f(state_dict, target_state_dict, *, is_resuming) -> state_dict` over nested dicts: what the
-checkpoint holds, and the shapes that this model wants. Gin binds them:
+A transformation is `f(state_dict, target_state_dict, *, is_resuming) -> state_dict` over nested dicts: the
+checkpoint's state, and the shapes that this model expects. Gin binds them:
 
     engine.RestoreCheckpointConfig.state_transformation_fns = [@restore_transforms.FitArrays()]
     restore_transforms.FitArrays.fit = @some_module.interpolate
@@ -19,15 +19,15 @@ Fit = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class FitArrays:
-  """Arrays whose shape is not the one wanted go through `fit`: position tables of another resolution, say.
+  """Passes arrays whose shape differs from the expected one to `fit`, e.g. position tables of another resolution.
 
-  A resumed run is left alone: its own checkpoints fit already.
+  A resumed run is not changed: its own checkpoints already fit.
 
   Args:
     fit: `(name, array, wanted_shape) -> array`, called for each array that does not fit. `name` is its full name in
-      this model's state, such as `target/position/table` or `state/param_states/4/ema/position/table`: the moments
-      and the average of a parameter pass too. Return the array as it is where the name is not yours; it is then
-      refused as any array of a wrong shape is.
+      this model's state, such as `target/position/table` or `state/param_states/4/ema/position/table`: moments and
+      averages of parameters are included. Return arrays with other names unchanged; the engine then rejects them
+      like any array of a wrong shape.
   """
 
   fit: Fit
@@ -58,12 +58,12 @@ def average_as_parameters(
   *,
   is_resuming: bool = False,
 ) -> dict[str, Any]:
-  """Starts from the parameter average (`engine.ema`) alone: it becomes the parameters and the new run's average.
+  """Starts from the parameter average (`engine.ema`) alone, which becomes the parameters and the new run's average.
 
-  Step, moments and counts are dropped, so set `fallback_to_scratch=True`.
+  Step, moments and counts are dropped, so `fallback_to_scratch=True` is required.
 
   Raises:
-    ValueError: the checkpoint holds no average.
+    ValueError: the checkpoint has no average.
   """
   if is_resuming:
     return dict(state_dict)
@@ -71,7 +71,7 @@ def average_as_parameters(
   averages = average_names(flat)
   if not averages:
     raise ValueError(
-      "average_as_parameters: the checkpoint holds no parameter average; remove the transformation, or name another "
+      "average_as_parameters: the checkpoint has no parameter average; remove the transformation, or set another "
       "checkpoint."
     )
   started = {name: value for name, value in flat.items() if name[0] == "target"}
@@ -89,7 +89,7 @@ def average_names(names: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...],
   found: dict[tuple[str, ...], tuple[str, ...]] = {}
   for name in names:
     for i, part in enumerate(name):
-      # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be called 'ema' has no such sibling.
+      # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be named 'ema' has no such sibling.
       if name[0] == "state" and part == "ema" and (*name[:i], "count") in names:
         found[name[i + 1 :]] = name
         break

@@ -1,6 +1,6 @@
-"""What a run is made of, written into its folder before its first step: configuration and provenance of its rows.
+"""Writes a run's configuration and the provenance of its data to the run's folder, before the first step.
 
-T5X knows nothing of provenance, so the check hangs on the one hook that both engines call with the run's folder.
+T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from walt_t5x.engine import provenance
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:
-  """`rate_<kind>_configured` of a mixture's kinds of rows, to stand beside the `rate_<kind>` that training measures.
+  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`.
 
   Args:
-    dataset: the task or mixture whose rows the run reads; one that does not know its rates gives none.
+    dataset: the task or mixture that the run reads; one without known rates gives none.
   """
   rates = getattr(dataset, "walt_rates", {})
   return {f"rate_{kind}_configured": rate for kind, rate in rates.items()}
@@ -28,11 +28,11 @@ class RecordRun:
   """A `summarize_config_fn`: `f(model_dir, summary_writer, step)`.
 
   Args:
-    dataset: the task or mixture whose rows the run reads.
-    of_run: where a trained model is used, its run's folder or a checkpoint of it: rows must mean what that run's did.
+    dataset: the task or mixture that the run reads.
+    of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    provenance.ProvenanceMismatch: when called, if the folder was made with rows that mean something else.
+    provenance.ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
   """
 
   dataset: Any

@@ -1,4 +1,4 @@
-"""How a run of the built-in engine watches over itself. Gin files bind it; T5X has its own ways and ignores it."""
+"""How the built-in engine monitors a run. Bound by gin files; T5X has its own mechanisms and ignores it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-  """Settings that T5X's `train` has no argument for, so that one gin file still serves both engines.
+  """Settings that T5X's `train` has no argument for, kept apart so that one gin file serves both engines.
 
-  The launcher hands the bound settings to the built-in `train`; under T5X the bindings parse and have no effect.
+  The launcher passes the bound settings to the built-in `train`. Under T5X the bindings parse and have no effect.
 
   Args:
-    watchdog_seconds: without a finished step (or evaluation batch, or checkpoint) for so long, the process writes the
-      stacks of all its threads and exits with `exits.HUNG`. Longer than the longest compilation, evaluation batch or
-      checkpoint. None never does.
+    watchdog_seconds: after this time without a finished step (or evaluation batch, or checkpoint), the process writes
+      the stacks of all its threads and exits with `exits.HUNG`. Must exceed the longest compilation, evaluation batch
+      or checkpoint. None disables it.
     max_nonfinite_steps: a step whose loss or gradient is not finite is skipped: parameters, optimizer and average
-      stay as they are. So many in a row end the run with `exits.NOT_FINITE`. None never does.
+      stay unchanged. This many consecutive ones end the run with `exits.NOT_FINITE`. None disables the limit.
     max_steps_in_flight: steps that the host may be ahead of the devices; it then waits until they have finished half
       of them. More hides more of the host's work; fewer makes a preempted run save sooner.
-    keep_every: checkpoints at multiples of this step are kept for ever, whatever `keep` says. None keeps none so.
-    profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the coming steps can also
-      be asked for while the run goes on: `echo 5 > MODEL_DIR/profile_now`.
-    peak_flops_per_device: for the utilisation metric where the device is not in the table of `walt_t5x.engine.flops`.
+    keep_every: checkpoints at multiples of this step are never deleted, regardless of `keep`. None disables it.
+    profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the next steps can also
+      be requested during the run: `echo 5 > MODEL_DIR/profile_now`.
+    peak_flops_per_device: for the utilization metric if the device is not in the table of `walt_t5x.engine.flops`.
 
   Raises:
     ValueError: a setting is out of range.

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as functions of the step, for the optimizer and for the trainer's log alike."""
+"""Learning-rate schedules as functions of the step, for both the optimizer and the trainer's log."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 def warmup_constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
   """`peak * min(1, (step + 1) / warmup_steps)`.
 
-  The first update already moves the parameters: it uses step 0.
+  The first update uses step 0 and already moves the parameters.
 
   Args:
     peak: learning rate after the warm-up.
@@ -36,12 +36,12 @@ def warmup_cosine(
 
   Args:
     peak: learning rate after the warm-up.
-    total_steps: steps of the whole run, warm-up included.
+    total_steps: steps of the entire run, including the warm-up.
     warmup_steps: length of the linear warm-up, 0 for none.
-    end_fraction: share of the peak that remains, in [0, 1].
+    end_fraction: fraction of the peak that remains, in [0, 1].
 
   Raises:
-    ValueError: the warm-up does not leave a step for the decay, or a value is out of range.
+    ValueError: the warm-up leaves no step for the decay, or a value is out of range.
   """
   _check(peak=peak, warmup_steps=warmup_steps)
   if total_steps <= warmup_steps:
@@ -49,7 +49,9 @@ def warmup_cosine(
       f"warmup_cosine: got {total_steps=} with {warmup_steps=}; the decay needs total_steps > warmup_steps."
     )
   if not 0.0 <= end_fraction <= 1.0:
-    raise ValueError(f"warmup_cosine: got {end_fraction=}, expected a share of the peak in [0, 1].")
+    raise ValueError(
+      f"warmup_cosine: got {end_fraction=}, expected a fraction of the peak in [0, 1]."
+    )
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)

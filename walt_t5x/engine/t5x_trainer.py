@@ -1,11 +1,11 @@
-"""T5X's Trainer, which also writes `metrics.jsonl` as the built-in engine does. Imported only where T5X serves."""
+"""T5X's Trainer, which also writes `metrics.jsonl` as the built-in engine does. Imported only with T5X."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clu import metric_writers
 
-# T5X is optional, and not among the requirements.
+# T5X is optional and not in the requirements.
 from t5x import trainer as t5x_trainer  # pyright: ignore[reportMissingImports]
 
 from walt_t5x.engine.builtin.summaries import json_lines_writer
@@ -14,8 +14,8 @@ from walt_t5x.engine.builtin.summaries import json_lines_writer
 class Trainer(t5x_trainer.Trainer):
   """T5X's Trainer with the same arguments; scalars go to the log, TensorBoard and `<model_dir>/metrics.jsonl`.
 
-  Names of evaluation metrics are prefixed by `training_eval/<task>` in `metrics.jsonl`. `constants` are scalars that
-  stand in every training summary beside what is measured.
+  Names of evaluation metrics have the prefix `training_eval/<task>` in `metrics.jsonl`. `constants` are scalars added
+  to every training summary.
   """
 
   def __init__(
@@ -38,7 +38,7 @@ class Trainer(t5x_trainer.Trainer):
 
 
 class _Summaries(metric_writers.MultiWriter):
-  """Several writers as one; scalars among which is the loss get the constants beside them."""
+  """Several writers as one; scalars that include the loss are extended by the constants."""
 
   def __init__(self, writers: Sequence[Any], constants: Mapping[str, float]):
     super().__init__(writers)
@@ -50,7 +50,7 @@ class _Summaries(metric_writers.MultiWriter):
 
 
 class _Scalars(metric_writers.MetricWriter):
-  """A CLU writer that keeps the scalars and leaves everything else to the others."""
+  """A CLU writer that keeps the scalars and ignores everything else."""
 
   def __init__(self, writer: Any):
     self._writer = writer

@@ -1,1 +1,1 @@
-"""Scoring folders of samples by a protocol: which clips, their features, the numbers."""
+"""Scores folders of samples by a protocol: selection of clips, their features, the scores."""

@@ -1,16 +1,16 @@
-"""What a benchmark asks a model to generate, and what its samples are compared with.
+"""Generation requests of a benchmark, and the references that its samples are compared with.
 
   python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_class_conditional --media=UCF-101 \\
     --list=ucfTrainTestlist/trainlist01.txt --output=ucf101
 
-writes `requests.jsonl` for `python -m walt_t5x.generate --requests` and, where there are reference files,
+writes `requests.jsonl` for `python -m walt_t5x.generate --requests` and, if there are reference files,
 `reference.jsonl` for `python -m walt_t5x.evaluate --reference`. Classes are numbered in the order of sorted names,
-as `beam_jobs.preprocess` numbers class folders.
+as in `beam_jobs.preprocess`.
 
   ucf101_class_conditional  labels drawn from the training videos
-  ucf101_zero_shot          one prompt a class, all classes equally often
+  ucf101_zero_shot          one prompt per class, all classes equally often
   imagenet256               labels 0 to 999, all equally often
-  k600_frame_prediction     5 frames of a random place of each evaluation video, written as clips of their own
+  k600_frame_prediction     5 frames at a random position of each evaluation video, written as separate clips
 """
 
 import argparse
@@ -35,7 +35,7 @@ _GIVEN_FRAMES, _CLIP_FRAMES = 5, 16
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  """The flags."""
+  """Parses the flags."""
   parser = argparse.ArgumentParser(
     prog="python -m walt_t5x.evaluation.benchmark_requests",
     description=__doc__,
@@ -44,11 +44,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   parser.add_argument("--media", type=Path, help="root of the data set: <class>/<file>")
   parser.add_argument("--list", type=Path, help="UCF-101's file list of the videos to use")
-  parser.add_argument("--prompts", type=Path, help="a prompt a line, in the order of the classes")
+  parser.add_argument(
+    "--prompts", type=Path, help="one prompt per line, in the order of the classes"
+  )
   parser.add_argument("--count", type=int, help="requests (default: the protocol's, all folds)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--size", type=int, default=128, help="edge of the frames that are given")
-  parser.add_argument("--fps", type=float, default=25.0, help="of the frames that are given")
+  parser.add_argument("--size", type=int, default=128, help="edge of the given frames")
+  parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the given frames")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
   if args.media is None and args.protocol != "imagenet256":
@@ -57,10 +59,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
-  """Class name -> its files, both sorted; only those of a list (`Class/file.avi 1` a line) where one is given.
+  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files.
 
   Raises:
-    ValueError: no class folders, or a listed file that is not there.
+    ValueError: no class folders exist, or a listed file is missing.
   """
   folders = sorted(folder for folder in media.iterdir() if folder.is_dir())
   found = {folder.name: sorted(p for p in folder.iterdir() if p.is_file()) for folder in folders}
@@ -85,7 +87,7 @@ def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
 def labels_of_videos(
   videos: dict[str, list[Path]], count: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-  """Labels with the frequencies of the videos, drawn independently."""
+  """Labels drawn independently, with the frequencies of the videos."""
   frequencies = np.array([len(files) for files in videos.values()], np.float64)
   draws = np.random.default_rng(seed).choice(
     len(frequencies), size=count, p=frequencies / frequencies.sum()
@@ -95,17 +97,17 @@ def labels_of_videos(
 
 
 def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
-  """A prompt a class. Assumption: without a file, the class's name in words.
+  """One prompt per class. Assumption: without a file, the class's name in words.
 
   Raises:
-    ValueError: the file has another number of lines than there are classes.
+    ValueError: the number of lines in the file differs from the number of classes.
   """
   if prompts is None:
     return [class_words(name) for name in names]
   lines = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
   if len(lines) != len(names):
     raise ValueError(
-      f"--prompts={prompts} has {len(lines)} prompts, expected {len(names)}, one a class"
+      f"--prompts={prompts} has {len(lines)} prompts, expected {len(names)}, one per class"
     )
   return lines
 
@@ -113,9 +115,9 @@ def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
 def given_clips(
   args: argparse.Namespace, videos: Sequence[Path], count: int
 ) -> Iterator[dict[str, Any]]:
-  """Cuts the first 5 of 16 frames at a random place of each video and writes them, videos in turn.
+  """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
-  A clip that is there already is left as it is, so that the command goes on after an interruption.
+  A clip that already exists is kept, so that the command resumes after an interruption.
   """
   from tqdm import tqdm
 
@@ -132,7 +134,7 @@ def given_clips(
       kept = resampled([time for time, _ in decoded], args.fps)
       if len(kept) < _CLIP_FRAMES:
         raise ValueError(
-          f"{source} has {len(kept)} frames at {args.fps:g} a second, expected at least {_CLIP_FRAMES}: take it out"
+          f"{source} has {len(kept)} frames at {args.fps:g} fps, expected at least {_CLIP_FRAMES}: remove it"
         )
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
       frames = np.stack([decoded[i][1] for i in kept[first : first + _GIVEN_FRAMES]])
@@ -150,7 +152,7 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
     {"requests", "count"} and, with reference files, {"reference", "reference_files"}.
 
   Raises:
-    ValueError: media, list or prompts that do not fit.
+    ValueError: media, list or prompts do not fit.
   """
   from walt_t5x.metrics.protocols import PROTOCOLS as by_name
 
@@ -189,7 +191,7 @@ def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the files and prints what they hold."""
+  """Writes the files and prints a summary."""
   try:
     print(json.dumps(write(parse_arguments(argv))))
   except (ValueError, OSError) as error:

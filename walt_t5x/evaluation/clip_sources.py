@@ -1,4 +1,4 @@
-"""Which clips a protocol scores: from folders of media, manifests, or folders that `generate` wrote."""
+"""Selects the clips that a protocol scores: from folders of media, manifests, or output folders of `generate`."""
 
 import dataclasses
 import hashlib
@@ -22,9 +22,9 @@ class Media:
   """One file.
 
   Attributes:
-    name: what pairs and random clips go by: the path inside the folder, without suffix.
+    name: identifies the file in pairs and random draws: the path inside the folder, without suffix.
     path: the file.
-    read: its frames, [T, H, W, 3] uint8.
+    read: returns its frames, [T, H, W, 3] uint8.
   """
 
   name: str
@@ -84,18 +84,18 @@ def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media
 def find_media(
   path: str | Path, *, images: bool = False, stage: str | None = None, split: str | None = None
 ) -> list[Media]:
-  """The media under a path, in the order of their names; a manifest in its own order.
+  """The media under a path, in the order of their names; those of a manifest in its order.
 
   Args:
-    path: a folder that `python -m walt_t5x.generate` wrote (its sidecars tell), a folder of media
+    path: an output folder of `python -m walt_t5x.generate` (recognized by its sidecars), a folder of media
       files at any depth, or a `.jsonl` manifest whose rows have a `uri` relative to it.
     images: look for images instead of videos.
-    stage: of a generated cascade; the last when None.
-    split: keep only these rows of a manifest.
+    stage: stage of a generated cascade; None for the last.
+    split: keep only the manifest rows of this split.
 
   Raises:
-    FileNotFoundError: no such path, or no media in it.
-    ValueError: a manifest row without uri, or an unknown stage.
+    FileNotFoundError: the path does not exist, or has no media.
+    ValueError: a manifest row has no uri, or the stage is unknown.
   """
   path = Path(path)
   if path.suffix == ".jsonl" and path.is_file():
@@ -123,13 +123,13 @@ def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip
   """One clip of each sample; fold k takes the k-th block of `sample_count`.
 
   Raises:
-    ValueError: fewer samples than the protocol asks for.
+    ValueError: fewer samples than the protocol requires.
   """
   count = protocol.sample_count or len(media)
   if len(media) < count * protocol.folds:
     raise ValueError(
       f"{protocol.name} scores {protocol.folds} x {count} samples, got {len(media)}. Generate more, "
-      "or set --count and --folds: the protocol hash then tells the score apart."
+      "or set --count and --folds: the protocol hash then distinguishes the score."
     )
   return [
     PlannedClip(media=media[fold * count + i], fold=fold, number=0)
@@ -141,11 +141,11 @@ def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip
 def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip]:
   """The reference clips of every fold.
 
-  Assumption: with a count, each fold walks the files in its own random order, again and again until it has
+  Assumption: with a count, each fold iterates over the files in its own random order, repeatedly until it has
   enough; without one it takes `reference_clips_per_video` of every file.
 
   Raises:
-    ValueError: more clips than files are asked for, but every clip of a file would be the same.
+    ValueError: more clips than files are required, but all clips of a file would be equal.
   """
   clips = []
   several = protocol.reference_clip is ClipRule.RANDOM
@@ -154,8 +154,8 @@ def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedC
     total = protocol.reference_count or len(media) * each
     if total > len(media) and not several:
       raise ValueError(
-        f"{protocol.name} takes {total} reference clips, one a file, got {len(media)} files. Set "
-        "--reference_count: the protocol hash then tells the score apart."
+        f"{protocol.name} takes {total} reference clips, one per file, got {len(media)} files. Set "
+        "--reference_count: the protocol hash then distinguishes the score."
       )
     order = list(range(len(media)))
     if protocol.reference_count is not None:
@@ -168,19 +168,19 @@ def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedC
 
 
 def read_clip(clip: PlannedClip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
-  """The frames [T, H, W, 3], uint8, cut and resized as the protocol says.
+  """The frames [T, H, W, 3], uint8, cut and resized according to the protocol.
 
-  Assumption: resizing rounds to bytes, because the networks are defined on what a file holds.
+  Assumption: resizing rounds to bytes, because the networks are defined for the contents of files.
 
   Raises:
-    ValueError: a file with fewer frames than a clip.
+    ValueError: a file has fewer frames than a clip.
   """
   frames = clip.media.read()
   spare = len(frames) - protocol.frames
   if spare < 0:
     raise ValueError(
       f"{clip.media.path} has {len(frames)} frames, {protocol.name} scores clips of "
-      f"{protocol.frames}. Leave it out, or set --frames: the protocol hash then tells the score apart."
+      f"{protocol.frames}. Exclude it, or set --frames: the protocol hash then distinguishes the score."
     )
   if rule is ClipRule.FIRST:
     start = 0

@@ -10,8 +10,8 @@ def load_evaluation(args: argparse.Namespace):
   """The evaluation that the flags describe: protocol, weights, files, parts.
 
   Raises:
-    FileNotFoundError: weights or media that are not there.
-    ValueError: flags or files that do not fit the protocol.
+    FileNotFoundError: weights or media are missing.
+    ValueError: flags or files do not fit the protocol.
   """
   from walt_t5x.evaluation.clip_scores import LpipsNetwork
   from walt_t5x.evaluation.clip_sources import find_media
@@ -21,7 +21,7 @@ def load_evaluation(args: argparse.Namespace):
 
   protocol = _changed(args)
   images = protocol.frames == 1
-  # Weights first: a missing file is told before anything is decoded.
+  # Weights first: a missing file is reported before anything is decoded.
   networks: dict[str, FeatureNetwork | LpipsNetwork] = {}
   for name in protocol.networks:
     file = getattr(args, f"{name}_weights")
@@ -46,10 +46,10 @@ def load_evaluation(args: argparse.Namespace):
 
 
 def make_parts(args: argparse.Namespace) -> dict[str, Any]:
-  """Makes every `process_count`-th part and keeps it; scores nothing.
+  """Computes and stores every `process_count`-th part; computes no scores.
 
   Returns:
-    {"protocol", "protocol_hash", "parts": made or found, "of": all there are, "clips", "kept"}.
+    {"protocol", "protocol_hash", "parts": computed or found, "of": number of all parts, "clips", "kept"}.
   """
   evaluation = load_evaluation(args)
   mine = evaluation.plans[args.process_index :: args.process_count]
@@ -72,11 +72,11 @@ def _speed(evaluation) -> str:
   seconds, clips = evaluation.seconds, evaluation.clips
   rate = f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s" if clips else "no clips"
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  return f"scored {rate}; {evaluation.kept} from kept parts; peak memory {peak:.0f} MiB"
+  return f"scored {rate}; {evaluation.kept} from stored parts; peak memory {peak:.0f} MiB"
 
 
 def score_features(args: argparse.Namespace) -> dict[str, Any]:
-  """Scores by a network's features; prints the table and writes the JSON.
+  """Scores by the features of a network; prints the table and writes the JSON.
 
   Returns:
     {"protocol", "protocol_hash", "fields", "scores": {name: numbers}, "file"}.
@@ -90,7 +90,7 @@ def score_features(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _changed(args: argparse.Namespace):
-  """The protocol, with the flags' changes."""
+  """The protocol, with the changes from the flags."""
   from walt_t5x.metrics.protocols import PROTOCOLS as by_name
 
   protocol = by_name[args.protocol]

@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 OBEDIENCE, ALIGNMENT = "caption_obedience", "text_alignment"
-# Judge `generate`'s folders by their prompts.
+# Protocols that score `generate`'s folders by their prompts.
 BY_PROMPT = (OBEDIENCE, ALIGNMENT)
-# The names are repeated here so that --help need not import the protocols; a test compares them.
+# The names are repeated here so that --help does not import the protocols; a test compares them.
 PROTOCOLS = (
   *BY_PROMPT,
   "fvd",
@@ -18,7 +18,7 @@ PROTOCOLS = (
   "shapes_fvd",
   "motion",
 )
-# Of each network, the program that makes its file.
+# For each network, the program that makes its file.
 NETWORKS = {
   "i3d": "metrics.import_weights",
   "inception": "metrics.import_weights",
@@ -34,27 +34,27 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """The flags that say what is scored and where the scores go; the Beam job has them too."""
+  """Adds the flags for what is scored and where the scores are written; the Beam job has them too."""
   parser.add_argument("--samples", required=True, help="folder, manifest, or --output of generate")
   parser.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
-  parser.add_argument("--stage", help="of a generated cascade (default: the last)")
+  parser.add_argument("--stage", help="stage of a generated cascade (default: the last)")
   parser.add_argument("--reference_split", help="split of a reference manifest")
   for network, program in NETWORKS.items():
     parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
-  changes.add_argument("--frames", type=int, help="frames a clip")
+  changes.add_argument("--frames", type=int, help="frames per clip")
   changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
-  changes.add_argument("--count", type=int, help="samples a fold")
-  changes.add_argument("--reference_count", type=int, help="reference clips a fold")
+  changes.add_argument("--count", type=int, help="samples per fold")
+  changes.add_argument("--reference_count", type=int, help="reference clips per fold")
   changes.add_argument("--folds", type=int)
   changes.add_argument("--scores", help="only these, separated by commas")
-  parser.add_argument("--batch_size", type=int, default=8, help="clips a forward pass")
+  parser.add_argument("--batch_size", type=int, default=8, help="clips per forward pass")
   parser.add_argument(
     "--parts_dir",
     type=Path,
-    help="keeps the statistics of parts; the same command goes on from them",
+    help="folder for the statistics of parts; the same command resumes from them",
   )
-  parser.add_argument("--clips_per_part", type=int, default=500, help="clips kept or lost together")
+  parser.add_argument("--clips_per_part", type=int, default=500, help="clips per stored part")
   parser.add_argument(
     "--output", type=Path, help="JSON (default: scores_PROTOCOL.json in --samples)"
   )

@@ -1,4 +1,4 @@
-"""The clips that `walt_t5x.reconstruct` puts through a tokenizer: of a cache of pixels, or of media files."""
+"""The clips that `walt_t5x.reconstruct` reconstructs: from a pixel cache, or from media files."""
 
 import collections
 import dataclasses
@@ -21,15 +21,15 @@ class UnreadableClip(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediaRule:
-  """What is taken of a media file.
+  """The part of a media file that is used.
 
   Attributes:
-    frames: of a clip, the first ones; None for the whole file.
-    size: (H, W); None as the files are.
-    fit: how they get there, "exact" or "crop" (`generation.given_media.fitted`).
-    fps: rate to which a file is resampled; None for every frame.
-    images: pictures instead of videos.
-    check: called with (1, H, W) of each file; raises ValueError on sizes that the tokenizer does not take.
+    frames: number of frames per clip, from the start; None for the entire file.
+    size: (H, W); None for the files' sizes.
+    fit: how frames are resized, "exact" or "crop" (`generation.given_media.fitted`).
+    fps: frame rate that a file is resampled to; None for every frame.
+    images: images instead of videos.
+    check: called with (1, H, W) of each file; raises ValueError for sizes that the tokenizer does not support.
   """
 
   check: Callable[[tuple[int, int, int]], Any]
@@ -41,33 +41,33 @@ class MediaRule:
 
 
 def count_of_cache(folder: str, split: str) -> int:
-  """Rows of a split, by the statistics that preprocessing wrote.
+  """Number of examples of a split, from the statistics that preprocessing wrote.
 
   Raises:
-    FileNotFoundError: none there.
+    FileNotFoundError: the statistics do not exist.
   """
   from walt_t5x.files import storage
 
   path = storage.join(folder, f"stats.{split}.json")
   if not storage.exists(path):
     raise FileNotFoundError(
-      f"no stats.{split}.json in {folder}: expected --cache to be a cached task of pixels that preprocessing has "
+      f"no stats.{split}.json in {folder}: expected --cache to be a cached task of pixels whose preprocessing has "
       "finished, such as CACHE/vae_pixels_videos, and --split one of its splits"
     )
   return int(json.loads(storage.read(path))["examples"])
 
 
 def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[HeldOutClip]:
-  """The records of a split of a cached task of pixels, in the order of its shards; each is named by its id.
+  """The records of a split of a cached pixel task, in the order of its shards; each is named by its id.
 
   Args:
-    folder: such as CACHE/vae_pixels_videos; where Beam reads, so do we.
-    split: of the task.
-    field: 'pixels/TxHxW'; None where records have one.
+    folder: folder such as CACHE/vae_pixels_videos; any path that Beam reads.
+    split: split of the task.
+    field: 'pixels/TxHxW'; None if records have only one.
 
   Raises:
-    FileNotFoundError: no shards of the split.
-    ValueError: records without such a field, or with several where none is named.
+    FileNotFoundError: the split has no shards.
+    ValueError: records lack the field, or have several and `field` is None.
   """
   from data import schema, tfrecord
   from walt_t5x.files import storage
@@ -90,13 +90,13 @@ def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[He
         if chosen is None or chosen not in record.pixels or several:
           raise ValueError(
             f"{path}: records have the pixels {sorted(record.pixels)}, got --pixels={field}: set one of them; "
-            "preprocess with --content=pixels where there are none"
+            "preprocess with --content=pixels if there are none"
           )
         pixels = record.pixels[chosen]
         yield HeldOutClip(
           name=record.id[:_ID_DIGITS],
           uri=record.uri,
-          # A picture has no rate.
+          # An image has no frame rate.
           fps=record.fps or 1.0,
           frames=lambda pixels=pixels: pixels,
           length=len(pixels),
@@ -107,25 +107,25 @@ def files_of(path: str, rule: MediaRule, *, split: str | None) -> list[Any]:
   """The `evaluation.clip_sources.Media` of a folder, or of a manifest's rows, named by their paths.
 
   Raises:
-    FileNotFoundError: no media there.
-    ValueError: two files of one name but for the suffix.
+    FileNotFoundError: no media exist.
+    ValueError: two files have the same name except for the suffix.
   """
   from walt_t5x.evaluation.clip_sources import find_media
 
   found: dict[str, Any] = {}
   for media in find_media(path, images=rule.images, split=split):
-    # A manifest may name files by absolute paths; ours all lie inside the output.
+    # A manifest may have absolute paths; the output files are all inside the output folder.
     name = "/".join(part for part in Path(media.name).parts if part not in ("/", ".."))
     if name in found:
       raise ValueError(
-        f"{media.path} and {found[name].path} have one name but for the suffix: leave one out"
+        f"{media.path} and {found[name].path} have the same name except for the suffix: remove one"
       )
     found[name] = dataclasses.replace(media, name=name)
   return list(found.values())
 
 
 def clips_of_files(files: Sequence[Any], rule: MediaRule) -> Iterator[HeldOutClip]:
-  """The clip of each file, opened when it is its turn."""
+  """The clip of each file, opened one at a time."""
   return (_clip_of_file(media, rule) for media in files)
 
 
@@ -143,7 +143,7 @@ def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
     except Exception as error:
       raise UnreadableClip(f"{type(error).__name__}: {error}") from error
     if frames is not None and count < frames:
-      raise UnreadableClip(f"it has {count} frames, --frames={frames} asks for more")
+      raise UnreadableClip(f"it has {count} frames, expected at least --frames={frames}")
 
   return HeldOutClip(
     name=media.name,
@@ -163,9 +163,9 @@ def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
   elif rule.fps is None:
     found = (frame for _, frame in video_io.iterate_frames(media.path))
   else:
-    # Which frames are nearest is known once all times are; frames are not kept meanwhile.
+    # The nearest frames are known only once all times are; frames are not kept in the meantime.
     times = [time for time, _ in video_io.iterate_frames(media.path)]
-    # A frame that stands long is there more than once.
+    # A frame with a long duration is repeated.
     kept = collections.Counter(resampled(times, rule.fps))
     numbered = enumerate(video_io.iterate_frames(media.path))
     found = (frame for number, (_, frame) in numbered for _ in range(kept[number]))
@@ -175,7 +175,7 @@ def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
 
 
 def _rate(media: Any, rule: MediaRule) -> float:
-  """Frames a second, from the first two."""
+  """Frame rate, from the first two frames."""
   from walt_t5x.media import video_io
 
   if rule.images:
@@ -183,5 +183,5 @@ def _rate(media: Any, rule: MediaRule) -> float:
   try:
     times = [time for time, _ in itertools.islice(video_io.iterate_frames(media.path), 2)]
   except Exception:
-    return 1.0  # Reading it will say what is wrong with it.
+    return 1.0  # Reading the file will report the error.
   return 1 / times[1] if len(times) > 1 and times[1] > 0 else 1.0

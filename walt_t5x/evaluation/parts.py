@@ -1,8 +1,8 @@
-"""Parts of an evaluation: consecutive clips of one fold, whose statistics are made, kept and merged as one.
+"""Parts of an evaluation: consecutive clips of one fold, whose statistics are computed, stored and merged together.
 
-How clips fall into parts follows from the protocol and the files alone, never from who computes them. So a run
-that is killed goes on from the parts it has kept, several processes or workers share the parts, and each of these
-ends in the same statistics as one undisturbed run.
+The protocol and the files alone determine the parts, regardless of the number of processes. An interrupted run
+therefore resumes from the stored parts, several processes or workers can share the parts, and all of these give the
+same statistics as an uninterrupted run.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartPlan:
-  """Which clips a part holds.
+  """The clips of a part.
 
   Attributes:
-    references: whether they are references or samples.
-    number: among the parts of the samples, or of the references.
-    clips: of one fold.
-    first: number of the first one within its fold.
-    fold_count: clips in the fold.
-    pairs: the reference of each clip, for scores of pairs; else empty.
+    references: whether the clips are references or samples.
+    number: index among the parts of the samples, or of the references.
+    clips: clips of one fold.
+    first: index of the first clip within its fold.
+    fold_count: number of clips in the fold.
+    pairs: the reference of each clip, for paired scores; otherwise empty.
   """
 
   references: bool
@@ -41,19 +41,19 @@ class PartPlan:
 
   @property
   def fold(self) -> int:
-    """The fold that it belongs to."""
+    """The fold of the part."""
     return self.clips[0].fold
 
   @property
   def name(self) -> str:
-    """Of its file, without suffix."""
+    """Name of its file, without suffix."""
     return f"{'references' if self.references else 'samples'}-{self.number:05d}"
 
   def contents(self) -> str:
-    """sha256 over the bytes of its files, their names and their places in the fold.
+    """sha256 of its files' bytes, their names and their positions in the fold.
 
     Raises:
-      ValueError: clips that do not come from files.
+      ValueError: clips do not come from files.
     """
     digest = hashlib.sha256(f"{self.first} {self.fold_count}\n".encode())
     known: dict[Path, str] = {}
@@ -68,7 +68,7 @@ class PartPlan:
 
 def _file_digest(media: Media, known: dict[Path, str]) -> str:
   if media.path is None:
-    raise ValueError(f"{media.name} comes from no file; parts of it cannot be kept.")
+    raise ValueError(f"{media.name} does not come from a file; its parts cannot be stored.")
   if media.path not in known:
     with media.path.open("rb") as file:
       known[media.path] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -82,19 +82,19 @@ def plan_parts(
   clips_per_part: int,
   pairs: Mapping[str, Media] | None = None,
 ) -> Iterator[PartPlan]:
-  """Cuts clips into parts of at most `clips_per_part`, fold by fold.
+  """Divides clips into parts of at most `clips_per_part`, fold by fold.
 
   Args:
     clips: the clips of all folds.
     references: whether they are references or samples.
-    clips_per_part: clips that are kept, or lost, together.
-    pairs: the reference of every clip by name, for scores of pairs.
+    clips_per_part: number of clips that are stored, or lost, together.
+    pairs: the reference of every clip by name, for paired scores.
 
   Raises:
-    ValueError: fewer than one clip a part.
+    ValueError: less than one clip per part.
   """
   if clips_per_part < 1:
-    raise ValueError(f"A part holds at least 1 clip, got clips_per_part={clips_per_part}.")
+    raise ValueError(f"A part has at least 1 clip, got clips_per_part={clips_per_part}.")
   number = 0
   for fold in sorted({clip.fold for clip in clips}):
     mine = [clip for clip in clips if clip.fold == fold]
@@ -114,11 +114,11 @@ def plan_parts(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartStatistics:
-  """What is kept of clips: a few matrices, whatever their number. Parts of a fold merge into the fold.
+  """Statistics of a part: a few matrices, independent of the number of clips. Parts of a fold merge into the fold.
 
   Attributes:
-    frechet: by (network, layer).
-    inception: by (network, layer, split).
+    frechet: statistics by (network, layer).
+    inception: statistics by (network, layer, split).
     of_clips: values of single clips by score, in no particular order.
   """
 
@@ -145,7 +145,7 @@ def _merged(mine: Mapping, theirs: Mapping, merge) -> dict:
 
 
 def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
-  """Writes an .npz that appears whole or not at all."""
+  """Writes an .npz atomically."""
   index, arrays = [], {}
   groups = (("frechet", part.frechet), ("inception", part.inception), ("of_clips", part.of_clips))
   for kind, group in groups:
@@ -162,7 +162,7 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
 
 
 def load_part(path: Path, *, contents: str) -> PartStatistics | None:
-  """Reads what `save_part` wrote; None where there is no such file, or one of other clips."""
+  """Reads a file of `save_part`; None if it does not exist or is of other clips."""
   if not path.is_file():
     return None
   frechet, inception, of_clips = {}, {}, {}

@@ -11,7 +11,7 @@ from walt_t5x.evaluation.scores_output import log_scores
 
 
 def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
-  """Scores of a folder that `generate` wrote; obedience also goes into its gallery."""
+  """Scores of an output folder of `generate`; caption accuracy is also shown in its gallery."""
   from walt_t5x.generation.sample_folder import SampleFolder
 
   folder = SampleFolder(args.samples)
@@ -37,7 +37,7 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def caption_obedience(folder) -> dict[str, Any]:
-  """Judges the video files of every stage; the first stage's counts stand for the protocol.
+  """Scores the video files of every stage; the protocol reports the first stage's counts.
 
   Returns:
     {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
@@ -70,13 +70,13 @@ def caption_obedience(folder) -> dict[str, Any]:
 
 
 def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
-  """The mean similarity of every stage's clips to their prompts.
+  """The mean similarity between every stage's clips and their prompts.
 
   Returns:
     {"protocol", "protocol_hash", "fields", "network_fingerprint", "scores": {stage: {name: number}}}.
 
   Raises:
-    FileNotFoundError: no CLIP, which says what belongs in its folder, or no samples.
+    FileNotFoundError: the CLIP is missing (the message lists the files of its folder), or no samples exist.
   """
   import numpy as np
   from tqdm import tqdm

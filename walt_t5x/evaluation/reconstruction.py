@@ -1,10 +1,10 @@
-"""Clips through the tokenizer and back, to files that a protocol scores.
+"""Reconstructs clips with the tokenizer and writes files that a protocol scores.
 
-inputs/NAME.mkv            what the tokenizer was given, lossless; a .png of a clip of one frame
-reconstructions/NAME.mkv   what it made of that, lossless
-sidecars/NAME.json         written last: a clip is finished if it is there
-run.json                   what decides the files (`generation.run_identity`)
-manifest.jsonl             a line a clip, once all are finished
+inputs/NAME.mkv            input of the tokenizer, lossless; a .png for a clip of one frame
+reconstructions/NAME.mkv   its reconstruction, lossless
+sidecars/NAME.json         written last: a clip is finished if it exists
+run.json                   what determines the files (`generation.run_identity`)
+manifest.jsonl             one line per clip, once all are finished
 """
 
 import contextlib
@@ -34,11 +34,11 @@ class HeldOutClip:
   """A clip to reconstruct.
 
   Attributes:
-    name: of its files, without suffix.
-    uri: where it came from.
-    fps: frames a second.
-    frames: reads [H, W, 3] uint8 each, in order.
-    length: their number, where it is known before they are read.
+    name: name of its files, without suffix.
+    uri: its source.
+    fps: frame rate.
+    frames: yields [H, W, 3] uint8 each, in order.
+    length: number of frames, if it is known before they are read.
   """
 
   name: str
@@ -49,17 +49,17 @@ class HeldOutClip:
 
 
 class Reconstructor:
-  """The tokenizer's encoder and decoder, a group of latent frames at a time.
+  """The tokenizer's encoder and decoder, applied to a group of latent frames at a time.
 
   Args:
     vae: the tokenizer.
     params: its parameters.
-    rows: clips at a time; fewer are filled up, so that one program is compiled a size.
+    rows: clips at a time; smaller batches are padded, so that one program is compiled per size.
     group: latent frames at a time, after the first.
-    mesh: with an axis 'data' over which the rows lie; None for the default device.
+    mesh: mesh with an axis 'data' that the clips are sharded over; None for the default device.
 
   Raises:
-    ValueError: if `rows` is not positive.
+    ValueError: `rows` is not positive.
   """
 
   def __init__(
@@ -77,14 +77,14 @@ class Reconstructor:
   def __call__(
     self, clips: Sequence[Iterable[np.ndarray]]
   ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(inputs, reconstructions), uint8 [B, t, H, W, 3] each, group by group; the mean of the posterior is decoded.
+    """(inputs, reconstructions), uint8 [B, t, H, W, 3] each, group by group; decodes the mean of the posterior.
 
     Args:
-      clips: at most `rows`, of equal length and size; read only as far as the group that is being made. What is
-        left over after 1 + k temporal_factor frames is not looked at.
+      clips: at most `rows`, of equal length and size; read only as far as the current group. Frames after
+        1 + k temporal_factor are ignored.
 
     Raises:
-      ValueError: more clips than `rows`, or pixels that are not finite.
+      ValueError: there are more clips than `rows`, or pixels are not finite.
     """
     count = len(clips)
     if not 0 < count <= self.rows:
@@ -105,7 +105,7 @@ class Reconstructor:
       yield np.stack([waiting.popleft() for _ in range(made.shape[1])], axis=1), made
 
   def _whole_groups(self, clips: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
-    """Frames [B, H, W, 3] in order, ending after 1 + k temporal_factor of them."""
+    """Frames [B, H, W, 3] in order; stops after 1 + k temporal_factor of them."""
     pending: list[np.ndarray] = []
     first = True
     for frames in zip(*clips):
@@ -128,7 +128,7 @@ class ReconstructionFolder:
     return self._sidecars / f"{name}.json"
 
   def finished(self, name: str) -> bool:
-    """Whether a clip is there, with both its files."""
+    """Whether a clip exists with both its files."""
     file = self.sidecar(name)
     if not file.is_file():
       return False
@@ -138,11 +138,11 @@ class ReconstructionFolder:
   def write(
     self, clips: Sequence[HeldOutClip], groups: Iterable[tuple[np.ndarray, np.ndarray]]
   ) -> None:
-    """Writes clips as their groups are made; each one's files appear whole, its sidecar last.
+    """Writes clips as their groups are computed; each one's files are written atomically, its sidecar last.
 
     Args:
-      clips: one a row.
-      groups: of `Reconstructor`.
+      clips: one per batch element.
+      groups: output of `Reconstructor`.
     """
     frames, height, width, error = 0, 0, 0, np.zeros(len(clips))
     with contextlib.ExitStack() as stack:
@@ -195,7 +195,7 @@ class ReconstructionFolder:
       yield json.loads(self.sidecar(name).read_text(encoding="utf-8"))
 
   def write_manifest(self, names: Sequence[str]) -> Path:
-    """Writes a line a clip: its sidecar, with the reconstruction as `uri` and where it came from as `source`."""
+    """Writes one line per clip: its sidecar, with the reconstruction as `uri` and the original as `source`."""
     lines = []
     for row in self.facts(names):
       row["source"] = row.pop("uri")
@@ -206,7 +206,7 @@ class ReconstructionFolder:
 
 
 def _look_ahead(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-  """Each item, and whether it is the last."""
+  """Each item, and whether it is the last one."""
   iterator = iter(items)
   try:
     item = next(iterator)

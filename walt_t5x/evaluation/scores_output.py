@@ -8,13 +8,13 @@ from typing import Any
 
 
 def scores_file(args: argparse.Namespace, protocol) -> Path:
-  """Where the JSON goes."""
+  """Path of the JSON file."""
   folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
   return args.output or folder / f"scores_{protocol.name}.json"
 
 
 def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
-  """Prints the table, writes the JSON and, with --log_dir, the events; returns the JSON's beginning."""
+  """Prints the table, writes the JSON and, with --log_dir, the events; returns the first fields of the JSON."""
   print(_table(protocol, scores))
   result = {
     "protocol": protocol.name,

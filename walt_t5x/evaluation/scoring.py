@@ -1,4 +1,4 @@
-"""A protocol's scores: features streamed into mergeable statistics, part by part, one pass over the clips."""
+"""Computes a protocol's scores: features streamed into mergeable statistics, part by part, reading each clip once."""
 
 import dataclasses
 import hashlib
@@ -31,16 +31,16 @@ from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-  """One number, and all that says what it is.
+  """One score and its description.
 
   Attributes:
-    rule: of the protocol.
+    rule: the protocol's rule.
     value: over folds (Frechet), folds x splits (inception score), or clips (PSNR, SSIM, LPIPS, motion).
-    protocol_hash: of the protocol, counts included.
-    samples, references: clips that went in.
-    network_fingerprint: of the weights; "" without a network.
-    public_weights: whether they are the public ones; None where that is not recorded.
-    network_description: the same in words, or that the network is a stand-in.
+    protocol_hash: hash of the protocol, including counts.
+    samples, references: number of clips.
+    network_fingerprint: fingerprint of the weights; "" without a network.
+    public_weights: whether they are the public ones; None if that is not recorded.
+    network_description: the same in words, or that the network is a surrogate.
   """
 
   rule: ScoreRule
@@ -69,13 +69,13 @@ class Score:
 
 
 class Evaluation:
-  """One protocol over some files, in parts.
+  """A protocol applied to some files, in parts.
 
   Attributes:
     plans: the parts, samples before references.
-    clips: how many were scored by this object.
-    kept: how many came from parts that were there already.
-    seconds: what the scoring took.
+    clips: number of clips scored by this object.
+    kept: number of clips from parts that already existed.
+    seconds: duration of the scoring.
   """
 
   def __init__(
@@ -100,7 +100,7 @@ class Evaluation:
     files = [] if references is None or isinstance(references, tuple) else references
     paired = [r.name for r in protocol.scores if r.is_paired]
     if paired and self.published is not None:
-      raise ValueError(f"{paired[0]} compares files; --reference is a file of statistics.")
+      raise ValueError(f"{paired[0]} compares files, but --reference is a file of statistics.")
     self.sample_clips = plan_samples(samples, protocol)
     self.reference_clips: list[PlannedClip] = []
     if needing and self.published is None:
@@ -120,7 +120,7 @@ class Evaluation:
       self._folder = parts_dir / f"{protocol.name}@{protocol.hash}-{digest}"
 
   def part(self, plan: PartPlan) -> PartStatistics:
-    """The statistics of one part: kept ones of the same files, or new ones, which are then kept."""
+    """The statistics of one part: stored ones of the same files, or new ones, which are then stored."""
     if self._folder is None:
       return self._compute(plan)
     path, contents = self._folder / f"{plan.name}.npz", plan.contents()
@@ -156,7 +156,7 @@ class Evaluation:
     return part
 
   def folds(self, *, references: bool) -> list[PartStatistics]:
-    """The statistics of every fold, its parts merged in their order."""
+    """The statistics of every fold, with its parts merged in order."""
     folds = [PartStatistics() for _ in range(self.protocol.folds)]
     for plan in self.plans:
       if plan.references == references:
@@ -166,11 +166,11 @@ class Evaluation:
   def scores(
     self, samples: Sequence[PartStatistics], references: Sequence[PartStatistics]
   ) -> list[Score]:
-    """The numbers, from the statistics of every fold.
+    """The scores, from the statistics of every fold.
 
     Args:
-      samples: of each fold.
-      references: of each fold; empty with published statistics or where no score takes any.
+      samples: statistics of each fold.
+      references: statistics of each fold; empty with published statistics or if no score needs references.
     """
     found = []
     for rule in self.protocol.scores:
@@ -208,7 +208,7 @@ class Evaluation:
 def _of_features(
   rules: Sequence[ScoreRule], features: Mapping[str, np.ndarray], *, first: int, count: int
 ) -> PartStatistics:
-  """Statistics of one batch of a network's features, whose first clip is the fold's clip `first`."""
+  """Statistics of one batch of a network's features, whose first clip has index `first` in the fold."""
   frechet, inception = {}, {}
   for rule in rules:
     key, values = (rule.network, rule.layer), features[rule.layer]
@@ -226,7 +226,7 @@ def _of_features(
 def _cache_key(
   clips: Sequence[PlannedClip], protocol: Protocol, network: FeatureNetwork | LpipsNetwork
 ) -> str:
-  """Names reference statistics by all that decides them, file contents included."""
+  """Names reference statistics by everything that determines them, including file contents."""
   digest = hashlib.sha256(f"{protocol.hash} {network.name} {network.fingerprint}".encode())
   contents: dict[Path, str] = {}
   for clip in clips:
@@ -239,7 +239,7 @@ def _cache_key(
 
 
 def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[PartStatistics]:
-  """The references' statistics, from the cache where it has them."""
+  """The references' statistics, from the cache if it has them."""
   if not evaluation.reference_clips:
     return []
   protocol = evaluation.protocol
@@ -273,17 +273,17 @@ def score(
   """All scores of a protocol.
 
   Args:
-    protocol: what to compute.
-    samples: the files that are judged.
+    protocol: the protocol.
+    samples: the files that are scored.
     references: the files that they are compared with; or a published (mean, covariance); or None
-      for scores that take none.
-    networks: by name, those of `protocol.networks`.
-    cache_dir: keeps the references' statistics, by content.
-    options: of `Evaluation`: batch_size, clips a forward pass; clips_per_part, clips that are kept or lost
-      together; parts_dir, where parts are kept, so that a killed run goes on from them.
+      if no score needs references.
+    networks: networks by name, those of `protocol.networks`.
+    cache_dir: folder for the references' statistics, by content.
+    options: options of `Evaluation`: batch_size, clips per forward pass; clips_per_part, clips that are stored or lost
+      together; parts_dir, where parts are stored, so that an interrupted run resumes from them.
 
   Raises:
-    ValueError: fewer files than the protocol asks for, no references where a score needs them, or
+    ValueError: there are fewer files than the protocol requires, no references although a score needs them, or
       pairs that do not match.
   """
   evaluation = Evaluation(protocol, samples, references, networks, **options)
@@ -291,6 +291,6 @@ def score(
 
 
 def score_evaluation(evaluation: Evaluation, *, cache_dir: Path | None = None) -> list[Score]:
-  """All scores of an evaluation; parts that are not there yet are made."""
+  """All scores of an evaluation; computes missing parts."""
   folds = evaluation.folds(references=False)
   return evaluation.scores(folds, reference_folds(evaluation, cache_dir))

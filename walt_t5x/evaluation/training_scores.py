@@ -1,4 +1,4 @@
-"""A score of the samples while a model trains: an action that both engines run after an evaluation.
+"""A score of the samples during training: an action that both engines run after an evaluation.
 
 train_script.train.actions = {'TRAIN_EVAL': [@training_scores.ScoreVideos()]}
 """
@@ -19,27 +19,27 @@ from walt_t5x.metrics.protocols import PROTOCOLS
 
 
 class ScoreVideos(SampleVideos):
-  """Samples the conditions of held-out rows and scores the clips by a protocol; TensorBoard shows the curve.
+  """Samples for the conditions of held-out examples and scores the clips by a protocol; TensorBoard shows the curve.
 
   The score is named `PROTOCOL/SCORE@HASH`. The hash covers the number of clips, their length and their size, so a
-  curve of 32 clips is never taken for the published number; few clips put a Frechet distance far above what ten
-  thousand give, and curves compare with curves of their own hash alone. Events and `metrics.jsonl` lie in
-  `<model_dir>/scores`, written through CLU.
+  curve of 32 clips cannot be confused with a published number. With few clips a Frechet distance is far larger than
+  with ten thousand, so curves are only comparable with curves of the same hash. Events and `metrics.jsonl` are written
+  to `<model_dir>/scores` through CLU.
 
   All clips are sampled in one batch. References are resized to the samples' size.
 
   Args:
-    protocol: by name, one whose references are clips.
-    reference: folder of media or manifest, as `walt_t5x.evaluate` takes it.
+    protocol: name of a protocol whose references are clips.
+    reference: folder of media or manifest, as in `walt_t5x.evaluate`.
     weights: network -> file of its weights.
-    reference_split: keep only these rows of a manifest.
-    reference_count: reference clips; one of every file when None.
-    batch_size: clips a forward pass of the network.
-    options: of `SampleVideos`: model, dataset_cfg, model_dir, num_videos, every, average, vae, ...
+    reference_split: keep only the manifest rows of this split.
+    reference_count: number of reference clips; None for one of every file.
+    batch_size: clips per forward pass of the network.
+    options: options of `SampleVideos`: model, dataset_cfg, model_dir, num_videos, every, average, vae, ...
 
   Raises:
-    ValueError: an unknown protocol, or one without videos; a denoiser without a `vae` to decode its latents.
-    FileNotFoundError: no weights, or no references.
+    ValueError: the protocol is unknown or has no videos, or a denoiser has no `vae` to decode its latents.
+    FileNotFoundError: weights or references are missing.
   """
 
   def __init__(
@@ -54,7 +54,7 @@ class ScoreVideos(SampleVideos):
     **options: Any,
   ):
     super().__init__(**options)
-    # Samples have no references of their own to be paired with.
+    # Samples have no paired references.
     videos = sorted(
       name
       for name, p in PROTOCOLS.items()
@@ -89,7 +89,7 @@ class ScoreVideos(SampleVideos):
       protocol, samples, self._reference, self._networks, batch_size=self._batch_size
     )
     if self._folds is None:
-      # The references stay what they are; a run that goes on finds their statistics by content.
+      # The references do not change; a resumed run finds their statistics by content.
       local = "://" not in self._model_dir
       cache = Path(self._model_dir) / "scores" / "references" if local else None
       self._folds = reference_folds(evaluation, cache)

@@ -1,11 +1,11 @@
-"""The cascade: text -> base latents -> super-resolution latents -> pixels, and on from its own last frames.
+"""The cascade: text -> base latents -> super-resolution latents -> pixels, extended by rounds from its last frames.
 
-One round makes 1 + k f_t frames. Every further round is given the last 1 + f_t frames of the one before, encoded anew
-by the causal tokenizer (2 latent frames), and adds the rest: 17 + 12 + 12 + ... frames. Each stage is given its own
-last frames, so a stage runs all its rounds before the next one starts.
+One round makes 1 + k f_t frames. Every further round is given the last 1 + f_t frames of the previous one, encoded
+again by the causal tokenizer (2 latent frames), and adds the rest: 17 + 12 + 12 + ... frames. Each stage is given its
+own last frames, so a stage runs all its rounds before the next one starts.
 
-Assumption: the latent frames that were given replace those that the network returns for them, once, after the last
-step. As the tokenizer is causal, the first frames of a clip are then the tokenizer's reconstruction of what was given.
+Assumption: the given latent frames replace those that the network returns for them, once, after the last step. As the
+tokenizer is causal, the first frames of a clip are then the tokenizer's reconstruction of the given frames.
 """
 
 import dataclasses
@@ -32,13 +32,13 @@ ProgressFn = Callable[[str, int], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-  """Clips that are made together.
+  """Clips that are generated together.
 
   Attributes:
-    indices: number of each sample; decides its noise.
-    prompts: one each; empty strings where the stages read no text.
-    labels: one each, or empty where the stages have no classes.
-    given: what each starts from; all None, all pictures or all clips.
+    indices: index of each sample; determines its noise.
+    prompts: one per clip; empty strings if the stages read no text.
+    labels: one per clip, or empty if the stages have no classes.
+    given: what each clip starts from; all None, all images or all videos.
   """
 
   indices: Sequence[int]
@@ -53,7 +53,7 @@ class Sample:
 
   Attributes:
     index: its number.
-    prompt: what it should show.
+    prompt: its prompt.
     videos: stage name -> frames [T, H, W, 3] uint8, base first.
     latents: stage name -> latents of the tokenizer [rounds, t, h, w, c].
     seconds: stage name -> {"sample", "decode", "encode"}: wall time of its batch.
@@ -67,17 +67,17 @@ class Sample:
 
 
 class Cascade:
-  """Stages that fit together (see `checks`), the text encoder they were trained with, and the tokenizer.
+  """Compatible stages (see `checks`), the text encoder that they were trained with, and the tokenizer.
 
   Args:
     infos: the stages, base first.
-    text_encoder: of the prompts; None where no stage reads text.
+    text_encoder: encoder of the prompts; None if no stage reads text.
     text_length: L that the stages were trained with.
     codec: the tokenizer.
-    batch_size: rows of every batch.
+    batch_size: clips per batch.
     mesh: devices to sample on, see `mesh_for`.
     load: reads a stage's weights.
-    one_at_a_time: hold one stage's weights at a time and run it over all batches of a call to `run`.
+    one_at_a_time: hold only one stage's weights and run it over all batches of a call to `run`.
   """
 
   def __init__(
@@ -115,14 +115,14 @@ class Cascade:
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
 
-    A short batch is filled up with its last row, so every batch runs the same compiled programs.
+    A short batch is padded with its last clip, so every batch runs the same compiled programs.
 
     Args:
-      batches: at most `batch_size` rows each.
-      seed: of the noise.
-      rounds: 1 makes the frames that the stages were trained on; each further one adds to them.
-      stages: how many stages to run, from the base; all by default.
-      decoded_given: start with the tokenizer's reconstruction of a clip's last frames instead of the whole clip.
+      batches: at most `batch_size` clips each.
+      seed: seed of the noise.
+      rounds: 1 makes the number of frames that the stages were trained on; each further round adds frames.
+      stages: number of stages to run, from the base; all by default.
+      decoded_given: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
       progress: called after each round of each stage of each batch.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
@@ -153,17 +153,17 @@ class Cascade:
   def upscale(
     self, name: str, low: np.ndarray, prompts: Sequence[str], *, seed: int, first_index: int = 0
   ) -> np.ndarray:
-    """One super-resolution stage by itself: frames [B, T, H, W, 3] uint8.
+    """Runs one super-resolution stage alone; returns frames [B, T, H, W, 3] uint8.
 
     Args:
-      name: of the stage.
-      low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` rows.
-      prompts: one each.
-      seed: of the noise.
-      first_index: number of the first row.
+      name: name of the stage.
+      low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` clips.
+      prompts: one per clip.
+      seed: seed of the noise.
+      first_index: index of the first clip.
 
     Raises:
-      ValueError: if there is no such super-resolution stage.
+      ValueError: no super-resolution stage has this name.
     """
     names = [info.config.name for info in self.infos]
     if name not in names[1:]:
@@ -180,7 +180,7 @@ class Cascade:
     return np.stack(work.videos[name][:rows])
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
-    """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones where no stage reads text."""
+    """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones if no stage reads text."""
     if self.text_encoder is None:
       return None, None
     tokens = self.text_encoder.tokenize(list(prompts), self.text_length)
@@ -192,7 +192,7 @@ class Cascade:
     return jnp.asarray(text), jnp.asarray(mask)
 
   def cut_prompts(self, prompts: Iterable[str]) -> dict[str, int]:
-    """Prompts of more tokens than the stages read -> their tokens; of these only the first `text_length` count."""
+    """Prompts of more tokens than the stages read -> their number of tokens; only the first `text_length` are used."""
     if self.text_encoder is None:
       return {}
     distinct = list(dict.fromkeys(prompts))
@@ -203,7 +203,7 @@ class Cascade:
     missing = self.batch_size - len(batch.indices)
     if missing < 0:
       raise ValueError(
-        f"a batch of {len(batch.indices)} rows came to a cascade of batch_size={self.batch_size}"
+        f"got a batch of {len(batch.indices)} clips, expected at most batch_size={self.batch_size}"
       )
     fields = {f.name: list(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
     return Batch(**{name: [*rows, *rows[-1:] * missing] for name, rows in fields.items()})
@@ -228,14 +228,14 @@ class Cascade:
     decoded_given: bool = False,
     progress: ProgressFn = lambda stage, round: None,
   ) -> None:
-    """All rounds of one stage of one batch."""
+    """Runs all rounds of one stage for one batch."""
     name = info.config.name
     media = [medium for medium in work.batch.given if medium is not None]
     given = _at_size(media, stage_size(info, self.codec.vae))
     tail = None
     if given:
       tail = np.stack([clip[-medium.conditioned :] for clip, medium in zip(given, media)])
-    # What goes on from a clip starts with the clip; what goes on from a picture, with its reconstruction.
+    # A continued clip starts with the given clip; one from an image starts with the image's reconstruction.
     whole_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
     videos = []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
@@ -257,7 +257,7 @@ class Cascade:
       progress(name, round)
     work.latents[name], work.seconds[name] = latents, seconds
     made = np.concatenate(videos, axis=1)
-    # Clips that go on may differ in length.
+    # Continued clips may differ in length.
     work.videos[name] = (
       [np.concatenate([clip, new]) for clip, new in zip(given, made)] if whole_clip else list(made)
     )
@@ -265,7 +265,7 @@ class Cascade:
   def _sample(
     self, info: StageInfo, params: Any, work: "_Work", *, given, low, seed: int, round: int
   ) -> np.ndarray:
-    """Latents of the tokenizer [B, t, h, w, c] of one round."""
+    """Latents of the tokenizer [B, t, h, w, c] for one round."""
     config, shape = info.config, info.latents_shape
     indices = np.asarray(work.batch.indices)
     text, mask = work.text if config.module.text_dim else (None, None)
@@ -277,7 +277,7 @@ class Cascade:
       labels = jnp.asarray(work.batch.labels, jnp.int32)[:, None]
     frames = frame_mask = None
     if config.module.frame_prediction:
-      # Zeros where nothing is given, so that every round runs the same program.
+      # Zeros if nothing is given, so that every round runs the same program.
       frames = np.zeros((len(indices), *shape), np.float32)
       frame_mask = np.zeros(frames.shape[:2], np.float32)
       if given is not None:
@@ -286,7 +286,7 @@ class Cascade:
       frames, frame_mask = jnp.asarray(frames), jnp.asarray(frame_mask)
     low_noise = None
     if low is not None:
-      assert config.low_resolution is not None, "comes with a stage below"
+      assert config.low_resolution is not None, "a super-resolution stage has a low resolution"
       low = info.normalise(low, config.low_resolution)
       low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape, round=round)
     sampled = self._samplers[config.name](
@@ -311,7 +311,7 @@ class Cascade:
 
 @dataclasses.dataclass(kw_only=True)
 class _Work:
-  """One batch on its way through the stages."""
+  """One batch and its intermediate results."""
 
   batch: Batch
   rows: int
@@ -334,7 +334,7 @@ class _Work:
 
 
 def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
-  """(H, W) of the pixels of a stage."""
+  """(H, W) of a stage's pixels."""
   from data import schema
 
   config = getattr(info_or_config, "config", info_or_config)
@@ -343,7 +343,7 @@ def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
 
 
 def _at_size(given: Sequence[GivenMedia], size: tuple[int, int]) -> list[np.ndarray]:
-  """[T, H, W, 3] uint8 of each row at (H, W)."""
-  # Rows of one request share their medium.
+  """[T, H, W, 3] uint8 of each clip at (H, W)."""
+  # Clips of one request share their given media.
   made = {id(media): media.at(size) for media in given}
   return [made[id(media)] for media in given]

@@ -1,4 +1,4 @@
-"""What must fit before any network is loaded: stages with each other, with their checkpoints, and with the encoders."""
+"""Compatibility checks before any network is loaded: between stages, their checkpoints, and the encoders."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,35 +24,35 @@ from walt_t5x.vae.autoencoder import CausalVae
 
 
 def choose_stages(configs: Sequence[StageConfig], names: Sequence[str]) -> list[StageConfig]:
-  """The stages that are to run: the first ones of the cascade.
+  """The stages to run: the first ones of the cascade.
 
   Args:
-    configs: of the cascade, base first.
-    names: of those to run; empty for all.
+    configs: stages of the cascade, base first.
+    names: stages to run; empty for all.
 
   Raises:
-    ValueError: if there are none, or `names` are not the cascade's first stages in its order.
+    ValueError: no stages are given, or `names` are not the cascade's first stages in order.
   """
   known = [config.name for config in configs]
   if not known:
     raise ValueError("no stages to run: set generate.stages")
   if len(set(known)) < len(known):
-    raise ValueError(f"the stages are named {known}: give each StageConfig.name once")
+    raise ValueError(f"the stages are named {known}: give each StageConfig.name a different value")
   names = list(names) or known
   if names != known[: len(names)]:
     fits = ", ".join(repr(",".join(known[: i + 1])) for i in range(len(known)))
     raise ValueError(
-      f"--stages={','.join(names)}: each stage takes what the one before it makes; expected one of {fits}"
+      f"--stages={','.join(names)}: each stage takes the output of the previous one; expected one of {fits}"
     )
   return list(configs[: len(names)])
 
 
 def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
-  """Refuses stages whose shapes do not follow from each other, naming both sides; reads nothing.
+  """Rejects stages whose shapes are incompatible, naming both sides. Reads no files.
 
   Raises:
-    ValueError: if a stage is not given what the one before it makes, at the ratio of its network, or its latents
-      have other channels than the tokenizer's.
+    ValueError: a stage is not given the output of the previous one, at the ratio of its network, or its latents
+      have another number of channels than the tokenizer's.
   """
   first = configs[0]
   if first.low_resolution is not None:
@@ -71,8 +71,8 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
     made = schema.latents_shape(above.latents)
     if not scale or made != (t, h * scale, w * scale):
       raise ValueError(
-        f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network enlarges "
-        f"{scale or 1} times: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
+        f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network upscales by a factor "
+        f"of {scale or 1}: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
         "or WaltDenoiser.low_resolution_scale"
       )
   for config in configs:
@@ -84,30 +84,30 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
 
 
 def check_frames_given(configs: Sequence[StageConfig], counts: Sequence[int], why: str) -> None:
-  """Every stage was trained to be given so many latent frames.
+  """Checks that every stage was trained with these numbers of given latent frames.
 
   Raises:
-    ValueError: naming the stage and what to set.
+    ValueError: names the stage and the setting.
   """
   for config, count in itertools.product(configs, counts):
     model = config.model
     if not config.module.frame_prediction:
       raise ValueError(
         f"{why} gives past frames, but stage {config.name!r} has no input for them: set "
-        "WaltDenoiser.frame_prediction = True and train it so"
+        "WaltDenoiser.frame_prediction = True and train it with this setting"
       )
     if count not in model.frame_prediction_counts:
       raise ValueError(
         f"{why} gives {count} latent frames, but stage {config.name!r} was trained with "
-        f"{list(model.frame_prediction_counts)}: train it with DenoiserModel.frame_prediction_counts that has {count}"
+        f"{list(model.frame_prediction_counts)}: set DenoiserModel.frame_prediction_counts with {count} and train again"
       )
 
 
 def check_provenance(infos: Sequence[StageInfo]) -> None:
-  """Stages were trained on rows of the same encoders, normalised alike, naming both sides where they were not.
+  """Checks that stages were trained on data of the same encoders with the same normalization.
 
   Raises:
-    ValueError: if tokenizers, text encoders or the statistics of the latents that are handed on differ.
+    ValueError: tokenizers, text encoders or the statistics of latents passed between stages differ; names both sides.
   """
   for below, above in itertools.pairwise(infos):
     names = below.config.name, above.config.name
@@ -123,7 +123,7 @@ def check_provenance(infos: Sequence[StageInfo]) -> None:
     made, taken = below.provenance.latents[field], above.provenance.latents[field]
     for moment in ("mean", "std"):
       a, b = np.asarray(getattr(made, moment)), np.asarray(getattr(taken, moment))
-      # Two caches of one corpus agree to rounding; a tenth of a standard deviation is another corpus.
+      # Two caches of one corpus agree up to rounding; a difference of 0.1 standard deviations means another corpus.
       if a.shape != b.shape or np.any(np.abs(a - b) > 0.1 * np.asarray(made.std)):
         raise ValueError(
           f"stages {names[0]!r} and {names[1]!r} were trained on {field!r} with another {moment}: "
@@ -134,16 +134,16 @@ def check_provenance(infos: Sequence[StageInfo]) -> None:
     width = info.provenance.text_encoder.get("embedding_dim", 0)
     if text_dim and text_dim != width:
       raise ValueError(
-        f"stage {info.config.name!r} takes text of width {text_dim}, its training rows had {width}: set "
+        f"stage {info.config.name!r} takes text of width {text_dim}, its training data had {width}: set "
         "WaltDenoiser.text_dim"
       )
 
 
 def check_network(info: StageInfo, *, text_length: int) -> None:
-  """The checkpoint holds the arrays that gin's network wants; compares shapes, reads no array.
+  """Checks that the checkpoint has the arrays of the configured network; compares shapes, reads no array.
 
   Raises:
-    ValueError: naming arrays that differ.
+    ValueError: names arrays that differ.
   """
   config = info.config
   wanted = parameter_shapes(
@@ -161,16 +161,16 @@ def check_network(info: StageInfo, *, text_length: int) -> None:
 
 
 def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: str) -> dict:
-  """The tokenizer's weights, if they are those that made the stages' latents.
+  """The tokenizer's weights, if they are the ones that made the stages' latents.
 
   Args:
-    vae: as gin describes it.
-    checkpoint: of its weights.
-    ema: the averaged ones.
+    vae: the network that gin describes.
+    checkpoint: checkpoint of its weights.
+    ema: use the averaged weights.
     expected: fingerprint in the stages' provenance.
 
   Raises:
-    ValueError: if the network or the weights are others, with both fingerprints.
+    ValueError: the network or the weights differ; names both fingerprints.
   """
   folder = str(find_checkpoint(checkpoint))
   factor = vae.spatial_factor
@@ -190,16 +190,16 @@ def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: st
 
 
 def check_text_encoder(folder: str, *, expected: str) -> None:
-  """The encoder in `folder` made the stages' text; reads its tensors one at a time.
+  """Checks that the encoder in `folder` made the stages' text; reads its tensors one at a time.
 
   Raises:
-    FileNotFoundError: if a file is missing.
-    ValueError: with both fingerprints.
+    FileNotFoundError: a file is missing.
+    ValueError: the encoder is another one; names both fingerprints.
   """
   path = Path(folder)
   if not (path / CONFIG_FILE).is_file():
     raise FileNotFoundError(
-      f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the rows were encoded with"
+      f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the training data was encoded with"
     )
   config = T5Config.from_json(path / CONFIG_FILE)
   weights = HuggingFaceWeights(SafetensorsSource(path), config)
@@ -210,7 +210,7 @@ def check_text_encoder(folder: str, *, expected: str) -> None:
 def _same(what: str, got: str, expected: str, setting: str) -> None:
   if got != expected:
     raise ValueError(
-      f"the {what} has fingerprint {got}, but the stages were trained with {expected}: point {setting} at that one"
+      f"the {what} has fingerprint {got}, but the stages were trained with {expected}: point {setting} to that one"
     )
 
 
@@ -228,8 +228,8 @@ def _compare(what: str, saved: dict, wanted: dict, setting: str) -> None:
   names = sorted(saved.keys() | wanted.keys())
   differing = [name for name in names if saved.get(name) != wanted.get(name)]
   if differing:
-    shown = ", ".join(f"{n} {saved.get(n)} against {wanted.get(n)}" for n in differing[:3])
+    shown = ", ".join(f"{n} {saved.get(n)} and {wanted.get(n)}" for n in differing[:3])
     raise ValueError(
-      f"{what} does not hold the network that gin describes: {len(differing)} of {len(names)} arrays differ (saved "
-      f"against wanted: {shown}); {setting}"
+      f"{what} does not have the network that gin describes: {len(differing)} of {len(names)} arrays differ (saved "
+      f"and expected: {shown}); {setting}"
     )

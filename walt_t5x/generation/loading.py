@@ -1,4 +1,4 @@
-"""From gin's description to a cascade: everything that can be wrong is told before a stage's weights are read."""
+"""Builds a cascade from its gin configuration; reports every error before a stage's weights are read."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from walt_t5x.vae.autoencoder import CausalVae
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
-  """What gin says of a cascade.
+  """Configuration of a cascade.
 
   Attributes:
     stages: base first.
@@ -25,10 +25,10 @@ class CascadeConfig:
     vae_checkpoint: its checkpoint.
     text_encoder: folder of the T5 encoder; unused by stages without text.
     text_length: L of the stages.
-    vae_ema: with the tokenizer's averaged weights.
-    decode_rows: clips that the tokenizer has in memory at a time.
-    decode_group: latent frames that it has in memory at a time, after the first.
-    one_at_a_time: hold the weights of one stage at a time.
+    vae_ema: use the tokenizer's averaged weights.
+    decode_rows: clips that the tokenizer holds in memory at a time.
+    decode_group: latent frames that it holds in memory at a time, after the first.
+    one_at_a_time: hold the weights of only one stage at a time.
   """
 
   stages: Sequence[StageConfig]
@@ -45,21 +45,21 @@ class CascadeConfig:
   def of(
     cls, stages: Sequence[StageConfig], chosen: Sequence[str], **fields: Any
   ) -> "CascadeConfig":
-    """The first stages of a cascade, by name; all when `chosen` is empty.
+    """The first stages of a cascade, by name; all if `chosen` is empty.
 
     Raises:
-      ValueError: for another order or unknown names.
+      ValueError: the names are unknown or in another order.
     """
     return cls(stages=checks.choose_stages(stages, chosen), **fields)
 
   @property
   def reads_text(self) -> bool:
-    """Whether a stage reads text."""
+    """Whether any stage reads text."""
     return any(stage.module.text_dim for stage in self.stages)
 
   @property
   def classes(self) -> int:
-    """Classes of the stages; 0 for none."""
+    """Number of classes of the stages; 0 for none."""
     return max(stage.module.num_classes for stage in self.stages)
 
 
@@ -67,8 +67,8 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
   """The stages without their weights, checked against each other and against their checkpoints.
 
   Raises:
-    FileNotFoundError: if a checkpoint or its provenance is missing.
-    ValueError: naming both sides of what does not fit.
+    FileNotFoundError: a checkpoint or its provenance is missing.
+    ValueError: stages or checkpoints are incompatible; names both sides.
   """
   checks.check_order(config.stages, config.vae)
   infos = [StageInfo.read(stage) for stage in config.stages]
@@ -81,16 +81,16 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
 def load_cascade(
   config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int, all_devices: bool = True
 ) -> Cascade:
-  """The cascade, once tokenizer and text encoder are known to be those of the stages.
+  """Loads the cascade after checking that tokenizer and text encoder are those of the stages.
 
   Args:
-    config: what gin says.
-    infos: of `read_infos`.
-    batch_size: rows of every batch.
-    all_devices: sample on every local device, not on the first one alone.
+    config: the configuration.
+    infos: result of `read_infos`.
+    batch_size: clips per batch.
+    all_devices: sample on every local device instead of only the first.
 
   Raises:
-    FileNotFoundError, ValueError: what is missing, or both sides of what does not fit.
+    FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
   """
   provenance = infos[0].provenance
   text_encoder = config.text_encoder if config.reads_text else None

@@ -1,4 +1,4 @@
-"""The noise of a sample: a function of the seed and of what it is for, never of its batch."""
+"""The noise of a sample: a function of the seed, the sample and its use, independent of the batch."""
 
 import functools
 import zlib
@@ -15,11 +15,11 @@ def noise_for(
   """Standard normal [B, *shape].
 
   Args:
-    seed: of the run.
+    seed: seed of the run.
     what: the stage, or another use of noise.
-    indices: number of each sample [B].
-    shape: of one sample.
-    round: of a continuation.
+    indices: index of each sample [B].
+    shape: shape of one sample.
+    round: round of a continuation.
   """
   use = np.uint32(zlib.crc32(f"{what} {round}".encode()))
   return _normal(np.uint32(seed), use, jnp.asarray(indices, jnp.uint32), tuple(shape))

@@ -1,4 +1,4 @@
-"""Latents to bytes of pixels and back through the tokenizer, a few rows and a few frames at a time."""
+"""Converts latents to bytes of pixels and back with the tokenizer, a few clips and a few frames at a time."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,20 +13,20 @@ from walt_t5x.vae.streaming import VaeStream
 
 
 class PixelCodec:
-  """The tokenizer over batches of any size in the memory of `rows` rows and `group` latent frames.
+  """The tokenizer for batches of any size, in the memory of `rows` clips and `group` latent frames.
 
-  Every call to the device has `rows` rows, so few programs are compiled, and a row's result does not depend on how
-  many came with it.
+  Every call to the device has `rows` clips, so few programs are compiled, and a clip's result does not depend on the
+  number of clips in the batch.
 
   Args:
     vae: the tokenizer.
     params: its parameters.
     rows: clips at a time.
     group: latent frames at a time, after the first.
-    sharding: of a group's rows over the devices; None leaves them on the default one.
+    sharding: sharding of a group's clips over the devices; None leaves them on the default device.
 
   Raises:
-    ValueError: if `rows` is not positive.
+    ValueError: `rows` is not positive.
   """
 
   def __init__(
@@ -67,5 +67,5 @@ class PixelCodec:
     for start in range(0, len(clips), self.rows):
       part = clips[start : start + self.rows]
       kept = len(part)
-      # The last row fills up.
+      # Padded with the last clip.
       yield np.concatenate([part, np.repeat(part[-1:], self.rows - kept, axis=0)]), kept

@@ -1,4 +1,4 @@
-"""Requests that were checked against the cascade, and what decides their samples."""
+"""Requests that are checked against the cascade, and everything that determines their samples."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from walt_t5x.generation.requests import IMAGE, VIDEO, Request, check_requests
 from walt_t5x.generation.sampling_run import SamplingSettings
 from walt_t5x.generation.stage import StageInfo
 
-# Files up to so many are read before anything is loaded, so that a bad one is told at once.
+# Up to this many files are read before anything is loaded, so that an unreadable one is reported early.
 _READ_FIRST = 256
 
 
@@ -24,9 +24,9 @@ class Prepared:
 
   Attributes:
     requests: as given.
-    settings: of the run.
+    settings: settings of the run.
     size: (H, W) of the last stage.
-    conditioned: pixel frames that a clip is continued from.
+    conditioned: number of pixel frames that a clip is continued from.
   """
 
   requests: Sequence[Request]
@@ -35,13 +35,13 @@ class Prepared:
   conditioned: int
 
   def given(self, request: Request) -> GivenMedia | None:
-    """What the request starts from."""
+    """The media that the request starts from."""
     if request.kind is None:
       return None
     return _read(request.kind, request.given, self.size, self.settings, self.conditioned)
 
   def identity(self, infos: Sequence[StageInfo], gin_config: str) -> dict[str, Any]:
-    """What decides the samples: `run_identity.begin` compares it."""
+    """Everything that determines the samples; compared by `run_identity.begin`."""
     first = [self.given(r) for r in self.requests[:_READ_FIRST] if r.kind]
     settings = dataclasses.asdict(self.settings)
     return {
@@ -63,10 +63,10 @@ class Prepared:
 def prepare(
   requests: Sequence[Request], config: CascadeConfig, settings: SamplingSettings
 ) -> Prepared:
-  """Checks requests, formats and media against what the stages make and were trained for; reads no checkpoint.
+  """Checks requests, formats and media against the stages' outputs and training; reads no checkpoint.
 
   Raises:
-    ValueError: naming the request or the setting.
+    ValueError: names the request or the setting.
   """
   sample_files.check_formats(settings.formats)
   if settings.fit not in FITS:

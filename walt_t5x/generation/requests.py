@@ -1,4 +1,4 @@
-"""What to generate: prompts, labels, and what each clip starts from, in the order of the samples' numbers."""
+"""What to generate: prompts, labels, and the media that each clip starts from, in the order of the samples."""
 
 import dataclasses
 import json
@@ -11,13 +11,13 @@ IMAGE, VIDEO = "image", "video"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """One clip to make.
+  """One clip to generate.
 
   Attributes:
-    prompt: what to show; empty for models without text.
+    prompt: the prompt; empty for models without text.
     label: class, for models with classes.
-    image: picture that the clip starts from.
-    video: clip that is continued from its last frames.
+    image: image that the clip starts from.
+    video: video that is continued from its last frames.
   """
 
   prompt: str = ""
@@ -27,7 +27,7 @@ class Request:
 
   @property
   def kind(self) -> str | None:
-    """IMAGE, VIDEO or None: what the clip starts from."""
+    """IMAGE, VIDEO or None: the kind of media that the clip starts from."""
     return IMAGE if self.image else VIDEO if self.video else None
 
   @property
@@ -44,17 +44,17 @@ def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
   """The prompts of --prompt and --prompts_file.
 
   Raises:
-    ValueError: if one is empty, or the file holds none or cannot be read.
+    ValueError: a prompt is empty, or the file has none or cannot be read.
   """
   found = [p.strip() for p in prompts]
   if prompts_file:
     lines = _lines(prompts_file, f"--prompts_file={prompts_file}")
     from_file = [line.strip() for line in lines if line.strip()]
     if not from_file:
-      raise ValueError(f"--prompts_file={prompts_file} holds no prompt: expected one a line")
+      raise ValueError(f"--prompts_file={prompts_file} has no prompt: expected one per line")
     found += from_file
   if not all(found):
-    raise ValueError(f"prompt {found.index('') + 1} of {len(found)} is empty: say what to show")
+    raise ValueError(f"prompt {found.index('') + 1} of {len(found)} is empty: expected text")
   return found
 
 
@@ -62,7 +62,7 @@ def _lines(file: str, what: str) -> list[str]:
   try:
     return Path(file).read_text(encoding="utf-8").splitlines()
   except UnicodeDecodeError as error:
-    raise ValueError(f"{what} is no UTF-8 text: {error}") from error
+    raise ValueError(f"{what} is not UTF-8 text: {error}") from error
   except OSError as error:
     raise ValueError(f"{what} cannot be read: {error.strerror}") from error
 
@@ -71,7 +71,7 @@ def read_requests(file: str) -> list[Request]:
   """The requests of --requests: JSON lines with the fields of `Request`; paths are relative to the file.
 
   Raises:
-    ValueError: naming the line that is not one, or if there are none.
+    ValueError: a line is not a request (names the line), or there are none.
   """
   path, found = Path(file), []
   known = {"prompt": str, "label": int, IMAGE: str, VIDEO: str}
@@ -82,7 +82,7 @@ def read_requests(file: str) -> list[Request]:
     try:
       row = json.loads(line)
     except ValueError as error:
-      raise ValueError(f"{where} is no JSON object: {error}") from error
+      raise ValueError(f"{where} is not a JSON object: {error}") from error
     if not isinstance(row, dict):
       raise ValueError(f"{where} is {line.strip()[:80]}, expected a JSON object")
     unknown = set(row) - known.keys()
@@ -99,27 +99,27 @@ def read_requests(file: str) -> list[Request]:
         row[field] = str(path.parent / row[field])
     found.append(Request(**{k: v for k, v in row.items() if v is not None}))
   if not found:
-    raise ValueError(f"--requests={file} holds no request: expected a JSON object a line")
+    raise ValueError(f"--requests={file} has no request: expected one JSON object per line")
   return found
 
 
 def make_requests(
   prompts: Sequence[str], *, image: str | None = None, video: str | None = None
 ) -> list[Request]:
-  """One request a prompt, all starting from the same picture or clip; without prompts, one that has none."""
+  """One request per prompt, all starting from the same image or video; without prompts, one without a prompt."""
   return [Request(prompt=prompt, image=image, video=video) for prompt in prompts or [""]]
 
 
 def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> None:
-  """Each request says what its models need, and all start from the same kind of thing.
+  """Checks that each request gives what its models need, and that all start from the same kind of media.
 
   Args:
-    requests: to check.
-    text: the stages read text.
-    classes: of the stages; 0 for none.
+    requests: the requests to check.
+    text: whether the stages read text.
+    classes: number of classes of the stages; 0 for none.
 
   Raises:
-    ValueError: naming the request.
+    ValueError: names the request.
   """
   kinds = {}
   for number, request in enumerate(requests):
@@ -137,9 +137,9 @@ def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> 
     if not classes and request.label is not None:
       raise ValueError(f"request {number} has a label, but the stages have no classes")
     if request.given and not Path(request.given).is_file():
-      raise ValueError(f"request {number} starts from {request.given}: no such file")
+      raise ValueError(f"request {number} starts from {request.given}, which does not exist")
   if len(kinds) > 1:
     shown = ", ".join(f"{n} from {kind or 'noise'}" for kind, n in kinds.items())
     raise ValueError(
-      f"requests start from different things ({shown}): put each kind in a run of its own"
+      f"requests start from different kinds of media ({shown}): put each kind into a separate run"
     )

@@ -1,4 +1,4 @@
-"""What decides the samples of a folder, kept beside them, so that a command goes on with its own samples only."""
+"""Records what determines the samples of a folder, so that a command resumes only its own samples."""
 
 import difflib
 import json
@@ -12,26 +12,26 @@ RUN = "run.json"
 
 
 class ChangedRun(ValueError):
-  """The folder was begun by another command."""
+  """The folder belongs to another command."""
 
 
 def begin(folder: Path, identity: Mapping[str, Any]) -> None:
-  """Writes `run.json` into a new folder, or checks that the folder was begun by the same command.
+  """Writes `run.json` into a new folder, or checks that the folder was started by the same command.
 
   Args:
-    folder: of the samples.
+    folder: folder of the samples.
     identity: JSON values by name; strings of several lines are compared line by line.
 
   Raises:
-    ChangedRun: naming what differs, with both values.
-    OSError: if the folder cannot be written.
+    ChangedRun: the command differs; names the differences with both values.
+    OSError: the folder cannot be written.
   """
   file = folder / RUN
   identity = json.loads(json.dumps(identity))
   if not file.exists():
     if any(folder.glob("[0-9]*.json")):
       raise ChangedRun(
-        f"{folder} holds samples but no {RUN}: they are of an earlier version or another program; set another --output"
+        f"{folder} has samples but no {RUN}: they are of an earlier version or another program; set another --output"
       )
     try:
       write_json(file, identity)
@@ -47,9 +47,9 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
   ]
   if changes:
     raise ChangedRun(
-      f"{folder} was begun by another command; its samples would not be of one kind:\n  "
+      f"{folder} was started by another command; its samples would be mixed:\n  "
       + "\n  ".join(changes[:10])
-      + "\nRun the command that began it to finish it, or set another --output."
+      + "\nRun the original command to finish it, or set another --output."
     )
 
 

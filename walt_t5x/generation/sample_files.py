@@ -10,40 +10,40 @@ import numpy as np
 from walt_t5x.media import video_io
 from walt_t5x.media.pixels import to_float
 
-# Best first: evaluation reads the first one that a sample has.
+# Best first: evaluation reads the first one available.
 READABLE = ("png", "mp4", "webm", "gif")
 LATENTS = "latents"
 FORMATS = (*READABLE, LATENTS)
 
-# Clips smaller than this edge are enlarged by whole pixels, so that chroma subsampling leaves their colours alone.
+# Clips with a smaller edge are enlarged by an integer factor, so that chroma subsampling does not change their colors.
 _MIN_EDGE = 128
 
 
 def check_formats(formats: Sequence[str]) -> None:
-  """Every format is known and one can be looked at.
+  """Checks that every format is known and that one of them is viewable.
 
   Raises:
-    ValueError: naming what is not.
+    ValueError: names the formats.
   """
   unknown = [f for f in formats if f not in FORMATS]
   if unknown or not set(formats) & set(READABLE):
     raise ValueError(
-      f"--formats={','.join(formats)}: expected some of {', '.join(FORMATS)}, and one of them a picture"
+      f"--formats={','.join(formats)}: expected some of {', '.join(FORMATS)}, and a viewable one among them"
     )
 
 
 def scale_of(frames: np.ndarray, name: str) -> int:
-  """By which whole factor a format enlarges the pixels of [T, H, W, 3]."""
+  """The integer factor by which a format enlarges the pixels of [T, H, W, 3]."""
   if name in ("mp4", "webm"):
     return max(1, -(-_MIN_EDGE // min(frames.shape[1:3])))
   return 1
 
 
 def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> str:
-  """Writes one format of a clip; it appears whole or not at all.
+  """Writes one format of a clip atomically.
 
   Args:
-    path: without suffix.
+    path: path without suffix.
     frames: [T, H, W, 3], uint8 or float in [0, 1].
     format: one of READABLE; "png" is a folder of frames.
     fps: frame rate.
@@ -91,7 +91,7 @@ def _write_frames(path: Path, frames: np.ndarray) -> str:
   temporary.mkdir(parents=True)
   for i, frame in enumerate(frames):
     Image.fromarray(frame).save(temporary / f"{i:05d}.png")
-  # A folder left by an interrupted run makes way; its sample was not finished.
+  # Replaces a folder left by an interrupted run; its sample was not finished.
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(temporary, folder)
   return folder.name

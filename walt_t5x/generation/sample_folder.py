@@ -1,10 +1,10 @@
-"""A folder of generated samples: files of each stage, a JSON sidecar each, a manifest, scores and the gallery.
+"""A folder of generated samples: files of each stage, a JSON sidecar per sample, a manifest, scores and the gallery.
 
-run.json         what decides the samples (`run_identity`)
+run.json         what determines the samples (`run_identity`)
 00012_base.mp4   a stage's clip; .webm, .gif, _frames/ (PNG), .npy (latents) by --formats
-00012.json       the sample's sidecar, written last: a sample is finished if it is there
-manifest.jsonl   a line a sample, once all are finished
-gallery.html     everything to look at, offline
+00012.json       the sample's sidecar, written last: a sample is finished if it exists
+manifest.jsonl   one line per sample, once all are finished
+gallery.html     a page with all samples, offline
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ class StoredSample:
 
   Attributes:
     index: its number.
-    prompt: what it should show.
-    files: stage name -> the file that is best to read, base first.
-    sidecar: everything that is known about it.
+    prompt: its prompt.
+    files: stage name -> the best file to read, base first.
+    sidecar: all metadata of the sample.
   """
 
   index: int
@@ -43,16 +43,16 @@ class StoredSample:
 
 
 class SampleFolder:
-  """Reads and writes one folder of this machine.
+  """Reads and writes one local folder.
 
   Raises:
-    ValueError: for an address such as gs://bucket/samples, which would become a local folder of that name.
+    ValueError: the path is an address such as gs://bucket/samples, which would become a local folder of that name.
   """
 
   def __init__(self, path: str | os.PathLike[str]):
     if "://" in str(path):
       raise ValueError(
-        f"{path} is no folder of this machine: write to one and copy it, or to a mounted bucket"
+        f"{path} is not a local folder: write to one and copy it, or to a mounted bucket"
       )
     self.path = Path(path)
 
@@ -74,15 +74,15 @@ class SampleFolder:
 
     Args:
       index: its number.
-      prompt: what it should show.
+      prompt: its prompt.
       videos: stage name -> pixels [T, H, W, 3], uint8 or in [0, 1], base first.
       fps: frame rate of the files.
-      seed: of the noise.
+      seed: seed of the noise.
       steps: stage name -> training step of its checkpoint.
-      fingerprints: of the models.
-      formats: of `sample_files.FORMATS`.
+      fingerprints: fingerprints of the models.
+      formats: some of `sample_files.FORMATS`.
       latents: stage name -> raw latents, for the format "latents".
-      details: more fields of the sidecar.
+      details: additional fields of the sidecar.
     """
     stages = {}
     for stage, video in videos.items():
@@ -111,11 +111,11 @@ class SampleFolder:
     write_json(self.sidecar(index), sidecar)
 
   def sidecar(self, index: int) -> Path:
-    """The sidecar of a sample."""
+    """The path of a sample's sidecar."""
     return self.path / f"{index:05d}.json"
 
   def finished(self, index: int) -> bool:
-    """Whether a sample is there, with all its files."""
+    """Whether a sample exists with all its files."""
     file = self.sidecar(index)
     if not file.exists():
       return False
@@ -127,7 +127,7 @@ class SampleFolder:
     """The samples in order of their numbers.
 
     Raises:
-      FileNotFoundError: if there are none.
+      FileNotFoundError: there are none.
     """
     sidecars = sorted(self.path.glob("[0-9]*.json"), key=lambda file: int(file.stem))
     if not sidecars:
@@ -149,7 +149,7 @@ class SampleFolder:
     return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
 
   def write_manifest(self) -> Path:
-    """Writes a line a sample: its number, prompt, files by stage and where it started."""
+    """Writes one line per sample: its number, prompt, files by stage and given media."""
     lines = []
     for sample in self.samples():
       row = {
@@ -166,11 +166,11 @@ class SampleFolder:
     return self.path / MANIFEST
 
   def write_scores(self, scores: Mapping[str, Any]) -> None:
-    """Keeps the result of an evaluation beside the samples; the gallery shows it."""
+    """Saves the result of an evaluation with the samples; the gallery shows it."""
     write_json(self.path / SCORES, scores)
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
-    """Writes the HTML page, with the verdicts of `scores.json` where there is one; the first `limit` samples."""
+    """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
     scores_file = self.path / SCORES
     verdicts = {}
     if scores_file.exists():

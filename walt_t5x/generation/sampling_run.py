@@ -1,8 +1,8 @@
-"""Makes the samples of many requests, batch by batch, and goes on where an earlier run stopped.
+"""Generates the samples of many requests, batch by batch, and resumes an interrupted run.
 
-Sample i belongs to request i // num_samples. Batches are fixed by the numbers of the samples, whatever is already
-there, so a run that was interrupted ends with the same bytes: a batch of which a sample is missing is made again as a
-whole, and only what is missing is written.
+Sample i belongs to request i // num_samples. The samples' numbers determine the batches, regardless of what exists, so
+an interrupted run ends with the same bytes: a batch with a missing sample is generated again in full, and only the
+missing samples are written.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ from walt_t5x.generation.given_media import GivenMedia
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
 
-# Batches that a cascade of `one_at_a_time` runs before its stages are read again.
+# Batches that a cascade with `one_at_a_time` runs before its stages are read again.
 _BATCHES_A_LOAD = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-  """What decides the samples besides models and requests.
+  """Everything that determines the samples except models and requests.
 
   Attributes:
-    seed: of the noise.
-    num_samples: clips a request.
-    rounds: of each clip.
+    seed: seed of the noise.
+    num_samples: clips per request.
+    rounds: rounds of each clip.
     fps: frame rate of the files.
-    formats: of the files, `sample_files.FORMATS`.
-    fit: how given media are brought to size, `given_media.FITS`.
-    batch_size: clips that are made together.
-    decoded_given: start with the reconstruction of a clip's last frames instead of the whole clip.
+    formats: formats of the files, `sample_files.FORMATS`.
+    fit: how given media are resized, `given_media.FITS`.
+    batch_size: clips that are generated together.
+    decoded_given: start with the reconstruction of a clip's last frames instead of the entire clip.
   """
 
   seed: int = 0
@@ -47,7 +47,7 @@ class SamplingSettings:
 
 
 def batches_of(count: int, batch_size: int, *, shard: int = 0, shards: int = 1) -> list[range]:
-  """The numbers of the samples of each batch of a shard; shards take turns."""
+  """The sample numbers of each batch of a shard; batches are assigned to shards in turn."""
   starts = range(0, count, batch_size)
   found = [range(start, min(count, start + batch_size)) for start in starts]
   return found[shard::shards]
@@ -65,17 +65,17 @@ def make_samples(
   shards: int = 1,
   written: Callable[[Sample], None] = lambda sample: None,
 ) -> int:
-  """Makes what is missing; returns how many samples it wrote.
+  """Generates the missing samples; returns how many it wrote.
 
   Args:
     cascade: the models.
-    requests: what to make.
-    folder: where to.
+    requests: the requests.
+    folder: the output folder.
     settings: see `SamplingSettings`.
-    read_given: the media that a request starts from.
-    details: fields of every sidecar.
+    read_given: returns the media that a request starts from.
+    details: additional fields of every sidecar.
     shard: this job's number.
-    shards: jobs that share the samples.
+    shards: number of jobs that share the samples.
     written: called with each sample once it is on disk.
   """
   count = len(requests) * settings.num_samples
@@ -138,16 +138,16 @@ def write_sample(
   settings: SamplingSettings,
   details: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the files of a sample and all that is known about it.
+  """Writes the files and the metadata of a sample.
 
   Args:
-    folder: where to.
-    cascade: that made it.
+    folder: the output folder.
+    cascade: the models that made it.
     sample: the clip.
-    given: what it started from.
-    request: that it answers.
-    settings: of the run.
-    details: more fields of the sidecar.
+    given: the media that it started from.
+    request: its request.
+    settings: settings of the run.
+    details: additional fields of the sidecar.
   """
   rounded = {
     stage: {what: round(value, 3) for what, value in times.items()}
@@ -185,12 +185,12 @@ def _sampler(config: Any) -> dict[str, Any]:
 
 
 def digest(text: str) -> str:
-  """sha256 of a text."""
+  """sha256 hash of a text."""
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _Progress:
-  """One bar a stage, with the time that is left."""
+  """One progress bar per stage, with the remaining time."""
 
   def __init__(self, cascade: Cascade, total: int):
     self._names = [info.config.name for info in cascade.infos]
@@ -208,7 +208,7 @@ class _Progress:
     return self
 
   def update(self, stage: str, round: int) -> None:
-    """One round of one stage of one batch is done."""
+    """Reports that one round of one stage of one batch is done."""
     self._bars[stage].update()
 
   def __exit__(self, *exc: Any) -> None:

@@ -1,4 +1,4 @@
-"""One trained stage: what is known of it without its weights, and its weights ready to sample."""
+"""One trained stage: its metadata without weights, and its weights for sampling."""
 
 import dataclasses
 import os
@@ -19,16 +19,16 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-  """What gin says of a stage.
+  """Configuration of a stage.
 
   Attributes:
     name: "base", "sr1", "sr2"; names the stage's files.
     model: network and sampler.
-    checkpoint: `checkpoint_<step>` folder, or a model_dir (its newest whole checkpoint).
+    checkpoint: `checkpoint_<step>` folder, or a model_dir (its newest complete checkpoint).
     latents: field of the latents it makes, e.g. "latents/5x16x16".
     low_resolution: field of the latents it is given; None for the base stage.
     ema: sample with the averaged weights.
-    weights_dtype: dtype in which the weights are held; "bfloat16" halves their memory. None leaves them as saved.
+    weights_dtype: dtype of the weights in memory; "bfloat16" halves their size. None keeps the saved dtype.
   """
 
   name: str
@@ -50,10 +50,10 @@ class StageInfo:
   """A stage without its weights.
 
   Attributes:
-    config: as given.
+    config: the configuration.
     checkpoint: folder of the weights.
     step: training step of the checkpoint.
-    provenance: of the rows it was trained on: encoders, statistics, null caption.
+    provenance: provenance of the training data: encoders, statistics, null caption.
   """
 
   config: StageConfig
@@ -63,11 +63,11 @@ class StageInfo:
 
   @classmethod
   def read(cls, config: StageConfig) -> "StageInfo":
-    """Finds the checkpoint and reads the provenance beside it.
+    """Finds the checkpoint and reads the provenance next to it.
 
     Raises:
-      FileNotFoundError: if there is no whole checkpoint, or no provenance.json beside it.
-      ValueError: if the stage was not trained on the latents that `config` names.
+      FileNotFoundError: no complete checkpoint, or no provenance.json next to it.
+      ValueError: the stage was not trained on the latents that `config` names.
     """
     folder = find_checkpoint(config.checkpoint)
     provenance = read_provenance(os.path.dirname(str(folder)))
@@ -88,7 +88,7 @@ class StageInfo:
     return (*schema.latents_shape(self.config.latents), channels)
 
   def normalise(self, latents: Any, field: str) -> Any:
-    """Latents of the tokenizer -> mean 0, standard deviation 1 a channel."""
+    """Latents of the tokenizer -> mean 0, standard deviation 1 per channel."""
     statistics = self.provenance.latents[field]
     return (latents - jnp.asarray(statistics.mean)) / jnp.asarray(statistics.std)
 
@@ -103,9 +103,9 @@ class Stage:
   """A stage with its weights.
 
   Attributes:
-    info: what is known of it.
+    info: its metadata.
     params: the network's parameters.
-    fingerprint: sha256 of the weights as saved.
+    fingerprint: sha256 of the saved weights.
   """
 
   info: StageInfo
@@ -117,7 +117,7 @@ class Stage:
     """Reads the weights.
 
     Raises:
-      ValueError: if averaged weights are asked for and the checkpoint has none.
+      ValueError: averaged weights are requested and the checkpoint has none.
     """
     config = info.config
     params = load_params(info.checkpoint, ema=config.ema)

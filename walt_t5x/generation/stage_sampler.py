@@ -1,4 +1,4 @@
-"""Sampling of one stage, compiled once a shape, over all devices."""
+"""Sampling of one stage, compiled once per shape, over all devices."""
 
 import contextlib
 import math
@@ -18,11 +18,11 @@ from walt_t5x.sharding import partitioning
 
 
 def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
-  """('data', 'model'): rows over as many devices as divide them, the token grid's height over the rest of each.
+  """A ('data', 'model') mesh: the batch over as many devices as divide it, the token grid's height over the rest.
 
   Args:
-    rows: of a batch.
-    devices: to use; None comes back for a single one.
+    rows: batch size.
+    devices: devices to use; returns None for a single one.
   """
   if len(devices) == 1:
     return None
@@ -31,10 +31,10 @@ def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
 
 
 class StageSampler:
-  """`(params, noise, conditioning, null_text) -> normalised latents`, on the devices of a mesh.
+  """`(params, noise, conditioning, null_text) -> normalized latents`, on the devices of a mesh.
 
-  Weights are whole on each device, rows lie over 'data' and, where there are fewer rows than devices, the height of
-  the token grid over 'model'.
+  Weights are replicated on each device, the batch is sharded over 'data' and, if it has fewer clips than devices, the
+  height of the token grid over 'model'.
 
   Args:
     config: the stage.
@@ -55,7 +55,7 @@ class StageSampler:
     self._sample = jax.jit(sample)
 
   def place(self, params: Any) -> Any:
-    """The weights where the samples are made."""
+    """Places the weights on the devices."""
     if self._mesh is None:
       return jax.device_put(params)
     return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
@@ -69,13 +69,13 @@ class StageSampler:
     low_noise: Array | None = None,
     null_text: Array | None = None,
   ) -> Array:
-    """Samples [B, t, h, w, c], normalised.
+    """Samples [B, t, h, w, c], normalized.
 
     Args:
-      params: as `place` returned them.
+      params: weights from `place`.
       noise: standard normal [B, t, h, w, c].
-      conditioning: rows of the same number; low-resolution latents without noise.
-      low_noise: of the noise augmentation, for super-resolution stages.
+      conditioning: conditioning of the same batch size; low-resolution latents without noise.
+      low_noise: noise of the noise augmentation, for super-resolution stages.
       null_text: the null caption's embedding [B, n, E].
     """
     arguments = (noise, low_noise, conditioning, null_text)
@@ -87,12 +87,12 @@ class StageSampler:
       return self._sample(params, *arguments)
 
   def lower(self, params: Any, *arguments: Any, devices: Sequence[Any]) -> Any:
-    """The lowered chain for shapes, on devices that need not be there.
+    """Lowers the chain for shapes, on devices that need not exist.
 
     Args:
       params: shapes of the weights.
-      arguments: shapes of (noise, noise of the low resolution, fields of `Conditioning`, null text), whole batches.
-      devices: to compile for, those of the mesh where there is one.
+      arguments: shapes of (noise, low-resolution noise, fields of `Conditioning`, null text), for the full batch.
+      devices: devices to compile for, those of the mesh if there is one.
     """
     if self._mesh is None:
       whole = rows = jax.sharding.SingleDeviceSharding(devices[0])
@@ -110,7 +110,7 @@ class StageSampler:
       return jax.jit(sample).lower(placed(params, whole), *placed(arguments, rows))
 
   def _on_mesh(self) -> contextlib.ExitStack:
-    """Mesh and rules, which the network's constraints read."""
+    """Enters mesh and rules, which the network's sharding constraints read."""
     stack = contextlib.ExitStack()
     if self._mesh is not None:
       stack.enter_context(self._mesh)

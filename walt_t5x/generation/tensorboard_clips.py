@@ -1,4 +1,4 @@
-"""Clips in TensorBoard: animated GIFs for its image plugin, which shows whatever image a browser can."""
+"""Clips in TensorBoard as animated GIFs, which its image plugin displays."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ def write_clips(
   fps: float,
   scalars: Mapping[str, float] | None = None,
 ) -> dict[str, bytes]:
-  """Adds an event file; CLU and tf.summary have no videos.
+  """Writes an event file; CLU and tf.summary do not support videos.
 
   Args:
-    folder: of the event files; made if it is not there.
+    folder: folder of the event files; created if missing.
     clips: tag -> frames [T, H, W, 3], uint8 or in [0, 1].
     step: training step.
-    fps: of the clips.
-    scalars: tag -> number, written too.
+    fps: frame rate of the clips.
+    scalars: tag -> number, also written.
 
   Returns:
     The GIF of each tag.

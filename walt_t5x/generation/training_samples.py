@@ -1,4 +1,4 @@
-"""Sample videos in TensorBoard while a model trains: an action that both engines run after an evaluation.
+"""Sample videos in TensorBoard during training: an action that both engines run after an evaluation.
 
 train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
@@ -20,30 +20,30 @@ from walt_t5x.models.vae_model import VaeModel
 
 
 class SampleVideos:
-  """Samples the conditions of held-out rows with the parameters of the moment, always from the same noise.
+  """Samples with the current parameters for the conditions of held-out examples, always from the same noise.
 
-  A tokenizer shows its reconstructions. A denoiser's latents are decoded where `vae_checkpoint` is given; without it
-  their first three channels are shown as colours, which tells structure and motion early. TensorBoard shows the clips
-  as animated images under `samples`; the same GIFs lie in `<model_dir>/samples`.
+  A tokenizer shows its reconstructions. A denoiser's latents are decoded if `vae_checkpoint` is given; otherwise their
+  first three channels are shown as colors, which shows structure and motion early. TensorBoard shows the clips as
+  animated images under `samples`; the same GIFs are in `<model_dir>/samples`.
 
-  With several hosts this needs the built-in engine: T5X runs actions on its first host alone, where a program over
-  all devices cannot run.
+  With several hosts this needs the built-in engine: T5X runs actions only on its first host, which cannot execute a
+  program over all devices.
 
   Args:
-    model: what is trained.
-    dataset_cfg: held-out rows; the first ones are taken, in the order of the files.
+    model: the model that is trained.
+    dataset_cfg: held-out data; the first examples are used, in the order of the files.
     model_dir: the run's folder.
-    num_videos: clips.
-    every: least number of steps from one set of clips to the next; they are made at evaluations.
-    average: sample with the parameter average where the run keeps one.
+    num_videos: number of clips.
+    every: least number of steps between two sets of clips; they are made at evaluations.
+    average: sample with the parameter average if the run keeps one.
     vae: the tokenizer's network, to decode a denoiser's latents.
     vae_checkpoint: its weights.
     vae_average: decode with its averaged weights.
-    latents: field of the latents, whose statistics `<model_dir>/provenance.json` holds.
-    fps: of the clips shown.
+    latents: field of the latents, whose statistics are in `<model_dir>/provenance.json`.
+    fps: frame rate of the clips.
 
   Raises:
-    ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the rows' own.
+    ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the data's own.
   """
 
   def __init__(
@@ -65,7 +65,7 @@ class SampleVideos:
     if any(given) and not all(given):
       raise ValueError(
         f"SampleVideos: got vae={given[0]}, vae_checkpoint={given[1]}, latents={given[2]}; give all to decode, or "
-        "none to see latents as colours."
+        "none to show latents as colors."
       )
     self._model, self._dataset_cfg, self._model_dir = model, dataset_cfg, model_dir
     self._num_videos, self._every, self._average, self._fps = num_videos, every, average, fps
@@ -78,11 +78,11 @@ class SampleVideos:
 
   @property
   def shows_latents(self) -> bool:
-    """Whether clips are latents as colours, for want of a tokenizer."""
+    """Whether clips are latents shown as colors, because no tokenizer is given."""
     return self._vae is None and not isinstance(self._model, VaeModel)
 
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any]) -> bool:
-    """Makes the clips if it is time; never asks to stop."""
+    """Makes the clips if they are due; never requests a stop."""
     del metrics_by_task
     step = int(jax.device_get(train_state.step))
     if self._last is not None and step - self._last < self._every:
@@ -97,7 +97,7 @@ class SampleVideos:
     return False
 
   def _on_mesh(self, params: Any) -> Mapping[str, jax.Array]:
-    """The rows, whole on every device that holds parameters."""
+    """The examples, replicated on every device that holds parameters."""
     if self._batch is None:
       self._batch = first_rows(self._model, self._dataset_cfg, self._num_videos)
     sharding = jax.tree.leaves(params)[0].sharding
@@ -113,7 +113,7 @@ class SampleVideos:
     if isinstance(self._model, VaeModel):
       pixels = predicted
     elif self.shows_latents:
-      pixels = 0.5 + predicted[..., :3] / 6.0  # Three standard deviations either way.
+      pixels = 0.5 + predicted[..., :3] / 6.0  # Black to white is -3 to 3 standard deviations.
     else:
       if self._decoder is None:
         self._decoder = self._load_decoder()
@@ -133,7 +133,7 @@ class SampleVideos:
     got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
     if got != provenance.vae["fingerprint"]:
       raise ValueError(
-        f"SampleVideos: the tokenizer {self._vae_checkpoint} has fingerprint {got}, but the rows were made with "
+        f"SampleVideos: the tokenizer {self._vae_checkpoint} has fingerprint {got}, but the data was made with "
         f"{provenance.vae['fingerprint']}; set vae_checkpoint to that one, or change vae_average."
       )
     mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
@@ -152,7 +152,7 @@ class SampleVideos:
 
 
 def averaged(params: Any, param_states: Any) -> Any:
-  """The parameter average among the optimizer's states, or the parameters themselves."""
+  """The parameter average in the optimizer's states, or the parameters themselves."""
   states = jax.tree.leaves(param_states, is_leaf=lambda s: isinstance(s, optax.EmaState))
   averages = [s.ema for s in states if isinstance(s, optax.EmaState)]
   structure = jax.tree.structure(params)
@@ -160,10 +160,10 @@ def averaged(params: Any, param_states: Any) -> Any:
 
 
 def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray]:
-  """The first rows of a dataset as the model's converter makes them; the same on every host.
+  """The first examples of a dataset from the model's converter; the same on every host.
 
   Raises:
-    ValueError: it has fewer.
+    ValueError: the dataset has fewer.
   """
   import dataclasses
 
@@ -174,6 +174,6 @@ def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray
   batch = next(iter(rows.as_numpy_iterator()), None)
   if batch is None:
     raise ValueError(
-      f"SampleVideos: split {dataset_cfg.split!r} has fewer than num_videos={count} rows; lower num_videos."
+      f"SampleVideos: split {dataset_cfg.split!r} has fewer than num_videos={count} examples; lower num_videos."
     )
   return batch

@@ -1,4 +1,4 @@
-"""Curves as one SVG picture, drawn without a plotting library so that a report needs none and opens offline."""
+"""Draws curves as one SVG image without a plotting library, so that a report needs none and opens offline."""
 
 import html
 import math
@@ -11,7 +11,7 @@ _TICKS = 3
 
 
 def ticks(low: float, high: float) -> list[float]:
-  """Three to nine round numbers (1, 2 or 5 times a power of ten apart) within [low, high]; [low] of no range."""
+  """Three to nine round numbers (spaced by 1, 2 or 5 times a power of ten) within [low, high]; [low] if it is empty."""
   if not high > low:
     return [low]
   widest = (high - low) / _TICKS
@@ -23,14 +23,14 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-  """An HTML figure with all curves on the same axes; the newest value of each stands below.
+  """An HTML figure with all curves on the same axes, and the newest value of each below.
 
   Args:
     title: heading.
-    curves: name -> [(step, value)], steps ascending, values finite. Curves of one point are a dot.
+    curves: name -> [(step, value)], steps ascending, values finite. A curve of one point is drawn as a dot.
 
   Raises:
-    ValueError: no point at all.
+    ValueError: `curves` has no points.
   """
   drawn = {name: points for name, points in curves.items() if points}
   if not drawn:
@@ -83,7 +83,7 @@ def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
 def grouped(
   curves: Mapping[str, Sequence[tuple[int, float]]],
 ) -> dict[str, dict[str, Sequence[tuple[int, float]]]]:
-  """Charts by the last part of the metric's name: training and evaluation of one quantity share an axis.
+  """Groups curves by the last part of the metric's name: training and evaluation of one quantity share a chart.
 
   `loss` and `training_eval/shapes/loss` become {"loss": {"training": ..., "training_eval/shapes": ...}}.
   """

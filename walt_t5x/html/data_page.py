@@ -1,7 +1,7 @@
-"""One HTML page about prepared data: facts, histograms, channels, ledgers and a card a row; everything is inside it.
+"""One HTML page about prepared data: facts, histograms, channels, ledgers and one card per example.
 
-Media are `data:` URIs and a content security policy forbids every other request, so the page opens from disk and can be
-mailed as it is.
+Media are `data:` URIs and a content security policy blocks every other request, so the page opens from disk and can be
+sent by mail.
 """
 
 import html
@@ -33,7 +33,7 @@ class Histogram:
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-  """Rows that did not become records: how many a reason, and some of them as (uri, explanation)."""
+  """Rows that did not become records: counts by reason, and some examples as (uri, explanation)."""
 
   title: str
   counts: Mapping[str, int]
@@ -42,7 +42,7 @@ class Ledger:
 
 @dataclass(frozen=True, kw_only=True)
 class Channels:
-  """Moments of latent channels: this shard's, and those of the whole corpus that training normalises with."""
+  """Moments of latent channels: of this shard, and those of the entire corpus that training normalizes with."""
 
   field: str
   mean: np.ndarray
@@ -53,7 +53,7 @@ class Channels:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownClip:
-  """Frames uint8 (T, H, W, 3) with what they are."""
+  """Frames uint8 (T, H, W, 3) and their description."""
 
   name: str
   frames: np.ndarray
@@ -81,25 +81,25 @@ def write_page(
   cards: Iterable[RowCard],
   notes: Sequence[str] = (),
 ) -> Path:
-  """Writes the page; the file appears whole or not at all.
+  """Writes the page atomically.
 
   Args:
     path: ends in .html.
     title: heading and window title.
     facts: name -> value, in a table.
-    ledgers: of rejected rows and dead letters.
-    histograms: those without a value are left out.
-    channels: one table a latents field.
-    cards: rows, drawn one by one.
+    ledgers: ledgers of rejected rows and dead letters.
+    histograms: histograms; those without a value are skipped.
+    channels: one table per latents field.
+    cards: cards, drawn one at a time.
     notes: sentences above the cards.
 
   Raises:
-    ValueError: on another suffix.
+    ValueError: the path has another suffix.
   """
   with offline_page(path, title=title, style=_STYLE) as page:
     page.write(f"<h1>{html.escape(title)}</h1>")
     page.write(_facts(facts))
-    page.write(_section("Where the rows ended", "".join(map(_ledger, ledgers))))
+    page.write(_section("What became of the rows", "".join(map(_ledger, ledgers))))
     drawn = [histogram for histogram in histograms if len(histogram.values)]
     page.write(_section("Distributions", "".join(map(_histogram, drawn))))
     page.write(_section("Latent channels", "".join(map(_channels, channels))))
@@ -115,7 +115,7 @@ def write_page(
 
 
 def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
-  """Counts and edges; whole numbers of a small range get a bin each."""
+  """Counts and edges; integers of a small range get one bin each."""
   values = np.asarray(values, np.float64)
   low, high = values.min(), values.max()
   if (values == np.rint(values)).all():

@@ -1,4 +1,4 @@
-"""Media inside HTML pages, as `data:` URIs: a page that opens from disk and asks for nothing else."""
+"""Media inside HTML pages as `data:` URIs, so that a page opens from disk and needs no other file."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ def data_uri(kind: str, content: bytes) -> str:
 
 
 def picture_uri(picture: np.ndarray) -> str:
-  """A lossless picture, [H, W, 3] uint8."""
+  """A lossless image, [H, W, 3] uint8, as a URI."""
   from PIL import Image
 
   stream = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Writes generated clips as one HTML page that opens from disk, offline, with everything inside it.
+"""Writes generated clips as one self-contained HTML page that opens from disk, offline.
 
-Media are `data:` URIs and a content security policy forbids every other request, so the page can be
-mailed or archived as it is. Only the clips in view play.
+Media are `data:` URIs and a content security policy blocks every other request, so the page can be
+mailed or archived. Only the visible clips play.
 """
 
 import html
@@ -19,15 +19,15 @@ from walt_t5x.html.gallery_page import HEADER, STYLE, TAIL
 from walt_t5x.html.offline_page import offline_page
 from walt_t5x.media import video_io
 
-# Small clips are enlarged by whole pixels to about this edge: crisp, with chroma in every pixel.
+# Small clips are enlarged by an integer factor to about this edge, so that they stay sharp, with chroma in every pixel.
 _DISPLAY_EDGE = 192
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryStage:
-  """One clip of a card, such as the base model's or a super-resolution's.
+  """One clip of a card, such as that of the base model or of a super-resolution stage.
 
-  frames: [T, H, W, 3], float in [0, 1] or uint8; one frame is shown as a picture.
+  frames: [T, H, W, 3], float in [0, 1] or uint8; a single frame is shown as an image.
   """
 
   name: str
@@ -37,10 +37,10 @@ class GalleryStage:
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryItem:
-  """One card: a prompt, its stages side by side, and what is known about them.
+  """One card: a prompt, its stages next to each other, and their metadata.
 
-  verdict: property -> right, wrong or (None) not judged, as {"colour": True, "direction": False}.
-  details: anything else to print, name -> value.
+  verdict: property -> right, wrong or (None) not scored, as {"colour": True, "direction": False}.
+  details: additional values to print, name -> value.
   """
 
   prompt: str
@@ -58,19 +58,19 @@ def write_gallery(
   title: str = "Generated clips",
   media: str = "mp4",
 ) -> Path:
-  """Writes the page; the file appears whole or not at all.
+  """Writes the page atomically.
 
   Args:
     path: ends in .html.
-    items: cards in order of appearance; an iterator is drawn one by one.
+    items: cards in order of appearance; an iterator is consumed one at a time.
     title: heading and window title.
-    media: "mp4" (a video with a poster) or "webp" (an animated picture, for viewers without H.264).
+    media: "mp4" (a video with a poster) or "webp" (an animated image, for viewers without H.264).
 
   Returns:
     The path.
 
   Raises:
-    ValueError: no items, an item without stages, or another `media`.
+    ValueError: `items` is empty, an item has no stages, or `media` is unknown.
   """
   path = Path(path)
   if media not in ("mp4", "webp"):

@@ -1,4 +1,4 @@
-"""The gallery's page around its cards: style, filter, playback, keys. `gallery` fills in {{title}} and {{shares}}."""
+"""HTML of the gallery without its cards: style, filter, playback, keys. `gallery` sets {{title}} and {{shares}}."""
 
 STYLE = """
 :root { --right: #1a7f37; --wrong: #b3261e; --accent: #2f6fde; }
@@ -58,7 +58,7 @@ const shares = {{shares}};
 get("shares").textContent = shares;
 get("verdict").hidden = !shares;
 
-// Every word of the filter must stand in the prompt.
+// Every word of the filter must be in the prompt.
 function filter() {
   const words = get("text").value.toLowerCase().split(/\\s+/).filter(Boolean);
   const verdict = get("verdict").value;
@@ -75,7 +75,7 @@ get("text").addEventListener("input", filter);
 get("verdict").addEventListener("change", filter);
 filter();
 
-// Browsers decode only so many videos at a time: those out of view rest.
+// Browsers decode a limited number of videos at a time: those out of view are paused.
 let paused = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const seen = new Set();
 function update(video) {
@@ -97,7 +97,7 @@ get("pause").hidden = !videos.length;
 label();
 videos.forEach((video) => observer.observe(video));
 
-// Keys: a current card among those shown; its clips enlarge together and step together.
+// Keys: the current card among those shown; its clips are enlarged and stepped together.
 let current = null;
 function choose(card) {
   if (current) current.classList.remove("current");
@@ -137,7 +137,7 @@ document.addEventListener("keydown", (event) => {
     event.target.blur();
     return;
   }
-  // A focused button keeps its own Enter and space.
+  // A focused button handles Enter and space itself.
   if (event.target.matches("button") && (event.key === " " || event.key === "Enter")) return;
   if (keys[event.key]) {
     event.preventDefault();

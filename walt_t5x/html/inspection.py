@@ -1,4 +1,4 @@
-"""What a page about a shard shows: its records' numbers, a sample of them, the ledgers, latents as pictures."""
+"""Contents of a page about a shard: its records' statistics, a sample of them, the ledgers, latents as images."""
 
 import dataclasses
 import hashlib
@@ -19,9 +19,9 @@ _EXAMPLES = 5
 
 @dataclasses.dataclass(kw_only=True)
 class Shard:
-  """What a shard holds.
+  """The contents of a shard.
 
-  `columns` has one value a record or caption, `sample` the records to show, `sidecar` the notes of the job.
+  `columns` has one value per record or caption, `sample` the records to show, `sidecar` the notes of the job.
   """
 
   folder: str
@@ -32,10 +32,10 @@ class Shard:
 
 
 def find_shard(path: str) -> tuple[str, str]:
-  """(folder, file name) of a shard, or of the first shard of a folder that holds records.
+  """(folder, file name) of a shard, or of the first shard of a folder that has records.
 
   Raises:
-    FileNotFoundError: where there is none.
+    FileNotFoundError: the shard does not exist.
   """
   from walt_t5x.files import storage
 
@@ -45,7 +45,7 @@ def find_shard(path: str) -> tuple[str, str]:
       raise FileNotFoundError(f"no shard at {path}")
     return folder, name
   names = [name for name in storage.names(path) if SHARD_NAME.fullmatch(name)]
-  # An empty shard comes last: there is nothing to see in it.
+  # Empty shards come last: they have nothing to show.
   names.sort(key=lambda name: (storage.size(storage.join(path, name)) == 0, name))
   if not names:
     raise FileNotFoundError(
@@ -56,7 +56,7 @@ def find_shard(path: str) -> tuple[str, str]:
 
 
 def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
-  """Every record's numbers, and a sample of `rows` records that the seed and their ids choose."""
+  """Every record's statistics, and a sample of `rows` records selected by the seed and their ids."""
   from beam_jobs.shards.shard_files import QUARANTINE
   from data import schema, tfrecord
   from walt_t5x.files import storage
@@ -68,7 +68,7 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   chosen: list[tuple[int, int, Any]] = []
   sidecar_path = storage.join(folder, f"{name}.sidecar.json")
   sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
-  # The records of a shard that was held back stand beside it, out of seqio's sight.
+  # The records of a quarantined shard are in a separate file that seqio does not find.
   path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
   with storage.open_raw(path) as stream:
     for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
@@ -93,7 +93,7 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
 
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
-  """Rejected rows and dead letters of shards, with some examples of each reason; without those that a replay took."""
+  """Rejected rows and dead letters of shards, with some examples of each reason, except those that a replay handled."""
   from beam_jobs.shards import replays
   from walt_t5x.files import storage
   from walt_t5x.html.data_page import Ledger
@@ -103,7 +103,7 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
   try:
     history = [r for r in replays.read_all(storage.parent(folder), base) if r.finished]
   except replays.LedgerError:
-    history = []  # Half deleted: `beam_jobs.verify` says so; here every dead letter is shown.
+    history = []  # Partly deleted: `beam_jobs.verify` reports it; here every dead letter is shown.
   ledgers = []
   for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
     counts: Counter[str] = Counter()
@@ -155,7 +155,7 @@ class LatentDecoder:
     else:
       raise ValueError(
         f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
-        f"({provenance.vae.get('checkpoint')}); set that checkpoint, or leave the flag out"
+        f"({provenance.vae.get('checkpoint')}); set that checkpoint, or remove the flag"
       )
     vae = self.vae
 
@@ -171,13 +171,13 @@ class LatentDecoder:
 
 
 def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Latents as pictures: their three principal directions over all of them as red, green and blue.
+  """Latents as images: their first three principal components as red, green and blue.
 
   Args:
     latents: each (t, h, w, c).
 
   Returns:
-    uint8 (t, h, w, 3) each; two standard deviations reach from black to white.
+    uint8 (t, h, w, 3) each; black to white is -2 to 2 standard deviations.
   """
   flat = np.concatenate([np.asarray(z, np.float64).reshape(-1, z.shape[-1]) for z in latents])
   mean = flat.mean(axis=0)
@@ -194,7 +194,7 @@ def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin: Any) -> Any:
-  """The clip of a record cut out of its media again, or the reason why not."""
+  """The clip of a record, cut from its media again, or the reason why it is unavailable."""
   from beam_jobs.sources import resolve
   from beam_jobs.sources.members import read_media
   from walt_t5x.media.clips import ClipSpec, MediaError
@@ -213,7 +213,7 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
 
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
-  """In dB, of uint8 frames; 100 at most."""
+  """PSNR in dB of uint8 frames; 100 at most."""
   from walt_t5x.metrics.psnr import psnr_of_error
 
   error = np.mean(np.square(first.astype(np.float64) - second)) / 255**2

@@ -1,7 +1,7 @@
-"""An HTML page that opens from disk, offline, with everything inside it; light or dark as the reader's system is.
+"""A self-contained HTML page that opens from disk, offline, with a light or dark theme by the reader's system setting.
 
-Media are `data:` URIs (`embedded_media`) and a content security policy forbids every request, so the page can be mailed
-or archived as it is.
+Media are `data:` URIs (`embedded_media`) and a content security policy blocks every request, so the page can be mailed
+or archived.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-# Browsers decode only so many videos at a time: those out of view rest.
+# Browsers decode a limited number of videos at a time: those out of view are paused.
 PLAY_IN_VIEW = """
 const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -24,15 +24,15 @@ document.querySelectorAll("video").forEach((video) => observer.observe(video));
 
 @contextlib.contextmanager
 def offline_page(path: str | os.PathLike[str], *, title: str, style: str) -> Iterator[TextIO]:
-  """The page's body, to be written to; the file appears whole when the block ends well, or not at all.
+  """A stream for the page's body; the file is written when the block ends without an error.
 
   Args:
     path: ends in .html.
-    title: of the window.
-    style: rules besides the shared ones. Colours are --page, --card, --ink, --soft (lesser text) and --line.
+    title: title of the window.
+    style: CSS rules in addition to the shared ones. Colors: --page, --card, --ink, --soft (secondary text), --line.
 
   Raises:
-    ValueError: on another suffix.
+    ValueError: the path has another suffix.
   """
   path = Path(path)
   if path.suffix.lower() not in (".html", ".htm"):

@@ -1,7 +1,7 @@
-"""The report's HTML: scores, samples, and of each run its curves, data, checkpoints, plan and configuration.
+"""The report's HTML: scores, samples, and for each run its curves, data, checkpoints, plan and configuration.
 
-Everything is inside the page and a content security policy forbids every request, so it opens from disk and can be
-mailed as it is.
+The page includes all its media and a content security policy blocks every request, so it opens from disk and can be
+sent by mail.
 """
 
 import html
@@ -16,7 +16,7 @@ from walt_t5x.html.offline_page import PLAY_IN_VIEW, offline_page
 from walt_t5x.html.run_folder import RunFolder
 from walt_t5x.html.scores import ScoreRow
 
-# Quantities whose curves stand open on the page; the others are folded away below them.
+# Quantities whose curves are visible on the page; the others are collapsed below them.
 _SHOWN = (
   "loss",
   "loss_video",
@@ -39,18 +39,18 @@ def write_report(
   scores: Sequence[ScoreRow],
   samples: Sequence[Any],
 ) -> Path:
-  """Writes the page; the file appears whole or not at all.
+  """Writes the page atomically.
 
   Args:
     path: ends in .html.
     title: heading and window title.
-    runs: in order of appearance.
-    plans: run name -> figures of `walt_t5x.plan`, or the sentence that says why there are none.
-    scores: of all sample folders.
+    runs: runs in order of appearance.
+    plans: run name -> figures of `walt_t5x.plan`, or the reason why there are none.
+    scores: scores of all sample folders.
     samples: `generation.sample_folder.StoredSample`s to show.
 
   Raises:
-    ValueError: on another suffix.
+    ValueError: the path has another suffix.
   """
   with offline_page(path, title=title, style=_STYLE) as page:
     page.write(f"<h1>{html.escape(title)}</h1>")
@@ -60,7 +60,7 @@ def write_report(
     page.write('<h2 id="samples">Samples</h2><div class="row">')
     for sample in samples:
       page.write(_sample(sample))
-    page.write("</div>" if samples else '</div><p class="note">None were named.</p>')
+    page.write("</div>" if samples else '</div><p class="note">No sample folders were given.</p>')
     for index, run in enumerate(runs):
       page.write(_run(index, run, plans.get(run.name, "not planned")))
     page.write(f"<script>{PLAY_IN_VIEW}</script>")
@@ -80,12 +80,12 @@ def _scores(scores: Sequence[ScoreRow]) -> str:
     return '<p class="note">No scores were found; <code>python -m walt_t5x.evaluate</code> writes them.</p>'
   head = ("protocol", "score", "value", "counts", "network", "judged")
   rows = [(s.protocol, s.name, s.value, s.counts, s.network, s.samples) for s in scores]
-  note = "Scores compare only under one protocol hash and one network fingerprint."
+  note = "Scores are comparable only with the same protocol hash and network fingerprint."
   return f'{_table(head, rows)}<p class="note">{note}</p>'
 
 
 def _medium(sample: Any, stage: str) -> str:
-  """What a browser shows of a stage's files: a video, an animation, or the first of PNG frames."""
+  """The HTML element for a stage's files: a video, an animation, or the first of the PNG frames."""
   entry, best = sample.sidecar["stages"][stage], sample.files[stage]
   files = {name: best.parent / file for name, file in entry.get("files", {}).items()}
   files = files or {best.suffix[1:]: best}
@@ -121,29 +121,29 @@ def _facts(run: RunFolder, plan: Mapping[str, Any] | str) -> str:
   else:
     rows += [
       ("parameters", f"{plan['parameters']:,}"),
-      ("tokens a row", f"{plan['tokens_per_row']:,}"),
-      ("rows a step", f"{plan['batch_size']:,}"),
-      ("training operations a step", f"{plan['train_flops_per_step']:.4g}"),
+      ("tokens per example", f"{plan['tokens_per_row']:,}"),
+      ("batch size", f"{plan['batch_size']:,}"),
+      ("training FLOPs per step", f"{plan['train_flops_per_step']:.4g}"),
     ]
     if plan.get("steps"):
       total = plan["steps"] * plan["train_flops_per_step"]
-      rows.append(("training operations of the run", f"{total:.4g} in {plan['steps']:,} steps"))
+      rows.append(("training FLOPs of the run", f"{total:.4g} in {plan['steps']:,} steps"))
   for saved in run.checkpoints:
-    rows.append((f"checkpoint {saved.step:,}", saved.problem or "whole"))
+    rows.append((f"checkpoint {saved.step:,}", saved.problem or "complete"))
   if run.unreadable_lines:
     rows.append(("unreadable lines of metrics.jsonl", run.unreadable_lines))
-  return _table(("of the run", ""), rows)
+  return _table(("run", ""), rows)
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
   if not provenance:
-    return '<p class="note">The run recorded no provenance of its rows.</p>'
+    return '<p class="note">The run recorded no provenance of its data.</p>'
   rows: list[tuple[str, object]] = []
   for name, value in sorted(provenance.items()):
     if name == "latents":
       rows += [
         (
-          f"normalisation of {field}",
+          f"normalization of {field}",
           f"{entry.get('channels')} channels, {entry.get('count', '?')} values",
         )
         for field, entry in sorted(value.items())
@@ -157,7 +157,7 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
       ]
     else:
       rows.append((name, value))
-  return _table(("of its rows", ""), rows)
+  return _table(("data", ""), rows)
 
 
 def _run(index: int, run: RunFolder, plan: Mapping[str, Any] | str) -> str:

@@ -1,4 +1,4 @@
-"""Reads what a training run left in its folder: curves, checkpoints, provenance, configuration."""
+"""Reads a training run's folder: curves, checkpoints, provenance, configuration."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ METRICS = "metrics.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-  """One saved step; `problem` says why it cannot be read, None if it can."""
+  """One saved step; `problem` is the reason why it cannot be read, or None."""
 
   step: int
   problem: str | None
@@ -23,13 +23,13 @@ class RunFolder:
   """A run on disk.
 
   Attributes:
-    name: what the page calls it.
+    name: its name on the page.
     path: its folder.
-    curves: metric -> [(step, value)], steps ascending. Evaluation metrics carry their collection as a prefix.
-    checkpoints: ascending.
-    provenance: of the rows it was trained on; {} where none was recorded.
-    config: gin text of its newest start; "" where none was recorded.
-    unreadable_lines: lines of metrics.jsonl that are no JSON, such as one cut by a full disk.
+    curves: metric -> [(step, value)], steps ascending. Evaluation metrics have their collection as a prefix.
+    checkpoints: checkpoints by ascending step.
+    provenance: provenance of the training data; {} if none was recorded.
+    config: gin text of its newest start; "" if none was recorded.
+    unreadable_lines: number of lines of metrics.jsonl that are not JSON, such as one truncated by a full disk.
   """
 
   name: str
@@ -47,10 +47,10 @@ class RunFolder:
 
 
 def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
-  """Curves of a metrics.jsonl, and how many of its lines are unreadable.
+  """Curves of a metrics.jsonl, and the number of its unreadable lines.
 
-  A run that went on from a checkpoint wrote some steps twice; the later line counts. Values that are no finite number
-  are left out, they have no place on an axis.
+  A run that resumed from a checkpoint wrote some steps twice; the later line counts. Values that are not finite
+  numbers are skipped, because they cannot be drawn.
   """
   found: dict[str, dict[int, float]] = {}
   unreadable = 0
@@ -73,7 +73,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
 
   Args:
     path: model_dir of the run.
-    name: what to call it; the folder's name when None.
+    name: its name on the page; None for the folder's name.
 
   Raises:
     FileNotFoundError: the folder has no metrics.jsonl.
@@ -84,7 +84,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
   if not file.is_file():
     raise FileNotFoundError(
       f"{file} does not exist: expected the MODEL_DIR of a run of `python -m walt_t5x.train`. Runs on an object store "
-      "have TensorBoard events only; copy such a folder here and name it."
+      "have TensorBoard events only; copy such a folder to this machine and give its path."
     )
   curves, unreadable = read_curves(file)
   saved = [

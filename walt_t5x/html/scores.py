@@ -1,4 +1,4 @@
-"""Scores that `python -m walt_t5x.evaluate` wrote, as rows of one table."""
+"""Scores written by `python -m walt_t5x.evaluate`, as rows of one table."""
 
 import dataclasses
 import json
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-  """One number and what makes it comparable.
+  """One score and what makes it comparable.
 
   Attributes:
     protocol: its name, `@` and the start of its hash.
-    name: of the score, such as FVD.
-    value: printed, with the spread over folds.
-    counts: samples and references that went in.
+    name: name of the score, such as FVD.
+    value: formatted value, with the standard deviation over folds.
+    counts: number of samples and references.
     network: name and fingerprint of the feature network, and whether its weights are the public ones.
-    samples: the folder that was judged.
+    samples: the folder that was scored.
   """
 
   protocol: str
@@ -39,7 +39,7 @@ def _network(entry: Mapping[str, Any]) -> str:
 
 
 def _protocol(result: Mapping[str, Any]) -> str:
-  """Files of before every protocol had a hash say so."""
+  """Name and hash of the protocol; files from earlier versions may have no hash."""
   return f"{result['protocol']}@{result.get('protocol_hash', 'no hash recorded')}"
 
 
@@ -95,7 +95,7 @@ def read_scores(file: Path) -> list[ScoreRow]:
   """The rows of one scores file.
 
   Raises:
-    ValueError: the file is not one that `evaluate` wrote.
+    ValueError: `evaluate` did not write the file.
   """
   try:
     result = json.loads(file.read_text(encoding="utf-8"))
@@ -104,5 +104,5 @@ def read_scores(file: Path) -> list[ScoreRow]:
     return _prompt_scores(result, str(file.parent))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
-      f"{file} holds no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."
+      f"{file} has no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."
     ) from error

@@ -1,18 +1,18 @@
-"""A picture of any mode of Pillow in RGB: the same for preprocessing and for what generation is given."""
+"""Converts images of any Pillow mode to RGB, in the same way for preprocessing and generation."""
 
 import io
 from typing import Any
 
 import numpy as np
 
-ORIENTATION = 0x0112  # EXIF tag: which side is up.
+ORIENTATION = 0x0112  # EXIF tag of the orientation.
 
 
 def to_rgb(image: Any) -> Any:
-  """The picture in RGB, with its EXIF orientation, which still is to be applied.
+  """The image in RGB. Its EXIF orientation is kept and not yet applied.
 
-  Transparent pixels are laid over white, 16 bits a channel become 8, CMYK goes through its own colour profile where it
-  has one.
+  Transparent pixels are blended with white, 16-bit channels become 8-bit, CMYK is converted with its own color profile
+  if it has one.
 
   Args:
     image: a `PIL.Image.Image`.
@@ -21,7 +21,7 @@ def to_rgb(image: Any) -> Any:
 
   exif = image.getexif()
   if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-    # Pillow would clip 16 bits at 255 instead of scaling them.
+    # Pillow would clip 16-bit values at 255 instead of scaling them.
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
     image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
   elif image.mode == "CMYK":
@@ -36,7 +36,7 @@ def to_rgb(image: Any) -> Any:
 
 
 def _from_cmyk(image):
-  """RGB by the file's own colour profile, else by (1 - ink) (1 - black)."""
+  """RGB by the file's own color profile, else by (1 - ink) (1 - black)."""
   from PIL import ImageCms
 
   profile = image.info.get("icc_profile")

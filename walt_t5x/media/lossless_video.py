@@ -1,6 +1,6 @@
-"""Clips whose pixels survive the file: FFV1 in Matroska for videos, PNG for pictures.
+"""Lossless clips: FFV1 in Matroska for videos, PNG for images.
 
-H.264 with 4:2:0 chroma is fine to look at and wrong to measure by: what it loses would count as the tokenizer's.
+H.264 with 4:2:0 chroma is unsuitable for measurements: its loss would be attributed to the tokenizer.
 `video_io.read_video` reads both kinds of clip. The same frames give the same bytes.
 """
 
@@ -16,16 +16,16 @@ SUFFIX = ".mkv"
 
 
 class LosslessWriter:
-  """Writes one video, a few frames at a time, so that its length costs no memory.
+  """Writes one video, a few frames at a time, so that memory does not grow with its length.
 
-  The file appears whole when the `with` block ends, and not at all when it ends in an error.
+  The file appears complete when the `with` block ends, and not at all if it raises.
 
   Args:
     path: ends in .mkv.
-    fps: frames a second.
+    fps: frames per second.
 
   Raises:
-    ValueError: on another suffix or a rate that is not positive.
+    ValueError: the path has another suffix, or the rate is out of range.
   """
 
   def __init__(self, path: str | os.PathLike[str], *, fps: float):
@@ -33,7 +33,7 @@ class LosslessWriter:
     if self._path.suffix != SUFFIX:
       raise ValueError(f"LosslessWriter: got {path}, expected a name that ends in {SUFFIX}.")
     if not 0 < fps <= 1000:
-      raise ValueError(f"LosslessWriter: fps is between 0 and 1000, got {fps}.")
+      raise ValueError(f"LosslessWriter: got fps={fps}, expected a rate between 0 and 1000.")
     self._rate = Fraction(fps).limit_denominator(1001)
     self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
     self._container: Any = None
@@ -43,7 +43,7 @@ class LosslessWriter:
     import av
 
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    # Bit-exact: no random identifiers and no version of the library.
+    # Bit-exact: no random identifiers and no library version.
     self._container = av.open(
       str(self._temporary), mode="w", format="matroska", options={"fflags": "+bitexact"}
     )
@@ -53,7 +53,7 @@ class LosslessWriter:
     """Writes the next frames, uint8 [T, H, W, 3], all of one size.
 
     Raises:
-      ValueError: of another dtype, rank or size.
+      ValueError: the frames have another dtype, rank or size.
     """
     import av
 
@@ -82,7 +82,7 @@ class LosslessWriter:
     try:
       if kind is None:
         if self._stream is None:
-          raise ValueError(f"LosslessWriter: {self._path} was given no frames.")
+          raise ValueError(f"LosslessWriter: {self._path} has no frames.")
         self._container.mux(self._stream.encode(None))
       self._container.close()
       if kind is None:
@@ -92,7 +92,7 @@ class LosslessWriter:
 
 
 def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-  """Writes uint8 [H, W, 3] as a PNG that appears whole or not at all."""
+  """Writes uint8 [H, W, 3] as a PNG, atomically."""
   from PIL import Image
 
   path = Path(path)

@@ -1,7 +1,7 @@
-"""Video files in and out: mp4, webm, avi through PyAV; gif and animated webp through Pillow.
+"""Reads and writes video files: mp4, webm, avi through PyAV; gif and animated webp through Pillow.
 
-Everything is written as BT.601 limited range and says so in the stream, so that players which read
-the tags and decoders which ignore them agree on the colours. Encoders run on one thread and muxers
+Everything is written as BT.601 limited range and tagged so in the stream, so that players which read
+the tags and decoders which ignore them agree on the colors. Encoders run on one thread and muxers
 in bit-exact mode: the same frames give the same bytes.
 """
 
@@ -25,26 +25,26 @@ _BT601 = 6
 _LIMITED_RANGE = 1
 _CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
 _MUXERS = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}
-# Containers that may be opened. Playlists and SDP files are left out: they make FFmpeg open other
+# Containers that may be opened. Playlists and SDP files are excluded: they make FFmpeg open other
 # files and sockets.
 _READABLE = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,gif"
 
 
 class DecodedVideo(NamedTuple):
-  """Frames [T, H, W, 3] uint8 RGB and the average frame rate in frames a second."""
+  """Frames [T, H, W, 3] uint8 RGB and the average frame rate in frames per second."""
 
   frames: np.ndarray
   fps: float
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
-  """Rounds a clip in [0, 1] to bytes; uint8 passes through.
+  """Rounds a clip in [0, 1] to bytes; uint8 is returned unchanged.
 
   Args:
     frames: [T, H, W, 3], float in [0, 1] (values outside are clipped) or uint8.
 
   Raises:
-    ValueError: on another rank, channel count or dtype, an empty clip, or values that are not
+    ValueError: another rank, channel count or dtype, an empty clip, or values that are not
       finite.
   """
   frames = np.asarray(frames)
@@ -57,14 +57,14 @@ def to_uint8(frames: np.ndarray) -> np.ndarray:
 
 
 def upscale(frames: np.ndarray, scale: int) -> np.ndarray:
-  """Repeats each pixel `scale` times along height and width, so that tiny clips stay crisp."""
+  """Repeats each pixel `scale` times along height and width, so that small clips stay sharp."""
   if scale < 1:
-    raise ValueError(f"scale is a whole factor of at least 1, got {scale}.")
+    raise ValueError(f"got scale={scale}, expected an integer factor of at least 1.")
   return frames if scale == 1 else frames.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
-  # Chroma has half the resolution, so 4:2:0 codecs take even sizes only. The border pixel is
+  # Chroma has half the resolution, so 4:2:0 codecs support only even sizes. The border pixel is
   # repeated.
   odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
   if not (odd_height or odd_width):
@@ -78,7 +78,7 @@ def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
   if suffix == ".webm":
     return {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
   if suffix == ".avi":
-    # MPEG-4 part 2 has a quantiser from 1 to 31 in place of a rate factor.
+    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
     quantiser = str(min(31, max(1, crf // 5)))
     return {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
   raise ValueError(f"No encoder for {suffix!r}; expected one of {VIDEO_SUFFIXES}.")
@@ -87,27 +87,27 @@ def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, *, fps: float, crf: int = 12, scale: int = 1
 ) -> Path:
-  """Writes one clip; the suffix chooses the format. The file appears whole or not at all.
+  """Writes one clip atomically; the suffix selects the format.
 
   Args:
     path: ends in .mp4 (H.264), .webm (VP9), .avi (MPEG-4), .gif or .webp.
-    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel where the
-      codec needs it.
-    fps: frames a second.
+    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the
+      codec requires it.
+    fps: frames per second.
     crf: constant rate factor of H.264, 0 (lossless) to 51; about the same scale for VP9. Ignored by
       gif and webp.
-    scale: whole factor by which pixels are repeated.
+    scale: integer factor by which pixels are repeated.
 
   Returns:
     The path.
 
   Raises:
-    ValueError: on another suffix, shape or dtype, or a rate that is not positive.
+    ValueError: another suffix, shape or dtype, or a rate that is not positive.
   """
   path = Path(path)
   suffix = path.suffix.lower()
   if not 0 < fps <= 1000:
-    raise ValueError(f"fps is between 0 and 1000, got {fps}.")
+    raise ValueError(f"got fps={fps}, expected a rate between 0 and 1000.")
   frames = upscale(to_uint8(frames), scale)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -130,7 +130,7 @@ def write_video(
 def encode_video(
   frames: np.ndarray, *, suffix: str, fps: float, crf: int = 12, scale: int = 1
 ) -> bytes:
-  """As `write_video`, into memory; by way of a file, which writing an mp4 index first needs."""
+  """Like `write_video`, but returns the bytes. Uses a file, because writing an mp4 index requires one."""
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / f"clip{suffix}"
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
@@ -168,7 +168,7 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
 
   images = [Image.fromarray(frame) for frame in frames]
   # A single frame must not be saved as an animation: Pillow would drop the duration and some
-  # viewers refuse it.
+  # viewers reject it.
   options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
   options["duration"] = round(1000 / fps)
   if suffix == ".gif":
@@ -185,7 +185,7 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
 def frame_times(
   source: str | os.PathLike[str] | bytes, *, max_pixels: int = 4096 * 2304
 ) -> list[float]:
-  """Seconds of every frame since the first one; decodes, but makes no pictures. Arguments as `iterate_frames`."""
+  """Seconds of every frame since the first one; decodes, but converts no images. Arguments as in `iterate_frames`."""
   return [time for time, _ in _decoded(source, max_pixels=max_pixels)]
 
 
@@ -200,16 +200,16 @@ def iterate_frames(
   Args:
     source: a local path or the bytes of a file. Only local containers are opened, never a playlist
       or a URL.
-    max_pixels: a larger picture is refused before anything is decoded.
+    max_pixels: a larger frame is rejected before anything is decoded.
     only: numbers of the frames to yield; all by default.
 
   Raises:
-    ValueError: no video stream, or a picture above `max_pixels`.
+    ValueError: the file has no video stream, or a frame is larger than `max_pixels`.
     av.error.FFmpegError: damaged or unknown media.
   """
   for number, (time, frame) in enumerate(_decoded(source, max_pixels=max_pixels)):
     if only is None or number in only:
-      # Telephones film sideways and say so: quarter turns to the left that show the frame upright.
+      # Phones record sideways and store a rotation: quarter turns to the left that make the frame upright.
       turns = round(frame.rotation / 90) % 4
       yield time, np.rot90(frame.to_ndarray(format="rgb24"), turns)
 
@@ -246,15 +246,15 @@ def read_video(
   max_frames: int | None = None,
   max_pixels: int = 4096 * 2304,
 ) -> DecodedVideo:
-  """Decodes a whole short clip into memory; training data goes through `beam_jobs` instead.
+  """Decodes an entire short clip into memory; training data is decoded by `beam_jobs` instead.
 
   Args:
     source: a local path or the bytes of a file.
-    max_frames: stop after that many frames.
-    max_pixels: a larger picture is refused.
+    max_frames: stop after this many frames.
+    max_pixels: a larger frame is rejected.
 
   Raises:
-    ValueError: no video stream, no frames, or a picture above `max_pixels`.
+    ValueError: the file has no video stream or no frames, or a frame is larger than `max_pixels`.
   """
   times, frames = [], []
   for time, frame in iterate_frames(source, max_pixels=max_pixels):
@@ -264,6 +264,6 @@ def read_video(
     frames.append(frame)
   if not frames:
     raise ValueError("The file decodes to no frames: it is empty or damaged.")
-  # The rate follows from the frames' own times; a container's header may say anything.
+  # The rate is computed from the frames' times; a container's header may be wrong.
   fps = (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else 1.0
   return DecodedVideo(np.stack(frames), fps)

@@ -1,11 +1,11 @@
-"""The adversarial terms of the tokenizer's loss, written so that one `loss_fn` trains generator and discriminator.
+"""The adversarial terms of the tokenizer's loss, in a form in which one `loss_fn` trains generator and discriminator.
 
-  L = w_g softplus(-D'(x^))                                   to the generator; D' has fixed parameters
-    + softplus(-D(x)) + softplus(D(x~))                       to the discriminator; x~ is x^ without its gradient
+  L = w_g softplus(-D'(x^))                                   for the generator; D' has fixed parameters
+    + softplus(-D(x)) + softplus(D(x~))                       for the discriminator; x~ is x^ without its gradient
     + w_l LeCAM(D(x), D(x~)) + w_r R1(D, x)
 
-Generator and discriminator are judged on one reconstruction x^; D'(x^) and D(x~) are the same numbers and XLA computes
-them once. What else changes from step to step (the step itself, LeCAM's averages) are parameters too, see `Running`.
+Generator and discriminator use the same reconstruction x^; D'(x^) and D(x~) have the same values and XLA computes
+them once. Other state that changes per step (the step itself, LeCAM's averages) is stored as parameters, see `Running`.
 """
 
 import dataclasses
@@ -29,14 +29,15 @@ class AdversarialSettings:
 
   Attributes:
     weight: w_g.
-    adaptive: multiply w_g by |dL_pixels / dx^| / |dL_g / dx^|, so that both pull equally hard (times w_g).
+    adaptive: multiply w_g by |dL_pixels / dx^| / |dL_g / dx^|, so that both gradients have equal norms (times w_g).
       Assumption: fixed. The ratio is of gradients at the reconstruction; VQGAN takes them at the last layer's weights.
     max_adaptive: largest ratio.
     lecam_weight: w_l.
-    lecam_decay: of LeCAM's averages.
-    r1_weight: w_r, of the mean over clips of the squared gradient norm at pixels in [0, 1].
-    r1_every: R1 is computed every so many steps, with that many times the weight. Assumption: 16, as in StyleGAN2.
-    start_step: before this step there is no adversarial term and the discriminator stands still.
+    lecam_decay: decay of LeCAM's averages.
+    r1_weight: w_r, for the mean over clips of the squared gradient norm at pixels in [0, 1].
+    r1_every: R1 is computed every this many steps, with its weight multiplied by the same number. Assumption: 16, as
+      in StyleGAN2.
+    start_step: before this step the adversarial terms are off and the discriminator does not change.
       Assumption: 0.
   """
 
@@ -57,9 +58,9 @@ class AdversarialSettings:
 
 
 class Running(nn.Module):
-  """What a training run must remember besides weights, as parameters, because an engine saves and shards only those.
+  """Training state other than weights, stored as parameters because engines save and shard only those.
 
-  `step` counts updates; `lecam_real` and `lecam_fake` are averages of batch-mean logits, from 0. The loss holds
+  `step` counts updates; `lecam_real` and `lecam_fake` are averages of batch-mean logits, initially 0. The loss adds
   `assign(p, target)` for each, and `engine.optimizers.assignment` then sets p to the target.
   """
 
@@ -73,7 +74,7 @@ class Running(nn.Module):
 
 
 def assign(parameter: Array, target: Array) -> Array:
-  """A term of value 0 whose gradient, ASSIGNMENT_SCALE (parameter - target), asks the optimizer for `target`.
+  """A term of value 0 whose gradient, ASSIGNMENT_SCALE (parameter - target), makes the optimizer assign `target`.
 
   The scale keeps the term out of the logged gradient norm.
   """
@@ -91,15 +92,15 @@ def adversarial_loss(
   pixel_loss: Callable[[Video], Array],
   settings: AdversarialSettings,
 ) -> tuple[Array, dict[str, Array]]:
-  """The sum of the terms above, with the assignments of `running`, and numbers to log.
+  """The sum of the terms above, with the assignments of `running`, and values to log.
 
   Args:
-    discriminate: (parameters, clips) -> one logit a clip.
-    params: the discriminator's.
+    discriminate: (parameters, clips) -> one logit per clip.
+    params: the discriminator's parameters.
     running: values of `Running`.
     real: clips.
     fake: their reconstructions, with the generator's gradient.
-    pixel_loss: the other loss of a reconstruction, whose gradient the adaptive weight is measured against.
+    pixel_loss: the other loss of a reconstruction, for the ratio of the adaptive weight.
     settings: weights and schedule.
 
   Returns:
@@ -135,7 +136,7 @@ def _terms(
   fixed = jax.lax.stop_gradient
   fake_still = fixed(fake)
 
-  # Generator: through the discriminator to the pixels, not into the discriminator.
+  # Generator: the gradient passes through the discriminator to the pixels, not into its parameters.
   def generator(clips: Video) -> Array:
     return losses.generator_loss(discriminate(fixed(params), clips))
 
@@ -146,7 +147,7 @@ def _terms(
     weight = weight * jnp.minimum(fixed(ratio), settings.max_adaptive)
   generator_value = generator(fake)
 
-  # Discriminator: not into the reconstruction.
+  # Discriminator: the gradient does not reach the reconstruction.
   real_logits = discriminate(params, real)
   fake_logits = discriminate(params, fake_still)
   discriminator_value = losses.discriminator_loss(real_logits, fake_logits)

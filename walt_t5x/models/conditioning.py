@@ -1,4 +1,4 @@
-"""From a batch to the denoiser's conditioning, and the same with the condition dropped."""
+"""Builds the denoiser's conditioning from a batch, and drops the condition from it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from walt_t5x.denoiser.transformer import Conditioning
 
 
 def from_batch(batch: Mapping[str, Array]) -> Conditioning:
-  """Conditioning on text, labels and kind of row as `data.feature_converters` delivers them.
+  """Conditioning on text, labels and kind of example, from a batch of `data.feature_converters`.
 
-  Frame prediction and low-resolution inputs need random draws and are added by the model.
+  Frame prediction and low-resolution inputs need random draws; the model adds them.
   """
   features = batch_spec.latents_features(text=True, label=True, has_low_resolution=True)
   given: dict[str, Any] = {
@@ -43,22 +43,22 @@ def null_text_like(null_text: Array, text: Array) -> tuple[Array, Array]:
 def drop(
   conditioning: Conditioning, dropped: Bool[Array, "B s"], *, null_text: Array | None = None
 ) -> Conditioning:
-  """Replaces the condition where `dropped` is set: null text, class -1, no past frames (paper.md 5).
+  """Replaces the condition if `dropped` is set: null text, class -1, no past frames (paper.md 5).
 
   Args:
-    conditioning: as given.
-    dropped: per row ([B, 1]) or per slot of the row ([B, t]: each image of a stack by itself). Past frames belong to
+    conditioning: the conditioning.
+    dropped: per example ([B, 1]) or per slot ([B, t]: each image of a stack separately). Past frames belong to
       slot 0.
-    null_text: [B, n, E]; needed where there is text.
+    null_text: [B, n, E]; required if there is text.
 
   Raises:
-    ValueError: if text is to be dropped without a null text.
+    ValueError: text is to be dropped without a null text.
   """
   changes = {}
   if conditioning.text is not None:
     if null_text is None:
       raise ValueError(
-        "dropping the text needs the null caption's embedding: got a batch without 'null_text'; "
+        "dropping the text requires the null caption's embedding: got a batch without 'null_text'; "
         "use tasks of data.tasks, which read it from the cache's provenance.json"
       )
     assert conditioning.text_mask is not None, "text comes with its mask"

@@ -1,4 +1,4 @@
-"""The denoiser as an engine trains it: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
+"""The denoiser as a trainable model: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ ROWS = ("mixed", "videos", "images")
 
 
 class DenoiserModel(engine.BaseModel):
-  """One diffusion stage: base, class-conditional, frame-prediction or super-resolution, by its module's fields."""
+  """One diffusion stage: base, class-conditional, frame-prediction or super-resolution, depending on its module."""
 
   def __init__(
     self,
@@ -51,20 +51,20 @@ class DenoiserModel(engine.BaseModel):
     optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
     schedule: noise schedule; the paper's by default.
     prediction: "v" (the paper's), "x0" or "epsilon".
-    self_conditioning_probability: p_sc; a row's first-pass estimate is fed back with this probability, else zeros.
-    drop_probability: share of captions and labels dropped for guidance. Assumption: 0.1.
-    frame_prediction_probability: p_fp; share of video rows given past frames. Assumption: 0.25.
-    frame_prediction_counts: how many latent frames those rows are given, drawn evenly. Assumption: 1 or 2; frame
-      prediction on Kinetics-600 gives 2 to every row (5 pixel frames).
+    self_conditioning_probability: p_sc; probability that an example's first-pass estimate is fed back instead of zeros.
+    drop_probability: fraction of captions and labels dropped for guidance. Assumption: 0.1.
+    frame_prediction_probability: p_fp; fraction of videos given past frames. Assumption: 0.25.
+    frame_prediction_counts: numbers of latent frames given to those videos, drawn uniformly. Assumption: 1 or 2;
+      frame prediction on Kinetics-600 gives 2 to every video (5 pixel frames).
     max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
     sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
-    rows: "mixed" batches hold videos and stacks of images; "videos" or "images" say that they hold one kind only,
-      which the compiled step then need not tell apart.
-    continuous_time: draw a real t in (0, num_steps] instead of a whole step.
+    rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
+      the compiled step then need not distinguish.
+    continuous_time: draw a real t in (0, num_steps] instead of an integer step.
     sampler: how `predict_batch` samples.
 
     Raises:
-      ValueError: for rows of an unknown kind, or counts of frames below 1.
+      ValueError: `rows` is unknown, or a count of frames is below 1.
     """
     super().__init__(optimizer_def)
     self.module = module
@@ -86,7 +86,7 @@ class DenoiserModel(engine.BaseModel):
 
   @property
   def FEATURE_CONVERTER_CLS(self):
-    """The converter for the features that this module reads; both engines call it with `pack` and its companion."""
+    """The converter for the features that this module reads; both engines call it with `pack` and other arguments."""
 
     def make(**kwargs) -> DenoiserFeatureConverter:
       return DenoiserFeatureConverter(
@@ -104,7 +104,7 @@ class DenoiserModel(engine.BaseModel):
     input_shapes: Mapping[str, tuple[int, ...]],
     input_types: Mapping[str, Any] | None = None,
   ):
-    """Initialises parameters and their logical axes from the shapes of a batch."""
+    """Initializes parameters and their logical axes from the shapes of a batch."""
     types = input_types or {}
     batch = finished(
       {name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()}
@@ -118,7 +118,7 @@ class DenoiserModel(engine.BaseModel):
     )
 
   def conditioning(self, batch: Batch) -> Conditioning:
-    """What the batch gives as condition, by the kind of its rows; random parts are added later."""
+    """The batch's conditioning, by kind of example; random parts are added later."""
     given = from_batch(batch)
     if self.rows == "mixed":
       return given
@@ -130,9 +130,9 @@ class DenoiserModel(engine.BaseModel):
     """Adds noise conditioning augmentation (Section 4.5); no change for a base stage.
 
     Args:
-      conditioning: with the low-resolution latents.
-      noise: standard normal, the shape of this stage's latents [B, t, h, w, c].
-      time: t_sr in [0, 1] of each row [B].
+      conditioning: conditioning with the low-resolution latents.
+      noise: standard normal, with the shape of this stage's latents [B, t, h, w, c].
+      time: t_sr in [0, 1] of each example [B].
     """
     if not self.module.low_resolution_scale:
       return conditioning
@@ -147,14 +147,14 @@ class DenoiserModel(engine.BaseModel):
   def _with_past_frames(
     self, conditioning: Conditioning, rng: Array, latents: Array
   ) -> Conditioning:
-    """Gives the first clean latent frames to a share p_fp of the video rows (Section 4.4)."""
+    """Gives the first clean latent frames to a fraction p_fp of the videos (Section 4.4)."""
     if not self.module.frame_prediction:
       return conditioning
     rows, frames = latents.shape[:2]
     if max(self.frame_prediction_counts) >= frames:
       raise ValueError(
         f"DenoiserModel.frame_prediction_counts={self.frame_prediction_counts}: expected fewer than the {frames} "
-        "latent frames of a row"
+        "latent frames of an example"
       )
     rng_given, rng_count = jax.random.split(rng)
     given = jax.random.bernoulli(rng_given, self.frame_prediction_probability, (rows,))
@@ -182,7 +182,7 @@ class DenoiserModel(engine.BaseModel):
     return drop(conditioning, dropped, null_text=batch.get("null_text"))
 
   def _draw_steps(self, rng: Array, rows: int) -> Array:
-    """Diffusion times of the rows, evenly over 1 .. K, or over (0, K] in continuous time."""
+    """Diffusion times of a batch, uniform over 1 .. K, or over (0, K] in continuous time."""
     if self.continuous_time:
       return self.schedule.num_steps * (1 - jax.random.uniform(rng, (rows,)))
     return jax.random.randint(rng, (rows,), 1, self.schedule.num_steps + 1)
@@ -190,12 +190,12 @@ class DenoiserModel(engine.BaseModel):
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """Mean squared error of the prediction (Eq. 2), and metrics by kind of row and by noise level.
+    """Mean squared error of the prediction (Eq. 2), and metrics by kind of example and by noise level.
 
     Args:
       params: the module's parameters.
-      batch: the features of `DenoiserFeatureConverter`, or the same finished (`models.finished_rows`).
-      dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations compare.
+      batch: the features of `DenoiserFeatureConverter`, or the output of `models.finished_rows` for them.
+      dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """
     batch = finished(batch)
     rng = jax.random.key(0) if dropout_rng is None else dropout_rng
@@ -229,7 +229,7 @@ class DenoiserModel(engine.BaseModel):
   def _metrics(
     self, errors: Array, steps: Array, is_image: Array | None
   ) -> dict[str, clu.metrics.Metric]:
-    """Averages of the row errors [B]: all, by kind of row, and by quarter of the diffusion time; rates of the kinds."""
+    """Averages of the errors [B]: all, by kind of example, and by quarter of the diffusion time; rates of the kinds."""
 
     def of(mask: Array | None = None) -> clu.metrics.Average:
       weights = jnp.ones_like(errors) if mask is None else mask.astype(jnp.float32)
@@ -238,7 +238,7 @@ class DenoiserModel(engine.BaseModel):
     metrics: dict[str, clu.metrics.Metric] = {"loss": of()}
     if is_image is not None:
       metrics |= {"loss_image": of(is_image), "loss_video": of(~is_image)}
-      # What the mixture's rates came to: shares of the rows since the last summary.
+      # The mixture's measured rates: fractions of the examples since the last summary.
       rows = jnp.asarray(is_image.size, jnp.float32)
       for name, kind in (("rate_image", is_image), ("rate_video", ~is_image)):
         metrics[name] = average(jnp.sum(kind, dtype=jnp.float32), rows)
@@ -251,7 +251,7 @@ class DenoiserModel(engine.BaseModel):
   def predict_batch_with_aux(
     self, params: Params, batch: Batch, rng: Array | None = None, **unused
   ) -> tuple[Array, dict[str, Array]]:
-    """Samples normalised latents [B, t, h, w, c] for the batch's conditions."""
+    """Samples normalized latents [B, t, h, w, c] for the batch's conditions."""
     batch = finished(batch)
     rng_noise, rng_low = jax.random.split(jax.random.key(0) if rng is None else rng)
     shape = batch["latents"].shape

@@ -1,6 +1,6 @@
-"""The batch as the model computes with it: latents normalised, text unpacked. Runs inside the jitted step.
+"""Completes a batch on the device, inside the jitted step: normalizes latents and unpacks text.
 
-Hosts deliver what was stored (`data.feature_converters`); this is the arithmetic that they leave to the device.
+Hosts deliver what was stored (`data.feature_converters`) and leave this arithmetic to the device.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ _LATENTS = ("latents", "low_resolution")
 
 
 def finished(batch: Mapping[str, Array]) -> Batch:
-  """Normalises the latents that come with `<name>_moments` and unpacks text of bytes.
+  """Normalizes the latents that come with `<name>_moments` and unpacks text stored as bytes.
 
-  A feature that is finished already (latents without moments, text of floats) passes through, so the function may be
-  applied twice.
+  A feature that is already complete (latents without moments, text as floats) is returned unchanged, so the function is
+  idempotent.
 
   Args:
-    batch: of `DenoiserFeatureConverter`, or one made by hand. Moments are [B, 2, c] or, for a lone row, [2, c].
+    batch: a batch of `DenoiserFeatureConverter`, or one made by hand. Moments are [B, 2, c], or [2, c] for an example.
   """
   result: dict[str, Array | np.ndarray] = {
     name: value for name, value in batch.items() if not name.endswith("_moments")
@@ -42,7 +42,7 @@ def normalised(
   latents: Float[Array | np.ndarray, "*rows t h w c"],
   moments: Float[Array | np.ndarray, "*rows 2 c"],
 ) -> Float[Array | np.ndarray, "*rows t h w c"]:
-  """(latents - mean) / std by channel, float32."""
+  """(latents - mean) / std per channel, float32."""
   mean, std = moments[..., :1, :][..., None, None, :], moments[..., 1:, :][..., None, None, :]
   return (latents.astype(jnp.float32) - mean) / std
 
@@ -51,7 +51,7 @@ def unpacked_text(packed: UInt8[Array, "*slots L P"]) -> Float[Array, "*slots L 
   """bfloat16 embeddings of packed tokens (`data.packed_text`); padding, which is all zeros, gives zeros.
 
   Raises:
-    ValueError: if no width has tokens of P bytes.
+    ValueError: no width has tokens of P bytes.
   """
   width = packed_text.width_of(packed.shape[-1])
   blocks = packed_text.blocks_of(width)

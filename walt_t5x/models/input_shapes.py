@@ -1,4 +1,4 @@
-"""Shapes of the batch that a model reads, from names of record fields: to plan a run without its data."""
+"""Shapes of a model's input batch, derived from names of record fields, to plan a run without its data."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,17 +20,17 @@ def input_shapes(
   low_resolution: str | None = None,
   text_length: int = 64,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """What the model's feature converter delivers.
+  """Shapes of the batch from the model's feature converter.
 
   Args:
     model: a tokenizer or a stage.
-    rows: of the batch.
+    rows: batch size.
     field: latents of a stage, pixels of a tokenizer.
     low_resolution: latents that a super-resolution stage is given.
-    text_length: tokens of a caption.
+    text_length: tokens per caption.
 
   Raises:
-    ValueError: on a name that is no such field, or if a super-resolution stage is not given latents of the right size.
+    ValueError: a name is not such a field, or a super-resolution stage is not given latents of the right size.
   """
   if isinstance(model, VaeModel):
     return _batched(batch_spec.video_features(field), rows)
@@ -43,7 +43,7 @@ def input_shapes(
       w // scale,
     ):
       raise ValueError(
-        f"a super-resolution stage of scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
+        f"a super-resolution stage with scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
         f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
       )
   features = batch_spec.latents_features(
@@ -66,14 +66,14 @@ def record_bytes(
   low_resolution: str | None = None,
   caption_tokens: int = 24,
 ) -> dict[str, int]:
-  """Bytes of a record with one caption in a TFRecord file, by "video" and, where images are trained on, "image".
+  """Bytes of a record with one caption in a TFRecord file, for "video" and, if images are trained on, "image".
 
-  Records of zeros are encoded: their size does not depend on their values.
+  Encodes records of zeros: the size does not depend on the values.
 
   Args:
     model: a tokenizer or a stage.
-    field, low_resolution: as of `input_shapes`; an image has the first frame's latents.
-    caption_tokens: of a caption; nothing where the model takes no text.
+    field, low_resolution: as in `input_shapes`; an image has the first frame's latents.
+    caption_tokens: tokens per caption; ignored if the model takes no text.
   """
 
   def size(modality: str) -> int:
@@ -96,7 +96,7 @@ def record_bytes(
       captions=["word " * tokens], caption_weights=[1.0], text_ids=[np.zeros(tokens, np.int32)],
       text_embedding=[np.zeros((tokens, width), np.float32)],
     )  # fmt: skip
-    # A TFRecord frames each with 16 bytes of length and checksums.
+    # The TFRecord format adds 16 bytes of length and checksums per record.
     return len(schema.encode(record)) + 16
 
   rows = "videos" if isinstance(model, VaeModel) else model.rows
@@ -111,14 +111,14 @@ def parameter_shapes(
   low_resolution: str | None = None,
   text_length: int = 64,
 ) -> Any:
-  """Shapes and dtypes of a stage's parameters, as nested dicts of `jax.ShapeDtypeStruct`; nothing is computed.
+  """Shapes and dtypes of a stage's parameters, as nested dicts of `jax.ShapeDtypeStruct`. Computes no values.
 
   Args:
     model: a stage.
-    field, low_resolution, text_length: as of `input_shapes`.
+    field, low_resolution, text_length: as in `input_shapes`.
 
   Raises:
-    ValueError: as `input_shapes`.
+    ValueError: as in `input_shapes`.
   """
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length

@@ -1,4 +1,4 @@
-"""Pictures, clips and further scores of a tokenizer's reconstructions, made whenever a training run evaluates.
+"""Writes images, clips and scores of a tokenizer's reconstructions at every evaluation of a training run.
 
 An action of the engine: `train_script.train.actions = {'TRAIN_EVAL': [@ReconstructionSummaries()]}`.
 """
@@ -23,7 +23,7 @@ Score = Callable[[Clips, Clips], Mapping[str, float]]
 def comparison_strip(
   original: Clips, reconstruction: Clips, *, frames: int = 5
 ) -> UInt8[np.ndarray, "H2 W2 3"]:
-  """Each clip in two lines of evenly spaced frames, first and last among them: the original above, ours below."""
+  """Each clip as two lines of evenly spaced frames, including first and last: original above, reconstruction below."""
   times = np.unique(np.linspace(0, original.shape[1] - 1, frames).round().astype(int))
   lines = []
   for pair in zip(to_uint8(original), to_uint8(reconstruction)):
@@ -32,22 +32,22 @@ def comparison_strip(
 
 
 def comparison_video(original: Clips, reconstruction: Clips) -> UInt8[np.ndarray, "T H2 W2 3"]:
-  """All clips under one another in motion, the original at the left, ours at the right."""
+  """A video of all clips, one below the other, with the original on the left and the reconstruction on the right."""
   both = np.concatenate([to_uint8(original), to_uint8(reconstruction)], axis=3)
   return np.concatenate(list(both), axis=1)
 
 
 class ReconstructionSummaries:
-  """Writes `<model_dir>/reconstructions/<step>.mp4`, a TensorBoard image, and the numbers of `scores`.
+  """Writes `<model_dir>/reconstructions/<step>.mp4`, a TensorBoard image, and the values of `scores`.
 
   Args:
-    model: what is trained.
+    model: the model that is trained.
     task: a SeqIO task with `video`, such as `data.tasks.pixel_task`.
-    model_dir: of the run.
-    clips: how many, the first of the split.
-    split: of the task.
-    fps: of the mp4.
-    scores: more numbers of the clips, under "reconstructions/".
+    model_dir: folder of the run.
+    clips: number of clips, from the start of the split.
+    split: split of the task.
+    fps: frame rate of the mp4.
+    scores: additional scores of the clips, logged under "reconstructions/".
   """
 
   def __init__(
@@ -69,7 +69,7 @@ class ReconstructionSummaries:
     self._reconstruct = jax.jit(lambda params, video: model.predict_batch(params, {"video": video}))
 
   def run(self, train_state: Any, metrics_by_task: Mapping[str, Any] | None = None) -> bool:
-    """Every host reconstructs the same clips, host 0 writes. Never asks to stop."""
+    """Every host reconstructs the same clips; host 0 writes them. Never requests a stop."""
     del metrics_by_task
     if self._video is None:
       self._video = self._read()

@@ -1,8 +1,8 @@
-"""Judges a model by what it predicts, in the place of `seqio.Evaluator` in T5X's train.py and eval.py.
+"""Evaluates a model by its predictions; replaces `seqio.Evaluator` in T5X's train.py and eval.py.
 
-`seqio.Evaluator` decodes tokens and wants a feature called "targets"; rows here are latents or pixels. What is always
-reported needs no other network, so it tells a broken model from a working one and nothing finer. A task's `metric_fns`
-add to it; published numbers come from `walt_t5x.evaluate`.
+`seqio.Evaluator` decodes tokens and requires a feature called "targets"; the examples here are latents or pixels. The
+metrics that are always reported need no other network, so they detect a broken model but make no finer distinction. A
+task's `metric_fns` are added to them; published numbers come from `walt_t5x.evaluate`.
 """
 
 import concurrent.futures
@@ -21,23 +21,23 @@ TARGETS = ("latents", "video")
 
 
 class SampleEvaluator:
-  """Metrics of each task of a mixture; `predict_fn` samples latents (or reconstructs video), `score_fn` scores rows.
+  """Metrics of each task of a mixture; `predict_fn` samples latents (or reconstructs video), `score_fn` scores them.
 
   - `score`: mean of the model's `score_batch`: minus the loss of a stage, the PSNR of a tokenizer.
-  - `mean_error`, `std_ratio`: over channels, the root mean square difference of the means of predictions and rows, and
-    the geometric mean of the ratio of their standard deviations. A model that matches the data has 0 and 1.
-  - what the task's own SeqIO `metric_fns` of (targets, predictions) say (`walt_t5x.metrics.sample_metrics`).
+  - `mean_error`, `std_ratio`: over channels, the root mean square difference between the means of predictions and
+    data, and the geometric mean of the ratio of their standard deviations. A model that matches the data has 0 and 1.
+  - results of the task's own SeqIO `metric_fns` of (targets, predictions) (`walt_t5x.metrics.sample_metrics`).
 
   Args:
     mixture_or_task_name: a task or mixture, or its registered name.
-    feature_converter: the model's.
-    eval_split: say 'validation'; tasks without it are left out.
-    num_rows: rows of each task, from its start.
+    feature_converter: the model's feature converter.
+    eval_split: for example 'validation'; tasks without it are skipped.
+    num_rows: number of examples of each task, from its start.
     use_cached: read the cached task.
-    seed: of the rows' random choices (captions).
+    seed: seed of the random choice of captions.
     sequence_length: feature -> length.
-    log_dir: metrics are written to its TensorBoard and `metrics.jsonl`, by task; None only logs them.
-    unused: what `seqio.Evaluator` also takes.
+    log_dir: folder for metrics by task, in TensorBoard format and `metrics.jsonl`; None only logs them.
+    unused: other arguments of `seqio.Evaluator`.
   """
 
   def __init__(
@@ -76,7 +76,7 @@ class SampleEvaluator:
 
   @property
   def model_feature_shapes(self) -> dict[str, tuple[int, ...]]:
-    """Shapes of the features of a row."""
+    """Shapes of the features of an example."""
     spec = next(iter(self._rows.values())).element_spec
     return {name: tuple(feature.shape) for name, feature in spec.items()}
 
@@ -89,13 +89,13 @@ class SampleEvaluator:
     score_fn: Callable[..., Any],
     predict_with_aux_fn: Callable[..., Any] | None = None,
   ) -> tuple[concurrent.futures.Future[dict[str, dict[str, float]]], None]:
-    """Metrics by task, as a future that is done.
+    """Metrics by task, as a completed future.
 
     Args:
-      compute_metrics: True on the host that writes; the others only take part.
-      step: of the state.
-      predict_fn: `f(enumerated rows) -> [(index, prediction)]`.
-      score_fn: `f(enumerated rows) -> [(index, score)]`.
+      compute_metrics: True on the host that writes; the others only participate.
+      step: step of the state.
+      predict_fn: `f(enumerated examples) -> [(index, prediction)]`.
+      score_fn: `f(enumerated examples) -> [(index, score)]`.
       predict_with_aux_fn: unused.
     """
     results: dict[str, dict[str, float]] = {}
@@ -106,7 +106,7 @@ class SampleEvaluator:
         target = np.stack([_target(row) for row in rows.as_numpy_iterator()])
         results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
         for metric in self._metric_fns[name]:
-          # SeqIO also knows metrics that are no numbers; here they are.
+          # SeqIO also supports metrics that are not numbers; these are.
           found = cast(
             Mapping[str, float], metric(targets=list(target), predictions=list(predictions))
           )
@@ -117,7 +117,7 @@ class SampleEvaluator:
     return done, None
 
   def close(self) -> None:
-    """Nothing is left open."""
+    """Does nothing: no resource is open."""
 
   def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
     if self._log_dir is not None:
@@ -128,18 +128,18 @@ class SampleEvaluator:
 
 
 def moments(predictions: np.ndarray, target: np.ndarray) -> dict[str, float]:
-  """Distance of the channels' means, and ratio of their standard deviations.
+  """Distance between the channels' means, and ratio of their standard deviations.
 
   Args:
     predictions: [n, ..., c].
     target: [m, ..., c].
 
   Raises:
-    ValueError: on different numbers of channels.
+    ValueError: the numbers of channels differ.
   """
   if predictions.shape[-1] != target.shape[-1]:
     raise ValueError(
-      f"moments: got {predictions.shape[-1]} channels of predictions and {target.shape[-1]} of rows; expected as many"
+      f"moments: got {predictions.shape[-1]} channels of predictions and {target.shape[-1]} of data; expected as many"
     )
   ours, theirs = (np.asarray(x, np.float64).reshape(-1, x.shape[-1]) for x in (predictions, target))
   error = ours.mean(0) - theirs.mean(0)
@@ -151,7 +151,7 @@ def moments(predictions: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def _with_length(rows: Any) -> Any:
-  """T5X asks a dataset for its length, which a pipeline over files does not know before it is read."""
+  """T5X requires a dataset's length, which a pipeline over files does not know before it is read."""
   import tensorflow as tf
 
   return rows.apply(tf.data.experimental.assert_cardinality(sum(1 for _ in rows)))

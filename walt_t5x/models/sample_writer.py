@@ -1,4 +1,4 @@
-"""What T5X's infer.py writes for models of latents: one `.npz` a task instead of lines of JSON."""
+"""Output of T5X's infer.py for models of latents: one `.npz` per task instead of lines of JSON."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ def write_samples(
   mode: str,
   vocabulary: Any = None,
 ) -> None:
-  """Writes one chunk: `predict` (or `score`) [n, ...] float32, and `is_image` [n] where the rows have it.
+  """Writes one chunk: `predict` (or `score`) [n, ...] float32, and `is_image` [n] if the examples have it.
 
   Args:
     path: the file.
-    inferences: predictions in the order of the rows, and auxiliary outputs.
-    task_ds: the rows.
-    mode: infer.py's mode, the name of the array.
+    inferences: predictions in the order of the examples, and auxiliary outputs.
+    task_ds: the examples.
+    mode: infer.py's mode, which names the array.
     vocabulary: unused.
   """
   predictions, aux = inferences
@@ -35,10 +35,10 @@ def write_samples(
 
 
 def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | None) -> None:
-  """Joins the chunks of a task into `<output_dir>/<output_fname>`, adding the step of the checkpoint.
+  """Joins the chunks of a task into `<output_dir>/<output_fname>` and adds the step of the checkpoint.
 
   Raises:
-    FileNotFoundError: a chunk is missing, or there is none.
+    FileNotFoundError: a chunk is missing, or there are none.
   """
   names = sorted(
     p.name for p in epath.Path(tmp_dir).iterdir() if p.name.startswith(f"{output_fname}-chunk")

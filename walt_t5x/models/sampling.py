@@ -1,4 +1,4 @@
-"""Guided sampling of latents with a denoiser: what `predict_batch` and generation run."""
+"""Guided sampling of latents with a denoiser, for both `predict_batch` and generation."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ GuidanceFn = Callable[[Array], Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-  """How a stage samples.
+  """Settings of a stage's sampler.
 
   Attributes:
     num_steps: DDIM steps; 50 in the paper.
-    guidance: scale by time, see `walt_t5x.diffusion.guidance`; None samples the conditional model alone.
-    frame_guidance: scale of the frames that are given, beside `guidance` of text and class; three rows a sample
-      instead of two. None drops the frames together with the text. Assumption: None.
+    guidance: scale as a function of time, see `walt_t5x.diffusion.guidance`; None samples the conditional model only.
+    frame_guidance: separate scale for the given frames, in addition to `guidance` for text and class; takes three
+      network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
   """
 
   num_steps: int = 50
@@ -55,14 +55,14 @@ def sample_latents(
   prediction: Prediction,
   config: SamplerConfig,
 ) -> Array:
-  """Samples normalised latents [B, t, h, w, c], float32.
+  """Samples normalized latents [B, t, h, w, c], float32.
 
-  All branches of guidance run as one batch of 2 B (with two scales 3 B) rows, so every step is one network call.
+  All branches of guidance run as one batch of 2 B examples (3 B with two scales), so every step is one network call.
 
   Args:
     initial_noise: standard normal [B, t, h, w, c].
     conditioning: the condition.
-    unconditional: the same with the condition dropped; None where `config.guidance` is None.
+    unconditional: the conditioning with the condition dropped; None if `config.guidance` is None.
   """
   branches, guidance, frame_guidance = [conditioning], config.guidance, config.frame_guidance
   if guidance is not None:

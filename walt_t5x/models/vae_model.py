@@ -1,4 +1,4 @@
-"""The tokenizer as an engine trains it: pixels, KL, perceptual and adversarial terms in one loss, and its metrics."""
+"""The tokenizer as a trainable model: pixel, KL, perceptual and adversarial terms in one loss, and metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -21,12 +21,12 @@ from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.discriminator import Discriminator
 from walt_t5x.vae.posterior import Posterior
 
-# (parameters need no gradient: they are constants of the callable) reconstruction, video -> a loss a clip [B].
+# (parameters are constants of the callable and need no gradient) reconstruction, video -> one loss per clip [B].
 PerceptualLoss = Callable[[Array, Array], Array]
 
 
 class VaeModel(engine.BaseModel):
-  """The causal autoencoder under "vae" and, where it trains adversarially, "discriminator" and "running" beside it."""
+  """The causal autoencoder as "vae" and, with adversarial training, also "discriminator" and "running"."""
 
   FEATURE_CONVERTER_CLS = VaeFeatureConverter
 
@@ -45,14 +45,14 @@ class VaeModel(engine.BaseModel):
     """Args:
 
     module: the autoencoder.
-    optimizer_def: an engine optimizer; with a discriminator one that treats the parts apart
+    optimizer_def: an engine optimizer; with a discriminator, one that trains the parts separately
       (`engine.optimizers.by_part`).
-    reconstruction_weight: of the mean squared pixel error (MAGVIT-v2's 5.0).
-    kl_weight: of the KL term per latent value when the posterior is Gaussian. Assumption: 1e-6.
-    perceptual: distance of features (`vae.perceptual`); None leaves the term out, and the log says so.
-    perceptual_weight: of it (MAGVIT-v2's 0.1).
-    discriminator: None trains without.
-    adversarial: weights and schedule of the terms that the discriminator adds; None for the published ones.
+    reconstruction_weight: weight of the mean squared pixel error (MAGVIT-v2's 5.0).
+    kl_weight: weight of the KL term per latent value if the posterior is Gaussian. Assumption: 1e-6.
+    perceptual: distance of features (`vae.perceptual`); None disables the term and logs a warning.
+    perceptual_weight: weight of the perceptual term (MAGVIT-v2's 0.1).
+    discriminator: the discriminator; None disables adversarial training.
+    adversarial: weights and schedule of the adversarial terms; None for the published ones.
     """
     super().__init__(optimizer_def)
     self.module = module
@@ -63,7 +63,7 @@ class VaeModel(engine.BaseModel):
     self.adversarial = adversarial or AdversarialSettings()
     if perceptual is None and perceptual_weight:
       logging.info(
-        "VaeModel: no perceptual term, because no weights are given; docs/vae.md says where to get them."
+        "VaeModel: no perceptual term, because no weights are given; see docs/vae.md for where to get them."
       )
 
   def get_initial_variables(
@@ -72,7 +72,7 @@ class VaeModel(engine.BaseModel):
     input_shapes: Mapping[str, tuple[int, ...]],
     input_types: Mapping[str, Any] | None = None,
   ):
-    """Initialises parameters and their logical axes from the shape of `video`."""
+    """Initializes parameters and their logical axes from the shape of `video`."""
     video = jnp.zeros(input_shapes["video"], jnp.float32)
     parts = {"vae": self.module.init(rng, video)}
     if self.discriminator is not None:
@@ -86,18 +86,18 @@ class VaeModel(engine.BaseModel):
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
   ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """All terms.
+    """The sum of all terms, and metrics.
 
     Args:
       params: {"vae", and with a discriminator "discriminator" and "running"}.
       batch: `video` uint8 [B, T, H, W, 3].
-      dropout_rng: draws the posterior sample; None decodes the mean.
+      dropout_rng: key to sample the posterior; None decodes the mean.
     """
     loss, metrics, _ = self._loss(params, batch, dropout_rng)
     return loss, metrics
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """The deterministic loss, and SSIM where frames are large enough."""
+    """The deterministic loss, and SSIM if the frames are large enough."""
     loss, metrics, reconstruction = self._loss(params, batch, None)
     if min(reconstruction.shape[2:4]) > 2 * RADIUS:
       metrics["ssim"] = _average(ssim(jnp.clip(reconstruction, 0, 1), _pixels(batch)))
@@ -136,7 +136,7 @@ class VaeModel(engine.BaseModel):
   def _pixel_loss(
     self, reconstruction: Array, video: Array
   ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """What depends on the pixels alone: squared error and perceptual distance."""
+    """The terms that depend only on the pixels: squared error and perceptual distance."""
     errors = jnp.mean(jnp.square(reconstruction - video), axis=(1, 2, 3, 4))
     loss = self.reconstruction_weight * jnp.mean(errors)
     metrics: dict[str, clu.metrics.Metric] = {
@@ -161,7 +161,7 @@ class VaeModel(engine.BaseModel):
     return self.predict_batch_with_aux(params, batch, rng)[0]
 
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:
-    """PSNR of each row [B], in dB."""
+    """PSNR of each example [B], in dB."""
     return psnr(self.predict_batch(params, batch), _pixels(batch))
 
 

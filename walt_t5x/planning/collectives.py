@@ -1,9 +1,9 @@
-"""Bytes that the collectives of a compiled program move, read from its optimised HLO text.
+"""Bytes that the collectives of a compiled program move, read from its optimized HLO text.
 
-The text is a list of computations. A collective may stand in the entry, in a loop's body (where it runs as often as the
-loop turns), or in a computation that a fusion or an asynchronous wrapper calls. So each computation is counted as often
-as it runs: the sum over its callers, times the trips of a loop. XLA's CPU compiler writes those down; the TPU compiler
-does not, and they are read from the loop's condition, `index < constant`, as JAX writes a scan: from zero, by one.
+The text is a list of computations. A collective may be in the entry, in a loop's body (where it runs once per
+iteration), or in a computation that a fusion or an asynchronous wrapper calls. Each computation is therefore counted as
+often as it runs: the sum over its callers, times a loop's trip count. XLA's CPU compiler annotates trip counts; the TPU
+compiler does not, and they are read from the loop's condition, `index < constant`, as in JAX's scan: from 0, by 1.
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`.
-    bytes: of its result on one device; the scattered part of an all-reduce that is cut at once.
-    times: how often a step runs it.
-    name: of the instruction.
+    bytes: size of its result on one device; for an all-reduce that is sliced immediately, size of the slice.
+    times: how often it runs per step.
+    name: name of the instruction.
   """
 
   kind: str
@@ -59,12 +59,12 @@ class Collective:
 class _Computation:
   entry: bool
   lines: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
-  # (called, the text of the loop that calls it or nothing).
+  # (called computation, the text of the loop that calls it or "").
   calls: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
 def _balanced(text: str) -> int:
-  """Where the type at the start of `text` ends: a tuple in parentheses, or a word."""
+  """The position where the type at the start of `text` ends: a tuple in parentheses, or a word."""
   if not text.startswith("("):
     return text.index(" ")
   depth = 0
@@ -72,7 +72,7 @@ def _balanced(text: str) -> int:
     depth += (letter == "(") - (letter == ")")
     if depth == 0:
       return place + 1
-  raise ValueError(f"an HLO type does not close: {text[:80]!r}")
+  raise ValueError(f"an HLO type has no closing parenthesis: {text[:80]!r}")
 
 
 def _computations(hlo: str) -> dict[str, _Computation]:
@@ -98,7 +98,7 @@ def _computations(hlo: str) -> dict[str, _Computation]:
 
 
 def _trips(computations: dict[str, _Computation], loop: str) -> int:
-  """How often a loop turns; 1 for another call (an empty string), or where nothing says it."""
+  """Trip count of a loop; 1 for another call (an empty string), or if it is unknown."""
   if known := _TRIPS.search(loop):
     return int(known[1])
   condition = re.search(r"condition=%?([\w.\-]+)", loop)
@@ -118,7 +118,7 @@ def _bytes(shape: str) -> int:
 
 
 def _elements(shape: str) -> list[str]:
-  """Elements of a tuple type, outermost."""
+  """Elements of a tuple type, outermost level only."""
   parts, depth, start = [], 0, 1
   inner = shape[1:-1]
   for place, letter in enumerate(inner, 1):
@@ -132,12 +132,12 @@ def _elements(shape: str) -> list[str]:
 def _result_bytes(kind: str, shape: str, started: bool) -> int:
   if not started or kind == "all-reduce" or not shape.startswith("("):
     return _bytes(shape)
-  # An asynchronous start carries its operands beside its results: (operands, results, ...).
+  # An asynchronous start has its operands and its results: (operands, results, ...).
   return _bytes(_elements(shape)[1])
 
 
 def collectives(hlo: str) -> Iterator[Collective]:
-  """All collectives of an optimised HLO module.
+  """All collectives of an optimized HLO module.
 
   Args:
     hlo: `compiled.as_text()`.
@@ -163,7 +163,7 @@ def collectives(hlo: str) -> Iterator[Collective]:
         continue
       size = _result_bytes(kind, shape, opcode != kind)
       if kind == "all-reduce" and "all-reduce-scatter" in name:
-        # How TPU programs spell a reduce-scatter: a fusion of an all-reduce and the cut of one's part.
+        # TPU programs express a reduce-scatter as a fusion of an all-reduce and a slice.
         kind, size = "reduce-scatter", _bytes(computation.lines[-1][1])
       yield Collective(kind, size, runs(name), instruction)
 
@@ -178,7 +178,7 @@ def collective_bytes(hlo: str) -> dict[str, float]:
 
 
 def collective_counts(hlo: str) -> dict[str, int]:
-  """How many collectives a step runs, by kind."""
+  """Number of collectives that a step runs, by kind."""
   found: dict[str, int] = {}
   for collective in collectives(hlo):
     if collective.times:

@@ -1,4 +1,4 @@
-"""The figures of `python -m walt_t5x.plan`, written for people."""
+"""Formats the figures of `python -m walt_t5x.plan`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +18,16 @@ def table(plan: Any) -> str:
     lines.append(f"{name:<34} {count:>15,}  {count / plan.parameters:6.1%}")
   lines.append(f"{'total':<34} {plan.parameters:>15,}")
   lines.append("")
-  lines.append(f"tokens a row                       {plan.tokens_per_row:>15,}")
-  lines.append(f"rows a step                        {plan.batch_size:>15,}")
-  lines.append(f"training operations a step         {plan.train_flops_per_step:>15.4g}")
+  lines.append(f"tokens per example                 {plan.tokens_per_row:>15,}")
+  lines.append(f"batch size                         {plan.batch_size:>15,}")
+  lines.append(f"training FLOPs per step            {plan.train_flops_per_step:>15.4g}")
   if plan.steps:
     total = plan.steps * plan.train_flops_per_step
     lines.append(f"steps                              {plan.steps:>15,}")
-    lines.append(f"training operations of the run     {total:>15.4g}")
-  lines.append(f"bytes a row, from host to device   {plan.bytes_per_row:>15,}")
+    lines.append(f"training FLOPs of the run          {total:>15.4g}")
+  lines.append(f"bytes per example, host to device  {plan.bytes_per_row:>15,}")
   for kind, size in plan.record_bytes.items():
-    lines.append(f"{f'bytes a record of {kind}':<34} {size:>15,}")
+    lines.append(f"{f'bytes per record of {kind}':<34} {size:>15,}")
   if plan.corpus_bytes:
     lines.append(f"corpus                             {plan.corpus_bytes / 1e12:>15.3f} TB")
   for name, report in plan.topologies.items():
@@ -36,33 +36,33 @@ def table(plan: Any) -> str:
 
 
 def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]:
-  """What the TPU compiler says of a slice; where the step does not fit, by how much and what to set.
+  """The TPU compiler's estimates for a slice; if the step does not fit, by how much and what to set.
 
   Args:
-    name: of the slice.
+    name: name of the slice.
     report: a `walt_t5x.planning.tpu_report.TopologyReport` as a dict.
     plan: the run's other figures.
   """
   limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
   lines = [f"{name}: estimated by the TPU compiler, not measured"]
   if not report["fits"]:
-    wants = "more memory than it has" if needed is None else f"{needed / GIB:.1f} GiB"
-    by = "" if needed is None else f", {(needed - limit) / GIB:.1f} GiB too much"
+    wants = "more" if needed is None else f"{needed / GIB:.1f} GiB, more"
+    by = "" if needed is None else f": {(needed - limit) / GIB:.1f} GiB too much"
     lines.append(
-      f"  DOES NOT FIT: the training step of {plan.batch_size:,} rows wants {wants} of the "
+      f"  DOES NOT FIT: the training step of {plan.batch_size:,} examples needs {wants} than the "
       f"{limit / GIB:.2f} GiB of a chip of {name}{by}"
     )
     if needed is None and report["problem"]:
-      lines.append(f"  the compiler says: {report['problem']}")
+      lines.append(f"  compiler message: {report['problem']}")
     return lines + [f"  try: {advice}" for advice in plan.memory_advice]
   lines.append(
-    f"  memory a chip                    {needed / GIB:>15.1f} GiB of {limit / GIB:.0f}: fits"
+    f"  memory per chip                  {needed / GIB:>15.1f} GiB of {limit / GIB:.0f}: fits"
   )
   seconds, utilisation = report["estimated_step_seconds"], report["estimated_utilization"]
   if seconds:
     rows = plan.batch_size / seconds
     lines.append(f"  step                             {seconds:>15.3f} s")
-    lines.append(f"  rows a second                    {rows:>15.1f}")
+    lines.append(f"  examples per second              {rows:>15.1f}")
     if plan.steps:
       days = seconds * plan.steps / 86400
       lines.append(f"  {f'the {plan.steps:,} steps of the run':<32} {days:>15.1f} days")
@@ -74,9 +74,9 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
   elif report["problem"]:
     lines.append(f"  {report['problem']}")
   if utilisation:
-    lines.append(f"  model operations over the peak   {utilisation:>15.1%}")
+    lines.append(f"  model FLOPs utilization          {utilisation:>15.1%}")
   for kind, count in sorted(report["collective_bytes"].items()):
-    lines.append(f"  {kind + ' a step and chip':<32} {count / GIB:>15.2f} GiB")
+    lines.append(f"  {kind + ' per step and chip':<32} {count / GIB:>15.2f} GiB")
   return lines
 
 
@@ -88,55 +88,55 @@ def memory_advice(
   num_microbatches: int,
   fully_sharded: bool,
 ) -> list[str]:
-  """What makes a step smaller, cheapest first, as flags.
+  """Flags that reduce the memory of a step, cheapest first.
 
   Args:
-    remat: the policy that is set.
-    remat_name: how gin calls it.
-    batch_size: rows a step.
-    num_microbatches: that are set.
+    remat: the current policy.
+    remat_name: its name in gin.
+    batch_size: the current batch size.
+    num_microbatches: the current number of microbatches.
     fully_sharded: whether parameters are split over the chips.
   """
   found = []
   if remat not in ("full", True):
     value = True if isinstance(remat, bool) else "\"'full'\""
     found.append(
-      f"--gin.{remat_name}={value} computes activations again in the backward pass (now {remat!r})"
+      f"--gin.{remat_name}={value} recomputes activations in the backward pass (now {remat!r})"
     )
   if batch_size % (2 * num_microbatches) == 0:
     found.append(
-      f"--gin.NUM_MICROBATCHES={2 * num_microbatches} holds a part of the activations at a time, the same gradient"
+      f"--gin.NUM_MICROBATCHES={2 * num_microbatches} holds fewer activations at a time, with the same gradient"
     )
   if not fully_sharded:
     found.append(
       "include 'gin/runs/fully_sharded.gin' splits parameters and optimizer over the chips"
     )
-  found.append("--topology of a slice with more chips, or with more memory a chip (v5p: 95 GiB)")
+  found.append("--topology of a slice with more chips, or with more memory per chip (v5p: 95 GiB)")
   if batch_size > 1:
-    found.append(f"--batch_size={batch_size // 2}: another run than the published one")
+    found.append(f"--batch_size={batch_size // 2}: differs from the published run")
   return found
 
 
 def comparison(plans: Mapping[str, Any]) -> str:
-  """The figures of several files side by side.
+  """The figures of several files next to each other.
 
   Args:
-    plans: by the name of the file.
+    plans: plans by the name of the file.
   """
   rows: dict[str, list[str]] = {"": [Path(name).stem for name in plans]}
   names = {name: None for plan in plans.values() for name in plan.topologies}
   found = list(plans.values())
   rows["parameters"] = [f"{plan.parameters:,}" for plan in found]
-  rows["tokens a row"] = [f"{plan.tokens_per_row:,}" for plan in found]
-  rows["rows a step"] = [f"{plan.batch_size:,}" for plan in found]
-  rows["training operations a step"] = [f"{plan.train_flops_per_step:.4g}" for plan in found]
+  rows["tokens per example"] = [f"{plan.tokens_per_row:,}" for plan in found]
+  rows["batch size"] = [f"{plan.batch_size:,}" for plan in found]
+  rows["training FLOPs per step"] = [f"{plan.train_flops_per_step:.4g}" for plan in found]
   for name in names:
     reports = [plan.topologies[name] for plan in found]
-    rows[f"{name}: memory a chip, GiB"] = [_memory(r) for r in reports]
+    rows[f"{name}: memory per chip, GiB"] = [_memory(r) for r in reports]
     rows[f"{name}: step, s (estimated)"] = [
       figure(r["estimated_step_seconds"], ".3f") for r in reports
     ]
-    rows[f"{name}: model operations over the peak"] = [
+    rows[f"{name}: model FLOPs utilization"] = [
       figure(r["estimated_utilization"], ".1%") for r in reports
     ]
   return "\n".join(
@@ -145,16 +145,16 @@ def comparison(plans: Mapping[str, Any]) -> str:
 
 
 def search_table(name: str, variants: Sequence[Any], best: Any) -> str:
-  """What `--search` tried on a slice, and what it recommends.
+  """The variants that `--search` tried on a slice, and the recommended one.
 
   Args:
-    name: of the slice.
+    name: name of the slice.
     variants: `walt_t5x.planning.tpu_report.Variant`s.
     best: the recommended one, or None.
   """
   lines = [
     f"{name}: estimated by the TPU compiler, not measured",
-    f"{'rows':>8} {'remat':>8} {'GiB a chip':>22} {'step, s':>10} {'rows a second':>14} {'of the peak':>12}",
+    f"{'batch':>8} {'remat':>8} {'GiB per chip':>22} {'step, s':>10} {'examples/s':>14} {'utilization':>12}",
   ]
   for v in variants:
     if v.report is None:
@@ -167,17 +167,17 @@ def search_table(name: str, variants: Sequence[Any], best: Any) -> str:
       f"{figure(v.report.estimated_utilization, '.1%'):>12}"
     )
   if best is None:
-    lines.append("nothing fits: take fewer rows (--batch_size), NUM_MICROBATCHES or a larger slice")
+    lines.append("nothing fits: reduce --batch_size, or set NUM_MICROBATCHES or a larger slice")
   else:
     lines.append(
-      f"recommended: remat = {best.remat!r} with {best.batch_size:,} rows, the most rows a second"
+      f"recommended: remat = {best.remat!r} with batch size {best.batch_size:,}, the most examples per second"
     )
   return "\n".join(lines)
 
 
 def _memory(report: Mapping[str, Any]) -> str:
   size = report["hbm_bytes_per_chip"]
-  shown = "more than it has" if size is None else f"{size / GIB:.1f}"
+  shown = "more than available" if size is None else f"{size / GIB:.1f}"
   return shown if report["fits"] else f"{shown}, does not fit"
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run from its gin files: sizes and operations from shapes, and the TPU compiler's reports on its step."""
+"""Figures of a run from its gin files: sizes and FLOPs from shapes, and the TPU compiler's reports on its step."""
 
 import dataclasses
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 from walt_t5x.planning import plan_text
 
-# Assumption: tokens of a caption, for the size of a corpus; 23 on average in packed_text's measurements.
+# Assumption: tokens per caption, for the size of a corpus; 23 on average in packed_text's measurements.
 _CAPTION_TOKENS = 24
 
 
@@ -16,17 +16,17 @@ class Plan:
   """Figures of one run.
 
   Attributes:
-    parameters: of the model.
-    parameters_by_module: parameters by part; layers of a kind are added up.
-    tokens_per_row: of the transformer; latent cells of a row for a tokenizer.
-    batch_size: rows a step.
-    train_flops_per_step: operations of a whole step, all rows.
-    steps: of the run.
-    bytes_per_row: of the arrays that a host gives its devices for a row.
-    record_bytes: of a record on disk, by "video" and "image".
-    corpus_bytes: of as many records as the program was told of; 0 where it was not.
-    memory_advice: what makes the step smaller, for one that does not fit.
-    topologies: what the TPU compiler says of each slice that was asked for, by name.
+    parameters: number of parameters of the model.
+    parameters_by_module: parameters by part, summed over layers of a kind.
+    tokens_per_row: tokens of the transformer per example; latent cells per example for a tokenizer.
+    batch_size: examples per step.
+    train_flops_per_step: FLOPs of a step, for the global batch.
+    steps: steps of the run.
+    bytes_per_row: bytes per example that a host sends to its devices.
+    record_bytes: bytes per record on disk, by "video" and "image".
+    corpus_bytes: bytes of the number of records given; 0 if none was given.
+    memory_advice: flags that reduce the memory of a step that does not fit.
+    topologies: the TPU compiler's estimates by the name of each requested slice.
   """
 
   parameters: int
@@ -51,15 +51,15 @@ def plan_model(
   text_length: int = 64,
   steps: int | None = None,
 ) -> Plan:
-  """Figures of a model trained on rows of a record field.
+  """Figures of a model trained on a record field.
 
   Args:
     model: a DenoiserModel or a VaeModel.
-    batch_size: rows a step.
+    batch_size: examples per step.
     field: 'latents/<t>x<h>x<w>' of a stage, 'pixels/<T>x<H>x<W>' of a tokenizer.
     low_resolution: latents field that a super-resolution stage is given.
-    text_length: tokens of a caption.
-    steps: of the run.
+    text_length: tokens per caption.
+    steps: steps of the run.
   """
   import jax
 
@@ -68,7 +68,7 @@ def plan_model(
   from walt_t5x.models.input_shapes import input_shapes, record_bytes
   from walt_t5x.models.vae_model import VaeModel
 
-  # A step's operations are those of one row times the rows; one row is traced.
+  # A step's FLOPs are those of one example times the batch size; one example is traced.
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
   )
@@ -106,7 +106,7 @@ def plan_model(
 def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
   """Parameters by part: the first name of the path, and for the transformer's layers the part within a layer.
 
-  Pairs of layers, scanned or not, are added up: "layers/attention" is all self-attention of the model.
+  Pairs of layers, scanned or not, are summed: "layers/attention" is all self-attention of the model.
   """
   from flax import traverse_util
 
@@ -127,9 +127,9 @@ def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """What the parsed gin files say of a run: its rows are those of the macros LATENTS, LOW_RESOLUTION and TEXT_LENGTH,
+  """A run as configured by the parsed gin files.
 
-  or of a tokenizer `pixel_task.pixels`.
+  LATENTS, LOW_RESOLUTION and TEXT_LENGTH describe its data, or `pixel_task.pixels` for a tokenizer.
   """
 
   model: Any
@@ -155,7 +155,7 @@ class _Run:
     return cls(model, rows, batch_size or gin_config.macro_value("BATCH_SIZE"))
 
   def report(self, model: Any, rows: int, *, topology: str, flops_per_row: float) -> Any:
-    """The TPU compiler's report on a step of so many rows, with the files' mesh and rules."""
+    """The TPU compiler's report on a step with this batch size, with the files' mesh and rules."""
     from walt_t5x.config import gin_config
     from walt_t5x.models.input_shapes import input_shapes
     from walt_t5x.planning import tpu_report
@@ -176,10 +176,10 @@ def plan_gin(batch_size: int | None = None) -> Plan:
   """The plan of the parsed gin files.
 
   Args:
-    batch_size: rows a step; those of the files by default.
+    batch_size: examples per step; the files' batch size by default.
 
   Raises:
-    GinError: if the files define no model or no field.
+    GinError: the files define no model or no field.
   """
   from walt_t5x.config import gin_config
 
@@ -204,7 +204,7 @@ def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
   """The TPU compiler's reports for the parsed gin files.
 
   Args:
-    plan: of the same files.
+    plan: the plan of the same files.
     names: slices such as 'v5p:4x4x4'.
   """
   run = _Run.of_gin(plan.batch_size)
@@ -218,12 +218,12 @@ def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
 
 
 def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:
-  """The TPU compiler's reports on every remat policy at some sizes of the batch; `tpu_report.Variant`s.
+  """The TPU compiler's reports on every remat policy at some batch sizes; `tpu_report.Variant`s.
 
   Args:
-    plan: of the parsed gin files.
+    plan: the plan of the parsed gin files.
     name: slice such as 'v5p:4x4x4'.
-    batch_sizes: rows a step; none for half, once and twice those of the plan.
+    batch_sizes: batch sizes; empty for half, once and twice that of the plan.
   """
   from walt_t5x.planning import tpu_report
 
@@ -232,7 +232,7 @@ def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:
   rows = plan.batch_size
 
   def try_one(model: Any, rows: int) -> Any:
-    print(f"{name}: {rows:,} rows, remat {model.module.remat!r}", file=sys.stderr, flush=True)
+    print(f"{name}: batch size {rows:,}, remat {model.module.remat!r}", file=sys.stderr, flush=True)
     return run.report(model, rows, topology=name, flops_per_row=flops_per_row)
 
   sizes = batch_sizes or sorted({max(rows // 2, 1), rows, 2 * rows})

@@ -1,7 +1,7 @@
-"""The engine's own training step, lowered for TPU slices that are not there.
+"""Compiles the engine's own training step for TPU slices that need not exist.
 
-libtpu (a registry package, extra `[tpu]`) compiles for any slice on a CPU machine. What comes back is what the compiler
-thinks: bytes of memory a chip, collectives, a cost model's seconds. They are estimates and are called so.
+libtpu (a registry package, extra `[tpu]`) compiles for any slice on a CPU machine. The results are the compiler's
+estimates: bytes of memory per chip, collectives, seconds of a cost model. They are labeled as estimates.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ GIB = 1024**3
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published figures of what JAX counts as one device: memory in bytes, bfloat16 operations a second.
+  """Published figures of one JAX device: memory in bytes, bfloat16 FLOP/s.
 
-  That is a chip, but for 7x, whose two halves are a device each.
+  A device is a chip, except for 7x, where each half of a chip is one.
   """
 
   hbm_bytes: int
@@ -37,11 +37,11 @@ CHIPS = {
 
 
 def check_topology(topology: str) -> None:
-  """Refuses a slice that cannot be compiled for, at once.
+  """Rejects a slice that cannot be compiled for, before any work is done.
 
   Raises:
-    ValueError: for a chip that is not known here.
-    ImportError: without libtpu, naming the extra.
+    ValueError: the chip is unknown.
+    ImportError: libtpu is not installed; names the extra.
   """
   kind = topology.split(":", 1)[0]
   if kind not in CHIPS or ":" not in topology:
@@ -58,7 +58,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
   """Devices of a slice such as 'v5p:4x4x4', for compilation only.
 
   Raises:
-    ValueError, ImportError: as `check_topology`.
+    ValueError, ImportError: as in `check_topology`.
   """
   check_topology(topology)
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -79,10 +79,10 @@ def lower_step(
   """The training step of the built-in engine, not yet compiled: loss, gradient, optimizer, parameter average, metrics.
 
   Args:
-    model: what is trained.
-    batch: shapes of the whole batch.
+    model: the model to train.
+    batch: shapes of the global batch.
     partitioner: mesh and rules, over the slice's devices.
-    num_microbatches: as of `engine.Trainer`.
+    num_microbatches: as in `engine.Trainer`.
   """
   import jax
 
@@ -102,7 +102,7 @@ def lower_step(
 
 
 def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any) -> Any:
-  """The built-in partitioner over devices that can only be compiled for."""
+  """The built-in partitioner over devices that only support compilation."""
   import jax
 
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
@@ -114,7 +114,7 @@ def slice_partitioner(devices: Sequence[Any], *, num_partitions: int, rules: Any
 
     @property
     def replicated(self) -> Any:
-      # Where the trainer puts values at once: these devices hold none.
+      # The trainer places values here immediately; the slice's devices cannot hold any.
       return jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
 
   return SlicePartitioner(num_partitions=num_partitions, logical_axis_rules=rules)
@@ -124,12 +124,12 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
 def memory_wanted(message: str) -> tuple[int, int] | None:
-  """(bytes a device would need, bytes of it that programs get), from the compiler's refusal.
+  """(bytes that a device would need, bytes available to programs), from the compiler's error message.
 
-  None where it does not say.
+  None if the message does not contain them.
   """
   found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
-    # Temporaries alone may be too much; arguments come on top.
+    # Temporaries alone may exceed the memory; arguments are additional.
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
     message,
   )
@@ -140,7 +140,7 @@ def memory_wanted(message: str) -> tuple[int, int] | None:
 
 
 def memory_of(compiled: Any) -> int:
-  """Bytes a device needs at once: arguments, results that take no argument's place, temporaries, code."""
+  """Bytes that a device needs: arguments, results that do not alias an argument, temporaries, code."""
   m = compiled.memory_analysis()
   return (
     m.argument_size_in_bytes
@@ -151,19 +151,19 @@ def memory_of(compiled: Any) -> int:
   )
 
 
-# Of v5e programs (libtpu 0.0.51): a buffer is given another shape, nothing is computed or moved.
+# In v5e programs (libtpu 0.0.51): reinterprets the shape of a buffer; computes and moves nothing.
 _FREE_CALL = 'custom_call_target="ConcatBitcast"'
 
 
 def estimated_seconds(compiled: Any) -> float | None:
-  """Seconds of the compiler's cost model for one run of the program, loops counted once; None where it has no answer.
+  """Seconds of the compiler's cost model for one run of the program, loops counted once; None if it has no estimate.
 
-  The model adds -1 for a call that it does not know. Of these it does not know `ConcatBitcast`, which costs nothing,
-  so each is added back; with that a step of W.A.L.T-L on v5e goes from -90.988 s to 0.012 s. Those of the entry alone:
-  of a condition's branches the model takes the dearest, so a branch that holds such a call counts as nothing (of a
-  tokenizer's step the gradient penalty). A sum that is still negative holds another unknown, and is no estimate.
+  The model adds -1 for an unknown call. One of these is `ConcatBitcast`, which costs nothing, so each is added back; a
+  step of W.A.L.T-L on v5e then changes from -90.988 s to 0.012 s. Only those of the entry are added back: for a
+  conditional the model takes the most expensive branch, so a branch with such a call counts as nothing (in a
+  tokenizer's step, the gradient penalty). A sum that is still negative has another unknown call and is not an estimate.
   """
-  entry = compiled.as_text().rpartition("\nENTRY ")[2]  # The last of the text.
+  entry = compiled.as_text().rpartition("\nENTRY ")[2]  # The last computation of the text.
   seconds = compiled.cost_analysis()["optimal_seconds"] + entry.count(_FREE_CALL)
   return seconds if seconds > 0 else None
 
@@ -173,10 +173,10 @@ class ChipMemory:
   """Whether a program fits a chip.
 
   Attributes:
-    fits: whether it does.
-    needed: bytes a chip needs; where the compiler refuses, what it says it would need, or None.
-    limit: bytes of a chip; where the compiler refuses, what it says programs get.
-    problem: the compiler's words where it refused.
+    fits: whether it fits.
+    needed: bytes that a chip needs; if compilation fails, what the compiler reports as needed, or None.
+    limit: bytes of a chip; if compilation fails, what the compiler reports as available to programs.
+    problem: the compiler's message if compilation fails.
   """
 
   fits: bool
@@ -186,10 +186,10 @@ class ChipMemory:
 
 
 def compiled_or_refused(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
-  """(the compiled program, its memory); None for a program that does not fit.
+  """(the compiled program, its memory); the program is None if it does not fit.
 
   Args:
-    lowered: for devices of the slice.
+    lowered: a program lowered for devices of the slice.
     topology: the slice.
   """
   limit = CHIPS[topology.split(":", 1)[0]].hbm_bytes

@@ -1,8 +1,8 @@
-"""What the TPU compiler says of a training step on a slice: memory, collectives, seconds; and of its variants.
+"""The TPU compiler's estimates for a training step on a slice: memory, collectives, seconds; and for its variants.
 
-A scanned stack costs its body once in the compiler's cost model. So memory and collectives come from the real, whole
-step, whose program says how often a loop turns, and time from two unrolled models of few layers, whose difference is
-the price of a pair of layers. The three are compiled at the same time, by a thread each.
+The compiler's cost model counts the body of a scanned stack once. Memory and collectives are therefore taken from the
+actual complete step, whose program contains the trip counts, and time from two unrolled models with few layers, whose
+difference is the cost of a pair of layers. The three are compiled at the same time, each in a separate thread.
 """
 
 import concurrent.futures
@@ -22,19 +22,19 @@ _SHALLOW = (2, 4)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopologyReport:
-  """What the TPU compiler says of one step on one slice.
+  """The TPU compiler's estimates for one step on one slice.
 
   Attributes:
-    chips, hosts: of the slice.
+    chips, hosts: number of chips and hosts of the slice.
     fits: whether the step fits into the memory of a chip.
-    hbm_bytes_per_chip: arguments, temporaries and code; where the compiler refuses, what it says it would need, or
+    hbm_bytes_per_chip: arguments, temporaries and code; if compilation fails, what the compiler reports as needed, or
       None.
-    hbm_limit_bytes: of the chip; where the compiler refuses, what it says programs get.
-    estimated_step_seconds: of the compiler's cost model, extrapolated over depth; None where it was not asked for.
-    estimated_utilization: operations of the model over the chips' peak in that time.
-    collective_bytes: by kind, a step and chip, of the whole step: a loop's collectives as often as it turns.
-    problem: the compiler's words where it refused the step, or the models that time is estimated from.
-    seconds_to_compile: of the wall clock of this machine.
+    hbm_limit_bytes: memory of the chip; if compilation fails, what the compiler reports as available to programs.
+    estimated_step_seconds: from the compiler's cost model, extrapolated over depth; None if it was not requested.
+    estimated_utilization: the model's FLOPs divided by the chips' peak in that time.
+    collective_bytes: bytes by kind, per step and chip, of the complete step: a loop's collectives count per iteration.
+    problem: the compiler's message if it rejected the step, or the models that time is estimated from.
+    seconds_to_compile: wall-clock time on this machine.
   """
 
   chips: int
@@ -60,18 +60,18 @@ def report(
   flops_per_step: float | None = None,
   say: Callable[[str], None] = lambda line: None,
 ) -> TopologyReport:
-  """Compiles the whole step, and two shallow ones for the estimate of time.
+  """Compiles the complete step, and two shallow ones for the estimate of time.
 
   Args:
-    model: a DenoiserModel (a VaeModel has no depth to extrapolate over: its step is taken whole).
-    batch: shapes of the whole batch.
-    topology: such as 'v5p:4x4x4'.
+    model: a DenoiserModel (a VaeModel has no depth to extrapolate over: its complete step is used).
+    batch: shapes of the global batch.
+    topology: slice such as 'v5p:4x4x4'.
     num_partitions: size of the model axis.
     rules: logical axis rules.
-    num_microbatches: as of `engine.Trainer`; the time is then that of a microbatch times their number, which counts
+    num_microbatches: as in `engine.Trainer`; the time is then that of a microbatch times their number, which counts
       the optimizer too often.
-    flops_per_step: operations of the model, for the utilisation.
-    say: is told what has been done, as it takes minutes.
+    flops_per_step: FLOPs of the model, for the utilization.
+    say: called with progress messages, as compilation takes minutes.
   """
   devices = tpu_compile.topology_devices(topology)
   partitioner = tpu_compile.slice_partitioner(devices, num_partitions=num_partitions, rules=rules)
@@ -79,15 +79,15 @@ def report(
   parts = num_microbatches or 1
 
   def compiling(name: str, lowered: Any) -> tuple[Any, tpu_compile.ChipMemory]:
-    say(f"{topology}: {name} is traced after {time.monotonic() - started:.0f} s")
+    say(f"{topology}: tracing {name} after {time.monotonic() - started:.0f} s")
     try:
       return tpu_compile.compiled_or_refused(lowered, topology)
     finally:
-      say(f"{topology}: {name} has left the compiler after {time.monotonic() - started:.0f} s")
+      say(f"{topology}: compiled {name} after {time.monotonic() - started:.0f} s")
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     lowered = tpu_compile.lower_step(model, batch, partitioner, num_microbatches=num_microbatches)
-    whole = pool.submit(compiling, "the whole step", lowered)
+    whole = pool.submit(compiling, "the complete step", lowered)
     timed = [
       pool.submit(
         compiling, name, tpu_compile.lower_step(simpler, _part(batch, parts), partitioner)
@@ -130,14 +130,14 @@ def report(
 
 
 def _with(model: Any, **fields: Any) -> Any:
-  """The model with other fields of its module."""
+  """The model with other values for fields of its module."""
   model = copy.copy(model)
   model.module = model.module.clone(**fields)
   return model
 
 
 def _timed(model: Any, parts: int) -> dict[str, Any]:
-  """What is compiled for the estimate of time, by a name for people: no loop may hide a cost in it."""
+  """Models that are compiled for the estimate of time, by a readable name; a loop would hide costs."""
   if hasattr(model.module, "num_layers"):
     return {
       f"a step of {layers} layers": _with(model, num_layers=layers, scan_layers=False)
@@ -147,7 +147,7 @@ def _timed(model: Any, parts: int) -> dict[str, Any]:
 
 
 def _extrapolated(model: Any, costs: Sequence[float]) -> float:
-  """Seconds of all layers."""
+  """Seconds for all layers."""
   if len(costs) == 1:
     return costs[0]
   less, more = _SHALLOW
@@ -161,12 +161,12 @@ def _part(batch: Mapping[str, Any], parts: int) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-  """One remat policy at one size of the batch.
+  """One remat policy at one batch size.
 
   Attributes:
-    remat: of the module: "none", "dots" or "full" of a stage, False or True of a tokenizer.
-    batch_size: rows a step.
-    report: None where it was left out because fewer rows did not fit already.
+    remat: the module's setting: "none", "dots" or "full" of a stage, False or True of a tokenizer.
+    batch_size: examples per step.
+    report: None if it was skipped because a smaller batch did not fit.
   """
 
   remat: str | bool
@@ -179,7 +179,7 @@ class Variant:
 
   @property
   def rows_per_second(self) -> float:
-    """Estimated; 0 where it does not fit."""
+    """Estimated examples per second; 0 if it does not fit."""
     if not self.fits or self.report is None or not self.report.estimated_step_seconds:
       return 0.0
     return self.batch_size / self.report.estimated_step_seconds
@@ -191,14 +191,14 @@ def search(
   batch_sizes: Sequence[int],
   try_one: Callable[[Any, int], TopologyReport],
 ) -> Iterator[Variant]:
-  """Every remat policy at every size of the batch, fewest rows first.
+  """Every remat policy at every batch size, smallest first.
 
-  A policy that does not fit is not tried with more rows.
+  A policy that does not fit is not tried with larger batches.
 
   Args:
     model: its module has a field `remat`.
-    batch_sizes: rows a step.
-    try_one: (model, rows) -> report.
+    batch_sizes: examples per step.
+    try_one: (model, batch size) -> report.
   """
   policies = (False, True) if isinstance(model.module.remat, bool) else ("none", "dots", "full")
   refused: set[str | bool] = set()
@@ -211,7 +211,7 @@ def search(
 
 
 def recommended(variants: Sequence[Variant]) -> Variant | None:
-  """The variant of most rows a second; of those within 1% of it, what needs the least memory. None if nothing fits."""
+  """The variant with the most examples per second; within 1% of it, that with the least memory. None if none fits."""
   most = max((v.rows_per_second for v in variants), default=0.0)
   close = [v for v in variants if v.fits and v.rows_per_second >= 0.99 * most]
 

@@ -1,1 +1,1 @@
-"""The engine that needs nothing but registry packages, with T5X's names, arguments and checkpoint layout."""
+"""The engine that needs only registry packages, with T5X's names, arguments and checkpoint layout."""

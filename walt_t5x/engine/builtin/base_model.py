@@ -1,4 +1,4 @@
-"""What the engine trains: T5X's model interface."""
+"""The interface of a trainable model, the same as T5X's."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ import jax
 
 
 class BaseModel(abc.ABC):
-  """A Flax module together with its loss, its prediction and its optimizer.
+  """A Flax module with its loss, its prediction and its optimizer.
 
   `FEATURE_CONVERTER_CLS` is the `seqio.FeatureConverter` class that turns task features into a batch.
 
@@ -25,12 +25,12 @@ class BaseModel(abc.ABC):
   def loss_fn(
     self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """The loss to minimise, a mean over rows, and metrics.
+    """The loss to minimize, a mean over examples, and metrics.
 
     Args:
       params: the parameter tree.
-      batch: name -> array, rows first.
-      dropout_rng: key of this step, or None where the loss must be deterministic.
+      batch: name -> array, batch axis first.
+      dropout_rng: key of this step, or None if the loss must be deterministic.
 
     Returns:
       The scalar loss and a dict of `clu.metrics.Metric` objects, merged over microbatches and steps.
@@ -45,20 +45,20 @@ class BaseModel(abc.ABC):
   def predict_batch(
     self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
   ) -> Any:
-    """Predictions of a batch."""
+    """Predictions for a batch."""
     return self.predict_batch_with_aux(params, batch, rng)[0]
 
   @abc.abstractmethod
   def predict_batch_with_aux(
     self, params: Any, batch: Mapping[str, jax.Array], rng: jax.Array | None = None
   ) -> tuple[Any, Mapping[str, Any]]:
-    """Predictions of a batch and auxiliary outputs."""
+    """Predictions for a batch and auxiliary outputs."""
 
   @abc.abstractmethod
   def score_batch(
     self, params: Any, batch: Mapping[str, jax.Array], return_intermediates: bool = False
   ) -> Any:
-    """A score a row."""
+    """One score per example."""
 
   @abc.abstractmethod
   def get_initial_variables(

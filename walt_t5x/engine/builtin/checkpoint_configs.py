@@ -1,4 +1,4 @@
-"""What gin says about checkpoints."""
+"""Checkpoint settings that gin binds."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ class SaveCheckpointConfig:
   """When and what to save.
 
   Args:
-    dtype: type of the saved parameters, 'float32' or 'bfloat16'; optimizer state is saved as it is.
-    period: steps between checkpoints; the last step of a run is always saved. None saves none.
-    checkpoint_steps: further steps to save at.
+    dtype: type of the saved parameters, 'float32' or 'bfloat16'; optimizer state keeps its type.
+    period: steps between checkpoints; the last step of a run is always saved. None disables checkpoints.
+    checkpoint_steps: additional steps to save at.
     keep: number of newest checkpoints to keep; None keeps all.
-    keep_dataset_checkpoints: accepted for T5X's sake; a dataset state lives as long as its checkpoint.
-    save_dataset: save the position of the training rows, so that a resumed run sees the rows that come next.
+    keep_dataset_checkpoints: accepted for T5X compatibility; a dataset state is deleted with its checkpoint.
+    save_dataset: save the position in the training data, so that a resumed run continues with the next examples.
     checkpointer_cls: T5X only, must be None.
     state_transformation_fns: T5X only, must be empty.
     checkpoint_manager_cls: T5X only, must be None.
@@ -41,7 +41,7 @@ class SaveCheckpointConfig:
     _refuse_t5x_only("SaveCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
     if self.state_transformation_fns:
       raise ValueError(
-        "SaveCheckpointConfig.state_transformation_fns: the built-in engine saves the state as it is; "
+        "SaveCheckpointConfig.state_transformation_fns: the built-in engine saves the state unchanged; "
         "leave it empty, or train with T5X."
       )
     for name in ("period", "keep"):
@@ -52,18 +52,18 @@ class SaveCheckpointConfig:
 
 @dataclasses.dataclass
 class RestoreCheckpointConfig:
-  """Where a new run gets its parameters; a run that is resumed restores from its own folder instead.
+  """Where a new run gets its parameters; a resumed run restores from its own folder instead.
 
   Args:
     path: a checkpoint ('specific') or a folder of checkpoints ('latest'); an empty list starts from scratch.
     mode: 'specific' or 'latest'.
-    assignment_map: (pattern, replacement) pairs. A pattern matches a whole name of this model's state, such as
+    assignment_map: (pattern, replacement) pairs. A pattern matches a full name of this model's state, such as
       `target/decoder/kernel` or `state/param_states/.*`; its replacement, after substitution, is the name in the
-      checkpoint. None as a replacement drops the entry, see `fallback_to_scratch`. First match wins.
-    strict: accepted for T5X's sake (it concerns TensorFlow checkpoints).
-    fallback_to_scratch: initialise what the checkpoint does not have instead of refusing.
+      checkpoint. None as a replacement drops the entry, see `fallback_to_scratch`. The first match wins.
+    strict: accepted for T5X compatibility (it concerns TensorFlow checkpoints).
+    fallback_to_scratch: initialize arrays that are missing in the checkpoint instead of raising.
     dtype: type of the restored parameters, or None for the model's own.
-    restore_dataset: restore the position of the rows too.
+    restore_dataset: also restore the position in the training data.
     checkpointer_cls: T5X only, must be None.
     state_transformation_fns: functions `f(state_dict, target_state_dict, *, is_resuming) -> state_dict`, applied in
       order, after `assignment_map`, to the state read from the checkpoint as nested dicts of numpy arrays; see
@@ -100,7 +100,7 @@ class RestoreCheckpointConfig:
 
 @dataclasses.dataclass
 class CheckpointConfig:
-  """Checkpoints of a run: what it saves and what it starts from."""
+  """Checkpoint settings of a run: what it saves and what it starts from."""
 
   save: SaveCheckpointConfig | None = None
   restore: RestoreCheckpointConfig | None = None
@@ -109,6 +109,6 @@ class CheckpointConfig:
 def _refuse_t5x_only(owner: str, checkpointer_cls: Any, checkpoint_manager_cls: Any) -> None:
   if checkpointer_cls is not None or checkpoint_manager_cls is not None:
     raise ValueError(
-      f"{owner}: checkpointer_cls and checkpoint_manager_cls choose among T5X's own classes; the built-in engine "
+      f"{owner}: checkpointer_cls and checkpoint_manager_cls select among T5X's classes; the built-in engine "
       "always uses Orbax. Remove the binding, or train with T5X."
     )

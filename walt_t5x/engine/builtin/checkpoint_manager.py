@@ -1,4 +1,4 @@
-"""Writes checkpoints: asynchronous, atomic, in T5X's Orbax layout (see `engine.checkpoints`)."""
+"""Writes checkpoints asynchronously and atomically, in T5X's Orbax layout (see `engine.checkpoints`)."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from walt_t5x.engine.builtin.train_state import TrainState
 
 
 class RowPositionHandler(ocp.CheckpointHandler):
-  """Lets Orbax write the position of the training rows beside the state, one file a data shard."""
+  """Lets Orbax write the position in the training data next to the state, one file per data shard."""
 
   def save(self, directory: epath.Path, args: "RowPosition") -> None:
     if not args.layout.is_first_host_in_replica_set:
@@ -31,13 +31,13 @@ class RowPositionHandler(ocp.CheckpointHandler):
     args.iterator.save(os.fspath(file))
 
   def restore(self, directory: epath.Path, args: Any = None) -> None:
-    raise NotImplementedError("the position of the rows is restored by engine.builtin.restoring")
+    raise NotImplementedError("the data position is restored by engine.builtin.restoring")
 
 
 @ocp.args.register_with_handler(RowPositionHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class RowPosition(ocp.args.CheckpointArgs):
-  """The iterator whose position is saved, and which part of the rows it reads."""
+  """The iterator whose position is saved, and the data shard that it reads."""
 
   iterator: ShardedIterator
   layout: DataLayout
@@ -51,13 +51,13 @@ def row_position_file(directory: epath.Path, layout: DataLayout) -> epath.Path:
 
 
 class CheckpointManager:
-  """Saves train states of one run.
+  """Saves the train states of one run.
 
   Args:
     model_dir: the run's folder.
     config: when and what to save.
-    layout: which rows this host reads.
-    keep_every: multiples of this step are kept whatever `config.keep` says.
+    layout: the data shard that this host reads.
+    keep_every: multiples of this step are kept regardless of `config.keep`.
   """
 
   def __init__(
@@ -71,7 +71,7 @@ class CheckpointManager:
     self._config, self._layout = config, layout
     if config.keep_dataset_checkpoints is not None:
       logging.warning(
-        "keep_dataset_checkpoints has no effect with Orbax; `keep` counts whole checkpoints."
+        "keep_dataset_checkpoints has no effect with Orbax; `keep` counts complete checkpoints."
       )
     handlers: dict[str, Any] = {"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
     if config.save_dataset:
@@ -89,7 +89,7 @@ class CheckpointManager:
     )
 
   def save(self, step: int, state: TrainState, iterator: ShardedIterator) -> bool:
-    """Starts to write a checkpoint; training may go on at once. False if the step is there already."""
+    """Starts to write a checkpoint; training may continue immediately. Returns False if the step is already saved."""
     if step in self._manager.all_steps():
       return False
     state_dict = state.state_dict()
@@ -109,7 +109,7 @@ class CheckpointManager:
     return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def wait(self) -> None:
-    """Returns when everything is on disk, or raises what went wrong."""
+    """Waits until everything is on disk; raises the error of a failed write."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -117,7 +117,7 @@ class CheckpointManager:
 
 
 def set_aside(folder: epath.Path) -> None:
-  """Renames a folder that cannot be restored, so that its step can be saved again; nothing is deleted."""
+  """Renames a folder that cannot be restored, so that its step can be saved again; deletes nothing."""
   if jax.process_index() == 0 and folder.exists():
     target = folder.parent / f"torn_{folder.name}_{int(time.time())}"
     folder.rename(target)
@@ -127,13 +127,13 @@ def set_aside(folder: epath.Path) -> None:
 
 
 def set_torn_aside(model_dir: str) -> None:
-  """Renames every torn checkpoint of a run that is about to write into the folder."""
+  """Renames every incomplete checkpoint in the folder that a run is about to write to."""
   torn = []
   for step in checkpoints.all_steps(model_dir):
     folder = checkpoints.checkpoint_folder(model_dir, step)
     reason = checkpoints.why_torn(folder)
     if reason is not None:
-      logging.warning("%s is passed over: %s.", folder, reason)
+      logging.warning("Skipping %s: %s.", folder, reason)
       torn.append(folder)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("torn checkpoints listed")

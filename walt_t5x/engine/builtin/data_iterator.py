@@ -1,4 +1,4 @@
-"""Batches on the mesh, from a position that can be saved."""
+"""Iterates over batches on the mesh; its position can be saved."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,15 +11,15 @@ from jax.sharding import NamedSharding
 
 
 class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
-  """Turns this host's rows into arrays that are sharded over the mesh.
+  """Turns this host's examples into arrays that are sharded over the mesh.
 
-  The position is that of the `tf.data` iterator, its shuffle and prefetch buffers included, so a restored iterator
-  continues with the very row that would have come next.
+  The position is that of the `tf.data` iterator, including its shuffle and prefetch buffers, so a restored iterator
+  continues with exactly the next example.
 
   Args:
-    dataset: batches of this host's rows, a flat dict of dense tensors.
-    sharding: rows over the data axes.
-    batch_size: rows of the whole batch.
+    dataset: batches of this host's examples, a flat dict of dense tensors.
+    sharding: sharding of the batch axis over the data axes.
+    batch_size: size of the global batch.
   """
 
   def __init__(self, dataset: Any, *, sharding: NamedSharding, batch_size: int):
@@ -27,11 +27,11 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
 
     spec = dataset.element_spec
     if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
-      raise ValueError(f"training rows: got {spec}, expected a flat dict of dense tensors.")
+      raise ValueError(f"training data: got {spec}, expected a flat dict of dense tensors.")
     unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
     if unknown:
       raise ValueError(
-        f"training rows: features {unknown} have unknown dimensions; the feature converter must fix every shape."
+        f"training data: features {unknown} have unknown dimensions; the feature converter must fix every shape."
       )
     self.element_spec = {
       k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype.as_numpy_dtype, sharding=sharding)
@@ -72,12 +72,12 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._finish_warmup()
     if self._first is not None:
       raise RuntimeError(
-        "the position was asked for while a batch read ahead waits; save before start_warmup."
+        "the position was requested while a batch read ahead is unused; save before start_warmup."
       )
     self._checkpoint.write(filename)
 
   def restore(self, filename: str) -> bool:
-    """Continues from a written position; False, and back at the first row, if it belongs to another pipeline."""
+    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline."""
     import tensorflow as tf
 
     try:

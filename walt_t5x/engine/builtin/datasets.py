@@ -12,19 +12,19 @@ from jax.experimental import multihost_utils
 
 @dataclasses.dataclass
 class DatasetConfig:
-  """What to read, in SeqIO's terms.
+  """The data to read, in SeqIO's terms.
 
   Args:
     mixture_or_task_name: a registered name, or a `seqio.Task` or `seqio.Mixture`.
-    task_feature_lengths: feature -> length, as the task and the feature converter want it.
-    split: say 'train'.
-    batch_size: rows of the whole batch, over all hosts.
-    shuffle: shuffle files and rows.
-    seed: of the shuffle; None takes the run's seed.
+    task_feature_lengths: feature -> length, for the task and the feature converter.
+    split: for example 'train'.
+    batch_size: size of the global batch, over all hosts.
+    shuffle: shuffle files and examples.
+    seed: seed of the shuffle; None takes the run's seed.
     use_cached: read the cached task.
     pack: passed to the feature converter.
     use_custom_packing_ops: passed to the feature converter.
-    module: a module to import first, which registers the task.
+    module: a module to import first that registers the task.
     use_memory_cache: keep evaluation batches in memory.
     trim_output_features: trim features to their lengths.
     runtime_preprocessors: T5X with AirIO only, must be None.
@@ -59,7 +59,7 @@ class DatasetConfig:
 
 
 def mixture_or_task(cfg: DatasetConfig) -> Any:
-  """The SeqIO object that a config names."""
+  """The SeqIO object that a config refers to."""
   import seqio
 
   if cfg.module:
@@ -77,21 +77,22 @@ def get_dataset(
   num_epochs: int | None = None,
   continue_from_last_checkpoint: bool = False,
 ) -> Any:
-  """Batches of one host's share of the rows, as a `tf.data.Dataset`.
+  """Batches of one host's share of the data, as a `tf.data.Dataset`.
 
-  Small cached tasks are read from their files like large ones: `seqio.get_dataset` would copy a task of less than
-  10,000 examples to RAM, whatever an example weighs.
+  Small cached tasks are read from their files like large ones: `seqio.get_dataset` would load a task of less than
+  10,000 examples into RAM, regardless of their size.
 
   Args:
-    cfg: what to read.
+    cfg: the data to read.
     shard_id: this host's share, in [0, num_shards).
     num_shards: number of shares.
-    feature_converter_cls: the model's. One that has `batches(dataset, lengths, batch_size=)` makes them itself.
-    num_epochs: passes over the data; None for endless.
+    feature_converter_cls: the model's converter class. If it has `batches(dataset, lengths, batch_size=)`, that
+      method makes the batches.
+    num_epochs: number of epochs; None for endless.
     continue_from_last_checkpoint: T5X's deterministic pipelines only, must be False.
 
   Raises:
-    ValueError: the batch does not divide over the shares, or an option is not supported.
+    ValueError: the batch size is not divisible by the number of shares, or an option is not supported.
   """
   import seqio
 
@@ -105,7 +106,7 @@ def get_dataset(
     )
   if (
     cfg.seed is None and cfg.shuffle
-  ):  # T5X hands on a config without a seed; the built-in engine puts its own in.
+  ):  # T5X passes on a config without a seed; the built-in engine sets its own.
     cfg = dataclasses.replace(cfg, seed=_drawn_seed())
   source = mixture_or_task(cfg)
   logging.info(
@@ -134,8 +135,8 @@ def get_dataset(
   if hasattr(converter, "batches"):
     return converter.batches(dataset, cfg.task_feature_lengths, batch_size=size)
   dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
-  # tf.data prefetches the last step of a pipeline by itself; T5X relies on that too, and only equal pipelines can
-  # continue from each other's positions.
+  # tf.data prefetches the last step of a pipeline automatically; T5X relies on that too, and positions can only be
+  # exchanged between equal pipelines.
   return dataset.batch(size, drop_remainder=True)
 
 
@@ -152,9 +153,9 @@ def get_training_eval_datasets(
   eval_steps: int,
   feature_converter_cls: Callable[..., Any],
 ) -> dict[str, Any]:
-  """`eval_steps` batches of each task of a mixture that has the split, and of the mixture itself.
+  """`eval_steps` batches for each task of a mixture that has the split, and for the mixture itself.
 
-  Rows are split over hosts after conversion, so every host sees as many batches whatever the number of files.
+  Examples are split over hosts after conversion, so every host gets the same number of batches for any number of files.
   """
   import seqio
 

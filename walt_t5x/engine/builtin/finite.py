@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite are undone on the device, and counted there."""
+"""Undoes and counts, on the device, steps whose loss or gradient is not finite."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from walt_t5x.engine.builtin.train_state import TrainState
 
 @flax.struct.dataclass
 class Skips:
-  """Counts that travel with the step, replicated.
+  """Replicated counts that are updated by every step.
 
   Attributes:
     in_a_row: steps skipped since the last good one.
@@ -37,7 +37,7 @@ class Skips:
 
 @flax.struct.dataclass
 class Sum(clu_metrics.Metric):
-  """A metric that adds up."""
+  """A metric that is summed."""
 
   total: jax.Array
 
@@ -57,13 +57,13 @@ class Sum(clu_metrics.Metric):
 
 
 def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-  """`new` where the step was finite, else `old` at the new step: no host is asked.
+  """`new` if the step was finite, else `old` at the new step; decided without the host.
 
-  The step count goes on, so that noise, periods and names of checkpoints stay those of an undisturbed run. Counts
-  inside the optimizer (bias correction, schedules) do not: no update happened.
+  The step count increases, so that noise, periods and checkpoint names stay those of an undisturbed run. Counts
+  inside the optimizer (bias correction, schedules) do not increase: no update happened.
 
-  A selection, not a `lax.cond`: on TPU it is fused into the update, one pass over a parameter and its moments. With a
-  branch gradients are written first; the compiler's estimate of a W.A.L.T-L step on v5p:4x4x4 rises from 80 to 86 ms.
+  A selection, not a `lax.cond`: on TPU it is fused into the update, which reads parameters and moments once. With a
+  branch, gradients are written first; the compiler's estimate of a W.A.L.T-L step on v5p:4x4x4 rises from 80 to 86 ms.
   (On CPU the branch saves copies, 1% of a small model's step.)
   """
 
@@ -79,7 +79,7 @@ def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
 
 
 def count_if(finite: jax.Array, metrics: dict[str, Any]) -> dict[str, Any]:
-  """Metrics of a skipped step as those of no rows at all, so that they spoil no average."""
+  """Replaces the metrics of a skipped step by those of zero examples, so that they do not affect averages."""
 
   def counted(metric: Any) -> Any:
     if not isinstance(metric, clu_metrics.Metric):

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, as its main thread spends it."""
+"""How the main thread of a run spends its time."""
 
 import contextlib
 import time
@@ -8,17 +8,17 @@ PHASES = ("init", "compile", "step", "data", "eval", "checkpoint")
 
 
 class Goodput:
-  """Seconds a phase; every moment belongs to exactly one.
+  """Seconds per phase; every moment belongs to exactly one phase.
 
-      init        until the first compilation: data pipeline, restoring or initialising
+      init        until the first compilation: data pipeline, restoring or initializing
       compile     compiling the training step
       step        training: dispatching, and waiting for the devices
-      data        waiting for rows
+      data        waiting for data
       eval        evaluations and samples
-      checkpoint  starting a checkpoint, and waiting where the one before is not written yet
+      checkpoint  starting a checkpoint, and waiting for the previous one to be written
 
   Args:
-    clock: seconds, for tests.
+    clock: returns seconds; replaced in tests.
   """
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
@@ -28,14 +28,14 @@ class Goodput:
     self.phase = "init"
 
   def enter(self, phase: str) -> None:
-    """From now on it is `phase`."""
+    """Starts `phase`."""
     now = self._clock()
     self._spent[self.phase] += now - self._since
     self._since, self.phase = now, phase
 
   @contextlib.contextmanager
   def within(self, phase: str) -> Iterator[None]:
-    """It is `phase` inside the block, and what it was before after it."""
+    """Enters `phase` for the duration of the block, then returns to the previous phase."""
     before = self.phase
     self.enter(phase)
     try:
@@ -44,12 +44,12 @@ class Goodput:
       self.enter(before)
 
   def seconds(self) -> dict[str, float]:
-    """Seconds of each phase since the process began to train."""
+    """Seconds of each phase since the process started training."""
     self.enter(self.phase)
     return dict(self._spent)
 
   def scalars(self) -> dict[str, float]:
-    """The seconds as metrics, and the share of all time that was training."""
+    """The seconds as metrics, and the fraction of the total time spent training."""
     spent = self.seconds()
     share = spent["step"] / max(sum(spent.values()), 1e-9)
     return {f"goodput/{k}_seconds": v for k, v in spent.items()} | {"goodput/share": share}

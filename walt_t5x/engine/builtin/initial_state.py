@@ -1,4 +1,4 @@
-"""Initial train states, made in place on the mesh."""
+"""Initial train states, created in place on the mesh."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ class StateInitializer:
   """Shapes, axes and shardings of a model's train state, and the state itself.
 
   Args:
-    model: what is trained.
-    input_spec: name -> shape and dtype of the whole batch.
+    model: the model to train.
+    input_spec: name -> shape and dtype of the global batch.
     partitioner: mesh and rules.
 
   Attributes:
@@ -47,7 +47,7 @@ class StateInitializer:
     partitioner.check_divisible(self.shapes.state_dict(), self.axes.state_dict())
 
   def from_scratch(self, rng: jax.Array) -> TrainState:
-    """A fresh state; every device makes only its own part."""
+    """A new state; every device creates only its own part."""
     make = self._partitioner.partition(
       self._state, in_axis_resources=None, out_axis_resources=self.axes
     )

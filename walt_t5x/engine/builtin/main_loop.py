@@ -1,4 +1,4 @@
-"""The main loop: trains from one event to the next, and watches over the run meanwhile."""
+"""The main loop: trains from one event to the next and monitors the run."""
 
 import gc
 import math
@@ -22,21 +22,21 @@ from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.builtin.watchdog import Watchdog
 
-# Short strides keep the progress display alive through long periods; they cost nothing on the device.
+# Short strides keep the progress display updated during long periods; they cost nothing on the device.
 _STRIDE = 50
 
 
 class MainLoop:
-  """Trains, evaluates, saves, and leaves when it is asked to.
+  """Trains, evaluates, saves, and stops on request.
 
   Args:
-    trainer: with the state to start from, and the settings of the run.
-    iterator: the rows that come next.
+    trainer: the trainer, with the initial state and the settings of the run.
+    iterator: the training data, from the next example on.
     model_dir: the run's folder.
     first_step: the step of the state.
-    periods: when to do what.
-    manager: writes checkpoints; None writes none.
-    eval_batches: one pass over each evaluation set.
+    periods: the steps of all other actions.
+    manager: writes checkpoints; None disables them.
+    eval_batches: the batches of each evaluation set, once.
     actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
     concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
 
@@ -78,14 +78,14 @@ class MainLoop:
     trainer.before_step = self._before_step
 
   def run(self, *, before: Callable[[Any, int], None], eval_first: bool) -> tuple[int, TrainState]:
-    """Trains to the last step, and closes everything; returns the last step and state.
+    """Trains to the last step and closes everything; returns the last step and state.
 
     Args:
       before: `f(writer, step)`, called first.
       eval_first: evaluate before the first step.
 
     Raises:
-      exits.Preempted, exits.NotFinite: as `train`.
+      exits.Preempted, exits.NotFinite: as in `train`.
     """
     try:
       with self._trainer, self._notice:
@@ -93,9 +93,9 @@ class MainLoop:
         if eval_first:
           self._evaluate()
         if self._periods.save:
-          self._save()  # Finds out early that the folder cannot be written.
+          self._save()  # Fails early if the folder is not writable.
         if self.step == self._periods.total:
-          logging.warning("The run is at its last step %d already; nothing to train.", self.step)
+          logging.warning("The run is already at its last step %d; nothing to train.", self.step)
         else:
           self._iterator.start_warmup()
           self._trainer.compile_train(self._iterator.element_spec)
@@ -121,7 +121,7 @@ class MainLoop:
     return self.step, self._trainer.train_state
 
   def _next_event(self) -> None:
-    """Trains until there is something to do, and does it."""
+    """Trains until the next event and handles it."""
     goal = self._periods.next_event(self.step)
     while goal - self.step > _STRIDE:
       self._advance(self.step + _STRIDE, summarize=False)
@@ -137,7 +137,7 @@ class MainLoop:
       self._evaluate()
 
   def _advance(self, goal: int, *, summarize: bool) -> Any:
-    """Trains to the step `goal`, or leaves on the way; the summary of the period, if it ends there."""
+    """Trains to the step `goal`, or stops earlier; returns the summary of the period if it ends there."""
     summary = self._trainer.train(self._iterator, goal - self.step, self.step, summarize=summarize)
     self.step = self._trainer.host_step
     if self.step < goal:
@@ -172,7 +172,7 @@ class MainLoop:
       self._trainer.add_scalar("checkpoint_seconds", time.monotonic() - started)
 
   def _leave(self) -> None:
-    """Saves and ends a run that is asked to go."""
+    """Saves and ends a run that is asked to stop."""
     self._trainer.summarize_pending()
     where = "nothing is saved, because SaveCheckpointConfig.period is not set"
     if self.step == self._first_step:
@@ -181,10 +181,10 @@ class MainLoop:
       self._save()
       self._manager.wait()
       where = f"saved in {checkpoints.checkpoint_folder(self._model_dir, self.step)}"
-    raise exits.Preempted(self.step, f"{where}; start the same command again to go on")
+    raise exits.Preempted(self.step, f"{where}; start the same command again to resume")
 
   def _act(self, mode: str, results: Mapping[str, Any]) -> None:
-    """Runs the actions, which may ask to stop; host 0 decides for all."""
+    """Runs the actions, which may request a stop; host 0 decides for all."""
     actions = (self._actions or {}).get(mode, ())
     stop = any(
       [action.run(self._trainer.train_state, metrics_by_task=results) for action in actions]

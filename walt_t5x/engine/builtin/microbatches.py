@@ -1,4 +1,4 @@
-"""Gradients and metrics of a batch, in one piece or in several."""
+"""Gradients and metrics of a batch, computed at once or in microbatches."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -21,19 +21,19 @@ def gradients(
   num_microbatches: int | None,
   data_sharding: NamedSharding,
 ) -> tuple[jax.Array, Any, dict[str, Any]]:
-  """A loss that is a mean over rows, its gradient, and its metrics.
+  """A loss that is a mean over examples, its gradient, and its metrics.
 
-  With k microbatches the gradient is the mean of theirs, in float32: the same as of the whole batch, in less memory.
-  Microbatch i takes rows i, i + k, ... so that every device works on rows that it holds already.
-  (T5X adds the gradients of microbatches instead; `engine.optimizers` makes up for it there.)
+  With k microbatches the gradient is the mean of their gradients, in float32: equal to that of the full batch, with
+  less memory. Microbatch i takes examples i, i + k, ... so that every device works on examples that it already holds.
+  (T5X adds the gradients of microbatches instead; `engine.optimizers` compensates for it.)
 
   Args:
     loss_fn: `(params, batch, rng) -> (loss, metrics)`.
     params: the parameters.
-    batch: name -> array, rows first.
+    batch: name -> array, batch axis first.
     rng: key of this step; microbatch i uses `fold_in(rng, i)`.
-    num_microbatches: k, or None for the whole batch at once.
-    data_sharding: sharding of the rows.
+    num_microbatches: k, or None for the full batch at once.
+    data_sharding: sharding of the batch axis.
 
   Raises:
     ValueError: k does not divide the batch.
@@ -71,7 +71,7 @@ def gradients(
 
 
 def merge_metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-  """Metrics of two sets of rows as those of their union."""
+  """Merges the metrics of two sets of examples into those of their union."""
   return jax.tree.map(
     lambda x, y: x.merge(y), dict(a), dict(b), is_leaf=lambda m: isinstance(m, clu_metrics.Metric)
   )

@@ -1,4 +1,4 @@
-"""optax transformations as the engine's optimizer, in T5X's state layout."""
+"""optax transformations as the engine's optimizer, with T5X's state layout."""
 
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ class OptimizerState:
 class OptaxWrapper:
   """An optax transformation with the state layout that T5X saves.
 
-  The learning rate is the transformation's own: the trainer's `learning_rate_fn` is only logged, as in T5X.
+  The transformation has its own learning rate: the trainer's `learning_rate_fn` is only logged, as in T5X.
 
   Args:
     optax_optimizer: the transformation.
@@ -50,13 +50,13 @@ class OptaxWrapper:
   def derive_logical_axes(self, state: OptimizerState, param_axes: Any) -> OptimizerState:
     """The state with each leaf replaced by its logical axes.
 
-    Whatever the optimizer keeps once a parameter (moments, averages, accumulators) has the parameter's axes; all
-    else (counts, hyperparameters) is replicated. optax itself tells the two apart, so any transformation whose
-    states mirror the parameters is covered, masked and multi-transform ones too.
+    State that the optimizer keeps per parameter (moments, averages, accumulators) has the parameter's axes; other
+    state (counts, hyperparameters) is replicated. optax itself distinguishes the two, so any transformation whose
+    states mirror the parameters is covered, including masked and multi-transform ones.
 
     Args:
       state: a state, or its shapes.
-      param_axes: `PartitionSpec` of logical names, one a parameter.
+      param_axes: `PartitionSpec` of logical names, one per parameter.
     """
     param_states = optax.tree_map_params(
       self.optax_optimizer,
@@ -81,7 +81,7 @@ class OptaxWrapper:
 
 
 def optimizer_state_dict(state: OptimizerState) -> dict[str, Any]:
-  """The state as nested dicts of leaves, without the empty ones that stateless transformations leave behind."""
+  """The state as nested dicts of leaves, without the empty states of stateless transformations."""
   flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
   return traverse_util.unflatten_dict(flat)
 
@@ -90,7 +90,7 @@ def restore_optimizer_state(state: OptimizerState, state_dict: dict[str, Any]) -
   """The inverse of `optimizer_state_dict`, with `state` as the template.
 
   Raises:
-    ValueError: a leaf of the template is not in `state_dict`.
+    ValueError: a leaf of the template is missing in `state_dict`.
   """
   template = traverse_util.flatten_dict(serialization.to_state_dict(state), keep_empty_nodes=True)
   given = traverse_util.flatten_dict(state_dict)
@@ -99,17 +99,17 @@ def restore_optimizer_state(state: OptimizerState, state_dict: dict[str, Any]) -
     names = ", ".join("/".join(k) for k in missing[:5])
     raise ValueError(
       f"optimizer state: {len(missing)} of {len(template)} entries are missing, first {names}. The checkpoint was "
-      "made by another optimizer; restore with an assignment_map that drops 'state/.*' to start it anew."
+      "made by another optimizer; restore with an assignment_map that drops 'state/.*' to initialize it again."
     )
   full = {k: given.get(k, v) for k, v in template.items()}
-  # Untyped; of the type that it is given.
+  # flax does not type the result; it has the type of the argument.
   return cast(
     OptimizerState, serialization.from_state_dict(state, traverse_util.unflatten_dict(full))
   )
 
 
 def is_axes_leaf(node: Any) -> bool:
-  """True for a `PartitionSpec`, a leaf in a tree of axes whatever the JAX version says."""
+  """True for a `PartitionSpec`, which is a leaf in a tree of axes regardless of the JAX version."""
   return isinstance(node, PartitionSpec)
 
 

@@ -1,4 +1,4 @@
-"""Logical axes to a device mesh."""
+"""Maps logical axes to a device mesh."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 @dataclasses.dataclass(frozen=True)
 class DataLayout:
-  """Which part of a batch this process reads."""
+  """The data shard that this process reads."""
 
   batch_size: int
   shard_id: int
@@ -34,12 +34,12 @@ def standard_logical_axis_rules(
   parameter_partitioning_dims: int = 1,
   additional_rules: LogicalAxisRules | None = None,
 ) -> LogicalAxisRules:
-  """T5X's standard rules: wide axes over 'model', rows over 'data'; with two dimensions 'embed' is split too.
+  """T5X's standard rules: wide axes over 'model', batch over 'data'; with two dimensions 'embed' is split too.
 
   Args:
     activation_partitioning_dims: 2 splits activations along 'embed' over 'model'.
     parameter_partitioning_dims: 2 splits parameters along 'embed' over 'data' (fully sharded).
-    additional_rules: appended; the first rule that fits an axis wins.
+    additional_rules: appended; the first rule that matches an axis wins.
 
   Raises:
     ValueError: a dimension is neither 1 nor 2.
@@ -69,15 +69,15 @@ class PjitPartitioner:
     num_partitions: size of the 'model' axis; the other devices form 'data'.
     model_parallel_submesh: T5X's (x, y, z, cores) tile; its product is the size of the 'model' axis and the
       placement is left to `jax.experimental.mesh_utils`, which knows the interconnect.
-    params_on_devices: accepted for T5X's sake; parameters always live on the devices.
-    backend: take devices of this platform.
-    ici_mesh_shape: (replica, data, model) sizes within a slice; together with `dcn_mesh_shape` for several slices.
+    params_on_devices: accepted for T5X compatibility; parameters are always on the devices.
+    backend: use devices of this platform.
+    ici_mesh_shape: (replica, data, model) sizes within a slice; requires `dcn_mesh_shape`, for several slices.
     dcn_mesh_shape: (replica, data, model) sizes across slices.
-    logical_axis_rules: (logical axis, mesh axis or None) pairs, first fit wins.
+    logical_axis_rules: (logical axis, mesh axis or None) pairs; the first match wins.
 
   Raises:
-    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or they do not divide
-      the devices.
+    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or the number of devices is
+      not divisible by them.
   """
 
   def __init__(
@@ -119,7 +119,7 @@ class PjitPartitioner:
   def mesh(self) -> Mesh:
     """The mesh over all devices.
 
-    An axis may take part of an axis of the slice: 4 of the 16 along one side of a v5e:16x16.
+    A mesh axis may be part of an axis of the slice: 4 of the 16 along one side of a v5e:16x16.
     """
     devices = self.devices
     if self._ici is not None and self._dcn is not None:
@@ -146,7 +146,7 @@ class PjitPartitioner:
 
   @property
   def data_sharding(self) -> NamedSharding:
-    """Sharding of a batch: rows over the data axes."""
+    """Sharding of a batch: batch axis over the data axes."""
     return NamedSharding(self.mesh, self.data_partition_spec)
 
   @property
@@ -155,7 +155,7 @@ class PjitPartitioner:
 
   @property
   def data_mesh_size(self) -> int:
-    """Number of parts a batch is split into."""
+    """Number of parts that a batch is split into."""
     return int(np.prod([self.mesh.shape[axis] for axis in self._data_axes]))
 
   @property
@@ -165,18 +165,18 @@ class PjitPartitioner:
     return (self._data_axis,) if isinstance(self._data_axis, str) else tuple(self._data_axis)
 
   def get_data_layout(self, batch_size: int | None = None) -> DataLayout:
-    """Which rows this process reads. Processes that hold the same rows of the mesh read the same shard.
+    """The data shard that this process reads. Processes that hold the same part of a batch read the same shard.
 
     Args:
-      batch_size: rows of the whole batch; None for one a data partition.
+      batch_size: size of the global batch; None for one example per data partition.
 
     Raises:
-      ValueError: the batch does not divide.
+      ValueError: the batch size is not divisible by the number of data partitions.
     """
     batch_size = batch_size or self.data_mesh_size
     if batch_size % self.data_mesh_size:
       raise ValueError(
-        f"batch size {batch_size} does not divide over {self.data_mesh_size} data partitions; set "
+        f"batch size {batch_size} is not divisible by {self.data_mesh_size} data partitions; set "
         "DatasetConfig.batch_size to a multiple."
       )
     shards, owners = _data_shards(self.mesh, self._data_axes)
@@ -185,18 +185,18 @@ class PjitPartitioner:
     return DataLayout(batch_size, mine, shards, first == jax.process_index())
 
   def get_mesh_axes(self, logical_axes: Any) -> Any:
-    """A tree of logical `PartitionSpec`s as mesh `PartitionSpec`s."""
+    """Maps a tree of logical `PartitionSpec`s to mesh `PartitionSpec`s."""
     return map_axes(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
 
   def get_shardings(self, mesh_axes: Any) -> Any:
-    """A tree of mesh `PartitionSpec`s as shardings."""
+    """Maps a tree of mesh `PartitionSpec`s to shardings."""
     return map_axes(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
 
   def check_divisible(self, state_dict: Any, mesh_axes_dict: Any) -> None:
-    """Every sharded dimension divides over its mesh axes.
+    """Checks that every sharded dimension is divisible by the size of its mesh axes.
 
     Raises:
-      ValueError: naming the array, the dimension and the mesh axis that do not fit.
+      ValueError: names the array, the dimension and the mesh axis.
     """
     shapes: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
     specs: dict[str, Any] = traverse_util.flatten_dict(mesh_axes_dict, sep="/")
@@ -206,7 +206,7 @@ class PjitPartitioner:
         parts = int(np.prod([self.mesh.shape[n] for n in names]))
         if size % parts:
           raise ValueError(
-            f"{name}: dimension of {size} does not divide over mesh axis {axis!r} of {parts}; change "
+            f"{name}: dimension of {size} is not divisible by mesh axis {axis!r} of {parts}; change "
             "PjitPartitioner.num_partitions, or map its logical axis to None in logical_axis_rules."
           )
 
@@ -218,7 +218,7 @@ class PjitPartitioner:
     static_argnums: int | Sequence[int] = (),
     donate_argnums: int | Sequence[int] = (),
   ) -> "PartitionedFunction":
-    """`fn` compiled over the mesh; resources are trees (or prefixes) of `PartitionSpec`, None for replicated."""
+    """Compiles `fn` over the mesh; resources are trees (or prefixes) of `PartitionSpec`, None for replicated."""
     jitted = jax.jit(
       fn,
       in_shardings=self._resources(in_axis_resources),
@@ -230,12 +230,12 @@ class PjitPartitioner:
 
   @contextlib.contextmanager
   def context(self) -> Iterator[None]:
-    """Functions are traced inside: it says what logical axes mean."""
+    """The context in which functions are traced; it defines the meaning of logical axes."""
     with self.mesh, logical_axis_rules(self._rules):
       yield
 
   def compile(self, partitioned_fn: "PartitionedFunction", *args: Any) -> Callable[..., Any]:
-    """The function compiled for arguments like these (arrays or `jax.ShapeDtypeStruct`)."""
+    """The function compiled for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`)."""
     return partitioned_fn.lower(*args).compile()
 
   def _resources(self, resources: Any) -> Any:
@@ -268,7 +268,7 @@ class PartitionedFunction:
 def _data_shards(mesh: Mesh, data_axes: Sequence[str]) -> tuple[int, dict[int, int]]:
   """Number of data shards, and the shard of each process.
 
-  A process's shard is the set of rows that its devices hold; equal sets are one shard, read by several processes.
+  A process's shard is the part of a batch that its devices hold; equal parts are one shard, read by several processes.
   """
   rows: dict[int, set[tuple[int, ...]]] = {}
   positions = [mesh.axis_names.index(axis) for axis in data_axes]
@@ -278,7 +278,7 @@ def _data_shards(mesh: Mesh, data_axes: Sequence[str]) -> tuple[int, dict[int, i
   flat = [row for held in distinct for row in held]
   if len(flat) != len(set(flat)) or len({len(held) for held in distinct}) != 1:
     raise ValueError(
-      "the processes' shares of the data axis overlap in part; choose num_partitions so that the model axis fills "
-      "whole processes, or fits into one."
+      "the processes' shares of the data axis overlap partly; choose num_partitions so that the model axis spans "
+      "complete processes, or fits into one."
     )
   return len(distinct), {p: distinct.index(tuple(sorted(held))) for p, held in rows.items()}

@@ -1,4 +1,4 @@
-"""SIGTERM as a request to save and leave, agreed on by all hosts."""
+"""Handles SIGTERM as a request to save and stop, coordinated over all hosts."""
 
 import signal
 import threading
@@ -12,8 +12,8 @@ from jax.experimental import multihost_utils
 class PreemptionNotice:
   """Listens for SIGTERM while the context is open.
 
-  One process notices by itself. Several agree through JAX's coordination service, which hears a SIGTERM to any of
-  them: all stop after the same step, one that none of them has passed yet.
+  A single process notices on its own. Several processes coordinate through JAX's coordination service, which reports a
+  SIGTERM to any of them: all stop after the same step, which none of them has completed yet.
   """
 
   def __init__(self) -> None:
@@ -34,11 +34,11 @@ class PreemptionNotice:
       self._installed = False
 
   def before(self, step: int) -> bool:
-    """True if the run should stop before `step`. With several processes, ask at every step, each once."""
+    """True if the run should stop before `step`. With several processes, call once per step on each."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._asked
 
   def _handle(self, signum: int, frame: Any) -> None:
     self._asked = True
-    logging.warning("SIGTERM: the run saves and leaves after the step it is at.")
+    logging.warning("SIGTERM: saving and stopping after the current step.")

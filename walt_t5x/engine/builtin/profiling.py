@@ -1,4 +1,4 @@
-"""Profiler traces of a few steps: named beforehand, or asked for while the run goes on."""
+"""Profiler traces of a few steps, configured in advance or requested during the run."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ class Profiler:
   """Writes traces to `<model_dir>/profile`, for TensorBoard's profile plugin, XProf or Perfetto.
 
   Args:
-    model_dir: the run's folder. A file `profile_now` in it that holds a number traces so many of the coming steps
-      (looked for every few dozen steps, and removed by host 0 once its trace is written; each host looks by itself, and
-      one that comes late writes none).
+    model_dir: the run's folder. A file `profile_now` in it that contains a number requests a trace of that many steps
+      (checked every few dozen steps, and removed by host 0 once its trace is written; each host checks independently,
+      and one that is late writes none).
     steps: (first, last + 1) step to trace, or None.
   """
 
@@ -25,7 +25,7 @@ class Profiler:
     self._running = False
 
   def poll(self, step: int) -> None:
-    """Looks for a request."""
+    """Checks for a request."""
     file = self._folder / REQUEST
     if self._running or not file.exists():
       return
@@ -34,7 +34,7 @@ class Profiler:
     self._first, self._end = step, step + count
 
   def before(self, step: int) -> None:
-    """`step` is about to be dispatched."""
+    """Called before `step` is dispatched."""
     if not self._running and self._first <= step < self._end:
       logging.info("Tracing steps %d to %d to %s/profile.", step, self._end - 1, self._folder)
       jax.profiler.start_trace(str(self._folder / "profile"))
@@ -45,7 +45,7 @@ class Profiler:
     return self._running and step >= self._end
 
   def stop(self) -> None:
-    """Ends the trace, if one runs."""
+    """Ends the trace if one is active."""
     if self._running:
       jax.profiler.stop_trace()
       self._running, self._first, self._end = False, -1, -1

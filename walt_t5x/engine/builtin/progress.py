@@ -1,4 +1,4 @@
-"""Progress of a run on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Reports the progress of a run on stderr: a progress bar on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
@@ -6,13 +6,13 @@ from typing import Any
 
 
 class Progress:
-  """Shows step, rate, time left and one metric. Never touches the device.
+  """Shows step, rate, remaining time and one metric. Never accesses the device.
 
   Args:
-    first_step: where the run starts.
-    total_steps: where it ends.
-    seconds: at most one plain line in so many seconds.
-    enabled: False on hosts that stay silent.
+    first_step: first step of the run.
+    total_steps: last step of the run.
+    seconds: least number of seconds between two plain lines.
+    enabled: False on hosts that print nothing.
   """
 
   def __init__(
@@ -31,11 +31,11 @@ class Progress:
       )
 
   def note(self, text: str) -> None:
-    """The newest metric, shown with the next update."""
+    """Sets the newest metric, shown with the next update."""
     self._note = text
 
   def update(self, step: int) -> None:
-    """The run is at `step`."""
+    """Reports that the run is at `step`."""
     if not self._enabled:
       return
     if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Train states from checkpoints, onto any mesh."""
+"""Restores train states from checkpoints onto any mesh."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ Name = tuple[str, ...]
 
 
 class StateMismatch(ValueError):
-  """A readable checkpoint that belongs to another model or optimizer."""
+  """The checkpoint is readable but belongs to another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Restorer:
   Args:
     shapes: the state, as `jax.ShapeDtypeStruct`.
     shardings: the state's shardings, the same tree.
-    from_scratch: makes an initial state; called only where something must be filled in.
+    from_scratch: creates an initial state; called only if something must be filled in.
   """
 
   shapes: TrainState
@@ -43,9 +43,9 @@ class Restorer:
   from_scratch: Callable[[], TrainState]
 
   def newest(self, model_dir: str) -> tuple[TrainState, int] | None:
-    """The state of the newest checkpoint of a run that can be read, and its step; None if the run has none.
+    """The state of a run's newest readable checkpoint and its step; None if the run has no checkpoint.
 
-    A checkpoint that Orbax cannot read is set aside with a warning and the one before it is tried; a readable one of
+    A checkpoint that Orbax cannot read is renamed with a warning and the previous one is tried; a readable one of
     another model is an error.
 
     Raises:
@@ -63,7 +63,7 @@ class Restorer:
       except (ValueError, OSError, KeyError) as error:
         failures.append(f"{folder}: {type(error).__name__}: {str(error)[:300]}")
         logging.warning(
-          "%s cannot be read (%s); the checkpoint before it is tried.", folder, str(error)[:300]
+          "%s cannot be read (%s); trying the previous checkpoint.", folder, str(error)[:300]
         )
         set_aside(folder)
     if failures:
@@ -71,15 +71,15 @@ class Restorer:
         "no checkpoint of this run can be read:\n  "
         + "\n  ".join(failures)
         + "\nThey were renamed to torn_*. Restore "
-        "one by hand, or run the same command once more to start from scratch."
+        "one by hand, or run the same command again to start from scratch."
       )
     return None
 
   def from_config(self, config: RestoreCheckpointConfig) -> TrainState:
-    """The state that a config names.
+    """The state that a config refers to.
 
     Raises:
-      FileNotFoundError: no whole checkpoint there.
+      FileNotFoundError: no complete checkpoint exists.
       StateMismatch: names or shapes differ from this model's.
     """
     checkpoint = checkpoints.find_checkpoint(str(config.path))
@@ -101,8 +101,8 @@ class Restorer:
     if missing and not config.fallback_to_scratch:
       raise StateMismatch(
         f"{checkpoint} lacks {len(missing)} of the {len(wanted)} arrays of this model and optimizer, first "
-        f"{missing[:3]}; it holds {len(metadata)}, first {['/'.join(k) for k in list(metadata)[:3]]}. Train the model "
-        "that made it, or set RestoreCheckpointConfig.assignment_map with fallback_to_scratch=True."
+        f"{missing[:3]}; it has {len(metadata)}, first {['/'.join(k) for k in list(metadata)[:3]]}. Train the model "
+        "that wrote it, or set RestoreCheckpointConfig.assignment_map with fallback_to_scratch=True."
       )
     if missing:
       logging.info("%d arrays start from scratch, first %s.", len(missing), missing[:3])
@@ -122,10 +122,10 @@ class Restorer:
     sources: dict[Name, Name],
     metadata: dict[Name, Any],
   ) -> dict[Name, Any]:
-    """The arrays of the checkpoint under this model's names, as the transformations leave them, on the host.
+    """The checkpoint's arrays under this model's names, after the transformations, on the host.
 
-    What no name of this model is mapped to keeps its own name, so that a transformation can use it. As in T5X the
-    `assignment_map` is applied first.
+    Arrays that no name of this model maps to keep their own name, so that a transformation can use them. As in T5X,
+    the `assignment_map` is applied first.
     """
     arrays = checkpoints.read_arrays(checkpoint, metadata)
     dropped = set(sources.values()) | (set(self._flat_shapes()) - set(sources))
@@ -145,7 +145,7 @@ class Restorer:
 def restore_row_position(
   checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
 ) -> bool:
-  """Continues with the rows that come next. False on all hosts, with a warning, where the checkpoint cannot say."""
+  """Continues with the next examples. Returns False on all hosts, with a warning, if their position is unknown."""
   restored = _restore_own_position(checkpoint, iterator, layout)
   if jax.process_count() > 1:
     restored = bool(np.all(multihost_utils.process_allgather(np.bool_(restored))))
@@ -159,7 +159,7 @@ def _restore_own_position(
   if not (file.parent / f"{file.name}.index").exists():
     logging.warning(
       "%s has no position for data shard %d of %d (it was saved without save_dataset, or on another number of hosts); "
-      "an epoch starts anew, in another order.",
+      "a new epoch starts, in another order.",
       checkpoint,
       layout.shard_id,
       layout.num_shards,
@@ -167,7 +167,7 @@ def _restore_own_position(
     return False
   if not iterator.restore(str(file)):
     logging.warning(
-      "An epoch starts anew, in another order: %s was saved over another task, batch size or pipeline (T5X, without "
+      "A new epoch starts, in another order: %s was saved with another task, batch size or pipeline (T5X, without "
       "get_dataset_fn = @engine.get_dataset, keeps small tasks in RAM; this engine does not).",
       checkpoint,
     )
@@ -180,7 +180,7 @@ def _sources(
   metadata: dict[Name, Any],
   assignment_map: Sequence[tuple[str, str | None]],
 ) -> dict[Name, Name]:
-  """Name in this model -> name in the checkpoint, where there is one."""
+  """Name in this model -> name in the checkpoint, for names that are in both."""
   sources = {}
   for name in wanted:
     text: str | None = "/".join(name)
@@ -201,13 +201,13 @@ def _check_shapes(
   for name, (source, shape) in found.items():
     if tuple(shape) != tuple(wanted[name].shape):
       raise StateMismatch(
-        f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, this model wants {tuple(wanted[name].shape)} for "
-        f"{'/'.join(name)}. Train the model that made it, or drop the name in RestoreCheckpointConfig.assignment_map."
+        f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, expected {tuple(wanted[name].shape)} for "
+        f"{'/'.join(name)}. Train the model that wrote it, or drop the name in RestoreCheckpointConfig.assignment_map."
       )
 
 
 def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
-  """A host array on the mesh; every host gives the parts that its devices hold."""
+  """Places a host array on the mesh; every host provides the parts that its devices hold."""
   array = np.asarray(value).astype(dtype)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -220,7 +220,7 @@ def _read_sharded(
   wanted: dict[Name, Any],
   shardings: dict[Name, Any],
 ) -> dict[Name, jax.Array]:
-  """The arrays, each host reading only what its devices hold."""
+  """Reads the arrays; each host reads only what its devices hold."""
   item, restore_args = {}, {}
   for name, source in sources.items():
     item[source] = metadata[source]
@@ -240,7 +240,7 @@ def _read_sharded(
   found: dict[Name, jax.Array] = {}
   used: set[Name] = set()
   for name, source in sources.items():
-    # Two names may share a source (an average that starts at the parameters); the step donates each buffer once.
+    # Two names may share a source (an average initialized by the parameters); the step donates each buffer once.
     value = flat[source]
     if source in used:
       value = jax.device_put(jnp.copy(value), shardings[name])

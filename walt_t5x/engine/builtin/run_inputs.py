@@ -1,4 +1,4 @@
-"""What a run starts from besides its parameters: its seed, its rows, and where those rows come from."""
+"""Inputs of a run other than its parameters: its seed, its data, and the provenance of that data."""
 
 import dataclasses
 import json
@@ -35,11 +35,11 @@ def drawn_seed(model_dir: str) -> int:
 
 
 class RowSeeds:
-  """Which seed orders the rows from which step on, kept in `<model_dir>/row_seeds.json`.
+  """The seed that orders the data from each step on, stored in `<model_dir>/row_seeds.json`.
 
-  A run whose rows cannot go on where they were (other hosts, another batch size, a checkpoint without a position)
-  starts an epoch anew. With the old seed it would begin with the rows it began with before, and a run that is moved
-  often would never see the others. So it gets a seed of its own, made from the old one and the step, and keeps it.
+  A run whose data position cannot be restored (other hosts, another batch size, a checkpoint without a position)
+  starts a new epoch. With the old seed it would start with the same examples again, and a run that is moved often
+  would never see the others. It therefore gets a new seed, derived from the old one and the step, and keeps it.
 
   Args:
     model_dir: the run's folder.
@@ -53,16 +53,16 @@ class RowSeeds:
       self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
 
   def at(self, step: int) -> int:
-    """The seed of a run that goes on from `step`."""
+    """The seed of a run that resumes from `step`."""
     return [seed for start, seed in self._seeds if start <= step][-1]
 
   def renew(self, step: int) -> int:
-    """A new seed from `step` on; what was planned beyond is forgotten."""
+    """Creates a new seed from `step` on; seeds of later steps are dropped."""
     kept = [(start, seed) for start, seed in self._seeds if start < step]
     fresh = int(np.random.SeedSequence([self.at(step), step]).generate_state(1)[0] >> 1)
     self._seeds = [*kept, (step, fresh)]
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("row seeds read")
+      multihost_utils.sync_global_devices("data seeds read")
     if jax.process_index() == 0:
       temporary = self._file.parent / "row_seeds.json.tmp"
       temporary.write_text(json.dumps(self._seeds[1:]) + "\n")
@@ -71,7 +71,7 @@ class RowSeeds:
 
 
 def record_provenance(model_dir: str, cfg: DatasetConfig) -> None:
-  """Writes or compares the `walt_provenance` of the task or mixture, if it has one (see `engine.provenance`)."""
+  """Writes or compares the `walt_provenance` of the task or mixture if it has one (see `engine.provenance`)."""
   given = getattr(datasets.mixture_or_task(cfg), "walt_provenance", None)
   if given is not None:
     provenance.record(model_dir, given, write=jax.process_index() == 0)
@@ -86,14 +86,14 @@ def rows(
   get_dataset_fn: Callable[..., Any],
   partitioner: PjitPartitioner,
 ) -> ShardedIterator:
-  """This host's training rows, endless, in the order of `seed`."""
+  """This host's training data, endless, in the order of `seed`."""
   cfg = dataclasses.replace(cfg, seed=seed)
   rows = get_dataset_fn(cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
   return ShardedIterator(rows, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
 
 def eval_batches(rows: Any, partitioner: PjitPartitioner) -> Iterator[Mapping[str, jax.Array]]:
-  """One pass over an evaluation set, on the mesh."""
+  """The batches of an evaluation set, once, on the mesh."""
   for batch in rows.as_numpy_iterator():
     yield {
       k: jax.make_array_from_process_local_data(partitioner.data_sharding, np.asarray(v))

@@ -1,4 +1,4 @@
-"""Where a run starts: its own newest checkpoint, else the one it is told to start from, else scratch."""
+"""Where a run starts: its own newest checkpoint, else the configured checkpoint, else scratch."""
 
 from collections.abc import Callable
 
@@ -25,16 +25,16 @@ def starting_point(
   row_seeds: RowSeeds,
   layout: DataLayout,
 ) -> tuple[TrainState, int, ShardedIterator]:
-  """The state, its step, and the rows that come next. Torn checkpoints of the run are set aside.
+  """The state, its step, and the data from there on. Incomplete checkpoints of the run are renamed.
 
   Args:
     model_dir: the run's folder.
-    restorer: makes states of the model.
-    restore_cfg: what to start from where the run has no checkpoint, or None.
-    iterator: the training rows of step 0, from their beginning.
-    rows: seed -> other ones.
-    row_seeds: which seed orders the rows from which step on; renewed where the rows cannot go on where they were.
-    layout: which rows this host reads.
+    restorer: restores or creates states of the model.
+    restore_cfg: what to start from if the run has no checkpoint, or None.
+    iterator: the training data of step 0, from the beginning.
+    rows: seed -> data in another order.
+    row_seeds: the seed that orders the data from each step on; renewed if the data position cannot be restored.
+    layout: the data shard that this host reads.
   """
   set_torn_aside(model_dir)
   resumed = restorer.newest(model_dir)

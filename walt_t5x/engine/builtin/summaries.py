@@ -1,4 +1,4 @@
-"""Where metrics go: the log, TensorBoard, and `metrics.jsonl`."""
+"""Writes metrics to the log, TensorBoard, and `metrics.jsonl`."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from absl import logging
 
 
 class JsonLinesWriter:
-  """One JSON object a write, flushed at once: `{"step": 100, "loss": 0.5, ...}`. A CLU metric writer for scalars.
+  """One JSON object per write, flushed immediately: `{"step": 100, "loss": 0.5, ...}`. A CLU metric writer for scalars.
 
-  Numbers that JSON cannot hold are written as strings ("NaN", "Infinity").
+  Numbers that JSON cannot represent are written as strings ("NaN", "Infinity").
 
   Args:
-    path: the file; lines are appended, and a line that a killed run left half written is cut off first.
-    prefix: put before every name, with a slash.
+    path: the file; lines are appended, and an incomplete last line of a killed run is removed first.
+    prefix: prepended to every name, with a slash.
   """
 
   def __init__(self, path: str, *, prefix: str = ""):
@@ -32,7 +32,7 @@ class JsonLinesWriter:
     self._file.flush()
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    """Texts are not numbers; TensorBoard has them."""
+    """Ignored: texts are not numbers, and TensorBoard has them."""
 
   def flush(self) -> None:
     self._file.flush()
@@ -69,7 +69,7 @@ class Writers:
 
 
 def create_writer(summary_dir: str | None, collection: str) -> Writers:
-  """A writer on host 0, a silent one elsewhere.
+  """A writer on host 0, a no-op writer elsewhere.
 
   Args:
     summary_dir: the run's folder, or None for the log only.
@@ -83,7 +83,7 @@ def create_writer(summary_dir: str | None, collection: str) -> Writers:
 
 
 def json_lines_writer(summary_dir: str | None, collection: str) -> JsonLinesWriter | None:
-  """The writer of `metrics.jsonl` for a collection as of `create_writer`; None where there is no such file."""
+  """The writer of `metrics.jsonl` for a collection as in `create_writer`; None if that file does not exist."""
   # Object stores cannot append to a file; TensorBoard has the same numbers there.
   if jax.process_index() != 0 or summary_dir is None or "://" in summary_dir:
     return None

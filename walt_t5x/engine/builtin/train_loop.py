@@ -1,4 +1,4 @@
-"""`train`: from its arguments to rows, state, periods, and the loop over them."""
+"""`train`: creates data, state and periods from its arguments, and runs the main loop."""
 
 import functools
 import time
@@ -57,28 +57,28 @@ def train(
   gc_period: int = 0,
   settings: RunSettings | None = None,
 ) -> tuple[int, TrainState]:
-  """Trains a model to `total_steps`, from its newest whole checkpoint if it has one.
+  """Trains a model to `total_steps`, from its newest complete checkpoint if it has one.
 
-  The same call after any interruption continues the run: parameters, optimizer, parameter average, step and (with
-  `save_dataset`) the row that comes next. Periods count absolute steps, so a restart does not shift them.
+  The same call after any interruption resumes the run: parameters, optimizer, parameter average, step and (with
+  `save_dataset`) the next example. Periods count absolute steps, so a restart does not shift them.
 
   Args:
-    model: what to train.
-    train_dataset_cfg: rows to train on.
-    train_eval_dataset_cfg: rows to evaluate the loss on, or None.
-    infer_eval_dataset_cfg: must be None; `walt_t5x.evaluate` judges samples.
+    model: the model to train.
+    train_dataset_cfg: data to train on.
+    train_eval_dataset_cfg: data to evaluate the loss on, or None.
+    infer_eval_dataset_cfg: must be None; `walt_t5x.evaluate` evaluates samples.
     checkpoint_cfg: what to save and to start from.
     partitioner: mesh and rules.
-    trainer_cls: makes the trainer.
+    trainer_cls: class of the trainer.
     model_dir: the run's folder.
     total_steps: step to stop at.
-    eval_steps: batches an evaluation.
+    eval_steps: batches per evaluation.
     eval_period: steps between evaluations.
     relative_steps: steps to train from the restored one; overrides `total_steps`.
-    stats_period: steps between summaries; by default the least of the other periods.
-    random_seed: for initial parameters, noise and, where its config has none, the order of rows. None draws one, and
-      a restart draws the same.
-    use_hardware_rng: XLA's own generator: faster, repeatable only on the same hardware and mesh.
+    stats_period: steps between summaries; by default the smallest of the other periods.
+    random_seed: for initial parameters, noise and, if its config has none, the order of the data. None draws a seed,
+      which a restart draws again.
+    use_hardware_rng: use XLA's own generator: faster, repeatable only on the same hardware and mesh.
     summarize_config_fn: `f(model_dir, writer, step)`, records the configuration.
     inference_evaluator_cls: T5X only, unused.
     get_dataset_fn: `f(cfg, shard_id, num_shards, feature_converter_cls) -> tf.data.Dataset`.
@@ -86,18 +86,18 @@ def train(
     actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
     train_eval_get_dataset_fn: `f(cfg, shard_id, num_shards, eval_steps, feature_converter_cls) -> {name: Dataset}`.
     run_eval_before_training: evaluate once before the first step.
-    train_state_initializer_cls: makes the initial state.
+    train_state_initializer_cls: class that creates the initial state.
     use_orbax: must be True.
-    verify_matching_vocabs_fn: accepted for T5X's sake; models here have no vocabulary of their own.
-    gc_period: steps between runs of Python's garbage collector, which is then off in between; 0 leaves it alone.
+    verify_matching_vocabs_fn: accepted for T5X compatibility; models here have no vocabulary.
+    gc_period: steps between runs of Python's garbage collector, which is off in between; 0 leaves it unchanged.
     settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
 
   Returns:
     The last step and the last state.
 
   Raises:
-    exits.Preempted: SIGTERM came; everything is saved.
-    exits.NotFinite: too many steps in a row had no finite loss and gradient.
+    exits.Preempted: SIGTERM was received; everything is saved.
+    exits.NotFinite: too many consecutive steps had no finite loss and gradient.
   """
   del inference_evaluator_cls, verify_matching_vocabs_fn
   _check_arguments(infer_eval_dataset_cfg, use_orbax=use_orbax, actions=actions)
@@ -112,7 +112,7 @@ def train(
   seed = random_seed if random_seed is not None else run_inputs.drawn_seed(model_dir)
   init_rng, trainer_rng = jax.random.split(jax.random.PRNGKey(seed))
 
-  # ---- Rows ----
+  # ---- Data ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
   run_inputs.record_provenance(model_dir, train_dataset_cfg)
 
@@ -164,7 +164,7 @@ def train(
   total = first_step + relative_steps if relative_steps else total_steps
   if total < first_step:
     raise ValueError(
-      f"total_steps={total} lies before the restored step {first_step}; raise TRAIN_STEPS or use another MODEL_DIR."
+      f"total_steps={total} is before the restored step {first_step}; raise TRAIN_STEPS or use another MODEL_DIR."
     )
   eval_period = eval_period if eval_rows else 0
   save_period = (save_cfg.period or 0) if save_cfg else 0
@@ -192,7 +192,7 @@ def train(
     train_state_axes=initializer.axes,
     rng=trainer_rng,
   )
-  del state  # The trainer gives its buffers away.
+  del state  # The trainer donates its buffers.
   trainer.settings, trainer.goodput = settings, goodput
   trainer.add_scalar("init_or_restore_seconds", time.monotonic() - began)
   loop = MainLoop(
@@ -222,11 +222,11 @@ def _check_arguments(
 ) -> None:
   if infer_eval_dataset_cfg is not None:
     raise ValueError(
-      "train: infer_eval_dataset_cfg must be None with the built-in engine; judge samples with walt_t5x.evaluate."
+      "train: infer_eval_dataset_cfg must be None with the built-in engine; evaluate samples with walt_t5x.evaluate."
     )
   if not use_orbax:
     raise ValueError(
-      "train: use_orbax=False is T5X's old format; the built-in engine writes Orbax only."
+      "train: use_orbax=False is T5X's old format; the built-in engine writes only Orbax."
     )
   unknown = set(actions or ()) - {"TRAIN", "TRAIN_EVAL"}
   if unknown:

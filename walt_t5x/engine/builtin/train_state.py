@@ -1,4 +1,4 @@
-"""Everything a training step reads and writes, in T5X's layout."""
+"""Everything that a training step reads and writes, in T5X's layout."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from walt_t5x.engine.builtin.optimizer import (
 class TrainState(flax.struct.PyTreeNode):
   """Parameters, optimizer state and step.
 
-  As a dict (and so in a checkpoint) it is `{'target': parameters, 'state': {'step', 'param_states'}}`.
+  As a dict (and in a checkpoint) it is `{'target': parameters, 'state': {'step', 'param_states'}}`.
   """
 
   params: Any
@@ -56,7 +56,7 @@ class TrainState(flax.struct.PyTreeNode):
     }
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> "TrainState":
-    """This state with the leaves of `state_dict`."""
+    """Replaces the leaves of this state by those of `state_dict`."""
     return self.replace(
       params=serialization.from_state_dict(self.params, state_dict["target"]),
       optimizer_state=restore_optimizer_state(self.optimizer_state, state_dict["state"]),
@@ -69,7 +69,7 @@ class TrainState(flax.struct.PyTreeNode):
       params_axes: the `params_axes` collection of `flax.linen.partitioning.param_with_axes`.
 
     Raises:
-      ValueError: a parameter has no axes, or as many as do not fit its rank.
+      ValueError: a parameter has no axes, or a number of them that differs from its rank.
     """
     axes = flax.core.freeze(
       flax.core.unfreeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
@@ -82,7 +82,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def _check_axes(params: Any, axes: Any) -> None:
-  """Every parameter has one logical axis a dimension."""
+  """Checks that every parameter has one logical axis per dimension."""
   flat_params: dict[str, Any] = traverse_util.flatten_dict(flax.core.unfreeze(params), sep="/")
   flat_axes: dict[str, Any] = traverse_util.flatten_dict(flax.core.unfreeze(axes), sep="/")
   for name, value in flat_params.items():
@@ -93,7 +93,7 @@ def _check_axes(params: Any, axes: Any) -> None:
     if len(flat_axes[name]) != len(value.shape):
       raise ValueError(
         f"parameter {name}: got axes {tuple(flat_axes[name])} for shape {tuple(value.shape)}, expected one axis "
-        "name a dimension."
+        "name per dimension."
       )
   extra = sorted(set(flat_axes) - set(flat_params))
   if extra:
@@ -104,7 +104,7 @@ def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
   """Parameters and their axes from a model's initial variables.
 
   Raises:
-    ValueError: the variables hold anything else.
+    ValueError: the variables have other collections.
   """
   variables = flax.core.unfreeze(dict(variables))
   extra = sorted(set(variables) - {"params", "params_axes"})

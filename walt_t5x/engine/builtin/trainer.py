@@ -1,4 +1,4 @@
-"""The loop that feeds the training step, and what it tells about it."""
+"""Feeds the training step and reports its metrics."""
 
 import collections
 import concurrent.futures
@@ -25,15 +25,15 @@ _merge_on_device = jax.jit(merge_metrics)
 
 
 class Trainer:
-  """Trains a model; keeps the device busy and the host out of its way.
+  """Trains a model; keeps the devices busy and the host off the critical path.
 
-  A step is one dispatch (`TrainingStep`). The host fetches its metrics once a stats period, in a thread of its own; the
-  loop waits for the period before, and never runs more than `settings.max_steps_in_flight` ahead: so it knows
-  what the devices have finished, and a request to stop is served soon. In the same stretch the coming batches are read
-  and sent to the devices, while these work at the steps before.
+  A step is one dispatch (`TrainingStep`). The host fetches its metrics once per stats period, in a separate thread. The
+  loop waits for the previous period and never runs more than `settings.max_steps_in_flight` ahead, so it knows which
+  steps the devices have finished, and handles a request to stop soon. The next batches are read and sent to the
+  devices in the meantime.
 
   Args:
-    model: what to train.
+    model: the model to train.
     train_state: the state to start from, on the mesh.
     partitioner: mesh and rules.
     eval_names: names of the evaluation sets.
@@ -43,12 +43,12 @@ class Trainer:
     learning_rate_fn: step -> learning rate, for the log (the optimizer has its own, see `OptaxWrapper`).
     num_microbatches: gradient accumulation, or None.
     weight_metrics_computer: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
-    constants: scalars that stand in every training summary beside what is measured, such as configured rates.
+    constants: scalars that are added to every training summary, such as configured rates.
 
   Attributes:
-    settings: how the run watches over itself; set before `compile_train`.
-    goodput: where the time goes.
-    on_finished: `f(steps)`, called when the devices have finished so many steps.
+    settings: how the run is monitored; set before `compile_train`.
+    goodput: how the main thread spends its time.
+    on_finished: `f(steps)`, called when the devices have finished this many steps.
     before_step: `f(step)`, called before a step is dispatched; true ends `train` there.
   """
 
@@ -112,7 +112,7 @@ class Trainer:
     return self._writer
 
   def compile_train(self, batch: Any) -> float:
-    """Compiles the step for batches like this (arrays or shapes); returns the seconds it took."""
+    """Compiles the step for batches of these shapes (arrays or shapes); returns the seconds it took."""
     start = time.monotonic()
     with self.goodput.within("compile"):
       self._step.compile(self.train_state, batch)
@@ -122,7 +122,7 @@ class Trainer:
     return seconds
 
   def add_scalar(self, name: str, value: float) -> None:
-    """Goes into the next summary, once."""
+    """Adds a scalar to the next summary only."""
     self._once[name] = value
 
   def train(
@@ -137,15 +137,15 @@ class Trainer:
 
     Args:
       batch_iter: batches on the mesh.
-      num_steps: how many.
-      start_step: the step to start from; None reads it from the device, which waits for it.
+      num_steps: number of steps.
+      start_step: the step to start from; None reads it from the device, which blocks.
       summarize: end the stats period here; otherwise these steps are part of a longer one.
 
     Returns:
       The metrics of the period, once the device has them; None with `summarize=False`, or if `before_step` ended it.
 
     Raises:
-      NotFinite: too many steps in a row were skipped.
+      NotFinite: too many consecutive steps were skipped.
     """
     step = int(jax.device_get(self.train_state.step)) if start_step is None else start_step
     period = self._pending or _Period(started=time.monotonic())
@@ -171,7 +171,7 @@ class Trainer:
     return self.summarize_pending() if summarize else None
 
   def summarize_pending(self) -> "concurrent.futures.Future[dict[str, float]] | None":
-    """Ends the stats period at the step that is reached; None if it holds no step."""
+    """Ends the stats period at the current step; None if it contains no step."""
     period, self._pending = self._pending, None
     if period is None or not period.steps:
       return None
@@ -182,15 +182,15 @@ class Trainer:
     return self._summary
 
   def _tell_finished(self) -> None:
-    """Without waiting. What a finished step says is judged by `wait_for_steps` alone, at one step on every host."""
+    """Does not wait. Only `wait_for_steps` checks the results of finished steps, at the same step on every host."""
     for step, in_a_row in self._in_flight:
-      # An array has it, whatever the abstract `jax.Array` declares.
+      # Arrays have `is_ready`; the abstract `jax.Array` does not declare it.
       if not in_a_row.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
         return
       self.on_finished(step + 1)
 
   def _limit_steps_in_flight(self) -> None:
-    """Waits for several steps at once, never for the newest: dispatches in a row cost the host less each."""
+    """Waits for several steps at once, never for the newest: consecutive dispatches cost the host less each."""
     limit = self.settings.max_steps_in_flight
     if len(self._in_flight) > limit:
       self.wait_for_steps(max(1, limit // 2))
@@ -199,7 +199,7 @@ class Trainer:
     """Returns when no more than `in_flight` steps are unfinished.
 
     Raises:
-      NotFinite: too many steps in a row were skipped.
+      NotFinite: too many consecutive steps were skipped.
     """
     while len(self._in_flight) > in_flight:
       step, in_a_row = self._in_flight.popleft()
@@ -207,7 +207,7 @@ class Trainer:
       self.on_finished(step + 1)
       limit = self.settings.max_nonfinite_steps
       if limit is not None and skipped >= limit:
-        self.summarize_pending()  # The period that shows what went wrong.
+        self.summarize_pending()  # Writes the period that shows the failure.
         raise NotFinite(last_good_step=step + 1 - skipped, skipped=skipped)
 
   def eval(self, batch_iters: Mapping[str, Iterator[Batch]]) -> dict[str, dict[str, float]]:
@@ -227,7 +227,7 @@ class Trainer:
     return results
 
   def wait_for_summary(self) -> None:
-    """Returns when the last summary is written, or raises what went wrong in its thread."""
+    """Waits until the last summary is written; raises the error of its thread, if any."""
     if self._summary is not None:
       self._summary.result()
 
@@ -258,7 +258,7 @@ class Trainer:
     return scalars
 
   def _utilisation(self, steps_per_second: float) -> dict[str, float]:
-    """Operations a second of a device, and their share of its peak where that is known."""
+    """FLOP/s of a device, and their fraction of its peak if that is known."""
     if not self._step.flops:
       return {}
     devices = self._partitioner.mesh.devices
@@ -269,7 +269,7 @@ class Trainer:
 
 
 class _Period:
-  """What has been trained since the last summary."""
+  """Steps trained since the last summary."""
 
   def __init__(self, started: float):
     self.started = started
@@ -283,18 +283,18 @@ def _next(batch_iter: Iterator[Batch], step: int) -> Batch:
     return next(batch_iter)
   except StopIteration:
     raise RuntimeError(
-      f"the training rows ended before step {step}: the dataset is empty, or was made with a finite num_epochs."
+      f"the training data ended before step {step}: the dataset is empty, or was made with a finite num_epochs."
     ) from None
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Metrics as numbers of the host; a metric with several values becomes several."""
+  """Metrics as host numbers; a metric with several values becomes several."""
   computed = {name: metric.compute() for name, metric in jax.device_get(dict(metrics)).items()}
   scalars: dict[str, float] = {}
   for name, value in computed.items():
     parts = value.items() if isinstance(value, Mapping) else [("", value)]
     for part, x in parts:
-      flat = np.asarray(x).reshape(-1)  # Not jnp: that would queue behind the steps on the device.
+      flat = np.asarray(x).reshape(-1)  # Not jnp, which would run after the queued steps.
       full = f"{name}/{part}" if part else name
       if flat.size == 1:
         scalars[full] = float(flat[0])

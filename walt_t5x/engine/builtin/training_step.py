@@ -1,4 +1,4 @@
-"""One training step as one program: gradient, update, watch over values that are not finite, norms, metrics."""
+"""One training step as one program: gradient, update, check for non-finite values, norms, metrics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,13 +19,13 @@ Batch = Mapping[str, jax.Array]
 
 
 class TrainingStep:
-  """Trains a state by a batch, and keeps on the devices what was measured on the way.
+  """Trains a state on a batch, and accumulates metrics on the devices.
 
-  The metrics of a step are merged into those of the steps before it inside the same program, into buffers that are
-  given away with the state: a step is one dispatch, and nothing of it comes to the host.
+  The same program merges the metrics of a step into those of the previous steps, in buffers that are donated with
+  the state: a step is one dispatch, and nothing is transferred to the host.
 
   Args:
-    model: what to train.
+    model: the model to train.
     partitioner: mesh and rules.
     axes: mesh axes of the state, the same tree.
     rng: base key; step n uses `fold_in(rng, n)`.
@@ -34,7 +34,7 @@ class TrainingStep:
     weight_metrics: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
 
   Attributes:
-    flops: operations of one step as written, once it is compiled (`walt_t5x.engine.flops`).
+    flops: FLOPs of one step as written, set by `compile` (`walt_t5x.engine.flops`).
   """
 
   def __init__(
@@ -51,7 +51,7 @@ class TrainingStep:
     self._model, self._partitioner = model, partitioner
     self._rng, self._learning_rate_fn = rng, learning_rate_fn
     self._num_microbatches, self._weight_metrics = num_microbatches, weight_metrics
-    # Traced once: first for the shapes of its metrics, then again, from the cache, inside the step that merges them.
+    # Traced once, for the shapes of its metrics; the step that merges them uses the cached trace.
     self._measured = jax.jit(self._measure)
     self._step = partitioner.partition(
       self._merge,
@@ -68,17 +68,17 @@ class TrainingStep:
   def compile(
     self, state: TrainState, batch: Any, compiler_options: dict[str, str | bool] | None = None
   ) -> Any:
-    """The program for states and batches like these (arrays or shapes), which later calls use.
+    """Compiles the program for states and batches of these shapes; later calls use it.
 
     Args:
-      state, batch: what it will be called with.
-      compiler_options: of XLA.
+      state, batch: arrays or shapes of the arguments of later calls.
+      compiler_options: options of XLA.
     """
     self._compiled = self.lower(state, batch).compile(compiler_options)
     return self._compiled
 
   def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
-    """The program before XLA has compiled it."""
+    """The program before XLA compiles it."""
     with self._partitioner.context():
       metrics = jax.eval_shape(self._measured, state, jax.eval_shape(Skips.none), batch)[2]
     traced = self._step.trace(state, jax.eval_shape(Skips.none), metrics, batch)
@@ -87,7 +87,7 @@ class TrainingStep:
     return traced.lower()
 
   def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
-    """The state after the step (the given one is used up), and how many steps in a row were skipped by now."""
+    """The state after the step (the given one is donated), and the number of consecutive skipped steps."""
     if self._compiled is None:
       self.compile(state, batch)
     assert self._compiled is not None and self._empty is not None
@@ -99,7 +99,7 @@ class TrainingStep:
     return state, self._skips.in_a_row
 
   def take_metrics(self) -> dict[str, Any]:
-    """The merged metrics of the steps since this was asked last."""
+    """The merged metrics of the steps since the last call."""
     metrics, self._metrics = self._metrics, None
     return metrics or {}
 
@@ -120,7 +120,7 @@ class TrainingStep:
       num_microbatches=self._num_microbatches,
       data_sharding=self._partitioner.data_sharding,
     )
-    gradient_norm = optax.global_norm(grads)  # Clipping asks for the same; XLA computes it once.
+    gradient_norm = optax.global_norm(grads)  # Clipping computes the same; XLA merges the two.
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
     new_state = keep_if(finite, state.apply_gradient(grads), state)
     update = jax.tree.map(
@@ -139,7 +139,7 @@ class TrainingStep:
 
 
 def empty_like(metrics: Mapping[str, Any]) -> dict[str, Any]:
-  """Metrics of no rows at all, with the shapes and types of the given ones: merging with them changes nothing."""
+  """Metrics of zero examples, with the given shapes and types: merging with them changes nothing."""
 
   def empty(metric: Any) -> Any:
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""A hang that ends: stacks of all threads, a line in the metrics, a documented exit code."""
+"""Ends a run that hangs: stacks of all threads, a line in the metrics, a documented exit code."""
 
 import faulthandler
 import os
@@ -16,16 +16,16 @@ from walt_t5x.engine import exits
 
 
 class Watchdog:
-  """Ends the process if nothing has come forward for too long.
+  """Ends the process after too long without progress.
 
-  A collective that waits for a lost host, a reader that waits for a dead disk and a device that does not answer look
-  the same from inside: the main thread does not return. So another thread watches.
+  A collective that waits for a lost host, a reader that waits for a failed disk and a device that does not respond
+  look the same to the process: the main thread does not return. Another thread therefore watches it.
 
   Args:
-    seconds: how long is too long; None watches nothing.
-    model_dir: `hang_step<n>_host<i>.txt` with the stacks goes here, besides stderr.
-    phase: what the main thread is doing (`Goodput.phase`), for the message.
-    on_hang: `f(step, seconds)`, called with a few seconds to live, to write a metric.
+    seconds: the time limit; None disables the watchdog.
+    model_dir: folder for `hang_step<n>_host<i>.txt` with the stacks, which also go to stderr.
+    phase: the phase of the main thread (`Goodput.phase`), for the message.
+    on_hang: `f(step, seconds)`, called a few seconds before the exit, to write a metric.
   """
 
   def __init__(
@@ -43,14 +43,14 @@ class Watchdog:
     self._thread: threading.Thread | None = None
 
   def start(self, step: int) -> None:
-    """Watches from now on."""
+    """Starts to watch."""
     self.beat(step)
     if self._limit is not None and self._thread is None:
       self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
       self._thread.start()
 
   def beat(self, step: int | None = None) -> None:
-    """Something came forward; `step` is the last finished one, if it changed."""
+    """Reports progress; `step` is the last finished one, if it changed."""
     self._last = time.monotonic()
     if step is not None:
       self._step = step
@@ -70,7 +70,7 @@ class Watchdog:
   def _report(self, silent: float) -> None:
     logging.error(
       "No progress for %.0f s after step %d (limit %.0f s, while: %s). Stacks of all threads follow; then this "
-      "process exits with code %d. Start the same command again to go on from the newest checkpoint.",
+      "process exits with code %d. Start the same command again to resume from the newest checkpoint.",
       silent,
       self._step,
       self._limit,
@@ -78,7 +78,7 @@ class Watchdog:
       exits.HUNG,
     )
     faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
-    # Storage may be what hangs, so the rest gets its own thread and little time.
+    # Storage may be the cause of the hang, so the rest runs in a separate thread with a short time limit.
     rest = threading.Thread(target=self._record, args=(silent,), daemon=True)
     rest.start()
     rest.join(5.0)

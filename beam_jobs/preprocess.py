@@ -38,7 +38,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
   from beam_jobs.filters import row_filters
-  from beam_jobs.shards import encoders, ledger, pipeline, replays, settings
+  from beam_jobs.shards import encoders, ledger, plan, replays, settings
   from beam_jobs.sources.read import ReadRows
 
   options = worker_flags.beam_options(rest)
@@ -59,7 +59,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   )
   replays.refuse(args.output, args.task)
   settings.guard(args.output, args.task, fingerprints)
-  job = pipeline.Job(
+  job = plan.Job(
     output=args.output,
     task=args.task,
     manifest_folder=source.media_root,
@@ -89,7 +89,7 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
 
   from beam_jobs.filters import row_filters
   from beam_jobs.runners import dataflow
-  from beam_jobs.shards import encoders, pipeline
+  from beam_jobs.shards import encoders, plan
   from beam_jobs.sources.read import ReadRows
 
   remote = dataflow.is_dataflow(options)
@@ -105,7 +105,7 @@ def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
   config = job_flags.encoders_of(args)
   if args.content == "latents":
     job_flags.check_resolutions(encoders.build_vae(json.loads(config.vae_config)), args)
-  job = pipeline.Job(
+  job = plan.Job(
     output=args.output,
     task=args.task,
     manifest_folder=source.media_root,

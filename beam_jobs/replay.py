@@ -71,7 +71,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
-  from beam_jobs.shards import pipeline, replays, settings
+  from beam_jobs.shards import plan, replays, settings
   from walt_t5x.files import storage
 
   options = worker_flags.beam_options(rest)
@@ -108,7 +108,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   for folder, _ in taken:
     # The folder is not complete for readers until finalise has run again.
     storage.delete(storage.join(args.output, folder, "COMPLETED"))
-  job = pipeline.Job(
+  job = plan.Job(
     output=args.output,
     task=args.task,
     manifest_folder=args.media_root,

@@ -14,7 +14,7 @@ def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None
 
   Args:
     lines: transform from the pipeline's root to manifest lines, bytes.
-    job: a `pipeline.Job`.
+    job: a `plan.Job`.
     options: Beam's pipeline options.
     rows: number of lines, None if unknown.
   """
@@ -32,7 +32,7 @@ def add_steps(root: Any, lines: Any, job: Any) -> None:
   """Adds the steps of `make_shards` to a pipeline."""
   import apache_beam as beam
 
-  from beam_jobs.shards import pipeline
+  from beam_jobs.runners import pipeline
 
   _ = (
     root

@@ -76,7 +76,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def job_fields(args: argparse.Namespace) -> dict[str, Any]:
-  """Fields of `pipeline.Job` that the flags set."""
+  """Fields of `plan.Job` that the flags set."""
   from beam_jobs.shards.loading import DecodeSettings
   from beam_jobs.shards.quality import Band
 

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from beam_jobs.shards import pipeline, shard_files
+from beam_jobs.shards import shard_files
 from beam_jobs.shards.moments import Moments
+from beam_jobs.shards.plan import plan_path
 from beam_jobs.shards.shard_files import LedgerError
 from data import provenance, schema
 from walt_t5x.files import storage
@@ -90,11 +91,11 @@ class Summary:
 
 def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.ShardName, int]:
   """Number of rows that each shard of the job, or of a replay, must account for."""
-  plan = json.loads(storage.read(pipeline.plan_path(output, task, replay)))
+  plan = json.loads(storage.read(plan_path(output, task, replay)))
   found = {shard: rows for name, rows in plan.items() if (shard := shard_files.parse_shard(name))}
   if len(found) < len(plan):
     raise LedgerError(
-      f"{pipeline.plan_path(output, task, replay)}: got {sorted(plan)[:3]}, expected names like "
+      f"{plan_path(output, task, replay)}: got {sorted(plan)[:3]}, expected names like "
       "<task>/<split>.tfrecord-<i>-of-<n>"
     )
   return found
@@ -269,7 +270,7 @@ def stats_text(summary: Summary, folder: str, split: str) -> str:
 
 def rows_on_disk(output: str, task: str, replay: int = 0) -> int:
   """Number of rows in the shards that are closed so far, for progress lines."""
-  if not storage.exists(pipeline.plan_path(output, task, replay)):
+  if not storage.exists(plan_path(output, task, replay)):
     return 0
   plan = read_plan(output, task, replay)
   closed = {

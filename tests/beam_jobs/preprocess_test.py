@@ -13,7 +13,7 @@ import pytest
 
 from beam_jobs import preprocess, verify
 from beam_jobs.runners import job_flags
-from beam_jobs.shards import encoders, ledger, pipeline, settings
+from beam_jobs.shards import encoders, ledger, make_shard, settings
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
@@ -181,7 +181,7 @@ def test_a_rerun_changes_no_byte_and_reads_no_medium(finished, monkeypatch):
   folder, argv, result = finished
   before = digests(folder / "out")
   monkeypatch.setattr(
-    pipeline, "load_row", lambda *_: pytest.fail("a complete shard was read again")
+    make_shard, "load_row", lambda *_: pytest.fail("a complete shard was read again")
   )
   again = preprocess.run(argv)
   assert digests(folder / "out") == before
@@ -198,9 +198,9 @@ def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
   folder, argv, _ = finished
   before = digests(folder / "out")
   made = []
-  process = pipeline.shard_files.ShardWriter.__enter__
+  process = make_shard.shard_files.ShardWriter.__enter__
   monkeypatch.setattr(
-    pipeline.shard_files.ShardWriter,
+    make_shard.shard_files.ShardWriter,
     "__enter__",
     lambda self: (made.append(str(self._shard)), process(self))[1],
   )
@@ -429,7 +429,7 @@ def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
 def test_workers_import_neither_tensorflow_nor_seqio():
   program = (
     "import sys, walt_t5x.engine.checkpoints, walt_t5x.text.encoder, walt_t5x.vae.autoencoder\n"
-    "import beam_jobs.shards.pipeline, beam_jobs.shards.encoders, walt_t5x.media.video_decoding\n"
+    "import beam_jobs.runners.pipeline, beam_jobs.shards.encoders, walt_t5x.media.video_decoding\n"
     "print(sorted({'tensorflow', 'seqio', 't5x', 'gin'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

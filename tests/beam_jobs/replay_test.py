@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from beam_jobs import preprocess, replay, verify
-from beam_jobs.shards import encoders, pipeline, replays, settings, shard_files
+from beam_jobs.shards import encoders, make_shard, replays, settings, shard_files
 from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS, rows
 from data import tfrecord
@@ -253,7 +253,7 @@ def test_a_cache_without_batch_sizes_requires_both_flags(tmp_path):
 
 
 def _interrupt(argv, monkeypatch):
-  process, made = pipeline.process_shard, []
+  process, made = make_shard.process_shard, []
 
   def failing(shard, lines, job):
     if made:
@@ -262,7 +262,7 @@ def _interrupt(argv, monkeypatch):
     return process(shard, lines, job)
 
   with monkeypatch.context() as patch:
-    patch.setattr(pipeline, "process_shard", failing)
+    patch.setattr(make_shard, "process_shard", failing)
     with pytest.raises(RuntimeError, match="the worker is gone"):
       replay.run(argv)
 

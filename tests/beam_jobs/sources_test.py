@@ -5,7 +5,7 @@ import json
 import pytest
 
 from beam_jobs import sources
-from beam_jobs.shards import pipeline
+from beam_jobs.shards import plan
 from data import schema
 
 
@@ -110,10 +110,10 @@ def test_key_is_uri_and_window_and_identity_adds_the_captions():
 
 def test_a_byte_order_mark_is_dropped_and_other_encodings_are_bad_rows():
   line = json.dumps({"uri": "a.mp4", "caption": "x"})
-  assert pipeline.manifest_text(b"\xef\xbb\xbf" + line.encode() + b"\r") == line
+  assert plan.manifest_text(b"\xef\xbb\xbf" + line.encode() + b"\r") == line
   for encoded in (
     '{"uri": "a.mp4", "caption": "caf\u00e9"}'.encode("latin-1"),
     line.encode("utf-16"),
   ):
-    reason, message = sources.parse_line(pipeline.manifest_text(encoded), "/data").problem
+    reason, message = sources.parse_line(plan.manifest_text(encoded), "/data").problem
     assert reason == "bad_source_row" and "write the manifest in UTF-8" in message

@@ -1,104 +1,20 @@
-"""Makes shards from manifest lines. "Shuffle the manifest, not the tensors": lines are grouped by shard, then one
-worker decodes, filters, encodes and writes the shard. Pure functions come first, Beam transforms last.
-"""
+"""Makes one shard: decodes, filters, encodes and writes its rows, and closes it with its sidecar."""
 
 import collections
-import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.metrics.metric import Metrics
 
 from beam_jobs.filters import duplicates, row_filters
 from beam_jobs.shards import encoders, progress, quality, shard_files
-from beam_jobs.shards.loading import DecodeSettings, Failure, Loaded, load_row
+from beam_jobs.shards.loading import Failure, Loaded, load_row
+from beam_jobs.shards.plan import Job
 from beam_jobs.sources import Row, parse_line
-from beam_jobs.sources.columns import bad_row
 from data import schema
-from walt_t5x.files import storage
-from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rejected
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-  """Configuration of a worker; plain values that are pickled.
-
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    manifest_folder: base of relative uris.
-    num_shards: number of shards per split.
-    replay: number of the replay; 0 for the job itself.
-    buckets: number of shards per split that rows are assigned to; in a job, all of them.
-    encoders: which VAE and text encoder.
-    clip: which clip to extract from the media.
-    filtering: filters that rows must pass to be written.
-    decoding: how this worker decodes.
-    settings_digest: digest of everything that decides the contents of a shard.
-    decode_threads: threads of a worker that read and decode ahead of the encoder.
-    qa_samples: rows per shard whose latents are decoded to measure PSNR.
-    band: bounds on quality; a shard outside them is quarantined.
-    retry_dead: whether shards with dead letters are made again.
-  """
-
-  output: str
-  task: str
-  manifest_folder: str
-  num_shards: Mapping[str, int]
-  encoders: encoders.EncoderConfig | encoders.PixelConfig
-  clip: ClipSpec
-  settings_digest: str
-  filtering: row_filters.FilterSpec = dataclasses.field(default_factory=row_filters.FilterSpec)
-  decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
-  decode_threads: int = 2
-  qa_samples: int = 0
-  band: quality.Band = dataclasses.field(default_factory=quality.Band)
-  retry_dead: bool = False
-  replay: int = 0
-  buckets: Mapping[str, int] | None = None
-
-  def buckets_of(self, split: str) -> int:
-    """Number of shards that the rows of a split are assigned to."""
-    return (self.buckets or self.num_shards)[split]
-
-
-# --- plan ---------------------------------------------------------------------------------------
-
-
-def manifest_text(line: bytes) -> str:
-  """Text of a manifest line without a byte order mark; a bad row if the line is not UTF-8."""
-  try:
-    return line.decode().lstrip("\ufeff").strip()
-  except UnicodeDecodeError as error:
-    shown = line.decode(errors="backslashreplace").strip()
-    return bad_row(shown, f"got a line that is not UTF-8 ({error}); write the manifest in UTF-8")
-
-
-def assign(line: str, job: Job) -> shard_files.ShardName:
-  """The shard of a manifest line, by the hash of its group if it has one, else of uri, start and end."""
-  row = parse_line(line, job.manifest_folder)
-  return shard_files.ShardName(
-    task=f"{job.task}_{row.modality}s",
-    split=row.split,
-    index=int(row.shard_key[:16], 16) % job.buckets_of(row.split),
-    count=job.num_shards[row.split],
-    replay=job.replay,
-  )
-
-
-def plan_path(output: str, task: str, replay: int = 0) -> str:
-  """File with the number of rows that each shard of a run, or of a replay, must account for."""
-  part = f".replay{replay:02d}" if replay else ""
-  return storage.join(output, f"{task}{part}.plan.json")
-
-
-# --- one shard ----------------------------------------------------------------------------------
 
 
 def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
@@ -308,86 +224,3 @@ def _record(
     text_ids=[ids for ids, _ in text],
     text_embedding=[embedding for _, embedding in text],
   )
-
-
-# --- Beam ---------------------------------------------------------------------------------------
-
-
-class PlanShards(beam.PTransform):
-  """Manifest lines (bytes) to (shard, lines), for every shard of every split that has rows; writes the plan."""
-
-  def __init__(self, job: Job):
-    super().__init__()
-    self._job = job
-
-  def expand(self, lines):
-    job = self._job
-    assigned = (
-      lines
-      | "Text" >> beam.Map(manifest_text)
-      | "SkipBlank" >> beam.Filter(bool)
-      | "Assign" >> beam.Map(lambda line: (_key(assign(line, job)), line))
-    )
-    # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
-    every_shard = (
-      assigned
-      | "Split" >> beam.Map(lambda pair: _key(_shard(pair[0], index=0)))
-      | "DistinctSplits" >> beam.Distinct()
-      | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
-    )
-    everything = (assigned, every_shard) | beam.Flatten()
-    _ = (
-      everything
-      | "One" >> beam.Map(lambda pair: (pair[0], 0 if pair[1] is None else 1))
-      | "CountRows" >> beam.CombinePerKey(sum)
-      | "AsDict" >> beam.combiners.ToDict()
-      | "WritePlan" >> beam.Map(_write_plan, job=job)
-    )
-    return (
-      everything
-      | "ByShard" >> beam.GroupByKey()
-      | "DropEmpty" >> beam.MapTuple(lambda key, group: (key, [x for x in group if x is not None]))
-    )
-
-
-def _write_plan(counts: Mapping[tuple, int], job: Job) -> None:
-  plan = {str(_shard(key)): rows for key, rows in counts.items()}
-  text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
-  storage.write(plan_path(job.output, job.task, job.replay), text.encode())
-
-
-class MakeShard(beam.DoFn):
-  """(shard, lines) to the shard's sidecar."""
-
-  def __init__(self, job: Job):
-    super().__init__()
-    self._job = job
-
-  def setup(self):
-    encoders.get_encoders(self._job.encoders)
-
-  def process(self, element):
-    key, lines = element
-    sidecar = process_shard(_shard(key), lines, self._job)
-    for kind in ("written", "rejected", "dead", "quarantined"):
-      Metrics.counter("rows", kind).inc(sidecar[kind])
-    for kind in ("rejected", "dead"):
-      for reason, count in sidecar[f"{kind}_by_reason"].items():
-        Metrics.counter(kind, reason).inc(count)
-    yield sidecar
-
-
-def _key(shard: shard_files.ShardName) -> tuple:
-  """A shard as a key that every runner can group by."""
-  return dataclasses.astuple(shard)
-
-
-def _shard(key: tuple, **changes: Any) -> shard_files.ShardName:
-  names = (field.name for field in dataclasses.fields(shard_files.ShardName))
-  return shard_files.ShardName(**dict(zip(names, key, strict=True)) | changes)
-
-
-def _every_shard(key: tuple, job: Job) -> Iterator[tuple[tuple, None]]:
-  """Every shard of a split, each without rows."""
-  for index in range(job.buckets_of(_shard(key).split)):
-    yield _key(_shard(key, index=index)), None

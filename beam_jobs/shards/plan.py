@@ -1,0 +1,85 @@
+"""The plan of a run: what a worker is told to make, and the shard that each manifest line belongs to.
+
+"Shuffle the manifest, not the tensors": lines are grouped by shard, then one worker makes the shard (`make_shard`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from beam_jobs.filters import row_filters
+from beam_jobs.shards import encoders, quality, shard_files
+from beam_jobs.shards.loading import DecodeSettings
+from beam_jobs.sources import parse_line
+from beam_jobs.sources.columns import bad_row
+from walt_t5x.files import storage
+from walt_t5x.media.clips import ClipSpec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """Configuration of a worker; plain values that are pickled.
+
+  Args:
+    output: folder of the cached tasks.
+    task: common name of the task folders.
+    manifest_folder: base of relative uris.
+    num_shards: number of shards per split.
+    replay: number of the replay; 0 for the job itself.
+    buckets: number of shards per split that rows are assigned to; in a job, all of them.
+    encoders: which VAE and text encoder.
+    clip: which clip to extract from the media.
+    filtering: filters that rows must pass to be written.
+    decoding: how this worker decodes.
+    settings_digest: digest of everything that decides the contents of a shard.
+    decode_threads: threads of a worker that read and decode ahead of the encoder.
+    qa_samples: rows per shard whose latents are decoded to measure PSNR.
+    band: bounds on quality; a shard outside them is quarantined.
+    retry_dead: whether shards with dead letters are made again.
+  """
+
+  output: str
+  task: str
+  manifest_folder: str
+  num_shards: Mapping[str, int]
+  encoders: encoders.EncoderConfig | encoders.PixelConfig
+  clip: ClipSpec
+  settings_digest: str
+  filtering: row_filters.FilterSpec = dataclasses.field(default_factory=row_filters.FilterSpec)
+  decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
+  decode_threads: int = 2
+  qa_samples: int = 0
+  band: quality.Band = dataclasses.field(default_factory=quality.Band)
+  retry_dead: bool = False
+  replay: int = 0
+  buckets: Mapping[str, int] | None = None
+
+  def buckets_of(self, split: str) -> int:
+    """Number of shards that the rows of a split are assigned to."""
+    return (self.buckets or self.num_shards)[split]
+
+
+def manifest_text(line: bytes) -> str:
+  """Text of a manifest line without a byte order mark; a bad row if the line is not UTF-8."""
+  try:
+    return line.decode().lstrip("\ufeff").strip()
+  except UnicodeDecodeError as error:
+    shown = line.decode(errors="backslashreplace").strip()
+    return bad_row(shown, f"got a line that is not UTF-8 ({error}); write the manifest in UTF-8")
+
+
+def assign(line: str, job: Job) -> shard_files.ShardName:
+  """The shard of a manifest line, by the hash of its group if it has one, else of uri, start and end."""
+  row = parse_line(line, job.manifest_folder)
+  return shard_files.ShardName(
+    task=f"{job.task}_{row.modality}s",
+    split=row.split,
+    index=int(row.shard_key[:16], 16) % job.buckets_of(row.split),
+    count=job.num_shards[row.split],
+    replay=job.replay,
+  )
+
+
+def plan_path(output: str, task: str, replay: int = 0) -> str:
+  """File with the number of rows that each shard of a run, or of a replay, must account for."""
+  part = f".replay{replay:02d}" if replay else ""
+  return storage.join(output, f"{task}{part}.plan.json")

@@ -49,8 +49,8 @@ class _RowConverter(seqio.FeatureConverter):
       length = rows[name].shape[0] if feature.rank else 1
       if length != task_feature_lengths[name]:
         raise ValueError(
-          f"feature {name!r}: rows have length {length}, task_feature_lengths says {task_feature_lengths[name]}; "
-          f"leave task_feature_lengths to `batch_spec.task_feature_lengths`, or read rows of another shape"
+          f"feature {name!r}: examples have length {length}, task_feature_lengths has {task_feature_lengths[name]}; "
+          "leave task_feature_lengths to `batch_spec.task_feature_lengths`, or read examples of another shape"
         )
     return ds.map(self._converted, synchronous=True)
 

@@ -17,6 +17,7 @@ import pytest
 from flax.core import freeze
 from jax.sharding import PartitionSpec as P
 
+from tests.programs import ROOT
 from walt_t5x.engine import checkpoints, optimizers
 from walt_t5x.engine.adafactor import adafactor_chain
 from walt_t5x.engine.builtin import optimizer as builtin_optimizer
@@ -33,7 +34,7 @@ pytestmark = [
   # All starts of one engine compile the same step.
 ]
 if t5x_missing is None:
-  from tests.end_to_end_test import ROOT, folder  # noqa: F401 - `folder` is the fixture with a small corpus' caches
+  from tests.end_to_end_test import folder  # noqa: F401 - `folder` is the fixture with a small corpus' caches
 
 NARROW = {
   scope: [

@@ -1,0 +1,66 @@
+"""Writes an animated WebP of the first clips of a sample folder, with their prompts: the picture of README.md.
+
+.venv/bin/python -m scripts.samples_picture runs/quickstart/samples docs/samples.webp
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from walt_t5x.generation.sample_folder import SampleFolder, StoredSample
+from walt_t5x.media.pixels import to_uint8
+
+SIDE, CAPTION, GAP = 112, 16, 6
+
+
+def cell(folder: SampleFolder, sample: StoredSample, stage: str) -> list[Image.Image]:
+  """The frames of one clip, each above its prompt."""
+  frames = []
+  for frame in to_uint8(folder.read(sample, stage)):
+    image = Image.new("RGB", (SIDE + GAP, SIDE + CAPTION + GAP), "white")
+    image.paste(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, 0))
+    text = sample.prompt.removeprefix("a ").replace(" moves", "")
+    ImageDraw.Draw(image).text((2, SIDE + 2), text, fill="black")
+    frames.append(image)
+  return frames
+
+
+def main() -> None:
+  """Writes the picture."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("samples", type=Path, help="folder that `walt_t5x.generate` wrote")
+  parser.add_argument("output", type=Path, help=".webp")
+  parser.add_argument("--columns", type=int, default=8)
+  parser.add_argument("--rows", type=int, default=3)
+  args = parser.parse_args()
+  folder = SampleFolder(args.samples)
+  chosen = list(itertools.islice(folder.samples(), args.columns * args.rows))
+  stage = list(chosen[0].files)[-1]
+  clips = [cell(folder, sample, stage) for sample in chosen]
+  length = min(map(len, clips))
+  pages = []
+  for t in range(length):
+    rows = [
+      np.concatenate([np.asarray(clip[t]) for clip in clips[start : start + args.columns]], axis=1)
+      for start in range(0, len(clips), args.columns)
+      if len(clips[start : start + args.columns]) == args.columns
+    ]
+    pages.append(Image.fromarray(np.concatenate(rows)))
+  fps = chosen[0].sidecar["fps"]
+  # The last frame stays a while before the clips start again.
+  durations = [round(1000 / fps)] * (length - 1) + [1000]
+  pages[0].save(
+    args.output, save_all=True, append_images=pages[1:], duration=durations, loop=0, quality=80
+  )
+  print(
+    f"{args.output}: {len(clips)} clips of stage {stage}, {args.output.stat().st_size / 1e3:.0f} kB"
+  )
+
+
+if __name__ == "__main__":
+  main()

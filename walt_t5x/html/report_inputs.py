@@ -1,10 +1,106 @@
-"""Scores written by `python -m walt_t5x.evaluate`, as rows of one table."""
+"""Reads what a report shows: the folder of a training run, and scores of `python -m walt_t5x.evaluate`."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """One saved step; `problem` is the reason why it cannot be read, or None."""
+
+  step: int
+  problem: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFolder:
+  """A run on disk.
+
+  Attributes:
+    name: its name on the page.
+    path: its folder.
+    curves: metric -> [(step, value)], steps ascending. Evaluation metrics have their collection as a prefix.
+    checkpoints: checkpoints by ascending step.
+    provenance: provenance of the training data; {} if none was recorded.
+    config: gin text of its newest start; "" if none was recorded.
+    unreadable_lines: number of lines of metrics.jsonl that are not JSON, such as one truncated by a full disk.
+  """
+
+  name: str
+  path: Path
+  curves: Mapping[str, Sequence[tuple[int, float]]]
+  checkpoints: Sequence[Checkpoint]
+  provenance: Mapping[str, Any]
+  config: str
+  unreadable_lines: int = 0
+
+  @property
+  def last_step(self) -> int:
+    """The newest step of any curve."""
+    return max((points[-1][0] for points in self.curves.values()), default=0)
+
+
+def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
+  """Curves of a metrics.jsonl, and the number of its unreadable lines.
+
+  A run that resumed from a checkpoint wrote some steps twice; the later line counts. Values that are not finite
+  numbers are skipped, because they cannot be drawn.
+  """
+  found: dict[str, dict[int, float]] = {}
+  unreadable = 0
+  with file.open(encoding="utf-8") as lines:
+    for line in lines:
+      try:
+        values = json.loads(line)
+        step = int(values.pop("step"))
+      except (ValueError, KeyError, AttributeError, TypeError):
+        unreadable += 1
+        continue
+      for name, value in values.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+          found.setdefault(name, {})[step] = float(value)
+  return {name: sorted(points.items()) for name, points in found.items()}, unreadable
+
+
+def read_run(path: Path, name: str | None = None) -> RunFolder:
+  """Reads a run's folder.
+
+  Args:
+    path: model_dir of the run.
+    name: its name on the page; None for the folder's name.
+
+  Raises:
+    FileNotFoundError: the folder has no metrics.jsonl.
+  """
+  from walt_t5x.engine.checkpoints import all_steps, checkpoint_folder, why_torn
+
+  file = path / METRICS
+  if not file.is_file():
+    raise FileNotFoundError(
+      f"{file} does not exist: expected the MODEL_DIR of a run of `python -m walt_t5x.train`. Runs on an object store "
+      "have TensorBoard events only; copy such a folder to this machine and give its path."
+    )
+  curves, unreadable = read_curves(file)
+  saved = [
+    Checkpoint(step=step, problem=why_torn(checkpoint_folder(path, step)))
+    for step in all_steps(path)
+  ]
+  provenance, config = path / "provenance.json", path / "config.gin"
+  return RunFolder(
+    name=name or path.name,
+    path=path,
+    curves=curves,
+    checkpoints=saved,
+    provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
+    config=config.read_text("utf-8") if config.is_file() else "",
+    unreadable_lines=unreadable,
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

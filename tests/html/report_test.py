@@ -47,7 +47,7 @@ CAPTION_ACCURACY = {
 def _write(path, *, curves=None, samples=(), name="base"):
   """The text of a page about one run without a folder, and the samples."""
   run = RunFolder(
-    name=name, path=path, curves=curves or {}, checkpoints=(), provenance={}, config=name
+    name=name, path=path, curves=curves or {}, checkpoints={}, provenance={}, config=name
   )
   options = {"title": name, "runs": [run], "plans": {name: name}, "scores": ()}
   return write_report(path / "page.html", samples=list(samples), **options).read_text("utf-8")

@@ -1,21 +1,14 @@
 """Reads what a report shows: the folder of a training run, and scores of `python -m walt_t5x.evaluate`."""
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-  """One saved step; `problem` is the reason why it cannot be read, or None."""
-
-  step: int
-  problem: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +19,7 @@ class RunFolder:
     name: its name on the page.
     path: its folder.
     curves: metric -> [(step, value)], steps ascending. Evaluation metrics have their collection as a prefix.
-    checkpoints: checkpoints by ascending step.
+    checkpoints: saved step -> the reason why it cannot be read, or None; steps ascending.
     provenance: provenance of the training data; {} if none was recorded.
     config: gin text of its newest start; "" if none was recorded.
     unreadable_lines: number of lines of metrics.jsonl that are not JSON, such as one truncated by a full disk.
@@ -35,7 +28,7 @@ class RunFolder:
   name: str
   path: Path
   curves: Mapping[str, Sequence[tuple[int, float]]]
-  checkpoints: Sequence[Checkpoint]
+  checkpoints: Mapping[int, str | None]
   provenance: Mapping[str, Any]
   config: str
   unreadable_lines: int = 0
@@ -87,16 +80,12 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
       "have TensorBoard events only; copy such a folder to this machine and give its path."
     )
   curves, unreadable = read_curves(file)
-  saved = [
-    Checkpoint(step=step, problem=why_torn(checkpoint_folder(path, step)))
-    for step in all_steps(path)
-  ]
   provenance, config = path / "provenance.json", path / "config.gin"
   return RunFolder(
     name=name or path.name,
     path=path,
     curves=curves,
-    checkpoints=saved,
+    checkpoints={step: why_torn(checkpoint_folder(path, step)) for step in all_steps(path)},
     provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
     config=config.read_text("utf-8") if config.is_file() else "",
     unreadable_lines=unreadable,
@@ -120,7 +109,7 @@ class ScoreRow:
   name: str
   value: str
   counts: str
-  network: str
+  network: str = ""
   samples: str
 
 
@@ -139,52 +128,38 @@ def _protocol(result: Mapping[str, Any]) -> str:
   return f"{result['protocol']}@{result.get('protocol_hash', 'no hash recorded')}"
 
 
-def _feature_scores(result: Mapping[str, Any]) -> list[ScoreRow]:
-  rows = []
+def _feature_scores(result: Mapping[str, Any]) -> Iterator[ScoreRow]:
   for name, entry in result["scores"].items():
     spread = f" ± {entry['std']:.4g}" if entry.get("values", 1) > 1 else ""
-    rows.append(
-      ScoreRow(
-        protocol=_protocol(result),
-        name=name,
-        value=f"{entry['score']:.4g}{spread}",
-        counts=f"{entry['samples']:,} samples, {entry['references']:,} references",
-        network=_network(entry),
-        samples=str(result.get("samples", "")),
-      )
+    yield ScoreRow(
+      protocol=_protocol(result),
+      name=name,
+      value=f"{entry['score']:.4g}{spread}",
+      counts=f"{entry['samples']:,} samples, {entry['references']:,} references",
+      network=_network(entry),
+      samples=str(result.get("samples", "")),
     )
-  return rows
 
 
-def _prompt_scores(result: Mapping[str, Any], folder: str) -> list[ScoreRow]:
-  rows, protocol = [], _protocol(result)
+def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]:
+  row = functools.partial(ScoreRow, protocol=_protocol(result), samples=folder)
   for stage, values in result["scores"].items():
     short = {name.rpartition("/")[2]: value for name, value in values.items()}
     for kind in ("colour", "direction"):
       if f"{kind}_accuracy" in short:
         right, total = short[f"{kind}_right"], short[f"{kind}_total"]
-        rows.append(
-          ScoreRow(
-            protocol=protocol,
-            name=f"{stage}: {kind}",
-            value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
-            counts=f"{short.get('clips', total):.0f} samples",
-            network="",
-            samples=folder,
-          )
+        yield row(
+          name=f"{stage}: {kind}",
+          value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
+          counts=f"{short.get('clips', total):.0f} samples",
         )
     if "similarity" in short:
-      rows.append(
-        ScoreRow(
-          protocol=protocol,
-          name=f"{stage}: similarity",
-          value=f"{short['similarity']:.4f}",
-          counts=f"{short['clips']:.0f} samples",
-          network=f"CLIP {result['network_fingerprint'][:12]}",
-          samples=folder,
-        )
+      yield row(
+        name=f"{stage}: similarity",
+        value=f"{short['similarity']:.4f}",
+        counts=f"{short['clips']:.0f} samples",
+        network=f"CLIP {result['network_fingerprint'][:12]}",
       )
-  return rows
 
 
 def read_scores(file: Path) -> list[ScoreRow]:
@@ -196,8 +171,8 @@ def read_scores(file: Path) -> list[ScoreRow]:
   try:
     result = json.loads(file.read_text(encoding="utf-8"))
     if all("score" in entry for entry in result["scores"].values()):
-      return _feature_scores(result)
-    return _prompt_scores(result, str(file.parent))
+      return list(_feature_scores(result))
+    return list(_prompt_scores(result, str(file.parent)))
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{file} has no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."

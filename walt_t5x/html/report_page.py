@@ -1,5 +1,6 @@
 """The report: scores, samples, and for each run its curves, data, checkpoints, plan and configuration."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def write_report(
     "report",
     title=title,
     runs=[_run(run, plans.get(run.name, "not planned")) for run in runs],
-    scores=[(s.protocol, s.name, s.value, s.counts, s.network, s.samples) for s in scores],
+    scores=[dataclasses.astuple(score) for score in scores],
     samples=map(_sample, samples),
   )
 
@@ -93,8 +94,8 @@ def _facts(run: RunFolder, plan: Mapping[str, Any] | str) -> list[tuple[str, obj
     if plan.get("steps"):
       total = plan["steps"] * plan["train_flops_per_step"]
       rows.append(("training FLOPs of the run", f"{total:.4g} in {plan['steps']:,} steps"))
-  for saved in run.checkpoints:
-    rows.append((f"checkpoint {saved.step:,}", saved.problem or "complete"))
+  for step, problem in run.checkpoints.items():
+    rows.append((f"checkpoint {step:,}", problem or "complete"))
   if run.unreadable_lines:
     rows.append(("unreadable lines of metrics.jsonl", run.unreadable_lines))
   return rows

@@ -13,6 +13,7 @@ CORE = [
   "gin-config>=0.5",
   "jax>=0.10",
   "jaxtyping",
+  "jinja2>=3.1",
   "numpy",
   "optax>=0.2.8",
   "orbax-checkpoint>=0.12",
@@ -48,7 +49,7 @@ setup(
   python_requires=">=3.11",
   packages=[*find_packages(include=["walt_t5x*", "data*", "beam_jobs*"]), *GIN_PACKAGES],
   package_dir=GIN_PACKAGES,
-  package_data={"": ["*.gin"]},
+  package_data={"": ["*.gin"], "walt_t5x.html": ["templates/*.j2"]},
   entry_points={
     "console_scripts": [
       f"walt-{name} = walt_t5x.__main__:{name}"

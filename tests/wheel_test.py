@@ -49,10 +49,11 @@ def _files(folder, pattern):
   return {file.relative_to(folder): file.read_bytes() for file in folder.rglob(pattern)}
 
 
-def test_the_wheel_has_every_gin_file_and_every_module(site):
+def test_the_wheel_has_every_gin_file_template_and_module(site):
   assert _files(site / "walt_t5x/_gin/gin", "*.gin") == _files(ROOT / "gin", "*.gin")
   for package in ("walt_t5x", "data", "beam_jobs"):
-    assert _files(site / package, "*.py") == _files(ROOT / package, "*.py")
+    for pattern in ("*.py", "*.j2"):
+      assert _files(site / package, pattern) == _files(ROOT / package, pattern)
   # gin-config owns this folder of site-packages.
   assert not (site / "gin").exists()
   assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {

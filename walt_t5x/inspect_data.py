@@ -79,7 +79,7 @@ def cards(
     yield RowCard(captions=captions, clips=clips, facts=facts | notes)
 
 
-def page_facts(shard: Shard, origin: Any, whole: Mapping[str, Any]) -> dict[str, object]:
+def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str, object]:
   """The table at the top."""
   sidecar = shard.sidecar
   rows = len(shard.columns["kilobytes"])
@@ -99,9 +99,9 @@ def page_facts(shard: Shard, origin: Any, whole: Mapping[str, Any]) -> dict[str,
       for name, value in sidecar.get("psnr", {}).items()
       if isinstance(value, Mapping) and value.get("count")
     }
-  if whole:
+  if totals:
     facts["rows of the split"] = (
-      f"{whole['rows']}: {whole['written']} written, {whole['rejected']} rejected, {whole['dead']} dead"
+      f"{totals['rows']}: {totals['written']} written, {totals['rejected']} rejected, {totals['dead']} dead"
     )
   if origin is None:
     facts["provenance"] = "none: the job has not finished"
@@ -186,7 +186,7 @@ def inspect(
   """
   from data.provenance import FILE_NAME, read_provenance
   from walt_t5x.files import storage
-  from walt_t5x.html.data_page import write_page
+  from walt_t5x.html.data_page import write_data_page
 
   folder, name = find_shard(path)
   shard = read_shard(folder, name, rows=rows, seed=seed)
@@ -194,7 +194,7 @@ def inspect(
   origin = read_provenance(folder) if finished else None
   split, _, _ = name.partition(".tfrecord-")
   stats_path = storage.join(folder, f"stats.{split}.json")
-  whole = json.loads(storage.read(stats_path)) if storage.exists(stats_path) else {}
+  totals = json.loads(storage.read(stats_path)) if storage.exists(stats_path) else {}
   alone = path.rpartition("/")[2] == name
   shards = [name] if alone else [n for n in storage.names(folder) if SHARD_NAME.fullmatch(n)]
   decoder, notes = None, []
@@ -208,10 +208,10 @@ def inspect(
     )
   notes.append(f"{len(shard.sample)} of {len(shard.columns['kilobytes'])} records, seed {seed}.")
   title = f"{os.path.basename(folder)} / {name}"
-  write_page(
+  write_data_page(
     output,
     title=title,
-    facts=page_facts(shard, origin, whole),
+    facts=page_facts(shard, origin, totals),
     ledgers=read_ledgers(folder, shards),
     histograms=histograms(shard, origin),
     channels=channel_tables(shard, origin),

@@ -289,7 +289,7 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   def cards() -> Iterator[Any]:
     for row in folder.facts(names):
       stages = [
-        gallery.GalleryStage(
+        gallery.ShownClip(
           name=key, frames=frames_of(folder.path / row[key], row["fps"]), fps=row["fps"]
         )
         for key in ("input", "reconstruction")

@@ -76,9 +76,8 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     ValueError: a scores file has no scores.
   """
   from walt_t5x.generation.sample_folder import SampleFolder
+  from walt_t5x.html.report_inputs import read_run, read_scores
   from walt_t5x.html.report_page import write_report
-  from walt_t5x.html.run_folder import read_run
-  from walt_t5x.html.scores import read_scores
 
   parents = {path.name for path in args.run}
   unique = len(parents) == len(args.run)

@@ -21,7 +21,7 @@ def _clip(num_frames=9, size=32, shade=0.8):
 
 
 def _item(prompt="a red square moves right", **fields):
-  stages = fields.pop("stages", [gallery.GalleryStage(name="base", frames=_clip())])
+  stages = fields.pop("stages", [gallery.ShownClip(name="base", frames=_clip())])
   return gallery.GalleryItem(prompt=prompt, stages=stages, **fields)
 
 
@@ -37,7 +37,7 @@ def _content(uri):
 
 def test_the_page_requests_nothing_external(tmp_path):
   path = tmp_path / "sub" / "page.html"
-  page = _write(path, [_item(), _item(stages=[gallery.GalleryStage(name="x", frames=_clip(1))])])
+  page = _write(path, [_item(), _item(stages=[gallery.ShownClip(name="x", frames=_clip(1))])])
   for _, attrs in page.tags:
     for name in ("src", "href", "poster", "srcset", "action"):
       assert attrs.get(name, "data:").startswith("data:")
@@ -70,7 +70,7 @@ def test_webp_pages_contain_animations(tmp_path):
 
 
 def test_a_single_frame_is_a_lossless_image(tmp_path):
-  item = _item(stages=[gallery.GalleryStage(name="base", frames=_clip(1, size=200))])
+  item = _item(stages=[gallery.ShownClip(name="base", frames=_clip(1, size=200))])
   (image,) = _write(tmp_path / "page.html", [item]).of("img")
   got = np.asarray(Image.open(io.BytesIO(_content(image["src"]))))
   np.testing.assert_array_equal(got, video_io.to_uint8(_clip(1, size=200))[0])
@@ -78,8 +78,8 @@ def test_a_single_frame_is_a_lossless_image(tmp_path):
 
 def test_stages_are_in_order_with_their_sizes(tmp_path):
   stages = [
-    gallery.GalleryStage(name="base", frames=_clip()),
-    gallery.GalleryStage(name="SR 1", frames=_clip(17, 64), fps=16.0),
+    gallery.ShownClip(name="base", frames=_clip()),
+    gallery.ShownClip(name="SR 1", frames=_clip(17, 64), fps=16.0),
   ]
   page = _write(tmp_path / "page.html", [_item(stages=stages, seed=7, step=2000)])
   assert page.words("b") == ["base", "SR 1"]

@@ -10,9 +10,9 @@ import pytest
 from tests.html.html_page import Page
 from walt_t5x import report
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.html import curve_chart, report_page
-from walt_t5x.html.run_folder import read_curves
-from walt_t5x.html.scores import read_scores
+from walt_t5x.html import curve_chart
+from walt_t5x.html.report_inputs import RunFolder, read_curves, read_scores
+from walt_t5x.html.report_page import write_report
 
 FVD = {
   "protocol": "fvd",
@@ -31,7 +31,7 @@ FVD = {
     }
   },
 }
-OBEDIENCE = {
+CAPTION_ACCURACY = {
   "protocol": "caption_obedience",
   "protocol_hash": "0123456789ab",
   "scores": {
@@ -42,6 +42,15 @@ OBEDIENCE = {
     }
   },
 }
+
+
+def _write(path, *, curves=None, samples=(), name="base"):
+  """The text of a page about one run without a folder, and the samples."""
+  run = RunFolder(
+    name=name, path=path, curves=curves or {}, checkpoints={}, provenance={}, config=name
+  )
+  options = {"title": name, "runs": [run], "plans": {name: name}, "scores": ()}
+  return write_report(path / "page.html", samples=list(samples), **options).read_text("utf-8")
 
 
 @pytest.fixture
@@ -81,9 +90,9 @@ def test_ticks_are_few_round_evenly_spaced_and_inside(low, high):
   assert low - slack <= ticks[0] and ticks[-1] <= high + slack
 
 
-def test_a_curve_is_drawn_to_scale():
+def test_a_curve_is_drawn_to_scale(tmp_path):
   points = [(0, 1.0), (10, 3.0), (40, 2.0)]
-  drawn = re.search(r'<polyline points="([^"]*)"', curve_chart.chart("loss", {"training": points}))
+  drawn = re.search(r'<polyline points="([^"]*)"', _write(tmp_path, curves={"loss": points}))
   xy = np.array([[float(n) for n in pair.split(",")] for pair in drawn[1].split()])
   for axis in range(2):
     # Affine in step and in value: equal ratios of differences (y grows downwards).
@@ -104,7 +113,7 @@ def test_scores_have_protocol_hash_network_and_standard_deviation(tmp_path):
   (row,) = read_scores(tmp_path / "scores_fvd.json")
   assert row.protocol == "fvd@66d1dbe3133b" and row.value == "609.1 ± 2.5"
   assert row.network == "i3d 410a247dc4ca (public weights)"
-  (tmp_path / "scores.json").write_text(json.dumps(OBEDIENCE))
+  (tmp_path / "scores.json").write_text(json.dumps(CAPTION_ACCURACY))
   rows = read_scores(tmp_path / "scores.json")
   assert [(r.name, r.value) for r in rows] == [
     ("base: colour", "75% (3 of 4)"),
@@ -154,6 +163,21 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
 
 
+def test_no_text_can_inject(tmp_path):
+  evil = '"><script>alert(1)</script><img src=http://x> & "quotes"'
+  folder = SampleFolder(tmp_path / "samples")
+  video = np.full((3, 16, 16, 3), 0.5, np.float32)
+  options = {"fps": 8, "seed": 0, "steps": {"base": 1}, "fingerprints": {}}
+  folder.write(0, prompt=evil, videos={"base": video}, **options)
+  curves = {"loss": [(1, 1.0)], f"training_eval/{evil[2:10]}/loss": [(1, 2.0)], evil: [(1, 2.0)]}
+  text = _write(tmp_path, curves=curves, samples=folder.samples(), name=evil)
+  page = Page(text)
+  for tag in ("title", "h1", "h2", "h3", "td", "pre", "b"):
+    assert evil in page.words(tag), tag
+  assert evil in [attrs.get("aria-label") for attrs in page.of("svg")]
+  assert len(page.of("script")) == text.count("<script") == 1 and not page.of("img")
+
+
 @pytest.mark.parametrize(
   "formats, tag, kind, shown",
   [
@@ -175,7 +199,7 @@ def test_a_sample_of_any_format_is_shown(formats, tag, kind, shown, tmp_path):
     fingerprints={},
     formats=formats,
   )
-  page = Page(report_page._sample(*folder.samples()))
+  page = Page(_write(tmp_path, samples=folder.samples()))
   (medium,) = page.of(tag)
   content = base64.b64decode(medium["src"].removeprefix(f"data:{kind};base64,"), validate=True)
   assert content == (tmp_path / shown).read_bytes()

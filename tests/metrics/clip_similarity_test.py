@@ -9,7 +9,7 @@ import transformers
 
 from walt_t5x import evaluate
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.html.scores import read_scores
+from walt_t5x.html.report_inputs import read_scores
 from walt_t5x.metrics.clip_similarity import ClipSimilarity, preprocess
 
 

@@ -180,9 +180,7 @@ class SampleFolder:
       return gallery.GalleryItem(
         prompt=sample.prompt,
         stages=[
-          gallery.GalleryStage(
-            name=stage, frames=self.read(sample, stage), fps=sample.sidecar["fps"]
-          )
+          gallery.ShownClip(name=stage, frames=self.read(sample, stage), fps=sample.sidecar["fps"])
           for stage in sample.files
         ],
         seed=sample.sidecar["seed"],

@@ -1,12 +1,13 @@
-"""Draws curves as one SVG image without a plotting library, so that a report needs none and opens offline."""
+"""Places curves in an SVG image without a plotting library, so that a report needs none and opens offline."""
 
-import html
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 _WIDTH, _HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22
-_COLOURS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)")
+_COLORS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)")
 _TICKS = 3
 
 
@@ -22,8 +23,8 @@ def ticks(low: float, high: float) -> list[float]:
   return [k * step for k in range(first, last + 1)]
 
 
-def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-  """An HTML figure with all curves on the same axes, and the newest value of each below.
+def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
+  """The values of a figure with all curves on the same axes, and the newest value of each below.
 
   Args:
     title: heading.
@@ -42,42 +43,30 @@ def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
   pad = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
   low, high = low - pad, high + pad
 
-  def x_of(step: float) -> float:
-    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - left) / max(1, right - left)
+  def x_of(step: float) -> str:
+    return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - left) / max(1, right - left):.1f}"
 
-  def y_of(value: float) -> float:
-    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+  def y_of(value: float, below: float = 0) -> str:
+    return f"{_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low) + below:.1f}"
 
-  parts = []
-  for value in ticks(low, high):
-    y = y_of(value)
-    parts.append(
-      f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    )
-    parts.append(f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{value:.3g}</text>')
-  for step in ticks(left, right):
-    parts.append(
-      f'<text x="{x_of(step):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{step:,.0f}</text>'
-    )
-  legend = []
-  for index, (name, points) in enumerate(drawn.items()):
-    colour = _COLOURS[index % len(_COLOURS)]
-    if len(points) == 1:
-      (step, value) = points[0]
-      parts.append(f'<circle cx="{x_of(step):.1f}" cy="{y_of(value):.1f}" r="3" fill="{colour}"/>')
-    else:
-      path = " ".join(f"{x_of(step):.1f},{y_of(value):.1f}" for step, value in points)
-      parts.append(f'<polyline points="{path}" stroke="{colour}"/>')
-    step, value = points[-1]
-    legend.append(
-      f'<span><i style="background:{colour}"></i>{html.escape(name)} {value:.4g}</span>'
-    )
-  return (
-    f'<figure class="chart"><figcaption><b>{html.escape(title)}</b></figcaption>'
-    f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-    f'aria-label="{html.escape(title, quote=True)}">{"".join(parts)}</svg>'
-    f'<figcaption class="legend">{"".join(legend)}</figcaption></figure>'
-  )
+  return {
+    "title": title,
+    "width": _WIDTH,
+    "height": _HEIGHT,
+    "left": _LEFT,
+    "right": _WIDTH - _RIGHT,
+    "grid": [(y_of(value), y_of(value, 3), f"{value:.3g}") for value in ticks(low, high)],
+    "steps": [(x_of(step), f"{step:,.0f}") for step in ticks(left, right)],
+    "curves": [
+      {
+        "name": name,
+        "newest": f"{points[-1][1]:.4g}",
+        "color": color,
+        "points": [(x_of(step), y_of(value)) for step, value in points],
+      }
+      for color, (name, points) in zip(itertools.cycle(_COLORS), drawn.items())
+    ],
+  }
 
 
 def grouped(

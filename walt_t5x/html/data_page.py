@@ -1,24 +1,19 @@
-"""One HTML page about prepared data: facts, histograms, channels, ledgers and one card per example.
+"""One HTML page about prepared data: facts, histograms, channels, ledgers and one card per example."""
 
-Media are `data:` URIs and a content security policy blocks every other request, so the page opens from disk and can be
-sent by mail.
-"""
-
-import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from walt_t5x.html.embedded_media import data_uri, picture_uri
-from walt_t5x.html.offline_page import PLAY_IN_VIEW, offline_page
-from walt_t5x.media import video_io
+from walt_t5x.html.page import ShownClip, embed, write_page
 
 _EDGE = 176
 _STRIP_FRAMES = 5
 _BINS = 24
+_WIDTH, _HEIGHT = 260, 90
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +47,6 @@ class Channels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownClip:
-  """Frames uint8 (T, H, W, 3) and their description."""
-
-  name: str
-  frames: np.ndarray
-  fps: float
-  note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RowCard:
   """One record; captions are (text, weight, tokens)."""
 
@@ -70,7 +55,7 @@ class RowCard:
   facts: Mapping[str, object]
 
 
-def write_page(
+def write_data_page(
   path: str | os.PathLike[str],
   *,
   title: str,
@@ -88,7 +73,7 @@ def write_page(
     title: heading and window title.
     facts: name -> value, in a table.
     ledgers: ledgers of rejected rows and dead letters.
-    histograms: histograms; those without a value are skipped.
+    histograms: histograms; those without a finite value are skipped.
     channels: one table per latents field.
     cards: cards, drawn one at a time.
     notes: sentences above the cards.
@@ -96,22 +81,17 @@ def write_page(
   Raises:
     ValueError: the path has another suffix.
   """
-  with offline_page(path, title=title, style=_STYLE) as page:
-    page.write(f"<h1>{html.escape(title)}</h1>")
-    page.write(_facts(facts))
-    page.write(_section("What became of the rows", "".join(map(_ledger, ledgers))))
-    drawn = [histogram for histogram in histograms if len(histogram.values)]
-    page.write(_section("Distributions", "".join(map(_histogram, drawn))))
-    page.write(_section("Latent channels", "".join(map(_channels, channels))))
-    page.write("<h2>Rows</h2>")
-    page.write("".join(f"<p class=note>{html.escape(note)}</p>" for note in notes))
-    page.write(
-      '<p><input id=text type=search placeholder="filter by caption, uri, label"></p><main>'
-    )
-    for card in cards:
-      page.write(_card(card))
-    page.write(f"</main><script>{_FILTER}{PLAY_IN_VIEW}</script>")
-  return Path(path)
+  return write_page(
+    path,
+    "data",
+    title=title,
+    facts=facts,
+    ledgers=[_ledger(ledger) for ledger in ledgers],
+    histograms=[_histogram(h) for h in histograms if np.isfinite(h.values).any()],
+    channels=[_channels(table) for table in channels],
+    cards=map(_card, cards),
+    notes=notes,
+  )
 
 
 def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -126,162 +106,73 @@ def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.nd
   return np.histogram(values, edges)
 
 
-def _facts(facts: Mapping[str, object]) -> str:
-  rows = "".join(
-    f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
-    for name, value in facts.items()
-  )
-  return f"<table class=facts>{rows}</table>"
-
-
-def _section(title: str, body: str) -> str:
-  return f"<h2>{title}</h2><div class=row>{body}</div>" if body else ""
-
-
-def _ledger(ledger: Ledger) -> str:
-  total = sum(ledger.counts.values())
+def _ledger(ledger: Ledger) -> dict[str, Any]:
   most = max(ledger.counts.values(), default=1)
-  rows = []
-  for reason, count in sorted(ledger.counts.items(), key=lambda pair: (-pair[1], pair[0])):
-    examples = "".join(
-      f"<li><code>{html.escape(uri)}</code> {html.escape(text)}</li>"
-      for uri, text in ledger.examples.get(reason, ())
-    )
-    bar = f'<span class=bar style="width:{max(1.0, 100 * count / most):.1f}%"></span>'
-    head = f"<b>{html.escape(reason)}</b> {count}{bar}"
-    rows.append(
-      f"<details><summary>{head}</summary><ul>{examples}</ul></details>"
-      if examples
-      else f"<div class=plain>{head}</div>"
-    )
-  return (
-    f"<section class=ledger><h3>{html.escape(ledger.title)}: {total}</h3>{''.join(rows)}</section>"
-  )
+  return {
+    "title": ledger.title,
+    "total": sum(ledger.counts.values()),
+    "rows": [
+      (reason, count, f"{max(1.0, 100 * count / most):.1f}%", ledger.examples.get(reason, ()))
+      for reason, count in sorted(ledger.counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ],
+  }
 
 
-def _histogram(histogram: Histogram) -> str:
+def _histogram(histogram: Histogram) -> dict[str, Any]:
   values = np.asarray(histogram.values, np.float64)
   values = values[np.isfinite(values)]
-  if not len(values):
-    return ""
   counts, edges = bin_counts(values)
-  width, height, most = 260, 90, counts.max()
-  span = edges[-1] - edges[0]
 
-  def x_of(value: float) -> float:
-    return width * (value - edges[0]) / span
+  def x_of(value: float) -> str:
+    return f"{_WIDTH * (value - edges[0]) / (edges[-1] - edges[0]):.1f}"
 
-  bars = "".join(
-    f'<rect x="{x_of(edges[i]):.1f}" y="{height - height * count / most:.1f}" '
-    f'width="{max(1.0, width / len(counts) - 1):.1f}" height="{height * count / most:.1f}">'
-    f"<title>{edges[i]:.4g} to {edges[i + 1]:.4g}: {count}</title></rect>"
-    for i, count in enumerate(counts)
-    if count
-  )
-  marker = ""
-  if histogram.marker is not None and edges[0] <= histogram.marker <= edges[-1]:
-    x = x_of(histogram.marker)
-    marker = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"></line>'
   low, middle, high = np.quantile(values, (0, 0.5, 1))
   unit = f" {histogram.unit}" if histogram.unit else ""
   caption = f"{len(values)} values, {low:.4g} to {high:.4g}{unit}, median {middle:.4g}, mean {values.mean():.4g}"
-  if histogram.marker is not None:
-    caption += f", limit {histogram.marker:.4g}"
-  return (
-    f"<figure class=histogram><figcaption><b>{html.escape(histogram.title)}</b></figcaption>"
-    f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">{bars}{marker}</svg>'
-    f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-  )
+  marker = histogram.marker
+  if marker is not None:
+    caption += f", limit {marker:.4g}"
+  heights = _HEIGHT * counts / counts.max()
+  return {
+    "title": histogram.title,
+    "caption": caption,
+    "width": _WIDTH,
+    "height": _HEIGHT,
+    "bar_width": f"{max(1.0, _WIDTH / len(counts) - 1):.1f}",
+    "bars": [
+      {
+        "x": x_of(left),
+        "y": f"{_HEIGHT - height:.1f}",
+        "height": f"{height:.1f}",
+        "label": f"{left:.4g} to {right:.4g}: {count}",
+      }
+      for left, right, height, count in zip(edges, edges[1:], heights, counts)
+      if count
+    ],
+    "marker": x_of(marker) if marker is not None and edges[0] <= marker <= edges[-1] else "",
+  }
 
 
-def _channels(channels: Channels) -> str:
-  head = "<tr><th>channel<th>mean<th>std"
-  if channels.corpus_mean is not None:
-    head += "<th>corpus mean<th>corpus std"
-  rows = []
-  for k, (mean, std) in enumerate(zip(channels.mean, channels.std)):
-    cells = [f"{mean:.3f}", f"{std:.3f}"]
-    odd = std <= 0
-    if channels.corpus_mean is not None and channels.corpus_std is not None:
-      corpus_mean, corpus_std = channels.corpus_mean[k], channels.corpus_std[k]
-      cells += [f"{corpus_mean:.3f}", f"{corpus_std:.3f}"]
-      odd |= corpus_std <= 0 or abs(mean - corpus_mean) > corpus_std
-      odd |= not 0.5 <= std / max(corpus_std, 1e-12) <= 2
-    kind = ' class="odd"' if odd else ""
-    rows.append(f"<tr{kind}><td>{k}" + "".join(f"<td>{cell}" for cell in cells))
-  return f"<table class=channels><caption>{html.escape(channels.field)}</caption>{head}{''.join(rows)}</table>"
+def _channels(channels: Channels) -> dict[str, Any]:
+  columns = {"mean": channels.mean, "std": channels.std}
+  odd = channels.std <= 0
+  if channels.corpus_mean is not None and channels.corpus_std is not None:
+    mean, std = channels.corpus_mean, channels.corpus_std
+    columns |= {"corpus mean": mean, "corpus std": std}
+    ratio = channels.std / np.maximum(std, 1e-12)
+    odd |= (std <= 0) | (np.abs(channels.mean - mean) > std) | ~((ratio >= 0.5) & (ratio <= 2))
+  return {
+    "field": channels.field,
+    "head": list(columns),
+    "rows": list(zip(odd, zip(*columns.values()))),
+  }
 
 
-def _card(card: RowCard) -> str:
-  searched = " ".join([text for text, *_ in card.captions] + [str(v) for v in card.facts.values()])
-  captions = "".join(
-    f"<li>{html.escape(text) or '<i>no caption</i>'} <small>"
-    + (f"{tokens} tokens, " if tokens else "")
-    + f"weight {weight:g}</small></li>"
-    for text, weight, tokens in card.captions
-  )
-  facts = " · ".join(
-    f"{html.escape(str(name))} <code>{html.escape(str(value))}</code>"
-    for name, value in card.facts.items()
-  )
-  clips = "".join(map(_clip, card.clips))
-  return (
-    f'<article data-text="{html.escape(searched.lower(), quote=True)}"><ul class=captions>{captions}</ul>'
-    f"<div class=clips>{clips}</div><p class=small>{facts}</p></article>\n"
-  )
-
-
-def _clip(clip: ShownClip) -> str:
-  frames = video_io.to_uint8(clip.frames)
-  count, height, width = frames.shape[:3]
-  scale = max(1, round(_EDGE / max(height, width)))
-  size = f'width="{width * scale}" height="{height * scale}"'
-  poster = picture_uri(video_io.upscale(frames[:1], scale)[0])
-  strip = ""
-  if count == 1:
-    medium = f'<img {size} src="{poster}" alt="">'
-  else:
-    video = video_io.encode_video(frames, suffix=".mp4", fps=clip.fps or 8.0, crf=16, scale=scale)
-    medium = (
-      f'<video {size} poster="{poster}" src="{data_uri("video/mp4", video)}" loop muted playsinline>'
-      "</video>"
-    )
-    chosen = np.unique(np.linspace(0, count - 1, _STRIP_FRAMES).round().astype(int))
-    sheet = np.concatenate([frames[k] for k in chosen], axis=1)
-    strip = f'<img class=strip src="{picture_uri(sheet)}" alt="frames {chosen.tolist()}">'
-  rate = f", {clip.fps:g} fps" if count > 1 else ""
-  note = f"<br>{html.escape(clip.note)}" if clip.note else ""
-  caption = f"<b>{html.escape(clip.name)}</b> {count}×{height}×{width}{rate}{note}"
-  return f"<figure>{medium}{strip}<figcaption>{caption}</figcaption></figure>"
-
-
-_STYLE = """
-:root { --bar: #3b6ea8; --wrong: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --bar: #7fb0e6; --wrong: #ff8a80; } }
-.facts td { overflow-wrap: anywhere; } .facts th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-.channels td, .channels th { text-align: right; font-variant-numeric: tabular-nums; font-size: 12px; }
-.channels caption { text-align: left; font-weight: 600; padding: 3px 0; } .odd { color: var(--wrong); }
-.clips, main { display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start; }
-.ledger { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 10px 14px;
-  min-width: 300px; max-width: 760px; }
-.ledger ul { margin: 4px 0 8px; padding-left: 18px; font-size: 12px; overflow-wrap: anywhere; }
-.plain { margin-left: 15px; }
-.bar { display: block; height: 5px; background: var(--bar); border-radius: 3px; margin: 2px 0 5px; }
-.small, small { color: var(--soft); font-size: 12px; }
-.histogram { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 8px 12px;
-  width: 286px; }
-svg rect { fill: var(--bar); } svg line { stroke: var(--wrong); stroke-width: 2; }
-.captions { margin: 0 0 8px; padding-left: 18px; max-width: 46em; }
-.small { max-width: 60em; overflow-wrap: anywhere; margin: 8px 0 0; }
-.strip { height: 40px; width: auto; margin-top: 4px; }
-input { font: inherit; color: inherit; background: var(--card); padding: 5px 10px; width: 22em;
-  border: 1px solid var(--line); border-radius: 7px; }
-"""
-
-_FILTER = """
-const cards = [...document.querySelectorAll("article")];
-document.getElementById("text").addEventListener("input", (event) => {
-  const words = event.target.value.toLowerCase().split(/\\s+/).filter(Boolean);
-  for (const card of cards) card.hidden = !words.every((word) => card.dataset.text.includes(word));
-});
-"""
+def _card(card: RowCard) -> dict[str, Any]:
+  searched = [*(text for text, *_ in card.captions), *map(str, card.facts.values())]
+  return {
+    "searched": " ".join(searched).lower(),
+    "captions": card.captions,
+    "facts": card.facts,
+    "clips": [embed(clip, edge=_EDGE, strip=_STRIP_FRAMES) for clip in card.clips],
+  }

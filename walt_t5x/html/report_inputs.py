@@ -1,0 +1,179 @@
+"""Reads what a report shows: the folder of a training run, and scores of `python -m walt_t5x.evaluate`."""
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunFolder:
+  """A run on disk.
+
+  Attributes:
+    name: its name on the page.
+    path: its folder.
+    curves: metric -> [(step, value)], steps ascending. Evaluation metrics have their collection as a prefix.
+    checkpoints: saved step -> the reason why it cannot be read, or None; steps ascending.
+    provenance: provenance of the training data; {} if none was recorded.
+    config: gin text of its newest start; "" if none was recorded.
+    unreadable_lines: number of lines of metrics.jsonl that are not JSON, such as one truncated by a full disk.
+  """
+
+  name: str
+  path: Path
+  curves: Mapping[str, Sequence[tuple[int, float]]]
+  checkpoints: Mapping[int, str | None]
+  provenance: Mapping[str, Any]
+  config: str
+  unreadable_lines: int = 0
+
+  @property
+  def last_step(self) -> int:
+    """The newest step of any curve."""
+    return max((points[-1][0] for points in self.curves.values()), default=0)
+
+
+def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
+  """Curves of a metrics.jsonl, and the number of its unreadable lines.
+
+  A run that resumed from a checkpoint wrote some steps twice; the later line counts. Values that are not finite
+  numbers are skipped, because they cannot be drawn.
+  """
+  found: dict[str, dict[int, float]] = {}
+  unreadable = 0
+  with file.open(encoding="utf-8") as lines:
+    for line in lines:
+      try:
+        values = json.loads(line)
+        step = int(values.pop("step"))
+      except (ValueError, KeyError, AttributeError, TypeError):
+        unreadable += 1
+        continue
+      for name, value in values.items():
+        if isinstance(value, int | float) and math.isfinite(value):
+          found.setdefault(name, {})[step] = float(value)
+  return {name: sorted(points.items()) for name, points in found.items()}, unreadable
+
+
+def read_run(path: Path, name: str | None = None) -> RunFolder:
+  """Reads a run's folder.
+
+  Args:
+    path: model_dir of the run.
+    name: its name on the page; None for the folder's name.
+
+  Raises:
+    FileNotFoundError: the folder has no metrics.jsonl.
+  """
+  from walt_t5x.engine.checkpoints import all_steps, checkpoint_folder, why_torn
+
+  file = path / METRICS
+  if not file.is_file():
+    raise FileNotFoundError(
+      f"{file} does not exist: expected the MODEL_DIR of a run of `python -m walt_t5x.train`. Runs on an object store "
+      "have TensorBoard events only; copy such a folder to this machine and give its path."
+    )
+  curves, unreadable = read_curves(file)
+  provenance, config = path / "provenance.json", path / "config.gin"
+  return RunFolder(
+    name=name or path.name,
+    path=path,
+    curves=curves,
+    checkpoints={step: why_torn(checkpoint_folder(path, step)) for step in all_steps(path)},
+    provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
+    config=config.read_text("utf-8") if config.is_file() else "",
+    unreadable_lines=unreadable,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+  """One score and what makes it comparable.
+
+  Attributes:
+    protocol: its name, `@` and the start of its hash.
+    name: name of the score, such as FVD.
+    value: formatted value, with the standard deviation over folds.
+    counts: number of samples and references.
+    network: name and fingerprint of the feature network, and whether its weights are the public ones.
+    samples: the folder that was scored.
+  """
+
+  protocol: str
+  name: str
+  value: str
+  counts: str
+  network: str = ""
+  samples: str
+
+
+def _network(entry: Mapping[str, Any]) -> str:
+  if not entry.get("network"):
+    return ""
+  public: dict[bool | None, str] = {True: "public weights", False: "NOT the public weights"}
+  known = entry.get("network_description") or public.get(
+    entry.get("public_weights"), "weights not recorded"
+  )
+  return f"{entry['network']} {str(entry.get('network_fingerprint', ''))[:12]} ({known})"
+
+
+def _protocol(result: Mapping[str, Any]) -> str:
+  """Name and hash of the protocol; files from earlier versions may have no hash."""
+  return f"{result['protocol']}@{result.get('protocol_hash', 'no hash recorded')}"
+
+
+def _feature_scores(result: Mapping[str, Any]) -> Iterator[ScoreRow]:
+  for name, entry in result["scores"].items():
+    spread = f" ± {entry['std']:.4g}" if entry.get("values", 1) > 1 else ""
+    yield ScoreRow(
+      protocol=_protocol(result),
+      name=name,
+      value=f"{entry['score']:.4g}{spread}",
+      counts=f"{entry['samples']:,} samples, {entry['references']:,} references",
+      network=_network(entry),
+      samples=str(result.get("samples", "")),
+    )
+
+
+def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]:
+  row = functools.partial(ScoreRow, protocol=_protocol(result), samples=folder)
+  for stage, values in result["scores"].items():
+    short = {name.rpartition("/")[2]: value for name, value in values.items()}
+    for kind in ("colour", "direction"):
+      if f"{kind}_accuracy" in short:
+        right, total = short[f"{kind}_right"], short[f"{kind}_total"]
+        yield row(
+          name=f"{stage}: {kind}",
+          value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
+          counts=f"{short.get('clips', total):.0f} samples",
+        )
+    if "similarity" in short:
+      yield row(
+        name=f"{stage}: similarity",
+        value=f"{short['similarity']:.4f}",
+        counts=f"{short['clips']:.0f} samples",
+        network=f"CLIP {result['network_fingerprint'][:12]}",
+      )
+
+
+def read_scores(file: Path) -> list[ScoreRow]:
+  """The rows of one scores file.
+
+  Raises:
+    ValueError: `evaluate` did not write the file.
+  """
+  try:
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if all("score" in entry for entry in result["scores"].values()):
+      return list(_feature_scores(result))
+    return list(_prompt_scores(result, str(file.parent)))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{file} has no scores: {error!r}; expected a file that `python -m walt_t5x.evaluate` wrote."
+    ) from error

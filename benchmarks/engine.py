@@ -36,8 +36,8 @@ def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, A
   import jax
 
   from benchmarks import engine_loops as loops
-  from walt_t5x.engine import choice
-  from walt_t5x.engine.builtin.preemption import PreemptionNotice
+  from walt_t5x import engine
+  from walt_t5x.engine.exits import PreemptionNotice
 
   layers, width, rows, steps, usual_turns = SIZES[size]
   turns = turns or usual_turns
@@ -46,15 +46,15 @@ def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, A
   batch = next(iterator)
   summaries = folder / size
   summaries.mkdir()
-  if choice.use_t5x():
+  if engine.use_t5x():
     trainer = loops.t5x_trainer(model, batch, summaries)
     params = trainer.train_state.params
     runs = {"by hand": loops.by_hand(model, params, batch)}
     runs["T5X"] = loops.by_trainer(trainer, batch)
     return in_turns(runs, turns, steps) | about(params, rows, turns, steps)
 
-  from walt_t5x.engine.builtin.initial_state import StateInitializer
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
+  from walt_t5x.engine.builtin.train_state import StateInitializer
 
   partitioner = PjitPartitioner(num_partitions=1)
   initializer = StateInitializer(model, input_spec=iterator.element_spec, partitioner=partitioner)

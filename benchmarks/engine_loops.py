@@ -51,7 +51,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
 
   from benchmarks.engine_rows import LATENTS, write_cache
   from data import tasks
-  from walt_t5x.engine.builtin import run_inputs
+  from walt_t5x.engine.builtin import starting_point
   from walt_t5x.engine.builtin.datasets import DatasetConfig, get_dataset
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 
@@ -74,7 +74,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
   )  # fmt: skip
   partitioner = PjitPartitioner(num_partitions=1)
   layout = partitioner.get_data_layout(rows)
-  iterator = run_inputs.rows(
+  iterator = starting_point.rows(
     config, model, layout=layout, seed=0, get_dataset_fn=get_dataset, partitioner=partitioner
   )
   return iterator, layout

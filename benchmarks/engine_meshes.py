@@ -73,8 +73,8 @@ class OnMesh:
 
     from data import batch_spec
     from walt_t5x import engine
-    from walt_t5x.engine.builtin import run_inputs
-    from walt_t5x.engine.builtin.initial_state import StateInitializer
+    from walt_t5x.engine.builtin import starting_point
+    from walt_t5x.engine.builtin.train_state import StateInitializer
 
     self.model, dataset = given
     self.partitioner = engine.PjitPartitioner(num_partitions=model_parallel)
@@ -91,7 +91,7 @@ class OnMesh:
       trim_output_features=False,
     )
     self.layout = self.partitioner.get_data_layout(ROWS)
-    self.rows = run_inputs.rows(
+    self.rows = starting_point.rows(
       cfg,
       self.model,
       layout=self.layout,

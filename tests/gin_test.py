@@ -9,8 +9,8 @@ import pytest
 
 import gin
 from data import batch_spec
+from walt_t5x import engine
 from walt_t5x.config import gin_config
-from walt_t5x.engine import choice
 from walt_t5x.models.input_shapes import input_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def _name(file):
 
 def _t5x_program(module, function):
   """The function that a program of T5X configures; without T5X, one with the same parameters."""
-  if choice.use_t5x():
+  if engine.use_t5x():
     return getattr(importlib.import_module(module), function)
 
   def stand_in(**bound):
@@ -57,7 +57,7 @@ def _t5x_program(module, function):
 @pytest.fixture
 def parsed(monkeypatch):
   """Yields a function that parses a launched file as its program would."""
-  from walt_t5x import engine, generate
+  from walt_t5x import generate
 
   monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
   monkeypatch.setattr(sys.modules["__main__"], "generate", generate.generate, raising=False)

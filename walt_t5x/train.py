@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
   from walt_t5x import engine
   from walt_t5x.config import gin_config
-  from walt_t5x.engine import choice, exits, run_settings
+  from walt_t5x.engine import exits, run_settings
 
   faulthandler.register(
     signal.SIGUSR1, all_threads=True
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration is invalid.\n{error}")
   try:
-    train(**({} if choice.use_t5x() else {"settings": settings}))
+    train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
     logging.error("%s Exit code %d.", stopped, stopped.exit_code)
     sys.exit(stopped.exit_code)

@@ -17,7 +17,6 @@ from tests.data.tasks_test import (
   _rows,
   _write_task,
 )
-from walt_t5x.engine import provenance as run_provenance
 from walt_t5x.engine import run_record
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
@@ -54,14 +53,14 @@ def test_a_run_stops_at_examples_of_another_provenance(tmp_path, field, change):
   kept = _provenance(["latents/3x4x4"])
   folder = tmp_path / "run"
   folder.mkdir()
-  run_provenance.record(str(folder), json.loads(kept.to_json()))
-  run_provenance.record(str(folder), json.loads(kept.to_json()))
+  run_record.record(str(folder), json.loads(kept.to_json()))
+  run_record.record(str(folder), json.loads(kept.to_json()))
   other = json.loads(dataclasses.replace(kept, **change(kept)).to_json())
   before, now = json.loads(kept.to_json()), other
   for key in _path(field):
     before, now = before[key], now[key]
   with pytest.raises(ProvenanceMismatch) as error:
-    run_provenance.record(str(folder), other)
+    run_record.record(str(folder), other)
   for part in (field, repr(before), repr(now), "Point the run at the dataset"):
     assert part in str(error.value)
 

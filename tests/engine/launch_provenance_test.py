@@ -11,7 +11,7 @@ from data import cached_tasks, provenance, schema
 from tests.data.tasks_test import _write_task
 from tests.engine.launcher_test import launch  # noqa: F401 - a fixture
 from walt_t5x import engine
-from walt_t5x.engine import provenance as run_provenance
+from walt_t5x.engine import run_record
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
 FIELDS = {"image": "latents/1x8x8", "video": "latents/3x8x8"}
@@ -110,7 +110,7 @@ def test_the_launcher_stops_at_a_cache_of_other_encoders(
 ):
   run = tmp_path / "run"
   run.mkdir()
-  run_provenance.record(str(run), json.loads(_provenance().to_json()))
+  run_record.record(str(run), json.loads(_provenance().to_json()))
   change, old, new = OTHERS[field]
   kept = _provenance()
   other = _write_cache(tmp_path / "cache", dataclasses.replace(kept, **change(kept)))

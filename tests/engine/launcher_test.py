@@ -14,8 +14,8 @@ from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x import train as launcher
 from walt_t5x.config import gin_config, gin_flags
-from walt_t5x.engine import checkpoints, choice, exits, provenance
-from walt_t5x.engine.builtin import run_inputs
+from walt_t5x.engine import checkpoints, exits, run_record
+from walt_t5x.engine.builtin import starting_point
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
@@ -157,8 +157,8 @@ def test_gin_arguments_are_rewritten():
 
 def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   given = {"schema_version": 1, "vae": {"fingerprint": "aa"}, "text_encoder": {"fingerprint": "tt"}}
-  provenance.record(str(tmp_path), given)
-  provenance.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
+  run_record.record(str(tmp_path), given)
+  run_record.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
   monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
   with pytest.raises(ProvenanceMismatch) as error:
@@ -183,7 +183,7 @@ def test_a_drawn_seed_is_drawn_once(tmp_path):
   """Without a seed two runs differ, and a resumed run keeps its seed."""
   for name in "ab":
     (tmp_path / name).mkdir()
-  first, again, other = (run_inputs.drawn_seed(str(tmp_path / name)) for name in "aab")
+  first, again, other = (starting_point.drawn_seed(str(tmp_path / name)) for name in "aab")
   assert first == again != other
 
 
@@ -216,7 +216,7 @@ def test_arguments_are_checked(tmp_path):
 
 
 def test_the_environment_selects_the_engine(monkeypatch):
-  choose = choice.use_t5x.__wrapped__
+  choose = engine.use_t5x.__wrapped__
   monkeypatch.setenv("WALT_T5X_ENGINE", "builtin")
   assert choose() is False
   monkeypatch.setenv("WALT_T5X_ENGINE", "jax")

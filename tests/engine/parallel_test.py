@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 
 from tests.engine import runs, toy
 from walt_t5x import engine
-from walt_t5x.engine.builtin.microbatches import gradients
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
+from walt_t5x.engine.builtin.training_step import gradients
 
 RULES = [*standard_logical_axis_rules(), ("unmodeled", None)]
 

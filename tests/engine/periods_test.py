@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from walt_t5x.engine.builtin.periods import Periods
+from walt_t5x.engine.builtin.main_loop import Periods
 
 CASES = [
   Periods(total=23, stats=5, evaluate=4, save=10, save_steps={7, 8, 40}, collect=6),

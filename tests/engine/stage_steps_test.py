@@ -18,8 +18,7 @@ from data import packed_text
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.engine import optimizers
-from walt_t5x.engine.builtin.initial_state import StateInitializer
-from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
 from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes

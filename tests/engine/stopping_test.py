@@ -18,7 +18,7 @@ from walt_t5x import engine
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
-from walt_t5x.engine.builtin.goodput import PHASES, Goodput
+from walt_t5x.engine.builtin.monitoring import PHASES, Goodput
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.engine.flops import count_flops

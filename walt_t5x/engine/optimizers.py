@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from walt_t5x.engine import choice
+from walt_t5x import engine
 from walt_t5x.engine.adafactor import adafactor_chain, register_with_t5x
 from walt_t5x.engine.ema import parameter_ema
 
@@ -49,7 +49,7 @@ def adamw_chain(
       and ignores this; T5X adds them, so under T5X the chain divides by it. Losses here are means over examples.
   """
   parts: list[optax.GradientTransformation] = []
-  if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
+  if engine.use_t5x() and num_microbatches is not None and num_microbatches > 1:
     parts.append(optax.scale(1.0 / num_microbatches))
   if clip_norm is not None:
     parts.append(optax.clip_by_global_norm(clip_norm))
@@ -79,7 +79,7 @@ def adafactor(
     settings: settings of `adafactor_chain`.
   """
   chain = adafactor_chain(learning_rate, **settings)
-  if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
+  if engine.use_t5x() and num_microbatches is not None and num_microbatches > 1:
     chain = optax.chain(optax.scale(1.0 / num_microbatches), chain)
   return wrap(chain)
 
@@ -114,16 +114,14 @@ def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransfor
     num_microbatches: as in `adamw_chain`.
   """
   rate = 1.0 / ASSIGNMENT_SCALE
-  if choice.use_t5x() and num_microbatches is not None and num_microbatches > 1:
+  if engine.use_t5x() and num_microbatches is not None and num_microbatches > 1:
     rate /= num_microbatches
   return optax.sgd(rate)
 
 
 def wrap(optimizer: optax.GradientTransformation) -> Any:
   """An optax transformation as the engine's optimizer definition."""
-  from walt_t5x import engine
-
-  if choice.use_t5x():
+  if engine.use_t5x():
     register_with_t5x()
   return engine.OptaxWrapper(optimizer)
 

@@ -1,16 +1,30 @@
-"""Writes a run's configuration and the provenance of its data to the run's folder, before the first step.
+"""Writes a run's configuration and the provenance of its data to the run's folder, and rejects other data.
 
-T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder.
+T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder before the
+first step.
 """
 
 import dataclasses
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from etils import epath
 
 from walt_t5x.config import gin_config
-from walt_t5x.engine import provenance
+from walt_t5x.files.mismatch import ProvenanceMismatch
+
+# Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
+_FIELDS = (
+  ("schema_version",),
+  ("vae", "fingerprint"),
+  ("text_encoder", "fingerprint"),
+  ("text_encoder", "embedding_dim"),
+  ("posterior",),
+)
+# For each latents field that both have: the normalization of its channels.
+_STATISTICS = ("channels", "mean", "std")
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:
@@ -32,7 +46,7 @@ class RecordRun:
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    provenance.ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
+    ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
   """
 
   dataset: Any
@@ -44,6 +58,65 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        provenance.compare_with_run(self.of_run, given)
-      provenance.record(model_dir, given, write=jax.process_index() == 0)
+        compare_with_run(self.of_run, given)
+      record(model_dir, given, write=jax.process_index() == 0)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
+
+
+def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True) -> None:
+  """Writes `<model_dir>/provenance.json`, or compares with the existing one.
+
+  Args:
+    model_dir: the run's folder.
+    provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
+    write: False on hosts that only compare.
+
+  Raises:
+    ProvenanceMismatch: names the field and both values.
+  """
+  file = epath.Path(model_dir) / "provenance.json"
+  if file.exists():
+    compare(json.loads(file.read_text()), provenance, where=str(file))
+  elif write:
+    temporary = file.parent / "provenance.json.tmp"
+    temporary.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    temporary.rename(file)
+
+
+def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
+  """Compares with the record of a run, given its folder or one of its checkpoints.
+
+  Raises:
+    FileNotFoundError: the run has no record.
+    ProvenanceMismatch: names the field and both values.
+  """
+  folder = epath.Path(path)
+  file = (folder.parent if folder.name.startswith("checkpoint_") else folder) / "provenance.json"
+  if not file.exists():
+    raise FileNotFoundError(
+      f"{file} does not exist, so the training data of {path} is unknown; set a run's folder or a checkpoint "
+      "inside it, with the provenance.json that training wrote."
+    )
+  compare(json.loads(file.read_text()), provenance, where=str(file))
+
+
+def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
+  """Raises `ProvenanceMismatch` at the first required field that differs; a field that either lacks is not compared."""
+  shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
+  normalisation = [("latents", name, kind) for name in shared for kind in _STATISTICS]
+  for field in (*_FIELDS, *normalisation):
+    old, new = _lookup(recorded, field), _lookup(given, field)
+    if old is not None and new is not None and old != new:
+      raise ProvenanceMismatch(
+        f"{where} records that this run was trained on data with {'.'.join(field)} = {old!r}, but the dataset now has "
+        f"{new!r}. Point the run at the dataset it was trained on, or start a new run in another MODEL_DIR."
+      )
+
+
+def _lookup(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+  node: Any = tree
+  for name in path:
+    if not isinstance(node, Mapping) or name not in node:
+      return None
+    node = node[name]
+  return node

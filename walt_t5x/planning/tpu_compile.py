@@ -86,7 +86,7 @@ def lower_step(
   """
   import jax
 
-  from walt_t5x.engine.builtin.initial_state import StateInitializer
+  from walt_t5x.engine.builtin.train_state import StateInitializer
   from walt_t5x.engine.builtin.training_step import TrainingStep
 
   initializer = StateInitializer(model, input_spec=batch, partitioner=partitioner)

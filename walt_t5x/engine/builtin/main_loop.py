@@ -1,9 +1,10 @@
 """The main loop: trains from one event to the next and monitors the run."""
 
+import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -14,16 +15,58 @@ from jax.experimental import multihost_utils
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
-from walt_t5x.engine.builtin.periods import Periods
-from walt_t5x.engine.builtin.preemption import PreemptionNotice
-from walt_t5x.engine.builtin.profiling import Profiler
-from walt_t5x.engine.builtin.progress import Progress
+from walt_t5x.engine.builtin.monitoring import Profiler, Progress
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
-from walt_t5x.engine.builtin.watchdog import Watchdog
 
 # Short strides keep the progress display updated during long periods; they cost nothing on the device.
 _STRIDE = 50
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Periods:
+  """Periods count absolute steps, so that a restart does not shift them; 0 disables one. All end with the last step.
+
+  Attributes:
+    total: the last step.
+    stats: steps per summary.
+    evaluate: steps between evaluations.
+    save: steps between checkpoints.
+    save_steps: additional steps to save at.
+    collect: steps between runs of Python's garbage collector.
+  """
+
+  total: int
+  stats: int
+  evaluate: int = 0
+  save: int = 0
+  save_steps: Set[int] = frozenset()
+  collect: int = 0
+
+  def next_event(self, step: int) -> int:
+    """The first step after `step` that has an event."""
+    periods = (self.stats, self.evaluate, self.save, self.collect)
+    ends = [(step // period + 1) * period for period in periods if period]
+    return min([*ends, *(s for s in self.save_steps if s > step), self.total])
+
+  def ends_summary(self, step: int) -> bool:
+    """Whether a summary ends after this many steps."""
+    return self._due(self.stats, step)
+
+  def evaluates(self, step: int, *, last: bool) -> bool:
+    """Whether to evaluate after this many steps; `last` if a run is stopped there."""
+    return self.evaluate > 0 and (last or self._due(self.evaluate, step))
+
+  def saves(self, step: int, *, last: bool) -> bool:
+    """Whether to write a checkpoint after this many steps."""
+    return last or self._due(self.save, step) or step in self.save_steps
+
+  def collects(self, step: int, *, last: bool) -> bool:
+    """Whether to collect garbage after this many steps."""
+    return self.collect > 0 and (last or self._due(self.collect, step))
+
+  def _due(self, period: int, step: int) -> bool:
+    return step == self.total or (period > 0 and step % period == 0)
 
 
 class MainLoop:
@@ -63,9 +106,9 @@ class MainLoop:
     self._eval_batches, self._actions = eval_batches, actions
     self._concurrent_metrics = concurrent_metrics
     self._progress = Progress(first_step, periods.total, enabled=jax.process_index() == 0)
-    self._notice = PreemptionNotice()
+    self._notice = exits.PreemptionNotice()
     self._profiler = Profiler(model_dir, trainer.settings.profile_steps)
-    self._watchdog = Watchdog(
+    self._watchdog = exits.Watchdog(
       trainer.settings.watchdog_seconds,
       model_dir=model_dir,
       phase=lambda: trainer.goodput.phase,

@@ -1,18 +1,111 @@
-"""Where a run starts: its own newest checkpoint, else the configured checkpoint, else scratch."""
+"""What a run starts from: its seed, its data and their provenance, and its state.
 
-from collections.abc import Callable
+The state is that of the run's own newest checkpoint, else of the configured checkpoint, else a new one.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
 
-from walt_t5x.engine import checkpoints
+from walt_t5x.engine import checkpoints, run_record
+from walt_t5x.engine.builtin import datasets
+from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import set_torn_aside
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
-from walt_t5x.engine.builtin.partitioner import DataLayout
+from walt_t5x.engine.builtin.datasets import DatasetConfig
+from walt_t5x.engine.builtin.partitioner import DataLayout, PjitPartitioner
 from walt_t5x.engine.builtin.restoring import Restorer, restore_row_position
-from walt_t5x.engine.builtin.run_inputs import RowSeeds
 from walt_t5x.engine.builtin.train_state import TrainState
+
+
+def drawn_seed(model_dir: str) -> int:
+  """A random seed, the same on every host and after every restart of the run."""
+  file = epath.Path(model_dir) / "random_seed.json"
+  seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+  if jax.process_index() == 0:
+    if file.exists():
+      seed = int(json.loads(file.read_text())["random_seed"])
+    else:
+      file.write_text(json.dumps({"random_seed": seed}) + "\n")
+  if jax.process_count() > 1:
+    seed = int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
+  logging.info("Random seed %d, drawn for this run.", seed)
+  return seed
+
+
+class RowSeeds:
+  """The seed that orders the data from each step on, stored in `<model_dir>/row_seeds.json`.
+
+  A run whose data position cannot be restored (other hosts, another batch size, a checkpoint without a position)
+  starts a new epoch. With the old seed it would start with the same examples again, and a run that is moved often
+  would never see the others. It therefore gets a new seed, derived from the old one and the step, and keeps it.
+
+  Args:
+    model_dir: the run's folder.
+    first: the seed from step 0 on.
+  """
+
+  def __init__(self, model_dir: str, first: int):
+    self._file = epath.Path(model_dir) / "row_seeds.json"
+    self._seeds = [(0, first)]
+    if self._file.exists():
+      self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
+
+  def at(self, step: int) -> int:
+    """The seed of a run that resumes from `step`."""
+    return [seed for start, seed in self._seeds if start <= step][-1]
+
+  def renew(self, step: int) -> int:
+    """Creates a new seed from `step` on; seeds of later steps are dropped."""
+    kept = [(start, seed) for start, seed in self._seeds if start < step]
+    fresh = int(np.random.SeedSequence([self.at(step), step]).generate_state(1)[0] >> 1)
+    self._seeds = [*kept, (step, fresh)]
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("data seeds read")
+    if jax.process_index() == 0:
+      temporary = self._file.parent / "row_seeds.json.tmp"
+      temporary.write_text(json.dumps(self._seeds[1:]) + "\n")
+      temporary.replace(self._file)
+    return fresh
+
+
+def record_provenance(model_dir: str, cfg: DatasetConfig) -> None:
+  """Writes or compares the `walt_provenance` of the task or mixture if it has one (see `engine.run_record`)."""
+  given = getattr(datasets.mixture_or_task(cfg), "walt_provenance", None)
+  if given is not None:
+    run_record.record(model_dir, given, write=jax.process_index() == 0)
+
+
+def rows(
+  cfg: DatasetConfig,
+  model: BaseModel,
+  *,
+  layout: DataLayout,
+  seed: int,
+  get_dataset_fn: Callable[..., Any],
+  partitioner: PjitPartitioner,
+) -> ShardedIterator:
+  """This host's training data, endless, in the order of `seed`."""
+  cfg = dataclasses.replace(cfg, seed=seed)
+  rows = get_dataset_fn(cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
+  return ShardedIterator(rows, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
+
+
+def eval_batches(rows: Any, partitioner: PjitPartitioner) -> Iterator[Mapping[str, jax.Array]]:
+  """The batches of an evaluation set, once, on the mesh."""
+  for batch in rows.as_numpy_iterator():
+    yield {
+      k: jax.make_array_from_process_local_data(partitioner.data_sharding, np.asarray(v))
+      for k, v in batch.items()
+    }
 
 
 def starting_point(

@@ -9,20 +9,17 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from walt_t5x.engine.builtin import datasets, run_inputs
+from walt_t5x.engine.builtin import datasets, starting_point
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import CheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.datasets import DatasetConfig
-from walt_t5x.engine.builtin.goodput import Goodput
-from walt_t5x.engine.builtin.initial_state import StateInitializer, write_model_info
-from walt_t5x.engine.builtin.main_loop import MainLoop
+from walt_t5x.engine.builtin.main_loop import MainLoop, Periods
+from walt_t5x.engine.builtin.monitoring import Goodput
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
-from walt_t5x.engine.builtin.periods import Periods
 from walt_t5x.engine.builtin.restoring import Restorer
-from walt_t5x.engine.builtin.starting_point import starting_point
-from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.run_settings import RunSettings
 
@@ -109,15 +106,15 @@ def train(
   # ---- Random numbers ----
   if use_hardware_rng:
     jax.config.update("jax_default_prng_impl", "unsafe_rbg")
-  seed = random_seed if random_seed is not None else run_inputs.drawn_seed(model_dir)
+  seed = random_seed if random_seed is not None else starting_point.drawn_seed(model_dir)
   init_rng, trainer_rng = jax.random.split(jax.random.PRNGKey(seed))
 
   # ---- Data ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
-  run_inputs.record_provenance(model_dir, train_dataset_cfg)
+  starting_point.record_provenance(model_dir, train_dataset_cfg)
 
   def rows(seed: int) -> ShardedIterator:
-    return run_inputs.rows(
+    return starting_point.rows(
       train_dataset_cfg,
       model,
       layout=layout,
@@ -127,7 +124,7 @@ def train(
     )
 
   given = train_dataset_cfg.seed
-  row_seeds = run_inputs.RowSeeds(model_dir, seed if given is None else given)
+  row_seeds = starting_point.RowSeeds(model_dir, seed if given is None else given)
   iterator = rows(row_seeds.at(0))
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
@@ -149,7 +146,7 @@ def train(
     shardings=initializer.shardings,
     from_scratch=lambda: initializer.from_scratch(init_rng),
   )
-  state, first_step, iterator = starting_point(
+  state, first_step, iterator = starting_point.starting_point(
     model_dir,
     restorer=restorer,
     restore_cfg=restore_cfg,
@@ -203,7 +200,7 @@ def train(
     periods=periods,
     manager=manager,
     eval_batches=lambda: {
-      name: run_inputs.eval_batches(held, partitioner) for name, held in eval_rows.items()
+      name: starting_point.eval_batches(held, partitioner) for name, held in eval_rows.items()
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,

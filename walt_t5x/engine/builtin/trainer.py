@@ -11,12 +11,11 @@ import numpy as np
 from absl import logging
 
 from walt_t5x.engine.builtin.base_model import BaseModel
-from walt_t5x.engine.builtin.goodput import Goodput
-from walt_t5x.engine.builtin.microbatches import merge_metrics
+from walt_t5x.engine.builtin.monitoring import Goodput
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.engine.builtin.train_state import TrainState
-from walt_t5x.engine.builtin.training_step import Batch, TrainingStep
+from walt_t5x.engine.builtin.training_step import Batch, TrainingStep, merge_metrics
 from walt_t5x.engine.exits import NotFinite
 from walt_t5x.engine.flops import peak_flops
 from walt_t5x.engine.run_settings import RunSettings

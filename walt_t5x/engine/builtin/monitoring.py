@@ -1,0 +1,169 @@
+"""What a run reports besides metrics: seconds per phase, profiler traces, and its progress on stderr."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+PHASES = ("init", "compile", "step", "data", "eval", "checkpoint")
+
+
+class Goodput:
+  """Seconds per phase; every moment belongs to exactly one phase.
+
+      init        until the first compilation: data pipeline, restoring or initializing
+      compile     compiling the training step
+      step        training: dispatching, and waiting for the devices
+      data        waiting for data
+      eval        evaluations and samples
+      checkpoint  starting a checkpoint, and waiting for the previous one to be written
+
+  Args:
+    clock: returns seconds; replaced in tests.
+  """
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    self._clock = clock
+    self._spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+    self._since = clock()
+    self.phase = "init"
+
+  def enter(self, phase: str) -> None:
+    """Starts `phase`."""
+    now = self._clock()
+    self._spent[self.phase] += now - self._since
+    self._since, self.phase = now, phase
+
+  @contextlib.contextmanager
+  def within(self, phase: str) -> Iterator[None]:
+    """Enters `phase` for the duration of the block, then returns to the previous phase."""
+    before = self.phase
+    self.enter(phase)
+    try:
+      yield
+    finally:
+      self.enter(before)
+
+  def seconds(self) -> dict[str, float]:
+    """Seconds of each phase since the process started training."""
+    self.enter(self.phase)
+    return dict(self._spent)
+
+  def scalars(self) -> dict[str, float]:
+    """The seconds as metrics, and the fraction of the total time spent training."""
+    spent = self.seconds()
+    share = spent["step"] / max(sum(spent.values()), 1e-9)
+    return {f"goodput/{k}_seconds": v for k, v in spent.items()} | {"goodput/share": share}
+
+
+REQUEST = "profile_now"
+
+
+class Profiler:
+  """Writes traces to `<model_dir>/profile`, for TensorBoard's profile plugin, XProf or Perfetto.
+
+  Args:
+    model_dir: the run's folder. A file `profile_now` in it that contains a number requests a trace of that many steps
+      (checked every few dozen steps, and removed by host 0 once its trace is written; each host checks independently,
+      and one that is late writes none).
+    steps: (first, last + 1) step to trace, or None.
+  """
+
+  def __init__(self, model_dir: str, steps: Sequence[int] | None):
+    self._folder = epath.Path(model_dir)
+    self._first, self._end = steps or (-1, -1)
+    self._running = False
+
+  def poll(self, step: int) -> None:
+    """Checks for a request."""
+    file = self._folder / REQUEST
+    if self._running or not file.exists():
+      return
+    text = file.read_text().strip()
+    count = int(text) if text.isdecimal() and int(text) > 0 else 3
+    self._first, self._end = step, step + count
+
+  def before(self, step: int) -> None:
+    """Called before `step` is dispatched."""
+    if not self._running and self._first <= step < self._end:
+      logging.info("Tracing steps %d to %d to %s/profile.", step, self._end - 1, self._folder)
+      jax.profiler.start_trace(str(self._folder / "profile"))
+      self._running = True
+
+  def ends_at(self, step: int) -> bool:
+    """True if the trace ends before `step`; then wait for the devices and call `stop`."""
+    return self._running and step >= self._end
+
+  def stop(self) -> None:
+    """Ends the trace if one is active."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running, self._first, self._end = False, -1, -1
+      if jax.process_index() == 0:
+        (self._folder / REQUEST).unlink(missing_ok=True)
+
+
+class Progress:
+  """Shows step, rate, remaining time and one metric. Never accesses the device.
+
+  Args:
+    first_step: first step of the run.
+    total_steps: last step of the run.
+    seconds: least number of seconds between two plain lines.
+    enabled: False on hosts that print nothing.
+  """
+
+  def __init__(
+    self, first_step: int, total_steps: int, *, seconds: float = 10.0, enabled: bool = True
+  ):
+    self._first, self._total, self._seconds = first_step, total_steps, seconds
+    self._enabled = enabled
+    self._start = self._last_line = time.monotonic()
+    self._note = ""
+    self._bar: Any = None
+    if enabled and sys.stderr.isatty():
+      from tqdm import tqdm
+
+      self._bar = tqdm(
+        total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
+      )
+
+  def note(self, text: str) -> None:
+    """Sets the newest metric, shown with the next update."""
+    self._note = text
+
+  def update(self, step: int) -> None:
+    """Reports that the run is at `step`."""
+    if not self._enabled:
+      return
+    if self._bar is not None:
+      self._bar.set_postfix_str(self._note, refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    now = time.monotonic()
+    if now - self._last_line >= self._seconds or step == self._total:
+      self._last_line = now
+      print(self._line(step, now - self._start), file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def _line(self, step: int, elapsed: float) -> str:
+    rate = (step - self._first) / elapsed if elapsed > 0 else 0.0
+    left = (self._total - step) / rate if rate > 0 else float("inf")
+    text = f"step {step}/{self._total}  {rate:.3g} steps/s  {_clock(left)} left"
+    return f"{text}  {self._note}" if self._note else text
+
+
+def _clock(seconds: float) -> str:
+  if seconds == float("inf"):
+    return "?"
+  minutes, second = divmod(int(seconds), 60)
+  hour, minute = divmod(minutes, 60)
+  return f"{hour}:{minute:02}:{second:02}"

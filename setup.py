@@ -30,7 +30,7 @@ CORE = [
 ]
 BEAM = ["apache-beam>=2.77", "google-crc32c>=1.9"]
 ROOT = Path(__file__).parent
-# The gin files become data of walt_t5x (see walt_t5x/config/gin_files.py): site-packages/gin is gin-config's.
+# The gin files become data of walt_t5x (see walt_t5x/config/gin_config.py): site-packages/gin is gin-config's.
 GIN_FOLDERS = [
   folder.relative_to(ROOT)
   for folder in (ROOT / "gin", *(ROOT / "gin").rglob("*"))

@@ -14,7 +14,7 @@ reads the same files from the page cache on one thread, in turns; figures are th
   mixture    the same in a `seqio.Mixture`, shuffled, with the 5 text slots of mixtures with stacks of images
 
 Held: the task reaches at least 0.7 of the examples per second of the bare parser, although an example of its batch has
-2.3 times the bytes. The step on the device unpacks the text and normalizes (`walt_t5x.models.finished_rows`).
+2.3 times the bytes. The step on the device unpacks the text and normalizes (`walt_t5x.models.denoiser_inputs`).
 """
 
 import argparse

@@ -91,7 +91,7 @@ def anonymous_mebibytes(pid: int) -> float:
 
 def measure(size: str, work: Path) -> dict[str, Any]:
   from walt_t5x.text.config import PRESETS
-  from walt_t5x.text.fingerprint import encoder_fingerprint
+  from walt_t5x.text.encoder import encoder_fingerprint
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.vocabulary import train_vocabulary
 

@@ -102,7 +102,7 @@ def scores(found: np.ndarray, clips: np.ndarray) -> dict[str, float]:
   """Means over clips."""
   import jax.numpy as jnp
 
-  from walt_t5x.metrics.ssim import ssim
+  from walt_t5x.metrics.pixel_distances import ssim
 
   similarity = [
     float(ssim(jnp.asarray(f[None]), jnp.asarray(c[None]))[0]) for f, c in zip(found, clips)

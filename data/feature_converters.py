@@ -1,7 +1,7 @@
 """SeqIO feature converters: from a task's features to the batch that a model reads.
 
 What a batch holds is defined in `data.batch_spec`. Hosts move bytes and devices compute:
-`walt_t5x.models.finished_rows` normalizes and unpacks inside the jitted step, so an example is parsed, padded and
+`walt_t5x.models.denoiser_inputs` normalizes and unpacks inside the jitted step, so an example is parsed, padded and
 batched with one copy each and half the bytes of bfloat16 go to the device.
 
 Assumptions: the examples of a task have a static shape (as in data.tasks), examples are not packed, and lengths in

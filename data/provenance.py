@@ -13,7 +13,6 @@ from data import schema
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
 FILE_NAME = "provenance.json"
-POSTERIORS = ("mean",)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

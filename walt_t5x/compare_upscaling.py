@@ -147,7 +147,7 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
   from walt_t5x.metrics.frechet import frechet_between
-  from walt_t5x.metrics.psnr import psnr
+  from walt_t5x.metrics.pixel_distances import psnr
 
   def statistics(clips: Any) -> FeatureStatistics:
     return FeatureStatistics.from_model_output(network(clips, batch_size=batch_size)[layer])

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_files
+from walt_t5x.config import gin_config
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -101,7 +101,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
   # Training files use `import __main__ as train_script` and include others by their path from `gin/` on.
   vars(sys.modules["__main__"]).update(train=engine.train)
-  gin.add_config_file_search_path(gin_files.FOLDER)
+  gin.add_config_file_search_path(gin_config.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
   params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_files
+from walt_t5x.config import gin_config
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,7 +48,6 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
 
   import gin
   from walt_t5x import engine
-  from walt_t5x.config import gin_config
   from walt_t5x.planning.run_plan import plan_gin
 
   if not config.is_file():
@@ -57,7 +56,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   vars(sys.modules["__main__"]).update(train=engine.train)
   gin.clear_config()
   try:
-    gin_config.parse([str(config)], [], [gin_files.FOLDER], finalize=False)
+    gin_config.parse([str(config)], [], [gin_config.FOLDER], finalize=False)
     return dataclasses.asdict(plan_gin())
   except (gin_config.GinError, ValueError) as error:
     return f"none: {str(error).splitlines()[0]}"

@@ -29,7 +29,7 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
   import numpy as np
 
   from data.samples import shapes
-  from walt_t5x.metrics.resize import resize_bilinear
+  from walt_t5x.metrics.network_input import resize_bilinear
   from walt_t5x.metrics.shapes_network import SIZE
 
   # The network resizes small clips in the same way; doing it here avoids repeating it.

@@ -7,7 +7,7 @@ from typing import Any
 
 from beam_jobs.runners import worker_flags
 from beam_jobs.sources import spec as source_spec
-from walt_t5x.config import gin_files
+from walt_t5x.config import gin_config
 
 
 def parse(
@@ -157,7 +157,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   from beam_jobs.shards.encoders import vae_fields
 
   gin.clear_config()
-  gin.parse_config_file(gin_files.find(path, flag="--vae_gin_file"))
+  gin.parse_config_file(gin_config.find(path, flag="--vae_gin_file"))
   try:
     bindings = gin.get_bindings("CausalVae")
   except ValueError:  # The class is not registered with gin.

@@ -204,7 +204,7 @@ class Encoders:
       pixels: uint8 (n, frames, height, width, 3).
       rows: batch size of the compiled function.
     """
-    from walt_t5x.metrics.psnr import psnr_of_error
+    from walt_t5x.metrics.pixel_distances import psnr_of_error
 
     fill = ((0, rows - len(pixels)), (0, 0), (0, 0), (0, 0), (0, 0))
     error = self._mean_squared_error(

@@ -71,7 +71,7 @@ def world(tmp_path_factory) -> World:
   """Encoders on disk."""
   from walt_t5x.text.config import PRESETS
   from walt_t5x.text.encoder import save_encoder
-  from walt_t5x.text.random_weights import random_weights
+  from walt_t5x.text.init_encoder import random_weights
   from walt_t5x.text.vocabulary import train_vocabulary
   from walt_t5x.vae.autoencoder import CausalVae
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data import packed_text
-from walt_t5x.models.finished_rows import unpacked_text
+from walt_t5x.models.denoiser_inputs import unpacked_text
 
 
 def _draw(name, shape):

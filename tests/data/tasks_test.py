@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import seqio
 
-from data import batch_spec, cached_tasks, provenance, raw_shards, schema, tasks, tfrecord
+from data import batch_spec, cached_tasks, provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.files.mismatch import ProvenanceMismatch
-from walt_t5x.models.conditioning import from_batch
+from walt_t5x.models.denoiser_inputs import finished, from_batch
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.models.finished_rows import finished
 from walt_t5x.models.input_shapes import input_shapes
 
 WIDTH, CHANNELS, LENGTH = 6, 2, 5
@@ -279,7 +278,7 @@ def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
 
 
 def test_a_cache_without_one_of_its_shards_is_rejected(cache):
-  source = raw_shards.raw_shards(str(cache / "toy_videos"), "train")
+  source = cached_tasks.raw_shards(str(cache / "toy_videos"), "train")
   assert source.num_input_examples("train") == 40
   info = cache / "toy_videos" / "info.train.json"
   info.write_text(json.dumps(json.loads(info.read_text()) | {"num_shards": 2}))

@@ -8,8 +8,7 @@ from jax.extend.core import jaxpr_as_fun
 
 from tests.random_params import random_params
 from walt_t5x.denoiser import attention
-from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
-from walt_t5x.denoiser.relative_position import relative_position_index
+from walt_t5x.denoiser.attention import CrossAttention, WindowAttention, relative_position_index
 from walt_t5x.denoiser.windows import to_cells
 from walt_t5x.engine.flops import count_flops_of
 

@@ -8,9 +8,8 @@ from flax.linen import partitioning as flax_partitioning
 from jax.sharding import Mesh
 
 from tests.denoiser.window_attention_reference import window_attention as reference
-from walt_t5x.denoiser.attention import CrossAttention, WindowAttention
+from walt_t5x.denoiser.attention import CrossAttention, WindowAttention, relative_position_index
 from walt_t5x.denoiser.kernels import window_attention_shape as shapes
-from walt_t5x.denoiser.relative_position import relative_position_index
 from walt_t5x.denoiser.window_attention import choose, window_attention
 from walt_t5x.denoiser.windows import from_cells, in_cells, to_cells
 from walt_t5x.engine.flops import count_flops_of

@@ -15,6 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 from data import packed_text
+from tests.collective_counts import collective_counts
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.engine import optimizers
@@ -23,7 +24,6 @@ from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes
 from walt_t5x.models.vae_model import VaeModel
-from walt_t5x.planning.collectives import collective_counts
 from walt_t5x.sharding import partitioning
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.discriminator import Discriminator

@@ -16,6 +16,7 @@ from walt_t5x.metrics import caption_obedience
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
 from walt_t5x.metrics.inception_score import inception_score
+from walt_t5x.metrics.network_input import ResizeRule
 from walt_t5x.metrics.protocols import PROTOCOLS, by_prompt
 from walt_t5x.metrics.protocols.protocol import (
   FVD,
@@ -24,7 +25,6 @@ from walt_t5x.metrics.protocols.protocol import (
   ScoreRule,
   Statistic,
 )
-from walt_t5x.metrics.resize import ResizeRule
 
 _SMALL = Protocol(name="small", scores=(FVD,), frames=4, size=None)
 _IS = ScoreRule(

@@ -19,9 +19,9 @@ from walt_t5x.generation.stage import StageConfig
 from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import PRESETS, T5Config
 from walt_t5x.text.encoder import TextEncoder, save_encoder
-from walt_t5x.text.random_weights import random_weights
+from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
-from walt_t5x.vae.posterior import Posterior
+from walt_t5x.vae.autoencoder import Posterior
 
 CAPTIONS = ("a red square moves right", "a blue circle moves up", "a yellow triangle moves left")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, random_weights
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import c3d, public_formats, weights
+from walt_t5x.metrics import c3d, import_weights, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork, _shapes
 
 _WIDTH = 64  # width of the dense layers in these tests; the published width is 4,096
@@ -76,9 +76,9 @@ def test_import_of_chainer_arrays(tmp_path):
   mean = np.random.default_rng(4).uniform(size=(3, 16, 128, 171)).astype(np.float32)
   np.savez(tmp_path / "c3d.npz", **arrays)
   with pytest.raises(FileNotFoundError, match=r"mean2\.npz"):
-    public_formats.read_c3d(tmp_path / "c3d.npz")
+    import_weights.read_c3d(tmp_path / "c3d.npz")
   np.savez(tmp_path / "mean2.npz", mean=mean)
-  got = public_formats.read_c3d(tmp_path / "c3d.npz")
+  got = import_weights.read_c3d(tmp_path / "c3d.npz")
   np.testing.assert_array_equal(got.pop("input/mean")[5, 0, 0], mean[:, 5, 8, 8])
   assert weights_fingerprint(got) == weights_fingerprint(flat)
 

@@ -1,5 +1,6 @@
 """Properties of streamed statistics, the Frechet distance, the inception score and the TF1 resize rules."""
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from walt_t5x.metrics.inception_score import (
   score_splits,
   split_of,
 )
-from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+from walt_t5x.metrics.network_input import ResizeRule, resize_bilinear
 
 pytestmark = pytest.mark.numerics
 
@@ -69,8 +70,7 @@ def test_merge_does_not_depend_on_order_or_grouping():
 def test_saved_statistics_are_identical_when_loaded(tmp_path):
   kept = of(_features(np.random.default_rng(2), 20, 6))
   save_statistics(tmp_path / "reference.npz", kept)
-  assert load_statistics(tmp_path / "reference.npz").content_hash == kept.content_hash
-  assert of(kept.mean[None] + np.eye(6)).content_hash != kept.content_hash
+  jax.tree.map(np.testing.assert_array_equal, load_statistics(tmp_path / "reference.npz"), kept)
   np.savez(tmp_path / "other.npz", mu=kept.mean)
   with pytest.raises(ValueError, match="expected count, mean and scatter"):
     load_statistics(tmp_path / "other.npz")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import convolution, i3d, import_weights, weights
+from walt_t5x.metrics import i3d, import_weights, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
 pytestmark = pytest.mark.numerics
@@ -114,9 +114,7 @@ def test_shifted_convolution_equals_the_native_one(kernel, stride, t):
   rng = np.random.default_rng(3)
   x = jnp.asarray(rng.normal(size=(2, t, 12, 9, 3)), jnp.float32)
   k = jnp.asarray(rng.normal(size=(kernel,) * 3 + (3, 4)), jnp.float32)
-  both = [
-    np.asarray(f(x, k, stride)) for f in (convolution.convolve_native, convolution.convolve_shifted)
-  ]
+  both = [np.asarray(f(x, k, stride)) for f in (i3d.convolve_native, i3d.convolve_shifted)]
   np.testing.assert_allclose(*both, atol=1e-3)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import inception, public_formats, weights
+from walt_t5x.metrics import import_weights, inception, weights
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
 _EXPECTED = KINDS["inception"].expected()
@@ -135,7 +135,7 @@ def test_equals_torch_fidelity(flat, tmp_path):
   images = np.random.default_rng(2).integers(0, 256, size=(2, 40, 50, 3)).astype(np.uint8)
   with torch.no_grad():
     expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))
-  flat_again = public_formats.read_inception(tmp_path / "weights.pth")
+  flat_again = import_weights.read_inception(tmp_path / "weights.pth")
   got = inception.features(nested(flat_again), jnp.asarray(images))
   for ours, theirs in zip(("pool_3", "logits_unbiased", "logits"), expected):
     np.testing.assert_allclose(got[ours], theirs.numpy(), atol=1e-4)
@@ -144,11 +144,11 @@ def test_equals_torch_fidelity(flat, tmp_path):
 def test_import_of_a_state_dict_restores_every_tensor(flat):
   state = {name: tensor.numpy() for name, tensor in _state_dict(flat).items()}
   state["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.array(7)
-  assert weights_fingerprint(public_formats.from_torch_inception(state)) == weights_fingerprint(
+  assert weights_fingerprint(import_weights.from_torch_inception(state)) == weights_fingerprint(
     flat
   )
   with pytest.raises(ValueError, match="Unknown tensor"):
-    public_formats.from_torch_inception({"Mixed_5b.branch1x1.bn.other": state["fc.bias"]})
+    import_weights.from_torch_inception({"Mixed_5b.branch1x1.bn.other": state["fc.bias"]})
 
 
 def test_the_error_for_missing_weights_says_where_to_get_them():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, random_weights
 from walt_t5x import evaluate, train_surrogate
 from walt_t5x.media import video_io
-from walt_t5x.metrics import byte_input, shapes_network, weights
+from walt_t5x.metrics import network_input, shapes_network, weights
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -41,7 +41,7 @@ def test_equals_torch_on_random_weights(frames, size):
   assert x.shape == (2, frames, 64, 64, 3)
   got = np.asarray(shapes_network.features(nested(flat), jnp.asarray(videos, jnp.uint8)))
   expected = _torch_features(flat, x)
-  assert expected.shape == (2, shapes_network.NUM_FEATURES) and expected.std() > 0.05
+  assert expected.shape == (2, 2 * shapes_network.WIDTHS[-1]) and expected.std() > 0.05
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_invalid_inputs_raise():
   with pytest.raises(ValueError, match="at least 5 frames, got 4"):
     shapes_network.features(flat, jnp.zeros((1, 4, 64, 64, 3), jnp.uint8))
   with pytest.raises(ValueError, match=r"uint8 RGB clips .* got uint16"):
-    byte_input.require_bytes(jnp.zeros((1, 9, 8, 8, 3), jnp.uint16), network="It", axes="BTHW")
+    network_input.require_bytes(jnp.zeros((1, 9, 8, 8, 3), jnp.uint16), network="It", axes="BTHW")
 
 
 def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):

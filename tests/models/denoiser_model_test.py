@@ -12,7 +12,7 @@ from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
-from walt_t5x.models import conditioning as conditioning_lib
+from walt_t5x.models import denoiser_inputs
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
@@ -125,7 +125,7 @@ def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
     labels=jnp.array([[1, 2, 3], [4, 5, 6]]),
     frame_mask=jnp.ones((2, 3)),
   )
-  dropped = conditioning_lib.drop(
+  dropped = denoiser_inputs.drop(
     full,
     jnp.array([[True, False, False], [False, False, True]]),
     null_text=batch["null_text"],
@@ -136,7 +136,7 @@ def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
   np.testing.assert_allclose(dropped.text[0, 0, 0], 0.3)
   np.testing.assert_array_equal(dropped.text[0, 1:], full.text[0, 1:])
   with pytest.raises(ValueError, match="null_text"):
-    conditioning_lib.drop(full, jnp.ones((2, 1), bool))
+    denoiser_inputs.drop(full, jnp.ones((2, 1), bool))
 
 
 def test_past_frames_are_given_to_the_requested_fraction_of_videos_one_or_two_at_a_time():
@@ -166,7 +166,7 @@ def test_evaluation_has_fixed_draws_and_training_does_not():
 def test_guidance_of_one_samples_the_conditional_model():
   batch = _batch(images=False)
   conditioning = dataclasses.replace(
-    conditioning_lib.from_batch(batch),
+    denoiser_inputs.from_batch(batch),
     is_image=None,
     text=batch["text"][:, :1],
     text_mask=batch["text_mask"][:, :1],

@@ -1,6 +1,7 @@
 """The parser of collectives, on hand-written programs in the forms that XLA writes for TPU and CPU."""
 
-from walt_t5x.planning.collectives import collective_bytes, collective_counts, collectives
+from tests.collective_counts import collective_counts
+from walt_t5x.planning.collectives import collective_bytes, collectives
 
 # A loop of five iterations with a gather in an asynchronous fusion and a reduce-scatter; a tuple with comments; starts.
 HLO = """HloModule jit_step, is_scheduled=true

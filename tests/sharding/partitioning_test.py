@@ -13,12 +13,12 @@ from flax.linen.partitioning import get_axis_names
 from jax.sharding import PartitionSpec
 
 from tests import tiny_denoiser
+from tests.collective_counts import collective_counts
 from tests.random_params import random_params
 from walt_t5x import engine
 from walt_t5x.denoiser.attention import WindowAttention
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.engine.builtin.train_state import split_variables
-from walt_t5x.planning.collectives import collective_counts
 from walt_t5x.sharding import partitioning
 from walt_t5x.sharding.constraints import TOKENS, constrain
 

@@ -10,8 +10,8 @@ import pytest
 
 from walt_t5x.text.config import TINY
 from walt_t5x.text.encoder import LENGTH_BUCKETS, TextEncoder, save_encoder
+from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.model import T5Encoder
-from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
 
 pytestmark = pytest.mark.numerics

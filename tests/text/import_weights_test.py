@@ -14,8 +14,8 @@ import transformers
 
 from walt_t5x.text.config import TINY, T5Config
 from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config, save_weights, torch_name
+from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.model import T5Encoder
-from walt_t5x.text.random_weights import random_weights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 
 SMALL_SHAPED = T5Config(vocab_size=96, d_model=48, d_kv=16, d_ff=80, num_heads=6, num_layers=3)

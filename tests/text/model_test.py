@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from walt_t5x.text.config import BASE, LARGE, PRESETS, SMALL, TINY, XL, XXL, T5Config
+from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.model import T5Encoder, parameter_shapes
-from walt_t5x.text.random_weights import random_weights
 
 
 def closed_form_count(c: T5Config) -> int:

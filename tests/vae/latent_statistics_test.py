@@ -10,7 +10,7 @@ import seqio
 from beam_jobs.shards.ledger import latent_statistics
 from beam_jobs.shards.moments import Moments
 from data import cached_tasks, provenance, schema, tasks, tfrecord
-from walt_t5x.models.finished_rows import normalised
+from walt_t5x.models.denoiser_inputs import normalised
 
 CHANNELS = 3
 

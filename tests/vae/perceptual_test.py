@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import save_file
 
 from walt_t5x.files.array_pickle import read_array_pickle
-from walt_t5x.vae import import_lpips, perceptual, resnet50, vgg
+from walt_t5x.vae import import_lpips, perceptual
 
 SIDE = 32
 
@@ -48,7 +48,7 @@ def test_lpips_equals_torch():
     found = []
     for stage in range(5):
       x = torch.nn.functional.max_pool2d(x, 2) if stage else x
-      for index in vgg.CONVOLUTIONS[stage]:
+      for index in perceptual.VGG_CONVOLUTIONS[stage]:
         x = torch.nn.functional.conv2d(
           x, named[f"features.{index}.weight"], named[f"features.{index}.bias"], padding=1
         ).relu()
@@ -69,11 +69,11 @@ def test_lpips_equals_torch():
 def test_resnet_logits_equal_transformers():
   from transformers import ResNetConfig, ResNetForImageClassification
 
-  weights = _random(resnet50.shapes())
+  weights = _random(perceptual.resnet_shapes())
   model = ResNetForImageClassification(ResNetConfig(num_labels=1000)).eval()
   names = {"conv1": "resnet.embedder.embedder.convolution"}
   names["bn1"] = "resnet.embedder.embedder.normalization"
-  for stage, blocks in enumerate(resnet50.BLOCKS):
+  for stage, blocks in enumerate(perceptual.RESNET_BLOCKS):
     for block in range(blocks):
       ours, theirs = f"layer{stage + 1}.{block}", f"resnet.encoder.stages.{stage}.layers.{block}"
       for i in range(3):
@@ -118,7 +118,7 @@ def test_files_are_read_and_checked(tmp_path):
 
 def test_flax_kernels_are_renamed_and_other_pickled_objects_raise():
   wanted = _random(perceptual.lpips_shapes())
-  indices = [index for stage in vgg.CONVOLUTIONS for index in stage]
+  indices = [index for stage in perceptual.VGG_CONVOLUTIONS for index in stage]
   tree = {"VGG16_0": {}}
   for i, index in enumerate(indices):
     tree["VGG16_0"][f"Conv_{i}"] = {

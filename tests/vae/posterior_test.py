@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from walt_t5x.vae.posterior import Posterior
+from walt_t5x.vae.autoencoder import Posterior
 
 SHAPE = (3, 2, 2, 2, 4)
 

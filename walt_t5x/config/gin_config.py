@@ -1,13 +1,23 @@
-"""Interface to gin: flags to bindings, files to a configuration, and its record. The engine's only gin import."""
+"""Interface to gin: where its files are, flags to bindings, files to a configuration, and its record.
+
+The engine's only gin import.
+"""
 
 import copy
 import difflib
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from walt_t5x.config import gin_files, renamed
+from walt_t5x.config import renamed
+
+# The folder that contains `gin/`. In a clone it is the root. setup.py copies the files into the wheel as
+# `walt_t5x/_gin/gin/`, because a folder `gin/` in site-packages belongs to gin-config.
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_INSTALLED = os.path.join(_PACKAGE, "_gin")
+FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
@@ -15,6 +25,31 @@ _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\
 
 class GinError(ValueError):
   """An unusable configuration, with a message for its author."""
+
+
+def find(name: str, *, flag: str) -> str:
+  """The path of a gin file: `name` itself if it exists, else the package's file of that name.
+
+  Args:
+    name: name such as `gin/models/vae_tiny.gin`.
+    flag: the flag that set it, for the message.
+
+  Raises:
+    FileNotFoundError: neither exists.
+  """
+  for path in (name, os.path.join(FOLDER, name)):
+    if os.path.isfile(path):
+      return path
+  raise FileNotFoundError(f"{flag}: {not_found(name, [FOLDER])}")
+
+
+def not_found(name: str, folders: Sequence[str]) -> str:
+  """The message for a gin file that is neither in one of the folders nor in the current one."""
+  looked = dict.fromkeys(os.path.abspath(os.path.join(folder, name)) for folder in ("", *folders))
+  return (
+    f"no file at {', nor at '.join(looked)}; expected a path that exists, or one of the package's own gin files, "
+    "such as gin/tiny/base.gin"
+  )
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
@@ -75,7 +110,7 @@ def parse(
     missing = _NOT_FOUND.match(str(error))
     if missing:
       raise GinError(
-        f"{gin_files.not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
+        f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
       ) from error
     if isinstance(error, GinError):
       raise

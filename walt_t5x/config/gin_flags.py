@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x.config import gin_files
+from walt_t5x.config import gin_config
 
 FLAGS = flags.FLAGS
 
@@ -25,8 +25,6 @@ def define() -> None:
 
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
-  from walt_t5x.config import gin_config
-
   return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
 
 
@@ -56,7 +54,5 @@ def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
     files: files to read instead of `--gin_file`.
     finalize: as in `gin_config.parse`.
   """
-  from walt_t5x.config import gin_config
-
-  folders = [*FLAGS.gin_search_paths, gin_files.FOLDER]
+  folders = [*FLAGS.gin_search_paths, gin_config.FOLDER]
   gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), folders, finalize=finalize)

@@ -17,14 +17,15 @@ from walt_t5x.denoiser.block import BlockPair, LayerInputs
 from walt_t5x.denoiser.embeddings import (
   ClassEmbedding,
   ConditionMlp,
+  LowResolutionUpsample,
   PatchEmbedding,
   PositionEmbedding,
+  augment,
   pool_text,
   sinusoid,
   unpatchify,
 )
 from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
-from walt_t5x.denoiser.low_resolution import LowResolutionUpsample, augment
 from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_cells, to_cells
 from walt_t5x.sharding.constraints import constrain
 
@@ -221,8 +222,9 @@ class WaltDenoiser(nn.Module):
     self_condition: Float[Array, "B t h w c"] | None = None,
     conditioning: Conditioning = Conditioning(),
   ) -> Float[Array, "B t h w c"]:
-    """Args:
+    """Predicts from noisy latents.
 
+    Args:
       noisy_latents: z_t, normalized latents plus noise, [B, t, h, w, c].
       steps: diffusion time in steps, 0 .. num_steps, [B].
       self_condition: the previous estimate of z_0, shape of z_t; None is equivalent to zeros.

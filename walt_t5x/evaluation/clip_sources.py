@@ -10,8 +10,8 @@ import numpy as np
 
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media import video_io
+from walt_t5x.metrics.network_input import resize_bilinear
 from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
-from walt_t5x.metrics.resize import resize_bilinear
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (*video_io.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")

@@ -21,7 +21,7 @@ import numpy as np
 from walt_t5x.files.json_files import write_json, write_text
 from walt_t5x.media.lossless_video import SUFFIX, LosslessWriter, write_picture
 from walt_t5x.media.pixels import to_float, to_uint8
-from walt_t5x.metrics.psnr import psnr_of_error
+from walt_t5x.metrics.pixel_distances import psnr_of_error
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
 from walt_t5x.vae.streaming import VaeStream

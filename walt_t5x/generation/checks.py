@@ -15,8 +15,7 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import T5Config
-from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE
-from walt_t5x.text.fingerprint import encoder_fingerprint
+from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
 from walt_t5x.text.import_weights import HuggingFaceWeights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 from walt_t5x.text.vocabulary import Vocabulary

@@ -214,7 +214,7 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
 
 def psnr(first: np.ndarray, second: np.ndarray) -> float:
   """PSNR in dB of uint8 frames; 100 at most."""
-  from walt_t5x.metrics.psnr import psnr_of_error
+  from walt_t5x.metrics.pixel_distances import psnr_of_error
 
   error = np.mean(np.square(first.astype(np.float64) - second)) / 255**2
   return float(psnr_of_error(error))

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from walt_t5x.metrics.byte_input import require_bytes
-from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+from walt_t5x.metrics.network_input import ResizeRule, require_bytes, resize_bilinear
 
 SIZE = 112
 NUM_FRAMES = 16

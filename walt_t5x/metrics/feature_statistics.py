@@ -12,7 +12,6 @@ Unlike sum x x^T - n m m^T, the scatter about the mean has no cancellation, so f
 zero lose no digits.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -107,14 +106,6 @@ class FeatureStatistics(metrics.Metric):
   def compute(self) -> tuple[np.ndarray, np.ndarray]:
     """(mean, unbiased covariance)."""
     return self.mean, self.covariance
-
-  @property
-  def content_hash(self) -> str:
-    """sha256, in hex, of count, mean and scatter; it changes with any bit of them."""
-    digest = hashlib.sha256(str(self.count).encode())
-    for array in (self.mean, self.scatter):
-      digest.update(np.ascontiguousarray(array, "<f8").tobytes())
-    return digest.hexdigest()
 
 
 def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:

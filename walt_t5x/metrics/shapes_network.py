@@ -12,14 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from walt_t5x.metrics.byte_input import require_bytes
-from walt_t5x.metrics.convolution import Conv3D
-from walt_t5x.metrics.resize import ResizeRule, resize_bilinear
+from walt_t5x.metrics.i3d import Conv3D
+from walt_t5x.metrics.network_input import ResizeRule, require_bytes, resize_bilinear
 
 SIZE = 64
 WIDTHS = (16, 32, 48, 48)
 STRIDES = (2, 2, 2, 1)
-NUM_FEATURES = 2 * WIDTHS[-1]
 # Colors, shapes, directions with "still" as the fifth.
 HEADS = {"colour": 6, "shape": 3, "direction": 5}
 # After three halvings 5 to 8 frames are one time step, nine frames two.

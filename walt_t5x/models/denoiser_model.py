@@ -15,9 +15,7 @@ from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
-from walt_t5x.models.averages import average
-from walt_t5x.models.conditioning import drop, from_batch
-from walt_t5x.models.finished_rows import finished
+from walt_t5x.models.denoiser_inputs import drop, finished, from_batch
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
 
@@ -45,23 +43,25 @@ class DenoiserModel(engine.BaseModel):
     continuous_time: bool = False,
     sampler: SamplerConfig | None = None,
   ):
-    """Args:
+    """Keeps the network and the settings of its training.
 
-    module: the network.
-    optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
-    schedule: noise schedule; the paper's by default.
-    prediction: "v" (the paper's), "x0" or "epsilon".
-    self_conditioning_probability: p_sc; probability that an example's first-pass estimate is fed back instead of zeros.
-    drop_probability: fraction of captions and labels dropped for guidance. Assumption: 0.1.
-    frame_prediction_probability: p_fp; fraction of videos given past frames. Assumption: 0.25.
-    frame_prediction_counts: numbers of latent frames given to those videos, drawn uniformly. Assumption: 1 or 2;
-      frame prediction on Kinetics-600 gives 2 to every video (5 pixel frames).
-    max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
-    sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
-    rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
-      the compiled step then need not distinguish.
-    continuous_time: draw a real t in (0, num_steps] instead of an integer step.
-    sampler: how `predict_batch` samples.
+    Args:
+      module: the network.
+      optimizer_def: an engine optimizer, e.g. `engine.OptaxWrapper`.
+      schedule: noise schedule; the paper's by default.
+      prediction: "v" (the paper's), "x0" or "epsilon".
+      self_conditioning_probability: p_sc; probability that an example's first-pass estimate is fed back instead of
+        zeros.
+      drop_probability: fraction of captions and labels dropped for guidance. Assumption: 0.1.
+      frame_prediction_probability: p_fp; fraction of videos given past frames. Assumption: 0.25.
+      frame_prediction_counts: numbers of latent frames given to those videos, drawn uniformly. Assumption: 1 or 2;
+        frame prediction on Kinetics-600 gives 2 to every video (5 pixel frames).
+      max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
+      sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
+      rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
+        the compiled step then need not distinguish.
+      continuous_time: draw a real t in (0, num_steps] instead of an integer step.
+      sampler: how `predict_batch` samples.
 
     Raises:
       ValueError: `rows` is unknown, or a count of frames is below 1.
@@ -194,7 +194,7 @@ class DenoiserModel(engine.BaseModel):
 
     Args:
       params: the module's parameters.
-      batch: the features of `DenoiserFeatureConverter`, or the output of `models.finished_rows` for them.
+      batch: the features of `DenoiserFeatureConverter`, or the output of `models.denoiser_inputs.finished` for them.
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """
     batch = finished(batch)
@@ -230,22 +230,28 @@ class DenoiserModel(engine.BaseModel):
     self, errors: Array, steps: Array, is_image: Array | None
   ) -> dict[str, clu.metrics.Metric]:
     """Averages of the errors [B]: all, by kind of example, and by quarter of the diffusion time; rates of the kinds."""
+    ones = jnp.ones_like(errors)
 
-    def of(mask: Array | None = None) -> clu.metrics.Average:
-      weights = jnp.ones_like(errors) if mask is None else mask.astype(jnp.float32)
-      return average(jnp.sum(errors * weights), jnp.sum(weights))
+    def average(values: Array, weights: Array) -> clu.metrics.Average:
+      # CLU's `from_model_output` counts in int32, which takes an all-reduce in addition to that of the float32 sums.
+      return clu.metrics.Average(  # CLU's fields are invisible to pyright: it imports flax.struct by `import flax`.
+        total=jnp.sum(values * weights),  # pyright: ignore[reportCallIssue]
+        count=jnp.sum(weights),  # pyright: ignore[reportCallIssue]
+      )
 
-    metrics: dict[str, clu.metrics.Metric] = {"loss": of()}
+    metrics: dict[str, clu.metrics.Metric] = {"loss": average(errors, ones)}
     if is_image is not None:
-      metrics |= {"loss_image": of(is_image), "loss_video": of(~is_image)}
-      # The mixture's measured rates: fractions of the examples since the last summary.
-      rows = jnp.asarray(is_image.size, jnp.float32)
-      for name, kind in (("rate_image", is_image), ("rate_video", ~is_image)):
-        metrics[name] = average(jnp.sum(kind, dtype=jnp.float32), rows)
+      for name, kind in (("image", is_image), ("video", ~is_image)):
+        weights = kind.astype(jnp.float32)
+        metrics[f"loss_{name}"] = average(errors, weights)
+        # The mixture's measured rates: fractions of the examples since the last summary.
+        metrics[f"rate_{name}"] = average(weights, ones)
     whole = jnp.ceil(steps).astype(jnp.int32)
     bucket = (whole - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
     for i in range(NUM_NOISE_BUCKETS):
-      metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = of(bucket == i)
+      metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = average(
+        errors, (bucket == i).astype(jnp.float32)
+      )
     return metrics
 
   def predict_batch_with_aux(

@@ -15,7 +15,7 @@ import seqio
 from etils import epath
 
 from walt_t5x.engine.builtin.summaries import create_writer
-from walt_t5x.models.finished_rows import normalised
+from walt_t5x.models.denoiser_inputs import normalised
 
 TARGETS = ("latents", "video")
 

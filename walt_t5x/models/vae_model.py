@@ -12,14 +12,13 @@ from jaxtyping import Array
 from data.feature_converters import VaeFeatureConverter
 from walt_t5x import engine
 from walt_t5x.media.pixels import to_float
-from walt_t5x.metrics.psnr import psnr, psnr_of_error
-from walt_t5x.metrics.ssim import RADIUS, ssim
+from walt_t5x.metrics.pixel_distances import RADIUS, psnr, psnr_of_error, ssim
 from walt_t5x.models.adversarial import AdversarialSettings, Running, adversarial_loss
-from walt_t5x.models.averages import average
 from walt_t5x.types import Batch, Params
-from walt_t5x.vae.autoencoder import CausalVae
+from walt_t5x.vae.autoencoder import CausalVae, Posterior
 from walt_t5x.vae.discriminator import Discriminator
-from walt_t5x.vae.posterior import Posterior
+
+average = clu.metrics.Average.from_model_output
 
 # (parameters are constants of the callable and need no gradient) reconstruction, video -> one loss per clip [B].
 PerceptualLoss = Callable[[Array, Array], Array]
@@ -42,17 +41,18 @@ class VaeModel(engine.BaseModel):
     discriminator: Discriminator | None = None,
     adversarial: AdversarialSettings | None = None,
   ):
-    """Args:
+    """Keeps the networks and the weights of the loss.
 
-    module: the autoencoder.
-    optimizer_def: an engine optimizer; with a discriminator, one that trains the parts separately
-      (`engine.optimizers.by_part`).
-    reconstruction_weight: weight of the mean squared pixel error (MAGVIT-v2's 5.0).
-    kl_weight: weight of the KL term per latent value if the posterior is Gaussian. Assumption: 1e-6.
-    perceptual: distance of features (`vae.perceptual`); None disables the term and logs a warning.
-    perceptual_weight: weight of the perceptual term (MAGVIT-v2's 0.1).
-    discriminator: the discriminator; None disables adversarial training.
-    adversarial: weights and schedule of the adversarial terms; None for the published ones.
+    Args:
+      module: the autoencoder.
+      optimizer_def: an engine optimizer; with a discriminator, one that trains the parts separately
+        (`engine.optimizers.by_part`).
+      reconstruction_weight: weight of the mean squared pixel error (MAGVIT-v2's 5.0).
+      kl_weight: weight of the KL term per latent value if the posterior is Gaussian. Assumption: 1e-6.
+      perceptual: distance of features (`vae.perceptual`); None disables the term and logs a warning.
+      perceptual_weight: weight of the perceptual term (MAGVIT-v2's 0.1).
+      discriminator: the discriminator; None disables adversarial training.
+      adversarial: weights and schedule of the adversarial terms; None for the published ones.
     """
     super().__init__(optimizer_def)
     self.module = module
@@ -100,7 +100,7 @@ class VaeModel(engine.BaseModel):
     """The deterministic loss, and SSIM if the frames are large enough."""
     loss, metrics, reconstruction = self._loss(params, batch, None)
     if min(reconstruction.shape[2:4]) > 2 * RADIUS:
-      metrics["ssim"] = _average(ssim(jnp.clip(reconstruction, 0, 1), _pixels(batch)))
+      metrics["ssim"] = average(ssim(jnp.clip(reconstruction, 0, 1), _pixels(batch)))
     return loss, metrics
 
   def _loss(
@@ -115,7 +115,7 @@ class VaeModel(engine.BaseModel):
     if gaussian:
       kl = posterior.kl()
       loss += self.kl_weight * jnp.mean(kl)
-      metrics["kl"] = _average(kl)
+      metrics["kl"] = average(kl)
     if self.discriminator is not None:
       discriminator = self.discriminator
       term, logged = adversarial_loss(
@@ -128,9 +128,9 @@ class VaeModel(engine.BaseModel):
         settings=self.adversarial,
       )
       loss += term
-      metrics |= {f"adversarial/{name}": _scalar(value) for name, value in logged.items()}
-    metrics["latent_std"] = _scalar(jnp.std(posterior.mean.astype(jnp.float32)))
-    metrics["loss"] = _scalar(loss)
+      metrics |= {f"adversarial/{name}": average(value) for name, value in logged.items()}
+    metrics["latent_std"] = average(jnp.std(posterior.mean.astype(jnp.float32)))
+    metrics["loss"] = average(loss)
     return loss, metrics, reconstruction
 
   def _pixel_loss(
@@ -140,13 +140,13 @@ class VaeModel(engine.BaseModel):
     errors = jnp.mean(jnp.square(reconstruction - video), axis=(1, 2, 3, 4))
     loss = self.reconstruction_weight * jnp.mean(errors)
     metrics: dict[str, clu.metrics.Metric] = {
-      "mse": _average(errors),
-      "psnr": _average(psnr_of_error(errors)),
+      "mse": average(errors),
+      "psnr": average(psnr_of_error(errors)),
     }
     if self.perceptual is not None:
       distances = self.perceptual(reconstruction, video)
       loss += self.perceptual_weight * jnp.mean(distances)
-      metrics["perceptual"] = _average(distances)
+      metrics["perceptual"] = average(distances)
     return loss, metrics
 
   def predict_batch_with_aux(
@@ -167,11 +167,3 @@ class VaeModel(engine.BaseModel):
 
 def _pixels(batch: Batch) -> Array:
   return to_float(batch["video"])
-
-
-def _average(values: Array) -> clu.metrics.Average:
-  return average(jnp.sum(values), jnp.float32(values.size))
-
-
-def _scalar(value: Array) -> clu.metrics.Average:
-  return average(value, jnp.float32(1))

@@ -175,12 +175,3 @@ def collective_bytes(hlo: str) -> dict[str, float]:
     if collective.times:
       found[collective.kind] = found.get(collective.kind, 0) + collective.times * collective.bytes
   return found
-
-
-def collective_counts(hlo: str) -> dict[str, int]:
-  """Number of collectives that a step runs, by kind."""
-  found: dict[str, int] = {}
-  for collective in collectives(hlo):
-    if collective.times:
-      found[collective.kind] = found.get(collective.kind, 0) + collective.times
-  return found

@@ -1,8 +1,8 @@
 """Encodes captions with the T5 encoder of a folder."""
 
+import collections
 import functools
 import pathlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
+from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.text.config import T5Config
-from walt_t5x.text.fingerprint import encoder_fingerprint
 from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
 from walt_t5x.text.model import PAD_ID, T5Encoder
 from walt_t5x.text.safetensors_files import SafetensorsSource
@@ -139,7 +139,7 @@ class TextEncoder:
     Raises:
       ValueError: if a caption is empty, too long, or contains padding or ids outside the vocabulary.
     """
-    groups: dict[int, list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = collections.defaultdict(list)
     for row, caption in enumerate(ids):
       groups[self._bucket(row, caption)].append(row)
     outputs: list[Any] = [None] * len(ids)
@@ -166,6 +166,28 @@ class TextEncoder:
         f"{self.config.vocab_size - 1} without padding; pass the result of tokenize."
       )
     return next(length for length in LENGTH_BUCKETS if length >= len(caption))
+
+
+def encoder_fingerprint(
+  config: T5Config, weights: Mapping[str, Any], vocabulary: Vocabulary
+) -> str:
+  """Returns the fingerprint of weights, vocabulary and largest relative distance.
+
+  The vocabulary is included because two random encoders of the same seed and size differ in nothing
+  else, the distance because it does not appear in the shape of any tensor.
+
+  Args:
+    config: the encoder's sizes.
+    weights: parameters by flat T5X name, read one at a time.
+    vocabulary: its SentencePiece vocabulary.
+  """
+  rest = {
+    "relative_attention_max_distance": np.int32(config.relative_attention_max_distance),
+    "vocabulary": np.frombuffer(vocabulary.model, np.uint8),
+  }
+  # A ChainMap writes only to its first map; the others may be read-only.
+  chained = collections.ChainMap(rest, weights)  # pyright: ignore[reportArgumentType]
+  return weights_fingerprint(chained)
 
 
 def save_encoder(

@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
   from walt_t5x.text import t5x_checkpoint
   from walt_t5x.text.config import T5Config
-  from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, save_encoder
-  from walt_t5x.text.fingerprint import encoder_fingerprint
+  from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint, save_encoder
   from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.safetensors_files import SafetensorsSource

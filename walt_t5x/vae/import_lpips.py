@@ -19,15 +19,15 @@ def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
   """Renames flax kernels (height, width, in, out) of VGG-16 and heads to the names of `perceptual.lpips_shapes`."""
   import numpy as np
 
-  from walt_t5x.vae import vgg
+  from walt_t5x.vae import perceptual
 
   named: dict[str, Any] = {}
-  indices = [index for stage in vgg.CONVOLUTIONS for index in stage]
+  indices = [index for stage in perceptual.VGG_CONVOLUTIONS for index in stage]
   for i, index in enumerate(indices):
     layer = tree["VGG16_0"][f"Conv_{i}"]
     named[f"features.{index}.weight"] = np.transpose(layer["kernel"], (3, 2, 0, 1))
     named[f"features.{index}.bias"] = layer["bias"]
-  for i in range(len(vgg.WIDTHS)):
+  for i in range(len(perceptual.VGG_WIDTHS)):
     kernel = tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]
     named[f"lin{i}.weight"] = np.transpose(kernel, (3, 2, 0, 1))
   return {name: np.ascontiguousarray(value, np.float32) for name, value in named.items()}

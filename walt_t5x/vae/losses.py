@@ -17,20 +17,6 @@ from walt_t5x.types import Video
 LECAM_DECAY = 0.999
 
 
-def l2_loss(reconstruction: Video, video: Video) -> Float[Array, ""]:
-  """Mean over all values of (reconstruction - video)^2, in float32.
-
-  Raises:
-    ValueError: if the shapes differ; they are not broadcast.
-  """
-  if reconstruction.shape != video.shape:
-    raise ValueError(
-      f"l2_loss: got a reconstruction of shape {reconstruction.shape}, expected {video.shape}."
-    )
-  difference = reconstruction.astype(jnp.float32) - video.astype(jnp.float32)
-  return jnp.mean(jnp.square(difference))
-
-
 def generator_loss(fake_logits: Float[Array, " B"]) -> Float[Array, ""]:
   """Non-saturating loss: mean of -log sigmoid(D(fake)) = softplus(-D(fake))."""
   return jnp.mean(jax.nn.softplus(-fake_logits.astype(jnp.float32)))

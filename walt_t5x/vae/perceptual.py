@@ -1,7 +1,7 @@
 """Per-frame distances between clips in the features of a fixed image network.
 
 The weights of the networks are not included. `lpips` and `resnet_logits` read them from local safetensors files with
-torchvision's names and the shapes of `lpips_shapes()` and `resnet50.shapes()`. Without a file they return None and
+torchvision's names and the shapes of `lpips_shapes()` and `resnet_shapes()`. Without a file they return None and
 `VaeModel` trains without the term. `python -m walt_t5x.vae.import_lpips` creates the file for `lpips`.
 """
 
@@ -14,12 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
-from walt_t5x.vae import resnet50, vgg
 
 # Normalization of pixels in [-1, 1] that the LPIPS weights were trained with.
 LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # Normalization of pixels in [0, 1] for networks trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Index of each 3x3 convolution in torchvision's `features`; a new tuple begins after each 2x2 max pooling.
+VGG_CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+VGG_WIDTHS = (64, 128, 256, 512, 512)
+RESNET_BLOCKS = (3, 4, 6, 3)
+RESNET_WIDTHS = (64, 128, 256, 512)
+RESNET_EPSILON = 1e-5
 
 Distance = Callable[[Video, Video], Array]
 
@@ -46,18 +51,18 @@ def lpips(*, weights: str | None = None) -> Distance | None:
 def resnet_logits(*, weights: str | None = None) -> Distance | None:
   """Mean squared difference of ResNet-50 logits (MAGVIT-v2's perceptual loss), one loss per clip.
 
-  Args, Returns and Raises: as in `lpips`, with `resnet50.shapes()`.
+  Args, Returns and Raises: as in `lpips`, with `resnet_shapes()`.
   """
   if weights is None:
     return None
-  values = _read(weights, resnet50.shapes())
+  values = _read(weights, resnet_shapes())
   return lambda video, reference: logits_distance(values, video, reference)
 
 
 def lpips_shapes() -> dict[str, tuple[int, ...]]:
   """Name -> shape of VGG-16's weights and of a 1x1 convolution to one channel for each of its five stages."""
-  heads = {f"lin{i}.weight": (1, width, 1, 1) for i, width in enumerate(vgg.WIDTHS)}
-  return vgg.shapes() | heads
+  heads = {f"lin{i}.weight": (1, width, 1, 1) for i, width in enumerate(VGG_WIDTHS)}
+  return vgg_shapes() | heads
 
 
 def lpips_distance(
@@ -70,7 +75,7 @@ def lpips_distance(
 
   def stages(clips: Video) -> list[Array]:
     images = (2.0 * _frames(clips) - 1.0 - jnp.asarray(LPIPS_SHIFT)) / jnp.asarray(LPIPS_SCALE)
-    return [_unit(f) for f in vgg.features(weights, images)]
+    return [_unit(f) for f in vgg_features(weights, images)]
 
   total = jnp.zeros(video.shape[0] * video.shape[1])
   for i, (a, b) in enumerate(zip(stages(video), stages(reference))):
@@ -86,7 +91,7 @@ def logits_distance(
 
   def judged(clips: Video) -> Array:
     images = (_frames(clips) - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
-    return resnet50.logits(weights, images)
+    return resnet50(weights, images)
 
   difference = jnp.mean(jnp.square(judged(video) - judged(reference)), axis=-1)
   return jnp.mean(difference.reshape(video.shape[:2]), axis=1)
@@ -113,3 +118,109 @@ def _read(path: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
         "(docs/vae.md)."
       )
   return {name: found[name].astype(np.float32) for name in wanted}
+
+
+def vgg_shapes() -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every weight of VGG-16's convolutional part, in torch order (out, in, height, width)."""
+  found: dict[str, tuple[int, ...]] = {}
+  channels = 3
+  for indices, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS):
+    for index in indices:
+      found[f"features.{index}.weight"] = (width, channels, 3, 3)
+      found[f"features.{index}.bias"] = (width,)
+      channels = width
+  return found
+
+
+def vgg_features(
+  weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
+) -> list[Float[Array, "N h w C"]]:
+  """VGG-16's activations after the last ReLU of each of its five stages, before its pooling.
+
+  Source: Simonyan & Zisserman (1409.1556), configuration D.
+
+  Args:
+    weights: by the names of `vgg_shapes`.
+    images: normalized as the weights require; at least 16 x 16 pixels.
+  """
+  x, taps = images, []
+  for stage, indices in enumerate(VGG_CONVOLUTIONS):
+    if stage:
+      x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    for index in indices:
+      x = jax.lax.conv_general_dilated(
+        x,
+        weights[f"features.{index}.weight"],
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "OIHW", "NHWC"),
+      )
+      x = jax.nn.relu(x + weights[f"features.{index}.bias"])
+    taps.append(x)
+  return taps
+
+
+def resnet_shapes() -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every weight that `resnet50` reads, in torch order (out, in, height, width)."""
+  found = {"conv1.weight": (64, 3, 7, 7)} | _norm_shapes("bn1", 64)
+  channels = 64
+  for stage, (blocks, width) in enumerate(zip(RESNET_BLOCKS, RESNET_WIDTHS), 1):
+    for block in range(blocks):
+      name = f"layer{stage}.{block}"
+      sizes = ((width, channels, 1), (width, width, 3), (4 * width, width, 1))
+      for i, (out, into, k) in enumerate(sizes, 1):
+        found[f"{name}.conv{i}.weight"] = (out, into, k, k)
+        found |= _norm_shapes(f"{name}.bn{i}", out)
+      if block == 0:
+        found[f"{name}.downsample.0.weight"] = (4 * width, channels, 1, 1)
+        found |= _norm_shapes(f"{name}.downsample.1", 4 * width)
+      channels = 4 * width
+  return found | {"fc.weight": (1000, channels), "fc.bias": (1000,)}
+
+
+def resnet50(
+  weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
+) -> Float[Array, "N classes"]:
+  """Logits of ResNet-50 (v1.5: the stride is in the 3x3 convolution), [N, 1000]; images of at least 32 x 32 pixels.
+
+  Source: He et al. (1512.03385).
+
+  Args:
+    weights: by the names of `resnet_shapes`.
+    images: normalized with `IMAGENET_MEAN` and `IMAGENET_STD`.
+  """
+
+  def conv(x: Array, name: str, stride: int = 1) -> Array:
+    kernel = weights[f"{name}.weight"]
+    pad = kernel.shape[-1] // 2
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      ((pad, pad), (pad, pad)),
+      dimension_numbers=("NHWC", "OIHW", "NHWC"),
+    )
+
+  def norm(x: Array, name: str) -> Array:
+    scale = weights[f"{name}.weight"] / jnp.sqrt(weights[f"{name}.running_var"] + RESNET_EPSILON)
+    return (x - weights[f"{name}.running_mean"]) * scale + weights[f"{name}.bias"]
+
+  x = jax.nn.relu(norm(conv(images, "conv1", 2), "bn1"))
+  x = jax.lax.reduce_window(
+    x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+  )
+  for stage, blocks in enumerate(RESNET_BLOCKS, 1):
+    for block in range(blocks):
+      name = f"layer{stage}.{block}"
+      stride = 2 if stage > 1 and block == 0 else 1
+      y = jax.nn.relu(norm(conv(x, f"{name}.conv1"), f"{name}.bn1"))
+      y = jax.nn.relu(norm(conv(y, f"{name}.conv2", stride), f"{name}.bn2"))
+      y = norm(conv(y, f"{name}.conv3"), f"{name}.bn3")
+      if block == 0:
+        x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+      x = jax.nn.relu(x + y)
+  return jnp.mean(x, axis=(1, 2)) @ weights["fc.weight"].T + weights["fc.bias"]
+
+
+def _norm_shapes(name: str, width: int) -> dict[str, tuple[int, ...]]:
+  return {f"{name}.{part}": (width,) for part in ("weight", "bias", "running_mean", "running_var")}

@@ -15,8 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from walt_t5x.types import Params
-from walt_t5x.vae.autoencoder import CausalVae
-from walt_t5x.vae.posterior import Posterior
+from walt_t5x.vae.autoencoder import CausalVae, Posterior
 
 
 def sharded_encode(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from walt_t5x.metrics.resize import ResizeRule
+from walt_t5x.metrics.network_input import ResizeRule
 
 
 def short_hash(fields: Mapping[str, Any]) -> str:

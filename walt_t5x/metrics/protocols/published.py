@@ -1,7 +1,7 @@
 """Protocols of the published benchmarks that the paper reports."""
 
+from walt_t5x.metrics.network_input import ResizeRule
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol, ScoreRule, Statistic
-from walt_t5x.metrics.resize import ResizeRule
 
 # UCF-101 class-conditional: FVD and IS.
 # 10,000 samples per fold at 128 x 128, 16 frames (a 17-frame model drops its last frame). Labels are drawn from the

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt_t5x.metrics.psnr import psnr
-from walt_t5x.metrics.ssim import ssim
+from walt_t5x.metrics.pixel_distances import psnr, ssim
 
 pytestmark = pytest.mark.numerics
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from walt_t5x.models.finished_rows import finished
+from walt_t5x.models.denoiser_inputs import finished
 
 
 def test_latents_use_their_own_moments_and_finishing_is_idempotent():

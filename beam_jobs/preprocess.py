@@ -72,7 +72,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     **worker_flags.job_fields(args),
   )
   running.make_shards(ReadRows(source), job, options, rows=manifest_rows(args.manifest))
-  summary = ledger.finalise(
+  summary = ledger.finalize(
     args.output, args.task, settings_digest=job.settings_digest, origin=origin
   )
   return report(args.output, summary, seconds=time.monotonic() - started)

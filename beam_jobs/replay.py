@@ -106,7 +106,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   config, clip, filtering = _encoders_and_clip(args, replay, before.completed[0])
   replay.write(args.output, args.task)
   for folder, _ in taken:
-    # The folder is not complete for readers until finalise has run again.
+    # The folder is not complete for readers until finalize has run again.
     storage.delete(storage.join(args.output, folder, "COMPLETED"))
   job = plan.Job(
     output=args.output,
@@ -124,7 +124,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   lines = replays.TakenLines(args.output, args.task, replay=replay, history=history)
   rows = sum(counts.total() for counts in taken.values())
   running.make_shards(lines, job, options, rows=rows)
-  after = replays.finalise(args.output, args.task, [*history, replay])
+  after = replays.finalize(args.output, args.task, [*history, replay])
   return _report(replay, before, taken, after, seconds=time.monotonic() - started)
 
 

@@ -108,10 +108,10 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
     all(float(x) > 0 for x in plans if x != "none") and "none" not in plans,
     plans,
   )
-  whole = [
+  complete = [
     [k for k, v in f.items() if k.startswith("checkpoint") and v == "complete"] for f in facts
   ]
-  checks.add("runs: each has a complete checkpoint", all(whole), [x[-1:] for x in whole])
+  checks.add("runs: each has a complete checkpoint", all(complete), [x[-1:] for x in complete])
   shown = page.locator("body").inner_text()
   prints, missing = 0, []
   for run in runs:

@@ -2,7 +2,7 @@
 
   python -m benchmarks.continuation --vae_checkpoint=runs/vae_small --clip=bigbuckbunny.mp4 --fps=25
 
-The denoiser (`generation/oracle.py`) returns the true latents of the window that starts with the conditioning frames,
+The denoiser (`tests/generation/perfect_denoiser.py`) returns the true latents of the window that starts with the given frames,
 and noise if there is none. So the result shows only the effect of the cascade around it: re-encoding the last 5 frames,
 rounds, concatenation and decoding. Compares 53 frames made in four rounds, and the tokenizer's reconstruction of the
 clip in one pass, with the clip. Writes continuation.json and continuation.md next to this file.
@@ -31,7 +31,7 @@ def make(vae, params, clip):
 
   from data import schema
   from data.provenance import LatentStatistics, Provenance
-  from tests.generation.oracle import oracle_config
+  from tests.generation.perfect_denoiser import perfect_config
   from walt_t5x.denoiser.transformer import WaltDenoiser
   from walt_t5x.generation.cascade import Batch, Cascade
   from walt_t5x.generation.pixel_codec import PixelCodec
@@ -53,7 +53,7 @@ def make(vae, params, clip):
   )
   # The conditioning frames have passed through the tokenizer once more than those of the windows.
   info = StageInfo(
-    config=oracle_config(config, tolerance=0.5),
+    config=perfect_config(config, tolerance=0.5),
     checkpoint="",
     step=0,
     provenance=Provenance(

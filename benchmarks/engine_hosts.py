@@ -18,7 +18,7 @@ moves, in a shuffled order of twelve files (no shuffle buffer, which would mix a
 middle of an epoch, one process with 8 devices resumes, then a pair again:
 
   moved_steps   each step is trained once, from the step that was reached
-  whole_epochs  after each move the next steps read all examples, each once (docs/pods.md)
+  full_epochs  after each move the next steps read all examples, each once (docs/pods.md)
   another_order the second pair reads them in another order than the first
 """
 
@@ -133,12 +133,12 @@ def kills(work: Path) -> dict[str, Any]:
     process.kill()
   finish(pair, killed, work, expected=-signal.SIGKILL)
   result["killed_during_step"] = max(rows_by_step(killed, 0))
-  result["resumed_from"] = checkpoints.whole_steps(killed)[-1]
+  result["resumed_from"] = checkpoints.complete_steps(killed)[-1]
   pair = start(killed, work, processes=2)
   wait_for_step(killed, pair, result["killed_during_step"] + 1)
   pair[1].send_signal(signal.SIGTERM)
   finish(pair, killed, work, expected=75)
-  result["terminated_after_step"] = checkpoints.whole_steps(killed)[-1]
+  result["terminated_after_step"] = checkpoints.complete_steps(killed)[-1]
   notes = [rows_by_step(killed, i) for i in range(2)]
   result["terminated_loses"] = [max(n) + 1 - result["terminated_after_step"] for n in notes]
   finish(start(killed, work, processes=2), killed, work)
@@ -178,11 +178,11 @@ def moves(work: Path) -> dict[str, Any]:
   result = {
     "stopped_after_steps": list(stops),
     "moved_steps": told == list(range(1, stops[-1] + 1)),
-    "whole_epochs": all(sorted(epoch) == sorted(set(begun)) for epoch in (begun, alone, again))
+    "full_epochs": all(sorted(epoch) == sorted(set(begun)) for epoch in (begun, alone, again))
     and len(begun) == ROWS,
     "another_order": begun != again,
   }
-  result["held"] = result["moved_steps"] and result["whole_epochs"] and result["another_order"]
+  result["held"] = result["moved_steps"] and result["full_epochs"] and result["another_order"]
   return result
 
 

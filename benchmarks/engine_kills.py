@@ -124,7 +124,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
     table = []
     for step, kind in events:
       code = stop_at(start(killed, cache, work), killed, step, kind)
-      reached, newest = last_step(killed), checkpoints.whole_steps(killed)
+      reached, newest = last_step(killed), checkpoints.complete_steps(killed)
       table.append(
         {
           "signal": kind.name,
@@ -132,7 +132,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
           "exit": code,
           "newest_checkpoint": newest[-1] if newest else None,
           "torn": sum(
-            1 for p in killed.glob("checkpoint_*") if checkpoints.why_torn(p) is not None
+            1 for p in killed.glob("checkpoint_*") if checkpoints.why_incomplete(p) is not None
           ),
         }
       )

@@ -104,7 +104,7 @@ def places(frames):
   """Center of the shape in each clip's frame [N, H, W, 3], (x, y) in pixels; NaN if none is visible."""
   import numpy as np
 
-  from walt_t5x.metrics.caption_obedience import foreground
+  from walt_t5x.metrics.caption_accuracy import foreground
 
   found = []
   for frame in frames:
@@ -122,9 +122,9 @@ def distance(frames, truth) -> float:
 
 def obeyed(clips, captions) -> dict[str, float]:
   """Caption accuracy, measured from the pixels of the clips."""
-  from walt_t5x.metrics import caption_obedience
+  from walt_t5x.metrics import caption_accuracy
 
-  score = caption_obedience.score((c / 255, caption) for c, caption in zip(clips, captions))
+  score = caption_accuracy.score((c / 255, caption) for c, caption in zip(clips, captions))
   return {"colour": score.colour_accuracy, "direction": score.direction_accuracy}
 
 

@@ -248,9 +248,9 @@ def judged(measured: Sequence[dict[str, Any]]) -> Iterator[str]:
       survivor["class"], survivor["reason"] = known.get(key, ("no reason", ""))
       if key not in known:
         yield f"{row['module']}: no reason for the survivor\n  - {key[1]}\n  + {key[2]}"
-  whole = {row["module"] for row in measured if row["unmeasured"] == 0}
+  complete = {row["module"] for row in measured if row["unmeasured"] == 0}
   for module, was, now in known.keys() - used:
-    if module in whole:
+    if module in complete:
       yield f"{module}: a reason without a survivor\n  - {was}\n  + {now}"
 
 

@@ -293,7 +293,7 @@ class ForkDistributor:
     self._measured = measured
     self._file = folder / module
     self._source = self._file.read_text(encoding="utf-8")
-    self._behaviour = behavior(self._source)
+    self._behavior = behavior(self._source)
     self._log = folder.parent / "mutant.log"
 
   def order(self, line: int) -> list[str]:
@@ -329,7 +329,7 @@ class ForkDistributor:
       (spec,) = item.mutations
       operator = get_operator(spec.operator_name)(**(spec.operator_args or {}))
       mutated = mutate_code(self._source, operator, spec.occurrence)
-      same = mutated is None or behavior(mutated) in (None, self._behaviour)
+      same = mutated is None or behavior(mutated) in (None, self._behavior)
       if same:
         on_task_complete(
           item.job_id,

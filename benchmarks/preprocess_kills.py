@@ -79,7 +79,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
   return stat.st_ino, stat.st_mtime_ns
 
 
-def whole_shards(output: Path) -> dict[str, tuple]:
+def complete_shards(output: Path) -> dict[str, tuple]:
   """Stamps of the files of every shard that matches the hash in its sidecar."""
   found = {}
   for sidecar in output.rglob(f"*{_SIDECAR}"):
@@ -141,7 +141,7 @@ def killed_run(
 
   def compare() -> None:
     nonlocal complete, changed
-    found = whole_shards(output) if output.exists() else {}
+    found = complete_shards(output) if output.exists() else {}
     changed += sum(found.get(name) != stamp for name, stamp in complete.items())
     complete = found
 
@@ -186,7 +186,7 @@ def killed_run(
     **({"exit_codes_of_launchers_within_20_s": ends} if kind in _WORKERS else {}),
     "seconds_of_the_last_run": round(last, 1),
     "shards": len(complete),
-    "whole_shards_changed": changed,
+    "complete_shards_changed": changed,
     "sidecars_replaced": watch.replaced,
   }
 
@@ -235,7 +235,7 @@ def run(*, rows: int, kills: int, seed: int, checks: Sequence[str], work: Path) 
     held += [found["kills_of_a_running_process"] == kills]
     ends = found.get("exit_codes_of_launchers_within_20_s", [])
     held += [set(ends) <= {worker_deaths.EXIT_CODE}]
-    held += [found["whole_shards_changed"] == found["sidecars_replaced"] == 0]
+    held += [found["complete_shards_changed"] == found["sidecars_replaced"] == 0]
     result[kind] = found
     print(kind, json.dumps(found), flush=True)
   if "runners" in checks:
@@ -273,7 +273,7 @@ def table(result: Mapping[str, Any]) -> str:
     if found := result.get(kind):
       closed = ", ".join(str(count) for _, count in found["seconds_and_closed_shards_at_kills"])
       lines.append(
-        f"| {found['of']} | {found['kills_of_a_running_process']} | {closed} | {found['whole_shards_changed']} "
+        f"| {found['of']} | {found['kills_of_a_running_process']} | {closed} | {found['complete_shards_changed']} "
         f"| {found['sidecars_replaced']} | {words[found['bytes_identical']]} | {words[found['ledger_identical']]} |"
       )
   for kind in _WORKERS:

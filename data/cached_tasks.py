@@ -39,12 +39,12 @@ class _UncachedSource(seqio.DataSource):
 class CachedTask(seqio.Task):
   """A task that is read from a cache and gives access to its provenance.
 
-  `normalised` is whether the latents of its examples are normalized. If they are not, the run's provenance has mean 0
+  `normalized` is whether the latents of its examples are normalized. If they are not, the run's provenance has mean 0
   and deviation 1, so that generation applies the inverse. `kind` is 'video' for one video per example, or 'image' for a
   stack of images.
   """
 
-  normalised = True
+  normalized = True
   kind = "video"
   walt_features: Mapping[str, batch_spec.Feature] = {}
 
@@ -82,7 +82,7 @@ class CachedTask(seqio.Task):
   def walt_provenance(self) -> dict:
     """Provenance as a JSON tree; the trainer stores it next to the checkpoints."""
     tree = json.loads(self.provenance().to_json())
-    if not self.normalised:
+    if not self.normalized:
       for statistics in tree["latents"].values():
         statistics["mean"] = [0.0] * statistics["channels"]
         statistics["std"] = [1.0] * statistics["channels"]
@@ -180,7 +180,7 @@ def cached_task(
   features: Mapping[str, batch_spec.Feature],
   *,
   shuffle_buffer_size: int,
-  normalised: bool = True,
+  normalized: bool = True,
   kind: str = "video",
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
@@ -193,7 +193,7 @@ def cached_task(
     shuffle_buffer_size=shuffle_buffer_size,
     metric_fns=list(metric_fns),
   )
-  task.normalised, task.kind, task.walt_features = normalised, kind, features
+  task.normalized, task.kind, task.walt_features = normalized, kind, features
   return task
 
 

@@ -3,7 +3,7 @@
 A token of E channels is one struct (`token_layout`); a caption of n tokens is n consecutive structs:
 
   scale    float32            largest magnitude of the token / 127
-  octaves  uint8[ceil(E/8)]   the step size of a block of 8 channels is scale * 2^(-octaves / 16)
+  halvings  uint8[ceil(E/8)]   the step size of a block of 8 channels is scale * 2^(-halvings / 16)
   values   int8[E]            embedding = values * step size of the block
 
 The step size of a block is the smallest of the 256 with which its largest value fits in int8, so that an outlier
@@ -17,7 +17,7 @@ square) for any distribution of values; `benchmarks/records.py` compares it with
 import numpy as np
 
 BLOCK = 8
-CODES_AN_OCTAVE = 16
+CODES_PER_HALVING = 16
 
 
 def blocks_of(width: int) -> int:
@@ -47,13 +47,13 @@ def width_of(size: int) -> int:
 def token_layout(width: int) -> np.dtype:
   """The struct of one token."""
   return np.dtype(
-    [("scale", "<f4"), ("octaves", "u1", (blocks_of(width),)), ("values", "i1", (width,))]
+    [("scale", "<f4"), ("halvings", "u1", (blocks_of(width),)), ("values", "i1", (width,))]
   )
 
 
 def steps() -> np.ndarray:
   """float32 [256]: step size of each code, relative to the token's scale; descending from 1."""
-  return np.exp2(-np.arange(256, dtype=np.float64) / CODES_AN_OCTAVE).astype(np.float32)
+  return np.exp2(-np.arange(256, dtype=np.float64) / CODES_PER_HALVING).astype(np.float32)
 
 
 def pack(embedding: np.ndarray) -> np.ndarray:
@@ -77,8 +77,8 @@ def pack(embedding: np.ndarray) -> np.ndarray:
   packed["scale"] = most / np.float32(127)
   share = largest / np.where(most > 0, most, np.float32(1))[:, None]
   ascending = steps()[::-1]
-  packed["octaves"] = 255 - np.searchsorted(ascending, share)
-  step = packed["scale"][:, None] * steps()[packed["octaves"]]
+  packed["halvings"] = 255 - np.searchsorted(ascending, share)
+  step = packed["scale"][:, None] * steps()[packed["halvings"]]
   values = np.rint(blocks / np.where(step > 0, step, np.float32(1))[..., None])
   values = np.clip(values, -127, 127).astype(np.int8).reshape(tokens, count * BLOCK)
   packed["values"] = values[:, :width]
@@ -90,5 +90,5 @@ def unpack(packed: np.ndarray) -> np.ndarray:
   packed = np.ascontiguousarray(packed)
   width = width_of(packed.shape[1])
   tokens = packed.view(token_layout(width)).reshape(len(packed))
-  step = tokens["scale"][:, None] * steps()[tokens["octaves"]]
+  step = tokens["scale"][:, None] * steps()[tokens["halvings"]]
   return tokens["values"].astype(np.float32) * np.repeat(step, BLOCK, axis=1)[:, :width]

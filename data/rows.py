@@ -27,14 +27,14 @@ class RowFormat:
     label: whether to add the class label.
     deny_list: file of record ids to skip (takedown), one per line; local or on an object store. Lines that start with #
       and blank lines are ignored. Read when the dataset is built: restart a run after a change.
-    normalise_latents: normalize every channel to mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is
+    normalize_latents: normalize every channel to mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is
       False).
   """
 
   text_length: int = 64
   text_slots: int = 1
   label: bool = False
-  normalise_latents: bool = True
+  normalize_latents: bool = True
   deny_list: str | None = None
 
 
@@ -87,7 +87,7 @@ class Rows:
     fields = {name: field for name, field in fields.items() if field}
     statistics = {name: _statistics(field, provenance, self.task) for name, field in fields.items()}
     constants = {
-      f"{name}_moments": _moments(found, normalise=row.normalise_latents)
+      f"{name}_moments": _moments(found, normalize=row.normalize_latents)
       for name, found in statistics.items()
     }
     constants["is_image"] = np.array(self.frames is not None)
@@ -137,9 +137,9 @@ class Rows:
     return dataset.unbatch() if self.frames is None else dataset
 
 
-def _moments(statistics: LatentStatistics, *, normalise: bool) -> np.ndarray:
+def _moments(statistics: LatentStatistics, *, normalize: bool) -> np.ndarray:
   """Mean and standard deviation [2, c] for normalization in the model; 0 and 1 without normalization."""
-  if normalise:
+  if normalize:
     return np.array([statistics.mean, statistics.std], np.float32)
   return np.array([[0.0], [1.0]], np.float32).repeat(statistics.channels, axis=1)
 

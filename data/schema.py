@@ -158,10 +158,10 @@ def encode(record: Record) -> bytes:
   return example.SerializeToString(deterministic=True)
 
 
-def decode(serialised: bytes) -> Record:
+def decode(serialized: bytes) -> Record:
   """The record of one serialized Example; latents are bfloat16, text embeddings float32."""
   example = _example_class()()
-  example.ParseFromString(serialised)
+  example.ParseFromString(serialized)
   feature = example.features.feature
   lengths = list(feature["caption_lengths"].int64_list.value)
   tokens = sum(lengths)
@@ -274,18 +274,18 @@ def _example_class() -> type:
 # --- parse inside tf.data ----------------------------------------------------------------------------------------
 
 
-def parse_records(serialised: Any, fields: Sequence[str]) -> dict[str, Any]:
+def parse_records(serialized: Any, fields: Sequence[str]) -> dict[str, Any]:
   """Features of n records, parsed together: tensors [n, ...], ragged if the length of the field varies.
 
   Args:
-    serialised: strings [n].
+    serialized: strings [n].
     fields: names of features; other features of a record are ignored.
   """
   import tensorflow as tf
 
   features = seqio_features([name for name in fields if "/" in name])
   return tf.io.parse_example(
-    serialised,
+    serialized,
     {
       name: tf.io.RaggedFeature(features[name]["dtype"])
       if features[name]["shape"] == [None]

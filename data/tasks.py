@@ -49,7 +49,7 @@ def video_task(
     [rows],
     _features(latents, low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
-    normalised=row.normalise_latents,
+    normalized=row.normalize_latents,
     metric_fns=metric_fns,
   )
 
@@ -97,7 +97,7 @@ def image_task(
     [rows],
     _features(latents, low_resolution, row),
     shuffle_buffer_size=shuffle_buffer_size,
-    normalised=row.normalise_latents,
+    normalized=row.normalize_latents,
     kind="image",
   )
 

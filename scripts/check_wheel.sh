@@ -63,5 +63,5 @@ grep -o '"step": [0-9]*\|"loss": [0-9.]*' base/metrics.jsonl | paste -sd ' '
 step "walt-generate, walt-evaluate"
 quiet walt-generate --gin_file=gin/tiny/generate.gin --stages=base --prompt="a red square moves right" --output=samples \
   --gin.BASE_CHECKPOINT='"base"' --gin.SR1_CHECKPOINT='"none"' --gin.VAE_CHECKPOINT='"vae"' --gin.TEXT_ENCODER='"text"'
-walt-evaluate --protocol=caption_obedience --samples=samples 2> "$folder/log" | tail -n 1
+walt-evaluate --protocol=caption_accuracy --samples=samples 2> "$folder/log" | tail -n 1
 echo "check_wheel: the wheel works, in $SECONDS s"

@@ -93,17 +93,17 @@ def train_command(gin_file: str, model_dir: Path, cache: Path) -> list[str]:
   ]
 
 
-def obedience(result: dict[str, Any], stage: str) -> dict[str, float]:
+def accuracy(result: dict[str, Any], stage: str) -> dict[str, float]:
   """Caption accuracy of one stage from its pixels, by short names."""
   scores = result["scores"][stage]
-  return {name.removeprefix("caption_obedience/"): value for name, value in scores.items()}
+  return {name.removeprefix("caption_accuracy/"): value for name, value in scores.items()}
 
 
 def describe(result: dict[str, Any]) -> str:
   """Caption accuracy of every stage in one line."""
   parts = []
   for stage in result["scores"]:
-    s = obedience(result, stage)
+    s = accuracy(result, stage)
     parts.append(
       f"{stage}: color {s['colour_right']:.0f}/{s['colour_total']:.0f} = {s['colour_accuracy']:.0%}, "
       f"direction {s['direction_right']:.0f}/{s['direction_total']:.0f} = {s['direction_accuracy']:.0%}"
@@ -221,7 +221,7 @@ def stages(folder: Path) -> list[Stage]:
         "python",
         "-m",
         "walt_t5x.evaluate",
-        "--protocol=caption_obedience",
+        "--protocol=caption_accuracy",
         f"--samples={samples}",
         f"--log_dir={folder / 'eval'}",
       ],
@@ -285,7 +285,7 @@ def main() -> int:
   for d in done:
     print(f"{d.name:<34} {d.seconds:>8.0f} {d.peak_mib:>9.0f}  {d.result}")
   print(f"{'total':<34} {total:>8.0f} {max(d.peak_mib for d in done):>9.0f}")
-  base = obedience(result, "base")
+  base = accuracy(result, "base")
   reached = base["colour_accuracy"] >= COLOUR_BAR and base["direction_accuracy"] >= DIRECTION_BAR
   print(
     f"\ncaption accuracy of the base stage over {base['clips']:.0f} prompts: "

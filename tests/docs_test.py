@@ -58,9 +58,9 @@ class _Understood(Exception):
 def _arguments(command):
   """(module or script, arguments, whether some were omitted) of a command line."""
   words = [word for word in shlex.split(command, comments=True) if word != "&"]
-  whole = [word for word in words if word != "..."]
-  program = whole[2] if whole[1] == "-m" else whole[1]
-  return program, whole[3 if whole[1] == "-m" else 2 :], len(whole) < len(words)
+  complete = [word for word in words if word != "..."]
+  program = complete[2] if complete[1] == "-m" else complete[1]
+  return program, complete[3 if complete[1] == "-m" else 2 :], len(complete) < len(words)
 
 
 def _check_argparse(program, arguments, abridged, monkeypatch):

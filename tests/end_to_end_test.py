@@ -136,11 +136,11 @@ def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
   _run(*generate, "--prompt=a red square moves right", "--prompt=a blue circle moves up")
   evaluate = [
     "walt_t5x.evaluate",
-    "--protocol=caption_obedience",
+    "--protocol=caption_accuracy",
     f"--samples={folder / 'samples'}",
   ]
   result = json.loads(_run(*evaluate).splitlines()[-1])
-  assert result["scores"]["base"]["caption_obedience/clips"] == 2
+  assert result["scores"]["base"]["caption_accuracy/clips"] == 2
   assert (folder / "samples" / "gallery.html").stat().st_size > 10_000
   assert len(list((folder / "samples").glob("*_sr1.mp4"))) == 2
 

@@ -47,11 +47,11 @@ def _t5x_program(module, function):
   if engine.use_t5x():
     return getattr(importlib.import_module(module), function)
 
-  def stand_in(**bound):
+  def surrogate(**bound):
     return bound
 
-  stand_in.__name__ = function
-  return stand_in
+  surrogate.__name__ = function
+  return surrogate
 
 
 @pytest.fixture

@@ -190,12 +190,12 @@ def test_false_colors_show_the_first_principal_component_in_red():
   direction /= np.linalg.norm(direction)
   signal = random.normal(size=(2, 3, 4, 4, 1)) * 5
   latents = list(signal * direction + random.normal(size=(2, 3, 4, 4, 8)) * 0.1 + 7)
-  pictures = inspection.false_colours(latents)
+  pictures = inspection.false_colors(latents)
   red = np.concatenate([p[..., 0].ravel() for p in pictures]).astype(float)
   inside = (red > 0) & (red < 255)
   assert abs(np.corrcoef(red[inside], signal.ravel()[inside])[0, 1]) > 0.999
   # Two channels leave blue gray.
-  assert (inspection.false_colours([latents[0][..., :2]])[0][..., 2] == 128).all()
+  assert (inspection.false_colors([latents[0][..., :2]])[0][..., 2] == 128).all()
 
 
 def test_a_path_without_shards_is_rejected(tmp_path, capsys):

@@ -63,8 +63,8 @@ def test_modules_and_their_tests_exist():
 def test_every_reason_refers_to_an_existing_line():
   for module, was, now in mutation.reasons():
     lines = (ROOT / module).read_text(encoding="utf-8").splitlines()
-    whole = " ".join(line.strip() for line in lines)
-    assert module in CONFIG["tests"] and was in whole, (module, was)
+    complete = " ".join(line.strip() for line in lines)
+    assert module in CONFIG["tests"] and was in complete, (module, was)
     assert was != now
   for kind, reason in mutation.reasons().values():
     assert kind in mutation.CLASSES and len(reason) > 10

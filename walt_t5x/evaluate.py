@@ -1,10 +1,10 @@
 """Scores a folder of generated samples by a named protocol.
 
-  python -m walt_t5x.evaluate --protocol=caption_obedience --samples=samples
+  python -m walt_t5x.evaluate --protocol=caption_accuracy --samples=samples
   python -m walt_t5x.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors
 
 Protocols (docs/evaluation.md specifies each):
-  caption_obedience        shapes vocabulary: does a pixel classifier find the color and the direction of the prompt?
+  caption_accuracy        shapes vocabulary: does a pixel classifier find the color and the direction of the prompt?
   text_alignment           cosine similarity of frames and prompt by a CLIP in a local folder (--clip_weights)
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video

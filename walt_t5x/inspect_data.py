@@ -22,7 +22,7 @@ from walt_t5x.html.inspection import (
   SHARD_NAME,
   LatentDecoder,
   Shard,
-  false_colours,
+  false_colors,
   find_shard,
   psnr,
   read_ledgers,
@@ -38,12 +38,12 @@ def cards(
   from data import schema
   from walt_t5x.html.data_page import RowCard, ShownClip
 
-  coloured: dict[str, np.ndarray] = {}
+  colored: dict[str, np.ndarray] = {}
   if decoder is None:
     for name in {name for record in shard.sample for name in record.latents}:
       holders = [record for record in shard.sample if name in record.latents]
-      pictures = false_colours([record.latents[name] for record in holders])
-      coloured |= {f"{record.id}{name}": frames for record, frames in zip(holders, pictures)}
+      pictures = false_colors([record.latents[name] for record in holders])
+      colored |= {f"{record.id}{name}": frames for record, frames in zip(holders, pictures)}
   for record in shard.sample:
     clips, notes = [], {}
     decoded = {name: decoder(z) for name, z in record.latents.items()} if decoder else {}
@@ -64,7 +64,7 @@ def cards(
       clips.append(ShownClip(name=name, frames=frames, fps=record.fps))
     if decoder is None:
       for name in sorted(record.latents):
-        frames = coloured[f"{record.id}{name}"]
+        frames = colored[f"{record.id}{name}"]
         fps = record.fps * len(frames) / max(1, origin.num_frames if origin else len(frames))
         clips.append(ShownClip(name=f"{name} in false colors", frames=frames, fps=fps or 2.0))
     facts = {"uri": record.uri, "label": record.label, "crop": record.crop, "id": record.id[:16]}

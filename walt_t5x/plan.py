@@ -87,7 +87,7 @@ def _batch_sizes() -> list[int]:
     sizes = [0]
   if any(size < 1 for size in sizes):
     raise app.UsageError(
-      f"--batch_size={','.join(FLAGS.batch_size)}: expected whole numbers from 1."
+      f"--batch_size={','.join(FLAGS.batch_size)}: expected complete numbers from 1."
     )
   return sizes
 

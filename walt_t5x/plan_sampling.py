@@ -153,7 +153,7 @@ def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: in
     devices=devices,
   )
   print(f"{topology}: tracing the chain of {config.name}", file=sys.stderr, flush=True)
-  return tpu_compile.compiled_or_refused(lowered, topology)[1]
+  return tpu_compile.compiled_or_rejected(lowered, topology)[1]
 
 
 def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:

@@ -196,8 +196,8 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   folder = ReconstructionFolder(args.output)
   decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")
   run_identity.begin(args.output, tokenizer | {name: getattr(args, name) for name in decides})
-  whole_files = bool(args.media) and args.frames is None and not args.images
-  rows = 1 if whole_files else args.batch_size
+  complete_files = bool(args.media) and args.frames is None and not args.images
+  rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
   network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
   names: dict[str, int] = {}

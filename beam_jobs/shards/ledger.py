@@ -101,7 +101,7 @@ def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.Shard
   return found
 
 
-def finalise(
+def finalize(
   output: str,
   task: str,
   *,

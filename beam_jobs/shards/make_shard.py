@@ -20,7 +20,7 @@ from walt_t5x.media.rules import Rejected
 def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) -> dict[str, Any]:
   """Makes a shard unless it is complete already; returns its sidecar."""
   digest = shard_files.rows_digest(lines)
-  complete = shard_files.whole_sidecar(
+  complete = shard_files.complete_sidecar(
     job.output, shard, settings_digest=job.settings_digest, rows_digest=digest
   )
   if complete and not (job.retry_dead and complete["dead"]) and _judged_alike(complete, job):

@@ -224,7 +224,7 @@ def _taken_of(
 # --- the end --------------------------------------------------------------------------------------
 
 
-def finalise(output: str, task: str, history: Sequence[Replay]) -> Summary:
+def finalize(output: str, task: str, history: Sequence[Replay]) -> Summary:
   """Accounts for the last replay, writes stats and COMPLETED, and marks the replay finished.
 
   The provenance, including the latent statistics, remains that of the job.

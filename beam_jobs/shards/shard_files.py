@@ -115,7 +115,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     self.sidecar: dict[str, Any]
 
   def __enter__(self) -> "ShardWriter":
-    # The folder is incomplete until finalise has run again.
+    # The folder is incomplete until finalize has run again.
     storage.delete(storage.join(self._output, self._shard.task, "COMPLETED"))
     for suffix in (SIDECAR, DEAD, REJECTED):
       storage.delete(self._shard.path(self._output, suffix))
@@ -222,7 +222,7 @@ def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
     return None
 
 
-def whole_sidecar(
+def complete_sidecar(
   output: str, shard: ShardName, *, settings_digest: str, rows_digest: str
 ) -> dict[str, Any] | None:
   """The sidecar of a complete shard: same settings, same rows, and a file of the recorded size."""

@@ -103,7 +103,7 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     _put(row, name, raw.get(columns.column(name)))
   for name in ("start_seconds", "end_seconds", "label"):
     value = _number(raw.get(columns.column(name)))
-    _put(row, name, int(value) if name == "label" and _is_whole(value) else value)
+    _put(row, name, int(value) if name == "label" and _is_complete(value) else value)
   if columns.uri_template:
     try:
       row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
@@ -159,7 +159,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _is_whole(value: Any) -> bool:
+def _is_complete(value: Any) -> bool:
   return isinstance(value, float) and value.is_integer()
 
 

@@ -96,19 +96,19 @@ CLIPS: dict[Medium, tuple[Segment, ...]] = {
       0,
       44,
       "mp4",
-      ("a large grey rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
+      ("a large gray rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
     ),
     Segment(
       44,
       88,
       "webm",
-      ("a large grey rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
+      ("a large gray rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
     ),
     Segment(
       88,
       132,
       "avi",
-      ("a large grey rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
+      ("a large gray rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
     ),
   ),
   _BIKES: (

@@ -37,11 +37,11 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
 
 
 def test_parts_merge_in_any_grouping():
-  from tests.evaluation.scoring_test import _MeanColours, _videos
+  from tests.evaluation.scoring_test import _MeanColors, _videos
   from walt_t5x.evaluation.parts import PartStatistics
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
 
-  x = _MeanColours.of(_videos(np.random.default_rng(1), 9))
+  x = _MeanColors.of(_videos(np.random.default_rng(1), 9))
   parts = [
     PartStatistics(frechet={("i3d", "logits"): FeatureStatistics.from_model_output(x[a:b])})
     for a, b in ((0, 2), (2, 3), (3, 9))

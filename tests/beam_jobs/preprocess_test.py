@@ -386,7 +386,7 @@ def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, messa
   digest = settings.settings_digest(json.loads((tmp_path / "out/toy.settings.json").read_text()))
   damage(videos)
   with pytest.raises(ledger.LedgerError, match=message):
-    ledger.finalise(str(tmp_path / "out"), "toy", settings_digest=digest, origin={})
+    ledger.finalize(str(tmp_path / "out"), "toy", settings_digest=digest, origin={})
   assert not (videos / "COMPLETED").exists()
 
 

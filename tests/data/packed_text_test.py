@@ -70,7 +70,7 @@ def test_the_step_of_a_block_is_the_least_that_holds_its_largest_value():
   text = np.float32([[127.0] * 8 + [127 * 0.999 * 2 ** (-3 / 16)] * 8 + [0.01] * 8 + [0.0] * 8])
   (token,) = packed_text.pack(text).view(packed_text.token_layout(32))[:, 0]
   assert token["scale"] == 1.0
-  assert list(token["octaves"]) == [0, 3, math.floor(16 * math.log2(127 / 0.01)), 255]
+  assert list(token["halvings"]) == [0, 3, math.floor(16 * math.log2(127 / 0.01)), 255]
   np.testing.assert_array_equal(token["values"][24:], 0)
   tiny = packed_text.unpack(packed_text.pack(np.float32([[1.0] * 8 + [1e-9] * 8])))
   np.testing.assert_allclose(tiny, [[1.0] * 8 + [0.0] * 8], atol=1e-7)

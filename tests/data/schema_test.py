@@ -54,9 +54,9 @@ def parse(record: schema.Record) -> dict:
 
 
 def test_bytes_are_a_tensorflow_example():
-  serialised = schema.encode(make_record())
-  example = tf.train.Example.FromString(serialised)
-  assert example.SerializeToString(deterministic=True) == serialised
+  serialized = schema.encode(make_record())
+  example = tf.train.Example.FromString(serialized)
+  assert example.SerializeToString(deterministic=True) == serialized
   assert set(example.features.feature) == set(
     schema.seqio_features(["latents/3x8x8", "latents/3x4x6"])
   )
@@ -89,11 +89,11 @@ def test_pixels_come_back_as_they_were():
 
 def test_captions_without_a_token_decode_to_none_each_and_encode_to_the_same_bytes():
   none = {"text_ids": [np.zeros(0, np.int32)] * 2, "text_embedding": [np.zeros((0, 0))] * 2}
-  serialised = schema.encode(make_record(captions=["", "a"], caption_weights=[1, 2], **none))
-  decoded = schema.decode(serialised)
+  serialized = schema.encode(make_record(captions=["", "a"], caption_weights=[1, 2], **none))
+  decoded = schema.decode(serialized)
   assert [embedding.shape for embedding in decoded.text_embedding] == [(0, 0)] * 2
   assert [len(ids) for ids in decoded.text_ids] == [0, 0]
-  assert schema.encode(decoded) == serialised
+  assert schema.encode(decoded) == serialized
 
 
 def test_defaults_of_a_record_are_no_class_no_rate_no_crop():

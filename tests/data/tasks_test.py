@@ -13,7 +13,7 @@ from data import batch_spec, cached_tasks, provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.files.mismatch import ProvenanceMismatch
-from walt_t5x.models.denoiser_inputs import finished, from_batch
+from walt_t5x.models.denoiser_inputs import from_batch, unpack_and_normalize
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes
 
@@ -106,7 +106,7 @@ def _rows(task, **kwargs):
 
 
 def _model_rows(task, **kwargs):
-  """Examples as the model uses them: through the feature converter, then `finished`."""
+  """Examples as the model uses them: through the feature converter, then `unpack_and_normalize`."""
   options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
   options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
   ds = task.get_dataset(**(options | kwargs))
@@ -115,7 +115,7 @@ def _model_rows(task, **kwargs):
     text="text" in lengths, label="label" in lengths, low_resolution="low_resolution" in lengths
   )
   (batch,) = converter(ds, lengths).batch(1000).as_numpy_iterator()
-  batch = {name: np.asarray(value) for name, value in finished(batch).items()}
+  batch = {name: np.asarray(value) for name, value in unpack_and_normalize(batch).items()}
   return [{name: value[i] for name, value in batch.items()} for i in range(len(batch["latents"]))]
 
 
@@ -146,7 +146,7 @@ def test_latents_come_out_with_mean_0_and_deviation_1(cache):
 
 
 def test_latents_stay_as_they_were_written_on_request_and_two_slots_are_two(cache):
-  kept = tasks.RowFormat(text_length=LENGTH, text_slots=2, label=True, normalise_latents=False)
+  kept = tasks.RowFormat(text_length=LENGTH, text_slots=2, label=True, normalize_latents=False)
   for row in _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=kept)):
     index = int(row["label"][0])
     raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
@@ -203,7 +203,7 @@ def test_converter_lengths_and_initial_shapes_are_those_of_the_examples(cache, i
 
 
 def test_default_contents_of_an_example():
-  stated = {"text_length": 64, "text_slots": 1, "label": False, "normalise_latents": True}
+  stated = {"text_length": 64, "text_slots": 1, "label": False, "normalize_latents": True}
   assert tasks.RowFormat() == tasks.RowFormat(deny_list=None, **stated)
 
 

@@ -12,7 +12,7 @@ CONDITION = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.flo
 SILU = CONDITION / (1 + np.exp(-np.asarray(CONDITION)))
 
 
-def _randomised(params):
+def _randomized(params):
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), params)
 
@@ -37,7 +37,7 @@ def test_shared_adaln_is_a_linear_map_of_silu_initialized_to_zero():
   layer = SharedAdaLN()
   params = layer.init(jax.random.key(0), CONDITION)["params"]
   np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
-  p = _randomised(params)["projection"]
+  p = _randomized(params)["projection"]
   got = layer.apply({"params": {"projection": p}}, CONDITION)
   np.testing.assert_allclose(got, SILU @ p["kernel"] + p["bias"], rtol=1e-4, atol=1e-5)
 
@@ -49,7 +49,7 @@ def test_the_correction_of_a_layer_has_its_rank_and_no_bias_and_is_initialized_t
   assert np.any(params["down"]["kernel"])
   shapes = jax.tree.map(np.shape, params)
   assert shapes == {"down": {"kernel": (4, 2)}, "up": {"kernel": (2, 24)}}
-  p = _randomised(params)
+  p = _randomized(params)
   got = layer.apply({"params": p}, CONDITION)
   np.testing.assert_allclose(
     got, SILU @ p["down"]["kernel"] @ p["up"]["kernel"], rtol=1e-4, atol=1e-5

@@ -11,9 +11,9 @@ def _norm(x, scale):
   """LayerNorm without bias; returns (result, residuals for the gradient)."""
   if scale is None:
     return x, None
-  centred = x - x.mean(-1, keepdims=True)
-  deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + EPSILON)
-  return centred / deviation * scale, (centred / deviation, deviation, scale)
+  centered = x - x.mean(-1, keepdims=True)
+  deviation = np.sqrt((centered**2).mean(-1, keepdims=True) + EPSILON)
+  return centered / deviation * scale, (centered / deviation, deviation, scale)
 
 
 def _norm_gradient(of_result, kept):

@@ -53,9 +53,11 @@ def test_table_equals_a_plain_product(kind):
 
 def test_continuous_time_agrees_with_the_table_and_is_monotone():
   schedule = NoiseSchedule()
-  whole = jnp.arange(1001)
-  np.testing.assert_allclose(schedule.gamma(whole), schedule.gammas, atol=1e-6)
-  np.testing.assert_allclose(schedule.gamma(whole.astype(jnp.float32)), schedule.gammas, atol=1e-6)
+  complete = jnp.arange(1001)
+  np.testing.assert_allclose(schedule.gamma(complete), schedule.gammas, atol=1e-6)
+  np.testing.assert_allclose(
+    schedule.gamma(complete.astype(jnp.float32)), schedule.gammas, atol=1e-6
+  )
   fine = np.asarray(schedule.gamma(jnp.linspace(0, 1000, 20_001)))
   assert (np.diff(fine) <= 1e-7).all()
 

@@ -118,7 +118,7 @@ def test_the_launcher_stops_at_a_cache_of_other_encoders(
     _train(launch, run, other, 2)
   for part in (field, old, new, "Point the run at the dataset it was trained on, or start a new"):
     assert part in str(error.value), part
-  assert engine.checkpoints.whole_steps(run) == []
+  assert engine.checkpoints.complete_steps(run) == []
 
 
 def test_the_launcher_stops_at_a_cache_of_another_schema(launch, tmp_path):  # noqa: F811

@@ -125,7 +125,7 @@ def test_a_hang_ends_the_process(tmp_path):
   (report,) = tmp_path.glob("hang_step*_host0.txt")
   text = report.read_text()
   assert "after step 6, while: data" in text and "data_iterator.py" in text
-  assert checkpoints.whole_steps(tmp_path)[-1] == 6  # A restart resumes from it.
+  assert checkpoints.complete_steps(tmp_path)[-1] == 6  # A restart resumes from it.
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_an_action_stops_the_run(tmp_path):
   state = runs.train(tmp_path, 10, actions={"TRAIN": [stop]}, concurrent_metrics=False)
   assert int(state.step) == 3
   assert stop.seen == [line["loss"] for line in runs.lines(tmp_path)]
-  assert engine.checkpoints.whole_steps(tmp_path) == [0, 3]
+  assert engine.checkpoints.complete_steps(tmp_path) == [0, 3]
 
 
 def test_arguments_are_checked(tmp_path):

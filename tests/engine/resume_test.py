@@ -17,7 +17,7 @@ from walt_t5x.engine.run_settings import RunSettings
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def complete(tmp_path_factory):
   """An uninterrupted run to step 10."""
   folder = tmp_path_factory.mktemp("whole")
   return folder, runs.train(folder, 10)
@@ -30,8 +30,8 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
-  _, state = whole
+def test_a_resumed_run_equals_an_uninterrupted_one(complete, tmp_path):
+  _, state = complete
   runs.train(tmp_path, 7)  # Ends off the period, so the position inside an epoch is restored too.
   resumed = runs.train(tmp_path, 10)
   assert_same(resumed, state)
@@ -43,8 +43,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
   } <= names
 
 
-def test_a_resumed_run_reads_the_next_examples(whole, tmp_path):
-  folder, _ = whole
+def test_a_resumed_run_reads_the_next_examples(complete, tmp_path):
+  folder, _ = complete
   runs.train(tmp_path, 7)
   runs.train(tmp_path, 10)
 
@@ -61,9 +61,9 @@ def test_three_steps_are_one_epoch(tmp_path):
   assert np.mean([line["ids"] for line in runs.lines(tmp_path)]) == pytest.approx(every_id)
 
 
-def test_sigkill_at_any_moment(whole, tmp_path):
+def test_sigkill_at_any_moment(complete, tmp_path):
   """The launcher is killed without warning after a checkpoint; the resumed run equals an uninterrupted one."""
-  _, state = whole
+  _, state = complete
   script = (
     "import time\nfrom tests.engine import runs, toy\n"
     "class Slow(runs.engine.Trainer):\n"
@@ -80,12 +80,12 @@ def test_sigkill_at_any_moment(whole, tmp_path):
     time.sleep(0.02)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL
-  assert checkpoints.whole_steps(tmp_path)[-1] in (0, 5)
+  assert checkpoints.complete_steps(tmp_path)[-1] in (0, 5)
   assert_same(runs.train(tmp_path, 10), state)
 
 
-def test_incomplete_and_empty_checkpoints_are_skipped(whole, tmp_path, caplog):
-  folder, state = whole
+def test_incomplete_and_empty_checkpoints_are_skipped(complete, tmp_path, caplog):
+  folder, state = complete
   shutil.copytree(folder, tmp_path / "run")
   run = tmp_path / "run"
   os.remove(run / "checkpoint_10" / "_CHECKPOINT_METADATA")  # Partly copied.
@@ -96,7 +96,7 @@ def test_incomplete_and_empty_checkpoints_are_skipped(whole, tmp_path, caplog):
     assert_same(runs.train(run, 10), state)
   assert "checkpoint_11: it has no _CHECKPOINT_METADATA" in caplog.text
   assert checkpoints.checkpoint_step(run) == 10
-  assert len(list(run.glob("torn_checkpoint_1*"))) == 2
+  assert len(list(run.glob("incomplete_checkpoint_1*"))) == 2
 
 
 def _zeroed(file):
@@ -108,8 +108,10 @@ def _truncated(file):
 
 
 @pytest.mark.parametrize("damage", [_zeroed, _truncated, os.remove])
-def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(whole, tmp_path, caplog, damage):
-  folder, state = whole
+def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(
+  complete, tmp_path, caplog, damage
+):
+  folder, state = complete
   run = tmp_path / "run"
   shutil.copytree(folder, run)
   for file in (run / "checkpoint_10" / "state").rglob("d/*"):
@@ -121,27 +123,27 @@ def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(whole, tmp_path
   np.testing.assert_array_equal(saved_again["kernel"], runs.flat(state)["target/kernel"])
 
 
-def test_a_checkpoint_of_another_model_is_rejected_and_kept(whole, tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected_and_kept(complete, tmp_path):
   run = tmp_path / "run"
-  shutil.copytree(whole[0], run)
+  shutil.copytree(complete[0], run)
   with pytest.raises(ValueError, match=r"kernel has shape \(4, 8\), expected \(4, 16\)"):
     other = toy.ToyModel(runs.optimizers.adamw(0.1, weight_decay=0.01, ema_decay=0.9), width=16)
     runs.train(run, 10, model=other)
   with pytest.raises(ValueError, match=r"lacks .* of the .* arrays"):
     runs.train(run, 10, model=toy.ToyModel(runs.optimizers.wrap(runs.SGD(0.1, momentum=0.9))))
-  assert checkpoints.whole_steps(run) == [0, 5, 10]
+  assert checkpoints.complete_steps(run) == [0, 5, 10]
 
 
-def test_a_run_without_a_readable_checkpoint_does_not_restart_silently(whole, tmp_path):
+def test_a_run_without_a_readable_checkpoint_does_not_restart_silently(complete, tmp_path):
   run = tmp_path / "run"
-  shutil.copytree(whole[0], run)
+  shutil.copytree(complete[0], run)
   for file in run.glob("checkpoint_*/state/**/d/*"):
     _truncated(file)
   with pytest.raises(
     RuntimeError, match=r"no checkpoint of this run can be read:(.|\n)*checkpoint_0"
   ):
     runs.train(run, 10)
-  assert len(list(run.glob("torn_checkpoint_*"))) == 3  # Renamed, not deleted.
+  assert len(list(run.glob("incomplete_checkpoint_*"))) == 3  # Renamed, not deleted.
 
 
 def test_keep_and_a_finished_run(tmp_path):
@@ -156,8 +158,8 @@ def test_keep_and_a_finished_run(tmp_path):
     runs.train(tmp_path, 3, checkpoint_cfg=config)
 
 
-def test_load_params_reads_parameters_or_their_average(whole):
-  folder, state = whole
+def test_load_params_reads_parameters_or_their_average(complete):
+  folder, state = complete
   flat = runs.flat(state)
   for ema, name in ((False, "target/kernel"), (True, "state/param_states/4/ema/kernel")):
     loaded = checkpoints.load_params(folder, ema=ema)
@@ -169,9 +171,9 @@ def test_load_params_reads_parameters_or_their_average(whole):
     checkpoints.load_params(folder / "checkpoint_7")
 
 
-def test_starting_from_another_run(whole, tmp_path):
+def test_starting_from_another_run(complete, tmp_path):
   """Parameters from a checkpoint, a new optimizer state, and the average initialized by the parameters."""
-  folder, state = whole
+  folder, state = complete
   restore = engine.RestoreCheckpointConfig(
     path=str(folder),
     assignment_map=[(r"state/.*/ema/(.*)", r"target/\1"), (r"state/.*", None)],
@@ -190,9 +192,9 @@ def test_starting_from_another_run(whole, tmp_path):
   assert not started["state/param_states/1/mu/kernel"].any()
 
 
-def test_starting_from_the_average_of_another_run(whole, tmp_path):
+def test_starting_from_the_average_of_another_run(complete, tmp_path):
   """Its average becomes the parameters and the new average, wherever the new chain keeps one."""
-  folder, state = whole
+  folder, state = complete
   restore = engine.RestoreCheckpointConfig(
     path=str(folder),
     state_transformation_fns=[restore_transforms.average_as_parameters],
@@ -212,9 +214,9 @@ def test_starting_from_the_average_of_another_run(whole, tmp_path):
   assert not np.array_equal(moved["target/kernel"], average)
 
 
-def test_arrays_of_another_shape_are_passed_to_the_bound_function(whole, tmp_path):
+def test_arrays_of_another_shape_are_passed_to_the_bound_function(complete, tmp_path):
   """A wider model starts from a narrower one; parameters, moments and average are all passed."""
-  folder, state = whole
+  folder, state = complete
   seen = []
 
   def tile(name, array, wanted):
@@ -251,9 +253,9 @@ def test_checkpoints_at_multiples_are_never_deleted(tmp_path):
   assert checkpoints.all_steps(tmp_path) == [0, 4, 6]
 
 
-def test_data_that_cannot_be_resumed_is_reordered_once(whole, tmp_path):
+def test_data_that_cannot_be_resumed_is_reordered_once(complete, tmp_path):
   """As after a change of hosts: not the examples of the first steps again, and a later restart keeps the order."""
-  first = [line["ids"] for line in runs.lines(whole[0])]
+  first = [line["ids"] for line in runs.lines(complete[0])]
 
   def moved(folder, *stops):
     runs.train(folder, 5)

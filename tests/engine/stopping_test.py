@@ -82,7 +82,7 @@ def test_a_run_of_nonfinite_batches_ends_and_names_the_last_good_step(tmp_path):
   (line,) = runs.lines(tmp_path)  # Of a period that did not end.
   assert line["skipped_steps"] >= 4 and np.isfinite(line["loss"])
   assert (stop.value.last_good_step, stop.value.exit_code) == (4, 65)
-  assert checkpoints.whole_steps(tmp_path)[-1] <= 5  # Nothing was saved after the limit.
+  assert checkpoints.complete_steps(tmp_path)[-1] <= 5  # Nothing was saved after the limit.
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 5])
@@ -121,7 +121,7 @@ def test_sigterm_loses_no_step(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
       return False
 
-  whole = runs.train(tmp_path / "whole", 12)
+  complete = runs.train(tmp_path / "whole", 12)
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(
     exits.Preempted, match=r"after step 7; saved in .*checkpoint_7; start"
@@ -130,9 +130,9 @@ def test_sigterm_loses_no_step(tmp_path):
     runs.train(tmp_path / "run", 12, actions=actions, concurrent_metrics=False)
   assert stop.value.exit_code == 75
   assert signal.getsignal(signal.SIGTERM) is before
-  assert checkpoints.whole_steps(tmp_path / "run") == [0, 5, 7]
+  assert checkpoints.complete_steps(tmp_path / "run") == [0, 5, 7]
   resumed = runs.flat(runs.train(tmp_path / "run", 12))
-  for name, array in runs.flat(whole).items():
+  for name, array in runs.flat(complete).items():
     np.testing.assert_array_equal(resumed[name], array, err_msg=name)
   ids = [[line["ids"] for line in runs.lines(tmp_path / name)] for name in ("whole", "run")]
   assert ids[0] == ids[1]
@@ -150,7 +150,7 @@ def test_sigterm_before_the_first_step_ends_a_resumed_run_at_its_step(tmp_path):
   with pytest.raises(exits.Preempted, match="after step 0; no step was taken"):
     runs.train(tmp_path, 5, checkpoint_cfg=save, summarize_config_fn=terminate)
   runs.train(tmp_path, 5, checkpoint_cfg=save)
-  assert checkpoints.whole_steps(tmp_path) == [3, 5]
+  assert checkpoints.complete_steps(tmp_path) == [3, 5]
 
 
 def test_a_slow_reader_is_visible_in_the_metrics(tmp_path, monkeypatch):

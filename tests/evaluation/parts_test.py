@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColours, _media, _videos
+from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColors, _media, _videos
 from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.parts import load_part, plan_parts, save_part
@@ -25,7 +25,7 @@ _PROTOCOL = _SMALL.replace(
 )
 
 
-class _Dies(_MeanColours):
+class _Dies(_MeanColors):
   """The network of a run that is killed after some batches."""
 
   def __init__(self, batches):
@@ -50,7 +50,7 @@ def folders(tmp_path_factory):
 
 def _evaluation(folders, network=None, **options):
   fake, real = (clip_sources.find_media(folders / name) for name in ("fake", "real"))
-  networks = {"i3d": network or _MeanColours()}
+  networks = {"i3d": network or _MeanColors()}
   return Evaluation(_PROTOCOL, fake, real, networks, batch_size=2, clips_per_part=4, **options)
 
 
@@ -61,7 +61,7 @@ def _values(scores):
 def test_parts_of_any_size_merge_to_the_same_scores(folders):
   fake, real = (clip_sources.find_media(folders / name) for name in ("fake", "real"))
   by_size = [
-    score(_PROTOCOL, fake, real, {"i3d": _MeanColours()}, batch_size=b, clips_per_part=p)
+    score(_PROTOCOL, fake, real, {"i3d": _MeanColors()}, batch_size=b, clips_per_part=p)
     for b, p in ((64, 1000), (3, 1), (2, 4), (5, 7))
   ]
   for other in by_size[1:]:
@@ -96,7 +96,7 @@ def test_parts_of_other_files_or_weights_are_not_used(folders, tmp_path):
   changed = _evaluation(folders, parts_dir=tmp_path / "parts")
   changed.part(plan)
   assert (changed.clips, changed.kept) == (4, 0)
-  other = _MeanColours()
+  other = _MeanColors()
   other.fingerprint = "e" * 64
   weights = _evaluation(folders, other, parts_dir=tmp_path / "parts")
   weights.part(weights.plans[0])
@@ -123,7 +123,7 @@ def test_a_part_is_restored_from_its_file_exactly(folders, tmp_path):
 
 
 def test_processes_share_an_evaluation(folders, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColours())
+  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColors())
   flags = ["--protocol=tokenizer", f"--samples={folders / 'fake'}", "--frames=4", "--size=16x16"]
   flags += ["--scores=rfvd,psnr,ssim"]
   flags += [f"--reference={folders / 'real'}", "--clips_per_part=3", f"--output={tmp_path / 's'}"]

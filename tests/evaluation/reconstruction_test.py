@@ -162,10 +162,10 @@ def _bytes(folder):
 
 
 def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, capsys, monkeypatch):
-  whole = tmp_path / "whole"
-  result = _run(capsys, *command, f"--output={whole}")
+  complete = tmp_path / "whole"
+  result = _run(capsys, *command, f"--output={complete}")
   assert (result["clips"], result["made"], result["skipped"]) == (7, 5, 2)
-  ledger = [json.loads(x) for x in (whole / "skipped-0-of-1.jsonl").read_text().splitlines()]
+  ledger = [json.loads(x) for x in (complete / "skipped-0-of-1.jsonl").read_text().splitlines()]
   assert [entry["name"] for entry in ledger] == ["a/2", "a/6"]
   assert "it has 3 frames" in ledger[0]["error"] and ledger[1]["uri"].endswith("a/6.mp4")
 
@@ -173,15 +173,15 @@ def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, c
   names = ["0", "1", "3", "4", "5"]
   expected = _by_hand(tokenizer, np.stack([originals[name][:5] for name in names]))
   for name, want in zip(names, expected):
-    inputs, made = (video_io.read_video(whole / kind / "a" / f"{name}.mkv").frames
+    inputs, made = (video_io.read_video(complete / kind / "a" / f"{name}.mkv").frames
                     for kind in ("inputs", "reconstructions"))  # fmt: skip
     np.testing.assert_array_equal(inputs, originals[name][:5])
     _equal(made, want)
-  rows = [json.loads(line) for line in (whole / "manifest.jsonl").read_text().splitlines()]
+  rows = [json.loads(line) for line in (complete / "manifest.jsonl").read_text().splitlines()]
   assert [row["name"] for row in rows] == [f"a/{name}" for name in names]
   assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
   # The page of both, next to each other.
-  assert (whole / "gallery.html").read_text().count("<article") == 5
+  assert (complete / "gallery.html").read_text().count("<article") == 5
 
   scores = evaluate.run([
     "--protocol=tokenizer", "--scores=psnr,ssim", "--frames=5", "--size=16x16",
@@ -209,10 +209,10 @@ def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, c
   assert first["left_to_other_shards"] > 0 and not (killed / "manifest.jsonl").exists()
   last = _run(capsys, *command, f"--output={killed}", "--shard=0/2")
   assert (first["made"], last["made"], last["skipped"]) == (2, 1, 2)
-  assert _bytes(whole) == _bytes(killed)
+  assert _bytes(complete) == _bytes(killed)
 
   with pytest.raises(SystemExit, match="started by another command"):
-    reconstruct.main([*command, f"--output={whole}", "--fit=exact"])
+    reconstruct.main([*command, f"--output={complete}", "--fit=exact"])
 
 
 def test_entire_files_are_streamed_and_caches_are_read(command, tokenizer, tmp_path, capsys):

@@ -12,7 +12,7 @@ from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.scoring import score
 from walt_t5x.media import video_io
-from walt_t5x.metrics import caption_obedience
+from walt_t5x.metrics import caption_accuracy
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
 from walt_t5x.metrics.inception_score import inception_score
@@ -41,7 +41,7 @@ def _videos(rng, count, frames=6, size=8):
   return rng.integers(0, 256, size=shape).astype(np.uint8)
 
 
-class _MeanColours:
+class _MeanColors:
   """Replaces a network: mean and standard deviation of each channel, and a count of batches."""
 
   name, fingerprint, is_public = "i3d", "f" * 64, False
@@ -62,7 +62,7 @@ class _MeanColours:
 
 
 def _score(protocol, samples, references, **options):
-  return score(protocol, samples, references, {"i3d": _MeanColours()}, batch_size=3, **options)
+  return score(protocol, samples, references, {"i3d": _MeanColors()}, batch_size=3, **options)
 
 
 def test_frechet_over_folds_equals_the_distance_of_full_arrays():
@@ -80,8 +80,8 @@ def test_frechet_over_folds_equals_the_distance_of_full_arrays():
   for fold in range(2):
     chosen = [int(c.media.name) for c in plan if c.fold == fold]
     assert len(set(chosen)) == 10
-    mine = _MeanColours.of(a[10 * fold : 10 * fold + 10, :4])
-    expected.append(frechet_between(of(mine), of(_MeanColours.of(b[chosen, :4]))))
+    mine = _MeanColors.of(a[10 * fold : 10 * fold + 10, :4])
+    expected.append(frechet_between(of(mine), of(_MeanColors.of(b[chosen, :4]))))
   np.testing.assert_allclose(got.value.values, expected, rtol=1e-9)
   assert (got.samples, got.references, got.protocol_hash) == (20, 20, protocol.hash)
 
@@ -91,7 +91,7 @@ def test_a_folder_compared_with_itself_is_zero_and_published_statistics_are_used
   media = [_media(str(i), v) for i, v in enumerate(videos)]
   assert _score(_SMALL, media, media)[0].value.mean <= 1e-6
   mean, covariance = np.full(9, 0.3), np.eye(9) * 0.1
-  features = FeatureStatistics.from_model_output(_MeanColours.of(videos[:, :4]))
+  features = FeatureStatistics.from_model_output(_MeanColors.of(videos[:, :4]))
   expected = frechet_distance(*features.compute(), mean, covariance)
   got = _score(_SMALL, media, (mean, covariance))[0]
   assert got.value.mean == pytest.approx(expected, rel=1e-9) and got.references == 0
@@ -101,7 +101,7 @@ def test_inception_score_uses_the_splits_of_each_fold():
   videos = _videos(np.random.default_rng(2), 14)
   protocol = _SMALL.replace(scores=(_IS,), sample_count=7, folds=2)
   got = _score(protocol, [_media(str(i), v) for i, v in enumerate(videos)], None)[0].value
-  logits = _MeanColours.of(videos[:, :4])
+  logits = _MeanColors.of(videos[:, :4])
   expected = [v for f in (logits[:7], logits[7:]) for v in inception_score(f, splits=2).values]
   np.testing.assert_allclose(got.values, expected, rtol=1e-9)
 
@@ -147,7 +147,7 @@ def test_reference_cache_is_named_by_content(tmp_path):
   for i, video in enumerate(videos):
     video_io.write_video(tmp_path / "real" / f"{i}.mp4", video, fps=8)
   real = clip_sources.find_media(tmp_path / "real")
-  network = _MeanColours()
+  network = _MeanColors()
   options = {"batch_size": 3, "cache_dir": tmp_path / "cache"}
   first = score(_SMALL, real, real, {"i3d": network}, **options)[0].value
   assert network.calls == 4
@@ -211,9 +211,9 @@ def test_a_published_protocol_keeps_its_hash():
 
 
 def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol():
-  fields = by_prompt.OBEDIENCE.fields
+  fields = by_prompt.CAPTION_ACCURACY.fields
   # All constants of the classifier, by name.
-  constants = {name.lower(): value for name, value in vars(caption_obedience).items()
+  constants = {name.lower(): value for name, value in vars(caption_accuracy).items()
                if name.isupper()}  # fmt: skip
   assert constants == {name: fields[name] for name in constants} and len(constants) == 9
   for name, protocol in by_prompt.BY_PROMPT.items():
@@ -224,7 +224,7 @@ def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol()
     assert dataclasses.replace(protocol, name="another").hash != protocol.hash
     assert dataclasses.replace(protocol, source="elsewhere").hash == protocol.hash
   assert {name: p.hash for name, p in by_prompt.BY_PROMPT.items()} == {
-    "caption_obedience": "012dd2742322",
+    "caption_accuracy": "012dd2742322",
     "text_alignment": "6f6478419e85",
   }
 
@@ -267,7 +267,7 @@ def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys)
   (tmp_path / "real.jsonl").write_text(
     "".join(json.dumps({"uri": f"real/{i}.mp4", "modality": "video"}) + "\n" for i in range(3))
   )
-  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColours())
+  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColors())
   flags = ["--protocol=fvd", f"--samples={tmp_path / 'fake'}", f"--log_dir={tmp_path / 'logs'}"]
   result = evaluate.run([*flags, f"--reference={tmp_path / 'real.jsonl'}", "--step=7"])
   printed = capsys.readouterr().out
@@ -296,7 +296,7 @@ def test_generated_folders_are_read_at_their_original_size(tmp_path):
   folder = SampleFolder(tmp_path)
   video = np.full((5, 16, 16, 3), 0.5, np.float32)
   folder.write(
-    3, prompt="grey", videos={"base": video, "sr1": video.repeat(2, 1).repeat(2, 2)},
+    3, prompt="gray", videos={"base": video, "sr1": video.repeat(2, 1).repeat(2, 2)},
     fps=8, seed=0, steps={"base": 1, "sr1": 1}, fingerprints={},
   )  # fmt: skip
   (media,) = clip_sources.find_media(tmp_path)

@@ -16,7 +16,7 @@ import pytest
 
 from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
-from tests.generation.oracle import Oracle, oracle_config
+from tests.generation.perfect_denoiser import PerfectDenoiser, perfect_config
 from tests.generation.random_cascade import random_params
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation import cascade as cascade_module
@@ -183,7 +183,7 @@ def test_weights_are_read_once_and_identified_by_their_fingerprints():
     loads.append(info.config.name)
     return Stage(info=info, params={}, fingerprint=info.config.name[0])
 
-  cascade = _cascade(configs=[oracle_config(config) for config in _configs()], load=load)
+  cascade = _cascade(configs=[perfect_config(config) for config in _configs()], load=load)
   cascade._run_stage = lambda *_, **__: None
   for _ in range(2):
     _samples(cascade, _batch(0), _batch(1))
@@ -364,7 +364,7 @@ def test_with_an_oracle_four_rounds_are_the_complete_clip(start):
     given = _media(clip[:1], 1)
   elif start == "clip":
     given = _media(clip[:5], 5)
-  configs = [oracle_config(config) for config in _configs()]
+  configs = [perfect_config(config) for config in _configs()]
   cascade = _cascade(
     configs=configs,
     load=lambda i: Stage(info=i, params={"windows": windows[i.config.name]}, fingerprint=""),
@@ -389,7 +389,7 @@ def test_a_single_stage_equals_that_of_the_cascade(two):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Witness(Oracle):
+class _Witness(PerfectDenoiser):
   """Returns its inputs, one per channel: text, gamma and steps of the low resolution, its noise, x_t."""
 
   text_dim: int = 8
@@ -440,7 +440,7 @@ def test_a_stage_gets_its_caption_and_a_low_resolution_with_its_own_noise(scale)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Labels(Oracle):
+class _Labels(PerfectDenoiser):
   """Returns its example's label everywhere; reads no text."""
 
   num_classes: int = 10

@@ -92,8 +92,8 @@ def _bytes(folder, *suffixes):
 
 
 def test_an_interrupted_run_keeps_finished_samples_and_the_same_command_makes_the_rest(tmp_path):
-  whole, broken = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "broken")
-  assert _run(whole, _Cascade()) == 9
+  complete, broken = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "broken")
+  assert _run(complete, _Cascade()) == 9
   with pytest.raises(KeyboardInterrupt):
     _run(broken, _Cascade(stop_after=2))
   assert [s.index for s in broken.samples()] == list(range(8))
@@ -103,17 +103,17 @@ def test_an_interrupted_run_keeps_finished_samples_and_the_same_command_makes_th
   again = _Cascade()
   assert _run(broken, again) == 3
   assert again.asked == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
-  assert _bytes(whole, ".mp4", ".json") == _bytes(broken, ".mp4", ".json")
-  assert len(_bytes(whole, ".mp4")) == 18
+  assert _bytes(complete, ".mp4", ".json") == _bytes(broken, ".mp4", ".json")
+  assert len(_bytes(complete, ".mp4")) == 18
   idle = _Cascade()
   assert _run(broken, idle) == 0 and idle.asked == []
 
 
 def test_shards_make_each_sample_once_and_the_same_as_one_job(tmp_path):
-  whole, parts = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "parts")
-  _run(whole, _Cascade())
+  complete, parts = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "parts")
+  _run(complete, _Cascade())
   assert sum(_run(parts, _Cascade(), shard=(i, 2)) for i in (0, 1)) == 9
-  assert _bytes(whole, ".mp4", ".json") == _bytes(parts, ".mp4", ".json")
+  assert _bytes(complete, ".mp4", ".json") == _bytes(parts, ".mp4", ".json")
   assert batches_of(9, 4, shard=1, shards=2) == [range(4, 8)]
 
 
@@ -265,8 +265,8 @@ def test_empty_or_invalid_prompt_files_and_requests_are_rejected(tmp_path):
     ("[1]", r":1 is \[1\], expected a JSON object"),
     ("{", ":1 is not a JSON object"),
     ('{"prompt": 3}', ":1 has prompt 3, expected a string"),
-    ('{"label": "cat"}', ":1 has label 'cat', expected a whole number"),
-    ('{"label": true}', ":1 has label True, expected a whole number"),
+    ('{"label": "cat"}', ":1 has label 'cat', expected a complete number"),
+    ('{"label": true}', ":1 has label True, expected a complete number"),
   ):
     file.write_text(line)
     with pytest.raises(ValueError, match=message):

@@ -114,9 +114,9 @@ def test_frames_are_given_only_to_stages_trained_with_them():
 
 def test_normalization_is_inverted():
   z = np.random.default_rng(0).normal(size=(2, 3, 8, 8, 2)).astype(np.float32)
-  normalised = BASE.normalise(z, "latents/3x8x8")
-  np.testing.assert_allclose(normalised[..., 0], (z[..., 0] - 1) / 2, rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(BASE.denormalise(normalised, "latents/3x8x8"), z, rtol=1e-4, atol=1e-5)
+  normalized = BASE.normalize(z, "latents/3x8x8")
+  np.testing.assert_allclose(normalized[..., 0], (z[..., 0] - 1) / 2, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(BASE.denormalize(normalized, "latents/3x8x8"), z, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_depends_only_on_seed_stage_and_index():

@@ -32,11 +32,11 @@ FVD = {
   },
 }
 CAPTION_ACCURACY = {
-  "protocol": "caption_obedience",
+  "protocol": "caption_accuracy",
   "protocol_hash": "0123456789ab",
   "scores": {
     "base": {
-      f"caption_obedience/{kind}_{name}": value
+      f"caption_accuracy/{kind}_{name}": value
       for kind in ("colour", "direction")
       for name, value in (("right", 3), ("total", 4), ("accuracy", 0.75))
     }
@@ -119,7 +119,7 @@ def test_scores_have_protocol_hash_network_and_standard_deviation(tmp_path):
     ("base: colour", "75% (3 of 4)"),
     ("base: direction", "75% (3 of 4)"),
   ]
-  assert {r.protocol for r in rows} == {"caption_obedience@0123456789ab"}
+  assert {r.protocol for r in rows} == {"caption_accuracy@0123456789ab"}
   (tmp_path / "scores_bad.json").write_text("[]")
   with pytest.raises(ValueError, match=r"scores_bad.json has no scores.*walt_t5x.evaluate"):
     read_scores(tmp_path / "scores_bad.json")

@@ -243,19 +243,19 @@ def test_every_exif_orientation_shows_the_same_picture(orientation, kind):
 )
 def test_a_turned_picture_of_any_mode_is_upright_and_measured_upright(mode, kind):
   (picture,) = pictures(1, 96, 64)
-  grey = picture[..., 0]
+  gray = picture[..., 0]
   image = {
-    "L": lambda: Image.fromarray(grey),
-    "RGBA": lambda: Image.fromarray(np.dstack([grey] * 3 + [np.full_like(grey, 255)])),
-    "CMYK": lambda: Image.fromarray(np.dstack([255 - grey] * 3 + [np.zeros_like(grey)]), "CMYK"),
-    "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
-    "P": lambda: Image.fromarray(grey).convert("P"),
+    "L": lambda: Image.fromarray(gray),
+    "RGBA": lambda: Image.fromarray(np.dstack([gray] * 3 + [np.full_like(gray, 255)])),
+    "CMYK": lambda: Image.fromarray(np.dstack([255 - gray] * 3 + [np.zeros_like(gray)]), "CMYK"),
+    "I;16": lambda: Image.fromarray(gray.astype(np.uint16) * 257),
+    "P": lambda: Image.fromarray(gray).convert("P"),
   }[mode]()
   exif = Image.Exif()
   exif[0x0112] = 6
   content = saved(image.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
   clip = decode(content, "image", spec(resolutions=((96, 64),)))
-  np.testing.assert_array_equal(clip.frames[96, 64][0, ..., 1], grey)
+  np.testing.assert_array_equal(clip.frames[96, 64][0, ..., 1], gray)
   with pytest.raises(Rejected, match="96x64"):
     decode(content, "image", spec(resolutions=((64, 96),)))
 

@@ -28,7 +28,7 @@ def frame_numbers(clip: clips.Clip) -> list[int]:
   return np.rint(red / 10).astype(int).tolist()
 
 
-def refusal(content: bytes, modality: str = "video", **fields) -> str:
+def rejection(content: bytes, modality: str = "video", **fields) -> str:
   with pytest.raises((MediaError, Rejected)) as error:
     decode(content, modality, spec(**fields))
   return error.value.reason
@@ -167,19 +167,19 @@ def test_a_cut_mp4_is_truncated(share, faststart):
   options = {"movflags": "+faststart"} if faststart else {}
   content = media.video(noise=40, num_frames=48, options=options)
   cut = content[: int(len(content) * share)]
-  assert refusal(cut, num_frames=47, fps=12.0) == "truncated"
+  assert rejection(cut, num_frames=47, fps=12.0) == "truncated"
 
 
 def test_a_cut_webm_ends_without_an_error_and_is_noticed():
   content = media.video(container="webm", codec="libvpx-vp9", noise=40, num_frames=48)
-  assert refusal(half(content), num_frames=24, fps=12.0) == "truncated"
+  assert rejection(half(content), num_frames=24, fps=12.0) == "truncated"
 
 
 def test_damage_inside_the_clip_is_noticed():
   content = bytearray(media.video(noise=40))
   middle = content.index(b"mdat") + 2000
   content[middle : middle + 200] = bytes(200)
-  assert refusal(bytes(content), num_frames=9, fps=8.0, position="beginning") == "corrupt"
+  assert rejection(bytes(content), num_frames=9, fps=8.0, position="beginning") == "corrupt"
 
 
 @pytest.mark.parametrize(
@@ -202,22 +202,22 @@ def test_damage_inside_the_clip_is_noticed():
   ],
 )
 def test_rejections_have_reasons(content, modality, reason):
-  assert refusal(content, modality) == reason
+  assert rejection(content, modality) == reason
 
 
 @pytest.mark.parametrize("modality", ["image", "video"])
 def test_limits_hold(modality):
   content = media.video() if modality == "video" else media.image()
-  assert refusal(content, modality, max_pixels=64 * 64 - 1) == "too_large"
-  assert refusal(content, modality, max_bytes=len(content) - 1) == "too_large"
+  assert rejection(content, modality, max_pixels=64 * 64 - 1) == "too_large"
+  assert rejection(content, modality, max_bytes=len(content) - 1) == "too_large"
   if modality == "video":
-    assert refusal(content, max_seconds=1.9) == "too_long"
-    assert refusal(content, max_decoded_frames=5) == "too_many_frames"
+    assert rejection(content, max_seconds=1.9) == "too_long"
+    assert rejection(content, max_decoded_frames=5) == "too_many_frames"
 
 
 def test_an_unknown_codec_is_a_reason():
   content = media.video(container="matroska", codec="libx264")
-  assert refusal(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVX")) == "unknown_codec"
+  assert rejection(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVX")) == "unknown_codec"
 
 
 def test_a_stream_whose_frame_size_grows_is_stopped_by_the_decoder(monkeypatch):
@@ -230,9 +230,9 @@ def test_a_stream_whose_frame_size_grows_is_stopped_by_the_decoder(monkeypatch):
     lambda self, f: (sizes.append(f.height), resize(self, f))[1],
   )
   fields = {"num_frames": 30, "fps": 12.0, "position": "beginning"}
-  assert refusal(b"".join(parts), max_pixels=128 * 128, **fields) in ("corrupt", "too_large")
+  assert rejection(b"".join(parts), max_pixels=128 * 128, **fields) in ("corrupt", "too_large")
   assert set(sizes) == {64}
-  assert refusal(b"".join(parts), **fields) == "too_short"
+  assert rejection(b"".join(parts), **fields) == "too_short"
 
 
 def test_upscaling_is_used_if_allowed():
@@ -243,9 +243,9 @@ def test_upscaling_is_used_if_allowed():
 def test_a_session_description_does_not_open_the_network():
   sdp = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"
   started = time.monotonic()
-  assert refusal(sdp + b"a=rtpmap:96 H264/90000\n") == "not_media"
+  assert rejection(sdp + b"a=rtpmap:96 H264/90000\n") == "not_media"
   playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n"
-  assert refusal(playlist) == "not_media"
+  assert rejection(playlist) == "not_media"
   assert time.monotonic() - started < 2
 
 

@@ -61,9 +61,9 @@ def test_merge_does_not_depend_on_order_or_grouping():
     c.merge(a).merge(b),
     FeatureStatistics.empty(5).merge(a.merge(c)).merge(b),
   ):
-    whole = a.merge(b).merge(c)
-    np.testing.assert_allclose(other.mean, whole.mean, rtol=1e-12)
-    np.testing.assert_allclose(other.scatter, whole.scatter, rtol=1e-11, atol=1e-11)
+    complete = a.merge(b).merge(c)
+    np.testing.assert_allclose(other.mean, complete.mean, rtol=1e-12)
+    np.testing.assert_allclose(other.scatter, complete.scatter, rtol=1e-11, atol=1e-11)
 
 
 def test_saved_statistics_are_identical_when_loaded(tmp_path):
@@ -263,9 +263,9 @@ def test_inception_score_equals_the_definition():
   got = inception_score(logits, splits=3)
   np.testing.assert_allclose(got.values, [direct(b) for b in blocks], rtol=1e-12)
   parts = [InceptionScoreStatistics.from_model_output(logits[a:b]) for a, b in [(0, 7), (7, 60)]]
-  whole = InceptionScoreStatistics.empty().merge(parts[0]).merge(parts[1])
-  assert whole.compute() == pytest.approx(direct(p), rel=1e-12)
-  assert score_splits([whole]).mean == whole.compute()
+  complete = InceptionScoreStatistics.empty().merge(parts[0]).merge(parts[1])
+  assert complete.compute() == pytest.approx(direct(p), rel=1e-12)
+  assert score_splits([complete]).mean == complete.compute()
 
 
 def test_range_of_the_inception_score():

@@ -235,10 +235,10 @@ def test_the_discriminator_evaluates_each_clip_once():
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
   no_r1 = _model(r1_weight=0.0)
-  whole = flops(lambda p: no_r1.loss_fn(p, _batch(), None)[0], params)
+  complete = flops(lambda p: no_r1.loss_fn(p, _batch(), None)[0], params)
   vae = flops(lambda p: model.module.apply({"params": p}, video)[0], params["vae"])
   once = flops(judge, params["discriminator"], reconstruction)
-  assert 1.8 * once < whole - vae < 2.2 * once
+  assert 1.8 * once < complete - vae < 2.2 * once
 
 
 def test_parts_without_a_chain_are_rejected():

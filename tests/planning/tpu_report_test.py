@@ -12,7 +12,7 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.planning import plan_text, run_plan, tpu_compile, tpu_report
 
 GIB = 1024**3
-REFUSAL = (
+REJECTION = (
   "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 23.56G of 15.75G hbm. Exceeded hbm capacity by "
   "7.82G.\n\nTotal hbm usage >= 23.80G"
 )
@@ -88,18 +88,18 @@ def test_microbatches_are_timed_separately(compiler):
 
 
 def test_an_out_of_memory_error_is_reported_and_another_error_is_raised(compiler):
-  compiler.answers[52] = RuntimeError(REFUSAL)
+  compiler.answers[52] = RuntimeError(REJECTION)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4")
   assert not report.fits and report.estimated_step_seconds is None
-  assert (report.hbm_bytes_per_chip, report.hbm_limit_bytes) == tpu_compile.memory_wanted(REFUSAL)
-  assert report.problem == REFUSAL.splitlines()[0]
+  assert (report.hbm_bytes_per_chip, report.hbm_limit_bytes) == tpu_compile.memory_wanted(REJECTION)
+  assert report.problem == REJECTION.splitlines()[0]
   compiler.answers[52] = RuntimeError("INTERNAL: mosaic failed")
   with pytest.raises(RuntimeError, match="mosaic failed"):
     tpu_report.report(model(), BATCH, topology="v5e:2x4")
 
 
 def test_a_step_that_fits_is_reported_without_a_time_if_the_shallow_ones_do_not(compiler):
-  compiler.answers[4] = RuntimeError(REFUSAL)
+  compiler.answers[4] = RuntimeError(REJECTION)
   report = tpu_report.report(model(), BATCH, topology="v5e:2x4")
   assert (
     report.fits
@@ -138,7 +138,7 @@ def test_a_step_that_does_not_fit_reports_the_excess_and_the_settings():
   )  # fmt: skip
   report = tpu_report.TopologyReport(
     chips=4, hosts=1, fits=False, hbm_bytes_per_chip=int(23.56 * GIB),
-    hbm_limit_bytes=int(15.75 * GIB), problem=REFUSAL.splitlines()[0],
+    hbm_limit_bytes=int(15.75 * GIB), problem=REJECTION.splitlines()[0],
   )  # fmt: skip
   lines = plan_text.topology_lines(
     "v5e:2x2", dataclasses.asdict(report), plan(memory_advice=advice)
@@ -157,7 +157,9 @@ def test_a_step_that_does_not_fit_reports_the_excess_and_the_settings():
   ):
     assert f"try: {flag}" in text or f"'{flag}'" in text, flag
   unknown = dataclasses.asdict(dataclasses.replace(report, hbm_bytes_per_chip=None))
-  assert REFUSAL.splitlines()[0] in "\n".join(plan_text.topology_lines("v5e:2x2", unknown, plan()))
+  assert REJECTION.splitlines()[0] in "\n".join(
+    plan_text.topology_lines("v5e:2x2", unknown, plan())
+  )
 
 
 def test_nothing_is_advised_that_is_set_already():

@@ -74,10 +74,10 @@ def test_a_caption_runs_at_the_smallest_bucket_that_holds_it(encoder):
 
 
 def test_truncation_keeps_the_eos(encoder):
-  (whole,) = encoder.tokenize([CAPTIONS[0]], 64)
+  (complete,) = encoder.tokenize([CAPTIONS[0]], 64)
   (cut,) = encoder.tokenize([CAPTIONS[0]], 5)
-  assert whole[-1] == 1 and 1 not in whole[:-1]
-  assert list(cut) == [*whole[:4], 1]
+  assert complete[-1] == 1 and 1 not in complete[:-1]
+  assert list(cut) == [*complete[:4], 1]
   assert [list(i) for i in encoder.tokenize(["", " "], 64)] == [[1], [1]]
 
 

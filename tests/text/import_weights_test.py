@@ -105,16 +105,16 @@ def test_torch_loads_saved_weights(tmp_path):
 
 def test_sharded_bfloat16_and_encoder_decoder_checkpoints(tmp_path):
   torch.manual_seed(2)
-  whole = transformers.T5ForConditionalGeneration(
+  complete = transformers.T5ForConditionalGeneration(
     transformers.T5Config(
       **dataclasses.asdict(SMALL_SHAPED), feed_forward_proj="gated-gelu", num_decoder_layers=1
     )
   ).to(torch.bfloat16)
-  whole.save_pretrained(tmp_path, max_shard_size="100KB")
+  complete.save_pretrained(tmp_path, max_shard_size="100KB")
   assert (tmp_path / "model.safetensors.index.json").is_file()
   config = T5Config.from_json(tmp_path / "config.json")
   weights = HuggingFaceWeights(SafetensorsSource(tmp_path), config)
-  state = whole.state_dict()
+  state = complete.state_dict()
   for name in weights:
     stored, transposed = torch_name(name)
     expected = state[stored].float().numpy()

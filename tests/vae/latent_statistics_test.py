@@ -10,7 +10,7 @@ import seqio
 from beam_jobs.shards.ledger import latent_statistics
 from beam_jobs.shards.moments import Moments
 from data import cached_tasks, provenance, schema, tasks, tfrecord
-from walt_t5x.models.denoiser_inputs import normalised
+from walt_t5x.models.denoiser_inputs import normalized
 
 CHANNELS = 3
 
@@ -23,12 +23,12 @@ def _latents(count, frames, seed):
 
 
 def test_merged_statistics_equal_those_of_all_latents():
-  whole = np.concatenate([_latents(50, 3, 0), _latents(50, 3, 1)])
-  cuts = np.split(whole, [1, 7, 60])
+  complete = np.concatenate([_latents(50, 3, 0), _latents(50, 3, 1)])
+  cuts = np.split(complete, [1, 7, 60])
   parts = [Moments.from_json(json.loads(json.dumps(Moments.of(cut).to_json()))) for cut in cuts]
   for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
     mean, std = sum((parts[i] for i in order), Moments()).mean_std()
-    flat = whole.astype(np.float64).reshape(-1, CHANNELS)
+    flat = complete.astype(np.float64).reshape(-1, CHANNELS)
     np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, flat.std(0), rtol=1e-9)
 
@@ -96,7 +96,7 @@ def test_the_denoisers_inputs_have_mean_0_and_deviation_1(cache):
       try_in_mem_cache=False,
     )
     rows = [
-      np.asarray(normalised(row["latents"], row["latents_moments"]))
+      np.asarray(normalized(row["latents"], row["latents_moments"]))
       for row in dataset.as_numpy_iterator()
     ]
     found.append(np.concatenate(rows).reshape(-1, CHANNELS))

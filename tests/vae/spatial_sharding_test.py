@@ -31,12 +31,12 @@ def test_eight_devices_equal_one():
   vae = CausalVae(**SMALL)
   params = random_params(vae.init, jnp.zeros((1, 3, 8, 8, 3)))
   video = np.random.default_rng(0).uniform(size=(1, 3, 32, 8, 3)).astype(np.float32)
-  whole = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
+  complete = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
   latents = sharded_encode(vae, mesh, axis="rows")(params, video)
   assert {shard.data.shape for shard in latents.addressable_shards} == {(1, 2, 2, 4, 4)}
-  np.testing.assert_allclose(latents, whole, atol=1e-5)
+  np.testing.assert_allclose(latents, complete, atol=1e-5)
 
-  pixels = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(whole)
+  pixels = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(complete)
   decoded = sharded_decode(vae, mesh, axis="rows")(params, latents)
   assert {shard.data.shape for shard in decoded.addressable_shards} == {(1, 3, 4, 8, 3)}
   np.testing.assert_allclose(decoded, pixels, atol=2e-5)

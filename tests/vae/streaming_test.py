@@ -37,14 +37,14 @@ def _frames(video):
 def test_a_stream_equals_one_call(name, group):
   vae, params = _vae(name)
   video = _video()
-  whole = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
+  complete = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
   stream = VaeStream(vae, params, group=group)
   parts = [posterior.mean for posterior in stream.encode(_frames(video))]
   assert [p.shape[1] for p in parts[:2]] == [1, group]
-  np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-5)
+  np.testing.assert_allclose(np.concatenate(parts, axis=1), complete, atol=1e-5)
 
-  pixels = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(whole)
-  parts = list(stream.decode(whole))
+  pixels = jax.jit(lambda z: vae.apply({"params": params}, z, method="decode"))(complete)
+  parts = list(stream.decode(complete))
   assert [p.shape[1] for p in parts[:2]] == [1, group * vae.temporal_factor]
   np.testing.assert_allclose(np.concatenate(parts, axis=1), pixels, atol=1e-5)
 

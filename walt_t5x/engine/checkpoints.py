@@ -26,7 +26,7 @@ from walt_t5x.engine.restore_transforms import average_names
 _STEP = re.compile(r"checkpoint_(\d+)")
 
 
-def why_torn(folder: epath.PathLike) -> str | None:
+def why_incomplete(folder: epath.PathLike) -> str | None:
   """What is missing from a checkpoint folder, or None if it is complete."""
   folder = epath.Path(folder)
   metadata = folder / "_CHECKPOINT_METADATA"
@@ -72,11 +72,11 @@ def checkpoint_folder(model_dir: epath.PathLike, step: int) -> epath.Path:
   return absolute(model_dir) / f"checkpoint_{step}"
 
 
-def whole_steps(model_dir: epath.PathLike) -> list[int]:
+def complete_steps(model_dir: epath.PathLike) -> list[int]:
   """Steps of the complete checkpoints in a model folder, ascending. Logs a warning for each incomplete one."""
   steps = []
   for step in all_steps(model_dir):
-    reason = why_torn(checkpoint_folder(model_dir, step))
+    reason = why_incomplete(checkpoint_folder(model_dir, step))
     if reason is None:
       steps.append(step)
     else:
@@ -92,13 +92,13 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
   """
   path = absolute(path)
   if _STEP.fullmatch(path.name):
-    reason = why_torn(path) if path.exists() else "it does not exist"
+    reason = why_incomplete(path) if path.exists() else "it does not exist"
     if reason is not None:
       raise FileNotFoundError(
         f"checkpoint {path} cannot be read: {reason}. Set another step, or the model folder."
       )
     return path
-  steps = whole_steps(path)
+  steps = complete_steps(path)
   if not steps:
     raise FileNotFoundError(
       f"no complete checkpoint in {path}; expected checkpoint_<step> folders. Set a model folder or one such folder."

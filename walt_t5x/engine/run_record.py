@@ -103,8 +103,8 @@ def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
   """Raises `ProvenanceMismatch` at the first required field that differs; a field that either lacks is not compared."""
   shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
-  normalisation = [("latents", name, kind) for name in shared for kind in _STATISTICS]
-  for field in (*_FIELDS, *normalisation):
+  normalization = [("latents", name, kind) for name in shared for kind in _STATISTICS]
+  for field in (*_FIELDS, *normalization):
     old, new = _lookup(recorded, field), _lookup(given, field)
     if old is not None and new is not None and old != new:
       raise ProvenanceMismatch(

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-OBEDIENCE, ALIGNMENT = "caption_obedience", "text_alignment"
+CAPTION_ACCURACY, ALIGNMENT = "caption_accuracy", "text_alignment"
 # Protocols that score `generate`'s folders by their prompts.
-BY_PROMPT = (OBEDIENCE, ALIGNMENT)
+BY_PROMPT = (CAPTION_ACCURACY, ALIGNMENT)
 # The names are repeated here so that --help does not import the protocols; a test compares them.
 PROTOCOLS = (
   *BY_PROMPT,

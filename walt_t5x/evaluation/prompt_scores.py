@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.flags import ALIGNMENT, OBEDIENCE
+from walt_t5x.evaluation.flags import ALIGNMENT, CAPTION_ACCURACY
 from walt_t5x.evaluation.scores_output import log_scores
 
 
@@ -15,8 +15,8 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   from walt_t5x.generation.sample_folder import SampleFolder
 
   folder = SampleFolder(args.samples)
-  if args.protocol == OBEDIENCE:
-    result = caption_obedience(folder)
+  if args.protocol == CAPTION_ACCURACY:
+    result = caption_accuracy(folder)
     folder.write_scores(result)
     said = {"gallery": str(folder.write_gallery())}
   else:
@@ -36,7 +36,7 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | said
 
 
-def caption_obedience(folder) -> dict[str, Any]:
+def caption_accuracy(folder) -> dict[str, Any]:
   """Scores the video files of every stage; the protocol reports the first stage's counts.
 
   Returns:
@@ -44,7 +44,7 @@ def caption_obedience(folder) -> dict[str, Any]:
   """
   from tqdm import tqdm
 
-  from walt_t5x.metrics.caption_obedience import judge, tally
+  from walt_t5x.metrics.caption_accuracy import judge, tally
   from walt_t5x.metrics.protocols import by_prompt
 
   by_stage: dict[str, list] = {}
@@ -63,7 +63,7 @@ def caption_obedience(folder) -> dict[str, Any]:
   totals = {stage: tally(found) for stage, found in by_stage.items()}
   for stage, total in totals.items():
     print(f"{stage}: {total}")
-  return _named(by_prompt.OBEDIENCE) | {
+  return _named(by_prompt.CAPTION_ACCURACY) | {
     "scores": {stage: total.as_dict() for stage, total in totals.items()},
     "verdicts": verdicts,
   }

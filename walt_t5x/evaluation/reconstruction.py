@@ -92,7 +92,7 @@ class Reconstructor:
     waiting: deque[np.ndarray] = deque()
 
     def given() -> Iterator[Any]:
-      for frame in self._whole_groups(clips):
+      for frame in self._complete_groups(clips):
         waiting.append(frame)
         rows = np.concatenate([frame, np.repeat(frame[-1:], self.rows - count, axis=0)])
         pixels = to_float(rows)
@@ -104,7 +104,7 @@ class Reconstructor:
       made = to_uint8(np.asarray(video[:count], np.float32))
       yield np.stack([waiting.popleft() for _ in range(made.shape[1])], axis=1), made
 
-  def _whole_groups(self, clips: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+  def _complete_groups(self, clips: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
     """Frames [B, H, W, 3] in order; stops after 1 + k temporal_factor of them."""
     pending: list[np.ndarray] = []
     first = True

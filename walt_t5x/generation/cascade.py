@@ -236,7 +236,7 @@ class Cascade:
     if given:
       tail = np.stack([clip[-medium.conditioned :] for clip, medium in zip(given, media)])
     # A continued clip starts with the given clip; one from an image starts with the image's reconstruction.
-    whole_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
+    entire_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
     videos = []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
     for round in range(rounds):
@@ -250,7 +250,7 @@ class Cascade:
       seconds["encode"] += encoded - started
       seconds["sample"] += done - encoded
       seconds["decode"] += time.monotonic() - done
-      shown = tail.shape[1] if tail is not None and (videos or whole_clip) else 0
+      shown = tail.shape[1] if tail is not None and (videos or entire_clip) else 0
       videos.append(pixels[:, shown:])
       latents.append(sampled)
       tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
@@ -259,7 +259,7 @@ class Cascade:
     made = np.concatenate(videos, axis=1)
     # Continued clips may differ in length.
     work.videos[name] = (
-      [np.concatenate([clip, new]) for clip, new in zip(given, made)] if whole_clip else list(made)
+      [np.concatenate([clip, new]) for clip, new in zip(given, made)] if entire_clip else list(made)
     )
 
   def _sample(
@@ -281,13 +281,13 @@ class Cascade:
       frames = np.zeros((len(indices), *shape), np.float32)
       frame_mask = np.zeros(frames.shape[:2], np.float32)
       if given is not None:
-        frames[:, : given.shape[1]] = info.normalise(given, config.latents)
+        frames[:, : given.shape[1]] = info.normalize(given, config.latents)
         frame_mask[:, : given.shape[1]] = 1
       frames, frame_mask = jnp.asarray(frames), jnp.asarray(frame_mask)
     low_noise = None
     if low is not None:
       assert config.low_resolution is not None, "a super-resolution stage has a low resolution"
-      low = info.normalise(low, config.low_resolution)
+      low = info.normalize(low, config.low_resolution)
       low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape, round=round)
     sampled = self._samplers[config.name](
       params,
@@ -303,7 +303,7 @@ class Cascade:
       low_noise=low_noise,
       null_text=null,
     )
-    latents = np.array(info.denormalise(jnp.asarray(sampled), config.latents), np.float32)
+    latents = np.array(info.denormalize(jnp.asarray(sampled), config.latents), np.float32)
     if given is not None:
       latents[:, : given.shape[1]] = given
     return latents

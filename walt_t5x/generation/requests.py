@@ -92,7 +92,7 @@ def read_requests(file: str) -> list[Request]:
       )
     for field, value in row.items():
       if value is not None and (not isinstance(value, known[field]) or isinstance(value, bool)):
-        expected = "a whole number" if known[field] is int else "a string"
+        expected = "a complete number" if known[field] is int else "a string"
         raise ValueError(f"{where} has {field} {value!r}, expected {expected}")
     for field in (IMAGE, VIDEO):
       if row.get(field):

@@ -87,13 +87,13 @@ class StageInfo:
     channels = self.provenance.latents[self.config.latents].channels
     return (*schema.latents_shape(self.config.latents), channels)
 
-  def normalise(self, latents: Any, field: str) -> Any:
+  def normalize(self, latents: Any, field: str) -> Any:
     """Latents of the tokenizer -> mean 0, standard deviation 1 per channel."""
     statistics = self.provenance.latents[field]
     return (latents - jnp.asarray(statistics.mean)) / jnp.asarray(statistics.std)
 
-  def denormalise(self, latents: Any, field: str) -> Any:
-    """The inverse of `normalise`."""
+  def denormalize(self, latents: Any, field: str) -> Any:
+    """The inverse of `normalize`."""
     statistics = self.provenance.latents[field]
     return latents * jnp.asarray(statistics.std) + jnp.asarray(statistics.mean)
 

@@ -95,9 +95,9 @@ class StageSampler:
       devices: devices to compile for, those of the mesh if there is one.
     """
     if self._mesh is None:
-      whole = rows = jax.sharding.SingleDeviceSharding(devices[0])
+      complete = rows = jax.sharding.SingleDeviceSharding(devices[0])
     else:
-      whole = NamedSharding(self._mesh, PartitionSpec())
+      complete = NamedSharding(self._mesh, PartitionSpec())
       rows = NamedSharding(self._mesh, PartitionSpec("data"))
 
     def placed(tree: Any, sharding: Any) -> Any:
@@ -107,7 +107,7 @@ class StageSampler:
       return self._sample(params, noise, low_noise, Conditioning(**given), null_text)
 
     with self._on_mesh():
-      return jax.jit(sample).lower(placed(params, whole), *placed(arguments, rows))
+      return jax.jit(sample).lower(placed(params, complete), *placed(arguments, rows))
 
   def _on_mesh(self) -> contextlib.ExitStack:
     """Enters mesh and rules, which the network's sharding constraints read."""

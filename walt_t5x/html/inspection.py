@@ -170,7 +170,7 @@ class LatentDecoder:
     return to_uint8(self._decode(self._params, latents))
 
 
-def false_colours(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+def false_colors(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
   """Latents as images: their first three principal components as red, green and blue.
 
   Args:

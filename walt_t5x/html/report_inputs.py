@@ -71,7 +71,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
   Raises:
     FileNotFoundError: the folder has no metrics.jsonl.
   """
-  from walt_t5x.engine.checkpoints import all_steps, checkpoint_folder, why_torn
+  from walt_t5x.engine.checkpoints import all_steps, checkpoint_folder, why_incomplete
 
   file = path / METRICS
   if not file.is_file():
@@ -85,7 +85,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     name=name or path.name,
     path=path,
     curves=curves,
-    checkpoints={step: why_torn(checkpoint_folder(path, step)) for step in all_steps(path)},
+    checkpoints={step: why_incomplete(checkpoint_folder(path, step)) for step in all_steps(path)},
     provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
     config=config.read_text("utf-8") if config.is_file() else "",
     unreadable_lines=unreadable,

@@ -22,7 +22,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 _HELP = """Text alignment needs a local CLIP model, got --clip_weights={folder}. Put the files config.json,
 model.safetensors and the tokenizer files (tokenizer.json, or vocab.json and merges.txt) of
   https://huggingface.co/openai/clip-vit-base-patch32
-into a folder and set --clip_weights to it. The protocol `caption_obedience` needs no weights."""
+into a folder and set --clip_weights to it. The protocol `caption_accuracy` needs no weights."""
 
 
 def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndarray, "T 3 S S"]:

@@ -55,8 +55,8 @@ class FeatureStatistics(metrics.Metric):
         "generated them may have diverged, or the network's weights may be damaged."
       )
     mean = features.mean(0)
-    centred = features - mean
-    return cls(count=len(features), mean=mean, scatter=centred.T @ centred)
+    centered = features - mean
+    return cls(count=len(features), mean=mean, scatter=centered.T @ centered)
 
   @classmethod
   def empty(cls, dimension: int = 0) -> "FeatureStatistics":

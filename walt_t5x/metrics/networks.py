@@ -48,7 +48,7 @@ def _inception(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
   return inception.features(variables, videos[:, 0])
 
 
-def _stand_in(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
+def _surrogate(variables: Any, videos: jax.Array) -> Mapping[str, jax.Array]:
   return {"features": shapes_network.features(variables, videos)}
 
 
@@ -74,7 +74,7 @@ KINDS = {
   "shapes": NetworkKind(
     public=weights.SHAPES,
     layers=("features",),
-    extract=_stand_in,
+    extract=_surrogate,
     expected=lambda: _shapes(
       shapes_network.ShapesNetwork(), (1, 9, shapes_network.SIZE, shapes_network.SIZE, 3)
     ),
@@ -115,7 +115,7 @@ class FeatureNetwork:
   def is_public(self) -> bool | None:
     """Whether the weights are the public ones; None if the public fingerprint is not recorded."""
     public = self._kind.public
-    if public.stand_in:
+    if public.surrogate:
       return False
     return None if public.fingerprint is None else public.fingerprint == self.fingerprint
 

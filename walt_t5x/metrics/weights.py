@@ -23,7 +23,7 @@ class PublicWeights:
     where: how to get the file, one line.
     source_sha256: sha256 of the file to import; a prefix if only that is published.
     fingerprint: `fingerprint` of the imported tensors; None if it is not recorded.
-    stand_in: the network has no public weights; `where` is the command that trains it.
+    surrogate: the network has no public weights; `where` is the command that trains it.
   """
 
   network: str
@@ -31,11 +31,11 @@ class PublicWeights:
   where: str
   source_sha256: str | None
   fingerprint: str | None
-  stand_in: bool = False
+  surrogate: bool = False
 
   def describe(self, fingerprint: str) -> str:
     """Description of the weights with this fingerprint, reported with a score."""
-    if self.stand_in:
+    if self.surrogate:
       return "surrogate network, trained on shapes"
     if self.fingerprint is None:
       return "weights not recorded"
@@ -72,13 +72,13 @@ SHAPES = PublicWeights(
   where="python -m walt_t5x.train_surrogate --output=shapes.safetensors",
   source_sha256=None,
   fingerprint=None,
-  stand_in=True,
+  surrogate=True,
 )
 
 
 def missing_message(public: PublicWeights, path: str | os.PathLike[str] | None) -> str:
   """Error message for missing weights: where to get them, their hash and how to import them."""
-  if public.stand_in:
+  if public.surrogate:
     return (
       f"The weights of the surrogate network {public.network} are missing: got {path}. Train them, "
       f"which takes about a minute:\n  {public.where}\nand set --{public.network}_weights."

@@ -19,7 +19,7 @@ from walt_t5x.types import Batch
 _LATENTS = ("latents", "low_resolution")
 
 
-def finished(batch: Mapping[str, Array]) -> Batch:
+def unpack_and_normalize(batch: Mapping[str, Array]) -> Batch:
   """Normalizes the latents that come with `<name>_moments` and unpacks text stored as bytes.
 
   A feature that is already complete (latents without moments, text as floats) is returned unchanged, so the function is
@@ -34,14 +34,14 @@ def finished(batch: Mapping[str, Array]) -> Batch:
   for name in _LATENTS:
     moments = batch.get(f"{name}_moments")
     if moments is not None:
-      result[name] = normalised(batch[name], moments)
+      result[name] = normalized(batch[name], moments)
   text = batch.get("text")
   if text is not None and text.dtype == jnp.uint8:
     result["text"] = unpacked_text(text)
   return result
 
 
-def normalised(
+def normalized(
   latents: Float[Array | np.ndarray, "*rows t h w c"],
   moments: Float[Array | np.ndarray, "*rows 2 c"],
 ) -> Float[Array | np.ndarray, "*rows t h w c"]:
@@ -59,8 +59,8 @@ def unpacked_text(packed: UInt8[Array, "*slots L P"]) -> Float[Array, "*slots L 
   width = packed_text.width_of(packed.shape[-1])
   blocks = packed_text.blocks_of(width)
   scale = jax.lax.bitcast_convert_type(packed[..., :4], jnp.float32)
-  octaves = packed[..., 4 : 4 + blocks].astype(jnp.float32) / packed_text.CODES_AN_OCTAVE
-  step = scale[..., None] * jnp.exp2(-octaves)
+  halvings = packed[..., 4 : 4 + blocks].astype(jnp.float32) / packed_text.CODES_PER_HALVING
+  step = scale[..., None] * jnp.exp2(-halvings)
   values = jax.lax.bitcast_convert_type(packed[..., 4 + blocks :], jnp.int8).astype(jnp.float32)
   step = jnp.repeat(step, packed_text.BLOCK, axis=-1)[..., :width]
   return (values * step).astype(jnp.bfloat16)

@@ -15,7 +15,7 @@ from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
-from walt_t5x.models.denoiser_inputs import drop, finished, from_batch
+from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
 
@@ -75,7 +75,9 @@ class DenoiserModel(engine.BaseModel):
     self.frame_prediction_probability = frame_prediction_probability
     self.frame_prediction_counts = tuple(frame_prediction_counts)
     if not self.frame_prediction_counts or min(self.frame_prediction_counts) < 1:
-      raise ValueError(f"DenoiserModel.{frame_prediction_counts=}: expected whole numbers from 1")
+      raise ValueError(
+        f"DenoiserModel.{frame_prediction_counts=}: expected complete numbers from 1"
+      )
     if rows not in ROWS:
       raise ValueError(f"DenoiserModel.{rows=}: expected one of {ROWS}")
     self.rows = rows
@@ -106,7 +108,7 @@ class DenoiserModel(engine.BaseModel):
   ):
     """Initializes parameters and their logical axes from the shapes of a batch."""
     types = input_types or {}
-    batch = finished(
+    batch = unpack_and_normalize(
       {name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()}
     )
     rows = batch["latents"].shape[0]
@@ -194,10 +196,10 @@ class DenoiserModel(engine.BaseModel):
 
     Args:
       params: the module's parameters.
-      batch: the features of `DenoiserFeatureConverter`, or the output of `models.denoiser_inputs.finished` for them.
+      batch: the features of `DenoiserFeatureConverter`, or the output of `unpack_and_normalize` for them.
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """
-    batch = finished(batch)
+    batch = unpack_and_normalize(batch)
     rng = jax.random.key(0) if dropout_rng is None else dropout_rng
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
@@ -246,8 +248,8 @@ class DenoiserModel(engine.BaseModel):
         metrics[f"loss_{name}"] = average(errors, weights)
         # The mixture's measured rates: fractions of the examples since the last summary.
         metrics[f"rate_{name}"] = average(weights, ones)
-    whole = jnp.ceil(steps).astype(jnp.int32)
-    bucket = (whole - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
+    complete = jnp.ceil(steps).astype(jnp.int32)
+    bucket = (complete - 1) * NUM_NOISE_BUCKETS // self.schedule.num_steps
     for i in range(NUM_NOISE_BUCKETS):
       metrics[f"loss_noise_{i + 1}_of_{NUM_NOISE_BUCKETS}"] = average(
         errors, (bucket == i).astype(jnp.float32)
@@ -258,7 +260,7 @@ class DenoiserModel(engine.BaseModel):
     self, params: Params, batch: Batch, rng: Array | None = None, **unused
   ) -> tuple[Array, dict[str, Array]]:
     """Samples normalized latents [B, t, h, w, c] for the batch's conditions."""
-    batch = finished(batch)
+    batch = unpack_and_normalize(batch)
     rng_noise, rng_low = jax.random.split(jax.random.key(0) if rng is None else rng)
     shape = batch["latents"].shape
     noise = jax.random.normal(rng_noise, shape)

@@ -15,7 +15,7 @@ import seqio
 from etils import epath
 
 from walt_t5x.engine.builtin.summaries import create_writer
-from walt_t5x.models.denoiser_inputs import normalised
+from walt_t5x.models.denoiser_inputs import normalized
 
 TARGETS = ("latents", "video")
 
@@ -160,7 +160,7 @@ def _with_length(rows: Any) -> Any:
 def _target(row: Mapping[str, np.ndarray]) -> np.ndarray:
   name = next(n for n in TARGETS if n in row)
   if name == "latents":
-    return np.asarray(normalised(row[name], row["latents_moments"]))
+    return np.asarray(normalized(row[name], row["latents_moments"]))
   target = np.asarray(row[name], np.float32)
   return target / 255 if name == "video" else target
 

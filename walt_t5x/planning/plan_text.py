@@ -58,7 +58,7 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
   lines.append(
     f"  memory per chip                  {needed / GIB:>15.1f} GiB of {limit / GIB:.0f}: fits"
   )
-  seconds, utilisation = report["estimated_step_seconds"], report["estimated_utilization"]
+  seconds, utilization = report["estimated_step_seconds"], report["estimated_utilization"]
   if seconds:
     rows = plan.batch_size / seconds
     lines.append(f"  step                             {seconds:>15.3f} s")
@@ -73,8 +73,8 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
     )
   elif report["problem"]:
     lines.append(f"  {report['problem']}")
-  if utilisation:
-    lines.append(f"  model FLOPs utilization          {utilisation:>15.1%}")
+  if utilization:
+    lines.append(f"  model FLOPs utilization          {utilization:>15.1%}")
   for kind, count in sorted(report["collective_bytes"].items()):
     lines.append(f"  {kind + ' per step and chip':<32} {count / GIB:>15.2f} GiB")
   return lines

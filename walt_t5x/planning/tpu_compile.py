@@ -185,7 +185,7 @@ class ChipMemory:
   problem: str = ""
 
 
-def compiled_or_refused(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
+def compiled_or_rejected(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
   """(the compiled program, its memory); the program is None if it does not fit.
 
   Args:

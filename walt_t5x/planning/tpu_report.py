@@ -81,30 +81,30 @@ def report(
   def compiling(name: str, lowered: Any) -> tuple[Any, tpu_compile.ChipMemory]:
     say(f"{topology}: tracing {name} after {time.monotonic() - started:.0f} s")
     try:
-      return tpu_compile.compiled_or_refused(lowered, topology)
+      return tpu_compile.compiled_or_rejected(lowered, topology)
     finally:
       say(f"{topology}: compiled {name} after {time.monotonic() - started:.0f} s")
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     lowered = tpu_compile.lower_step(model, batch, partitioner, num_microbatches=num_microbatches)
-    whole = pool.submit(compiling, "the complete step", lowered)
+    complete = pool.submit(compiling, "the complete step", lowered)
     timed = [
       pool.submit(
         compiling, name, tpu_compile.lower_step(simpler, _part(batch, parts), partitioner)
       )
       for name, simpler in _timed(model, parts).items()
     ]
-    compiled, memory = whole.result()
+    compiled, memory = complete.result()
     if compiled is None:
       for future in timed:
         future.cancel()
       programs = []
     else:
       programs = [future.result() for future in timed] or [(compiled, memory)]
-  seconds = utilisation = None
+  seconds = utilization = None
   problem = memory.problem
-  if refused := [m.problem for program, m in programs if program is None]:
-    problem = f"no estimate of time: {refused[0]}"
+  if rejected := [m.problem for program, m in programs if program is None]:
+    problem = f"no estimate of time: {rejected[0]}"
   elif programs:
     costs = [tpu_compile.estimated_seconds(program) for program, _ in programs]
     known = [cost for cost in costs if cost is not None]
@@ -114,7 +114,7 @@ def report(
       seconds = None
   if flops_per_step is not None and seconds:
     peak = tpu_compile.CHIPS[topology.split(":", 1)[0]].peak_flops
-    utilisation = flops_per_step / (seconds * len(devices) * peak)
+    utilization = flops_per_step / (seconds * len(devices) * peak)
   return TopologyReport(
     chips=len(devices),
     hosts=len({d.process_index for d in devices}),
@@ -122,7 +122,7 @@ def report(
     hbm_bytes_per_chip=memory.needed,
     hbm_limit_bytes=memory.limit,
     estimated_step_seconds=seconds,
-    estimated_utilization=utilisation,
+    estimated_utilization=utilization,
     collective_bytes={} if compiled is None else collective_bytes(compiled.as_text()),
     problem=problem,
     seconds_to_compile=time.monotonic() - started,
@@ -201,12 +201,12 @@ def search(
     try_one: (model, batch size) -> report.
   """
   policies = (False, True) if isinstance(model.module.remat, bool) else ("none", "dots", "full")
-  refused: set[str | bool] = set()
+  rejected: set[str | bool] = set()
   for rows in sorted(batch_sizes):
     for remat in policies:
-      found = None if remat in refused else try_one(_with(model, remat=remat), rows)
+      found = None if remat in rejected else try_one(_with(model, remat=remat), rows)
       if found is None or not found.fits:
-        refused.add(remat)
+        rejected.add(remat)
       yield Variant(remat=remat, batch_size=rows, report=found)
 
 

@@ -67,7 +67,7 @@ def on_each_device(
   specs = {name: _spec(mesh, array.shape, axes) for name, (array, axes) in arrays.items()}
   like = next(iter(given.values()))
   mapped = jax.shard_map(
-    lambda whole: function(dict(whole)),
+    lambda complete: function(dict(complete)),
     mesh=mesh,
     in_specs=(specs,),
     out_specs=_spec(mesh, like.shape, names),

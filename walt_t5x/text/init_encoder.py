@@ -116,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
   save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
 
   words = {word for caption in captions for word in re.findall(r"\w+", caption)}
-  whole = sum(len(vocabulary.encode(word, 512)) == 2 for word in words)
+  complete = sum(len(vocabulary.encode(word, 512)) == 2 for word in words)
   print("RANDOM WEIGHTS: this encoder is untrained. Use it for tests, not for results.")
-  print(f"captions     {len(captions)}, {len(words)} distinct words, {whole} of them one piece")
+  print(f"captions     {len(captions)}, {len(words)} distinct words, {complete} of them one piece")
   print(f"vocabulary   {len(vocabulary)} pieces (pad 0, eos 1, unk 2)")
   print(f"parameters   {sum(w.size for w in weights.values()):,} (size {args.size})")
   print(f"fingerprint  {encoder_fingerprint(config, weights, vocabulary)}")

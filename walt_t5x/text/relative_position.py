@@ -31,8 +31,8 @@ def relative_position_bucket(
   exact = per_sign // 2
   distance = np.abs(offset)
   # The log of an exact power may round to just below an integer, which floor would decrement.
-  octaves = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact) + 1e-9
-  spread = exact + np.floor(octaves * (per_sign - exact)).astype(np.int32)
+  halvings = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact) + 1e-9
+  spread = exact + np.floor(halvings * (per_sign - exact)).astype(np.int32)
   bucket = np.where(distance < exact, distance, np.minimum(spread, per_sign - 1))
   return (bucket + per_sign * (offset > 0)).astype(np.int32)
 

@@ -12,7 +12,7 @@ from flax.linen.partitioning import param_with_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from walt_t5x.vae import initialisers
+from walt_t5x.vae import initializers
 from walt_t5x.vae.convolution import convolve, same_padding
 
 # Name of the collection.
@@ -41,7 +41,7 @@ class CausalConv(nn.Module):
     kernel_size: (k_t, k_h, k_w).
     strides: (s_t, s_h, s_w).
     use_bias: adds a bias per output channel.
-    kernel_init: initialiser of the kernel [k_t, k_h, k_w, in, out].
+    kernel_init: initializer of the kernel [k_t, k_h, k_w, in, out].
     dtype: activation dtype; parameters stay float32.
   """
 
@@ -49,7 +49,7 @@ class CausalConv(nn.Module):
   kernel_size: Sequence[int] = (3, 3, 3)
   strides: Sequence[int] = (1, 1, 1)
   use_bias: bool = True
-  kernel_init: Callable = initialisers.plain
+  kernel_init: Callable = initializers.plain
   dtype: DTypeLike = jnp.float32
 
   @nn.compact

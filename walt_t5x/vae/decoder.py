@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Latents, Video
-from walt_t5x.vae import initialisers
+from walt_t5x.vae import initializers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
 from walt_t5x.vae.resnet import res_blocks
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
     x = CausalConv(
       widths[-1],
       kernel_size=kernel_size,
-      kernel_init=initialisers.per_pixel,
+      kernel_init=initializers.per_pixel,
       dtype=self.dtype,
       name="stem",
     )(latents)
@@ -88,13 +88,13 @@ class Decoder(nn.Module):
         x = CausalConv(
           widths[level] * s_t * 4,
           kernel_size=kernel_size,
-          kernel_init=initialisers.nearest_upsampling,
+          kernel_init=initializers.nearest_upsampling,
           dtype=self.dtype,
           name=f"level_{level}_up",
         )(x)
         x = depth_to_space(x, (s_t, 2, 2), continues=continues)
     x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
     x = CausalConv(
-      3, kernel_size=kernel_size, kernel_init=initialisers.per_pixel, dtype=self.dtype, name="head"
+      3, kernel_size=kernel_size, kernel_init=initializers.per_pixel, dtype=self.dtype, name="head"
     )(x)
     return 0.5 * (x + 1.0)

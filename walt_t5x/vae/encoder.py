@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
-from walt_t5x.vae import initialisers
+from walt_t5x.vae import initializers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import GroupNorm
 from walt_t5x.vae.resnet import res_blocks
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
     x = CausalConv(
       widths[0],
       kernel_size=(self.temporal_kernel, 3, 3),
-      kernel_init=initialisers.per_pixel,
+      kernel_init=initializers.per_pixel,
       dtype=self.dtype,
       name="stem",
     )(x)
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
           width,
           kernel_size=self.down_kernel,
           strides=strides,
-          kernel_init=initialisers.average_pool(strides),
+          kernel_init=initializers.average_pool(strides),
           dtype=self.dtype,
           name=f"level_{level}_down",
         )(x)

@@ -27,7 +27,7 @@ def num_groups(channels: int) -> int:
   return max(g for g in range(1, most + 1) if channels % g == 0)
 
 
-def normalise_frames(
+def normalize_frames(
   x: Float[Array, "B T H W C"], groups: int, eps: float = 1e-6
 ) -> Float[Array, "B T H W C"]:
   """(x - mean) / sqrt(var + eps) over (H, W, C / groups) of each frame, in float32."""
@@ -40,12 +40,12 @@ def normalise_frames(
     return jnp.repeat(jnp.mean(grouped, axis=-1), per_group, axis=-1)
 
   x = x.astype(jnp.float32)
-  centred = x - group_mean(x)
-  return centred / jnp.sqrt(group_mean(jnp.square(centred)) + eps)
+  centered = x - group_mean(x)
+  return centered / jnp.sqrt(group_mean(jnp.square(centered)) + eps)
 
 
 class GroupNorm(nn.Module):
-  """scale * normalise_frames(x) + bias, at most 32 groups."""
+  """scale * normalize_frames(x) + bias, at most 32 groups."""
 
   dtype: DTypeLike = jnp.float32
 
@@ -55,12 +55,12 @@ class GroupNorm(nn.Module):
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
     scale = param_with_axes("scale", ones, shape, jnp.float32, axes=("unmodeled",), module=self)
     bias = param_with_axes("bias", zeros, shape, jnp.float32, axes=("unmodeled",), module=self)
-    y = normalise_frames(x, num_groups(x.shape[-1]))
+    y = normalize_frames(x, num_groups(x.shape[-1]))
     return (y * scale + bias).astype(self.dtype)
 
 
 class AdaptiveGroupNorm(nn.Module):
-  """scale(std z) * normalise_frames(x) + shift(mean z), std and mean over (h, w) of a latent frame.
+  """scale(std z) * normalize_frames(x) + shift(mean z), std and mean over (h, w) of a latent frame.
 
   scale and shift are one linear layer each, c -> C with bias: 2 (c + 1) C parameters. A feature
   frame is conditioned on the latent frame that it is decoded from, so the decoder stays causal.
@@ -84,7 +84,7 @@ class AdaptiveGroupNorm(nn.Module):
     scale = self._linear(std, x.shape[-1], "scale", nn.initializers.ones_init())
     shift = self._linear(mean, x.shape[-1], "shift", nn.initializers.zeros_init())
     source = latent_frame_of(x.shape[1], z.shape[1], continues=continues)
-    y = normalise_frames(x, num_groups(x.shape[-1]))
+    y = normalize_frames(x, num_groups(x.shape[-1]))
     return (y * scale[:, source] + shift[:, source]).astype(self.dtype)
 
   def _linear(self, v, features: int, name: str, bias_init):

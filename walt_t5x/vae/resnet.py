@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from walt_t5x.vae import initialisers
+from walt_t5x.vae import initializers
 from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import GroupNorm
 
@@ -44,9 +44,9 @@ class ResBlock(nn.Module):
       )
 
     y = nn.swish(GroupNorm(dtype=self.dtype, name="norm_0")(x))
-    y = conv("conv_0", initialisers.plain)(y)
+    y = conv("conv_0", initializers.plain)(y)
     y = nn.swish(GroupNorm(dtype=self.dtype, name="norm_1")(y))
-    y = conv("conv_1", initialisers.residual)(y)
+    y = conv("conv_1", initializers.residual)(y)
     if x.shape[-1] != self.features:
       x = CausalConv(
         self.features, kernel_size=(1, 1, 1), use_bias=False, dtype=self.dtype, name="shortcut"

@@ -121,8 +121,8 @@ class VaeStream:
       Frame 0 alone, then group * temporal_factor frames at a time, then the rest.
     """
     if isinstance(latents, jax.Array | np.ndarray):
-      whole = latents
-      latents = (whole[:, i] for i in range(whole.shape[1]))
+      complete = latents
+      latents = (complete[:, i] for i in range(complete.shape[1]))
     context, pending = None, []
     for frame in latents:
       pending.append(frame)

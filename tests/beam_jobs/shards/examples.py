@@ -86,8 +86,8 @@ def job(output):
   return made
 
 
-def finalise(output):
-  return ledger.finalise(str(output), "toy", settings_digest=DIGEST, origin=ORIGIN)
+def finalize(output):
+  return ledger.finalize(str(output), "toy", settings_digest=DIGEST, origin=ORIGIN)
 
 
 def replay(number=1, reasons=("missing",), *, finished=True):

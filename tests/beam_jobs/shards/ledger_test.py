@@ -14,7 +14,7 @@ from walt_t5x.files import storage
 
 def test_a_finished_job_adds_up(tmp_path):
   made = examples.job(tmp_path)
-  summary = examples.finalise(tmp_path)
+  summary = examples.finalize(tmp_path)
   assert summary.completed == ("toy_images", "toy_videos") and summary.quarantine == {}
   assert summary.all.to_json() == {
     "rows": 8,
@@ -47,9 +47,9 @@ def test_a_finished_job_adds_up(tmp_path):
 
 def test_files_are_written_in_one_way_only(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   examples.replayed(tmp_path, examples.replay(1), dead=["y"])
-  replays.finalise(str(tmp_path), "toy", [examples.replay(1)])
+  replays.finalize(str(tmp_path), "toy", [examples.replay(1)])
   names = ("*.sidecar.json", "info.*.json", "stats.*.json", "*.replay01.json")
   files = [file for name in names for file in tmp_path.rglob(name)]
   assert len(files) == 5 + 3 + 3 + 1
@@ -63,7 +63,7 @@ def test_files_are_written_in_one_way_only(tmp_path):
 
 def test_one_resolution_is_measured_over_all_folders(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   latents = [examples.record(seed).latents[examples.VIDEOS].reshape(-1, 4) for seed in range(4)]
   latents = np.concatenate(
     [*latents, examples.record(4, examples.IMAGES).latents[examples.IMAGES].reshape(-1, 4)]
@@ -88,7 +88,7 @@ def test_a_quarantined_shard_adds_its_rows_and_nothing_else(tmp_path):
   examples.plan(
     tmp_path, {shard: s["rows"] for shard, s in (made | {examples.shard(0): held}).items()}
   )
-  summary = examples.finalise(tmp_path)
+  summary = examples.finalize(tmp_path)
   assert summary.quarantine == {str(examples.shard(0)): held["quarantine"]["violations"]}
   assert (summary.all.written, summary.all.quarantined) == (3, 2)
   for folder, split, names in (
@@ -115,12 +115,12 @@ def test_a_folder_without_a_record_is_not_completed(tmp_path):
   examples.plan(tmp_path, {shard: sidecar["rows"] for shard, sidecar in made.items()})
   for folder in ("toy_images", "toy_videos"):
     (tmp_path / folder / "COMPLETED").write_text("")
-  summary = examples.finalise(tmp_path)
+  summary = examples.finalize(tmp_path)
   assert summary.completed == ("toy_videos",) and summary.all.rows == 8
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   examples.plan(tmp_path, {shard: 1})
   with pytest.raises(LedgerError, match="none of 1 rows was written"):
-    examples.finalise(tmp_path)
+    examples.finalize(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_sidecar_that_does_not_account_for_its_rows_is_rejected(tmp_path, chan
   path.write_text(json.dumps(made[examples.shard(0)] | change))
   (tmp_path / "toy_videos" / "COMPLETED").write_text("")
   with pytest.raises(LedgerError, match=message):
-    examples.finalise(tmp_path)
+    examples.finalize(tmp_path)
   assert not (tmp_path / "toy_videos" / "COMPLETED").exists()
 
 
@@ -153,19 +153,19 @@ def test_a_shard_that_is_missing_or_in_no_plan_is_rejected_and_temporary_files_a
   leaving, other = folder / f"{storage.TEMPORARY}x", folder / "notes.txt"
   for path in (leaving, other):
     path.write_text("x")
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   assert other.exists() and not leaving.exists()
   stranger = folder / examples.shard(2, 3).file_name
   stranger.write_text("")
   with pytest.raises(LedgerError, match="00002-of-00003 is not a shard of this run"):
-    examples.finalise(tmp_path)
+    examples.finalize(tmp_path)
   stranger.unlink()
   (folder / examples.shard(1).file_name).rename(tmp_path / "away")
   with pytest.raises(LedgerError, match=r"does not have the .* bytes of its sidecar"):
-    examples.finalise(tmp_path)
+    examples.finalize(tmp_path)
   (folder / f"{examples.shard(1).file_name}.sidecar.json").unlink()
   with pytest.raises(LedgerError, match="has no sidecar: 2 rows are unaccounted for"):
-    examples.finalise(tmp_path)
+    examples.finalize(tmp_path)
 
 
 def test_a_plan_names_shards_and_rows_on_disk_are_those_of_closed_ones(tmp_path):

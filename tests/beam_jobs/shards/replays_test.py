@@ -68,11 +68,11 @@ def test_everything_that_decides_a_replay_is_in_its_digest():
 
 def test_the_account_after_replays_has_each_row_once(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   first, second = examples.replay(1), examples.replay(2, ("y",), finished=False)
   examples.replayed(tmp_path, first, dead=["y"])
   examples.replayed(tmp_path, second, [examples.record(5)], index=1)
-  summary = replays.finalise(str(tmp_path), "toy", [first, second])
+  summary = replays.finalize(str(tmp_path), "toy", [first, second])
   # The job's dead letter of the training split fails for another reason, and is then written.
   train = summary.splits["toy_videos", "train"]
   assert (train.rows, train.written, train.dead) == (5, 4, {})
@@ -103,17 +103,17 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
   (tmp_path / "toy_images" / provenance.FILE_NAME).unlink()
   for folder in ("toy_images", "toy_videos"):
     (tmp_path / folder / "COMPLETED").unlink()
-  again = replays.finalise(str(tmp_path), "toy", [first, second])
+  again = replays.finalize(str(tmp_path), "toy", [first, second])
   assert again.completed == ("toy_videos",)
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   (tmp_path / "toy_videos" / examples.shard(1, 2, replay=3).file_name).write_text("")
   with pytest.raises(LedgerError, match="is not a shard of this run"):
-    replays.finalise(str(tmp_path), "toy", [first, second])
+    replays.finalize(str(tmp_path), "toy", [first, second])
 
 
 def test_a_replay_that_accounts_for_more_or_fewer_rows_than_it_takes_is_rejected(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   for dead, rows in ((["y", "y"], 2), ([], 0)):
     examples.replayed(tmp_path, examples.replay(1), dead=dead)
     with pytest.raises(
@@ -124,7 +124,7 @@ def test_a_replay_that_accounts_for_more_or_fewer_rows_than_it_takes_is_rejected
 
 def test_missing_and_unknown_rows_of_a_replay_are_rejected(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   replay = examples.replay(1)
   examples.plan(tmp_path, {}, replay=".replay01")
   with pytest.raises(
@@ -143,7 +143,7 @@ def test_missing_and_unknown_rows_of_a_replay_are_rejected(tmp_path):
 
 def test_a_quarantined_shard_of_a_replay_is_named(tmp_path):
   examples.job(tmp_path)
-  examples.finalise(tmp_path)
+  examples.finalize(tmp_path)
   replay = examples.replay(1)
   shard, _ = examples.replayed(tmp_path, replay, dead=["y"])
   held = examples.write(

@@ -147,7 +147,7 @@ def test_a_sidecar_keeps_a_shard_only_if_nothing_changed(tmp_path):
   wanted = {"settings_digest": examples.DIGEST, "rows_digest": "r"}
 
   def complete(**changed):
-    return shard_files.whole_sidecar(str(tmp_path), examples.shard(), **wanted | changed)
+    return shard_files.complete_sidecar(str(tmp_path), examples.shard(), **wanted | changed)
 
   assert complete() is None
   sidecar = examples.write(tmp_path, examples.shard(), [examples.record(0)])

@@ -40,10 +40,10 @@ class HeadInput:
     if self.scale is None:
       self.product = (x * self.factor).astype(dtype)
       return
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    centered = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centered * centered, axis=-1, keepdims=True)
     self.inverse = jax.lax.rsqrt(variance + _EPSILON)
-    self.normal = centred * self.inverse
+    self.normal = centered * self.inverse
     self.product = (self.normal * (self.scale * self.factor)).astype(dtype)
 
   def gradients(self, of_product: jax.Array) -> tuple[jax.Array, jax.Array | None]:

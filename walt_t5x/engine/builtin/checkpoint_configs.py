@@ -38,7 +38,7 @@ class SaveCheckpointConfig:
       raise ValueError(
         f"SaveCheckpointConfig.dtype: got {self.dtype!r}, expected one of {_DTYPES}."
       )
-    _refuse_t5x_only("SaveCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
+    _reject_t5x_only("SaveCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
     if self.state_transformation_fns:
       raise ValueError(
         "SaveCheckpointConfig.state_transformation_fns: the built-in engine saves the state unchanged; "
@@ -95,7 +95,7 @@ class RestoreCheckpointConfig:
       raise ValueError(
         f"RestoreCheckpointConfig.path: got {self.path!r}, expected one path, or an empty list for none."
       )
-    _refuse_t5x_only("RestoreCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
+    _reject_t5x_only("RestoreCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ class CheckpointConfig:
   restore: RestoreCheckpointConfig | None = None
 
 
-def _refuse_t5x_only(owner: str, checkpointer_cls: Any, checkpoint_manager_cls: Any) -> None:
+def _reject_t5x_only(owner: str, checkpointer_cls: Any, checkpoint_manager_cls: Any) -> None:
   if checkpointer_cls is not None or checkpoint_manager_cls is not None:
     raise ValueError(
       f"{owner}: checkpointer_cls and checkpoint_manager_cls select among T5X's classes; the built-in engine "

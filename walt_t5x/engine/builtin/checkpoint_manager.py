@@ -119,19 +119,19 @@ class CheckpointManager:
 def set_aside(folder: epath.Path) -> None:
   """Renames a folder that cannot be restored, so that its step can be saved again; deletes nothing."""
   if jax.process_index() == 0 and folder.exists():
-    target = folder.parent / f"torn_{folder.name}_{int(time.time())}"
+    target = folder.parent / f"incomplete_{folder.name}_{int(time.time())}"
     folder.rename(target)
     logging.warning("%s was renamed to %s.", folder, target.name)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"set aside {folder.name}")
 
 
-def set_torn_aside(model_dir: str) -> None:
+def set_incomplete_aside(model_dir: str) -> None:
   """Renames every incomplete checkpoint in the folder that a run is about to write to."""
   torn = []
   for step in checkpoints.all_steps(model_dir):
     folder = checkpoints.checkpoint_folder(model_dir, step)
-    reason = checkpoints.why_torn(folder)
+    reason = checkpoints.why_incomplete(folder)
     if reason is not None:
       logging.warning("Skipping %s: %s.", folder, reason)
       torn.append(folder)

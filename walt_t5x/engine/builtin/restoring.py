@@ -51,7 +51,7 @@ class Restorer:
     Raises:
       RuntimeError: there are checkpoints, and none can be read.
     """
-    steps = checkpoints.whole_steps(model_dir)
+    steps = checkpoints.complete_steps(model_dir)
     failures = []
     for step in reversed(steps):
       folder = checkpoints.checkpoint_folder(model_dir, step)
@@ -70,7 +70,7 @@ class Restorer:
       raise RuntimeError(
         "no checkpoint of this run can be read:\n  "
         + "\n  ".join(failures)
-        + "\nThey were renamed to torn_*. Restore "
+        + "\nThey were renamed to incomplete_*. Restore "
         "one by hand, or run the same command again to start from scratch."
       )
     return None

@@ -18,7 +18,7 @@ from walt_t5x.engine import checkpoints, run_record
 from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
-from walt_t5x.engine.builtin.checkpoint_manager import set_torn_aside
+from walt_t5x.engine.builtin.checkpoint_manager import set_incomplete_aside
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.partitioner import DataLayout, PjitPartitioner
@@ -129,7 +129,7 @@ def starting_point(
     row_seeds: the seed that orders the data from each step on; renewed if the data position cannot be restored.
     layout: the data shard that this host reads.
   """
-  set_torn_aside(model_dir)
+  set_incomplete_aside(model_dir)
   resumed = restorer.newest(model_dir)
   if resumed is not None:
     state, step = resumed

@@ -250,13 +250,13 @@ class Trainer:
         "data_wait_share": min(1.0, period.waited / seconds),
       }
     )
-    scalars |= self._utilisation(period.steps / seconds) | once
+    scalars |= self._utilization(period.steps / seconds) | once
     self._writer.write_scalars(step, scalars)
     self._writer.flush()
     self.on_summary(step, scalars)
     return scalars
 
-  def _utilisation(self, steps_per_second: float) -> dict[str, float]:
+  def _utilization(self, steps_per_second: float) -> dict[str, float]:
     """FLOP/s of a device, and their fraction of its peak if that is known."""
     if not self._step.flops:
       return {}

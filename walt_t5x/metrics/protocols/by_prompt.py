@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from walt_t5x.metrics import caption_obedience, clip_similarity
+from walt_t5x.metrics import caption_accuracy, clip_similarity
 from walt_t5x.metrics.protocols.protocol import short_hash
 
 
@@ -32,22 +32,22 @@ class PromptProtocol:
     return short_hash(self.as_dict())
 
 
-OBEDIENCE = PromptProtocol(
-  name="caption_obedience",
+CAPTION_ACCURACY = PromptProtocol(
+  name="caption_accuracy",
   fields={
-    "palette": caption_obedience.PALETTE,
-    "directions": caption_obedience.DIRECTIONS,
-    "min_contrast": caption_obedience.MIN_CONTRAST,
-    "peak_fraction": caption_obedience.PEAK_FRACTION,
-    "area_range": caption_obedience.AREA_RANGE,
-    "min_compactness": caption_obedience.MIN_COMPACTNESS,
-    "min_cosine": caption_obedience.MIN_COSINE,
-    "min_displacement": caption_obedience.MIN_DISPLACEMENT,
-    "min_dominance": caption_obedience.MIN_DOMINANCE,
+    "palette": caption_accuracy.PALETTE,
+    "directions": caption_accuracy.DIRECTIONS,
+    "min_contrast": caption_accuracy.MIN_CONTRAST,
+    "peak_fraction": caption_accuracy.PEAK_FRACTION,
+    "area_range": caption_accuracy.AREA_RANGE,
+    "min_compactness": caption_accuracy.MIN_COMPACTNESS,
+    "min_cosine": caption_accuracy.MIN_COSINE,
+    "min_displacement": caption_accuracy.MIN_DISPLACEMENT,
+    "min_dominance": caption_accuracy.MIN_DOMINANCE,
     "colour": "most foreground pixels of all frames",
     "direction": "centroid from the first frame to the last",
   },
-  source="walt_t5x/metrics/caption_obedience.py",
+  source="walt_t5x/metrics/caption_accuracy.py",
 )
 ALIGNMENT = PromptProtocol(
   name="text_alignment",
@@ -59,4 +59,4 @@ ALIGNMENT = PromptProtocol(
   },
   source="arXiv:2104.14806 (CLIPSIM)",
 )
-BY_PROMPT = {protocol.name: protocol for protocol in (OBEDIENCE, ALIGNMENT)}
+BY_PROMPT = {protocol.name: protocol for protocol in (CAPTION_ACCURACY, ALIGNMENT)}

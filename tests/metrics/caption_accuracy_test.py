@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from data.samples import shapes
-from walt_t5x.metrics import caption_obedience as reader
+from walt_t5x.metrics import caption_accuracy as reader
 
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
@@ -118,7 +118,7 @@ def test_a_disc_is_read():
     pytest.param(_blob(path=((16, 16), (16, 16))), "red", None, id="does not move"),
     pytest.param(_blob(path=((15, 16), (17, 16))), "red", None, id="hardly moves"),
     pytest.param(_blob(path=((8, 8), (24, 24))), "red", None, id="moves along the diagonal"),
-    pytest.param(_blob(colour=(0.6, 0.6, 0.6)), None, "right", id="grey"),
+    pytest.param(_blob(colour=(0.6, 0.6, 0.6)), None, "right", id="gray"),
     pytest.param(_blob(colour=(0.9, 0.6, 0.6)), None, "right", id="pale red"),
     pytest.param(_blob(radius=14, path=((16, 16), (16, 16))), None, None, id="fills the frame"),
     pytest.param(_blob(colour=(0.12, 0.05, 0.05)), None, None, id="too faint"),
@@ -195,9 +195,9 @@ def test_counts_of_parts_add_up(clips32):
     (_blob(), "a red circle"),
     (_black(None), "a red circle moves left"),
   ]
-  whole = reader.score(mixed)
-  assert reader.score(mixed[:4]) + reader.score(mixed[4:]) == whole
-  assert whole == reader.Obedience(
+  complete = reader.score(mixed)
+  assert reader.score(mixed[:4]) + reader.score(mixed[4:]) == complete
+  assert complete == reader.CaptionAccuracy(
     clips=13,
     colour_right=11,
     colour_total=13,
@@ -207,9 +207,9 @@ def test_counts_of_parts_add_up(clips32):
     both_total=12,
     unreadable=1,
   )
-  assert whole.colour_accuracy == pytest.approx(11 / 13)
-  assert whole.as_dict()["caption_obedience/direction_accuracy"] == pytest.approx(11 / 12)
-  assert "11 of 13" in str(whole)
+  assert complete.colour_accuracy == pytest.approx(11 / 13)
+  assert complete.as_dict()["caption_accuracy/direction_accuracy"] == pytest.approx(11 / 12)
+  assert "11 of 13" in str(complete)
   assert np.isnan(reader.score([]).colour_accuracy)
 
 

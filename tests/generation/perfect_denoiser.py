@@ -12,7 +12,7 @@ from walt_t5x.models.sampling import SamplerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Oracle:
+class PerfectDenoiser:
   """Replaces a `WaltDenoiser` that predicts x_0: returns the true latents of one of several windows of a clip.
 
   Its parameters are {"windows": [R, t, h, w, c]}, normalized. Given no frames it returns the first window; given
@@ -54,9 +54,9 @@ class Oracle:
     return jnp.where(known[:, None, None, None, None], chosen, x_t)
 
 
-def oracle_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfig:
+def perfect_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfig:
   """A stage whose network is replaced by the oracle."""
-  oracle = Oracle(
+  oracle = PerfectDenoiser(
     latent_channels=config.module.latent_channels,
     low_resolution_scale=config.module.low_resolution_scale,
     tolerance=tolerance,

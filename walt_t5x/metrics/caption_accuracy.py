@@ -75,7 +75,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Obedience:
+class CaptionAccuracy:
   """Counts over a set of clips. `+` merges the counts of disjoint sets."""
 
   clips: int = 0
@@ -102,15 +102,15 @@ class Obedience:
     """Fraction of captions with both whose clip matches in both; NaN without such captions."""
     return _share(self.both_right, self.both_total)
 
-  def __add__(self, other: "Obedience") -> "Obedience":
+  def __add__(self, other: "CaptionAccuracy") -> "CaptionAccuracy":
     names = self.__dataclass_fields__
-    return Obedience(**{name: getattr(self, name) + getattr(other, name) for name in names})
+    return CaptionAccuracy(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
   def as_dict(self) -> dict[str, float]:
     """Flat scalars for a metric writer or a JSON report."""
     shares = ("colour_accuracy", "direction_accuracy", "both_accuracy")
     names = (*self.__dataclass_fields__, *shares)
-    return {f"caption_obedience/{name}": float(getattr(self, name)) for name in names}
+    return {f"caption_accuracy/{name}": float(getattr(self, name)) for name in names}
 
   def __str__(self) -> str:
     lines = [
@@ -257,7 +257,7 @@ def score(
   clips: Iterable[tuple[np.ndarray, str]],
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
-) -> Obedience:
+) -> CaptionAccuracy:
   """Judges every (video, caption) and counts. Chance is 1/6 for color and 1/4 for direction.
 
   Args:
@@ -270,15 +270,15 @@ def score(
   return tally(judge(video, caption, palette=palette) for video, caption in clips)
 
 
-def tally(verdicts: Iterable[Verdict]) -> Obedience:
+def tally(verdicts: Iterable[Verdict]) -> CaptionAccuracy:
   """Counts verdicts returned by `judge`."""
-  total = Obedience()
+  total = CaptionAccuracy()
   for verdict in verdicts:
     has_colour, has_direction = (
       verdict.colour_right is not None,
       verdict.direction_right is not None,
     )
-    total += Obedience(
+    total += CaptionAccuracy(
       clips=1,
       colour_right=int(verdict.colour_right or False),
       colour_total=int(has_colour),

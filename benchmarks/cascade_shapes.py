@@ -84,14 +84,14 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=1)
   parser.add_argument("--output", type=Path, default=Path(__file__).parent)
   args = parser.parse_args()
-  from walt_t5x.media import video_io
+  from walt_t5x.media import reading
 
   if not (args.folder / "sr2").exists():
     write_weights(args.folder)
   samples = args.folder / f"samples_{args.steps}_{args.rounds}_{int(time.time())}"
   result = run(args.folder, samples, steps=args.steps, rounds=args.rounds)
   sidecar = json.loads((samples / "00000.json").read_text(encoding="utf-8"))
-  clip = video_io.read_video(samples / "00000_sr2.mp4")
+  clip = reading.read_video(samples / "00000_sr2.mp4")
   result |= {
     "steps": args.steps,
     "rounds": args.rounds,

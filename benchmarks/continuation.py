@@ -2,8 +2,8 @@
 
   python -m benchmarks.continuation --vae_checkpoint=runs/vae_small --clip=bigbuckbunny.mp4 --fps=25
 
-The denoiser (`tests/generation/perfect_denoiser.py`) returns the true latents of the window that starts with the given frames,
-and noise if there is none. So the result shows only the effect of the cascade around it: re-encoding the last 5 frames,
+The denoiser (`tests/generation/perfect_denoiser.py`) returns the true latents of the window that starts with the given
+frames, and noise if there are none. So the result shows only the effect of the cascade: re-encoding the last 5 frames,
 rounds, concatenation and decoding. Compares 53 frames made in four rounds, and the tokenizer's reconstruction of the
 clip in one pass, with the clip. Writes continuation.json and continuation.md next to this file.
 """

@@ -30,7 +30,7 @@ def render(path: Path) -> None:
   """Writes a moving pattern with detail."""
   import numpy as np
 
-  from walt_t5x.media import video_io
+  from walt_t5x.media import writing
 
   y, x = np.mgrid[0:720, 0:1280]
   noise = np.random.default_rng(0).integers(0, 24, (720, 1280, 3))
@@ -38,7 +38,7 @@ def render(path: Path) -> None:
     np.stack([(x + 4 * k) % 200, (y + 2 * k) % 200, (x + y) % 200], axis=-1) + np.roll(noise, k, 0)
     for k in range(120)
   ]
-  video_io.write_video(path, np.stack(frames).astype(np.uint8), fps=24, crf=23)
+  writing.write_video(path, np.stack(frames).astype(np.uint8), fps=24, crf=23)
 
 
 def cpu_seconds() -> float:

@@ -35,7 +35,7 @@ def write_clips(folder: Path, count: int) -> None:
   import numpy as np
 
   from data.samples import shapes
-  from walt_t5x.media import video_io
+  from walt_t5x.media import writing
 
   rng = np.random.default_rng(0)
   for i, (colour, shape, direction) in enumerate(
@@ -45,7 +45,7 @@ def write_clips(folder: Path, count: int) -> None:
     path = folder / f"{i:05d}.mp4"
     if not path.is_file():
       clip = shapes.render(scene, num_frames=16, size=32)
-      video_io.write_video(path, clip, fps=8, scale=4)
+      writing.write_video(path, clip, fps=8, scale=4)
 
 
 def write_manifest(folder: Path, name: str, first: int, count: int) -> Path:

@@ -31,11 +31,11 @@ def held_out(corpus: Path, count: int):
   """
   import numpy as np
 
-  from walt_t5x.media import video_io
+  from walt_t5x.media import reading
 
   rows = map(json.loads, (corpus / "manifest.jsonl").read_text(encoding="utf-8").splitlines())
   rows = [r for r in rows if r["split"] == "validation" and r["modality"] == "video"][:count]
-  clips = [video_io.read_video(corpus / row["uri"]).frames for row in rows]
+  clips = [reading.read_video(corpus / row["uri"]).frames for row in rows]
   if not clips or min(map(len, clips)) < TOTAL:
     raise SystemExit(
       f"frame_prediction: the clips of {corpus} have {min(map(len, clips), default=0)} frames, expected {TOTAL}: make "
@@ -48,13 +48,13 @@ def write_requests(folder: Path, clips, captions) -> dict[str, list[str]]:
   """Writes the conditioning media and requests; returns the flags of each run by name."""
   from PIL import Image
 
-  from walt_t5x.media import video_io
+  from walt_t5x.media import writing
 
   given = folder / "given"
   given.mkdir(parents=True, exist_ok=True)
   requests: dict[str, list[dict]] = {"caption": [], "no_direction": [], "picture": []}
   for i, (clip, caption) in enumerate(zip(clips, captions)):
-    video_io.write_video(given / f"{i}.mp4", clip[:GIVEN], fps=8, crf=2, scale=ENLARGED)
+    writing.write_video(given / f"{i}.mp4", clip[:GIVEN], fps=8, crf=2, scale=ENLARGED)
     Image.fromarray(clip[0]).save(given / f"{i}.png")
     video, picture = f"given/{i}.mp4", f"given/{i}.png"
     requests["caption"].append({"prompt": caption, "video": video})

@@ -48,7 +48,7 @@ def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndar
 
 def windows(corpus: Path, *, clips: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
   """A and B, uint8 [clips, frames, H, W, 3], alternately from the real videos."""
-  from walt_t5x.media.video_io import read_video
+  from walt_t5x.media.reading import read_video
   from walt_t5x.metrics.network_input import resize_bilinear
 
   rows = [json.loads(line) for line in (corpus / "manifest.jsonl").open(encoding="utf-8")]

@@ -18,7 +18,7 @@ from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
 from walt_t5x import inspect_data
 from walt_t5x.html import data_page, inspection
-from walt_t5x.media import video_io
+from walt_t5x.media import reading
 
 __all__ = ["world"]  # A fixture.
 EVIL = '<script>alert(1)</script> & "quotes"'
@@ -54,9 +54,9 @@ def cache(world, tmp_path_factory):
   return root
 
 
-def embedded(page: str) -> list[video_io.DecodedVideo]:
+def embedded(page: str) -> list[reading.DecodedVideo]:
   found = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page)
-  return [video_io.read_video(base64.b64decode(content)) for content in found]
+  return [reading.read_video(base64.b64decode(content)) for content in found]
 
 
 def test_decoded_latents_equal_those_of_the_vae(cache, world, tmp_path):

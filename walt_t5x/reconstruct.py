@@ -277,14 +277,12 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   import numpy as np
 
   from walt_t5x.html import gallery
-  from walt_t5x.media import video_io
+  from walt_t5x.media import reading
 
   def frames_of(path: Path, fps: float) -> np.ndarray:
     if path.suffix == ".png":
-      from PIL import Image
-
-      return np.asarray(Image.open(path).convert("RGB"))[None]
-    return video_io.read_video(path, max_frames=max(1, round(10 * fps))).frames
+      return np.asarray(reading.open_picture(path))[None]
+    return reading.read_video(path, max_frames=max(1, round(10 * fps))).frames
 
   def cards() -> Iterator[Any]:
     for row in folder.facts(names):

@@ -12,8 +12,9 @@ from beam_jobs.sources import Row
 from beam_jobs.sources.members import StaleMember, read_media
 from walt_t5x.files import storage
 from walt_t5x.media import decoding
-from walt_t5x.media.clips import Clip, ClipSpec, MediaError
+from walt_t5x.media.clips import Clip, ClipSpec
 from walt_t5x.media.isolation import Isolated, WorkerCrashed, WorkerTimeout
+from walt_t5x.media.reading import MediaError
 from walt_t5x.media.rules import Rejected, Rule
 
 ISOLATIONS = ("process", "thread")

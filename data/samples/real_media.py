@@ -292,11 +292,11 @@ def write_segments(
   """
   from PIL import Image
 
-  from walt_t5x.media import video_io
+  from walt_t5x.media import reading, writing
 
   frames: list[np.ndarray] = []
   fps = 0.0
-  for seconds, frame in video_io.iterate_frames(locate(medium)):
+  for seconds, frame in reading.iterate_frames(locate(medium)):
     size = _scaled(frame.shape[1], frame.shape[0])
     frames.append(np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)))
     fps = (len(frames) - 1) / seconds if seconds else fps
@@ -309,7 +309,7 @@ def write_segments(
   for segment in segments:
     uri = f"real/{medium.name}_{segment.start:03d}.{segment.container}"
     clip = np.stack(frames[segment.start : segment.end])
-    video_io.write_video(output / uri, clip, fps=round(fps, 3), crf=18)
+    writing.write_video(output / uri, clip, fps=round(fps, 3), crf=18)
     rows.append(_row(medium, uri, segment.captions, "video"))
   return rows
 
@@ -318,11 +318,12 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
   """Writes one photograph to `output/real` in its original format, at most 512 pixels per edge."""
   from PIL import Image
 
+  from walt_t5x.media import reading
+
   path = locate(medium)
   uri = f"real/{medium.name}{path.suffix}"
   (output / uri).parent.mkdir(parents=True, exist_ok=True)
-  with Image.open(path, formats=("PNG", "JPEG")) as image:
-    photo = image.convert("RGB")
+  photo = reading.open_picture(path)
   photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
   # PNG ignores the quality.
   photo.save(output / uri, quality=92)

@@ -105,12 +105,12 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
   """Renders and encodes one file."""
   from PIL import Image
 
-  from walt_t5x.media import video_io
+  from walt_t5x.media import writing
 
   path = output / job.uri
   frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
   if path.suffix in _CLIP_SUFFIXES:
-    video_io.write_video(path, frames, fps=fps, crf=8)
+    writing.write_video(path, frames, fps=fps, crf=8)
   elif path.suffix == ".png":
     Image.fromarray(frames[0]).save(path)
   elif path.suffix == ".jpg":

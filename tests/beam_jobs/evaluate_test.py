@@ -7,7 +7,7 @@ from beam_jobs import evaluate as beam_evaluate
 from beam_jobs.runners import evaluation_parts
 from tests.metrics.network_parity import random_weights
 from walt_t5x import evaluate
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 from walt_t5x.metrics import weights
 from walt_t5x.metrics.networks import KINDS
 
@@ -22,7 +22,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
   rng = np.random.default_rng(0)
   for folder in ("fake", "real"):
     for i, video in enumerate(rng.integers(0, 256, size=(5, 5, 16, 16, 3)).astype(np.uint8)):
-      video_io.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
+      writing.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
   file = tmp_path / "shapes.safetensors"
   weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}", "--frames=5", "--size=16x16"]

@@ -18,7 +18,7 @@ from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
 from walt_t5x.files import storage
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
 
@@ -429,7 +429,7 @@ def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
 def test_workers_import_neither_tensorflow_nor_seqio():
   program = (
     "import sys, walt_t5x.engine.checkpoints, walt_t5x.text.encoder, walt_t5x.vae.autoencoder\n"
-    "import beam_jobs.runners.pipeline, beam_jobs.shards.encoders, walt_t5x.media.video_decoding\n"
+    "import beam_jobs.runners.pipeline, beam_jobs.shards.encoders, walt_t5x.media.decoding\n"
     "print(sorted({'tensorflow', 'seqio', 't5x', 'gin'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -474,7 +474,7 @@ def test_help_needs_none_of_the_heavy_packages():
 def test_pixels_are_the_decoded_frames_and_need_no_encoders(tmp_path):
   frames = np.zeros((9, 32, 32, 3), np.uint8)
   frames[:] = np.linspace(20, 230, 9).astype(np.uint8)[:, None, None, None]
-  video_io.write_video(tmp_path / "ramp.mp4", frames, fps=8, crf=0)
+  writing.write_video(tmp_path / "ramp.mp4", frames, fps=8, crf=0)
   (tmp_path / "manifest.jsonl").write_text('{"uri": "ramp.mp4", "captions": ["a ramp"]}\n')
   flags = [
     f"--manifest={tmp_path / 'manifest.jsonl'}",

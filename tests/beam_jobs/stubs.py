@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from walt_t5x.media import clips, decoding
+from walt_t5x.media import decoding, reading
 
 HANG, CRASH, HUNGRY = b"hang" * 99, b"crash" * 99, b"hungry" * 99
 # Bound here because a test replaces `decoding.decode` by `decode`.
@@ -24,7 +24,7 @@ def misbehave(what: str, value=None):
   if what == "hungry":
     return np.ones(1 << 33, np.uint8).sum()
   if what == "raise":
-    raise clips.MediaError("some_reason", "some words")
+    raise reading.MediaError("some_reason", "some words")
   if what == "unpicklable":
     return lambda: None
   return value, os.getpid()

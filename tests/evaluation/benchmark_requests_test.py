@@ -7,7 +7,7 @@ import pytest
 
 from walt_t5x.evaluation import benchmark_requests
 from walt_t5x.generation.requests import read_requests
-from walt_t5x.media import video_io
+from walt_t5x.media import reading, writing
 from walt_t5x.metrics.protocols import PROTOCOLS
 
 
@@ -74,7 +74,7 @@ def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, cap
   # Frame i has gray level 8 i, so that its brightness identifies it.
   shades = 8 * np.arange(30)
   frames = np.broadcast_to(shades[:, None, None, None], (30, 32, 48, 3)).astype(np.uint8)
-  video_io.write_video(media / "a.mp4", frames, fps=25, crf=0)
+  writing.write_video(media / "a.mp4", frames, fps=25, crf=0)
   arguments = [
     "--protocol=k600_frame_prediction",
     f"--media={media.parent}",
@@ -85,7 +85,7 @@ def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, cap
   requests = read_requests(result["requests"])
   firsts = []
   for request in requests:
-    clip = video_io.read_video(request.video)
+    clip = reading.read_video(request.video)
     assert clip.frames.shape == (5, 16, 16, 3)
     index = np.rint(clip.frames.mean((1, 2, 3)) / 8).astype(int)
     np.testing.assert_array_equal(np.diff(index), 1)

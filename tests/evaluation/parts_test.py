@@ -10,7 +10,7 @@ from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.parts import load_part, plan_parts, save_part
 from walt_t5x.evaluation.scoring import Evaluation, score, score_evaluation
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 from walt_t5x.metrics import networks
 from walt_t5x.metrics.protocols import PROTOCOLS
 from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, ScoreRule, Statistic
@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
   path, rng = tmp_path_factory.mktemp("media"), np.random.default_rng(0)
   for folder in ("fake", "real"):
     for i, video in enumerate(_videos(rng, 20, size=16)):
-      video_io.write_video(path / folder / f"{i}.mp4", video, fps=8)
+      writing.write_video(path / folder / f"{i}.mp4", video, fps=8)
   return path
 
 

@@ -14,7 +14,7 @@ from walt_t5x import evaluate, reconstruct
 from walt_t5x.evaluation import reconstruction
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
-from walt_t5x.media import lossless_video, video_io
+from walt_t5x.media import reading, writing
 from walt_t5x.vae import streaming
 from walt_t5x.vae.autoencoder import CausalVae
 
@@ -81,22 +81,23 @@ def _together(groups):
 def test_a_lossless_file_restores_its_bytes_and_is_written_atomically(tmp_path):
   clip = _clips(1, frames=7)[0][:, :, :15]  # An odd width.
   for name, cuts in (("a", (7,)), ("b", (1, 3, 7))):
-    with lossless_video.LosslessWriter(tmp_path / f"{name}.mkv", fps=25) as writer:
+    with writing.lossless_writer(tmp_path / f"{name}.mkv", fps=25) as append:
       for start, end in zip((0, *cuts), cuts):
-        writer.append(clip[start:end])
+        append(clip[start:end])
       assert not (tmp_path / f"{name}.mkv").exists()
-    found = video_io.read_video(tmp_path / f"{name}.mkv")
+    found = reading.read_video(tmp_path / f"{name}.mkv")
     np.testing.assert_array_equal(found.frames, clip)
     assert found.fps == pytest.approx(25, rel=1e-3)
   assert (tmp_path / "a.mkv").read_bytes() == (tmp_path / "b.mkv").read_bytes()
   for wrong, said in ((clip[:0], "no frames"), (clip.astype(np.float32), "float32")):
     with pytest.raises(ValueError, match=said):
-      with lossless_video.LosslessWriter(tmp_path / "c.mkv", fps=8) as writer:
+      with writing.lossless_writer(tmp_path / "c.mkv", fps=8) as append:
         if len(wrong):
-          writer.append(clip[:1])
-          writer.append(wrong)
+          append(clip[:1])
+          append(wrong)
   with pytest.raises(ValueError, match=r"ends in \.mkv"):
-    lossless_video.LosslessWriter(tmp_path / "c.mp4", fps=8)
+    with writing.lossless_writer(tmp_path / "c.mp4", fps=8):
+      pass
   assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mkv", "b.mkv"]
 
 
@@ -142,7 +143,7 @@ def command(tokenizer, tmp_path):
   save_checkpoint(tmp_path / "vae", {"vae": tokenizer[1]})
   for index, clip in enumerate(_clips(6, frames=8)):
     frames = clip[: 3 if index == 2 else 8]
-    video_io.write_video(tmp_path / "media" / "a" / f"{index}.mp4", frames, fps=8, crf=0)
+    writing.write_video(tmp_path / "media" / "a" / f"{index}.mp4", frames, fps=8, crf=0)
   (tmp_path / "media" / "a" / "6.mp4").write_bytes(b"no video")
   flags = [f"--vae_gin_file={tmp_path / 'vae.gin'}", f"--vae_checkpoint={tmp_path / 'vae'}"]
   return [*flags, f"--media={tmp_path / 'media'}", "--frames=5", "--size=16x16", "--batch_size=2"]
@@ -173,7 +174,7 @@ def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, c
   names = ["0", "1", "3", "4", "5"]
   expected = _by_hand(tokenizer, np.stack([originals[name][:5] for name in names]))
   for name, want in zip(names, expected):
-    inputs, made = (video_io.read_video(complete / kind / "a" / f"{name}.mkv").frames
+    inputs, made = (reading.read_video(complete / kind / "a" / f"{name}.mkv").frames
                     for kind in ("inputs", "reconstructions"))  # fmt: skip
     np.testing.assert_array_equal(inputs, originals[name][:5])
     _equal(made, want)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.scoring import score
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 from walt_t5x.metrics import caption_accuracy
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
@@ -145,7 +145,7 @@ def test_reference_cache_is_named_by_content(tmp_path):
   rng = np.random.default_rng(3)
   videos = _videos(rng, 6)
   for i, video in enumerate(videos):
-    video_io.write_video(tmp_path / "real" / f"{i}.mp4", video, fps=8)
+    writing.write_video(tmp_path / "real" / f"{i}.mp4", video, fps=8)
   real = clip_sources.find_media(tmp_path / "real")
   network = _MeanColors()
   options = {"batch_size": 3, "cache_dir": tmp_path / "cache"}
@@ -153,7 +153,7 @@ def test_reference_cache_is_named_by_content(tmp_path):
   assert network.calls == 4
   again = score(_SMALL, real, real, {"i3d": network}, **options)[0].value
   assert network.calls == 6 and again == first
-  video_io.write_video(tmp_path / "real" / "0.mp4", 255 - videos[0], fps=8)
+  writing.write_video(tmp_path / "real" / "0.mp4", 255 - videos[0], fps=8)
   score(_SMALL, real, real, {"i3d": network}, **options)
   assert network.calls == 10
 
@@ -263,7 +263,7 @@ def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys)
   rng = np.random.default_rng(5)
   for folder in ("fake", "real"):
     for i, video in enumerate(_videos(rng, 3, frames=16, size=16)):
-      video_io.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
+      writing.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
   (tmp_path / "real.jsonl").write_text(
     "".join(json.dumps({"uri": f"real/{i}.mp4", "modality": "video"}) + "\n" for i in range(3))
   )

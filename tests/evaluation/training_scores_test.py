@@ -8,7 +8,7 @@ import pytest
 
 from tests.metrics.network_parity import random_weights
 from walt_t5x.evaluation.training_scores import ScoreVideos
-from walt_t5x.media import video_io
+from walt_t5x.media import reading, writing
 from walt_t5x.metrics import weights
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
@@ -37,7 +37,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   rng = np.random.default_rng(0)
   clips = rng.integers(0, 256, size=(2, 4, 5, 16, 16, 3)).astype(np.uint8)
   for i, clip in enumerate(rng.integers(0, 256, size=(3, 6, 16, 16, 3)).astype(np.uint8)):
-    video_io.write_video(tmp_path / "real" / f"{i}.mp4", clip, fps=8)
+    writing.write_video(tmp_path / "real" / f"{i}.mp4", clip, fps=8)
   file = tmp_path / "shapes.safetensors"
   weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   model = types.SimpleNamespace(predict_batch=lambda params, batch: 0)
@@ -55,9 +55,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
 
   (tmp_path / "gone").rename(tmp_path / "real")
   network = FeatureNetwork.load("shapes", file)
-  real = np.stack(
-    [video_io.read_video(tmp_path / "real" / f"{i}.mp4").frames[:5] for i in range(3)]
-  )
+  real = np.stack([reading.read_video(tmp_path / "real" / f"{i}.mp4").frames[:5] for i in range(3)])
   expected = [frechet_between(_of(network, made), _of(network, real)) for made in clips]
   protocol = PROTOCOLS["shapes_fvd"].replace(frames=5, size=(16, 16), sample_count=4)
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

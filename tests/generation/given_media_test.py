@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures
-from walt_t5x.generation.given_media import read_clip, read_image, resampled
-from walt_t5x.media import video_io
+from walt_t5x.generation.given_media import read_clip, read_image
+from walt_t5x.media import reading, writing
 
 
 def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
@@ -17,23 +17,23 @@ def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
   np.testing.assert_array_equal(media.frames, np.full((1, 10, 10, 3), 200))
   # 24 fps: every third frame, whose gray level is its number.
   frames = np.repeat(np.arange(25, dtype=np.uint8), 64 * 64 * 3).reshape(25, 64, 64, 3) * 9
-  video_io.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
+  writing.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
   clip = read_clip(str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioned=5, fit="crop")
   np.testing.assert_allclose(clip.frames.mean((1, 2, 3)) / 9, np.arange(0, 25, 3), atol=0.35)
   assert clip.at((16, 16)).shape == (9, 16, 16, 3)
-  assert resampled(np.arange(10) / 8, 8) == list(range(10))
-  assert resampled(np.arange(10) / 8.5, 8) == list(range(10))
+  assert reading.resampled(np.arange(10) / 8, 8) == list(range(10))
+  assert reading.resampled(np.arange(10) / 8.5, 8) == list(range(10))
   # 30 fps, by hand: the frames shown at 0, 0.125, 0.25, ... up to the end at one second.
-  assert resampled(np.arange(30) / 30, 8) == [0, 3, 7, 11, 15, 18, 22, 26]
+  assert reading.resampled(np.arange(30) / 30, 8) == [0, 3, 7, 11, 15, 18, 22, 26]
   with pytest.raises(ValueError, match="got 4 fps, expected at least 8"):
-    resampled(np.arange(10) / 4, 8)
+    reading.resampled(np.arange(10) / 4, 8)
 
 
 def test_uneven_times_select_the_frames_of_a_manual_list(tmp_path):
   """The list that preprocessing is tested with too; the last frame is shown for one more frame duration."""
-  assert resampled(np.array(TICKS) / 1000, 8) == [*SHOWN, len(TICKS) - 1]
+  assert reading.resampled(np.array(TICKS) / 1000, 8) == [*SHOWN, len(TICKS) - 1]
   # At the model's own rate but with a gap: the frame before it is repeated.
-  assert resampled(np.array([0, 1, 2, 5, 6]) / 8, 8) == [0, 1, 2, 2, 2, 3, 4]
+  assert reading.resampled(np.array([0, 1, 2, 5, 6]) / 8, 8) == [0, 1, 2, 2, 2, 3, 4]
   flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
   file = tmp_path / "uneven.mkv"
   file.write_bytes(encode(flat, ticks=TICKS))

@@ -21,7 +21,8 @@ from walt_t5x.generation.prepared_requests import prepare
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.generation.sampling_run import SamplingSettings, batches_of, make_samples
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
+from walt_t5x.media.reading import read_video
 
 CONFIG = cascades.config(Path("/nowhere"))
 
@@ -160,7 +161,7 @@ def test_every_format_has_the_frames_and_the_manifest_names_the_files(tmp_path):
   np.testing.assert_array_equal(np.load(tmp_path / files["latents"]), 0)
   assert np.load(tmp_path / files["latents"]).shape == (1, 3, 4, 4, 4)
   for name in ("mp4", "webm", "gif"):
-    decoded = video_io.read_video(tmp_path / files[name])
+    decoded = read_video(tmp_path / files[name])
     assert len(decoded.frames) == 5 and abs(decoded.fps - 8) < 0.5, name
   sidecar = sample.sidecar
   assert sidecar["samplers"]["base"] == {"num_steps": 3, "guidance": "ConstantGuidance(scale=2.0)"}
@@ -175,7 +176,7 @@ def _prepare(settings=None, config=CONFIG, **request):
 def test_invalid_requests_are_named_before_anything_is_read(tmp_path):
   picture, clip = tmp_path / "a.png", tmp_path / "a.mp4"
   Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(picture)
-  video_io.write_video(clip, np.zeros((3, 32, 32, 3), np.uint8), fps=8)
+  writing.write_video(clip, np.zeros((3, 32, 32, 3), np.uint8), fps=8)
   cases = [
     ({"prompt": ""}, "request 0 has no prompt"),
     ({"prompt": "a", "label": 3}, "has a label, but the stages have no classes"),

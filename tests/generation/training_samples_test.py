@@ -14,7 +14,7 @@ from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
 from walt_t5x.generation.training_samples import SampleVideos, averaged
-from walt_t5x.media import video_io
+from walt_t5x.media import reading
 
 
 class _Fades(toy.ToyModel):
@@ -63,7 +63,7 @@ def test_clips_of_the_average_are_shown_when_due(tmp_path):
     for row, gif in enumerate(gifs):
       file = tmp_path / "samples" / f"step{step:07}_{row}.gif"
       assert file.read_bytes() == gif
-      frames = video_io.read_video(file).frames
+      frames = reading.read_video(file).frames
       assert frames.shape == (5, 8, 8, 3)
       expected = 255 * (0.5 + (row * (step / 10) - 0.5 * np.arange(5)) / 6.0)
       np.testing.assert_allclose(frames[:, 3, 3, 0], np.clip(expected, 0, 255), atol=3)

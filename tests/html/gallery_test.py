@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.html.html_page import Page
 from walt_t5x.html import gallery
-from walt_t5x.media import video_io
+from walt_t5x.media import geometry, pixels, reading
 
 
 def _clip(num_frames=9, size=32, shade=0.8):
@@ -52,12 +52,12 @@ def test_videos_contain_the_clips_enlarged_by_an_integer_factor(tmp_path):
   page = _write(tmp_path / "page.html", [_item()])
   (video,) = page.of("video")
   assert {"autoplay", "loop", "muted", "playsinline"} <= set(video)
-  frames, fps = video_io.read_video(_content(video["src"]))
+  frames, fps = reading.read_video(_content(video["src"]))
   assert frames.shape == (9, 192, 192, 3) and fps == pytest.approx(8)
   small = frames[:, 3::6, 3::6].astype(float) / 255
   assert np.abs(small - _clip()).mean() < 0.03
   poster = np.asarray(Image.open(io.BytesIO(_content(video["poster"]))))
-  np.testing.assert_array_equal(poster, video_io.upscale(video_io.to_uint8(_clip())[:1], 6)[0])
+  np.testing.assert_array_equal(poster, geometry.upscale(pixels.clip_to_uint8(_clip())[:1], 6)[0])
 
 
 def test_webp_pages_contain_animations(tmp_path):
@@ -73,7 +73,7 @@ def test_a_single_frame_is_a_lossless_image(tmp_path):
   item = _item(stages=[gallery.ShownClip(name="base", frames=_clip(1, size=200))])
   (image,) = _write(tmp_path / "page.html", [item]).of("img")
   got = np.asarray(Image.open(io.BytesIO(_content(image["src"]))))
-  np.testing.assert_array_equal(got, video_io.to_uint8(_clip(1, size=200))[0])
+  np.testing.assert_array_equal(got, pixels.clip_to_uint8(_clip(1, size=200))[0])
 
 
 def test_stages_are_in_order_with_their_sizes(tmp_path):

@@ -83,7 +83,7 @@ SHOWN = [0, 4, 4, 4, 5, 6, 6, 6, 8, 9, 9, 9, 10, 10, 12, 12]
 @pytest.mark.parametrize("container", ["matroska", "mp4"])
 @pytest.mark.parametrize("first", [0, 3])
 def test_uneven_times_show_the_frames_of_a_list_made_by_hand(container, first, monkeypatch):
-  monkeypatch.setattr("walt_t5x.media.video_decoding._MIN_DISTINCT", 0.0)
+  monkeypatch.setattr("walt_t5x.media.decoding._MIN_DISTINCT", 0.0)
   flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
   codec = {"codec": "libx264", "pix_fmt": "yuv420p", "options": {"crf": "0", "bf": "2"}}
   content = encode(flat, container=container, ticks=TICKS, **codec)
@@ -95,7 +95,7 @@ def test_uneven_times_show_the_frames_of_a_list_made_by_hand(container, first, m
 
 
 def test_a_matroska_file_that_begins_late_is_the_same_clip(monkeypatch):
-  monkeypatch.setattr("walt_t5x.media.video_decoding._MIN_DISTINCT", 0.0)
+  monkeypatch.setattr("walt_t5x.media.decoding._MIN_DISTINCT", 0.0)
   flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
   soon, late = (
     decode(

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from tests.beam_jobs import media
-from walt_t5x.media import clips, video_decoding
-from walt_t5x.media.clips import ClipSpec, MediaError
+from walt_t5x.media import clips, decoding, geometry, reading
+from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
+from walt_t5x.media.reading import MediaError
 from walt_t5x.media.rules import Rejected
 
 
@@ -76,7 +77,7 @@ def test_the_clip_is_at_the_requested_position():
 def test_seeking_gives_the_frames_of_decoding_everything(monkeypatch):
   content = media.video(num_frames=120, fps=12, options={"g": "10"})
   sought = decode(content, "video", spec(), start_seconds=7.5)
-  monkeypatch.setattr(video_decoding, "_SEEK_BEYOND_SECONDS", 1e9)
+  monkeypatch.setattr(reading, "_SEEK_BEYOND_SECONDS", 1e9)
   straight = decode(content, "video", spec(), start_seconds=7.5)
   for size, frames in straight.frames.items():
     np.testing.assert_array_equal(sought.frames[size], frames)
@@ -109,8 +110,8 @@ def test_rotation_metadata_turns_the_picture_upright():
 def test_motion_is_the_mean_luma_change():
   frames = np.zeros((3, 2, 2, 3), np.uint8)
   frames[1] = 51
-  assert video_decoding.motion(frames) == pytest.approx(0.2)
-  assert video_decoding.motion(frames[:1]) == 0
+  assert decoding.motion(frames) == pytest.approx(0.2)
+  assert decoding.motion(frames[:1]) == 0
 
 
 # --- images and geometry ------------------------------------------------------------------------
@@ -137,12 +138,12 @@ def test_video_scaling_is_the_area_mean_too():
 
 
 def test_the_crop_is_central_and_in_source_pixels():
-  place = clips.fit((720, 1280), (64, 64))
+  place = geometry.fit((720, 1280), (64, 64))
   assert place.scaled == (64, 114)
   assert place.offset == (0, 25)
   assert place.crop == (0, 281, 720, 719)
   # Pixels twice as wide as high: 100x100 is displayed as 100x200.
-  assert clips.fit((100, 100), (50, 50), aspect=2.0).crop == (0, 25, 100, 50)
+  assert geometry.fit((100, 100), (50, 50), aspect=2.0).crop == (0, 25, 100, 50)
 
 
 def test_exif_orientation_and_transparency():
@@ -223,9 +224,9 @@ def test_an_unknown_codec_is_a_reason():
 def test_a_stream_whose_frame_size_grows_is_stopped_by_the_decoder(monkeypatch):
   parts = [media.video(container="mpegts", height=size, width=size) for size in (64, 256)]
   sizes = []
-  resize = video_decoding._Resizer.__call__
+  resize = decoding._Resizer.__call__
   monkeypatch.setattr(
-    video_decoding._Resizer,
+    decoding._Resizer,
     "__call__",
     lambda self, f: (sizes.append(f.height), resize(self, f))[1],
   )

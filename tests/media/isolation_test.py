@@ -18,9 +18,10 @@ from beam_jobs.shards import loading
 from beam_jobs.sources import parse_line
 from tests.beam_jobs import media, stubs
 from tests.beam_jobs.conftest import write_manifest
-from walt_t5x.media.clips import ClipSpec, MediaError
+from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
 from walt_t5x.media.isolation import Isolated, WorkerCrashed, WorkerTimeout
+from walt_t5x.media.reading import MediaError
 
 
 @pytest.fixture
@@ -104,8 +105,7 @@ def test_the_processes_end_with_their_parent():
 
 def test_a_decoding_process_imports_neither_jax_nor_beam():
   program = (
-    "import sys, walt_t5x.media.isolation, walt_t5x.media.decoding, walt_t5x.media.video_decoding\n"
-    "import walt_t5x.media.image_decoding\n"
+    "import sys, walt_t5x.media.isolation, walt_t5x.media.decoding, walt_t5x.media.reading\n"
     "print(sorted({'jax', 'apache_beam', 'tensorflow'} & set(sys.modules)))"
   )
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from tests.metrics.network_parity import nested, random_weights
 from walt_t5x import evaluate, train_surrogate
-from walt_t5x.media import video_io
+from walt_t5x.media import reading, writing
 from walt_t5x.metrics import network_input, shapes_network, weights
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
@@ -67,7 +67,7 @@ def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
   videos = np.random.default_rng(2).integers(0, 256, size=(4, 9, 32, 32, 3)).astype(np.uint8)
   for folder, clips in (("fake", videos), ("real", videos[::-1] // 2)):
     for i, clip in enumerate(clips):
-      video_io.write_video(tmp_path / folder / f"{i}.mp4", clip, fps=8)
+      writing.write_video(tmp_path / folder / f"{i}.mp4", clip, fps=8)
   flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}"]
   flags.append(f"--shapes_weights={tmp_path / 'a.safetensors'}")
   evaluate.run([*flags, f"--reference={tmp_path / 'real'}"])
@@ -77,7 +77,7 @@ def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
   assert score["network_description"] == "surrogate network, trained on shapes"
 
   def features(folder):
-    clips = [video_io.read_video(tmp_path / folder / f"{i}.mp4").frames for i in range(4)]
+    clips = [reading.read_video(tmp_path / folder / f"{i}.mp4").frames for i in range(4)]
     return FeatureStatistics.from_model_output(network(np.stack(clips))["features"])
 
   expected = frechet_between(features("fake"), features("real"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from walt_t5x.media import video_io
+from walt_t5x.media import reading
 from walt_t5x.models.reconstruction_summaries import (
   ReconstructionSummaries,
   comparison_strip,
@@ -62,7 +62,7 @@ def test_an_evaluation_writes_a_clip_an_image_and_the_scores(tmp_path):
 
   video = _run(tmp_path, scores=[score])
   folder = tmp_path / "reconstructions"
-  clip = video_io.read_video(folder / "7.mp4").frames
+  clip = reading.read_video(folder / "7.mp4").frames
   assert clip.shape == (5, 32, 32, 3)
   np.testing.assert_allclose(seen[0][0], video[:2] / 255, atol=1e-6)
   np.testing.assert_allclose(seen[0][1], 1 - video[:2] / 255, atol=1e-6)

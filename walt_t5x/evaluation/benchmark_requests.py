@@ -121,8 +121,7 @@ def given_clips(
   """
   from tqdm import tqdm
 
-  from walt_t5x.generation.given_media import fitted, resampled
-  from walt_t5x.media import video_io
+  from walt_t5x.media import geometry, reading, writing
 
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)
@@ -130,16 +129,15 @@ def given_clips(
   for index in range(count):
     source, target = videos[index % len(videos)], folder / f"{index:06d}.mp4"
     if not target.is_file():
-      decoded = list(video_io.iterate_frames(source))
-      kept = resampled([time for time, _ in decoded], args.fps)
+      kept = reading.resampled(reading.frame_times(source), args.fps)
       if len(kept) < _CLIP_FRAMES:
         raise ValueError(
           f"{source} has {len(kept)} frames at {args.fps:g} fps, expected at least {_CLIP_FRAMES}: remove it"
         )
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
-      frames = np.stack([decoded[i][1] for i in kept[first : first + _GIVEN_FRAMES]])
-      frames = fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
-      video_io.write_video(target, frames, fps=args.fps, crf=0)
+      frames = np.stack(list(reading.frames_at(source, kept[first : first + _GIVEN_FRAMES])))
+      frames = geometry.fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
+      writing.write_video(target, frames, fps=args.fps, crf=0)
     bar.update()
     yield {"video": str(target.relative_to(args.output))}
   bar.close()

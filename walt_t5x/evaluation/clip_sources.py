@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.media import video_io
+from walt_t5x.media import reading, writing
+from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.metrics.network_input import resize_bilinear
 from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (*video_io.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")
+VIDEO_SUFFIXES = (*writing.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,8 @@ class PlannedClip:
 
 def _read_file(path: Path) -> np.ndarray:
   if path.suffix.lower() in IMAGE_SUFFIXES:
-    from PIL import Image
-
-    with Image.open(path) as image:
-      return np.asarray(image.convert("RGB"))[None]
-  return video_io.read_video(path).frames
+    return np.asarray(reading.open_picture(path))[None]
+  return reading.read_video(path).frames
 
 
 def _file(path: Path, name: str) -> Media:
@@ -63,7 +61,7 @@ def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
       raise ValueError(f"sample {sample.index} of {path} has stages {names}, got --stage={stage}.")
 
     def read(sample=sample, chosen=chosen) -> np.ndarray:
-      return video_io.to_uint8(folder.read(sample, chosen))
+      return clip_to_uint8(folder.read(sample, chosen))
 
     found.append(Media(name=f"{sample.index:05d}", path=sample.files[chosen], read=read))
   return found
@@ -194,7 +192,7 @@ def read_clip(clip: PlannedClip, protocol: Protocol, rule: ClipRule) -> np.ndarr
   frames = frames[start : start + protocol.frames]
   if protocol.size is not None and frames.shape[1:3] != tuple(protocol.size):
     resized = resize_bilinear(frames.astype(np.float32), protocol.size, rule=protocol.size_resize)
-    frames = video_io.to_uint8(np.asarray(resized) / 255)
+    frames = clip_to_uint8(np.asarray(resized) / 255)
   return np.ascontiguousarray(frames)
 
 

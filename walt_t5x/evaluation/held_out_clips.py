@@ -1,6 +1,5 @@
 """The clips that `walt_t5x.reconstruct` reconstructs: from a pixel cache, or from media files."""
 
-import collections
 import dataclasses
 import itertools
 import json
@@ -13,6 +12,8 @@ import numpy as np
 from walt_t5x.evaluation.reconstruction import HeldOutClip
 
 _ID_DIGITS = 24
+# Rates above this are placeholders of containers.
+_MAX_RATE = 1000.0
 
 
 class UnreadableClip(Exception):
@@ -26,7 +27,7 @@ class MediaRule:
   Attributes:
     frames: number of frames per clip, from the start; None for the entire file.
     size: (H, W); None for the files' sizes.
-    fit: how frames are resized, "exact" or "crop" (`generation.given_media.fitted`).
+    fit: how frames are resized, "exact" or "crop" (`media.geometry.fitted`).
     fps: frame rate that a file is resampled to; None for every frame.
     images: images instead of videos.
     check: called with (1, H, W) of each file; raises ValueError for sizes that the tokenizer does not support.
@@ -134,10 +135,15 @@ def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
 
   def read() -> Iterator[np.ndarray]:
     try:
-      count = 0
+      count, size = 0, (0, 0)
       for frame in itertools.islice(_frames_of(media, rule), frames):
         if not count:
-          rule.check((1, *frame.shape[:2]))
+          size = frame.shape[:2]
+          rule.check((1, *size))
+        if frame.shape[:2] != size:
+          raise ValueError(
+            f"got a frame of size {frame.shape[:2]} after frames of {size}: set --size"
+          )
         count += 1
         yield frame
     except Exception as error:
@@ -155,33 +161,29 @@ def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
 
 
 def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:
-  from walt_t5x.generation.given_media import fitted, resampled
-  from walt_t5x.media import video_io
+  from walt_t5x.media import geometry, reading
 
   if rule.images:
     found: Iterator[np.ndarray] = iter(media.read())
   elif rule.fps is None:
-    found = (frame for _, frame in video_io.iterate_frames(media.path))
+    found = (frame for _, frame in reading.iterate_frames(media.path))
   else:
-    # The nearest frames are known only once all times are; frames are not kept in the meantime.
-    times = [time for time, _ in video_io.iterate_frames(media.path)]
-    # A frame with a long duration is repeated.
-    kept = collections.Counter(resampled(times, rule.fps))
-    numbered = enumerate(video_io.iterate_frames(media.path))
-    found = (frame for number, (_, frame) in numbered for _ in range(kept[number]))
+    # Which frames are kept is known only once all times are; frames are not kept in the meantime.
+    kept = reading.resampled(reading.frame_times(media.path), rule.fps)
+    found = reading.frames_at(media.path, kept)
   for frame in found:
     size = rule.size or frame.shape[:2]
-    yield fitted(frame[None], size=size, fit=rule.fit, what=str(media.path))[0]
+    yield geometry.fitted(frame[None], size=size, fit=rule.fit, what=str(media.path))[0]
 
 
 def _rate(media: Any, rule: MediaRule) -> float:
-  """Frame rate, from the first two frames."""
-  from walt_t5x.media import video_io
+  """The frame rate that the file states."""
+  from walt_t5x.media import reading
 
   if rule.images:
     return 1.0
   try:
-    times = [time for time, _ in itertools.islice(video_io.iterate_frames(media.path), 2)]
-  except Exception:
+    with reading.open_video(media.path) as video:
+      return video.rate if video.rate and video.rate <= _MAX_RATE else 1.0
+  except (reading.MediaError, OSError):
     return 1.0  # Reading the file will report the error.
-  return 1 / times[1] if len(times) > 1 and times[1] > 0 else 1.0

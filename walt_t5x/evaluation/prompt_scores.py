@@ -81,7 +81,7 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   import numpy as np
   from tqdm import tqdm
 
-  from walt_t5x.media.video_io import to_uint8
+  from walt_t5x.media.pixels import clip_to_uint8
   from walt_t5x.metrics.clip_similarity import ClipSimilarity
   from walt_t5x.metrics.protocols import by_prompt
 
@@ -89,7 +89,7 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   by_stage: dict[str, list[float]] = {}
   for sample in tqdm(list(folder.samples()), unit="video", desc="align", file=sys.stderr):
     for stage in sample.files:
-      similarity = clip(to_uint8(folder.read(sample, stage)), sample.prompt)
+      similarity = clip(clip_to_uint8(folder.read(sample, stage)), sample.prompt)
       by_stage.setdefault(stage, []).append(similarity)
   scores = {
     stage: {

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from walt_t5x.files.json_files import write_json, write_text
-from walt_t5x.media.lossless_video import SUFFIX, LosslessWriter, write_picture
 from walt_t5x.media.pixels import to_float, to_uint8
+from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
 from walt_t5x.metrics.pixel_distances import psnr_of_error
 from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
@@ -147,11 +147,11 @@ class ReconstructionFolder:
     frames, height, width, error = 0, 0, 0, np.zeros(len(clips))
     with contextlib.ExitStack() as stack:
 
-      def opened(folder: Path, clip: HeldOutClip) -> LosslessWriter:
-        writer = LosslessWriter(folder / f"{clip.name}{SUFFIX}", fps=clip.fps)
-        return stack.enter_context(writer)
+      def opened(folder: Path, clip: HeldOutClip) -> Callable[[np.ndarray], None]:
+        file = folder / f"{clip.name}{LOSSLESS_SUFFIX}"
+        return stack.enter_context(lossless_writer(file, fps=clip.fps))
 
-      writers: list[tuple[LosslessWriter, LosslessWriter]] = []
+      writers = []
       picture = False
       for (given, made), last in _look_ahead(groups):
         if not frames:
@@ -165,13 +165,13 @@ class ReconstructionFolder:
             write_picture(self.inputs / f"{clip.name}.png", given[row, 0])
             write_picture(self.reconstructions / f"{clip.name}.png", made[row, 0])
           else:
-            writers[row][0].append(given[row])
-            writers[row][1].append(made[row])
+            writers[row][0](given[row])
+            writers[row][1](made[row])
         difference = given.astype(np.float64) - made
         error += np.square(difference / 255).sum(axis=(1, 2, 3, 4))
         frames += given.shape[1]
         height, width = given.shape[2:4]
-    suffix = ".png" if picture else SUFFIX
+    suffix = ".png" if picture else LOSSLESS_SUFFIX
     for row, clip in enumerate(clips):
       mse = error[row] / (frames * height * width * 3)
       write_json(

@@ -8,11 +8,12 @@ from typing import Any
 from walt_t5x.engine.checkpoints import committed
 from walt_t5x.generation import checks, sample_files
 from walt_t5x.generation.cascade import stage_size
-from walt_t5x.generation.given_media import FITS, GivenMedia, read_clip, read_image
+from walt_t5x.generation.given_media import GivenMedia, read_clip, read_image
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.requests import IMAGE, VIDEO, Request, check_requests
 from walt_t5x.generation.sampling_run import SamplingSettings
 from walt_t5x.generation.stage import StageInfo
+from walt_t5x.media.geometry import FITS
 
 # Up to this many files are read before anything is loaded, so that an unreadable one is reported early.
 _READ_FIRST = 256

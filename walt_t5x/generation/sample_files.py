@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x.media import video_io
-from walt_t5x.media.pixels import to_float
+from walt_t5x.media import reading, writing
+from walt_t5x.media.pixels import clip_to_uint8, to_float
 
 # Best first: evaluation reads the first one available.
 READABLE = ("png", "mp4", "webm", "gif")
@@ -52,9 +52,9 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
     The name of the file or folder.
   """
   if format == "png":
-    return _write_frames(path, video_io.to_uint8(frames))
+    return _write_frames(path, clip_to_uint8(frames))
   file = path.with_name(f"{path.name}.{format}")
-  video_io.write_video(file, frames, fps=fps, scale=scale_of(frames, format))
+  writing.write_video(file, frames, fps=fps, scale=scale_of(frames, format))
   return file.name
 
 
@@ -72,11 +72,10 @@ def write_latents(path: Path, latents: np.ndarray) -> str:
 def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
   """Pixels [T, H, W, 3] in [0, 1] of a file or folder of `write_clip`, at the size at which they were generated."""
   if path.is_dir():
-    from PIL import Image
-
-    frames = np.stack([np.asarray(Image.open(file)) for file in sorted(path.glob("*.png"))])
+    files = sorted(path.glob("*.png"))
+    frames = np.stack([np.asarray(reading.open_picture(file)) for file in files])
   else:
-    frames = video_io.read_video(path).frames
+    frames = reading.read_video(path).frames
   t, h, w, _ = shape
   frames = to_float(frames[:t, : h * scale, : w * scale])
   return frames.reshape(t, h, scale, w, scale, 3).mean((2, 4))

@@ -31,7 +31,7 @@ class SamplingSettings:
     rounds: rounds of each clip.
     fps: frame rate of the files.
     formats: formats of the files, `sample_files.FORMATS`.
-    fit: how given media are resized, `given_media.FITS`.
+    fit: how given media are resized, `media.geometry.FITS`.
     batch_size: clips that are generated together.
     decoded_given: start with the reconstruction of a clip's last frames instead of the entire clip.
   """

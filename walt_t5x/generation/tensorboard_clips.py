@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 
 
 def write_clips(
@@ -35,7 +35,7 @@ def write_clips(
   gifs, writer = {}, tf.summary.create_file_writer(folder)
   with writer.as_default():
     for tag, clip in clips.items():
-      gifs[tag] = video_io.encode_video(clip, suffix=".gif", fps=fps)
+      gifs[tag] = writing.encode_video(clip, suffix=".gif", fps=fps)
       shape: Sequence[str] = [str(clip.shape[2]), str(clip.shape[1])]
       described = metadata.create_summary_metadata(display_name=None, description="")
       tf.summary.write(tag, tf.constant([*shape, gifs[tag]]), step=step, metadata=described)

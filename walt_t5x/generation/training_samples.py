@@ -15,7 +15,7 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
 from walt_t5x.generation.tensorboard_clips import write_clips
-from walt_t5x.media import video_io
+from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.models.vae_model import VaeModel
 
 
@@ -119,7 +119,7 @@ class SampleVideos:
         self._decoder = self._load_decoder()
       pixels = self._decoder(predicted)
     pixels = np.asarray(jax.device_get(pixels), np.float32)
-    return np.stack([video_io.to_uint8(np.nan_to_num(clip)) for clip in pixels])
+    return np.stack([clip_to_uint8(np.nan_to_num(clip)) for clip in pixels])
 
   def _load_decoder(self) -> Any:
     from data.provenance import read_provenance

@@ -197,8 +197,9 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
   """The clip of a record, cut from its media again, or the reason why it is unavailable."""
   from beam_jobs.sources import resolve
   from beam_jobs.sources.members import read_media
-  from walt_t5x.media.clips import ClipSpec, MediaError
+  from walt_t5x.media.clips import ClipSpec
   from walt_t5x.media.decoding import decode
+  from walt_t5x.media.reading import MediaError
   from walt_t5x.media.rules import Rejected
 
   spec = ClipSpec(

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from walt_t5x.media import video_io
+from walt_t5x.media import geometry, pixels, writing
 
 _TEMPLATES = jinja2.Environment(
   loader=jinja2.PackageLoader("walt_t5x.html"),
@@ -83,7 +83,7 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
     media: "mp4" (a video with a poster) or "webp" (an animated image).
     strip: number of frames to show next to each other below a video; 0 for none.
   """
-  frames = video_io.to_uint8(clip.frames)
+  frames = pixels.clip_to_uint8(clip.frames)
   count, height, width = frames.shape[:3]
   scale = max(1, round(edge / max(height, width)))
   fps = clip.fps or 8.0
@@ -98,11 +98,11 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
     "strip": "",
   }
   if count > 1 and media == "webp":
-    content = video_io.encode_video(frames, suffix=".webp", fps=fps, scale=scale)
+    content = writing.encode_video(frames, suffix=".webp", fps=fps, scale=scale)
     return values | {"image": data_uri("image/webp", content)}
-  values["image"] = _picture_uri(video_io.upscale(frames[:1], scale)[0])
+  values["image"] = _picture_uri(geometry.upscale(frames[:1], scale)[0])
   if count > 1:
-    content = video_io.encode_video(frames, suffix=".mp4", fps=fps, crf=16, scale=scale)
+    content = writing.encode_video(frames, suffix=".mp4", fps=fps, crf=16, scale=scale)
     values["video"] = data_uri("video/mp4", content)
     if strip:
       chosen = np.unique(np.linspace(0, count - 1, strip).round().astype(int))

@@ -1,14 +1,36 @@
-"""Decodes media bytes to pixels: one clip of 1+T frames, or one image, at every requested resolution.
+"""Cuts media to pixels: one clip of 1+T frames, or one image, at every requested resolution.
 
 The same bytes, `ClipSpec` and draw always give the same pixels. Damaged media and exceeded limits raise `MediaError`
 with a reason; valid media that do not fit the spec raise `Rejected`.
 """
 
 import math
+import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from walt_t5x.media.clips import Clip, ClipSpec, MediaError
-from walt_t5x.media.rules import Rule
+import numpy as np
+
+from walt_t5x.media.clips import Clip, ClipSpec, check_size
+from walt_t5x.media.geometry import fit, union
+from walt_t5x.media.reading import (
+  CLOCK_SLACK,
+  MediaError,
+  Video,
+  check_intact,
+  opaque,
+  open_picture,
+  open_video,
+  quarter_turns,
+)
+from walt_t5x.media.rules import Rejected, Rule, check_header, header_facts
+
+if TYPE_CHECKING:
+  from av import VideoFrame
+
+# With a smaller share of distinct frames the clip would contain too many repeated frames.
+_MIN_DISTINCT = 0.75
+_OF_FIRST_FRAME = ("height", "width", "aspect")
 
 
 def decode(
@@ -35,27 +57,187 @@ def decode(
     max_decode_seconds: limit in wall-clock time, checked between frames.
 
   Raises:
-    MediaError: if the media are damaged or exceed a limit.
+    MediaError: if the media are damaged (`reading.open_video`, `reading.open_picture`) or exceed a limit:
+      'too_large', 'too_long', 'too_many_frames' or 'decode_timeout'.
     Rejected: by a filter, or because the media are too small, too short or have too few frames per second for `spec`.
   """
-  if not content:
-    raise MediaError("empty", "the file has no bytes")
+  deadline = time.monotonic() + max_decode_seconds
   if len(content) > spec.max_bytes:
     raise MediaError("too_large", f"{len(content)} bytes, limit {spec.max_bytes} (--max_bytes)")
   if modality == "image":
-    from walt_t5x.media.image_decoding import decode_image
+    return _cut_image(content, spec, rules)
+  if modality != "video":
+    raise ValueError(f"modality: got {modality!r}, expected 'image' or 'video'")
+  with open_video(content, max_pixels=spec.max_pixels) as video:
+    if video.seconds is not None and video.seconds > spec.max_seconds:
+      raise MediaError(
+        "too_long", f"{video.seconds:.0f} seconds, limit {spec.max_seconds} (--max_seconds)"
+      )
+    facts = header_facts(video.size, pixel_aspect=1.0, video=(video.seconds, video.rate))
+    # The orientation is known only after the first frame.
+    facts = {name: value for name, value in facts.items() if name not in _OF_FIRST_FRAME}
+    check_header(facts, rules)
+    start = _start(spec, start_seconds, end_seconds, video.seconds, draw)
+    return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
 
-    return decode_image(content, spec, rules=rules)
-  if modality == "video":
-    from walt_t5x.media.video_decoding import decode_video
 
-    return decode_video(
-      content,
-      spec,
-      start_seconds=start_seconds,
-      end_seconds=end_seconds,
-      draw=draw,
-      rules=rules,
-      max_decode_seconds=max_decode_seconds,
+def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:
+  """The image at every resolution, resized with area averaging like video frames."""
+  from PIL.Image import Resampling
+
+  def check(size: tuple[int, int]) -> None:
+    check_size(size, spec)
+    check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
+
+  image = open_picture(content, check=check)
+  check_size((image.height, image.width), spec)
+  frames, crops = {}, []
+  for height, width in spec.resolutions:
+    place = fit((image.height, image.width), (height, width))
+    scaled = image.resize((place.scaled[1], place.scaled[0]), Resampling.BOX)
+    top, left = place.offset
+    frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
+    crops.append(place.crop)
+  return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=union(crops), motion=0.0)
+
+
+def _start(
+  spec: ClipSpec, start: float | None, end: float | None, stated: float | None, draw: float
+) -> float:
+  """Start time of the clip; its last frame must be before `end`, if given.
+
+  If only `start` is given, it is the time of the first frame. Otherwise the clip is placed in a window from `start`,
+  else the beginning, to `end`, else the end of the video.
+  """
+  length = spec.num_frames / spec.fps
+  if start is None or end is not None:
+    first = start or 0.0
+    stop = min((t for t in (end, stated) if t is not None), default=first + length)
+    share = {"beginning": 0.0, "centre": 0.5, "random": draw}[spec.position]
+    start = round(first + share * max(0.0, stop - length - first), 6)
+  if end is not None and start + (spec.num_frames - 1) / spec.fps > end - CLOCK_SLACK:
+    raise Rejected(
+      "too_short",
+      f"the window {start:.3f} to {end:.3f} s has fewer than {spec.num_frames} frames at {spec.fps} fps",
     )
-  raise ValueError(f"modality: got {modality!r}, expected 'image' or 'video'")
+  return start
+
+
+def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) -> Clip:
+  """Frames displayed at start, start + 1/fps, ..., each resized by area averaging and center-cropped."""
+  spec = resizer.spec
+  pictures: list[dict] = []
+  held: VideoFrame | None = None
+  decoded, distinct, latest, end = 0, 0, -math.inf, 0.0
+
+  def show_until(until: float) -> int:
+    """Appends the held frame for every requested time before `until`; 1 if it was used, else 0."""
+    if held is None:
+      return 0
+    wanted = 0
+    while (moment := len(pictures) + wanted) < spec.num_frames:
+      if start + moment / spec.fps + CLOCK_SLACK >= until:
+        break
+      wanted += 1
+    if wanted:
+      pictures.extend([resizer(held)] * wanted)
+    return int(wanted > 0)
+
+  for shown, frame in video.frames(start):
+    if time.monotonic() > deadline:
+      raise MediaError(
+        "decode_timeout", f"{decoded} frames within the time limit (--decode_timeout)"
+      )
+    if shown <= latest:  # It would be shown for no time.
+      continue
+    latest, decoded = shown, decoded + 1
+    if decoded == 1:
+      resizer.check(frame)
+    if decoded > spec.max_decoded_frames:
+      raise MediaError(
+        "too_many_frames",
+        f"no complete clip within {spec.max_decoded_frames} frames (--max_decoded_frames)",
+      )
+    distinct += show_until(shown)
+    if len(pictures) == spec.num_frames:
+      break
+    check_intact(shown, frame)
+    held, end = frame, shown + video.duration(frame)
+  # The last frame of a file is displayed for its own duration.
+  distinct += show_until(end)
+  if len(pictures) < spec.num_frames:
+    cut = video.seconds is not None and end < video.seconds - max(0.25, 0.1 * video.seconds)
+    raise (MediaError if cut else Rejected)(
+      "truncated" if cut else "too_short",
+      f"{len(pictures)} of {spec.num_frames} frames from {start:.3f} s at {spec.fps} fps; the video ends at {end:.3f} "
+      f"s, its stated duration is {'unknown' if video.seconds is None else f'{video.seconds:.3f} s'}",
+    )
+  if distinct < _MIN_DISTINCT * spec.num_frames:
+    raise Rejected(
+      "low_frame_rate",
+      f"only {distinct} of {spec.num_frames} frames at {spec.fps} fps are different frames of the "
+      "source (lower --fps)",
+    )
+  frames = {size: np.stack([shown[size] for shown in pictures]) for size in spec.resolutions}
+  return Clip(
+    frames=frames,
+    fps=float(spec.fps),
+    start_seconds=start,
+    crop=resizer.crop,
+    motion=motion(frames[min(spec.resolutions)]),
+  )
+
+
+class _Resizer:
+  """Resizes frames of one clip to every resolution; one reused swscale context per resolution."""
+
+  def __init__(self, aspect: float, spec: ClipSpec, rules: Sequence[Rule]):
+    from av.video.reformatter import Interpolation, VideoReformatter
+
+    self.spec, self.crop = spec, (0, 0, 0, 0)
+    self._rules, self._aspect = rules, aspect
+    self._filter = Interpolation.AREA | Interpolation.ACCURATE_RND
+    self._reformatters = {size: VideoReformatter() for size in spec.resolutions}
+
+  def _upright(self, frame: "VideoFrame") -> tuple[tuple[int, int], float]:
+    """Upright size and pixel aspect ratio of a frame."""
+    if quarter_turns(frame) % 2:
+      return (frame.width, frame.height), 1 / self._aspect
+    return (frame.height, frame.width), self._aspect
+
+  def check(self, frame: "VideoFrame") -> None:
+    """Checks the size and aspect of the first frame."""
+    size, aspect = self._upright(frame)
+    check_size(size, self.spec, aspect=aspect)
+    check_header(header_facts(size, pixel_aspect=aspect, video=None), self._rules)
+
+  def __call__(self, frame: "VideoFrame") -> dict[tuple[int, int], np.ndarray]:
+    size, aspect = self._upright(frame)
+    # The frame size may change within a stream; the limits apply to every frame.
+    check_size(size, self.spec, aspect=aspect)
+    turns, frame = quarter_turns(frame), opaque(frame)
+    pictures, crops = {}, []
+    for target, reformatter in self._reformatters.items():
+      place = fit(size, target, aspect=aspect)
+      height, width = place.scaled[::-1] if turns % 2 else place.scaled
+      scaled = reformatter.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation=self._filter, threads=1
+      )
+      upright = np.rot90(scaled.to_ndarray(), turns)
+      top, left = place.offset
+      pictures[target] = upright[top : top + target[0], left : left + target[1]]
+      crops.append(place.crop)
+    self.crop = union(crops)
+    return pictures
+
+
+def motion(frames: np.ndarray) -> float:
+  """Mean absolute luma change between adjacent frames, in [0, 1].
+
+  Args:
+    frames: uint8 (frames, height, width, 3).
+  """
+  if len(frames) < 2:
+    return 0.0
+  luma = frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+  return float(np.abs(np.diff(luma, axis=0)).mean(dtype=np.float64) / 255.0)

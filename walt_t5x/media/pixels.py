@@ -25,3 +25,18 @@ def to_uint8(pixels: Any) -> np.ndarray:
   if not np.isfinite(pixels).all():
     raise ValueError("The video has NaN or infinite values: the model that made it has diverged.")
   return np.rint(np.clip(pixels, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def clip_to_uint8(frames: np.ndarray) -> np.ndarray:
+  """Like `to_uint8`, for one clip [T, H, W, 3].
+
+  Raises:
+    ValueError: also on another rank or channel count, or an empty clip.
+  """
+  frames = np.asarray(frames)
+  if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+    raise ValueError(
+      f"A video has shape [T, H, W, 3] with no empty axis, got {frames.shape}. "
+      "Write one clip of a batch at a time."
+    )
+  return to_uint8(frames)

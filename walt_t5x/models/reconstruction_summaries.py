@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from walt_t5x.media import video_io
+from walt_t5x.media import writing
 from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.models.vae_model import VaeModel
 
@@ -98,7 +98,7 @@ class ReconstructionSummaries:
     original = to_float(video)
     os.makedirs(self._folder, exist_ok=True)
     clip = comparison_video(original, reconstruction)
-    video_io.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
+    writing.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
     if self._writer is None:
       from clu import metric_writers
 

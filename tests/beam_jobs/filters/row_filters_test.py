@@ -100,7 +100,7 @@ def test_header_rules_come_before_decoding(monkeypatch):
   decoded = []
   convert = av.VideoFrame.to_ndarray
   monkeypatch.setattr(
-    "walt_t5x.media.video_decoding._Resizer.__call__",
+    "walt_t5x.media.decoding._Resizer.__call__",
     lambda self, frame: decoded.append(convert(frame)),
   )
   with pytest.raises(Rejected):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.samples import real_media
-from walt_t5x.media import video_io
+from walt_t5x.media import reading
 
 
 def _installed(medium):
@@ -45,7 +45,7 @@ def test_segments_decode_without_a_cut_inside(name, tmp_path):
   rows = real_media.write_segments(medium, segments, tmp_path)
   assert len(rows) == len(segments)
   for row, segment in zip(rows, segments):
-    video = video_io.read_video(tmp_path / row["uri"])
+    video = reading.read_video(tmp_path / row["uri"])
     assert len(video.frames) == segment.end - segment.start
     assert video.fps == pytest.approx(29.97 if name == "carphone" else 25, rel=2e-3)
     assert video.frames.shape[2] <= 256
@@ -61,7 +61,7 @@ def test_a_segment_across_a_cut_would_be_seen(tmp_path):
     pytest.skip(f"{medium.package} is not installed")
   across = [real_media.Segment(60, 90, "mp4", ("two scenes",))]
   (row,) = real_media.write_segments(medium, across, tmp_path)
-  assert _largest_change(video_io.read_video(tmp_path / row["uri"]).frames) > 40
+  assert _largest_change(reading.read_video(tmp_path / row["uri"]).frames) > 40
 
 
 def test_photographs_are_written_small_and_uncropped(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.samples import real_media, sample_corpus, shapes
-from walt_t5x.media import video_io
+from walt_t5x.media import reading, writing
 
 _SMALL = dict(num_clips=40, num_stills=16, size=64, num_frames=9, fps=8.0, seed=5, real=False)
 
@@ -20,9 +20,9 @@ def corpus(tmp_path_factory):
 
 
 def _decode(path):
-  if path.suffix in video_io.VIDEO_SUFFIXES:
-    return video_io.read_video(path)
-  return video_io.DecodedVideo(np.asarray(Image.open(path))[None], 0.0)
+  if path.suffix in writing.VIDEO_SUFFIXES:
+    return reading.read_video(path)
+  return reading.DecodedVideo(np.asarray(Image.open(path))[None], 0.0)
 
 
 def test_manifest_follows_the_contract_and_is_what_was_returned(corpus):

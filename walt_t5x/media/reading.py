@@ -1,0 +1,454 @@
+"""Opens media, in one way for every program: pictures with Pillow, videos with PyAV; upright, opaque, RGB, uint8.
+
+Only formats on the lists are opened, and never by name: a playlist or SDP file must not make FFmpeg access the
+network, and Pillow must not start another program. Stated values (duration, frame count) may choose a position but
+never the size of an allocation.
+"""
+
+import collections
+import contextlib
+import io
+import itertools
+import math
+import os
+import struct
+from collections.abc import Callable, Container, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from av import VideoFrame
+  from PIL.Image import Image as Picture
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+MAX_PIXELS = 4096 * 2304
+# Containers round times to milliseconds; a frame that is late by at most this counts as shown.
+CLOCK_SLACK = 0.002
+
+_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
+_PICTURE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
+_ORIENTATION = 0x0112  # EXIF tag of the orientation.
+# EXIF orientations that swap height and width.
+_TURNED = (5, 6, 7, 8)
+# Seeking is faster only beyond a few key frame intervals.
+_SEEK_BEYOND_SECONDS = 4.0
+
+Source = str | os.PathLike[str] | bytes
+
+
+class MediaError(ValueError):
+  """Media that cannot be read or cut as requested; `reason` is a code, the message explains it."""
+
+  def __init__(self, reason: str, message: str):
+    # Both are in `args`, so that the exception can be pickled between processes.
+    super().__init__(reason, message)
+    self.reason = reason
+
+  def __str__(self) -> str:
+    return self.args[1]
+
+
+class DecodedVideo(NamedTuple):
+  """Frames [T, H, W, 3] uint8 RGB and the average frame rate in frames per second."""
+
+  frames: np.ndarray
+  fps: float
+
+
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[BinaryIO]:
+  """The bytes of a source; errors of media name its file."""
+  with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    try:
+      if not file.read(1):
+        raise MediaError("empty", "the file has no bytes")
+      file.seek(0)
+      yield file
+    except MediaError as error:
+      if isinstance(source, bytes):
+        raise
+      raise MediaError(error.reason, f"{os.fspath(source)}: {error}") from error
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+  """Checks a frame size, (height, width) in any orientation.
+
+  Raises:
+    MediaError: 'too_large' or 'corrupt'.
+  """
+  height, width = size
+  if height < 1 or width < 1:
+    raise MediaError("corrupt", f"the media states a frame of {height}x{width} pixels")
+  if height * width > max_pixels:
+    raise MediaError("too_large", f"frames of {height}x{width} pixels, limit {max_pixels=}")
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def open_picture(
+  source: Source, *, check: Callable[[tuple[int, int]], None] | None = None
+) -> "Picture":
+  """Reads an image: upright by its EXIF orientation, opaque, RGB.
+
+  Transparent pixels are composited over white, 16 bits per channel become 8, and CMYK is converted with its embedded
+  color profile if there is one. The first frame of an animation is read.
+
+  Args:
+    source: a local path or the bytes of a file in one of PICTURE_FORMATS.
+    check: called with the upright (height, width) before the pixels are decoded; may raise.
+
+  Raises:
+    MediaError: 'empty', 'not_media', 'corrupt', 'truncated', 'too_large' or 'unknown_range'.
+  """
+  import PIL
+  from PIL import Image, ImageOps
+
+  with _opened(source) as file:
+    try:
+      with Image.open(file, formats=PICTURE_FORMATS) as image:
+        size = (image.height, image.width)
+        # Pillow reports the size of a TIFF after rotation by its tag, that of other formats as stored.
+        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
+          size = (image.width, image.height)
+        if check:
+          check(size)
+        image.load()
+        if image.mode == "F":
+          raise MediaError("unknown_range", "pixels are floats, whose value range is unknown")
+        # Convert first: exif_transpose supports fewer modes than open.
+        return ImageOps.exif_transpose(_to_rgb(image))
+    except PIL.UnidentifiedImageError as error:
+      file.seek(0)
+      head = file.read(12)
+      known = head.startswith(_PICTURE_SIGNATURES) or head[4:] == b"ftypavif"
+      raise MediaError(
+        "corrupt" if known else "not_media",
+        f"not an image that Pillow reads as one of {', '.join(PICTURE_FORMATS)}",
+      ) from error
+    except Image.DecompressionBombError as error:
+      raise MediaError("too_large", str(error)) from error
+    except MediaError:
+      raise
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+      cut = "truncated" in str(error).lower()
+      raise MediaError("truncated" if cut else "corrupt", str(error)) from error
+
+
+def _to_rgb(image: "Picture") -> "Picture":
+  """The image in RGB. Its EXIF orientation is kept and not yet applied."""
+  from PIL import Image
+
+  exif = image.getexif()
+  if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
+    # Pillow would clip 16-bit values at 255 instead of scaling them.
+    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+  elif image.mode == "CMYK":
+    image = _from_cmyk(image)
+  elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  image = image.convert("RGB")
+  if _ORIENTATION in exif:
+    image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
+  return image
+
+
+def _from_cmyk(image: "Picture") -> "Picture":
+  """RGB by the file's own color profile, else by (1 - ink) (1 - black)."""
+  from PIL import ImageCms
+
+  profile = image.info.get("icc_profile")
+  if profile:
+    with contextlib.suppress(ImageCms.PyCMSError, OSError):
+      converted = ImageCms.profileToProfile(
+        image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+      )
+      if converted:
+        return converted
+  return image.convert("RGB")
+
+
+# --- videos ---------------------------------------------------------------------------------------
+
+
+class Video:
+  """The video stream of an open file.
+
+  Attributes:
+    size: (height, width) as stored, before rotation.
+    aspect: pixel aspect ratio (width / height) as stored.
+    seconds: the stated duration, or None.
+    rate: the stated frame rate, or None.
+  """
+
+  def __init__(self, container: Any, *, max_pixels: int):
+    self._container, self._stream = container, _video_stream(container)
+    codec = self._stream.codec_context
+    self.size = (codec.height, codec.width)
+    check_pixels(self.size, max_pixels)
+    # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
+    codec.options = {"max_pixels": str(max_pixels)}
+    self.aspect = float(self._stream.sample_aspect_ratio or 1)
+    self.seconds = _stated_seconds(container, self._stream)
+    rate = self._stream.average_rate or self._stream.guessed_rate
+    self.rate = float(rate) if rate else None
+
+  def frames(self, start: float = 0.0) -> Iterator[tuple[float, "VideoFrame"]]:
+    """(seconds since the start of the stream, frame) in the order of the decoder; times never decrease.
+
+    Args:
+      start: decoding begins at the last key frame before this time, if seeking works.
+
+    Raises:
+      MediaError: 'corrupt', if no frame can be decoded, or frames have no times.
+    """
+    stream = self._stream
+    origin = float((stream.start_time or 0) * stream.time_base)
+    if start > _SEEK_BEYOND_SECONDS:
+      self._seek(start, origin)
+    latest = -math.inf
+    for index, frame in enumerate(self._container.decode(stream)):
+      if frame.time is not None:
+        shown = frame.time - origin
+      elif self.rate:
+        shown = index / self.rate if latest == -math.inf else latest + 1 / self.rate
+      else:
+        raise MediaError("corrupt", "frames have neither times nor a frame rate")
+      latest = max(latest, shown)
+      yield latest, frame
+    if latest == -math.inf:
+      raise MediaError("corrupt", "no frame of the video stream can be decoded")
+
+  def _seek(self, start: float, origin: float) -> None:
+    from av.error import FFmpegError
+
+    stream, target = self._stream, int((start + origin) / self._stream.time_base)
+    self._container.seek(target, stream=stream, backward=True)
+    try:
+      first = next(iter(self._container.decode(stream)), None)
+    except FFmpegError:
+      first = None
+    landed = first is not None and first.time is not None and first.time - origin <= start
+    # With a broken index a seek may land after `start`: then decode from the beginning.
+    self._container.seek(target if landed else stream.start_time or 0, stream=stream, backward=True)
+
+  def duration(self, frame: "VideoFrame") -> float:
+    """Seconds for which a frame is shown, as far as the file states it."""
+    if frame.duration and frame.time_base:
+      return float(frame.duration * frame.time_base)
+    return 1 / self.rate if self.rate else 0.0
+
+
+@contextlib.contextmanager
+def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Video]:
+  """Opens a video; errors of FFmpeg in the `with` block become `MediaError`.
+
+  Args:
+    source: a local path or the bytes of a file in one of CONTAINERS. A file is read as it is decoded.
+    max_pixels: maximum height * width of a frame.
+
+  Raises:
+    MediaError: 'empty', 'not_media', 'no_video_stream', 'unknown_codec', 'truncated', 'corrupt' or 'too_large'.
+  """
+  import av
+  from av.error import FFmpegError
+
+  options = {
+    "protocol_whitelist": "",
+    "format_whitelist": CONTAINERS,
+    # Applies to frames that FFmpeg decodes while it opens the file.
+    "max_pixels": str(max_pixels),
+  }
+  with _opened(source) as file:
+    opened, expected = False, f"; containers read: {CONTAINERS}"
+    try:
+      with av.open(file, options=options, metadata_errors="replace") as container:
+        opened, expected = True, ""
+        yield Video(container, max_pixels=max_pixels)
+    except FFmpegError as error:
+      known = opened or _has_container_signature(file)
+      reason = "not_media" if not known else "truncated" if _is_cut_off(file) else "corrupt"
+      raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
+
+
+def quarter_turns(frame: "VideoFrame") -> int:
+  """Counterclockwise quarter turns that make a frame upright: phones record sideways and store a rotation."""
+  return round(frame.rotation / 90) % 4
+
+
+def opaque(frame: "VideoFrame") -> "VideoFrame":
+  """The frame without its alpha channel, composited over white like images; its rotation is lost then."""
+  import av
+
+  if not any(component.is_alpha for component in frame.format.components):
+    return frame
+  rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+  alpha = rgba[..., 3:]
+  over_white = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+  return av.VideoFrame.from_ndarray(over_white.astype(np.uint8), format="rgb24")
+
+
+def check_intact(seconds: float, frame: "VideoFrame") -> None:
+  """Rejects a frame that the decoder could only guess.
+
+  Raises:
+    MediaError: 'corrupt'.
+  """
+  if frame.is_corrupt:
+    raise MediaError("corrupt", f"the decoder marks the frame at {seconds:.3f} s as corrupt")
+
+
+def iterate_frames(
+  source: Source, *, max_pixels: int = MAX_PIXELS, only: Container[int] | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields (seconds since the first frame, [H, W, 3] uint8 RGB) in the order of the decoder, upright.
+
+  Args:
+    source: see `open_video`.
+    max_pixels: see `open_video`.
+    only: numbers of the frames to yield; all by default.
+
+  Raises:
+    MediaError: see `open_video`; also for a damaged frame.
+  """
+  with open_video(source, max_pixels=max_pixels) as video:
+    first = None
+    for number, (seconds, frame) in enumerate(video.frames()):
+      check_intact(seconds, frame)
+      first = seconds if first is None else first
+      if only is None or number in only:
+        pixels = opaque(frame).to_ndarray(format="rgb24")
+        yield seconds - first, np.rot90(pixels, quarter_turns(frame))
+
+
+def frame_times(source: Source, *, max_pixels: int = MAX_PIXELS) -> list[float]:
+  """Seconds of every frame since the first one; decodes, but converts no images. Arguments as in `open_video`."""
+  with open_video(source, max_pixels=max_pixels) as video:
+    times = []
+    for seconds, frame in video.frames():
+      check_intact(seconds, frame)
+      times.append(seconds)
+  return [seconds - times[0] for seconds in times]
+
+
+def frames_at(source: Source, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+  """Yields the frames with these numbers, which do not decrease; a number that is repeated yields its frame again."""
+  counts = collections.Counter(numbers)
+  for number, (_, frame) in zip(counts, iterate_frames(source, only=counts)):
+    yield from itertools.repeat(frame, counts[number])
+
+
+def resampled(times: Sequence[float] | np.ndarray, fps: float) -> list[int]:
+  """Indices of the frames shown at 0, 1 / fps, 2 / fps, ..., selected as in preprocessing.
+
+  A clip at about that rate keeps every frame. If its rate varies, a frame with a long duration is repeated.
+
+  Raises:
+    ValueError: the clip is slower, so that its frames would have to be repeated.
+  """
+  times = np.asarray(times, np.float64)
+  if len(times) < 2:
+    return list(range(len(times)))
+  steps = np.diff(times)
+  step = np.median(steps)
+  if step > 1.1 / fps:
+    raise ValueError(f"got {1 / step:.3g} fps, expected at least {fps:g}, the model's rate")
+  # Rates that differ by less than a tenth of a frame count as equal: timestamps are rounded.
+  if step >= 0.9 / fps and np.all(np.abs(steps - step) < 0.5 * step):
+    return list(range(len(times)))
+  # The last frame is shown for as long as the others.
+  wanted = np.arange(int(np.ceil((times[-1] + step - CLOCK_SLACK) * fps))) / fps
+  shown = np.searchsorted(times, wanted + CLOCK_SLACK, side="right") - 1
+  # Of frames with equal times, the first.
+  return np.searchsorted(times, times[shown]).tolist()
+
+
+def read_video(
+  source: Source, *, max_frames: int | None = None, max_pixels: int = MAX_PIXELS
+) -> DecodedVideo:
+  """Decodes an entire short clip into memory; training data is cut by `decoding.decode` instead.
+
+  Args:
+    source: see `open_video`.
+    max_frames: stop after this many frames.
+    max_pixels: see `open_video`.
+
+  Raises:
+    MediaError: see `iterate_frames`.
+  """
+  times, frames = [], []
+  for time, frame in iterate_frames(source, max_pixels=max_pixels):
+    if frames and frame.shape != frames[0].shape:
+      first, now = ("x".join(map(str, shape[:2])) for shape in (frames[0].shape, frame.shape))
+      raise MediaError("changed_size", f"got a frame of {now} pixels after frames of {first}")
+    times.append(time)
+    frames.append(frame)
+    if len(frames) == max_frames:
+      break
+  # The rate is computed from the frames' times; a container's header may be wrong.
+  fps = (len(times) - 1) / times[-1] if times[-1] > 0 else 1.0
+  return DecodedVideo(np.stack(frames), fps)
+
+
+def _video_stream(container: Any) -> Any:
+  from av.stream import Disposition
+
+  for stream in container.streams.video:
+    # Cover art of an audio file is a video stream of one frame.
+    if not stream.disposition & Disposition.attached_pic:
+      if stream.codec_context is None:
+        raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
+      stream.thread_type = "NONE"
+      return stream
+  kinds = sorted({stream.type for stream in container.streams})
+  raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+
+
+def _stated_seconds(container: Any, stream: Any) -> float | None:
+  if stream.duration and stream.time_base:
+    return float(stream.duration * stream.time_base)
+  if container.duration:
+    # Matroska's duration starts at zero, that of other containers at the first frame.
+    late = (container.start_time or 0) if "matroska" in container.format.name else 0
+    return (container.duration - max(0, late)) / 1e6
+  return None
+
+
+def _has_container_signature(file: BinaryIO) -> bool:
+  """Whether the first bytes are those of a supported video container."""
+  file.seek(0)
+  head = file.read(189)
+  return (
+    head[4:8] in _BOX_TYPES
+    or head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
+    or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
+    or (head[:1] == b"G" and head[188:189] == b"G")
+  )
+
+
+def _is_cut_off(file: BinaryIO) -> bool:
+  """Whether a container is truncated according to its own sizes; detected only for MP4 and AVI."""
+  length = file.seek(0, os.SEEK_END)
+  file.seek(0)
+  head = file.read(8)
+  if head.startswith(b"RIFF"):
+    return struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0] + 8 > length
+  if head[4:8] not in _BOX_TYPES:
+    return False
+  position, seen = 0, set()
+  while position + 8 <= length:
+    file.seek(position)
+    size, kind = struct.unpack(">I4s", file.read(8))
+    seen.add(kind)
+    if size == 1:
+      size = int.from_bytes(file.read(8), "big")
+    elif size == 0:
+      size = length - position
+    if size < 8 or position + size > length:
+      return True
+    position += size
+  return position != length or b"moov" not in seen

@@ -57,7 +57,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   fingerprints = settings.settings_of(
     origin, clip, filtering, num_shards=num_shards, batch_sizes=config.batch_sizes
   )
-  replays.refuse(args.output, args.task)
+  replays.reject_replayed(args.output, args.task)
   settings.guard(args.output, args.task, fingerprints)
   job = plan.Job(
     output=args.output,

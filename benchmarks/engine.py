@@ -142,7 +142,7 @@ def stalls(
     "MB": size / 1e6,
     "stall_ms": 1e3 * statistics.median(stall[1:]),
     "first_stall_ms": 1e3 * stall[0],
-    "whole_ms": 1e3 * statistics.median(complete[1:]),
+    "complete_ms": 1e3 * statistics.median(complete[1:]),
   }
 
 
@@ -172,7 +172,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
   for size, r in results.get("builtin", {}).items():
     c = r["checkpoint"]
     lines.append(
-      f"| {size} | {c['MB']:.1f} | {c['stall_ms']:.0f} | {c['first_stall_ms']:.0f} | {c['whole_ms']:.0f} |"
+      f"| {size} | {c['MB']:.1f} | {c['stall_ms']:.0f} | {c['first_stall_ms']:.0f} | {c['complete_ms']:.0f} |"
     )
   if "t5x" not in results:
     lines += ["", "T5X's Trainer was not measured."]

@@ -131,7 +131,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
           "during_step": reached,
           "exit": code,
           "newest_checkpoint": newest[-1] if newest else None,
-          "torn": sum(
+          "incomplete": sum(
             1 for p in killed.glob("checkpoint_*") if checkpoints.why_incomplete(p) is not None
           ),
         }
@@ -167,7 +167,7 @@ def markdown(result: dict[str, Any]) -> str:
   ]
   for e in result["events"]:
     lines.append(
-      f"| {e['signal']} | {e['during_step']} | {e['exit']} | {e['newest_checkpoint']} | {e['torn']} |"
+      f"| {e['signal']} | {e['during_step']} | {e['exit']} | {e['newest_checkpoint']} | {e['incomplete']} |"
     )
   lines += ["", "| compared with the undisturbed run | bit-identical |", "| --- | --- |"]
   lines += [f"| {name} | {count} arrays |" for name, count in result["identical_arrays"].items()]

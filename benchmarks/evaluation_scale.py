@@ -38,10 +38,10 @@ def write_clips(folder: Path, count: int) -> None:
   from walt_t5x.media import writing
 
   rng = np.random.default_rng(0)
-  for i, (colour, shape, direction) in enumerate(
+  for i, (color, shape, direction) in enumerate(
     shapes.balanced_vocabulary(rng, count, moving=True)
   ):
-    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+    scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
     path = folder / f"{i:05d}.mp4"
     if not path.is_file():
       clip = shapes.render(scene, num_frames=16, size=32)

@@ -125,7 +125,7 @@ def obeyed(clips, captions) -> dict[str, float]:
   from walt_t5x.metrics import caption_accuracy
 
   score = caption_accuracy.score((c / 255, caption) for c, caption in zip(clips, captions))
-  return {"colour": score.colour_accuracy, "direction": score.direction_accuracy}
+  return {"color": score.color_accuracy, "direction": score.direction_accuracy}
 
 
 def rounds_of(made, own, truth) -> list[dict]:
@@ -205,7 +205,7 @@ def report(result: dict) -> str:
     "| --- | --- | --- |",
   ]
   for name, seen in result["obeyed"].items():
-    lines.append(f"| {name} | {seen['colour']:.0%} | {seen['direction']:.0%} |")
+    lines.append(f"| {name} | {seen['color']:.0%} | {seen['direction']:.0%} |")
   lines += [
     "",
     "Conditioning frames in the output, PSNR in dB against the clip, and the largest difference in byte values from",

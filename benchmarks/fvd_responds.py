@@ -39,10 +39,10 @@ def draw_shapes(count: int, frames: int, seed: int) -> tuple[np.ndarray, np.ndar
 
   rng = np.random.default_rng(seed)
   clips, modes = [], []
-  for colour, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
-    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+  for color, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
+    scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
     clips.append(shapes.render(scene, num_frames=frames, size=64))
-    modes.append(f"{colour} {direction}")
+    modes.append(f"{color} {direction}")
   return np.stack(clips), np.unique(modes, return_inverse=True)[1]
 
 

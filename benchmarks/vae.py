@@ -145,7 +145,7 @@ def stream_decode(
   }
 
 
-def whole_decode_mib(frames: int, height: int, width: int, *, base: int, blocks: int) -> float:
+def one_pass_decode_mib(frames: int, height: int, width: int, *, base: int, blocks: int) -> float:
   """Buffers in MiB of a decode in one pass, from the compiler."""
   import jax
   import jax.numpy as jnp
@@ -258,7 +258,7 @@ def main() -> None:
   parser.add_argument("--dtype", default="bfloat16", help="activations (compiled)")
   parser.add_argument("--topology", default="", help="TPU slice, such as v5p:2x2x1 (compiled)")
   parser.add_argument(
-    "--whole", action="store_true", help="also one pass, not only the stream (length)"
+    "--one_pass", action="store_true", help="also one pass, not only the stream (length)"
   )
   parser.add_argument("--frames", type=int, default=17, help=argparse.SUPPRESS)
   parser.add_argument("--size", default="512x896", help=argparse.SUPPRESS)
@@ -277,8 +277,8 @@ def main() -> None:
     rows = []
     for frames in LENGTHS:
       row = in_own_process("_stream", f"--frames={frames}", *settings)
-      if options.whole:
-        row["one_pass_buffers_mib"] = whole_decode_mib(frames, 64, 64, base=16, blocks=1)
+      if options.one_pass:
+        row["one_pass_buffers_mib"] = one_pass_decode_mib(frames, 64, 64, base=16, blocks=1)
       rows.append(row)
       print(row, file=sys.stderr, flush=True)
     keep("length", rows)

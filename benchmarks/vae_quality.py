@@ -158,10 +158,10 @@ def curve(
   for name, value in bars.items():
     draw.line([at(0, value), at(last, value)], fill="#c0392b")
     draw.text((left + 6, at(0, value)[1] - 13), f"{name} {value:.2f}", fill="#c0392b")
-  for (name, line), colour in zip(runs, ("#1f5fbf", "#2d8a4e")):
-    draw.line([at(*point) for point in line], fill=colour, width=3)
+  for (name, line), color in zip(runs, ("#1f5fbf", "#2d8a4e")):
+    draw.line([at(*point) for point in line], fill=color, width=3)
     x, y = at(*line[-1])
-    draw.text((max(left, x - 170), y + 8), f"{name} {line[-1][1]:.2f}", fill=colour)
+    draw.text((max(left, x - 170), y + 8), f"{name} {line[-1][1]:.2f}", fill=color)
   canvas.save(path, optimize=True)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOUR_BAR, DIRECTION_BAR = 0.75, 0.50
+COLOR_BAR, DIRECTION_BAR = 0.75, 0.50
 UPSCALING = "super-resolution against bicubic"
 
 
@@ -105,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
   for stage in result["scores"]:
     s = accuracy(result, stage)
     parts.append(
-      f"{stage}: color {s['colour_right']:.0f}/{s['colour_total']:.0f} = {s['colour_accuracy']:.0%}, "
+      f"{stage}: color {s['color_right']:.0f}/{s['color_total']:.0f} = {s['color_accuracy']:.0%}, "
       f"direction {s['direction_right']:.0f}/{s['direction_total']:.0f} = {s['direction_accuracy']:.0%}"
     )
   return "; ".join(parts)
@@ -286,10 +286,10 @@ def main() -> int:
     print(f"{d.name:<34} {d.seconds:>8.0f} {d.peak_mib:>9.0f}  {d.result}")
   print(f"{'total':<34} {total:>8.0f} {max(d.peak_mib for d in done):>9.0f}")
   base = accuracy(result, "base")
-  reached = base["colour_accuracy"] >= COLOUR_BAR and base["direction_accuracy"] >= DIRECTION_BAR
+  reached = base["color_accuracy"] >= COLOR_BAR and base["direction_accuracy"] >= DIRECTION_BAR
   print(
     f"\ncaption accuracy of the base stage over {base['clips']:.0f} prompts: "
-    f"color {base['colour_accuracy']:.0%} (bar {COLOUR_BAR:.0%}, chance 17%), "
+    f"color {base['color_accuracy']:.0%} (bar {COLOR_BAR:.0%}, chance 17%), "
     f"direction {base['direction_accuracy']:.0%} (bar {DIRECTION_BAR:.0%}, chance 25%): "
     f"{'reached' if reached else 'NOT REACHED'}"
   )

@@ -7,6 +7,9 @@ source scripts/allocator.sh
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+# Comments, messages and docs: American spelling, and no phrase of scripts/prose.toml.
+.venv/bin/codespell
+.venv/bin/python -B scripts/prose.py
 # The variable skips the check for a newer version on the package index.
 PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
 # -B: bytecode compiled by tests contains annotation checks, and other programs must not load it.

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.flags import BY_PROMPT, PROTOCOLS, add_arguments
+from walt_t5x.evaluation.flags import BY_PROMPT, PROTOCOLS, add_arguments, protocol_name
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +37,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+  parser.add_argument("--protocol", required=True, type=protocol_name, choices=PROTOCOLS)
   add_arguments(parser)
   parser.add_argument("--cache_dir", type=Path, help="folder for the references' statistics")
   parser.add_argument("--clip_weights", help="folder of a CLIP, for text_alignment")

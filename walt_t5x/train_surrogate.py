@@ -35,21 +35,21 @@ def draw(seed: int, count: int, *, num_frames: int = _FRAMES):
   # The network resizes small clips in the same way; doing it here avoids repeating it.
   enlarge = jax.jit(lambda video: resize_bilinear(video, (SIZE, SIZE)))
   rng = np.random.default_rng(seed)
-  colours, directions = list(shapes.COLOURS), list(shapes.DIRECTIONS)
+  colors, directions = list(shapes.COLORS), list(shapes.DIRECTIONS)
   videos = np.empty((count, num_frames, SIZE, SIZE, 3), np.uint8)
   labels = np.empty((count, 3), np.int32)
   vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
-  for index, (colour, shape, direction) in enumerate(vocabulary):
+  for index, (color, shape, direction) in enumerate(vocabulary):
     # A fifth of the clips stands still, independently of the color.
     direction = None if rng.random() < 0.2 else direction
-    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+    scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
     size = (SIZE // 2, SIZE)[int(rng.integers(2))]
     video = shapes.render(scene, num_frames=num_frames, size=size)
     if size != SIZE:
       video = np.rint(enlarge(video.astype(np.float32)))
     videos[index] = video
     labels[index] = (
-      colours.index(colour),
+      colors.index(color),
       shapes.SHAPES.index(shape),
       directions.index(direction) if direction else len(directions),
     )

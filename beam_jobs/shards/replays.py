@@ -247,7 +247,7 @@ def finalize(output: str, task: str, history: Sequence[Replay]) -> Summary:
   return summary
 
 
-def refuse(output: str, task: str) -> None:
+def reject_replayed(output: str, task: str) -> None:
   """Rejects a job on a cache with replays, which would count the replayed rows twice.
 
   Raises:

@@ -128,7 +128,7 @@ CLIPS: dict[Medium, tuple[Segment, ...]] = {
       76,
       137,
       "mp4",
-      ("cars rush past while a cyclist waits beside a dark van", "a cyclist waits in traffic"),
+      ("cars rush past while a cyclist waits next to a dark van", "a cyclist waits in traffic"),
     ),
     Segment(
       137,

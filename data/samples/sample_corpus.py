@@ -83,13 +83,13 @@ def plan(
       # Every file has its own random stream: a larger corpus begins with the smaller one's scenes.
       order = np.random.default_rng([seed, kind, part])
       vocabulary = shapes.balanced_vocabulary(order, count, moving=moving)
-      for index, (colour, shape, direction) in enumerate(vocabulary):
+      for index, (color, shape, direction) in enumerate(vocabulary):
         rng = np.random.default_rng([seed, kind, part, index])
         if moving:
           suffix = str(rng.choice(_CLIP_SUFFIXES, p=_CLIP_SHARES))
         else:
           suffix = _STILL_SUFFIXES[index % len(_STILL_SUFFIXES)]
-        scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+        scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
         jobs.append(
           RenderJob(
             uri=f"{folder}/{split}_{index:05d}{suffix}",
@@ -197,8 +197,8 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
   rng = np.random.default_rng([seed, 2])
   vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
   return [
-    shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction).caption
-    for colour, shape, direction in vocabulary
+    shapes.sample_scene(rng, color=color, shape=shape, direction=direction).caption
+    for color, shape, direction in vocabulary
   ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Distinguishable after 4:2:0 chroma subsampling and a small autoencoder, not fully saturated.
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
   "red": (230, 40, 40),
   "green": (40, 200, 60),
   "blue": (50, 80, 235),
@@ -38,7 +38,7 @@ SUPERSAMPLING = 4
 class Scene:
   """One shape and its path. A position is the center of its bounding box, (x, y) in [0, 1]."""
 
-  colour: str
+  color: str
   shape: str
   direction: str | None
   extent: float
@@ -49,21 +49,19 @@ class Scene:
   @property
   def caption(self) -> str:
     """ "a red square moves right", or "a red square" for a still."""
-    return f"a {self.colour} {self.shape}" + (f" moves {self.direction}" if self.direction else "")
+    return f"a {self.color} {self.shape}" + (f" moves {self.direction}" if self.direction else "")
 
   @property
   def label(self) -> int:
     """Class in [0, 72), color major, then shape, then direction; -1 for a still."""
     if self.direction is None:
       return -1
-    colour, shape = tuple(COLOURS).index(self.colour), SHAPES.index(self.shape)
-    return (colour * len(SHAPES) + shape) * len(DIRECTIONS) + tuple(DIRECTIONS).index(
-      self.direction
-    )
+    color, shape = tuple(COLORS).index(self.color), SHAPES.index(self.shape)
+    return (color * len(SHAPES) + shape) * len(DIRECTIONS) + tuple(DIRECTIONS).index(self.direction)
 
 
 def sample_scene(
-  rng: np.random.Generator, *, colour: str, shape: str, direction: str | None
+  rng: np.random.Generator, *, color: str, shape: str, direction: str | None
 ) -> Scene:
   """Samples size, background and path so that the shape stays entirely inside the frame.
 
@@ -81,7 +79,7 @@ def sample_scene(
     along = along if step_x + step_y > 0 else 1 - along
     x, y = (along, y) if step_x else (x, along)
   return Scene(
-    colour=colour,
+    color=color,
     shape=shape,
     direction=direction,
     extent=float(extent),
@@ -122,7 +120,7 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
     raise ValueError(f"A moving scene needs at least 2 frames, got {num_frames=}.")
   fine = size * SUPERSAMPLING
   grid = ((np.arange(fine) + 0.5) / fine).astype(np.float32)
-  colour = np.asarray(COLOURS[scene.colour], np.float32)
+  color = np.asarray(COLORS[scene.color], np.float32)
   background = np.float32(255 * scene.background)
   step_x, step_y = DIRECTIONS[scene.direction] if scene.direction else (0, 0)
   half = scene.extent / 2
@@ -134,7 +132,7 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
     inside = _covers(scene.shape, x[None, :], y[:, None])
     blocks = inside.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING)
     coverage = blocks.mean(axis=(1, 3), dtype=np.float32)[..., None]
-    frames[index] = np.rint(coverage * colour + (1 - coverage) * background)
+    frames[index] = np.rint(coverage * color + (1 - coverage) * background)
   return frames
 
 
@@ -146,14 +144,14 @@ def balanced_vocabulary(
   Every 6 consecutive items have each color once, every 24 each (color, direction) once, every 72
   each combination once. Stills have no direction: every 18 have each (color, shape) once.
   """
-  colours = rng.permutation(list(COLOURS))
+  colors = rng.permutation(list(COLORS))
   shapes = rng.permutation(SHAPES)
   directions = rng.permutation(list(DIRECTIONS)) if moving else [None]
   turns = len(directions)
   for index in range(count):
-    colour = index % len(colours)
-    turn = index // len(colours)
-    direction = (colour + turn) % turns
-    shape = (colour // 2 + direction + turn // turns) % len(shapes)
+    color = index % len(colors)
+    turn = index // len(colors)
+    direction = (color + turn) % turns
+    shape = (color // 2 + direction + turn // turns) % len(shapes)
     chosen = directions[direction]
-    yield str(colours[colour]), str(shapes[shape]), None if chosen is None else str(chosen)
+    yield str(colors[color]), str(shapes[shape]), None if chosen is None else str(chosen)

@@ -47,7 +47,7 @@ def finished(world, tmp_path_factory):
   good = good_rows(folder)
   clip = media.video(noise=40)
   (folder / "cut.mp4").write_bytes(clip[: len(clip) // 2])
-  (folder / "text.mp4").write_text("this is no video\n" * 50)
+  (folder / "text.mp4").write_text("this is not a video\n" * 50)
   (folder / "sound.mp4").write_bytes(media.audio())
   (folder / "empty.jpg").write_bytes(b"")
   bad = [

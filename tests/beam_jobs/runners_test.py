@@ -23,7 +23,7 @@ def pixels(manifest, output, *, shards: int) -> list[str]:
 
 def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_process(tmp_path):
   rows = good_rows(tmp_path, videos=3, images=2)
-  (tmp_path / "text.mp4").write_text("this is no video\n" * 50)
+  (tmp_path / "text.mp4").write_text("this is not a video\n" * 50)
   manifest = write_manifest(tmp_path, [*rows, {"uri": "text.mp4", "caption": "x"}])
 
   result = preprocess.run(pixels(manifest, tmp_path / "one", shards=2))

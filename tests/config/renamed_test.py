@@ -19,6 +19,11 @@ def empty():
     ("DATASET = 'a'", "DATASET is now MIXTURE_OR_TASK_NAME"),
     ("HARDWARE_RNG = True", "HARDWARE_RNG is now USE_HARDWARE_RNG"),
     (
+      "from __gin__ import dynamic_registration\nfrom data import tasks\n"
+      "tasks.RowFormat.normalise_latents = False",
+      "normalise_latents is now normalize_latents",
+    ),
+    (
       "from __gin__ import dynamic_registration\nfrom walt_t5x import partitioning\n"
       "partitioning.rules.fully_sharded = True",
       "write `from walt_t5x.sharding import partitioning`",

@@ -19,7 +19,7 @@ from walt_t5x.engine.run_settings import RunSettings
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
   """An uninterrupted run to step 10."""
-  folder = tmp_path_factory.mktemp("whole")
+  folder = tmp_path_factory.mktemp("complete")
   return folder, runs.train(folder, 10)
 
 

@@ -121,7 +121,7 @@ def test_sigterm_loses_no_step(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
       return False
 
-  complete = runs.train(tmp_path / "whole", 12)
+  complete = runs.train(tmp_path / "complete", 12)
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(
     exits.Preempted, match=r"after step 7; saved in .*checkpoint_7; start"
@@ -134,7 +134,7 @@ def test_sigterm_loses_no_step(tmp_path):
   resumed = runs.flat(runs.train(tmp_path / "run", 12))
   for name, array in runs.flat(complete).items():
     np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-  ids = [[line["ids"] for line in runs.lines(tmp_path / name)] for name in ("whole", "run")]
+  ids = [[line["ids"] for line in runs.lines(tmp_path / name)] for name in ("complete", "run")]
   assert ids[0] == ids[1]
 
 

@@ -163,7 +163,7 @@ def _bytes(folder):
 
 
 def test_a_killed_run_resumes_and_jobs_share_one(command, tokenizer, tmp_path, capsys, monkeypatch):
-  complete = tmp_path / "whole"
+  complete = tmp_path / "complete"
   result = _run(capsys, *command, f"--output={complete}")
   assert (result["clips"], result["made"], result["skipped"]) == (7, 5, 2)
   ledger = [json.loads(x) for x in (complete / "skipped-0-of-1.jsonl").read_text().splitlines()]

@@ -229,6 +229,12 @@ def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol()
   }
 
 
+def test_an_old_protocol_name_is_answered_with_the_new_one(capsys):
+  with pytest.raises(SystemExit):
+    evaluate.run(["--protocol=caption_obedience", "--samples=x"])
+  assert "caption_obedience is now caption_accuracy" in capsys.readouterr().err
+
+
 def test_protocols_match_the_papers():
   # From paper.md section 8's sources: MAGVIT, TGANv2, ADM, VideoPoet.
   ucf, k600 = PROTOCOLS["ucf101_class_conditional"], PROTOCOLS["k600_frame_prediction"]

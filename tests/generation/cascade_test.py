@@ -1,7 +1,7 @@
 """Properties of the cascade: noise by sample number, given frames, consistent rounds, devices.
 
 The tokenizer is replaced by a lossless one, so given frames must be reproduced exactly; the denoisers are
-small ones with random weights, and an oracle.
+small ones with random weights, and one that returns the true latents.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ def test_a_clip_filmed_sideways_is_upright(degrees, tmp_path):
 
 def test_images_of_other_modes_keep_their_appearance(tmp_path):
   rng = np.random.default_rng(0)
-  colour, alpha = (
+  color, alpha = (
     rng.integers(0, 256, (6, 8, 3), np.uint8),
     rng.integers(0, 256, (6, 8, 1), np.uint8),
   )
@@ -63,8 +63,8 @@ def test_images_of_other_modes_keep_their_appearance(tmp_path):
     return read_image(str(tmp_path / "picture.png"), size=(6, 8)).frames[0].astype(int)
 
   share = alpha / 255
-  over_white = share * colour + 255 * (1 - share)
-  got = read(Image.fromarray(np.concatenate([colour, alpha], -1)))
+  over_white = share * color + 255 * (1 - share)
+  got = read(Image.fromarray(np.concatenate([color, alpha], -1)))
   np.testing.assert_allclose(got, over_white, atol=1.01)
   deep = rng.integers(0, 65536, (6, 8), np.uint16)
   got = read(Image.fromarray(deep))

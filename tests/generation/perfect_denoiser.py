@@ -55,8 +55,8 @@ class PerfectDenoiser:
 
 
 def perfect_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConfig:
-  """A stage whose network is replaced by the oracle."""
-  oracle = PerfectDenoiser(
+  """A stage whose network is replaced by a `PerfectDenoiser`."""
+  perfect = PerfectDenoiser(
     latent_channels=config.module.latent_channels,
     low_resolution_scale=config.module.low_resolution_scale,
     tolerance=tolerance,
@@ -64,7 +64,7 @@ def perfect_config(config: StageConfig, *, tolerance: float = 1e-6) -> StageConf
   sampler = SamplerConfig(num_steps=2, guidance=None)
   model = DenoiserModel(
     # Not a WaltDenoiser; has the attributes that sampling reads.
-    module=oracle,  # pyright: ignore[reportArgumentType]
+    module=perfect,  # pyright: ignore[reportArgumentType]
     optimizer_def=None,
     prediction="x0",
     sampler=sampler,

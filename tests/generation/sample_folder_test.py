@@ -44,9 +44,9 @@ def test_samples_are_read_at_their_own_size_in_order(tmp_path):
 def test_gallery_shows_prompts_and_verdicts_without_external_files(tmp_path):
   folder = SampleFolder(tmp_path)
   _write(folder, 0)
-  folder.write_scores({"verdicts": {"0": {"colour": True, "direction": False}}})
+  folder.write_scores({"verdicts": {"0": {"color": True, "direction": False}}})
   page = folder.write_gallery().read_text()
-  assert "a red square moves right 0" in page and "colour" in page
+  assert "a red square moves right 0" in page and "color" in page
   assert 'src="http' not in page and 'href="http' not in page
 
 
@@ -70,12 +70,12 @@ def test_a_card_of_the_gallery_matches_the_sidecar(tmp_path, monkeypatch):
 
   monkeypatch.setattr(gallery, "write_gallery", write_gallery)
   _write(folder, 4, size=8)
-  folder.write_scores({"verdicts": {"4": {"colour": True}}})
+  folder.write_scores({"verdicts": {"4": {"color": True}}})
   assert folder.write_gallery() == tmp_path / "gallery.html"
   assert (shown["path"], shown["title"]) == (tmp_path / "gallery.html", "Generated videos")
   (item,) = shown["items"]
   assert (item.prompt, item.seed, item.step) == ("a red square moves right 4", 3, 10)
-  assert item.verdict == {"colour": True}
+  assert item.verdict == {"color": True}
   assert [(s.name, s.fps, s.frames.shape) for s in item.stages] == [
     ("base", 12.0, (9, 8, 8, 3)),
     ("sr1", 12.0, (9, 16, 16, 3)),

@@ -93,7 +93,7 @@ def _bytes(folder, *suffixes):
 
 
 def test_an_interrupted_run_keeps_finished_samples_and_the_same_command_makes_the_rest(tmp_path):
-  complete, broken = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "broken")
+  complete, broken = SampleFolder(tmp_path / "complete"), SampleFolder(tmp_path / "broken")
   assert _run(complete, _Cascade()) == 9
   with pytest.raises(KeyboardInterrupt):
     _run(broken, _Cascade(stop_after=2))
@@ -111,7 +111,7 @@ def test_an_interrupted_run_keeps_finished_samples_and_the_same_command_makes_th
 
 
 def test_shards_make_each_sample_once_and_the_same_as_one_job(tmp_path):
-  complete, parts = SampleFolder(tmp_path / "whole"), SampleFolder(tmp_path / "parts")
+  complete, parts = SampleFolder(tmp_path / "complete"), SampleFolder(tmp_path / "parts")
   _run(complete, _Cascade())
   assert sum(_run(parts, _Cascade(), shard=(i, 2)) for i in (0, 1)) == 9
   assert _bytes(complete, ".mp4", ".json") == _bytes(parts, ".mp4", ".json")

@@ -89,18 +89,18 @@ def test_stages_are_in_order_with_their_sizes(tmp_path):
 
 def test_verdicts_are_shown_counted_and_filterable(tmp_path):
   items = [
-    _item(verdict={"colour": True, "direction": True}),
-    _item(verdict={"colour": np.bool_(True), "direction": np.bool_(False)}),
-    _item(verdict={"colour": False, "direction": None}),
+    _item(verdict={"color": True, "direction": True}),
+    _item(verdict={"color": np.bool_(True), "direction": np.bool_(False)}),
+    _item(verdict={"color": False, "direction": None}),
     _item(),
   ]
   page = _write(tmp_path / "page.html", items)
   states = [attrs["data-verdict"] for attrs in page.of("article")]
   assert states == ["right", "wrong", "wrong", "none"]
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]
-  assert badges == ["✓ colour", "✓ direction", "✓ colour", "✗ direction", "✗ colour"]
+  assert badges == ["✓ color", "✓ direction", "✓ color", "✗ direction", "✗ color"]
   (script,) = page.words("script")
-  counts = "colour 2 of 3 right \\u00b7 direction 1 of 2 right"
+  counts = "color 2 of 3 right \\u00b7 direction 1 of 2 right"
   assert f'const shares = "{counts}";' in script
 
 

@@ -37,7 +37,7 @@ CAPTION_ACCURACY = {
   "scores": {
     "base": {
       f"caption_accuracy/{kind}_{name}": value
-      for kind in ("colour", "direction")
+      for kind in ("color", "direction")
       for name, value in (("right", 3), ("total", 4), ("accuracy", 0.75))
     }
   },
@@ -116,7 +116,7 @@ def test_scores_have_protocol_hash_network_and_standard_deviation(tmp_path):
   (tmp_path / "scores.json").write_text(json.dumps(CAPTION_ACCURACY))
   rows = read_scores(tmp_path / "scores.json")
   assert [(r.name, r.value) for r in rows] == [
-    ("base: colour", "75% (3 of 4)"),
+    ("base: color", "75% (3 of 4)"),
     ("base: direction", "75% (3 of 4)"),
   ]
   assert {r.protocol for r in rows} == {"caption_accuracy@0123456789ab"}

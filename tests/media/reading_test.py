@@ -300,8 +300,8 @@ def test_playlists_and_invalid_files_are_not_opened(content, suffix, tmp_path):
 # --- pictures -------------------------------------------------------------------------------------
 
 (DRAWN,) = pictures(1, 48, 64)
-GREY = DRAWN[..., 0]
-_INKS = np.dstack([255 - DRAWN, np.full_like(GREY, 40)])
+GRAY = DRAWN[..., 0]
+_INKS = np.dstack([255 - DRAWN, np.full_like(GRAY, 40)])
 
 
 def _exif(orientation):
@@ -323,8 +323,8 @@ def _with_orientation(orientation):
 PICTURES = {
   **{f"orientation {n}": (lambda n=n: _with_orientation(n), _by_pillow, 0) for n in range(1, 9)},
   "16 bits": (
-    lambda: saved(Image.fromarray(GREY.astype(np.uint16) * 257), "PNG"),
-    np.dstack([GREY] * 3),
+    lambda: saved(Image.fromarray(GRAY.astype(np.uint16) * 257), "PNG"),
+    np.dstack([GRAY] * 3),
     0,
   ),
   "CMYK": (
@@ -338,12 +338,12 @@ PICTURES = {
     1,
   ),
   "gray and transparent": (
-    lambda: saved(Image.fromarray(np.dstack([GREY] * 3 + [ALPHA])).convert("LA"), "PNG"),
-    GREY[..., None] * (ALPHA / 255) + 255 * (1 - ALPHA / 255),
+    lambda: saved(Image.fromarray(np.dstack([GRAY] * 3 + [ALPHA])).convert("LA"), "PNG"),
+    GRAY[..., None] * (ALPHA / 255) + 255 * (1 - ALPHA / 255),
     1,
   ),
   "palette": (lambda: saved(Image.fromarray(DRAWN).quantize(64), "PNG"), _by_pillow, 0),
-  "black and white": (lambda: saved(Image.fromarray(GREY > 90), "PNG"), (GREY > 90) * 255, 0),
+  "black and white": (lambda: saved(Image.fromarray(GRAY > 90), "PNG"), (GRAY > 90) * 255, 0),
   "turned CMYK": (
     lambda: saved(Image.fromarray(_INKS, "CMYK"), "JPEG", quality=100, **_exif(6)),
     np.rot90(DRAWN * (215 / 255), -1),

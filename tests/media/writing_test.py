@@ -39,12 +39,12 @@ def test_round_trip(suffix, limit, tmp_path):
   assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
 
-@pytest.mark.parametrize("colour", [(230, 40, 40), (40, 200, 60), (50, 80, 235), (128, 128, 128)])
+@pytest.mark.parametrize("color", [(230, 40, 40), (40, 200, 60), (50, 80, 235), (128, 128, 128)])
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
-def test_flat_colors_are_preserved(suffix, colour):
-  frames = np.broadcast_to(np.array(colour, np.uint8), (3, 32, 32, 3))
+def test_flat_colors_are_preserved(suffix, color):
+  frames = np.broadcast_to(np.array(color, np.uint8), (3, 32, 32, 3))
   got = reading.read_video(writing.encode_video(frames, suffix=suffix, fps=8)).frames
-  assert np.abs(got.astype(int) - np.array(colour)).max() <= 4
+  assert np.abs(got.astype(int) - np.array(color)).max() <= 4
 
 
 @pytest.mark.parametrize(("suffix", "shape"), [(".mp4", (34, 64)), (".gif", (33, 63))])

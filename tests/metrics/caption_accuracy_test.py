@@ -13,8 +13,8 @@ _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 def _clips(size, count=72, num_frames=9):
   rng = np.random.default_rng(7)
   clips = []
-  for colour, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
-    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+  for color, shape, direction in shapes.balanced_vocabulary(rng, count, moving=True):
+    scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
     video = shapes.render(scene, num_frames=num_frames, size=size)
     clips.append((video.astype(np.float32) / 255, scene.caption))
   return clips
@@ -25,20 +25,20 @@ def clips32():
   return _clips(32)
 
 
-def _blob(num_frames=5, size=32, colour=(0.9, 0.1, 0.1), path=((8, 16), (24, 16)), radius=4.5):
+def _blob(num_frames=5, size=32, color=(0.9, 0.1, 0.1), path=((8, 16), (24, 16)), radius=4.5):
   """A disc drawn without the renderer; path is (first (x, y), last (x, y)) in pixels."""
   y, x = np.mgrid[:size, :size]
   video = np.full((num_frames, size, size, 3), 0.05, np.float32)
   for index, share in enumerate(np.linspace(0, 1, num_frames)):
     centre = np.array(path[0]) * (1 - share) + np.array(path[1]) * share
-    video[index][(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = colour
+    video[index][(x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2] = color
   return video
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_rendered_clips_are_read_correctly(size, clips32):
   result = reader.score(clips32 if size == 32 else _clips(64))
-  assert result.colour_accuracy >= 0.99 and result.direction_accuracy >= 0.99, str(result)
+  assert result.color_accuracy >= 0.99 and result.direction_accuracy >= 0.99, str(result)
   assert result.unreadable == 0
 
 
@@ -46,9 +46,9 @@ def test_shuffled_captions_score_at_chance(clips32):
   # Every video with every caption: the vocabulary is balanced, so chance is exact.
   readings = [reader.read_clip(video) for video, _ in clips32]
   words = [reader.parse_caption(caption) for _, caption in clips32]
-  colour = np.mean([[r.colour == c for c, _ in words] for r in readings])
+  color = np.mean([[r.color == c for c, _ in words] for r in readings])
   direction = np.mean([[r.direction == d for _, d in words] for r in readings])
-  assert colour == pytest.approx(1 / 6, abs=1e-9)
+  assert color == pytest.approx(1 / 6, abs=1e-9)
   assert direction == pytest.approx(1 / 4, abs=1e-9)
 
 
@@ -103,30 +103,30 @@ def test_clips_without_a_shape_count_as_wrong(make, clips32):
   rng = np.random.default_rng(1)
   result = reader.score([(make(rng), caption) for _, caption in clips32[:72]])
   assert result.both_right == 0
-  assert result.colour_accuracy <= 0.03 and result.direction_accuracy <= 0.03, str(result)
+  assert result.color_accuracy <= 0.03 and result.direction_accuracy <= 0.03, str(result)
 
 
 def test_a_disc_is_read():
   reading = reader.read_clip(_blob())
-  assert (reading.colour, reading.direction) == ("red", "right")
+  assert (reading.color, reading.direction) == ("red", "right")
   np.testing.assert_allclose(reading.displacement, (0.5, 0.0), atol=1e-6)
 
 
 @pytest.mark.parametrize(
-  ("video", "colour", "direction"),
+  ("video", "color", "direction"),
   [
     pytest.param(_blob(path=((16, 16), (16, 16))), "red", None, id="does not move"),
     pytest.param(_blob(path=((15, 16), (17, 16))), "red", None, id="hardly moves"),
     pytest.param(_blob(path=((8, 8), (24, 24))), "red", None, id="moves along the diagonal"),
-    pytest.param(_blob(colour=(0.6, 0.6, 0.6)), None, "right", id="gray"),
-    pytest.param(_blob(colour=(0.9, 0.6, 0.6)), None, "right", id="pale red"),
+    pytest.param(_blob(color=(0.6, 0.6, 0.6)), None, "right", id="gray"),
+    pytest.param(_blob(color=(0.9, 0.6, 0.6)), None, "right", id="pale red"),
     pytest.param(_blob(radius=14, path=((16, 16), (16, 16))), None, None, id="fills the frame"),
-    pytest.param(_blob(colour=(0.12, 0.05, 0.05)), None, None, id="too faint"),
+    pytest.param(_blob(color=(0.12, 0.05, 0.05)), None, None, id="too faint"),
   ],
 )
-def test_ambiguous_clips_have_no_reading(video, colour, direction):
+def test_ambiguous_clips_have_no_reading(video, color, direction):
   reading = reader.read_clip(video)
-  assert (reading.colour, reading.direction) == (colour, direction)
+  assert (reading.color, reading.direction) == (color, direction)
 
 
 def test_a_shape_that_vanishes_has_no_direction_and_a_brief_one_no_color():
@@ -134,7 +134,7 @@ def test_a_shape_that_vanishes_has_no_direction_and_a_brief_one_no_color():
   video[-1] = 0.05
   assert reader.read_clip(video) == reader.Reading("red", None, None)
   video[2:] = 0.05
-  assert reader.read_clip(video).colour is None
+  assert reader.read_clip(video).color is None
 
 
 def test_two_shapes_far_apart_are_not_one_shape():
@@ -143,7 +143,7 @@ def test_two_shapes_far_apart_are_not_one_shape():
 
 
 def test_the_threshold_separates_the_shape_from_a_still_halo():
-  halo = _blob(colour=(0.3, 0.05, 0.05), path=((16, 16), (16, 16)), radius=14)
+  halo = _blob(color=(0.3, 0.05, 0.05), path=((16, 16), (16, 16)), radius=14)
   reading = reader.read_clip(np.maximum(halo, _blob(path=((10, 16), (22, 16)))))
   assert reading.direction == "right"
   np.testing.assert_allclose(reading.displacement, (12 / 32, 0), atol=0.01)
@@ -151,8 +151,8 @@ def test_the_threshold_separates_the_shape_from_a_still_halo():
 
 def test_a_shape_of_several_colors_has_no_color():
   video = np.full((5, 32, 32, 3), 0.05, np.float32)
-  for row, colour in enumerate([(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)]):
-    video[:, 10 + 4 * row : 14 + 4 * row, 10:22] = colour
+  for row, color in enumerate([(0.9, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)]):
+    video[:, 10 + 4 * row : 14 + 4 * row, 10:22] = color
   assert reader.read_clip(video) == reader.Reading(None, None, (0.0, 0.0))
 
 
@@ -161,17 +161,17 @@ def test_a_still_has_a_color_but_no_direction():
 
 
 def test_a_bright_background_is_supported():
-  video = 1 - _blob(colour=(0.95, 0.95, 0.05))  # a blue disc on white
+  video = 1 - _blob(color=(0.95, 0.95, 0.05))  # a blue disc on white
   assert reader.read_clip(video).direction == "right"
 
 
 def test_the_palette_is_an_argument():
   palette = {"orange": (1.0, 0.5, 0.05), "red": (1.0, 0.1, 0.1)}
   verdict = reader.judge(
-    _blob(colour=(0.95, 0.5, 0.1)), "an orange disc moves right", palette=palette
+    _blob(color=(0.95, 0.5, 0.1)), "an orange disc moves right", palette=palette
   )
-  assert verdict.reading.colour == "orange"
-  assert verdict.colour_right and verdict.direction_right
+  assert verdict.reading.color == "orange"
+  assert verdict.color_right and verdict.direction_right
 
 
 @pytest.mark.parametrize(
@@ -199,18 +199,18 @@ def test_counts_of_parts_add_up(clips32):
   assert reader.score(mixed[:4]) + reader.score(mixed[4:]) == complete
   assert complete == reader.CaptionAccuracy(
     clips=13,
-    colour_right=11,
-    colour_total=13,
+    color_right=11,
+    color_total=13,
     direction_right=11,
     direction_total=12,
     both_right=10,
     both_total=12,
     unreadable=1,
   )
-  assert complete.colour_accuracy == pytest.approx(11 / 13)
+  assert complete.color_accuracy == pytest.approx(11 / 13)
   assert complete.as_dict()["caption_accuracy/direction_accuracy"] == pytest.approx(11 / 12)
   assert "11 of 13" in str(complete)
-  assert np.isnan(reader.score([]).colour_accuracy)
+  assert np.isnan(reader.score([]).color_accuracy)
 
 
 def test_pixels_outside_the_unit_range_raise():

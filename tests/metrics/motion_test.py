@@ -50,7 +50,7 @@ def test_change_is_proportional_to_the_speed(speed):
   assert motion.change(_moving(speed)) == pytest.approx(expected, rel=1e-12)
   assert motion.steadiness(_moving(speed)) == 1
   scene = shapes.sample_scene(
-    np.random.default_rng(speed), colour="red", shape="circle", direction="left"
+    np.random.default_rng(speed), color="red", shape="circle", direction="left"
   )
   clip = shapes.render(scene, num_frames=17, size=64)
   assert motion.change(clip[::2]) / motion.change(clip) == pytest.approx(2, rel=0.05)
@@ -78,7 +78,7 @@ def test_steadiness_of_fades_flicker_and_shuffled_frames():
     lambda x: 255 - x,
     lambda x: x.repeat(2, axis=1).repeat(2, axis=2),
   ],
-  ids=["colours permuted", "backwards", "mirrored", "turned", "negative", "enlarged"],
+  ids=["colors permuted", "backwards", "mirrored", "turned", "negative", "enlarged"],
 )
 def test_transformations_that_preserve_motion_preserve_the_scores(same):
   clip = np.concatenate([_noise(), _moving(1, frames=6, side=12, square=2)], axis=2)

@@ -101,5 +101,5 @@ def test_clips_match_their_labels():
     else:
       assert np.argmax(moved @ np.array([shapes.DIRECTIONS[n] for n in names]).T) == direction
     seen = video[mask].mean(0)
-    distance = [np.abs(seen - np.array(c)).sum() for c in shapes.COLOURS.values()]
+    distance = [np.abs(seen - np.array(c)).sum() for c in shapes.COLORS.values()]
     assert np.argmin(distance) == colour

@@ -16,11 +16,11 @@ from walt_t5x.text.vocabulary import train_vocabulary
 
 pytestmark = pytest.mark.numerics
 
-COLOURS = ["red", "green", "blue", "yellow", "white", "purple"]
+COLORS = ["red", "green", "blue", "yellow", "white", "purple"]
 SHAPES = ["circle", "square", "triangle", "star"]
 DIRECTIONS = ["left", "right", "up", "down"]
 CAPTIONS = [
-  f"a {c} {s} moving {d}, on a dark background" for c in COLOURS for s in SHAPES for d in DIRECTIONS
+  f"a {c} {s} moving {d}, on a dark background" for c in COLORS for s in SHAPES for d in DIRECTIONS
 ]
 
 
@@ -124,7 +124,7 @@ def test_a_random_encoder_distinguishes_words(encoder, seed):
   cosine = embedding @ table.T / np.linalg.norm(embedding, axis=1, keepdims=True)
   np.testing.assert_array_equal(np.argmax(cosine, axis=1), ids)
   assert np.mean(cosine[np.arange(len(ids)), ids]) > 0.8
-  words = np.concatenate([c[:-1] for c in random.tokenize(COLOURS + SHAPES + DIRECTIONS, 64)])
+  words = np.concatenate([c[:-1] for c in random.tokenize(COLORS + SHAPES + DIRECTIONS, 64)])
   gram = table[words] @ table[words].T - np.eye(len(words))
   assert np.abs(gram).max() < 0.6
   # The embedding of a noun depends on its adjective: word order matters.

@@ -114,7 +114,8 @@ def parse(
       ) from error
     if isinstance(error, GinError):
       raise
-    hint = renamed.module_hint(str(error)) if isinstance(error, ImportError) else None
+    find = renamed.module_hint if isinstance(error, ImportError) else renamed.parameter_hint
+    hint = find(str(error))
     raise GinError(hint or f"{type(error).__name__}: {error}") from error
   config = gin.config_str()
   macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))

@@ -6,6 +6,8 @@ MACROS: dict[str, str | None] = {
   "HARDWARE_RNG": "USE_HARDWARE_RNG",
   "FEATURE_LENGTHS": None,
 }
+# Parameter that a gin file binds -> its name now.
+PARAMETERS = {"normalise_latents": "normalize_latents"}
 # Module that a gin file imports -> where it is now.
 MODULES = {"walt_t5x.partitioning": "walt_t5x.sharding.partitioning"}
 
@@ -16,6 +18,14 @@ def macro_hint(name: str) -> str | None:
     return None
   new = MACROS[name]
   return f"{name} is now {new}." if new else f"{name} is no longer needed: leave it out."
+
+
+def parameter_hint(message: str) -> str | None:
+  """Returns the new name of a parameter that a failed binding named, None for any other."""
+  for old, new in PARAMETERS.items():
+    if f"'{old}'" in message:
+      return f"{old} is now {new}."
+  return None
 
 
 def module_hint(message: str) -> str | None:

@@ -33,8 +33,8 @@ class Trainer(t5x_trainer.Trainer):
     for collection, manager in managers.items():
       lines = json_lines_writer(summary_dir, collection)
       writers = [manager.summary_writer, *([] if lines is None else [_Scalars(lines)])]
-      beside = (constants or {}) if collection == "train" else {}
-      manager._writer = _Summaries(writers, beside)
+      constant = (constants or {}) if collection == "train" else {}
+      manager._writer = _Summaries(writers, constant)
 
 
 class _Summaries(metric_writers.MultiWriter):
@@ -45,8 +45,8 @@ class _Summaries(metric_writers.MultiWriter):
     self._constants = dict(constants)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    beside = self._constants if "loss" in scalars else {}
-    super().write_scalars(step, {**scalars, **beside})
+    constant = self._constants if "loss" in scalars else {}
+    super().write_scalars(step, {**scalars, **constant})
 
 
 class _Scalars(metric_writers.MetricWriter):

@@ -6,6 +6,7 @@ from pathlib import Path
 CAPTION_ACCURACY, ALIGNMENT = "caption_accuracy", "text_alignment"
 # Protocols that score `generate`'s folders by their prompts.
 BY_PROMPT = (CAPTION_ACCURACY, ALIGNMENT)
+RENAMED_PROTOCOLS = {"caption_obedience": "caption_accuracy"}
 # The names are repeated here so that --help does not import the protocols; a test compares them.
 PROTOCOLS = (
   *BY_PROMPT,
@@ -31,6 +32,17 @@ NETWORKS = {
 def _size(text: str) -> tuple[int, int]:
   height, _, width = text.partition("x")
   return int(height), int(width)
+
+
+def protocol_name(name: str) -> str:
+  """Returns the name of a protocol as given; an old name is answered with the new one.
+
+  Raises:
+    argparse.ArgumentTypeError: for an old name.
+  """
+  if name in RENAMED_PROTOCOLS:
+    raise argparse.ArgumentTypeError(f"{name} is now {RENAMED_PROTOCOLS[name]}")
+  return name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

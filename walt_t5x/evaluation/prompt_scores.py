@@ -56,7 +56,7 @@ def caption_accuracy(folder) -> dict[str, Any]:
       prefix = "" if len(sample.files) == 1 else f"{stage} "
       verdicts.setdefault(str(sample.index), {}).update(
         {
-          f"{prefix}colour": verdict.colour_right,
+          f"{prefix}color": verdict.color_right,
           f"{prefix}direction": verdict.direction_right,
         }
       )

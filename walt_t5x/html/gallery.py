@@ -17,7 +17,7 @@ _DISPLAY_EDGE = 192
 class GalleryItem:
   """One card: a prompt, its stages next to each other, and their metadata.
 
-  verdict: property -> right, wrong or (None) not scored, as {"colour": True, "direction": False}.
+  verdict: property -> right, wrong or (None) not scored, as {"color": True, "direction": False}.
   details: additional values to print, name -> value.
   """
 

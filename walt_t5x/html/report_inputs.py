@@ -145,7 +145,8 @@ def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]
   row = functools.partial(ScoreRow, protocol=_protocol(result), samples=folder)
   for stage, values in result["scores"].items():
     short = {name.rpartition("/")[2]: value for name, value in values.items()}
-    for kind in ("colour", "direction"):
+    # "colour": of earlier versions.
+    for kind in ("color", "colour", "direction"):
       if f"{kind}_accuracy" in short:
         right, total = short[f"{kind}_right"], short[f"{kind}_total"]
         yield row(

@@ -60,7 +60,7 @@ class Reading:
   displacement is (x, y) as fractions of the frame's width and height, with y pointing down.
   """
 
-  colour: str | None
+  color: str | None
   direction: str | None
   displacement: tuple[float, float] | None
 
@@ -70,7 +70,7 @@ class Verdict:
   """Comparison of one clip with its caption; None for a property that the caption does not name."""
 
   reading: Reading
-  colour_right: bool | None
+  color_right: bool | None
   direction_right: bool | None
 
 
@@ -79,8 +79,8 @@ class CaptionAccuracy:
   """Counts over a set of clips. `+` merges the counts of disjoint sets."""
 
   clips: int = 0
-  colour_right: int = 0
-  colour_total: int = 0
+  color_right: int = 0
+  color_total: int = 0
   direction_right: int = 0
   direction_total: int = 0
   both_right: int = 0
@@ -88,9 +88,9 @@ class CaptionAccuracy:
   unreadable: int = 0
 
   @property
-  def colour_accuracy(self) -> float:
+  def color_accuracy(self) -> float:
     """Fraction of captions with a color whose clip shows it, in [0, 1]; NaN without such captions."""
-    return _share(self.colour_right, self.colour_total)
+    return _share(self.color_right, self.color_total)
 
   @property
   def direction_accuracy(self) -> float:
@@ -108,7 +108,7 @@ class CaptionAccuracy:
 
   def as_dict(self) -> dict[str, float]:
     """Flat scalars for a metric writer or a JSON report."""
-    shares = ("colour_accuracy", "direction_accuracy", "both_accuracy")
+    shares = ("color_accuracy", "direction_accuracy", "both_accuracy")
     names = (*self.__dataclass_fields__, *shares)
     return {f"caption_accuracy/{name}": float(getattr(self, name)) for name in names}
 
@@ -116,7 +116,7 @@ class CaptionAccuracy:
     lines = [
       f"caption accuracy over {self.clips} clips ({self.unreadable} without a readable color)"
     ]
-    for name in ("colour", "direction", "both"):
+    for name in ("color", "direction", "both"):
       right, total = getattr(self, f"{name}_right"), getattr(self, f"{name}_total")
       if total:
         lines.append(f"  {name:<10} {right:>5} of {total:<5} {right / total:7.1%}")
@@ -184,19 +184,17 @@ def _direction(displacement: Float[np.ndarray, "2"]) -> str | None:
   return "down" if y > 0 else "up"
 
 
-def _colour(
-  colours: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[float]]
-) -> str | None:
+def _color(colors: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[float]]) -> str | None:
   """The palette entry nearest by angle to the majority of pixels (each minus its background), or None."""
   names = list(palette)
   entries = np.array([palette[name] for name in names], np.float64)
   entries /= np.linalg.norm(entries, axis=-1, keepdims=True)
-  lengths = np.linalg.norm(colours, axis=-1, keepdims=True)
-  cosines = (colours / np.maximum(lengths, 1e-6)) @ entries.T
+  lengths = np.linalg.norm(colors, axis=-1, keepdims=True)
+  cosines = (colors / np.maximum(lengths, 1e-6)) @ entries.T
   nearest, near = cosines.argmax(-1), cosines.max(-1) >= MIN_COSINE
   votes = np.bincount(nearest[near], minlength=len(names))
   winner = int(votes.argmax())
-  return names[winner] if votes[winner] > len(colours) / 2 else None
+  return names[winner] if votes[winner] > len(colors) / 2 else None
 
 
 def read_clip(
@@ -225,12 +223,12 @@ def read_clip(
   found = [foreground(frame, min_contrast=min_contrast) for frame in video.astype(np.float64)]
   pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]
   # A shape must be visible in at least half of the frames.
-  colour = _colour(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
+  color = _color(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
   first, last = found[0], found[-1]
   if len(video) < 2 or first is None or last is None:
-    return Reading(colour, None, None)
+    return Reading(color, None, None)
   displacement = _centroid(last[0]) - _centroid(first[0])
-  return Reading(colour, _direction(displacement), (float(displacement[0]), float(displacement[1])))
+  return Reading(color, _direction(displacement), (float(displacement[0]), float(displacement[1])))
 
 
 def judge(
@@ -244,11 +242,11 @@ def judge(
   Raises:
     ValueError: as in `read_clip`.
   """
-  colour, direction = parse_caption(caption, palette=palette)
+  color, direction = parse_caption(caption, palette=palette)
   reading = read_clip(video, palette=palette)
   return Verdict(
     reading,
-    None if colour is None else reading.colour == colour,
+    None if color is None else reading.color == color,
     None if direction is None else reading.direction == direction,
   )
 
@@ -274,18 +272,18 @@ def tally(verdicts: Iterable[Verdict]) -> CaptionAccuracy:
   """Counts verdicts returned by `judge`."""
   total = CaptionAccuracy()
   for verdict in verdicts:
-    has_colour, has_direction = (
-      verdict.colour_right is not None,
+    has_color, has_direction = (
+      verdict.color_right is not None,
       verdict.direction_right is not None,
     )
     total += CaptionAccuracy(
       clips=1,
-      colour_right=int(verdict.colour_right or False),
-      colour_total=int(has_colour),
+      color_right=int(verdict.color_right or False),
+      color_total=int(has_color),
       direction_right=int(verdict.direction_right or False),
       direction_total=int(has_direction),
-      both_right=int(bool(verdict.colour_right and verdict.direction_right)),
-      both_total=int(has_colour and has_direction),
-      unreadable=int(verdict.reading.colour is None),
+      both_right=int(bool(verdict.color_right and verdict.direction_right)),
+      both_total=int(has_color and has_direction),
+      unreadable=int(verdict.reading.color is None),
     )
   return total

@@ -19,6 +19,7 @@ SIZE = 64
 WIDTHS = (16, 32, 48, 48)
 STRIDES = (2, 2, 2, 1)
 # Colors, shapes, directions with "still" as the fifth.
+# "colour" is the name in weight files.
 HEADS = {"colour": 6, "shape": 3, "direction": 5}
 # After three halvings 5 to 8 frames are one time step, nine frames two.
 MIN_FRAMES = 5

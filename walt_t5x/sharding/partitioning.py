@@ -28,7 +28,7 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 MODEL_AXES = ("tensor", "sequence")
 # Names that are replicated on every device. Each name of our modules is in the table, so that a new one is noticed.
-WHOLE = (
+REPLICATED = (
   "frames",
   "width",
   "kv",
@@ -67,4 +67,4 @@ def rules(
     found.append(("embed", "data" if tensor else ("data", "model")))
   else:
     found.append(("embed", None))
-  return [*additional_rules, *found, *((name, None) for name in WHOLE)]
+  return [*additional_rules, *found, *((name, None) for name in REPLICATED)]

@@ -28,14 +28,14 @@ def test_a_replay_takes_the_given_reasons_and_no_invalid_row():
 
 def test_replays_are_read_in_order_and_only_complete(tmp_path):
   assert replays.read_all(str(tmp_path), "toy") == []
-  replays.refuse(str(tmp_path), "toy")
+  replays.reject_replayed(str(tmp_path), "toy")
   first, second = examples.replay(1, None), examples.replay(2, ("x",), finished=False)
   for replay in (second, first):
     replay.write(str(tmp_path), "toy")
   examples.replay(1).write(str(tmp_path), "toy_too")
   assert replays.read_all(str(tmp_path), "toy") == [first, second]
   with pytest.raises(ValueError, match=r"holds replays \['01', '02'\]"):
-    replays.refuse(str(tmp_path), "toy")
+    replays.reject_replayed(str(tmp_path), "toy")
   third = examples.replay(3)
   third.write(str(tmp_path), "toy")
   with pytest.raises(

@@ -52,10 +52,10 @@ def test_files_decode_to_the_rendered_frames(corpus):
     if job.num_frames > 1:
       assert decoded.fps == pytest.approx(8.0, rel=1e-3), path
     # Two pixels inside the edge, beyond the reach of subsampled chroma, the color is the palette's.
-    inside = (drawn == np.array(shapes.COLOURS[job.scene.colour])).all(-1)
+    inside = (drawn == np.array(shapes.COLORS[job.scene.color])).all(-1)
     for axis in (1, 2):
       inside &= np.roll(inside, 2, axis) & np.roll(inside, -2, axis)
-    error = decoded.frames[inside].astype(int) - np.array(shapes.COLOURS[job.scene.colour])
+    error = decoded.frames[inside].astype(int) - np.array(shapes.COLORS[job.scene.color])
     assert np.abs(error).max() <= 16 and np.abs(error.mean(0)).max() <= 5, path
     assert np.abs(decoded.frames.astype(int) - drawn).mean() < 3, path
     seen[path.suffix] += 1
@@ -74,8 +74,8 @@ def test_prompts_are_captions_balanced_over_colors_and_directions():
   prompts = sample_corpus.evaluation_prompts(seed=0)
   assert len(prompts) == len(set(prompts)) == 32
   words = [prompt.split() for prompt in prompts]
-  colours, directions = Counter(w[1] for w in words), Counter(w[-1] for w in words)
-  assert max(colours.values()) - min(colours.values()) <= 1 and len(colours) == 6
+  colors, directions = Counter(w[1] for w in words), Counter(w[-1] for w in words)
+  assert max(colors.values()) - min(colors.values()) <= 1 and len(colors) == 6
   assert max(directions.values()) - min(directions.values()) <= 3 and len(directions) == 4
 
 
@@ -101,7 +101,7 @@ def test_default_splits_are_disjoint_balanced_and_64_and_16_are_held_out():
   assert len({job.scene for job in jobs}) == len(jobs)
   for split, slack in (("train", 0), ("validation", 3)):
     scenes = [job.scene for job in jobs if job.split == split and job.scene.direction]
-    for name in ("colour", "direction", "shape"):
+    for name in ("color", "direction", "shape"):
       counts = Counter(getattr(scene, name) for scene in scenes).values()
       assert max(counts) - min(counts) <= slack, (split, name, counts)
   # The path is independent of the color: sizes and backgrounds are sampled independently of the words.

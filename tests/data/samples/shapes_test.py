@@ -10,7 +10,7 @@ from data.samples import shapes
 
 def _scene(**changes):
   fields = dict(
-    colour="red",
+    color="red",
     shape="square",
     direction="right",
     extent=0.3,
@@ -23,8 +23,8 @@ def _scene(**changes):
 
 def _coverage(scene: shapes.Scene, frames: np.ndarray) -> np.ndarray:
   """How much of each pixel the shape covers, solved back from the brightest channel."""
-  channel = int(np.argmax(shapes.COLOURS[scene.colour]))
-  low, high = np.rint(255 * scene.background), shapes.COLOURS[scene.colour][channel]
+  channel = int(np.argmax(shapes.COLORS[scene.color]))
+  low, high = np.rint(255 * scene.background), shapes.COLORS[scene.color][channel]
   return (frames[..., channel].astype(np.float64) - low) / (high - low)
 
 
@@ -71,7 +71,7 @@ def test_centroid_goes_straight_at_constant_speed_over_the_travel(shape, directi
 
 
 def test_the_same_scene_at_half_the_size_is_the_mean_of_blocks():
-  scene = _scene(shape="circle", colour="magenta")
+  scene = _scene(shape="circle", color="magenta")
   large = shapes.render(scene, num_frames=3, size=64).astype(float)
   small = shapes.render(scene, num_frames=3, size=32).astype(float)
   pooled = large.reshape(3, 32, 2, 32, 2, 3).mean((2, 4))
@@ -82,8 +82,8 @@ def test_the_same_scene_at_half_the_size_is_the_mean_of_blocks():
 def test_sampled_scenes_stay_inside_and_clearly_move():
   rng = np.random.default_rng(0)
   starts = []
-  for colour, shape, direction in shapes.balanced_vocabulary(rng, 360, moving=True):
-    scene = shapes.sample_scene(rng, colour=colour, shape=shape, direction=direction)
+  for color, shape, direction in shapes.balanced_vocabulary(rng, 360, moving=True):
+    scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
     start = np.array(scene.start)
     end = start + scene.travel * np.array(shapes.DIRECTIONS[direction])
     for point in (start, end):
@@ -104,9 +104,9 @@ def test_sampled_scenes_stay_inside_and_clearly_move():
 def test_every_run_of_the_vocabulary_is_balanced():
   words = list(shapes.balanced_vocabulary(np.random.default_rng(3), 144, moving=True))
   for first in range(0, 144, 6):
-    assert len({colour for colour, _, _ in words[first : first + 6]}) == 6
+    assert len({color for color, _, _ in words[first : first + 6]}) == 6
   for first in range(0, 144, 24):
-    pairs = {(colour, direction) for colour, _, direction in words[first : first + 24]}
+    pairs = {(color, direction) for color, _, direction in words[first : first + 24]}
     assert len(pairs) == 24
   assert set(Counter(words).values()) == {2} and len(set(words)) == 72
   stills = list(shapes.balanced_vocabulary(np.random.default_rng(3), 18, moving=False))
@@ -115,8 +115,8 @@ def test_every_run_of_the_vocabulary_is_balanced():
 
 def test_labels_number_the_72_combinations():
   labels = {
-    _scene(colour=colour, shape=shape, direction=direction).label
-    for colour in shapes.COLOURS
+    _scene(color=color, shape=shape, direction=direction).label
+    for color in shapes.COLORS
     for shape in shapes.SHAPES
     for direction in shapes.DIRECTIONS
   }

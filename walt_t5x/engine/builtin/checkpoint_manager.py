@@ -128,14 +128,14 @@ def set_aside(folder: epath.Path) -> None:
 
 def set_incomplete_aside(model_dir: str) -> None:
   """Renames every incomplete checkpoint in the folder that a run is about to write to."""
-  torn = []
+  incomplete = []
   for step in checkpoints.all_steps(model_dir):
     folder = checkpoints.checkpoint_folder(model_dir, step)
     reason = checkpoints.why_incomplete(folder)
     if reason is not None:
       logging.warning("Skipping %s: %s.", folder, reason)
-      torn.append(folder)
+      incomplete.append(folder)
   if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("torn checkpoints listed")
-  for folder in torn:
+    multihost_utils.sync_global_devices("incomplete checkpoints listed")
+  for folder in incomplete:
     set_aside(folder)

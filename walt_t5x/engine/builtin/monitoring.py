@@ -1,4 +1,4 @@
-"""What a run reports besides metrics: seconds per phase, profiler traces, and its progress on stderr."""
+"""What a run reports in addition to metrics: seconds per phase, profiler traces, and its progress on stderr."""
 
 import contextlib
 import sys

@@ -44,7 +44,7 @@ CAPTION_ACCURACY = PromptProtocol(
     "min_cosine": caption_accuracy.MIN_COSINE,
     "min_displacement": caption_accuracy.MIN_DISPLACEMENT,
     "min_dominance": caption_accuracy.MIN_DOMINANCE,
-    "colour": "most foreground pixels of all frames",
+    "color": "most foreground pixels of all frames",
     "direction": "centroid from the first frame to the last",
   },
   source="walt_t5x/metrics/caption_accuracy.py",

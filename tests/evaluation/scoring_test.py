@@ -224,7 +224,7 @@ def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol()
     assert dataclasses.replace(protocol, name="another").hash != protocol.hash
     assert dataclasses.replace(protocol, source="elsewhere").hash == protocol.hash
   assert {name: p.hash for name, p in by_prompt.BY_PROMPT.items()} == {
-    "caption_accuracy": "012dd2742322",
+    "caption_accuracy": "53f3624cd592",
     "text_alignment": "6f6478419e85",
   }
 

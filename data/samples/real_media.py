@@ -96,19 +96,19 @@ CLIPS: dict[Medium, tuple[Segment, ...]] = {
       0,
       44,
       "mp4",
-      ("a large gray rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
+      ("a large grey rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
     ),
     Segment(
       44,
       88,
       "webm",
-      ("a large gray rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
+      ("a large grey rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
     ),
     Segment(
       88,
       132,
       "avi",
-      ("a large gray rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
+      ("a large grey rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
     ),
   ),
   _BIKES: (
@@ -128,7 +128,7 @@ CLIPS: dict[Medium, tuple[Segment, ...]] = {
       76,
       137,
       "mp4",
-      ("cars rush past while a cyclist waits next to a dark van", "a cyclist waits in traffic"),
+      ("cars rush past while a cyclist waits beside a dark van", "a cyclist waits in traffic"),
     ),
     Segment(
       137,

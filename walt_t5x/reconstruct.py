@@ -277,11 +277,11 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   import numpy as np
 
   from walt_t5x.html import gallery
-  from walt_t5x.media import reading
+  from walt_t5x.media import pictures, reading
 
   def frames_of(path: Path, fps: float) -> np.ndarray:
     if path.suffix == ".png":
-      return np.asarray(reading.open_picture(path))[None]
+      return np.asarray(pictures.open_picture(path))[None]
     return reading.read_video(path, max_frames=max(1, round(10 * fps))).frames
 
   def cards() -> Iterator[Any]:

@@ -318,12 +318,12 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
   """Writes one photograph to `output/real` in its original format, at most 512 pixels per edge."""
   from PIL import Image
 
-  from walt_t5x.media import reading
+  from walt_t5x.media import pictures
 
   path = locate(medium)
   uri = f"real/{medium.name}{path.suffix}"
   (output / uri).parent.mkdir(parents=True, exist_ok=True)
-  photo = reading.open_picture(path)
+  photo = pictures.open_picture(path)
   photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
   # PNG ignores the quality.
   photo.save(output / uri, quality=92)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.media import reading, writing
+from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.metrics.network_input import resize_bilinear
 from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
@@ -44,7 +44,7 @@ class PlannedClip:
 
 def _read_file(path: Path) -> np.ndarray:
   if path.suffix.lower() in IMAGE_SUFFIXES:
-    return np.asarray(reading.open_picture(path))[None]
+    return np.asarray(pictures.open_picture(path))[None]
   return reading.read_video(path).frames
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x.media import reading
+from walt_t5x.media import pictures, reading
 from walt_t5x.media.geometry import EXACT, fitted, resized
 
 
@@ -44,7 +44,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
   """Reads an image.
 
   Args:
-    path: a file in one of `reading.PICTURE_FORMATS`; transparent pixels are blended with white, as in preprocessing.
+    path: a file in one of `pictures.PICTURE_FORMATS`; transparent pixels are blended with white, as in preprocessing.
     size: (H, W) of the last stage.
     fit: "exact" rejects other sizes; "crop" center-crops to the aspect ratio and resizes.
 
@@ -53,7 +53,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
   """
   content = Path(path).read_bytes()
   try:
-    frame = np.asarray(reading.open_picture(content))
+    frame = np.asarray(pictures.open_picture(content))
   except reading.MediaError as error:
     raise ValueError(f"--image={path} cannot be read as an image: {error}") from error
   frames = fitted(frame[None], size=size, fit=fit, what=f"--image={path}")

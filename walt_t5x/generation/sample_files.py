@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from walt_t5x.media import reading, writing
+from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8, to_float
 
 # Best first: evaluation reads the first one available.
@@ -73,7 +73,7 @@ def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
   """Pixels [T, H, W, 3] in [0, 1] of a file or folder of `write_clip`, at the size at which they were generated."""
   if path.is_dir():
     files = sorted(path.glob("*.png"))
-    frames = np.stack([np.asarray(reading.open_picture(file)) for file in files])
+    frames = np.stack([np.asarray(pictures.open_picture(file)) for file in files])
   else:
     frames = reading.read_video(path).frames
   t, h, w, _ = shape

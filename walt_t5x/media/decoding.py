@@ -13,13 +13,13 @@ import numpy as np
 
 from walt_t5x.media.clips import Clip, ClipSpec, check_size
 from walt_t5x.media.geometry import fit, union
+from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
   CLOCK_SLACK,
   MediaError,
   Video,
   check_intact,
   opaque,
-  open_picture,
   open_video,
   quarter_turns,
 )
@@ -57,7 +57,7 @@ def decode(
     max_decode_seconds: limit in wall-clock time, checked between frames.
 
   Raises:
-    MediaError: if the media are damaged (`reading.open_video`, `reading.open_picture`) or exceed a limit:
+    MediaError: if the media are damaged (`reading.open_video`, `pictures.open_picture`) or exceed a limit:
       'too_large', 'too_long', 'too_many_frames' or 'decode_timeout'.
     Rejected: by a filter, or because the media are too small, too short or have too few frames per second for `spec`.
   """

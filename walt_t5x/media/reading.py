@@ -1,7 +1,7 @@
-"""Opens media, in one way for every program: pictures with Pillow, videos with PyAV; upright, opaque, RGB, uint8.
+"""Opens videos with PyAV, in one way for every program: upright, opaque, RGB, uint8 (`pictures` opens images).
 
-Only formats on the lists are opened, and never by name: a playlist or SDP file must not make FFmpeg access the
-network, and Pillow must not start another program. Stated values (duration, frame count) may choose a position but
+Only containers on the list are opened, and never by name: a playlist or SDP file must not make FFmpeg access the
+network. Stated values (duration, frame count) may choose a position but
 never the size of an allocation.
 """
 
@@ -12,26 +12,20 @@ import itertools
 import math
 import os
 import struct
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
   from av import VideoFrame
-  from PIL.Image import Image as Picture
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 4096 * 2304
 # Containers round times to milliseconds; a frame that is late by at most this counts as shown.
 CLOCK_SLACK = 0.002
 
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
-_PICTURE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
-_ORIENTATION = 0x0112  # EXIF tag of the orientation.
-# EXIF orientations that swap height and width.
-_TURNED = (5, 6, 7, 8)
 # Seeking is faster only beyond a few key frame intervals.
 _SEEK_BEYOND_SECONDS = 4.0
 
@@ -58,7 +52,7 @@ class DecodedVideo(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Iterator[BinaryIO]:
+def opened(source: Source) -> Iterator[BinaryIO]:
   """The bytes of a source; errors of media name its file."""
   with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
     try:
@@ -83,96 +77,6 @@ def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     raise MediaError("corrupt", f"the media states a frame of {height}x{width} pixels")
   if height * width > max_pixels:
     raise MediaError("too_large", f"frames of {height}x{width} pixels, limit {max_pixels=}")
-
-
-# --- pictures -------------------------------------------------------------------------------------
-
-
-def open_picture(
-  source: Source, *, check: Callable[[tuple[int, int]], None] | None = None
-) -> "Picture":
-  """Reads an image: upright by its EXIF orientation, opaque, RGB.
-
-  Transparent pixels are composited over white, 16 bits per channel become 8, and CMYK is converted with its embedded
-  color profile if there is one. The first frame of an animation is read.
-
-  Args:
-    source: a local path or the bytes of a file in one of PICTURE_FORMATS.
-    check: called with the upright (height, width) before the pixels are decoded; may raise.
-
-  Raises:
-    MediaError: 'empty', 'not_media', 'corrupt', 'truncated', 'too_large' or 'unknown_range'.
-  """
-  import PIL
-  from PIL import Image, ImageOps
-
-  with _opened(source) as file:
-    try:
-      with Image.open(file, formats=PICTURE_FORMATS) as image:
-        size = (image.height, image.width)
-        # Pillow reports the size of a TIFF after rotation by its tag, that of other formats as stored.
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
-          size = (image.width, image.height)
-        if check:
-          check(size)
-        image.load()
-        if image.mode == "F":
-          raise MediaError("unknown_range", "pixels are floats, whose value range is unknown")
-        # Convert first: exif_transpose supports fewer modes than open.
-        return ImageOps.exif_transpose(_to_rgb(image))
-    except PIL.UnidentifiedImageError as error:
-      file.seek(0)
-      head = file.read(12)
-      known = head.startswith(_PICTURE_SIGNATURES) or head[4:] == b"ftypavif"
-      raise MediaError(
-        "corrupt" if known else "not_media",
-        f"not an image that Pillow reads as one of {', '.join(PICTURE_FORMATS)}",
-      ) from error
-    except Image.DecompressionBombError as error:
-      raise MediaError("too_large", str(error)) from error
-    except MediaError:
-      raise
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-      cut = "truncated" in str(error).lower()
-      raise MediaError("truncated" if cut else "corrupt", str(error)) from error
-
-
-def _to_rgb(image: "Picture") -> "Picture":
-  """The image in RGB. Its EXIF orientation is kept and not yet applied."""
-  from PIL import Image
-
-  exif = image.getexif()
-  if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-    # Pillow would clip 16-bit values at 255 instead of scaling them.
-    values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-    image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-  elif image.mode == "CMYK":
-    image = _from_cmyk(image)
-  elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("RGB")
-  if _ORIENTATION in exif:
-    image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
-  return image
-
-
-def _from_cmyk(image: "Picture") -> "Picture":
-  """RGB by the file's own color profile, else by (1 - ink) (1 - black)."""
-  from PIL import ImageCms
-
-  profile = image.info.get("icc_profile")
-  if profile:
-    with contextlib.suppress(ImageCms.PyCMSError, OSError):
-      converted = ImageCms.profileToProfile(
-        image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
-      )
-      if converted:
-        return converted
-  return image.convert("RGB")
-
-
-# --- videos ---------------------------------------------------------------------------------------
 
 
 class Video:
@@ -263,14 +167,14 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
     # Applies to frames that FFmpeg decodes while it opens the file.
     "max_pixels": str(max_pixels),
   }
-  with _opened(source) as file:
-    opened, expected = False, f"; containers read: {CONTAINERS}"
+  with opened(source) as file:
+    found, expected = False, f"; containers read: {CONTAINERS}"
     try:
       with av.open(file, options=options, metadata_errors="replace") as container:
-        opened, expected = True, ""
+        found, expected = True, ""
         yield Video(container, max_pixels=max_pixels)
     except FFmpegError as error:
-      known = opened or _has_container_signature(file)
+      known = found or _has_container_signature(file)
       reason = "not_media" if not known else "truncated" if _is_cut_off(file) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
 

@@ -108,6 +108,7 @@ def pair(implementation: str) -> dict[str, Any]:
   from flax.linen.partitioning import axis_rules
 
   from walt_t5x.denoiser.block import BlockPair, LayerInputs
+  from walt_t5x.engine import chips
   from walt_t5x.planning import tpu_compile
   from walt_t5x.sharding import partitioning
 
@@ -150,7 +151,7 @@ def pair(implementation: str) -> dict[str, Any]:
   with mesh, axis_rules(partitioning.rules()):
     compiled = jax.jit(step).lower(params, x, inputs, x).compile()
   seconds = tpu_compile.estimated_seconds(compiled)
-  peak = tpu_compile.CHIPS["v5p"].peak_flops
+  peak = chips.TPUS["v5p"].peak_flops
   return {
     "implementation": implementation,
     "parameters": size,

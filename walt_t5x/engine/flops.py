@@ -1,32 +1,10 @@
-"""Floating-point operations (FLOPs) of a program, counted from its jaxpr (shapes only), and peak FLOP/s of devices."""
+"""Floating-point operations (FLOPs) of a program, counted from its jaxpr (shapes only)."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
-
-# Dense bfloat16 peak of one device (for these, a chip is a device in JAX), in FLOP/s. Source: the vendors' data
-# sheets. Prefixes of `device_kind`, longest first.
-PEAKS = {
-  "TPU v6 lite": 918e12,
-  "TPU v5p": 459e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v4": 275e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA H100 80GB": 989e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA L4": 121e12,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-  """Peak FLOP/s of one device, or None if the table does not include it."""
-  for kind, peak in PEAKS.items():
-    if device.device_kind.startswith(kind):
-      return peak
-  return None
 
 
 def count_flops(jaxpr: Any) -> float:

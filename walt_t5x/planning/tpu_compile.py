@@ -11,29 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-GIB = 1024**3
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published figures of one JAX device: memory in bytes, bfloat16 FLOP/s.
-
-  A device is a chip, except for 7x, where each half of a chip is one.
-  """
-
-  hbm_bytes: int
-  peak_flops: float
-  topology_prefix: str = ""
-
-
-# Google Cloud's pages of each generation, 2025.
-CHIPS = {
-  "v4": Chip(32 * GIB, 275e12),
-  "v5e": Chip(16 * GIB, 197e12),
-  "v5p": Chip(95 * GIB, 459e12),
-  "v6e": Chip(32 * GIB, 918e12),
-  "7x": Chip(96 * GIB, 2307e12 / 2, topology_prefix="tpu"),
-}
+from walt_t5x.engine.chips import TPUS
 
 
 def check_topology(topology: str) -> None:
@@ -44,9 +22,9 @@ def check_topology(topology: str) -> None:
     ImportError: libtpu is not installed; names the extra.
   """
   kind = topology.split(":", 1)[0]
-  if kind not in CHIPS or ":" not in topology:
+  if kind not in TPUS or ":" not in topology:
     raise ValueError(
-      f"--topology={topology}: expected <chip>:<shape> with a chip of {sorted(CHIPS)}, e.g. v5p:4x4x4"
+      f"--topology={topology}: expected <chip>:<shape> with a chip of {sorted(TPUS)}, e.g. v5p:4x4x4"
     )
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError(
@@ -65,7 +43,7 @@ def topology_devices(topology: str) -> Sequence[Any]:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   from jax.experimental import topologies
 
-  name = CHIPS[topology.split(":", 1)[0]].topology_prefix + topology
+  name = TPUS[topology.split(":", 1)[0]].topology_prefix + topology
   return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
 
 
@@ -192,7 +170,7 @@ def compiled_or_rejected(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
     lowered: a program lowered for devices of the slice.
     topology: the slice.
   """
-  limit = CHIPS[topology.split(":", 1)[0]].hbm_bytes
+  limit = TPUS[topology.split(":", 1)[0]].hbm_bytes
   try:
     compiled = lowered.compile()
   except Exception as error:

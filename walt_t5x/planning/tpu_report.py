@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from walt_t5x.engine.chips import TPUS
 from walt_t5x.planning import tpu_compile
 from walt_t5x.planning.collectives import collective_bytes
 
@@ -113,7 +114,7 @@ def report(
       problem = f"no estimate of time: the compiler's seconds for {topology} are {costs}"
       seconds = None
   if flops_per_step is not None and seconds:
-    peak = tpu_compile.CHIPS[topology.split(":", 1)[0]].peak_flops
+    peak = TPUS[topology.split(":", 1)[0]].peak_flops
     utilization = flops_per_step / (seconds * len(devices) * peak)
   return TopologyReport(
     chips=len(devices),

@@ -16,8 +16,8 @@ from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.training_step import Batch, TrainingStep, merge_metrics
+from walt_t5x.engine.chips import peak_flops
 from walt_t5x.engine.exits import NotFinite
-from walt_t5x.engine.flops import peak_flops
 from walt_t5x.engine.run_settings import RunSettings
 
 _merge_on_device = jax.jit(merge_metrics)

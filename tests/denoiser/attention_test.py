@@ -1,5 +1,7 @@
 """Attention layers compared with dense numpy attention with an explicit mask."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,12 @@ from jax.extend.core import jaxpr_as_fun
 
 from tests.random_params import random_params
 from walt_t5x.denoiser import attention
-from walt_t5x.denoiser.attention import CrossAttention, WindowAttention, relative_position_index
+from walt_t5x.denoiser.attention import (
+  CrossAttention,
+  RelativePositionBias,
+  WindowAttention,
+  relative_position_index,
+)
 from walt_t5x.denoiser.windows import to_cells
 from walt_t5x.engine.flops import count_flops_of
 
@@ -216,6 +223,22 @@ def test_relative_position_index_of_a_line():
     relative_position_index((1, 1, 4)),
     [[3, 2, 1, 0], [4, 3, 2, 1], [5, 4, 3, 2], [6, 5, 4, 3]],
   )
+
+
+def test_the_table_of_biases_has_one_row_per_displacement():
+  window = (2, 3, 5)
+  variables = jax.eval_shape(
+    RelativePositionBias(window=window, num_heads=7).init, jax.random.key(0)
+  )
+  assert variables["params"]["table"].shape == (3 * 5 * 9, 7)
+  assert variables["params_axes"]["table_axes"].names == ("unmodeled", "heads")
+  places = list(np.ndindex(*window))
+  index = relative_position_index(window)
+  rows = {}
+  for (i, a), (j, b) in itertools.product(enumerate(places), repeat=2):
+    rows.setdefault(tuple(np.subtract(a, b)), set()).add(int(index[i, j]))
+  assert all(len(found) == 1 for found in rows.values())
+  assert sorted(row for found in rows.values() for row in found) == list(range(3 * 5 * 9))
 
 
 def _pairs(window):

@@ -64,6 +64,7 @@ def test_everything_that_decides_a_replay_is_in_its_digest():
   ]
   assert len({replay.digest for replay in (kept, *others)}) == 5
   assert examples.replay(finished=False).digest == kept.digest
+  assert not others[-1].finished, "a replay that has just started"
 
 
 def test_the_account_after_replays_has_each_row_once(tmp_path):

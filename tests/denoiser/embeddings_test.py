@@ -11,8 +11,10 @@ from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
 from walt_t5x.denoiser.embeddings import (
   ClassEmbedding,
   ConditionMlp,
+  LowResolutionUpsample,
   PatchEmbedding,
   PositionEmbedding,
+  augment,
   patchify,
   pool_text,
   sinusoid,
@@ -189,3 +191,33 @@ def test_products_have_the_activation_dtype_and_parameters_are_float32(module, s
   products = [e for e in program.jaxpr.eqns if e.primitive.name == "dot_general"]
   assert products and program.out_avals[0].dtype == jnp.bfloat16
   assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_low_resolution_is_convolved_and_moved_from_depth_to_space(scale):
+  module, (b, t, h, w, c) = LowResolutionUpsample(scale=scale), (2, 2, 4, 5, 3)
+  assert LowResolutionUpsample().scale == 2
+  latents = _draw(b, t, h, w, c)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(latents))
+  axes = shapes["params_axes"]
+  assert axes["kernel_axes"].names == ("conv_h", "conv_w", "conv_in", "conv_out")
+  assert axes["bias_axes"].names == ("conv_out",)
+  assert shapes["params"]["kernel"].shape == (3, 3, c, scale**2 * c)
+  kernel, bias = _draw(3, 3, c, scale**2 * c), _draw(scale**2 * c)
+  got = module.apply({"params": {"kernel": kernel, "bias": bias}}, jnp.asarray(latents))
+  padded = np.pad(latents.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
+  expected = np.zeros((b, t, scale * h, scale * w, c))
+  for i, j in np.ndindex(h, w):
+    window = padded[:, :, i : i + 3, j : j + 3]
+    depth = np.einsum("bthwc,hwcd->btd", window, kernel) + bias
+    block = depth.reshape(b, t, scale, scale, c)
+    expected[:, :, scale * i : scale * (i + 1), scale * j : scale * (j + 1)] = block
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_augmentation_keeps_the_variance_at_every_level():
+  latents, noise, gamma = _draw(3, 1, 2, 2, 4), _draw(3, 1, 2, 2, 4), np.float32([0.0, 0.3, 1.0])
+  got = augment(jnp.asarray(latents), jnp.asarray(noise), jnp.asarray(gamma))
+  for row, g in enumerate(gamma.astype(np.float64)):
+    expected = np.sqrt(g) * latents[row] + np.sqrt(1 - g) * noise[row]
+    np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-6)

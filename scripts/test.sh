@@ -10,7 +10,14 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 # Comments, messages and docs: American spelling, and no phrase of scripts/prose.toml.
 .venv/bin/codespell
 .venv/bin/python -B scripts/prose.py
+# Types are checked while the tests run, whose two workers do not always fill two cores.
 # The variable skips the check for a newer version on the package index.
-PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright > "$types" 2>&1 &
+checked=$!
 # -B: bytecode compiled by tests contains annotation checks, and other programs must not load it.
-exec .venv/bin/python -B -m pytest "$@"
+.venv/bin/python -B -m pytest "$@" && status=0 || status=$?
+wait "$checked" || status=$?
+cat "$types"
+exit "$status"

@@ -19,7 +19,7 @@ sys.dont_write_bytecode = True
 # Tracing makes many objects that are freed by reference counts; a cycle search every 700 took a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 LONGEST = {name: i for i, name in enumerate(["end_to_end_test.py"])}
-MOST_MEMORY = 2.3 * 2**30  # of a worker; about half is libraries
+MOST_MEMORY = 2.1 * 2**30  # of a worker; about half is libraries
 CACHE = Path(__file__).resolve().parents[1] / ".venv" / "cache" / "xla"
 os.environ |= {
   "PYTHONDONTWRITEBYTECODE": "1",

@@ -236,7 +236,7 @@ def test_an_old_protocol_name_is_answered_with_the_new_one(capsys):
 
 
 def test_protocols_match_the_papers():
-  # From paper.md section 8's sources: MAGVIT, TGANv2, ADM, VideoPoet.
+  # From the sources: MAGVIT, TGANv2, ADM, VideoPoet.
   ucf, k600 = PROTOCOLS["ucf101_class_conditional"], PROTOCOLS["k600_frame_prediction"]
   assert (ucf.frames, ucf.sample_count, ucf.folds, ucf.size) == (16, 10_000, 4, (128, 128))
   assert (k600.sample_count, k600.folds, k600.size) == (50_000, 4, (64, 64))

@@ -16,7 +16,7 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.planning.run_plan import plan_gin, plan_model
 
 ROOT = Path(__file__).resolve().parents[2]
-# Published sizes by paper.md's arithmetic; those given to three decimals of a million are within 0.05M.
+# Published sizes by the paper's arithmetic; those given to three decimals of a million are within 0.05M.
 PUBLISHED = {
   "walt_l_ucf101": (313_238_408, 0),
   "ablations/adaln_rank_4": (313_582_000, 50_000),

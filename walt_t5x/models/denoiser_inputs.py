@@ -98,7 +98,7 @@ def null_text_like(null_text: Array, text: Array) -> tuple[Array, Array]:
 def drop(
   conditioning: Conditioning, dropped: Bool[Array, "B s"], *, null_text: Array | None = None
 ) -> Conditioning:
-  """Replaces the condition if `dropped` is set: null text, class -1, no past frames (paper.md 5).
+  """Replaces the condition if `dropped` is set: null text, class -1, no past frames (classifier-free guidance).
 
   Args:
     conditioning: the conditioning.

@@ -50,7 +50,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
   import seqio
 
   from benchmarks.engine_rows import LATENTS, write_cache
-  from data import tasks
+  from data import corpus, tasks
   from walt_t5x.engine.builtin import starting_point
   from walt_t5x.engine.builtin.datasets import DatasetConfig, get_dataset
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
@@ -60,11 +60,11 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
     write_cache(cache, videos=64, images=8, shards=2)
   seqio.set_global_cache_dirs([str(cache)])
   row = tasks.RowFormat(text_length=16, text_slots=3)
+  task = tasks.video_task(task="shapes", latents=LATENTS, row=row)
+  model.corpus = corpus.constants_of(task)
   config = DatasetConfig(
-    mixture_or_task_name=tasks.video_task(task="shapes", latents=LATENTS, row=row),
-    task_feature_lengths={
-      "latents": 3, "latents_moments": 2, "is_image": 1, "text": 3, "text_mask": 3, "null_text": 1,
-    },
+    mixture_or_task_name=task,
+    task_feature_lengths={"latents": 3, "is_image": 1, "text": 3, "text_mask": 3},
     split="train",
     batch_size=rows,
     shuffle=True,

@@ -40,7 +40,7 @@ def ours(args: argparse.Namespace) -> tuple[Step, float, int]:
   from walt_t5x.engine import optimizers
   from walt_t5x.engine.flops import count_flops_of
   from walt_t5x.models.denoiser_model import DenoiserModel
-  from walt_t5x.models.input_shapes import input_shapes
+  from walt_t5x.models.input_shapes import input_shapes, without_data
 
   module = WaltDenoiser(
     num_layers=args.layers,
@@ -55,8 +55,10 @@ def ours(args: argparse.Namespace) -> tuple[Step, float, int]:
     dtype=jnp.float32,
   )
   optimizer = optimizers.adamw(1e-4, ema_decay=None)
-  model = DenoiserModel(
-    module=module, optimizer_def=optimizer, rows="videos", self_conditioning_probability=0.0
+  model = without_data(
+    DenoiserModel(
+      module=module, optimizer_def=optimizer, rows="videos", self_conditioning_probability=0.0
+    )
   )
   keys = iter(jax.random.split(jax.random.key(0), 8))
   specs = input_shapes(model, rows=args.rows, field=f"latents/{FRAMES}x{SIDE}x{SIDE}")

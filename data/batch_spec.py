@@ -6,16 +6,15 @@ and runs are planned, and the denoiser's conditioning all derive from here.
 An example of the denoiser's batch is one video, or a stack of 1 + t independent images of the same shape. With t latent
 frames, s text slots (1, or t where a mixture holds image stacks), L text tokens of P bytes, E channels of text:
 
-  latents                 bfloat16 [t, h, w, c]      as the tokenizer gave them
-  latents_moments         float32 [2, c]             mean and standard deviation of each channel over the corpus
-  is_image                bool []                    the example is a stack of images
-  text                    uint8 [s, L, P]            one caption per image, slot 0 for a video; tokens packed as in
-                                                     `data.packed_text`, zeros on padding
-  text_mask               bool [s, L]                True on tokens
-  null_text               bfloat16 [n, E]            the encoded empty caption, for classifier-free drop
-  label                   int32 [s]                  class, -1 for none
-  low_resolution          bfloat16 [t, h/r, w/r, c]  latents of the stage below
-  low_resolution_moments  float32 [2, c]             theirs
+  latents         bfloat16 [t, h, w, c]      as the tokenizer gave them
+  is_image        bool []                    the example is a stack of images
+  text            uint8 [s, L, P]            one caption per image, slot 0 for a video; tokens packed as in
+                                             `data.packed_text`, zeros on padding
+  text_mask       bool [s, L]                True on tokens
+  label           int32 [s]                  class, -1 for none
+  low_resolution  bfloat16 [t, h/r, w/r, c]  latents of the stage below
+
+What is the same for all examples (channel statistics, the empty caption) is in `data.corpus`.
 
 An example of the tokenizer's batch:
 
@@ -94,10 +93,8 @@ def latents_features(
     text_dim: E.
     channels: c.
   """
-  moments = Feature(shape=(2, channels), dtype="float32")
   features = {
     "latents": Feature(shape=(*_sizes(latents), channels), dtype="bfloat16"),
-    "latents_moments": moments,
     "is_image": Feature(shape=(), dtype="bool", condition="is_image"),
   }
   if text:
@@ -106,15 +103,12 @@ def latents_features(
       shape=(slots, text_length, token_bytes), dtype="uint8", condition="text"
     )
     features["text_mask"] = Feature(shape=(slots, text_length), dtype="bool", condition="text_mask")
-    # The empty caption is its end token.
-    features["null_text"] = Feature(shape=(1, text_dim), dtype="bfloat16")
   if label:
     features["label"] = Feature(shape=(slots,), dtype="int32", condition="labels")
   if has_low_resolution if has_low_resolution is not None else low_resolution is not None:
     features["low_resolution"] = Feature(
       shape=(*_sizes(low_resolution), channels), dtype="bfloat16", condition="low_resolution"
     )
-    features["low_resolution_moments"] = moments
   return features
 
 

@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
+from absl import logging
 from seqio import utils
 
 from data import batch_spec, schema
+from data.corpus import CorpusConstants
 from data.provenance import Provenance, read_provenance
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
@@ -39,14 +42,18 @@ class _UncachedSource(seqio.DataSource):
 class CachedTask(seqio.Task):
   """A task that is read from a cache and gives access to its provenance.
 
-  `normalized` is whether the latents of its examples are normalized. If they are not, the run's provenance has mean 0
-  and deviation 1, so that generation applies the inverse. `kind` is 'video' for one video per example, or 'image' for a
-  stack of images.
+  Attributes:
+    normalized: whether the model normalizes the latents. If it does not, the constants and the run's provenance have
+      mean 0 and deviation 1, so that generation applies the inverse.
+    kind: 'video' for one video per example, or 'image' for a stack of images.
+    walt_features: features of an example.
+    fields: feature of latents -> field of the records.
   """
 
   normalized = True
   kind = "video"
   walt_features: Mapping[str, batch_spec.Feature] = {}
+  fields: Mapping[str, str] = {}
 
   def provenance(self) -> Provenance:
     """Provenance of the cache folder.
@@ -88,6 +95,17 @@ class CachedTask(seqio.Task):
         statistics["std"] = [1.0] * statistics["channels"]
     return tree
 
+  @property
+  def walt_constants(self) -> CorpusConstants:
+    """What is the same for all examples, for the model."""
+    provenance, moments = self.provenance(), {}
+    for name, found in provenance.statistics(self.fields, task=self.name).items():
+      moments[name] = np.array([found.mean, found.std], np.float32)
+      if not self.normalized:
+        moments[name] = np.array([[0.0], [1.0]], np.float32).repeat(found.channels, axis=1)
+    null_text = provenance.null_embedding if "text" in self.walt_features else None
+    return CorpusConstants(moments=moments, null_text=null_text)
+
 
 class CachedMixture(seqio.Mixture):
   """A mixture of caches made with the same tokenizer, text encoder and normalization."""
@@ -102,6 +120,21 @@ class CachedMixture(seqio.Mixture):
   def walt_features(self) -> Mapping[str, batch_spec.Feature]:
     """The features of an example, the same for every task."""
     return self._cached_tasks()[0].walt_features
+
+  @property
+  def walt_constants(self) -> CorpusConstants:
+    """Constants of the videos, with which generation decodes; other statistics of the images are logged."""
+    first, *others = sorted(self._cached_tasks(), key=lambda task: task.kind != "video")
+    common = first.walt_constants
+    for other in others:
+      for name, moments in other.walt_constants.moments.items():
+        if not np.array_equal(moments, common.moments[name]):
+          logging.warning(
+            "Mixture %r: mean and standard deviation of %s differ: %s has %s, %s has %s. The first are used for both; "
+            "a job that preprocesses images and videos together computes them over both.",
+            self.name, name, first.name, common.moments[name].tolist(), other.name, moments.tolist(),
+          )  # fmt: skip
+    return common
 
   @property
   def walt_rates(self) -> dict[str, float]:
@@ -181,6 +214,7 @@ def cached_task(
   *,
   shuffle_buffer_size: int,
   normalized: bool = True,
+  fields: Mapping[str, str] | None = None,
   kind: str = "video",
   metric_fns: Sequence[Callable[..., Any]] = (),
 ) -> CachedTask:
@@ -194,6 +228,7 @@ def cached_task(
     metric_fns=list(metric_fns),
   )
   task.normalized, task.kind, task.walt_features = normalized, kind, features
+  task.fields = fields or {}
   return task
 
 

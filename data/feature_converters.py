@@ -14,7 +14,7 @@ from typing import cast
 import seqio
 import tensorflow as tf
 
-from data import batch_spec, packed_text
+from data import batch_spec
 
 FeatureSpec = seqio.FeatureConverter.FeatureSpec
 
@@ -36,6 +36,7 @@ class _RowConverter(seqio.FeatureConverter):
       for name, feature in features.items()
     }
     if "text" in features:
+      self._token_bytes = features["text"].shape[-1]
       self.TASK_FEATURES = self.TASK_FEATURES | {"text": FeatureSpec(tf.string, rank=1)}
     kwargs["apply_length_check"] = False
     super().__init__(pack=False, **kwargs)
@@ -68,7 +69,7 @@ class _RowConverter(seqio.FeatureConverter):
     """The model's features of one example or of a batch."""
     converted = {name: rows[name] for name in self.MODEL_FEATURES}
     if "text" in converted:
-      converted["text"] = _padded_text(rows)
+      converted["text"] = _padded_text(rows, token_bytes=self._token_bytes)
     return converted
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
@@ -76,15 +77,13 @@ class _RowConverter(seqio.FeatureConverter):
     return dict(task_feature_lengths)
 
 
-def _padded_text(rows: Mapping[str, tf.Tensor]) -> tf.Tensor:
-  """uint8 [..., s, L, P] from strings [..., s] of packed tokens; L is from the mask, E from the null caption."""
-  shape, width = rows["text_mask"].shape, rows["null_text"].shape[-1]
-  length = shape[-1]
-  if length is None or width is None:
-    raise ValueError(f"text needs static shapes: got {length} tokens of width {width}")
-  size = packed_text.token_bytes(width)
-  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=length * size)
-  return tf.reshape(padded, (*shape, size))
+def _padded_text(rows: Mapping[str, tf.Tensor], *, token_bytes: int) -> tf.Tensor:
+  """uint8 [..., s, L, P] from strings [..., s] of packed tokens; L is that of the mask."""
+  shape = rows["text_mask"].shape
+  if shape[-1] is None:
+    raise ValueError(f"text needs a static number of tokens: got a mask of shape {shape}")
+  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=shape[-1] * token_bytes)
+  return tf.reshape(padded, (*shape, token_bytes))
 
 
 class DenoiserFeatureConverter(_RowConverter):
@@ -93,14 +92,14 @@ class DenoiserFeatureConverter(_RowConverter):
   def __init__(
     self,
     *,
-    text: bool = True,
+    text_dim: int = 0,
     label: bool = False,
     low_resolution: bool = False,
     pack: bool = False,
     **kwargs,
   ):
     features = batch_spec.latents_features(
-      text=text, label=label, has_low_resolution=low_resolution
+      text=text_dim > 0, text_dim=text_dim, label=label, has_low_resolution=low_resolution
     )
     super().__init__(features, pack=pack, **kwargs)
 

@@ -64,6 +64,30 @@ class Provenance:
       }
     )
 
+  def statistics(self, fields: Mapping[str, str], *, task: str) -> dict[str, LatentStatistics]:
+    """Feature of latents -> statistics of its field.
+
+    Args:
+      fields: feature -> field of the records.
+      task: name of the cache in errors.
+
+    Raises:
+      ProvenanceMismatch: if the cache has no such field, or a channel is constant.
+    """
+    for field in fields.values():
+      if field not in self.latents:
+        raise ProvenanceMismatch(
+          f"the cache of {task!r} has latents {sorted(self.latents)}, not {field!r}: set the task's `latents` to one "
+          "of them, or preprocess with that resolution"
+        )
+      std = list(self.latents[field].std)
+      if min(std) <= 0:
+        raise ProvenanceMismatch(
+          f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({std}), which cannot be normalized: "
+          "the tokenizer does not use that channel; train it longer or with fewer channels"
+        )
+    return {name: self.latents[field] for name, field in fields.items()}
+
   @classmethod
   def from_json(cls, text: str, *, name: str = FILE_NAME) -> "Provenance":
     """Parses and checks the contents of the file.

@@ -4,14 +4,10 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import cast
 
-import ml_dtypes
-import numpy as np
 import seqio
 import tensorflow as tf
 
 from data import cached_tasks, deny_list, schema
-from data.provenance import LatentStatistics, Provenance
-from walt_t5x.files.mismatch import ProvenanceMismatch
 
 # Number of video records that are parsed together.
 BLOCK = 16
@@ -38,26 +34,6 @@ class RowFormat:
   deny_list: str | None = None
 
 
-def _statistics(field: str, provenance: Provenance, task: str) -> LatentStatistics:
-  """Statistics of one field.
-
-  Raises:
-    ProvenanceMismatch: if the cache has no such field, or a channel is constant.
-  """
-  if field not in provenance.latents:
-    raise ProvenanceMismatch(
-      f"the cache of {task!r} has latents {sorted(provenance.latents)}, not {field!r}: set the task's `latents` to one "
-      "of them, or preprocess with that resolution"
-    )
-  statistics = provenance.latents[field]
-  if min(statistics.std) <= 0:
-    raise ProvenanceMismatch(
-      f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({list(statistics.std)}), which cannot be "
-      "normalized: the tokenizer does not use that channel; train it longer or with fewer channels"
-    )
-  return statistics
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
   """Parses records to examples in blocks.
@@ -69,38 +45,27 @@ class Rows:
 
   Attributes:
     task: name of the cached task.
-    latents: latents field of the records.
-    low_resolution: low-resolution latents field, or None.
+    fields: feature of latents ("latents", "low_resolution") -> field of the records.
     row: contents of an example.
     frames: number of images that an example stacks; None for one video per example.
   """
 
   task: str
-  latents: str
-  low_resolution: str | None
+  fields: Mapping[str, str]
   row: RowFormat
   frames: int | None = None
 
   def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     row, provenance = self.row, cached_tasks.handle(self.task).provenance()
-    fields = {"latents": self.latents, "low_resolution": self.low_resolution}
-    fields = {name: field for name, field in fields.items() if field}
-    statistics = {name: _statistics(field, provenance, self.task) for name, field in fields.items()}
-    constants = {
-      f"{name}_moments": _moments(found, normalize=row.normalize_latents)
-      for name, found in statistics.items()
-    }
-    constants["is_image"] = np.array(self.frames is not None)
-    if row.text_length:
-      constants["null_text"] = provenance.null_embedding.astype(ml_dtypes.bfloat16)
-    read = [*fields.values(), *(("label",) if row.label else ())]
+    statistics = provenance.statistics(self.fields, task=self.task)
+    read = [*self.fields.values(), *(("label",) if row.label else ())]
     read += ["caption_weights", "caption_lengths", "text_embedding"] if row.text_length else []
 
     def examples(records: tf.Tensor, seed: tf.Tensor | None) -> dict[str, tf.Tensor]:
       """Features [n, ...] of n records, each one video or image (t = 1) with a caption sampled by weight."""
       parsed = schema.parse_records(records, read)
       result = {}
-      for name, field in fields.items():
+      for name, field in self.fields.items():
         shape = (*schema.latents_shape(field), statistics[name].channels)
         result[name] = schema.parse_latents(parsed, field, shape)
       if row.text_length:
@@ -114,13 +79,11 @@ class Rows:
         result["label"] = tf.cast(parsed["label"], tf.int32)
       return result
 
-    def rows(
-      records: tf.Tensor, seed: tf.Tensor | None = None
-    ) -> Mapping[str, tf.Tensor | np.ndarray]:
+    def rows(records: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
       found = examples(records, seed)
       if self.frames is not None:
-        return _image_stack(found, frames=self.frames) | constants
-      return _video_rows(found, slots=row.text_slots, constants=constants)
+        return _image_stack(found, frames=self.frames)
+      return _video_rows(found, slots=row.text_slots)
 
     denied = deny_list.read(row.deny_list) if row.deny_list else []
     dataset = deny_list.without(dataset, denied) if denied else dataset
@@ -137,21 +100,10 @@ class Rows:
     return dataset.unbatch() if self.frames is None else dataset
 
 
-def _moments(statistics: LatentStatistics, *, normalize: bool) -> np.ndarray:
-  """Mean and standard deviation [2, c] for normalization in the model; 0 and 1 without normalization."""
-  if normalize:
-    return np.array([statistics.mean, statistics.std], np.float32)
-  return np.array([[0.0], [1.0]], np.float32).repeat(statistics.channels, axis=1)
-
-
-def _video_rows(
-  examples: Mapping[str, tf.Tensor], *, slots: int, constants: Mapping[str, np.ndarray]
-) -> dict[str, tf.Tensor]:
+def _video_rows(examples: Mapping[str, tf.Tensor], *, slots: int) -> dict[str, tf.Tensor]:
   """One video per example [n, ...]; its caption and label are in slot 0, the other slots are empty."""
   count = tf.shape(examples["latents"])[0]
-  result = dict(examples)
-  for name, value in constants.items():
-    result[name] = tf.broadcast_to(value, [count, *value.shape])
+  result = dict(examples) | {"is_image": tf.fill([count], False)}
   for name, empty in (("text", ""), ("text_mask", False), ("label", schema.NO_LABEL)):
     if name in examples:
       slot = examples[name][:, None]
@@ -168,6 +120,7 @@ def _image_stack(examples: Mapping[str, tf.Tensor], *, frames: int) -> dict[str,
     name: examples[name][:, 0] if name in ("latents", "low_resolution") else examples[name]
     for name in examples
   }
-  return {
+  result = {
     name: tf.ensure_shape(value, (frames, *value.shape[1:])) for name, value in result.items()
   }
+  return result | {"is_image": tf.constant(True)}

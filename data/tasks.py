@@ -43,11 +43,12 @@ def video_task(
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.latent_frechet`.
   """
   name = f"{task}_videos"
-  rows = Rows(task=name, latents=latents, low_resolution=low_resolution, row=row)
+  fields = {"latents": latents} | ({"low_resolution": low_resolution} if low_resolution else {})
   return cached_task(
     name,
-    [rows],
+    [Rows(task=name, fields=fields, row=row)],
     _features(latents, low_resolution, row),
+    fields=fields,
     shuffle_buffer_size=shuffle_buffer_size,
     normalized=row.normalize_latents,
     metric_fns=metric_fns,
@@ -81,21 +82,16 @@ def image_task(
     raise ValueError(
       f"image_task: got RowFormat.text_slots={row.text_slots} for stacks of {frames} images; set it to {frames}"
     )
-
-  def of_image(field: str) -> str:
-    return schema.latents_field(1, *schema.latents_shape(field)[1:])
-
-  rows = Rows(
-    task=name,
-    latents=of_image(latents),
-    low_resolution=low_resolution and of_image(low_resolution),
-    row=row,
-    frames=frames,
-  )
+  fields = {"latents": latents} | ({"low_resolution": low_resolution} if low_resolution else {})
+  fields = {
+    feature: schema.latents_field(1, *schema.latents_shape(field)[1:])
+    for feature, field in fields.items()
+  }
   return cached_task(
     name,
-    [rows],
+    [Rows(task=name, fields=fields, row=row, frames=frames)],
     _features(latents, low_resolution, row),
+    fields=fields,
     shuffle_buffer_size=shuffle_buffer_size,
     normalized=row.normalize_latents,
     kind="image",

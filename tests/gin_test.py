@@ -11,7 +11,7 @@ import gin
 from data import batch_spec
 from walt_t5x import engine
 from walt_t5x.config import gin_config
-from walt_t5x.models.input_shapes import input_shapes
+from walt_t5x.models.input_shapes import input_shapes, without_data
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHED = sorted(
@@ -82,7 +82,9 @@ _TRACED = {}
 
 def _loss_shape(model, field, low_resolution=None):
   """Files share models: each is traced once, identified by all its fields except the optimizer."""
-  fields = {name: value for name, value in vars(model).items() if name != "optimizer_def"}
+  fields = {
+    name: value for name, value in vars(model).items() if name not in ("optimizer_def", "corpus")
+  }
   key = repr((type(model), fields, field, low_resolution))
   if " at 0x" in key or key not in _TRACED:
     _TRACED[key] = _traced_loss_shape(model, field, low_resolution)
@@ -90,6 +92,7 @@ def _loss_shape(model, field, low_resolution=None):
 
 
 def _traced_loss_shape(model, field, low_resolution):
+  model = without_data(model)
   batch = input_shapes(model, rows=2, field=field, low_resolution=low_resolution, text_length=4)
   shapes = {name: spec.shape for name, spec in batch.items()}
   types = {name: spec.dtype for name, spec in batch.items()}

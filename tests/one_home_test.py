@@ -19,7 +19,7 @@ HOMES = {
   "peaks of chips": (r"\b459e12\b", "walt_t5x/engine/chips.py"),
   "opening a video": (r"\bav\.open\([^()]*options", "walt_t5x/media/reading.py"),
   "opening a picture": (r"\bImage\.open\(", "walt_t5x/media/pictures.py"),
-  "features of the batch": (r"\"latents_moments\":", "data/batch_spec.py"),
+  "features of the batch": (r"\"text_mask\"\] = Feature", "data/batch_spec.py"),
 }  # fmt: skip
 # Networks with public weights keep the names of their papers, and the surrogate's trainer that of flax.
 SHARED = {"Dense", "RelativePositionBias", "Trainer"}

@@ -11,6 +11,7 @@ from data.feature_converters import DenoiserFeatureConverter
 from tests.data.tasks_test import (
   LENGTH,
   ROW,
+  WIDTH,
   _cache_dirs,
   _provenance,
   _record,
@@ -168,7 +169,7 @@ def test_a_saved_position_resumes_with_the_same_examples(tmp_path):
       trim_output_features=False,
     )
     lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
-    ds = DenoiserFeatureConverter().batches(ds, lengths, batch_size=4)
+    ds = DenoiserFeatureConverter(text_dim=WIDTH).batches(ds, lengths, batch_size=4)
     undisturbed = iter(ds)
     for _ in range(9):
       next(undisturbed)

@@ -112,16 +112,21 @@ def _model_rows(task, **kwargs):
   ds = task.get_dataset(**(options | kwargs))
   lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
   converter = DenoiserFeatureConverter(
-    text="text" in lengths, label="label" in lengths, low_resolution="low_resolution" in lengths
+    text_dim=WIDTH if "text" in lengths else 0,
+    label="label" in lengths,
+    low_resolution="low_resolution" in lengths,
   )
   (batch,) = converter(ds, lengths).batch(1000).as_numpy_iterator()
-  batch = {name: np.asarray(value) for name, value in unpack_and_normalize(batch).items()}
+  batch = unpack_and_normalize(batch, task.walt_constants.moments)
+  batch = {name: np.asarray(value) for name, value in batch.items()}
   return [{name: value[i] for name, value in batch.items()} for i in range(len(batch["latents"]))]
 
 
 def test_a_video_row_is_the_record_normalized_with_its_caption_in_slot_0(cache):
   row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
-  rows = _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format))
+  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format)
+  np.testing.assert_allclose(task.walt_constants.null_text, 0.5)
+  rows = _model_rows(task)
   assert len(rows) == 40
   by_label = {int(row["label"][0]): row for row in rows}
   for index, row in by_label.items():
@@ -135,7 +140,6 @@ def test_a_video_row_is_the_record_normalized_with_its_caption_in_slot_0(cache):
     np.testing.assert_allclose(row["text"][0, :tokens].astype(np.float32), index + 1.0, rtol=0.01)
     assert not row["text"][0, tokens:].any() and not row["text"][1:].any()
     assert list(row["label"]) == [index, -1, -1] and not row["is_image"]
-    np.testing.assert_allclose(row["null_text"].astype(np.float32), 0.5)
 
 
 def test_latents_come_out_with_mean_0_and_deviation_1(cache):
@@ -185,7 +189,7 @@ def test_converter_lengths_and_initial_shapes_are_those_of_the_examples(cache, i
   options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
   options |= {"trim_output_features": False, "try_in_mem_cache": False}
   dataset = task.get_dataset(sequence_length=lengths, **options)
-  converter = DenoiserFeatureConverter(text=True, label=True, low_resolution=True)
+  converter = DenoiserFeatureConverter(text_dim=WIDTH, label=True, low_resolution=True)
   batches = converter(dataset, lengths).batch(2, drop_remainder=True)
   module = WaltDenoiser(
     latent_channels=CHANNELS, text_dim=WIDTH, num_classes=5, low_resolution_scale=2, num_layers=2
@@ -249,6 +253,25 @@ def test_a_mixture_keeps_its_rates_and_its_common_provenance(cache):
   }
 
 
+def test_a_mixture_has_the_constants_of_its_videos_and_says_where_those_of_its_images_differ(
+  cache, caplog
+):
+  mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
+  np.testing.assert_array_equal(
+    mixture.walt_constants.moments["latents"], np.array([MEAN, STD], np.float32)
+  )
+  assert not caplog.records
+  file = cache / "toy_images" / provenance.FILE_NAME
+  kept = provenance.read_provenance(str(file.parent))
+  other = provenance.LatentStatistics(channels=CHANNELS, mean=[9.0, 9.0], std=STD)
+  latents = {field: other for field in kept.latents}
+  file.write_text(dataclasses.replace(kept, latents=latents).to_json())
+  np.testing.assert_array_equal(
+    mixture.walt_constants.moments["latents"], np.array([MEAN, STD], np.float32)
+  )
+  assert "mean and standard deviation of latents differ" in caplog.text and "9.0" in caplog.text
+
+
 def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):
   file = cache / "toy_images" / provenance.FILE_NAME
   file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
@@ -294,9 +317,7 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
     task="toy", latents="latents/3x4x4", low_resolution="latents/3x8x8", row=row
   )
   (first, *rest) = _rows(task)
-  assert set(first) == {
-    *("latents", "latents_moments", "low_resolution", "low_resolution_moments", "label", "is_image")
-  }
+  assert set(first) == {"latents", "low_resolution", "label", "is_image"}
   assert sorted(int(r["label"][0]) for r in (first, *rest)) == list(range(40))
 
 
@@ -311,10 +332,7 @@ def test_errors_name_the_available_fields(cache):
 
 def test_converters_deliver_what_the_model_reads_and_reject_packing(cache):
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
-  lengths = {
-    **{"latents": 3, "latents_moments": 2, "is_image": 1},
-    **{"text": 1, "text_mask": 1, "null_text": 1},
-  }
+  lengths = {"latents": 3, "is_image": 1, "text": 1, "text_mask": 1}
   ds = task.get_dataset(
     sequence_length=None,
     split="train",
@@ -322,14 +340,14 @@ def test_converters_deliver_what_the_model_reads_and_reject_packing(cache):
     trim_output_features=False,
     try_in_mem_cache=False,
   )
-  converted = DenoiserFeatureConverter()(ds, lengths)
+  converted = DenoiserFeatureConverter(text_dim=WIDTH)(ds, lengths)
   assert set(next(converted.as_numpy_iterator())) == set(lengths)
   with pytest.raises(ValueError, match="pack"):
     DenoiserFeatureConverter(pack=True)
   with pytest.raises(
     ValueError, match=r"'text': examples have length 1, task_feature_lengths has 3"
   ):
-    DenoiserFeatureConverter()(ds, lengths | {"text": 3})
+    DenoiserFeatureConverter(text_dim=WIDTH)(ds, lengths | {"text": 3})
 
 
 def test_a_pixel_task_gives_the_frames(tmp_path):
@@ -367,7 +385,7 @@ def test_batches_equal_the_examples_that_the_converter_gives_one_by_one(cache):
     split="train", use_cached=True, shuffle=False, seed=3, try_in_mem_cache=False
   )
   lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
-  converter = DenoiserFeatureConverter()
+  converter = DenoiserFeatureConverter(text_dim=WIDTH)
   rows = list(converter(ds, lengths).as_numpy_iterator())
   batches = list(converter.batches(ds, lengths, batch_size=12).as_numpy_iterator())
   assert len(batches) == 3

@@ -22,7 +22,7 @@ from walt_t5x.engine import optimizers
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
 from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.models.input_shapes import input_shapes
+from walt_t5x.models.input_shapes import input_shapes, without_data
 from walt_t5x.models.vae_model import VaeModel
 from walt_t5x.sharding import partitioning
 from walt_t5x.vae.autoencoder import CausalVae
@@ -97,12 +97,6 @@ def _partitioner(devices: int, size: int, rules: dict) -> engine.PjitPartitioner
 def _batch(shapes: dict) -> dict:
   rng = np.random.default_rng(0)
   batch = {name: rng.normal(size=s.shape).astype(s.dtype) for name, s in shapes.items()}
-  for name in batch:
-    if name.endswith("_moments"):
-      batch[name] = np.stack(
-        [np.zeros(shapes[name].shape[::2]), np.ones(shapes[name].shape[::2])], 1
-      )
-      batch[name] = batch[name].astype(np.float32)
   if "video" in batch:
     return {"video": rng.integers(0, 256, shapes["video"].shape, np.uint8)}
   size = shapes["text"].shape[:-1]
@@ -117,7 +111,7 @@ def _batch(shapes: dict) -> dict:
 def stepped(stage: str, devices: int):
   """(collectives of the compiled step, change of the state in one step, the optimizer's state, metrics)."""
   make, rows, (size, rules) = STAGES[stage]
-  model = make()
+  model = without_data(make())
   made = _partitioner(devices, size if devices > 1 else 1, rules)
   shapes = input_shapes(model, rows=ROWS, **rows)
   initializer = StateInitializer(model, input_spec=shapes, partitioner=made)

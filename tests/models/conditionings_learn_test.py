@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+from data.corpus import CorpusConstants
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.models.denoiser_model import DenoiserModel
@@ -47,6 +48,7 @@ def _model(kind):
       **module,
     ),
     optimizer_def=None,
+    corpus=lambda: CorpusConstants(null_text=np.zeros((1, 8), np.float32)),
     drop_probability=0.0 if kind == "frames" else 0.1,
     sampling_low_resolution_noise=0.0,
     sampler=SamplerConfig(num_steps=10, guidance=None),
@@ -79,7 +81,6 @@ def _batch(kind, rng, which=None):
     text[..., 0, :4] = 3 * np.eye(4)[labels]
     batch["text"] = text
     batch["text_mask"] = np.broadcast_to(np.array([True, False, False]), (ROWS, slots, 3))
-    batch["null_text"] = np.zeros((ROWS, 1, 8), np.float32)
   if kind == "low resolution":
     pooled = batch["latents"].reshape(ROWS, 3, 2, 2, 2, 2, 2).mean((3, 5))
     batch["low_resolution"] = pooled.astype(np.float32)

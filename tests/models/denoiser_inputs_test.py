@@ -1,22 +1,30 @@
-"""Completing a batch uses each feature's moments and is idempotent."""
+"""Normalization uses each feature's moments, is idempotent, and is not left out silently."""
 
+import ml_dtypes
 import numpy as np
+import pytest
 
 from walt_t5x.models.denoiser_inputs import unpack_and_normalize
 
 
-def test_latents_use_their_own_moments_and_finishing_is_idempotent():
+def test_latents_use_their_own_moments_and_normalizing_is_idempotent():
   random = np.random.default_rng(0)
-  batch = {}
+  batch, moments = {}, {}
   for name, size in (("latents", 4), ("low_resolution", 2)):
-    batch[name] = random.normal(size=(2, 3, size, size, 5)).astype(np.float32)
-    batch[f"{name}_moments"] = random.uniform(0.5, 2, (2, 2, 5)).astype(np.float32)
-  once = unpack_and_normalize(batch)
+    batch[name] = random.normal(size=(2, 3, size, size, 5)).astype(ml_dtypes.bfloat16)
+    moments[name] = random.uniform(0.5, 2, (2, 5)).astype(np.float32)
+  once = unpack_and_normalize(batch, moments)
   assert set(once) == {"latents", "low_resolution"}
   for name, values in once.items():
-    for row in range(2):
-      mean, std = batch[f"{name}_moments"][row]
-      np.testing.assert_allclose(values[row], (batch[name][row] - mean) / std, rtol=1e-5, atol=1e-6)
-  twice = unpack_and_normalize(once)
+    mean, std = moments[name]
+    expected = (batch[name].astype(np.float32) - mean) / std
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+  twice = unpack_and_normalize(once, moments)
   for name, values in once.items():
     np.testing.assert_array_equal(twice[name], values)
+
+
+def test_latents_of_a_cache_are_not_used_without_their_statistics():
+  batch = {"latents": np.zeros((1, 3, 2, 2, 5), ml_dtypes.bfloat16)}
+  with pytest.raises(ValueError, match=r"latents: .* bind DenoiserModel\.corpus"):
+    unpack_and_normalize(batch, {})

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data.corpus import CorpusConstants
 from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.files.mismatch import ProvenanceMismatch
 from walt_t5x.models import denoiser_inputs
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
 TINY = tiny_denoiser.FIELDS | {"text_dim": 6}
+CORPUS = CorpusConstants(null_text=np.full((1, 6), 0.3, np.float32))
 
 
 def _batch(rows=4, seed=0, images=True):
@@ -26,13 +29,13 @@ def _batch(rows=4, seed=0, images=True):
     "is_image": jnp.asarray(np.arange(rows) % 2 == 1) if images else jnp.zeros(rows, bool),
     "text": jnp.asarray(rng.normal(size=(rows, 3, 5, 6)), jnp.float32),
     "text_mask": jnp.ones((rows, 3, 5), bool),
-    "null_text": jnp.full((rows, 1, 6), 0.3),
   }
 
 
 def _model(**changes):
   fields = {k: changes.pop(k) for k in list(changes) if k in WaltDenoiser.__dataclass_fields__}
-  return DenoiserModel(module=WaltDenoiser(**(TINY | fields)), optimizer_def=None, **changes)
+  module = WaltDenoiser(**(TINY | fields))
+  return DenoiserModel(module=module, optimizer_def=None, corpus=lambda: CORPUS, **changes)
 
 
 @functools.cache
@@ -128,7 +131,7 @@ def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
   dropped = denoiser_inputs.drop(
     full,
     jnp.array([[True, False, False], [False, False, True]]),
-    null_text=batch["null_text"],
+    null_text=CORPUS.null_text,
   )
   np.testing.assert_array_equal(dropped.labels, [[-1, 2, 3], [4, 5, -1]])
   np.testing.assert_array_equal(dropped.frame_mask, [[0, 0, 0], [1, 1, 1]])
@@ -176,12 +179,18 @@ def test_guidance_of_one_samples_the_conditional_model():
   def sample(guidance):
     sampler = SamplerConfig(num_steps=4, guidance=guidance)
     run = jax.jit(
-      lambda p: _model().sample(
-        p, noise, conditioning, null_text=batch["null_text"], sampler=sampler
-      )
+      lambda p: _model().sample(p, noise, conditioning, null_text=CORPUS.null_text, sampler=sampler)
     )
     return run(_params())
 
   plain = sample(None)
   np.testing.assert_allclose(sample(ConstantGuidance(1.0)), plain, atol=1e-4)
   assert np.abs(sample(ConstantGuidance(3.0)) - plain).max() > 1e-2
+
+
+def test_a_corpus_of_another_text_encoder_is_rejected():
+  corpus = CorpusConstants(null_text=np.zeros((1, 7), np.float32))
+  module = WaltDenoiser(**TINY)
+  model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
+  with pytest.raises(ProvenanceMismatch, match=r"width 7, expected the denoiser's text_dim=6"):
+    model.loss_fn(_params(), _batch(), jax.random.key(0))

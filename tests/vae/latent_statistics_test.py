@@ -96,7 +96,7 @@ def test_the_denoisers_inputs_have_mean_0_and_deviation_1(cache):
       try_in_mem_cache=False,
     )
     rows = [
-      np.asarray(normalized(row["latents"], row["latents_moments"]))
+      np.asarray(normalized(row["latents"], task.walt_constants.moments["latents"]))
       for row in dataset.as_numpy_iterator()
     ]
     found.append(np.concatenate(rows).reshape(-1, CHANNELS))

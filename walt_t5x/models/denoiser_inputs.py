@@ -16,25 +16,28 @@ from data import batch_spec, packed_text
 from walt_t5x.denoiser.transformer import Conditioning
 from walt_t5x.types import Batch
 
-_LATENTS = ("latents", "low_resolution")
 
+def unpack_and_normalize(batch: Mapping[str, Array], moments: Mapping[str, np.ndarray]) -> Batch:
+  """Normalizes latents as the cache has them, bfloat16, and unpacks text stored as bytes.
 
-def unpack_and_normalize(batch: Mapping[str, Array]) -> Batch:
-  """Normalizes the latents that come with `<name>_moments` and unpacks text stored as bytes.
-
-  A feature that is already complete (latents without moments, text as floats) is returned unchanged, so the function is
-  idempotent.
+  Latents in float32 are normalized and text as floats is unpacked already: the function is idempotent.
 
   Args:
-    batch: a batch of `DenoiserFeatureConverter`, or one made by hand. Moments are [B, 2, c], or [2, c] for an example.
+    batch: a batch of `DenoiserFeatureConverter`, or one made by hand.
+    moments: of `data.corpus.CorpusConstants`.
+
+  Raises:
+    ValueError: the batch has latents that are not normalized, and moments lack them.
   """
-  result: dict[str, Array | np.ndarray] = {
-    name: value for name, value in batch.items() if not name.endswith("_moments")
-  }
-  for name in _LATENTS:
-    moments = batch.get(f"{name}_moments")
-    if moments is not None:
-      result[name] = normalized(batch[name], moments)
+  result = dict(batch)
+  for name in ("latents", "low_resolution"):
+    if name in batch and batch[name].dtype == jnp.bfloat16:
+      if name not in moments:
+        raise ValueError(
+          f"{name}: got bfloat16 latents as the cache has them and no statistics to normalize them; bind "
+          "DenoiserModel.corpus = @corpus.constants_of() (gin/runs/train.gin), or give normalized float32 latents"
+        )
+      result[name] = normalized(batch[name], moments[name])
   text = batch.get("text")
   if text is not None and text.dtype == jnp.uint8:
     result["text"] = unpacked_text(text)
@@ -42,12 +45,10 @@ def unpack_and_normalize(batch: Mapping[str, Array]) -> Batch:
 
 
 def normalized(
-  latents: Float[Array | np.ndarray, "*rows t h w c"],
-  moments: Float[Array | np.ndarray, "*rows 2 c"],
+  latents: Float[Array | np.ndarray, "*rows t h w c"], moments: Float[Array | np.ndarray, "2 c"]
 ) -> Float[Array | np.ndarray, "*rows t h w c"]:
   """(latents - mean) / std per channel, float32."""
-  mean, std = moments[..., :1, :][..., None, None, :], moments[..., 1:, :][..., None, None, :]
-  return (latents.astype(jnp.float32) - mean) / std
+  return (latents.astype(jnp.float32) - moments[0]) / moments[1]
 
 
 def unpacked_text(packed: UInt8[Array, "*slots L P"]) -> Float[Array, "*slots L E"]:
@@ -78,25 +79,30 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
   return Conditioning(**given)
 
 
-def null_text_like(null_text: Array, text: Array) -> tuple[Array, Array]:
+def null_text_like(null_text: Array | np.ndarray, text: Array) -> tuple[Array, Array]:
   """The null caption padded to the text's slots: ([B, s, L, E], mask [B, s, L]).
 
   Args:
-    null_text: the encoder's output for the empty caption, [B, n, E] with n <= L.
+    null_text: the encoder's output for the empty caption, [n, E] or [B, n, E] with n <= L.
     text: [B, s, L, E].
   """
   batch, slots, length, width = text.shape
-  padding = ((0, 0), (0, length - null_text.shape[1]), (0, 0))
+  count = null_text.shape[-2]
+  padding = [(0, 0)] * null_text.ndim
+  padding[-2] = (0, length - count)
   padded = jnp.pad(null_text.astype(text.dtype), padding)
-  mask = jnp.arange(length) < null_text.shape[1]
+  mask = jnp.arange(length) < count
   return (
-    jnp.broadcast_to(padded[:, None], (batch, slots, length, width)),
+    jnp.broadcast_to(padded[..., None, :, :], (batch, slots, length, width)),
     jnp.broadcast_to(mask, (batch, slots, length)),
   )
 
 
 def drop(
-  conditioning: Conditioning, dropped: Bool[Array, "B s"], *, null_text: Array | None = None
+  conditioning: Conditioning,
+  dropped: Bool[Array, "B s"],
+  *,
+  null_text: Array | np.ndarray | None = None,
 ) -> Conditioning:
   """Replaces the condition if `dropped` is set: null text, class -1, no past frames (classifier-free guidance).
 
@@ -104,7 +110,7 @@ def drop(
     conditioning: the conditioning.
     dropped: per example ([B, 1]) or per slot ([B, t]: each image of a stack separately). Past frames belong to
       slot 0.
-    null_text: [B, n, E]; required if there is text.
+    null_text: [n, E] or [B, n, E]; required if there is text.
 
   Raises:
     ValueError: text is to be dropped without a null text.
@@ -113,8 +119,8 @@ def drop(
   if conditioning.text is not None:
     if null_text is None:
       raise ValueError(
-        "dropping the text requires the null caption's embedding: got a batch without 'null_text'; "
-        "use tasks of data.tasks, which read it from the cache's provenance.json"
+        "dropping the text requires the null caption's embedding: got no null_text; bind DenoiserModel.corpus = "
+        "@corpus.constants_of()_of() (gin/runs/train.gin), which reads it from the cache's provenance.json"
       )
     assert conditioning.text_mask is not None, "text comes with its mask"
     text, mask = null_text_like(null_text, conditioning.text)

@@ -1,20 +1,23 @@
 """The denoiser as a trainable model: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import clu.metrics
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from data.corpus import CorpusConstants
 from data.feature_converters import DenoiserFeatureConverter
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
+from walt_t5x.files.mismatch import ProvenanceMismatch
 from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
@@ -42,6 +45,7 @@ class DenoiserModel(engine.BaseModel):
     rows: str = "mixed",
     continuous_time: bool = False,
     sampler: SamplerConfig | None = None,
+    corpus: Callable[[], CorpusConstants] | None = None,
   ):
     """Keeps the network and the settings of its training.
 
@@ -62,6 +66,8 @@ class DenoiserModel(engine.BaseModel):
         the compiled step then need not distinguish.
       continuous_time: draw a real t in (0, num_steps] instead of an integer step.
       sampler: how `predict_batch` samples.
+      corpus: reads the constants of the training data at the first batch; not needed for batches that are normalized
+        and have no text to drop, nor to sample.
 
     Raises:
       ValueError: `rows` is unknown, or a count of frames is below 1.
@@ -85,6 +91,18 @@ class DenoiserModel(engine.BaseModel):
     self.max_low_resolution_noise = max_low_resolution_noise
     self.sampling_low_resolution_noise = sampling_low_resolution_noise
     self.sampler = sampler or SamplerConfig()
+    self.corpus = corpus
+
+  def _constants(self) -> CorpusConstants:
+    """Constants of the training data, checked against the network."""
+    found = self.corpus() if self.corpus is not None else CorpusConstants()
+    width = self.module.text_dim
+    if width and found.null_text is not None and found.null_text.shape[-1] != width:
+      raise ProvenanceMismatch(
+        f"text embeddings of the cache have width {found.null_text.shape[-1]}, expected the denoiser's "
+        f"text_dim={width}; train on a cache of that text encoder, or set WaltDenoiser.text_dim"
+      )
+    return found
 
   @property
   def FEATURE_CONVERTER_CLS(self):
@@ -92,7 +110,7 @@ class DenoiserModel(engine.BaseModel):
 
     def make(**kwargs) -> DenoiserFeatureConverter:
       return DenoiserFeatureConverter(
-        text=self.module.text_dim > 0,
+        text_dim=self.module.text_dim,
         label=self.module.num_classes > 0,
         low_resolution=self.module.low_resolution_scale > 0,
         **kwargs,
@@ -108,9 +126,11 @@ class DenoiserModel(engine.BaseModel):
   ):
     """Initializes parameters and their logical axes from the shapes of a batch."""
     types = input_types or {}
-    batch = unpack_and_normalize(
-      {name: jnp.zeros(shape, types.get(name, jnp.float32)) for name, shape in input_shapes.items()}
-    )
+    batch = {n: jnp.zeros(shape, types.get(n, jnp.float32)) for n, shape in input_shapes.items()}
+    for name in ("latents", "low_resolution"):
+      if name in batch:
+        batch[name] = batch[name].astype(jnp.float32)
+    batch = unpack_and_normalize(batch, {})
     rows = batch["latents"].shape[0]
     conditioning = self.low_resolution_noised(
       self.conditioning(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
@@ -172,7 +192,9 @@ class DenoiserModel(engine.BaseModel):
       frame_mask=(jnp.arange(frames) < count[:, None]).astype(jnp.float32),
     )
 
-  def _training_conditioning(self, batch: Batch, latents: Array, rng: Array) -> Conditioning:
+  def _training_conditioning(
+    self, batch: Batch, latents: Array, rng: Array, *, null_text: np.ndarray | None
+  ) -> Conditioning:
     rngs = jax.random.split(rng, 4)
     rows = latents.shape[0]
     time = self.max_low_resolution_noise * jax.random.uniform(rngs[0], (rows,))
@@ -181,7 +203,7 @@ class DenoiserModel(engine.BaseModel):
     conditioning = self._with_past_frames(conditioning, rngs[2], latents)
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
     dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
-    return drop(conditioning, dropped, null_text=batch.get("null_text"))
+    return drop(conditioning, dropped, null_text=null_text)
 
   def _draw_steps(self, rng: Array, rows: int) -> Array:
     """Diffusion times of a batch, uniform over 1 .. K, or over (0, K] in continuous time."""
@@ -199,7 +221,8 @@ class DenoiserModel(engine.BaseModel):
       batch: the features of `DenoiserFeatureConverter`, or the output of `unpack_and_normalize` for them.
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """
-    batch = unpack_and_normalize(batch)
+    constants = self._constants()
+    batch = unpack_and_normalize(batch, constants.moments)
     rng = jax.random.key(0) if dropout_rng is None else dropout_rng
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
@@ -208,7 +231,9 @@ class DenoiserModel(engine.BaseModel):
     gamma = self.schedule.gamma(steps)
     noise = jax.random.normal(rng_noise, latents.shape)
     x_t = add_noise(latents, noise, gamma)
-    conditioning = self._training_conditioning(batch, latents, rng_condition)
+    conditioning = self._training_conditioning(
+      batch, latents, rng_condition, null_text=constants.null_text
+    )
 
     def predict(self_condition: Array | None) -> Array:
       output = self.module.apply({"params": params}, x_t, steps, self_condition, conditioning)
@@ -260,14 +285,15 @@ class DenoiserModel(engine.BaseModel):
     self, params: Params, batch: Batch, rng: Array | None = None, **unused
   ) -> tuple[Array, dict[str, Array]]:
     """Samples normalized latents [B, t, h, w, c] for the batch's conditions."""
-    batch = unpack_and_normalize(batch)
+    constants = self._constants()
+    batch = unpack_and_normalize(batch, constants.moments)
     rng_noise, rng_low = jax.random.split(jax.random.key(0) if rng is None else rng)
     shape = batch["latents"].shape
     noise = jax.random.normal(rng_noise, shape)
     time = jnp.full((shape[0],), self.sampling_low_resolution_noise)
     low_noise = jax.random.normal(rng_low, shape)
     conditioning = self.low_resolution_noised(self.conditioning(batch), low_noise, time=time)
-    return self.sample(params, noise, conditioning, null_text=batch.get("null_text")), {}
+    return self.sample(params, noise, conditioning, null_text=constants.null_text), {}
 
   def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:
     """The samples of `predict_batch_with_aux`."""
@@ -279,7 +305,7 @@ class DenoiserModel(engine.BaseModel):
     noise: Array,
     conditioning: Conditioning,
     *,
-    null_text: Array | None = None,
+    null_text: Array | np.ndarray | None = None,
     sampler: SamplerConfig | None = None,
   ) -> Array:
     """Samples from standard normal `noise` [B, t, h, w, c]; the unconditional branch drops text, class and frames."""

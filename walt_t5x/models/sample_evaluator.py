@@ -14,6 +14,7 @@ import numpy as np
 import seqio
 from etils import epath
 
+from data.corpus import CorpusConstants
 from walt_t5x.engine.builtin.summaries import create_writer
 from walt_t5x.models.denoiser_inputs import normalized
 
@@ -59,6 +60,7 @@ class SampleEvaluator:
     self.eval_tasks = [t for t in seqio.get_subtasks(source) if eval_split in t.splits]
     self._log_dir = log_dir
     self._rows = {}
+    self._constants = {}
     self._metric_fns = {task.name: task.predict_metric_fns for task in self.eval_tasks}
     for task in self.eval_tasks:
       rows = task.get_dataset(
@@ -73,6 +75,7 @@ class SampleEvaluator:
       )
       rows = feature_converter(rows, task_feature_lengths=sequence_length).take(num_rows)
       self._rows[task.name] = _with_length(rows.cache())
+      self._constants[task.name] = getattr(task, "walt_constants", None)
 
   @property
   def model_feature_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,7 +106,8 @@ class SampleEvaluator:
       predictions = _in_order(predict_fn(rows.enumerate()))
       scores = _in_order(score_fn(rows.enumerate()))
       if compute_metrics:
-        target = np.stack([_target(row) for row in rows.as_numpy_iterator()])
+        constants = self._constants[name]
+        target = np.stack([_target(row, constants) for row in rows.as_numpy_iterator()])
         results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
         for metric in self._metric_fns[name]:
           # SeqIO also supports metrics that are not numbers; these are.
@@ -157,10 +161,10 @@ def _with_length(rows: Any) -> Any:
   return rows.apply(tf.data.experimental.assert_cardinality(sum(1 for _ in rows)))
 
 
-def _target(row: Mapping[str, np.ndarray]) -> np.ndarray:
+def _target(row: Mapping[str, np.ndarray], constants: CorpusConstants | None) -> np.ndarray:
   name = next(n for n in TARGETS if n in row)
-  if name == "latents":
-    return np.asarray(normalized(row[name], row["latents_moments"]))
+  if name == "latents" and constants is not None:
+    return np.asarray(normalized(row[name], constants.moments[name]))
   target = np.asarray(row[name], np.float32)
   return target / 255 if name == "video" else target
 

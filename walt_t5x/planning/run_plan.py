@@ -65,9 +65,10 @@ def plan_model(
 
   from data import schema
   from walt_t5x.engine.flops import count_flops_of
-  from walt_t5x.models.input_shapes import input_shapes, record_bytes
+  from walt_t5x.models.input_shapes import input_shapes, record_bytes, without_data
   from walt_t5x.models.vae_model import VaeModel
 
+  model = without_data(model)
   # A step's FLOPs are those of one example times the batch size; one example is traced.
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
@@ -157,11 +158,11 @@ class _Run:
   def report(self, model: Any, rows: int, *, topology: str, flops_per_row: float) -> Any:
     """The TPU compiler's report on a step with this batch size, with the files' mesh and rules."""
     from walt_t5x.config import gin_config
-    from walt_t5x.models.input_shapes import input_shapes
+    from walt_t5x.models.input_shapes import input_shapes, without_data
     from walt_t5x.planning import tpu_report
 
     return tpu_report.report(
-      model,
+      without_data(model),
       input_shapes(model, rows=rows, **self.rows),
       topology=topology,
       num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),

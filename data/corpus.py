@@ -1,0 +1,40 @@
+"""Constants of a corpus, the same for all its examples: the model holds them, and no example carries them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConstants:
+  """Constants of the data that a denoiser reads.
+
+  Attributes:
+    moments: feature of latents ("latents", "low_resolution") -> float32 [2, c], mean and standard deviation of each
+      channel over the corpus. Without normalization they are 0 and 1.
+    null_text: float32 [n, E], the encoded empty caption, for classifier-free drop; None without text.
+  """
+
+  moments: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  null_text: np.ndarray | None = None
+
+
+def constants_of(dataset: Any) -> Callable[[], CorpusConstants]:
+  """A function that reads the constants of a task or mixture from the provenance of its caches; nothing is read before.
+
+  Args:
+    dataset: a task or mixture of `data.tasks`, or its registered name.
+
+  The function raises FileNotFoundError if no cache directory contains the task, and ProvenanceMismatch if a field is
+  missing or cannot be normalized.
+  """
+
+  def read() -> CorpusConstants:
+    import seqio
+
+    found = seqio.get_mixture_or_task(dataset) if isinstance(dataset, str) else dataset
+    return found.walt_constants
+
+  return read

@@ -9,6 +9,8 @@ import time
 
 import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 
 from tests.engine import runs, toy
 from walt_t5x import engine
@@ -267,3 +269,21 @@ def test_data_that_cannot_be_resumed_is_reordered_once(complete, tmp_path):
   once, twice = moved(tmp_path / "once", 12), moved(tmp_path / "twice", 8, 12)
   assert once == twice
   assert once[:5] == first[:5] and not set(once[5:8]) & set(first[:3])
+
+
+def test_a_position_among_examples_with_other_features_is_reached_by_reading(complete, tmp_path):
+  """As saved by a version whose examples also carried constants: the same examples follow."""
+
+  def task(more):
+    return seqio.Task(
+      "engine_toy_mapped",
+      source=toy.TASK.source,
+      output_features=toy.FEATURES,
+      preprocessors=[lambda ds: ds.map(lambda row: row | {"y": 1.0 * row["y"]} | more)],
+    )
+
+  for stop, more in ((5, {"constant": tf.zeros(3)}), (10, {})):
+    runs.train(tmp_path, stop, train_dataset_cfg=runs.dataset(mixture_or_task_name=task(more)))
+  assert [line["ids"] for line in runs.lines(tmp_path)] == [
+    line["ids"] for line in runs.lines(complete[0])
+  ]

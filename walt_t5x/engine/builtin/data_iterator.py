@@ -1,7 +1,7 @@
 """Iterates over batches on the mesh; its position can be saved."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,15 +17,17 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
   continues with exactly the next example.
 
   Args:
-    dataset: batches of this host's examples, a flat dict of dense tensors.
+    make_dataset: builds the batches of this host's examples, a flat dict of dense tensors; always the same batches.
     sharding: sharding of the batch axis over the data axes.
     batch_size: size of the global batch.
   """
 
-  def __init__(self, dataset: Any, *, sharding: NamedSharding, batch_size: int):
+  def __init__(self, make_dataset: Callable[[], Any], *, sharding: NamedSharding, batch_size: int):
     import tensorflow as tf
 
-    spec = dataset.element_spec
+    self._make_dataset, self._position = make_dataset, 0
+    self._start()
+    spec = self._iterator.element_spec
     if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
       raise ValueError(f"training data: got {spec}, expected a flat dict of dense tensors.")
     unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
@@ -38,8 +40,6 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       for k, v in spec.items()
     }
     self._sharding = sharding
-    self._dataset = dataset
-    self._start()
     self._first: Mapping[str, jax.Array] | None = None
     self._warmup: threading.Thread | None = None
     self._warmup_error: BaseException | None = None
@@ -76,8 +76,13 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       )
     self._checkpoint.write(filename)
 
-  def restore(self, filename: str) -> bool:
-    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline."""
+  def restore(self, filename: str, *, position: int) -> bool:
+    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline.
+
+    Args:
+      filename: what `save` wrote.
+      position: number of batches before it.
+    """
     import tensorflow as tf
 
     try:
@@ -86,16 +91,33 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       logging.warning("The position %s does not fit this dataset: %s", filename, error.message)
       self._start()
       return False
+    self._position = position
     return True
 
   def _start(self) -> None:
     import tensorflow as tf
 
-    self._iterator = iter(self._dataset)
+    self._iterator = iter(self._make_dataset())
     self._checkpoint = tf.train.Checkpoint(ds=self._iterator)
 
+  def _next(self) -> Mapping[str, Any]:
+    import tensorflow as tf
+
+    try:
+      rows = next(self._iterator)
+    except tf.errors.InternalError as error:
+      # A restored shuffle buffer has examples with the features of the version that saved it.
+      logging.warning("The restored examples cannot be used: %s", error.message)
+      logging.warning("Reading the %d batches before them again.", self._position)
+      self._start()
+      for _ in range(self._position):
+        next(self._iterator)
+      rows = next(self._iterator)
+    self._position += 1
+    return rows
+
   def _read(self) -> Mapping[str, jax.Array]:
-    rows = next(self._iterator)
+    rows = self._next()
     return {
       k: jax.make_array_from_process_local_data(
         self._sharding, np.asarray(v), self.element_spec[k].shape

@@ -143,17 +143,24 @@ class Restorer:
 
 
 def restore_row_position(
-  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
+  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout, *, position: int
 ) -> bool:
-  """Continues with the next examples. Returns False on all hosts, with a warning, if their position is unknown."""
-  restored = _restore_own_position(checkpoint, iterator, layout)
+  """Continues with the next examples. Returns False on all hosts, with a warning, if their position is unknown.
+
+  Args:
+    checkpoint: the checkpoint that the run continues.
+    iterator: the data from its beginning, in the checkpoint's order.
+    layout: the data shard that this host reads.
+    position: number of batches before the checkpoint's.
+  """
+  restored = _restore_own_position(checkpoint, iterator, layout, position)
   if jax.process_count() > 1:
     restored = bool(np.all(multihost_utils.process_allgather(np.bool_(restored))))
   return restored
 
 
 def _restore_own_position(
-  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout
+  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout, position: int
 ) -> bool:
   file = row_position_file(checkpoint / "dataset", layout)
   if not (file.parent / f"{file.name}.index").exists():
@@ -165,7 +172,7 @@ def _restore_own_position(
       layout.num_shards,
     )
     return False
-  if not iterator.restore(str(file)):
+  if not iterator.restore(str(file), position=position):
     logging.warning(
       "A new epoch starts, in another order: %s was saved with another task, batch size or pipeline (T5X, without "
       "get_dataset_fn = @engine.get_dataset, keeps small tasks in RAM; this engine does not).",

@@ -4,6 +4,7 @@ The state is that of the run's own newest checkpoint, else of the configured che
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -61,7 +62,14 @@ class RowSeeds:
 
   def at(self, step: int) -> int:
     """The seed of a run that resumes from `step`."""
-    return [seed for start, seed in self._seeds if start <= step][-1]
+    return self._since(step)[1]
+
+  def position(self, step: int) -> int:
+    """Number of batches before `step` in the order of its seed."""
+    return step - self._since(step)[0]
+
+  def _since(self, step: int) -> tuple[int, int]:
+    return [entry for entry in self._seeds if entry[0] <= step][-1]
 
   def renew(self, step: int) -> int:
     """Creates a new seed from `step` on; seeds of later steps are dropped."""
@@ -95,8 +103,10 @@ def rows(
 ) -> ShardedIterator:
   """This host's training data, endless, in the order of `seed`."""
   cfg = dataclasses.replace(cfg, seed=seed)
-  rows = get_dataset_fn(cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
-  return ShardedIterator(rows, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
+  make = functools.partial(
+    get_dataset_fn, cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS
+  )
+  return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
 
 def eval_batches(rows: Any, partitioner: PjitPartitioner) -> Iterator[Mapping[str, jax.Array]]:
@@ -137,12 +147,15 @@ def starting_point(
     if row_seeds.at(step) != row_seeds.at(0):
       iterator = rows(row_seeds.at(step))
     folder = checkpoints.checkpoint_folder(model_dir, step)
-    if not restore_row_position(folder, iterator, layout) and step > 0:
+    position = row_seeds.position(step)
+    if not restore_row_position(folder, iterator, layout, position=position) and step > 0:
       iterator = rows(row_seeds.renew(step))
     return state, step, iterator
   if restore_cfg is None or not restore_cfg.path:
     return restorer.from_scratch(), 0, iterator
   state = restorer.from_config(restore_cfg)
   if restore_cfg.restore_dataset:
-    restore_row_position(checkpoints.find_checkpoint(str(restore_cfg.path)), iterator, layout)
+    folder = checkpoints.find_checkpoint(str(restore_cfg.path))
+    position = checkpoints.checkpoint_step(folder)
+    restore_row_position(folder, iterator, layout, position=position)
   return state, int(jax.device_get(state.step)), iterator

@@ -34,7 +34,7 @@ def constants_of(dataset: Any) -> Callable[[], CorpusConstants]:
   def read() -> CorpusConstants:
     import seqio
 
-    found = seqio.get_mixture_or_task(dataset) if isinstance(dataset, str) else dataset
+    found: Any = seqio.get_mixture_or_task(dataset) if isinstance(dataset, str) else dataset
     return found.walt_constants
 
   return read

@@ -36,7 +36,7 @@ class _RowConverter(seqio.FeatureConverter):
       for name, feature in features.items()
     }
     if "text" in features:
-      self._token_bytes = features["text"].shape[-1]
+      self._token_bytes = features["text"].shape[-1] or 0
       self.TASK_FEATURES = self.TASK_FEATURES | {"text": FeatureSpec(tf.string, rank=1)}
     kwargs["apply_length_check"] = False
     super().__init__(pack=False, **kwargs)
@@ -80,9 +80,10 @@ class _RowConverter(seqio.FeatureConverter):
 def _padded_text(rows: Mapping[str, tf.Tensor], *, token_bytes: int) -> tf.Tensor:
   """uint8 [..., s, L, P] from strings [..., s] of packed tokens; L is that of the mask."""
   shape = rows["text_mask"].shape
-  if shape[-1] is None:
+  length = shape[-1]
+  if length is None:
     raise ValueError(f"text needs a static number of tokens: got a mask of shape {shape}")
-  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=shape[-1] * token_bytes)
+  padded = tf.io.decode_raw(rows["text"], tf.uint8, fixed_length=length * token_bytes)
   return tf.reshape(padded, (*shape, token_bytes))
 
 

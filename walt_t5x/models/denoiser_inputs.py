@@ -29,7 +29,7 @@ def unpack_and_normalize(batch: Mapping[str, Array], moments: Mapping[str, np.nd
   Raises:
     ValueError: the batch has latents that are not normalized, and moments lack them.
   """
-  result = dict(batch)
+  result: dict[str, Array | np.ndarray] = dict(batch)
   for name in ("latents", "low_resolution"):
     if name in batch and batch[name].dtype == jnp.bfloat16:
       if name not in moments:

@@ -401,7 +401,8 @@ def page(plans: dict[str, dict]) -> str:
       f"| {row.table} | {row.name} | {figures} | `gin/{row.gin}.gin` | {plan['parameters'] / 1e6:,.1f}M | "
       f"{plan['steps']:,} | {_rounded(chip_days(plan))} | not trained |"
     )
-  lines += ["", "## Data, tokenizers, requests", ""]
+  needs = "Needs, from here on: the corpora, and a TPU pod for training."
+  lines += ["", "## Data, tokenizers, requests", "", needs, ""]
   for benchmark in BENCHMARKS.values():
     lines += [f"### {benchmark.title}", "", *_prose(benchmark.note)]
     for what, command in benchmark.commands:

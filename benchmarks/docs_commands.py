@@ -113,7 +113,7 @@ def all_commands() -> list[Command]:
 
 
 def ordered(found: Sequence[Command], settings: dict[str, Any]) -> list[Command]:
-  """The commands to run, by the order of pages; those that use what others write after them."""
+  """The commands to run, by the order of pages; those in `last` after the others."""
   order = [*settings["pages"]]
   if missing := {command.page for command in found} - {*order}:
     raise ValueError(f"{SETTINGS.name} has no place for {missing}")
@@ -161,17 +161,19 @@ def prepare(work: Path, folder: Path) -> None:
     if (ROOT / name).is_file():
       (work / name).parent.mkdir(parents=True, exist_ok=True)
       shutil.copy2(ROOT / name, work / name)
-  if (work / "runs/quickstart").is_dir():
-    return
-  if not (folder / "quickstart.json").is_file():
-    sys.exit(f"--folder={folder}: found no quickstart.json; run `bash scripts/quickstart.sh` first")
   environment = work / ".venv"
-  subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-  packages = next(environment.glob("lib/python*/site-packages"))
-  # `scripts/setup.sh` installs what programs need; tests also need pytest and torch.
-  (packages / "tests.pth").write_text(f"{Path(sys.prefix) / packages.relative_to(environment)}\n")
-  docs_sources.make(folder / "corpus", work / "sources")
-  shutil.copytree(folder, work / "runs/quickstart")
+  if not environment.is_dir():
+    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    # `scripts/setup.sh` installs what programs need; tests also need pytest and torch.
+    (packages / "tests.pth").write_text(f"{Path(sys.prefix) / packages.relative_to(environment)}\n")
+  if not (work / "runs/quickstart").is_dir():
+    if not (folder / "quickstart.json").is_file():
+      sys.exit(
+        f"--folder={folder}: found no quickstart.json; run `bash scripts/quickstart.sh` first"
+      )
+    shutil.copytree(folder, work / "runs/quickstart")
+  docs_sources.make(work / "runs/quickstart/corpus", work / "sources")
 
 
 def environment_of(work: Path) -> dict[str, str]:
@@ -367,6 +369,8 @@ def main() -> int:
     for command in todo:
       print(f"{command.page}\n  {command.text}\n  {overridden(command, settings)[0]}")
     return 0
+  # So that the running command and the servers are stopped too.
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
   with tempfile.TemporaryDirectory() as temporary:
     work = Path(args.work or temporary).resolve()
     work.mkdir(parents=True, exist_ok=True)

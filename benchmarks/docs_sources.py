@@ -15,7 +15,14 @@ def make(corpus: Path, data: Path) -> None:
   rows = [json.loads(line) for line in (corpus / "manifest.jsonl").open(encoding="utf-8")]
   clips = [row for row in rows if row["uri"].startswith("clips/train") and "mp4" in row["uri"]][:4]
   stills = [row for row in rows if row["uri"].startswith("stills/")][:4]
-  for name in ("shards", "UCF-101/Square", "ILSVRC/train/n01", "k600/train/square", "ucf", "rows"):
+  for name in (
+    "shards",
+    "UCF-101/Square",
+    "ILSVRC/train/n01440764",
+    "k600/train/square",
+    "ucf",
+    "rows",
+  ):
     (data / name).mkdir(parents=True, exist_ok=True)
   (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in clips))
   table = {
@@ -39,8 +46,8 @@ def make(corpus: Path, data: Path) -> None:
     shutil.copy2(corpus / row["uri"], data / f"k600/train/square/clip{i}_000000_000001.mp4")
   (data / "ucf/testlist01.txt").write_text("Square/v_Square_g01_c00.mp4\n")
   for row in stills:
-    shutil.copy2(corpus / row["uri"], data / "ILSVRC/train/n01")
-  (data / "LOC_synset_mapping.txt").write_text("n01 square, quadrangle\n")
+    shutil.copy2(corpus / row["uri"], data / "ILSVRC/train/n01440764")
+  (data / "LOC_synset_mapping.txt").write_text("n01440764 square, quadrangle\n")
   with (data / "k600/train.csv").open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])

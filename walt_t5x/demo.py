@@ -1,6 +1,6 @@
 """A web page for a trained cascade: inputs are prompt, seed, stages, rounds and an image; shows progress and a player.
 
-  pip install -e ".[demo]"
+  pip install gradio==6.31.0
   python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
 
 The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. It is served on
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
     # Optional, as above.
     import gradio as gr  # pyright: ignore[reportMissingImports]
   except ImportError:
-    sys.exit('demo: gradio is not installed: pip install -e ".[demo]"')
+    sys.exit("demo: gradio is not installed: pip install gradio==6.31.0 (the extra [demo])")
 
   import gin
   from walt_t5x import generate

@@ -28,7 +28,8 @@ def check_topology(topology: str) -> None:
     )
   if importlib.util.find_spec("libtpu") is None:
     raise ImportError(
-      "compiling for TPU needs libtpu: install the extra, `pip install 'walt_t5x[tpu]'`, and set JAX_PLATFORMS=cpu"
+      "compiling for TPU needs libtpu: `pip install --no-deps --require-hashes -r requirements-tpu.lock` (the extra "
+      "[tpu]), and set JAX_PLATFORMS=cpu"
     )
 
 

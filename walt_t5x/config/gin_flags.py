@@ -25,7 +25,13 @@ def define() -> None:
 
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
-  return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
+  try:
+    return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
+  except SystemExit:
+    # absl exits with 1 after it has printed the help.
+    if {"--help", "--helpshort", "--helpfull"} & {*args}:
+      sys.exit(0)
+    raise
 
 
 def check(argv: Sequence[str], *needed: str, example: str) -> None:

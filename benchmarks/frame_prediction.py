@@ -157,9 +157,9 @@ def montage(path: Path, truth, made, captions, pictures, *, count: int = 3) -> N
 
   edge, label, gap = truth.shape[2], 92, 6
   rows = []
-  for i in range(count):
+  for i in range(min(count, len(captions))):
     rows += [("clip", captions[i], truth[i], 0), ("extended", "", made[i], GIVEN)]
-  for i in range(count, 2 * count):
+  for i in range(count, min(2 * count, len(captions))):
     rows.append(("picture", captions[i], pictures[i], 1))
   height = sum(edge + gap + (14 if caption else 0) for _, caption, _, _ in rows)
   sheet = Image.new("RGB", (label + TOTAL * (edge + 2), height), "white")

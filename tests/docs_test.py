@@ -1,4 +1,7 @@
-"""Every command in the documentation is accepted by its program, and its gin files and bindings parse."""
+"""Every command in the documentation is accepted by its program, and its gin files and bindings parse.
+
+Every command has run, as benchmarks/docs_commands.json says, or the page says what it needs.
+"""
 
 import argparse
 import collections
@@ -8,13 +11,14 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from absl import flags
 
 import gin
-from benchmarks import reproduce
+from benchmarks import docs_commands, reproduce
 from walt_t5x.config import gin_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,3 +154,71 @@ def test_a_documented_command_is_accepted(command, monkeypatch):
     _check_gin(program, arguments, abridged, monkeypatch)
   else:
     _check_argparse(program, arguments, abridged, monkeypatch)
+
+
+def test_every_command_has_run_or_the_page_says_what_it_needs():
+  settings = tomllib.loads(docs_commands.SETTINGS.read_text(encoding="utf-8"))
+  entries = docs_commands.recorded()
+  missing = [
+    f"{command.page}: {command.text}"
+    for command in docs_commands.all_commands()
+    if not (command.needs or docs_commands.has_run(command, settings, entries))
+  ]
+  assert missing == [], (
+    "these have not run as they are now; run `python -m benchmarks.docs_commands`, or write `Needs: ...` above the "
+    "block, or put a block that has no commands into a fence"
+  )
+
+
+PAGE = """
+Text. Needs: two
+hosts.
+
+    first --flag \\
+      --other    # comment
+
+    # comment
+    second "a # b"
+
+- item
+    continued
+
+      third
+
+```text
+    not a command
+```
+
+Needs, from here on: a pod.
+
+Text.
+
+    fourth
+"""
+
+
+def test_commands_of_a_page():
+  found = docs_commands.commands("page", PAGE)
+  assert [(command.block, command.text, command.needs) for command in found] == [
+    (0, "first --flag --other", "two hosts"),
+    (0, 'second "a # b"', "two hosts"),
+    (1, "third", ""),
+    (2, "fourth", "a pod"),
+  ]
+
+
+def test_overrides_replace_placeholders_only():
+  settings = {
+    "replace": {"*": {"DIR": "a/DIR"}, "page": {"...": "--x=1"}},
+    "flags": {"*": {"run ": "--y=2"}},
+  }
+  command = docs_commands.Command("page", 0, "run --d=DIR --model=MODEL_DIR ...", "")
+  run, used = docs_commands.overridden(command, settings)
+  assert run == "run --d=a/DIR --model=MODEL_DIR --x=1 --y=2"
+  assert used == {"DIR": "a/DIR", "...": "--x=1", "+ run ": "--y=2"}
+
+
+def test_the_demo_is_installed_at_the_version_of_its_extra():
+  pin = re.search(r'"demo": \["(.+)"\]', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+  for file in ("docs/generation.md", "walt_t5x/demo.py"):
+    assert f"pip install {pin}" in (ROOT / file).read_text(encoding="utf-8"), file

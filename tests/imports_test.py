@@ -17,7 +17,7 @@ OURS = ("walt_t5x", "data", "beam_jobs")
 ALLOWED = {
   "walt_t5x/files": (),
   "walt_t5x/config": (),
-  "walt_t5x/media": (),
+  "walt_t5x/media": ("walt_t5x/files",),
   "walt_t5x/sharding": (),
   "walt_t5x/vae": ("walt_t5x/files",),
   "walt_t5x/denoiser": ("walt_t5x/sharding",),

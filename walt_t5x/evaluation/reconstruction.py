@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from walt_t5x.files.json_files import write_json, write_text
+from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
 from walt_t5x.metrics.pixel_distances import psnr_of_error
@@ -174,7 +174,7 @@ class ReconstructionFolder:
     suffix = ".png" if picture else LOSSLESS_SUFFIX
     for row, clip in enumerate(clips):
       mse = error[row] / (frames * height * width * 3)
-      write_json(
+      storage.write_json(
         self.sidecar(clip.name),
         {
           "name": clip.name,
@@ -201,7 +201,7 @@ class ReconstructionFolder:
       row["source"] = row.pop("uri")
       modality = "image" if row["shape"][0] == 1 else "video"
       lines.append(json.dumps({"uri": row["reconstruction"], "modality": modality} | row))
-    write_text(self.path / MANIFEST, "".join(line + "\n" for line in lines))
+    storage.write(self.path / MANIFEST, "".join(line + "\n" for line in lines))
     return self.path / MANIFEST
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media.geometry import upscale
 from walt_t5x.media.pixels import clip_to_uint8
 
@@ -54,18 +55,6 @@ def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
   raise ValueError(f"No encoder for {suffix!r}; expected one of {VIDEO_SUFFIXES}.")
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-  """A temporary path next to `path` that replaces it when the block ends, and disappears if it raises."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, *, fps: float, crf: int = 12, scale: int = 1
 ) -> Path:
@@ -91,11 +80,12 @@ def write_video(
   if not 0 < fps <= 1000:
     raise ValueError(f"got fps={fps}, expected a rate between 0 and 1000.")
   frames = upscale(clip_to_uint8(frames), scale)
-  with _replacing(path) as temporary:
+  with storage.writer(path) as stream:
     if suffix in VIDEO_SUFFIXES:
-      _mux(temporary, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
+      # By name: ffmpeg reopens an mp4 to move its index to the front.
+      _mux(stream.name, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
     elif suffix in ANIMATION_SUFFIXES:
-      temporary.write_bytes(_animation(frames, suffix=suffix, fps=fps))
+      stream.write(_animation(frames, suffix=suffix, fps=fps))
     else:
       raise ValueError(
         f"Cannot write a video as {suffix!r} ({path}); "
@@ -113,14 +103,14 @@ def encode_video(
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
 
 
-def _mux(path: Path, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
+def _mux(path: str, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
   import av
 
   rate = Fraction(fps).limit_denominator(1001)
   options = {"fflags": "+bitexact"}
   if suffix == ".mp4":
     options["movflags"] = "+faststart"
-  with av.open(str(path), mode="w", format=_MUXERS[suffix], options=options) as container:
+  with av.open(path, mode="w", format=_MUXERS[suffix], options=options) as container:
     stream: Any = container.add_stream(
       _CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf)
     )
@@ -163,8 +153,8 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
   """Writes uint8 [H, W, 3] as a PNG."""
   from PIL import Image
 
-  with _replacing(Path(path)) as temporary:
-    Image.fromarray(picture).save(temporary, format="PNG")
+  with storage.writer(path) as stream:
+    Image.fromarray(picture).save(stream, format="PNG")
 
 
 @contextlib.contextmanager
@@ -211,9 +201,9 @@ def lossless_writer(
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
       container.mux(stream.encode(frame.reformat(format="bgr0")))
 
-  with _replacing(path) as temporary:
+  with storage.writer(path) as file:
     options = {"fflags": "+bitexact"}
-    with av.open(str(temporary), mode="w", format="matroska", options=options) as container:
+    with av.open(file.name, mode="w", format="matroska", options=options) as container:
       yield append
       if stream is None:
         raise ValueError(f"{path}: got no frames, expected at least one.")

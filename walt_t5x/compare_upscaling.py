@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags
 
 from walt_t5x.config import gin_flags
+from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
@@ -219,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
   if FLAGS.output:
     file = Path(FLAGS.output)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    storage.write_json(file, result)
   print(json.dumps(result))
 
 

@@ -10,7 +10,6 @@ directly. Latents are decoded with the VAE checkpoint that made them; without it
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -194,7 +193,7 @@ def inspect(
   origin = read_provenance(folder) if finished else None
   split, _, _ = name.partition(".tfrecord-")
   stats_path = storage.join(folder, f"stats.{split}.json")
-  totals = json.loads(storage.read(stats_path)) if storage.exists(stats_path) else {}
+  totals = storage.read_json(stats_path) if storage.exists(stats_path) else {}
   alone = path.rpartition("/")[2] == name
   shards = [name] if alone else [n for n in storage.names(folder) if SHARD_NAME.fullmatch(n)]
   decoder, notes = None, []

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from walt_t5x.config import renamed
+from walt_t5x.files import storage
 
 # The folder that contains `gin/`. In a clone it is the root. setup.py copies the files into the wheel as
 # `walt_t5x/_gin/gin/`, because a folder `gin/` in site-packages belongs to gin-config.
@@ -193,16 +194,13 @@ def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None
     step: first step of the run.
   """
   import jax
-  from etils import epath
 
   import gin
 
   if jax.process_index() != 0:
     return
-  folder = epath.Path(model_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.gin").write_text(gin.config_str())
-  (folder / "operative_config.gin").write_text(gin.operative_config_str())
+  storage.write(storage.join(model_dir, "config.gin"), gin.config_str())
+  storage.write(storage.join(model_dir, "operative_config.gin"), gin.operative_config_str())
   if summary_writer is not None:
     summary_writer.write_texts(step, {"config": gin.markdown(gin.config_str())})
     summary_writer.flush()

@@ -132,7 +132,7 @@ class ReconstructionFolder:
     file = self.sidecar(name)
     if not file.is_file():
       return False
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts = storage.read_json(file)
     return all((self.path / facts[key]).is_file() for key in ("input", "reconstruction"))
 
   def write(
@@ -192,7 +192,7 @@ class ReconstructionFolder:
   def facts(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The sidecars of finished clips."""
     for name in names:
-      yield json.loads(self.sidecar(name).read_text(encoding="utf-8"))
+      yield storage.read_json(self.sidecar(name))
 
   def write_manifest(self, names: Sequence[str]) -> Path:
     """Writes one line per clip: its sidecar, with the reconstruction as `uri` and the original as `source`."""

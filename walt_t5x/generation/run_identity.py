@@ -38,7 +38,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
     except OSError as error:
       raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
     return
-  found = json.loads(file.read_text(encoding="utf-8"))
+  found = storage.read_json(file)
   changes = [
     change
     for name in sorted(found.keys() | identity.keys())

@@ -119,7 +119,7 @@ class SampleFolder:
     file = self.sidecar(index)
     if not file.exists():
       return False
-    stages = json.loads(file.read_text(encoding="utf-8"))["stages"].values()
+    stages = storage.read_json(file)["stages"].values()
     names = [name for stage in stages for name in stage.get("files", {}).values()]
     return all((self.path / name).exists() for name in names)
 
@@ -135,7 +135,7 @@ class SampleFolder:
         f"no samples in {self.path}: expected the --output folder of `python -m walt_t5x.generate`"
       )
     for file in sidecars:
-      sidecar = json.loads(file.read_text(encoding="utf-8"))
+      sidecar = storage.read_json(file)
       yield StoredSample(
         index=sidecar["index"],
         prompt=sidecar["prompt"],
@@ -174,7 +174,7 @@ class SampleFolder:
     scores_file = self.path / SCORES
     verdicts = {}
     if scores_file.exists():
-      verdicts = json.loads(scores_file.read_text(encoding="utf-8")).get("verdicts", {})
+      verdicts = storage.read_json(scores_file).get("verdicts", {})
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(

@@ -67,7 +67,7 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   }
   chosen: list[tuple[int, int, Any]] = []
   sidecar_path = storage.join(folder, f"{name}.sidecar.json")
-  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
+  sidecar = storage.read_json(sidecar_path) if storage.exists(sidecar_path) else {}
   # The records of a quarantined shard are in a separate file that seqio does not find.
   path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
   with storage.open_raw(path) as stream:

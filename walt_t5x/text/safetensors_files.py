@@ -41,7 +41,7 @@ class SafetensorsSource:
       raise FileNotFoundError(f"No safetensors file or folder at {path}.")
     self._files: dict[str, pathlib.Path] = {}
     if path.suffix == ".json":
-      weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+      weight_map = storage.read_json(path)["weight_map"]
       missing = sorted({s for s in weight_map.values() if not (path.parent / s).is_file()})
       if missing:
         raise FileNotFoundError(f"{path} lists shards that are missing from its folder: {missing}.")

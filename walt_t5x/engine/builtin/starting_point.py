@@ -33,7 +33,7 @@ def drawn_seed(model_dir: str) -> int:
   seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
   if jax.process_index() == 0:
     if file.exists():
-      seed = int(json.loads(file.read_text())["random_seed"])
+      seed = int(storage.read_json(file)["random_seed"])
     else:
       storage.write(file, json.dumps({"random_seed": seed}) + "\n")
   if jax.process_count() > 1:
@@ -58,7 +58,7 @@ class RowSeeds:
     self._file = epath.Path(model_dir) / "row_seeds.json"
     self._seeds = [(0, first)]
     if self._file.exists():
-      self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
+      self._seeds += [(int(step), int(seed)) for step, seed in storage.read_json(self._file)]
 
   def at(self, step: int) -> int:
     """The seed of a run that resumes from `step`."""

@@ -92,11 +92,10 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
 
 
-def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
+def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
   """Rejected rows and dead letters of shards, with some examples of each reason, except those that a replay handled."""
   from beam_jobs.shards import replays
   from walt_t5x.files import storage
-  from walt_t5x.html.data_page import Ledger
 
   folder = folder.rstrip("/")
   base, _, _ = folder.rpartition("/")[2].rpartition("_")
@@ -123,7 +122,7 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
           shown = examples.setdefault(entry["reason"], [])
           if len(shown) < _EXAMPLES:
             shown.append((str(entry["uri"])[:200], f"{entry['stage']}: {entry['error']}"[:400]))
-    ledgers.append(Ledger(title=title, counts=counts, examples=examples))
+    ledgers.append({"title": title, "counts": counts, "examples": examples})
   return ledgers
 
 

@@ -23,15 +23,24 @@ from walt_t5x.files import storage
 from walt_t5x.media.geometry import upscale
 from walt_t5x.media.pixels import clip_to_uint8
 
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi")
-ANIMATION_SUFFIXES = (".gif", ".webp")
-LOSSLESS_SUFFIX = ".mkv"
-
 # FFmpeg's number for SMPTE 170M, which is BT.601: matrix, primaries and transfer alike.
 _BT601 = 6
 _LIMITED_RANGE = 1
-_CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
-_MUXERS = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}
+# Suffix, which also names FFmpeg's muxer -> encoder and its options.
+_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"}),
+  ".webm": (
+    "libvpx-vp9",
+    {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"},
+  ),
+  ".avi": ("mpeg4", {"bf": "0"}),
+}
+_ANIMATIONS: dict[str, dict[str, Any]] = {
+  ".gif": {"format": "GIF", "optimize": False, "disposal": 1},
+  ".webp": {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False},
+}
+VIDEO_SUFFIXES, ANIMATION_SUFFIXES = tuple(_ENCODERS), tuple(_ANIMATIONS)
+LOSSLESS_SUFFIX = ".mkv"
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
@@ -41,18 +50,6 @@ def _pad_to_even(frames: np.ndarray) -> np.ndarray:
   if not (odd_height or odd_width):
     return frames
   return np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
-
-
-def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
-  if suffix == ".mp4":
-    return {"crf": str(crf), "preset": "veryfast", "bf": "0"}
-  if suffix == ".webm":
-    return {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
-  if suffix == ".avi":
-    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
-    quantiser = str(min(31, max(1, crf // 5)))
-    return {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
-  raise ValueError(f"No encoder for {suffix!r}; expected one of {VIDEO_SUFFIXES}.")
 
 
 def write_video(
@@ -107,13 +104,15 @@ def _mux(path: str, frames: np.ndarray, *, suffix: str, fps: float, crf: int) ->
   import av
 
   rate = Fraction(fps).limit_denominator(1001)
-  options = {"fflags": "+bitexact"}
-  if suffix == ".mp4":
-    options["movflags"] = "+faststart"
-  with av.open(path, mode="w", format=_MUXERS[suffix], options=options) as container:
-    stream: Any = container.add_stream(
-      _CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf)
-    )
+  options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix == ".mp4" else {})
+  encoder, settings = _ENCODERS[suffix]
+  if suffix == ".avi":
+    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
+    settings = settings | dict.fromkeys(("qmin", "qmax"), str(min(31, max(1, crf // 5))))
+  else:
+    settings = settings | {"crf": str(crf)}
+  with av.open(path, mode="w", format=suffix[1:], options=options) as container:
+    stream: Any = container.add_stream(encoder, rate=rate, options=settings)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -136,16 +135,9 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   images = [Image.fromarray(frame) for frame in frames]
   # A single frame must not be saved as an animation: Pillow would drop the duration and some
   # viewers reject it.
-  options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
-  options["duration"] = round(1000 / fps)
-  if suffix == ".gif":
-    options |= {"format": "GIF", "optimize": False, "disposal": 1}
-  elif suffix == ".webp":
-    options |= {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False}
-  else:
-    raise ValueError(f"No animation format {suffix!r}; expected one of {ANIMATION_SUFFIXES}.")
+  options = {"save_all": True, "append_images": images[1:], "loop": 0} | _ANIMATIONS[suffix]
   buffer = io.BytesIO()
-  images[0].save(buffer, **options)
+  images[0].save(buffer, duration=round(1000 / fps), **options)
   return buffer.getvalue()
 
 

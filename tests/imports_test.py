@@ -27,6 +27,7 @@ ALLOWED = {
   "data": ("walt_t5x/files", "walt_t5x/media"),
   "walt_t5x/engine": ("walt_t5x/files", "walt_t5x/config"),
   "walt_t5x/models": (
+    "walt_t5x/files",
     "walt_t5x/vae",
     "walt_t5x/denoiser",
     "walt_t5x/diffusion",

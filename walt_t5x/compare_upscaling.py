@@ -218,9 +218,7 @@ def main(argv: Sequence[str]) -> None:
   for way, scores in result["ways"].items():
     print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
   if FLAGS.output:
-    file = Path(FLAGS.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(file, result)
+    storage.write_json(FLAGS.output, result)
   print(json.dumps(result))
 
 

@@ -53,8 +53,6 @@ class RecordRun:
   of_run: str | None = None
 
   def __call__(self, model_dir: str, summary_writer: Any, step: int) -> None:
-    folder = epath.Path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:

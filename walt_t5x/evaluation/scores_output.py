@@ -26,7 +26,6 @@ def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
     "fields": protocol.as_dict(),
   }
   file = scores_file(args, protocol)
-  file.parent.mkdir(parents=True, exist_ok=True)
   storage.write_json(file, result)
   if args.log_dir:
     values = {}

@@ -299,12 +299,9 @@ def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -
   """
   import tensorflow as tf
 
-  if name not in example:
-    known = sorted(field for field in example if _LATENTS.fullmatch(field))
-    raise KeyError(f"record has no field {name!r}; its latents fields are {known}")
   if tuple(shape[:3]) != latents_shape(name) or len(shape) != 4:
     raise ValueError(f"{name}: got shape {tuple(shape)}, expected {latents_shape(name)} + (c,)")
-  return _decoded(example[name], tf.bfloat16, shape)
+  return _decoded(example, name, tf.bfloat16, shape)
 
 
 def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
@@ -315,17 +312,18 @@ def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
   """
   import tensorflow as tf
 
-  if name not in example:
-    known = sorted(field for field in example if _PIXELS.fullmatch(field))
-    raise KeyError(f"record has no field {name!r}; its pixels fields are {known}")
-  return _decoded(example[name], tf.uint8, (*pixels_shape(name), 3))
+  return _decoded(example, name, tf.uint8, (*pixels_shape(name), 3))
 
 
-def _decoded(raw: Any, dtype: Any, shape: Sequence[int]) -> Any:
+def _decoded(example: Mapping[str, Any], name: str, dtype: Any, shape: Sequence[int]) -> Any:
   import tensorflow as tf
 
-  records = (-1,) if raw.shape.rank else ()
-  return tf.reshape(tf.io.decode_raw(raw, dtype), (*records, *shape))
+  if name not in example:
+    kind = name.partition("/")[0]
+    known = sorted(field for field in example if field.startswith(f"{kind}/"))
+    raise KeyError(f"record has no field {name!r}; its {kind} fields are {known}")
+  records = (-1,) if example[name].shape.rank else ()
+  return tf.reshape(tf.io.decode_raw(example[name], dtype), (*records, *shape))
 
 
 def draw_captions(weights: Any, *, seed: Any) -> Any:

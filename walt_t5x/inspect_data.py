@@ -14,7 +14,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from walt_t5x.html.inspection import SHARD_NAME, LatentDecoder, find_shard, read_ledgers, read_shard
+from walt_t5x.html.inspection import (
+  SHARD_NAME,
+  find_shard,
+  latent_decoder,
+  read_ledgers,
+  read_shard,
+)
 
 
 def inspect(
@@ -58,7 +64,7 @@ def inspect(
   if vae_checkpoint:
     if origin is None or not origin.vae:
       raise ValueError(f"--vae_checkpoint: {folder} has no provenance.json that names a VAE")
-    decoder = LatentDecoder(vae_checkpoint, origin)
+    decoder = latent_decoder(vae_checkpoint, origin)
   elif any(record.latents for record in shard.sample):
     notes.append(
       "Latents in false colors: the three principal components of the examples shown. --vae_checkpoint decodes them."

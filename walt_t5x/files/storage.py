@@ -243,10 +243,12 @@ def _upload(source: str, path: str) -> None:
 
 
 def _cannot_write(path: str, error: OSError) -> CannotWrite:
-  return CannotWrite(
+  found = CannotWrite(
     f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
-    "same command again: finished shards are kept"
+    "same command again: finished files are kept"
   )
+  found.strerror = error.strerror
+  return found
 
 
 def write(path: PathLike, content: bytes | str) -> None:

@@ -1,11 +1,11 @@
 """The contents of a page about prepared data: facts, histograms, channels and one card per example."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from walt_t5x.html.inspection import LatentDecoder, Shard, false_colors, psnr, source_clip
+from walt_t5x.html.inspection import Shard, false_colors, psnr, source_clip
 from walt_t5x.html.page import ShownClip, embed
 
 _EDGE = 176
@@ -135,7 +135,11 @@ def _histogram(title: str, values: np.ndarray, unit: str, marker: float | None) 
 
 
 def cards(
-  shard: Shard, *, decoder: LatentDecoder | None, media_root: str | None, origin: Any
+  shard: Shard,
+  *,
+  decoder: Callable[[np.ndarray], np.ndarray] | None,
+  media_root: str | None,
+  origin: Any,
 ) -> Iterator[dict[str, Any]]:
   """One card per sampled record."""
   from data import schema

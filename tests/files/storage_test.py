@@ -218,6 +218,17 @@ def test_which_errors_may_pass(error, passes):
   assert retries.may_pass(error) is passes
 
 
+def test_the_file_layer_loads_neither_beam_nor_tensorflow():
+  code = (
+    "import sys\nfrom walt_t5x.files import storage\nlight = set(sys.modules)\n"
+    "storage.write('memory://a/b', 'x')\nassert storage.read('memory://a/b') == b'x'\n"
+    "assert not {'tensorflow', 'apache_beam', 'seqio', 'jax'} & set(sys.modules)\n"
+    "assert not {'fsspec', 'etils'} & light\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
 def test_an_address_without_its_driver_names_what_to_install(tmp_path):
   # Another process: TensorFlow is not loaded there.
   code = "from walt_t5x.files import storage; storage.exists('gs://b/a')"

@@ -38,7 +38,7 @@ _NAMES = {
 
 def may_pass(error: Exception) -> bool:
   """Whether an operation that failed with this error may succeed later."""
-  status = getattr(error, "code", getattr(error, "status", None))
+  status = getattr(error, "status", None) or getattr(error, "code", None)
   if isinstance(status, int) and (status in (408, 429) or 500 <= status < 600):
     return True
   if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in _NAMES:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -50,8 +49,8 @@ def _shards_of(
   """Shards of a split with their sidecars, and messages about missing shards and wrong totals."""
   from walt_t5x.files import storage
 
-  count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
-  stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
+  count = storage.read_json(storage.join(folder, f"info.{split}.json"))["num_shards"]
+  stated = storage.read_json(storage.join(folder, f"stats.{split}.json"))["examples"]
   expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
   wanted = sorted(expected | _replayed(names, split))
   present = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
@@ -62,7 +61,7 @@ def _shards_of(
 
   def sidecar(name: str) -> Mapping[str, Any] | str:
     try:
-      return json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
+      return storage.read_json(storage.join(folder, f"{name}.sidecar.json"))
     except ValueError as error:
       return f"{folder}/{name}: the sidecar is not JSON ({error}); run the job again"
 
@@ -199,7 +198,7 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
   for task, split in summary.splits:
     path = storage.join(folder, f"stats.{split}.json")
     if task == folder.rpartition("/")[2] and storage.exists(path):
-      stated, expected = json.loads(storage.read(path)), summary.splits[task, split].to_json()
+      stated, expected = storage.read_json(path), summary.splits[task, split].to_json()
       found += [
         f"{path}: {name}: got {stated.get(name)}, the shards add up to {expected[name]}"
         for name in ("rows", "written", "rejected_by_reason", "dead_by_reason", "quarantined")

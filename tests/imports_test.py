@@ -16,8 +16,8 @@ OURS = ("walt_t5x", "data", "beam_jobs")
 # Programs are the files directly in walt_t5x/ and beam_jobs/: they import anything, and only programs import them.
 ALLOWED = {
   "walt_t5x/files": (),
-  "walt_t5x/config": (),
-  "walt_t5x/media": (),
+  "walt_t5x/config": ("walt_t5x/files",),
+  "walt_t5x/media": ("walt_t5x/files",),
   "walt_t5x/sharding": (),
   "walt_t5x/vae": ("walt_t5x/files",),
   "walt_t5x/denoiser": ("walt_t5x/sharding",),

@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags
 
 from walt_t5x.config import gin_flags
+from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
@@ -217,9 +218,7 @@ def main(argv: Sequence[str]) -> None:
   for way, scores in result["ways"].items():
     print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
   if FLAGS.output:
-    file = Path(FLAGS.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    storage.write_json(FLAGS.output, result)
   print(json.dumps(result))
 
 

@@ -8,7 +8,6 @@ the loopback address unless --host is set, and sends no requests to other server
 with its sidecar.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags
+from walt_t5x.files import storage
 
 FLAGS = flags.FLAGS
 
@@ -95,7 +95,7 @@ class Studio:
     ((sample,),) = list(made)
     sample = dataclasses.replace(sample, index=index)
     write_sample(self.folder, self.cascade, sample, given=given, request=request, settings=settings)
-    return json.loads(self.folder.sidecar(index).read_text(encoding="utf-8"))
+    return storage.read_json(self.folder.sidecar(index))
 
   def _kept(self) -> Iterator[Any]:
     try:

@@ -244,11 +244,11 @@ def _finish(
   """Writes the ledger and, once all clips are done, manifest and gallery; returns the paths that exist."""
   import numpy as np
 
-  from walt_t5x.files.json_files import write_text
+  from walt_t5x.files import storage
 
   number, count = args.shard
   ledger = "".join(json.dumps(entry) + "\n" for entry in skipped.values())
-  write_text(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
+  storage.write(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
   finished = [name for name in names if folder.finished(name)]
   passed_over = {
     json.loads(line)["name"]

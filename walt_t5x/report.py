@@ -26,13 +26,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--run", action="append", default=[], type=Path, help="MODEL_DIR; repeatable")
-  parser.add_argument(
-    "--samples", action="append", default=[], type=Path, help="--output of generate; repeatable"
-  )
-  parser.add_argument(
-    "--scores", action="append", default=[], type=Path, help="additional scores file; repeatable"
-  )
+  repeatable = {"action": "append", "default": [], "type": Path}
+  parser.add_argument("--run", **repeatable, help="MODEL_DIR; repeatable")
+  parser.add_argument("--samples", **repeatable, help="--output of generate; repeatable")
+  parser.add_argument("--scores", **repeatable, help="additional scores file; repeatable")
   parser.add_argument("--max_samples", type=int, default=12, help="clips shown per folder")
   parser.add_argument("--title", default="Report")
   parser.add_argument("--output", type=Path, required=True, help=".html file")

@@ -1,7 +1,6 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -52,8 +51,7 @@ class PlanShards(beam.PTransform):
 
 def _write_plan(counts: Mapping[tuple, int], job: Job) -> None:
   plan = {str(_shard(key)): rows for key, rows in counts.items()}
-  text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
-  storage.write(plan_path(job.output, job.task, job.replay), text.encode())
+  storage.write_json(plan_path(job.output, job.task, job.replay), plan, indent=2, sort_keys=True)
 
 
 class MakeShard(beam.DoFn):

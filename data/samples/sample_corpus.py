@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from data.samples import real_media, shapes
+from walt_t5x.files import storage
 
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
 _CLIP_SHARES = (0.8, 0.1, 0.1)
@@ -204,9 +205,7 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
 
 def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
   """Writes JSON lines atomically."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-  os.replace(temporary, path)
+  storage.write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

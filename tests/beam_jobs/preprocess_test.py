@@ -17,6 +17,7 @@ from beam_jobs.shards import encoders, ledger, make_shard, settings
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
+from tests.data.captions import parse_caption
 from walt_t5x.files import storage
 from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
@@ -152,7 +153,7 @@ def test_seqio_reads_the_folder_as_a_cached_task(finished, task, split, rows):
     return dataset.map(
       lambda example: {
         "latents": tf.cast(schema.parse_latents(example, field, shape), tf.float32),
-        "text": schema.parse_caption(example, index=0, embedding_dim=64)["text_embedding"],
+        "text": parse_caption(example, index=0, embedding_dim=64)["text_embedding"],
         "uri": example["uri"],
       }
     )

@@ -3,7 +3,7 @@
 import pytest
 
 import gin
-from walt_t5x.config import gin_config, renamed
+from walt_t5x.config import gin_config
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +36,12 @@ def test_a_file_with_an_old_name_is_told_the_new_one(tmp_path, text, answer):
     gin_config.parse([str(tmp_path / "old.gin")], [], [])
 
 
-@pytest.mark.parametrize("name", renamed.MACROS)
+@pytest.mark.parametrize("name", gin_config.OLD_MACROS)
 def test_an_old_macro_on_the_command_line_is_told_the_new_one(tmp_path, name):
   (tmp_path / "new.gin").write_text("A = 1\n")
   with pytest.raises(gin_config.GinError) as error:
     gin_config.parse([str(tmp_path / "new.gin")], [f"{name} = 1"], [])
-  assert str(error.value).count(renamed.macro_hint(name)) == 1
+  assert str(error.value).count(gin_config.macro_hint(name)) == 1
 
 
 def test_a_file_that_sets_what_is_no_longer_needed_is_read(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from data import packed_text, provenance, schema, tfrecord
+from tests.data.captions import parse_caption
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
 E = 48
@@ -147,7 +148,7 @@ def test_each_caption_parses_to_its_own_slice():
   record = make_record()
   example = parse(record)
   for i, embedding in enumerate(record.text_embedding):
-    caption = schema.parse_caption(example, index=i, embedding_dim=E)
+    caption = parse_caption(example, index=i, embedding_dim=E)
     assert caption["caption"].numpy().decode() == record.captions[i]
     np.testing.assert_array_equal(caption["text_ids"], record.text_ids[i])
     np.testing.assert_allclose(caption["text_embedding"], embedding, atol=0.02)
@@ -199,7 +200,7 @@ def test_text_is_packed_token_by_token_and_parses_as_it_decodes():
   for i, text in enumerate(texts):
     expected = packed_text.unpack(packed_text.pack(text))
     np.testing.assert_array_equal(decoded.text_embedding[i], expected)
-    parsed = schema.parse_caption(example, index=i, embedding_dim=17)
+    parsed = parse_caption(example, index=i, embedding_dim=17)
     np.testing.assert_array_equal(parsed["text_embedding"], expected)
 
 

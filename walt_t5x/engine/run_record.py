@@ -5,7 +5,6 @@ first step.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax
 from etils import epath
 
 from walt_t5x.config import gin_config
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
 # Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
@@ -53,8 +53,6 @@ class RecordRun:
   of_run: str | None = None
 
   def __call__(self, model_dir: str, summary_writer: Any, step: int) -> None:
-    folder = epath.Path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
@@ -76,11 +74,9 @@ def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True)
   """
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
-    compare(json.loads(file.read_text()), provenance, where=str(file))
+    compare(storage.read_json(file), provenance, where=str(file))
   elif write:
-    temporary = file.parent / "provenance.json.tmp"
-    temporary.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    temporary.rename(file)
+    storage.write_json(file, provenance, sort_keys=True)
 
 
 def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
@@ -97,7 +93,7 @@ def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
       f"{file} does not exist, so the training data of {path} is unknown; set a run's folder or a checkpoint "
       "inside it, with the provenance.json that training wrote."
     )
-  compare(json.loads(file.read_text()), provenance, where=str(file))
+  compare(storage.read_json(file), provenance, where=str(file))
 
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_words
+from walt_t5x.files import storage
 
 PROTOCOLS = (
   "ucf101_class_conditional",
@@ -181,11 +182,8 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("w", encoding="utf-8") as lines:
-    for row in rows:
-      lines.write(json.dumps(row) + "\n")
-  temporary.replace(path)
+  with storage.writer(path) as lines:
+    lines.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def count_of_cache(folder: str, split: str) -> int:
       f"no stats.{split}.json in {folder}: expected --cache to be a cached task of pixels whose preprocessing has "
       "finished, such as CACHE/vae_pixels_videos, and --split one of its splits"
     )
-  return int(json.loads(storage.read(path))["examples"])
+  return int(storage.read_json(path)["examples"])
 
 
 def clips_of_cache(folder: str, *, split: str, field: str | None) -> Iterator[HeldOutClip]:

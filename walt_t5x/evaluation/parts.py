@@ -8,13 +8,13 @@ same statistics as an uninterrupted run.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from walt_t5x.evaluation.clip_sources import Media, PlannedClip
+from walt_t5x.files import storage
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
@@ -155,10 +155,8 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
       fields = {"values": value} if kind == "of_clips" else vars(value)
       arrays |= {f"{number}/{name}": np.asarray(field) for name, field in fields.items()}
   header = json.dumps({"contents": contents, "index": index})
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, allow_pickle=False, header=np.array(header), **arrays)
-  os.replace(temporary, path)
+  with storage.writer(path) as stream:
+    np.savez(stream, allow_pickle=False, header=np.array(header), **arrays)
 
 
 def load_part(path: Path, *, contents: str) -> PartStatistics | None:

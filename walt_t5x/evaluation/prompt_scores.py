@@ -1,13 +1,13 @@
 """Scores of protocols that judge each generated clip by its prompt."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from walt_t5x.evaluation.flags import ALIGNMENT, CAPTION_ACCURACY
 from walt_t5x.evaluation.scores_output import log_scores
+from walt_t5x.files import storage
 
 
 def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   else:
     result = text_alignment(folder, args.clip_weights)
     file = args.output or Path(args.samples) / f"scores_{ALIGNMENT}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    storage.write_json(file, result)
     said = {"network_fingerprint": result["network_fingerprint"], "file": str(file)}
   if args.log_dir:
     step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)

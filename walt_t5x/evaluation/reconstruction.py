@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from walt_t5x.files.json_files import write_json, write_text
+from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
 from walt_t5x.metrics.pixel_distances import psnr_of_error
@@ -132,7 +132,7 @@ class ReconstructionFolder:
     file = self.sidecar(name)
     if not file.is_file():
       return False
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts = storage.read_json(file)
     return all((self.path / facts[key]).is_file() for key in ("input", "reconstruction"))
 
   def write(
@@ -174,7 +174,7 @@ class ReconstructionFolder:
     suffix = ".png" if picture else LOSSLESS_SUFFIX
     for row, clip in enumerate(clips):
       mse = error[row] / (frames * height * width * 3)
-      write_json(
+      storage.write_json(
         self.sidecar(clip.name),
         {
           "name": clip.name,
@@ -192,7 +192,7 @@ class ReconstructionFolder:
   def facts(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The sidecars of finished clips."""
     for name in names:
-      yield json.loads(self.sidecar(name).read_text(encoding="utf-8"))
+      yield storage.read_json(self.sidecar(name))
 
   def write_manifest(self, names: Sequence[str]) -> Path:
     """Writes one line per clip: its sidecar, with the reconstruction as `uri` and the original as `source`."""
@@ -201,7 +201,7 @@ class ReconstructionFolder:
       row["source"] = row.pop("uri")
       modality = "image" if row["shape"][0] == 1 else "video"
       lines.append(json.dumps({"uri": row["reconstruction"], "modality": modality} | row))
-    write_text(self.path / MANIFEST, "".join(line + "\n" for line in lines))
+    storage.write(self.path / MANIFEST, "".join(line + "\n" for line in lines))
     return self.path / MANIFEST
 
 

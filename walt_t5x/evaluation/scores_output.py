@@ -1,10 +1,11 @@
 """Where scores go: the printed table, the JSON next to the samples, TensorBoard."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from walt_t5x.files import storage
 
 
 def scores_file(args: argparse.Namespace, protocol) -> Path:
@@ -25,8 +26,7 @@ def write_scores(args: argparse.Namespace, protocol, scores) -> dict[str, Any]:
     "fields": protocol.as_dict(),
   }
   file = scores_file(args, protocol)
-  file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  storage.write_json(file, result)
   if args.log_dir:
     values = {}
     for s in scores:

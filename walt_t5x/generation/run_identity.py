@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.files.json_files import write_json
+from walt_t5x.files import storage
 
 RUN = "run.json"
 
@@ -34,11 +34,11 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
         f"{folder} has samples but no {RUN}: they are of an earlier version or another program; set another --output"
       )
     try:
-      write_json(file, identity)
+      storage.write_json(file, identity)
     except OSError as error:
       raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
     return
-  found = json.loads(file.read_text(encoding="utf-8"))
+  found = storage.read_json(file)
   changes = [
     change
     for name in sorted(found.keys() | identity.keys())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8, to_float
 
@@ -61,11 +62,8 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
 def write_latents(path: Path, latents: np.ndarray) -> str:
   """Writes float32 [rounds, t, h, w, c] as .npy; returns the name."""
   file = path.with_name(f"{path.name}.npy")
-  temporary = path.with_name(f".{file.name}.{os.getpid()}.tmp")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with temporary.open("wb") as stream:
+  with storage.writer(file) as stream:
     np.save(stream, np.asarray(latents, np.float32))
-  os.replace(temporary, file)
   return file.name
 
 
@@ -92,5 +90,5 @@ def _write_frames(path: Path, frames: np.ndarray) -> str:
     Image.fromarray(frame).save(temporary / f"{i:05d}.png")
   # Replaces a folder left by an interrupted run; its sample was not finished.
   shutil.rmtree(folder, ignore_errors=True)
-  os.replace(temporary, folder)
+  temporary.rename(folder)
   return folder.name

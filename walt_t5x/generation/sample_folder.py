@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.files.json_files import write_json, write_text
+from walt_t5x.files import storage
 from walt_t5x.generation import sample_files
 from walt_t5x.html import gallery
 
@@ -108,7 +108,7 @@ class SampleFolder:
       "fingerprints": dict(fingerprints),
       **(details or {}),
     }
-    write_json(self.sidecar(index), sidecar)
+    storage.write_json(self.sidecar(index), sidecar)
 
   def sidecar(self, index: int) -> Path:
     """The path of a sample's sidecar."""
@@ -119,7 +119,7 @@ class SampleFolder:
     file = self.sidecar(index)
     if not file.exists():
       return False
-    stages = json.loads(file.read_text(encoding="utf-8"))["stages"].values()
+    stages = storage.read_json(file)["stages"].values()
     names = [name for stage in stages for name in stage.get("files", {}).values()]
     return all((self.path / name).exists() for name in names)
 
@@ -135,7 +135,7 @@ class SampleFolder:
         f"no samples in {self.path}: expected the --output folder of `python -m walt_t5x.generate`"
       )
     for file in sidecars:
-      sidecar = json.loads(file.read_text(encoding="utf-8"))
+      sidecar = storage.read_json(file)
       yield StoredSample(
         index=sidecar["index"],
         prompt=sidecar["prompt"],
@@ -162,19 +162,19 @@ class SampleFolder:
         for stage, entry in sample.sidecar["stages"].items()
       }
       lines.append(json.dumps(row))
-    write_text(self.path / MANIFEST, "\n".join(lines) + "\n")
+    storage.write(self.path / MANIFEST, "\n".join(lines) + "\n")
     return self.path / MANIFEST
 
   def write_scores(self, scores: Mapping[str, Any]) -> None:
     """Saves the result of an evaluation with the samples; the gallery shows it."""
-    write_json(self.path / SCORES, scores)
+    storage.write_json(self.path / SCORES, scores)
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
     """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
     scores_file = self.path / SCORES
     verdicts = {}
     if scores_file.exists():
-      verdicts = json.loads(scores_file.read_text(encoding="utf-8")).get("verdicts", {})
+      verdicts = storage.read_json(scores_file).get("verdicts", {})
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(

@@ -3,7 +3,6 @@
 train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from absl import logging
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
+from walt_t5x.files import storage
 from walt_t5x.generation.tensorboard_clips import write_clips
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.models.vae_model import VaeModel
@@ -140,14 +140,10 @@ class SampleVideos:
     return jax.jit(lambda z: self._vae.apply({"params": params}, z * std + mean, method="decode"))
 
   def _write(self, step: int, clips: np.ndarray) -> None:
-    from etils import epath
-
-    folder = epath.Path(self._model_dir) / "samples"
+    folder = storage.join(self._model_dir, "samples")
     tags = {f"samples/{i}": clip for i, clip in enumerate(clips)}
-    for i, gif in enumerate(
-      write_clips(os.fspath(folder), tags, step=step, fps=self._fps).values()
-    ):
-      (folder / f"step{step:07}_{i}.gif").write_bytes(gif)
+    for i, gif in enumerate(write_clips(folder, tags, step=step, fps=self._fps).values()):
+      storage.write(storage.join(folder, f"step{step:07}_{i}.gif"), gif)
     logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
 
 

@@ -6,7 +6,7 @@ import heapq
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   }
   chosen: list[tuple[int, int, Any]] = []
   sidecar_path = storage.join(folder, f"{name}.sidecar.json")
-  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
+  sidecar = storage.read_json(sidecar_path) if storage.exists(sidecar_path) else {}
   # The records of a quarantined shard are in a separate file that seqio does not find.
   path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
   with storage.open_raw(path) as stream:
@@ -92,11 +92,10 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
 
 
-def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
+def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
   """Rejected rows and dead letters of shards, with some examples of each reason, except those that a replay handled."""
   from beam_jobs.shards import replays
   from walt_t5x.files import storage
-  from walt_t5x.html.data_page import Ledger
 
   folder = folder.rstrip("/")
   base, _, _ = folder.rpartition("/")[2].rpartition("_")
@@ -123,51 +122,47 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
           shown = examples.setdefault(entry["reason"], [])
           if len(shown) < _EXAMPLES:
             shown.append((str(entry["uri"])[:200], f"{entry['stage']}: {entry['error']}"[:400]))
-    ledgers.append(Ledger(title=title, counts=counts, examples=examples))
+    ledgers.append({"title": title, "counts": counts, "examples": examples})
   return ledgers
 
 
-class LatentDecoder:
-  """The VAE that made a cache, checked by its fingerprint."""
+def latent_decoder(checkpoint: str, provenance: Any) -> Callable[[np.ndarray], np.ndarray]:
+  """The decoder of the VAE that made a cache: uint8 (T, H, W, 3) of latents (t, h, w, c).
 
-  def __init__(self, checkpoint: str, provenance: Any):
-    import jax
-    import jax.numpy as jnp
-    from flax import traverse_util
+  Raises:
+    ValueError: the checkpoint has another fingerprint.
+  """
+  import jax
+  import jax.numpy as jnp
+  from flax import traverse_util
 
-    from beam_jobs.shards.encoders import build_vae, select_vae_params
-    from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.files.fingerprint import weights_fingerprint
+  from beam_jobs.shards.encoders import build_vae, select_vae_params
+  from walt_t5x.engine.checkpoints import load_params
+  from walt_t5x.files.fingerprint import weights_fingerprint
 
-    self.vae = build_vae(provenance.vae["config"])
-    wanted, found = provenance.vae["fingerprint"], []
-    for ema in (False, True):
-      try:
-        loaded = load_params(checkpoint, ema=ema)
-      except (KeyError, ValueError):
-        if not ema:
-          raise
-        continue  # A checkpoint without averaged weights.
-      params = select_vae_params(self.vae, loaded, checkpoint)
-      found.append(weights_fingerprint(traverse_util.flatten_dict(params, sep="/")))
-      if found[-1] == wanted:
-        break
-    else:
-      raise ValueError(
-        f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
-        f"({provenance.vae.get('checkpoint')}); set that checkpoint, or remove the flag"
-      )
-    vae = self.vae
-
-    @jax.jit
-    def decode(params, latents):
-      return vae.apply({"params": params}, latents.astype(jnp.float32)[None], method="decode")[0]
-
-    self._params, self._decode = jax.tree.map(jnp.asarray, params), decode
-
-  def __call__(self, latents: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 3) of latents (t, h, w, c)."""
-    return to_uint8(self._decode(self._params, latents))
+  vae = build_vae(provenance.vae["config"])
+  wanted, found = provenance.vae["fingerprint"], []
+  for ema in (False, True):
+    try:
+      loaded = load_params(checkpoint, ema=ema)
+    except (KeyError, ValueError):
+      if not ema:
+        raise
+      continue  # A checkpoint without averaged weights.
+    params = select_vae_params(vae, loaded, checkpoint)
+    found.append(weights_fingerprint(traverse_util.flatten_dict(params, sep="/")))
+    if found[-1] == wanted:
+      break
+  else:
+    raise ValueError(
+      f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
+      f"({provenance.vae.get('checkpoint')}); set that checkpoint, or remove the flag"
+    )
+  variables = jax.tree.map(jnp.asarray, {"params": params})
+  decode = jax.jit(
+    lambda weights, z: vae.apply(weights, z.astype(jnp.float32)[None], method="decode")
+  )
+  return lambda latents: to_uint8(decode(variables, latents)[0])
 
 
 def false_colors(latents: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from walt_t5x.files import storage
+
 METRICS = "metrics.jsonl"
 
 
@@ -86,7 +88,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     path=path,
     curves=curves,
     checkpoints={step: why_incomplete(checkpoint_folder(path, step)) for step in all_steps(path)},
-    provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
+    provenance=storage.read_json(provenance) if provenance.is_file() else {},
     config=config.read_text("utf-8") if config.is_file() else "",
     unreadable_lines=unreadable,
   )
@@ -170,7 +172,7 @@ def read_scores(file: Path) -> list[ScoreRow]:
     ValueError: `evaluate` did not write the file.
   """
   try:
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = storage.read_json(file)
     if all("score" in entry for entry in result["scores"].values()):
       return list(_feature_scores(result))
     return list(_prompt_scores(result, str(file.parent)))

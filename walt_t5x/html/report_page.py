@@ -11,17 +11,8 @@ from walt_t5x.html.page import data_uri, write_page
 from walt_t5x.html.report_inputs import RunFolder, ScoreRow
 
 # Quantities whose curves are visible on the page; the others are collapsed below them.
-_SHOWN = (
-  "loss",
-  "loss_video",
-  "loss_image",
-  "psnr",
-  "ssim",
-  "mse",
-  "gradient_norm",
-  "learning_rate",
-)
-_SHOWN += ("steps_per_second", "data_wait_share", "goodput/share")
+_QUALITY = ("loss", "loss_video", "loss_image", "psnr", "ssim", "mse", "gradient_norm")
+_SHOWN = (*_QUALITY, "learning_rate", "steps_per_second", "data_wait_share", "goodput/share")
 
 
 def write_report(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from walt_t5x.media.rules import ReasonedError
+
 if TYPE_CHECKING:
   from av import VideoFrame
 
@@ -32,16 +34,8 @@ _SEEK_BEYOND_SECONDS = 4.0
 Source = str | os.PathLike[str] | bytes
 
 
-class MediaError(ValueError):
-  """Media that cannot be read or cut as requested; `reason` is a code, the message explains it."""
-
-  def __init__(self, reason: str, message: str):
-    # Both are in `args`, so that the exception can be pickled between processes.
-    super().__init__(reason, message)
-    self.reason = reason
-
-  def __str__(self) -> str:
-    return self.args[1]
+class MediaError(ReasonedError, ValueError):
+  """Media that cannot be read or cut as requested."""
 
 
 class DecodedVideo(NamedTuple):

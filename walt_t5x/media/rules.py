@@ -27,15 +27,20 @@ _OPERATORS = {
 _RULE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>)\s*([-+.\w]+)\s*")
 
 
-class Rejected(Exception):
-  """A valid row that a filter rejects; `reason` is a code, the message explains it."""
+class ReasonedError(Exception):
+  """An error whose `reason` is a code; the message explains it."""
 
   def __init__(self, reason: str, message: str):
+    # Both are in `args`, so that the exception can be pickled between processes.
     super().__init__(reason, message)
     self.reason = reason
 
   def __str__(self) -> str:
     return self.args[1]
+
+
+class Rejected(ReasonedError):
+  """A valid row that a filter rejects."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,18 +19,28 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media.geometry import upscale
 from walt_t5x.media.pixels import clip_to_uint8
-
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi")
-ANIMATION_SUFFIXES = (".gif", ".webp")
-LOSSLESS_SUFFIX = ".mkv"
 
 # FFmpeg's number for SMPTE 170M, which is BT.601: matrix, primaries and transfer alike.
 _BT601 = 6
 _LIMITED_RANGE = 1
-_CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
-_MUXERS = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}
+# Suffix, which also names FFmpeg's muxer -> encoder and its options.
+_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"}),
+  ".webm": (
+    "libvpx-vp9",
+    {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"},
+  ),
+  ".avi": ("mpeg4", {"bf": "0"}),
+}
+_ANIMATIONS: dict[str, dict[str, Any]] = {
+  ".gif": {"format": "GIF", "optimize": False, "disposal": 1},
+  ".webp": {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False},
+}
+VIDEO_SUFFIXES, ANIMATION_SUFFIXES = tuple(_ENCODERS), tuple(_ANIMATIONS)
+LOSSLESS_SUFFIX = ".mkv"
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
@@ -40,30 +50,6 @@ def _pad_to_even(frames: np.ndarray) -> np.ndarray:
   if not (odd_height or odd_width):
     return frames
   return np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
-
-
-def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
-  if suffix == ".mp4":
-    return {"crf": str(crf), "preset": "veryfast", "bf": "0"}
-  if suffix == ".webm":
-    return {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
-  if suffix == ".avi":
-    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
-    quantiser = str(min(31, max(1, crf // 5)))
-    return {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
-  raise ValueError(f"No encoder for {suffix!r}; expected one of {VIDEO_SUFFIXES}.")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-  """A temporary path next to `path` that replaces it when the block ends, and disappears if it raises."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def write_video(
@@ -91,11 +77,12 @@ def write_video(
   if not 0 < fps <= 1000:
     raise ValueError(f"got fps={fps}, expected a rate between 0 and 1000.")
   frames = upscale(clip_to_uint8(frames), scale)
-  with _replacing(path) as temporary:
+  with storage.writer(path) as stream:
     if suffix in VIDEO_SUFFIXES:
-      _mux(temporary, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
+      # By name: ffmpeg reopens an mp4 to move its index to the front.
+      _mux(stream.name, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
     elif suffix in ANIMATION_SUFFIXES:
-      temporary.write_bytes(_animation(frames, suffix=suffix, fps=fps))
+      stream.write(_animation(frames, suffix=suffix, fps=fps))
     else:
       raise ValueError(
         f"Cannot write a video as {suffix!r} ({path}); "
@@ -113,17 +100,19 @@ def encode_video(
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
 
 
-def _mux(path: Path, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
+def _mux(path: str, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
   import av
 
   rate = Fraction(fps).limit_denominator(1001)
-  options = {"fflags": "+bitexact"}
-  if suffix == ".mp4":
-    options["movflags"] = "+faststart"
-  with av.open(str(path), mode="w", format=_MUXERS[suffix], options=options) as container:
-    stream: Any = container.add_stream(
-      _CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf)
-    )
+  options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix == ".mp4" else {})
+  encoder, settings = _ENCODERS[suffix]
+  if suffix == ".avi":
+    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
+    settings = settings | dict.fromkeys(("qmin", "qmax"), str(min(31, max(1, crf // 5))))
+  else:
+    settings = settings | {"crf": str(crf)}
+  with av.open(path, mode="w", format=suffix[1:], options=options) as container:
+    stream: Any = container.add_stream(encoder, rate=rate, options=settings)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -146,16 +135,9 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   images = [Image.fromarray(frame) for frame in frames]
   # A single frame must not be saved as an animation: Pillow would drop the duration and some
   # viewers reject it.
-  options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
-  options["duration"] = round(1000 / fps)
-  if suffix == ".gif":
-    options |= {"format": "GIF", "optimize": False, "disposal": 1}
-  elif suffix == ".webp":
-    options |= {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False}
-  else:
-    raise ValueError(f"No animation format {suffix!r}; expected one of {ANIMATION_SUFFIXES}.")
+  options = {"save_all": True, "append_images": images[1:], "loop": 0} | _ANIMATIONS[suffix]
   buffer = io.BytesIO()
-  images[0].save(buffer, **options)
+  images[0].save(buffer, duration=round(1000 / fps), **options)
   return buffer.getvalue()
 
 
@@ -163,8 +145,8 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
   """Writes uint8 [H, W, 3] as a PNG."""
   from PIL import Image
 
-  with _replacing(Path(path)) as temporary:
-    Image.fromarray(picture).save(temporary, format="PNG")
+  with storage.writer(path) as stream:
+    Image.fromarray(picture).save(stream, format="PNG")
 
 
 @contextlib.contextmanager
@@ -211,9 +193,9 @@ def lossless_writer(
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
       container.mux(stream.encode(frame.reformat(format="bgr0")))
 
-  with _replacing(path) as temporary:
+  with storage.writer(path) as file:
     options = {"fflags": "+bitexact"}
-    with av.open(str(temporary), mode="w", format="matroska", options=options) as container:
+    with av.open(file.name, mode="w", format="matroska", options=options) as container:
       yield append
       if stream is None:
         raise ValueError(f"{path}: got no frames, expected at least one.")

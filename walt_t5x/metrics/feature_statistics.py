@@ -13,12 +13,13 @@ zero lose no digits.
 """
 
 import os
-from pathlib import Path
 
 import numpy as np
 from clu import metrics
 from flax import struct
 from jaxtyping import Float
+
+from walt_t5x.files import storage
 
 
 @struct.dataclass
@@ -110,11 +111,8 @@ class FeatureStatistics(metrics.Metric):
 
 def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
   """Writes a `.npz` file atomically."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
-  os.replace(temporary, path)
+  with storage.writer(path) as stream:
+    np.savez(stream, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:

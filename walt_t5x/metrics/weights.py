@@ -10,6 +10,7 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
+from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 
 
@@ -119,11 +120,8 @@ def check_shapes(
 
 def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -> str:
   """Writes tensors by flat name atomically; returns their fingerprint."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, partial)
-  os.replace(partial, path)
+  with storage.writer(path) as stream:
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, stream.name)
   return weights_fingerprint(flat)
 
 

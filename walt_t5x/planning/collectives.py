@@ -63,16 +63,17 @@ class _Computation:
   calls: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def _balanced(text: str) -> int:
-  """The position where the type at the start of `text` ends: a tuple in parentheses, or a word."""
-  if not text.startswith("("):
-    return text.index(" ")
-  depth = 0
+def _type(text: str) -> tuple[str, list[str]]:
+  """The type at the start of `text`, and its elements if it is a tuple, outermost level only."""
+  depth, start, elements = 0, 1, []
   for place, letter in enumerate(text):
-    depth += (letter == "(") - (letter == ")")
-    if depth == 0:
-      return place + 1
-  raise ValueError(f"an HLO type has no closing parenthesis: {text[:80]!r}")
+    depth += (letter in "([{") - (letter in ")]}")
+    if depth == 0 and letter == " ":
+      return text[:place], [*elements, text[start : place - 1]]
+    if depth == 1 and letter == ",":
+      elements.append(text[start:place])
+      start = place + 1
+  raise ValueError(f"an HLO type does not end: {text[:80]!r}")
 
 
 def _computations(hlo: str) -> dict[str, _Computation]:
@@ -86,8 +87,8 @@ def _computations(hlo: str) -> dict[str, _Computation]:
     if match is None or current is None:
       continue
     name, rest = match.groups()
-    end = _balanced(rest)
-    shape, operation = rest[:end], rest[end + 1 :]
+    shape, _ = _type(rest)
+    operation = rest[len(shape) + 1 :]
     opcode = operation.split("(", 1)[0]
     current.lines.append((name, shape, opcode, operation))
     names = _CALLED.findall(operation)
@@ -117,25 +118,6 @@ def _bytes(shape: str) -> int:
   )
 
 
-def _elements(shape: str) -> list[str]:
-  """Elements of a tuple type, outermost level only."""
-  parts, depth, start = [], 0, 1
-  inner = shape[1:-1]
-  for place, letter in enumerate(inner, 1):
-    depth += (letter in "([{") - (letter in ")]}")
-    if letter == "," and depth == 0:
-      parts.append(shape[start:place])
-      start = place + 1
-  return [*parts, shape[start:-1]]
-
-
-def _result_bytes(kind: str, shape: str, started: bool) -> int:
-  if not started or kind == "all-reduce" or not shape.startswith("("):
-    return _bytes(shape)
-  # An asynchronous start has its operands and its results: (operands, results, ...).
-  return _bytes(_elements(shape)[1])
-
-
 def collectives(hlo: str) -> Iterator[Collective]:
   """All collectives of an optimized HLO module.
 
@@ -161,7 +143,10 @@ def collectives(hlo: str) -> Iterator[Collective]:
       kind = opcode.removesuffix("-start")
       if kind not in KINDS:
         continue
-      size = _result_bytes(kind, shape, opcode != kind)
+      if opcode != kind and kind != "all-reduce" and shape.startswith("("):
+        # An asynchronous start has its operands and its results: (operands, results, ...).
+        shape = _type(f"{shape} ")[1][1]
+      size = _bytes(shape)
       if kind == "all-reduce" and "all-reduce-scatter" in name:
         # TPU programs express a reduce-scatter as a fusion of an all-reduce and a slice.
         kind, size = "reduce-scatter", _bytes(computation.lines[-1][1])

@@ -16,23 +16,27 @@ def table(plan: Any) -> str:
   lines = [f"{'part':<34} {'parameters':>15}  share"]
   for name, count in sorted(plan.parameters_by_module.items(), key=lambda item: -item[1]):
     lines.append(f"{name:<34} {count:>15,}  {count / plan.parameters:6.1%}")
-  lines.append(f"{'total':<34} {plan.parameters:>15,}")
-  lines.append("")
-  lines.append(f"tokens per example                 {plan.tokens_per_row:>15,}")
-  lines.append(f"batch size                         {plan.batch_size:>15,}")
-  lines.append(f"training FLOPs per step            {plan.train_flops_per_step:>15.4g}")
+  lines += [f"{'total':<34} {plan.parameters:>15,}", ""]
+  figures = _step_figures(plan)
   if plan.steps:
-    total = plan.steps * plan.train_flops_per_step
-    lines.append(f"steps                              {plan.steps:>15,}")
-    lines.append(f"training FLOPs of the run          {total:>15.4g}")
-  lines.append(f"bytes per example, host to device  {plan.bytes_per_row:>15,}")
-  for kind, size in plan.record_bytes.items():
-    lines.append(f"{f'bytes per record of {kind}':<34} {size:>15,}")
+    figures["steps"] = f"{plan.steps:,}"
+    figures["training FLOPs of the run"] = f"{plan.steps * plan.train_flops_per_step:.4g}"
+  figures["bytes per example, host to device"] = f"{plan.bytes_per_row:,}"
+  figures |= {f"bytes per record of {kind}": f"{n:,}" for kind, n in plan.record_bytes.items()}
+  lines += [f"{name:<34} {value:>15}" for name, value in figures.items()]
   if plan.corpus_bytes:
-    lines.append(f"corpus                             {plan.corpus_bytes / 1e12:>15.3f} TB")
+    lines.append(f"{'corpus':<34} {plan.corpus_bytes / 1e12:>15.3f} TB")
   for name, report in plan.topologies.items():
     lines += ["", *topology_lines(name, report, plan)]
   return "\n".join(lines)
+
+
+def _step_figures(plan: Any) -> dict[str, str]:
+  return {
+    "tokens per example": f"{plan.tokens_per_row:,}",
+    "batch size": f"{plan.batch_size:,}",
+    "training FLOPs per step": f"{plan.train_flops_per_step:.4g}",
+  }
 
 
 def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]:
@@ -123,24 +127,16 @@ def comparison(plans: Mapping[str, Any]) -> str:
   Args:
     plans: plans by the name of the file.
   """
-  rows: dict[str, list[str]] = {"": [Path(name).stem for name in plans]}
-  names = {name: None for plan in plans.values() for name in plan.topologies}
-  found = list(plans.values())
-  rows["parameters"] = [f"{plan.parameters:,}" for plan in found]
-  rows["tokens per example"] = [f"{plan.tokens_per_row:,}" for plan in found]
-  rows["batch size"] = [f"{plan.batch_size:,}" for plan in found]
-  rows["training FLOPs per step"] = [f"{plan.train_flops_per_step:.4g}" for plan in found]
-  for name in names:
-    reports = [plan.topologies[name] for plan in found]
-    rows[f"{name}: memory per chip, GiB"] = [_memory(r) for r in reports]
-    rows[f"{name}: step, s (estimated)"] = [
-      figure(r["estimated_step_seconds"], ".3f") for r in reports
-    ]
-    rows[f"{name}: model FLOPs utilization"] = [
-      figure(r["estimated_utilization"], ".1%") for r in reports
-    ]
+  columns = []
+  for file, plan in plans.items():
+    column = {"": Path(file).stem, "parameters": f"{plan.parameters:,}"} | _step_figures(plan)
+    for name, report in plan.topologies.items():
+      column[f"{name}: memory per chip, GiB"] = _memory(report)
+      column[f"{name}: step, s (estimated)"] = figure(report["estimated_step_seconds"], ".3f")
+      column[f"{name}: model FLOPs utilization"] = figure(report["estimated_utilization"], ".1%")
+    columns.append(column)
   return "\n".join(
-    f"{name:<44}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows.items()
+    f"{name:<44}" + "".join(f"{column[name]:>24}" for column in columns) for name in columns[0]
   )
 
 

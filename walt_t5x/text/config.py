@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from walt_t5x.files import storage
+
 # Fields that are the same for all sizes of T5 v1.1; `config.json` may omit them but may not contradict them.
 _FIXED_FIELDS = {
   "model_type": "t5",
@@ -67,7 +69,7 @@ class T5Config:
     Raises:
       ValueError: if the file does not describe a T5 v1.1 encoder.
     """
-    stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    stored = storage.read_json(path)
     for name, expected in _FIXED_FIELDS.items():
       if stored.get(name, expected) != expected:
         raise ValueError(

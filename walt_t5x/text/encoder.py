@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
+from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.text.config import T5Config
 from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
@@ -208,8 +209,7 @@ def save_encoder(
     vocabulary: its SentencePiece vocabulary.
   """
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG_FILE).unlink(missing_ok=True)
   save_weights(folder / WEIGHTS_FILE, config, weights)
-  (folder / VOCABULARY_FILE).write_bytes(vocabulary.model)
-  (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+  storage.write(folder / VOCABULARY_FILE, vocabulary.model)
+  storage.write(folder / CONFIG_FILE, config.to_json())

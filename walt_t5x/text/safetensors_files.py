@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import safetensors
 
+from walt_t5x.files import storage
+
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
 
@@ -39,7 +41,7 @@ class SafetensorsSource:
       raise FileNotFoundError(f"No safetensors file or folder at {path}.")
     self._files: dict[str, pathlib.Path] = {}
     if path.suffix == ".json":
-      weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+      weight_map = storage.read_json(path)["weight_map"]
       missing = sorted({s for s in weight_map.values() if not (path.parent / s).is_file()})
       if missing:
         raise FileNotFoundError(f"{path} lists shards that are missing from its folder: {missing}.")
@@ -90,8 +92,7 @@ def write_safetensors(
     offset = end
   encoded = json.dumps(header).encode()
   encoded += b" " * (-len(encoded) % 8)  # data must start at a multiple of 8
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as file:
+  with storage.writer(path) as file:
     file.write(len(encoded).to_bytes(8, "little"))
     file.write(encoded)
     for name, shape in shapes.items():
@@ -101,4 +102,3 @@ def write_safetensors(
           f"{name}: got {tensor.dtype} {tensor.shape}, expected float32 {tuple(shape)}."
         )
       file.write(np.ascontiguousarray(tensor, "<f4").data)
-  os.replace(partial, path)

@@ -25,6 +25,7 @@ from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.partitioner import DataLayout, PjitPartitioner
 from walt_t5x.engine.builtin.restoring import Restorer, restore_row_position
 from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.files import storage
 
 
 def drawn_seed(model_dir: str) -> int:
@@ -33,9 +34,9 @@ def drawn_seed(model_dir: str) -> int:
   seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
   if jax.process_index() == 0:
     if file.exists():
-      seed = int(json.loads(file.read_text())["random_seed"])
+      seed = int(storage.read_json(file)["random_seed"])
     else:
-      file.write_text(json.dumps({"random_seed": seed}) + "\n")
+      storage.write(file, json.dumps({"random_seed": seed}) + "\n")
   if jax.process_count() > 1:
     seed = int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
   logging.info("Random seed %d, drawn for this run.", seed)
@@ -58,7 +59,7 @@ class RowSeeds:
     self._file = epath.Path(model_dir) / "row_seeds.json"
     self._seeds = [(0, first)]
     if self._file.exists():
-      self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
+      self._seeds += [(int(step), int(seed)) for step, seed in storage.read_json(self._file)]
 
   def at(self, step: int) -> int:
     """The seed of a run that resumes from `step`."""
@@ -79,9 +80,7 @@ class RowSeeds:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("data seeds read")
     if jax.process_index() == 0:
-      temporary = self._file.parent / "row_seeds.json.tmp"
-      temporary.write_text(json.dumps(self._seeds[1:]) + "\n")
-      temporary.replace(self._file)
+      storage.write(self._file, json.dumps(self._seeds[1:]) + "\n")
     return fresh
 
 

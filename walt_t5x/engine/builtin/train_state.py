@@ -6,7 +6,6 @@ from typing import Any
 import flax.core
 import flax.struct
 import jax
-from etils import epath
 from flax import serialization, traverse_util
 from flax.linen import partitioning as flax_partitioning
 
@@ -18,6 +17,7 @@ from walt_t5x.engine.builtin.optimizer import (
   restore_optimizer_state,
 )
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
+from walt_t5x.files import storage
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -185,4 +185,4 @@ def write_model_info(model_dir: str, initializer: StateInitializer) -> None:
   for name, leaf in flat(initializer.shapes).items():
     axes = ", ".join(f"{axis}={size}" for axis, size in zip(logical[name], leaf.shape))
     lines.append(f"{name:90} {leaf.dtype!s:9} ({axes})  {tuple(mesh[name])}")
-  (epath.Path(model_dir) / "model-info.txt").write_text("\n".join(lines) + "\n")
+  storage.write(storage.join(model_dir, "model-info.txt"), "\n".join(lines) + "\n")

@@ -65,9 +65,10 @@ def plan_model(
 
   from data import schema
   from walt_t5x.engine.flops import count_flops_of
-  from walt_t5x.models.input_shapes import input_shapes, record_bytes
+  from walt_t5x.models.input_shapes import input_shapes, record_bytes, without_data
   from walt_t5x.models.vae_model import VaeModel
 
+  model = without_data(model)
   # A step's FLOPs are those of one example times the batch size; one example is traced.
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
@@ -131,7 +132,6 @@ def _configured() -> tuple[Any, dict[str, Any]]:
   LATENTS, LOW_RESOLUTION and TEXT_LENGTH describe the data, or `pixel_task.pixels` that of a tokenizer.
   """
   from walt_t5x.config import gin_config
-  from walt_t5x.models.input_shapes import without_data
 
   model = gin_config.macro_value("MODEL")
   field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
@@ -140,7 +140,7 @@ def _configured() -> tuple[Any, dict[str, Any]]:
       f"MODEL is {'set' if model is not None else 'missing'}, LATENTS (or pixel_task.pixels) is "
       f"{'set' if field else 'missing'}: expected a file that trains a model, such as gin/walt_3b.gin"
     )
-  return without_data(model), {
+  return model, {
     "field": field,
     "low_resolution": gin_config.macro_value("LOW_RESOLUTION"),
     "text_length": gin_config.macro_value("TEXT_LENGTH", 64),
@@ -175,11 +175,11 @@ def plan_gin(batch_size: int | None = None) -> Plan:
 def _report(plan: Plan, model: Any, rows: int, *, data: Mapping[str, Any], topology: str) -> Any:
   """The TPU compiler's report on a step of `rows` examples, with the mesh and rules of the parsed gin files."""
   from walt_t5x.config import gin_config
-  from walt_t5x.models.input_shapes import input_shapes
+  from walt_t5x.models.input_shapes import input_shapes, without_data
   from walt_t5x.planning import tpu_report
 
   return tpu_report.report(
-    model,
+    without_data(model),
     input_shapes(model, rows=rows, **data),
     topology=topology,
     num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),

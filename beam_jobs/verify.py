@@ -3,7 +3,6 @@
 python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
 
-import argparse
 import concurrent.futures
 import functools
 import hashlib
@@ -15,6 +14,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
+
+from beam_jobs.runners import running
 
 # Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
@@ -210,21 +211,15 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; 1 if anything is wrong."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.verify",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = running.program_parser("verify", __doc__)
   parser.add_argument("folders", nargs="+", help="cached task folders")
   parser.add_argument(
     "--workers",
-    type=int,
+    type=running.positive,
     default=os.cpu_count() or 1,
     help="processes, each with one shard in memory (default: one per CPU)",
   )
   arguments = parser.parse_args(argv)
-  if arguments.workers < 1:
-    parser.error(f"--workers={arguments.workers}: expected at least 1")
   found = []
   for folder in arguments.folders:
     found += problems(folder, workers=arguments.workers) + plan_problems(folder)

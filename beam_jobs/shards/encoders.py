@@ -27,6 +27,8 @@ class EncoderMismatch(ValueError):
 class EncoderConfig:
   """What a worker needs to load both encoders; plain values that can be pickled and hashed.
 
+  Without a VAE, it is that of a cache of pixels, which trains the VAE: nothing is loaded.
+
   Args:
     vae_config: JSON object of CausalVae's fields, as `vae_fields` writes it.
     vae_checkpoint: `checkpoint_<step>` folder, or a model_dir.
@@ -37,38 +39,23 @@ class EncoderConfig:
     image_batch_size: images per VAE call.
   """
 
-  vae_config: str
-  vae_checkpoint: str
+  vae_config: str = ""
+  vae_checkpoint: str = ""
   vae_ema: bool = False
-  text_folder: str
+  text_folder: str = ""
   max_text_length: int = 64
   batch_size: int = 8
   image_batch_size: int = 32
 
   @property
   def batch_sizes(self) -> dict[str, int]:
-    """Batch sizes, which the last bit of the latents may depend on."""
-    return {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelConfig:
-  """For pixel caches, which train the VAE: nothing is loaded, and rows are batched to these sizes."""
-
-  batch_size: int = 8
-  image_batch_size: int = 32
-
-  @property
-  def batch_sizes(self) -> dict[str, int]:
-    """Empty: pixels do not depend on the batch size."""
-    return {}
+    """Batch sizes, which the last bit of the latents may depend on; empty for pixels, which do not."""
+    sizes = {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
+    return sizes if self.vae_config else {}
 
 
 class PixelEncoders:
   """Has the interface of `Encoders`, but returns pixels unchanged and no text embeddings."""
-
-  def __init__(self, config: PixelConfig):
-    self.config = config
 
   def field(self, frames: int, height: int, width: int) -> str:
     """Name of the record's field."""
@@ -220,15 +207,15 @@ class Encoders:
     return [known[text] for text in texts]
 
 
-def get_encoders(config: EncoderConfig | PixelConfig) -> Any:
+def get_encoders(config: EncoderConfig) -> Any:
   """The encoders of this process for a config; the first caller loads them, the others wait."""
   with _LOCK:
     return _load(config)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(config: EncoderConfig | PixelConfig) -> Encoders | PixelEncoders:
-  return PixelEncoders(config) if isinstance(config, PixelConfig) else Encoders(config)
+def _load(config: EncoderConfig) -> Encoders | PixelEncoders:
+  return Encoders(config) if config.vae_config else PixelEncoders()
 
 
 def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from beam_jobs import preprocess
-from beam_jobs.runners import dataflow, worker_flags
+from beam_jobs.runners import dataflow, running
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 JOB = {
@@ -109,7 +109,7 @@ def test_a_tpu_and_a_plain_machine_pass():
     {"dataflow_service_options": tpu, "machine_type": "ct5lp-hightpu-1t"},
     {"dataflow_service_options": None, "machine_type": "n2-standard-8", "experiments": None},
   ):
-    options = worker_flags.beam_options(
+    options = running.beam_options(
       [f"--{k}={v}" for k, v in (FLAGS | changes).items() if v is not None]
     )
     assert dataflow.problems(options, {}) == []

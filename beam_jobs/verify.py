@@ -39,40 +39,43 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
   shards = []
   for split in splits:
-    present, missing = _shards_of(folder, split, names)
+    info, stats = (
+      json.loads(storage.read(storage.join(folder, f"{kind}.{split}.json")))
+      for kind in ("info", "stats")
+    )
+    mine, missing = _shards_of(folder, split, names, info["num_shards"])
+    examples = sum(sidecar["written"] for _, sidecar in mine)
+    if examples != stats["examples"]:
+      missing.append(
+        f"{folder}: stats.{split}.json states {stats['examples']} examples, the shards {examples}"
+      )
     found += missing
-    shards += present
+    shards += mine
   return found + _in_processes(folder, shards, workers)
 
 
 def _shards_of(
-  folder: str, split: str, names: Set[str]
+  folder: str, split: str, names: Set[str], count: int
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
-  """Shards of a split with their sidecars, and messages about missing shards and wrong totals."""
+  """Shards of a split with their sidecars, and a message for each other shard of the job and its replays."""
+  from beam_jobs.shards.shard_files import SIDECAR, ShardName, parse_shard, read_sidecar
   from walt_t5x.files import storage
 
-  count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
-  stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
-  expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
-  wanted = sorted(expected | _replayed(names, split))
-  present = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
-  found = [
-    f"{folder}/{name}: the shard or its sidecar is missing"
-    for name in sorted(set(wanted) - set(present))
-  ]
-
-  def sidecar(name: str) -> Mapping[str, Any] | str:
-    try:
-      return json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
-    except ValueError as error:
-      return f"{folder}/{name}: the sidecar is not JSON ({error}); run the job again"
-
-  read = list(zip(present, storage.for_each(sidecar, present), strict=True))
-  found += [problem for _, problem in read if isinstance(problem, str)]
-  shards = [(name, sidecar) for name, sidecar in read if not isinstance(sidecar, str)]
-  examples = sum(sidecar["written"] for _, sidecar in shards)
-  if examples != stated:
-    found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
+  folder = folder.rstrip("/")
+  output, task = storage.parent(folder), folder.rpartition("/")[2]
+  wanted = {ShardName(task=task, split=split, index=i, count=count) for i in range(count)}
+  # A replay's shard of which only the sidecar or only the records exist counts too.
+  named = {parse_shard(f"{task}/{name.removesuffix(SIDECAR)}") for name in names}
+  wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
+  shards, found = [], []
+  read = storage.for_each(lambda shard: read_sidecar(output, shard), sorted(wanted))
+  for shard, sidecar in zip(sorted(wanted), read, strict=True):
+    if not {shard.file_name, shard.file_name + SIDECAR} <= names:
+      found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
+    elif sidecar is None:
+      found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
+    else:
+      shards.append((shard.file_name, sidecar))
   return shards, found
 
 
@@ -94,14 +97,6 @@ def _in_processes(
   context = multiprocessing.get_context("spawn")
   with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
     return bar(pool.map(check, *zip(*shards, strict=True)))
-
-
-def _replayed(names: Iterable[str], split: str) -> set[str]:
-  """Shards of replays, including those with only a sidecar or only records."""
-  from beam_jobs.shards import shard_files
-
-  named = (shard_files.parse_shard(f"-/{name.removesuffix(shard_files.SIDECAR)}") for name in names)
-  return {shard.file_name for shard in named if shard and shard.replay and shard.split == split}
 
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:

@@ -23,10 +23,25 @@ _FAMILIES = {
   "tpu-v5p-slice": "ct5p-",
   "tpu-v6e-slice": "ct6e-",
 }
-_BUCKET = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?")
 _IMAGE = re.compile(
   r"(?P<path>[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+)(?P<version>:[\w.-]+|@sha256:[0-9a-f]{64})?"
 )
+_BUCKET = (re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?"), "gs://BUCKET/FOLDER")
+# What each of Beam's flags must match, and its description.
+_FLAGS = {
+  "project": (
+    re.compile(r"[a-z][-a-z0-9:.]+[a-z0-9]"),
+    "the id of a Google Cloud project, not its number or its name",
+  ),
+  "region": (re.compile(r"[a-z]+-[a-z]+\d+"), "one such as us-central1, not a zone"),
+  "temp_location": _BUCKET,
+  "staging_location": _BUCKET,
+  "sdk_container_image": (
+    _IMAGE,
+    "REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG, which docs/dataflow.md builds: Beam's own image has neither "
+    "jax nor this code",
+  ),
+}
 # Dataflow rejects larger requests.
 _LARGEST_GRAPH = 10 << 20
 
@@ -45,37 +60,12 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     options: Beam's pipeline options.
     paths: our flags that name files which workers read or write; None if a flag is not set.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker = options.view_as(views.WorkerOptions)
   found = []
-  if not cloud.project:
-    found.append("--project: got nothing, expected the id of a Google Cloud project")
-  elif not re.fullmatch(r"[a-z][-a-z0-9:.]+[a-z0-9]", cloud.project):
-    found.append(
-      f"--project: got {cloud.project!r}, expected a project's id, not its number or its name"
-    )
-  if not cloud.region:
-    found.append("--region: got nothing, expected one such as us-central1")
-  elif not re.fullmatch(r"[a-z]+-[a-z]+\d+", cloud.region):
-    found.append(f"--region: got {cloud.region!r}, expected one such as us-central1, not a zone")
-  for name in ("temp_location", "staging_location"):
-    value = getattr(cloud, name)
-    if value is None and name == "temp_location":
-      found.append("--temp_location: got nothing, expected gs://BUCKET/FOLDER")
-    elif value is not None and not _BUCKET.fullmatch(value):
-      found.append(f"--{name}: got {value!r}, expected gs://BUCKET/FOLDER")
-  image = worker.sdk_container_image
-  if not image:
-    found.append(
-      "--sdk_container_image: got nothing; Beam's own image has neither jax nor this code: build the one of "
-      "docs/dataflow.md and set REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
-  elif not _IMAGE.fullmatch(image):
-    found.append(
-      f"--sdk_container_image: got {image!r}, expected REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
+  values = options.get_all_options()
+  for name, (pattern, expected) in _FLAGS.items():
+    value = values[name]
+    if not pattern.fullmatch(value or "") and (value or name != "staging_location"):
+      found.append(f"--{name}: got {repr(value) if value else 'nothing'}, expected {expected}")
   for name, path in paths.items():
     if path is not None and "://" not in path:
       found.append(f"--{name}: got {path!r}, a local path; expected gs://BUCKET/...")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from beam_jobs.sources.columns import Columns, to_line, to_row
-from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from beam_jobs.sources.rows import is_media
 from walt_t5x.files import storage
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -64,11 +64,6 @@ def folder_lines(
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))
-
-
-def is_media(path: str) -> bool:
-  """Whether a file's extension is that of an image or a video."""
-  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 def parse_file_list(text: str) -> frozenset[str]:

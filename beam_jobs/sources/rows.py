@@ -44,15 +44,15 @@ class Row:
   """
 
   uri: str
-  path: str
-  captions: tuple[str, ...]
-  caption_weights: tuple[float, ...]
-  label: int
+  raw: Mapping[str, Any]
   split: str
   modality: str
-  start_seconds: float | None
-  end_seconds: float | None
-  raw: Mapping[str, Any]
+  path: str = ""
+  captions: tuple[str, ...] = ()
+  caption_weights: tuple[float, ...] = ()
+  label: int = schema.NO_LABEL
+  start_seconds: float | None = None
+  end_seconds: float | None = None
   group: str | None = None
   problem: tuple[str, str] | None = None
 
@@ -100,15 +100,9 @@ def parse_line(line: str, folder: str) -> Row:
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
   return Row(
     uri=uri or line,
-    path="",
-    captions=(),
-    caption_weights=(),
-    label=schema.NO_LABEL,
+    raw=raw,
     split=raw["split"] if raw.get("split") in schema.SPLITS else "train",
     modality=raw["modality"] if raw.get("modality") in schema.MODALITIES else guess_modality(uri),
-    start_seconds=None,
-    end_seconds=None,
-    raw=raw,
     problem=problem,
   )
 
@@ -125,6 +119,11 @@ def is_utf8(text: str) -> bool:
   except UnicodeEncodeError:
     return False
   return True
+
+
+def is_media(path: str) -> bool:
+  """Whether a file's extension is that of an image or a video."""
+  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 def guess_modality(uri: str) -> str:

@@ -57,13 +57,13 @@ def test_the_graph_has_the_steps_of_a_local_run_and_its_workers_run_in_the_image
   ("changes", "message"),
   [
     ({"project": None}, "--project: got nothing, expected the id"),
-    ({"project": "123456"}, "--project: got '123456', expected a project's id, not its number"),
+    ({"project": "123456"}, "--project: got '123456', expected the id .* not its number"),
     ({"region": None}, "--region: got nothing, expected one such as us-central1"),
     ({"region": "us-central1-a"}, "--region: got 'us-central1-a', .* not a zone"),
     ({"temp_location": None}, "--temp_location: got nothing, expected gs://BUCKET/FOLDER"),
     ({"temp_location": "/tmp"}, "--temp_location: got '/tmp', expected gs://BUCKET/FOLDER"),
     ({"staging_location": "gs://B!"}, "--staging_location: got 'gs://B!', expected gs://"),
-    ({"sdk_container_image": None}, "--sdk_container_image: got nothing; .* docs/dataflow.md"),
+    ({"sdk_container_image": None}, "--sdk_container_image: got nothing, .* docs/dataflow.md"),
     (
       {"sdk_container_image": "My Image"},
       "--sdk_container_image: got 'My Image', expected REGION-",

@@ -58,8 +58,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         root
         | "Parts" >> beam.Create(range(len(evaluation.plans)))
         | "Spread" >> beam.Reshuffle()
-        | "Score" >> beam.ParDo(evaluation_parts.MakePart(args))
-        | "Merge" >> beam.CombinePerKey(evaluation_parts.MergeParts())
+        | "Score" >> beam.Map(evaluation_parts.make_part, args)
+        | "Merge" >> beam.CombinePerKey(evaluation_parts.merge_parts)
         | "Keep" >> beam.Map(evaluation_parts.keep_fold, folder)
       )
     folds: dict[bool, list[PartStatistics]] = {False: [], True: []}

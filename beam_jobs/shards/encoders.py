@@ -230,16 +230,15 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
 
   frames = 1 + vae.temporal_factor
   video = jnp.zeros((1, frames, 2 * vae.spatial_factor, 2 * vae.spatial_factor, 3))
-  shapes = jax.eval_shape(vae.init, jax.random.key(0), video)["params"]
 
   def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
     flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     return {name: np.shape(value) for name, value in flat.items()}
 
-  wanted = shapes_of(shapes)
+  wanted = shapes_of(jax.eval_shape(vae.init, jax.random.key(0), video)["params"])
 
-  def differences(tree: Any) -> list[str]:
-    got = shapes_of(tree) if isinstance(tree, Mapping) else {}
+  def differences(tree: Mapping[str, Any]) -> list[str]:
+    got = shapes_of(tree)
     return [
       f"{key}: checkpoint {got.get(key, 'has none')}, configured VAE {wanted.get(key, 'has none')}"
       for key in sorted(set(got) | set(wanted))
@@ -247,9 +246,8 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
     ]
 
   candidates = [params, *(tree for tree in params.values() if isinstance(tree, Mapping))]
-  found = [(differences(tree), tree) for tree in candidates]
-  problems, best = min(found, key=lambda pair: len(pair[0]))
-  if problems:
+  best = min(candidates, key=lambda tree: len(differences(tree)))
+  if problems := differences(best):
     raise EncoderMismatch(
       f"{name} does not fit the VAE of --vae_gin_file; {len(problems)} parameters differ, first "
       f"{problems[0]}; set the gin file that the checkpoint was trained with"

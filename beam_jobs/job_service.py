@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from beam_jobs.runners import running
+from beam_jobs.runners import running, worker_deaths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--staging_dir", help="folder for staged artifacts (a temporary one)")
   args = parser.parse_args(argv)
   from apache_beam.runners.portability import local_job_service
-
-  from beam_jobs.runners import worker_deaths
 
   logging.basicConfig(level=logging.INFO)
   ended = threading.Event()

@@ -23,8 +23,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_jobs.runners import job_flags, running
+from beam_jobs.filters import row_filters
+from beam_jobs.runners import dataflow, job_flags, running
+from beam_jobs.shards import encoders, ledger, settings
+from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
+from walt_t5x.files import storage
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
 
@@ -38,9 +42,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
-  from beam_jobs.filters import row_filters
-  from beam_jobs.runners import dataflow, pipeline
-  from beam_jobs.shards import encoders, ledger, replays, settings
+  from beam_jobs.runners import pipeline
+  from beam_jobs.shards import replays
   from beam_jobs.sources.read import ReadRows
 
   options = running.beam_options(rest)
@@ -70,19 +73,17 @@ def _check_dataflow(args: argparse.Namespace, options: Any) -> None:
   """Raises ValueError naming every flag that Dataflow would reject and what to set."""
   from apache_beam.options.pipeline_options import TestOptions
 
-  from beam_jobs.runners import dataflow
-
   options.view_as(TestOptions).dry_run = True  # Beam's checks then call no service.
   named = {"manifest": args.manifest, "output": args.output, "media_root": args.media_root}
   if problems := dataflow.problems(options, named):
     raise ValueError("\n  ".join(("Dataflow would reject this job:", *problems)))
 
 
-def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Any) -> dict[str, Any]:
+def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Job) -> dict[str, Any]:
   """Builds the job's graph; loads no encoder, reads no row, and writes and sends nothing."""
   import apache_beam as beam
 
-  from beam_jobs.runners import dataflow, pipeline
+  from beam_jobs.runners import pipeline
 
   root = beam.Pipeline(options=options)
   pipeline.add_steps(root, lines, job)
@@ -103,8 +104,6 @@ def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Any) -> di
 
 def manifest_rows(manifest: str) -> int | None:
   """Number of rows of a plain JSONL manifest; None for other kinds and for very large files."""
-  from walt_t5x.files import storage
-
   plain = manifest.endswith(".jsonl") and storage.exists(manifest)
   if not plain or storage.size(manifest) > _MAX_MANIFEST_TO_COUNT:
     return None
@@ -112,7 +111,7 @@ def manifest_rows(manifest: str) -> int | None:
     return sum(1 for line in lines if line.strip())
 
 
-def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
+def report(output: str, summary: ledger.Summary, *, seconds: float) -> dict[str, Any]:
   """Prints the table and the JSON line."""
   print(
     f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} "

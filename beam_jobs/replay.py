@@ -23,8 +23,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from beam_jobs.filters import row_filters
 from beam_jobs.runners import running
+from beam_jobs.shards import encoders, settings
+from beam_jobs.shards.ledger import Summary, Totals
+from beam_jobs.shards.plan import Job
 from beam_jobs.shards.shard_files import LedgerError
+from beam_jobs.sources import PROBLEMS
+from data import provenance
+from walt_t5x.files import storage
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.rules import Rule
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -65,8 +74,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args, rest = parse_arguments(argv)
   started = time.monotonic()
   from beam_jobs.runners import pipeline
-  from beam_jobs.shards import replays, settings
-  from walt_t5x.files import storage
+  from beam_jobs.shards import replays
 
   options = running.beam_options(rest)
   job_settings = settings.read(args.output, args.task)
@@ -118,8 +126,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
-  from beam_jobs.sources import PROBLEMS
-
   if broken := sorted(set(args.reason) & PROBLEMS):
     raise ValueError(
       f"--reason: got {broken}, which are errors in the manifest; fix the manifest and run the job again: "
@@ -129,7 +135,7 @@ def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
 
 
 def _buckets(
-  before: Any, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
+  before: Summary, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
 ) -> dict[str, int]:
   """Shards per split: `wanted`, or as many as give the job's rows per shard; at most the job's number."""
   buckets = {}
@@ -143,20 +149,13 @@ def _buckets(
   return buckets
 
 
-def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Any:
-  """The `plan.Job` of a replay, with the clips, filters and encoders of the job.
+def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
+  """The job of a replay, with the clips, filters and encoders of the job.
 
   Raises:
     SettingsMismatch: if the encoders are not those of the job, by their fingerprints.
     ValueError: if flags name encoders, but the cache contains pixels.
   """
-  from beam_jobs.filters import row_filters
-  from beam_jobs.shards import encoders, plan, settings
-  from data import provenance
-  from walt_t5x.files import storage
-  from walt_t5x.media.clips import ClipSpec
-  from walt_t5x.media.rules import Rule
-
   before = replay.settings
   clip, filters = before["clip"], before["filters"]
   config: dict[str, Any] = {**_batch_sizes(args, before)}
@@ -174,7 +173,7 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Any:
     raise ValueError(
       f"{args.output} is a cache of pixels: remove --vae_checkpoint and --text_encoder"
     )
-  job = plan.Job(
+  job = Job(
     output=args.output,
     task=args.task,
     manifest_folder=args.media_root,
@@ -208,8 +207,6 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
     SettingsMismatch: if a flag differs from the job's value.
     ValueError: if neither the cache nor a flag gives a value.
   """
-  from beam_jobs.shards import settings
-
   given = running.given(args, running.BATCH_SIZES)
   if not before["vae"]:
     return given  # Pixels do not depend on them.
@@ -230,11 +227,9 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
 
 
 def _report(
-  replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
+  replay: Any, before: Summary, taken: Mapping[Any, Counter], after: Summary, *, seconds: float
 ) -> dict[str, Any]:
   """Prints the table and the JSON line."""
-  from beam_jobs.shards.ledger import Totals
-
   left = after.all.dead
   if replay is None:
     print(f"nothing to replay; dead letters: {dict(sorted(left.items())) or 'none'}")

@@ -16,6 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from beam_jobs.runners import running
+from beam_jobs.shards import ledger, shard_files
+from beam_jobs.shards.settings import TASK_SUFFIXES
+from data import schema, tfrecord
+from walt_t5x.files import storage
 
 # Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
@@ -28,8 +32,6 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     folder: folder of a cached task.
     workers: number of processes that read shards; 1 reads them in this process.
   """
-  from walt_t5x.files import storage
-
   found: list[str] = []
   names = set(storage.names(folder))
   if "COMPLETED" not in names:
@@ -58,19 +60,20 @@ def _shards_of(
   folder: str, split: str, names: Set[str], count: int
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
   """Shards of a split with their sidecars, and a message for each other shard of the job and its replays."""
-  from beam_jobs.shards.shard_files import SIDECAR, ShardName, parse_shard, read_sidecar
-  from walt_t5x.files import storage
-
   folder = folder.rstrip("/")
   output, task = storage.parent(folder), folder.rpartition("/")[2]
-  wanted = {ShardName(task=task, split=split, index=i, count=count) for i in range(count)}
+  wanted = {
+    shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
+  }
   # A replay's shard of which only the sidecar or only the records exist counts too.
-  named = {parse_shard(f"{task}/{name.removesuffix(SIDECAR)}") for name in names}
+  named = {
+    shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
+  }
   wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
   shards, found = [], []
-  read = storage.for_each(lambda shard: read_sidecar(output, shard), sorted(wanted))
+  read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), sorted(wanted))
   for shard, sidecar in zip(sorted(wanted), read, strict=True):
-    if not {shard.file_name, shard.file_name + SIDECAR} <= names:
+    if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
       found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
     elif sidecar is None:
       found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
@@ -101,9 +104,6 @@ def _in_processes(
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
   """Differences between a shard and its sidecar."""
-  from data import schema, tfrecord
-  from walt_t5x.files import storage
-
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -116,9 +116,6 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
 
 def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
   """Differences between a shard's ledgers and its sidecar."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   for suffix, kind in ((shard_files.DEAD, "dead"), (shard_files.REJECTED, "rejected")):
     path = storage.join(folder, name + suffix)
@@ -138,9 +135,7 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
 
 def plan_problems(folder: str) -> list[str]:
   """Shards and rows in the plans of the job and its replays that a folder lacks; plans are next to the folder."""
-  from beam_jobs.shards import ledger, replays
-  from beam_jobs.shards.settings import TASK_SUFFIXES
-  from walt_t5x.files import storage
+  from beam_jobs.shards import replays
 
   folder = folder.rstrip("/")
   output, task = storage.parent(folder), folder.rpartition("/")[2]
@@ -165,9 +160,6 @@ def plan_problems(folder: str) -> list[str]:
 
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   mine = [shard for shard in plan if shard.task == task]
   sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
@@ -181,9 +173,6 @@ def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
 
 def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
   """Differences between the stats and shards of a folder and the totals of the job and its replays."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   numbers = {0, *(replay.number for replay in history)}
   for name in storage.names(folder):

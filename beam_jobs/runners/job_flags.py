@@ -5,9 +5,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from beam_jobs.filters.row_filters import FilterSpec
 from beam_jobs.runners import running
+from beam_jobs.shards import encoders
+from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
 from walt_t5x.config import gin_config
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.rules import Rule
 
 
 def parse(
@@ -74,32 +79,26 @@ def parse(
   return args, rest
 
 
-def filtering_of(args: argparse.Namespace) -> Any:
-  """All filters: a `row_filters.FilterSpec`."""
-  from beam_jobs.filters import row_filters
-  from walt_t5x.media.rules import Rule
-
+def filtering_of(args: argparse.Namespace) -> FilterSpec:
+  """All filters."""
   rules = [Rule.parse(text) for text in args.filter]
   if args.min_motion > 0:
     rules.append(Rule("motion", ">=", args.min_motion, code="low_motion"))
-  return row_filters.FilterSpec(
+  return FilterSpec(
     rules=tuple(rules),
     duplicates=args.duplicates,
     near_duplicate_bits=args.near_duplicate_bits,
   )
 
 
-def job_of(args: argparse.Namespace, *, filtering: Any, media_root: str) -> Any:
-  """The `plan.Job` of these flags, whose settings digest needs the encoders; none is loaded.
+def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) -> Job:
+  """The job of these flags, whose settings digest needs the encoders; none is loaded.
 
   Raises:
     FileNotFoundError: if the gin file does not exist.
     ValueError: if the VAE does not accept the shape of a clip.
   """
-  from beam_jobs.shards import plan
-  from walt_t5x.media.clips import ClipSpec
-
-  return plan.Job(
+  return Job(
     output=args.output,
     task=args.task,
     manifest_folder=media_root,
@@ -121,9 +120,7 @@ def job_of(args: argparse.Namespace, *, filtering: Any, media_root: str) -> Any:
   )
 
 
-def _encoders_of(args: argparse.Namespace) -> Any:
-  from beam_jobs.shards import encoders
-
+def _encoders_of(args: argparse.Namespace) -> encoders.EncoderConfig:
   batch_sizes = running.given(args, running.BATCH_SIZES)
   if args.content == "pixels":
     return encoders.EncoderConfig(**batch_sizes)
@@ -144,7 +141,6 @@ def _encoders_of(args: argparse.Namespace) -> Any:
 def vae_fields_of_gin(path: str) -> dict[str, Any]:
   """CausalVae's fields as a gin file binds them, with defaults, as plain JSON values."""
   import gin
-  from beam_jobs.shards.encoders import vae_fields
 
   gin.clear_config()
   gin.parse_config_file(gin_config.find(path, flag="--vae_gin_file"))
@@ -159,7 +155,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
       f"--vae_gin_file: {path} binds no CausalVae; expected `from walt_t5x.vae import autoencoder` "
       "and bindings like `autoencoder.CausalVae.base_channels = 16`"
     )
-  return vae_fields(bindings)
+  return encoders.vae_fields(bindings)
 
 
 def _resolutions(text: str) -> tuple[tuple[int, int], ...]:

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
+from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.files.storage import CannotWrite
 
@@ -49,7 +51,7 @@ def parse(
   add(
     "--decode_isolation",
     default="process",
-    choices=("process", "thread"),
+    choices=ISOLATIONS,
     help="'process' survives decoders that hang or crash (process)",
   )
   add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
@@ -80,9 +82,6 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 def job_fields(args: argparse.Namespace) -> dict[str, Any]:
   """Fields of `plan.Job` that the flags of `parse` set."""
-  from beam_jobs.shards.loading import DecodeSettings
-  from beam_jobs.shards.quality import Band
-
   named = {"mean": args.qa_mean, "std": args.qa_std}
   bounds = {name: tuple(values) for name, values in named.items() if values}
   return {

@@ -4,15 +4,15 @@ python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
-import itertools
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from beam_jobs.runners import running
@@ -88,22 +88,27 @@ def _in_processes(
   """Differences between each shard and its sidecar, with a progress bar on a terminal."""
   from tqdm import tqdm
 
-  def bar(results: Iterable[list[str]]) -> list[str]:
-    shown = tqdm(
-      results, total=len(shards), unit="shard", desc=folder, file=sys.stderr, disable=None
-    )
-    return [line for lines in shown for line in lines]
-
   check = functools.partial(_shard_problems, folder)
-  if workers == 1 or sum(sidecar["bytes"] for _, sidecar in shards) < _WORTH_PROCESSES:
-    return bar(itertools.starmap(check, shards))
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
-    return bar(pool.map(check, *zip(*shards, strict=True)))
+  with contextlib.ExitStack() as stack:
+    run: Any = map
+    if workers > 1 and sum(sidecar["bytes"] for _, sidecar in shards) >= _WORTH_PROCESSES:
+      context = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context)
+      run = stack.enter_context(pool).map
+    names, sidecars = zip(*shards) if shards else ((), ())
+    results = tqdm(
+      run(check, names, sidecars),
+      total=len(shards),
+      unit="shard",
+      desc=folder,
+      file=sys.stderr,
+      disable=None,
+    )
+    return [line for lines in results for line in lines]
 
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard and its sidecar."""
+  """Differences between a shard, its ledgers and its sidecar."""
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -111,12 +116,6 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
   records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
   if records != sidecar["written"]:
     found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
-  return found + _ledger_problems(folder, name, sidecar)
-
-
-def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard's ledgers and its sidecar."""
-  found = []
   for suffix, kind in ((shard_files.DEAD, "dead"), (shard_files.REJECTED, "rejected")):
     path = storage.join(folder, name + suffix)
     lines = storage.read(path).splitlines() if storage.exists(path) else []

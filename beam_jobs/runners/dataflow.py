@@ -69,16 +69,12 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   for name, path in paths.items():
     if path is not None and "://" not in path:
       found.append(f"--{name}: got {path!r}, a local path; expected gs://BUCKET/...")
-  return found + _accelerator_problems(options)
+  return found + _accelerator_problems(values)
 
 
-def _accelerator_problems(options: Any) -> list[str]:
-  from apache_beam.options import pipeline_options as views
-
-  services = options.view_as(views.GoogleCloudOptions).dataflow_service_options or []
-  machine = options.view_as(views.WorkerOptions).machine_type
+def _accelerator_problems(values: Mapping[str, Any]) -> list[str]:
   found = []
-  for service in services:
+  for service in values["dataflow_service_options"] or []:
     if not service.startswith("worker_accelerator"):
       continue
     fields, flag = accelerator(service), f"--dataflow_service_options: got {service!r}"
@@ -101,11 +97,12 @@ def _accelerator_problems(options: Any) -> list[str]:
     if not tpu and "install-nvidia-driver" not in fields:
       found.append(f"{flag}: add ;install-nvidia-driver, or the workers see no GPU")
     family = _FAMILIES.get(fields["type"])
-    if family and not (machine or "").startswith(family):
+    if family and not (values["machine_type"] or "").startswith(family):
       found.append(
-        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (with the same number of them)"
+        f"--machine_type: got {values['machine_type']!r}, expected {family}... for {fields['type']} "
+        "(with the same number of them)"
       )
-    if "no_use_multiple_sdk_containers" not in _experiments(options):
+    if "no_use_multiple_sdk_containers" not in (values["experiments"] or []):
       found.append(
         "--experiments: add no_use_multiple_sdk_containers, or every core starts a process that loads its own "
         "encoders onto the one accelerator"
@@ -127,35 +124,26 @@ def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     options: Beam's pipeline options.
     paths: our flags that name files which the launcher and the workers read from the same path.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker, debug = options.view_as(views.WorkerOptions), options.view_as(views.DebugOptions)
+  values = options.get_all_options()
   found = [
     f"--{name}={path} must also exist in the image, at the same path"
     for name, path in paths.items()
     if path is not None and "://" not in path
   ]
-  image = _IMAGE.fullmatch(worker.sdk_container_image or "")
+  image = _IMAGE.fullmatch(values["sdk_container_image"] or "")
   if image and image["version"] in (None, ":latest"):
     found.append("--sdk_container_image has no version; a tag keeps late workers on the same code")
-  for service in cloud.dataflow_service_options or []:
+  for service in values["dataflow_service_options"] or []:
     kind = accelerator(service).get("type")
     if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
       found.append(
         f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
       )
-  if (debug.number_of_worker_harness_threads or 12) > 4:
+  if (values["number_of_worker_harness_threads"] or 12) > 4:
     found.append(
       "--number_of_worker_harness_threads: each thread makes a shard; 2 threads keep decoding and encoding busy"
     )
   return found
-
-
-def _experiments(options: Any) -> list[str]:
-  from apache_beam.options.pipeline_options import DebugOptions
-
-  return options.view_as(DebugOptions).experiments or []
 
 
 # --- the graph ------------------------------------------------------------------------------------

@@ -80,25 +80,23 @@ class CaptionCache:
   """
 
   def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):
-    self._encoders, self._room = encoders, max_bytes
+    self._encoders, self._max_bytes = encoders, max_bytes
     self._left = collections.Counter(captions)
     self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Same as `encode_text` of the encoders."""
     fresh = [text for text in dict.fromkeys(texts) if text not in self._kept]
-    found = dict(zip(fresh, self._encoders.encode_text(fresh), strict=True)) if fresh else {}
-    result = [found[text] if text in found else self._kept[text] for text in texts]
+    found = self._encoders.encode_text(fresh) if fresh else []
+    known = self._kept | dict(zip(fresh, found, strict=True))
     self._left.subtract(texts)
-    for text, encoded in found.items():
+    self._kept, room = {}, self._max_bytes
+    for text, encoded in known.items():
       size = sum(array.nbytes for array in encoded)
-      if self._left[text] > 0 and size <= self._room:
+      if self._left[text] > 0 and size <= room:
         self._kept[text] = encoded
-        self._room -= size
-    for text in set(texts):
-      if self._left[text] <= 0 and text in self._kept:
-        self._room += sum(array.nbytes for array in self._kept.pop(text))
-    return result
+        room -= size
+    return [known[text] for text in texts]
 
 
 def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,15 +32,11 @@ class Totals:
   @classmethod
   def of(cls, sidecar: Mapping[str, Any]) -> "Totals":
     """Totals of one shard."""
+    counts = ("rows", "written", "quarantined", "bytes", "tokens", "captions")
     return cls(
-      rows=sidecar["rows"],
-      written=sidecar["written"],
+      **{name: sidecar[name] for name in counts},
       rejected=Counter(sidecar["rejected_by_reason"]),
       dead=Counter(sidecar["dead_by_reason"]),
-      quarantined=sidecar["quarantined"],
-      bytes=sidecar["bytes"],
-      tokens=sidecar["tokens"],
-      captions=sidecar["captions"],
       psnr={name: (v["count"], v["sum"]) for name, v in sidecar["psnr"].items()},
     )
 
@@ -194,44 +190,39 @@ def latent_statistics(
   return statistics
 
 
-def checked(
-  output: str, shard: shard_files.ShardName, rows: int, settings_digest: str
-) -> dict[str, Any]:
-  """The checked sidecar of a shard.
-
-  Raises:
-    LedgerError: if it does not account for the rows or has other settings, or if the shard does not exist.
-  """
-  sidecar = shard_files.read_sidecar(output, shard)
-  if sidecar is None:
-    raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
-  placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
-  if not rows == sidecar["rows"] == placed:
-    raise LedgerError(
-      f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
-      "rejected, dead or quarantined; delete the sidecar and run the job again"
-    )
-  if sidecar["settings"] != settings_digest:
-    raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
-  path = shard.path(output)
-  if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
-    raise LedgerError(
-      f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
-    )
-  return sidecar
-
-
 def all_checked(
   output: str, plan: Mapping[shard_files.ShardName, int], settings_digest: str
 ) -> dict[shard_files.ShardName, dict[str, Any]]:
   """Every shard of a plan and its sidecar, sorted by name.
 
   Raises:
-    LedgerError: see `checked`.
+    LedgerError: if one does not account for its rows or has other settings, or if a shard does not exist.
   """
+
+  def checked(shard: shard_files.ShardName) -> dict[str, Any]:
+    sidecar = shard_files.read_sidecar(output, shard)
+    rows = plan[shard]
+    if sidecar is None:
+      raise LedgerError(
+        f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again"
+      )
+    placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
+    if not rows == sidecar["rows"] == placed:
+      raise LedgerError(
+        f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
+        "rejected, dead or quarantined; delete the sidecar and run the job again"
+      )
+    if sidecar["settings"] != settings_digest:
+      raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
+    path = shard.path(output)
+    if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
+      raise LedgerError(
+        f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
+      )
+    return sidecar
+
   names = sorted(plan)
-  found = storage.for_each(lambda s: checked(output, s, plan[s], settings_digest), names)
-  return dict(zip(names, found, strict=True))
+  return dict(zip(names, storage.for_each(checked, names), strict=True))
 
 
 def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, int]) -> None:

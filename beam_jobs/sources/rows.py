@@ -146,9 +146,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     # The source could not read the row; the ledger records its error.
     raise _BadRow("bad_source_row", str(error))
   uri = raw.get("uri")
-  if not isinstance(uri, str) or not uri:
-    raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path")
-  if not is_utf8(uri):
+  if not isinstance(uri, str) or not uri or not is_utf8(uri):
     raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
   captions, weights = _captions(raw)
   split = raw.get("split", "train")
@@ -188,11 +186,9 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   captions = raw.get("captions")
   if captions is None:
     captions = [] if raw.get("caption") is None else [raw["caption"]]
-  if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-    raise _BadRow("bad_captions", f"captions: got {captions!r}, expected a list of strings")
-  if not all(map(is_utf8, captions)):
+  if not isinstance(captions, list) or not all(isinstance(c, str) and is_utf8(c) for c in captions):
     raise _BadRow(
-      "bad_captions", f"captions: got {captions!r}, expected text that UTF-8 can encode"
+      "bad_captions", f"captions: got {captions!r}, expected a list of strings in UTF-8"
     )
   weights = raw.get("caption_weights")
   if weights is None:

@@ -210,20 +210,19 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
   given = running.given(args, running.BATCH_SIZES)
   if not before["vae"]:
     return given  # Pixels do not depend on them.
-  if "batch_sizes" not in before:
-    if len(given) < 2:
-      raise ValueError(
-        f"{args.output} does not record its batch sizes: set --batch_size and --image_batch_size to "
-        "those of the job (8 and 32 unless it set others)"
-      )
-    return given
+  sizes = dict(before.get("batch_sizes", given))
+  if len(sizes) < 2:
+    raise ValueError(
+      f"{args.output} does not record its batch sizes: set --batch_size and --image_batch_size to "
+      "those of the job (8 and 32 unless it set others)"
+    )
   for name, value in given.items():
-    if value != before["batch_sizes"][name]:
+    if value != sizes[name]:
       raise settings.SettingsMismatch(
-        f"--{name}: got {value}, but {args.output} was made with {before['batch_sizes'][name]}, and latents of another "
-        "batch size may round differently; remove the flag"
+        f"--{name}: got {value}, but {args.output} was made with {sizes[name]}, and latents of another batch "
+        "size may round differently; remove the flag"
       )
-  return dict(before["batch_sizes"])
+  return sizes
 
 
 def _report(

@@ -172,19 +172,17 @@ class ShardWriter(contextlib.AbstractContextManager):
       storage.write(self._shard.path(self._output), b"")
       held = {"quarantine": content | {"violations": violations}, "quarantined": written}
       content = dict.fromkeys(content, 0) | {"sha256": hashlib.sha256().hexdigest()} | held
-    self.sidecar = (
-      self._sidecar
-      | {
-        "rows": written + rejected.total() + dead.total(),
-        "rejected": rejected.total(),
-        "dead": dead.total(),
-        "quarantined": 0,
-        "rejected_by_reason": dict(rejected),
-        "dead_by_reason": dict(dead),
-      }
-      | measured
-      | content
-    )
+    self.sidecar = {
+      **self._sidecar,
+      "rows": written + rejected.total() + dead.total(),
+      "rejected": rejected.total(),
+      "dead": dead.total(),
+      "quarantined": 0,
+      "rejected_by_reason": dict(rejected),
+      "dead_by_reason": dict(dead),
+      **measured,
+      **content,
+    }
     text = json.dumps(self.sidecar, indent=2, sort_keys=True) + "\n"
     storage.write(self._shard.path(self._output, SIDECAR), text.encode())
 

@@ -20,12 +20,9 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   Raises:
     ValueError: if no class folder contains a media file.
   """
-  one = _folders(root, "*/*")
-  splits = {os.path.dirname(folder) for folder in _folders(root, "*/*/*")} & set(SPLITS)
-  if splits:
-    found = {os.path.split(path) for split in splits for path in _folders(root, f"{split}/*/*")}
-  else:
-    found = {("", name) for name in one}
+  pairs = {os.path.split(folder) for folder in _folders(root, "*/*/*")}
+  found = {(split, name) for split, name in pairs if split in SPLITS}
+  found = found or {("", name) for name in _folders(root, "*/*")}
   if not found:
     raise ValueError(
       f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "

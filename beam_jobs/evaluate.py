@@ -18,17 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beam_jobs.runners import running
 from walt_t5x.evaluation import flags
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """(flags of the evaluation, flags of Beam)."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.evaluate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = running.program_parser("evaluate", __doc__)
   protocols = [name for name in flags.PROTOCOLS if name not in flags.BY_PROMPT]
   parser.add_argument("--protocol", required=True, choices=protocols)
   flags.add_arguments(parser)
@@ -46,11 +42,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   import apache_beam as beam
 
   from beam_jobs.runners import evaluation_parts
-  from beam_jobs.runners.worker_flags import beam_options
   from walt_t5x.evaluation import scores_output
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
-  options = beam_options(rest)
+  options = running.beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # In the folder of the scores, where every worker can write.
@@ -63,8 +58,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         root
         | "Parts" >> beam.Create(range(len(evaluation.plans)))
         | "Spread" >> beam.Reshuffle()
-        | "Score" >> beam.ParDo(evaluation_parts.MakePart(args))
-        | "Merge" >> beam.CombinePerKey(evaluation_parts.MergeParts())
+        | "Score" >> beam.Map(evaluation_parts.make_part, args)
+        | "Merge" >> beam.CombinePerKey(evaluation_parts.merge_parts)
         | "Keep" >> beam.Map(evaluation_parts.keep_fold, folder)
       )
     folds: dict[bool, list[PartStatistics]] = {False: [], True: []}

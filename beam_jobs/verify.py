@@ -3,17 +3,22 @@
 python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
 
-import argparse
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
-import itertools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
+
+from beam_jobs.runners import running
+from beam_jobs.shards import ledger, shard_files
+from beam_jobs.shards.settings import TASK_SUFFIXES
+from data import schema, tfrecord
+from walt_t5x.files import storage
 
 # Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
@@ -26,8 +31,6 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     folder: folder of a cached task.
     workers: number of processes that read shards; 1 reads them in this process.
   """
-  from walt_t5x.files import storage
-
   found: list[str] = []
   names = set(storage.names(folder))
   if "COMPLETED" not in names:
@@ -37,40 +40,43 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
   shards = []
   for split in splits:
-    present, missing = _shards_of(folder, split, names)
+    info, stats = (
+      storage.read_json(storage.join(folder, f"{kind}.{split}.json")) for kind in ("info", "stats")
+    )
+    mine, missing = _shards_of(folder, split, names, info["num_shards"])
+    examples = sum(sidecar["written"] for _, sidecar in mine)
+    if examples != stats["examples"]:
+      missing.append(
+        f"{folder}: stats.{split}.json states {stats['examples']} examples, the shards {examples}"
+      )
     found += missing
-    shards += present
+    shards += mine
   return found + _in_processes(folder, shards, workers)
 
 
 def _shards_of(
-  folder: str, split: str, names: Set[str]
+  folder: str, split: str, names: Set[str], count: int
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
-  """Shards of a split with their sidecars, and messages about missing shards and wrong totals."""
-  from walt_t5x.files import storage
-
-  count = storage.read_json(storage.join(folder, f"info.{split}.json"))["num_shards"]
-  stated = storage.read_json(storage.join(folder, f"stats.{split}.json"))["examples"]
-  expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
-  wanted = sorted(expected | _replayed(names, split))
-  present = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
-  found = [
-    f"{folder}/{name}: the shard or its sidecar is missing"
-    for name in sorted(set(wanted) - set(present))
-  ]
-
-  def sidecar(name: str) -> Mapping[str, Any] | str:
-    try:
-      return storage.read_json(storage.join(folder, f"{name}.sidecar.json"))
-    except ValueError as error:
-      return f"{folder}/{name}: the sidecar is not JSON ({error}); run the job again"
-
-  read = list(zip(present, storage.for_each(sidecar, present), strict=True))
-  found += [problem for _, problem in read if isinstance(problem, str)]
-  shards = [(name, sidecar) for name, sidecar in read if not isinstance(sidecar, str)]
-  examples = sum(sidecar["written"] for _, sidecar in shards)
-  if examples != stated:
-    found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
+  """Shards of a split with their sidecars, and a message for each other shard of the job and its replays."""
+  folder = folder.rstrip("/")
+  output, task = storage.parent(folder), folder.rpartition("/")[2]
+  wanted = {
+    shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
+  }
+  # A replay's shard of which only the sidecar or only the records exist counts too.
+  named = {
+    shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
+  }
+  wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
+  shards, found = [], []
+  read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), sorted(wanted))
+  for shard, sidecar in zip(sorted(wanted), read, strict=True):
+    if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
+      found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
+    elif sidecar is None:
+      found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
+    else:
+      shards.append((shard.file_name, sidecar))
   return shards, found
 
 
@@ -80,33 +86,27 @@ def _in_processes(
   """Differences between each shard and its sidecar, with a progress bar on a terminal."""
   from tqdm import tqdm
 
-  def bar(results: Iterable[list[str]]) -> list[str]:
-    shown = tqdm(
-      results, total=len(shards), unit="shard", desc=folder, file=sys.stderr, disable=None
-    )
-    return [line for lines in shown for line in lines]
-
   check = functools.partial(_shard_problems, folder)
-  if workers == 1 or sum(sidecar["bytes"] for _, sidecar in shards) < _WORTH_PROCESSES:
-    return bar(itertools.starmap(check, shards))
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
-    return bar(pool.map(check, *zip(*shards, strict=True)))
-
-
-def _replayed(names: Iterable[str], split: str) -> set[str]:
-  """Shards of replays, including those with only a sidecar or only records."""
-  from beam_jobs.shards import shard_files
-
-  named = (shard_files.parse_shard(f"-/{name.removesuffix(shard_files.SIDECAR)}") for name in names)
-  return {shard.file_name for shard in named if shard and shard.replay and shard.split == split}
+  with contextlib.ExitStack() as stack:
+    run: Any = map
+    if workers > 1 and sum(sidecar["bytes"] for _, sidecar in shards) >= _WORTH_PROCESSES:
+      context = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context)
+      run = stack.enter_context(pool).map
+    names, sidecars = zip(*shards) if shards else ((), ())
+    results = tqdm(
+      run(check, names, sidecars),
+      total=len(shards),
+      unit="shard",
+      desc=folder,
+      file=sys.stderr,
+      disable=None,
+    )
+    return [line for lines in results for line in lines]
 
 
 def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard and its sidecar."""
-  from data import schema, tfrecord
-  from walt_t5x.files import storage
-
+  """Differences between a shard, its ledgers and its sidecar."""
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -114,15 +114,6 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
   records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
   if records != sidecar["written"]:
     found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
-  return found + _ledger_problems(folder, name, sidecar)
-
-
-def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard's ledgers and its sidecar."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
-  found = []
   for suffix, kind in ((shard_files.DEAD, "dead"), (shard_files.REJECTED, "rejected")):
     path = storage.join(folder, name + suffix)
     lines = storage.read(path).splitlines() if storage.exists(path) else []
@@ -141,9 +132,7 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
 
 def plan_problems(folder: str) -> list[str]:
   """Shards and rows in the plans of the job and its replays that a folder lacks; plans are next to the folder."""
-  from beam_jobs.shards import ledger, replays
-  from beam_jobs.shards.settings import TASK_SUFFIXES
-  from walt_t5x.files import storage
+  from beam_jobs.shards import replays
 
   folder = folder.rstrip("/")
   output, task = storage.parent(folder), folder.rpartition("/")[2]
@@ -168,9 +157,6 @@ def plan_problems(folder: str) -> list[str]:
 
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   mine = [shard for shard in plan if shard.task == task]
   sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
@@ -184,9 +170,6 @@ def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
 
 def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
   """Differences between the stats and shards of a folder and the totals of the job and its replays."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   numbers = {0, *(replay.number for replay in history)}
   for name in storage.names(folder):
@@ -209,21 +192,15 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; 1 if anything is wrong."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.verify",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = running.program_parser("verify", __doc__)
   parser.add_argument("folders", nargs="+", help="cached task folders")
   parser.add_argument(
     "--workers",
-    type=int,
+    type=running.positive,
     default=os.cpu_count() or 1,
     help="processes, each with one shard in memory (default: one per CPU)",
   )
   arguments = parser.parse_args(argv)
-  if arguments.workers < 1:
-    parser.error(f"--workers={arguments.workers}: expected at least 1")
   found = []
   for folder in arguments.folders:
     found += problems(folder, workers=arguments.workers) + plan_problems(folder)

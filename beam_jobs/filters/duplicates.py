@@ -4,7 +4,7 @@ Only rows of the same shard are compared. To find duplicates in the entire corpu
 an equal `group` in the manifest (a content hash, a video id): the group decides the shard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -100,10 +100,3 @@ class Seen:
       self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
     self._hashes[count] = hashes
     self._uris.append(uri)
-
-
-def distances(hashes: Sequence[np.ndarray]) -> np.ndarray:
-  """Pairwise distances between clips in bits, the maximum over their frames: int (n, n)."""
-  stacked = np.stack(hashes)
-  bits = np.bitwise_count(stacked[:, None] ^ stacked[None]).sum(axis=-1, dtype=np.int64)
-  return bits.max(axis=-1)

@@ -23,10 +23,25 @@ _FAMILIES = {
   "tpu-v5p-slice": "ct5p-",
   "tpu-v6e-slice": "ct6e-",
 }
-_BUCKET = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?")
 _IMAGE = re.compile(
   r"(?P<path>[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+)(?P<version>:[\w.-]+|@sha256:[0-9a-f]{64})?"
 )
+_BUCKET = (re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?"), "gs://BUCKET/FOLDER")
+# What each of Beam's flags must match, and its description.
+_FLAGS = {
+  "project": (
+    re.compile(r"[a-z][-a-z0-9:.]+[a-z0-9]"),
+    "the id of a Google Cloud project, not its number or its name",
+  ),
+  "region": (re.compile(r"[a-z]+-[a-z]+\d+"), "one such as us-central1, not a zone"),
+  "temp_location": _BUCKET,
+  "staging_location": _BUCKET,
+  "sdk_container_image": (
+    _IMAGE,
+    "REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG, which docs/dataflow.md builds: Beam's own image has neither "
+    "jax nor this code",
+  ),
+}
 # Dataflow rejects larger requests.
 _LARGEST_GRAPH = 10 << 20
 
@@ -45,50 +60,21 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     options: Beam's pipeline options.
     paths: our flags that name files which workers read or write; None if a flag is not set.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker = options.view_as(views.WorkerOptions)
   found = []
-  if not cloud.project:
-    found.append("--project: got nothing, expected the id of a Google Cloud project")
-  elif not re.fullmatch(r"[a-z][-a-z0-9:.]+[a-z0-9]", cloud.project):
-    found.append(
-      f"--project: got {cloud.project!r}, expected a project's id, not its number or its name"
-    )
-  if not cloud.region:
-    found.append("--region: got nothing, expected one such as us-central1")
-  elif not re.fullmatch(r"[a-z]+-[a-z]+\d+", cloud.region):
-    found.append(f"--region: got {cloud.region!r}, expected one such as us-central1, not a zone")
-  for name in ("temp_location", "staging_location"):
-    value = getattr(cloud, name)
-    if value is None and name == "temp_location":
-      found.append("--temp_location: got nothing, expected gs://BUCKET/FOLDER")
-    elif value is not None and not _BUCKET.fullmatch(value):
-      found.append(f"--{name}: got {value!r}, expected gs://BUCKET/FOLDER")
-  image = worker.sdk_container_image
-  if not image:
-    found.append(
-      "--sdk_container_image: got nothing; Beam's own image has neither jax nor this code: build the one of "
-      "docs/dataflow.md and set REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
-  elif not _IMAGE.fullmatch(image):
-    found.append(
-      f"--sdk_container_image: got {image!r}, expected REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
+  values = options.get_all_options()
+  for name, (pattern, expected) in _FLAGS.items():
+    value = values[name]
+    if not pattern.fullmatch(value or "") and (value or name != "staging_location"):
+      found.append(f"--{name}: got {repr(value) if value else 'nothing'}, expected {expected}")
   for name, path in paths.items():
     if path is not None and "://" not in path:
       found.append(f"--{name}: got {path!r}, a local path; expected gs://BUCKET/...")
-  return found + _accelerator_problems(options)
+  return found + _accelerator_problems(values)
 
 
-def _accelerator_problems(options: Any) -> list[str]:
-  from apache_beam.options import pipeline_options as views
-
-  services = options.view_as(views.GoogleCloudOptions).dataflow_service_options or []
-  machine = options.view_as(views.WorkerOptions).machine_type
+def _accelerator_problems(values: Mapping[str, Any]) -> list[str]:
   found = []
-  for service in services:
+  for service in values["dataflow_service_options"] or []:
     if not service.startswith("worker_accelerator"):
       continue
     fields, flag = accelerator(service), f"--dataflow_service_options: got {service!r}"
@@ -111,11 +97,12 @@ def _accelerator_problems(options: Any) -> list[str]:
     if not tpu and "install-nvidia-driver" not in fields:
       found.append(f"{flag}: add ;install-nvidia-driver, or the workers see no GPU")
     family = _FAMILIES.get(fields["type"])
-    if family and not (machine or "").startswith(family):
+    if family and not (values["machine_type"] or "").startswith(family):
       found.append(
-        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (with the same number of them)"
+        f"--machine_type: got {values['machine_type']!r}, expected {family}... for {fields['type']} "
+        "(with the same number of them)"
       )
-    if "no_use_multiple_sdk_containers" not in _experiments(options):
+    if "no_use_multiple_sdk_containers" not in (values["experiments"] or []):
       found.append(
         "--experiments: add no_use_multiple_sdk_containers, or every core starts a process that loads its own "
         "encoders onto the one accelerator"
@@ -137,35 +124,26 @@ def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
     options: Beam's pipeline options.
     paths: our flags that name files which the launcher and the workers read from the same path.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker, debug = options.view_as(views.WorkerOptions), options.view_as(views.DebugOptions)
+  values = options.get_all_options()
   found = [
     f"--{name}={path} must also exist in the image, at the same path"
     for name, path in paths.items()
     if path is not None and "://" not in path
   ]
-  image = _IMAGE.fullmatch(worker.sdk_container_image or "")
+  image = _IMAGE.fullmatch(values["sdk_container_image"] or "")
   if image and image["version"] in (None, ":latest"):
     found.append("--sdk_container_image has no version; a tag keeps late workers on the same code")
-  for service in cloud.dataflow_service_options or []:
+  for service in values["dataflow_service_options"] or []:
     kind = accelerator(service).get("type")
     if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
       found.append(
         f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
       )
-  if (debug.number_of_worker_harness_threads or 12) > 4:
+  if (values["number_of_worker_harness_threads"] or 12) > 4:
     found.append(
       "--number_of_worker_harness_threads: each thread makes a shard; 2 threads keep decoding and encoding busy"
     )
   return found
-
-
-def _experiments(options: Any) -> list[str]:
-  from apache_beam.options.pipeline_options import DebugOptions
-
-  return options.view_as(DebugOptions).experiments or []
 
 
 # --- the graph ------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Makes one shard: decodes, filters, encodes and writes its rows, and closes it with its sidecar."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,29 +35,26 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
     ) as writer,
     ThreadPoolExecutor(job.decode_threads) as pool,
   ):
-    loaded = _load_ahead(_accept(rows, writer, job), job, pool)
-    batches = _batched(_keep(loaded, writer, job), job)
+    loaded = _load_ahead(rows, job, pool)
     captions = encoders.CaptionCache(
       encoders.get_encoders(job.encoders),
       (caption for row in rows for caption in (row.captions or ("",))),
     )
     samples = quality.Samples(job.qa_samples)
-    encoding: _Encoding | None = None
-    for batch in batches:
-      # The device encodes the next batch while the last one is written.
-      following = _Encoding(batch, job, captions)
-      if encoding:
-        encoding.write(writer, samples)
-      encoding = following
-    if encoding:
+    batches = _batched(_keep(loaded, writer, job), job)
+    encodings = (_Encoding(batch, job, captions) for batch in batches)
+    encoding = next(encodings, None)
+    while encoding:
+      # The device encodes the next batch while this one is written.
+      following = next(encodings, None)
       encoding.write(writer, samples)
-    if job.qa_samples:
-      measured = quality.measure(
-        samples, encoders.get_encoders(job.encoders), rows=job.encoders.batch_size
-      )
-      for name, values in measured.items():
-        for value in values:
-          writer.measure(name, value)
+      encoding = following
+    measured = quality.measure(
+      samples, encoders.get_encoders(job.encoders), rows=job.encoders.batch_size
+    )
+    for name, values in measured.items():
+      for value in values:
+        writer.measure(name, value)
   return writer.sidecar
 
 
@@ -65,36 +63,15 @@ def _judged_alike(sidecar: Mapping[str, Any], job: Job) -> bool:
   return bool(sidecar["quarantined"]) == bool(sidecar["moments"] and job.band.violations(sidecar))
 
 
-def _accept(rows: Iterable[Row], writer: shard_files.ShardWriter, job: Job) -> Iterator[Row]:
-  """Yields the rows to load: those that parse, have a caption or label, are not repeated and pass the row filters."""
-  seen = set()
-  for row in rows:
-    if row.problem:
-      writer.dead_letter(row, stage="manifest", reason=row.problem[0], message=row.problem[1])
-    elif row.identity in seen:
-      writer.reject(row, "duplicate", "another row has the same uri, window and captions")
-    elif not row.captions and row.label == schema.NO_LABEL:
-      writer.reject(row, "no_caption", "the row has neither a caption nor a label")
-    else:
-      try:
-        accepted = row_filters.check_row(row, job.filtering.rules)
-      except Rejected as rejection:
-        writer.reject(row, rejection.reason, str(rejection))
-      else:
-        seen.add(row.identity)
-        yield accepted
-        continue
-    progress.ROWS.add(1)
-
-
 def _load_ahead(
-  rows: Iterator[Row], job: Job, pool: ThreadPoolExecutor
+  rows: Iterable[Row], job: Job, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Row, Loaded | Failure]]:
-  """Yields loaded rows in order, with a bounded number of rows loaded ahead."""
+  """Yields rows in order, with a bounded number of them loaded ahead."""
   waiting = collections.deque()
   ahead = 2 * job.decode_threads + job.encoders.batch_size
+  seen: set[str] = set()
   for row in rows:
-    waiting.append((row, pool.submit(load_row, row, job.clip, job.filtering.rules, job.decoding)))
+    waiting.append((row, pool.submit(_load, _check(row, seen, job), job)))
     if len(waiting) > ahead:
       first, future = waiting.popleft()
       yield first, future.result()
@@ -102,26 +79,48 @@ def _load_ahead(
     yield row, future.result()
 
 
+def _check(row: Row, seen: set[str], job: Job) -> Row | Failure:
+  """The row to load, if it parses, has a caption or label, is not repeated and passes the row filters."""
+  if row.problem:
+    return Failure("manifest", *row.problem)
+  if row.identity in seen:
+    return Failure("filter", "duplicate", "another row has the same uri, window and captions")
+  if not row.captions and row.label == schema.NO_LABEL:
+    return Failure("filter", "no_caption", "the row has neither a caption nor a label")
+  try:
+    accepted = row_filters.check_row(row, job.filtering.rules)
+  except Rejected as rejection:
+    return Failure("filter", rejection.reason, str(rejection))
+  seen.add(row.identity)
+  return accepted
+
+
+def _load(row: Row | Failure, job: Job) -> Loaded | Failure:
+  if isinstance(row, Failure):
+    return row
+  return load_row(row, job.clip, job.filtering.rules, job.decoding)
+
+
 def _keep(
   loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shard_files.ShardWriter, job: Job
 ) -> Iterator[Loaded]:
-  """Yields rows that were decoded and pass the filters."""
+  """Yields rows that were decoded and pass the filters; the others go to the ledger."""
   seen = duplicates.Seen(job.filtering.duplicates, job.filtering.near_duplicate_bits)
   for row, result in loaded:
     if isinstance(result, Loaded):
       try:
         row_filters.check_clip(row, result.clip, job.filtering.rules)
         seen.check(row.uri, result.media_id, result.clip.frames)
-      except Rejected as rejection:
-        writer.reject(row, rejection.reason, str(rejection))
-      else:
         yield result
         continue
-    elif result.stage == "filter":
-      writer.reject(row, result.reason, result.message)
-    else:
-      writer.dead_letter(row, stage=result.stage, reason=result.reason, message=result.message)
-    progress.ROWS.add(1)
+      except Rejected as rejection:
+        result = Failure("filter", rejection.reason, str(rejection))
+    _fail(row, result, writer)
+
+
+def _fail(row: Row, failure: Failure, writer: shard_files.ShardWriter) -> None:
+  writer.fail(row, **dataclasses.asdict(failure))
+  progress.ROWS.add(1)
 
 
 def _batched(rows: Iterator[Loaded], job: Job) -> Iterator[list[Loaded]]:
@@ -141,20 +140,17 @@ class _Encoding:
   def __init__(self, batch: Sequence[Loaded], job: Job, captions: encoders.CaptionCache):
     self._batch, self._captions = batch, captions
     self._encoders = encoders.get_encoders(job.encoders)
-    self._rows = _batch_rows(batch[0], job)
     self._pixels = {
       size: np.stack([loaded.clip.frames[size] for loaded in batch])
       for size in job.clip.resolutions
     }
+    start, rows = self._encoders.start_encode, _batch_rows(batch[0], job)
     # In threads, so that the programs of the first batch compile in parallel.
     with ThreadPoolExecutor(len(self._pixels)) as pool:
-      started = pool.map(self._start, self._pixels.values())
+      started = pool.map(lambda pixels: start(pixels, rows), self._pixels.values())
       self._latents = dict(zip(self._pixels, started))
     self._texts = [loaded.row.captions or ("",) for loaded in batch]
     self._encoded = self._encode_texts()
-
-  def _start(self, pixels: np.ndarray) -> Any:
-    return self._encoders.start_encode(pixels, self._rows)
 
   def _encode_texts(self) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
     flat = [caption for captions in self._texts for caption in captions]
@@ -183,7 +179,7 @@ class _Encoding:
       if not isinstance(text, Failure):
         text = _nonfinite(mine, text) or text
       if isinstance(text, Failure):
-        writer.dead_letter(row, stage=text.stage, reason=text.reason, message=text.message)
+        _fail(row, text, writer)
       else:
         writer.write(_record(loaded, mine, text))
         samples.offer(
@@ -192,7 +188,7 @@ class _Encoding:
             name: (values.copy(), pixels[name][i].copy()) for name, values in mine.items()
           },
         )
-      progress.ROWS.add(1)
+        progress.ROWS.add(1)
 
 
 def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Failure | None:

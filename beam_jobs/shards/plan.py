@@ -41,7 +41,7 @@ class Job:
   task: str
   manifest_folder: str
   num_shards: Mapping[str, int]
-  encoders: encoders.EncoderConfig | encoders.PixelConfig
+  encoders: encoders.EncoderConfig
   clip: ClipSpec
   settings_digest: str
   filtering: row_filters.FilterSpec = dataclasses.field(default_factory=row_filters.FilterSpec)

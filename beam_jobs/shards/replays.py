@@ -23,8 +23,6 @@ from beam_jobs.sources import PROBLEMS
 from data import provenance
 from walt_t5x.files import storage
 
-Where = tuple[str, str]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay:
@@ -129,9 +127,10 @@ def account(
     return {shard: rows for shard, rows in plan.items() if folder in (None, shard.task)}
 
   digest = settings.settings_digest(settings.read(output, task))
-  splits, quarantine = _add_up(output, plan_of(0), digest)
+  splits, quarantine = ledger.add_up(ledger.all_checked(output, plan_of(0), digest))
   for replay in history:
-    mine, held = _add_up(output, plan_of(replay.number), replay.digest)
+    sidecars = ledger.all_checked(output, plan_of(replay.number), replay.digest)
+    mine, held = ledger.add_up(sidecars)
     quarantine |= held
     for where in sorted(splits.keys() | mine.keys()):
       before, now = splits.get(where, Totals()), mine.get(where, Totals())
@@ -151,19 +150,6 @@ def account(
     if storage.exists(storage.join(output, name, provenance.FILE_NAME))
   )
   return Summary(splits, completed, quarantine)
-
-
-def _add_up(
-  output: str, plan: Mapping[shard_files.ShardName, int], digest: str
-) -> tuple[dict[Where, Totals], dict[str, Sequence[str]]]:
-  splits: dict[Where, Totals] = {}
-  quarantine: dict[str, Sequence[str]] = {}
-  for shard, sidecar in ledger.all_checked(output, plan, digest):
-    where = (shard.task, shard.split)
-    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
-    if sidecar["quarantined"]:
-      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
-  return splits, quarantine
 
 
 # --- the dead letters themselves ------------------------------------------------------------------
@@ -238,11 +224,7 @@ def finalize(output: str, task: str, history: Sequence[Replay]) -> Summary:
     plan |= ledger.read_plan(output, task, replay.number)
   for folder in summary.completed:
     ledger.check_folder(output, folder, plan)
-    for name, split in summary.splits:
-      if name == folder:
-        text = ledger.stats_text(summary, folder, split)
-        storage.write(storage.join(output, folder, f"stats.{split}.json"), text.encode())
-    storage.write(storage.join(output, folder, "COMPLETED"), b"")
+    ledger.complete(output, folder, summary)
   dataclasses.replace(history[-1], finished=True).write(output, task)
   return summary
 

@@ -27,20 +27,35 @@ class ReadRows(beam.PTransform):
     self._spec, self._look = spec, look
 
   def expand(self, root):
-    spec = self._spec
+    spec, columns = self._spec, self._spec.columns
     if spec.kind == "jsonl":
       lines = self._jsonl(root)
     elif spec.kind == "folder":
       classes = root | beam.Create([spec.pattern]) | beam.FlatMap(folders.class_folders)
-      lines = classes | beam.Reshuffle() | "List" >> beam.FlatMap(_folder, spec)
+      lines = (
+        classes
+        | beam.Reshuffle()
+        | "List"
+        >> beam.FlatMapTuple(
+          lambda split, name: folders.folder_lines(
+            spec.pattern, split, name, columns, spec.validation_files
+          )
+        )
+      )
     else:
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(files) | beam.Reshuffle()
       if spec.kind == "parquet":
         groups = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
-        lines = groups | "Read" >> beam.FlatMap(_parquet, spec)
+        lines = groups | "Read" >> beam.FlatMapTuple(
+          lambda path, group: tables.parquet_lines(path, group, columns)
+        )
+      elif spec.kind == "webdataset":
+        base = spec.media_root.rstrip("/") + "/"
+        lines = found | "Read" >> beam.FlatMap(
+          lambda path: webdataset.tar_lines(path, path.removeprefix(base), columns)
+        )
       else:
-        read = _tar if spec.kind == "webdataset" else _csv
-        lines = found | "Read" >> beam.FlatMap(read, spec)
+        lines = found | "Read" >> beam.FlatMap(tables.csv_lines, columns)
     return lines | "Bytes" >> beam.Map(_to_bytes)
 
   def _jsonl(self, root):
@@ -68,21 +83,3 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
 
 def _to_bytes(line: str | bytes) -> bytes:
   return line if isinstance(line, bytes) else line.encode()
-
-
-def _csv(path: str, spec: SourceSpec) -> Iterator[str]:
-  return tables.csv_lines(path, spec.columns)
-
-
-def _parquet(group: tuple[str, int], spec: SourceSpec) -> Iterator[str]:
-  return tables.parquet_lines(*group, spec.columns)
-
-
-def _tar(path: str, spec: SourceSpec) -> Iterator[str]:
-  return webdataset.tar_lines(
-    path, path.removeprefix(spec.media_root.rstrip("/") + "/"), spec.columns
-  )
-
-
-def _folder(pair: tuple[str, str], spec: SourceSpec) -> Iterator[str]:
-  return folders.folder_lines(spec.pattern, *pair, spec.columns, spec.validation_files)

@@ -44,15 +44,15 @@ class Row:
   """
 
   uri: str
-  path: str
-  captions: tuple[str, ...]
-  caption_weights: tuple[float, ...]
-  label: int
+  raw: Mapping[str, Any]
   split: str
   modality: str
-  start_seconds: float | None
-  end_seconds: float | None
-  raw: Mapping[str, Any]
+  path: str = ""
+  captions: tuple[str, ...] = ()
+  caption_weights: tuple[float, ...] = ()
+  label: int = schema.NO_LABEL
+  start_seconds: float | None = None
+  end_seconds: float | None = None
   group: str | None = None
   problem: tuple[str, str] | None = None
 
@@ -100,15 +100,9 @@ def parse_line(line: str, folder: str) -> Row:
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
   return Row(
     uri=uri or line,
-    path="",
-    captions=(),
-    caption_weights=(),
-    label=schema.NO_LABEL,
+    raw=raw,
     split=raw["split"] if raw.get("split") in schema.SPLITS else "train",
     modality=raw["modality"] if raw.get("modality") in schema.MODALITIES else guess_modality(uri),
-    start_seconds=None,
-    end_seconds=None,
-    raw=raw,
     problem=problem,
   )
 
@@ -125,6 +119,11 @@ def is_utf8(text: str) -> bool:
   except UnicodeEncodeError:
     return False
   return True
+
+
+def is_media(path: str) -> bool:
+  """Whether a file's extension is that of an image or a video."""
+  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 def guess_modality(uri: str) -> str:
@@ -147,9 +146,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     # The source could not read the row; the ledger records its error.
     raise _BadRow("bad_source_row", str(error))
   uri = raw.get("uri")
-  if not isinstance(uri, str) or not uri:
-    raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path")
-  if not is_utf8(uri):
+  if not isinstance(uri, str) or not uri or not is_utf8(uri):
     raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
   captions, weights = _captions(raw)
   split = raw.get("split", "train")
@@ -189,11 +186,9 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   captions = raw.get("captions")
   if captions is None:
     captions = [] if raw.get("caption") is None else [raw["caption"]]
-  if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-    raise _BadRow("bad_captions", f"captions: got {captions!r}, expected a list of strings")
-  if not all(map(is_utf8, captions)):
+  if not isinstance(captions, list) or not all(isinstance(c, str) and is_utf8(c) for c in captions):
     raise _BadRow(
-      "bad_captions", f"captions: got {captions!r}, expected text that UTF-8 can encode"
+      "bad_captions", f"captions: got {captions!r}, expected a list of strings in UTF-8"
     )
   weights = raw.get("caption_weights")
   if weights is None:

@@ -100,27 +100,21 @@ def source_of(
     ValueError: if flags do not fit each other or the source.
   """
   kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
-  if kind == "folder":
-    first, root = args.manifest, args.manifest
-  else:
-    first = next(files(args.manifest), None) if look else args.manifest
-    if look and _RANGE.search(args.manifest):
-      _check_range(args.manifest)
-    if first is None:
-      raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
-    root = storage.parent(args.manifest)
+  if look and kind != "folder":
+    _check_files(args.manifest)
   columns = _columns(args, kind, scores)
   if look or args.class_names:
     columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
   if look and kind in ("csv", "kinetics", "parquet"):
-    _check_header(first, kind, columns)
+    _check_header(next(files(args.manifest)), kind, columns)
   validation_files = frozenset()
   if args.validation_list:
     if kind != "folder":
       raise ValueError("--validation_list requires --source=folder; use --column split=... instead")
     validation_files = folders.parse_file_list(_text("validation_list", args.validation_list))
+  root = args.manifest if kind == "folder" else storage.parent(args.manifest)
   return SourceSpec(
     kind=kind,
     pattern=args.manifest,
@@ -136,13 +130,13 @@ def files(pattern: str) -> Iterator[str]:
     yield from storage.match(one)
 
 
-def _check_range(pattern: str) -> None:
-  """Rejects a range with missing files, whose rows would otherwise be missing silently."""
+def _check_files(pattern: str) -> None:
+  """Rejects a pattern without files, and a range with missing files, whose rows would be missing silently."""
   missing = [one for one in _expanded(pattern) if next(storage.match(one), None) is None]
   if missing:
+    others = f", and at {len(missing) - 1} others of {pattern}; set the range to the existing files"
     raise FileNotFoundError(
-      f"--manifest: no file at {missing[0]}, and at {len(missing) - 1} others of {pattern}; set the range to the "
-      "existing files"
+      f"--manifest: no file at {missing[0]}{others if _RANGE.search(pattern) else ''}"
     )
 
 
@@ -170,8 +164,7 @@ def _kind_of(pattern: str, *, look: bool) -> str:
     storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
   ):
     return "folder"
-  if next(files(pattern), None) is None:
-    raise FileNotFoundError(f"--manifest: no file at {pattern}")
+  _check_files(pattern)
   raise ValueError(
     f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
     f"set --source to one of {KINDS}"
@@ -221,7 +214,7 @@ def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple
   if kind == "folder":
     names = sorted({name for _, name in folders.class_folders(args.manifest)})
   elif kind == "kinetics":
-    column = columns.column("class")
+    column = columns.by_field["class"]
     names = sorted(
       {name for path in files(args.manifest) for name in tables.csv_values(path, column)}
     )
@@ -238,7 +231,7 @@ def _check_header(path: str, kind: str, columns: Columns) -> None:
     header = tables.parquet_header(path) if kind == "parquet" else tables.csv_header(path)
   except (pyarrow.ArrowException, OSError) as error:
     raise ValueError(f"--manifest: {path} is not a Parquet file ({error})") from error
-  wanted = (*columns.stated, *(() if columns.uri_template else (columns.column("uri"),)))
+  wanted = (*columns.stated, *(() if columns.uri_template else (columns.by_field["uri"],)))
   missing = [name for name in dict.fromkeys(wanted) if name not in header]
   if missing:
     raise ValueError(

@@ -27,8 +27,6 @@ from walt_t5x.files import storage
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
 _CLIP_SHARES = (0.8, 0.1, 0.1)
 _STILL_SUFFIXES = (".png", ".jpg")
-_LICENSE = "CC0-1.0"
-_SOURCE = "rendered by data.samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,8 @@ class RenderJob:
       "captions": [self.scene.caption],
       "split": self.split,
       "modality": "image" if self.scene.direction is None else "video",
-      "license": _LICENSE,
-      "source": _SOURCE,
+      "license": "CC0-1.0",
+      "source": "rendered by data.samples",
       "corpus": "rendered",
     }
     if self.scene.label >= 0:
@@ -102,8 +100,8 @@ def plan(
   return jobs
 
 
-def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
-  """Renders and encodes one file."""
+def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[dict[str, object]]:
+  """Renders and encodes one file; returns its manifest row."""
   from PIL import Image
 
   from walt_t5x.media import writing
@@ -119,6 +117,7 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
     Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
   else:
     raise ValueError(f"No writer for {job.uri}.")
+  return [job.row]
 
 
 def write_corpus(
@@ -173,15 +172,13 @@ def write_corpus(
   for message in missing:
     print(f"Omitted: {message}", file=sys.stderr)
 
-  def render(job: RenderJob) -> list[dict[str, object]]:
-    write_job(job, output, size=size, fps=fps)
-    return [job.row]
-
   for folder in ("clips", "stills"):
     (output / folder).mkdir(parents=True, exist_ok=True)
   # Rendering and encoding release the GIL most of the time, so threads suffice.
   # Real sources come first: each is one long task.
-  tasks = [write for _, write in found] + [functools.partial(render, job) for job in jobs]
+  tasks = [write for _, write in found] + [
+    functools.partial(write_job, job, output, size=size, fps=fps) for job in jobs
+  ]
   with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
     done = pool.map(lambda task: task(), tasks)
     parts = list(tqdm(done, total=len(tasks), desc="sample media", unit="file"))
@@ -189,7 +186,8 @@ def write_corpus(
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
   (output / "prompts.txt").write_text("\n".join(evaluation_prompts(seed)) + "\n", encoding="utf-8")
-  write_manifest(output / "manifest.jsonl", rows)
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  storage.write(output / "manifest.jsonl", lines)
   return rows
 
 
@@ -203,12 +201,8 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
   ]
 
 
-def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
-  """Writes JSON lines atomically."""
-  storage.write(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the corpus that the arguments describe and prints the number of files of each kind."""
   parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--output", type=Path, required=True, help="output folder")
@@ -225,31 +219,15 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     help="fraction held out, rounded up to a multiple of 8 (default 0.1)",
   )
   real = parser.add_mutually_exclusive_group()
-  real.add_argument("--no_real", action="store_true", help="rendered media only")
+  real.add_argument("--no_real", action="store_false", dest="real", help="rendered media only")
   real.add_argument(
     "--require_real",
     action="store_true",
     help="fail if a package with real media is missing (default: print a message and continue)",
   )
-  return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the corpus that the arguments describe and prints the number of files of each kind."""
-  args = _parse_arguments(argv)
+  args = parser.parse_args(argv)
   try:
-    rows = write_corpus(
-      args.output,
-      num_clips=args.num_clips,
-      num_stills=args.num_stills,
-      size=args.size,
-      num_frames=args.num_frames,
-      fps=args.fps,
-      seed=args.seed,
-      validation_fraction=args.validation_fraction,
-      real=not args.no_real,
-      require_real=args.require_real,
-    )
+    rows = write_corpus(**vars(args))
   except real_media.MissingMediaError as error:
     sys.exit(str(error))
   counts = Counter((row["split"], row["corpus"], row["modality"]) for row in rows)

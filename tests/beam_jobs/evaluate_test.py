@@ -1,5 +1,6 @@
 """The Beam evaluation with two workers against the evaluation in one process."""
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
@@ -46,7 +47,7 @@ def test_parts_merge_in_any_grouping():
     PartStatistics(frechet={("i3d", "logits"): FeatureStatistics.from_model_output(x[a:b])})
     for a, b in ((0, 2), (2, 3), (3, 9))
   ]
-  merge = evaluation_parts.MergeParts()
+  merge = beam.CombineFn.from_callable(evaluation_parts.merge_parts)
   left = merge.add_input(merge.add_input(merge.create_accumulator(), parts[2]), parts[0])
   right = merge.add_input(merge.create_accumulator(), parts[1])
   fold = merge.extract_output(merge.merge_accumulators([merge.create_accumulator(), right, left]))

@@ -195,6 +195,20 @@ def test_a_fresh_run_gives_the_same_bytes(finished, world):
   assert digests(folder / "second") == digests(folder / "out")
 
 
+def test_no_file_depends_on_how_far_ahead_rows_are_loaded(tmp_path):
+  rows = good_rows(tmp_path, videos=1, images=0)
+  # The first kind fails before it is loaded, the second when it is.
+  rows += [{"uri": f"{i}.mp4", "label": "cat"} for i in range(30)]
+  rows += [{"uri": f"nowhere{i}.mp4", "caption": "x"} for i in range(30)]
+  argv = ["--task=t", "--content=pixels", "--resolutions=16x16", "--num_frames=9", "--num_shards=1"]
+  argv += [f"--manifest={write_manifest(tmp_path, rows)}", "--decode_isolation=thread"]
+  for threads in (1, 8):
+    output = tmp_path / f"out{threads}"
+    preprocess.run([*argv, f"--output={output}", f"--decode_threads={threads}"])
+  assert digests(tmp_path / "out1") == digests(tmp_path / "out8")
+  assert len(ledger_lines(tmp_path / "out1", "dead")) == 60
+
+
 def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
   folder, argv, _ = finished
   before = digests(folder / "out")

@@ -35,11 +35,11 @@ def _torch_features(flat, x):
 @pytest.mark.parametrize("frames, size", [(9, 64), (17, 32)])
 def test_equals_torch_on_random_weights(frames, size):
   flat = random_weights(KINDS["shapes"].expected(), seed=0)
-  assert sum(tensor.size for tensor in flat.values()) == weights.SHAPES.num_parameters
+  assert sum(tensor.size for tensor in flat.values()) == KINDS["shapes"].num_parameters
   videos = np.random.default_rng(1).integers(0, 256, size=(2, frames, size, size, 3))
   x = shapes_network.preprocess(jnp.asarray(videos, jnp.uint8))
   assert x.shape == (2, frames, 64, 64, 3)
-  got = np.asarray(shapes_network.features(nested(flat), jnp.asarray(videos, jnp.uint8)))
+  (got,) = shapes_network.features(nested(flat), jnp.asarray(videos, jnp.uint8)).values()
   expected = _torch_features(flat, x)
   assert expected.shape == (2, 2 * shapes_network.WIDTHS[-1]) and expected.std() > 0.05
   np.testing.assert_allclose(got, expected, atol=1e-4)

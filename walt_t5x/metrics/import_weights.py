@@ -173,13 +173,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   kind = KINDS[args.network]
   if not Path(args.source).is_file():
-    parser.error(weights.missing_message(kind.public, args.source))
+    parser.error(kind.missing(args.source))
   read = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}[args.network]
   flat = read(args.source)
   weights.check_shapes(flat, kind.expected(), what=args.source)
   digest = weights.save_weights(args.output, flat)
   count = sum(tensor.size for name, tensor in flat.items() if name.startswith("params/"))
-  known = kind.public.fingerprint
+  known = kind.fingerprint
   verdict = "not recorded before"
   if known:
     verdict = (

@@ -10,10 +10,9 @@ last matrix product of the graph, before its bias).
 Names are those of the weight file `weights-inception-2015-12-05` of torch-fidelity.
 """
 
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
@@ -216,6 +215,12 @@ def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
   return (x - 128.0) / 128.0
 
 
-def features(variables, images) -> dict[str, jax.Array]:
-  """The outputs of `InceptionV3` for images [B, H, W, 3], uint8, of any size (H, W)."""
-  return cast(dict[str, jax.Array], InceptionV3().apply(variables, preprocess(images)))
+def features(variables: Any, videos: Array) -> Any:
+  """The outputs of `InceptionV3` for images as clips of one frame, [B, 1, H, W, 3], uint8, of any size.
+
+  Raises:
+    ValueError: for another dtype, rank or number of channels, or several frames.
+  """
+  if videos.ndim != 5 or videos.shape[1] != 1:
+    raise ValueError(f"Inception takes images [B, 1, H, W, 3], got {videos.shape}.")
+  return InceptionV3().apply(variables, preprocess(videos[:, 0]))

@@ -53,9 +53,9 @@ def _table(protocol, scores) -> str:
   ]
   for score in scores:
     network = "-"
-    if score.rule.network:
+    if score.network:
       network = (
-        f"{score.rule.network} {score.network_fingerprint[:12]} ({score.network_description})"
+        f"{score.rule.network} {score.network.fingerprint[:12]} ({score.network.description})"
       )
     lines.append(
       f"{score.rule.name:<10} {score.value!s:<20} {protocol.name + '@' + score.protocol_hash:<42} "

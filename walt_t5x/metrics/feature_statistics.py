@@ -14,6 +14,7 @@ zero lose no digits.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from clu import metrics
@@ -108,13 +109,17 @@ class FeatureStatistics(metrics.Metric):
     return self.mean, self.covariance
 
 
-def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
-  """Writes a `.npz` file atomically."""
-  path = Path(path)
+def write_arrays(path: Path, **arrays: Any) -> None:
+  """Writes a `.npz` file atomically; creates the folder."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
+  np.savez(temporary, allow_pickle=False, **arrays)
   os.replace(temporary, path)
+
+
+def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
+  """Writes a `.npz` file atomically."""
+  write_arrays(path, **vars(statistics))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:

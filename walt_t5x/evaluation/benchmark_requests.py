@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_words
+from walt_t5x.files.json_files import write_text
 
 PROTOCOLS = (
   "ucf101_class_conditional",
@@ -170,22 +171,14 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
     rows = given_clips(args, files, count)
   else:
     raise ValueError(f"--protocol={args.protocol}: expected one of {PROTOCOLS}")
-  args.output.mkdir(parents=True, exist_ok=True)
-  result: dict[str, Any] = {"requests": str(args.output / "requests.jsonl"), "count": count}
-  _write_lines(args.output / "requests.jsonl", rows)
+  requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
+  write_text(requests, "".join(json.dumps(row) + "\n" for row in rows))
+  result: dict[str, Any] = {"requests": str(requests), "count": count}
   if files:
-    reference = args.output / "reference.jsonl"
-    _write_lines(reference, ({"uri": str(file.resolve())} for file in files))
+    uris = ({"uri": str(file.resolve())} for file in files)
+    write_text(reference, "".join(json.dumps(row) + "\n" for row in uris))
     result |= {"reference": str(reference), "reference_files": len(files)}
   return result
-
-
-def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("w", encoding="utf-8") as lines:
-    for row in rows:
-      lines.write(json.dumps(row) + "\n")
-  temporary.replace(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

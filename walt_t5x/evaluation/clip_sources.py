@@ -54,14 +54,15 @@ class PlannedClip:
   reference: Media | None = None
 
 
-def _read_file(path: Path) -> np.ndarray:
+def read_file(path: Path, *, max_frames: int | None = None) -> np.ndarray:
+  """Frames [T, H, W, 3] uint8, the first `max_frames` or all; an image is one frame."""
   if path.suffix.lower() in IMAGE_SUFFIXES:
     return np.asarray(pictures.open_picture(path))[None]
-  return reading.read_video(path).frames
+  return reading.read_video(path, max_frames=max_frames).frames
 
 
 def _file(path: Path, name: str) -> Media:
-  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: _read_file(path))
+  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: read_file(path))
 
 
 def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:

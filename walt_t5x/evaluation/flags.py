@@ -29,7 +29,8 @@ NETWORKS = {
 }
 
 
-def _size(text: str) -> tuple[int, int]:
+def height_and_width(text: str) -> tuple[int, int]:
+  """Parses HEIGHTxWIDTH."""
   height, _, width = text.partition("x")
   return int(height), int(width)
 
@@ -55,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
   changes.add_argument("--frames", type=int, help="frames per clip")
-  changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
+  changes.add_argument(
+    "--size", type=height_and_width, help="HEIGHTxWIDTH at which clips are scored"
+  )
   changes.add_argument("--count", type=int, help="samples per fold")
   changes.add_argument("--reference_count", type=int, help="reference clips per fold")
   changes.add_argument("--folds", type=int)

@@ -1,6 +1,7 @@
 """The clips that `walt_t5x.reconstruct` reconstructs: from a pixel cache, or from media files."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -127,37 +128,34 @@ def files_of(path: str, rule: MediaRule, *, split: str | None) -> list[Any]:
 
 def clips_of_files(files: Sequence[Any], rule: MediaRule) -> Iterator[HeldOutClip]:
   """The clip of each file, opened one at a time."""
-  return (_clip_of_file(media, rule) for media in files)
+  frames = 1 if rule.images else rule.frames
+  for media in files:
+    yield HeldOutClip(
+      name=media.name,
+      uri=str(media.path),
+      fps=rule.fps or _rate(media, rule),
+      frames=functools.partial(_first_frames, media, rule, frames),
+      length=frames,
+    )
 
 
-def _clip_of_file(media: Any, rule: MediaRule) -> HeldOutClip:
-  frames = rule.frames if not rule.images else 1
-
-  def read() -> Iterator[np.ndarray]:
-    try:
-      count, size = 0, (0, 0)
-      for frame in itertools.islice(_frames_of(media, rule), frames):
-        if not count:
-          size = frame.shape[:2]
-          rule.check((1, *size))
-        if frame.shape[:2] != size:
-          raise ValueError(
-            f"got a frame of size {frame.shape[:2]} after frames of {size}: set --size"
-          )
-        count += 1
-        yield frame
-    except Exception as error:
-      raise UnreadableClip(f"{type(error).__name__}: {error}") from error
-    if frames is not None and count < frames:
-      raise UnreadableClip(f"it has {count} frames, expected at least --frames={frames}")
-
-  return HeldOutClip(
-    name=media.name,
-    uri=str(media.path),
-    fps=rule.fps or _rate(media, rule),
-    frames=read,
-    length=frames,
-  )
+def _first_frames(media: Any, rule: MediaRule, frames: int | None) -> Iterator[np.ndarray]:
+  count, size = 0, (0, 0)
+  try:
+    for frame in itertools.islice(_frames_of(media, rule), frames):
+      if not count:
+        size = frame.shape[:2]
+        rule.check((1, *size))
+      if frame.shape[:2] != size:
+        raise ValueError(
+          f"got a frame of size {frame.shape[:2]} after frames of {size}: set --size"
+        )
+      count += 1
+      yield frame
+  except Exception as error:
+    raise UnreadableClip(f"{type(error).__name__}: {error}") from error
+  if frames is not None and count < frames:
+    raise UnreadableClip(f"it has {count} frames, expected at least --frames={frames}")
 
 
 def _frames_of(media: Any, rule: MediaRule) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.metrics.frechet_test import inception_score
 from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
@@ -15,7 +16,6 @@ from walt_t5x.media import writing
 from walt_t5x.metrics import caption_accuracy
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
-from walt_t5x.metrics.inception_score import inception_score
 from walt_t5x.metrics.network_input import ResizeRule
 from walt_t5x.metrics.protocols import PROTOCOLS, by_prompt
 from walt_t5x.metrics.protocols.protocol import (

@@ -60,9 +60,9 @@ class FeatureStatistics(metrics.Metric):
     return cls(count=len(features), mean=mean, scatter=centered.T @ centered)
 
   @classmethod
-  def empty(cls, dimension: int = 0) -> "FeatureStatistics":
-    """Statistics of no features; merges with any dimension if `dimension` is 0."""
-    return cls(count=0, mean=np.zeros(dimension), scatter=np.zeros((dimension, dimension)))
+  def empty(cls) -> "FeatureStatistics":
+    """Statistics of no features; merges with any dimension."""
+    return cls(count=0, mean=np.zeros(0), scatter=np.zeros((0, 0)))
 
   def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
     """Statistics of the union of both sets.
@@ -70,9 +70,9 @@ class FeatureStatistics(metrics.Metric):
     Raises:
       ValueError: if the features have different sizes.
     """
-    if self.count == 0 and self.mean.size == 0:
+    if not self.count:
       return other
-    if other.count == 0 and other.mean.size == 0:
+    if not other.count:
       return self
     if self.mean.shape != other.mean.shape:
       raise ValueError(
@@ -80,8 +80,6 @@ class FeatureStatistics(metrics.Metric):
         "Use the same network and layer for both."
       )
     count = self.count + other.count
-    if count == 0:
-      return self
     delta = other.mean - self.mean
     return FeatureStatistics(
       count=count,

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from walt_t5x.metrics import caption_accuracy, clip_similarity
-from walt_t5x.metrics.protocols.protocol import short_hash
+from walt_t5x.metrics.protocols.protocol import Hashed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptProtocol:
+class PromptProtocol(Hashed):
   """A protocol for the output of `generate`: every clip of every stage, at its own length and size.
 
   Attributes:
@@ -21,15 +21,6 @@ class PromptProtocol:
   name: str
   fields: Mapping[str, Any]
   source: str
-
-  def as_dict(self) -> dict[str, Any]:
-    """All fields as a plain dict."""
-    return dataclasses.asdict(self)
-
-  @property
-  def hash(self) -> str:
-    """Hash of every field except `source`, as in `protocol.Protocol`."""
-    return short_hash(self.as_dict())
 
 
 CAPTION_ACCURACY = PromptProtocol(

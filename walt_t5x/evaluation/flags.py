@@ -3,22 +3,11 @@
 import argparse
 from pathlib import Path
 
-CAPTION_ACCURACY, ALIGNMENT = "caption_accuracy", "text_alignment"
-# Protocols that score `generate`'s folders by their prompts.
-BY_PROMPT = (CAPTION_ACCURACY, ALIGNMENT)
+from walt_t5x.metrics import protocols
+from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
+
+PROTOCOLS = (*BY_PROMPT, *protocols.PROTOCOLS)
 RENAMED_PROTOCOLS = {"caption_obedience": "caption_accuracy"}
-# The names are repeated here so that --help does not import the protocols; a test compares them.
-PROTOCOLS = (
-  *BY_PROMPT,
-  "fvd",
-  "ucf101_class_conditional",
-  "ucf101_zero_shot",
-  "k600_frame_prediction",
-  "imagenet256",
-  "tokenizer",
-  "shapes_fvd",
-  "motion",
-)
 # For each network, the program that makes its file.
 NETWORKS = {
   "i3d": "metrics.import_weights",

@@ -26,15 +26,8 @@ class PromptProtocol(Hashed):
 CAPTION_ACCURACY = PromptProtocol(
   name="caption_accuracy",
   fields={
-    "palette": caption_accuracy.PALETTE,
-    "directions": caption_accuracy.DIRECTIONS,
-    "min_contrast": caption_accuracy.MIN_CONTRAST,
-    "peak_fraction": caption_accuracy.PEAK_FRACTION,
-    "area_range": caption_accuracy.AREA_RANGE,
-    "min_compactness": caption_accuracy.MIN_COMPACTNESS,
-    "min_cosine": caption_accuracy.MIN_COSINE,
-    "min_displacement": caption_accuracy.MIN_DISPLACEMENT,
-    "min_dominance": caption_accuracy.MIN_DOMINANCE,
+    # Every constant of the classifier, by name.
+    **{name.lower(): value for name, value in vars(caption_accuracy).items() if name.isupper()},
     "color": "most foreground pixels of all frames",
     "direction": "centroid from the first frame to the last",
   },

@@ -9,8 +9,6 @@ import hashlib
 import json
 from typing import Any
 
-from walt_t5x.metrics.network_input import ResizeRule
-
 
 @dataclasses.dataclass(frozen=True)
 class Hashed:
@@ -34,6 +32,14 @@ class ClipRule(enum.StrEnum):
   FIRST = "first"
   CENTRAL = "central"
   RANDOM = "random"  # seeded by the file's name, the fold and the clip's number
+
+
+class ResizeRule(enum.StrEnum):
+  """Position at which an output pixel samples the input (`metrics.network_input`)."""
+
+  LEGACY = "tf1_legacy"
+  ALIGN_CORNERS = "tf1_align_corners"
+  HALF_PIXEL = "half_pixel"
 
 
 class Statistic(enum.StrEnum):

@@ -2,8 +2,14 @@
 
 import dataclasses
 
-from walt_t5x.metrics.network_input import ResizeRule
-from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol, ScoreRule, Statistic
+from walt_t5x.metrics.protocols.protocol import (
+  FVD,
+  ClipRule,
+  Protocol,
+  ResizeRule,
+  ScoreRule,
+  Statistic,
+)
 
 # UCF-101 class-conditional: FVD and IS.
 # 10,000 samples per fold at 128 x 128, 16 frames (a 17-frame model drops its last frame). Labels are drawn from the

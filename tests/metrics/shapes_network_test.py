@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, random_weights
 from walt_t5x import evaluate, train_surrogate
 from walt_t5x.media import reading, writing
-from walt_t5x.metrics import network_input, shapes_network, weights
+from walt_t5x.metrics import network_input, networks, shapes_network
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -60,7 +60,7 @@ def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
   assert set(right) == set(shapes_network.HEADS)
   leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
   flat = {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
-  digest = weights.save_weights(tmp_path / "a.safetensors", flat)
+  digest = networks.save_weights(tmp_path / "a.safetensors", flat)
 
   network = FeatureNetwork.load("shapes", tmp_path / "a.safetensors")
   assert network.fingerprint == digest and network.is_public is False

@@ -13,7 +13,8 @@ import numpy as np
 from walt_t5x.evaluation.clip_sources import PlannedClip, read_clip
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.media.pixels import to_float
-from walt_t5x.metrics import motion, weights
+from walt_t5x.metrics import motion
+from walt_t5x.metrics.networks import check_shapes
 from walt_t5x.metrics.pixel_distances import psnr, ssim
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
 
@@ -63,7 +64,7 @@ class LpipsNetwork:
     if path is None or not Path(path).is_file():
       raise FileNotFoundError(_HELP.format(path=path))
     values = load_file(path)
-    weights.check_shapes(values, lpips_shapes(), what=str(path))
+    check_shapes(values, lpips_shapes(), what=str(path))
     return cls(values)
 
   def __call__(self, video: jax.Array, reference: jax.Array) -> np.ndarray:

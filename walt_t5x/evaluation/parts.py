@@ -8,6 +8,7 @@ same statistics as an uninterrupted run.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def plan_parts(
   """Divides clips into parts of at most `clips_per_part`, fold by fold.
 
   Args:
-    clips: the clips of all folds.
+    clips: the clips of all folds, in their order.
     references: whether they are references or samples.
     clips_per_part: number of clips that are stored, or lost, together.
 
@@ -80,18 +81,17 @@ def plan_parts(
   """
   if clips_per_part < 1:
     raise ValueError(f"A part has at least 1 clip, got clips_per_part={clips_per_part}.")
-  number = 0
-  for fold in sorted({clip.fold for clip in clips}):
-    mine = [clip for clip in clips if clip.fold == fold]
+  number = itertools.count()
+  for _, fold in itertools.groupby(clips, key=lambda clip: clip.fold):
+    mine = tuple(fold)
     for first in range(0, len(mine), clips_per_part):
       yield PartPlan(
         references=references,
-        number=number,
-        clips=tuple(mine[first : first + clips_per_part]),
+        number=next(number),
+        clips=mine[first : first + clips_per_part],
         first=first,
         fold_count=len(mine),
       )
-      number += 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

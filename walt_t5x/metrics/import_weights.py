@@ -169,15 +169,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
   args = parser.parse_args(argv)
 
-  from walt_t5x.metrics import weights
-  from walt_t5x.metrics.networks import KINDS
+  from walt_t5x.metrics.networks import KINDS, check_shapes, save_weights
 
   kind = KINDS[args.network]
   if not Path(args.source).is_file():
     parser.error(kind.missing(args.source))
   flat = READERS[args.network](args.source)
-  weights.check_shapes(flat, kind.expected(), what=args.source)
-  digest = weights.save_weights(args.output, flat)
+  check_shapes(flat, kind.expected(), what=args.source)
+  digest = save_weights(args.output, flat)
   count = sum(tensor.size for name, tensor in flat.items() if name.startswith("params/"))
   verdicts = {None: "not recorded before", digest: "the public weights"}
   verdict = verdicts.get(kind.fingerprint, f"DIFFERS from the public weights {kind.fingerprint}")

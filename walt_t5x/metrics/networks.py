@@ -1,6 +1,7 @@
 """The scoring networks by name: they map batches of byte clips to features on the host."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import c3d, i3d, inception, shapes_network
-from walt_t5x.metrics.weights import check_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,33 @@ class NetworkKind:
       f"  python -m walt_t5x.metrics.import_weights --network={self.name} --source=FILE "
       f"--output={self.name}.safetensors"
     )
+
+
+def check_shapes(
+  flat: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+  """Raises ValueError with the names of tensors that are missing, unknown or of another shape."""
+  missing, unknown = sorted(set(expected) - set(flat)), sorted(set(flat) - set(expected))
+  wrong = [
+    f"{name}: got {flat[name].shape}, expected {expected[name]}"
+    for name in sorted(set(flat) & set(expected))
+    if tuple(flat[name].shape) != expected[name]
+  ]
+  if missing or unknown or wrong:
+    raise ValueError(
+      f"{what} does not fit the network: {len(missing)} tensors missing {missing[:3]}, "
+      f"{len(unknown)} unknown {unknown[:3]}, {len(wrong)} of another shape {wrong[:3]}."
+    )
+
+
+def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -> str:
+  """Writes tensors by flat name atomically; returns their fingerprint."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + ".partial")
+  save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, partial)
+  os.replace(partial, path)
+  return weights_fingerprint(flat)
 
 
 def _shapes(module: Any, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -20,13 +20,13 @@ from typing import Any
 
 from beam_jobs.runners import running
 from walt_t5x.evaluation import flags
+from walt_t5x.metrics.protocols import PROTOCOLS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """(flags of the evaluation, flags of Beam)."""
   parser = running.program_parser("evaluate", __doc__)
-  protocols = [name for name in flags.PROTOCOLS if name not in flags.BY_PROMPT]
-  parser.add_argument("--protocol", required=True, choices=protocols)
+  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   flags.add_arguments(parser)
   return parser.parse_known_args(argv)
 
@@ -42,14 +42,14 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   import apache_beam as beam
 
   from beam_jobs.runners import evaluation_parts
-  from walt_t5x.evaluation import scores_output
+  from walt_t5x.evaluation import feature_scores
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
   options = running.beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # In the folder of the scores, where every worker can write.
-  output = scores_output.scores_file(args, evaluation.protocol)
+  output = feature_scores.scores_file(args, evaluation.protocol)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
@@ -73,7 +73,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   print(
     f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, including the job's start"
   )
-  return scores_output.write_scores(
+  return feature_scores.write_scores(
     args, evaluation.protocol, evaluation.scores(folds[False], folds[True])
   )
 

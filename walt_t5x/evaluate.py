@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.flags import BY_PROMPT, PROTOCOLS, add_arguments, protocol_name
+from walt_t5x.evaluation.flags import PROTOCOLS, add_arguments, protocol_name
+from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

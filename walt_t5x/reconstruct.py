@@ -12,6 +12,8 @@ file that cannot be read is skipped and listed in skipped-*.jsonl. Prints a line
 """
 
 import argparse
+import collections
+import itertools
 import json
 import os
 import sys
@@ -21,11 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import gin_config
-
-
-def _size(text: str) -> tuple[int, int]:
-  height, _, width = text.partition("x")
-  return int(height), int(width)
+from walt_t5x.evaluation.flags import height_and_width
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -54,7 +52,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--pixels", help="field of the cache, pixels/TxHxW, if it has several")
   media = parser.add_argument_group("options of --media")
   media.add_argument("--frames", type=int, help="frames per file, from the start (default: all)")
-  media.add_argument("--size", type=_size, help="HEIGHTxWIDTH (default: as the files are)")
+  media.add_argument(
+    "--size", type=height_and_width, help="HEIGHTxWIDTH (default: as the files are)"
+  )
   media.add_argument("--fit", choices=("crop", "exact"), default="crop", help="how to resize")
   media.add_argument("--fps", type=float, help="resample to this rate (default: every frame)")
   media.add_argument("--images", action="store_true", help="images instead of videos")
@@ -67,16 +67,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
-  given = [
-    f"--{name}"
-    for name in ("frames", "size", "fps", "images")
-    if getattr(args, name) not in (None, False)
-  ]
+  given = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
   if args.cache and given:
     parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
     parser.error("--pixels requires --cache")
-  for name in ("count", "batch_size", "group"):
+  for name in ("count", "batch_size", "group", "frames"):
     value = getattr(args, name)
     if value is not None and value < 1:
       parser.error(f"--{name}: got {value}, expected at least 1")
@@ -116,14 +112,12 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
     FileNotFoundError: there are none.
     ValueError: the tokenizer does not support a size.
   """
-  import itertools
-
   from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
-    split = args.split or "validation"
-    total = held_out_clips.count_of_cache(args.cache, split)
-    found = held_out_clips.clips_of_cache(args.cache, split=split, field=args.pixels)
+    total, found = held_out_clips.clips_of_cache(
+      args.cache, split=args.split or "validation", field=args.pixels
+    )
   else:
     frames = 1 if args.images else args.frames
     if args.size or frames:
@@ -137,40 +131,8 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
       fps=args.fps,
       images=args.images,
     )
-    files = held_out_clips.files_of(args.media, rule, split=args.split)
-    total, found = len(files), held_out_clips.clips_of_files(files, rule)
+    total, found = held_out_clips.clips_of_media(args.media, rule, split=args.split)
   return min(total, args.count or total), itertools.islice(found, args.count)
-
-
-def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[Any], list[Any]]]:
-  """(clips, the frames of each), of equal length and size, at most `rows` at a time; holds one batch.
-
-  Args:
-    clips: the clips to read.
-    rows: batch size.
-    skip: called with a clip that cannot be read, and the error.
-  """
-  from walt_t5x.evaluation.held_out_clips import UnreadableClip
-
-  group: list[Any] = []
-  read: list[Any] = []
-  for clip in clips:
-    if clip.length is None:
-      yield [clip], [clip.frames()]
-      continue
-    try:
-      frames = list(clip.frames())
-    except UnreadableClip as error:
-      skip(clip, error)
-      continue
-    same = not group or (len(read[0]), read[0][0].shape) == (len(frames), frames[0].shape)
-    if group and (len(group) == rows or not same):
-      yield group, read
-      group, read = [], []
-    group.append(clip)
-    read.append(frames)
-  if group:
-    yield group, read
 
 
 def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,6 +147,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   import jax
   from tqdm import tqdm
 
+  from walt_t5x.evaluation.clip_sources import in_batches
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
   from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
   from walt_t5x.generation import run_identity
@@ -200,27 +163,37 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
   network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
-  names: dict[str, int] = {}
+  names = collections.Counter[str]()
   skipped: dict[str, dict[str, str]] = {}
   made = 0
   bar = tqdm(total=total, unit="clip", desc="reconstruct", file=sys.stderr, disable=None)
-
-  def wanted() -> Iterator[Any]:
-    number, count = args.shard
-    for index, clip in enumerate(clips):
-      names[clip.name] = names.get(clip.name, 0) + 1
-      # A cache may contain a clip twice; its name depends only on its content.
-      if names[clip.name] > 1 or folder.finished(clip.name):
-        bar.update()
-      elif index % count == number:
-        yield clip
 
   def skip(clip: Any, error: Exception) -> None:
     skipped[clip.name] = {"name": clip.name, "uri": clip.uri, "error": str(error)}
     bar.update()
     print(f"skipped {clip.uri}: {error}", file=sys.stderr)
 
-  for group, frames in batches(wanted(), rows, skip):
+  def wanted() -> Iterator[tuple[Any, Any]]:
+    """Clips and their frames; those of an entire file are read while they are reconstructed."""
+    number, count = args.shard
+    for index, clip in enumerate(clips):
+      names[clip.name] += 1
+      # A cache may contain a clip twice; its name depends only on its content.
+      if names[clip.name] > 1 or folder.finished(clip.name):
+        bar.update()
+      elif index % count == number:
+        try:
+          frames = clip.frames() if complete_files else list(clip.frames())
+        except UnreadableClip as error:
+          skip(clip, error)
+          continue
+        yield clip, frames
+
+  def shape(item: tuple[Any, Any]) -> Any:
+    return None if complete_files else (len(item[1]), item[1][0].shape)
+
+  for batch in in_batches(wanted(), rows, key=shape):
+    group, frames = zip(*batch)
     try:
       folder.write(group, network(frames))
     except UnreadableClip as error:
@@ -274,24 +247,15 @@ def _finish(
 
 def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   """Input and reconstruction next to each other, at most ten seconds of each."""
-  import numpy as np
-
+  from walt_t5x.evaluation.clip_sources import read_file
   from walt_t5x.html import gallery
-  from walt_t5x.media import pictures, reading
-
-  def frames_of(path: Path, fps: float) -> np.ndarray:
-    if path.suffix == ".png":
-      return np.asarray(pictures.open_picture(path))[None]
-    return reading.read_video(path, max_frames=max(1, round(10 * fps))).frames
 
   def cards() -> Iterator[Any]:
     for row in folder.facts(names):
-      stages = [
-        gallery.ShownClip(
-          name=key, frames=frames_of(folder.path / row[key], row["fps"]), fps=row["fps"]
-        )
-        for key in ("input", "reconstruction")
-      ]
+      fps, stages = row["fps"], []
+      for key in ("input", "reconstruction"):
+        frames = read_file(folder.path / row[key], max_frames=max(1, round(10 * fps)))
+        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps))
       yield gallery.GalleryItem(
         prompt=row["uri"], stages=stages, details={"PSNR": f"{row['psnr']:.2f} dB"}
       )

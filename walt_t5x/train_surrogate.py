@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   import numpy as np
   from flax import traverse_util
 
-  from walt_t5x.metrics import weights
+  from walt_t5x.metrics import networks
 
   started = time.monotonic()
   variables, right = train(
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   flat = traverse_util.flatten_dict(variables, sep="/")
   flat = {name: np.asarray(tensor) for name, tensor in flat.items()}
-  digest = weights.save_weights(args.output, flat)
+  digest = networks.save_weights(args.output, flat)
   print(f"accuracy     {', '.join(f'{head} {share:.0%}' for head, share in right.items())}")
   print(f"parameters   {sum(tensor.size for tensor in flat.values()):,}")
   print(f"fingerprint  {digest}")

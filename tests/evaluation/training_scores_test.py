@@ -9,7 +9,7 @@ import pytest
 from tests.metrics.network_parity import random_weights
 from walt_t5x.evaluation.training_scores import ScoreVideos
 from walt_t5x.media import reading, writing
-from walt_t5x.metrics import weights
+from walt_t5x.metrics import networks
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -39,7 +39,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   for i, clip in enumerate(rng.integers(0, 256, size=(3, 6, 16, 16, 3)).astype(np.uint8)):
     writing.write_video(tmp_path / "real" / f"{i}.mp4", clip, fps=8)
   file = tmp_path / "shapes.safetensors"
-  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   model = types.SimpleNamespace(predict_batch=lambda params, batch: 0)
   options = {"model": model, "dataset_cfg": None, "model_dir": str(tmp_path / "run"), "every": 10}
   options |= {"reference": str(tmp_path / "real"), "weights": {"shapes": str(file)}}

@@ -24,15 +24,14 @@ import numpy as np
 
 from data.class_names import class_words
 from walt_t5x.files import storage
+from walt_t5x.metrics import protocols
 
-PROTOCOLS = (
-  "ucf101_class_conditional",
-  "ucf101_zero_shot",
-  "imagenet256",
-  "k600_frame_prediction",
-)
 IMAGENET_CLASSES = 1000
 _GIVEN_FRAMES, _CLIP_FRAMES = 5, 16
+# Class name -> its files.
+Videos = dict[str, list[Path]]
+# Lines of `requests.jsonl`.
+Rows = Iterator[dict[str, Any]]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,7 +58,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
+def class_videos(media: Path, listed: Path | None) -> Videos:
   """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files.
 
   Raises:
@@ -85,37 +84,38 @@ def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
   }
 
 
-def labels_of_videos(
-  videos: dict[str, list[Path]], count: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def labels_of_videos(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Labels drawn independently, with the frequencies of the videos."""
   frequencies = np.array([len(files) for files in videos.values()], np.float64)
-  draws = np.random.default_rng(seed).choice(
+  draws = np.random.default_rng(args.seed).choice(
     len(frequencies), size=count, p=frequencies / frequencies.sum()
   )
-  for label in draws.tolist():
-    yield {"label": label}
+  return ({"label": label} for label in draws.tolist())
 
 
-def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
-  """One prompt per class. Assumption: without a file, the class's name in words.
+def labels_in_turn(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
+  """The classes of ImageNet, all equally often."""
+  return ({"label": index % IMAGENET_CLASSES} for index in range(count))
+
+
+def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
+  """One prompt per class, all equally often. Assumption: without --prompts, the class's name in words.
 
   Raises:
     ValueError: the number of lines in the file differs from the number of classes.
   """
-  if prompts is None:
-    return [class_words(name) for name in names]
-  lines = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
-  if len(lines) != len(names):
+  prompts = [class_words(name) for name in videos]
+  if args.prompts is not None:
+    lines = args.prompts.read_text("utf-8").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+  if len(prompts) != len(videos):
     raise ValueError(
-      f"--prompts={prompts} has {len(lines)} prompts, expected {len(names)}, one per class"
+      f"--prompts={args.prompts} has {len(prompts)} prompts, expected {len(videos)}, one per class"
     )
-  return lines
+  return ({"prompt": prompts[index % len(prompts)]} for index in range(count))
 
 
-def given_clips(
-  args: argparse.Namespace, videos: Sequence[Path], count: int
-) -> Iterator[dict[str, Any]]:
+def given_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
   A clip that already exists is kept, so that the command resumes after an interruption.
@@ -124,11 +124,12 @@ def given_clips(
 
   from walt_t5x.media import geometry, reading, writing
 
+  files = [file for group in videos.values() for file in group]
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)
   bar = tqdm(total=count, unit="clip", file=sys.stderr, disable=None)
   for index in range(count):
-    source, target = videos[index % len(videos)], folder / f"{index:06d}.mp4"
+    source, target = files[index % len(files)], folder / f"{index:06d}.mp4"
     if not target.is_file():
       kept = reading.resampled(reading.frame_times(source), args.fps)
       if len(kept) < _CLIP_FRAMES:
@@ -144,6 +145,14 @@ def given_clips(
   bar.close()
 
 
+PROTOCOLS = {
+  "ucf101_class_conditional": labels_of_videos,
+  "ucf101_zero_shot": class_prompts,
+  "imagenet256": labels_in_turn,
+  "k600_frame_prediction": given_clips,
+}
+
+
 def write(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the files.
 
@@ -153,37 +162,19 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   Raises:
     ValueError: media, list or prompts do not fit.
   """
-  from walt_t5x.metrics.protocols import PROTOCOLS as by_name
-
-  protocol = by_name[args.protocol]
+  protocol = protocols.PROTOCOLS[args.protocol]
   count = args.count or (protocol.sample_count or 0) * protocol.folds
   videos = class_videos(args.media, args.list) if args.media else {}
   files = [file for group in videos.values() for file in group]
-  rows: Iterator[dict[str, Any]]
-  if args.protocol == "ucf101_class_conditional":
-    rows = labels_of_videos(videos, count, args.seed)
-  elif args.protocol == "imagenet256":
-    rows = ({"label": index % IMAGENET_CLASSES} for index in range(count))
-  elif args.protocol == "ucf101_zero_shot":
-    prompts = class_prompts(list(videos), args.prompts)
-    rows = ({"prompt": prompts[index % len(prompts)]} for index in range(count))
-  elif args.protocol == "k600_frame_prediction":
-    rows = given_clips(args, files, count)
-  else:
-    raise ValueError(f"--protocol={args.protocol}: expected one of {PROTOCOLS}")
-  args.output.mkdir(parents=True, exist_ok=True)
-  result: dict[str, Any] = {"requests": str(args.output / "requests.jsonl"), "count": count}
-  _write_lines(args.output / "requests.jsonl", rows)
+  rows = PROTOCOLS[args.protocol](args, videos, count)
+  requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
+  storage.write(requests, "".join(json.dumps(row) + "\n" for row in rows))
+  result: dict[str, Any] = {"requests": str(requests), "count": count}
   if files:
-    reference = args.output / "reference.jsonl"
-    _write_lines(reference, ({"uri": str(file.resolve())} for file in files))
+    uris = ({"uri": str(file.resolve())} for file in files)
+    storage.write(reference, "".join(json.dumps(row) + "\n" for row in uris))
     result |= {"reference": str(reference), "reference_files": len(files)}
   return result
-
-
-def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-  with storage.writer(path) as lines:
-    lines.writelines(f"{json.dumps(row)}\n".encode() for row in rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

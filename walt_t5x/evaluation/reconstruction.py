@@ -9,6 +9,7 @@ manifest.jsonl             one line per clip, once all are finished
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -67,11 +68,11 @@ class Reconstructor:
   ):
     if rows < 1:
       raise ValueError(f"Reconstructor: got {rows=}, expected at least 1 clip at a time.")
-    self.vae, self.rows, self._sharding = vae, rows, None
-    everywhere = None
+    self.vae, self.rows = vae, rows
+    everywhere = self._by_rows = None
     if mesh is not None:
       everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-      self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+      self._by_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     self._stream = VaeStream(vae, jax.device_put(params, everywhere), group=group)
 
   def __call__(
@@ -95,8 +96,7 @@ class Reconstructor:
       for frame in self._complete_groups(clips):
         waiting.append(frame)
         rows = np.concatenate([frame, np.repeat(frame[-1:], self.rows - count, axis=0)])
-        pixels = to_float(rows)
-        yield pixels if self._sharding is None else jax.device_put(pixels, self._sharding)
+        yield jax.device_put(to_float(rows), self._by_rows)
 
     means = (posterior.mean for posterior in self._stream.encode(given()))
     latents = (group[:, i] for group in means for i in range(group.shape[1]))
@@ -144,34 +144,29 @@ class ReconstructionFolder:
       clips: one per batch element.
       groups: output of `Reconstructor`.
     """
+    groups = iter(groups)
+    # A clip of one frame is one group of one frame.
+    ahead = list(itertools.islice(groups, 2))
+    picture = len(ahead) == 1 and ahead[0][0].shape[1] == 1
+    suffix = ".png" if picture else LOSSLESS_SUFFIX
     frames, height, width, error = 0, 0, 0, np.zeros(len(clips))
     with contextlib.ExitStack() as stack:
 
       def opened(folder: Path, clip: HeldOutClip) -> Callable[[np.ndarray], None]:
-        file = folder / f"{clip.name}{LOSSLESS_SUFFIX}"
+        file = folder / f"{clip.name}{suffix}"
+        if picture:
+          return lambda x: write_picture(file, x[0])
         return stack.enter_context(lossless_writer(file, fps=clip.fps))
 
-      writers = []
-      picture = False
-      for (given, made), last in _look_ahead(groups):
-        if not frames:
-          picture = last and given.shape[1] == 1
-          if not picture:
-            writers = [
-              (opened(self.inputs, clip), opened(self.reconstructions, clip)) for clip in clips
-            ]
-        for row, clip in enumerate(clips):
-          if picture:
-            write_picture(self.inputs / f"{clip.name}.png", given[row, 0])
-            write_picture(self.reconstructions / f"{clip.name}.png", made[row, 0])
-          else:
-            writers[row][0](given[row])
-            writers[row][1](made[row])
+      writers = [(opened(self.inputs, c), opened(self.reconstructions, c)) for c in clips]
+      for given, made in itertools.chain(ahead, groups):
+        for (write_input, write_reconstruction), x, y in zip(writers, given, made):
+          write_input(x)
+          write_reconstruction(y)
         difference = given.astype(np.float64) - made
         error += np.square(difference / 255).sum(axis=(1, 2, 3, 4))
         frames += given.shape[1]
         height, width = given.shape[2:4]
-    suffix = ".png" if picture else LOSSLESS_SUFFIX
     for row, clip in enumerate(clips):
       mse = error[row] / (frames * height * width * 3)
       storage.write_json(
@@ -182,10 +177,8 @@ class ReconstructionFolder:
           "fps": clip.fps,
           "shape": [frames, height, width, 3],
           "psnr": float(psnr_of_error(mse)),
-          "input": str((self.inputs / f"{clip.name}{suffix}").relative_to(self.path)),
-          "reconstruction": str(
-            (self.reconstructions / f"{clip.name}{suffix}").relative_to(self.path)
-          ),
+          "input": f"{self.inputs.name}/{clip.name}{suffix}",
+          "reconstruction": f"{self.reconstructions.name}/{clip.name}{suffix}",
         },
       )
 
@@ -203,16 +196,3 @@ class ReconstructionFolder:
       lines.append(json.dumps({"uri": row["reconstruction"], "modality": modality} | row))
     storage.write(self.path / MANIFEST, "".join(line + "\n" for line in lines))
     return self.path / MANIFEST
-
-
-def _look_ahead(items: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-  """Each item, and whether it is the last one."""
-  iterator = iter(items)
-  try:
-    item = next(iterator)
-  except StopIteration:
-    return
-  for following in iterator:
-    yield item, False
-    item = following
-  yield item, True

@@ -6,7 +6,7 @@ to BGR, frames are resized to 112 x 112 with aligned corners, and a stored mean 
 subtracted from the bytes.
 """
 
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -76,15 +76,15 @@ def preprocess(
   return resize_bilinear(x, (SIZE, SIZE), rule=ResizeRule.ALIGN_CORNERS) - mean
 
 
-def logits(variables, videos) -> jax.Array:
-  """Logits [B, 101] of clips [B, 16, H, W, 3], uint8.
+def features(variables: Any, videos: Array) -> dict[str, Any]:
+  """{"logits": [B, 101]} of clips [B, 16, H, W, 3], uint8, of any size.
 
   Args:
     variables: {"params"} of `C3D` and {"input": {"mean"}}, the stored mean in BGR.
-    videos: clips of any size (H, W).
+    videos: the clips.
 
   Raises:
     ValueError: as in `preprocess`.
   """
   x = preprocess(videos, variables["input"]["mean"])
-  return cast(jax.Array, C3D().apply({"params": variables["params"]}, x))
+  return {"logits": C3D().apply({"params": variables["params"]}, x)}

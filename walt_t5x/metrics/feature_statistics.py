@@ -13,6 +13,8 @@ zero lose no digits.
 """
 
 import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from clu import metrics
@@ -60,9 +62,9 @@ class FeatureStatistics(metrics.Metric):
     return cls(count=len(features), mean=mean, scatter=centered.T @ centered)
 
   @classmethod
-  def empty(cls, dimension: int = 0) -> "FeatureStatistics":
-    """Statistics of no features; merges with any dimension if `dimension` is 0."""
-    return cls(count=0, mean=np.zeros(dimension), scatter=np.zeros((dimension, dimension)))
+  def empty(cls) -> "FeatureStatistics":
+    """Statistics of no features; merges with any dimension."""
+    return cls(count=0, mean=np.zeros(0), scatter=np.zeros((0, 0)))
 
   def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
     """Statistics of the union of both sets.
@@ -70,9 +72,9 @@ class FeatureStatistics(metrics.Metric):
     Raises:
       ValueError: if the features have different sizes.
     """
-    if self.count == 0 and self.mean.size == 0:
+    if not self.count:
       return other
-    if other.count == 0 and other.mean.size == 0:
+    if not other.count:
       return self
     if self.mean.shape != other.mean.shape:
       raise ValueError(
@@ -80,8 +82,6 @@ class FeatureStatistics(metrics.Metric):
         "Use the same network and layer for both."
       )
     count = self.count + other.count
-    if count == 0:
-      return self
     delta = other.mean - self.mean
     return FeatureStatistics(
       count=count,
@@ -109,10 +109,15 @@ class FeatureStatistics(metrics.Metric):
     return self.mean, self.covariance
 
 
-def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
-  """Writes a `.npz` file atomically."""
+def write_arrays(path: Path, **arrays: Any) -> None:
+  """Writes a `.npz` file atomically; creates the folder."""
   with storage.writer(path) as stream:
-    np.savez(stream, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
+    np.savez(stream, allow_pickle=False, **arrays)
+
+
+def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
+  """Writes a `.npz` file atomically."""
+  write_arrays(path, **vars(statistics))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:

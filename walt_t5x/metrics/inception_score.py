@@ -52,9 +52,9 @@ class InceptionScoreStatistics(metrics.Metric):
     return cls(count=len(logits), probabilities=p.sum(0), entropy=float(-(p * log_p).sum()))
 
   @classmethod
-  def empty(cls, num_classes: int = 0) -> "InceptionScoreStatistics":
+  def empty(cls) -> "InceptionScoreStatistics":
     """Statistics of no samples; merges with any number of classes."""
-    return cls(count=0, probabilities=np.zeros(num_classes), entropy=0.0)
+    return cls(count=0, probabilities=np.zeros(0), entropy=0.0)
 
   def merge(self, other: "InceptionScoreStatistics") -> "InceptionScoreStatistics":
     """Statistics of the union of both sets.
@@ -100,22 +100,6 @@ def split_of(index: int, *, count: int, splits: int) -> int:
       f"Expected 0 <= index < count and 1 <= splits <= count, got {index=} {count=} {splits=}."
     )
   return ((index + 1) * splits - 1) // count
-
-
-def inception_score(logits: Float[np.ndarray, "N C"], *, splits: int = 1) -> FoldScore:
-  """The scores of consecutive splits of a set of samples.
-
-  Args:
-    logits: one row per sample, before the softmax.
-    splits: number of consecutive blocks.
-
-  Raises:
-    ValueError: if there are more splits than samples.
-  """
-  number = np.array([split_of(i, count=len(logits), splits=splits) for i in range(len(logits))])
-  return score_splits(
-    InceptionScoreStatistics.from_model_output(logits[number == k]) for k in range(splits)
-  )
 
 
 def score_splits(statistics: Iterable[InceptionScoreStatistics]) -> FoldScore:

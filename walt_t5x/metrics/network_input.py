@@ -12,12 +12,13 @@ and interpolates linearly between the two neighbors, without antialiasing. The r
 half a pixel, which changes FID and FVD by more than the differences that papers report.
 """
 
-import enum
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
+
+from walt_t5x.metrics.protocols.protocol import ResizeRule
 
 
 def require_bytes(x: Shaped[Array, "..."], *, network: str, axes: Sequence[str]) -> None:
@@ -37,14 +38,6 @@ def require_bytes(x: Shaped[Array, "..."], *, network: str, axes: Sequence[str])
       f"{network} takes uint8 RGB {kind} [{', '.join(axes)}, 3], got {x.dtype} {x.shape}. "
       "Round samples in [0, 1] to bytes first: the score is defined on the contents of a file."
     )
-
-
-class ResizeRule(enum.StrEnum):
-  """Position at which an output pixel samples the input."""
-
-  LEGACY = "tf1_legacy"
-  ALIGN_CORNERS = "tf1_align_corners"
-  HALF_PIXEL = "half_pixel"
 
 
 def _taps(

@@ -14,9 +14,9 @@ from jaxtyping import Float32, Int32, Integer
 
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.text.config import T5Config
-from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
+from walt_t5x.text.import_weights import EncoderWeights
 from walt_t5x.text.model import PAD_ID, T5Encoder
-from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights
 from walt_t5x.text.vocabulary import Vocabulary
 
 CONFIG_FILE = "config.json"
@@ -95,7 +95,7 @@ class TextEncoder:
       )
     config = T5Config.from_json(folder / CONFIG_FILE)
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
-    weights = HuggingFaceWeights(SafetensorsSource(folder), config)
+    weights = EncoderWeights(SafetensorsSource(folder), config)
     flat = {name: jnp.asarray(weights[name]) for name in weights}
     return cls(
       config=config,

@@ -1,18 +1,12 @@
 """Latents to video: the causal 3D CNN decoder of MAGVIT-v2."""
 
-import functools
-from collections.abc import Sequence
-
 import flax.linen as nn
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Latents, Video
 from walt_t5x.vae import initializers
-from walt_t5x.vae.causal_conv import CausalConv
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
-from walt_t5x.vae.resnet import res_blocks
+from walt_t5x.vae.resnet import CausalResNet
 
 
 def depth_to_space(
@@ -37,7 +31,7 @@ def depth_to_space(
   return x.reshape(b, t * s_t, h * s_h, w * s_w, -1)[:, 0 if continues else s_t - 1 :]
 
 
-class Decoder(nn.Module):
+class Decoder(CausalResNet):
   """3^3 conv; ResBlocks; per level, deepest first, adaptive GN, ResBlocks, upsampling; head.
 
   Upsampling is a 3^3 convolution to 4C or 8C channels, then depth-to-space. The head is GN, swish,
@@ -46,55 +40,26 @@ class Decoder(nn.Module):
   clip them. Size at base 128, multipliers (1, 2, 2, 4), 4 ResBlocks, 8 channels: 225,513,091
   parameters (225.5M published).
   Source: MAGVIT-v2 (2310.05737), figure 2 and appendix.
-
-  Args: as in `Encoder`; temporal_downsample in the encoder's order.
   """
-
-  base_channels: int
-  channel_multipliers: Sequence[int]
-  num_res_blocks: int
-  temporal_downsample: Sequence[bool]
-  temporal_kernel: int = 3
-  dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
   def __call__(self, latents: Latents, *, continues: bool = False) -> Video:
     """Decodes to 1 + (t - 1) s frames of a clip, or to t s frames of a group that continues a stream."""
-    kernel_size = (self.temporal_kernel, 3, 3)
-    blocks = functools.partial(
-      res_blocks,
-      count=self.num_res_blocks,
-      temporal_kernel=self.temporal_kernel,
-      dtype=self.dtype,
-      remat=self.remat,
-    )
-    widths = [self.base_channels * m for m in self.channel_multipliers]
-    x = CausalConv(
-      widths[-1],
-      kernel_size=kernel_size,
-      kernel_init=initializers.per_pixel,
-      dtype=self.dtype,
-      name="stem",
-    )(latents)
-    x = blocks(x, widths[-1], name="bottom")
-    for level in reversed(range(len(widths))):
+    x = self.conv(self.widths[-1], name="stem")(latents)
+    x = self.blocks(x, self.widths[-1], name="bottom")
+    for level, width in reversed(list(enumerate(self.widths))):
       x = AdaptiveGroupNorm(dtype=self.dtype, name=f"level_{level}_adaptive_norm")(
         x, latents, continues=continues
       )
-      x = blocks(x, widths[level], name=f"level_{level}")
+      x = self.blocks(x, width, name=f"level_{level}")
       if level > 0:
-        s_t = 2 if self.temporal_downsample[level - 1] else 1
-        x = CausalConv(
-          widths[level] * s_t * 4,
-          kernel_size=kernel_size,
+        s_t, s_h, s_w = self.strides[level - 1]
+        x = self.conv(
+          width * s_t * s_h * s_w,
           kernel_init=initializers.nearest_upsampling,
-          dtype=self.dtype,
           name=f"level_{level}_up",
         )(x)
-        x = depth_to_space(x, (s_t, 2, 2), continues=continues)
+        x = depth_to_space(x, (s_t, s_h, s_w), continues=continues)
     x = nn.swish(GroupNorm(dtype=self.dtype, name="head_norm")(x))
-    x = CausalConv(
-      3, kernel_size=kernel_size, kernel_init=initializers.per_pixel, dtype=self.dtype, name="head"
-    )(x)
+    x = self.conv(3, name="head")(x)
     return 0.5 * (x + 1.0)

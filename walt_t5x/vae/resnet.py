@@ -1,9 +1,8 @@
-"""The residual block of the encoder and the decoder."""
+"""The residual block, and what the encoder and the decoder share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -26,17 +25,15 @@ class ResBlock(nn.Module):
   """
 
   features: int
-  temporal_kernel: int = 3
-  dtype: DTypeLike = jnp.float32
+  temporal_kernel: int
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
-    kernel_size = (self.temporal_kernel, 3, 3)
-
     def conv(name: str, kernel_init: Callable) -> CausalConv:
       return CausalConv(
         self.features,
-        kernel_size=kernel_size,
+        kernel_size=(self.temporal_kernel, 3, 3),
         use_bias=False,
         kernel_init=kernel_init,
         dtype=self.dtype,
@@ -54,27 +51,55 @@ class ResBlock(nn.Module):
     return x + y
 
 
-def res_blocks(
-  x: Float[Array, "B T H W C"],
-  features: int,
-  *,
-  count: int,
-  temporal_kernel: int,
-  dtype: DTypeLike,
-  remat: bool,
-  name: str,
-) -> Float[Array, "B T H W C2"]:
-  """Applies `<name>_block_0`, ...; call it in the compact `__call__` of the module that owns them.
+class CausalResNet(nn.Module):
+  """What the encoder and the decoder share.
 
   Args:
-    x: input of the first block.
-    features: output channels of each block.
-    count: number of blocks.
-    temporal_kernel, dtype: as in `ResBlock`.
-    remat: recompute each block in the backward pass.
-    name: prefix of the block names.
+    base_channels: width of a level with multiplier 1.
+    channel_multipliers: one per level.
+    num_res_blocks: ResBlocks per level, and again at the bottom.
+    temporal_downsample: for each transition between levels, in the encoder's order, whether time is
+      halved in addition to space.
+    temporal_kernel: k_t of the 3^3 convolutions; 1 in an image tokenizer.
+    dtype: activation dtype.
+    remat: recompute each ResBlock in the backward pass.
   """
-  block = nn.remat(ResBlock) if remat else ResBlock
-  for i in range(count):
-    x = block(features, temporal_kernel=temporal_kernel, dtype=dtype, name=f"{name}_block_{i}")(x)
-  return x
+
+  base_channels: int
+  channel_multipliers: Sequence[int]
+  num_res_blocks: int
+  temporal_downsample: Sequence[bool]
+  temporal_kernel: int
+  dtype: DTypeLike
+  remat: bool
+
+  @property
+  def widths(self) -> list[int]:
+    """Channels of each level."""
+    return [self.base_channels * m for m in self.channel_multipliers]
+
+  @property
+  def strides(self) -> list[tuple[int, int, int]]:
+    """(s_t, s_h, s_w) of each transition between levels."""
+    return [(2 if halved else 1, 2, 2) for halved in self.temporal_downsample]
+
+  def conv(
+    self, features: int, *, name: str, kernel_init: Callable = initializers.per_pixel
+  ) -> CausalConv:
+    """A 3^3 convolution."""
+    return CausalConv(
+      features,
+      kernel_size=(self.temporal_kernel, 3, 3),
+      kernel_init=kernel_init,
+      dtype=self.dtype,
+      name=name,
+    )
+
+  def blocks(
+    self, x: Float[Array, "B T H W C"], features: int, *, name: str
+  ) -> Float[Array, "B T H W C2"]:
+    """Applies `<name>_block_0`, ...; for use in a compact method."""
+    block = nn.remat(ResBlock) if self.remat else ResBlock
+    for i in range(self.num_res_blocks):
+      x = block(features, self.temporal_kernel, self.dtype, name=f"{name}_block_{i}")(x)
+    return x

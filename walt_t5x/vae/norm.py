@@ -107,7 +107,7 @@ def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False)
   Raises:
     ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames with `continues`.
   """
-  own = 0 if continues else 1  # frames at the start that have a latent of their own
+  own = 0 if continues else 1  # frame 0 has its own latent
   groups = latent_frames - own
   stride = (frames - own) // groups if groups > 0 else 0
   if frames != own + stride * groups:

@@ -11,8 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from walt_t5x.types import Latents, Video
-from walt_t5x.vae.decoder import Decoder
-from walt_t5x.vae.encoder import Encoder
+from walt_t5x.vae.encoder_decoder import Decoder, Encoder
 
 # exp of a larger log-variance overflows bfloat16 sums; a smaller one has zero variance in float32.
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -13,22 +13,14 @@ from walt_t5x.vae.convolution import Convolution, Padding
 STREAM = "stream"
 
 
-def pad_front(x: Float[Array, "B T H W C"], frames: int) -> Float[Array, "B T2 H W C"]:
-  """Prepends `frames` copies of the first frame.
-
-  Assumption: the paper says only that the padding is in front. We repeat the first frame rather
-  than add zeros, so that a single image is to the network the same as the start of a still video.
-  """
-  if frames == 0:
-    return x
-  return jnp.concatenate([jnp.repeat(x[:, :1], frames, axis=1), x], axis=1)
-
-
 class CausalConv(Convolution):
   """y[t] = sum_i W[i] * x[s_t t + i - (k_t - 1)], SAME zero padding in space.
 
   T frames become (T - 1) // s_t + 1: output j depends on input frames up to s_t * j.
   Source: MAGVIT-v2 (2310.05737), section 3.2.
+
+  Assumption: the paper says only that the padding is in front. We repeat the first frame rather
+  than add zeros, so that a single image is to the network the same as the start of a still video.
   """
 
   def pad_time(self, x: Float[Array, "B T H W C"]) -> tuple[Float[Array, "B T3 H W C"], Padding]:
@@ -37,9 +29,10 @@ class CausalConv(Convolution):
     if k_t == 1 and s_t == 1:
       return x, (0, 0)
     if self.has_variable(STREAM, "context"):
-      x = jnp.concatenate([self.get_variable(STREAM, "context"), x], axis=1)
+      front = self.get_variable(STREAM, "context")
     else:
-      x = pad_front(x, k_t - 1)
+      front = jnp.repeat(x[:, :1], k_t - 1, axis=1)
+    x = jnp.concatenate([front, x], axis=1)
     if self.is_mutable_collection(STREAM) and not self.is_initializing():
       frames_out = (x.shape[1] - k_t) // s_t + 1
       self.put_variable(STREAM, "context", x[:, frames_out * s_t :])

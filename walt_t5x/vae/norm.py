@@ -25,10 +25,8 @@ def num_groups(channels: int) -> int:
   return max(g for g in range(1, most + 1) if channels % g == 0)
 
 
-def normalize_frames(
-  x: Float[Array, "B T H W C"], groups: int, eps: float = 1e-6
-) -> Float[Array, "B T H W C"]:
-  """(x - mean) / sqrt(var + eps) over (H, W, C / groups) of each frame, in float32."""
+def normalize_frames(x: Float[Array, "B T H W C"], groups: int) -> Float[Array, "B T H W C"]:
+  """(x - mean) / sqrt(var + 1e-6) over (H, W, C / groups) of each frame, in float32."""
   per_group = x.shape[-1] // groups
 
   def group_mean(v: Float[Array, "B T H W C"]) -> Float[Array, "B T 1 1 C"]:
@@ -39,7 +37,7 @@ def normalize_frames(
 
   x = x.astype(jnp.float32)
   centered = x - group_mean(x)
-  return centered / jnp.sqrt(group_mean(jnp.square(centered)) + eps)
+  return centered / jnp.sqrt(group_mean(jnp.square(centered)) + 1e-6)
 
 
 class GroupNorm(nn.Module):

@@ -55,9 +55,19 @@ def resnet_logits(*, weights: str | None = None) -> Distance | None:
 
 
 def lpips_shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of VGG-16's weights and of a 1x1 convolution to one channel for each of its five stages."""
-  heads = {f"lin{i}.weight": (1, width, 1, 1) for i, width in enumerate(VGG_WIDTHS)}
-  return vgg_shapes() | heads
+  """Name -> shape of every weight that `lpips` reads, in torch order (out, in, height, width).
+
+  VGG-16's convolutional part, and a 1x1 convolution to one channel for each of its five stages.
+  """
+  found: dict[str, tuple[int, ...]] = {}
+  channels = 3
+  for stage, (indices, width) in enumerate(zip(VGG_CONVOLUTIONS, VGG_WIDTHS)):
+    for index in indices:
+      found[f"features.{index}.weight"] = (width, channels, 3, 3)
+      found[f"features.{index}.bias"] = (width,)
+      channels = width
+    found[f"lin{stage}.weight"] = (1, width, 1, 1)
+  return found
 
 
 def lpips_distance(
@@ -132,18 +142,6 @@ def _conv(weights: Mapping[str, Any], name: str, x: Array, stride: int = 1) -> A
   )
 
 
-def vgg_shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every weight of VGG-16's convolutional part, in torch order (out, in, height, width)."""
-  found: dict[str, tuple[int, ...]] = {}
-  channels = 3
-  for indices, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS):
-    for index in indices:
-      found[f"features.{index}.weight"] = (width, channels, 3, 3)
-      found[f"features.{index}.bias"] = (width,)
-      channels = width
-  return found
-
-
 def vgg_features(
   weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
 ) -> list[Float[Array, "N h w C"]]:
@@ -152,7 +150,7 @@ def vgg_features(
   Source: Simonyan & Zisserman (1409.1556), configuration D.
 
   Args:
-    weights: by the names of `vgg_shapes`.
+    weights: by the names of `lpips_shapes`.
     images: normalized as the weights require; at least 16 x 16 pixels.
   """
   x, taps = images, []

@@ -113,14 +113,12 @@ class ScaleNorm(nn.Module):
 
 def scale_norm(x: Float[Array, "... d"], scale: Float[Array, " d"]) -> Float[Array, "... d"]:
   """LayerNorm with a given scale and no bias, in float32; returned in the dtype of x."""
-  return (layer_norm(x, dtype=jnp.float32) * scale).astype(x.dtype)
+  return (layer_norm(x.astype(jnp.float32)) * scale).astype(x.dtype)
 
 
-def layer_norm(
-  x: Float[Array, "... d"], *, dtype: DTypeLike | None = None
-) -> Float[Array, "... d"]:
-  """Affine-free LayerNorm, statistics in float32; returned in `dtype`, by default that of x."""
+def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+  """Affine-free LayerNorm, statistics in float32; returned in the dtype of x."""
   y = x.astype(jnp.float32)
   y = y - jnp.mean(y, axis=-1, keepdims=True)
   y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
-  return y.astype(dtype or x.dtype)
+  return y.astype(x.dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from walt_t5x.types import Latents, Video
 from walt_t5x.vae import initializers
-from walt_t5x.vae.causal_conv import CausalConv
+from walt_t5x.vae.convolution import CausalConv
 from walt_t5x.vae.norm import AdaptiveGroupNorm, GroupNorm
 
 
@@ -56,18 +56,7 @@ class ResBlock(nn.Module):
 
 
 class CausalResNet(nn.Module):
-  """What the encoder and the decoder share.
-
-  Args:
-    base_channels: width of a level with multiplier 1.
-    channel_multipliers: one per level.
-    num_res_blocks: ResBlocks per level, and again at the bottom.
-    temporal_downsample: for each transition between levels, in the encoder's order, whether time is
-      halved in addition to space.
-    temporal_kernel: k_t of the 3^3 convolutions; 1 in an image tokenizer.
-    dtype: activation dtype.
-    remat: recompute each ResBlock in the backward pass.
-  """
+  """What the encoder and the decoder share; the fields are those of `CausalVae`."""
 
   base_channels: int
   channel_multipliers: Sequence[int]

@@ -20,7 +20,7 @@ import numpy as np
 
 from walt_t5x.types import Latents, Params, Video
 from walt_t5x.vae.autoencoder import CausalVae, Posterior
-from walt_t5x.vae.causal_conv import STREAM
+from walt_t5x.vae.convolution import STREAM
 
 # The frames that each convolution carries over, nested by module name; None before the first group.
 Context = Mapping[str, Any] | None

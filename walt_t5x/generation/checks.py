@@ -14,8 +14,8 @@ from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_meta
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.models.input_shapes import parameter_shapes
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
+from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
+from walt_t5x.text.encoder import encoder_fingerprint
 from walt_t5x.text.import_weights import EncoderWeights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 from walt_t5x.text.vocabulary import Vocabulary

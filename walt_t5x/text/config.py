@@ -1,17 +1,25 @@
-"""Sizes of the T5 v1.1 encoder, and Hugging Face's `config.json`."""
+"""Sizes of the T5 v1.1 encoder, its reserved ids and files, and Hugging Face's `config.json`."""
 
 import dataclasses
 import json
 import pathlib
 from typing import Any
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+VOCABULARY_FILE = "spiece.model"
+
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+
 # Fields that are the same for all sizes of T5 v1.1; `config.json` may omit them but may not contradict them.
 _FIXED_FIELDS = {
   "model_type": "t5",
   "feed_forward_proj": "gated-gelu",
   "layer_norm_epsilon": 1e-6,
-  "pad_token_id": 0,
-  "eos_token_id": 1,
+  "pad_token_id": PAD_ID,
+  "eos_token_id": EOS_ID,
 }
 
 

@@ -13,15 +13,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.text.config import T5Config
+from walt_t5x.text.config import CONFIG_FILE, PAD_ID, VOCABULARY_FILE, WEIGHTS_FILE, T5Config
 from walt_t5x.text.import_weights import EncoderWeights
-from walt_t5x.text.model import PAD_ID, T5Encoder
+from walt_t5x.text.model import T5Encoder
 from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights
 from walt_t5x.text.vocabulary import Vocabulary
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-VOCABULARY_FILE = "spiece.model"
 
 # Padded lengths, each with its own compiled program. T5 was trained on at most 512 tokens.
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256, 512)

@@ -13,6 +13,8 @@ import math
 import pathlib
 import sys
 
+from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program."""
@@ -34,13 +36,12 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   source_path, output = pathlib.Path(args.source), pathlib.Path(args.output)
   folder = source_path if source_path.is_dir() else source_path.parent
-  if (output / "config.json").exists() and not args.overwrite:
+  if (output / CONFIG_FILE).exists() and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if output.resolve() == folder.resolve():
     parser.error("--output is the folder of the source; choose another folder.")
 
-  from walt_t5x.text.config import T5Config
-  from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint, save_encoder
+  from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
   from walt_t5x.text.import_weights import EncoderWeights, infer_config
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.safetensors_files import SafetensorsSource

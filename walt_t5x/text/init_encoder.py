@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from walt_t5x.text.config import PRESETS, T5Config
+from walt_t5x.text.config import CONFIG_FILE, PRESETS, T5Config
 
 # Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
 # sub-layers of the tiny size dominate the token; at 0 the embedding ignores word order.
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
   output = pathlib.Path(args.output)
-  if (output / "config.json").exists() and not args.overwrite:
+  if (output / CONFIG_FILE).exists() and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if args.seed < 0:
     parser.error(f"--seed: got {args.seed}, expected 0 or more.")

@@ -13,11 +13,9 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float
 
-from walt_t5x.text.config import T5Config
+from walt_t5x.text.config import PAD_ID, T5Config
 from walt_t5x.text.relative_position import RelativePositionBias
 from walt_t5x.types import TextEmbedding, TextIds
-
-PAD_ID = 0
 
 
 class Dense(nn.Module):

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import safetensors
 
-from walt_t5x.text.config import T5Config
+from walt_t5x.text.config import WEIGHTS_FILE, T5Config
 from walt_t5x.text.model import parameter_shapes
 
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
+_INDEX = f"{WEIGHTS_FILE}.index.json"
 
 _EMBEDDING = "shared.weight"
 EMBEDDING_COPY = "encoder.embed_tokens.weight"
@@ -78,11 +77,11 @@ class SafetensorsSource:
   def __init__(self, path: str | pathlib.Path):
     path = pathlib.Path(path)
     if path.is_dir():
-      candidates = [path / _WEIGHTS, path / _INDEX]
+      candidates = [path / WEIGHTS_FILE, path / _INDEX]
       found = [p for p in candidates if p.is_file()]
       if not found:
         raise FileNotFoundError(
-          f"{path}: neither {_WEIGHTS} nor {_INDEX}; got {sorted(os.listdir(path))}. Save the "
+          f"{path}: neither {WEIGHTS_FILE} nor {_INDEX}; got {sorted(os.listdir(path))}. Save the "
           "checkpoint as safetensors first (transformers: T5EncoderModel.from_pretrained(folder)"
           ".save_pretrained(folder))."
         )

@@ -8,9 +8,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
-PAD_ID = 0
-EOS_ID = 1
-UNK_ID = 2
+from walt_t5x.text.config import EOS_ID, PAD_ID, UNK_ID
 
 
 class Vocabulary:

@@ -21,12 +21,7 @@ from walt_t5x.denoiser.windows import Window
 def interpolation_matrix(old: int, new: int) -> np.ndarray:
   """float64 [new, old] that resamples an axis linearly; each row sums to 1, first and last rows are unit vectors."""
   place = np.linspace(0, old - 1, new) if new > 1 else np.array([(old - 1) / 2])
-  low = np.minimum(np.floor(place).astype(int), max(old - 2, 0))
-  weight = place - low
-  matrix = np.zeros((new, old))
-  matrix[np.arange(new), low] += 1 - weight
-  matrix[np.arange(new), np.minimum(low + 1, old - 1)] += weight
-  return matrix
+  return np.stack([np.interp(place, np.arange(old), row) for row in np.eye(old)], axis=1)
 
 
 def interpolate_rows(

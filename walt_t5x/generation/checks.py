@@ -14,9 +14,9 @@ from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_meta
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.models.input_shapes import parameter_shapes
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
-from walt_t5x.text.import_weights import HuggingFaceWeights
+from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
+from walt_t5x.text.encoder import encoder_fingerprint
+from walt_t5x.text.import_weights import EncoderWeights
 from walt_t5x.text.safetensors_files import SafetensorsSource
 from walt_t5x.text.vocabulary import Vocabulary
 from walt_t5x.vae.autoencoder import CausalVae
@@ -201,7 +201,7 @@ def check_text_encoder(folder: str, *, expected: str) -> None:
       f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the training data was encoded with"
     )
   config = T5Config.from_json(path / CONFIG_FILE)
-  weights = HuggingFaceWeights(SafetensorsSource(path), config)
+  weights = EncoderWeights(SafetensorsSource(path), config)
   got = encoder_fingerprint(config, weights, Vocabulary.load(path / VOCABULARY_FILE))
   _same("text encoder", got, expected, "generate.text_encoder")
 

@@ -1,4 +1,4 @@
-"""Sizes of the T5 v1.1 encoder, and Hugging Face's `config.json`."""
+"""Sizes of the T5 v1.1 encoder, its reserved ids and files, and Hugging Face's `config.json`."""
 
 import dataclasses
 import json
@@ -7,17 +7,22 @@ from typing import Any
 
 from walt_t5x.files import storage
 
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+VOCABULARY_FILE = "spiece.model"
+
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+
 # Fields that are the same for all sizes of T5 v1.1; `config.json` may omit them but may not contradict them.
 _FIXED_FIELDS = {
   "model_type": "t5",
   "feed_forward_proj": "gated-gelu",
   "layer_norm_epsilon": 1e-6,
-  "pad_token_id": 0,
-  "eos_token_id": 1,
+  "pad_token_id": PAD_ID,
+  "eos_token_id": EOS_ID,
 }
-
-# Older T5 checkpoints have no maximum distance: it was always 128 before it became configurable.
-_DEFAULT_FIELDS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +86,12 @@ class T5Config:
         f"{path}: no feed_forward_proj, so this is T5 v1.0 (ReLU); expected 'gated-gelu'. "
         "Point to a T5 v1.1 checkpoint (google/t5-v1_1-*)."
       )
-    fields = {**_DEFAULT_FIELDS, **stored}
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
-    if missing:
+    # The defaults of this class are Hugging Face's. Older checkpoints have no maximum distance.
+    fields = dataclasses.fields(cls)
+    required = {f.name for f in fields if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(stored)):
       raise ValueError(f"{path}: fields {missing} are missing; add them as in T5's config.json.")
-    return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls)})
+    return cls(**{f.name: stored[f.name] for f in fields if f.name in stored})
 
   def to_json(self) -> str:
     """Returns the text of a `config.json` that Hugging Face's `T5EncoderModel` reads."""

@@ -14,15 +14,11 @@ from jaxtyping import Float32, Int32, Integer
 
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
-from walt_t5x.text.model import PAD_ID, T5Encoder
-from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.config import CONFIG_FILE, PAD_ID, VOCABULARY_FILE, WEIGHTS_FILE, T5Config
+from walt_t5x.text.import_weights import EncoderWeights
+from walt_t5x.text.model import T5Encoder
+from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights
 from walt_t5x.text.vocabulary import Vocabulary
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-VOCABULARY_FILE = "spiece.model"
 
 # Padded lengths, each with its own compiled program. T5 was trained on at most 512 tokens.
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
@@ -96,7 +92,7 @@ class TextEncoder:
       )
     config = T5Config.from_json(folder / CONFIG_FILE)
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
-    weights = HuggingFaceWeights(SafetensorsSource(folder), config)
+    weights = EncoderWeights(SafetensorsSource(folder), config)
     flat = {name: jnp.asarray(weights[name]) for name in weights}
     return cls(
       config=config,

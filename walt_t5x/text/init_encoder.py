@@ -7,6 +7,7 @@ distinguish words but do not represent their meaning.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from walt_t5x.text.config import T5Config
+from walt_t5x.text.config import CONFIG_FILE, PRESETS, T5Config
 
 # Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
 # sub-layers of the tiny size dominate the token; at 0 the embedding ignores word order.
@@ -91,21 +92,16 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--captions", required=True, help="manifest.jsonl to train the vocabulary on")
   parser.add_argument("--output", required=True, help="text encoder folder to write")
-  parser.add_argument(
-    "--size", default="tiny", choices=["tiny", "small", "base", "large", "xl", "xxl"]
-  )
+  parser.add_argument("--size", default="tiny", choices=list(PRESETS))
   parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
   parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
   output = pathlib.Path(args.output)
-  if (output / "config.json").exists() and not args.overwrite:
+  if (output / CONFIG_FILE).exists() and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if args.seed < 0:
     parser.error(f"--seed: got {args.seed}, expected 0 or more.")
 
-  import dataclasses
-
-  from walt_t5x.text.config import PRESETS
   from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
   from walt_t5x.text.vocabulary import train_vocabulary
 

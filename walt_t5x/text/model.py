@@ -13,11 +13,9 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float
 
-from walt_t5x.text.config import T5Config
+from walt_t5x.text.config import PAD_ID, T5Config
 from walt_t5x.text.relative_position import RelativePositionBias
 from walt_t5x.types import TextEmbedding, TextIds
-
-PAD_ID = 0
 
 
 class Dense(nn.Module):
@@ -41,7 +39,6 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
       axes=self.kernel_axes,
-      module=self,
     )
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
 
@@ -58,7 +55,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "*lead E"]) -> Float[Array, "*lead E"]:
     scale = partitioning.param_with_axes(
-      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",), module=self
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
     )
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
@@ -149,7 +146,6 @@ class TokenEmbedder(nn.Module):
       (self.vocab_size, self.features),
       jnp.float32,
       axes=("vocab", "embed"),
-      module=self,
     )
     return jnp.take(table, ids, axis=0).astype(self.dtype)
 
@@ -180,25 +176,18 @@ class EncoderStack(nn.Module):
 
 
 class T5Encoder(nn.Module):
-  """Token ids [B, L] to contextual embeddings [B, L, E]; fields as in `T5Config`, plus the dtype.
+  """Token ids [B, L] to contextual embeddings [B, L, E]; `from_config` builds it."""
 
-  Args:
-    dtype: activation dtype, float32 or bfloat16 (float16 overflows in T5's feed-forward layers).
-  """
-
-  vocab_size: int
-  d_model: int
-  d_kv: int
-  d_ff: int
-  num_heads: int
-  num_layers: int
-  relative_attention_num_buckets: int = 32
-  relative_attention_max_distance: int = 128
-  dtype: Any = jnp.float32
+  token_embedder: TokenEmbedder
+  encoder: EncoderStack
 
   @classmethod
   def from_config(cls, config: T5Config, dtype: Any = jnp.float32) -> "T5Encoder":
     """Builds the module of a `T5Config`.
+
+    Args:
+      config: the encoder's sizes.
+      dtype: activation dtype, float32 or bfloat16 (float16 overflows in T5's feed-forward layers).
 
     Raises:
       ValueError: if dtype is neither float32 nor bfloat16.
@@ -208,9 +197,10 @@ class T5Encoder(nn.Module):
         f"T5 activations: got dtype {jnp.dtype(dtype).name}, expected float32 or bfloat16 "
         "(T5 v1.1 overflows float16)."
       )
-    return cls(**dataclasses.asdict(config), dtype=dtype)
+    sizes = dataclasses.asdict(config)
+    embedder = TokenEmbedder(sizes.pop("vocab_size"), sizes.pop("d_model"), dtype)
+    return cls(embedder, EncoderStack(**sizes, dtype=dtype))
 
-  @nn.compact
   def __call__(self, ids: TextIds) -> TextEmbedding:
     """Encodes padded ids; embeddings at padding (id 0) are undefined.
 
@@ -218,17 +208,7 @@ class T5Encoder(nn.Module):
       ids: vocabulary ids [B, L], 0 at padding.
     """
     mask = ids != PAD_ID
-    x = TokenEmbedder(self.vocab_size, self.d_model, self.dtype, name="token_embedder")(ids)
-    return EncoderStack(
-      d_kv=self.d_kv,
-      d_ff=self.d_ff,
-      num_heads=self.num_heads,
-      num_layers=self.num_layers,
-      relative_attention_num_buckets=self.relative_attention_num_buckets,
-      relative_attention_max_distance=self.relative_attention_max_distance,
-      dtype=self.dtype,
-      name="encoder",
-    )(x, mask)
+    return self.encoder(self.token_embedder(ids), mask)
 
 
 def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:

@@ -58,7 +58,6 @@ class RelativePositionBias(nn.Module):
       (self.num_heads, self.num_buckets),
       jnp.float32,
       axes=("heads", "relpos_buckets"),
-      module=self,
     )
     position = np.arange(length)
     bucket = relative_position_bucket(

@@ -2,15 +2,13 @@
 
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
-PAD_ID = 0
-EOS_ID = 1
-UNK_ID = 2
+from walt_t5x.text.config import EOS_ID, PAD_ID, UNK_ID
 
 
 class Vocabulary:
@@ -71,17 +69,6 @@ class Vocabulary:
       raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
     pieces = self._processor.Encode(text)[: max_length - 1]
     return np.array([*pieces, EOS_ID], np.int32)
-
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text up to the first eos."""
-    ids = [int(i) for i in ids]
-    if EOS_ID in ids:
-      ids = ids[: ids.index(EOS_ID)]
-    return self._processor.Decode(ids)
-
-  def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-    """Returns the piece of every id, e.g. '▁red'."""
-    return [self._processor.IdToPiece(int(i)) for i in ids]
 
 
 def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:

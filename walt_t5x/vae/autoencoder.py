@@ -11,8 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from walt_t5x.types import Latents, Video
-from walt_t5x.vae.decoder import Decoder
-from walt_t5x.vae.encoder import Encoder
+from walt_t5x.vae.encoder_decoder import Decoder, Encoder
 
 # exp of a larger log-variance overflows bfloat16 sums; a smaller one has zero variance in float32.
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -63,8 +62,8 @@ class CausalVae(nn.Module):
     latent_channels: c.
     base_channels: width of a level with multiplier 1.
     channel_multipliers: one per level; height and width are halved between levels.
-    num_res_blocks: ResBlocks per level.
-    temporal_downsample: whether time is also halved, for each transition between levels.
+    num_res_blocks: ResBlocks per level, and again at the bottom.
+    temporal_downsample: whether time is also halved, for each transition between levels, the encoder's first.
     posterior: 'deterministic' or 'gaussian'. Assumption: deterministic; the paper has no KL term.
     temporal_kernel: k_t of the 3^3 convolutions; 1 for an image tokenizer.
     down_kernel: kernel of the strided convolutions, (k_t, k_h, k_w).

@@ -79,7 +79,6 @@ def fused_window_attention(
     group=group,
     texts=0 if text_key is None else text_key.shape[1],
     text_length=0 if text_key is None else text_key.shape[3],
-    norm=query_scale is not None,
     bias=bias is not None,
     dtype=np.dtype(query.dtype).name,
     interpret=interpret,

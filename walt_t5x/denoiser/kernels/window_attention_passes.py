@@ -6,7 +6,8 @@ them from memory.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -78,7 +79,7 @@ class Head:
     self.group, self.text = group, bool(shape.texts)
 
     def scale(name):
-      return given[name][...] if shape.norm else None
+      return given[name][...] if name in given else None
 
     self.query = HeadInput(self.read(given["query"]), scale("query_scale"), shape.head_size**-0.5)
     self.keys = [HeadInput(self.read(given["key"]), scale("key_scale"), 1.0)]
@@ -109,11 +110,6 @@ class Head:
     ref[0, 0, self.group, :, self.lanes] += rows
 
 
-def each_head(shape: Shape, groups: int) -> Iterator[tuple[int, int]]:
-  """(group in the block, head in the group) for every head of a step that holds `groups` groups."""
-  return ((n, head) for n in range(groups) for head in range(shape.group))
-
-
 def forward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
   """One step of the grid of the forward pass.
 
@@ -132,7 +128,7 @@ def forward(shape: Shape, groups: int, images: Any, given: Any, written: Any) ->
 
   @pl.when(jnp.logical_not(image))
   def _attend():
-    for group, number in each_head(shape, groups):
+    for group, number in itertools.product(range(groups), range(shape.group)):
       head = Head(shape, given, group, number)
       products = [
         dot(w.astype(v.dtype), v, (1, 0)) for w, v in zip(head.weights, head.values, strict=True)
@@ -180,7 +176,7 @@ def backward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -
 
   @pl.when(jnp.logical_not(image))
   def _attend():
-    for group, number in each_head(shape, groups):
+    for group, number in itertools.product(range(groups), range(shape.group)):
       _head_gradients(Head(shape, given, group, number), given, written, number)
 
 

@@ -159,7 +159,9 @@ def check_network(info: StageInfo, *, text_length: int) -> None:
   )
 
 
-def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: str) -> dict:
+def tokenizer_params(
+  vae: CausalVae, checkpoint: str, *, ema: bool, expected: str, setting: str
+) -> dict:
   """The tokenizer's weights, if they are the ones that made the stages' latents.
 
   Args:
@@ -167,6 +169,7 @@ def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: st
     checkpoint: checkpoint of its weights.
     ema: use the averaged weights.
     expected: fingerprint in the stages' provenance.
+    setting: the setting that names the checkpoint, for the message.
 
   Raises:
     ValueError: the network or the weights differ; names both fingerprints.
@@ -180,11 +183,11 @@ def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: st
     f"tokenizer {folder}",
     saved,
     _shapes(wanted),
-    "set generate.vae_checkpoint or CausalVae's sizes",
+    f"set {setting} or CausalVae's sizes",
   )
   params = load_params(folder, ema=ema)["vae"]
   got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
-  _same("tokenizer", got, expected, "generate.vae_checkpoint (or vae_ema)")
+  _same("tokenizer", got, expected, setting)
   return params
 
 

@@ -103,6 +103,7 @@ def load_cascade(
     config.vae_checkpoint,
     ema=config.vae_ema,
     expected=provenance.vae["fingerprint"],
+    setting="generate.vae_checkpoint (or vae_ema)",
   )
   devices = jax.local_devices()[: None if all_devices else 1]
   mesh = mesh_for(batch_size, devices)

@@ -8,6 +8,7 @@ After an interruption the same command generates the missing samples with the sa
 Errors are reported before a stage's weights are read. See docs/generation.md.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -37,9 +38,13 @@ def define_flags() -> None:
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
   flags.DEFINE_string("image", None, "Image that every clip starts from.")
   flags.DEFINE_string("video", None, "Clip that every clip continues.")
-  flags.DEFINE_string("fit", "exact", "'crop' crops and resizes given media; 'exact' rejects.")
-  flags.DEFINE_boolean("decoded_given", False, "Start with the reconstruction of given frames.")
-  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one extends it.", 1)
+  flags.DEFINE_string(
+    "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
+  )
+  flags.DEFINE_boolean(
+    "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
+  )
+  flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
   flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
@@ -91,7 +96,7 @@ def generate(
     text_encoder: folder of the T5 encoder; None for stages without text.
     text_length: L of the stages.
     requests: what to generate, `generation.requests.Request`s.
-    settings: `generation.sampling_run.SamplingSettings`.
+    settings: `generation.prepared_requests.SamplingSettings`.
     output: folder of the samples.
     chosen: names of the stages to run; all if empty.
     shard: (number, count) of this job.
@@ -106,7 +111,7 @@ def generate(
   from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
   from walt_t5x.generation.prepared_requests import prepare
   from walt_t5x.generation.sample_folder import SampleFolder
-  from walt_t5x.generation.sampling_run import digest, make_samples
+  from walt_t5x.generation.sampling_run import make_samples
 
   config = CascadeConfig.of(
     stages,
@@ -148,21 +153,11 @@ def generate(
         len(cut),
       )
 
-    def written(sample: Any) -> None:
+    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest()}
+    for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
+      made += 1
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
         shown[f"samples/{sample.index}"] = sample
-
-    made = make_samples(
-      cascade,
-      requests,
-      folder,
-      settings,
-      read_given=prepared.given,
-      details={"gin_sha256": digest(gin_config)},
-      shard=shard[0],
-      shards=shard[1],
-      written=written,
-    )
   result = {"videos": count, "made": made, "seconds": round(time.monotonic() - started, 1)}
   if log_dir and shown:
     _log(log_dir, shown, step=infos[0].step, fps=settings.fps)
@@ -173,6 +168,26 @@ def generate(
   manifest = folder.write_manifest()
   gallery = folder.write_gallery(limit=_GALLERY_SAMPLES)
   return result | {"manifest": str(manifest), "gallery": str(gallery)}
+
+
+def read_cascade() -> Any:
+  """Reads the gin files of the flags; returns the `CascadeConfig` that they bind to `generate`, for other programs.
+
+  Raises:
+    ValueError: the stages are incompatible by name.
+  """
+  import gin
+  from walt_t5x.config import gin_config
+  from walt_t5x.generation.loading import CascadeConfig
+
+  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
+  vars(sys.modules["__main__"]).update(generate=generate)
+  try:
+    gin_flags.read()
+    bound = gin.get_bindings(generate)
+  except gin_config.GinError as error:
+    sys.exit(f"The gin configuration is invalid.\n{error}")
+  return CascadeConfig.of(bound.pop("stages"), (), **bound)
 
 
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
@@ -210,7 +225,7 @@ def main(argv: Sequence[str]) -> None:
   import gin
   from walt_t5x import engine
   from walt_t5x.config import gin_config
-  from walt_t5x.generation.sampling_run import SamplingSettings
+  from walt_t5x.generation.prepared_requests import SamplingSettings
 
   run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
   # The files that trained a stage use `import __main__ as train_script`.
@@ -222,11 +237,11 @@ def main(argv: Sequence[str]) -> None:
   settings = SamplingSettings(
     seed=FLAGS.seed,
     num_samples=FLAGS.num_samples,
-    rounds=FLAGS.rounds,
+    extensions=FLAGS.extensions,
     fps=FLAGS.fps,
     formats=tuple(FLAGS.formats),
     fit=FLAGS.fit,
-    decoded_given=FLAGS.decoded_given,
+    decoded_conditioning=FLAGS.decoded_conditioning,
     batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
   )
   # SIGINT too: a shell starts background jobs with it ignored.

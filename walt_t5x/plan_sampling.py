@@ -96,18 +96,11 @@ def plan_stage(
 def _params(config: Any, text_length: int) -> Any:
   """Shapes of the weights, in the dtype of the stage."""
   import jax
-  import jax.numpy as jnp
 
-  from walt_t5x.models.input_shapes import parameter_shapes
-
-  params = parameter_shapes(
-    config.model,
-    field=config.latents,
-    low_resolution=config.low_resolution,
-    text_length=text_length,
+  return jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, config.weights_dtype or p.dtype),
+    config.parameter_shapes(text_length),
   )
-  dtype = None if config.weights_dtype is None else jnp.dtype(config.weights_dtype)
-  return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype), params)
 
 
 def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, Any, Any]:

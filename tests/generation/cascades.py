@@ -1,4 +1,4 @@
-"""Cascades with random weights at the smallest size, with the paper's frames: 17 per round, 5 given, 12 new."""
+"""Cascades with random weights at the smallest size, with the paper's frames: 17, and 12 more from the last 5."""
 
 from pathlib import Path
 

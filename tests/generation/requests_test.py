@@ -28,10 +28,10 @@ def _write(folder, *rows):
 
 
 def test_a_request_has_given_media_and_reports_its_set_fields():
-  assert (Request().kind, Request().given, Request().as_dict()) == (None, None, {})
+  assert (Request().kind, Request().file, Request().as_dict()) == (None, None, {})
   picture, clip = Request(prompt="p", image="a.png"), Request(label=0, video="b.mp4")
-  assert (picture.kind, picture.given) == ("image", "a.png")
-  assert (clip.kind, clip.given) == ("video", "b.mp4")
+  assert (picture.kind, picture.file) == ("image", "a.png")
+  assert (clip.kind, clip.file) == ("video", "b.mp4")
   assert picture.as_dict() == {"prompt": "p", "image": "a.png"}
   # Class 0 is a valid class.
   assert clip.as_dict() == {"label": 0, "video": "b.mp4"}

@@ -20,7 +20,7 @@ from walt_t5x.evaluation.held_out_clips import (
   clips_of_files,
   files_of,
 )
-from walt_t5x.generation.given_media import read_clip, read_image
+from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -52,7 +52,7 @@ def frames_of(program, content, folder, *, shape, images=False, suffix=".mp4", f
     return np.stack(list(clip.frames()))
   if images:
     return read_image(str(file), size=size).frames
-  return read_clip(str(file), size=size, fps=fps or RATE, conditioned=1).frames
+  return read_clip(str(file), size=size, fps=fps or RATE, conditioning_frames=1).frames
 
 
 # --- videos ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, renamed
 
 FLAGS = flags.FLAGS
 
@@ -25,6 +25,8 @@ def define() -> None:
 
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
+  for hint in filter(None, map(renamed.flag_hint, args[1:])):
+    sys.exit(f"FATAL Flags parsing error: {hint}")
   return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
 
 

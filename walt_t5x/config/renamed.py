@@ -8,6 +8,11 @@ MACROS: dict[str, str | None] = {
 }
 # Parameter that a gin file binds -> its name now.
 PARAMETERS = {"normalise_latents": "normalize_latents"}
+# Flag of a program -> its name now, with what else has changed.
+FLAGS = {
+  "rounds": "--extensions, which counts one less: --extensions=0 makes the trained length",
+  "decoded_given": "--decoded_conditioning",
+}
 # Module that a gin file imports -> where it is now.
 MODULES = {"walt_t5x.partitioning": "walt_t5x.sharding.partitioning"}
 
@@ -18,6 +23,15 @@ def macro_hint(name: str) -> str | None:
     return None
   new = MACROS[name]
   return f"{name} is now {new}." if new else f"{name} is no longer needed: leave it out."
+
+
+def flag_hint(argument: str) -> str | None:
+  """Returns the new name of the flag of an argument such as `--rounds=2`, None for any other."""
+  if not argument.startswith("-"):
+    return None
+  name = argument.lstrip("-").partition("=")[0]
+  new = FLAGS.get(name) or FLAGS.get(name.removeprefix("no"))
+  return f"--{name} is now {new}." if new else None
 
 
 def parameter_hint(message: str) -> str | None:

@@ -13,7 +13,6 @@ from data import schema
 from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_metadata
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
-from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import T5Config
 from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
 from walt_t5x.text.import_weights import HuggingFaceWeights
@@ -82,23 +81,23 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
       )
 
 
-def check_frames_given(configs: Sequence[StageConfig], counts: Sequence[int], why: str) -> None:
-  """Checks that every stage was trained with these numbers of given latent frames.
+def check_conditioning_frames(configs: Sequence[StageConfig], count: int, why: str) -> None:
+  """Checks that every stage was trained with this number of conditioning frames in latent space.
 
   Raises:
     ValueError: names the stage and the setting.
   """
-  for config, count in itertools.product(configs, counts):
-    model = config.model
+  for config in configs:
+    counts = config.model.frame_prediction_counts
     if not config.module.frame_prediction:
       raise ValueError(
         f"{why} gives past frames, but stage {config.name!r} has no input for them: set "
         "WaltDenoiser.frame_prediction = True and train it with this setting"
       )
-    if count not in model.frame_prediction_counts:
+    if count not in counts:
       raise ValueError(
         f"{why} gives {count} latent frames, but stage {config.name!r} was trained with "
-        f"{list(model.frame_prediction_counts)}: set DenoiserModel.frame_prediction_counts with {count} and train again"
+        f"{list(counts)}: set DenoiserModel.frame_prediction_counts with {count} and train again"
       )
 
 
@@ -145,16 +144,10 @@ def check_network(info: StageInfo, *, text_length: int) -> None:
     ValueError: names arrays that differ.
   """
   config = info.config
-  wanted = parameter_shapes(
-    config.model,
-    field=config.latents,
-    low_resolution=config.low_resolution,
-    text_length=text_length,
-  )
   _compare(
     f"stage {config.name!r}: checkpoint {info.checkpoint}",
     _saved_shapes(info.checkpoint),
-    _shapes(wanted),
+    config.parameter_shapes(text_length),
     "point StageConfig.checkpoint at a run of this gin file's network, or set WaltDenoiser's sizes to the run's",
   )
 
@@ -182,7 +175,7 @@ def tokenizer_params(
   _compare(
     f"tokenizer {folder}",
     saved,
-    _shapes(wanted),
+    wanted,
     f"set {setting} or CausalVae's sizes",
   )
   params = load_params(folder, ema=ema)["vae"]
@@ -216,17 +209,14 @@ def _same(what: str, got: str, expected: str, setting: str) -> None:
     )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-  flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
-  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
-
-
 def _saved_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
   found = state_metadata(checkpoint)
   return {"/".join(k[1:]): tuple(v.shape) for k, v in found.items() if k[0] == "target"}
 
 
-def _compare(what: str, saved: dict, wanted: dict, setting: str) -> None:
+def _compare(what: str, saved: dict[str, tuple[int, ...]], network: Any, setting: str) -> None:
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(network), sep="/")
+  wanted = {name: tuple(leaf.shape) for name, leaf in flat.items()}
   names = sorted(saved.keys() | wanted.keys())
   differing = [name for name in names if saved.get(name) != wanted.get(name)]
   if differing:

@@ -1,7 +1,9 @@
-"""Sampling of one stage, compiled once per shape, over all devices."""
+"""Sampling of one stage, compiled once per shape, over all devices, and the noise that it starts from."""
 
 import contextlib
+import functools
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +30,29 @@ def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
     return None
   data = math.gcd(rows, len(devices))
   return Mesh(np.asarray(devices).reshape(data, -1), ("data", "model"))
+
+
+def noise_for(
+  seed: int, what: str, indices: np.ndarray, shape: tuple[int, ...], *, extension: int = 0
+) -> Array:
+  """Standard normal [B, *shape], a function of the seed, the sample and its use, independent of the batch.
+
+  Args:
+    seed: seed of the run.
+    what: the stage, or another use of noise.
+    indices: index of each sample [B].
+    shape: shape of one sample.
+    extension: number of the clip's extension; 0 for its first part.
+  """
+  use = np.uint32(zlib.crc32(f"{what} {extension}".encode()))
+  return _normal(np.uint32(seed), use, jnp.asarray(indices, jnp.uint32), tuple(shape))
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _normal(seed: Array, use: Array, indices: Array, shape: tuple[int, ...]) -> Array:
+  key = jax.random.fold_in(jax.random.key(seed), use)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
 class StageSampler:

@@ -125,7 +125,7 @@ class SampleVideos:
       expected=provenance.vae["fingerprint"],
       setting="SampleVideos.vae_checkpoint (or vae_average)",
     )
-    return params, np.float32(statistics.mean), np.float32(statistics.std)
+    return params, np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
 
   def _write(self, step: int, clips: np.ndarray) -> None:
     from etils import epath

@@ -8,15 +8,16 @@ After an interruption the same command generates the missing samples with the sa
 Errors are reported before a stage's weights are read. See docs/generation.md.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -25,7 +26,6 @@ from walt_t5x.config import gin_flags
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
-_GIN_SAYS = "\n  In call to configurable"
 
 FLAGS = flags.FLAGS
 
@@ -69,62 +69,35 @@ def read_shard(text: str) -> tuple[int, int]:
 
 
 def generate(
-  *,
-  stages: Sequence[Any],
-  vae: Any,
-  vae_checkpoint: str,
-  text_encoder: str | None,
-  text_length: int,
+  config: Any,
   requests: Sequence[Any],
   settings: Any,
+  *,
   output: str,
-  chosen: Sequence[str] = (),
   shard: tuple[int, int] = (0, 1),
   log_dir: str | None = None,
   gin_config: str = "",
-  vae_ema: bool = True,
-  decode_rows: int = 8,
-  decode_group: int = 1,
-  one_at_a_time: bool = False,
 ) -> dict[str, Any]:
   """Generates the missing samples; returns a summary.
 
   Args:
-    stages: `StageConfig`s, base first.
-    vae: the tokenizer, a `CausalVae`.
-    vae_checkpoint: its checkpoint.
-    text_encoder: folder of the T5 encoder; None for stages without text.
-    text_length: L of the stages.
+    config: the cascade, a `generation.loading.CascadeConfig`.
     requests: what to generate, `generation.requests.Request`s.
     settings: `generation.prepared_requests.SamplingSettings`.
     output: folder of the samples.
-    chosen: names of the stages to run; all if empty.
     shard: (number, count) of this job.
     log_dir: TensorBoard folder.
     gin_config: the configuration, stored with the samples.
-    vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
   """
   from walt_t5x.generation import run_identity
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.prepared_requests import prepare
   from walt_t5x.generation.sample_folder import SampleFolder
   from walt_t5x.generation.sampling_run import make_samples
 
-  config = CascadeConfig.of(
-    stages,
-    chosen,
-    vae=vae,
-    vae_checkpoint=vae_checkpoint,
-    text_encoder=text_encoder,
-    text_length=text_length,
-    vae_ema=vae_ema,
-    decode_rows=decode_rows,
-    decode_group=decode_group,
-    one_at_a_time=one_at_a_time,
-  )
   prepared = prepare(requests, config, settings)
   infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
@@ -149,10 +122,9 @@ def generate(
         "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
         prompt if len(prompt) < 80 else f"{prompt[:77]}...",
         tokens,
-        text_length,
+        config.text_length,
         len(cut),
       )
-
     details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest()}
     for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
       made += 1
@@ -170,24 +142,28 @@ def generate(
   return result | {"manifest": str(manifest), "gallery": str(gallery)}
 
 
-def read_cascade() -> Any:
-  """Reads the gin files of the flags; returns the `CascadeConfig` that they bind to `generate`, for other programs.
+def read_cascade(chosen: Sequence[str] = ()) -> Any:
+  """Reads the gin files of the flags; returns the `CascadeConfig` whose fields they bind to `generate_script.generate`.
+
+  Args:
+    chosen: names of the stages to keep, the first ones of the cascade; all if empty.
 
   Raises:
-    ValueError: the stages are incompatible by name.
+    ValueError: there are no such stages.
   """
-  import gin
+  from walt_t5x import engine
   from walt_t5x.config import gin_config
+  from walt_t5x.generation.checks import choose_stages
   from walt_t5x.generation.loading import CascadeConfig
 
-  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
-  vars(sys.modules["__main__"]).update(generate=generate)
+  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
+  vars(sys.modules["__main__"]).update(train=engine.train, generate=CascadeConfig)
   try:
     gin_flags.read()
-    bound = gin.get_bindings(generate)
+    config = gin_config.bound(CascadeConfig)
   except gin_config.GinError as error:
     sys.exit(f"The gin configuration is invalid.\n{error}")
-  return CascadeConfig.of(bound.pop("stages"), (), **bound)
+  return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
 
 
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
@@ -223,17 +199,8 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"generate: {error}")
 
   import gin
-  from walt_t5x import engine
-  from walt_t5x.config import gin_config
   from walt_t5x.generation.prepared_requests import SamplingSettings
 
-  run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
-  # The files that trained a stage use `import __main__ as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train)
-  try:
-    gin_flags.read()
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
   settings = SamplingSettings(
     seed=FLAGS.seed,
     num_samples=FLAGS.num_samples,
@@ -248,18 +215,17 @@ def main(argv: Sequence[str]) -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
   try:
-    result = run(
-      requests=requests,
-      settings=settings,
+    result = generate(
+      read_cascade(FLAGS.stages),
+      requests,
+      settings,
       output=FLAGS.output,
-      chosen=FLAGS.stages,
       shard=shard,
       log_dir=FLAGS.tensorboard,
       gin_config=gin.config_str(),
     )
   except (ValueError, OSError) as error:
-    # gin appends the Python location of the call.
-    sys.exit(f"generate: {str(error).split(_GIN_SAYS)[0]}")
+    sys.exit(f"generate: {error}")
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(

@@ -183,13 +183,14 @@ def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
   gin_flags.check(argv, example="gin/walt_cascade_512x896.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import engine, generate
+  from walt_t5x import engine
   from walt_t5x.config import gin_config
   from walt_t5x.generation.checks import choose_stages
+  from walt_t5x.generation.loading import CascadeConfig
   from walt_t5x.planning import tpu_compile
 
   # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train, generate=generate.generate)
+  vars(sys.modules["__main__"]).update(train=engine.train, generate=CascadeConfig)
   try:
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)

@@ -9,7 +9,7 @@ from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 
 
-def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
+def test_conditioning_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
   picture = np.zeros((20, 60, 3), np.uint8)
   picture[:, 20:40] = 200
   Image.fromarray(picture).save(tmp_path / "wide.png")

@@ -13,11 +13,7 @@ from data import schema
 from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_metadata
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
-from walt_t5x.text.import_weights import HuggingFaceWeights
-from walt_t5x.text.safetensors_files import SafetensorsSource
-from walt_t5x.text.vocabulary import Vocabulary
+from walt_t5x.text.encoder import CONFIG_FILE, TextEncoder
 from walt_t5x.vae.autoencoder import CausalVae
 
 
@@ -184,22 +180,20 @@ def tokenizer_params(
   return params
 
 
-def check_text_encoder(folder: str, *, expected: str) -> None:
-  """Checks that the encoder in `folder` made the stages' text; reads its tensors one at a time.
+def load_text_encoder(folder: str, *, expected: str) -> TextEncoder:
+  """Loads the encoder in `folder`, if it made the stages' text.
 
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: the encoder is another one; names both fingerprints.
   """
-  path = Path(folder)
-  if not (path / CONFIG_FILE).is_file():
+  if not (Path(folder) / CONFIG_FILE).is_file():
     raise FileNotFoundError(
       f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the training data was encoded with"
     )
-  config = T5Config.from_json(path / CONFIG_FILE)
-  weights = HuggingFaceWeights(SafetensorsSource(path), config)
-  got = encoder_fingerprint(config, weights, Vocabulary.load(path / VOCABULARY_FILE))
-  _same("text encoder", got, expected, "generate.text_encoder")
+  encoder = TextEncoder.load(folder)
+  _same("text encoder", encoder.fingerprint, expected, "generate.text_encoder")
+  return encoder
 
 
 def _same(what: str, got: str, expected: str, setting: str) -> None:

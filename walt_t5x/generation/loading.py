@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -11,13 +10,12 @@ from walt_t5x.generation.cascade import Cascade
 from walt_t5x.generation.pixel_codec import PixelCodec
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
-from walt_t5x.text.encoder import TextEncoder
 from walt_t5x.vae.autoencoder import CausalVae
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
-  """Configuration of a cascade.
+  """Configuration of a cascade; gin files bind its fields to `generate_script.generate`.
 
   Attributes:
     stages: base first.
@@ -40,17 +38,6 @@ class CascadeConfig:
   decode_rows: int = 8
   decode_group: int = 1
   one_at_a_time: bool = False
-
-  @classmethod
-  def of(
-    cls, stages: Sequence[StageConfig], chosen: Sequence[str], **fields: Any
-  ) -> "CascadeConfig":
-    """The first stages of a cascade, by name; all if `chosen` is empty.
-
-    Raises:
-      ValueError: the names are unknown or in another order.
-    """
-    return cls(stages=checks.choose_stages(stages, chosen), **fields)
 
   @property
   def reads_text(self) -> bool:
@@ -93,11 +80,13 @@ def load_cascade(
     FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
   """
   provenance = infos[0].provenance
-  text_encoder = config.text_encoder if config.reads_text else None
+  text_encoder = None
   if config.reads_text:
-    if not text_encoder:
+    if not config.text_encoder:
       raise ValueError("the stages read text: set generate.text_encoder")
-    checks.check_text_encoder(text_encoder, expected=provenance.text_encoder["fingerprint"])
+    text_encoder = checks.load_text_encoder(
+      config.text_encoder, expected=provenance.text_encoder["fingerprint"]
+    )
   params = checks.tokenizer_params(
     config.vae,
     config.vae_checkpoint,
@@ -119,7 +108,7 @@ def load_cascade(
   )
   return Cascade(
     infos=infos,
-    text_encoder=TextEncoder.load(text_encoder) if text_encoder else None,
+    text_encoder=text_encoder,
     text_length=config.text_length,
     codec=codec,
     batch_size=batch_size,

@@ -69,7 +69,6 @@ class Studio:
     Raises:
       ValueError: the stages were not trained for the request, or the prompt is empty.
     """
-    from walt_t5x.generation.cascade import Batch
     from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
     from walt_t5x.generation.requests import Request
     from walt_t5x.generation.sampling_run import write_sample
@@ -80,7 +79,8 @@ class Studio:
       seed=seed, extensions=extensions, fps=self.fps, fit="crop", batch_size=1
     )
     config = dataclasses.replace(self.config, stages=self.config.stages[:count])
-    media = prepare([request], config, settings).media(request)
+    # Always number 0, so that a prompt and a seed always give the same clip.
+    batch = prepare([request], config, settings).batch([0])
     kept = [int(file.stem) for file in self.folder.path.glob("[0-9]*.json")]
     index = 1 + max(kept, default=-1)
     done, total = 0, count * (1 + extensions)
@@ -91,13 +91,17 @@ class Studio:
       progress(done, total, f"{name}, extension {extension} of {extensions}" if extension else name)
 
     progress(0, total, "started")
-    # Always number 0, so that a prompt and a seed always give the same clip.
-    batch = Batch(indices=[0], prompts=[request.prompt], media=[media])
     ((sample,),) = self.cascade.run(
       [batch], seed=seed, extensions=extensions, stages=count, progress=update
     )
-    sample = dataclasses.replace(sample, index=index)
-    write_sample(self.folder, self.cascade, sample, media=media, request=request, settings=settings)
+    write_sample(
+      self.folder,
+      self.cascade,
+      dataclasses.replace(sample, index=index),
+      media=batch.media[0],
+      request=request,
+      settings=settings,
+    )
     return json.loads(self.folder.sidecar(index).read_text(encoding="utf-8"))
 
 

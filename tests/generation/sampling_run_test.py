@@ -237,7 +237,7 @@ def test_the_identity_of_a_run_has_everything_that_determines_its_samples(tmp_pa
     assert identity(**change) != first, change
   # The same file name with another image in it.
   Image.fromarray(np.full((32, 32, 3), 30, np.uint8)).save(tmp_path / "a.png")
-  prepared_requests._read.cache_clear()
+  prepared_requests._read_image.cache_clear()
   assert identity() != first
 
 

@@ -16,6 +16,7 @@ from walt_t5x.media.geometry import FITS
 
 # Up to this many files are read before anything is loaded, so that an unreadable one is reported early.
 _READ_FIRST = 256
+_read_image, _read_clip = (functools.lru_cache(maxsize=8)(read) for read in (read_image, read_clip))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,13 @@ class Prepared:
 
   def media(self, request: Request) -> ConditioningMedia | None:
     """The media that the request starts from."""
-    if request.kind is None or request.file is None:
-      return None
-    return _read(request.kind, request.file, self.size, self.settings, self.conditioning_frames)
+    size, fit, frames = self.size, self.settings.fit, self.conditioning_frames
+    if request.image:
+      return _read_image(request.image, size=size, fit=fit)
+    if request.video:
+      fps = self.settings.fps
+      return _read_clip(request.video, size=size, fps=fps, conditioning_frames=frames, fit=fit)
+    return None
 
   def batch(self, indices: Sequence[int]) -> Batch:
     """The samples of these numbers, with their media."""
@@ -136,13 +141,3 @@ def prepare(
   for request in requests[:_READ_FIRST]:
     prepared.media(request)
   return prepared
-
-
-@functools.lru_cache(maxsize=8)
-def _read(
-  kind: str, path: str, size: tuple[int, int], settings: SamplingSettings, frames: int
-) -> ConditioningMedia:
-  fit = settings.fit
-  if kind == IMAGE:
-    return read_image(path, size=size, fit=fit)
-  return read_clip(path, size=size, fps=settings.fps, conditioning_frames=frames, fit=fit)

@@ -128,8 +128,8 @@ class StageSampler:
     def placed(tree: Any, sharding: Any) -> Any:
       return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
-    def sample(params: Any, noise: Any, low_noise: Any, given: Any, null_text: Any) -> Any:
-      return self._sample(params, noise, low_noise, Conditioning(**given), null_text)
+    def sample(params: Any, noise: Any, low_noise: Any, fields: Any, null_text: Any) -> Any:
+      return self._sample(params, noise, low_noise, Conditioning(**fields), null_text)
 
     with self._on_mesh():
       return jax.jit(sample).lower(placed(params, complete), *placed(arguments, rows))

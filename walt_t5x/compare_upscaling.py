@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from walt_t5x.config import gin_flags
+from walt_t5x.files.json_files import write_json
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
@@ -204,9 +205,7 @@ def main(argv: Sequence[str]) -> None:
   for way, scores in result["ways"].items():
     print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
   if FLAGS.output:
-    file = Path(FLAGS.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(FLAGS.output), result)
   print(json.dumps(result))
 
 

@@ -149,7 +149,7 @@ def read_cascade(chosen: Sequence[str] = ()) -> Any:
     chosen: names of the stages to keep, the first ones of the cascade; all if empty.
 
   Raises:
-    ValueError: there are no such stages.
+    ValueError: `chosen` does not name the first stages of the cascade.
   """
   from walt_t5x import engine
   from walt_t5x.config import gin_config

@@ -65,16 +65,13 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
   return infos
 
 
-def load_cascade(
-  config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int, all_devices: bool = True
-) -> Cascade:
-  """Loads the cascade after checking that tokenizer and text encoder are those of the stages.
+def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
+  """Loads the cascade onto all local devices after checking that tokenizer and text encoder are those of the stages.
 
   Args:
     config: the configuration.
     infos: result of `read_infos`.
     batch_size: clips per batch.
-    all_devices: sample on every local device instead of only the first.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
@@ -94,8 +91,7 @@ def load_cascade(
     expected=provenance.vae["fingerprint"],
     setting="generate.vae_checkpoint (or vae_ema)",
   )
-  devices = jax.local_devices()[: None if all_devices else 1]
-  mesh = mesh_for(batch_size, devices)
+  mesh = mesh_for(batch_size, jax.local_devices())
   rows, sharding = min(config.decode_rows, batch_size), None
   if mesh is not None and rows % mesh.shape["data"] == 0:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

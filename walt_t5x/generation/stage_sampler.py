@@ -68,6 +68,11 @@ class StageSampler:
 
   def __init__(self, config: StageConfig, *, mesh: Mesh | None = None):
     self._mesh = mesh
+    # None for the default device.
+    self._replicated = self._rows = None
+    if mesh is not None:
+      self._replicated = NamedSharding(mesh, PartitionSpec())
+      self._rows = NamedSharding(mesh, PartitionSpec("data"))
     self._rules = tuple(partitioning.rules(model_axis="sequence"))
     model = config.model
 
@@ -81,9 +86,7 @@ class StageSampler:
 
   def place(self, params: Any) -> Any:
     """Places the weights on the devices."""
-    if self._mesh is None:
-      return jax.device_put(params)
-    return jax.device_put(params, NamedSharding(self._mesh, PartitionSpec()))
+    return jax.device_put(params, self._replicated)
 
   def __call__(
     self,
@@ -103,11 +106,7 @@ class StageSampler:
       low_noise: noise of the noise augmentation, for super-resolution stages.
       null_text: the null caption's embedding [B, n, E].
     """
-    arguments = (noise, low_noise, conditioning, null_text)
-    if self._mesh is None:
-      return self._sample(params, *arguments)
-    rows = NamedSharding(self._mesh, PartitionSpec("data"))
-    arguments = jax.tree.map(lambda x: jax.device_put(x, rows), arguments)
+    arguments = jax.device_put((noise, low_noise, conditioning, null_text), self._rows)
     with self._on_mesh():
       return self._sample(params, *arguments)
 
@@ -119,20 +118,17 @@ class StageSampler:
       arguments: shapes of (noise, low-resolution noise, fields of `Conditioning`, null text), for the full batch.
       devices: devices to compile for, those of the mesh if there is one.
     """
-    if self._mesh is None:
-      complete = rows = jax.sharding.SingleDeviceSharding(devices[0])
-    else:
-      complete = NamedSharding(self._mesh, PartitionSpec())
-      rows = NamedSharding(self._mesh, PartitionSpec("data"))
+    one = jax.sharding.SingleDeviceSharding(devices[0])
 
     def placed(tree: Any, sharding: Any) -> Any:
+      sharding = sharding or one
       return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     def sample(params: Any, noise: Any, low_noise: Any, fields: Any, null_text: Any) -> Any:
       return self._sample(params, noise, low_noise, Conditioning(**fields), null_text)
 
     with self._on_mesh():
-      return jax.jit(sample).lower(placed(params, complete), *placed(arguments, rows))
+      return jax.jit(sample).lower(placed(params, self._replicated), *placed(arguments, self._rows))
 
   def _on_mesh(self) -> contextlib.ExitStack:
     """Enters mesh and rules, which the network's sharding constraints read."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboard.backend.event_processing import event_accumulator
 
 from data.provenance import read_provenance
@@ -144,7 +145,12 @@ def _decoding(cascade, **options):
   )
 
 
-def test_latents_are_decoded_by_the_tokenizer_whose_weights_are_no_constants(cascade, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 8])
+def test_latents_are_decoded_by_the_tokenizer_whose_weights_are_no_constants(
+  cascade, monkeypatch, devices
+):
+  state, mesh = _state(1, 1.0, 1.0), Mesh(np.array(jax.devices()[:devices]), ("data",))
+  state.param_states = jax.device_put(state.param_states, NamedSharding(mesh, PartitionSpec()))
   action, written = _decoding(cascade), []
   monkeypatch.setattr(action, "_write", lambda step, clips: written.append(clips))
   # A tenth of the weights; JAX warns when it lowers a program with larger constants.
@@ -156,7 +162,7 @@ def test_latents_are_decoded_by_the_tokenizer_whose_weights_are_no_constants(cas
   try:
     with warnings.catch_warnings():
       warnings.filterwarnings("error", message=".*constants were captured")
-      action.run(_state(1, 1.0, 1.0), {})
+      action.run(state, {})
   finally:
     jax.config.update("jax_captured_constants_warn_bytes", before)
   statistics = read_provenance(cascade.stages[0].checkpoint).latents[cascades.BASE]

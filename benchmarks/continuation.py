@@ -69,9 +69,8 @@ def make(vae, params, clip):
     batch_size=1,
     load=lambda _: ({"windows": windows}, ""),
   )
-  ((sample,),) = list(
-    cascade.run([Batch(indices=[0], prompts=[""], media=[None])], seed=0, extensions=ROUNDS - 1)
-  )
+  batch = Batch(indices=[0], prompts=[""], media=[None], extensions=ROUNDS - 1)
+  ((sample,),) = cascade.run([batch])
   return codec.decode(codec.encode(clip[None]))[0], sample.videos["base"]
 
 

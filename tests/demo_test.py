@@ -19,12 +19,9 @@ CONFIG = cascades.config(Path("/nowhere"))
 class _Asked(_Cascade):
   """Records its arguments."""
 
-  def run(self, batches, *, stages, **options):
-    self.last = options | {"stages": stages, "media": batches[0].media[0]}
-    progress = options["progress"]
-    ((sample,),) = super().run(
-      batches, **options | {"decoded_conditioning": False, "progress": progress}
-    )
+  def run(self, batches, *, stages, progress):
+    self.last = {"stages": stages}
+    ((sample,),) = super().run(batches, progress=progress)
     names = ["base", "sr1"][:stages]
     yield [
       sample.__class__(**vars(sample) | {"videos": {name: sample.videos[name] for name in names}})

@@ -91,9 +91,7 @@ class Studio:
       progress(done, total, f"{name}, extension {extension} of {extensions}" if extension else name)
 
     progress(0, total, "started")
-    ((sample,),) = self.cascade.run(
-      [batch], seed=seed, extensions=extensions, stages=count, progress=update
-    )
+    ((sample,),) = self.cascade.run([batch], stages=count, progress=update)
     write_sample(
       self.folder,
       self.cascade,

@@ -130,7 +130,9 @@ def _batch(*indices, media=None):
 
 
 def _samples(cascade, *batches, **options):
-  made = cascade.run(batches, **({"seed": 3} | options))
+  determined = ("seed", "extensions", "decoded_conditioning")
+  fields = {"seed": 3} | {name: options.pop(name) for name in determined if name in options}
+  made = cascade.run([dataclasses.replace(batch, **fields) for batch in batches], **options)
   return [sample for batch in made for sample in batch]
 
 
@@ -202,7 +204,11 @@ def test_a_short_batch_is_padded_with_its_last_clip_and_a_long_one_is_rejected()
   assert len(_samples(cascade, batch, stages=1)) == 3
   filled = seen[0].batch
   assert filled == Batch(
-    indices=[7, 8, 9, 9, 9], prompts=["a", "b", "c", "c", "c"], labels=[4, 5, 6, 6, 6], media=[]
+    indices=[7, 8, 9, 9, 9],
+    prompts=["a", "b", "c", "c", "c"],
+    labels=[4, 5, 6, 6, 6],
+    seed=3,
+    media=[],
   )
   low = np.arange(3.0).reshape(3, 1, 1, 1, 1)
   assert len(cascade.upscale("sr1", low, ["a", "b", "c"], seed=0, first_index=7)) == 3

@@ -42,7 +42,7 @@ class _Cascade:
       for stage in CONFIG.stages
     ]
 
-  def run(self, batches, *, seed, extensions, decoded_conditioning, progress):
+  def run(self, batches, *, progress):
     for batch in batches:
       if self.stop_after is not None and len(self.asked) >= self.stop_after:
         raise KeyboardInterrupt
@@ -54,7 +54,9 @@ class _Cascade:
           index=i,
           prompt=prompt,
           videos={
-            name: np.random.default_rng([seed, i]).integers(0, 256, (5, side, side, 3), np.uint8)
+            name: np.random.default_rng([batch.seed, i]).integers(
+              0, 256, (5, side, side, 3), np.uint8
+            )
             for name, side in (("base", 16), ("sr1", 32))
           },
           latents={name: np.full((1, 3, 4, 4, 4), i, np.float32) for name in ("base", "sr1")},

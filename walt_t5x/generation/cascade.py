@@ -30,19 +30,25 @@ from walt_t5x.text.encoder import TextEncoder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-  """Clips that are generated together.
+  """Clips that are generated together, and everything that determines them except the cascade.
 
   Attributes:
     indices: index of each sample; determines its noise.
     prompts: one per clip; empty strings if the stages read no text.
     labels: one per clip, or empty if the stages have no classes.
     media: what each clip starts from; all None, all images or all videos.
+    seed: seed of the noise.
+    extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
+    decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """
 
   indices: Sequence[int]
   prompts: Sequence[str]
   labels: Sequence[int] = ()
   media: Sequence[ConditioningMedia | None] = ()
+  seed: int = 0
+  extensions: int = 0
+  decoded_conditioning: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,10 +111,7 @@ class Cascade:
     self,
     batches: Sequence[Batch],
     *,
-    seed: int,
-    extensions: int = 0,
     stages: int | None = None,
-    decoded_conditioning: bool = False,
     progress: Callable[[str, int], None] = lambda stage, extension: None,
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
@@ -117,29 +120,16 @@ class Cascade:
 
     Args:
       batches: at most `batch_size` clips each.
-      seed: seed of the noise.
-      extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
       stages: number of stages to run, from the base; all by default.
-      decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire
-        clip.
       progress: called with (stage, extension) after each extension of each stage of each batch; 0 is the first part.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
     for group in groups:
-      work = [
-        self._work(
-          batch,
-          seed=seed,
-          extensions=extensions,
-          decoded_conditioning=decoded_conditioning,
-          progress=progress,
-        )
-        for batch in group
-      ]
+      work = [self._work(batch) for batch in group]
       for info, below in zip(self.infos[:stages], [None, *self.infos]):
         params = self._weights(info)
         for one in work:
-          self._run_stage(info, below, params, one)
+          self._run_stage(info, below, params, one, progress=progress)
         del params
         if self.one_at_a_time:
           self._loaded.pop(info.config.name)
@@ -167,7 +157,7 @@ class Cascade:
     rows, at = len(low), names.index(name)
     info, below = self.infos[at], self.infos[at - 1]
     indices = range(first_index, first_index + rows)
-    work = self._work(Batch(indices=indices, prompts=prompts), seed=seed)
+    work = self._work(Batch(indices=indices, prompts=prompts, seed=seed))
     fill = np.repeat(low[-1:], self.batch_size - rows, axis=0)
     work.latents[below.config.name] = [np.concatenate([low, fill])]
     self._run_stage(info, below, self._weights(info), work)
@@ -193,17 +183,18 @@ class Cascade:
     counts = map(len, self.text_encoder.tokenize(distinct, sys.maxsize))
     return {prompt: n for prompt, n in zip(distinct, counts) if n > self.text_length}
 
-  def _work(self, batch: Batch, **options: Any) -> "_Work":
+  def _work(self, batch: Batch) -> "_Work":
     """The batch with encoded text, padded to `batch_size` clips."""
     rows = len(batch.indices)
     if rows > self.batch_size:
       raise ValueError(
         f"got a batch of {rows} clips, expected at most batch_size={self.batch_size}"
       )
-    fields = {f.name: list(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-    missing = self.batch_size - rows
-    batch = Batch(**{name: [*values, *values[-1:] * missing] for name, values in fields.items()})
-    return _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts), **options)
+    lists = {n: list(getattr(batch, n)) for n in ("indices", "prompts", "labels", "media")}
+    for values in lists.values():
+      values += values[-1:] * (self.batch_size - rows)
+    batch = dataclasses.replace(batch, **lists)
+    return _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts))
 
   def _weights(self, info: StageInfo) -> Any:
     name = info.config.name
@@ -213,7 +204,13 @@ class Cascade:
     return self._loaded[name]
 
   def _run_stage(
-    self, info: StageInfo, below: StageInfo | None, params: Any, work: "_Work"
+    self,
+    info: StageInfo,
+    below: StageInfo | None,
+    params: Any,
+    work: "_Work",
+    *,
+    progress: Callable[[str, int], None] = lambda stage, extension: None,
   ) -> None:
     """Makes a stage's clips of one batch, with all extensions."""
     name, size = info.config.name, stage_size(info.config, self.codec.vae)
@@ -226,10 +223,10 @@ class Cascade:
     if media:
       tail = np.stack([clip[-medium.conditioning_frames :] for clip, medium in zip(starts, media)])
     # A continued clip starts with the conditioning clip; one from an image with the image's reconstruction.
-    entire_clip = tail is not None and tail.shape[1] > 1 and not work.decoded_conditioning
+    entire_clip = tail is not None and tail.shape[1] > 1 and not work.batch.decoded_conditioning
     videos = []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
-    for extension in range(1 + work.extensions):
+    for extension in range(1 + work.batch.extensions):
       low = None if below is None else work.latents[below.config.name][extension]
       started = time.monotonic()
       known = None if tail is None else self.codec.encode(tail)
@@ -244,7 +241,7 @@ class Cascade:
       videos.append(pixels[:, shown:])
       latents.append(sampled)
       tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
-      work.progress(name, extension)
+      progress(name, extension)
     work.latents[name], work.seconds[name] = latents, seconds
     made = np.concatenate(videos, axis=1)
     # Continued clips may differ in length.
@@ -262,7 +259,7 @@ class Cascade:
     indices = np.asarray(work.batch.indices)
 
     def noise(what: str) -> Array:
-      return noise_for(work.seed, what, indices, shape, extension=extension)
+      return noise_for(work.batch.seed, what, indices, shape, extension=extension)
 
     text, mask = work.text if config.module.text_dim else (None, None)
     null = labels = None
@@ -307,15 +304,11 @@ class Cascade:
 
 @dataclasses.dataclass(kw_only=True)
 class _Work:
-  """One batch, options of `Cascade.run`, and intermediate results."""
+  """One batch and its intermediate results."""
 
   batch: Batch
   rows: int
   text: tuple[Any, Any]
-  seed: int
-  extensions: int = 0
-  decoded_conditioning: bool = False
-  progress: Callable[[str, int], None] = lambda stage, extension: None
   latents: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
   videos: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
   seconds: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)

@@ -84,6 +84,9 @@ class Prepared:
       prompts=[request.prompt for request in chosen],
       labels=[label for label in labels if label is not None],
       media=[media[id(request)] for request in chosen],
+      seed=self.settings.seed,
+      extensions=self.settings.extensions,
+      decoded_conditioning=self.settings.decoded_conditioning,
     )
 
   def identity(self, infos: Sequence[StageInfo], gin_config: str) -> dict[str, Any]:

@@ -64,13 +64,7 @@ def make_samples(
     for start in range(0, len(todo), step):
       group = todo[start : start + step]
       batches = [prepared.batch(indices) for indices in group]
-      made = cascade.run(
-        batches,
-        seed=settings.seed,
-        extensions=settings.extensions,
-        decoded_conditioning=settings.decoded_conditioning,
-        progress=lambda stage, extension: bars[stage].update(),
-      )
+      made = cascade.run(batches, progress=lambda stage, extension: bars[stage].update())
       for indices, batch, samples in zip(group, batches, made):
         for sample, media in zip(samples, batch.media):
           if sample.index in missing[indices]:

@@ -26,6 +26,7 @@ from walt_t5x.config import gin_flags
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
+_GIN_SAYS = "\n  In call to configurable"
 
 FLAGS = flags.FLAGS
 
@@ -68,7 +69,7 @@ def read_shard(text: str) -> tuple[int, int]:
   return int(number), int(count)
 
 
-def generate(
+def run(
   config: Any,
   requests: Sequence[Any],
   settings: Any,
@@ -162,7 +163,8 @@ def read_cascade(chosen: Sequence[str] = ()) -> Any:
     gin_flags.read()
     config = gin_config.bound(CascadeConfig)
   except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
+    # gin appends the Python location of the call.
+    sys.exit(f"The gin configuration is invalid.\n{str(error).split(_GIN_SAYS)[0]}")
   return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
 
 
@@ -215,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
   try:
-    result = generate(
+    result = run(
       read_cascade(FLAGS.stages),
       requests,
       settings,

@@ -13,13 +13,15 @@ Prints PSNR and the Frechet distance between the features of each and of the hel
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 from walt_t5x.config import gin_flags
@@ -66,8 +68,6 @@ def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) 
     FileNotFoundError: the split has no shards.
     ValueError: the records lack one of the fields `pixels/TxHxW`.
   """
-  import numpy as np
-
   from data import schema, tfrecord
 
   shards = sorted(Path(folder).glob(f"{split}.tfrecord-*-of-*[0-9]"))
@@ -75,29 +75,27 @@ def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) 
     raise FileNotFoundError(
       f"no {split}.tfrecord-* in {folder}: expected a cached task of pixels, such as CACHE/shapes_pixels_videos"
     )
-  clips: tuple[list, list] = ([], [])
-  prompts: list[str] = []
-  for shard in shards:
-    with shard.open("rb") as stream:
-      for payload in tfrecord.read_records(stream, name=str(shard)):
-        record = schema.decode(payload)
-        missing = [field for field in fields if field not in record.pixels]
-        if missing:
-          raise ValueError(
-            f"{shard}: records have {sorted(record.pixels)}, expected {missing}: preprocess with --content=pixels and "
-            "--resolutions of both stages"
-          )
-        for found, field in zip(clips, fields):
-          found.append(record.pixels[field])
-        prompts.append(record.captions[0])
-        if len(prompts) == count:
-          return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
-  return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
+
+  def records() -> Iterator[Any]:
+    for shard in shards:
+      with shard.open("rb") as stream:
+        for payload in tfrecord.read_records(stream, name=str(shard)):
+          record = schema.decode(payload)
+          missing = [field for field in fields if field not in record.pixels]
+          if missing:
+            raise ValueError(
+              f"{shard}: records have {sorted(record.pixels)}, expected {missing}: preprocess with --content=pixels "
+              "and --resolutions of both stages"
+            )
+          yield record
+
+  found = list(itertools.islice(records(), count))
+  small, large = (np.stack([record.pixels[field] for record in found]) for field in fields)
+  return HeldOut(small=small, large=large, prompts=[record.captions[0] for record in found])
 
 
 def enlarge(clips: Any, size: tuple[int, int]) -> Any:
   """Bicubic resizing (Pillow's) to (H, W), frame by frame."""
-  import numpy as np
   from PIL import Image
 
   def one(frame: Any) -> Any:
@@ -111,8 +109,6 @@ def make_clips(
   cascade: Any, held: HeldOut, *, stage: str, batch_size: int, seed: int
 ) -> dict[str, Any]:
   """The larger clips made in each way, [N, T, H, W, 3] uint8."""
-  import numpy as np
-
   latents = cascade.codec.encode(held.small)
   parts = [
     cascade.upscale(
@@ -144,7 +140,6 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
     batch_size: clips per forward pass.
   """
   import jax.numpy as jnp
-  import numpy as np
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
   from walt_t5x.metrics.frechet import frechet_between
@@ -163,15 +158,14 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
   }
 
 
-def run(**bound: Any) -> dict[str, Any]:
-  """Reads, generates and compares; the keyword arguments are those that gin binds to `generate`."""
+def run(config: Any) -> dict[str, Any]:
+  """Reads, generates and compares with the cascade of a `CascadeConfig`."""
   from data import schema
   from walt_t5x.generation.cascade import stage_size
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
   network = FeatureNetwork.load(FLAGS.network, FLAGS.weights)
-  config = CascadeConfig.of(bound.pop("stages"), (), **bound)
   names = [stage.name for stage in config.stages]
   stage = FLAGS.stage or names[-1]
   if stage not in names[1:]:
@@ -200,17 +194,10 @@ def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, and prints and writes the result."""
   gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  import gin
   from walt_t5x import generate
-  from walt_t5x.config import gin_config
 
-  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
-  vars(sys.modules["__main__"]).update(generate=generate.generate)
   try:
-    gin_flags.read()
-    result = run(**gin.get_bindings(generate.generate))
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
+    result = run(generate.read_cascade())
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f"compare_upscaling: {type(error).__name__}: {error}")
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")

@@ -8,14 +8,16 @@ After an interruption the same command generates the missing samples with the sa
 Errors are reported before a stage's weights are read. See docs/generation.md.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -37,9 +39,13 @@ def define_flags() -> None:
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
   flags.DEFINE_string("image", None, "Image that every clip starts from.")
   flags.DEFINE_string("video", None, "Clip that every clip continues.")
-  flags.DEFINE_string("fit", "exact", "'crop' crops and resizes given media; 'exact' rejects.")
-  flags.DEFINE_boolean("decoded_given", False, "Start with the reconstruction of given frames.")
-  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one extends it.", 1)
+  flags.DEFINE_string(
+    "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
+  )
+  flags.DEFINE_boolean(
+    "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
+  )
+  flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
   flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
@@ -63,63 +69,36 @@ def read_shard(text: str) -> tuple[int, int]:
   return int(number), int(count)
 
 
-def generate(
-  *,
-  stages: Sequence[Any],
-  vae: Any,
-  vae_checkpoint: str,
-  text_encoder: str | None,
-  text_length: int,
+def run(
+  config: Any,
   requests: Sequence[Any],
   settings: Any,
+  *,
   output: str,
-  chosen: Sequence[str] = (),
   shard: tuple[int, int] = (0, 1),
   log_dir: str | None = None,
   gin_config: str = "",
-  vae_ema: bool = True,
-  decode_rows: int = 8,
-  decode_group: int = 1,
-  one_at_a_time: bool = False,
 ) -> dict[str, Any]:
   """Generates the missing samples; returns a summary.
 
   Args:
-    stages: `StageConfig`s, base first.
-    vae: the tokenizer, a `CausalVae`.
-    vae_checkpoint: its checkpoint.
-    text_encoder: folder of the T5 encoder; None for stages without text.
-    text_length: L of the stages.
+    config: the cascade, a `generation.loading.CascadeConfig`.
     requests: what to generate, `generation.requests.Request`s.
-    settings: `generation.sampling_run.SamplingSettings`.
+    settings: `generation.prepared_requests.SamplingSettings`.
     output: folder of the samples.
-    chosen: names of the stages to run; all if empty.
     shard: (number, count) of this job.
     log_dir: TensorBoard folder.
     gin_config: the configuration, stored with the samples.
-    vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
   """
   from walt_t5x.generation import run_identity
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.prepared_requests import prepare
   from walt_t5x.generation.sample_folder import SampleFolder
-  from walt_t5x.generation.sampling_run import digest, make_samples
+  from walt_t5x.generation.sampling_run import make_samples
 
-  config = CascadeConfig.of(
-    stages,
-    chosen,
-    vae=vae,
-    vae_checkpoint=vae_checkpoint,
-    text_encoder=text_encoder,
-    text_length=text_length,
-    vae_ema=vae_ema,
-    decode_rows=decode_rows,
-    decode_group=decode_group,
-    one_at_a_time=one_at_a_time,
-  )
   prepared = prepare(requests, config, settings)
   infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
@@ -144,25 +123,14 @@ def generate(
         "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
         prompt if len(prompt) < 80 else f"{prompt[:77]}...",
         tokens,
-        text_length,
+        config.text_length,
         len(cut),
       )
-
-    def written(sample: Any) -> None:
+    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest()}
+    for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
+      made += 1
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
         shown[f"samples/{sample.index}"] = sample
-
-    made = make_samples(
-      cascade,
-      requests,
-      folder,
-      settings,
-      read_given=prepared.given,
-      details={"gin_sha256": digest(gin_config)},
-      shard=shard[0],
-      shards=shard[1],
-      written=written,
-    )
   result = {"videos": count, "made": made, "seconds": round(time.monotonic() - started, 1)}
   if log_dir and shown:
     _log(log_dir, shown, step=infos[0].step, fps=settings.fps)
@@ -173,6 +141,31 @@ def generate(
   manifest = folder.write_manifest()
   gallery = folder.write_gallery(limit=_GALLERY_SAMPLES)
   return result | {"manifest": str(manifest), "gallery": str(gallery)}
+
+
+def read_cascade(chosen: Sequence[str] = ()) -> Any:
+  """Reads the gin files of the flags; returns the `CascadeConfig` whose fields they bind to `generate_script.generate`.
+
+  Args:
+    chosen: names of the stages to keep, the first ones of the cascade; all if empty.
+
+  Raises:
+    ValueError: `chosen` does not name the first stages of the cascade.
+  """
+  from walt_t5x import engine
+  from walt_t5x.config import gin_config
+  from walt_t5x.generation.checks import choose_stages
+  from walt_t5x.generation.loading import CascadeConfig
+
+  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
+  vars(sys.modules["__main__"]).update(train=engine.train, generate=CascadeConfig)
+  try:
+    gin_flags.read()
+    config = gin_config.bound(CascadeConfig)
+  except gin_config.GinError as error:
+    # gin appends the Python location of the call.
+    sys.exit(f"The gin configuration is invalid.\n{str(error).split(_GIN_SAYS)[0]}")
+  return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
 
 
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
@@ -208,25 +201,16 @@ def main(argv: Sequence[str]) -> None:
     sys.exit(f"generate: {error}")
 
   import gin
-  from walt_t5x import engine
-  from walt_t5x.config import gin_config
-  from walt_t5x.generation.sampling_run import SamplingSettings
+  from walt_t5x.generation.prepared_requests import SamplingSettings
 
-  run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
-  # The files that trained a stage use `import __main__ as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train)
-  try:
-    gin_flags.read()
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
   settings = SamplingSettings(
     seed=FLAGS.seed,
     num_samples=FLAGS.num_samples,
-    rounds=FLAGS.rounds,
+    extensions=FLAGS.extensions,
     fps=FLAGS.fps,
     formats=tuple(FLAGS.formats),
     fit=FLAGS.fit,
-    decoded_given=FLAGS.decoded_given,
+    decoded_conditioning=FLAGS.decoded_conditioning,
     batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
   )
   # SIGINT too: a shell starts background jobs with it ignored.
@@ -234,17 +218,16 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(number, signal.default_int_handler)
   try:
     result = run(
-      requests=requests,
-      settings=settings,
+      read_cascade(FLAGS.stages),
+      requests,
+      settings,
       output=FLAGS.output,
-      chosen=FLAGS.stages,
       shard=shard,
       log_dir=FLAGS.tensorboard,
       gin_config=gin.config_str(),
     )
   except (ValueError, OSError) as error:
-    # gin appends the Python location of the call.
-    sys.exit(f"generate: {str(error).split(_GIN_SAYS)[0]}")
+    sys.exit(f"generate: {error}")
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(

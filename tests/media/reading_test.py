@@ -15,7 +15,7 @@ from tests.beam_jobs import media
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures, saved
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.held_out_clips import MediaRule, UnreadableClip, clips_of_media
-from walt_t5x.generation.given_media import read_clip, read_image
+from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -47,7 +47,7 @@ def frames_of(program, content, folder, *, shape, images=False, suffix=".mp4", f
     return np.stack(list(clip.frames()))
   if images:
     return read_image(str(file), size=size).frames
-  return read_clip(str(file), size=size, fps=fps or RATE, conditioned=1).frames
+  return read_clip(str(file), size=size, fps=fps or RATE, conditioning_frames=1).frames
 
 
 # --- videos ---------------------------------------------------------------------------------------

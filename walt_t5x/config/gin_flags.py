@@ -8,6 +8,11 @@ from absl import app, flags
 from walt_t5x.config import gin_config
 
 FLAGS = flags.FLAGS
+# Flag of a program -> its name now, with what else has changed.
+OLD_FLAGS = {
+  "rounds": "--extensions, which counts one less: --extensions=0 makes the trained length",
+  "decoded_given": "--decoded_conditioning",
+}
 
 
 def define() -> None:
@@ -23,8 +28,19 @@ def define() -> None:
     FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
+def flag_hint(argument: str) -> str | None:
+  """The new name of the flag of an argument such as `--rounds=2`, None for any other."""
+  if not argument.startswith("-"):
+    return None
+  name = argument.lstrip("-").partition("=")[0]
+  new = OLD_FLAGS.get(name) or OLD_FLAGS.get(name.removeprefix("no"))
+  return f"--{name} is now {new}." if new else None
+
+
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
+  for hint in filter(None, map(flag_hint, args[1:])):
+    sys.exit(f"FATAL Flags parsing error: {hint}")
   return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
 
 

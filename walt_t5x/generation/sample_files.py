@@ -60,7 +60,7 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
 
 
 def write_latents(path: Path, latents: np.ndarray) -> str:
-  """Writes float32 [rounds, t, h, w, c] as .npy; returns the name."""
+  """Writes float32 [1 + extensions, t, h, w, c] as .npy; returns the name."""
   file = path.with_name(f"{path.name}.npy")
   with storage.writer(file) as stream:
     np.save(stream, np.asarray(latents, np.float32))

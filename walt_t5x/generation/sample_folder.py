@@ -149,7 +149,7 @@ class SampleFolder:
     return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
 
   def write_manifest(self) -> Path:
-    """Writes one line per sample: its number, prompt, files by stage and given media."""
+    """Writes one line per sample: its number, prompt, files by stage and conditioning media."""
     lines = []
     for sample in self.samples():
       row = {

@@ -3,6 +3,7 @@
 train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 import optax
 from absl import logging
-from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
+from data.provenance import read_provenance
 from walt_t5x.files import storage
+from walt_t5x.generation.checks import tokenizer_params
 from walt_t5x.generation.tensorboard_clips import write_clips
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.models.vae_model import VaeModel
@@ -73,8 +75,12 @@ class SampleVideos:
     self._vae_average = vae_average
     self._last: int | None = None
     self._batch: dict[str, np.ndarray] | None = None
+    self._tokenizer: tuple[Any, np.ndarray, np.ndarray] | None = None
     self._predict = jax.jit(model.predict_batch)
-    self._decoder: Any = None
+    # The weights are arguments: a program holds closed-over arrays as constants.
+    self._decode = jax.jit(
+      lambda params, mean, std, z: vae.apply({"params": params}, z * std + mean, method="decode")
+    )
 
   @property
   def shows_latents(self) -> bool:
@@ -91,53 +97,35 @@ class SampleVideos:
     params = train_state.params
     if self._average:
       params = averaged(params, train_state.param_states)
-    clips = self._clips(self._predict(params, self._on_mesh(params)))
-    if jax.process_index() == 0:
-      self._write(step, clips)
-    return False
-
-  def _on_mesh(self, params: Any) -> Mapping[str, jax.Array]:
-    """The examples, replicated on every device that holds parameters."""
     if self._batch is None:
       self._batch = first_rows(self._model, self._dataset_cfg, self._num_videos)
-    sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, NamedSharding):
-      sharding = NamedSharding(sharding.mesh, PartitionSpec())
-    return {
-      name: jax.make_array_from_callback(value.shape, sharding, lambda index, v=value: v[index])
-      for name, value in self._batch.items()
-    }
-
-  def _clips(self, predicted: jax.Array) -> np.ndarray:
-    """Pixels [B, T, H, W, 3] uint8."""
+    predicted = self._predict(params, _replicated(self._batch, params))
     if isinstance(self._model, VaeModel):
       pixels = predicted
     elif self.shows_latents:
       pixels = 0.5 + predicted[..., :3] / 6.0  # Black to white is -3 to 3 standard deviations.
     else:
-      if self._decoder is None:
-        self._decoder = self._load_decoder()
-      pixels = self._decoder(predicted)
+      if self._tokenizer is None:
+        self._tokenizer = self._read_tokenizer()
+      pixels = self._decode(*_replicated(self._tokenizer, params), predicted)
     pixels = np.asarray(jax.device_get(pixels), np.float32)
-    return np.stack([clip_to_uint8(np.nan_to_num(clip)) for clip in pixels])
+    if jax.process_index() == 0:
+      self._write(step, np.stack([clip_to_uint8(np.nan_to_num(clip)) for clip in pixels]))
+    return False
 
-  def _load_decoder(self) -> Any:
-    from data.provenance import read_provenance
-    from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.files.fingerprint import weights_fingerprint
-
+  def _read_tokenizer(self) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The tokenizer's weights, and the mean and standard deviation of each channel of its latents."""
     assert self._vae_checkpoint is not None and self._latents is not None, "given with the vae"
     provenance = read_provenance(self._model_dir)
     statistics = provenance.latents[self._latents]
-    params = load_params(self._vae_checkpoint, ema=self._vae_average)["vae"]
-    got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
-    if got != provenance.vae["fingerprint"]:
-      raise ValueError(
-        f"SampleVideos: the tokenizer {self._vae_checkpoint} has fingerprint {got}, but the data was made with "
-        f"{provenance.vae['fingerprint']}; set vae_checkpoint to that one, or change vae_average."
-      )
-    mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
-    return jax.jit(lambda z: self._vae.apply({"params": params}, z * std + mean, method="decode"))
+    params = tokenizer_params(
+      self._vae,
+      self._vae_checkpoint,
+      ema=self._vae_average,
+      expected=provenance.vae["fingerprint"],
+      setting="SampleVideos.vae_checkpoint (or vae_average)",
+    )
+    return params, np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
 
   def _write(self, step: int, clips: np.ndarray) -> None:
     folder = storage.join(self._model_dir, "samples")
@@ -145,6 +133,17 @@ class SampleVideos:
     for i, gif in enumerate(write_clips(folder, tags, step=step, fps=self._fps).values()):
       storage.write(storage.join(folder, f"step{step:07}_{i}.gif"), gif)
     logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
+
+
+def _replicated(tree: Any, params: Any) -> Any:
+  """The arrays, on every device that holds parameters."""
+  sharding = jax.tree.leaves(params)[0].sharding
+  if isinstance(sharding, NamedSharding):
+    sharding = NamedSharding(sharding.mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda value: jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]),
+    tree,
+  )
 
 
 def averaged(params: Any, param_states: Any) -> Any:
@@ -161,8 +160,6 @@ def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray
   Raises:
     ValueError: the dataset has fewer.
   """
-  import dataclasses
-
   from walt_t5x.engine.builtin.datasets import get_dataset
 
   cfg = dataclasses.replace(dataset_cfg, batch_size=count, shuffle=False)

@@ -156,10 +156,6 @@ class VaeModel(engine.BaseModel):
     reconstruction, _ = self.module.apply({"params": params["vae"]}, _pixels(batch))
     return jnp.clip(reconstruction.astype(jnp.float32), 0, 1), {}
 
-  def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:
-    """The reconstructions of `predict_batch_with_aux`."""
-    return self.predict_batch_with_aux(params, batch, rng)[0]
-
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:
     """PSNR of each example [B], in dB."""
     return psnr(self.predict_batch(params, batch), _pixels(batch))

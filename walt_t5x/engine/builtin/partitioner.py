@@ -14,8 +14,6 @@ from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from walt_t5x.engine.builtin.optimizer import map_axes
-
 LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 
@@ -186,11 +184,11 @@ class PjitPartitioner:
 
   def get_mesh_axes(self, logical_axes: Any) -> Any:
     """Maps a tree of logical `PartitionSpec`s to mesh `PartitionSpec`s."""
-    return map_axes(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
+    return jax.tree.map(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
 
   def get_shardings(self, mesh_axes: Any) -> Any:
     """Maps a tree of mesh `PartitionSpec`s to shardings."""
-    return map_axes(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
+    return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
 
   def check_divisible(self, state_dict: Any, mesh_axes_dict: Any) -> None:
     """Checks that every sharded dimension is divisible by the size of its mesh axes.

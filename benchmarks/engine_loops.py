@@ -51,7 +51,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
 
   from benchmarks.engine_rows import LATENTS, write_cache
   from data import tasks
-  from walt_t5x.engine.builtin import starting_point
+  from walt_t5x.engine.builtin.data_iterator import ShardedIterator
   from walt_t5x.engine.builtin.datasets import DatasetConfig, get_dataset
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 
@@ -74,10 +74,8 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
   )  # fmt: skip
   partitioner = PjitPartitioner(num_partitions=1)
   layout = partitioner.get_data_layout(rows)
-  iterator = starting_point.rows(
-    config, model, layout=layout, seed=0, get_dataset_fn=get_dataset, partitioner=partitioner
-  )
-  return iterator, layout
+  dataset = get_dataset(config, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS)
+  return ShardedIterator(dataset, sharding=partitioner.data_sharding, batch_size=rows), layout
 
 
 def by_hand(model: Any, params: Any, batch: Any) -> Loop:

@@ -73,7 +73,7 @@ class OnMesh:
 
     from data import batch_spec
     from walt_t5x import engine
-    from walt_t5x.engine.builtin import starting_point
+    from walt_t5x.engine.builtin.data_iterator import ShardedIterator
     from walt_t5x.engine.builtin.train_state import StateInitializer
 
     self.model, dataset = given
@@ -91,14 +91,10 @@ class OnMesh:
       trim_output_features=False,
     )
     self.layout = self.partitioner.get_data_layout(ROWS)
-    self.rows = starting_point.rows(
-      cfg,
-      self.model,
-      layout=self.layout,
-      seed=0,
-      get_dataset_fn=engine.get_dataset,
-      partitioner=self.partitioner,
+    batches = engine.get_dataset(
+      cfg, self.layout.shard_id, self.layout.num_shards, self.model.FEATURE_CONVERTER_CLS
     )
+    self.rows = ShardedIterator(batches, sharding=self.partitioner.data_sharding, batch_size=ROWS)
     self.initializer = StateInitializer(
       self.model, input_spec=self.rows.element_spec, partitioner=self.partitioner
     )

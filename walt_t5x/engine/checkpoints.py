@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -154,15 +153,19 @@ def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_arrays(
-  checkpoint: epath.PathLike, wanted: Mapping[tuple[str, ...], Any]
-) -> dict[tuple[str, ...], np.ndarray]:
-  """The arrays named by `wanted` (a subset of `state_metadata`) as numpy arrays."""
-  item = traverse_util.unflatten_dict(dict(wanted))
-  restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+  checkpoint: epath.PathLike,
+  wanted: Mapping[tuple[str, ...], Any],
+  restore_args: Mapping[tuple[str, ...], ocp.RestoreArgs] | None = None,
+) -> dict[tuple[str, ...], Any]:
+  """The arrays named by `wanted` (a subset of `state_metadata`), as numpy arrays or as `restore_args` specifies."""
+  restore_args = restore_args or dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(
       absolute(checkpoint) / "state",
-      args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
+      args=ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict(dict(wanted)),
+        restore_args=traverse_util.unflatten_dict(dict(restore_args)),
+        partial_restore=True,
+      ),
     )
-  arrays: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
-  return arrays
+  return traverse_util.flatten_dict(tree)

@@ -34,13 +34,9 @@ class TrainingStopped(RuntimeError):
 
 
 class Preempted(TrainingStopped):
-  """SIGTERM was received; the state of `step` is saved if checkpoints are enabled."""
+  """SIGTERM was received; the state is saved if checkpoints are enabled."""
 
   exit_code = PREEMPTED
-
-  def __init__(self, step: int, saved: str):
-    super().__init__(f"Preempted after step {step}; {saved}.")
-    self.step = step
 
 
 class NotFinite(TrainingStopped):
@@ -67,19 +63,16 @@ class PreemptionNotice:
   def __init__(self) -> None:
     self._asked = False
     self._before: Any = None
-    self._installed = False
 
   def __enter__(self) -> "PreemptionNotice":
     alone = jax.process_count() == 1
     if alone and threading.current_thread() is threading.main_thread():
       self._before = signal.signal(signal.SIGTERM, self._handle)
-      self._installed = True
     return self
 
   def __exit__(self, *exception: Any) -> None:
-    if self._installed:
+    if self._before is not None:
       signal.signal(signal.SIGTERM, self._before)
-      self._installed = False
 
   def before(self, step: int) -> bool:
     """True if the run should stop before `step`. With several processes, call once per step on each."""

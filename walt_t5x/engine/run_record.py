@@ -59,17 +59,16 @@ class RecordRun:
     if given is not None:
       if self.of_run is not None:
         compare_with_run(self.of_run, given)
-      record(model_dir, given, write=jax.process_index() == 0)
+      record(model_dir, given)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
-def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True) -> None:
-  """Writes `<model_dir>/provenance.json`, or compares with the existing one.
+def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
+  """Writes `<model_dir>/provenance.json` on host 0, or compares with the existing one.
 
   Args:
     model_dir: the run's folder.
     provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
-    write: False on hosts that only compare.
 
   Raises:
     ProvenanceMismatch: names the field and both values.
@@ -77,7 +76,7 @@ def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True)
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
     compare(json.loads(file.read_text()), provenance, where=str(file))
-  elif write:
+  elif jax.process_index() == 0:
     temporary = file.parent / "provenance.json.tmp"
     temporary.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     temporary.rename(file)

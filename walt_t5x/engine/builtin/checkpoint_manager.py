@@ -122,20 +122,13 @@ def set_aside(folder: epath.Path) -> None:
     target = folder.parent / f"incomplete_{folder.name}_{int(time.time())}"
     folder.rename(target)
     logging.warning("%s was renamed to %s.", folder, target.name)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"set aside {folder.name}")
+  multihost_utils.sync_global_devices(f"set aside {folder.name}")
 
 
 def set_incomplete_aside(model_dir: str) -> None:
   """Renames every incomplete checkpoint in the folder that a run is about to write to."""
-  incomplete = []
-  for step in checkpoints.all_steps(model_dir):
-    folder = checkpoints.checkpoint_folder(model_dir, step)
-    reason = checkpoints.why_incomplete(folder)
-    if reason is not None:
-      logging.warning("Skipping %s: %s.", folder, reason)
-      incomplete.append(folder)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("incomplete checkpoints listed")
-  for folder in incomplete:
-    set_aside(folder)
+  complete = checkpoints.complete_steps(model_dir)
+  incomplete = [step for step in checkpoints.all_steps(model_dir) if step not in complete]
+  multihost_utils.sync_global_devices("incomplete checkpoints listed")
+  for step in incomplete:
+    set_aside(checkpoints.checkpoint_folder(model_dir, step))

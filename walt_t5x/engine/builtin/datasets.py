@@ -100,13 +100,9 @@ def get_dataset(
     raise ValueError(
       "get_dataset: continue_from_last_checkpoint is not supported; set SaveCheckpointConfig.save_dataset=True."
     )
-  if cfg.batch_size % num_shards:
-    raise ValueError(
-      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
-    )
-  if (
-    cfg.seed is None and cfg.shuffle
-  ):  # T5X passes on a config without a seed; the built-in engine sets its own.
+  size = _share(cfg.batch_size, num_shards)
+  # T5X passes on a config without a seed; the built-in engine sets its own.
+  if cfg.seed is None and cfg.shuffle:
     cfg = dataclasses.replace(cfg, seed=_drawn_seed())
   source = mixture_or_task(cfg)
   logging.info(
@@ -131,13 +127,20 @@ def get_dataset(
   converter = feature_converter_cls(
     pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
   )
-  size = cfg.batch_size // num_shards
   if hasattr(converter, "batches"):
     return converter.batches(dataset, cfg.task_feature_lengths, batch_size=size)
   dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
   # tf.data prefetches the last step of a pipeline automatically; T5X relies on that too, and positions can only be
   # exchanged between equal pipelines.
   return dataset.batch(size, drop_remainder=True)
+
+
+def _share(batch_size: int, num_shards: int) -> int:
+  if batch_size % num_shards:
+    raise ValueError(
+      f"DatasetConfig.batch_size: got {batch_size}, expected a multiple of the {num_shards} data shards."
+    )
+  return batch_size // num_shards
 
 
 def _drawn_seed() -> int:
@@ -160,16 +163,13 @@ def get_training_eval_datasets(
   import seqio
 
   source = mixture_or_task(cfg)
-  if cfg.batch_size % num_shards:
-    raise ValueError(
-      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
-    )
+  size = _share(cfg.batch_size, num_shards)
 
   def batches(provider: Any) -> Any:
     one = dataclasses.replace(cfg, mixture_or_task_name=provider, batch_size=1)
     rows = get_dataset(one, 0, 1, feature_converter_cls, num_epochs=eval_steps * cfg.batch_size)
     rows = rows.unbatch().shard(num_shards, shard_id)
-    rows = rows.batch(cfg.batch_size // num_shards, drop_remainder=True).take(eval_steps)
+    rows = rows.batch(size, drop_remainder=True).take(eval_steps)
     return rows.cache() if cfg.use_memory_cache else rows
 
   datasets = {}

@@ -76,10 +76,22 @@ def create_writer(summary_dir: str | None, collection: str) -> Writers:
     collection: 'train' or 'training_eval/<task>'; TensorBoard's subfolder, and the prefix of evaluation metrics in
       `metrics.jsonl`.
   """
-  if jax.process_index() != 0:
-    return Writers([])
+  writers: list[Any] = []
+  if jax.process_index() == 0:
+    try:
+      from clu import metric_writers
+
+      writers.append(
+        metric_writers.create_default_writer(summary_dir, collection=collection, asynchronous=False)
+      )
+    except ModuleNotFoundError as error:
+      if "tensorboard" not in str(error.name):
+        raise
+      logging.warning(
+        "tensorboard is not installed; metrics go to metrics.jsonl only. To see curves: pip install tensorboard."
+      )
   lines = json_lines_writer(summary_dir, collection)
-  return Writers([*_clu_writers(summary_dir, collection), *([] if lines is None else [lines])])
+  return Writers(writers if lines is None else [*writers, lines])
 
 
 def json_lines_writer(summary_dir: str | None, collection: str) -> JsonLinesWriter | None:
@@ -89,21 +101,6 @@ def json_lines_writer(summary_dir: str | None, collection: str) -> JsonLinesWrit
     return None
   prefix = "" if collection == "train" else collection
   return JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix)
-
-
-def _clu_writers(summary_dir: str | None, collection: str) -> list[Any]:
-  try:
-    from clu import metric_writers
-  except ModuleNotFoundError as error:
-    if "tensorboard" not in str(error.name):
-      raise
-    logging.warning(
-      "tensorboard is not installed; metrics go to metrics.jsonl only. To see curves: pip install tensorboard."
-    )
-    return []
-  return [
-    metric_writers.create_default_writer(summary_dir, collection=collection, asynchronous=False)
-  ]
 
 
 def _json_number(value: Any) -> float | int | str:

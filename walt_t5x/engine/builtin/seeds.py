@@ -1,0 +1,58 @@
+"""The random seeds of a run, kept in its folder."""
+
+import json
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+
+def drawn_seed(model_dir: str) -> int:
+  """A random seed, the same on every host and after every restart of the run."""
+  file = epath.Path(model_dir) / "random_seed.json"
+  seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+  if jax.process_index() == 0:
+    if file.exists():
+      seed = int(json.loads(file.read_text())["random_seed"])
+    else:
+      file.write_text(json.dumps({"random_seed": seed}) + "\n")
+  seed = int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
+  logging.info("Random seed %d, drawn for this run.", seed)
+  return seed
+
+
+class RowSeeds:
+  """The seed that orders the data from each step on, stored in `<model_dir>/row_seeds.json`.
+
+  A run whose data position cannot be restored (other hosts, another batch size, a checkpoint without a position)
+  starts a new epoch. With the old seed it would start with the same examples again, and a run that is moved often
+  would never see the others. It therefore gets a new seed, derived from the old one and the step, and keeps it.
+
+  Args:
+    model_dir: the run's folder.
+    first: the seed from step 0 on.
+  """
+
+  def __init__(self, model_dir: str, first: int):
+    self._file = epath.Path(model_dir) / "row_seeds.json"
+    self._seeds = [(0, first)]
+    if self._file.exists():
+      self._seeds += [(int(step), int(seed)) for step, seed in json.loads(self._file.read_text())]
+
+  def at(self, step: int) -> int:
+    """The seed of a run that resumes from `step`."""
+    return [seed for start, seed in self._seeds if start <= step][-1]
+
+  def renew(self, step: int) -> int:
+    """Creates a new seed from `step` on; seeds of later steps are dropped."""
+    kept = [(start, seed) for start, seed in self._seeds if start < step]
+    fresh = int(np.random.SeedSequence([self.at(step), step]).generate_state(1)[0] >> 1)
+    self._seeds = [*kept, (step, fresh)]
+    multihost_utils.sync_global_devices("data seeds read")
+    if jax.process_index() == 0:
+      temporary = self._file.parent / "row_seeds.json.tmp"
+      temporary.write_text(json.dumps(self._seeds[1:]) + "\n")
+      temporary.replace(self._file)
+    return fresh

@@ -140,14 +140,12 @@ class OnMesh:
 
   def restore(self, folder: Path) -> Any:
     """Restores the newest state of a folder on this mesh, and the position of the input."""
+    import jax
+
     from walt_t5x.engine import checkpoints
     from walt_t5x.engine.builtin import restoring
 
-    restorer = restoring.Restorer(
-      shapes=self.initializer.shapes,
-      shardings=self.initializer.shardings,
-      from_scratch=self.from_scratch,
-    )
+    restorer = restoring.Restorer(self.initializer, jax.random.PRNGKey(0))
     state, step = restorer.newest(str(folder))
     checkpoint = checkpoints.checkpoint_folder(folder, step)
     assert restoring.restore_row_position(checkpoint, self.rows, self.layout)

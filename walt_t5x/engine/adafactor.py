@@ -22,15 +22,13 @@ Shapes = tuple[tuple[int, ...], ...]
 
 def scale_by_factored_rms(**settings: Any) -> optax.GradientTransformation:
   """optax's transformation of this name and its settings, with states that know the shapes of their parameters."""
-  factored = optax.scale_by_factored_rms(**settings)
+  factored: Any = optax.scale_by_factored_rms(**settings)
 
   def init(params: Any) -> optax.FactoredState:
     shapes = tuple(tuple(leaf.shape) for leaf in jax.tree.leaves(params))
     return _state_type(shapes)(*factored.init(params))
 
-  def update(
-    updates: Any, state: optax.OptState, params: Any = None
-  ) -> tuple[Any, optax.FactoredState]:
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     updates, new = factored.update(updates, state, params)
     return updates, type(state)(*new)
 
@@ -73,31 +71,25 @@ def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.Fa
   def masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
-  def of(pick: int) -> Any:
+  def of(moment: int) -> Any:
+    """Axes of v_row, v_col or v; a moment that is not kept has one element and no name."""
     remaining = iter(shapes)
 
     def axes(row: Any, names: Any) -> Any:
       if masked(row):
         return row
-      return _moment_axes(next(remaining), row.shape, tuple(names))[pick]
+      shape, names = next(remaining), tuple(names)
+      # optax drops the longest axis from v_row and the second longest from v_col, with ties broken as by argsort.
+      dropped = [int(axis) for axis in np.argsort(shape)[:-3:-1]]
+      if len(shape) > 1 and _without(shape, dropped[0]) == row.shape:
+        kept = [*(_without(names, axis) for axis in dropped), (None,)]
+      else:
+        kept = [(None,), (None,), names]
+      return PartitionSpec(*kept[moment])
 
     return jax.tree.map(axes, state.v_row, param_axes, is_leaf=masked)
 
   return state._replace(count=PartitionSpec(), v_row=of(0), v_col=of(1), v=of(2))
-
-
-def _moment_axes(
-  shape: tuple[int, ...], row: tuple[int, ...], names: tuple[str | None, ...]
-) -> tuple[PartitionSpec, PartitionSpec, PartitionSpec]:
-  """Axes of v_row, v_col and v; a moment that is not kept has one element and no name."""
-  none = PartitionSpec(None)
-  # optax drops the longest axis from v_row and the second longest from v_col, with ties broken as by argsort.
-  if len(shape) > 1:
-    second, longest = (int(i) for i in np.argsort(shape)[-2:])
-    if _without(shape, longest) == row:
-      rows, cols = _without(names, longest), _without(names, second)
-      return PartitionSpec(*rows), PartitionSpec(*cols), none
-  return none, none, PartitionSpec(*names)
 
 
 def _without(items: tuple, index: int) -> tuple:

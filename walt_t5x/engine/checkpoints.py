@@ -107,9 +107,7 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
 
 def checkpoint_step(path: epath.PathLike) -> int:
   """The step of the checkpoint that `path` refers to."""
-  match = _STEP.fullmatch(find_checkpoint(path).name)
-  assert match is not None
-  return int(match.group(1))
+  return int(find_checkpoint(path).name.removeprefix("checkpoint_"))
 
 
 def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
@@ -125,8 +123,8 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
 
   Args:
     path: a `checkpoint_<step>` folder, or a model folder (then its newest complete checkpoint).
-    ema: read the parameter average (`engine.ema`) instead. Parameters without an average (trained by another
-      optimizer, for example those of a discriminator) are returned as they are.
+    ema: read the parameter average (`optimizers.parameter_ema`) instead. Parameters without an average (trained by
+      another optimizer, for example those of a discriminator) are returned as they are.
 
   Raises:
     FileNotFoundError: no complete checkpoint exists.

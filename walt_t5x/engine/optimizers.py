@@ -1,14 +1,15 @@
 """Optimizer factories for gin. Each returns an `OptaxWrapper`, which both engines train with."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from walt_t5x import engine
 from walt_t5x.engine.adafactor import scale_by_factored_rms
-from walt_t5x.engine.ema import parameter_ema
 
 ScalarOrSchedule = float | Callable[[Any], Any]
 
@@ -43,12 +44,16 @@ def adamw_chain(
     weight_decay: decoupled decay, multiplied by the learning rate; 0 disables it.
     weight_decay_names: decay only parameters whose last name is listed (for example `("kernel",)`); None decays all.
     clip_norm: gradients above this global norm are scaled down to it; None disables clipping.
-    ema_decay: decay of the parameter average (`engine.ema`); None disables it.
-    ema_ramp: shorten the average's memory in the first steps, see `engine.ema`.
+    ema_decay: decay of the parameter average (`parameter_ema`); None disables it.
+    ema_ramp: shorten the average's memory in the first steps, see `parameter_ema`.
     num_microbatches: the trainer's `num_microbatches`. The built-in engine averages the gradients of microbatches
       and ignores this; T5X adds them, so under T5X the chain divides by it. Losses here are means over examples.
   """
-  mask = None if weight_decay_names is None else _named(weight_decay_names)
+  mask = None
+  if weight_decay_names is not None:
+    mask = functools.partial(
+      jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key in weight_decay_names
+    )
   return _chain(
     _microbatch_mean(num_microbatches),
     None if clip_norm is None else optax.clip_by_global_norm(clip_norm),
@@ -85,7 +90,7 @@ def adafactor_chain(
     min_dim_size_to_factor: only parameters whose two largest axes are at least this long are factored; 64 includes the
       head dimension of every published model.
     weight_decay: decoupled decay, multiplied by the learning rate.
-    ema_decay: decay of the parameter average (`engine.ema`); None disables it, as in the paper's text models.
+    ema_decay: decay of the parameter average (`parameter_ema`); None disables it, as in the paper's text models.
     ema_ramp: shorten the average's memory in the first steps.
   """
   return _chain(
@@ -117,6 +122,47 @@ def adafactor(
   chain = adafactor_chain(learning_rate, **settings)
   mean = _microbatch_mean(num_microbatches)
   return wrap(chain if mean is None else optax.chain(mean, chain))
+
+
+def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransformation:
+  """Keeps `ema <- d * ema + (1 - d) * (params + updates)`. Comes last in a chain and changes no update.
+
+  The state is `optax.EmaState`, which both engines save and partition like the parameters. It starts at the initial
+  parameters, so no bias correction is needed. It is float32 regardless of the parameters' dtype.
+
+  Assumption: the paper gives a decay of 0.9999 and no warm-up for it, so `ramp` is off by default.
+
+  Args:
+    decay: d, in [0, 1).
+    ramp: use `d_n = min(decay, (1 + n) / (10 + n))` at update n = 0, 1, ..., for runs too short to forget the
+      initial parameters.
+
+  Raises:
+    ValueError: `decay` is out of range.
+  """
+  if not 0.0 <= decay < 1.0:
+    raise ValueError(
+      f"parameter_ema: got decay={decay}, expected 0 <= decay < 1. Set ema_decay=None to disable it."
+    )
+
+  def init(params: Any) -> optax.EmaState:
+    average = jax.tree.map(lambda p: jnp.array(p, dtype=jnp.float32, copy=True), params)
+    return optax.EmaState(count=jnp.zeros([], jnp.int32), ema=average)
+
+  def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.EmaState]:
+    assert isinstance(state, optax.EmaState)
+    if params is None:
+      raise ValueError("parameter_ema: got params=None; call update(grads, state, params).")
+    d = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count)) if ramp else decay
+    average = jax.tree.map(
+      lambda e, p, u: d * e + (1.0 - d) * (p.astype(jnp.float32) + u.astype(jnp.float32)),
+      state.ema,
+      params,
+      updates,
+    )
+    return updates, optax.EmaState(count=optax.safe_increment(state.count), ema=average)
+
+  return optax.GradientTransformation(init, update)
 
 
 def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
@@ -162,12 +208,5 @@ def _chain(*parts: optax.GradientTransformation | None) -> optax.GradientTransfo
 
 def _microbatch_mean(num_microbatches: int | None) -> optax.GradientTransformation | None:
   """Divides the sum of the microbatches' gradients under T5X; None where there is nothing to divide."""
-  many = num_microbatches is not None and num_microbatches > 1
-  return optax.scale(1.0 / num_microbatches) if many and engine.use_t5x() else None
-
-
-def _named(names: Sequence[str]) -> Callable[[Any], Any]:
-  """A mask over parameters: True where the last name of the path is one of `names`."""
-  return lambda params: jax.tree_util.tree_map_with_path(
-    lambda path, _: path[-1].key in names, params
-  )
+  count = num_microbatches or 1
+  return optax.scale(1.0 / count) if count > 1 and engine.use_t5x() else None

@@ -46,7 +46,8 @@ class RecordRun:
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
+    ProvenanceMismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
+    FileNotFoundError: when called, if `of_run` has no record.
   """
 
   dataset: Any
@@ -58,7 +59,15 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        compare_with_run(self.of_run, given)
+        folder = epath.Path(self.of_run)
+        folder = folder.parent if folder.name.startswith("checkpoint_") else folder
+        file = folder / "provenance.json"
+        if not file.exists():
+          raise FileNotFoundError(
+            f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
+            "checkpoint inside it, with the provenance.json that training wrote."
+          )
+        compare(json.loads(file.read_text()), given, where=str(file))
       record(model_dir, given)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
@@ -82,23 +91,6 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
     temporary.rename(file)
 
 
-def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
-  """Compares with the record of a run, given its folder or one of its checkpoints.
-
-  Raises:
-    FileNotFoundError: the run has no record.
-    ProvenanceMismatch: names the field and both values.
-  """
-  folder = epath.Path(path)
-  file = (folder.parent if folder.name.startswith("checkpoint_") else folder) / "provenance.json"
-  if not file.exists():
-    raise FileNotFoundError(
-      f"{file} does not exist, so the training data of {path} is unknown; set a run's folder or a checkpoint "
-      "inside it, with the provenance.json that training wrote."
-    )
-  compare(json.loads(file.read_text()), provenance, where=str(file))
-
-
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
   """Raises `ProvenanceMismatch` at the first required field that differs; a field that either lacks is not compared."""
   shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
@@ -115,7 +107,5 @@ def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str
 def _lookup(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   node: Any = tree
   for name in path:
-    if not isinstance(node, Mapping) or name not in node:
-      return None
-    node = node[name]
+    node = node.get(name) if isinstance(node, Mapping) else None
   return node

@@ -46,5 +46,4 @@ class _Summaries(metric_writers.MultiWriter):
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
     scalars = {**scalars, **(self._constants if "loss" in scalars else {})}
     super().write_scalars(step, scalars)
-    if self._lines is not None:
-      self._lines.write_scalars(step, scalars)
+    self._lines.write_scalars(step, scalars)

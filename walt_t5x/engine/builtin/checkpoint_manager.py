@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from walt_t5x.engine import checkpoints
@@ -94,16 +93,16 @@ class CheckpointManager:
       return False
     state_dict = state.state_dict()
     dtype = None if self._config.dtype is None else jnp.dtype(self._config.dtype)
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state_dict)
-    save_args = {
-      k: ocp.SaveArgs(
-        dtype=dtype if k[0] == "target" and jnp.issubdtype(v.dtype, jnp.floating) else None
-      )
-      for k, v in flat.items()
+
+    def save_args(array: Any) -> ocp.SaveArgs:
+      floating = jnp.issubdtype(array.dtype, jnp.floating)
+      return ocp.SaveArgs(dtype=dtype if floating else None)
+
+    args = {
+      "target": jax.tree.map(save_args, state_dict["target"]),
+      "state": jax.tree.map(lambda _: ocp.SaveArgs(), state_dict["state"]),
     }
-    items: dict[str, Any] = {
-      "state": ocp.args.PyTreeSave(state_dict, save_args=traverse_util.unflatten_dict(save_args))
-    }
+    items: dict[str, Any] = {"state": ocp.args.PyTreeSave(state_dict, save_args=args)}
     if self._config.save_dataset:
       items["dataset"] = RowPosition(iterator, self._layout)
     return self._manager.save(step, args=ocp.args.Composite(**items), force=True)

@@ -5,9 +5,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
+
+from walt_t5x.engine.builtin import seeds
 
 
 @dataclasses.dataclass
@@ -103,7 +103,7 @@ def get_dataset(
   size = _share(cfg.batch_size, num_shards)
   # T5X passes on a config without a seed; the built-in engine sets its own.
   if cfg.seed is None and cfg.shuffle:
-    cfg = dataclasses.replace(cfg, seed=_drawn_seed())
+    cfg = dataclasses.replace(cfg, seed=seeds.fresh_seed())
   source = mixture_or_task(cfg)
   logging.info(
     "Reading %s of %s: share %d of %d, seed %s.",
@@ -141,12 +141,6 @@ def _share(batch_size: int, num_shards: int) -> int:
       f"DatasetConfig.batch_size: got {batch_size}, expected a multiple of the {num_shards} data shards."
     )
   return batch_size // num_shards
-
-
-def _drawn_seed() -> int:
-  """A random seed, the same on every host."""
-  seed = np.random.SeedSequence().generate_state(1)[0] >> 1
-  return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
 
 
 def get_training_eval_datasets(

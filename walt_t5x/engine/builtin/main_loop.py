@@ -102,10 +102,9 @@ class MainLoop:
   def __post_init__(self) -> None:
     trainer, self.step = self.trainer, self.first_step
     self._progress = Progress(self.step, self.periods.total, enabled=jax.process_index() == 0)
-    self._notice = exits.PreemptionNotice()
     self._profiler = Profiler(self.model_dir, trainer.settings.profile_steps)
     self._watchdog = exits.Watchdog(
-      trainer.settings.watchdog_seconds,
+      seconds=trainer.settings.watchdog_seconds,
       model_dir=self.model_dir,
       phase=lambda: trainer.goodput.phase,
       on_hang=lambda step, seconds: trainer.summary_writer.write_scalars(
@@ -127,7 +126,7 @@ class MainLoop:
       exits.Preempted, exits.NotFinite: as in `train`.
     """
     try:
-      with contextlib.closing(self.trainer), self._notice:
+      with contextlib.closing(self.trainer), exits.preemption_notice() as self._stop_before:
         before(self.trainer.summary_writer, self.step)
         if eval_first:
           self._evaluate()
@@ -186,18 +185,15 @@ class MainLoop:
     return summary
 
   def _before_step(self, step: int) -> bool:
-    if self._profiler.ends_at(step):
-      self.trainer.wait_for_steps()
-      self._profiler.stop()
-    self._profiler.before(step)
-    return self._notice.before(step)
+    self._profiler.before(step, self.trainer.wait_for_steps)
+    return self._stop_before(step)
 
   def _evaluate(self) -> None:
     started = time.monotonic()
     with self.trainer.goodput.within("eval"):
       self._act("TRAIN_EVAL", self.trainer.eval(self.eval_batches()))
     self._watchdog.beat()
-    self.trainer.add_scalar("evaluate_seconds", time.monotonic() - started)
+    self.trainer.once["evaluate_seconds"] = time.monotonic() - started
 
   def _save(self) -> None:
     assert self.manager is not None
@@ -208,7 +204,7 @@ class MainLoop:
       saved = self.manager.save(self.step, self.trainer.train_state, self.iterator)
     self._watchdog.beat()
     if saved:
-      self.trainer.add_scalar("checkpoint_seconds", time.monotonic() - started)
+      self.trainer.once["checkpoint_seconds"] = time.monotonic() - started
 
   def _leave(self) -> None:
     """Saves and ends a run that is asked to stop."""

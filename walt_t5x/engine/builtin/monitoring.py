@@ -89,16 +89,15 @@ class Profiler:
     count = int(text) if text.isdecimal() and int(text) > 0 else 3
     self._first, self._end = step, step + count
 
-  def before(self, step: int) -> None:
-    """Called before `step` is dispatched."""
+  def before(self, step: int, wait: Callable[[], None]) -> None:
+    """Starts or ends a trace; called before `step` is dispatched. `wait` waits for the steps before it."""
+    if self._running and step >= self._end:
+      wait()
+      self.stop()
     if not self._running and self._first <= step < self._end:
       logging.info("Tracing steps %d to %d to %s/profile.", step, self._end - 1, self._folder)
       jax.profiler.start_trace(str(self._folder / "profile"))
       self._running = True
-
-  def ends_at(self, step: int) -> bool:
-    """True if the trace ends before `step`; then wait for the devices and call `stop`."""
-    return self._running and step >= self._end
 
   def stop(self) -> None:
     """Ends the trace if one is active."""
@@ -145,13 +144,11 @@ class Progress:
     now = time.monotonic()
     if now - self._last_line >= _LINE_SECONDS or step == self._total:
       self._last_line = now
-      print(self._line(step, now - self._start), file=sys.stderr, flush=True)
+      rate = (step - self._first) / max(now - self._start, 1e-9)
+      left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
+      line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"
+      print(line, file=sys.stderr, flush=True)
 
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
-
-  def _line(self, step: int, elapsed: float) -> str:
-    rate = (step - self._first) / elapsed if elapsed > 0 else 0.0
-    left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
-    return f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"

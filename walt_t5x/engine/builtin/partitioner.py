@@ -104,7 +104,7 @@ class PjitPartitioner:
     rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
     if ici_mesh_shape is not None:
       rules = [(k, ("replica", "data") if k == "batch" else v) for k, v in rules]
-    self._rules = tuple((name, axis) for name, axis in rules)
+    self.logical_axis_rules = tuple((name, axis) for name, axis in rules)
 
   @property
   def devices(self) -> Sequence[jax.Device]:
@@ -133,12 +133,8 @@ class PjitPartitioner:
     return Mesh(grid, ("data", "model"))
 
   @property
-  def logical_axis_rules(self) -> LogicalAxisRules:
-    return self._rules
-
-  @property
   def data_partition_spec(self) -> PartitionSpec:
-    return logical_to_mesh_axes(("batch",), self._rules) or PartitionSpec()
+    return logical_to_mesh_axes(("batch",), self.logical_axis_rules) or PartitionSpec()
 
   @property
   def data_sharding(self) -> NamedSharding:
@@ -173,7 +169,9 @@ class PjitPartitioner:
 
   def get_mesh_axes(self, logical_axes: Any) -> Any:
     """Maps a tree of logical `PartitionSpec`s to mesh `PartitionSpec`s."""
-    return jax.tree.map(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
+    return jax.tree.map(
+      lambda axes: logical_to_mesh_axes(tuple(axes), self.logical_axis_rules), logical_axes
+    )
 
   def get_shardings(self, mesh_axes: Any) -> Any:
     """Maps a tree of mesh `PartitionSpec`s to shardings."""
@@ -222,7 +220,7 @@ class PjitPartitioner:
   @contextlib.contextmanager
   def context(self) -> Iterator[None]:
     """The context in which functions are traced; it defines the meaning of logical axes."""
-    with self.mesh, logical_axis_rules(self._rules):
+    with self.mesh, logical_axis_rules(self.logical_axis_rules):
       yield
 
   def compile(self, partitioned_fn: Any, *args: Any) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import row_position_file, set_aside
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
-from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
 
 Name = tuple[str, ...]
 
@@ -34,14 +34,12 @@ class Restorer:
   """Restores states of one model.
 
   Args:
-    shapes: the state, as `jax.ShapeDtypeStruct`.
-    shardings: the state's shardings, the same tree.
-    from_scratch: creates an initial state; called only if something must be filled in.
+    initializer: shapes and shardings of the states.
+    rng: key of a new state; used only if something must be filled in.
   """
 
-  shapes: TrainState
-  shardings: TrainState
-  from_scratch: Callable[[], TrainState]
+  initializer: StateInitializer
+  rng: jax.Array
 
   def newest(self, model_dir: str) -> tuple[TrainState, int] | None:
     """The state of a run's newest readable checkpoint and its step; None if the run has no checkpoint.
@@ -85,8 +83,8 @@ class Restorer:
     """
     checkpoint = checkpoints.find_checkpoint(str(config.path))
     logging.info("Restoring %s.", checkpoint)
-    wanted = traverse_util.flatten_dict(self.shapes.state_dict())
-    shardings = traverse_util.flatten_dict(self.shardings.state_dict())
+    wanted: dict[Name, Any] = traverse_util.flatten_dict(self.initializer.shapes.state_dict())
+    shardings = traverse_util.flatten_dict(self.initializer.shardings.state_dict())
     metadata = checkpoints.state_metadata(checkpoint)
     sources = _sources(wanted, metadata, config.assignment_map or ())
     if config.state_transformation_fns:
@@ -124,9 +122,9 @@ class Restorer:
       )
     if missing:
       logging.info("%d arrays start from scratch, first %s.", len(missing), missing[:3])
-      fresh = traverse_util.flatten_dict(self.from_scratch().state_dict())
+      fresh = traverse_util.flatten_dict(self.initializer.from_scratch(self.rng).state_dict())
       found |= {k: fresh[k] for k in wanted if k not in found}
-    state = self.shapes.restore_state(traverse_util.unflatten_dict(found))
+    state = self.initializer.shapes.restore_state(traverse_util.unflatten_dict(found))
     if config.dtype is not None and jnp.dtype(config.dtype) != jnp.float32:
       cast = jax.tree.map(lambda p: p.astype(config.dtype), state.params)
       state = state.replace(params=cast)
@@ -151,7 +149,7 @@ class Restorer:
     renamed = {k: v for k, v in arrays.items() if k not in dropped}
     renamed |= {name: arrays[source] for name, source in sources.items()}
     state_dict = traverse_util.unflatten_dict(renamed)
-    target = self.shapes.state_dict()
+    target = self.initializer.shapes.state_dict()
     for fn in config.state_transformation_fns:
       state_dict = fn(state_dict, target, is_resuming=False)
     flat = traverse_util.flatten_dict(state_dict)

@@ -1,6 +1,7 @@
 """The random seeds of a run, kept in its folder."""
 
 import json
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -9,10 +10,16 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 
+def fresh_seed(entropy: Sequence[int] | None = None) -> int:
+  """A seed derived from `entropy`, by default from the operating system's; the same on every host."""
+  seed = np.random.SeedSequence(entropy).generate_state(1)[0] >> 1
+  return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
+
+
 def drawn_seed(model_dir: str) -> int:
   """A random seed, the same on every host and after every restart of the run."""
   file = epath.Path(model_dir) / "random_seed.json"
-  seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1)
+  seed = fresh_seed()
   if jax.process_index() == 0:
     if file.exists():
       seed = int(json.loads(file.read_text())["random_seed"])
@@ -48,9 +55,8 @@ class RowSeeds:
   def renew(self, step: int) -> int:
     """Creates a new seed from `step` on; seeds of later steps are dropped."""
     kept = [(start, seed) for start, seed in self._seeds if start < step]
-    fresh = int(np.random.SeedSequence([self.at(step), step]).generate_state(1)[0] >> 1)
+    fresh = fresh_seed([self.at(step), step])  # Every host has read the file when this returns.
     self._seeds = [*kept, (step, fresh)]
-    multihost_utils.sync_global_devices("data seeds read")
     if jax.process_index() == 0:
       temporary = self._file.parent / "row_seeds.json.tmp"
       temporary.write_text(json.dumps(self._seeds[1:]) + "\n")

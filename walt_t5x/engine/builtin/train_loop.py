@@ -101,7 +101,19 @@ def train(
     exits.NotFinite: too many consecutive steps had no finite loss and gradient.
   """
   del inference_evaluator_cls, verify_matching_vocabs_fn
-  _check_arguments(infer_eval_dataset_cfg, use_orbax=use_orbax, actions=actions)
+  if infer_eval_dataset_cfg is not None:
+    raise ValueError(
+      "train: infer_eval_dataset_cfg must be None with the built-in engine; evaluate samples with walt_t5x.evaluate."
+    )
+  if not use_orbax:
+    raise ValueError(
+      "train: use_orbax=False is T5X's old format; the built-in engine writes only Orbax."
+    )
+  unknown = set(actions or ()) - {"TRAIN", "TRAIN_EVAL"}
+  if unknown:
+    raise ValueError(
+      f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
+    )
   settings = settings or RunSettings()
   began, goodput = time.monotonic(), Goodput()
   epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
@@ -144,11 +156,7 @@ def train(
   initializer = train_state_initializer_cls(
     model, input_spec=iterator.element_spec, partitioner=partitioner
   )
-  restorer = Restorer(
-    shapes=initializer.shapes,
-    shardings=initializer.shardings,
-    from_scratch=lambda: initializer.from_scratch(init_rng),
-  )
+  restorer = Restorer(initializer, init_rng)
   set_incomplete_aside(model_dir)
   resumed = restorer.newest(model_dir)
   if resumed is not None:
@@ -165,7 +173,7 @@ def train(
     if restore_cfg.restore_dataset:
       restore_row_position(checkpoints.find_checkpoint(str(restore_cfg.path)), iterator, layout)
   else:
-    state, first_step = restorer.from_scratch(), 0
+    state, first_step = initializer.from_scratch(init_rng), 0
   write_model_info(model_dir, initializer)
 
   # ---- Periods ----
@@ -202,7 +210,7 @@ def train(
   )
   del state  # The trainer donates its buffers.
   trainer.settings, trainer.goodput = settings, goodput
-  trainer.add_scalar("init_or_restore_seconds", time.monotonic() - began)
+  trainer.once["init_or_restore_seconds"] = time.monotonic() - began
   loop = MainLoop(
     trainer=trainer,
     iterator=iterator,
@@ -222,21 +230,3 @@ def train(
   )
   multihost_utils.sync_global_devices("trained")
   return last
-
-
-def _check_arguments(
-  infer_eval_dataset_cfg: Any, *, use_orbax: bool, actions: Mapping[str, Sequence[Any]] | None
-) -> None:
-  if infer_eval_dataset_cfg is not None:
-    raise ValueError(
-      "train: infer_eval_dataset_cfg must be None with the built-in engine; evaluate samples with walt_t5x.evaluate."
-    )
-  if not use_orbax:
-    raise ValueError(
-      "train: use_orbax=False is T5X's old format; the built-in engine writes only Orbax."
-    )
-  unknown = set(actions or ()) - {"TRAIN", "TRAIN_EVAL"}
-  if unknown:
-    raise ValueError(
-      f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
-    )

@@ -48,6 +48,7 @@ class Trainer:
   Attributes:
     settings: how the run is monitored; set before `compile_train`.
     goodput: how the main thread spends its time.
+    once: scalars of the next summary only.
     summary_writer: the CLU writer of the training metrics.
     on_finished: `f(steps)`, called when the devices have finished this many steps.
     before_step: `f(step)`, called before a step is dispatched; true ends `train` there.
@@ -81,7 +82,7 @@ class Trainer:
     self._summary: concurrent.futures.Future[dict[str, float]] | None = None
     self._period_end = 0.0
     self._pending: _Period | None = None
-    self._once: dict[str, float] = {}
+    self.once: dict[str, float] = {}
     self.settings, self.goodput = RunSettings(), Goodput()
     self.on_finished: Callable[[int], None] = lambda step: None
     self.before_step: Callable[[int], bool] = lambda step: False
@@ -106,13 +107,8 @@ class Trainer:
     start = time.monotonic()
     with self.goodput.within("compile"):
       self._step.compile(self.train_state, batch)
-    seconds = time.monotonic() - start
-    logging.info("Compiled the training step in %.1f s.", seconds)
-    self.add_scalar("compile_seconds", seconds)
-
-  def add_scalar(self, name: str, value: float) -> None:
-    """Adds a scalar to the next summary only."""
-    self._once[name] = value
+    self.once["compile_seconds"] = time.monotonic() - start
+    logging.info("Compiled the training step in %.1f s.", self.once["compile_seconds"])
 
   def train(
     self,
@@ -173,7 +169,7 @@ class Trainer:
       return None
     period.metrics = self._step.take_metrics()
     self.wait_for_summary()
-    once, self._once = self._once | self.goodput.scalars(), {}
+    once, self.once = self.once | self.goodput.scalars(), {}
     self._summary = self._pool.submit(self._summarize, period, self.host_step, once)
     return self._summary
 
@@ -212,8 +208,7 @@ class Trainer:
         jax.block_until_ready(merged)
         self.on_finished(step)
       results[name] = _scalars(merged)
-      if name in self._eval_writers:
-        self._eval_writers[name].write_scalars(step, results[name])
+      self._eval_writers[name].write_scalars(step, results[name])
     return results
 
   def wait_for_summary(self) -> None:

@@ -21,6 +21,7 @@ Batch = Mapping[str, jax.Array]
 LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
 
 
+@dataclasses.dataclass(kw_only=True)
 class TrainingStep:
   """Trains a state on a batch, and accumulates metrics on the devices.
 
@@ -40,26 +41,21 @@ class TrainingStep:
     flops: FLOPs of one step as written, set by `compile` (`walt_t5x.engine.flops`).
   """
 
-  def __init__(
-    self,
-    *,
-    model: BaseModel,
-    partitioner: PjitPartitioner,
-    axes: TrainState,
-    rng: jax.Array,
-    learning_rate_fn: Callable[[Any], Any],
-    num_microbatches: int | None = None,
-    weight_metrics: Any = None,
-  ):
-    self._model, self._partitioner = model, partitioner
-    self._rng, self._learning_rate_fn = rng, learning_rate_fn
-    self._num_microbatches, self._weight_metrics = num_microbatches, weight_metrics
+  model: BaseModel
+  partitioner: PjitPartitioner
+  axes: TrainState
+  rng: jax.Array
+  learning_rate_fn: Callable[[Any], Any]
+  num_microbatches: int | None = None
+  weight_metrics: Any = None
+
+  def __post_init__(self) -> None:
     # Traced once, for the shapes of its metrics; the step that merges them uses the cached trace.
     self._measured = jax.jit(self._measure)
-    self._step = partitioner.partition(
+    self._step = self.partitioner.partition(
       self._merge,
-      in_axis_resources=(axes, None, None, partitioner.data_partition_spec),
-      out_axis_resources=(axes, None, None),
+      in_axis_resources=(self.axes, None, None, self.partitioner.data_partition_spec),
+      out_axis_resources=(self.axes, None, None),
       donate_argnums=(0, 2),
     )
     self._compiled: Callable[..., Any] | None = None
@@ -83,11 +79,11 @@ class TrainingStep:
   def lower(self, state: TrainState, batch: Any) -> jax.stages.Lowered:
     """The program before XLA compiles it."""
     skipped = jax.ShapeDtypeStruct((), jnp.int32)
-    with self._partitioner.context():
+    with self.partitioner.context():
       metrics = jax.eval_shape(self._measured, state, skipped, batch)[2]
     traced = self._step.trace(state, skipped, metrics, batch)
     self.flops = count_flops(traced.jaxpr)
-    self._empty = jax.jit(lambda: empty_like(metrics), out_shardings=self._partitioner.replicated)
+    self._empty = jax.jit(lambda: empty_like(metrics), out_shardings=self.partitioner.replicated)
     return traced.lower()
 
   def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
@@ -96,7 +92,7 @@ class TrainingStep:
       self.compile(state, batch)
     assert self._compiled is not None and self._empty is not None
     if self._skipped is None:
-      self._skipped = jax.device_put(jnp.int32(0), self._partitioner.replicated)
+      self._skipped = jax.device_put(jnp.int32(0), self.partitioner.replicated)
     if self._metrics is None:
       self._metrics = self._empty()
     state, skipped, self._metrics = self._compiled(state, self._skipped, self._metrics, batch)
@@ -118,12 +114,12 @@ class TrainingStep:
     self, state: TrainState, skipped: jax.Array, batch: Batch
   ) -> tuple[TrainState, jax.Array, dict[str, Any]]:
     loss, grads, metrics = gradients(
-      self._model.loss_fn,
+      self.model.loss_fn,
       state.params,
       batch,
-      rng=jax.random.fold_in(self._rng, state.step),
-      num_microbatches=self._num_microbatches,
-      data_sharding=self._partitioner.data_sharding,
+      rng=jax.random.fold_in(self.rng, state.step),
+      num_microbatches=self.num_microbatches,
+      data_sharding=self.partitioner.data_sharding,
     )
     gradient_norm = optax.global_norm(grads)  # Clipping computes the same; XLA merges the two.
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -132,15 +128,15 @@ class TrainingStep:
       lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new_state.params, state.params
     )
     metrics |= {
-      "learning_rate": _average(self._learning_rate_fn(state.step)),
+      "learning_rate": _average(self.learning_rate_fn(state.step)),
       "gradient_norm": _average(gradient_norm),
       "update_norm": _average(optax.global_norm(update)),
     }
-    if self._weight_metrics is not None:
-      metrics |= self._weight_metrics.compute_metrics(grads, state, new_state)
+    if self.weight_metrics is not None:
+      metrics |= self.weight_metrics.compute_metrics(grads, state, new_state)
     # The metrics of a skipped step are those of zero examples, so that they do not affect averages.
     metrics = jax.tree.map(functools.partial(jnp.where, finite), metrics, empty_like(metrics))
-    metrics["skipped_steps"] = Sum.from_model_output(1.0 - finite)
+    metrics["skipped_steps"] = Sum.from_model_output(1.0 - finite.reshape(1))
     return new_state, jnp.where(finite, 0, skipped + 1), metrics
 
 
@@ -155,15 +151,8 @@ def keep_if(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
   (On CPU the branch saves copies, 1% of a small model's step.)
   """
 
-  def chosen(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
-
-  return new.replace(
-    params=chosen(new.params, old.params),
-    optimizer_state=dataclasses.replace(
-      new.optimizer_state, param_states=chosen(new.param_states, old.param_states)
-    ),
-  )
+  kept = jax.tree.map(functools.partial(jnp.where, finite), new, old)
+  return kept.replace(optimizer_state=dataclasses.replace(kept.optimizer_state, step=new.step))
 
 
 def gradients(
@@ -241,21 +230,8 @@ def empty_like(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @flax.struct.dataclass
-class Sum(clu_metrics.Metric):
+class Sum(clu_metrics.Average):
   """A metric that is summed."""
-
-  total: jax.Array
-
-  @classmethod
-  def from_model_output(cls, value: Any, **_: Any) -> "Sum":
-    return cls(jnp.asarray(value, jnp.float32).sum())
-
-  @classmethod
-  def empty(cls) -> "Sum":
-    return cls(jnp.zeros([], jnp.float32))
-
-  def merge(self, other: "Sum") -> "Sum":
-    return Sum(self.total + other.total)
 
   def compute(self) -> jax.Array:
     return self.total

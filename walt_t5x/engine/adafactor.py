@@ -8,14 +8,13 @@ Source: Shazeer & Stern, Adafactor (1804.04235).
 """
 
 import functools
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
-
-from walt_t5x import engine
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -43,10 +42,9 @@ def _state_type(shapes: Shapes) -> type[optax.FactoredState]:
   returns its axes. In a checkpoint the state has the layout of `optax.FactoredState`.
   """
   made = type("FactoredState", (optax.FactoredState,), {"__slots__": (), "shapes": shapes})
-  if engine.use_t5x():
-    # T5X is optional and not in the requirements. It has rules for most other optax states.
-    from t5x import optimizers as t5x_optimizers  # pyright: ignore[reportMissingImports]
-
+  # T5X is optional; where it trains, it is loaded. It has rules for most other optax states.
+  t5x_optimizers = sys.modules.get("t5x.optimizers")
+  if t5x_optimizers is not None:
     t5x_optimizers.OptaxStatePartitionRules._RULES[made] = factored_state_axes
   return made
 

@@ -147,7 +147,7 @@ class Progress:
       rate = (step - self._first) / max(now - self._start, 1e-9)
       left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
       line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"
-      print(line, file=sys.stderr, flush=True)
+      print(line.rstrip(), file=sys.stderr, flush=True)
 
   def close(self) -> None:
     if self._bar is not None:

@@ -40,7 +40,7 @@ def define_flags() -> None:
   flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
   flags.DEFINE_integer("process_count", None, "Number of processes.")
   flags.DEFINE_integer("process_index", None, "Index of this process.")
-  flags.DEFINE_integer("initialization_timeout", None, "Seconds to wait for the other processes.")
+  flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,9 +61,8 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.config import gin_config
   from walt_t5x.engine import exits, run_settings
 
-  faulthandler.register(
-    signal.SIGUSR1, all_threads=True
-  )  # `kill -USR1` prints the stacks of a run.
+  # `kill -USR1` prints the stacks of a run.
+  faulthandler.register(signal.SIGUSR1, all_threads=True)
   # Orbax logs every file at INFO; its warnings are still logged.
   logging.get_absl_handler().addFilter(
     lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
@@ -94,19 +93,18 @@ def join_processes() -> None:
   """Makes this process one of several if flags, environment or cluster configure it; otherwise does nothing."""
   import jax
 
-  more = {"initialization_timeout": FLAGS.initialization_timeout}
-  more = {name: value for name, value in more.items() if value is not None}
+  timeout = {"initialization_timeout": FLAGS.initialization_timeout}
   address, count, index = (
     os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
   )
   if FLAGS.multiprocess_gpu:
     jax.distributed.initialize(
-      FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **more
+      FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **timeout
     )
   elif address and count and index:
-    jax.distributed.initialize(address, int(count), int(index), **more)
+    jax.distributed.initialize(address, int(count), int(index), **timeout)
   elif FLAGS.multiprocess:
-    jax.distributed.initialize(**more)
+    jax.distributed.initialize(**timeout)
 
 
 if __name__ == "__main__":

@@ -105,10 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-  parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--learning_rate", type=float, default=3e-3)
+  numbers = {"seed": 0, "steps": DEFAULT_STEPS, "batch_size": 32, "learning_rate": 3e-3}
+  for name, default in numbers.items():
+    parser.add_argument(f"--{name}", type=type(default), default=default)
   args = parser.parse_args(argv)
   if args.steps < 1 or not 1 <= args.batch_size <= _CLIPS:
     parser.error(
@@ -122,12 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   from walt_t5x.metrics import networks
 
   started = time.monotonic()
-  variables, right = train(
-    seed=args.seed,
-    steps=args.steps,
-    batch_size=args.batch_size,
-    learning_rate=args.learning_rate,
-  )
+  variables, right = train(**{name: getattr(args, name) for name in numbers})
   flat = traverse_util.flatten_dict(variables, sep="/")
   flat = {name: np.asarray(tensor) for name, tensor in flat.items()}
   digest = networks.save_weights(args.output, flat)

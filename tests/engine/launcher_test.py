@@ -15,7 +15,7 @@ from walt_t5x import engine
 from walt_t5x import train as launcher
 from walt_t5x.config import gin_config, gin_flags
 from walt_t5x.engine import checkpoints, exits, run_record
-from walt_t5x.engine.builtin import starting_point
+from walt_t5x.engine.builtin.seeds import drawn_seed
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
 from walt_t5x.files.mismatch import ProvenanceMismatch
 
@@ -183,7 +183,7 @@ def test_a_drawn_seed_is_drawn_once(tmp_path):
   """Without a seed two runs differ, and a resumed run keeps its seed."""
   for name in "ab":
     (tmp_path / name).mkdir()
-  first, again, other = (starting_point.drawn_seed(str(tmp_path / name)) for name in "aab")
+  first, again, other = (drawn_seed(str(tmp_path / name)) for name in "aab")
   assert first == again != other
 
 

@@ -57,7 +57,12 @@ def _equation(eqn: Any) -> float:
     return math.prod(int(n) for n in grid) * count_flops(eqn.params["jaxpr"])
   if name in ("checkpoint", "remat", "remat2") and eqn.params.get("differentiated"):
     return _backward(eqn.params["jaxpr"])
-  return sum(count_flops(sub) for sub in _subprograms(eqn.params))
+  # The program that an equation calls; if there are several (custom derivatives), the first is the one that runs.
+  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    value = eqn.params.get(key)
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+      return count_flops(value)
+  return 0.0
 
 
 def _backward(jaxpr: Any) -> float:
@@ -77,15 +82,6 @@ def _backward(jaxpr: Any) -> float:
     if all(hasattr(var, "val") or var in moved for var in jaxpr.outvars):
       return sum(_equation(eqn) for eqn in backward)
   return count_flops(jaxpr)
-
-
-def _subprograms(params: dict[str, Any]) -> list[Any]:
-  """The program that an equation calls; if there are several (custom derivatives), the first is the one that runs."""
-  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-    value = params.get(key)
-    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-      return [value]
-  return []
 
 
 def _convolution(eqn: Any) -> float:

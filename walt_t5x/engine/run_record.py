@@ -46,7 +46,8 @@ class RecordRun:
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
+    ProvenanceMismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
+    FileNotFoundError: when called, if `of_run` has no record.
   """
 
   dataset: Any
@@ -56,18 +57,25 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        compare_with_run(self.of_run, given)
-      record(model_dir, given, write=jax.process_index() == 0)
+        folder = epath.Path(self.of_run)
+        folder = folder.parent if folder.name.startswith("checkpoint_") else folder
+        file = folder / "provenance.json"
+        if not file.exists():
+          raise FileNotFoundError(
+            f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
+            "checkpoint inside it, with the provenance.json that training wrote."
+          )
+        compare(storage.read_json(file), given, where=str(file))
+      record(model_dir, given)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
-def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True) -> None:
-  """Writes `<model_dir>/provenance.json`, or compares with the existing one.
+def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
+  """Writes `<model_dir>/provenance.json` on host 0, or compares with the existing one.
 
   Args:
     model_dir: the run's folder.
     provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
-    write: False on hosts that only compare.
 
   Raises:
     ProvenanceMismatch: names the field and both values.
@@ -75,25 +83,8 @@ def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True)
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
     compare(storage.read_json(file), provenance, where=str(file))
-  elif write:
+  elif jax.process_index() == 0:
     storage.write_json(file, provenance, sort_keys=True)
-
-
-def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
-  """Compares with the record of a run, given its folder or one of its checkpoints.
-
-  Raises:
-    FileNotFoundError: the run has no record.
-    ProvenanceMismatch: names the field and both values.
-  """
-  folder = epath.Path(path)
-  file = (folder.parent if folder.name.startswith("checkpoint_") else folder) / "provenance.json"
-  if not file.exists():
-    raise FileNotFoundError(
-      f"{file} does not exist, so the training data of {path} is unknown; set a run's folder or a checkpoint "
-      "inside it, with the provenance.json that training wrote."
-    )
-  compare(storage.read_json(file), provenance, where=str(file))
 
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
@@ -112,7 +103,5 @@ def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str
 def _lookup(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   node: Any = tree
   for name in path:
-    if not isinstance(node, Mapping) or name not in node:
-      return None
-    node = node[name]
+    node = node.get(name) if isinstance(node, Mapping) else None
   return node

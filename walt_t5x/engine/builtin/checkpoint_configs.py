@@ -34,11 +34,7 @@ class SaveCheckpointConfig:
   checkpoint_manager_cls: Any = None
 
   def __post_init__(self) -> None:
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        f"SaveCheckpointConfig.dtype: got {self.dtype!r}, expected one of {_DTYPES}."
-      )
-    _reject_t5x_only("SaveCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
+    _check(self)
     if self.state_transformation_fns:
       raise ValueError(
         "SaveCheckpointConfig.state_transformation_fns: the built-in engine saves the state unchanged; "
@@ -83,19 +79,15 @@ class RestoreCheckpointConfig:
   checkpoint_manager_cls: Any = None
 
   def __post_init__(self) -> None:
+    _check(self)
     if self.mode not in ("specific", "latest"):
       raise ValueError(
         f"RestoreCheckpointConfig.mode: got {self.mode!r}, expected 'specific' or 'latest' in training."
-      )
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        f"RestoreCheckpointConfig.dtype: got {self.dtype!r}, expected one of {_DTYPES}."
       )
     if not isinstance(self.path, str) and len(self.path) > 0:
       raise ValueError(
         f"RestoreCheckpointConfig.path: got {self.path!r}, expected one path, or an empty list for none."
       )
-    _reject_t5x_only("RestoreCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
 
 
 @dataclasses.dataclass
@@ -106,8 +98,12 @@ class CheckpointConfig:
   restore: RestoreCheckpointConfig | None = None
 
 
-def _reject_t5x_only(owner: str, checkpointer_cls: Any, checkpoint_manager_cls: Any) -> None:
-  if checkpointer_cls is not None or checkpoint_manager_cls is not None:
+def _check(config: SaveCheckpointConfig | RestoreCheckpointConfig) -> None:
+  """Rejects an unknown `dtype`, and what only T5X supports."""
+  owner = type(config).__name__
+  if config.dtype not in _DTYPES:
+    raise ValueError(f"{owner}.dtype: got {config.dtype!r}, expected one of {_DTYPES}.")
+  if config.checkpointer_cls is not None or config.checkpoint_manager_cls is not None:
     raise ValueError(
       f"{owner}: checkpointer_cls and checkpoint_manager_cls select among T5X's classes; the built-in engine "
       "always uses Orbax. Remove the binding, or train with T5X."

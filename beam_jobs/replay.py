@@ -32,6 +32,7 @@ from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS
 from data import provenance
 from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rule
 
@@ -153,7 +154,7 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
   """The job of a replay, with the clips, filters and encoders of the job.
 
   Raises:
-    SettingsMismatch: if the encoders are not those of the job, by their fingerprints.
+    Mismatch: if the encoders are not those of the job, by their fingerprints.
     ValueError: if flags name encoders, but the cache contains pixels.
   """
   before = replay.settings
@@ -204,7 +205,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
   """The job's batch sizes, so that latents round as in the job.
 
   Raises:
-    SettingsMismatch: if a flag differs from the job's value.
+    Mismatch: if a flag differs from the job's value.
     ValueError: if neither the cache nor a flag gives a value.
   """
   given = running.given(args, running.BATCH_SIZES)
@@ -218,7 +219,7 @@ def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[st
     )
   for name, value in given.items():
     if value != sizes[name]:
-      raise settings.SettingsMismatch(
+      raise Mismatch(
         f"--{name}: got {value}, but {args.output} was made with {sizes[name]}, and latents of another batch "
         "size may round differently; remove the flag"
       )

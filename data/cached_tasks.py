@@ -16,7 +16,7 @@ from seqio import utils
 from data import batch_spec, schema
 from data.corpus import CorpusConstants
 from data.provenance import Provenance, read_provenance
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 
 class _UncachedSource(seqio.DataSource):
@@ -149,7 +149,7 @@ class CachedMixture(seqio.Mixture):
     """The tasks' common provenance.
 
     Raises:
-      ProvenanceMismatch: naming the first field in which two tasks differ.
+      Mismatch: naming the first field in which two tasks differ.
     """
     first, *others = self._cached_tasks()
     common = first.walt_provenance
@@ -162,7 +162,7 @@ class CachedMixture(seqio.Mixture):
         if field == "latents":
           continue
         if common.get(field) != found.get(field):
-          raise ProvenanceMismatch(
+          raise Mismatch(
             f"mixture {self.name!r}: {field} differs: {first.name} has {common.get(field)!r}, {other.name} has "
             f"{found.get(field)!r}; preprocess both with the same encoders, or train on one"
           )

@@ -27,7 +27,7 @@ def constants_of(dataset: Any) -> Callable[[], CorpusConstants]:
   Args:
     dataset: a task or mixture of `data.tasks`, or its registered name.
 
-  The function raises FileNotFoundError if no cache directory contains the task, and ProvenanceMismatch if a field is
+  The function raises FileNotFoundError if no cache directory contains the task, and Mismatch if a field is
   missing or cannot be normalized.
   """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data import schema
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 FILE_NAME = "provenance.json"
 
@@ -72,17 +72,17 @@ class Provenance:
       task: name of the cache in errors.
 
     Raises:
-      ProvenanceMismatch: if the cache has no such field, or a channel is constant.
+      Mismatch: if the cache has no such field, or a channel is constant.
     """
     for field in fields.values():
       if field not in self.latents:
-        raise ProvenanceMismatch(
+        raise Mismatch(
           f"the cache of {task!r} has latents {sorted(self.latents)}, not {field!r}: set the task's `latents` to one "
           "of them, or preprocess with that resolution"
         )
       std = list(self.latents[field].std)
       if min(std) <= 0:
-        raise ProvenanceMismatch(
+        raise Mismatch(
           f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({std}), which cannot be normalized: "
           "the tokenizer does not use that channel; train it longer or with fewer channels"
         )
@@ -93,11 +93,11 @@ class Provenance:
     """Parses and checks the contents of the file.
 
     Raises:
-      ProvenanceMismatch: if the schema version differs or a field is missing.
+      Mismatch: if the schema version differs or a field is missing.
     """
     raw = json.loads(text)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{name}: schema_version: got {raw.get('schema_version')}, expected {schema.SCHEMA_VERSION}; "
         "preprocess the media again with this version of beam_jobs"
       )
@@ -116,7 +116,7 @@ class Provenance:
         null_embedding=embedding.reshape(len(null["ids"]), width).astype(np.float32),
       )
     except KeyError as error:
-      raise ProvenanceMismatch(f"{name}: field {error} is missing") from error
+      raise Mismatch(f"{name}: field {error} is missing") from error
 
 
 def read_provenance(folder: str) -> Provenance:
@@ -163,7 +163,7 @@ def check_provenance(
     name: name of the cache in errors.
 
   Raises:
-    ProvenanceMismatch: naming the field, its value in the cache and the expected value.
+    Mismatch: naming the field, its value in the cache and the expected value.
   """
   wanted = {
     "vae.fingerprint": (found.vae["fingerprint"], vae_fingerprint),
@@ -173,14 +173,14 @@ def check_provenance(
   }
   for field, channels in (latents or {}).items():
     if field not in found.latents:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{name}: latents: got {sorted(found.latents)}, expected {field!r}; set another field, or preprocess "
         "with its resolution"
       )
     wanted[f"latents[{field}].channels"] = (found.latents[field].channels, channels)
   for field, (got, expected) in wanted.items():
     if expected is not None and got != expected:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{name}: {field}: got {got!r}, expected {expected!r}; use the checkpoint that made the cache, or "
         "preprocess again"
       )

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from data import schema
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.pixels import to_float
 
 _LOCK = threading.Lock()
-
-
-class EncoderMismatch(ValueError):
-  """A checkpoint that does not match the VAE that loads it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +217,7 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
   """Selects the VAE's parameters from a checkpoint, which may also hold a discriminator.
 
   Raises:
-    EncoderMismatch: naming the first parameter that is missing, unexpected or of another shape.
+    Mismatch: naming the first parameter that is missing, unexpected or of another shape.
   """
   import jax
   import jax.numpy as jnp
@@ -246,7 +243,7 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
   candidates = [params, *(tree for tree in params.values() if isinstance(tree, Mapping))]
   best = min(candidates, key=lambda tree: len(differences(tree)))
   if problems := differences(best):
-    raise EncoderMismatch(
+    raise Mismatch(
       f"{name} does not fit the VAE of --vae_gin_file; {len(problems)} parameters differ, first "
       f"{problems[0]}; set the gin file that the checkpoint was trained with"
     )

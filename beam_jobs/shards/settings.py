@@ -9,12 +9,9 @@ from typing import Any
 from beam_jobs.shards.shard_files import SIDECAR
 from data import schema
 from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 TASK_SUFFIXES = ("_images", "_videos")
-
-
-class SettingsMismatch(ValueError):
-  """Settings that differ from those that shards were made with."""
 
 
 def settings_of(origin: Mapping[str, Any], job: Any) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
     settings: plain values; everything that decides the contents of a shard.
 
   Raises:
-    SettingsMismatch: naming each field with both values.
+    Mismatch: naming each field with both values.
   """
   path = storage.join(output, f"{task}.settings.json")
   folders = (storage.join(output, task + suffix) for suffix in TASK_SUFFIXES)
@@ -77,7 +74,7 @@ def reject_differences(
     remedy: last line of the message.
 
   Raises:
-    SettingsMismatch: if they differ, with a line for each field.
+    Mismatch: if they differ, with a line for each field.
   """
   from flax.traverse_util import flatten_dict
 
@@ -90,7 +87,7 @@ def reject_differences(
     if flat_before.get(name) != flat_now.get(name)
   ]
   if lines:
-    raise SettingsMismatch("\n".join((problem, *lines, remedy)))
+    raise Mismatch("\n".join((problem, *lines, remedy)))
 
 
 def read(output: str, task: str) -> dict[str, Any]:

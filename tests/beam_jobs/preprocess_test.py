@@ -19,6 +19,7 @@ from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
 from tests.data.captions import parse_caption
 from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -316,11 +317,9 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
 def test_other_settings_in_the_same_folder_are_rejected_by_field(finished, world):
   folder, _, _ = finished
   manifest = folder / "manifest.jsonl"
-  with pytest.raises(
-    settings.SettingsMismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"
-  ):
+  with pytest.raises(Mismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"):
     preprocess.run(world.argv(manifest, folder / "out", fps=6))
-  with pytest.raises(settings.SettingsMismatch, match=r"num_shards\.train: .* 2, this run 3"):
+  with pytest.raises(Mismatch, match=r"num_shards\.train: .* 2, this run 3"):
     preprocess.run(world.argv(manifest, folder / "out", num_shards=3))
 
 
@@ -336,7 +335,7 @@ def test_another_vae_is_rejected_by_its_fingerprint(finished, world, tmp_path):
   leaf[next(iter(leaf))] += 1
   save_checkpoint(tmp_path / "other", {"vae": params, "discriminator": {"w": np.zeros(3)}})
   argv = world.argv(folder / "manifest.jsonl", folder / "out", vae_checkpoint=tmp_path / "other")
-  with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint"):
+  with pytest.raises(Mismatch, match=r"vae\.fingerprint"):
     preprocess.run(argv)
 
 
@@ -364,7 +363,7 @@ def test_a_checkpoint_of_another_vae_names_the_parameter(world, tmp_path):
   gin = tmp_path / "wide.gin"
   gin.write_text(pathlib.Path(world.gin).read_text() + "autoencoder.CausalVae.base_channels = 8\n")
   manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
-  with pytest.raises(encoders.EncoderMismatch, match=r"parameters differ, first .*checkpoint \("):
+  with pytest.raises(Mismatch, match=r"parameters differ, first .*checkpoint \("):
     preprocess.run(world.argv(manifest, tmp_path / "out", vae_gin_file=gin))
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from data import packed_text, provenance, schema, tfrecord
 from tests.data.captions import parse_caption
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 E = 48
 
@@ -302,11 +302,11 @@ def test_provenance_of_another_schema_or_a_missing_file_is_rejected(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"beam_jobs\.preprocess"):
     provenance.read_provenance(str(tmp_path))
   raw = json.loads(make_provenance().to_json()) | {"schema_version": 99}
-  with pytest.raises(ProvenanceMismatch, match="schema_version: got 99, expected 3"):
+  with pytest.raises(Mismatch, match="schema_version: got 99, expected 3"):
     provenance.Provenance.from_json(json.dumps(raw))
   del raw["posterior"]
   raw["schema_version"] = schema.SCHEMA_VERSION
-  with pytest.raises(ProvenanceMismatch, match="'posterior' is missing"):
+  with pytest.raises(Mismatch, match="'posterior' is missing"):
     provenance.Provenance.from_json(json.dumps(raw))
 
 
@@ -322,7 +322,7 @@ def test_provenance_of_another_schema_or_a_missing_file_is_rejected(tmp_path):
   ],
 )
 def test_a_cache_with_another_provenance_is_rejected_by_field(wanted, message):
-  with pytest.raises(ProvenanceMismatch, match=message):
+  with pytest.raises(Mismatch, match=message):
     provenance.check_provenance(make_provenance(), **wanted)
 
 

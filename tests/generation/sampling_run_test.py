@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import generate
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.generation import prepared_requests, run_identity
 from walt_t5x.generation import requests as reading
 from walt_t5x.generation.cascade import Sample
@@ -126,18 +127,18 @@ def test_another_command_is_rejected_with_both_values(tmp_path, change, message)
   folder = SampleFolder(tmp_path)
   with pytest.raises(KeyboardInterrupt):
     _run(folder, _Cascade(stop_after=1))
-  with pytest.raises(run_identity.ChangedRun, match=message):
+  with pytest.raises(Mismatch, match=message):
     _run(folder, _Cascade(), **change)
 
 
 def test_changed_lines_of_gin_are_shown_and_unknown_samples_are_rejected(tmp_path):
   run_identity.begin(tmp_path, {"gin": "a = 1\nb = 2\n"})
-  with pytest.raises(run_identity.ChangedRun, match=r"gin: was b = 2\n  gin: is b = 3"):
+  with pytest.raises(Mismatch, match=r"gin: was b = 2\n  gin: is b = 3"):
     run_identity.begin(tmp_path, {"gin": "a = 1\nb = 3\n"})
   other = tmp_path / "other"
   other.mkdir()
   (other / "00000.json").write_text("{}")
-  with pytest.raises(run_identity.ChangedRun, match="has samples but no run"):
+  with pytest.raises(Mismatch, match="has samples but no run"):
     run_identity.begin(other, {})
 
 

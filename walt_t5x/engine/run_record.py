@@ -13,7 +13,7 @@ from etils import epath
 
 from walt_t5x.config import gin_config
 from walt_t5x.files import storage
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 # Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
 _FIELDS = (
@@ -46,7 +46,7 @@ class RecordRun:
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    ProvenanceMismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
+    Mismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
     FileNotFoundError: when called, if `of_run` has no record.
   """
 
@@ -78,7 +78,7 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
     provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
 
   Raises:
-    ProvenanceMismatch: names the field and both values.
+    Mismatch: names the field and both values.
   """
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
@@ -88,13 +88,13 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
 
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
-  """Raises `ProvenanceMismatch` at the first required field that differs; a field that either lacks is not compared."""
+  """Raises `Mismatch` at the first required field that differs; a field that either lacks is not compared."""
   shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
   normalization = [("latents", name, kind) for name in shared for kind in _STATISTICS]
   for field in (*_FIELDS, *normalization):
     old, new = _lookup(recorded, field), _lookup(given, field)
     if old is not None and new is not None and old != new:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{where} records that this run was trained on data with {'.'.join(field)} = {old!r}, but the dataset now has "
         f"{new!r}. Point the run at the dataset it was trained on, or start a new run in another MODEL_DIR."
       )

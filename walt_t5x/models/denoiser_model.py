@@ -17,7 +17,7 @@ from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.losses import squared_errors
 from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
@@ -98,7 +98,7 @@ class DenoiserModel(engine.BaseModel):
     found = self.corpus() if self.corpus is not None else CorpusConstants()
     width = self.module.text_dim
     if width and found.null_text is not None and found.null_text.shape[-1] != width:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"text embeddings of the cache have width {found.null_text.shape[-1]}, expected the denoiser's "
         f"text_dim={width}; train on a cache of that text encoder, or set WaltDenoiser.text_dim"
       )

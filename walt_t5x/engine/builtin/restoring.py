@@ -21,12 +21,9 @@ from walt_t5x.engine.builtin.checkpoint_manager import row_position_file, set_as
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
+from walt_t5x.files.mismatch import Mismatch
 
 Name = tuple[str, ...]
-
-
-class StateMismatch(ValueError):
-  """The checkpoint is readable but belongs to another model or optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Restorer:
       try:
         config = RestoreCheckpointConfig(path=str(folder), mode="specific")
         return self.from_config(config), step
-      except StateMismatch:
+      except Mismatch:
         raise
       except (ValueError, OSError, KeyError) as error:
         failures.append(f"{folder}: {type(error).__name__}: {str(error)[:300]}")
@@ -79,7 +76,7 @@ class Restorer:
 
     Raises:
       FileNotFoundError: no complete checkpoint exists.
-      StateMismatch: names or shapes differ from this model's.
+      Mismatch: names or shapes differ from this model's.
     """
     checkpoint = checkpoints.find_checkpoint(str(config.path))
     logging.info("Restoring %s.", checkpoint)
@@ -115,7 +112,7 @@ class Restorer:
           found[name] = jax.device_put(jnp.copy(arrays[source]), shardings[name])
     missing = sorted("/".join(k) for k in wanted if k not in found)
     if missing and not config.fallback_to_scratch:
-      raise StateMismatch(
+      raise Mismatch(
         f"{checkpoint} lacks {len(missing)} of the {len(wanted)} arrays of this model and optimizer, first "
         f"{missing[:3]}; it has {len(metadata)}, first {['/'.join(k) for k in list(metadata)[:3]]}. Train the model "
         "that wrote it, or set RestoreCheckpointConfig.assignment_map with fallback_to_scratch=True."
@@ -212,7 +209,7 @@ def _check_shapes(
 ) -> None:
   for name, (source, shape) in found.items():
     if tuple(shape) != tuple(wanted[name].shape):
-      raise StateMismatch(
+      raise Mismatch(
         f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, expected {tuple(wanted[name].shape)} for "
         f"{'/'.join(name)}. Train the model that wrote it, or drop the name in RestoreCheckpointConfig.assignment_map."
       )

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -250,3 +251,11 @@ def test_help_loads_nothing_heavy_and_names_the_program(program):
     if "|" in line
   }
   assert not loaded & {"jax", "flax", "tensorflow", "seqio", "apache_beam", "torch"}
+
+
+def test_the_documented_way_of_an_example_is_at_most_25_files():
+  page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+  walk = page.partition("## One example")[2].partition("\n## ")[0]
+  files = set(re.findall(r"`([\w/]+\.py)`", walk))
+  assert 20 <= len(files) <= 25
+  assert [name for name in sorted(files) if not (ROOT / name).is_file()] == []

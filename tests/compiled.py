@@ -1,4 +1,4 @@
-"""Applies modules in one compiled program; without it every operation on every shape is a program of its own."""
+"""Applies modules in one compiled program; otherwise every operation on every shape is a separate program."""
 
 from typing import Any
 

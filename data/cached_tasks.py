@@ -1,6 +1,7 @@
 """SeqIO tasks and mixtures that are read from caches and give access to their provenance."""
 
 import collections
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from seqio import utils
 
 from data import batch_spec, schema
 from data.corpus import CorpusConstants
-from data.provenance import Provenance, read_provenance
+from data.provenance import LatentStatistics, Provenance, read_provenance
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
@@ -32,7 +33,7 @@ class CachedTask(seqio.Task):
   """A task that is read from a cache and gives access to its provenance.
 
   Attributes:
-    normalized: whether the model normalizes the latents. If not, constants and provenance have mean 0, deviation 1.
+    normalized: whether the model normalizes the latents. If not, its provenance has mean 0 and deviation 1.
     kind: 'video' for one video per example, or 'image' for a stack of images.
     walt_features: features of an example.
     fields: feature of latents -> field of the records.
@@ -44,12 +45,19 @@ class CachedTask(seqio.Task):
   fields: Mapping[str, str] = {}
 
   def provenance(self) -> Provenance:
-    """Provenance of the cache folder.
+    """Provenance of the cache folder, with the statistics by which the model normalizes.
 
     Raises:
       FileNotFoundError: if no cache directory contains the task, naming the directories.
     """
-    return read_provenance(self._cache_folder())
+    found = read_provenance(self._cache_folder())
+    if self.normalized:
+      return found
+    latents = {
+      field: LatentStatistics(channels=s.channels, mean=[0.0] * s.channels, std=[1.0] * s.channels)
+      for field, s in found.latents.items()
+    }
+    return dataclasses.replace(found, latents=latents)
 
   def _cache_folder(self) -> str:
     if not self.cache_dir:
@@ -76,21 +84,14 @@ class CachedTask(seqio.Task):
   @property
   def walt_provenance(self) -> dict:
     """Provenance as a JSON tree; the trainer stores it next to the checkpoints."""
-    tree = json.loads(self.provenance().to_json())
-    if not self.normalized:
-      for statistics in tree["latents"].values():
-        statistics["mean"] = [0.0] * statistics["channels"]
-        statistics["std"] = [1.0] * statistics["channels"]
-    return tree
+    return json.loads(self.provenance().to_json())
 
   @property
   def walt_constants(self) -> CorpusConstants:
     """What is the same for all examples, for the model."""
-    provenance, moments = self.provenance(), {}
-    for name, found in provenance.statistics(self.fields, task=self.name).items():
-      moments[name] = np.array([found.mean, found.std], np.float32)
-      if not self.normalized:
-        moments[name] = np.array([[0.0], [1.0]], np.float32).repeat(found.channels, axis=1)
+    provenance = self.provenance()
+    statistics = provenance.statistics(self.fields, task=self.name)
+    moments = {name: np.array([s.mean, s.std], np.float32) for name, s in statistics.items()}
     null_text = provenance.null_embedding if "text" in self.walt_features else None
     return CorpusConstants(moments=moments, null_text=null_text)
 

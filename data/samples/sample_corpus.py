@@ -110,13 +110,9 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[di
   frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
   if path.suffix in _CLIP_SUFFIXES:
     writing.write_video(path, frames, fps=fps, crf=8)
-  elif path.suffix == ".png":
-    Image.fromarray(frames[0]).save(path)
-  elif path.suffix == ".jpg":
-    # 4:4:4: at this size, subsampled chroma would blur the color at the edges of the shape.
-    Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
   else:
-    raise ValueError(f"No writer for {job.uri}.")
+    # 4:4:4: at this size, subsampled chroma would blur the edges of the shape. PNG ignores both options.
+    Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
   return [job.row]
 
 
@@ -134,23 +130,18 @@ def write_corpus(
   require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest.
+  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest; returns its rows.
 
   Args:
     output: folder, created if missing; existing files with the same names are replaced.
-    num_clips: clips of moving shapes, training and validation together.
-    num_stills: stills, likewise.
+    num_clips, num_stills: clips of moving shapes and stills, training and validation together.
     size: edge in pixels, even.
-    num_frames: frames per clip.
-    fps: frames per second.
+    num_frames, fps: frames per clip and per second.
     seed: random seed.
     validation_fraction: fraction of clips and of stills that is held out (see `validation_count`).
     real: whether to add real clips and photographs to the training split.
     require_real: whether to fail if a package with real media is missing, instead of omitting its media.
     workers: number of threads; one per core by default.
-
-  Returns:
-    The manifest's rows.
 
   Raises:
     real_media.MissingMediaError: with `require_real`, before anything is written.
@@ -202,7 +193,7 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the corpus that the arguments describe and prints the number of files of each kind."""
+  """Writes the corpus and prints the number of files of each kind."""
   parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   parser.add_argument("--output", type=Path, required=True, help="output folder")

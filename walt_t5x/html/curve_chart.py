@@ -28,12 +28,7 @@ def ticks(low: float, high: float) -> list[float]:
 def chart(title: str, curves: Curves) -> dict[str, Any]:
   """The values of a figure with all curves on the same axes, and the newest value of each below.
 
-  Args:
-    title: heading.
-    curves: name -> [(step, value)], steps ascending, values finite. A curve of one point is drawn as a dot.
-
-  Raises:
-    ValueError: `curves` has no points.
+  Values are finite, at least one; a curve of one point is drawn as a dot.
   """
   drawn = {name: points for name, points in curves.items() if points}
   if not drawn:

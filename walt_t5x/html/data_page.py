@@ -34,9 +34,7 @@ def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str
     "megabytes": f"{sum(shard.columns['kilobytes']) / 1e3:.2f}",
   }
   if sidecar:
-    facts["rows of this shard"] = (
-      f"{sidecar['rows']}: {sidecar['written']} written, {sidecar['rejected']} rejected, {sidecar['dead']} dead"
-    )
+    facts["rows of this shard"] = _outcomes(sidecar)
     if sidecar.get("quarantined"):
       facts["QUARANTINED"] = "; ".join(sidecar["quarantine"]["violations"])
     facts |= {
@@ -45,9 +43,7 @@ def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str
       if isinstance(value, Mapping) and value.get("count")
     }
   if totals:
-    facts["rows of the split"] = (
-      f"{totals['rows']}: {totals['written']} written, {totals['rejected']} rejected, {totals['dead']} dead"
-    )
+    facts["rows of the split"] = _outcomes(totals)
   if origin is None:
     facts["provenance"] = "none: the job has not finished"
     return facts
@@ -57,6 +53,10 @@ def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str
       place = part.get("checkpoint") or part.get("folder")
       facts[name] = f"{part['fingerprint'][:16]} ({place})"
   return facts
+
+
+def _outcomes(counts: Mapping[str, int]) -> str:
+  return "{rows}: {written} written, {rejected} rejected, {dead} dead".format_map(counts)
 
 
 def channel_tables(shard: Shard, origin: Any) -> list[dict[str, Any]]:
@@ -151,20 +151,17 @@ def cards(
       pictures = false_colors([record.latents[name] for record in holders])
       colored |= {f"{record.id}{name}": frames for record, frames in zip(holders, pictures)}
   for record in shard.sample:
-    clips, notes = [], {}
+    clips, notes, source = [], {}, {}
     decoded = {name: decoder(z) for name, z in record.latents.items()} if decoder else {}
-    shown = {name: frames.shape[1:3] for name, frames in {**decoded, **record.pixels}.items()}
-    source = None
-    if media_root and shown and origin:
-      source = source_clip(record, sorted(set(shown.values())), media_root, origin)
+    sizes = {frames.shape[1:3] for frames in (*decoded.values(), *record.pixels.values())}
+    if media_root and sizes and origin:
+      source = source_clip(record, sorted(sizes), media_root, origin)
       if isinstance(source, str):
-        notes["source"], source = source, None
-    for _, frames in sorted((source or {}).items()):
+        notes["source"], source = source, {}
+    for _, frames in sorted(source.items()):
       clips.append(ShownClip(name="source", frames=frames, fps=record.fps))
     for name, frames in sorted(decoded.items()):
-      note = ""
-      if source is not None:
-        note = f"PSNR {psnr(frames, source[frames.shape[1:3]]):.1f} dB"
+      note = f"PSNR {psnr(frames, source[frames.shape[1:3]]):.1f} dB" if source else ""
       clips.append(ShownClip(name=f"decoded {name}", frames=frames, fps=record.fps, note=note))
     for name, frames in sorted(record.pixels.items()):
       clips.append(ShownClip(name=name, frames=frames, fps=record.fps))

@@ -1,12 +1,12 @@
 """Contents of a page about a shard: its records' statistics, a sample of them, the ledgers, latents as images."""
 
+import collections
 import dataclasses
 import hashlib
 import heapq
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ class Shard:
   """
 
   folder: str
-  name: str
   sidecar: Mapping[str, Any]
   columns: dict[str, list[float]]
   sample: list[Any]
@@ -61,35 +60,32 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   from data import schema, tfrecord
   from walt_t5x.files import storage
 
-  columns: dict[str, list[float]] = {
-    key: []
-    for key in ("tokens", "words", "captions", "motion", "start_seconds", "label", "kilobytes")
-  }
-  chosen: list[tuple[int, int, Any]] = []
+  columns = collections.defaultdict[str, list[float]](list)
   sidecar_path = storage.join(folder, f"{name}.sidecar.json")
   sidecar = storage.read_json(sidecar_path) if storage.exists(sidecar_path) else {}
   # The records of a quarantined shard are in a separate file that seqio does not find.
   path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
-  with storage.open_raw(path) as stream:
-    for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
-      record = schema.decode(payload)
-      columns["tokens"] += [len(ids) for ids in record.text_ids if len(ids)]
-      columns["words"] += [len(caption.split()) for caption in record.captions]
-      columns["captions"].append(len(record.captions))
-      columns["kilobytes"].append(len(payload) / 1000)
-      if record.modality == "video":
-        columns["motion"].append(record.motion)
-        columns["start_seconds"].append(record.start_seconds)
-      if record.label != schema.NO_LABEL:
-        columns["label"].append(record.label)
-      draw = hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8]
-      entry = (-int.from_bytes(draw, "big"), index, record)
-      if len(chosen) < rows:
-        heapq.heappush(chosen, entry)
-      elif rows:
-        heapq.heappushpop(chosen, entry)
+
+  def drawn() -> Iterator[tuple[bytes, int, Any]]:
+    """(random bytes, index, record) of every record, whose statistics are added to the columns."""
+    with storage.open_raw(path) as stream:
+      for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
+        record = schema.decode(payload)
+        columns["tokens"] += [len(ids) for ids in record.text_ids if len(ids)]
+        columns["words"] += [len(caption.split()) for caption in record.captions]
+        columns["captions"].append(len(record.captions))
+        columns["kilobytes"].append(len(payload) / 1000)
+        if record.modality == "video":
+          columns["motion"].append(record.motion)
+          columns["start_seconds"].append(record.start_seconds)
+        if record.label != schema.NO_LABEL:
+          columns["label"].append(record.label)
+        yield hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8], index, record
+
+  # At least one, because `nsmallest` reads nothing for none.
+  chosen = heapq.nsmallest(max(rows, 1), drawn())[:rows]
   sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
-  return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
+  return Shard(folder=folder, sidecar=sidecar, columns=columns, sample=sample)
 
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -105,8 +101,8 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
     history = []  # Partly deleted: `beam_jobs.verify` reports it; here every dead letter is shown.
   ledgers = []
   for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[tuple[str, str]]] = {}
+    counts = collections.Counter[str]()
+    examples = collections.defaultdict[str, list[tuple[str, str]]](list)
     for name in names:
       path = storage.join(folder, f"{name}.{kind}.jsonl")
       if not storage.exists(path):
@@ -119,9 +115,9 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
           if kind == "dead" and not replays.is_current(entry["reason"], written_by, history):
             continue
           counts[entry["reason"]] += 1
-          shown = examples.setdefault(entry["reason"], [])
-          if len(shown) < _EXAMPLES:
-            shown.append((str(entry["uri"])[:200], f"{entry['stage']}: {entry['error']}"[:400]))
+          if len(examples[entry["reason"]]) < _EXAMPLES:
+            text = f"{entry['stage']}: {entry['error']}"[:400]
+            examples[entry["reason"]].append((str(entry["uri"])[:200], text))
     ledgers.append({"title": title, "counts": counts, "examples": examples})
   return ledgers
 
@@ -166,13 +162,9 @@ def latent_decoder(checkpoint: str, provenance: Any) -> Callable[[np.ndarray], n
 
 
 def false_colors(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Latents as images: their first three principal components as red, green and blue.
+  """Latents (t, h, w, c) as images: their first three principal components as red, green and blue.
 
-  Args:
-    latents: each (t, h, w, c).
-
-  Returns:
-    uint8 (t, h, w, 3) each; black to white is -2 to 2 standard deviations.
+  Returns uint8 (t, h, w, 3) each; black to white is -2 to 2 standard deviations.
   """
   flat = np.concatenate([np.asarray(z, np.float64).reshape(-1, z.shape[-1]) for z in latents])
   mean = flat.mean(axis=0)

@@ -40,12 +40,9 @@ class ShownClip:
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
-  """Renders `templates/<template>.html.j2` and writes the page atomically.
+  """Renders `templates/<template>.html.j2` and writes the page, a path that ends in .html, atomically.
 
   Iterators among the values are consumed while the page is written, so that one card at a time is in memory.
-
-  Raises:
-    ValueError: the path does not end in .html.
   """
   path = Path(path)
   if path.suffix.lower() not in (".html", ".htm"):

@@ -27,15 +27,12 @@ def write_report(
   """Writes the page atomically.
 
   Args:
-    path: ends in .html.
+    path: ends in .html, else ValueError.
     title: heading and window title.
     runs: runs in order of appearance.
     plans: run name -> figures of `walt_t5x.plan`, or the reason why there are none.
     scores: scores of all sample folders.
     samples: `generation.sample_folder.StoredSample`s to show.
-
-  Raises:
-    ValueError: the path has another suffix.
   """
   return write_page(
     path,

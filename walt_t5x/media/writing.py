@@ -29,10 +29,7 @@ _LIMITED_RANGE = 1
 # Suffix, which also names FFmpeg's muxer -> encoder and its options.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
   ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"}),
-  ".webm": (
-    "libvpx-vp9",
-    {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"},
-  ),
+  ".webm": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}),
   ".avi": ("mpeg4", {"bf": "0"}),
 }
 _ANIMATIONS: dict[str, dict[str, Any]] = {
@@ -44,43 +41,34 @@ LOSSLESS_SUFFIX = ".mkv"
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
-  # Chroma has half the resolution, so 4:2:0 codecs support only even sizes. The border pixel is
-  # repeated.
+  # Chroma has half the resolution, so 4:2:0 codecs support only even sizes. The border pixel is repeated.
   odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
-  if not (odd_height or odd_width):
-    return frames
   return np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
 
 
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, *, fps: float, crf: int = 12, scale: int = 1
 ) -> Path:
-  """Writes one clip atomically; the suffix selects the format.
+  """Writes one clip atomically and returns its path; the suffix selects the format.
 
   Args:
     path: ends in .mp4 (H.264), .webm (VP9), .avi (MPEG-4), .gif or .webp.
-    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the
-      codec requires it.
+    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the codec requires it.
     fps: frames per second.
-    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same scale for VP9. Ignored by
-      gif and webp.
+    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same for VP9. Ignored by gif and webp.
     scale: integer factor by which pixels are repeated.
-
-  Returns:
-    The path.
 
   Raises:
     ValueError: another suffix, shape or dtype, or a rate that is not positive.
   """
   path = Path(path)
   suffix = path.suffix.lower()
-  if not 0 < fps <= 1000:
-    raise ValueError(f"got fps={fps}, expected a rate between 0 and 1000.")
+  rate = _rate(path, fps)
   frames = upscale(clip_to_uint8(frames), scale)
   with storage.writer(path) as stream:
     if suffix in VIDEO_SUFFIXES:
       # By name: ffmpeg reopens an mp4 to move its index to the front.
-      _mux(stream.name, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
+      _mux(stream.name, _pad_to_even(frames), suffix=suffix, rate=rate, crf=crf)
     elif suffix in ANIMATION_SUFFIXES:
       stream.write(_animation(frames, suffix=suffix, fps=fps))
     else:
@@ -100,10 +88,15 @@ def encode_video(
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
 
 
-def _mux(path: str, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
+def _rate(path: Path, fps: float) -> Fraction:
+  if not 0 < fps <= 1000:
+    raise ValueError(f"{path}: got fps={fps}, expected a rate between 0 and 1000.")
+  return Fraction(fps).limit_denominator(1001)
+
+
+def _mux(path: str, frames: np.ndarray, *, suffix: str, rate: Fraction, crf: int) -> None:
   import av
 
-  rate = Fraction(fps).limit_denominator(1001)
   options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix == ".mp4" else {})
   encoder, settings = _ENCODERS[suffix]
   if suffix == ".avi":
@@ -153,7 +146,7 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 def lossless_writer(
   path: str | os.PathLike[str], *, fps: float
 ) -> Iterator[Callable[[np.ndarray], None]]:
-  """Writes one video, a few frames at a time, so that memory does not grow with its length.
+  """Yields a function that writes the next frames, uint8 [T, H, W, 3], so that memory does not grow with the length.
 
   The file appears complete when the `with` block ends, and not at all if it raises.
 
@@ -161,20 +154,15 @@ def lossless_writer(
     path: ends in .mkv.
     fps: frames per second.
 
-  Yields:
-    A function that writes the next frames, uint8 [T, H, W, 3], all of one size.
-
   Raises:
-    ValueError: the path has another suffix, the rate is out of range, frames have another dtype, rank or size, or
-      there are none.
+    ValueError: another suffix, rate, dtype, rank or size than the first frames', or no frames.
   """
   import av
 
   path = Path(path)
   if path.suffix != LOSSLESS_SUFFIX:
     raise ValueError(f"got {path}, expected a name that ends in {LOSSLESS_SUFFIX}.")
-  if not 0 < fps <= 1000:
-    raise ValueError(f"{path}: got fps={fps}, expected a rate between 0 and 1000.")
+  rate = _rate(path, fps)
   stream: Any = None
 
   def append(frames: np.ndarray) -> None:
@@ -182,7 +170,7 @@ def lossless_writer(
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
       raise ValueError(f"{path}: got {frames.dtype} {frames.shape}, expected uint8 [T, H, W, 3].")
     if stream is None:
-      stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
+      stream = container.add_stream("ffv1", rate=rate)
       stream.height, stream.width = frames.shape[1:3]
       stream.pix_fmt = "bgr0"
       stream.codec_context.thread_count = 1

@@ -72,7 +72,7 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
 
   Frame prediction and low-resolution inputs need random draws; the model adds them.
   """
-  features = batch_spec.latents_features(text=True, label=True, has_low_resolution=True)
+  features = batch_spec.latents_features(text=True, label=True, low_resolution=True)
   given: dict[str, Any] = {
     f.condition: batch.get(name) for name, f in features.items() if f.condition
   }

@@ -6,7 +6,9 @@ often as it runs: the sum over its callers, times a loop's trip count. XLA's CPU
 compiler does not, and they are read from the loop's condition, `index < constant`, as in JAX's scan: from 0, by 1.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -119,24 +121,17 @@ def _bytes(shape: str) -> int:
 
 
 def collectives(hlo: str) -> Iterator[Collective]:
-  """All collectives of an optimized HLO module.
-
-  Args:
-    hlo: `compiled.as_text()`.
-  """
+  """All collectives of an optimized HLO module, `compiled.as_text()`."""
   computations = _computations(hlo)
-  times: dict[str, int] = {}
   callers: dict[str, list[tuple[str, int]]] = {}
   for name, computation in computations.items():
     for called, loop in computation.calls:
       callers.setdefault(called, []).append((name, _trips(computations, loop)))
 
+  @functools.cache
   def runs(name: str) -> int:
-    if name not in times:
-      times[name] = int(computations[name].entry) + sum(
-        trips * runs(caller) for caller, trips in callers.get(name, ())
-      )
-    return times[name]
+    calls = sum(trips * runs(caller) for caller, trips in callers.get(name, ()))
+    return calls + int(computations[name].entry)
 
   for name, computation in computations.items():
     for instruction, shape, opcode, _ in computation.lines:
@@ -153,10 +148,10 @@ def collectives(hlo: str) -> Iterator[Collective]:
       yield Collective(kind, size, runs(name), instruction)
 
 
-def collective_bytes(hlo: str) -> dict[str, float]:
+def collective_bytes(hlo: str) -> dict[str, int]:
   """Bytes that the collectives of a step write on one device, by kind."""
-  found: dict[str, float] = {}
+  found = collections.Counter[str]()
   for collective in collectives(hlo):
     if collective.times:
-      found[collective.kind] = found.get(collective.kind, 0) + collective.times * collective.bytes
-  return found
+      found[collective.kind] += collective.times * collective.bytes
+  return dict(found)

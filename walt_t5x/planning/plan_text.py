@@ -8,11 +8,7 @@ GIB = 1024**3
 
 
 def table(plan: Any) -> str:
-  """All figures of one plan.
-
-  Args:
-    plan: a `walt_t5x.plan.Plan`.
-  """
+  """All figures of one `run_plan.Plan`."""
   lines = [f"{'part':<34} {'parameters':>15}  share"]
   for name, count in sorted(plan.parameters_by_module.items(), key=lambda item: -item[1]):
     lines.append(f"{name:<34} {count:>15,}  {count / plan.parameters:6.1%}")
@@ -44,7 +40,7 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
 
   Args:
     name: name of the slice.
-    report: a `walt_t5x.planning.tpu_report.TopologyReport` as a dict.
+    report: a `tpu_report.TopologyReport` as a dict.
     plan: the run's other figures.
   """
   limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
@@ -59,28 +55,26 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
     if needed is None and report["problem"]:
       lines.append(f"  compiler message: {report['problem']}")
     return lines + [f"  try: {advice}" for advice in plan.memory_advice]
-  lines.append(
-    f"  memory per chip                  {needed / GIB:>15.1f} GiB of {limit / GIB:.0f}: fits"
-  )
-  seconds, utilization = report["estimated_step_seconds"], report["estimated_utilization"]
-  if seconds:
-    rows = plan.batch_size / seconds
-    lines.append(f"  step                             {seconds:>15.3f} s")
-    lines.append(f"  examples per second              {rows:>15.1f}")
+
+  def add(name: str, value: str, unit: str = "") -> None:
+    lines.append(f"  {name:<32} {value:>15} {unit}".rstrip())
+
+  add("memory per chip", f"{needed / GIB:.1f}", f"GiB of {limit / GIB:.0f}: fits")
+  if seconds := report["estimated_step_seconds"]:
+    rows, hosts = plan.batch_size / seconds, report["hosts"]
+    add("step", f"{seconds:.3f}", "s")
+    add("examples per second", f"{rows:.1f}")
     if plan.steps:
-      days = seconds * plan.steps / 86400
-      lines.append(f"  {f'the {plan.steps:,} steps of the run':<32} {days:>15.1f} days")
+      add(f"the {plan.steps:,} steps of the run", f"{seconds * plan.steps / 86400:.1f}", "days")
     megabytes = rows * plan.bytes_per_row / 1e6
-    lines.append(
-      f"  input, all hosts                 {megabytes:>15.1f} MB/s: {megabytes / report['hosts']:.1f} "
-      f"from each of {report['hosts']}"
-    )
+    each = f"MB/s: {megabytes / hosts:.1f} from each of {hosts}"
+    add("input, all hosts", f"{megabytes:.1f}", each)
   elif report["problem"]:
     lines.append(f"  {report['problem']}")
-  if utilization:
-    lines.append(f"  model FLOPs utilization          {utilization:>15.1%}")
+  if utilization := report["estimated_utilization"]:
+    add("model FLOPs utilization", f"{utilization:.1%}")
   for kind, count in sorted(report["collective_bytes"].items()):
-    lines.append(f"  {kind + ' per step and chip':<32} {count / GIB:>15.2f} GiB")
+    add(f"{kind} per step and chip", f"{count / GIB:.2f}", "GiB")
   return lines
 
 
@@ -92,15 +86,7 @@ def memory_advice(
   num_microbatches: int,
   fully_sharded: bool,
 ) -> list[str]:
-  """Flags that reduce the memory of a step, cheapest first.
-
-  Args:
-    remat: the current policy.
-    remat_name: its name in gin.
-    batch_size: the current batch size.
-    num_microbatches: the current number of microbatches.
-    fully_sharded: whether parameters are split over the chips.
-  """
+  """Flags that reduce the memory of a step, cheapest first, from the run's settings; `remat_name` is remat in gin."""
   found = []
   if remat not in ("full", True):
     value = True if isinstance(remat, bool) else "\"'full'\""
@@ -122,11 +108,7 @@ def memory_advice(
 
 
 def comparison(plans: Mapping[str, Any]) -> str:
-  """The figures of several files next to each other.
-
-  Args:
-    plans: plans by the name of the file.
-  """
+  """The figures of several files next to each other, from plans by the name of the file."""
   columns = []
   for file, plan in plans.items():
     column = {"": Path(file).stem, "parameters": f"{plan.parameters:,}"} | _step_figures(plan)
@@ -141,13 +123,7 @@ def comparison(plans: Mapping[str, Any]) -> str:
 
 
 def search_table(name: str, variants: Sequence[Any], best: Any) -> str:
-  """The variants that `--search` tried on a slice, and the recommended one.
-
-  Args:
-    name: name of the slice.
-    variants: `walt_t5x.planning.tpu_report.Variant`s.
-    best: the recommended one, or None.
-  """
+  """The `tpu_report.Variant`s that `--search` tried on the slice `name`, and the best, if any."""
   lines = [
     f"{name}: estimated by the TPU compiler, not measured",
     f"{'batch':>8} {'remat':>8} {'GiB per chip':>22} {'step, s':>10} {'examples/s':>14} {'utilization':>12}",

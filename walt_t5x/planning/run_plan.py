@@ -127,10 +127,7 @@ def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _configured() -> tuple[Any, dict[str, Any]]:
-  """The model of the parsed gin files, and its data as arguments of `plan_model`.
-
-  LATENTS, LOW_RESOLUTION and TEXT_LENGTH describe the data, or `pixel_task.pixels` that of a tokenizer.
-  """
+  """The model of the parsed gin files, and its data as arguments of `plan_model`."""
   from walt_t5x.config import gin_config
 
   model = gin_config.macro_value("MODEL")
@@ -191,17 +188,12 @@ def _report(plan: Plan, model: Any, rows: int, *, data: Mapping[str, Any], topol
 
 
 def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
-  """The TPU compiler's reports for the parsed gin files.
-
-  Args:
-    plan: the plan of the same files.
-    names: slices such as 'v5p:4x4x4'.
-  """
+  """The TPU compiler's reports for the parsed gin files, of `plan`, on slices such as 'v5p:4x4x4'."""
   model, data = _configured()
-  reports = {
-    name: _report(plan, model, plan.batch_size, data=data, topology=name) for name in names
+  return {
+    name: dataclasses.asdict(_report(plan, model, plan.batch_size, data=data, topology=name))
+    for name in names
   }
-  return {name: dataclasses.asdict(report) for name, report in reports.items()}
 
 
 def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:

@@ -120,7 +120,7 @@ def drop(
     if null_text is None:
       raise ValueError(
         "dropping the text requires the null caption's embedding: got no null_text; bind DenoiserModel.corpus = "
-        "@corpus.constants_of()_of() (gin/runs/train.gin), which reads it from the cache's provenance.json"
+        "@corpus.constants_of() (gin/runs/train.gin), which reads it from the cache's provenance.json"
       )
     assert conditioning.text_mask is not None, "text comes with its mask"
     text, mask = null_text_like(null_text, conditioning.text)

@@ -308,30 +308,3 @@ def test_provenance_of_another_schema_or_a_missing_file_is_rejected(tmp_path):
   raw["schema_version"] = schema.SCHEMA_VERSION
   with pytest.raises(Mismatch, match="'posterior' is missing"):
     provenance.Provenance.from_json(json.dumps(raw))
-
-
-@pytest.mark.parametrize(
-  ("wanted", "message"),
-  [
-    ({"vae_fingerprint": "v2"}, r"vae\.fingerprint: got 'v1', expected 'v2'"),
-    ({"text_fingerprint": "t2"}, r"text_encoder\.fingerprint: got 't1', expected 't2'"),
-    ({"embedding_dim": 4}, r"embedding_dim: got 3, expected 4"),
-    ({"posterior": "sample"}, "posterior: got 'mean', expected 'sample'"),
-    ({"latents": {"latents/5x8x8": 2}}, r"got \['latents/3x8x8'\], expected 'latents/5x8x8'"),
-    ({"latents": {"latents/3x8x8": 8}}, r"channels: got 2, expected 8"),
-  ],
-)
-def test_a_cache_with_another_provenance_is_rejected_by_field(wanted, message):
-  with pytest.raises(Mismatch, match=message):
-    provenance.check_provenance(make_provenance(), **wanted)
-
-
-def test_a_cache_with_the_expected_provenance_passes():
-  provenance.check_provenance(
-    make_provenance(),
-    vae_fingerprint="v1",
-    text_fingerprint="t1",
-    embedding_dim=3,
-    posterior="mean",
-    latents={"latents/3x8x8": 2},
-  )

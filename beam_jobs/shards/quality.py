@@ -38,14 +38,12 @@ class Band:
           for channel, value in enumerate(values)
           if not low <= value <= high
         ]
-    if self.min_psnr is not None:
-      for name in sorted(sidecar["moments"]):
-        measured = sidecar["psnr"].get(name)
-        psnr = measured["sum"] / measured["count"] if measured else math.inf
-        if not measured:
-          found.append(f"{name}: no PSNR was measured (--qa_samples)")
-        elif psnr < self.min_psnr:
-          found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
+    for name in sorted(sidecar["moments"]) if self.min_psnr is not None else ():
+      measured = sidecar["psnr"].get(name)
+      if not measured:
+        found.append(f"{name}: no PSNR was measured (--qa_samples)")
+      elif (psnr := measured["sum"] / measured["count"]) < self.min_psnr:
+        found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
     return found
 
 

@@ -171,9 +171,9 @@ def graph_of(pipeline: Any, options: Any) -> Any:
   graph = pipeline.to_runner_api(default_environment=environment)
   validate_pipeline_graph(graph)
   if is_dataflow(options):
-    for name, found in graph.components.environments.items():
+    for found in graph.components.environments.values():
       docker = environments.resolve_anyof_environment(found, common_urns.environments.DOCKER.urn)
-      graph.components.environments[name].CopyFrom(docker)
+      found.CopyFrom(docker)
   if graph.ByteSize() > _LARGEST_GRAPH:
     raise ValueError(
       f"the job's graph has {graph.ByteSize()} bytes, Dataflow accepts {_LARGEST_GRAPH}: pass fewer --class_names "
@@ -186,18 +186,14 @@ def summary(graph: Any) -> dict[str, Any]:
   """Size and steps of a graph."""
   from apache_beam.portability import common_urns
 
+  environments = graph.components.environments.values()
   leaves = [t for t in graph.components.transforms.values() if not t.subtransforms]
   urns = Counter(transform.spec.urn for transform in leaves)
   return {
     "graph_bytes": graph.ByteSize(),
     "steps": len(leaves),
     "shuffles": urns[common_urns.primitives.GROUP_BY_KEY.urn],
-    "environments": sorted(
-      {
-        environment.urn.rpartition(":env:")[2]
-        for environment in graph.components.environments.values()
-      }
-    ),
+    "environments": sorted({one.urn.rpartition(":env:")[2] for one in environments}),
   }
 
 

@@ -88,10 +88,9 @@ def job_fields(args: argparse.Namespace) -> dict[str, Any]:
     "decoding": DecodeSettings(
       isolation=args.decode_isolation,
       timeout_seconds=args.decode_timeout,
-      processes=args.decode_threads,
+      threads=args.decode_threads,
       memory_mib=args.decode_memory_mib,
     ),
-    "decode_threads": args.decode_threads,
     "qa_samples": args.qa_samples,
     "band": Band(min_psnr=args.qa_min_psnr, **bounds),
   }

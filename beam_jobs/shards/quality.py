@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,8 @@ class Samples:
     return [kept for _, kept in self._kept]
 
 
-def measure(samples: Samples, encoders: Any, *, rows: int) -> dict[str, list[float]]:
-  """Decode PSNR in dB of the sampled rows by latents field, finite values only.
+def measure(samples: Samples, encoders: Any, *, rows: int) -> Iterator[tuple[str, float]]:
+  """(latents field, decode PSNR in dB) of each sampled row, finite values only.
 
   Args:
     samples: kept values, which map a latents field to (latents, pixels).
@@ -79,11 +79,9 @@ def measure(samples: Samples, encoders: Any, *, rows: int) -> dict[str, list[flo
     rows: batch size of the compiled function.
   """
   kept = samples.rows()
-  found: dict[str, list[float]] = {}
   for name in sorted({name for fields in kept for name in fields}):
     pairs = [fields[name] for fields in kept if name in fields]
     for start in range(0, len(pairs), rows):
       latents, pixels = zip(*pairs[start : start + rows])
       values = encoders.psnr(np.stack(latents), np.stack(pixels), rows)
-      found.setdefault(name, []).extend(float(v) for v in values if np.isfinite(v))
-  return found
+      yield from ((name, float(value)) for value in values if np.isfinite(value))

@@ -54,9 +54,10 @@ class ReadRows(beam.PTransform):
 def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
   """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name)."""
   if spec.kind == "folder":
-    return folders.folder_lines(spec.pattern, *part, spec.columns, spec.validation_files)
+    split, name = part
+    return folders.folder_lines(spec.pattern, split, name, spec.columns, spec.validation_files)
   if spec.kind == "parquet":
-    return tables.parquet_lines(*part, spec.columns)
+    return tables.parquet_lines(*part, columns=spec.columns)
   if spec.kind == "webdataset":
     uri = part.removeprefix(spec.media_root.rstrip("/") + "/")
     return webdataset.tar_lines(part, uri, spec.columns)

@@ -34,14 +34,7 @@ def difference_hash(picture: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(frames: np.ndarray) -> np.ndarray:
-  """Hashes of the first, middle and last frame of a clip.
-
-  Args:
-    frames: uint8 (frames, height, width, 3).
-
-  Returns:
-    uint64 (3, 2); an image has the same hash three times.
-  """
+  """Hashes uint64 (3, 2) of the first, middle and last frame of a clip, uint8 (frames, height, width, 3)."""
   chosen = (0, len(frames) // 2, len(frames) - 1)
   hashes = {index: difference_hash(frames[index]) for index in set(chosen)}
   return np.stack([hashes[index] for index in chosen])
@@ -66,12 +59,12 @@ class Seen:
     self._uris: list[str] = []
 
   def check(self, uri: str, media_id: str, frames: Mapping[tuple[int, int], np.ndarray]) -> None:
-    """Add the media of a row.
+    """Adds the media of a row.
 
     Args:
       uri: named in the message of a later duplicate.
       media_id: hash of the content and the time window.
-      frames: frames by (height, width); the smallest resolution is hashed.
+      frames: uint8 (frames, height, width, 3) by (height, width); the smallest resolution is hashed.
 
     Raises:
       Rejected: 'exact_duplicate' or 'near_duplicate', naming the first row.
@@ -90,12 +83,9 @@ class Seen:
     worst = bits.max(axis=-1, initial=0)
     found = np.flatnonzero(worst <= self._near_bits)
     if len(found):
-      first = int(found[0])
-      raise Rejected(
-        "near_duplicate",
-        f"{worst[first]} of {HASH_BITS} bits from {self._uris[first]}, expected more than "
-        f"{self._near_bits} (--near_duplicate_bits)",
-      )
+      distance = f"{worst[found[0]]} of {HASH_BITS} bits from {self._uris[found[0]]}"
+      limit = f"expected more than {self._near_bits} (--near_duplicate_bits)"
+      raise Rejected("near_duplicate", f"{distance}, {limit}")
     if count == len(self._hashes):
       self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
     self._hashes[count] = hashes

@@ -68,7 +68,7 @@ def score(raw: Mapping[str, Any], name: str) -> float | None:
   scores = raw.get("scores")
   for place in (raw, scores if isinstance(scores, Mapping) else {}):
     value = place.get(name)
-    if not isinstance(value, bool):
+    if value is not None and not isinstance(value, bool):
       with contextlib.suppress(TypeError, ValueError):
         return float(value)
   return None

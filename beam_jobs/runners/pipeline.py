@@ -1,7 +1,7 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -18,11 +18,7 @@ from walt_t5x.files import storage
 def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | None) -> None:
   """Runs the pipeline to its end, with progress lines on stderr.
 
-  Args:
-    lines: transform from the pipeline's root to manifest lines, bytes.
-    job: what to make.
-    options: Beam's pipeline options.
-    rows: number of lines, None if unknown.
+  `lines` reads manifest lines (bytes) from the pipeline's root; `rows` is their number, None if unknown.
   """
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
@@ -59,22 +55,19 @@ def _planned(lines: Any, job: Job) -> Any:
     | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
   )
   everything = (assigned, every_shard) | beam.Flatten()
+  path = plan_path(job.output, job.task, job.replay)
   _ = (
     everything
     | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
     | "CountRows" >> beam.CombinePerKey(sum)
     | "AsDict" >> beam.combiners.ToDict()
-    | "WritePlan" >> beam.Map(_write_plan, job=job)
+    | "WritePlan" >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True))
   )
   return (
     everything
     | "ByShard" >> beam.GroupByKey()
     | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
   )
-
-
-def _write_plan(plan: Mapping[str, int], job: Job) -> None:
-  storage.write_json(plan_path(job.output, job.task, job.replay), plan, indent=2, sort_keys=True)
 
 
 def _shard(name: str, **changes: int) -> ShardName:

@@ -70,10 +70,7 @@ class PixelEncoders:
 class CaptionCache:
   """Encodes each caption of a shard once: embeddings of repeated captions are cached until their last use.
 
-  Args:
-    encoders: object with `encode_text`.
-    captions: captions of every row of the shard.
-    max_bytes: size limit of the cache; beyond it, captions are encoded again.
+  `captions` are those of every row of the shard. Beyond `max_bytes` of embeddings, captions are encoded again.
   """
 
   def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):

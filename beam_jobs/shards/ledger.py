@@ -95,11 +95,7 @@ def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.Shard
 def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[str, Any]) -> Summary:
   """Sums up and checks the sidecars, writes provenance, info and stats, and COMPLETED last.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    settings_digest: digest of this run; shards with another digest are rejected.
-    origin: fields of `Provenance` except `latents`.
+  `origin` has the fields of `Provenance` except `latents`. Shards with another digest of the settings are rejected.
 
   Raises:
     LedgerError: if rows are unaccounted for, files do not belong to the plan, or no row was written.

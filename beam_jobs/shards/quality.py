@@ -55,12 +55,7 @@ class Samples:
     self._kept: list[tuple[str, Any]] = []
 
   def offer(self, key: str, take: Callable[[], Any]) -> None:
-    """Keeps a row if its key is among the smallest so far.
-
-    Args:
-      key: hex digest of the row.
-      take: returns the value to keep; only called if the row is kept.
-    """
+    """Keeps the value that `take` returns if the row's key, a hex digest, is among the smallest so far."""
     if self._count and (len(self._kept) < self._count or key < self._kept[-1][0]):
       bisect.insort(self._kept, (key, take()), key=operator.itemgetter(0))
       del self._kept[self._count :]
@@ -73,10 +68,7 @@ class Samples:
 def measure(samples: Samples, encoders: Any, *, rows: int) -> Iterator[tuple[str, float]]:
   """(latents field, decode PSNR in dB) of each sampled row, finite values only.
 
-  Args:
-    samples: kept values, which map a latents field to (latents, pixels).
-    encoders: object with `psnr`.
-    rows: batch size of the compiled function.
+  The kept values map a latents field to (latents, pixels); `rows` is the batch size of the compiled function.
   """
   kept = samples.rows()
   for name in sorted({name for fields in kept for name in fields}):

@@ -105,13 +105,9 @@ def read_all(output: str, task: str) -> list[Replay]:
 def account(
   output: str, task: str, history: Sequence[Replay], *, folder: str | None = None
 ) -> Summary:
-  """State of the rows of the manifest after the job and these replays.
+  """State of the rows of the manifest after the job and these replays, all of them finished.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    history: replays, all of them finished.
-    folder: restricts the account to this task folder.
+  `folder` restricts the account to one task folder.
 
   Raises:
     LedgerError: if rows are unaccounted for.

@@ -16,11 +16,8 @@ from beam_jobs.sources.spec import SourceSpec, files
 class ReadRows(beam.PTransform):
   """Manifest lines of a source.
 
-  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files.
-
-  Args:
-    spec: the source.
-    look: whether to read the files while the graph is built.
+  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files. `look` decides
+  whether files are read while the graph is built.
   """
 
   def __init__(self, spec: SourceSpec, *, look: bool = True):

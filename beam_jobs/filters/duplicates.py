@@ -10,19 +10,14 @@ import numpy as np
 
 from walt_t5x.media.rules import Rejected
 
-MODES = ("none", "exact", "near")
 # Bits of one image's hash: 8 x 8 differences along rows and 8 x 8 along columns.
 HASH_BITS = 128
 
 
 def difference_hash(picture: np.ndarray) -> np.ndarray:
-  """dHash of one image: whether each of 8 x 8 cells is darker than the next one, along rows and along columns.
+  """dHash, uint64 (2,), of one image, uint8 (height, width, 3).
 
-  Args:
-    picture: uint8 (height, width, 3).
-
-  Returns:
-    uint64 (2,), rows first.
+  Its bits say whether each of 8 x 8 cells is darker than the next one, along rows, then along columns.
   """
   from PIL import Image
 
@@ -49,8 +44,6 @@ class Seen:
   """
 
   def __init__(self, mode: str, near_bits: int):
-    if mode not in MODES:
-      raise ValueError(f"duplicates: got {mode!r}, expected one of {MODES}")
     if not 0 <= near_bits < HASH_BITS // 2:
       raise ValueError(f"near_bits: got {near_bits}, expected 0 to {HASH_BITS // 2 - 1}")
     self._mode, self._near_bits = mode, near_bits

@@ -39,11 +39,7 @@ class FilterSpec:
 
 
 def check_row(row: Row, rules: Sequence[Rule]) -> Row:
-  """The row without the captions that fail, before its media are read.
-
-  Raises:
-    Rejected: by a score, or if no caption is left.
-  """
+  """The row without the captions that fail; raises `Rejected` by a score, or if no caption is left."""
   for rule in rules:
     if rule.name in CAPTION_QUANTITIES:
       row = _check_captions(row, rule)

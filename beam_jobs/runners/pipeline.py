@@ -33,15 +33,10 @@ def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | N
 
 
 def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
-  """Adds the steps of `make_shards` to a pipeline."""
-  shards = _planned(root | "Rows" >> lines, job)
-  _ = shards | "MakeShard" >> beam.ParDo(MakeShard(job))
-
-
-def _planned(lines: Any, job: Job) -> Any:
-  """Manifest lines (bytes) to (name of a shard, lines), for each shard of each split with rows; writes the plan."""
+  """Adds the steps of `make_shards` to a pipeline: lines are grouped by shard, the plan is written, shards are made."""
   assigned = (
-    lines
+    root
+    | "Rows" >> lines
     | "Text" >> beam.Map(manifest_text)
     | "SkipBlank" >> beam.Filter(bool)
     | "Assign"
@@ -63,10 +58,11 @@ def _planned(lines: Any, job: Job) -> Any:
     | "AsDict" >> beam.combiners.ToDict()
     | "WritePlan" >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True))
   )
-  return (
+  _ = (
     everything
     | "ByShard" >> beam.GroupByKey()
     | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
+    | "MakeShard" >> beam.ParDo(MakeShard(job))
   )
 
 

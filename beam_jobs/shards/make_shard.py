@@ -41,10 +41,13 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
       loaded_encoders, (caption for row in rows for caption in (row.captions or ("",)))
     )
     kept = _keep(_load_ahead(rows, job, pool), writer, job)
-    # The device encodes the next batch while this one is written.
     started = (_start(batch, job, captions) for batch in _batched(kept, job))
-    for (*encoding,), _ in itertools.pairwise(itertools.chain(started, [()])):
-      _write(*encoding, field=loaded_encoders.field, writer=writer, samples=samples)
+    current = next(started, None)
+    while current:
+      # The device encodes the next batch while this one is written.
+      following = next(started, None)
+      _write(*current, field=loaded_encoders.field, writer=writer, samples=samples)
+      current = following
     for name, psnr in quality.measure(samples, loaded_encoders, rows=job.encoders.batch_size):
       writer.measure(name, psnr)
   return writer.sidecar

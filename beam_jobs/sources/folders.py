@@ -45,12 +45,7 @@ def folder_lines(
 ) -> Iterator[str]:
   """Manifest lines of one class folder.
 
-  Args:
-    root: base of the uris.
-    split: split folder, or ''.
-    name: class folder.
-    columns: with the class names.
-    validation_files: paths `<class>/<file>` that belong to validation.
+  `split` is its split folder or '', `columns` has the class names, and `validation_files` are paths `<class>/<file>`.
   """
   for file in storage.names(storage.join(root, split, name)):
     if is_media(file):

@@ -209,16 +209,13 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
 def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple:
   if args.class_names:
     return parse_class_names(_text("class_names", args.class_names))
+  names: set[str] = set()
   if kind == "folder":
-    names = sorted({name for _, name in folders.class_folders(args.manifest)})
-  elif kind == "kinetics":
-    column = columns.by_field["class"]
-    names = sorted(
-      {name for path in files(args.manifest) for name in tables.csv_values(path, column)}
-    )
-  else:
-    return ()
-  return tuple((name, class_words(name)) for name in names)
+    names = {name for _, name in folders.class_folders(args.manifest)}
+  if kind == "kinetics":
+    for path in files(args.manifest):
+      names.update(tables.csv_values(path, columns.by_field["class"]))
+  return tuple((name, class_words(name)) for name in sorted(names))
 
 
 def _check_header(path: str, kind: str, columns: Columns) -> None:

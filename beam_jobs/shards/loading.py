@@ -39,9 +39,7 @@ class DecodeSettings:
 
   def __post_init__(self):
     if self.timeout_seconds <= 0 or self.memory_mib < 0:
-      raise ValueError(
-        f"expected --decode_timeout above 0 and --decode_memory_mib >= 0, got {self}"
-      )
+      raise ValueError(f"expected a time limit above 0 and memory >= 0, got {self}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 from beam_jobs.sources.members import file_name
 from data import schema
-from walt_t5x.media.rules import ReasonedError
 
 # The last four have no decoder here: they become dead letters instead of short videos.
 IMAGE_EXTENSIONS = frozenset(
@@ -71,8 +70,8 @@ class Row:
     return self.key if self.group is None else _digest("group", self.group)
 
 
-class _BadRow(ReasonedError):
-  """A row with one of `PROBLEMS`."""
+class _BadRow(ValueError):
+  """Its arguments are one of `PROBLEMS` and a message."""
 
 
 def parse_line(line: str, folder: str) -> Row:
@@ -84,7 +83,7 @@ def parse_line(line: str, folder: str) -> Row:
       raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
     return _row(raw, folder)
   except _BadRow as error:
-    problem = (error.reason, str(error))
+    problem = (error.args[0], error.args[1])
   except (ValueError, RecursionError) as error:
     # Includes numbers with thousands of digits and deeply nested lists.
     problem = ("bad_manifest_line", str(error))

@@ -9,7 +9,6 @@ Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's.
 job that was killed resumes from the parts that it saved.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -23,14 +22,6 @@ from walt_t5x.evaluation import flags
 from walt_t5x.metrics.protocols import PROTOCOLS
 
 
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """(flags of the evaluation, flags of Beam)."""
-  parser = running.program_parser("evaluate", __doc__)
-  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-  flags.add_arguments(parser)
-  return parser.parse_known_args(argv)
-
-
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """Runs the job: prints, writes and returns what `walt_t5x.evaluate` does.
 
@@ -38,7 +29,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     FileNotFoundError: if weights or media do not exist.
     ValueError: if flags or files do not fit the protocol or Beam.
   """
-  args, rest = parse_arguments(argv)
+  parser = running.program_parser("evaluate", __doc__)
+  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+  flags.add_arguments(parser)
+  args, rest = parser.parse_known_args(argv)
   import apache_beam as beam
 
   from beam_jobs.runners import evaluation_parts
@@ -70,12 +64,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       folds[references].append(statistics)
   clips = sum(len(plan.clips) for plan in evaluation.plans)
   seconds = time.monotonic() - started
-  print(
-    f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, including the job's start"
-  )
-  return feature_scores.write_scores(
-    args, evaluation.protocol, evaluation.scores(folds[False], folds[True])
-  )
+  rate = f"{clips / seconds:.2f} clips/s, including the job's start"
+  print(f"{clips} clips in {seconds:.1f} s, {rate}")
+  scores = evaluation.scores(folds[False], folds[True])
+  return feature_scores.write_scores(args, evaluation.protocol, scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

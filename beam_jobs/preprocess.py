@@ -95,9 +95,7 @@ def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Job) -> di
     for note in dataflow.notes(options, baked):
       print(f"note: {note}")
     if result["worker_pool"] is None:
-      print(
-        "note: without the extra `gcp` the job description of Beam's Dataflow client was not made"
-      )
+      print("note: without the extra `gcp`, Beam's Dataflow client did not describe the job")
   print(json.dumps(result), flush=True)
   return result
 

@@ -26,7 +26,7 @@ from typing import Any
 from beam_jobs.filters import row_filters
 from beam_jobs.runners import running
 from beam_jobs.shards import encoders, settings
-from beam_jobs.shards.ledger import Summary, Totals
+from beam_jobs.shards.ledger import Summary
 from beam_jobs.shards.plan import Job
 from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS
@@ -82,10 +82,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   history = replays.read_all(args.output, args.task)
   pending = history.pop() if history and not history[-1].finished else None
   before = replays.account(args.output, args.task, history)
-  folders = {folder: storage.join(args.output, folder) for folder in before.completed}
-  for folder in folders.values():
-    if not pending and not storage.exists(storage.join(folder, "COMPLETED")):
-      raise LedgerError(f"{folder} has no COMPLETED: finish `python -m beam_jobs.preprocess` first")
+  for folder in before.completed if not pending else ():
+    if not storage.exists(storage.join(args.output, folder, "COMPLETED")):
+      raise LedgerError(
+        f"{args.output}/{folder} has no COMPLETED: finish `python -m beam_jobs.preprocess` first"
+      )
   limits = running.given(args, running.LIMITS)
   replay = replays.Replay(
     number=len(history) + 1,
@@ -93,8 +94,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     buckets={},
     settings={**job_settings, "clip": {**job_settings["clip"], **limits}},
   )
-  taken = {where: replay.taken(totals.dead) for where, totals in before.splits.items()}
-  taken = {where: counts for where, counts in taken.items() if counts}
+  found = {where: replay.taken(totals.dead) for where, totals in before.splits.items()}
+  taken = {where: counts for where, counts in found.items() if counts}
   replay = dataclasses.replace(
     replay, buckets=_buckets(before, taken, job_settings["num_shards"], args.num_shards)
   )
@@ -109,7 +110,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   if not taken:
     return _report(None, before, {}, before, seconds=time.monotonic() - started)
   for folder, _ in taken:
-    if folder not in folders:
+    if folder not in before.completed:
       raise LedgerError(
         f"{args.output}/{folder} has no record of the job, so it has no latent statistics; run "
         "`python -m beam_jobs.preprocess ... --retry_dead` instead"
@@ -118,7 +119,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   replay.write(args.output, args.task)
   for folder, _ in taken:
     # The folder is not complete for readers until finalize has run again.
-    storage.delete(storage.join(folders[folder], "COMPLETED"))
+    storage.delete(storage.join(args.output, folder, "COMPLETED"))
   lines = replays.TakenLines(args.output, args.task, replay=replay, history=history)
   rows = sum(counts.total() for counts in taken.values())
   pipeline.make_shards(lines, job, options, rows=rows)
@@ -151,18 +152,13 @@ def _buckets(
 
 
 def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
-  """The job of a replay, with the clips, filters and encoders of the job.
-
-  Raises:
-    Mismatch: if the encoders are not those of the job, by their fingerprints.
-    ValueError: if flags name encoders, but the cache contains pixels.
-  """
+  """The job of a replay, with the clips, filters and encoders of the job; other encoders are rejected."""
   before = replay.settings
   clip, filters = before["clip"], before["filters"]
-  config: dict[str, Any] = {**_batch_sizes(args, before)}
+  config: dict[str, Any] = dict(_batch_sizes(args, before))
   if before["vae"]:
-    text = storage.read(storage.join(args.output, folder, provenance.FILE_NAME)).decode()
-    made_by = provenance.Provenance.from_json(text)
+    saved = storage.read(storage.join(args.output, folder, provenance.FILE_NAME))
+    made_by = provenance.Provenance.from_json(saved.decode())
     config |= {
       "vae_config": json.dumps(before["vae"]["config"], sort_keys=True),
       "vae_checkpoint": args.vae_checkpoint or made_by.vae["checkpoint"],
@@ -202,12 +198,7 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
 
 
 def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, int]:
-  """The job's batch sizes, so that latents round as in the job.
-
-  Raises:
-    Mismatch: if a flag differs from the job's value.
-    ValueError: if neither the cache nor a flag gives a value.
-  """
+  """The job's batch sizes, so that latents round as in the job."""
   given = running.given(args, running.BATCH_SIZES)
   if not before["vae"]:
     return given  # Pixels do not depend on them.
@@ -236,13 +227,12 @@ def _report(
   else:
     print(f"{'task':<24} {'split':<11} {'taken':>8} {'written':>8} {'rejected':>8} {'dead':>6}")
   result: dict[str, Any] = dict.fromkeys(("rows", "written", "rejected", "dead", "quarantined"), 0)
-  for where, counts in sorted(taken.items()):
-    old, new = (summary.splits.get(where, Totals()).to_json() for summary in (before, after))
-    mine = {name: new[name] - old[name] for name in ("written", "rejected", "dead", "quarantined")}
+  for (folder, split), counts in sorted(taken.items()):
+    old, new = (summary.splits[folder, split].to_json() for summary in (before, after))
+    mine = {name: new[name] - old[name] for name in result}
     # The dead letters that it took are no longer counted.
     mine |= {"rows": counts.total(), "dead": mine["dead"] + counts.total()}
     result = {name: count + mine[name] for name, count in result.items()}
-    folder, split = where
     print(
       f"{folder:<24} {split:<11} {mine['rows']:>8} {mine['written']:>8} {mine['rejected']:>8} {mine['dead']:>6}"
     )

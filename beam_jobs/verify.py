@@ -11,7 +11,7 @@ import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from beam_jobs.runners import running
@@ -25,12 +25,13 @@ _WORTH_PROCESSES = 2**26
 
 
 def problems(folder: str, *, workers: int = 1) -> list[str]:
-  """Problems of a folder; empty if it is complete and valid.
+  """Problems of the folder of a cached task; empty if it is complete and valid.
 
   Args:
-    folder: folder of a cached task.
+    folder: path without a final slash.
     workers: number of processes that read shards; 1 reads them in this process.
   """
+  output, task = storage.parent(folder), folder.rpartition("/")[2]
   found: list[str] = []
   names = set(storage.names(folder))
   if "COMPLETED" not in names:
@@ -43,41 +44,36 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     info, stats = (
       storage.read_json(storage.join(folder, f"{kind}.{split}.json")) for kind in ("info", "stats")
     )
-    mine, missing = _shards_of(folder, split, names, info["num_shards"])
+    count = info["num_shards"]
+    wanted = {
+      shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
+    }
+    # A replay's shard of which only the sidecar or only the records exist counts too.
+    named = {
+      shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
+    }
+    wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
+    mine = []
+    for shard, sidecar in _sidecars(output, sorted(wanted)):
+      if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
+        found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
+      elif sidecar is None:
+        found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
+      else:
+        mine.append((shard.file_name, sidecar))
     examples = sum(sidecar["written"] for _, sidecar in mine)
     if examples != stats["examples"]:
-      missing.append(
+      found.append(
         f"{folder}: stats.{split}.json states {stats['examples']} examples, the shards {examples}"
       )
-    found += missing
     shards += mine
-  return found + _in_processes(folder, shards, workers)
+  return found + _in_processes(folder, shards, workers) + _plan_problems(folder, output, task)
 
 
-def _shards_of(
-  folder: str, split: str, names: Set[str], count: int
-) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
-  """Shards of a split with their sidecars, and a message for each other shard of the job and its replays."""
-  folder = folder.rstrip("/")
-  output, task = storage.parent(folder), folder.rpartition("/")[2]
-  wanted = {
-    shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
-  }
-  # A replay's shard of which only the sidecar or only the records exist counts too.
-  named = {
-    shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
-  }
-  wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
-  shards, found = [], []
-  read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), sorted(wanted))
-  for shard, sidecar in zip(sorted(wanted), read, strict=True):
-    if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
-      found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
-    elif sidecar is None:
-      found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
-    else:
-      shards.append((shard.file_name, sidecar))
-  return shards, found
+def _sidecars(output: str, shards: Sequence[shard_files.ShardName]) -> Iterator[tuple[Any, Any]]:
+  """Shards, each with its sidecar, or None if it has none that can be read."""
+  read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), shards)
+  return zip(shards, read, strict=True)
 
 
 def _in_processes(
@@ -93,20 +89,14 @@ def _in_processes(
       context = multiprocessing.get_context("spawn")
       pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context)
       run = stack.enter_context(pool).map
-    names, sidecars = zip(*shards) if shards else ((), ())
-    results = tqdm(
-      run(check, names, sidecars),
-      total=len(shards),
-      unit="shard",
-      desc=folder,
-      file=sys.stderr,
-      disable=None,
-    )
-    return [line for lines in results for line in lines]
+    checked = run(check, shards)
+    bar = tqdm(checked, folder, len(shards), unit="shard", file=sys.stderr, disable=None)
+    return [line for lines in bar for line in lines]
 
 
-def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
+def _shard_problems(folder: str, shard: tuple[str, Mapping[str, Any]]) -> list[str]:
   """Differences between a shard, its ledgers and its sidecar."""
+  name, sidecar = shard
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -130,12 +120,10 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
   return found
 
 
-def plan_problems(folder: str) -> list[str]:
+def _plan_problems(folder: str, output: str, task: str) -> list[str]:
   """Shards and rows in the plans of the job and its replays that a folder lacks; plans are next to the folder."""
   from beam_jobs.shards import replays
 
-  folder = folder.rstrip("/")
-  output, task = storage.parent(folder), folder.rpartition("/")[2]
   base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
   if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
     return [f"{folder}: no <task>.plan.json next to it, so rows of the manifest cannot be counted"]
@@ -158,9 +146,7 @@ def plan_problems(folder: str) -> list[str]:
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
   found = []
-  mine = [shard for shard in plan if shard.task == task]
-  sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
-  for shard, sidecar in zip(mine, sidecars, strict=True):
+  for shard, sidecar in _sidecars(output, [shard for shard in plan if shard.task == task]):
     if sidecar is None:
       found.append(f"{shard}: {plan[shard]} rows in the plan, but no sidecar")
     elif sidecar["rows"] != plan[shard]:
@@ -175,9 +161,8 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
   for name in storage.names(folder):
     shard = shard_files.parse_shard(f"-/{name}")
     if shard and shard.replay not in numbers:
-      found.append(
-        f"{folder}/{name} belongs to replay {shard.replay:02d}, which has no JSON file; delete it"
-      )
+      number = f"{shard.replay:02d}"
+      found.append(f"{folder}/{name} belongs to replay {number}, which has no JSON file; delete it")
   for task, split in summary.splits:
     path = storage.join(folder, f"stats.{split}.json")
     if task == folder.rpartition("/")[2] and storage.exists(path):
@@ -203,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parser.parse_args(argv)
   found = []
   for folder in arguments.folders:
-    found += problems(folder, workers=arguments.workers) + plan_problems(folder)
+    found += problems(folder.rstrip("/"), workers=arguments.workers)
   print("\n".join(found) if found else "every shard and record matches its sidecar")
   return 1 if found else 0
 

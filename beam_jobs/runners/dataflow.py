@@ -6,7 +6,7 @@ machine families and of accelerators on Dataflow.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # The machine family of each accelerator.
@@ -56,9 +56,7 @@ def is_dataflow(options: Any) -> bool:
 def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   """Flags that Dataflow would reject or that would fail on a worker; each line says what to set.
 
-  Args:
-    options: Beam's pipeline options.
-    paths: our flags that name files which workers read or write; None if a flag is not set.
+  `paths` are our flags that name files which workers read or write; None if a flag is not set.
   """
   found = []
   values = options.get_all_options()
@@ -74,10 +72,8 @@ def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
 
 def _accelerator_problems(values: Mapping[str, Any]) -> list[str]:
   found = []
-  for service in values["dataflow_service_options"] or []:
-    if not service.startswith("worker_accelerator"):
-      continue
-    fields, flag = accelerator(service), f"--dataflow_service_options: got {service!r}"
+  for service, fields in _accelerators(values):
+    flag = f"--dataflow_service_options: got {service!r}"
     tpu = fields.get("type", "").startswith("tpu-")
     number, wanted = ("topology", r"\d+x\d+(x\d+)?") if tpu else ("count", r"[1-9]\d*")
     unknown = fields.keys() - {"type", "topology", "count", "install-nvidia-driver"}
@@ -110,19 +106,19 @@ def _accelerator_problems(values: Mapping[str, Any]) -> list[str]:
   return found
 
 
-def accelerator(service: str) -> dict[str, str]:
-  """Fields of `worker_accelerator=type:T;count:N;install-nvidia-driver`."""
-  _, _, fields = service.partition("=")
-  pairs = (field.partition(":") for field in fields.split(";") if field)
-  return {name: value for name, _, value in pairs}
+def _accelerators(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+  """Each option `worker_accelerator=type:T;count:N;install-nvidia-driver` with its fields."""
+  for service in values["dataflow_service_options"] or []:
+    name, _, fields = service.partition("=")
+    if name.startswith("worker_accelerator"):
+      pairs = (field.partition(":") for field in fields.split(";") if field)
+      yield service, {field: value for field, _, value in pairs}
 
 
 def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   """Warnings about flags that may be correct but are worth checking.
 
-  Args:
-    options: Beam's pipeline options.
-    paths: our flags that name files which the launcher and the workers read from the same path.
+  `paths` are our flags that name files which the launcher and the workers read from the same path.
   """
   values = options.get_all_options()
   found = [
@@ -133,12 +129,11 @@ def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   image = _IMAGE.fullmatch(values["sdk_container_image"] or "")
   if image and image["version"] in (None, ":latest"):
     found.append("--sdk_container_image has no version; a tag keeps late workers on the same code")
-  for service in values["dataflow_service_options"] or []:
-    kind = accelerator(service).get("type")
-    if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
-      found.append(
-        f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
-      )
+  found += [
+    f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
+    for _, fields in _accelerators(values)
+    if (kind := fields.get("type")) and kind not in _FAMILIES
+  ]
   if (values["number_of_worker_harness_threads"] or 12) > 4:
     found.append(
       "--number_of_worker_harness_threads: each thread makes a shard; 2 threads keep decoding and encoding busy"
@@ -171,9 +166,9 @@ def graph_of(pipeline: Any, options: Any) -> Any:
   graph = pipeline.to_runner_api(default_environment=environment)
   validate_pipeline_graph(graph)
   if is_dataflow(options):
-    for name, found in graph.components.environments.items():
+    for found in graph.components.environments.values():
       docker = environments.resolve_anyof_environment(found, common_urns.environments.DOCKER.urn)
-      graph.components.environments[name].CopyFrom(docker)
+      found.CopyFrom(docker)
   if graph.ByteSize() > _LARGEST_GRAPH:
     raise ValueError(
       f"the job's graph has {graph.ByteSize()} bytes, Dataflow accepts {_LARGEST_GRAPH}: pass fewer --class_names "
@@ -186,18 +181,14 @@ def summary(graph: Any) -> dict[str, Any]:
   """Size and steps of a graph."""
   from apache_beam.portability import common_urns
 
+  environments = graph.components.environments.values()
   leaves = [t for t in graph.components.transforms.values() if not t.subtransforms]
   urns = Counter(transform.spec.urn for transform in leaves)
   return {
     "graph_bytes": graph.ByteSize(),
     "steps": len(leaves),
     "shuffles": urns[common_urns.primitives.GROUP_BY_KEY.urn],
-    "environments": sorted(
-      {
-        environment.urn.rpartition(":env:")[2]
-        for environment in graph.components.environments.values()
-      }
-    ),
+    "environments": sorted({one.urn.rpartition(":env:")[2] for one in environments}),
   }
 
 

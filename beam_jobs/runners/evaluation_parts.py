@@ -29,9 +29,8 @@ def make_part(number: int, args: argparse.Namespace) -> tuple[tuple[bool, int], 
   """((whether references, fold), statistics) of a part: computed, or read if it was saved."""
   evaluation = loaded(args)
   plan = evaluation.plans[number]
-  part = evaluation.part(plan)
   Metrics.counter("evaluate", "clips").inc(len(plan.clips))
-  return (plan.references, plan.fold), part
+  return (plan.references, plan.fold), evaluation.part(plan)
 
 
 def merge_parts(parts: Iterable[Any]) -> Any:

@@ -98,11 +98,13 @@ def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) 
     FileNotFoundError: if the gin file does not exist.
     ValueError: if the VAE does not accept the shape of a clip.
   """
+  shards = {"train": args.num_shards, "validation": args.num_validation_shards}
   return Job(
     output=args.output,
     task=args.task,
     manifest_folder=media_root,
-    num_shards={"train": args.num_shards, "validation": args.num_validation_shards},
+    num_shards=shards,
+    buckets=shards,
     encoders=_encoders_of(args),
     clip=ClipSpec(
       resolutions=args.resolutions,

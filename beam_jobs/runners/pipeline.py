@@ -1,7 +1,7 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -18,11 +18,7 @@ from walt_t5x.files import storage
 def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | None) -> None:
   """Runs the pipeline to its end, with progress lines on stderr.
 
-  Args:
-    lines: transform from the pipeline's root to manifest lines, bytes.
-    job: what to make.
-    options: Beam's pipeline options.
-    rows: number of lines, None if unknown.
+  `lines` reads manifest lines (bytes) from the pipeline's root; `rows` is their number, None if unknown.
   """
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
@@ -37,50 +33,37 @@ def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | N
 
 
 def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
-  """Adds the steps of `make_shards` to a pipeline."""
-  _ = root | "Rows" >> lines | "Plan" >> PlanShards(job) | "MakeShard" >> beam.ParDo(MakeShard(job))
-
-
-class PlanShards(beam.PTransform):
-  """Manifest lines (bytes) to (name of a shard, lines), for each shard of each split with rows; writes the plan."""
-
-  def __init__(self, job: Job):
-    super().__init__()
-    self._job = job
-
-  def expand(self, lines):
-    job = self._job
-    assigned = (
-      lines
-      | "Text" >> beam.Map(manifest_text)
-      | "SkipBlank" >> beam.Filter(bool)
-      | "Assign"
-      >> beam.Map(lambda line: (str(assign(line, job)), line)).with_output_types(tuple[str, str])
-    )
-    # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
-    every_shard = (
-      assigned
-      | "Split" >> beam.MapTuple(lambda name, _: str(_shard(name, index=0)))
-      | "DistinctSplits" >> beam.Distinct()
-      | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
-    )
-    everything = (assigned, every_shard) | beam.Flatten()
-    _ = (
-      everything
-      | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
-      | "CountRows" >> beam.CombinePerKey(sum)
-      | "AsDict" >> beam.combiners.ToDict()
-      | "WritePlan" >> beam.Map(_write_plan, job=job)
-    )
-    return (
-      everything
-      | "ByShard" >> beam.GroupByKey()
-      | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
-    )
-
-
-def _write_plan(plan: Mapping[str, int], job: Job) -> None:
-  storage.write_json(plan_path(job.output, job.task, job.replay), plan, indent=2, sort_keys=True)
+  """Adds the steps of `make_shards` to a pipeline: lines are grouped by shard, the plan is written, shards are made."""
+  assigned = (
+    root
+    | "Rows" >> lines
+    | "Text" >> beam.Map(manifest_text)
+    | "SkipBlank" >> beam.Filter(bool)
+    | "Assign"
+    >> beam.Map(lambda line: (str(assign(line, job)), line)).with_output_types(tuple[str, str])
+  )
+  # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
+  every_shard = (
+    assigned
+    | "Split" >> beam.MapTuple(lambda name, _: str(_shard(name, index=0)))
+    | "DistinctSplits" >> beam.Distinct()
+    | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
+  )
+  everything = (assigned, every_shard) | beam.Flatten()
+  path = plan_path(job.output, job.task, job.replay)
+  _ = (
+    everything
+    | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
+    | "CountRows" >> beam.CombinePerKey(sum)
+    | "AsDict" >> beam.combiners.ToDict()
+    | "WritePlan" >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True))
+  )
+  _ = (
+    everything
+    | "ByShard" >> beam.GroupByKey()
+    | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
+    | "MakeShard" >> beam.ParDo(MakeShard(job))
+  )
 
 
 def _shard(name: str, **changes: int) -> ShardName:
@@ -91,7 +74,7 @@ def _shard(name: str, **changes: int) -> ShardName:
 
 def _every_shard(name: str, job: Job) -> Iterator[tuple[str, str]]:
   """Every shard of a split, each with an empty line."""
-  for index in range(job.buckets_of(_shard(name).split)):
+  for index in range(job.buckets[_shard(name).split]):
     yield str(_shard(name, index=index)), ""
 
 

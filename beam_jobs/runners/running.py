@@ -88,10 +88,9 @@ def job_fields(args: argparse.Namespace) -> dict[str, Any]:
     "decoding": DecodeSettings(
       isolation=args.decode_isolation,
       timeout_seconds=args.decode_timeout,
-      processes=args.decode_threads,
+      threads=args.decode_threads,
       memory_mib=args.decode_memory_mib,
     ),
-    "decode_threads": args.decode_threads,
     "qa_samples": args.qa_samples,
     "band": Band(min_psnr=args.qa_min_psnr, **bounds),
   }
@@ -118,24 +117,20 @@ def beam_options(flags: Sequence[str]) -> Any:
 
 
 def exit_code(
-  program: str,
-  run: Callable[[Sequence[str] | None], Any],
-  argv: Sequence[str] | None = None,
+  program: str, run: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None
 ) -> int:
   """Calls `run` and returns the exit code; errors that a user can fix are printed without a traceback."""
   try:
     run(argv)
+    return 0
   except (ValueError, FileNotFoundError) as error:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 2
+    code, told = 2, str(error)
   except LedgerError as error:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 1
+    code, told = 1, str(error)
   except (CannotWrite, RuntimeError) as error:
     # Beam passes on exceptions of workers as text.
     if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":
       raise
-    _, _, told = str(error).rpartition(f"{CannotWrite.__name__}: ")
-    print(f"{program}: {told.strip()}", file=sys.stderr)
-    return 1
-  return 0
+    code, told = 1, str(error).rpartition(f"{CannotWrite.__name__}: ")[2].strip()
+  print(f"{program}: {told}", file=sys.stderr)
+  return code

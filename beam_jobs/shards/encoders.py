@@ -70,10 +70,7 @@ class PixelEncoders:
 class CaptionCache:
   """Encodes each caption of a shard once: embeddings of repeated captions are cached until their last use.
 
-  Args:
-    encoders: object with `encode_text`.
-    captions: captions of every row of the shard.
-    max_bytes: size limit of the cache; beyond it, captions are encoded again.
+  `captions` are those of every row of the shard. Beyond `max_bytes` of embeddings, captions are encoded again.
   """
 
   def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):
@@ -106,11 +103,8 @@ def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
 
   from walt_t5x.vae.autoencoder import CausalVae
 
-  fields: dict[str, Any] = {
-    field.name: field.default
-    for field in dataclasses.fields(CausalVae)
-    if field.name not in ("parent", "name")
-  }
+  fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(CausalVae)}
+  del fields["parent"], fields["name"]
   if unknown := sorted(set(bindings) - set(fields)):
     raise ValueError(f"CausalVae has no fields {unknown}; expected some of {sorted(fields)}")
   fields |= bindings
@@ -142,14 +136,12 @@ class Encoders:
     from walt_t5x.text.encoder import TextEncoder
 
     self.config = config
-    self.vae = build_vae(json.loads(config.vae_config))
-    params = select_vae_params(
-      self.vae, load_params(config.vae_checkpoint, ema=config.vae_ema), config.vae_checkpoint
-    )
+    vae = build_vae(json.loads(config.vae_config))
+    saved = load_params(config.vae_checkpoint, ema=config.vae_ema)
+    params = select_vae_params(vae, saved, config.vae_checkpoint)
     self.vae_fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
     self._params = jax.tree.map(jnp.asarray, params)
     self.text = TextEncoder.load(config.text_folder)
-    vae = self.vae
 
     @jax.jit
     def encode(params, pixels):
@@ -232,20 +224,16 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
 
   wanted = shapes_of(jax.eval_shape(vae.init, jax.random.key(0), video)["params"])
 
-  def differences(tree: Mapping[str, Any]) -> list[str]:
-    got = shapes_of(tree)
-    return [
-      f"{key}: checkpoint {got.get(key, 'has none')}, configured VAE {wanted.get(key, 'has none')}"
-      for key in sorted(set(got) | set(wanted))
-      if got.get(key) != wanted.get(key)
-    ]
+  def differing(tree: Any) -> list[str]:
+    return sorted({key for key, _ in shapes_of(tree).items() ^ wanted.items()})
 
   candidates = [params, *(tree for tree in params.values() if isinstance(tree, Mapping))]
-  best = min(candidates, key=lambda tree: len(differences(tree)))
-  if problems := differences(best):
+  best = min(candidates, key=lambda tree: len(differing(tree)))
+  if keys := differing(best):
+    got, expected = (shapes.get(keys[0], "has none") for shapes in (shapes_of(best), wanted))
     raise Mismatch(
-      f"{name} does not fit the VAE of --vae_gin_file; {len(problems)} parameters differ, first "
-      f"{problems[0]}; set the gin file that the checkpoint was trained with"
+      f"{name} does not fit the VAE of --vae_gin_file; {len(keys)} parameters differ, first {keys[0]}: checkpoint "
+      f"{got}, configured VAE {expected}; set the gin file that the checkpoint was trained with"
     )
   return best
 

@@ -41,18 +41,13 @@ class Totals:
     )
 
   def __add__(self, other: "Totals") -> "Totals":
+    names = [field.name for field in dataclasses.fields(self) if field.name != "psnr"]
+    sums = {name: getattr(self, name) + getattr(other, name) for name in names}
     psnr = dict(self.psnr)
     for name, (count, total) in other.psnr.items():
       before = psnr.get(name, (0, 0.0))
       psnr[name] = (before[0] + count, before[1] + total)
-    return Totals(
-      **{
-        field.name: getattr(self, field.name) + getattr(other, field.name)
-        for field in dataclasses.fields(self)
-        if field.name != "psnr"
-      },
-      psnr=psnr,
-    )
+    return Totals(**sums, psnr=psnr)
 
   def to_json(self) -> dict[str, Any]:
     """Plain values."""
@@ -87,7 +82,7 @@ class Summary:
 
 def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.ShardName, int]:
   """Number of rows that each shard of the job, or of a replay, must account for."""
-  plan = json.loads(storage.read(plan_path(output, task, replay)))
+  plan = storage.read_json(plan_path(output, task, replay))
   found = {shard: rows for name, rows in plan.items() if (shard := shard_files.parse_shard(name))}
   if len(found) < len(plan):
     raise LedgerError(
@@ -97,20 +92,10 @@ def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.Shard
   return found
 
 
-def finalize(
-  output: str,
-  task: str,
-  *,
-  settings_digest: str,
-  origin: Mapping[str, Any],
-) -> Summary:
+def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[str, Any]) -> Summary:
   """Sums up and checks the sidecars, writes provenance, info and stats, and COMPLETED last.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    settings_digest: digest of this run; shards with another digest are rejected.
-    origin: fields of `Provenance` except `latents`.
+  `origin` has the fields of `Provenance` except `latents`. Shards with another digest of the settings are rejected.
 
   Raises:
     LedgerError: if rows are unaccounted for, files do not belong to the plan, or no row was written.
@@ -126,12 +111,11 @@ def finalize(
   moments: dict[str, dict[str, Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
   for shard, sidecar in sidecars.items():
-    if sidecar["quarantined"]:
-      continue
-    fields[shard.task] |= set(sidecar["fields"])
-    mine = moments[shard.task]
-    for name, raw in sidecar["moments"].items():
-      mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
+    if not sidecar["quarantined"]:
+      fields[shard.task] |= set(sidecar["fields"])
+      mine = moments[shard.task]
+      for name, raw in sidecar["moments"].items():
+        mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
   summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
   if not summary.completed:
     raise LedgerError(
@@ -141,7 +125,7 @@ def finalize(
   statistics = latent_statistics(moments)
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
-    storage.write(storage.join(output, folder, provenance.FILE_NAME), kept.to_json().encode())
+    storage.write(storage.join(output, folder, provenance.FILE_NAME), kept.to_json())
     counts = Counter(shard.split for shard in plan if shard.task == folder)
     for split, count in counts.items():
       info = {
@@ -149,7 +133,8 @@ def finalize(
         "features": schema.seqio_features(sorted(fields[folder])),
         "seqio_version": importlib.metadata.version("seqio"),
       }
-      _write_json(storage.join(output, folder, f"info.{split}.json"), info)
+      path = storage.join(output, folder, f"info.{split}.json")
+      storage.write_json(path, info, indent=2, sort_keys=True)
     complete(output, folder, summary)
   return summary
 
@@ -181,13 +166,15 @@ def latent_statistics(
     for name, part in sorted(fields.items()):
       size = schema.latents_shape(name)[1:]
       merged[size] = merged.get(size, Moments()) + part
-  statistics = {}
-  for folder, fields in moments.items():
-    statistics[folder] = {}
-    for name in sorted(fields):
-      mean, std = merged[schema.latents_shape(name)[1:]].mean_std()
-      statistics[folder][name] = provenance.LatentStatistics(channels=len(mean), mean=mean, std=std)
-  return statistics
+
+  def statistics(name: str) -> provenance.LatentStatistics:
+    mean, std = merged[schema.latents_shape(name)[1:]].mean_std()
+    return provenance.LatentStatistics(channels=len(mean), mean=mean, std=std)
+
+  return {
+    folder: {name: statistics(name) for name in sorted(fields)}
+    for folder, fields in moments.items()
+  }
 
 
 def all_checked(
@@ -248,12 +235,9 @@ def complete(output: str, folder: str, summary: Summary) -> None:
     if task == folder:
       held = [name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")]
       stats = {"examples": totals.written, "quarantined_shards": sorted(held)} | totals.to_json()
-      _write_json(storage.join(output, folder, f"stats.{split}.json"), stats)
+      path = storage.join(output, folder, f"stats.{split}.json")
+      storage.write_json(path, stats, indent=2, sort_keys=True)
   storage.write(storage.join(output, folder, "COMPLETED"), b"")
-
-
-def _write_json(path: str, tree: Mapping[str, Any]) -> None:
-  storage.write(path, (json.dumps(tree, indent=2, sort_keys=True) + "\n").encode())
 
 
 def rows_on_disk(output: str, task: str, replay: int = 0) -> int:

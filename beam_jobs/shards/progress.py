@@ -35,10 +35,7 @@ def reported(
 ) -> Iterator[None]:
   """Prints a line every few seconds inside the block.
 
-  Args:
-    total: rows of the manifest, None if unknown.
-    poll: rows done and skipped so far.
-    every_seconds: interval between lines.
+  `poll` gives the rows done so far and those skipped among them; `total` is None if unknown.
   """
   started, before = time.monotonic(), poll()
   ended = threading.Event()

@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,12 @@ class Band:
           for channel, value in enumerate(values)
           if not low <= value <= high
         ]
-    if self.min_psnr is not None:
-      for name in sorted(sidecar["moments"]):
-        measured = sidecar["psnr"].get(name)
-        psnr = measured["sum"] / measured["count"] if measured else math.inf
-        if not measured:
-          found.append(f"{name}: no PSNR was measured (--qa_samples)")
-        elif psnr < self.min_psnr:
-          found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
+    for name in sorted(sidecar["moments"]) if self.min_psnr is not None else ():
+      measured = sidecar["psnr"].get(name)
+      if not measured:
+        found.append(f"{name}: no PSNR was measured (--qa_samples)")
+      elif (psnr := measured["sum"] / measured["count"]) < self.min_psnr:
+        found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
     return found
 
 
@@ -57,12 +55,7 @@ class Samples:
     self._kept: list[tuple[str, Any]] = []
 
   def offer(self, key: str, take: Callable[[], Any]) -> None:
-    """Keeps a row if its key is among the smallest so far.
-
-    Args:
-      key: hex digest of the row.
-      take: returns the value to keep; only called if the row is kept.
-    """
+    """Keeps the value that `take` returns if the row's key, a hex digest, is among the smallest so far."""
     if self._count and (len(self._kept) < self._count or key < self._kept[-1][0]):
       bisect.insort(self._kept, (key, take()), key=operator.itemgetter(0))
       del self._kept[self._count :]
@@ -72,20 +65,15 @@ class Samples:
     return [kept for _, kept in self._kept]
 
 
-def measure(samples: Samples, encoders: Any, *, rows: int) -> dict[str, list[float]]:
-  """Decode PSNR in dB of the sampled rows by latents field, finite values only.
+def measure(samples: Samples, encoders: Any, *, rows: int) -> Iterator[tuple[str, float]]:
+  """(latents field, decode PSNR in dB) of each sampled row, finite values only.
 
-  Args:
-    samples: kept values, which map a latents field to (latents, pixels).
-    encoders: object with `psnr`.
-    rows: batch size of the compiled function.
+  The kept values map a latents field to (latents, pixels); `rows` is the batch size of the compiled function.
   """
   kept = samples.rows()
-  found: dict[str, list[float]] = {}
   for name in sorted({name for fields in kept for name in fields}):
     pairs = [fields[name] for fields in kept if name in fields]
     for start in range(0, len(pairs), rows):
       latents, pixels = zip(*pairs[start : start + rows])
       values = encoders.psnr(np.stack(latents), np.stack(pixels), rows)
-      found.setdefault(name, []).extend(float(v) for v in values if np.isfinite(v))
-  return found
+      yield from ((name, float(value)) for value in values if np.isfinite(value))

@@ -63,9 +63,9 @@ class Replay:
 
   def write(self, output: str, task: str) -> None:
     """Writes its JSON file to the cache."""
+    path = storage.join(output, f"{task}.replay{self.number:02d}.json")
     raw = {**self.decisive, "finished": self.finished}
-    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
-    storage.write(head_path(output, task, self.number), text.encode())
+    storage.write_json(path, raw, indent=2, sort_keys=True)
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Replay":
@@ -80,11 +80,6 @@ class Replay:
     )
 
 
-def head_path(output: str, task: str, number: int) -> str:
-  """Path of a replay's JSON file."""
-  return storage.join(output, f"{task}.replay{number:02d}.json")
-
-
 def read_all(output: str, task: str) -> list[Replay]:
   """Replays of a cache in order.
 
@@ -93,7 +88,7 @@ def read_all(output: str, task: str) -> list[Replay]:
   """
   pattern = re.compile(re.escape(task) + r"\.replay\d{2,}\.json")
   found = [
-    Replay.from_json(json.loads(storage.read(storage.join(output, name))))
+    Replay.from_json(storage.read_json(storage.join(output, name)))
     for name in storage.names(output)
     if pattern.fullmatch(name)
   ]
@@ -110,13 +105,9 @@ def read_all(output: str, task: str) -> list[Replay]:
 def account(
   output: str, task: str, history: Sequence[Replay], *, folder: str | None = None
 ) -> Summary:
-  """State of the rows of the manifest after the job and these replays.
+  """State of the rows of the manifest after the job and these replays, all of them finished.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    history: replays, all of them finished.
-    folder: restricts the account to this task folder.
+  `folder` restricts the account to one task folder.
 
   Raises:
     LedgerError: if rows are unaccounted for.
@@ -172,14 +163,7 @@ def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
 
 
 class TakenLines(beam.PTransform):
-  """Reads manifest lines (bytes) of the dead letters that a replay takes.
-
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    replay: the replay.
-    history: the replays before it.
-  """
+  """Reads manifest lines (bytes) of the dead letters that a replay takes; `history` are the replays before it."""
 
   def __init__(self, output: str, task: str, *, replay: Replay, history: Sequence[Replay]):
     super().__init__()

@@ -15,11 +15,9 @@ TASK_SUFFIXES = ("_images", "_videos")
 
 
 def settings_of(origin: Mapping[str, Any], job: Any) -> dict[str, Any]:
-  """Everything that decides the contents of a shard, without the locations of files.
+  """Everything that decides the contents of a shard of a `plan.Job`, without the locations of files.
 
-  Args:
-    origin: provenance of the encoders.
-    job: a `plan.Job`; latents of another batch size may round differently, so the settings include it.
+  Latents of another batch size may round differently, so batch sizes are included.
   """
   vae, text_encoder = origin.get("vae", {}), origin.get("text_encoder", {})
   return {
@@ -41,11 +39,6 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
   """Writes the settings of a run, or rejects a folder whose shards were made with other settings.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    settings: plain values; everything that decides the contents of a shard.
-
   Raises:
     Mismatch: naming each field with both values.
   """
@@ -54,27 +47,21 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
   shards = (name for folder in folders for name in storage.names(folder) if name.endswith(SIDECAR))
   if storage.exists(path) and any(shards):
     reject_differences(
-      json.loads(storage.read(path)),
+      storage.read_json(path),
       settings,
       f"{output} holds shards of task {task!r} made with other settings:",
       "set another --output or --task, or delete the folder to make it again",
     )
-  storage.write(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+  storage.write_json(path, settings, indent=2, sort_keys=True)
 
 
 def reject_differences(
   before: Mapping[str, Any], now: Mapping[str, Any], problem: str, remedy: str
 ) -> None:
-  """Compares two settings as JSON values.
-
-  Args:
-    before: settings of the folder.
-    now: settings of this run.
-    problem: first line of the message.
-    remedy: last line of the message.
+  """Compares the settings of a folder with those of this run, as JSON values.
 
   Raises:
-    Mismatch: if they differ, with a line for each field.
+    Mismatch: if they differ; its message is `problem`, a line for each field, and `remedy`.
   """
   from flax.traverse_util import flatten_dict
 
@@ -101,4 +88,4 @@ def read(output: str, task: str) -> dict[str, Any]:
     raise FileNotFoundError(
       f"no {path}: expected the --output and --task of a run of `python -m beam_jobs.preprocess`"
     )
-  return json.loads(storage.read(path))
+  return storage.read_json(path)

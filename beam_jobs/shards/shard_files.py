@@ -155,7 +155,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     for suffix, entries in self._ledger.items():
       if entries:
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
-        storage.write(self._shard.path(self._output, suffix), lines.encode())
+        storage.write(self._shard.path(self._output, suffix), lines)
     rejected, dead = (
       Counter(entry["reason"] for entry in self._ledger[suffix]) for suffix in (REJECTED, DEAD)
     )
@@ -183,8 +183,8 @@ class ShardWriter(contextlib.AbstractContextManager):
       **measured,
       **content,
     }
-    text = json.dumps(self.sidecar, indent=2, sort_keys=True) + "\n"
-    storage.write(self._shard.path(self._output, SIDECAR), text.encode())
+    path = self._shard.path(self._output, SIDECAR)
+    storage.write_json(path, self.sidecar, indent=2, sort_keys=True)
 
 
 def rows_digest(lines: Sequence[str]) -> str:
@@ -201,7 +201,7 @@ def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
   if not storage.exists(path):
     return None
   try:
-    return json.loads(storage.read(path))
+    return storage.read_json(path)
   except ValueError:
     return None
 

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -83,10 +84,10 @@ class Columns:
 
 
 def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-  """Fields of one manifest row; invalid values are kept, and become a problem when the row is parsed.
+  """Fields of one manifest row from values by column.
 
-  Args:
-    raw: values by column; numeric strings are converted if a number is expected.
+  Numeric strings are converted if a number is expected. Invalid values are kept, and become a problem when the row is
+  parsed.
   """
   row: dict[str, Any] = {}
   for name in columns.keep:
@@ -96,7 +97,9 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     _put(row, name, raw.get(columns.by_field[name]))
   for name in ("start_seconds", "end_seconds", "label"):
     value = _number(raw.get(columns.by_field[name]))
-    _put(row, name, int(value) if name == "label" and _is_complete(value) else value)
+    if name == "label" and isinstance(value, float) and value.is_integer():
+      value = int(value)
+    _put(row, name, value)
   if columns.uri_template:
     try:
       row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
@@ -133,7 +136,7 @@ def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
     if not tab and (match := _SYNSET.fullmatch(line)):
       key, words = match[1], match[2].split(",")[0]
     names.append((key.strip(), words.strip() or class_words(key)))
-  twice = sorted({key for key, _ in names if sum(key == other for other, _ in names) > 1})
+  twice = [key for key, count in sorted(Counter(key for key, _ in names).items()) if count > 1]
   if twice:
     raise ValueError(f"class names: {twice[:3]} are repeated, expected one class per line")
   return tuple(names)
@@ -152,18 +155,11 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _is_complete(value: Any) -> bool:
-  return isinstance(value, float) and value.is_integer()
-
-
 def _put_captions(row: dict[str, Any], raw: Mapping[str, Any], columns: Columns) -> None:
-  captions, weights = [], []
-  for column, weight in columns.captions:
-    for caption in _texts(raw.get(column)):
-      captions.append(caption)
-      weights.append(weight)
   if columns.captions:
-    row |= {"captions": captions, "caption_weights": weights}
+    found = [(text, weight) for name, weight in columns.captions for text in _texts(raw.get(name))]
+    row["captions"] = [text for text, _ in found]
+    row["caption_weights"] = [weight for _, weight in found]
     return
   for name in (columns.by_field["captions"], "caption"):
     if found := _texts(raw.get(name)):

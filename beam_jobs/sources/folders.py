@@ -45,19 +45,11 @@ def folder_lines(
 ) -> Iterator[str]:
   """Manifest lines of one class folder.
 
-  Args:
-    root: base of the uris.
-    split: split folder, or ''.
-    name: class folder.
-    columns: with the class names.
-    validation_files: paths relative to the root, or to the split folder, that belong to validation.
+  `split` is its split folder or '', `columns` has the class names, and `validation_files` are paths `<class>/<file>`.
   """
-  base = root.rstrip("/") + "/"
-  folder = storage.join(root, *filter(None, (split, name)))
-  for file in storage.names(folder):
+  for file in storage.names(storage.join(root, split, name)):
     if is_media(file):
-      uri = storage.join(folder, file).removeprefix(base)
-      row = {"uri": uri, "class": name, "split": SPLITS.get(split)}
+      row = {"uri": storage.join(split, name, file), "class": name, "split": SPLITS.get(split)}
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))

@@ -1,10 +1,10 @@
 """The source that a run reads, from its flags: checked before any work, and passed to the workers as plain values."""
 
 import argparse
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from beam_jobs.sources import folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
@@ -88,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def source_of(
   args: argparse.Namespace, *, scores: tuple[str, ...], look: bool = True
 ) -> SourceSpec:
-  """The source that parsed flags describe.
+  """The source that the flags of `add_arguments` describe.
 
   Args:
-    args: parsed flags of `add_arguments`.
+    args: parsed flags.
     scores: columns that filters read.
     look: whether to read the files; if False, only the flags are checked.
 
@@ -152,17 +152,15 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _kind_of(pattern: str, *, look: bool) -> str:
-  name = pattern.removesuffix(".gz")
   for ending, kind in _ENDINGS.items():
-    if name.lower().endswith(ending):
+    if pattern.removesuffix(".gz").lower().endswith(ending):
       return kind
   if not look:
     raise ValueError(
       f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
-  if next(storage.match(storage.join(pattern.rstrip("/"), "*", "*")), None) or next(
-    storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
-  ):
+  root = pattern.rstrip("/")
+  if any(next(storage.match(root + below), None) for below in ("/*/*", "/*/*/*")):
     return "folder"
   _check_files(pattern)
   raise ValueError(
@@ -177,7 +175,7 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
     field, equals, column = text.partition("=")
     if field == "caption" and column:
       name, _, weight = column.partition(":")
-      captions.append((name, _positive("column", text, weight or "1")))
+      captions.append((name, _weight(text, weight or "1")))
     elif equals and column and field in FIELDS:
       fields.append((field, column))
     else:
@@ -211,16 +209,13 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
 def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple:
   if args.class_names:
     return parse_class_names(_text("class_names", args.class_names))
+  names: set[str] = set()
   if kind == "folder":
-    names = sorted({name for _, name in folders.class_folders(args.manifest)})
-  elif kind == "kinetics":
-    column = columns.by_field["class"]
-    names = sorted(
-      {name for path in files(args.manifest) for name in tables.csv_values(path, column)}
-    )
-  else:
-    return ()
-  return tuple((name, class_words(name)) for name in names)
+    names = {name for _, name in folders.class_folders(args.manifest)}
+  if kind == "kinetics":
+    for path in files(args.manifest):
+      names.update(tables.csv_values(path, columns.by_field["class"]))
+  return tuple((name, class_words(name)) for name in sorted(names))
 
 
 def _check_header(path: str, kind: str, columns: Columns) -> None:
@@ -249,11 +244,8 @@ def _text(flag: str, path: str) -> str:
     raise ValueError(f"--{flag}: {path} is not UTF-8 text ({error})") from error
 
 
-def _positive(flag: str, text: str, number: str) -> float:
-  try:
-    value: Any = float(number)
-  except ValueError:
-    value = -1.0
-  if not 0 <= value < float("inf"):
-    raise ValueError(f"--{flag}: got {text!r}, expected a weight >= 0 after the colon")
-  return value
+def _weight(text: str, number: str) -> float:
+  with contextlib.suppress(ValueError):
+    if 0 <= (value := float(number)) < float("inf"):
+      return value
+  raise ValueError(f"--column: got {text!r}, expected a weight >= 0 after the colon")

@@ -20,13 +20,7 @@ _MAX_TEXT = 1 << 22
 
 
 def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
-  """Manifest lines of one shard.
-
-  Args:
-    path: path of the tar file.
-    uri: name of the tar file in uris of rows.
-    columns: mapping of the fields of JSON members.
-  """
+  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members."""
   damage: list[Exception] = []
   for key, sample in itertools.groupby(_members(path, damage), key=_key):
     yield from _lines(key, sample, uri, columns)
@@ -88,9 +82,10 @@ def _lines(
         error = f"{member.name} is not UTF-8 text ({problem})"
       except ValueError as problem:
         error = f"{member.name}: {problem}"
-  if error or not media:
-    message = error or f"sample {key!r} has no member that is an image or a video"
-    yield bad_row(f"{uri}::{key}", message)
+  if not media:
+    error = error or f"sample {key!r} has no member that is an image or a video"
+  if error:
+    yield bad_row(f"{uri}::{key}", error)
     return
   for member in media:
     fields = {name: value for name, value in (described | stated).items() if name != "uri"}

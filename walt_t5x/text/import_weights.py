@@ -23,7 +23,7 @@ class T5XSource:
 
   T5X stores each parameter as one zarr array in the folder, named by its path in the tree joined with dots:
   `target.encoder.layers_0.attention.query.kernel`. Names and layouts are those of this package: nothing is transposed,
-  and the relative position table is (heads, buckets).
+  and the relative position table is (heads, buckets). Raises FileNotFoundError if the folder has no such arrays.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -66,6 +66,7 @@ def infer_config(source: Source) -> T5Config:
   """Infers the sizes from the tensors, for a checkpoint without `config.json`.
 
   Assumption: distances are bucketed up to 128, as in all of T5 v1.1; the tensors do not contain it.
+  Raises ValueError if the tensors are not those of a T5 v1.1 encoder.
   """
 
   def shape(name: str) -> tuple[int, ...]:

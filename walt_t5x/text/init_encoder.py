@@ -28,7 +28,7 @@ POSITION_GAIN = 3.0
 
 
 def read_captions(path: str | pathlib.Path) -> Iterator[str]:
-  """Yields every caption of a manifest (JSONL rows with "captions": [...] or "caption": str)."""
+  """Yields every caption of a manifest (JSONL rows with "captions" or "caption"), else raises ValueError."""
   with open(path, encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():

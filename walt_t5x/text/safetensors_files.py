@@ -47,7 +47,10 @@ _NAMES_IN_LAYER = {
 
 
 def torch_name(name: str) -> tuple[str, bool]:
-  """(torch name, whether the two are transposed) of a flat T5X name such as 'encoder/layers_0/mlp/wo/kernel'."""
+  """(torch name, whether the two are transposed) of a flat T5X name such as 'encoder/layers_0/mlp/wo/kernel'.
+
+  Raises KeyError if the T5 encoder does not have this parameter.
+  """
   if name in _NAMES:
     return _NAMES[name]
   match = re.fullmatch(r"encoder/layers_(\d+)/(.+)", name)

@@ -49,7 +49,7 @@ class Vocabulary:
 
     Args:
       text: any string.
-      max_length: largest number of ids, including the eos; at least 1.
+      max_length: largest number of ids, including the eos; raises ValueError below 1.
     """
     if max_length < 1:
       raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
@@ -67,7 +67,7 @@ def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> V
   Assumption: the paper uses T5's published vocabulary; this one is for random test encoders.
 
   Args:
-    texts: the corpus; empty texts are skipped, but not all may be empty.
+    texts: the corpus; empty texts are skipped; raises ValueError if all are.
     max_vocab_size: largest number of pieces (T5: 32,000 before its extra ids).
   """
   corpus = [" ".join(text.split()) for text in texts if text.strip()]

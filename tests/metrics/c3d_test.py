@@ -38,7 +38,7 @@ def _torch_c3d(flat, x):
 
 def test_parameter_count():
   params = [s for name, s in KINDS["c3d"].expected().items() if name.startswith("params/")]
-  assert sum(map(lambda s: int(np.prod(s)), params)) == KINDS["c3d"].num_parameters == 78_409_573
+  assert sum(map(lambda s: int(np.prod(s)), params)) == 78_409_573
 
 
 def test_equals_torch_on_random_weights():

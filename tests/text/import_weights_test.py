@@ -57,7 +57,7 @@ def torch_outputs(model, ids):
 
 def flax_outputs(config, flat, ids):
   params = flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
-  apply = jax.jit(T5Encoder.from_config(config).apply)
+  apply = jax.jit(T5Encoder(config).apply)
   return np.asarray(apply({"params": params}, jnp.asarray(ids)))
 
 

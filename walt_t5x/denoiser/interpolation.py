@@ -29,16 +29,8 @@ def interpolate_rows(
 ) -> np.ndarray:
   """Interpolates a table whose `axis` runs over a grid of sizes `old` (row-major) to a grid of sizes `new`.
 
-  Args:
-    table: [..., prod(old), ...].
-    old, new: sizes of the two grids, of equal rank.
-    axis: the axis of the table that runs over the grid.
-
-  Returns:
-    [..., prod(new), ...] of the table's dtype; the table itself if the grids are equal.
-
-  Raises:
-    ValueError: if the axis does not have prod(old) entries.
+  [..., prod(old), ...] becomes [..., prod(new), ...] of the same dtype; the table itself if the grids are equal. Raises
+  ValueError if the axis does not have prod(old) entries.
   """
   if table.shape[axis] != math.prod(old):
     raise ValueError(
@@ -67,10 +59,7 @@ class InterpolatePositions:
   Interpolates every position table of a denoiser, and the optimizer state that has the same rows, from one token grid
   to another. A resumed run is not changed: its checkpoints already have the new tables.
 
-  Attributes:
-    grid, new_grid: (t, h, w) in tokens, of the checkpoint and of this run.
-    spatial_window, new_spatial_window: (wt, wh, ww) in tokens, likewise.
-    spatiotemporal_window, new_spatiotemporal_window: (wt, wh, ww) in tokens, likewise.
+  Grids (t, h, w) and windows (wt, wh, ww) are in tokens, of the checkpoint and (`new_`) of this run.
   """
 
   grid: Window
@@ -89,8 +78,7 @@ class InterpolatePositions:
   ) -> Mapping[str, Any]:
     """Returns the state with interpolated tables; other entries are the same objects.
 
-    Raises:
-      ValueError: if the rows of a table do not match the given grid, or the state has no table.
+    Raises ValueError if the rows of a table do not match the given grid, or the state has no table.
     """
     del target_state_dict
     if is_resuming:

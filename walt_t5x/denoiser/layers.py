@@ -29,11 +29,8 @@ class Linear(nn.Module):
   The initializer sees the kernel flattened to (in, out), which sets the fans of Xavier's rule.
 
   Attributes:
-    features: output shape, e.g. (heads, head_dim).
+    features: output shape, e.g. (heads, head_dim); also of the bias, which starts at zero.
     axes: logical name of each kernel axis, inputs first.
-    use_bias: add a bias of shape `features`.
-    kernel_init: initializer of the kernel; the bias starts at zero.
-    dtype: of the activations.
   """
 
   features: Sequence[int]

@@ -78,11 +78,9 @@ class WaltDenoiser(nn.Module):
 
   Attributes:
     num_layers: number of layers, spatial plus spatiotemporal; even.
-    width: D.
-    num_heads: K; must divide the width.
+    width, num_heads: D and K, which must divide D.
     mlp_dim: hidden width of the MLP; 4 D in all models except the 3B model.
-    latent_channels: c.
-    patch_size: p.
+    latent_channels, patch_size: c and p.
     spatial_window: window of the odd layers (first, third, ...), in tokens.
     spatiotemporal_window: window of the even layers, in tokens.
     adaln: "lora" (shared A^1 plus a correction of rank `adaln_rank` in each layer) or "separate".
@@ -213,7 +211,6 @@ class WaltDenoiser(nn.Module):
       noisy_latents: z_t, normalized latents plus noise, [B, t, h, w, c].
       steps: diffusion time in steps, 0 .. num_steps, [B].
       self_condition: the previous estimate of z_0, shape of z_t; None is equivalent to zeros.
-      conditioning: see `Conditioning`.
 
     Returns:
       The network output, float32, shape of `noisy_latents`.
@@ -285,17 +282,10 @@ def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: st
 
 
 def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
-  """Uses slot 0 of text and labels for all frames of each video.
+  """Uses slot 0 of text and labels for all latent frames of each video.
 
   In a mixed batch, slot 0 of a video is repeated over its frames. A batch without images keeps one slot, so that the
-  text is projected once per example.
-
-  Args:
-    conditioning: text, masks and labels with 1 or `frames` slots.
-    frames: number of latent frames t.
-
-  Raises:
-    ValueError: if an array has another number of slots.
+  text is projected once per example. Raises ValueError if an array has neither 1 nor `frames` slots.
   """
 
   def fill(x: Array | None) -> Array | None:

@@ -63,16 +63,8 @@ def choose(
 ) -> tuple[str, int]:
   """Returns ("einsum" or "pallas", the number g of heads that share the lanes of an array).
 
-  Args:
-    implementation: one of `IMPLEMENTATIONS`.
-    num_heads, head_size: K and d.
-    cells: (H, W), cells per frame.
-    cell_tokens: m, tokens per cell.
-    window: in cells.
-    dtype: of the activations.
-
-  Raises:
-    ValueError: for an unknown implementation, or for "pallas" if the kernel does not support the shapes.
+  Sizes are K and d, cells (H, W) per frame, m tokens per cell, and a window in cells. Raises ValueError for an unknown
+  implementation, or for "pallas" if the kernel does not support the shapes.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(

@@ -55,10 +55,7 @@ MIN_DOMINANCE = 1.5
 
 @dataclass(frozen=True)
 class Reading:
-  """What the pixels show; None if it cannot be read.
-
-  displacement is (x, y) as fractions of the frame's width and height, with y pointing down.
-  """
+  """What the pixels show, None if it cannot be read; displacement (x right, y down) in widths and heights."""
 
   color: str | None
   direction: str | None
@@ -137,7 +134,7 @@ def parse_caption(
     found = {word for word in words if word in vocabulary}
     return found.pop() if len(found) == 1 else None
 
-  return only(set(palette)), only(DIRECTIONS)
+  return only(palette), only(DIRECTIONS)
 
 
 def foreground(
@@ -195,11 +192,7 @@ def _color(colors: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[floa
 def read_clip(
   video: Float[np.ndarray, "T H W 3"], *, palette: Mapping[str, Sequence[float]] = PALETTE
 ) -> Reading:
-  """Reads the color from all frames and the direction from the first and the last frame.
-
-  Args:
-    video: RGB in [0, 1]; a single frame has no direction.
-    palette: color name -> RGB in [0, 1].
+  """Reads the color from all frames and the direction from the first and the last frame of RGB in [0, 1].
 
   Raises:
     ValueError: for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels.
@@ -228,11 +221,7 @@ def judge(
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Verdict:
-  """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption.
-
-  Raises:
-    ValueError: as in `read_clip`.
-  """
+  """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption; raises ValueError as `read_clip`."""
   color, direction = parse_caption(caption, palette=palette)
   reading = read_clip(video, palette=palette)
   return Verdict(
@@ -243,11 +232,7 @@ def judge(
 
 
 def score(clips: Iterable[tuple[np.ndarray, str]]) -> CaptionAccuracy:
-  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts. Chance is 1/6 for color and 1/4 for direction.
-
-  Raises:
-    ValueError: as in `read_clip`.
-  """
+  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts. Chance is 1/6 for color and 1/4 for direction."""
   return tally(judge(video, caption) for video, caption in clips)
 
 

@@ -47,11 +47,7 @@ def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class ClipSimilarity:
-  """A CLIP model with weights.
-
-  Attributes:
-    fingerprint: sha256, in hex, of the weight file.
-  """
+  """A CLIP model with weights; the fingerprint is the sha256, in hex, of the weight file."""
 
   fingerprint: str
   _model: Any
@@ -59,12 +55,7 @@ class ClipSimilarity:
 
   @classmethod
   def load(cls, folder: str | Path | None) -> "ClipSimilarity":
-    """Loads the model of a folder.
-
-    Raises:
-      FileNotFoundError: if the folder has no weights; the message lists the expected files.
-      ImportError: if torch or transformers is not installed.
-    """
+    """Loads the model of a folder; raises FileNotFoundError with the expected files, or ImportError without torch."""
     file = Path(folder) / "model.safetensors" if folder else None
     if file is None or not file.is_file():
       raise FileNotFoundError(_HELP.format(folder=folder))

@@ -40,14 +40,7 @@ class FeatureStatistics(metrics.Metric):
 
   @classmethod
   def from_model_output(cls, features: Float[np.ndarray, "N F"], **_) -> "FeatureStatistics":
-    """Statistics of one batch.
-
-    Args:
-      features: one row per sample; any float dtype, converted to float64 first.
-
-    Raises:
-      ValueError: for another rank, no rows, or values that are not finite.
-    """
+    """Statistics of one batch, a row per sample, of any float dtype; raises ValueError if empty or not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
       raise ValueError(f"Expected features [N, F] with N, F > 0, got {features.shape}.")
@@ -67,11 +60,7 @@ class FeatureStatistics(metrics.Metric):
     return cls(count=0, mean=np.zeros(0), scatter=np.zeros((0, 0)))
 
   def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-    """Statistics of the union of both sets.
-
-    Raises:
-      ValueError: if the features have different sizes.
-    """
+    """Statistics of the union of both sets; raises ValueError if their features have different sizes."""
     if not self.count:
       return other
     if not other.count:
@@ -93,11 +82,7 @@ class FeatureStatistics(metrics.Metric):
 
   @property
   def covariance(self) -> Float[np.ndarray, "F F"]:
-    """The unbiased estimate S / (n - 1).
-
-    Raises:
-      ValueError: for fewer than two samples.
-    """
+    """The unbiased estimate S / (n - 1); raises ValueError for fewer than two samples."""
     if self.count < 2:
       raise ValueError(
         f"A covariance needs at least 2 samples, got {self.count}. Provide more samples."
@@ -121,12 +106,7 @@ def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
-  """Reads a file written by `save_statistics`.
-
-  Raises:
-    FileNotFoundError: if the file does not exist.
-    ValueError: if the file has another layout.
-  """
+  """Reads a file written by `save_statistics`; raises ValueError for another layout."""
   with np.load(path, allow_pickle=False) as arrays:
     if set(arrays.files) != {"count", "mean", "scatter"}:
       raise ValueError(
@@ -141,9 +121,7 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
 def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
   """Reads (mean, covariance) of published reference statistics: an .npz with mu [F] and sigma [F, F].
 
-  Raises:
-    FileNotFoundError: if the file does not exist.
-    ValueError: if mu or sigma is missing, or their shapes do not match.
+  Raises ValueError if one is missing or their shapes do not match.
   """
   with np.load(path, allow_pickle=False) as arrays:
     if not {"mu", "sigma"} <= set(arrays.files):

@@ -66,12 +66,7 @@ def convolve_shifted(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class Conv3D(nn.Module):
-  """A convolution with a cubic kernel and SAME padding, without bias.
-
-  Attributes:
-    features: output channels.
-    kernel, stride: size and stride along each of time, height and width.
-  """
+  """A convolution with SAME padding, without bias; size and stride are equal along time, height and width."""
 
   features: int
   kernel: int
@@ -159,13 +154,7 @@ def preprocess(
 ) -> Float[Array, "B T S S 3"]:
   """Resizes bytes of any size bilinearly to a square by TF1's rule, then scales them to [-1, 1], float32.
 
-  Args:
-    videos: the clips.
-    size: S.
-    network: name of the network, for errors.
-
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
+  Raises ValueError, with the name of the network, for another dtype, rank or number of channels.
   """
   require_bytes(videos, network=network, axes="BTHW")
   x = resize_bilinear(videos.astype(jnp.float32), (size, size), rule=ResizeRule.LEGACY)
@@ -173,9 +162,5 @@ def preprocess(
 
 
 def features(variables: Any, videos: Array) -> dict[str, Any]:
-  """{"logits": [B, 400]} of clips [B, T, H, W, 3], uint8, of any size and at least 9 frames.
-
-  Raises:
-    ValueError: for another dtype, rank or number of channels, or too few frames.
-  """
+  """{"logits": [B, 400]} of clips [B, T, H, W, 3], uint8, of any size; raises ValueError below 9 frames."""
   return {"logits": I3D().apply(variables, preprocess(videos))}

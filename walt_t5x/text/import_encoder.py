@@ -42,10 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.error("--output is the folder of the source; choose another folder.")
 
   from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
-  from walt_t5x.text.import_weights import EncoderWeights, infer_config
+  from walt_t5x.text.import_weights import EncoderWeights, T5XSource, infer_config
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.safetensors_files import SafetensorsSource
-  from walt_t5x.text.t5x_checkpoint import T5XSource
   from walt_t5x.text.vocabulary import Vocabulary
 
   is_t5x = source_path.is_dir() and any(source_path.glob("target.*"))

@@ -1,31 +1,72 @@
 """The parameters of a T5 encoder from the tensors of a checkpoint, whatever its names and layouts."""
 
 import itertools
+import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from walt_t5x.text.config import T5Config
 from walt_t5x.text.model import parameter_shapes
 from walt_t5x.text.safetensors_files import EMBEDDING_COPY, SafetensorsSource
-from walt_t5x.text.t5x_checkpoint import T5XSource
-
-# `stored_name` of a source returns a parameter's name in the checkpoint, and whether it is transposed there.
-Source = SafetensorsSource | T5XSource
 
 _QUERY = "encoder/layers_{}/attention/query/kernel"
 _GATE = "encoder/layers_0/mlp/wi_0/kernel"
 _EMBEDDING = "token_embedder/embedding"
 _TABLE = "encoder/relpos_bias/rel_embedding"
+_T5X_PREFIX = "target."
+
+
+class T5XSource:
+  """The parameters of one T5X checkpoint, a local folder `checkpoint_<step>`, by flat name.
+
+  T5X stores each parameter as one zarr array in the folder, named by its path in the tree joined with dots:
+  `target.encoder.layers_0.attention.query.kernel`. Names and layouts are those of this package: nothing is transposed,
+  and the relative position table is (heads, buckets). Raises FileNotFoundError if the folder has no such arrays.
+  """
+
+  def __init__(self, path: str | pathlib.Path):
+    self._folder = pathlib.Path(path)
+    self.names = frozenset(
+      child.name.removeprefix(_T5X_PREFIX).replace(".", "/")
+      for child in (self._folder.iterdir() if self._folder.is_dir() else ())
+      if child.name.startswith(_T5X_PREFIX) and child.is_dir()
+    )
+    if not self.names:
+      raise FileNotFoundError(
+        f"{path}: no arrays named {_T5X_PREFIX}...; expected the checkpoint_<step> folder of a T5X run"
+      )
+
+  def stored_name(self, name: str) -> tuple[str, bool]:
+    """Returns the name itself; nothing is transposed."""
+    return name, False
+
+  def _open(self, name: str) -> Any:
+    import tensorstore as ts
+
+    path = (self._folder / (_T5X_PREFIX + name.replace("/", "."))).resolve()
+    kvstore = {"driver": "file", "path": f"{path}/"}
+    return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Returns the shape of a parameter without reading its values."""
+    return tuple(self._open(name).shape)
+
+  def read(self, name: str) -> np.ndarray:
+    """Reads one parameter in its stored dtype."""
+    return np.asarray(self._open(name).read().result())
+
+
+# `stored_name` of a source returns a parameter's name in the checkpoint, and whether it is transposed there.
+Source = SafetensorsSource | T5XSource
 
 
 def infer_config(source: Source) -> T5Config:
   """Infers the sizes from the tensors, for a checkpoint without `config.json`.
 
   Assumption: distances are bucketed up to 128, as in all of T5 v1.1; the tensors do not contain it.
-
-  Raises:
-    ValueError: if the tensors are not those of a T5 v1.1 encoder.
+  Raises ValueError if the tensors are not those of a T5 v1.1 encoder.
   """
 
   def shape(name: str) -> tuple[int, ...]:
@@ -55,12 +96,7 @@ def infer_config(source: Source) -> T5Config:
 class EncoderWeights(Mapping[str, np.ndarray]):
   """The Flax parameters of a checkpoint by flat T5X name, float32, read lazily; a decoder is ignored.
 
-  Args:
-    source: the checkpoint's tensors.
-    config: the encoder's sizes.
-
-  Raises:
-    ValueError: if a tensor is missing, unexpected, or does not have the shape that `config` implies.
+  Raises ValueError if a tensor is missing, unexpected, or does not have the shape that `config` implies.
   """
 
   def __init__(self, source: Source, config: T5Config):

@@ -28,11 +28,7 @@ POSITION_GAIN = 3.0
 
 
 def read_captions(path: str | pathlib.Path) -> Iterator[str]:
-  """Yields every caption of a manifest (JSONL rows with "captions": [...] or "caption": str).
-
-  Raises:
-    ValueError: if a row is not JSON or its captions are not strings.
-  """
+  """Yields every caption of a manifest (JSONL rows with "captions" or "caption"), else raises ValueError."""
   with open(path, encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():
@@ -58,10 +54,6 @@ def random_weights(config: T5Config, seed: int) -> dict[str, np.ndarray]:
   scale its logits. A tensor depends only on the seed, its name and its shape.
 
   Assumption: the paper uses trained weights and has no random encoder.
-
-  Args:
-    config: the encoder's sizes.
-    seed: any non-negative integer.
   """
   from walt_t5x.text.model import parameter_shapes
 

@@ -47,13 +47,9 @@ _NAMES_IN_LAYER = {
 
 
 def torch_name(name: str) -> tuple[str, bool]:
-  """Returns the torch name of a Flax parameter and whether the two are transposed.
+  """(torch name, whether the two are transposed) of a flat T5X name such as 'encoder/layers_0/mlp/wo/kernel'.
 
-  Args:
-    name: flat T5X name, e.g. 'encoder/layers_0/mlp/wo/kernel'.
-
-  Raises:
-    KeyError: if the T5 encoder does not have this parameter.
+  Raises KeyError if the T5 encoder does not have this parameter.
   """
   if name in _NAMES:
     return _NAMES[name]
@@ -67,12 +63,8 @@ def torch_name(name: str) -> tuple[str, bool]:
 class SafetensorsSource:
   """The tensors of one checkpoint by torch name, read lazily.
 
-  Args:
-    path: a folder with `model.safetensors` or `model.safetensors.index.json`, the index, or a
-      `.safetensors` file.
-
-  Raises:
-    FileNotFoundError: if the file or a shard does not exist.
+  `path` is a folder with `model.safetensors` or `model.safetensors.index.json`, the index, or a `.safetensors` file.
+  Raises FileNotFoundError if the file or a shard does not exist.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -131,7 +123,7 @@ def save_weights(
   Args:
     path: the file to write.
     config: the encoder's sizes.
-    weights: parameters by flat T5X name, float32; read once each, one at a time.
+    weights: parameters by flat T5X name, float32; each is read once.
     names: the parameters of this file if it is one of several shards; by default all.
 
   Raises:

@@ -15,14 +15,7 @@ class Vocabulary:
   """A SentencePiece model; ids equal those of `seqio.SentencePieceVocabulary` (no extra ids)."""
 
   def __init__(self, model: bytes):
-    """Wraps a serialized SentencePiece model.
-
-    Args:
-      model: the bytes of a `spiece.model`.
-
-    Raises:
-      ValueError: if the reserved ids are not those of T5.
-    """
+    """Takes the bytes of a `spiece.model`; raises ValueError if the reserved ids are not those of T5."""
     self.model = model
     # The package adds its snake_case names at import time; these names are declared.
     self._processor = sentencepiece.SentencePieceProcessor()
@@ -36,11 +29,7 @@ class Vocabulary:
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "Vocabulary":
-    """Reads a `spiece.model`.
-
-    Raises:
-      FileNotFoundError: if the file does not exist.
-    """
+    """Reads a `spiece.model`; raises FileNotFoundError if it does not exist."""
     path = pathlib.Path(path)
     if not path.is_file():
       raise FileNotFoundError(
@@ -56,14 +45,11 @@ class Vocabulary:
     """Returns the ids of one text with eos appended, without padding.
 
     A text that is too long loses its last pieces, not the eos (as in Hugging Face's T5 tokenizer
-    and in `seqio.preprocessors.append_eos_after_trim`).
+    and in `seqio.preprocessors.append_eos_after_trim`). The empty string gives the eos alone (the null caption).
 
     Args:
-      text: any string; the empty string gives the eos alone (the null caption).
-      max_length: largest number of ids, including the eos; at least 1.
-
-    Raises:
-      ValueError: if max_length leaves no room for the eos.
+      text: any string.
+      max_length: largest number of ids, including the eos; raises ValueError below 1.
     """
     if max_length < 1:
       raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
@@ -81,11 +67,8 @@ def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> V
   Assumption: the paper uses T5's published vocabulary; this one is for random test encoders.
 
   Args:
-    texts: the corpus; empty texts are skipped.
+    texts: the corpus; empty texts are skipped; raises ValueError if all are.
     max_vocab_size: largest number of pieces (T5: 32,000 before its extra ids).
-
-  Raises:
-    ValueError: if all texts are empty.
   """
   corpus = [" ".join(text.split()) for text in texts if text.strip()]
   if not corpus:

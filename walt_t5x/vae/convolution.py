@@ -19,7 +19,6 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-# Name of the collection.
 STREAM = "stream"
 # Zero padding (before, after) of one axis.
 Padding = tuple[int, int]
@@ -75,8 +74,7 @@ def convolve(
     strides: over (T, H, W).
     padding: zeros (before, after) for each of (T, H, W).
 
-  Raises:
-    ValueError: if the padded input has fewer frames than the kernel.
+  Raises ValueError if the padded input has fewer frames than the kernel.
   """
   padded = x.shape[1] + sum(padding[0])
   if padded < kernel.shape[0]:
@@ -97,13 +95,7 @@ def convolve(
 class Convolution(nn.Module):
   """A 3D convolution with SAME zero padding in time and space.
 
-  Args:
-    features: output channels.
-    kernel_size: (k_t, k_h, k_w).
-    strides: (s_t, s_h, s_w).
-    use_bias: adds a bias per output channel.
-    kernel_init: initializer of the kernel [k_t, k_h, k_w, in, out].
-    dtype: activation dtype; parameters stay float32.
+  The kernel is [k_t, k_h, k_w, in, out]; `strides` is (s_t, s_h, s_w). Parameters stay float32 for any `dtype`.
   """
 
   features: int

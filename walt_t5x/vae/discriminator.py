@@ -86,10 +86,7 @@ class Discriminator(nn.Module):
   61.3M, as published. Because of the flattening, a set of parameters accepts only one clip size.
   Source: MAGVIT (2212.05199), appendix; StyleGAN2 (1912.04958).
 
-  Args:
-    base_channels: width after the first convolution.
-    channel_multipliers: one per residual block.
-    dtype: activation dtype; the logit is float32.
+  There is one multiplier per residual block. The logit is float32 for any activation `dtype`.
   """
 
   base_channels: int = 128

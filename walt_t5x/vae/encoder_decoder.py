@@ -21,11 +21,6 @@ class ResBlock(nn.Module):
   The shortcut is a 1^3 convolution if the width changes, else the identity. The convolutions have no
   bias: the normalization after each would remove most of it, and only this matches the published
   parameter counts.
-
-  Args:
-    features: output channels.
-    temporal_kernel: k_t of both convolutions; 1 in an image tokenizer.
-    dtype: activation dtype.
   """
 
   features: int
@@ -142,10 +137,7 @@ def depth_to_space(
   """Unfolds channels (s_t, s_h, s_w, C2) into s_t T - (s_t - 1) frames of s_h H x s_w W.
 
   The first s_t - 1 frames are dropped, so that latent frame 0 gives one frame: 5 -> 9 -> 17 frames. A group that
-  continues a stream keeps all s_t T frames.
-
-  Raises:
-    ValueError: if the strides do not divide the channels.
+  continues a stream keeps all s_t T frames. Raises ValueError if the strides do not divide the channels.
   """
   s_t, s_h, s_w = strides
   b, t, h, w, c = x.shape

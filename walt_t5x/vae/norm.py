@@ -100,10 +100,7 @@ class AdaptiveGroupNorm(nn.Module):
 def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False) -> list[int]:
   """Index of the latent frame of each feature frame: frame 0 from latent 0, then s frames from each.
 
-  In a group that continues a stream every latent has s frames.
-
-  Raises:
-    ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames with `continues`.
+  In a group that continues a stream every latent has s frames. Raises ValueError if no s fits.
   """
   own = 0 if continues else 1  # frame 0 has its own latent
   groups = latent_frames - own

@@ -33,11 +33,8 @@ Distance = Callable[[Video, Video], Array]
 def lpips(*, weights: str | None = None) -> Distance | None:
   """LPIPS on VGG-16, one loss per clip: the mean over its frames.
 
-  Args:
-    weights: safetensors file with `lpips_shapes()`; None for no perceptual term.
-
-  Returns:
-    A function of two videos [B, T, H, W, 3] in [0, 1] that returns float32 [B]; None without weights.
+  Returns a function of two videos [B, T, H, W, 3] in [0, 1] that returns float32 [B]; None without a safetensors file
+  with `lpips_shapes()`.
 
   Raises:
     FileNotFoundError: if the file does not exist.
@@ -47,10 +44,7 @@ def lpips(*, weights: str | None = None) -> Distance | None:
 
 
 def resnet_logits(*, weights: str | None = None) -> Distance | None:
-  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's perceptual loss), one loss per clip.
-
-  Args, Returns and Raises: as in `lpips`, with `resnet_shapes()`.
-  """
+  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's loss); otherwise as `lpips`, with `resnet_shapes()`."""
   return _with_weights(logits_distance, weights, resnet_shapes())
 
 
@@ -147,11 +141,8 @@ def vgg_features(
 ) -> list[Float[Array, "N h w C"]]:
   """VGG-16's activations after the last ReLU of each of its five stages, before its pooling.
 
+  Images are normalized as the weights require and have at least 16 x 16 pixels.
   Source: Simonyan & Zisserman (1409.1556), configuration D.
-
-  Args:
-    weights: by the names of `lpips_shapes`.
-    images: normalized as the weights require; at least 16 x 16 pixels.
   """
   x, taps = images, []
   for stage, indices in enumerate(VGG_CONVOLUTIONS):
@@ -184,13 +175,10 @@ def resnet_shapes() -> dict[str, tuple[int, ...]]:
 def resnet50(
   weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
 ) -> Float[Array, "N classes"]:
-  """Logits of ResNet-50 (v1.5: the stride is in the 3x3 convolution), [N, 1000]; images of at least 32 x 32 pixels.
+  """Logits of ResNet-50 (v1.5: the stride is in the 3x3 convolution), [N, 1000].
 
+  Images are normalized with `IMAGENET_MEAN` and `IMAGENET_STD` and have at least 32 x 32 pixels.
   Source: He et al. (1512.03385).
-
-  Args:
-    weights: by the names of `resnet_shapes`.
-    images: normalized with `IMAGENET_MEAN` and `IMAGENET_STD`.
   """
 
   def conv_norm(x: Array, conv: str, norm: str, stride: int = 1) -> Array:

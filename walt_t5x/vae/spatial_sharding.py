@@ -21,16 +21,10 @@ from walt_t5x.vae.autoencoder import CausalVae, Posterior
 def sharded_encode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
-  """`(params, video) -> posterior mean`, with the height of pixels and latents sharded over a mesh axis.
+  """`(params, video) -> posterior mean`, compiled, with the height of pixels and latents sharded over a mesh axis.
 
-  Args:
-    vae: the autoencoder.
-    mesh: devices; data is replicated over its other axes.
-    axis: name of the mesh axis over which the height is sharded.
-
-  Returns:
-    A compiled function; parameters are replicated. It raises ValueError if the height is not a multiple of
-    spatial_factor times the size of the mesh axis.
+  Parameters are replicated, data over the other axes of the mesh. The function raises ValueError if the height is not a
+  multiple of spatial_factor times the size of the mesh axis.
   """
 
   def mean(params: Params, video: ArrayLike) -> Array:

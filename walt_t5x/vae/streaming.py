@@ -32,18 +32,14 @@ def run_group(
   """Encodes or decodes the next group of a stream.
 
   Args:
-    vae: the autoencoder.
-    params: its parameters.
+    vae, params: the autoencoder.
     x: to encode, k * temporal_factor frames, and one more if `context` is None; to decode, any number of latent frames.
     context: the context returned for the previous group; None for the first group.
-    method: of `CausalVae`.
+    method: of `CausalVae`; raises ValueError for sizes that it rejects.
 
   Returns:
     The posterior or the video of the group, and the context for the next group. t latent frames give t *
     temporal_factor frames, in the first group temporal_factor - 1 fewer.
-
-  Raises:
-    ValueError: for sizes that `CausalVae` rejects.
   """
   variables = {"params": params} | ({} if context is None else {STREAM: context})
   out, state = vae.apply(
@@ -58,10 +54,7 @@ class VaeStream:
   Args:
     vae: the autoencoder.
     params: its parameters; put them on the device first.
-    group: latent frames per call, after the first call. More is faster on an accelerator and uses more memory.
-
-  Raises:
-    ValueError: if `group` is not positive.
+    group: latent frames per call after the first, at least 1. More is faster on an accelerator and uses more memory.
   """
 
   def __init__(self, vae: CausalVae, params: Params, *, group: int = 1):
@@ -82,10 +75,8 @@ class VaeStream:
         up to the group that is being encoded.
 
     Yields:
-      The first latent frame alone, then `group` latent frames at a time, then the rest.
-
-    Raises:
-      ValueError: if the frames end inside a latent frame.
+      The first latent frame alone, then `group` latent frames at a time, then the rest. Raises ValueError if the frames
+      end inside a latent frame.
     """
     factor = self._vae.temporal_factor
     context, seen = None, 0

@@ -59,7 +59,6 @@ class HeadInput:
 
 
 def total(parts: list[jax.Array]) -> jax.Array:
-  """Sum of the arrays."""
   return functools.reduce(jnp.add, parts)
 
 
@@ -143,12 +142,7 @@ def backward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -
   over all examples and windows of a head, those of the text's keys and values sums over the windows that attend to the
   text. These sums stay in the core's memory from the first step that adds to them, which clears them, to the last.
 
-  Args:
-    shape: static sizes of the call.
-    groups: number of groups of heads in the step's blocks.
-    images: prefetched [B]; nonzero for examples that return their values.
-    given: input blocks by argument name; "out" is the cotangent of the result.
-    written: blocks of the gradients, by argument name.
+  Arguments are those of `forward`: "out" of `given` is the cotangent of the result, and `written` has the gradients.
   """
   image = images[pl.program_id(1)] != 0
   row, time, height, width = (pl.program_id(n) for n in range(1, 5))

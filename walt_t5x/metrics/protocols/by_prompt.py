@@ -12,10 +12,7 @@ from walt_t5x.metrics.protocols.protocol import Hashed
 class PromptProtocol(Hashed):
   """A protocol for the output of `generate`: every clip of every stage, at its own length and size.
 
-  Attributes:
-    name: name on the command line.
-    fields: everything that determines a score except clips, prompts and the weights of the network.
-    source: where the protocol is described.
+  `fields` has everything that determines a score except clips, prompts and the weights of the network.
   """
 
   name: str

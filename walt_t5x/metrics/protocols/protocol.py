@@ -123,8 +123,7 @@ class Protocol(Hashed):
     seed: seed of the random clips and of the order of the references.
     source: where the protocol is published.
 
-  Raises:
-    ValueError: for counts below 1, or several folds without sample_count.
+  Raises ValueError for counts below 1, or several folds without sample_count.
   """
 
   name: str

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.runners import running
+from walt_t5x.config import programs
 from walt_t5x.evaluation import flags
 from walt_t5x.metrics.protocols import PROTOCOLS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """(flags of the evaluation, flags of Beam)."""
-  parser = running.program_parser("evaluate", __doc__)
+  parser = programs.parser("beam_jobs.evaluate", __doc__, allow_abbrev=False)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   flags.add_arguments(parser)
   return parser.parse_known_args(argv)

@@ -9,11 +9,11 @@ compared with the statistics that training uses, and rejected rows and dead lett
 directly. Latents are decoded with the VAE checkpoint that made them; without it they are shown in false colors.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
+from walt_t5x.config import programs
 from walt_t5x.html.inspection import (
   SHARD_NAME,
   find_shard,
@@ -87,11 +87,7 @@ def inspect(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns 2 for an error that the user can fix."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.inspect_data",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.inspect_data", __doc__)
   add = parser.add_argument
   add(
     "path", help="a shard (<split>.tfrecord-<i>-of-<n>), or a cached task folder: its first shard"

@@ -201,7 +201,8 @@ def bound(cls: type[Any]) -> Any:
   try:
     return make()
   except (TypeError, ValueError) as error:
-    raise GinError(str(error)) from error
+    # gin appends the Python location of the call.
+    raise GinError(str(error).split("\n  In call to configurable")[0]) from error
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:

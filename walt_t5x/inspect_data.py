@@ -32,15 +32,7 @@ def inspect(
   vae_checkpoint: str | None = None,
   media_root: str | None = None,
 ) -> str:
-  """Writes the page; returns its path.
-
-  Args:
-    path: a shard, or a cached task folder.
-    output: .html file.
-    rows: number of records to show.
-    seed: selects the records.
-    vae_checkpoint: checkpoint to decode latents with.
-    media_root: base of the records' uris, to show the source next to each clip.
+  """Writes the page that the flags describe; returns its path.
 
   Raises:
     FileNotFoundError: the shard does not exist.

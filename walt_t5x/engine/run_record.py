@@ -28,11 +28,7 @@ _STATISTICS = ("channels", "mean", "std")
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:
-  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`.
-
-  Args:
-    dataset: the task or mixture that the run reads; one without known rates gives none.
-  """
+  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`."""
   rates = getattr(dataset, "walt_rates", {})
   return {f"rate_{kind}_configured": rate for kind, rate in rates.items()}
 
@@ -71,15 +67,7 @@ class RecordRun:
 
 
 def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
-  """Writes `<model_dir>/provenance.json` on host 0, or compares with the existing one.
-
-  Args:
-    model_dir: the run's folder.
-    provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
-
-  Raises:
-    Mismatch: names the field and both values.
-  """
+  """Writes a dataset's provenance to `<model_dir>/provenance.json`; `Mismatch` if an existing one differs."""
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
     compare(storage.read_json(file), provenance, where=str(file))

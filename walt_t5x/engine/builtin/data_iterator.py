@@ -61,11 +61,7 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     threading.Thread(target=read, name="first-batch", daemon=True).start()
 
   def save(self, filename: str) -> None:
-    """Writes the position.
-
-    Raises:
-      RuntimeError: a batch was read ahead and not used; it would be lost.
-    """
+    """Writes the position. Not between `start_warmup` and the first batch, which would be lost."""
     if self._ahead is not None:
       raise RuntimeError(
         "the position was requested while a batch read ahead is unused; save before start_warmup."
@@ -73,12 +69,7 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._checkpoint.write(filename)
 
   def restore(self, filename: str, *, position: int) -> bool:
-    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline.
-
-    Args:
-      filename: what `save` wrote.
-      position: number of batches before it.
-    """
+    """Restores what `save` wrote after `position` batches; False, and a restart, if it is of another pipeline."""
     import tensorflow as tf
 
     try:

@@ -9,6 +9,7 @@ offline; a summary of it is printed as JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def plan_of(config: Path) -> Mapping[str, Any] | str:
   """The plan of the configuration that a run recorded, or the reason why there is none."""
-  import dataclasses
-
   import gin
   from walt_t5x import engine
   from walt_t5x.planning.run_plan import plan_gin

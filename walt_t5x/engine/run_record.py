@@ -1,7 +1,6 @@
-"""Writes a run's configuration and the provenance of its data to the run's folder, and rejects other data.
+"""Writes a run's configuration and its data's provenance to the run's folder, and rejects data of another meaning.
 
-T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder before the
-first step.
+The check uses the one hook that both engines call with the run's folder before the first step.
 """
 
 import dataclasses

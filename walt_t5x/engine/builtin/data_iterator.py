@@ -29,12 +29,11 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._make_dataset, self._position = make_dataset, 0
     self._start()
     spec = self._iterator.element_spec
-    if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
-      raise ValueError(f"training data: got {spec}, expected a flat dict of dense tensors.")
-    unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
-    if unknown:
+    if not isinstance(spec, dict) or not all(
+      isinstance(v, tf.TensorSpec) and v.shape.is_fully_defined() for v in spec.values()
+    ):
       raise ValueError(
-        f"training data: features {unknown} have unknown dimensions; the feature converter must fix every shape."
+        f"training data: got {spec}, expected a flat dict of dense tensors with known dimensions."
       )
     self.element_spec = {
       k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype.as_numpy_dtype, sharding=sharding)

@@ -59,8 +59,8 @@ class Restorer:
         set_aside(folder)
     if failures:
       raise RuntimeError(
-        "no checkpoint of this run can be read. They were renamed to incomplete_*: restore one by hand, or run the same "
-        "command again to start from scratch.\n  " + "\n  ".join(failures)
+        "no checkpoint of this run can be read: they were renamed to incomplete_*. Restore one by hand, or run the "
+        "same command again to start from scratch.\n  " + "\n  ".join(failures)
       )
     return None
 

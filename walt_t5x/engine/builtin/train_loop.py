@@ -132,7 +132,7 @@ def train(
     )
     return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
-  iterator = rows(row_seeds.at(0))
+  iterator = rows(row_seeds.at(0)[1])
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
     eval_layout = partitioner.get_data_layout(train_eval_dataset_cfg.batch_size)
@@ -154,10 +154,11 @@ def train(
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
-    if row_seeds.at(first_step) != row_seeds.at(0):
-      iterator = rows(row_seeds.at(first_step))
+    order_since, order_seed = row_seeds.at(first_step)
+    if order_since > 0:
+      iterator = rows(order_seed)
     folder = checkpoints.checkpoint_folder(model_dir, first_step)
-    position = row_seeds.position(first_step)
+    position = first_step - order_since
     restored = restore_row_position(folder, iterator, layout, position=position)
     if not restored and first_step > 0:
       iterator = rows(row_seeds.renew(first_step))

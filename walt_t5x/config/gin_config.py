@@ -104,7 +104,7 @@ def parse(
       gin.finalize()
   except GinError:
     raise
-  except Exception as error:  # The files call functions of their own.
+  except Exception as error:  # The files call functions, which may raise anything.
     if missing := _NOT_FOUND.match(str(error)):
       raise GinError(
         f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."

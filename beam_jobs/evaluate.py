@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.runners import running
+from walt_t5x.config import programs
 from walt_t5x.evaluation import flags
 from walt_t5x.metrics.protocols import PROTOCOLS
 
@@ -29,7 +30,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     FileNotFoundError: if weights or media do not exist.
     ValueError: if flags or files do not fit the protocol or Beam.
   """
-  parser = running.program_parser("evaluate", __doc__)
+  parser = programs.parser("beam_jobs.evaluate", __doc__, allow_abbrev=False)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   flags.add_arguments(parser)
   args, rest = parser.parse_known_args(argv)

@@ -13,12 +13,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from beam_jobs.runners import running, worker_deaths
+from beam_jobs.runners import worker_deaths
+from walt_t5x.config import programs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Serves until SIGTERM or SIGINT."""
-  parser = running.program_parser("job_service", __doc__)
+  parser = programs.parser("beam_jobs.job_service", __doc__, allow_abbrev=False)
   parser.add_argument("--port", type=int, default=0, help="port of the job API (any free one)")
   parser.add_argument("--staging_dir", help="folder for staged artifacts (a temporary one)")
   args = parser.parse_args(argv)

@@ -31,6 +31,7 @@ from beam_jobs.shards.plan import Job
 from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS
 from data import provenance
+from walt_t5x.config import programs
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.clips import ClipSpec
@@ -39,7 +40,7 @@ from walt_t5x.media.rules import Rule
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """(our flags, the remaining arguments for Beam)."""
-  parser = running.program_parser("replay", __doc__)
+  parser = programs.parser("beam_jobs.replay", __doc__, allow_abbrev=False)
   add = parser.add_argument
   add("--output", required=True, help="folder of the cached tasks, as given to the job")
   add("--task", required=True, help="as given to the job")

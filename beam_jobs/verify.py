@@ -18,6 +18,7 @@ from beam_jobs.runners import running
 from beam_jobs.shards import ledger, shard_files
 from beam_jobs.shards.settings import TASK_SUFFIXES
 from data import schema, tfrecord
+from walt_t5x.config import programs
 from walt_t5x.files import storage
 
 # Folders with fewer bytes are read faster in this process than in new ones.
@@ -177,7 +178,7 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; 1 if anything is wrong."""
-  parser = running.program_parser("verify", __doc__)
+  parser = programs.parser("beam_jobs.verify", __doc__, allow_abbrev=False)
   parser.add_argument("folders", nargs="+", help="cached task folders")
   parser.add_argument(
     "--workers",

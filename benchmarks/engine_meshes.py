@@ -153,7 +153,7 @@ class OnMesh:
     restorer = restoring.Restorer(self.initializer, jax.random.PRNGKey(0))
     state, step = restorer.newest(str(folder))
     checkpoint = checkpoints.checkpoint_folder(folder, step)
-    assert restoring.restore_row_position(checkpoint, self.rows, self.layout)
+    assert restoring.restore_row_position(checkpoint, self.rows, self.layout, position=step)
     return state
 
 

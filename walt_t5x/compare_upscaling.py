@@ -16,7 +16,6 @@ import dataclasses
 import itertools
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float
 
@@ -196,10 +195,8 @@ def main(argv: Sequence[str]) -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from walt_t5x import generate
 
-  try:
+  with programs.user_errors("compare_upscaling"):
     result = run(generate.read_cascade())
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"compare_upscaling: {type(error).__name__}: {error}")
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")
   print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9}")
   for way, scores in result["ways"].items():

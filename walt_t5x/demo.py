@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 from walt_t5x.files import storage
 
 FLAGS = flags.FLAGS
@@ -192,12 +192,10 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
 
-  try:
+  with programs.user_errors("demo"):
     config = generate.read_cascade()
     cascade = load_cascade(config, read_infos(config), batch_size=1)
     studio = Studio(cascade, config, SampleFolder(FLAGS.output), fps=FLAGS.fps)
-  except (ValueError, OSError) as error:
-    sys.exit(f"demo: {error}")
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

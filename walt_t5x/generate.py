@@ -21,12 +21,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
-_GIN_SAYS = "\n  In call to configurable"
 
 FLAGS = flags.FLAGS
 
@@ -157,14 +156,9 @@ def read_cascade(chosen: Sequence[str] = ()) -> Any:
   from walt_t5x.generation.checks import choose_stages
   from walt_t5x.generation.loading import CascadeConfig
 
-  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train, generate=CascadeConfig)
-  try:
-    gin_flags.read()
-    config = gin_config.bound(CascadeConfig)
-  except gin_config.GinError as error:
-    # gin appends the Python location of the call.
-    sys.exit(f"The gin configuration is invalid.\n{str(error).split(_GIN_SAYS)[0]}")
+  programs.register(train=engine.train, generate=CascadeConfig)
+  gin_flags.read()
+  config = gin_config.bound(CascadeConfig)
   return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
 
 
@@ -185,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation import requests as reading
 
-  try:
+  with programs.user_errors("generate"):
     shard = read_shard(FLAGS.shard)
     prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
     if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):
@@ -197,8 +191,6 @@ def main(argv: Sequence[str]) -> None:
       if FLAGS.requests
       else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f"generate: {error}")
 
   import gin
   from walt_t5x.generation.prepared_requests import SamplingSettings
@@ -217,17 +209,16 @@ def main(argv: Sequence[str]) -> None:
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
   try:
-    result = run(
-      read_cascade(FLAGS.stages),
-      requests,
-      settings,
-      output=FLAGS.output,
-      shard=shard,
-      log_dir=FLAGS.tensorboard,
-      gin_config=gin.config_str(),
-    )
-  except (ValueError, OSError) as error:
-    sys.exit(f"generate: {error}")
+    with programs.user_errors("generate"):
+      result = run(
+        read_cascade(FLAGS.stages),
+        requests,
+        settings,
+        output=FLAGS.output,
+        shard=shard,
+        log_dir=FLAGS.tensorboard,
+        gin_config=gin.config_str(),
+      )
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(

@@ -9,11 +9,11 @@ compared with the statistics that training uses, and rejected rows and dead lett
 directly. Latents are decoded with the VAE checkpoint that made them; without it they are shown in false colors.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
+from walt_t5x.config import programs
 from walt_t5x.html.inspection import (
   SHARD_NAME,
   find_shard,
@@ -32,15 +32,7 @@ def inspect(
   vae_checkpoint: str | None = None,
   media_root: str | None = None,
 ) -> str:
-  """Writes the page; returns its path.
-
-  Args:
-    path: a shard, or a cached task folder.
-    output: .html file.
-    rows: number of records to show.
-    seed: selects the records.
-    vae_checkpoint: checkpoint to decode latents with.
-    media_root: base of the records' uris, to show the source next to each clip.
+  """Writes the page that the flags describe; returns its path.
 
   Raises:
     FileNotFoundError: the shard does not exist.
@@ -87,11 +79,7 @@ def inspect(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns 2 for an error that the user can fix."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.inspect_data",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.inspect_data", __doc__)
   add = parser.add_argument
   add(
     "path", help="a shard (<split>.tfrecord-<i>-of-<n>), or a cached task folder: its first shard"

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 GIB = 1024**3
 FLAGS = flags.FLAGS
@@ -164,9 +164,8 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.loading import CascadeConfig
   from walt_t5x.planning import tpu_compile
 
-  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train, generate=CascadeConfig)
-  try:
+  programs.register(train=engine.train, generate=CascadeConfig)
+  with programs.user_errors("plan_sampling"):
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
     gin_flags.read(finalize=False)
@@ -180,12 +179,6 @@ def main(argv: Sequence[str]) -> None:
       )
       for stage in choose_stages(stages, FLAGS.stages)
     ]
-  except ImportError as error:
-    sys.exit(str(error))
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  except ValueError as error:
-    sys.exit(f"plan_sampling: {error}")
   if FLAGS.json:
     print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
   else:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, programs
 from walt_t5x.evaluation.flags import height_and_width
 
 
@@ -35,11 +35,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.reconstruct",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.reconstruct", __doc__)
   parser.add_argument(
     "--vae_gin_file", required=True, help="binds CausalVae; the training's file works"
   )
@@ -95,8 +91,8 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.files.fingerprint import weights_fingerprint
 
-  # Training files use `import __main__ as train_script` and include others by their path from `gin/` on.
-  vars(sys.modules["__main__"]).update(train=engine.train)
+  # Training files include others by their path from `gin/` on.
+  programs.register(train=engine.train)
   gin.add_config_file_search_path(gin_config.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
@@ -268,9 +264,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   try:
-    result = reconstruct(args)
-  except (FileNotFoundError, ValueError, OSError) as error:
-    sys.exit(f"reconstruct: {type(error).__name__}: {error}")
+    with programs.user_errors("reconstruct"):
+      result = reconstruct(args)
   except KeyboardInterrupt:
     print(
       f"\nreconstruct: interrupted; finished clips are in {args.output}. The same command makes the rest.",

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from absl.logging import converter
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 FLAGS = flags.FLAGS
 
@@ -73,14 +73,11 @@ def main(argv: Sequence[str]) -> None:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
 
-  # gin files use `import __main__ as train_script`; `train_script.train` is registered here.
-  vars(sys.modules["__main__"]).update(train=engine.train)
-  try:
+  programs.register(train=engine.train)
+  with programs.user_errors("train"):
     gin_flags.read()
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
   try:
     train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:

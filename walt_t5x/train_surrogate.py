@@ -7,12 +7,13 @@ a classifier of color, shape and direction. Prints the accuracies on held-out cl
 which is reported with every score. The same seed gives the same fingerprint on the same kind of machine.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import cast
+
+from walt_t5x.config import programs
 
 DEFAULT_STEPS = 120
 _CLIPS, _HELD_OUT = 1440, 216
@@ -99,11 +100,7 @@ def train(*, seed: int, steps: int, batch_size: int, learning_rate: float, clips
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.train_surrogate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.train_surrogate", __doc__)
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
   numbers = {"seed": 0, "steps": DEFAULT_STEPS, "batch_size": 32, "learning_rate": 3e-3}
   for name, default in numbers.items():

@@ -10,7 +10,7 @@ from beam_jobs.runners import running
 from beam_jobs.shards import encoders
 from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, programs
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rule
 
@@ -19,7 +19,7 @@ def parse(
   argv: Sequence[str] | None, *, description: str | None
 ) -> tuple[argparse.Namespace, list[str]]:
   """(our flags, the remaining arguments for Beam)."""
-  parser = running.program_parser("preprocess", description)
+  parser = programs.parser("beam_jobs.preprocess", description, allow_abbrev=False)
   add = parser.add_argument
   source_spec.add_arguments(parser)
   add("--output", required=True, help="output folder of the cached tasks")

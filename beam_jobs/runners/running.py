@@ -1,4 +1,4 @@
-"""What the programs share: their parser, flags of limits, batches, decoding and quality, Beam's options, exit codes."""
+"""What the programs share: flags of limits, batches, decoding and quality, Beam's options, exit codes."""
 
 import argparse
 import sys
@@ -13,16 +13,6 @@ from walt_t5x.files.storage import CannotWrite
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
 LIMITS = ("max_bytes", "max_pixels", "max_seconds", "max_decoded_frames")
 BATCH_SIZES = ("batch_size", "image_batch_size")
-
-
-def program_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-  """Parser of `python -m beam_jobs.<name>`."""
-  return argparse.ArgumentParser(
-    prog=f"python -m beam_jobs.{name}",
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
 
 
 def positive(text: str) -> int:

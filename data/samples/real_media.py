@@ -43,7 +43,7 @@ class Segment:
   container: str
 
 
-class MissingMediaError(RuntimeError):
+class MissingMediaError(ImportError):
   """A package with sample media is not installed, or not in the expected version."""
 
 

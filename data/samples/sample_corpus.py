@@ -7,7 +7,6 @@ photographs from installed packages, `manifest.jsonl` and `LICENSES.md`. The sam
 the same files.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data.samples import real_media, shapes
+from walt_t5x.config import programs
 from walt_t5x.files import storage
 
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
@@ -194,8 +194,7 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the corpus and prints the number of files of each kind."""
-  parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser = programs.parser("data.samples", __doc__)
   parser.add_argument("--output", type=Path, required=True, help="output folder")
   parser.add_argument("--num_clips", type=int, default=640, help="moving shapes (default 640)")
   parser.add_argument("--num_stills", type=int, default=128, help="stills (default 128)")
@@ -217,10 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     help="fail if a package with real media is missing (default: print a message and continue)",
   )
   args = parser.parse_args(argv)
-  try:
+  with programs.user_errors("data.samples"):
     rows = write_corpus(**vars(args))
-  except real_media.MissingMediaError as error:
-    sys.exit(str(error))
   counts = Counter((row["split"], row["corpus"], row["modality"]) for row in rows)
   for (split, corpus, modality), count in sorted(counts.items()):
     print(f"{count:6d} {corpus} {modality}s in {split}")

@@ -44,15 +44,7 @@ class GinError(ValueError):
 
 
 def find(name: str, *, flag: str) -> str:
-  """The path of a gin file: `name` itself if it exists, else the package's file of that name.
-
-  Args:
-    name: name such as `gin/models/vae_tiny.gin`.
-    flag: the flag that set it, for the message.
-
-  Raises:
-    FileNotFoundError: neither exists.
-  """
+  """The path of a gin file: `name` itself if it exists, else the package's of that name, else FileNotFoundError."""
   for path in (name, os.path.join(FOLDER, name)):
     if os.path.isfile(path):
       return path
@@ -69,11 +61,7 @@ def not_found(name: str, folders: Sequence[str]) -> str:
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
-  """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged.
-
-  Raises:
-    GinError: a `--gin.` argument without '='.
-  """
+  """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged."""
   rewritten = []
   for arg in args:
     if arg.startswith("--gin."):
@@ -116,15 +104,7 @@ def parse(
       gin.finalize()
   except GinError:
     raise
-  except (
-    OSError,
-    ValueError,
-    NameError,
-    AttributeError,
-    ImportError,
-    SyntaxError,
-    TypeError,
-  ) as error:
+  except Exception as error:  # The files call functions, which may raise anything.
     if missing := _NOT_FOUND.match(str(error)):
       raise GinError(
         f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
@@ -167,13 +147,9 @@ def _is_not_of_the_search(record: logging.LogRecord) -> bool:
 
 
 def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """The function with the arguments that the parsed files bind to it.
+  """The function with the arguments that the parsed files bind to it, as `name`.
 
-  The files themselves register it, so that `config.gin` uses the same `name` and can be launched unchanged.
-
-  Args:
-    function: the function that a program runs.
-    name: its name in gin files, for the message.
+  The files themselves register it, so that `config.gin` uses the same name and can be launched unchanged.
 
   Raises:
     GinError: no file binds it.
@@ -201,17 +177,12 @@ def bound(cls: type[Any]) -> Any:
   try:
     return make()
   except (TypeError, ValueError) as error:
-    raise GinError(str(error)) from error
+    # gin appends the Python location of the call.
+    raise GinError(str(error).split("\n  In call to configurable")[0]) from error
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:
-  """Writes the configuration to `<model_dir>/config.gin`, its used part to `operative_config.gin`, and a text summary.
-
-  Args:
-    model_dir: the run's folder.
-    summary_writer: a CLU metric writer, or None.
-    step: first step of the run.
-  """
+  """Writes the configuration to `<model_dir>/config.gin`, its used part to `operative_config.gin`, and a summary."""
   import jax
 
   import gin
@@ -226,12 +197,7 @@ def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None
 
 
 def macro_value(name: str, default: Any = None) -> Any:
-  """The value of a macro of the parsed files; configurables that it references are called.
-
-  Args:
-    name: name of the macro, without '%'.
-    default: value if no file defines the macro.
-  """
+  """The value of the macro %name in the parsed files; configurables that it references are called."""
   return binding(f"{name}/gin.macro.value", default)
 
 
@@ -248,14 +214,9 @@ def binding(parameter: str, default: Any = None) -> Any:
 
 
 def name_of_binding(field: str, *, of: str) -> str:
-  """The name of a class's field in the parsed files, with scope and module: `base/transformer.WaltDenoiser.remat`.
+  """The name of a field of the class `of` in the parsed files, with scope and module.
 
-  Args:
-    field: name of the field.
-    of: name of the class.
-
-  Returns:
-    The name, or `<class>.<field>` if no file binds the field.
+  For example `base/transformer.WaltDenoiser.remat`; `<class>.<field>` if no file binds it.
   """
   import gin
 

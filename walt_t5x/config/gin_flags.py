@@ -45,16 +45,7 @@ def parse_args(args: Sequence[str]) -> list[str]:
 
 
 def check(argv: Sequence[str], *needed: str, example: str) -> None:
-  """Rejects a command line with extra arguments or without a required flag.
-
-  Args:
-    argv: the argument of main, from `app.run`.
-    needed: names of required flags in addition to `gin_file`.
-    example: an existing gin file.
-
-  Raises:
-    UsageError: names the arguments or flags.
-  """
+  """Raises a UsageError if main's `argv` has arguments, or `--gin_file` or one of the `needed` flags is missing."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
   missing = [name for name in ("gin_file", *needed) if not FLAGS[name].value]
@@ -64,11 +55,6 @@ def check(argv: Sequence[str], *needed: str, example: str) -> None:
 
 
 def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
-  """Parses the gin files and bindings of the flags; see `gin_config.parse`.
-
-  Args:
-    files: files to read instead of `--gin_file`.
-    finalize: as in `gin_config.parse`.
-  """
+  """Parses files, by default those of `--gin_file`, and the bindings of the flags; see `gin_config.parse`."""
   folders = [*FLAGS.gin_search_paths, gin_config.FOLDER]
   gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), folders, finalize=finalize)

@@ -2,11 +2,8 @@
 
 Gin files import the package (`from walt_t5x import engine`) and bind `engine.DatasetConfig`. Gin resolves attributes
 one at a time, so the names below are imported on first use and `import walt_t5x.engine` stays cheap. Arguments and
-semantics are T5X's. `use_t5x` selects the engine and documents how to force one.
-
-Engine-neutral parts are plain modules: `engine.optimizers` and `engine.schedules` (gin factories), `engine.checkpoints`
-(reader of both engines' checkpoints), `engine.restore_transforms` (transformations of a checkpoint that another model
-restores), `engine.run_settings` and `engine.exits` (how the built-in engine monitors a run, and its exit codes).
+semantics are T5X's. `use_t5x` selects the engine and documents how to force one. The other modules of this folder are
+engine-neutral.
 """
 
 import functools

@@ -55,9 +55,6 @@ def factored_state_axes(state: optax.FactoredState, param_axes: Any) -> optax.Fa
   Args:
     state: a state of `scale_by_factored_rms`, or its shapes; may contain `optax.MaskedNode`s.
     param_axes: `PartitionSpec` of logical names, one per parameter.
-
-  Raises:
-    ValueError: the state is of another transformation.
   """
   shapes: Shapes | None = getattr(state, "shapes", None)
   if shapes is None:

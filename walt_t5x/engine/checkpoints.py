@@ -84,11 +84,7 @@ def complete_steps(model_dir: epath.PathLike) -> list[int]:
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path:
-  """The checkpoint that `path` refers to: itself, or the newest complete one in a model folder.
-
-  Raises:
-    FileNotFoundError: no such checkpoint exists.
-  """
+  """The complete checkpoint at `path`: itself, or the newest one of a model folder; else FileNotFoundError."""
   path = absolute(path)
   if _STEP.fullmatch(path.name):
     reason = why_incomplete(path) if path.exists() else "it does not exist"

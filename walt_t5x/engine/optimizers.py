@@ -38,8 +38,7 @@ def adamw_chain(
 
   Args:
     learning_rate: a number, or a schedule (`walt_t5x.engine.schedules`).
-    b1: decay of the first moment.
-    b2: decay of the second moment.
+    b1, b2: decay of the first and of the second moment.
     eps: added to the root of the second moment.
     weight_decay: decoupled decay, multiplied by the learning rate; 0 disables it.
     weight_decay_names: decay only parameters whose last name is listed (for example `("kernel",)`); None decays all.
@@ -65,7 +64,7 @@ def adamw_chain(
 
 
 def adafactor_chain(
-  learning_rate: float | Callable[[Any], Any],
+  learning_rate: ScalarOrSchedule,
   *,
   decay_rate: float = 0.8,
   momentum: float | None = None,
@@ -82,16 +81,13 @@ def adafactor_chain(
   the size of the parameters, momentum is off, and the other settings are those of the Adafactor paper.
 
   Args:
-    learning_rate: a number, or a schedule (`walt_t5x.engine.schedules`).
     decay_rate: the second moment at update n = 1, 2, ... decays by 1 - n^-decay_rate.
     momentum: decay of an average of the updates; None disables momentum.
-    clip_norm: gradients above this global norm are scaled down to it; None disables clipping.
     clip_update_rms: an update whose root mean square is above this is scaled down to it; None disables it.
     min_dim_size_to_factor: only parameters whose two largest axes are at least this long are factored; 64 includes the
       head dimension of every published model.
-    weight_decay: decoupled decay, multiplied by the learning rate.
-    ema_decay: decay of the parameter average (`parameter_ema`); None disables it, as in the paper's text models.
-    ema_ramp: shorten the average's memory in the first steps.
+    learning_rate, clip_norm, weight_decay, ema_decay, ema_ramp: as in `adamw_chain`; the paper's text models have no
+      parameter average.
   """
   return _chain(
     None if clip_norm is None else optax.clip_by_global_norm(clip_norm),
@@ -112,13 +108,7 @@ def adamw(learning_rate: ScalarOrSchedule, **settings: Any) -> Any:
 def adafactor(
   learning_rate: ScalarOrSchedule, *, num_microbatches: int | None = None, **settings: Any
 ) -> Any:
-  """The chain of `adafactor_chain`, wrapped for the engine; takes the same settings.
-
-  Args:
-    learning_rate: a number, or a schedule.
-    num_microbatches: as for `adamw_chain`.
-    settings: settings of `adafactor_chain`.
-  """
+  """The chain of `adafactor_chain`, wrapped for the engine; its settings, and microbatches as in `adamw_chain`."""
   chain = adafactor_chain(learning_rate, **settings)
   mean = _microbatch_mean(num_microbatches)
   return wrap(chain if mean is None else optax.chain(mean, chain))
@@ -136,9 +126,6 @@ def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransfor
     decay: d, in [0, 1).
     ramp: use `d_n = min(decay, (1 + n) / (10 + n))` at update n = 0, 1, ..., for runs too short to forget the
       initial parameters.
-
-  Raises:
-    ValueError: `decay` is out of range.
   """
   if not 0.0 <= decay < 1.0:
     raise ValueError(
@@ -168,11 +155,7 @@ def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransfor
 def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
   """One optax chain per top-level part of the parameters, wrapped for the engine.
 
-  Args:
-    parts: name at the top of the parameter tree -> chain, such as `adamw_chain(...)`.
-
-  Raises:
-    ValueError: on first use, if the parameters have other parts.
+  `parts` maps the names at the top of the parameter tree, which must be these, to chains such as `adamw_chain(...)`.
   """
 
   def labels(params: Any) -> Any:
@@ -190,9 +173,6 @@ def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransfor
   """`p <- p - g / ASSIGNMENT_SCALE`: a loss whose gradient is ASSIGNMENT_SCALE (p - target) sets p to its target.
 
   For counters and running averages that a loss stores among the parameters.
-
-  Args:
-    num_microbatches: as in `adamw_chain`.
   """
   return _chain(_microbatch_mean(num_microbatches), optax.sgd(1.0 / ASSIGNMENT_SCALE))
 

@@ -61,9 +61,6 @@ def average_as_parameters(
   """Starts from the average (`optimizers.parameter_ema`) alone: the new run's parameters and their average.
 
   Step, moments and counts are dropped, so `fallback_to_scratch=True` is required.
-
-  Raises:
-    ValueError: the checkpoint has no average.
   """
   if is_resuming:
     return dict(state_dict)

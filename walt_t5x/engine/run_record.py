@@ -1,7 +1,6 @@
-"""Writes a run's configuration and the provenance of its data to the run's folder, and rejects other data.
+"""Writes a run's configuration and its data's provenance to the run's folder, and rejects data of another meaning.
 
-T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder before the
-first step.
+The check uses the one hook that both engines call with the run's folder before the first step.
 """
 
 import dataclasses
@@ -28,11 +27,7 @@ _STATISTICS = ("channels", "mean", "std")
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:
-  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`.
-
-  Args:
-    dataset: the task or mixture that the run reads; one without known rates gives none.
-  """
+  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`."""
   rates = getattr(dataset, "walt_rates", {})
   return {f"rate_{kind}_configured": rate for kind, rate in rates.items()}
 
@@ -71,15 +66,7 @@ class RecordRun:
 
 
 def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
-  """Writes `<model_dir>/provenance.json` on host 0, or compares with the existing one.
-
-  Args:
-    model_dir: the run's folder.
-    provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
-
-  Raises:
-    Mismatch: names the field and both values.
-  """
+  """Writes a dataset's provenance to `<model_dir>/provenance.json`; `Mismatch` if an existing one differs."""
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
     compare(storage.read_json(file), provenance, where=str(file))

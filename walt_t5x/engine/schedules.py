@@ -13,14 +13,7 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 def warmup_constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
-  """`peak * min(1, (step + 1) / warmup_steps)`.
-
-  The first update uses step 0 and already moves the parameters.
-
-  Args:
-    peak: learning rate after the warm-up.
-    warmup_steps: length of the linear warm-up, 0 for none.
-  """
+  """`peak * min(1, (step + 1) / warmup_steps)`: the first update uses step 0 and already moves the parameters."""
   warmup = _warmup(peak, warmup_steps)
   return lambda step: jnp.asarray(peak * warmup(step), jnp.float32)
 
@@ -33,14 +26,7 @@ def warmup_cosine(
   After the warm-up, with s = (step - warmup_steps) / (total_steps - warmup_steps) in [0, 1]:
   `peak * (end_fraction + (1 - end_fraction) * (1 + cos(pi * s)) / 2)`.
 
-  Args:
-    peak: learning rate after the warm-up.
-    total_steps: steps of the entire run, including the warm-up.
-    warmup_steps: length of the linear warm-up, 0 for none.
-    end_fraction: fraction of the peak that remains, in [0, 1].
-
-  Raises:
-    ValueError: the warm-up leaves no step for the decay, or a value is out of range.
+  `total_steps` includes the warm-up and must exceed it; `end_fraction` is in [0, 1].
   """
   warmup = _warmup(peak, warmup_steps)
   if total_steps <= warmup_steps:
@@ -73,17 +59,7 @@ def create_learning_rate_scheduler(
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
   """A product of named factors: `lr(step) = max(min_learning_rate, prod_i factor_i(step - step_offset))`.
 
-  With s = max(0, step - step_offset) and w = warmup_steps the factors are
-    constant                base_learning_rate
-    linear_warmup           min(1, s / w)
-    linear_decay            base_learning_rate * min(s / w, 1 + decay_factor * (w - s))
-    rsqrt_decay             1 / sqrt(max(s, w))
-    rsqrt_normalized_decay  sqrt(w / max(s, w))
-    decay_every             decay_factor ** floor(s / steps_per_decay)
-    cosine_decay            max(0, (1 + cos(pi * frac((s - w)^+ / steps_per_cycle))) / 2)
-
-  Raises:
-    ValueError: a factor is unknown.
+  The factors are those of `known` below, with s = max(0, step - step_offset) and w = warmup_steps.
   """
   w = warmup_steps
   known: dict[str, Callable[[jax.Array], jax.Array]] = {

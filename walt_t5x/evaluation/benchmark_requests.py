@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_words
+from walt_t5x.config import programs
 from walt_t5x.files import storage
 from walt_t5x.metrics import protocols
 
@@ -36,11 +37,7 @@ Rows = Iterator[dict[str, Any]]
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.evaluation.benchmark_requests",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.evaluation.benchmark_requests", __doc__)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   parser.add_argument("--media", type=Path, help="root of the data set: <class>/<file>")
   parser.add_argument("--list", type=Path, help="UCF-101's file list of the videos to use")
@@ -179,10 +176,8 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the files and prints a summary."""
-  try:
+  with programs.user_errors("benchmark_requests"):
     print(json.dumps(write(parse_arguments(argv))))
-  except (ValueError, OSError) as error:
-    sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Repeats file operations that fail for a reason that may pass."""
 
 import errno
-import itertools
 import random
 import time
 from collections.abc import Callable
@@ -53,8 +52,9 @@ def retried(operation: str, path: str, call: Callable[[], _Result]) -> _Result:
     OSError: if errors that may pass continue for `DEADLINE` seconds; it names operation, path and attempts.
     Exception: any other error of the call, at once, with these as a note.
   """
-  end = time.monotonic() + DEADLINE
-  for attempt in itertools.count(1):
+  end, attempt = time.monotonic() + DEADLINE, 0
+  while True:
+    attempt += 1
     try:
       return call()
     except Exception as error:
@@ -69,4 +69,3 @@ def retried(operation: str, path: str, call: Callable[[], _Result]) -> _Result:
           f"{told} within {DEADLINE:.0f} seconds: {type(error).__name__}: {error}",
         ) from error
     time.sleep(pause)
-  raise AssertionError("unreachable")

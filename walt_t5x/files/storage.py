@@ -131,11 +131,7 @@ def rename(source: str, target: str) -> None:
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-  """Results of a function that reads a small file, in the order of the items; calls run concurrently.
-
-  Raises:
-    Exception: of the first call that fails, in the order of the items.
-  """
+  """Results, or the first error, of a function that reads a small file, in the items' order; calls run concurrently."""
   with ThreadPoolExecutor(_AT_ONCE) as pool:
     yield from pool.map(function, items)
 
@@ -159,12 +155,7 @@ def open_text(path: str) -> TextIO:
 
 
 def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
-  """Reads a complete file.
-
-  Raises:
-    FileNotFoundError: if it does not exist.
-    TooLarge: if it has more than `max_bytes`.
-  """
+  """Reads a complete file. Raises FileNotFoundError, or `TooLarge` if it has more than `max_bytes`."""
   path = os.fspath(path)
 
   def attempt() -> bytes:

@@ -13,7 +13,6 @@ Sources (local files; nothing is downloaded):
 Pickles are read by an unpickler that accepts numpy arrays only.
 """
 
-import argparse
 import io
 import sys
 import tarfile
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.config import programs
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import file_sha256
 
@@ -141,11 +141,7 @@ READERS = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.metrics.import_weights",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.metrics.import_weights", __doc__)
   parser.add_argument("--network", required=True, choices=READERS)
   parser.add_argument("--source", required=True, help="the public file")
   parser.add_argument("--output", required=True, help="the .safetensors file to write")

@@ -8,21 +8,17 @@ The source is local: a model folder, the index of a sharded checkpoint, a .safet
 folder of T5X. Only the encoder is written, as float32; one tensor is in memory at a time.
 """
 
-import argparse
 import math
 import pathlib
 import sys
 
+from walt_t5x.config import programs
 from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.text.import_encoder",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.text.import_encoder", __doc__)
   parser.add_argument(
     "--source",
     required=True,

@@ -6,7 +6,6 @@ The vocabulary is trained on the captions of the manifest. The weights are rando
 distinguish words but do not represent their meaning.
 """
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from walt_t5x.config import programs
 from walt_t5x.text.config import CONFIG_FILE, PRESETS, T5Config
 
 # Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
@@ -77,11 +77,7 @@ def random_weights(config: T5Config, seed: int) -> dict[str, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.text.init_encoder",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.text.init_encoder", __doc__)
   parser.add_argument("--captions", required=True, help="manifest.jsonl to train the vocabulary on")
   parser.add_argument("--output", required=True, help="text encoder folder to write")
   parser.add_argument("--size", default="tiny", choices=list(PRESETS))

@@ -18,9 +18,7 @@ class SaveCheckpointConfig:
     keep: number of newest checkpoints to keep; None keeps all.
     keep_dataset_checkpoints: accepted for T5X compatibility; a dataset state is deleted with its checkpoint.
     save_dataset: save the position in the training data, so that a resumed run continues with the next examples.
-    checkpointer_cls: T5X only, must be None.
-    state_transformation_fns: T5X only, must be empty.
-    checkpoint_manager_cls: T5X only, must be None.
+    checkpointer_cls, checkpoint_manager_cls, state_transformation_fns: T5X only, must be None or empty.
   """
 
   dtype: str | None = "float32"
@@ -60,11 +58,10 @@ class RestoreCheckpointConfig:
     fallback_to_scratch: initialize arrays that are missing in the checkpoint instead of raising.
     dtype: type of the restored parameters, or None for the model's own.
     restore_dataset: also restore the position in the training data.
-    checkpointer_cls: T5X only, must be None.
+    checkpointer_cls, checkpoint_manager_cls: T5X only, must be None.
     state_transformation_fns: functions `f(state_dict, target_state_dict, *, is_resuming) -> state_dict`, applied in
       order, after `assignment_map`, to the state read from the checkpoint as nested dicts of numpy arrays; see
       `engine.restore_transforms`. A resumed run's own checkpoints are not transformed again.
-    checkpoint_manager_cls: T5X only, must be None.
   """
 
   path: str | Sequence[str]

@@ -56,7 +56,7 @@ class CheckpointManager:
     model_dir: the run's folder.
     config: when and what to save.
     layout: the data shard that this host reads.
-    keep_every: multiples of this step are kept regardless of `config.keep`.
+    keep_every: as in `RunSettings`.
   """
 
   def __init__(

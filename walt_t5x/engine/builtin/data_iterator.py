@@ -29,12 +29,11 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._make_dataset, self._position = make_dataset, 0
     self._start()
     spec = self._iterator.element_spec
-    if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
-      raise ValueError(f"training data: got {spec}, expected a flat dict of dense tensors.")
-    unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
-    if unknown:
+    if not isinstance(spec, dict) or not all(
+      isinstance(v, tf.TensorSpec) and v.shape.is_fully_defined() for v in spec.values()
+    ):
       raise ValueError(
-        f"training data: features {unknown} have unknown dimensions; the feature converter must fix every shape."
+        f"training data: got {spec}, expected a flat dict of dense tensors with known dimensions."
       )
     self.element_spec = {
       k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype.as_numpy_dtype, sharding=sharding)
@@ -61,11 +60,7 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     threading.Thread(target=read, name="first-batch", daemon=True).start()
 
   def save(self, filename: str) -> None:
-    """Writes the position.
-
-    Raises:
-      RuntimeError: a batch was read ahead and not used; it would be lost.
-    """
+    """Writes the position. Not between `start_warmup` and the first batch, which would be lost."""
     if self._ahead is not None:
       raise RuntimeError(
         "the position was requested while a batch read ahead is unused; save before start_warmup."
@@ -73,12 +68,7 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._checkpoint.write(filename)
 
   def restore(self, filename: str, *, position: int) -> bool:
-    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline.
-
-    Args:
-      filename: what `save` wrote.
-      position: number of batches before it.
-    """
+    """Restores what `save` wrote after `position` batches; False, and a restart, if it is of another pipeline."""
     import tensorflow as tf
 
     try:

@@ -19,17 +19,13 @@ class DatasetConfig:
     task_feature_lengths: feature -> length, for the task and the feature converter.
     split: for example 'train'.
     batch_size: size of the global batch, over all hosts.
-    shuffle: shuffle files and examples.
-    seed: seed of the shuffle; None takes the run's seed.
+    shuffle, seed: whether to shuffle files and examples, and the seed; None takes the run's seed.
     use_cached: read the cached task.
-    pack: passed to the feature converter.
-    use_custom_packing_ops: passed to the feature converter.
+    pack, use_custom_packing_ops: passed to the feature converter.
     module: a module to import first that registers the task.
     use_memory_cache: keep evaluation batches in memory.
     trim_output_features: trim features to their lengths.
-    runtime_preprocessors: T5X with AirIO only, must be None.
-    num_prefetch_threads: T5X with AirIO only, must be None.
-    num_workers: T5X with AirIO only, must be 0.
+    runtime_preprocessors, num_prefetch_threads, num_workers: T5X with AirIO only, must be None or 0.
   """
 
   mixture_or_task_name: Any
@@ -84,8 +80,7 @@ def get_dataset(
 
   Args:
     cfg: the data to read.
-    shard_id: this host's share, in [0, num_shards).
-    num_shards: number of shares.
+    shard_id, num_shards: this host's share, in [0, num_shards), and the number of shares.
     feature_converter_cls: the model's converter class. If it has `batches(dataset, lengths, batch_size=)`, that
       method makes the batches.
     num_epochs: number of epochs; None for endless.
@@ -105,21 +100,15 @@ def get_dataset(
   if cfg.seed is None and cfg.shuffle:
     cfg = dataclasses.replace(cfg, seed=seeds.fresh_seed())
   source = mixture_or_task(cfg)
-  logging.info(
-    "Reading %s of %s: share %d of %d, seed %s.",
-    cfg.split,
-    source.name,
-    shard_id,
-    num_shards,
-    cfg.seed,
-  )
+  shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
+  logging.info("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
   dataset = source.get_dataset(
     sequence_length=cfg.task_feature_lengths,
     split=cfg.split,
     use_cached=cfg.use_cached,
     shuffle=cfg.shuffle,
     seed=cfg.seed,
-    shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+    shard_info=shard,
     num_epochs=num_epochs,
     trim_output_features=cfg.trim_output_features,
     try_in_mem_cache=False,

@@ -77,13 +77,11 @@ class MainLoop:
   Args:
     trainer: the trainer, with the initial state and the settings of the run.
     iterator: the training data, from the next example on.
-    model_dir: the run's folder.
     first_step: the step of the state.
     periods: the steps of all other actions.
     manager: writes checkpoints; None disables them.
     eval_batches: the batches of each evaluation set, once.
-    actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
-    concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
+    model_dir, actions, concurrent_metrics: as in `train`.
 
   Attributes:
     step: steps trained and dispatched so far.
@@ -116,14 +114,11 @@ class MainLoop:
     trainer.before_step = self._before_step
 
   def run(self, *, before: Callable[[Any, int], None], eval_first: bool) -> tuple[int, TrainState]:
-    """Trains to the last step and closes everything; returns the last step and state.
+    """Trains to the last step and closes everything; returns and raises what `train` does.
 
     Args:
       before: `f(writer, step)`, called first.
       eval_first: evaluate before the first step.
-
-    Raises:
-      exits.Preempted, exits.NotFinite: as in `train`.
     """
     try:
       with contextlib.closing(self.trainer), exits.preemption_notice() as self._stop_before:

@@ -11,22 +11,18 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-PHASES = ("init", "compile", "step", "data", "eval", "checkpoint")
+PHASES = (
+  "init",  # Until the first compilation: data pipeline, restoring or initializing.
+  "compile",
+  "step",  # Dispatching, and waiting for the devices.
+  "data",  # Waiting for data.
+  "eval",  # Evaluations and samples.
+  "checkpoint",  # Starting a checkpoint, and waiting for the previous one to be written.
+)
 
 
 class Goodput:
-  """Seconds per phase; every moment belongs to exactly one phase.
-
-      init        until the first compilation: data pipeline, restoring or initializing
-      compile     compiling the training step
-      step        training: dispatching, and waiting for the devices
-      data        waiting for data
-      eval        evaluations and samples
-      checkpoint  starting a checkpoint, and waiting for the previous one to be written
-
-  Args:
-    clock: returns seconds; replaced in tests.
-  """
+  """Seconds per phase; every moment belongs to exactly one phase. Tests replace the clock."""
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
     self._clock = clock
@@ -112,16 +108,7 @@ _LINE_SECONDS = 10.0  # Between two plain lines of progress, at least.
 
 
 class Progress:
-  """Shows step, rate, remaining time and one metric. Never accesses the device.
-
-  Args:
-    first_step: first step of the run.
-    total_steps: last step of the run.
-    enabled: False on hosts that print nothing.
-
-  Attributes:
-    note: the newest metric, shown with the next update.
-  """
+  """Shows step, rate, remaining time and `note`, the newest metric, if enabled. Never accesses the device."""
 
   def __init__(self, first_step: int, total_steps: int, *, enabled: bool):
     self._first, self._total, self._enabled = first_step, total_steps, enabled

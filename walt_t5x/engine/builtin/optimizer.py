@@ -20,13 +20,7 @@ class OptimizerState:
 
 
 class OptaxWrapper:
-  """An optax transformation with the state layout that T5X saves.
-
-  The transformation has its own learning rate: the trainer's `learning_rate_fn` is only logged, as in T5X.
-
-  Args:
-    optax_optimizer: the transformation.
-  """
+  """An optax transformation, with its own learning rate, and with the state layout that T5X saves."""
 
   def __init__(self, optax_optimizer: optax.GradientTransformation):
     self.optax_optimizer = optax_optimizer
@@ -47,15 +41,12 @@ class OptaxWrapper:
     )
 
   def derive_logical_axes(self, state: OptimizerState, param_axes: Any) -> OptimizerState:
-    """The state with each leaf replaced by its logical axes.
+    """The state, or its shapes, with each leaf replaced by its logical axes.
 
     State that the optimizer keeps per parameter (moments, averages, accumulators) has the parameter's axes; other
     state (counts, hyperparameters) is replicated. optax itself distinguishes the two, so any transformation whose
-    states mirror the parameters is covered, including masked and multi-transform ones.
-
-    Args:
-      state: a state, or its shapes.
-      param_axes: `PartitionSpec` of logical names, one per parameter.
+    states mirror the parameters is covered, including masked and multi-transform ones. `param_axes` has a
+    `PartitionSpec` of logical names per parameter.
     """
 
     def is_leaf(node: Any) -> bool:

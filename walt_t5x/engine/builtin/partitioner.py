@@ -36,12 +36,9 @@ def standard_logical_axis_rules(
   """T5X's standard rules: wide axes over 'model', batch over 'data'; with two dimensions 'embed' is split too.
 
   Args:
-    activation_partitioning_dims: 2 splits activations along 'embed' over 'model'.
-    parameter_partitioning_dims: 2 splits parameters along 'embed' over 'data' (fully sharded).
+    activation_partitioning_dims: 1, or 2 to split activations along 'embed' over 'model'.
+    parameter_partitioning_dims: 1, or 2 to split parameters along 'embed' over 'data' (fully sharded).
     additional_rules: appended; the first rule that matches an axis wins.
-
-  Raises:
-    ValueError: a dimension is neither 1 nor 2.
   """
   if activation_partitioning_dims not in (1, 2) or parameter_partitioning_dims not in (1, 2):
     raise ValueError(
@@ -75,8 +72,7 @@ class PjitPartitioner:
     logical_axis_rules: (logical axis, mesh axis or None) pairs; the first match wins.
 
   Raises:
-    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or the number of devices is
-      not divisible by them.
+    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given.
   """
 
   def __init__(
@@ -174,15 +170,15 @@ class PjitPartitioner:
     )
 
   def get_shardings(self, mesh_axes: Any) -> Any:
-    """Maps a tree of mesh `PartitionSpec`s to shardings."""
-    return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
+    """Maps a tree (or prefix) of mesh `PartitionSpec`s to shardings; None is replicated."""
+    return jax.tree.map(
+      lambda spec: NamedSharding(self.mesh, PartitionSpec() if spec is None else spec),
+      mesh_axes,
+      is_leaf=lambda node: node is None,
+    )
 
   def check_divisible(self, state_dict: Any, mesh_axes_dict: Any) -> None:
-    """Checks that every sharded dimension is divisible by the size of its mesh axes.
-
-    Raises:
-      ValueError: names the array, the dimension and the mesh axis.
-    """
+    """Raises a `ValueError` if a sharded dimension is not divisible by the size of its mesh axes."""
     shapes: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
     specs: dict[str, Any] = traverse_util.flatten_dict(mesh_axes_dict, sep="/")
     for name, spec in specs.items():
@@ -211,8 +207,8 @@ class PjitPartitioner:
 
     return jax.jit(
       in_context,
-      in_shardings=self._resources(in_axis_resources),
-      out_shardings=self._resources(out_axis_resources),
+      in_shardings=self.get_shardings(in_axis_resources),
+      out_shardings=self.get_shardings(out_axis_resources),
       static_argnums=static_argnums,
       donate_argnums=donate_argnums,
     )
@@ -226,13 +222,6 @@ class PjitPartitioner:
   def compile(self, partitioned_fn: Any, *args: Any) -> Callable[..., Any]:
     """The function compiled for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`)."""
     return partitioned_fn.lower(*args).compile()
-
-  def _resources(self, resources: Any) -> Any:
-    return jax.tree.map(
-      lambda spec: NamedSharding(self.mesh, PartitionSpec() if spec is None else spec),
-      resources,
-      is_leaf=lambda node: node is None,
-    )
 
 
 def _mesh_axes(axis: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -28,12 +28,7 @@ Name = tuple[str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Restorer:
-  """Restores states of one model.
-
-  Args:
-    initializer: shapes and shardings of the states.
-    rng: key of a new state; used only if something must be filled in.
-  """
+  """Restores states of one model; `rng` is used only if something must be filled in."""
 
   initializer: StateInitializer
   rng: jax.Array
@@ -64,10 +59,8 @@ class Restorer:
         set_aside(folder)
     if failures:
       raise RuntimeError(
-        "no checkpoint of this run can be read:\n  "
-        + "\n  ".join(failures)
-        + "\nThey were renamed to incomplete_*. Restore "
-        "one by hand, or run the same command again to start from scratch."
+        "no checkpoint of this run can be read: they were renamed to incomplete_*. Restore one by hand, or run the "
+        "same command again to start from scratch.\n  " + "\n  ".join(failures)
       )
     return None
 
@@ -136,11 +129,7 @@ class Restorer:
     sources: dict[Name, Name],
     metadata: dict[Name, Any],
   ) -> dict[Name, Any]:
-    """The checkpoint's arrays under this model's names, after the transformations, on the host.
-
-    Arrays that no name of this model maps to keep their own name, so that a transformation can use them. As in T5X,
-    the `assignment_map` is applied first.
-    """
+    """The transformed arrays, on the host. Arrays that no name of this model maps to are transformed too."""
     arrays = checkpoints.read_arrays(checkpoint, metadata)
     dropped = set(sources.values()) | (set(wanted) - set(sources))
     renamed = {k: v for k, v in arrays.items() if k not in dropped}
@@ -160,8 +149,7 @@ def restore_row_position(
 
   Args:
     checkpoint: the checkpoint that the run continues.
-    iterator: the data from its beginning, in the checkpoint's order.
-    layout: the data shard that this host reads.
+    iterator: the data from its beginning, in the checkpoint's order; this host reads the shard `layout`.
     position: number of batches before the checkpoint's.
   """
   file = row_position_file(checkpoint / "dataset", layout)

@@ -50,21 +50,14 @@ class RowSeeds:
     if self._file.exists():
       self._seeds += [(int(step), int(seed)) for step, seed in storage.read_json(self._file)]
 
-  def at(self, step: int) -> int:
-    """The seed of a run that resumes from `step`."""
-    return self._since(step)[1]
-
-  def position(self, step: int) -> int:
-    """Number of batches before `step` in the order of its seed."""
-    return step - self._since(step)[0]
-
-  def _since(self, step: int) -> tuple[int, int]:
+  def at(self, step: int) -> tuple[int, int]:
+    """(first step, seed) of the order in which a run that resumes from `step` reads the data."""
     return [entry for entry in self._seeds if entry[0] <= step][-1]
 
   def renew(self, step: int) -> int:
     """Creates a new seed from `step` on; seeds of later steps are dropped."""
     kept = [(start, seed) for start, seed in self._seeds if start < step]
-    fresh = fresh_seed([self.at(step), step])  # Every host has read the file when this returns.
+    fresh = fresh_seed([self.at(step)[1], step])  # Every host has read the file when this returns.
     self._seeds = [*kept, (step, fresh)]
     if jax.process_index() == 0:
       storage.write(self._file, json.dumps(self._seeds[1:]) + "\n")

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 
 class JsonLinesWriter:
@@ -49,20 +48,12 @@ def create_writer(summary_dir: str | None, collection: str) -> Any:
 
   Args:
     summary_dir: the run's folder, or None for the log only.
-    collection: 'train' or 'training_eval/<task>'; TensorBoard's subfolder, and the prefix of evaluation metrics in
-      `metrics.jsonl`.
+    collection: 'train', or a subfolder of TensorBoard that is also a prefix in `metrics.jsonl`: 'training_eval/<task>'.
   """
+  from clu import metric_writers
+
   lines = json_lines_writer(summary_dir, collection)
   if jax.process_index() != 0:
-    return lines
-  try:
-    from clu import metric_writers
-  except ModuleNotFoundError as error:
-    if "tensorboard" not in str(error.name):
-      raise
-    logging.warning(
-      "tensorboard is not installed; metrics go to metrics.jsonl only. To see curves: pip install tensorboard."
-    )
     return lines
   board = metric_writers.create_default_writer(
     summary_dir, collection=collection, asynchronous=False

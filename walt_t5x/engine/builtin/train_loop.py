@@ -58,19 +58,16 @@ def train(
   gc_period: int = 0,
   settings: RunSettings | None = None,
 ) -> tuple[int, TrainState]:
-  """Trains a model to `total_steps`, from its newest complete checkpoint if it has one.
+  """Trains a model to `total_steps`, from its newest complete checkpoint if any; returns the last step and state.
 
   The same call after any interruption resumes the run: parameters, optimizer, parameter average, step and (with
   `save_dataset`) the next example. Periods count absolute steps, so a restart does not shift them.
 
   Args:
-    model: the model to train.
-    train_dataset_cfg: data to train on.
-    train_eval_dataset_cfg: data to evaluate the loss on, or None.
+    model, partitioner, trainer_cls, train_state_initializer_cls: what T5X's `train` takes, of this engine.
+    train_dataset_cfg, train_eval_dataset_cfg: data to train on, and to evaluate the loss on.
     infer_eval_dataset_cfg: must be None; `walt_t5x.evaluate` evaluates samples.
     checkpoint_cfg: what to save and to start from.
-    partitioner: mesh and rules.
-    trainer_cls: class of the trainer.
     model_dir: the run's folder.
     total_steps: step to stop at.
     eval_steps: batches per evaluation.
@@ -81,20 +78,15 @@ def train(
       which a restart draws again.
     use_hardware_rng: use XLA's own generator: faster, repeatable only on the same hardware and mesh.
     summarize_config_fn: `f(model_dir, writer, step)`, records the configuration.
-    inference_evaluator_cls: T5X only, unused.
     get_dataset_fn: `f(cfg, shard_id, num_shards, feature_converter_cls) -> tf.data.Dataset`.
     concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
     actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
     train_eval_get_dataset_fn: `f(cfg, shard_id, num_shards, eval_steps, feature_converter_cls) -> {name: Dataset}`.
     run_eval_before_training: evaluate once before the first step.
-    train_state_initializer_cls: class that creates the initial state.
     use_orbax: must be True.
-    verify_matching_vocabs_fn: accepted for T5X compatibility; models here have no vocabulary.
+    inference_evaluator_cls, verify_matching_vocabs_fn: accepted for T5X compatibility, unused.
     gc_period: steps between runs of Python's garbage collector, which is off in between; 0 leaves it unchanged.
     settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
-
-  Returns:
-    The last step and the last state.
 
   Raises:
     exits.Preempted: SIGTERM was received; everything is saved.
@@ -140,7 +132,7 @@ def train(
     )
     return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
-  iterator = rows(row_seeds.at(0))
+  iterator = rows(row_seeds.at(0)[1])
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
     eval_layout = partitioner.get_data_layout(train_eval_dataset_cfg.batch_size)
@@ -162,10 +154,11 @@ def train(
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
-    if row_seeds.at(first_step) != row_seeds.at(0):
-      iterator = rows(row_seeds.at(first_step))
+    order_since, order_seed = row_seeds.at(first_step)
+    if order_since > 0:
+      iterator = rows(order_seed)
     folder = checkpoints.checkpoint_folder(model_dir, first_step)
-    position = row_seeds.position(first_step)
+    position = first_step - order_since
     restored = restore_row_position(folder, iterator, layout, position=position)
     if not restored and first_step > 0:
       iterator = rows(row_seeds.renew(first_step))

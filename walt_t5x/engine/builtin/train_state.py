@@ -55,11 +55,7 @@ class TrainState(flax.struct.PyTreeNode):
     }
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> "TrainState":
-    """Replaces the leaves of this state by those of `state_dict`; its empty states remain.
-
-    Raises:
-      ValueError: a leaf is missing in `state_dict`.
-    """
+    """Replaces the leaves of this state by those of `state_dict`, which has all; its empty states remain."""
     own = serialization.to_state_dict(self.optimizer_state)
     flat = traverse_util.flatten_dict(own, keep_empty_nodes=True)
     empty = {k: v for k, v in flat.items() if v is traverse_util.empty_node}
@@ -70,14 +66,7 @@ class TrainState(flax.struct.PyTreeNode):
     )
 
   def as_logical_axes(self, params_axes: Any) -> "TrainState":
-    """This state with each leaf replaced by a `PartitionSpec` of logical axis names.
-
-    Args:
-      params_axes: the `params_axes` collection of `flax.linen.partitioning.param_with_axes`.
-
-    Raises:
-      ValueError: a parameter has no axes, or a number of them that differs from its rank.
-    """
+    """This state with each leaf replaced by its logical axes, from the model's `params_axes` collection."""
     axes = flax.core.freeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
     _check_axes(self.params, axes)
     return self.replace(
@@ -106,11 +95,7 @@ def _check_axes(params: Any, axes: Any) -> None:
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-  """Parameters and their axes from a model's initial variables.
-
-  Raises:
-    ValueError: the variables have other collections.
-  """
+  """Parameters and their axes from a model's initial variables."""
   variables = flax.core.unfreeze(dict(variables))
   if set(variables) != {"params", "params_axes"}:
     raise ValueError(

@@ -33,16 +33,11 @@ class Trainer:
   devices in the meantime.
 
   Args:
-    model: the model to train.
     train_state: the state to start from, on the mesh.
-    partitioner: mesh and rules.
     eval_names: names of the evaluation sets.
     summary_dir: the run's folder for metrics, or None.
-    train_state_axes: mesh axes of the state, the same tree.
-    rng: base key; step n uses `fold_in(rng, n)`.
-    learning_rate_fn: step -> learning rate, for the log (the optimizer has its own, see `OptaxWrapper`).
-    num_microbatches: gradient accumulation, or None.
-    weight_metrics_computer: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
+    model, partitioner, train_state_axes, rng, learning_rate_fn, num_microbatches, weight_metrics_computer: as in
+      `TrainingStep`. The learning rate is only logged: the optimizer has its own, see `OptaxWrapper`.
     constants: scalars that are added to every training summary, such as configured rates.
 
   Attributes:
@@ -123,7 +118,7 @@ class Trainer:
     Args:
       batch_iter: batches on the mesh.
       num_steps: number of steps.
-      start_step: the step to start from; None reads it from the device, which blocks.
+      start_step: the step of the state; None reads it from the device, which blocks.
       summarize: end the stats period here; otherwise these steps are part of a longer one.
 
     Returns:

@@ -29,8 +29,7 @@ class TrainingStep:
   the state: a step is one dispatch, and nothing is transferred to the host.
 
   Args:
-    model: the model to train.
-    partitioner: mesh and rules.
+    model, partitioner: what the step trains, and where.
     axes: mesh axes of the state, the same tree.
     rng: base key; step n uses `fold_in(rng, n)`.
     learning_rate_fn: step -> learning rate, as a metric.
@@ -67,12 +66,7 @@ class TrainingStep:
   def compile(
     self, state: TrainState, batch: Any, compiler_options: dict[str, str | bool] | None = None
   ) -> Any:
-    """Compiles the program for states and batches of these shapes; later calls use it.
-
-    Args:
-      state, batch: arrays or shapes of the arguments of later calls.
-      compiler_options: options of XLA.
-    """
+    """Compiles the program, with XLA's options, for later calls with states and batches of these shapes."""
     self._compiled = self.lower(state, batch).compile(compiler_options)
     return self._compiled
 
@@ -171,10 +165,8 @@ def gradients(
   (T5X adds the gradients of microbatches instead; `engine.optimizers` compensates for it.)
 
   Args:
-    loss_fn: `(params, batch, rng) -> (loss, metrics)`.
-    params: the parameters.
-    batch: name -> array, batch axis first.
-    rng: key of this step; microbatch i uses `fold_in(rng, i)`.
+    loss_fn: `(params, batch, rng) -> (loss, metrics)`; microbatch i uses `fold_in(rng, i)`.
+    params, batch, rng: its arguments; the batch axis comes first.
     num_microbatches: k, or None for the full batch at once.
     data_sharding: sharding of the batch axis.
 

@@ -14,8 +14,7 @@ from data.corpus import CorpusConstants
 from data.feature_converters import DenoiserFeatureConverter
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.losses import squared_errors
-from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
+from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize

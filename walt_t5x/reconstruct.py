@@ -149,8 +149,9 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
 
   from walt_t5x.evaluation.clip_sources import in_batches
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
-  from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+  from walt_t5x.evaluation.reconstruction import ReconstructionFolder
   from walt_t5x.generation import run_identity
+  from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
@@ -162,7 +163,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   complete_files = bool(args.media) and args.frames is None and not args.images
   rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
-  network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
+  codec = PixelCodec(vae, params, rows=rows, group=args.group, mesh=mesh)
   names = collections.Counter[str]()
   skipped: dict[str, dict[str, str]] = {}
   made = 0
@@ -195,7 +196,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   for batch in in_batches(wanted(), rows, key=shape):
     group, frames = zip(*batch)
     try:
-      folder.write(group, network(frames))
+      folder.write(group, codec.reconstruct(frames))
     except UnreadableClip as error:
       skip(group[0], error)
       continue

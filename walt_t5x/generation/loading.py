@@ -92,16 +92,8 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
     setting="generate.vae_checkpoint (or vae_ema)",
   )
   mesh = mesh_for(batch_size, jax.local_devices())
-  rows, sharding = min(config.decode_rows, batch_size), None
-  if mesh is not None and rows % mesh.shape["data"] == 0:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  codec = PixelCodec(
-    config.vae,
-    params,
-    rows=rows,
-    group=config.decode_group,
-    sharding=sharding,
-  )
+  rows = min(config.decode_rows, batch_size)
+  codec = PixelCodec(config.vae, params, rows=rows, group=config.decode_group, mesh=mesh)
   return Cascade(
     infos=infos,
     text_encoder=text_encoder,

@@ -63,8 +63,8 @@ def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) 
     for field in fields
   )
   return HeldOut(
-    small=np.stack([clip.frames() for clip in small]),
-    large=np.stack([clip.frames() for clip in large]),
+    small=np.stack([np.stack(list(clip.frames())) for clip in small]),
+    large=np.stack([np.stack(list(clip.frames())) for clip in large]),
     prompts=[clip.caption for clip in small],
   )
 

@@ -31,7 +31,6 @@ class MediaRule:
     size: (H, W); None for the files' sizes.
     fit: how frames are resized, "exact" or "crop" (`media.geometry.fitted`).
     fps: frame rate that a file is resampled to; None for every frame.
-    images: images instead of videos.
     check: called with (1, H, W) of each file; raises ValueError for sizes that the tokenizer does not support.
   """
 
@@ -50,7 +49,6 @@ def clips_of_cache(
 
   Args:
     folder: folder such as CACHE/vae_pixels_videos; any path that Beam reads.
-    split: split of the task.
     field: 'pixels/TxHxW'; None if records have only one.
 
   Raises:

@@ -31,7 +31,6 @@ class HeldOutClip:
   Attributes:
     name: name of its files, without suffix.
     uri: its source.
-    fps: frame rate.
     frames: yields [H, W, 3] uint8 each, in order.
     caption: the first one of a cached clip.
   """
@@ -66,12 +65,7 @@ class ReconstructionFolder:
   def write(
     self, clips: Sequence[HeldOutClip], groups: Iterable[tuple[np.ndarray, np.ndarray]]
   ) -> None:
-    """Writes clips as their groups are computed; each one's files are written atomically, its sidecar last.
-
-    Args:
-      clips: one per batch element.
-      groups: output of `PixelCodec.reconstruct`.
-    """
+    """Writes clips as `PixelCodec.reconstruct` yields groups; the files are written atomically, the sidecars last."""
     groups = iter(groups)
     # A clip of one frame is one group of one frame.
     ahead = list(itertools.islice(groups, 2))

@@ -56,8 +56,6 @@ class Sample:
   """One generated clip.
 
   Attributes:
-    index: its number.
-    prompt: its prompt.
     videos: stage name -> frames [T, H, W, 3] uint8, base first.
     latents: stage name -> latents of the tokenizer [1 + extensions, t, h, w, c].
     seconds: stage name -> {"sample", "decode", "encode"}: wall time of its batch.
@@ -145,8 +143,7 @@ class Cascade:
       name: name of the stage.
       low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` clips.
       prompts: one per clip.
-      seed: seed of the noise.
-      first_index: index of the first clip.
+      seed, first_index: seed and index of the first clip determine the noise.
 
     Raises:
       ValueError: no super-resolution stage has this name.

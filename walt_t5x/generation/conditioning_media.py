@@ -15,8 +15,7 @@ class ConditioningMedia:
   """The media that a clip starts from.
 
   Attributes:
-    path: the file.
-    sha256: hash of its bytes.
+    sha256: hash of the file's bytes.
     frames: [T, H, W, 3] uint8 at the size of the last stage.
     conditioning_frames: number of its last frames that the model is conditioned on.
   """

@@ -19,8 +19,6 @@ class CascadeConfig:
 
   Attributes:
     stages: base first.
-    vae: the tokenizer.
-    vae_checkpoint: its checkpoint.
     text_encoder: folder of the T5 encoder; unused by stages without text.
     text_length: L of the stages.
     vae_ema: use the tokenizer's averaged weights.
@@ -66,15 +64,11 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
 
 
 def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
-  """Loads the cascade onto all local devices after checking that tokenizer and text encoder are those of the stages.
-
-  Args:
-    config: the configuration.
-    infos: result of `read_infos`.
-    batch_size: clips per batch.
+  """Loads the cascade onto all local devices; `infos` come from `read_infos`.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
+    FileNotFoundError: a file is missing.
+    ValueError: tokenizer or text encoder are not those of the stages; names both sides.
   """
   provenance = infos[0].provenance
   text_encoder = None

@@ -38,10 +38,8 @@ def noise_for(
   """Standard normal [B, *shape], a function of the seed, the sample and its use, independent of the batch.
 
   Args:
-    seed: seed of the run.
     what: the stage, or another use of noise.
     indices: index of each sample [B].
-    shape: shape of one sample.
     extension: number of the clip's extension; 0 for its first part.
   """
   use = np.uint32(zlib.crc32(f"{what} {extension}".encode()))
@@ -60,10 +58,6 @@ class StageSampler:
 
   Weights are replicated on each device, the batch is sharded over 'data' and, if it has fewer clips than devices, the
   height of the token grid over 'model'.
-
-  Args:
-    config: the stage.
-    mesh: see `mesh_for`.
   """
 
   def __init__(self, config: StageConfig, *, mesh: Mesh | None = None):

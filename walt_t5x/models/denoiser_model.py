@@ -56,9 +56,9 @@ class DenoiserModel(engine.BaseModel):
       self_conditioning_probability: p_sc; probability that an example's first-pass estimate is fed back instead of
         zeros.
       drop_probability: fraction of captions and labels dropped for guidance. Assumption: 0.1.
-      frame_prediction_probability: p_fp; fraction of videos given past frames. Assumption: 0.25.
-      frame_prediction_counts: numbers of latent frames given to those videos, drawn uniformly. Assumption: 1 or 2;
-        frame prediction on Kinetics-600 gives 2 to every video (5 pixel frames).
+      frame_prediction_probability: p_fp; fraction of videos with conditioning frames. Assumption: 0.25.
+      frame_prediction_counts: numbers of their latent frames, drawn uniformly. Assumption: 1 or 2; frame prediction on
+        Kinetics-600 conditions every video on 2 (5 pixel frames).
       max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
       sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
       rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
@@ -140,10 +140,10 @@ class DenoiserModel(engine.BaseModel):
 
   def conditioning(self, batch: Batch) -> Conditioning:
     """The batch's conditioning, by kind of example; random parts are added later."""
-    given = from_batch(batch)
+    conditioning = from_batch(batch)
     if self.rows == "mixed":
-      return given
-    return dataclasses.replace(given, is_image=None, all_images=self.rows == "images")
+      return conditioning
+    return dataclasses.replace(conditioning, is_image=None, all_images=self.rows == "images")
 
   def low_resolution_noised(
     self, conditioning: Conditioning, noise: Array, *, time: Array
@@ -177,14 +177,14 @@ class DenoiserModel(engine.BaseModel):
         f"DenoiserModel.frame_prediction_counts={self.frame_prediction_counts}: expected fewer than the {frames} "
         "latent frames of an example"
       )
-    rng_given, rng_count = jax.random.split(rng)
-    given = jax.random.bernoulli(rng_given, self.frame_prediction_probability, (rows,))
+    rng_chosen, rng_count = jax.random.split(rng)
+    chosen = jax.random.bernoulli(rng_chosen, self.frame_prediction_probability, (rows,))
     if conditioning.is_image is not None:
-      given = given & ~conditioning.is_image
+      chosen = chosen & ~conditioning.is_image
     elif conditioning.all_images:
-      given = jnp.zeros_like(given)
+      chosen = jnp.zeros_like(chosen)
     counts = jax.random.choice(rng_count, jnp.array(self.frame_prediction_counts), (rows,))
-    count = jnp.where(given, counts, 0)
+    count = jnp.where(chosen, counts, 0)
     return dataclasses.replace(
       conditioning,
       frames=latents,
@@ -216,7 +216,6 @@ class DenoiserModel(engine.BaseModel):
     """Mean squared error of the prediction (Eq. 2), and metrics by kind of example and by noise level.
 
     Args:
-      params: the module's parameters.
       batch: the features of `DenoiserFeatureConverter`, or the output of `unpack_and_normalize` for them.
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """

@@ -25,7 +25,6 @@ def input_shapes(
   """Shapes of the batch from the model's feature converter.
 
   Args:
-    model: a tokenizer or a stage.
     rows: batch size.
     field: latents of a stage, pixels of a tokenizer.
     low_resolution: latents that a super-resolution stage is given.
@@ -88,7 +87,6 @@ def record_bytes(
   Encodes records of zeros: the size does not depend on the values.
 
   Args:
-    model: a tokenizer or a stage.
     field, low_resolution: as in `input_shapes`; an image has the first frame's latents.
     caption_tokens: tokens per caption; ignored if the model takes no text.
   """
@@ -130,12 +128,7 @@ def parameter_shapes(
 ) -> Any:
   """Shapes and dtypes of a stage's parameters, as nested dicts of `jax.ShapeDtypeStruct`. Computes no values.
 
-  Args:
-    model: a stage.
-    field, low_resolution, text_length: as in `input_shapes`.
-
-  Raises:
-    ValueError: as in `input_shapes`.
+  Arguments and errors are those of `input_shapes`.
   """
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length

@@ -41,10 +41,9 @@ class VaeModel(engine.BaseModel):
     discriminator: Discriminator | None = None,
     adversarial: AdversarialSettings | None = None,
   ):
-    """Keeps the networks and the weights of the loss.
+    """Keeps the autoencoder, the discriminator and the weights of the loss.
 
     Args:
-      module: the autoencoder.
       optimizer_def: an engine optimizer; with a discriminator, one that trains the parts separately
         (`engine.optimizers.by_part`).
       reconstruction_weight: weight of the mean squared pixel error (MAGVIT-v2's 5.0).

@@ -199,7 +199,9 @@ def main(argv: Sequence[str]) -> None:
   import gin
   from walt_t5x.generation.prepared_requests import SamplingSettings
 
-  fields = {field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)}
+  fields: Any = {
+    field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)
+  }
   fields["batch_size"] = min(FLAGS.batch_size, len(requests) * FLAGS.num_samples)
   settings = SamplingSettings(**fields)
   # SIGINT too: a shell starts background jobs with it ignored.

@@ -55,6 +55,8 @@ class PartPlan:
     for clip in self.clips:
       digest.update(f"{clip.media.name} {clip.fold} {clip.number}".encode())
       for media in filter(None, (clip.media, clip.reference)):
+        if media.path is None:
+          raise ValueError(f"{media.name} does not come from a file; its parts cannot be stored.")
         digest.update(sha256(media.path).encode())
     return digest.hexdigest()
 

@@ -84,16 +84,12 @@ def make_clips(
 ) -> dict[str, Any]:
   """The larger clips made in each way, [N, T, H, W, 3] uint8."""
   latents = cascade.codec.encode(held.small)
-  parts = [
-    cascade.upscale(
-      stage,
-      latents[start : start + batch_size],
-      held.prompts[start : start + batch_size],
-      seed=seed,
-      first_index=start,
+  parts = []
+  for start in range(0, len(latents), batch_size):
+    at = slice(start, start + batch_size)
+    parts.append(
+      cascade.upscale(stage, latents[at], held.prompts[at], seed=seed, first_index=start)
     )
-    for start in range(0, len(latents), batch_size)
-  ]
   size = held.large.shape[2:4]
   return {
     STAGE: np.concatenate(parts),

@@ -67,9 +67,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
-  given = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
-  if args.cache and given:
-    parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
+  of_media = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
+  if args.cache and of_media:
+    parser.error(f"{', '.join(of_media)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
     parser.error("--pixels requires --cache")
   for name in ("count", "batch_size", "group", "frames"):
@@ -106,12 +106,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
 
 def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
-  """The number of clips, and the clips; at most --count.
-
-  Raises:
-    FileNotFoundError: there are none.
-    ValueError: the tokenizer does not support a size.
-  """
+  """The number of clips, and the clips; at most --count."""
   from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
@@ -123,14 +118,8 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
     if args.size or frames:
       factor = vae.spatial_factor
       vae.latent_shape((frames or 1, *(args.size or (factor, factor))))
-    rule = held_out_clips.MediaRule(
-      check=vae.latent_shape,
-      frames=args.frames,
-      size=args.size,
-      fit=args.fit,
-      fps=args.fps,
-      images=args.images,
-    )
+    fields = {name: getattr(args, name) for name in ("frames", "size", "fit", "fps", "images")}
+    rule = held_out_clips.MediaRule(check=vae.latent_shape, **fields)
     total, found = held_out_clips.clips_of_media(args.media, rule, split=args.split)
   return min(total, args.count or total), itertools.islice(found, args.count)
 

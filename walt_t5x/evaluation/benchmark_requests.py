@@ -82,10 +82,9 @@ def class_videos(media: Path, listed: Path | None) -> Videos:
 
 def labels_of_videos(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Labels drawn independently, with the frequencies of the videos."""
-  frequencies = np.array([len(files) for files in videos.values()], np.float64)
-  draws = np.random.default_rng(args.seed).choice(
-    len(frequencies), size=count, p=frequencies / frequencies.sum()
-  )
+  counts = np.array([len(files) for files in videos.values()], np.float64)
+  random = np.random.default_rng(args.seed)
+  draws = random.choice(len(counts), size=count, p=counts / counts.sum())
   return ({"label": label} for label in draws.tolist())
 
 

@@ -74,7 +74,6 @@ def values_of_clips(
   Args:
     rules: the scores of single clips.
     clips: each has its reference if a rule is paired.
-    protocol: determines frames and size.
     networks: networks by name; includes LPIPS if a rule uses it.
   """
   found: dict[str, list[float]] = {rule.name: [] for rule in rules}

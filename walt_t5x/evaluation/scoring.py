@@ -22,11 +22,7 @@ from walt_t5x.evaluation.clip_sources import (
 )
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.files.fingerprint import file_sha256
-from walt_t5x.metrics.feature_statistics import (
-  FeatureStatistics,
-  load_statistics,
-  save_statistics,
-)
+from walt_t5x.metrics.feature_statistics import FeatureStatistics, load_statistics, save_statistics
 from walt_t5x.metrics.frechet import FoldScore, frechet_distance, frechet_over_folds
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics, score_splits, split_of
 from walt_t5x.metrics.networks import FeatureNetwork

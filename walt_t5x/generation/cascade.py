@@ -37,7 +37,6 @@ class Batch:
     prompts: one per clip; empty strings if the stages read no text.
     labels: one per clip, or empty if the stages have no classes.
     media: what each clip starts from; all None, all images or all videos.
-    seed: seed of the noise.
     extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
     decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """
@@ -75,8 +74,6 @@ class Cascade:
     infos: the stages, base first.
     text_encoder: encoder of the prompts; None if no stage reads text.
     text_length: L that the stages were trained with.
-    codec: the tokenizer.
-    batch_size: clips per batch.
     mesh: devices to sample on, see `mesh_for`.
     load: reads a stage's weights; returns them and their fingerprint.
     one_at_a_time: hold only one stage's weights and run it over all batches of a call to `run`.

@@ -63,12 +63,11 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
       )
     t, h, w = schema.latents_shape(below.latents)
     scale = above.module.low_resolution_scale
-    made = schema.latents_shape(above.latents)
-    if not scale or made != (t, h * scale, w * scale):
+    expected = schema.latents_field(t, h * max(scale, 1), w * max(scale, 1))
+    if not scale or above.latents != expected:
       raise ValueError(
         f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network upscales by a factor "
-        f"of {scale or 1}: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
-        "or WaltDenoiser.low_resolution_scale"
+        f"of {scale or 1}: expected {expected!r}; set StageConfig.latents or WaltDenoiser.low_resolution_scale"
       )
   for config in configs:
     if config.module.latent_channels != vae.latent_channels:

@@ -66,10 +66,9 @@ def read_clip(
 
   Args:
     path: a file in one of `reading.CONTAINERS`.
-    size: (H, W) of the last stage.
+    size, fit: see `read_image`.
     fps: frame rate of the model; a faster clip is resampled to it.
     conditioning_frames: number of frames that the model is conditioned on, from the end.
-    fit: see `read_image`.
 
   Raises:
     ValueError: the file is not a video, is too short, or has another size.

@@ -75,9 +75,8 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
   if config.reads_text:
     if not config.text_encoder:
       raise ValueError("the stages read text: set generate.text_encoder")
-    text_encoder = checks.load_text_encoder(
-      config.text_encoder, expected=provenance.text_encoder["fingerprint"]
-    )
+    expected = provenance.text_encoder["fingerprint"]
+    text_encoder = checks.load_text_encoder(config.text_encoder, expected=expected)
   params = checks.tokenizer_params(
     config.vae,
     config.vae_checkpoint,

@@ -20,8 +20,6 @@ class PixelCodec:
   number of clips in the batch.
 
   Args:
-    vae: the tokenizer.
-    params: its parameters.
     rows: clips at a time; smaller batches are padded.
     group: latent frames at a time, after the first.
     mesh: shards the clips over its axis 'data' if that divides `rows`; None leaves them on the default device.

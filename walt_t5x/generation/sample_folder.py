@@ -160,10 +160,8 @@ class SampleFolder:
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
     """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
-    scores_file = self.path / SCORES
-    verdicts = {}
-    if scores_file.exists():
-      verdicts = storage.read_json(scores_file).get("verdicts", {})
+    scores = self.path / SCORES
+    verdicts = storage.read_json(scores).get("verdicts", {}) if scores.exists() else {}
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(

@@ -20,11 +20,9 @@ from walt_t5x.sharding import partitioning
 
 
 def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
-  """A ('data', 'model') mesh: the batch over as many devices as divide it, the token grid's height over the rest.
+  """A ('data', 'model') mesh: `rows` over as many devices as divide them, the token grid's height over the rest.
 
-  Args:
-    rows: batch size.
-    devices: devices to use; returns None for a single one.
+  None for a single device.
   """
   if len(devices) == 1:
     return None

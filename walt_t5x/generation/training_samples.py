@@ -4,7 +4,6 @@ train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,7 +145,7 @@ def write_clips(
   import tensorflow as tf
   from tensorboard.plugins.image import metadata
 
-  os.makedirs(folder, exist_ok=True) if "://" not in folder else tf.io.gfile.makedirs(folder)
+  tf.io.gfile.makedirs(folder)
   gifs, writer = {}, tf.summary.create_file_writer(folder)
   with writer.as_default():
     for tag, clip in clips.items():

@@ -1,6 +1,7 @@
 """The denoiser as a trainable model: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -106,16 +107,12 @@ class DenoiserModel(engine.BaseModel):
   @property
   def FEATURE_CONVERTER_CLS(self):
     """The converter for the features that this module reads; both engines call it with `pack` and other arguments."""
-
-    def make(**kwargs) -> DenoiserFeatureConverter:
-      return DenoiserFeatureConverter(
-        text_dim=self.module.text_dim,
-        label=self.module.num_classes > 0,
-        low_resolution=self.module.low_resolution_scale > 0,
-        **kwargs,
-      )
-
-    return make
+    return functools.partial(
+      DenoiserFeatureConverter,
+      text_dim=self.module.text_dim,
+      label=self.module.num_classes > 0,
+      low_resolution=self.module.low_resolution_scale > 0,
+    )
 
   def get_initial_variables(
     self,
@@ -248,8 +245,7 @@ class DenoiserModel(engine.BaseModel):
     errors = squared_errors(
       self.prediction, predict(self_condition), x0=latents, noise=noise, gamma=gamma
     )
-    is_image = conditioning.is_image
-    return jnp.mean(errors), self._metrics(errors, steps, is_image)
+    return jnp.mean(errors), self._metrics(errors, steps, conditioning.is_image)
 
   def _metrics(
     self, errors: Array, steps: Array, is_image: Array | None

@@ -38,14 +38,11 @@ def input_shapes(
   t, h, w = schema.latents_shape(field)
   module = model.module
   if scale := module.low_resolution_scale:
-    if low_resolution is None or schema.latents_shape(low_resolution) != (
-      t,
-      h // scale,
-      w // scale,
-    ):
+    expected = schema.latents_field(t, h // scale, w // scale)
+    if low_resolution != expected:
       raise ValueError(
-        f"a super-resolution stage with scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
-        f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
+        f"a super-resolution stage with scale {scale} to {field!r} got {low_resolution=}, expected {expected!r}; set "
+        "LOW_RESOLUTION"
       )
   features = batch_spec.latents_features(
     field,

@@ -92,8 +92,7 @@ class VaeModel(engine.BaseModel):
       batch: `video` uint8 [B, T, H, W, 3].
       dropout_rng: key to sample the posterior; None decodes the mean.
     """
-    loss, metrics, _ = self._loss(params, batch, dropout_rng)
-    return loss, metrics
+    return self._loss(params, batch, dropout_rng)[:2]
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Array, dict[str, clu.metrics.Metric]]:
     """The deterministic loss, and SSIM if the frames are large enough."""

@@ -300,12 +300,10 @@ class DenoiserModel(engine.BaseModel):
     conditioning: Conditioning,
     *,
     null_text: Array | np.ndarray | None = None,
-    sampler: SamplerConfig | None = None,
   ) -> Array:
     """Samples from standard normal `noise` [B, t, h, w, c]; the unconditional branch drops text, class and frames."""
-    sampler = sampler or self.sampler
     unconditional = None
-    if sampler.guidance is not None:
+    if self.sampler.guidance is not None:
       slots = next(
         (x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1
       )
@@ -319,7 +317,7 @@ class DenoiserModel(engine.BaseModel):
       unconditional=unconditional,
       schedule=self.schedule,
       prediction=self.prediction,
-      config=sampler,
+      config=self.sampler,
     )
 
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:

@@ -16,8 +16,7 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,13 +46,7 @@ def define_flags() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-  """Held-out clips at both sizes.
-
-  Attributes:
-    small: [N, T, h, w, 3] uint8.
-    large: [N, T, H, W, 3] uint8.
-    prompts: one caption per clip.
-  """
+  """Held-out clips at both sizes, [N, T, h, w, 3] and [N, T, H, W, 3] uint8, and one caption per clip."""
 
   small: Any
   large: Any
@@ -61,36 +54,18 @@ class HeldOut:
 
 
 def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) -> HeldOut:
-  """The first clips of a split of a cache.
+  """The first clips of a split of a cache; raises as `held_out_clips.clips_of_cache`."""
+  from walt_t5x.evaluation.held_out_clips import clips_of_cache
 
-  Raises:
-    FileNotFoundError: the split has no shards.
-    ValueError: the records lack one of the fields `pixels/TxHxW`.
-  """
-  from data import schema, tfrecord
-
-  shards = sorted(Path(folder).glob(f"{split}.tfrecord-*-of-*[0-9]"))
-  if not shards:
-    raise FileNotFoundError(
-      f"no {split}.tfrecord-* in {folder}: expected a cached task of pixels, such as CACHE/shapes_pixels_videos"
-    )
-
-  def records() -> Iterator[Any]:
-    for shard in shards:
-      with shard.open("rb") as stream:
-        for payload in tfrecord.read_records(stream, name=str(shard)):
-          record = schema.decode(payload)
-          missing = [field for field in fields if field not in record.pixels]
-          if missing:
-            raise ValueError(
-              f"{shard}: records have {sorted(record.pixels)}, expected {missing}: preprocess with --content=pixels "
-              "and --resolutions of both stages"
-            )
-          yield record
-
-  found = list(itertools.islice(records(), count))
-  small, large = (np.stack([record.pixels[field] for record in found]) for field in fields)
-  return HeldOut(small=small, large=large, prompts=[record.captions[0] for record in found])
+  small, large = (
+    list(itertools.islice(clips_of_cache(folder, split=split, field=field)[1], count))
+    for field in fields
+  )
+  return HeldOut(
+    small=np.stack([np.stack(list(clip.frames())) for clip in small]),
+    large=np.stack([np.stack(list(clip.frames())) for clip in large]),
+    prompts=[clip.caption for clip in small],
+  )
 
 
 def enlarge(clips: Any, size: tuple[int, int]) -> Any:
@@ -98,10 +73,9 @@ def enlarge(clips: Any, size: tuple[int, int]) -> Any:
   from PIL import Image
 
   def one(frame: Any) -> Any:
-    image = Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
-  return np.stack([np.stack([one(frame) for frame in clip]) for clip in clips])
+  return np.stack([[one(frame) for frame in clip] for clip in clips])
 
 
 def make_clips(
@@ -109,16 +83,12 @@ def make_clips(
 ) -> dict[str, Any]:
   """The larger clips made in each way, [N, T, H, W, 3] uint8."""
   latents = cascade.codec.encode(held.small)
-  parts = [
-    cascade.upscale(
-      stage,
-      latents[start : start + batch_size],
-      held.prompts[start : start + batch_size],
-      seed=seed,
-      first_index=start,
+  parts = []
+  for start in range(0, len(latents), batch_size):
+    at = slice(start, start + batch_size)
+    parts.append(
+      cascade.upscale(stage, latents[at], held.prompts[at], seed=seed, first_index=start)
     )
-    for start in range(0, len(latents), batch_size)
-  ]
   size = held.large.shape[2:4]
   return {
     STAGE: np.concatenate(parts),
@@ -129,15 +99,7 @@ def make_clips(
 
 
 def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, batch_size: int):
-  """way -> {"frechet", "psnr"}, compared with the held-out clips.
-
-  Args:
-    made: way -> clips uint8.
-    truth: the held-out clips.
-    network: a `FeatureNetwork`.
-    layer: layer of the network.
-    batch_size: clips per forward pass.
-  """
+  """way -> {"frechet", "psnr"}: uint8 clips compared with those of `truth`, in a layer of a `FeatureNetwork`."""
   import jax.numpy as jnp
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics

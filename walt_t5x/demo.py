@@ -32,14 +32,7 @@ def define_flags() -> None:
 
 
 class Studio:
-  """Generates one clip at a time and stores it.
-
-  Args:
-    cascade: the cascade, with batches of one.
-    config: its configuration.
-    folder: stores the clips, a `SampleFolder`.
-    fps: frame rate of the files.
-  """
+  """Generates one clip at a time with a cascade with batches of one, and stores it in a `SampleFolder`."""
 
   def __init__(self, cascade: Any, config: Any, folder: Any, *, fps: float):
     self.cascade, self.config, self.folder, self.fps = cascade, config, folder, fps
@@ -56,13 +49,9 @@ class Studio:
     image: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
   ) -> dict[str, Any]:
-    """Generates a clip and returns its sidecar.
+    """Generates a clip up to a stage and returns its sidecar.
 
     Args:
-      prompt: the prompt.
-      seed: seed of the noise.
-      stage: the last stage to run.
-      extensions: extensions of the clip.
       image: file of an image that the clip starts from; it is center-cropped.
       progress: called with (steps done, steps, what was done last).
 

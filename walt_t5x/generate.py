@@ -57,11 +57,7 @@ def define_flags() -> None:
 
 
 def read_shard(text: str) -> tuple[int, int]:
-  """(number, count) from '3/8'.
-
-  Raises:
-    ValueError: the text has another form.
-  """
+  """(number, count) from '3/8'; raises ValueError for another form."""
   number, slash, count = text.partition("/")
   if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
     raise ValueError(f"--shard={text}: expected NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/8")
@@ -78,7 +74,7 @@ def run(
   log_dir: str | None = None,
   gin_config: str = "",
 ) -> dict[str, Any]:
-  """Generates the missing samples; returns a summary.
+  """Generates the missing samples in the folder `output`; returns a summary.
 
   Args:
     config: the cascade, a `generation.loading.CascadeConfig`.
@@ -86,7 +82,7 @@ def run(
     settings: `generation.prepared_requests.SamplingSettings`.
     output: folder of the samples.
     shard: (number, count) of this job.
-    log_dir: TensorBoard folder.
+    log_dir: TensorBoard folder; None writes no events.
     gin_config: the configuration, stored with the samples.
 
   Raises:
@@ -163,7 +159,7 @@ def read_cascade(chosen: Sequence[str] = ()) -> Any:
 
 
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
-  from walt_t5x.generation.tensorboard_clips import write_clips
+  from walt_t5x.generation.training_samples import write_clips
 
   last = {tag: list(sample.videos.values())[-1] for tag, sample in samples.items()}
   seconds = next(iter(samples.values())).seconds
@@ -195,16 +191,11 @@ def main(argv: Sequence[str]) -> None:
   import gin
   from walt_t5x.generation.prepared_requests import SamplingSettings
 
-  settings = SamplingSettings(
-    seed=FLAGS.seed,
-    num_samples=FLAGS.num_samples,
-    extensions=FLAGS.extensions,
-    fps=FLAGS.fps,
-    formats=tuple(FLAGS.formats),
-    fit=FLAGS.fit,
-    decoded_conditioning=FLAGS.decoded_conditioning,
-    batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
-  )
+  fields: Any = {
+    field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)
+  }
+  fields["batch_size"] = min(FLAGS.batch_size, len(requests) * FLAGS.num_samples)
+  settings = SamplingSettings(**fields)
   # SIGINT too: a shell starts background jobs with it ignored.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)

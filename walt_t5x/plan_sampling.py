@@ -27,13 +27,9 @@ class SamplingPlan:
   """Figures of one stage.
 
   Attributes:
-    stage: its name.
-    parameters: number of parameters of the network.
     weight_bytes: size of the weights in the stage's dtype.
-    tokens_per_row: tokens of the transformer per example.
     network_rows: examples of a network call per sample: branches of guidance.
     network_calls: network calls per sample.
-    flops_per_sample: FLOPs of a sample's chain.
     topologies: memory that a batch's chain needs per chip, by slice, as a `tpu_compile.ChipMemory`.
   """
 
@@ -50,14 +46,7 @@ class SamplingPlan:
 def plan_stage(
   config: Any, *, text_length: int, batch_size: int, topologies: Sequence[str] = ()
 ) -> SamplingPlan:
-  """Figures of a stage.
-
-  Args:
-    config: a `StageConfig`.
-    text_length: tokens per caption.
-    batch_size: samples per batch, for the topologies.
-    topologies: slices such as 'v5p:2x2x1'.
-  """
+  """Figures of the stage of a `StageConfig`, and the memory of a batch on topologies such as 'v5p:2x2x1'."""
   import jax
   import jax.numpy as jnp
 

@@ -63,9 +63,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
-  given = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
-  if args.cache and given:
-    parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
+  of_media = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
+  if args.cache and of_media:
+    parser.error(f"{', '.join(of_media)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
     parser.error("--pixels requires --cache")
   for name in ("count", "batch_size", "group", "frames"):
@@ -102,12 +102,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
 
 def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
-  """The number of clips, and the clips; at most --count.
-
-  Raises:
-    FileNotFoundError: there are none.
-    ValueError: the tokenizer does not support a size.
-  """
+  """The number of clips, and the clips; at most --count."""
   from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
@@ -119,14 +114,8 @@ def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
     if args.size or frames:
       factor = vae.spatial_factor
       vae.latent_shape((frames or 1, *(args.size or (factor, factor))))
-    rule = held_out_clips.MediaRule(
-      check=vae.latent_shape,
-      frames=args.frames,
-      size=args.size,
-      fit=args.fit,
-      fps=args.fps,
-      images=args.images,
-    )
+    fields = {name: getattr(args, name) for name in ("frames", "size", "fit", "fps", "images")}
+    rule = held_out_clips.MediaRule(check=vae.latent_shape, **fields)
     total, found = held_out_clips.clips_of_media(args.media, rule, split=args.split)
   return min(total, args.count or total), itertools.islice(found, args.count)
 
@@ -145,8 +134,9 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
 
   from walt_t5x.evaluation.clip_sources import in_batches
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
-  from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+  from walt_t5x.evaluation.reconstruction import ReconstructionFolder
   from walt_t5x.generation import run_identity
+  from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
@@ -158,7 +148,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   complete_files = bool(args.media) and args.frames is None and not args.images
   rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
-  network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
+  codec = PixelCodec(vae, params, rows=rows, group=args.group, mesh=mesh)
   names = collections.Counter[str]()
   skipped: dict[str, dict[str, str]] = {}
   made = 0
@@ -191,7 +181,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   for batch in in_batches(wanted(), rows, key=shape):
     group, frames = zip(*batch)
     try:
-      folder.write(group, network(frames))
+      folder.write(group, codec.reconstruct(frames))
     except UnreadableClip as error:
       skip(group[0], error)
       continue

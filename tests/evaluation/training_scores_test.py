@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,11 +23,10 @@ class _Given(ScoreVideos):
   shows_latents = False
   made = ()
 
-  def _on_mesh(self, params):
-    return {}
-
-  def _clips(self, predicted):
-    return self.made
+  def __init__(self, **options):
+    super().__init__(**options)
+    self._batch, self._tokenizer = {}, ()
+    self._decode = lambda predicted: self.made / np.float32(255)
 
 
 def _of(network, clips):
@@ -50,7 +50,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
     if step == 15:
       # The references are read once per run.
       (tmp_path / "real").rename(tmp_path / "gone")
-    state = types.SimpleNamespace(step=step, params={}, param_states=())
+    state = types.SimpleNamespace(step=step, params={"w": jnp.zeros(1)}, param_states=())
     assert action.run(state, {}) is False
 
   (tmp_path / "gone").rename(tmp_path / "real")

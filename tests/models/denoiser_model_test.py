@@ -177,10 +177,8 @@ def test_guidance_of_one_samples_the_conditional_model():
   noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
 
   def sample(guidance):
-    sampler = SamplerConfig(num_steps=4, guidance=guidance)
-    run = jax.jit(
-      lambda p: _model().sample(p, noise, conditioning, null_text=CORPUS.null_text, sampler=sampler)
-    )
+    model = _model(sampler=SamplerConfig(num_steps=4, guidance=guidance))
+    run = jax.jit(lambda p: model.sample(p, noise, conditioning, null_text=CORPUS.null_text))
     return run(_params())
 
   plain = sample(None)

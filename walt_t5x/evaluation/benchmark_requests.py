@@ -28,7 +28,7 @@ from walt_t5x.files import storage
 from walt_t5x.metrics import protocols
 
 IMAGENET_CLASSES = 1000
-_GIVEN_FRAMES, _CLIP_FRAMES = 5, 16
+_CONDITIONING_FRAMES, _CLIP_FRAMES = 5, 16
 # Class name -> its files.
 Videos = dict[str, list[Path]]
 # Lines of `requests.jsonl`.
@@ -46,8 +46,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--count", type=int, help="requests (default: the protocol's, all folds)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--size", type=int, default=128, help="edge of the given frames")
-  parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the given frames")
+  parser.add_argument("--size", type=int, default=128, help="edge of the conditioning frames")
+  parser.add_argument("--fps", type=float, default=25.0, help="their frame rate")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
   if args.media is None and args.protocol != "imagenet256":
@@ -56,11 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def class_videos(media: Path, listed: Path | None) -> Videos:
-  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files.
-
-  Raises:
-    ValueError: no class folders exist, or a listed file is missing.
-  """
+  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files."""
   folders = sorted(folder for folder in media.iterdir() if folder.is_dir())
   found = {folder.name: sorted(p for p in folder.iterdir() if p.is_file()) for folder in folders}
   found = {name: files for name, files in found.items() if files}
@@ -83,10 +79,9 @@ def class_videos(media: Path, listed: Path | None) -> Videos:
 
 def labels_of_videos(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Labels drawn independently, with the frequencies of the videos."""
-  frequencies = np.array([len(files) for files in videos.values()], np.float64)
-  draws = np.random.default_rng(args.seed).choice(
-    len(frequencies), size=count, p=frequencies / frequencies.sum()
-  )
+  counts = np.array([len(files) for files in videos.values()], np.float64)
+  random = np.random.default_rng(args.seed)
+  draws = random.choice(len(counts), size=count, p=counts / counts.sum())
   return ({"label": label} for label in draws.tolist())
 
 
@@ -96,11 +91,7 @@ def labels_in_turn(args: argparse.Namespace, videos: Videos, count: int) -> Rows
 
 
 def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
-  """One prompt per class, all equally often. Assumption: without --prompts, the class's name in words.
-
-  Raises:
-    ValueError: the number of lines in the file differs from the number of classes.
-  """
+  """One prompt per class, all equally often. Assumption: without --prompts, the class's name in words."""
   prompts = [class_words(name) for name in videos]
   if args.prompts is not None:
     lines = args.prompts.read_text("utf-8").splitlines()
@@ -112,7 +103,7 @@ def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   return ({"prompt": prompts[index % len(prompts)]} for index in range(count))
 
 
-def given_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
+def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
   A clip that already exists is kept, so that the command resumes after an interruption.
@@ -134,7 +125,7 @@ def given_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
           f"{source} has {len(kept)} frames at {args.fps:g} fps, expected at least {_CLIP_FRAMES}: remove it"
         )
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
-      frames = np.stack(list(reading.frames_at(source, kept[first : first + _GIVEN_FRAMES])))
+      frames = np.stack(list(reading.frames_at(source, kept[first : first + _CONDITIONING_FRAMES])))
       frames = geometry.fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
       writing.write_video(target, frames, fps=args.fps, crf=0)
     bar.update()
@@ -146,7 +137,7 @@ PROTOCOLS = {
   "ucf101_class_conditional": labels_of_videos,
   "ucf101_zero_shot": class_prompts,
   "imagenet256": labels_in_turn,
-  "k600_frame_prediction": given_clips,
+  "k600_frame_prediction": conditioning_clips,
 }
 
 

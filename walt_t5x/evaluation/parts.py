@@ -23,12 +23,11 @@ from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartPlan:
-  """The clips of a part.
+  """The clips of a part, all of one fold.
 
   Attributes:
     references: whether the clips are references or samples.
     number: index among the parts of the samples, or of the references.
-    clips: clips of one fold.
     first: index of the first clip within its fold.
     fold_count: number of clips in the fold.
   """
@@ -50,11 +49,7 @@ class PartPlan:
     return f"{'references' if self.references else 'samples'}-{self.number:05d}"
 
   def contents(self) -> str:
-    """sha256 of its files' bytes, their names and their positions in the fold.
-
-    Raises:
-      ValueError: clips do not come from files.
-    """
+    """sha256 of its files' bytes, their names and their positions in the fold."""
     digest = hashlib.sha256(f"{self.first} {self.fold_count}\n".encode())
     sha256 = functools.cache(file_sha256)
     for clip in self.clips:
@@ -69,16 +64,7 @@ class PartPlan:
 def plan_parts(
   clips: Sequence[PlannedClip], *, references: bool, clips_per_part: int
 ) -> Iterator[PartPlan]:
-  """Divides clips into parts of at most `clips_per_part`, fold by fold.
-
-  Args:
-    clips: the clips of all folds, in their order.
-    references: whether they are references or samples.
-    clips_per_part: number of clips that are stored, or lost, together.
-
-  Raises:
-    ValueError: less than one clip per part.
-  """
+  """Divides the clips of all folds, in their order, into parts of at most `clips_per_part`, fold by fold."""
   if clips_per_part < 1:
     raise ValueError(f"A part has at least 1 clip, got clips_per_part={clips_per_part}.")
   number = itertools.count()

@@ -70,9 +70,6 @@ def text_alignment(folder: SampleFolder, clip_weights: str | None) -> dict[str, 
 
   Returns:
     {"protocol", "protocol_hash", "fields", "network_fingerprint", "scores": {stage: {name: number}}}.
-
-  Raises:
-    FileNotFoundError: the CLIP is missing (the message lists the files of its folder), or no samples exist.
   """
   clip = ClipSimilarity.load(clip_weights)
   by_stage = collections.defaultdict(list)

@@ -22,11 +22,7 @@ from walt_t5x.evaluation.clip_sources import (
 )
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.files.fingerprint import file_sha256
-from walt_t5x.metrics.feature_statistics import (
-  FeatureStatistics,
-  load_statistics,
-  save_statistics,
-)
+from walt_t5x.metrics.feature_statistics import FeatureStatistics, load_statistics, save_statistics
 from walt_t5x.metrics.frechet import FoldScore, frechet_distance, frechet_over_folds
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics, score_splits, split_of
 from walt_t5x.metrics.networks import FeatureNetwork
@@ -38,11 +34,9 @@ class Score:
   """One score and its description.
 
   Attributes:
-    rule: the protocol's rule.
     value: over folds (Frechet), folds x splits (inception score), or clips (PSNR, SSIM, LPIPS, motion).
     protocol_hash: hash of the protocol, including counts.
     samples, references: number of clips.
-    network: the network; None for a score without one.
   """
 
   rule: ScoreRule
@@ -80,8 +74,6 @@ class Evaluation:
     seconds: duration of the scoring.
 
   Args:
-    protocol: the protocol.
-    samples: the files that are scored.
     references: the files that they are compared with; or a published (mean, covariance); or None
       if no score needs references.
     networks: a `FeatureNetwork` or `LpipsNetwork` for each name of `protocol.networks`.
@@ -177,12 +169,7 @@ class Evaluation:
   def scores(
     self, samples: Sequence[PartStatistics], references: Sequence[PartStatistics]
   ) -> list[Score]:
-    """The scores, from the statistics of every fold.
-
-    Args:
-      samples: statistics of each fold.
-      references: statistics of each fold; empty with published statistics or if no score needs references.
-    """
+    """The scores, from the statistics of every fold; `references` may be empty if `folds` has none of them."""
     found = []
     for rule in self.protocol.scores:
       key = rule.network, rule.layer

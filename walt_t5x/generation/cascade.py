@@ -37,7 +37,6 @@ class Batch:
     prompts: one per clip; empty strings if the stages read no text.
     labels: one per clip, or empty if the stages have no classes.
     media: what each clip starts from; all None, all images or all videos.
-    seed: seed of the noise.
     extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
     decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """
@@ -56,8 +55,6 @@ class Sample:
   """One generated clip.
 
   Attributes:
-    index: its number.
-    prompt: its prompt.
     videos: stage name -> frames [T, H, W, 3] uint8, base first.
     latents: stage name -> latents of the tokenizer [1 + extensions, t, h, w, c].
     seconds: stage name -> {"sample", "decode", "encode"}: wall time of its batch.
@@ -77,8 +74,6 @@ class Cascade:
     infos: the stages, base first.
     text_encoder: encoder of the prompts; None if no stage reads text.
     text_length: L that the stages were trained with.
-    codec: the tokenizer.
-    batch_size: clips per batch.
     mesh: devices to sample on, see `mesh_for`.
     load: reads a stage's weights; returns them and their fingerprint.
     one_at_a_time: hold only one stage's weights and run it over all batches of a call to `run`.
@@ -145,8 +140,7 @@ class Cascade:
       name: name of the stage.
       low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` clips.
       prompts: one per clip.
-      seed: seed of the noise.
-      first_index: index of the first clip.
+      seed, first_index: seed and index of the first clip determine the noise.
 
     Raises:
       ValueError: no super-resolution stage has this name.

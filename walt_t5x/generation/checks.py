@@ -19,14 +19,14 @@ from walt_t5x.vae.autoencoder import CausalVae
 
 
 def choose_stages(configs: Sequence[StageConfig], names: Sequence[str]) -> list[StageConfig]:
-  """The stages to run: the first ones of the cascade.
+  """The stages to run.
 
   Args:
     configs: stages of the cascade, base first.
-    names: stages to run; empty for all.
+    names: stages to run, the cascade's first ones in order; empty for all.
 
   Raises:
-    ValueError: no stages are given, or `names` are not the cascade's first stages in order.
+    ValueError: `configs` is empty, or `names` are others.
   """
   known = [config.name for config in configs]
   if not known:
@@ -63,12 +63,11 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
       )
     t, h, w = schema.latents_shape(below.latents)
     scale = above.module.low_resolution_scale
-    made = schema.latents_shape(above.latents)
-    if not scale or made != (t, h * scale, w * scale):
+    expected = schema.latents_field(t, h * max(scale, 1), w * max(scale, 1))
+    if not scale or above.latents != expected:
       raise ValueError(
         f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network upscales by a factor "
-        f"of {scale or 1}: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
-        "or WaltDenoiser.low_resolution_scale"
+        f"of {scale or 1}: expected {expected!r}; set StageConfig.latents or WaltDenoiser.low_resolution_scale"
       )
   for config in configs:
     if config.module.latent_channels != vae.latent_channels:
@@ -79,11 +78,7 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
 
 
 def check_conditioning_frames(configs: Sequence[StageConfig], count: int, why: str) -> None:
-  """Checks that every stage was trained with this number of conditioning frames in latent space.
-
-  Raises:
-    ValueError: names the stage and the setting.
-  """
+  """Raises ValueError unless every stage was trained with this number of conditioning frames in latent space."""
   for config in configs:
     counts = config.model.frame_prediction_counts
     if not config.module.frame_prediction:
@@ -135,11 +130,7 @@ def check_provenance(infos: Sequence[StageInfo]) -> None:
 
 
 def check_network(info: StageInfo, *, text_length: int) -> None:
-  """Checks that the checkpoint has the arrays of the configured network; compares shapes, reads no array.
-
-  Raises:
-    ValueError: names arrays that differ.
-  """
+  """Raises ValueError unless the checkpoint has the arrays of the network; compares shapes, reads no array."""
   config = info.config
   _compare(
     f"stage {config.name!r}: checkpoint {info.checkpoint}",
@@ -155,9 +146,6 @@ def tokenizer_params(
   """The tokenizer's weights, if they are the ones that made the stages' latents.
 
   Args:
-    vae: the network that gin describes.
-    checkpoint: checkpoint of its weights.
-    ema: use the averaged weights.
     expected: fingerprint in the stages' provenance.
     setting: the setting that names the checkpoint, for the message.
 
@@ -169,12 +157,7 @@ def tokenizer_params(
   video = jax.ShapeDtypeStruct((1, 1 + vae.temporal_factor, factor, factor, 3), np.float32)
   wanted = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x)["params"], video)
   saved = {k[4:]: v for k, v in _saved_shapes(folder).items() if k.startswith("vae/")}
-  _compare(
-    f"tokenizer {folder}",
-    saved,
-    wanted,
-    f"set {setting} or CausalVae's sizes",
-  )
+  _compare(f"tokenizer {folder}", saved, wanted, f"set {setting} or CausalVae's sizes")
   params = load_params(folder, ema=ema)["vae"]
   got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
   _same("tokenizer", got, expected, setting)

@@ -15,8 +15,7 @@ class ConditioningMedia:
   """The media that a clip starts from.
 
   Attributes:
-    path: the file.
-    sha256: hash of its bytes.
+    sha256: hash of the file's bytes.
     frames: [T, H, W, 3] uint8 at the size of the last stage.
     conditioning_frames: number of its last frames that the model is conditioned on.
   """
@@ -67,10 +66,9 @@ def read_clip(
 
   Args:
     path: a file in one of `reading.CONTAINERS`.
-    size: (H, W) of the last stage.
+    size, fit: see `read_image`.
     fps: frame rate of the model; a faster clip is resampled to it.
     conditioning_frames: number of frames that the model is conditioned on, from the end.
-    fit: see `read_image`.
 
   Raises:
     ValueError: the file is not a video, is too short, or has another size.

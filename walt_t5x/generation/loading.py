@@ -19,8 +19,6 @@ class CascadeConfig:
 
   Attributes:
     stages: base first.
-    vae: the tokenizer.
-    vae_checkpoint: its checkpoint.
     text_encoder: folder of the T5 encoder; unused by stages without text.
     text_length: L of the stages.
     vae_ema: use the tokenizer's averaged weights.
@@ -66,24 +64,19 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
 
 
 def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
-  """Loads the cascade onto all local devices after checking that tokenizer and text encoder are those of the stages.
-
-  Args:
-    config: the configuration.
-    infos: result of `read_infos`.
-    batch_size: clips per batch.
+  """Loads the cascade onto all local devices; `infos` come from `read_infos`.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
+    FileNotFoundError: a file is missing.
+    ValueError: tokenizer or text encoder are not those of the stages; names both sides.
   """
   provenance = infos[0].provenance
   text_encoder = None
   if config.reads_text:
     if not config.text_encoder:
       raise ValueError("the stages read text: set generate.text_encoder")
-    text_encoder = checks.load_text_encoder(
-      config.text_encoder, expected=provenance.text_encoder["fingerprint"]
-    )
+    expected = provenance.text_encoder["fingerprint"]
+    text_encoder = checks.load_text_encoder(config.text_encoder, expected=expected)
   params = checks.tokenizer_params(
     config.vae,
     config.vae_checkpoint,
@@ -92,16 +85,8 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
     setting="generate.vae_checkpoint (or vae_ema)",
   )
   mesh = mesh_for(batch_size, jax.local_devices())
-  rows, sharding = min(config.decode_rows, batch_size), None
-  if mesh is not None and rows % mesh.shape["data"] == 0:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  codec = PixelCodec(
-    config.vae,
-    params,
-    rows=rows,
-    group=config.decode_group,
-    sharding=sharding,
-  )
+  rows = min(config.decode_rows, batch_size)
+  codec = PixelCodec(config.vae, params, rows=rows, group=config.decode_group, mesh=mesh)
   return Cascade(
     infos=infos,
     text_encoder=text_encoder,

@@ -24,7 +24,6 @@ class SamplingSettings:
   """Everything that determines the samples except models and requests.
 
   Attributes:
-    seed: seed of the noise.
     num_samples: clips per request.
     extensions: extensions of each clip.
     fps: frame rate of the files.
@@ -49,8 +48,6 @@ class Prepared:
   """Requests with their media.
 
   Attributes:
-    requests: as given.
-    settings: settings of the run.
     size: (H, W) of the last stage.
     conditioning_frames: number of pixel frames that a clip is continued from.
   """
@@ -91,17 +88,13 @@ class Prepared:
 
   def identity(self, infos: Sequence[StageInfo], gin_config: str) -> dict[str, Any]:
     """Everything that determines the samples, in the names of `run.json`; compared by `run_identity.begin`."""
-    settings = self.settings
+    settings = dataclasses.asdict(self.settings)
     first = [self.media(request) for request in self.requests[:_READ_FIRST]]
     return {
-      "seed": settings.seed,
-      "num_samples": settings.num_samples,
-      "rounds": 1 + settings.extensions,
-      "fps": settings.fps,
-      "formats": sorted(settings.formats),
-      "fit": settings.fit,
-      "batch_size": settings.batch_size,
-      "decoded_given": settings.decoded_conditioning,
+      "rounds": 1 + settings.pop("extensions"),
+      "formats": sorted(settings.pop("formats")),
+      "decoded_given": settings.pop("decoded_conditioning"),
+      **settings,
       "requests": [request.as_dict() for request in self.requests],
       "given_sha256": [media.sha256 for media in first if media],
       "stages": [info.config.name for info in infos],

@@ -114,7 +114,6 @@ def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> 
   """Checks that each request gives what its models need, and that all start from the same kind of media.
 
   Args:
-    requests: the requests to check.
     text: whether the stages read text.
     classes: number of classes of the stages; 0 for none.
 

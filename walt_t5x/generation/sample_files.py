@@ -21,11 +21,7 @@ _MIN_EDGE = 128
 
 
 def check_formats(formats: Sequence[str]) -> None:
-  """Checks that every format is known and that one of them is viewable.
-
-  Raises:
-    ValueError: names the formats.
-  """
+  """Raises ValueError unless every format is known and one of them is viewable."""
   unknown = [f for f in formats if f not in FORMATS]
   if unknown or not set(formats) & set(READABLE):
     raise ValueError(
@@ -41,16 +37,13 @@ def scale_of(frames: np.ndarray, name: str) -> int:
 
 
 def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> str:
-  """Writes one format of a clip atomically.
+  """Writes one format of a clip atomically; returns the name of the file or folder.
 
   Args:
     path: path without suffix.
     frames: [T, H, W, 3], uint8 or float in [0, 1].
     format: one of READABLE; "png" is a folder of frames.
     fps: frame rate.
-
-  Returns:
-    The name of the file or folder.
   """
   if format == "png":
     return _write_frames(path, clip_to_uint8(frames))

@@ -27,14 +27,7 @@ MANIFEST = "manifest.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredSample:
-  """One sample on disk.
-
-  Attributes:
-    index: its number.
-    prompt: its prompt.
-    files: stage name -> the best file to read, base first.
-    sidecar: all metadata of the sample.
-  """
+  """One sample on disk: stage name -> the best file to read, base first, and all metadata."""
 
   index: int
   prompt: str
@@ -73,13 +66,9 @@ class SampleFolder:
     """Writes one sample, its sidecar last.
 
     Args:
-      index: its number.
-      prompt: its prompt.
       videos: stage name -> pixels [T, H, W, 3], uint8 or in [0, 1], base first.
-      fps: frame rate of the files.
-      seed: seed of the noise.
       steps: stage name -> training step of its checkpoint.
-      fingerprints: fingerprints of the models.
+      fingerprints: model -> fingerprint of its weights.
       formats: some of `sample_files.FORMATS`.
       latents: stage name -> raw latents, for the format "latents".
       details: additional fields of the sidecar.
@@ -171,10 +160,8 @@ class SampleFolder:
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
     """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
-    scores_file = self.path / SCORES
-    verdicts = {}
-    if scores_file.exists():
-      verdicts = storage.read_json(scores_file).get("verdicts", {})
+    scores = self.path / SCORES
+    verdicts = storage.read_json(scores).get("verdicts", {}) if scores.exists() else {}
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(

@@ -37,14 +37,9 @@ def make_samples(
   details: Mapping[str, Any],
   shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Sample]:
-  """Generates the missing samples; yields each one once it is on disk.
+  """Generates the missing samples of a shard (number, count); yields each one once it is on disk.
 
-  Args:
-    cascade: the models.
-    prepared: requests and settings.
-    folder: the output folder.
-    details: additional fields of every sidecar.
-    shard: (number, count) of this job.
+  `details` are additional fields of every sidecar.
   """
   settings = prepared.settings
   count = len(prepared.requests) * settings.num_samples
@@ -90,17 +85,7 @@ def write_sample(
   settings: SamplingSettings,
   details: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the files and the metadata of a sample.
-
-  Args:
-    folder: the output folder.
-    cascade: the models that made it.
-    sample: the clip.
-    media: the media that it started from.
-    request: its request.
-    settings: settings of the run.
-    details: additional fields of the sidecar.
-  """
+  """Writes the files and the metadata of a sample; `details` are additional fields of its sidecar."""
   folder.write(
     sample.index,
     prompt=sample.prompt,

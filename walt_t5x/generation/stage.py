@@ -57,14 +57,7 @@ class StageConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageInfo:
-  """A stage without its weights.
-
-  Attributes:
-    config: the configuration.
-    checkpoint: folder of the weights.
-    step: training step of the checkpoint.
-    provenance: provenance of the training data: encoders, statistics, null caption.
-  """
+  """A stage without its weights: the folder and step of its checkpoint, and the provenance of its training data."""
 
   config: StageConfig
   checkpoint: str
@@ -109,11 +102,7 @@ class StageInfo:
 
 
 def load_weights(info: StageInfo) -> tuple[Any, str]:
-  """Reads a stage's weights; returns the network's parameters and the sha256 of the saved weights.
-
-  Raises:
-    ValueError: averaged weights are requested and the checkpoint has none.
-  """
+  """Reads a stage's weights; returns the network's parameters and the sha256 of the saved weights."""
   params = load_params(info.checkpoint, ema=info.config.ema)
   fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
 

@@ -20,11 +20,9 @@ from walt_t5x.sharding import partitioning
 
 
 def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
-  """A ('data', 'model') mesh: the batch over as many devices as divide it, the token grid's height over the rest.
+  """A ('data', 'model') mesh: `rows` over as many devices as divide them, the token grid's height over the rest.
 
-  Args:
-    rows: batch size.
-    devices: devices to use; returns None for a single one.
+  None for a single device.
   """
   if len(devices) == 1:
     return None
@@ -38,10 +36,8 @@ def noise_for(
   """Standard normal [B, *shape], a function of the seed, the sample and its use, independent of the batch.
 
   Args:
-    seed: seed of the run.
     what: the stage, or another use of noise.
     indices: index of each sample [B].
-    shape: shape of one sample.
     extension: number of the clip's extension; 0 for its first part.
   """
   use = np.uint32(zlib.crc32(f"{what} {extension}".encode()))
@@ -60,10 +56,6 @@ class StageSampler:
 
   Weights are replicated on each device, the batch is sharded over 'data' and, if it has fewer clips than devices, the
   height of the token grid over 'model'.
-
-  Args:
-    config: the stage.
-    mesh: see `mesh_for`.
   """
 
   def __init__(self, config: StageConfig, *, mesh: Mesh | None = None):

@@ -1,4 +1,4 @@
-"""Sample videos in TensorBoard during training: an action that both engines run after an evaluation.
+"""Clips in TensorBoard; sample videos during training: an action that both engines run after an evaluation.
 
 train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from data.provenance import read_provenance
 from walt_t5x.files import storage
 from walt_t5x.generation.checks import tokenizer_params
-from walt_t5x.generation.tensorboard_clips import write_clips
+from walt_t5x.media import writing
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.models.vae_model import VaeModel
 
@@ -32,17 +32,12 @@ class SampleVideos:
   program over all devices.
 
   Args:
-    model: the model that is trained.
     dataset_cfg: held-out data; the first examples are used, in the order of the files.
-    model_dir: the run's folder.
-    num_videos: number of clips.
     every: least number of steps between two sets of clips; they are made at evaluations.
     average: sample with the parameter average if the run keeps one.
     vae: the tokenizer's network, to decode a denoiser's latents.
-    vae_checkpoint: its weights.
-    vae_average: decode with its averaged weights.
+    vae_checkpoint, vae_average: its weights, averaged or not.
     latents: field of the latents, whose statistics are in `<model_dir>/provenance.json`.
-    fps: frame rate of the clips.
 
   Raises:
     ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the data's own.
@@ -63,10 +58,10 @@ class SampleVideos:
     latents: str | None = None,
     fps: float = 8.0,
   ):
-    given = [vae is not None, vae_checkpoint is not None, latents is not None]
-    if any(given) and not all(given):
+    is_set = [vae is not None, vae_checkpoint is not None, latents is not None]
+    if any(is_set) and not all(is_set):
       raise ValueError(
-        f"SampleVideos: got vae={given[0]}, vae_checkpoint={given[1]}, latents={given[2]}; give all to decode, or "
+        f"SampleVideos: got vae={is_set[0]}, vae_checkpoint={is_set[1]}, latents={is_set[2]}; give all to decode, or "
         "none to show latents as colors."
       )
     self._model, self._dataset_cfg, self._model_dir = model, dataset_cfg, model_dir
@@ -133,6 +128,35 @@ class SampleVideos:
     for i, gif in enumerate(write_clips(folder, tags, step=step, fps=self._fps).values()):
       storage.write(storage.join(folder, f"step{step:07}_{i}.gif"), gif)
     logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
+
+
+def write_clips(
+  folder: str,
+  clips: Mapping[str, np.ndarray],
+  *,
+  step: int,
+  fps: float,
+  scalars: Mapping[str, float] | None = None,
+) -> dict[str, bytes]:
+  """Writes clips, tag -> frames [T, H, W, 3], as TensorBoard images: animated GIFs; returns the GIF of each tag.
+
+  CLU and tf.summary do not support videos. `scalars` are written to the same event file.
+  """
+  import tensorflow as tf
+  from tensorboard.plugins.image import metadata
+
+  tf.io.gfile.makedirs(folder)
+  gifs, writer = {}, tf.summary.create_file_writer(folder)
+  with writer.as_default():
+    for tag, clip in clips.items():
+      gifs[tag] = writing.encode_video(clip, suffix=".gif", fps=fps)
+      width, height = str(clip.shape[2]), str(clip.shape[1])
+      described = metadata.create_summary_metadata(display_name=None, description="")
+      tf.summary.write(tag, tf.constant([width, height, gifs[tag]]), step=step, metadata=described)
+    for tag, value in (scalars or {}).items():
+      tf.summary.scalar(tag, value, step=step)
+  writer.close()
+  return gifs
 
 
 def _replicated(tree: Any, params: Any) -> Any:

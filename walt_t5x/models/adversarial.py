@@ -101,10 +101,6 @@ def adversarial_loss(
     real: clips.
     fake: their reconstructions, with the generator's gradient.
     pixel_loss: the other loss of a reconstruction, for the ratio of the adaptive weight.
-    settings: weights and schedule.
-
-  Returns:
-    A scalar and a dict of scalars.
   """
   fixed = jax.lax.stop_gradient
   step, fake_still = running["step"], fixed(fake)

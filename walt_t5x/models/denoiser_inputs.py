@@ -73,10 +73,8 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
   Frame prediction and low-resolution inputs need random draws; the model adds them.
   """
   features = batch_spec.latents_features(text=True, label=True, low_resolution=True)
-  given: dict[str, Any] = {
-    f.condition: batch.get(name) for name, f in features.items() if f.condition
-  }
-  return Conditioning(**given)
+  fields: Any = {f.condition: batch.get(name) for name, f in features.items() if f.condition}
+  return Conditioning(**fields)
 
 
 def null_text_like(null_text: Array | np.ndarray, text: Array) -> tuple[Array, Array]:
@@ -107,7 +105,6 @@ def drop(
   """Replaces the condition if `dropped` is set: null text, class -1, no past frames (classifier-free guidance).
 
   Args:
-    conditioning: the conditioning.
     dropped: per example ([B, 1]) or per slot ([B, t]: each image of a stack separately). Past frames belong to
       slot 0.
     null_text: [n, E] or [B, n, E]; required if there is text.

@@ -41,11 +41,8 @@ class ReconstructionSummaries:
   """Writes `<model_dir>/reconstructions/<step>.mp4`, a TensorBoard image, and the values of `scores`.
 
   Args:
-    model: the model that is trained.
     task: a SeqIO task with `video`, such as `data.tasks.pixel_task`.
-    model_dir: folder of the run.
     clips: number of clips, from the start of the split.
-    split: split of the task.
     fps: frame rate of the mp4.
     scores: additional scores of the clips, logged under "reconstructions/".
   """

@@ -17,12 +17,7 @@ def write_samples(
 ) -> None:
   """Writes one chunk: `predict` (or `score`) [n, ...] float32, and `is_image` [n] if the examples have it.
 
-  Args:
-    path: the file.
-    inferences: predictions in the order of the examples, and auxiliary outputs.
-    task_ds: the examples.
-    mode: infer.py's mode, which names the array.
-    vocabulary: unused.
+  `inferences` are predictions in the order of the examples, and auxiliary outputs; infer.py's mode names the array.
   """
   predictions, aux = inferences
   arrays = {mode: np.stack([np.asarray(p, np.float32) for p in predictions])}

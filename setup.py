@@ -9,7 +9,9 @@ from setuptools import find_packages, setup
 CORE = [
   "absl-py",
   "clu>=0.0.12",
+  "etils[epath]>=1.15",
   "flax>=0.12",
+  "fsspec>=2026.9",
   "gin-config>=0.5",
   "jax>=0.10",
   "jaxtyping",
@@ -59,7 +61,8 @@ setup(
   install_requires=CORE,
   extras_require={
     "beam": BEAM,
-    "gcp": ["apache-beam[gcp]>=2.77"],
+    "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2026.9"],
+    "s3": ["apache-beam[aws]>=2.77", "s3fs>=2026.9"],
     "test": [
       "pytest",
       "pytest-timeout",

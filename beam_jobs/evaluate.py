@@ -9,7 +9,6 @@ Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's.
 job that was killed resumes from the parts that it saved.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,21 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beam_jobs.runners import running
+from walt_t5x.config import programs
 from walt_t5x.evaluation import flags
-
-
-def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-  """(flags of the evaluation, flags of Beam)."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.evaluate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
-  protocols = [name for name in flags.PROTOCOLS if name not in flags.BY_PROMPT]
-  parser.add_argument("--protocol", required=True, choices=protocols)
-  flags.add_arguments(parser)
-  return parser.parse_known_args(argv)
+from walt_t5x.metrics.protocols import PROTOCOLS
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -42,19 +30,21 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     FileNotFoundError: if weights or media do not exist.
     ValueError: if flags or files do not fit the protocol or Beam.
   """
-  args, rest = parse_arguments(argv)
+  parser = programs.parser("beam_jobs.evaluate", __doc__, allow_abbrev=False)
+  parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+  flags.add_arguments(parser)
+  args, rest = parser.parse_known_args(argv)
   import apache_beam as beam
 
   from beam_jobs.runners import evaluation_parts
-  from beam_jobs.runners.worker_flags import beam_options
-  from walt_t5x.evaluation import scores_output
+  from walt_t5x.evaluation import feature_scores
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
-  options = beam_options(rest)
+  options = running.beam_options(rest)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # In the folder of the scores, where every worker can write.
-  output = scores_output.scores_file(args, evaluation.protocol)
+  output = feature_scores.scores_file(args, evaluation.protocol)
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
@@ -63,8 +53,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         root
         | "Parts" >> beam.Create(range(len(evaluation.plans)))
         | "Spread" >> beam.Reshuffle()
-        | "Score" >> beam.ParDo(evaluation_parts.MakePart(args))
-        | "Merge" >> beam.CombinePerKey(evaluation_parts.MergeParts())
+        | "Score" >> beam.Map(evaluation_parts.make_part, args)
+        | "Merge" >> beam.CombinePerKey(evaluation_parts.merge_parts)
         | "Keep" >> beam.Map(evaluation_parts.keep_fold, folder)
       )
     folds: dict[bool, list[PartStatistics]] = {False: [], True: []}
@@ -75,12 +65,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       folds[references].append(statistics)
   clips = sum(len(plan.clips) for plan in evaluation.plans)
   seconds = time.monotonic() - started
-  print(
-    f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s, including the job's start"
-  )
-  return scores_output.write_scores(
-    args, evaluation.protocol, evaluation.scores(folds[False], folds[True])
-  )
+  rate = f"{clips / seconds:.2f} clips/s, including the job's start"
+  print(f"{clips} clips in {seconds:.1f} s, {rate}")
+  scores = evaluation.scores(folds[False], folds[True])
+  return feature_scores.write_scores(args, evaluation.protocol, scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,28 +7,23 @@ serves jobs launched with --runner=PortableRunner --job_endpoint=HOST:8099 --env
 workers. The job service and the worker pool run on the same machine; launchers may run on others.
 """
 
-import argparse
 import logging
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 
+from beam_jobs.runners import worker_deaths
+from walt_t5x.config import programs
+
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Serves until SIGTERM or SIGINT."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.job_service",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = programs.parser("beam_jobs.job_service", __doc__, allow_abbrev=False)
   parser.add_argument("--port", type=int, default=0, help="port of the job API (any free one)")
   parser.add_argument("--staging_dir", help="folder for staged artifacts (a temporary one)")
   args = parser.parse_args(argv)
   from apache_beam.runners.portability import local_job_service
-
-  from beam_jobs.runners import worker_deaths
 
   logging.basicConfig(level=logging.INFO)
   ended = threading.Event()

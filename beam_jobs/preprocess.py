@@ -15,6 +15,7 @@ to resume after an interruption: complete shards are skipped. Other flags go to 
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -22,8 +23,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from beam_jobs.runners import job_flags, running, worker_flags
+from beam_jobs.filters import row_filters
+from beam_jobs.runners import dataflow, job_flags, running
+from beam_jobs.shards import encoders, ledger, settings
+from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
+from walt_t5x.files import storage
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
 
@@ -37,106 +42,66 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
-  from beam_jobs.filters import row_filters
-  from beam_jobs.shards import encoders, ledger, plan, replays, settings
+  from beam_jobs.runners import pipeline
+  from beam_jobs.shards import replays
   from beam_jobs.sources.read import ReadRows
 
-  options = worker_flags.beam_options(rest)
+  options = running.beam_options(rest)
+  look = not (args.dry_run and dataflow.is_dataflow(options))
+  if not look:
+    _check_dataflow(args, options)
+  filtering = job_flags.filtering_of(args)
+  source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules), look=look)
+  job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  lines = ReadRows(source, look=look)
   if args.dry_run:
-    return dry_run(args, options)
-  rules = job_flags.filter_rules(args)
-  source = source_spec.source_of(args, scores=row_filters.score_names(rules))
-  config, clip = job_flags.encoders_of(args), job_flags.clip_of(args)
-  filtering = job_flags.filtering_of(args, rules)
-  origin = {"fps": clip.fps, "num_frames": clip.num_frames}
+    return _dry_run(args, options, lines, job)
+  origin = {"fps": job.clip.fps, "num_frames": job.clip.num_frames}
   if args.content == "latents":
-    loaded = encoders.get_encoders(config)
-    job_flags.check_resolutions(loaded.vae, args)
-    origin |= encoders.origin(loaded)
-  num_shards = {"train": args.num_shards, "validation": args.num_validation_shards}
-  fingerprints = settings.settings_of(
-    origin, clip, filtering, num_shards=num_shards, batch_sizes=config.batch_sizes
-  )
+    origin |= encoders.origin(encoders.get_encoders(job.encoders))
+  made_with = settings.settings_of(origin, job)
   replays.reject_replayed(args.output, args.task)
-  settings.guard(args.output, args.task, fingerprints)
-  job = plan.Job(
-    output=args.output,
-    task=args.task,
-    manifest_folder=source.media_root,
-    num_shards=num_shards,
-    encoders=config,
-    clip=clip,
-    filtering=filtering,
-    settings_digest=settings.settings_digest(fingerprints),
-    retry_dead=args.retry_dead,
-    **worker_flags.job_fields(args),
-  )
-  running.make_shards(ReadRows(source), job, options, rows=manifest_rows(args.manifest))
-  summary = ledger.finalize(
-    args.output, args.task, settings_digest=job.settings_digest, origin=origin
-  )
+  settings.guard(args.output, args.task, made_with)
+  digest = settings.settings_digest(made_with)
+  job = dataclasses.replace(job, settings_digest=digest)
+  pipeline.make_shards(lines, job, options, rows=manifest_rows(args.manifest))
+  summary = ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
   return report(args.output, summary, seconds=time.monotonic() - started)
 
 
-def dry_run(args: argparse.Namespace, options: Any) -> dict[str, Any]:
-  """Checks the flags and builds the job's graph; loads no encoder, reads no row, and writes and sends nothing.
-
-  Raises:
-    ValueError: naming every invalid flag and what to set.
-  """
-  import apache_beam as beam
+def _check_dataflow(args: argparse.Namespace, options: Any) -> None:
+  """Raises ValueError naming every flag that Dataflow would reject and what to set."""
   from apache_beam.options.pipeline_options import TestOptions
 
-  from beam_jobs.filters import row_filters
-  from beam_jobs.runners import dataflow
-  from beam_jobs.shards import encoders, plan
-  from beam_jobs.sources.read import ReadRows
+  options.view_as(TestOptions).dry_run = True  # Beam's checks then call no service.
+  named = {"manifest": args.manifest, "output": args.output, "media_root": args.media_root}
+  if problems := dataflow.problems(options, named):
+    raise ValueError("\n  ".join(("Dataflow would reject this job:", *problems)))
 
-  remote = dataflow.is_dataflow(options)
-  if remote:
-    options.view_as(TestOptions).dry_run = True  # Beam's checks then call no service.
-    named = {"manifest": args.manifest, "output": args.output, "media_root": args.media_root}
-    if problems := dataflow.problems(options, named):
-      raise ValueError(
-        "\n".join(("Dataflow would reject this job:", *(f"  {p}" for p in problems)))
-      )
-  rules = job_flags.filter_rules(args)
-  source = source_spec.source_of(args, scores=row_filters.score_names(rules), look=not remote)
-  config = job_flags.encoders_of(args)
-  if args.content == "latents":
-    job_flags.check_resolutions(encoders.build_vae(json.loads(config.vae_config)), args)
-  job = plan.Job(
-    output=args.output,
-    task=args.task,
-    manifest_folder=source.media_root,
-    num_shards={"train": args.num_shards, "validation": args.num_validation_shards},
-    encoders=config,
-    clip=job_flags.clip_of(args),
-    filtering=job_flags.filtering_of(args, rules),
-    settings_digest="dry run",
-    **worker_flags.job_fields(args),
-  )
+
+def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Job) -> dict[str, Any]:
+  """Builds the job's graph; loads no encoder, reads no row, and writes and sends nothing."""
+  import apache_beam as beam
+
+  from beam_jobs.runners import pipeline
+
   root = beam.Pipeline(options=options)
-  running.add_steps(root, ReadRows(source, look=not remote), job)
+  pipeline.add_steps(root, lines, job)
   graph = dataflow.graph_of(root, options)
   result = dataflow.summary(graph)
-  if remote:
+  if dataflow.is_dataflow(options):
     result["worker_pool"] = dataflow.worker_pool(graph, options)
     baked = {"vae_checkpoint": args.vae_checkpoint, "text_encoder": args.text_encoder}
     for note in dataflow.notes(options, baked):
       print(f"note: {note}")
     if result["worker_pool"] is None:
-      print(
-        "note: without the extra `gcp` the job description of Beam's Dataflow client was not made"
-      )
+      print("note: without the extra `gcp`, Beam's Dataflow client did not describe the job")
   print(json.dumps(result), flush=True)
   return result
 
 
 def manifest_rows(manifest: str) -> int | None:
   """Number of rows of a plain JSONL manifest; None for other kinds and for very large files."""
-  from walt_t5x.files import storage
-
   plain = manifest.endswith(".jsonl") and storage.exists(manifest)
   if not plain or storage.size(manifest) > _MAX_MANIFEST_TO_COUNT:
     return None
@@ -144,7 +109,7 @@ def manifest_rows(manifest: str) -> int | None:
     return sum(1 for line in lines if line.strip())
 
 
-def report(output: str, summary: Any, *, seconds: float) -> dict[str, Any]:
+def report(output: str, summary: ledger.Summary, *, seconds: float) -> dict[str, Any]:
   """Prints the table and the JSON line."""
   print(
     f"{'task':<24} {'split':<11} {'rows':>8} {'written':>8} {'rejected':>8} {'dead':>6} "

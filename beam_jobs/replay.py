@@ -23,18 +23,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_jobs.runners import running, worker_flags
+from beam_jobs.filters import row_filters
+from beam_jobs.runners import running
+from beam_jobs.shards import encoders, settings
+from beam_jobs.shards.ledger import Summary
+from beam_jobs.shards.plan import Job
 from beam_jobs.shards.shard_files import LedgerError
+from beam_jobs.sources import PROBLEMS
+from data import provenance
+from walt_t5x.config import programs
+from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.rules import Rule
 
 
 def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   """(our flags, the remaining arguments for Beam)."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.replay",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = programs.parser("beam_jobs.replay", __doc__, allow_abbrev=False)
   add = parser.add_argument
   add("--output", required=True, help="folder of the cached tasks, as given to the job")
   add("--task", required=True, help="as given to the job")
@@ -52,14 +58,12 @@ def parse_arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, lis
   add("--vae_checkpoint", help="where the job's VAE is now (where it was)")
   add("--vae_ema", action="store_true", help="as given to the job")
   add("--text_encoder", help="where the job's text encoder is now (where it was)")
-  add("--num_shards", type=int, help="new shards per split (as many rows per shard as the job's)")
-  worker_flags.add_limits(parser, inherit=True)
-  worker_flags.add_work(parser, inherit=True)
-  args, rest = parser.parse_known_args(argv)
-  worker_flags.check(parser, args)
-  if args.num_shards is not None and args.num_shards < 1:
-    parser.error(f"--num_shards: got {args.num_shards}, expected 1 or more")
-  return args, rest
+  add(
+    "--num_shards",
+    type=running.positive,
+    help="new shards per split (as many rows per shard as the job's)",
+  )
+  return running.parse(parser, argv)
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -71,30 +75,39 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
-  from beam_jobs.shards import plan, replays, settings
-  from walt_t5x.files import storage
+  from beam_jobs.runners import pipeline
+  from beam_jobs.shards import replays
 
-  options = worker_flags.beam_options(rest)
+  options = running.beam_options(rest)
   job_settings = settings.read(args.output, args.task)
   history = replays.read_all(args.output, args.task)
   pending = history.pop() if history and not history[-1].finished else None
   before = replays.account(args.output, args.task, history)
-  if not pending:
-    _check_finished(args.output, before)
-  reasons = _reasons(args)
+  for folder in before.completed if not pending else ():
+    if not storage.exists(storage.join(args.output, folder, "COMPLETED")):
+      raise LedgerError(
+        f"{args.output}/{folder} has no COMPLETED: finish `python -m beam_jobs.preprocess` first"
+      )
+  limits = running.given(args, running.LIMITS)
   replay = replays.Replay(
     number=len(history) + 1,
-    reasons=reasons,
+    reasons=_reasons(args),
     buckets={},
-    settings=_with_limits(job_settings, args),
+    settings={**job_settings, "clip": {**job_settings["clip"], **limits}},
   )
-  taken = {where: replay.taken(totals.dead) for where, totals in before.splits.items()}
-  taken = {where: counts for where, counts in taken.items() if counts}
+  found = {where: replay.taken(totals.dead) for where, totals in before.splits.items()}
+  taken = {where: counts for where, counts in found.items() if counts}
   replay = dataclasses.replace(
     replay, buckets=_buckets(before, taken, job_settings["num_shards"], args.num_shards)
   )
   if pending:
-    _check_pending(args.output, pending, replay)
+    number = f"{pending.number:02d}"
+    settings.reject_differences(
+      pending.decisive,
+      replay.decisive,
+      f"replay {number} of {args.output} has not finished, and was started with other flags:",
+      f"finish it with those flags, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
+    )
   if not taken:
     return _report(None, before, {}, before, seconds=time.monotonic() - started)
   for folder, _ in taken:
@@ -103,34 +116,19 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         f"{args.output}/{folder} has no record of the job, so it has no latent statistics; run "
         "`python -m beam_jobs.preprocess ... --retry_dead` instead"
       )
-  config, clip, filtering = _encoders_and_clip(args, replay, before.completed[0])
+  job = _job_of(args, replay, before.completed[0])
   replay.write(args.output, args.task)
   for folder, _ in taken:
     # The folder is not complete for readers until finalize has run again.
     storage.delete(storage.join(args.output, folder, "COMPLETED"))
-  job = plan.Job(
-    output=args.output,
-    task=args.task,
-    manifest_folder=args.media_root,
-    num_shards=job_settings["num_shards"],
-    encoders=config,
-    clip=clip,
-    filtering=filtering,
-    settings_digest=replay.digest,
-    replay=replay.number,
-    buckets=replay.buckets,
-    **worker_flags.job_fields(args),
-  )
   lines = replays.TakenLines(args.output, args.task, replay=replay, history=history)
   rows = sum(counts.total() for counts in taken.values())
-  running.make_shards(lines, job, options, rows=rows)
+  pipeline.make_shards(lines, job, options, rows=rows)
   after = replays.finalize(args.output, args.task, [*history, replay])
   return _report(replay, before, taken, after, seconds=time.monotonic() - started)
 
 
 def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
-  from beam_jobs.sources import PROBLEMS
-
   if broken := sorted(set(args.reason) & PROBLEMS):
     raise ValueError(
       f"--reason: got {broken}, which are errors in the manifest; fix the manifest and run the job again: "
@@ -139,15 +137,8 @@ def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
   return None if args.all else tuple(sorted(set(args.reason)))
 
 
-def _with_limits(job_settings: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-  """The job's settings with the limits that this replay sets."""
-  given = {name: getattr(args, name) for name in worker_flags.LIMITS}
-  limits = {name: value for name, value in given.items() if value is not None}
-  return {**job_settings, "clip": {**job_settings["clip"], **limits}}
-
-
 def _buckets(
-  before: Any, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
+  before: Summary, taken: Mapping[Any, Counter], num_shards: Mapping[str, int], wanted: int | None
 ) -> dict[str, int]:
   """Shards per split: `wanted`, or as many as give the job's rows per shard; at most the job's number."""
   buckets = {}
@@ -161,137 +152,88 @@ def _buckets(
   return buckets
 
 
-def _check_finished(output: str, before: Any) -> None:
-  from walt_t5x.files import storage
-
-  for folder in before.completed:
-    if not storage.exists(storage.join(output, folder, "COMPLETED")):
-      raise LedgerError(
-        f"{output}/{folder} has no COMPLETED: finish `python -m beam_jobs.preprocess` first"
-      )
-
-
-def _check_pending(output: str, pending: Any, replay: Any) -> None:
-  """Rejects another replay while one is unfinished."""
-  from beam_jobs.shards import settings
-
-  if lines := settings.differences(pending.decisive, replay.decisive):
-    number = f"{pending.number:02d}"
-    raise settings.SettingsMismatch(
-      "\n".join(
-        (
-          f"replay {number} of {output} has not finished, and was started with other flags:",
-          *lines,
-          f"finish it with those flags, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
-        )
-      )
-    )
-
-
-def _encoders_and_clip(args: argparse.Namespace, replay: Any, folder: str) -> tuple[Any, Any, Any]:
-  """The job's encoders, checked by their fingerprints, its clip and its filters."""
-  from beam_jobs.filters import row_filters
-  from beam_jobs.shards import encoders, settings
-  from data import provenance
-  from walt_t5x.files import storage
-  from walt_t5x.media.clips import ClipSpec
-  from walt_t5x.media.rules import Rule
-
+def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
+  """The job of a replay, with the clips, filters and encoders of the job; other encoders are rejected."""
   before = replay.settings
-  raw = before["clip"]
-  clip = ClipSpec(**{**raw, "resolutions": tuple(map(tuple, raw["resolutions"]))})
-  raw = before["filters"]
-  rules = tuple(Rule(**rule) for rule in raw["rules"])
-  filtering = row_filters.FilterSpec(**{**raw, "rules": rules})
-  batch_sizes = _batch_sizes(args, before)
-  origin: dict[str, Any] = {}
+  clip, filters = before["clip"], before["filters"]
+  config: dict[str, Any] = dict(_batch_sizes(args, before))
   if before["vae"]:
-    text = storage.read(storage.join(args.output, folder, provenance.FILE_NAME)).decode()
-    made_by = provenance.Provenance.from_json(text)
-    config: Any = encoders.EncoderConfig(
-      vae_config=json.dumps(before["vae"]["config"], sort_keys=True),
-      vae_checkpoint=args.vae_checkpoint or made_by.vae["checkpoint"],
-      vae_ema=args.vae_ema,
-      text_folder=args.text_encoder or made_by.text_encoder["folder"],
-      max_text_length=before["text_encoder"]["max_length"],
-      **batch_sizes,
-    )
-    origin = encoders.origin(encoders.get_encoders(config))
+    saved = storage.read(storage.join(args.output, folder, provenance.FILE_NAME))
+    made_by = provenance.Provenance.from_json(saved.decode())
+    config |= {
+      "vae_config": json.dumps(before["vae"]["config"], sort_keys=True),
+      "vae_checkpoint": args.vae_checkpoint or made_by.vae["checkpoint"],
+      "vae_ema": args.vae_ema,
+      "text_folder": args.text_encoder or made_by.text_encoder["folder"],
+      "max_text_length": before["text_encoder"]["max_length"],
+    }
   elif args.vae_checkpoint or args.text_encoder:
     raise ValueError(
       f"{args.output} is a cache of pixels: remove --vae_checkpoint and --text_encoder"
     )
-  else:
-    config = encoders.PixelConfig(**batch_sizes)
-  now = settings.settings_of(
-    origin, clip, filtering, num_shards=before["num_shards"], batch_sizes=config.batch_sizes
+  job = Job(
+    output=args.output,
+    task=args.task,
+    manifest_folder=args.media_root,
+    num_shards=before["num_shards"],
+    encoders=encoders.EncoderConfig(**config),
+    clip=ClipSpec(**{**clip, "resolutions": tuple(map(tuple, clip["resolutions"]))}),
+    filtering=row_filters.FilterSpec(
+      **{**filters, "rules": tuple(Rule(**rule) for rule in filters["rules"])}
+    ),
+    settings_digest=replay.digest,
+    replay=replay.number,
+    buckets=replay.buckets,
+    **running.job_fields(args),
   )
-  # Older caches do not record batch sizes, so there is nothing to compare.
-  if lines := settings.differences({"batch_sizes": config.batch_sizes, **before}, now):
-    raise settings.SettingsMismatch(
-      "\n".join(
-        (
-          f"the encoders of this replay differ from those of {args.output}:",
-          *lines,
-          "set --vae_checkpoint (and --vae_ema) and --text_encoder to those that made the cache",
-        )
-      )
-    )
-  return config, clip, filtering
+  settings.reject_differences(
+    # Older caches do not record batch sizes, so there is nothing to compare.
+    {"batch_sizes": job.encoders.batch_sizes, **before},
+    settings.settings_of(
+      encoders.origin(encoders.get_encoders(job.encoders)) if before["vae"] else {}, job
+    ),
+    f"the encoders of this replay differ from those of {args.output}:",
+    "set --vae_checkpoint (and --vae_ema) and --text_encoder to those that made the cache",
+  )
+  return job
 
 
 def _batch_sizes(args: argparse.Namespace, before: Mapping[str, Any]) -> dict[str, int]:
-  """The job's batch sizes, so that latents round as in the job.
-
-  Raises:
-    SettingsMismatch: if a flag differs from the job's value.
-    ValueError: if neither the cache nor a flag gives a value.
-  """
-  from beam_jobs.shards import settings
-
-  given = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
-  given = {name: value for name, value in given.items() if value is not None}
+  """The job's batch sizes, so that latents round as in the job."""
+  given = running.given(args, running.BATCH_SIZES)
   if not before["vae"]:
     return given  # Pixels do not depend on them.
-  if "batch_sizes" not in before:
-    if len(given) < 2:
-      raise ValueError(
-        f"{args.output} does not record its batch sizes: set --batch_size and --image_batch_size to "
-        "those of the job (8 and 32 unless it set others)"
-      )
-    return given
+  sizes = dict(before.get("batch_sizes", given))
+  if len(sizes) < 2:
+    raise ValueError(
+      f"{args.output} does not record its batch sizes: set --batch_size and --image_batch_size to "
+      "those of the job (8 and 32 unless it set others)"
+    )
   for name, value in given.items():
-    if value != before["batch_sizes"][name]:
-      raise settings.SettingsMismatch(
-        f"--{name}: got {value}, but {args.output} was made with {before['batch_sizes'][name]}, and latents of another "
-        "batch size may round differently; remove the flag"
+    if value != sizes[name]:
+      raise Mismatch(
+        f"--{name}: got {value}, but {args.output} was made with {sizes[name]}, and latents of another batch "
+        "size may round differently; remove the flag"
       )
-  return dict(before["batch_sizes"])
+  return sizes
 
 
 def _report(
-  replay: Any, before: Any, taken: Mapping[Any, Counter], after: Any, *, seconds: float
+  replay: Any, before: Summary, taken: Mapping[Any, Counter], after: Summary, *, seconds: float
 ) -> dict[str, Any]:
   """Prints the table and the JSON line."""
-  from beam_jobs.shards.ledger import Totals
-
   left = after.all.dead
   if replay is None:
     print(f"nothing to replay; dead letters: {dict(sorted(left.items())) or 'none'}")
   else:
     print(f"{'task':<24} {'split':<11} {'taken':>8} {'written':>8} {'rejected':>8} {'dead':>6}")
   result: dict[str, Any] = dict.fromkeys(("rows", "written", "rejected", "dead", "quarantined"), 0)
-  for where, counts in sorted(taken.items()):
-    old, new = before.splits.get(where, Totals()), after.splits[where]
-    mine = {
-      "rows": counts.total(),
-      "written": new.written - old.written,
-      "rejected": new.rejected.total() - old.rejected.total(),
-      "dead": new.dead.total() - (old.dead.total() - counts.total()),
-      "quarantined": new.quarantined - old.quarantined,
-    }
+  for (folder, split), counts in sorted(taken.items()):
+    old, new = (summary.splits[folder, split].to_json() for summary in (before, after))
+    mine = {name: new[name] - old[name] for name in result}
+    # The dead letters that it took are no longer counted.
+    mine |= {"rows": counts.total(), "dead": mine["dead"] + counts.total()}
     result = {name: count + mine[name] for name, count in result.items()}
-    folder, split = where
     print(
       f"{folder:<24} {split:<11} {mine['rows']:>8} {mine['written']:>8} {mine['rejected']:>8} {mine['dead']:>6}"
     )

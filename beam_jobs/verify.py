@@ -3,32 +3,36 @@
 python -m beam_jobs.verify OUTPUT/shapes_videos OUTPUT/shapes_images
 """
 
-import argparse
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import io
-import itertools
-import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from beam_jobs.runners import running
+from beam_jobs.shards import ledger, shard_files
+from beam_jobs.shards.settings import TASK_SUFFIXES
+from data import schema, tfrecord
+from walt_t5x.config import programs
+from walt_t5x.files import storage
 
 # Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
 
 
 def problems(folder: str, *, workers: int = 1) -> list[str]:
-  """Problems of a folder; empty if it is complete and valid.
+  """Problems of the folder of a cached task; empty if it is complete and valid.
 
   Args:
-    folder: folder of a cached task.
+    folder: path without a final slash.
     workers: number of processes that read shards; 1 reads them in this process.
   """
-  from walt_t5x.files import storage
-
+  output, task = storage.parent(folder), folder.rpartition("/")[2]
   found: list[str] = []
   names = set(storage.names(folder))
   if "COMPLETED" not in names:
@@ -38,41 +42,39 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
   shards = []
   for split in splits:
-    present, missing = _shards_of(folder, split, names)
-    found += missing
-    shards += present
-  return found + _in_processes(folder, shards, workers)
+    info, stats = (
+      storage.read_json(storage.join(folder, f"{kind}.{split}.json")) for kind in ("info", "stats")
+    )
+    count = info["num_shards"]
+    wanted = {
+      shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
+    }
+    # A replay's shard of which only the sidecar or only the records exist counts too.
+    named = {
+      shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
+    }
+    wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
+    mine = []
+    for shard, sidecar in _sidecars(output, sorted(wanted)):
+      if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
+        found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
+      elif sidecar is None:
+        found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
+      else:
+        mine.append((shard.file_name, sidecar))
+    examples = sum(sidecar["written"] for _, sidecar in mine)
+    if examples != stats["examples"]:
+      found.append(
+        f"{folder}: stats.{split}.json states {stats['examples']} examples, the shards {examples}"
+      )
+    shards += mine
+  return found + _in_processes(folder, shards, workers) + _plan_problems(folder, output, task)
 
 
-def _shards_of(
-  folder: str, split: str, names: Set[str]
-) -> tuple[list[tuple[str, Mapping[str, Any]]], list[str]]:
-  """Shards of a split with their sidecars, and messages about missing shards and wrong totals."""
-  from walt_t5x.files import storage
-
-  count = json.loads(storage.read(storage.join(folder, f"info.{split}.json")))["num_shards"]
-  stated = json.loads(storage.read(storage.join(folder, f"stats.{split}.json")))["examples"]
-  expected = {f"{split}.tfrecord-{index:05d}-of-{count:05d}" for index in range(count)}
-  wanted = sorted(expected | _replayed(names, split))
-  present = [name for name in wanted if {name, f"{name}.sidecar.json"} <= names]
-  found = [
-    f"{folder}/{name}: the shard or its sidecar is missing"
-    for name in sorted(set(wanted) - set(present))
-  ]
-
-  def sidecar(name: str) -> Mapping[str, Any] | str:
-    try:
-      return json.loads(storage.read(storage.join(folder, f"{name}.sidecar.json")))
-    except ValueError as error:
-      return f"{folder}/{name}: the sidecar is not JSON ({error}); run the job again"
-
-  read = list(zip(present, storage.for_each(sidecar, present), strict=True))
-  found += [problem for _, problem in read if isinstance(problem, str)]
-  shards = [(name, sidecar) for name, sidecar in read if not isinstance(sidecar, str)]
-  examples = sum(sidecar["written"] for _, sidecar in shards)
-  if examples != stated:
-    found.append(f"{folder}: stats.{split}.json states {stated} examples, the shards {examples}")
-  return shards, found
+def _sidecars(output: str, shards: Sequence[shard_files.ShardName]) -> Iterator[tuple[Any, Any]]:
+  """Shards, each with its sidecar, or None if it has none that can be read."""
+  read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), shards)
+  return zip(shards, read, strict=True)
 
 
 def _in_processes(
@@ -81,33 +83,21 @@ def _in_processes(
   """Differences between each shard and its sidecar, with a progress bar on a terminal."""
   from tqdm import tqdm
 
-  def bar(results: Iterable[list[str]]) -> list[str]:
-    shown = tqdm(
-      results, total=len(shards), unit="shard", desc=folder, file=sys.stderr, disable=None
-    )
-    return [line for lines in shown for line in lines]
-
   check = functools.partial(_shard_problems, folder)
-  if workers == 1 or sum(sidecar["bytes"] for _, sidecar in shards) < _WORTH_PROCESSES:
-    return bar(itertools.starmap(check, shards))
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
-    return bar(pool.map(check, *zip(*shards, strict=True)))
+  with contextlib.ExitStack() as stack:
+    run: Any = map
+    if workers > 1 and sum(sidecar["bytes"] for _, sidecar in shards) >= _WORTH_PROCESSES:
+      context = multiprocessing.get_context("spawn")
+      pool = concurrent.futures.ProcessPoolExecutor(min(workers, len(shards)), context)
+      run = stack.enter_context(pool).map
+    checked = run(check, shards)
+    bar = tqdm(checked, folder, len(shards), unit="shard", file=sys.stderr, disable=None)
+    return [line for lines in bar for line in lines]
 
 
-def _replayed(names: Iterable[str], split: str) -> set[str]:
-  """Shards of replays, including those with only a sidecar or only records."""
-  from beam_jobs.shards import shard_files
-
-  named = (shard_files.parse_shard(f"-/{name.removesuffix(shard_files.SIDECAR)}") for name in names)
-  return {shard.file_name for shard in named if shard and shard.replay and shard.split == split}
-
-
-def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard and its sidecar."""
-  from data import schema, tfrecord
-  from walt_t5x.files import storage
-
+def _shard_problems(folder: str, shard: tuple[str, Mapping[str, Any]]) -> list[str]:
+  """Differences between a shard, its ledgers and its sidecar."""
+  name, sidecar = shard
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -115,15 +105,6 @@ def _shard_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[
   records = sum(1 for _ in map(schema.decode, tfrecord.read_records(io.BytesIO(content))))
   if records != sidecar["written"]:
     found.append(f"{folder}/{name}: got {records} records, expected {sidecar['written']}")
-  return found + _ledger_problems(folder, name, sidecar)
-
-
-def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list[str]:
-  """Differences between a shard's ledgers and its sidecar."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
-  found = []
   for suffix, kind in ((shard_files.DEAD, "dead"), (shard_files.REJECTED, "rejected")):
     path = storage.join(folder, name + suffix)
     lines = storage.read(path).splitlines() if storage.exists(path) else []
@@ -140,14 +121,10 @@ def _ledger_problems(folder: str, name: str, sidecar: Mapping[str, Any]) -> list
   return found
 
 
-def plan_problems(folder: str) -> list[str]:
+def _plan_problems(folder: str, output: str, task: str) -> list[str]:
   """Shards and rows in the plans of the job and its replays that a folder lacks; plans are next to the folder."""
-  from beam_jobs.shards import ledger, replays
-  from beam_jobs.shards.settings import TASK_SUFFIXES
-  from walt_t5x.files import storage
+  from beam_jobs.shards import replays
 
-  folder = folder.rstrip("/")
-  output, task = storage.parent(folder), folder.rpartition("/")[2]
   base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
   if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
     return [f"{folder}: no <task>.plan.json next to it, so rows of the manifest cannot be counted"]
@@ -169,13 +146,8 @@ def plan_problems(folder: str) -> list[str]:
 
 
 def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
-  mine = [shard for shard in plan if shard.task == task]
-  sidecars = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), mine)
-  for shard, sidecar in zip(mine, sidecars, strict=True):
+  for shard, sidecar in _sidecars(output, [shard for shard in plan if shard.task == task]):
     if sidecar is None:
       found.append(f"{shard}: {plan[shard]} rows in the plan, but no sidecar")
     elif sidecar["rows"] != plan[shard]:
@@ -185,21 +157,17 @@ def _missing(output: str, task: str, plan: Mapping[Any, int]) -> list[str]:
 
 def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list[str]:
   """Differences between the stats and shards of a folder and the totals of the job and its replays."""
-  from beam_jobs.shards import shard_files
-  from walt_t5x.files import storage
-
   found = []
   numbers = {0, *(replay.number for replay in history)}
   for name in storage.names(folder):
     shard = shard_files.parse_shard(f"-/{name}")
     if shard and shard.replay not in numbers:
-      found.append(
-        f"{folder}/{name} belongs to replay {shard.replay:02d}, which has no JSON file; delete it"
-      )
+      number = f"{shard.replay:02d}"
+      found.append(f"{folder}/{name} belongs to replay {number}, which has no JSON file; delete it")
   for task, split in summary.splits:
     path = storage.join(folder, f"stats.{split}.json")
     if task == folder.rpartition("/")[2] and storage.exists(path):
-      stated, expected = json.loads(storage.read(path)), summary.splits[task, split].to_json()
+      stated, expected = storage.read_json(path), summary.splits[task, split].to_json()
       found += [
         f"{path}: {name}: got {stated.get(name)}, the shards add up to {expected[name]}"
         for name in ("rows", "written", "rejected_by_reason", "dead_by_reason", "quarantined")
@@ -210,24 +178,18 @@ def _account_problems(folder: str, summary: Any, history: Sequence[Any]) -> list
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; 1 if anything is wrong."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.verify",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("beam_jobs.verify", __doc__, allow_abbrev=False)
   parser.add_argument("folders", nargs="+", help="cached task folders")
   parser.add_argument(
     "--workers",
-    type=int,
+    type=running.positive,
     default=os.cpu_count() or 1,
     help="processes, each with one shard in memory (default: one per CPU)",
   )
   arguments = parser.parse_args(argv)
-  if arguments.workers < 1:
-    parser.error(f"--workers={arguments.workers}: expected at least 1")
   found = []
   for folder in arguments.folders:
-    found += problems(folder, workers=arguments.workers) + plan_problems(folder)
+    found += problems(folder.rstrip("/"), workers=arguments.workers)
   print("\n".join(found) if found else "every shard and record matches its sidecar")
   return 1 if found else 0
 

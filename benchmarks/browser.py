@@ -125,7 +125,7 @@ def drive_demo(
   prompt.fill("a red square moves right")
   page.locator("#seed input").first.fill("7")
   page.locator("#generate").click()
-  pattern = re.compile(r"(started|round \d+ of \d+|processing)")
+  pattern = re.compile(r"(started|extension \d+ of \d+|base|processing)")
   seen = report.wait(
     "demo: progress is shown",
     lambda: (pattern.search(page.locator("body").inner_text()) or [""])[0],
@@ -147,12 +147,12 @@ def drive_demo(
 
 
 def drive_picture(page, picture: Path, report: Report) -> None:
-  """Uploads an image and requests two rounds."""
+  """Uploads an image and requests an extension."""
   sources = "[...document.querySelectorAll('video')].map(v => v.currentSrc)"
   before = page.evaluate(sources)
   page.locator("#picture input[type=file]").set_input_files(picture)
   page.locator("#picture img").first.wait_for(timeout=60_000)
-  page.locator("#rounds input[type=number]").fill("2")
+  page.locator("#extensions input[type=number]").fill("1")
   page.keyboard.press("Tab")
   page.locator("#generate").click()
   report.wait(
@@ -161,9 +161,9 @@ def drive_picture(page, picture: Path, report: Report) -> None:
     lambda now: len(now) == len(before) and not set(now) & set(before) and all(now),
     seconds=900,
   )
-  # Nine frames of the first round and four of the second, at 8 frames per second.
+  # Nine frames and four of the extension, at 8 frames per second.
   report.wait(
-    "demo: two rounds are 13 frames long",
+    "demo: a clip with an extension is 13 frames long",
     lambda: page.evaluate("[...document.querySelectorAll('video')].map(v => 8 * v.duration)"),
     lambda found: all(frames and abs(frames - 13) < 0.1 for frames in found),
   )

@@ -31,11 +31,10 @@ def write_weights(folder: Path) -> None:
   """Writes random weights of all parts."""
   import gin
   from tests.generation.random_cascade import write_random_cascade
-  from walt_t5x import generate
   from walt_t5x.config import gin_config
   from walt_t5x.generation.loading import CascadeConfig
 
-  sys.modules["__main__"].generate = generate.generate
+  sys.modules["__main__"].generate = CascadeConfig
   gin_config.parse([GIN_FILE], bindings(folder), [str(ROOT)])
   write_random_cascade(
     CascadeConfig(
@@ -59,7 +58,7 @@ def run(folder: Path, output: Path, *, steps: int, rounds: int) -> dict:
     f"--gin_file={GIN_FILE}",
     *(f"--gin_bindings={binding}" for binding in bindings(folder)),
     f"--gin.STEPS={steps}",
-    f"--rounds={rounds}",
+    f"--extensions={rounds - 1}",
     "--prompt=a red square moves right",
     f"--output={output}",
     "--verbosity=-1",

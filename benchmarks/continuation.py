@@ -19,9 +19,9 @@ TOTAL = FRAMES + NEW * (ROUNDS - 1)
 
 def read_clip(path: Path, side: int, fps: float):
   """Center crop of a clip, uint8 [TOTAL, side, side, 3]."""
-  from walt_t5x.generation.given_media import read_clip
+  from walt_t5x.generation.conditioning_media import read_clip
 
-  media = read_clip(str(path), size=(side, side), fps=fps, conditioned=TOTAL, fit="crop")
+  media = read_clip(str(path), size=(side, side), fps=fps, conditioning_frames=TOTAL, fit="crop")
   return media.frames[:TOTAL]
 
 
@@ -35,7 +35,7 @@ def make(vae, params, clip):
   from walt_t5x.denoiser.transformer import WaltDenoiser
   from walt_t5x.generation.cascade import Batch, Cascade
   from walt_t5x.generation.pixel_codec import PixelCodec
-  from walt_t5x.generation.stage import Stage, StageConfig, StageInfo
+  from walt_t5x.generation.stage import StageConfig, StageInfo
   from walt_t5x.models.denoiser_model import DenoiserModel
 
   codec = PixelCodec(vae, params, rows=1)
@@ -67,11 +67,10 @@ def make(vae, params, clip):
     text_length=0,
     codec=codec,
     batch_size=1,
-    load=lambda i: Stage(info=i, params={"windows": windows}, fingerprint=""),
+    load=lambda _: ({"windows": windows}, ""),
   )
-  ((sample,),) = list(
-    cascade.run([Batch(indices=[0], prompts=[""], given=[None])], seed=0, rounds=ROUNDS)
-  )
+  batch = Batch(indices=[0], prompts=[""], media=[None], extensions=ROUNDS - 1)
+  ((sample,),) = cascade.run([batch])
   return codec.decode(codec.encode(clip[None]))[0], sample.videos["base"]
 
 

@@ -95,7 +95,7 @@ def measure(*, rows: int, rounds: int, threads: int) -> dict:
   from walt_t5x.media.clips import ClipSpec
 
   settings = {
-    kind: loading.DecodeSettings(isolation=kind, processes=threads) for kind in loading.ISOLATIONS
+    kind: loading.DecodeSettings(isolation=kind, threads=threads) for kind in loading.ISOLATIONS
   }
   figures = {}
   with tempfile.TemporaryDirectory() as folder:

@@ -37,7 +37,7 @@ def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, A
 
   from benchmarks import engine_loops as loops
   from walt_t5x import engine
-  from walt_t5x.engine.exits import PreemptionNotice
+  from walt_t5x.engine.exits import preemption_notice
 
   layers, width, rows, steps, usual_turns = SIZES[size]
   turns = turns or usual_turns
@@ -65,8 +65,8 @@ def step_times(size: str, folder: Path, turns: int | None = None) -> dict[str, A
   }
   result = about(state.params, rows, turns, steps)
   trainer = loops.builtin_trainer(model, state, initializer, summaries)
-  with PreemptionNotice() as notice:
-    trainer.before_step = notice.before
+  with preemption_notice() as stop_before:
+    trainer.before_step = stop_before
     runs["engine"] = loops.by_trainer(trainer, batch)
     result |= in_turns(runs, turns, steps)
     result["checkpoint"] = stalls(trainer, iterator, layout, runs["engine"], folder / f"{size}_run")

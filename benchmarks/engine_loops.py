@@ -11,6 +11,7 @@
   summary.
 """
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
 
   from benchmarks.engine_rows import LATENTS, write_cache
   from data import corpus, tasks
-  from walt_t5x.engine.builtin import starting_point
+  from walt_t5x.engine.builtin.data_iterator import ShardedIterator
   from walt_t5x.engine.builtin.datasets import DatasetConfig, get_dataset
   from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 
@@ -74,10 +75,10 @@ def training_rows(model: Any, rows: int, folder: Path) -> tuple[Any, Any]:
   )  # fmt: skip
   partitioner = PjitPartitioner(num_partitions=1)
   layout = partitioner.get_data_layout(rows)
-  iterator = starting_point.rows(
-    config, model, layout=layout, seed=0, get_dataset_fn=get_dataset, partitioner=partitioner
+  make = functools.partial(
+    get_dataset, config, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS
   )
-  return iterator, layout
+  return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=rows), layout
 
 
 def by_hand(model: Any, params: Any, batch: Any) -> Loop:

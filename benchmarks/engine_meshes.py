@@ -11,6 +11,7 @@ Two layers of width 32 instead of four, float32, examples of images and videos. 
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -73,7 +74,7 @@ class OnMesh:
 
     from data import batch_spec
     from walt_t5x import engine
-    from walt_t5x.engine.builtin import starting_point
+    from walt_t5x.engine.builtin.data_iterator import ShardedIterator
     from walt_t5x.engine.builtin.train_state import StateInitializer
 
     self.model, dataset = given
@@ -91,14 +92,14 @@ class OnMesh:
       trim_output_features=False,
     )
     self.layout = self.partitioner.get_data_layout(ROWS)
-    self.rows = starting_point.rows(
+    make = functools.partial(
+      engine.get_dataset,
       cfg,
-      self.model,
-      layout=self.layout,
-      seed=0,
-      get_dataset_fn=engine.get_dataset,
-      partitioner=self.partitioner,
+      self.layout.shard_id,
+      self.layout.num_shards,
+      self.model.FEATURE_CONVERTER_CLS,
     )
+    self.rows = ShardedIterator(make, sharding=self.partitioner.data_sharding, batch_size=ROWS)
     self.initializer = StateInitializer(
       self.model, input_spec=self.rows.element_spec, partitioner=self.partitioner
     )
@@ -144,17 +145,15 @@ class OnMesh:
 
   def restore(self, folder: Path) -> Any:
     """Restores the newest state of a folder on this mesh, and the position of the input."""
+    import jax
+
     from walt_t5x.engine import checkpoints
     from walt_t5x.engine.builtin import restoring
 
-    restorer = restoring.Restorer(
-      shapes=self.initializer.shapes,
-      shardings=self.initializer.shardings,
-      from_scratch=self.from_scratch,
-    )
+    restorer = restoring.Restorer(self.initializer, jax.random.PRNGKey(0))
     state, step = restorer.newest(str(folder))
     checkpoint = checkpoints.checkpoint_folder(folder, step)
-    assert restoring.restore_row_position(checkpoint, self.rows, self.layout)
+    assert restoring.restore_row_position(checkpoint, self.rows, self.layout, position=step)
     return state
 
 

@@ -4,7 +4,7 @@
     --text_encoder=runs/quickstart/text --folder=/tmp/frame_prediction
 
 For held-out clips of `data.samples --num_frames=17`, `walt_t5x.generate` is conditioned on the first 5 frames and makes
-12 more in three rounds (`--video --rounds=3`), once with the clip's caption and once with one without a direction; and
+12 more in three parts (`--video --extensions=2`), once with the clip's caption and once with one without direction; and
 on the first frame with the caption (`--image`). Compared with the clip: PSNR and position of the shape against those of
 a frozen last frame, caption accuracy, and the conditioning frames against the tokenizer's reconstruction of them.
 Writes frame_prediction.json, .md and .png next to this file.
@@ -64,8 +64,8 @@ def write_requests(folder: Path, clips, captions) -> dict[str, list[str]]:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
   return {
-    "caption": [f"--rounds={ROUNDS}"],
-    "no_direction": [f"--rounds={ROUNDS}", "--stages=base"],
+    "caption": [f"--extensions={ROUNDS - 1}"],
+    "no_direction": [f"--extensions={ROUNDS - 1}", "--stages=base"],
     "picture": [],
   }
 

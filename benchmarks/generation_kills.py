@@ -40,15 +40,13 @@ def write_weights(folder: Path) -> None:
   """Writes random weights of all parts."""
   import gin
   from tests.generation.random_cascade import write_random_cascade
-  from walt_t5x import generate
   from walt_t5x.config import gin_config
   from walt_t5x.generation.loading import CascadeConfig
 
-  sys.modules["__main__"].generate = generate.generate
+  sys.modules["__main__"].generate = CascadeConfig
   gin_config.parse([GIN_FILE], bindings(folder), [str(ROOT)])
-  config = CascadeConfig.of(
-    gin_config.macro_value("STAGES"),
-    (),
+  config = CascadeConfig(
+    stages=gin_config.macro_value("STAGES"),
     vae=gin_config.macro_value("VAE"),
     vae_checkpoint=str(folder / "vae"),
     text_encoder=str(folder / "text"),

@@ -50,14 +50,14 @@ class Drawn(Mapping[str, np.ndarray]):
     return len(self._shapes)
 
 
-def write_source(folder: Path, drawn: Drawn, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def write_source(folder: Path, drawn: Drawn, config: Any) -> int:
   """Writes the shards and their index; returns the number of shards."""
-  from walt_t5x.text.import_weights import torch_name
-  from walt_t5x.text.safetensors_files import write_safetensors
+  from walt_t5x.text.model import parameter_shapes
+  from walt_t5x.text.safetensors_files import save_weights, torch_name
 
   shards: list[list[str]] = [[]]
   room = SHARD_BYTES
-  for name, shape in shapes.items():
+  for name, shape in parameter_shapes(config).items():
     size = 4 * int(np.prod(shape))
     if size > room and shards[-1]:
       shards.append([])
@@ -67,13 +67,8 @@ def write_source(folder: Path, drawn: Drawn, shapes: Mapping[str, tuple[int, ...
   weight_map = {}
   for number, names in enumerate(shards, start=1):
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    stored = {torch_name(name)[0]: (name, torch_name(name)[1]) for name in names}
-    write_safetensors(
-      folder / file,
-      {t: shapes[name][::-1] if flipped else shapes[name] for t, (name, flipped) in stored.items()},
-      lambda t, stored=stored: drawn[stored[t][0]].T if stored[t][1] else drawn[stored[t][0]],
-    )
-    weight_map |= dict.fromkeys(stored, file)
+    save_weights(folder / file, config, drawn, names)
+    weight_map |= {torch_name(name)[0]: file for name in names}
   index = {"metadata": {}, "weight_map": weight_map}
   (folder / "model.safetensors.index.json").write_text(json.dumps(index))
   return len(shards)
@@ -103,7 +98,7 @@ def measure(size: str, work: Path) -> dict[str, Any]:
   vocabulary = train_vocabulary([f"a red circle number {i} moves left" for i in range(20)])
   (source / "spiece.model").write_bytes(vocabulary.model)
   (source / "config.json").write_text(config.to_json())
-  shards = write_source(source, drawn, shapes)
+  shards = write_source(source, drawn, config)
   command = ["-m", "walt_t5x.text.import_encoder", f"--source={source}", f"--output={output}"]
   started, anonymous = time.monotonic(), 0.0
   with subprocess.Popen(

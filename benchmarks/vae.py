@@ -73,10 +73,15 @@ def speed(repeats: int) -> list[dict]:
   import jax
   import jax.numpy as jnp
 
-  from walt_t5x.vae import causal_conv, convolution
+  from walt_t5x.vae import convolution
+
+  def native(x, kernel, *, strides=(1, 1, 1), padding=((0, 0),) * 3):
+    return jax.lax.conv_general_dilated(
+      x, kernel, strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
 
   implementations = {
-    "native 3D": convolution.convolve_native,
+    "native 3D": native,
     "shifted 2D": convolution.convolve_by_frames,
     "chosen": convolution.convolve,
   }
@@ -90,12 +95,12 @@ def speed(repeats: int) -> list[dict]:
     }
     compiled, seconds = {}, {}
     for name, function in implementations.items():
-      causal_conv.convolve = function
+      convolution.convolve = function
       for what, x in inputs.items():
         run = jax.jit(lambda p, x, what=what: vae.apply({"params": p}, x, method=what))
         compiled[name, what] = run.lower(params, x).compile()
         seconds[name, what] = []
-    causal_conv.convolve = convolution.convolve
+    convolution.convolve = implementations["chosen"]
     for turn in range(repeats + 1):
       for (name, what), run in compiled.items():
         started = time.perf_counter()
@@ -166,7 +171,7 @@ def compiled_decode(dtype: str, topology: str) -> list[dict]:
   import jax
   import jax.numpy as jnp
 
-  from walt_t5x.vae.streaming import decode_group
+  from walt_t5x.vae.streaming import run_group
 
   vae = make_vae(128, 4, dtype)
   params = param_shapes(vae)
@@ -182,13 +187,16 @@ def compiled_decode(dtype: str, topology: str) -> list[dict]:
     return jax.ShapeDtypeStruct((1, t, 64, 112, 8), jnp.float32)
 
   def first(p, z):
-    return decode_group(vae, p, z, None)
+    return run_group(vae, p, z, None, method="decode")
+
+  def following(p, z, context):
+    return run_group(vae, p, z, context, method="decode")
 
   _, context = jax.eval_shape(first, params, latents(1))
   programs = {
     "one pass, 17 frames": (lambda p, z: vae.apply({"params": p}, z, method="decode"), latents(5)),
     "stream, first frame": (first, latents(1)),
-    "stream, 4 frames": (lambda p, z, c: decode_group(vae, p, z, c), latents(1), context),
+    "stream, 4 frames": (following, latents(1), context),
   }
   rows = []
   for name, (function, *arguments) in programs.items():

@@ -22,7 +22,6 @@ An example of the tokenizer's batch:
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from data import packed_text, schema
@@ -44,19 +43,6 @@ class Feature:
   dtype: str
   condition: str | None = None
 
-  @property
-  def length(self) -> int:
-    """The first axis, as SeqIO's feature lengths count it; 1 for a scalar.
-
-    Raises:
-      ValueError: the size is not known.
-    """
-    if not self.shape:
-      return 1
-    if self.shape[0] is None:
-      raise ValueError(f"the first axis of shape {self.shape} is not known")
-    return self.shape[0]
-
 
 def video_features(pixels: str | None = None) -> dict[str, Feature]:
   """Features of the tokenizer's batch.
@@ -71,8 +57,7 @@ def video_features(pixels: str | None = None) -> dict[str, Feature]:
 def latents_features(
   latents: str | None = None,
   *,
-  low_resolution: str | None = None,
-  has_low_resolution: bool | None = None,
+  low_resolution: str | bool | None = None,
   text: bool = False,
   label: bool = False,
   slots: int | None = None,
@@ -84,14 +69,9 @@ def latents_features(
 
   Args:
     latents: field of the records, such as "latents/5x16x16".
-    low_resolution: field of the stage below.
-    has_low_resolution: whether there is one; by default, whether `low_resolution` is given.
-    text: captions are read.
-    label: classes are read.
-    slots: s.
-    text_length: L.
-    text_dim: E.
-    channels: c.
+    low_resolution: field of the stage below; True where its size does not matter.
+    text, label: whether captions and classes are read.
+    slots, text_length, text_dim, channels: s, L, E and c.
   """
   features = {
     "latents": Feature(shape=(*_sizes(latents), channels), dtype="bfloat16"),
@@ -105,22 +85,20 @@ def latents_features(
     features["text_mask"] = Feature(shape=(slots, text_length), dtype="bool", condition="text_mask")
   if label:
     features["label"] = Feature(shape=(slots,), dtype="int32", condition="labels")
-  if has_low_resolution if has_low_resolution is not None else low_resolution is not None:
+  if low_resolution:
     features["low_resolution"] = Feature(
       shape=(*_sizes(low_resolution), channels), dtype="bfloat16", condition="low_resolution"
     )
   return features
 
 
-def _sizes(field: str | None) -> Shape:
-  return schema.latents_shape(field) if field else (None,) * 3
+def _sizes(field: str | bool | None) -> Shape:
+  return schema.latents_shape(field) if isinstance(field, str) else (None,) * 3
 
 
 def task_feature_lengths(dataset: Any) -> dict[str, int]:
-  """`DatasetConfig.task_feature_lengths` of a task or mixture of `data.tasks`, for gin: the run files bind it."""
-  return lengths(dataset.walt_features)
+  """Feature -> length of its first axis, 1 for a scalar: SeqIO's feature lengths of a task or mixture of `data.tasks`.
 
-
-def lengths(features: Mapping[str, Feature]) -> dict[str, int]:
-  """Feature -> length of its first axis."""
-  return {name: feature.length for name, feature in features.items()}
+  The run files bind it to `DatasetConfig.task_feature_lengths`.
+  """
+  return {name: (feature.shape or (1,))[0] for name, feature in dataset.walt_features.items()}

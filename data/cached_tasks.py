@@ -1,9 +1,9 @@
 """SeqIO tasks and mixtures that are read from caches and give access to their provenance."""
 
 import collections
+import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,36 +15,25 @@ from seqio import utils
 
 from data import batch_spec, schema
 from data.corpus import CorpusConstants
-from data.provenance import Provenance, read_provenance
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from data.provenance import LatentStatistics, Provenance, read_provenance
+from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 
-class _UncachedSource(seqio.DataSource):
-  """Placeholder for a raw source: these tasks exist only as caches."""
+def _uncached(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+  """Placeholder for a raw source: these tasks exist only as caches, and SeqIO rejects use_cached=False before."""
+  del split, shuffle_files, seed
+  raise ValueError("this task is read from its cache: set DatasetConfig.use_cached = True")
 
-  def __init__(self):
-    super().__init__(splits=schema.SPLITS)
 
-  def list_shards(self, split: str) -> Sequence[str]:
-    return [split]
-
-  @property
-  def supports_arbitrary_sharding(self) -> bool:
-    return False
-
-  def get_dataset(self, *args, **kwargs) -> tf.data.Dataset:
-    raise ValueError(
-      "this task is read from its cache: make it with `python -m beam_jobs.preprocess` and set "
-      "DatasetConfig.use_cached = True and --seqio_additional_cache_dirs"
-    )
+_SOURCE = seqio.FunctionDataSource(_uncached, splits=schema.SPLITS)
 
 
 class CachedTask(seqio.Task):
   """A task that is read from a cache and gives access to its provenance.
 
   Attributes:
-    normalized: whether the model normalizes the latents. If it does not, the constants and the run's provenance have
-      mean 0 and deviation 1, so that generation applies the inverse.
+    normalized: whether the model normalizes the latents. If not, its provenance has mean 0 and deviation 1.
     kind: 'video' for one video per example, or 'image' for a stack of images.
     walt_features: features of an example.
     fields: feature of latents -> field of the records.
@@ -56,12 +45,19 @@ class CachedTask(seqio.Task):
   fields: Mapping[str, str] = {}
 
   def provenance(self) -> Provenance:
-    """Provenance of the cache folder.
+    """Provenance of the cache folder, with the statistics by which the model normalizes.
 
     Raises:
       FileNotFoundError: if no cache directory contains the task, naming the directories.
     """
-    return read_provenance(self._cache_folder())
+    found = read_provenance(self._cache_folder())
+    if self.normalized:
+      return found
+    latents = {
+      field: LatentStatistics(channels=s.channels, mean=[0.0] * s.channels, std=[1.0] * s.channels)
+      for field, s in found.latents.items()
+    }
+    return dataclasses.replace(found, latents=latents)
 
   def _cache_folder(self) -> str:
     if not self.cache_dir:
@@ -88,21 +84,14 @@ class CachedTask(seqio.Task):
   @property
   def walt_provenance(self) -> dict:
     """Provenance as a JSON tree; the trainer stores it next to the checkpoints."""
-    tree = json.loads(self.provenance().to_json())
-    if not self.normalized:
-      for statistics in tree["latents"].values():
-        statistics["mean"] = [0.0] * statistics["channels"]
-        statistics["std"] = [1.0] * statistics["channels"]
-    return tree
+    return json.loads(self.provenance().to_json())
 
   @property
   def walt_constants(self) -> CorpusConstants:
     """What is the same for all examples, for the model."""
-    provenance, moments = self.provenance(), {}
-    for name, found in provenance.statistics(self.fields, task=self.name).items():
-      moments[name] = np.array([found.mean, found.std], np.float32)
-      if not self.normalized:
-        moments[name] = np.array([[0.0], [1.0]], np.float32).repeat(found.channels, axis=1)
+    provenance = self.provenance()
+    statistics = provenance.statistics(self.fields, task=self.name)
+    moments = {name: np.array([s.mean, s.std], np.float32) for name, s in statistics.items()}
     null_text = provenance.null_embedding if "text" in self.walt_features else None
     return CorpusConstants(moments=moments, null_text=null_text)
 
@@ -149,7 +138,7 @@ class CachedMixture(seqio.Mixture):
     """The tasks' common provenance.
 
     Raises:
-      ProvenanceMismatch: naming the first field in which two tasks differ.
+      Mismatch: naming the first field in which two tasks differ.
     """
     first, *others = self._cached_tasks()
     common = first.walt_provenance
@@ -162,7 +151,7 @@ class CachedMixture(seqio.Mixture):
         if field == "latents":
           continue
         if common.get(field) != found.get(field):
-          raise ProvenanceMismatch(
+          raise Mismatch(
             f"mixture {self.name!r}: {field} differs: {first.name} has {common.get(field)!r}, {other.name} has "
             f"{found.get(field)!r}; preprocess both with the same encoders, or train on one"
           )
@@ -178,22 +167,14 @@ def raw_shards(
   need four or five of fifteen features and are parsed in blocks, which takes a third of the time
   (`benchmarks/input_pipeline.py`). Order, sharding over hosts and shuffling of files are SeqIO's.
 
-  Args:
-    cache_dir: folder of the cached task.
-    split: for example 'train'.
-    file_shuffle_buffer_size: number of files in the shuffle buffer; None for all.
-
   Raises:
     FileNotFoundError: if a shard is missing.
   """
-  with tf.io.gfile.GFile(utils.get_cached_info_path(cache_dir, split)) as file:
-    shards = json.load(file)["num_shards"]
-  with tf.io.gfile.GFile(utils.get_cached_stats_path(cache_dir, split)) as file:
-    examples = json.load(file)["examples"]
+  shards = storage.read_json(utils.get_cached_info_path(cache_dir, split))["num_shards"]
+  examples = storage.read_json(utils.get_cached_stats_path(cache_dir, split))["examples"]
   prefix = utils.get_cached_tfrecord_prefix(cache_dir, split)
-  found = {os.path.basename(path) for path in tf.io.gfile.glob(f"{prefix}-*-of-*{shards}")}
-  names = [f"{split}.tfrecord-{i:05d}-of-{shards:05d}" for i in range(shards)]
-  if missing := [name for name in names if name not in found]:
+  names = {f"{split}.tfrecord-{i:05d}-of-{shards:05d}" for i in range(shards)}
+  if missing := sorted(names.difference(storage.names(cache_dir))):
     # SeqIO reads the files that match and would not notice missing ones.
     raise FileNotFoundError(
       f"{cache_dir} has no {missing[0]}: {len(missing)} of the {shards} shards of its info.{split}.json are missing; "
@@ -221,7 +202,7 @@ def cached_task(
   """A task over the serialized records of its cache; nothing is registered under a global name."""
   task = CachedTask(
     name,
-    source=_UncachedSource(),
+    source=_SOURCE,
     preprocessors=[seqio.CacheDatasetPlaceholder(required=True), *preprocessors],
     output_features={name: _seqio_feature(name, f) for name, f in features.items()},
     shuffle_buffer_size=shuffle_buffer_size,
@@ -243,4 +224,4 @@ def _seqio_feature(name: str, feature: batch_spec.Feature) -> seqio.ContinuousFe
 @functools.cache
 def handle(name: str) -> CachedTask:
   """A task without features, for reading the provenance of a cache."""
-  return CachedTask(name, source=_UncachedSource(), output_features={}, preprocessors=[])
+  return CachedTask(name, source=_SOURCE, output_features={}, preprocessors=[])

@@ -22,13 +22,10 @@ class CorpusConstants:
 
 
 def constants_of(dataset: Any) -> Callable[[], CorpusConstants]:
-  """A function that reads the constants of a task or mixture from the provenance of its caches; nothing is read before.
+  """A function that reads the constants of a task or mixture of `data.tasks`; nothing is read before.
 
-  Args:
-    dataset: a task or mixture of `data.tasks`, or its registered name.
-
-  The function raises FileNotFoundError if no cache directory contains the task, and ProvenanceMismatch if a field is
-  missing or cannot be normalized.
+  The function raises FileNotFoundError if no cache directory contains the task, and Mismatch if a field is
+  missing or cannot be normalized. A dataset may be given by its registered name.
   """
 
   def read() -> CorpusConstants:

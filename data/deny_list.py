@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from data import schema
+from walt_t5x.files import storage
 
 _RECORD_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -17,10 +18,10 @@ def read(path: str) -> list[str]:
     FileNotFoundError: if the file does not exist.
     ValueError: if a line is not a record id, with its line number.
   """
-  if not tf.io.gfile.exists(path):
+  if not storage.exists(path):
     raise FileNotFoundError(f"RowFormat.deny_list: no file at {path}")
   ids = set()
-  with tf.io.gfile.GFile(path) as lines:
+  with storage.open_text(path) as lines:
     for number, line in enumerate(lines, start=1):
       line = line.strip()
       if not line or line.startswith("#"):

@@ -58,10 +58,7 @@ class _RowConverter(seqio.FeatureConverter):
   def batches(
     self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int], *, batch_size: int
   ) -> tf.data.Dataset:
-    """Same as `self(ds, ...).batch(batch_size, drop_remainder=True)`, but text is padded once per batch.
-
-    Padding one example costs as much as reading it; padding a batch avoids a copy of the text.
-    """
+    """Same as `self(ds, ...).batch(batch_size, drop_remainder=True)`, but pads the text of a batch at once: faster."""
     self(ds, task_feature_lengths)  # Only runs the checks; nothing is read.
     return ds.batch(batch_size, drop_remainder=True).map(self._converted, synchronous=True)
 
@@ -100,7 +97,7 @@ class DenoiserFeatureConverter(_RowConverter):
     **kwargs,
   ):
     features = batch_spec.latents_features(
-      text=text_dim > 0, text_dim=text_dim, label=label, has_low_resolution=low_resolution
+      text=text_dim > 0, text_dim=text_dim, label=label, low_resolution=low_resolution
     )
     super().__init__(features, pack=pack, **kwargs)
 

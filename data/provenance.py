@@ -3,14 +3,14 @@
 import base64
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from data import schema
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 FILE_NAME = "provenance.json"
 
@@ -48,21 +48,13 @@ class Provenance:
   def to_json(self) -> str:
     """Contents of the file; keys are sorted, so the same provenance gives the same bytes."""
     null = np.ascontiguousarray(self.null_embedding, "<f4")
-    return _dump(
-      {
-        "schema_version": self.schema_version,
-        "vae": dict(self.vae),
-        "text_encoder": dict(self.text_encoder),
-        "posterior": self.posterior,
-        "fps": self.fps,
-        "num_frames": self.num_frames,
-        "latents": {name: dataclasses.asdict(stats) for name, stats in self.latents.items()},
-        "null_text": {
-          "ids": [int(i) for i in self.null_ids],
-          "embedding": base64.b64encode(null.tobytes()).decode(),
-        },
-      }
-    )
+    text = {
+      "ids": [int(i) for i in self.null_ids],
+      "embedding": base64.b64encode(null.tobytes()).decode(),
+    }
+    tree = dataclasses.asdict(self) | {"null_text": text}
+    del tree["null_ids"], tree["null_embedding"]
+    return json.dumps(tree, indent=2, sort_keys=True) + "\n"
 
   def statistics(self, fields: Mapping[str, str], *, task: str) -> dict[str, LatentStatistics]:
     """Feature of latents -> statistics of its field.
@@ -72,32 +64,28 @@ class Provenance:
       task: name of the cache in errors.
 
     Raises:
-      ProvenanceMismatch: if the cache has no such field, or a channel is constant.
+      Mismatch: if the cache has no such field, or a channel is constant.
     """
     for field in fields.values():
       if field not in self.latents:
-        raise ProvenanceMismatch(
+        raise Mismatch(
           f"the cache of {task!r} has latents {sorted(self.latents)}, not {field!r}: set the task's `latents` to one "
           "of them, or preprocess with that resolution"
         )
       std = list(self.latents[field].std)
       if min(std) <= 0:
-        raise ProvenanceMismatch(
+        raise Mismatch(
           f"the cache of {task!r}: {field} has a channel of standard deviation 0 ({std}), which cannot be normalized: "
           "the tokenizer does not use that channel; train it longer or with fewer channels"
         )
     return {name: self.latents[field] for name, field in fields.items()}
 
   @classmethod
-  def from_json(cls, text: str, *, name: str = FILE_NAME) -> "Provenance":
-    """Parses and checks the contents of the file.
-
-    Raises:
-      ProvenanceMismatch: if the schema version differs or a field is missing.
-    """
+  def from_json(cls, text: str | bytes, *, name: str = FILE_NAME) -> "Provenance":
+    """Parses the contents of the file; raises Mismatch if the schema version differs or a field is missing."""
     raw = json.loads(text)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{name}: schema_version: got {raw.get('schema_version')}, expected {schema.SCHEMA_VERSION}; "
         "preprocess the media again with this version of beam_jobs"
       )
@@ -116,75 +104,19 @@ class Provenance:
         null_embedding=embedding.reshape(len(null["ids"]), width).astype(np.float32),
       )
     except KeyError as error:
-      raise ProvenanceMismatch(f"{name}: field {error} is missing") from error
+      raise Mismatch(f"{name}: field {error} is missing") from error
 
 
 def read_provenance(folder: str) -> Provenance:
-  """Provenance of a cached task folder; local, or on any file system that TensorFlow supports.
+  """Provenance of a cached task folder.
 
   Raises:
     FileNotFoundError: if the folder has none, with the command to run.
   """
-  path = os.path.join(folder, FILE_NAME)
-  if "://" in folder:
-    import tensorflow as tf
-
-    exists, opener = tf.io.gfile.exists, tf.io.gfile.GFile
-  else:
-    exists, opener = os.path.exists, open
-  if not exists(path):
+  path = storage.join(folder, FILE_NAME)
+  if not storage.exists(path):
     raise FileNotFoundError(
       f"no {FILE_NAME} in {folder}: expected the folder of one cached task (<output>/<task>_videos or "
       "<output>/<task>_images) that `python -m beam_jobs.preprocess` has finished"
     )
-  with opener(path, "r") as stream:
-    return Provenance.from_json(stream.read(), name=path)
-
-
-def check_provenance(
-  found: Provenance,
-  *,
-  vae_fingerprint: str | None = None,
-  text_fingerprint: str | None = None,
-  embedding_dim: int | None = None,
-  posterior: str | None = None,
-  latents: Mapping[str, int] | None = None,
-  name: str = FILE_NAME,
-) -> None:
-  """Rejects a cache with another provenance; fields that are None are not checked.
-
-  Args:
-    found: provenance of the cache.
-    vae_fingerprint: sha256 of the tokenizer's weights.
-    text_fingerprint: sha256 of the text encoder's weights.
-    embedding_dim: E.
-    posterior: statistic of the posterior stored as latents, 'mean'.
-    latents: required fields, name to channels.
-    name: name of the cache in errors.
-
-  Raises:
-    ProvenanceMismatch: naming the field, its value in the cache and the expected value.
-  """
-  wanted = {
-    "vae.fingerprint": (found.vae["fingerprint"], vae_fingerprint),
-    "text_encoder.fingerprint": (found.text_encoder["fingerprint"], text_fingerprint),
-    "text_encoder.embedding_dim": (found.text_encoder["embedding_dim"], embedding_dim),
-    "posterior": (found.posterior, posterior),
-  }
-  for field, channels in (latents or {}).items():
-    if field not in found.latents:
-      raise ProvenanceMismatch(
-        f"{name}: latents: got {sorted(found.latents)}, expected {field!r}; set another field, or preprocess "
-        "with its resolution"
-      )
-    wanted[f"latents[{field}].channels"] = (found.latents[field].channels, channels)
-  for field, (got, expected) in wanted.items():
-    if expected is not None and got != expected:
-      raise ProvenanceMismatch(
-        f"{name}: {field}: got {got!r}, expected {expected!r}; use the checkpoint that made the cache, or "
-        "preprocess again"
-      )
-
-
-def _dump(tree: Any) -> str:
-  return json.dumps(tree, indent=2, sort_keys=True) + "\n"
+  return Provenance.from_json(storage.read(path), name=path)

@@ -225,50 +225,40 @@ def _check(record: Record) -> None:
       )
 
 
+_EXAMPLE_PROTO = """
+  name: "walt_t5x/records/example.proto"  package: "walt_t5x.records"  syntax: "proto3"
+  message_type { name: "BytesList" field { name: "value" number: 1 type: TYPE_BYTES label: LABEL_REPEATED } }
+  message_type { name: "FloatList" field { name: "value" number: 1 type: TYPE_FLOAT label: LABEL_REPEATED } }
+  message_type { name: "Int64List" field { name: "value" number: 1 type: TYPE_INT64 label: LABEL_REPEATED } }
+  message_type {
+    name: "Feature"
+    oneof_decl { name: "kind" }
+    field { name: "bytes_list" number: 1 type_name: "BytesList" label: LABEL_OPTIONAL oneof_index: 0 }
+    field { name: "float_list" number: 2 type_name: "FloatList" label: LABEL_OPTIONAL oneof_index: 0 }
+    field { name: "int64_list" number: 3 type_name: "Int64List" label: LABEL_OPTIONAL oneof_index: 0 }
+  }
+  message_type {
+    name: "Features"
+    nested_type {
+      name: "FeatureEntry"
+      options { map_entry: true }
+      field { name: "key" number: 1 type: TYPE_STRING label: LABEL_OPTIONAL }
+      field { name: "value" number: 2 type_name: "Feature" label: LABEL_OPTIONAL }
+    }
+    field { name: "feature" number: 1 type_name: "FeatureEntry" label: LABEL_REPEATED }
+  }
+  message_type { name: "Example" field { name: "features" number: 1 type_name: "Features" label: LABEL_OPTIONAL } }
+"""
+
+
 @functools.cache
 def _example_class() -> type:
-  """`tf.train.Example` from a descriptor built here, in a separate pool to avoid conflicts with TensorFlow's."""
-  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-  field = descriptor_pb2.FieldDescriptorProto
-  package = "walt_t5x.records"
-  file = descriptor_pb2.FileDescriptorProto(
-    name="walt_t5x/records/example.proto", package=package, syntax="proto3"
-  )
-
-  def add(message, name, number, kind, *, type_name=None, repeated=False, oneof=None):
-    message.field.add(
-      name=name,
-      number=number,
-      type=kind,
-      type_name=f".{package}.{type_name}" if type_name else None,
-      label=field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL,
-      oneof_index=oneof,
-    )
-
-  lists = (
-    ("BytesList", "bytes_list", field.TYPE_BYTES),
-    ("FloatList", "float_list", field.TYPE_FLOAT),
-    ("Int64List", "int64_list", field.TYPE_INT64),
-  )
-  feature = file.message_type.add(name="Feature")
-  feature.oneof_decl.add(name="kind")
-  for number, (message_name, field_name, kind) in enumerate(lists, start=1):
-    add(file.message_type.add(name=message_name), "value", 1, kind, repeated=True)
-    add(feature, field_name, number, field.TYPE_MESSAGE, type_name=message_name, oneof=0)
-  features = file.message_type.add(name="Features")
-  entry = features.nested_type.add(name="FeatureEntry")
-  entry.options.map_entry = True
-  add(entry, "key", 1, field.TYPE_STRING)
-  add(entry, "value", 2, field.TYPE_MESSAGE, type_name="Feature")
-  map_type = "Features.FeatureEntry"
-  add(features, "feature", 1, field.TYPE_MESSAGE, type_name=map_type, repeated=True)
-  example = file.message_type.add(name="Example")
-  add(example, "features", 1, field.TYPE_MESSAGE, type_name="Features")
+  """`tf.train.Example`, in a separate pool to avoid conflicts with TensorFlow's."""
+  from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
   pool = descriptor_pool.DescriptorPool()
-  pool.Add(file)
-  return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.Example"))
+  pool.Add(text_format.Parse(_EXAMPLE_PROTO, descriptor_pb2.FileDescriptorProto()))
+  return message_factory.GetMessageClass(pool.FindMessageTypeByName("walt_t5x.records.Example"))
 
 
 # --- parse inside tf.data ----------------------------------------------------------------------------------------
@@ -309,12 +299,9 @@ def parse_latents(example: Mapping[str, Any], name: str, shape: Sequence[int]) -
   """
   import tensorflow as tf
 
-  if name not in example:
-    known = sorted(field for field in example if _LATENTS.fullmatch(field))
-    raise KeyError(f"record has no field {name!r}; its latents fields are {known}")
   if tuple(shape[:3]) != latents_shape(name) or len(shape) != 4:
     raise ValueError(f"{name}: got shape {tuple(shape)}, expected {latents_shape(name)} + (c,)")
-  return _decoded(example[name], tf.bfloat16, shape)
+  return _decoded(example, name, tf.bfloat16, shape)
 
 
 def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
@@ -325,17 +312,18 @@ def parse_pixels(example: Mapping[str, Any], name: str) -> Any:
   """
   import tensorflow as tf
 
-  if name not in example:
-    known = sorted(field for field in example if _PIXELS.fullmatch(field))
-    raise KeyError(f"record has no field {name!r}; its pixels fields are {known}")
-  return _decoded(example[name], tf.uint8, (*pixels_shape(name), 3))
+  return _decoded(example, name, tf.uint8, (*pixels_shape(name), 3))
 
 
-def _decoded(raw: Any, dtype: Any, shape: Sequence[int]) -> Any:
+def _decoded(example: Mapping[str, Any], name: str, dtype: Any, shape: Sequence[int]) -> Any:
   import tensorflow as tf
 
-  records = (-1,) if raw.shape.rank else ()
-  return tf.reshape(tf.io.decode_raw(raw, dtype), (*records, *shape))
+  if name not in example:
+    kind = name.partition("/")[0]
+    known = sorted(field for field in example if field.startswith(f"{kind}/"))
+    raise KeyError(f"record has no field {name!r}; its {kind} fields are {known}")
+  records = (-1,) if example[name].shape.rank else ()
+  return tf.reshape(tf.io.decode_raw(example[name], dtype), (*records, *shape))
 
 
 def draw_captions(weights: Any, *, seed: Any) -> Any:
@@ -370,27 +358,3 @@ def packed_captions(
   count = tf.minimum(count, length)
   size = packed_text.token_bytes(embedding_dim)
   return tf.strings.substr(examples["text_embedding"], start * size, count * size), count
-
-
-def parse_caption(example: Mapping[str, Any], *, index: int, embedding_dim: int) -> dict[str, Any]:
-  """One caption of a record: its `caption`, `text_ids` (n,) and float32 `text_embedding` (n, E).
-
-  Args:
-    example: features of one record that seqio has read, tensors.
-    index: which caption, in [0, k).
-    embedding_dim: E.
-  """
-  import tensorflow as tf
-
-  end = tf.cumsum(example["caption_lengths"])[index]
-  start = end - example["caption_lengths"][index]
-  size, blocks = packed_text.token_bytes(embedding_dim), packed_text.blocks_of(embedding_dim)
-  tokens = tf.reshape(tf.io.decode_raw(example["text_embedding"], tf.uint8), (-1, size))[start:end]
-  step = tf.gather(packed_text.steps(), tf.cast(tokens[:, 4 : 4 + blocks], tf.int32))
-  step *= tf.bitcast(tokens[:, :4], tf.float32)[:, None]
-  values = tf.cast(tf.bitcast(tokens[:, 4 + blocks :], tf.int8), tf.float32)
-  return {
-    "caption": example["captions"][index],
-    "text_ids": example["text_ids"][start:end],
-    "text_embedding": values * tf.repeat(step, packed_text.BLOCK, axis=1)[:, :embedding_dim],
-  }

@@ -65,13 +65,11 @@ def image_task(
 ) -> CachedTask:
   """Images of `<task>_images`, 1 + t of them stacked per example.
 
-  Args:
-    task: --task of preprocessing.
+  Args: see `video_task`.
     latents: field of the *video* latents with the shape of the stack, e.g. "latents/5x16x16" stacks 5 images of
       "latents/1x16x16".
     low_resolution: likewise, for a super-resolution stage.
     row: text and label of an example; its slots must be 1 + t.
-    shuffle_buffer_size: number of examples in the shuffle buffer.
 
   Raises:
     ValueError: if the number of text slots is not the number of images.

@@ -25,14 +25,8 @@ def masked_crc32c(payload: bytes) -> int:
 def frame(payload: bytes) -> bytes:
   """One record with its framing, as it is stored in the file."""
   length = struct.pack("<Q", len(payload))
-  return b"".join(
-    (
-      length,
-      struct.pack("<I", masked_crc32c(length)),
-      payload,
-      struct.pack("<I", masked_crc32c(payload)),
-    )
-  )
+  length_crc, payload_crc = (struct.pack("<I", masked_crc32c(part)) for part in (length, payload))
+  return b"".join((length, length_crc, payload, payload_crc))
 
 
 def read_records(stream: BinaryIO, *, name: str = "stream") -> Iterator[bytes]:

@@ -16,9 +16,9 @@ compile() {
 }
 compile requirements.in --override=requirements.override --output-file=requirements.lock "$@"
 compile requirements-media.in --no-deps --output-file=requirements-media.lock "$@"
-for accelerator in gpu tpu; do
-  compile "requirements-$accelerator.in" --constraint=requirements.lock \
-    --output-file="requirements-$accelerator.lock" "$@"
+for part in gpu tpu stores; do
+  compile "requirements-$part.in" --constraint=requirements.lock \
+    --output-file="requirements-$part.lock" "$@"
 done
 
 compile requirements-test.in --constraint=requirements.lock --output-file=requirements-test-cuda.lock "$@"

@@ -19,10 +19,9 @@ CONFIG = cascades.config(Path("/nowhere"))
 class _Asked(_Cascade):
   """Records its arguments."""
 
-  def run(self, batches, *, stages, **options):
-    self.last = options | {"stages": stages, "given": batches[0].given[0]}
-    progress = options["progress"]
-    ((sample,),) = super().run(batches, **options | {"decoded_given": False, "progress": progress})
+  def run(self, batches, *, stages, progress):
+    self.last = {"stages": stages}
+    ((sample,),) = super().run(batches, progress=progress)
     names = ["base", "sr1"][:stages]
     yield [
       sample.__class__(**vars(sample) | {"videos": {name: sample.videos[name] for name in names}})
@@ -38,7 +37,7 @@ def test_a_clip_is_stored_with_its_sidecar_and_progress_is_reported(studio):
   told = []
   first = studio.make("a", seed=5, stage="sr1", progress=lambda *seen: told.append(seen))
   assert first["seed"] == 5 and list(first["stages"]) == ["base", "sr1"]
-  assert [done for done, _, _ in told] == [0, 1, 2] and told[-1][2] == "sr1, round 1 of 1"
+  assert [done for done, _, _ in told] == [0, 1, 2] and told[-1][2] == "sr1"
   second = studio.make("a", seed=5, stage="base")
   assert second["index"] == 1 and list(second["stages"]) == ["base"]
   assert second["steps"] == {"base": 7}
@@ -54,5 +53,5 @@ def test_unsupported_requests_are_rejected(studio, tmp_path):
   alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))
   without = Studio(_Asked(), alone, studio.folder, fps=8.0)
   assert studio.takes_frames and not without.takes_frames
-  with pytest.raises(ValueError, match="--rounds=2 gives past frames"):
-    without.make("a", seed=0, stage="base", rounds=2)
+  with pytest.raises(ValueError, match="--extensions=1 gives past frames"):
+    without.make("a", seed=0, stage="base", extensions=1)

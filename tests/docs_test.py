@@ -104,13 +104,14 @@ def _check_gin(program, arguments, abridged, monkeypatch):
     assert files and all((ROOT / file).is_file() for file in files)
     return
   assert left == [program], f"{program} does not know {left[1:]}"
-  from walt_t5x import engine, generate
+  from walt_t5x import engine
+  from walt_t5x.generation.loading import CascadeConfig
 
   # Like the programs: files that trained a stage are also read to sample it.
   main = sys.modules["__main__"]
   monkeypatch.setattr(main, "train", engine.train, raising=False)
   if program not in ("walt_t5x.train", "walt_t5x.plan"):
-    monkeypatch.setattr(main, "generate", generate.generate, raising=False)
+    monkeypatch.setattr(main, "generate", CascadeConfig, raising=False)
   assert values.gin_file, f"{program} has no --gin_file"
   if values.gin_file == ["..."]:
     return

@@ -57,10 +57,10 @@ def _t5x_program(module, function):
 @pytest.fixture
 def parsed(monkeypatch):
   """Yields a function that parses a launched file as its program would."""
-  from walt_t5x import generate
+  from walt_t5x.generation.loading import CascadeConfig
 
   monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
-  monkeypatch.setattr(sys.modules["__main__"], "generate", generate.generate, raising=False)
+  monkeypatch.setattr(sys.modules["__main__"], "generate", CascadeConfig, raising=False)
   for module, function in (("t5x.eval", "evaluate"), ("t5x.infer", "infer")):
     program = _t5x_program(module, function)
     monkeypatch.setattr(sys.modules["__main__"], function, program, raising=False)

@@ -14,12 +14,13 @@ HOMES = {
   "bytes of pixels to floats": (r"astype\([^()]*\) / 255", "walt_t5x/media/pixels.py"),
   "restricted unpickler": (r"pickle\.Unpickler\b", "walt_t5x/files/array_pickle.py"),
   "fingerprint of weights": (r"def weights_fingerprint\b", "walt_t5x/files/fingerprint.py"),
-  "provenance mismatch": (r"class ProvenanceMismatch\b", "walt_t5x/files/mismatch.py"),
+  "mismatch": (r"class \w*Mismatch\b", "walt_t5x/files/mismatch.py"),
   "class names in words": (r"\(\?<=\[a-z0-9\]\)\(\?=\[A-Z\]\)", "data/class_names.py"),
   "peaks of chips": (r"\b459e12\b", "walt_t5x/engine/chips.py"),
-  "opening a video": (r"\bav\.open\([^()]*options", "walt_t5x/media/reading.py"),
+  "opening a video": (r"\bav\.open\((?![^()]*\"w\")[^()]*options", "walt_t5x/media/reading.py"),
   "opening a picture": (r"\bImage\.open\(", "walt_t5x/media/pictures.py"),
   "features of the batch": (r"\"text_mask\"\] = Feature", "data/batch_spec.py"),
+  "a file written atomically": (r"\bos\.(?:replace|rename)\b", "walt_t5x/files/storage.py"),
 }  # fmt: skip
 # Networks with public weights keep the names of their papers, and the surrogate's trainer that of flax.
 SHARED = {"Dense", "RelativePositionBias", "Trainer"}

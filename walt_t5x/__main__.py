@@ -7,6 +7,7 @@ worker processes import the main module by its name. This module must therefore 
 """
 
 import ast
+import functools
 import importlib.util
 import runpy
 from pathlib import Path
@@ -14,33 +15,13 @@ from pathlib import Path
 PACKAGES = ("walt_t5x", "beam_jobs")
 
 
-def _run(module: str) -> None:
-  runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def train() -> None:
-  """`python -m walt_t5x.train`."""
-  _run("walt_t5x.train")
-
-
-def generate() -> None:
-  """`python -m walt_t5x.generate`."""
-  _run("walt_t5x.generate")
-
-
-def evaluate() -> None:
-  """`python -m walt_t5x.evaluate`."""
-  _run("walt_t5x.evaluate")
-
-
-def preprocess() -> None:
-  """`python -m beam_jobs.preprocess`."""
-  _run("beam_jobs.preprocess")
-
-
-def plan() -> None:
-  """`python -m walt_t5x.plan`."""
-  _run("walt_t5x.plan")
+_run = functools.partial(runpy.run_module, run_name="__main__", alter_sys=True)
+# The commands of setup.py.
+train = functools.partial(_run, "walt_t5x.train")
+generate = functools.partial(_run, "walt_t5x.generate")
+evaluate = functools.partial(_run, "walt_t5x.evaluate")
+preprocess = functools.partial(_run, "beam_jobs.preprocess")
+plan = functools.partial(_run, "walt_t5x.plan")
 
 
 def programs() -> dict[str, str]:

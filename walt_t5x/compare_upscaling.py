@@ -13,16 +13,17 @@ Prints PSNR and the Frechet distance between the features of each and of the hel
 """
 
 import dataclasses
+import itertools
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
+from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
@@ -45,13 +46,7 @@ def define_flags() -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-  """Held-out clips at both sizes.
-
-  Attributes:
-    small: [N, T, h, w, 3] uint8.
-    large: [N, T, H, W, 3] uint8.
-    prompts: one caption per clip.
-  """
+  """Held-out clips at both sizes, [N, T, h, w, 3] and [N, T, H, W, 3] uint8, and one caption per clip."""
 
   small: Any
   large: Any
@@ -59,70 +54,41 @@ class HeldOut:
 
 
 def read_held_out(folder: str, split: str, fields: tuple[str, str], count: int) -> HeldOut:
-  """The first clips of a split of a cache.
+  """The first clips of a split of a cache; raises as `held_out_clips.clips_of_cache`."""
+  from walt_t5x.evaluation.held_out_clips import clips_of_cache
 
-  Raises:
-    FileNotFoundError: the split has no shards.
-    ValueError: the records lack one of the fields `pixels/TxHxW`.
-  """
-  import numpy as np
-
-  from data import schema, tfrecord
-
-  shards = sorted(Path(folder).glob(f"{split}.tfrecord-*-of-*[0-9]"))
-  if not shards:
-    raise FileNotFoundError(
-      f"no {split}.tfrecord-* in {folder}: expected a cached task of pixels, such as CACHE/shapes_pixels_videos"
-    )
-  clips: tuple[list, list] = ([], [])
-  prompts: list[str] = []
-  for shard in shards:
-    with shard.open("rb") as stream:
-      for payload in tfrecord.read_records(stream, name=str(shard)):
-        record = schema.decode(payload)
-        missing = [field for field in fields if field not in record.pixels]
-        if missing:
-          raise ValueError(
-            f"{shard}: records have {sorted(record.pixels)}, expected {missing}: preprocess with --content=pixels and "
-            "--resolutions of both stages"
-          )
-        for found, field in zip(clips, fields):
-          found.append(record.pixels[field])
-        prompts.append(record.captions[0])
-        if len(prompts) == count:
-          return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
-  return HeldOut(small=np.stack(clips[0]), large=np.stack(clips[1]), prompts=prompts)
+  small, large = (
+    list(itertools.islice(clips_of_cache(folder, split=split, field=field)[1], count))
+    for field in fields
+  )
+  return HeldOut(
+    small=np.stack([np.stack(list(clip.frames())) for clip in small]),
+    large=np.stack([np.stack(list(clip.frames())) for clip in large]),
+    prompts=[clip.caption for clip in small],
+  )
 
 
 def enlarge(clips: Any, size: tuple[int, int]) -> Any:
   """Bicubic resizing (Pillow's) to (H, W), frame by frame."""
-  import numpy as np
   from PIL import Image
 
   def one(frame: Any) -> Any:
-    image = Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BICUBIC)
 
-  return np.stack([np.stack([one(frame) for frame in clip]) for clip in clips])
+  return np.stack([[one(frame) for frame in clip] for clip in clips])
 
 
 def make_clips(
   cascade: Any, held: HeldOut, *, stage: str, batch_size: int, seed: int
 ) -> dict[str, Any]:
   """The larger clips made in each way, [N, T, H, W, 3] uint8."""
-  import numpy as np
-
   latents = cascade.codec.encode(held.small)
-  parts = [
-    cascade.upscale(
-      stage,
-      latents[start : start + batch_size],
-      held.prompts[start : start + batch_size],
-      seed=seed,
-      first_index=start,
+  parts = []
+  for start in range(0, len(latents), batch_size):
+    at = slice(start, start + batch_size)
+    parts.append(
+      cascade.upscale(stage, latents[at], held.prompts[at], seed=seed, first_index=start)
     )
-    for start in range(0, len(latents), batch_size)
-  ]
   size = held.large.shape[2:4]
   return {
     STAGE: np.concatenate(parts),
@@ -133,17 +99,8 @@ def make_clips(
 
 
 def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, batch_size: int):
-  """way -> {"frechet", "psnr"}, compared with the held-out clips.
-
-  Args:
-    made: way -> clips uint8.
-    truth: the held-out clips.
-    network: a `FeatureNetwork`.
-    layer: layer of the network.
-    batch_size: clips per forward pass.
-  """
+  """way -> {"frechet", "psnr"}: uint8 clips compared with those of `truth`, in a layer of a `FeatureNetwork`."""
   import jax.numpy as jnp
-  import numpy as np
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
   from walt_t5x.metrics.frechet import frechet_between
@@ -162,15 +119,14 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
   }
 
 
-def run(**bound: Any) -> dict[str, Any]:
-  """Reads, generates and compares; the keyword arguments are those that gin binds to `generate`."""
+def run(config: Any) -> dict[str, Any]:
+  """Reads, generates and compares with the cascade of a `CascadeConfig`."""
   from data import schema
   from walt_t5x.generation.cascade import stage_size
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
   network = FeatureNetwork.load(FLAGS.network, FLAGS.weights)
-  config = CascadeConfig.of(bound.pop("stages"), (), **bound)
   names = [stage.name for stage in config.stages]
   stage = FLAGS.stage or names[-1]
   if stage not in names[1:]:
@@ -199,27 +155,16 @@ def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, and prints and writes the result."""
   gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  import gin
   from walt_t5x import generate
-  from walt_t5x.config import gin_config
 
-  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
-  vars(sys.modules["__main__"]).update(generate=generate.generate)
-  try:
-    gin_flags.read()
-    result = run(**gin.get_bindings(generate.generate))
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  except (ValueError, FileNotFoundError) as error:
-    sys.exit(f"compare_upscaling: {type(error).__name__}: {error}")
+  with programs.user_errors("compare_upscaling"):
+    result = run(generate.read_cascade())
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")
   print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9}")
   for way, scores in result["ways"].items():
     print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
   if FLAGS.output:
-    file = Path(FLAGS.output)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    storage.write_json(FLAGS.output, result)
   print(json.dumps(result))
 
 

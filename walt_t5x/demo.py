@@ -1,4 +1,4 @@
-"""A web page for a trained cascade: inputs are prompt, seed, stages, rounds and an image; shows progress and a player.
+"""A web page for a trained cascade: inputs are prompt, seed, stages, extensions and an image; shows the result.
 
   pip install gradio==6.31.0
   python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
@@ -8,15 +8,16 @@ the loopback address unless --host is set, and sends no requests to other server
 with its sidecar.
 """
 
-import json
+import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
+from walt_t5x.files import storage
 
 FLAGS = flags.FLAGS
 
@@ -31,14 +32,7 @@ def define_flags() -> None:
 
 
 class Studio:
-  """Generates one clip at a time and stores it.
-
-  Args:
-    cascade: the cascade, with batches of one.
-    config: its configuration.
-    folder: stores the clips, a `SampleFolder`.
-    fps: frame rate of the files.
-  """
+  """Generates one clip at a time with a cascade with batches of one, and stores it in a `SampleFolder`."""
 
   def __init__(self, cascade: Any, config: Any, folder: Any, *, fps: float):
     self.cascade, self.config, self.folder, self.fps = cascade, config, folder, fps
@@ -51,57 +45,51 @@ class Studio:
     *,
     seed: int,
     stage: str,
-    rounds: int = 1,
+    extensions: int = 0,
     image: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
   ) -> dict[str, Any]:
-    """Generates a clip and returns its sidecar.
+    """Generates a clip up to a stage and returns its sidecar.
 
     Args:
-      prompt: the prompt.
-      seed: seed of the noise.
-      stage: the last stage to run.
-      rounds: rounds of the clip.
       image: file of an image that the clip starts from; it is center-cropped.
       progress: called with (steps done, steps, what was done last).
 
     Raises:
       ValueError: the stages were not trained for the request, or the prompt is empty.
     """
-    import dataclasses
-
-    from walt_t5x.generation.cascade import Batch
-    from walt_t5x.generation.prepared_requests import prepare
+    from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
     from walt_t5x.generation.requests import Request
-    from walt_t5x.generation.sampling_run import SamplingSettings, write_sample
+    from walt_t5x.generation.sampling_run import write_sample
 
     count = self.stages.index(stage) + 1
     request = Request(prompt=prompt.strip(), image=image)
-    settings = SamplingSettings(seed=seed, rounds=rounds, fps=self.fps, fit="crop", batch_size=1)
+    settings = SamplingSettings(
+      seed=seed, extensions=extensions, fps=self.fps, fit="crop", batch_size=1
+    )
     config = dataclasses.replace(self.config, stages=self.config.stages[:count])
-    given = prepare([request], config, settings).given(request)
-    index = 1 + max((s.index for s in self._kept()), default=-1)
-    done, total = 0, count * rounds
+    # Always number 0, so that a prompt and a seed always give the same clip.
+    batch = prepare([request], config, settings).batch([0])
+    kept = [int(file.stem) for file in self.folder.path.glob("[0-9]*.json")]
+    index = 1 + max(kept, default=-1)
+    done, total = 0, count * (1 + extensions)
 
-    def update(name: str, round: int) -> None:
+    def update(name: str, extension: int) -> None:
       nonlocal done
       done += 1
-      progress(done, total, f"{name}, round {round + 1} of {rounds}")
+      progress(done, total, f"{name}, extension {extension} of {extensions}" if extension else name)
 
     progress(0, total, "started")
-    # Always number 0, so that a prompt and a seed always give the same clip.
-    batch = Batch(indices=[0], prompts=[request.prompt], given=[given])
-    made = self.cascade.run([batch], seed=seed, rounds=rounds, stages=count, progress=update)
-    ((sample,),) = list(made)
-    sample = dataclasses.replace(sample, index=index)
-    write_sample(self.folder, self.cascade, sample, given=given, request=request, settings=settings)
-    return json.loads(self.folder.sidecar(index).read_text(encoding="utf-8"))
-
-  def _kept(self) -> Iterator[Any]:
-    try:
-      yield from self.folder.samples()
-    except FileNotFoundError:
-      return
+    ((sample,),) = self.cascade.run([batch], stages=count, progress=update)
+    write_sample(
+      self.folder,
+      self.cascade,
+      dataclasses.replace(sample, index=index),
+      media=batch.media[0],
+      request=request,
+      settings=settings,
+    )
+    return storage.read_json(self.folder.sidecar(index))
 
 
 def build_page(studio: Studio) -> Any:
@@ -109,7 +97,7 @@ def build_page(studio: Studio) -> Any:
   # Gradio is optional and not in the requirements.
   import gradio as gr  # pyright: ignore[reportMissingImports]
 
-  def make(prompt, seed, stage, rounds, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
+  def make(prompt, seed, stage, extensions, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
     for tokens in studio.cascade.cut_prompts([prompt]).values():
       gr.Warning(f"{tokens} tokens: the model reads the first {studio.cascade.text_length}")
     try:
@@ -117,9 +105,9 @@ def build_page(studio: Studio) -> Any:
         prompt,
         seed=int(seed),
         stage=stage,
-        rounds=int(rounds),
+        extensions=int(extensions),
         image=image,
-        progress=lambda done, total, what: progress((done, total), desc=what, unit="rounds"),
+        progress=lambda done, total, what: progress((done, total), desc=what, unit="parts"),
       )
     except ValueError as error:
       raise gr.Error(str(error), duration=None, print_exception=False) from error
@@ -141,8 +129,14 @@ def build_page(studio: Studio) -> Any:
         stage = gr.Radio(
           studio.stages, value=studio.stages[-1], label="Last stage", elem_id="stage"
         )
-        rounds = gr.Slider(
-          1, 8, value=1, step=1, label="Rounds", visible=studio.takes_frames, elem_id="rounds"
+        extensions = gr.Slider(
+          0,
+          7,
+          value=0,
+          step=1,
+          label="Extensions",
+          visible=studio.takes_frames,
+          elem_id="extensions",
         )
         image = gr.Image(
           type="filepath",
@@ -162,40 +156,11 @@ def build_page(studio: Studio) -> Any:
           ]
         with gr.Accordion("Details", open=False):
           sidecar = gr.JSON(elem_id="sidecar")
-    inputs, outputs = [prompt, seed, stage, rounds, image], [*players, sidecar]
+    inputs, outputs = [prompt, seed, stage, extensions, image], [*players, sidecar]
     gr.on(
       [button.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, api_name="generate"
     )
   return page
-
-
-def load_studio(
-  *,
-  stages: Sequence[Any],
-  vae: Any,
-  vae_checkpoint: str,
-  text_encoder: str | None,
-  text_length: int,
-  output: str,
-  fps: float,
-  **options: Any,
-) -> Studio:
-  """Checks and loads the cascade behind the page; arguments as in `generate.generate`."""
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
-  from walt_t5x.generation.sample_folder import SampleFolder
-
-  config = CascadeConfig.of(
-    stages,
-    (),
-    vae=vae,
-    vae_checkpoint=vae_checkpoint,
-    text_encoder=text_encoder,
-    text_length=text_length,
-    **options,
-  )
-  infos = read_infos(config)
-  cascade = load_cascade(config, infos, batch_size=1)
-  return Studio(cascade, config, SampleFolder(output), fps=fps)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -212,21 +177,14 @@ def main(argv: Sequence[str]) -> None:
   except ImportError:
     sys.exit("demo: gradio is not installed: pip install gradio==6.31.0 (the extra [demo])")
 
-  import gin
   from walt_t5x import generate
-  from walt_t5x.config import gin_config
+  from walt_t5x.generation.loading import load_cascade, read_infos
+  from walt_t5x.generation.sample_folder import SampleFolder
 
-  # gin files use `import __main__ as generate_script` and bind `generate_script.generate`.
-  vars(sys.modules["__main__"]).update(generate=generate.generate)
-  bound: dict[str, Any] = {}
-  try:
-    gin_flags.read()
-    bound = gin.get_bindings(generate.generate)
-    studio = load_studio(output=FLAGS.output, fps=FLAGS.fps, **bound)
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  except (ValueError, OSError) as error:
-    sys.exit(f"demo: {error}")
+  with programs.user_errors("demo"):
+    config = generate.read_cascade()
+    cascade = load_cascade(config, read_infos(config), batch_size=1)
+    studio = Studio(cascade, config, SampleFolder(FLAGS.output), fps=FLAGS.fps)
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

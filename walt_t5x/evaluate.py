@@ -22,21 +22,18 @@ interrupted evaluation resumes, and several processes can share one: each with i
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.flags import BY_PROMPT, PROTOCOLS, add_arguments, protocol_name
+from walt_t5x.config import programs
+from walt_t5x.evaluation.flags import PROTOCOLS, add_arguments, protocol_name
+from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.evaluate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.evaluate", __doc__)
   parser.add_argument("--protocol", required=True, type=protocol_name, choices=PROTOCOLS)
   add_arguments(parser)
   parser.add_argument("--cache_dir", type=Path, help="folder for the references' statistics")
@@ -67,15 +64,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args = parse_arguments(argv)
   from walt_t5x.evaluation import feature_scores, prompt_scores
 
-  try:
+  with programs.user_errors("evaluate"):
     if args.protocol in BY_PROMPT:
       result = prompt_scores.score_by_prompt(args)
     elif args.process_index is None:
       result = feature_scores.score_features(args)
     else:
       result = feature_scores.make_parts(args)
-  except (FileNotFoundError, ImportError, ValueError) as error:
-    sys.exit(f"evaluate: {error}")
   print(json.dumps(result))
   return result
 

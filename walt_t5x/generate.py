@@ -8,23 +8,24 @@ After an interruption the same command generates the missing samples with the sa
 Errors are reported before a stage's weights are read. See docs/generation.md.
 """
 
+import dataclasses
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
-_GIN_SAYS = "\n  In call to configurable"
 
 FLAGS = flags.FLAGS
 
@@ -37,9 +38,13 @@ def define_flags() -> None:
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
   flags.DEFINE_string("image", None, "Image that every clip starts from.")
   flags.DEFINE_string("video", None, "Clip that every clip continues.")
-  flags.DEFINE_string("fit", "exact", "'crop' crops and resizes given media; 'exact' rejects.")
-  flags.DEFINE_boolean("decoded_given", False, "Start with the reconstruction of given frames.")
-  flags.DEFINE_integer("rounds", 1, "1 makes the trained length; each further one extends it.", 1)
+  flags.DEFINE_string(
+    "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
+  )
+  flags.DEFINE_boolean(
+    "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
+  )
+  flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
   flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
@@ -52,74 +57,43 @@ def define_flags() -> None:
 
 
 def read_shard(text: str) -> tuple[int, int]:
-  """(number, count) from '3/8'.
-
-  Raises:
-    ValueError: the text has another form.
-  """
+  """(number, count) from '3/8'; raises ValueError for another form."""
   number, slash, count = text.partition("/")
   if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
     raise ValueError(f"--shard={text}: expected NUMBER/COUNT with 0 <= NUMBER < COUNT, such as 3/8")
   return int(number), int(count)
 
 
-def generate(
-  *,
-  stages: Sequence[Any],
-  vae: Any,
-  vae_checkpoint: str,
-  text_encoder: str | None,
-  text_length: int,
+def run(
+  config: Any,
   requests: Sequence[Any],
   settings: Any,
+  *,
   output: str,
-  chosen: Sequence[str] = (),
   shard: tuple[int, int] = (0, 1),
   log_dir: str | None = None,
   gin_config: str = "",
-  vae_ema: bool = True,
-  decode_rows: int = 8,
-  decode_group: int = 1,
-  one_at_a_time: bool = False,
 ) -> dict[str, Any]:
-  """Generates the missing samples; returns a summary.
+  """Generates the missing samples in the folder `output`; returns a summary.
 
   Args:
-    stages: `StageConfig`s, base first.
-    vae: the tokenizer, a `CausalVae`.
-    vae_checkpoint: its checkpoint.
-    text_encoder: folder of the T5 encoder; None for stages without text.
-    text_length: L of the stages.
+    config: the cascade, a `generation.loading.CascadeConfig`.
     requests: what to generate, `generation.requests.Request`s.
-    settings: `generation.sampling_run.SamplingSettings`.
+    settings: `generation.prepared_requests.SamplingSettings`.
     output: folder of the samples.
-    chosen: names of the stages to run; all if empty.
     shard: (number, count) of this job.
-    log_dir: TensorBoard folder.
+    log_dir: TensorBoard folder; None writes no events.
     gin_config: the configuration, stored with the samples.
-    vae_ema, decode_rows, decode_group, one_at_a_time: see `generation.loading.CascadeConfig`.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
   """
   from walt_t5x.generation import run_identity
-  from walt_t5x.generation.loading import CascadeConfig, load_cascade, read_infos
+  from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.prepared_requests import prepare
   from walt_t5x.generation.sample_folder import SampleFolder
-  from walt_t5x.generation.sampling_run import digest, make_samples
+  from walt_t5x.generation.sampling_run import make_samples
 
-  config = CascadeConfig.of(
-    stages,
-    chosen,
-    vae=vae,
-    vae_checkpoint=vae_checkpoint,
-    text_encoder=text_encoder,
-    text_length=text_length,
-    vae_ema=vae_ema,
-    decode_rows=decode_rows,
-    decode_group=decode_group,
-    one_at_a_time=one_at_a_time,
-  )
   prepared = prepare(requests, config, settings)
   infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
@@ -144,25 +118,14 @@ def generate(
         "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
         prompt if len(prompt) < 80 else f"{prompt[:77]}...",
         tokens,
-        text_length,
+        config.text_length,
         len(cut),
       )
-
-    def written(sample: Any) -> None:
+    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest()}
+    for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
+      made += 1
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
         shown[f"samples/{sample.index}"] = sample
-
-    made = make_samples(
-      cascade,
-      requests,
-      folder,
-      settings,
-      read_given=prepared.given,
-      details={"gin_sha256": digest(gin_config)},
-      shard=shard[0],
-      shards=shard[1],
-      written=written,
-    )
   result = {"videos": count, "made": made, "seconds": round(time.monotonic() - started, 1)}
   if log_dir and shown:
     _log(log_dir, shown, step=infos[0].step, fps=settings.fps)
@@ -175,8 +138,28 @@ def generate(
   return result | {"manifest": str(manifest), "gallery": str(gallery)}
 
 
+def read_cascade(chosen: Sequence[str] = ()) -> Any:
+  """Reads the gin files of the flags; returns the `CascadeConfig` whose fields they bind to `generate_script.generate`.
+
+  Args:
+    chosen: names of the stages to keep, the first ones of the cascade; all if empty.
+
+  Raises:
+    ValueError: `chosen` does not name the first stages of the cascade.
+  """
+  from walt_t5x import engine
+  from walt_t5x.config import gin_config
+  from walt_t5x.generation.checks import choose_stages
+  from walt_t5x.generation.loading import CascadeConfig
+
+  programs.register(train=engine.train, generate=CascadeConfig)
+  gin_flags.read()
+  config = gin_config.bound(CascadeConfig)
+  return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
+
+
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
-  from walt_t5x.generation.tensorboard_clips import write_clips
+  from walt_t5x.generation.training_samples import write_clips
 
   last = {tag: list(sample.videos.values())[-1] for tag, sample in samples.items()}
   seconds = next(iter(samples.values())).seconds
@@ -192,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation import requests as reading
 
-  try:
+  with programs.user_errors("generate"):
     shard = read_shard(FLAGS.shard)
     prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
     if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):
@@ -204,47 +187,29 @@ def main(argv: Sequence[str]) -> None:
       if FLAGS.requests
       else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
     )
-  except (ValueError, OSError) as error:
-    sys.exit(f"generate: {error}")
 
   import gin
-  from walt_t5x import engine
-  from walt_t5x.config import gin_config
-  from walt_t5x.generation.sampling_run import SamplingSettings
+  from walt_t5x.generation.prepared_requests import SamplingSettings
 
-  run = cast(Callable[..., Any], gin.configurable(generate))  # Gin's decorators have no types.
-  # The files that trained a stage use `import __main__ as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train)
-  try:
-    gin_flags.read()
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  settings = SamplingSettings(
-    seed=FLAGS.seed,
-    num_samples=FLAGS.num_samples,
-    rounds=FLAGS.rounds,
-    fps=FLAGS.fps,
-    formats=tuple(FLAGS.formats),
-    fit=FLAGS.fit,
-    decoded_given=FLAGS.decoded_given,
-    batch_size=min(FLAGS.batch_size, len(requests) * FLAGS.num_samples),
-  )
+  fields: Any = {
+    field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)
+  }
+  fields["batch_size"] = min(FLAGS.batch_size, len(requests) * FLAGS.num_samples)
+  settings = SamplingSettings(**fields)
   # SIGINT too: a shell starts background jobs with it ignored.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
   try:
-    result = run(
-      requests=requests,
-      settings=settings,
-      output=FLAGS.output,
-      chosen=FLAGS.stages,
-      shard=shard,
-      log_dir=FLAGS.tensorboard,
-      gin_config=gin.config_str(),
-    )
-  except (ValueError, OSError) as error:
-    # gin appends the Python location of the call.
-    sys.exit(f"generate: {str(error).split(_GIN_SAYS)[0]}")
+    with programs.user_errors("generate"):
+      result = run(
+        read_cascade(FLAGS.stages),
+        requests,
+        settings,
+        output=FLAGS.output,
+        shard=shard,
+        log_dir=FLAGS.tensorboard,
+        gin_config=gin.config_str(),
+      )
   except KeyboardInterrupt:
     done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
     print(

@@ -15,12 +15,11 @@ policy, at half, once and twice the batch size or at those of --batch_size, and 
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 from walt_t5x.planning import plan_text, run_plan
 
 FLAGS = flags.FLAGS
@@ -55,23 +54,15 @@ def main(argv: Sequence[str]) -> None:
   if len(sizes) > 1 and not FLAGS.search:
     raise app.UsageError(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x.config import gin_config
   from walt_t5x.planning import tpu_compile
 
-  try:
+  with programs.user_errors("plan"):
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
-  except (ImportError, ValueError) as error:
-    sys.exit(str(error))
-  try:
     if FLAGS.search:
       _search(files[0], sizes)
       return
     plans = {" ".join(names): _plan_files(names, sizes) for names in files}
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  except ValueError as error:
-    sys.exit(f"The model cannot be built: {error}")
   if FLAGS.json:
     found = {name: dataclasses.asdict(plan) for name, plan in plans.items()}
     print(json.dumps(found if FLAGS.compare else next(iter(found.values()))))
@@ -97,8 +88,7 @@ def _parse(names: Sequence[str]) -> None:
   import gin
   from walt_t5x import engine
 
-  # gin files use `import __main__ as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train)
+  programs.register(train=engine.train)
   gin.clear_config()
   gin_flags.read(names, finalize=False)
 

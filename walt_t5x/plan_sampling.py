@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import app, flags
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 GIB = 1024**3
 FLAGS = flags.FLAGS
@@ -27,13 +27,9 @@ class SamplingPlan:
   """Figures of one stage.
 
   Attributes:
-    stage: its name.
-    parameters: number of parameters of the network.
     weight_bytes: size of the weights in the stage's dtype.
-    tokens_per_row: tokens of the transformer per example.
     network_rows: examples of a network call per sample: branches of guidance.
     network_calls: network calls per sample.
-    flops_per_sample: FLOPs of a sample's chain.
     topologies: memory that a batch's chain needs per chip, by slice, as a `tpu_compile.ChipMemory`.
   """
 
@@ -50,34 +46,61 @@ class SamplingPlan:
 def plan_stage(
   config: Any, *, text_length: int, batch_size: int, topologies: Sequence[str] = ()
 ) -> SamplingPlan:
-  """Figures of a stage.
-
-  Args:
-    config: a `StageConfig`.
-    text_length: tokens per caption.
-    batch_size: samples per batch, for the topologies.
-    topologies: slices such as 'v5p:2x2x1'.
-  """
+  """Figures of the stage of a `StageConfig`, and the memory of a batch on topologies such as 'v5p:2x2x1'."""
   import jax
+  import jax.numpy as jnp
 
   from data import schema
   from walt_t5x.denoiser.transformer import Conditioning
   from walt_t5x.engine.flops import count_flops_of
+  from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
+  from walt_t5x.planning import tpu_compile
 
   sampler, module = config.model.sampler, config.module
-  params = _params(config, text_length)
-  arguments = _arguments(config, rows=1, text_length=text_length)
-
-  def call(params: Any, noise: Any, low_noise: Any, given: Any, null_text: Any) -> Any:
-    conditioning = Conditioning(**given)
-    if low_noise is not None:
-      time = jax.numpy.zeros((1,))
-      conditioning = config.model.low_resolution_noised(conditioning, low_noise, time=time)
-    steps = jax.numpy.ones((1,), jax.numpy.int32)
-    return module.apply({"params": params}, noise, steps, noise, conditioning)
-
-  branches = 1 if sampler.guidance is None else 2 if sampler.frame_guidance is None else 3
   t, h, w = schema.latents_shape(config.latents)
+  # In the dtype of the stage.
+  params = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape, config.weights_dtype or p.dtype),
+    config.parameter_shapes(text_length),
+  )
+
+  def arguments(rows: int) -> tuple[Any, Any, dict[str, Any], Any]:
+    """Shapes of (noise, low-resolution noise, fields of `Conditioning`, null text)."""
+
+    def spec(*shape: int, dtype: Any = jnp.float32) -> Any:
+      return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+    noise, low_noise, null = spec(t, h, w, module.latent_channels), None, None
+    fields: dict[str, Any] = {}
+    if module.text_dim:
+      null = spec(1, module.text_dim)
+      fields["text"] = spec(1, text_length, module.text_dim)
+      fields["text_mask"] = spec(1, text_length, dtype=jnp.bool_)
+    if module.num_classes:
+      fields["labels"] = spec(1, dtype=jnp.int32)
+    if module.frame_prediction:
+      fields |= {"frames": noise, "frame_mask": spec(t)}
+    if config.low_resolution:
+      low_noise, shape = noise, schema.latents_shape(config.low_resolution)
+      fields["low_resolution"] = spec(*shape, module.latent_channels)
+    return noise, low_noise, fields, null
+
+  def call(params: Any, noise: Any, low_noise: Any, fields: Any, null_text: Any) -> Any:
+    conditioning = Conditioning(**fields)
+    if low_noise is not None:
+      time = jnp.zeros((1,))
+      conditioning = config.model.low_resolution_noised(conditioning, low_noise, time=time)
+    return module.apply({"params": params}, noise, jnp.ones((1,), jnp.int32), noise, conditioning)
+
+  memory = {}
+  for name in topologies:
+    devices = tpu_compile.topology_devices(name)
+    print(f"{name}: tracing the chain of {config.name}", file=sys.stderr, flush=True)
+    chain = StageSampler(config, mesh=mesh_for(batch_size, devices))
+    lowered = chain.lower(params, *arguments(batch_size), devices=devices)
+    memory[name] = tpu_compile.compiled_or_rejected(lowered, name)[1]
+  branches = 1 if sampler.guidance is None else 2 if sampler.frame_guidance is None else 3
+  calls = branches * sampler.num_steps
   return SamplingPlan(
     stage=config.name,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -85,75 +108,9 @@ def plan_stage(
     tokens_per_row=t * (h // module.patch_size) * (w // module.patch_size),
     network_rows=branches,
     network_calls=sampler.num_steps,
-    flops_per_sample=count_flops_of(call, params, *arguments) * branches * sampler.num_steps,
-    topologies={
-      name: _chip_memory(config, name, batch_size=batch_size, text_length=text_length)
-      for name in topologies
-    },
+    flops_per_sample=count_flops_of(call, params, *arguments(1)) * calls,
+    topologies=memory,
   )
-
-
-def _params(config: Any, text_length: int) -> Any:
-  """Shapes of the weights, in the dtype of the stage."""
-  import jax
-  import jax.numpy as jnp
-
-  from walt_t5x.models.input_shapes import parameter_shapes
-
-  params = parameter_shapes(
-    config.model,
-    field=config.latents,
-    low_resolution=config.low_resolution,
-    text_length=text_length,
-  )
-  dtype = None if config.weights_dtype is None else jnp.dtype(config.weights_dtype)
-  return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, dtype or p.dtype), params)
-
-
-def _arguments(config: Any, *, rows: int, text_length: int) -> tuple[Any, Any, Any, Any]:
-  """Shapes of (noise, low-resolution noise, fields of `Conditioning`, null text)."""
-  import jax
-  import jax.numpy as jnp
-
-  from data import schema
-
-  module = config.module
-
-  def spec(*shape: int, dtype: Any = jnp.float32) -> Any:
-    return jax.ShapeDtypeStruct((rows, *shape), dtype)
-
-  t, h, w = schema.latents_shape(config.latents)
-  noise = spec(t, h, w, module.latent_channels)
-  given: dict[str, Any] = {}
-  if module.text_dim:
-    given["text"] = spec(1, text_length, module.text_dim)
-    given["text_mask"] = spec(1, text_length, dtype=jnp.bool_)
-  if module.num_classes:
-    given["labels"] = spec(1, dtype=jnp.int32)
-  if module.frame_prediction:
-    given |= {"frames": noise, "frame_mask": spec(t)}
-  if config.low_resolution:
-    given["low_resolution"] = spec(
-      *schema.latents_shape(config.low_resolution), module.latent_channels
-    )
-  null = spec(1, module.text_dim) if module.text_dim else None
-  return noise, noise if config.low_resolution else None, given, null
-
-
-def _chip_memory(config: Any, topology: str, *, batch_size: int, text_length: int) -> Any:
-  """Memory that a chip needs for a batch's chain."""
-  from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
-  from walt_t5x.planning import tpu_compile
-
-  devices = tpu_compile.topology_devices(topology)
-  sampler = StageSampler(config, mesh=mesh_for(batch_size, devices))
-  lowered = sampler.lower(
-    _params(config, text_length),
-    *_arguments(config, rows=batch_size, text_length=text_length),
-    devices=devices,
-  )
-  print(f"{topology}: tracing the chain of {config.name}", file=sys.stderr, flush=True)
-  return tpu_compile.compiled_or_rejected(lowered, topology)[1]
 
 
 def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
@@ -190,14 +147,14 @@ def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
   gin_flags.check(argv, example="gin/walt_cascade_512x896.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  from walt_t5x import engine, generate
+  from walt_t5x import engine
   from walt_t5x.config import gin_config
   from walt_t5x.generation.checks import choose_stages
+  from walt_t5x.generation.loading import CascadeConfig
   from walt_t5x.planning import tpu_compile
 
-  # gin files use `import __main__ as generate_script`, those that trained a stage `as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train, generate=generate.generate)
-  try:
+  programs.register(train=engine.train, generate=CascadeConfig)
+  with programs.user_errors("plan_sampling"):
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
     gin_flags.read(finalize=False)
@@ -211,12 +168,6 @@ def main(argv: Sequence[str]) -> None:
       )
       for stage in choose_stages(stages, FLAGS.stages)
     ]
-  except ImportError as error:
-    sys.exit(str(error))
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
-  except ValueError as error:
-    sys.exit(f"plan_sampling: {error}")
   if FLAGS.json:
     print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
   else:

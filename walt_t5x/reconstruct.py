@@ -12,6 +12,8 @@ file that cannot be read is skipped and listed in skipped-*.jsonl. Prints a line
 """
 
 import argparse
+import collections
+import itertools
 import json
 import os
 import sys
@@ -20,12 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config
-
-
-def _size(text: str) -> tuple[int, int]:
-  height, _, width = text.partition("x")
-  return int(height), int(width)
+from walt_t5x.config import gin_config, programs
+from walt_t5x.evaluation.flags import height_and_width
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -37,11 +35,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.reconstruct",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.reconstruct", __doc__)
   parser.add_argument(
     "--vae_gin_file", required=True, help="binds CausalVae; the training's file works"
   )
@@ -54,7 +48,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--pixels", help="field of the cache, pixels/TxHxW, if it has several")
   media = parser.add_argument_group("options of --media")
   media.add_argument("--frames", type=int, help="frames per file, from the start (default: all)")
-  media.add_argument("--size", type=_size, help="HEIGHTxWIDTH (default: as the files are)")
+  media.add_argument(
+    "--size", type=height_and_width, help="HEIGHTxWIDTH (default: as the files are)"
+  )
   media.add_argument("--fit", choices=("crop", "exact"), default="crop", help="how to resize")
   media.add_argument("--fps", type=float, help="resample to this rate (default: every frame)")
   media.add_argument("--images", action="store_true", help="images instead of videos")
@@ -67,16 +63,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
-  given = [
-    f"--{name}"
-    for name in ("frames", "size", "fps", "images")
-    if getattr(args, name) not in (None, False)
-  ]
-  if args.cache and given:
-    parser.error(f"{', '.join(given)} require --media; the clips of a --cache are already cut")
+  of_media = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
+  if args.cache and of_media:
+    parser.error(f"{', '.join(of_media)} require --media; the clips of a --cache are already cut")
   if args.media and args.pixels:
     parser.error("--pixels requires --cache")
-  for name in ("count", "batch_size", "group"):
+  for name in ("count", "batch_size", "group", "frames"):
     value = getattr(args, name)
     if value is not None and value < 1:
       parser.error(f"--{name}: got {value}, expected at least 1")
@@ -99,8 +91,8 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   from walt_t5x.engine.checkpoints import load_params
   from walt_t5x.files.fingerprint import weights_fingerprint
 
-  # Training files use `import __main__ as train_script` and include others by their path from `gin/` on.
-  vars(sys.modules["__main__"]).update(train=engine.train)
+  # Training files include others by their path from `gin/` on.
+  programs.register(train=engine.train)
   gin.add_config_file_search_path(gin_config.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
@@ -110,67 +102,22 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
 
 def clips_of(args: argparse.Namespace, vae: Any) -> tuple[int, Iterator[Any]]:
-  """The number of clips, and the clips; at most --count.
-
-  Raises:
-    FileNotFoundError: there are none.
-    ValueError: the tokenizer does not support a size.
-  """
-  import itertools
-
+  """The number of clips, and the clips; at most --count."""
   from walt_t5x.evaluation import held_out_clips
 
   if args.cache:
-    split = args.split or "validation"
-    total = held_out_clips.count_of_cache(args.cache, split)
-    found = held_out_clips.clips_of_cache(args.cache, split=split, field=args.pixels)
+    total, found = held_out_clips.clips_of_cache(
+      args.cache, split=args.split or "validation", field=args.pixels
+    )
   else:
     frames = 1 if args.images else args.frames
     if args.size or frames:
       factor = vae.spatial_factor
       vae.latent_shape((frames or 1, *(args.size or (factor, factor))))
-    rule = held_out_clips.MediaRule(
-      check=vae.latent_shape,
-      frames=args.frames,
-      size=args.size,
-      fit=args.fit,
-      fps=args.fps,
-      images=args.images,
-    )
-    files = held_out_clips.files_of(args.media, rule, split=args.split)
-    total, found = len(files), held_out_clips.clips_of_files(files, rule)
+    fields = {name: getattr(args, name) for name in ("frames", "size", "fit", "fps", "images")}
+    rule = held_out_clips.MediaRule(check=vae.latent_shape, **fields)
+    total, found = held_out_clips.clips_of_media(args.media, rule, split=args.split)
   return min(total, args.count or total), itertools.islice(found, args.count)
-
-
-def batches(clips: Iterator[Any], rows: int, skip: Any) -> Iterator[tuple[list[Any], list[Any]]]:
-  """(clips, the frames of each), of equal length and size, at most `rows` at a time; holds one batch.
-
-  Args:
-    clips: the clips to read.
-    rows: batch size.
-    skip: called with a clip that cannot be read, and the error.
-  """
-  from walt_t5x.evaluation.held_out_clips import UnreadableClip
-
-  group: list[Any] = []
-  read: list[Any] = []
-  for clip in clips:
-    if clip.length is None:
-      yield [clip], [clip.frames()]
-      continue
-    try:
-      frames = list(clip.frames())
-    except UnreadableClip as error:
-      skip(clip, error)
-      continue
-    same = not group or (len(read[0]), read[0][0].shape) == (len(frames), frames[0].shape)
-    if group and (len(group) == rows or not same):
-      yield group, read
-      group, read = [], []
-    group.append(clip)
-    read.append(frames)
-  if group:
-    yield group, read
 
 
 def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,9 +132,11 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   import jax
   from tqdm import tqdm
 
+  from walt_t5x.evaluation.clip_sources import in_batches
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
-  from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+  from walt_t5x.evaluation.reconstruction import ReconstructionFolder
   from walt_t5x.generation import run_identity
+  from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
@@ -199,30 +148,40 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   complete_files = bool(args.media) and args.frames is None and not args.images
   rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
-  network = Reconstructor(vae, params, rows=rows, group=args.group, mesh=mesh)
-  names: dict[str, int] = {}
+  codec = PixelCodec(vae, params, rows=rows, group=args.group, mesh=mesh)
+  names = collections.Counter[str]()
   skipped: dict[str, dict[str, str]] = {}
   made = 0
   bar = tqdm(total=total, unit="clip", desc="reconstruct", file=sys.stderr, disable=None)
-
-  def wanted() -> Iterator[Any]:
-    number, count = args.shard
-    for index, clip in enumerate(clips):
-      names[clip.name] = names.get(clip.name, 0) + 1
-      # A cache may contain a clip twice; its name depends only on its content.
-      if names[clip.name] > 1 or folder.finished(clip.name):
-        bar.update()
-      elif index % count == number:
-        yield clip
 
   def skip(clip: Any, error: Exception) -> None:
     skipped[clip.name] = {"name": clip.name, "uri": clip.uri, "error": str(error)}
     bar.update()
     print(f"skipped {clip.uri}: {error}", file=sys.stderr)
 
-  for group, frames in batches(wanted(), rows, skip):
+  def wanted() -> Iterator[tuple[Any, Any]]:
+    """Clips and their frames; those of an entire file are read while they are reconstructed."""
+    number, count = args.shard
+    for index, clip in enumerate(clips):
+      names[clip.name] += 1
+      # A cache may contain a clip twice; its name depends only on its content.
+      if names[clip.name] > 1 or folder.finished(clip.name):
+        bar.update()
+      elif index % count == number:
+        try:
+          frames = clip.frames() if complete_files else list(clip.frames())
+        except UnreadableClip as error:
+          skip(clip, error)
+          continue
+        yield clip, frames
+
+  def shape(item: tuple[Any, Any]) -> Any:
+    return None if complete_files else (len(item[1]), item[1][0].shape)
+
+  for batch in in_batches(wanted(), rows, key=shape):
+    group, frames = zip(*batch)
     try:
-      folder.write(group, network(frames))
+      folder.write(group, codec.reconstruct(frames))
     except UnreadableClip as error:
       skip(group[0], error)
       continue
@@ -244,11 +203,11 @@ def _finish(
   """Writes the ledger and, once all clips are done, manifest and gallery; returns the paths that exist."""
   import numpy as np
 
-  from walt_t5x.files.json_files import write_text
+  from walt_t5x.files import storage
 
   number, count = args.shard
   ledger = "".join(json.dumps(entry) + "\n" for entry in skipped.values())
-  write_text(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
+  storage.write(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
   finished = [name for name in names if folder.finished(name)]
   passed_over = {
     json.loads(line)["name"]
@@ -274,24 +233,15 @@ def _finish(
 
 def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
   """Input and reconstruction next to each other, at most ten seconds of each."""
-  import numpy as np
-
+  from walt_t5x.evaluation.clip_sources import read_file
   from walt_t5x.html import gallery
-  from walt_t5x.media import pictures, reading
-
-  def frames_of(path: Path, fps: float) -> np.ndarray:
-    if path.suffix == ".png":
-      return np.asarray(pictures.open_picture(path))[None]
-    return reading.read_video(path, max_frames=max(1, round(10 * fps))).frames
 
   def cards() -> Iterator[Any]:
     for row in folder.facts(names):
-      stages = [
-        gallery.ShownClip(
-          name=key, frames=frames_of(folder.path / row[key], row["fps"]), fps=row["fps"]
-        )
-        for key in ("input", "reconstruction")
-      ]
+      fps, stages = row["fps"], []
+      for key in ("input", "reconstruction"):
+        frames = read_file(folder.path / row[key], max_frames=max(1, round(10 * fps)))
+        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps))
       yield gallery.GalleryItem(
         prompt=row["uri"], stages=stages, details={"PSNR": f"{row['psnr']:.2f} dB"}
       )
@@ -304,9 +254,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   try:
-    result = reconstruct(args)
-  except (FileNotFoundError, ValueError, OSError) as error:
-    sys.exit(f"reconstruct: {type(error).__name__}: {error}")
+    with programs.user_errors("reconstruct"):
+      result = reconstruct(args)
   except KeyboardInterrupt:
     print(
       f"\nreconstruct: interrupted; finished clips are in {args.output}. The same command makes the rest.",

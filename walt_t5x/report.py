@@ -9,30 +9,23 @@ offline; a summary of it is printed as JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, programs
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.report",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("--run", action="append", default=[], type=Path, help="MODEL_DIR; repeatable")
-  parser.add_argument(
-    "--samples", action="append", default=[], type=Path, help="--output of generate; repeatable"
-  )
-  parser.add_argument(
-    "--scores", action="append", default=[], type=Path, help="additional scores file; repeatable"
-  )
+  parser = programs.parser("walt_t5x.report", __doc__)
+  repeatable = {"action": "append", "default": [], "type": Path}
+  parser.add_argument("--run", **repeatable, help="MODEL_DIR; repeatable")
+  parser.add_argument("--samples", **repeatable, help="--output of generate; repeatable")
+  parser.add_argument("--scores", **repeatable, help="additional scores file; repeatable")
   parser.add_argument("--max_samples", type=int, default=12, help="clips shown per folder")
   parser.add_argument("--title", default="Report")
   parser.add_argument("--output", type=Path, required=True, help=".html file")
@@ -44,16 +37,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def plan_of(config: Path) -> Mapping[str, Any] | str:
   """The plan of the configuration that a run recorded, or the reason why there is none."""
-  import dataclasses
-
   import gin
   from walt_t5x import engine
   from walt_t5x.planning.run_plan import plan_gin
 
   if not config.is_file():
     return "the run recorded no config.gin"
-  # gin files use `import __main__ as train_script`.
-  vars(sys.modules["__main__"]).update(train=engine.train)
+  programs.register(train=engine.train)
   gin.clear_config()
   try:
     gin_config.parse([str(config)], [], [gin_config.FOLDER], finalize=False)
@@ -106,10 +96,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Writes the page and prints a summary."""
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  try:
+  with programs.user_errors("report"):
     print(json.dumps(report(args)))
-  except (FileNotFoundError, ValueError) as error:
-    sys.exit(str(error))
 
 
 if __name__ == "__main__":

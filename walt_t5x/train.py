@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from absl.logging import converter
 
-from walt_t5x.config import gin_flags
+from walt_t5x.config import gin_flags, programs
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,7 @@ def define_flags() -> None:
   flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
   flags.DEFINE_integer("process_count", None, "Number of processes.")
   flags.DEFINE_integer("process_index", None, "Index of this process.")
-  flags.DEFINE_integer("initialization_timeout", None, "Seconds to wait for the other processes.")
+  flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,9 +61,8 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.config import gin_config
   from walt_t5x.engine import exits, run_settings
 
-  faulthandler.register(
-    signal.SIGUSR1, all_threads=True
-  )  # `kill -USR1` prints the stacks of a run.
+  # `kill -USR1` prints the stacks of a run.
+  faulthandler.register(signal.SIGUSR1, all_threads=True)
   # Orbax logs every file at INFO; its warnings are still logged.
   logging.get_absl_handler().addFilter(
     lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
@@ -74,14 +73,11 @@ def main(argv: Sequence[str]) -> None:
     seqio.set_tfds_data_dir_override(FLAGS.tfds_data_dir)
   seqio.add_global_cache_dirs(FLAGS.seqio_additional_cache_dirs)
 
-  # gin files use `import __main__ as train_script`; `train_script.train` is registered here.
-  vars(sys.modules["__main__"]).update(train=engine.train)
-  try:
+  programs.register(train=engine.train)
+  with programs.user_errors("train"):
     gin_flags.read()
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
-  except gin_config.GinError as error:
-    sys.exit(f"The gin configuration is invalid.\n{error}")
   try:
     train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
@@ -94,19 +90,18 @@ def join_processes() -> None:
   """Makes this process one of several if flags, environment or cluster configure it; otherwise does nothing."""
   import jax
 
-  more = {"initialization_timeout": FLAGS.initialization_timeout}
-  more = {name: value for name, value in more.items() if value is not None}
+  timeout = {"initialization_timeout": FLAGS.initialization_timeout}
   address, count, index = (
     os.environ.get(f"JAX_{n}") for n in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
   )
   if FLAGS.multiprocess_gpu:
     jax.distributed.initialize(
-      FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **more
+      FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, **timeout
     )
   elif address and count and index:
-    jax.distributed.initialize(address, int(count), int(index), **more)
+    jax.distributed.initialize(address, int(count), int(index), **timeout)
   elif FLAGS.multiprocess:
-    jax.distributed.initialize(**more)
+    jax.distributed.initialize(**timeout)
 
 
 if __name__ == "__main__":

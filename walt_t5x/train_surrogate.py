@@ -7,12 +7,13 @@ a classifier of color, shape and direction. Prints the accuracies on held-out cl
 which is reported with every score. The same seed gives the same fingerprint on the same kind of machine.
 """
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import cast
+
+from walt_t5x.config import programs
 
 DEFAULT_STEPS = 120
 _CLIPS, _HELD_OUT = 1440, 216
@@ -99,16 +100,11 @@ def train(*, seed: int, steps: int, batch_size: int, learning_rate: float, clips
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.train_surrogate",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.train_surrogate", __doc__)
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-  parser.add_argument("--batch_size", type=int, default=32)
-  parser.add_argument("--learning_rate", type=float, default=3e-3)
+  numbers = {"seed": 0, "steps": DEFAULT_STEPS, "batch_size": 32, "learning_rate": 3e-3}
+  for name, default in numbers.items():
+    parser.add_argument(f"--{name}", type=type(default), default=default)
   args = parser.parse_args(argv)
   if args.steps < 1 or not 1 <= args.batch_size <= _CLIPS:
     parser.error(
@@ -119,18 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   import numpy as np
   from flax import traverse_util
 
-  from walt_t5x.metrics import weights
+  from walt_t5x.metrics import networks
 
   started = time.monotonic()
-  variables, right = train(
-    seed=args.seed,
-    steps=args.steps,
-    batch_size=args.batch_size,
-    learning_rate=args.learning_rate,
-  )
+  variables, right = train(**{name: getattr(args, name) for name in numbers})
   flat = traverse_util.flatten_dict(variables, sep="/")
   flat = {name: np.asarray(tensor) for name, tensor in flat.items()}
-  digest = weights.save_weights(args.output, flat)
+  digest = networks.save_weights(args.output, flat)
   print(f"accuracy     {', '.join(f'{head} {share:.0%}' for head, share in right.items())}")
   print(f"parameters   {sum(tensor.size for tensor in flat.values()):,}")
   print(f"fingerprint  {digest}")

@@ -4,25 +4,20 @@ Only rows of the same shard are compared. To find duplicates in the entire corpu
 an equal `group` in the manifest (a content hash, a video id): the group decides the shard.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from walt_t5x.media.rules import Rejected
 
-MODES = ("none", "exact", "near")
 # Bits of one image's hash: 8 x 8 differences along rows and 8 x 8 along columns.
 HASH_BITS = 128
 
 
 def difference_hash(picture: np.ndarray) -> np.ndarray:
-  """dHash of one image: whether each of 8 x 8 cells is darker than the next one, along rows and along columns.
+  """dHash, uint64 (2,), of one image, uint8 (height, width, 3).
 
-  Args:
-    picture: uint8 (height, width, 3).
-
-  Returns:
-    uint64 (2,), rows first.
+  Its bits say whether each of 8 x 8 cells is darker than the next one, along rows, then along columns.
   """
   from PIL import Image
 
@@ -34,14 +29,7 @@ def difference_hash(picture: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(frames: np.ndarray) -> np.ndarray:
-  """Hashes of the first, middle and last frame of a clip.
-
-  Args:
-    frames: uint8 (frames, height, width, 3).
-
-  Returns:
-    uint64 (3, 2); an image has the same hash three times.
-  """
+  """Hashes uint64 (3, 2) of the first, middle and last frame of a clip, uint8 (frames, height, width, 3)."""
   chosen = (0, len(frames) // 2, len(frames) - 1)
   hashes = {index: difference_hash(frames[index]) for index in set(chosen)}
   return np.stack([hashes[index] for index in chosen])
@@ -56,8 +44,6 @@ class Seen:
   """
 
   def __init__(self, mode: str, near_bits: int):
-    if mode not in MODES:
-      raise ValueError(f"duplicates: got {mode!r}, expected one of {MODES}")
     if not 0 <= near_bits < HASH_BITS // 2:
       raise ValueError(f"near_bits: got {near_bits}, expected 0 to {HASH_BITS // 2 - 1}")
     self._mode, self._near_bits = mode, near_bits
@@ -66,12 +52,12 @@ class Seen:
     self._uris: list[str] = []
 
   def check(self, uri: str, media_id: str, frames: Mapping[tuple[int, int], np.ndarray]) -> None:
-    """Add the media of a row.
+    """Adds the media of a row.
 
     Args:
       uri: named in the message of a later duplicate.
       media_id: hash of the content and the time window.
-      frames: frames by (height, width); the smallest resolution is hashed.
+      frames: uint8 (frames, height, width, 3) by (height, width); the smallest resolution is hashed.
 
     Raises:
       Rejected: 'exact_duplicate' or 'near_duplicate', naming the first row.
@@ -90,20 +76,10 @@ class Seen:
     worst = bits.max(axis=-1, initial=0)
     found = np.flatnonzero(worst <= self._near_bits)
     if len(found):
-      first = int(found[0])
-      raise Rejected(
-        "near_duplicate",
-        f"{worst[first]} of {HASH_BITS} bits from {self._uris[first]}, expected more than "
-        f"{self._near_bits} (--near_duplicate_bits)",
-      )
+      distance = f"{worst[found[0]]} of {HASH_BITS} bits from {self._uris[found[0]]}"
+      limit = f"expected more than {self._near_bits} (--near_duplicate_bits)"
+      raise Rejected("near_duplicate", f"{distance}, {limit}")
     if count == len(self._hashes):
       self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
     self._hashes[count] = hashes
     self._uris.append(uri)
-
-
-def distances(hashes: Sequence[np.ndarray]) -> np.ndarray:
-  """Pairwise distances between clips in bits, the maximum over their frames: int (n, n)."""
-  stacked = np.stack(hashes)
-  bits = np.bitwise_count(stacked[:, None] ^ stacked[None]).sum(axis=-1, dtype=np.int64)
-  return bits.max(axis=-1)

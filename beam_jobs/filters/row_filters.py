@@ -15,7 +15,9 @@ the header is read, before decoding: size, shape and duration. After decoding: m
   any other name              manifest  a number in the row, or in its "scores"; a row without it is rejected
 """
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,17 +26,12 @@ from walt_t5x.media.rules import HEADER_QUANTITIES, Rejected, Rule, check_value
 
 CAPTION_QUANTITIES = ("caption_chars", "caption_words")
 CLIP_QUANTITIES = ("motion",)
+_KNOWN = CAPTION_QUANTITIES + HEADER_QUANTITIES + CLIP_QUANTITIES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterSpec:
-  """Everything that decides which valid rows are written.
-
-  Args:
-    rules: all of them must hold.
-    duplicates: 'none', 'exact' or 'near', see `duplicates.Seen`.
-    near_duplicate_bits: out of 128 bits per image.
-  """
+  """Everything that decides which valid rows are written: all rules must hold; `duplicates.Seen` explains the rest."""
 
   rules: tuple[Rule, ...] = ()
   duplicates: str = "none"
@@ -42,30 +39,21 @@ class FilterSpec:
 
 
 def check_row(row: Row, rules: Sequence[Rule]) -> Row:
-  """The row without the captions that fail, before its media are read.
-
-  Raises:
-    Rejected: by a score, or if no caption is left.
-  """
+  """The row without the captions that fail; raises `Rejected` by a score, or if no caption is left."""
   for rule in rules:
     if rule.name in CAPTION_QUANTITIES:
       row = _check_captions(row, rule)
-    elif rule.name not in HEADER_QUANTITIES + CLIP_QUANTITIES:
+    elif rule.name not in _KNOWN:
       value = score(row.raw, rule.name)
       if value is None:
-        raise Rejected(
-          f"no_{rule.name}", f"the row has no number {rule.name!r}, required by {rule}"
-        )
+        message = f"the row has no number {rule.name!r}, required by {rule}"
+        raise Rejected(f"no_{rule.name}", message)
       check_value(rule, value)
   return row
 
 
 def check_clip(row: Row, clip: Any, rules: Sequence[Rule]) -> None:
-  """Applies the clip rules to a decoded clip.
-
-  Raises:
-    Rejected: by the first rule that fails.
-  """
+  """Raises `Rejected` by the first clip rule that a decoded clip fails."""
   for rule in rules:
     if rule.name in CLIP_QUANTITIES and row.modality == "video":
       check_value(rule, getattr(clip, rule.name))
@@ -76,32 +64,25 @@ def score(raw: Mapping[str, Any], name: str) -> float | None:
   scores = raw.get("scores")
   for place in (raw, scores if isinstance(scores, Mapping) else {}):
     value = place.get(name)
-    if value is None or isinstance(value, bool):
-      continue
-    try:
-      return float(value)
-    except (TypeError, ValueError):
-      continue
+    if value is not None and not isinstance(value, bool):
+      with contextlib.suppress(TypeError, ValueError):
+        return float(value)
   return None
 
 
 def score_names(rules: Iterable[Rule]) -> tuple[str, ...]:
   """Manifest columns that the rules read."""
-  known = CAPTION_QUANTITIES + HEADER_QUANTITIES + CLIP_QUANTITIES
-  return tuple(dict.fromkeys(rule.name for rule in rules if rule.name not in known))
+  return tuple(dict.fromkeys(rule.name for rule in rules if rule.name not in _KNOWN))
 
 
 def _check_captions(row: Row, rule: Rule) -> Row:
   if not row.captions:
     return row
-  measure = len if rule.name == "caption_chars" else lambda caption: len(caption.split())
-  kept = [
-    (caption, weight)
-    for caption, weight in zip(row.captions, row.caption_weights)
-    if rule.holds(measure(caption))
-  ]
-  if not kept or sum(weight for _, weight in kept) <= 0:
-    sizes = [measure(caption) for caption in row.captions]
+  chars = rule.name == "caption_chars"
+  sizes = [len(caption if chars else caption.split()) for caption in row.captions]
+  holds = [rule.holds(size) for size in sizes]
+  captions = tuple(itertools.compress(row.captions, holds))
+  weights = tuple(itertools.compress(row.caption_weights, holds))
+  if sum(weights) <= 0:
     raise Rejected(rule.reason, f"{rule.name} is {sizes}, expected {rule} for at least one caption")
-  captions, weights = zip(*kept)
   return dataclasses.replace(row, captions=captions, caption_weights=weights)

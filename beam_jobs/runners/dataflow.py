@@ -6,7 +6,7 @@ machine families and of accelerators on Dataflow.
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # The machine family of each accelerator.
@@ -23,10 +23,25 @@ _FAMILIES = {
   "tpu-v5p-slice": "ct5p-",
   "tpu-v6e-slice": "ct6e-",
 }
-_BUCKET = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?")
 _IMAGE = re.compile(
   r"(?P<path>[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)+)(?P<version>:[\w.-]+|@sha256:[0-9a-f]{64})?"
 )
+_BUCKET = (re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9](/.*)?"), "gs://BUCKET/FOLDER")
+# What each of Beam's flags must match, and its description.
+_FLAGS = {
+  "project": (
+    re.compile(r"[a-z][-a-z0-9:.]+[a-z0-9]"),
+    "the id of a Google Cloud project, not its number or its name",
+  ),
+  "region": (re.compile(r"[a-z]+-[a-z]+\d+"), "one such as us-central1, not a zone"),
+  "temp_location": _BUCKET,
+  "staging_location": _BUCKET,
+  "sdk_container_image": (
+    _IMAGE,
+    "REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG, which docs/dataflow.md builds: Beam's own image has neither "
+    "jax nor this code",
+  ),
+}
 # Dataflow rejects larger requests.
 _LARGEST_GRAPH = 10 << 20
 
@@ -41,57 +56,24 @@ def is_dataflow(options: Any) -> bool:
 def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   """Flags that Dataflow would reject or that would fail on a worker; each line says what to set.
 
-  Args:
-    options: Beam's pipeline options.
-    paths: our flags that name files which workers read or write; None if a flag is not set.
+  `paths` are our flags that name files which workers read or write; None if a flag is not set.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker = options.view_as(views.WorkerOptions)
   found = []
-  if not cloud.project:
-    found.append("--project: got nothing, expected the id of a Google Cloud project")
-  elif not re.fullmatch(r"[a-z][-a-z0-9:.]+[a-z0-9]", cloud.project):
-    found.append(
-      f"--project: got {cloud.project!r}, expected a project's id, not its number or its name"
-    )
-  if not cloud.region:
-    found.append("--region: got nothing, expected one such as us-central1")
-  elif not re.fullmatch(r"[a-z]+-[a-z]+\d+", cloud.region):
-    found.append(f"--region: got {cloud.region!r}, expected one such as us-central1, not a zone")
-  for name in ("temp_location", "staging_location"):
-    value = getattr(cloud, name)
-    if value is None and name == "temp_location":
-      found.append("--temp_location: got nothing, expected gs://BUCKET/FOLDER")
-    elif value is not None and not _BUCKET.fullmatch(value):
-      found.append(f"--{name}: got {value!r}, expected gs://BUCKET/FOLDER")
-  image = worker.sdk_container_image
-  if not image:
-    found.append(
-      "--sdk_container_image: got nothing; Beam's own image has neither jax nor this code: build the one of "
-      "docs/dataflow.md and set REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
-  elif not _IMAGE.fullmatch(image):
-    found.append(
-      f"--sdk_container_image: got {image!r}, expected REGION-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG"
-    )
+  values = options.get_all_options()
+  for name, (pattern, expected) in _FLAGS.items():
+    value = values[name]
+    if not pattern.fullmatch(value or "") and (value or name != "staging_location"):
+      found.append(f"--{name}: got {repr(value) if value else 'nothing'}, expected {expected}")
   for name, path in paths.items():
     if path is not None and "://" not in path:
       found.append(f"--{name}: got {path!r}, a local path; expected gs://BUCKET/...")
-  return found + _accelerator_problems(options)
+  return found + _accelerator_problems(values)
 
 
-def _accelerator_problems(options: Any) -> list[str]:
-  from apache_beam.options import pipeline_options as views
-
-  services = options.view_as(views.GoogleCloudOptions).dataflow_service_options or []
-  machine = options.view_as(views.WorkerOptions).machine_type
+def _accelerator_problems(values: Mapping[str, Any]) -> list[str]:
   found = []
-  for service in services:
-    if not service.startswith("worker_accelerator"):
-      continue
-    fields, flag = accelerator(service), f"--dataflow_service_options: got {service!r}"
+  for service, fields in _accelerators(values):
+    flag = f"--dataflow_service_options: got {service!r}"
     tpu = fields.get("type", "").startswith("tpu-")
     number, wanted = ("topology", r"\d+x\d+(x\d+)?") if tpu else ("count", r"[1-9]\d*")
     unknown = fields.keys() - {"type", "topology", "count", "install-nvidia-driver"}
@@ -111,11 +93,12 @@ def _accelerator_problems(options: Any) -> list[str]:
     if not tpu and "install-nvidia-driver" not in fields:
       found.append(f"{flag}: add ;install-nvidia-driver, or the workers see no GPU")
     family = _FAMILIES.get(fields["type"])
-    if family and not (machine or "").startswith(family):
+    if family and not (values["machine_type"] or "").startswith(family):
       found.append(
-        f"--machine_type: got {machine!r}, expected {family}... for {fields['type']} (with the same number of them)"
+        f"--machine_type: got {values['machine_type']!r}, expected {family}... for {fields['type']} "
+        "(with the same number of them)"
       )
-    if "no_use_multiple_sdk_containers" not in _experiments(options):
+    if "no_use_multiple_sdk_containers" not in (values["experiments"] or []):
       found.append(
         "--experiments: add no_use_multiple_sdk_containers, or every core starts a process that loads its own "
         "encoders onto the one accelerator"
@@ -123,49 +106,39 @@ def _accelerator_problems(options: Any) -> list[str]:
   return found
 
 
-def accelerator(service: str) -> dict[str, str]:
-  """Fields of `worker_accelerator=type:T;count:N;install-nvidia-driver`."""
-  _, _, fields = service.partition("=")
-  pairs = (field.partition(":") for field in fields.split(";") if field)
-  return {name: value for name, _, value in pairs}
+def _accelerators(values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, str]]]:
+  """Each option `worker_accelerator=type:T;count:N;install-nvidia-driver` with its fields."""
+  for service in values["dataflow_service_options"] or []:
+    name, _, fields = service.partition("=")
+    if name.startswith("worker_accelerator"):
+      pairs = (field.partition(":") for field in fields.split(";") if field)
+      yield service, {field: value for field, _, value in pairs}
 
 
 def notes(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   """Warnings about flags that may be correct but are worth checking.
 
-  Args:
-    options: Beam's pipeline options.
-    paths: our flags that name files which the launcher and the workers read from the same path.
+  `paths` are our flags that name files which the launcher and the workers read from the same path.
   """
-  from apache_beam.options import pipeline_options as views
-
-  cloud = options.view_as(views.GoogleCloudOptions)
-  worker, debug = options.view_as(views.WorkerOptions), options.view_as(views.DebugOptions)
+  values = options.get_all_options()
   found = [
     f"--{name}={path} must also exist in the image, at the same path"
     for name, path in paths.items()
     if path is not None and "://" not in path
   ]
-  image = _IMAGE.fullmatch(worker.sdk_container_image or "")
+  image = _IMAGE.fullmatch(values["sdk_container_image"] or "")
   if image and image["version"] in (None, ":latest"):
     found.append("--sdk_container_image has no version; a tag keeps late workers on the same code")
-  for service in cloud.dataflow_service_options or []:
-    kind = accelerator(service).get("type")
-    if service.startswith("worker_accelerator") and kind and kind not in _FAMILIES:
-      found.append(
-        f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
-      )
-  if (debug.number_of_worker_harness_threads or 12) > 4:
+  found += [
+    f"accelerator {kind!r} is not one of {sorted(_FAMILIES)}: its machine type was not checked"
+    for _, fields in _accelerators(values)
+    if (kind := fields.get("type")) and kind not in _FAMILIES
+  ]
+  if (values["number_of_worker_harness_threads"] or 12) > 4:
     found.append(
       "--number_of_worker_harness_threads: each thread makes a shard; 2 threads keep decoding and encoding busy"
     )
   return found
-
-
-def _experiments(options: Any) -> list[str]:
-  from apache_beam.options.pipeline_options import DebugOptions
-
-  return options.view_as(DebugOptions).experiments or []
 
 
 # --- the graph ------------------------------------------------------------------------------------
@@ -193,9 +166,9 @@ def graph_of(pipeline: Any, options: Any) -> Any:
   graph = pipeline.to_runner_api(default_environment=environment)
   validate_pipeline_graph(graph)
   if is_dataflow(options):
-    for name, found in graph.components.environments.items():
+    for found in graph.components.environments.values():
       docker = environments.resolve_anyof_environment(found, common_urns.environments.DOCKER.urn)
-      graph.components.environments[name].CopyFrom(docker)
+      found.CopyFrom(docker)
   if graph.ByteSize() > _LARGEST_GRAPH:
     raise ValueError(
       f"the job's graph has {graph.ByteSize()} bytes, Dataflow accepts {_LARGEST_GRAPH}: pass fewer --class_names "
@@ -208,18 +181,14 @@ def summary(graph: Any) -> dict[str, Any]:
   """Size and steps of a graph."""
   from apache_beam.portability import common_urns
 
+  environments = graph.components.environments.values()
   leaves = [t for t in graph.components.transforms.values() if not t.subtransforms]
   urns = Counter(transform.spec.urn for transform in leaves)
   return {
     "graph_bytes": graph.ByteSize(),
     "steps": len(leaves),
     "shuffles": urns[common_urns.primitives.GROUP_BY_KEY.urn],
-    "environments": sorted(
-      {
-        environment.urn.rpartition(":env:")[2]
-        for environment in graph.components.environments.values()
-      }
-    ),
+    "environments": sorted({one.urn.rpartition(":env:")[2] for one in environments}),
   }
 
 

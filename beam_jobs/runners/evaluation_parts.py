@@ -3,11 +3,10 @@
 import argparse
 import functools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 
 from walt_t5x.evaluation import feature_scores
@@ -26,45 +25,19 @@ def loaded(args: argparse.Namespace) -> Any:
     return _loaded(tuple(sorted(vars(args).items())))
 
 
-class MakePart(beam.DoFn):
-  """Maps the number of a part to ((whether references, fold), statistics)."""
-
-  def __init__(self, args: argparse.Namespace):
-    self._args = args
-    self._clips = Metrics.counter("evaluate", "clips")
-
-  def setup(self) -> None:
-    """Loads the weights and the plan."""
-    self._evaluation = loaded(self._args)
-
-  def process(self, number: int) -> Iterator[tuple[tuple[bool, int], Any]]:
-    """Computes the part, or reads the saved one."""
-    plan = self._evaluation.plans[number]
-    part = self._evaluation.part(plan)
-    self._clips.inc(len(plan.clips))
-    yield (plan.references, plan.fold), part
+def make_part(number: int, args: argparse.Namespace) -> tuple[tuple[bool, int], Any]:
+  """((whether references, fold), statistics) of a part: computed, or read if it was saved."""
+  evaluation = loaded(args)
+  plan = evaluation.plans[number]
+  Metrics.counter("evaluate", "clips").inc(len(plan.clips))
+  return (plan.references, plan.fold), evaluation.part(plan)
 
 
-class MergeParts(beam.CombineFn):
-  """Merges statistics of parts, in any order and grouping, into those of their fold."""
+def merge_parts(parts: Iterable[Any]) -> Any:
+  """Statistics of all clips of the parts, in any order and grouping."""
+  from walt_t5x.evaluation.parts import PartStatistics
 
-  def create_accumulator(self) -> Any:
-    """Statistics of no clips."""
-    from walt_t5x.evaluation.parts import PartStatistics
-
-    return PartStatistics()
-
-  def add_input(self, accumulator: Any, part: Any) -> Any:
-    """Adds a part."""
-    return accumulator.merge(part)
-
-  def merge_accumulators(self, accumulators: Iterable[Any]) -> Any:
-    """Merges the parts of several workers."""
-    return functools.reduce(lambda a, b: a.merge(b), accumulators, self.create_accumulator())
-
-  def extract_output(self, accumulator: Any) -> Any:
-    """The statistics of the fold."""
-    return accumulator
+  return functools.reduce(PartStatistics.merge, parts, PartStatistics())
 
 
 def fold_file(folder: Path, references: bool, fold: int) -> Path:

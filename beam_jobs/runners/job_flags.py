@@ -1,25 +1,25 @@
-"""Flags of the preprocessing job, and the encoder, clip and filter settings made from them."""
+"""Flags of the preprocessing job, and the `Job` made from them."""
 
 import argparse
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from beam_jobs.runners import worker_flags
+from beam_jobs.filters.row_filters import FilterSpec
+from beam_jobs.runners import running
+from beam_jobs.shards import encoders
+from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, programs
+from walt_t5x.media.clips import ClipSpec
+from walt_t5x.media.rules import Rule
 
 
 def parse(
   argv: Sequence[str] | None, *, description: str | None
 ) -> tuple[argparse.Namespace, list[str]]:
   """(our flags, the remaining arguments for Beam)."""
-  parser = argparse.ArgumentParser(
-    prog="python -m beam_jobs.preprocess",
-    description=description,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = programs.parser("beam_jobs.preprocess", description, allow_abbrev=False)
   add = parser.add_argument
   source_spec.add_arguments(parser)
   add("--output", required=True, help="output folder of the cached tasks")
@@ -45,8 +45,8 @@ def parse(
     help="position of the clip in longer media or windows; 'random' is derived from the row's id",
   )
   add("--clip_seed", type=int, default=0, help="seed of --clip_position=random (0)")
-  add("--num_shards", type=int, default=16, help="shards of the train split, per task (16)")
-  add("--num_validation_shards", type=int, default=1, help="shards of the validation split (1)")
+  add("--num_shards", type=running.positive, default=16, help="train shards per task (16)")
+  add("--num_validation_shards", type=running.positive, default=1, help="validation shards (1)")
   add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
   add(
     "--filter",
@@ -64,17 +64,9 @@ def parse(
   )
   add("--near_duplicate_bits", type=int, default=6, help="out of 128 per image, 0 to 63 (6)")
   add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
-  worker_flags.add_limits(parser)
-  worker_flags.add_work(parser)
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
-  args, rest = parser.parse_known_args(argv)
-  worker_flags.check(parser, args)
-  for name in ("num_shards", "num_validation_shards"):
-    if getattr(args, name) < 1:
-      parser.error(f"--{name}: got {getattr(args, name)}, expected 1 or more")
-  if not 0 <= args.near_duplicate_bits < 64:
-    parser.error(f"--near_duplicate_bits: got {args.near_duplicate_bits}, expected 0 to 63")
+  args, rest = running.parse(parser, argv)
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
     if args.content == "latents" and not getattr(args, name):
       parser.error(f"--{name} is needed for --content=latents")
@@ -87,41 +79,59 @@ def parse(
   return args, rest
 
 
-def filter_rules(args: argparse.Namespace) -> list[Any]:
-  """The rules of --filter, without that of --min_motion."""
-  from walt_t5x.media.rules import Rule
-
-  return [Rule.parse(text) for text in args.filter]
-
-
-def filtering_of(args: argparse.Namespace, rules: Sequence[Any]) -> Any:
+def filtering_of(args: argparse.Namespace) -> FilterSpec:
   """All filters."""
-  from beam_jobs.filters import row_filters
-  from walt_t5x.media.rules import Rule
-
-  motion = ()
+  rules = [Rule.parse(text) for text in args.filter]
   if args.min_motion > 0:
-    motion = (Rule("motion", ">=", args.min_motion, code="low_motion"),)
-  return row_filters.FilterSpec(
-    rules=(*rules, *motion),
+    rules.append(Rule("motion", ">=", args.min_motion, code="low_motion"))
+  return FilterSpec(
+    rules=tuple(rules),
     duplicates=args.duplicates,
     near_duplicate_bits=args.near_duplicate_bits,
   )
 
 
-def encoders_of(args: argparse.Namespace) -> Any:
-  """The configuration of the encoders, which are not loaded yet.
+def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) -> Job:
+  """The job of these flags, whose settings digest needs the encoders; none is loaded.
 
   Raises:
     FileNotFoundError: if the gin file does not exist.
+    ValueError: if the VAE does not accept the shape of a clip.
   """
-  from beam_jobs.shards import encoders
+  shards = {"train": args.num_shards, "validation": args.num_validation_shards}
+  return Job(
+    output=args.output,
+    task=args.task,
+    manifest_folder=media_root,
+    num_shards=shards,
+    buckets=shards,
+    encoders=_encoders_of(args),
+    clip=ClipSpec(
+      resolutions=args.resolutions,
+      num_frames=args.num_frames,
+      fps=args.fps,
+      position=args.clip_position,
+      seed=args.clip_seed,
+      allow_upscale=args.allow_upscale,
+      **running.given(args, running.LIMITS),
+    ),
+    filtering=filtering,
+    settings_digest="",
+    retry_dead=args.retry_dead,
+    **running.job_fields(args),
+  )
 
-  batch_sizes = {"batch_size": args.batch_size, "image_batch_size": args.image_batch_size}
+
+def _encoders_of(args: argparse.Namespace) -> encoders.EncoderConfig:
+  batch_sizes = running.given(args, running.BATCH_SIZES)
   if args.content == "pixels":
-    return encoders.PixelConfig(**batch_sizes)
+    return encoders.EncoderConfig(**batch_sizes)
+  fields = vae_fields_of_gin(args.vae_gin_file)
+  vae = encoders.build_vae(fields)
+  for height, width in args.resolutions:
+    vae.latent_shape((args.num_frames, height, width))  # Raises if it does not accept them.
   return encoders.EncoderConfig(
-    vae_config=json.dumps(vae_fields_of_gin(args.vae_gin_file), sort_keys=True),
+    vae_config=json.dumps(fields, sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
     vae_ema=args.vae_ema,
     text_folder=args.text_encoder,
@@ -130,31 +140,9 @@ def encoders_of(args: argparse.Namespace) -> Any:
   )
 
 
-def clip_of(args: argparse.Namespace) -> Any:
-  """Which clip to extract from the media."""
-  from walt_t5x.media.clips import ClipSpec
-
-  return ClipSpec(
-    resolutions=args.resolutions,
-    num_frames=args.num_frames,
-    fps=args.fps,
-    position=args.clip_position,
-    seed=args.clip_seed,
-    allow_upscale=args.allow_upscale,
-    **{name: getattr(args, name) for name in worker_flags.LIMITS},
-  )
-
-
-def check_resolutions(vae: Any, args: argparse.Namespace) -> None:
-  """Rejects clips whose shape the VAE does not accept."""
-  for height, width in args.resolutions:
-    vae.latent_shape((args.num_frames, height, width))
-
-
 def vae_fields_of_gin(path: str) -> dict[str, Any]:
   """CausalVae's fields as a gin file binds them, with defaults, as plain JSON values."""
   import gin
-  from beam_jobs.shards.encoders import vae_fields
 
   gin.clear_config()
   gin.parse_config_file(gin_config.find(path, flag="--vae_gin_file"))
@@ -169,7 +157,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
       f"--vae_gin_file: {path} binds no CausalVae; expected `from walt_t5x.vae import autoencoder` "
       "and bindings like `autoencoder.CausalVae.base_channels = 16`"
     )
-  return vae_fields(bindings)
+  return encoders.vae_fields(bindings)
 
 
 def _resolutions(text: str) -> tuple[tuple[int, int], ...]:

@@ -1,63 +1,85 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam_jobs.shards import encoders, make_shard, shard_files
+from beam_jobs.runners import worker_deaths
+from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
+from beam_jobs.shards.shard_files import ShardName, parse_shard
 from walt_t5x.files import storage
 
 
-class PlanShards(beam.PTransform):
-  """Manifest lines (bytes) to (shard, lines), for every shard of every split that has rows; writes the plan."""
+def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | None) -> None:
+  """Runs the pipeline to its end, with progress lines on stderr.
 
-  def __init__(self, job: Job):
-    super().__init__()
-    self._job = job
-
-  def expand(self, lines):
-    job = self._job
-    assigned = (
-      lines
-      | "Text" >> beam.Map(manifest_text)
-      | "SkipBlank" >> beam.Filter(bool)
-      | "Assign" >> beam.Map(lambda line: (_key(assign(line, job)), line))
-    )
-    # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
-    every_shard = (
-      assigned
-      | "Split" >> beam.Map(lambda pair: _key(_shard(pair[0], index=0)))
-      | "DistinctSplits" >> beam.Distinct()
-      | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
-    )
-    everything = (assigned, every_shard) | beam.Flatten()
-    _ = (
-      everything
-      | "One" >> beam.Map(lambda pair: (pair[0], 0 if pair[1] is None else 1))
-      | "CountRows" >> beam.CombinePerKey(sum)
-      | "AsDict" >> beam.combiners.ToDict()
-      | "WritePlan" >> beam.Map(_write_plan, job=job)
-    )
-    return (
-      everything
-      | "ByShard" >> beam.GroupByKey()
-      | "DropEmpty" >> beam.MapTuple(lambda key, group: (key, [x for x in group if x is not None]))
-    )
+  `lines` reads manifest lines (bytes) from the pipeline's root; `rows` is their number, None if unknown.
+  """
+  # If the workers are threads of this process, rows are counted here, else in the sidecars.
+  here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
+  mode = options.view_as(DirectOptions).direct_running_mode
+  poll, seconds = lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0), 20.0
+  if here and mode in ("in_memory", "multi_threading"):
+    poll, seconds = progress.ROWS, 5.0
+  with progress.reported(rows, poll, every_seconds=seconds), worker_deaths.end_with_workers():
+    # Leaving the block waits for the job to finish.
+    with beam.Pipeline(options=options) as root:
+      add_steps(root, lines, job)
 
 
-def _write_plan(counts: Mapping[tuple, int], job: Job) -> None:
-  plan = {str(_shard(key)): rows for key, rows in counts.items()}
-  text = json.dumps(plan, indent=2, sort_keys=True) + "\n"
-  storage.write(plan_path(job.output, job.task, job.replay), text.encode())
+def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
+  """Adds the steps of `make_shards` to a pipeline: lines are grouped by shard, the plan is written, shards are made."""
+  assigned = (
+    root
+    | "Rows" >> lines
+    | "Text" >> beam.Map(manifest_text)
+    | "SkipBlank" >> beam.Filter(bool)
+    | "Assign"
+    >> beam.Map(lambda line: (str(assign(line, job)), line)).with_output_types(tuple[str, str])
+  )
+  # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
+  every_shard = (
+    assigned
+    | "Split" >> beam.MapTuple(lambda name, _: str(_shard(name, index=0)))
+    | "DistinctSplits" >> beam.Distinct()
+    | "EveryShard" >> beam.FlatMap(_every_shard, job=job)
+  )
+  everything = (assigned, every_shard) | beam.Flatten()
+  path = plan_path(job.output, job.task, job.replay)
+  _ = (
+    everything
+    | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
+    | "CountRows" >> beam.CombinePerKey(sum)
+    | "AsDict" >> beam.combiners.ToDict()
+    | "WritePlan" >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True))
+  )
+  _ = (
+    everything
+    | "ByShard" >> beam.GroupByKey()
+    | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
+    | "MakeShard" >> beam.ParDo(MakeShard(job))
+  )
+
+
+def _shard(name: str, **changes: int) -> ShardName:
+  shard = parse_shard(name)
+  assert shard is not None, "names are those of `assign`"
+  return dataclasses.replace(shard, **changes)
+
+
+def _every_shard(name: str, job: Job) -> Iterator[tuple[str, str]]:
+  """Every shard of a split, each with an empty line."""
+  for index in range(job.buckets[_shard(name).split]):
+    yield str(_shard(name, index=index)), ""
 
 
 class MakeShard(beam.DoFn):
-  """(shard, lines) to the shard's sidecar."""
+  """(name of a shard, lines) to the shard's sidecar."""
 
   def __init__(self, job: Job):
     super().__init__()
@@ -67,27 +89,11 @@ class MakeShard(beam.DoFn):
     encoders.get_encoders(self._job.encoders)
 
   def process(self, element):
-    key, lines = element
-    sidecar = make_shard.process_shard(_shard(key), lines, self._job)
+    name, lines = element
+    sidecar = make_shard.process_shard(_shard(name), lines, self._job)
     for kind in ("written", "rejected", "dead", "quarantined"):
       Metrics.counter("rows", kind).inc(sidecar[kind])
     for kind in ("rejected", "dead"):
       for reason, count in sidecar[f"{kind}_by_reason"].items():
         Metrics.counter(kind, reason).inc(count)
     yield sidecar
-
-
-def _key(shard: shard_files.ShardName) -> tuple:
-  """A shard as a key that every runner can group by."""
-  return dataclasses.astuple(shard)
-
-
-def _shard(key: tuple, **changes: Any) -> shard_files.ShardName:
-  names = (field.name for field in dataclasses.fields(shard_files.ShardName))
-  return shard_files.ShardName(**dict(zip(names, key, strict=True)) | changes)
-
-
-def _every_shard(key: tuple, job: Job) -> Iterator[tuple[tuple, None]]:
-  """Every shard of a split, each without rows."""
-  for index in range(job.buckets_of(_shard(key).split)):
-    yield _key(_shard(key, index=index)), None

@@ -1,79 +1,126 @@
-"""Common parts of the programs that make shards: the pipeline, its progress lines and its exit codes."""
+"""What the programs share: flags of limits, batches, decoding and quality, Beam's options, exit codes."""
 
+import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from beam_jobs.runners import worker_flags
+from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
+from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.files.storage import CannotWrite
 
+# Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
+LIMITS = ("max_bytes", "max_pixels", "max_seconds", "max_decoded_frames")
+BATCH_SIZES = ("batch_size", "image_batch_size")
 
-def make_shards(lines: Any, job: Any, options: Any, *, rows: int | None) -> None:
-  """Runs the pipeline to its end, with progress lines on stderr.
 
-  Args:
-    lines: transform from the pipeline's root to manifest lines, bytes.
-    job: a `plan.Job`.
-    options: Beam's pipeline options.
-    rows: number of lines, None if unknown.
+def positive(text: str) -> int:
+  """Type of flags whose values are 1 or more."""
+  if int(text) < 1:
+    raise argparse.ArgumentTypeError(f"got {text}, expected 1 or more")
+  return int(text)
+
+
+def parse(
+  parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Adds the flags of programs that make shards: (our flags, the remaining arguments for Beam).
+
+  Limits and batch sizes are None if a flag does not set them: a job takes the defaults of `ClipSpec` and
+  `EncoderConfig`, a replay the values of the job.
   """
-  import apache_beam as beam
-
-  from beam_jobs.runners import worker_deaths
-
-  with _reporter(job, options, rows), worker_deaths.end_with_workers():
-    # Leaving the block waits for the job to finish.
-    with beam.Pipeline(options=options) as root:
-      add_steps(root, lines, job)
-
-
-def add_steps(root: Any, lines: Any, job: Any) -> None:
-  """Adds the steps of `make_shards` to a pipeline."""
-  import apache_beam as beam
-
-  from beam_jobs.runners import pipeline
-
-  _ = (
-    root
-    | "Rows" >> lines
-    | "Plan" >> pipeline.PlanShards(job)
-    | "MakeShard" >> beam.ParDo(pipeline.MakeShard(job))
+  add = parser.add_argument
+  add("--max_bytes", type=int, help="largest media file")
+  add("--max_pixels", type=int, help="largest frame")
+  add("--max_seconds", type=float, help="longest video")
+  add("--max_decoded_frames", type=int, help="frames decoded for one clip")
+  add("--batch_size", type=positive, help="clips per VAE call (8; a replay: as before)")
+  add("--image_batch_size", type=positive, help="images per VAE call (32; a replay: as before)")
+  add("--decode_threads", type=positive, default=2, help="rows decoded concurrently (2)")
+  add(
+    "--decode_isolation",
+    default="process",
+    choices=ISOLATIONS,
+    help="'process' survives decoders that hang or crash (process)",
   )
-
-
-def _reporter(job: Any, options: Any, rows: int | None) -> Any:
-  """Progress reporter; counts rows here if the workers are threads of this process, else in the sidecars."""
-  from beam_jobs.shards import ledger, progress
-
-  if worker_flags.in_this_process(options):
-    return progress.Reporter(rows)
-  return progress.Reporter(
-    rows,
-    poll=lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0),
-    every_seconds=20.0,
+  add("--decode_timeout", type=float, default=120.0, help="seconds for one row (120)")
+  add(
+    "--decode_memory_mib", type=int, default=8192, help="limit per decoding process; 0 is unlimited"
   )
+  add(
+    "--qa_samples", type=int, default=0, help="rows per shard that are decoded to measure PSNR (0)"
+  )
+  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
+  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+  add("--qa_mean", **band, help="quarantine shards with a channel whose mean is outside")
+  add("--qa_std", **band, help="quarantine shards with a channel whose deviation is outside")
+  args, rest = parser.parse_known_args(argv)
+  if set(args.output) & set("*?["):
+    parser.error(
+      f"--output: got {args.output}, expected a path without * ? [, which are patterns to readers"
+    )
+  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
+    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
+  return args, rest
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+  """The flags of these names that are set."""
+  return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def job_fields(args: argparse.Namespace) -> dict[str, Any]:
+  """Fields of `plan.Job` that the flags of `parse` set."""
+  named = {"mean": args.qa_mean, "std": args.qa_std}
+  bounds = {name: tuple(values) for name, values in named.items() if values}
+  return {
+    "decoding": DecodeSettings(
+      isolation=args.decode_isolation,
+      timeout_seconds=args.decode_timeout,
+      threads=args.decode_threads,
+      memory_mib=args.decode_memory_mib,
+    ),
+    "qa_samples": args.qa_samples,
+    "band": Band(min_psnr=args.qa_min_psnr, **bounds),
+  }
+
+
+def beam_options(flags: Sequence[str]) -> Any:
+  """Options for Beam; the default runner is FnApiRunner.
+
+  Raises:
+    ValueError: if Beam does not know a flag; Beam itself would only log it.
+  """
+  from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+
+  parser = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
+  for kind in PipelineOptions.__subclasses__():
+    kind._add_argparse_args(parser)
+  _, unknown = parser.parse_known_args(list(flags))
+  if unknown:
+    raise ValueError(
+      f"unknown flags {unknown}: they are flags neither of this program (--help) nor of Beam"
+    )
+  # The last one counts.
+  return PipelineOptions(["--runner=FnApiRunner", *flags])
 
 
 def exit_code(
-  program: str,
-  run: Callable[[Sequence[str] | None], Any],
-  argv: Sequence[str] | None = None,
+  program: str, run: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None
 ) -> int:
   """Calls `run` and returns the exit code; errors that a user can fix are printed without a traceback."""
   try:
     run(argv)
+    return 0
   except (ValueError, FileNotFoundError) as error:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 2
+    code, told = 2, str(error)
   except LedgerError as error:
-    print(f"{program}: {error}", file=sys.stderr)
-    return 1
+    code, told = 1, str(error)
   except (CannotWrite, RuntimeError) as error:
     # Beam passes on exceptions of workers as text.
     if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":
       raise
-    _, _, told = str(error).rpartition(f"{CannotWrite.__name__}: ")
-    print(f"{program}: {told.strip()}", file=sys.stderr)
-    return 1
-  return 0
+    code, told = 1, str(error).rpartition(f"{CannotWrite.__name__}: ")[2].strip()
+  print(f"{program}: {told}", file=sys.stderr)
+  return code

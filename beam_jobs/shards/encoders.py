@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 
 from data import schema
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.pixels import to_float
 
 _LOCK = threading.Lock()
 
 
-class EncoderMismatch(ValueError):
-  """A checkpoint that does not match the VAE that loads it."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
   """What a worker needs to load both encoders; plain values that can be pickled and hashed.
+
+  Without a VAE, it is that of a cache of pixels, which trains the VAE: nothing is loaded.
 
   Args:
     vae_config: JSON object of CausalVae's fields, as `vae_fields` writes it.
@@ -37,38 +36,23 @@ class EncoderConfig:
     image_batch_size: images per VAE call.
   """
 
-  vae_config: str
-  vae_checkpoint: str
+  vae_config: str = ""
+  vae_checkpoint: str = ""
   vae_ema: bool = False
-  text_folder: str
+  text_folder: str = ""
   max_text_length: int = 64
   batch_size: int = 8
   image_batch_size: int = 32
 
   @property
   def batch_sizes(self) -> dict[str, int]:
-    """Batch sizes, which the last bit of the latents may depend on."""
-    return {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelConfig:
-  """For pixel caches, which train the VAE: nothing is loaded, and rows are batched to these sizes."""
-
-  batch_size: int = 8
-  image_batch_size: int = 32
-
-  @property
-  def batch_sizes(self) -> dict[str, int]:
-    """Empty: pixels do not depend on the batch size."""
-    return {}
+    """Batch sizes, which the last bit of the latents may depend on; empty for pixels, which do not."""
+    sizes = {"batch_size": self.batch_size, "image_batch_size": self.image_batch_size}
+    return sizes if self.vae_config else {}
 
 
 class PixelEncoders:
   """Has the interface of `Encoders`, but returns pixels unchanged and no text embeddings."""
-
-  def __init__(self, config: PixelConfig):
-    self.config = config
 
   def field(self, frames: int, height: int, width: int) -> str:
     """Name of the record's field."""
@@ -86,32 +70,27 @@ class PixelEncoders:
 class CaptionCache:
   """Encodes each caption of a shard once: embeddings of repeated captions are cached until their last use.
 
-  Args:
-    encoders: object with `encode_text`.
-    captions: captions of every row of the shard.
-    max_bytes: size limit of the cache; beyond it, captions are encoded again.
+  `captions` are those of every row of the shard. Beyond `max_bytes` of embeddings, captions are encoded again.
   """
 
   def __init__(self, encoders: Any, captions: Iterable[str], *, max_bytes: int = 256 << 20):
-    self._encoders, self._room = encoders, max_bytes
+    self._encoders, self._max_bytes = encoders, max_bytes
     self._left = collections.Counter(captions)
     self._kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Same as `encode_text` of the encoders."""
     fresh = [text for text in dict.fromkeys(texts) if text not in self._kept]
-    found = dict(zip(fresh, self._encoders.encode_text(fresh), strict=True)) if fresh else {}
-    result = [found[text] if text in found else self._kept[text] for text in texts]
+    found = self._encoders.encode_text(fresh) if fresh else []
+    known = self._kept | dict(zip(fresh, found, strict=True))
     self._left.subtract(texts)
-    for text, encoded in found.items():
+    self._kept, room = {}, self._max_bytes
+    for text, encoded in known.items():
       size = sum(array.nbytes for array in encoded)
-      if self._left[text] > 0 and size <= self._room:
+      if self._left[text] > 0 and size <= room:
         self._kept[text] = encoded
-        self._room -= size
-    for text in set(texts):
-      if self._left[text] <= 0 and text in self._kept:
-        self._room += sum(array.nbytes for array in self._kept.pop(text))
-    return result
+        room -= size
+    return [known[text] for text in texts]
 
 
 def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,11 +103,8 @@ def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
 
   from walt_t5x.vae.autoencoder import CausalVae
 
-  fields: dict[str, Any] = {
-    field.name: field.default
-    for field in dataclasses.fields(CausalVae)
-    if field.name not in ("parent", "name")
-  }
+  fields: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(CausalVae)}
+  del fields["parent"], fields["name"]
   if unknown := sorted(set(bindings) - set(fields)):
     raise ValueError(f"CausalVae has no fields {unknown}; expected some of {sorted(fields)}")
   fields |= bindings
@@ -160,14 +136,12 @@ class Encoders:
     from walt_t5x.text.encoder import TextEncoder
 
     self.config = config
-    self.vae = build_vae(json.loads(config.vae_config))
-    params = select_vae_params(
-      self.vae, load_params(config.vae_checkpoint, ema=config.vae_ema), config.vae_checkpoint
-    )
+    vae = build_vae(json.loads(config.vae_config))
+    saved = load_params(config.vae_checkpoint, ema=config.vae_ema)
+    params = select_vae_params(vae, saved, config.vae_checkpoint)
     self.vae_fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
     self._params = jax.tree.map(jnp.asarray, params)
     self.text = TextEncoder.load(config.text_folder)
-    vae = self.vae
 
     @jax.jit
     def encode(params, pixels):
@@ -220,22 +194,22 @@ class Encoders:
     return [known[text] for text in texts]
 
 
-def get_encoders(config: EncoderConfig | PixelConfig) -> Any:
+def get_encoders(config: EncoderConfig) -> Any:
   """The encoders of this process for a config; the first caller loads them, the others wait."""
   with _LOCK:
     return _load(config)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(config: EncoderConfig | PixelConfig) -> Encoders | PixelEncoders:
-  return PixelEncoders(config) if isinstance(config, PixelConfig) else Encoders(config)
+def _load(config: EncoderConfig) -> Encoders | PixelEncoders:
+  return Encoders(config) if config.vae_config else PixelEncoders()
 
 
 def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping[str, Any]:
   """Selects the VAE's parameters from a checkpoint, which may also hold a discriminator.
 
   Raises:
-    EncoderMismatch: naming the first parameter that is missing, unexpected or of another shape.
+    Mismatch: naming the first parameter that is missing, unexpected or of another shape.
   """
   import jax
   import jax.numpy as jnp
@@ -243,29 +217,23 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
 
   frames = 1 + vae.temporal_factor
   video = jnp.zeros((1, frames, 2 * vae.spatial_factor, 2 * vae.spatial_factor, 3))
-  shapes = jax.eval_shape(vae.init, jax.random.key(0), video)["params"]
 
   def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
     flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     return {name: np.shape(value) for name, value in flat.items()}
 
-  wanted = shapes_of(shapes)
+  wanted = shapes_of(jax.eval_shape(vae.init, jax.random.key(0), video)["params"])
 
-  def differences(tree: Any) -> list[str]:
-    got = shapes_of(tree) if isinstance(tree, Mapping) else {}
-    return [
-      f"{key}: checkpoint {got.get(key, 'has none')}, configured VAE {wanted.get(key, 'has none')}"
-      for key in sorted(set(got) | set(wanted))
-      if got.get(key) != wanted.get(key)
-    ]
+  def differing(tree: Any) -> list[str]:
+    return sorted({key for key, _ in shapes_of(tree).items() ^ wanted.items()})
 
   candidates = [params, *(tree for tree in params.values() if isinstance(tree, Mapping))]
-  found = [(differences(tree), tree) for tree in candidates]
-  problems, best = min(found, key=lambda pair: len(pair[0]))
-  if problems:
-    raise EncoderMismatch(
-      f"{name} does not fit the VAE of --vae_gin_file; {len(problems)} parameters differ, first "
-      f"{problems[0]}; set the gin file that the checkpoint was trained with"
+  best = min(candidates, key=lambda tree: len(differing(tree)))
+  if keys := differing(best):
+    got, expected = (shapes.get(keys[0], "has none") for shapes in (shapes_of(best), wanted))
+    raise Mismatch(
+      f"{name} does not fit the VAE of --vae_gin_file; {len(keys)} parameters differ, first {keys[0]}: checkpoint "
+      f"{got}, configured VAE {expected}; set the gin file that the checkpoint was trained with"
     )
   return best
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from beam_jobs.shards import shard_files
@@ -32,31 +32,22 @@ class Totals:
   @classmethod
   def of(cls, sidecar: Mapping[str, Any]) -> "Totals":
     """Totals of one shard."""
+    counts = ("rows", "written", "quarantined", "bytes", "tokens", "captions")
     return cls(
-      rows=sidecar["rows"],
-      written=sidecar["written"],
+      **{name: sidecar[name] for name in counts},
       rejected=Counter(sidecar["rejected_by_reason"]),
       dead=Counter(sidecar["dead_by_reason"]),
-      quarantined=sidecar["quarantined"],
-      bytes=sidecar["bytes"],
-      tokens=sidecar["tokens"],
-      captions=sidecar["captions"],
       psnr={name: (v["count"], v["sum"]) for name, v in sidecar["psnr"].items()},
     )
 
   def __add__(self, other: "Totals") -> "Totals":
+    names = [field.name for field in dataclasses.fields(self) if field.name != "psnr"]
+    sums = {name: getattr(self, name) + getattr(other, name) for name in names}
     psnr = dict(self.psnr)
     for name, (count, total) in other.psnr.items():
       before = psnr.get(name, (0, 0.0))
       psnr[name] = (before[0] + count, before[1] + total)
-    return Totals(
-      **{
-        field.name: getattr(self, field.name) + getattr(other, field.name)
-        for field in dataclasses.fields(self)
-        if field.name != "psnr"
-      },
-      psnr=psnr,
-    )
+    return Totals(**sums, psnr=psnr)
 
   def to_json(self) -> dict[str, Any]:
     """Plain values."""
@@ -91,7 +82,7 @@ class Summary:
 
 def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.ShardName, int]:
   """Number of rows that each shard of the job, or of a replay, must account for."""
-  plan = json.loads(storage.read(plan_path(output, task, replay)))
+  plan = storage.read_json(plan_path(output, task, replay))
   found = {shard: rows for name, rows in plan.items() if (shard := shard_files.parse_shard(name))}
   if len(found) < len(plan):
     raise LedgerError(
@@ -101,20 +92,10 @@ def read_plan(output: str, task: str, replay: int = 0) -> dict[shard_files.Shard
   return found
 
 
-def finalize(
-  output: str,
-  task: str,
-  *,
-  settings_digest: str,
-  origin: Mapping[str, Any],
-) -> Summary:
+def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[str, Any]) -> Summary:
   """Sums up and checks the sidecars, writes provenance, info and stats, and COMPLETED last.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    settings_digest: digest of this run; shards with another digest are rejected.
-    origin: fields of `Provenance` except `latents`.
+  `origin` has the fields of `Provenance` except `latents`. Shards with another digest of the settings are rejected.
 
   Raises:
     LedgerError: if rows are unaccounted for, files do not belong to the plan, or no row was written.
@@ -123,23 +104,18 @@ def finalize(
   folders = sorted({shard.task for shard in plan})
   for folder in folders:
     storage.delete(storage.join(output, folder, "COMPLETED"))
-  sidecars = dict(all_checked(output, plan, settings_digest))
+  sidecars = all_checked(output, plan, settings_digest)
   for folder in folders:
     check_folder(output, folder, plan)
-  splits: dict[tuple[str, str], Totals] = {}
+  splits, quarantine = add_up(sidecars)
   moments: dict[str, dict[str, Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
-  quarantine: dict[str, Sequence[str]] = {}
   for shard, sidecar in sidecars.items():
-    where = (shard.task, shard.split)
-    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
-    if sidecar["quarantined"]:
-      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
-      continue
-    fields[shard.task] |= set(sidecar["fields"])
-    mine = moments[shard.task]
-    for name, raw in sidecar["moments"].items():
-      mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
+    if not sidecar["quarantined"]:
+      fields[shard.task] |= set(sidecar["fields"])
+      mine = moments[shard.task]
+      for name, raw in sidecar["moments"].items():
+        mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
   summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
   if not summary.completed:
     raise LedgerError(
@@ -149,8 +125,32 @@ def finalize(
   statistics = latent_statistics(moments)
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
-    _write_folder(output, folder, summary, plan, kept=kept, fields=sorted(fields[folder]))
+    storage.write(storage.join(output, folder, provenance.FILE_NAME), kept.to_json())
+    counts = Counter(shard.split for shard in plan if shard.task == folder)
+    for split, count in counts.items():
+      info = {
+        "num_shards": count,
+        "features": schema.seqio_features(sorted(fields[folder])),
+        "seqio_version": importlib.metadata.version("seqio"),
+      }
+      path = storage.join(output, folder, f"info.{split}.json")
+      storage.write_json(path, info, indent=2, sort_keys=True)
+    complete(output, folder, summary)
   return summary
+
+
+def add_up(
+  sidecars: Mapping[shard_files.ShardName, Mapping[str, Any]],
+) -> tuple[dict[tuple[str, str], Totals], dict[str, Sequence[str]]]:
+  """Totals by (task, split), and the violations of each quarantined shard."""
+  splits: dict[tuple[str, str], Totals] = {}
+  quarantine: dict[str, Sequence[str]] = {}
+  for shard, sidecar in sidecars.items():
+    where = (shard.task, shard.split)
+    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
+    if sidecar["quarantined"]:
+      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
+  return splits, quarantine
 
 
 def latent_statistics(
@@ -166,53 +166,50 @@ def latent_statistics(
     for name, part in sorted(fields.items()):
       size = schema.latents_shape(name)[1:]
       merged[size] = merged.get(size, Moments()) + part
-  statistics = {}
-  for folder, fields in moments.items():
-    statistics[folder] = {}
-    for name in sorted(fields):
-      mean, std = merged[schema.latents_shape(name)[1:]].mean_std()
-      statistics[folder][name] = provenance.LatentStatistics(channels=len(mean), mean=mean, std=std)
-  return statistics
 
+  def statistics(name: str) -> provenance.LatentStatistics:
+    mean, std = merged[schema.latents_shape(name)[1:]].mean_std()
+    return provenance.LatentStatistics(channels=len(mean), mean=mean, std=std)
 
-def checked(
-  output: str, shard: shard_files.ShardName, rows: int, settings_digest: str
-) -> dict[str, Any]:
-  """The checked sidecar of a shard.
-
-  Raises:
-    LedgerError: if it does not account for the rows or has other settings, or if the shard does not exist.
-  """
-  sidecar = shard_files.read_sidecar(output, shard)
-  if sidecar is None:
-    raise LedgerError(f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again")
-  placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
-  if not rows == sidecar["rows"] == placed:
-    raise LedgerError(
-      f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
-      "rejected, dead or quarantined; delete the sidecar and run the job again"
-    )
-  if sidecar["settings"] != settings_digest:
-    raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
-  path = shard.path(output)
-  if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
-    raise LedgerError(
-      f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
-    )
-  return sidecar
+  return {
+    folder: {name: statistics(name) for name in sorted(fields)}
+    for folder, fields in moments.items()
+  }
 
 
 def all_checked(
   output: str, plan: Mapping[shard_files.ShardName, int], settings_digest: str
-) -> Iterator[tuple[shard_files.ShardName, dict[str, Any]]]:
+) -> dict[shard_files.ShardName, dict[str, Any]]:
   """Every shard of a plan and its sidecar, sorted by name.
 
   Raises:
-    LedgerError: see `checked`.
+    LedgerError: if one does not account for its rows or has other settings, or if a shard does not exist.
   """
+
+  def checked(shard: shard_files.ShardName) -> dict[str, Any]:
+    sidecar = shard_files.read_sidecar(output, shard)
+    rows = plan[shard]
+    if sidecar is None:
+      raise LedgerError(
+        f"{shard} has no sidecar: {rows} rows are unaccounted for; run the job again"
+      )
+    placed = sum(sidecar[k] for k in ("written", "rejected", "dead", "quarantined"))
+    if not rows == sidecar["rows"] == placed:
+      raise LedgerError(
+        f"{shard}: the plan has {rows} rows, the sidecar {sidecar['rows']}, and {placed} were written, "
+        "rejected, dead or quarantined; delete the sidecar and run the job again"
+      )
+    if sidecar["settings"] != settings_digest:
+      raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
+    path = shard.path(output)
+    if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
+      raise LedgerError(
+        f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
+      )
+    return sidecar
+
   names = sorted(plan)
-  found = storage.for_each(lambda s: checked(output, s, plan[s], settings_digest), names)
-  return zip(names, found, strict=True)
+  return dict(zip(names, storage.for_each(checked, names), strict=True))
 
 
 def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, int]) -> None:
@@ -232,40 +229,15 @@ def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, 
       )
 
 
-def _write_folder(
-  output: str,
-  folder: str,
-  summary: Summary,
-  plan: Mapping[shard_files.ShardName, int],
-  *,
-  kept: provenance.Provenance,
-  fields: Sequence[str],
-) -> None:
-  def write(name: str, text: str) -> None:
-    storage.write(storage.join(output, folder, name), text.encode())
-
-  write(provenance.FILE_NAME, kept.to_json())
-  counts = Counter(shard.split for shard in plan if shard.task == folder)
-  for task, split in summary.splits:
+def complete(output: str, folder: str, summary: Summary) -> None:
+  """Writes stats.{split}.json of a folder and, last, COMPLETED."""
+  for (task, split), totals in summary.splits.items():
     if task == folder:
-      info = {
-        "num_shards": counts[split],
-        "features": schema.seqio_features(fields),
-        "seqio_version": importlib.metadata.version("seqio"),
-      }
-      write(f"info.{split}.json", json.dumps(info, indent=2, sort_keys=True) + "\n")
-      write(f"stats.{split}.json", stats_text(summary, folder, split))
-  write("COMPLETED", "")
-
-
-def stats_text(summary: Summary, folder: str, split: str) -> str:
-  """Contents of stats.{split}.json."""
-  totals = summary.splits[folder, split]
-  stats = {"examples": totals.written} | totals.to_json()
-  stats["quarantined_shards"] = sorted(
-    name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")
-  )
-  return json.dumps(stats, indent=2, sort_keys=True) + "\n"
+      held = [name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")]
+      stats = {"examples": totals.written, "quarantined_shards": sorted(held)} | totals.to_json()
+      path = storage.join(output, folder, f"stats.{split}.json")
+      storage.write_json(path, stats, indent=2, sort_keys=True)
+  storage.write(storage.join(output, folder, "COMPLETED"), b"")
 
 
 def rows_on_disk(output: str, task: str, replay: int = 0) -> int:

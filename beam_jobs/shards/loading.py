@@ -28,22 +28,18 @@ class DecodeSettings:
   Args:
     isolation: 'process' survives a decoder that hangs or crashes; 'thread' avoids starting processes.
     timeout_seconds: a row that takes longer to decode is a dead letter.
-    processes: number of processes with isolation 'process'.
+    threads: rows that are loaded concurrently, ahead of the encoder; as many processes with isolation 'process'.
     memory_mib: address space limit of a decoding process; 0 is unlimited.
   """
 
   isolation: str = "process"
   timeout_seconds: float = 120.0
-  processes: int = 2
+  threads: int = 2
   memory_mib: int = 8192
 
   def __post_init__(self):
-    if self.isolation not in ISOLATIONS:
-      raise ValueError(f"decode_isolation: got {self.isolation!r}, expected one of {ISOLATIONS}")
-    if self.timeout_seconds <= 0 or self.processes < 1 or self.memory_mib < 0:
-      raise ValueError(
-        f"expected a time limit above 0, 1 or more processes and memory >= 0, got {self}"
-      )
+    if self.timeout_seconds <= 0 or self.memory_mib < 0:
+      raise ValueError(f"expected a time limit above 0 and memory >= 0, got {self}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,28 +58,20 @@ class Loaded:
   row: Row
   record_id: str
   clip: Clip
-  media_id: str = ""
+  media_id: str
 
 
-def media_id(content: bytes, row: Row, spec: ClipSpec) -> str:
-  """sha256 of content and clip window."""
-  return hashlib.sha256(hashlib.sha256(content).digest() + _window(row, spec).encode()).hexdigest()
-
-
-def record_id(content: bytes, row: Row, spec: ClipSpec) -> str:
-  """sha256 of content, clip window and captions: another window or other captions make another record."""
-  digest = hashlib.sha256(hashlib.sha256(content).digest())
-  digest.update(json.dumps((row.modality, json.loads(_window(row, spec)), row.captions)).encode())
-  return digest.hexdigest()
-
-
-def _window(row: Row, spec: ClipSpec) -> str:
+def _ids(content: bytes, row: Row, spec: ClipSpec) -> tuple[str, str]:
+  """(record id, media id): sha256 of content and clip window, the record's also of the captions."""
   window = ()
   if row.modality == "video":
     window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
     if spec.position == "random":
       window = (*window, spec.seed)
-  return json.dumps(window)
+  digest = hashlib.sha256(content).digest()
+  record = digest + json.dumps((row.modality, window, row.captions)).encode()
+  media = digest + json.dumps(window).encode()
+  return hashlib.sha256(record).hexdigest(), hashlib.sha256(media).hexdigest()
 
 
 def draw(identity: str) -> float:
@@ -106,11 +94,11 @@ def load_row(
     return Failure("read", "too_large", f"{error} (--max_bytes)")
   except Exception as error:  # File systems raise different errors; all of them go to the ledger.
     return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
-  identity = record_id(content, row, spec)
+  record_id, media_id = _ids(content, row, spec)
   window = {
     "start_seconds": row.start_seconds,
     "end_seconds": row.end_seconds,
-    "draw": draw(identity),
+    "draw": draw(record_id),
     "rules": tuple(rules),
     "max_decode_seconds": settings.timeout_seconds,
   }
@@ -131,7 +119,7 @@ def load_row(
     return Failure("decode", "out_of_memory", f"{error or 'no memory left'} (--decode_memory_mib)")
   except Exception as error:  # A decoder error on one file must not fail the shard.
     return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
-  return Loaded(row, identity, clip, media_id(content, row, spec))
+  return Loaded(row, record_id, clip, media_id)
 
 
 def _pool(settings: DecodeSettings) -> Isolated:
@@ -144,7 +132,7 @@ def _pool(settings: DecodeSettings) -> Isolated:
 def _started(settings: DecodeSettings) -> Isolated:
   return Isolated(
     decoding.decode,
-    processes=settings.processes,
+    processes=settings.threads,
     # The decoder checks its own time limit between frames; this limit is for a decoder that hangs.
     timeout_seconds=settings.timeout_seconds + min(5.0, settings.timeout_seconds),
     memory_bytes=settings.memory_mib << 20 or None,

@@ -1,8 +1,9 @@
 """Makes one shard: decodes, filters, encodes and writes its rows, and closes it with its sidecar."""
 
 import collections
+import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,35 +29,27 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
     return complete
   rows = [parse_line(line, job.manifest_folder) for line in sorted(lines)]
   rows.sort(key=lambda row: row.identity)
+  loaded_encoders = encoders.get_encoders(job.encoders)
+  samples = quality.Samples(job.qa_samples)
   with (
     shard_files.ShardWriter(
       job.output, shard, settings_digest=job.settings_digest, rows_digest=digest, band=job.band
     ) as writer,
-    ThreadPoolExecutor(job.decode_threads) as pool,
+    ThreadPoolExecutor(job.decoding.threads) as pool,
   ):
-    loaded = _load_ahead(_accept(rows, writer, job), job, pool)
-    batches = _batched(_keep(loaded, writer, job), job)
     captions = encoders.CaptionCache(
-      encoders.get_encoders(job.encoders),
-      (caption for row in rows for caption in (row.captions or ("",))),
+      loaded_encoders, (caption for row in rows for caption in (row.captions or ("",)))
     )
-    samples = quality.Samples(job.qa_samples)
-    encoding: _Encoding | None = None
-    for batch in batches:
-      # The device encodes the next batch while the last one is written.
-      following = _Encoding(batch, job, captions)
-      if encoding:
-        encoding.write(writer, samples)
-      encoding = following
-    if encoding:
-      encoding.write(writer, samples)
-    if job.qa_samples:
-      measured = quality.measure(
-        samples, encoders.get_encoders(job.encoders), rows=job.encoders.batch_size
-      )
-      for name, values in measured.items():
-        for value in values:
-          writer.measure(name, value)
+    kept = _keep(_load_ahead(rows, job, pool), writer, job)
+    started = (_start(batch, job, captions) for batch in _batched(kept, job))
+    current = next(started, None)
+    while current:
+      # The device encodes the next batch while this one is written.
+      following = next(started, None)
+      _write(*current, field=loaded_encoders.field, writer=writer, samples=samples)
+      current = following
+    for name, psnr in quality.measure(samples, loaded_encoders, rows=job.encoders.batch_size):
+      writer.measure(name, psnr)
   return writer.sidecar
 
 
@@ -65,36 +58,15 @@ def _judged_alike(sidecar: Mapping[str, Any], job: Job) -> bool:
   return bool(sidecar["quarantined"]) == bool(sidecar["moments"] and job.band.violations(sidecar))
 
 
-def _accept(rows: Iterable[Row], writer: shard_files.ShardWriter, job: Job) -> Iterator[Row]:
-  """Yields the rows to load: those that parse, have a caption or label, are not repeated and pass the row filters."""
-  seen = set()
-  for row in rows:
-    if row.problem:
-      writer.dead_letter(row, stage="manifest", reason=row.problem[0], message=row.problem[1])
-    elif row.identity in seen:
-      writer.reject(row, "duplicate", "another row has the same uri, window and captions")
-    elif not row.captions and row.label == schema.NO_LABEL:
-      writer.reject(row, "no_caption", "the row has neither a caption nor a label")
-    else:
-      try:
-        accepted = row_filters.check_row(row, job.filtering.rules)
-      except Rejected as rejection:
-        writer.reject(row, rejection.reason, str(rejection))
-      else:
-        seen.add(row.identity)
-        yield accepted
-        continue
-    progress.ROWS.add(1)
-
-
 def _load_ahead(
-  rows: Iterator[Row], job: Job, pool: ThreadPoolExecutor
+  rows: Iterable[Row], job: Job, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Row, Loaded | Failure]]:
-  """Yields loaded rows in order, with a bounded number of rows loaded ahead."""
+  """Yields rows in order, with a bounded number of them loaded ahead."""
   waiting = collections.deque()
-  ahead = 2 * job.decode_threads + job.encoders.batch_size
+  ahead = 2 * job.decoding.threads + job.encoders.batch_size
+  seen: set[str] = set()
   for row in rows:
-    waiting.append((row, pool.submit(load_row, row, job.clip, job.filtering.rules, job.decoding)))
+    waiting.append((row, pool.submit(_load, _check(row, seen, job), job)))
     if len(waiting) > ahead:
       first, future = waiting.popleft()
       yield first, future.result()
@@ -102,32 +74,53 @@ def _load_ahead(
     yield row, future.result()
 
 
+def _check(row: Row, seen: set[str], job: Job) -> Row | Failure:
+  """The row to load, if it parses, has a caption or label, is not repeated and passes the row filters."""
+  if row.problem:
+    return Failure("manifest", *row.problem)
+  if row.identity in seen:
+    return Failure("filter", "duplicate", "another row has the same uri, window and captions")
+  if not row.captions and row.label == schema.NO_LABEL:
+    return Failure("filter", "no_caption", "the row has neither a caption nor a label")
+  try:
+    accepted = row_filters.check_row(row, job.filtering.rules)
+  except Rejected as rejection:
+    return Failure("filter", rejection.reason, str(rejection))
+  seen.add(row.identity)
+  return accepted
+
+
+def _load(row: Row | Failure, job: Job) -> Loaded | Failure:
+  if isinstance(row, Failure):
+    return row
+  return load_row(row, job.clip, job.filtering.rules, job.decoding)
+
+
 def _keep(
   loaded: Iterator[tuple[Row, Loaded | Failure]], writer: shard_files.ShardWriter, job: Job
 ) -> Iterator[Loaded]:
-  """Yields rows that were decoded and pass the filters."""
+  """Yields rows that were decoded and pass the filters; the others go to the ledger."""
   seen = duplicates.Seen(job.filtering.duplicates, job.filtering.near_duplicate_bits)
   for row, result in loaded:
     if isinstance(result, Loaded):
       try:
         row_filters.check_clip(row, result.clip, job.filtering.rules)
         seen.check(row.uri, result.media_id, result.clip.frames)
-      except Rejected as rejection:
-        writer.reject(row, rejection.reason, str(rejection))
-      else:
         yield result
         continue
-    elif result.stage == "filter":
-      writer.reject(row, result.reason, result.message)
-    else:
-      writer.dead_letter(row, stage=result.stage, reason=result.reason, message=result.message)
-    progress.ROWS.add(1)
+      except Rejected as rejection:
+        result = Failure("filter", rejection.reason, str(rejection))
+    _fail(row, result, writer)
+
+
+def _fail(row: Row, failure: Failure, writer: shard_files.ShardWriter) -> None:
+  writer.fail(row, **dataclasses.asdict(failure))
+  progress.ROWS.add(1)
 
 
 def _batched(rows: Iterator[Loaded], job: Job) -> Iterator[list[Loaded]]:
   for first in rows:
-    size = _batch_rows(first, job)
-    yield [first, *itertools.islice(rows, size - 1)]
+    yield [first, *itertools.islice(rows, _batch_rows(first, job) - 1)]
 
 
 def _batch_rows(loaded: Loaded, job: Job) -> int:
@@ -135,64 +128,59 @@ def _batch_rows(loaded: Loaded, job: Job) -> int:
   return job.encoders.image_batch_size if image else job.encoders.batch_size
 
 
-class _Encoding:
-  """A batch that is being encoded."""
+def _start(batch: Sequence[Loaded], job: Job, captions: encoders.CaptionCache) -> tuple:
+  """A batch, its latents by resolution, which the device may still be computing, and the texts of its rows."""
+  start, rows = encoders.get_encoders(job.encoders).start_encode, _batch_rows(batch[0], job)
+  sizes = job.clip.resolutions
+  # In threads, so that the programs of the first batch compile in parallel.
+  with ThreadPoolExecutor(len(sizes)) as pool:
+    pixels = [np.stack([loaded.clip.frames[size] for loaded in batch]) for size in sizes]
+    started = pool.map(lambda clips: start(clips, rows), pixels)
+    latents = dict(zip(sizes, started))
+  return batch, latents, _texts(batch, captions)
 
-  def __init__(self, batch: Sequence[Loaded], job: Job, captions: encoders.CaptionCache):
-    self._batch, self._captions = batch, captions
-    self._encoders = encoders.get_encoders(job.encoders)
-    self._rows = _batch_rows(batch[0], job)
-    self._pixels = {
-      size: np.stack([loaded.clip.frames[size] for loaded in batch])
-      for size in job.clip.resolutions
-    }
-    # In threads, so that the programs of the first batch compile in parallel.
-    with ThreadPoolExecutor(len(self._pixels)) as pool:
-      started = pool.map(self._start, self._pixels.values())
-      self._latents = dict(zip(self._pixels, started))
-    self._texts = [loaded.row.captions or ("",) for loaded in batch]
-    self._encoded = self._encode_texts()
 
-  def _start(self, pixels: np.ndarray) -> Any:
-    return self._encoders.start_encode(pixels, self._rows)
+def _texts(
+  batch: Sequence[Loaded], captions: encoders.CaptionCache
+) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
+  """Token ids and embeddings of the captions of each row, or why they cannot be encoded."""
+  texts = [loaded.row.captions or ("",) for loaded in batch]
+  try:
+    encoded = iter(captions.encode(list(itertools.chain(*texts))))
+    return [list(itertools.islice(encoded, len(mine))) for mine in texts]
+  except ValueError as error:
+    if len(batch) == 1:
+      return [Failure("encode", "bad_caption", str(error))]
+    return [text for loaded in batch for text in _texts([loaded], captions)]
 
-  def _encode_texts(self) -> list[list[tuple[np.ndarray, np.ndarray]] | Failure]:
-    flat = [caption for captions in self._texts for caption in captions]
-    try:
-      encoded = iter(self._captions.encode(flat))
-      return [[next(encoded) for _ in captions] for captions in self._texts]
-    except ValueError:
-      return [self._encode_alone(captions) for captions in self._texts]
 
-  def _encode_alone(self, captions: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]] | Failure:
-    try:
-      return self._captions.encode(captions)
-    except ValueError as error:
-      return Failure("encode", "bad_caption", str(error))
-
-  def write(self, writer: shard_files.ShardWriter, samples: quality.Samples) -> None:
-    """Waits for the device, writes the batch's records and offers them for quality samples."""
-    latents, pixels = {}, {}
-    for size, values in self._latents.items():
-      values = np.asarray(values)
-      name = self._encoders.field(*values.shape[1:4])
-      latents[name], pixels[name] = values, self._pixels[size]
-    for i, loaded in enumerate(self._batch):
-      row, text = loaded.row, self._encoded[i]
-      mine = {name: values[i] for name, values in latents.items()}
-      if not isinstance(text, Failure):
-        text = _nonfinite(mine, text) or text
-      if isinstance(text, Failure):
-        writer.dead_letter(row, stage=text.stage, reason=text.reason, message=text.message)
-      else:
-        writer.write(_record(loaded, mine, text))
-        samples.offer(
-          row.key,
-          lambda mine=mine, i=i: {
-            name: (values.copy(), pixels[name][i].copy()) for name, values in mine.items()
-          },
-        )
-      progress.ROWS.add(1)
+def _write(
+  batch: Sequence[Loaded],
+  latents: Mapping[tuple[int, int], Any],
+  texts: Sequence[list[tuple[np.ndarray, np.ndarray]] | Failure],
+  *,
+  field: Callable[[int, int, int], str],
+  writer: shard_files.ShardWriter,
+  samples: quality.Samples,
+) -> None:
+  """Waits for the device, writes the batch's records and offers them for quality samples."""
+  arrays = {size: np.asarray(values) for size, values in latents.items()}
+  names = {size: field(*values.shape[1:4]) for size, values in arrays.items()}
+  for i, (loaded, text) in enumerate(zip(batch, texts)):
+    mine = {names[size]: values[i] for size, values in arrays.items()}
+    if not isinstance(text, Failure):
+      text = _nonfinite(mine, text) or text
+    if isinstance(text, Failure):
+      _fail(loaded.row, text, writer)
+      continue
+    writer.write(_record(loaded, mine, text))
+    samples.offer(
+      loaded.row.key,
+      lambda mine=mine, frames=loaded.clip.frames: {
+        names[size]: (mine[names[size]].copy(), frames[size].copy()) for size in names
+      },
+    )
+    progress.ROWS.add(1)
 
 
 def _nonfinite(latents: Mapping[str, np.ndarray], text: Sequence[tuple]) -> Failure | None:

@@ -24,38 +24,29 @@ class Job:
     task: common name of the task folders.
     manifest_folder: base of relative uris.
     num_shards: number of shards per split.
-    replay: number of the replay; 0 for the job itself.
     buckets: number of shards per split that rows are assigned to; in a job, all of them.
-    encoders: which VAE and text encoder.
     clip: which clip to extract from the media.
-    filtering: filters that rows must pass to be written.
-    decoding: how this worker decodes.
     settings_digest: digest of everything that decides the contents of a shard.
-    decode_threads: threads of a worker that read and decode ahead of the encoder.
     qa_samples: rows per shard whose latents are decoded to measure PSNR.
     band: bounds on quality; a shard outside them is quarantined.
     retry_dead: whether shards with dead letters are made again.
+    replay: number of the replay; 0 for the job itself.
   """
 
   output: str
   task: str
   manifest_folder: str
   num_shards: Mapping[str, int]
-  encoders: encoders.EncoderConfig | encoders.PixelConfig
+  buckets: Mapping[str, int]
+  encoders: encoders.EncoderConfig
   clip: ClipSpec
   settings_digest: str
-  filtering: row_filters.FilterSpec = dataclasses.field(default_factory=row_filters.FilterSpec)
-  decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
-  decode_threads: int = 2
-  qa_samples: int = 0
-  band: quality.Band = dataclasses.field(default_factory=quality.Band)
+  filtering: row_filters.FilterSpec
+  decoding: DecodeSettings
+  qa_samples: int
+  band: quality.Band
   retry_dead: bool = False
   replay: int = 0
-  buckets: Mapping[str, int] | None = None
-
-  def buckets_of(self, split: str) -> int:
-    """Number of shards that the rows of a split are assigned to."""
-    return (self.buckets or self.num_shards)[split]
 
 
 def manifest_text(line: bytes) -> str:
@@ -73,7 +64,7 @@ def assign(line: str, job: Job) -> shard_files.ShardName:
   return shard_files.ShardName(
     task=f"{job.task}_{row.modality}s",
     split=row.split,
-    index=int(row.shard_key[:16], 16) % job.buckets_of(row.split),
+    index=int(row.shard_key[:16], 16) % job.buckets[row.split],
     count=job.num_shards[row.split],
     replay=job.replay,
   )

@@ -1,9 +1,10 @@
 """Progress lines on stderr while a job runs: rows done, rate and remaining time."""
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class RowCounter:
@@ -28,45 +29,31 @@ class RowCounter:
 ROWS = RowCounter()
 
 
-class Reporter:
-  """Prints a line every few seconds inside a `with` block.
+@contextlib.contextmanager
+def reported(
+  total: int | None, poll: Callable[[], tuple[int, int]], *, every_seconds: float
+) -> Iterator[None]:
+  """Prints a line every few seconds inside the block.
 
-  Args:
-    total: rows of the manifest, None if unknown.
-    poll: rows done and skipped so far; `ROWS` if all workers run in this process.
-    every_seconds: interval between lines.
+  `poll` gives the rows done so far and those skipped among them; `total` is None if unknown.
   """
+  started, before = time.monotonic(), poll()
+  ended = threading.Event()
 
-  def __init__(
-    self,
-    total: int | None,
-    *,
-    poll: Callable[[], tuple[int, int]] = ROWS,
-    every_seconds: float = 5.0,
-  ):
-    self._total, self._poll, self._every = total, poll, every_seconds
-    self._stop = threading.Event()
-    self._thread = threading.Thread(target=self._run, daemon=True)
-    self._started, self._base = time.monotonic(), (0, 0)
+  def report() -> None:
+    while not ended.wait(every_seconds):
+      done, skipped = (now - base for now, base in zip(poll(), before))
+      rate = (done - skipped) / (time.monotonic() - started)
+      line = f"preprocess: {done} rows, {rate:.1f} rows/s"
+      if total is not None:
+        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "starting"
+        line = f"preprocess: {done}/{total} rows, {rate:.1f} rows/s, {left}"
+      print(line, file=sys.stderr, flush=True)
 
-  def __enter__(self) -> "Reporter":
-    self._started, self._base = time.monotonic(), self._poll()
-    self._thread.start()
-    return self
-
-  def __exit__(self, *unused) -> None:
-    self._stop.set()
-    self._thread.join()
-
-  def _run(self) -> None:
-    while not self._stop.wait(self._every):
-      print(self.line(), file=sys.stderr, flush=True)
-
-  def line(self) -> str:
-    """The progress line."""
-    done, skipped = (now - base for now, base in zip(self._poll(), self._base))
-    rate = (done - skipped) / max(time.monotonic() - self._started, 1e-9)
-    if self._total is None:
-      return f"preprocess: {done} rows, {rate:.1f} rows/s"
-    left = f"{(self._total - done) / rate:.0f} s left" if rate > 0 else "starting"
-    return f"preprocess: {done}/{self._total} rows, {rate:.1f} rows/s, {left}"
+  thread = threading.Thread(target=report, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()

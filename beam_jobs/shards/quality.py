@@ -1,9 +1,10 @@
 """Quality of a shard's latents: PSNR of a few decoded rows, and the bounds on it and on the latents' moments."""
 
+import bisect
 import dataclasses
-import heapq
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,12 @@ class Band:
           for channel, value in enumerate(values)
           if not low <= value <= high
         ]
-    if self.min_psnr is not None:
-      for name in sorted(sidecar["moments"]):
-        measured = sidecar["psnr"].get(name)
-        if not measured:
-          found.append(f"{name}: no PSNR was measured (--qa_samples)")
-        elif measured["sum"] / measured["count"] < self.min_psnr:
-          psnr = measured["sum"] / measured["count"]
-          found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
+    for name in sorted(sidecar["moments"]) if self.min_psnr is not None else ():
+      measured = sidecar["psnr"].get(name)
+      if not measured:
+        found.append(f"{name}: no PSNR was measured (--qa_samples)")
+      elif (psnr := measured["sum"] / measured["count"]) < self.min_psnr:
+        found.append(f"{name}: mean PSNR is {psnr:.2f} dB, expected at least {self.min_psnr:g}")
     return found
 
 
@@ -53,40 +52,28 @@ class Samples:
 
   def __init__(self, count: int):
     self._count = count
-    self._heap: list[tuple[int, int, Any]] = []
+    self._kept: list[tuple[str, Any]] = []
 
-  def offer(self, key: str, take: Any) -> None:
-    """Keeps a row if its key is among the smallest so far.
-
-    Args:
-      key: hex digest of the row.
-      take: called without arguments for the value to keep, only if the row is kept.
-    """
-    number = -int(key[:16], 16)
-    if len(self._heap) < self._count:
-      heapq.heappush(self._heap, (number, len(self._heap), take()))
-    elif self._count and number > self._heap[0][0]:
-      heapq.heapreplace(self._heap, (number, self._heap[0][1], take()))
+  def offer(self, key: str, take: Callable[[], Any]) -> None:
+    """Keeps the value that `take` returns if the row's key, a hex digest, is among the smallest so far."""
+    if self._count and (len(self._kept) < self._count or key < self._kept[-1][0]):
+      bisect.insort(self._kept, (key, take()), key=operator.itemgetter(0))
+      del self._kept[self._count :]
 
   def rows(self) -> list[Any]:
     """The kept values, smallest key first."""
-    return [kept for _, _, kept in sorted(self._heap, key=lambda entry: -entry[0])]
+    return [kept for _, kept in self._kept]
 
 
-def measure(samples: Samples, encoders: Any, *, rows: int) -> dict[str, list[float]]:
-  """Decode PSNR in dB of the sampled rows by latents field, finite values only.
+def measure(samples: Samples, encoders: Any, *, rows: int) -> Iterator[tuple[str, float]]:
+  """(latents field, decode PSNR in dB) of each sampled row, finite values only.
 
-  Args:
-    samples: kept values, which map a latents field to (latents, pixels).
-    encoders: object with `psnr`.
-    rows: batch size of the compiled function.
+  The kept values map a latents field to (latents, pixels); `rows` is the batch size of the compiled function.
   """
   kept = samples.rows()
-  found: dict[str, list[float]] = {}
   for name in sorted({name for fields in kept for name in fields}):
     pairs = [fields[name] for fields in kept if name in fields]
     for start in range(0, len(pairs), rows):
       latents, pixels = zip(*pairs[start : start + rows])
       values = encoders.psnr(np.stack(latents), np.stack(pixels), rows)
-      found.setdefault(name, []).extend(float(v) for v in values if np.isfinite(v))
-  return found
+      yield from ((name, float(value)) for value in values if np.isfinite(value))

@@ -23,8 +23,6 @@ from beam_jobs.sources import PROBLEMS
 from data import provenance
 from walt_t5x.files import storage
 
-Where = tuple[str, str]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay:
@@ -65,9 +63,9 @@ class Replay:
 
   def write(self, output: str, task: str) -> None:
     """Writes its JSON file to the cache."""
+    path = storage.join(output, f"{task}.replay{self.number:02d}.json")
     raw = {**self.decisive, "finished": self.finished}
-    text = json.dumps(raw, indent=2, sort_keys=True) + "\n"
-    storage.write(head_path(output, task, self.number), text.encode())
+    storage.write_json(path, raw, indent=2, sort_keys=True)
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Replay":
@@ -82,11 +80,6 @@ class Replay:
     )
 
 
-def head_path(output: str, task: str, number: int) -> str:
-  """Path of a replay's JSON file."""
-  return storage.join(output, f"{task}.replay{number:02d}.json")
-
-
 def read_all(output: str, task: str) -> list[Replay]:
   """Replays of a cache in order.
 
@@ -95,7 +88,7 @@ def read_all(output: str, task: str) -> list[Replay]:
   """
   pattern = re.compile(re.escape(task) + r"\.replay\d{2,}\.json")
   found = [
-    Replay.from_json(json.loads(storage.read(storage.join(output, name))))
+    Replay.from_json(storage.read_json(storage.join(output, name)))
     for name in storage.names(output)
     if pattern.fullmatch(name)
   ]
@@ -112,13 +105,9 @@ def read_all(output: str, task: str) -> list[Replay]:
 def account(
   output: str, task: str, history: Sequence[Replay], *, folder: str | None = None
 ) -> Summary:
-  """State of the rows of the manifest after the job and these replays.
+  """State of the rows of the manifest after the job and these replays, all of them finished.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    history: replays, all of them finished.
-    folder: restricts the account to this task folder.
+  `folder` restricts the account to one task folder.
 
   Raises:
     LedgerError: if rows are unaccounted for.
@@ -129,9 +118,10 @@ def account(
     return {shard: rows for shard, rows in plan.items() if folder in (None, shard.task)}
 
   digest = settings.settings_digest(settings.read(output, task))
-  splits, quarantine = _add_up(output, plan_of(0), digest)
+  splits, quarantine = ledger.add_up(ledger.all_checked(output, plan_of(0), digest))
   for replay in history:
-    mine, held = _add_up(output, plan_of(replay.number), replay.digest)
+    sidecars = ledger.all_checked(output, plan_of(replay.number), replay.digest)
+    mine, held = ledger.add_up(sidecars)
     quarantine |= held
     for where in sorted(splits.keys() | mine.keys()):
       before, now = splits.get(where, Totals()), mine.get(where, Totals())
@@ -151,19 +141,6 @@ def account(
     if storage.exists(storage.join(output, name, provenance.FILE_NAME))
   )
   return Summary(splits, completed, quarantine)
-
-
-def _add_up(
-  output: str, plan: Mapping[shard_files.ShardName, int], digest: str
-) -> tuple[dict[Where, Totals], dict[str, Sequence[str]]]:
-  splits: dict[Where, Totals] = {}
-  quarantine: dict[str, Sequence[str]] = {}
-  for shard, sidecar in ledger.all_checked(output, plan, digest):
-    where = (shard.task, shard.split)
-    splits[where] = splits.get(where, Totals()) + Totals.of(sidecar)
-    if sidecar["quarantined"]:
-      quarantine[str(shard)] = sidecar["quarantine"]["violations"]
-  return splits, quarantine
 
 
 # --- the dead letters themselves ------------------------------------------------------------------
@@ -186,14 +163,7 @@ def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
 
 
 class TakenLines(beam.PTransform):
-  """Reads manifest lines (bytes) of the dead letters that a replay takes.
-
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    replay: the replay.
-    history: the replays before it.
-  """
+  """Reads manifest lines (bytes) of the dead letters that a replay takes; `history` are the replays before it."""
 
   def __init__(self, output: str, task: str, *, replay: Replay, history: Sequence[Replay]):
     super().__init__()
@@ -238,11 +208,7 @@ def finalize(output: str, task: str, history: Sequence[Replay]) -> Summary:
     plan |= ledger.read_plan(output, task, replay.number)
   for folder in summary.completed:
     ledger.check_folder(output, folder, plan)
-    for name, split in summary.splits:
-      if name == folder:
-        text = ledger.stats_text(summary, folder, split)
-        storage.write(storage.join(output, folder, f"stats.{split}.json"), text.encode())
-    storage.write(storage.join(output, folder, "COMPLETED"), b"")
+    ledger.complete(output, folder, summary)
   dataclasses.replace(history[-1], finished=True).write(output, task)
   return summary
 

@@ -9,41 +9,25 @@ from typing import Any
 from beam_jobs.shards.shard_files import SIDECAR
 from data import schema
 from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 TASK_SUFFIXES = ("_images", "_videos")
 
 
-class SettingsMismatch(ValueError):
-  """An output folder with shards made with other settings."""
+def settings_of(origin: Mapping[str, Any], job: Any) -> dict[str, Any]:
+  """Everything that decides the contents of a shard of a `plan.Job`, without the locations of files.
 
-
-def settings_of(
-  origin: Mapping[str, Any],
-  clip: Any,
-  filtering: Any,
-  *,
-  num_shards: Mapping[str, int],
-  batch_sizes: Mapping[str, int],
-) -> dict[str, Any]:
-  """Everything that decides the contents of a shard, without the locations of files.
-
-  Args:
-    origin: provenance of the encoders.
-    clip: which clip to extract from the media.
-    filtering: filters that rows must pass.
-    num_shards: number of shards per split.
-    batch_sizes: batch sizes of the encoders; with another batch size, latents may round differently.
+  Latents of another batch size may round differently, so batch sizes are included.
   """
+  vae, text_encoder = origin.get("vae", {}), origin.get("text_encoder", {})
   return {
     "schema_version": schema.SCHEMA_VERSION,
-    "vae": {name: v for name, v in origin.get("vae", {}).items() if name != "checkpoint"},
-    "text_encoder": {
-      name: v for name, v in origin.get("text_encoder", {}).items() if name != "folder"
-    },
-    "clip": dataclasses.asdict(clip),
-    "filters": dataclasses.asdict(filtering),
-    "num_shards": dict(num_shards),
-    "batch_sizes": dict(batch_sizes),
+    "vae": {name: value for name, value in vae.items() if name != "checkpoint"},
+    "text_encoder": {name: value for name, value in text_encoder.items() if name != "folder"},
+    "clip": dataclasses.asdict(job.clip),
+    "filters": dataclasses.asdict(job.filtering),
+    "num_shards": dict(job.num_shards),
+    "batch_sizes": job.encoders.batch_sizes,
   }
 
 
@@ -55,39 +39,42 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
   """Writes the settings of a run, or rejects a folder whose shards were made with other settings.
 
-  Args:
-    output: folder of the cached tasks.
-    task: common name of the task folders.
-    settings: plain values; everything that decides the contents of a shard.
-
   Raises:
-    SettingsMismatch: naming each field with both values.
+    Mismatch: naming each field with both values.
   """
   path = storage.join(output, f"{task}.settings.json")
-  settings = json.loads(json.dumps(settings))
-  if storage.exists(path) and _holds_shards(output, task):
-    lines = differences(json.loads(storage.read(path)), settings)
-    if lines:
-      raise SettingsMismatch(
-        "\n".join(
-          (
-            f"{output} holds shards of task {task!r} made with other settings:",
-            *lines,
-            "set another --output or --task, or delete the folder to make it again",
-          )
-        )
-      )
-  storage.write(path, (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+  folders = (storage.join(output, task + suffix) for suffix in TASK_SUFFIXES)
+  shards = (name for folder in folders for name in storage.names(folder) if name.endswith(SIDECAR))
+  if storage.exists(path) and any(shards):
+    reject_differences(
+      storage.read_json(path),
+      settings,
+      f"{output} holds shards of task {task!r} made with other settings:",
+      "set another --output or --task, or delete the folder to make it again",
+    )
+  storage.write_json(path, settings, indent=2, sort_keys=True)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-  """A line for each field in which two settings differ, compared as JSON values."""
-  flat_before, flat_now = _flatten(before), _flatten(json.loads(json.dumps(now)))
-  return [
+def reject_differences(
+  before: Mapping[str, Any], now: Mapping[str, Any], problem: str, remedy: str
+) -> None:
+  """Compares the settings of a folder with those of this run, as JSON values.
+
+  Raises:
+    Mismatch: if they differ; its message is `problem`, a line for each field, and `remedy`.
+  """
+  from flax.traverse_util import flatten_dict
+
+  flat_before, flat_now = (
+    flatten_dict(json.loads(json.dumps(tree)), sep=".") for tree in (before, now)
+  )
+  lines = [
     f"  {name}: the folder has {flat_before.get(name)!r}, this run {flat_now.get(name)!r}"
     for name in sorted(set(flat_before) | set(flat_now))
     if flat_before.get(name) != flat_now.get(name)
   ]
+  if lines:
+    raise Mismatch("\n".join((problem, *lines, remedy)))
 
 
 def read(output: str, task: str) -> dict[str, Any]:
@@ -101,18 +88,4 @@ def read(output: str, task: str) -> dict[str, Any]:
     raise FileNotFoundError(
       f"no {path}: expected the --output and --task of a run of `python -m beam_jobs.preprocess`"
     )
-  return json.loads(storage.read(path))
-
-
-def _holds_shards(output: str, task: str) -> bool:
-  folders = (storage.join(output, task + suffix) for suffix in TASK_SUFFIXES)
-  return any(name.endswith(SIDECAR) for folder in folders for name in storage.names(folder))
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(tree, Mapping):
-    return {prefix: tree}
-  flat = {}
-  for key, value in tree.items():
-    flat |= _flatten(value, f"{prefix}.{key}" if prefix else key)
-  return flat
+  return storage.read_json(path)

@@ -10,13 +10,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 from beam_jobs.shards import quality
 from beam_jobs.shards.moments import Moments
 from beam_jobs.sources import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
+
+SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
+QUARANTINE = "quarantine."
 
 
 class LedgerError(RuntimeError):
@@ -53,10 +56,6 @@ class ShardName:
 
   def __str__(self) -> str:
     return f"{self.task}/{self.file_name}"
-
-
-SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
-QUARANTINE = "quarantine."
 
 
 _NAME = re.compile(
@@ -102,17 +101,13 @@ class ShardWriter(contextlib.AbstractContextManager):
       "settings": settings_digest,
       "manifest_rows": rows_digest,
     }
-    self._ledger: dict[str, list[str]] = {DEAD: [], REJECTED: []}
-    self._counts = {DEAD: Counter(), REJECTED: Counter()}
-    self._written = self._bytes = self._tokens = self._captions = 0
+    self._ledger: dict[str, list[dict[str, Any]]] = {DEAD: [], REJECTED: []}
+    self._content = Counter(written=0, bytes=0, captions=0, tokens=0)
     self._moments: dict[str, Moments] = {}
     self._fields: set[str] = set()
     self._psnr: dict[str, list[float]] = {}
     self._sha256 = hashlib.sha256()
-    self._files = contextlib.ExitStack()
-    # Set on entering the block, and on leaving it without an error.
-    self._stream: BinaryIO
-    self.sidecar: dict[str, Any]
+    self._file = storage.writer(shard.path(output))
 
   def __enter__(self) -> "ShardWriter":
     # The folder is incomplete until finalize has run again.
@@ -120,7 +115,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     for suffix in (SIDECAR, DEAD, REJECTED):
       storage.delete(self._shard.path(self._output, suffix))
     storage.delete(self._shard.quarantine_path(self._output))
-    self._stream = self._files.enter_context(storage.writer(self._shard.path(self._output)))
+    self._stream = self._file.__enter__()
     return self
 
   def write(self, record: schema.Record) -> None:
@@ -128,10 +123,8 @@ class ShardWriter(contextlib.AbstractContextManager):
     framed = tfrecord.frame(schema.encode(record))
     self._stream.write(framed)
     self._sha256.update(framed)
-    self._written += 1
-    self._bytes += len(framed)
-    self._captions += len(record.captions)
-    self._tokens += sum(len(ids) for ids in record.text_ids)
+    tokens = sum(len(ids) for ids in record.text_ids)
+    self._content.update(written=1, bytes=len(framed), captions=len(record.captions), tokens=tokens)
     self._fields |= record.latents.keys() | record.pixels.keys()
     for name, latents in record.latents.items():
       self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)
@@ -140,16 +133,11 @@ class ShardWriter(contextlib.AbstractContextManager):
     """Adds the decode PSNR of one sampled row, in dB."""
     self._psnr.setdefault(name, []).append(psnr)
 
-  def reject(self, row: Row, reason: str, message: str) -> None:
-    """Adds a row that a filter rejects to the ledger."""
-    self._note(REJECTED, row, "filter", reason, message)
+  def fail(self, row: Row, *, stage: str, reason: str, message: str) -> None:
+    """Adds a row to the ledger, with the manifest row so that it can be run again.
 
-  def dead_letter(self, row: Row, *, stage: str, reason: str, message: str) -> None:
-    """Adds a failed row to the ledger; the line contains the manifest row, so it can be run again."""
-    self._note(DEAD, row, stage, reason, message)
-
-  def _note(self, suffix: str, row: Row, stage: str, reason: str, message: str) -> None:
-    self._counts[suffix][reason] += 1
+    Rows that fail in the stage 'filter' are rejected; those of other stages are dead letters.
+    """
     entry = {
       "uri": row.uri,
       "id": row.key,
@@ -158,49 +146,45 @@ class ShardWriter(contextlib.AbstractContextManager):
       "error": message,
       "row": row.raw,
     }
-    self._ledger[suffix].append(json.dumps(entry, sort_keys=True) + "\n")
+    self._ledger[REJECTED if stage == "filter" else DEAD].append(entry)
 
   def __exit__(self, kind, error, trace) -> None:
-    self._files.__exit__(kind, error, trace)
+    self._file.__exit__(kind, error, trace)
     if kind is not None:
       return
-    for suffix, lines in self._ledger.items():
-      if lines:
-        storage.write(self._shard.path(self._output, suffix), "".join(lines).encode())
-    rejected, dead = self._counts[REJECTED], self._counts[DEAD]
+    for suffix, entries in self._ledger.items():
+      if entries:
+        lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
+        storage.write(self._shard.path(self._output, suffix), lines)
+    rejected, dead = (
+      Counter(entry["reason"] for entry in self._ledger[suffix]) for suffix in (REJECTED, DEAD)
+    )
     measured = {
       "fields": sorted(self._fields),
       "moments": {name: moments.to_json() for name, moments in self._moments.items()},
       "psnr": {name: {"count": len(v), "sum": sum(v)} for name, v in self._psnr.items()},
     }
     violations = self._band.violations(measured)
-    content = {
-      "written": self._written,
-      "bytes": self._bytes,
-      "sha256": self._sha256.hexdigest(),
-      "captions": self._captions,
-      "tokens": self._tokens,
-    }
+    written = self._content["written"]
+    content: dict[str, Any] = {**self._content, "sha256": self._sha256.hexdigest()}
     if violations:
       storage.rename(self._shard.path(self._output), self._shard.quarantine_path(self._output))
       storage.write(self._shard.path(self._output), b"")
-      held = {"quarantine": content | {"violations": violations}, "quarantined": self._written}
+      held = {"quarantine": content | {"violations": violations}, "quarantined": written}
       content = dict.fromkeys(content, 0) | {"sha256": hashlib.sha256().hexdigest()} | held
-    self.sidecar = (
-      self._sidecar
-      | {
-        "rows": self._written + rejected.total() + dead.total(),
-        "rejected": rejected.total(),
-        "dead": dead.total(),
-        "quarantined": 0,
-        "rejected_by_reason": dict(rejected),
-        "dead_by_reason": dict(dead),
-      }
-      | measured
-      | content
-    )
-    text = json.dumps(self.sidecar, indent=2, sort_keys=True) + "\n"
-    storage.write(self._shard.path(self._output, SIDECAR), text.encode())
+    self.sidecar = {
+      **self._sidecar,
+      "rows": written + rejected.total() + dead.total(),
+      "rejected": rejected.total(),
+      "dead": dead.total(),
+      "quarantined": 0,
+      "rejected_by_reason": dict(rejected),
+      "dead_by_reason": dict(dead),
+      **measured,
+      **content,
+    }
+    path = self._shard.path(self._output, SIDECAR)
+    storage.write_json(path, self.sidecar, indent=2, sort_keys=True)
 
 
 def rows_digest(lines: Sequence[str]) -> str:
@@ -217,7 +201,7 @@ def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
   if not storage.exists(path):
     return None
   try:
-    return json.loads(storage.read(path))
+    return storage.read_json(path)
   except ValueError:
     return None
 

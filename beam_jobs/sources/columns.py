@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,10 +58,6 @@ class Columns:
     """The column of each field."""
     return {field: field for field in FIELDS} | dict(self.fields)
 
-  def column(self, field: str) -> str:
-    """The column of a field."""
-    return self.by_field[field]
-
   @functools.cached_property
   def classes(self) -> dict[str, tuple[int, str]]:
     """Label and words by class key."""
@@ -69,19 +66,16 @@ class Columns:
   @property
   def stated(self) -> tuple[str, ...]:
     """Columns that must exist because a setting names them."""
-    return tuple(
-      dict.fromkeys(
-        [column for _, column in self.fields]
-        + [column for column, _ in self.captions]
-        + _names_in(self.uri_template)
-      )
-    )
+    mapped = [column for _, column in self.fields] + [column for column, _ in self.captions]
+    parts = string.Formatter().parse(self.uri_template)
+    return tuple(dict.fromkeys(mapped + [name for _, name, _, _ in parts if name]))
 
   @property
   def used(self) -> tuple[str, ...]:
     """Every column that a row may use; the others need not be read."""
-    own = [self.column(field) for field in FIELDS]
-    return tuple(dict.fromkeys([*own, "caption", "scores", *self.stated, *self.keep]))
+    return tuple(
+      dict.fromkeys([*self.by_field.values(), "caption", "scores", *self.stated, *self.keep])
+    )
 
   @property
   def changes_nothing(self) -> bool:
@@ -90,28 +84,30 @@ class Columns:
 
 
 def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-  """Fields of one manifest row; invalid values are kept, and become a problem when the row is parsed.
+  """Fields of one manifest row from values by column.
 
-  Args:
-    raw: values by column; numeric strings are converted if a number is expected.
+  Numeric strings are converted if a number is expected. Invalid values are kept, and become a problem when the row is
+  parsed.
   """
   row: dict[str, Any] = {}
   for name in columns.keep:
     _put(row, name, raw.get(name))
   _put(row, "scores", raw.get("scores"))
   for name in ("uri", "modality", "group"):
-    _put(row, name, raw.get(columns.column(name)))
+    _put(row, name, raw.get(columns.by_field[name]))
   for name in ("start_seconds", "end_seconds", "label"):
-    value = _number(raw.get(columns.column(name)))
-    _put(row, name, int(value) if name == "label" and _is_complete(value) else value)
+    value = _number(raw.get(columns.by_field[name]))
+    if name == "label" and isinstance(value, float) and value.is_integer():
+      value = int(value)
+    _put(row, name, value)
   if columns.uri_template:
     try:
       row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
     except (KeyError, ValueError, TypeError) as error:
       row["source_error"] = f"--uri_template {columns.uri_template!r}: {error!r} in {dict(raw)}"
   _put_captions(row, raw, columns)
-  _put_class(row, raw.get(columns.column("class")), columns)
-  _put_split(row, raw.get(columns.column("split")), columns)
+  _put_class(row, raw.get(columns.by_field["class"]), columns)
+  _put_split(row, raw.get(columns.by_field["split"]), columns)
   return row
 
 
@@ -140,7 +136,7 @@ def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
     if not tab and (match := _SYNSET.fullmatch(line)):
       key, words = match[1], match[2].split(",")[0]
     names.append((key.strip(), words.strip() or class_words(key)))
-  twice = sorted({key for key, _ in names if sum(key == other for other, _ in names) > 1})
+  twice = [key for key, count in sorted(Counter(key for key, _ in names).items()) if count > 1]
   if twice:
     raise ValueError(f"class names: {twice[:3]} are repeated, expected one class per line")
   return tuple(names)
@@ -159,23 +155,16 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _is_complete(value: Any) -> bool:
-  return isinstance(value, float) and value.is_integer()
-
-
 def _put_captions(row: dict[str, Any], raw: Mapping[str, Any], columns: Columns) -> None:
-  captions, weights = [], []
-  for column, weight in columns.captions:
-    for caption in _texts(raw.get(column)):
-      captions.append(caption)
-      weights.append(weight)
   if columns.captions:
-    row |= {"captions": captions, "caption_weights": weights}
+    found = [(text, weight) for name, weight in columns.captions for text in _texts(raw.get(name))]
+    row["captions"] = [text for text, _ in found]
+    row["caption_weights"] = [weight for _, weight in found]
     return
-  for name in (columns.column("captions"), "caption"):
+  for name in (columns.by_field["captions"], "caption"):
     if found := _texts(raw.get(name)):
       row["captions"] = found
-      value = raw.get(columns.column("caption_weights"))
+      value = raw.get(columns.by_field["caption_weights"])
       _put(row, "caption_weights", _json_list(value) if isinstance(value, str) else value)
       return
 
@@ -215,19 +204,12 @@ def _put_split(row: dict[str, Any], split: Any, columns: Columns) -> None:
   if columns.split_names:
     split = dict(columns.split_names).get(split, split)
   if split is None or split == "":
-    chosen = columns.validation_percent and _share(row) < columns.validation_percent / 100
-    split = "validation" if chosen else columns.split
+    split = columns.split
+    if columns.validation_percent:
+      key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
+      if int(key[16:24], 16) / 16**8 < columns.validation_percent / 100:
+        split = "validation"
   row["split"] = split
-
-
-def _share(row: Mapping[str, Any]) -> float:
-  """A number in [0, 1) derived from the row."""
-  key = row_key(row.get("uri"), row.get("start_seconds"), row.get("end_seconds"))
-  return int(key[16:24], 16) / 16**8
-
-
-def _names_in(template: str) -> list[str]:
-  return [name for _, name, _, _ in string.Formatter().parse(template) if name]
 
 
 class _Formatter(string.Formatter):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from beam_jobs.sources.columns import Columns, to_line, to_row
-from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from beam_jobs.sources.rows import is_media
 from walt_t5x.files import storage
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
@@ -20,12 +20,9 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   Raises:
     ValueError: if no class folder contains a media file.
   """
-  one = _folders(root, "*/*")
-  splits = {os.path.dirname(folder) for folder in _folders(root, "*/*/*")} & set(SPLITS)
-  if splits:
-    found = {os.path.split(path) for split in splits for path in _folders(root, f"{split}/*/*")}
-  else:
-    found = {("", name) for name in one}
+  pairs = {os.path.split(folder) for folder in _folders(root, "*/*/*")}
+  found = {(split, name) for split, name in pairs if split in SPLITS}
+  found = found or {("", name) for name in _folders(root, "*/*")}
   if not found:
     raise ValueError(
       f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
@@ -48,27 +45,14 @@ def folder_lines(
 ) -> Iterator[str]:
   """Manifest lines of one class folder.
 
-  Args:
-    root: base of the uris.
-    split: split folder, or ''.
-    name: class folder.
-    columns: with the class names.
-    validation_files: paths relative to the root, or to the split folder, that belong to validation.
+  `split` is its split folder or '', `columns` has the class names, and `validation_files` are paths `<class>/<file>`.
   """
-  base = root.rstrip("/") + "/"
-  folder = storage.join(root, *filter(None, (split, name)))
-  for file in storage.names(folder):
+  for file in storage.names(storage.join(root, split, name)):
     if is_media(file):
-      uri = storage.join(folder, file).removeprefix(base)
-      row = {"uri": uri, "class": name, "split": SPLITS.get(split)}
+      row = {"uri": storage.join(split, name, file), "class": name, "split": SPLITS.get(split)}
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))
-
-
-def is_media(path: str) -> bool:
-  """Whether a file's extension is that of an image or a video."""
-  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 def parse_file_list(text: str) -> frozenset[str]:

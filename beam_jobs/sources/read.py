@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders.coders import BytesCoder
@@ -15,11 +16,8 @@ from beam_jobs.sources.spec import SourceSpec, files
 class ReadRows(beam.PTransform):
   """Manifest lines of a source.
 
-  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files.
-
-  Args:
-    spec: the source.
-    look: whether to read the files while the graph is built.
+  JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files. `look` decides
+  whether files are read while the graph is built.
   """
 
   def __init__(self, spec: SourceSpec, *, look: bool = True):
@@ -30,17 +28,12 @@ class ReadRows(beam.PTransform):
     spec = self._spec
     if spec.kind == "jsonl":
       lines = self._jsonl(root)
-    elif spec.kind == "folder":
-      classes = root | beam.Create([spec.pattern]) | beam.FlatMap(folders.class_folders)
-      lines = classes | beam.Reshuffle() | "List" >> beam.FlatMap(_folder, spec)
     else:
-      found = root | beam.Create([spec.pattern]) | beam.FlatMap(files) | beam.Reshuffle()
+      find = folders.class_folders if spec.kind == "folder" else files
+      found = root | beam.Create([spec.pattern]) | beam.FlatMap(find) | beam.Reshuffle()
       if spec.kind == "parquet":
-        groups = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
-        lines = groups | "Read" >> beam.FlatMap(_parquet, spec)
-      else:
-        read = _tar if spec.kind == "webdataset" else _csv
-        lines = found | "Read" >> beam.FlatMap(read, spec)
+        found = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
+      lines = found | "Read" >> beam.FlatMap(_lines_of, spec)
     return lines | "Bytes" >> beam.Map(_to_bytes)
 
   def _jsonl(self, root):
@@ -53,6 +46,19 @@ class ReadRows(beam.PTransform):
     if spec.columns.changes_nothing:
       return lines
     return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)
+
+
+def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
+  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name)."""
+  if spec.kind == "folder":
+    split, name = part
+    return folders.folder_lines(spec.pattern, split, name, spec.columns, spec.validation_files)
+  if spec.kind == "parquet":
+    return tables.parquet_lines(*part, columns=spec.columns)
+  if spec.kind == "webdataset":
+    uri = part.removeprefix(spec.media_root.rstrip("/") + "/")
+    return webdataset.tar_lines(part, uri, spec.columns)
+  return tables.csv_lines(part, spec.columns)
 
 
 def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
@@ -68,21 +74,3 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
 
 def _to_bytes(line: str | bytes) -> bytes:
   return line if isinstance(line, bytes) else line.encode()
-
-
-def _csv(path: str, spec: SourceSpec) -> Iterator[str]:
-  return tables.csv_lines(path, spec.columns)
-
-
-def _parquet(group: tuple[str, int], spec: SourceSpec) -> Iterator[str]:
-  return tables.parquet_lines(*group, spec.columns)
-
-
-def _tar(path: str, spec: SourceSpec) -> Iterator[str]:
-  return webdataset.tar_lines(
-    path, path.removeprefix(spec.media_root.rstrip("/") + "/"), spec.columns
-  )
-
-
-def _folder(pair: tuple[str, str], spec: SourceSpec) -> Iterator[str]:
-  return folders.folder_lines(spec.pattern, *pair, spec.columns, spec.validation_files)

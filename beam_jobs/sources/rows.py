@@ -38,21 +38,19 @@ PROBLEMS = frozenset(
 class Row:
   """One line of the manifest.
 
-  `path` is where to read the media, `uri` is the manifest's value. `key` hashes uri, start and end. `identity` also
-  hashes the captions: two rows with the same identity are duplicates. `shard_key` decides the shard: rows of one
-  `group` are in the same shard. `problem` is a reason and its explanation, None for a valid row.
+  `path` is where to read the media, `uri` is the manifest's value. `problem` is a reason and its explanation.
   """
 
   uri: str
-  path: str
-  captions: tuple[str, ...]
-  caption_weights: tuple[float, ...]
-  label: int
+  raw: Mapping[str, Any]
   split: str
   modality: str
-  start_seconds: float | None
-  end_seconds: float | None
-  raw: Mapping[str, Any]
+  path: str = ""
+  captions: tuple[str, ...] = ()
+  caption_weights: tuple[float, ...] = ()
+  label: int = schema.NO_LABEL
+  start_seconds: float | None = None
+  end_seconds: float | None = None
   group: str | None = None
   problem: tuple[str, str] | None = None
 
@@ -63,28 +61,21 @@ class Row:
 
   @property
   def identity(self) -> str:
-    """sha256 of key and captions."""
+    """sha256 of key and captions; two rows with the same identity are duplicates."""
     return _digest(self.key, self.captions)
 
   @property
   def shard_key(self) -> str:
-    """sha256 of the group if there is one, else `key`."""
+    """sha256 of the group if there is one, else `key`; it decides the shard."""
     return self.key if self.group is None else _digest("group", self.group)
 
 
 class _BadRow(ValueError):
-  def __init__(self, reason: str, message: str):
-    super().__init__(message)
-    self.reason = reason
+  """Its arguments are one of `PROBLEMS` and a message."""
 
 
 def parse_line(line: str, folder: str) -> Row:
-  """Row of one manifest line.
-
-  Args:
-    line: JSON text.
-    folder: folder of the manifest, base of relative uris.
-  """
+  """Row of one manifest line; `folder` is the base of relative uris."""
   raw: Any = None
   try:
     raw = json.loads(line)
@@ -92,7 +83,7 @@ def parse_line(line: str, folder: str) -> Row:
       raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
     return _row(raw, folder)
   except _BadRow as error:
-    problem = (error.reason, str(error))
+    problem = (error.args[0], error.args[1])
   except (ValueError, RecursionError) as error:
     # Includes numbers with thousands of digits and deeply nested lists.
     problem = ("bad_manifest_line", str(error))
@@ -100,15 +91,9 @@ def parse_line(line: str, folder: str) -> Row:
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
   return Row(
     uri=uri or line,
-    path="",
-    captions=(),
-    caption_weights=(),
-    label=schema.NO_LABEL,
+    raw=raw,
     split=raw["split"] if raw.get("split") in schema.SPLITS else "train",
     modality=raw["modality"] if raw.get("modality") in schema.MODALITIES else guess_modality(uri),
-    start_seconds=None,
-    end_seconds=None,
-    raw=raw,
     problem=problem,
   )
 
@@ -120,11 +105,12 @@ def row_key(uri: Any, start_seconds: Any, end_seconds: Any) -> str:
 
 def is_utf8(text: str) -> bool:
   """Whether UTF-8 can encode a text; lone surrogates and undecodable bytes cannot be encoded."""
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
+  return text == text.encode(errors="ignore").decode()
+
+
+def is_media(path: str) -> bool:
+  """Whether a file's extension is that of an image or a video."""
+  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 def guess_modality(uri: str) -> str:
@@ -142,14 +128,10 @@ def resolve(uri: str, folder: str) -> str:
 
 
 def _row(raw: Mapping[str, Any], folder: str) -> Row:
-  error = raw.get("source_error")
-  if error is not None:
-    # The source could not read the row; the ledger records its error.
-    raise _BadRow("bad_source_row", str(error))
+  if raw.get("source_error") is not None:
+    raise _BadRow("bad_source_row", str(raw["source_error"]))
   uri = raw.get("uri")
-  if not isinstance(uri, str) or not uri:
-    raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path")
-  if not is_utf8(uri):
+  if not isinstance(uri, str) or not uri or not is_utf8(uri):
     raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
   captions, weights = _captions(raw)
   split = raw.get("split", "train")
@@ -160,8 +142,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     raise _BadRow(
       "bad_modality", f"modality: got {modality!r}, expected one of {schema.MODALITIES}"
     )
-  label = raw.get("label", schema.NO_LABEL)
-  label = schema.NO_LABEL if label is None else label
+  label = schema.NO_LABEL if raw.get("label") is None else raw["label"]
   if not isinstance(label, int) or isinstance(label, bool) or not -1 <= label < 2**62:
     raise _BadRow("bad_label", f"label: got {label!r}, expected a class number or nothing")
   group = raw.get("group")
@@ -189,11 +170,9 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   captions = raw.get("captions")
   if captions is None:
     captions = [] if raw.get("caption") is None else [raw["caption"]]
-  if not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-    raise _BadRow("bad_captions", f"captions: got {captions!r}, expected a list of strings")
-  if not all(map(is_utf8, captions)):
+  if not isinstance(captions, list) or not all(isinstance(c, str) and is_utf8(c) for c in captions):
     raise _BadRow(
-      "bad_captions", f"captions: got {captions!r}, expected text that UTF-8 can encode"
+      "bad_captions", f"captions: got {captions!r}, expected a list of strings in UTF-8"
     )
   weights = raw.get("caption_weights")
   if weights is None:

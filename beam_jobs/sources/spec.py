@@ -1,10 +1,10 @@
 """The source that a run reads, from its flags: checked before any work, and passed to the workers as plain values."""
 
 import argparse
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from beam_jobs.sources import folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
@@ -88,10 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def source_of(
   args: argparse.Namespace, *, scores: tuple[str, ...], look: bool = True
 ) -> SourceSpec:
-  """The source that parsed flags describe.
+  """The source that the flags of `add_arguments` describe.
 
   Args:
-    args: parsed flags of `add_arguments`.
+    args: parsed flags.
     scores: columns that filters read.
     look: whether to read the files; if False, only the flags are checked.
 
@@ -100,27 +100,21 @@ def source_of(
     ValueError: if flags do not fit each other or the source.
   """
   kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
-  if kind == "folder":
-    first, root = args.manifest, args.manifest
-  else:
-    first = next(files(args.manifest), None) if look else args.manifest
-    if look and _RANGE.search(args.manifest):
-      _check_range(args.manifest)
-    if first is None:
-      raise FileNotFoundError(f"--manifest: no file at {args.manifest}")
-    root = storage.parent(args.manifest)
+  if look and kind != "folder":
+    _check_files(args.manifest)
   columns = _columns(args, kind, scores)
   if look or args.class_names:
     columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
   if look and kind in ("csv", "kinetics", "parquet"):
-    _check_header(first, kind, columns)
+    _check_header(next(files(args.manifest)), kind, columns)
   validation_files = frozenset()
   if args.validation_list:
     if kind != "folder":
       raise ValueError("--validation_list requires --source=folder; use --column split=... instead")
     validation_files = folders.parse_file_list(_text("validation_list", args.validation_list))
+  root = args.manifest if kind == "folder" else storage.parent(args.manifest)
   return SourceSpec(
     kind=kind,
     pattern=args.manifest,
@@ -136,13 +130,13 @@ def files(pattern: str) -> Iterator[str]:
     yield from storage.match(one)
 
 
-def _check_range(pattern: str) -> None:
-  """Rejects a range with missing files, whose rows would otherwise be missing silently."""
+def _check_files(pattern: str) -> None:
+  """Rejects a pattern without files, and a range with missing files, whose rows would be missing silently."""
   missing = [one for one in _expanded(pattern) if next(storage.match(one), None) is None]
   if missing:
+    others = f", and at {len(missing) - 1} others of {pattern}; set the range to the existing files"
     raise FileNotFoundError(
-      f"--manifest: no file at {missing[0]}, and at {len(missing) - 1} others of {pattern}; set the range to the "
-      "existing files"
+      f"--manifest: no file at {missing[0]}{others if _RANGE.search(pattern) else ''}"
     )
 
 
@@ -158,20 +152,17 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 
 def _kind_of(pattern: str, *, look: bool) -> str:
-  name = pattern.removesuffix(".gz")
   for ending, kind in _ENDINGS.items():
-    if name.lower().endswith(ending):
+    if pattern.removesuffix(".gz").lower().endswith(ending):
       return kind
   if not look:
     raise ValueError(
       f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
-  if next(storage.match(storage.join(pattern.rstrip("/"), "*", "*")), None) or next(
-    storage.match(storage.join(pattern.rstrip("/"), "*", "*", "*")), None
-  ):
+  root = pattern.rstrip("/")
+  if any(next(storage.match(root + below), None) for below in ("/*/*", "/*/*/*")):
     return "folder"
-  if next(files(pattern), None) is None:
-    raise FileNotFoundError(f"--manifest: no file at {pattern}")
+  _check_files(pattern)
   raise ValueError(
     f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
     f"set --source to one of {KINDS}"
@@ -184,7 +175,7 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
     field, equals, column = text.partition("=")
     if field == "caption" and column:
       name, _, weight = column.partition(":")
-      captions.append((name, _positive("column", text, weight or "1")))
+      captions.append((name, _weight(text, weight or "1")))
     elif equals and column and field in FIELDS:
       fields.append((field, column))
     else:
@@ -218,16 +209,13 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
 def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple:
   if args.class_names:
     return parse_class_names(_text("class_names", args.class_names))
+  names: set[str] = set()
   if kind == "folder":
-    names = sorted({name for _, name in folders.class_folders(args.manifest)})
-  elif kind == "kinetics":
-    column = columns.column("class")
-    names = sorted(
-      {name for path in files(args.manifest) for name in tables.csv_values(path, column)}
-    )
-  else:
-    return ()
-  return tuple((name, class_words(name)) for name in names)
+    names = {name for _, name in folders.class_folders(args.manifest)}
+  if kind == "kinetics":
+    for path in files(args.manifest):
+      names.update(tables.csv_values(path, columns.by_field["class"]))
+  return tuple((name, class_words(name)) for name in sorted(names))
 
 
 def _check_header(path: str, kind: str, columns: Columns) -> None:
@@ -238,7 +226,7 @@ def _check_header(path: str, kind: str, columns: Columns) -> None:
     header = tables.parquet_header(path) if kind == "parquet" else tables.csv_header(path)
   except (pyarrow.ArrowException, OSError) as error:
     raise ValueError(f"--manifest: {path} is not a Parquet file ({error})") from error
-  wanted = (*columns.stated, *(() if columns.uri_template else (columns.column("uri"),)))
+  wanted = (*columns.stated, *(() if columns.uri_template else (columns.by_field["uri"],)))
   missing = [name for name in dict.fromkeys(wanted) if name not in header]
   if missing:
     raise ValueError(
@@ -256,11 +244,8 @@ def _text(flag: str, path: str) -> str:
     raise ValueError(f"--{flag}: {path} is not UTF-8 text ({error})") from error
 
 
-def _positive(flag: str, text: str, number: str) -> float:
-  try:
-    value: Any = float(number)
-  except ValueError:
-    value = -1.0
-  if not 0 <= value < float("inf"):
-    raise ValueError(f"--{flag}: got {text!r}, expected a weight >= 0 after the colon")
-  return value
+def _weight(text: str, number: str) -> float:
+  with contextlib.suppress(ValueError):
+    if 0 <= (value := float(number)) < float("inf"):
+      return value
+  raise ValueError(f"--column: got {text!r}, expected a weight >= 0 after the colon")

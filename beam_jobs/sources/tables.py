@@ -67,10 +67,10 @@ def parquet_groups(path: str) -> Iterator[tuple[str, int]]:
 
   try:
     with storage.open_raw(path) as stream:
-      groups = pyarrow.parquet.ParquetFile(stream).num_row_groups
+      groups = range(pyarrow.parquet.ParquetFile(stream).num_row_groups)
   except (pyarrow.ArrowException, OSError):
-    groups = -1
-  yield from ((path, group) for group in (range(groups) if groups >= 0 else (-1,)))
+    groups = (-1,)
+  yield from ((path, group) for group in groups)
 
 
 def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:

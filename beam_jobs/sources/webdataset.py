@@ -3,104 +3,90 @@
 Only headers and small text members are read here; media are referenced by their address (`members`).
 """
 
+import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.members import Member
-from beam_jobs.sources.rows import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from beam_jobs.sources.rows import is_media
 from walt_t5x.files import storage
 
-_CAPTIONS = (".txt", ".caption")
+_TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""}
 _MAX_TEXT = 1 << 22
 
 
-class _Sample:
-  """Members of one key."""
-
-  def __init__(self, key: str):
-    self.key = key
-    self.media: list[Member] = []
-    self.fields: dict[str, Any] = {}
-    self.error = ""
-
-  def add(self, member: tarfile.TarInfo, tar: tarfile.TarFile, path: str) -> None:
-    """Adds one member."""
-    extension = os.path.splitext(member.name)[1].lower()
-    if extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS:
-      self.media.append(Member(path, member.name, member.offset_data, member.size))
-    elif extension in (*_CAPTIONS, ".json", ".cls"):
-      if member.size > _MAX_TEXT:
-        self.error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
-        return
-      content = tar.extractfile(member)
-      assert content is not None, "only regular files are added"
-      try:
-        text = content.read().decode()
-      except UnicodeDecodeError as error:
-        self.error = f"{member.name} is not UTF-8 text ({error})"
-        return
-      self._note(extension, member.name, text)
-
-  def _note(self, extension: str, name: str, text: str) -> None:
-    if extension in _CAPTIONS:
-      self.fields["caption"] = text.strip()
-    elif extension == ".cls":
-      self.fields["label"] = text.strip()
-    else:
-      try:
-        fields = json.loads(text)
-        if not isinstance(fields, dict):
-          raise ValueError(f"got {type(fields).__name__}, expected an object")
-        # Separate caption and class members take precedence.
-        self.fields = fields | self.fields
-      except ValueError as error:
-        self.error = f"{name}: {error}"
-
-  def lines(self, path: str, columns: Columns) -> Iterator[str]:
-    """One manifest line per media member."""
-    if self.error or not self.media:
-      message = self.error or f"sample {self.key!r} has no member that is an image or a video"
-      yield bad_row(f"{path}::{self.key}", message)
-      return
-    for member in self.media:
-      fields = {name: value for name, value in self.fields.items() if name != "uri"}
-      row = to_row(fields | {columns.column("uri"): str(member)}, columns)
-      yield to_line(row)
-
-
 def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
-  """Manifest lines of one shard.
+  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members."""
+  damage: list[Exception] = []
+  for key, sample in itertools.groupby(_members(path, damage), key=_key):
+    yield from _lines(key, sample, uri, columns)
+  for error in damage:
+    yield bad_row(
+      uri, f"tar file: {error}; expected an uncompressed tar; complete samples before this are used"
+    )
 
-  Args:
-    path: path of the tar file.
-    uri: name of the tar file in uris of rows.
-    columns: mapping of the fields of JSON members.
-  """
-  sample: _Sample | None = None
+
+def _members(path: str, damage: list[Exception]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+  """Files of a tar with the content of texts; a damage ends them and is added to the list."""
   try:
     with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
       while member := tar.next():
         # The list of members would grow with the file; it is not public.
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if not member.isfile():
-          continue
-        folder, _, name = member.name.rpartition("/")
-        key = f"{folder}/{name.partition('.')[0]}"
-        if sample is None or sample.key != key:
-          if sample:
-            yield from sample.lines(uri, columns)
-          sample = _Sample(key)
-        sample.add(member, tar, uri)
+        if member.isfile():
+          is_text = _extension(member) in _TEXTS and member.size <= _MAX_TEXT
+          content = tar.extractfile(member) if is_text else None
+          yield member, content.read() if content else b""
   except (tarfile.TarError, EOFError) as error:
-    if sample:
-      yield from sample.lines(uri, columns)
-    yield bad_row(
-      uri, f"tar file: {error}; expected an uncompressed tar; complete samples before this are used"
-    )
-  else:
-    if sample:
-      yield from sample.lines(uri, columns)
+    damage.append(error)
+
+
+def _extension(member: tarfile.TarInfo) -> str:
+  return os.path.splitext(member.name)[1].lower()
+
+
+def _key(member: tuple[tarfile.TarInfo, bytes]) -> str:
+  folder, _, name = member[0].name.rpartition("/")
+  return f"{folder}/{name.partition('.')[0]}"
+
+
+def _lines(
+  key: str, sample: Iterable[tuple[tarfile.TarInfo, bytes]], uri: str, columns: Columns
+) -> Iterator[str]:
+  """One manifest line per media member of a sample."""
+  media: list[Member] = []
+  # Separate caption and class members take precedence over JSON.
+  described: dict[str, Any] = {}
+  stated: dict[str, Any] = {}
+  error = ""
+  for member, content in sample:
+    field = _TEXTS.get(_extension(member))
+    if is_media(member.name):
+      media.append(Member(uri, member.name, member.offset_data, member.size))
+    elif field is not None and member.size > _MAX_TEXT:
+      error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
+    elif field is not None:
+      try:
+        text = content.decode()
+        if field:
+          stated[field] = text.strip()
+        elif isinstance(fields := json.loads(text), dict):
+          described = fields | described
+        else:
+          error = f"{member.name}: got {type(fields).__name__}, expected an object"
+      except UnicodeDecodeError as problem:
+        error = f"{member.name} is not UTF-8 text ({problem})"
+      except ValueError as problem:
+        error = f"{member.name}: {problem}"
+  if not media:
+    error = error or f"sample {key!r} has no member that is an image or a video"
+  if error:
+    yield bad_row(f"{uri}::{key}", error)
+    return
+  for member in media:
+    fields = {name: value for name, value in (described | stated).items() if name != "uri"}
+    yield to_line(to_row(fields | {columns.by_field["uri"]: str(member)}, columns))

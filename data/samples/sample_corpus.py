@@ -7,7 +7,6 @@ photographs from installed packages, `manifest.jsonl` and `LICENSES.md`. The sam
 the same files.
 """
 
-import argparse
 import functools
 import json
 import math
@@ -22,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from data.samples import real_media, shapes
+from walt_t5x.config import programs
+from walt_t5x.files import storage
 
 _CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
 _CLIP_SHARES = (0.8, 0.1, 0.1)
 _STILL_SUFFIXES = (".png", ".jpg")
-_LICENSE = "CC0-1.0"
-_SOURCE = "rendered by data.samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +46,8 @@ class RenderJob:
       "captions": [self.scene.caption],
       "split": self.split,
       "modality": "image" if self.scene.direction is None else "video",
-      "license": _LICENSE,
-      "source": _SOURCE,
+      "license": "CC0-1.0",
+      "source": "rendered by data.samples",
       "corpus": "rendered",
     }
     if self.scene.label >= 0:
@@ -101,8 +100,8 @@ def plan(
   return jobs
 
 
-def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
-  """Renders and encodes one file."""
+def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[dict[str, object]]:
+  """Renders and encodes one file; returns its manifest row."""
   from PIL import Image
 
   from walt_t5x.media import writing
@@ -111,13 +110,10 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> None:
   frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
   if path.suffix in _CLIP_SUFFIXES:
     writing.write_video(path, frames, fps=fps, crf=8)
-  elif path.suffix == ".png":
-    Image.fromarray(frames[0]).save(path)
-  elif path.suffix == ".jpg":
-    # 4:4:4: at this size, subsampled chroma would blur the color at the edges of the shape.
-    Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
   else:
-    raise ValueError(f"No writer for {job.uri}.")
+    # 4:4:4: at this size, subsampled chroma would blur the edges of the shape. PNG ignores both options.
+    Image.fromarray(frames[0]).save(path, quality=95, subsampling=0)
+  return [job.row]
 
 
 def write_corpus(
@@ -134,23 +130,18 @@ def write_corpus(
   require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest.
+  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest; returns its rows.
 
   Args:
     output: folder, created if missing; existing files with the same names are replaced.
-    num_clips: clips of moving shapes, training and validation together.
-    num_stills: stills, likewise.
+    num_clips, num_stills: clips of moving shapes and stills, training and validation together.
     size: edge in pixels, even.
-    num_frames: frames per clip.
-    fps: frames per second.
+    num_frames, fps: frames per clip and per second.
     seed: random seed.
     validation_fraction: fraction of clips and of stills that is held out (see `validation_count`).
     real: whether to add real clips and photographs to the training split.
     require_real: whether to fail if a package with real media is missing, instead of omitting its media.
     workers: number of threads; one per core by default.
-
-  Returns:
-    The manifest's rows.
 
   Raises:
     real_media.MissingMediaError: with `require_real`, before anything is written.
@@ -172,15 +163,13 @@ def write_corpus(
   for message in missing:
     print(f"Omitted: {message}", file=sys.stderr)
 
-  def render(job: RenderJob) -> list[dict[str, object]]:
-    write_job(job, output, size=size, fps=fps)
-    return [job.row]
-
   for folder in ("clips", "stills"):
     (output / folder).mkdir(parents=True, exist_ok=True)
   # Rendering and encoding release the GIL most of the time, so threads suffice.
   # Real sources come first: each is one long task.
-  tasks = [write for _, write in found] + [functools.partial(render, job) for job in jobs]
+  tasks = [write for _, write in found] + [
+    functools.partial(write_job, job, output, size=size, fps=fps) for job in jobs
+  ]
   with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
     done = pool.map(lambda task: task(), tasks)
     parts = list(tqdm(done, total=len(tasks), desc="sample media", unit="file"))
@@ -188,7 +177,8 @@ def write_corpus(
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
   (output / "prompts.txt").write_text("\n".join(evaluation_prompts(seed)) + "\n", encoding="utf-8")
-  write_manifest(output / "manifest.jsonl", rows)
+  lines = "".join(json.dumps(row) + "\n" for row in rows)
+  storage.write(output / "manifest.jsonl", lines)
   return rows
 
 
@@ -202,16 +192,9 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
   ]
 
 
-def write_manifest(path: Path, rows: Sequence[dict[str, object]]) -> None:
-  """Writes JSON lines atomically."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-  os.replace(temporary, path)
-
-
-def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="python -m data.samples", description=__doc__)
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str] | None = None) -> None:
+  """Writes the corpus and prints the number of files of each kind."""
+  parser = programs.parser("data.samples", __doc__)
   parser.add_argument("--output", type=Path, required=True, help="output folder")
   parser.add_argument("--num_clips", type=int, default=640, help="moving shapes (default 640)")
   parser.add_argument("--num_stills", type=int, default=128, help="stills (default 128)")
@@ -226,33 +209,15 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     help="fraction held out, rounded up to a multiple of 8 (default 0.1)",
   )
   real = parser.add_mutually_exclusive_group()
-  real.add_argument("--no_real", action="store_true", help="rendered media only")
+  real.add_argument("--no_real", action="store_false", dest="real", help="rendered media only")
   real.add_argument(
     "--require_real",
     action="store_true",
     help="fail if a package with real media is missing (default: print a message and continue)",
   )
-  return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-  """Writes the corpus that the arguments describe and prints the number of files of each kind."""
-  args = _parse_arguments(argv)
-  try:
-    rows = write_corpus(
-      args.output,
-      num_clips=args.num_clips,
-      num_stills=args.num_stills,
-      size=args.size,
-      num_frames=args.num_frames,
-      fps=args.fps,
-      seed=args.seed,
-      validation_fraction=args.validation_fraction,
-      real=not args.no_real,
-      require_real=args.require_real,
-    )
-  except real_media.MissingMediaError as error:
-    sys.exit(str(error))
+  args = parser.parse_args(argv)
+  with programs.user_errors("data.samples"):
+    rows = write_corpus(**vars(args))
   counts = Counter((row["split"], row["corpus"], row["modality"]) for row in rows)
   for (split, corpus, modality), count in sorted(counts.items()):
     print(f"{count:6d} {corpus} {modality}s in {split}")

@@ -104,8 +104,7 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
   """Renders a scene.
 
   Args:
-    scene: what to render. The shape moves at constant speed: at frame i it has moved by
-      i / (num_frames - 1) of the travel.
+    scene: what to render. At frame i the shape has moved by i / (num_frames - 1) of the travel.
     num_frames: T; 1 for a still.
     size: H = W in pixels.
 

@@ -1,5 +1,6 @@
 """The Beam evaluation with two workers against the evaluation in one process."""
 
+import apache_beam as beam
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from beam_jobs.runners import evaluation_parts
 from tests.metrics.network_parity import random_weights
 from walt_t5x import evaluate
 from walt_t5x.media import writing
-from walt_t5x.metrics import weights
+from walt_t5x.metrics import networks
 from walt_t5x.metrics.networks import KINDS
 
 _TWO_WORKERS = (
@@ -24,7 +25,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
     for i, video in enumerate(rng.integers(0, 256, size=(5, 5, 16, 16, 3)).astype(np.uint8)):
       writing.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
   file = tmp_path / "shapes.safetensors"
-  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}", "--frames=5", "--size=16x16"]
   flags += [f"--reference={tmp_path / 'real'}", f"--shapes_weights={file}", "--batch_size=2"]
   one = evaluate.run(flags)
@@ -46,7 +47,7 @@ def test_parts_merge_in_any_grouping():
     PartStatistics(frechet={("i3d", "logits"): FeatureStatistics.from_model_output(x[a:b])})
     for a, b in ((0, 2), (2, 3), (3, 9))
   ]
-  merge = evaluation_parts.MergeParts()
+  merge = beam.CombineFn.from_callable(evaluation_parts.merge_parts)
   left = merge.add_input(merge.add_input(merge.create_accumulator(), parts[2]), parts[0])
   right = merge.add_input(merge.create_accumulator(), parts[1])
   fold = merge.extract_output(merge.merge_accumulators([merge.create_accumulator(), right, left]))

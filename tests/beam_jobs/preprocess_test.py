@@ -17,7 +17,9 @@ from beam_jobs.shards import encoders, ledger, make_shard, settings
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
+from tests.data.captions import parse_caption
 from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -152,7 +154,7 @@ def test_seqio_reads_the_folder_as_a_cached_task(finished, task, split, rows):
     return dataset.map(
       lambda example: {
         "latents": tf.cast(schema.parse_latents(example, field, shape), tf.float32),
-        "text": schema.parse_caption(example, index=0, embedding_dim=64)["text_embedding"],
+        "text": parse_caption(example, index=0, embedding_dim=64)["text_embedding"],
         "uri": example["uri"],
       }
     )
@@ -192,6 +194,20 @@ def test_a_fresh_run_gives_the_same_bytes(finished, world):
   folder, _, _ = finished
   preprocess.run(world.argv(folder / "manifest.jsonl", folder / "second", decode_threads=1))
   assert digests(folder / "second") == digests(folder / "out")
+
+
+def test_no_file_depends_on_how_far_ahead_rows_are_loaded(tmp_path):
+  rows = good_rows(tmp_path, videos=1, images=0)
+  # The first kind fails before it is loaded, the second when it is.
+  rows += [{"uri": f"{i}.mp4", "label": "cat"} for i in range(30)]
+  rows += [{"uri": f"nowhere{i}.mp4", "caption": "x"} for i in range(30)]
+  argv = ["--task=t", "--content=pixels", "--resolutions=16x16", "--num_frames=9", "--num_shards=1"]
+  argv += [f"--manifest={write_manifest(tmp_path, rows)}", "--decode_isolation=thread"]
+  for threads in (1, 8):
+    output = tmp_path / f"out{threads}"
+    preprocess.run([*argv, f"--output={output}", f"--decode_threads={threads}"])
+  assert digests(tmp_path / "out1") == digests(tmp_path / "out8")
+  assert len(ledger_lines(tmp_path / "out1", "dead")) == 60
 
 
 def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
@@ -301,11 +317,9 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
 def test_other_settings_in_the_same_folder_are_rejected_by_field(finished, world):
   folder, _, _ = finished
   manifest = folder / "manifest.jsonl"
-  with pytest.raises(
-    settings.SettingsMismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"
-  ):
+  with pytest.raises(Mismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"):
     preprocess.run(world.argv(manifest, folder / "out", fps=6))
-  with pytest.raises(settings.SettingsMismatch, match=r"num_shards\.train: .* 2, this run 3"):
+  with pytest.raises(Mismatch, match=r"num_shards\.train: .* 2, this run 3"):
     preprocess.run(world.argv(manifest, folder / "out", num_shards=3))
 
 
@@ -321,7 +335,7 @@ def test_another_vae_is_rejected_by_its_fingerprint(finished, world, tmp_path):
   leaf[next(iter(leaf))] += 1
   save_checkpoint(tmp_path / "other", {"vae": params, "discriminator": {"w": np.zeros(3)}})
   argv = world.argv(folder / "manifest.jsonl", folder / "out", vae_checkpoint=tmp_path / "other")
-  with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint"):
+  with pytest.raises(Mismatch, match=r"vae\.fingerprint"):
     preprocess.run(argv)
 
 
@@ -349,7 +363,7 @@ def test_a_checkpoint_of_another_vae_names_the_parameter(world, tmp_path):
   gin = tmp_path / "wide.gin"
   gin.write_text(pathlib.Path(world.gin).read_text() + "autoencoder.CausalVae.base_channels = 8\n")
   manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
-  with pytest.raises(encoders.EncoderMismatch, match=r"parameters differ, first .*checkpoint \("):
+  with pytest.raises(Mismatch, match=r"parameters differ, first .*checkpoint \("):
     preprocess.run(world.argv(manifest, tmp_path / "out", vae_gin_file=gin))
 
 

@@ -8,12 +8,13 @@ import pathlib
 import pytest
 
 from beam_jobs import preprocess, replay, verify
-from beam_jobs.shards import encoders, make_shard, replays, settings, shard_files
+from beam_jobs.shards import encoders, make_shard, replays, shard_files
 from beam_jobs.shards.shard_files import LedgerError
 from beam_jobs.sources import PROBLEMS, rows
 from data import tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.html import inspection
 
 BROKEN = ("clip0.mp4", "clip3.mp4", "clip4.mp4", "still1.png")
@@ -96,12 +97,12 @@ def test_a_replay_of_fixed_files_gives_an_undisturbed_run_and_changes_nothing_el
     patch.setattr(
       encoders, "origin", lambda loaded: {**origin(loaded), "vae": origin(loaded)["vae"] | other}
     )
-    with pytest.raises(settings.SettingsMismatch, match=r"vae\.fingerprint: .* this run '0000"):
+    with pytest.raises(Mismatch, match=r"vae\.fingerprint: .* this run '0000"):
       replay.run(again(tmp_path, out, "--all"))
   # So are other batch sizes; the job rejects them too.
-  with pytest.raises(settings.SettingsMismatch, match=r"--batch_size: got 8, but .* made with 2"):
+  with pytest.raises(Mismatch, match=r"--batch_size: got 8, but .* made with 2"):
     replay.run(again(tmp_path, out, "--all", "--batch_size=8"))
-  with pytest.raises(settings.SettingsMismatch, match=r"batch_size: the folder has 2, this run 8"):
+  with pytest.raises(Mismatch, match=r"batch_size: the folder has 2, this run 8"):
     preprocess.run([*argv, "--batch_size=8"])
   assert digests(out) == before
   # The replay runs with the job's encoders and batch sizes.
@@ -181,7 +182,7 @@ def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
   videos = out / "toy_videos"
   names = [path.name for path in videos.iterdir() if inspection.SHARD_NAME.fullmatch(path.name)]
   _, dead = inspection.read_ledgers(str(videos), names)
-  assert dict(dead.counts) == {"bad_manifest_line": 1}
+  assert dead["counts"] == {"bad_manifest_line": 1}
   # The job does not run on a cache with replays.
   with pytest.raises(ValueError, match=r"holds replays \['01', '02'\] of task 'toy'"):
     preprocess.run([*pixels(manifest, out), "--retry_dead"])
@@ -219,7 +220,7 @@ def test_an_interrupted_replay_resumes_and_only_with_the_same_flags(tmp_path, mo
   # Until then, the folders are not complete, and no other replay can start.
   assert not list(hard.glob("*/COMPLETED"))
   for other in ("--all", "--reason=truncated"):
-    with pytest.raises(settings.SettingsMismatch, match=r"replay 01 .* has not finished"):
+    with pytest.raises(Mismatch, match=r"replay 01 .* has not finished"):
       replay.run(again(tmp_path, hard, other, "--num_shards=2"))
   closed = {path: path.stat().st_ino for path in hard.glob("*/*replay01*.sidecar.json")}
   assert closed
@@ -244,9 +245,7 @@ def test_a_cache_without_batch_sizes_requires_both_flags(tmp_path):
   assert sizes(old, "--batch_size=2", "--image_batch_size=4") == noted["batch_sizes"]
   # A recorded batch size cannot be changed.
   assert sizes(noted) == sizes(noted, "--batch_size=2") == noted["batch_sizes"]
-  with pytest.raises(
-    settings.SettingsMismatch, match=r"--image_batch_size: got 8, but .* made with 4"
-  ):
+  with pytest.raises(Mismatch, match=r"--image_batch_size: got 8, but .* made with 4"):
     sizes(noted, "--image_batch_size=8")
   # Pixels do not depend on them.
   assert sizes({"vae": {}, "batch_sizes": {}}, "--batch_size=3") == {"batch_size": 3}

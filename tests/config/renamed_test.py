@@ -3,7 +3,7 @@
 import pytest
 
 import gin
-from walt_t5x.config import gin_config, renamed
+from walt_t5x.config import gin_config, gin_flags
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +36,32 @@ def test_a_file_with_an_old_name_is_told_the_new_one(tmp_path, text, answer):
     gin_config.parse([str(tmp_path / "old.gin")], [], [])
 
 
-@pytest.mark.parametrize("name", renamed.MACROS)
+@pytest.mark.parametrize("name", gin_config.OLD_MACROS)
 def test_an_old_macro_on_the_command_line_is_told_the_new_one(tmp_path, name):
   (tmp_path / "new.gin").write_text("A = 1\n")
   with pytest.raises(gin_config.GinError) as error:
     gin_config.parse([str(tmp_path / "new.gin")], [f"{name} = 1"], [])
-  assert str(error.value).count(renamed.macro_hint(name)) == 1
+  assert str(error.value).count(gin_config.macro_hint(name)) == 1
 
 
 def test_a_file_that_sets_what_is_no_longer_needed_is_read(tmp_path):
   (tmp_path / "old.gin").write_text("FEATURE_LENGTHS = {'video': 9}\n")
   gin_config.parse([str(tmp_path / "old.gin")], [], [])
+
+
+@pytest.mark.parametrize(
+  ("old", "answer"),
+  [
+    ("--rounds=2", "--rounds is now --extensions, which counts one less"),
+    ("--decoded_given", "--decoded_given is now --decoded_conditioning"),
+    ("-nodecoded_given", "--nodecoded_given is now --decoded_conditioning"),
+  ],
+)
+def test_an_old_flag_is_told_the_new_one(old, answer):
+  with pytest.raises(SystemExit, match=answer):
+    gin_flags.parse_args(["program", "--gin_file=a.gin", old])
+
+
+def test_what_looks_like_an_old_flag_is_left_alone():
+  for argument in ("rounds=2", "--extensions=2", "--prompt=--rounds=2"):
+    assert gin_flags.flag_hint(argument) is None

@@ -19,7 +19,7 @@ from tests.data.tasks_test import (
   _write_task,
 )
 from walt_t5x.engine import run_record
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_run_stops_at_examples_of_another_provenance(tmp_path, field, change):
   before, now = json.loads(kept.to_json()), other
   for key in _path(field):
     before, now = before[key], now[key]
-  with pytest.raises(ProvenanceMismatch) as error:
+  with pytest.raises(Mismatch) as error:
     run_record.record(str(folder), other)
   for part in (field, repr(before), repr(now), "Point the run at the dataset"):
     assert part in str(error.value)
@@ -77,7 +77,7 @@ def test_a_cache_of_another_schema_is_rejected_before_it_is_read(tmp_path):
   kept = _provenance(records[0].latents)
   _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
   with _cache_dirs(str(tmp_path)):
-    with pytest.raises(ProvenanceMismatch, match=r"got 1, expected 3; preprocess the media again"):
+    with pytest.raises(Mismatch, match=r"got 1, expected 3; preprocess the media again"):
       _ = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW).walt_provenance
 
 

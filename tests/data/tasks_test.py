@@ -12,7 +12,7 @@ import seqio
 from data import batch_spec, cached_tasks, provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
 from walt_t5x.denoiser.transformer import WaltDenoiser
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import from_batch, unpack_and_normalize
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes
@@ -163,7 +163,7 @@ def test_a_channel_that_never_changes_cannot_be_normalized(cache, std):
   kept = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=[0.5, std])
   file = cache / "toy_videos" / provenance.FILE_NAME
   file.write_text(dataclasses.replace(_provenance([]), latents={"latents/3x4x4": kept}).to_json())
-  with pytest.raises(ProvenanceMismatch, match="a channel of standard deviation 0"):
+  with pytest.raises(Mismatch, match="a channel of standard deviation 0"):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
@@ -276,7 +276,7 @@ def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):
   file = cache / "toy_images" / provenance.FILE_NAME
   file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
   mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
-  with pytest.raises(ProvenanceMismatch, match=r"vae differs.*other"):
+  with pytest.raises(Mismatch, match=r"vae differs.*other"):
     _ = mixture.walt_provenance
 
 
@@ -322,7 +322,7 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
 
 
 def test_errors_name_the_available_fields(cache):
-  with pytest.raises(ProvenanceMismatch, match="latents/3x4x4"):
+  with pytest.raises(Mismatch, match="latents/3x4x4"):
     _rows(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
   with pytest.raises(FileNotFoundError, match="run `beam_jobs"):
     _ = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW).walt_provenance

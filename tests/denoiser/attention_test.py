@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
 
+from tests.compiled import apply
 from tests.random_params import random_params
 from walt_t5x.denoiser import attention
 from walt_t5x.denoiser.attention import (
@@ -83,7 +84,7 @@ def test_window_attention_equals_dense_attention_with_a_block_mask():
     variables = {"params": random_params(layer.init, x)}
     table = np.asarray(variables["params"]["relative_position_bias"]["table"])
     allowed, bias = _window_mask_and_bias(window, table)
-    got = layer.apply(variables, x)
+    got = apply(layer, variables, x)
     for row in range(2):
       expected = _dense(variables["params"], x[row], allowed=allowed, bias=bias)
       np.testing.assert_allclose(got[row].reshape(48, WIDTH), expected, atol=1e-5)
@@ -106,16 +107,16 @@ def test_an_image_passes_its_values_through_if_the_window_spans_time():
   is_image = jnp.array([True, False])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x)}
-  got = layer.apply(variables, x, is_image)
+  got = apply(layer, variables, x, is_image)
   p = variables["params"]
   value = jnp.einsum("thwd,dnk->thwnk", x[0], p["value"]["kernel"]) + p["value"]["bias"]
   passed = jnp.einsum("thwnk,nkd->thwd", value, p["out"]["kernel"]) + p["out"]["bias"]
   np.testing.assert_allclose(got[0], passed, atol=1e-5)
-  np.testing.assert_allclose(got[1], layer.apply(variables, x)[1], atol=1e-6)
+  np.testing.assert_allclose(got[1], apply(layer, variables, x)[1], atol=1e-6)
   spatial = WindowAttention(window=(1, 4, 4), num_heads=HEADS)
   variables = {"params": random_params(spatial.init, x)}
   np.testing.assert_allclose(
-    spatial.apply(variables, x, is_image), spatial.apply(variables, x), atol=1e-6
+    apply(spatial, variables, x, is_image), apply(spatial, variables, x), atol=1e-6
   )
 
 
@@ -125,7 +126,7 @@ def test_cross_attention_sees_its_frame_and_the_text_without_padding():
   mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 0, 0, 0, 0]]], bool)
   layer = CrossAttention(window=(1, 4, 4), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x, text, mask)}
-  got = layer.apply(variables, x, text, mask)
+  got = apply(layer, variables, x, text, mask)
   for row, tokens in enumerate((3, 1)):
     for frame in range(3):
       expected = _dense(
@@ -147,7 +148,7 @@ def test_cross_attention_in_a_window_sees_that_window_and_the_text(window):
   inside, _ = _window_mask_and_bias(window, np.zeros((999, HEADS)))
   allowed = np.concatenate([inside, np.ones((48, 2), bool)], axis=1)
   expected = _dense(variables["params"], x[0], text=text[0, 0, :2], allowed=allowed)
-  got = layer.apply(variables, x, text, mask)
+  got = apply(layer, variables, x, text, mask)
   np.testing.assert_allclose(got[0].reshape(48, WIDTH), expected, atol=1e-5)
 
 
@@ -157,9 +158,9 @@ def test_each_frame_of_a_stack_reads_its_own_text():
   mask = jnp.ones((1, 3, 5), bool)
   layer = CrossAttention(window=window, num_heads=HEADS)
   variables = {"params": random_params(layer.init, x, text, mask)}
-  got = layer.apply(variables, x, text, mask)
+  got = apply(layer, variables, x, text, mask)
   for frame in range(3):
-    alone = layer.apply(variables, x, text[:, frame : frame + 1], mask[:, :1])
+    alone = apply(layer, variables, x, text[:, frame : frame + 1], mask[:, :1])
     np.testing.assert_allclose(got[0, frame], alone[0, frame], atol=1e-6)
   spanning = CrossAttention(window=(3, 2, 2), num_heads=HEADS)
   with pytest.raises(ValueError, match='cross_attention = "spatial"'):
@@ -170,10 +171,10 @@ def test_images_cost_two_projections_and_all_modes_agree():
   x, is_image = _grid(rows=4), jnp.array([True, False, False, True])
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x)}
-  select = layer.apply(variables, x, is_image)
+  select = apply(layer, variables, x, is_image)
   skip = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows="skip")
-  np.testing.assert_allclose(skip.apply(variables, x, is_image), select, atol=1e-6)
-  images = layer.apply(variables, x, all_images=True)
+  np.testing.assert_allclose(apply(skip, variables, x, is_image), select, atol=1e-6)
+  images = apply(layer, variables, x, all_images=True)
   np.testing.assert_allclose(images[::3], select[::3], atol=1e-6)
 
   def flops(**kwargs):
@@ -254,22 +255,22 @@ def test_images_pass_through_a_window_of_two_frames_but_not_of_one():
   p = variables["params"]
   value = jnp.einsum("bthwd,dnk->bthwnk", x, p["value"]["kernel"]) + p["value"]["bias"]
   passed = jnp.einsum("bthwnk,nkd->bthwd", value, p["out"]["kernel"]) + p["out"]["bias"]
-  attended = spanning.apply(variables, x)
+  attended = apply(spanning, variables, x)
   assert np.abs(attended - passed).max() > 0.1
   expected = jnp.stack([passed[0], attended[1]])
   for mode in ("select", "skip"):
     layer = spanning.clone(image_rows=mode)
-    np.testing.assert_allclose(layer.apply(variables, x, is_image), expected, atol=1e-5)
-  all_images = spanning.apply(variables, x, all_images=True)
+    np.testing.assert_allclose(apply(layer, variables, x, is_image), expected, atol=1e-5)
+  all_images = apply(spanning, variables, x, all_images=True)
   np.testing.assert_allclose(all_images, passed, atol=1e-5)
   x, spatial, variables = _pairs((1, 2, 2))
-  attended = spatial.apply(variables, x)
+  attended = apply(spatial, variables, x)
   for mode in ("select", "skip"):
     layer = spatial.clone(image_rows=mode)
-    np.testing.assert_allclose(layer.apply(variables, x, is_image), attended, atol=1e-6)
-  np.testing.assert_allclose(spatial.apply(variables, x, all_images=True), attended, atol=1e-6)
+    np.testing.assert_allclose(apply(layer, variables, x, is_image), attended, atol=1e-6)
+  np.testing.assert_allclose(apply(spatial, variables, x, all_images=True), attended, atol=1e-6)
   with pytest.raises(ValueError, match="image_rows='drop': expected 'select' or 'skip'"):
-    spatial.clone(image_rows="drop").apply(variables, x)
+    apply(spatial.clone(image_rows="drop"), variables, x)
 
 
 def test_only_skip_with_einsum_loops_over_examples():
@@ -303,7 +304,7 @@ def test_norm_and_bias_can_be_disabled(fields):
   assert set(variables["params"]) == parameters
   allowed, bias = _window_mask_and_bias(window, table)
   expected = _dense(variables["params"], x[0], allowed=allowed, bias=bias)
-  got = layer.apply(variables, x)
+  got = apply(layer, variables, x)
   np.testing.assert_allclose(got[0].reshape(48, WIDTH), expected, atol=1e-4)
 
 
@@ -317,8 +318,8 @@ def test_tokens_by_cells_give_the_same_result_as_tokens_in_grid_order():
     (CrossAttention(window=window, num_heads=HEADS), (text, mask)),
   ):
     variables = {"params": random_params(layer.init, x, *more)}
-    got = layer.clone(cell=cell).apply(variables, by_cells, *more)
-    expected = to_cells(layer.apply(variables, x, *more), cell)
+    got = apply(layer.clone(cell=cell), variables, by_cells, *more)
+    expected = to_cells(apply(layer, variables, x, *more), cell)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -328,13 +329,13 @@ def test_each_window_in_time_may_have_its_own_text():
   mask = jnp.ones((2, 2, 3), bool)
   layer = CrossAttention(window=(2, 1, 2), num_heads=HEADS)
   variables = {"params": random_params(layer.init, x, text, mask)}
-  got = layer.apply(variables, x, text, mask)
+  got = apply(layer, variables, x, text, mask)
   for i in range(2):
-    alone = layer.apply(variables, x, text[:, i : i + 1], mask[:, :1])
+    alone = apply(layer, variables, x, text[:, i : i + 1], mask[:, :1])
     np.testing.assert_allclose(got[:, 2 * i : 2 * i + 2], alone[:, 2 * i : 2 * i + 2], atol=1e-6)
   for count in (3, 4):
     with pytest.raises(ValueError, match=f"got {count} texts per example"):
-      layer.apply(variables, x, jnp.zeros((2, count, 3, WIDTH)), jnp.ones((2, count, 3), bool))
+      apply(layer, variables, x, jnp.zeros((2, count, 3, WIDTH)), jnp.ones((2, count, 3), bool))
 
 
 @pytest.mark.parametrize(
@@ -371,8 +372,8 @@ def test_heads_that_share_lanes_give_the_same_result(kind):
   more = (text, jnp.ones((1, 1, 3), bool)) if kind is CrossAttention else ()
   layer = kind(window=(1, 2, 2), num_heads=4)
   variables = layer.init(jax.random.key(0), x, *more)
-  fused = layer.clone(implementation="pallas").apply(variables, x, *more)
-  np.testing.assert_allclose(fused, layer.apply(variables, x, *more), atol=1e-5)
+  fused = apply(layer.clone(implementation="pallas"), variables, x, *more)
+  np.testing.assert_allclose(fused, apply(layer, variables, x, *more), atol=1e-5)
 
 
 def test_projections_have_the_activation_dtype():

@@ -9,6 +9,7 @@ import pytest
 import scipy.ndimage
 from flax import traverse_util
 
+from tests.compiled import apply
 from tests.random_params import random_params
 from walt_t5x.denoiser.interpolation import (
   InterpolatePositions,
@@ -87,9 +88,8 @@ def test_only_the_tables_of_a_checkpoint_change_to_the_shapes_of_the_new_grid(sc
     assert jnp.shape(value) == jnp.shape(wanted[name]), name
     if not {"space", "relative_position_bias"} & set(name):
       assert value is before[name] or np.array_equal(value, before[name])
-  assert np.isfinite(
-    module.apply({"params": jax.tree.map(jnp.asarray, moved["target"])}, z, jnp.ones((1,)))
-  ).all()
+  params = jax.tree.map(jnp.asarray, moved["target"])
+  assert np.isfinite(apply(module, {"params": params}, z, jnp.ones((1,)))).all()
   changed = [n for n in after if jnp.shape(after[n]) != jnp.shape(before[n])]
   assert {"mu", "target"} == {"mu" if "mu" in n else "target" for n in changed}
 

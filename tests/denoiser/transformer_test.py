@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny_denoiser
+from tests import compiled, tiny_denoiser
 from tests.denoiser.layer_stacking import stack_pairs, unstack_pairs
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
@@ -149,8 +149,8 @@ def test_an_image_does_not_depend_on_its_neighbors_in_the_stack_or_on_its_slot()
 
 def test_a_video_mixes_its_frames():
   module, variables, z, steps, _ = _model()
-  before = module.apply(variables, z, steps)
-  after = module.apply(variables, z.at[:, 2].add(1.0), steps)
+  before = compiled.apply(module, variables, z, steps)
+  after = compiled.apply(module, variables, z.at[:, 2].add(1.0), steps)
   assert np.abs(after[:, 0] - before[:, 0]).max() > 1e-4
 
 
@@ -158,8 +158,10 @@ def test_text_padding_has_no_effect():
   module, variables, z, steps, conditioning = _model(text_dim=6)
   noisy = jnp.where(conditioning.text_mask[..., None], conditioning.text, 99.0)
   np.testing.assert_array_equal(
-    module.apply(variables, z, steps, None, conditioning),
-    module.apply(variables, z, steps, None, dataclasses.replace(conditioning, text=noisy)),
+    compiled.apply(module, variables, z, steps, None, conditioning),
+    compiled.apply(
+      module, variables, z, steps, None, dataclasses.replace(conditioning, text=noisy)
+    ),
   )
 
 
@@ -230,10 +232,9 @@ def test_scanned_layers_equal_unrolled_ones():
 
 def test_bfloat16_stays_near_float32():
   module, variables, z, steps, conditioning = _model(text_dim=6)
-  exact = module.apply(variables, z, steps, None, conditioning)
-  half = dataclasses.replace(module, dtype=jnp.bfloat16).apply(
-    variables, z, steps, None, conditioning
-  )
+  exact = compiled.apply(module, variables, z, steps, None, conditioning)
+  rounded = dataclasses.replace(module, dtype=jnp.bfloat16)
+  half = compiled.apply(rounded, variables, z, steps, None, conditioning)
   assert half.dtype == jnp.float32
   assert np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
 

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt_t5x.diffusion.losses import squared_errors
-from walt_t5x.diffusion.process import Prediction, add_noise, target
+from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, target
 
 pytestmark = pytest.mark.numerics
 

@@ -7,8 +7,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from walt_t5x.engine.adafactor import adafactor_chain, factored_state_axes
-from walt_t5x.engine.builtin.optimizer import OptaxWrapper, map_axes
+from walt_t5x.engine.adafactor import factored_state_axes
+from walt_t5x.engine.builtin.optimizer import OptaxWrapper
+from walt_t5x.engine.optimizers import adafactor_chain
 
 pytestmark = pytest.mark.numerics
 
@@ -123,7 +124,7 @@ def test_a_sharded_step_equals_one_device_and_the_moments_are_sharded():
   def sharding(names):
     return jax.sharding.NamedSharding(mesh, PartitionSpec(*(rules.get(n) for n in names)))
 
-  shardings = map_axes(sharding, axes)
+  shardings = jax.tree.map(sharding, axes)
   placed = jax.device_put(state, shardings)
   apply = jax.jit(wrapper.apply_gradient, out_shardings=(None, shardings))
   got, new_state = apply(params, placed, gradients)
@@ -133,6 +134,24 @@ def test_a_sharded_step_equals_one_device_and_the_moments_are_sharded():
   assert moments.v_row["kernel"].sharding.spec == PartitionSpec(None, "model")
   reference = next(s for s in one_device.param_states if isinstance(s, optax.FactoredState))
   np.testing.assert_allclose(moments.v_row["kernel"], reference.v_row["kernel"], rtol=1e-5)
+
+
+def test_each_state_keeps_the_axes_of_its_own_parameters():
+  """Of two models whose parameters differ in the order of their axes, and of two parts of one model."""
+  chain = adafactor_chain(0.1, clip_norm=None, min_dim_size_to_factor=4)
+  wide, tall = ({"kernel": jnp.zeros(shape)} for shape in ((8, 6), (6, 8)))
+  axes = {"kernel": PartitionSpec("embed", "mlp")}
+  first, second = (OptaxWrapper(chain).init_state(params) for params in (wide, tall))
+  for state, row, col in ((first, "mlp", "embed"), (second, "embed", "mlp")):
+    moments = OptaxWrapper(chain).derive_logical_axes(state, axes).param_states[0]
+    assert moments.v_row == {"kernel": PartitionSpec(row)}
+    assert moments.v_col == {"kernel": PartitionSpec(col)}
+  parts = {"wide": chain, "tall": chain}
+  split = OptaxWrapper(optax.multi_transform(parts, {"wide": "wide", "tall": "tall"}))
+  state = split.init_state({"wide": wide, "tall": tall})
+  inner = split.derive_logical_axes(state, {"wide": axes, "tall": axes}).param_states.inner_states
+  for part, row in (("wide", "mlp"), ("tall", "embed")):
+    assert inner[part].inner_state[0].v_row[part] == {"kernel": PartitionSpec(row)}
 
 
 def test_an_unknown_state_is_rejected():

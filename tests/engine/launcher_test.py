@@ -15,9 +15,9 @@ from walt_t5x import engine
 from walt_t5x import train as launcher
 from walt_t5x.config import gin_config, gin_flags
 from walt_t5x.engine import checkpoints, exits, run_record
-from walt_t5x.engine.builtin import starting_point
+from walt_t5x.engine.builtin.seeds import drawn_seed
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   run_record.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
   monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
-  with pytest.raises(ProvenanceMismatch) as error:
+  with pytest.raises(Mismatch) as error:
     runs.train(tmp_path, 1)
   for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
     assert part in str(error.value)
@@ -183,7 +183,7 @@ def test_a_drawn_seed_is_drawn_once(tmp_path):
   """Without a seed two runs differ, and a resumed run keeps its seed."""
   for name in "ab":
     (tmp_path / name).mkdir()
-  first, again, other = (starting_point.drawn_seed(str(tmp_path / name)) for name in "aab")
+  first, again, other = (drawn_seed(str(tmp_path / name)) for name in "aab")
   assert first == again != other
 
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 from walt_t5x import engine
 from walt_t5x.engine import optimizers, schedules
-from walt_t5x.engine.ema import parameter_ema
+from walt_t5x.engine.optimizers import parameter_ema
 
 pytestmark = pytest.mark.numerics
 

@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec as P
 
 from tests.programs import ROOT
 from walt_t5x.engine import checkpoints, optimizers
-from walt_t5x.engine.adafactor import adafactor_chain
 from walt_t5x.engine.builtin import optimizer as builtin_optimizer
 
 t5x_missing = None
@@ -171,7 +170,7 @@ CHAINS = {
   "adafactor": lambda: optimizers.adafactor(1e-3, ema_decay=0.9, momentum=0.9, num_microbatches=2),
   "by part": lambda: optimizers.by_part(
     parts={
-      "vae": adafactor_chain(1e-3, ema_decay=0.9),
+      "vae": optimizers.adafactor_chain(1e-3, ema_decay=0.9),
       "discriminator": optimizers.adamw_chain(1e-3),
       "counters": optimizers.assignment(),
     }

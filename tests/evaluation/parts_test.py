@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColors, _media, _videos
+from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColors, _media, _videos, score
 from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.parts import load_part, plan_parts, save_part
-from walt_t5x.evaluation.scoring import Evaluation, score, score_evaluation
+from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
 from walt_t5x.media import writing
 from walt_t5x.metrics import networks
 from walt_t5x.metrics.protocols import PROTOCOLS

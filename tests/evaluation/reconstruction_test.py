@@ -11,9 +11,10 @@ import pytest
 from data import schema, tfrecord
 from tests.beam_jobs.conftest import save_checkpoint, weights
 from walt_t5x import evaluate, reconstruct
-from walt_t5x.evaluation import reconstruction
 from walt_t5x.evaluation.clip_sources import find_media
-from walt_t5x.evaluation.reconstruction import ReconstructionFolder, Reconstructor
+from walt_t5x.evaluation.reconstruction import ReconstructionFolder
+from walt_t5x.generation import pixel_codec
+from walt_t5x.generation.pixel_codec import PixelCodec
 from walt_t5x.media import reading, writing
 from walt_t5x.vae import streaming
 from walt_t5x.vae.autoencoder import CausalVae
@@ -45,7 +46,7 @@ def compiled_once():
     return streams[key]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(reconstruction, "VaeStream", shared)
+    patch.setattr(pixel_codec, "VaeStream", shared)
     yield
 
 
@@ -103,18 +104,18 @@ def test_a_lossless_file_restores_its_bytes_and_is_written_atomically(tmp_path):
 
 def test_reconstructions_over_two_devices_equal_those_of_one_pass(tokenizer):
   mesh, rows = jax.make_mesh((2, 1), ("data", "model"), devices=jax.devices()[:2]), 2
-  network = Reconstructor(*tokenizer, rows=rows, group=2, mesh=mesh)
+  codec = PixelCodec(*tokenizer, rows=rows, group=2, mesh=mesh)
   clips = _clips(3)
   expected = _by_hand(tokenizer, clips)
   for start in range(0, 3, rows):
     # One frame more than a complete group of two: it is not used.
     longer = [[*clip, clip[0]] for clip in clips[start : start + rows]]
-    given, made = _together(network(longer))
+    given, made = _together(codec.reconstruct(longer))
     np.testing.assert_array_equal(given, clips[start : start + rows])
     _equal(made, expected[start : start + rows])
   assert expected.std() > 5 and np.abs(expected - clips).max() > 20
   with pytest.raises(ValueError, match=rf"got {rows + 1} clips"):
-    next(network([clips[0]] * (rows + 1)))
+    next(codec.reconstruct([clips[0]] * (rows + 1)))
 
 
 def test_frames_are_read_only_as_far_as_needed(tokenizer):
@@ -125,7 +126,7 @@ def test_frames_are_read_only_as_far_as_needed(tokenizer):
       read.append(len(read))
       yield np.zeros((SIDE, SIDE, 3), np.uint8)
 
-  groups = Reconstructor(*tokenizer, rows=1)([endless()])
+  groups = PixelCodec(*tokenizer, rows=1).reconstruct([endless()])
   seen = 0
   for _ in range(20):
     given, _ = next(groups)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.metrics.frechet_test import inception_score
 from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
-from walt_t5x.evaluation.scoring import score
+from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
 from walt_t5x.media import writing
 from walt_t5x.metrics import caption_accuracy
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
-from walt_t5x.metrics.inception_score import inception_score
 from walt_t5x.metrics.network_input import ResizeRule
 from walt_t5x.metrics.protocols import PROTOCOLS, by_prompt
 from walt_t5x.metrics.protocols.protocol import (
@@ -59,6 +59,11 @@ class _MeanColors:
   def of(videos):
     x = videos.reshape(len(videos), -1, 3) / 255.0
     return np.concatenate([x.mean(1), x.std(1), x[:, 0]], -1)
+
+
+def score(*arguments, cache_dir=None, **options):
+  """The scores of an evaluation."""
+  return score_evaluation(Evaluation(*arguments, **options), cache_dir=cache_dir)
 
 
 def _score(protocol, samples, references, **options):
@@ -342,7 +347,7 @@ def test_lpips_is_reported_with_the_other_paired_scores(tmp_path, monkeypatch):
   squares = np.square(clips[:2] / 255.0 - clips[2:] / 255.0).mean((1, 2, 3, 4))
   expected = flat["lin0.weight"].mean() * squares
   np.testing.assert_allclose(lpips.value.values, expected, rtol=1e-4)
-  assert min(expected) > 0 and lpips.network_fingerprint == network.fingerprint
+  assert min(expected) > 0 and lpips.network is network
   (same,) = score(protocol, made, made, {"lpips": network})
   assert max(map(abs, same.value.values)) < 1e-6
 

@@ -7,7 +7,7 @@ import seqio
 import tensorflow as tf
 
 from tests.metrics.network_parity import random_weights
-from walt_t5x.metrics import sample_metrics, weights
+from walt_t5x.metrics import networks, sample_metrics
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -37,7 +37,7 @@ def test_evaluators_report_the_distance(tmp_path):
   rng = np.random.default_rng(0)
   rows, made = rng.integers(0, 256, size=(2, 5, 5, 16, 16, 3)).astype(np.uint8)
   file = tmp_path / "shapes.safetensors"
-  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   metric = sample_metrics.VideoFrechet(protocol="shapes_fvd", weights=str(file), batch_size=3)
   task = seqio.TaskRegistry.add(
     "sample_metrics",

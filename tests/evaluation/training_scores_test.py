@@ -3,13 +3,14 @@
 import json
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.metrics.network_parity import random_weights
 from walt_t5x.evaluation.training_scores import ScoreVideos
 from walt_t5x.media import reading, writing
-from walt_t5x.metrics import weights
+from walt_t5x.metrics import networks
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -22,11 +23,10 @@ class _Given(ScoreVideos):
   shows_latents = False
   made = ()
 
-  def _on_mesh(self, params):
-    return {}
-
-  def _clips(self, predicted):
-    return self.made
+  def __init__(self, **options):
+    super().__init__(**options)
+    self._batch, self._tokenizer = {}, ()
+    self._decode = lambda predicted: self.made / np.float32(255)
 
 
 def _of(network, clips):
@@ -39,7 +39,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   for i, clip in enumerate(rng.integers(0, 256, size=(3, 6, 16, 16, 3)).astype(np.uint8)):
     writing.write_video(tmp_path / "real" / f"{i}.mp4", clip, fps=8)
   file = tmp_path / "shapes.safetensors"
-  weights.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
+  networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   model = types.SimpleNamespace(predict_batch=lambda params, batch: 0)
   options = {"model": model, "dataset_cfg": None, "model_dir": str(tmp_path / "run"), "every": 10}
   options |= {"reference": str(tmp_path / "real"), "weights": {"shapes": str(file)}}
@@ -50,7 +50,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
     if step == 15:
       # The references are read once per run.
       (tmp_path / "real").rename(tmp_path / "gone")
-    state = types.SimpleNamespace(step=step, params={}, param_states=())
+    state = types.SimpleNamespace(step=step, params={"w": jnp.zeros(1)}, param_states=())
     assert action.run(state, {}) is False
 
   (tmp_path / "gone").rename(tmp_path / "real")

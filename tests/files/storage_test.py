@@ -1,11 +1,239 @@
-"""Concurrent calls on small files: results are in order, and the first failure is raised."""
+"""The file layer: the same laws on a local disk, on fsspec's memory:// and, through TensorFlow's gfile, on ram://."""
 
+import errno
+import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
+import uuid
 
+import fsspec
 import pytest
 
-from walt_t5x.files import storage
+from walt_t5x.files import gfile, retries, storage
+
+
+@pytest.fixture(params=["local", "memory", "gfile"])
+def folder(request, tmp_path, monkeypatch):
+  """A folder that does not exist yet."""
+  if request.param == "local":
+    return str(tmp_path / "out")
+  if request.param == "memory":
+    return f"memory://{uuid.uuid4().hex}/out"
+  pytest.importorskip("tensorflow")
+  monkeypatch.setattr(storage, "_remote", lambda path: gfile.GfileSystem(use_listings_cache=False))
+  return f"ram://{uuid.uuid4().hex}/out"
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+  """The pauses between attempts, in seconds, on a clock that nothing else moves."""
+  found = []
+  monkeypatch.setattr(retries.time, "sleep", found.append)
+  monkeypatch.setattr(retries.time, "monotonic", lambda: sum(found))
+  return found
+
+
+class _Failing:
+  """A file system that raises these errors, one per call of one method, before it works."""
+
+  def __init__(self, store, method, errors):
+    self._store, self._method, self._errors = store, method, list(errors)
+
+  def __getattr__(self, name):
+    def call(*args, **kwargs):
+      if name == self._method and self._errors:
+        raise self._errors.pop(0)
+      return getattr(self._store, name)(*args, **kwargs)
+
+    return call
+
+
+@pytest.fixture
+def failing(monkeypatch):
+  """Makes the file system of every address fail."""
+
+  def make(method, *errors):
+    store = _Failing(fsspec.filesystem("memory"), method, errors)
+    monkeypatch.setattr(storage, "_remote", lambda path: store)
+
+  return make
+
+
+def test_what_is_written_is_read_listed_and_deleted(folder):
+  path = storage.join(folder, "b.txt")
+  assert not storage.exists(path) and storage.names(folder) == []
+  storage.write(path, "é\n")
+  storage.write(storage.join(folder, "a.txt"), b"")
+  storage.write(storage.join(folder, "below", "c.txt"), b"c")
+  assert storage.exists(path) and storage.size(path) == 3
+  assert storage.read(path) == "é\n".encode()
+  assert storage.names(folder) == ["a.txt", "b.txt"]
+  assert list(storage.match(storage.join(folder, "*.txt"))) == [storage.join(folder, "a.txt"), path]
+  assert list(storage.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
+  if not folder.startswith("ram://"):  # It does not list folders.
+    below = storage.join(folder, "below", "c.txt")
+    assert list(storage.match(storage.join(folder, "*", "*"))) == [below]
+  storage.delete(path)
+  storage.delete(path)
+  assert not storage.exists(path) and storage.names(folder) == ["a.txt"]
+
+
+def test_a_part_of_a_file_is_read(folder):
+  path = storage.join(folder, "a")
+  storage.write(path, b"0123456789\nlast")
+  with storage.open_raw(path) as stream:
+    stream.seek(3)
+    assert stream.read(4) == b"3456"
+    assert stream.readline() == b"789\n"
+    assert stream.read() == b"last"
+  with storage.open_text(path) as lines:
+    assert list(lines) == ["0123456789\n", "last"]
+
+
+def test_reads_name_what_is_missing_or_too_large(folder):
+  path = storage.join(folder, "a")
+  with pytest.raises(FileNotFoundError, match=f"no file at {path}"):
+    storage.read(path)
+  storage.write(path, b"1234")
+  assert storage.read(path, max_bytes=4) == b"1234"
+  with pytest.raises(storage.TooLarge, match="more than 3 bytes"):
+    storage.read(path, max_bytes=3)
+
+
+def test_json_comes_back(folder):
+  path = storage.join(folder, "a.json")
+  storage.write_json(path, {"b": 1, "a": ["é"]})
+  assert storage.read(path) == b'{\n "b": 1,\n "a": [\n  "\\u00e9"\n ]\n}\n'
+  assert storage.read_json(path) == {"b": 1, "a": ["é"]}
+
+
+def test_a_write_that_dies_in_the_middle_leaves_the_old_content(folder):
+  path = storage.join(folder, "a")
+  storage.write(path, b"old")
+  with pytest.raises(KeyboardInterrupt), storage.writer(path) as stream:
+    stream.write(b"new, incomplete")
+    stream.flush()
+    assert storage.read(path) == b"old"
+    raise KeyboardInterrupt
+  assert storage.read(path) == b"old" and storage.names(folder) == ["a"]
+
+
+def test_a_killed_process_leaves_the_old_content(tmp_path):
+  path = tmp_path / "a"
+  path.write_bytes(b"old")
+  code = (
+    "import os, sys\nfrom walt_t5x.files import storage\n"
+    "with storage.writer(sys.argv[1]) as stream:\n"
+    "  stream.write(b'new, incomplete')\n  stream.flush()\n  os.kill(os.getpid(), 9)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+  assert done.returncode == -9 and path.read_bytes() == b"old"
+  left = [name for name in os.listdir(tmp_path) if name != "a"]
+  assert len(left) == 1 and left[0].startswith(storage.TEMPORARY) and left[0].endswith(".tmp")
+
+
+def test_a_file_is_replaced_and_renamed(folder):
+  one, two = storage.join(folder, "one"), storage.join(folder, "two")
+  storage.write(one, b"longer than the next content")
+  storage.write(one, b"1")
+  storage.write(two, b"2")
+  storage.rename(one, two)
+  assert storage.read(two) == b"1" and storage.names(folder) == ["two"]
+
+
+def test_errors_that_may_pass_are_retried(pauses, failing):
+  path = f"memory://{uuid.uuid4().hex}/a"
+  slow_down = OSError(errno.EBUSY, "Slow Down")
+  failing("put_file", slow_down, ConnectionResetError(), TimeoutError())
+  storage.write(path, b"1")
+  assert len(pauses) == 3
+  failing("open", slow_down, slow_down)
+  assert storage.read(path) == b"1" and len(pauses) == 5
+  failing("info", slow_down)
+  assert storage.exists(path) and len(pauses) == 6
+
+
+def test_pauses_double_with_jitter_up_to_a_limit(pauses):
+  def fail():
+    raise TimeoutError("slow")
+
+  with pytest.raises(OSError):
+    retries.retried("read", "a", fail)
+  assert sum(pauses) <= retries.DEADLINE
+  for i, pause in enumerate(pauses):
+    middle = min(retries.FIRST_PAUSE * 2**i, retries.LONGEST_PAUSE)
+    assert middle / 2 <= pause <= middle * 1.5
+  assert len({pause / retries.FIRST_PAUSE % 1 for pause in pauses}) > 1
+
+
+def test_an_outage_ends_with_an_error_that_names_path_operation_and_attempts(pauses, failing):
+  path = f"memory://{uuid.uuid4().hex}/a"
+  failing("info", *itertools.repeat(ConnectionResetError(errno.ECONNRESET, "reset"), 99))
+  with pytest.raises(OSError, match=rf"cannot measure {path}, \d+ attempts .* reset") as found:
+    storage.size(path)
+  assert f"{len(pauses) + 1} attempts within {retries.DEADLINE:.0f} seconds" in str(found.value)
+  # An outage is not an answer: the file is not reported as missing.
+  with pytest.raises(OSError, match="cannot look for"):
+    storage.exists(path)
+
+
+def test_a_permanent_error_is_not_retried_and_says_where(pauses, failing):
+  path = f"memory://{uuid.uuid4().hex}/a"
+  failing("open", *itertools.repeat(PermissionError(errno.EACCES, "Access Denied"), 9))
+  with pytest.raises(PermissionError, match=f"cannot read {path}, 1 attempt"):
+    storage.read(path)
+  failing("put_file", *itertools.repeat(PermissionError(errno.EACCES, "Access Denied"), 9))
+  with pytest.raises(storage.CannotWrite, match=f"cannot write {path}: Access Denied"):
+    storage.write(path, b"1")
+  assert not pauses
+
+
+def test_an_upload_that_fails_leaves_the_old_content(pauses, failing):
+  path = f"memory://{uuid.uuid4().hex}/out/a"
+  storage.write(path, b"old")
+  failing("mv", *itertools.repeat(TimeoutError("slow"), 99))
+  with pytest.raises(storage.CannotWrite, match="cannot write"):
+    storage.write(path, b"new")
+  assert storage.read(path) == b"old" and storage.names(storage.parent(path)) == ["a"]
+
+
+@pytest.mark.parametrize(
+  "error, passes",
+  [
+    (OSError(errno.ENOSPC, "full"), False),
+    (FileNotFoundError(), False),
+    (ValueError(), False),
+    (OSError(errno.ESTALE, "stale handle"), True),
+    (BrokenPipeError(), True),
+    (type("HttpError", (Exception,), {"code": 503})(), True),
+    (type("HttpError", (Exception,), {"code": 429})(), True),
+    (type("HttpError", (Exception,), {"code": 403})(), False),
+    (type("UnavailableError", (Exception,), {})(), True),
+  ],
+)
+def test_which_errors_may_pass(error, passes):
+  assert retries.may_pass(error) is passes
+
+
+def test_the_file_layer_loads_neither_beam_nor_tensorflow():
+  code = (
+    "import sys\nfrom walt_t5x.files import storage\nlight = set(sys.modules)\n"
+    "storage.write('memory://a/b', 'x')\nassert storage.read('memory://a/b') == b'x'\n"
+    "assert not {'tensorflow', 'apache_beam', 'seqio', 'jax'} & set(sys.modules)\n"
+    "assert not {'fsspec', 'etils'} & light\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
+def test_an_address_without_its_driver_names_what_to_install(tmp_path):
+  # Another process: TensorFlow is not loaded there.
+  code = "from walt_t5x.files import storage; storage.exists('gs://b/a')"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert "ValueError: gs://b/a: " in done.stderr and "gcsfs" in done.stderr
 
 
 def test_results_come_in_the_order_of_the_items():

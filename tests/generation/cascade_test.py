@@ -1,6 +1,6 @@
-"""Properties of the cascade: noise by sample number, given frames, consistent rounds, devices.
+"""Properties of the cascade: noise by sample number, conditioning frames, consistent extensions, devices.
 
-The tokenizer is replaced by a lossless one, so given frames must be reproduced exactly; the denoisers are
+The tokenizer is replaced by a lossless one, so conditioning frames must be reproduced exactly; the denoisers are
 small ones with random weights, and one that returns the true latents.
 """
 
@@ -21,8 +21,8 @@ from tests.generation.random_cascade import random_params
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.generation import cascade as cascade_module
 from walt_t5x.generation.cascade import Batch, Cascade
-from walt_t5x.generation.given_media import GivenMedia
-from walt_t5x.generation.stage import Stage, StageInfo
+from walt_t5x.generation.conditioning_media import ConditioningMedia
+from walt_t5x.generation.stage import StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
@@ -106,7 +106,7 @@ def _cascade(*, batch_size=2, mesh=None, configs=None, load=None, **options):
     codec=_Packing(),
     batch_size=batch_size,
     mesh=mesh,
-    load=load or (lambda i: Stage(info=i, params=_params(i.config.name), fingerprint="f")),
+    load=load or (lambda i: (_params(i.config.name), "f")),
     **options,
   )
 
@@ -125,12 +125,14 @@ def two():
   return _cascade()
 
 
-def _batch(*indices, given=None):
-  return Batch(indices=indices, prompts=[PROMPTS[i] for i in indices], given=[given] * len(indices))
+def _batch(*indices, media=None):
+  return Batch(indices=indices, prompts=[PROMPTS[i] for i in indices], media=[media] * len(indices))
 
 
 def _samples(cascade, *batches, **options):
-  made = cascade.run(batches, **({"seed": 3} | options))
+  determined = ("seed", "extensions", "decoded_conditioning")
+  fields = {"seed": 3} | {name: options.pop(name) for name in determined if name in options}
+  made = cascade.run([dataclasses.replace(batch, **fields) for batch in batches], **options)
   return [sample for batch in made for sample in batch]
 
 
@@ -138,8 +140,8 @@ def _clip(frames, *, side=8, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (frames, side, side, 3), np.uint8)
 
 
-def _media(frames, conditioned):
-  return GivenMedia(path="x", sha256="s", frames=frames, conditioned=conditioned)
+def _media(frames, count):
+  return ConditioningMedia(path="x", sha256="s", frames=frames, conditioning_frames=count)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(two):
@@ -157,9 +159,9 @@ def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
   together = _samples(_cascade(batch_size=4, configs=base), _batch(0, 1, 2, 3))
   one = _cascade(batch_size=1, configs=base)
   alone = [_samples(one, _batch(i))[0] for i in range(4)]
-  given = _media(_clip(9), 5)
+  media = _media(_clip(9), 5)
   (goes_on,), (as_well, _) = (
-    _samples(c, _batch(*i, given=given)) for c, i in ((one, [1]), (two, [1, 2]))
+    _samples(c, _batch(*i, media=media)) for c, i in ((one, [1]), (two, [1, 2]))
   )
   np.testing.assert_allclose(goes_on.latents["base"], as_well.latents["base"], atol=1e-5)
   pairs = _samples(two, _batch(1, 0), _batch(2))
@@ -172,8 +174,8 @@ def test_a_sample_depends_on_its_number_and_prompt_not_on_its_batch(two):
 
 def test_a_run_reports_its_progress(two):
   told = []
-  _samples(two, _batch(0), _batch(1), rounds=2, progress=lambda *now: told.append(now))
-  assert told == [(name, round) for _ in range(2) for name in ("base", "sr1") for round in (0, 1)]
+  _samples(two, _batch(0), _batch(1), extensions=1, progress=lambda *now: told.append(now))
+  assert told == [(name, i) for _ in range(2) for name in ("base", "sr1") for i in (0, 1)]
 
 
 def test_weights_are_read_once_and_identified_by_their_fingerprints():
@@ -181,7 +183,7 @@ def test_weights_are_read_once_and_identified_by_their_fingerprints():
 
   def load(info):
     loads.append(info.config.name)
-    return Stage(info=info, params={}, fingerprint=info.config.name[0])
+    return ({}, info.config.name[0])
 
   cascade = _cascade(configs=[perfect_config(config) for config in _configs()], load=load)
   cascade._run_stage = lambda *_, **__: None
@@ -202,7 +204,11 @@ def test_a_short_batch_is_padded_with_its_last_clip_and_a_long_one_is_rejected()
   assert len(_samples(cascade, batch, stages=1)) == 3
   filled = seen[0].batch
   assert filled == Batch(
-    indices=[7, 8, 9, 9, 9], prompts=["a", "b", "c", "c", "c"], labels=[4, 5, 6, 6, 6], given=[]
+    indices=[7, 8, 9, 9, 9],
+    prompts=["a", "b", "c", "c", "c"],
+    labels=[4, 5, 6, 6, 6],
+    seed=3,
+    media=[],
   )
   low = np.arange(3.0).reshape(3, 1, 1, 1, 1)
   assert len(cascade.upscale("sr1", low, ["a", "b", "c"], seed=0, first_index=7)) == 3
@@ -212,8 +218,8 @@ def test_a_short_batch_is_padded_with_its_last_clip_and_a_long_one_is_rejected()
     _samples(cascade, Batch(indices=range(6), prompts=[""] * 6))
 
 
-def _shown(given, *, factor=4, rounds=1, **options):
-  """One clip of a tokenizer that decodes 9 frames per round, none of which equals its input."""
+def _shown(media, *, factor=4, extensions=0, **options):
+  """One clip of a tokenizer that decodes 9 frames at a time, none of which equals its input."""
   cascade = _cascade(batch_size=1, configs=_configs()[:1])
   made = iter(range(100))
 
@@ -225,11 +231,11 @@ def _shown(given, *, factor=4, rounds=1, **options):
   cascade.codec = types.SimpleNamespace(
     vae=_Packing._Factors(temporal_factor=factor), encode=lambda frames: None, decode=decode
   )
-  (sample,) = _samples(cascade, _batch(0, given=given), rounds=rounds, **options)
+  (sample,) = _samples(cascade, _batch(0, media=media), extensions=extensions, **options)
   return sample
 
 
-def test_each_round_has_its_own_noise_and_is_given_the_last_frames_and_their_position():
+def test_each_extension_has_its_own_noise_and_the_last_frames_at_their_position():
   cascade, seen = _cascade(batch_size=3), {"base": [], "sr1": []}
   for name, size in (("base", 4), ("sr1", 8)):
 
@@ -239,40 +245,40 @@ def test_each_round_has_its_own_noise_and_is_given_the_last_frames_and_their_pos
 
     cascade._samplers[name] = sample
   cascade._weights = lambda info: None
-  _samples(cascade, _batch(0, 1, 2, given=_media(_clip(1), 1)), rounds=3)
+  _samples(cascade, _batch(0, 1, 2, media=_media(_clip(1), 1)), extensions=2)
   for name, calls in seen.items():
     for part in (0, 1) if name == "sr1" else (0,):
       noises = [np.asarray(call[part]) for call in calls]
       assert np.abs(noises[0] - noises[1]).max() > 1 < np.abs(noises[1] - noises[2]).max()
-    for round, (_, _, conditioning) in enumerate(calls):
-      # The image is one latent frame, the last 1 + 4 frames of a round are two.
-      count = 2 if round else 1
+    for extension, (_, _, conditioning) in enumerate(calls):
+      # The image is one latent frame, the last 1 + 4 frames of a part are two.
+      count = 2 if extension else 1
       mask = [[i < count for i in range(5)]] * 3
       np.testing.assert_array_equal(conditioning.frame_mask, mask)
       assert not conditioning.frames[:, count:].any()
-    # A round's latents 1 are 0.5 + 0.25 of the tokenizer, in bytes of its pixels.
+    # Latents of 1 are 0.5 + 0.25 of the tokenizer, in bytes of its pixels.
     np.testing.assert_allclose(calls[1][2].frames[:, :2], (191 / 255 - 0.5) / 0.25, atol=1e-5)
 
 
-def test_a_given_image_is_reconstructed_and_a_given_clip_is_kept():
+def test_a_conditioning_image_is_reconstructed_and_a_clip_is_kept():
   picture = _media(np.full((1, 4, 4, 3), 7, np.uint8), 1)
   frames = _shown(picture).videos["base"]
   assert len(frames) == 9 and not (frames == 7).any()
   for factor in (1, 4):
     clip = np.full((6, 4, 4, 3), 7, np.uint8)
-    given = _media(clip, 1 + factor)
-    frames = _shown(given, factor=factor).videos["base"]
+    media = _media(clip, 1 + factor)
+    frames = _shown(media, factor=factor).videos["base"]
     assert len(frames) == 6 + 9 - (1 + factor)
     np.testing.assert_array_equal((frames == 7).all((1, 2, 3)), [i < 6 for i in range(len(frames))])
-    assert len(_shown(given, factor=factor, decoded_given=True).videos["base"]) == 9
-    longer = _shown(given, factor=factor, rounds=2).videos["base"]
+    assert len(_shown(media, factor=factor, decoded_conditioning=True).videos["base"]) == 9
+    longer = _shown(media, factor=factor, extensions=1).videos["base"]
     assert len(longer) == 6 + 2 * (9 - (1 + factor))
 
 
 def test_the_time_of_a_batch_is_split_into_encoding_sampling_and_decoding(monkeypatch):
   clock = iter([0.0, 1.0, 3.0, 7.0, 10.0, 11.0, 13.0, 17.0])
   monkeypatch.setattr(cascade_module, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
-  assert _shown(None, rounds=2).seconds["base"] == {"encode": 2, "sample": 4, "decode": 8}
+  assert _shown(None, extensions=1).seconds["base"] == {"encode": 2, "sample": 4, "decode": 8}
 
 
 def test_a_prompt_is_its_tokens_and_then_padding(two):
@@ -304,72 +310,72 @@ def test_eight_devices_generate_the_same_as_one(two):
 
 def test_an_image_is_the_first_frame_at_every_size(two):
   picture = _clip(1)
-  for sample in _samples(two, _batch(0, 1, given=_media(picture, 1))):
+  for sample in _samples(two, _batch(0, 1, media=_media(picture, 1))):
     np.testing.assert_array_equal(sample.videos["sr1"][0], picture[0])
     halved = picture[0].reshape(4, 2, 4, 2, 3).mean((1, 3))
     np.testing.assert_allclose(sample.videos["base"][0], halved, atol=1)
     assert sample.videos["base"].shape[0] == 17
   # It affects the frames after it.
-  other = _samples(two, _batch(0, 1, given=_media(_clip(1, seed=9), 1)))[0]
+  other = _samples(two, _batch(0, 1, media=_media(_clip(1, seed=9), 1)))[0]
   assert np.abs(other.latents["base"][0, 1:] - sample.latents["base"][0, 1:]).max() > 0.01
 
 
-def test_a_round_continues_from_the_last_frames_of_the_previous_one(two):
-  one, three = (_samples(two, _batch(0, 1), rounds=n)[0] for n in (1, 3))
+def test_an_extension_continues_from_the_last_frames_of_the_previous_one(two):
+  one, three = (_samples(two, _batch(0, 1), extensions=n)[0] for n in (0, 2))
   for name in ("base", "sr1"):
     assert len(one.videos[name]) == 17 and len(three.videos[name]) == 17 + 12 + 12
     np.testing.assert_array_equal(three.videos[name][:17], one.videos[name])
-    for round in (1, 2):
-      last = three.videos[name][: 17 + 12 * (round - 1)][-5:]
-      first = two.codec.decode(three.latents[name][round][None])[0, :5]
+    for i in (1, 2):
+      last = three.videos[name][: 17 + 12 * (i - 1)][-5:]
+      first = two.codec.decode(three.latents[name][i][None])[0, :5]
       np.testing.assert_array_equal(first, last)
 
 
 def test_a_clip_is_continued_after_its_own_frames(two):
   clip = _clip(7)
-  sample = _samples(two, _batch(0, 1, given=_media(clip, 5)))[0]
+  sample = _samples(two, _batch(0, 1, media=_media(clip, 5)))[0]
   assert len(sample.videos["sr1"]) == 7 + 12
   np.testing.assert_array_equal(sample.videos["sr1"][:7], clip)
   np.testing.assert_array_equal(two.codec.decode(sample.latents["sr1"][0][None])[0, :5], clip[-5:])
-  # Frame-prediction protocols need the given frames as reconstructed by the tokenizer, and no others.
-  decoded = _samples(two, _batch(0, 1, given=_media(clip, 5)), decoded_given=True)[0]
+  # Frame-prediction protocols need the conditioning frames as reconstructed by the tokenizer, and no others.
+  decoded = _samples(two, _batch(0, 1, media=_media(clip, 5)), decoded_conditioning=True)[0]
   np.testing.assert_array_equal(decoded.videos["sr1"], sample.videos["sr1"][2:])
   # The first stages alone give the same result.
-  alone = _samples(two, _batch(0, 1, given=_media(clip, 5)), stages=1)[0]
+  alone = _samples(two, _batch(0, 1, media=_media(clip, 5)), stages=1)[0]
   assert list(alone.videos) == ["base"]
   np.testing.assert_array_equal(alone.videos["base"], sample.videos["base"])
 
 
 def test_clips_of_different_lengths_are_continued_together(two):
   clips = [_clip(9, seed=1), _clip(6, seed=2)]
-  given = [_media(clip, 5) for clip in clips]
-  batch = Batch(indices=[0, 1], prompts=PROMPTS[:2], given=given)
+  media = [_media(clip, 5) for clip in clips]
+  batch = Batch(indices=[0, 1], prompts=PROMPTS[:2], media=media)
   for i, sample in enumerate(_samples(two, batch)):
     np.testing.assert_array_equal(sample.videos["sr1"][: len(clips[i])], clips[i])
     assert len(sample.videos["sr1"]) == len(clips[i]) + 12
-    (alone,) = _samples(two, _batch(i, given=given[i]))
+    (alone,) = _samples(two, _batch(i, media=media[i]))
     np.testing.assert_allclose(alone.latents["base"], sample.latents["base"], atol=1e-5)
 
 
 @pytest.mark.parametrize("start", ["nothing", "picture", "clip"])
-def test_with_an_oracle_four_rounds_are_the_complete_clip(start):
+def test_with_an_oracle_three_extensions_are_the_complete_clip(start):
   clip, codec = _clip(53), _Packing()
   at = {"base": 4, "sr1": 8}
-  windows, given = {}, None
+  windows, media = {}, None
   for name, side in at.items():
     frames = _media(clip, 1).at((side, side))
     parts = [frames[12 * i :][:17] for i in range(4)]
     windows[name] = (np.concatenate([codec.encode(part[None]) for part in parts]) - 0.5) / 0.25
   if start == "picture":
-    given = _media(clip[:1], 1)
+    media = _media(clip[:1], 1)
   elif start == "clip":
-    given = _media(clip[:5], 5)
+    media = _media(clip[:5], 5)
   configs = [perfect_config(config) for config in _configs()]
   cascade = _cascade(
     configs=configs,
-    load=lambda i: Stage(info=i, params={"windows": windows[i.config.name]}, fingerprint=""),
+    load=lambda i: ({"windows": windows[i.config.name]}, ""),
   )
-  for sample in _samples(cascade, _batch(0, 1, given=given), rounds=4):
+  for sample in _samples(cascade, _batch(0, 1, media=media), extensions=3):
     for name, side in at.items():
       np.testing.assert_array_equal(sample.videos[name], _media(clip, 1).at((side, side)))
 
@@ -416,7 +422,7 @@ def test_a_stage_gets_its_caption_and_a_low_resolution_with_its_own_noise(scale)
     sampler=SamplerConfig(num_steps=1, guidance=ConstantGuidance(scale)),
   )
   sr = dataclasses.replace(sr, model=model)
-  load = lambda i: Stage(info=i, params={}, fingerprint="")  # noqa: E731
+  load = lambda i: ({}, "")  # noqa: E731
   cascade = _cascade(configs=[base, sr], load=load)
   low = np.random.default_rng(0).normal(size=(2, 5, 4, 4, 12)).astype(np.float32)
   seen = []
@@ -461,7 +467,7 @@ def test_classes_are_passed_to_the_network_without_text():
     sampler=sampler,
   )
   config = dataclasses.replace(_configs()[0], model=model)
-  load = lambda i: Stage(info=i, params={}, fingerprint="")  # noqa: E731
+  load = lambda i: ({}, "")  # noqa: E731
   cascade = _cascade(configs=[config], load=load)
   cascade.text_encoder = None
   batch = Batch(indices=[5, 6], prompts=["", ""], labels=[3, 7])
@@ -474,19 +480,19 @@ def test_nothing_is_recompiled_and_stages_one_at_a_time_give_the_same_result(two
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **kwargs: compiled.append(event) if "backend_compile" in event else None
   )
-  expected = _samples(two, _batch(0, 1), rounds=3)
-  _samples(two, _batch(2, 3, given=_media(_clip(1), 1)), rounds=2)
+  expected = _samples(two, _batch(0, 1), extensions=2)
+  _samples(two, _batch(2, 3, media=_media(_clip(1), 1)), extensions=1)
   before = len(compiled)
-  assert _samples(two, _batch(0, 2), _batch(3), rounds=2, seed=8)
+  assert _samples(two, _batch(0, 2), _batch(3), extensions=1, seed=8)
   assert len(compiled) == before
   loads = []
 
   def load(info):
     loads.append(info.config.name)
-    return Stage(info=info, params=_params(info.config.name), fingerprint="f")
+    return (_params(info.config.name), "f")
 
   one = _cascade(one_at_a_time=True, load=load)
   one._samplers = two._samplers  # Already compiled.
-  made = _samples(one, _batch(0, 1), _batch(2, 3), rounds=3)
+  made = _samples(one, _batch(0, 1), _batch(2, 3), extensions=2)
   assert loads == ["base", "sr1"] and not one._loaded
   np.testing.assert_array_equal(made[1].videos["sr1"], expected[1].videos["sr1"])

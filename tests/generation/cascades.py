@@ -1,4 +1,4 @@
-"""Cascades with random weights at the smallest size, with the paper's frames: 17 per round, 5 given, 12 new."""
+"""Cascades with random weights at the smallest size, with the paper's frames: 17, and 12 more from the last 5."""
 
 from pathlib import Path
 
@@ -75,6 +75,6 @@ def written(folder: Path, **changes) -> CascadeConfig:
   return made
 
 
-def loaded(made: CascadeConfig, *, batch_size=2, all_devices=False):
-  """The loaded cascade on one device."""
-  return load_cascade(made, read_infos(made), batch_size=batch_size, all_devices=all_devices)
+def loaded(made: CascadeConfig, *, batch_size=2):
+  """The loaded cascade."""
+  return load_cascade(made, read_infos(made), batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""A denoiser with known outputs, to test everything but the network: rounds, joins, given frames, decoding."""
+"""A denoiser with known outputs, to test everything but the network: extensions, joins, conditioning, decoding."""
 
 import dataclasses
 from typing import Any

@@ -16,7 +16,6 @@ from data.provenance import FILE_NAME, LatentStatistics, Provenance
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.stage import StageConfig
-from walt_t5x.models.input_shapes import parameter_shapes
 from walt_t5x.text.config import PRESETS, T5Config
 from walt_t5x.text.encoder import TextEncoder, save_encoder
 from walt_t5x.text.init_encoder import random_weights
@@ -81,12 +80,7 @@ def write_random_cascade(
 def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: float) -> Any:
   """Initial parameters of a stage, plus noise."""
   # From shapes only: running the initializers would take a forward pass.
-  wanted = parameter_shapes(
-    stage.model,
-    field=stage.latents,
-    low_resolution=stage.low_resolution,
-    text_length=text_length,
-  )
+  wanted = stage.parameter_shapes(text_length)
   rng = np.random.default_rng(seed)
 
   def draw(leaf: Any) -> np.ndarray:

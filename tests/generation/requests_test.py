@@ -27,11 +27,11 @@ def _write(folder, *rows):
   return str(file)
 
 
-def test_a_request_has_given_media_and_reports_its_set_fields():
-  assert (Request().kind, Request().given, Request().as_dict()) == (None, None, {})
+def test_a_request_has_conditioning_media_and_reports_its_set_fields():
+  assert (Request().kind, Request().file, Request().as_dict()) == (None, None, {})
   picture, clip = Request(prompt="p", image="a.png"), Request(label=0, video="b.mp4")
-  assert (picture.kind, picture.given) == ("image", "a.png")
-  assert (clip.kind, clip.given) == ("video", "b.mp4")
+  assert (picture.kind, picture.file) == ("image", "a.png")
+  assert (clip.kind, clip.file) == ("video", "b.mp4")
   assert picture.as_dict() == {"prompt": "p", "image": "a.png"}
   # Class 0 is a valid class.
   assert clip.as_dict() == {"label": 0, "video": "b.mp4"}
@@ -107,7 +107,7 @@ def test_impossible_requests_are_rejected_by_their_number(request_, needs, messa
     check_requests([Request(**good), Request(**request_)], **needs)
 
 
-def test_given_media_are_of_one_kind_and_exist(media, tmp_path):
+def test_conditioning_media_are_of_one_kind_and_exist(media, tmp_path):
   def check(*requests):
     check_requests([Request(**request) for request in requests], text=False, classes=0)
 

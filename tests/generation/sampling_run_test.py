@@ -14,13 +14,14 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import generate
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.generation import prepared_requests, run_identity
 from walt_t5x.generation import requests as reading
 from walt_t5x.generation.cascade import Sample
-from walt_t5x.generation.prepared_requests import prepare
+from walt_t5x.generation.prepared_requests import Prepared, SamplingSettings, prepare
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.generation.sampling_run import SamplingSettings, batches_of, make_samples
+from walt_t5x.generation.sampling_run import batches_of, make_samples
 from walt_t5x.media import writing
 from walt_t5x.media.reading import read_video
 
@@ -42,7 +43,7 @@ class _Cascade:
       for stage in CONFIG.stages
     ]
 
-  def run(self, batches, *, seed, rounds, decoded_given, progress):
+  def run(self, batches, *, progress):
     for batch in batches:
       if self.stop_after is not None and len(self.asked) >= self.stop_after:
         raise KeyboardInterrupt
@@ -54,7 +55,9 @@ class _Cascade:
           index=i,
           prompt=prompt,
           videos={
-            name: np.random.default_rng([seed, i]).integers(0, 256, (5, side, side, 3), np.uint8)
+            name: np.random.default_rng([batch.seed, i]).integers(
+              0, 256, (5, side, side, 3), np.uint8
+            )
             for name, side in (("base", 16), ("sr1", 32))
           },
           latents={name: np.full((1, 3, 4, 4, 4), i, np.float32) for name in ("base", "sr1")},
@@ -72,16 +75,9 @@ def _run(folder, cascade, *, prompts=("a", "b", "c"), shard=(0, 1), **settings):
   identity = {**dataclasses.asdict(settings), "requests": [r.as_dict() for r in requests]}
   identity["gin"] = "a = 1\nb = 2\n"
   run_identity.begin(folder.path, identity)
-  return make_samples(
-    cascade,
-    requests,
-    folder,
-    settings,
-    read_given=lambda request: None,
-    details={"gin_sha256": "x"},
-    shard=shard[0],
-    shards=shard[1],
-  )
+  prepared = Prepared(requests=requests, settings=settings, size=(32, 32), conditioning_frames=5)
+  made = make_samples(cascade, prepared, folder, details={"gin_sha256": "x"}, shard=shard)
+  return sum(1 for _ in made)
 
 
 def _bytes(folder, *suffixes):
@@ -131,18 +127,18 @@ def test_another_command_is_rejected_with_both_values(tmp_path, change, message)
   folder = SampleFolder(tmp_path)
   with pytest.raises(KeyboardInterrupt):
     _run(folder, _Cascade(stop_after=1))
-  with pytest.raises(run_identity.ChangedRun, match=message):
+  with pytest.raises(Mismatch, match=message):
     _run(folder, _Cascade(), **change)
 
 
 def test_changed_lines_of_gin_are_shown_and_unknown_samples_are_rejected(tmp_path):
   run_identity.begin(tmp_path, {"gin": "a = 1\nb = 2\n"})
-  with pytest.raises(run_identity.ChangedRun, match=r"gin: was b = 2\n  gin: is b = 3"):
+  with pytest.raises(Mismatch, match=r"gin: was b = 2\n  gin: is b = 3"):
     run_identity.begin(tmp_path, {"gin": "a = 1\nb = 3\n"})
   other = tmp_path / "other"
   other.mkdir()
   (other / "00000.json").write_text("{}")
-  with pytest.raises(run_identity.ChangedRun, match="has samples but no run"):
+  with pytest.raises(Mismatch, match="has samples but no run"):
     run_identity.begin(other, {})
 
 
@@ -196,8 +192,8 @@ def test_invalid_requests_are_named_before_anything_is_read(tmp_path):
   with pytest.raises(ValueError, match="--formats=avi"):
     _prepare(SamplingSettings(formats=("avi",)), prompt="a")
   alone = cascades.config(tmp_path, stages=("base",), base=cascades.model(frame_prediction=False))
-  with pytest.raises(ValueError, match="--rounds=2 gives past frames, but stage 'base'"):
-    _prepare(SamplingSettings(rounds=2), alone, prompt="a")
+  with pytest.raises(ValueError, match="--extensions=1 gives past frames, but stage 'base'"):
+    _prepare(SamplingSettings(extensions=1), alone, prompt="a")
 
 
 def _stage_infos(folder, *, written=1, vae="v", text="t"):
@@ -234,17 +230,17 @@ def test_the_identity_of_a_run_has_everything_that_determines_its_samples(tmp_pa
     {"stage": {"text": "u"}},
     {"seed": 1},
     {"num_samples": 2},
-    {"rounds": 2},
+    {"extensions": 1},
     {"fps": 9.0},
     {"fit": "crop"},
     {"batch_size": 3},
-    {"decoded_given": True},
+    {"decoded_conditioning": True},
     {"formats": ("mp4", "gif")},
   ):
     assert identity(**change) != first, change
   # The same file name with another image in it.
   Image.fromarray(np.full((32, 32, 3), 30, np.uint8)).save(tmp_path / "a.png")
-  prepared_requests._read.cache_clear()
+  prepared_requests._read_image.cache_clear()
   assert identity() != first
 
 

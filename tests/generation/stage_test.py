@@ -8,8 +8,8 @@ import pytest
 from data.provenance import LatentStatistics, Provenance
 from tests.generation import cascades
 from walt_t5x.generation import checks
-from walt_t5x.generation.noise import noise_for
 from walt_t5x.generation.stage import StageConfig, StageInfo
+from walt_t5x.generation.stage_sampler import noise_for
 
 STATISTICS = LatentStatistics(channels=2, mean=[1.0, -1.0], std=[2.0, 0.5])
 
@@ -102,12 +102,12 @@ def test_another_order_of_stages_is_rejected(names):
 def test_frames_are_given_only_to_stages_trained_with_them():
   without = _info("base", "latents/3x8x8", frame_prediction=False).config
   with pytest.raises(ValueError, match="--image gives past frames, but stage 'base' has no input"):
-    checks.check_frames_given([without], [1], "--image")
+    checks.check_conditioning_frames([without], 1, "--image")
   BASE.config.model.frame_prediction_counts = (2,)
   try:
-    checks.check_frames_given([BASE.config], [2], "--video")
+    checks.check_conditioning_frames([BASE.config], 2, "--video")
     with pytest.raises(ValueError, match=r"gives 1 latent frames, but .* trained with \[2\]"):
-      checks.check_frames_given([BASE.config], [1], "--image")
+      checks.check_conditioning_frames([BASE.config], 1, "--image")
   finally:
     BASE.config.model.frame_prediction_counts = (1, 2)
 
@@ -124,7 +124,9 @@ def test_noise_depends_only_on_seed_stage_and_index():
   np.testing.assert_array_equal(together[1], noise_for(1, "base", np.array([5]), (3, 2))[0])
   assert np.abs(together[1] - noise_for(1, "sr1", np.array([5]), (3, 2))[0]).max() > 0.1
   assert np.abs(together[1] - noise_for(2, "base", np.array([5]), (3, 2))[0]).max() > 0.1
-  assert np.abs(together[1] - noise_for(1, "base", np.array([5]), (3, 2), round=1)[0]).max() > 0.1
+  assert (
+    np.abs(together[1] - noise_for(1, "base", np.array([5]), (3, 2), extension=1)[0]).max() > 0.1
+  )
   # The same letters in another order are another stage.
   assert np.abs(together[1] - noise_for(1, "sabe", np.array([5]), (3, 2))[0]).max() > 0.1
   many = noise_for(0, "base", np.arange(2000), (4,))

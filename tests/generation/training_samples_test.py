@@ -1,6 +1,7 @@
 """Sample videos during training."""
 
 import types
+import warnings
 
 import flax.core
 import jax
@@ -8,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboard.backend.event_processing import event_accumulator
 
+from data.provenance import read_provenance
 from tests.engine import runs, toy
+from tests.generation import cascades
 from walt_t5x import engine
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
+from walt_t5x.engine.checkpoints import load_params
 from walt_t5x.generation.training_samples import SampleVideos, averaged
 from walt_t5x.media import reading
 
@@ -108,3 +113,70 @@ def test_a_run_over_a_mesh_makes_its_clips(tmp_path):
   )
   assert jax.device_count() == 8
   assert sorted(_shown(tmp_path)) == [5, 15]
+
+
+class _Latents(toy.ToyModel):
+  """Predicts latents that differ by example."""
+
+  def predict_batch(self, params, batch, rng=None):
+    level = params["bias"][0] * batch["id"][:, 0]
+    ramp = jnp.linspace(-1, 1, 5 * 4 * 4 * 4).reshape(5, 4, 4, 4)
+    return level[:, None, None, None, None] + ramp
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory):
+  """A written cascade; its base stage's folder is that of the run."""
+  return cascades.written(tmp_path_factory.mktemp("cascade"), stages=("base",))
+
+
+def _decoding(cascade, **options):
+  return SampleVideos(
+    **{
+      "model": _Latents(runs.optimizers.adamw(0.1)),
+      "dataset_cfg": runs.dataset(split="validation"),
+      "model_dir": cascade.stages[0].checkpoint,
+      "num_videos": 2,
+      "vae": cascade.vae,
+      "vae_checkpoint": cascade.vae_checkpoint,
+      "latents": cascades.BASE,
+    }
+    | options
+  )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_latents_are_decoded_by_the_tokenizer_whose_weights_are_no_constants(
+  cascade, monkeypatch, devices
+):
+  state, mesh = _state(1, 1.0, 1.0), Mesh(np.array(jax.devices()[:devices]), ("data",))
+  state.param_states = jax.device_put(state.param_states, NamedSharding(mesh, PartitionSpec()))
+  action, written = _decoding(cascade), []
+  monkeypatch.setattr(action, "_write", lambda step, clips: written.append(clips))
+  # A tenth of the weights; JAX warns when it lowers a program with larger constants.
+  limit = 5_000
+  params = jax.tree.map(jnp.asarray, load_params(cascade.vae_checkpoint, ema=True)["vae"])
+  assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 10 * limit
+  before = jax.config.jax_captured_constants_warn_bytes
+  jax.config.update("jax_captured_constants_warn_bytes", limit)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings("error", message=".*constants were captured")
+      action.run(state, {})
+  finally:
+    jax.config.update("jax_captured_constants_warn_bytes", before)
+  statistics = read_provenance(cascade.stages[0].checkpoint).latents[cascades.BASE]
+  ramp = np.linspace(-1, 1, 5 * 4 * 4 * 4).reshape(5, 4, 4, 4)
+  latents = np.stack([ramp, 1 + ramp]) * np.array(statistics.std) + np.array(statistics.mean)
+  pixels = cascade.vae.apply({"params": params}, jnp.asarray(latents, jnp.float32), method="decode")
+  expected = 255 * np.clip(np.asarray(pixels), 0, 1)
+  assert len(written) == 1 and expected.std() > 1
+  np.testing.assert_allclose(written[0], expected, atol=1)
+
+
+def test_another_tokenizer_than_the_datas_own_is_rejected(cascade, tmp_path):
+  other = cascades.config(tmp_path, stages=("base",))
+  cascades.write_random_cascade(other, seed=1)
+  action = _decoding(cascade, vae_checkpoint=other.vae_checkpoint)
+  with pytest.raises(ValueError, match=r"tokenizer .*fingerprint .*vae_checkpoint"):
+    action.run(_state(1, 1.0, 1.0), {})

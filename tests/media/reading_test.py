@@ -14,13 +14,8 @@ from PIL import Image, ImageOps
 from tests.beam_jobs import media
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures, saved
 from walt_t5x.evaluation.clip_sources import find_media
-from walt_t5x.evaluation.held_out_clips import (
-  MediaRule,
-  UnreadableClip,
-  clips_of_files,
-  files_of,
-)
-from walt_t5x.generation.given_media import read_clip, read_image
+from walt_t5x.evaluation.held_out_clips import MediaRule, UnreadableClip, clips_of_media
+from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -48,11 +43,11 @@ def frames_of(program, content, folder, *, shape, images=False, suffix=".mp4", f
     return find_media(folder, images=images)[0].read()
   if program == "reconstruct":
     rule = MediaRule(check=lambda shape: None, images=images, fps=fps)
-    (clip,) = clips_of_files(files_of(str(folder), rule, split=None), rule)
+    _, (clip,) = clips_of_media(str(folder), rule)
     return np.stack(list(clip.frames()))
   if images:
     return read_image(str(file), size=size).frames
-  return read_clip(str(file), size=size, fps=fps or RATE, conditioned=1).frames
+  return read_clip(str(file), size=size, fps=fps or RATE, conditioning_frames=1).frames
 
 
 # --- videos ---------------------------------------------------------------------------------------
@@ -154,7 +149,7 @@ def test_every_program_resamples_uneven_times_to_the_same_frames(first, tmp_path
     rule = MediaRule(check=lambda shape: None)
     got = find_media(tmp_path)[0].read()
     if program == "reconstruct":
-      (clip,) = clips_of_files(files_of(str(tmp_path), rule, split=None), rule)
+      _, (clip,) = clips_of_media(str(tmp_path), rule)
       got = np.stack(list(clip.frames()))
     np.testing.assert_array_equal(got, np.stack(flat))
 
@@ -232,7 +227,7 @@ def test_a_file_is_read_as_it_is_decoded(tmp_path, monkeypatch):
 
   monkeypatch.setattr(reading, "open", Counted, raising=False)
   rule = MediaRule(check=lambda shape: None, frames=3)
-  (clip,) = clips_of_files(files_of(str(tmp_path), rule, split=None), rule)
+  _, (clip,) = clips_of_media(str(tmp_path), rule)
   assert len(list(clip.frames())) == 3
   assert read and min(read) >= 0 and sum(read) < total
 
@@ -241,9 +236,7 @@ def test_a_rate_is_the_stated_one(tmp_path):
   # Matroska rounds times to milliseconds: the first two frames are 42 ms apart.
   (tmp_path / "a.mkv").write_bytes(encode(SHOT, rate=24))
   rule = MediaRule(check=lambda shape: None)
-  assert [clip.fps for clip in clips_of_files(files_of(str(tmp_path), rule, split=None), rule)] == [
-    24
-  ]
+  assert [clip.fps for clip in clips_of_media(str(tmp_path), rule)[1]] == [24]
   with reading.open_video(tmp_path / "a.mkv") as video:
     assert video.rate == 24 and video.seconds == pytest.approx(8 / 24, abs=0.002)
     assert (video.size, video.aspect) == ((48, 64), 1.0)

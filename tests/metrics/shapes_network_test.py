@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.metrics.network_parity import nested, random_weights
 from walt_t5x import evaluate, train_surrogate
 from walt_t5x.media import reading, writing
-from walt_t5x.metrics import network_input, shapes_network, weights
+from walt_t5x.metrics import network_input, networks, shapes_network
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -35,11 +35,11 @@ def _torch_features(flat, x):
 @pytest.mark.parametrize("frames, size", [(9, 64), (17, 32)])
 def test_equals_torch_on_random_weights(frames, size):
   flat = random_weights(KINDS["shapes"].expected(), seed=0)
-  assert sum(tensor.size for tensor in flat.values()) == weights.SHAPES.num_parameters
+  assert sum(tensor.size for tensor in flat.values()) == 120_302
   videos = np.random.default_rng(1).integers(0, 256, size=(2, frames, size, size, 3))
   x = shapes_network.preprocess(jnp.asarray(videos, jnp.uint8))
   assert x.shape == (2, frames, 64, 64, 3)
-  got = np.asarray(shapes_network.features(nested(flat), jnp.asarray(videos, jnp.uint8)))
+  (got,) = shapes_network.features(nested(flat), jnp.asarray(videos, jnp.uint8)).values()
   expected = _torch_features(flat, x)
   assert expected.shape == (2, 2 * shapes_network.WIDTHS[-1]) and expected.std() > 0.05
   np.testing.assert_allclose(got, expected, atol=1e-4)
@@ -60,7 +60,7 @@ def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
   assert set(right) == set(shapes_network.HEADS)
   leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
   flat = {"/".join(k.key for k in path): np.asarray(leaf) for path, leaf in leaves}
-  digest = weights.save_weights(tmp_path / "a.safetensors", flat)
+  digest = networks.save_weights(tmp_path / "a.safetensors", flat)
 
   network = FeatureNetwork.load("shapes", tmp_path / "a.safetensors")
   assert network.fingerprint == digest and network.is_public is False

@@ -13,7 +13,7 @@ from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models import denoiser_inputs
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
@@ -177,10 +177,8 @@ def test_guidance_of_one_samples_the_conditional_model():
   noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
 
   def sample(guidance):
-    sampler = SamplerConfig(num_steps=4, guidance=guidance)
-    run = jax.jit(
-      lambda p: _model().sample(p, noise, conditioning, null_text=CORPUS.null_text, sampler=sampler)
-    )
+    model = _model(sampler=SamplerConfig(num_steps=4, guidance=guidance))
+    run = jax.jit(lambda p: model.sample(p, noise, conditioning, null_text=CORPUS.null_text))
     return run(_params())
 
   plain = sample(None)
@@ -192,5 +190,5 @@ def test_a_corpus_of_another_text_encoder_is_rejected():
   corpus = CorpusConstants(null_text=np.zeros((1, 7), np.float32))
   module = WaltDenoiser(**TINY)
   model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
-  with pytest.raises(ProvenanceMismatch, match=r"width 7, expected the denoiser's text_dim=6"):
+  with pytest.raises(Mismatch, match=r"width 7, expected the denoiser's text_dim=6"):
     model.loss_fn(_params(), _batch(), jax.random.key(0))

@@ -51,7 +51,7 @@ def test_a_list_has_the_embeddings_of_its_captions_alone(encoder):
 
 def unpadded(encoder, ids):
   """The embedding of one caption from the module alone, without bucket or batch."""
-  apply = jax.jit(T5Encoder.from_config(encoder.config).apply)
+  apply = jax.jit(T5Encoder(encoder.config).apply)
   return np.asarray(apply({"params": encoder.params}, jnp.asarray(ids)[None])[0])
 
 

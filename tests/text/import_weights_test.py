@@ -13,10 +13,10 @@ import torch
 import transformers
 
 from walt_t5x.text.config import TINY, T5Config
-from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config, save_weights, torch_name
+from walt_t5x.text.import_weights import EncoderWeights, infer_config
 from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.model import T5Encoder
-from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights, torch_name
 
 SMALL_SHAPED = T5Config(vocab_size=96, d_model=48, d_kv=16, d_ff=80, num_heads=6, num_layers=3)
 # Heads == buckets: a missing transpose of the bias table raises no shape error.
@@ -57,7 +57,7 @@ def torch_outputs(model, ids):
 
 def flax_outputs(config, flat, ids):
   params = flax.traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in flat.items()}, sep="/")
-  apply = jax.jit(T5Encoder.from_config(config).apply)
+  apply = jax.jit(T5Encoder(config).apply)
   return np.asarray(apply({"params": params}, jnp.asarray(ids)))
 
 
@@ -79,7 +79,7 @@ def test_outputs_equal_torch_after_import(config, lengths, tmp_path):
   assert infer_config(source) == config
   ids = padded_ids(config, lengths)
   expected = torch_outputs(model, ids)
-  flat = dict(HuggingFaceWeights(source, config))
+  flat = dict(EncoderWeights(source, config))
   assert relative_error(flax_outputs(config, flat, ids), expected, ids) < 1e-5
   if config is SQUARE_TABLE:
     # The tolerance must detect a missing transpose, which has the right shape here.
@@ -97,7 +97,7 @@ def test_torch_loads_saved_weights(tmp_path):
   ids = padded_ids(config, (7, 20))
   expected = torch_outputs(model.eval(), ids)
   assert relative_error(flax_outputs(config, weights, ids), expected, ids) < 1e-5
-  back = HuggingFaceWeights(SafetensorsSource(tmp_path), config)
+  back = EncoderWeights(SafetensorsSource(tmp_path), config)
   assert set(back) == set(weights)
   for name in weights:
     np.testing.assert_array_equal(back[name], weights[name])
@@ -113,7 +113,7 @@ def test_sharded_bfloat16_and_encoder_decoder_checkpoints(tmp_path):
   complete.save_pretrained(tmp_path, max_shard_size="100KB")
   assert (tmp_path / "model.safetensors.index.json").is_file()
   config = T5Config.from_json(tmp_path / "config.json")
-  weights = HuggingFaceWeights(SafetensorsSource(tmp_path), config)
+  weights = EncoderWeights(SafetensorsSource(tmp_path), config)
   state = complete.state_dict()
   for name in weights:
     stored, transposed = torch_name(name)
@@ -135,7 +135,7 @@ def test_the_embedding_may_have_its_second_name(tmp_path):
   tensors["encoder.embed_tokens.weight"] = tensors.pop("shared.weight")
   safetensors.numpy.save_file(tensors, tmp_path / "copy.safetensors")
   source = SafetensorsSource(tmp_path / "copy.safetensors")
-  weights = HuggingFaceWeights(source, infer_config(source))
+  weights = EncoderWeights(source, infer_config(source))
   expected = random_weights(SMALL_SHAPED, 0)["token_embedder/embedding"]
   np.testing.assert_array_equal(weights["token_embedder/embedding"], expected)
 
@@ -147,7 +147,7 @@ def test_checkpoints_that_do_not_fit_raise(tmp_path):
   def load(changes, drop=()):
     kept = {k: v for k, v in tensors.items() if k not in drop}
     safetensors.numpy.save_file({**kept, **changes}, path)
-    return HuggingFaceWeights(SafetensorsSource(path), SMALL_SHAPED)
+    return EncoderWeights(SafetensorsSource(path), SMALL_SHAPED)
 
   wo = "encoder.block.2.layer.1.DenseReluDense.wo.weight"
   with pytest.raises(ValueError, match=r"Checkpoint lacks encoder\.block\.2\.layer\.1"):

@@ -55,7 +55,7 @@ def test_names_are_those_of_t5x():
 
 def test_every_parameter_has_one_logical_axis_per_dimension():
   ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-  variables = jax.eval_shape(T5Encoder.from_config(TINY).init, jax.random.key(0), ids)
+  variables = jax.eval_shape(T5Encoder(TINY).init, jax.random.key(0), ids)
   params = flax.traverse_util.flatten_dict(variables["params"])
   axes = flax.traverse_util.flatten_dict(variables["params_axes"])
   assert {(*path[:-1], path[-1] + "_axes") for path in params} == set(axes)
@@ -75,7 +75,7 @@ def test_every_parameter_has_one_logical_axis_per_dimension():
 
 def test_positions_are_relative():
   """T5 has no absolute positions: shifting the complete text does not change its embeddings."""
-  module = T5Encoder.from_config(TINY)
+  module = T5Encoder(TINY)
   text = jnp.array([[9, 8, 7, 6]])
   params = {"params": flax.traverse_util.unflatten_dict(random_weights(TINY, 0), sep="/")}
   apply = jax.jit(module.apply)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from walt_t5x.text.relative_position import RelativePositionBias, relative_position_bucket
+from walt_t5x.text.model import RelativePositionBias, relative_position_bucket
 
 pytestmark = pytest.mark.numerics
 

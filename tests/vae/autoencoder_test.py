@@ -10,7 +10,7 @@ import pytest
 from tests.random_params import random_params
 from tests.vae.networks import TINY
 from walt_t5x.vae.autoencoder import CausalVae
-from walt_t5x.vae.decoder import depth_to_space
+from walt_t5x.vae.encoder_decoder import depth_to_space
 from walt_t5x.vae.inflation import inflate_params, inflate_state
 
 

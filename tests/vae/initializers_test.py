@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from walt_t5x.vae import initializers
-from walt_t5x.vae.causal_conv import CausalConv
-from walt_t5x.vae.decoder import depth_to_space
+from walt_t5x.vae.convolution import CausalConv
+from walt_t5x.vae.encoder_decoder import depth_to_space
 
 
 @pytest.fixture(autouse=True)

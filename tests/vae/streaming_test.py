@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.compiled import apply
 from tests.random_params import random_params
 from tests.vae.networks import TINY
 from walt_t5x.vae.autoencoder import CausalVae
@@ -53,11 +54,12 @@ def test_the_context_is_used_and_has_few_frames():
   vae, params = _vae("both")
   video = jnp.asarray(_video(5))
 
+  @jax.jit
   def encode(context):
     variables = {"params": params, "stream": context}
     return vae.apply(variables, video[:, 1:], continues=True, method="encode").mean
 
-  _, state = vae.apply({"params": params}, video[:, :1], method="encode", mutable=["stream"])
+  _, state = apply(vae, {"params": params}, video[:, :1], method="encode", mutable=["stream"])
   context = state["stream"]
   zeros = jax.tree.map(jnp.zeros_like, context)
   assert np.abs(encode(context) - encode(zeros)).max() > 1e-3

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from walt_t5x.config import renamed
+from walt_t5x.files import storage
 
 # The folder that contains `gin/`. In a clone it is the root. setup.py copies the files into the wheel as
 # `walt_t5x/_gin/gin/`, because a folder `gin/` in site-packages belongs to gin-config.
@@ -22,21 +22,29 @@ FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
 
+# Names that have changed, so that an old file is answered with the new one.
+# Macro -> its name now; None for one that is no longer needed.
+OLD_MACROS = {
+  "DATASET": "MIXTURE_OR_TASK_NAME",
+  "HARDWARE_RNG": "USE_HARDWARE_RNG",
+  "FEATURE_LENGTHS": None,
+}
+# What the message of a failed binding or import contains -> the answer.
+_OLD_NAMES = {
+  r"'normalise_latents'": "normalise_latents is now normalize_latents.",
+  r"walt_t5x\.partitioning|'partitioning' from 'walt_t5x'": (
+    "walt_t5x.partitioning is now walt_t5x.sharding.partitioning: write "
+    "`from walt_t5x.sharding import partitioning`."
+  ),
+}
+
 
 class GinError(ValueError):
   """An unusable configuration, with a message for its author."""
 
 
 def find(name: str, *, flag: str) -> str:
-  """The path of a gin file: `name` itself if it exists, else the package's file of that name.
-
-  Args:
-    name: name such as `gin/models/vae_tiny.gin`.
-    flag: the flag that set it, for the message.
-
-  Raises:
-    FileNotFoundError: neither exists.
-  """
+  """The path of a gin file: `name` itself if it exists, else the package's of that name, else FileNotFoundError."""
   for path in (name, os.path.join(FOLDER, name)):
     if os.path.isfile(path):
       return path
@@ -53,11 +61,7 @@ def not_found(name: str, folders: Sequence[str]) -> str:
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
-  """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged.
-
-  Raises:
-    GinError: a `--gin.` argument without '='.
-  """
+  """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged."""
   rewritten = []
   for arg in args:
     if arg.startswith("--gin."):
@@ -98,33 +102,23 @@ def parse(
     _reject_old_macros()
     if finalize:
       gin.finalize()
-  except (
-    OSError,
-    ValueError,
-    NameError,
-    AttributeError,
-    ImportError,
-    SyntaxError,
-    TypeError,
-  ) as error:
-    missing = _NOT_FOUND.match(str(error))
-    if missing:
+  except GinError:
+    raise
+  except Exception as error:  # The files call functions, which may raise anything.
+    if missing := _NOT_FOUND.match(str(error)):
       raise GinError(
         f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
       ) from error
-    if isinstance(error, GinError):
-      raise
-    find = renamed.module_hint if isinstance(error, ImportError) else renamed.parameter_hint
-    hint = find(str(error))
-    raise GinError(hint or f"{type(error).__name__}: {error}") from error
+    hints = (hint for old, hint in _OLD_NAMES.items() if re.search(old, str(error)))
+    raise GinError(next(hints, f"{type(error).__name__}: {error}")) from error
   config = gin.config_str()
   macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))
   for binding in bindings:
     match = _MACRO_BINDING.match(binding)
     if match and match.group(1) not in macros:
       name = match.group(1)
-      if old := renamed.macro_hint(name):
-        raise GinError(f"--gin.{name}: {old}")
+      if name in OLD_MACROS:
+        raise GinError(f"--gin.{name}: {macro_hint(name)}")
       close = difflib.get_close_matches(name, macros, n=1)
       hint = (
         f"Did you mean {close[0]}?" if close else f"Macros in use: {', '.join(macros) or 'none'}."
@@ -132,13 +126,19 @@ def parse(
       raise GinError(f"--gin.{name}: no gin file uses %{name}, so it would have no effect. {hint}")
 
 
+def macro_hint(name: str) -> str:
+  """What to write instead of an old macro."""
+  new = OLD_MACROS[name]
+  return f"{name} is now {new}." if new else f"{name} is no longer needed: leave it out."
+
+
 def _reject_old_macros() -> None:
   import gin
 
   config = gin.config_str()
-  for name, new in renamed.MACROS.items():
+  for name, new in OLD_MACROS.items():
     if new and re.search(rf"^{name} = ", config, re.MULTILINE):
-      raise GinError(f"{renamed.macro_hint(name)} A gin file still sets the old name.")
+      raise GinError(f"{macro_hint(name)} A gin file still sets the old name.")
 
 
 def _is_not_of_the_search(record: logging.LogRecord) -> bool:
@@ -147,13 +147,9 @@ def _is_not_of_the_search(record: logging.LogRecord) -> bool:
 
 
 def configured(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """The function with the arguments that the parsed files bind to it.
+  """The function with the arguments that the parsed files bind to it, as `name`.
 
-  The files themselves register it, so that `config.gin` uses the same `name` and can be launched unchanged.
-
-  Args:
-    function: the function that a program runs.
-    name: its name in gin files, for the message.
+  The files themselves register it, so that `config.gin` uses the same name and can be launched unchanged.
 
   Raises:
     GinError: no file binds it.
@@ -181,69 +177,46 @@ def bound(cls: type[Any]) -> Any:
   try:
     return make()
   except (TypeError, ValueError) as error:
-    raise GinError(str(error)) from error
+    # gin appends the Python location of the call.
+    raise GinError(str(error).split("\n  In call to configurable")[0]) from error
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:
-  """Writes the configuration to `<model_dir>/config.gin`, its used part to `operative_config.gin`, and a text summary.
-
-  Args:
-    model_dir: the run's folder.
-    summary_writer: a CLU metric writer, or None.
-    step: first step of the run.
-  """
+  """Writes the configuration to `<model_dir>/config.gin`, its used part to `operative_config.gin`, and a summary."""
   import jax
-  from etils import epath
 
   import gin
 
   if jax.process_index() != 0:
     return
-  folder = epath.Path(model_dir)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / "config.gin").write_text(gin.config_str())
-  (folder / "operative_config.gin").write_text(gin.operative_config_str())
+  storage.write(storage.join(model_dir, "config.gin"), gin.config_str())
+  storage.write(storage.join(model_dir, "operative_config.gin"), gin.operative_config_str())
   if summary_writer is not None:
     summary_writer.write_texts(step, {"config": gin.markdown(gin.config_str())})
     summary_writer.flush()
 
 
 def macro_value(name: str, default: Any = None) -> Any:
-  """The value of a macro of the parsed files; configurables that it references are called.
+  """The value of the macro %name in the parsed files; configurables that it references are called."""
+  return binding(f"{name}/gin.macro.value", default)
 
-  Args:
-    name: name of the macro, without '%'.
-    default: value if no file defines the macro.
-  """
+
+def binding(parameter: str, default: Any = None) -> Any:
+  """The value that the parsed files bind to a parameter such as `pixel_task.pixels`, or the default."""
   import gin
 
   try:
-    value = gin.query_parameter(f"{name}/gin.macro.value")
+    value = gin.query_parameter(parameter)
   except ValueError:
     return default
   # gin calls a reference when it is copied.
   return copy.deepcopy(value)
 
 
-def binding(parameter: str) -> Any:
-  """The value that the parsed files bind to a parameter such as `pixel_task.pixels`, or None."""
-  import gin
-
-  try:
-    return copy.deepcopy(gin.query_parameter(parameter))
-  except ValueError:
-    return None
-
-
 def name_of_binding(field: str, *, of: str) -> str:
-  """The name of a class's field in the parsed files, with scope and module: `base/transformer.WaltDenoiser.remat`.
+  """The name of a field of the class `of` in the parsed files, with scope and module.
 
-  Args:
-    field: name of the field.
-    of: name of the class.
-
-  Returns:
-    The name, or `<class>.<field>` if no file binds the field.
+  For example `base/transformer.WaltDenoiser.remat`; `<class>.<field>` if no file binds it.
   """
   import gin
 

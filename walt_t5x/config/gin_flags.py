@@ -8,6 +8,11 @@ from absl import app, flags
 from walt_t5x.config import gin_config
 
 FLAGS = flags.FLAGS
+# Flag of a program -> its name now, with what else has changed.
+OLD_FLAGS = {
+  "rounds": "--extensions, which counts one less: --extensions=0 makes the trained length",
+  "decoded_given": "--decoded_conditioning",
+}
 
 
 def define() -> None:
@@ -23,8 +28,19 @@ def define() -> None:
     FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
+def flag_hint(argument: str) -> str | None:
+  """The new name of the flag of an argument such as `--rounds=2`, None for any other."""
+  if not argument.startswith("-"):
+    return None
+  name = argument.lstrip("-").partition("=")[0]
+  new = OLD_FLAGS.get(name) or OLD_FLAGS.get(name.removeprefix("no"))
+  return f"--{name} is now {new}." if new else None
+
+
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments."""
+  for hint in filter(None, map(flag_hint, args[1:])):
+    sys.exit(f"FATAL Flags parsing error: {hint}")
   try:
     return app.parse_flags_with_usage(gin_config.rewrite_gin_args(list(args)))
   except SystemExit:
@@ -35,16 +51,7 @@ def parse_args(args: Sequence[str]) -> list[str]:
 
 
 def check(argv: Sequence[str], *needed: str, example: str) -> None:
-  """Rejects a command line with extra arguments or without a required flag.
-
-  Args:
-    argv: the argument of main, from `app.run`.
-    needed: names of required flags in addition to `gin_file`.
-    example: an existing gin file.
-
-  Raises:
-    UsageError: names the arguments or flags.
-  """
+  """Raises a UsageError if main's `argv` has arguments, or `--gin_file` or one of the `needed` flags is missing."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
   missing = [name for name in ("gin_file", *needed) if not FLAGS[name].value]
@@ -54,11 +61,6 @@ def check(argv: Sequence[str], *needed: str, example: str) -> None:
 
 
 def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
-  """Parses the gin files and bindings of the flags; see `gin_config.parse`.
-
-  Args:
-    files: files to read instead of `--gin_file`.
-    finalize: as in `gin_config.parse`.
-  """
+  """Parses files, by default those of `--gin_file`, and the bindings of the flags; see `gin_config.parse`."""
   folders = [*FLAGS.gin_search_paths, gin_config.FOLDER]
   gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), folders, finalize=finalize)

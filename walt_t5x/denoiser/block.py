@@ -1,6 +1,7 @@
 """One transformer layer, and the pair of layers that the stack repeats."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +51,9 @@ class Mlp(nn.Module):
     return Linear((x.shape[-1],), axes=("mlp", "embed"), dtype=self.dtype, name="wo")(hidden)
 
 
-class WindowBlock(nn.Module):
-  """x + a1 * SelfAttention(mod1(LN x)); + CrossAttention(LN x); + a2 * MLP(mod2(LN x)).
+class BlockFields(nn.Module):
+  """Fields that a pair of layers passes on to its layers; see `WaltDenoiser`."""
 
-  Cross-attention is not modulated: AdaLN regresses six vectors, which self-attention and MLP use.
-  """
-
-  window: Window
-  cross_attention_window: Window
   num_heads: int
   mlp_dim: int
   adaln: str
@@ -66,8 +62,24 @@ class WindowBlock(nn.Module):
   relative_bias: bool
   image_rows: str
   attention_implementation: str
-  cell: Cell
   dtype: DTypeLike
+
+
+def fields_for(kind: type[nn.Module], module: nn.Module) -> dict[str, Any]:
+  """The fields of a module of class `kind`, with the values that `module` has under the same names."""
+  names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+  return {name: getattr(module, name) for name in sorted(names)}
+
+
+class WindowBlock(BlockFields):
+  """x + a1 * SelfAttention(mod1(LN x)); + CrossAttention(LN x); + a2 * MLP(mod2(LN x)).
+
+  Cross-attention is not modulated: AdaLN regresses six vectors, which self-attention and MLP use.
+  """
+
+  window: Window
+  cross_attention_window: Window
+  cell: Cell
 
   @nn.compact
   def __call__(
@@ -83,36 +95,31 @@ class WindowBlock(nn.Module):
       raise ValueError(f"WaltDenoiser.adaln={self.adaln!r}: expected 'lora' or 'separate'")
     m = Modulation.split(flat)
 
+    shared = {
+      "num_heads": self.num_heads,
+      "qk_norm": self.qk_norm,
+      "implementation": self.attention_implementation,
+      "cell": self.cell,
+      "dtype": self.dtype,
+    }
     attention = WindowAttention(
       window=self.window,
-      num_heads=self.num_heads,
-      qk_norm=self.qk_norm,
       relative_bias=self.relative_bias,
       image_rows=self.image_rows,
-      implementation=self.attention_implementation,
-      cell=self.cell,
-      dtype=self.dtype,
       name="attention",
+      **shared,
     )
     modulated = modulate(layer_norm(x), m.shift_1, m.scale_1)
     x = x + m.gate_1 * attention(modulated, inputs.is_image, all_images=inputs.all_images)
     if inputs.text is not None:
       assert inputs.text_mask is not None, "text requires text_mask"
-      cross = CrossAttention(
-        window=self.cross_attention_window,
-        num_heads=self.num_heads,
-        qk_norm=self.qk_norm,
-        implementation=self.attention_implementation,
-        cell=self.cell,
-        dtype=self.dtype,
-        name="cross_attention",
-      )
+      cross = CrossAttention(window=self.cross_attention_window, name="cross_attention", **shared)
       x = x + cross(layer_norm(x), inputs.text, inputs.text_mask)
     mlp = Mlp(self.mlp_dim, dtype=self.dtype, name="mlp")
     return x + m.gate_2 * mlp(modulate(layer_norm(x), m.shift_2, m.scale_2))
 
 
-class BlockPair(nn.Module):
+class BlockPair(BlockFields):
   """A spatial layer, then a spatiotemporal layer: the unit that the stack repeats (Fig. 2).
 
   Tokens are ordered by cells that neither window splits, see windows.py.
@@ -121,15 +128,6 @@ class BlockPair(nn.Module):
   spatial_window: Window
   spatiotemporal_window: Window
   cross_attention: str
-  num_heads: int
-  mlp_dim: int
-  adaln: str
-  adaln_rank: int
-  qk_norm: bool
-  relative_bias: bool
-  image_rows: str
-  dtype: DTypeLike
-  attention_implementation: str = "auto"
 
   @nn.compact
   def __call__(
@@ -148,16 +146,8 @@ class BlockPair(nn.Module):
       x = WindowBlock(
         window=window,
         cross_attention_window=cross_attention_window,
-        num_heads=self.num_heads,
-        mlp_dim=self.mlp_dim,
-        adaln=self.adaln,
-        adaln_rank=self.adaln_rank,
-        qk_norm=self.qk_norm,
-        relative_bias=self.relative_bias,
-        image_rows=self.image_rows,
-        attention_implementation=self.attention_implementation,
         cell=common_cell(self.spatial_window, self.spatiotemporal_window),
-        dtype=self.dtype,
         name=name,
+        **fields_for(BlockFields, self),
       )(constrain(x), inputs)
     return constrain(x), None

@@ -21,12 +21,7 @@ from walt_t5x.denoiser.windows import Window
 def interpolation_matrix(old: int, new: int) -> np.ndarray:
   """float64 [new, old] that resamples an axis linearly; each row sums to 1, first and last rows are unit vectors."""
   place = np.linspace(0, old - 1, new) if new > 1 else np.array([(old - 1) / 2])
-  low = np.minimum(np.floor(place).astype(int), max(old - 2, 0))
-  weight = place - low
-  matrix = np.zeros((new, old))
-  matrix[np.arange(new), low] += 1 - weight
-  matrix[np.arange(new), np.minimum(low + 1, old - 1)] += weight
-  return matrix
+  return np.stack([np.interp(place, np.arange(old), row) for row in np.eye(old)], axis=1)
 
 
 def interpolate_rows(
@@ -34,16 +29,8 @@ def interpolate_rows(
 ) -> np.ndarray:
   """Interpolates a table whose `axis` runs over a grid of sizes `old` (row-major) to a grid of sizes `new`.
 
-  Args:
-    table: [..., prod(old), ...].
-    old, new: sizes of the two grids, of equal rank.
-    axis: the axis of the table that runs over the grid.
-
-  Returns:
-    [..., prod(new), ...] of the table's dtype; the table itself if the grids are equal.
-
-  Raises:
-    ValueError: if the axis does not have prod(old) entries.
+  [..., prod(old), ...] becomes [..., prod(new), ...] of the same dtype; the table itself if the grids are equal. Raises
+  ValueError if the axis does not have prod(old) entries.
   """
   if table.shape[axis] != math.prod(old):
     raise ValueError(
@@ -72,10 +59,7 @@ class InterpolatePositions:
   Interpolates every position table of a denoiser, and the optimizer state that has the same rows, from one token grid
   to another. A resumed run is not changed: its checkpoints already have the new tables.
 
-  Attributes:
-    grid, new_grid: (t, h, w) in tokens, of the checkpoint and of this run.
-    spatial_window, new_spatial_window: (wt, wh, ww) in tokens, likewise.
-    spatiotemporal_window, new_spatiotemporal_window: (wt, wh, ww) in tokens, likewise.
+  Grids (t, h, w) and windows (wt, wh, ww) are in tokens, of the checkpoint and (`new_`) of this run.
   """
 
   grid: Window
@@ -94,8 +78,7 @@ class InterpolatePositions:
   ) -> Mapping[str, Any]:
     """Returns the state with interpolated tables; other entries are the same objects.
 
-    Raises:
-      ValueError: if the rows of a table do not match the given grid, or the state has no table.
+    Raises ValueError if the rows of a table do not match the given grid, or the state has no table.
     """
     del target_state_dict
     if is_resuming:

@@ -29,18 +29,14 @@ class Linear(nn.Module):
   The initializer sees the kernel flattened to (in, out), which sets the fans of Xavier's rule.
 
   Attributes:
-    features: output shape, e.g. (heads, head_dim).
+    features: output shape, e.g. (heads, head_dim); also of the bias, which starts at zero.
     axes: logical name of each kernel axis, inputs first.
-    use_bias: add a bias of shape `features`.
-    kernel_init, bias_init: initializers.
-    dtype: of the activations.
   """
 
   features: Sequence[int]
   axes: Sequence[str]
   use_bias: bool = True
   kernel_init: Initializer = projection_init
-  bias_init: Initializer = zeros_init
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -66,7 +62,7 @@ class Linear(nn.Module):
     bias = None
     if self.use_bias:
       bias = param_with_axes(
-        "bias", self.bias_init, features, jnp.float32, axes=tuple(self.axes)[len(inputs) :]
+        "bias", zeros_init, features, jnp.float32, axes=tuple(self.axes)[len(inputs) :]
       )
 
     results = features if results is None else tuple(results)
@@ -92,18 +88,17 @@ class Table(nn.Module):
 
   rows: int
   features: int
-  axes: Sequence[str] = ("unmodeled", "embed")
   init: Initializer = embedding_init
 
   @nn.compact
   def __call__(self) -> Float[Array, "rows features"]:
     return param_with_axes(
-      "embedding", self.init, (self.rows, self.features), jnp.float32, axes=tuple(self.axes)
+      "embedding", self.init, (self.rows, self.features), jnp.float32, axes=("unmodeled", "embed")
     )
 
 
 class ScaleNorm(nn.Module):
-  """LayerNorm with a learned scale and no bias, in float32 (query-key norm, ViT-22B, 2302.05442)."""
+  """The parameter of `scale_norm` as a query-key norm (ViT-22B, 2302.05442)."""
 
   @nn.compact
   def parameter(self, width: int) -> Float[Array, " width"]:
@@ -112,20 +107,15 @@ class ScaleNorm(nn.Module):
       "scale", nn.initializers.ones_init(), (width,), jnp.float32, axes=("unmodeled",)
     )
 
-  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    return scale_norm(x, self.parameter(x.shape[-1]))
-
 
 def scale_norm(x: Float[Array, "... d"], scale: Float[Array, " d"]) -> Float[Array, "... d"]:
   """LayerNorm with a given scale and no bias, in float32; returned in the dtype of x."""
-  return (layer_norm(x, dtype=jnp.float32) * scale).astype(x.dtype)
+  return (layer_norm(x.astype(jnp.float32)) * scale).astype(x.dtype)
 
 
-def layer_norm(
-  x: Float[Array, "... d"], epsilon: float = 1e-6, *, dtype: DTypeLike | None = None
-) -> Float[Array, "... d"]:
-  """Affine-free LayerNorm, statistics in float32; returned in `dtype`, by default that of x."""
+def layer_norm(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+  """Affine-free LayerNorm, statistics in float32; returned in the dtype of x."""
   y = x.astype(jnp.float32)
   y = y - jnp.mean(y, axis=-1, keepdims=True)
-  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-  return y.astype(dtype or x.dtype)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+  return y.astype(x.dtype)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from walt_t5x.denoiser.adaln import VECTORS, SharedAdaLN, modulate
-from walt_t5x.denoiser.block import BlockPair, LayerInputs
+from walt_t5x.denoiser.block import BlockPair, LayerInputs, fields_for
 from walt_t5x.denoiser.embeddings import (
   ClassEmbedding,
   ConditionMlp,
@@ -78,11 +78,9 @@ class WaltDenoiser(nn.Module):
 
   Attributes:
     num_layers: number of layers, spatial plus spatiotemporal; even.
-    width: D.
-    num_heads: K; must divide the width.
+    width, num_heads: D and K, which must divide D.
     mlp_dim: hidden width of the MLP; 4 D in all models except the 3B model.
-    latent_channels: c.
-    patch_size: p.
+    latent_channels, patch_size: c and p.
     spatial_window: window of the odd layers (first, third, ...), in tokens.
     spatiotemporal_window: window of the even layers, in tokens.
     adaln: "lora" (shared A^1 plus a correction of rank `adaln_rank` in each layer) or "separate".
@@ -175,23 +173,8 @@ class WaltDenoiser(nn.Module):
 
   def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
     cell = common_cell(self.spatial_window, self.spatiotemporal_window)
-    return from_cells(self._blocks_on_cells(to_cells(x, cell), inputs), cell)
-
-  def _blocks_on_cells(self, x: Array, inputs: LayerInputs) -> Array:
-    fields = {
-      "spatial_window": tuple(self.spatial_window),
-      "spatiotemporal_window": tuple(self.spatiotemporal_window),
-      "cross_attention": self.cross_attention,
-      "num_heads": self.num_heads,
-      "mlp_dim": self.mlp_dim,
-      "adaln": self.adaln,
-      "adaln_rank": self.adaln_rank,
-      "qk_norm": self.qk_norm,
-      "relative_bias": self.relative_bias,
-      "image_rows": self.image_rows,
-      "attention_implementation": self.attention_implementation,
-      "dtype": self.dtype,
-    }
+    x = to_cells(x, cell)
+    fields = fields_for(BlockPair, self)
     if self.remat not in REMAT_POLICIES:
       raise ValueError(f"WaltDenoiser.remat={self.remat!r}: expected one of {list(REMAT_POLICIES)}")
     block = BlockPair
@@ -209,10 +192,10 @@ class WaltDenoiser(nn.Module):
         length=self.num_layers // 2,
       )
       x, _ = stack(**fields, name="pairs")(x, inputs)
-      return x
-    for i in range(self.num_layers // 2):
-      x, _ = block(**fields, name=f"pairs_{i}")(x, inputs)
-    return x
+    else:
+      for i in range(self.num_layers // 2):
+        x, _ = block(**fields, name=f"pairs_{i}")(x, inputs)
+    return from_cells(x, cell)
 
   @nn.compact
   def __call__(
@@ -228,7 +211,6 @@ class WaltDenoiser(nn.Module):
       noisy_latents: z_t, normalized latents plus noise, [B, t, h, w, c].
       steps: diffusion time in steps, 0 .. num_steps, [B].
       self_condition: the previous estimate of z_0, shape of z_t; None is equivalent to zeros.
-      conditioning: see `Conditioning`.
 
     Returns:
       The network output, float32, shape of `noisy_latents`.
@@ -252,18 +234,23 @@ class WaltDenoiser(nn.Module):
     )
 
     condition = self._condition(steps, conditioning)
-    inputs = LayerInputs(
-      condition=condition, is_image=conditioning.is_image, all_images=conditioning.all_images
-    )
+    shared = text = text_mask = None
     if self.adaln == "lora":
       shared = SharedAdaLN(dtype=self.dtype, name="adaln")(condition)
-      inputs = dataclasses.replace(inputs, shared_modulation=shared)
     if self.text_dim:
-      text = Linear(
+      projection = Linear(
         (self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="text_projection"
       )
-      embedding = _given(self, conditioning, "text", by="text_dim")
-      inputs = dataclasses.replace(inputs, text=text(embedding), text_mask=conditioning.text_mask)
+      text = projection(_given(self, conditioning, "text", by="text_dim"))
+      text_mask = conditioning.text_mask
+    inputs = LayerInputs(
+      condition=condition,
+      shared_modulation=shared,
+      is_image=conditioning.is_image,
+      text=text,
+      text_mask=text_mask,
+      all_images=conditioning.all_images,
+    )
     x = self._blocks(x, inputs)
 
     shift_scale = Linear(
@@ -295,17 +282,10 @@ def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: st
 
 
 def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:
-  """Uses slot 0 of text and labels for all frames of each video.
+  """Uses slot 0 of text and labels for all latent frames of each video.
 
   In a mixed batch, slot 0 of a video is repeated over its frames. A batch without images keeps one slot, so that the
-  text is projected once per example.
-
-  Args:
-    conditioning: text, masks and labels with 1 or `frames` slots.
-    frames: number of latent frames t.
-
-  Raises:
-    ValueError: if an array has another number of slots.
+  text is projected once per example. Raises ValueError if an array has neither 1 nor `frames` slots.
   """
 
   def fill(x: Array | None) -> Array | None:

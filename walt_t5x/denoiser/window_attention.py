@@ -5,7 +5,7 @@ on other platforms). "auto" uses the kernel if the step is compiled for TPU and 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,16 +63,8 @@ def choose(
 ) -> tuple[str, int]:
   """Returns ("einsum" or "pallas", the number g of heads that share the lanes of an array).
 
-  Args:
-    implementation: one of `IMPLEMENTATIONS`.
-    num_heads, head_size: K and d.
-    cells: (H, W), cells per frame.
-    cell_tokens: m, tokens per cell.
-    window: in cells.
-    dtype: of the activations.
-
-  Raises:
-    ValueError: for an unknown implementation, or for "pallas" if the kernel does not support the shapes.
+  Sizes are K and d, cells (H, W) per frame, m tokens per cell, and a window in cells. Raises ValueError for an unknown
+  implementation, or for "pallas" if the kernel does not support the shapes.
   """
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
@@ -131,15 +123,6 @@ def window_attention(
   Returns:
     [B, H, W, T, m, G, g d].
   """
-  if implementation == "einsum":
-    text = None
-    if text_key is not None:
-      assert text_value is not None and text_mask is not None, "text requires text_mask"
-      text = text_key, text_value, text_mask
-    return _einsum(
-      query, key, value, window=window, query_scale=query_scale, key_scale=key_scale, bias=bias,
-      text=text, is_image=is_image,
-    )  # fmt: skip
   named: dict[str, tuple[Array | None, Sequence[str | None]]] = {
     "query": (query, HEADS),
     "key": (key, HEADS),
@@ -153,6 +136,8 @@ def window_attention(
     "is_image": (is_image, ("batch",)),
   }
   arrays = {name: (a, axes) for name, (a, axes) in named.items() if a is not None}
+  if implementation == "einsum":
+    return _einsum({name: a for name, (a, _) in arrays.items()}, window)
   interpret = constraints.platform() != "tpu"
 
   def kernel(given: dict[str, Array]) -> Array:
@@ -169,37 +154,26 @@ def window_attention(
   return checkpoint_name(constraints.on_each_device(kernel, arrays, HEADS), "window_attention")
 
 
-def _einsum(
-  query: Array,
-  key: Array,
-  value: Array,
-  *,
-  window: Window,
-  query_scale: Array | None,
-  key_scale: Array | None,
-  bias: Array | None,
-  text: tuple[Array, Array, Array] | None,
-  is_image: Array | None,
-) -> Array:
-  batch, rows, columns, frames, *_ = query.shape
-  q, k, v = (partition(a, window) for a in (query, key, value))
+def _einsum(given: Mapping[str, Array], window: Window) -> Array:
+  batch, rows, columns, frames, *_ = given["query"].shape
+  q, k, v = (partition(given[name], window) for name in ("query", "key", "value"))
   mask = None
-  if text is not None:
+  if "text_key" in given:
     of_grid = (batch, rows // window[1], frames // window[0], columns // window[2])
 
-    def of_windows(per_text: Array) -> Array:
+    def of_windows(name: str) -> Array:
       # [B, F, ...] -> [B, n, ...] in the order of the windows. The text is projected before this, once per example.
-      rest = per_text.shape[2:]
-      return jnp.broadcast_to(per_text[:, None, :, None], (*of_grid, *rest)).reshape(
-        batch, -1, *rest
-      )
+      rest = given[name].shape[2:]
+      per_window = jnp.broadcast_to(given[name][:, None, :, None], (*of_grid, *rest))
+      return per_window.reshape(batch, -1, *rest)
 
-    k, v = (
-      jnp.concatenate([a, of_windows(b)], axis=2) for a, b in zip((k, v), text[:2], strict=True)
-    )
-    visible = jnp.concatenate([jnp.ones(q.shape[:3], bool), of_windows(text[2])], axis=-1)
+    k = jnp.concatenate([k, of_windows("text_key")], axis=2)
+    v = jnp.concatenate([v, of_windows("text_value")], axis=2)
+    visible = jnp.concatenate([jnp.ones(q.shape[:3], bool), of_windows("text_mask")], axis=-1)
     mask = visible[:, :, None, None, :]
-  if query_scale is not None and key_scale is not None:
-    q, k = scale_norm(q, query_scale), scale_norm(k, key_scale)
-  out = merge(attend(q, k, v, bias=bias, mask=mask), (frames, rows, columns), window)
-  return out if is_image is None else jnp.where(is_image.reshape(-1, *[1] * 6), value, out)
+  if "query_scale" in given:
+    q, k = scale_norm(q, given["query_scale"]), scale_norm(k, given["key_scale"])
+  out = merge(attend(q, k, v, bias=given.get("bias"), mask=mask), (frames, rows, columns), window)
+  if "is_image" in given:
+    out = jnp.where(given["is_image"].reshape(-1, *[1] * 6), given["value"], out)
+  return out

@@ -1,9 +1,10 @@
 """Deterministic DDIM sampling (Song et al. 2020, 2010.02502) on the trailing grid, with self-conditioning.
 
-  x_u = sqrt(g_u) x_0 + sqrt(1 - g_u) eps                                             (Eq. 12 there, sigma = 0)
+  x_u = sqrt(a_u) x_0 + sqrt(1 - a_u) eps                                             (Eq. 12 there, sigma = 0)
 
-Each step calls the network once. The x_0 estimate of the previous step is the self-condition (Section 4.3), zeros in
-the first step. Assumption: both guidance branches receive the guided x_0.
+with a = `alpha_bar`, which is gamma of the paper's Eq. 1. Each step calls the network once. The x_0 estimate of the
+previous step is the self-condition (Section 4.3), zeros in the first step. Assumption: both guidance branches receive
+the guided x_0.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,6 @@ from walt_t5x.diffusion.schedules import NoiseSchedule, trailing_steps
 DenoiseFn = Callable[[Array, Array, Array, Array], Array]
 
 
-def ddim_update(
-  x0: Float[Array, "B ..."], noise: Float[Array, "B ..."], next_gamma: Float[Array, " B"]
-) -> Float[Array, "B ..."]:
-  """One deterministic step to the level `next_gamma`: adds the estimated noise to the estimated x_0, float32."""
-  return add_noise(x0, noise, next_gamma)
-
-
 def ddim_sample(
   denoise: DenoiseFn,
   initial_noise: Float[Array, "B ..."],
@@ -39,7 +33,7 @@ def ddim_sample(
   Args:
     denoise: the guided network; called once per step.
     initial_noise: x_K, standard normal, of the shape of the sample.
-    schedule: gamma; its num_steps is the start of the grid.
+    schedule: the noise schedule; its num_steps is the start of the grid.
     num_steps: network calls; 50 in the paper for every stage.
     prediction: what `denoise` returns.
 
@@ -47,21 +41,21 @@ def ddim_sample(
     x_0, float32, of the shape of `initial_noise`.
   """
   grid = trailing_steps(schedule.num_steps, num_steps)
-  gammas = schedule.gammas[grid]
+  alpha_bar = schedule.gammas[grid]
   batch = initial_noise.shape[0]
 
   def step(carry, level):
     x_t, x0 = carry
-    now, gamma, next_gamma = level
+    now, current, following = level
     steps = jnp.full((batch,), now, jnp.int32)
     output = denoise(x_t, steps, x0, now.astype(jnp.float32) / schedule.num_steps)
-    x0, noise = to_x0_and_noise(prediction, output, x_t=x_t, gamma=jnp.full((batch,), gamma))
-    return (ddim_update(x0, noise, jnp.full((batch,), next_gamma)), x0), None
+    x0, noise = to_x0_and_noise(prediction, output, x_t=x_t, gamma=jnp.full((batch,), current))
+    return (add_noise(x0, noise, jnp.full((batch,), following)), x0), None
 
   levels = (
     jnp.asarray(grid[:-1]),
-    jnp.asarray(gammas[:-1], jnp.float32),
-    jnp.asarray(gammas[1:], jnp.float32),
+    jnp.asarray(alpha_bar[:-1], jnp.float32),
+    jnp.asarray(alpha_bar[1:], jnp.float32),
   )
   start = initial_noise.astype(jnp.float32)
   (x0, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), levels)

@@ -31,14 +31,8 @@ def guide_twice(
 ) -> Float[Array, "*axes"]:
   """u + w_f (f - u) + w_t (c - f): one scale for the conditioning frames and one for the text.
 
-  With equal scales it is `guide`. The form is that of InstructPix2Pix (2211.09800, Eq. 3).
-
-  Args:
-    conditional: c, given text and frames.
-    frames: f, given the frames alone.
-    unconditional: u.
-    text_scale: w_t.
-    frame_scale: w_f.
+  c is conditioned on text and frames, f on the frames alone; w_t and w_f are `text_scale` and `frame_scale`. With equal
+  scales it is `guide`. The form is that of InstructPix2Pix (2211.09800, Eq. 3).
   """
   return (
     unconditional + frame_scale * (frames - unconditional) + text_scale * (conditional - frames)

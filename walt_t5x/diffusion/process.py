@@ -1,4 +1,4 @@
-"""The Gaussian process: noising, the three prediction targets, and their inverses.
+"""The Gaussian process: noising, the three prediction targets, their loss, and their inverses.
 
 With a = sqrt(g) and s = sqrt(1 - g):
 
@@ -59,6 +59,29 @@ def target(
       return noise
     case _:
       raise ValueError(f"{prediction=} has no target")
+
+
+def squared_errors(
+  prediction: Prediction,
+  output: Float[Array, "B ..."],
+  *,
+  x0: Float[Array, "B ..."],
+  noise: Float[Array, "B ..."],
+  gamma: Float[Array, " B"],
+) -> Float[Array, " B"]:
+  """The loss of Eq. 2: ||y - output||^2 / n of each example, float32 [B]; its mean over the examples is unweighted.
+
+  In terms of x_0 the three targets differ by a weight that depends on the signal-to-noise ratio r = g / (1 - g): the
+  error ||x_0 - x_0'||^2 has weight 1 for "x0", r for "epsilon" and r + 1 for "v". Only "v" gives a training signal at
+  both ends.
+
+  Raises:
+    ValueError: if the shapes of output and x0 differ; they are not broadcast.
+  """
+  if output.shape != x0.shape:
+    raise ValueError(f"squared_errors: got an output of shape {output.shape}, expected {x0.shape}")
+  difference = output.astype(jnp.float32) - target(prediction, x0=x0, noise=noise, gamma=gamma)
+  return jnp.mean(jnp.square(difference), axis=tuple(range(1, x0.ndim)))
 
 
 def to_x0_and_noise(

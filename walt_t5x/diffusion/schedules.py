@@ -27,10 +27,8 @@ class BetaSchedule(enum.StrEnum):
   COSINE = "cosine"
 
 
-def _alphas_cumulative(
-  kind: BetaSchedule, *, num_steps: int, first: float, last: float
-) -> np.ndarray:
-  """prod (1 - beta_j) for k = 1 .. num_steps, before any rescaling, float64 [num_steps]."""
+def _alpha_bar(kind: BetaSchedule, *, num_steps: int, first: float, last: float) -> np.ndarray:
+  """alpha_bar = prod (1 - beta_j) for k = 1 .. num_steps, before any rescaling, float64 [num_steps]."""
   match kind:
     case BetaSchedule.LINEAR:
       betas = np.linspace(first, last, num_steps, dtype=np.float64)
@@ -82,18 +80,18 @@ class NoiseSchedule:
   @functools.cached_property
   def gammas(self) -> np.ndarray:
     """g_0 = 1, g_1 .. g_K as float64 [num_steps + 1]; strictly decreasing."""
-    alphas = _alphas_cumulative(
+    alpha_bar = _alpha_bar(
       BetaSchedule(self.beta_schedule),
       num_steps=self.num_steps,
       first=self.beta_first,
       last=self.beta_last,
     )
     if self.zero_terminal_snr:
-      roots = np.sqrt(alphas)
+      roots = np.sqrt(alpha_bar)
       roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
-      alphas = roots**2
-      alphas[-1] = 0.0
-    return np.concatenate([[1.0], alphas])
+      alpha_bar = roots**2
+      alpha_bar[-1] = 0.0
+    return np.concatenate([[1.0], alpha_bar])
 
   def gamma(self, steps: Num[Array, "..."]) -> Float[Array, "..."]:
     """gamma at steps in [0, num_steps], float32.

@@ -2,12 +2,8 @@
 
 Gin files import the package (`from walt_t5x import engine`) and bind `engine.DatasetConfig`. Gin resolves attributes
 one at a time, so the names below are imported on first use and `import walt_t5x.engine` stays cheap. Arguments and
-semantics are T5X's. `use_t5x` selects the engine and documents how to force one.
-
-Engine-neutral parts are plain modules: `engine.optimizers` and `engine.schedules` (gin factories),
-`engine.ema` (parameter average), `engine.checkpoints` (reader of both engines' checkpoints),
-`engine.restore_transforms` (transformations of a checkpoint that another model restores), `engine.run_settings` and
-`engine.exits` (how the built-in engine monitors a run, and its exit codes).
+semantics are T5X's. `use_t5x` selects the engine and documents how to force one. The other modules of this folder are
+engine-neutral.
 """
 
 import functools
@@ -18,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
+# For type checkers; `__getattr__` imports a name on first use.
+# ruff: noqa: F401
 if TYPE_CHECKING:
   from walt_t5x.config.gin_config import summarize_gin_config
   from walt_t5x.engine.builtin.base_model import BaseModel
@@ -36,23 +34,6 @@ if TYPE_CHECKING:
   from walt_t5x.engine.builtin.train_loop import train
   from walt_t5x.engine.builtin.trainer import Trainer
   from walt_t5x.engine.schedules import create_learning_rate_scheduler
-
-__all__ = [
-  "BaseModel",
-  "CheckpointConfig",
-  "DatasetConfig",
-  "OptaxWrapper",
-  "PjitPartitioner",
-  "RestoreCheckpointConfig",
-  "SaveCheckpointConfig",
-  "Trainer",
-  "create_learning_rate_scheduler",
-  "get_dataset",
-  "get_training_eval_datasets",
-  "standard_logical_axis_rules",
-  "summarize_gin_config",
-  "train",
-]
 
 _VARIABLE = "WALT_T5X_ENGINE"
 # name -> (T5X module, built-in module)
@@ -87,18 +68,15 @@ def use_t5x() -> bool:
     ValueError: the variable has another value.
   """
   wish = os.environ.get(_VARIABLE, "auto")
-  if wish == "builtin":
-    return False
-  if wish == "t5x":
-    importlib.import_module("t5x")
-    return True
-  if wish != "auto":
+  if wish not in ("auto", "t5x", "builtin"):
     raise ValueError(f"{_VARIABLE}={wish!r}: expected 'auto', 't5x' or 'builtin'.")
-  if importlib.util.find_spec("t5x") is None:
+  if wish == "builtin" or (wish == "auto" and importlib.util.find_spec("t5x") is None):
     return False
   try:
     importlib.import_module("t5x")
   except ImportError as error:
+    if wish == "t5x":
+      raise
     logging.warning(
       "T5X is installed but cannot be imported (%s); using the built-in engine. Set %s=builtin to select it "
       "explicitly, or %s=t5x to make this an error.",

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -85,11 +84,7 @@ def complete_steps(model_dir: epath.PathLike) -> list[int]:
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path:
-  """The checkpoint that `path` refers to: itself, or the newest complete one in a model folder.
-
-  Raises:
-    FileNotFoundError: no such checkpoint exists.
-  """
+  """The complete checkpoint at `path`: itself, or the newest one of a model folder; else FileNotFoundError."""
   path = absolute(path)
   if _STEP.fullmatch(path.name):
     reason = why_incomplete(path) if path.exists() else "it does not exist"
@@ -108,9 +103,7 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
 
 def checkpoint_step(path: epath.PathLike) -> int:
   """The step of the checkpoint that `path` refers to."""
-  match = _STEP.fullmatch(find_checkpoint(path).name)
-  assert match is not None
-  return int(match.group(1))
+  return int(find_checkpoint(path).name.removeprefix("checkpoint_"))
 
 
 def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
@@ -126,8 +119,8 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
 
   Args:
     path: a `checkpoint_<step>` folder, or a model folder (then its newest complete checkpoint).
-    ema: read the parameter average (`engine.ema`) instead. Parameters without an average (trained by another
-      optimizer, for example those of a discriminator) are returned as they are.
+    ema: read the parameter average (`optimizers.parameter_ema`) instead. Parameters without an average (trained by
+      another optimizer, for example those of a discriminator) are returned as they are.
 
   Raises:
     FileNotFoundError: no complete checkpoint exists.
@@ -154,15 +147,19 @@ def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
 
 
 def read_arrays(
-  checkpoint: epath.PathLike, wanted: Mapping[tuple[str, ...], Any]
-) -> dict[tuple[str, ...], np.ndarray]:
-  """The arrays named by `wanted` (a subset of `state_metadata`) as numpy arrays."""
-  item = traverse_util.unflatten_dict(dict(wanted))
-  restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+  checkpoint: epath.PathLike,
+  wanted: Mapping[tuple[str, ...], Any],
+  restore_args: Mapping[tuple[str, ...], ocp.RestoreArgs] | None = None,
+) -> dict[tuple[str, ...], Any]:
+  """The arrays named by `wanted` (a subset of `state_metadata`), as numpy arrays or as `restore_args` specifies."""
+  restore_args = restore_args or dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(
       absolute(checkpoint) / "state",
-      args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True),
+      args=ocp.args.PyTreeRestore(
+        item=traverse_util.unflatten_dict(dict(wanted)),
+        restore_args=traverse_util.unflatten_dict(dict(restore_args)),
+        partial_restore=True,
+      ),
     )
-  arrays: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
-  return arrays
+  return traverse_util.flatten_dict(tree)

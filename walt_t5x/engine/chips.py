@@ -45,7 +45,4 @@ _PEAKS = {
 
 def peak_flops(device: "jax.Device") -> float | None:
   """Peak FLOP/s of one device, or None if the table does not include it."""
-  for kind, peak in _PEAKS.items():
-    if device.device_kind.startswith(kind):
-      return peak
-  return None
+  return next((peak for kind, peak in _PEAKS.items() if device.device_kind.startswith(kind)), None)

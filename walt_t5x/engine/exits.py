@@ -7,6 +7,8 @@
 75   PREEMPTED: SIGTERM was received and everything is saved. A restart resumes and loses nothing.
 """
 
+import contextlib
+import dataclasses
 import faulthandler
 import os
 import signal
@@ -14,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,13 +36,9 @@ class TrainingStopped(RuntimeError):
 
 
 class Preempted(TrainingStopped):
-  """SIGTERM was received; the state of `step` is saved if checkpoints are enabled."""
+  """SIGTERM was received; the state is saved if checkpoints are enabled."""
 
   exit_code = PREEMPTED
-
-  def __init__(self, step: int, saved: str):
-    super().__init__(f"Preempted after step {step}; {saved}.")
-    self.step = step
 
 
 class NotFinite(TrainingStopped):
@@ -57,41 +55,35 @@ class NotFinite(TrainingStopped):
     self.last_good_step = last_good_step
 
 
-class PreemptionNotice:
-  """Listens for SIGTERM while the context is open.
+@contextlib.contextmanager
+def preemption_notice() -> Iterator[Callable[[int], bool]]:
+  """Listens for SIGTERM; gives `f(step)`, which is true if the run should stop before `step`.
 
   A single process notices on its own. Several processes coordinate through JAX's coordination service, which reports a
-  SIGTERM to any of them: all stop after the same step, which none of them has completed yet.
+  SIGTERM to any of them: all stop after the same step, which none of them has completed yet. They call the function
+  once per step.
   """
+  if jax.process_count() > 1:
+    yield multihost_utils.reached_preemption_sync_point
+    return
+  if threading.current_thread() is not threading.main_thread():  # Has no signals.
+    yield lambda step: False
+    return
 
-  def __init__(self) -> None:
-    self._asked = False
-    self._before: Any = None
-    self._installed = False
+  asked = threading.Event()
 
-  def __enter__(self) -> "PreemptionNotice":
-    alone = jax.process_count() == 1
-    if alone and threading.current_thread() is threading.main_thread():
-      self._before = signal.signal(signal.SIGTERM, self._handle)
-      self._installed = True
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    if self._installed:
-      signal.signal(signal.SIGTERM, self._before)
-      self._installed = False
-
-  def before(self, step: int) -> bool:
-    """True if the run should stop before `step`. With several processes, call once per step on each."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._asked
-
-  def _handle(self, signum: int, frame: Any) -> None:
-    self._asked = True
+  def handle(signum: int, frame: Any) -> None:
+    asked.set()
     logging.warning("SIGTERM: saving and stopping after the current step.")
 
+  before = signal.signal(signal.SIGTERM, handle)
+  try:
+    yield lambda step: asked.is_set()
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
+
+@dataclasses.dataclass(kw_only=True)
 class Watchdog:
   """Ends the process after too long without progress.
 
@@ -105,16 +97,12 @@ class Watchdog:
     on_hang: `f(step, seconds)`, called a few seconds before the exit, to write a metric.
   """
 
-  def __init__(
-    self,
-    seconds: float | None,
-    *,
-    model_dir: str,
-    phase: Callable[[], str],
-    on_hang: Callable[[int, float], None],
-  ):
-    self._limit, self._model_dir, self._phase = seconds, model_dir, phase
-    self._on_hang = on_hang
+  seconds: float | None
+  model_dir: str
+  phase: Callable[[], str]
+  on_hang: Callable[[int, float], None]
+
+  def __post_init__(self) -> None:
     self._step, self._last = 0, time.monotonic()
     self._stop = threading.Event()
     self._thread: threading.Thread | None = None
@@ -122,7 +110,7 @@ class Watchdog:
   def start(self, step: int) -> None:
     """Starts to watch."""
     self.beat(step)
-    if self._limit is not None and self._thread is None:
+    if self.seconds is not None and self._thread is None:
       self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
       self._thread.start()
 
@@ -136,10 +124,10 @@ class Watchdog:
     self._stop.set()
 
   def _watch(self) -> None:
-    assert self._limit is not None
-    while not self._stop.wait(min(self._limit / 10, 5.0)):
+    assert self.seconds is not None
+    while not self._stop.wait(min(self.seconds / 10, 5.0)):
       silent = time.monotonic() - self._last
-      if silent > self._limit and not self._stop.is_set():
+      if silent > self.seconds and not self._stop.is_set():
         self._report(silent)
         os._exit(HUNG)  # Not sys.exit: the main thread would have to end first.
         return
@@ -150,8 +138,8 @@ class Watchdog:
       "process exits with code %d. Start the same command again to resume from the newest checkpoint.",
       silent,
       self._step,
-      self._limit,
-      self._phase(),
+      self.seconds,
+      self.phase(),
       HUNG,
     )
     faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
@@ -166,6 +154,6 @@ class Watchdog:
       file.seek(0)
       stacks = file.read()
     name = f"hang_step{self._step}_host{jax.process_index()}.txt"
-    head = f"no progress for {silent:.0f} s after step {self._step}, while: {self._phase()}\n"
-    (epath.Path(self._model_dir) / name).write_text(head + stacks)
-    self._on_hang(self._step, silent)
+    head = f"no progress for {silent:.0f} s after step {self._step}, while: {self.phase()}\n"
+    (epath.Path(self.model_dir) / name).write_text(head + stacks)
+    self.on_hang(self._step, silent)

@@ -8,27 +8,19 @@ import jax
 
 
 def count_flops(jaxpr: Any) -> float:
-  """FLOPs of the matrix products and convolutions in a program; a multiply-add counts as two.
+  """FLOPs of the matrix products and convolutions in a jaxpr, closed or open; a multiply-add counts as two.
 
   Counted before partitioning, over all devices. XLA's own cost analysis counts the body of a loop once; here a scan
   counts once per iteration. What `jax.checkpoint` recomputes in the backward pass is excluded, so that the count of a
   model does not depend on rematerialization. A `while` loop counts once, a `cond` as its most expensive branch, a
   Pallas kernel as its `metadata["model_flops"]` if present, a `shard_map` once per device of the mesh.
-
-  Args:
-    jaxpr: closed or open.
   """
   jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
   return sum(_equation(eqn) for eqn in jaxpr.eqns)
 
 
 def count_flops_of(function: Callable[..., Any], *args: Any) -> float:
-  """`count_flops` of a function; compiles and runs nothing.
-
-  Args:
-    function: pure, traceable.
-    args: arrays or `jax.ShapeDtypeStruct`s.
-  """
+  """`count_flops` of a pure function of arrays or `jax.ShapeDtypeStruct`s; compiles and runs nothing."""
   return count_flops(jax.make_jaxpr(function)(*args))
 
 
@@ -57,7 +49,12 @@ def _equation(eqn: Any) -> float:
     return math.prod(int(n) for n in grid) * count_flops(eqn.params["jaxpr"])
   if name in ("checkpoint", "remat", "remat2") and eqn.params.get("differentiated"):
     return _backward(eqn.params["jaxpr"])
-  return sum(count_flops(sub) for sub in _subprograms(eqn.params))
+  # The program that an equation calls; if there are several (custom derivatives), the first is the one that runs.
+  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    value = eqn.params.get(key)
+    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
+      return count_flops(value)
+  return 0.0
 
 
 def _backward(jaxpr: Any) -> float:
@@ -77,15 +74,6 @@ def _backward(jaxpr: Any) -> float:
     if all(hasattr(var, "val") or var in moved for var in jaxpr.outvars):
       return sum(_equation(eqn) for eqn in backward)
   return count_flops(jaxpr)
-
-
-def _subprograms(params: dict[str, Any]) -> list[Any]:
-  """The program that an equation calls; if there are several (custom derivatives), the first is the one that runs."""
-  for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-    value = params.get(key)
-    if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-      return [value]
-  return []
 
 
 def _convolution(eqn: Any) -> float:

@@ -26,10 +26,7 @@ def keep_freed_memory() -> bool:
   """Makes glibc's malloc keep freed memory for the life of the process. For runs on the CPU, before any thread starts.
 
   One arena: only the first can grow past 64 MiB without mapping every large block again, and a running thread keeps
-  its arena.
-
-  Returns:
-    Whether the C library accepted it; False if it is not glibc.
+  its arena. Returns False if the C library is not glibc.
   """
   try:
     mallopt = ctypes.CDLL(None).mallopt

@@ -58,12 +58,9 @@ def average_as_parameters(
   *,
   is_resuming: bool = False,
 ) -> dict[str, Any]:
-  """Starts from the parameter average (`engine.ema`) alone, which becomes the parameters and the new run's average.
+  """Starts from the average (`optimizers.parameter_ema`) alone: the new run's parameters and their average.
 
   Step, moments and counts are dropped, so `fallback_to_scratch=True` is required.
-
-  Raises:
-    ValueError: the checkpoint has no average.
   """
   if is_resuming:
     return dict(state_dict)

@@ -1,11 +1,9 @@
-"""Writes a run's configuration and the provenance of its data to the run's folder, and rejects other data.
+"""Writes a run's configuration and its data's provenance to the run's folder, and rejects data of another meaning.
 
-T5X has no concept of provenance, so the check uses the one hook that both engines call with the run's folder before the
-first step.
+The check uses the one hook that both engines call with the run's folder before the first step.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +11,8 @@ import jax
 from etils import epath
 
 from walt_t5x.config import gin_config
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 # Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
 _FIELDS = (
@@ -28,11 +27,7 @@ _STATISTICS = ("channels", "mean", "std")
 
 
 def configured_rates(dataset: Any) -> dict[str, float]:
-  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`.
-
-  Args:
-    dataset: the task or mixture that the run reads; one without known rates gives none.
-  """
+  """`rate_<kind>_configured` for each kind of example in a mixture, to log next to the measured `rate_<kind>`."""
   rates = getattr(dataset, "walt_rates", {})
   return {f"rate_{kind}_configured": rate for kind, rate in rates.items()}
 
@@ -46,68 +41,47 @@ class RecordRun:
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
 
   Raises:
-    ProvenanceMismatch: when called, if the folder's run was trained on data with another meaning.
+    Mismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
+    FileNotFoundError: when called, if `of_run` has no record.
   """
 
   dataset: Any
   of_run: str | None = None
 
   def __call__(self, model_dir: str, summary_writer: Any, step: int) -> None:
-    folder = epath.Path(model_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        compare_with_run(self.of_run, given)
-      record(model_dir, given, write=jax.process_index() == 0)
+        folder = epath.Path(self.of_run)
+        folder = folder.parent if folder.name.startswith("checkpoint_") else folder
+        file = folder / "provenance.json"
+        if not file.exists():
+          raise FileNotFoundError(
+            f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
+            "checkpoint inside it, with the provenance.json that training wrote."
+          )
+        compare(storage.read_json(file), given, where=str(file))
+      record(model_dir, given)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
-def record(model_dir: str, provenance: Mapping[str, Any], *, write: bool = True) -> None:
-  """Writes `<model_dir>/provenance.json`, or compares with the existing one.
-
-  Args:
-    model_dir: the run's folder.
-    provenance: provenance of the training data (`walt_provenance` of a task or mixture), JSON-serializable.
-    write: False on hosts that only compare.
-
-  Raises:
-    ProvenanceMismatch: names the field and both values.
-  """
+def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
+  """Writes a dataset's provenance to `<model_dir>/provenance.json`; `Mismatch` if an existing one differs."""
   file = epath.Path(model_dir) / "provenance.json"
   if file.exists():
-    compare(json.loads(file.read_text()), provenance, where=str(file))
-  elif write:
-    temporary = file.parent / "provenance.json.tmp"
-    temporary.write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
-    temporary.rename(file)
-
-
-def compare_with_run(path: str, provenance: Mapping[str, Any]) -> None:
-  """Compares with the record of a run, given its folder or one of its checkpoints.
-
-  Raises:
-    FileNotFoundError: the run has no record.
-    ProvenanceMismatch: names the field and both values.
-  """
-  folder = epath.Path(path)
-  file = (folder.parent if folder.name.startswith("checkpoint_") else folder) / "provenance.json"
-  if not file.exists():
-    raise FileNotFoundError(
-      f"{file} does not exist, so the training data of {path} is unknown; set a run's folder or a checkpoint "
-      "inside it, with the provenance.json that training wrote."
-    )
-  compare(json.loads(file.read_text()), provenance, where=str(file))
+    compare(storage.read_json(file), provenance, where=str(file))
+  elif jax.process_index() == 0:
+    storage.write_json(file, provenance, sort_keys=True)
 
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:
-  """Raises `ProvenanceMismatch` at the first required field that differs; a field that either lacks is not compared."""
+  """Raises `Mismatch` at the first required field that differs; a field that either lacks is not compared."""
   shared = sorted(set(recorded.get("latents") or ()) & set(given.get("latents") or ()))
   normalization = [("latents", name, kind) for name in shared for kind in _STATISTICS]
   for field in (*_FIELDS, *normalization):
     old, new = _lookup(recorded, field), _lookup(given, field)
     if old is not None and new is not None and old != new:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"{where} records that this run was trained on data with {'.'.join(field)} = {old!r}, but the dataset now has "
         f"{new!r}. Point the run at the dataset it was trained on, or start a new run in another MODEL_DIR."
       )
@@ -116,7 +90,5 @@ def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str
 def _lookup(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
   node: Any = tree
   for name in path:
-    if not isinstance(node, Mapping) or name not in node:
-      return None
-    node = node[name]
+    node = node.get(name) if isinstance(node, Mapping) else None
   return node

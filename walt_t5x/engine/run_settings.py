@@ -35,14 +35,10 @@ class RunSettings:
   peak_flops_per_device: float | None = None
 
   def __post_init__(self) -> None:
-    for name in ("watchdog_seconds", "max_nonfinite_steps", "keep_every", "peak_flops_per_device"):
-      value = getattr(self, name)
-      if value is not None and value <= 0:
-        raise ValueError(f"RunSettings.{name}: got {value}, expected None or more than 0.")
-    if self.max_steps_in_flight < 1:
-      raise ValueError(
-        f"RunSettings.max_steps_in_flight: got {self.max_steps_in_flight}, expected at least 1."
-      )
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, int | float) and value <= 0:
+        raise ValueError(f"RunSettings.{field.name}: got {value}, expected more than 0.")
     steps = self.profile_steps
     if steps is not None and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
       raise ValueError(

@@ -3,6 +3,7 @@
 `create_learning_rate_scheduler` is the one of T5X's gin files.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -12,21 +13,9 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 def warmup_constant(*, peak: float, warmup_steps: int = 0) -> Schedule:
-  """`peak * min(1, (step + 1) / warmup_steps)`.
-
-  The first update uses step 0 and already moves the parameters.
-
-  Args:
-    peak: learning rate after the warm-up.
-    warmup_steps: length of the linear warm-up, 0 for none.
-  """
-  _check(peak=peak, warmup_steps=warmup_steps)
-
-  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-    step = jnp.asarray(step, jnp.float32)
-    return jnp.asarray(peak * jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps)), jnp.float32)
-
-  return schedule
+  """`peak * min(1, (step + 1) / warmup_steps)`: the first update uses step 0 and already moves the parameters."""
+  warmup = _warmup(peak, warmup_steps)
+  return lambda step: jnp.asarray(peak * warmup(step), jnp.float32)
 
 
 def warmup_cosine(
@@ -37,16 +26,9 @@ def warmup_cosine(
   After the warm-up, with s = (step - warmup_steps) / (total_steps - warmup_steps) in [0, 1]:
   `peak * (end_fraction + (1 - end_fraction) * (1 + cos(pi * s)) / 2)`.
 
-  Args:
-    peak: learning rate after the warm-up.
-    total_steps: steps of the entire run, including the warm-up.
-    warmup_steps: length of the linear warm-up, 0 for none.
-    end_fraction: fraction of the peak that remains, in [0, 1].
-
-  Raises:
-    ValueError: the warm-up leaves no step for the decay, or a value is out of range.
+  `total_steps` includes the warm-up and must exceed it; `end_fraction` is in [0, 1].
   """
-  _check(peak=peak, warmup_steps=warmup_steps)
+  warmup = _warmup(peak, warmup_steps)
   if total_steps <= warmup_steps:
     raise ValueError(
       f"warmup_cosine: got {total_steps=} with {warmup_steps=}; the decay needs total_steps > warmup_steps."
@@ -58,10 +40,9 @@ def warmup_cosine(
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(1.0, (step + 1.0) / max(1, warmup_steps))
     s = jnp.clip((step - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
     cosine = end_fraction + (1.0 - end_fraction) * 0.5 * (1.0 + jnp.cos(jnp.pi * s))
-    return jnp.asarray(peak * jnp.where(step < warmup_steps, warmup, cosine), jnp.float32)
+    return jnp.asarray(peak * jnp.where(step < warmup_steps, warmup(step), cosine), jnp.float32)
 
   return schedule
 
@@ -78,17 +59,7 @@ def create_learning_rate_scheduler(
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
   """A product of named factors: `lr(step) = max(min_learning_rate, prod_i factor_i(step - step_offset))`.
 
-  With s = max(0, step - step_offset) and w = warmup_steps the factors are
-    constant                base_learning_rate
-    linear_warmup           min(1, s / w)
-    linear_decay            base_learning_rate * min(s / w, 1 + decay_factor * (w - s))
-    rsqrt_decay             1 / sqrt(max(s, w))
-    rsqrt_normalized_decay  sqrt(w / max(s, w))
-    decay_every             decay_factor ** floor(s / steps_per_decay)
-    cosine_decay            max(0, (1 + cos(pi * frac((s - w)^+ / steps_per_cycle))) / 2)
-
-  Raises:
-    ValueError: a factor is unknown.
+  The factors are those of `known` below, with s = max(0, step - step_offset) and w = warmup_steps.
   """
   w = warmup_steps
   known: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -111,18 +82,18 @@ def create_learning_rate_scheduler(
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:
     s = jnp.maximum(0.0, jnp.asarray(step, jnp.float32) - step_offset)
-    product = jnp.ones((), jnp.float32)
-    for name in names:
-      product = product * known[name](s)
+    product = math.prod((known[name](s) for name in names), start=jnp.ones((), jnp.float32))
     return jnp.maximum(product, min_learning_rate).astype(jnp.float32)
 
   return schedule
 
 
-def _check(*, peak: float, warmup_steps: int) -> None:
-  if peak < 0.0:
-    raise ValueError(f"learning-rate schedule: got {peak=}, expected a learning rate >= 0.")
-  if warmup_steps < 0:
+def _warmup(peak: float, warmup_steps: int) -> Schedule:
+  """The fraction of the peak during the warm-up, 1 after it."""
+  if peak < 0.0 or warmup_steps < 0:
     raise ValueError(
-      f"learning-rate schedule: got {warmup_steps=}, expected a number of steps >= 0."
+      f"learning-rate schedule: got {peak=} and {warmup_steps=}, expected a rate and a number of steps >= 0."
     )
+  return lambda step: jnp.minimum(
+    1.0, (jnp.asarray(step, jnp.float32) + 1.0) / max(1, warmup_steps)
+  )

@@ -1,6 +1,6 @@
 """T5X's Trainer, which also writes `metrics.jsonl` as the built-in engine does. Imported only with T5X."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from clu import metric_writers
@@ -31,41 +31,19 @@ class Trainer(t5x_trainer.Trainer):
       f"training_eval/{name}": manager for name, manager in self.eval_metrics_managers.items()
     }
     for collection, manager in managers.items():
-      lines = json_lines_writer(summary_dir, collection)
-      writers = [manager.summary_writer, *([] if lines is None else [_Scalars(lines)])]
       constant = (constants or {}) if collection == "train" else {}
-      manager._writer = _Summaries(writers, constant)
+      lines = json_lines_writer(summary_dir, collection)
+      manager._writer = _Summaries(manager.summary_writer, lines, constant)
 
 
 class _Summaries(metric_writers.MultiWriter):
-  """Several writers as one; scalars that include the loss are extended by the constants."""
+  """T5X's writer, whose scalars also go to `lines`; those that include the loss are extended by the constants."""
 
-  def __init__(self, writers: Sequence[Any], constants: Mapping[str, float]):
-    super().__init__(writers)
-    self._constants = dict(constants)
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    constant = self._constants if "loss" in scalars else {}
-    super().write_scalars(step, {**scalars, **constant})
-
-
-class _Scalars(metric_writers.MetricWriter):
-  """A CLU writer that keeps the scalars and ignores everything else."""
-
-  def __init__(self, writer: Any):
-    self._writer = writer
+  def __init__(self, writer: Any, lines: Any, constants: Mapping[str, float]):
+    super().__init__([writer])
+    self._lines, self._constants = lines, dict(constants)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    self._writer.write_scalars(step, scalars)
-
-  def flush(self) -> None:
-    self._writer.flush()
-
-  def close(self) -> None:
-    self._writer.close()
-
-  def _leave(self, *unused: Any, **also_unused: Any) -> None:
-    pass
-
-  write_summaries = write_images = write_videos = write_audios = _leave
-  write_texts = write_histograms = write_hparams = write_pointcloud = _leave
+    scalars = {**scalars, **(self._constants if "loss" in scalars else {})}
+    super().write_scalars(step, scalars)
+    self._lines.write_scalars(step, scalars)

@@ -23,24 +23,21 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_words
+from walt_t5x.config import programs
+from walt_t5x.files import storage
+from walt_t5x.metrics import protocols
 
-PROTOCOLS = (
-  "ucf101_class_conditional",
-  "ucf101_zero_shot",
-  "imagenet256",
-  "k600_frame_prediction",
-)
 IMAGENET_CLASSES = 1000
-_GIVEN_FRAMES, _CLIP_FRAMES = 5, 16
+_CONDITIONING_FRAMES, _CLIP_FRAMES = 5, 16
+# Class name -> its files.
+Videos = dict[str, list[Path]]
+# Lines of `requests.jsonl`.
+Rows = Iterator[dict[str, Any]]
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.evaluation.benchmark_requests",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.evaluation.benchmark_requests", __doc__)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
   parser.add_argument("--media", type=Path, help="root of the data set: <class>/<file>")
   parser.add_argument("--list", type=Path, help="UCF-101's file list of the videos to use")
@@ -49,8 +46,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   parser.add_argument("--count", type=int, help="requests (default: the protocol's, all folds)")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--size", type=int, default=128, help="edge of the given frames")
-  parser.add_argument("--fps", type=float, default=25.0, help="frame rate of the given frames")
+  parser.add_argument("--size", type=int, default=128, help="edge of the conditioning frames")
+  parser.add_argument("--fps", type=float, default=25.0, help="their frame rate")
   parser.add_argument("--output", type=Path, required=True, help="folder")
   args = parser.parse_args(argv)
   if args.media is None and args.protocol != "imagenet256":
@@ -58,12 +55,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
-  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files.
-
-  Raises:
-    ValueError: no class folders exist, or a listed file is missing.
-  """
+def class_videos(media: Path, listed: Path | None) -> Videos:
+  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files."""
   folders = sorted(folder for folder in media.iterdir() if folder.is_dir())
   found = {folder.name: sorted(p for p in folder.iterdir() if p.is_file()) for folder in folders}
   found = {name: files for name, files in found.items() if files}
@@ -84,37 +77,33 @@ def class_videos(media: Path, listed: Path | None) -> dict[str, list[Path]]:
   }
 
 
-def labels_of_videos(
-  videos: dict[str, list[Path]], count: int, seed: int
-) -> Iterator[dict[str, Any]]:
+def labels_of_videos(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Labels drawn independently, with the frequencies of the videos."""
-  frequencies = np.array([len(files) for files in videos.values()], np.float64)
-  draws = np.random.default_rng(seed).choice(
-    len(frequencies), size=count, p=frequencies / frequencies.sum()
-  )
-  for label in draws.tolist():
-    yield {"label": label}
+  counts = np.array([len(files) for files in videos.values()], np.float64)
+  random = np.random.default_rng(args.seed)
+  draws = random.choice(len(counts), size=count, p=counts / counts.sum())
+  return ({"label": label} for label in draws.tolist())
 
 
-def class_prompts(names: Sequence[str], prompts: Path | None) -> list[str]:
-  """One prompt per class. Assumption: without a file, the class's name in words.
+def labels_in_turn(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
+  """The classes of ImageNet, all equally often."""
+  return ({"label": index % IMAGENET_CLASSES} for index in range(count))
 
-  Raises:
-    ValueError: the number of lines in the file differs from the number of classes.
-  """
-  if prompts is None:
-    return [class_words(name) for name in names]
-  lines = [line.strip() for line in prompts.read_text("utf-8").splitlines() if line.strip()]
-  if len(lines) != len(names):
+
+def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
+  """One prompt per class, all equally often. Assumption: without --prompts, the class's name in words."""
+  prompts = [class_words(name) for name in videos]
+  if args.prompts is not None:
+    lines = args.prompts.read_text("utf-8").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+  if len(prompts) != len(videos):
     raise ValueError(
-      f"--prompts={prompts} has {len(lines)} prompts, expected {len(names)}, one per class"
+      f"--prompts={args.prompts} has {len(prompts)} prompts, expected {len(videos)}, one per class"
     )
-  return lines
+  return ({"prompt": prompts[index % len(prompts)]} for index in range(count))
 
 
-def given_clips(
-  args: argparse.Namespace, videos: Sequence[Path], count: int
-) -> Iterator[dict[str, Any]]:
+def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
   A clip that already exists is kept, so that the command resumes after an interruption.
@@ -123,11 +112,12 @@ def given_clips(
 
   from walt_t5x.media import geometry, reading, writing
 
+  files = [file for group in videos.values() for file in group]
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)
   bar = tqdm(total=count, unit="clip", file=sys.stderr, disable=None)
   for index in range(count):
-    source, target = videos[index % len(videos)], folder / f"{index:06d}.mp4"
+    source, target = files[index % len(files)], folder / f"{index:06d}.mp4"
     if not target.is_file():
       kept = reading.resampled(reading.frame_times(source), args.fps)
       if len(kept) < _CLIP_FRAMES:
@@ -135,12 +125,20 @@ def given_clips(
           f"{source} has {len(kept)} frames at {args.fps:g} fps, expected at least {_CLIP_FRAMES}: remove it"
         )
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
-      frames = np.stack(list(reading.frames_at(source, kept[first : first + _GIVEN_FRAMES])))
+      frames = np.stack(list(reading.frames_at(source, kept[first : first + _CONDITIONING_FRAMES])))
       frames = geometry.fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
       writing.write_video(target, frames, fps=args.fps, crf=0)
     bar.update()
     yield {"video": str(target.relative_to(args.output))}
   bar.close()
+
+
+PROTOCOLS = {
+  "ucf101_class_conditional": labels_of_videos,
+  "ucf101_zero_shot": class_prompts,
+  "imagenet256": labels_in_turn,
+  "k600_frame_prediction": conditioning_clips,
+}
 
 
 def write(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,48 +150,25 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   Raises:
     ValueError: media, list or prompts do not fit.
   """
-  from walt_t5x.metrics.protocols import PROTOCOLS as by_name
-
-  protocol = by_name[args.protocol]
+  protocol = protocols.PROTOCOLS[args.protocol]
   count = args.count or (protocol.sample_count or 0) * protocol.folds
   videos = class_videos(args.media, args.list) if args.media else {}
   files = [file for group in videos.values() for file in group]
-  rows: Iterator[dict[str, Any]]
-  if args.protocol == "ucf101_class_conditional":
-    rows = labels_of_videos(videos, count, args.seed)
-  elif args.protocol == "imagenet256":
-    rows = ({"label": index % IMAGENET_CLASSES} for index in range(count))
-  elif args.protocol == "ucf101_zero_shot":
-    prompts = class_prompts(list(videos), args.prompts)
-    rows = ({"prompt": prompts[index % len(prompts)]} for index in range(count))
-  elif args.protocol == "k600_frame_prediction":
-    rows = given_clips(args, files, count)
-  else:
-    raise ValueError(f"--protocol={args.protocol}: expected one of {PROTOCOLS}")
-  args.output.mkdir(parents=True, exist_ok=True)
-  result: dict[str, Any] = {"requests": str(args.output / "requests.jsonl"), "count": count}
-  _write_lines(args.output / "requests.jsonl", rows)
+  rows = PROTOCOLS[args.protocol](args, videos, count)
+  requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
+  storage.write(requests, "".join(json.dumps(row) + "\n" for row in rows))
+  result: dict[str, Any] = {"requests": str(requests), "count": count}
   if files:
-    reference = args.output / "reference.jsonl"
-    _write_lines(reference, ({"uri": str(file.resolve())} for file in files))
+    uris = ({"uri": str(file.resolve())} for file in files)
+    storage.write(reference, "".join(json.dumps(row) + "\n" for row in uris))
     result |= {"reference": str(reference), "reference_files": len(files)}
   return result
 
 
-def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-  temporary = path.with_suffix(".tmp")
-  with temporary.open("w", encoding="utf-8") as lines:
-    for row in rows:
-      lines.write(json.dumps(row) + "\n")
-  temporary.replace(path)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the files and prints a summary."""
-  try:
+  with programs.user_errors("benchmark_requests"):
     print(json.dumps(write(parse_arguments(argv))))
-  except (ValueError, OSError) as error:
-    sys.exit(str(error))
 
 
 if __name__ == "__main__":

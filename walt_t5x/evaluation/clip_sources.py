@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,15 +19,14 @@ from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 VIDEO_SUFFIXES = (*writing.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")
 
+_T = TypeVar("_T")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Media:
-  """One file.
+  """One file; `name`, its path inside the folder without suffix, identifies it in pairs and random draws.
 
-  Attributes:
-    name: identifies the file in pairs and random draws: the path inside the folder, without suffix.
-    path: the file.
-    read: returns its frames, [T, H, W, 3] uint8.
+  `read` returns its frames, [T, H, W, 3] uint8.
   """
 
   name: str
@@ -35,21 +36,28 @@ class Media:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedClip:
-  """The frames of one file that are scored as one clip of one fold."""
+  """The frames of one file that are scored as one clip of one fold.
+
+  Attributes:
+    number: index among the clips of the file.
+    reference: the file that paired scores compare it with, by the same frames.
+  """
 
   media: Media
   fold: int
   number: int
+  reference: Media | None = None
 
 
-def _read_file(path: Path) -> np.ndarray:
+def read_file(path: Path, *, max_frames: int | None = None) -> np.ndarray:
+  """Frames [T, H, W, 3] uint8, the first `max_frames` or all; an image is one frame."""
   if path.suffix.lower() in IMAGE_SUFFIXES:
     return np.asarray(pictures.open_picture(path))[None]
-  return reading.read_video(path).frames
+  return reading.read_video(path, max_frames=max_frames).frames
 
 
 def _file(path: Path, name: str) -> Media:
-  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: _read_file(path))
+  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: read_file(path))
 
 
 def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
@@ -136,6 +144,24 @@ def plan_samples(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip
   ]
 
 
+def with_references(
+  clips: Sequence[PlannedClip], references: Sequence[Media], *, score: str
+) -> list[PlannedClip]:
+  """The clips, each with the reference of the same name.
+
+  Raises:
+    ValueError: a clip has no reference; the message names `score`.
+  """
+  by_name = {media.name: media for media in references}
+  missing = [clip.media.name for clip in clips if clip.media.name not in by_name]
+  if missing:
+    raise ValueError(
+      f"{score} compares files with equal names: {len(missing)} samples have no reference, for example "
+      f"{missing[:3]}; the references are named {sorted(by_name)[:3]}."
+    )
+  return [dataclasses.replace(clip, reference=by_name[clip.media.name]) for clip in clips]
+
+
 def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip]:
   """The reference clips of every fold.
 
@@ -196,22 +222,8 @@ def read_clip(clip: PlannedClip, protocol: Protocol, rule: ClipRule) -> np.ndarr
   return np.ascontiguousarray(frames)
 
 
-def batches(
-  clips: Sequence[PlannedClip], protocol: Protocol, rule: ClipRule, batch_size: int
-) -> Iterator[tuple[list[PlannedClip], np.ndarray]]:
-  """Clips in batches of one fold and one frame size: (clips, [B, T, H, W, 3] uint8).
-
-  Holds one batch in memory.
-  """
-  group: list[PlannedClip] = []
-  frames: list[np.ndarray] = []
-  for clip in clips:
-    x = read_clip(clip, protocol, rule)
-    same = not group or (group[0].fold == clip.fold and frames[0].shape == x.shape)
-    if group and (not same or len(group) == batch_size):
-      yield group, np.stack(frames)
-      group, frames = [], []
-    group.append(clip)
-    frames.append(x)
-  if group:
-    yield group, np.stack(frames)
+def in_batches(items: Iterable[_T], size: int, *, key: Callable[[_T], Any]) -> Iterator[list[_T]]:
+  """Consecutive items with equal keys, at most `size` at a time; holds one batch in memory."""
+  for _, alike in itertools.groupby(items, key):
+    while batch := list(itertools.islice(alike, size)):
+      yield batch

@@ -1,24 +1,28 @@
-"""Scores of protocols that compare features of clips: from flags to an evaluation, its parts and its scores."""
+"""Scores of protocols that compare features of clips: from flags to an evaluation, its scores, and where they go."""
 
 import argparse
+import resource
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.scores_output import write_scores
+from walt_t5x.evaluation.clip_scores import LpipsNetwork
+from walt_t5x.evaluation.clip_sources import find_media
+from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
+from walt_t5x.files import storage
+from walt_t5x.metrics.feature_statistics import load_gaussian
+from walt_t5x.metrics.networks import FeatureNetwork
+from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols.protocol import Protocol
 
 
-def load_evaluation(args: argparse.Namespace):
+def load_evaluation(args: argparse.Namespace) -> Evaluation:
   """The evaluation that the flags describe: protocol, weights, files, parts.
 
   Raises:
     FileNotFoundError: weights or media are missing.
     ValueError: flags or files do not fit the protocol.
   """
-  from walt_t5x.evaluation.clip_scores import LpipsNetwork
-  from walt_t5x.evaluation.clip_sources import find_media
-  from walt_t5x.evaluation.scoring import Evaluation
-  from walt_t5x.metrics.feature_statistics import load_gaussian
-  from walt_t5x.metrics.networks import FeatureNetwork
-
   protocol = _changed(args)
   images = protocol.frames == 1
   # Weights first: a missing file is reported before anything is decoded.
@@ -45,6 +49,27 @@ def load_evaluation(args: argparse.Namespace):
   )
 
 
+def _changed(args: argparse.Namespace) -> Protocol:
+  """The protocol, with the changes from the flags."""
+  protocol = PROTOCOLS[args.protocol]
+  fields = {
+    "frames": args.frames,
+    "size": args.size,
+    "sample_count": args.count,
+    "reference_count": args.reference_count,
+    "folds": args.folds,
+  }
+  chosen = args.scores.split(",") if args.scores else [rule.name for rule in protocol.scores]
+  if set(chosen) - {rule.name for rule in protocol.scores}:
+    raise ValueError(
+      f"{args.protocol} has the scores {[r.name for r in protocol.scores]}, got --scores={args.scores}."
+    )
+  return protocol.replace(
+    scores=tuple(rule for rule in protocol.scores if rule.name in chosen),
+    **{name: value for name, value in fields.items() if value is not None},
+  )
+
+
 def make_parts(args: argparse.Namespace) -> dict[str, Any]:
   """Computes and stores every `process_count`-th part; computes no scores.
 
@@ -66,51 +91,77 @@ def make_parts(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
-def _speed(evaluation) -> str:
-  import resource
-
-  seconds, clips = evaluation.seconds, evaluation.clips
-  rate = f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s" if clips else "no clips"
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  return f"scored {rate}; {evaluation.kept} from stored parts; peak memory {peak:.0f} MiB"
-
-
 def score_features(args: argparse.Namespace) -> dict[str, Any]:
   """Scores by the features of a network; prints the table and writes the JSON.
 
   Returns:
-    {"protocol", "protocol_hash", "fields", "scores": {name: numbers}, "file"}.
+    {"protocol", "protocol_hash", "scores": {name: numbers}, "file"}.
   """
-  from walt_t5x.evaluation.scoring import score_evaluation
-
   evaluation = load_evaluation(args)
   scores = score_evaluation(evaluation, cache_dir=args.cache_dir)
   print(_speed(evaluation))
   return write_scores(args, evaluation.protocol, scores)
 
 
-def _changed(args: argparse.Namespace):
-  """The protocol, with the changes from the flags."""
-  from walt_t5x.metrics.protocols import PROTOCOLS as by_name
+def _speed(evaluation: Evaluation) -> str:
+  seconds, clips = evaluation.seconds, evaluation.clips
+  rate = f"{clips} clips in {seconds:.1f} s, {clips / seconds:.2f} clips/s" if clips else "no clips"
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  return f"scored {rate}; {evaluation.kept} from stored parts; peak memory {peak:.0f} MiB"
 
-  protocol = by_name[args.protocol]
-  changes: dict[str, Any] = {
-    field: value
-    for field, value in {
-      "frames": args.frames,
-      "size": args.size,
-      "sample_count": args.count,
-      "reference_count": args.reference_count,
-      "folds": args.folds,
-    }.items()
-    if value is not None
+
+def scores_file(args: argparse.Namespace, protocol: Protocol) -> Path:
+  """Path of the JSON file."""
+  folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
+  return args.output or folder / f"scores_{protocol.name}.json"
+
+
+def write_scores(
+  args: argparse.Namespace, protocol: Protocol, scores: Sequence[Score]
+) -> dict[str, Any]:
+  """Prints the table, writes the JSON and, with --log_dir, the events; returns the first fields of the JSON."""
+  print(_table(protocol, scores))
+  result = {
+    "protocol": protocol.name,
+    "protocol_hash": protocol.hash,
+    "scores": {s.rule.name: s.as_dict() for s in scores},
+    "samples": str(args.samples),
+    "reference": args.reference,
+    "fields": protocol.as_dict(),
   }
-  if args.scores:
-    chosen = args.scores.split(",")
-    unknown = set(chosen) - {rule.name for rule in protocol.scores}
-    if unknown:
-      raise ValueError(
-        f"{args.protocol} has the scores {[r.name for r in protocol.scores]}, got --scores={args.scores}."
+  file = scores_file(args, protocol)
+  storage.write_json(file, result)
+  if args.log_dir:
+    values = {}
+    for s in scores:
+      # The hash is part of the name: curves of different protocols never share a plot.
+      name = f"{protocol.name}/{s.rule.name}@{s.protocol_hash}"
+      values |= {name: s.value.mean, f"{name}/std": s.value.std}
+    log_scores(args.log_dir, args.step or 0, values)
+  return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | {"file": str(file)}
+
+
+def log_scores(log_dir: str, step: int, values: Mapping[str, float]) -> None:
+  """Writes scores as TensorBoard events of one step."""
+  from clu import metric_writers
+
+  writer = metric_writers.create_default_writer(log_dir, just_logging=False)
+  writer.write_scalars(step, values)
+  writer.close()
+
+
+def _table(protocol: Protocol, scores: Sequence[Score]) -> str:
+  lines = [
+    f"{'score':<10} {'value':<20} {'protocol':<42} {'samples':>8} {'references':>10}  network"
+  ]
+  for score in scores:
+    network = "-"
+    if score.network:
+      network = (
+        f"{score.rule.network} {score.network.fingerprint[:12]} ({score.network.description})"
       )
-    changes["scores"] = tuple(rule for rule in protocol.scores if rule.name in chosen)
-  return protocol.replace(**changes) if changes else protocol
+    lines.append(
+      f"{score.rule.name:<10} {score.value!s:<20} {protocol.name + '@' + score.protocol_hash:<42} "
+      f"{score.samples:>8} {score.references:>10}  {network}"
+    )
+  return "\n".join(lines)

@@ -3,22 +3,11 @@
 import argparse
 from pathlib import Path
 
-CAPTION_ACCURACY, ALIGNMENT = "caption_accuracy", "text_alignment"
-# Protocols that score `generate`'s folders by their prompts.
-BY_PROMPT = (CAPTION_ACCURACY, ALIGNMENT)
+from walt_t5x.metrics import protocols
+from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
+
+PROTOCOLS = (*BY_PROMPT, *protocols.PROTOCOLS)
 RENAMED_PROTOCOLS = {"caption_obedience": "caption_accuracy"}
-# The names are repeated here so that --help does not import the protocols; a test compares them.
-PROTOCOLS = (
-  *BY_PROMPT,
-  "fvd",
-  "ucf101_class_conditional",
-  "ucf101_zero_shot",
-  "k600_frame_prediction",
-  "imagenet256",
-  "tokenizer",
-  "shapes_fvd",
-  "motion",
-)
 # For each network, the program that makes its file.
 NETWORKS = {
   "i3d": "metrics.import_weights",
@@ -29,17 +18,14 @@ NETWORKS = {
 }
 
 
-def _size(text: str) -> tuple[int, int]:
+def height_and_width(text: str) -> tuple[int, int]:
+  """Parses HEIGHTxWIDTH."""
   height, _, width = text.partition("x")
   return int(height), int(width)
 
 
 def protocol_name(name: str) -> str:
-  """Returns the name of a protocol as given; an old name is answered with the new one.
-
-  Raises:
-    argparse.ArgumentTypeError: for an old name.
-  """
+  """Returns the name of a protocol; an old name raises argparse.ArgumentTypeError, which states the new one."""
   if name in RENAMED_PROTOCOLS:
     raise argparse.ArgumentTypeError(f"{name} is now {RENAMED_PROTOCOLS[name]}")
   return name
@@ -55,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
   changes.add_argument("--frames", type=int, help="frames per clip")
-  changes.add_argument("--size", type=_size, help="HEIGHTxWIDTH at which clips are scored")
+  changes.add_argument(
+    "--size", type=height_and_width, help="HEIGHTxWIDTH at which clips are scored"
+  )
   changes.add_argument("--count", type=int, help="samples per fold")
   changes.add_argument("--reference_count", type=int, help="reference clips per fold")
   changes.add_argument("--folds", type=int)

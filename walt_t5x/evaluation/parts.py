@@ -6,30 +6,30 @@ same statistics as an uninterrupted run.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import Media, PlannedClip
-from walt_t5x.metrics.feature_statistics import FeatureStatistics
+from walt_t5x.evaluation.clip_sources import PlannedClip
+from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.metrics.feature_statistics import FeatureStatistics, write_arrays
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PartPlan:
-  """The clips of a part.
+  """The clips of a part, all of one fold.
 
   Attributes:
     references: whether the clips are references or samples.
     number: index among the parts of the samples, or of the references.
-    clips: clips of one fold.
     first: index of the first clip within its fold.
     fold_count: number of clips in the fold.
-    pairs: the reference of each clip, for paired scores; otherwise empty.
   """
 
   references: bool
@@ -37,7 +37,6 @@ class PartPlan:
   clips: tuple[PlannedClip, ...]
   first: int
   fold_count: int
-  pairs: tuple[Media, ...] = ()
 
   @property
   def fold(self) -> int:
@@ -50,66 +49,35 @@ class PartPlan:
     return f"{'references' if self.references else 'samples'}-{self.number:05d}"
 
   def contents(self) -> str:
-    """sha256 of its files' bytes, their names and their positions in the fold.
-
-    Raises:
-      ValueError: clips do not come from files.
-    """
+    """sha256 of its files' bytes, their names and their positions in the fold."""
     digest = hashlib.sha256(f"{self.first} {self.fold_count}\n".encode())
-    known: dict[Path, str] = {}
-    pairs = self.pairs or (None,) * len(self.clips)
-    for clip, pair in zip(self.clips, pairs):
+    sha256 = functools.cache(file_sha256)
+    for clip in self.clips:
       digest.update(f"{clip.media.name} {clip.fold} {clip.number}".encode())
-      for media in (clip.media, pair):
-        if media is not None:
-          digest.update(_file_digest(media, known).encode())
+      for media in filter(None, (clip.media, clip.reference)):
+        if media.path is None:
+          raise ValueError(f"{media.name} does not come from a file; its parts cannot be stored.")
+        digest.update(sha256(media.path).encode())
     return digest.hexdigest()
 
 
-def _file_digest(media: Media, known: dict[Path, str]) -> str:
-  if media.path is None:
-    raise ValueError(f"{media.name} does not come from a file; its parts cannot be stored.")
-  if media.path not in known:
-    with media.path.open("rb") as file:
-      known[media.path] = hashlib.file_digest(file, "sha256").hexdigest()
-  return known[media.path]
-
-
 def plan_parts(
-  clips: Sequence[PlannedClip],
-  *,
-  references: bool,
-  clips_per_part: int,
-  pairs: Mapping[str, Media] | None = None,
+  clips: Sequence[PlannedClip], *, references: bool, clips_per_part: int
 ) -> Iterator[PartPlan]:
-  """Divides clips into parts of at most `clips_per_part`, fold by fold.
-
-  Args:
-    clips: the clips of all folds.
-    references: whether they are references or samples.
-    clips_per_part: number of clips that are stored, or lost, together.
-    pairs: the reference of every clip by name, for paired scores.
-
-  Raises:
-    ValueError: less than one clip per part.
-  """
+  """Divides the clips of all folds, in their order, into parts of at most `clips_per_part`, fold by fold."""
   if clips_per_part < 1:
     raise ValueError(f"A part has at least 1 clip, got clips_per_part={clips_per_part}.")
-  number = 0
-  for fold in sorted({clip.fold for clip in clips}):
-    mine = [clip for clip in clips if clip.fold == fold]
+  number = itertools.count()
+  for _, fold in itertools.groupby(clips, key=lambda clip: clip.fold):
+    mine = tuple(fold)
     for first in range(0, len(mine), clips_per_part):
       yield PartPlan(
         references=references,
-        number=number,
-        clips=tuple(mine[first : first + clips_per_part]),
+        number=next(number),
+        clips=mine[first : first + clips_per_part],
         first=first,
         fold_count=len(mine),
-        pairs=tuple(pairs[c.media.name] for c in mine[first : first + clips_per_part])
-        if pairs
-        else (),
       )
-      number += 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,42 +115,29 @@ def _merged(mine: Mapping, theirs: Mapping, merge) -> dict:
 def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
   """Writes an .npz atomically."""
   index, arrays = [], {}
-  groups = (("frechet", part.frechet), ("inception", part.inception), ("of_clips", part.of_clips))
-  for kind, group in groups:
+  for kind, group in vars(part).items():
     for key, value in group.items():
-      number = len(index)
-      index.append([kind, key])
       fields = {"values": value} if kind == "of_clips" else vars(value)
-      arrays |= {f"{number}/{name}": np.asarray(field) for name, field in fields.items()}
-  header = json.dumps({"contents": contents, "index": index})
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, allow_pickle=False, header=np.array(header), **arrays)
-  os.replace(temporary, path)
+      arrays |= {f"{len(index)}/{name}": field for name, field in fields.items()}
+      index.append([kind, key])
+  write_arrays(path, header=json.dumps({"contents": contents, "index": index}), **arrays)
 
 
 def load_part(path: Path, *, contents: str) -> PartStatistics | None:
   """Reads a file of `save_part`; None if it does not exist or is of other clips."""
   if not path.is_file():
     return None
-  frechet, inception, of_clips = {}, {}, {}
+  kinds = {"frechet": FeatureStatistics, "inception": InceptionScoreStatistics}
+  groups: dict[str, dict] = {"frechet": {}, "inception": {}, "of_clips": {}}
   with np.load(path, allow_pickle=False) as arrays:
     header = json.loads(str(arrays["header"]))
     if header["contents"] != contents:
       return None
     for number, (kind, key) in enumerate(header["index"]):
       if kind == "of_clips":
-        of_clips[key] = tuple(map(float, arrays[f"{number}/values"]))
-      elif kind == "frechet":
-        frechet[tuple(key)] = FeatureStatistics(
-          count=int(arrays[f"{number}/count"]),
-          mean=arrays[f"{number}/mean"],
-          scatter=arrays[f"{number}/scatter"],
-        )
+        groups[kind][key] = tuple(map(float, arrays[f"{number}/values"]))
       else:
-        inception[tuple(key)] = InceptionScoreStatistics(
-          count=int(arrays[f"{number}/count"]),
-          probabilities=arrays[f"{number}/probabilities"],
-          entropy=float(arrays[f"{number}/entropy"]),
-        )
-  return PartStatistics(frechet=frechet, inception=inception, of_clips=of_clips)
+        values = {f.name: arrays[f"{number}/{f.name}"] for f in dataclasses.fields(kinds[kind])}
+        scalars = {name: value.item() for name, value in values.items() if not value.ndim}
+        groups[kind][tuple(key)] = kinds[kind](**values | scalars)
+  return PartStatistics(**groups)

@@ -1,28 +1,35 @@
 """Scores of protocols that judge each generated clip by its prompt."""
 
 import argparse
-import json
+import collections
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.evaluation.flags import ALIGNMENT, CAPTION_ACCURACY
-from walt_t5x.evaluation.scores_output import log_scores
+import numpy as np
+from tqdm import tqdm
+
+from walt_t5x.evaluation.feature_scores import log_scores
+from walt_t5x.files import storage
+from walt_t5x.generation.sample_folder import SampleFolder
+from walt_t5x.media.pixels import clip_to_uint8
+from walt_t5x.metrics.caption_accuracy import judge, tally
+from walt_t5x.metrics.clip_similarity import ClipSimilarity
+from walt_t5x.metrics.protocols.by_prompt import ALIGNMENT, CAPTION_ACCURACY, PromptProtocol
 
 
 def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   """Scores of an output folder of `generate`; caption accuracy is also shown in its gallery."""
-  from walt_t5x.generation.sample_folder import SampleFolder
-
   folder = SampleFolder(args.samples)
-  if args.protocol == CAPTION_ACCURACY:
+  if args.protocol == CAPTION_ACCURACY.name:
     result = caption_accuracy(folder)
     folder.write_scores(result)
     said = {"gallery": str(folder.write_gallery())}
   else:
     result = text_alignment(folder, args.clip_weights)
-    file = args.output or Path(args.samples) / f"scores_{ALIGNMENT}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    file = args.output or Path(args.samples) / f"scores_{ALIGNMENT.name}.json"
+    storage.write_json(file, result)
     said = {"network_fingerprint": result["network_fingerprint"], "file": str(file)}
   if args.log_dir:
     step = max((max(s.sidecar["steps"].values()) for s in folder.samples()), default=0)
@@ -36,61 +43,38 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | said
 
 
-def caption_accuracy(folder) -> dict[str, Any]:
+def caption_accuracy(folder: SampleFolder) -> dict[str, Any]:
   """Scores the video files of every stage; the protocol reports the first stage's counts.
 
   Returns:
     {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
   """
-  from tqdm import tqdm
-
-  from walt_t5x.metrics.caption_accuracy import judge, tally
-  from walt_t5x.metrics.protocols import by_prompt
-
-  by_stage: dict[str, list] = {}
-  verdicts: dict[str, dict[str, bool | None]] = {}
-  for sample in tqdm(list(folder.samples()), unit="video", desc="judge", file=sys.stderr):
-    for stage in sample.files:
-      verdict = judge(folder.read(sample, stage), sample.prompt)
-      by_stage.setdefault(stage, []).append(verdict)
-      prefix = "" if len(sample.files) == 1 else f"{stage} "
-      verdicts.setdefault(str(sample.index), {}).update(
-        {
-          f"{prefix}color": verdict.color_right,
-          f"{prefix}direction": verdict.direction_right,
-        }
-      )
+  by_stage, verdicts = collections.defaultdict(list), collections.defaultdict(dict)
+  for sample, stage, video in _clips(folder, "judge"):
+    verdict = judge(video, sample.prompt)
+    by_stage[stage].append(verdict)
+    prefix = "" if len(sample.files) == 1 else f"{stage} "
+    verdicts[str(sample.index)] |= {
+      f"{prefix}color": verdict.color_right,
+      f"{prefix}direction": verdict.direction_right,
+    }
   totals = {stage: tally(found) for stage, found in by_stage.items()}
   for stage, total in totals.items():
     print(f"{stage}: {total}")
-  return _named(by_prompt.CAPTION_ACCURACY) | {
-    "scores": {stage: total.as_dict() for stage, total in totals.items()},
-    "verdicts": verdicts,
-  }
+  scores = {stage: total.as_dict() for stage, total in totals.items()}
+  return _named(CAPTION_ACCURACY) | {"scores": scores, "verdicts": verdicts}
 
 
-def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
+def text_alignment(folder: SampleFolder, clip_weights: str | None) -> dict[str, Any]:
   """The mean similarity between every stage's clips and their prompts.
 
   Returns:
     {"protocol", "protocol_hash", "fields", "network_fingerprint", "scores": {stage: {name: number}}}.
-
-  Raises:
-    FileNotFoundError: the CLIP is missing (the message lists the files of its folder), or no samples exist.
   """
-  import numpy as np
-  from tqdm import tqdm
-
-  from walt_t5x.media.pixels import clip_to_uint8
-  from walt_t5x.metrics.clip_similarity import ClipSimilarity
-  from walt_t5x.metrics.protocols import by_prompt
-
   clip = ClipSimilarity.load(clip_weights)
-  by_stage: dict[str, list[float]] = {}
-  for sample in tqdm(list(folder.samples()), unit="video", desc="align", file=sys.stderr):
-    for stage in sample.files:
-      similarity = clip(clip_to_uint8(folder.read(sample, stage)), sample.prompt)
-      by_stage.setdefault(stage, []).append(similarity)
+  by_stage = collections.defaultdict(list)
+  for sample, stage, video in _clips(folder, "align"):
+    by_stage[stage].append(clip(clip_to_uint8(video), sample.prompt))
   scores = {
     stage: {
       "text_alignment/similarity": float(np.mean(values)),
@@ -101,10 +85,17 @@ def text_alignment(folder, clip_weights: str | None) -> dict[str, Any]:
   }
   for stage, found in scores.items():
     print(f"{stage}: similarity {found['text_alignment/similarity']:.4f}")
-  return _named(by_prompt.ALIGNMENT) | {"network_fingerprint": clip.fingerprint, "scores": scores}
+  return _named(ALIGNMENT) | {"network_fingerprint": clip.fingerprint, "scores": scores}
 
 
-def _named(protocol) -> dict[str, Any]:
+def _clips(folder: SampleFolder, doing: str) -> Iterator[tuple[Any, str, np.ndarray]]:
+  """(sample, stage, pixels [T, H, W, 3] in [0, 1]) of every file."""
+  for sample in tqdm(list(folder.samples()), unit="video", desc=doing, file=sys.stderr):
+    for stage in sample.files:
+      yield sample, stage, folder.read(sample, stage)
+
+
+def _named(protocol: PromptProtocol) -> dict[str, Any]:
   return {
     "protocol": protocol.name,
     "protocol_hash": protocol.hash,

@@ -1,6 +1,7 @@
 """Computes a protocol's scores: features streamed into mergeable statistics, part by part, reading each clip once."""
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
@@ -9,20 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.evaluation.clip_scores import LpipsNetwork, pairs_by_name, values_of_clips
+from walt_t5x.evaluation.clip_scores import LpipsNetwork, values_of_clips
 from walt_t5x.evaluation.clip_sources import (
   Media,
   PlannedClip,
-  batches,
+  in_batches,
   plan_references,
   plan_samples,
+  read_clip,
+  with_references,
 )
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
-from walt_t5x.metrics.feature_statistics import (
-  FeatureStatistics,
-  load_statistics,
-  save_statistics,
-)
+from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.metrics.feature_statistics import FeatureStatistics, load_statistics, save_statistics
 from walt_t5x.metrics.frechet import FoldScore, frechet_distance, frechet_over_folds
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics, score_splits, split_of
 from walt_t5x.metrics.networks import FeatureNetwork
@@ -34,13 +34,9 @@ class Score:
   """One score and its description.
 
   Attributes:
-    rule: the protocol's rule.
     value: over folds (Frechet), folds x splits (inception score), or clips (PSNR, SSIM, LPIPS, motion).
     protocol_hash: hash of the protocol, including counts.
     samples, references: number of clips.
-    network_fingerprint: fingerprint of the weights; "" without a network.
-    public_weights: whether they are the public ones; None if that is not recorded.
-    network_description: the same in words, or that the network is a surrogate.
   """
 
   rule: ScoreRule
@@ -48,12 +44,11 @@ class Score:
   protocol_hash: str
   samples: int
   references: int
-  network_fingerprint: str
-  public_weights: bool | None
-  network_description: str
+  network: FeatureNetwork | LpipsNetwork | None
 
   def as_dict(self) -> dict[str, Any]:
     """Plain values for JSON."""
+    network = self.network
     return {
       "score": self.value.mean,
       "std": self.value.std,
@@ -62,9 +57,10 @@ class Score:
       "samples": self.samples,
       "references": self.references,
       "network": self.rule.network,
-      "network_fingerprint": self.network_fingerprint,
-      "public_weights": self.public_weights,
-      "network_description": self.network_description,
+      "network_fingerprint": network.fingerprint if network else "",
+      # None: whether they are the public ones is not recorded.
+      "public_weights": network.is_public if network else None,
+      "network_description": network.description if network else "",
     }
 
 
@@ -76,6 +72,18 @@ class Evaluation:
     clips: number of clips scored by this object.
     kept: number of clips from parts that already existed.
     seconds: duration of the scoring.
+
+  Args:
+    references: the files that they are compared with; or a published (mean, covariance); or None
+      if no score needs references.
+    networks: a `FeatureNetwork` or `LpipsNetwork` for each name of `protocol.networks`.
+    batch_size: clips per forward pass.
+    clips_per_part: number of clips that are stored, or lost, together.
+    parts_dir: where parts are stored, so that an interrupted run resumes from them.
+
+  Raises:
+    ValueError: there are fewer files than the protocol requires, no references although a score needs them, or
+      pairs that do not match.
   """
 
   def __init__(
@@ -83,13 +91,12 @@ class Evaluation:
     protocol: Protocol,
     samples: Sequence[Media],
     references: list[Media] | tuple[np.ndarray, np.ndarray] | None,
-    networks: Mapping[str, FeatureNetwork | LpipsNetwork],
+    networks: Mapping[str, Any],
     *,
     batch_size: int = 8,
     clips_per_part: int = 500,
     parts_dir: Path | None = None,
   ):
-    """See `score`."""
     needing = [r.name for r in protocol.scores if r.needs_reference]
     if needing and references is None:
       raise ValueError(f"{', '.join(needing)} of {protocol.name} need --reference.")
@@ -105,12 +112,9 @@ class Evaluation:
     self.reference_clips: list[PlannedClip] = []
     if needing and self.published is None:
       self.reference_clips = plan_references(files, protocol)
-    pairs = None
     if paired:
-      pairs = pairs_by_name(paired[0], self.sample_clips, files)
-    self.plans = [
-      *plan_parts(self.sample_clips, references=False, pairs=pairs, clips_per_part=clips_per_part)
-    ]
+      self.sample_clips = with_references(self.sample_clips, files, score=paired[0])
+    self.plans = [*plan_parts(self.sample_clips, references=False, clips_per_part=clips_per_part)]
     if any(r.statistic is Statistic.FRECHET for r in protocol.scores):
       self.plans += plan_parts(self.reference_clips, references=True, clips_per_part=clips_per_part)
     self._folder = None
@@ -138,18 +142,17 @@ class Evaluation:
     needed = sorted({r.network for r in rules if r.network and not r.is_of_clips})
     rule = self.protocol.reference_clip if plan.references else self.protocol.sample_clip
     if needed:
-      for group, videos in batches(plan.clips, self.protocol, rule, self._batch_size):
+      frames = (read_clip(clip, self.protocol, rule) for clip in plan.clips)
+      for group in in_batches(frames, self._batch_size, key=np.shape):
+        videos = np.stack(group)
         for name in needed:
-          network = self.networks[name]
-          if isinstance(network, LpipsNetwork):
-            raise ValueError(f"{self.protocol.name}: {name} compares clips and has no features.")
-          features = network(videos, batch_size=self._batch_size)
+          features = self.networks[name](videos, batch_size=self._batch_size)
           mine = [r for r in rules if r.network == name]
           part = part.merge(_of_features(mine, features, first=seen, count=plan.fold_count))
         seen += len(group)
     of_clips = [r for r in rules if r.is_of_clips]
     if of_clips and not plan.references:
-      values = values_of_clips(of_clips, plan, self.protocol, self.networks)
+      values = values_of_clips(of_clips, plan.clips, self.protocol, self.networks)
       part = part.merge(PartStatistics(of_clips=values))
     self.clips += len(plan.clips)
     self.seconds += time.monotonic() - started
@@ -166,12 +169,7 @@ class Evaluation:
   def scores(
     self, samples: Sequence[PartStatistics], references: Sequence[PartStatistics]
   ) -> list[Score]:
-    """The scores, from the statistics of every fold.
-
-    Args:
-      samples: statistics of each fold.
-      references: statistics of each fold; empty with published statistics or if no score needs references.
-    """
+    """The scores, from the statistics of every fold; `references` may be empty if `folds` has none of them."""
     found = []
     for rule in self.protocol.scores:
       key = rule.network, rule.layer
@@ -189,7 +187,6 @@ class Evaluation:
         value = FoldScore(tuple(v for fold in samples for v in fold.of_clips[rule.name]))
       else:
         raise ValueError(f"No statistic {rule.statistic!r}; expected one of {list(Statistic)}.")
-      network = self.networks[rule.network] if rule.network else None
       found.append(
         Score(
           rule=rule,
@@ -197,9 +194,7 @@ class Evaluation:
           protocol_hash=self.protocol.hash,
           samples=len(self.sample_clips),
           references=len(self.reference_clips) if rule.needs_reference else 0,
-          network_fingerprint=network.fingerprint if network else "",
-          public_weights=network.is_public if network else None,
-          network_description=network.description if network else "",
+          network=self.networks[rule.network] if rule.network else None,
         )
       )
     return found
@@ -228,13 +223,11 @@ def _cache_key(
 ) -> str:
   """Names reference statistics by everything that determines them, including file contents."""
   digest = hashlib.sha256(f"{protocol.hash} {network.name} {network.fingerprint}".encode())
-  contents: dict[Path, str] = {}
+  sha256 = functools.cache(file_sha256)
   for clip in clips:
-    path = clip.media.path
-    if path not in contents:
-      with path.open("rb") as file:
-        contents[path] = hashlib.file_digest(file, "sha256").hexdigest()
-    digest.update(f"{clip.media.name} {clip.fold} {clip.number} {contents[path]}\n".encode())
+    digest.update(
+      f"{clip.media.name} {clip.fold} {clip.number} {sha256(clip.media.path)}\n".encode()
+    )
   return digest.hexdigest()
 
 
@@ -259,35 +252,6 @@ def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[Part
   for (name, layer, fold), file in files.items():
     save_statistics(file, folds[fold].frechet[name, layer])
   return folds
-
-
-def score(
-  protocol: Protocol,
-  samples: Sequence[Media],
-  references: list[Media] | tuple[np.ndarray, np.ndarray] | None,
-  networks: Mapping[str, FeatureNetwork | LpipsNetwork],
-  *,
-  cache_dir: Path | None = None,
-  **options: Any,
-) -> list[Score]:
-  """All scores of a protocol.
-
-  Args:
-    protocol: the protocol.
-    samples: the files that are scored.
-    references: the files that they are compared with; or a published (mean, covariance); or None
-      if no score needs references.
-    networks: networks by name, those of `protocol.networks`.
-    cache_dir: folder for the references' statistics, by content.
-    options: options of `Evaluation`: batch_size, clips per forward pass; clips_per_part, clips that are stored or lost
-      together; parts_dir, where parts are stored, so that an interrupted run resumes from them.
-
-  Raises:
-    ValueError: there are fewer files than the protocol requires, no references although a score needs them, or
-      pairs that do not match.
-  """
-  evaluation = Evaluation(protocol, samples, references, networks, **options)
-  return score_evaluation(evaluation, cache_dir=cache_dir)
 
 
 def score_evaluation(evaluation: Evaluation, *, cache_dir: Path | None = None) -> list[Score]:

@@ -34,7 +34,6 @@ class ScoreVideos(SampleVideos):
     weights: network -> file of its weights.
     reference_split: keep only the manifest rows of this split.
     reference_count: number of reference clips; None for one of every file.
-    batch_size: clips per forward pass of the network.
     options: options of `SampleVideos`: model, dataset_cfg, model_dir, num_videos, every, average, vae, ...
 
   Raises:

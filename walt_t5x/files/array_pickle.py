@@ -24,9 +24,5 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_array_pickle(file: BinaryIO) -> Any:
-  """Returns a tree of numpy arrays.
-
-  Raises:
-    pickle.UnpicklingError: the file asks for anything but numpy arrays.
-  """
+  """Returns a tree of numpy arrays; raises `pickle.UnpicklingError` if the file asks for anything else."""
   return _ArrayUnpickler(file).load()

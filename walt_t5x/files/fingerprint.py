@@ -11,11 +11,7 @@ import numpy as np
 def weights_fingerprint(weights: Mapping[str, Any]) -> str:
   """Returns the sha256, in hex, over name, dtype, shape and bytes of every tensor.
 
-  Tensors are read one at a time in the order of their sorted names, so a lazy mapping of any size
-  fits in memory.
-
-  Args:
-    weights: tensors by flat name ('encoder/encoder_norm/scale').
+  Tensors are read one at a time, in the order of their flat names, so a lazy mapping of any size fits in memory.
   """
   digest = hashlib.sha256()
   for name in sorted(weights):

@@ -1,21 +1,33 @@
-"""Files on any file system that Beam supports: reads of complete files with a size limit, and atomic writes."""
+"""The file layer: complete reads, atomic writes and listings, on local disks and in object stores.
+
+Local paths use the operating system. Addresses use fsspec (gs:// needs `gcsfs`, s3:// needs `s3fs`), or TensorFlow for gs://
+in a process that has loaded it. Errors that may pass are retried (`retries`).
+"""
 
 import contextlib
 import errno
 import glob
 import gzip
 import io
+import json
 import os
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
+
+from walt_t5x.files.retries import retried
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp-"
 # Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# Stores that show an object once all of it has arrived, and cannot rename.
+_OBJECT_STORES = ("gs", "gcs", "s3", "s3a", "az", "abfs", "hf")
 
 
 class TooLarge(ValueError):
@@ -26,16 +38,14 @@ class CannotWrite(OSError):
   """A write error that is independent of the row: a full disk, a quota, a folder without write permission."""
 
 
-def is_local(path: str) -> bool:
+def is_local(path: PathLike) -> bool:
   """Whether a path is on the local file system."""
-  return "://" not in path
+  return "://" not in os.fspath(path)
 
 
-def join(folder: str, *names: str) -> str:
+def join(folder: PathLike, *names: str) -> str:
   """Path of a file in a folder."""
-  from apache_beam.io.filesystems import FileSystems
-
-  return FileSystems.join(folder, *names)
+  return os.path.join(folder, *names)
 
 
 def parent(path: str) -> str:
@@ -44,77 +54,96 @@ def parent(path: str) -> str:
   return head or ("/" if separator else ".")
 
 
-def exists(path: str) -> bool:
-  """Whether a file exists."""
-  from apache_beam.io.filesystems import FileSystems
+def _remote(path: str) -> Any:
+  """The fsspec file system of an address. Listings are not cached, because other workers write too."""
+  import fsspec
 
-  return FileSystems.exists(path)
+  if path.startswith("gs://") and "tensorflow" in sys.modules:
+    from walt_t5x.files.gfile import GfileSystem
+
+    return GfileSystem(use_listings_cache=False)
+  try:
+    return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
+  except ImportError as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
-def size(path: str) -> int:
+def exists(path: PathLike) -> bool:
+  """Whether a file or folder exists."""
+  path = os.fspath(path)
+  if is_local(path):
+    return os.path.exists(path)
+  try:
+    # fsspec's own `exists` is False after any error.
+    retried("look for", path, lambda: _remote(path).info(path))
+  except FileNotFoundError:
+    return False
+  return True
+
+
+def size(path: PathLike) -> int:
   """Size of a file in bytes."""
-  from apache_beam.io.filesystems import FileSystems
+  path = os.fspath(path)
+  if is_local(path):
+    return os.path.getsize(path)
+  return retried("measure", path, lambda: _remote(path).info(path)["size"])
 
-  return FileSystems.get_filesystem(path).size(path)
 
-
-def names(folder: str) -> list[str]:
+def names(folder: PathLike) -> list[str]:
   """Sorted names of the files directly in a folder; empty if the folder does not exist."""
-  from apache_beam.io.filesystems import FileSystems
-
+  folder = os.fspath(folder)
   if is_local(folder):
     if not os.path.isdir(folder):
       return []
     with os.scandir(folder) as entries:
       return sorted(entry.name for entry in entries if entry.is_file())
-  found = FileSystems.match([join(folder, "*")])[0].metadata_list
-  return sorted(entry.path.rstrip("/").rpartition("/")[2] for entry in found)
+  try:
+    found = retried("list", folder, lambda: _remote(folder).ls(folder, detail=True))
+  except FileNotFoundError:
+    return []
+  return sorted(os.path.basename(one["name"]) for one in found if one["type"] == "file")
 
 
-def match(pattern: str) -> Iterator[str]:
+def match(pattern: PathLike) -> Iterator[str]:
   """Sorted paths of the files that match a pattern with `*`."""
-  from apache_beam.io.filesystems import FileSystems
-
+  pattern = os.fspath(pattern)
   if is_local(pattern):
-    # Beam skips folders that are symbolic links, and walks the entire tree below the first `*`.
     yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
     return
-  for entry in sorted(FileSystems.match([pattern])[0].metadata_list, key=lambda entry: entry.path):
-    yield entry.path
+  # fsspec drops the scheme (and the host) from the names.
+  head = pattern.removesuffix(_remote(pattern)._strip_protocol(pattern).lstrip("/"))
+  found = retried("list", pattern, lambda: _remote(pattern).glob(pattern, detail=True))
+  yield from sorted(head + name.lstrip("/") for name, one in found.items() if one["type"] == "file")
 
 
-def delete(path: str) -> None:
+def delete(path: PathLike) -> None:
   """Deletes a file if it exists."""
-  from apache_beam.io.filesystems import FileSystems
-
-  if exists(path):
-    FileSystems.delete([path])
+  path = os.fspath(path)
+  remove = os.remove if is_local(path) else _remote(path).rm_file
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    retried("delete", path, lambda: remove(path))
 
 
 def rename(source: str, target: str) -> None:
   """Renames a file; an existing target is replaced."""
-  from apache_beam.io.filesystems import FileSystems
-
-  delete(target)
-  FileSystems.rename([source], [target])
+  move = os.replace if is_local(source) else _remote(source).mv
+  retried("rename", source, lambda: move(source, target))
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-  """Results of a function that reads a small file, in the order of the items; calls run concurrently.
-
-  Raises:
-    Exception: of the first call that fails, in the order of the items.
-  """
+  """Results, or the first error, of a function that reads a small file, in the items' order; calls run concurrently."""
   with ThreadPoolExecutor(_AT_ONCE) as pool:
     yield from pool.map(function, items)
 
 
-def open_raw(path: str) -> BinaryIO:
-  """Opens a file without decompression; Beam would otherwise decompress it by its extension."""
-  from apache_beam.io.filesystem import CompressionTypes
-  from apache_beam.io.filesystems import FileSystems
+def open_raw(path: PathLike) -> BinaryIO:
+  """Opens a file for reading, without decompression."""
+  path = os.fspath(path)
+  return retried("open", path, lambda: _open(path))
 
-  return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+def _open(path: str) -> Any:
+  return open(path, "rb") if is_local(path) else _remote(path).open(path, "rb")
 
 
 def open_text(path: str) -> TextIO:
@@ -125,63 +154,100 @@ def open_text(path: str) -> TextIO:
   return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def read(path: str, *, max_bytes: int | None = None) -> bytes:
-  """Reads a complete file.
+def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
+  """Reads a complete file. Raises FileNotFoundError, or `TooLarge` if it has more than `max_bytes`."""
+  path = os.fspath(path)
 
-  Raises:
-    FileNotFoundError: if it does not exist.
-    TooLarge: if it has more than `max_bytes`.
-  """
-  if not exists(path):
-    raise FileNotFoundError(f"no file at {path}")
-  with open_raw(path) as stream:
-    content = stream.read() if max_bytes is None else stream.read(max_bytes + 1)
+  def attempt() -> bytes:
+    with _open(path) as stream:
+      return stream.read() if max_bytes is None else stream.read(max_bytes + 1)
+
+  try:
+    content = retried("read", path, attempt)
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise FileNotFoundError(f"no file at {path}") from error
   if max_bytes is not None and len(content) > max_bytes:
     raise TooLarge(f"{path} has more than {max_bytes} bytes")
   return content
 
 
-@contextlib.contextmanager
-def writer(path: str) -> Iterator[BinaryIO]:
-  """Opens a temporary file that is renamed to `path` when the block ends without an error.
+def read_json(path: PathLike) -> Any:
+  """The content of a JSON file."""
+  return json.loads(read(path))
 
-  The temporary name is unique, so that two workers with the same shard do not write to the same file.
+
+@contextlib.contextmanager
+def writer(path: PathLike) -> Iterator[BinaryIO]:
+  """Opens a temporary file that becomes `path` when the block ends without an error, and disappears otherwise.
+
+  It is a local file, `stream.name`: next to `path`, or in the folder for temporary files if `path` is an address. Its
+  name is unique, so that two workers with the same shard do not write to the same file. Missing folders are created.
 
   Raises:
     CannotWrite: if the file system rejects the write.
   """
-  from apache_beam.io.filesystem import CompressionTypes
-  from apache_beam.io.filesystems import FileSystems
-
-  folder, name = parent(path), path.rpartition("/")[2]
-  temporary = join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}")
+  path = os.fspath(path)
+  folder, name = os.path.split(path)
+  folder = folder if is_local(path) else tempfile.gettempdir()
+  temporary = os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}-{name}.tmp")
   try:
-    stream = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
+    os.makedirs(folder or ".", exist_ok=True)
+    stream = open(temporary, "xb")
   except OSError as error:
     raise _cannot_write(path, error) from error
   try:
     yield stream
     stream.close()
-  except BaseException as error:
-    # On a full disk, close fails too; the temporary file is deleted anyway.
-    with contextlib.suppress(Exception):
-      stream.close()
-    with contextlib.suppress(Exception):
-      delete(temporary)
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    if is_local(path):
+      os.replace(temporary, path)
+    else:
+      _upload(temporary, path)
+  except OSError as error:
+    if error.errno in _NO_ROOM:
       raise _cannot_write(path, error) from error
     raise
-  FileSystems.rename([temporary], [path])
+  finally:
+    # On a full disk, close fails too; the temporary file is deleted anyway.
+    with contextlib.suppress(OSError):
+      stream.close()
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+
+
+def _upload(source: str, path: str) -> None:
+  store = _remote(path)
+
+  def put() -> None:
+    if path.partition("://")[0] in _OBJECT_STORES:
+      store.put_file(source, path)
+    else:
+      store.put_file(source, temporary)
+      store.mv(temporary, path)
+
+  temporary = join(parent(path), os.path.basename(source))
+  try:
+    retried("write", path, put)
+  except OSError as error:
+    with contextlib.suppress(Exception):
+      store.rm_file(temporary)
+    raise _cannot_write(path, error) from error
 
 
 def _cannot_write(path: str, error: OSError) -> CannotWrite:
-  return CannotWrite(
+  found = CannotWrite(
     f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
-    "same command again: finished shards are kept"
+    "same command again: finished files are kept"
   )
+  found.strerror = error.strerror
+  return found
 
 
-def write(path: str, content: bytes) -> None:
-  """Writes a file atomically."""
+def write(path: PathLike, content: bytes | str) -> None:
+  """Writes a file atomically; text becomes UTF-8."""
   with writer(path) as stream:
-    stream.write(content)
+    stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
+  """Writes a JSON file atomically."""
+  write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")

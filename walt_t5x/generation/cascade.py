@@ -1,11 +1,11 @@
-"""The cascade: text -> base latents -> super-resolution latents -> pixels, extended by rounds from its last frames.
+"""The cascade: text -> base latents -> super-resolution latents -> pixels, extended from its last frames.
 
-One round makes 1 + k f_t frames. Every further round is given the last 1 + f_t frames of the previous one, encoded
-again by the causal tokenizer (2 latent frames), and adds the rest: 17 + 12 + 12 + ... frames. Each stage is given its
-own last frames, so a stage runs all its rounds before the next one starts.
+A stage makes 1 + k f_t frames at a time. Each extension is conditioned on the last 1 + f_t frames, encoded again by the
+causal tokenizer (2 latent frames), and adds the rest: 17 + 12 + 12 + ... frames. Each stage is conditioned on its own
+last frames, so a stage makes all extensions before the next one starts.
 
-Assumption: the given latent frames replace those that the network returns for them, once, after the last step. As the
-tokenizer is causal, the first frames of a clip are then the tokenizer's reconstruction of the given frames.
+Assumption: the conditioning latents replace those that the network returns for them, once, after the last step. As the
+tokenizer is causal, the first frames of a clip are then the tokenizer's reconstruction of the conditioning frames.
 """
 
 import dataclasses
@@ -17,34 +17,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from data import schema
 from walt_t5x.denoiser.transformer import Conditioning
-from walt_t5x.generation.given_media import GivenMedia
-from walt_t5x.generation.noise import noise_for
+from walt_t5x.generation.conditioning_media import ConditioningMedia
 from walt_t5x.generation.pixel_codec import PixelCodec
-from walt_t5x.generation.stage import Stage, StageInfo
-from walt_t5x.generation.stage_sampler import StageSampler
+from walt_t5x.generation.stage import StageConfig, StageInfo, load_weights
+from walt_t5x.generation.stage_sampler import StageSampler, noise_for
 from walt_t5x.text.encoder import TextEncoder
-
-# (stage, round) after each round of a stage of a batch.
-ProgressFn = Callable[[str, int], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-  """Clips that are generated together.
+  """Clips that are generated together, and everything that determines them except the cascade.
 
   Attributes:
     indices: index of each sample; determines its noise.
     prompts: one per clip; empty strings if the stages read no text.
     labels: one per clip, or empty if the stages have no classes.
-    given: what each clip starts from; all None, all images or all videos.
+    media: what each clip starts from; all None, all images or all videos.
+    extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
+    decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """
 
   indices: Sequence[int]
   prompts: Sequence[str]
   labels: Sequence[int] = ()
-  given: Sequence[GivenMedia | None] = ()
+  media: Sequence[ConditioningMedia | None] = ()
+  seed: int = 0
+  extensions: int = 0
+  decoded_conditioning: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +55,8 @@ class Sample:
   """One generated clip.
 
   Attributes:
-    index: its number.
-    prompt: its prompt.
     videos: stage name -> frames [T, H, W, 3] uint8, base first.
-    latents: stage name -> latents of the tokenizer [rounds, t, h, w, c].
+    latents: stage name -> latents of the tokenizer [1 + extensions, t, h, w, c].
     seconds: stage name -> {"sample", "decode", "encode"}: wall time of its batch.
   """
 
@@ -73,10 +74,8 @@ class Cascade:
     infos: the stages, base first.
     text_encoder: encoder of the prompts; None if no stage reads text.
     text_length: L that the stages were trained with.
-    codec: the tokenizer.
-    batch_size: clips per batch.
     mesh: devices to sample on, see `mesh_for`.
-    load: reads a stage's weights.
+    load: reads a stage's weights; returns them and their fingerprint.
     one_at_a_time: hold only one stage's weights and run it over all batches of a call to `run`.
   """
 
@@ -89,7 +88,7 @@ class Cascade:
     codec: PixelCodec,
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
-    load: Callable[[StageInfo], Stage] = Stage.load,
+    load: Callable[[StageInfo], tuple[Any, str]] = load_weights,
     one_at_a_time: bool = False,
   ):
     self.infos = list(infos)
@@ -107,11 +106,8 @@ class Cascade:
     self,
     batches: Sequence[Batch],
     *,
-    seed: int,
-    rounds: int = 1,
     stages: int | None = None,
-    decoded_given: bool = False,
-    progress: ProgressFn = lambda stage, round: None,
+    progress: Callable[[str, int], None] = lambda stage, extension: None,
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
 
@@ -119,34 +115,19 @@ class Cascade:
 
     Args:
       batches: at most `batch_size` clips each.
-      seed: seed of the noise.
-      rounds: 1 makes the number of frames that the stages were trained on; each further round adds frames.
       stages: number of stages to run, from the base; all by default.
-      decoded_given: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
-      progress: called after each round of each stage of each batch.
+      progress: called with (stage, extension) after each extension of each stage of each batch; 0 is the first part.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
     for group in groups:
-      work = [_Work(batch=self._filled(batch), rows=len(batch.indices)) for batch in group]
-      for one in work:
-        one.text = self.encode_text(one.batch.prompts)
+      work = [self._work(batch) for batch in group]
       for info, below in zip(self.infos[:stages], [None, *self.infos]):
-        name = info.config.name
         params = self._weights(info)
         for one in work:
-          self._run_stage(
-            info,
-            below,
-            params,
-            one,
-            seed=seed,
-            rounds=rounds,
-            decoded_given=decoded_given,
-            progress=progress,
-          )
+          self._run_stage(info, below, params, one, progress=progress)
         del params
         if self.one_at_a_time:
-          self._loaded.pop(name)
+          self._loaded.pop(info.config.name)
       for one in work:
         yield one.samples()
 
@@ -159,8 +140,7 @@ class Cascade:
       name: name of the stage.
       low: latents of the stage below [B, t, h, w, c], as the tokenizer makes them; at most `batch_size` clips.
       prompts: one per clip.
-      seed: seed of the noise.
-      first_index: index of the first clip.
+      seed, first_index: seed and index of the first clip determine the noise.
 
     Raises:
       ValueError: no super-resolution stage has this name.
@@ -170,13 +150,11 @@ class Cascade:
       raise ValueError(f"no super-resolution stage {name!r}: expected one of {names[1:]}")
     rows, at = len(low), names.index(name)
     info, below = self.infos[at], self.infos[at - 1]
-    indices = list(range(first_index, first_index + rows))
-    batch = self._filled(Batch(indices=indices, prompts=list(prompts)))
-    work = _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts))
+    indices = range(first_index, first_index + rows)
+    work = self._work(Batch(indices=indices, prompts=prompts, seed=seed))
     fill = np.repeat(low[-1:], self.batch_size - rows, axis=0)
     work.latents[below.config.name] = [np.concatenate([low, fill])]
-    weights = self._weights(info)
-    self._run_stage(info, below, weights, work, seed=seed, rounds=1)
+    self._run_stage(info, below, self._weights(info), work)
     return np.stack(work.videos[name][:rows])
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
@@ -199,21 +177,24 @@ class Cascade:
     counts = map(len, self.text_encoder.tokenize(distinct, sys.maxsize))
     return {prompt: n for prompt, n in zip(distinct, counts) if n > self.text_length}
 
-  def _filled(self, batch: Batch) -> Batch:
-    missing = self.batch_size - len(batch.indices)
-    if missing < 0:
+  def _work(self, batch: Batch) -> "_Work":
+    """The batch with encoded text, padded to `batch_size` clips."""
+    rows = len(batch.indices)
+    if rows > self.batch_size:
       raise ValueError(
-        f"got a batch of {len(batch.indices)} clips, expected at most batch_size={self.batch_size}"
+        f"got a batch of {rows} clips, expected at most batch_size={self.batch_size}"
       )
-    fields = {f.name: list(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-    return Batch(**{name: [*rows, *rows[-1:] * missing] for name, rows in fields.items()})
+    lists = {n: list(getattr(batch, n)) for n in ("indices", "prompts", "labels", "media")}
+    for values in lists.values():
+      values += values[-1:] * (self.batch_size - rows)
+    batch = dataclasses.replace(batch, **lists)
+    return _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts))
 
   def _weights(self, info: StageInfo) -> Any:
     name = info.config.name
     if name not in self._loaded:
-      stage = self._load(info)
-      self.fingerprints[name] = stage.fingerprint
-      self._loaded[name] = self._samplers[name].place(stage.params)
+      params, self.fingerprints[name] = self._load(info)
+      self._loaded[name] = self._samplers[name].place(params)
     return self._loaded[name]
 
   def _run_stage(
@@ -223,28 +204,28 @@ class Cascade:
     params: Any,
     work: "_Work",
     *,
-    seed: int,
-    rounds: int,
-    decoded_given: bool = False,
-    progress: ProgressFn = lambda stage, round: None,
+    progress: Callable[[str, int], None] = lambda stage, extension: None,
   ) -> None:
-    """Runs all rounds of one stage for one batch."""
-    name = info.config.name
-    media = [medium for medium in work.batch.given if medium is not None]
-    given = _at_size(media, stage_size(info, self.codec.vae))
+    """Makes a stage's clips of one batch, with all extensions."""
+    name, size = info.config.name, stage_size(info.config, self.codec.vae)
+    media = [medium for medium in work.batch.media if medium is not None]
+    # Clips of one request share their media.
+    distinct = {id(medium): medium for medium in media}
+    at_size = {key: medium.at(size) for key, medium in distinct.items()}
+    starts = [at_size[id(medium)] for medium in media]
     tail = None
-    if given:
-      tail = np.stack([clip[-medium.conditioned :] for clip, medium in zip(given, media)])
-    # A continued clip starts with the given clip; one from an image starts with the image's reconstruction.
-    entire_clip = tail is not None and tail.shape[1] > 1 and not decoded_given
+    if media:
+      tail = np.stack([clip[-medium.conditioning_frames :] for clip, medium in zip(starts, media)])
+    # A continued clip starts with the conditioning clip; one from an image with the image's reconstruction.
+    entire_clip = tail is not None and tail.shape[1] > 1 and not work.batch.decoded_conditioning
     videos = []
     latents, seconds = [], {"sample": 0.0, "decode": 0.0, "encode": 0.0}
-    for round in range(rounds):
-      low = None if below is None else work.latents[below.config.name][round]
+    for extension in range(1 + work.batch.extensions):
+      low = None if below is None else work.latents[below.config.name][extension]
       started = time.monotonic()
       known = None if tail is None else self.codec.encode(tail)
       encoded = time.monotonic()
-      sampled = self._sample(info, params, work, given=known, low=low, seed=seed, round=round)
+      sampled = self._sample(info, params, work, known=known, low=low, extension=extension)
       done = time.monotonic()
       pixels = self.codec.decode(sampled)
       seconds["encode"] += encoded - started
@@ -254,20 +235,26 @@ class Cascade:
       videos.append(pixels[:, shown:])
       latents.append(sampled)
       tail = pixels[:, -(1 + self.codec.vae.temporal_factor) :]
-      progress(name, round)
+      progress(name, extension)
     work.latents[name], work.seconds[name] = latents, seconds
     made = np.concatenate(videos, axis=1)
     # Continued clips may differ in length.
     work.videos[name] = (
-      [np.concatenate([clip, new]) for clip, new in zip(given, made)] if entire_clip else list(made)
+      [np.concatenate([clip, new]) for clip, new in zip(starts, made)]
+      if entire_clip
+      else list(made)
     )
 
   def _sample(
-    self, info: StageInfo, params: Any, work: "_Work", *, given, low, seed: int, round: int
+    self, info: StageInfo, params: Any, work: "_Work", *, known, low, extension: int
   ) -> np.ndarray:
-    """Latents of the tokenizer [B, t, h, w, c] for one round."""
+    """Latents of the tokenizer [B, t, h, w, c]; the first frames are `known`, if it is not None."""
     config, shape = info.config, info.latents_shape
     indices = np.asarray(work.batch.indices)
+
+    def noise(what: str) -> Array:
+      return noise_for(work.batch.seed, what, indices, shape, extension=extension)
+
     text, mask = work.text if config.module.text_dim else (None, None)
     null = labels = None
     if text is not None:
@@ -277,21 +264,21 @@ class Cascade:
       labels = jnp.asarray(work.batch.labels, jnp.int32)[:, None]
     frames = frame_mask = None
     if config.module.frame_prediction:
-      # Zeros if nothing is given, so that every round runs the same program.
+      # Zeros if no frame is known, so that every extension runs the same program.
       frames = np.zeros((len(indices), *shape), np.float32)
       frame_mask = np.zeros(frames.shape[:2], np.float32)
-      if given is not None:
-        frames[:, : given.shape[1]] = info.normalize(given, config.latents)
-        frame_mask[:, : given.shape[1]] = 1
+      if known is not None:
+        frames[:, : known.shape[1]] = info.normalize(known, config.latents)
+        frame_mask[:, : known.shape[1]] = 1
       frames, frame_mask = jnp.asarray(frames), jnp.asarray(frame_mask)
     low_noise = None
     if low is not None:
       assert config.low_resolution is not None, "a super-resolution stage has a low resolution"
       low = info.normalize(low, config.low_resolution)
-      low_noise = noise_for(seed, f"{config.name} low resolution", indices, shape, round=round)
+      low_noise = noise(f"{config.name} low resolution")
     sampled = self._samplers[config.name](
       params,
-      noise_for(seed, config.name, indices, shape, round=round),
+      noise(config.name),
       Conditioning(
         text=text,
         text_mask=mask,
@@ -304,8 +291,8 @@ class Cascade:
       null_text=null,
     )
     latents = np.array(info.denormalize(jnp.asarray(sampled), config.latents), np.float32)
-    if given is not None:
-      latents[:, : given.shape[1]] = given
+    if known is not None:
+      latents[:, : known.shape[1]] = known
     return latents
 
 
@@ -315,7 +302,7 @@ class _Work:
 
   batch: Batch
   rows: int
-  text: tuple[Any, Any] = (None, None)
+  text: tuple[Any, Any]
   latents: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
   videos: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
   seconds: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
@@ -326,24 +313,14 @@ class _Work:
         index=int(self.batch.indices[row]),
         prompt=self.batch.prompts[row],
         videos={name: clips[row] for name, clips in self.videos.items()},
-        latents={name: np.stack([r[row] for r in rounds]) for name, rounds in self.latents.items()},
+        latents={name: np.stack([z[row] for z in parts]) for name, parts in self.latents.items()},
         seconds=self.seconds,
       )
       for row in range(self.rows)
     ]
 
 
-def stage_size(info_or_config: Any, vae: Any) -> tuple[int, int]:
+def stage_size(config: StageConfig, vae: Any) -> tuple[int, int]:
   """(H, W) of a stage's pixels."""
-  from data import schema
-
-  config = getattr(info_or_config, "config", info_or_config)
   _, h, w = schema.latents_shape(config.latents)
   return h * vae.spatial_factor, w * vae.spatial_factor
-
-
-def _at_size(given: Sequence[GivenMedia], size: tuple[int, int]) -> list[np.ndarray]:
-  """[T, H, W, 3] uint8 of each clip at (H, W)."""
-  # Clips of one request share their given media.
-  made = {id(media): media.at(size) for media in given}
-  return [made[id(media)] for media in given]

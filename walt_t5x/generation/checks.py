@@ -13,24 +13,20 @@ from data import schema
 from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_metadata
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
-from walt_t5x.models.input_shapes import parameter_shapes
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint
-from walt_t5x.text.import_weights import HuggingFaceWeights
-from walt_t5x.text.safetensors_files import SafetensorsSource
-from walt_t5x.text.vocabulary import Vocabulary
+from walt_t5x.text.config import CONFIG_FILE
+from walt_t5x.text.encoder import TextEncoder
 from walt_t5x.vae.autoencoder import CausalVae
 
 
 def choose_stages(configs: Sequence[StageConfig], names: Sequence[str]) -> list[StageConfig]:
-  """The stages to run: the first ones of the cascade.
+  """The stages to run.
 
   Args:
     configs: stages of the cascade, base first.
-    names: stages to run; empty for all.
+    names: stages to run, the cascade's first ones in order; empty for all.
 
   Raises:
-    ValueError: no stages are given, or `names` are not the cascade's first stages in order.
+    ValueError: `configs` is empty, or `names` are others.
   """
   known = [config.name for config in configs]
   if not known:
@@ -67,12 +63,11 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
       )
     t, h, w = schema.latents_shape(below.latents)
     scale = above.module.low_resolution_scale
-    made = schema.latents_shape(above.latents)
-    if not scale or made != (t, h * scale, w * scale):
+    expected = schema.latents_field(t, h * max(scale, 1), w * max(scale, 1))
+    if not scale or above.latents != expected:
       raise ValueError(
         f"stage {above.name!r} makes {above.latents!r} from {below.latents!r}, but its network upscales by a factor "
-        f"of {scale or 1}: expected 'latents/{t}x{h * max(scale, 1)}x{w * max(scale, 1)}'; set StageConfig.latents "
-        "or WaltDenoiser.low_resolution_scale"
+        f"of {scale or 1}: expected {expected!r}; set StageConfig.latents or WaltDenoiser.low_resolution_scale"
       )
   for config in configs:
     if config.module.latent_channels != vae.latent_channels:
@@ -82,23 +77,19 @@ def check_order(configs: Sequence[StageConfig], vae: CausalVae) -> None:
       )
 
 
-def check_frames_given(configs: Sequence[StageConfig], counts: Sequence[int], why: str) -> None:
-  """Checks that every stage was trained with these numbers of given latent frames.
-
-  Raises:
-    ValueError: names the stage and the setting.
-  """
-  for config, count in itertools.product(configs, counts):
-    model = config.model
+def check_conditioning_frames(configs: Sequence[StageConfig], count: int, why: str) -> None:
+  """Raises ValueError unless every stage was trained with this number of conditioning frames in latent space."""
+  for config in configs:
+    counts = config.model.frame_prediction_counts
     if not config.module.frame_prediction:
       raise ValueError(
         f"{why} gives past frames, but stage {config.name!r} has no input for them: set "
         "WaltDenoiser.frame_prediction = True and train it with this setting"
       )
-    if count not in model.frame_prediction_counts:
+    if count not in counts:
       raise ValueError(
         f"{why} gives {count} latent frames, but stage {config.name!r} was trained with "
-        f"{list(model.frame_prediction_counts)}: set DenoiserModel.frame_prediction_counts with {count} and train again"
+        f"{list(counts)}: set DenoiserModel.frame_prediction_counts with {count} and train again"
       )
 
 
@@ -139,34 +130,24 @@ def check_provenance(infos: Sequence[StageInfo]) -> None:
 
 
 def check_network(info: StageInfo, *, text_length: int) -> None:
-  """Checks that the checkpoint has the arrays of the configured network; compares shapes, reads no array.
-
-  Raises:
-    ValueError: names arrays that differ.
-  """
+  """Raises ValueError unless the checkpoint has the arrays of the network; compares shapes, reads no array."""
   config = info.config
-  wanted = parameter_shapes(
-    config.model,
-    field=config.latents,
-    low_resolution=config.low_resolution,
-    text_length=text_length,
-  )
   _compare(
     f"stage {config.name!r}: checkpoint {info.checkpoint}",
     _saved_shapes(info.checkpoint),
-    _shapes(wanted),
+    config.parameter_shapes(text_length),
     "point StageConfig.checkpoint at a run of this gin file's network, or set WaltDenoiser's sizes to the run's",
   )
 
 
-def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: str) -> dict:
+def tokenizer_params(
+  vae: CausalVae, checkpoint: str, *, ema: bool, expected: str, setting: str
+) -> dict:
   """The tokenizer's weights, if they are the ones that made the stages' latents.
 
   Args:
-    vae: the network that gin describes.
-    checkpoint: checkpoint of its weights.
-    ema: use the averaged weights.
     expected: fingerprint in the stages' provenance.
+    setting: the setting that names the checkpoint, for the message.
 
   Raises:
     ValueError: the network or the weights differ; names both fingerprints.
@@ -176,34 +157,27 @@ def tokenizer_params(vae: CausalVae, checkpoint: str, *, ema: bool, expected: st
   video = jax.ShapeDtypeStruct((1, 1 + vae.temporal_factor, factor, factor, 3), np.float32)
   wanted = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x)["params"], video)
   saved = {k[4:]: v for k, v in _saved_shapes(folder).items() if k.startswith("vae/")}
-  _compare(
-    f"tokenizer {folder}",
-    saved,
-    _shapes(wanted),
-    "set generate.vae_checkpoint or CausalVae's sizes",
-  )
+  _compare(f"tokenizer {folder}", saved, wanted, f"set {setting} or CausalVae's sizes")
   params = load_params(folder, ema=ema)["vae"]
   got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
-  _same("tokenizer", got, expected, "generate.vae_checkpoint (or vae_ema)")
+  _same("tokenizer", got, expected, setting)
   return params
 
 
-def check_text_encoder(folder: str, *, expected: str) -> None:
-  """Checks that the encoder in `folder` made the stages' text; reads its tensors one at a time.
+def load_text_encoder(folder: str, *, expected: str) -> TextEncoder:
+  """Loads the encoder in `folder`, if it made the stages' text.
 
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: the encoder is another one; names both fingerprints.
   """
-  path = Path(folder)
-  if not (path / CONFIG_FILE).is_file():
+  if not (Path(folder) / CONFIG_FILE).is_file():
     raise FileNotFoundError(
       f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the training data was encoded with"
     )
-  config = T5Config.from_json(path / CONFIG_FILE)
-  weights = HuggingFaceWeights(SafetensorsSource(path), config)
-  got = encoder_fingerprint(config, weights, Vocabulary.load(path / VOCABULARY_FILE))
-  _same("text encoder", got, expected, "generate.text_encoder")
+  encoder = TextEncoder.load(folder)
+  _same("text encoder", encoder.fingerprint, expected, "generate.text_encoder")
+  return encoder
 
 
 def _same(what: str, got: str, expected: str, setting: str) -> None:
@@ -213,17 +187,14 @@ def _same(what: str, got: str, expected: str, setting: str) -> None:
     )
 
 
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-  flat: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
-  return {name: tuple(leaf.shape) for name, leaf in flat.items()}
-
-
 def _saved_shapes(checkpoint: str) -> dict[str, tuple[int, ...]]:
   found = state_metadata(checkpoint)
   return {"/".join(k[1:]): tuple(v.shape) for k, v in found.items() if k[0] == "target"}
 
 
-def _compare(what: str, saved: dict, wanted: dict, setting: str) -> None:
+def _compare(what: str, saved: dict[str, tuple[int, ...]], network: Any, setting: str) -> None:
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(network), sep="/")
+  wanted = {name: tuple(leaf.shape) for name, leaf in flat.items()}
   names = sorted(saved.keys() | wanted.keys())
   differing = [name for name in names if saved.get(name) != wanted.get(name)]
   if differing:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -11,18 +10,15 @@ from walt_t5x.generation.cascade import Cascade
 from walt_t5x.generation.pixel_codec import PixelCodec
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
-from walt_t5x.text.encoder import TextEncoder
 from walt_t5x.vae.autoencoder import CausalVae
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CascadeConfig:
-  """Configuration of a cascade.
+  """Configuration of a cascade; gin files bind its fields to `generate_script.generate`.
 
   Attributes:
     stages: base first.
-    vae: the tokenizer.
-    vae_checkpoint: its checkpoint.
     text_encoder: folder of the T5 encoder; unused by stages without text.
     text_length: L of the stages.
     vae_ema: use the tokenizer's averaged weights.
@@ -40,17 +36,6 @@ class CascadeConfig:
   decode_rows: int = 8
   decode_group: int = 1
   one_at_a_time: bool = False
-
-  @classmethod
-  def of(
-    cls, stages: Sequence[StageConfig], chosen: Sequence[str], **fields: Any
-  ) -> "CascadeConfig":
-    """The first stages of a cascade, by name; all if `chosen` is empty.
-
-    Raises:
-      ValueError: the names are unknown or in another order.
-    """
-    return cls(stages=checks.choose_stages(stages, chosen), **fields)
 
   @property
   def reads_text(self) -> bool:
@@ -78,47 +63,33 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
   return infos
 
 
-def load_cascade(
-  config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int, all_devices: bool = True
-) -> Cascade:
-  """Loads the cascade after checking that tokenizer and text encoder are those of the stages.
-
-  Args:
-    config: the configuration.
-    infos: result of `read_infos`.
-    batch_size: clips per batch.
-    all_devices: sample on every local device instead of only the first.
+def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
+  """Loads the cascade onto all local devices; `infos` come from `read_infos`.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing, or parts are incompatible; names both sides.
+    FileNotFoundError: a file is missing.
+    ValueError: tokenizer or text encoder are not those of the stages; names both sides.
   """
   provenance = infos[0].provenance
-  text_encoder = config.text_encoder if config.reads_text else None
+  text_encoder = None
   if config.reads_text:
-    if not text_encoder:
+    if not config.text_encoder:
       raise ValueError("the stages read text: set generate.text_encoder")
-    checks.check_text_encoder(text_encoder, expected=provenance.text_encoder["fingerprint"])
+    expected = provenance.text_encoder["fingerprint"]
+    text_encoder = checks.load_text_encoder(config.text_encoder, expected=expected)
   params = checks.tokenizer_params(
     config.vae,
     config.vae_checkpoint,
     ema=config.vae_ema,
     expected=provenance.vae["fingerprint"],
+    setting="generate.vae_checkpoint (or vae_ema)",
   )
-  devices = jax.local_devices()[: None if all_devices else 1]
-  mesh = mesh_for(batch_size, devices)
-  rows, sharding = min(config.decode_rows, batch_size), None
-  if mesh is not None and rows % mesh.shape["data"] == 0:
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  codec = PixelCodec(
-    config.vae,
-    params,
-    rows=rows,
-    group=config.decode_group,
-    sharding=sharding,
-  )
+  mesh = mesh_for(batch_size, jax.local_devices())
+  rows = min(config.decode_rows, batch_size)
+  codec = PixelCodec(config.vae, params, rows=rows, group=config.decode_group, mesh=mesh)
   return Cascade(
     infos=infos,
-    text_encoder=TextEncoder.load(text_encoder) if text_encoder else None,
+    text_encoder=text_encoder,
     text_length=config.text_length,
     codec=codec,
     batch_size=batch_size,

@@ -31,7 +31,7 @@ class Request:
     return IMAGE if self.image else VIDEO if self.video else None
 
   @property
-  def given(self) -> str | None:
+  def file(self) -> str | None:
     """The file that the clip starts from."""
     return self.image or self.video
 
@@ -114,7 +114,6 @@ def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> 
   """Checks that each request gives what its models need, and that all start from the same kind of media.
 
   Args:
-    requests: the requests to check.
     text: whether the stages read text.
     classes: number of classes of the stages; 0 for none.
 
@@ -136,8 +135,8 @@ def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> 
       )
     if not classes and request.label is not None:
       raise ValueError(f"request {number} has a label, but the stages have no classes")
-    if request.given and not Path(request.given).is_file():
-      raise ValueError(f"request {number} starts from {request.given}, which does not exist")
+    if request.file and not Path(request.file).is_file():
+      raise ValueError(f"request {number} starts from {request.file}, which does not exist")
   if len(kinds) > 1:
     shown = ", ".join(f"{n} from {kind or 'noise'}" for kind, n in kinds.items())
     raise ValueError(

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.files.json_files import write_json
+from walt_t5x.files import storage
+from walt_t5x.files.mismatch import Mismatch
 
 RUN = "run.json"
-
-
-class ChangedRun(ValueError):
-  """The folder belongs to another command."""
 
 
 def begin(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -23,22 +20,22 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
     identity: JSON values by name; strings of several lines are compared line by line.
 
   Raises:
-    ChangedRun: the command differs; names the differences with both values.
+    Mismatch: the command differs; names the differences with both values.
     OSError: the folder cannot be written.
   """
   file = folder / RUN
   identity = json.loads(json.dumps(identity))
   if not file.exists():
     if any(folder.glob("[0-9]*.json")):
-      raise ChangedRun(
+      raise Mismatch(
         f"{folder} has samples but no {RUN}: they are of an earlier version or another program; set another --output"
       )
     try:
-      write_json(file, identity)
+      storage.write_json(file, identity)
     except OSError as error:
       raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
     return
-  found = json.loads(file.read_text(encoding="utf-8"))
+  found = storage.read_json(file)
   changes = [
     change
     for name in sorted(found.keys() | identity.keys())
@@ -46,7 +43,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
     for change in _differences(name, found.get(name), identity.get(name))
   ]
   if changes:
-    raise ChangedRun(
+    raise Mismatch(
       f"{folder} was started by another command; its samples would be mixed:\n  "
       + "\n  ".join(changes[:10])
       + "\nRun the original command to finish it, or set another --output."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8, to_float
 
@@ -20,11 +21,7 @@ _MIN_EDGE = 128
 
 
 def check_formats(formats: Sequence[str]) -> None:
-  """Checks that every format is known and that one of them is viewable.
-
-  Raises:
-    ValueError: names the formats.
-  """
+  """Raises ValueError unless every format is known and one of them is viewable."""
   unknown = [f for f in formats if f not in FORMATS]
   if unknown or not set(formats) & set(READABLE):
     raise ValueError(
@@ -40,16 +37,13 @@ def scale_of(frames: np.ndarray, name: str) -> int:
 
 
 def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> str:
-  """Writes one format of a clip atomically.
+  """Writes one format of a clip atomically; returns the name of the file or folder.
 
   Args:
     path: path without suffix.
     frames: [T, H, W, 3], uint8 or float in [0, 1].
     format: one of READABLE; "png" is a folder of frames.
     fps: frame rate.
-
-  Returns:
-    The name of the file or folder.
   """
   if format == "png":
     return _write_frames(path, clip_to_uint8(frames))
@@ -59,13 +53,10 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
 
 
 def write_latents(path: Path, latents: np.ndarray) -> str:
-  """Writes float32 [rounds, t, h, w, c] as .npy; returns the name."""
+  """Writes float32 [1 + extensions, t, h, w, c] as .npy; returns the name."""
   file = path.with_name(f"{path.name}.npy")
-  temporary = path.with_name(f".{file.name}.{os.getpid()}.tmp")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with temporary.open("wb") as stream:
+  with storage.writer(file) as stream:
     np.save(stream, np.asarray(latents, np.float32))
-  os.replace(temporary, file)
   return file.name
 
 
@@ -92,5 +83,5 @@ def _write_frames(path: Path, frames: np.ndarray) -> str:
     Image.fromarray(frame).save(temporary / f"{i:05d}.png")
   # Replaces a folder left by an interrupted run; its sample was not finished.
   shutil.rmtree(folder, ignore_errors=True)
-  os.replace(temporary, folder)
+  temporary.rename(folder)
   return folder.name

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.files.json_files import write_json, write_text
+from walt_t5x.files import storage
 from walt_t5x.generation import sample_files
 from walt_t5x.html import gallery
 
@@ -27,14 +27,7 @@ MANIFEST = "manifest.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredSample:
-  """One sample on disk.
-
-  Attributes:
-    index: its number.
-    prompt: its prompt.
-    files: stage name -> the best file to read, base first.
-    sidecar: all metadata of the sample.
-  """
+  """One sample on disk: stage name -> the best file to read, base first, and all metadata."""
 
   index: int
   prompt: str
@@ -73,13 +66,9 @@ class SampleFolder:
     """Writes one sample, its sidecar last.
 
     Args:
-      index: its number.
-      prompt: its prompt.
       videos: stage name -> pixels [T, H, W, 3], uint8 or in [0, 1], base first.
-      fps: frame rate of the files.
-      seed: seed of the noise.
       steps: stage name -> training step of its checkpoint.
-      fingerprints: fingerprints of the models.
+      fingerprints: model -> fingerprint of its weights.
       formats: some of `sample_files.FORMATS`.
       latents: stage name -> raw latents, for the format "latents".
       details: additional fields of the sidecar.
@@ -108,7 +97,7 @@ class SampleFolder:
       "fingerprints": dict(fingerprints),
       **(details or {}),
     }
-    write_json(self.sidecar(index), sidecar)
+    storage.write_json(self.sidecar(index), sidecar)
 
   def sidecar(self, index: int) -> Path:
     """The path of a sample's sidecar."""
@@ -119,7 +108,7 @@ class SampleFolder:
     file = self.sidecar(index)
     if not file.exists():
       return False
-    stages = json.loads(file.read_text(encoding="utf-8"))["stages"].values()
+    stages = storage.read_json(file)["stages"].values()
     names = [name for stage in stages for name in stage.get("files", {}).values()]
     return all((self.path / name).exists() for name in names)
 
@@ -135,7 +124,7 @@ class SampleFolder:
         f"no samples in {self.path}: expected the --output folder of `python -m walt_t5x.generate`"
       )
     for file in sidecars:
-      sidecar = json.loads(file.read_text(encoding="utf-8"))
+      sidecar = storage.read_json(file)
       yield StoredSample(
         index=sidecar["index"],
         prompt=sidecar["prompt"],
@@ -149,7 +138,7 @@ class SampleFolder:
     return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
 
   def write_manifest(self) -> Path:
-    """Writes one line per sample: its number, prompt, files by stage and given media."""
+    """Writes one line per sample: its number, prompt, files by stage and conditioning media."""
     lines = []
     for sample in self.samples():
       row = {
@@ -162,19 +151,17 @@ class SampleFolder:
         for stage, entry in sample.sidecar["stages"].items()
       }
       lines.append(json.dumps(row))
-    write_text(self.path / MANIFEST, "\n".join(lines) + "\n")
+    storage.write(self.path / MANIFEST, "\n".join(lines) + "\n")
     return self.path / MANIFEST
 
   def write_scores(self, scores: Mapping[str, Any]) -> None:
     """Saves the result of an evaluation with the samples; the gallery shows it."""
-    write_json(self.path / SCORES, scores)
+    storage.write_json(self.path / SCORES, scores)
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
     """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
-    scores_file = self.path / SCORES
-    verdicts = {}
-    if scores_file.exists():
-      verdicts = json.loads(scores_file.read_text(encoding="utf-8")).get("verdicts", {})
+    scores = self.path / SCORES
+    verdicts = storage.read_json(scores).get("verdicts", {}) if scores.exists() else {}
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(

@@ -5,45 +5,21 @@ an interrupted run ends with the same bytes: a batch with a missing sample is ge
 missing samples are written.
 """
 
-import dataclasses
-import hashlib
+import contextlib
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from walt_t5x.generation.cascade import Batch, Cascade, Sample
-from walt_t5x.generation.given_media import GivenMedia
+from tqdm import tqdm
+
+from walt_t5x.generation.cascade import Cascade, Sample
+from walt_t5x.generation.conditioning_media import ConditioningMedia
+from walt_t5x.generation.prepared_requests import Prepared, SamplingSettings
 from walt_t5x.generation.requests import Request
 from walt_t5x.generation.sample_folder import SampleFolder
 
 # Batches that a cascade with `one_at_a_time` runs before its stages are read again.
 _BATCHES_A_LOAD = 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-  """Everything that determines the samples except models and requests.
-
-  Attributes:
-    seed: seed of the noise.
-    num_samples: clips per request.
-    rounds: rounds of each clip.
-    fps: frame rate of the files.
-    formats: formats of the files, `sample_files.FORMATS`.
-    fit: how given media are resized, `media.geometry.FITS`.
-    batch_size: clips that are generated together.
-    decoded_given: start with the reconstruction of a clip's last frames instead of the entire clip.
-  """
-
-  seed: int = 0
-  num_samples: int = 1
-  rounds: int = 1
-  fps: float = 8.0
-  formats: Sequence[str] = ("mp4",)
-  fit: str = "exact"
-  batch_size: int = 32
-  decoded_given: bool = False
 
 
 def batches_of(count: int, batch_size: int, *, shard: int = 0, shards: int = 1) -> list[range]:
@@ -55,77 +31,48 @@ def batches_of(count: int, batch_size: int, *, shard: int = 0, shards: int = 1) 
 
 def make_samples(
   cascade: Cascade,
-  requests: Sequence[Request],
+  prepared: Prepared,
   folder: SampleFolder,
-  settings: SamplingSettings,
   *,
-  read_given: Callable[[Request], GivenMedia | None],
   details: Mapping[str, Any],
-  shard: int = 0,
-  shards: int = 1,
-  written: Callable[[Sample], None] = lambda sample: None,
-) -> int:
-  """Generates the missing samples; returns how many it wrote.
+  shard: tuple[int, int] = (0, 1),
+) -> Iterator[Sample]:
+  """Generates the missing samples of a shard (number, count); yields each one once it is on disk.
 
-  Args:
-    cascade: the models.
-    requests: the requests.
-    folder: the output folder.
-    settings: see `SamplingSettings`.
-    read_given: returns the media that a request starts from.
-    details: additional fields of every sidecar.
-    shard: this job's number.
-    shards: number of jobs that share the samples.
-    written: called with each sample once it is on disk.
+  `details` are additional fields of every sidecar.
   """
-  count = len(requests) * settings.num_samples
+  settings = prepared.settings
+  count = len(prepared.requests) * settings.num_samples
   missing = {}
-  for indices in batches_of(count, settings.batch_size, shard=shard, shards=shards):
+  for indices in batches_of(count, settings.batch_size, shard=shard[0], shards=shard[1]):
     left = [i for i in indices if not folder.finished(i)]
     if left:
       missing[indices] = left
   todo = list(missing)
   step = _BATCHES_A_LOAD if cascade.one_at_a_time else 1
-  made = 0
-  with _Progress(cascade, len(todo) * settings.rounds) as progress:
+  with contextlib.ExitStack() as stack:
+    bars = {}
+    for position, info in enumerate(cascade.infos if todo else ()):
+      total, name = len(todo) * (1 + settings.extensions), info.config.name
+      bar = tqdm(total=total, desc=name, unit="batch", position=position, file=sys.stderr)
+      bars[name] = stack.enter_context(bar)
     for start in range(0, len(todo), step):
       group = todo[start : start + step]
-      batches = [_batch(requests, indices, settings, read_given) for indices in group]
-      made_batches = cascade.run(
-        batches,
-        seed=settings.seed,
-        rounds=settings.rounds,
-        decoded_given=settings.decoded_given,
-        progress=progress.update,
-      )
-      for indices, batch, samples in zip(group, batches, made_batches):
-        for sample, given in zip(samples, batch.given):
+      batches = [prepared.batch(indices) for indices in group]
+      made = cascade.run(batches, progress=lambda stage, extension: bars[stage].update())
+      for indices, batch, samples in zip(group, batches, made):
+        for sample, media in zip(samples, batch.media):
           if sample.index in missing[indices]:
-            request = requests[sample.index // settings.num_samples]
             write_sample(
               folder,
               cascade,
               sample,
-              given=given,
-              request=request,
+              media=media,
+              request=prepared.request(sample.index),
               settings=settings,
               details=details,
             )
-            written(sample)
-            made += 1
-  return made
-
-
-def _batch(requests, indices: range, settings: SamplingSettings, read_given) -> Batch:
-  chosen = [requests[i // settings.num_samples] for i in indices]
-  by_request = {id(request): read_given(request) for request in chosen}
-  labels = [request.label for request in chosen]
-  return Batch(
-    indices=list(indices),
-    prompts=[request.prompt for request in chosen],
-    labels=[] if None in labels else labels,
-    given=[by_request[id(request)] for request in chosen],
-  )
+            yield sample
 
 
 def write_sample(
@@ -133,26 +80,12 @@ def write_sample(
   cascade: Cascade,
   sample: Sample,
   *,
-  given: GivenMedia | None,
+  media: ConditioningMedia | None,
   request: Request,
   settings: SamplingSettings,
   details: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the files and the metadata of a sample.
-
-  Args:
-    folder: the output folder.
-    cascade: the models that made it.
-    sample: the clip.
-    given: the media that it started from.
-    request: its request.
-    settings: settings of the run.
-    details: additional fields of the sidecar.
-  """
-  rounded = {
-    stage: {what: round(value, 3) for what, value in times.items()}
-    for stage, times in sample.seconds.items()
-  }
+  """Writes the files and the metadata of a sample; `details` are additional fields of its sidecar."""
   folder.write(
     sample.index,
     prompt=sample.prompt,
@@ -165,12 +98,15 @@ def write_sample(
     fingerprints={"vae": cascade.infos[0].provenance.vae["fingerprint"], **cascade.fingerprints},
     details={
       "sample": sample.index % settings.num_samples,
-      "rounds": settings.rounds,
+      "rounds": 1 + settings.extensions,
       **({} if request.label is None else {"label": request.label}),
-      **({} if given is None else {"given": {"kind": request.kind, **given.as_dict()}}),
+      **({} if media is None else {"given": {"kind": request.kind, **media.as_dict()}}),
       "samplers": {info.config.name: _sampler(info.config) for info in cascade.infos},
       "batch_size": settings.batch_size,
-      "batch_seconds": rounded,
+      "batch_seconds": {
+        stage: {what: round(value, 3) for what, value in times.items()}
+        for stage, times in sample.seconds.items()
+      },
       **(details or {}),
     },
   )
@@ -182,35 +118,3 @@ def _sampler(config: Any) -> dict[str, Any]:
   if config.low_resolution:
     found["low_resolution_noise"] = config.model.sampling_low_resolution_noise
   return found
-
-
-def digest(text: str) -> str:
-  """sha256 hash of a text."""
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
-class _Progress:
-  """One progress bar per stage, with the remaining time."""
-
-  def __init__(self, cascade: Cascade, total: int):
-    self._names = [info.config.name for info in cascade.infos]
-    self._total = total
-    self._bars: dict[str, Any] = {}
-
-  def __enter__(self) -> "_Progress":
-    from tqdm import tqdm
-
-    for position, name in enumerate(self._names if self._total else []):
-      self._bars[name] = tqdm(
-        total=self._total, desc=name, unit="batch", position=position, file=sys.stderr
-      )
-    self._started = time.monotonic()
-    return self
-
-  def update(self, stage: str, round: int) -> None:
-    """Reports that one round of one stage of one batch is done."""
-    self._bars[stage].update()
-
-  def __exit__(self, *exc: Any) -> None:
-    for bar in self._bars.values():
-      bar.close()

@@ -15,6 +15,7 @@ from data.provenance import Provenance, read_provenance
 from walt_t5x.engine.checkpoints import checkpoint_step, find_checkpoint, load_params
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.input_shapes import parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,17 +45,19 @@ class StageConfig:
     """The network."""
     return self.model.module
 
+  def parameter_shapes(self, text_length: int) -> Any:
+    """Shapes and dtypes of the parameters in training, see `models.input_shapes.parameter_shapes`."""
+    return parameter_shapes(
+      self.model,
+      field=self.latents,
+      low_resolution=self.low_resolution,
+      text_length=text_length,
+    )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageInfo:
-  """A stage without its weights.
-
-  Attributes:
-    config: the configuration.
-    checkpoint: folder of the weights.
-    step: training step of the checkpoint.
-    provenance: provenance of the training data: encoders, statistics, null caption.
-  """
+  """A stage without its weights: the folder and step of its checkpoint, and the provenance of its training data."""
 
   config: StageConfig
   checkpoint: str
@@ -98,33 +101,13 @@ class StageInfo:
     return latents * jnp.asarray(statistics.std) + jnp.asarray(statistics.mean)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-  """A stage with its weights.
+def load_weights(info: StageInfo) -> tuple[Any, str]:
+  """Reads a stage's weights; returns the network's parameters and the sha256 of the saved weights."""
+  params = load_params(info.checkpoint, ema=info.config.ema)
+  fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
 
-  Attributes:
-    info: its metadata.
-    params: the network's parameters.
-    fingerprint: sha256 of the saved weights.
-  """
+  def place(weights: np.ndarray) -> Array:
+    floating = jnp.issubdtype(weights.dtype, jnp.floating)
+    return jnp.asarray(weights, info.config.weights_dtype if floating else None)
 
-  info: StageInfo
-  params: dict[str, Array]
-  fingerprint: str
-
-  @classmethod
-  def load(cls, info: StageInfo) -> "Stage":
-    """Reads the weights.
-
-    Raises:
-      ValueError: averaged weights are requested and the checkpoint has none.
-    """
-    config = info.config
-    params = load_params(info.checkpoint, ema=config.ema)
-    fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
-
-    def place(weights: np.ndarray) -> Array:
-      floating = jnp.issubdtype(weights.dtype, jnp.floating)
-      return jnp.asarray(weights, config.weights_dtype if floating else None)
-
-    return cls(info=info, params=jax.tree.map(place, params), fingerprint=fingerprint)
+  return jax.tree.map(place, params), fingerprint

@@ -1,9 +1,9 @@
-"""Sample videos in TensorBoard during training: an action that both engines run after an evaluation.
+"""Clips in TensorBoard; sample videos during training: an action that both engines run after an evaluation.
 
 train_script.train.actions = {'TRAIN_EVAL': [@training_samples.SampleVideos()]}
 """
 
-import os
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +11,12 @@ import jax
 import numpy as np
 import optax
 from absl import logging
-from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 
-from walt_t5x.generation.tensorboard_clips import write_clips
+from data.provenance import read_provenance
+from walt_t5x.files import storage
+from walt_t5x.generation.checks import tokenizer_params
+from walt_t5x.media import writing
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.models.vae_model import VaeModel
 
@@ -30,17 +32,12 @@ class SampleVideos:
   program over all devices.
 
   Args:
-    model: the model that is trained.
     dataset_cfg: held-out data; the first examples are used, in the order of the files.
-    model_dir: the run's folder.
-    num_videos: number of clips.
     every: least number of steps between two sets of clips; they are made at evaluations.
     average: sample with the parameter average if the run keeps one.
     vae: the tokenizer's network, to decode a denoiser's latents.
-    vae_checkpoint: its weights.
-    vae_average: decode with its averaged weights.
+    vae_checkpoint, vae_average: its weights, averaged or not.
     latents: field of the latents, whose statistics are in `<model_dir>/provenance.json`.
-    fps: frame rate of the clips.
 
   Raises:
     ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the data's own.
@@ -61,10 +58,10 @@ class SampleVideos:
     latents: str | None = None,
     fps: float = 8.0,
   ):
-    given = [vae is not None, vae_checkpoint is not None, latents is not None]
-    if any(given) and not all(given):
+    is_set = [vae is not None, vae_checkpoint is not None, latents is not None]
+    if any(is_set) and not all(is_set):
       raise ValueError(
-        f"SampleVideos: got vae={given[0]}, vae_checkpoint={given[1]}, latents={given[2]}; give all to decode, or "
+        f"SampleVideos: got vae={is_set[0]}, vae_checkpoint={is_set[1]}, latents={is_set[2]}; give all to decode, or "
         "none to show latents as colors."
       )
     self._model, self._dataset_cfg, self._model_dir = model, dataset_cfg, model_dir
@@ -73,8 +70,12 @@ class SampleVideos:
     self._vae_average = vae_average
     self._last: int | None = None
     self._batch: dict[str, np.ndarray] | None = None
+    self._tokenizer: tuple[Any, np.ndarray, np.ndarray] | None = None
     self._predict = jax.jit(model.predict_batch)
-    self._decoder: Any = None
+    # The weights are arguments: a program holds closed-over arrays as constants.
+    self._decode = jax.jit(
+      lambda params, mean, std, z: vae.apply({"params": params}, z * std + mean, method="decode")
+    )
 
   @property
   def shows_latents(self) -> bool:
@@ -91,64 +92,82 @@ class SampleVideos:
     params = train_state.params
     if self._average:
       params = averaged(params, train_state.param_states)
-    clips = self._clips(self._predict(params, self._on_mesh(params)))
-    if jax.process_index() == 0:
-      self._write(step, clips)
-    return False
-
-  def _on_mesh(self, params: Any) -> Mapping[str, jax.Array]:
-    """The examples, replicated on every device that holds parameters."""
     if self._batch is None:
       self._batch = first_rows(self._model, self._dataset_cfg, self._num_videos)
-    sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, NamedSharding):
-      sharding = NamedSharding(sharding.mesh, PartitionSpec())
-    return {
-      name: jax.make_array_from_callback(value.shape, sharding, lambda index, v=value: v[index])
-      for name, value in self._batch.items()
-    }
-
-  def _clips(self, predicted: jax.Array) -> np.ndarray:
-    """Pixels [B, T, H, W, 3] uint8."""
+    predicted = self._predict(params, _replicated(self._batch, params))
     if isinstance(self._model, VaeModel):
       pixels = predicted
     elif self.shows_latents:
       pixels = 0.5 + predicted[..., :3] / 6.0  # Black to white is -3 to 3 standard deviations.
     else:
-      if self._decoder is None:
-        self._decoder = self._load_decoder()
-      pixels = self._decoder(predicted)
+      if self._tokenizer is None:
+        self._tokenizer = self._read_tokenizer()
+      pixels = self._decode(*_replicated(self._tokenizer, params), predicted)
     pixels = np.asarray(jax.device_get(pixels), np.float32)
-    return np.stack([clip_to_uint8(np.nan_to_num(clip)) for clip in pixels])
+    if jax.process_index() == 0:
+      self._write(step, np.stack([clip_to_uint8(np.nan_to_num(clip)) for clip in pixels]))
+    return False
 
-  def _load_decoder(self) -> Any:
-    from data.provenance import read_provenance
-    from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.files.fingerprint import weights_fingerprint
-
+  def _read_tokenizer(self) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The tokenizer's weights, and the mean and standard deviation of each channel of its latents."""
     assert self._vae_checkpoint is not None and self._latents is not None, "given with the vae"
     provenance = read_provenance(self._model_dir)
     statistics = provenance.latents[self._latents]
-    params = load_params(self._vae_checkpoint, ema=self._vae_average)["vae"]
-    got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
-    if got != provenance.vae["fingerprint"]:
-      raise ValueError(
-        f"SampleVideos: the tokenizer {self._vae_checkpoint} has fingerprint {got}, but the data was made with "
-        f"{provenance.vae['fingerprint']}; set vae_checkpoint to that one, or change vae_average."
-      )
-    mean, std = np.asarray(statistics.mean), np.asarray(statistics.std)
-    return jax.jit(lambda z: self._vae.apply({"params": params}, z * std + mean, method="decode"))
+    params = tokenizer_params(
+      self._vae,
+      self._vae_checkpoint,
+      ema=self._vae_average,
+      expected=provenance.vae["fingerprint"],
+      setting="SampleVideos.vae_checkpoint (or vae_average)",
+    )
+    return params, np.asarray(statistics.mean, np.float32), np.asarray(statistics.std, np.float32)
 
   def _write(self, step: int, clips: np.ndarray) -> None:
-    from etils import epath
-
-    folder = epath.Path(self._model_dir) / "samples"
+    folder = storage.join(self._model_dir, "samples")
     tags = {f"samples/{i}": clip for i, clip in enumerate(clips)}
-    for i, gif in enumerate(
-      write_clips(os.fspath(folder), tags, step=step, fps=self._fps).values()
-    ):
-      (folder / f"step{step:07}_{i}.gif").write_bytes(gif)
+    for i, gif in enumerate(write_clips(folder, tags, step=step, fps=self._fps).values()):
+      storage.write(storage.join(folder, f"step{step:07}_{i}.gif"), gif)
     logging.info("Wrote %d sample videos of step %d to %s.", len(clips), step, folder)
+
+
+def write_clips(
+  folder: str,
+  clips: Mapping[str, np.ndarray],
+  *,
+  step: int,
+  fps: float,
+  scalars: Mapping[str, float] | None = None,
+) -> dict[str, bytes]:
+  """Writes clips, tag -> frames [T, H, W, 3], as TensorBoard images: animated GIFs; returns the GIF of each tag.
+
+  CLU and tf.summary do not support videos. `scalars` are written to the same event file.
+  """
+  import tensorflow as tf
+  from tensorboard.plugins.image import metadata
+
+  tf.io.gfile.makedirs(folder)
+  gifs, writer = {}, tf.summary.create_file_writer(folder)
+  with writer.as_default():
+    for tag, clip in clips.items():
+      gifs[tag] = writing.encode_video(clip, suffix=".gif", fps=fps)
+      width, height = str(clip.shape[2]), str(clip.shape[1])
+      described = metadata.create_summary_metadata(display_name=None, description="")
+      tf.summary.write(tag, tf.constant([width, height, gifs[tag]]), step=step, metadata=described)
+    for tag, value in (scalars or {}).items():
+      tf.summary.scalar(tag, value, step=step)
+  writer.close()
+  return gifs
+
+
+def _replicated(tree: Any, params: Any) -> Any:
+  """The arrays, on every device that holds parameters."""
+  sharding = jax.tree.leaves(params)[0].sharding
+  if isinstance(sharding, NamedSharding):
+    sharding = NamedSharding(sharding.mesh, PartitionSpec())
+  return jax.tree.map(
+    lambda value: jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]),
+    tree,
+  )
 
 
 def averaged(params: Any, param_states: Any) -> Any:
@@ -165,8 +184,6 @@ def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray
   Raises:
     ValueError: the dataset has fewer.
   """
-  import dataclasses
-
   from walt_t5x.engine.builtin.datasets import get_dataset
 
   cfg = dataclasses.replace(dataset_cfg, batch_size=count, shuffle=False)

@@ -9,6 +9,8 @@ _WIDTH, _HEIGHT = 340, 170
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22
 _COLORS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)")
 _TICKS = 3
+# Name -> [(step, value)], steps ascending.
+Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -23,15 +25,10 @@ def ticks(low: float, high: float) -> list[float]:
   return [k * step for k in range(first, last + 1)]
 
 
-def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Any]:
+def chart(title: str, curves: Curves) -> dict[str, Any]:
   """The values of a figure with all curves on the same axes, and the newest value of each below.
 
-  Args:
-    title: heading.
-    curves: name -> [(step, value)], steps ascending, values finite. A curve of one point is drawn as a dot.
-
-  Raises:
-    ValueError: `curves` has no points.
+  Values are finite, at least one; a curve of one point is drawn as a dot.
   """
   drawn = {name: points for name, points in curves.items() if points}
   if not drawn:
@@ -69,9 +66,7 @@ def chart(title: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> dict
   }
 
 
-def grouped(
-  curves: Mapping[str, Sequence[tuple[int, float]]],
-) -> dict[str, dict[str, Sequence[tuple[int, float]]]]:
+def grouped(curves: Curves) -> Mapping[str, Curves]:
   """Groups curves by the last part of the metric's name: training and evaluation of one quantity share a chart.
 
   `loss` and `training_eval/shapes/loss` become {"loss": {"training": ..., "training_eval/shapes": ...}}.

@@ -1,97 +1,93 @@
-"""One HTML page about prepared data: facts, histograms, channels, ledgers and one card per example."""
+"""The contents of a page about prepared data: facts, histograms, channels and one card per example."""
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from walt_t5x.html.page import ShownClip, embed, write_page
+from walt_t5x.html.inspection import Shard, false_colors, psnr, source_clip
+from walt_t5x.html.page import ShownClip, embed
 
 _EDGE = 176
 _STRIP_FRAMES = 5
 _BINS = 24
 _WIDTH, _HEIGHT = 260, 90
+# Column of a shard -> its title and unit.
+_QUANTITIES = {
+  "tokens": ("tokens per caption", ""),
+  "words": ("words per caption", ""),
+  "captions": ("captions per example", ""),
+  "motion": ("motion", ""),
+  "start_seconds": ("start of the clip", " s"),
+  "label": ("label", ""),
+  "kilobytes": ("record", " kB"),
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Histogram:
-  """Values of one quantity; `marker` is a limit to draw, such as the longest caption kept."""
-
-  title: str
-  values: np.ndarray
-  unit: str = ""
-  marker: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ledger:
-  """Rows that did not become records: counts by reason, and some examples as (uri, explanation)."""
-
-  title: str
-  counts: Mapping[str, int]
-  examples: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Channels:
-  """Moments of latent channels: of this shard, and those of the entire corpus that training normalizes with."""
-
-  field: str
-  mean: np.ndarray
-  std: np.ndarray
-  corpus_mean: np.ndarray | None = None
-  corpus_std: np.ndarray | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowCard:
-  """One record; captions are (text, weight, tokens)."""
-
-  captions: Sequence[tuple[str, float, int]]
-  clips: Sequence[ShownClip]
-  facts: Mapping[str, object]
+def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str, object]:
+  """The table at the top."""
+  sidecar = shard.sidecar
+  rows = len(shard.columns["kilobytes"])
+  facts: dict[str, object] = {
+    "folder": shard.folder,
+    "records in this shard": rows,
+    "megabytes": f"{sum(shard.columns['kilobytes']) / 1e3:.2f}",
+  }
+  if sidecar:
+    facts["rows of this shard"] = _outcomes(sidecar)
+    if sidecar.get("quarantined"):
+      facts["QUARANTINED"] = "; ".join(sidecar["quarantine"]["violations"])
+    facts |= {
+      f"decode PSNR {name}": f"{value['sum'] / value['count']:.2f} dB over {value['count']} rows"
+      for name, value in sidecar.get("psnr", {}).items()
+      if isinstance(value, Mapping) and value.get("count")
+    }
+  if totals:
+    facts["rows of the split"] = _outcomes(totals)
+  if origin is None:
+    facts["provenance"] = "none: the job has not finished"
+    return facts
+  facts["clip"] = f"{origin.num_frames} frames at {origin.fps:g} fps"
+  for name, part in (("VAE", origin.vae), ("text encoder", origin.text_encoder)):
+    if part:
+      place = part.get("checkpoint") or part.get("folder")
+      facts[name] = f"{part['fingerprint'][:16]} ({place})"
+  return facts
 
 
-def write_data_page(
-  path: str | os.PathLike[str],
-  *,
-  title: str,
-  facts: Mapping[str, object],
-  ledgers: Sequence[Ledger],
-  histograms: Sequence[Histogram],
-  channels: Sequence[Channels],
-  cards: Iterable[RowCard],
-  notes: Sequence[str] = (),
-) -> Path:
-  """Writes the page atomically.
+def _outcomes(counts: Mapping[str, int]) -> str:
+  return "{rows}: {written} written, {rejected} rejected, {dead} dead".format_map(counts)
 
-  Args:
-    path: ends in .html.
-    title: heading and window title.
-    facts: name -> value, in a table.
-    ledgers: ledgers of rejected rows and dead letters.
-    histograms: histograms; those without a finite value are skipped.
-    channels: one table per latents field.
-    cards: cards, drawn one at a time.
-    notes: sentences above the cards.
 
-  Raises:
-    ValueError: the path has another suffix.
-  """
-  return write_page(
-    path,
-    "data",
-    title=title,
-    facts=facts,
-    ledgers=[_ledger(ledger) for ledger in ledgers],
-    histograms=[_histogram(h) for h in histograms if np.isfinite(h.values).any()],
-    channels=[_channels(table) for table in channels],
-    cards=map(_card, cards),
-    notes=notes,
-  )
+def channel_tables(shard: Shard, origin: Any) -> list[dict[str, Any]]:
+  """Moments of the shard's latent channels next to those of the corpus; a channel is odd if they differ much."""
+  from beam_jobs.shards.moments import Moments
+
+  tables = []
+  for name, raw in sorted(shard.sidecar.get("moments", {}).items()):
+    mean, std = map(np.array, Moments.from_json(raw).mean_std())
+    columns = {"mean": mean, "std": std}
+    odd = std <= 0
+    if corpus := origin.latents.get(name) if origin else None:
+      expected, spread = np.array(corpus.mean), np.array(corpus.std)
+      columns |= {"corpus mean": expected, "corpus std": spread}
+      ratio = std / np.maximum(spread, 1e-12)
+      odd |= (spread <= 0) | (np.abs(mean - expected) > spread) | ~((ratio >= 0.5) & (ratio <= 2))
+    rows = list(zip(odd, zip(*columns.values())))
+    tables.append({"field": name, "head": list(columns), "rows": rows})
+  return tables
+
+
+def histograms(shard: Shard, origin: Any) -> list[dict[str, Any]]:
+  """Distributions over the shard of the quantities that have a finite value."""
+  limit = origin.text_encoder.get("max_length") if origin and origin.text_encoder else None
+  found = []
+  for key, (title, unit) in _QUANTITIES.items():
+    values = np.asarray(shard.columns[key], np.float64)
+    values = values[np.isfinite(values)]
+    if len(values):
+      found.append(_histogram(title, values, unit, limit if key == "tokens" else None))
+  return found
 
 
 def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.ndarray]:
@@ -106,35 +102,20 @@ def bin_counts(values: np.ndarray, bins: int = _BINS) -> tuple[np.ndarray, np.nd
   return np.histogram(values, edges)
 
 
-def _ledger(ledger: Ledger) -> dict[str, Any]:
-  most = max(ledger.counts.values(), default=1)
-  return {
-    "title": ledger.title,
-    "total": sum(ledger.counts.values()),
-    "rows": [
-      (reason, count, f"{max(1.0, 100 * count / most):.1f}%", ledger.examples.get(reason, ()))
-      for reason, count in sorted(ledger.counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    ],
-  }
-
-
-def _histogram(histogram: Histogram) -> dict[str, Any]:
-  values = np.asarray(histogram.values, np.float64)
-  values = values[np.isfinite(values)]
+def _histogram(title: str, values: np.ndarray, unit: str, marker: float | None) -> dict[str, Any]:
+  """A histogram; `marker` is a limit to draw, such as the longest caption kept."""
   counts, edges = bin_counts(values)
 
   def x_of(value: float) -> str:
     return f"{_WIDTH * (value - edges[0]) / (edges[-1] - edges[0]):.1f}"
 
   low, middle, high = np.quantile(values, (0, 0.5, 1))
-  unit = f" {histogram.unit}" if histogram.unit else ""
   caption = f"{len(values)} values, {low:.4g} to {high:.4g}{unit}, median {middle:.4g}, mean {values.mean():.4g}"
-  marker = histogram.marker
   if marker is not None:
     caption += f", limit {marker:.4g}"
   heights = _HEIGHT * counts / counts.max()
   return {
-    "title": histogram.title,
+    "title": title,
     "caption": caption,
     "width": _WIDTH,
     "height": _HEIGHT,
@@ -153,26 +134,52 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
   }
 
 
-def _channels(channels: Channels) -> dict[str, Any]:
-  columns = {"mean": channels.mean, "std": channels.std}
-  odd = channels.std <= 0
-  if channels.corpus_mean is not None and channels.corpus_std is not None:
-    mean, std = channels.corpus_mean, channels.corpus_std
-    columns |= {"corpus mean": mean, "corpus std": std}
-    ratio = channels.std / np.maximum(std, 1e-12)
-    odd |= (std <= 0) | (np.abs(channels.mean - mean) > std) | ~((ratio >= 0.5) & (ratio <= 2))
-  return {
-    "field": channels.field,
-    "head": list(columns),
-    "rows": list(zip(odd, zip(*columns.values()))),
-  }
+def cards(
+  shard: Shard,
+  *,
+  decoder: Callable[[np.ndarray], np.ndarray] | None,
+  media_root: str | None,
+  origin: Any,
+) -> Iterator[dict[str, Any]]:
+  """One card per sampled record."""
+  from data import schema
 
-
-def _card(card: RowCard) -> dict[str, Any]:
-  searched = [*(text for text, *_ in card.captions), *map(str, card.facts.values())]
-  return {
-    "searched": " ".join(searched).lower(),
-    "captions": card.captions,
-    "facts": card.facts,
-    "clips": [embed(clip, edge=_EDGE, strip=_STRIP_FRAMES) for clip in card.clips],
-  }
+  colored: dict[str, np.ndarray] = {}
+  if decoder is None:
+    for name in {name for record in shard.sample for name in record.latents}:
+      holders = [record for record in shard.sample if name in record.latents]
+      pictures = false_colors([record.latents[name] for record in holders])
+      colored |= {f"{record.id}{name}": frames for record, frames in zip(holders, pictures)}
+  for record in shard.sample:
+    clips, notes, source = [], {}, {}
+    decoded = {name: decoder(z) for name, z in record.latents.items()} if decoder else {}
+    sizes = {frames.shape[1:3] for frames in (*decoded.values(), *record.pixels.values())}
+    if media_root and sizes and origin:
+      source = source_clip(record, sorted(sizes), media_root, origin)
+      if isinstance(source, str):
+        notes["source"], source = source, {}
+    for _, frames in sorted(source.items()):
+      clips.append(ShownClip(name="source", frames=frames, fps=record.fps))
+    for name, frames in sorted(decoded.items()):
+      note = f"PSNR {psnr(frames, source[frames.shape[1:3]]):.1f} dB" if source else ""
+      clips.append(ShownClip(name=f"decoded {name}", frames=frames, fps=record.fps, note=note))
+    for name, frames in sorted(record.pixels.items()):
+      clips.append(ShownClip(name=name, frames=frames, fps=record.fps))
+    if decoder is None:
+      for name in sorted(record.latents):
+        frames = colored[f"{record.id}{name}"]
+        fps = record.fps * len(frames) / max(1, origin.num_frames if origin else len(frames))
+        clips.append(ShownClip(name=f"{name} in false colors", frames=frames, fps=fps or 2.0))
+    facts = {"uri": record.uri, "label": record.label, "crop": record.crop, "id": record.id[:16]}
+    if record.label == schema.NO_LABEL:
+      facts.pop("label")
+    if record.modality == "video":
+      facts |= {"start": f"{record.start_seconds:.3f} s", "motion": f"{record.motion:.4f}"}
+    facts |= notes
+    searched = [*record.captions, *map(str, facts.values())]
+    yield {
+      "searched": " ".join(searched).lower(),
+      "captions": list(zip(record.captions, record.caption_weights, map(len, record.text_ids))),
+      "facts": facts,
+      "clips": [embed(clip, edge=_EDGE, strip=_STRIP_FRAMES) for clip in clips],
+    }

@@ -36,7 +36,7 @@ def write_gallery(
   title: str = "Generated clips",
   media: str = "mp4",
 ) -> Path:
-  """Writes the page atomically.
+  """Writes the page atomically and returns its path.
 
   Args:
     path: ends in .html.
@@ -44,16 +44,12 @@ def write_gallery(
     title: heading and window title.
     media: "mp4" (a video with a poster) or "webp" (an animated image, for viewers without H.264).
 
-  Returns:
-    The path.
-
   Raises:
     ValueError: `items` is empty, an item has no stages, or `media` is unknown.
   """
   if media not in ("mp4", "webp"):
     raise ValueError(f"media is 'mp4' or 'webp', got {media!r}.")
-  right: Counter[str] = Counter()
-  judged: Counter[str] = Counter()
+  right, judged = Counter[str](), Counter[str]()
 
   def cards() -> Iterator[dict[str, Any]]:
     item = None

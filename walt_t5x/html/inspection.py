@@ -1,12 +1,12 @@
 """Contents of a page about a shard: its records' statistics, a sample of them, the ledgers, latents as images."""
 
+import collections
 import dataclasses
 import hashlib
 import heapq
 import json
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ class Shard:
   """
 
   folder: str
-  name: str
   sidecar: Mapping[str, Any]
   columns: dict[str, list[float]]
   sample: list[Any]
@@ -61,42 +60,38 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
   from data import schema, tfrecord
   from walt_t5x.files import storage
 
-  columns: dict[str, list[float]] = {
-    key: []
-    for key in ("tokens", "words", "captions", "motion", "start_seconds", "label", "kilobytes")
-  }
-  chosen: list[tuple[int, int, Any]] = []
+  columns = collections.defaultdict[str, list[float]](list)
   sidecar_path = storage.join(folder, f"{name}.sidecar.json")
-  sidecar = json.loads(storage.read(sidecar_path)) if storage.exists(sidecar_path) else {}
+  sidecar = storage.read_json(sidecar_path) if storage.exists(sidecar_path) else {}
   # The records of a quarantined shard are in a separate file that seqio does not find.
   path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
-  with storage.open_raw(path) as stream:
-    for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
-      record = schema.decode(payload)
-      columns["tokens"] += [len(ids) for ids in record.text_ids if len(ids)]
-      columns["words"] += [len(caption.split()) for caption in record.captions]
-      columns["captions"].append(len(record.captions))
-      columns["kilobytes"].append(len(payload) / 1000)
-      if record.modality == "video":
-        columns["motion"].append(record.motion)
-        columns["start_seconds"].append(record.start_seconds)
-      if record.label != schema.NO_LABEL:
-        columns["label"].append(record.label)
-      draw = hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8]
-      entry = (-int.from_bytes(draw, "big"), index, record)
-      if len(chosen) < rows:
-        heapq.heappush(chosen, entry)
-      elif rows:
-        heapq.heappushpop(chosen, entry)
+
+  def drawn() -> Iterator[tuple[bytes, int, Any]]:
+    """(random bytes, index, record) of every record, whose statistics are added to the columns."""
+    with storage.open_raw(path) as stream:
+      for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
+        record = schema.decode(payload)
+        columns["tokens"] += [len(ids) for ids in record.text_ids if len(ids)]
+        columns["words"] += [len(caption.split()) for caption in record.captions]
+        columns["captions"].append(len(record.captions))
+        columns["kilobytes"].append(len(payload) / 1000)
+        if record.modality == "video":
+          columns["motion"].append(record.motion)
+          columns["start_seconds"].append(record.start_seconds)
+        if record.label != schema.NO_LABEL:
+          columns["label"].append(record.label)
+        yield hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8], index, record
+
+  # At least one, because `nsmallest` reads nothing for none.
+  chosen = heapq.nsmallest(max(rows, 1), drawn())[:rows]
   sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
-  return Shard(folder=folder, name=name, sidecar=sidecar, columns=columns, sample=sample)
+  return Shard(folder=folder, sidecar=sidecar, columns=columns, sample=sample)
 
 
-def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
+def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:
   """Rejected rows and dead letters of shards, with some examples of each reason, except those that a replay handled."""
   from beam_jobs.shards import replays
   from walt_t5x.files import storage
-  from walt_t5x.html.data_page import Ledger
 
   folder = folder.rstrip("/")
   base, _, _ = folder.rpartition("/")[2].rpartition("_")
@@ -106,8 +101,8 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
     history = []  # Partly deleted: `beam_jobs.verify` reports it; here every dead letter is shown.
   ledgers = []
   for title, kind in (("Rejected", "rejected"), ("Dead letters", "dead")):
-    counts: Counter[str] = Counter()
-    examples: dict[str, list[tuple[str, str]]] = {}
+    counts = collections.Counter[str]()
+    examples = collections.defaultdict[str, list[tuple[str, str]]](list)
     for name in names:
       path = storage.join(folder, f"{name}.{kind}.jsonl")
       if not storage.exists(path):
@@ -120,64 +115,56 @@ def read_ledgers(folder: str, names: Sequence[str]) -> list[Any]:
           if kind == "dead" and not replays.is_current(entry["reason"], written_by, history):
             continue
           counts[entry["reason"]] += 1
-          shown = examples.setdefault(entry["reason"], [])
-          if len(shown) < _EXAMPLES:
-            shown.append((str(entry["uri"])[:200], f"{entry['stage']}: {entry['error']}"[:400]))
-    ledgers.append(Ledger(title=title, counts=counts, examples=examples))
+          if len(examples[entry["reason"]]) < _EXAMPLES:
+            text = f"{entry['stage']}: {entry['error']}"[:400]
+            examples[entry["reason"]].append((str(entry["uri"])[:200], text))
+    ledgers.append({"title": title, "counts": counts, "examples": examples})
   return ledgers
 
 
-class LatentDecoder:
-  """The VAE that made a cache, checked by its fingerprint."""
+def latent_decoder(checkpoint: str, provenance: Any) -> Callable[[np.ndarray], np.ndarray]:
+  """The decoder of the VAE that made a cache: uint8 (T, H, W, 3) of latents (t, h, w, c).
 
-  def __init__(self, checkpoint: str, provenance: Any):
-    import jax
-    import jax.numpy as jnp
-    from flax import traverse_util
+  Raises:
+    ValueError: the checkpoint has another fingerprint.
+  """
+  import jax
+  import jax.numpy as jnp
+  from flax import traverse_util
 
-    from beam_jobs.shards.encoders import build_vae, select_vae_params
-    from walt_t5x.engine.checkpoints import load_params
-    from walt_t5x.files.fingerprint import weights_fingerprint
+  from beam_jobs.shards.encoders import build_vae, select_vae_params
+  from walt_t5x.engine.checkpoints import load_params
+  from walt_t5x.files.fingerprint import weights_fingerprint
 
-    self.vae = build_vae(provenance.vae["config"])
-    wanted, found = provenance.vae["fingerprint"], []
-    for ema in (False, True):
-      try:
-        loaded = load_params(checkpoint, ema=ema)
-      except (KeyError, ValueError):
-        if not ema:
-          raise
-        continue  # A checkpoint without averaged weights.
-      params = select_vae_params(self.vae, loaded, checkpoint)
-      found.append(weights_fingerprint(traverse_util.flatten_dict(params, sep="/")))
-      if found[-1] == wanted:
-        break
-    else:
-      raise ValueError(
-        f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
-        f"({provenance.vae.get('checkpoint')}); set that checkpoint, or remove the flag"
-      )
-    vae = self.vae
-
-    @jax.jit
-    def decode(params, latents):
-      return vae.apply({"params": params}, latents.astype(jnp.float32)[None], method="decode")[0]
-
-    self._params, self._decode = jax.tree.map(jnp.asarray, params), decode
-
-  def __call__(self, latents: np.ndarray) -> np.ndarray:
-    """uint8 (T, H, W, 3) of latents (t, h, w, c)."""
-    return to_uint8(self._decode(self._params, latents))
+  vae = build_vae(provenance.vae["config"])
+  wanted, found = provenance.vae["fingerprint"], []
+  for ema in (False, True):
+    try:
+      loaded = load_params(checkpoint, ema=ema)
+    except (KeyError, ValueError):
+      if not ema:
+        raise
+      continue  # A checkpoint without averaged weights.
+    params = select_vae_params(vae, loaded, checkpoint)
+    found.append(weights_fingerprint(traverse_util.flatten_dict(params, sep="/")))
+    if found[-1] == wanted:
+      break
+  else:
+    raise ValueError(
+      f"--vae_checkpoint: {checkpoint} has the fingerprints {found}, the cache was made by {wanted} "
+      f"({provenance.vae.get('checkpoint')}); set that checkpoint, or remove the flag"
+    )
+  variables = jax.tree.map(jnp.asarray, {"params": params})
+  decode = jax.jit(
+    lambda weights, z: vae.apply(weights, z.astype(jnp.float32)[None], method="decode")
+  )
+  return lambda latents: to_uint8(decode(variables, latents)[0])
 
 
 def false_colors(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
-  """Latents as images: their first three principal components as red, green and blue.
+  """Latents (t, h, w, c) as images: their first three principal components as red, green and blue.
 
-  Args:
-    latents: each (t, h, w, c).
-
-  Returns:
-    uint8 (t, h, w, 3) each; black to white is -2 to 2 standard deviations.
+  Returns uint8 (t, h, w, 3) each; black to white is -2 to 2 standard deviations.
   """
   flat = np.concatenate([np.asarray(z, np.float64).reshape(-1, z.shape[-1]) for z in latents])
   mean = flat.mean(axis=0)

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media import geometry, pixels, writing
 
 _TEMPLATES = jinja2.Environment(
@@ -39,24 +40,16 @@ class ShownClip:
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
-  """Renders `templates/<template>.html.j2` and writes the page atomically.
+  """Renders `templates/<template>.html.j2` and writes the page, a path that ends in .html, atomically.
 
   Iterators among the values are consumed while the page is written, so that one card at a time is in memory.
-
-  Raises:
-    ValueError: the path does not end in .html.
   """
   path = Path(path)
   if path.suffix.lower() not in (".html", ".htm"):
     raise ValueError(f"--output: got {path}, expected an .html file")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("w", encoding="utf-8") as page:
-      page.writelines(_TEMPLATES.get_template(f"{template}.html.j2").generate(values))
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with storage.writer(path) as page:
+    pieces = _TEMPLATES.get_template(f"{template}.html.j2").generate(values)
+    page.writelines(piece.encode() for piece in pieces)
   return path
 
 

@@ -1,5 +1,6 @@
 """Reads what a report shows: the folder of a training run, and scores of `python -m walt_t5x.evaluate`."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -7,6 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from walt_t5x.files import storage
 
 METRICS = "metrics.jsonl"
 
@@ -45,7 +48,7 @@ def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
   A run that resumed from a checkpoint wrote some steps twice; the later line counts. Values that are not finite
   numbers are skipped, because they cannot be drawn.
   """
-  found: dict[str, dict[int, float]] = {}
+  found = collections.defaultdict[str, dict[int, float]](dict)
   unreadable = 0
   with file.open(encoding="utf-8") as lines:
     for line in lines:
@@ -57,16 +60,12 @@ def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
         continue
       for name, value in values.items():
         if isinstance(value, int | float) and math.isfinite(value):
-          found.setdefault(name, {})[step] = float(value)
+          found[name][step] = float(value)
   return {name: sorted(points.items()) for name, points in found.items()}, unreadable
 
 
 def read_run(path: Path, name: str | None = None) -> RunFolder:
-  """Reads a run's folder.
-
-  Args:
-    path: model_dir of the run.
-    name: its name on the page; None for the folder's name.
+  """Reads the model_dir of a run; `name` is its name on the page, by default the folder's.
 
   Raises:
     FileNotFoundError: the folder has no metrics.jsonl.
@@ -86,7 +85,7 @@ def read_run(path: Path, name: str | None = None) -> RunFolder:
     path=path,
     curves=curves,
     checkpoints={step: why_incomplete(checkpoint_folder(path, step)) for step in all_steps(path)},
-    provenance=json.loads(provenance.read_text("utf-8")) if provenance.is_file() else {},
+    provenance=storage.read_json(provenance) if provenance.is_file() else {},
     config=config.read_text("utf-8") if config.is_file() else "",
     unreadable_lines=unreadable,
   )
@@ -98,8 +97,8 @@ class ScoreRow:
 
   Attributes:
     protocol: its name, `@` and the start of its hash.
-    name: name of the score, such as FVD.
-    value: formatted value, with the standard deviation over folds.
+    name: such as FVD.
+    value: with the standard deviation over folds.
     counts: number of samples and references.
     network: name and fingerprint of the feature network, and whether its weights are the public ones.
     samples: the folder that was scored.
@@ -124,7 +123,7 @@ def _network(entry: Mapping[str, Any]) -> str:
 
 
 def _protocol(result: Mapping[str, Any]) -> str:
-  """Name and hash of the protocol; files from earlier versions may have no hash."""
+  # Files from earlier versions may have no hash.
   return f"{result['protocol']}@{result.get('protocol_hash', 'no hash recorded')}"
 
 
@@ -164,13 +163,9 @@ def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]
 
 
 def read_scores(file: Path) -> list[ScoreRow]:
-  """The rows of one scores file.
-
-  Raises:
-    ValueError: `evaluate` did not write the file.
-  """
+  """The rows of one scores file; raises ValueError for a file that `evaluate` did not write."""
   try:
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = storage.read_json(file)
     if all("score" in entry for entry in result["scores"].values()):
       return list(_feature_scores(result))
     return list(_prompt_scores(result, str(file.parent)))

@@ -11,17 +11,8 @@ from walt_t5x.html.page import data_uri, write_page
 from walt_t5x.html.report_inputs import RunFolder, ScoreRow
 
 # Quantities whose curves are visible on the page; the others are collapsed below them.
-_SHOWN = (
-  "loss",
-  "loss_video",
-  "loss_image",
-  "psnr",
-  "ssim",
-  "mse",
-  "gradient_norm",
-  "learning_rate",
-)
-_SHOWN += ("steps_per_second", "data_wait_share", "goodput/share")
+_QUALITY = ("loss", "loss_video", "loss_image", "psnr", "ssim", "mse", "gradient_norm")
+_SHOWN = (*_QUALITY, "learning_rate", "steps_per_second", "data_wait_share", "goodput/share")
 
 
 def write_report(
@@ -36,15 +27,12 @@ def write_report(
   """Writes the page atomically.
 
   Args:
-    path: ends in .html.
+    path: ends in .html, else ValueError.
     title: heading and window title.
     runs: runs in order of appearance.
     plans: run name -> figures of `walt_t5x.plan`, or the reason why there are none.
     scores: scores of all sample folders.
     samples: `generation.sample_folder.StoredSample`s to show.
-
-  Raises:
-    ValueError: the path has another suffix.
   """
   return write_page(
     path,

@@ -65,16 +65,12 @@ class Clip:
 
 
 def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) -> None:
-  """Reject frames over the pixel limit, and frames that would need upscaling.
+  """Raises MediaError for frames over the pixel limit, and Rejected ('too_small') for those that need upscaling.
 
   Args:
     source: (height, width) of the upright source.
     spec: resolutions and limits.
     aspect: pixel aspect ratio (width / height); the displayed width is checked.
-
-  Raises:
-    MediaError: 'too_large' or 'corrupt'.
-    Rejected: 'too_small'.
   """
   check_pixels(source, spec.max_pixels)
   height, width = source

@@ -23,14 +23,13 @@ from walt_t5x.media.reading import (
   open_video,
   quarter_turns,
 )
-from walt_t5x.media.rules import Rejected, Rule, check_header, header_facts
+from walt_t5x.media.rules import Rejected, Rule, check_header
 
 if TYPE_CHECKING:
   from av import VideoFrame
 
 # With a smaller share of distinct frames the clip would contain too many repeated frames.
 _MIN_DISTINCT = 0.75
-_OF_FIRST_FRAME = ("height", "width", "aspect")
 
 
 def decode(
@@ -73,21 +72,19 @@ def decode(
       raise MediaError(
         "too_long", f"{video.seconds:.0f} seconds, limit {spec.max_seconds} (--max_seconds)"
       )
-    facts = header_facts(video.size, pixel_aspect=1.0, video=(video.seconds, video.rate))
     # The orientation is known only after the first frame.
-    facts = {name: value for name, value in facts.items() if name not in _OF_FIRST_FRAME}
-    check_header(facts, rules)
+    check_header(rules, video.size, video=(video.seconds, video.rate))
     start = _start(spec, start_seconds, end_seconds, video.seconds, draw)
     return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
 
 
 def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:
-  """The image at every resolution, resized with area averaging like video frames."""
+  """Resizes with area averaging, like video frames."""
   from PIL.Image import Resampling
 
   def check(size: tuple[int, int]) -> None:
     check_size(size, spec)
-    check_header(header_facts(size, pixel_aspect=1.0, video=None), rules)
+    check_header(rules, size, pixel_aspect=1.0)
 
   image = open_picture(content, check=check)
   check_size((image.height, image.width), spec)
@@ -104,11 +101,7 @@ def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:
 def _start(
   spec: ClipSpec, start: float | None, end: float | None, stated: float | None, draw: float
 ) -> float:
-  """Start time of the clip; its last frame must be before `end`, if given.
-
-  If only `start` is given, it is the time of the first frame. Otherwise the clip is placed in a window from `start`,
-  else the beginning, to `end`, else the end of the video.
-  """
+  """Start time of the clip: `start` if only that is given, else by `spec.position` in the window or the video."""
   length = spec.num_frames / spec.fps
   if start is None or end is not None:
     first = start or 0.0
@@ -132,16 +125,12 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
 
   def show_until(until: float) -> int:
     """Appends the held frame for every requested time before `until`; 1 if it was used, else 0."""
-    if held is None:
-      return 0
-    wanted = 0
-    while (moment := len(pictures) + wanted) < spec.num_frames:
-      if start + moment / spec.fps + CLOCK_SLACK >= until:
+    before = len(pictures)
+    while held is not None and len(pictures) < spec.num_frames:
+      if start + len(pictures) / spec.fps + CLOCK_SLACK >= until:
         break
-      wanted += 1
-    if wanted:
-      pictures.extend([resizer(held)] * wanted)
-    return int(wanted > 0)
+      pictures.append(pictures[-1] if len(pictures) > before else resizer(held))
+    return int(len(pictures) > before)
 
   for shown, frame in video.frames(start):
     if time.monotonic() > deadline:
@@ -206,10 +195,10 @@ class _Resizer:
     return (frame.height, frame.width), self._aspect
 
   def check(self, frame: "VideoFrame") -> None:
-    """Checks the size and aspect of the first frame."""
+    """Applies the rules to the size and aspect of the first frame."""
     size, aspect = self._upright(frame)
     check_size(size, self.spec, aspect=aspect)
-    check_header(header_facts(size, pixel_aspect=aspect, video=None), self._rules)
+    check_header(self._rules, size, pixel_aspect=aspect)
 
   def __call__(self, frame: "VideoFrame") -> dict[tuple[int, int], np.ndarray]:
     size, aspect = self._upright(frame)

@@ -52,7 +52,7 @@ def union(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, in
 
 
 def fitted(frames: np.ndarray, *, size: tuple[int, int], fit: str, what: str) -> np.ndarray:
-  """Center crop, then resize: the rule of evaluation and of given media.
+  """Center crop, then resize: the rule of evaluation and of conditioning media.
 
   Args:
     frames: [T, H, W, 3] uint8.

@@ -10,7 +10,6 @@ import pickle
 import queue
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -47,19 +46,13 @@ class Isolated:
     self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
     for _ in range(processes):
       self._idle.put(None)
-    self._processes = processes
-    self._closed = threading.Event()
+    self._processes, self._closed = processes, False
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
-    """Returns what the function returns, or raises its exception.
-
-    Raises:
-      WorkerTimeout: after the time limit.
-      WorkerCrashed: if the process exited, with its exit code.
-    """
+    """Returns what the function returns, or raises its exception, WorkerTimeout or WorkerCrashed."""
     worker = self._idle.get()
     try:
-      if self._closed.is_set():
+      if self._closed:
         raise RuntimeError("the pool is closed")
       if worker is None or not worker.alive:
         worker = _Worker(self._function, self._memory)
@@ -77,7 +70,7 @@ class Isolated:
 
   def close(self) -> None:
     """Ends the processes after running calls finish."""
-    self._closed.set()
+    self._closed = True
     for _ in range(self._processes):
       worker = self._idle.get()
       if worker is not None:
@@ -118,12 +111,9 @@ class _Worker:
         raise WorkerTimeout(f"no answer within {timeout:g} seconds")
       return _receive(self._line)
     except (EOFError, OSError) as error:
-      raise WorkerCrashed(f"the process ended with code {self._wait()}") from error
-
-  def _wait(self) -> int | None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      return self._process.wait(5)
-    return None
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(5)
+      raise WorkerCrashed(f"the process ended with code {self._process.returncode}") from error
 
   def end(self) -> None:
     """Kills the process immediately."""

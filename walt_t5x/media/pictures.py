@@ -96,8 +96,7 @@ def _from_cmyk(image: "Picture") -> "Picture":
   """RGB by the file's own color profile, else by (1 - ink) (1 - black)."""
   from PIL import ImageCms
 
-  profile = image.info.get("icc_profile")
-  if profile:
+  if profile := image.info.get("icc_profile"):
     with contextlib.suppress(ImageCms.PyCMSError, OSError):
       converted = ImageCms.profileToProfile(
         image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"

@@ -13,8 +13,7 @@ def to_float(pixels: Any) -> Any:
 def to_uint8(pixels: Any) -> np.ndarray:
   """Returns floats [...], clipped to [0, 1], as the nearest bytes; bytes stay as they are.
 
-  Raises:
-    ValueError: on another dtype, or values that are not finite.
+  Raises ValueError on another dtype, or values that are not finite.
   """
   pixels = np.asarray(pixels)
   if pixels.dtype == np.uint8:
@@ -28,11 +27,7 @@ def to_uint8(pixels: Any) -> np.ndarray:
 
 
 def clip_to_uint8(frames: np.ndarray) -> np.ndarray:
-  """Like `to_uint8`, for one clip [T, H, W, 3].
-
-  Raises:
-    ValueError: also on another rank or channel count, or an empty clip.
-  """
+  """Like `to_uint8`, for one clip [T, H, W, 3]; ValueError also on another shape or an empty clip."""
   frames = np.asarray(frames)
   if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
     raise ValueError(

@@ -1,8 +1,7 @@
 """Opens videos with PyAV, in one way for every program: upright, opaque, RGB, uint8 (`pictures` opens images).
 
 Only containers on the list are opened, and never by name: a playlist or SDP file must not make FFmpeg access the
-network. Stated values (duration, frame count) may choose a position but
-never the size of an allocation.
+network. Stated values (duration, frame count) may choose a position but never the size of an allocation.
 """
 
 import collections
@@ -16,6 +15,8 @@ from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
+
+from walt_t5x.media.rules import ReasonedError
 
 if TYPE_CHECKING:
   from av import VideoFrame
@@ -32,16 +33,8 @@ _SEEK_BEYOND_SECONDS = 4.0
 Source = str | os.PathLike[str] | bytes
 
 
-class MediaError(ValueError):
-  """Media that cannot be read or cut as requested; `reason` is a code, the message explains it."""
-
-  def __init__(self, reason: str, message: str):
-    # Both are in `args`, so that the exception can be pickled between processes.
-    super().__init__(reason, message)
-    self.reason = reason
-
-  def __str__(self) -> str:
-    return self.args[1]
+class MediaError(ReasonedError, ValueError):
+  """Media that cannot be read or cut as requested."""
 
 
 class DecodedVideo(NamedTuple):
@@ -67,11 +60,7 @@ def opened(source: Source) -> Iterator[BinaryIO]:
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
-  """Checks a frame size, (height, width) in any orientation.
-
-  Raises:
-    MediaError: 'too_large' or 'corrupt'.
-  """
+  """Raises MediaError, 'too_large' or 'corrupt', for a frame size in any orientation."""
   height, width = size
   if height < 1 or width < 1:
     raise MediaError("corrupt", f"the media states a frame of {height}x{width} pixels")
@@ -197,11 +186,7 @@ def opaque(frame: "VideoFrame") -> "VideoFrame":
 
 
 def check_intact(seconds: float, frame: "VideoFrame") -> None:
-  """Rejects a frame that the decoder could only guess.
-
-  Raises:
-    MediaError: 'corrupt'.
-  """
+  """Raises MediaError, 'corrupt', for a frame that the decoder could only guess."""
   if frame.is_corrupt:
     raise MediaError("corrupt", f"the decoder marks the frame at {seconds:.3f} s as corrupt")
 
@@ -212,31 +197,31 @@ def iterate_frames(
   """Yields (seconds since the first frame, [H, W, 3] uint8 RGB) in the order of the decoder, upright.
 
   Args:
-    source: see `open_video`.
-    max_pixels: see `open_video`.
+    source, max_pixels: see `open_video`.
     only: numbers of the frames to yield; all by default.
 
   Raises:
     MediaError: see `open_video`; also for a damaged frame.
   """
-  with open_video(source, max_pixels=max_pixels) as video:
-    first = None
-    for number, (seconds, frame) in enumerate(video.frames()):
-      check_intact(seconds, frame)
-      first = seconds if first is None else first
-      if only is None or number in only:
-        pixels = opaque(frame).to_ndarray(format="rgb24")
-        yield seconds - first, np.rot90(pixels, quarter_turns(frame))
+  for number, (seconds, frame) in enumerate(_intact_frames(source, max_pixels)):
+    if only is None or number in only:
+      pixels = opaque(frame).to_ndarray(format="rgb24")
+      yield seconds, np.rot90(pixels, quarter_turns(frame))
 
 
 def frame_times(source: Source, *, max_pixels: int = MAX_PIXELS) -> list[float]:
   """Seconds of every frame since the first one; decodes, but converts no images. Arguments as in `open_video`."""
+  return [seconds for seconds, _ in _intact_frames(source, max_pixels)]
+
+
+def _intact_frames(source: Source, max_pixels: int) -> Iterator[tuple[float, "VideoFrame"]]:
+  """(seconds since the first frame, frame) of an entire video."""
   with open_video(source, max_pixels=max_pixels) as video:
-    times = []
+    first = None
     for seconds, frame in video.frames():
       check_intact(seconds, frame)
-      times.append(seconds)
-  return [seconds - times[0] for seconds in times]
+      first = seconds if first is None else first
+      yield seconds - first, frame
 
 
 def frames_at(source: Source, numbers: Sequence[int]) -> Iterator[np.ndarray]:
@@ -277,9 +262,8 @@ def read_video(
   """Decodes an entire short clip into memory; training data is cut by `decoding.decode` instead.
 
   Args:
-    source: see `open_video`.
+    source, max_pixels: see `open_video`.
     max_frames: stop after this many frames.
-    max_pixels: see `open_video`.
 
   Raises:
     MediaError: see `iterate_frames`.

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 HEADER_QUANTITIES = ("height", "width", "short_side", "pixels", "aspect", "seconds", "source_fps")
 
@@ -27,15 +27,20 @@ _OPERATORS = {
 _RULE = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|<|>)\s*([-+.\w]+)\s*")
 
 
-class Rejected(Exception):
-  """A valid row that a filter rejects; `reason` is a code, the message explains it."""
+class ReasonedError(Exception):
+  """An error whose `reason` is a code; the message explains it."""
 
   def __init__(self, reason: str, message: str):
+    # Both are in `args`, so that the exception can be pickled between processes.
     super().__init__(reason, message)
     self.reason = reason
 
   def __str__(self) -> str:
     return self.args[1]
+
+
+class Rejected(ReasonedError):
+  """A valid row that a filter rejects."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +68,7 @@ class Rule:
 
   @classmethod
   def parse(cls, text: str) -> "Rule":
-    """Parses the rule of a flag.
-
-    Raises:
-      ValueError: if the text is not a rule.
-    """
+    """Parses the rule of a flag; raises ValueError for other text."""
     try:
       if not (match := _RULE.fullmatch(text)):
         raise ValueError("no comparison")
@@ -88,18 +89,32 @@ class Rule:
     return _OPERATORS[self.op](value, self.value)
 
 
-def check_header(facts: Mapping[str, float | None], rules: Sequence[Rule]) -> None:
-  """Applies the header rules to a file.
+def check_header(
+  rules: Sequence[Rule],
+  size: tuple[int, int],
+  *,
+  pixel_aspect: float | None = None,
+  video: tuple[float | None, float | None] | None = None,
+) -> None:
+  """Applies the rules on the quantities of a header that are given; other rules are skipped.
 
   Args:
-    facts: result of `header_facts`; None is unknown.
-    rules: rules of other stages are skipped.
+    rules: rules of any stage.
+    size: (height, width) of the upright image in stored pixels.
+    pixel_aspect: width / height of an upright pixel; None while it is unknown whether `size` is upright.
+    video: (seconds, frames per second), each None if not stated; None for an image.
 
   Raises:
     Rejected: by the first rule that fails, or whose quantity the header does not state.
   """
+  height, width = size
+  facts: dict[str, float | None] = {"short_side": min(size), "pixels": height * width}
+  if pixel_aspect is not None:
+    facts |= {"height": height, "width": width, "aspect": width * pixel_aspect / height}
+  if video is not None:
+    facts["seconds"], facts["source_fps"] = video
   for rule in rules:
-    if rule.name in HEADER_QUANTITIES and rule.name in facts:
+    if rule.name in facts:
       value = facts[rule.name]
       if value is None:
         raise Rejected(
@@ -108,32 +123,7 @@ def check_header(facts: Mapping[str, float | None], rules: Sequence[Rule]) -> No
       check_value(rule, value)
 
 
-def header_facts(
-  size: tuple[int, int], *, pixel_aspect: float, video: tuple[float | None, float | None] | None
-) -> dict[str, float | None]:
-  """Quantities of a header.
-
-  Args:
-    size: (height, width) of the upright image in stored pixels.
-    pixel_aspect: width / height of an upright pixel.
-    video: (seconds, frames per second), each None if not stated; None for an image.
-  """
-  height, width = size
-  facts = {
-    "height": height,
-    "width": width,
-    "short_side": min(size),
-    "pixels": height * width,
-    "aspect": width * pixel_aspect / height,
-  }
-  return facts | (dict(zip(("seconds", "source_fps"), video)) if video else {})
-
-
 def check_value(rule: Rule, value: float) -> None:
-  """Compares one value.
-
-  Raises:
-    Rejected: if the rule does not hold.
-  """
+  """Raises Rejected if the rule does not hold for a value."""
   if not rule.holds(value):
     raise Rejected(rule.reason, f"{rule.name} is {value:g}, expected {rule}")

@@ -19,83 +19,58 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media.geometry import upscale
 from walt_t5x.media.pixels import clip_to_uint8
-
-VIDEO_SUFFIXES = (".mp4", ".webm", ".avi")
-ANIMATION_SUFFIXES = (".gif", ".webp")
-LOSSLESS_SUFFIX = ".mkv"
 
 # FFmpeg's number for SMPTE 170M, which is BT.601: matrix, primaries and transfer alike.
 _BT601 = 6
 _LIMITED_RANGE = 1
-_CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".avi": "mpeg4"}
-_MUXERS = {".mp4": "mp4", ".webm": "webm", ".avi": "avi"}
+# Suffix, which also names FFmpeg's muxer -> encoder and its options.
+_ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"}),
+  ".webm": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}),
+  ".avi": ("mpeg4", {"bf": "0"}),
+}
+_ANIMATIONS: dict[str, dict[str, Any]] = {
+  ".gif": {"format": "GIF", "optimize": False, "disposal": 1},
+  ".webp": {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False},
+}
+VIDEO_SUFFIXES, ANIMATION_SUFFIXES = tuple(_ENCODERS), tuple(_ANIMATIONS)
+LOSSLESS_SUFFIX = ".mkv"
 
 
 def _pad_to_even(frames: np.ndarray) -> np.ndarray:
-  # Chroma has half the resolution, so 4:2:0 codecs support only even sizes. The border pixel is
-  # repeated.
+  # Chroma has half the resolution, so 4:2:0 codecs support only even sizes. The border pixel is repeated.
   odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
-  if not (odd_height or odd_width):
-    return frames
   return np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
-
-
-def _encoder_options(suffix: str, crf: int) -> dict[str, str]:
-  if suffix == ".mp4":
-    return {"crf": str(crf), "preset": "veryfast", "bf": "0"}
-  if suffix == ".webm":
-    return {"crf": str(crf), "b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}
-  if suffix == ".avi":
-    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
-    quantiser = str(min(31, max(1, crf // 5)))
-    return {"qmin": quantiser, "qmax": quantiser, "bf": "0"}
-  raise ValueError(f"No encoder for {suffix!r}; expected one of {VIDEO_SUFFIXES}.")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-  """A temporary path next to `path` that replaces it when the block ends, and disappears if it raises."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  try:
-    yield temporary
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, *, fps: float, crf: int = 12, scale: int = 1
 ) -> Path:
-  """Writes one clip atomically; the suffix selects the format.
+  """Writes one clip atomically and returns its path; the suffix selects the format.
 
   Args:
     path: ends in .mp4 (H.264), .webm (VP9), .avi (MPEG-4), .gif or .webp.
-    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the
-      codec requires it.
+    frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the codec requires it.
     fps: frames per second.
-    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same scale for VP9. Ignored by
-      gif and webp.
+    crf: constant rate factor of H.264, 0 (lossless) to 51; about the same for VP9. Ignored by gif and webp.
     scale: integer factor by which pixels are repeated.
-
-  Returns:
-    The path.
 
   Raises:
     ValueError: another suffix, shape or dtype, or a rate that is not positive.
   """
   path = Path(path)
   suffix = path.suffix.lower()
-  if not 0 < fps <= 1000:
-    raise ValueError(f"got fps={fps}, expected a rate between 0 and 1000.")
+  rate = _rate(path, fps)
   frames = upscale(clip_to_uint8(frames), scale)
-  with _replacing(path) as temporary:
+  with storage.writer(path) as stream:
     if suffix in VIDEO_SUFFIXES:
-      _mux(temporary, _pad_to_even(frames), suffix=suffix, fps=fps, crf=crf)
+      # By name: ffmpeg reopens an mp4 to move its index to the front.
+      _mux(stream.name, _pad_to_even(frames), suffix=suffix, rate=rate, crf=crf)
     elif suffix in ANIMATION_SUFFIXES:
-      temporary.write_bytes(_animation(frames, suffix=suffix, fps=fps))
+      stream.write(_animation(frames, suffix=suffix, fps=fps))
     else:
       raise ValueError(
         f"Cannot write a video as {suffix!r} ({path}); "
@@ -113,17 +88,24 @@ def encode_video(
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
 
 
-def _mux(path: Path, frames: np.ndarray, *, suffix: str, fps: float, crf: int) -> None:
+def _rate(path: Path, fps: float) -> Fraction:
+  if not 0 < fps <= 1000:
+    raise ValueError(f"{path}: got fps={fps}, expected a rate between 0 and 1000.")
+  return Fraction(fps).limit_denominator(1001)
+
+
+def _mux(path: str, frames: np.ndarray, *, suffix: str, rate: Fraction, crf: int) -> None:
   import av
 
-  rate = Fraction(fps).limit_denominator(1001)
-  options = {"fflags": "+bitexact"}
-  if suffix == ".mp4":
-    options["movflags"] = "+faststart"
-  with av.open(str(path), mode="w", format=_MUXERS[suffix], options=options) as container:
-    stream: Any = container.add_stream(
-      _CODECS[suffix], rate=rate, options=_encoder_options(suffix, crf)
-    )
+  options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix == ".mp4" else {})
+  encoder, settings = _ENCODERS[suffix]
+  if suffix == ".avi":
+    # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
+    settings = settings | dict.fromkeys(("qmin", "qmax"), str(min(31, max(1, crf // 5))))
+  else:
+    settings = settings | {"crf": str(crf)}
+  with av.open(path, mode="w", format=suffix[1:], options=options) as container:
+    stream: Any = container.add_stream(encoder, rate=rate, options=settings)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context
@@ -146,16 +128,9 @@ def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
   images = [Image.fromarray(frame) for frame in frames]
   # A single frame must not be saved as an animation: Pillow would drop the duration and some
   # viewers reject it.
-  options: dict[str, Any] = {"save_all": True, "append_images": images[1:], "loop": 0}
-  options["duration"] = round(1000 / fps)
-  if suffix == ".gif":
-    options |= {"format": "GIF", "optimize": False, "disposal": 1}
-  elif suffix == ".webp":
-    options |= {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False}
-  else:
-    raise ValueError(f"No animation format {suffix!r}; expected one of {ANIMATION_SUFFIXES}.")
+  options = {"save_all": True, "append_images": images[1:], "loop": 0} | _ANIMATIONS[suffix]
   buffer = io.BytesIO()
-  images[0].save(buffer, **options)
+  images[0].save(buffer, duration=round(1000 / fps), **options)
   return buffer.getvalue()
 
 
@@ -163,15 +138,15 @@ def write_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
   """Writes uint8 [H, W, 3] as a PNG."""
   from PIL import Image
 
-  with _replacing(Path(path)) as temporary:
-    Image.fromarray(picture).save(temporary, format="PNG")
+  with storage.writer(path) as stream:
+    Image.fromarray(picture).save(stream, format="PNG")
 
 
 @contextlib.contextmanager
 def lossless_writer(
   path: str | os.PathLike[str], *, fps: float
 ) -> Iterator[Callable[[np.ndarray], None]]:
-  """Writes one video, a few frames at a time, so that memory does not grow with its length.
+  """Yields a function that writes the next frames, uint8 [T, H, W, 3], so that memory does not grow with the length.
 
   The file appears complete when the `with` block ends, and not at all if it raises.
 
@@ -179,20 +154,15 @@ def lossless_writer(
     path: ends in .mkv.
     fps: frames per second.
 
-  Yields:
-    A function that writes the next frames, uint8 [T, H, W, 3], all of one size.
-
   Raises:
-    ValueError: the path has another suffix, the rate is out of range, frames have another dtype, rank or size, or
-      there are none.
+    ValueError: another suffix, rate, dtype, rank or size than the first frames', or no frames.
   """
   import av
 
   path = Path(path)
   if path.suffix != LOSSLESS_SUFFIX:
     raise ValueError(f"got {path}, expected a name that ends in {LOSSLESS_SUFFIX}.")
-  if not 0 < fps <= 1000:
-    raise ValueError(f"{path}: got fps={fps}, expected a rate between 0 and 1000.")
+  rate = _rate(path, fps)
   stream: Any = None
 
   def append(frames: np.ndarray) -> None:
@@ -200,7 +170,7 @@ def lossless_writer(
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
       raise ValueError(f"{path}: got {frames.dtype} {frames.shape}, expected uint8 [T, H, W, 3].")
     if stream is None:
-      stream = container.add_stream("ffv1", rate=Fraction(fps).limit_denominator(1001))
+      stream = container.add_stream("ffv1", rate=rate)
       stream.height, stream.width = frames.shape[1:3]
       stream.pix_fmt = "bgr0"
       stream.codec_context.thread_count = 1
@@ -211,9 +181,9 @@ def lossless_writer(
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
       container.mux(stream.encode(frame.reformat(format="bgr0")))
 
-  with _replacing(path) as temporary:
+  with storage.writer(path) as file:
     options = {"fflags": "+bitexact"}
-    with av.open(str(temporary), mode="w", format="matroska", options=options) as container:
+    with av.open(file.name, mode="w", format="matroska", options=options) as container:
       yield append
       if stream is None:
         raise ValueError(f"{path}: got no frames, expected at least one.")

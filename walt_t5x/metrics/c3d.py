@@ -6,7 +6,7 @@ to BGR, frames are resized to 112 x 112 with aligned corners, and a stored mean 
 subtracted from the bytes.
 """
 
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -33,10 +33,6 @@ class C3D(nn.Module):
   """Logits of clips of BGR bytes minus their mean, [B, 16, 112, 112, 3] -> [B, K].
 
   The last pooling has a 7 x 7 input and pads it to a multiple of its window (Caffe's ceil rule).
-
-  Attributes:
-    num_classes: width of the logits.
-    dense_width: width of the two hidden dense layers.
   """
 
   num_classes: int = NUM_CLASSES
@@ -63,8 +59,7 @@ def preprocess(
 ) -> Float[Array, "B 16 112 112 3"]:
   """Converts RGB bytes to BGR, resizes to 112 x 112 with aligned corners, and subtracts the mean.
 
-  Raises:
-    ValueError: for another dtype, rank or number of channels, or clips not 16 frames long.
+  Raises ValueError for another dtype, rank or number of channels, or clips not 16 frames long.
   """
   require_bytes(videos, network="C3D", axes="BTHW")
   if videos.shape[1] != NUM_FRAMES:
@@ -76,15 +71,10 @@ def preprocess(
   return resize_bilinear(x, (SIZE, SIZE), rule=ResizeRule.ALIGN_CORNERS) - mean
 
 
-def logits(variables, videos) -> jax.Array:
-  """Logits [B, 101] of clips [B, 16, H, W, 3], uint8.
+def features(variables: Any, videos: Array) -> dict[str, Any]:
+  """{"logits": [B, 101]} of clips [B, 16, H, W, 3], uint8, of any size; raises ValueError as `preprocess`.
 
-  Args:
-    variables: {"params"} of `C3D` and {"input": {"mean"}}, the stored mean in BGR.
-    videos: clips of any size (H, W).
-
-  Raises:
-    ValueError: as in `preprocess`.
+  `variables` has the "params" of `C3D` and {"input": {"mean"}}, the stored mean in BGR.
   """
   x = preprocess(videos, variables["input"]["mean"])
-  return cast(jax.Array, C3D().apply({"params": variables["params"]}, x))
+  return {"logits": C3D().apply({"params": variables["params"]}, x)}

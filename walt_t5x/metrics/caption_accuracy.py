@@ -55,10 +55,7 @@ MIN_DOMINANCE = 1.5
 
 @dataclass(frozen=True)
 class Reading:
-  """What the pixels show; None if it cannot be read.
-
-  displacement is (x, y) as fractions of the frame's width and height, with y pointing down.
-  """
+  """What the pixels show, None if it cannot be read; displacement (x right, y down) in widths and heights."""
 
   color: str | None
   direction: str | None
@@ -137,18 +134,13 @@ def parse_caption(
     found = {word for word in words if word in vocabulary}
     return found.pop() if len(found) == 1 else None
 
-  return only(set(palette)), only(DIRECTIONS)
+  return only(palette), only(DIRECTIONS)
 
 
 def foreground(
-  frame: Float[np.ndarray, "H W 3"], *, min_contrast: float = MIN_CONTRAST
+  frame: Float[np.ndarray, "H W 3"],
 ) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:
-  """Mask of the shape and color of the background, or None if there is not a single shape.
-
-  Args:
-    frame: RGB in [0, 1].
-    min_contrast: minimum distance from the background, in RGB units.
-  """
+  """Mask of the shape and color of the background of a frame in [0, 1]; None if there is not a single shape."""
   height, width = frame.shape[:2]
   rim = max(1, min(height, width) // 32)
   inner = np.zeros((height, width), bool)
@@ -157,7 +149,7 @@ def foreground(
   saliency = np.linalg.norm(frame - background, axis=-1)
   num_peak = max(1, round(PEAK_FRACTION * height * width))
   peak = np.partition(saliency.ravel(), -num_peak)[-num_peak:].mean()
-  mask = saliency > max(min_contrast, peak / 2)
+  mask = saliency > max(MIN_CONTRAST, peak / 2)
   area = mask.mean()
   if not AREA_RANGE[0] <= area <= AREA_RANGE[1]:
     return None
@@ -198,17 +190,9 @@ def _color(colors: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[floa
 
 
 def read_clip(
-  video: Float[np.ndarray, "T H W 3"],
-  *,
-  palette: Mapping[str, Sequence[float]] = PALETTE,
-  min_contrast: float = MIN_CONTRAST,
+  video: Float[np.ndarray, "T H W 3"], *, palette: Mapping[str, Sequence[float]] = PALETTE
 ) -> Reading:
-  """Reads the color from all frames and the direction from the first and the last frame.
-
-  Args:
-    video: RGB in [0, 1]; a single frame has no direction.
-    palette: color name -> RGB in [0, 1].
-    min_contrast: minimum distance of the shape from the background, in RGB units.
+  """Reads the color from all frames and the direction from the first and the last frame of RGB in [0, 1].
 
   Raises:
     ValueError: for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels.
@@ -220,7 +204,7 @@ def read_clip(
       f"Expected pixels in [0, 1], got [{video.min()}, {video.max()}]. "
       "Scale bytes by 1/255 and clip samples."
     )
-  found = [foreground(frame, min_contrast=min_contrast) for frame in video.astype(np.float64)]
+  found = [foreground(frame) for frame in video.astype(np.float64)]
   pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]
   # A shape must be visible in at least half of the frames.
   color = _color(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
@@ -237,11 +221,7 @@ def judge(
   *,
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Verdict:
-  """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption.
-
-  Raises:
-    ValueError: as in `read_clip`.
-  """
+  """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption; raises ValueError as `read_clip`."""
   color, direction = parse_caption(caption, palette=palette)
   reading = read_clip(video, palette=palette)
   return Verdict(
@@ -251,39 +231,25 @@ def judge(
   )
 
 
-def score(
-  clips: Iterable[tuple[np.ndarray, str]],
-  *,
-  palette: Mapping[str, Sequence[float]] = PALETTE,
-) -> CaptionAccuracy:
-  """Judges every (video, caption) and counts. Chance is 1/6 for color and 1/4 for direction.
-
-  Args:
-    clips: pairs of a video [T, H, W, 3] in [0, 1], of any length and size, and its caption.
-    palette: color name -> RGB in [0, 1].
-
-  Raises:
-    ValueError: as in `read_clip`.
-  """
-  return tally(judge(video, caption, palette=palette) for video, caption in clips)
+def score(clips: Iterable[tuple[np.ndarray, str]]) -> CaptionAccuracy:
+  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts. Chance is 1/6 for color and 1/4 for direction."""
+  return tally(judge(video, caption) for video, caption in clips)
 
 
 def tally(verdicts: Iterable[Verdict]) -> CaptionAccuracy:
   """Counts verdicts returned by `judge`."""
-  total = CaptionAccuracy()
-  for verdict in verdicts:
-    has_color, has_direction = (
-      verdict.color_right is not None,
-      verdict.direction_right is not None,
-    )
-    total += CaptionAccuracy(
-      clips=1,
-      color_right=int(verdict.color_right or False),
-      color_total=int(has_color),
-      direction_right=int(verdict.direction_right or False),
-      direction_total=int(has_direction),
-      both_right=int(bool(verdict.color_right and verdict.direction_right)),
-      both_total=int(has_color and has_direction),
-      unreadable=int(verdict.reading.color is None),
-    )
-  return total
+  verdicts = list(verdicts)
+  color = [v.color_right for v in verdicts if v.color_right is not None]
+  direction = [v.direction_right for v in verdicts if v.direction_right is not None]
+  pairs = [(v.color_right, v.direction_right) for v in verdicts]
+  both = [all(pair) for pair in pairs if None not in pair]
+  return CaptionAccuracy(
+    clips=len(verdicts),
+    color_right=sum(color),
+    color_total=len(color),
+    direction_right=sum(direction),
+    direction_total=len(direction),
+    both_right=sum(both),
+    both_total=len(both),
+    unreadable=sum(v.reading.color is None for v in verdicts),
+  )

@@ -10,12 +10,13 @@ normalized as in the release of arXiv:2103.00020.
 """
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from walt_t5x.files.fingerprint import file_sha256
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -46,11 +47,7 @@ def preprocess(frames: UInt8[np.ndarray, "T H W 3"], size: int) -> Float[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class ClipSimilarity:
-  """A CLIP model with weights.
-
-  Attributes:
-    fingerprint: sha256, in hex, of the weight file.
-  """
+  """A CLIP model with weights; the fingerprint is the sha256, in hex, of the weight file."""
 
   fingerprint: str
   _model: Any
@@ -58,12 +55,7 @@ class ClipSimilarity:
 
   @classmethod
   def load(cls, folder: str | Path | None) -> "ClipSimilarity":
-    """Loads the model of a folder.
-
-    Raises:
-      FileNotFoundError: if the folder has no weights; the message lists the expected files.
-      ImportError: if torch or transformers is not installed.
-    """
+    """Loads the model of a folder; raises FileNotFoundError with the expected files, or ImportError without torch."""
     file = Path(folder) / "model.safetensors" if folder else None
     if file is None or not file.is_file():
       raise FileNotFoundError(_HELP.format(folder=folder))
@@ -73,9 +65,7 @@ class ClipSimilarity:
       raise ImportError("Text alignment needs: pip install torch transformers") from error
     model = transformers.CLIPModel.from_pretrained(folder, local_files_only=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    with file.open("rb") as weights:
-      digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    return cls(digest, model, tokenizer)
+    return cls(file_sha256(file), model, tokenizer)
 
   def __call__(self, frames: UInt8[np.ndarray, "T H W 3"], prompt: str) -> float:
     """The similarity of one clip, in [-1, 1]; a prompt longer than CLIP's context is truncated."""

@@ -14,11 +14,14 @@ zero lose no digits.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from clu import metrics
 from flax import struct
 from jaxtyping import Float
+
+from walt_t5x.files import storage
 
 
 @struct.dataclass
@@ -37,14 +40,7 @@ class FeatureStatistics(metrics.Metric):
 
   @classmethod
   def from_model_output(cls, features: Float[np.ndarray, "N F"], **_) -> "FeatureStatistics":
-    """Statistics of one batch.
-
-    Args:
-      features: one row per sample; any float dtype, converted to float64 first.
-
-    Raises:
-      ValueError: for another rank, no rows, or values that are not finite.
-    """
+    """Statistics of one batch, a row per sample, of any float dtype; raises ValueError if empty or not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or 0 in features.shape:
       raise ValueError(f"Expected features [N, F] with N, F > 0, got {features.shape}.")
@@ -59,19 +55,15 @@ class FeatureStatistics(metrics.Metric):
     return cls(count=len(features), mean=mean, scatter=centered.T @ centered)
 
   @classmethod
-  def empty(cls, dimension: int = 0) -> "FeatureStatistics":
-    """Statistics of no features; merges with any dimension if `dimension` is 0."""
-    return cls(count=0, mean=np.zeros(dimension), scatter=np.zeros((dimension, dimension)))
+  def empty(cls) -> "FeatureStatistics":
+    """Statistics of no features; merges with any dimension."""
+    return cls(count=0, mean=np.zeros(0), scatter=np.zeros((0, 0)))
 
   def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-    """Statistics of the union of both sets.
-
-    Raises:
-      ValueError: if the features have different sizes.
-    """
-    if self.count == 0 and self.mean.size == 0:
+    """Statistics of the union of both sets; raises ValueError if their features have different sizes."""
+    if not self.count:
       return other
-    if other.count == 0 and other.mean.size == 0:
+    if not other.count:
       return self
     if self.mean.shape != other.mean.shape:
       raise ValueError(
@@ -79,8 +71,6 @@ class FeatureStatistics(metrics.Metric):
         "Use the same network and layer for both."
       )
     count = self.count + other.count
-    if count == 0:
-      return self
     delta = other.mean - self.mean
     return FeatureStatistics(
       count=count,
@@ -92,11 +82,7 @@ class FeatureStatistics(metrics.Metric):
 
   @property
   def covariance(self) -> Float[np.ndarray, "F F"]:
-    """The unbiased estimate S / (n - 1).
-
-    Raises:
-      ValueError: for fewer than two samples.
-    """
+    """The unbiased estimate S / (n - 1); raises ValueError for fewer than two samples."""
     if self.count < 2:
       raise ValueError(
         f"A covariance needs at least 2 samples, got {self.count}. Provide more samples."
@@ -108,22 +94,19 @@ class FeatureStatistics(metrics.Metric):
     return self.mean, self.covariance
 
 
-def save_statistics(path: str | os.PathLike[str], statistics: FeatureStatistics) -> None:
+def write_arrays(path: Path, **arrays: Any) -> None:
+  """Writes a `.npz` file atomically; creates the folder."""
+  with storage.writer(path) as stream:
+    np.savez(stream, allow_pickle=False, **arrays)
+
+
+def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
   """Writes a `.npz` file atomically."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.npz")
-  np.savez(temporary, count=statistics.count, mean=statistics.mean, scatter=statistics.scatter)
-  os.replace(temporary, path)
+  write_arrays(path, **vars(statistics))
 
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
-  """Reads a file written by `save_statistics`.
-
-  Raises:
-    FileNotFoundError: if the file does not exist.
-    ValueError: if the file has another layout.
-  """
+  """Reads a file written by `save_statistics`; raises ValueError for another layout."""
   with np.load(path, allow_pickle=False) as arrays:
     if set(arrays.files) != {"count", "mean", "scatter"}:
       raise ValueError(
@@ -138,9 +121,7 @@ def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
 def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
   """Reads (mean, covariance) of published reference statistics: an .npz with mu [F] and sigma [F, F].
 
-  Raises:
-    FileNotFoundError: if the file does not exist.
-    ValueError: if mu or sigma is missing, or their shapes do not match.
+  Raises ValueError if one is missing or their shapes do not match.
   """
   with np.load(path, allow_pickle=False) as arrays:
     if not {"mu", "sigma"} <= set(arrays.files):

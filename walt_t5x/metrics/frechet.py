@@ -44,7 +44,7 @@ def frechet_distance(
       symmetric or has negative eigenvalues beyond rounding.
   """
   mean_1, mean_2 = np.asarray(mean_1, np.float64), np.asarray(mean_2, np.float64)
-  covariances = []
+  roots = []
   for name, covariance in (("first", covariance_1), ("second", covariance_2)):
     covariance = np.asarray(covariance, np.float64)
     if mean_1.shape != mean_2.shape or covariance.shape != (mean_1.size, mean_1.size):
@@ -58,12 +58,11 @@ def frechet_distance(
     if np.abs(covariance - covariance.T).max() > 1e-8 * scale:
       raise ValueError(f"The {name} covariance is not symmetric.")
     covariance = (covariance + covariance.T) / 2
-    covariances.append(covariance)
-  roots = [_root(covariance) for covariance in covariances]
-  for name, covariance, root in zip(("first", "second"), covariances, roots):
+    root = _root(covariance)
     lost = np.trace(covariance) - np.square(root).sum()
     if lost < -1e-6 * np.trace(covariance):
       raise ValueError(f"The {name} covariance has negative eigenvalues that sum to {lost:.3g}.")
+    roots.append(root)
   product = roots[0] @ roots[1].T
   cross = np.sum(linalg.svdvals(product)) if product.size else 0.0
   spread = np.square(roots[0]).sum() + np.square(roots[1]).sum() - 2 * cross
@@ -77,11 +76,7 @@ def frechet_between(first: FeatureStatistics, second: FeatureStatistics) -> floa
 
 @dataclass(frozen=True)
 class FoldScore:
-  """A score over folds, each with its own samples; prints as "mean +- std".
-
-  Attributes:
-    values: one score per fold.
-  """
+  """A score over folds, each with its own samples; prints as "mean +- std"."""
 
   values: tuple[float, ...]
 
@@ -106,11 +101,7 @@ class FoldScore:
 def frechet_over_folds(
   samples: Sequence[FeatureStatistics], references: Sequence[FeatureStatistics]
 ) -> FoldScore:
-  """The distance of each fold of samples from its own fold of references.
-
-  Raises:
-    ValueError: if the numbers of folds differ.
-  """
+  """The distance of each fold of samples from its own references; raises ValueError if the numbers of folds differ."""
   if len(samples) != len(references):
     raise ValueError(
       f"Every fold needs its own references: got {len(samples)} folds of samples and "

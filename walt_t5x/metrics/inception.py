@@ -10,10 +10,9 @@ last matrix product of the graph, before its bias).
 Names are those of the weight file `weights-inception-2015-12-05` of torch-fidelity.
 """
 
-from typing import cast
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
@@ -26,8 +25,18 @@ NUM_CLASSES = 1008
 _Conv = tuple[str, int, tuple[int, int], int, str]
 
 
-def _conv(name: str, width: int, kernel: tuple[int, int] = (1, 1)) -> _Conv:
-  return name, width, kernel, 1, "SAME"
+def _conv(name: str, width: int, height: int = 1, across: int = 1) -> _Conv:
+  return name, width, (height, across), 1, "SAME"
+
+
+def _chain(name: str, *links: tuple[int, int, int]) -> tuple[_Conv, ...]:
+  """Convolutions `name`_1, `name`_2, ...; a link is (width, kernel height, kernel width)."""
+  return tuple(_conv(f"{name}_{number}", *link) for number, link in enumerate(links, 1))
+
+
+def _fork(name: str) -> tuple[_Conv, _Conv]:
+  """Two parallel convolutions of width 384."""
+  return _conv(f"{name}a", 384, 1, 3), _conv(f"{name}b", 384, 3, 1)
 
 
 def _down(name: str, width: int) -> _Conv:
@@ -58,11 +67,8 @@ class BasicConv2d(nn.Module):
 class Block(nn.Module):
   """Parallel chains of convolutions and a pooling branch, concatenated along the channels.
 
-  Attributes:
-    chains: chains of convolutions; a chain may end with a tuple of parallel convolutions.
-    pool: "average" or "maximum" (3 x 3, stride 1, followed by a 1 x 1 convolution), or "down" (max
-      pooling 3 x 3, stride 2, without a convolution).
-    pool_width: width of the convolution of the pooling branch.
+  A chain may end with a tuple of parallel convolutions. The pooling branch is "average" or "maximum" (3 x 3, stride 1,
+  then a 1 x 1 convolution of `pool_width`), or "down" (max pooling 3 x 3, stride 2, without a convolution).
   """
 
   chains: tuple
@@ -101,12 +107,8 @@ def _block_a(pool_width: int, name: str) -> Block:
   """35 x 35."""
   chains = (
     (_conv("branch1x1", 64),),
-    (_conv("branch5x5_1", 48), _conv("branch5x5_2", 64, (5, 5))),
-    (
-      _conv("branch3x3dbl_1", 64),
-      _conv("branch3x3dbl_2", 96, (3, 3)),
-      _conv("branch3x3dbl_3", 96, (3, 3)),
-    ),
+    _chain("branch5x5", (48, 1, 1), (64, 5, 5)),
+    _chain("branch3x3dbl", (64, 1, 1), (96, 3, 3), (96, 3, 3)),
   )
   return Block(chains, "average", pool_width, name=name)
 
@@ -115,31 +117,17 @@ def _block_b(name: str) -> Block:
   """35 x 35 to 17 x 17."""
   chains = (
     (_down("branch3x3", 384),),
-    (
-      _conv("branch3x3dbl_1", 64),
-      _conv("branch3x3dbl_2", 96, (3, 3)),
-      _down("branch3x3dbl_3", 96),
-    ),
+    (*_chain("branch3x3dbl", (64, 1, 1), (96, 3, 3)), _down("branch3x3dbl_3", 96)),
   )
   return Block(chains, "down", name=name)
 
 
-def _block_c(width: int, name: str) -> Block:
+def _block_c(w: int, name: str) -> Block:
   """17 x 17."""
   chains = (
     (_conv("branch1x1", 192),),
-    (
-      _conv("branch7x7_1", width),
-      _conv("branch7x7_2", width, (1, 7)),
-      _conv("branch7x7_3", 192, (7, 1)),
-    ),
-    (
-      _conv("branch7x7dbl_1", width),
-      _conv("branch7x7dbl_2", width, (7, 1)),
-      _conv("branch7x7dbl_3", width, (1, 7)),
-      _conv("branch7x7dbl_4", width, (7, 1)),
-      _conv("branch7x7dbl_5", 192, (1, 7)),
-    ),
+    _chain("branch7x7", (w, 1, 1), (w, 1, 7), (192, 7, 1)),
+    _chain("branch7x7dbl", (w, 1, 1), (w, 7, 1), (w, 1, 7), (w, 7, 1), (192, 1, 7)),
   )
   return Block(chains, "average", 192, name=name)
 
@@ -148,12 +136,7 @@ def _block_d(name: str) -> Block:
   """17 x 17 to 8 x 8."""
   chains = (
     (_conv("branch3x3_1", 192), _down("branch3x3_2", 320)),
-    (
-      _conv("branch7x7x3_1", 192),
-      _conv("branch7x7x3_2", 192, (1, 7)),
-      _conv("branch7x7x3_3", 192, (7, 1)),
-      _down("branch7x7x3_4", 192),
-    ),
+    (*_chain("branch7x7x3", (192, 1, 1), (192, 1, 7), (192, 7, 1)), _down("branch7x7x3_4", 192)),
   )
   return Block(chains, "down", name=name)
 
@@ -162,15 +145,8 @@ def _block_e(pool: str, name: str) -> Block:
   """8 x 8."""
   chains = (
     (_conv("branch1x1", 320),),
-    (
-      _conv("branch3x3_1", 384),
-      (_conv("branch3x3_2a", 384, (1, 3)), _conv("branch3x3_2b", 384, (3, 1))),
-    ),
-    (
-      _conv("branch3x3dbl_1", 448),
-      _conv("branch3x3dbl_2", 384, (3, 3)),
-      (_conv("branch3x3dbl_3a", 384, (1, 3)), _conv("branch3x3dbl_3b", 384, (3, 1))),
-    ),
+    (_conv("branch3x3_1", 384), _fork("branch3x3_2")),
+    (*_chain("branch3x3dbl", (448, 1, 1), (384, 3, 3)), _fork("branch3x3dbl_3")),
   )
   return Block(chains, pool, 192, name=name)
 
@@ -208,14 +184,18 @@ class InceptionV3(nn.Module):
 def preprocess(images: UInt8[Array, "B H W 3"]) -> Float[Array, "B 299 299 3"]:
   """Resizes bytes bilinearly to 299 x 299 by TF1's rule, then returns (x - 128) / 128, float32.
 
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
+  Raises ValueError for another dtype, rank or number of channels.
   """
   require_bytes(images, network="Inception", axes="BHW")
   x = resize_bilinear(images.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
   return (x - 128.0) / 128.0
 
 
-def features(variables, images) -> dict[str, jax.Array]:
-  """The outputs of `InceptionV3` for images [B, H, W, 3], uint8, of any size (H, W)."""
-  return cast(dict[str, jax.Array], InceptionV3().apply(variables, preprocess(images)))
+def features(variables: Any, videos: Array) -> Any:
+  """The outputs of `InceptionV3` for images as clips of one frame, [B, 1, H, W, 3], uint8, of any size.
+
+  Raises ValueError for other clips.
+  """
+  if videos.ndim != 5 or videos.shape[1] != 1:
+    raise ValueError(f"Inception takes images [B, 1, H, W, 3], got {videos.shape}.")
+  return InceptionV3().apply(variables, preprocess(videos[:, 0]))

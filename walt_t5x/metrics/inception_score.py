@@ -36,11 +36,7 @@ class InceptionScoreStatistics(metrics.Metric):
 
   @classmethod
   def from_model_output(cls, logits: Float[np.ndarray, "N C"], **_) -> "InceptionScoreStatistics":
-    """Statistics of one batch of logits (before the softmax).
-
-    Raises:
-      ValueError: for another rank, no rows, or values that are not finite.
-    """
+    """Statistics of one batch of logits (before the softmax); raises ValueError if not finite."""
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or 0 in logits.shape or not np.isfinite(logits).all():
       raise ValueError(
@@ -52,16 +48,12 @@ class InceptionScoreStatistics(metrics.Metric):
     return cls(count=len(logits), probabilities=p.sum(0), entropy=float(-(p * log_p).sum()))
 
   @classmethod
-  def empty(cls, num_classes: int = 0) -> "InceptionScoreStatistics":
+  def empty(cls) -> "InceptionScoreStatistics":
     """Statistics of no samples; merges with any number of classes."""
-    return cls(count=0, probabilities=np.zeros(num_classes), entropy=0.0)
+    return cls(count=0, probabilities=np.zeros(0), entropy=0.0)
 
   def merge(self, other: "InceptionScoreStatistics") -> "InceptionScoreStatistics":
-    """Statistics of the union of both sets.
-
-    Raises:
-      ValueError: if the numbers of classes differ.
-    """
+    """Statistics of the union of both sets; raises ValueError if the numbers of classes differ."""
     if not self.count:
       return other
     if not other.count:
@@ -77,11 +69,7 @@ class InceptionScoreStatistics(metrics.Metric):
     )
 
   def compute(self) -> float:
-    """The score, between 1 and the number of classes.
-
-    Raises:
-      ValueError: if the count is 0.
-    """
+    """The score, between 1 and the number of classes; raises ValueError if the count is 0."""
     if not self.count:
       raise ValueError("An inception score needs at least one sample, got none.")
     marginal = self.probabilities / self.count
@@ -92,30 +80,13 @@ class InceptionScoreStatistics(metrics.Metric):
 def split_of(index: int, *, count: int, splits: int) -> int:
   """The split of sample `index`, in [0, splits): consecutive blocks whose sizes differ by at most one.
 
-  Raises:
-    ValueError: unless 0 <= index < count and 1 <= splits <= count.
+  Raises ValueError unless 0 <= index < count and 1 <= splits <= count.
   """
   if not 0 <= index < count or not 1 <= splits <= count:
     raise ValueError(
       f"Expected 0 <= index < count and 1 <= splits <= count, got {index=} {count=} {splits=}."
     )
   return ((index + 1) * splits - 1) // count
-
-
-def inception_score(logits: Float[np.ndarray, "N C"], *, splits: int = 1) -> FoldScore:
-  """The scores of consecutive splits of a set of samples.
-
-  Args:
-    logits: one row per sample, before the softmax.
-    splits: number of consecutive blocks.
-
-  Raises:
-    ValueError: if there are more splits than samples.
-  """
-  number = np.array([split_of(i, count=len(logits), splits=splits) for i in range(len(logits))])
-  return score_splits(
-    InceptionScoreStatistics.from_model_output(logits[number == k]) for k in range(splits)
-  )
 
 
 def score_splits(statistics: Iterable[InceptionScoreStatistics]) -> FoldScore:

@@ -30,21 +30,13 @@ def _steps(video: np.ndarray, *, fewest: int, what: str) -> np.ndarray:
 
 
 def change(video: UInt8[np.ndarray, "T H W C"]) -> float:
-  """Mean absolute change of a value from one frame to the next, in [0, 1].
-
-  Raises:
-    ValueError: for fewer than two frames, another rank or another dtype.
-  """
+  """Mean absolute change of a value from one frame to the next, in [0, 1]; raises ValueError for a lone frame."""
   x = _steps(video, fewest=2, what="change")
   return float(np.abs(np.diff(x, axis=0)).mean(dtype=np.float64) / 255)
 
 
 def steadiness(video: UInt8[np.ndarray, "T H W C"]) -> float:
-  """Net change divided by path length over two frames, summed over values, in [0, 1].
-
-  Raises:
-    ValueError: for fewer than three frames, another rank or another dtype.
-  """
+  """Net change divided by path length, summed over values, in [0, 1]; raises ValueError below three frames."""
   x = _steps(video, fewest=3, what="steadiness")
   steps = np.abs(np.diff(x, axis=0))
   path = steps[1:] + steps[:-1]

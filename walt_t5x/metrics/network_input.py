@@ -12,39 +12,23 @@ and interpolates linearly between the two neighbors, without antialiasing. The r
 half a pixel, which changes FID and FVD by more than the differences that papers report.
 """
 
-import enum
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from walt_t5x.metrics.protocols.protocol import ResizeRule
+
 
 def require_bytes(x: Shaped[Array, "..."], *, network: str, axes: Sequence[str]) -> None:
-  """Raises an error unless the input is uint8 RGB of the network's rank.
-
-  Args:
-    x: input of the network.
-    network: name of the network, for the message.
-    axes: letters of the axes except the last, which is the 3 channels.
-
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
-  """
+  """Raises ValueError unless the network's input is uint8 RGB; `axes` are the letters of all axes but the channels."""
   if x.dtype != jnp.uint8 or x.ndim != len(axes) + 1 or x.shape[-1] != 3:
     kind = "clips" if "T" in axes else "images"
     raise ValueError(
       f"{network} takes uint8 RGB {kind} [{', '.join(axes)}, 3], got {x.dtype} {x.shape}. "
       "Round samples in [0, 1] to bytes first: the score is defined on the contents of a file."
     )
-
-
-class ResizeRule(enum.StrEnum):
-  """Position at which an output pixel samples the input."""
-
-  LEGACY = "tf1_legacy"
-  ALIGN_CORNERS = "tf1_align_corners"
-  HALF_PIXEL = "half_pixel"
 
 
 def _taps(
@@ -73,16 +57,7 @@ def resize_bilinear(
   *,
   rule: ResizeRule = ResizeRule.LEGACY,
 ) -> Float[Array, "*N H2 W2 C"]:
-  """Resizes images or clips along height and width.
-
-  Args:
-    images: any number of leading axes, any range of values.
-    size: new (height, width).
-    rule: position at which an output pixel samples the input.
-
-  Raises:
-    ValueError: for a size below 1 or an unknown rule.
-  """
+  """Resizes images or clips with any range of values to a new (height, width); raises ValueError below 1 x 1."""
   if min(size) < 1:
     raise ValueError(f"Expected a size of at least 1x1, got {size}.")
   height, width = images.shape[-3:-1]

@@ -20,9 +20,7 @@ def psnr(video: Video, reference: Video) -> Float[Array, " B"]:
   """10 log10(1 / mean over all values of a clip of (video - reference)^2), in dB, at most 100.
 
   The mean is over all frames of a clip. Published results that average the PSNR of frames are slightly higher.
-
-  Raises:
-    ValueError: if the shapes differ.
+  Raises ValueError if the shapes differ.
   """
   if video.shape != reference.shape:
     raise ValueError(f"psnr: got shapes {video.shape} and {reference.shape}, expected equal ones.")
@@ -44,9 +42,7 @@ def ssim(video: Video, reference: Video) -> Float[Array, " B"]:
   with means and (population) covariances in an 11 x 11 Gaussian window of sigma 1.5, at all positions where the window
   is inside the frame.
   Source: Wang et al., Image quality assessment: from error visibility to structural similarity (2004).
-
-  Raises:
-    ValueError: if the shapes differ, or a frame is smaller than the window.
+  Raises ValueError if the shapes differ, or a frame is smaller than the window.
   """
   if video.shape != reference.shape:
     raise ValueError(f"ssim: got shapes {video.shape} and {reference.shape}, expected equal ones.")

@@ -23,14 +23,7 @@ def latent_frechet(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[s
   """Frechet distance between the channels of latents, with every position of every clip as a sample; uses no network.
 
   It depends on means and covariances of channels only, not on space or time: a large distance means that a model is
-  broken, a small one does not mean that it is good.
-
-  Args:
-    targets: latents of the data set, each [T, h, w, c].
-    predictions: generated latents, each [T, h, w, c].
-
-  Returns:
-    {"latent_frechet": distance}.
+  broken, a small one does not mean that it is good. Each clip of targets and predictions is [T, h, w, c].
   """
   statistics = []
   for clips in (predictions, targets):
@@ -65,13 +58,8 @@ class VideoFrechet:
   def __call__(self, targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
     """Returns {"PROTOCOL/SCORE@HASH": distance}; the hash covers length, size and number of the clips.
 
-    Args:
-      targets: clips [T, H, W, 3] (or lists of their frames, as SeqIO passes them), uint8, or float in [0, 1], which is
-        rounded to bytes.
-      predictions: likewise.
-
-    Raises:
-      FileNotFoundError: if the file of weights does not exist.
+    Clips are [T, H, W, 3] (or lists of their frames, as SeqIO passes them), uint8, or float in [0, 1], which is rounded
+    to bytes. Raises FileNotFoundError if the file of weights does not exist.
     """
     videos = [
       to_uint8(np.stack([np.asarray(clip) for clip in clips])) for clips in (predictions, targets)

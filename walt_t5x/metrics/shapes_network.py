@@ -5,15 +5,14 @@ time and space. It is trained on rendered shapes (`train_surrogate`), so its dis
 that corpus but are not comparable with published numbers: tables say "surrogate network".
 """
 
-from typing import cast
+import functools
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
-from walt_t5x.metrics.i3d import Conv3D
-from walt_t5x.metrics.network_input import ResizeRule, require_bytes, resize_bilinear
+from walt_t5x.metrics import i3d
 
 SIZE = 64
 WIDTHS = (16, 32, 48, 48)
@@ -37,7 +36,7 @@ class ShapesNetwork(nn.Module):
         "Score longer clips."
       )
     for number, (width, stride) in enumerate(zip(WIDTHS, STRIDES)):
-      x = Conv3D(width, 3, stride, name=f"conv{number}")(x)
+      x = i3d.Conv3D(width, 3, stride, name=f"conv{number}")(x)
       bias = self.param(f"bias{number}", nn.initializers.zeros, (width,))
       x = nn.relu(x + bias)
     features = jnp.concatenate([x.mean((1, 2, 3)), x.max((1, 2, 3))], -1)
@@ -45,18 +44,11 @@ class ShapesNetwork(nn.Module):
     return {"features": features, **heads}
 
 
-def preprocess(videos: UInt8[Array, "B T H W 3"]) -> Float[Array, "B T 64 64 3"]:
-  """Resizes bytes of any size bilinearly to 64 x 64 by TF1's rule, then scales them to [-1, 1].
-
-  Raises:
-    ValueError: for another dtype, rank or number of channels.
-  """
-  require_bytes(videos, network="The surrogate network", axes="BTHW")
-  x = resize_bilinear(videos.astype(jnp.float32), (SIZE, SIZE), rule=ResizeRule.LEGACY)
-  return 2.0 * x / 255.0 - 1.0
+# The input pipeline of I3D, at 64 x 64.
+preprocess = functools.partial(i3d.preprocess, size=SIZE, network="The surrogate network")
 
 
-def features(variables, videos) -> jax.Array:
-  """Features [B, 96] of clips [B, T, H, W, 3], uint8, of at least 5 frames."""
-  found = cast(dict[str, jax.Array], ShapesNetwork().apply(variables, preprocess(videos)))
-  return found["features"]
+def features(variables: Any, videos: Array) -> dict[str, Any]:
+  """{"features": [B, 96]} of clips [B, T, H, W, 3], uint8, of any size and at least 5 frames."""
+  outputs: Any = ShapesNetwork().apply(variables, preprocess(videos))
+  return {"features": outputs["features"]}

@@ -10,11 +10,11 @@ them once. Other state that changes per step (the step itself, LeCAM's averages)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from flax.linen.partitioning import param_with_axes
 from jaxtyping import Array
 
@@ -101,17 +101,58 @@ def adversarial_loss(
     real: clips.
     fake: their reconstructions, with the generator's gradient.
     pixel_loss: the other loss of a reconstruction, for the ratio of the adaptive weight.
-    settings: weights and schedule.
-
-  Returns:
-    A scalar and a dict of scalars.
   """
-  step = running["step"]
+  fixed = jax.lax.stop_gradient
+  step, fake_still = running["step"], fixed(fake)
+
+  # Generator: the gradient passes through the discriminator to the pixels, not into its parameters.
+  def generator(clips: Video) -> Array:
+    return losses.generator_loss(discriminate(fixed(params), clips))
+
+  # n R1 at every n-th step and 0 between: the mean over steps is R1.
+  def penalty() -> Array:
+    _, gradients = losses.logit_gradients(lambda clips: discriminate(params, clips), real)
+    return settings.r1_every * losses.r1_penalty(gradients)
 
   def active() -> tuple[Array, dict[str, Array]]:
-    return _terms(
-      discriminate, params, running, real=real, fake=fake, pixel_loss=pixel_loss, settings=settings
+    weight = jnp.float32(settings.weight)
+    if settings.adaptive:
+      pull, push = jax.grad(pixel_loss)(fake_still), jax.grad(generator)(fake_still)
+      ratio = optax.global_norm(pull) / jnp.maximum(optax.global_norm(push), 1e-12)
+      weight = weight * jnp.minimum(fixed(ratio), settings.max_adaptive)
+    generator_value = generator(fake)
+
+    # Discriminator: the gradient does not reach the reconstruction.
+    real_logits = discriminate(params, real)
+    fake_logits = discriminate(params, fake_still)
+    discriminator_value = losses.discriminator_loss(real_logits, fake_logits)
+    averages = losses.LecamState(real=running["lecam_real"], fake=running["lecam_fake"])
+    lecam, updated = losses.lecam_loss(
+      real_logits, fake_logits, averages, decay=settings.lecam_decay
     )
+    if settings.r1_weight == 0:
+      r1 = jnp.float32(0)
+    elif settings.r1_every == 1:
+      r1 = penalty()
+    else:
+      due = jnp.mod(jnp.round(step), settings.r1_every) == 0
+      r1 = jax.lax.cond(due, penalty, lambda: jnp.float32(0))
+
+    loss = weight * generator_value + discriminator_value
+    loss += settings.lecam_weight * lecam + settings.r1_weight * r1
+    loss += assign(running["lecam_real"], updated.real)
+    loss += assign(running["lecam_fake"], updated.fake)
+    right = jnp.mean(real_logits > 0) + jnp.mean(fake_logits < 0)
+    return loss, {
+      "generator": generator_value,
+      "discriminator": discriminator_value,
+      "weight": weight,
+      "lecam": lecam,
+      "r1": r1,
+      "logit_real": jnp.mean(real_logits),
+      "logit_fake": jnp.mean(fake_logits),
+      "accuracy": right / 2,
+    }
 
   def waiting() -> tuple[Array, dict[str, Array]]:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(active))
@@ -121,76 +162,3 @@ def adversarial_loss(
   else:
     loss, logged = active()
   return loss + assign(step, step + 1.0), logged
-
-
-def _terms(
-  discriminate: Callable[[Params, Video], Array],
-  params: Params,
-  running: dict[str, Array],
-  *,
-  real: Video,
-  fake: Video,
-  pixel_loss: Callable[[Video], Array],
-  settings: AdversarialSettings,
-) -> tuple[Array, dict[str, Array]]:
-  fixed = jax.lax.stop_gradient
-  fake_still = fixed(fake)
-
-  # Generator: the gradient passes through the discriminator to the pixels, not into its parameters.
-  def generator(clips: Video) -> Array:
-    return losses.generator_loss(discriminate(fixed(params), clips))
-
-  weight = jnp.float32(settings.weight)
-  if settings.adaptive:
-    pull, push = jax.grad(pixel_loss)(fake_still), jax.grad(generator)(fake_still)
-    ratio = _norm(pull) / jnp.maximum(_norm(push), 1e-12)
-    weight = weight * jnp.minimum(fixed(ratio), settings.max_adaptive)
-  generator_value = generator(fake)
-
-  # Discriminator: the gradient does not reach the reconstruction.
-  real_logits = discriminate(params, real)
-  fake_logits = discriminate(params, fake_still)
-  discriminator_value = losses.discriminator_loss(real_logits, fake_logits)
-  averages = losses.LecamState(real=running["lecam_real"], fake=running["lecam_fake"])
-  lecam, updated = losses.lecam_loss(real_logits, fake_logits, averages, decay=settings.lecam_decay)
-  r1 = _lazy_r1(discriminate, params, real, running["step"], settings)
-
-  loss = weight * generator_value + discriminator_value
-  loss += settings.lecam_weight * lecam + settings.r1_weight * r1
-  loss += assign(running["lecam_real"], updated.real) + assign(running["lecam_fake"], updated.fake)
-  right = jnp.mean(real_logits > 0) + jnp.mean(fake_logits < 0)
-  return loss, {
-    "generator": generator_value,
-    "discriminator": discriminator_value,
-    "weight": weight,
-    "lecam": lecam,
-    "r1": r1,
-    "logit_real": jnp.mean(real_logits),
-    "logit_fake": jnp.mean(fake_logits),
-    "accuracy": right / 2,
-  }
-
-
-def _lazy_r1(
-  discriminate: Callable[[Params, Video], Array],
-  params: Params,
-  real: Video,
-  step: Array,
-  settings: AdversarialSettings,
-) -> Array:
-  """n R1 at every n-th step and 0 between: the mean over steps is R1."""
-  if settings.r1_weight == 0:
-    return jnp.float32(0)
-
-  def penalty() -> Array:
-    _, gradients = losses.logit_gradients(lambda clips: discriminate(params, clips), real)
-    return settings.r1_every * losses.r1_penalty(gradients)
-
-  if settings.r1_every == 1:
-    return penalty()
-  due = jnp.mod(jnp.round(step), settings.r1_every) == 0
-  return jax.lax.cond(due, penalty, lambda: jnp.float32(0))
-
-
-def _norm(x: Any) -> Array:
-  return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))

@@ -72,11 +72,9 @@ def from_batch(batch: Mapping[str, Array]) -> Conditioning:
 
   Frame prediction and low-resolution inputs need random draws; the model adds them.
   """
-  features = batch_spec.latents_features(text=True, label=True, has_low_resolution=True)
-  given: dict[str, Any] = {
-    f.condition: batch.get(name) for name, f in features.items() if f.condition
-  }
-  return Conditioning(**given)
+  features = batch_spec.latents_features(text=True, label=True, low_resolution=True)
+  fields: Any = {f.condition: batch.get(name) for name, f in features.items() if f.condition}
+  return Conditioning(**fields)
 
 
 def null_text_like(null_text: Array | np.ndarray, text: Array) -> tuple[Array, Array]:
@@ -107,7 +105,6 @@ def drop(
   """Replaces the condition if `dropped` is set: null text, class -1, no past frames (classifier-free guidance).
 
   Args:
-    conditioning: the conditioning.
     dropped: per example ([B, 1]) or per slot ([B, t]: each image of a stack separately). Past frames belong to
       slot 0.
     null_text: [n, E] or [B, n, E]; required if there is text.
@@ -120,7 +117,7 @@ def drop(
     if null_text is None:
       raise ValueError(
         "dropping the text requires the null caption's embedding: got no null_text; bind DenoiserModel.corpus = "
-        "@corpus.constants_of()_of() (gin/runs/train.gin), which reads it from the cache's provenance.json"
+        "@corpus.constants_of() (gin/runs/train.gin), which reads it from the cache's provenance.json"
       )
     assert conditioning.text_mask is not None, "text comes with its mask"
     text, mask = null_text_like(null_text, conditioning.text)

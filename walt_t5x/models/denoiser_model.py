@@ -1,6 +1,7 @@
 """The denoiser as a trainable model: noise, self-conditioning, dropped conditions, loss and metrics (Eq. 2)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -14,10 +15,9 @@ from data.corpus import CorpusConstants
 from data.feature_converters import DenoiserFeatureConverter
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.losses import squared_errors
-from walt_t5x.diffusion.process import Prediction, add_noise, to_x0_and_noise
+from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
-from walt_t5x.files.mismatch import ProvenanceMismatch
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 from walt_t5x.types import Batch, Params
@@ -57,9 +57,9 @@ class DenoiserModel(engine.BaseModel):
       self_conditioning_probability: p_sc; probability that an example's first-pass estimate is fed back instead of
         zeros.
       drop_probability: fraction of captions and labels dropped for guidance. Assumption: 0.1.
-      frame_prediction_probability: p_fp; fraction of videos given past frames. Assumption: 0.25.
-      frame_prediction_counts: numbers of latent frames given to those videos, drawn uniformly. Assumption: 1 or 2;
-        frame prediction on Kinetics-600 gives 2 to every video (5 pixel frames).
+      frame_prediction_probability: p_fp; fraction of videos with conditioning frames. Assumption: 0.25.
+      frame_prediction_counts: numbers of their latent frames, drawn uniformly. Assumption: 1 or 2; frame prediction on
+        Kinetics-600 conditions every video on 2 (5 pixel frames).
       max_low_resolution_noise: t_max_noise of the noise augmentation in [0, 1]. Assumption: 0.3.
       sampling_low_resolution_noise: t_sr when sampling. Assumption: 0.15.
       rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
@@ -98,7 +98,7 @@ class DenoiserModel(engine.BaseModel):
     found = self.corpus() if self.corpus is not None else CorpusConstants()
     width = self.module.text_dim
     if width and found.null_text is not None and found.null_text.shape[-1] != width:
-      raise ProvenanceMismatch(
+      raise Mismatch(
         f"text embeddings of the cache have width {found.null_text.shape[-1]}, expected the denoiser's "
         f"text_dim={width}; train on a cache of that text encoder, or set WaltDenoiser.text_dim"
       )
@@ -107,16 +107,12 @@ class DenoiserModel(engine.BaseModel):
   @property
   def FEATURE_CONVERTER_CLS(self):
     """The converter for the features that this module reads; both engines call it with `pack` and other arguments."""
-
-    def make(**kwargs) -> DenoiserFeatureConverter:
-      return DenoiserFeatureConverter(
-        text_dim=self.module.text_dim,
-        label=self.module.num_classes > 0,
-        low_resolution=self.module.low_resolution_scale > 0,
-        **kwargs,
-      )
-
-    return make
+    return functools.partial(
+      DenoiserFeatureConverter,
+      text_dim=self.module.text_dim,
+      label=self.module.num_classes > 0,
+      low_resolution=self.module.low_resolution_scale > 0,
+    )
 
   def get_initial_variables(
     self,
@@ -141,10 +137,10 @@ class DenoiserModel(engine.BaseModel):
 
   def conditioning(self, batch: Batch) -> Conditioning:
     """The batch's conditioning, by kind of example; random parts are added later."""
-    given = from_batch(batch)
+    conditioning = from_batch(batch)
     if self.rows == "mixed":
-      return given
-    return dataclasses.replace(given, is_image=None, all_images=self.rows == "images")
+      return conditioning
+    return dataclasses.replace(conditioning, is_image=None, all_images=self.rows == "images")
 
   def low_resolution_noised(
     self, conditioning: Conditioning, noise: Array, *, time: Array
@@ -178,14 +174,14 @@ class DenoiserModel(engine.BaseModel):
         f"DenoiserModel.frame_prediction_counts={self.frame_prediction_counts}: expected fewer than the {frames} "
         "latent frames of an example"
       )
-    rng_given, rng_count = jax.random.split(rng)
-    given = jax.random.bernoulli(rng_given, self.frame_prediction_probability, (rows,))
+    rng_chosen, rng_count = jax.random.split(rng)
+    chosen = jax.random.bernoulli(rng_chosen, self.frame_prediction_probability, (rows,))
     if conditioning.is_image is not None:
-      given = given & ~conditioning.is_image
+      chosen = chosen & ~conditioning.is_image
     elif conditioning.all_images:
-      given = jnp.zeros_like(given)
+      chosen = jnp.zeros_like(chosen)
     counts = jax.random.choice(rng_count, jnp.array(self.frame_prediction_counts), (rows,))
-    count = jnp.where(given, counts, 0)
+    count = jnp.where(chosen, counts, 0)
     return dataclasses.replace(
       conditioning,
       frames=latents,
@@ -217,7 +213,6 @@ class DenoiserModel(engine.BaseModel):
     """Mean squared error of the prediction (Eq. 2), and metrics by kind of example and by noise level.
 
     Args:
-      params: the module's parameters.
       batch: the features of `DenoiserFeatureConverter`, or the output of `unpack_and_normalize` for them.
       dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
     """
@@ -250,8 +245,7 @@ class DenoiserModel(engine.BaseModel):
     errors = squared_errors(
       self.prediction, predict(self_condition), x0=latents, noise=noise, gamma=gamma
     )
-    is_image = conditioning.is_image
-    return jnp.mean(errors), self._metrics(errors, steps, is_image)
+    return jnp.mean(errors), self._metrics(errors, steps, conditioning.is_image)
 
   def _metrics(
     self, errors: Array, steps: Array, is_image: Array | None
@@ -306,12 +300,10 @@ class DenoiserModel(engine.BaseModel):
     conditioning: Conditioning,
     *,
     null_text: Array | np.ndarray | None = None,
-    sampler: SamplerConfig | None = None,
   ) -> Array:
     """Samples from standard normal `noise` [B, t, h, w, c]; the unconditional branch drops text, class and frames."""
-    sampler = sampler or self.sampler
     unconditional = None
-    if sampler.guidance is not None:
+    if self.sampler.guidance is not None:
       slots = next(
         (x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1
       )
@@ -325,7 +317,7 @@ class DenoiserModel(engine.BaseModel):
       unconditional=unconditional,
       schedule=self.schedule,
       prediction=self.prediction,
-      config=sampler,
+      config=self.sampler,
     )
 
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:

@@ -25,7 +25,6 @@ def input_shapes(
   """Shapes of the batch from the model's feature converter.
 
   Args:
-    model: a tokenizer or a stage.
     rows: batch size.
     field: latents of a stage, pixels of a tokenizer.
     low_resolution: latents that a super-resolution stage is given.
@@ -39,14 +38,11 @@ def input_shapes(
   t, h, w = schema.latents_shape(field)
   module = model.module
   if scale := module.low_resolution_scale:
-    if low_resolution is None or schema.latents_shape(low_resolution) != (
-      t,
-      h // scale,
-      w // scale,
-    ):
+    expected = schema.latents_field(t, h // scale, w // scale)
+    if low_resolution != expected:
       raise ValueError(
-        f"a super-resolution stage with scale {scale} to {field!r} got low_resolution={low_resolution!r}, expected "
-        f"'latents/{t}x{h // scale}x{w // scale}'; set LOW_RESOLUTION"
+        f"a super-resolution stage with scale {scale} to {field!r} got {low_resolution=}, expected {expected!r}; set "
+        "LOW_RESOLUTION"
       )
   features = batch_spec.latents_features(
     field,
@@ -88,7 +84,6 @@ def record_bytes(
   Encodes records of zeros: the size does not depend on the values.
 
   Args:
-    model: a tokenizer or a stage.
     field, low_resolution: as in `input_shapes`; an image has the first frame's latents.
     caption_tokens: tokens per caption; ignored if the model takes no text.
   """
@@ -130,12 +125,7 @@ def parameter_shapes(
 ) -> Any:
   """Shapes and dtypes of a stage's parameters, as nested dicts of `jax.ShapeDtypeStruct`. Computes no values.
 
-  Args:
-    model: a stage.
-    field, low_resolution, text_length: as in `input_shapes`.
-
-  Raises:
-    ValueError: as in `input_shapes`.
+  Arguments and errors are those of `input_shapes`.
   """
   batch = input_shapes(
     model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length

@@ -41,11 +41,8 @@ class ReconstructionSummaries:
   """Writes `<model_dir>/reconstructions/<step>.mp4`, a TensorBoard image, and the values of `scores`.
 
   Args:
-    model: the model that is trained.
     task: a SeqIO task with `video`, such as `data.tasks.pixel_task`.
-    model_dir: folder of the run.
     clips: number of clips, from the start of the split.
-    split: split of the task.
     fps: frame rate of the mp4.
     scores: additional scores of the clips, logged under "reconstructions/".
   """
@@ -75,7 +72,7 @@ class ReconstructionSummaries:
       self._video = self._read()
     found = jax.device_get(self._reconstruct(train_state.params, self._video))
     if jax.process_index() == 0:
-      self._write(int(jax.device_get(train_state.step)), self._video, found)
+      self._write(int(jax.device_get(train_state.step)), to_float(self._video), found)
     return False
 
   def _read(self) -> np.ndarray:
@@ -94,8 +91,7 @@ class ReconstructionSummaries:
       )
     return np.stack(rows)
 
-  def _write(self, step: int, video: np.ndarray, reconstruction: np.ndarray) -> None:
-    original = to_float(video)
+  def _write(self, step: int, original: np.ndarray, reconstruction: np.ndarray) -> None:
     os.makedirs(self._folder, exist_ok=True)
     clip = comparison_video(original, reconstruction)
     writing.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
@@ -105,9 +101,7 @@ class ReconstructionSummaries:
       self._writer = metric_writers.create_default_writer(self._folder, asynchronous=False)
     image = comparison_strip(original, reconstruction)[None] / np.float32(255)
     self._writer.write_images(step, {"reconstructions": image})
-    numbers: dict[str, float] = {}
     for score in self._scores:
-      numbers |= {f"reconstructions/{k}": v for k, v in score(original, reconstruction).items()}
-    if numbers:
-      self._writer.write_scalars(step, numbers)
+      numbers = score(original, reconstruction)
+      self._writer.write_scalars(step, {f"reconstructions/{k}": v for k, v in numbers.items()})
     self._writer.flush()

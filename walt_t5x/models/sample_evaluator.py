@@ -34,9 +34,7 @@ class SampleEvaluator:
     feature_converter: the model's feature converter.
     eval_split: for example 'validation'; tasks without it are skipped.
     num_rows: number of examples of each task, from its start.
-    use_cached: read the cached task.
     seed: seed of the random choice of captions.
-    sequence_length: feature -> length.
     log_dir: folder for metrics by task, in TensorBoard format and `metrics.jsonl`; None only logs them.
     unused: other arguments of `seqio.Evaluator`.
   """
@@ -60,8 +58,6 @@ class SampleEvaluator:
     self.eval_tasks = [t for t in seqio.get_subtasks(source) if eval_split in t.splits]
     self._log_dir = log_dir
     self._rows = {}
-    self._constants = {}
-    self._metric_fns = {task.name: task.predict_metric_fns for task in self.eval_tasks}
     for task in self.eval_tasks:
       rows = task.get_dataset(
         sequence_length=sequence_length,
@@ -75,7 +71,6 @@ class SampleEvaluator:
       )
       rows = feature_converter(rows, task_feature_lengths=sequence_length).take(num_rows)
       self._rows[task.name] = _with_length(rows.cache())
-      self._constants[task.name] = getattr(task, "walt_constants", None)
 
   @property
   def model_feature_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -96,20 +91,19 @@ class SampleEvaluator:
 
     Args:
       compute_metrics: True on the host that writes; the others only participate.
-      step: step of the state.
       predict_fn: `f(enumerated examples) -> [(index, prediction)]`.
       score_fn: `f(enumerated examples) -> [(index, score)]`.
-      predict_with_aux_fn: unused.
     """
     results: dict[str, dict[str, float]] = {}
-    for name, rows in self._rows.items():
+    for task in self.eval_tasks:
+      name, rows = task.name, self._rows[task.name]
       predictions = _in_order(predict_fn(rows.enumerate()))
       scores = _in_order(score_fn(rows.enumerate()))
       if compute_metrics:
-        constants = self._constants[name]
+        constants = getattr(task, "walt_constants", None)
         target = np.stack([_target(row, constants) for row in rows.as_numpy_iterator()])
         results[name] = moments(predictions, target) | {"score": float(np.mean(scores))}
-        for metric in self._metric_fns[name]:
+        for metric in task.predict_metric_fns:
           # SeqIO also supports metrics that are not numbers; these are.
           found = cast(
             Mapping[str, float], metric(targets=list(target), predictions=list(predictions))
@@ -132,15 +126,7 @@ class SampleEvaluator:
 
 
 def moments(predictions: np.ndarray, target: np.ndarray) -> dict[str, float]:
-  """Distance between the channels' means, and ratio of their standard deviations.
-
-  Args:
-    predictions: [n, ..., c].
-    target: [m, ..., c].
-
-  Raises:
-    ValueError: the numbers of channels differ.
-  """
+  """Distance between the means of the channels of [n, ..., c] and [m, ..., c], and ratio of their deviations."""
   if predictions.shape[-1] != target.shape[-1]:
     raise ValueError(
       f"moments: got {predictions.shape[-1]} channels of predictions and {target.shape[-1]} of data; expected as many"

@@ -1,11 +1,11 @@
 """Output of T5X's infer.py for models of latents: one `.npz` per task instead of lines of JSON."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
+
+from walt_t5x.files import storage
 
 
 def write_samples(
@@ -17,12 +17,7 @@ def write_samples(
 ) -> None:
   """Writes one chunk: `predict` (or `score`) [n, ...] float32, and `is_image` [n] if the examples have it.
 
-  Args:
-    path: the file.
-    inferences: predictions in the order of the examples, and auxiliary outputs.
-    task_ds: the examples.
-    mode: infer.py's mode, which names the array.
-    vocabulary: unused.
+  `inferences` are predictions in the order of the examples, and auxiliary outputs; infer.py's mode names the array.
   """
   predictions, aux = inferences
   arrays = {mode: np.stack([np.asarray(p, np.float32) for p in predictions])}
@@ -30,7 +25,7 @@ def write_samples(
   kinds = [row["is_image"] for row in task_ds.as_numpy_iterator() if "is_image" in row]
   if kinds:
     arrays["is_image"] = np.asarray(kinds)
-  with epath.Path(path).open("wb") as file:
+  with storage.writer(path) as file:
     np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -40,9 +35,7 @@ def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | 
   Raises:
     FileNotFoundError: a chunk is missing, or there are none.
   """
-  names = sorted(
-    p.name for p in epath.Path(tmp_dir).iterdir() if p.name.startswith(f"{output_fname}-chunk")
-  )
+  names = [name for name in storage.names(tmp_dir) if name.startswith(f"{output_fname}-chunk")]
   chunks = [name for name in names if not name.endswith(".COMPLETED")]
   expected = [f"{output_fname}-chunk{i:05}" for i in range(max(1, len(chunks)))]
   if chunks != expected:
@@ -51,9 +44,9 @@ def merge_samples(output_dir: str, output_fname: str, tmp_dir: str, step: int | 
     )
   parts = []
   for name in chunks:
-    with epath.Path(os.path.join(tmp_dir, name)).open("rb") as file:
+    with storage.open_raw(storage.join(tmp_dir, name)) as file:
       parts.append(dict(np.load(file)))
   joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-  with epath.Path(os.path.join(output_dir, output_fname)).open("wb") as file:
+  with storage.writer(storage.join(output_dir, output_fname)) as file:
     step_number = np.int64(-1 if step is None else step)
     np.savez(file, allow_pickle=False, step=step_number, **joined)

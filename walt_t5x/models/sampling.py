@@ -1,7 +1,7 @@
 """Guided sampling of latents with a denoiser, for both `predict_batch` and generation."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -25,8 +25,8 @@ class SamplerConfig:
   Attributes:
     num_steps: DDIM steps; 50 in the paper.
     guidance: scale as a function of time, see `walt_t5x.diffusion.guidance`; None samples the conditional model only.
-    frame_guidance: separate scale for the given frames, in addition to `guidance` for text and class; takes three
-      network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
+    frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
+      three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
   """
 
   num_steps: int = 50
@@ -38,10 +38,6 @@ class SamplerConfig:
       raise ValueError(
         "SamplerConfig.frame_guidance is set and guidance is not: set both, or neither"
       )
-
-
-def _stack(branches: Sequence[Conditioning]) -> Conditioning:
-  return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *branches)
 
 
 def sample_latents(
@@ -71,7 +67,8 @@ def sample_latents(
     if frame_guidance is not None and conditioning.frame_mask is not None:
       branches.append(dataclasses.replace(unconditional, frame_mask=conditioning.frame_mask))
     branches.append(unconditional)
-  stacked, count = _stack(branches), len(branches)
+  count = len(branches)
+  stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *branches)
 
   def denoise(x_t: Array, steps: Array, self_condition: Array, time: Array) -> Array:
     x_t, steps, self_condition = (

@@ -41,10 +41,9 @@ class VaeModel(engine.BaseModel):
     discriminator: Discriminator | None = None,
     adversarial: AdversarialSettings | None = None,
   ):
-    """Keeps the networks and the weights of the loss.
+    """Keeps the autoencoder, the discriminator and the weights of the loss.
 
     Args:
-      module: the autoencoder.
       optimizer_def: an engine optimizer; with a discriminator, one that trains the parts separately
         (`engine.optimizers.by_part`).
       reconstruction_weight: weight of the mean squared pixel error (MAGVIT-v2's 5.0).
@@ -93,8 +92,7 @@ class VaeModel(engine.BaseModel):
       batch: `video` uint8 [B, T, H, W, 3].
       dropout_rng: key to sample the posterior; None decodes the mean.
     """
-    loss, metrics, _ = self._loss(params, batch, dropout_rng)
-    return loss, metrics
+    return self._loss(params, batch, dropout_rng)[:2]
 
   def eval_fn(self, params: Params, batch: Batch) -> tuple[Array, dict[str, clu.metrics.Metric]]:
     """The deterministic loss, and SSIM if the frames are large enough."""
@@ -155,10 +153,6 @@ class VaeModel(engine.BaseModel):
     """Reconstructions [B, T, H, W, 3] in [0, 1]."""
     reconstruction, _ = self.module.apply({"params": params["vae"]}, _pixels(batch))
     return jnp.clip(reconstruction.astype(jnp.float32), 0, 1), {}
-
-  def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:
-    """The reconstructions of `predict_batch_with_aux`."""
-    return self.predict_batch_with_aux(params, batch, rng)[0]
 
   def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Array:
     """PSNR of each example [B], in dB."""

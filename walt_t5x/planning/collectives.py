@@ -6,7 +6,9 @@ often as it runs: the sum over its callers, times a loop's trip count. XLA's CPU
 compiler does not, and they are read from the loop's condition, `index < constant`, as in JAX's scan: from 0, by 1.
 """
 
+import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -63,16 +65,17 @@ class _Computation:
   calls: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
-def _balanced(text: str) -> int:
-  """The position where the type at the start of `text` ends: a tuple in parentheses, or a word."""
-  if not text.startswith("("):
-    return text.index(" ")
-  depth = 0
+def _type(text: str) -> tuple[str, list[str]]:
+  """The type at the start of `text`, and its elements if it is a tuple, outermost level only."""
+  depth, start, elements = 0, 1, []
   for place, letter in enumerate(text):
-    depth += (letter == "(") - (letter == ")")
-    if depth == 0:
-      return place + 1
-  raise ValueError(f"an HLO type has no closing parenthesis: {text[:80]!r}")
+    depth += (letter in "([{") - (letter in ")]}")
+    if depth == 0 and letter == " ":
+      return text[:place], [*elements, text[start : place - 1]]
+    if depth == 1 and letter == ",":
+      elements.append(text[start:place])
+      start = place + 1
+  raise ValueError(f"an HLO type does not end: {text[:80]!r}")
 
 
 def _computations(hlo: str) -> dict[str, _Computation]:
@@ -86,8 +89,8 @@ def _computations(hlo: str) -> dict[str, _Computation]:
     if match is None or current is None:
       continue
     name, rest = match.groups()
-    end = _balanced(rest)
-    shape, operation = rest[:end], rest[end + 1 :]
+    shape, _ = _type(rest)
+    operation = rest[len(shape) + 1 :]
     opcode = operation.split("(", 1)[0]
     current.lines.append((name, shape, opcode, operation))
     names = _CALLED.findall(operation)
@@ -117,61 +120,38 @@ def _bytes(shape: str) -> int:
   )
 
 
-def _elements(shape: str) -> list[str]:
-  """Elements of a tuple type, outermost level only."""
-  parts, depth, start = [], 0, 1
-  inner = shape[1:-1]
-  for place, letter in enumerate(inner, 1):
-    depth += (letter in "([{") - (letter in ")]}")
-    if letter == "," and depth == 0:
-      parts.append(shape[start:place])
-      start = place + 1
-  return [*parts, shape[start:-1]]
-
-
-def _result_bytes(kind: str, shape: str, started: bool) -> int:
-  if not started or kind == "all-reduce" or not shape.startswith("("):
-    return _bytes(shape)
-  # An asynchronous start has its operands and its results: (operands, results, ...).
-  return _bytes(_elements(shape)[1])
-
-
 def collectives(hlo: str) -> Iterator[Collective]:
-  """All collectives of an optimized HLO module.
-
-  Args:
-    hlo: `compiled.as_text()`.
-  """
+  """All collectives of an optimized HLO module, `compiled.as_text()`."""
   computations = _computations(hlo)
-  times: dict[str, int] = {}
   callers: dict[str, list[tuple[str, int]]] = {}
   for name, computation in computations.items():
     for called, loop in computation.calls:
       callers.setdefault(called, []).append((name, _trips(computations, loop)))
 
+  @functools.cache
   def runs(name: str) -> int:
-    if name not in times:
-      times[name] = int(computations[name].entry) + sum(
-        trips * runs(caller) for caller, trips in callers.get(name, ())
-      )
-    return times[name]
+    calls = sum(trips * runs(caller) for caller, trips in callers.get(name, ()))
+    return calls + int(computations[name].entry)
 
   for name, computation in computations.items():
     for instruction, shape, opcode, _ in computation.lines:
       kind = opcode.removesuffix("-start")
       if kind not in KINDS:
         continue
-      size = _result_bytes(kind, shape, opcode != kind)
+      if opcode != kind and kind != "all-reduce" and shape.startswith("("):
+        # An asynchronous start has its operands and its results: (operands, results, ...).
+        shape = _type(f"{shape} ")[1][1]
+      size = _bytes(shape)
       if kind == "all-reduce" and "all-reduce-scatter" in name:
         # TPU programs express a reduce-scatter as a fusion of an all-reduce and a slice.
         kind, size = "reduce-scatter", _bytes(computation.lines[-1][1])
       yield Collective(kind, size, runs(name), instruction)
 
 
-def collective_bytes(hlo: str) -> dict[str, float]:
+def collective_bytes(hlo: str) -> dict[str, int]:
   """Bytes that the collectives of a step write on one device, by kind."""
-  found: dict[str, float] = {}
+  found = collections.Counter[str]()
   for collective in collectives(hlo):
     if collective.times:
-      found[collective.kind] = found.get(collective.kind, 0) + collective.times * collective.bytes
-  return found
+      found[collective.kind] += collective.times * collective.bytes
+  return dict(found)

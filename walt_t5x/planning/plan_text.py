@@ -8,31 +8,31 @@ GIB = 1024**3
 
 
 def table(plan: Any) -> str:
-  """All figures of one plan.
-
-  Args:
-    plan: a `walt_t5x.plan.Plan`.
-  """
+  """All figures of one `run_plan.Plan`."""
   lines = [f"{'part':<34} {'parameters':>15}  share"]
   for name, count in sorted(plan.parameters_by_module.items(), key=lambda item: -item[1]):
     lines.append(f"{name:<34} {count:>15,}  {count / plan.parameters:6.1%}")
-  lines.append(f"{'total':<34} {plan.parameters:>15,}")
-  lines.append("")
-  lines.append(f"tokens per example                 {plan.tokens_per_row:>15,}")
-  lines.append(f"batch size                         {plan.batch_size:>15,}")
-  lines.append(f"training FLOPs per step            {plan.train_flops_per_step:>15.4g}")
+  lines += [f"{'total':<34} {plan.parameters:>15,}", ""]
+  figures = _step_figures(plan)
   if plan.steps:
-    total = plan.steps * plan.train_flops_per_step
-    lines.append(f"steps                              {plan.steps:>15,}")
-    lines.append(f"training FLOPs of the run          {total:>15.4g}")
-  lines.append(f"bytes per example, host to device  {plan.bytes_per_row:>15,}")
-  for kind, size in plan.record_bytes.items():
-    lines.append(f"{f'bytes per record of {kind}':<34} {size:>15,}")
+    figures["steps"] = f"{plan.steps:,}"
+    figures["training FLOPs of the run"] = f"{plan.steps * plan.train_flops_per_step:.4g}"
+  figures["bytes per example, host to device"] = f"{plan.bytes_per_row:,}"
+  figures |= {f"bytes per record of {kind}": f"{n:,}" for kind, n in plan.record_bytes.items()}
+  lines += [f"{name:<34} {value:>15}" for name, value in figures.items()]
   if plan.corpus_bytes:
-    lines.append(f"corpus                             {plan.corpus_bytes / 1e12:>15.3f} TB")
+    lines.append(f"{'corpus':<34} {plan.corpus_bytes / 1e12:>15.3f} TB")
   for name, report in plan.topologies.items():
     lines += ["", *topology_lines(name, report, plan)]
   return "\n".join(lines)
+
+
+def _step_figures(plan: Any) -> dict[str, str]:
+  return {
+    "tokens per example": f"{plan.tokens_per_row:,}",
+    "batch size": f"{plan.batch_size:,}",
+    "training FLOPs per step": f"{plan.train_flops_per_step:.4g}",
+  }
 
 
 def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]:
@@ -40,7 +40,7 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
 
   Args:
     name: name of the slice.
-    report: a `walt_t5x.planning.tpu_report.TopologyReport` as a dict.
+    report: a `tpu_report.TopologyReport` as a dict.
     plan: the run's other figures.
   """
   limit, needed = report["hbm_limit_bytes"], report["hbm_bytes_per_chip"]
@@ -55,28 +55,26 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
     if needed is None and report["problem"]:
       lines.append(f"  compiler message: {report['problem']}")
     return lines + [f"  try: {advice}" for advice in plan.memory_advice]
-  lines.append(
-    f"  memory per chip                  {needed / GIB:>15.1f} GiB of {limit / GIB:.0f}: fits"
-  )
-  seconds, utilization = report["estimated_step_seconds"], report["estimated_utilization"]
-  if seconds:
-    rows = plan.batch_size / seconds
-    lines.append(f"  step                             {seconds:>15.3f} s")
-    lines.append(f"  examples per second              {rows:>15.1f}")
+
+  def add(name: str, value: str, unit: str = "") -> None:
+    lines.append(f"  {name:<32} {value:>15} {unit}".rstrip())
+
+  add("memory per chip", f"{needed / GIB:.1f}", f"GiB of {limit / GIB:.0f}: fits")
+  if seconds := report["estimated_step_seconds"]:
+    rows, hosts = plan.batch_size / seconds, report["hosts"]
+    add("step", f"{seconds:.3f}", "s")
+    add("examples per second", f"{rows:.1f}")
     if plan.steps:
-      days = seconds * plan.steps / 86400
-      lines.append(f"  {f'the {plan.steps:,} steps of the run':<32} {days:>15.1f} days")
+      add(f"the {plan.steps:,} steps of the run", f"{seconds * plan.steps / 86400:.1f}", "days")
     megabytes = rows * plan.bytes_per_row / 1e6
-    lines.append(
-      f"  input, all hosts                 {megabytes:>15.1f} MB/s: {megabytes / report['hosts']:.1f} "
-      f"from each of {report['hosts']}"
-    )
+    each = f"MB/s: {megabytes / hosts:.1f} from each of {hosts}"
+    add("input, all hosts", f"{megabytes:.1f}", each)
   elif report["problem"]:
     lines.append(f"  {report['problem']}")
-  if utilization:
-    lines.append(f"  model FLOPs utilization          {utilization:>15.1%}")
+  if utilization := report["estimated_utilization"]:
+    add("model FLOPs utilization", f"{utilization:.1%}")
   for kind, count in sorted(report["collective_bytes"].items()):
-    lines.append(f"  {kind + ' per step and chip':<32} {count / GIB:>15.2f} GiB")
+    add(f"{kind} per step and chip", f"{count / GIB:.2f}", "GiB")
   return lines
 
 
@@ -88,15 +86,7 @@ def memory_advice(
   num_microbatches: int,
   fully_sharded: bool,
 ) -> list[str]:
-  """Flags that reduce the memory of a step, cheapest first.
-
-  Args:
-    remat: the current policy.
-    remat_name: its name in gin.
-    batch_size: the current batch size.
-    num_microbatches: the current number of microbatches.
-    fully_sharded: whether parameters are split over the chips.
-  """
+  """Flags that reduce the memory of a step, cheapest first, from the run's settings; `remat_name` is remat in gin."""
   found = []
   if remat not in ("full", True):
     value = True if isinstance(remat, bool) else "\"'full'\""
@@ -118,40 +108,22 @@ def memory_advice(
 
 
 def comparison(plans: Mapping[str, Any]) -> str:
-  """The figures of several files next to each other.
-
-  Args:
-    plans: plans by the name of the file.
-  """
-  rows: dict[str, list[str]] = {"": [Path(name).stem for name in plans]}
-  names = {name: None for plan in plans.values() for name in plan.topologies}
-  found = list(plans.values())
-  rows["parameters"] = [f"{plan.parameters:,}" for plan in found]
-  rows["tokens per example"] = [f"{plan.tokens_per_row:,}" for plan in found]
-  rows["batch size"] = [f"{plan.batch_size:,}" for plan in found]
-  rows["training FLOPs per step"] = [f"{plan.train_flops_per_step:.4g}" for plan in found]
-  for name in names:
-    reports = [plan.topologies[name] for plan in found]
-    rows[f"{name}: memory per chip, GiB"] = [_memory(r) for r in reports]
-    rows[f"{name}: step, s (estimated)"] = [
-      figure(r["estimated_step_seconds"], ".3f") for r in reports
-    ]
-    rows[f"{name}: model FLOPs utilization"] = [
-      figure(r["estimated_utilization"], ".1%") for r in reports
-    ]
+  """The figures of several files next to each other, from plans by the name of the file."""
+  columns = []
+  for file, plan in plans.items():
+    column = {"": Path(file).stem, "parameters": f"{plan.parameters:,}"} | _step_figures(plan)
+    for name, report in plan.topologies.items():
+      column[f"{name}: memory per chip, GiB"] = _memory(report)
+      column[f"{name}: step, s (estimated)"] = figure(report["estimated_step_seconds"], ".3f")
+      column[f"{name}: model FLOPs utilization"] = figure(report["estimated_utilization"], ".1%")
+    columns.append(column)
   return "\n".join(
-    f"{name:<44}" + "".join(f"{cell:>24}" for cell in cells) for name, cells in rows.items()
+    f"{name:<44}" + "".join(f"{column[name]:>24}" for column in columns) for name in columns[0]
   )
 
 
 def search_table(name: str, variants: Sequence[Any], best: Any) -> str:
-  """The variants that `--search` tried on a slice, and the recommended one.
-
-  Args:
-    name: name of the slice.
-    variants: `walt_t5x.planning.tpu_report.Variant`s.
-    best: the recommended one, or None.
-  """
+  """The `tpu_report.Variant`s that `--search` tried on the slice `name`, and the best, if any."""
   lines = [
     f"{name}: estimated by the TPU compiler, not measured",
     f"{'batch':>8} {'remat':>8} {'GiB per chip':>22} {'step, s':>10} {'examples/s':>14} {'utilization':>12}",

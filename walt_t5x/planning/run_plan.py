@@ -126,51 +126,22 @@ def parameters_by_module(params: Mapping[str, Any]) -> dict[str, int]:
   return counts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-  """A run as configured by the parsed gin files.
+def _configured() -> tuple[Any, dict[str, Any]]:
+  """The model of the parsed gin files, and its data as arguments of `plan_model`."""
+  from walt_t5x.config import gin_config
 
-  LATENTS, LOW_RESOLUTION and TEXT_LENGTH describe its data, or `pixel_task.pixels` for a tokenizer.
-  """
-
-  model: Any
-  rows: dict[str, Any]
-  batch_size: int
-
-  @classmethod
-  def of_gin(cls, batch_size: int | None = None) -> "_Run":
-    from walt_t5x.config import gin_config
-
-    model = gin_config.macro_value("MODEL")
-    field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
-    if model is None or field is None:
-      raise gin_config.GinError(
-        f"MODEL is {'set' if model is not None else 'missing'}, LATENTS (or pixel_task.pixels) is "
-        f"{'set' if field else 'missing'}: expected a file that trains a model, such as gin/walt_3b.gin"
-      )
-    rows = {
-      "field": field,
-      "low_resolution": gin_config.macro_value("LOW_RESOLUTION"),
-      "text_length": gin_config.macro_value("TEXT_LENGTH", 64),
-    }
-    return cls(model, rows, batch_size or gin_config.macro_value("BATCH_SIZE"))
-
-  def report(self, model: Any, rows: int, *, topology: str, flops_per_row: float) -> Any:
-    """The TPU compiler's report on a step with this batch size, with the files' mesh and rules."""
-    from walt_t5x.config import gin_config
-    from walt_t5x.models.input_shapes import input_shapes, without_data
-    from walt_t5x.planning import tpu_report
-
-    return tpu_report.report(
-      without_data(model),
-      input_shapes(model, rows=rows, **self.rows),
-      topology=topology,
-      num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),
-      rules=gin_config.binding("PjitPartitioner.logical_axis_rules"),
-      num_microbatches=gin_config.macro_value("NUM_MICROBATCHES"),
-      flops_per_step=flops_per_row * rows,
-      say=lambda line: print(line, file=sys.stderr, flush=True),
+  model = gin_config.macro_value("MODEL")
+  field = gin_config.macro_value("LATENTS") or gin_config.binding("pixel_task.pixels")
+  if model is None or field is None:
+    raise gin_config.GinError(
+      f"MODEL is {'set' if model is not None else 'missing'}, LATENTS (or pixel_task.pixels) is "
+      f"{'set' if field else 'missing'}: expected a file that trains a model, such as gin/walt_3b.gin"
     )
+  return model, {
+    "field": field,
+    "low_resolution": gin_config.macro_value("LOW_RESOLUTION"),
+    "text_length": gin_config.macro_value("TEXT_LENGTH", 64),
+  }
 
 
 def plan_gin(batch_size: int | None = None) -> Plan:
@@ -184,36 +155,43 @@ def plan_gin(batch_size: int | None = None) -> Plan:
   """
   from walt_t5x.config import gin_config
 
-  run = _Run.of_gin(batch_size)
-  plan = plan_model(
-    run.model,
-    batch_size=run.batch_size,
-    steps=gin_config.macro_value("TRAIN_STEPS"),
-    **run.rows,
-  )
+  model, data = _configured()
+  rows: int = batch_size or gin_config.macro_value("BATCH_SIZE")
+  steps = gin_config.macro_value("TRAIN_STEPS")
+  plan = plan_model(model, batch_size=rows, steps=steps, **data)
   advice = plan_text.memory_advice(
-    remat=run.model.module.remat,
-    remat_name=gin_config.name_of_binding("remat", of=type(run.model.module).__name__),
-    batch_size=run.batch_size,
+    remat=model.module.remat,
+    remat_name=gin_config.name_of_binding("remat", of=type(model.module).__name__),
+    batch_size=rows,
     num_microbatches=gin_config.macro_value("NUM_MICROBATCHES") or 1,
     fully_sharded=bool(gin_config.binding("partitioning.rules.fully_sharded")),
   )
   return dataclasses.replace(plan, memory_advice=advice)
 
 
-def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
-  """The TPU compiler's reports for the parsed gin files.
+def _report(plan: Plan, model: Any, rows: int, *, data: Mapping[str, Any], topology: str) -> Any:
+  """The TPU compiler's report on a step of `rows` examples, with the mesh and rules of the parsed gin files."""
+  from walt_t5x.config import gin_config
+  from walt_t5x.models.input_shapes import input_shapes, without_data
+  from walt_t5x.planning import tpu_report
 
-  Args:
-    plan: the plan of the same files.
-    names: slices such as 'v5p:4x4x4'.
-  """
-  run = _Run.of_gin(plan.batch_size)
-  flops_per_row = plan.train_flops_per_step / plan.batch_size
+  return tpu_report.report(
+    without_data(model),
+    input_shapes(model, rows=rows, **data),
+    topology=topology,
+    num_partitions=gin_config.macro_value("NUM_PARTITIONS", 1),
+    rules=gin_config.binding("PjitPartitioner.logical_axis_rules"),
+    num_microbatches=gin_config.macro_value("NUM_MICROBATCHES"),
+    flops_per_step=plan.train_flops_per_step / plan.batch_size * rows,
+    say=lambda line: print(line, file=sys.stderr, flush=True),
+  )
+
+
+def topologies_gin(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+  """The TPU compiler's reports for the parsed gin files, of `plan`, on slices such as 'v5p:4x4x4'."""
+  model, data = _configured()
   return {
-    name: dataclasses.asdict(
-      run.report(run.model, plan.batch_size, topology=name, flops_per_row=flops_per_row)
-    )
+    name: dataclasses.asdict(_report(plan, model, plan.batch_size, data=data, topology=name))
     for name in names
   }
 
@@ -228,13 +206,12 @@ def search_gin(plan: Plan, name: str, batch_sizes: Sequence[int]) -> list[Any]:
   """
   from walt_t5x.planning import tpu_report
 
-  run = _Run.of_gin()
-  flops_per_row = plan.train_flops_per_step / plan.batch_size
+  model, data = _configured()
   rows = plan.batch_size
 
   def try_one(model: Any, rows: int) -> Any:
     print(f"{name}: batch size {rows:,}, remat {model.module.remat!r}", file=sys.stderr, flush=True)
-    return run.report(model, rows, topology=name, flops_per_row=flops_per_row)
+    return _report(plan, model, rows, data=data, topology=name)
 
   sizes = batch_sizes or sorted({max(rows // 2, 1), rows, 2 * rows})
-  return list(tpu_report.search(run.model, batch_sizes=sizes, try_one=try_one))
+  return list(tpu_report.search(model, batch_sizes=sizes, try_one=try_one))

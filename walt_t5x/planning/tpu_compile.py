@@ -15,12 +15,7 @@ from walt_t5x.engine.chips import TPUS
 
 
 def check_topology(topology: str) -> None:
-  """Rejects a slice that cannot be compiled for, before any work is done.
-
-  Raises:
-    ValueError: the chip is unknown.
-    ImportError: libtpu is not installed; names the extra.
-  """
+  """Raises ValueError for a slice of an unknown chip, and ImportError if libtpu is not installed."""
   kind = topology.split(":", 1)[0]
   if kind not in TPUS or ":" not in topology:
     raise ValueError(
@@ -34,11 +29,7 @@ def check_topology(topology: str) -> None:
 
 
 def topology_devices(topology: str) -> Sequence[Any]:
-  """Devices of a slice such as 'v5p:4x4x4', for compilation only.
-
-  Raises:
-    ValueError, ImportError: as in `check_topology`.
-  """
+  """Devices of a slice such as 'v5p:4x4x4', for compilation only; raises as `check_topology`."""
   check_topology(topology)
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -103,10 +94,7 @@ _UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 
 
 def memory_wanted(message: str) -> tuple[int, int] | None:
-  """(bytes that a device would need, bytes available to programs), from the compiler's error message.
-
-  None if the message does not contain them.
-  """
+  """(bytes that a device would need, bytes available to programs) in the compiler's error message; None if absent."""
   found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message) or re.search(
     # Temporaries alone may exceed the memory; arguments are additional.
     r"required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)",
@@ -165,12 +153,7 @@ class ChipMemory:
 
 
 def compiled_or_rejected(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
-  """(the compiled program, its memory); the program is None if it does not fit.
-
-  Args:
-    lowered: a program lowered for devices of the slice.
-    topology: the slice.
-  """
+  """(the program compiled for a slice, its memory); the program is None if it does not fit."""
   limit = TPUS[topology.split(":", 1)[0]].hbm_bytes
   try:
     compiled = lowered.compile()

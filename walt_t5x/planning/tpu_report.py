@@ -192,9 +192,7 @@ def search(
   batch_sizes: Sequence[int],
   try_one: Callable[[Any, int], TopologyReport],
 ) -> Iterator[Variant]:
-  """Every remat policy at every batch size, smallest first.
-
-  A policy that does not fit is not tried with larger batches.
+  """Every remat policy at every batch size, smallest first; one that does not fit is not tried with larger batches.
 
   Args:
     model: its module has a field `remat`.

@@ -53,8 +53,7 @@ def rules(
     model_axis: what the mesh axis 'model' splits, "tensor" or "sequence"; unused if num_partitions is 1.
     additional_rules: come first and override the others.
 
-  Raises:
-    ValueError: `model_axis` is unknown.
+  Raises ValueError if `model_axis` is unknown.
   """
   if model_axis not in MODEL_AXES:
     raise ValueError(f"partitioning.rules.{model_axis=}: expected one of {MODEL_AXES}")

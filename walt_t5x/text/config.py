@@ -1,21 +1,28 @@
-"""Sizes of the T5 v1.1 encoder, and Hugging Face's `config.json`."""
+"""Sizes of the T5 v1.1 encoder, its reserved ids and files, and Hugging Face's `config.json`."""
 
 import dataclasses
 import json
 import pathlib
 from typing import Any
 
+from walt_t5x.files import storage
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+VOCABULARY_FILE = "spiece.model"
+
+PAD_ID = 0
+EOS_ID = 1
+UNK_ID = 2
+
 # Fields that are the same for all sizes of T5 v1.1; `config.json` may omit them but may not contradict them.
 _FIXED_FIELDS = {
   "model_type": "t5",
   "feed_forward_proj": "gated-gelu",
   "layer_norm_epsilon": 1e-6,
-  "pad_token_id": 0,
-  "eos_token_id": 1,
+  "pad_token_id": PAD_ID,
+  "eos_token_id": EOS_ID,
 }
-
-# Older T5 checkpoints have no maximum distance: it was always 128 before it became configurable.
-_DEFAULT_FIELDS = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +34,6 @@ class T5Config:
     d_model: width of the residual stream and of the text embedding.
     d_kv: width of one attention head; num_heads * d_kv need not equal d_model.
     d_ff: width of each of the two branches of the gated feed-forward layer.
-    num_heads: attention heads.
-    num_layers: encoder blocks.
     relative_attention_num_buckets: buckets of the relative position table, a multiple of 4.
     relative_attention_max_distance: distance in tokens from which all positions share the last bucket.
 
@@ -59,15 +64,8 @@ class T5Config:
 
   @classmethod
   def from_json(cls, path: str | pathlib.Path) -> "T5Config":
-    """Reads the encoder's sizes from a Hugging Face `config.json`.
-
-    Args:
-      path: the file.
-
-    Raises:
-      ValueError: if the file does not describe a T5 v1.1 encoder.
-    """
-    stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    """Reads a Hugging Face `config.json`; raises ValueError if it does not describe a T5 v1.1 encoder."""
+    stored = storage.read_json(path)
     for name, expected in _FIXED_FIELDS.items():
       if stored.get(name, expected) != expected:
         raise ValueError(
@@ -79,11 +77,12 @@ class T5Config:
         f"{path}: no feed_forward_proj, so this is T5 v1.0 (ReLU); expected 'gated-gelu'. "
         "Point to a T5 v1.1 checkpoint (google/t5-v1_1-*)."
       )
-    fields = {**_DEFAULT_FIELDS, **stored}
-    missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
-    if missing:
+    # The defaults of this class are Hugging Face's. Older checkpoints have no maximum distance.
+    fields = dataclasses.fields(cls)
+    required = {f.name for f in fields if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(stored)):
       raise ValueError(f"{path}: fields {missing} are missing; add them as in T5's config.json.")
-    return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls)})
+    return cls(**{f.name: stored[f.name] for f in fields if f.name in stored})
 
   def to_json(self) -> str:
     """Returns the text of a `config.json` that Hugging Face's `T5EncoderModel` reads."""

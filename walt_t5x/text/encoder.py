@@ -12,16 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
+from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.import_weights import HuggingFaceWeights, save_weights
-from walt_t5x.text.model import PAD_ID, T5Encoder
-from walt_t5x.text.safetensors_files import SafetensorsSource
+from walt_t5x.text.config import CONFIG_FILE, PAD_ID, VOCABULARY_FILE, WEIGHTS_FILE, T5Config
+from walt_t5x.text.import_weights import EncoderWeights
+from walt_t5x.text.model import T5Encoder
+from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights
 from walt_t5x.text.vocabulary import Vocabulary
-
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-VOCABULARY_FILE = "spiece.model"
 
 # Padded lengths, each with its own compiled program. T5 was trained on at most 512 tokens.
 LENGTH_BUCKETS = (8, 16, 32, 64, 128, 256, 512)
@@ -48,7 +45,7 @@ class TextEncoder:
     Args:
       config: the encoder's sizes.
       params: nested Flax parameters, float32.
-      vocabulary: its SentencePiece vocabulary.
+      vocabulary: of the encoder.
       dtype: activation dtype, float32 or bfloat16.
       batch_size: captions per call to the device; short lists are padded.
 
@@ -66,7 +63,7 @@ class TextEncoder:
     self.vocabulary = vocabulary
     self.batch_size = batch_size
     self.params = jax.tree.map(jnp.asarray, params)
-    module = T5Encoder.from_config(config, dtype)
+    module = T5Encoder(config, dtype)
     self._apply = jax.jit(
       lambda params, ids: cast(jax.Array, module.apply({"params": params}, ids)).astype(jnp.float32)
     )
@@ -76,11 +73,6 @@ class TextEncoder:
     cls, folder: str | pathlib.Path, *, dtype: Any = jnp.float32, batch_size: int = 16
   ) -> "TextEncoder":
     """Reads a Hugging Face T5 v1.1 folder: config.json, model.safetensors, spiece.model.
-
-    Args:
-      folder: the folder.
-      dtype: activation dtype, float32 or bfloat16; the parameters stay float32.
-      batch_size: captions per call to the device.
 
     Raises:
       FileNotFoundError: if one of the files is missing.
@@ -95,7 +87,7 @@ class TextEncoder:
       )
     config = T5Config.from_json(folder / CONFIG_FILE)
     vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
-    weights = HuggingFaceWeights(SafetensorsSource(folder), config)
+    weights = EncoderWeights(SafetensorsSource(folder), config)
     flat = {name: jnp.asarray(weights[name]) for name in weights}
     return cls(
       config=config,
@@ -131,10 +123,7 @@ class TextEncoder:
     return [self.vocabulary.encode(text, max_length) for text in texts]
 
   def encode(self, ids: Sequence[Integer[np.ndarray, " _"]]) -> list[Float32[np.ndarray, "_ E"]]:
-    """Returns the embeddings of each caption, float32 [tokens, E], without padding.
-
-    Args:
-      ids: the result of `tokenize`, 1 to 512 ids each.
+    """Returns the embeddings of each caption, float32 [tokens, E] without padding, from the 1 to 512 ids of `tokenize`.
 
     Raises:
       ValueError: if a caption is empty, too long, or contains padding or ids outside the vocabulary.
@@ -174,12 +163,8 @@ def encoder_fingerprint(
   """Returns the fingerprint of weights, vocabulary and largest relative distance.
 
   The vocabulary is included because two random encoders of the same seed and size differ in nothing
-  else, the distance because it does not appear in the shape of any tensor.
-
-  Args:
-    config: the encoder's sizes.
-    weights: parameters by flat T5X name, read one at a time.
-    vocabulary: its SentencePiece vocabulary.
+  else, the distance because it does not appear in the shape of any tensor. `weights` has the parameters by flat T5X
+  name, and is read one at a time.
   """
   rest = {
     "relative_attention_max_distance": np.int32(config.relative_attention_max_distance),
@@ -199,17 +184,11 @@ def save_encoder(
 ) -> None:
   """Writes a text encoder folder that `TextEncoder.load` and Hugging Face read.
 
-  config.json is written last, so a folder left by an interrupted write does not load.
-
-  Args:
-    folder: created if it does not exist; existing files are replaced.
-    config: the encoder's sizes.
-    weights: parameters by flat T5X name, read one at a time.
-    vocabulary: its SentencePiece vocabulary.
+  Existing files are replaced. config.json is written last, so a folder left by an interrupted write does not load.
+  `weights` has the parameters by flat T5X name, and is read one at a time.
   """
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
   (folder / CONFIG_FILE).unlink(missing_ok=True)
   save_weights(folder / WEIGHTS_FILE, config, weights)
-  (folder / VOCABULARY_FILE).write_bytes(vocabulary.model)
-  (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+  storage.write(folder / VOCABULARY_FILE, vocabulary.model)
+  storage.write(folder / CONFIG_FILE, config.to_json())

@@ -8,19 +8,17 @@ The source is local: a model folder, the index of a sharded checkpoint, a .safet
 folder of T5X. Only the encoder is written, as float32; one tensor is in memory at a time.
 """
 
-import argparse
 import math
 import pathlib
 import sys
 
+from walt_t5x.config import programs
+from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.text.import_encoder",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.text.import_encoder", __doc__)
   parser.add_argument(
     "--source",
     required=True,
@@ -34,29 +32,22 @@ def main(argv: list[str] | None = None) -> int:
   args = parser.parse_args(argv)
   source_path, output = pathlib.Path(args.source), pathlib.Path(args.output)
   folder = source_path if source_path.is_dir() else source_path.parent
-  if (output / "config.json").exists() and not args.overwrite:
+  if (output / CONFIG_FILE).exists() and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if output.resolve() == folder.resolve():
     parser.error("--output is the folder of the source; choose another folder.")
 
-  from walt_t5x.text import t5x_checkpoint
-  from walt_t5x.text.config import T5Config
-  from walt_t5x.text.encoder import CONFIG_FILE, VOCABULARY_FILE, encoder_fingerprint, save_encoder
-  from walt_t5x.text.import_weights import HuggingFaceWeights, infer_config
+  from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
+  from walt_t5x.text.import_weights import EncoderWeights, T5XSource, infer_config
   from walt_t5x.text.model import parameter_shapes
   from walt_t5x.text.safetensors_files import SafetensorsSource
   from walt_t5x.text.vocabulary import Vocabulary
 
+  is_t5x = source_path.is_dir() and any(source_path.glob("target.*"))
+  source = T5XSource(source_path) if is_t5x else SafetensorsSource(source_path)
   stored_config = folder / CONFIG_FILE
-  stored = T5Config.from_json(stored_config) if stored_config.is_file() else None
-  if source_path.is_dir() and any(source_path.glob("target.*")):
-    source = t5x_checkpoint.T5XSource(source_path)
-    config = stored or t5x_checkpoint.infer_config(source)
-    weights = t5x_checkpoint.T5XWeights(source, config)
-  else:
-    source = SafetensorsSource(source_path)
-    config = stored or infer_config(source)
-    weights = HuggingFaceWeights(source, config)
+  config = T5Config.from_json(stored_config) if stored_config.is_file() else infer_config(source)
+  weights = EncoderWeights(source, config)
   vocabulary = Vocabulary.load(args.vocabulary or folder / VOCABULARY_FILE)
   if len(vocabulary) > config.vocab_size:
     parser.error(
@@ -66,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
   save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
 
   shapes = parameter_shapes(config).values()
-  written = HuggingFaceWeights(SafetensorsSource(output), config)
+  written = EncoderWeights(SafetensorsSource(output), config)
   print(f"config       {config}")
   print(f"tensors      {len(written)} of {len(source.names)} in the source")
   print(f"parameters   {sum(math.prod(shape) for shape in shapes):,}")

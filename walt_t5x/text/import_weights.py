@@ -1,111 +1,109 @@
-"""Converts Hugging Face T5 weights to and from the Flax tree, one tensor at a time.
+"""The parameters of a T5 encoder from the tensors of a checkpoint, whatever its names and layouts."""
 
-Torch stores linear kernels as (out, in) and the relative position table as (buckets, heads); the
-Flax tree has (in, out) and (heads, buckets). For T5-XL that table is 32 x 32, so a missing transpose
-raises no error: every name below states whether it is transposed.
-"""
-
+import itertools
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from walt_t5x.text.config import T5Config
 from walt_t5x.text.model import parameter_shapes
-from walt_t5x.text.safetensors_files import SafetensorsSource, write_safetensors
+from walt_t5x.text.safetensors_files import EMBEDDING_COPY, SafetensorsSource
 
-_ATTENTION = {"query": "q", "key": "k", "value": "v", "out": "o"}
-_EMBEDDING = "shared.weight"
-_EMBEDDING_COPY = "encoder.embed_tokens.weight"
-_RELATIVE_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+_QUERY = "encoder/layers_{}/attention/query/kernel"
+_GATE = "encoder/layers_0/mlp/wi_0/kernel"
+_EMBEDDING = "token_embedder/embedding"
+_TABLE = "encoder/relpos_bias/rel_embedding"
+_T5X_PREFIX = "target."
 
 
-def torch_name(name: str) -> tuple[str, bool]:
-  """Returns the torch name of a Flax parameter and whether the two are transposed.
+class T5XSource:
+  """The parameters of one T5X checkpoint, a local folder `checkpoint_<step>`, by flat name.
 
-  Args:
-    name: flat T5X name, e.g. 'encoder/layers_0/mlp/wo/kernel'.
-
-  Raises:
-    KeyError: if the T5 encoder does not have this parameter.
+  T5X stores each parameter as one zarr array in the folder, named by its path in the tree joined with dots:
+  `target.encoder.layers_0.attention.query.kernel`. Names and layouts are those of this package: nothing is transposed,
+  and the relative position table is (heads, buckets). Raises FileNotFoundError if the folder has no such arrays.
   """
-  fixed = {
-    "token_embedder/embedding": (_EMBEDDING, False),
-    "encoder/relpos_bias/rel_embedding": (_RELATIVE_BIAS, True),
-    "encoder/encoder_norm/scale": ("encoder.final_layer_norm.weight", False),
-  }
-  if name in fixed:
-    return fixed[name]
-  match = re.fullmatch(r"encoder/layers_(\d+)/(.+)", name)
-  layer, rest = match.groups() if match else ("", "")
-  block = f"encoder.block.{layer}.layer"
-  if rest == "pre_attention_layer_norm/scale":
-    return f"{block}.0.layer_norm.weight", False
-  if rest == "pre_mlp_layer_norm/scale":
-    return f"{block}.1.layer_norm.weight", False
-  if match := re.fullmatch(r"attention/(query|key|value|out)/kernel", rest):
-    return f"{block}.0.SelfAttention.{_ATTENTION[match[1]]}.weight", True
-  if match := re.fullmatch(r"mlp/(wi_0|wi_1|wo)/kernel", rest):
-    return f"{block}.1.DenseReluDense.{match[1]}.weight", True
-  raise KeyError(f"{name} is not a parameter of the T5 v1.1 encoder.")
+
+  def __init__(self, path: str | pathlib.Path):
+    self._folder = pathlib.Path(path)
+    self.names = frozenset(
+      child.name.removeprefix(_T5X_PREFIX).replace(".", "/")
+      for child in (self._folder.iterdir() if self._folder.is_dir() else ())
+      if child.name.startswith(_T5X_PREFIX) and child.is_dir()
+    )
+    if not self.names:
+      raise FileNotFoundError(
+        f"{path}: no arrays named {_T5X_PREFIX}...; expected the checkpoint_<step> folder of a T5X run"
+      )
+
+  def stored_name(self, name: str) -> tuple[str, bool]:
+    """Returns the name itself; nothing is transposed."""
+    return name, False
+
+  def _open(self, name: str) -> Any:
+    import tensorstore as ts
+
+    path = (self._folder / (_T5X_PREFIX + name.replace("/", "."))).resolve()
+    kvstore = {"driver": "file", "path": f"{path}/"}
+    return ts.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    """Returns the shape of a parameter without reading its values."""
+    return tuple(self._open(name).shape)
+
+  def read(self, name: str) -> np.ndarray:
+    """Reads one parameter in its stored dtype."""
+    return np.asarray(self._open(name).read().result())
 
 
-def infer_config(source: SafetensorsSource) -> T5Config:
-  """Infers the sizes from the tensors, for a file without `config.json`.
+# `stored_name` of a source returns a parameter's name in the checkpoint, and whether it is transposed there.
+Source = SafetensorsSource | T5XSource
+
+
+def infer_config(source: Source) -> T5Config:
+  """Infers the sizes from the tensors, for a checkpoint without `config.json`.
 
   Assumption: distances are bucketed up to 128, as in all of T5 v1.1; the tensors do not contain it.
-
-  Args:
-    source: the checkpoint.
-
-  Raises:
-    ValueError: if the tensors are not those of a T5 v1.1 encoder.
+  Raises ValueError if the tensors are not those of a T5 v1.1 encoder.
   """
-  query = "encoder.block.0.layer.0.SelfAttention.q.weight"
-  gate = "encoder.block.0.layer.1.DenseReluDense.wi_0.weight"
-  embedding = _EMBEDDING if _EMBEDDING in source.names else _EMBEDDING_COPY
-  missing = sorted({query, gate, embedding, _RELATIVE_BIAS} - source.names)
-  if missing:
+
+  def shape(name: str) -> tuple[int, ...]:
+    stored, transposed = source.stored_name(name)
+    return source.shape(stored)[::-1] if transposed else source.shape(stored)
+
+  required = {source.stored_name(n)[0] for n in (_QUERY.format(0), _GATE, _EMBEDDING, _TABLE)}
+  if missing := sorted(required - source.names):
     raise ValueError(
-      f"Checkpoint lacks {missing}, expected a T5 v1.1 encoder (gated feed-forward layers, torch "
-      "names as in google/t5-v1_1-*). T5 v1.0 and files of other layouts are not supported."
+      f"Checkpoint lacks {missing}, expected a T5 v1.1 encoder (gated feed-forward layers) with torch's names, as in "
+      "google/t5-v1_1-*, or T5X's. T5 v1.0, scanned layers and files of other layouts are not supported."
     )
-  vocab_size, d_model = source.shape(embedding)
-  num_buckets, num_heads = source.shape(_RELATIVE_BIAS)
-  layers = {m[1] for n in source.names if (m := re.match(r"encoder\.block\.(\d+)\.", n))}
+  vocab_size, d_model = shape(_EMBEDDING)
+  num_heads, num_buckets = shape(_TABLE)
+  layers = (source.stored_name(_QUERY.format(n))[0] in source.names for n in itertools.count())
   return T5Config(
     vocab_size=vocab_size,
     d_model=d_model,
-    d_kv=source.shape(query)[0] // num_heads,
-    d_ff=source.shape(gate)[0],
+    d_kv=shape(_QUERY.format(0))[1] // num_heads,
+    d_ff=shape(_GATE)[1],
     num_heads=num_heads,
-    num_layers=len(layers),
+    num_layers=sum(itertools.takewhile(bool, layers)),
     relative_attention_num_buckets=num_buckets,
   )
 
 
-class HuggingFaceWeights(Mapping[str, np.ndarray]):
-  """The Flax parameters of a Hugging Face checkpoint by flat T5X name, read lazily.
+class EncoderWeights(Mapping[str, np.ndarray]):
+  """The Flax parameters of a checkpoint by flat T5X name, float32, read lazily; a decoder is ignored.
 
-  Every tensor is float32 and in Flax layout. The decoder of an encoder-decoder checkpoint is
-  ignored.
-
-  Args:
-    source: the checkpoint's tensors.
-    config: the encoder's sizes.
-
-  Raises:
-    ValueError: if a tensor is missing, unexpected, or does not have the shape that `config` implies.
+  Raises ValueError if a tensor is missing, unexpected, or does not have the shape that `config` implies.
   """
 
-  def __init__(self, source: SafetensorsSource, config: T5Config):
+  def __init__(self, source: Source, config: T5Config):
     self._source = source
     self._names: dict[str, tuple[str, bool]] = {}
     for name, shape in parameter_shapes(config).items():
-      stored, transposed = torch_name(name)
-      if stored == _EMBEDDING and stored not in source.names:
-        stored = _EMBEDDING_COPY
+      stored, transposed = self._names[name] = source.stored_name(name)
       if stored not in source.names:
         raise ValueError(
           f"Checkpoint lacks {stored} (for {name}); expected a complete T5 v1.1 encoder."
@@ -116,9 +114,8 @@ class HuggingFaceWeights(Mapping[str, np.ndarray]):
           f"{stored}: got shape {source.shape(stored)}, expected {expected}; config.json and the "
           "weights disagree."
         )
-      self._names[name] = (stored, transposed)
-    used = {stored for stored, _ in self._names.values()} | {_EMBEDDING_COPY}
-    surplus = sorted(n for n in source.names - used if n.startswith("encoder."))
+    used = {stored for stored, _ in self._names.values()} | {EMBEDDING_COPY}
+    surplus = sorted(n for n in source.names - used if n.startswith(("encoder.", "encoder/")))
     if surplus:
       raise ValueError(
         f"Checkpoint has {len(surplus)} encoder tensors that this architecture does not use, "
@@ -135,37 +132,3 @@ class HuggingFaceWeights(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._names)
-
-
-def save_weights(
-  path: str | pathlib.Path, config: T5Config, weights: Mapping[str, np.ndarray]
-) -> None:
-  """Writes Flax parameters as a safetensors file that Hugging Face's `T5EncoderModel` loads.
-
-  Args:
-    path: the file to write.
-    config: the encoder's sizes.
-    weights: parameters by flat T5X name, float32; read one at a time.
-
-  Raises:
-    ValueError: if names or shapes do not match `config`.
-  """
-  shapes = parameter_shapes(config)
-  if set(weights) != set(shapes):
-    difference = sorted(set(weights) ^ set(shapes))
-    raise ValueError(
-      f"Weights and config disagree on {len(difference)} names, e.g. {difference[0]}."
-    )
-  by_torch_name = {torch_name(name)[0]: (name, torch_name(name)[1]) for name in shapes}
-
-  def torch_layout(array, transposed):
-    return array.T if transposed else array
-
-  write_safetensors(
-    path,
-    {
-      stored: shapes[name][::-1] if transposed else shapes[name]
-      for stored, (name, transposed) in by_torch_name.items()
-    },
-    lambda stored: torch_layout(weights[by_torch_name[stored][0]], by_torch_name[stored][1]),
-  )

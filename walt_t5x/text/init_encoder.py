@@ -6,7 +6,7 @@ The vocabulary is trained on the captions of the manifest. The weights are rando
 distinguish words but do not represent their meaning.
 """
 
-import argparse
+import dataclasses
 import json
 import pathlib
 import re
@@ -16,7 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from walt_t5x.text.config import T5Config
+from walt_t5x.config import programs
+from walt_t5x.text.config import CONFIG_FILE, PRESETS, T5Config
 
 # Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
 # sub-layers of the tiny size dominate the token; at 0 the embedding ignores word order.
@@ -27,11 +28,7 @@ POSITION_GAIN = 3.0
 
 
 def read_captions(path: str | pathlib.Path) -> Iterator[str]:
-  """Yields every caption of a manifest (JSONL rows with "captions": [...] or "caption": str).
-
-  Raises:
-    ValueError: if a row is not JSON or its captions are not strings.
-  """
+  """Yields every caption of a manifest (JSONL rows with "captions" or "caption"), else raises ValueError."""
   with open(path, encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():
@@ -57,10 +54,6 @@ def random_weights(config: T5Config, seed: int) -> dict[str, np.ndarray]:
   scale its logits. A tensor depends only on the seed, its name and its shape.
 
   Assumption: the paper uses trained weights and has no random encoder.
-
-  Args:
-    config: the encoder's sizes.
-    seed: any non-negative integer.
   """
   from walt_t5x.text.model import parameter_shapes
 
@@ -84,28 +77,19 @@ def random_weights(config: T5Config, seed: int) -> dict[str, np.ndarray]:
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    prog="python -m walt_t5x.text.init_encoder",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = programs.parser("walt_t5x.text.init_encoder", __doc__)
   parser.add_argument("--captions", required=True, help="manifest.jsonl to train the vocabulary on")
   parser.add_argument("--output", required=True, help="text encoder folder to write")
-  parser.add_argument(
-    "--size", default="tiny", choices=["tiny", "small", "base", "large", "xl", "xxl"]
-  )
+  parser.add_argument("--size", default="tiny", choices=list(PRESETS))
   parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
   parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
   output = pathlib.Path(args.output)
-  if (output / "config.json").exists() and not args.overwrite:
+  if (output / CONFIG_FILE).exists() and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if args.seed < 0:
     parser.error(f"--seed: got {args.seed}, expected 0 or more.")
 
-  import dataclasses
-
-  from walt_t5x.text.config import PRESETS
   from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
   from walt_t5x.text.vocabulary import train_vocabulary
 

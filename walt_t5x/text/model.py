@@ -3,31 +3,22 @@
 Pre-norm blocks without biases, y = norm(x): x += attention(y), then x += wo(gelu(wi_0 y) * wi_1 y).
 """
 
-import dataclasses
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.linen import partitioning
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from walt_t5x.text.config import T5Config
-from walt_t5x.text.relative_position import RelativePositionBias
+from walt_t5x.text.config import PAD_ID, T5Config
 from walt_t5x.types import TextEmbedding, TextIds
-
-PAD_ID = 0
 
 
 class Dense(nn.Module):
-  """A linear map without bias: y = x W over the last axis.
-
-  Args:
-    features: output width.
-    kernel_axes: logical names of the kernel's two axes.
-    dtype: activation dtype.
-  """
+  """A linear map without bias: y = x W over the last axis; kernel_axes are logical names."""
 
   features: int
   kernel_axes: tuple[str, str]
@@ -41,38 +32,78 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
       axes=self.kernel_axes,
-      module=self,
     )
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class RMSNorm(nn.Module):
-  """Root mean square norm, y = x / sqrt(mean(x^2) + 1e-6) * scale, computed in float32.
-
-  Args:
-    dtype: activation dtype of the result.
-  """
+  """Root mean square norm, y = x / sqrt(mean(x^2) + 1e-6) * scale, computed in float32."""
 
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "*lead E"]) -> Float[Array, "*lead E"]:
     scale = partitioning.param_with_axes(
-      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",), module=self
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
     )
     x = x.astype(jnp.float32)
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(self.dtype)
 
 
-class Attention(nn.Module):
-  """Self-attention of T5: softmax(q k^T + bias) v, without the factor 1/sqrt(d_kv).
+def relative_position_bucket(
+  offset: Int[np.ndarray, "..."], *, num_buckets: int = 32, max_distance: int = 128
+) -> Int[np.ndarray, "..."]:
+  """Maps `key position - query position` to a bucket of the bidirectional table.
 
-  Args:
-    num_heads: attention heads.
-    head_dim: width of one head.
-    dtype: activation dtype; logits and softmax are float32.
+  With M = num_buckets / 2 buckets per sign, E = M / 2 of them exact, and n = |offset|:
+
+      bucket = M [offset > 0] + (n                                          if n < E
+                                 min(M - 1, E + floor((M - E) log(n/E) / log(max_distance/E))))
+
+  The result is int32, in [0, num_buckets); num_buckets is a multiple of 4. All offsets from max_distance tokens on
+  share the last bucket.
+
+  Source: arXiv:1910.10683, section 2.1; the tie at exact powers follows T5X.
   """
+  per_sign = num_buckets // 2
+  exact = per_sign // 2
+  distance = np.abs(offset)
+  # The log of an exact power may round to just below an integer, which floor would decrement.
+  halvings = np.log(np.maximum(distance, 1) / exact) / np.log(max_distance / exact) + 1e-9
+  spread = exact + np.floor(halvings * (per_sign - exact)).astype(np.int32)
+  bucket = np.where(distance < exact, distance, np.minimum(spread, per_sign - 1))
+  return (bucket + per_sign * (offset > 0)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """One learned scalar for each head and bucket, added to the attention logits."""
+
+  num_heads: int
+  num_buckets: int = 32
+  max_distance: int = 128
+
+  @nn.compact
+  def __call__(self, length: int) -> Float[Array, "1 K L L"]:
+    """Returns the bias for `length` queries (axis 2) and as many keys (axis 3), float32."""
+    table = partitioning.param_with_axes(
+      "rel_embedding",
+      nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+      (self.num_heads, self.num_buckets),
+      jnp.float32,
+      axes=("heads", "relpos_buckets"),
+    )
+    position = np.arange(length)
+    bucket = relative_position_bucket(
+      position[None, :] - position[:, None],
+      num_buckets=self.num_buckets,
+      max_distance=self.max_distance,
+    )
+    return jnp.take(table, bucket, axis=1)[None]
+
+
+class Attention(nn.Module):
+  """Self-attention of T5: softmax(q k^T + bias) v, without the factor 1/sqrt(d_kv); logits and softmax in float32."""
 
   num_heads: int
   head_dim: int
@@ -98,12 +129,7 @@ class Attention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-  """Gated feed-forward layer, wo(gelu_tanh(wi_0 x) * (wi_1 x)) (arXiv:2002.05202, GEGLU).
-
-  Args:
-    features: width of each branch.
-    dtype: activation dtype.
-  """
+  """Gated feed-forward layer, wo(gelu_tanh(wi_0 x) * (wi_1 x)) (arXiv:2002.05202, GEGLU)."""
 
   features: int
   dtype: Any = jnp.float32
@@ -119,19 +145,18 @@ class GatedMlp(nn.Module):
 class EncoderLayer(nn.Module):
   """One pre-norm block: attention, then the gated feed-forward layer."""
 
-  num_heads: int
-  head_dim: int
-  mlp_features: int
+  config: T5Config
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "B L E"], bias: Float[Array, "1 K L L"], mask: Bool[Array, "B L"]
   ) -> Float[Array, "B L E"]:
+    sizes = self.config
     y = RMSNorm(self.dtype, name="pre_attention_layer_norm")(x)
-    x = x + Attention(self.num_heads, self.head_dim, self.dtype, name="attention")(y, bias, mask)
+    x = x + Attention(sizes.num_heads, sizes.d_kv, self.dtype, name="attention")(y, bias, mask)
     y = RMSNorm(self.dtype, name="pre_mlp_layer_norm")(x)
-    return x + GatedMlp(self.mlp_features, self.dtype, name="mlp")(y)
+    return x + GatedMlp(sizes.d_ff, self.dtype, name="mlp")(y)
 
 
 class TokenEmbedder(nn.Module):
@@ -149,7 +174,6 @@ class TokenEmbedder(nn.Module):
       (self.vocab_size, self.features),
       jnp.float32,
       axes=("vocab", "embed"),
-      module=self,
     )
     return jnp.take(table, ids, axis=0).astype(self.dtype)
 
@@ -157,83 +181,55 @@ class TokenEmbedder(nn.Module):
 class EncoderStack(nn.Module):
   """All blocks and the final norm; the blocks share one relative position table."""
 
-  d_kv: int
-  d_ff: int
-  num_heads: int
-  num_layers: int
-  relative_attention_num_buckets: int
-  relative_attention_max_distance: int
+  config: T5Config
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L E"], mask: Bool[Array, "B L"]) -> TextEmbedding:
+    sizes = self.config
     bias = RelativePositionBias(
-      self.num_heads,
-      self.relative_attention_num_buckets,
-      self.relative_attention_max_distance,
+      sizes.num_heads,
+      sizes.relative_attention_num_buckets,
+      sizes.relative_attention_max_distance,
       name="relpos_bias",
     )(x.shape[1])
-    for i in range(self.num_layers):
-      layer = EncoderLayer(self.num_heads, self.d_kv, self.d_ff, self.dtype, name=f"layers_{i}")
-      x = layer(x, bias, mask)
+    for i in range(sizes.num_layers):
+      x = EncoderLayer(sizes, self.dtype, name=f"layers_{i}")(x, bias, mask)
     return RMSNorm(self.dtype, name="encoder_norm")(x)
 
 
 class T5Encoder(nn.Module):
-  """Token ids [B, L] to contextual embeddings [B, L, E]; fields as in `T5Config`, plus the dtype.
+  """Token ids [B, L], 0 at padding, to contextual embeddings [B, L, E]; those at padding are undefined.
 
   Args:
+    config: the encoder's sizes.
     dtype: activation dtype, float32 or bfloat16 (float16 overflows in T5's feed-forward layers).
+
+  Raises:
+    ValueError: if dtype is neither float32 nor bfloat16.
   """
 
-  vocab_size: int
-  d_model: int
-  d_kv: int
-  d_ff: int
-  num_heads: int
-  num_layers: int
-  relative_attention_num_buckets: int = 32
-  relative_attention_max_distance: int = 128
+  config: T5Config
   dtype: Any = jnp.float32
 
-  @classmethod
-  def from_config(cls, config: T5Config, dtype: Any = jnp.float32) -> "T5Encoder":
-    """Builds the module of a `T5Config`.
-
-    Raises:
-      ValueError: if dtype is neither float32 nor bfloat16.
-    """
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
+  def __post_init__(self):
+    if jnp.dtype(self.dtype) not in (jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)):
       raise ValueError(
-        f"T5 activations: got dtype {jnp.dtype(dtype).name}, expected float32 or bfloat16 "
+        f"T5 activations: got dtype {jnp.dtype(self.dtype).name}, expected float32 or bfloat16 "
         "(T5 v1.1 overflows float16)."
       )
-    return cls(**dataclasses.asdict(config), dtype=dtype)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, ids: TextIds) -> TextEmbedding:
-    """Encodes padded ids; embeddings at padding (id 0) are undefined.
-
-    Args:
-      ids: vocabulary ids [B, L], 0 at padding.
-    """
-    mask = ids != PAD_ID
-    x = TokenEmbedder(self.vocab_size, self.d_model, self.dtype, name="token_embedder")(ids)
-    return EncoderStack(
-      d_kv=self.d_kv,
-      d_ff=self.d_ff,
-      num_heads=self.num_heads,
-      num_layers=self.num_layers,
-      relative_attention_num_buckets=self.relative_attention_num_buckets,
-      relative_attention_max_distance=self.relative_attention_max_distance,
-      dtype=self.dtype,
-      name="encoder",
-    )(x, mask)
+    sizes, mask = self.config, ids != PAD_ID
+    embed = TokenEmbedder(sizes.vocab_size, sizes.d_model, self.dtype, name="token_embedder")
+    return EncoderStack(sizes, self.dtype, name="encoder")(embed(ids), mask)
 
 
 def parameter_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every parameter by flat T5X name, without allocating parameters."""
-  module = T5Encoder.from_config(config)
+  module = T5Encoder(config)
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(module.init, jax.random.key(0), ids)["params"]
   flat = flax.traverse_util.flatten_dict(shapes, sep="/")

@@ -1,45 +1,88 @@
-"""Reads safetensors files, single or sharded, and writes them, one tensor at a time."""
+"""Reads and writes T5 encoders in Hugging Face's format: safetensors, single or sharded, one tensor at a time.
+
+Torch stores linear kernels as (out, in) and the relative position table as (buckets, heads); the
+Flax tree has (in, out) and (heads, buckets). For T5-XL that table is 32 x 32, so a missing transpose
+raises no error: every name below states whether it is transposed.
+"""
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import safetensors
 
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
+from walt_t5x.files import storage
+from walt_t5x.text.config import WEIGHTS_FILE, T5Config
+from walt_t5x.text.model import parameter_shapes
+
+_INDEX = f"{WEIGHTS_FILE}.index.json"
+
+_EMBEDDING = "shared.weight"
+EMBEDDING_COPY = "encoder.embed_tokens.weight"
+# Flat T5X name -> (torch name, whether the two are transposed).
+_NAMES = {
+  "token_embedder/embedding": (_EMBEDDING, False),
+  "encoder/relpos_bias/rel_embedding": (
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+    True,
+  ),
+  "encoder/encoder_norm/scale": ("encoder.final_layer_norm.weight", False),
+}
+# The same within encoder/layers_<n> and encoder.block.<n>.
+_NAMES_IN_LAYER = {
+  "pre_attention_layer_norm/scale": ("layer.0.layer_norm.weight", False),
+  "attention/query/kernel": ("layer.0.SelfAttention.q.weight", True),
+  "attention/key/kernel": ("layer.0.SelfAttention.k.weight", True),
+  "attention/value/kernel": ("layer.0.SelfAttention.v.weight", True),
+  "attention/out/kernel": ("layer.0.SelfAttention.o.weight", True),
+  "pre_mlp_layer_norm/scale": ("layer.1.layer_norm.weight", False),
+  "mlp/wi_0/kernel": ("layer.1.DenseReluDense.wi_0.weight", True),
+  "mlp/wi_1/kernel": ("layer.1.DenseReluDense.wi_1.weight", True),
+  "mlp/wo/kernel": ("layer.1.DenseReluDense.wo.weight", True),
+}
+
+
+def torch_name(name: str) -> tuple[str, bool]:
+  """(torch name, whether the two are transposed) of a flat T5X name such as 'encoder/layers_0/mlp/wo/kernel'.
+
+  Raises KeyError if the T5 encoder does not have this parameter.
+  """
+  if name in _NAMES:
+    return _NAMES[name]
+  match = re.fullmatch(r"encoder/layers_(\d+)/(.+)", name)
+  if match is None or match[2] not in _NAMES_IN_LAYER:
+    raise KeyError(f"{name} is not a parameter of the T5 v1.1 encoder.")
+  stored, transposed = _NAMES_IN_LAYER[match[2]]
+  return f"encoder.block.{match[1]}.{stored}", transposed
 
 
 class SafetensorsSource:
-  """The tensors of one checkpoint by name, read lazily.
+  """The tensors of one checkpoint by torch name, read lazily.
 
-  Args:
-    path: a folder with `model.safetensors` or `model.safetensors.index.json`, the index, or a
-      `.safetensors` file.
-
-  Raises:
-    FileNotFoundError: if the file or a shard does not exist.
+  `path` is a folder with `model.safetensors` or `model.safetensors.index.json`, the index, or a `.safetensors` file.
+  Raises FileNotFoundError if the file or a shard does not exist.
   """
 
   def __init__(self, path: str | pathlib.Path):
     path = pathlib.Path(path)
     if path.is_dir():
-      candidates = [path / _WEIGHTS, path / _INDEX]
+      candidates = [path / WEIGHTS_FILE, path / _INDEX]
       found = [p for p in candidates if p.is_file()]
       if not found:
         raise FileNotFoundError(
-          f"{path}: neither {_WEIGHTS} nor {_INDEX}; got {sorted(os.listdir(path))}. Save the "
+          f"{path}: neither {WEIGHTS_FILE} nor {_INDEX}; got {sorted(os.listdir(path))}. Save the "
           "checkpoint as safetensors first (transformers: T5EncoderModel.from_pretrained(folder)"
           ".save_pretrained(folder))."
         )
       path = found[0]
     if not path.is_file():
       raise FileNotFoundError(f"No safetensors file or folder at {path}.")
-    self._files: dict[str, pathlib.Path] = {}
     if path.suffix == ".json":
-      weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+      weight_map = storage.read_json(path)["weight_map"]
       missing = sorted({s for s in weight_map.values() if not (path.parent / s).is_file()})
       if missing:
         raise FileNotFoundError(f"{path} lists shards that are missing from its folder: {missing}.")
@@ -47,58 +90,71 @@ class SafetensorsSource:
     else:
       with safetensors.safe_open(path, framework="numpy") as handle:
         self._files = dict.fromkeys(handle.keys(), path)
+    self.names = frozenset(self._files)
 
-  @property
-  def names(self) -> frozenset[str]:
-    """All tensor names."""
-    return frozenset(self._files)
+  def stored_name(self, name: str) -> tuple[str, bool]:
+    """Returns `torch_name`; the embedding table may be stored under its second name."""
+    stored, transposed = torch_name(name)
+    if stored == _EMBEDDING and stored not in self.names:
+      stored = EMBEDDING_COPY
+    return stored, transposed
 
-  def shape(self, name: str) -> tuple[int, ...]:
+  def shape(self, stored: str) -> tuple[int, ...]:
     """Returns one tensor's shape without reading its values."""
-    with safetensors.safe_open(self._files[name], framework="numpy") as handle:
-      return tuple(handle.get_slice(name).get_shape())
+    with safetensors.safe_open(self._files[stored], framework="numpy") as handle:
+      return tuple(handle.get_slice(stored).get_shape())
 
-  def read(self, name: str) -> np.ndarray:
+  def read(self, stored: str) -> np.ndarray:
     """Reads one tensor in its stored dtype."""
-    with safetensors.safe_open(self._files[name], framework="numpy") as handle:
-      return handle.get_tensor(name)
+    with safetensors.safe_open(self._files[stored], framework="numpy") as handle:
+      return handle.get_tensor(stored)
 
 
-def write_safetensors(
+def save_weights(
   path: str | pathlib.Path,
-  shapes: Mapping[str, tuple[int, ...]],
-  read: Callable[[str], np.ndarray],
+  config: T5Config,
+  weights: Mapping[str, np.ndarray],
+  names: Iterable[str] | None = None,
 ) -> None:
-  """Writes float32 tensors to one file, with one of them in memory at a time.
+  """Writes Flax parameters as a safetensors file that Hugging Face's `T5EncoderModel` loads.
 
   The file gets its name only when it is complete.
 
   Args:
     path: the file to write.
-    shapes: shape of every tensor by name.
-    read: returns a tensor by name; called once per tensor.
+    config: the encoder's sizes.
+    weights: parameters by flat T5X name, float32; each is read once.
+    names: the parameters of this file if it is one of several shards; by default all.
 
   Raises:
-    ValueError: if a tensor is not float32 or does not have the given shape.
+    ValueError: if names, shapes or the dtype do not match `config`.
   """
   path = pathlib.Path(path)
+  shapes = parameter_shapes(config)
+  if set(weights) != set(shapes):
+    difference = sorted(set(weights) ^ set(shapes))
+    raise ValueError(
+      f"Weights and config disagree on {len(difference)} names, e.g. {difference[0]}."
+    )
+  names = list(shapes if names is None else names)
   header: dict[str, object] = {"__metadata__": {"format": "pt"}}
   offset = 0
-  for name, shape in shapes.items():
-    end = offset + 4 * int(np.prod(shape, dtype=np.int64))
-    header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+  for name in names:
+    stored, transposed = torch_name(name)
+    shape = shapes[name][::-1] if transposed else shapes[name]
+    end = offset + 4 * math.prod(shape)
+    header[stored] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
     offset = end
   encoded = json.dumps(header).encode()
   encoded += b" " * (-len(encoded) % 8)  # data must start at a multiple of 8
-  partial = path.with_name(path.name + ".partial")
-  with open(partial, "wb") as file:
+  with storage.writer(path) as file:
     file.write(len(encoded).to_bytes(8, "little"))
     file.write(encoded)
-    for name, shape in shapes.items():
-      tensor = read(name)
-      if tensor.shape != tuple(shape) or tensor.dtype != np.float32:
+    for name in names:
+      tensor = weights[name]
+      if tensor.shape != shapes[name] or tensor.dtype != np.float32:
         raise ValueError(
-          f"{name}: got {tensor.dtype} {tensor.shape}, expected float32 {tuple(shape)}."
+          f"{name}: got {tensor.dtype} {tensor.shape}, expected float32 {shapes[name]}."
         )
-      file.write(np.ascontiguousarray(tensor, "<f4").data)
-  os.replace(partial, path)
+      stored_layout = tensor.T if torch_name(name)[1] else tensor
+      file.write(np.ascontiguousarray(stored_layout, "<f4").data)

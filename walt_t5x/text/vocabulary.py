@@ -2,29 +2,20 @@
 
 import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
-PAD_ID = 0
-EOS_ID = 1
-UNK_ID = 2
+from walt_t5x.text.config import EOS_ID, PAD_ID, UNK_ID
 
 
 class Vocabulary:
   """A SentencePiece model; ids equal those of `seqio.SentencePieceVocabulary` (no extra ids)."""
 
   def __init__(self, model: bytes):
-    """Wraps a serialized SentencePiece model.
-
-    Args:
-      model: the bytes of a `spiece.model`.
-
-    Raises:
-      ValueError: if the reserved ids are not those of T5.
-    """
+    """Takes the bytes of a `spiece.model`; raises ValueError if the reserved ids are not those of T5."""
     self.model = model
     # The package adds its snake_case names at import time; these names are declared.
     self._processor = sentencepiece.SentencePieceProcessor()
@@ -38,11 +29,7 @@ class Vocabulary:
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> "Vocabulary":
-    """Reads a `spiece.model`.
-
-    Raises:
-      FileNotFoundError: if the file does not exist.
-    """
+    """Reads a `spiece.model`; raises FileNotFoundError if it does not exist."""
     path = pathlib.Path(path)
     if not path.is_file():
       raise FileNotFoundError(
@@ -58,30 +45,16 @@ class Vocabulary:
     """Returns the ids of one text with eos appended, without padding.
 
     A text that is too long loses its last pieces, not the eos (as in Hugging Face's T5 tokenizer
-    and in `seqio.preprocessors.append_eos_after_trim`).
+    and in `seqio.preprocessors.append_eos_after_trim`). The empty string gives the eos alone (the null caption).
 
     Args:
-      text: any string; the empty string gives the eos alone (the null caption).
-      max_length: largest number of ids, including the eos; at least 1.
-
-    Raises:
-      ValueError: if max_length leaves no room for the eos.
+      text: any string.
+      max_length: largest number of ids, including the eos; raises ValueError below 1.
     """
     if max_length < 1:
       raise ValueError(f"max_length: got {max_length}, expected at least 1 (the eos).")
     pieces = self._processor.Encode(text)[: max_length - 1]
     return np.array([*pieces, EOS_ID], np.int32)
-
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Returns the text up to the first eos."""
-    ids = [int(i) for i in ids]
-    if EOS_ID in ids:
-      ids = ids[: ids.index(EOS_ID)]
-    return self._processor.Decode(ids)
-
-  def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-    """Returns the piece of every id, e.g. '▁red'."""
-    return [self._processor.IdToPiece(int(i)) for i in ids]
 
 
 def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:
@@ -94,11 +67,8 @@ def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> V
   Assumption: the paper uses T5's published vocabulary; this one is for random test encoders.
 
   Args:
-    texts: the corpus; empty texts are skipped.
+    texts: the corpus; empty texts are skipped; raises ValueError if all are.
     max_vocab_size: largest number of pieces (T5: 32,000 before its extra ids).
-
-  Raises:
-    ValueError: if all texts are empty.
   """
   corpus = [" ".join(text.split()) for text in texts if text.strip()]
   if not corpus:

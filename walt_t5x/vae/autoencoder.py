@@ -1,5 +1,6 @@
 """The causal video autoencoder (the paper's tokenizer) and its posterior. An image is a video of one frame."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from walt_t5x.types import Latents, Video
-from walt_t5x.vae.decoder import Decoder
-from walt_t5x.vae.encoder import Encoder
+from walt_t5x.vae.encoder_decoder import CausalResNet, Decoder, Encoder
 
 # exp of a larger log-variance overflows bfloat16 sums; a smaller one has zero variance in float32.
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -20,12 +20,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 @struct.dataclass
 class Posterior:
-  """q(z | x) = N(mean, exp(logvar)), or the point `mean` if logvar is None.
-
-  Args:
-    mean: latents [B, t, h, w, c].
-    logvar: log-variance of the same shape, or None for a deterministic encoder.
-  """
+  """q(z | x) = N(mean, exp(logvar)) of latents [B, t, h, w, c], or the point `mean` if logvar is None."""
 
   # Not Latents: JAX transforms rebuild the tree with placeholders, which a shape check would reject.
   mean: Any
@@ -63,8 +58,8 @@ class CausalVae(nn.Module):
     latent_channels: c.
     base_channels: width of a level with multiplier 1.
     channel_multipliers: one per level; height and width are halved between levels.
-    num_res_blocks: ResBlocks per level.
-    temporal_downsample: whether time is also halved, for each transition between levels.
+    num_res_blocks: ResBlocks per level, and again at the bottom.
+    temporal_downsample: whether time is also halved, for each transition between levels, the encoder's first.
     posterior: 'deterministic' or 'gaussian'. Assumption: deterministic; the paper has no KL term.
     temporal_kernel: k_t of the 3^3 convolutions; 1 for an image tokenizer.
     down_kernel: kernel of the strided convolutions, (k_t, k_h, k_w).
@@ -96,15 +91,8 @@ class CausalVae(nn.Module):
       encoder_channels = 2 * self.latent_channels
     else:
       raise ValueError(f"CausalVae: got {self.posterior=}, expected 'deterministic' or 'gaussian'.")
-    shared = {
-      "base_channels": self.base_channels,
-      "channel_multipliers": self.channel_multipliers,
-      "num_res_blocks": self.num_res_blocks,
-      "temporal_downsample": self.temporal_downsample,
-      "temporal_kernel": self.temporal_kernel,
-      "dtype": self.dtype,
-      "remat": self.remat,
-    }
+    names = {field.name for field in dataclasses.fields(CausalResNet)} - {"parent", "name"}
+    shared = {name: getattr(self, name) for name in sorted(names)}
     self.encoder = Encoder(out_channels=encoder_channels, down_kernel=self.down_kernel, **shared)
     self.decoder = Decoder(**shared)
 
@@ -121,8 +109,7 @@ class CausalVae(nn.Module):
   def latent_shape(self, video_shape: Sequence[int]) -> tuple[int, int, int, int]:
     """(T, H, W) -> (t, h, w, c).
 
-    Raises:
-      ValueError: if T is not 1 + k * temporal_factor, or H or W not a multiple of spatial_factor.
+    Raises ValueError if T is not 1 + k * temporal_factor, or H or W not a multiple of spatial_factor.
     """
     frames, height, width = video_shape
     f_t, f_s = self.temporal_factor, self.spatial_factor
@@ -145,12 +132,8 @@ class CausalVae(nn.Module):
   def encode(self, video: Video, *, continues: bool = False) -> Posterior:
     """Pixels in [0, 1] -> posterior over latents, [B, t, h, w, c], in the encoder's scale.
 
-    Args:
-      video: a clip, or with `continues` the next temporal_factor * k frames of a stream (`streaming`).
-      continues: whether the frames continue a stream, whose context is in the collection `STREAM`.
-
-    Raises:
-      ValueError: for sizes that `latent_shape` rejects.
+    With `continues`, the video is the next temporal_factor * k frames of a stream (`streaming`), whose context is in
+    the collection `STREAM`. Raises ValueError for sizes that `latent_shape` rejects.
     """
     self.latent_shape((video.shape[1] + continues, *video.shape[2:4]))
     out = self.encoder(video)
@@ -162,12 +145,8 @@ class CausalVae(nn.Module):
   def decode(self, latents: Latents, *, continues: bool = False) -> Video:
     """Latents [B, t, h, w, c] -> pixels near [0, 1], not clipped; 1 + (t - 1) * temporal_factor frames.
 
-    Args:
-      latents: of a clip, or with `continues` the next ones of a stream, which give t * temporal_factor frames.
-      continues: whether the latents continue a stream, whose context is in the collection `STREAM`.
-
-    Raises:
-      ValueError: for another number of channels.
+    With `continues`, the latents are the next ones of a stream and give t * temporal_factor frames. Raises ValueError
+    for another number of channels.
     """
     if latents.shape[-1] != self.latent_channels:
       raise ValueError(

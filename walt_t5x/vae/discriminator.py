@@ -10,18 +10,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from walt_t5x.types import Video
-from walt_t5x.vae.convolution import convolve, same_padding
+from walt_t5x.vae.convolution import Convolution
 
 LEAKY_SLOPE = 0.2
 # Preserves the variance through a convolution followed by the leaky ReLU.
 leaky_init = nn.initializers.variance_scaling(
   2.0 / (1.0 + LEAKY_SLOPE**2), "fan_in", "truncated_normal"
 )
-linear_init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 
 
-def leaky_relu(x: jax.Array) -> jax.Array:
-  return jax.nn.leaky_relu(x, LEAKY_SLOPE)
+def leaky_conv(x: jax.Array, features: int, *, dtype: DTypeLike, name: str) -> jax.Array:
+  """3^3 convolution and leaky ReLU; a discriminator sees complete clips and need not be causal."""
+  conv = Convolution(features, kernel_init=leaky_init, dtype=dtype, name=name)
+  return jax.nn.leaky_relu(conv(x), LEAKY_SLOPE)
 
 
 def blur_pool(x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C"]:
@@ -41,36 +42,6 @@ def blur_pool(x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C"]:
   return x
 
 
-class Convolution(nn.Module):
-  """SAME convolution in time and space; a discriminator sees complete clips and need not be causal."""
-
-  features: int
-  kernel_size: int = 3
-  use_bias: bool = True
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
-    k = self.kernel_size
-    kernel = param_with_axes(
-      "kernel",
-      leaky_init if self.use_bias else linear_init,
-      (k, k, k, x.shape[-1], self.features),
-      jnp.float32,
-      axes=("conv_t", "conv_h", "conv_w", "conv_in", "conv_out"),
-      module=self,
-    )
-    same = same_padding(k, 1)
-    y = convolve(x.astype(self.dtype), kernel, padding=(same, same, same))
-    if self.use_bias:
-      zeros = nn.initializers.zeros_init()
-      bias = param_with_axes(
-        "bias", zeros, (self.features,), jnp.float32, axes=("conv_out",), module=self
-      )
-      y = y + bias.astype(self.dtype)
-    return y
-
-
 class Dense(nn.Module):
   """x W + b over the last axis."""
 
@@ -81,9 +52,9 @@ class Dense(nn.Module):
   def __call__(self, x: Float[Array, "B C"]) -> Float[Array, "B C2"]:
     shape = (x.shape[-1], self.features)
     axes = ("conv_in", "conv_out")
-    kernel = param_with_axes("kernel", linear_init, shape, jnp.float32, axes=axes, module=self)
-    zeros = nn.initializers.zeros_init()
-    bias = param_with_axes("bias", zeros, shape[1:], jnp.float32, axes=axes[1:], module=self)
+    init, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros_init()
+    kernel = param_with_axes("kernel", init, shape, jnp.float32, axes=axes)
+    bias = param_with_axes("bias", zeros, shape[1:], jnp.float32, axes=axes[1:])
     return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 
@@ -100,12 +71,12 @@ class DownBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
-    y = leaky_relu(Convolution(x.shape[-1], dtype=self.dtype, name="conv_0")(x))
-    y = leaky_relu(Convolution(self.features, dtype=self.dtype, name="conv_1")(blur_pool(y)))
-    skip = Convolution(self.features, kernel_size=1, use_bias=False, dtype=self.dtype, name="skip")(
-      blur_pool(x)
+    y = leaky_conv(x, x.shape[-1], dtype=self.dtype, name="conv_0")
+    y = leaky_conv(blur_pool(y), self.features, dtype=self.dtype, name="conv_1")
+    skip = Convolution(
+      self.features, kernel_size=(1, 1, 1), use_bias=False, dtype=self.dtype, name="skip"
     )
-    return (y + skip) / jnp.sqrt(2.0).astype(self.dtype)
+    return (y + skip(blur_pool(x))) / jnp.sqrt(2.0).astype(self.dtype)
 
 
 class Discriminator(nn.Module):
@@ -115,10 +86,7 @@ class Discriminator(nn.Module):
   61.3M, as published. Because of the flattening, a set of parameters accepts only one clip size.
   Source: MAGVIT (2212.05199), appendix; StyleGAN2 (1912.04958).
 
-  Args:
-    base_channels: width after the first convolution.
-    channel_multipliers: one per residual block.
-    dtype: activation dtype; the logit is float32.
+  There is one multiplier per residual block. The logit is float32 for any activation `dtype`.
   """
 
   base_channels: int = 128
@@ -128,10 +96,11 @@ class Discriminator(nn.Module):
   @nn.compact
   def __call__(self, video: Video) -> Float[Array, " B"]:
     x = 2.0 * video.astype(self.dtype) - 1.0
-    x = leaky_relu(Convolution(self.base_channels, dtype=self.dtype, name="stem")(x))
+    x = leaky_conv(x, self.base_channels, dtype=self.dtype, name="stem")
     for i, multiplier in enumerate(self.channel_multipliers):
       x = DownBlock(self.base_channels * multiplier, dtype=self.dtype, name=f"block_{i}")(x)
     width = x.shape[-1]
-    x = leaky_relu(Convolution(width, dtype=self.dtype, name="last_conv")(x))
-    x = leaky_relu(Dense(width, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1)))
+    x = leaky_conv(x, width, dtype=self.dtype, name="last_conv")
+    x = Dense(width, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1))
+    x = jax.nn.leaky_relu(x, LEAKY_SLOPE)
     return Dense(1, dtype=jnp.float32, name="logit")(x)[:, 0]

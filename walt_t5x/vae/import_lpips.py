@@ -7,11 +7,11 @@ The package stores its weights in a pickle. Only arrays are read from it: any ot
 in the file can run.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from walt_t5x.config import programs
 from walt_t5x.files.array_pickle import read_array_pickle
 
 
@@ -35,9 +35,7 @@ def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
   """Runs the program."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = programs.parser("walt_t5x.vae.import_lpips", __doc__)
   parser.add_argument("--input", required=True, type=Path, help="the package's vgg16.ckpt")
   parser.add_argument("--output", required=True, type=Path, help="safetensors file to write")
   options = parser.parse_args()

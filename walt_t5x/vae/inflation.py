@@ -22,8 +22,7 @@ def inflate_params(image_params: Params, video_params: Params) -> Params:
     image_params: 'params' of a CausalVae with temporal_kernel 1 and the same widths.
     video_params: 'params' of the video CausalVae, or their shapes; only names and shapes are read.
 
-  Raises:
-    ValueError: if a name is missing on one side, or a shape cannot be inflated.
+  Raises ValueError if a name is missing on one side, or a shape cannot be inflated.
   """
   source: dict[tuple[str, ...], Any] = flatten_dict(image_params)
   target: dict[tuple[str, ...], Any] = flatten_dict(video_params)
@@ -47,14 +46,7 @@ def inflate_state(
 
   The inflated parameters become the parameters and their average. Everything else (moments, step, discriminator)
   starts from scratch, so set `fallback_to_scratch = True`. The state of a resumed run is returned unchanged.
-
-  Args:
-    state_dict: the saved state of the image tokenizer.
-    target_state_dict: shapes of the state of the video tokenizer.
-    is_resuming: whether `state_dict` was saved by this run.
-
-  Raises:
-    ValueError: as in `inflate_params`.
+  `target_state_dict` has the shapes of the state of the video tokenizer. Raises ValueError as `inflate_params`.
   """
   if is_resuming:
     return state_dict

@@ -19,7 +19,7 @@ from walt_t5x.vae.convolution import same_padding
 SMOOTH = 0.9  # fraction of the variance in the structured part
 RESIDUAL_SCALE = 0.01  # of the last convolution of a ResBlock
 
-plain = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+plain = nn.initializers.lecun_normal()
 residual = nn.initializers.variance_scaling(RESIDUAL_SCALE**2, "fan_in", "truncated_normal")
 
 

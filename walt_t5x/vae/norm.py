@@ -5,8 +5,6 @@ that of a single image. They are computed over (h, w, channels of a group) of ea
 parameter count is the same.
 """
 
-import math
-
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.linen.partitioning import param_with_axes
@@ -27,10 +25,8 @@ def num_groups(channels: int) -> int:
   return max(g for g in range(1, most + 1) if channels % g == 0)
 
 
-def normalize_frames(
-  x: Float[Array, "B T H W C"], groups: int, eps: float = 1e-6
-) -> Float[Array, "B T H W C"]:
-  """(x - mean) / sqrt(var + eps) over (H, W, C / groups) of each frame, in float32."""
+def normalize_frames(x: Float[Array, "B T H W C"], groups: int) -> Float[Array, "B T H W C"]:
+  """(x - mean) / sqrt(var + 1e-6) over (H, W, C / groups) of each frame, in float32."""
   per_group = x.shape[-1] // groups
 
   def group_mean(v: Float[Array, "B T H W C"]) -> Float[Array, "B T 1 1 C"]:
@@ -41,7 +37,7 @@ def normalize_frames(
 
   x = x.astype(jnp.float32)
   centered = x - group_mean(x)
-  return centered / jnp.sqrt(group_mean(jnp.square(centered)) + eps)
+  return centered / jnp.sqrt(group_mean(jnp.square(centered)) + 1e-6)
 
 
 class GroupNorm(nn.Module):
@@ -53,8 +49,8 @@ class GroupNorm(nn.Module):
   def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
     shape = (x.shape[-1],)
     ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-    scale = param_with_axes("scale", ones, shape, jnp.float32, axes=("unmodeled",), module=self)
-    bias = param_with_axes("bias", zeros, shape, jnp.float32, axes=("unmodeled",), module=self)
+    scale = param_with_axes("scale", ones, shape, jnp.float32, axes=("unmodeled",))
+    bias = param_with_axes("bias", zeros, shape, jnp.float32, axes=("unmodeled",))
     y = normalize_frames(x, num_groups(x.shape[-1]))
     return (y * scale + bias).astype(self.dtype)
 
@@ -96,36 +92,23 @@ class AdaptiveGroupNorm(nn.Module):
       (v.shape[-1], features),
       jnp.float32,
       axes=("conv_in", "conv_out"),
-      module=self,
     )
-    bias = param_with_axes(
-      f"{name}_bias", bias_init, (features,), jnp.float32, axes=("conv_out",), module=self
-    )
+    bias = param_with_axes(f"{name}_bias", bias_init, (features,), jnp.float32, axes=("conv_out",))
     return v @ kernel + bias
 
 
 def latent_frame_of(frames: int, latent_frames: int, *, continues: bool = False) -> list[int]:
   """Index of the latent frame of each feature frame: frame 0 from latent 0, then s frames from each.
 
-  In a group that continues a stream every latent has s frames.
-
-  Raises:
-    ValueError: if `frames` is not 1 + s * (latent_frames - 1), or s * latent_frames with `continues`.
+  In a group that continues a stream every latent has s frames. Raises ValueError if no s fits.
   """
-  if continues:
-    if frames % latent_frames:
-      raise ValueError(
-        f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames of a group that continues, "
-        "expected s * latent_frames for an integer s."
-      )
-    stride = frames // latent_frames
-    return [frame // stride for frame in range(frames)]
-  if latent_frames == 1 and frames == 1:
-    return [0]
-  if latent_frames < 2 or (frames - 1) % (latent_frames - 1):
+  own = 0 if continues else 1  # frame 0 has its own latent
+  groups = latent_frames - own
+  stride = (frames - own) // groups if groups > 0 else 0
+  if frames != own + stride * groups:
+    expected = "s * latent_frames" if continues else "1 + s * (latent_frames - 1)"
     raise ValueError(
-      f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames, expected "
-      "1 + s * (latent_frames - 1) for an integer s."
+      f"latent_frame_of: got {frames} feature frames for {latent_frames} latent frames"
+      f"{' of a group that continues' if continues else ''}, expected {expected} for an integer s."
     )
-  stride = (frames - 1) // (latent_frames - 1)
-  return [math.ceil(frame / stride) for frame in range(frames)]
+  return [0] * own + [own + frame // stride for frame in range(stride * groups)]

@@ -5,6 +5,7 @@ torchvision's names and the shapes of `lpips_shapes()` and `resnet_shapes()`. Wi
 `VaeModel` trains without the term. `python -m walt_t5x.vae.import_lpips` creates the file for `lpips`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,37 +33,35 @@ Distance = Callable[[Video, Video], Array]
 def lpips(*, weights: str | None = None) -> Distance | None:
   """LPIPS on VGG-16, one loss per clip: the mean over its frames.
 
-  Args:
-    weights: safetensors file with `lpips_shapes()`; None for no perceptual term.
-
-  Returns:
-    A function of two videos [B, T, H, W, 3] in [0, 1] that returns float32 [B]; None without weights.
+  Returns a function of two videos [B, T, H, W, 3] in [0, 1] that returns float32 [B]; None without a safetensors file
+  with `lpips_shapes()`.
 
   Raises:
     FileNotFoundError: if the file does not exist.
     ValueError: if a weight is missing or has another shape.
   """
-  if weights is None:
-    return None
-  values = _read(weights, lpips_shapes())
-  return lambda video, reference: lpips_distance(values, video, reference)
+  return _with_weights(lpips_distance, weights, lpips_shapes())
 
 
 def resnet_logits(*, weights: str | None = None) -> Distance | None:
-  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's perceptual loss), one loss per clip.
-
-  Args, Returns and Raises: as in `lpips`, with `resnet_shapes()`.
-  """
-  if weights is None:
-    return None
-  values = _read(weights, resnet_shapes())
-  return lambda video, reference: logits_distance(values, video, reference)
+  """Mean squared difference of ResNet-50 logits (MAGVIT-v2's loss); otherwise as `lpips`, with `resnet_shapes()`."""
+  return _with_weights(logits_distance, weights, resnet_shapes())
 
 
 def lpips_shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of VGG-16's weights and of a 1x1 convolution to one channel for each of its five stages."""
-  heads = {f"lin{i}.weight": (1, width, 1, 1) for i, width in enumerate(VGG_WIDTHS)}
-  return vgg_shapes() | heads
+  """Name -> shape of every weight that `lpips` reads, in torch order (out, in, height, width).
+
+  VGG-16's convolutional part, and a 1x1 convolution to one channel for each of its five stages.
+  """
+  found: dict[str, tuple[int, ...]] = {}
+  channels = 3
+  for stage, (indices, width) in enumerate(zip(VGG_CONVOLUTIONS, VGG_WIDTHS)):
+    for index in indices:
+      found[f"features.{index}.weight"] = (width, channels, 3, 3)
+      found[f"features.{index}.bias"] = (width,)
+      channels = width
+    found[f"lin{stage}.weight"] = (1, width, 1, 1)
+  return found
 
 
 def lpips_distance(
@@ -106,7 +105,11 @@ def _unit(features: Array) -> Array:
   return features * jax.lax.rsqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True) + 1e-20)
 
 
-def _read(path: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _with_weights(
+  distance: Callable[..., Array], path: str | None, wanted: Mapping[str, tuple[int, ...]]
+) -> Distance | None:
+  if path is None:
+    return None
   from safetensors.numpy import load_file
 
   found = load_file(path)
@@ -117,19 +120,20 @@ def _read(path: str, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndar
         f"{path}: {name} has shape {got}, expected {shape}; the file must contain the weights with torchvision's names "
         "(docs/vae.md)."
       )
-  return {name: found[name].astype(np.float32) for name in wanted}
+  return functools.partial(distance, {name: found[name].astype(np.float32) for name in wanted})
 
 
-def vgg_shapes() -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every weight of VGG-16's convolutional part, in torch order (out, in, height, width)."""
-  found: dict[str, tuple[int, ...]] = {}
-  channels = 3
-  for indices, width in zip(VGG_CONVOLUTIONS, VGG_WIDTHS):
-    for index in indices:
-      found[f"features.{index}.weight"] = (width, channels, 3, 3)
-      found[f"features.{index}.bias"] = (width,)
-      channels = width
-  return found
+def _conv(weights: Mapping[str, Any], name: str, x: Array, stride: int = 1) -> Array:
+  """A convolution without its bias; the padding keeps the size, up to the stride."""
+  kernel = weights[f"{name}.weight"]
+  pad = kernel.shape[-1] // 2
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    ((pad, pad), (pad, pad)),
+    dimension_numbers=("NHWC", "OIHW", "NHWC"),
+  )
 
 
 def vgg_features(
@@ -137,25 +141,15 @@ def vgg_features(
 ) -> list[Float[Array, "N h w C"]]:
   """VGG-16's activations after the last ReLU of each of its five stages, before its pooling.
 
+  Images are normalized as the weights require and have at least 16 x 16 pixels.
   Source: Simonyan & Zisserman (1409.1556), configuration D.
-
-  Args:
-    weights: by the names of `vgg_shapes`.
-    images: normalized as the weights require; at least 16 x 16 pixels.
   """
   x, taps = images, []
   for stage, indices in enumerate(VGG_CONVOLUTIONS):
     if stage:
       x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
     for index in indices:
-      x = jax.lax.conv_general_dilated(
-        x,
-        weights[f"features.{index}.weight"],
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "OIHW", "NHWC"),
-      )
-      x = jax.nn.relu(x + weights[f"features.{index}.bias"])
+      x = jax.nn.relu(_conv(weights, f"features.{index}", x) + weights[f"features.{index}.bias"])
     taps.append(x)
   return taps
 
@@ -181,31 +175,18 @@ def resnet_shapes() -> dict[str, tuple[int, ...]]:
 def resnet50(
   weights: Mapping[str, Any], images: Float[Array, "N H W 3"]
 ) -> Float[Array, "N classes"]:
-  """Logits of ResNet-50 (v1.5: the stride is in the 3x3 convolution), [N, 1000]; images of at least 32 x 32 pixels.
+  """Logits of ResNet-50 (v1.5: the stride is in the 3x3 convolution), [N, 1000].
 
+  Images are normalized with `IMAGENET_MEAN` and `IMAGENET_STD` and have at least 32 x 32 pixels.
   Source: He et al. (1512.03385).
-
-  Args:
-    weights: by the names of `resnet_shapes`.
-    images: normalized with `IMAGENET_MEAN` and `IMAGENET_STD`.
   """
 
-  def conv(x: Array, name: str, stride: int = 1) -> Array:
-    kernel = weights[f"{name}.weight"]
-    pad = kernel.shape[-1] // 2
-    return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (stride, stride),
-      ((pad, pad), (pad, pad)),
-      dimension_numbers=("NHWC", "OIHW", "NHWC"),
-    )
+  def conv_norm(x: Array, conv: str, norm: str, stride: int = 1) -> Array:
+    x = _conv(weights, conv, x, stride)
+    scale = weights[f"{norm}.weight"] / jnp.sqrt(weights[f"{norm}.running_var"] + RESNET_EPSILON)
+    return (x - weights[f"{norm}.running_mean"]) * scale + weights[f"{norm}.bias"]
 
-  def norm(x: Array, name: str) -> Array:
-    scale = weights[f"{name}.weight"] / jnp.sqrt(weights[f"{name}.running_var"] + RESNET_EPSILON)
-    return (x - weights[f"{name}.running_mean"]) * scale + weights[f"{name}.bias"]
-
-  x = jax.nn.relu(norm(conv(images, "conv1", 2), "bn1"))
+  x = jax.nn.relu(conv_norm(images, "conv1", "bn1", 2))
   x = jax.lax.reduce_window(
     x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
   )
@@ -213,11 +194,11 @@ def resnet50(
     for block in range(blocks):
       name = f"layer{stage}.{block}"
       stride = 2 if stage > 1 and block == 0 else 1
-      y = jax.nn.relu(norm(conv(x, f"{name}.conv1"), f"{name}.bn1"))
-      y = jax.nn.relu(norm(conv(y, f"{name}.conv2", stride), f"{name}.bn2"))
-      y = norm(conv(y, f"{name}.conv3"), f"{name}.bn3")
+      y = jax.nn.relu(conv_norm(x, f"{name}.conv1", f"{name}.bn1"))
+      y = jax.nn.relu(conv_norm(y, f"{name}.conv2", f"{name}.bn2", stride))
+      y = conv_norm(y, f"{name}.conv3", f"{name}.bn3")
       if block == 0:
-        x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
+        x = conv_norm(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
       x = jax.nn.relu(x + y)
   return jnp.mean(x, axis=(1, 2)) @ weights["fc.weight"].T + weights["fc.bias"]
 

@@ -21,60 +21,43 @@ from walt_t5x.vae.autoencoder import CausalVae, Posterior
 def sharded_encode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
-  """`(params, video) -> posterior mean`, with the height of pixels and latents sharded over a mesh axis.
+  """`(params, video) -> posterior mean`, compiled, with the height of pixels and latents sharded over a mesh axis.
 
-  Args:
-    vae: the autoencoder.
-    mesh: devices; data is replicated over its other axes.
-    axis: name of the mesh axis over which the height is sharded.
-
-  Returns:
-    A compiled function; parameters are replicated. It raises ValueError if the height is not a multiple of
-    spatial_factor times the size of the mesh axis.
+  Parameters are replicated, data over the other axes of the mesh. The function raises ValueError if the height is not a
+  multiple of spatial_factor times the size of the mesh axis.
   """
 
-  def mean(params: Params, x: ArrayLike) -> Array:
-    return cast(Posterior, vae.apply(params, x, method="encode")).mean
+  def mean(params: Params, video: ArrayLike) -> Array:
+    return cast(Posterior, vae.apply({"params": params}, video, method="encode")).mean
 
-  run = _sharded(vae, mesh, axis, mean)
-
-  def encode(params: Params, video: ArrayLike) -> Array:
-    _check_rows(jnp.shape(video)[2], mesh.shape[axis] * vae.spatial_factor, axis, "pixels")
-    return run(params, video)
-
-  return encode
+  return _sharded(mean, mesh, axis, what="pixels", factor=vae.spatial_factor)
 
 
 def sharded_decode(
   vae: CausalVae, mesh: Mesh, *, axis: str
 ) -> Callable[[Params, ArrayLike], Array]:
   """`(params, latents) -> pixels`, sharded as in `sharded_encode`; not clipped."""
-  run = _sharded(
-    vae, mesh, axis, lambda params, z: cast(Array, vae.apply(params, z, method="decode"))
-  )
 
-  def decode(params: Params, latents: ArrayLike) -> Array:
-    _check_rows(jnp.shape(latents)[2], mesh.shape[axis], axis, "latents")
-    return run(params, latents)
+  def pixels(params: Params, latents: ArrayLike) -> Array:
+    return cast(Array, vae.apply({"params": params}, latents, method="decode"))
 
-  return decode
+  return _sharded(pixels, mesh, axis, what="latents", factor=1)
 
 
 def _sharded(
-  vae: CausalVae, mesh: Mesh, axis: str, function: Callable[[Params, ArrayLike], Array]
+  function: Callable[[Params, ArrayLike], Array], mesh: Mesh, axis: str, *, what: str, factor: int
 ) -> Callable[[Params, ArrayLike], Array]:
   rows = NamedSharding(mesh, PartitionSpec(None, None, axis))
   everywhere = NamedSharding(mesh, PartitionSpec())
-  return jax.jit(
-    lambda params, x: function({"params": params}, x),
-    in_shardings=(everywhere, rows),
-    out_shardings=rows,
-  )
+  compiled = jax.jit(function, in_shardings=(everywhere, rows), out_shardings=rows)
+  multiple = mesh.shape[axis] * factor
 
+  def run(params: Params, x: ArrayLike) -> Array:
+    if jnp.shape(x)[2] % multiple:
+      raise ValueError(
+        f"spatial sharding: got {jnp.shape(x)[2]} rows of {what} for mesh axis {axis!r}, expected a multiple of "
+        f"{multiple}; use fewer devices along that axis."
+      )
+    return compiled(params, x)
 
-def _check_rows(rows: int, multiple: int, axis: str, what: str) -> None:
-  if rows % multiple:
-    raise ValueError(
-      f"spatial sharding: got {rows} rows of {what} for mesh axis {axis!r}, expected a multiple of {multiple}; use "
-      "fewer devices along that axis."
-    )
+  return run

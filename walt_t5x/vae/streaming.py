@@ -9,8 +9,10 @@ The first group starts with frame 0, which has its own latent; every later laten
   for group in VaeStream(vae, params).decode(latents): writer.append(group)
 """
 
+import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,54 +20,41 @@ import numpy as np
 
 from walt_t5x.types import Latents, Params, Video
 from walt_t5x.vae.autoencoder import CausalVae, Posterior
-from walt_t5x.vae.causal_conv import STREAM
+from walt_t5x.vae.convolution import STREAM
 
 # The frames that each convolution carries over, nested by module name; None before the first group.
 Context = Mapping[str, Any] | None
 
 
-def encode_group(
-  vae: CausalVae, params: Params, video: Video, context: Context
-) -> tuple[Posterior, Context]:
-  """Returns the posterior of the next frames of a stream, and the context for the next group.
+def run_group(
+  vae: CausalVae, params: Params, x: Any, context: Context, *, method: Literal["encode", "decode"]
+) -> tuple[Any, Context]:
+  """Encodes or decodes the next group of a stream.
 
   Args:
-    vae: the autoencoder.
-    params: its parameters.
-    video: 1 + k * temporal_factor frames if `context` is None, else k * temporal_factor.
+    vae, params: the autoencoder.
+    x: to encode, k * temporal_factor frames, and one more if `context` is None; to decode, any number of latent frames.
     context: the context returned for the previous group; None for the first group.
+    method: of `CausalVae`; raises ValueError for sizes that it rejects.
 
-  Raises:
-    ValueError: for other frame counts, or sizes that are not a multiple of spatial_factor.
+  Returns:
+    The posterior or the video of the group, and the context for the next group. t latent frames give t *
+    temporal_factor frames, in the first group temporal_factor - 1 fewer.
   """
-  return _group(vae, params, video, context, "encode")
-
-
-def decode_group(
-  vae: CausalVae, params: Params, latents: Latents, context: Context
-) -> tuple[Video, Context]:
-  """Returns the frames of the next latents of a stream, and the context for the next group.
-
-  Args:
-    vae: the autoencoder.
-    params: its parameters.
-    latents: t latent frames; they give 1 + (t - 1) * temporal_factor frames if `context` is None, else
-      t * temporal_factor.
-    context: the context returned for the previous group; None for the first group.
-  """
-  return _group(vae, params, latents, context, "decode")
+  variables = {"params": params} | ({} if context is None else {STREAM: context})
+  out, state = vae.apply(
+    variables, x, continues=context is not None, method=method, mutable=[STREAM]
+  )
+  return out, state.get(STREAM, {})
 
 
 class VaeStream:
-  """Compiled `encode_group` and `decode_group`, and the loops over groups.
+  """The loops over groups, with compiled `run_group`.
 
   Args:
     vae: the autoencoder.
     params: its parameters; put them on the device first.
-    group: latent frames per call, after the first call. More is faster on an accelerator and uses more memory.
-
-  Raises:
-    ValueError: if `group` is not positive.
+    group: latent frames per call after the first, at least 1. More is faster on an accelerator and uses more memory.
   """
 
   def __init__(self, vae: CausalVae, params: Params, *, group: int = 1):
@@ -73,11 +62,9 @@ class VaeStream:
       raise ValueError(f"VaeStream: got {group=}, expected at least 1 latent frame per group.")
     self._vae, self._params, self._group = vae, params, group
     # The buffers of the previous context are donated to the next one.
-    self._encode = jax.jit(
-      lambda params, x, context: encode_group(vae, params, x, context), donate_argnums=2
-    )
-    self._decode = jax.jit(
-      lambda params, z, context: decode_group(vae, params, z, context), donate_argnums=2
+    self._encode, self._decode = (
+      jax.jit(functools.partial(run_group, vae, method=method), donate_argnums=2)
+      for method in ("encode", "decode")
     )
 
   def encode(self, frames: Iterable[Any]) -> Iterator[Posterior]:
@@ -88,28 +75,23 @@ class VaeStream:
         up to the group that is being encoded.
 
     Yields:
-      The first latent frame alone, then `group` latent frames at a time, then the rest.
-
-    Raises:
-      ValueError: if the frames end inside a latent frame.
+      The first latent frame alone, then `group` latent frames at a time, then the rest. Raises ValueError if the frames
+      end inside a latent frame.
     """
     factor = self._vae.temporal_factor
-    context, pending, seen = None, [], 0
-    for frame in frames:
-      pending.append(np.asarray(frame))
-      seen += 1
-      if len(pending) == (1 if context is None else factor * self._group):
-        posterior, context = self._encode(self._params, np.stack(pending, axis=1), context)
-        pending = []
-        yield posterior
-    if not seen or len(pending) % factor:
-      fits = 1 + (seen - 1) // factor * factor if seen else 1
+    context, seen = None, 0
+    for group in self._groups(frames, factor):
+      seen += len(group)
+      if (seen - 1) % factor:
+        break
+      posterior, context = self._encode(self._params, np.stack(group, axis=1), context)
+      yield posterior
+    if not seen or (seen - 1) % factor:
+      fits = 1 + max(seen - 1, 0) // factor * factor
       raise ValueError(
         f"VaeStream.encode: the stream ended after {seen} frames, expected 1 + k * {factor}; {fits} or "
         f"{fits + factor} would fit: trim or extend the clip."
       )
-    if pending:
-      yield self._encode(self._params, np.stack(pending, axis=1), context)[0]
 
   def decode(self, latents: Latents | Iterable[Any]) -> Iterator[Video]:
     """Yields frames, one group at a time; not clipped.
@@ -123,20 +105,14 @@ class VaeStream:
     if isinstance(latents, jax.Array | np.ndarray):
       complete = latents
       latents = (complete[:, i] for i in range(complete.shape[1]))
-    context, pending = None, []
-    for frame in latents:
-      pending.append(frame)
-      if len(pending) == (1 if context is None else self._group):
-        video, context = self._decode(self._params, jnp.stack(pending, axis=1), context)
-        pending = []
-        yield video
-    if pending:
-      yield self._decode(self._params, jnp.stack(pending, axis=1), context)[0]
+    context = None
+    for group in self._groups(latents, 1):
+      video, context = self._decode(self._params, jnp.stack(group, axis=1), context)
+      yield video
 
-
-def _group(vae: CausalVae, params: Params, x: Any, context: Context, method: str) -> Any:
-  variables = {"params": params} | ({} if context is None else {STREAM: context})
-  out, state = vae.apply(
-    variables, x, continues=context is not None, method=method, mutable=[STREAM]
-  )
-  return out, state.get(STREAM, {})
+  def _groups(self, frames: Iterable[Any], factor: int) -> Iterator[list[Any]]:
+    """Yields the first frame alone, then the frames of `group` latent frames at a time, then the rest."""
+    remaining, size = iter(frames), 1
+    while group := list(itertools.islice(remaining, size)):
+      yield group
+      size = factor * self._group

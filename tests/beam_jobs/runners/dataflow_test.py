@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from beam_jobs import preprocess
-from beam_jobs.runners import dataflow, worker_flags
+from beam_jobs.runners import dataflow, running
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 JOB = {
@@ -57,13 +57,13 @@ def test_the_graph_has_the_steps_of_a_local_run_and_its_workers_run_in_the_image
   ("changes", "message"),
   [
     ({"project": None}, "--project: got nothing, expected the id"),
-    ({"project": "123456"}, "--project: got '123456', expected a project's id, not its number"),
+    ({"project": "123456"}, "--project: got '123456', expected the id .* not its number"),
     ({"region": None}, "--region: got nothing, expected one such as us-central1"),
     ({"region": "us-central1-a"}, "--region: got 'us-central1-a', .* not a zone"),
     ({"temp_location": None}, "--temp_location: got nothing, expected gs://BUCKET/FOLDER"),
     ({"temp_location": "/tmp"}, "--temp_location: got '/tmp', expected gs://BUCKET/FOLDER"),
     ({"staging_location": "gs://B!"}, "--staging_location: got 'gs://B!', expected gs://"),
-    ({"sdk_container_image": None}, "--sdk_container_image: got nothing; .* docs/dataflow.md"),
+    ({"sdk_container_image": None}, "--sdk_container_image: got nothing, .* docs/dataflow.md"),
     (
       {"sdk_container_image": "My Image"},
       "--sdk_container_image: got 'My Image', expected REGION-",
@@ -109,7 +109,7 @@ def test_a_tpu_and_a_plain_machine_pass():
     {"dataflow_service_options": tpu, "machine_type": "ct5lp-hightpu-1t"},
     {"dataflow_service_options": None, "machine_type": "n2-standard-8", "experiments": None},
   ):
-    options = worker_flags.beam_options(
+    options = running.beam_options(
       [f"--{k}={v}" for k, v in (FLAGS | changes).items() if v is not None]
     )
     assert dataflow.problems(options, {}) == []

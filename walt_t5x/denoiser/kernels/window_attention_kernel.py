@@ -50,12 +50,11 @@ def fused_window_attention(
   """Attention within windows of cells.
 
   Args:
-    query, key, value: [B, G, H, W, T, m, g d], as projected.
+    query, key, value: [B, G, H, W, T, m, g d], as projected, with g = `group`.
     window: (frames, cells along the height, cells along the width); must divide (T, H, W).
-    group: g.
     query_scale, key_scale: float32 [d] of the query-key norm, both or neither.
     bias: float32 [G g, M, M]; tokens of a window run over cells (height, width), then frames, then within a cell.
-    text_key, text_value: [B, F, G, L, g d]; F is 1 or the number of windows along time.
+    text_key, text_value: [B, F, G, L, g d]; F is 1 or the number of windows along time, else raises ValueError.
     text_mask: bool [B, F, L], True on tokens.
     is_image: bool [B]; these examples return their values and compute no attention. None: all examples attend.
     interpret: run the kernel's body as plain operations, for platforms other than TPU; a `pltpu.InterpretParams` runs
@@ -63,9 +62,6 @@ def fused_window_attention(
 
   Returns:
     [B, G, H, W, T, m, g d]; differentiable with respect to all arguments except the masks.
-
-  Raises:
-    ValueError: if F is neither 1 nor the number of windows along time.
   """
   batch, groups, rows, columns, frames, cell_tokens, lanes = query.shape
   shape = Shape(
@@ -79,7 +75,6 @@ def fused_window_attention(
     group=group,
     texts=0 if text_key is None else text_key.shape[1],
     text_length=0 if text_key is None else text_key.shape[3],
-    norm=query_scale is not None,
     bias=bias is not None,
     dtype=np.dtype(query.dtype).name,
     interpret=interpret,

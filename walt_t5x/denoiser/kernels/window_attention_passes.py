@@ -6,7 +6,8 @@ them from memory.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,7 +59,6 @@ class HeadInput:
 
 
 def total(parts: list[jax.Array]) -> jax.Array:
-  """Sum of the arrays."""
   return functools.reduce(jnp.add, parts)
 
 
@@ -78,7 +78,7 @@ class Head:
     self.group, self.text = group, bool(shape.texts)
 
     def scale(name):
-      return given[name][...] if shape.norm else None
+      return given[name][...] if name in given else None
 
     self.query = HeadInput(self.read(given["query"]), scale("query_scale"), shape.head_size**-0.5)
     self.keys = [HeadInput(self.read(given["key"]), scale("key_scale"), 1.0)]
@@ -109,11 +109,6 @@ class Head:
     ref[0, 0, self.group, :, self.lanes] += rows
 
 
-def each_head(shape: Shape, groups: int) -> Iterator[tuple[int, int]]:
-  """(group in the block, head in the group) for every head of a step that holds `groups` groups."""
-  return ((n, head) for n in range(groups) for head in range(shape.group))
-
-
 def forward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -> None:
   """One step of the grid of the forward pass.
 
@@ -132,7 +127,7 @@ def forward(shape: Shape, groups: int, images: Any, given: Any, written: Any) ->
 
   @pl.when(jnp.logical_not(image))
   def _attend():
-    for group, number in each_head(shape, groups):
+    for group, number in itertools.product(range(groups), range(shape.group)):
       head = Head(shape, given, group, number)
       products = [
         dot(w.astype(v.dtype), v, (1, 0)) for w, v in zip(head.weights, head.values, strict=True)
@@ -147,12 +142,7 @@ def backward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -
   over all examples and windows of a head, those of the text's keys and values sums over the windows that attend to the
   text. These sums stay in the core's memory from the first step that adds to them, which clears them, to the last.
 
-  Args:
-    shape: static sizes of the call.
-    groups: number of groups of heads in the step's blocks.
-    images: prefetched [B]; nonzero for examples that return their values.
-    given: input blocks by argument name; "out" is the cotangent of the result.
-    written: blocks of the gradients, by argument name.
+  Arguments are those of `forward`: "out" of `given` is the cotangent of the result, and `written` has the gradients.
   """
   image = images[pl.program_id(1)] != 0
   row, time, height, width = (pl.program_id(n) for n in range(1, 5))
@@ -180,7 +170,7 @@ def backward(shape: Shape, groups: int, images: Any, given: Any, written: Any) -
 
   @pl.when(jnp.logical_not(image))
   def _attend():
-    for group, number in each_head(shape, groups):
+    for group, number in itertools.product(range(groups), range(shape.group)):
       _head_gradients(Head(shape, given, group, number), given, written, number)
 
 

@@ -23,7 +23,7 @@ class Shape:
     window: (frames, cells along the height, cells along the width).
     group: g, heads per group.
     texts, text_length: F and L of the text's keys; 0 without text.
-    norm, bias: whether there are query-key scales and a bias.
+    bias: whether there is a bias.
     dtype: name of the dtype of q.
     interpret: as in `pl.pallas_call`.
   """
@@ -38,7 +38,6 @@ class Shape:
   group: int
   texts: int
   text_length: int
-  norm: bool
   bias: bool
   dtype: str
   interpret: Any

@@ -10,10 +10,8 @@ import jax
 class BaseModel(abc.ABC):
   """A Flax module with its loss, its prediction and its optimizer.
 
-  `FEATURE_CONVERTER_CLS` is the `seqio.FeatureConverter` class that turns task features into a batch.
-
-  Args:
-    optimizer_def: an `OptaxWrapper`.
+  `FEATURE_CONVERTER_CLS` is the `seqio.FeatureConverter` class that turns task features into a batch; `optimizer_def`
+  is an `OptaxWrapper`.
   """
 
   FEATURE_CONVERTER_CLS: Callable[..., Any]
@@ -25,15 +23,12 @@ class BaseModel(abc.ABC):
   def loss_fn(
     self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, dict[str, Any]]:
-    """The loss to minimize, a mean over examples, and metrics.
+    """The scalar loss to minimize, a mean over examples, and `clu.metrics.Metric`s, merged over microbatches and steps.
 
     Args:
       params: the parameter tree.
       batch: name -> array, batch axis first.
       dropout_rng: key of this step, or None if the loss must be deterministic.
-
-    Returns:
-      The scalar loss and a dict of `clu.metrics.Metric` objects, merged over microbatches and steps.
     """
 
   def eval_fn(

@@ -18,9 +18,7 @@ class SaveCheckpointConfig:
     keep: number of newest checkpoints to keep; None keeps all.
     keep_dataset_checkpoints: accepted for T5X compatibility; a dataset state is deleted with its checkpoint.
     save_dataset: save the position in the training data, so that a resumed run continues with the next examples.
-    checkpointer_cls: T5X only, must be None.
-    state_transformation_fns: T5X only, must be empty.
-    checkpoint_manager_cls: T5X only, must be None.
+    checkpointer_cls, checkpoint_manager_cls, state_transformation_fns: T5X only, must be None or empty.
   """
 
   dtype: str | None = "float32"
@@ -34,11 +32,7 @@ class SaveCheckpointConfig:
   checkpoint_manager_cls: Any = None
 
   def __post_init__(self) -> None:
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        f"SaveCheckpointConfig.dtype: got {self.dtype!r}, expected one of {_DTYPES}."
-      )
-    _reject_t5x_only("SaveCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
+    _check(self)
     if self.state_transformation_fns:
       raise ValueError(
         "SaveCheckpointConfig.state_transformation_fns: the built-in engine saves the state unchanged; "
@@ -64,11 +58,10 @@ class RestoreCheckpointConfig:
     fallback_to_scratch: initialize arrays that are missing in the checkpoint instead of raising.
     dtype: type of the restored parameters, or None for the model's own.
     restore_dataset: also restore the position in the training data.
-    checkpointer_cls: T5X only, must be None.
+    checkpointer_cls, checkpoint_manager_cls: T5X only, must be None.
     state_transformation_fns: functions `f(state_dict, target_state_dict, *, is_resuming) -> state_dict`, applied in
       order, after `assignment_map`, to the state read from the checkpoint as nested dicts of numpy arrays; see
       `engine.restore_transforms`. A resumed run's own checkpoints are not transformed again.
-    checkpoint_manager_cls: T5X only, must be None.
   """
 
   path: str | Sequence[str]
@@ -83,19 +76,15 @@ class RestoreCheckpointConfig:
   checkpoint_manager_cls: Any = None
 
   def __post_init__(self) -> None:
+    _check(self)
     if self.mode not in ("specific", "latest"):
       raise ValueError(
         f"RestoreCheckpointConfig.mode: got {self.mode!r}, expected 'specific' or 'latest' in training."
-      )
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        f"RestoreCheckpointConfig.dtype: got {self.dtype!r}, expected one of {_DTYPES}."
       )
     if not isinstance(self.path, str) and len(self.path) > 0:
       raise ValueError(
         f"RestoreCheckpointConfig.path: got {self.path!r}, expected one path, or an empty list for none."
       )
-    _reject_t5x_only("RestoreCheckpointConfig", self.checkpointer_cls, self.checkpoint_manager_cls)
 
 
 @dataclasses.dataclass
@@ -106,8 +95,12 @@ class CheckpointConfig:
   restore: RestoreCheckpointConfig | None = None
 
 
-def _reject_t5x_only(owner: str, checkpointer_cls: Any, checkpoint_manager_cls: Any) -> None:
-  if checkpointer_cls is not None or checkpoint_manager_cls is not None:
+def _check(config: SaveCheckpointConfig | RestoreCheckpointConfig) -> None:
+  """Rejects an unknown `dtype`, and what only T5X supports."""
+  owner = type(config).__name__
+  if config.dtype not in _DTYPES:
+    raise ValueError(f"{owner}.dtype: got {config.dtype!r}, expected one of {_DTYPES}.")
+  if config.checkpointer_cls is not None or config.checkpoint_manager_cls is not None:
     raise ValueError(
       f"{owner}: checkpointer_cls and checkpoint_manager_cls select among T5X's classes; the built-in engine "
       "always uses Orbax. Remove the binding, or train with T5X."

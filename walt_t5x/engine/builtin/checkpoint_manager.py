@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from walt_t5x.engine import checkpoints
@@ -57,7 +56,7 @@ class CheckpointManager:
     model_dir: the run's folder.
     config: when and what to save.
     layout: the data shard that this host reads.
-    keep_every: multiples of this step are kept regardless of `config.keep`.
+    keep_every: as in `RunSettings`.
   """
 
   def __init__(
@@ -94,16 +93,16 @@ class CheckpointManager:
       return False
     state_dict = state.state_dict()
     dtype = None if self._config.dtype is None else jnp.dtype(self._config.dtype)
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state_dict)
-    save_args = {
-      k: ocp.SaveArgs(
-        dtype=dtype if k[0] == "target" and jnp.issubdtype(v.dtype, jnp.floating) else None
-      )
-      for k, v in flat.items()
+
+    def save_args(array: Any) -> ocp.SaveArgs:
+      floating = jnp.issubdtype(array.dtype, jnp.floating)
+      return ocp.SaveArgs(dtype=dtype if floating else None)
+
+    args = {
+      "target": jax.tree.map(save_args, state_dict["target"]),
+      "state": jax.tree.map(lambda _: ocp.SaveArgs(), state_dict["state"]),
     }
-    items: dict[str, Any] = {
-      "state": ocp.args.PyTreeSave(state_dict, save_args=traverse_util.unflatten_dict(save_args))
-    }
+    items: dict[str, Any] = {"state": ocp.args.PyTreeSave(state_dict, save_args=args)}
     if self._config.save_dataset:
       items["dataset"] = RowPosition(iterator, self._layout)
     return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -122,20 +121,13 @@ def set_aside(folder: epath.Path) -> None:
     target = folder.parent / f"incomplete_{folder.name}_{int(time.time())}"
     folder.rename(target)
     logging.warning("%s was renamed to %s.", folder, target.name)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"set aside {folder.name}")
+  multihost_utils.sync_global_devices(f"set aside {folder.name}")
 
 
 def set_incomplete_aside(model_dir: str) -> None:
   """Renames every incomplete checkpoint in the folder that a run is about to write to."""
-  incomplete = []
-  for step in checkpoints.all_steps(model_dir):
-    folder = checkpoints.checkpoint_folder(model_dir, step)
-    reason = checkpoints.why_incomplete(folder)
-    if reason is not None:
-      logging.warning("Skipping %s: %s.", folder, reason)
-      incomplete.append(folder)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("incomplete checkpoints listed")
-  for folder in incomplete:
-    set_aside(folder)
+  complete = checkpoints.complete_steps(model_dir)
+  incomplete = [step for step in checkpoints.all_steps(model_dir) if step not in complete]
+  multihost_utils.sync_global_devices("incomplete checkpoints listed")
+  for step in incomplete:
+    set_aside(checkpoints.checkpoint_folder(model_dir, step))

@@ -1,5 +1,6 @@
 """Iterates over batches on the mesh; its position can be saved."""
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,61 +29,46 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._make_dataset, self._position = make_dataset, 0
     self._start()
     spec = self._iterator.element_spec
-    if not isinstance(spec, dict) or not all(isinstance(v, tf.TensorSpec) for v in spec.values()):
-      raise ValueError(f"training data: got {spec}, expected a flat dict of dense tensors.")
-    unknown = {k: tuple(v.shape) for k, v in spec.items() if None in tuple(v.shape)}
-    if unknown:
+    if not isinstance(spec, dict) or not all(
+      isinstance(v, tf.TensorSpec) and v.shape.is_fully_defined() for v in spec.values()
+    ):
       raise ValueError(
-        f"training data: features {unknown} have unknown dimensions; the feature converter must fix every shape."
+        f"training data: got {spec}, expected a flat dict of dense tensors with known dimensions."
       )
     self.element_spec = {
       k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype.as_numpy_dtype, sharding=sharding)
       for k, v in spec.items()
     }
     self._sharding = sharding
-    self._first: Mapping[str, jax.Array] | None = None
-    self._warmup: threading.Thread | None = None
-    self._warmup_error: BaseException | None = None
+    self._ahead: concurrent.futures.Future[Mapping[str, jax.Array]] | None = None
 
   def __next__(self) -> Mapping[str, jax.Array]:
-    self._finish_warmup()
-    if self._first is not None:
-      first, self._first = self._first, None
-      return first
-    return self._read()
+    ahead, self._ahead = self._ahead, None
+    return self._read() if ahead is None else ahead.result()
 
   def start_warmup(self) -> None:
     """Reads the first batch in the background, so that the pipeline fills while the step compiles."""
+    ahead = self._ahead = concurrent.futures.Future()
 
     def read() -> None:
       try:
-        self._first = self._read()
+        ahead.set_result(self._read())
       except BaseException as error:  # Raised again by __next__, in the caller's thread.
-        self._warmup_error = error
+        ahead.set_exception(error)
 
-    self._warmup = threading.Thread(target=read, name="first-batch", daemon=True)
-    self._warmup.start()
+    # Not an executor: Python would wait for its threads at the end, even for one whose data never arrives.
+    threading.Thread(target=read, name="first-batch", daemon=True).start()
 
   def save(self, filename: str) -> None:
-    """Writes the position.
-
-    Raises:
-      RuntimeError: a batch was read ahead and not used; it would be lost.
-    """
-    self._finish_warmup()
-    if self._first is not None:
+    """Writes the position. Not between `start_warmup` and the first batch, which would be lost."""
+    if self._ahead is not None:
       raise RuntimeError(
         "the position was requested while a batch read ahead is unused; save before start_warmup."
       )
     self._checkpoint.write(filename)
 
   def restore(self, filename: str, *, position: int) -> bool:
-    """Restores a saved position; returns False and restarts from the beginning if it is of another pipeline.
-
-    Args:
-      filename: what `save` wrote.
-      position: number of batches before it.
-    """
+    """Restores what `save` wrote after `position` batches; False, and a restart, if it is of another pipeline."""
     import tensorflow as tf
 
     try:
@@ -125,9 +111,8 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       for k, v in rows.items()
     }
 
-  def _finish_warmup(self) -> None:
-    if self._warmup is not None:
-      self._warmup.join()
-      self._warmup = None
-      if self._warmup_error is not None:
-        raise self._warmup_error
+
+def eval_batches(rows: Any, sharding: NamedSharding) -> Iterator[Mapping[str, jax.Array]]:
+  """The batches of an evaluation set, once, on the mesh."""
+  for batch in rows.as_numpy_iterator():
+    yield jax.make_array_from_process_local_data(sharding, batch)

@@ -5,9 +5,9 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
+
+from walt_t5x.engine.builtin import seeds
 
 
 @dataclasses.dataclass
@@ -19,17 +19,13 @@ class DatasetConfig:
     task_feature_lengths: feature -> length, for the task and the feature converter.
     split: for example 'train'.
     batch_size: size of the global batch, over all hosts.
-    shuffle: shuffle files and examples.
-    seed: seed of the shuffle; None takes the run's seed.
+    shuffle, seed: whether to shuffle files and examples, and the seed; None takes the run's seed.
     use_cached: read the cached task.
-    pack: passed to the feature converter.
-    use_custom_packing_ops: passed to the feature converter.
+    pack, use_custom_packing_ops: passed to the feature converter.
     module: a module to import first that registers the task.
     use_memory_cache: keep evaluation batches in memory.
     trim_output_features: trim features to their lengths.
-    runtime_preprocessors: T5X with AirIO only, must be None.
-    num_prefetch_threads: T5X with AirIO only, must be None.
-    num_workers: T5X with AirIO only, must be 0.
+    runtime_preprocessors, num_prefetch_threads, num_workers: T5X with AirIO only, must be None or 0.
   """
 
   mixture_or_task_name: Any
@@ -84,8 +80,7 @@ def get_dataset(
 
   Args:
     cfg: the data to read.
-    shard_id: this host's share, in [0, num_shards).
-    num_shards: number of shares.
+    shard_id, num_shards: this host's share, in [0, num_shards), and the number of shares.
     feature_converter_cls: the model's converter class. If it has `batches(dataset, lengths, batch_size=)`, that
       method makes the batches.
     num_epochs: number of epochs; None for endless.
@@ -100,30 +95,20 @@ def get_dataset(
     raise ValueError(
       "get_dataset: continue_from_last_checkpoint is not supported; set SaveCheckpointConfig.save_dataset=True."
     )
-  if cfg.batch_size % num_shards:
-    raise ValueError(
-      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
-    )
-  if (
-    cfg.seed is None and cfg.shuffle
-  ):  # T5X passes on a config without a seed; the built-in engine sets its own.
-    cfg = dataclasses.replace(cfg, seed=_drawn_seed())
+  size = _share(cfg.batch_size, num_shards)
+  # T5X passes on a config without a seed; the built-in engine sets its own.
+  if cfg.seed is None and cfg.shuffle:
+    cfg = dataclasses.replace(cfg, seed=seeds.fresh_seed())
   source = mixture_or_task(cfg)
-  logging.info(
-    "Reading %s of %s: share %d of %d, seed %s.",
-    cfg.split,
-    source.name,
-    shard_id,
-    num_shards,
-    cfg.seed,
-  )
+  shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
+  logging.info("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
   dataset = source.get_dataset(
     sequence_length=cfg.task_feature_lengths,
     split=cfg.split,
     use_cached=cfg.use_cached,
     shuffle=cfg.shuffle,
     seed=cfg.seed,
-    shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+    shard_info=shard,
     num_epochs=num_epochs,
     trim_output_features=cfg.trim_output_features,
     try_in_mem_cache=False,
@@ -131,7 +116,6 @@ def get_dataset(
   converter = feature_converter_cls(
     pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
   )
-  size = cfg.batch_size // num_shards
   if hasattr(converter, "batches"):
     return converter.batches(dataset, cfg.task_feature_lengths, batch_size=size)
   dataset = converter(dataset, task_feature_lengths=cfg.task_feature_lengths)
@@ -140,10 +124,12 @@ def get_dataset(
   return dataset.batch(size, drop_remainder=True)
 
 
-def _drawn_seed() -> int:
-  """A random seed, the same on every host."""
-  seed = np.random.SeedSequence().generate_state(1)[0] >> 1
-  return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
+def _share(batch_size: int, num_shards: int) -> int:
+  if batch_size % num_shards:
+    raise ValueError(
+      f"DatasetConfig.batch_size: got {batch_size}, expected a multiple of the {num_shards} data shards."
+    )
+  return batch_size // num_shards
 
 
 def get_training_eval_datasets(
@@ -160,16 +146,13 @@ def get_training_eval_datasets(
   import seqio
 
   source = mixture_or_task(cfg)
-  if cfg.batch_size % num_shards:
-    raise ValueError(
-      f"DatasetConfig.batch_size: got {cfg.batch_size}, expected a multiple of the {num_shards} data shards."
-    )
+  size = _share(cfg.batch_size, num_shards)
 
   def batches(provider: Any) -> Any:
     one = dataclasses.replace(cfg, mixture_or_task_name=provider, batch_size=1)
     rows = get_dataset(one, 0, 1, feature_converter_cls, num_epochs=eval_steps * cfg.batch_size)
     rows = rows.unbatch().shard(num_shards, shard_id)
-    rows = rows.batch(cfg.batch_size // num_shards, drop_remainder=True).take(eval_steps)
+    rows = rows.batch(size, drop_remainder=True).take(eval_steps)
     return rows.cache() if cfg.use_memory_cache else rows
 
   datasets = {}

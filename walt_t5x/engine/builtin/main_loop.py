@@ -1,5 +1,6 @@
 """The main loop: trains from one event to the next and monitors the run."""
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -69,120 +70,109 @@ class Periods:
     return step == self.total or (period > 0 and step % period == 0)
 
 
+@dataclasses.dataclass(kw_only=True)
 class MainLoop:
   """Trains, evaluates, saves, and stops on request.
 
   Args:
     trainer: the trainer, with the initial state and the settings of the run.
     iterator: the training data, from the next example on.
-    model_dir: the run's folder.
     first_step: the step of the state.
     periods: the steps of all other actions.
     manager: writes checkpoints; None disables them.
     eval_batches: the batches of each evaluation set, once.
-    actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
-    concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
+    model_dir, actions, concurrent_metrics: as in `train`.
 
   Attributes:
     step: steps trained and dispatched so far.
   """
 
-  def __init__(
-    self,
-    trainer: Trainer,
-    iterator: ShardedIterator,
-    *,
-    model_dir: str,
-    first_step: int,
-    periods: Periods,
-    manager: CheckpointManager | None,
-    eval_batches: Callable[[], Mapping[str, Iterator[Any]]],
-    actions: Mapping[str, Sequence[Any]] | None,
-    concurrent_metrics: bool,
-  ):
-    self.step = first_step
-    self._trainer, self._iterator, self._model_dir = trainer, iterator, model_dir
-    self._first_step, self._periods, self._manager = first_step, periods, manager
-    self._eval_batches, self._actions = eval_batches, actions
-    self._concurrent_metrics = concurrent_metrics
-    self._progress = Progress(first_step, periods.total, enabled=jax.process_index() == 0)
-    self._notice = exits.PreemptionNotice()
-    self._profiler = Profiler(model_dir, trainer.settings.profile_steps)
+  trainer: Trainer
+  iterator: ShardedIterator
+  model_dir: str
+  first_step: int
+  periods: Periods
+  manager: CheckpointManager | None
+  eval_batches: Callable[[], Mapping[str, Iterator[Any]]]
+  actions: Mapping[str, Sequence[Any]] | None
+  concurrent_metrics: bool
+
+  def __post_init__(self) -> None:
+    trainer, self.step = self.trainer, self.first_step
+    self._progress = Progress(self.step, self.periods.total, enabled=jax.process_index() == 0)
+    self._profiler = Profiler(self.model_dir, trainer.settings.profile_steps)
     self._watchdog = exits.Watchdog(
-      trainer.settings.watchdog_seconds,
-      model_dir=model_dir,
+      seconds=trainer.settings.watchdog_seconds,
+      model_dir=self.model_dir,
       phase=lambda: trainer.goodput.phase,
       on_hang=lambda step, seconds: trainer.summary_writer.write_scalars(
         step, {"hang_seconds": seconds} | trainer.goodput.scalars()
       ),
     )
-    trainer.on_summary = lambda step, scalars: self._progress.note(_note(scalars))
+    trainer.on_summary = self._on_summary
     trainer.on_finished = self._watchdog.beat
     trainer.before_step = self._before_step
 
   def run(self, *, before: Callable[[Any, int], None], eval_first: bool) -> tuple[int, TrainState]:
-    """Trains to the last step and closes everything; returns the last step and state.
+    """Trains to the last step and closes everything; returns and raises what `train` does.
 
     Args:
       before: `f(writer, step)`, called first.
       eval_first: evaluate before the first step.
-
-    Raises:
-      exits.Preempted, exits.NotFinite: as in `train`.
     """
     try:
-      with self._trainer, self._notice:
-        before(self._trainer.summary_writer, self.step)
+      with contextlib.closing(self.trainer), exits.preemption_notice() as self._stop_before:
+        before(self.trainer.summary_writer, self.step)
         if eval_first:
           self._evaluate()
-        if self._periods.save:
+        if self.periods.save:
           self._save()  # Fails early if the folder is not writable.
-        if self.step == self._periods.total:
+        if self.step == self.periods.total:
           logging.warning("The run is already at its last step %d; nothing to train.", self.step)
         else:
-          self._iterator.start_warmup()
-          self._trainer.compile_train(self._iterator.element_spec)
-        if self._periods.collect:
+          self.iterator.start_warmup()
+          self.trainer.compile_train(self.iterator.element_spec)
+        if self.periods.collect:
           gc.disable()
         self._watchdog.start(self.step)
-        while self.step < self._periods.total and not self._trainer.stop_training:
+        while self.step < self.periods.total and not self.trainer.stop_training:
           self._next_event()
-        self._trainer.wait_for_steps()
-        self._trainer.wait_for_summary()
-        with self._trainer.goodput.within("checkpoint"):
-          if self._manager is not None:
-            self._manager.wait()
+        self.trainer.wait_for_steps()
+        self.trainer.wait_for_summary()
+        with self.trainer.goodput.within("checkpoint"):
+          if self.manager is not None:
+            self.manager.wait()
     finally:
       self._watchdog.stop()
       self._profiler.stop()
       self._progress.close()
-      if self._manager is not None:
-        self._manager.close()
-      if self._periods.collect:
+      if self.manager is not None:
+        self.manager.close()
+      if self.periods.collect:
         gc.enable()
-    logging.info("Trained steps %d to %d.", self._first_step, self.step)
-    return self.step, self._trainer.train_state
+    logging.info("Trained steps %d to %d.", self.first_step, self.step)
+    return self.step, self.trainer.train_state
 
   def _next_event(self) -> None:
     """Trains until the next event and handles it."""
-    goal = self._periods.next_event(self.step)
+    goal = self.periods.next_event(self.step)
     while goal - self.step > _STRIDE:
       self._advance(self.step + _STRIDE, summarize=False)
-    summary = self._advance(goal, summarize=self._periods.ends_summary(goal))
-    if summary is not None and not self._concurrent_metrics:
+    summary = self._advance(goal, summarize=self.periods.ends_summary(goal))
+    if summary is not None and not self.concurrent_metrics:
       self._act("TRAIN", {"train": summary.result()})
-    last = self._trainer.stop_training
-    if self._periods.collects(self.step, last=last):
+    last = self.trainer.stop_training
+    if self.periods.collects(self.step, last=last):
       gc.collect()
-    if self._manager is not None and self._periods.saves(self.step, last=last):
+    if self.manager is not None and self.periods.saves(self.step, last=last):
       self._save()
-    if self._periods.evaluates(self.step, last=last):
+    if self.periods.evaluates(self.step, last=last):
       self._evaluate()
 
   def _advance(self, goal: int, *, summarize: bool) -> Any:
     """Trains to the step `goal`, or stops earlier; returns the summary of the period if it ends there."""
-    summary = self._trainer.train(self._iterator, goal - self.step, self.step, summarize=summarize)
-    self.step = self._trainer.host_step
+    summary = self.trainer.train(self.iterator, goal - self.step, self.step, summarize=summarize)
+    self.step = self.trainer.host_step
     if self.step < goal:
       self._leave()
     self._progress.update(self.step)
@@ -190,62 +180,57 @@ class MainLoop:
     return summary
 
   def _before_step(self, step: int) -> bool:
-    if self._profiler.ends_at(step):
-      self._trainer.wait_for_steps()
-      self._profiler.stop()
-    self._profiler.before(step)
-    return self._notice.before(step)
+    self._profiler.before(step, self.trainer.wait_for_steps)
+    return self._stop_before(step)
 
   def _evaluate(self) -> None:
     started = time.monotonic()
-    with self._trainer.goodput.within("eval"):
-      self._act("TRAIN_EVAL", self._trainer.eval(self._eval_batches()))
+    with self.trainer.goodput.within("eval"):
+      self._act("TRAIN_EVAL", self.trainer.eval(self.eval_batches()))
     self._watchdog.beat()
-    self._trainer.add_scalar("evaluate_seconds", time.monotonic() - started)
+    self.trainer.once["evaluate_seconds"] = time.monotonic() - started
 
   def _save(self) -> None:
-    assert self._manager is not None
-    self._trainer.wait_for_steps()
-    self._trainer.wait_for_summary()
+    assert self.manager is not None
+    self.trainer.wait_for_steps()
+    self.trainer.wait_for_summary()
     started = time.monotonic()
-    with self._trainer.goodput.within("checkpoint"):
-      saved = self._manager.save(self.step, self._trainer.train_state, self._iterator)
+    with self.trainer.goodput.within("checkpoint"):
+      saved = self.manager.save(self.step, self.trainer.train_state, self.iterator)
     self._watchdog.beat()
     if saved:
-      self._trainer.add_scalar("checkpoint_seconds", time.monotonic() - started)
+      self.trainer.once["checkpoint_seconds"] = time.monotonic() - started
 
   def _leave(self) -> None:
     """Saves and ends a run that is asked to stop."""
-    self._trainer.summarize_pending()
-    where = "nothing is saved, because SaveCheckpointConfig.period is not set"
-    if self.step == self._first_step:
-      where = "no step was taken, so there is nothing to save"
-    elif self._manager is not None:
+    self.trainer.summarize_pending()
+    saved = "nothing is saved, because SaveCheckpointConfig.period is not set"
+    if self.step == self.first_step:
+      saved = "no step was taken, so there is nothing to save"
+    elif self.manager is not None:
       self._save()
-      self._manager.wait()
-      where = f"saved in {checkpoints.checkpoint_folder(self._model_dir, self.step)}"
-    raise exits.Preempted(self.step, f"{where}; start the same command again to resume")
+      self.manager.wait()
+      saved = f"saved in {checkpoints.checkpoint_folder(self.model_dir, self.step)}"
+    raise exits.Preempted(
+      f"Preempted after step {self.step}; {saved}; start the same command again to resume."
+    )
 
   def _act(self, mode: str, results: Mapping[str, Any]) -> None:
     """Runs the actions, which may request a stop; host 0 decides for all."""
-    actions = (self._actions or {}).get(mode, ())
+    actions = (self.actions or {}).get(mode, ())
     stop = any(
-      [action.run(self._trainer.train_state, metrics_by_task=results) for action in actions]
+      [action.run(self.trainer.train_state, metrics_by_task=results) for action in actions]
     )
-    if jax.process_count() > 1:
-      stop = bool(multihost_utils.broadcast_one_to_all(np.int32(stop)))
-    self._trainer.stop_training |= stop
+    self.trainer.stop_training |= bool(multihost_utils.broadcast_one_to_all(np.int32(stop)))
 
-
-def _note(scalars: Mapping[str, float]) -> str:
-  if scalars.get("skipped_steps"):
-    logging.warning(
-      "%d steps of this period had no finite loss or gradient and were skipped.",
-      scalars["skipped_steps"],
-    )
-  loss = scalars.get("loss")
-  if loss is None:
-    return ""
-  if not math.isfinite(loss):
-    logging.warning("The loss is %s.", loss)
-  return f"loss {loss:.4g}"
+  def _on_summary(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Shows the loss with the progress, and warns if it or a step is not finite."""
+    if scalars.get("skipped_steps"):
+      logging.warning(
+        "%d steps of this period had no finite loss or gradient and were skipped.",
+        scalars["skipped_steps"],
+      )
+    loss = scalars.get("loss", 0.0)
+    if not math.isfinite(loss):
+      logging.warning("The loss is %s.", loss)
+    self._progress.note = f"loss {loss:.4g}" if "loss" in scalars else ""

@@ -9,23 +9,20 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
+from tqdm import tqdm
 
-PHASES = ("init", "compile", "step", "data", "eval", "checkpoint")
+PHASES = (
+  "init",  # Until the first compilation: data pipeline, restoring or initializing.
+  "compile",
+  "step",  # Dispatching, and waiting for the devices.
+  "data",  # Waiting for data.
+  "eval",  # Evaluations and samples.
+  "checkpoint",  # Starting a checkpoint, and waiting for the previous one to be written.
+)
 
 
 class Goodput:
-  """Seconds per phase; every moment belongs to exactly one phase.
-
-      init        until the first compilation: data pipeline, restoring or initializing
-      compile     compiling the training step
-      step        training: dispatching, and waiting for the devices
-      data        waiting for data
-      eval        evaluations and samples
-      checkpoint  starting a checkpoint, and waiting for the previous one to be written
-
-  Args:
-    clock: returns seconds; replaced in tests.
-  """
+  """Seconds per phase; every moment belongs to exactly one phase. Tests replace the clock."""
 
   def __init__(self, clock: Callable[[], float] = time.monotonic):
     self._clock = clock
@@ -88,16 +85,15 @@ class Profiler:
     count = int(text) if text.isdecimal() and int(text) > 0 else 3
     self._first, self._end = step, step + count
 
-  def before(self, step: int) -> None:
-    """Called before `step` is dispatched."""
+  def before(self, step: int, wait: Callable[[], None]) -> None:
+    """Starts or ends a trace; called before `step` is dispatched. `wait` waits for the steps before it."""
+    if self._running and step >= self._end:
+      wait()
+      self.stop()
     if not self._running and self._first <= step < self._end:
       logging.info("Tracing steps %d to %d to %s/profile.", step, self._end - 1, self._folder)
       jax.profiler.start_trace(str(self._folder / "profile"))
       self._running = True
-
-  def ends_at(self, step: int) -> bool:
-    """True if the trace ends before `step`; then wait for the devices and call `stop`."""
-    return self._running and step >= self._end
 
   def stop(self) -> None:
     """Ends the trace if one is active."""
@@ -108,62 +104,38 @@ class Profiler:
         (self._folder / REQUEST).unlink(missing_ok=True)
 
 
+_LINE_SECONDS = 10.0  # Between two plain lines of progress, at least.
+
+
 class Progress:
-  """Shows step, rate, remaining time and one metric. Never accesses the device.
+  """Shows step, rate, remaining time and `note`, the newest metric, if enabled. Never accesses the device."""
 
-  Args:
-    first_step: first step of the run.
-    total_steps: last step of the run.
-    seconds: least number of seconds between two plain lines.
-    enabled: False on hosts that print nothing.
-  """
-
-  def __init__(
-    self, first_step: int, total_steps: int, *, seconds: float = 10.0, enabled: bool = True
-  ):
-    self._first, self._total, self._seconds = first_step, total_steps, seconds
-    self._enabled = enabled
+  def __init__(self, first_step: int, total_steps: int, *, enabled: bool):
+    self._first, self._total, self._enabled = first_step, total_steps, enabled
     self._start = self._last_line = time.monotonic()
-    self._note = ""
+    self.note = ""
     self._bar: Any = None
     if enabled and sys.stderr.isatty():
-      from tqdm import tqdm
-
       self._bar = tqdm(
         total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
       )
-
-  def note(self, text: str) -> None:
-    """Sets the newest metric, shown with the next update."""
-    self._note = text
 
   def update(self, step: int) -> None:
     """Reports that the run is at `step`."""
     if not self._enabled:
       return
     if self._bar is not None:
-      self._bar.set_postfix_str(self._note, refresh=False)
+      self._bar.set_postfix_str(self.note, refresh=False)
       self._bar.update(step - self._bar.n)
       return
     now = time.monotonic()
-    if now - self._last_line >= self._seconds or step == self._total:
+    if now - self._last_line >= _LINE_SECONDS or step == self._total:
       self._last_line = now
-      print(self._line(step, now - self._start), file=sys.stderr, flush=True)
+      rate = (step - self._first) / max(now - self._start, 1e-9)
+      left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
+      line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"
+      print(line.rstrip(), file=sys.stderr, flush=True)
 
   def close(self) -> None:
     if self._bar is not None:
       self._bar.close()
-
-  def _line(self, step: int, elapsed: float) -> str:
-    rate = (step - self._first) / elapsed if elapsed > 0 else 0.0
-    left = (self._total - step) / rate if rate > 0 else float("inf")
-    text = f"step {step}/{self._total}  {rate:.3g} steps/s  {_clock(left)} left"
-    return f"{text}  {self._note}" if self._note else text
-
-
-def _clock(seconds: float) -> str:
-  if seconds == float("inf"):
-    return "?"
-  minutes, second = divmod(int(seconds), 60)
-  hour, minute = divmod(minutes, 60)
-  return f"{hour}:{minute:02}:{second:02}"

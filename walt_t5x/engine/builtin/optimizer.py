@@ -1,12 +1,11 @@
 """optax transformations as the engine's optimizer, with T5X's state layout."""
 
-from typing import Any, cast
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from flax import serialization, traverse_util
 from jax.sharding import PartitionSpec
 
 from walt_t5x.engine.adafactor import factored_state_axes
@@ -21,13 +20,7 @@ class OptimizerState:
 
 
 class OptaxWrapper:
-  """An optax transformation with the state layout that T5X saves.
-
-  The transformation has its own learning rate: the trainer's `learning_rate_fn` is only logged, as in T5X.
-
-  Args:
-    optax_optimizer: the transformation.
-  """
+  """An optax transformation, with its own learning rate, and with the state layout that T5X saves."""
 
   def __init__(self, optax_optimizer: optax.GradientTransformation):
     self.optax_optimizer = optax_optimizer
@@ -48,71 +41,37 @@ class OptaxWrapper:
     )
 
   def derive_logical_axes(self, state: OptimizerState, param_axes: Any) -> OptimizerState:
-    """The state with each leaf replaced by its logical axes.
+    """The state, or its shapes, with each leaf replaced by its logical axes.
 
     State that the optimizer keeps per parameter (moments, averages, accumulators) has the parameter's axes; other
     state (counts, hyperparameters) is replicated. optax itself distinguishes the two, so any transformation whose
-    states mirror the parameters is covered, including masked and multi-transform ones.
-
-    Args:
-      state: a state, or its shapes.
-      param_axes: `PartitionSpec` of logical names, one per parameter.
+    states mirror the parameters is covered, including masked and multi-transform ones. `param_axes` has a
+    `PartitionSpec` of logical names per parameter.
     """
+
+    def is_leaf(node: Any) -> bool:
+      return isinstance(node, optax.MaskedNode | optax.FactoredState)
+
+    def init(params: Any) -> Any:
+      """The optimizer's state, with `params` in place of factored moments: those have fewer axes."""
+      state = self.optax_optimizer.init(params)
+      return jax.tree.map(
+        lambda node: params if isinstance(node, optax.FactoredState) else node,
+        state,
+        is_leaf=is_leaf,
+      )
+
+    def axes_of(node: Any, axes: Any) -> Any:
+      if isinstance(node, optax.FactoredState):
+        return factored_state_axes(node, axes)
+      return node if isinstance(node, optax.MaskedNode) else axes
+
     param_states = optax.tree_map_params(
-      self.optax_optimizer,
-      lambda leaf, axes: leaf if isinstance(leaf, optax.MaskedNode) else axes,
+      init,
+      axes_of,
       state.param_states,
       param_axes,
       transform_non_params=lambda _: PartitionSpec(),
-      is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-    )
-
-    # Factored moments mirror the parameters by name but have fewer axes.
-    def is_factored(node: Any) -> bool:
-      return isinstance(node, optax.FactoredState)
-
-    param_states = jax.tree.map(
-      lambda node, axes: factored_state_axes(node, param_axes) if is_factored(node) else axes,
-      state.param_states,
-      param_states,
-      is_leaf=is_factored,
+      is_leaf=is_leaf,
     )
     return OptimizerState(step=PartitionSpec(), param_states=param_states)
-
-
-def optimizer_state_dict(state: OptimizerState) -> dict[str, Any]:
-  """The state as nested dicts of leaves, without the empty states of stateless transformations."""
-  flat = traverse_util.flatten_dict(serialization.to_state_dict(state))
-  return traverse_util.unflatten_dict(flat)
-
-
-def restore_optimizer_state(state: OptimizerState, state_dict: dict[str, Any]) -> OptimizerState:
-  """The inverse of `optimizer_state_dict`, with `state` as the template.
-
-  Raises:
-    ValueError: a leaf of the template is missing in `state_dict`.
-  """
-  template = traverse_util.flatten_dict(serialization.to_state_dict(state), keep_empty_nodes=True)
-  given = traverse_util.flatten_dict(state_dict)
-  missing = [k for k, v in template.items() if v is not traverse_util.empty_node and k not in given]
-  if missing:
-    names = ", ".join("/".join(k) for k in missing[:5])
-    raise ValueError(
-      f"optimizer state: {len(missing)} of {len(template)} entries are missing, first {names}. The checkpoint was "
-      "made by another optimizer; restore with an assignment_map that drops 'state/.*' to initialize it again."
-    )
-  full = {k: given.get(k, v) for k, v in template.items()}
-  # flax does not type the result; it has the type of the argument.
-  return cast(
-    OptimizerState, serialization.from_state_dict(state, traverse_util.unflatten_dict(full))
-  )
-
-
-def is_axes_leaf(node: Any) -> bool:
-  """True for a `PartitionSpec`, which is a leaf in a tree of axes regardless of the JAX version."""
-  return isinstance(node, PartitionSpec)
-
-
-def map_axes(function: Any, axes: Any) -> Any:
-  """Maps over a tree whose leaves are `PartitionSpec`s."""
-  return jax.tree.map(function, axes, is_leaf=is_axes_leaf)

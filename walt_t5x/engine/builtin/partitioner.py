@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,6 @@ from flax.core.spmd import logical_axis_rules
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from walt_t5x.engine.builtin.optimizer import map_axes
 
 LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
@@ -37,29 +36,26 @@ def standard_logical_axis_rules(
   """T5X's standard rules: wide axes over 'model', batch over 'data'; with two dimensions 'embed' is split too.
 
   Args:
-    activation_partitioning_dims: 2 splits activations along 'embed' over 'model'.
-    parameter_partitioning_dims: 2 splits parameters along 'embed' over 'data' (fully sharded).
+    activation_partitioning_dims: 1, or 2 to split activations along 'embed' over 'model'.
+    parameter_partitioning_dims: 1, or 2 to split parameters along 'embed' over 'data' (fully sharded).
     additional_rules: appended; the first rule that matches an axis wins.
-
-  Raises:
-    ValueError: a dimension is neither 1 nor 2.
   """
   if activation_partitioning_dims not in (1, 2) or parameter_partitioning_dims not in (1, 2):
     raise ValueError(
       f"standard_logical_axis_rules: got {activation_partitioning_dims=}, {parameter_partitioning_dims=}, "
       "expected 1 or 2."
     )
-  embed: list[tuple[str, str | tuple[str, ...] | None]] = []
+  sharded = [
+    ("batch", "data"),
+    *((name, "model") for name in ("vocab", "mlp", "heads", "joined_kv")),
+  ]
   if activation_partitioning_dims == 2:
-    embed.append(("embed", "model"))
+    sharded.append(("embed", "model"))
   if parameter_partitioning_dims == 2:
-    embed.append(("embed", "data"))
-  rules: list[tuple[str, str | tuple[str, ...] | None]] = [("batch", "data")]
-  rules += [(name, "model") for name in ("vocab", "mlp", "heads", "joined_kv")]
-  rules += [("kv", None), *(embed or [("embed", None)])]
+    sharded.append(("embed", "data"))
   replicated = ("relpos_buckets", "abspos_buckets", "length", "layers", "stack", "mlp_activations")
-  rules += [(name, None) for name in replicated]
-  return [*rules, *(additional_rules or [])]
+  unsharded = [(name, None) for name in ("embed", "kv", *replicated)]
+  return [*sharded, *unsharded, *(additional_rules or [])]
 
 
 class PjitPartitioner:
@@ -76,8 +72,7 @@ class PjitPartitioner:
     logical_axis_rules: (logical axis, mesh axis or None) pairs; the first match wins.
 
   Raises:
-    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given, or the number of devices is
-      not divisible by them.
+    ValueError: neither or both of `num_partitions` and `model_parallel_submesh` are given.
   """
 
   def __init__(
@@ -99,16 +94,13 @@ class PjitPartitioner:
       raise ValueError(
         f"PjitPartitioner: got {ici_mesh_shape=} and {dcn_mesh_shape=}; give both, or neither."
       )
-    self._model_size = int(num_partitions or np.prod(model_parallel_submesh or ()))
+    self._model_size = num_partitions or math.prod(model_parallel_submesh or ())
     self._backend = backend
     self._ici, self._dcn = ici_mesh_shape, dcn_mesh_shape
     rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
     if ici_mesh_shape is not None:
       rules = [(k, ("replica", "data") if k == "batch" else v) for k, v in rules]
-    self._rules = tuple((name, axis) for name, axis in rules)
-    axes = logical_to_mesh_axes(("batch",), self._rules)
-    assert axes is not None
-    (self._data_axis,) = axes
+    self.logical_axis_rules = tuple((name, axis) for name, axis in rules)
 
   @property
   def devices(self) -> Sequence[jax.Device]:
@@ -137,12 +129,8 @@ class PjitPartitioner:
     return Mesh(grid, ("data", "model"))
 
   @property
-  def logical_axis_rules(self) -> LogicalAxisRules:
-    return self._rules
-
-  @property
   def data_partition_spec(self) -> PartitionSpec:
-    return PartitionSpec(self._data_axis)
+    return logical_to_mesh_axes(("batch",), self.logical_axis_rules) or PartitionSpec()
 
   @property
   def data_sharding(self) -> NamedSharding:
@@ -153,17 +141,6 @@ class PjitPartitioner:
   def replicated(self) -> NamedSharding:
     return NamedSharding(self.mesh, PartitionSpec())
 
-  @property
-  def data_mesh_size(self) -> int:
-    """Number of parts that a batch is split into."""
-    return int(np.prod([self.mesh.shape[axis] for axis in self._data_axes]))
-
-  @property
-  def _data_axes(self) -> tuple[str, ...]:
-    if self._data_axis is None:
-      return ()
-    return (self._data_axis,) if isinstance(self._data_axis, str) else tuple(self._data_axis)
-
   def get_data_layout(self, batch_size: int | None = None) -> DataLayout:
     """The data shard that this process reads. Processes that hold the same part of a batch read the same shard.
 
@@ -173,37 +150,40 @@ class PjitPartitioner:
     Raises:
       ValueError: the batch size is not divisible by the number of data partitions.
     """
-    batch_size = batch_size or self.data_mesh_size
-    if batch_size % self.data_mesh_size:
+    axes = _mesh_axes(self.data_partition_spec[0])
+    parts = math.prod(self.mesh.shape[axis] for axis in axes)
+    batch_size = batch_size or parts
+    if batch_size % parts:
       raise ValueError(
-        f"batch size {batch_size} is not divisible by {self.data_mesh_size} data partitions; set "
-        "DatasetConfig.batch_size to a multiple."
+        f"batch size {batch_size} is not divisible by {parts} data partitions; set DatasetConfig.batch_size to a "
+        "multiple."
       )
-    shards, owners = _data_shards(self.mesh, self._data_axes)
+    shards, owners = _data_shards(self.mesh, axes)
     mine = owners[jax.process_index()]
     first = min(process for process, shard in owners.items() if shard == mine)
     return DataLayout(batch_size, mine, shards, first == jax.process_index())
 
   def get_mesh_axes(self, logical_axes: Any) -> Any:
     """Maps a tree of logical `PartitionSpec`s to mesh `PartitionSpec`s."""
-    return map_axes(lambda axes: logical_to_mesh_axes(tuple(axes), self._rules), logical_axes)
+    return jax.tree.map(
+      lambda axes: logical_to_mesh_axes(tuple(axes), self.logical_axis_rules), logical_axes
+    )
 
   def get_shardings(self, mesh_axes: Any) -> Any:
-    """Maps a tree of mesh `PartitionSpec`s to shardings."""
-    return map_axes(lambda spec: NamedSharding(self.mesh, spec), mesh_axes)
+    """Maps a tree (or prefix) of mesh `PartitionSpec`s to shardings; None is replicated."""
+    return jax.tree.map(
+      lambda spec: NamedSharding(self.mesh, PartitionSpec() if spec is None else spec),
+      mesh_axes,
+      is_leaf=lambda node: node is None,
+    )
 
   def check_divisible(self, state_dict: Any, mesh_axes_dict: Any) -> None:
-    """Checks that every sharded dimension is divisible by the size of its mesh axes.
-
-    Raises:
-      ValueError: names the array, the dimension and the mesh axis.
-    """
+    """Raises a `ValueError` if a sharded dimension is not divisible by the size of its mesh axes."""
     shapes: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
     specs: dict[str, Any] = traverse_util.flatten_dict(mesh_axes_dict, sep="/")
     for name, spec in specs.items():
       for size, axis in zip(shapes[name].shape, spec):
-        names = () if axis is None else (axis,) if isinstance(axis, str) else tuple(axis)
-        parts = int(np.prod([self.mesh.shape[n] for n in names]))
+        parts = math.prod(self.mesh.shape[name] for name in _mesh_axes(axis))
         if size % parts:
           raise ValueError(
             f"{name}: dimension of {size} is not divisible by mesh axis {axis!r} of {parts}; change "
@@ -217,52 +197,36 @@ class PjitPartitioner:
     out_axis_resources: Any,
     static_argnums: int | Sequence[int] = (),
     donate_argnums: int | Sequence[int] = (),
-  ) -> "PartitionedFunction":
+  ) -> Any:
     """Compiles `fn` over the mesh; resources are trees (or prefixes) of `PartitionSpec`, None for replicated."""
-    jitted = jax.jit(
-      fn,
-      in_shardings=self._resources(in_axis_resources),
-      out_shardings=self._resources(out_axis_resources),
+
+    @functools.wraps(fn)
+    def in_context(*args: Any) -> Any:
+      with self.context():
+        return fn(*args)
+
+    return jax.jit(
+      in_context,
+      in_shardings=self.get_shardings(in_axis_resources),
+      out_shardings=self.get_shardings(out_axis_resources),
       static_argnums=static_argnums,
       donate_argnums=donate_argnums,
     )
-    return PartitionedFunction(jitted, self.context)
 
   @contextlib.contextmanager
   def context(self) -> Iterator[None]:
     """The context in which functions are traced; it defines the meaning of logical axes."""
-    with self.mesh, logical_axis_rules(self._rules):
+    with self.mesh, logical_axis_rules(self.logical_axis_rules):
       yield
 
-  def compile(self, partitioned_fn: "PartitionedFunction", *args: Any) -> Callable[..., Any]:
+  def compile(self, partitioned_fn: Any, *args: Any) -> Callable[..., Any]:
     """The function compiled for arguments of these shapes (arrays or `jax.ShapeDtypeStruct`)."""
     return partitioned_fn.lower(*args).compile()
 
-  def _resources(self, resources: Any) -> Any:
-    return jax.tree.map(
-      lambda spec: NamedSharding(self.mesh, PartitionSpec() if spec is None else spec),
-      resources,
-      is_leaf=lambda node: node is None or isinstance(node, PartitionSpec),
-    )
 
-
-class PartitionedFunction:
-  """A jitted function that is traced under its mesh and its axis rules (`PjitPartitioner.context`)."""
-
-  def __init__(self, jitted: Any, context: Callable[[], contextlib.AbstractContextManager[None]]):
-    self._jitted, self._context = jitted, context
-
-  def __call__(self, *args: Any) -> Any:
-    with self._context():
-      return self._jitted(*args)
-
-  def lower(self, *args: Any) -> Any:
-    return self.trace(*args).lower()
-
-  def trace(self, *args: Any) -> Any:
-    """The traced function: has `jaxpr`, and `lower().compile()`."""
-    with self._context():
-      return self._jitted.trace(*args)
+def _mesh_axes(axis: str | Sequence[str] | None) -> tuple[str, ...]:
+  """The entry of a `PartitionSpec` for one dimension, as names."""
+  return (axis,) if isinstance(axis, str) else tuple(axis or ())
 
 
 def _data_shards(mesh: Mesh, data_axes: Sequence[str]) -> tuple[int, dict[int, int]]:

@@ -1,8 +1,9 @@
 """Restores train states from checkpoints onto any mesh."""
 
+import collections
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,28 +20,18 @@ from walt_t5x.engine.builtin.checkpoint_configs import RestoreCheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import row_position_file, set_aside
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
-from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
+from walt_t5x.files.mismatch import Mismatch
 
 Name = tuple[str, ...]
 
 
-class StateMismatch(ValueError):
-  """The checkpoint is readable but belongs to another model or optimizer."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Restorer:
-  """Restores states of one model.
+  """Restores states of one model; `rng` is used only if something must be filled in."""
 
-  Args:
-    shapes: the state, as `jax.ShapeDtypeStruct`.
-    shardings: the state's shardings, the same tree.
-    from_scratch: creates an initial state; called only if something must be filled in.
-  """
-
-  shapes: TrainState
-  shardings: TrainState
-  from_scratch: Callable[[], TrainState]
+  initializer: StateInitializer
+  rng: jax.Array
 
   def newest(self, model_dir: str) -> tuple[TrainState, int] | None:
     """The state of a run's newest readable checkpoint and its step; None if the run has no checkpoint.
@@ -58,7 +49,7 @@ class Restorer:
       try:
         config = RestoreCheckpointConfig(path=str(folder), mode="specific")
         return self.from_config(config), step
-      except StateMismatch:
+      except Mismatch:
         raise
       except (ValueError, OSError, KeyError) as error:
         failures.append(f"{folder}: {type(error).__name__}: {str(error)[:300]}")
@@ -68,10 +59,8 @@ class Restorer:
         set_aside(folder)
     if failures:
       raise RuntimeError(
-        "no checkpoint of this run can be read:\n  "
-        + "\n  ".join(failures)
-        + "\nThey were renamed to incomplete_*. Restore "
-        "one by hand, or run the same command again to start from scratch."
+        "no checkpoint of this run can be read: they were renamed to incomplete_*. Restore one by hand, or run the "
+        "same command again to start from scratch.\n  " + "\n  ".join(failures)
       )
     return None
 
@@ -80,35 +69,52 @@ class Restorer:
 
     Raises:
       FileNotFoundError: no complete checkpoint exists.
-      StateMismatch: names or shapes differ from this model's.
+      Mismatch: names or shapes differ from this model's.
     """
     checkpoint = checkpoints.find_checkpoint(str(config.path))
     logging.info("Restoring %s.", checkpoint)
-    wanted = self._flat_shapes()
-    shardings = traverse_util.flatten_dict(self.shardings.state_dict())
+    wanted: dict[Name, Any] = traverse_util.flatten_dict(self.initializer.shapes.state_dict())
+    shardings = traverse_util.flatten_dict(self.initializer.shardings.state_dict())
     metadata = checkpoints.state_metadata(checkpoint)
     sources = _sources(wanted, metadata, config.assignment_map or ())
     if config.state_transformation_fns:
-      found = self._transformed(checkpoint, config, sources=sources, metadata=metadata)
+      found = self._transformed(
+        checkpoint, config, wanted=wanted, sources=sources, metadata=metadata
+      )
       _check_shapes(checkpoint, {k: (k, np.shape(v)) for k, v in found.items()}, wanted)
       found = {k: _placed(v, wanted[k].dtype, shardings[k]) for k, v in found.items()}
     else:
       _check_shapes(checkpoint, {k: (s, metadata[s].shape) for k, s in sources.items()}, wanted)
-      found = _read_sharded(
-        checkpoint, sources, metadata=metadata, wanted=wanted, shardings=shardings
+      # Each host reads only what its devices hold.
+      restore_args = {
+        source: ocp.ArrayRestoreArgs(
+          sharding=shardings[name], global_shape=wanted[name].shape, dtype=wanted[name].dtype
+        )
+        for name, source in sources.items()
+      }
+      arrays = checkpoints.read_arrays(
+        checkpoint, {source: metadata[source] for source in restore_args}, restore_args
       )
+      # Names may share a source (an average initialized by the parameters); the step donates each buffer once.
+      uses = collections.Counter(sources.values())
+      found = {}
+      for name, source in sources.items():
+        uses[source] -= 1
+        found[name] = arrays[source]
+        if uses[source]:
+          found[name] = jax.device_put(jnp.copy(arrays[source]), shardings[name])
     missing = sorted("/".join(k) for k in wanted if k not in found)
     if missing and not config.fallback_to_scratch:
-      raise StateMismatch(
+      raise Mismatch(
         f"{checkpoint} lacks {len(missing)} of the {len(wanted)} arrays of this model and optimizer, first "
         f"{missing[:3]}; it has {len(metadata)}, first {['/'.join(k) for k in list(metadata)[:3]]}. Train the model "
         "that wrote it, or set RestoreCheckpointConfig.assignment_map with fallback_to_scratch=True."
       )
     if missing:
       logging.info("%d arrays start from scratch, first %s.", len(missing), missing[:3])
-      fresh = traverse_util.flatten_dict(self.from_scratch().state_dict())
+      fresh = traverse_util.flatten_dict(self.initializer.from_scratch(self.rng).state_dict())
       found |= {k: fresh[k] for k in wanted if k not in found}
-    state = self.shapes.restore_state(traverse_util.unflatten_dict(found))
+    state = self.initializer.shapes.restore_state(traverse_util.unflatten_dict(found))
     if config.dtype is not None and jnp.dtype(config.dtype) != jnp.float32:
       cast = jax.tree.map(lambda p: p.astype(config.dtype), state.params)
       state = state.replace(params=cast)
@@ -119,27 +125,21 @@ class Restorer:
     checkpoint: epath.Path,
     config: RestoreCheckpointConfig,
     *,
+    wanted: dict[Name, Any],
     sources: dict[Name, Name],
     metadata: dict[Name, Any],
   ) -> dict[Name, Any]:
-    """The checkpoint's arrays under this model's names, after the transformations, on the host.
-
-    Arrays that no name of this model maps to keep their own name, so that a transformation can use them. As in T5X,
-    the `assignment_map` is applied first.
-    """
+    """The transformed arrays, on the host. Arrays that no name of this model maps to are transformed too."""
     arrays = checkpoints.read_arrays(checkpoint, metadata)
-    dropped = set(sources.values()) | (set(self._flat_shapes()) - set(sources))
+    dropped = set(sources.values()) | (set(wanted) - set(sources))
     renamed = {k: v for k, v in arrays.items() if k not in dropped}
     renamed |= {name: arrays[source] for name, source in sources.items()}
     state_dict = traverse_util.unflatten_dict(renamed)
-    target = self.shapes.state_dict()
+    target = self.initializer.shapes.state_dict()
     for fn in config.state_transformation_fns:
       state_dict = fn(state_dict, target, is_resuming=False)
     flat = traverse_util.flatten_dict(state_dict)
-    return {k: v for k, v in flat.items() if k in self._flat_shapes()}
-
-  def _flat_shapes(self) -> dict[Name, Any]:
-    return traverse_util.flatten_dict(self.shapes.state_dict())
+    return {k: v for k, v in flat.items() if k in wanted}
 
 
 def restore_row_position(
@@ -149,21 +149,12 @@ def restore_row_position(
 
   Args:
     checkpoint: the checkpoint that the run continues.
-    iterator: the data from its beginning, in the checkpoint's order.
-    layout: the data shard that this host reads.
+    iterator: the data from its beginning, in the checkpoint's order; this host reads the shard `layout`.
     position: number of batches before the checkpoint's.
   """
-  restored = _restore_own_position(checkpoint, iterator, layout, position)
-  if jax.process_count() > 1:
-    restored = bool(np.all(multihost_utils.process_allgather(np.bool_(restored))))
-  return restored
-
-
-def _restore_own_position(
-  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout, position: int
-) -> bool:
   file = row_position_file(checkpoint / "dataset", layout)
   if not (file.parent / f"{file.name}.index").exists():
+    restored = False
     logging.warning(
       "%s has no position for data shard %d of %d (it was saved without save_dataset, or on another number of hosts); "
       "a new epoch starts, in another order.",
@@ -171,15 +162,15 @@ def _restore_own_position(
       layout.shard_id,
       layout.num_shards,
     )
-    return False
-  if not iterator.restore(str(file), position=position):
-    logging.warning(
-      "A new epoch starts, in another order: %s was saved with another task, batch size or pipeline (T5X, without "
-      "get_dataset_fn = @engine.get_dataset, keeps small tasks in RAM; this engine does not).",
-      checkpoint,
-    )
-    return False
-  return True
+  else:
+    restored = iterator.restore(str(file), position=position)
+    if not restored:
+      logging.warning(
+        "A new epoch starts, in another order: %s was saved with another task, batch size or pipeline (T5X, without "
+        "get_dataset_fn = @engine.get_dataset, keeps small tasks in RAM; this engine does not).",
+        checkpoint,
+      )
+  return bool(np.all(multihost_utils.process_allgather(np.bool_(restored))))
 
 
 def _sources(
@@ -192,12 +183,11 @@ def _sources(
   for name in wanted:
     text: str | None = "/".join(name)
     for pattern, replacement in assignment_map:
-      match = re.fullmatch(pattern, "/".join(name))
-      if match:
+      if match := re.fullmatch(pattern, "/".join(name)):
         text = None if replacement is None else match.expand(replacement)
         break
-    source = None if text is None else tuple(text.split("/"))
-    if source is not None and source in metadata:
+    source = tuple((text or "").split("/"))
+    if source in metadata:
       sources[name] = source
   return sources
 
@@ -207,7 +197,7 @@ def _check_shapes(
 ) -> None:
   for name, (source, shape) in found.items():
     if tuple(shape) != tuple(wanted[name].shape):
-      raise StateMismatch(
+      raise Mismatch(
         f"{checkpoint}: {'/'.join(source)} has shape {tuple(shape)}, expected {tuple(wanted[name].shape)} for "
         f"{'/'.join(name)}. Train the model that wrote it, or drop the name in RestoreCheckpointConfig.assignment_map."
       )
@@ -217,40 +207,3 @@ def _placed(value: Any, dtype: Any, sharding: Any) -> jax.Array:
   """Places a host array on the mesh; every host provides the parts that its devices hold."""
   array = np.asarray(value).astype(dtype)
   return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-
-def _read_sharded(
-  checkpoint: epath.Path,
-  sources: dict[Name, Name],
-  *,
-  metadata: dict[Name, Any],
-  wanted: dict[Name, Any],
-  shardings: dict[Name, Any],
-) -> dict[Name, jax.Array]:
-  """Reads the arrays; each host reads only what its devices hold."""
-  item, restore_args = {}, {}
-  for name, source in sources.items():
-    item[source] = metadata[source]
-    restore_args[source] = ocp.ArrayRestoreArgs(
-      sharding=shardings[name], global_shape=wanted[name].shape, dtype=wanted[name].dtype
-    )
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    tree = reader.restore(
-      checkpoint / "state",
-      args=ocp.args.PyTreeRestore(
-        item=traverse_util.unflatten_dict(item),
-        restore_args=traverse_util.unflatten_dict(restore_args),
-        partial_restore=True,
-      ),
-    )
-  flat: dict[Name, Any] = traverse_util.flatten_dict(tree)
-  found: dict[Name, jax.Array] = {}
-  used: set[Name] = set()
-  for name, source in sources.items():
-    # Two names may share a source (an average initialized by the parameters); the step donates each buffer once.
-    value = flat[source]
-    if source in used:
-      value = jax.device_put(jnp.copy(value), shardings[name])
-    used.add(source)
-    found[name] = value
-  return found

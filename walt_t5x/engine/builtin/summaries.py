@@ -3,12 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 
 
 class JsonLinesWriter:
@@ -23,7 +22,10 @@ class JsonLinesWriter:
 
   def __init__(self, path: str, *, prefix: str = ""):
     self._prefix = prefix + "/" if prefix else ""
-    _cut_half_line(path)
+    if os.path.isfile(path):
+      with open(path, "rb+") as file:
+        text = file.read()
+        file.truncate(text.rfind(b"\n") + 1)
     self._file = open(path, "a", encoding="utf-8")
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -41,69 +43,31 @@ class JsonLinesWriter:
     self._file.close()
 
 
-class Writers:
-  """Several writers as one.
-
-  Args:
-    writers: objects with `write_scalars`, `write_texts`, `flush` and `close`.
-  """
-
-  def __init__(self, writers: Sequence[Any]):
-    self._writers = list(writers)
-
-  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    for writer in self._writers:
-      writer.write_scalars(step, scalars)
-
-  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    for writer in self._writers:
-      writer.write_texts(step, texts)
-
-  def flush(self) -> None:
-    for writer in self._writers:
-      writer.flush()
-
-  def close(self) -> None:
-    for writer in self._writers:
-      writer.close()
-
-
-def create_writer(summary_dir: str | None, collection: str) -> Writers:
-  """A writer on host 0, a no-op writer elsewhere.
+def create_writer(summary_dir: str | None, collection: str) -> Any:
+  """A CLU writer for scalars and texts on host 0, a no-op writer elsewhere.
 
   Args:
     summary_dir: the run's folder, or None for the log only.
-    collection: 'train' or 'training_eval/<task>'; TensorBoard's subfolder, and the prefix of evaluation metrics in
-      `metrics.jsonl`.
+    collection: 'train', or a subfolder of TensorBoard that is also a prefix in `metrics.jsonl`: 'training_eval/<task>'.
   """
-  if jax.process_index() != 0:
-    return Writers([])
+  from clu import metric_writers
+
   lines = json_lines_writer(summary_dir, collection)
-  return Writers([*_clu_writers(summary_dir, collection), *([] if lines is None else [lines])])
+  if jax.process_index() != 0:
+    return lines
+  board = metric_writers.create_default_writer(
+    summary_dir, collection=collection, asynchronous=False
+  )
+  return metric_writers.MultiWriter([board, lines])
 
 
-def json_lines_writer(summary_dir: str | None, collection: str) -> JsonLinesWriter | None:
-  """The writer of `metrics.jsonl` for a collection as in `create_writer`; None if that file does not exist."""
+def json_lines_writer(summary_dir: str | None, collection: str) -> Any:
+  """The writer of `metrics.jsonl` for a collection as in `create_writer`; a no-op if there can be no such file."""
   # Object stores cannot append to a file; TensorBoard has the same numbers there.
   if jax.process_index() != 0 or summary_dir is None or "://" in summary_dir:
-    return None
+    return JsonLinesWriter(os.devnull)
   prefix = "" if collection == "train" else collection
   return JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix)
-
-
-def _clu_writers(summary_dir: str | None, collection: str) -> list[Any]:
-  try:
-    from clu import metric_writers
-  except ModuleNotFoundError as error:
-    if "tensorboard" not in str(error.name):
-      raise
-    logging.warning(
-      "tensorboard is not installed; metrics go to metrics.jsonl only. To see curves: pip install tensorboard."
-    )
-    return []
-  return [
-    metric_writers.create_default_writer(summary_dir, collection=collection, asynchronous=False)
-  ]
 
 
 def _json_number(value: Any) -> float | int | str:
@@ -111,12 +75,3 @@ def _json_number(value: Any) -> float | int | str:
   if math.isfinite(number):
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
   return "NaN" if math.isnan(number) else "Infinity" if number > 0 else "-Infinity"
-
-
-def _cut_half_line(path: str) -> None:
-  if not os.path.exists(path):
-    return
-  with open(path, "rb+") as file:
-    text = file.read()
-    if text and not text.endswith(b"\n"):
-      file.truncate(text.rfind(b"\n") + 1)

@@ -1,24 +1,28 @@
 """`train`: creates data, state and periods from its arguments, and runs the main loop."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from walt_t5x.engine.builtin import datasets, starting_point
+from walt_t5x.engine import checkpoints, run_record
+from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.checkpoint_configs import CheckpointConfig
-from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
-from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager, set_incomplete_aside
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.main_loop import MainLoop, Periods
 from walt_t5x.engine.builtin.monitoring import Goodput
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
-from walt_t5x.engine.builtin.restoring import Restorer
+from walt_t5x.engine.builtin.restoring import Restorer, restore_row_position
+from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.run_settings import RunSettings
@@ -54,19 +58,16 @@ def train(
   gc_period: int = 0,
   settings: RunSettings | None = None,
 ) -> tuple[int, TrainState]:
-  """Trains a model to `total_steps`, from its newest complete checkpoint if it has one.
+  """Trains a model to `total_steps`, from its newest complete checkpoint if any; returns the last step and state.
 
   The same call after any interruption resumes the run: parameters, optimizer, parameter average, step and (with
   `save_dataset`) the next example. Periods count absolute steps, so a restart does not shift them.
 
   Args:
-    model: the model to train.
-    train_dataset_cfg: data to train on.
-    train_eval_dataset_cfg: data to evaluate the loss on, or None.
+    model, partitioner, trainer_cls, train_state_initializer_cls: what T5X's `train` takes, of this engine.
+    train_dataset_cfg, train_eval_dataset_cfg: data to train on, and to evaluate the loss on.
     infer_eval_dataset_cfg: must be None; `walt_t5x.evaluate` evaluates samples.
     checkpoint_cfg: what to save and to start from.
-    partitioner: mesh and rules.
-    trainer_cls: class of the trainer.
     model_dir: the run's folder.
     total_steps: step to stop at.
     eval_steps: batches per evaluation.
@@ -77,27 +78,34 @@ def train(
       which a restart draws again.
     use_hardware_rng: use XLA's own generator: faster, repeatable only on the same hardware and mesh.
     summarize_config_fn: `f(model_dir, writer, step)`, records the configuration.
-    inference_evaluator_cls: T5X only, unused.
     get_dataset_fn: `f(cfg, shard_id, num_shards, feature_converter_cls) -> tf.data.Dataset`.
     concurrent_metrics: False waits for each summary, so that 'TRAIN' actions run.
     actions: 'TRAIN' and 'TRAIN_EVAL' -> objects with `run(train_state, metrics_by_task=...) -> stop`.
     train_eval_get_dataset_fn: `f(cfg, shard_id, num_shards, eval_steps, feature_converter_cls) -> {name: Dataset}`.
     run_eval_before_training: evaluate once before the first step.
-    train_state_initializer_cls: class that creates the initial state.
     use_orbax: must be True.
-    verify_matching_vocabs_fn: accepted for T5X compatibility; models here have no vocabulary.
+    inference_evaluator_cls, verify_matching_vocabs_fn: accepted for T5X compatibility, unused.
     gc_period: steps between runs of Python's garbage collector, which is off in between; 0 leaves it unchanged.
     settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
-
-  Returns:
-    The last step and the last state.
 
   Raises:
     exits.Preempted: SIGTERM was received; everything is saved.
     exits.NotFinite: too many consecutive steps had no finite loss and gradient.
   """
   del inference_evaluator_cls, verify_matching_vocabs_fn
-  _check_arguments(infer_eval_dataset_cfg, use_orbax=use_orbax, actions=actions)
+  if infer_eval_dataset_cfg is not None:
+    raise ValueError(
+      "train: infer_eval_dataset_cfg must be None with the built-in engine; evaluate samples with walt_t5x.evaluate."
+    )
+  if not use_orbax:
+    raise ValueError(
+      "train: use_orbax=False is T5X's old format; the built-in engine writes only Orbax."
+    )
+  unknown = set(actions or ()) - {"TRAIN", "TRAIN_EVAL"}
+  if unknown:
+    raise ValueError(
+      f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
+    )
   settings = settings or RunSettings()
   began, goodput = time.monotonic(), Goodput()
   epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
@@ -106,26 +114,25 @@ def train(
   # ---- Random numbers ----
   if use_hardware_rng:
     jax.config.update("jax_default_prng_impl", "unsafe_rbg")
-  seed = random_seed if random_seed is not None else starting_point.drawn_seed(model_dir)
+  seed = random_seed if random_seed is not None else drawn_seed(model_dir)
   init_rng, trainer_rng = jax.random.split(jax.random.PRNGKey(seed))
 
   # ---- Data ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
-  starting_point.record_provenance(model_dir, train_dataset_cfg)
+  provenance = getattr(datasets.mixture_or_task(train_dataset_cfg), "walt_provenance", None)
+  if provenance is not None:
+    run_record.record(model_dir, provenance)
+  given = train_dataset_cfg.seed
+  row_seeds = RowSeeds(model_dir, seed if given is None else given)
 
   def rows(seed: int) -> ShardedIterator:
-    return starting_point.rows(
-      train_dataset_cfg,
-      model,
-      layout=layout,
-      seed=seed,
-      get_dataset_fn=get_dataset_fn,
-      partitioner=partitioner,
+    cfg = dataclasses.replace(train_dataset_cfg, seed=seed)
+    make = functools.partial(
+      get_dataset_fn, cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS
     )
+    return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
-  given = train_dataset_cfg.seed
-  row_seeds = starting_point.RowSeeds(model_dir, seed if given is None else given)
-  iterator = rows(row_seeds.at(0))
+  iterator = rows(row_seeds.at(0)[1])
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
     eval_layout = partitioner.get_data_layout(train_eval_dataset_cfg.batch_size)
@@ -141,20 +148,29 @@ def train(
   initializer = train_state_initializer_cls(
     model, input_spec=iterator.element_spec, partitioner=partitioner
   )
-  restorer = Restorer(
-    shapes=initializer.shapes,
-    shardings=initializer.shardings,
-    from_scratch=lambda: initializer.from_scratch(init_rng),
-  )
-  state, first_step, iterator = starting_point.starting_point(
-    model_dir,
-    restorer=restorer,
-    restore_cfg=restore_cfg,
-    iterator=iterator,
-    rows=rows,
-    row_seeds=row_seeds,
-    layout=layout,
-  )
+  restorer = Restorer(initializer, init_rng)
+  set_incomplete_aside(model_dir)
+  resumed = restorer.newest(model_dir)
+  if resumed is not None:
+    state, first_step = resumed
+    logging.info("Resuming from step %d.", first_step)
+    order_since, order_seed = row_seeds.at(first_step)
+    if order_since > 0:
+      iterator = rows(order_seed)
+    folder = checkpoints.checkpoint_folder(model_dir, first_step)
+    position = first_step - order_since
+    restored = restore_row_position(folder, iterator, layout, position=position)
+    if not restored and first_step > 0:
+      iterator = rows(row_seeds.renew(first_step))
+  elif restore_cfg is not None and restore_cfg.path:
+    state = restorer.from_config(restore_cfg)
+    first_step = int(jax.device_get(state.step))
+    if restore_cfg.restore_dataset:
+      folder = checkpoints.find_checkpoint(str(restore_cfg.path))
+      position = checkpoints.checkpoint_step(folder)
+      restore_row_position(folder, iterator, layout, position=position)
+  else:
+    state, first_step = initializer.from_scratch(init_rng), 0
   write_model_info(model_dir, initializer)
 
   # ---- Periods ----
@@ -191,16 +207,16 @@ def train(
   )
   del state  # The trainer donates its buffers.
   trainer.settings, trainer.goodput = settings, goodput
-  trainer.add_scalar("init_or_restore_seconds", time.monotonic() - began)
+  trainer.once["init_or_restore_seconds"] = time.monotonic() - began
   loop = MainLoop(
-    trainer,
-    iterator,
+    trainer=trainer,
+    iterator=iterator,
     model_dir=model_dir,
     first_step=first_step,
     periods=periods,
     manager=manager,
     eval_batches=lambda: {
-      name: starting_point.eval_batches(held, partitioner) for name, held in eval_rows.items()
+      name: eval_batches(held, partitioner.data_sharding) for name, held in eval_rows.items()
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,
@@ -209,24 +225,5 @@ def train(
     before=functools.partial(summarize_config_fn, model_dir),
     eval_first=bool(eval_rows) and run_eval_before_training,
   )
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("trained")
+  multihost_utils.sync_global_devices("trained")
   return last
-
-
-def _check_arguments(
-  infer_eval_dataset_cfg: Any, *, use_orbax: bool, actions: Mapping[str, Sequence[Any]] | None
-) -> None:
-  if infer_eval_dataset_cfg is not None:
-    raise ValueError(
-      "train: infer_eval_dataset_cfg must be None with the built-in engine; evaluate samples with walt_t5x.evaluate."
-    )
-  if not use_orbax:
-    raise ValueError(
-      "train: use_orbax=False is T5X's old format; the built-in engine writes only Orbax."
-    )
-  unknown = set(actions or ()) - {"TRAIN", "TRAIN_EVAL"}
-  if unknown:
-    raise ValueError(
-      f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
-    )

@@ -6,18 +6,13 @@ from typing import Any
 import flax.core
 import flax.struct
 import jax
-from etils import epath
 from flax import serialization, traverse_util
 from flax.linen import partitioning as flax_partitioning
 
 from walt_t5x.engine.builtin.base_model import BaseModel
-from walt_t5x.engine.builtin.optimizer import (
-  OptaxWrapper,
-  OptimizerState,
-  optimizer_state_dict,
-  restore_optimizer_state,
-)
+from walt_t5x.engine.builtin.optimizer import OptaxWrapper, OptimizerState
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
+from walt_t5x.files import storage
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -52,31 +47,27 @@ class TrainState(flax.struct.PyTreeNode):
     return self.replace(params=params, optimizer_state=optimizer_state)
 
   def state_dict(self) -> dict[str, Any]:
-    """Nested plain dicts, as saved."""
+    """Nested plain dicts, as saved: without the empty states of stateless transformations."""
+    state = traverse_util.flatten_dict(serialization.to_state_dict(self.optimizer_state))
     return {
       "target": serialization.to_state_dict(self.params),
-      "state": optimizer_state_dict(self.optimizer_state),
+      "state": traverse_util.unflatten_dict(state),
     }
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> "TrainState":
-    """Replaces the leaves of this state by those of `state_dict`."""
+    """Replaces the leaves of this state by those of `state_dict`, which has all; its empty states remain."""
+    own = serialization.to_state_dict(self.optimizer_state)
+    flat = traverse_util.flatten_dict(own, keep_empty_nodes=True)
+    empty = {k: v for k, v in flat.items() if v is traverse_util.empty_node}
+    state = traverse_util.unflatten_dict(empty | traverse_util.flatten_dict(state_dict["state"]))
     return self.replace(
       params=serialization.from_state_dict(self.params, state_dict["target"]),
-      optimizer_state=restore_optimizer_state(self.optimizer_state, state_dict["state"]),
+      optimizer_state=serialization.from_state_dict(self.optimizer_state, state),
     )
 
   def as_logical_axes(self, params_axes: Any) -> "TrainState":
-    """This state with each leaf replaced by a `PartitionSpec` of logical axis names.
-
-    Args:
-      params_axes: the `params_axes` collection of `flax.linen.partitioning.param_with_axes`.
-
-    Raises:
-      ValueError: a parameter has no axes, or a number of them that differs from its rank.
-    """
-    axes = flax.core.freeze(
-      flax.core.unfreeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
-    )
+    """This state with each leaf replaced by its logical axes, from the model's `params_axes` collection."""
+    axes = flax.core.freeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
     _check_axes(self.params, axes)
     return self.replace(
       params=axes,
@@ -104,24 +95,14 @@ def _check_axes(params: Any, axes: Any) -> None:
 
 
 def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-  """Parameters and their axes from a model's initial variables.
-
-  Raises:
-    ValueError: the variables have other collections.
-  """
+  """Parameters and their axes from a model's initial variables."""
   variables = flax.core.unfreeze(dict(variables))
-  extra = sorted(set(variables) - {"params", "params_axes"})
-  if extra or set(variables) != {"params", "params_axes"}:
+  if set(variables) != {"params", "params_axes"}:
     raise ValueError(
       f"get_initial_variables: got collections {sorted(variables)}, expected params and params_axes. Declare "
       "parameters with flax.linen.partitioning.param_with_axes; other collections are not trained."
     )
   return variables["params"], variables["params_axes"]
-
-
-def count_parameters(params: Any) -> int:
-  """Number of scalars in a tree of arrays or shapes."""
-  return sum(int(leaf.size) for leaf in jax.tree.leaves(params))
 
 
 class StateInitializer:
@@ -181,8 +162,9 @@ def write_model_info(model_dir: str, initializer: StateInitializer) -> None:
     return traverse_util.flatten_dict(tree.state_dict(), sep="/")
 
   logical, mesh = flat(initializer.logical_axes), flat(initializer.axes)
-  lines = [f"Parameters: {count_parameters(initializer.shapes.params)}", ""]
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(initializer.shapes.params))
+  lines = [f"Parameters: {parameters}", ""]
   for name, leaf in flat(initializer.shapes).items():
     axes = ", ".join(f"{axis}={size}" for axis, size in zip(logical[name], leaf.shape))
     lines.append(f"{name:90} {leaf.dtype!s:9} ({axes})  {tuple(mesh[name])}")
-  (epath.Path(model_dir) / "model-info.txt").write_text("\n".join(lines) + "\n")
+  storage.write(storage.join(model_dir, "model-info.txt"), "\n".join(lines) + "\n")

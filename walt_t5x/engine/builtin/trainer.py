@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -32,21 +33,18 @@ class Trainer:
   devices in the meantime.
 
   Args:
-    model: the model to train.
     train_state: the state to start from, on the mesh.
-    partitioner: mesh and rules.
     eval_names: names of the evaluation sets.
     summary_dir: the run's folder for metrics, or None.
-    train_state_axes: mesh axes of the state, the same tree.
-    rng: base key; step n uses `fold_in(rng, n)`.
-    learning_rate_fn: step -> learning rate, for the log (the optimizer has its own, see `OptaxWrapper`).
-    num_microbatches: gradient accumulation, or None.
-    weight_metrics_computer: object with `compute_metrics(grads, old_state, new_state) -> metrics`, or None.
+    model, partitioner, train_state_axes, rng, learning_rate_fn, num_microbatches, weight_metrics_computer: as in
+      `TrainingStep`. The learning rate is only logged: the optimizer has its own, see `OptaxWrapper`.
     constants: scalars that are added to every training summary, such as configured rates.
 
   Attributes:
     settings: how the run is monitored; set before `compile_train`.
     goodput: how the main thread spends its time.
+    once: scalars of the next summary only.
+    summary_writer: the CLU writer of the training metrics.
     on_finished: `f(steps)`, called when the devices have finished this many steps.
     before_step: `f(step)`, called before a step is dispatched; true ends `train` there.
   """
@@ -71,7 +69,7 @@ class Trainer:
     self.host_step = 0
     self.on_summary: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
     self._partitioner = partitioner
-    self._writer = create_writer(summary_dir, "train")
+    self.summary_writer = create_writer(summary_dir, "train")
     self._eval_writers = {
       name: create_writer(summary_dir, f"training_eval/{name}") for name in eval_names
     }
@@ -79,7 +77,7 @@ class Trainer:
     self._summary: concurrent.futures.Future[dict[str, float]] | None = None
     self._period_end = 0.0
     self._pending: _Period | None = None
-    self._once: dict[str, float] = {}
+    self.once: dict[str, float] = {}
     self.settings, self.goodput = RunSettings(), Goodput()
     self.on_finished: Callable[[int], None] = lambda step: None
     self.before_step: Callable[[int], bool] = lambda step: False
@@ -99,30 +97,13 @@ class Trainer:
       out_axis_resources=None,
     )
 
-  def __enter__(self) -> "Trainer":
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    self.close()
-
-  @property
-  def summary_writer(self) -> Any:
-    """The CLU writer of the training metrics."""
-    return self._writer
-
-  def compile_train(self, batch: Any) -> float:
-    """Compiles the step for batches of these shapes (arrays or shapes); returns the seconds it took."""
+  def compile_train(self, batch: Any) -> None:
+    """Compiles the step for batches of these shapes (arrays or shapes)."""
     start = time.monotonic()
     with self.goodput.within("compile"):
       self._step.compile(self.train_state, batch)
-    seconds = time.monotonic() - start
-    logging.info("Compiled the training step in %.1f s.", seconds)
-    self.add_scalar("compile_seconds", seconds)
-    return seconds
-
-  def add_scalar(self, name: str, value: float) -> None:
-    """Adds a scalar to the next summary only."""
-    self._once[name] = value
+    self.once["compile_seconds"] = time.monotonic() - start
+    logging.info("Compiled the training step in %.1f s.", self.once["compile_seconds"])
 
   def train(
     self,
@@ -137,7 +118,7 @@ class Trainer:
     Args:
       batch_iter: batches on the mesh.
       num_steps: number of steps.
-      start_step: the step to start from; None reads it from the device, which blocks.
+      start_step: the step of the state; None reads it from the device, which blocks.
       summarize: end the stats period here; otherwise these steps are part of a longer one.
 
     Returns:
@@ -158,7 +139,11 @@ class Trainer:
       with jax.profiler.StepTraceAnnotation("train", step_num=n):
         asked = time.monotonic()
         with self.goodput.within("data"):
-          batch = _next(batch_iter, n)
+          batch = next(batch_iter, None)
+        if batch is None:
+          raise RuntimeError(
+            f"the training data ended before step {n}: the dataset is empty, or was made with a finite num_epochs."
+          )
         period.waited += time.monotonic() - asked
         self.train_state, in_a_row = self._step(self.train_state, batch)
       period.steps += 1
@@ -166,7 +151,10 @@ class Trainer:
       self.host_step = n + 1
       in_a_row.copy_to_host_async()
       self._in_flight.append((n, in_a_row))
-      self._limit_steps_in_flight()
+      limit = self.settings.max_steps_in_flight
+      if len(self._in_flight) > limit:
+        # For several steps at once, never for the newest: consecutive dispatches cost the host less each.
+        self.wait_for_steps(max(1, limit // 2))
     return self.summarize_pending() if summarize else None
 
   def summarize_pending(self) -> "concurrent.futures.Future[dict[str, float]] | None":
@@ -176,7 +164,7 @@ class Trainer:
       return None
     period.metrics = self._step.take_metrics()
     self.wait_for_summary()
-    once, self._once = self._once | self.goodput.scalars(), {}
+    once, self.once = self.once | self.goodput.scalars(), {}
     self._summary = self._pool.submit(self._summarize, period, self.host_step, once)
     return self._summary
 
@@ -187,12 +175,6 @@ class Trainer:
       if not in_a_row.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
         return
       self.on_finished(step + 1)
-
-  def _limit_steps_in_flight(self) -> None:
-    """Waits for several steps at once, never for the newest: consecutive dispatches cost the host less each."""
-    limit = self.settings.max_steps_in_flight
-    if len(self._in_flight) > limit:
-      self.wait_for_steps(max(1, limit // 2))
 
   def wait_for_steps(self, in_flight: int = 0) -> None:
     """Returns when no more than `in_flight` steps are unfinished.
@@ -221,8 +203,7 @@ class Trainer:
         jax.block_until_ready(merged)
         self.on_finished(step)
       results[name] = _scalars(merged)
-      if name in self._eval_writers:
-        self._eval_writers[name].write_scalars(step, results[name])
+      self._eval_writers[name].write_scalars(step, results[name])
     return results
 
   def wait_for_summary(self) -> None:
@@ -233,7 +214,7 @@ class Trainer:
   def close(self) -> None:
     """Finishes the summaries and closes the writers."""
     self._pool.shutdown(wait=True)
-    for writer in (self._writer, *self._eval_writers.values()):
+    for writer in (self.summary_writer, *self._eval_writers.values()):
       writer.close()
 
   def _summarize(self, period: "_Period", step: int, once: dict[str, float]) -> dict[str, float]:
@@ -241,18 +222,13 @@ class Trainer:
     now = time.monotonic()
     seconds = max(now - max(period.started, self._period_end), 1e-9)
     self._period_end = now
-    scalars = (
-      _scalars(period.metrics)
-      | self._constants
-      | {
-        "steps_per_second": period.steps / seconds,
-        "rows_per_second": period.rows / seconds,
-        "data_wait_share": min(1.0, period.waited / seconds),
-      }
-    )
+    scalars = _scalars(period.metrics) | self._constants
+    scalars["steps_per_second"] = period.steps / seconds
+    scalars["rows_per_second"] = period.rows / seconds
+    scalars["data_wait_share"] = min(1.0, period.waited / seconds)
     scalars |= self._utilization(period.steps / seconds) | once
-    self._writer.write_scalars(step, scalars)
-    self._writer.flush()
+    self.summary_writer.write_scalars(step, scalars)
+    self.summary_writer.flush()
     self.on_summary(step, scalars)
     return scalars
 
@@ -267,36 +243,25 @@ class Trainer:
     return found | ({"model_flops_utilisation": achieved / peak} if peak else {})
 
 
+@dataclasses.dataclass
 class _Period:
-  """Steps trained since the last summary."""
+  """Steps trained since the last summary, and their merged metrics at its end."""
 
-  def __init__(self, started: float):
-    self.started = started
-    self.metrics: dict[str, Any] = {}
-    self.steps = self.rows = 0
-    self.waited = 0.0
-
-
-def _next(batch_iter: Iterator[Batch], step: int) -> Batch:
-  try:
-    return next(batch_iter)
-  except StopIteration:
-    raise RuntimeError(
-      f"the training data ended before step {step}: the dataset is empty, or was made with a finite num_epochs."
-    ) from None
+  started: float
+  steps: int = 0
+  rows: int = 0
+  waited: float = 0.0
+  metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   """Metrics as host numbers; a metric with several values becomes several."""
-  computed = {name: metric.compute() for name, metric in jax.device_get(dict(metrics)).items()}
   scalars: dict[str, float] = {}
-  for name, value in computed.items():
-    parts = value.items() if isinstance(value, Mapping) else [("", value)]
-    for part, x in parts:
+  for name, metric in jax.device_get(dict(metrics)).items():
+    value = metric.compute()
+    for part, x in value.items() if isinstance(value, Mapping) else [("", value)]:
       flat = np.asarray(x).reshape(-1)  # Not jnp, which would run after the queued steps.
       full = f"{name}/{part}" if part else name
-      if flat.size == 1:
-        scalars[full] = float(flat[0])
-      else:
-        scalars |= {f"{full}/{i}": float(v) for i, v in enumerate(flat)}
+      names = [full] if flat.size == 1 else [f"{full}/{i}" for i in range(flat.size)]
+      scalars |= zip(names, map(float, flat))
   return scalars

@@ -5,45 +5,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from walt_t5x.metrics import caption_accuracy, clip_similarity
-from walt_t5x.metrics.protocols.protocol import short_hash
+from walt_t5x.metrics.protocols.protocol import Hashed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PromptProtocol:
+class PromptProtocol(Hashed):
   """A protocol for the output of `generate`: every clip of every stage, at its own length and size.
 
-  Attributes:
-    name: name on the command line.
-    fields: everything that determines a score except clips, prompts and the weights of the network.
-    source: where the protocol is described.
+  `fields` has everything that determines a score except clips, prompts and the weights of the network.
   """
 
   name: str
   fields: Mapping[str, Any]
   source: str
 
-  def as_dict(self) -> dict[str, Any]:
-    """All fields as a plain dict."""
-    return dataclasses.asdict(self)
-
-  @property
-  def hash(self) -> str:
-    """Hash of every field except `source`, as in `protocol.Protocol`."""
-    return short_hash(self.as_dict())
-
 
 CAPTION_ACCURACY = PromptProtocol(
   name="caption_accuracy",
   fields={
-    "palette": caption_accuracy.PALETTE,
-    "directions": caption_accuracy.DIRECTIONS,
-    "min_contrast": caption_accuracy.MIN_CONTRAST,
-    "peak_fraction": caption_accuracy.PEAK_FRACTION,
-    "area_range": caption_accuracy.AREA_RANGE,
-    "min_compactness": caption_accuracy.MIN_COMPACTNESS,
-    "min_cosine": caption_accuracy.MIN_COSINE,
-    "min_displacement": caption_accuracy.MIN_DISPLACEMENT,
-    "min_dominance": caption_accuracy.MIN_DOMINANCE,
+    # Every constant of the classifier, by name.
+    **{name.lower(): value for name, value in vars(caption_accuracy).items() if name.isupper()},
     "color": "most foreground pixels of all frames",
     "direction": "centroid from the first frame to the last",
   },

@@ -1,7 +1,6 @@
 """Protocols for any two folders of clips, not tied to a published benchmark."""
 
-from walt_t5x.metrics.network_input import ResizeRule
-from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ScoreRule, Statistic
+from walt_t5x.metrics.protocols.protocol import FVD, Protocol, ResizeRule, ScoreRule, Statistic
 
 # FVD between any two folders: one 16-frame clip of every file, at the size of the files.
 ANY_FVD = Protocol(

@@ -7,17 +7,23 @@ import dataclasses
 import enum
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from walt_t5x.metrics.network_input import ResizeRule
 
+@dataclasses.dataclass(frozen=True)
+class Hashed:
+  """Fields with a hash."""
 
-def short_hash(fields: Mapping[str, Any]) -> str:
-  """First 12 hex digits of the sha256 of every field except `source`, as canonical JSON."""
-  deciding = {name: value for name, value in fields.items() if name != "source"}
-  text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
-  return hashlib.sha256(text.encode()).hexdigest()[:12]
+  def as_dict(self) -> dict[str, Any]:
+    """All fields as a plain dict."""
+    return dataclasses.asdict(self)
+
+  @property
+  def hash(self) -> str:
+    """First 12 hex digits of the sha256 of every field except `source`, as canonical JSON."""
+    deciding = {name: value for name, value in self.as_dict().items() if name != "source"}
+    text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class ClipRule(enum.StrEnum):
@@ -26,6 +32,14 @@ class ClipRule(enum.StrEnum):
   FIRST = "first"
   CENTRAL = "central"
   RANDOM = "random"  # seeded by the file's name, the fold and the clip's number
+
+
+class ResizeRule(enum.StrEnum):
+  """Position at which an output pixel samples the input (`metrics.network_input`)."""
+
+  LEGACY = "tf1_legacy"
+  ALIGN_CORNERS = "tf1_align_corners"
+  HALF_PIXEL = "half_pixel"
 
 
 class Statistic(enum.StrEnum):
@@ -93,7 +107,7 @@ FVD = ScoreRule(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Hashed):
   """A protocol.
 
   Attributes:
@@ -109,8 +123,7 @@ class Protocol:
     seed: seed of the random clips and of the order of the references.
     source: where the protocol is published.
 
-  Raises:
-    ValueError: for counts below 1, or several folds without sample_count.
+  Raises ValueError for counts below 1, or several folds without sample_count.
   """
 
   name: str
@@ -135,15 +148,6 @@ class Protocol:
       )
     if self.folds > 1 and self.sample_count is None:
       raise ValueError(f"{self.folds} folds need the number of samples per fold: set sample_count.")
-
-  def as_dict(self) -> dict[str, Any]:
-    """All fields as a plain dict."""
-    return dataclasses.asdict(self)
-
-  @property
-  def hash(self) -> str:
-    """Hash of every field except `source`."""
-    return short_hash(self.as_dict())
 
   @property
   def networks(self) -> tuple[str, ...]:

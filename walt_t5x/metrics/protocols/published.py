@@ -1,7 +1,15 @@
 """Protocols of the published benchmarks that the paper reports."""
 
-from walt_t5x.metrics.network_input import ResizeRule
-from walt_t5x.metrics.protocols.protocol import FVD, ClipRule, Protocol, ScoreRule, Statistic
+import dataclasses
+
+from walt_t5x.metrics.protocols.protocol import (
+  FVD,
+  ClipRule,
+  Protocol,
+  ResizeRule,
+  ScoreRule,
+  Statistic,
+)
 
 # UCF-101 class-conditional: FVD and IS.
 # 10,000 samples per fold at 128 x 128, 16 frames (a 17-frame model drops its last frame). Labels are drawn from the
@@ -93,14 +101,7 @@ IMAGENET256 = Protocol(
 TOKENIZER = Protocol(
   name="tokenizer",
   scores=(
-    ScoreRule(
-      name="rfvd",
-      statistic=FVD.statistic,
-      network=FVD.network,
-      layer=FVD.layer,
-      network_size=FVD.network_size,
-      network_resize=FVD.network_resize,
-    ),
+    dataclasses.replace(FVD, name="rfvd"),
     ScoreRule(name="psnr", statistic=Statistic.PSNR),
     ScoreRule(name="ssim", statistic=Statistic.SSIM),
     ScoreRule(name="lpips", statistic=Statistic.LPIPS, network="lpips", layer="vgg16"),

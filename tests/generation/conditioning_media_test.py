@@ -1,15 +1,15 @@
-"""Given media are read as in preprocessing: upright, blended with white, at the model's rate, cropped."""
+"""Conditioning media are read as in preprocessing: upright, blended with white, at the model's rate, cropped."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures
-from walt_t5x.generation.given_media import read_clip, read_image
+from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 
 
-def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
+def test_conditioning_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
   picture = np.zeros((20, 60, 3), np.uint8)
   picture[:, 20:40] = 200
   Image.fromarray(picture).save(tmp_path / "wide.png")
@@ -18,7 +18,9 @@ def test_given_media_are_cropped_and_resampled_to_the_models_rate(tmp_path):
   # 24 fps: every third frame, whose gray level is its number.
   frames = np.repeat(np.arange(25, dtype=np.uint8), 64 * 64 * 3).reshape(25, 64, 64, 3) * 9
   writing.write_video(tmp_path / "fast.mp4", frames, fps=24, crf=0)
-  clip = read_clip(str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioned=5, fit="crop")
+  clip = read_clip(
+    str(tmp_path / "fast.mp4"), size=(32, 32), fps=8, conditioning_frames=5, fit="crop"
+  )
   np.testing.assert_allclose(clip.frames.mean((1, 2, 3)) / 9, np.arange(0, 25, 3), atol=0.35)
   assert clip.at((16, 16)).shape == (9, 16, 16, 3)
   assert reading.resampled(np.arange(10) / 8, 8) == list(range(10))
@@ -37,7 +39,7 @@ def test_uneven_times_select_the_frames_of_a_manual_list(tmp_path):
   flat = [np.full((64, 64, 3), 10 + 15 * k, np.uint8) for k in range(len(TICKS))]
   file = tmp_path / "uneven.mkv"
   file.write_bytes(encode(flat, ticks=TICKS))
-  clip = read_clip(str(file), size=(64, 64), fps=8, conditioned=5)
+  clip = read_clip(str(file), size=(64, 64), fps=8, conditioning_frames=5)
   levels = np.rint((clip.frames.mean((1, 2, 3)) - 10) / 15).astype(int)
   assert levels.tolist() == [*SHOWN, len(TICKS) - 1]
 
@@ -47,7 +49,7 @@ def test_a_clip_filmed_sideways_is_upright(degrees, tmp_path):
   shot, file = pictures(6, 32, 48), tmp_path / "portrait.mp4"
   file.write_bytes(encode(shot, rotation=degrees, rate=8, **LOSSLESS))
   expected = np.stack([np.rot90(picture, degrees // 90) for picture in shot])
-  clip = read_clip(str(file), size=expected.shape[1:3], fps=8, conditioned=5)
+  clip = read_clip(str(file), size=expected.shape[1:3], fps=8, conditioning_frames=5)
   np.testing.assert_array_equal(clip.frames, expected)
 
 

@@ -11,20 +11,19 @@ from walt_t5x.media.geometry import EXACT, fitted, resized
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GivenMedia:
+class ConditioningMedia:
   """The media that a clip starts from.
 
   Attributes:
-    path: the file.
-    sha256: hash of its bytes.
+    sha256: hash of the file's bytes.
     frames: [T, H, W, 3] uint8 at the size of the last stage.
-    conditioned: number of its last frames that are given to the model.
+    conditioning_frames: number of its last frames that the model is conditioned on.
   """
 
   path: str
   sha256: str
   frames: np.ndarray
-  conditioned: int
+  conditioning_frames: int
 
   def at(self, size: tuple[int, int]) -> np.ndarray:
     """The frames at (H, W), resized by area averaging."""
@@ -36,11 +35,11 @@ class GivenMedia:
       "file": self.path,
       "sha256": self.sha256,
       "frames": len(self.frames),
-      "conditioned_frames": self.conditioned,
+      "conditioned_frames": self.conditioning_frames,
     }
 
 
-def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMedia:
+def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> ConditioningMedia:
   """Reads an image.
 
   Args:
@@ -57,20 +56,19 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> GivenMe
   except reading.MediaError as error:
     raise ValueError(f"--image={path} cannot be read as an image: {error}") from error
   frames = fitted(frame[None], size=size, fit=fit, what=f"--image={path}")
-  return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=1)
+  return _media(path, content, frames, 1)
 
 
 def read_clip(
-  path: str, *, size: tuple[int, int], fps: float, conditioned: int, fit: str = EXACT
-) -> GivenMedia:
+  path: str, *, size: tuple[int, int], fps: float, conditioning_frames: int, fit: str = EXACT
+) -> ConditioningMedia:
   """Reads a clip at the frame rate of the model.
 
   Args:
     path: a file in one of `reading.CONTAINERS`.
-    size: (H, W) of the last stage.
+    size, fit: see `read_image`.
     fps: frame rate of the model; a faster clip is resampled to it.
-    conditioned: number of frames that the model is given, from the end.
-    fit: see `read_image`.
+    conditioning_frames: number of frames that the model is conditioned on, from the end.
 
   Raises:
     ValueError: the file is not a video, is too short, or has another size.
@@ -84,16 +82,17 @@ def read_clip(
     kept = reading.resampled(times, fps)
   except ValueError as error:
     raise ValueError(f"{what}: {error}") from error
-  if len(kept) < conditioned:
+  if len(kept) < conditioning_frames:
     raise ValueError(
       f"{what} has {len(kept)} frames at {fps:g} fps ({len(times)} in the file), expected at least "
-      f"{conditioned}, which the model continues from: give a longer clip, or an image with --image"
+      f"{conditioning_frames}, which the model continues from: give a longer clip, or an image with --image"
     )
   # Frame by frame, so that a long or large file takes only the memory of the frames that are kept.
   found = reading.frames_at(content, kept)
   frames = np.stack([fitted(frame[None], size=size, fit=fit, what=what)[0] for frame in found])
-  return GivenMedia(path=path, sha256=_sha256(content), frames=frames, conditioned=conditioned)
+  return _media(path, content, frames, conditioning_frames)
 
 
-def _sha256(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()
+def _media(path: str, content: bytes, frames: np.ndarray, count: int) -> ConditioningMedia:
+  sha256 = hashlib.sha256(content).hexdigest()
+  return ConditioningMedia(path=path, sha256=sha256, frames=frames, conditioning_frames=count)

@@ -112,6 +112,8 @@ def main() -> None:
   args = parser.parse_args()
   if args.few < 20 or args.clips < 2 * args.few:
     parser.error(f"expected --few >= 20 and --clips >= 2 * --few, got {args.few}, {args.clips}")
+  if args.i3d_weights and args.clips < 2 * REAL:
+    parser.error(f"expected --clips >= {2 * REAL} with --i3d_weights, got {args.clips}")
   import shutil
   import tempfile
 

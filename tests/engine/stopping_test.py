@@ -165,7 +165,8 @@ def test_a_slow_reader_is_visible_in_the_metrics(tmp_path, monkeypatch):
   runs.train(tmp_path, 8, stats_period=2, **QUIET)
   lines = runs.lines(tmp_path)
   waited = [2 * line["data_wait_share"] / line["steps_per_second"] for line in lines]
-  assert waited[1] > 1.0  # The fourth batch is in the second period.
+  # The fourth batch is in the second period; its rate and its share are of intervals that differ by milliseconds.
+  assert waited[1] > 0.9
   assert lines[1]["goodput/data_seconds"] - lines[0]["goodput/data_seconds"] > 1.0
   assert sum(lines[-1][f"goodput/{phase}_seconds"] for phase in PHASES) > sum(waited)
 

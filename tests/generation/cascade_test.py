@@ -496,3 +496,7 @@ def test_nothing_is_recompiled_and_stages_one_at_a_time_give_the_same_result(two
   made = _samples(one, _batch(0, 1), _batch(2, 3), extensions=2)
   assert loads == ["base", "sr1"] and not one._loaded
   np.testing.assert_array_equal(made[1].videos["sr1"], expected[1].videos["sr1"])
+
+
+def test_a_batch_without_a_seed_has_seed_0():
+  assert Batch(indices=[0], prompts=["a"]).seed == 0

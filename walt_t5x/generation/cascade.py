@@ -37,6 +37,7 @@ class Batch:
     prompts: one per clip; empty strings if the stages read no text.
     labels: one per clip, or empty if the stages have no classes.
     media: what each clip starts from; all None, all images or all videos.
+    seed: of the noise, with the index.
     extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
     decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """

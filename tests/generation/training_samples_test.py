@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tensorboard.backend.event_processing import event_accumulator
 
 from data.provenance import read_provenance
+from tests import compiled
 from tests.engine import runs, toy
 from tests.generation import cascades
 from walt_t5x import engine
@@ -168,7 +169,8 @@ def test_latents_are_decoded_by_the_tokenizer_whose_weights_are_no_constants(
   statistics = read_provenance(cascade.stages[0].checkpoint).latents[cascades.BASE]
   ramp = np.linspace(-1, 1, 5 * 4 * 4 * 4).reshape(5, 4, 4, 4)
   latents = np.stack([ramp, 1 + ramp]) * np.array(statistics.std) + np.array(statistics.mean)
-  pixels = cascade.vae.apply({"params": params}, jnp.asarray(latents, jnp.float32), method="decode")
+  latents = jnp.asarray(latents, jnp.float32)
+  pixels = compiled.apply(cascade.vae, {"params": params}, latents, method="decode")
   expected = 255 * np.clip(np.asarray(pixels), 0, 1)
   assert len(written) == 1 and expected.std() > 1
   np.testing.assert_allclose(written[0], expected, atol=1)

@@ -21,7 +21,7 @@ from walt_t5x.models.sampling import SamplerConfig
 PATTERNS = np.random.default_rng(0).normal(size=(4, 3, 4, 4, 2)).astype(np.float32)
 # The constant part over time, for frame prediction.
 STILL = np.broadcast_to(PATTERNS[:, :1], PATTERNS.shape)
-ROWS, STEPS = 16, 190
+ROWS, STEPS = 16, 170
 
 KINDS = {
   "class": {"num_classes": 4, "rows": "videos"},

@@ -124,3 +124,11 @@ def test_a_missing_gin_file_is_named_with_the_searched_folders(tmp_path, monkeyp
   assert "--gin_search_paths" in str(error.value)
   with pytest.raises(FileNotFoundError, match=r"--vae_gin_file: no file at .*nowhere\.gin"):
     gin_config.find("nowhere.gin", flag="--vae_gin_file")
+
+
+def test_a_program_that_ends_without_an_exit_is_a_success(monkeypatch):
+  from walt_t5x import __main__ as commands
+
+  monkeypatch.setattr("runpy.run_module", lambda module, **_: {"__name__": module})
+  for name in COMMANDS:
+    assert getattr(commands, name.removeprefix("walt-"))() is None

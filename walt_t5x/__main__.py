@@ -15,7 +15,11 @@ from pathlib import Path
 PACKAGES = ("walt_t5x", "beam_jobs")
 
 
-_run = functools.partial(runpy.run_module, run_name="__main__", alter_sys=True)
+def _run(module: str) -> None:
+  # An installed command exits with what its function returns: not with the module's globals.
+  runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 # The commands of setup.py.
 train = functools.partial(_run, "walt_t5x.train")
 generate = functools.partial(_run, "walt_t5x.generate")

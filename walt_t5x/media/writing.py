@@ -28,8 +28,7 @@ _BT601 = 6
 _LIMITED_RANGE = 1
 # Suffix, which also names FFmpeg's muxer -> encoder and its options.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-  # The macroblock tree reads memory that nothing has written: the same frames gave other bytes now and then.
-  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0", "x264-params": "mbtree=0"}),
+  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"}),
   ".webm": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}),
   ".avi": ("mpeg4", {"bf": "0"}),
 }

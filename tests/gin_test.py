@@ -11,6 +11,7 @@ import gin
 from data import batch_spec
 from walt_t5x import engine
 from walt_t5x.config import gin_config
+from walt_t5x.engine.builtin.train_state import split_variables
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,10 +98,12 @@ def _traced_loss_shape(model, field, low_resolution):
   shapes = {name: spec.shape for name, spec in batch.items()}
   types = {name: spec.dtype for name, spec in batch.items()}
   variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes, types))
-  loss, metrics = jax.eval_shape(
-    lambda p, b: model.loss_fn(p, b, jax.random.key(1)), variables["params"], batch
-  )
-  assert "loss" in metrics
+  others, _ = split_variables(variables)
+  params = others.pop("params")
+  # The collections that a model has besides its parameters are a fourth argument, and returned with the metrics.
+  arguments = (params, batch, jax.random.key(1)) + ((others,) if others else ())
+  loss, metrics = jax.eval_shape(model.loss_fn, *arguments)
+  assert "loss" in (metrics[0] if others else metrics)
   return loss.shape
 
 

@@ -48,7 +48,7 @@ def _denoiser(**fields) -> DenoiserModel:
 
 
 def _tokenizer() -> VaeModel:
-  parts = {"vae": _adamw(), "discriminator": _adamw(), "running": optimizers.assignment()}
+  parts = {"vae": _adamw(), "discriminator": _adamw()}
   module = CausalVae(
     latent_channels=2, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1,
     temporal_downsample=(True,),
@@ -120,7 +120,9 @@ def stepped(stage: str, devices: int):
     lambda p: jnp.asarray(rng.normal(size=p.shape) / max(1, np.prod(p.shape[:-1])) ** 0.5, p.dtype),
     initializer.shapes.params,
   )
-  state = jax.device_put(TrainState.create(model.optimizer_def, params), initializer.shardings)
+  others = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), initializer.shapes.flax_mutables)
+  state = TrainState.create(model.optimizer_def, {"params": params, **others})
+  state = jax.device_put(state, initializer.shardings)
   step = TrainingStep(
     model=model, partitioner=made, axes=initializer.axes, rng=jax.random.PRNGKey(0),
     learning_rate_fn=lambda step: 1e-2,

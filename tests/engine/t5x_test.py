@@ -52,6 +52,26 @@ optimizers.adafactor:
   min_dim_size_to_factor = 8
   ema_decay = 0.99
 """
+ADVERSARIAL = """
+from __gin__ import dynamic_registration
+from walt_t5x.engine import optimizers
+from walt_t5x.models import vae_model
+from walt_t5x.vae import discriminator
+include 'gin/tiny/vae.gin'
+vae_model.VaeModel:
+  optimizer_def = @optimizers.by_part()
+  discriminator = @discriminator.Discriminator()
+discriminator.Discriminator:
+  base_channels = 4
+  channel_multipliers = (2,)
+optimizers.by_part.parts = {
+  'vae': @vae/optimizers.adamw_chain(),
+  'discriminator': @discriminator/optimizers.adamw_chain(),
+}
+vae/optimizers.adamw_chain.learning_rate = %LEARNING_RATE
+discriminator/optimizers.adamw_chain.learning_rate = %LEARNING_RATE
+"""
+FILES = {"base_adafactor.gin": ADAFACTOR, "vae_adversarial.gin": ADVERSARIAL}
 # The base stage is also evaluated during training; the others would only compile the same again.
 UNWATCHED = ["--gin.BATCH_SIZE=2", "--gin.train.train_eval_dataset_cfg=None"]
 RUNS = {
@@ -59,6 +79,11 @@ RUNS = {
   "base_adafactor": ("base_adafactor.gin", [*NARROW["base"], *UNWATCHED]),
   "sr": ("gin/tiny/sr.gin", [*NARROW["sr1"], *UNWATCHED]),
   "vae": ("gin/tiny/vae.gin", ["--gin.autoencoder.CausalVae.base_channels=4", *UNWATCHED]),
+  # Its discriminator's state is not trained, and evaluated too.
+  "vae_adversarial": (
+    "vae_adversarial.gin",
+    ["--gin.autoencoder.CausalVae.base_channels=4", "--gin.BATCH_SIZE=2"],
+  ),
 }
 
 
@@ -128,7 +153,8 @@ def _fine(result):
 def trained(folder):
   """Folders of a run with three starts of two engines, and of uninterrupted runs of each engine."""
   made = {}
-  (folder / "base_adafactor.gin").write_text(ADAFACTOR)
+  for name, text in FILES.items():
+    (folder / name).write_text(text)
 
   def of(run):
     if run not in made:
@@ -172,7 +198,6 @@ CHAINS = {
     parts={
       "vae": optimizers.adafactor_chain(1e-3, ema_decay=0.9),
       "discriminator": optimizers.adamw_chain(1e-3),
-      "counters": optimizers.assignment(),
     }
   ),
 }
@@ -185,7 +210,6 @@ def test_t5x_partitions_the_optimizers_as_the_built_in_engine_does(chain):
   params = {part: {"kernel": jnp.zeros(shape)} for part, (shape, _) in shapes.items()}
   axes = {part: {"kernel": names} for part, (_, names) in shapes.items()}
   params["vae"]["bias"], axes["vae"]["bias"] = jnp.zeros((128,)), bias
-  params["counters"], axes["counters"] = {"steps": jnp.zeros(())}, {"steps": P()}
   params, axes = freeze(params), freeze(axes)
   chain = CHAINS[chain]()
   assert type(chain).__module__ == "t5x.optimizers"

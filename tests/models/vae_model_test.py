@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from walt_t5x.engine import optimizers
-from walt_t5x.models.adversarial import AdversarialSettings, adversarial_loss, assign
+from walt_t5x.models.adversarial import AdversarialSettings, adversarial_loss
 from walt_t5x.models.vae_model import VaeModel
 from walt_t5x.vae import losses
 from walt_t5x.vae.autoencoder import CausalVae
@@ -26,13 +26,7 @@ SHAPE = (2, 3, 8, 8, 3)
 
 
 def _optimizer():
-  return optimizers.by_part(
-    parts={
-      "vae": optax.sgd(0.01),
-      "discriminator": optax.sgd(0.01),
-      "running": optimizers.assignment(),
-    }
-  )
+  return optimizers.by_part(parts={"vae": optax.sgd(0.01), "discriminator": optax.sgd(0.01)})
 
 
 def _model(**changes):
@@ -51,19 +45,20 @@ def _params():
     lambda: _model().get_initial_variables(jax.random.key(0), {"video": SHAPE})["params"]
   )
   rng = np.random.default_rng(0)
-  noisy = jax.tree.map(
+  return jax.tree.map(
     lambda p: jnp.asarray(
       rng.normal(size=p.shape) / max(1, np.prod(p.shape[:-1])) ** 0.5, "float32"
     ),
     shapes,
   )
-  # Averages from an earlier step.
-  return noisy | {
-    "running": {
-      "step": jnp.float32(3),
-      "lecam_real": jnp.float32(0.4),
-      "lecam_fake": jnp.float32(-0.3),
-    }
+
+
+def _running(count):
+  """Averages of an earlier step."""
+  return {
+    "count": jnp.int32(count),
+    "lecam_real": jnp.float32(0.4),
+    "lecam_fake": jnp.float32(-0.3),
   }
 
 
@@ -75,13 +70,16 @@ def _batch(seed=0):
 @functools.cache
 def _compiled(**changes):
   model = _model(**changes)
-  return jax.jit(jax.value_and_grad(lambda p: model.loss_fn(p, _batch(), None), has_aux=True))
+
+  def loss(params, flax_mutables):
+    return model.loss_fn(params, _batch(), None, flax_mutables)
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def _at_step(step, **changes):
   """Loss, metrics and gradients of one step."""
-  params = _params() | {"running": _params()["running"] | {"step": jnp.float32(step)}}
-  (loss, metrics), grads = _compiled(**changes)(params)
+  (loss, (metrics, _)), grads = _compiled(**changes)(_params(), {"running": _running(step)})
   return loss, metrics, grads
 
 
@@ -138,48 +136,37 @@ def test_r1_every_second_step_has_twice_the_weight():
 
 
 def test_a_step_is_counted_and_updates_lecams_averages():
-  model, params, video, reconstruction, judge = _parts()
-  optimizer = model.optimizer_def
-  loss, _, grads = _at_step(3)
-  after, _ = optimizer.apply_gradient(params, optimizer.init_state(params), grads)
+  _, params, video, reconstruction, judge = _parts()
+  (loss, (_, mutables)), _ = _compiled()(params, {"running": _running(3)})
   real = judge(params["discriminator"], video).mean()
   fake = judge(params["discriminator"], reconstruction).mean()
-  running = after["running"]
-  assert float(running["step"]) == 4
+  running = mutables["running"]
+  assert running["count"] == 4 and running["count"].dtype == jnp.int32
   np.testing.assert_allclose(running["lecam_real"], 0.999 * 0.4 + 0.001 * real, rtol=1e-5)
   np.testing.assert_allclose(running["lecam_fake"], 0.999 * -0.3 + 0.001 * fake, rtol=1e-5)
-  # The stored state adds nothing to the loss, and almost nothing to the norm of the gradient.
   np.testing.assert_allclose(_at_step(5)[0], loss, rtol=1e-6)
-  assert optax.global_norm(grads["running"]) < 1e-5
 
 
-def test_assign_has_no_value_and_reaches_its_target():
-  for target in (-7.25, 0.1, 12345.0):
-    p = jnp.float32(3.5)
-    value, slope = jax.value_and_grad(lambda p, t=target: assign(p, jnp.float32(t)))(p)
-    chain = optimizers.assignment()
-    updates, _ = chain.update(slope, chain.init(p), p)
-    np.testing.assert_allclose(optax.apply_updates(p, updates), target, rtol=1e-6)
-    assert float(value) == 0
+def test_microbatches_are_parts_of_one_step():
+  # Two microbatches per step: R1 is due in both of steps 0, 2, ... and the terms start at step 2, evaluation 4.
+  due = [bool(_product_judge(n, r1_every=2, num_microbatches=2)[0]["r1"]) for n in range(8)]
+  assert due == [True, True, False, False] * 2
+  on = [np.any(_product_judge(n, start_step=2, num_microbatches=2)[1][0]) for n in range(6)]
+  assert on == [False] * 4 + [True] * 2
 
 
 def _product_judge(step, **changes):
   """The adversarial terms alone, with the discriminator D(x) = p . x, which compiles quickly.
 
   Returns:
-    logged values, gradients by (p, running, fake), and the arrays real, fake, p.
+    logged values, gradients by (p, fake) and the next running state, and the arrays real, fake, p.
   """
   rng = np.random.default_rng(0)
   real, fake = rng.uniform(size=(2, *SHAPE)).astype(np.float32)
   p = rng.normal(size=SHAPE[1:]).astype(np.float32)
-  running = {
-    "step": jnp.float32(step),
-    "lecam_real": jnp.float32(0.4),
-    "lecam_fake": jnp.float32(-0.3),
-  }
 
-  def total(p, running, fake):
-    return adversarial_loss(
+  def total(p, fake, running):
+    loss, logged, running = adversarial_loss(
       lambda p, clips: jnp.einsum("bthwc,thwc->b", clips, p),
       p,
       running,
@@ -188,26 +175,26 @@ def _product_judge(step, **changes):
       pixel_loss=lambda clips: 5 * jnp.mean((clips - real) ** 2),
       settings=AdversarialSettings(**changes),
     )
+    return loss, (logged, running)
 
-  run = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
-  (_, logged), grads = run(jnp.asarray(p), running, jnp.asarray(fake))
-  return logged, grads, (real, fake, p)
+  run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+  (_, (logged, running)), grads = run(jnp.asarray(p), jnp.asarray(fake), _running(step))
+  return logged, (*grads, running), (real, fake, p)
 
 
 def test_before_the_start_step_no_term_is_adversarial():
-  logged, (to_p, to_running, to_fake), _ = _product_judge(3, start_step=4)
+  logged, (to_p, to_fake, running), _ = _product_judge(3, start_step=4)
   assert not np.any(to_fake) and not np.any(to_p)
   assert not any(np.any(value) for value in logged.values())
-  assert float(to_running["step"]) != 0  # the step is still counted
-  assert float(to_running["lecam_real"]) == float(to_running["lecam_fake"]) == 0
+  assert running == _running(4)  # The step is still counted.
   started, always = _product_judge(4, start_step=4)[:2], _product_judge(4)[:2]
-  assert np.any(started[1][0]) and np.any(started[1][2])
+  assert np.any(started[1][0]) and np.any(started[1][1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), started, always)
 
 
 def test_the_adaptive_weight_equalizes_the_gradients():
   settings = {"adaptive": True, "weight": 0.5, "r1_weight": 0.0}
-  logged, (_, _, to_fake), (real, fake, p) = _product_judge(3, **settings)
+  logged, (_, to_fake, _), (real, fake, p) = _product_judge(3, **settings)
   pull = 10 * (fake - real) / fake.size
   logits = np.einsum("bthwc,thwc->b", fake, p)
   push = -np.einsum("b,thwc->bthwc", 1 / (1 + np.exp(logits)) / len(logits), p)
@@ -235,7 +222,8 @@ def test_the_discriminator_evaluates_each_clip_once():
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
   no_r1 = _model(r1_weight=0.0)
-  complete = flops(lambda p: no_r1.loss_fn(p, _batch(), None)[0], params)
+  mutables = {"running": _running(3)}
+  complete = flops(lambda p: no_r1.loss_fn(p, _batch(), None, mutables)[0], params)
   vae = flops(lambda p: model.module.apply({"params": p}, video)[0], params["vae"])
   once = flops(judge, params["discriminator"], reconstruction)
   assert 1.8 * once < complete - vae < 2.2 * once
@@ -249,10 +237,9 @@ def test_parts_without_a_chain_are_rejected():
 
 def test_moments_of_each_part_have_the_axes_of_their_parameters():
   chains = {"vae": optax.adam(0.1), "discriminator": optax.sgd(0.1)}
-  optimizer = optimizers.by_part(parts=chains | {"running": optimizers.assignment()})
+  optimizer = optimizers.by_part(parts=chains)
   params = _params()
   axes = jax.tree.map(lambda p: jax.sharding.PartitionSpec(*["a"] * p.ndim), params)
-  axes["running"] = dict.fromkeys(params["running"], jax.sharding.PartitionSpec())
   state = jax.eval_shape(optimizer.init_state, params)
   derived = optimizer.derive_logical_axes(state, axes)
   moments = derived.param_states.inner_states["vae"].inner_state[0]
@@ -262,19 +249,17 @@ def test_moments_of_each_part_have_the_axes_of_their_parameters():
 
 def test_two_hundred_adversarial_steps_do_not_diverge():
   chain = optimizers.adamw_chain(1e-3, b1=0.0, b2=0.99)
-  optimizer = optimizers.by_part(
-    parts={"vae": chain, "discriminator": chain, "running": optimizers.assignment()}
-  )
-  params, step = _params(), _compiled()
+  optimizer = optimizers.by_part(parts={"vae": chain, "discriminator": chain})
+  params, step, mutables = _params(), _compiled(), {"running": _running(3)}
   state = optimizer.init_state(params)
   update = jax.jit(optimizer.apply_gradient)
   errors, logits = [], []
   for _ in range(200):
-    (loss, metrics), grads = step(params)
+    (loss, (metrics, mutables)), grads = step(params, mutables)
     params, state = update(params, state, grads)
     errors.append(float(metrics["mse"].compute()))
     logits.append(float(abs(metrics["adversarial/logit_real"].compute())))
     assert np.isfinite(loss)
   assert np.mean(errors[-20:]) < 0.5 * errors[0]
   assert np.max(logits[100:]) < 10
-  assert float(params["running"]["step"]) == 203
+  assert mutables["running"]["count"] == 203

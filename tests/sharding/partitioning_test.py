@@ -80,9 +80,16 @@ def stage(name: str):
   variables = jax.eval_shape(
     lambda: module.init(jax.random.key(0), *inputs[:3], Conditioning(**given))
   )
-  params, axes = split_variables(variables)
-  params = jax.tree.map(lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), params)
-  return module, inputs, params, flax.core.unfreeze(get_axis_names(flax.core.unfreeze(axes)))
+  variables, axes = split_variables(variables)
+  params = jax.tree.map(
+    lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), variables["params"]
+  )
+  return (
+    module,
+    inputs,
+    params,
+    flax.core.unfreeze(get_axis_names(flax.core.unfreeze(axes["params"]))),
+  )
 
 
 def step(name: str):

@@ -2,7 +2,8 @@
 
 A model folder holds `checkpoint_<step>/`, each with
     _CHECKPOINT_METADATA   written by Orbax, contains the commit time
-    state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}
+    state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}, and
+                           'flax_mutables' if the model has collections other than parameters
     dataset/               position in the training data, one file per host, if saved
 A checkpoint folder is complete once Orbax has committed it. Any other folder (interrupted while writing, emptied,
 partly copied) is incomplete, and readers skip it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
@@ -141,7 +142,7 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
 
 
 def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
-  """The entire saved state, `{'target', 'state'}`, as nested dicts of numpy arrays."""
+  """The entire saved state, `{'target', 'state'}` and `'flax_mutables'` if any, as nested dicts of numpy arrays."""
   checkpoint = find_checkpoint(path)
   return traverse_util.unflatten_dict(read_arrays(checkpoint, state_metadata(checkpoint)))
 

@@ -13,9 +13,6 @@ from walt_t5x.engine.adafactor import scale_by_factored_rms
 
 ScalarOrSchedule = float | Callable[[Any], Any]
 
-# Gradients for `assignment` are scaled by this power of two: exact, and too small to show in a gradient norm.
-ASSIGNMENT_SCALE = 2.0**-20
-
 
 def adamw_chain(
   learning_rate: ScalarOrSchedule,
@@ -167,14 +164,6 @@ def by_part(*, parts: Mapping[str, optax.GradientTransformation]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
 
   return wrap(optax.multi_transform({**parts}, labels))
-
-
-def assignment(*, num_microbatches: int | None = None) -> optax.GradientTransformation:
-  """`p <- p - g / ASSIGNMENT_SCALE`: a loss whose gradient is ASSIGNMENT_SCALE (p - target) sets p to its target.
-
-  For counters and running averages that a loss stores among the parameters.
-  """
-  return _chain(_microbatch_mean(num_microbatches), optax.sgd(1.0 / ASSIGNMENT_SCALE))
 
 
 def wrap(optimizer: optax.GradientTransformation) -> Any:

@@ -5,20 +5,19 @@
     + w_l LeCAM(D(x), D(x~)) + w_r R1(D, x)
 
 Generator and discriminator use the same reconstruction x^; D'(x^) and D(x~) have the same values and XLA computes
-them once. Other state that changes per step (the step itself, LeCAM's averages) is stored as parameters, see `Running`.
+them once. State that is not trained (a count, LeCAM's averages) is a variable collection of its own, see `Running`.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.linen.partitioning import param_with_axes
+from flax.linen.partitioning import variable_with_axes
 from jaxtyping import Array
 
-from walt_t5x.engine.optimizers import ASSIGNMENT_SCALE
 from walt_t5x.types import Params, Video
 from walt_t5x.vae import losses
 
@@ -39,6 +38,7 @@ class AdversarialSettings:
       in StyleGAN2.
     start_step: before this step the adversarial terms are off and the discriminator does not change.
       Assumption: 0.
+    num_microbatches: the trainer's: the loss is evaluated this many times per step.
   """
 
   weight: float = 0.1
@@ -49,6 +49,7 @@ class AdversarialSettings:
   r1_weight: float = 10.0
   r1_every: int = 16
   start_step: int = 0
+  num_microbatches: int | None = None
 
   def __post_init__(self):
     if self.r1_every < 1:
@@ -58,41 +59,30 @@ class AdversarialSettings:
 
 
 class Running(nn.Module):
-  """Training state other than weights, stored as parameters because engines save and shard only those.
+  """The state that the loss replaces: the collection "running", which both engines hold in `flax_mutables`.
 
-  `step` counts updates; `lecam_real` and `lecam_fake` are averages of batch-mean logits, initially 0. The loss adds
-  `assign(p, target)` for each, and `engine.optimizers.assignment` then sets p to the target.
+  `count` is the number of evaluations of the loss, one per microbatch; `lecam_real` and `lecam_fake` are averages of
+  batch-mean logits, initially 0.
   """
 
   @nn.compact
-  def __call__(self) -> dict[str, Array]:
-    zeros = nn.initializers.zeros_init()
-    return {
-      name: param_with_axes(name, zeros, (), jnp.float32, axes=(), module=self)
-      for name in ("step", "lecam_real", "lecam_fake")
-    }
-
-
-def assign(parameter: Array, target: Array) -> Array:
-  """A term of value 0 whose gradient, ASSIGNMENT_SCALE (parameter - target), makes the optimizer assign `target`.
-
-  The scale keeps the term out of the logged gradient norm.
-  """
-  move = jax.lax.stop_gradient(ASSIGNMENT_SCALE * (parameter - target))
-  return move * (parameter - jax.lax.stop_gradient(parameter))
+  def __call__(self) -> None:
+    dtypes = {"count": jnp.int32, "lecam_real": jnp.float32, "lecam_fake": jnp.float32}
+    for name, dtype in dtypes.items():
+      variable_with_axes("running", name, jnp.zeros, (), dtype, axes=(), module=self)
 
 
 def adversarial_loss(
   discriminate: Callable[[Params, Video], Array],
   params: Params,
-  running: dict[str, Array],
+  running: Mapping[str, Array],
   *,
   real: Video,
   fake: Video,
   pixel_loss: Callable[[Video], Array],
   settings: AdversarialSettings,
-) -> tuple[Array, dict[str, Array]]:
-  """The sum of the terms above, with the assignments of `running`, and values to log.
+) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+  """The sum of the terms above, values to log, and the next values of `running`.
 
   Args:
     discriminate: (parameters, clips) -> one logit per clip.
@@ -103,7 +93,7 @@ def adversarial_loss(
     pixel_loss: the other loss of a reconstruction, for the ratio of the adaptive weight.
   """
   fixed = jax.lax.stop_gradient
-  step, fake_still = running["step"], fixed(fake)
+  step, fake_still = running["count"] // (settings.num_microbatches or 1), fixed(fake)
 
   # Generator: the gradient passes through the discriminator to the pixels, not into its parameters.
   def generator(clips: Video) -> Array:
@@ -114,7 +104,7 @@ def adversarial_loss(
     _, gradients = losses.logit_gradients(lambda clips: discriminate(params, clips), real)
     return settings.r1_every * losses.r1_penalty(gradients)
 
-  def active() -> tuple[Array, dict[str, Array]]:
+  def active() -> tuple[Array, dict[str, Array], losses.LecamState]:
     weight = jnp.float32(settings.weight)
     if settings.adaptive:
       pull, push = jax.grad(pixel_loss)(fake_still), jax.grad(generator)(fake_still)
@@ -126,7 +116,6 @@ def adversarial_loss(
     real_logits = discriminate(params, real)
     fake_logits = discriminate(params, fake_still)
     discriminator_value = losses.discriminator_loss(real_logits, fake_logits)
-    averages = losses.LecamState(real=running["lecam_real"], fake=running["lecam_fake"])
     lecam, updated = losses.lecam_loss(
       real_logits, fake_logits, averages, decay=settings.lecam_decay
     )
@@ -135,15 +124,13 @@ def adversarial_loss(
     elif settings.r1_every == 1:
       r1 = penalty()
     else:
-      due = jnp.mod(jnp.round(step), settings.r1_every) == 0
+      due = jnp.mod(step, settings.r1_every) == 0
       r1 = jax.lax.cond(due, penalty, lambda: jnp.float32(0))
 
     loss = weight * generator_value + discriminator_value
     loss += settings.lecam_weight * lecam + settings.r1_weight * r1
-    loss += assign(running["lecam_real"], updated.real)
-    loss += assign(running["lecam_fake"], updated.fake)
     right = jnp.mean(real_logits > 0) + jnp.mean(fake_logits < 0)
-    return loss, {
+    logged = {
       "generator": generator_value,
       "discriminator": discriminator_value,
       "weight": weight,
@@ -153,12 +140,25 @@ def adversarial_loss(
       "logit_fake": jnp.mean(fake_logits),
       "accuracy": right / 2,
     }
+    return loss, logged, fixed(updated)
 
-  def waiting() -> tuple[Array, dict[str, Array]]:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(active))
+  def waiting() -> tuple[Array, dict[str, Array], losses.LecamState]:
+    loss, logged, _ = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(active)
+    )
+    return loss, logged, averages
 
+  averages = losses.LecamState(real=running["lecam_real"], fake=running["lecam_fake"])
   if settings.start_step > 0:
-    loss, logged = jax.lax.cond(step >= settings.start_step, active, waiting)
+    loss, logged, averages = jax.lax.cond(step >= settings.start_step, active, waiting)
   else:
-    loss, logged = active()
-  return loss + assign(step, step + 1.0), logged
+    loss, logged, averages = active()
+  return (
+    loss,
+    logged,
+    {
+      "count": running["count"] + 1,
+      "lecam_real": averages.real,
+      "lecam_fake": averages.fake,
+    },
+  )

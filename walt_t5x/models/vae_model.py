@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import clu.metrics
+import flax.core
 import jax
 import jax.numpy as jnp
 from absl import logging
@@ -25,7 +26,11 @@ PerceptualLoss = Callable[[Array, Array], Array]
 
 
 class VaeModel(engine.BaseModel):
-  """The causal autoencoder as "vae" and, with adversarial training, also "discriminator" and "running"."""
+  """The causal autoencoder as "vae" and, with adversarial training, a "discriminator".
+
+  With a discriminator the model has the collection "running" (`models.adversarial.Running`), which the loss takes and
+  returns, in T5X's form for models with `flax_mutables`.
+  """
 
   FEATURE_CONVERTER_CLS = VaeFeatureConverter
 
@@ -74,36 +79,51 @@ class VaeModel(engine.BaseModel):
     """Initializes parameters and their logical axes from the shape of `video`."""
     video = jnp.zeros(input_shapes["video"], jnp.float32)
     parts = {"vae": self.module.init(rng, video)}
+    running = {}
     if self.discriminator is not None:
       parts["discriminator"] = self.discriminator.init(jax.random.fold_in(rng, 1), video)
-      parts["running"] = Running().init(rng)
+      running = Running().init(rng)
     return {
       collection: {name: variables[collection] for name, variables in parts.items()}
       for collection in ("params", "params_axes")
-    }
+    } | dict(running)
 
   def loss_fn(
-    self, params: Params, batch: Batch, dropout_rng: Array | None
-  ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
-    """The sum of all terms, and metrics.
+    self,
+    params: Params,
+    batch: Batch,
+    dropout_rng: Array | None,
+    flax_mutables: Mapping[str, Any] | None = None,
+  ) -> tuple[Array, Any]:
+    """The sum of all terms, and metrics; with a discriminator, metrics and the next `flax_mutables`.
 
     Args:
-      params: {"vae", and with a discriminator "discriminator" and "running"}.
+      params: {"vae", and with a discriminator "discriminator"}.
       batch: `video` uint8 [B, T, H, W, 3].
       dropout_rng: key to sample the posterior; None decodes the mean.
+      flax_mutables: {"running"}, with a discriminator.
     """
-    return self._loss(params, batch, dropout_rng)[:2]
+    loss, metrics, running, _ = self._loss(params, batch, dropout_rng, flax_mutables)
+    if running is None:
+      return loss, metrics
+    return loss, (metrics, flax.core.freeze({"running": running}))
 
-  def eval_fn(self, params: Params, batch: Batch) -> tuple[Array, dict[str, clu.metrics.Metric]]:
+  def eval_fn(
+    self, params: Params, batch: Batch, flax_mutables: Mapping[str, Any] | None = None
+  ) -> tuple[Array, dict[str, clu.metrics.Metric]]:
     """The deterministic loss, and SSIM if the frames are large enough."""
-    loss, metrics, reconstruction = self._loss(params, batch, None)
+    loss, metrics, _, reconstruction = self._loss(params, batch, None, flax_mutables)
     if min(reconstruction.shape[2:4]) > 2 * RADIUS:
       metrics["ssim"] = average(ssim(jnp.clip(reconstruction, 0, 1), _pixels(batch)))
     return loss, metrics
 
   def _loss(
-    self, params: Params, batch: Batch, key: Array | None
-  ) -> tuple[Array, dict[str, clu.metrics.Metric], Array]:
+    self,
+    params: Params,
+    batch: Batch,
+    key: Array | None,
+    flax_mutables: Mapping[str, Any] | None,
+  ) -> tuple[Array, dict[str, clu.metrics.Metric], dict[str, Array] | None, Array]:
     video = _pixels(batch)
     gaussian = self.module.posterior == "gaussian"
     output = self.module.apply({"params": params["vae"]}, video, key if gaussian else None)
@@ -114,12 +134,14 @@ class VaeModel(engine.BaseModel):
       kl = posterior.kl()
       loss += self.kl_weight * jnp.mean(kl)
       metrics["kl"] = average(kl)
+    running = None
     if self.discriminator is not None:
+      assert flax_mutables is not None, "a model with a discriminator needs its collection running"
       discriminator = self.discriminator
-      term, logged = adversarial_loss(
+      term, logged, running = adversarial_loss(
         lambda p, clips: cast(Array, discriminator.apply({"params": p}, clips)),
         params["discriminator"],
-        params["running"],
+        flax_mutables["running"],
         real=video,
         fake=reconstruction,
         pixel_loss=lambda clips: self._pixel_loss(clips, video)[0],
@@ -129,7 +151,7 @@ class VaeModel(engine.BaseModel):
       metrics |= {f"adversarial/{name}": average(value) for name, value in logged.items()}
     metrics["latent_std"] = average(jnp.std(posterior.mean.astype(jnp.float32)))
     metrics["loss"] = average(loss)
-    return loss, metrics, reconstruction
+    return loss, metrics, running, reconstruction
 
   def _pixel_loss(
     self, reconstruction: Array, video: Array

@@ -10,6 +10,10 @@ import jax
 class BaseModel(abc.ABC):
   """A Flax module with its loss, its prediction and its optimizer.
 
+  A model may have state that is not trained: further collections of `get_initial_variables`, each with its axes. Its
+  `loss_fn` then takes them as a fourth argument, `flax_mutables`, and returns `(loss, (metrics, flax_mutables))`; its
+  `eval_fn` takes them as a third argument.
+
   `FEATURE_CONVERTER_CLS` is the `seqio.FeatureConverter` class that turns task features into a batch; `optimizer_def`
   is an `OptaxWrapper`.
   """
@@ -62,4 +66,4 @@ class BaseModel(abc.ABC):
     input_shapes: Mapping[str, tuple[int, ...]],
     input_types: Mapping[str, Any] | None = None,
   ) -> Mapping[str, Any]:
-    """`{'params': ..., 'params_axes': ...}` for batches of these shapes and types."""
+    """`{'params': ..., 'params_axes': ...}` for batches of these shapes and types, and other collections likewise."""

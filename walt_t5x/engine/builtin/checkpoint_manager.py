@@ -98,10 +98,8 @@ class CheckpointManager:
       floating = jnp.issubdtype(array.dtype, jnp.floating)
       return ocp.SaveArgs(dtype=dtype if floating else None)
 
-    args = {
-      "target": jax.tree.map(save_args, state_dict["target"]),
-      "state": jax.tree.map(lambda _: ocp.SaveArgs(), state_dict["state"]),
-    }
+    args = jax.tree.map(lambda _: ocp.SaveArgs(), state_dict)
+    args["target"] = jax.tree.map(save_args, state_dict["target"])
     items: dict[str, Any] = {"state": ocp.args.PyTreeSave(state_dict, save_args=args)}
     if self._config.save_dataset:
       items["dataset"] = RowPosition(iterator, self._layout)

@@ -187,6 +187,9 @@ def _sources(
         text = None if replacement is None else match.expand(replacement)
         break
     source = tuple((text or "").split("/"))
+    if source not in metadata and source[:2] == ("flax_mutables", "running"):
+      # Until version 0.2 the tokenizer's running state was among its parameters.
+      source = ("target", "running", "step" if source[2] == "count" else source[2])
     if source in metadata:
       sources[name] = source
   return sources

@@ -16,20 +16,22 @@ from walt_t5x.files import storage
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """Parameters, optimizer state and step.
+  """Parameters, optimizer state and step, and the model's other collections.
 
-  As a dict (and in a checkpoint) it is `{'target': parameters, 'state': {'step', 'param_states'}}`.
+  As a dict (and in a checkpoint) it is `{'target': parameters, 'state': {'step', 'param_states'}}`, with
+  `'flax_mutables'` if the model has other collections.
   """
 
   params: Any
   optimizer_state: OptimizerState
+  flax_mutables: Any
   optimizer_def: OptaxWrapper = flax.struct.field(pytree_node=False)
 
   @classmethod
-  def create(cls, optimizer_def: OptaxWrapper, params: Any) -> "TrainState":
-    """The state before the first step. Parameters are frozen dicts, as in T5X."""
-    params = flax.core.freeze(flax.core.unfreeze(params))
-    return cls(params, optimizer_def.init_state(params), optimizer_def)
+  def create(cls, optimizer_def: OptaxWrapper, variables: Mapping[str, Any]) -> "TrainState":
+    """The state before the first step, from the model's collections. Frozen dicts, as in T5X."""
+    mutables, params = flax.core.pop(flax.core.freeze(variables), "params")
+    return cls(params, optimizer_def.init_state(params), mutables, optimizer_def)
 
   @property
   def step(self) -> Any:
@@ -49,10 +51,13 @@ class TrainState(flax.struct.PyTreeNode):
   def state_dict(self) -> dict[str, Any]:
     """Nested plain dicts, as saved: without the empty states of stateless transformations."""
     state = traverse_util.flatten_dict(serialization.to_state_dict(self.optimizer_state))
-    return {
+    saved = {
       "target": serialization.to_state_dict(self.params),
       "state": traverse_util.unflatten_dict(state),
     }
+    if self.flax_mutables:
+      saved["flax_mutables"] = serialization.to_state_dict(self.flax_mutables)
+    return saved
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> "TrainState":
     """Replaces the leaves of this state by those of `state_dict`, which has all; its empty states remain."""
@@ -63,15 +68,24 @@ class TrainState(flax.struct.PyTreeNode):
     return self.replace(
       params=serialization.from_state_dict(self.params, state_dict["target"]),
       optimizer_state=serialization.from_state_dict(self.optimizer_state, state),
+      flax_mutables=serialization.from_state_dict(
+        self.flax_mutables, state_dict.get("flax_mutables", {})
+      ),
     )
 
-  def as_logical_axes(self, params_axes: Any) -> "TrainState":
-    """This state with each leaf replaced by its logical axes, from the model's `params_axes` collection."""
-    axes = flax.core.freeze(flax_partitioning.get_axis_names(flax.core.unfreeze(params_axes)))
-    _check_axes(self.params, axes)
+  def as_logical_axes(self, axes: Mapping[str, Any]) -> "TrainState":
+    """This state with each leaf replaced by its logical axes, given per collection."""
+    names = {
+      collection: flax_partitioning.get_axis_names(flax.core.unfreeze(tree))
+      for collection, tree in axes.items()
+    }
+    mutables, params = flax.core.pop(flax.core.freeze(names), "params")
+    _check_axes(self.params, params)
+    _check_axes(self.flax_mutables, mutables)
     return self.replace(
-      params=axes,
-      optimizer_state=self.optimizer_def.derive_logical_axes(self.optimizer_state, axes),
+      params=params,
+      optimizer_state=self.optimizer_def.derive_logical_axes(self.optimizer_state, params),
+      flax_mutables=mutables,
     )
 
 
@@ -82,7 +96,8 @@ def _check_axes(params: Any, axes: Any) -> None:
   for name, value in flat_params.items():
     if name not in flat_axes:
       raise ValueError(
-        f"parameter {name} has no logical axes; declare it with flax.linen.partitioning.param_with_axes."
+        f"parameter {name} has no logical axes; declare it with flax.linen.partitioning.param_with_axes or "
+        "variable_with_axes."
       )
     if len(flat_axes[name]) != len(value.shape):
       raise ValueError(
@@ -94,15 +109,18 @@ def _check_axes(params: Any, axes: Any) -> None:
     raise ValueError(f"params_axes names parameters that do not exist: {extra[:5]}.")
 
 
-def split_variables(variables: Mapping[str, Any]) -> tuple[Any, Any]:
-  """Parameters and their axes from a model's initial variables."""
+def split_variables(variables: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """A model's collections ("params" and others), and their axes under the same names."""
   variables = flax.core.unfreeze(dict(variables))
-  if set(variables) != {"params", "params_axes"}:
+  axes = {k.removesuffix("_axes"): v for k, v in variables.items() if k.endswith("_axes")}
+  values = {k: v for k, v in variables.items() if not k.endswith("_axes")}
+  if "params" not in values or set(axes) != set(values):
     raise ValueError(
-      f"get_initial_variables: got collections {sorted(variables)}, expected params and params_axes. Declare "
-      "parameters with flax.linen.partitioning.param_with_axes; other collections are not trained."
+      f"get_initial_variables: got collections {sorted(variables)}, expected params and params_axes, and each other "
+      "collection with its axes. Declare variables with param_with_axes and variable_with_axes of "
+      "flax.linen.partitioning."
     )
-  return variables["params"], variables["params_axes"]
+  return values, axes
 
 
 class StateInitializer:
@@ -131,9 +149,9 @@ class StateInitializer:
     self._shapes = {k: tuple(v.shape) for k, v in input_spec.items()}
     self._types = {k: v.dtype for k, v in input_spec.items()}
     variables = jax.eval_shape(self._variables, jax.random.PRNGKey(0))
-    _, params_axes = split_variables(variables)
+    _, axes = split_variables(variables)
     self.shapes: TrainState = jax.eval_shape(self._state, jax.random.PRNGKey(0))
-    self.logical_axes = self.shapes.as_logical_axes(params_axes)
+    self.logical_axes = self.shapes.as_logical_axes(axes)
     self.axes = partitioner.get_mesh_axes(self.logical_axes)
     self.shardings = partitioner.get_shardings(self.axes)
     partitioner.check_divisible(self.shapes.state_dict(), self.axes.state_dict())
@@ -149,8 +167,8 @@ class StateInitializer:
     return self._model.get_initial_variables(rng, self._shapes, self._types)
 
   def _state(self, rng: jax.Array) -> TrainState:
-    params, _ = split_variables(self._variables(rng))
-    return TrainState.create(self._model.optimizer_def, params)
+    variables, _ = split_variables(self._variables(rng))
+    return TrainState.create(self._model.optimizer_def, variables)
 
 
 def write_model_info(model_dir: str, initializer: StateInitializer) -> None:

@@ -92,8 +92,14 @@ class Trainer:
       weight_metrics=weight_metrics_computer,
     )
     self._eval_step = partitioner.partition(
-      lambda params, batch: model.eval_fn(params, batch)[1],
-      in_axis_resources=(train_state_axes.params, partitioner.data_partition_spec),
+      lambda params, flax_mutables, batch: model.eval_fn(
+        params, batch, *((flax_mutables,) if flax_mutables else ())
+      )[1],
+      in_axis_resources=(
+        train_state_axes.params,
+        train_state_axes.flax_mutables,
+        partitioner.data_partition_spec,
+      ),
       out_axis_resources=None,
     )
 
@@ -198,7 +204,7 @@ class Trainer:
     for name, batches in batch_iters.items():
       merged: dict[str, Any] = {}
       for batch in batches:
-        metrics = self._eval_step(self.train_state.params, batch)
+        metrics = self._eval_step(self.train_state.params, self.train_state.flax_mutables, batch)
         merged = _merge_on_device(merged, metrics) if merged else dict(metrics)
         jax.block_until_ready(merged)
         self.on_finished(step)

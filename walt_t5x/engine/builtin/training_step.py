@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.core
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.flops import count_flops
 
 Batch = Mapping[str, jax.Array]
-LossFn = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, Any]]]
+_NO_COLLECTIONS: Mapping[str, Any] = flax.core.freeze({})
+# (params, batch, rng) -> (loss, metrics); with other collections, which come fourth, -> (loss, (metrics, collections)).
+LossFn = Callable[..., tuple[jax.Array, Any]]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -107,17 +110,19 @@ class TrainingStep:
   def _measure(
     self, state: TrainState, skipped: jax.Array, batch: Batch
   ) -> tuple[TrainState, jax.Array, dict[str, Any]]:
-    loss, grads, metrics = gradients(
+    loss, grads, metrics, mutables = gradients(
       self.model.loss_fn,
       state.params,
       batch,
+      flax_mutables=state.flax_mutables,
       rng=jax.random.fold_in(self.rng, state.step),
       num_microbatches=self.num_microbatches,
       data_sharding=self.partitioner.data_sharding,
     )
     gradient_norm = optax.global_norm(grads)  # Clipping computes the same; XLA merges the two.
     finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-    new_state = keep_if(finite, state.apply_gradient(grads), state)
+    new_state = state.apply_gradient(grads).replace(flax_mutables=mutables)
+    new_state = keep_if(finite, new_state, state)
     update = jax.tree.map(
       lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new_state.params, state.params
     )
@@ -157,26 +162,36 @@ def gradients(
   rng: jax.Array,
   num_microbatches: int | None,
   data_sharding: NamedSharding,
-) -> tuple[jax.Array, Any, dict[str, Any]]:
-  """A loss that is a mean over examples, its gradient, and its metrics.
+  flax_mutables: Mapping[str, Any] = _NO_COLLECTIONS,
+) -> tuple[jax.Array, Any, dict[str, Any], Mapping[str, Any]]:
+  """A loss that is a mean over examples, its gradient, its metrics, and the model's other collections after it.
 
   With k microbatches the gradient is the mean of their gradients, in float32: equal to that of the full batch, with
   less memory. Microbatch i takes examples i, i + k, ... so that every device works on examples that it already holds.
-  (T5X adds the gradients of microbatches instead; `engine.optimizers` compensates for it.)
+  (T5X adds the gradients of microbatches instead; `engine.optimizers` compensates for it.) Each microbatch takes the
+  collections that the one before returned.
 
   Args:
-    loss_fn: `(params, batch, rng) -> (loss, metrics)`; microbatch i uses `fold_in(rng, i)`.
+    loss_fn: see `LossFn`; microbatch i uses `fold_in(rng, i)`.
     params, batch, rng: its arguments; the batch axis comes first.
     num_microbatches: k, or None for the full batch at once.
     data_sharding: sharding of the batch axis.
+    flax_mutables: collections other than the parameters; empty for a model that has none.
 
   Raises:
     ValueError: k does not divide the batch.
   """
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def evaluate(batch: Batch, rng: jax.Array, mutables: Any) -> tuple[jax.Array, Any, Any, Any]:
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if not mutables:
+      (loss, metrics), grads = grad_fn(params, batch, rng)
+    else:
+      (loss, (metrics, mutables)), grads = grad_fn(params, batch, rng, mutables)
+    return loss, grads, dict(metrics), mutables
+
   if num_microbatches is None or num_microbatches <= 1:
-    (loss, metrics), grads = grad_fn(params, batch, rng)
-    return loss, grads, dict(metrics)
+    return evaluate(batch, rng, flax_mutables)
 
   k = num_microbatches
   rows = next(iter(batch.values())).shape[0]
@@ -190,19 +205,19 @@ def gradients(
     x = jnp.moveaxis(x.reshape(rows // k, k, *x.shape[1:]), 1, 0)  # (k, rows / k, ...)
     return jax.lax.with_sharding_constraint(x, stacked_sharding)
 
-  def one(total: Any, inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
-    i, microbatch = inputs
-    (loss, metrics), grads = grad_fn(params, microbatch, jax.random.fold_in(rng, i))
+  def one(carry: tuple[Any, Any], inputs: tuple[jax.Array, Any]) -> tuple[Any, Any]:
+    (total, mutables), (i, microbatch) = carry, inputs
+    loss, grads, metrics, mutables = evaluate(microbatch, jax.random.fold_in(rng, i), mutables)
     total = jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads)
-    return total, (loss, dict(metrics))
+    return (total, mutables), (loss, metrics)
 
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-  total, (losses, stacked) = jax.lax.scan(
-    one, zeros, (jnp.arange(k), {n: split(x) for n, x in batch.items()})
+  (total, flax_mutables), (losses, stacked) = jax.lax.scan(
+    one, (zeros, flax_mutables), (jnp.arange(k), {n: split(x) for n, x in batch.items()})
   )
   grads = jax.tree.map(lambda t: t / k, total)
   parts = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(k)]
-  return jnp.mean(losses), grads, functools.reduce(merge_metrics, parts)
+  return jnp.mean(losses), grads, functools.reduce(merge_metrics, parts), flax_mutables
 
 
 def merge_metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import struct
 import subprocess
 from fractions import Fraction
 
@@ -9,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from tests.beam_jobs import media
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures, saved
@@ -312,6 +313,28 @@ def _with_orientation(orientation):
   return saved(Image.fromarray(DRAWN), "JPEG", quality=95, **_exif(orientation))
 
 
+def _with_invalid_exif(orientation):
+  """EXIF whose resolution is -1 / 0 as signed numbers, which Pillow reads but cannot write back."""
+  entries = [
+    (0x0112, 3, 1, struct.pack("<HH", orientation, 0)),
+    (0x011A, 10, 1, struct.pack("<I", 38)),
+  ]
+  ifd = struct.pack("<H", len(entries)) + b"".join(
+    struct.pack("<HHI", *e[:3]) + e[3] for e in entries
+  )
+  exif = b"Exif\0\0II*\0\x08\0\0\0" + ifd + b"\0\0\0\0" + struct.pack("<ii", -1, 0)
+  content = _with_orientation(1)
+  return content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:]
+
+
+def _with_long_texts():
+  """A PNG with 3 MiB of text and a profile of 2 MiB."""
+  texts = PngImagePlugin.PngInfo()
+  for key in "ab":
+    texts.add_text(key, key * (3 << 20), zip=True)
+  return saved(Image.fromarray(DRAWN), "PNG", pnginfo=texts, icc_profile=bytes(2 << 20))
+
+
 # Name: (file, expected: an array by numpy, or how Pillow reads it, largest difference).
 PICTURES = {
   **{f"orientation {n}": (lambda n=n: _with_orientation(n), _by_pillow, 0) for n in range(1, 9)},
@@ -342,6 +365,12 @@ PICTURES = {
     np.rot90(DRAWN * (215 / 255), -1),
     6,
   ),
+  "invalid EXIF": (
+    lambda: _with_invalid_exif(6),
+    lambda _: _by_pillow(_with_orientation(6)),
+    0,
+  ),
+  "long texts": (_with_long_texts, DRAWN, 0),
   "AVIF": (lambda: saved(Image.fromarray(DRAWN), "AVIF", quality=100), _by_pillow, 0),
 }
 

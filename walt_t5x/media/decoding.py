@@ -21,7 +21,9 @@ from walt_t5x.media.reading import (
   check_intact,
   opaque,
   open_video,
-  quarter_turns,
+  orientation,
+  slack,
+  upright,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header
 
@@ -74,7 +76,7 @@ def decode(
       )
     # The orientation is known only after the first frame.
     check_header(rules, video.size, video=(video.seconds, video.rate))
-    start = _start(spec, start_seconds, end_seconds, video.seconds, draw)
+    start = _start(spec, start_seconds, end_seconds, (video.begin, video.end), draw)
     return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
 
 
@@ -99,13 +101,17 @@ def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:
 
 
 def _start(
-  spec: ClipSpec, start: float | None, end: float | None, stated: float | None, draw: float
+  spec: ClipSpec,
+  start: float | None,
+  end: float | None,
+  stated: tuple[float, float | None],
+  draw: float,
 ) -> float:
   """Start time of the clip: `start` if only that is given, else by `spec.position` in the window or the video."""
   length = spec.num_frames / spec.fps
   if start is None or end is not None:
-    first = start or 0.0
-    stop = min((t for t in (end, stated) if t is not None), default=first + length)
+    first = max(start or 0.0, stated[0])
+    stop = min((t for t in (end, stated[1]) if t is not None), default=first + length)
     share = {"beginning": 0.0, "centre": 0.5, "random": draw}[spec.position]
     start = round(first + share * max(0.0, stop - length - first), 6)
   if end is not None and start + (spec.num_frames - 1) / spec.fps > end - CLOCK_SLACK:
@@ -142,6 +148,10 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
     latest, decoded = shown, decoded + 1
     if decoded == 1:
       resizer.check(frame)
+      if start < video.begin - 1 / spec.fps:
+        raise Rejected(
+          "too_short", f"the clip starts at {start:.3f} s, its picture at {video.begin:.3f} s"
+        )
     if decoded > spec.max_decoded_frames:
       raise MediaError(
         "too_many_frames",
@@ -155,11 +165,11 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
   # The last frame of a file is displayed for its own duration.
   distinct += show_until(end)
   if len(pictures) < spec.num_frames:
-    cut = video.seconds is not None and end < video.seconds - max(0.25, 0.1 * video.seconds)
+    cut = video.end is not None and end < video.end - slack(video.end - video.begin)
     raise (MediaError if cut else Rejected)(
       "truncated" if cut else "too_short",
       f"{len(pictures)} of {spec.num_frames} frames from {start:.3f} s at {spec.fps} fps; the video ends at {end:.3f} "
-      f"s, its stated duration is {'unknown' if video.seconds is None else f'{video.seconds:.3f} s'}",
+      f"s, its stated end is {'unknown' if video.end is None else f'{video.end:.3f} s'}",
     )
   if distinct < _MIN_DISTINCT * spec.num_frames:
     raise Rejected(
@@ -190,7 +200,7 @@ class _Resizer:
 
   def _upright(self, frame: "VideoFrame") -> tuple[tuple[int, int], float]:
     """Upright size and pixel aspect ratio of a frame."""
-    if quarter_turns(frame) % 2:
+    if orientation(frame)[0] % 2:
       return (frame.width, frame.height), 1 / self._aspect
     return (frame.height, frame.width), self._aspect
 
@@ -204,17 +214,17 @@ class _Resizer:
     size, aspect = self._upright(frame)
     # The frame size may change within a stream; the limits apply to every frame.
     check_size(size, self.spec, aspect=aspect)
-    turns, frame = quarter_turns(frame), opaque(frame)
+    turned, frame = orientation(frame), opaque(frame)
     pictures, crops = {}, []
     for target, reformatter in self._reformatters.items():
       place = fit(size, target, aspect=aspect)
-      height, width = place.scaled[::-1] if turns % 2 else place.scaled
+      height, width = place.scaled[::-1] if turned[0] % 2 else place.scaled
       scaled = reformatter.reformat(
         frame, width=width, height=height, format="rgb24", interpolation=self._filter, threads=1
       )
-      upright = np.rot90(scaled.to_ndarray(), turns)
+      shown = upright(scaled.to_ndarray(), turned)
       top, left = place.offset
-      pictures[target] = upright[top : top + target[0], left : left + target[1]]
+      pictures[target] = shown[top : top + target[0], left : left + target[1]]
       crops.append(place.crop)
     self.crop = union(crops)
     return pictures

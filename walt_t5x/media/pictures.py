@@ -21,6 +21,8 @@ _PICTURE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"
 _ORIENTATION = 0x0112  # EXIF tag of the orientation.
 # EXIF orientations that swap height and width.
 _TURNED = (5, 6, 7, 8)
+# A PNG may hold long texts and profiles; this limits their decompressed bytes.
+_MAX_TEXT_BYTES = 64 * 2**20
 
 
 def open_picture(
@@ -39,22 +41,23 @@ def open_picture(
     MediaError: 'empty', 'not_media', 'corrupt', 'truncated', 'too_large' or 'unknown_range'.
   """
   import PIL
-  from PIL import Image, ImageOps
+  from PIL import Image, PngImagePlugin
 
+  PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MAX_TEXT_BYTES
   with opened(source) as file:
     try:
       with Image.open(file, formats=PICTURE_FORMATS) as image:
         size = (image.height, image.width)
-        # Pillow reports the size of a TIFF after rotation by its tag, that of other formats as stored.
-        if image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
+        # Pillow applies the tag of a TIFF itself.
+        turned = 1 if image.format == "TIFF" else _stored_orientation(image)
+        if turned in _TURNED:
           size = (image.width, image.height)
         if check:
           check(size)
         image.load()
         if image.mode == "F":
           raise MediaError("unknown_range", "pixels are floats, whose value range is unknown")
-        # Convert first: exif_transpose supports fewer modes than open.
-        return ImageOps.exif_transpose(_to_rgb(image))
+        return _upright(_to_rgb(image), turned)
     except PIL.UnidentifiedImageError as error:
       file.seek(0)
       head = file.read(12)
@@ -72,11 +75,33 @@ def open_picture(
       raise MediaError("truncated" if cut else "corrupt", str(error)) from error
 
 
+def _stored_orientation(image: "Picture") -> int:
+  """The EXIF orientation, 1 to 8; 1 (upright) if there is none, or none that can be read."""
+  try:
+    return int(image.getexif().get(_ORIENTATION, 1))
+  except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+    return 1
+
+
+def _upright(image: "Picture", orientation: int) -> "Picture":
+  from PIL.Image import Transpose
+
+  turns = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+  }
+  return image.transpose(turns[orientation]) if orientation in turns else image
+
+
 def _to_rgb(image: "Picture") -> "Picture":
-  """The image in RGB. Its EXIF orientation is kept and not yet applied."""
+  """The image in RGB, as stored."""
   from PIL import Image
 
-  exif = image.getexif()
   if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
     # Pillow would clip 16-bit values at 255 instead of scaling them.
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
@@ -86,10 +111,7 @@ def _to_rgb(image: "Picture") -> "Picture":
   elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
     image = image.convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  image = image.convert("RGB")
-  if _ORIENTATION in exif:
-    image.getexif()[_ORIENTATION] = exif[_ORIENTATION]
-  return image
+  return image.convert("RGB")
 
 
 def _from_cmyk(image: "Picture") -> "Picture":

@@ -71,10 +71,14 @@ def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 class Video:
   """The video stream of an open file.
 
+  Times are seconds since the beginning of the container; the picture may begin after the sound.
+
   Attributes:
     size: (height, width) as stored, before rotation.
     aspect: pixel aspect ratio (width / height) as stored.
-    seconds: the stated duration, or None.
+    begin: time of the first frame, as stated.
+    end: time at which the last frame ends, as stated, or None; the sound may end later.
+    seconds: the stated duration of the picture, or None.
     rate: the stated frame rate, or None.
   """
 
@@ -86,12 +90,20 @@ class Video:
     # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
     codec.options = {"max_pixels": str(max_pixels)}
     self.aspect = float(self._stream.sample_aspect_ratio or 1)
-    self.seconds = _stated_seconds(container, self._stream)
+    self._origin = (container.start_time or 0) / 1e6
+    begin = self._stream.start_time
+    self.begin = 0.0 if begin is None else max(0.0, self._seconds(begin))
+    self.end = _stated_end(container, self._stream, origin=self._origin, begin=self.begin)
+    self.seconds = None if self.end is None else max(0.0, self.end - self.begin)
+    # AVI numbers frames as they are stored, which is not the order of their times if there are B-frames.
+    self._stored_order = container.format.name == "avi"
+    self._first_stored: int | None = None
+    self._delay: int | None = None
     rate = self._stream.average_rate or self._stream.guessed_rate
     self.rate = float(rate) if rate else None
 
   def frames(self, start: float = 0.0) -> Iterator[tuple[float, "VideoFrame"]]:
-    """(seconds since the start of the stream, frame) in the order of the decoder; times never decrease.
+    """(seconds since the beginning of the container, frame) in the order of the decoder; times never decrease.
 
     Args:
       start: decoding begins at the last key frame before this time, if seeking works.
@@ -99,16 +111,15 @@ class Video:
     Raises:
       MediaError: 'corrupt', if no frame can be decoded, or frames have no times.
     """
-    stream = self._stream
-    origin = float((stream.start_time or 0) * stream.time_base)
     if start > _SEEK_BEYOND_SECONDS:
-      self._seek(start, origin)
+      self._seek(start)
     latest = -math.inf
-    for index, frame in enumerate(self._container.decode(stream)):
-      if frame.time is not None:
-        shown = frame.time - origin
+    for frame in self._decoded():
+      shown = self._time(frame)
+      if shown is not None:
+        pass
       elif self.rate:
-        shown = index / self.rate if latest == -math.inf else latest + 1 / self.rate
+        shown = self.begin if latest == -math.inf else latest + 1 / self.rate
       else:
         raise MediaError("corrupt", "frames have neither times nor a frame rate")
       latest = max(latest, shown)
@@ -116,16 +127,42 @@ class Video:
     if latest == -math.inf:
       raise MediaError("corrupt", "no frame of the video stream can be decoded")
 
-  def _seek(self, start: float, origin: float) -> None:
+  def _decoded(self) -> Iterator["VideoFrame"]:
+    for packet in self._container.demux(self._stream):
+      if self._first_stored is None:
+        self._first_stored = packet.dts
+      yield from packet.decode()
+
+  def _seconds(self, ticks: int) -> float:
+    return float(ticks * self._stream.time_base) - self._origin
+
+  def _time(self, frame: "VideoFrame") -> float | None:
+    """Time of a frame, if the file has times."""
+    if not self._stored_order:
+      return None if frame.pts is None else self._seconds(frame.pts)
+    # The time at which the decoder returns a frame increases by one frame each, from a constant delay.
+    if frame.dts is None:
+      return None
+    if self._delay is None:
+      self._delay = frame.dts - (self._first_stored or 0)
+    return self._seconds(frame.dts - self._delay)
+
+  def _seek(self, start: float) -> None:
     from av.error import FFmpegError
 
-    stream, target = self._stream, int((start + origin) / self._stream.time_base)
+    def decoded() -> "VideoFrame | None":
+      with contextlib.suppress(FFmpegError):
+        return next(self._decoded(), None)
+      return None
+
+    stream = self._stream
+    if self._stored_order and (first := decoded()):
+      self._time(first)  # Measures the delay.
+    target = int((start + self._origin) / stream.time_base)
     self._container.seek(target, stream=stream, backward=True)
-    try:
-      first = next(iter(self._container.decode(stream)), None)
-    except FFmpegError:
-      first = None
-    landed = first is not None and first.time is not None and first.time - origin <= start
+    first = decoded()
+    shown = None if first is None else self._time(first)
+    landed = shown is not None and shown <= start
     # With a broken index a seek may land after `start`: then decode from the beginning.
     self._container.seek(target if landed else stream.start_time or 0, stream=stream, backward=True)
 
@@ -168,9 +205,28 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
 
 
-def quarter_turns(frame: "VideoFrame") -> int:
-  """Counterclockwise quarter turns that make a frame upright: phones record sideways and store a rotation."""
-  return round(frame.rotation / 90) % 4
+def orientation(frame: "VideoFrame") -> tuple[int, bool]:
+  """Counterclockwise quarter turns, and whether to mirror left and right after them, that make a frame upright.
+
+  Phones record sideways, and front cameras mirrored, and store a matrix that a player applies.
+  """
+  from av.sidedata.sidedata import Type
+
+  stored = frame.side_data.get(Type.DISPLAYMATRIX)
+  if stored is None:
+    return 0, False
+  # (x, y) is shown at (a x + c y, b x + d y), with y downwards.
+  a, b, _, c, d = struct.unpack("=5i", bytes(stored)[:20])
+  mirrored = a * d - b * c < 0
+  clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
+  return round(-clockwise / 90) % 4, mirrored
+
+
+def upright(pixels: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
+  """Pixels [H, W, C] as shown, for the `orientation` of their frame."""
+  turns, mirrored = turned
+  pixels = np.rot90(pixels, turns)
+  return pixels[:, ::-1] if mirrored else pixels
 
 
 def opaque(frame: "VideoFrame") -> "VideoFrame":
@@ -206,7 +262,7 @@ def iterate_frames(
   for number, (seconds, frame) in enumerate(_intact_frames(source, max_pixels)):
     if only is None or number in only:
       pixels = opaque(frame).to_ndarray(format="rgb24")
-      yield seconds, np.rot90(pixels, quarter_turns(frame))
+      yield seconds, upright(pixels, orientation(frame))
 
 
 def frame_times(source: Source, *, max_pixels: int = MAX_PIXELS) -> list[float]:
@@ -296,14 +352,43 @@ def _video_stream(container: Any) -> Any:
   raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
 
 
-def _stated_seconds(container: Any, stream: Any) -> float | None:
-  if stream.duration and stream.time_base:
-    return float(stream.duration * stream.time_base)
+def _stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> float | None:
+  """When the picture ends, in seconds since the beginning of the container, or None."""
+  # MPEG streams have no header; FFmpeg takes the longest stream's duration.
+  estimated = container.format.name in ("mpegts", "mpeg")
+  if stream.duration and not (estimated and len(container.streams) > 1):
+    return begin + float(stream.duration * stream.time_base)
+  matroska, stated = "matroska" in container.format.name, None
   if container.duration:
     # Matroska's duration starts at zero, that of other containers at the first frame.
-    late = (container.start_time or 0) if "matroska" in container.format.name else 0
-    return (container.duration - max(0, late)) / 1e6
-  return None
+    stated = container.duration / 1e6 - (max(0.0, origin) if matroska else 0.0)
+    if len(container.streams) == 1:
+      return stated
+  if not matroska and not estimated:
+    return stated
+  # The sound may be longer than the picture, and a live recording states no duration.
+  ends = _packet_ends(container)
+  complete = stated is None or max(ends.values(), default=0.0) - origin > stated - slack(stated)
+  return ends[stream.index] - origin if complete and stream.index in ends else stated
+
+
+def slack(seconds: float) -> float:
+  """Seconds by which a file may end before its stated end without being called truncated."""
+  return max(0.25, 0.1 * seconds)
+
+
+def _packet_ends(container: Any) -> dict[int, float]:
+  """Stream -> time in seconds at which its last packet ends. Reads the file once; decodes nothing."""
+  from av.error import FFmpegError
+
+  ends: dict[int, float] = {}
+  with contextlib.suppress(FFmpegError):
+    for packet in container.demux():
+      if packet.pts is not None:
+        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+  container.seek(0)
+  return ends
 
 
 def _has_container_signature(file: BinaryIO) -> bool:

@@ -4,12 +4,15 @@
 reads only these bytes of the tar file and the header block before them.
 """
 
+import contextlib
+import functools
 import re
 import tarfile
 from typing import NamedTuple
 
 from walt_t5x.files import storage
 
+_LISTED_TARS = 4
 _MEMBER = re.compile(
   r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL
 )
@@ -67,13 +70,35 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
     content = stream.read(block + member.size)
   try:
     header = tarfile.TarInfo.frombuf(content[:block], "utf-8", "surrogateescape")
-  except tarfile.HeaderError as error:
-    raise StaleMember(f"{path}: no tar header before byte {member.offset} ({error})") from error
+  except tarfile.HeaderError:
+    header = None
   # A plain header truncates long names and cannot state sizes above 8 GiB.
-  if not member.name.startswith(header.name) or header.size not in (member.size, 0):
-    raise StaleMember(
-      f"{path}: the tar file has {header.name!r} of {header.size} bytes there; list it again"
-    )
+  if not header or not member.name.startswith(header.name) or header.size not in (member.size, 0):
+    return _listed_member(member)
   if len(content) != block + member.size:
     raise StaleMember(f"{path}: the tar file ends {block + member.size - len(content)} bytes early")
   return content[block:]
+
+
+def _listed_member(member: Member) -> bytes:
+  """Reads a member whose name or map of holes is in extended headers: PAX names other than ASCII, sparse files."""
+  listed = _listed(member.archive).get(member.offset)
+  if listed is None or (listed.name, listed.size) != (member.name, member.size):
+    found = f"{listed.name!r} of {listed.size} bytes" if listed else "no member"
+    raise StaleMember(f"{member}: the tar file has {found} there; list it again")
+  with storage.open_raw(member.archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+    file = tar.extractfile(listed)
+    content = file.read() if file else b""
+  if len(content) != member.size:
+    raise StaleMember(f"{member}: the tar file ends {member.size - len(content)} bytes early")
+  return content
+
+
+@functools.lru_cache(maxsize=_LISTED_TARS)
+def _listed(archive: str) -> dict[int, tarfile.TarInfo]:
+  """Every file of a tar by the offset of its bytes, up to a damage."""
+  found: dict[int, tarfile.TarInfo] = {}
+  with storage.open_raw(archive) as stream, contextlib.suppress(tarfile.TarError, EOFError):
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
+      found |= {one.offset_data: one for one in tar if one.isfile()}
+  return found

@@ -109,8 +109,14 @@ def is_utf8(text: str) -> bool:
 
 
 def is_media(path: str) -> bool:
-  """Whether a file's extension is that of an image or a video."""
-  return os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+  """Whether a file's extension is that of an image or a video, and it is not hidden."""
+  extension = os.path.splitext(path)[1].lower()
+  return extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS and not is_hidden(path)
+
+
+def is_hidden(path: str) -> bool:
+  """Whether a file, or a folder of its relative path, is hidden: its name begins with a dot."""
+  return any(name.startswith(".") and name not in (".", "..") for name in path.split("/"))
 
 
 def guess_modality(uri: str) -> str:

@@ -1,51 +1,93 @@
 """Reads rows of CSV and Parquet files, one file or one row group at a time."""
 
+import collections
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
-from beam_jobs.sources.rows import is_utf8
+from beam_jobs.sources.rows import is_media, is_utf8
 from walt_t5x.files import storage
 
 _BATCH_ROWS = 1024
+# Lines that a quoted cell may span. A quote that is never closed is not looked for to the end of a table.
+_MAX_CELL_LINES = 1000
 
 
 def csv_header(path: str) -> list[str]:
   """Column names of a CSV or TSV file."""
   with storage.open_text(path) as stream:
-    return next(csv.reader(stream, delimiter=_delimiter(path)), [])
+    _, cells = next(_records(stream, _delimiter(path)), (0, []))
+  return cells if isinstance(cells, list) else []
 
 
 def csv_lines(path: str, columns: Columns) -> Iterator[str]:
   """Manifest lines of a CSV or TSV file, by its extension; a row of the wrong length is a bad row."""
   with storage.open_text(path) as stream:
-    reader = csv.reader(stream, delimiter=_delimiter(path))
-    header = next(reader, [])
-    while True:
-      try:
-        cells = next(reader)
-      except StopIteration:
-        return
-      except csv.Error as error:
-        yield bad_row(f"{path}:{reader.line_num}", f"{error}")
-        continue
-      if not all(map(is_utf8, cells)):
+    # A media file's row within a cell: an earlier quote was not closed.
+    records = _records(stream, _delimiter(path), media_column=columns.by_field["uri"])
+    header = next((cells for _, cells in records if isinstance(cells, list)), [])
+    for number, cells in records:
+      if isinstance(cells, csv.Error):
+        yield bad_row(f"{path}:{number}", f"{cells}; a quote in a cell is written twice")
+      elif not all(map(is_utf8, cells)):
         message = f"got cells that are not UTF-8: {cells}; write the table in UTF-8"
-        yield bad_row(f"{path}:{reader.line_num}", message)
+        yield bad_row(f"{path}:{number}", message)
       elif len(cells) == len(header):
         yield to_line(to_row(dict(zip(header, cells)), columns))
-      elif cells:
+      else:
         message = f"got {len(cells)} cells, expected {len(header)}: {cells}"
-        yield bad_row(f"{path}:{reader.line_num}", message)
+        yield bad_row(f"{path}:{number}", message)
+
+
+def _records(
+  stream: Iterable[str], delimiter: str, *, media_column: str = ""
+) -> Iterator[tuple[int, list[str] | csv.Error]]:
+  """(number of the first line, cells or an error) of every row; blank lines are skipped.
+
+  A stray quote costs its own line only: what it swallowed is read again as rows. A quote that a later stray quote
+  closes is noticed by a line within the cell that is a row with a media file in `media_column`.
+  """
+  numbered, again = enumerate(stream, 1), collections.deque[tuple[int, str]]()
+
+  def lines() -> Iterator[str]:
+    for _ in range(_MAX_CELL_LINES):
+      if (line := again.popleft() if again else next(numbered, None)) is None:
+        return
+      taken.append(line)
+      yield line[1]
+
+  def is_row(line: str) -> bool:
+    cells = line.rstrip("\r\n").split(delimiter)
+    named = dict(zip(header, cells)).get(media_column, "")
+    return len(cells) == len(header) and is_media(named)
+
+  header: list[str] = []
+  while True:
+    taken: list[tuple[int, str]] = []
+    cells: list[str] | csv.Error | None
+    try:
+      cells = next(csv.reader(lines(), delimiter=delimiter, strict=True), None)
+      if any(is_row(line) for _, line in taken[1:]):
+        raise csv.Error("a quote that is not closed in its row")
+    except csv.Error as error:
+      cells = error
+      again.extendleft(reversed(taken[1:]))
+    if cells is None:
+      return
+    if cells:
+      header = header if header or isinstance(cells, csv.Error) else cells
+      yield taken[0][0], cells
 
 
 def csv_values(path: str, column: str) -> Iterator[str]:
   """One column of a CSV file."""
   with storage.open_text(path) as stream:
-    for row in csv.DictReader(stream, delimiter=_delimiter(path)):
-      if row.get(column):
-        yield row[column]
+    rows = (c for _, c in _records(stream, _delimiter(path)) if isinstance(c, list))
+    header = next(rows, [])
+    for cells in rows:
+      if value := dict(zip(header, cells)).get(column):
+        yield value
 
 
 def _delimiter(path: str) -> str:

@@ -65,7 +65,7 @@ def read_clip(
   """Reads a clip at the frame rate of the model.
 
   Args:
-    path: a file in one of `reading.CONTAINERS`.
+    path: a file in one of `containers.CONTAINERS`.
     size, fit: see `read_image`.
     fps: frame rate of the model; a faster clip is resampled to it.
     conditioning_frames: number of frames that the model is conditioned on, from the end.

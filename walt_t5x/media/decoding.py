@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from walt_t5x.media.clips import Clip, ClipSpec, check_size
+from walt_t5x.media.containers import slack
 from walt_t5x.media.geometry import fit, union
 from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
@@ -22,7 +23,6 @@ from walt_t5x.media.reading import (
   opaque,
   open_video,
   orientation,
-  slack,
   upright,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from walt_t5x.media.containers import CONTAINERS, has_signature, is_cut_off, stated_end
 from walt_t5x.media.rules import ReasonedError
 
 if TYPE_CHECKING:
   from av import VideoFrame
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
 MAX_PIXELS = 4096 * 2304
 # Containers round times to milliseconds; a frame that is late by at most this counts as shown.
 CLOCK_SLACK = 0.002
 
-_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
 # Seeking is faster only beyond a few key frame intervals.
 _SEEK_BEYOND_SECONDS = 4.0
 
@@ -93,7 +92,7 @@ class Video:
     self._origin = (container.start_time or 0) / 1e6
     begin = self._stream.start_time
     self.begin = 0.0 if begin is None else max(0.0, self._seconds(begin))
-    self.end = _stated_end(container, self._stream, origin=self._origin, begin=self.begin)
+    self.end = stated_end(container, self._stream, origin=self._origin, begin=self.begin)
     self.seconds = None if self.end is None else max(0.0, self.end - self.begin)
     # AVI numbers frames as they are stored, which is not the order of their times if there are B-frames.
     self._stored_order = container.format.name == "avi"
@@ -200,8 +199,8 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
         found, expected = True, ""
         yield Video(container, max_pixels=max_pixels)
     except FFmpegError as error:
-      known = found or _has_container_signature(file)
-      reason = "not_media" if not known else "truncated" if _is_cut_off(file) else "corrupt"
+      known = found or has_signature(file)
+      reason = "not_media" if not known else "truncated" if is_cut_off(file) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
 
 
@@ -350,78 +349,3 @@ def _video_stream(container: Any) -> Any:
       return stream
   kinds = sorted({stream.type for stream in container.streams})
   raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
-
-
-def _stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> float | None:
-  """When the picture ends, in seconds since the beginning of the container, or None."""
-  # MPEG streams have no header; FFmpeg takes the longest stream's duration.
-  estimated = container.format.name in ("mpegts", "mpeg")
-  if stream.duration and not (estimated and len(container.streams) > 1):
-    return begin + float(stream.duration * stream.time_base)
-  matroska, stated = "matroska" in container.format.name, None
-  if container.duration:
-    # Matroska's duration starts at zero, that of other containers at the first frame.
-    stated = container.duration / 1e6 - (max(0.0, origin) if matroska else 0.0)
-    if len(container.streams) == 1:
-      return stated
-  if not matroska and not estimated:
-    return stated
-  # The sound may be longer than the picture, and a live recording states no duration.
-  ends = _packet_ends(container)
-  complete = stated is None or max(ends.values(), default=0.0) - origin > stated - slack(stated)
-  return ends[stream.index] - origin if complete and stream.index in ends else stated
-
-
-def slack(seconds: float) -> float:
-  """Seconds by which a file may end before its stated end without being called truncated."""
-  return max(0.25, 0.1 * seconds)
-
-
-def _packet_ends(container: Any) -> dict[int, float]:
-  """Stream -> time in seconds at which its last packet ends. Reads the file once; decodes nothing."""
-  from av.error import FFmpegError
-
-  ends: dict[int, float] = {}
-  with contextlib.suppress(FFmpegError):
-    for packet in container.demux():
-      if packet.pts is not None:
-        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
-        ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
-  container.seek(0)
-  return ends
-
-
-def _has_container_signature(file: BinaryIO) -> bool:
-  """Whether the first bytes are those of a supported video container."""
-  file.seek(0)
-  head = file.read(189)
-  return (
-    head[4:8] in _BOX_TYPES
-    or head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
-    or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
-    or (head[:1] == b"G" and head[188:189] == b"G")
-  )
-
-
-def _is_cut_off(file: BinaryIO) -> bool:
-  """Whether a container is truncated according to its own sizes; detected only for MP4 and AVI."""
-  length = file.seek(0, os.SEEK_END)
-  file.seek(0)
-  head = file.read(8)
-  if head.startswith(b"RIFF"):
-    return struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0] + 8 > length
-  if head[4:8] not in _BOX_TYPES:
-    return False
-  position, seen = 0, set()
-  while position + 8 <= length:
-    file.seek(position)
-    size, kind = struct.unpack(">I4s", file.read(8))
-    seen.add(kind)
-    if size == 1:
-      size = int.from_bytes(file.read(8), "big")
-    elif size == 0:
-      size = length - position
-    if size < 8 or position + size > length:
-      return True
-    position += size
-  return position != length or b"moov" not in seen

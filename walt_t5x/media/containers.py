@@ -1,0 +1,84 @@
+"""Containers of videos: which are read, when their picture ends, and whether they are complete."""
+
+import contextlib
+import os
+import struct
+from typing import Any, BinaryIO
+
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
+_BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
+
+
+def stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> float | None:
+  """When the picture ends, in seconds since the beginning of the container, or None."""
+  # MPEG streams have no header; FFmpeg takes the longest stream's duration.
+  estimated = container.format.name in ("mpegts", "mpeg")
+  if stream.duration and not (estimated and len(container.streams) > 1):
+    return begin + float(stream.duration * stream.time_base)
+  matroska, stated = "matroska" in container.format.name, None
+  if container.duration:
+    # Matroska's duration starts at zero, that of other containers at the first frame.
+    stated = container.duration / 1e6 - (max(0.0, origin) if matroska else 0.0)
+    if len(container.streams) == 1:
+      return stated
+  if not matroska and not estimated:
+    return stated
+  # The sound may be longer than the picture, and a live recording states no duration.
+  ends = _packet_ends(container)
+  complete = stated is None or max(ends.values(), default=0.0) - origin > stated - slack(stated)
+  return ends[stream.index] - origin if complete and stream.index in ends else stated
+
+
+def slack(seconds: float) -> float:
+  """Seconds by which a file may end before its stated end without being called truncated."""
+  return max(0.25, 0.1 * seconds)
+
+
+def _packet_ends(container: Any) -> dict[int, float]:
+  """Stream -> time in seconds at which its last packet ends. Reads the file once; decodes nothing."""
+  from av.error import FFmpegError
+
+  ends: dict[int, float] = {}
+  with contextlib.suppress(FFmpegError):
+    for packet in container.demux():
+      if packet.pts is not None:
+        end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+  container.seek(0)
+  return ends
+
+
+def has_signature(file: BinaryIO) -> bool:
+  """Whether the first bytes are those of a supported video container."""
+  file.seek(0)
+  head = file.read(189)
+  return (
+    head[4:8] in _BOX_TYPES
+    or head.startswith((b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"GIF8"))
+    or (head.startswith(b"RIFF") and head[8:12] == b"AVI ")
+    or (head[:1] == b"G" and head[188:189] == b"G")
+  )
+
+
+def is_cut_off(file: BinaryIO) -> bool:
+  """Whether a container is truncated according to its own sizes; detected only for MP4 and AVI."""
+  length = file.seek(0, os.SEEK_END)
+  file.seek(0)
+  head = file.read(8)
+  if head.startswith(b"RIFF"):
+    return struct.unpack("<I", head[4:8].ljust(4, b"\0"))[0] + 8 > length
+  if head[4:8] not in _BOX_TYPES:
+    return False
+  position, seen = 0, set()
+  while position + 8 <= length:
+    file.seek(position)
+    size, kind = struct.unpack(">I4s", file.read(8))
+    seen.add(kind)
+    if size == 1:
+      size = int.from_bytes(file.read(8), "big")
+    elif size == 0:
+      size = length - position
+    if size < 8 or position + size > length:
+      return True
+    position += size
+  return position != length or b"moov" not in seen

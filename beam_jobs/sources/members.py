@@ -11,7 +11,7 @@ from typing import NamedTuple
 from walt_t5x.files import storage
 
 _MEMBER = re.compile(
-  r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL
+  r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
 )
 
 

@@ -26,7 +26,7 @@ class Report:
 
   def check(self, name: str, holds: bool, seen: object) -> None:
     """Adds and prints one check."""
-    shown = (str(seen).splitlines() or [""])[-1][:120]
+    shown = (str(seen).splitlines() or [""])[-1][:160]
     self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
     print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
 
@@ -38,6 +38,15 @@ class Report:
       value = read()
     self.check(name, fits(value), value)
     return value
+
+  def finish(self, file: Path, version: str) -> None:
+    """Writes the checks and the browser's version; exits with the checks that failed."""
+    result = {"chromium": version, "checks": self.rows}
+    file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    failed = [row["check"] for row in self.rows if not row["holds"]]
+    print(f"Chromium {version}: {len(self.rows) - len(failed)} of {len(self.rows)} checks hold")
+    if failed:
+      raise SystemExit(f"{file.stem}: {failed}")
 
 
 def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
@@ -192,12 +201,7 @@ def main() -> None:
       page = browser.new_page(viewport={"width": 1280, "height": 800})
       drive_demo(page, args.demo, report, args.screenshots / "demo.png", args.picture)
     browser.close()
-  result = {"chromium": version, "checks": report.rows}
-  (args.output / "browser.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-  failed = [row["check"] for row in report.rows if not row["holds"]]
-  print(f"Chromium {version}: {len(report.rows) - len(failed)} of {len(report.rows)} checks hold")
-  if failed:
-    raise SystemExit(f"browser: {failed}")
+  report.finish(args.output / "browser.json", version)
 
 
 if __name__ == "__main__":

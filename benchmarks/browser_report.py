@@ -10,14 +10,13 @@ with the observed value, writes browser_report.json next to this file and docs/r
 import argparse
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.browser import CHROMIUM, Report
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-CHROMIUM = "/usr/bin/chromium"
 # Bounding boxes of all curves, in pixels of their charts.
 _CURVES = """[...document.querySelectorAll('.chart')].map((chart) => {
   const box = chart.querySelector('svg').getBoundingClientRect();
@@ -33,19 +32,6 @@ _TABLES = """[...document.querySelectorAll('table')].map((table) => ({
 }))"""
 
 
-class Checks:
-  """Results of checks, in order."""
-
-  def __init__(self):
-    self.rows: list[dict[str, Any]] = []
-
-  def add(self, name: str, holds: bool, seen: object) -> None:
-    """Adds and prints one check."""
-    shown = str(seen)[:160]
-    self.rows.append({"check": name, "holds": bool(holds), "seen": shown})
-    print(f"{'ok  ' if holds else 'FAIL'} {name}: {shown}", flush=True)
-
-
 def points_of(run: Path, metric: str) -> int:
   """Number of steps for which a run logged a finite value."""
   steps = set()
@@ -56,14 +42,14 @@ def points_of(run: Path, metric: str) -> int:
   return len(steps)
 
 
-def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
+def check_curves(page: Any, runs: list[Path], report: Report) -> None:
   """Checks that every chart has a line with as many points as the run has values."""
   charts = page.evaluate(_CURVES)
   flat = [
     c["title"] for c in charts if not any(line[1] > 0 or line[0] == "circle" for line in c["lines"])
   ]
   lines = sum(len(c["lines"]) for c in charts)
-  checks.add(
+  report.check(
     "curves: every chart has a line",
     bool(charts) and not flat,
     f"{len(charts)} charts, {lines} lines {flat}",
@@ -71,18 +57,18 @@ def check_curves(page: Any, runs: list[Path], checks: Checks) -> None:
   unseen = [
     c["title"] for c in charts for line in c["lines"] if line[4] in ("none", "rgba(0, 0, 0, 0)")
   ]
-  checks.add("curves: every line has a color", not unseen, unseen or "yes")
+  report.check("curves: every line has a color", not unseen, unseen or "yes")
   losses = [c for c in charts if c["title"] == "loss"]
   drawn = [max(line[3] for line in c["lines"]) for c in losses]
   wanted = [points_of(run, "loss") for run in runs]
-  checks.add(
+  report.check(
     "curves: the loss of each run has its points",
     drawn == wanted and min(wanted) > 1,
     f"{drawn}, in metrics.jsonl {wanted}",
   )
 
 
-def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> None:
+def check_tables(page: Any, runs: list[Path], samples: Path, report: Report) -> None:
   """Checks scores with hashes, and the plan, checkpoints and fingerprints of each run."""
   tables = page.evaluate(_TABLES)
   scores = next((t for t in tables if t["head"] and t["head"][0] == "protocol"), {"rows": []})
@@ -91,19 +77,21 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
     result = json.loads(file.read_text(encoding="utf-8"))
     wanted.add(f"{result['protocol']}@{result['protocol_hash']}")
   found = {row[0] for row in scores["rows"]}
-  checks.add("scores: each protocol with its hash", bool(wanted) and found == wanted, sorted(found))
+  report.check(
+    "scores: each protocol with its hash", bool(wanted) and found == wanted, sorted(found)
+  )
   empty = [row for row in scores["rows"] if not all(row[i].strip() for i in (1, 2, 3, 5))]
-  checks.add(
+  report.check(
     "scores: each has value, counts and folder",
     bool(scores["rows"]) and not empty,
     f"{len(scores['rows'])} scores {empty}",
   )
   facts = [dict(row[:2] for row in t["rows"]) for t in tables if t["head"][:1] == ["run"]]
-  checks.add(
+  report.check(
     "runs: each has a table", len(facts) == len(runs), [f.get("newest step") for f in facts]
   )
   plans = [f.get("training FLOPs per step", "none") for f in facts]
-  checks.add(
+  report.check(
     "runs: each has its plan",
     all(float(x) > 0 for x in plans if x != "none") and "none" not in plans,
     plans,
@@ -111,7 +99,7 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
   complete = [
     [k for k, v in f.items() if k.startswith("checkpoint") and v == "complete"] for f in facts
   ]
-  checks.add("runs: each has a complete checkpoint", all(complete), [x[-1:] for x in complete])
+  report.check("runs: each has a complete checkpoint", all(complete), [x[-1:] for x in complete])
   shown = page.locator("body").inner_text()
   prints, missing = 0, []
   for run in runs:
@@ -121,14 +109,14 @@ def check_tables(page: Any, runs: list[Path], samples: Path, checks: Checks) -> 
         prints += 1
         if fingerprint not in shown:
           missing.append(f"{run.name}: {part}")
-  checks.add(
+  report.check(
     "runs: fingerprints of the encoders of their data",
     prints > 0 and not missing,
     f"{prints} shown {missing}",
   )
 
 
-def check_samples(page: Any, checks: Checks) -> None:
+def check_samples(page: Any, report: Report) -> None:
   """Checks that clips play once they are scrolled into view."""
   count = page.locator("video").count()
   page.locator("#samples").scroll_into_view_if_needed()
@@ -141,7 +129,7 @@ def check_samples(page: Any, checks: Checks) -> None:
       page.wait_for_timeout(50)
   state = page.evaluate(playing)
   wrong = [s for s in state if s[0] < 2 or not s[1] or not s[2] or s[3]]
-  checks.add(
+  report.check(
     "samples: every clip plays once it is in view",
     count > 0 and not wrong,
     f"{count} players {wrong}",
@@ -165,7 +153,7 @@ def main() -> None:
   args = parser.parse_args()
   from playwright.sync_api import sync_playwright
 
-  checks, said, asked = Checks(), [], []
+  report, said, asked = Report(), [], []
   runs = [args.folder / name for name in args.runs.split(",")]
   with sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path=args.chromium, args=["--no-sandbox"])
@@ -176,33 +164,27 @@ def main() -> None:
     page.on("request", lambda request: asked.append(request.url[:80]))
     address = (args.folder / "report.html").resolve().as_uri()
     page.goto(address)
-    check_curves(page, runs, checks)
-    check_tables(page, runs, args.folder / "samples", checks)
-    check_samples(page, checks)
+    check_curves(page, runs, report)
+    check_tables(page, runs, args.folder / "samples", report)
+    check_samples(page, report)
     for summary in page.locator("summary").all():
       summary.click()
     opened = page.locator("details[open]").count()
-    checks.add(
+    report.check(
       "further curves and configurations open",
       opened == page.locator("details").count() > 0,
       f"{opened} opened",
     )
     for summary in page.locator("summary").all():
       summary.click()
-    checks.add("the console has no messages", not said, said[:3] or "nothing")
+    report.check("the console has no messages", not said, said[:3] or "nothing")
     others = [url for url in asked if url != address and not url.startswith("data:")]
-    checks.add("no requests except the page", not others, others[:3] or f"{len(asked)} requests")
+    report.check("no requests except the page", not others, others[:3] or f"{len(asked)} requests")
     page.evaluate("window.scrollTo(0, 0)")
     page.wait_for_timeout(300)
     page.screenshot(path=args.screenshot)
     browser.close()
-  args.output.write_text(
-    json.dumps({"chromium": version, "checks": checks.rows}, indent=1) + "\n", encoding="utf-8"
-  )
-  failed = [row["check"] for row in checks.rows if not row["holds"]]
-  print(f"Chromium {version}: {len(checks.rows) - len(failed)} of {len(checks.rows)} checks hold")
-  if failed:
-    raise SystemExit(f"browser_report: {failed}")
+  report.finish(args.output, version)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import results
+
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/cascade_512x896.gin"
 STAGES = ("base", "sr1", "sr2")
@@ -120,12 +122,7 @@ def main() -> None:
     f"File: {'x'.join(map(str, clip.frames.shape[:3]))} H.264 at {clip.fps:g} fps. Entire process: "
     f"{result['seconds']} s, peak {result['peak_mib']} MiB.",
   ]
-  text = "\n".join(lines) + "\n"
-  print(text)
-  (args.output / "cascade_shapes.md").write_text(text, encoding="utf-8")
-  (args.output / "cascade_shapes.json").write_text(
-    json.dumps(result, indent=1) + "\n", encoding="utf-8"
-  )
+  results.write(args.output, "cascade_shapes", "\n".join(lines) + "\n", result)
 
 
 if __name__ == "__main__":

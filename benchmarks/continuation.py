@@ -9,8 +9,9 @@ clip in one pass, with the clip. Writes continuation.json and continuation.md ne
 """
 
 import argparse
-import json
 from pathlib import Path
+
+from benchmarks import results
 
 ROUNDS, FRAMES, GIVEN = 4, 17, 5
 NEW = FRAMES - GIVEN
@@ -133,12 +134,7 @@ def main() -> None:
     "",
     f"All frames: tokenizer {psnr(own, clip):.2f} dB, continuation {psnr(made, clip):.2f} dB.",
   ]
-  text = "\n".join(lines) + "\n"
-  print(text)
-  (args.output / "continuation.md").write_text(text, encoding="utf-8")
-  (args.output / "continuation.json").write_text(
-    json.dumps(rows, indent=1) + "\n", encoding="utf-8"
-  )
+  results.write(args.output, "continuation", "\n".join(lines) + "\n", rows)
 
 
 if __name__ == "__main__":

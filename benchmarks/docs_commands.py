@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import docs_sources
+from benchmarks import docs_sources, work_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = Path(__file__).with_suffix(".json")
@@ -150,17 +150,7 @@ def overridden(command: Command, settings: dict[str, Any]) -> tuple[str, dict[st
 
 def prepare(work: Path, folder: Path) -> None:
   """Makes the working folder, or brings the copy of the repository in it up to date."""
-  listed = subprocess.run(
-    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  for name in filter(None, listed.stdout.split("\0")):
-    if (ROOT / name).is_file():
-      (work / name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy2(ROOT / name, work / name)
+  work_tree.copy_tree(ROOT, work)
   environment = work / ".venv"
   if not environment.is_dir():
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results
+
 HERE = Path(__file__).resolve().parent
 STEPS = 60
 
@@ -185,11 +187,7 @@ def main() -> int:
   parser.add_argument("--output", default=str(HERE), help="folder of engine_kills.{md,json}")
   arguments = parser.parse_args()
   result = run(arguments.kills, arguments.seed)
-  table = markdown(result)
-  print(table)
-  output = Path(arguments.output)
-  (output / "engine_kills.json").write_text(json.dumps(result, indent=1) + "\n")
-  (output / "engine_kills.md").write_text("# Kill test\n\n" + table)
+  results.write(arguments.output, "engine_kills", "# Kill test\n\n" + markdown(result), result)
   held = (
     result["identical"]
     and result["rows_identical"]

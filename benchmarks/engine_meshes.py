@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
+
 HERE = Path(__file__).resolve().parent
 FIELDS = {"num_layers": 2, "width": 32, "mlp_dim": 64, "dtype": "'float32'"}
 # (devices, of them along 'model').
@@ -219,22 +221,20 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--output", default=str(HERE), help="folder of engine_meshes.{md,json}")
-  output = Path(parser.parse_args().output)
+  output = parser.parse_args().output
   os.environ |= {
     "WALT_T5X_ENGINE": "builtin",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
   }
   result = run()
-  lines = [f"| mesh | loss of {STEPS} steps | largest difference |", "| --- | --- | --- |"]
+  lines = ["# The tiny denoiser on every mesh", ""]
+  lines += [f"| mesh | loss of {STEPS} steps | largest difference |", "| --- | --- | --- |"]
   lines += [f"| {n} | {m['loss']:.7f} | {m['worst']:.1e} |" for n, m in result["meshes"].items()]
   lines += ["", "| restored on | arrays that differ |", "| --- | --- |"]
   lines += [f"| {name} | {count} |" for name, count in result["moves"].items()]
   lines += [f"| then 2 steps more | {result['differ_after_2_more_steps']} |"]
-  table = "\n".join(lines) + "\n"
-  print(table)
-  (output / "engine_meshes.json").write_text(json.dumps(result, indent=1) + "\n")
-  (output / "engine_meshes.md").write_text("# The tiny denoiser on every mesh\n\n" + table)
+  results.write(output, "engine_meshes", "\n".join(lines) + "\n", result)
   print("held" if result["held"] else "NOT HELD")
   return 0 if result["held"] else 1
 

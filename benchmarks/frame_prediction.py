@@ -16,6 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import results
+
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/generate_frames.gin"
 SIZES = {"base": 32, "sr1": 64}
@@ -287,11 +289,7 @@ def main() -> None:
       }
   for stage in SIZES:
     result["obeyed"][f"{stage}, caption, picture"] = obeyed(frames("picture", stage), captions)
-  text = report(result)
-  print(text)
-  (args.output / "frame_prediction.md").write_text(text, encoding="utf-8")
-  file = args.output / "frame_prediction.json"
-  file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+  results.write(args.output, "frame_prediction", report(result), result)
   montage(
     args.output / "frame_prediction.png",
     at(clips, 64),

@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import results
+
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/generate.gin"
 PARTS = {"BASE_CHECKPOINT": "base", "SR1_CHECKPOINT": "sr1"}
@@ -127,12 +129,7 @@ def main() -> None:
     f"changed. All {result['media_files']} media files are byte-identical to those of an undisturbed run: "
     f"{'yes' if same else 'NO'}.",
   ]
-  text = "\n".join(lines) + "\n"
-  print(text)
-  (args.output / "generation_kills.md").write_text(text, encoding="utf-8")
-  (args.output / "generation_kills.json").write_text(
-    json.dumps(result, indent=1) + "\n", encoding="utf-8"
-  )
+  results.write(args.output, "generation_kills", "\n".join(lines) + "\n", result)
   if not same or any(codes) or kept < len(before):
     raise SystemExit("generation_kills: the runs differ")
 

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results
+
 HERE = Path(__file__).resolve().parent
 WIDTH, LENGTH, LATENTS, BATCH = 2048, 64, (5, 16, 16, 8), 64
 FIELD = "latents/5x16x16"
@@ -205,10 +207,8 @@ def main() -> int:
   parser.add_argument("--output", default=str(HERE), help="folder of input_pipeline.{md,json}")
   args = parser.parse_args()
   report = measure(args.rows, args.turns)
-  print(table(report))
-  output = Path(args.output)
-  (output / "input_pipeline.json").write_text(json.dumps(report, indent=1) + "\n")
-  (output / "input_pipeline.md").write_text("# From cached shards to a batch\n\n" + table(report))
+  page = "# From cached shards to a batch\n\n" + table(report)
+  results.write(args.output, "input_pipeline", page, report)
   return 0 if report["held"] else 1
 
 

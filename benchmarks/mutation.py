@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import time
 import tomllib
@@ -134,6 +135,7 @@ def measure(
   from cosmic_ray.work_item import TestOutcome
 
   from benchmarks import mutation_runner as runner
+  from benchmarks import work_tree
 
   file = session_file(folder, module)
   file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,8 @@ def measure(
     if not pending:
       return
     copy = folder / "copy"
-    runner.copy_tree(ROOT, copy)
+    shutil.rmtree(copy, ignore_errors=True)
+    work_tree.copy_tree(ROOT, copy)
     undisturbed = runner.undisturbed(copy, module, tests, folder / "undisturbed.log")
     runner.import_others(undisturbed["modules"])
     seconds = sum(test["seconds"] for test in undisturbed["tests"].values())

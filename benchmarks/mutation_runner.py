@@ -11,9 +11,7 @@ import gc
 import importlib
 import json
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -70,22 +68,6 @@ def statement_lines(source: str, line: int) -> range:
     if line <= max(last, node.lineno):
       found = range(node.lineno, max(last, node.lineno) + 1)
   return found
-
-
-def copy_tree(root: Path, to: Path) -> None:
-  """The files of a work tree that git does not ignore."""
-  listed = subprocess.run(
-    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-    cwd=root,
-    check=True,
-    capture_output=True,
-    text=True,
-  ).stdout
-  shutil.rmtree(to, ignore_errors=True)
-  for name in filter(None, listed.split("\0")):
-    if (root / name).is_file():
-      (to / name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy2(root / name, to / name)
 
 
 class _Reached:

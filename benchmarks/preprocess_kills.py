@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from beam_jobs.runners import worker_deaths
-from benchmarks import beam_runners
+from benchmarks import beam_runners, results
 from benchmarks.preprocess_corpus import command, make_corpus, make_encoders
 
 HERE = Path(__file__).resolve().parent
@@ -317,9 +317,7 @@ def main() -> int:
   command_line = f"    {shlex.join(words)}"
   where = f"{os.cpu_count()} CPU cores with other load; seconds are of that machine."
   text = f"{head}{command_line}\n\n{where}\n\n{table(result)}"
-  (Path(args.output) / "preprocess_kills.json").write_text(json.dumps(result, indent=1) + "\n")
-  (Path(args.output) / "preprocess_kills.md").write_text(text)
-  print(text)
+  results.write(args.output, "preprocess_kills", text, result)
   print("held" if result["held"] else "NOT HELD")
   return 0 if result["held"] else 1
 

@@ -12,7 +12,6 @@ Held: at most 1% for every token of every draw.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks import results
 from data import packed_text, schema, tfrecord
 
 TOKENS, WIDTH, MAX_LENGTH, SAMPLE = 24, 2048, 256, 2000
@@ -161,11 +161,9 @@ def main() -> int:
   parser.add_argument(
     "--output", default=str(Path(__file__).parent), help="folder of records.{md,json}"
   )
-  output = Path(parser.parse_args().output)
+  args = parser.parse_args()
   result = measure()
-  print(table(result))
-  (output / "records.json").write_text(json.dumps(result, indent=1) + "\n")
-  (output / "records.md").write_text("# Size of a record\n\n" + table(result))
+  results.write(args.output, "records", "# Size of a record\n\n" + table(result), result)
   return 0 if result["held"] else 1
 
 

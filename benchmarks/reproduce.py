@@ -45,36 +45,68 @@ class Benchmark:
   reference: str
 
 
-def _train_tokenizer(gin_file: str, run: str, *flags: str) -> str:
+@dataclass(frozen=True)
+class Media:
+  """A corpus: the flags of preprocessing that name it, and those of a clip."""
+
+  source: str
+  clip: str
+
+  def pixels(self, task: str) -> tuple[str, str]:
+    """The cache that a tokenizer is trained on."""
+    return "pixels for the tokenizer", self._prepare(f"{task}_pixels", "--content=pixels")
+
+  def latents(
+    self, task: str, vae: str, *, network: str = "vae_video", text_encoder: str | None = None
+  ) -> tuple[str, str]:
+    """The cache that a denoiser is trained on."""
+    made_by = f"--vae_gin_file=gin/models/{network}.gin --vae_checkpoint=BUCKET/{vae} --vae_ema"
+    if text_encoder is None:
+      return "latents", self._prepare(task, made_by)
+    return "latents and text", self._prepare(task, f"{made_by} --text_encoder={text_encoder}")
+
+  def _prepare(self, task: str, contents: str) -> str:
+    return (
+      f"python -m beam_jobs.preprocess {self.source} --output=BUCKET/cache --task={task} {contents} "
+      f"{self.clip}"
+    )
+
+
+def _tokenizer(run: str) -> tuple[str, str]:
   return (
-    f'python -m walt_t5x.train --gin_file={gin_file} --gin.MODEL_DIR=\\"BUCKET/{run}\\" '
-    + " ".join([*flags, "--seqio_additional_cache_dirs=BUCKET/cache"])
+    "the tokenizer",
+    f'python -m walt_t5x.train --gin_file=gin/{run}.gin --gin.MODEL_DIR=\\"BUCKET/{run}\\" '
+    "--seqio_additional_cache_dirs=BUCKET/cache",
   )
 
 
-_UCF_SPLIT = "--validation_list=ucfTrainTestlist/testlist01.txt"
-_PREPARE = "python -m beam_jobs.preprocess"
+_VIDEOS = "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random"
+UCF101 = Media(
+  "--manifest=UCF-101 --validation_list=ucfTrainTestlist/testlist01.txt",
+  f"{_VIDEOS} --allow_upscale",
+)
+K600 = Media(
+  '--manifest="k600/train.csv" --source=kinetics --media_root=k600 '
+  '--uri_template="{split}/{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"',
+  _VIDEOS,
+)
+IMAGENET = Media(
+  "--manifest=ILSVRC/Data/CLS-LOC --class_names=LOC_synset_mapping.txt",
+  "--resolutions=256x256 --num_frames=1 --allow_upscale",
+)
+TEXT_VIDEO = Media(
+  "--manifest=MANIFEST.parquet",
+  "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
+)
 BENCHMARKS = {
   "ucf101": Benchmark(
     title="UCF-101",
     note="13,320 videos in class folders; the 9,537 of `trainlist01.txt` train. Assumption: 25 frames per second, as "
     "in the files; the paper names none.",
     commands=(
-      (
-        "pixels for the tokenizer",
-        f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101_pixels --content=pixels "
-        "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random --allow_upscale",
-      ),
-      (
-        "the tokenizer",
-        _train_tokenizer("gin/vae_ucf101.gin", "vae_ucf101"),
-      ),
-      (
-        "latents",
-        f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101 "
-        "--vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_ucf101 --vae_ema --resolutions=128x128 "
-        "--num_frames=17 --fps=25 --clip_position=random --allow_upscale",
-      ),
+      UCF101.pixels("ucf101"),
+      _tokenizer("vae_ucf101"),
+      UCF101.latents("ucf101", "vae_ucf101"),
       (
         "labels to sample, and the real videos",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_class_conditional --media=UCF-101 "
@@ -91,23 +123,9 @@ BENCHMARKS = {
     title="Kinetics-600",
     note="Frame prediction from 5 frames. Assumption: 25 frames per second.",
     commands=(
-      (
-        "pixels for the tokenizer",
-        f'{_PREPARE} --manifest="k600/train.csv" --source=kinetics --media_root=k600 '
-        '--uri_template="{split}/{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4" --output=BUCKET/cache '
-        "--task=k600_pixels --content=pixels --resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random",
-      ),
-      (
-        "the tokenizer",
-        _train_tokenizer("gin/vae_k600.gin", "vae_k600"),
-      ),
-      (
-        "latents",
-        f'{_PREPARE} --manifest="k600/train.csv" --source=kinetics --media_root=k600 '
-        '--uri_template="{split}/{label}/{youtube_id}_{time_start:06d}_{time_end:06d}.mp4" --output=BUCKET/cache '
-        "--task=k600 --vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_k600 --vae_ema "
-        "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random",
-      ),
+      K600.pixels("k600"),
+      _tokenizer("vae_k600"),
+      K600.latents("k600", "vae_k600"),
       (
         "the conditioning frames, and the real videos",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=k600_frame_prediction --media=k600/validate "
@@ -124,21 +142,9 @@ BENCHMARKS = {
     title="ImageNet 256 x 256",
     note="The reference statistics are those of ADM's evaluation suite, an `.npz` with `mu` and `sigma`.",
     commands=(
-      (
-        "pixels for the tokenizer",
-        f"{_PREPARE} --manifest=ILSVRC/Data/CLS-LOC --class_names=LOC_synset_mapping.txt --output=BUCKET/cache "
-        "--task=imagenet_pixels --content=pixels --resolutions=256x256 --num_frames=1 --allow_upscale",
-      ),
-      (
-        "the tokenizer",
-        _train_tokenizer("gin/vae_imagenet.gin", "vae_imagenet"),
-      ),
-      (
-        "latents",
-        f"{_PREPARE} --manifest=ILSVRC/Data/CLS-LOC --class_names=LOC_synset_mapping.txt --output=BUCKET/cache "
-        "--task=imagenet --vae_gin_file=gin/models/vae_image.gin --vae_checkpoint=BUCKET/vae_imagenet --vae_ema "
-        "--resolutions=256x256 --num_frames=1 --allow_upscale",
-      ),
+      IMAGENET.pixels("imagenet"),
+      _tokenizer("vae_imagenet"),
+      IMAGENET.latents("imagenet", "vae_imagenet", network="vae_image"),
       (
         "labels to sample",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=imagenet256 --output=requests/imagenet",
@@ -158,21 +164,9 @@ BENCHMARKS = {
         "the text encoder",
         "python -m walt_t5x.text.import_encoder --source=t5-v1_1-xl --output=BUCKET/t5_xl",
       ),
-      (
-        "pixels for the tokenizer",
-        f"{_PREPARE} --manifest=MANIFEST.parquet --output=BUCKET/cache --task=t2v_pixels --content=pixels "
-        "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
-      ),
-      (
-        "the tokenizer",
-        _train_tokenizer("gin/vae_t2v.gin", "vae_t2v"),
-      ),
-      (
-        "latents and text",
-        f"{_PREPARE} --manifest=MANIFEST.parquet --output=BUCKET/cache --task=text_video "
-        "--vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=BUCKET/vae_t2v --vae_ema --text_encoder=BUCKET/t5_xl "
-        "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
-      ),
+      TEXT_VIDEO.pixels("t2v"),
+      _tokenizer("vae_t2v"),
+      TEXT_VIDEO.latents("text_video", "vae_t2v", text_encoder="BUCKET/t5_xl"),
       (
         "prompts, and the real videos",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_zero_shot --media=UCF-101 "
@@ -217,18 +211,8 @@ class Row:
     network += "" if self.channels == 8 else f"_c{self.channels}"
     found = []
     if self.channels != 8:
-      found = [
-        (
-          "the tokenizer",
-          _train_tokenizer(f"gin/{self.vae}.gin", self.vae),
-        ),
-        (
-          "latents",
-          f"{_PREPARE} --manifest=UCF-101 {_UCF_SPLIT} --output=BUCKET/cache --task=ucf101_c{self.channels} "
-          f"--vae_gin_file=gin/models/{network}.gin --vae_checkpoint=BUCKET/{self.vae} --vae_ema "
-          "--resolutions=128x128 --num_frames=17 --fps=25 --clip_position=random --allow_upscale",
-        ),
-      ]
+      task = f"ucf101_c{self.channels}"
+      found = [_tokenizer(self.vae), UCF101.latents(task, self.vae, network=network)]
     weights = " ".join(f"--{name}_weights={name}.safetensors" for name in benchmark.networks)
     return [
       *found,

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import results
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SHARD_BYTES = 2 * 10**9
@@ -156,12 +158,8 @@ def main() -> int:
   args = parser.parse_args()
   with tempfile.TemporaryDirectory(dir=args.work) as work:
     found = measure(args.size, Path(work))
-  print(table(found))
-  output = Path(args.output)
-  (output / "t5_import.json").write_text(json.dumps(found, indent=1) + "\n")
-  (output / "t5_import.md").write_text(
-    f"# Import of T5 v1.1 {args.size.upper()}\n\n" + table(found)
-  )
+  page = f"# Import of T5 v1.1 {args.size.upper()}\n\n" + table(found)
+  results.write(args.output, "t5_import", page, found)
   return 0 if found["held"] else 1
 
 

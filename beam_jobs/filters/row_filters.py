@@ -65,7 +65,7 @@ def score(raw: Mapping[str, Any], name: str) -> float | None:
   for place in (raw, scores if isinstance(scores, Mapping) else {}):
     value = place.get(name)
     if value is not None and not isinstance(value, bool):
-      with contextlib.suppress(TypeError, ValueError):
+      with contextlib.suppress(TypeError, ValueError, OverflowError):
         return float(value)
   return None
 

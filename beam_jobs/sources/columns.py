@@ -1,6 +1,8 @@
 """Maps the columns of a table to the fields of a manifest row."""
 
+import contextlib
 import dataclasses
+import decimal
 import functools
 import json
 import re
@@ -9,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_jobs.sources.rows import row_key
+from beam_jobs.sources.rows import load_json, row_key
 from data.class_names import class_words
 
 FIELDS = (
@@ -86,8 +88,8 @@ class Columns:
 def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
   """Fields of one manifest row from values by column.
 
-  Numeric strings are converted if a number is expected. Invalid values are kept, and become a problem when the row is
-  parsed.
+  Numeric strings and decimals are converted if a number is expected. Invalid values are kept, and become a problem when
+  the row is parsed.
   """
   row: dict[str, Any] = {}
   for name in columns.keep:
@@ -103,8 +105,10 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
   if columns.uri_template:
     try:
       row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
-    except (KeyError, ValueError, TypeError) as error:
-      row["source_error"] = f"--uri_template {columns.uri_template!r}: {error!r} in {dict(raw)}"
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+      row["source_error"] = (
+        f"uri: got {error!r} in {dict(raw)}, expected values for --uri_template={columns.uri_template}"
+      )
   _put_captions(row, raw, columns)
   _put_class(row, raw.get(columns.by_field["class"]), columns)
   _put_split(row, raw.get(columns.by_field["split"]), columns)
@@ -112,7 +116,7 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-  """Manifest line of a row; equal rows give equal lines."""
+  """Manifest line of a row; equal rows give equal lines. Values that JSON does not have, such as times, become text."""
   return json.dumps(row, sort_keys=True, default=str)
 
 
@@ -148,9 +152,9 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _number(value: Any) -> Any:
-  """The number in a string, else the value unchanged."""
+  """The number in a string or a decimal, else the value unchanged."""
   try:
-    return float(value) if isinstance(value, str) and value.strip() else value
+    return float(value) if isinstance(value, str | decimal.Decimal) else value
   except ValueError:
     return value
 
@@ -180,17 +184,15 @@ def _texts(value: Any) -> list[Any]:
 def _json_list(text: str) -> Any:
   """The list if a text is a JSON list, as tables write them; else the text."""
   if text.startswith("["):
-    try:
-      return json.loads(text)
-    except json.JSONDecodeError:
-      pass
+    with contextlib.suppress(ValueError):
+      return load_json(text)
   return text
 
 
 def _put_class(row: dict[str, Any], key: Any, columns: Columns) -> None:
   if key is None or key == "" or not columns.class_names:
     return
-  if key not in columns.classes:
+  if not isinstance(key, str) or key not in columns.classes:
     row["source_error"] = (
       f"class: got {key!r}, expected one of {len(columns.classes)} names (--class_names)"
     )
@@ -201,7 +203,7 @@ def _put_class(row: dict[str, Any], key: Any, columns: Columns) -> None:
 
 
 def _put_split(row: dict[str, Any], split: Any, columns: Columns) -> None:
-  if columns.split_names:
+  if isinstance(split, str):
     split = dict(columns.split_names).get(split, split)
   if split is None or split == "":
     split = columns.split

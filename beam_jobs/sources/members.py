@@ -14,7 +14,7 @@ from walt_t5x.files import storage
 
 _LISTED_TARS = 4
 _MEMBER = re.compile(
-  r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d+)\+(?P<size>\d+)", re.DOTALL
+  r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
 )
 
 

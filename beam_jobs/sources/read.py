@@ -1,6 +1,6 @@
 """Streams manifest lines (bytes) from a source; only file names and row group numbers are shuffled."""
 
-import json
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +10,7 @@ from apache_beam.io.textio import ReadAllFromText, ReadFromText
 
 from beam_jobs.sources import folders, tables, webdataset
 from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.rows import load_json
 from beam_jobs.sources.spec import SourceSpec, files
 
 
@@ -65,10 +66,9 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
   """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
   if not line.strip():
     return
-  try:
-    raw = json.loads(line)
-  except (ValueError, RecursionError):
-    raw = None
+  raw = None
+  with contextlib.suppress(ValueError):
+    raw = load_json(line)
   yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
 
 

@@ -1,11 +1,12 @@
 """Parses manifest lines (JSONL) to rows. An invalid line becomes a row with a problem, never an exception."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from beam_jobs.sources.members import file_name
@@ -32,6 +33,9 @@ PROBLEMS = frozenset(
     "bad_window",
   )
 )
+# Captions are drawn by weights in float32.
+_MAX_WEIGHT = 1e30
+_MAX_DEPTH = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,15 +82,17 @@ def parse_line(line: str, folder: str) -> Row:
   """Row of one manifest line; `folder` is the base of relative uris."""
   raw: Any = None
   try:
-    raw = json.loads(line)
+    raw = load_json(line)
     if not isinstance(raw, dict):
       raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
     return _row(raw, folder)
   except _BadRow as error:
     problem = (error.args[0], error.args[1])
-  except (ValueError, RecursionError) as error:
-    # Includes numbers with thousands of digits and deeply nested lists.
-    problem = ("bad_manifest_line", str(error))
+  except ValueError as error:
+    problem = (
+      "bad_manifest_line",
+      f"got a line that is not read ({error}), expected a JSON object",
+    )
   raw = raw if isinstance(raw, dict) else {"line": line}
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
   return Row(
@@ -96,6 +102,29 @@ def parse_line(line: str, folder: str) -> Row:
     modality=raw["modality"] if raw.get("modality") in schema.MODALITIES else guess_modality(uri),
     problem=problem,
   )
+
+
+def load_json(text: str | bytes) -> Any:
+  """The value of a JSON text.
+
+  Raises:
+    ValueError: the text is not JSON, has a number of thousands of digits, or is nested so deeply that writing it again
+      might exceed the stack.
+  """
+  with contextlib.suppress(RecursionError):
+    value = json.loads(text)
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+      level = [item for one in level for item in _items(one)]
+      if not level:
+        return value
+  raise ValueError(f"more than {_MAX_DEPTH} levels of lists and objects")
+
+
+def _items(value: Any) -> Iterable[Any]:
+  if isinstance(value, dict):
+    return value.values()
+  return value if isinstance(value, list) else ()
 
 
 def row_key(uri: Any, start_seconds: Any, end_seconds: Any) -> str:
@@ -140,10 +169,10 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
   if not isinstance(uri, str) or not uri or not is_utf8(uri):
     raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
   captions, weights = _captions(raw)
-  split = raw.get("split", "train")
+  split = "train" if raw.get("split") is None else raw["split"]
   if split not in schema.SPLITS:
     raise _BadRow("bad_split", f"split: got {split!r}, expected one of {schema.SPLITS}")
-  modality = raw.get("modality", guess_modality(uri))
+  modality = guess_modality(uri) if raw.get("modality") is None else raw["modality"]
   if modality not in schema.MODALITIES:
     raise _BadRow(
       "bad_modality", f"modality: got {modality!r}, expected one of {schema.MODALITIES}"
@@ -156,7 +185,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     raise _BadRow("bad_group", f"group: got {group!r}, expected a string or nothing")
   start, end = _seconds(raw, "start_seconds"), _seconds(raw, "end_seconds")
   if start is not None and end is not None and end <= start:
-    raise _BadRow("bad_window", f"end_seconds {end} is not after start_seconds {start}")
+    raise _BadRow("bad_window", f"end_seconds: got {end}, expected more than start_seconds {start}")
   return Row(
     uri=uri,
     path=resolve(uri, folder),
@@ -184,17 +213,21 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
   if weights is None:
     weights = [1.0] * len(captions)
   numbers = isinstance(weights, list) and all(
-    isinstance(w, int | float) and 0 <= w < float("inf") for w in weights
+    isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w <= _MAX_WEIGHT
+    for w in weights
   )
   if not numbers or len(weights) != len(captions) or (weights and sum(weights) <= 0):
     raise _BadRow(
       "bad_captions",
-      f"caption_weights: got {weights!r} for {len(captions)} captions, expected the same number of weights >= 0, "
-      "not all of them 0",
+      f"caption_weights: got {weights!r} for {len(captions)} captions, expected the same number of weights "
+      f"from 0 to {_MAX_WEIGHT:g}, not all of them 0",
     )
   kept = [(c.strip(), float(w)) for c, w in zip(captions, weights) if c.strip()]
   if kept and sum(w for _, w in kept) <= 0:
-    raise _BadRow("bad_captions", "caption_weights: only blank captions have a weight above 0")
+    raise _BadRow(
+      "bad_captions",
+      f"caption_weights: got {weights!r}, expected a weight above 0 of a caption that is not blank",
+    )
   return tuple(c for c, _ in kept), tuple(w for _, w in kept)
 
 
@@ -208,4 +241,4 @@ def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
 
 
 def _digest(*parts: Any) -> str:
-  return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+  return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()

@@ -129,17 +129,26 @@ def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:
     batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group], columns=wanted)
     try:
       for batch in batches:
-        for row in batch.to_pylist():
-          yield _parquet_line(row, columns, f"{path}:row group {group}")
+        for index in range(batch.num_rows):
+          cells = {name: column[index] for name, column in zip(batch.schema.names, batch.columns)}
+          yield _parquet_line(cells, columns, f"{path}:row group {group}")
     except (pyarrow.ArrowException, OSError) as error:
       yield bad_row(f"{path}:row group {group}", f"{type(error).__name__}: {error}")
 
 
-def _parquet_line(row: Mapping[str, Any], columns: Columns, place: str) -> str:
-  try:
-    return to_line(to_row({name: _decoded(value) for name, value in row.items()}, columns))
-  except UnicodeDecodeError as error:
-    return bad_row(place, f"got bytes that are not UTF-8 ({error}) in {row}")
+def _parquet_line(cells: Mapping[str, Any], columns: Columns, place: str) -> str:
+  row, problems = {}, []
+  for name, cell in cells.items():
+    try:
+      row[name] = _decoded(cell.as_py())
+    except (
+      Exception
+    ) as error:  # Arrow raises different errors, such as for dates that Python does not have.
+      expected = "expected text in UTF-8 or a value that Python has"
+      problems.append(f"{name}: got {cell.type} that cannot be read, {expected} ({error})")
+  if problems:
+    return bad_row(place, f"{'; '.join(problems)} in {row}")
+  return to_line(to_row(row, columns))
 
 
 def _decoded(value: Any) -> Any:

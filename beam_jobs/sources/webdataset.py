@@ -4,7 +4,6 @@ Only headers and small text members are read here; media are referenced by their
 """
 
 import itertools
-import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.members import Member
-from beam_jobs.sources.rows import is_media
+from beam_jobs.sources.rows import is_media, load_json
 from walt_t5x.files import storage
 
 _TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""}
@@ -74,7 +73,7 @@ def _lines(
         text = content.decode()
         if field:
           stated[field] = text.strip()
-        elif isinstance(fields := json.loads(text), dict):
+        elif isinstance(fields := load_json(text), dict):
           described = fields | described
         else:
           error = f"{member.name}: got {type(fields).__name__}, expected an object"

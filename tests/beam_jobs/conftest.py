@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from beam_jobs import preprocess
 from tests.beam_jobs import media
 
 VAE_FIELDS = {
@@ -120,3 +121,23 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*"))
     if path.is_file()
   }
+
+
+@pytest.fixture(scope="session")
+def finished(world, tmp_path_factory):
+  """A run on valid rows and every kind of invalid row: (folder, argv, result)."""
+  folder = tmp_path_factory.mktemp("corpus")
+  good = good_rows(folder)
+  clip = media.video(noise=40)
+  (folder / "cut.mp4").write_bytes(clip[: len(clip) // 2])
+  (folder / "text.mp4").write_text("this is not a video\n" * 50)
+  (folder / "sound.mp4").write_bytes(media.audio())
+  (folder / "empty.jpg").write_bytes(b"")
+  bad = [
+    {"uri": name, "caption": "x"}
+    for name in ("cut.mp4", "text.mp4", "sound.mp4", "empty.jpg", "nowhere.mp4")
+  ]
+  turned_away = [good[0], {"uri": "clip1.mp4", "start_seconds": 0.25}]
+  manifest = write_manifest(folder, [*good, *bad, *turned_away, "{ no json", ""])
+  argv = world.argv(manifest, folder / "out")
+  return folder, argv, preprocess.run(argv)

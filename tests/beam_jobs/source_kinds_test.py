@@ -227,16 +227,20 @@ def test_samples_without_media_or_with_broken_json_are_dead_letters(tmp_path):
       ("c.png", b"x"),
       ("d.png", b"x"),
       ("d.txt", b"caf\xe9"),
+      ("e.json", b"[" * 99_999),
+      ("e.png", b"x"),
+      ("f.json", b'{"label": [3]}'),
+      ("f.png", b"x"),
     ):
       info = tarfile.TarInfo(name)
       info.size = len(data)
       tar.addfile(info, io.BytesIO(data))
   path = str(tmp_path / "a.tar")
   lines = [json.loads(line) for line in webdataset.tar_lines(path, "a.tar", columns.Columns())]
-  assert ["source_error" in line for line in lines] == [True, True, False, True]
+  assert ["source_error" in line for line in lines] == [*(True, True, False, True, True, False)]
   parsed = [rows.parse_line(json.dumps(line), "/data") for line in lines]
   assert [row.problem and row.problem[0] for row in parsed] == [
-    *("bad_source_row", "bad_source_row", None, "bad_source_row")
+    *("bad_source_row", "bad_source_row", None, "bad_source_row", "bad_source_row", "bad_label")
   ]
 
 
@@ -302,7 +306,9 @@ def test_binary_parquet_columns_are_text_or_bad_rows(tmp_path):
   pa.parquet.write_table(table, path)
   good, bad = map(json.loads, tables.parquet_lines(path, 0, columns.Columns()))
   assert (good["uri"], good["captions"]) == ("a.mp4", ["caf\u00e9"])
-  assert "not UTF-8" in bad["source_error"] and "b.mp4" in bad["source_error"]
+  assert (
+    "captions: got list<element: binary>" in bad["source_error"] and "b.mp4" in bad["source_error"]
+  )
 
 
 def test_linked_class_folders_and_names_with_brackets_lose_no_row(tmp_path):

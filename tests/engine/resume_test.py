@@ -109,14 +109,17 @@ def _truncated(file):
   file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", [_zeroed, _truncated, os.remove])
+@pytest.mark.parametrize(
+  "damage, files",
+  [(_zeroed, "d/*"), (_truncated, "d/*"), (os.remove, "d/*"), (_truncated, "_METADATA")],
+)
 def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(
-  complete, tmp_path, caplog, damage
+  complete, tmp_path, caplog, damage, files
 ):
   folder, state = complete
   run = tmp_path / "run"
   shutil.copytree(folder, run)
-  for file in (run / "checkpoint_10" / "state").rglob("d/*"):
+  for file in (run / "checkpoint_10" / "state").rglob(files):
     damage(file)
   with caplog.at_level("WARNING"):
     assert_same(runs.train(run, 10), state)

@@ -11,6 +11,7 @@ import uuid
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from walt_t5x.files import gfile, retries, storage
 
@@ -144,6 +145,43 @@ def test_a_file_is_replaced_and_renamed(folder):
   assert storage.read(two) == b"1" and storage.names(folder) == ["two"]
 
 
+def test_a_folder_is_made_listed_and_renamed(folder):
+  one, two = storage.join(folder, "one"), storage.join(folder, "two")
+  assert storage.folders(folder) == []
+  storage.make_folder(one)
+  storage.make_folder(one)
+  assert storage.exists(one)
+  # ram:// lists no folders, and renames them without their content.
+  in_ram = folder.startswith("ram://")
+  if not in_ram:
+    storage.write(storage.join(one, "a.txt"), b"a")
+    storage.write(storage.join(one, "below", "b.txt"), b"b")
+    storage.write(storage.join(folder, "c.txt"), b"c")
+    assert storage.folders(folder) == ["one"] and storage.names(folder) == ["c.txt"]
+  storage.rename_folder(one, two)
+  assert storage.exists(two) and not storage.exists(one)
+  if not in_ram:
+    assert storage.folders(folder) == ["two"] and storage.folders(two) == ["below"]
+    assert storage.names(two) == ["a.txt"]
+    assert storage.read(storage.join(two, "below", "b.txt")) == b"b"
+
+
+def test_in_an_object_store_folders_are_no_objects(monkeypatch):
+  class Objects(MemoryFileSystem):
+    def cp_file(self, path1, path2, **kwargs):
+      if not self.isfile(path1):
+        raise FileNotFoundError(path1)
+      super().cp_file(path1, path2, **kwargs)
+
+  monkeypatch.setattr(storage, "_remote", lambda path: Objects())
+  folder = f"memory://{uuid.uuid4().hex}"
+  storage.write(f"{folder}/one/below/a", b"1")
+  storage.rename_folder(f"{folder}/one", f"{folder}/two")
+  assert storage.folders(folder) == ["two"] and storage.read(f"{folder}/two/below/a") == b"1"
+  monkeypatch.delattr(storage, "_remote")
+  storage.make_folder("s3://bucket/one")  # Makes no request.
+
+
 def test_errors_that_may_pass_are_retried(pauses, failing):
   path = f"memory://{uuid.uuid4().hex}/a"
   slow_down = OSError(errno.EBUSY, "Slow Down")
@@ -154,6 +192,15 @@ def test_errors_that_may_pass_are_retried(pauses, failing):
   assert storage.read(path) == b"1" and len(pauses) == 5
   failing("info", slow_down)
   assert storage.exists(path) and len(pauses) == 6
+  folder, moved = storage.parent(path), f"{storage.parent(path)}_moved"
+  failing("rm", slow_down)
+  storage.rename_folder(folder, moved)
+  assert storage.names(moved) == ["a"] and len(pauses) == 7
+  failing("ls", slow_down)
+  assert storage.folders(moved) == [] and len(pauses) == 8
+  failing("makedirs", slow_down)
+  storage.make_folder(folder)
+  assert storage.exists(folder) and len(pauses) == 9
 
 
 def test_pauses_double_with_jitter_up_to_a_limit(pauses):

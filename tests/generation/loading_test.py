@@ -17,9 +17,7 @@ from walt_t5x.generation.stage import StageInfo, load_weights
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
   """A complete cascade with random weights on disk."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield cascades.written(tmp_path_factory.mktemp("cascade"))
-  jax.config.update("jax_disable_most_optimizations", False)
+  return cascades.written(tmp_path_factory.mktemp("cascade"))
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 
 from data.provenance import FILE_NAME, LatentStatistics, Provenance
+from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.generation.stage import StageConfig
@@ -74,7 +74,7 @@ def write_random_cascade(
       random_params(stage, text_length=config.text_length, seed=seed + number, spread=spread),
       ema=stage.ema,
     )
-    (epath.Path(stage.checkpoint) / FILE_NAME).write_text(provenance.to_json())
+    storage.write(storage.join(stage.checkpoint, FILE_NAME), provenance.to_json())
 
 
 def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: float) -> Any:
@@ -117,7 +117,7 @@ def _save(folder: str, params: Any, *, ema: bool, average: Any = None) -> None:
     "state": {"step": np.int32(0), "param_states": {"0": average if ema else {}}},
   }
   with ocp.CheckpointManager(
-    epath.Path(os.path.abspath(folder)),
+    os.path.abspath(folder),
     options=ocp.CheckpointManagerOptions(step_prefix="checkpoint", create=True),
     item_handlers={"state": ocp.PyTreeCheckpointHandler(use_ocdbt=True)},
   ) as manager:

@@ -119,6 +119,8 @@ def test_shards_make_each_sample_once_and_the_same_as_one_job(tmp_path):
   [
     ({"num_samples": 2}, "num_samples: was 3, is 2"),
     ({"seed": 5}, "seed: was 0, is 5"),
+    ({"extensions": 2}, "extensions: was 0, is 2"),
+    ({"decoded_conditioning": True}, "decoded_conditioning: was False, is True"),
     ({"prompts": ("a", "b", "d")}, r"requests\[2\]: was {'prompt': 'c'}, is {'prompt': 'd'}"),
     ({"prompts": ("a", "b")}, "requests: were 3, are 2"),
   ],
@@ -129,6 +131,19 @@ def test_another_command_is_rejected_with_both_values(tmp_path, change, message)
     _run(folder, _Cascade(stop_after=1))
   with pytest.raises(Mismatch, match=message):
     _run(folder, _Cascade(), **change)
+
+
+def test_settings_have_the_names_of_the_flags_also_in_a_folder_of_an_earlier_version(tmp_path):
+  stages = _stage_infos(tmp_path / "checkpoint_1")
+  prepared = prepare([Request(prompt="p")], CONFIG, SamplingSettings(extensions=1))
+  now = prepared.identity(stages, "")
+  assert {field.name for field in dataclasses.fields(SamplingSettings)} <= now.keys()
+  before = {k: v for k, v in now.items() if k not in ("extensions", "decoded_conditioning")}
+  run_identity.begin(tmp_path, before | {"rounds": 2, "decoded_given": False})
+  run_identity.begin(tmp_path, now)
+  with pytest.raises(Mismatch, match=r"extensions: was 1, is 4\n") as error:
+    run_identity.begin(tmp_path, now | {"extensions": 4, "decoded_conditioning": True})
+  assert "decoded_conditioning: was False, is True\n" in str(error.value)
 
 
 def test_changed_lines_of_gin_are_shown_and_unknown_samples_are_rejected(tmp_path):

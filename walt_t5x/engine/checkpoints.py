@@ -9,7 +9,6 @@ A checkpoint folder is complete once Orbax has committed it. Any other folder (i
 partly copied) is incomplete, and readers skip it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,61 +17,56 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from flax import traverse_util
 
 from walt_t5x.engine.restore_transforms import average_names
+from walt_t5x.files import storage
 
+_COMMIT = "_CHECKPOINT_METADATA"
 _STEP = re.compile(r"checkpoint_(\d+)")
+_NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
 
 
-def why_incomplete(folder: epath.PathLike) -> str | None:
+def why_incomplete(folder: storage.PathLike) -> str | None:
   """What is missing from a checkpoint folder, or None if it is complete."""
-  folder = epath.Path(folder)
-  metadata = folder / "_CHECKPOINT_METADATA"
-  if not metadata.exists():
-    return "it has no _CHECKPOINT_METADATA"
   try:
-    committed = json.loads(metadata.read_text()).get("commit_timestamp_nsecs")
+    committed = storage.read_json(storage.join(folder, _COMMIT)).get("commit_timestamp_nsecs")
+  except FileNotFoundError:
+    return f"it has no {_COMMIT}"
   except ValueError:
-    return "its _CHECKPOINT_METADATA is not JSON"
-  if committed is None and not (folder / "commit_success.txt").exists():
+    return f"its {_COMMIT} is not JSON"
+  if committed is None and not storage.exists(storage.join(folder, "commit_success.txt")):
     return "it was never committed"
-  state = folder / "state"
   for name in ("_METADATA", "manifest.ocdbt"):
-    file = state / name
-    if not file.exists() or file.stat().length == 0:
+    file = storage.join(folder, "state", name)
+    if not storage.exists(file) or storage.size(file) == 0:
       return f"state/{name} is missing or empty"
   return None
 
 
-def committed(checkpoint: epath.PathLike) -> int | None:
+def committed(checkpoint: storage.PathLike) -> int | None:
   """Commit time of a complete checkpoint in nanoseconds, which identifies it among namesakes; None if not recorded."""
-  metadata = absolute(checkpoint) / "_CHECKPOINT_METADATA"
-  return json.loads(metadata.read_text()).get("commit_timestamp_nsecs")
+  return storage.read_json(storage.join(checkpoint, _COMMIT)).get("commit_timestamp_nsecs")
 
 
-def all_steps(model_dir: epath.PathLike) -> list[int]:
+def all_steps(model_dir: storage.PathLike) -> list[int]:
   """Steps of every `checkpoint_<step>` folder, complete or not, ascending."""
-  model_dir = epath.Path(model_dir)
-  if not model_dir.exists():
-    return []
-  matches = (_STEP.fullmatch(path.name) for path in model_dir.iterdir())
+  matches = map(_STEP.fullmatch, storage.folders(model_dir))
   return sorted(int(match.group(1)) for match in matches if match)
 
 
-def absolute(path: epath.PathLike) -> epath.Path:
+def absolute(path: storage.PathLike) -> str:
   """`path` as an absolute path. Orbax requires one, and raises only when it saves."""
-  text = os.fspath(path)
-  return epath.Path(text if "://" in text else os.path.abspath(text))
+  path = os.fspath(path)
+  return os.path.abspath(path) if storage.is_local(path) else path.rstrip("/")
 
 
-def checkpoint_folder(model_dir: epath.PathLike, step: int) -> epath.Path:
+def checkpoint_folder(model_dir: storage.PathLike, step: int) -> str:
   """The absolute path of one step's folder."""
-  return absolute(model_dir) / f"checkpoint_{step}"
+  return storage.join(absolute(model_dir), f"checkpoint_{step}")
 
 
-def complete_steps(model_dir: epath.PathLike) -> list[int]:
+def complete_steps(model_dir: storage.PathLike) -> list[int]:
   """Steps of the complete checkpoints in a model folder, ascending. Logs a warning for each incomplete one."""
   steps = []
   for step in all_steps(model_dir):
@@ -84,11 +78,11 @@ def complete_steps(model_dir: epath.PathLike) -> list[int]:
   return steps
 
 
-def find_checkpoint(path: epath.PathLike) -> epath.Path:
+def find_checkpoint(path: storage.PathLike) -> str:
   """The complete checkpoint at `path`: itself, or the newest one of a model folder; else FileNotFoundError."""
   path = absolute(path)
-  if _STEP.fullmatch(path.name):
-    reason = why_incomplete(path) if path.exists() else "it does not exist"
+  if _STEP.fullmatch(os.path.basename(path)):
+    reason = why_incomplete(path) if storage.exists(path) else "it does not exist"
     if reason is not None:
       raise FileNotFoundError(
         f"checkpoint {path} cannot be read: {reason}. Set another step, or the model folder."
@@ -102,18 +96,25 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path:
   return checkpoint_folder(path, steps[-1])
 
 
-def checkpoint_step(path: epath.PathLike) -> int:
+def checkpoint_step(path: storage.PathLike) -> int:
   """The step of the checkpoint that `path` refers to."""
-  return int(find_checkpoint(path).name.removeprefix("checkpoint_"))
+  return _step(find_checkpoint(path))
 
 
-def state_metadata(checkpoint: epath.PathLike) -> dict[tuple[str, ...], Any]:
+def _step(checkpoint: str) -> int:
+  return int(checkpoint.rpartition("_")[2])
+
+
+def state_metadata(checkpoint: storage.PathLike) -> dict[tuple[str, ...], Any]:
   """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array."""
-  tree = ocp.PyTreeCheckpointHandler().metadata(absolute(checkpoint) / "state").tree
+  # The handler takes Orbax's own kind of path, not a string.
+  model_dir, step = os.path.split(absolute(checkpoint))
+  folder = ocp.path.step.build_step_path(model_dir, _NAMES, _step(step))
+  tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
   return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
 
 
-def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
+def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
   """Parameters of a checkpoint as nested dicts of numpy arrays.
 
   Reads only the requested arrays: moments and the other copy of the parameters stay on disk.
@@ -141,14 +142,14 @@ def load_params(path: epath.PathLike, *, ema: bool = False) -> dict[str, Any]:
   return traverse_util.unflatten_dict({name: wanted[source] for name, source in sources.items()})
 
 
-def load_state_dict(path: epath.PathLike) -> dict[str, Any]:
+def load_state_dict(path: storage.PathLike) -> dict[str, Any]:
   """The entire saved state, `{'target', 'state'}` and `'flax_mutables'` if any, as nested dicts of numpy arrays."""
   checkpoint = find_checkpoint(path)
   return traverse_util.unflatten_dict(read_arrays(checkpoint, state_metadata(checkpoint)))
 
 
 def read_arrays(
-  checkpoint: epath.PathLike,
+  checkpoint: storage.PathLike,
   wanted: Mapping[tuple[str, ...], Any],
   restore_args: Mapping[tuple[str, ...], ocp.RestoreArgs] | None = None,
 ) -> dict[tuple[str, ...], Any]:
@@ -156,7 +157,7 @@ def read_arrays(
   restore_args = restore_args or dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(
-      absolute(checkpoint) / "state",
+      storage.join(absolute(checkpoint), "state"),
       args=ocp.args.PyTreeRestore(
         item=traverse_util.unflatten_dict(dict(wanted)),
         restore_args=traverse_util.unflatten_dict(dict(restore_args)),

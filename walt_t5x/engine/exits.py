@@ -21,8 +21,9 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
+
+from walt_t5x.files import storage
 
 NOT_FINITE = 65
 HUNG = 70
@@ -155,5 +156,5 @@ class Watchdog:
       stacks = file.read()
     name = f"hang_step{self._step}_host{jax.process_index()}.txt"
     head = f"no progress for {silent:.0f} s after step {self._step}, while: {self.phase()}\n"
-    (epath.Path(self.model_dir) / name).write_text(head + stacks)
+    storage.write(storage.join(self.model_dir, name), head + stacks)
     self.on_hang(self._step, silent)

@@ -4,11 +4,11 @@ The check uses the one hook that both engines call with the run's folder before 
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from etils import epath
 
 from walt_t5x.config import gin_config
 from walt_t5x.files import storage
@@ -52,24 +52,25 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        folder = epath.Path(self.of_run)
-        folder = folder.parent if folder.name.startswith("checkpoint_") else folder
-        file = folder / "provenance.json"
-        if not file.exists():
+        folder = self.of_run.rstrip("/")
+        if os.path.basename(folder).startswith("checkpoint_"):
+          folder = storage.parent(folder)
+        file = storage.join(folder, "provenance.json")
+        if not storage.exists(file):
           raise FileNotFoundError(
             f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
             "checkpoint inside it, with the provenance.json that training wrote."
           )
-        compare(storage.read_json(file), given, where=str(file))
+        compare(storage.read_json(file), given, where=file)
       record(model_dir, given)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
 def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
   """Writes a dataset's provenance to `<model_dir>/provenance.json`; `Mismatch` if an existing one differs."""
-  file = epath.Path(model_dir) / "provenance.json"
-  if file.exists():
-    compare(storage.read_json(file), provenance, where=str(file))
+  file = storage.join(model_dir, "provenance.json")
+  if storage.exists(file):
+    compare(storage.read_json(file), provenance, where=file)
   elif jax.process_index() == 0:
     storage.write_json(file, provenance, sort_keys=True)
 

@@ -38,8 +38,12 @@ class GfileSystem(AbstractFileSystem):
     """Copies a local file."""
     backend.tf_backend.copy(lpath, rpath, overwrite=True)
 
+  def makedirs(self, path: str, exist_ok: bool = False) -> None:
+    """Creates a folder and those above it."""
+    backend.tf_backend.makedirs(path, exist_ok=exist_ok)
+
   def mv(self, path1: str, path2: str, **_: Any) -> None:
-    """Renames a file; an existing one is replaced."""
+    """Renames a file or folder; an existing file is replaced."""
     backend.tf_backend.replace(path1, path2)
 
   def _open(self, path: str, mode: str = "rb", **options: Any) -> "_Reader":

@@ -54,6 +54,10 @@ def parent(path: str) -> str:
   return head or ("/" if separator else ".")
 
 
+def _is_object_store(path: str) -> bool:
+  return path.partition("://")[0] in _OBJECT_STORES
+
+
 def _remote(path: str) -> Any:
   """The fsspec file system of an address. Listings are not cached, because other workers write too."""
   import fsspec
@@ -91,17 +95,27 @@ def size(path: PathLike) -> int:
 
 def names(folder: PathLike) -> list[str]:
   """Sorted names of the files directly in a folder; empty if the folder does not exist."""
+  return _listed(folder, "file")
+
+
+def folders(folder: PathLike) -> list[str]:
+  """Sorted names of the folders directly in a folder; empty if the folder does not exist."""
+  return _listed(folder, "directory")
+
+
+def _listed(folder: PathLike, kind: str) -> list[str]:
   folder = os.fspath(folder)
   if is_local(folder):
     if not os.path.isdir(folder):
       return []
+    is_kind = os.DirEntry.is_file if kind == "file" else os.DirEntry.is_dir
     with os.scandir(folder) as entries:
-      return sorted(entry.name for entry in entries if entry.is_file())
+      return sorted(entry.name for entry in entries if is_kind(entry))
   try:
     found = retried("list", folder, lambda: _remote(folder).ls(folder, detail=True))
   except FileNotFoundError:
     return []
-  return sorted(os.path.basename(one["name"]) for one in found if one["type"] == "file")
+  return sorted(os.path.basename(one["name"].rstrip("/")) for one in found if one["type"] == kind)
 
 
 def match(pattern: PathLike) -> Iterator[str]:
@@ -128,6 +142,31 @@ def rename(source: str, target: str) -> None:
   """Renames a file; an existing target is replaced."""
   move = os.replace if is_local(source) else _remote(source).mv
   retried("rename", source, lambda: move(source, target))
+
+
+def rename_folder(source: str, target: str) -> None:
+  """Renames a folder; `target` must not exist. Object stores copy the files, then delete the old ones."""
+
+  def move() -> None:
+    if is_local(source):
+      os.replace(source, target)
+    elif (store := _remote(source)).protocol == "gfile":
+      store.mv(source, target)
+    else:
+      # Without the slashes, a second attempt would copy into the target. `mv` of s3fs moves no folders.
+      store.copy(f"{source}/", f"{target}/", recursive=True)
+      store.rm(source, recursive=True)
+
+  retried("rename", source, move)
+
+
+def make_folder(path: PathLike) -> None:
+  """Creates a folder and those above it, if missing; object stores need none."""
+  path = os.fspath(path)
+  if is_local(path):
+    os.makedirs(path, exist_ok=True)
+  elif not _is_object_store(path):
+    retried("create", path, lambda: _remote(path).makedirs(path, exist_ok=True))
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -218,7 +257,7 @@ def _upload(source: str, path: str) -> None:
   store = _remote(path)
 
   def put() -> None:
-    if path.partition("://")[0] in _OBJECT_STORES:
+    if _is_object_store(path):
       store.put_file(source, path)
     else:
       store.put_file(source, temporary)

@@ -152,7 +152,7 @@ def tokenizer_params(
   Raises:
     ValueError: the network or the weights differ; names both fingerprints.
   """
-  folder = str(find_checkpoint(checkpoint))
+  folder = find_checkpoint(checkpoint)
   factor = vae.spatial_factor
   video = jax.ShapeDtypeStruct((1, 1 + vae.temporal_factor, factor, factor, 3), np.float32)
   wanted = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x)["params"], video)

@@ -88,13 +88,10 @@ class Prepared:
 
   def identity(self, infos: Sequence[StageInfo], gin_config: str) -> dict[str, Any]:
     """Everything that determines the samples, in the names of `run.json`; compared by `run_identity.begin`."""
-    settings = dataclasses.asdict(self.settings)
     first = [self.media(request) for request in self.requests[:_READ_FIRST]]
     return {
-      "rounds": 1 + settings.pop("extensions"),
-      "formats": sorted(settings.pop("formats")),
-      "decoded_given": settings.pop("decoded_conditioning"),
-      **settings,
+      **dataclasses.asdict(self.settings),
+      "formats": sorted(self.settings.formats),
       "requests": [request.as_dict() for request in self.requests],
       "given_sha256": [media.sha256 for media in first if media],
       "stages": [info.config.name for info in infos],

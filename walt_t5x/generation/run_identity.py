@@ -35,7 +35,7 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
     except OSError as error:
       raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
     return
-  found = storage.read_json(file)
+  found = _read(file)
   changes = [
     change
     for name in sorted(found.keys() | identity.keys())
@@ -48,6 +48,16 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
       + "\n  ".join(changes[:10])
       + "\nRun the original command to finish it, or set another --output."
     )
+
+
+def _read(file: Path) -> dict[str, Any]:
+  """The content of a `run.json`, with two settings that earlier versions wrote in the names of the flags now."""
+  found = storage.read_json(file)
+  if "rounds" in found:
+    found["extensions"] = found.pop("rounds") - 1
+  if "decoded_given" in found:
+    found["decoded_conditioning"] = found.pop("decoded_given")
+  return found
 
 
 def _differences(name: str, before: Any, now: Any) -> list[str]:

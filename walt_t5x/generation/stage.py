@@ -73,7 +73,7 @@ class StageInfo:
       ValueError: the stage was not trained on the latents that `config` names.
     """
     folder = find_checkpoint(config.checkpoint)
-    provenance = read_provenance(os.path.dirname(str(folder)))
+    provenance = read_provenance(os.path.dirname(folder))
     for field in (config.latents, config.low_resolution):
       if field is not None and field not in provenance.latents:
         raise ValueError(
@@ -81,7 +81,7 @@ class StageInfo:
           "StageConfig.latents / low_resolution to fields it was trained on"
         )
     return cls(
-      config=config, checkpoint=str(folder), step=checkpoint_step(folder), provenance=provenance
+      config=config, checkpoint=folder, step=checkpoint_step(folder), provenance=provenance
     )
 
   @property

@@ -145,7 +145,7 @@ def write_clips(
   import tensorflow as tf
   from tensorboard.plugins.image import metadata
 
-  tf.io.gfile.makedirs(folder)
+  storage.make_folder(folder)
   gifs, writer = {}, tf.summary.create_file_writer(folder)
   with writer.as_default():
     for tag, clip in clips.items():

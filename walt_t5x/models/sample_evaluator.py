@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import numpy as np
 import seqio
-from etils import epath
 
 from data.corpus import CorpusConstants
 from walt_t5x.engine.builtin.summaries import create_writer
+from walt_t5x.files import storage
 from walt_t5x.models.denoiser_inputs import normalized
 
 TARGETS = ("latents", "video")
@@ -119,7 +119,7 @@ class SampleEvaluator:
 
   def _write(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
     if self._log_dir is not None:
-      epath.Path(self._log_dir).mkdir(parents=True, exist_ok=True)
+      storage.make_folder(self._log_dir)
     writer = create_writer(self._log_dir, name)
     writer.write_scalars(step, metrics)
     writer.close()

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
 from walt_t5x.engine import checkpoints
@@ -17,19 +16,20 @@ from walt_t5x.engine.builtin.checkpoint_configs import SaveCheckpointConfig
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
 from walt_t5x.engine.builtin.train_state import TrainState
+from walt_t5x.files import storage
 
 
 class RowPositionHandler(ocp.CheckpointHandler):
   """Lets Orbax write the position in the training data next to the state, one file per data shard."""
 
-  def save(self, directory: epath.Path, args: "RowPosition") -> None:
+  def save(self, directory: os.PathLike[str], args: "RowPosition") -> None:
     if not args.layout.is_first_host_in_replica_set:
       return
     file = row_position_file(directory, args.layout)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    args.iterator.save(os.fspath(file))
+    storage.make_folder(storage.parent(file))
+    args.iterator.save(file)
 
-  def restore(self, directory: epath.Path, args: Any = None) -> None:
+  def restore(self, directory: os.PathLike[str], args: Any = None) -> None:
     raise NotImplementedError("the data position is restored by engine.builtin.restoring")
 
 
@@ -42,11 +42,11 @@ class RowPosition(ocp.args.CheckpointArgs):
   layout: DataLayout
 
 
-def row_position_file(directory: epath.Path, layout: DataLayout) -> epath.Path:
+def row_position_file(directory: storage.PathLike, layout: DataLayout) -> str:
   """T5X's name for the position file of this host."""
   if jax.process_count() > 1:
-    directory = directory / f"process_{jax.process_index()}-of-{jax.process_count()}"
-  return directory / f"train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}"
+    directory = storage.join(directory, f"process_{jax.process_index()}-of-{jax.process_count()}")
+  return storage.join(directory, f"train_ds-{layout.shard_id:03}-of-{layout.num_shards:03}")
 
 
 class CheckpointManager:
@@ -113,13 +113,14 @@ class CheckpointManager:
     self._manager.close()
 
 
-def set_aside(folder: epath.Path) -> None:
+def set_aside(folder: str) -> None:
   """Renames a folder that cannot be restored, so that its step can be saved again; deletes nothing."""
-  if jax.process_index() == 0 and folder.exists():
-    target = folder.parent / f"incomplete_{folder.name}_{int(time.time())}"
-    folder.rename(target)
-    logging.warning("%s was renamed to %s.", folder, target.name)
-  multihost_utils.sync_global_devices(f"set aside {folder.name}")
+  name = os.path.basename(folder)
+  if jax.process_index() == 0 and storage.exists(folder):
+    aside = f"incomplete_{name}_{int(time.time())}"
+    storage.rename_folder(folder, storage.join(storage.parent(folder), aside))
+    logging.warning("%s was renamed to %s.", folder, aside)
+  multihost_utils.sync_global_devices(f"set aside {name}")
 
 
 def set_incomplete_aside(model_dir: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from tqdm import tqdm
+
+from walt_t5x.files import storage
 
 PHASES = (
   "init",  # Until the first compilation: data pipeline, restoring or initializing.
@@ -72,16 +73,16 @@ class Profiler:
   """
 
   def __init__(self, model_dir: str, steps: Sequence[int] | None):
-    self._folder = epath.Path(model_dir)
+    self._request = storage.join(model_dir, REQUEST)
+    self._traces = storage.join(model_dir, "profile")
     self._first, self._end = steps or (-1, -1)
     self._running = False
 
   def poll(self, step: int) -> None:
     """Checks for a request."""
-    file = self._folder / REQUEST
-    if self._running or not file.exists():
+    if self._running or not storage.exists(self._request):
       return
-    text = file.read_text().strip()
+    text = storage.read(self._request).decode().strip()
     count = int(text) if text.isdecimal() and int(text) > 0 else 3
     self._first, self._end = step, step + count
 
@@ -91,8 +92,8 @@ class Profiler:
       wait()
       self.stop()
     if not self._running and self._first <= step < self._end:
-      logging.info("Tracing steps %d to %d to %s/profile.", step, self._end - 1, self._folder)
-      jax.profiler.start_trace(str(self._folder / "profile"))
+      logging.info("Tracing steps %d to %d to %s.", step, self._end - 1, self._traces)
+      jax.profiler.start_trace(self._traces)
       self._running = True
 
   def stop(self) -> None:
@@ -101,7 +102,7 @@ class Profiler:
       jax.profiler.stop_trace()
       self._running, self._first, self._end = False, -1, -1
       if jax.process_index() == 0:
-        (self._folder / REQUEST).unlink(missing_ok=True)
+        storage.delete(self._request)
 
 
 _LINE_SECONDS = 10.0  # Between two plain lines of progress, at least.

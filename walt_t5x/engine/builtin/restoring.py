@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
@@ -21,6 +20,7 @@ from walt_t5x.engine.builtin.checkpoint_manager import row_position_file, set_as
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 Name = tuple[str, ...]
@@ -47,7 +47,7 @@ class Restorer:
     for step in reversed(steps):
       folder = checkpoints.checkpoint_folder(model_dir, step)
       try:
-        config = RestoreCheckpointConfig(path=str(folder), mode="specific")
+        config = RestoreCheckpointConfig(path=folder, mode="specific")
         return self.from_config(config), step
       except Mismatch:
         raise
@@ -122,7 +122,7 @@ class Restorer:
 
   def _transformed(
     self,
-    checkpoint: epath.Path,
+    checkpoint: str,
     config: RestoreCheckpointConfig,
     *,
     wanted: dict[Name, Any],
@@ -143,7 +143,7 @@ class Restorer:
 
 
 def restore_row_position(
-  checkpoint: epath.Path, iterator: ShardedIterator, layout: DataLayout, *, position: int
+  checkpoint: str, iterator: ShardedIterator, layout: DataLayout, *, position: int
 ) -> bool:
   """Continues with the next examples. Returns False on all hosts, with a warning, if their position is unknown.
 
@@ -152,8 +152,8 @@ def restore_row_position(
     iterator: the data from its beginning, in the checkpoint's order; this host reads the shard `layout`.
     position: number of batches before the checkpoint's.
   """
-  file = row_position_file(checkpoint / "dataset", layout)
-  if not (file.parent / f"{file.name}.index").exists():
+  file = row_position_file(storage.join(checkpoint, "dataset"), layout)
+  if not storage.exists(f"{file}.index"):
     restored = False
     logging.warning(
       "%s has no position for data shard %d of %d (it was saved without save_dataset, or on another number of hosts); "
@@ -163,7 +163,7 @@ def restore_row_position(
       layout.num_shards,
     )
   else:
-    restored = iterator.restore(str(file), position=position)
+    restored = iterator.restore(file, position=position)
     if not restored:
       logging.warning(
         "A new epoch starts, in another order: %s was saved with another task, batch size or pipeline (T5X, without "
@@ -196,7 +196,7 @@ def _sources(
 
 
 def _check_shapes(
-  checkpoint: epath.Path, found: dict[Name, tuple[Name, tuple[int, ...]]], wanted: dict[Name, Any]
+  checkpoint: str, found: dict[Name, tuple[Name, tuple[int, ...]]], wanted: dict[Name, Any]
 ) -> None:
   for name, (source, shape) in found.items():
     if tuple(shape) != tuple(wanted[name].shape):

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
 from walt_t5x.files import storage
@@ -20,10 +19,10 @@ def fresh_seed(entropy: Sequence[int] | None = None) -> int:
 
 def drawn_seed(model_dir: str) -> int:
   """A random seed, the same on every host and after every restart of the run."""
-  file = epath.Path(model_dir) / "random_seed.json"
+  file = storage.join(model_dir, "random_seed.json")
   seed = fresh_seed()
   if jax.process_index() == 0:
-    if file.exists():
+    if storage.exists(file):
       seed = int(storage.read_json(file)["random_seed"])
     else:
       storage.write(file, json.dumps({"random_seed": seed}) + "\n")
@@ -45,9 +44,9 @@ class RowSeeds:
   """
 
   def __init__(self, model_dir: str, first: int):
-    self._file = epath.Path(model_dir) / "row_seeds.json"
+    self._file = storage.join(model_dir, "row_seeds.json")
     self._seeds = [(0, first)]
-    if self._file.exists():
+    if storage.exists(self._file):
       self._seeds += [(int(step), int(seed)) for step, seed in storage.read_json(self._file)]
 
   def at(self, step: int) -> tuple[int, int]:

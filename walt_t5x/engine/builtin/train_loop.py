@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
 from walt_t5x.engine import checkpoints, run_record
@@ -26,6 +25,7 @@ from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.files import storage
 
 
 def train(
@@ -108,7 +108,7 @@ def train(
     )
   settings = settings or RunSettings()
   began, goodput = time.monotonic(), Goodput()
-  epath.Path(model_dir).mkdir(parents=True, exist_ok=True)
+  storage.make_folder(model_dir)
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
 
   # ---- Random numbers ----

@@ -1,0 +1,141 @@
+"""The complete job stops, with a message, on wrong flags, other settings or encoders, and missing or damaged files."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from beam_jobs import preprocess, verify
+from beam_jobs.runners import job_flags
+from beam_jobs.shards import ledger, settings
+from tests.beam_jobs.conftest import good_rows, save_checkpoint, write_manifest
+from walt_t5x.files.mismatch import Mismatch
+
+
+def test_other_settings_in_the_same_folder_are_rejected_by_field(finished, world):
+  folder, _, _ = finished
+  manifest = folder / "manifest.jsonl"
+  with pytest.raises(Mismatch, match=r"clip\.fps: the folder has 8\.0, this run 6"):
+    preprocess.run(world.argv(manifest, folder / "out", fps=6))
+  with pytest.raises(Mismatch, match=r"num_shards\.train: .* 2, this run 3"):
+    preprocess.run(world.argv(manifest, folder / "out", num_shards=3))
+
+
+def test_another_vae_is_rejected_by_its_fingerprint(finished, world, tmp_path):
+  folder, _, _ = finished
+  from walt_t5x.engine.checkpoints import load_params
+
+  params = load_params(world.checkpoint)
+  # A trained checkpoint also has a discriminator; the VAE's parameters are selected.
+  leaf = params["encoder"]
+  while not hasattr(next(iter(leaf.values())), "shape"):
+    leaf = next(iter(leaf.values()))
+  leaf[next(iter(leaf))] += 1
+  save_checkpoint(tmp_path / "other", {"vae": params, "discriminator": {"w": np.zeros(3)}})
+  argv = world.argv(folder / "manifest.jsonl", folder / "out", vae_checkpoint=tmp_path / "other")
+  with pytest.raises(Mismatch, match=r"vae\.fingerprint"):
+    preprocess.run(argv)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ({"manifest": "/nowhere.jsonl"}, r"--manifest: no file at /nowhere\.jsonl"),
+    ({"vae_gin_file": "/nowhere.gin"}, r"--vae_gin_file: no file at /nowhere\.gin"),
+    ({"vae_checkpoint": "/nowhere"}, "no complete checkpoint in /nowhere"),
+    ({"text_encoder": "/nowhere"}, r"No config\.json in /nowhere"),
+    ({"num_frames": 10}, r"got 10 frames, expected 1 \+ k \* 4"),
+    ({"resolutions": "18x18"}, "got height 18, expected a multiple of 4"),
+    ({"filter": "aesthetic>>5"}, "got 'aesthetic>>5', expected NAME OP NUMBER"),
+    ({"no_such_flag": 1}, "unknown flags .*no_such_flag"),
+  ],
+)
+def test_a_wrong_flag_is_rejected_before_any_work(world, tmp_path, flags, message):
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    preprocess.run(world.argv(**{"manifest": manifest, "output": tmp_path / "out"} | flags))
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_vae_names_the_parameter(world, tmp_path):
+  gin = tmp_path / "wide.gin"
+  gin.write_text(pathlib.Path(world.gin).read_text() + "autoencoder.CausalVae.base_channels = 8\n")
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises(Mismatch, match=r"parameters differ, first .*checkpoint \("):
+    preprocess.run(world.argv(manifest, tmp_path / "out", vae_gin_file=gin))
+
+
+def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
+  gin = tmp_path / "other.gin"
+  gin.write_text("x = 1\n")
+  with pytest.raises(ValueError, match=r"other\.gin binds no CausalVae"):
+    job_flags.vae_fields_of_gin(str(gin))
+
+
+def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises(ledger.LedgerError, match=r'none of 1 rows was written.*"missing": 1'):
+    preprocess.run(world.argv(manifest, tmp_path / "out"))
+  assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
+
+
+def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, capsys):
+  _, argv, _ = finished
+  assert preprocess.main(argv) == 0
+  assert json.loads(capsys.readouterr().out.splitlines()[-1])["dead"] == 6
+  assert preprocess.main([*argv, "--vae_checkpoint=/nowhere"]) == 2
+  assert "no complete checkpoint in /nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda d: next(d.glob("*.sidecar.json")).unlink(), "has no sidecar: . rows are unaccounted"),
+    (lambda d: next(d.glob("*-of-00002")).unlink(), "bytes of its sidecar"),
+    (
+      lambda d: (d / "train.tfrecord-00000-of-00014").write_bytes(b""),
+      "00014 is not a shard of this run",
+    ),
+    (
+      lambda d: [
+        path.write_text(path.read_text().replace('"dead": 0', '"dead": 1'))
+        for path in d.glob("*.sidecar.json")
+      ],
+      "were written, rejected, dead or quarantined",
+    ),
+  ],
+)
+def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, message):
+  rows = good_rows(tmp_path, videos=3, images=0)
+  argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out")
+  preprocess.run(argv)
+  videos = tmp_path / "out" / "toy_videos"
+  digest = settings.settings_digest(json.loads((tmp_path / "out/toy.settings.json").read_text()))
+  damage(videos)
+  with pytest.raises(ledger.LedgerError, match=message):
+    ledger.finalize(str(tmp_path / "out"), "toy", settings_digest=digest, origin={})
+  assert not (videos / "COMPLETED").exists()
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys, monkeypatch):
+  rows = good_rows(tmp_path, videos=4, images=0)
+  preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
+  videos = tmp_path / "out" / "toy_videos"
+  assert verify.main([str(videos)]) == 0
+  shard = next(path for path in videos.glob("train.tfrecord-*-of-00002") if path.stat().st_size)
+  content = bytearray(shard.read_bytes())
+  content[-20] ^= 1
+  shard.write_bytes(bytes(content))
+  (videos / "validation.tfrecord-00000-of-00001").unlink()
+  other = next(path for path in videos.glob("train.tfrecord-*-of-00002") if path != shard)
+  pathlib.Path(f"{other}.sidecar.json").write_bytes(b"")
+  capsys.readouterr()
+  assert verify.main([str(videos)]) == 1
+  lines = capsys.readouterr().out.splitlines()
+  assert sum("sha256 differs" in line for line in lines) == 1
+  assert sum("is missing" in line for line in lines) == 1
+  assert sum("the sidecar is not JSON" in line for line in lines) == 1
+  monkeypatch.setattr(verify, "_WORTH_PROCESSES", 0)
+  assert verify.main([str(videos), "--workers=2"]) == 1
+  assert capsys.readouterr().out.splitlines() == lines

@@ -1,12 +1,16 @@
 """Maps the columns of a table to the fields of a manifest row."""
 
+import ast
 import contextlib
 import dataclasses
 import decimal
 import functools
+import io
 import json
+import math
 import re
 import string
+import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,9 +92,10 @@ class Columns:
 def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
   """Fields of one manifest row from values by column.
 
-  Numeric strings and decimals are converted if a number is expected. Invalid values are kept, and become a problem when
-  the row is parsed.
+  Numeric strings and decimals are converted if a number is expected; NaN is a missing value, as pandas writes it.
+  Invalid values are kept, and become a problem when the row is parsed.
   """
+  raw = {name: value for name, value in raw.items() if not _is_nan(value)}
   row: dict[str, Any] = {}
   for name in columns.keep:
     _put(row, name, raw.get(name))
@@ -151,6 +156,10 @@ def _put(row: dict[str, Any], name: str, value: Any) -> None:
     row[name] = value
 
 
+def _is_nan(value: Any) -> bool:
+  return isinstance(value, float | decimal.Decimal) and math.isnan(value)
+
+
 def _number(value: Any) -> Any:
   """The number in a string or a decimal, else the value unchanged."""
   try:
@@ -169,7 +178,7 @@ def _put_captions(row: dict[str, Any], raw: Mapping[str, Any], columns: Columns)
     if found := _texts(raw.get(name)):
       row["captions"] = found
       value = raw.get(columns.by_field["caption_weights"])
-      _put(row, "caption_weights", _json_list(value) if isinstance(value, str) else value)
+      _put(row, "caption_weights", _list_in(value) if isinstance(value, str) else value)
       return
 
 
@@ -177,15 +186,24 @@ def _texts(value: Any) -> list[Any]:
   if value is None or value == "":
     return []
   if isinstance(value, str):
-    value = _json_list(value)
+    value = _list_in(value)
   return value if isinstance(value, list) else [value]
 
 
-def _json_list(text: str) -> Any:
-  """The list if a text is a JSON list, as tables write them; else the text."""
+def _list_in(text: str) -> Any:
+  """The list if a text is one in JSON, or in Python, as pandas writes lists and arrays; else the text."""
   if text.startswith("["):
     with contextlib.suppress(ValueError):
       return load_json(text)
+    with contextlib.suppress(ValueError, SyntaxError, tokenize.TokenError):
+      tokens = tokenize.generate_tokens(io.StringIO(text.strip()).readline)
+      kinds = [(token.type, token.string) for token in tokens if token.string.strip()]
+      texts = [string for kind, string in kinds if kind == tokenize.STRING]
+      others = {string for kind, string in kinds if kind != tokenize.STRING}
+      # An array has no commas between its elements.
+      single = text.count("[") - sum(string.count("[") for string in texts) == 1
+      if texts and single and kinds[-1][1] == "]" and others <= {"[", "]", ",", "nan", "None"}:
+        return [ast.literal_eval(string) for string in texts]
   return text
 
 

@@ -1,28 +1,35 @@
 """Class folders: `<class>/<file>` as in UCF-101, `<split>/<class>/<file>` as in ImageNet.
 
-The label is the index of the class in the sorted class names, or in the list of class names; the caption is the class
-in words.
+A split may also be flat, `val/<file>` as in Kaggle's ImageNet, with a table of its classes. Hidden files and folders
+(`.ipynb_checkpoints`) are not read. The label is the index of the class in the sorted class names, or in the list of
+class names; the caption is the class in words.
 """
 
+import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
-from beam_jobs.sources.columns import Columns, to_line, to_row
-from beam_jobs.sources.rows import is_media
+from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
+from beam_jobs.sources.rows import is_hidden, is_media
 from walt_t5x.files import storage
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 
 
 def class_folders(root: str) -> list[tuple[str, str]]:
-  """(split folder or '', class folder) of every class below a root, sorted.
+  """(split folder or '', class folder) of every class below a root, sorted; the class folder of a flat split is ''.
 
   Raises:
     ValueError: if no class folder contains a media file.
   """
   pairs = {os.path.split(folder) for folder in _folders(root, "*/*/*")}
   found = {(split, name) for split, name in pairs if split in SPLITS}
-  found = found or {("", name) for name in _folders(root, "*/*")}
+  below = _folders(root, "*/*")
+  if found:
+    found |= {(split, "") for split in below & SPLITS.keys() - {split for split, _ in found}}
+  else:
+    found = {("", name) for name in below}
   if not found:
     raise ValueError(
       f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
@@ -33,26 +40,48 @@ def class_folders(root: str) -> list[tuple[str, str]]:
 
 def _folders(root: str, pattern: str) -> set[str]:
   base = root.rstrip("/") + "/"
-  return {
-    os.path.dirname(path.removeprefix(base))
-    for path in storage.match(storage.join(root, *pattern.split("/")))
-    if is_media(path)
-  }
+  matched = storage.match(storage.join(root, *pattern.split("/")))
+  files = (path.removeprefix(base) for path in matched)
+  return {os.path.dirname(file) for file in files if is_media(file) and not is_hidden(file)}
 
 
 def folder_lines(
-  root: str, split: str, name: str, columns: Columns, validation_files: frozenset[str]
+  root: str,
+  split: str,
+  name: str,
+  columns: Columns,
+  *,
+  validation_files: frozenset[str] = frozenset(),
+  labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
   """Manifest lines of one class folder.
 
-  `split` is its split folder or '', `columns` has the class names, and `validation_files` are paths `<class>/<file>`.
+  Args:
+    root: folder of the class folders.
+    split, name: its split folder or '', and its class folder or '' (`class_folders`).
+    columns: has the class names.
+    validation_files: paths `<class>/<file>` of the validation split.
+    labels: class of each file of a flat split, by the name without its extension.
   """
   for file in storage.names(storage.join(root, split, name)):
     if is_media(file):
-      row = {"uri": storage.join(split, name, file), "class": name, "split": SPLITS.get(split)}
+      row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
+      row["class"] = name or labels.get(os.path.splitext(file)[0])
+      if row["class"] is None:
+        yield bad_row(row["uri"], "class: got none, expected a row in --validation_labels")
+        continue
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))
+
+
+def parse_labels(text: str) -> dict[str, str]:
+  """File name without extension -> class, of a CSV file such as ImageNet's LOC_val_solution.csv.
+
+  The first column is the file; the second begins with the class.
+  """
+  rows = [row for row in csv.reader(text.splitlines()) if len(row) > 1 and row[1].split()]
+  return {os.path.splitext(row[0])[0]: row[1].split()[0] for row in rows}
 
 
 def parse_file_list(text: str) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """Streams manifest lines (bytes) from a source; only file names and row group numbers are shuffled."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from beam_jobs.sources import folders, tables, webdataset
 from beam_jobs.sources.columns import Columns, to_line, to_row
 from beam_jobs.sources.rows import load_json
 from beam_jobs.sources.spec import SourceSpec, files
+from walt_t5x.files import storage
+
+
+# Of Beam's regular expression for a path with brackets.
+warnings.filterwarnings("ignore", "Possible nested set", FutureWarning)
 
 
 class ReadRows(beam.PTransform):
@@ -43,7 +49,9 @@ class ReadRows(beam.PTransform):
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(files)
       lines = found | ReadAllFromText(coder=BytesCoder())
     else:
-      lines = root | ReadFromText(spec.pattern, coder=BytesCoder(), validate=self._look)
+      lines = root | ReadFromText(
+        storage.literal(spec.pattern), coder=BytesCoder(), validate=self._look
+      )
     if spec.columns.changes_nothing:
       return lines
     return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)
@@ -53,7 +61,14 @@ def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
   """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name)."""
   if spec.kind == "folder":
     split, name = part
-    return folders.folder_lines(spec.pattern, split, name, spec.columns, spec.validation_files)
+    return folders.folder_lines(
+      spec.pattern,
+      split,
+      name,
+      spec.columns,
+      validation_files=spec.validation_files,
+      labels=spec.labels,
+    )
   if spec.kind == "parquet":
     return tables.parquet_lines(*part, columns=spec.columns)
   if spec.kind == "webdataset":

@@ -140,7 +140,7 @@ def is_utf8(text: str) -> bool:
 def is_media(path: str) -> bool:
   """Whether a file's extension is that of an image or a video, and it is not hidden."""
   extension = os.path.splitext(path)[1].lower()
-  return extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS and not is_hidden(path)
+  return extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS and not is_hidden(os.path.basename(path))
 
 
 def is_hidden(path: str) -> bool:
@@ -204,7 +204,8 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
 def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
   captions = raw.get("captions")
   if captions is None:
-    captions = [] if raw.get("caption") is None else [raw["caption"]]
+    caption = raw.get("caption")
+    captions = [] if caption is None else caption if isinstance(caption, list) else [caption]
   if not isinstance(captions, list) or not all(isinstance(c, str) and is_utf8(c) for c in captions):
     raise _BadRow(
       "bad_captions", f"captions: got {captions!r}, expected a list of strings in UTF-8"

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from beam_jobs.sources import folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
@@ -35,6 +35,7 @@ class SourceSpec:
     media_root: base of relative uris.
     columns: how its columns map to fields.
     validation_files: files of the validation split, for class folders.
+    labels: classes of the files of a flat split, for class folders.
   """
 
   kind: str
@@ -42,6 +43,7 @@ class SourceSpec:
   media_root: str
   columns: Columns = dataclasses.field(default_factory=Columns)
   validation_files: frozenset[str] = frozenset()
+  labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="percentage of rows without a split, by hash (0)",
   )
   add("--validation_list", help="file list of class folders' validation split (testlist01.txt)")
+  add(
+    "--validation_labels",
+    help="CSV of file and class for a flat val folder (LOC_val_solution.csv, found up to 3 folders above)",
+  )
 
 
 def source_of(
@@ -109,11 +115,16 @@ def source_of(
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
   if look and kind in ("csv", "kinetics", "parquet"):
     _check_header(next(files(args.manifest)), kind, columns)
-  validation_files = frozenset()
+  validation_files, labels = frozenset(), {}
+  for flag in ("validation_list", "validation_labels"):
+    if getattr(args, flag) and kind != "folder":
+      raise ValueError(f"--{flag} requires --source=folder; use --column split=... instead")
   if args.validation_list:
-    if kind != "folder":
-      raise ValueError("--validation_list requires --source=folder; use --column split=... instead")
     validation_files = folders.parse_file_list(_text("validation_list", args.validation_list))
+    if look:
+      _check_list(args, validation_files)
+  if args.validation_labels or (look and kind == "folder"):
+    labels = _labels(args)
   root = args.manifest if kind == "folder" else storage.parent(args.manifest)
   return SourceSpec(
     kind=kind,
@@ -121,6 +132,7 @@ def source_of(
     media_root=args.media_root or root,
     columns=columns,
     validation_files=validation_files,
+    labels=labels,
   )
 
 
@@ -211,11 +223,43 @@ def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple
     return parse_class_names(_text("class_names", args.class_names))
   names: set[str] = set()
   if kind == "folder":
-    names = {name for _, name in folders.class_folders(args.manifest)}
+    names = {name for _, name in folders.class_folders(args.manifest) if name}
   if kind == "kinetics":
     for path in files(args.manifest):
       names.update(tables.csv_values(path, columns.by_field["class"]))
   return tuple((name, class_words(name)) for name in sorted(names))
+
+
+def _check_list(args: argparse.Namespace, validation_files: frozenset[str]) -> None:
+  """Rejects a file list of which no file exists: all rows would be training data."""
+  splits = {split for split, _ in folders.class_folders(args.manifest)}
+  paths = (
+    storage.join(args.manifest, s, f) for s in sorted(splits) for f in sorted(validation_files)
+  )
+  if not any(map(storage.exists, paths)):
+    raise ValueError(
+      f"--validation_list: none of the {len(validation_files)} files of {args.validation_list} is in "
+      f"{args.manifest}, first {sorted(validation_files)[:2]}; expected paths <class>/<file>"
+    )
+
+
+def _labels(args: argparse.Namespace) -> dict[str, str]:
+  """Classes of the files of flat splits."""
+  if args.validation_labels:
+    return folders.parse_labels(_text("validation_labels", args.validation_labels))
+  flat = [split for split, name in folders.class_folders(args.manifest) if not name]
+  if not flat:
+    return {}
+  folder = args.manifest.rstrip("/")
+  for _ in range(4):
+    found = storage.join(folder, "LOC_val_solution.csv")
+    if storage.exists(found):
+      return folders.parse_labels(_text("validation_labels", found))
+    folder = storage.parent(folder)
+  raise ValueError(
+    f"--manifest: {storage.join(args.manifest, flat[0])} has files without class folders; set --validation_labels to "
+    "a CSV of file and class (ImageNet: LOC_val_solution.csv), or move the folder away"
+  )
 
 
 def _check_header(path: str, kind: str, columns: Columns) -> None:

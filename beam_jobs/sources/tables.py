@@ -29,7 +29,7 @@ def csv_lines(path: str, columns: Columns) -> Iterator[str]:
     header = next((cells for _, cells in records if isinstance(cells, list)), [])
     for number, cells in records:
       if isinstance(cells, csv.Error):
-        yield bad_row(f"{path}:{number}", f"{cells}; a quote in a cell is written twice")
+        yield bad_row(f"{path}:{number}", f"got {cells}, expected quotes in a cell twice")
       elif not all(map(is_utf8, cells)):
         message = f"got cells that are not UTF-8: {cells}; write the table in UTF-8"
         yield bad_row(f"{path}:{number}", message)
@@ -46,7 +46,7 @@ def _records(
   """(number of the first line, cells or an error) of every row; blank lines are skipped.
 
   A stray quote costs its own line only: what it swallowed is read again as rows. A quote that a later stray quote
-  closes is noticed by a line within the cell that is a row with a media file in `media_column`.
+  closes is noticed by the number of cells, or by a line within the cell that has a media file in `media_column`.
   """
   numbered, again = enumerate(stream, 1), collections.deque[tuple[int, str]]()
 
@@ -57,10 +57,10 @@ def _records(
       taken.append(line)
       yield line[1]
 
-  def is_row(line: str) -> bool:
-    cells = line.rstrip("\r\n").split(delimiter)
-    named = dict(zip(header, cells)).get(media_column, "")
-    return len(cells) == len(header) and is_media(named)
+  def is_stray(cells: list[str]) -> bool:
+    within = (line for cell in cells for line in cell.splitlines()[1:])
+    rows = (dict(zip(header, line.split(delimiter))) for line in within)
+    return len(cells) != len(header) or any(is_media(row.get(media_column, "")) for row in rows)
 
   header: list[str] = []
   while True:
@@ -68,7 +68,7 @@ def _records(
     cells: list[str] | csv.Error | None
     try:
       cells = next(csv.reader(lines(), delimiter=delimiter, strict=True), None)
-      if any(is_row(line) for _, line in taken[1:]):
+      if cells and header and len(taken) > 1 and is_stray(cells):
         raise csv.Error("a quote that is not closed in its row")
     except csv.Error as error:
       cells = error

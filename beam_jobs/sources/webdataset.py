@@ -11,7 +11,7 @@ from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.members import Member
-from beam_jobs.sources.rows import is_media, load_json
+from beam_jobs.sources.rows import is_hidden, is_media, load_json
 from walt_t5x.files import storage
 
 _TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""}
@@ -21,8 +21,17 @@ _MAX_TEXT = 1 << 22
 def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
   """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members."""
   damage: list[Exception] = []
+  seen: set[str] = set()
   for key, sample in itertools.groupby(_members(path, damage), key=_key):
-    yield from _lines(key, sample, uri, columns)
+    if key in seen:
+      yield bad_row(
+        f"{uri}::{key}",
+        f"members of the sample {key!r} are not adjacent, so that those before were read as a sample; write the "
+        f"members of a sample one after another; here are {[member.name for member, _ in sample]}",
+      )
+    else:
+      seen.add(key)
+      yield from _lines(key, sample, uri, columns)
   for error in damage:
     yield bad_row(
       uri, f"tar file: {error}; expected an uncompressed tar; complete samples before this are used"
@@ -30,13 +39,13 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
 
 
 def _members(path: str, damage: list[Exception]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-  """Files of a tar with the content of texts; a damage ends them and is added to the list."""
+  """Files of a tar that are not hidden, with the content of texts; a damage ends them and is added to the list."""
   try:
     with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
       while member := tar.next():
         # The list of members would grow with the file; it is not public.
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if member.isfile():
+        if member.isfile() and not is_hidden(member.name):
           is_text = _extension(member) in _TEXTS and member.size <= _MAX_TEXT
           content = tar.extractfile(member) if is_text else None
           yield member, content.read() if content else b""
@@ -51,6 +60,11 @@ def _extension(member: tarfile.TarInfo) -> str:
 def _key(member: tuple[tarfile.TarInfo, bytes]) -> str:
   folder, _, name = member[0].name.rpartition("/")
   return f"{folder}/{name.partition('.')[0]}"
+
+
+def _is_plain(name: str) -> bool:
+  """Whether a name has one extension."""
+  return os.path.basename(name).count(".") == 1
 
 
 def _lines(
@@ -81,6 +95,11 @@ def _lines(
         error = f"{member.name} is not UTF-8 text ({problem})"
       except ValueError as problem:
         error = f"{member.name}: {problem}"
+  # `a.mask.png` beside `a.mp4` is another kind of data.
+  media = [one for one in media if _is_plain(one.name)] or media
+  names = [one.name for one in media]
+  if twice := sorted({name for name in names if names.count(name) > 1}):
+    error = error or f"{twice[0]} is in the tar file twice"
   if not media:
     error = error or f"sample {key!r} has no member that is an image or a video"
   if error:

@@ -71,7 +71,7 @@ def is_text(value):
 
 MEANINGS = {
   "uri": lambda value: is_text(value) and value,
-  "caption": is_text,
+  "caption": lambda value: all(map(is_text, value if isinstance(value, list) else [value])),
   "captions": lambda value: isinstance(value, list) and all(map(is_text, value)),
   "caption_weights": lambda value: (
     isinstance(value, list) and len(value) == 1 and is_number(value[0], 1e-9, 1e30)

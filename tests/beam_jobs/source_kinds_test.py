@@ -322,7 +322,7 @@ def test_linked_class_folders_and_names_with_brackets_lose_no_row(tmp_path):
   found = [
     json.loads(line)["uri"]
     for _, name in folders.class_folders(str(root))
-    for line in folders.folder_lines(str(root), "", name, names, frozenset())
+    for line in folders.folder_lines(str(root), "", name, names)
   ]
   assert found == ["cat [1]/a.png", "dog/a.png"]
 
@@ -371,7 +371,6 @@ def test_imagenet_folders_have_splits_synsets_and_names(tmp_path):
       str(tmp_path),
       *pair,
       columns.Columns(class_names=names, caption_template="a photo of {class}"),
-      frozenset(),
     )
   ]
   assert [(r["uri"], r["label"], r["captions"], r["split"]) for r in lines] == [

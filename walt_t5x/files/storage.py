@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import uuid
@@ -118,9 +119,14 @@ def _listed(folder: PathLike, kind: str) -> list[str]:
   return sorted(os.path.basename(one["name"].rstrip("/")) for one in found if one["type"] == kind)
 
 
+def literal(pattern: PathLike) -> str:
+  """A pattern for libraries to which `[` and `?` are special too, which may be parts of names."""
+  return re.sub(r"[\[?]", r"[\g<0>]", os.fspath(pattern))
+
+
 def match(pattern: PathLike) -> Iterator[str]:
-  """Sorted paths of the files that match a pattern with `*`."""
-  pattern = os.fspath(pattern)
+  """Sorted paths of the files that match a pattern with `*`; other characters are themselves."""
+  pattern = literal(pattern)
   if is_local(pattern):
     yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
     return

@@ -211,7 +211,8 @@ def orientation(frame: "VideoFrame") -> tuple[int, bool]:
   """
   from av.sidedata.sidedata import Type
 
-  stored = frame.side_data.get(Type.DISPLAYMATRIX)
+  side_data: Any = frame.side_data
+  stored = side_data.get(Type.DISPLAYMATRIX)
   if stored is None:
     return 0, False
   # (x, y) is shown at (a x + c y, b x + d y), with y downwards.

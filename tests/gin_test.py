@@ -100,7 +100,7 @@ def _traced_loss_shape(model, field, low_resolution):
   variables = jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes, types))
   others, _ = split_variables(variables)
   params = others.pop("params")
-  # The collections that a model has besides its parameters are a fourth argument, and returned with the metrics.
+  # The collections that a model has in addition to its parameters are a fourth argument, and returned with the metrics.
   arguments = (params, batch, jax.random.key(1)) + ((others,) if others else ())
   loss, metrics = jax.eval_shape(model.loss_fn, *arguments)
   assert "loss" in (metrics[0] if others else metrics)

@@ -38,7 +38,7 @@ ALLOWED = {
     "data",
   ),
   "walt_t5x/planning": ("walt_t5x/config", "walt_t5x/engine", "walt_t5x/models", "data"),
-  "beam_jobs/sources": ("walt_t5x/files", "data"),
+  "beam_jobs/sources": ("walt_t5x/files", "walt_t5x/media", "data"),
   "beam_jobs/filters": ("walt_t5x/media", "beam_jobs/sources"),
   "beam_jobs/shards": (
     "walt_t5x/files",

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
-from beam_jobs.sources.rows import is_hidden, is_media
+from beam_jobs.sources.rows import is_media
 from walt_t5x.files import storage
+from walt_t5x.media.containers import is_hidden
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from walt_t5x.files import storage
 
-_LISTED_TARS = 4
 _MEMBER = re.compile(
   r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
 )
@@ -94,7 +93,7 @@ def _listed_member(member: Member) -> bytes:
   return content
 
 
-@functools.lru_cache(maxsize=_LISTED_TARS)
+@functools.lru_cache(maxsize=4)
 def _listed(archive: str) -> dict[int, tarfile.TarInfo]:
   """Every file of a tar by the offset of its bytes, up to a damage."""
   found: dict[int, tarfile.TarInfo] = {}

@@ -15,7 +15,6 @@ from beam_jobs.sources.rows import load_json
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
 
-
 # Of Beam's regular expression for a path with brackets.
 warnings.filterwarnings("ignore", "Possible nested set", FutureWarning)
 

@@ -11,14 +11,8 @@ from typing import Any
 
 from beam_jobs.sources.members import file_name
 from data import schema
+from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 
-# The last four have no decoder here: they become dead letters instead of short videos.
-IMAGE_EXTENSIONS = frozenset(
-  (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl")
-)
-VIDEO_EXTENSIONS = frozenset(
-  (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".3gp", ".gif")
-)
 # Reasons of invalid rows: only another manifest fixes them, not another media file.
 PROBLEMS = frozenset(
   (
@@ -139,18 +133,13 @@ def is_utf8(text: str) -> bool:
 
 def is_media(path: str) -> bool:
   """Whether a file's extension is that of an image or a video, and it is not hidden."""
-  extension = os.path.splitext(path)[1].lower()
-  return extension in IMAGE_EXTENSIONS | VIDEO_EXTENSIONS and not is_hidden(os.path.basename(path))
-
-
-def is_hidden(path: str) -> bool:
-  """Whether a file, or a folder of its relative path, is hidden: its name begins with a dot."""
-  return any(name.startswith(".") and name not in (".", "..") for name in path.split("/"))
+  suffix = os.path.splitext(path)[1].lower()
+  return suffix in IMAGE_SUFFIXES + VIDEO_SUFFIXES and not is_hidden(os.path.basename(path))
 
 
 def guess_modality(uri: str) -> str:
   """'image' for the extension of an image, 'video' for everything else."""
-  return "image" if os.path.splitext(file_name(uri))[1].lower() in IMAGE_EXTENSIONS else "video"
+  return "image" if os.path.splitext(file_name(uri))[1].lower() in IMAGE_SUFFIXES else "video"
 
 
 def resolve(uri: str, folder: str) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.members import Member
-from beam_jobs.sources.rows import is_hidden, is_media, load_json
+from beam_jobs.sources.rows import is_media, load_json
 from walt_t5x.files import storage
+from walt_t5x.media.containers import is_hidden
 
 _TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""}
 _MAX_TEXT = 1 << 22

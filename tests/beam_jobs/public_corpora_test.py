@@ -233,7 +233,7 @@ def test_sparse_members_are_read_with_their_holes(tmp_path):
     assert members.read_media(second["uri"]) == b"plain"
 
 
-def test_samples_are_whole_or_named(tmp_path):
+def test_samples_are_complete_or_named(tmp_path):
   path = tmp_path / "a.tar"
   picture = media.image()
   _tar(
@@ -257,9 +257,9 @@ def test_samples_are_whole_or_named(tmp_path):
 def test_a_fuzzed_tar_never_raises(seed, tmp_path):
   draw = random.Random(seed)
   _tar(tmp_path / "a.tar", [(f"{k}.{e}", b"x" * 700) for k in KEYS * 2 for e in ("png", "txt")])
-  whole = (tmp_path / "a.tar").read_bytes()
+  intact = (tmp_path / "a.tar").read_bytes()
   for _ in range(25):
-    content = bytearray(whole[: draw.randrange(1, len(whole))])
+    content = bytearray(intact[: draw.randrange(1, len(intact))])
     for _ in range(draw.randrange(6)):
       content[draw.randrange(len(content))] = draw.randrange(256)
     path = tmp_path / "b.tar"

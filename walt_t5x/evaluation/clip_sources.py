@@ -10,14 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.media import pictures, reading, writing
+from walt_t5x.media import pictures, reading
+from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.metrics.network_input import resize_bilinear
 from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (*writing.VIDEO_SUFFIXES, ".mkv", ".mov", ".mpg", ".gif")
 
 _T = TypeVar("_T")
 
@@ -87,6 +86,12 @@ def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media
   return found
 
 
+def _has_samples(folder: Path) -> bool:
+  """Whether a folder has sidecars of samples; other programs name files by numbers too."""
+  first = min(folder.glob("[0-9]*.json"), default=None)
+  return first is not None and "stages" in storage.read_json(first)
+
+
 def find_media(
   path: str | Path, *, images: bool = False, stage: str | None = None, split: str | None = None
 ) -> list[Media]:
@@ -106,12 +111,12 @@ def find_media(
   path = Path(path)
   if path.suffix == ".jsonl" and path.is_file():
     found = _from_manifest(path, images=images, split=split)
-  elif path.is_dir() and any(path.glob("[0-9]*.json")):
+  elif path.is_dir() and _has_samples(path):
     found = _from_sample_folder(path, stage)
   else:
     suffixes = IMAGE_SUFFIXES if images else VIDEO_SUFFIXES
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
-    found = [_file(f, str(f.relative_to(path))) for f in files]
+    found = [_file(f, n) for f in files if not is_hidden(n := str(f.relative_to(path)))]
   if not found:
     raise FileNotFoundError(
       f"No {'images' if images else 'videos'} under {path}: expected a folder of media, a .jsonl "

@@ -1,4 +1,4 @@
-"""Containers of videos: which are read, when their picture ends, and whether they are complete."""
+"""Files of media by their names; containers of videos: when their picture ends, and whether they are complete."""
 
 import contextlib
 import os
@@ -6,7 +6,15 @@ import struct
 from typing import Any, BinaryIO
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gif"
+# Of the images, HEIC and JPEG XL have no decoder here: they are errors instead of short videos.
+IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .tif .tiff .avif .heic .heif .jxl".split())
+VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .3gp .gif".split())
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
+
+
+def is_hidden(path: str) -> bool:
+  """Whether a file, or a folder of its relative path, is hidden: its name begins with a dot."""
+  return any(name.startswith(".") and name not in (".", "..") for name in path.split("/"))
 
 
 def stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> float | None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 _PICTURE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"GIF8")
 _ORIENTATION = 0x0112  # EXIF tag of the orientation.
-# EXIF orientations that swap height and width.
-_TURNED = (5, 6, 7, 8)
+# Pillow's transpositions that make EXIF orientations 2 to 8 upright; from 5 on, height and width are swapped.
+_TURNS = (0, 3, 1, 5, 4, 6, 2)
 # A PNG may hold long texts and profiles; this limits their decompressed bytes.
 _MAX_TEXT_BYTES = 64 * 2**20
 
@@ -50,7 +50,7 @@ def open_picture(
         size = (image.height, image.width)
         # Pillow applies the tag of a TIFF itself.
         turned = 1 if image.format == "TIFF" else _stored_orientation(image)
-        if turned in _TURNED:
+        if 5 <= turned <= 8:
           size = (image.width, image.height)
         if check:
           check(size)
@@ -86,16 +86,7 @@ def _stored_orientation(image: "Picture") -> int:
 def _upright(image: "Picture", orientation: int) -> "Picture":
   from PIL.Image import Transpose
 
-  turns = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-  }
-  return image.transpose(turns[orientation]) if orientation in turns else image
+  return image.transpose(Transpose(_TURNS[orientation - 2])) if 2 <= orientation <= 8 else image
 
 
 def _to_rgb(image: "Picture") -> "Picture":

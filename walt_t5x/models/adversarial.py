@@ -5,7 +5,7 @@
     + w_l LeCAM(D(x), D(x~)) + w_r R1(D, x)
 
 Generator and discriminator use the same reconstruction x^; D'(x^) and D(x~) have the same values and XLA computes
-them once. State that is not trained (a count, LeCAM's averages) is a variable collection of its own, see `Running`.
+them once. State that is not trained (a count, LeCAM's averages) is a separate variable collection, see `Running`.
 """
 
 import dataclasses

@@ -96,7 +96,7 @@ def _lines(
         error = f"{member.name} is not UTF-8 text ({problem})"
       except ValueError as problem:
         error = f"{member.name}: {problem}"
-  # `a.mask.png` beside `a.mp4` is another kind of data.
+  # `a.mask.png` next to `a.mp4` is another kind of data.
   media = [one for one in media if _is_plain(one.name)] or media
   names = [one.name for one in media]
   if twice := sorted({name for name in names if names.count(name) > 1}):

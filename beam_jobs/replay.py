@@ -29,7 +29,7 @@ from beam_jobs.shards import encoders, settings
 from beam_jobs.shards.ledger import Summary
 from beam_jobs.shards.plan import Job
 from beam_jobs.shards.shard_files import LedgerError
-from beam_jobs.sources import PROBLEMS
+from beam_jobs.sources.rows import PROBLEMS
 from data import provenance
 from walt_t5x.config import programs
 from walt_t5x.files import storage

@@ -91,7 +91,7 @@ def start_seconds() -> float:
 def measure(*, rows: int, rounds: int, threads: int) -> dict:
   """Measures the figures of the table."""
   from beam_jobs.shards import loading
-  from beam_jobs.sources import parse_line
+  from beam_jobs.sources.rows import parse_line
   from walt_t5x.media.clips import ClipSpec
 
   settings = {

@@ -88,7 +88,7 @@ def bare_loop(argv: Sequence[str]) -> dict[str, float]:
 
   from beam_jobs.runners import job_flags
   from beam_jobs.shards import encoders
-  from beam_jobs.sources import parse_line
+  from beam_jobs.sources.rows import parse_line
   from walt_t5x.media import clips, decoding
 
   args, _ = job_flags.parse(argv, description=__doc__)

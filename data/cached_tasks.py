@@ -44,6 +44,11 @@ class CachedTask(seqio.Task):
   walt_features: Mapping[str, batch_spec.Feature] = {}
   fields: Mapping[str, str] = {}
 
+  @property
+  def splits(self) -> Sequence[str]:
+    """The splits that the cache has; without a cache, those that it may have."""
+    return cached_splits(self.cache_dir) if self.cache_dir else schema.SPLITS
+
   def provenance(self) -> Provenance:
     """Provenance of the cache folder, with the statistics by which the model normalizes.
 
@@ -158,6 +163,12 @@ class CachedMixture(seqio.Mixture):
     return common
 
 
+def cached_splits(cache_dir: str) -> list[str]:
+  """The splits of a cached task."""
+  names = set(storage.names(cache_dir))
+  return [split for split in schema.SPLITS if f"info.{split}.json" in names]
+
+
 def raw_shards(
   cache_dir: str, split: str, *, file_shuffle_buffer_size: int | None = None
 ) -> seqio.FileDataSource:
@@ -168,8 +179,12 @@ def raw_shards(
   (`benchmarks/input_pipeline.py`). Order, sharding over hosts and shuffling of files are SeqIO's.
 
   Raises:
-    FileNotFoundError: if a shard is missing.
+    FileNotFoundError: if the split or a shard is missing.
   """
+  if split not in (found := cached_splits(cache_dir)):
+    raise FileNotFoundError(
+      f"{cache_dir} has no split {split!r}, only {found}; preprocess with --validation_percent or --validation_list"
+    )
   shards = storage.read_json(utils.get_cached_info_path(cache_dir, split))["num_shards"]
   examples = storage.read_json(utils.get_cached_stats_path(cache_dir, split))["examples"]
   prefix = utils.get_cached_tfrecord_prefix(cache_dir, split)

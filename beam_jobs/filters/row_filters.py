@@ -21,7 +21,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from beam_jobs.sources import Row
+from beam_jobs.sources.rows import Row
 from walt_t5x.media.rules import HEADER_QUANTITIES, Rejected, Rule, check_value
 
 CAPTION_QUANTITIES = ("caption_chars", "caption_words")

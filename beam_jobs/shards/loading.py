@@ -8,8 +8,8 @@ import pickle
 import threading
 from collections.abc import Sequence
 
-from beam_jobs.sources import Row
 from beam_jobs.sources.members import StaleMember, read_media
+from beam_jobs.sources.rows import Row
 from walt_t5x.files import storage
 from walt_t5x.media import decoding
 from walt_t5x.media.clips import Clip, ClipSpec

@@ -13,7 +13,7 @@ from beam_jobs.filters import duplicates, row_filters
 from beam_jobs.shards import encoders, progress, quality, shard_files
 from beam_jobs.shards.loading import Failure, Loaded, load_row
 from beam_jobs.shards.plan import Job
-from beam_jobs.sources import Row, parse_line
+from beam_jobs.sources.rows import Row, parse_line
 from data import schema
 from walt_t5x.media.rules import Rejected
 

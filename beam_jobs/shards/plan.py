@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from beam_jobs.filters import row_filters
 from beam_jobs.shards import encoders, quality, shard_files
 from beam_jobs.shards.loading import DecodeSettings
-from beam_jobs.sources import parse_line
 from beam_jobs.sources.columns import bad_row
+from beam_jobs.sources.rows import parse_line
 from walt_t5x.files import storage
 from walt_t5x.media.clips import ClipSpec
 

@@ -19,7 +19,7 @@ import apache_beam as beam
 from beam_jobs.shards import ledger, settings, shard_files
 from beam_jobs.shards.ledger import Summary, Totals
 from beam_jobs.shards.shard_files import LedgerError
-from beam_jobs.sources import PROBLEMS
+from beam_jobs.sources.rows import PROBLEMS
 from data import provenance
 from walt_t5x.files import storage
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from beam_jobs.shards import quality
 from beam_jobs.shards.moments import Moments
-from beam_jobs.sources import Row
+from beam_jobs.sources.rows import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
 

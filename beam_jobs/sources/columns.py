@@ -7,7 +7,6 @@ import decimal
 import functools
 import io
 import json
-import math
 import re
 import string
 import tokenize
@@ -95,7 +94,7 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
   Numeric strings and decimals are converted if a number is expected; NaN is a missing value, as pandas writes it.
   Invalid values are kept, and become a problem when the row is parsed.
   """
-  raw = {name: value for name, value in raw.items() if not _is_nan(value)}
+  raw = {name: value for name, value in raw.items() if value == value}
   row: dict[str, Any] = {}
   for name in columns.keep:
     _put(row, name, raw.get(name))
@@ -154,10 +153,6 @@ def parse_class_names(text: str) -> tuple[tuple[str, str], ...]:
 def _put(row: dict[str, Any], name: str, value: Any) -> None:
   if value is not None and value != "":
     row[name] = value
-
-
-def _is_nan(value: Any) -> bool:
-  return isinstance(value, float | decimal.Decimal) and math.isnan(value)
 
 
 def _number(value: Any) -> Any:

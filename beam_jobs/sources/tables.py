@@ -24,7 +24,6 @@ def csv_header(path: str) -> list[str]:
 def csv_lines(path: str, columns: Columns) -> Iterator[str]:
   """Manifest lines of a CSV or TSV file, by its extension; a row of the wrong length is a bad row."""
   with storage.open_text(path) as stream:
-    # A media file's row within a cell: an earlier quote was not closed.
     records = _records(stream, _delimiter(path), media_column=columns.by_field["uri"])
     header = next((cells for _, cells in records if isinstance(cells, list)), [])
     for number, cells in records:

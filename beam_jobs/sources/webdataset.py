@@ -27,8 +27,7 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
     if key in seen:
       yield bad_row(
         f"{uri}::{key}",
-        f"members of the sample {key!r} are not adjacent, so that those before were read as a sample; write the "
-        f"members of a sample one after another; here are {[member.name for member, _ in sample]}",
+        f"members of a sample are not adjacent; write {[m.name for m, _ in sample]} directly after the others",
       )
     else:
       seen.add(key)
@@ -63,11 +62,6 @@ def _key(member: tuple[tarfile.TarInfo, bytes]) -> str:
   return f"{folder}/{name.partition('.')[0]}"
 
 
-def _is_plain(name: str) -> bool:
-  """Whether a name has one extension."""
-  return os.path.basename(name).count(".") == 1
-
-
 def _lines(
   key: str, sample: Iterable[tuple[tarfile.TarInfo, bytes]], uri: str, columns: Columns
 ) -> Iterator[str]:
@@ -97,7 +91,7 @@ def _lines(
       except ValueError as problem:
         error = f"{member.name}: {problem}"
   # `a.mask.png` next to `a.mp4` is another kind of data.
-  media = [one for one in media if _is_plain(one.name)] or media
+  media = [one for one in media if os.path.basename(one.name).count(".") == 1] or media
   names = [one.name for one in media]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     error = error or f"{twice[0]} is in the tar file twice"

@@ -10,7 +10,8 @@ import pytest
 from beam_jobs import preprocess, replay, verify
 from beam_jobs.shards import encoders, make_shard, replays, shard_files
 from beam_jobs.shards.shard_files import LedgerError
-from beam_jobs.sources import PROBLEMS, rows
+from beam_jobs.sources import rows
+from beam_jobs.sources.rows import PROBLEMS
 from data import tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest

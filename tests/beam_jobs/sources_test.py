@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from beam_jobs import sources
 from beam_jobs.shards import plan
+from beam_jobs.sources import rows as sources
 from data import schema
 
 

@@ -11,6 +11,7 @@ import seqio
 
 from data import batch_spec, cached_tasks, provenance, schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import from_batch, unpack_and_normalize
@@ -309,6 +310,20 @@ def test_a_cache_without_one_of_its_shards_is_rejected(cache):
   shard.rename(shard.with_name("train.tfrecord-00000-of-00002"))
   with pytest.raises(FileNotFoundError, match=r"no train\.tfrecord-00001-of-00002: 1 of the 2"):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+
+
+def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache):
+  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
+  assert list(task.splits) == ["train"]
+  cfg = engine.DatasetConfig(
+    mixture_or_task_name=task, task_feature_lengths=None, split="validation", batch_size=2,
+    shuffle=False, seed=0, use_cached=True,
+  )  # fmt: skip
+  assert engine.get_training_eval_datasets(cfg, 0, 1, 1, DenoiserFeatureConverter) == {}
+  with pytest.raises(FileNotFoundError, match=r"has no split 'validation', only \['train'\]"):
+    cached_tasks.raw_shards(str(cache / "toy_videos"), "validation")
+  absent = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW)
+  assert tuple(absent.splits) == schema.SPLITS
 
 
 def test_class_conditional_rows_have_labels_and_no_text(cache):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.run_settings import RunSettings
 
 
@@ -55,6 +56,31 @@ def test_a_resumed_run_reads_the_next_examples(complete, tmp_path):
 
   assert seen(tmp_path) == seen(folder)
   assert len(set(seen(folder))) > 3  # The fingerprint distinguishes batches.
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_a_position_of_another_batch_size_is_not_continued_with_its_batches(buffered, tmp_path):
+  def batches(size):
+    def make():
+      rows = (
+        tf.data.Dataset.range(48).map(lambda n: {"n": n[None]}).batch(size, drop_remainder=True)
+      )
+      return (rows.shuffle(4, seed=0) if buffered else rows).repeat()
+
+    sharding = runs.one_device().data_sharding
+    return ShardedIterator(make, sharding=sharding, batch_size=size)
+
+  before = batches(4)
+  for _ in range(3):
+    next(before)
+  before.save(str(tmp_path / "position"))
+  same, other, fresh = batches(4), batches(2), batches(2)
+  assert same.restore(str(tmp_path / "position"), position=3)
+  for _ in range(20):
+    np.testing.assert_array_equal(next(same)["n"], next(before)["n"])
+  other.restore(str(tmp_path / "position"), position=3)
+  expected = [np.asarray(next(fresh)["n"]).shape for _ in range(30)]
+  assert [np.asarray(next(other)["n"]).shape for _ in range(30)] == expected
 
 
 def test_three_steps_are_one_epoch(tmp_path):

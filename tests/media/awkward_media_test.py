@@ -11,7 +11,7 @@ import scipy.stats
 from PIL import Image
 
 from beam_jobs.shards import loading
-from beam_jobs.sources import parse_line
+from beam_jobs.sources.rows import parse_line
 from tests.beam_jobs import media
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode

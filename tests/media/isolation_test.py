@@ -15,7 +15,7 @@ import pytest
 
 from beam_jobs import preprocess
 from beam_jobs.shards import loading
-from beam_jobs.sources import parse_line
+from beam_jobs.sources.rows import parse_line
 from tests.beam_jobs import media, stubs
 from tests.beam_jobs.conftest import write_manifest
 from walt_t5x.media.clips import ClipSpec

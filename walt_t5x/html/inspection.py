@@ -182,8 +182,8 @@ def false_colors(latents: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin: Any) -> Any:
   """The clip of a record, cut from its media again, or the reason why it is unavailable."""
-  from beam_jobs.sources import resolve
   from beam_jobs.sources.members import read_media
+  from beam_jobs.sources.rows import resolve
   from walt_t5x.media.clips import ClipSpec
   from walt_t5x.media.decoding import decode
   from walt_t5x.media.reading import MediaError

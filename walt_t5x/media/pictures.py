@@ -21,7 +21,7 @@ _PICTURE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"II*\0", b"
 _ORIENTATION = 0x0112  # EXIF tag of the orientation.
 # Pillow's transpositions that make EXIF orientations 2 to 8 upright; from 5 on, height and width are swapped.
 _TURNS = (0, 3, 1, 5, 4, 6, 2)
-# A PNG may hold long texts and profiles; this limits their decompressed bytes.
+# Of a PNG's texts and profile, decompressed.
 _MAX_TEXT_BYTES = 64 * 2**20
 
 

@@ -205,10 +205,7 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
 
 
 def orientation(frame: "VideoFrame") -> tuple[int, bool]:
-  """Counterclockwise quarter turns, and whether to mirror left and right after them, that make a frame upright.
-
-  Phones record sideways, and front cameras mirrored, and store a matrix that a player applies.
-  """
+  """Counterclockwise quarter turns, and whether to mirror left and right after them, by the file's display matrix."""
   from av.sidedata.sidedata import Type
 
   side_data: Any = frame.side_data

@@ -10,7 +10,7 @@ from PIL import Image
 
 from beam_jobs import preprocess
 from beam_jobs.filters import duplicates, row_filters
-from beam_jobs.sources import parse_line
+from beam_jobs.sources.rows import parse_line
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import write_manifest
 from walt_t5x.media.clips import ClipSpec

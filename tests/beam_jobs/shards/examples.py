@@ -6,7 +6,7 @@ import numpy as np
 
 from beam_jobs.shards import ledger, replays, settings, shard_files
 from beam_jobs.shards.shard_files import ShardName
-from beam_jobs.sources import Row
+from beam_jobs.sources.rows import Row
 from data import schema
 
 NOTED = {"schema_version": schema.SCHEMA_VERSION, "any": "settings"}

@@ -1,6 +1,7 @@
 """Iterates over batches on the mesh; its position can be saved."""
 
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -73,6 +74,10 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
 
     try:
       self._checkpoint.read(filename).assert_consumed()
+      # Batches of another size are noticed when they are used.
+      with contextlib.suppress(tf.errors.InternalError):
+        next(self._iterator)
+      self._checkpoint.read(filename)
     except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
       logging.warning("The position %s does not fit this dataset: %s", filename, error.message)
       self._start()

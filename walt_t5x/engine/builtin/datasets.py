@@ -139,7 +139,7 @@ def get_training_eval_datasets(
   eval_steps: int,
   feature_converter_cls: Callable[..., Any],
 ) -> dict[str, Any]:
-  """`eval_steps` batches for each task of a mixture that has the split, and for the mixture itself.
+  """`eval_steps` batches for each task of a mixture that has the split, and for the mixture itself if one has.
 
   Examples are split over hosts after conversion, so every host gets the same number of batches for any number of files.
   """
@@ -160,7 +160,7 @@ def get_training_eval_datasets(
     if cfg.split in task.splits:
       datasets[task.name] = batches(task)
     else:
-      logging.info("Task %s has no split %r; it is not evaluated.", task.name, cfg.split)
-  if isinstance(source, seqio.Mixture):
+      logging.warning("Task %s has no split %r; it is not evaluated.", task.name, cfg.split)
+  if isinstance(source, seqio.Mixture) and datasets:
     datasets[source.name] = batches(source)
   return datasets

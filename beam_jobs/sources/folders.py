@@ -55,14 +55,10 @@ def folder_lines(
   validation_files: frozenset[str] = frozenset(),
   labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
-  """Manifest lines of one class folder.
+  """Manifest lines of one class folder, or of a flat split (`class_folders`).
 
-  Args:
-    root: folder of the class folders.
-    split, name: its split folder or '', and its class folder or '' (`class_folders`).
-    columns: has the class names.
-    validation_files: paths `<class>/<file>` of the validation split.
-    labels: class of each file of a flat split, by the name without its extension.
+  `columns` has the class names, `validation_files` are paths `<class>/<file>`, and `labels` has the class of each file
+  of a flat split, by the name without its extension.
   """
   for file in storage.names(storage.join(root, split, name)):
     if is_media(file):
@@ -77,10 +73,7 @@ def folder_lines(
 
 
 def parse_labels(text: str) -> dict[str, str]:
-  """File name without extension -> class, of a CSV file such as ImageNet's LOC_val_solution.csv.
-
-  The first column is the file; the second begins with the class.
-  """
+  """File name without extension -> class: the first column of a CSV file, and the first word of the second."""
   rows = [row for row in csv.reader(text.splitlines()) if len(row) > 1 and row[1].split()]
   return {os.path.splitext(row[0])[0]: row[1].split()[0] for row in rows}
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 
@@ -85,10 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="percentage of rows without a split, by hash (0)",
   )
   add("--validation_list", help="file list of class folders' validation split (testlist01.txt)")
-  add(
-    "--validation_labels",
-    help="CSV of file and class for a flat val folder (LOC_val_solution.csv, found up to 3 folders above)",
-  )
+  add("--validation_labels", help="CSV of file and class of a flat val (LOC_val_solution.csv)")
 
 
 def source_of(
@@ -233,9 +231,7 @@ def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple
 def _check_list(args: argparse.Namespace, validation_files: frozenset[str]) -> None:
   """Rejects a file list of which no file exists: all rows would be training data."""
   splits = {split for split, _ in folders.class_folders(args.manifest)}
-  paths = (
-    storage.join(args.manifest, s, f) for s in sorted(splits) for f in sorted(validation_files)
-  )
+  paths = (storage.join(args.manifest, *p) for p in itertools.product(splits, validation_files))
   if not any(map(storage.exists, paths)):
     raise ValueError(
       f"--validation_list: none of the {len(validation_files)} files of {args.validation_list} is in "
@@ -258,7 +254,7 @@ def _labels(args: argparse.Namespace) -> dict[str, str]:
     folder = storage.parent(folder)
   raise ValueError(
     f"--manifest: {storage.join(args.manifest, flat[0])} has files without class folders; set --validation_labels to "
-    "a CSV of file and class (ImageNet: LOC_val_solution.csv), or move the folder away"
+    "a CSV of file and class (ImageNet: LOC_val_solution.csv)"
   )
 
 

@@ -197,3 +197,29 @@ def test_a_matrix_is_applied_to_each_pixel(name):
   )
   clip = decode(bytes(content), "video", spec).frames[expected.shape[:2]]
   np.testing.assert_allclose(clip[2].astype(int), frames[2].astype(int), atol=3)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_the_alpha_channel_of_webm_is_over_white(codec):
+  layers = np.zeros((60, 48, 64, 4), np.uint8)
+  layers[..., 0], layers[..., 3] = 200, np.linspace(0, 255, 64).astype(np.uint8)
+  layers[..., 1] = 2 * np.arange(60)[:, None, None]
+  buffer = io.BytesIO()
+  with av.open(buffer, "w", format="webm") as file:
+    options = {"crf": "4", "b": "4M", "cpu-used": "8", "auto-alt-ref": "0", "g": "12"}
+    stream = file.add_stream(codec, rate=RATE, options=options)
+    stream.height, stream.width, stream.pix_fmt = 48, 64, "yuva420p"
+    for layer in layers:
+      file.mux(stream.encode(av.VideoFrame.from_ndarray(layer, format="rgba")))
+    file.mux(stream.encode(None))
+  alpha = layers[..., 3:] / 255
+  expected = layers[..., :3] * alpha + 255 * (1 - alpha)
+  frames = np.stack([frame for _, frame in reading.iterate_frames(buffer.getvalue())])
+  assert frames.shape == expected.shape
+  assert np.abs(frames - expected).mean() < 4
+  # The last cut seeks.
+  spec = ClipSpec(resolutions=((48, 64),), num_frames=5, fps=RATE)
+  for start in (0.0, 4.5):
+    clip = decode(buffer.getvalue(), "video", spec, start_seconds=start).frames[48, 64]
+    first = round(start * RATE)
+    assert np.abs(clip - expected[first : first + 5]).mean() < 4

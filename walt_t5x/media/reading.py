@@ -83,11 +83,11 @@ class Video:
 
   def __init__(self, container: Any, *, max_pixels: int):
     self._container, self._stream = container, _video_stream(container)
-    codec = self._stream.codec_context
-    self.size = (codec.height, codec.width)
+    self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
     check_pixels(self.size, max_pixels)
+    self._codec = _alpha_decoder(self._stream) or self._stream.codec_context
     # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
-    codec.options = {"max_pixels": str(max_pixels)}
+    self._codec.options = {"max_pixels": str(max_pixels)}
     self.aspect = float(self._stream.sample_aspect_ratio or 1)
     self._origin = (container.start_time or 0) / 1e6
     begin = self._stream.start_time
@@ -115,11 +115,9 @@ class Video:
     latest = -math.inf
     for frame in self._decoded():
       shown = self._time(frame)
-      if shown is not None:
-        pass
-      elif self.rate:
+      if shown is None and self.rate:
         shown = self.begin if latest == -math.inf else latest + 1 / self.rate
-      else:
+      if shown is None:
         raise MediaError("corrupt", "frames have neither times nor a frame rate")
       latest = max(latest, shown)
       yield latest, frame
@@ -130,7 +128,7 @@ class Video:
     for packet in self._container.demux(self._stream):
       if self._first_stored is None:
         self._first_stored = packet.dts
-      yield from packet.decode()
+      yield from self._codec.decode(packet)
 
   def _seconds(self, ticks: int) -> float:
     return float(ticks * self._stream.time_base) - self._origin
@@ -158,12 +156,16 @@ class Video:
     if self._stored_order and (first := decoded()):
       self._time(first)  # Measures the delay.
     target = int((start + self._origin) / stream.time_base)
-    self._container.seek(target, stream=stream, backward=True)
+    self._seek_to(target)
     first = decoded()
     shown = None if first is None else self._time(first)
     landed = shown is not None and shown <= start
     # With a broken index a seek may land after `start`: then decode from the beginning.
-    self._container.seek(target if landed else stream.start_time or 0, stream=stream, backward=True)
+    self._seek_to(target if landed else stream.start_time or 0)
+
+  def _seek_to(self, ticks: int) -> None:
+    self._container.seek(ticks, stream=self._stream, backward=True)
+    self._codec.flush_buffers()
 
   def duration(self, frame: "VideoFrame") -> float:
     """Seconds for which a frame is shown, as far as the file states it."""
@@ -333,6 +335,15 @@ def read_video(
   # The rate is computed from the frames' times; a container's header may be wrong.
   fps = (len(times) - 1) / times[-1] if times[-1] > 0 else 1.0
   return DecodedVideo(np.stack(frames), fps)
+
+
+def _alpha_decoder(stream: Any) -> Any:
+  """A decoder of the alpha channel of VP8 and VP9, which FFmpeg's own ignore; None for a stream without it."""
+  import av
+
+  name: Any = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+  has_alpha = name and stream.metadata.get("alpha_mode") == "1"
+  return av.CodecContext.create(name, "r") if has_alpha else None
 
 
 def _video_stream(container: Any) -> Any:

@@ -1,0 +1,30 @@
+"""A few cells of `benchmarks/media_conformance.py`: the reader shows what FFmpeg's command line shows."""
+
+import pytest
+
+from tests.media import conformance
+
+CELLS = conformance.cells()
+
+
+def _diagonal():
+  """The cells whose names have a word that no earlier one has: each suffix, codec, variant, format, matrix, ..."""
+  seen = set()
+  for cell in CELLS:
+    if not seen.issuperset(words := cell.name.split()):
+      seen.update(words)
+      yield cell
+
+
+@pytest.mark.skipif(conformance.FFMPEG is None, reason="needs the ffmpeg command")
+@pytest.mark.parametrize("cell", _diagonal(), ids=lambda cell: cell.name)
+def test_the_reader_shows_what_ffmpeg_shows(cell, tmp_path):
+  try:
+    path = conformance.encode(cell, tmp_path)
+  except RuntimeError as error:
+    pytest.skip(f"this FFmpeg cannot write it: {error}")
+  assert conformance.difference(path, cell) == ""
+
+
+def test_there_are_at_least_three_hundred_cells():
+  assert len(CELLS) >= 300

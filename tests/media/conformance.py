@@ -17,7 +17,7 @@ import numpy as np
 from walt_t5x.media import reading
 
 FFMPEG = shutil.which("ffmpeg")
-WIDTH, HEIGHT, COUNT = 96, 64, 24
+WIDTH, HEIGHT, COUNT = 96, 64, 12
 # Suffix -> encoders.
 CODECS = {
   ".mp4": ("libx264", "libx265", "mpeg4", "libvpx-vp9", "libsvtav1"),
@@ -95,7 +95,7 @@ def _streams() -> Iterator[Cell]:
   variants = {
     "": (),
     "odd size": ("-vf", "crop=90:50:3:5"),
-    "variable rate": ("-vf", r"select='not(mod(n\,3)-1)+lt(n\,6)'", "-fps_mode", "vfr"),
+    "variable rate": ("-vf", r"select='not(mod(n\,3)-1)+lt(n\,4)'", "-fps_mode", "vfr"),
     "late": ("-output_ts_offset", "3.2"),
   }
   for suffix, codecs in CODECS.items():
@@ -163,7 +163,7 @@ def ffmpeg(*arguments: str) -> bytes:
 def encode(cell: Cell, folder: Path) -> Path:
   """Writes the file of a cell. Raises RuntimeError if this FFmpeg cannot."""
   smooth = f"scale=12:8,scale={WIDTH}:{HEIGHT}:flags=bicubic,format=yuv444p"
-  brighter = "geq=lum='clip(lum(X,Y)*0.5+5*N,16,235)':cb='cb(X,Y)':cr='cr(X,Y)'"
+  brighter = "geq=lum='clip(lum(X,Y)*0.5+10*N,16,235)':cb='cb(X,Y)':cr='cr(X,Y)'"
   source = f"testsrc2=size={WIDTH}x{HEIGHT}:rate={cell.rate}:duration={cell.count / cell.rate}"
   quality = [] if cell.codec in NO_QUALITY else QUALITY.get(cell.codec, ["-q:v", "2"])
   if cell.codec not in NO_QUALITY and "format=" not in " ".join(cell.encode):

@@ -10,11 +10,11 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 # Comments, messages and docs: American spelling, and no phrase of scripts/prose.toml.
 .venv/bin/codespell
 .venv/bin/python -B scripts/prose.py
-# Types are checked while the tests run, whose two workers do not always fill two cores.
+# Types are checked while the tests run, in the time that their two workers leave of two cores.
 # The variable skips the check for a newer version on the package index.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
-PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright > "$types" 2>&1 &
+PYRIGHT_PYTHON_IGNORE_WARNINGS=1 nice -n 19 .venv/bin/pyright > "$types" 2>&1 &
 checked=$!
 # -B: bytecode compiled by tests contains annotation checks, and other programs must not load it.
 .venv/bin/python -B -m pytest "$@" && status=0 || status=$?

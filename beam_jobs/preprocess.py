@@ -61,10 +61,13 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     origin |= encoders.origin(encoders.get_encoders(job.encoders))
   made_with = settings.settings_of(origin, job)
   replays.reject_replayed(args.output, args.task)
+  settings.reject_fewer_clips(args.output, args.task, args.clips_per_video)
   settings.guard(args.output, args.task, made_with)
   digest = settings.settings_digest(made_with)
   job = dataclasses.replace(job, settings_digest=digest)
-  pipeline.make_shards(lines, job, options, rows=manifest_rows(args.manifest))
+  # With several clips, the number of rows depends on how many of them are videos.
+  rows = manifest_rows(args.manifest) if args.clips_per_video == 1 else None
+  pipeline.make_shards(lines, job, options, rows=rows)
   summary = ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
   return report(args.output, summary, seconds=time.monotonic() - started)
 

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import sys
@@ -45,15 +46,21 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
     info, stats = (
       storage.read_json(storage.join(folder, f"{kind}.{split}.json")) for kind in ("info", "stats")
     )
-    count = info["num_shards"]
+    # Folders of before there were several clips do not name their number.
+    count, clips = info["num_shards"], info.get("clips_per_video", 1)
     wanted = {
-      shard_files.ShardName(task=task, split=split, index=i, count=count) for i in range(count)
+      shard_files.ShardName(task=task, split=split, index=i, count=count, clip=clip)
+      for i, clip in itertools.product(range(count), range(clips))
     }
-    # A replay's shard of which only the sidecar or only the records exist counts too.
+    # A replay's shard of which only the sidecar or only the records exist counts too, and so do clips of no run.
     named = {
       shard_files.parse_shard(f"{task}/{name.removesuffix(shard_files.SIDECAR)}") for name in names
     }
-    wanted |= {shard for shard in named if shard and shard.replay and shard.split == split}
+    wanted |= {
+      shard
+      for shard in named
+      if shard and (shard.replay or shard.clip >= clips) and shard.split == split
+    }
     mine = []
     for shard, sidecar in _sidecars(output, sorted(wanted)):
       if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:

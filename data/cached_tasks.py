@@ -11,12 +11,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from absl import logging
-from seqio import utils
 
-from data import batch_spec, schema
+from data import batch_spec, schema, shard_sources
 from data.corpus import CorpusConstants
 from data.provenance import LatentStatistics, Provenance, read_provenance
-from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -47,7 +45,7 @@ class CachedTask(seqio.Task):
   @property
   def splits(self) -> Sequence[str]:
     """The splits that the cache has; without a cache, those that it may have."""
-    return cached_splits(self.cache_dir) if self.cache_dir else schema.SPLITS
+    return shard_sources.cached_splits(self.cache_dir) if self.cache_dir else schema.SPLITS
 
   def provenance(self) -> Provenance:
     """Provenance of the cache folder, with the statistics by which the model normalizes.
@@ -74,11 +72,29 @@ class CachedTask(seqio.Task):
 
   def _get_cached_source(
     self, split: str, file_shuffle_buffer_size: int | None = None
-  ) -> seqio.FileDataSource:
+  ) -> seqio.DataSource:
     """SeqIO's hook for the source that `use_cached` reads: serialized records, which the preprocessors parse."""
+    del file_shuffle_buffer_size
     self.assert_cached()
-    return raw_shards(
-      self._cache_folder(), split, file_shuffle_buffer_size=file_shuffle_buffer_size
+    return shard_sources.raw_shards(
+      self._cache_folder(), split, shuffle_buffer_size=self.shuffle_buffer_size
+    )
+
+  def get_dataset(
+    self,
+    sequence_length: Mapping[str, int] | None = None,
+    split: str = "train",
+    use_cached: bool = False,
+    shuffle: bool = True,
+    shuffle_buffer_size: int | None = None,
+    **options: Any,
+  ) -> tf.data.Dataset:
+    """SeqIO's, but a cache with several clips per video keeps the order of its source, which shuffles each pass."""
+    if self.cache_dir and shard_sources.clips_per_video(self.cache_dir, split) > 1:
+      # A dataset in memory would repeat the order of its first epoch.
+      shuffle_buffer_size, options["try_in_mem_cache"] = 1, False
+    return super().get_dataset(
+      sequence_length, split, use_cached, shuffle, shuffle_buffer_size, **options
     )
 
   def _trim_output_features(self, dataset: tf.data.Dataset, sequence_length) -> tf.data.Dataset:
@@ -161,46 +177,6 @@ class CachedMixture(seqio.Mixture):
             f"{found.get(field)!r}; preprocess both with the same encoders, or train on one"
           )
     return common
-
-
-def cached_splits(cache_dir: str) -> list[str]:
-  """The splits of a cached task."""
-  names = set(storage.names(cache_dir))
-  return [split for split in schema.SPLITS if f"info.{split}.json" in names]
-
-
-def raw_shards(
-  cache_dir: str, split: str, *, file_shuffle_buffer_size: int | None = None
-) -> seqio.FileDataSource:
-  """Source of the serialized records of a cached task, scalar strings, which the task's preprocessors parse.
-
-  SeqIO's own cache reader parses every feature of each record separately before the preprocessors run. Examples here
-  need four or five of fifteen features and are parsed in blocks, which takes a third of the time
-  (`benchmarks/input_pipeline.py`). Order, sharding over hosts and shuffling of files are SeqIO's.
-
-  Raises:
-    FileNotFoundError: if the split or a shard is missing.
-  """
-  if split not in (found := cached_splits(cache_dir)):
-    raise FileNotFoundError(
-      f"{cache_dir} has no split {split!r}, only {found}; preprocess with --validation_percent or --validation_list"
-    )
-  shards = storage.read_json(utils.get_cached_info_path(cache_dir, split))["num_shards"]
-  examples = storage.read_json(utils.get_cached_stats_path(cache_dir, split))["examples"]
-  prefix = utils.get_cached_tfrecord_prefix(cache_dir, split)
-  names = {f"{split}.tfrecord-{i:05d}-of-{shards:05d}" for i in range(shards)}
-  if missing := sorted(names.difference(storage.names(cache_dir))):
-    # SeqIO reads the files that match and would not notice missing ones.
-    raise FileNotFoundError(
-      f"{cache_dir} has no {missing[0]}: {len(missing)} of the {shards} shards of its info.{split}.json are missing; "
-      "copy them again, or run `python -m beam_jobs.preprocess` as before (`python -m beam_jobs.verify` checks all)"
-    )
-  return seqio.FileDataSource(
-    read_file_fn=tf.data.TFRecordDataset,
-    split_to_filepattern={split: f"{prefix}-*-of-*{shards}"},
-    num_input_examples={split: examples},
-    file_shuffle_buffer_size=file_shuffle_buffer_size,
-  )
 
 
 def cached_task(

@@ -45,6 +45,12 @@ def parse(
     help="position of the clip in longer media or windows; 'random' is derived from the row's id",
   )
   add("--clip_seed", type=int, default=0, help="seed of --clip_position=random (0)")
+  add(
+    "--clips_per_video",
+    type=running.positive,
+    default=1,
+    help="different clips of each training video (1); a run with more of them adds the new ones",
+  )
   add("--num_shards", type=running.positive, default=16, help="train shards per task (16)")
   add("--num_validation_shards", type=running.positive, default=1, help="validation shards (1)")
   add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
@@ -72,6 +78,8 @@ def parse(
       parser.error(f"--{name} is needed for --content=latents")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} has no effect with --content=pixels: remove it")
+  if args.clips_per_video > 1 and args.clip_position != "random":
+    parser.error("--clips_per_video needs --clip_position=random")
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
@@ -117,6 +125,7 @@ def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) 
     ),
     filtering=filtering,
     settings_digest="",
+    clips_per_video=args.clips_per_video,
     retry_dead=args.retry_dead,
     **running.job_fields(args),
   )

@@ -18,7 +18,8 @@ from walt_t5x.files import storage
 def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | None) -> None:
   """Runs the pipeline to its end, with progress lines on stderr.
 
-  `lines` reads manifest lines (bytes) from the pipeline's root; `rows` is their number, None if unknown.
+  `lines` reads (number of a clip or None, manifest line) from the pipeline's root; `rows` is the number of rows of
+  the ledger, None if unknown.
   """
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
@@ -37,10 +38,9 @@ def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
   assigned = (
     root
     | "Rows" >> lines
-    | "Text" >> beam.Map(manifest_text)
-    | "SkipBlank" >> beam.Filter(bool)
-    | "Assign"
-    >> beam.Map(lambda line: (str(assign(line, job)), line)).with_output_types(tuple[str, str])
+    | "Text" >> beam.MapTuple(lambda clip, line: (clip, manifest_text(line)))
+    | "SkipBlank" >> beam.Filter(lambda row: bool(row[1]))
+    | "Assign" >> beam.FlatMap(_assigned, job).with_output_types(tuple[str, str])
   )
   # A shard without rows is written too, so that a missing file is not mistaken for an empty one.
   every_shard = (
@@ -64,6 +64,12 @@ def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
     | "DropEmpty" >> beam.MapTuple(lambda name, lines: (name, list(filter(None, lines))))
     | "MakeShard" >> beam.ParDo(MakeShard(job))
   )
+
+
+def _assigned(row: tuple[int | None, str], job: Job) -> Iterator[tuple[str, str]]:
+  """(name of a shard, line) for every shard of a line."""
+  clip, line = row
+  return ((str(shard), line) for shard in assign(line, clip, job))
 
 
 def _shard(name: str, **changes: int) -> ShardName:

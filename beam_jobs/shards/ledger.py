@@ -111,7 +111,8 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
   moments: dict[str, dict[str, Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
   for shard, sidecar in sidecars.items():
-    if not sidecar["quarantined"]:
+    # The statistics are those of the first clips, so that further clips do not change them.
+    if not sidecar["quarantined"] and not shard.clip:
       fields[shard.task] |= set(sidecar["fields"])
       mine = moments[shard.task]
       for name, raw in sidecar["moments"].items():
@@ -126,10 +127,12 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
     storage.write(storage.join(output, folder, provenance.FILE_NAME), kept.to_json())
-    counts = Counter(shard.split for shard in plan if shard.task == folder)
-    for split, count in counts.items():
+    shards = [shard for shard in plan if shard.task == folder]
+    for split in sorted({shard.split for shard in shards}):
+      clips = {shard.clip for shard in shards if shard.split == split}
       info = {
-        "num_shards": count,
+        "num_shards": sum(shard.split == split and not shard.clip for shard in shards),
+        "clips_per_video": len(clips),
         "features": schema.seqio_features(sorted(fields[folder])),
         "seqio_version": importlib.metadata.version("seqio"),
       }

@@ -61,14 +61,13 @@ class Loaded:
   media_id: str
 
 
-def _ids(content: bytes, row: Row, spec: ClipSpec) -> tuple[str, str]:
-  """(record id, media id): sha256 of content and clip window, the record's also of the captions."""
+def _ids(digest: bytes, row: Row, spec: ClipSpec, clip: int) -> tuple[str, str]:
+  """(record id, media id): sha256 of the content's digest and the clip window, the record's also of the captions."""
   window = ()
   if row.modality == "video":
     window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
     if spec.position == "random":
-      window = (*window, spec.seed)
-  digest = hashlib.sha256(content).digest()
+      window = (*window, spec.seed, *((clip,) if clip else ()))
   record = digest + json.dumps((row.modality, window, row.captions)).encode()
   media = digest + json.dumps(window).encode()
   return hashlib.sha256(record).hexdigest(), hashlib.sha256(media).hexdigest()
@@ -80,9 +79,14 @@ def draw(identity: str) -> float:
 
 
 def load_row(
-  row: Row, spec: ClipSpec, rules: Sequence[Rule] = (), settings: DecodeSettings | None = None
+  row: Row,
+  spec: ClipSpec,
+  rules: Sequence[Rule] = (),
+  settings: DecodeSettings | None = None,
+  *,
+  clip: int = 0,
 ) -> Loaded | Failure:
-  """Reads and decodes one row; any error becomes a `Failure`."""
+  """Reads a row and decodes its clip of this number; any error becomes a `Failure`."""
   settings = settings or DecodeSettings(isolation="thread")
   try:
     content = read_media(row.path, max_bytes=spec.max_bytes)
@@ -94,19 +98,22 @@ def load_row(
     return Failure("read", "too_large", f"{error} (--max_bytes)")
   except Exception as error:  # File systems raise different errors; all of them go to the ledger.
     return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
-  record_id, media_id = _ids(content, row, spec)
+  digest = hashlib.sha256(content).digest()
+  record_id, media_id = _ids(digest, row, spec, clip)
   window = {
     "start_seconds": row.start_seconds,
     "end_seconds": row.end_seconds,
-    "draw": draw(record_id),
+    # All clips of a row are placed relative to its first one.
+    "draw": draw(_ids(digest, row, spec, 0)[0]),
+    "clip": clip,
     "rules": tuple(rules),
     "max_decode_seconds": settings.timeout_seconds,
   }
   try:
     if settings.isolation == "process":
-      clip = _pool(settings)(pickle.PickleBuffer(content), row.modality, spec, **window)
+      cut = _pool(settings)(pickle.PickleBuffer(content), row.modality, spec, **window)
     else:
-      clip = decoding.decode(content, row.modality, spec, **window)
+      cut = decoding.decode(content, row.modality, spec, **window)
   except Rejected as error:
     return Failure("filter", error.reason, str(error))
   except MediaError as error:
@@ -119,7 +126,7 @@ def load_row(
     return Failure("decode", "out_of_memory", f"{error or 'no memory left'} (--decode_memory_mib)")
   except Exception as error:  # A decoder error on one file must not fail the shard.
     return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
-  return Loaded(row, record_id, clip, media_id)
+  return Loaded(row, record_id, cut, media_id)
 
 
 def _pool(settings: DecodeSettings) -> Isolated:

@@ -40,7 +40,7 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
     captions = encoders.CaptionCache(
       loaded_encoders, (caption for row in rows for caption in (row.captions or ("",)))
     )
-    kept = _keep(_load_ahead(rows, job, pool), writer, job)
+    kept = _keep(_load_ahead(rows, job, pool, clip=shard.clip), writer, job)
     started = (_start(batch, job, captions) for batch in _batched(kept, job))
     current = next(started, None)
     while current:
@@ -59,14 +59,14 @@ def _judged_alike(sidecar: Mapping[str, Any], job: Job) -> bool:
 
 
 def _load_ahead(
-  rows: Iterable[Row], job: Job, pool: ThreadPoolExecutor
+  rows: Iterable[Row], job: Job, pool: ThreadPoolExecutor, *, clip: int
 ) -> Iterator[tuple[Row, Loaded | Failure]]:
   """Yields rows in order, with a bounded number of them loaded ahead."""
   waiting = collections.deque()
   ahead = 2 * job.decoding.threads + job.encoders.batch_size
   seen: set[str] = set()
   for row in rows:
-    waiting.append((row, pool.submit(_load, _check(row, seen, job), job)))
+    waiting.append((row, pool.submit(_load, _check(row, seen, job), job, clip)))
     if len(waiting) > ahead:
       first, future = waiting.popleft()
       yield first, future.result()
@@ -90,10 +90,10 @@ def _check(row: Row, seen: set[str], job: Job) -> Row | Failure:
   return accepted
 
 
-def _load(row: Row | Failure, job: Job) -> Loaded | Failure:
+def _load(row: Row | Failure, job: Job, clip: int) -> Loaded | Failure:
   if isinstance(row, Failure):
     return row
-  return load_row(row, job.clip, job.filtering.rules, job.decoding)
+  return load_row(row, job.clip, job.filtering.rules, job.decoding, clip=clip)
 
 
 def _keep(

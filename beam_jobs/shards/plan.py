@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from beam_jobs.filters import row_filters
 from beam_jobs.shards import encoders, quality, shard_files
@@ -29,6 +29,7 @@ class Job:
     settings_digest: digest of everything that decides the contents of a shard.
     qa_samples: rows per shard whose latents are decoded to measure PSNR.
     band: bounds on quality; a shard outside them is quarantined.
+    clips_per_video: number of clips of each video of the split train.
     retry_dead: whether shards with dead letters are made again.
     replay: number of the replay; 0 for the job itself.
   """
@@ -45,6 +46,7 @@ class Job:
   decoding: DecodeSettings
   qa_samples: int
   band: quality.Band
+  clips_per_video: int = 1
   retry_dead: bool = False
   replay: int = 0
 
@@ -58,16 +60,24 @@ def manifest_text(line: bytes) -> str:
     return bad_row(shown, f"got a line that is not UTF-8 ({error}); write the manifest in UTF-8")
 
 
-def assign(line: str, job: Job) -> shard_files.ShardName:
-  """The shard of a manifest line, by the hash of its group if it has one, else of uri, start and end."""
+def assign(line: str, clip: int | None, job: Job) -> Iterator[shard_files.ShardName]:
+  """The shards of a manifest line, by the hash of its group if it has one, else of uri, start and end.
+
+  A line goes to one shard per clip; `clip` is the only one of a dead letter, and None for the lines of a source.
+  """
   row = parse_line(line, job.manifest_folder)
-  return shard_files.ShardName(
-    task=f"{job.task}_{row.modality}s",
-    split=row.split,
-    index=int(row.shard_key[:16], 16) % job.buckets[row.split],
-    count=job.num_shards[row.split],
-    replay=job.replay,
-  )
+  # A validation score counts each video once.
+  several = row.modality == "video" and row.split == "train"
+  clips = range(job.clips_per_video if several else 1) if clip is None else (clip,)
+  for number in clips:
+    yield shard_files.ShardName(
+      task=f"{job.task}_{row.modality}s",
+      split=row.split,
+      index=int(row.shard_key[:16], 16) % job.buckets[row.split],
+      count=job.num_shards[row.split],
+      clip=number,
+      replay=job.replay,
+    )
 
 
 def plan_path(output: str, task: str, replay: int = 0) -> str:

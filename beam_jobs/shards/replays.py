@@ -1,10 +1,10 @@
 """Replays of a cache: which dead letters each replay takes, and the present state of every row of the manifest.
 
 Replay n takes all dead letters of its reasons that the job and the earlier replays left, and writes their rows to
-shards `{split}.tfrecord-replay<n>.<i>-of-<N>` with their own sidecars and dead letters. The job's files do not change,
-so the counts follow from the files alone: dead now = dead of the job - taken by replay 1 + dead of replay 1 - taken by
-replay 2 ... `<task>.replay<n>.json` records what a replay takes; it is written before its first shard, and again, with
-`finished`, after its last.
+shards `{split}.tfrecord-replay<n>.<i>-of-<N>` with their own sidecars and dead letters; clip k > 0 of a video goes to
+`{split}.tfrecord-clip<k>.replay<n>.<i>-of-<N>`. The job's files do not change, so the counts follow from the files
+alone: dead now = dead of the job - taken by replay 1 + dead of replay 1 - taken by replay 2 ... `<task>.replay<n>.json`
+records what a replay takes; it is written before its first shard, and again, with `finished`, after its last.
 """
 
 import dataclasses
@@ -146,14 +146,15 @@ def account(
 # --- the dead letters themselves ------------------------------------------------------------------
 
 
-def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tuple[str, int]]:
-  """Dead letter files, each with the number of the replay that wrote it; 0 is the job."""
+def dead_ledgers(output: str, task: str, history: Sequence[Replay]) -> list[tuple[str, int, int]]:
+  """Dead letter files, each with the number of the replay that wrote it, 0 for the job, and of its clips."""
   found = []
   for number in (0, *(replay.number for replay in history)):
     names = sorted(ledger.read_plan(output, task, number))
     paths = [shard.path(output, shard_files.DEAD) for shard in names]
     there = storage.for_each(storage.exists, paths)
-    found += [(path, number) for path, is_there in zip(paths, there, strict=True) if is_there]
+    marked = zip(paths, names, there, strict=True)
+    found += [(path, number, shard.clip) for path, shard, is_there in marked if is_there]
   return found
 
 
@@ -163,7 +164,7 @@ def is_current(reason: str, written_by: int, history: Sequence[Replay]) -> bool:
 
 
 class TakenLines(beam.PTransform):
-  """Reads manifest lines (bytes) of the dead letters that a replay takes; `history` are the replays before it."""
+  """(clip, manifest line as bytes) of the dead letters that a replay takes; `history` are the replays before it."""
 
   def __init__(self, output: str, task: str, *, replay: Replay, history: Sequence[Replay]):
     super().__init__()
@@ -180,15 +181,15 @@ class TakenLines(beam.PTransform):
 
 
 def _taken_of(
-  source: tuple[str, int], *, replay: Replay, history: Sequence[Replay]
-) -> Iterator[bytes]:
-  path, written_by = source
+  source: tuple[str, int, int], *, replay: Replay, history: Sequence[Replay]
+) -> Iterator[tuple[int, bytes]]:
+  path, written_by, clip = source
   with storage.open_raw(path) as lines:
     for line in lines:
       entry = json.loads(line)
       reason = entry["reason"]
       if replay.takes(reason) and is_current(reason, written_by, history):
-        yield json.dumps(entry["row"], sort_keys=True).encode()
+        yield clip, json.dumps(entry["row"], sort_keys=True).encode()
 
 
 # --- the end --------------------------------------------------------------------------------------

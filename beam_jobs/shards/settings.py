@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from beam_jobs.shards.shard_files import SIDECAR
+from beam_jobs.shards.shard_files import SIDECAR, parse_shard
 from data import schema
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
@@ -53,6 +53,22 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
       "set another --output or --task, or delete the folder to make it again",
     )
   storage.write_json(path, settings, indent=2, sort_keys=True)
+
+
+def reject_fewer_clips(output: str, task: str, clips_per_video: int) -> None:
+  """Rejects a folder with more clips of each video than this run makes.
+
+  Raises:
+    Mismatch: naming both numbers.
+  """
+  found = storage.names(storage.join(output, f"{task}_videos"))
+  shards = (parse_shard(f"{task}_videos/{name}") for name in found)
+  before = 1 + max((shard.clip for shard in shards if shard), default=0)
+  if before > clips_per_video:
+    raise Mismatch(
+      f"{output} holds {before} clips per video of task {task!r}: set --clips_per_video to at least {before}, or "
+      "delete the shards of the clips that are not wanted (*.tfrecord-clip*)"
+    )
 
 
 def reject_differences(

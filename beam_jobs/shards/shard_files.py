@@ -30,21 +30,23 @@ class LedgerError(RuntimeError):
 class ShardName:
   """Identifies a shard: cached task folder, split, index and number of shards.
 
-  `replay` is 0 for a shard of the job itself. Shards of a replay have the job's `count`, whatever their number is,
-  because SeqIO finds shards by it.
+  `clip` is the number of the clip of each video, from 0 (--clips_per_video). `replay` is 0 for a shard of the job
+  itself. Shards of a replay have the job's `count`, whatever their number is, because SeqIO finds shards by it.
   """
 
   task: str
   split: str
   index: int
   count: int
+  clip: int = 0
   replay: int = 0
 
   @property
   def file_name(self) -> str:
     """Name of the TFRecord file, as seqio expects it."""
+    clip = f"clip{self.clip:02d}." if self.clip else ""
     replay = f"replay{self.replay:02d}." if self.replay else ""
-    return f"{self.split}.tfrecord-{replay}{self.index:05d}-of-{self.count:05d}"
+    return f"{self.split}.tfrecord-{clip}{replay}{self.index:05d}-of-{self.count:05d}"
 
   def path(self, output: str, suffix: str = "") -> str:
     """Path of the TFRecord file, or of a file next to it."""
@@ -59,7 +61,8 @@ class ShardName:
 
 
 _NAME = re.compile(
-  r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?:replay(?P<replay>\d{2,})\.)?(?P<index>\d+)-of-(?P<count>\d+)"
+  r"(?P<task>.+)/(?P<split>\w+)\.tfrecord-(?:clip(?P<clip>\d{2,})\.)?(?:replay(?P<replay>\d{2,})\.)?"
+  r"(?P<index>\d+)-of-(?P<count>\d+)"
 )
 
 
@@ -73,6 +76,7 @@ def parse_shard(name: str) -> ShardName | None:
     split=match["split"],
     index=int(match["index"]),
     count=int(match["count"]),
+    clip=int(match["clip"] or 0),
     replay=int(match["replay"] or 0),
   )
 

@@ -1,4 +1,4 @@
-"""Streams manifest lines (bytes) from a source; only file names and row group numbers are shuffled."""
+"""Streams manifest lines from a source; only file names and row group numbers are shuffled."""
 
 import contextlib
 import warnings
@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", "Possible nested set", FutureWarning)
 
 
 class ReadRows(beam.PTransform):
-  """Manifest lines of a source.
+  """(None, line as bytes) for the manifest lines of a source: None, because a line stands for all clips of its media.
 
   JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files. `look` decides
   whether files are read while the graph is built.
@@ -40,7 +40,7 @@ class ReadRows(beam.PTransform):
       if spec.kind == "parquet":
         found = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
       lines = found | "Read" >> beam.FlatMap(_lines_of, spec)
-    return lines | "Bytes" >> beam.Map(_to_bytes)
+    return lines | "Bytes" >> beam.Map(lambda line: (None, _to_bytes(line)))
 
   def _jsonl(self, root):
     spec = self._spec

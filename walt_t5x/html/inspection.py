@@ -13,7 +13,9 @@ import numpy as np
 
 from walt_t5x.media.pixels import to_uint8
 
-SHARD_NAME = re.compile(r"(?P<split>\w+)\.tfrecord-(?:replay(?P<replay>\d{2,})\.)?\d{5}-of-\d{5}")
+SHARD_NAME = re.compile(
+  r"(?P<split>\w+)\.tfrecord-(?:clip\d{2,}\.)?(?:replay(?P<replay>\d{2,})\.)?\d{5}-of-\d{5}"
+)
 _EXAMPLES = 5
 
 

@@ -1,6 +1,8 @@
-"""What is cut out of media: the clip that is wanted, and the clip that was cut."""
+"""What is cut out of media: the clip that is wanted, where the clips of a video begin, and the clip that was cut."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +11,7 @@ from walt_t5x.media.reading import check_pixels
 from walt_t5x.media.rules import Rejected
 
 POSITIONS = ("centre", "beginning", "random")
+_GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,33 @@ class Clip:
   start_seconds: float
   crop: tuple[int, int, int, int]
   motion: float
+
+
+def start_of_clip(number: int, *, spare: float, fps: float, first: float) -> float:
+  """Where clip `number` of a video begins, in seconds after the earliest possible start.
+
+  The starts are 1 / fps apart, so that no two clips have the same frames. Each is the next one of a Kronecker sequence
+  with the golden ratio that is not taken yet, which spreads the first n clips over the video for every n.
+
+  Args:
+    number: 0, 1, ...; the starts of the first clips do not depend on how many there are.
+    spare: seconds between the earliest and the latest start.
+    fps: frame rate of the clips.
+    first: start of clip 0, 0 to `spare`.
+
+  Raises:
+    Rejected: 'no_more_clips', if the video has fewer distinct clips.
+  """
+  slot, phase = divmod(first * fps, 1.0)
+  # Times are rounded to microseconds: the latest start may be missed by one of them.
+  slots = max(int(slot), math.floor(spare * fps - phase + 1e-4)) + 1
+  if number >= slots:
+    raise Rejected("no_more_clips", f"clip {number + 1}, but only {slots} differ at {fps:g} fps")
+  sequence = ((slot + 0.5) / slots + step * _GOLDEN_RATIO for step in itertools.count())
+  taken: dict[int, None] = {}
+  while len(taken) <= number:
+    taken[int(next(sequence) % 1 * slots)] = None
+  return (list(taken)[number] + phase) / fps
 
 
 def check_size(source: tuple[int, int], spec: ClipSpec, *, aspect: float = 1.0) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from walt_t5x.media.clips import Clip, ClipSpec, check_size
+from walt_t5x.media.clips import Clip, ClipSpec, check_size, start_of_clip
 from walt_t5x.media.containers import slack
 from walt_t5x.media.geometry import fit, union
 from walt_t5x.media.pictures import open_picture
@@ -42,6 +42,7 @@ def decode(
   start_seconds: float | None = None,
   end_seconds: float | None = None,
   draw: float = 0.5,
+  clip: int = 0,
   rules: Sequence[Rule] = (),
   max_decode_seconds: float = math.inf,
 ) -> Clip:
@@ -53,7 +54,8 @@ def decode(
     spec: which clip to extract.
     start_seconds: time of the first frame; with `end_seconds`, the earliest start of the clip.
     end_seconds: latest end of the clip; in a window longer than the clip, `spec.position` places it.
-    draw: position of the clip in [0, 1) if `spec.position` is 'random'.
+    draw: position of the first clip in [0, 1) if `spec.position` is 'random'.
+    clip: number of the clip, from 0, if several are cut out of one video or window (`clips.start_of_clip`).
     rules: filters; header rules are checked before decoding.
     max_decode_seconds: limit in wall-clock time, checked between frames.
 
@@ -76,7 +78,7 @@ def decode(
       )
     # The orientation is known only after the first frame.
     check_header(rules, video.size, video=(video.seconds, video.rate))
-    start = _start(spec, start_seconds, end_seconds, (video.begin, video.end), draw)
+    start = _start(spec, start_seconds, end_seconds, (video.begin, video.end), draw, clip)
     return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
 
 
@@ -106,14 +108,20 @@ def _start(
   end: float | None,
   stated: tuple[float, float | None],
   draw: float,
+  clip: int,
 ) -> float:
-  """Start time of the clip: `start` if only that is given, else by `spec.position` in the window or the video."""
+  """Start time of a clip: `start` if only that is given, else by `spec.position` in the window or the video."""
   length = spec.num_frames / spec.fps
   if start is None or end is not None:
     first = max(start or 0.0, stated[0])
     stop = min((t for t in (end, stated[1]) if t is not None), default=first + length)
-    share = {"beginning": 0.0, "centre": 0.5, "random": draw}[spec.position]
-    start = round(first + share * max(0.0, stop - length - first), 6)
+    spare = max(0.0, stop - length - first)
+    after = {"beginning": 0.0, "centre": 0.5, "random": draw}[spec.position] * spare
+    if clip:
+      after = start_of_clip(clip, spare=spare, fps=spec.fps, first=after)
+    start = round(first + after, 6)
+  elif clip:
+    raise Rejected("no_more_clips", "the row states a start and no end: it has one clip")
   if end is not None and start + (spec.num_frames - 1) / spec.fps > end - CLOCK_SLACK:
     raise Rejected(
       "too_short",

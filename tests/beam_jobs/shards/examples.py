@@ -65,8 +65,8 @@ def plan(output, plan, task="toy", replay=""):
   (output / f"{task}.settings.json").write_text(json.dumps(NOTED))
 
 
-def shard(index=0, count=2, *, task="toy_videos", split="train", replay=0):
-  return ShardName(task=task, split=split, index=index, count=count, replay=replay)
+def shard(index=0, count=2, *, task="toy_videos", split="train", **numbers):
+  return ShardName(task=task, split=split, index=index, count=count, **numbers)
 
 
 def job(output):

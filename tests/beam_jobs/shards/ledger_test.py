@@ -77,6 +77,24 @@ def test_one_resolution_is_measured_over_all_folders(tmp_path):
     assert (kept.vae, kept.fps) == (examples.ORIGIN["vae"], 8.0)
 
 
+def test_further_clips_are_counted_and_do_not_change_the_statistics(tmp_path):
+  made = examples.job(tmp_path)
+  examples.finalize(tmp_path)
+  kept = provenance.read_provenance(str(tmp_path / "toy_videos")).to_json()
+  for index in range(2):
+    name = examples.shard(index, clip=1)
+    made[name] = examples.write(tmp_path, name, [examples.record(8 + index)], dead=["y"])
+  examples.plan(tmp_path, {name: sidecar["rows"] for name, sidecar in made.items()})
+  summary = examples.finalize(tmp_path)
+  assert provenance.read_provenance(str(tmp_path / "toy_videos")).to_json() == kept
+  totals = summary.splits["toy_videos", "train"]
+  assert (totals.rows, totals.written, totals.dead["y"]) == (9, 5, 2)
+  info = json.loads((tmp_path / "toy_videos/info.train.json").read_text())
+  assert (info["num_shards"], info["clips_per_video"]) == (2, 2)
+  info = json.loads((tmp_path / "toy_videos/info.validation.json").read_text())
+  assert (info["num_shards"], info["clips_per_video"]) == (1, 1)
+
+
 def test_a_quarantined_shard_adds_its_rows_and_nothing_else(tmp_path):
   made = examples.job(tmp_path)
   held = examples.write(

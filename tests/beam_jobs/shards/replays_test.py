@@ -86,7 +86,7 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
   alone = replays.account(str(tmp_path), "toy", [first, second], folder="toy_images")
   assert set(alone.splits) == {("toy_images", "train")} and alone.all.rows == 1
   found = replays.dead_ledgers(str(tmp_path), "toy", [first, second])
-  names = [(path.rpartition("/")[2], number) for path, number in found]
+  names = [(path.rpartition("/")[2], number) for path, number, _ in found]
   assert names == [
     ("train.tfrecord-00000-of-00002.dead.jsonl", 0),
     ("validation.tfrecord-00000-of-00001.dead.jsonl", 0),
@@ -95,7 +95,7 @@ def test_the_account_after_replays_has_each_row_once(tmp_path):
   taken = [
     json.loads(line)
     for source in found
-    for line in replays._taken_of(source, replay=examples.replay(3, None), history=[first])
+    for _, line in replays._taken_of(source, replay=examples.replay(3, None), history=[first])
   ]
   # The job's 'missing' is gone.
   assert taken == [{"uri": "d0"}] * 2

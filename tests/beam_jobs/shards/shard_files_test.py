@@ -181,6 +181,10 @@ def test_names_of_shards():
   assert str(job) == "t/train.tfrecord-00000-of-00001"
   assert str(examples.shard(3, 64)) == "toy_videos/train.tfrecord-00003-of-00064"
   assert str(examples.shard(3, 64, replay=2)) == "toy_videos/train.tfrecord-replay02.00003-of-00064"
+  clip = examples.shard(3, 64, clip=1, replay=2)
+  assert str(clip) == "toy_videos/train.tfrecord-clip01.replay02.00003-of-00064"
+  assert shard_files.parse_shard(str(clip)) == clip
+  assert shard_files.parse_shard("t/train.tfrecord-clip123.00003-of-00064").clip == 123
   assert examples.shard().path("/out", ".x") == "/out/toy_videos/train.tfrecord-00000-of-00002.x"
   names = [
     examples.shard(10, 20),
@@ -188,5 +192,6 @@ def test_names_of_shards():
     examples.shard(task="a"),
     examples.shard(split="a"),
     examples.shard(9, 20, replay=1),
+    examples.shard(9, 20, clip=1),
   ]
-  assert sorted(names) == [names[i] for i in (2, 3, 1, 4, 0)]
+  assert sorted(names) == [names[i] for i in (2, 3, 1, 4, 5, 0)]

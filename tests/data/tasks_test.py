@@ -375,6 +375,21 @@ def test_clips_of_one_pass_are_of_one_number(tmp_path):
     shard_sources.raw_shards(str(tmp_path / "toy_videos"), "train")
 
 
+def test_hosts_share_every_pass_if_a_replay_added_a_file_to_one(tmp_path):
+  _clips_cache(tmp_path, videos=20, clips=2, shards=2)
+  # The first pass has enough files for three hosts.
+  first = tmp_path / "toy_videos/train.tfrecord-00000-of-00002"
+  replayed = first.with_name("train.tfrecord-replay01.00000-of-00002")
+  first.rename(replayed)
+  first.write_bytes(b"")
+  row = tasks.RowFormat(text_length=0, label=True)
+  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
+  with _cache_dirs(str(tmp_path)):
+    hosts = [seqio.ShardInfo(index=i, num_shards=3) for i in range(3)]
+    found = [int(r["label"][0]) for host in hosts for r in _rows(task, shard_info=host)]
+  assert sorted(found) == sorted([*range(20)] * 2)
+
+
 def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache):
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
   assert list(task.splits) == ["train"]

@@ -1,0 +1,101 @@
+"""A folder that is filled with the files of a look-alike, and the list of what a job must do with the odd ones."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.lookalikes import media
+
+# `Odd.expect` of a row that is like any other, and of a name that must not become a row.
+WRITTEN, NO_ROW = "written", "no_row"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Odd:
+  """An oddity or a fault of a corpus, as `faults.json` has it.
+
+  Args:
+    kind: what is odd, in one word.
+    manifest: the `--manifest` that it belongs to, relative to the folder of the look-alike.
+    where: a file, or a line or row of the manifest.
+    expect: the reason in the ledger, `written`, or `no_row`.
+  """
+
+  kind: str
+  manifest: str
+  where: str
+  expect: str
+
+
+class Corpus:
+  """The folder of one look-alike.
+
+  Attributes:
+    faults: whether faults are planted.
+    seed: changes the scenes, not the names.
+    seconds: length of clips that are not faults, if it is not the corpus's own.
+    odd: what was noted so far.
+  """
+
+  def __init__(
+    self, folder: Path, *, faults: bool = False, seed: int = 0, seconds: float | None = None
+  ):
+    self.folder, self.faults, self.seed, self.seconds = folder, faults, seed, seconds
+    self.odd: list[Odd] = []
+    self._scenes = 0
+
+  def scene(self) -> int:
+    """The seed of another scene."""
+    self._scenes += 1
+    return 1000 * self.seed + self._scenes
+
+  def write(self, path: str, content: bytes | str) -> str:
+    """Writes a file; returns its path."""
+    target = self.folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+  def write_table(self, path: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    self.write(path, text.getvalue())
+
+  def note(self, kind: str, manifest: str, where: str, expect: str) -> None:
+    """Adds a line to `faults.json`."""
+    self.odd.append(Odd(kind=kind, manifest=manifest, where=where, expect=expect))
+
+  def finish(self) -> None:
+    """Writes `faults.json`."""
+    text = json.dumps([dataclasses.asdict(one) for one in self.odd], indent=1, ensure_ascii=False)
+    self.write("faults.json", text + "\n")
+
+
+def broken_videos(clip: bytes, scene: int, **short: Any) -> dict[str, tuple[bytes, str]]:
+  """Kind -> (content, reason in the ledger) of damaged or unsuitable videos.
+
+  Args:
+    clip: a sound video.
+    scene: of the videos that are encoded.
+    short: arguments of `media.video` for the codec and container.
+  """
+  small = {name: value for name, value in short.items() if name != "size"}
+  return {
+    "truncated_video": (clip[: len(clip) // 8], "truncated"),
+    "zero_bytes": (b"", "empty"),
+    "html_page": (media.HTML, "not_media"),
+    "too_short": (media.video(scene, num_frames=9, rate=25, **short), "too_short"),
+    "too_small": (media.video(scene, num_frames=40, rate=25, size=(12, 16), **small), "too_small"),
+  }
+
+
+def rng(corpus: Corpus, *stream: int) -> np.random.Generator:
+  """A separate generator for each part of a corpus."""
+  return np.random.default_rng([corpus.seed, *stream])

@@ -15,11 +15,8 @@ from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rule
 
 
-def parse(
-  argv: Sequence[str] | None, *, description: str | None
-) -> tuple[argparse.Namespace, list[str]]:
-  """(our flags, the remaining arguments for Beam)."""
-  parser = programs.parser("beam_jobs.preprocess", description, allow_abbrev=False)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of the job, except for those of `running.parse`."""
   add = parser.add_argument
   source_spec.add_arguments(parser)
   add("--output", required=True, help="output folder of the cached tasks")
@@ -72,19 +69,32 @@ def parse(
   add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
+
+
+def parse(
+  argv: Sequence[str] | None, *, description: str | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """(our flags, the remaining arguments for Beam)."""
+  parser = programs.parser("beam_jobs.preprocess", description, allow_abbrev=False)
+  add_arguments(parser)
   args, rest = running.parse(parser, argv)
+  check_clips(parser, args)
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
     if args.content == "latents" and not getattr(args, name):
       parser.error(f"--{name} is needed for --content=latents")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} has no effect with --content=pixels: remove it")
-  if args.clips_per_video > 1 and args.clip_position != "random":
-    parser.error("--clips_per_video needs --clip_position=random")
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
     parser.error("--qa_* have no effect with --content=pixels: pixels are stored unchanged")
   return args, rest
+
+
+def check_clips(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+  """Ends the program if the flags of clips do not fit each other."""
+  if args.clips_per_video > 1 and args.clip_position != "random":
+    parser.error("--clips_per_video needs --clip_position=random")
 
 
 def filtering_of(args: argparse.Namespace) -> FilterSpec:

@@ -66,7 +66,7 @@ def _load_ahead(
   ahead = 2 * job.decoding.threads + job.encoders.batch_size
   seen: set[str] = set()
   for row in rows:
-    waiting.append((row, pool.submit(_load, _check(row, seen, job), job, clip)))
+    waiting.append((row, pool.submit(_load, admitted(row, seen, job), job, clip)))
     if len(waiting) > ahead:
       first, future = waiting.popleft()
       yield first, future.result()
@@ -74,7 +74,7 @@ def _load_ahead(
     yield row, future.result()
 
 
-def _check(row: Row, seen: set[str], job: Job) -> Row | Failure:
+def admitted(row: Row, seen: set[str], job: Job) -> Row | Failure:
   """The row to load, if it parses, has a caption or label, is not repeated and passes the row filters."""
   if row.problem:
     return Failure("manifest", *row.problem)

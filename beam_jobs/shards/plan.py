@@ -10,7 +10,7 @@ from beam_jobs.filters import row_filters
 from beam_jobs.shards import encoders, quality, shard_files
 from beam_jobs.shards.loading import DecodeSettings
 from beam_jobs.sources.columns import bad_row
-from beam_jobs.sources.rows import parse_line
+from beam_jobs.sources.rows import Row, parse_line
 from walt_t5x.files import storage
 from walt_t5x.media.clips import ClipSpec
 
@@ -60,16 +60,18 @@ def manifest_text(line: bytes) -> str:
     return bad_row(shown, f"got a line that is not UTF-8 ({error}); write the manifest in UTF-8")
 
 
+def clips_of(row: Row, job: Job) -> int:
+  """Number of clips of a row's media; a validation score counts each video once."""
+  return job.clips_per_video if row.modality == "video" and row.split == "train" else 1
+
+
 def assign(line: str, clip: int | None, job: Job) -> Iterator[shard_files.ShardName]:
   """The shards of a manifest line, by the hash of its group if it has one, else of uri, start and end.
 
   A line goes to one shard per clip; `clip` is the only one of a dead letter, and None for the lines of a source.
   """
   row = parse_line(line, job.manifest_folder)
-  # A validation score counts each video once.
-  several = row.modality == "video" and row.split == "train"
-  clips = range(job.clips_per_video if several else 1) if clip is None else (clip,)
-  for number in clips:
+  for number in range(clips_of(row, job)) if clip is None else (clip,):
     yield shard_files.ShardName(
       task=f"{job.task}_{row.modality}s",
       split=row.split,

@@ -7,7 +7,7 @@ class names; the caption is the class in words.
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
@@ -54,14 +54,17 @@ def folder_lines(
   *,
   validation_files: frozenset[str] = frozenset(),
   labels: Mapping[str, str] = MappingProxyType({}),
+  skipped: Callable[[str], None] = lambda name: None,
 ) -> Iterator[str]:
   """Manifest lines of one class folder, or of a flat split (`class_folders`).
 
   `columns` has the class names, `validation_files` are paths `<class>/<file>`, and `labels` has the class of each file
-  of a flat split, by the name without its extension.
+  of a flat split, by the name without its extension. `skipped` is called with files that are not media.
   """
   for file in storage.names(storage.join(root, split, name)):
-    if is_media(file):
+    if not is_media(file):
+      skipped(storage.join(split, name, file))
+    else:
       row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
       row["class"] = name or labels.get(os.path.splitext(file)[0])
       if row["class"] is None:

@@ -1,17 +1,13 @@
 """Streams manifest lines from a source; only file names and row group numbers are shuffled."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.coders.coders import BytesCoder
 from apache_beam.io.textio import ReadAllFromText, ReadFromText
 
-from beam_jobs.sources import folders, tables, webdataset
-from beam_jobs.sources.columns import Columns, to_line, to_row
-from beam_jobs.sources.rows import load_json
+from beam_jobs.sources import folders, tables
+from beam_jobs.sources.parts import json_lines, lines_of
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
 
@@ -39,7 +35,7 @@ class ReadRows(beam.PTransform):
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(find) | beam.Reshuffle()
       if spec.kind == "parquet":
         found = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
-      lines = found | "Read" >> beam.FlatMap(_lines_of, spec)
+      lines = found | "Read" >> beam.FlatMap(lines_of, spec)
     return lines | "Bytes" >> beam.Map(lambda line: (None, _to_bytes(line)))
 
   def _jsonl(self, root):
@@ -54,36 +50,6 @@ class ReadRows(beam.PTransform):
     if spec.columns.changes_nothing:
       return lines
     return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)
-
-
-def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
-  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name)."""
-  if spec.kind == "folder":
-    split, name = part
-    return folders.folder_lines(
-      spec.pattern,
-      split,
-      name,
-      spec.columns,
-      validation_files=spec.validation_files,
-      labels=spec.labels,
-    )
-  if spec.kind == "parquet":
-    return tables.parquet_lines(*part, columns=spec.columns)
-  if spec.kind == "webdataset":
-    uri = part.removeprefix(spec.media_root.rstrip("/") + "/")
-    return webdataset.tar_lines(part, uri, spec.columns)
-  return tables.csv_lines(part, spec.columns)
-
-
-def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
-  """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
-  if not line.strip():
-    return
-  raw = None
-  with contextlib.suppress(ValueError):
-    raw = load_json(line)
-  yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
 
 
 def _to_bytes(line: str | bytes) -> bytes:

@@ -103,15 +103,20 @@ def parquet_header(path: str) -> list[str]:
 
 def parquet_groups(path: str) -> Iterator[tuple[str, int]]:
   """(path, row group) of a Parquet file; (path, -1) if it is not one."""
+  yield from ((path, group) for group in parquet_rows(path))
+
+
+def parquet_rows(path: str) -> dict[int, int]:
+  """Row group -> number of its rows, of a Parquet file; {-1: 1} if it is not one."""
   import pyarrow
   import pyarrow.parquet
 
   try:
     with storage.open_raw(path) as stream:
-      groups = range(pyarrow.parquet.ParquetFile(stream).num_row_groups)
+      found = pyarrow.parquet.ParquetFile(stream).metadata
+      return {group: found.row_group(group).num_rows for group in range(found.num_row_groups)}
   except (pyarrow.ArrowException, OSError):
-    groups = (-1,)
-  yield from ((path, group) for group in groups)
+    return {-1: 1}
 
 
 def parquet_lines(path: str, group: int, columns: Columns) -> Iterator[str]:

@@ -6,7 +6,7 @@ Only headers and small text members are read here; media are referenced by their
 import itertools
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
@@ -19,11 +19,20 @@ _TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""
 _MAX_TEXT = 1 << 22
 
 
-def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
-  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members."""
+def tar_lines(
+  path: str,
+  uri: str,
+  columns: Columns,
+  *,
+  skipped: Callable[[str], None] = lambda name: None,
+) -> Iterator[str]:
+  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members.
+
+  `skipped` is called with members that are neither media nor texts, or hidden.
+  """
   damage: list[Exception] = []
   seen: set[str] = set()
-  for key, sample in itertools.groupby(_members(path, damage), key=_key):
+  for key, sample in itertools.groupby(_members(path, damage, skipped), key=_key):
     if key in seen:
       yield bad_row(
         f"{uri}::{key}",
@@ -38,15 +47,22 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
     )
 
 
-def _members(path: str, damage: list[Exception]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+def _members(
+  path: str, damage: list[Exception], skipped: Callable[[str], None]
+) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
   """Files of a tar that are not hidden, with the content of texts; a damage ends them and is added to the list."""
   try:
     with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
       while member := tar.next():
         # The list of members would grow with the file; it is not public.
         tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if member.isfile() and not is_hidden(member.name):
-          is_text = _extension(member) in _TEXTS and member.size <= _MAX_TEXT
+        if not member.isfile():
+          continue
+        hidden, known = is_hidden(member.name), _extension(member) in _TEXTS
+        if hidden or not (known or is_media(member.name)):
+          skipped(f"{path}::{member.name}")
+        if not hidden:
+          is_text = known and member.size <= _MAX_TEXT
           content = tar.extractfile(member) if is_text else None
           yield member, content.read() if content else b""
   except (tarfile.TarError, EOFError) as error:

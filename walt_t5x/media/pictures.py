@@ -75,6 +75,18 @@ def open_picture(
       raise MediaError("truncated" if cut else "corrupt", str(error)) from error
 
 
+def stored_form(source: Source) -> tuple[str, str, tuple[int, int]]:
+  """(format, mode, (height, width)) of an image as stored, in Pillow's names; decodes no pixels.
+
+  Raises:
+    OSError: it is not an image that Pillow reads.
+  """
+  from PIL import Image
+
+  with opened(source) as file, Image.open(file, formats=PICTURE_FORMATS) as image:
+    return str(image.format), image.mode, (image.height, image.width)
+
+
 def _stored_orientation(image: "Picture") -> int:
   """The EXIF orientation, 1 to 8; 1 (upright) if there is none, or none that can be read."""
   try:

@@ -79,6 +79,8 @@ class Video:
     end: time at which the last frame ends, as stated, or None; the sound may end later.
     seconds: the stated duration of the picture, or None.
     rate: the stated frame rate, or None.
+    container, codec, pixel_format: FFmpeg's names.
+    has_sound: whether there is a sound stream.
   """
 
   def __init__(self, container: Any, *, max_pixels: int):
@@ -100,6 +102,9 @@ class Video:
     self._delay: int | None = None
     rate = self._stream.average_rate or self._stream.guessed_rate
     self.rate = float(rate) if rate else None
+    self.container, self.codec = container.format.name, self._stream.codec_context.name
+    self.pixel_format = str(self._stream.codec_context.pix_fmt)
+    self.has_sound = bool(container.streams.audio)
 
   def frames(self, start: float = 0.0) -> Iterator[tuple[float, "VideoFrame"]]:
     """(seconds since the beginning of the container, frame) in the order of the decoder; times never decrease.

@@ -1,0 +1,119 @@
+"""Puts some rows through the first half of a job, up to decoded pixels, and counts what happens to them."""
+
+import contextlib
+import dataclasses
+import pickle
+import re
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from beam_jobs.filters import row_filters
+from beam_jobs.shards.loading import DecodeSettings, Failure, load_row
+from beam_jobs.shards.plan import Job
+from beam_jobs.shards.remedies import remedy
+from beam_jobs.sources.members import read_media
+from beam_jobs.sources.rows import Row
+from walt_t5x.media.facts import Facts, describe
+from walt_t5x.media.isolation import Isolated
+from walt_t5x.media.rules import Rejected
+
+# What differs between two messages of one kind: quoted texts, lists, words with digits, dots or slashes.
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\[.*\]|\{.*\}|\S*[\d/_]\S*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What became of a row: its failure, or None and the bytes of its pixels; and what its file states, if readable."""
+
+  row: Row
+  failure: Failure | None
+  facts: Facts | None
+  pixel_bytes: int = 0
+
+
+def outcomes(rows: Sequence[tuple[Row, int]], job: Job) -> Iterator[Outcome]:
+  """Loads each row's clip of a number, as the job does, several at once, in order."""
+  describing = _Describing(job.decoding, job.clip.max_pixels)
+
+  def attempt(row: Row, clip: int) -> Outcome:
+    facts = None
+    # What cannot be described cannot be loaded either, and then the failure has the reason.
+    with contextlib.suppress(Exception):
+      content = read_media(row.path, max_bytes=job.clip.max_bytes)
+      facts = describing(content, row.modality)
+    loaded = load_row(row, job.clip, job.filtering.rules, job.decoding, clip=clip)
+    if isinstance(loaded, Failure):
+      return Outcome(row, loaded, facts)
+    try:
+      row_filters.check_clip(row, loaded.clip, job.filtering.rules)
+    except Rejected as rejection:
+      return Outcome(row, Failure("filter", rejection.reason, str(rejection)), facts)
+    size = sum(frames.nbytes for frames in loaded.clip.frames.values())
+    return Outcome(row, None, facts, size)
+
+  with ThreadPoolExecutor(job.decoding.threads) as pool, contextlib.closing(describing):
+    yield from pool.map(lambda one: attempt(*one), rows)
+
+
+class _Describing:
+  """`describe`, in the isolation of the job."""
+
+  def __init__(self, settings: DecodeSettings, max_pixels: int):
+    self._max_pixels, self._isolated = max_pixels, None
+    if settings.isolation == "process":
+      self._isolated = Isolated(
+        describe,
+        processes=settings.threads,
+        timeout_seconds=settings.timeout_seconds,
+        memory_bytes=settings.memory_mib << 20 or None,
+      )
+
+  def __call__(self, content: bytes, modality: str) -> Facts:
+    if self._isolated is None:
+      return describe(content, modality, self._max_pixels)
+    return self._isolated(pickle.PickleBuffer(content), modality, self._max_pixels)
+
+  def close(self) -> None:
+    if self._isolated is not None:
+      self._isolated.close()
+
+
+class Faults:
+  """Failures by stage, reason and kind of message, each with a few examples.
+
+  Args:
+    examples: how many are kept of each kind.
+  """
+
+  def __init__(self, *, examples: int):
+    self._examples, self._lock = examples, threading.Lock()
+    self._found: dict[tuple[str, str, str], dict[str, Any]] = {}
+
+  def add(self, where: str, failure: Failure, *, of: str) -> None:
+    """Counts a failure; `of` says which rows were looked at: 'all rows' or 'sampled rows'."""
+    particular = failure.stage in ("manifest",)
+    kind = _PARTICULARS.sub("*", failure.message) if particular else ""
+    self._add((failure.stage, failure.reason, kind), [(where, failure.message)], 1, of)
+
+  def add_names(self, reason: str, message: str, names: Iterable[str], count: int) -> None:
+    """Counts names that are not rows."""
+    if count:
+      self._add(("names", reason, ""), [(name, message) for name in names], count, "names")
+
+  def _add(self, key: tuple, examples: list[tuple[str, str]], count: int, of: str) -> None:
+    stage, reason, _ = key
+    with self._lock:
+      fault = self._found.setdefault(
+        key,
+        {"reason": reason, "stage": stage, "count": 0, "of": of, "examples": []}
+        | {"remedy": remedy(stage, reason)},
+      )
+      fault["count"] += count
+      room = self._examples - len(fault["examples"])
+      fault["examples"] += [{"where": w, "message": m} for w, m in examples[: max(0, room)]]
+
+  def listed(self) -> list[dict[str, Any]]:
+    """JSON objects, the most frequent first."""
+    return sorted(self._found.values(), key=lambda fault: (-fault["count"], fault["reason"]))

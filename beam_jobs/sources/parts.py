@@ -1,0 +1,125 @@
+"""The parts of a source, which workers read independently, and their manifest lines.
+
+A part is a file, a row group of Parquet, a class folder or, of JSONL, a range of bytes.
+"""
+
+import contextlib
+import dataclasses
+import gzip
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from beam_jobs.sources import folders, tables, webdataset
+from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.rows import load_json
+from beam_jobs.sources.spec import SourceSpec, files
+from walt_t5x.files import storage
+
+# Of JSONL: some ten thousand rows.
+_RANGE_BYTES = 1 << 22
+# Bytes of a table from which its number of rows is estimated.
+_HEAD_BYTES = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A part of a source.
+
+  Args:
+    key: a path, (path, row group), (split, class folder), or (path, first byte, end) of JSONL.
+    rows: number of its rows if the source states it, else None.
+    size: number by which parts compare: bytes of a file, rows of a row group, 1 for a folder.
+  """
+
+  key: Any
+  rows: int | None
+  size: int
+
+
+def parts_of(spec: SourceSpec) -> list[Part]:
+  """Every part, in the order of the source."""
+  if spec.kind == "folder":
+    return [Part(pair, None, 1) for pair in folders.class_folders(spec.pattern)]
+  found = []
+  for path in files(spec.pattern):
+    size = storage.size(path)
+    if spec.kind == "parquet":
+      counts = tables.parquet_rows(path)
+      found += [Part((path, group), count, count) for group, count in counts.items()]
+    elif spec.kind == "jsonl":
+      step = size if path.endswith(".gz") else _RANGE_BYTES
+      found += [
+        Part((path, at, min(size, at + step)), None, min(size, at + step) - at)
+        for at in range(0, size, max(1, step))
+      ]
+    else:
+      found.append(Part(path, None, size))
+  return found
+
+
+def part_lines(
+  part: Part, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
+) -> Iterator[str | bytes]:
+  """Manifest lines of a part; `skipped` is called with the names of files that are not read."""
+  if spec.kind != "jsonl":
+    yield from lines_of(part.key, spec, skipped=skipped)
+    return
+  for line in _range_lines(*part.key):
+    yield from (line,) if spec.columns.changes_nothing else json_lines(line, spec.columns)
+
+
+def lines_of(
+  key: Any, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
+) -> Iterator[str]:
+  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name); not of JSONL."""
+  if spec.kind == "folder":
+    split, name = key
+    return folders.folder_lines(
+      spec.pattern,
+      split,
+      name,
+      spec.columns,
+      validation_files=spec.validation_files,
+      labels=spec.labels,
+      skipped=skipped,
+    )
+  if spec.kind == "parquet":
+    return tables.parquet_lines(*key, columns=spec.columns)
+  if spec.kind == "webdataset":
+    uri = key.removeprefix(spec.media_root.rstrip("/") + "/")
+    return webdataset.tar_lines(key, uri, spec.columns, skipped=skipped)
+  return tables.csv_lines(key, spec.columns)
+
+
+def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
+  """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
+  if not line.strip():
+    return
+  raw = None
+  with contextlib.suppress(ValueError):
+    raw = load_json(line)
+  yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
+
+
+def _range_lines(path: str, begin: int, end: int) -> Iterator[bytes]:
+  """Lines that begin in a range of bytes; all lines of a compressed file."""
+  with storage.open_raw(path) as stream:
+    if path.endswith(".gz"):
+      yield from gzip.GzipFile(fileobj=stream)
+      return
+    at = begin
+    if begin:
+      stream.seek(begin - 1)
+      at += len(stream.readline()) - 1
+    while at < end and (line := stream.readline()):
+      at += len(line)
+      yield line
+
+
+def estimated_rows(part: Part) -> int | None:
+  """About how many rows a plain table has, by the length of its first lines; None if it is compressed."""
+  if not isinstance(part.key, str) or part.key.endswith(".gz"):
+    return None
+  with storage.open_raw(part.key) as stream:
+    head = stream.read(_HEAD_BYTES)
+  return round(part.size * head.count(b"\n") / max(1, len(head)))

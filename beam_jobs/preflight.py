@@ -1,4 +1,4 @@
-"""Reads a manifest before a long run: what it contains, which rows a run would not write, and which flag to set.
+"""Reads a manifest before a long run: its contents, the rows that a job would not write, and the flags to set.
 
   python -m beam_jobs.preflight --manifest DIR/manifest.jsonl --resolutions 128x128 --num_frames 17 --fps 8
 
@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   first, chance, everything = _read(scan, job, faults, counts, args)
   tried = _tried(first + chance, job, faults, args)
   rows, exact = scan.total()
-  # The first rows of a manifest are often alike: what a run would do follows from the rows by chance.
+  # The first rows of a manifest are often alike: what a job would do follows from the rows by chance.
   fair = tried if everything else tried[len(first) :]
   captions = {"words": findings.summary_of(counts.words)}
   vocabulary = args.vocabulary or (args.text_encoder and f"{args.text_encoder}/spiece.model")
@@ -65,7 +65,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     "rows": {"count": rows, "exact": exact, "read": counts.rows},
     **counts.to_json(),
     "captions": captions,
-    "media": {"first": len(first), "by_chance": len(chance), **findings.media_of(tried)},
+    "media": {"first": len(first), "by_chance": len(chance), "all": everything}
+    | findings.media_of(tried),
     "faults": faults.listed(),
     "expected": findings.expected_of(rows, counts, fair, _latent_bytes(args)),
   }
@@ -181,9 +182,8 @@ def _print(result: Mapping[str, Any]) -> None:
   if "tokens" in captions:
     cut = f"{captions['cut']:,} of {captions['captions']:,} are cut (--max_text_length)"
     line("caption tokens", f"{_range(captions['tokens'])}; {cut}")
-  line(
-    "media", f"{tried:,} rows, the first {media['first']:,} and {media['by_chance']:,} by chance"
-  )
+  which = f"the first {media['first']:,} and {media['by_chance']:,} by chance"
+  line("media", f"{tried:,} rows, {'all' if media['all'] else which}")
   for name in ("containers", "codecs", "pixel_formats", "sizes", "rates"):
     line(f"  {name}", _counts(media[name]))
   for name in ("short_side", "seconds", "file_bytes"):
@@ -196,7 +196,7 @@ def _print(result: Mapping[str, Any]) -> None:
     for example in fault["examples"]:
       print(f"    {_shortened(example['where'])}: {_shortened(example['message'])}")
   share = f"{expected['written_percent']}% of {expected['clips']:,} clips"
-  line("a run writes", f"about {expected['written']:,}, {share}")
+  line("a job writes", f"about {expected['written']:,}, {share}")
   latents = expected.get("latent_bytes_per_clip")
   line("bytes per clip", f"{expected['pixel_bytes_per_clip']:,} as pixels")
   line("", f"{latents:,} as latents" if latents else "")

@@ -1,4 +1,4 @@
-"""What a trial found: counts of rows, properties of media and captions, and what a run would write."""
+"""What a trial found: counts of rows, properties of media and captions, and what a job would write."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ class RowCounts:
 
   Attributes:
     rows: rows that were counted.
-    clips: clips that a run would make of them.
+    clips: clips that a job would make of them.
     admitted: those of them whose row is valid and passes the filters that need no media.
     words: number of words of every caption.
   """
@@ -103,7 +103,7 @@ def tokens_of(tried: Sequence[Outcome], vocabulary_file: str, max_length: int) -
 def expected_of(
   count: int, rows: RowCounts, tried: Sequence[Outcome], latent_bytes: Mapping[str, int]
 ) -> dict[str, Any]:
-  """What a run would do.
+  """What a job would do.
 
   Args:
     count: rows of the manifest.
@@ -117,8 +117,8 @@ def expected_of(
   share = rows.admitted / max(1, rows.clips) * len(written) / max(1, len(tried))
   clips = round(count * rows.clips / max(1, rows.rows))
 
-  def percent(part: float, whole: float) -> float:
-    return round(100 * part / max(1, whole), 2)
+  def percent(part: float, total: float) -> float:
+    return round(100 * part / max(1, total), 2)
 
   found = {
     "clips": clips,

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import pickle
 import re
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -88,31 +87,27 @@ class Faults:
   """
 
   def __init__(self, *, examples: int):
-    self._examples, self._lock = examples, threading.Lock()
+    self._examples = examples
     self._found: dict[tuple[str, str, str], dict[str, Any]] = {}
 
   def add(self, where: str, failure: Failure, *, of: str) -> None:
     """Counts a failure; `of` says which rows were looked at: 'all rows' or 'sampled rows'."""
-    particular = failure.stage in ("manifest",)
-    kind = _PARTICULARS.sub("*", failure.message) if particular else ""
+    # Lines of a manifest are broken in many ways, damaged media in those that the reasons name.
+    kind = _PARTICULARS.sub("*", failure.message) if failure.stage == "manifest" else ""
     self._add((failure.stage, failure.reason, kind), [(where, failure.message)], 1, of)
 
-  def add_names(self, reason: str, message: str, names: Iterable[str], count: int) -> None:
+  def add_names(self, reason: str, message: str, names: Sequence[str], count: int) -> None:
     """Counts names that are not rows."""
     if count:
       self._add(("names", reason, ""), [(name, message) for name in names], count, "names")
 
   def _add(self, key: tuple, examples: list[tuple[str, str]], count: int, of: str) -> None:
     stage, reason, _ = key
-    with self._lock:
-      fault = self._found.setdefault(
-        key,
-        {"reason": reason, "stage": stage, "count": 0, "of": of, "examples": []}
-        | {"remedy": remedy(stage, reason)},
-      )
-      fault["count"] += count
-      room = self._examples - len(fault["examples"])
-      fault["examples"] += [{"where": w, "message": m} for w, m in examples[: max(0, room)]]
+    empty = {"reason": reason, "stage": stage, "count": 0, "of": of, "examples": []}
+    fault = self._found.setdefault(key, empty | {"remedy": remedy(stage, reason)})
+    fault["count"] += count
+    shown = [{"where": where, "message": message} for where, message in examples]
+    fault["examples"] = (fault["examples"] + shown)[: self._examples]
 
   def listed(self) -> list[dict[str, Any]]:
     """JSON objects, the most frequent first."""

@@ -117,9 +117,10 @@ def _range_lines(path: str, begin: int, end: int) -> Iterator[bytes]:
 
 
 def estimated_rows(part: Part) -> int | None:
-  """About how many rows a plain table has, by the length of its first lines; None if it is compressed."""
-  if not isinstance(part.key, str) or part.key.endswith(".gz"):
+  """About how many rows a part of a plain text file has, by the length of its first lines; None for other files."""
+  path = part.key if isinstance(part.key, str) else part.key[0]
+  if not path.lower().endswith((".csv", ".tsv", ".jsonl", ".json", ".ndjson")):
     return None
-  with storage.open_raw(part.key) as stream:
+  with storage.open_raw(path) as stream:
     head = stream.read(_HEAD_BYTES)
   return round(part.size * head.count(b"\n") / max(1, len(head)))

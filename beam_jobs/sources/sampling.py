@@ -72,11 +72,13 @@ class Scan:
       return self.rows, True
     if all(part.rows is not None for part in self._parts):
       return sum(part.rows or 0 for part in self._parts), True
-    rows, size = 0, 0
-    for part, count, to_its_end in self._read:
-      guess = count if to_its_end else estimated_rows(part)
-      # A compressed table that was not read to its end says only that there are more rows.
-      rows, size = rows + max(count, guess or 0), size + part.size
+    rows = sum(count for _, count, _ in self._read)
+    size = sum(part.size for part, _, _ in self._read)
+    if ended := [(part.size, count) for part, count, to_its_end in self._read if to_its_end]:
+      size, rows = map(sum, zip(*ended, strict=True))
+    elif guess := estimated_rows(self._read[0][0]):
+      rows = max(rows, guess)
+    # Of a single part of another kind, as many rows as were read are known.
     return round(rows * sum(part.size for part in self._parts) / max(1, size)), False
 
   def _skipped(self, name: str) -> None:

@@ -34,7 +34,7 @@ def write_corpus(
     folder: created if missing; it must be empty, because other files would be rows.
     faults: whether faults are planted.
     seed: changes the scenes, not the names of the files.
-    seconds: length of the clips of k600 and t2v; by default 10 and about 3.
+    seconds: makes the clips of k600 and t2v that long, and those of UCF-101 as short as its shortest.
 
   Raises:
     ValueError: the folder is not empty.
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--faults", action="store_true", help="plant faults")
   parser.add_argument("--seed", type=int, default=0, help="of the scenes (0)")
   parser.add_argument(
-    "--seconds", type=float, help="length of the clips of k600 and t2v (10 and 3)"
+    "--seconds", type=float, help="length of the clips (of k600 10, of t2v 3, of UCF-101 1.2 to 4)"
   )
   args = parser.parse_args(argv)
   with programs.user_errors("data.lookalikes"):

@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from data.lookalikes import media
 
 # `Odd.expect` of a row that is like any other, and of a name that must not become a row.
 WRITTEN, NO_ROW = "written", "no_row"
+# Lines of a table before those that no `csv` writer would write: with rows after them, which must not be lost.
+_BEFORE_BROKEN = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Odd:
   Args:
     kind: what is odd, in one word.
     manifest: the `--manifest` that it belongs to, relative to the folder of the look-alike.
-    where: a file, or a line or row of the manifest.
+    where: a part of the uri that a ledger has: of a path, of `<table>:<line>` or of `<tar>::<sample>`.
     expect: the reason in the ledger, `written`, or `no_row`.
   """
 
@@ -39,7 +41,7 @@ class Corpus:
   Attributes:
     faults: whether faults are planted.
     seed: changes the scenes, not the names.
-    seconds: length of clips that are not faults, if it is not the corpus's own.
+    seconds: about how long clips are, if they are shorter than those of the real corpus.
     odd: what was noted so far.
   """
 
@@ -62,11 +64,20 @@ class Corpus:
     target.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
-  def write_table(self, path: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file."""
+  def write_table(
+    self, path: str, rows: Sequence[Sequence[Any]], broken: Sequence[str] = ()
+  ) -> None:
+    """Writes a CSV file: `rows` begins with the header, and the broken lines follow its first rows."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    table = csv.writer(text, lineterminator="\n")
+    table.writerows(rows[:_BEFORE_BROKEN])
+    text.writelines(line + "\n" for line in broken)
+    table.writerows(rows[_BEFORE_BROKEN:])
     self.write(path, text.getvalue())
+
+  def note_line(self, kind: str, manifest: str, broken: Sequence[str], expect: str) -> None:
+    """Adds a line to `faults.json` for the last broken line of a table."""
+    self.note(kind, manifest, f"{manifest}:{_BEFORE_BROKEN + len(broken)}", expect)
 
   def note(self, kind: str, manifest: str, where: str, expect: str) -> None:
     """Adds a line to `faults.json`."""

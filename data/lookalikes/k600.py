@@ -1,6 +1,7 @@
 """Kinetics-600: `train.csv`, `validate.csv`, and clips of about 10 s in `<split>/<label>`, some of them missing."""
 
 import string
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -36,7 +37,7 @@ def write(corpus: Corpus) -> None:
       # At 25 frames per second, four of ten frames would be repeated.
       slow = part.clip(_SLOW, (144, 192))
       part.add(LABELS[2], slow, kind="low_frame_rate", expect="low_frame_rate")
-    if corpus.faults:
+    if corpus.faults and split == "train":
       _plant(part)
     part.finish()
 
@@ -47,7 +48,6 @@ class _Part:
   def __init__(self, corpus: Corpus, split: str):
     self.corpus, self.split, self.manifest = corpus, split, f"k600/{split}.csv"
     self.rows: list[tuple[Any, ...]] = []
-    # Lines that a `csv` writer would not write.
     self.lines: list[str] = []
     self._random = rng(corpus, len(split))
 
@@ -57,11 +57,11 @@ class _Part:
     options = {"num_frames": round(seconds * rate), "sound_seconds": seconds} | options
     return media.video(self.corpus.scene(), rate=rate, size=size, **options)
 
-  def row(self, label: str, split: str = "") -> tuple[Any, ...]:
+  def row(self, label: str) -> tuple[Any, ...]:
     """Cells of a new row."""
     start = int(self._random.integers(0, 200))
     name = "".join(self._random.choice(_LETTERS, 11))
-    return label, name, start, start + 10, split or self.split
+    return label, name, start, start + 10, self.split
 
   def add(self, label: str, content: bytes | None, *, kind: str = "", expect: str = "") -> tuple:
     """Adds a row, with its file unless it has no content."""
@@ -74,17 +74,17 @@ class _Part:
       self.corpus.note(kind, self.manifest, uri, expect)
     return row
 
-  def note_line(self, kind: str, line: str, expect: str) -> None:
-    """Adds a line after the rows."""
-    self.lines.append(line)
-    number = len(self.rows) + 1 + len(self.lines)
-    self.corpus.note(kind, self.manifest, f"line {number}", expect)
+  def add_line(self, kind: str, cells: Iterable[Any], expect: str, where: str = "") -> None:
+    """Adds a line whose cells are not quoted."""
+    self.lines.append(",".join(map(str, cells)))
+    if where:
+      self.corpus.note(kind, self.manifest, where, expect)
+    else:
+      self.corpus.note_line(kind, self.manifest, self.lines, expect)
 
   def finish(self) -> None:
     """Writes the table."""
-    self.corpus.write_table(self.manifest, [COLUMNS, *self.rows])
-    path = self.corpus.folder / self.manifest
-    path.write_text(path.read_text() + "".join(line + "\n" for line in self.lines))
+    self.corpus.write_table(self.manifest, [COLUMNS, *self.rows], self.lines)
 
 
 def _plant(part: _Part) -> None:
@@ -103,11 +103,15 @@ def _plant(part: _Part) -> None:
     )
     part.add(LABELS[4], content, kind=kind, expect=WRITTEN)
   again = part.add(LABELS[0], part.clip(25, (136, 240), **plain))
-  part.note_line("duplicate_row", ",".join(map(str, again)), "duplicate")
-  label, name, start, end, split = part.row(LABELS[1])
-  part.note_line("unclosed_quote", f'"{label},{name},{start},{end},{split}', "bad_source_row")
-  part.note_line(
-    "comma_in_label", f"{label}, and cakes,{name},{start},{end},{split}", "bad_source_row"
+  uri = TEMPLATE.format(**dict(zip(COLUMNS, again)))
+  part.add_line("duplicate_row", again, "duplicate", uri)
+  label, *others = part.row(LABELS[1])
+  part.add_line("unclosed_quote", (f'"{label}', *others), "bad_source_row")
+  part.add_line("comma_in_label", (f"{label}, and cakes", *others), "bad_source_row")
+  name, start, end, split = others
+  part.add_line(
+    "no_number", (label, f"{name[:-1]}0", "", end, split), "bad_source_row", f"{name[:-1]}0"
   )
-  part.note_line("no_number", f"{label},{name},,{end},{split}", "bad_source_row")
-  part.note_line("unknown_split", f"{label},{name},{start},{end},holdout_test", "bad_split")
+  part.add_line(
+    "unknown_split", (label, name, start, end, "holdout_test"), "bad_split", "holdout_test"
+  )

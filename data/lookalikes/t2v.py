@@ -33,7 +33,7 @@ def write(corpus: Corpus) -> None:
   _webvid(corpus)
   _img2dataset(corpus)
   _video2dataset(corpus)
-  ucf101.write(Corpus(corpus.folder, seed=corpus.seed))
+  ucf101.write(Corpus(corpus.folder, seed=corpus.seed, seconds=corpus.seconds))
 
 
 def _clip(corpus: Corpus, **options: Any) -> tuple[bytes, str]:
@@ -98,7 +98,7 @@ def _parquet(corpus: Corpus) -> None:
 
 def _plant_rows(corpus: Corpus, add: Any) -> None:
   def plant(kind: str, name: str | None, caption: Any, content: bytes | None, expect: str, **more):
-    corpus.note(kind, MANIFEST, f"{name}", expect)
+    corpus.note(kind, MANIFEST, name or caption, expect)
     add(name, caption, content, **more)
 
   clip, caption = _clip(corpus)
@@ -114,7 +114,7 @@ def _plant_rows(corpus: Corpus, add: Any) -> None:
     plant(kind, f"videos/{kind}.mp4", text, _clip(corpus)[0], "no_caption")
   listed = "['a red square', \"the square's path\"]"
   plant("list_as_text", "videos/list.mp4", listed, _clip(corpus)[0], WRITTEN)
-  plant("no_uri", None, caption, None, "bad_uri")
+  plant("no_uri", None, "a row without a file", None, "bad_uri")
   add("videos/twice.mp4", caption, _clip(corpus)[0])
   plant("duplicate_row", "videos/twice.mp4", caption, None, "duplicate")
   still = _still(corpus)[0]
@@ -158,10 +158,8 @@ def _webvid(corpus: Corpus) -> None:
       (2007, "comma_in_caption", "red, green and blue"),
     ):
       lines.append(",".join(map(str, row(number, end))))
-      corpus.note(kind, WEBVID, f"line {len(rows) + 1 + len(lines)}", "bad_source_row")
-  corpus.write_table(WEBVID, [header, *rows])
-  path = corpus.folder / WEBVID
-  path.write_text(path.read_text() + "".join(line + "\n" for line in lines))
+      corpus.note_line(kind, WEBVID, lines, "bad_source_row")
+  corpus.write_table(WEBVID, [header, *rows], lines)
 
 
 def _tar(corpus: Corpus, path: str, members: Iterable[tuple[str, bytes | str]]) -> None:
@@ -220,7 +218,8 @@ def _odd_samples(corpus: Corpus) -> list:
   members = []
 
   def plant(kind: str, sample: list, expect: str) -> None:
-    corpus.note(kind, IMAGES, sample[0][0], expect)
+    name = sample[0][0]
+    corpus.note(kind, IMAGES, name.partition(".")[0] or name, expect)
     members.extend(sample)
 
   plant("name_not_ascii", _sample("été_日本", caption, _still(corpus)[0], "jpg"), WRITTEN)

@@ -114,6 +114,8 @@ PROGRAMS = (
   "walt_t5x.train_surrogate",
   "walt_t5x.vae.import_lpips",
   "data.samples",
+  "data.lookalikes",
+  "beam_jobs.preflight",
   "beam_jobs.preprocess",
   "beam_jobs.evaluate",
   "beam_jobs.replay",

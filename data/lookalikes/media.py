@@ -103,12 +103,14 @@ def _video_track(output: Any, container: str, rate: Any, size: Any, b_frames: in
 
 def _packets(track: Any, pictures: np.ndarray, size: tuple[int, int]) -> Iterator[Any]:
   import av
+  from av.video.reformatter import VideoReformatter
 
+  reformatter = VideoReformatter()
   for index, picture in enumerate(pictures):
     # Cells become blocks of pixels: cheap to render, and sharp.
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    frame = frame.reformat(
-      width=size[1], height=size[0], format="yuv420p", interpolation="FAST_BILINEAR"
+    frame = reformatter.reformat(
+      frame, width=size[1], height=size[0], format="yuv420p", interpolation="POINT", threads=1
     )
     frame.pts, frame.time_base = index, 1 / Fraction(track.codec_context.framerate)
     yield from track.encode(frame)
@@ -147,6 +149,7 @@ def _pack(packets: list[Any], rate: Fraction | int) -> list[Any]:
 def _sound_track(output: Any) -> Any:
   track = output.add_stream("aac", rate=_SOUND_RATE, options={"flags": "+bitexact"})
   track.layout = "mono"
+  track.codec_context.thread_count = 1
   return track
 
 

@@ -31,7 +31,7 @@ NAMES = {
 @pytest.fixture
 def folder(request, tmp_path, monkeypatch):
   """A look-alike with faults; the current folder, so that flags are those of the documentation."""
-  corpora.write_corpus(request.param, tmp_path / "corpus", faults=True, seconds=1.0)
+  corpora.write_corpus(request.param, tmp_path / "corpus", faults=True, seconds=0.8)
   monkeypatch.chdir(tmp_path / "corpus")
   return request.param, tmp_path
 

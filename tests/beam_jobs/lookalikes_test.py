@@ -1,13 +1,19 @@
 """Copies of public corpora with planted faults: a job and the preflight find each of them, and nothing else."""
 
 import collections
+import contextlib
+import io
 import json
+import pathlib
+import tarfile
 
+import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs import preflight, preprocess
 from beam_jobs.shards.remedies import remedy
-from data.lookalikes import corpora
+from data import schema, tfrecord
+from data.lookalikes import corpora, ucf101
 from data.lookalikes.corpus import NO_ROW, WRITTEN
 
 # The flags of docs/reproduce.md that decide which rows are written; t2v has shorter clips here.
@@ -46,7 +52,12 @@ def test_every_planted_fault_is_found_and_every_other_row_is_written(folder, cap
     output = tmp_path / f"out{number}"
     result = preprocess.run([*argv, f"--output={output}", "--task=t", "--num_shards=1"])
     lost = _ledgers(output)
-    assert len(lost) == result["rows"] - result["written"]
+    labels = _labels(output)
+    assert result["rows"] == _rows_of(name, manifest, mine)
+    assert len(labels) == result["written"] == result["rows"] - len(lost)
+    if name == "ucf101":
+      classes = sorted(ucf101.CLASSES)
+      assert all(classes.index(uri.split("/")[0]) == label for uri, label in labels.items())
     _check_places(lost, [one for one in mine if one["expect"] not in (WRITTEN, NO_ROW)])
 
     report = preflight.run([*argv, "--rows=1000", "--examples=100", f"--json={tmp_path}/r.json"])
@@ -54,6 +65,35 @@ def test_every_planted_fault_is_found_and_every_other_row_is_written(folder, cap
     assert json.loads(printed.splitlines()[-1]) == report
     assert json.loads((tmp_path / "r.json").read_text()) == report
     _check_report(report, printed, result, mine)
+
+
+def _rows_of(name, manifest, odd):
+  """Number of rows of a manifest, by other readers."""
+  root = pathlib.Path(manifest)
+  if root.is_dir():
+    patterns = {"ucf101": ["[!.]*/[!.]*.avi"], "imagenet": ["train/[!.]*/[!.]*.JPEG", "val/*.JPEG"]}
+    return sum(len(list(root.glob(pattern))) for pattern in patterns[name])
+  if manifest.endswith(".parquet"):
+    return pq.read_metadata(manifest).num_rows
+  if manifest.endswith(".csv"):
+    return len(root.read_text().splitlines()) - 1
+  keys = set()
+  for path in root.parent.glob("*.tar"):
+    with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:
+      for member in tar:
+        keys.add((path, member.name.partition(".")[0]))
+  # A hidden member has no key; a sample in two parts, and a damaged file, are dead letters besides their samples.
+  more = sum(one["kind"] in ("members_apart", "truncated_tar") for one in odd)
+  return len({key for key in keys if key[1]}) + more
+
+
+def _labels(output):
+  """Label by uri of the records that were written."""
+  found = {}
+  for path in output.glob("*/*.tfrecord-?????-of-?????"):
+    records = map(schema.decode, tfrecord.read_records(io.BytesIO(path.read_bytes())))
+    found |= {record.uri: record.label for record in records}
+  return found
 
 
 def _ledgers(output):

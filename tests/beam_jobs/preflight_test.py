@@ -1,4 +1,4 @@
-"""The preflight: what it says of a small manifest, its flags and exit codes. Its faults: lookalikes_test."""
+"""The preflight: its report of a small manifest, its flags and exit codes. Its faults: lookalikes_test."""
 
 import argparse
 import json

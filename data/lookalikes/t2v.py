@@ -223,7 +223,8 @@ def _odd_samples(corpus: Corpus) -> list:
     members.extend(sample)
 
   plant("name_not_ascii", _sample("été_日本", caption, _still(corpus)[0], "jpg"), WRITTEN)
-  plant("hidden_member", [("._000000000.jpg", bytes(163))], NO_ROW)
+  for suffix in ("jpg", "txt"):
+    plant("hidden_member", [(f"._000000000.{suffix}", bytes(163))], NO_ROW)
   plant("corrupt_jpeg", _sample("000000101", caption, content[:3] + bytes(99), "jpg"), "corrupt")
   plant("zero_bytes", _sample("000000102", caption, b"", "jpg"), "empty")
   plant("blank_caption", _sample("000000103", "", _still(corpus)[0], "jpg"), "no_caption")

@@ -61,7 +61,10 @@ class Corpus:
     """Writes a file; returns its path."""
     target = self.folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content.encode() if isinstance(content, str) else content)
+    if isinstance(content, str):
+      # Tables may have bytes that are not UTF-8.
+      content = content.encode(errors="surrogateescape")
+    target.write_bytes(content)
     return path
 
   def write_table(

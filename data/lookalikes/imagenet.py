@@ -68,6 +68,8 @@ def _picture(corpus: Corpus) -> bytes:
 
 
 def _plant(corpus: Corpus, solution: list[tuple[str, str]]) -> None:
+  from PIL import PngImagePlugin
+
   def plant(kind: str, path: str, content: bytes, expect: str) -> None:
     corpus.write(f"{MANIFEST}/{path}", content)
     corpus.note(kind, MANIFEST, path, expect)
@@ -87,6 +89,10 @@ def _plant(corpus: Corpus, solution: list[tuple[str, str]]) -> None:
     )
   ):
     plant(kind, f"train/{first}/{first}_{2000 + number}.JPEG", content, expect)
+  text = PngImagePlugin.PngInfo()
+  text.add_text("Comment", "x" * 2**21, zip=True)
+  long_text = media.picture(corpus.scene(), kind="PNG", pnginfo=text)
+  plant("png_long_text", f"train/{first}/{first}_3000.JPEG", long_text, WRITTEN)
   plant("hidden_file", f"train/{first}/._{first}_9.JPEG", bytes(163), NO_ROW)
   plant("hidden_folder", "train/.ipynb_checkpoints/a-checkpoint.JPEG", sound, NO_ROW)
   plant("other_extension", f"train/{first}/Thumbs.db", bytes(99), NO_ROW)

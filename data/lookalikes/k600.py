@@ -84,7 +84,13 @@ class _Part:
 
   def finish(self) -> None:
     """Writes the table."""
-    self.corpus.write_table(self.manifest, [COLUMNS, *self.rows], self.lines)
+    header = COLUMNS
+    if self.corpus.faults and self.split == "validate":
+      # As Excel writes UTF-8.
+      header = ("\ufeff" + COLUMNS[0], *COLUMNS[1:])
+      uri = TEMPLATE.format(**dict(zip(COLUMNS, self.rows[0])))
+      self.corpus.note("byte_order_mark", self.manifest, uri, WRITTEN)
+    self.corpus.write_table(self.manifest, [header, *self.rows], self.lines)
 
 
 def _plant(part: _Part) -> None:

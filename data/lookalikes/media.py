@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.samples import shapes
+from walt_t5x.media.writing import X264_INSTRUCTIONS
 
 # What a server sends instead of a file that has moved.
 HTML = (
@@ -20,6 +21,12 @@ HTML = (
 )
 _SOUND_RATE = 16_000
 _CELL = 40
+# Muxer -> video encoder and its options; the other muxers take H.264.
+_H264 = ("libx264", {"preset": "ultrafast", "crf": "20", "b-adapt": "0"} | X264_INSTRUCTIONS)
+_CODECS = {
+  "avi": ("mpeg4", {"b_strategy": "0"}),
+  "webm": ("libvpx-vp9", {"b": "0", "crf": "30", "deadline": "realtime", "cpu-used": "8"}),
+}
 # User data by which DivX and XviD announce a packed bitstream, and their place holder for a packed frame.
 _PACKED = b"\0\0\1\xb2DivX503b1393p"
 _NOT_CODED = b"\0\0\1\xb6\x50\x9f"
@@ -50,15 +57,15 @@ def video(
   late_seconds: float = 0.0,
   packed: bool = False,
 ) -> bytes:
-  """A clip of one moving shape: H.264, in AVI MPEG-4 part 2 with the tag of XviD.
+  """A clip of one moving shape: H.264, in AVI MPEG-4 part 2 with the tag of XviD, in WebM VP9.
 
   Args:
     seed: of the scene.
     num_frames, rate: frames, and frames per second.
     size: (height, width), even.
-    container: `mp4`, `avi` or another muxer of FFmpeg that takes H.264.
+    container: `mp4`, `avi`, `webm`, or another muxer of FFmpeg that takes H.264.
     b_frames: frames between two reference frames.
-    sound_seconds: length of a tone in AAC; 0 for no sound.
+    sound_seconds: length of a tone, in AAC or, in WebM, Opus; 0 for no sound.
     late_seconds: when the picture begins, after the sound.
     packed: whether B-frames are packed into the chunk of the frame before them, as DivX did (AVI only).
   """
@@ -69,7 +76,7 @@ def video(
   with av.open(file, "w", format=container, options=options) as output:
     output.metadata.clear()
     track = _video_track(output, container, rate, size, b_frames)
-    sound = _sound_track(output) if sound_seconds else None
+    sound = _sound_track(output, container) if sound_seconds else None
     packets = list(_packets(track, _pictures(seed, num_frames), size))
     if packed:
       packets = _pack(packets, rate)
@@ -86,16 +93,15 @@ def video(
 
 
 def _video_track(output: Any, container: str, rate: Any, size: Any, b_frames: int) -> Any:
-  avi = container == "avi"
-  codec = "mpeg4" if avi else "libx264"
-  options = {"bf": str(b_frames), "flags": "+bitexact"}
-  options |= {"b_strategy": "0"} if avi else {"preset": "ultrafast", "crf": "20", "b-adapt": "0"}
-  options |= {} if avi else {"x264-params": "asm=sse4.2"}
-  track = output.add_stream(codec, rate=Fraction(rate), options=options)
+  codec, options = _CODECS.get(container, _H264)
+  between = {} if container == "webm" else {"bf": str(b_frames)}
+  track = output.add_stream(
+    codec, rate=Fraction(rate), options=options | between | {"flags": "+bitexact"}
+  )
   track.height, track.width, track.pix_fmt = *size, "yuv420p"
   context = track.codec_context
   context.thread_count = 1
-  if avi:
+  if container == "avi":
     context.codec_tag = "XVID"
     context.bit_rate = 600_000
   return track
@@ -146,8 +152,9 @@ def _pack(packets: list[Any], rate: Fraction | int) -> list[Any]:
   return made
 
 
-def _sound_track(output: Any) -> Any:
-  track = output.add_stream("aac", rate=_SOUND_RATE, options={"flags": "+bitexact"})
+def _sound_track(output: Any, container: str = "mp4") -> Any:
+  codec = "libopus" if container == "webm" else "aac"
+  track = output.add_stream(codec, rate=_SOUND_RATE, options={"flags": "+bitexact"})
   track.layout = "mono"
   track.codec_context.thread_count = 1
   return track

@@ -108,6 +108,9 @@ def _plant_rows(corpus: Corpus, add: Any) -> None:
   plant("low_frame_rate", "videos/slow.mp4", caption, slow, "low_frame_rate")
   longer = _clip(corpus, sound_seconds=9.0)[0]
   plant("sound_longer_than_picture", "videos/sound.mp4", caption, longer, WRITTEN)
+  webm = _clip(corpus, container="webm", sound_seconds=9.0)[0]
+  plant("sound_longer_in_webm", "videos/sound.webm", caption, webm, WRITTEN)
+  plant("brackets_in_path", "videos/clip [1080p].mp4", caption, _clip(corpus)[0], WRITTEN)
   plant("late_start", "videos/start.mp4", caption, _clip(corpus)[0], "too_short", start=60.0)
   plant("missing", "videos/missing.mp4", caption, None, "missing")
   for kind, text in (("no_caption", None), ("blank_caption", " \n ")):
@@ -156,16 +159,22 @@ def _webvid(corpus: Corpus) -> None:
     for number, kind, end in (
       (2006, "unclosed_quote", '"a square moves'),
       (2007, "comma_in_caption", "red, green and blue"),
+      (2008, "not_utf8", "a caf\udce9 at night"),
     ):
       lines.append(",".join(map(str, row(number, end))))
       corpus.note_line(kind, WEBVID, lines, "bad_source_row")
   corpus.write_table(WEBVID, [header, *rows], lines)
 
 
-def _tar(corpus: Corpus, path: str, members: Iterable[tuple[str, bytes | str]]) -> None:
-  """Writes members in PAX format, Python's default, as `webdataset.TarWriter` does."""
+def _tar(
+  corpus: Corpus,
+  path: str,
+  members: Iterable[tuple[str, bytes | str]],
+  form: int = tarfile.PAX_FORMAT,
+) -> None:
+  """Writes members; PAX is Python's default, so that of `webdataset.TarWriter`."""
   file = io.BytesIO()
-  with tarfile.open(fileobj=file, mode="w") as tar:
+  with tarfile.open(fileobj=file, mode="w", format=form) as tar:
     for name, content in members:
       data = content.encode() if isinstance(content, str) else content
       info = tarfile.TarInfo(name)
@@ -222,6 +231,8 @@ def _odd_samples(corpus: Corpus) -> list:
     corpus.note(kind, IMAGES, name.partition(".")[0] or name, expect)
     members.extend(sample)
 
+  # Too long for the header of a member.
+  plant("long_name", _sample("9" * 120, caption, _still(corpus)[0], "jpg"), WRITTEN)
   plant("name_not_ascii", _sample("été_日本", caption, _still(corpus)[0], "jpg"), WRITTEN)
   for suffix in ("jpg", "txt"):
     plant("hidden_member", [(f"._000000000.{suffix}", bytes(163))], NO_ROW)
@@ -248,9 +259,12 @@ def _video2dataset(corpus: Corpus) -> None:
     mask = _still(corpus, kind="PNG")[0]
     members += [*_video_sample("000000201", caption, content), ("000000201.mask.png", mask)]
     corpus.note("mask_beside_video", VIDEOS, "000000201.mp4", WRITTEN)
+    # As GNU tar writes long names.
+    members += _video_sample("8" * 120, caption, content)
+    corpus.note("long_name", VIDEOS, "8" * 120, WRITTEN)
     members += _video_sample("000000202", caption, media.HTML)
     corpus.note("html_page", VIDEOS, "000000202.mp4", "not_media")
-  _tar(corpus, VIDEOS, members)
+  _tar(corpus, VIDEOS, members, tarfile.GNU_FORMAT)
   stats = {"count": 7, "successes": 6, "failed_to_download": 1, "failed_to_subsample": 0}
   corpus.write("video2dataset/00000_stats.json", json.dumps(stats, indent=4))
 

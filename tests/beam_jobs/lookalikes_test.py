@@ -76,7 +76,7 @@ def _rows_of(name, manifest, odd):
   if manifest.endswith(".parquet"):
     return pq.read_metadata(manifest).num_rows
   if manifest.endswith(".csv"):
-    return len(root.read_text().splitlines()) - 1
+    return len(root.read_bytes().splitlines()) - 1
   keys = set()
   for path in root.parent.glob("*.tar"):
     with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:

@@ -29,12 +29,12 @@ _BT601 = 6
 _LIMITED_RANGE = 1
 # x264's AVX-512 code for the macroblock tree depends on memory outside of its arrays: in 2% of processes under tcmalloc
 # the same frames gave other bytes. SSE 4.2 gives the bytes that AVX-512 usually gives.
-_X264_INSTRUCTIONS = (
+X264_INSTRUCTIONS = (
   {"x264-params": "asm=sse4.2"} if platform.machine() in ("x86_64", "AMD64") else {}
 )
 # Suffix, which also names FFmpeg's muxer -> encoder and its options.
 _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"} | _X264_INSTRUCTIONS),
+  ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"} | X264_INSTRUCTIONS),
   ".webm": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}),
   ".avi": ("mpeg4", {"bf": "0"}),
 }

@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import os
-import random
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,12 +133,10 @@ def _tried(rows: Sequence[Any], job: Any, faults: Any, args: argparse.Namespace)
   """Loads rows, each as one of its clips, and counts the failures."""
   from tqdm import tqdm
 
-  from beam_jobs.shards import plan, trial
+  from beam_jobs.shards import trial
 
-  draw = random.Random(args.seed)
-  clips = [(row, draw.randrange(plan.clips_of(row, job))) for row in rows]
-  found = trial.outcomes(clips, job)
-  tried = list(tqdm(found, "media", len(clips), unit="row", file=sys.stderr, disable=None))
+  found = trial.outcomes(rows, job, seed=args.seed)
+  tried = list(tqdm(found, "media", len(rows), unit="row", file=sys.stderr, disable=None))
   for one in tried:
     if one.failure:
       faults.add(one.row.uri, one.failure, of="sampled rows")

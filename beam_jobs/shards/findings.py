@@ -112,27 +112,31 @@ def expected_of(
     latent_bytes: of a clip of each modality; empty if unknown.
   """
   written = [one for one in tried if not one.failure]
-  rejected = sum(one.failure is not None and one.failure.stage == "filter" for one in tried)
-  dead = len(tried) - len(written) - rejected
-  share = rows.admitted / max(1, rows.clips) * len(written) / max(1, len(tried))
-  clips = round(count * rows.clips / max(1, rows.rows))
-
-  def percent(part: float, total: float) -> float:
-    return round(100 * part / max(1, total), 2)
-
+  made, kept = (sum(one.clips for one in some) for some in (tried, written))
+  rejected = sum(
+    one.clips for one in tried if one.failure is not None and one.failure.stage == "filter"
+  )
+  share = _ratio(rows.admitted, rows.clips) * _ratio(kept, made)
+  clips = round(count * _ratio(rows.clips, rows.rows))
   found = {
     "clips": clips,
     "written": round(share * clips),
     "written_percent": round(100 * share, 2),
-    "not_admitted_percent": percent(rows.clips - rows.admitted, rows.clips),
-    "media_rejected_percent": percent(rejected, len(tried)),
-    "media_dead_percent": percent(dead, len(tried)),
-    "pixel_bytes_per_clip": round(_mean(one.pixel_bytes for one in written)),
+    "not_admitted_percent": round(100 * _ratio(rows.clips - rows.admitted, rows.clips), 2),
+    "media_rejected_percent": round(100 * _ratio(rejected, made), 2),
+    "media_dead_percent": round(100 * _ratio(made - kept - rejected, made), 2),
+    "pixel_bytes_per_clip": round(
+      _ratio(sum(one.clips * one.pixel_bytes for one in written), kept)
+    ),
   }
   if latent_bytes:
-    of_each = _mean(latent_bytes[one.row.modality] for one in written)
-    found["latent_bytes_per_clip"] = round(of_each)
+    latents = sum(one.clips * latent_bytes[one.row.modality] for one in written)
+    found["latent_bytes_per_clip"] = round(_ratio(latents, kept))
   return found
+
+
+def _ratio(part: float, total: float) -> float:
+  return part / total if total else 0.0
 
 
 def summary_of(values: Iterable[float]) -> dict[str, float] | None:
@@ -146,8 +150,3 @@ def summary_of(values: Iterable[float]) -> dict[str, float] | None:
 def counted(values: Iterable[Any], key: Callable[[Any], str]) -> dict[str, int]:
   """Name -> how often it occurs, the most frequent first."""
   return dict(Counter(map(key, values)).most_common())
-
-
-def _mean(values: Iterable[float]) -> float:
-  numbers = list(values)
-  return sum(numbers) / max(1, len(numbers))

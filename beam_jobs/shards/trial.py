@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pickle
+import random
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 from beam_jobs.filters import row_filters
 from beam_jobs.shards.loading import DecodeSettings, Failure, load_row
-from beam_jobs.shards.plan import Job
+from beam_jobs.shards.plan import Job, clips_of
 from beam_jobs.shards.remedies import remedy
 from beam_jobs.sources.members import read_media
 from beam_jobs.sources.rows import Row
@@ -24,19 +25,30 @@ _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\[.*\]|\{.*\}|\S*[\d/_]\S*")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of a row: its failure, or None and the bytes of its pixels; and what its file states, if readable."""
+  """What became of one clip of a row.
+
+  Args:
+    row: the row.
+    clips: number of clips that a job makes of it.
+    failure: why the clip would not be written, or None.
+    facts: what the file states, or None if it cannot be opened.
+    pixel_bytes: of the clip, in all resolutions; 0 after a failure.
+  """
 
   row: Row
+  clips: int
   failure: Failure | None
   facts: Facts | None
   pixel_bytes: int = 0
 
 
-def outcomes(rows: Sequence[tuple[Row, int]], job: Job) -> Iterator[Outcome]:
-  """Loads each row's clip of a number, as the job does, several at once, in order."""
+def outcomes(rows: Sequence[Row], job: Job, *, seed: int) -> Iterator[Outcome]:
+  """Loads rows as a job does, each as one of its clips by chance, several at once, in order."""
+  draw = random.Random(seed)
   describing = _Describing(job.decoding, job.clip.max_pixels)
 
   def attempt(row: Row, clip: int) -> Outcome:
+    clips = clips_of(row, job)
     facts = None
     # What cannot be described cannot be loaded either, and then the failure has the reason.
     with contextlib.suppress(Exception):
@@ -44,16 +56,16 @@ def outcomes(rows: Sequence[tuple[Row, int]], job: Job) -> Iterator[Outcome]:
       facts = describing(content, row.modality)
     loaded = load_row(row, job.clip, job.filtering.rules, job.decoding, clip=clip)
     if isinstance(loaded, Failure):
-      return Outcome(row, loaded, facts)
+      return Outcome(row, clips, loaded, facts)
     try:
       row_filters.check_clip(row, loaded.clip, job.filtering.rules)
     except Rejected as rejection:
-      return Outcome(row, Failure("filter", rejection.reason, str(rejection)), facts)
+      return Outcome(row, clips, Failure("filter", rejection.reason, str(rejection)), facts)
     size = sum(frames.nbytes for frames in loaded.clip.frames.values())
-    return Outcome(row, None, facts, size)
+    return Outcome(row, clips, None, facts, size)
 
   with ThreadPoolExecutor(job.decoding.threads) as pool, contextlib.closing(describing):
-    yield from pool.map(lambda one: attempt(*one), rows)
+    yield from pool.map(attempt, rows, [draw.randrange(clips_of(row, job)) for row in rows])
 
 
 class _Describing:

@@ -55,6 +55,8 @@ def test_every_planted_fault_is_found_and_every_other_row_is_written(folder, cap
     labels = _labels(output)
     assert result["rows"] == _rows_of(name, manifest, mine)
     assert len(labels) == result["written"] == result["rows"] - len(lost)
+    for one in mine:
+      assert one["expect"] != WRITTEN or any(one["where"] in uri for uri in labels), one
     if name == "ucf101":
       classes = sorted(ucf101.CLASSES)
       assert all(classes.index(uri.split("/")[0]) == label for uri, label in labels.items())

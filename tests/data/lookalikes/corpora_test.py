@@ -134,8 +134,15 @@ def test_the_same_arguments_give_the_same_bytes_and_a_seed_only_other_scenes(fol
     assert media.video(3, num_frames=9, rate=25, **options) == media.video(
       3, num_frames=9, rate=25, **options
     )
-  with pytest.raises(ValueError, match="not empty"):
-    corpora.write_corpus("imagenet", tmp_path / "same")
+
+
+def test_the_program_writes_a_new_folder_and_prints_what_is_odd(tmp_path, capsys):
+  corpora.main(["imagenet", str(tmp_path / "a"), "--faults", "--seed=2"])
+  printed = capsys.readouterr().out
+  for one in json.loads((tmp_path / "a/faults.json").read_text()):
+    assert f"{one['kind']} " in printed and f"{one['manifest']}: {one['where']}\n" in printed
+  with pytest.raises(SystemExit, match="which is not empty, expected a new folder"):
+    corpora.main(["imagenet", str(tmp_path / "a")])
 
 
 def test_a_packed_bitstream_shows_the_frames_of_the_plain_one():

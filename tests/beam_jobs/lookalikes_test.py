@@ -84,7 +84,7 @@ def _rows_of(name, manifest, odd):
     with contextlib.suppress(tarfile.ReadError), tarfile.open(path) as tar:
       for member in tar:
         keys.add((path, member.name.partition(".")[0]))
-  # A hidden member has no key; a sample in two parts, and a damaged file, are dead letters in addition to their samples.
+  # A hidden member has no key. A sample in two parts and a damaged file are dead letters as well.
   more = sum(one["kind"] in ("members_apart", "truncated_tar") for one in odd)
   return len({key for key in keys if key[1]}) + more
 

@@ -94,6 +94,39 @@ def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, cap
   assert [r["uri"] for r in _lines(result["reference"])] == [str((media / "a.mp4").resolve())]
 
 
+def test_videos_without_a_clip_are_left_out_and_named(tmp_path, capsys):
+  media = tmp_path / "k600" / "juggling"
+  media.mkdir(parents=True)
+  frames = np.zeros((30, 16, 16, 3), np.uint8)
+  for name, fps, count in (("a", 25, 30), ("slow", 15, 30), ("short", 25, 12), ("z", 30, 30)):
+    writing.write_video(media / f"{name}.mp4", frames[:count], fps=fps, crf=0)
+  (media / "html.mp4").write_text("<html>")
+  arguments = ("--protocol=k600_frame_prediction", f"--media={media.parent}", "--size=16")
+  benchmark_requests.main([*arguments, "--count=4", f"--output={tmp_path / 'out'}"])
+  printed = capsys.readouterr()
+  result = json.loads(printed.out)
+  assert [r["uri"][-5:] for r in _lines(result["reference"])] == ["a.mp4", "z.mp4"]
+  assert (result["reference_files"], result["left_out"], result["count"]) == (2, 3, 4)
+  for name in ("slow", "short", "html"):
+    assert f"left out {media / name}.mp4: " in printed.err
+  for name in ("a", "z"):
+    (media / f"{name}.mp4").unlink()
+  with pytest.raises(SystemExit, match=r"no video has 16 frames at 25 fps"):
+    benchmark_requests.main([*arguments, "--count=4", f"--output={tmp_path / 'none'}"])
+
+
+def test_hidden_and_other_files_are_no_classes_and_no_references(ucf, tmp_path, capsys):
+  for name in (".ipynb_checkpoints/1.avi", "B/._1.avi", "B/2.avi.part", "Empty/.keep"):
+    (ucf / name).parent.mkdir(exist_ok=True)
+    (ucf / name).write_bytes(b"x")
+  arguments = ("--protocol=ucf101_zero_shot", f"--media={ucf}", "--count=3")
+  result = _run(capsys, *arguments, f"--output={tmp_path / 'a'}")
+  assert [line["prompt"] for line in _lines(result["requests"])] == [
+    "apply lipstick", "b", "apply lipstick",
+  ]  # fmt: skip
+  assert result["reference_files"] == 4
+
+
 def test_missing_inputs_are_named(ucf, tmp_path, capsys):
   (tmp_path / "list.txt").write_text("B/7.avi 2\n")
   with pytest.raises(SystemExit, match=r"1 of 1 files are not under .*such as B/7.avi"):

@@ -25,6 +25,7 @@ import numpy as np
 from data.class_names import class_words
 from walt_t5x.config import programs
 from walt_t5x.files import storage
+from walt_t5x.media.containers import VIDEO_SUFFIXES, is_hidden
 from walt_t5x.metrics import protocols
 
 IMAGENET_CLASSES = 1000
@@ -56,12 +57,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def class_videos(media: Path, listed: Path | None) -> Videos:
-  """Class name -> its files, both sorted; if a list is given (`Class/file.avi 1` per line), only its files."""
-  folders = sorted(folder for folder in media.iterdir() if folder.is_dir())
-  found = {folder.name: sorted(p for p in folder.iterdir() if p.is_file()) for folder in folders}
+  """Class name -> its videos, both sorted; if a list is given (`Class/file.avi 1` per line), only its files."""
+
+  def is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES and not is_hidden(file.name) and file.is_file()
+
+  folders = sorted(f for f in media.iterdir() if f.is_dir() and not is_hidden(f.name))
+  found = {folder.name: sorted(filter(is_video, folder.iterdir())) for folder in folders}
   found = {name: files for name, files in found.items() if files}
   if not found:
-    raise ValueError(f"--media={media} has no class folders with files; expected <class>/<file>")
+    raise ValueError(f"--media={media} has no class folders with videos; expected <class>/<file>")
   if listed is None:
     return found
   wanted = [line.split()[0] for line in listed.read_text("utf-8").splitlines() if line.strip()]
@@ -106,24 +111,39 @@ def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
 def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
-  A clip that already exists is kept, so that the command resumes after an interruption.
+  A video that cannot be read, is shorter or slower is left out, of the references too, and named on stderr. A clip that
+  already exists is kept, so that the command resumes after an interruption.
+
+  Raises:
+    ValueError: no video is left.
   """
   from tqdm import tqdm
 
   from walt_t5x.media import geometry, reading, writing
 
-  files = [file for group in videos.values() for file in group]
+  frames_of: dict[Path, list[int]] = {}
+  found = [(files, file) for files in videos.values() for file in files]
+  for files, file in tqdm(found, unit="video", file=sys.stderr, disable=None):
+    try:
+      kept = reading.resampled(reading.frame_times(file), args.fps)
+      if len(kept) < _CLIP_FRAMES:
+        raise ValueError(f"{len(kept)} frames at {args.fps:g} fps, expected {_CLIP_FRAMES}")
+      frames_of[file] = kept
+    except ValueError as error:
+      print(f"benchmark_requests: left out {file}: {error}", file=sys.stderr)
+      files.remove(file)
+  if not frames_of:
+    raise ValueError(
+      f"--media={args.media}: no video has {_CLIP_FRAMES} frames at {args.fps:g} fps"
+    )
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)
+  sources = tuple(frames_of)
   bar = tqdm(total=count, unit="clip", file=sys.stderr, disable=None)
   for index in range(count):
-    source, target = files[index % len(files)], folder / f"{index:06d}.mp4"
+    source, target = sources[index % len(sources)], folder / f"{index:06d}.mp4"
     if not target.is_file():
-      kept = reading.resampled(reading.frame_times(source), args.fps)
-      if len(kept) < _CLIP_FRAMES:
-        raise ValueError(
-          f"{source} has {len(kept)} frames at {args.fps:g} fps, expected at least {_CLIP_FRAMES}: remove it"
-        )
+      kept = frames_of[source]
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
       frames = np.stack(list(reading.frames_at(source, kept[first : first + _CONDITIONING_FRAMES])))
       frames = geometry.fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
@@ -145,7 +165,7 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   """Writes the files.
 
   Returns:
-    {"requests", "count"} and, with reference files, {"reference", "reference_files"}.
+    {"requests", "count"} and, with reference files, {"reference", "reference_files", "left_out"}.
 
   Raises:
     ValueError: media, list or prompts do not fit.
@@ -153,15 +173,16 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   protocol = protocols.PROTOCOLS[args.protocol]
   count = args.count or (protocol.sample_count or 0) * protocol.folds
   videos = class_videos(args.media, args.list) if args.media else {}
-  files = [file for group in videos.values() for file in group]
+  found = sum(map(len, videos.values()))
   rows = PROTOCOLS[args.protocol](args, videos, count)
   requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
   storage.write(requests, "".join(json.dumps(row) + "\n" for row in rows))
   result: dict[str, Any] = {"requests": str(requests), "count": count}
-  if files:
+  if files := [file for group in videos.values() for file in group]:
     uris = ({"uri": str(file.resolve())} for file in files)
     storage.write(reference, "".join(json.dumps(row) + "\n" for row in uris))
     result |= {"reference": str(reference), "reference_files": len(files)}
+    result |= {"left_out": found - len(files)}
   return result
 
 

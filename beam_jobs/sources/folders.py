@@ -7,7 +7,7 @@ class names; the caption is the class in words.
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
@@ -22,15 +22,19 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   """(split folder or '', class folder) of every class below a root, sorted; the class folder of a flat split is ''.
 
   Raises:
-    ValueError: if no class folder contains a media file.
+    ValueError: if no class folder contains a media file, or one may not be read.
   """
-  pairs = {os.path.split(folder) for folder in _folders(root, "*/*/*")}
-  found = {(split, name) for split, name in pairs if split in SPLITS}
-  below = _folders(root, "*/*")
+  folders = _visible(root)
+  found = {
+    (split, name)
+    for split in SPLITS.keys() & set(folders)
+    for name in _with_media(storage.join(root, split), _visible(storage.join(root, split)))
+  }
+  direct = _with_media(root, folders)
   if found:
-    found |= {(split, "") for split in below & SPLITS.keys() - {split for split, _ in found}}
+    found |= {(split, "") for split in direct & SPLITS.keys() - {split for split, _ in found}}
   else:
-    found = {("", name) for name in below}
+    found = {("", name) for name in direct}
   if not found:
     raise ValueError(
       f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
@@ -39,11 +43,35 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   return sorted(found)
 
 
-def _folders(root: str, pattern: str) -> set[str]:
-  base = root.rstrip("/") + "/"
-  matched = storage.match(storage.join(root, *pattern.split("/")))
-  files = (path.removeprefix(base) for path in matched)
-  return {os.path.dirname(file) for file in files if is_media(file) and not is_hidden(file)}
+def parts(root: str) -> list[tuple[str, str]]:
+  """`class_folders`, and the folders above them that have media files, of which each becomes a bad row."""
+  found = class_folders(root)
+  above = {("", "")} | {(split, "") for split, _ in found if split}
+  stray = (part for part in above if any(map(is_media, storage.names(storage.join(root, *part)))))
+  return sorted({*found, *stray})
+
+
+def _visible(folder: str) -> list[str]:
+  try:
+    return [name for name in storage.folders(folder) if not is_hidden(name)]
+  except PermissionError as error:
+    raise _unreadable(folder) from error
+
+
+def _with_media(root: str, folders: Sequence[str]) -> set[str]:
+  """Folders that directly contain media files."""
+
+  def has_media(folder: str) -> bool:
+    try:
+      return any(map(is_media, storage.names(storage.join(root, folder))))
+    except PermissionError as error:
+      raise _unreadable(storage.join(root, folder)) from error
+
+  return {name for name, has in zip(folders, storage.for_each(has_media, folders)) if has}
+
+
+def _unreadable(folder: str) -> ValueError:
+  return ValueError(f"--manifest: no permission to read the folder {folder}; change it, or hide it")
 
 
 def folder_lines(
@@ -60,12 +88,20 @@ def folder_lines(
   `columns` has the class names, `validation_files` are paths `<class>/<file>`, and `labels` has the class of each file
   of a flat split, by the name without its extension.
   """
-  for file in storage.names(storage.join(root, split, name)):
+  folder = storage.join(root, split, name)
+  if name:
+    for below in storage.folders(folder):
+      files = storage.names(storage.join(folder, below)) if not is_hidden(below) else []
+      for file in filter(is_media, files):
+        uri = storage.join(split, name, below, file)
+        yield bad_row(uri, "got a file in a folder of a class, expected <class>/<file>")
+  for file in storage.names(folder):
     if is_media(file):
       row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
       row["class"] = name or labels.get(os.path.splitext(file)[0])
       if row["class"] is None:
-        yield bad_row(row["uri"], "class: got none, expected a row in --validation_labels")
+        message = "class: got none, expected a folder of its class or a row in --validation_labels"
+        yield bad_row(row["uri"], message)
         continue
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"

@@ -1,6 +1,7 @@
 """Streams manifest lines from a source; only file names and row group numbers are shuffled."""
 
 import contextlib
+import gzip
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from apache_beam.coders.coders import BytesCoder
 from apache_beam.io.textio import ReadAllFromText, ReadFromText
 
 from beam_jobs.sources import folders, tables, webdataset
-from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.rows import load_json
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
@@ -35,7 +36,7 @@ class ReadRows(beam.PTransform):
     if spec.kind == "jsonl":
       lines = self._jsonl(root)
     else:
-      find = folders.class_folders if spec.kind == "folder" else files
+      find = folders.parts if spec.kind == "folder" else files
       found = root | beam.Create([spec.pattern]) | beam.FlatMap(find) | beam.Reshuffle()
       if spec.kind == "parquet":
         found = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
@@ -44,16 +45,34 @@ class ReadRows(beam.PTransform):
 
   def _jsonl(self, root):
     spec = self._spec
-    if "{" in spec.pattern:
-      found = root | beam.Create([spec.pattern]) | beam.FlatMap(files)
-      lines = found | ReadAllFromText(coder=BytesCoder())
-    else:
-      lines = root | ReadFromText(
-        storage.literal(spec.pattern), coder=BytesCoder(), validate=self._look
-      )
-    if spec.columns.changes_nothing:
-      return lines
-    return lines | "Columns" >> beam.FlatMap(json_lines, spec.columns)
+    if not spec.pattern.lower().endswith(".gz") and not set("*{") & set(spec.pattern):
+      text = ReadFromText(storage.literal(spec.pattern), coder=BytesCoder(), validate=self._look)
+      return root | text | "Columns" >> beam.FlatMap(json_lines, spec.columns)
+    found = root | beam.Create([spec.pattern]) | beam.FlatMap(files) | beam.Reshuffle()
+    split = (
+      found
+      | "Split" >> beam.Filter(lambda path: not _is_one_part(path))
+      | ReadAllFromText(coder=BytesCoder())
+      | "Columns" >> beam.FlatMap(json_lines, spec.columns)
+    )
+    complete = found | beam.Filter(_is_one_part) | "Read" >> beam.FlatMap(file_lines, spec.columns)
+    return (split, complete) | beam.Flatten()
+
+
+def _is_one_part(path: str) -> bool:
+  """Whether a file is read from its beginning to its end: if it is compressed, or Beam takes its path as a pattern."""
+  return path.lower().endswith(".gz") or bool(set("*?[") & set(path))
+
+
+def file_lines(path: str, columns: Columns) -> Iterator[str | bytes]:
+  """Lines of a JSONL file, with its columns mapped; a damage of a compressed one is a bad row and ends them."""
+  damage: list[str] = []
+  with storage.open_raw(path) as raw:
+    stream = gzip.GzipFile(fileobj=raw) if path.lower().endswith(".gz") else raw
+    for line in tables.until_damage(stream, damage):
+      yield from json_lines(line, columns)
+  for problem in damage:
+    yield bad_row(path, f"{problem}; lines before that are read")
 
 
 def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
@@ -79,6 +98,9 @@ def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
 def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
   """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
   if not line.strip():
+    return
+  if columns.changes_nothing:
+    yield line
     return
   raw = None
   with contextlib.suppress(ValueError):

@@ -30,6 +30,10 @@ PROBLEMS = frozenset(
 # Captions are drawn by weights in float32.
 _MAX_WEIGHT = 1e30
 _MAX_DEPTH = 100
+CONVERT_JSON = (
+  "a manifest has one object per line: convert an array with jq -c '.[]' IN.json > OUT.jsonl, and objects that are "
+  "spread over lines with jq -c . IN.json > OUT.jsonl"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +82,14 @@ def parse_line(line: str, folder: str) -> Row:
   try:
     raw = load_json(line)
     if not isinstance(raw, dict):
-      raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
+      raise _BadRow("bad_manifest_line", f"got one JSON {json_kind(raw)}{_one_per_line(line)}")
     return _row(raw, folder)
   except _BadRow as error:
     problem = (error.args[0], error.args[1])
   except ValueError as error:
     problem = (
       "bad_manifest_line",
-      f"got a line that is not read ({error}), expected a JSON object",
+      f"got a line that is not read ({error}){_one_per_line(line)}",
     )
   raw = raw if isinstance(raw, dict) else {"line": line}
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
@@ -113,6 +117,20 @@ def load_json(text: str | bytes) -> Any:
       if not level:
         return value
   raise ValueError(f"more than {_MAX_DEPTH} levels of lists and objects")
+
+
+def json_kind(value: Any) -> str:
+  """What JSON calls a value."""
+  return {dict: "object", list: "array", str: "string", type(None): "null"}.get(type(value)) or (
+    "boolean" if isinstance(value, bool) else "number"
+  )
+
+
+def _one_per_line(line: str) -> str:
+  """What is expected of a line, and how to get there if it may be a part of a larger JSON value."""
+  shape = line.strip()
+  part = shape.startswith("[") or shape in ("{", "}", "]") or shape.endswith((",", "{", "["))
+  return ", expected a JSON object" + (f" in one line; {CONVERT_JSON}" if part else "")
 
 
 def _items(value: Any) -> Iterable[Any]:

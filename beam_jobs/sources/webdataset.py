@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
-from beam_jobs.sources.members import Member
-from beam_jobs.sources.rows import is_media, load_json
-from walt_t5x.files import storage
+from beam_jobs.sources.members import Damage, Member, tar_members
+from beam_jobs.sources.rows import is_media, json_kind, load_json
 from walt_t5x.media.containers import is_hidden
 
 _TEXTS = {".txt": "caption", ".caption": "caption", ".cls": "label", ".json": ""}
@@ -20,8 +19,14 @@ _MAX_TEXT = 1 << 22
 
 
 def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
-  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members."""
-  damage: list[Exception] = []
+  """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members.
+
+  A damage is a bad row of its own, and so is the sample that it interrupts; samples before it are read.
+  """
+  if not uri.lower().endswith(".tar"):
+    yield bad_row(uri, "got another extension, expected an uncompressed tar file named *.tar")
+    return
+  damage = Damage()
   seen: set[str] = set()
   for key, sample in itertools.groupby(_members(path, damage), key=_key):
     if key in seen:
@@ -31,26 +36,27 @@ def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
       )
     else:
       seen.add(key)
-      yield from _lines(key, sample, uri, columns)
-  for error in damage:
+      yield from _lines(key, sample, uri, columns, damage)
+  for error in filter(None, (damage.within, damage.after)):
     yield bad_row(
-      uri, f"tar file: {error}; expected an uncompressed tar; complete samples before this are used"
+      uri,
+      f"tar file: {error}; expected a complete, uncompressed tar; complete samples before this are used",
     )
 
 
-def _members(path: str, damage: list[Exception]) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-  """Files of a tar that are not hidden, with the content of texts; a damage ends them and is added to the list."""
-  try:
-    with storage.open_raw(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-      while member := tar.next():
-        # The list of members would grow with the file; it is not public.
-        tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-        if member.isfile() and not is_hidden(member.name):
-          is_text = _extension(member) in _TEXTS and member.size <= _MAX_TEXT
-          content = tar.extractfile(member) if is_text else None
-          yield member, content.read() if content else b""
-  except (tarfile.TarError, EOFError) as error:
-    damage.append(error)
+def _members(path: str, damage: Damage) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+  """Members that are neither folders nor hidden, with the content of texts; a damage ends them."""
+  for tar, member in tar_members(path, damage):
+    if not member.isdir() and not is_hidden(member.name):
+      content = b""
+      if member.isfile() and _extension(member) in _TEXTS and member.size <= _MAX_TEXT:
+        try:
+          file = tar.extractfile(member)
+          content = file.read() if file else b""
+        except tarfile.TarError as error:
+          damage.within = str(error)
+          return
+      yield member, content
 
 
 def _extension(member: tarfile.TarInfo) -> str:
@@ -63,7 +69,11 @@ def _key(member: tuple[tarfile.TarInfo, bytes]) -> str:
 
 
 def _lines(
-  key: str, sample: Iterable[tuple[tarfile.TarInfo, bytes]], uri: str, columns: Columns
+  key: str,
+  sample: Iterable[tuple[tarfile.TarInfo, bytes]],
+  uri: str,
+  columns: Columns,
+  damage: Damage,
 ) -> Iterator[str]:
   """One manifest line per media member of a sample."""
   media: list[Member] = []
@@ -73,7 +83,9 @@ def _lines(
   error = ""
   for member, content in sample:
     field = _TEXTS.get(_extension(member))
-    if is_media(member.name):
+    if (is_media(member.name) or field is not None) and not member.isfile():
+      error = f"{member.name} is a link or a device, expected a file (tar --dereference)"
+    elif is_media(member.name):
       media.append(Member(uri, member.name, member.offset_data, member.size))
     elif field is not None and member.size > _MAX_TEXT:
       error = f"{member.name} has {member.size} bytes, expected at most {_MAX_TEXT}"
@@ -85,7 +97,7 @@ def _lines(
         elif isinstance(fields := load_json(text), dict):
           described = fields | described
         else:
-          error = f"{member.name}: got {type(fields).__name__}, expected an object"
+          error = f"{member.name}: got one JSON {json_kind(fields)}, expected one object of fields"
       except UnicodeDecodeError as problem:
         error = f"{member.name} is not UTF-8 text ({problem})"
       except ValueError as problem:
@@ -95,6 +107,10 @@ def _lines(
   names = [one.name for one in media]
   if twice := sorted({name for name in names if names.count(name) > 1}):
     error = error or f"{twice[0]} is in the tar file twice"
+  if damage.within:
+    error = (
+      error or f"the tar file is damaged here, so that members may be missing ({damage.within})"
+    )
   if not media:
     error = error or f"sample {key!r} has no member that is an image or a video"
   if error:

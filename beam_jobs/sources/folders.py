@@ -44,11 +44,14 @@ def class_folders(root: str) -> list[tuple[str, str]]:
 
 
 def parts(root: str) -> list[tuple[str, str]]:
-  """`class_folders`, and the folders above them that have media files, of which each becomes a bad row."""
-  found = class_folders(root)
-  above = {("", "")} | {(split, "") for split, _ in found if split}
-  stray = (part for part in above if any(map(is_media, storage.names(storage.join(root, *part)))))
-  return sorted({*found, *stray})
+  """`class_folders`, and folders at their level and above, whose media become bad rows."""
+  found = set(class_folders(root))
+  splits = {split for split, _ in found}
+  found |= {(split, name) for split in splits for name in _visible(storage.join(root, split))}
+  for split in splits | {""}:
+    if any(map(is_media, storage.names(storage.join(root, split)))):
+      found.add((split, ""))
+  return sorted(found)
 
 
 def _visible(folder: str) -> list[str]:
@@ -90,11 +93,9 @@ def folder_lines(
   """
   folder = storage.join(root, split, name)
   if name:
-    for below in storage.folders(folder):
-      files = storage.names(storage.join(folder, below)) if not is_hidden(below) else []
-      for file in filter(is_media, files):
-        uri = storage.join(split, name, below, file)
-        yield bad_row(uri, "got a file in a folder of a class, expected <class>/<file>")
+    for path in _nested(folder, tuple(map(os.path.realpath, (root, folder)))):
+      uri = storage.join(split, name, path.removeprefix(folder + "/"))
+      yield bad_row(uri, "got a file in a folder of a class, expected <class>/<file>")
   for file in storage.names(folder):
     if is_media(file):
       row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
@@ -106,6 +107,16 @@ def folder_lines(
       if f"{name}/{file}" in validation_files:
         row["split"] = "validation"
       yield to_line(to_row(row, columns))
+
+
+def _nested(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+  """Media files in the folders of a folder, at any depth; a link to a folder above is not followed."""
+  for name in storage.folders(folder):
+    below = storage.join(folder, name)
+    real = os.path.realpath(below)
+    if not is_hidden(name) and real not in above:
+      yield from (storage.join(below, file) for file in storage.names(below) if is_media(file))
+      yield from _nested(below, (*above, real))
 
 
 def parse_labels(text: str) -> dict[str, str]:

@@ -77,8 +77,8 @@ def _header_problem(cells: list[str] | csv.Error) -> str:
     return f"got {cells}, expected column names in one line"
   if cells and cells[0].startswith(UTF_16):
     return "got UTF-16, expected UTF-8: save as 'CSV UTF-8', or iconv -f UTF-16 -t UTF-8"
-  if not all(is_utf8(cell) and "\0" not in cell for cell in cells):
-    return f"got {cells}, expected column names in UTF-8"
+  if not all(is_utf8(cell) and not set("\0\r\n") & set(cell) for cell in cells):
+    return f"got {cells}, expected column names in UTF-8 in one line"
   return ""
 
 

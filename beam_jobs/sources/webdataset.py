@@ -55,8 +55,9 @@ def _members(path: str, damage: Damage) -> Iterator[tuple[tarfile.TarInfo, bytes
           content = file.read() if file else b""
         except tarfile.TarError as error:
           damage.within = str(error)
-          return
       yield member, content
+      if damage.within:
+        return
 
 
 def _extension(member: tarfile.TarInfo) -> str:

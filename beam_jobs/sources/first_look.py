@@ -7,7 +7,7 @@ from typing import Any
 
 from beam_jobs.sources import tables
 from beam_jobs.sources.columns import Columns
-from beam_jobs.sources.rows import CONVERT_JSON, is_media, load_json
+from beam_jobs.sources.rows import CONVERT_ARRAY, CONVERT_OBJECTS, is_media, is_utf8, load_json
 from walt_t5x.files import storage
 
 _HEAD = 1 << 20
@@ -24,11 +24,15 @@ _PACKED = {
 
 
 def check_name(pattern: str) -> None:
-  """Rejects compressed files that cannot be read.
+  """Rejects compressed files that cannot be read, and paths that are not UTF-8.
 
   Raises:
     ValueError: naming the program that decompresses them.
   """
+  if not is_utf8(pattern):
+    raise ValueError(
+      f"--manifest: got {pattern!r}, expected a path in UTF-8; rename the folder or file"
+    )
   for ending, program in _PACKED.items():
     if pattern.lower().endswith(ending):
       raise ValueError(
@@ -56,13 +60,12 @@ def check_json_lines(path: str) -> None:
   first = lines[0] if lines else ""
   if first != "[" and any(map(_is_object, lines)):
     return
-  found = ""
   if first.startswith("["):
-    found = "one JSON array"
-  elif first.startswith("{") and len(lines) > 1 and first.endswith(("{", "[", ",")):
-    found = "a JSON object that is spread over lines"
-  if found:
-    raise ValueError(f"--manifest: {path} holds {found}; {CONVERT_JSON}")
+    raise ValueError(f"--manifest: {path} holds one JSON array; {CONVERT_ARRAY}")
+  if first.startswith("{") and len(lines) > 1 and first.endswith(("{", "[", ",")):
+    raise ValueError(
+      f"--manifest: {path} holds a JSON object that is spread over lines; {CONVERT_OBJECTS}"
+    )
 
 
 def _is_object(line: str) -> bool:

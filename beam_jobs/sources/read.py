@@ -2,8 +2,9 @@
 
 import contextlib
 import gzip
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -12,7 +13,7 @@ from apache_beam.io.textio import ReadAllFromText, ReadFromText
 
 from beam_jobs.sources import folders, tables, webdataset
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
-from beam_jobs.sources.rows import load_json
+from beam_jobs.sources.rows import is_utf8, load_json
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
 
@@ -36,32 +37,47 @@ class ReadRows(beam.PTransform):
     if spec.kind == "jsonl":
       lines = self._jsonl(root)
     else:
-      find = folders.parts if spec.kind == "folder" else files
-      found = root | beam.Create([spec.pattern]) | beam.FlatMap(find) | beam.Reshuffle()
+      found = self._found(root, folders.parts if spec.kind == "folder" else files)
       if spec.kind == "parquet":
-        found = found | beam.FlatMap(tables.parquet_groups) | "Spread" >> beam.Reshuffle()
+        found = found | "Groups" >> beam.FlatMap(_found_by, tables.parquet_groups)
+        found = found | "Spread" >> beam.Reshuffle()
       lines = found | "Read" >> beam.FlatMap(_lines_of, spec)
     return lines | "Bytes" >> beam.Map(lambda line: (None, _to_bytes(line)))
+
+  def _found(self, root, find):
+    return (
+      root
+      | beam.Create([json.dumps(self._spec.pattern)])
+      | beam.FlatMap(_found_by, find)
+      | beam.Reshuffle()
+    )
 
   def _jsonl(self, root):
     spec = self._spec
     if not spec.pattern.lower().endswith(".gz") and not set("*{") & set(spec.pattern):
       text = ReadFromText(storage.literal(spec.pattern), coder=BytesCoder(), validate=self._look)
       return root | text | "Columns" >> beam.FlatMap(json_lines, spec.columns)
-    found = root | beam.Create([spec.pattern]) | beam.FlatMap(files) | beam.Reshuffle()
+    found = self._found(root, files)
     split = (
       found
-      | "Split" >> beam.Filter(lambda path: not _is_one_part(path))
+      | "Split" >> beam.Filter(lambda part: not _is_one_part(part))
+      | "Path" >> beam.Map(json.loads).with_output_types(str)
       | ReadAllFromText(coder=BytesCoder())
       | "Columns" >> beam.FlatMap(json_lines, spec.columns)
     )
-    complete = found | beam.Filter(_is_one_part) | "Read" >> beam.FlatMap(file_lines, spec.columns)
+    complete = found | beam.Filter(_is_one_part) | "Read" >> beam.FlatMap(_lines_of, spec)
     return (split, complete) | beam.Flatten()
 
 
-def _is_one_part(path: str) -> bool:
-  """Whether a file is read from its beginning to its end: if it is compressed, or Beam takes its path as a pattern."""
-  return path.lower().endswith(".gz") or bool(set("*?[") & set(path))
+def _found_by(part: str, find: Callable[[Any], Iterable[Any]]) -> Iterator[str]:
+  """Parts that a function finds in a part, as JSON: Beam cannot pass on paths that are not UTF-8."""
+  return map(json.dumps, find(json.loads(part)))
+
+
+def _is_one_part(part: str) -> bool:
+  """Whether a file is read from its beginning to its end: it is compressed, or Beam does not take its path as it is."""
+  path = json.loads(part)
+  return path.lower().endswith(".gz") or bool(set("*?[") & set(path)) or not is_utf8(path)
 
 
 def file_lines(path: str, columns: Columns) -> Iterator[str | bytes]:
@@ -75,8 +91,11 @@ def file_lines(path: str, columns: Columns) -> Iterator[str | bytes]:
     yield bad_row(path, f"{problem}; lines before that are read")
 
 
-def _lines_of(part: Any, spec: SourceSpec) -> Iterator[str]:
-  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name)."""
+def _lines_of(text: str, spec: SourceSpec) -> Iterator[str | bytes]:
+  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name), given as JSON."""
+  part = json.loads(text)
+  if spec.kind == "jsonl":
+    return file_lines(part, spec.columns)
   if spec.kind == "folder":
     split, name = part
     return folders.folder_lines(

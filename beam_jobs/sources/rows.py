@@ -30,9 +30,10 @@ PROBLEMS = frozenset(
 # Captions are drawn by weights in float32.
 _MAX_WEIGHT = 1e30
 _MAX_DEPTH = 100
-CONVERT_JSON = (
-  "a manifest has one object per line: convert an array with jq -c '.[]' IN.json > OUT.jsonl, and objects that are "
-  "spread over lines with jq -c . IN.json > OUT.jsonl"
+CONVERT_ARRAY = "a manifest has one object per line: jq -c '.[]' IN.json > OUT.jsonl"
+CONVERT_OBJECTS = (
+  "a manifest has one object in one line: jq -c . IN.json > OUT.jsonl; for an array in an object: "
+  "jq -c '.KEY[]' IN.json > OUT.jsonl"
 )
 
 
@@ -129,8 +130,10 @@ def json_kind(value: Any) -> str:
 def _one_per_line(line: str) -> str:
   """What is expected of a line, and how to get there if it may be a part of a larger JSON value."""
   shape = line.strip()
-  part = shape.startswith("[") or shape in ("{", "}", "]") or shape.endswith((",", "{", "["))
-  return ", expected a JSON object" + (f" in one line; {CONVERT_JSON}" if part else "")
+  if shape.startswith("[") or shape == "]" or shape.endswith("},"):
+    return f", expected a JSON object; {CONVERT_ARRAY}"
+  part = shape in ("{", "}") or shape.startswith('"') or shape.endswith((",", "{", "["))
+  return ", expected a JSON object" + (f"; {CONVERT_OBJECTS}" if part else "")
 
 
 def _items(value: Any) -> Iterable[Any]:

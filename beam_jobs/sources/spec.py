@@ -128,7 +128,7 @@ def source_of(
       _check_list(args, validation_files)
   if args.validation_labels or (look and kind == "folder"):
     labels = _labels(args)
-  root = args.manifest if kind == "folder" else storage.parent(args.manifest)
+  root = args.manifest if kind == "folder" else _fixed_folder(args.manifest)
   return SourceSpec(
     kind=kind,
     pattern=args.manifest,
@@ -148,6 +148,14 @@ def files(pattern: str) -> Iterator[str]:
     shown = len(one.partition("*")[0].rpartition("/")[0])
     wanted = is_hidden(one[shown:])
     yield from (path for path in storage.match(one) if wanted or not is_hidden(path[shown:]))
+
+
+def _fixed_folder(pattern: str) -> str:
+  """Folder of a pattern's files, up to the first part that stands for several."""
+  folder = storage.parent(pattern)
+  while "*" in folder or _RANGE.search(folder):
+    folder = storage.parent(folder)
+  return folder
 
 
 def _check_files(pattern: str) -> None:

@@ -75,7 +75,7 @@ class Archive:
         self.followed = not extended and any(content[at + 512 :])
         return
       size = _number(block[124:136])
-      if len(block) < 512 or _number(block[148:156]) != _checksum(block) or size is None:
+      if len(block) < 512 or _number(block[148:156]) not in _checksums(block) or size is None:
         self.cut = True
         return
       kind, at = block[156:157], at + 512
@@ -112,8 +112,8 @@ class Archive:
 
 
 def _sample_rows(uri: str, key: str, members: list[tuple[str, bytes, bytes]]) -> list[str]:
-  texts = [m for m in members if re.search(r"\.(txt|caption|cls|json)$", m[0], re.IGNORECASE)]
-  media = [m for m in members if re.search(r"\.(png|jpg|mp4)$", m[0], re.IGNORECASE)]
+  texts = [m for m in members if re.search(r"\.(txt|caption|cls|json)\Z", m[0], re.IGNORECASE)]
+  media = [m for m in members if re.search(r"\.(png|jpg|mp4)\Z", m[0], re.IGNORECASE)]
   media = [m for m in media if os.path.basename(m[0]).count(".") == 1] or media
   names = [name for name, _, _ in media]
   sound = names and len(set(names)) == len(names) and all(map(_is_sound, texts))
@@ -145,8 +145,11 @@ def _number(field: bytes) -> int | None:
     return None
 
 
-def _checksum(block: bytes) -> int:
-  return sum(block[:148]) + sum(block[156:]) + 8 * 32
+def _checksums(block: bytes) -> tuple[int, int]:
+  """Sums of a header's bytes without the field for it; some writers take them for signed."""
+  rest = block[:148] + block[156:]
+  unsigned = sum(rest) + 8 * 32
+  return unsigned, unsigned - 256 * sum(byte > 127 for byte in rest)
 
 
 def _text(field: bytes) -> str:

@@ -29,6 +29,8 @@ from data import schema, tfrecord
 from tests.beam_jobs import damage, media
 
 ROWS = 6  # Per file.
+# In names of files: a pattern, an escape, a byte that is not UTF-8.
+ODD = ("", "[1]?", "#%20 ", "\n", os.fsdecode(b"\xff"), *[""] * 25)
 PICTURE = media.image(height=16, width=16)
 
 
@@ -102,7 +104,7 @@ def test_json_lines(tmp_path):
     ]
     lines.insert(draw.randrange(ROWS), draw.choice(others))
     content = body_lines(draw, lines, draw.choice((b"\n", b"\r\n"))) if file else lines[0] + b"\n"
-    name = tmp_path / f"rows-{file:03d}.jsonl{'.gz' if file % 4 == 1 else ''}"
+    name = tmp_path / f"rows-{file:03d}{ODD[file % 30]}.jsonl{'.gz' if file % 4 == 1 else ''}"
     name.write_bytes(packed(draw, content) if file % 4 == 1 else content)
     content, cut = decoded(name.read_bytes(), is_packed=file % 4 == 1)
     found = content.split(b"\n")
@@ -156,7 +158,7 @@ def test_tables(kinetics, tmp_path):
       content = draw.choice(
         (b'"' + content, b"\xff" + content, content.decode("latin-1").encode("utf-16"))
       )
-    name = tmp_path / f"rows-{file:03d}.{ending}"
+    name = tmp_path / f"rows-{file:03d}{ODD[file % 30]}.{ending}"
     is_packed = name.name.lower().endswith(".gz")
     name.write_bytes(packed(draw, content) if is_packed else content)
     content, cut = decoded(name.read_bytes(), is_packed=is_packed, line_end=b"\r")
@@ -239,9 +241,10 @@ def test_tar_files(tmp_path):
       content = bytes(changed)
     elif kind == 4:
       content += draw.choice((b"x", bytes(9999), damage.archive(draw, PICTURE)))
-    (tmp_path / f"{file:03d}.tar").write_bytes(content)
-    expected.update(damage.Archive(content).rows(f"{file:03d}.tar"))
-  rows, places = account(tmp_path / "*.tar", tmp_path / "out")
+    name = f"{file:03d}{ODD[file % 4]}.{'TAR' if file % 9 == 8 else 'tar'}"
+    (tmp_path / name).write_bytes(content)
+    expected.update(damage.Archive(content).rows(name))
+  rows, places = account(tmp_path / "*", tmp_path / "out", "--source=webdataset")
   assert rows == expected.total()
   found = collections.Counter(json.loads(place)["uri"].split("@")[0] for place in places)
   assert found == expected
@@ -289,7 +292,7 @@ def test_class_folders(splits, tmp_path):
     read = not splits or inside == pathlib.Path() or inside.parts[0] in ("train", "val")
     for file in files if read else ():
       hidden = any(part.startswith(".") for part in (inside / file).parts)
-      if re.search(r"(?i)\.(png|mp4)$", file) and not hidden:
+      if re.search(r"(?i)\.(png|mp4)\Z", file) and not hidden:
         expected.append(str(inside / file))
   found = [json.loads(place)["uri"] for place in places]
   assert sorted(found) == sorted(expected)

@@ -6,6 +6,7 @@ reads only these bytes of the tar file and the header block before them.
 
 import dataclasses
 import functools
+import os
 import re
 import tarfile
 import urllib.parse
@@ -119,7 +120,8 @@ def tar_members(archive: str, damage: Damage) -> Iterator[tuple[tarfile.TarFile,
   `tarfile` itself ends silently at a broken header, without an end marker, and before files that were concatenated.
   """
   with storage.open_raw(archive) as stream:
-    end = 0
+    end, length = 0, stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     try:
       with tarfile.open(fileobj=stream, mode="r:") as tar:
         while member := tar.next():
@@ -130,6 +132,8 @@ def tar_members(archive: str, damage: Damage) -> Iterator[tuple[tarfile.TarFile,
             raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
           end = tar.offset
           yield tar, member
+          if end > length:
+            raise tarfile.ReadError(f"{member.name!r} ends at byte {end}, the file at {length}")
         end = tar.offset
     except OSError:
       raise  # Of the file system; the runner tries again.

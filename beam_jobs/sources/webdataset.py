@@ -53,7 +53,7 @@ def _members(path: str, damage: Damage) -> Iterator[tuple[tarfile.TarInfo, bytes
         try:
           file = tar.extractfile(member)
           content = file.read() if file else b""
-        except tarfile.TarError as error:
+        except (tarfile.TarError, ValueError, IndexError) as error:
           damage.within = str(error)
       yield member, content
       if damage.within:

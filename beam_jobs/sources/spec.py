@@ -188,14 +188,15 @@ def _kind_of(pattern: str, *, look: bool) -> str:
       f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
   root = pattern.rstrip("/")
-  listed = [path for below in ("/*", "/*/*", "/*/*/*") for path in files(root + below)]
-  if any(map(is_media, listed)):
+  if any(is_media(path) for below in ("/*/*", "/*/*/*") for path in files(root + below)):
     return "folder"
-  _check_files(pattern) if not storage.exists(root) else None
-  for path in listed:
-    if ending := next((end for end in _ENDINGS if path.lower().endswith(end)), None):
-      below = "/*" * path.removeprefix(root).count("/") + ending
-      raise ValueError(f"--manifest: got the folder {pattern}; set --manifest '{root}{below}'")
+  for below in ("/*", "/*/*", "/*/*/*"):
+    for ending in _ENDINGS:
+      if next(files(root + below + ending), None):
+        raise ValueError(
+          f"--manifest: got the folder {pattern}; set --manifest '{root}{below}{ending}'"
+        )
+  _check_files(pattern)
   raise ValueError(
     f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
     f"set --source to one of {KINDS}"

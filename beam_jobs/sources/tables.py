@@ -158,7 +158,10 @@ def partitions(path: str, columns: Columns) -> dict[str, str]:
   from pyarrow import dataset
 
   partitioning = dataset.HivePartitioning(pyarrow.schema([(n, "string") for n in columns.used]))
-  return dataset.get_partition_keys(partitioning.parse(path))
+  try:
+    return dataset.get_partition_keys(partitioning.parse(path))
+  except ValueError:
+    return {}  # Not UTF-8.
 
 
 def parquet_schema(path: str) -> Any:

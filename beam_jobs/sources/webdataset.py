@@ -21,7 +21,7 @@ _MAX_TEXT = 1 << 22
 def tar_lines(path: str, uri: str, columns: Columns) -> Iterator[str]:
   """Manifest lines of one shard; `uri` names the tar file in them, `columns` maps the fields of JSON members.
 
-  A damage is a bad row of its own, and so is the sample that it interrupts; samples before it are read.
+  A damage is a bad row, and so is the sample that it interrupts; samples before it are read.
   """
   if not uri.lower().endswith(".tar"):
     yield bad_row(uri, "got another extension, expected an uncompressed tar file named *.tar")
@@ -54,7 +54,7 @@ def _members(path: str, damage: Damage) -> Iterator[tuple[tarfile.TarInfo, bytes
           file = tar.extractfile(member)
           content = file.read() if file else b""
         except (tarfile.TarError, ValueError, IndexError) as error:
-          damage.within = str(error)
+          damage.within = f"{member.name!r} cannot be read ({error})"
       yield member, content
       if damage.within:
         return

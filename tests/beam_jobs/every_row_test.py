@@ -7,7 +7,7 @@ Each test runs one job over many damaged files. What counts as a row of damaged 
 - Parquet: rows of each row group that pyarrow reads, and one for each that it does not; one for a file without footer.
 - tar: media of each sample without a fault, one for each other sample, including the one that a damage interrupts, and
   one for the damage or for what follows the end marker.
-- Class folders: a media file, wherever it is, that is not hidden and not below a folder that is no split.
+- Class folders: a media file, wherever it is, that is not hidden and not below a folder that is not a split.
 """
 
 import collections
@@ -36,7 +36,7 @@ PICTURE = media.image(height=16, width=16)
 
 
 def account(manifest: pathlib.Path, output: pathlib.Path, *flags: str) -> tuple[int, list[str]]:
-  """Number of rows that a job accounts for, and what it says of each: its media and captions, or its ledger's line."""
+  """Number of rows that a job accounts for, and what it has for each: its media and captions, or its ledger's line."""
   result = preprocess.run(
     [
       *(f"--manifest={manifest}", f"--output={output}", "--task=t", "--content=pixels"),

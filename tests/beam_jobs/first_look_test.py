@@ -141,6 +141,11 @@ def test_folders_of_spark_name_the_pattern_and_are_columns(ending, tmp_path):
     assert (row["split"], row["group"], row["uri"]) == (split, "a/b", "a.png")
 
 
+def test_folders_with_other_equal_signs_are_not_columns():
+  for folder in (os.fsdecode(b"label=\xff"), "x=1", "label=%FF"):
+    assert tables.partitions(f"/{folder}/rows.csv", columns.Columns()) == {}
+
+
 def test_a_wildcard_stands_for_no_hidden_file_or_folder(tmp_path):
   for name in ("a/1.csv", "a/._1.csv", ".ipynb_checkpoints/1.csv", ".b/1.csv"):
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -4,17 +4,21 @@
 reads only these bytes of the tar file and the header block before them.
 """
 
-import contextlib
+import dataclasses
 import functools
+import os
 import re
 import tarfile
+import urllib.parse
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from walt_t5x.files import storage
 
 _MEMBER = re.compile(
-  r"(?P<archive>.+\.tar)::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
+  r"(?P<archive>.+?\.(?i:tar))::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
 )
+_CHUNK = 1 << 20
 
 
 class StaleMember(ValueError):
@@ -51,13 +55,16 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
   """Content of a file, or of a member of a tar file.
 
   Raises:
-    FileNotFoundError: if the file does not exist.
+    FileNotFoundError: if the file does not exist; it names another spelling that does.
     storage.TooLarge: if it has more than `max_bytes`.
     StaleMember: if the tar file has no such member at that offset.
   """
   member = parse_member(path)
   if member is None:
-    return storage.read(path, max_bytes=max_bytes)
+    try:
+      return storage.read(path, max_bytes=max_bytes)
+    except FileNotFoundError as error:
+      raise FileNotFoundError(f"{error}{_other_spelling(path)}") from error
   if max_bytes is not None and member.size > max_bytes:
     raise storage.TooLarge(f"{path} has more than {max_bytes} bytes")
   if not storage.exists(member.archive):
@@ -96,8 +103,60 @@ def _listed_member(member: Member) -> bytes:
 @functools.lru_cache(maxsize=4)
 def _listed(archive: str) -> dict[int, tarfile.TarInfo]:
   """Every file of a tar by the offset of its bytes, up to a damage."""
-  found: dict[int, tarfile.TarInfo] = {}
-  with storage.open_raw(archive) as stream, contextlib.suppress(tarfile.TarError, EOFError):
-    with tarfile.open(fileobj=stream, mode="r:") as tar:
-      found |= {one.offset_data: one for one in tar if one.isfile()}
-  return found
+  return {one.offset_data: one for _, one in tar_members(archive, Damage()) if one.isfile()}
+
+
+@dataclasses.dataclass
+class Damage:
+  """What is wrong with a tar file, in words: `within` ends its members, `after` follows their end marker."""
+
+  within: str = ""
+  after: str = ""
+
+
+def tar_members(archive: str, damage: Damage) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+  """Members of a tar, each with the open file to read it from; `damage` states why they end early.
+
+  `tarfile` itself ends silently at a broken header, without an end marker, and before files that were concatenated.
+  """
+  with storage.open_raw(archive) as stream:
+    end, length = 0, stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    try:
+      with tarfile.open(fileobj=stream, mode="r:") as tar:
+        while member := tar.next():
+          # The list of members would grow with the file; it is not public.
+          tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
+          # A negative size would lead back to an earlier header.
+          if member.size < 0 or tar.offset <= end:
+            raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
+          end = tar.offset
+          yield tar, member
+          if end > length:
+            raise tarfile.ReadError(f"{member.name!r} ends at byte {end}, the file at {length}")
+        end = tar.offset
+    except OSError:
+      raise  # Of the file system; the runner tries again.
+    except Exception as error:  # `tarfile` raises different errors for headers that are damaged.
+      damage.within = str(error) or type(error).__name__
+      return
+    stream.seek(end)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+      damage.within = f"it ends at byte {end + len(block)} without an end marker"
+    elif any(block):
+      damage.within = f"the header at byte {end} is broken"
+    while not damage.within and (chunk := stream.read(_CHUNK)):
+      if any(chunk):
+        damage.after = f"bytes follow its end marker at byte {end}, as in concatenated files"
+        return
+
+
+def _other_spelling(path: str) -> str:
+  """What to change in a path without a file, if its name may be spelt in another way."""
+  if "\\" in path:
+    return "; a backslash is a character of a name here, expected / between folders"
+  decoded = urllib.parse.unquote(path)
+  if decoded != path and storage.is_local(path) and storage.exists(decoded):
+    return f"; there is {decoded}, expected names that are not URL-encoded"
+  return ""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from beam_jobs.sources import folders, tables, webdataset
-from beam_jobs.sources.columns import Columns, to_line, to_row
+from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
 from beam_jobs.sources.rows import load_json
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
@@ -36,10 +36,15 @@ class Part:
   size: int
 
 
+def is_compressed(path: str) -> bool:
+  """Whether a file is read through gzip, by its extension."""
+  return path.lower().endswith(".gz")
+
+
 def parts_of(spec: SourceSpec) -> list[Part]:
   """Every part, in the order of the source."""
   if spec.kind == "folder":
-    return [Part(pair, None, 1) for pair in folders.class_folders(spec.pattern)]
+    return [Part(pair, None, 1) for pair in folders.parts(spec.pattern)]
   found = []
   for path in files(spec.pattern):
     size = storage.size(path)
@@ -47,7 +52,7 @@ def parts_of(spec: SourceSpec) -> list[Part]:
       counts = tables.parquet_rows(path)
       found += [Part((path, group), count, count) for group, count in counts.items()]
     elif spec.kind == "jsonl":
-      step = size if path.endswith(".gz") else _RANGE_BYTES
+      step = size if is_compressed(path) else _RANGE_BYTES
       found += [
         Part((path, at, min(size, at + step)), None, min(size, at + step) - at)
         for at in range(0, size, max(1, step))
@@ -64,8 +69,12 @@ def part_lines(
   if spec.kind != "jsonl":
     yield from lines_of(part.key, spec, skipped=skipped)
     return
-  for line in _range_lines(*part.key):
-    yield from (line,) if spec.columns.changes_nothing else json_lines(line, spec.columns)
+  path, begin, end = part.key
+  if is_compressed(path):
+    yield from file_lines(path, spec.columns)
+    return
+  for line in _range_lines(path, begin, end):
+    yield from json_lines(line, spec.columns)
 
 
 def lines_of(
@@ -91,9 +100,23 @@ def lines_of(
   return tables.csv_lines(key, spec.columns)
 
 
+def file_lines(path: str, columns: Columns) -> Iterator[str | bytes]:
+  """Lines of a JSONL file, with its columns mapped; a damage of a compressed one is a bad row and ends them."""
+  damage: list[str] = []
+  with storage.open_raw(path) as raw:
+    stream = gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw
+    for line in tables.until_damage(stream, damage):
+      yield from json_lines(line, columns)
+  for problem in damage:
+    yield bad_row(path, f"{problem}; lines before that are read")
+
+
 def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
   """A line with its columns mapped; a line that is not an object is kept, and becomes a dead letter later."""
   if not line.strip():
+    return
+  if columns.changes_nothing:
+    yield line
     return
   raw = None
   with contextlib.suppress(ValueError):
@@ -102,11 +125,8 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
 
 
 def _range_lines(path: str, begin: int, end: int) -> Iterator[bytes]:
-  """Lines that begin in a range of bytes; all lines of a compressed file."""
+  """Lines that begin in a range of bytes."""
   with storage.open_raw(path) as stream:
-    if path.endswith(".gz"):
-      yield from gzip.GzipFile(fileobj=stream)
-      return
     at = begin
     if begin:
       stream.seek(begin - 1)

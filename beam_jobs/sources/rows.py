@@ -30,6 +30,11 @@ PROBLEMS = frozenset(
 # Captions are drawn by weights in float32.
 _MAX_WEIGHT = 1e30
 _MAX_DEPTH = 100
+CONVERT_ARRAY = "a manifest has one object per line: jq -c '.[]' IN.json > OUT.jsonl"
+CONVERT_OBJECTS = (
+  "a manifest has one object in one line: jq -c . IN.json > OUT.jsonl; for an array in an object: "
+  "jq -c '.KEY[]' IN.json > OUT.jsonl"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +83,14 @@ def parse_line(line: str, folder: str) -> Row:
   try:
     raw = load_json(line)
     if not isinstance(raw, dict):
-      raise _BadRow("bad_manifest_line", f"got {type(raw).__name__}, expected a JSON object")
+      raise _BadRow("bad_manifest_line", f"got one JSON {json_kind(raw)}{_one_per_line(line)}")
     return _row(raw, folder)
   except _BadRow as error:
     problem = (error.args[0], error.args[1])
   except ValueError as error:
     problem = (
       "bad_manifest_line",
-      f"got a line that is not read ({error}), expected a JSON object",
+      f"got a line that is not read ({error}){_one_per_line(line)}",
     )
   raw = raw if isinstance(raw, dict) else {"line": line}
   uri = raw.get("uri") if isinstance(raw.get("uri"), str) else ""
@@ -113,6 +118,22 @@ def load_json(text: str | bytes) -> Any:
       if not level:
         return value
   raise ValueError(f"more than {_MAX_DEPTH} levels of lists and objects")
+
+
+def json_kind(value: Any) -> str:
+  """What JSON calls a value."""
+  return {dict: "object", list: "array", str: "string", type(None): "null"}.get(type(value)) or (
+    "boolean" if isinstance(value, bool) else "number"
+  )
+
+
+def _one_per_line(line: str) -> str:
+  """What is expected of a line, and how to get there if it may be a part of a larger JSON value."""
+  shape = line.strip()
+  if shape.startswith("[") or shape == "]" or shape.endswith("},"):
+    return f", expected a JSON object; {CONVERT_ARRAY}"
+  part = shape in ("{", "}") or shape.startswith('"') or shape.endswith((",", "{", "["))
+  return ", expected a JSON object" + (f"; {CONVERT_OBJECTS}" if part else "")
 
 
 def _items(value: Any) -> Iterable[Any]:

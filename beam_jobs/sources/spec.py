@@ -7,10 +7,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-from beam_jobs.sources import folders, tables
+from beam_jobs.sources import first_look, folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
+from beam_jobs.sources.rows import is_media
 from data.class_names import class_words
 from walt_t5x.files import storage
+from walt_t5x.media.containers import is_hidden
 
 KINDS = ("jsonl", "csv", "parquet", "webdataset", "folder", "kinetics")
 KINETICS_TEMPLATE = "{youtube_id}_{time_start:06d}_{time_end:06d}.mp4"
@@ -103,6 +105,7 @@ def source_of(
     FileNotFoundError: if a file does not exist, naming the flag.
     ValueError: if flags do not fit each other or the source.
   """
+  first_look.check_name(args.manifest)
   kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
   if look and kind != "folder":
     _check_files(args.manifest)
@@ -112,7 +115,9 @@ def source_of(
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
   if look and kind in ("csv", "kinetics", "parquet"):
-    _check_header(next(files(args.manifest)), kind, columns)
+    first_look.check_header(next(files(args.manifest)), kind, columns)
+  if look and kind == "jsonl":
+    first_look.check_json_lines(next(files(args.manifest)))
   validation_files, labels = frozenset(), {}
   for flag in ("validation_list", "validation_labels"):
     if getattr(args, flag) and kind != "folder":
@@ -123,7 +128,7 @@ def source_of(
       _check_list(args, validation_files)
   if args.validation_labels or (look and kind == "folder"):
     labels = _labels(args)
-  root = args.manifest if kind == "folder" else storage.parent(args.manifest)
+  root = args.manifest if kind == "folder" else _fixed_folder(args.manifest)
   return SourceSpec(
     kind=kind,
     pattern=args.manifest,
@@ -135,14 +140,27 @@ def source_of(
 
 
 def files(pattern: str) -> Iterator[str]:
-  """Files of a pattern; `{000..123}` expands to each number, padded with zeros to the same width."""
+  """Files of a pattern; `{000..123}` expands to each number, padded with zeros to the same width.
+
+  `*` stands for no hidden file or folder: neither macOS's `._rows.csv` nor `.ipynb_checkpoints`.
+  """
   for one in _expanded(pattern):
-    yield from storage.match(one)
+    shown = len(one.partition("*")[0].rpartition("/")[0])
+    wanted = is_hidden(one[shown:])
+    yield from (path for path in storage.match(one) if wanted or not is_hidden(path[shown:]))
+
+
+def _fixed_folder(pattern: str) -> str:
+  """Folder of a pattern's files, up to the first part that stands for several."""
+  folder = storage.parent(pattern)
+  while "*" in folder or _RANGE.search(folder):
+    folder = storage.parent(folder)
+  return folder
 
 
 def _check_files(pattern: str) -> None:
   """Rejects a pattern without files, and a range with missing files, whose rows would be missing silently."""
-  missing = [one for one in _expanded(pattern) if next(storage.match(one), None) is None]
+  missing = [one for one in _expanded(pattern) if next(files(one), None) is None]
   if missing:
     others = f", and at {len(missing) - 1} others of {pattern}; set the range to the existing files"
     raise FileNotFoundError(
@@ -163,15 +181,21 @@ def _expanded(pattern: str) -> Iterator[str]:
 
 def _kind_of(pattern: str, *, look: bool) -> str:
   for ending, kind in _ENDINGS.items():
-    if pattern.removesuffix(".gz").lower().endswith(ending):
+    if pattern.lower().removesuffix(".gz").endswith(ending):
       return kind
   if not look:
     raise ValueError(
       f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
   root = pattern.rstrip("/")
-  if any(next(storage.match(root + below), None) for below in ("/*/*", "/*/*/*")):
+  if any(is_media(path) for below in ("/*/*", "/*/*/*") for path in files(root + below)):
     return "folder"
+  for below in ("/*", "/*/*", "/*/*/*"):
+    for ending in _ENDINGS:
+      if next(files(root + below + ending), None):
+        raise ValueError(
+          f"--manifest: got the folder {pattern}; set --manifest '{root}{below}{ending}'"
+        )
   _check_files(pattern)
   raise ValueError(
     f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
@@ -256,23 +280,6 @@ def _labels(args: argparse.Namespace) -> dict[str, str]:
     f"--manifest: {storage.join(args.manifest, flat[0])} has files without class folders; set --validation_labels to "
     "a CSV of file and class (ImageNet: LOC_val_solution.csv)"
   )
-
-
-def _check_header(path: str, kind: str, columns: Columns) -> None:
-  """Rejects a table without a column that a flag names."""
-  import pyarrow
-
-  try:
-    header = tables.parquet_header(path) if kind == "parquet" else tables.csv_header(path)
-  except (pyarrow.ArrowException, OSError) as error:
-    raise ValueError(f"--manifest: {path} is not a Parquet file ({error})") from error
-  wanted = (*columns.stated, *(() if columns.uri_template else (columns.by_field["uri"],)))
-  missing = [name for name in dict.fromkeys(wanted) if name not in header]
-  if missing:
-    raise ValueError(
-      f"--manifest: {path} has the columns {header}, not {missing}; map them with "
-      "--column FIELD=COLUMN (uri=..., caption=...)"
-    )
 
 
 def _text(flag: str, path: str) -> str:

@@ -97,8 +97,8 @@ def _parquet(corpus: Corpus) -> None:
 
 
 def _plant_rows(corpus: Corpus, add: Any) -> None:
-  def plant(kind: str, name: str | None, caption: Any, content: bytes | None, expect: str, **more):
-    corpus.note(kind, MANIFEST, name or caption, expect)
+  def plant(kind: str, name: str, caption: Any, content: bytes | None, expect: str, **more):
+    corpus.note(kind, MANIFEST, name, expect)
     add(name, caption, content, **more)
 
   clip, caption = _clip(corpus)
@@ -117,7 +117,8 @@ def _plant_rows(corpus: Corpus, add: Any) -> None:
     plant(kind, f"videos/{kind}.mp4", text, _clip(corpus)[0], "no_caption")
   listed = "['a red square', \"the square's path\"]"
   plant("list_as_text", "videos/list.mp4", listed, _clip(corpus)[0], WRITTEN)
-  plant("no_uri", None, "a row without a file", None, "bad_uri")
+  corpus.note("no_uri", MANIFEST, f"{MANIFEST}:row group ", "bad_source_row")
+  add(None, "a row without a file", None)
   add("videos/twice.mp4", caption, _clip(corpus)[0])
   plant("duplicate_row", "videos/twice.mp4", caption, None, "duplicate")
   still = _still(corpus)[0]
@@ -219,6 +220,7 @@ def _img2dataset(corpus: Corpus) -> None:
       # In the text of the last sample, whose other members are complete.
       cut = content.rindex(f"{keys[-1]}.txt".encode()) + tarfile.BLOCKSIZE + 5
       target.write_bytes(content[:cut])
+      corpus.note("interrupted_sample", IMAGES, f"{shard:05d}.tar::", "bad_source_row")
       corpus.note("truncated_tar", IMAGES, f"{shard:05d}.tar", "bad_source_row")
 
 

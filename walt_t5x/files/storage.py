@@ -95,7 +95,7 @@ def size(path: PathLike) -> int:
 
 
 def names(folder: PathLike) -> list[str]:
-  """Sorted names of the files directly in a folder; empty if the folder does not exist."""
+  """Sorted names of the files directly in a folder, and of links that lead nowhere; empty if it does not exist."""
   return _listed(folder, "file")
 
 
@@ -109,14 +109,20 @@ def _listed(folder: PathLike, kind: str) -> list[str]:
   if is_local(folder):
     if not os.path.isdir(folder):
       return []
-    is_kind = os.DirEntry.is_file if kind == "file" else os.DirEntry.is_dir
     with os.scandir(folder) as entries:
-      return sorted(entry.name for entry in entries if is_kind(entry))
+      return sorted(entry.name for entry in entries if _kind(entry) == kind)
   try:
     found = retried("list", folder, lambda: _remote(folder).ls(folder, detail=True))
   except FileNotFoundError:
     return []
   return sorted(os.path.basename(one["name"].rstrip("/")) for one in found if one["type"] == kind)
+
+
+def _kind(entry: os.DirEntry) -> str:
+  """'file', 'directory' or '' for a pipe or a device; a link that leads nowhere is a file that does not exist."""
+  if entry.is_symlink():
+    return "directory" if os.path.isdir(entry.path) else "file"
+  return "file" if entry.is_file() else "directory" if entry.is_dir() else ""
 
 
 def literal(pattern: PathLike) -> str:
@@ -194,7 +200,7 @@ def _open(path: str) -> Any:
 def open_text(path: str) -> TextIO:
   """Lines of a UTF-8 file, `.gz` decompressed; a byte order mark is dropped, invalid bytes become surrogates."""
   stream = open_raw(path)
-  if path.endswith(".gz"):
+  if path.lower().endswith(".gz"):
     stream = gzip.GzipFile(fileobj=stream)
   return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 

@@ -39,7 +39,7 @@ def test_the_graph_has_the_steps_of_a_local_run_and_its_workers_run_in_the_image
   # Nothing here can access gs://: no client for it is installed, so access would fail.
   result = preprocess.run(argv())
   (tmp_path / "rows.jsonl").write_text('{"uri": "a.mp4", "caption": "x"}\n')
-  local = {"manifest": tmp_path / "rows.jsonl", "output": tmp_path / "out"}
+  local = {"manifest": tmp_path / "*.jsonl", "output": tmp_path / "out"}
   here = preprocess.run(["--dry_run", *(f"--{k}={v}" for k, v in (JOB | local).items())])
   assert not (tmp_path / "out").exists()
   assert result["steps"] == here["steps"] and result["shuffles"] == here["shuffles"]

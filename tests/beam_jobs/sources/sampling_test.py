@@ -75,7 +75,7 @@ def test_ranges_of_bytes_have_every_line_once(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_RANGE_BYTES", 1 + trial % 17)
     spec = _source("jsonl", f"{tmp_path}/a.jsonl")
     found = [line for part in parts.parts_of(spec) for line in parts.part_lines(part, spec)]
-    assert found == list(io.BytesIO(content))
+    assert found == [line for line in io.BytesIO(content) if line.strip()]
 
 
 def test_rows_by_chance_are_equally_likely():

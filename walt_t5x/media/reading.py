@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from walt_t5x.media.containers import CONTAINERS, has_signature, is_cut_off, stated_end
+from walt_t5x.media.deinterlacing import deinterlaced
 from walt_t5x.media.rules import ReasonedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ CLOCK_SLACK = 0.002
 
 # Seeking is faster only beyond a few key frame intervals.
 _SEEK_BEYOND_SECONDS = 4.0
+# Longer than a frame of any interlaced format.
+_NEIGHBOR_SECONDS = 0.1
+
+# FFmpeg's numbers of the transfer curves of HDR, whose pixels need tone mapping.
+_HDR = {16: "PQ (smpte2084)", 18: "HLG (arib-std-b67)"}
 
 Source = str | os.PathLike[str] | bytes
 
@@ -106,19 +112,33 @@ class Video:
     self.pixel_format = str(self._stream.codec_context.pix_fmt)
     self.has_sound = bool(container.streams.audio)
 
-  def frames(self, start: float = 0.0) -> Iterator[tuple[float, "VideoFrame"]]:
+  def frames(
+    self, start: float = 0.0, *, deinterlace: bool = False
+  ) -> Iterator[tuple[float, "VideoFrame"]]:
     """(seconds since the beginning of the container, frame) in the order of the decoder; times never decrease.
 
     Args:
       start: decoding begins at the last key frame before this time, if seeking works.
+      deinterlace: whether frames that are marked as interlaced are deinterlaced.
 
     Raises:
-      MediaError: 'corrupt', if no frame can be decoded, or frames have no times.
+      MediaError: 'corrupt', if no frame can be decoded, or frames have no times; 'hdr'.
     """
     if start > _SEEK_BEYOND_SECONDS:
-      self._seek(start)
+      # A deinterlaced frame depends on the frame before it.
+      self._seek(start - _NEIGHBOR_SECONDS if deinterlace else start)
+    shown = self._shown()
+    return deinterlaced(shown) if deinterlace else shown
+
+  def _shown(self) -> Iterator[tuple[float, "VideoFrame"]]:
     latest = -math.inf
     for frame in self._decoded():
+      if frame.color_trc in _HDR:
+        raise MediaError(
+          "hdr",
+          f"HDR video, transfer curve {_HDR[frame.color_trc]}: convert it to BT.709 first, for example with `ffmpeg -i "
+          "IN -vf zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709,format=yuv420p OUT`",
+        )
       shown = self._time(frame)
       if shown is None and self.rate:
         shown = self.begin if latest == -math.inf else latest + 1 / self.rate
@@ -352,14 +372,21 @@ def _alpha_decoder(stream: Any) -> Any:
 
 
 def _video_stream(container: Any) -> Any:
+  """The stream that FFmpeg's command line chooses: the one with most pixels; being the default counts 5 million."""
   from av.stream import Disposition
 
-  for stream in container.streams.video:
-    # Cover art of an audio file is a video stream of one frame.
-    if not stream.disposition & Disposition.attached_pic:
-      if stream.codec_context is None:
-        raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
-      stream.thread_type = "NONE"
-      return stream
-  kinds = sorted({stream.type for stream in container.streams})
-  raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+  def score(stream: Any) -> int:
+    codec = stream.codec_context
+    pixels = codec.width * codec.height if codec else 0
+    return pixels + 5_000_000 * bool(stream.disposition & Disposition.default)
+
+  # Cover art of an audio file is a video stream of one frame.
+  streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+  if not streams:
+    kinds = sorted({stream.type for stream in container.streams})
+    raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+  stream = max(streams, key=score)
+  if stream.codec_context is None:
+    raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
+  stream.thread_type = "NONE"
+  return stream

@@ -33,7 +33,9 @@ def settings_of(origin: Mapping[str, Any], job: Any) -> dict[str, Any]:
 
 def _clip_settings(clip: Any) -> dict[str, Any]:
   """The fields of a `clips.ClipSpec`; without those that older caches lack while they have no effect."""
-  added = {field.name: field.default for field in dataclasses.fields(clip) if "added" in field.metadata}
+  added = {
+    field.name: field.default for field in dataclasses.fields(clip) if "added" in field.metadata
+  }
   return {
     name: value
     for name, value in dataclasses.asdict(clip).items()

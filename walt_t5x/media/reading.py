@@ -32,7 +32,7 @@ _SEEK_BEYOND_SECONDS = 4.0
 # Longer than a frame of any interlaced format.
 _NEIGHBOR_SECONDS = 0.1
 
-# FFmpeg's numbers of the transfer curves of HDR, whose pixels need tone mapping.
+# Transfer curves by their numbers in ITU-T H.273.
 _HDR = {16: "PQ (smpte2084)", 18: "HLG (arib-std-b67)"}
 
 Source = str | os.PathLike[str] | bytes
@@ -71,6 +71,16 @@ def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     raise MediaError("corrupt", f"the media states a frame of {height}x{width} pixels")
   if height * width > max_pixels:
     raise MediaError("too_large", f"frames of {height}x{width} pixels, limit {max_pixels=}")
+
+
+def check_transfer(curve: int) -> None:
+  """Raises MediaError, 'hdr', for a transfer curve (by its number in ITU-T H.273) that needs tone mapping."""
+  if curve in _HDR:
+    raise MediaError(
+      "hdr",
+      f"HDR, transfer curve {_HDR[curve]}: convert it first, for example with `ffmpeg -i IN -vf "
+      "zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709,format=yuv420p OUT`",
+    )
 
 
 class Video:
@@ -133,12 +143,7 @@ class Video:
   def _shown(self) -> Iterator[tuple[float, "VideoFrame"]]:
     latest = -math.inf
     for frame in self._decoded():
-      if frame.color_trc in _HDR:
-        raise MediaError(
-          "hdr",
-          f"HDR video, transfer curve {_HDR[frame.color_trc]}: convert it to BT.709 first, for example with `ffmpeg -i "
-          "IN -vf zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709,format=yuv420p OUT`",
-        )
+      check_transfer(frame.color_trc)
       shown = self._time(frame)
       if shown is None and self.rate:
         shown = self.begin if latest == -math.inf else latest + 1 / self.rate

@@ -173,6 +173,10 @@ def _hdr() -> Iterator[Cell]:
       name, encode = f"HDR: {curve} {codec} {suffix}", ("-vf", scaled, *tags)
       yield Cell(name=name, suffix=suffix, codec=codec, encode=encode, count=4, rejected="hdr")
 
+  tagged = {"suffix": ".mp4", "codec": "libx265", "encode": ("-tag:v", "hvc1"), "count": 4}
+  dolby = lambda content: content.replace(b"hvc1", b"dvh1")  # noqa: E731
+  yield Cell(name="HDR: Dolby Vision", patch=dolby, rejected="hdr", **tagged)
+
 
 def _geometry() -> Iterator[Cell]:
   for aspect, suffix in itertools.product(("2/1", "4/3", "8/9"), (".mp4", ".mkv", ".avi")):

@@ -34,6 +34,8 @@ _NEIGHBOR_SECONDS = 0.1
 
 # Transfer curves by their numbers in ITU-T H.273.
 _HDR = {16: "PQ (smpte2084)", 18: "HLG (arib-std-b67)"}
+# Codec tags of Dolby Vision, which is always HDR; the stated transfer curve may be unspecified.
+_DOLBY_VISION = ("dvh1", "dvhe", "dav1")
 
 Source = str | os.PathLike[str] | bytes
 
@@ -103,6 +105,8 @@ class Video:
     self._container, self._stream = container, _video_stream(container)
     self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
     check_pixels(self.size, max_pixels)
+    if self._stream.codec_context.codec_tag in _DOLBY_VISION:
+      check_transfer(16)
     self._codec = _alpha_decoder(self._stream) or self._stream.codec_context
     # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
     self._codec.options = {"max_pixels": str(max_pixels)}

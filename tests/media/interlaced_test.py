@@ -1,6 +1,7 @@
 """Interlaced video: rejected by name, or deinterlaced as FFmpeg's command line does it; other video is untouched."""
 
 import io
+import types
 
 import av
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from tests.beam_jobs import media
 from tests.media import conformance
+from walt_t5x.html import inspection
 from walt_t5x.media import reading
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.decoding import decode
@@ -82,6 +84,15 @@ def test_a_clip_is_rejected_by_name_or_deinterlaced(file):
     luma = clip.frames[HEIGHT, WIDTH] @ LUMA
     far = [np.abs(luma - expected[k : k + 5]).mean() for k in (first, first - 1)]
     assert far[0] < 1.5 < 3 < far[1], (first, far)
+
+
+@needs_ffmpeg
+def test_the_page_on_a_cache_shows_the_source_of_a_record(file):
+  record = types.SimpleNamespace(uri=str(file), modality="video", start_seconds=0.0)
+  origin = types.SimpleNamespace(num_frames=5, fps=RATE)
+  (frames,) = inspection.source_clip(record, [(HEIGHT, WIDTH)], "", origin).values()
+  wanted = decode(file.read_bytes(), "video", spec(deinterlace=True), start_seconds=0.0)
+  np.testing.assert_array_equal(frames, wanted.frames[HEIGHT, WIDTH])
 
 
 def test_progressive_video_stays_as_it_is():

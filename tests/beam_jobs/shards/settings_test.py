@@ -6,6 +6,7 @@ import types
 import pytest
 
 from beam_jobs.filters.row_filters import FilterSpec
+from beam_jobs.runners import job_flags
 from beam_jobs.shards import settings
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.clips import ClipSpec
@@ -38,6 +39,16 @@ def settings_with(clip: ClipSpec):
 
 def test_settings_with_their_defaults_are_those_of_caches_that_exist():
   assert settings_with(CLIP)["clip"] == RECORDED
+
+
+@pytest.mark.parametrize("deinterlace", [False, True])
+def test_a_flag_reaches_the_clip_and_a_replay_finds_it_in_the_settings(deinterlace):
+  flags = ["--manifest=a.jsonl", "--output=out", "--task=toy", "--content=pixels"]
+  flags += ["--resolutions=32x32", *["--deinterlace"] * deinterlace]
+  args, _ = job_flags.parse(flags, description="")
+  job = job_flags.job_of(args, filtering=FilterSpec(), media_root="")
+  assert job.clip.deinterlace is deinterlace
+  assert ClipSpec(**settings_with(job.clip)["clip"]) == job.clip
 
 
 def test_an_older_cache_is_resumed_by_its_own_settings_only(tmp_path):

@@ -111,6 +111,7 @@ def test_a_picture_is_converted_as_the_formulas_say(space, kind):
   far = np.abs(opened(content) - shown(stored, *SPACES[space]))
   assert far.mean() < 0.6 and np.quantile(far, 0.999) <= 2
   assert np.abs(stored - shown(stored, *SPACES[space])).mean() > 5
+  np.testing.assert_array_equal(open_picture(content, color_profile=False), stored)
 
 
 def test_alpha_palettes_and_gray_are_converted_too():

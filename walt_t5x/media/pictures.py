@@ -34,7 +34,10 @@ _JPEG_XL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
 
 
 def open_picture(
-  source: Source, *, check: Callable[[tuple[int, int]], None] | None = None
+  source: Source,
+  *,
+  check: Callable[[tuple[int, int]], None] | None = None,
+  color_profile: bool = True,
 ) -> "Picture":
   """Reads an image: upright by its EXIF orientation, opaque, RGB.
 
@@ -44,6 +47,7 @@ def open_picture(
   Args:
     source: a local path or the bytes of a file in one of PICTURE_FORMATS.
     check: called with the upright (height, width) before the pixels are decoded; may raise.
+    color_profile: whether the file's color profile is applied.
 
   Raises:
     MediaError: 'empty', 'not_media', 'corrupt', 'truncated', 'too_large', 'unknown_range', 'hdr', 'heic' or 'jpeg_xl'.
@@ -66,7 +70,8 @@ def open_picture(
         image.load()
         if image.mode == "F":
           raise MediaError("unknown_range", "pixels are floats, whose value range is unknown")
-        return _upright(_to_rgb(image), turned)
+        profile = image.info.get("icc_profile") if color_profile else None
+        return _upright(_to_rgb(image, profile), turned)
     except PIL.UnidentifiedImageError as error:
       file.seek(0)
       head = file.read(12)
@@ -132,11 +137,11 @@ def _upright(image: "Picture", orientation: int) -> "Picture":
   return image.transpose(Transpose(_TURNS[orientation - 2])) if 2 <= orientation <= 8 else image
 
 
-def _to_rgb(image: "Picture") -> "Picture":
-  """The image in sRGB over white, as stored."""
+def _to_rgb(image: "Picture", profile: bytes | None) -> "Picture":
+  """The image in sRGB by its ICC profile, over white, as stored."""
   from PIL import Image
 
-  profile, alpha = image.info.get("icc_profile"), None
+  alpha = None
   if image.mode in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
     # Pillow would clip 16-bit values at 255 instead of scaling them.
     values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

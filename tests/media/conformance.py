@@ -169,8 +169,10 @@ def _hdr() -> Iterator[Cell]:
   for curve, suffix in itertools.product(("smpte2084", "arib-std-b67"), codecs):
     for codec in codecs[suffix]:
       scaled = "scale=out_color_matrix=bt2020nc,format=yuv420p10le"
+      # Older releases of FFmpeg take the tags from the options, newer ones from the frames.
       tags = ("-colorspace", "bt2020nc", "-color_primaries", "bt2020", "-color_trc", curve)
-      name, encode = f"HDR: {curve} {codec} {suffix}", ("-vf", scaled, *tags)
+      marked = f"{scaled},setparams=color_primaries=bt2020:color_trc={curve}:colorspace=bt2020nc"
+      name, encode = f"HDR: {curve} {codec} {suffix}", ("-vf", marked, *tags)
       yield Cell(name=name, suffix=suffix, codec=codec, encode=encode, count=4, rejected="hdr")
 
   tagged = {"suffix": ".mp4", "codec": "libx265", "encode": ("-tag:v", "hvc1"), "count": 4}
@@ -198,7 +200,9 @@ def _geometry() -> Iterator[Cell]:
   for suffix, kind in itertools.product((".mp4", ".mkv", ".ts"), ("h264", "hevc")):
     codec = {"h264": "libx264", "hevc": "libx265"}[kind]
     name, encode = f"crop rectangle {kind} {suffix}", ("-bsf:v", f"{kind}_metadata={sides}")
-    yield Cell(name=name, suffix=suffix, codec=codec, encode=encode)
+    # FFmpeg 5 leaves the left side as it is stored without the flag, FFmpeg 9 does not.
+    shown = ("-flags", "unaligned")
+    yield Cell(name=name, suffix=suffix, codec=codec, encode=encode, decode=shown)
 
 
 def _times() -> Iterator[Cell]:

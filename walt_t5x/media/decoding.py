@@ -13,6 +13,7 @@ import numpy as np
 
 from walt_t5x.media.clips import Clip, ClipSpec, check_size, start_of_clip
 from walt_t5x.media.containers import slack
+from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.geometry import fit, union
 from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
@@ -20,10 +21,7 @@ from walt_t5x.media.reading import (
   MediaError,
   Video,
   check_intact,
-  opaque,
   open_video,
-  orientation,
-  upright,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header
 

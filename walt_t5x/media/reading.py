@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import os
-import struct
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from walt_t5x.media.containers import CONTAINERS, has_signature, is_cut_off, stated_end
 from walt_t5x.media.deinterlacing import deinterlaced
+from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.rules import ReasonedError
 
 if TYPE_CHECKING:
@@ -102,12 +102,16 @@ class Video:
   """
 
   def __init__(self, container: Any, *, max_pixels: int):
+    from av.codec.context import Flags
+
     self._container, self._stream = container, _video_stream(container)
     self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
     check_pixels(self.size, max_pixels)
     if self._stream.codec_context.codec_tag in _DOLBY_VISION:
       check_transfer(16)
     self._codec = _alpha_decoder(self._stream) or self._stream.codec_context
+    # Without it, FFmpeg leaves the left of a crop rectangle as it is stored.
+    self._codec.flags |= Flags.unaligned
     # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
     self._codec.options = {"max_pixels": str(max_pixels)}
     self.aspect = float(self._stream.sample_aspect_ratio or 1)
@@ -238,40 +242,6 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
       known = found or has_signature(file)
       reason = "not_media" if not known else "truncated" if is_cut_off(file) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
-
-
-def orientation(frame: "VideoFrame") -> tuple[int, bool]:
-  """Counterclockwise quarter turns, and whether to mirror left and right after them, by the file's display matrix."""
-  from av.sidedata.sidedata import Type
-
-  side_data: Any = frame.side_data
-  stored = side_data.get(Type.DISPLAYMATRIX)
-  if stored is None:
-    return 0, False
-  # (x, y) is shown at (a x + c y, b x + d y), with y downwards.
-  a, b, _, c, d = struct.unpack("=5i", bytes(stored)[:20])
-  mirrored = a * d - b * c < 0
-  clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
-  return round(-clockwise / 90) % 4, mirrored
-
-
-def upright(pixels: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
-  """Pixels [H, W, C] as shown, for the `orientation` of their frame."""
-  turns, mirrored = turned
-  pixels = np.rot90(pixels, turns)
-  return pixels[:, ::-1] if mirrored else pixels
-
-
-def opaque(frame: "VideoFrame") -> "VideoFrame":
-  """The frame without its alpha channel, composited over white like images; its rotation is lost then."""
-  import av
-
-  if not any(component.is_alpha for component in frame.format.components):
-    return frame
-  rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-  alpha = rgba[..., 3:]
-  over_white = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-  return av.VideoFrame.from_ndarray(over_white.astype(np.uint8), format="rgb24")
 
 
 def check_intact(seconds: float, frame: "VideoFrame") -> None:

@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   add("--near_duplicate_bits", type=int, default=6, help="out of 128 per image, 0 to 63 (6)")
   add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
+  add(
+    "--deinterlace",
+    action="store_true",
+    help="deinterlace videos whose frames are marked as interlaced, instead of rejecting them",
+  )
   add("--retry_dead", action="store_true", help="make shards with dead letters again")
   add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
 
@@ -131,6 +136,7 @@ def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) 
       position=args.clip_position,
       seed=args.clip_seed,
       allow_upscale=args.allow_upscale,
+      deinterlace=args.deinterlace,
       **running.given(args, running.LIMITS),
     ),
     filtering=filtering,

@@ -24,10 +24,22 @@ def settings_of(origin: Mapping[str, Any], job: Any) -> dict[str, Any]:
     "schema_version": schema.SCHEMA_VERSION,
     "vae": {name: value for name, value in vae.items() if name != "checkpoint"},
     "text_encoder": {name: value for name, value in text_encoder.items() if name != "folder"},
-    "clip": dataclasses.asdict(job.clip),
+    "clip": _clip_settings(job.clip),
     "filters": dataclasses.asdict(job.filtering),
     "num_shards": dict(job.num_shards),
     "batch_sizes": job.encoders.batch_sizes,
+  }
+
+
+def _clip_settings(clip: Any) -> dict[str, Any]:
+  """The fields of a `clips.ClipSpec`; without those that older caches lack while they have no effect."""
+  added = {
+    field.name: field.default for field in dataclasses.fields(clip) if "added" in field.metadata
+  }
+  return {
+    name: value
+    for name, value in dataclasses.asdict(clip).items()
+    if name not in added or value != added[name]
   }
 
 

@@ -251,7 +251,8 @@ def write_photo(medium: Medium, captions: Sequence[str], output: Path) -> list[d
   path = locate(medium)
   uri = f"real/{medium.name}{path.suffix}"
   (output / uri).parent.mkdir(parents=True, exist_ok=True)
-  photo = pictures.open_picture(path)
+  # As when the corpus was first made, whose bytes stay.
+  photo = pictures.open_picture(path, color_profile=False)
   photo.thumbnail((_PHOTO_EDGE, _PHOTO_EDGE), Image.Resampling.LANCZOS)
   # PNG ignores the quality.
   photo.save(output / uri, quality=92)

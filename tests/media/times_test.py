@@ -160,6 +160,38 @@ def test_a_live_recording_has_the_duration_of_its_packets(sound):
   assert cut(pipe.content) == cut(source)
 
 
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_times_that_wrap_go_on(codec):
+  # MPEG-TS counts 1/90000 s in 33 bits: this file wraps after 4.7 s.
+  content = made("mpegts", codec, 3, late=95439.0)
+  shown = [(seconds, number_of(frame)) for seconds, frame in reading.iterate_frames(content)]
+  assert [number for _, number in shown] == list(range(COUNT))
+  np.testing.assert_allclose([s for s, _ in shown], np.arange(COUNT) / RATE, atol=0.0015)
+  with reading.open_video(content) as video:
+    assert (video.begin, video.end) == pytest.approx((0, 10), abs=0.01)
+  for start in (0.0, 4.5, 8.5):
+    assert cut(content, start) == [round(start * RATE) + 2 * k for k in range(5)]
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_an_edit_list_is_what_the_video_is(b_frames):
+  content = bytearray(made("mp4", "libx264", b_frames))
+  at = content.index(b"elst") + 12
+  scale = struct.unpack_from(">I", content, content.index(b"mdhd") + 16)[0]
+  _, begin = struct.unpack_from(">Ii", content, at)
+  # 7 s from 2.5 s on, which is within a group of pictures.
+  struct.pack_into(">Ii", content, at, 7000, begin + scale * 5 // 2)
+  content = bytes(content)
+  with reading.open_video(content) as video:
+    assert (video.begin, video.end) == pytest.approx((0, 7), abs=0.01)
+  numbers = [number_of(frame) for _, frame in reading.iterate_frames(content)]
+  assert numbers == list(range(30, 114))
+  for start in (0.0, 1.0, 5.5):
+    assert cut(content, start) == [30 + round(start * RATE) + 2 * k for k in range(5)]
+  with pytest.raises(Rejected, match="the video ends at 7"):
+    cut(content, 6.5)
+
+
 MATRICES = {
   "as stored": (1, 0, 0, 1),
   "mirrored": (-1, 0, 0, 1),

@@ -191,8 +191,13 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
   from walt_t5x.media.reading import MediaError
   from walt_t5x.media.rules import Rejected
 
+  # A record that exists was accepted, by whatever flags.
   spec = ClipSpec(
-    resolutions=tuple(sizes), num_frames=origin.num_frames, fps=origin.fps, allow_upscale=True
+    resolutions=tuple(sizes),
+    num_frames=origin.num_frames,
+    fps=origin.fps,
+    allow_upscale=True,
+    deinterlace=True,
   )
   start = record.start_seconds if record.modality == "video" else None
   try:

@@ -13,6 +13,9 @@ from walt_t5x.media.rules import Rejected
 POSITIONS = ("centre", "beginning", "random")
 _GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 
+# Marks fields that older caches do not record: at their default they are left out of the recorded settings.
+ADDED = {"added": True}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
@@ -29,6 +32,7 @@ class ClipSpec:
     max_pixels: maximum frame size, height * width.
     max_seconds: maximum duration of a video, as its header states it.
     max_decoded_frames: maximum number of frames decoded for one clip, a guard against absurd frame rates.
+    deinterlace: whether frames marked as interlaced are deinterlaced instead of rejected.
   """
 
   resolutions: tuple[tuple[int, int], ...]
@@ -41,6 +45,7 @@ class ClipSpec:
   max_pixels: int = 8192 * 8192
   max_seconds: float = 6 * 3600.0
   max_decoded_frames: int = 20_000
+  deinterlace: bool = dataclasses.field(default=False, metadata=ADDED)
 
   def __post_init__(self):
     if self.position not in POSITIONS:

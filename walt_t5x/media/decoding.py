@@ -13,6 +13,7 @@ import numpy as np
 
 from walt_t5x.media.clips import Clip, ClipSpec, check_size, start_of_clip
 from walt_t5x.media.containers import slack
+from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.geometry import fit, union
 from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
@@ -20,10 +21,7 @@ from walt_t5x.media.reading import (
   MediaError,
   Video,
   check_intact,
-  opaque,
   open_video,
-  orientation,
-  upright,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header
 
@@ -146,7 +144,7 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
       pictures.append(pictures[-1] if len(pictures) > before else resizer(held))
     return int(len(pictures) > before)
 
-  for shown, frame in video.frames(start):
+  for shown, frame in video.frames(start, deinterlace=spec.deinterlace):
     if time.monotonic() > deadline:
       raise MediaError(
         "decode_timeout", f"{decoded} frames within the time limit (--decode_timeout)"
@@ -222,6 +220,11 @@ class _Resizer:
     size, aspect = self._upright(frame)
     # The frame size may change within a stream; the limits apply to every frame.
     check_size(size, self.spec, aspect=aspect)
+    if frame.interlaced_frame and not self.spec.deinterlace:
+      raise Rejected(
+        "interlaced",
+        "the frames are marked as interlaced (--deinterlace accepts and deinterlaces them)",
+      )
     turned, frame = orientation(frame), opaque(frame)
     pictures, crops = {}, []
     for target, reformatter in self._reformatters.items():

@@ -10,13 +10,14 @@ import io
 import itertools
 import math
 import os
-import struct
 from collections.abc import Container, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from walt_t5x.media.containers import CONTAINERS, has_signature, is_cut_off, stated_end
+from walt_t5x.media.deinterlacing import deinterlaced
+from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.rules import ReasonedError
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ CLOCK_SLACK = 0.002
 
 # Seeking is faster only beyond a few key frame intervals.
 _SEEK_BEYOND_SECONDS = 4.0
+# Longer than a frame of any interlaced format.
+_NEIGHBOR_SECONDS = 0.1
+
+# Transfer curves by their numbers in ITU-T H.273.
+_HDR = {16: "PQ (smpte2084)", 18: "HLG (arib-std-b67)"}
+# Codec tags of Dolby Vision, which is always HDR; the stated transfer curve may be unspecified.
+_DOLBY_VISION = ("dvh1", "dvhe", "dav1")
 
 Source = str | os.PathLike[str] | bytes
 
@@ -67,6 +75,16 @@ def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     raise MediaError("too_large", f"frames of {height}x{width} pixels, limit {max_pixels=}")
 
 
+def check_transfer(curve: int) -> None:
+  """Raises MediaError, 'hdr', for a transfer curve (by its number in ITU-T H.273) that needs tone mapping."""
+  if curve in _HDR:
+    raise MediaError(
+      "hdr",
+      f"HDR, transfer curve {_HDR[curve]}: convert it first, for example with `ffmpeg -i IN -vf "
+      "zscale=t=linear:npl=100,tonemap=hable,zscale=p=bt709:t=bt709:m=bt709,format=yuv420p OUT`",
+    )
+
+
 class Video:
   """The video stream of an open file.
 
@@ -84,10 +102,16 @@ class Video:
   """
 
   def __init__(self, container: Any, *, max_pixels: int):
+    from av.codec.context import Flags
+
     self._container, self._stream = container, _video_stream(container)
     self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
     check_pixels(self.size, max_pixels)
+    if self._stream.codec_context.codec_tag in _DOLBY_VISION:
+      check_transfer(16)
     self._codec = _alpha_decoder(self._stream) or self._stream.codec_context
+    # Without it, FFmpeg leaves the left of a crop rectangle as it is stored.
+    self._codec.flags |= Flags.unaligned
     # Options of `av.open` apply only to probing; the frame size may also grow within a stream.
     self._codec.options = {"max_pixels": str(max_pixels)}
     self.aspect = float(self._stream.sample_aspect_ratio or 1)
@@ -106,19 +130,28 @@ class Video:
     self.pixel_format = str(self._stream.codec_context.pix_fmt)
     self.has_sound = bool(container.streams.audio)
 
-  def frames(self, start: float = 0.0) -> Iterator[tuple[float, "VideoFrame"]]:
+  def frames(
+    self, start: float = 0.0, *, deinterlace: bool = False
+  ) -> Iterator[tuple[float, "VideoFrame"]]:
     """(seconds since the beginning of the container, frame) in the order of the decoder; times never decrease.
 
     Args:
       start: decoding begins at the last key frame before this time, if seeking works.
+      deinterlace: whether frames that are marked as interlaced are deinterlaced.
 
     Raises:
-      MediaError: 'corrupt', if no frame can be decoded, or frames have no times.
+      MediaError: 'corrupt', if no frame can be decoded, or frames have no times; 'hdr'.
     """
     if start > _SEEK_BEYOND_SECONDS:
-      self._seek(start)
+      # A deinterlaced frame depends on the frame before it.
+      self._seek(start - _NEIGHBOR_SECONDS if deinterlace else start)
+    shown = self._shown()
+    return deinterlaced(shown) if deinterlace else shown
+
+  def _shown(self) -> Iterator[tuple[float, "VideoFrame"]]:
     latest = -math.inf
     for frame in self._decoded():
+      check_transfer(frame.color_trc)
       shown = self._time(frame)
       if shown is None and self.rate:
         shown = self.begin if latest == -math.inf else latest + 1 / self.rate
@@ -209,40 +242,6 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
       known = found or has_signature(file)
       reason = "not_media" if not known else "truncated" if is_cut_off(file) else "corrupt"
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
-
-
-def orientation(frame: "VideoFrame") -> tuple[int, bool]:
-  """Counterclockwise quarter turns, and whether to mirror left and right after them, by the file's display matrix."""
-  from av.sidedata.sidedata import Type
-
-  side_data: Any = frame.side_data
-  stored = side_data.get(Type.DISPLAYMATRIX)
-  if stored is None:
-    return 0, False
-  # (x, y) is shown at (a x + c y, b x + d y), with y downwards.
-  a, b, _, c, d = struct.unpack("=5i", bytes(stored)[:20])
-  mirrored = a * d - b * c < 0
-  clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
-  return round(-clockwise / 90) % 4, mirrored
-
-
-def upright(pixels: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
-  """Pixels [H, W, C] as shown, for the `orientation` of their frame."""
-  turns, mirrored = turned
-  pixels = np.rot90(pixels, turns)
-  return pixels[:, ::-1] if mirrored else pixels
-
-
-def opaque(frame: "VideoFrame") -> "VideoFrame":
-  """The frame without its alpha channel, composited over white like images; its rotation is lost then."""
-  import av
-
-  if not any(component.is_alpha for component in frame.format.components):
-    return frame
-  rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-  alpha = rgba[..., 3:]
-  over_white = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
-  return av.VideoFrame.from_ndarray(over_white.astype(np.uint8), format="rgb24")
 
 
 def check_intact(seconds: float, frame: "VideoFrame") -> None:
@@ -352,14 +351,21 @@ def _alpha_decoder(stream: Any) -> Any:
 
 
 def _video_stream(container: Any) -> Any:
+  """The stream that FFmpeg's command line chooses: the one with most pixels; being the default counts 5 million."""
   from av.stream import Disposition
 
-  for stream in container.streams.video:
-    # Cover art of an audio file is a video stream of one frame.
-    if not stream.disposition & Disposition.attached_pic:
-      if stream.codec_context is None:
-        raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
-      stream.thread_type = "NONE"
-      return stream
-  kinds = sorted({stream.type for stream in container.streams})
-  raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+  def score(stream: Any) -> int:
+    codec = stream.codec_context
+    pixels = codec.width * codec.height if codec else 0
+    return pixels + 5_000_000 * bool(stream.disposition & Disposition.default)
+
+  # Cover art of an audio file is a video stream of one frame.
+  streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+  if not streams:
+    kinds = sorted({stream.type for stream in container.streams})
+    raise MediaError("no_video_stream", f"the file has no video stream, only {kinds}")
+  stream = max(streams, key=score)
+  if stream.codec_context is None:
+    raise MediaError("unknown_codec", "FFmpeg has no decoder for the video stream")
+  stream.thread_type = "NONE"
+  return stream

@@ -1,0 +1,44 @@
+"""What a decoded frame shows: upright by its display matrix, opaque over white."""
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from av import VideoFrame
+
+
+def orientation(frame: "VideoFrame") -> tuple[int, bool]:
+  """Counterclockwise quarter turns, and whether to mirror left and right after them, by the file's display matrix."""
+  from av.sidedata.sidedata import Type
+
+  side_data: Any = frame.side_data
+  stored = side_data.get(Type.DISPLAYMATRIX)
+  if stored is None:
+    return 0, False
+  # (x, y) is shown at (a x + c y, b x + d y), with y downwards.
+  a, b, _, c, d = struct.unpack("=5i", bytes(stored)[:20])
+  mirrored = a * d - b * c < 0
+  clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
+  return round(-clockwise / 90) % 4, mirrored
+
+
+def upright(pixels: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
+  """Pixels [H, W, C] as shown, for the `orientation` of their frame."""
+  turns, mirrored = turned
+  pixels = np.rot90(pixels, turns)
+  return pixels[:, ::-1] if mirrored else pixels
+
+
+def opaque(frame: "VideoFrame") -> "VideoFrame":
+  """The frame without its alpha channel, composited over white like images; its rotation is lost then."""
+  import av
+
+  if not any(component.is_alpha for component in frame.format.components):
+    return frame
+  rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+  alpha = rgba[..., 3:]
+  over_white = (rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+  return av.VideoFrame.from_ndarray(over_white.astype(np.uint8), format="rgb24")

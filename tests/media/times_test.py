@@ -104,6 +104,33 @@ def test_every_frame_is_shown_at_its_time(file):
     assert cut(content, start) == [round(start * RATE) + 2 * k for k in range(5)]
 
 
+@pytest.mark.parametrize("empty", [0, 1, 12])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_what_an_avi_with_b_frames_stores_empty_does_not_move_its_frames_or_its_end(codec, empty):
+  """A file that was remuxed from MP4 has a clock of twice the rate, and may have empty frames after the first one."""
+  target = io.BytesIO()
+  with (
+    av.open(io.BytesIO(made("avi", codec, 3))) as old,
+    av.open(target, "w", format="avi") as new,
+  ):
+    stream = new.add_stream_from_template(old.streams.video[0])
+    stream.time_base = Fraction(1, 2 * RATE)
+    for number, packet in enumerate(old.demux(video=0)):
+      if packet.dts is not None:
+        packet.dts = packet.pts = 2 * (number + (empty if number else 0))
+        packet.time_base, packet.stream = stream.time_base, stream
+        new.mux(packet)
+  content = target.getvalue()
+  with reading.open_video(content) as video:
+    assert video.rate == RATE and video.end == pytest.approx(COUNT / RATE, abs=0.06)
+  shown = [(seconds, number_of(frame)) for seconds, frame in reading.iterate_frames(content)]
+  assert [number for _, number in shown] == list(range(COUNT))
+  np.testing.assert_allclose([s for s, _ in shown], np.arange(COUNT) / RATE, atol=0.0015)
+  spec = ClipSpec(resolutions=(SIZE,), num_frames=9, fps=12, position="random", allow_upscale=True)
+  last = decode(content, "video", spec, draw=0.9999).frames[SIZE]
+  assert number_of(last[-1]) >= COUNT - 2
+
+
 # One per container; AVI has no times that sound could move.
 SOUNDED = {f[0]: f for f in FILES if f[0] != "avi"}.values()
 

@@ -1,7 +1,9 @@
 """Files of media by their names; containers of videos: when their picture ends, and whether they are complete."""
 
 import contextlib
+import itertools
 import os
+import statistics
 import struct
 from typing import Any, BinaryIO
 
@@ -9,6 +11,8 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm,mpeg,mpegvideo,mpegts,gi
 # Of the images, HEIC and JPEG XL have no decoder here: they are errors instead of short videos.
 IMAGE_SUFFIXES = tuple(".jpg .jpeg .png .webp .bmp .tif .tiff .avif .heic .heif .jxl".split())
 VIDEO_SUFFIXES = tuple(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .3gp .gif".split())
+# Of an AVI: enough for the usual distance of its frames.
+_FIRST_PACKETS = 8
 _BOX_TYPES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip", b"styp", b"moof", b"pnot")
 
 
@@ -22,7 +26,8 @@ def stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> f
   # MPEG streams have no header; FFmpeg takes the longest stream's duration.
   estimated = container.format.name in ("mpegts", "mpeg")
   if stream.duration and not (estimated and len(container.streams) > 1):
-    return begin + float(stream.duration * stream.time_base)
+    ticks = stream.duration - (_late_ticks(container, stream) if is_avi(container) else 0)
+    return begin + float(ticks * stream.time_base)
   matroska, stated = "matroska" in container.format.name, None
   if container.duration:
     # Matroska's duration starts at zero, that of other containers at the first frame.
@@ -35,6 +40,22 @@ def stated_end(container: Any, stream: Any, *, origin: float, begin: float) -> f
   ends = _packet_ends(container)
   complete = stated is None or max(ends.values(), default=0.0) - origin > stated - slack(stated)
   return ends[stream.index] - origin if complete and stream.index in ends else stated
+
+
+def is_avi(container: Any) -> bool:
+  """Whether frames have no times, but numbers in the order in which they are stored."""
+  return container.format.name == "avi"
+
+
+def _late_ticks(container: Any, stream: Any) -> int:
+  """Ticks that an AVI with B-frames leaves empty after its first frame, whose time is zero for the encoder's delay."""
+  if not stream.codec_context.has_b_frames:
+    return 0
+  first = itertools.islice(container.demux(stream), _FIRST_PACKETS)
+  stored = [packet.dts for packet in first if packet.dts is not None]
+  container.seek(0)
+  steps = [after - before for before, after in itertools.pairwise(stored)]
+  return max(0, steps[0] - int(statistics.median_low(steps[1:]))) if len(steps) > 1 else 0
 
 
 def slack(seconds: float) -> float:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from walt_t5x.media.containers import CONTAINERS, has_signature, is_cut_off, stated_end
+from walt_t5x.media.containers import CONTAINERS, has_signature, is_avi, is_cut_off, stated_end
 from walt_t5x.media.deinterlacing import deinterlaced
 from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.rules import ReasonedError
@@ -121,10 +121,12 @@ class Video:
     self.end = stated_end(container, self._stream, origin=self._origin, begin=self.begin)
     self.seconds = None if self.end is None else max(0.0, self.end - self.begin)
     # AVI numbers frames as they are stored, which is not the order of their times if there are B-frames.
-    self._stored_order = container.format.name == "avi"
+    self._stored_order = is_avi(container)
     self._first_stored: int | None = None
     self._delay: int | None = None
-    rate = self._stream.average_rate or self._stream.guessed_rate
+    # The average of an AVI counts frames that are stored empty.
+    rate = self._stream.base_rate if self._stored_order else self._stream.average_rate
+    rate = rate or self._stream.guessed_rate
     self.rate = float(rate) if rate else None
     self.container, self.codec = container.format.name, self._stream.codec_context.name
     self.pixel_format = str(self._stream.codec_context.pix_fmt)
@@ -149,14 +151,18 @@ class Video:
     return deinterlaced(shown) if deinterlace else shown
 
   def _shown(self) -> Iterator[tuple[float, "VideoFrame"]]:
-    latest = -math.inf
+    latest, step = -math.inf, math.inf
     for frame in self._decoded():
       check_transfer(frame.color_trc)
       shown = self._time(frame)
-      if shown is None and self.rate:
-        shown = self.begin if latest == -math.inf else latest + 1 / self.rate
+      if shown is None and (self.rate or step < math.inf):
+        # The stated rate of an AVI may be that of its clock.
+        after = step if step < math.inf else 1 / (self.rate or 1.0)
+        shown = self.begin if latest == -math.inf else latest + after
       if shown is None:
         raise MediaError("corrupt", "frames have neither times nor a frame rate")
+      if latest < shown and latest > -math.inf:
+        step = min(step, shown - latest)
       latest = max(latest, shown)
       yield latest, frame
     if latest == -math.inf:
@@ -233,14 +239,15 @@ def open_video(source: Source, *, max_pixels: int = MAX_PIXELS) -> Iterator[Vide
     "max_pixels": str(max_pixels),
   }
   with opened(source) as file:
-    found, expected = False, f"; containers read: {CONTAINERS}"
+    found = False
     try:
       with av.open(file, options=options, metadata_errors="replace") as container:
-        found, expected = True, ""
+        found = True
         yield Video(container, max_pixels=max_pixels)
     except FFmpegError as error:
       known = found or has_signature(file)
       reason = "not_media" if not known else "truncated" if is_cut_off(file) else "corrupt"
+      expected = "" if known else f"; containers read: {CONTAINERS}"
       raise MediaError(reason, f"{type(error).__name__}: {error.strerror}{expected}") from error
 
 

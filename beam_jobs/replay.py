@@ -164,8 +164,8 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
       "vae_config": json.dumps(before["vae"]["config"], sort_keys=True),
       "vae_checkpoint": args.vae_checkpoint or made_by.vae["checkpoint"],
       "vae_ema": args.vae_ema,
-      "text_folder": args.text_encoder or made_by.text_encoder["folder"],
-      "max_text_length": before["text_encoder"]["max_length"],
+      "text_folder": args.text_encoder or made_by.text_encoder.get("folder", ""),
+      "max_text_length": before["text_encoder"].get("max_length", 64),
     }
   elif args.vae_checkpoint or args.text_encoder:
     raise ValueError(

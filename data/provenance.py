@@ -30,7 +30,8 @@ class Provenance:
 
   `vae`: fingerprint, config, checkpoint. `text_encoder`: fingerprint, embedding_dim, max_length, folder.
   `null_ids` (n,) and `null_embedding` (n, E): the encoded empty string.
-  In a cache of pixels, `vae`, `text_encoder`, `latents` and the null text are empty.
+  In a cache of pixels, `vae`, `text_encoder`, `latents` and the null text are empty; without text, `text_encoder` and
+  the null text.
   """
 
   fps: float

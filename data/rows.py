@@ -8,6 +8,7 @@ import seqio
 import tensorflow as tf
 
 from data import cached_tasks, deny_list, schema
+from walt_t5x.files.mismatch import Mismatch
 
 # Number of video records that are parsed together.
 BLOCK = 16
@@ -58,6 +59,10 @@ class Rows:
   def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     row, provenance = self.row, cached_tasks.handle(self.task).provenance()
     statistics = provenance.statistics(self.fields, task=self.task)
+    if row.text_length and not provenance.text_encoder:
+      raise Mismatch(
+        f"the cache of {self.task!r} has no text: set RowFormat.text_length = 0, or preprocess with --text_encoder"
+      )
     read = [*self.fields.values(), *(("label",) if row.label else ())]
     read += ["caption_weights", "caption_lengths", "text_embedding"] if row.text_length else []
 

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--vae_checkpoint", help="checkpoint_<step> folder, or model_dir (newest)")
   add("--vae_ema", action="store_true", help="load the averaged weights of the checkpoint")
   add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
+  add("--no_text", action="store_true", help="store no text: for runs that read labels or frames")
   add("--max_text_length", type=int, default=64, help="tokens per caption, eos included (64)")
   add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any sizes")
   add("--num_frames", type=int, default=17, help="frames per clip, 1 + T (17)")
@@ -86,9 +87,17 @@ def parse(
   check_clips(parser, args)
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
     if args.content == "latents" and not getattr(args, name):
-      parser.error(f"--{name} is needed for --content=latents")
+      if name != "text_encoder":
+        parser.error(f"--{name} is needed for --content=latents")
+      if not args.no_text:
+        parser.error(
+          "--text_encoder is needed for --content=latents, or --no_text for runs without text"
+        )
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} has no effect with --content=pixels: remove it")
+  if args.no_text and (args.text_encoder or args.content == "pixels"):
+    other = "--text_encoder" if args.text_encoder else "--content=pixels"
+    parser.error(f"--no_text has no effect with {other}: remove one")
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
@@ -159,7 +168,7 @@ def _encoders_of(args: argparse.Namespace) -> encoders.EncoderConfig:
     vae_config=json.dumps(fields, sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
     vae_ema=args.vae_ema,
-    text_folder=args.text_encoder,
+    text_folder=args.text_encoder or "",
     max_text_length=args.max_text_length,
     **batch_sizes,
   )

@@ -30,7 +30,7 @@ class EncoderConfig:
     vae_config: JSON object of CausalVae's fields, as `vae_fields` writes it.
     vae_checkpoint: `checkpoint_<step>` folder, or a model_dir.
     vae_ema: whether to load the averaged weights.
-    text_folder: T5 folder in Hugging Face layout.
+    text_folder: T5 folder in Hugging Face layout; '' stores no text.
     max_text_length: tokens per caption, eos included.
     batch_size: clips per VAE call.
     image_batch_size: images per VAE call.
@@ -64,7 +64,12 @@ class PixelEncoders:
 
   def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Empty tokens and embeddings."""
-    return [(np.zeros(0, np.int32), np.zeros((0, 0), np.float32)) for _ in texts]
+    return no_text(texts)
+
+
+def no_text(texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Empty tokens (0,) and embedding (0, 0) of each caption."""
+  return [(np.zeros(0, np.int32), np.zeros((0, 0), np.float32)) for _ in texts]
 
 
 class CaptionCache:
@@ -141,7 +146,7 @@ class Encoders:
     params = select_vae_params(vae, saved, config.vae_checkpoint)
     self.vae_fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
     self._params = jax.tree.map(jnp.asarray, params)
-    self.text = TextEncoder.load(config.text_folder)
+    self.text = TextEncoder.load(config.text_folder) if config.text_folder else None
 
     @jax.jit
     def encode(params, pixels):
@@ -187,7 +192,12 @@ class Encoders:
     return np.asarray(psnr_of_error(np.asarray(error[: len(pixels)], np.float64)))
 
   def encode_text(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Token ids (n,) and float32 embedding (n, E) of each caption; equal captions are encoded once."""
+    """Token ids (n,) and float32 embedding (n, E) of each caption, empty without a text encoder.
+
+    Equal captions are encoded once.
+    """
+    if self.text is None:
+      return no_text(texts)
     distinct = sorted(set(texts))
     ids = self.text.tokenize(distinct, self.config.max_text_length)
     known = dict(zip(distinct, zip(ids, self.text.encode(ids))))
@@ -241,18 +251,21 @@ def select_vae_params(vae: Any, params: Mapping[str, Any], name: str) -> Mapping
 def origin(loaded: Any) -> dict[str, Any]:
   """Provenance of the encoders, without the latent statistics."""
   ((null_ids, null_embedding),) = loaded.encode_text([""])
+  text_encoder = {}
+  if loaded.text is not None:
+    text_encoder = {
+      "fingerprint": loaded.text.fingerprint,
+      "embedding_dim": loaded.text.embedding_dim,
+      "max_length": loaded.config.max_text_length,
+      "folder": loaded.config.text_folder,
+    }
   return {
     "vae": {
       "fingerprint": loaded.vae_fingerprint,
       "config": json.loads(loaded.config.vae_config),
       "checkpoint": loaded.config.vae_checkpoint,
     },
-    "text_encoder": {
-      "fingerprint": loaded.text.fingerprint,
-      "embedding_dim": loaded.text.embedding_dim,
-      "max_length": loaded.config.max_text_length,
-      "folder": loaded.config.text_folder,
-    },
+    "text_encoder": text_encoder,
     "null_ids": null_ids,
     "null_embedding": null_embedding,
   }

@@ -64,6 +64,7 @@ def plan_model(
   import jax
 
   from data import schema
+  from walt_t5x.engine.builtin.train_state import split_variables
   from walt_t5x.engine.flops import count_flops_of
   from walt_t5x.models.input_shapes import input_shapes, record_bytes, without_data
   from walt_t5x.models.vae_model import VaeModel
@@ -75,11 +76,14 @@ def plan_model(
   )
   shapes = {name: spec.shape for name, spec in batch.items()}
   types = {name: spec.dtype for name, spec in batch.items()}
-  params = jax.eval_shape(
-    lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+  variables, _ = split_variables(
+    jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes, types))
   )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  flops = count_flops_of(jax.grad(lambda p, b, k: model.loss_fn(p, b, k)[0]), params, batch, key)
+  params = variables.pop("params")
+  arguments = (params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+  # Tokenizers with a discriminator have further collections.
+  arguments += (variables,) if variables else ()
+  flops = count_flops_of(jax.grad(lambda *given: model.loss_fn(*given)[0]), *arguments)
   module = model.module
   if isinstance(model, VaeModel):
     t, h, w, _ = module.latent_shape(schema.pixels_shape(field))

@@ -63,7 +63,7 @@ class Media:
     """The cache that a denoiser is trained on."""
     made_by = f"--vae_gin_file=gin/models/{network}.gin --vae_checkpoint=BUCKET/{vae} --vae_ema"
     if text_encoder is None:
-      return "latents", self._prepare(task, made_by, self.clips)
+      return "latents", self._prepare(task, f"{made_by} --no_text", self.clips)
     made_by += f" --text_encoder={text_encoder}"
     return "latents and text", self._prepare(task, made_by, self.clips)
 
@@ -391,6 +391,33 @@ def page(plans: dict[str, dict]) -> str:
       f"| {row.table} | {row.name} | {figures} | `gin/{row.gin}.gin` | {plan['parameters'] / 1e6:,.1f}M | "
       f"{plan['steps']:,} | {_rounded(chip_days(plan))} | not trained |"
     )
+  lines += [
+    "",
+    "## Rehearsal",
+    "",
+    "    bash scripts/rehearse.sh ucf101     # or k600, imagenet, t2v",
+    "",
+    *_prose(
+      "Runs every command of a corpus below as printed, then its report, in 3 to 6 minutes on two CPU cores. It shows "
+      "whether the commands and a copy of the corpus work before a pod is rented: `--corpus=DIR` takes the first rows "
+      "of the copy, `--output=FOLDER` sets the work folder, `--list` prints the commands. Without `--corpus` it uses a "
+      "look-alike (`python -m data.lookalikes`). DIR contains what the commands name:"
+    ),
+    "| corpus | DIR contains |",
+    "| --- | --- |",
+    "| `ucf101` | `UCF-101`, `ucfTrainTestlist` |",
+    "| `k600` | `k600/train.csv`, `k600/train`, `k600/validate` |",
+    "| `imagenet` | `ILSVRC/Data/CLS-LOC`, `LOC_synset_mapping.txt`, `LOC_val_solution.csv` if its `val` is flat |",
+    "| `t2v` | `MANIFEST.parquet`, its media, `UCF-101` |",
+    "",
+    *_prose(
+      "Each gin file includes the real one, then [gin/rehearsal](../gin/rehearsal): two steps of narrow networks at the "
+      "published resolutions. BUCKET is a folder in the work folder. The weights of the scoring networks and of the text "
+      "encoder are random, and 10 samples are scored, so the scores mean nothing. After a failure the same command "
+      "resumes with the command that failed."
+    ),
+  ]
+  lines.pop()
   needs = "Needs, from here on: the corpora, and a TPU pod for training."
   lines += ["", "## Data, tokenizers, requests", "", needs, ""]
   for benchmark in BENCHMARKS.values():

@@ -15,14 +15,13 @@ from walt_t5x.engine.builtin.train_state import split_variables
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
 ROOT = Path(__file__).resolve().parents[1]
+PART_FOLDERS = ("models", "runs", "rehearsal")
 LAUNCHED = sorted(
   file
   for file in (ROOT / "gin").rglob("*.gin")
-  if file.relative_to(ROOT / "gin").parts[0] not in ("models", "runs")
+  if file.relative_to(ROOT / "gin").parts[0] not in PART_FOLDERS
 )
-PARTS = sorted(
-  file for folder in ("models", "runs") for file in (ROOT / "gin" / folder).glob("*.gin")
-)
+PARTS = sorted(file for folder in PART_FOLDERS for file in (ROOT / "gin" / folder).glob("*.gin"))
 # Macros that a user must set on the command line.
 GIVEN = {
   "MODEL_DIR": "'/tmp/model'",

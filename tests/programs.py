@@ -58,13 +58,18 @@ class Program:
     return Path(self.files[number]).read_text(encoding="utf-8", errors="replace")
 
 
-def start(module: str, *arguments: object, environment: Mapping[str, str] | None = None) -> Program:
-  """Starts `python -m module arguments` at the root of the repository, with these changes to the environment."""
+def start(
+  module: str,
+  *arguments: object,
+  environment: Mapping[str, str] | None = None,
+  work: Path = ROOT,
+) -> Program:
+  """Starts `python -m module arguments` in the folder `work`, with these changes to the environment."""
   folder = Path(tempfile.mkdtemp(prefix="program"))
   files = str(folder / "stdout"), str(folder / "stderr")
   variables = dict(os.environ) | dict(environment or {})
   process = _SERVER.Process(
-    target=_main, args=(module, [str(a) for a in arguments], variables, files), name=module
+    target=_main, args=(module, [str(a) for a in arguments], variables, files, work), name=module
   )
   process.start()
   program = Program(process, files)
@@ -76,14 +81,15 @@ def run(
   module: str,
   *arguments: object,
   environment: Mapping[str, str] | None = None,
+  work: Path = ROOT,
   timeout: float = 280,
 ) -> subprocess.CompletedProcess:
   """Runs `python -m module arguments` until it ends."""
-  return start(module, *arguments, environment=environment).wait(timeout)
+  return start(module, *arguments, environment=environment, work=work).wait(timeout)
 
 
 def _main(
-  module: str, arguments: list[str], environment: dict[str, str], files: tuple[str, str]
+  module: str, arguments: list[str], environment: dict[str, str], files: tuple[str, str], work: Path
 ) -> None:
   for number, file in enumerate(files, 1):
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -95,7 +101,7 @@ def _main(
   )
   os.environ.clear()
   os.environ.update(environment)
-  os.chdir(ROOT)
+  os.chdir(work)
   sys.argv = [module, *arguments]
   code = 1
   try:

@@ -86,13 +86,10 @@ def parse(
   args, rest = running.parse(parser, argv)
   check_clips(parser, args)
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
-    if args.content == "latents" and not getattr(args, name):
-      if name != "text_encoder":
-        parser.error(f"--{name} is needed for --content=latents")
-      if not args.no_text:
-        parser.error(
-          "--text_encoder is needed for --content=latents, or --no_text for runs without text"
-        )
+    optional = name == "text_encoder"
+    if args.content == "latents" and not getattr(args, name) and not (optional and args.no_text):
+      instead = ", or --no_text for runs without text" if optional else ""
+      parser.error(f"--{name} is needed for --content=latents{instead}")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} has no effect with --content=pixels: remove it")
   if args.no_text and (args.text_encoder or args.content == "pixels"):

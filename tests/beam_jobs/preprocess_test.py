@@ -355,3 +355,23 @@ def test_pixels_are_the_decoded_frames_and_need_no_encoders(tmp_path):
   assert np.abs(error).max() <= 3
   with pytest.raises(SystemExit):
     preprocess.run([*flags, "--text_encoder=somewhere"])
+
+
+def test_without_text_the_latents_are_those_of_a_cache_with_text(tmp_path, world, capsys):
+  (tmp_path / "a.mp4").write_bytes(media.video())
+  manifest = tmp_path / "rows.jsonl"
+  manifest.write_text('{"uri": "a.mp4", "caption": "a clip", "label": 3}\n')
+  flags = world.argv(manifest, tmp_path / "none", num_shards=1)
+  flags = [flag for flag in flags if "text_encoder" not in flag]
+  with pytest.raises(SystemExit):
+    preprocess.run(flags)
+  assert "--text_encoder is needed for --content=latents, or --no_text" in capsys.readouterr().err
+  preprocess.run([*flags, "--no_text"])
+  preprocess.run(world.argv(manifest, tmp_path / "text", num_shards=1))
+  (with_text,), (without,) = records(tmp_path / "text"), records(tmp_path / "none")
+  assert without.captions == with_text.captions and without.label == 3
+  assert [ids.size for ids in without.text_ids] == [0] < [ids.size for ids in with_text.text_ids]
+  for field, latents in with_text.latents.items():
+    np.testing.assert_array_equal(without.latents[field], latents)
+  origin = provenance.read_provenance(str(tmp_path / "none/toy_videos"))
+  assert origin.text_encoder == {} and origin.null_ids.size == 0 and origin.vae["fingerprint"]

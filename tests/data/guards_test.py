@@ -194,3 +194,16 @@ def _captioned(record):
     text_ids=[*record.text_ids, np.arange(2)],
     text_embedding=[*record.text_embedding, -record.text_embedding[0][:1].repeat(2, axis=0)],
   )
+
+
+def test_a_run_that_reads_text_rejects_a_cache_without_it(tmp_path):
+  records = [_record("video", i) for i in range(3)]
+  empty = {"text_encoder": {}, "null_ids": np.zeros(0, int), "null_embedding": np.zeros((0, 0))}
+  kept = dataclasses.replace(_provenance(records[0].latents), **empty)
+  _write_task(tmp_path / "toy_videos", records, kept)
+  without = tasks.RowFormat(text_length=0, label=True)
+  with _cache_dirs(str(tmp_path)):
+    labels = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=without))
+    assert sorted(int(row["label"][0]) for row in labels) == [0, 1, 2]
+    with pytest.raises(Mismatch, match=r"cache of 'toy_videos' has no text: set RowFormat\.text"):
+      _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))

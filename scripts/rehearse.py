@@ -70,7 +70,9 @@ def result_of(step: Step, printed: dict[str, Any], work: Path) -> str:
   """What a finished command made, in one line."""
   match step.program.rpartition(".")[2]:
     case "preprocess":
-      return rows(printed)
+      reasons = {**printed["rejected_by_reason"], **printed["dead_by_reason"]}
+      found = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+      return f"{rows(printed)}{found and f' ({found})'}"
     case "train":
       return last_metrics(work / step.flag("--gin.MODEL_DIR"), "loss")
     case "benchmark_requests":

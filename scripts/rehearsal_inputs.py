@@ -132,7 +132,8 @@ def lay_t2v(corpus: Path, work: Path) -> list[str]:
   table, videos = find(corpus, "MANIFEST.parquet", "UCF-101")
   with pq.ParquetFile(table) as file:
     count = file.metadata.num_rows
-    rows = pa.Table.from_batches([next(file.iter_batches(ROWS + VALIDATION_ROWS))])
+    # Twice as many: rows of videos and of images.
+    rows = pa.Table.from_batches([next(file.iter_batches(2 * ROWS + VALIDATION_ROWS))])
   if "uri" in rows.column_names:
     uris = [
       uri if uri is None or "://" in uri else str((corpus / uri).resolve())

@@ -10,8 +10,9 @@ choose_allocator() {
     return
   fi
   if [ -z "$choice" ] || [ "$choice" = tcmalloc ]; then
+    # awk reads to the end: ldconfig would fail on a closed pipe, and with it a script that sets pipefail.
     for candidate in libtcmalloc_minimal.so.4 libtcmalloc.so.4; do
-      library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | awk -v name="$candidate" '$1 == name { print $NF; exit }')
+      library=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | awk -v name="$candidate" '$1 == name && !found++ { print $NF }')
       [ -n "$library" ] && break
     done
   fi

@@ -77,3 +77,14 @@ def test_a_machine_without_tcmalloc_gets_huge_pages(tmp_path):
   assert without.stdout.strip() == "|glibc.malloc.hugetlb=1"
   asked = _allocator(PATH=path, ALLOCATOR="tcmalloc")
   assert asked.returncode and "apt-get install libtcmalloc-minimal4" in asked.stderr
+
+
+def test_a_long_list_of_libraries_does_not_end_a_script_with_pipefail(tmp_path):
+  line = "libtcmalloc_minimal.so.4 (libc6,x86-64) => /usr/lib/libtcmalloc_minimal.so.4"
+  (tmp_path / "ldconfig").write_text(f"#!/bin/sh\necho '\t{line}'\nyes | head -n 200000\n")
+  (tmp_path / "ldconfig").chmod(0o755)
+  clean = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "GLIBC_TUNABLES")}
+  script = f"set -euo pipefail; source {ROOT / 'scripts/allocator.sh'}; printf %s $LD_PRELOAD"
+  environment = clean | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+  done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (0, line.split()[-1])

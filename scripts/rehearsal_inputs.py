@@ -18,7 +18,7 @@ from scripts.rehearsal_steps import gin_files, page_steps, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rows for training, and for validation or reference. A protocol with one clip per reference needs 10.
-ROWS = 12
+ROWS = 16
 VALIDATION_ROWS = 8
 
 

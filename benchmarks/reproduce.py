@@ -411,7 +411,7 @@ def page(plans: dict[str, dict]) -> str:
     "| `t2v` | `MANIFEST.parquet`, its media, `UCF-101` |",
     "",
     *_prose(
-      "Each gin file includes the real one, then [gin/rehearsal](../gin/rehearsal): two steps of narrow networks at "
+      "Each gin file includes the real one, then `gin/rehearsal/`: two steps of narrow networks at "
       "the published resolutions. BUCKET is a folder in the work folder. The weights of the scoring networks and of "
       "the text encoder are random, and 10 samples are scored, so the scores mean nothing. After a failure the same "
       "command resumes with the command that failed."

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import json
 
 import jax.numpy as jnp
@@ -311,83 +310,6 @@ def test_a_cache_without_one_of_its_shards_is_rejected(cache):
   shard.rename(shard.with_name("train.tfrecord-00000-of-00002"))
   with pytest.raises(FileNotFoundError, match=r"no train\.tfrecord-00001-of-00002: 1 of the 2"):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
-
-
-def _clips_cache(folder, *, videos, clips, shards):
-  """A cache of several clips per video; the label of a record is its video, its uri says which clip it is."""
-  task = folder / "toy_videos"
-  records = [_record("video", i) for i in range(videos)]
-  _write_task(task, records, _provenance(records[0].latents))
-  (task / "train.tfrecord-00000-of-00001").unlink()
-  for clip in range(clips):
-    prefix = f"clip{clip:02d}." if clip else ""
-    for shard in range(shards):
-      mine = [dataclasses.replace(r, uri=f"{clip}") for r in records[shard::shards]]
-      path = task / f"train.tfrecord-{prefix}{shard:05d}-of-{shards:05d}"
-      path.write_bytes(b"".join(tfrecord.frame(schema.encode(record)) for record in mine))
-  info = json.loads((task / "info.train.json").read_text())
-  info |= {"num_shards": shards, "clips_per_video": clips}
-  (task / "info.train.json").write_text(json.dumps(info))
-  (task / "stats.train.json").write_text(json.dumps({"examples": videos * clips}))
-
-
-@pytest.mark.parametrize("hosts", [1, 2])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_an_epoch_visits_each_video_once_per_pass(tmp_path, hosts, shuffle):
-  videos, clips, epochs = 37, 3, 2
-  _clips_cache(tmp_path, videos=videos, clips=clips, shards=4)
-  row = tasks.RowFormat(text_length=0, label=True)
-  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
-  assert len(list(tmp_path.glob("*/*.tfrecord-*"))) == 12
-  with _cache_dirs(str(tmp_path)):
-    labels = [
-      [
-        int(row["label"][0])
-        for row in _rows(
-          task,
-          shuffle=shuffle,
-          num_epochs=epochs,
-          try_in_mem_cache=True,
-          shard_info=seqio.ShardInfo(index=host, num_shards=hosts),
-        )
-      ]
-      for host in range(hosts)
-    ]
-  mine = [len(set(host)) for host in labels]
-  assert sum(mine) == videos
-  passes = [
-    [host[k * count : (k + 1) * count] for host, count in zip(labels, mine)]
-    for k in range(clips * epochs)
-  ]
-  for found in passes:
-    assert sorted(itertools.chain(*found)) == list(range(videos))
-  # Another order in every pass and epoch, or the order of the files.
-  assert len({str(found) for found in passes}) == (len(passes) if shuffle else 1)
-
-
-def test_clips_of_one_pass_are_of_one_number(tmp_path):
-  _clips_cache(tmp_path, videos=20, clips=12, shards=2)
-  source = shard_sources.raw_shards(str(tmp_path / "toy_videos"), "train", shuffle_buffer_size=9)
-  records = [schema.decode(r) for r in source.get_dataset("train", seed=1).as_numpy_iterator()]
-  assert [int(record.uri) for record in records] == sorted([*range(12)] * 20)
-  (tmp_path / "toy_videos/train.tfrecord-clip11.00001-of-00002").unlink()
-  with pytest.raises(FileNotFoundError, match=r"no train\.tfrecord-clip11\.00001.*: 1 of the 24"):
-    shard_sources.raw_shards(str(tmp_path / "toy_videos"), "train")
-
-
-def test_hosts_share_every_pass_if_a_replay_added_a_file_to_one(tmp_path):
-  _clips_cache(tmp_path, videos=20, clips=2, shards=2)
-  # The first pass has enough files for three hosts.
-  first = tmp_path / "toy_videos/train.tfrecord-00000-of-00002"
-  replayed = first.with_name("train.tfrecord-replay01.00000-of-00002")
-  first.rename(replayed)
-  first.write_bytes(b"")
-  row = tasks.RowFormat(text_length=0, label=True)
-  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
-  with _cache_dirs(str(tmp_path)):
-    hosts = [seqio.ShardInfo(index=i, num_shards=3) for i in range(3)]
-    found = [int(r["label"][0]) for host in hosts for r in _rows(task, shard_info=host)]
-  assert sorted(found) == sorted([*range(20)] * 2)
 
 
 def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache):

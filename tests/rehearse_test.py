@@ -151,7 +151,7 @@ def test_every_command_of_a_corpus_runs(laid, monkeypatch, capsys):
   monkeypatch.setattr(FeatureNetwork, "load", lambda name, file: _Stub())
   mean = np.zeros(192)
   np.savez("VIRTUAL_imagenet256_labeled.npz", mu=mean, sigma=np.eye(mean.size))
-  # Its first checkpoint is enough: compiling a step of it takes longer than everything else.
+  # Its first checkpoint is enough: compiling its training step takes longer than everything else.
   with open("gin/vae_imagenet.gin", "a", encoding="utf-8") as file:
     file.write("from __gin__ import dynamic_registration\n")
     file.write("from walt_t5x.engine import schedules\n")

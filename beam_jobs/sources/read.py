@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", "Possible nested set", FutureWarning)
 
 
 class ReadRows(beam.PTransform):
-  """(None, line as bytes) for the manifest lines of a source: None, because a line stands for all clips of its media.
+  """(None, line as bytes) for the manifest lines of a source: None, because a line is read for all clips of its media.
 
   JSONL is split by bytes, Parquet by row groups, CSV and tar by files: write many CSV and tar files. `look` decides
   whether files are read while the graph is built.

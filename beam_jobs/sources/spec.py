@@ -142,7 +142,7 @@ def source_of(
 def files(pattern: str) -> Iterator[str]:
   """Files of a pattern; `{000..123}` expands to each number, padded with zeros to the same width.
 
-  `*` stands for no hidden file or folder: neither macOS's `._rows.csv` nor `.ipynb_checkpoints`.
+  `*` matches no hidden file or folder: neither macOS's `._rows.csv` nor `.ipynb_checkpoints`.
   """
   for one in _expanded(pattern):
     shown = len(one.partition("*")[0].rpartition("/")[0])
@@ -151,7 +151,7 @@ def files(pattern: str) -> Iterator[str]:
 
 
 def _fixed_folder(pattern: str) -> str:
-  """Folder of a pattern's files, up to the first part that stands for several."""
+  """Folder of a pattern's files, up to the first part that matches several."""
   folder = storage.parent(pattern)
   while "*" in folder or _RANGE.search(folder):
     folder = storage.parent(folder)

@@ -8,7 +8,7 @@ from walt_t5x.media.rules import Rejected
 
 
 def starts(spare, fps, first):
-  """Starts of all clips until there are no more."""
+  """Starts of all clips that a video has."""
   found = []
   while True:
     try:

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import seqio
 import tensorflow as tf
 
 from data import batch_spec, schema
@@ -142,14 +143,11 @@ def _features(
   )
 
 
-def _one(record: tf.Tensor, field: str) -> dict[str, tf.Tensor]:
-  return {field: schema.parse_records(record[None], [field])[field][0]}
-
-
 def pixel_task(
   *,
   task: str,
   pixels: str,
+  crops_of: str | None = None,
   images: bool = False,
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
@@ -159,16 +157,34 @@ def pixel_task(
   Args:
     task: --task of preprocessing with `--content=pixels`.
     pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
+    crops_of: field of the same clip at a larger size. Each record then gives two examples: the clip, and a random crop
+      of the larger clip, of the size of `pixels`. A tokenizer that is used at both sizes sees both scales at the cost
+      of the smaller one.
     images: whether to read the images, for an image tokenizer.
     shuffle_buffer_size: number of examples in the shuffle buffer.
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.VideoFrechet`.
   """
 
-  def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    return dataset.map(
-      lambda record: {"video": schema.parse_pixels(_one(record, pixels), pixels)},
-      num_parallel_calls=tf.data.AUTOTUNE,
+  shape = (*schema.pixels_shape(pixels), 3)
+  if crops_of and not all(map(int.__le__, shape, (*schema.pixels_shape(crops_of), 3))):
+    raise ValueError(
+      f"pixel_task: got {crops_of=}, expected a size from which {pixels} can be cropped"
     )
+  fields = [pixels, *((crops_of,) if crops_of else ())]
+
+  def clip(parsed: dict[str, tf.Tensor], field: str) -> tf.Tensor:
+    return schema.parse_pixels({field: parsed[field][0]}, field)
+
+  @seqio.map_over_dataset(num_seeds=1)
+  def examples(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+    parsed = schema.parse_records(record[None], fields)
+    videos = [clip(parsed, pixels)]
+    if crops_of:
+      videos.append(tf.image.stateless_random_crop(clip(parsed, crops_of), shape, seed))
+    return {"video": tf.stack(videos)}
+
+  def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return examples(dataset).unbatch()
 
   return cached_task(
     f"{task}_images" if images else f"{task}_videos",

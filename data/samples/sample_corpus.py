@@ -81,7 +81,9 @@ def plan(
       moving = folder == "clips"
       # Every file has its own random stream: a larger corpus begins with the smaller one's scenes.
       order = np.random.default_rng([seed, kind, part])
-      vocabulary = shapes.balanced_vocabulary(order, count, moving=moving)
+      vocabulary = shapes.balanced_vocabulary(
+        order, count, moving=moving, training=split == "train"
+      )
       for index, (color, shape, direction) in enumerate(vocabulary):
         rng = np.random.default_rng([seed, kind, part, index])
         if moving:

@@ -365,24 +365,29 @@ def test_converters_deliver_what_the_model_reads_and_reject_packing(cache):
     DenoiserFeatureConverter(text_dim=WIDTH)(ds, lengths | {"text": 3})
 
 
-def test_a_pixel_task_gives_the_frames(tmp_path):
-  frames = np.random.default_rng(0).integers(0, 256, (4, 5, 8, 8, 3)).astype(np.uint8)
-  records = [
+def _pixel_records(clips: list[dict[str, np.ndarray]]) -> list[schema.Record]:
+  return [
     schema.Record(
       id=str(i),
       uri=str(i),
       modality="video",
       latents={},
-      pixels={"pixels/5x8x8": clip},
+      pixels=pixels,
       captions=[""],
       caption_weights=[1.0],
       text_ids=[np.zeros(0, int)],
       text_embedding=[np.zeros((0, 0))],
     )
-    for i, clip in enumerate(frames)
+    for i, pixels in enumerate(clips)
   ]
+
+
+def test_a_pixel_task_gives_the_frames(tmp_path):
+  frames = np.random.default_rng(0).integers(0, 256, (4, 5, 8, 8, 3)).astype(np.uint8)
   kept = provenance.Provenance(fps=8.0, num_frames=5)
-  _write_task(tmp_path / "toy_videos", records, kept)
+  _write_task(
+    tmp_path / "toy_videos", _pixel_records([{"pixels/5x8x8": clip} for clip in frames]), kept
+  )
   with _cache_dirs(str(tmp_path)):
     task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8")
     np.testing.assert_array_equal([row["video"] for row in _rows(task)], frames)
@@ -392,6 +397,34 @@ def test_a_pixel_task_gives_the_frames(tmp_path):
     (first, *_) = VaeFeatureConverter()(ds, {"video": 5}).as_numpy_iterator()
     assert first["video"].dtype == np.uint8
     assert provenance.read_provenance(str(tmp_path / "toy_videos")).vae == {}
+
+
+def test_a_pixel_task_also_gives_a_random_window_of_the_larger_clip(tmp_path):
+  rng = np.random.default_rng(0)
+  small, large = (rng.integers(0, 256, (6, 5, size, size, 3)).astype(np.uint8) for size in (8, 16))
+  records = _pixel_records([{"pixels/5x8x8": a, "pixels/5x16x16": b} for a, b in zip(small, large)])
+  _write_task(tmp_path / "toy_videos", records, provenance.Provenance(fps=8.0, num_frames=5))
+
+  def offsets(seed: int) -> list[tuple[int, int]]:
+    ds = task.get_dataset(
+      split="train", use_cached=True, shuffle=False, seed=seed, try_in_mem_cache=False
+    )
+    videos = [row["video"] for row in ds.as_numpy_iterator()]
+    np.testing.assert_array_equal(videos[::2], small)
+    found = []
+    for window, clip in zip(videos[1::2], large, strict=True):
+      views = np.lib.stride_tricks.sliding_window_view(clip, (8, 8), axis=(1, 2))
+      same = (views == window.transpose(0, 3, 1, 2)[:, None, None]).all((0, 3, 4, 5))
+      assert same.sum() == 1
+      found.append(tuple(int(i) for i in np.argwhere(same)[0]))
+    return found
+
+  with _cache_dirs(str(tmp_path)):
+    task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x16x16")
+    first, again, other = offsets(1), offsets(1), offsets(2)
+  assert first == again != other and len(set(first)) > 1
+  with pytest.raises(ValueError, match=r"crops_of='pixels/5x8x4', expected a size from which"):
+    tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x8x4")
 
 
 def test_batches_equal_the_examples_that_the_converter_gives_one_by_one(cache):

@@ -1,5 +1,6 @@
 """Renderer: areas and centroids in closed form, straight motion, balance of the vocabulary."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -89,15 +90,15 @@ def test_sampled_scenes_stay_inside_and_clearly_move():
     for point in (start, end):
       assert (point >= scene.extent / 2 + shapes.MARGIN - 1e-6).all(), scene
       assert (point <= 1 - scene.extent / 2 - shapes.MARGIN + 1e-6).all(), scene
-    assert 0.52 <= scene.travel <= 0.62
-    assert 0.25 <= scene.extent <= 0.34
+    assert 0.40 <= scene.travel <= 0.50
+    assert 0.36 <= scene.extent <= 0.46
     starts.append((direction, *scene.start))
   # The start is random on both axes, across the direction over the entire free range.
   for direction, axis in (("right", 2), ("left", 2), ("up", 1), ("down", 1)):
     across = [s[axis] for s in starts if s[0] == direction]
     assert min(across) < 0.25 and max(across) > 0.75
     along = [s[3 - axis] for s in starts if s[0] == direction]
-    # The free range along it is the rest of the travel: up to 1 - 0.25 - 0.04 - 0.52 = 0.19.
+    # The free range along it is the rest of the travel: up to 1 - 0.36 - 0.04 - 0.40 = 0.20.
     assert np.ptp(along) > 0.1
 
 
@@ -132,3 +133,18 @@ def test_captions():
 def test_a_moving_scene_in_one_frame_is_rejected():
   with pytest.raises(ValueError, match="at least 2 frames"):
     shapes.render(_scene(), num_frames=1, size=32)
+
+
+def test_held_out_combinations_leave_every_pair_of_words_in_training():
+  words = list(
+    shapes.balanced_vocabulary(np.random.default_rng(3), 120, moving=True, training=True)
+  )
+  every = set(itertools.product(shapes.COLORS, shapes.SHAPES, shapes.DIRECTIONS))
+  apart = {words for words in every if shapes.held_out(*words)}
+  assert len(apart) == 12 and set(words) == every - apart
+  assert set(Counter(words).values()) == {2}
+  for part in ((0, 1), (0, 2), (1, 2)):
+    pairs = {tuple(w[i] for i in part) for w in words}
+    assert pairs == {tuple(w[i] for i in part) for w in every}
+  for position, count in enumerate((2, 4, 3)):
+    assert set(Counter(w[position] for w in apart).values()) == {count}

@@ -6,17 +6,19 @@
 The held-out clips come from a pixel cache that has the sizes of two neighboring stages. The tokenizer encodes the
 smaller size of each clip, like the output of the stage below, and then
   the stage          makes the larger size from it,
-  bicubic            upscales the same input, decoded,
+  bicubic latents    upscales the same latents, and decodes them,
+  bicubic            decodes the same latents, and upscales the small clip,
   bicubic, original  upscales the small clip itself, which is not available to the cascade,
   tokenizer          reconstructs the large clip: the upper bound for any stage.
-Prints PSNR and the Frechet distance between the features of each and of the held-out clips, then one line of JSON.
+Prints the Frechet distance between the features of each and of the held-out clips, PSNR and, with --lpips_weights,
+LPIPS, then one line of JSON.
 """
 
 import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,8 @@ from walt_t5x.files import storage
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
-STAGE, BICUBIC, ORIGINAL, TOKENIZER = "the stage", "bicubic", "bicubic, original", "tokenizer"
+STAGE, TOKENIZER = "the stage", "tokenizer"
+BICUBIC_LATENTS, BICUBIC, ORIGINAL = "bicubic latents", "bicubic", "bicubic, original"
 
 
 def define_flags() -> None:
@@ -38,6 +41,7 @@ def define_flags() -> None:
   flags.DEFINE_string("stage", None, "Super-resolution stage; the last one by default.")
   flags.DEFINE_string("network", "shapes", "Feature network: shapes (a surrogate) or i3d.")
   flags.DEFINE_string("weights", None, "Weights of the network.")
+  flags.DEFINE_string("lpips_weights", None, "Weights of LPIPS (docs/vae.md); omitted without.")
   flags.DEFINE_integer("count", 256, "Clips, at most.", lower_bound=2)
   flags.DEFINE_integer("batch_size", 16, "Clips at a time.", lower_bound=1)
   flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
@@ -78,6 +82,14 @@ def enlarge(clips: Any, size: tuple[int, int]) -> Any:
   return np.stack([[one(frame) for frame in clip] for clip in clips])
 
 
+def enlarge_latents(latents: Any, size: tuple[int, int]) -> Any:
+  """Bicubic resizing of latents [N, t, h, w, c] to (H, W), each channel by itself, with the weights of `enlarge`."""
+  import jax
+
+  shape = (*latents.shape[:2], *size, latents.shape[-1])
+  return np.asarray(jax.image.resize(latents, shape, "bicubic"))
+
+
 def make_clips(
   cascade: Any, held: HeldOut, *, stage: str, batch_size: int, seed: int
 ) -> dict[str, Any]:
@@ -90,16 +102,31 @@ def make_clips(
       cascade.upscale(stage, latents[at], held.prompts[at], seed=seed, first_index=start)
     )
   size = held.large.shape[2:4]
+  factor = cascade.codec.vae.spatial_factor
   return {
     STAGE: np.concatenate(parts),
+    BICUBIC_LATENTS: cascade.codec.decode(
+      enlarge_latents(latents, (size[0] // factor, size[1] // factor))
+    ),
     BICUBIC: enlarge(cascade.codec.decode(latents), size),
     ORIGINAL: enlarge(held.small, size),
     TOKENIZER: cascade.codec.decode(cascade.codec.encode(held.large)),
   }
 
 
-def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, batch_size: int):
-  """way -> {"frechet", "psnr"}: uint8 clips compared with those of `truth`, in a layer of a `FeatureNetwork`."""
+def compare(
+  made: Mapping[str, Any],
+  truth: Any,
+  network: Any,
+  *,
+  layer: str,
+  batch_size: int,
+  lpips: Callable[[Any, Any], Any] | None = None,
+) -> dict[str, dict[str, float]]:
+  """way -> {"frechet", "psnr"} and, with `lpips`, "lpips": uint8 clips compared with those of `truth`.
+
+  Features are those of one layer of a `FeatureNetwork`; `lpips` is a function of two batches of clips in [0, 1].
+  """
   import jax.numpy as jnp
 
   from walt_t5x.metrics.feature_statistics import FeatureStatistics
@@ -109,19 +136,41 @@ def compare(made: Mapping[str, Any], truth: Any, network: Any, *, layer: str, ba
   def statistics(clips: Any) -> FeatureStatistics:
     return FeatureStatistics.from_model_output(network(clips, batch_size=batch_size)[layer])
 
-  real, reference = statistics(truth), to_float(jnp.asarray(truth))
+  def mean(distance: Callable[[Any, Any], Any], clips: Any) -> float:
+    """The mean over clips, a batch at a time."""
+    batches = range(0, len(clips), batch_size)
+    values = [
+      distance(*(to_float(jnp.asarray(x[at : at + batch_size])) for x in (clips, truth)))
+      for at in batches
+    ]
+    return float(np.mean(np.concatenate(values)))
+
+  real = statistics(truth)
+  distances = {"psnr": psnr} | ({"lpips": lpips} if lpips else {})
   return {
-    way: {
-      "frechet": float(frechet_between(statistics(clips), real)),
-      "psnr": float(np.mean(psnr(to_float(jnp.asarray(clips)), reference))),
-    }
+    way: {"frechet": float(frechet_between(statistics(clips), real))}
+    | {name: mean(distance, clips) for name, distance in distances.items()}
     for way, clips in made.items()
+  }
+
+
+def wins(ways: Mapping[str, Mapping[str, float]]) -> dict[str, bool]:
+  """Whether the stage is closer to the held-out clips, "<distance>, <way>" -> better.
+
+  It must have a smaller Frechet distance and LPIPS than bicubic upscaling of the latents, and a smaller LPIPS than
+  bicubic upscaling of the decoded clip.
+  """
+  return {
+    f"{name}, {way}": ways[STAGE][name] < ways[way][name]
+    for name, way in (("frechet", BICUBIC_LATENTS), ("lpips", BICUBIC_LATENTS), ("lpips", BICUBIC))
+    if name in ways[STAGE]
   }
 
 
 def run(config: Any) -> dict[str, Any]:
   """Reads, generates and compares with the cascade of a `CascadeConfig`."""
   from data import schema
+  from walt_t5x.evaluation.clip_scores import LpipsNetwork
   from walt_t5x.generation.cascade import stage_size
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.metrics.networks import KINDS, FeatureNetwork
@@ -140,14 +189,21 @@ def run(config: Any) -> dict[str, Any]:
   cascade = load_cascade(config, read_infos(config), batch_size=FLAGS.batch_size)
   made = make_clips(cascade, held, stage=stage, batch_size=FLAGS.batch_size, seed=FLAGS.seed)
   layer = KINDS[FLAGS.network].layers[0]
-  found = compare(made, held.large, network, layer=layer, batch_size=FLAGS.batch_size)
+  found = compare(
+    made,
+    held.large,
+    network,
+    layer=layer,
+    batch_size=FLAGS.batch_size,
+    lpips=LpipsNetwork.load(FLAGS.lpips_weights) if FLAGS.lpips_weights else None,
+  )
   return {
     "stage": stage,
     "clips": len(held.prompts),
     "network": f"{FLAGS.network}/{layer}",
     "weights": network.fingerprint,
     "ways": found,
-    "stage_wins": found[STAGE]["frechet"] < found[BICUBIC]["frechet"],
+    "stage_wins": wins(found),
   }
 
 
@@ -160,9 +216,10 @@ def main(argv: Sequence[str]) -> None:
   with programs.user_errors("compare_upscaling"):
     result = run(generate.read_cascade())
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")
-  print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9}")
+  print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9} {'LPIPS':>7}")
   for way, scores in result["ways"].items():
-    print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f}")
+    lpips = f"{scores['lpips']:.3f}" if "lpips" in scores else "-"
+    print(f"{way:<20} {scores['frechet']:>16.2f} {scores['psnr']:>9.2f} {lpips:>7}")
   if FLAGS.output:
     storage.write_json(FLAGS.output, result)
   print(json.dumps(result))

@@ -54,10 +54,7 @@ def caption_accuracy(folder: SampleFolder) -> dict[str, Any]:
     verdict = judge(video, sample.prompt)
     by_stage[stage].append(verdict)
     prefix = "" if len(sample.files) == 1 else f"{stage} "
-    verdicts[str(sample.index)] |= {
-      f"{prefix}color": verdict.color_right,
-      f"{prefix}direction": verdict.direction_right,
-    }
+    verdicts[str(sample.index)] |= {f"{prefix}{name}": fits for name, fits in verdict.right.items()}
   totals = {stage: tally(found) for stage, found in by_stage.items()}
   for stage, total in totals.items():
     print(f"{stage}: {total}")

@@ -80,6 +80,11 @@ def parse_caption(
   return {element: some.pop() for element, some in found.items() if len(some) == 1}
 
 
+def names_shape(caption: str) -> bool:
+  """Whether a caption names a color and a shape: only clips with such captions can be judged."""
+  return {"color", "shape"} <= parse_caption(caption).keys()
+
+
 def foreground(
   frame: Float[np.ndarray, "H W 3"],
 ) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:

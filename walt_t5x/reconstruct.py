@@ -247,7 +247,7 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
       fps, stages = row["fps"], []
       for key in ("input", "reconstruction"):
         frames = read_file(folder.path / row[key], max_frames=max(1, round(10 * fps)))
-        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps))
+        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps, file=row[key]))
       yield gallery.GalleryItem(
         prompt=row["uri"], stages=stages, details={"PSNR": f"{row['psnr']:.2f} dB"}
       )

@@ -92,7 +92,8 @@ def test_verdicts_are_shown_counted_and_filterable(tmp_path):
   items = [
     _item(verdict={"base": {"color": True, "shape": True}}),
     _item(
-      stages=both, verdict={"base": {"color": np.bool_(True)}, "sr1": {"shape": np.bool_(False)}}
+      stages=both,
+      verdict={"base": {"color": np.bool_(True)}, "sr1": {"shape": np.bool_(False), "color": True}},
     ),
     _item(verdict={"base": {"color": False}}),
     _item(verdict={"base": {}}),
@@ -102,9 +103,9 @@ def test_verdicts_are_shown_counted_and_filterable(tmp_path):
   states = [attrs["data-verdict"] for attrs in page.of("article")]
   assert states == ["right", "wrong", "wrong", "none", "none"]
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]
-  assert badges == ["✓ color", "✓ shape", "✓ color", "✗ shape", "✗ color"]
+  assert badges == ["✓ color", "✓ shape", "✓ color", "✗ shape", "✓ color", "✗ color"]
   (script,) = page.words("script")
-  assert 'const shares = ["base: color 2/3, shape 1/1", "sr1: shape 0/1"];' in script
+  assert 'const shares = ["base: color 2/3, shape 1/1", "sr1: shape 0/1, color 1/1"];' in script
 
 
 def test_a_card_has_the_number_of_its_sample_and_the_names_of_its_files(tmp_path):

@@ -63,6 +63,19 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
   )
   stages = page.locator("article").first.locator("video").count()
   report.check("gallery: stages are next to each other", stages >= 2, f"{stages} players in a card")
+  apart = """(() => {
+    const times = [...document.querySelector('article').querySelectorAll('video')].map(v => v.currentTime);
+    return Math.max(...times) - Math.min(...times);
+  })()"""
+  # The clips restart one after another, within some milliseconds: the median excludes these moments.
+  differences = []
+  for _ in range(21):
+    page.wait_for_timeout(70)
+    differences.append(page.evaluate(apart))
+  median = sorted(differences)[10]
+  report.check(
+    "gallery: the clips of a card are in step", median < 1 / 16, f"{median:.3f} s, the median of 21"
+  )
   count = page.locator("#count")
   page.keyboard.press("/")
   page.keyboard.type("red")

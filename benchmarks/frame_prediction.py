@@ -127,7 +127,7 @@ def obeyed(clips, captions) -> dict[str, float]:
   from walt_t5x.metrics import caption_accuracy
 
   score = caption_accuracy.score((c / 255, caption) for c, caption in zip(clips, captions))
-  return {"color": score.color_accuracy, "direction": score.direction_accuracy}
+  return {element: score.accuracy(element) for element in ("color", "direction")}
 
 
 def rounds_of(made, own, truth) -> list[dict]:

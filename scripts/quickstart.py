@@ -104,10 +104,11 @@ def describe(result: dict[str, Any]) -> str:
   parts = []
   for stage in result["scores"]:
     s = accuracy(result, stage)
-    parts.append(
-      f"{stage}: color {s['color_right']:.0f}/{s['color_total']:.0f} = {s['color_accuracy']:.0%}, "
-      f"direction {s['direction_right']:.0f}/{s['direction_total']:.0f} = {s['direction_accuracy']:.0%}"
-    )
+    shares = [
+      f"{name} {s[f'{name}_right']:.0f}/{s[f'{name}_total']:.0f} = {s[f'{name}_accuracy']:.0%}"
+      for name in ("color", "shape", "direction")
+    ]
+    parts.append(f"{stage}: {', '.join(shares)}")
   return "; ".join(parts)
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.generation import cascades
 from tests.generation.sampling_run_test import _Cascade
-from walt_t5x.demo import Studio
+from walt_t5x.demo import Studio, describe
+from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
 
 CONFIG = cascades.config(Path("/nowhere"))
@@ -45,6 +46,21 @@ def test_a_clip_is_stored_with_its_sidecar_and_progress_is_reported(studio):
   # The same prompt and seed give the same clip.
   clips = [studio.folder.read(s, "base") for s in studio.folder.samples()]
   np.testing.assert_array_equal(*clips)
+
+
+def test_a_clip_is_judged_if_its_prompt_names_a_color_and_a_shape(studio):
+  first = studio.make("a dog moves left", seed=0, stage="base")
+  assert first["verdict"] == {}
+  assert describe(first) == "**Sample 0**  \nbase: `00000_base.mp4`"
+  second = studio.make("a red square", seed=0, stage="sr1")
+  # The clips of this cascade have no shape.
+  wrong = {"color": False, "shape": False}
+  assert second["verdict"] == {"base": wrong, "sr1": wrong}
+  assert describe(second).splitlines()[1:] == [
+    "base: `00001_base.mp4` · ✗ color · ✗ shape  ",
+    "sr1: `00001_sr1.mp4` · ✗ color · ✗ shape",
+  ]
+  assert "verdict" not in storage.read_json(studio.folder.sidecar(1))
 
 
 def test_unsupported_requests_are_rejected(studio, tmp_path):

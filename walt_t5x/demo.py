@@ -5,13 +5,13 @@
 
 The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. It is served on
 the loopback address unless --host is set, and sends no requests to other servers. Every clip is stored in --output
-with its sidecar.
+with its sidecar; the page shows its number and files, and its caption accuracy if the prompt names a color and a shape.
 """
 
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -20,6 +20,16 @@ from walt_t5x.config import gin_flags, programs
 from walt_t5x.files import storage
 
 FLAGS = flags.FLAGS
+
+# Keeps the clips of all stages at the time of the first one.
+_IN_STEP = """() => setInterval(() => {
+  const [leader, ...others] = [...document.querySelectorAll("video")].filter((v) => v.currentSrc && v.duration);
+  for (const video of others) {
+    const time = Math.min(leader.currentTime, video.duration);
+    if (leader.paused !== video.paused) if (leader.paused) video.pause(); else video.play().catch(() => {});
+    if (Math.abs(video.currentTime - time) > 0.1) video.currentTime = time;
+  }
+}, 100)"""
 
 
 def define_flags() -> None:
@@ -49,7 +59,7 @@ class Studio:
     image: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
   ) -> dict[str, Any]:
-    """Generates a clip up to a stage and returns its sidecar.
+    """Generates a clip up to a stage and returns its sidecar, with its "verdict": stage -> element -> right.
 
     Args:
       image: file of an image that the clip starts from; it is center-cropped.
@@ -89,7 +99,29 @@ class Studio:
       request=request,
       settings=settings,
     )
-    return storage.read_json(self.folder.sidecar(index))
+    return storage.read_json(self.folder.sidecar(index)) | {"verdict": self._judge(index)}
+
+  def _judge(self, index: int) -> dict[str, dict[str, bool]]:
+    """Whether each stage's clip shows what the prompt names; {} unless that is a color and a shape."""
+    from walt_t5x.metrics.caption_accuracy import judge, names_shape
+
+    sample = next(sample for sample in self.folder.samples() if sample.index == index)
+    if not names_shape(sample.prompt):
+      return {}
+    return {
+      stage: dict(judge(self.folder.read(sample, stage), sample.prompt).right)
+      for stage in sample.files
+    }
+
+
+def describe(sidecar: Mapping[str, Any]) -> str:
+  """The number of a clip, and for each stage its file and its verdict, in Markdown."""
+  lines = [f"**Sample {sidecar['index']}**"]
+  for stage, entry in sidecar["stages"].items():
+    verdict = sidecar["verdict"].get(stage, {})
+    marks = [f"{'✓' if right else '✗'} {element}" for element, right in verdict.items()]
+    lines.append(" · ".join([f"{stage}: `{entry['file']}`", *marks]))
+  return "  \n".join(lines)
 
 
 def build_page(studio: Studio) -> Any:
@@ -118,7 +150,7 @@ def build_page(studio: Studio) -> Any:
       else gr.Video(value=None, visible=False)
       for name in studio.stages
     ]
-    return [*players, sidecar]
+    return [describe(sidecar), *players, sidecar]
 
   with gr.Blocks(title="W.A.L.T", analytics_enabled=False) as page:
     gr.Markdown("# W.A.L.T: text to video")
@@ -147,6 +179,7 @@ def build_page(studio: Studio) -> Any:
         )
         button = gr.Button("Generate", variant="primary", elem_id="generate")
       with gr.Column(scale=2):
+        described = gr.Markdown(elem_id="described")
         with gr.Row():
           players = [
             gr.Video(
@@ -156,10 +189,12 @@ def build_page(studio: Studio) -> Any:
           ]
         with gr.Accordion("Details", open=False):
           sidecar = gr.JSON(elem_id="sidecar")
-    inputs, outputs = [prompt, seed, stage, extensions, image], [*players, sidecar]
+    inputs = [prompt, seed, stage, extensions, image]
+    outputs = [described, *players, sidecar]
     gr.on(
       [button.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, api_name="generate"
     )
+    page.load(None, js=_IN_STEP)
   return page
 
 

@@ -4,7 +4,7 @@
   python -m walt_t5x.evaluate --protocol=fvd --samples=samples --reference=real --i3d_weights=i3d.safetensors
 
 Protocols (docs/evaluation.md specifies each):
-  caption_accuracy        shapes vocabulary: does a pixel classifier find the color and the direction of the prompt?
+  caption_accuracy         shapes vocabulary: does a pixel classifier find color, shape and direction of the prompt?
   text_alignment           cosine similarity of frames and prompt by a CLIP in a local folder (--clip_weights)
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
@@ -28,7 +28,7 @@ from typing import Any
 
 from walt_t5x.config import programs
 from walt_t5x.evaluation.flags import PROTOCOLS, add_arguments, protocol_name
-from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
+from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT, CAPTION_ACCURACY
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,6 +38,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   add_arguments(parser)
   parser.add_argument("--cache_dir", type=Path, help="folder for the references' statistics")
   parser.add_argument("--clip_weights", help="folder of a CLIP, for text_alignment")
+  parser.add_argument(
+    "--captions_apart",
+    help="text file with one caption per line, for caption_accuracy: their samples are also reported apart",
+  )
   shared = parser.add_argument_group("evaluations that several processes share through --parts_dir")
   shared.add_argument(
     "--process_index",
@@ -46,6 +50,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   shared.add_argument("--process_count", type=int, default=1, help="processes that share the parts")
   args = parser.parse_args(argv)
+  if args.captions_apart and args.protocol != CAPTION_ACCURACY.name:
+    parser.error(f"--captions_apart needs --protocol={CAPTION_ACCURACY.name}")
   if args.process_index is not None:
     if args.parts_dir is None:
       parser.error("--process_index needs --parts_dir, a folder that all processes share")

@@ -8,7 +8,8 @@
 --cache is a cached task of pixels, whose held-out examples are those of the tokenizer's training data. --media is a
 folder of files or a manifest; without --frames the entire file is reconstructed, in the memory of a few frames. The
 mean of the posterior is decoded. The same command resumes after an interruption; --shard=3/8 splits it into jobs. A
-file that cannot be read is skipped and listed in skipped-*.jsonl. Prints a line of JSON.
+file that cannot be read is skipped and listed in skipped-*.jsonl. Prints a line of JSON; if all captions of a cache
+name a color and a shape, also the caption accuracy of inputs and reconstructions (`walt_t5x.evaluate`).
 """
 
 import argparse
@@ -124,7 +125,8 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   """Makes the missing reconstructions.
 
   Returns:
-    {"clips", "made", "skipped", "seconds"} and, once all exist, {"psnr", "inputs", "reconstructions", "manifest"}.
+    {"clips", "made", "skipped", "seconds"} and, once all exist, {"psnr", "inputs", "reconstructions", "manifest"}, and
+    {"caption_accuracy": {"inputs": {name: number}, "reconstructions": ...}} if the captions allow it.
 
   Raises:
     FileNotFoundError, ValueError: inputs are missing or incompatible; raised before anything is reconstructed.
@@ -226,6 +228,10 @@ def _finish(
     raise ValueError(f"none of {len(names)} clips could be read; see {folder.path}/skipped-*")
   mean = float(np.mean([row["psnr"] for row in folder.facts(finished)]))
   result |= {"psnr": mean, "manifest": str(folder.write_manifest(finished))}
+  if accuracy := folder.caption_accuracy(finished):
+    for what, counts in accuracy.items():
+      print(f"{what}: {counts}")
+    result["caption_accuracy"] = {what: counts.as_dict() for what, counts in accuracy.items()}
   if args.gallery:
     result["gallery"] = str(_write_gallery(folder, finished[: args.gallery]))
   return result | {"inputs": str(folder.inputs), "reconstructions": str(folder.reconstructions)}
@@ -241,7 +247,7 @@ def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
       fps, stages = row["fps"], []
       for key in ("input", "reconstruction"):
         frames = read_file(folder.path / row[key], max_frames=max(1, round(10 * fps)))
-        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps))
+        stages.append(gallery.ShownClip(name=key, frames=frames, fps=fps, file=row[key]))
       yield gallery.GalleryItem(
         prompt=row["uri"], stages=stages, details={"PSNR": f"{row['psnr']:.2f} dB"}
       )

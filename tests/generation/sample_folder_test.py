@@ -44,9 +44,9 @@ def test_samples_are_read_at_their_own_size_in_order(tmp_path):
 def test_gallery_shows_prompts_and_verdicts_without_external_files(tmp_path):
   folder = SampleFolder(tmp_path)
   _write(folder, 0)
-  folder.write_scores({"verdicts": {"0": {"color": True, "direction": False}}})
+  folder.write_scores({"verdicts": {"0": {"base": {"color": True, "shape": False}}}})
   page = folder.write_gallery().read_text()
-  assert "a red square moves right 0" in page and "color" in page
+  assert "a red square moves right 0" in page and "✓ color" in page and "✗ shape" in page
   assert 'src="http' not in page and 'href="http' not in page
 
 
@@ -70,18 +70,22 @@ def test_a_card_of_the_gallery_matches_the_sidecar(tmp_path, monkeypatch):
 
   monkeypatch.setattr(gallery, "write_gallery", write_gallery)
   _write(folder, 4, size=8)
-  folder.write_scores({"verdicts": {"4": {"color": True}}})
+  folder.write_scores({"verdicts": {"4": {"base": {"color": True}}}})
   assert folder.write_gallery() == tmp_path / "gallery.html"
   assert (shown["path"], shown["title"]) == (tmp_path / "gallery.html", "Generated videos")
   (item,) = shown["items"]
   assert (item.prompt, item.seed, item.step) == ("a red square moves right 4", 3, 10)
-  assert item.verdict == {"color": True}
-  assert [(s.name, s.fps, s.frames.shape) for s in item.stages] == [
-    ("base", 12.0, (9, 8, 8, 3)),
-    ("sr1", 12.0, (9, 16, 16, 3)),
+  assert item.number == 4 and item.verdict == {"base": {"color": True}}
+  assert [(s.name, s.fps, s.frames.shape, s.file) for s in item.stages] == [
+    ("base", 12.0, (9, 8, 8, 3), "00004_base.mp4"),
+    ("sr1", 12.0, (9, 16, 16, 3), "00004_sr1.mp4"),
   ]
   folder.write_gallery(title="Mine")
   assert shown["title"] == "Mine"
+  # Verdicts of earlier versions were not apart by stage.
+  folder.write_scores({"verdicts": {"4": {"base color": True, "sr1 color": False}}})
+  folder.write_gallery()
+  assert shown["items"][0].verdict == {}
 
 
 def test_samples_are_ordered_by_number_for_any_number_of_digits(tmp_path):
@@ -97,7 +101,9 @@ def test_folders_are_read_as_utf_8_in_any_locale(tmp_path):
   sidecar = {"index": 0, "prompt": "été", "stages": stages}
   folder.sidecar(0).write_text(json.dumps(sidecar, ensure_ascii=False), encoding="utf-8")
   (tmp_path / "é.mp4").write_bytes(b"")
-  (tmp_path / "scores.json").write_text('{"verdicts": {"0": {"été": true}}}', encoding="utf-8")
+  (tmp_path / "scores.json").write_text(
+    '{"verdicts": {"0": {"base": {"été": true}}}}', encoding="utf-8"
+  )
   before = locale.setlocale(locale.LC_CTYPE)
   locale.setlocale(locale.LC_CTYPE, "C")
   try:

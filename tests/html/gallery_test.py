@@ -88,25 +88,41 @@ def test_stages_are_in_order_with_their_sizes(tmp_path):
 
 
 def test_verdicts_are_shown_counted_and_filterable(tmp_path):
+  both = [gallery.ShownClip(name=name, frames=_clip()) for name in ("base", "sr1")]
   items = [
-    _item(verdict={"color": True, "direction": True}),
-    _item(verdict={"color": np.bool_(True), "direction": np.bool_(False)}),
-    _item(verdict={"color": False, "direction": None}),
+    _item(verdict={"base": {"color": True, "shape": True}}),
+    _item(
+      stages=both,
+      verdict={"base": {"color": np.bool_(True)}, "sr1": {"shape": np.bool_(False), "color": True}},
+    ),
+    _item(verdict={"base": {"color": False}}),
+    _item(verdict={"base": {}}),
     _item(),
   ]
   page = _write(tmp_path / "page.html", items)
   states = [attrs["data-verdict"] for attrs in page.of("article")]
-  assert states == ["right", "wrong", "wrong", "none"]
+  assert states == ["right", "wrong", "wrong", "none", "none"]
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]
-  assert badges == ["✓ color", "✓ direction", "✓ color", "✗ direction", "✗ color"]
+  assert badges == ["✓ color", "✓ shape", "✓ color", "✗ shape", "✓ color", "✗ color"]
   (script,) = page.words("script")
-  counts = "color 2 of 3 right \\u00b7 direction 1 of 2 right"
-  assert f'const shares = "{counts}";' in script
+  assert 'const shares = ["base: color 2/3, shape 1/1", "sr1: shape 0/1, color 1/1"];' in script
+
+
+def test_a_card_has_the_number_of_its_sample_and_the_names_of_its_files(tmp_path):
+  stages = [
+    gallery.ShownClip(name=name, frames=_clip(), file=f"00000_{name}.mp4") for name in ("a", "b")
+  ]
+  page = _write(tmp_path / "page.html", [_item("first", stages=stages, number=0), _item("second")])
+  assert page.words("code") == ["00000_a.mp4", "00000_b.mp4"]
+  numbers = [attrs for attrs in page.of("span") if attrs.get("class") == "number"]
+  assert len(numbers) == 1 and "0" in page.words("span")
+  # Clips of one card are kept in step by frames of this length.
+  assert [attrs["data-fps"] for attrs in page.of("video")] == ["8", "8", "8"]
 
 
 def test_prompts_cannot_inject(tmp_path):
   evil = '"><script>alert(1)</script><img src=http://x> & "quotes"'
-  item = _item(evil, verdict={"</script><u>": True}, details={"<i>": "<u>"})
+  item = _item(evil, verdict={"base": {"</script><u>": True}}, details={"<i>": "<u>"})
   page = _write(tmp_path / "page.html", [item], title="<i>title</i>")
   assert page.words("h2") == [evil] and page.words("h1") == ["<i>title</i>"]
   assert page.of("article")[0]["data-prompt"] == evil.lower()

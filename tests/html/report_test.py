@@ -37,7 +37,7 @@ CAPTION_ACCURACY = {
   "scores": {
     "base": {
       f"caption_accuracy/{kind}_{name}": value
-      for kind in ("color", "direction")
+      for kind in ("color", "shape", "direction")
       for name, value in (("right", 3), ("total", 4), ("accuracy", 0.75))
     }
   },
@@ -117,6 +117,7 @@ def test_scores_have_protocol_hash_network_and_standard_deviation(tmp_path):
   rows = read_scores(tmp_path / "scores.json")
   assert [(r.name, r.value) for r in rows] == [
     ("base: color", "75% (3 of 4)"),
+    ("base: shape", "75% (3 of 4)"),
     ("base: direction", "75% (3 of 4)"),
   ]
   assert {r.protocol for r in rows} == {"caption_accuracy@0123456789ab"}
@@ -138,6 +139,8 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
       steps={"base": 4},
       fingerprints={},
     )
+  scores = CAPTION_ACCURACY | {"verdicts": {"0": {"base": {"color": True, "shape": False}}}}
+  (samples.path / "scores.json").write_text(json.dumps(scores))
   (samples.path / "scores_fvd.json").write_text(json.dumps(FVD))
   output = tmp_path / "report.html"
   report.main(
@@ -146,7 +149,7 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   assert json.loads(capsys.readouterr().out) == {
     "report": str(output),
     "runs": 1,
-    "scores": 1,
+    "scores": 4,
     "samples": 1,
   }
   text = output.read_text("utf-8")
@@ -155,7 +158,9 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   assert {"fvd@66d1dbe3133b", "609.1 ± 2.5", "a<b"} <= set(cells)
   assert cells[cells.index("checkpoint 4") + 1] == "it has no _CHECKPOINT_METADATA"
   assert cells[cells.index("plan") + 1].startswith("none: MODEL is missing")
-  assert "a red <b>square</b>" in page.words("h3") and "a blue circle" not in text
+  badges = [text for text in page.words("span") if text[:1] in "✓✗"]
+  assert badges == ["✓ color", "✗ shape"] and "00000_base.mp4" in page.words("code")
+  assert " a red <b>square</b>" in page.words("h3") and "a blue circle" not in text
   assert len(page.of("video")) == 1 and page.of("video")[0]["src"].startswith(
     "data:video/mp4;base64,"
   )
@@ -173,7 +178,7 @@ def test_no_text_can_inject(tmp_path):
   text = _write(tmp_path, curves=curves, samples=folder.samples(), name=evil)
   page = Page(text)
   for tag in ("title", "h1", "h2", "h3", "td", "pre", "b"):
-    assert evil in page.words(tag), tag
+    assert evil in map(str.strip, page.words(tag)), tag
   assert evil in [attrs.get("aria-label") for attrs in page.of("svg")]
   assert len(page.of("script")) == text.count("<script") == 1 and not page.of("img")
 

@@ -3,7 +3,7 @@
 import argparse
 import collections
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from walt_t5x.evaluation.feature_scores import log_scores
 from walt_t5x.files import storage
+from walt_t5x.generation.requests import read_prompts
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media.pixels import clip_to_uint8
-from walt_t5x.metrics.caption_accuracy import judge, tally
+from walt_t5x.metrics.caption_accuracy import judge
+from walt_t5x.metrics.caption_counts import Verdict, tally
 from walt_t5x.metrics.clip_similarity import ClipSimilarity
 from walt_t5x.metrics.protocols.by_prompt import ALIGNMENT, CAPTION_ACCURACY, PromptProtocol
 
@@ -23,7 +25,7 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
   """Scores of an output folder of `generate`; caption accuracy is also shown in its gallery."""
   folder = SampleFolder(args.samples)
   if args.protocol == CAPTION_ACCURACY.name:
-    result = caption_accuracy(folder)
+    result = caption_accuracy(folder, args.captions_apart)
     folder.write_scores(result)
     said = {"gallery": str(folder.write_gallery())}
   else:
@@ -40,29 +42,52 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
     }
     log_scores(args.log_dir, step, values)
   print(f"protocol {result['protocol']}@{result['protocol_hash']}")
-  return {k: result[k] for k in ("protocol", "protocol_hash", "scores")} | said
+  kept = ("protocol", "protocol_hash", "scores", "scores_apart")
+  return {k: result[k] for k in kept if k in result} | said
 
 
-def caption_accuracy(folder: SampleFolder) -> dict[str, Any]:
+def caption_accuracy(folder: SampleFolder, captions_apart: str | None = None) -> dict[str, Any]:
   """Scores the video files of every stage; the protocol reports the first stage's counts.
 
+  Args:
+    captions_apart: text file with one caption per line, such as those that no training example has.
+
   Returns:
-    {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {property: right}}}.
+    {"protocol", "protocol_hash", "fields", "scores": {stage: {name: number}}, "verdicts": {index: {stage: {element:
+    right}}}}, and with `captions_apart` "scores_apart", the scores of the samples with these prompts.
+
+  Raises:
+    ValueError: `captions_apart` cannot be read, or no sample has one of its captions as its prompt.
   """
-  by_stage, verdicts = collections.defaultdict(list), collections.defaultdict(dict)
+  apart = frozenset[str]()
+  if captions_apart:
+    apart = frozenset(read_prompts((), captions_apart, flag="--captions_apart"))
+    prompts = {sample.prompt for sample in folder.samples()}
+    if not apart & prompts:
+      raise ValueError(
+        f"--captions_apart={captions_apart}: no sample of {folder.path} has one of these captions as its "
+        f"prompt, such as {min(apart)!r}; a prompt of the samples is {min(prompts)!r}"
+      )
+  every, chosen = collections.defaultdict(list), collections.defaultdict(list)
+  verdicts = collections.defaultdict(dict)
   for sample, stage, video in _clips(folder, "judge"):
     verdict = judge(video, sample.prompt)
-    by_stage[stage].append(verdict)
-    prefix = "" if len(sample.files) == 1 else f"{stage} "
-    verdicts[str(sample.index)] |= {
-      f"{prefix}color": verdict.color_right,
-      f"{prefix}direction": verdict.direction_right,
-    }
-  totals = {stage: tally(found) for stage, found in by_stage.items()}
+    every[stage].append(verdict)
+    if sample.prompt in apart:
+      chosen[stage].append(verdict)
+    verdicts[str(sample.index)][stage] = dict(verdict.right)
+  result = _named(CAPTION_ACCURACY) | {"scores": _counted(every), "verdicts": verdicts}
+  return result | ({"scores_apart": _counted(chosen, f", {captions_apart}")} if apart else {})
+
+
+def _counted(
+  by_stage: Mapping[str, Iterable[Verdict]], where: str = ""
+) -> dict[str, dict[str, float]]:
+  """Prints and returns the counts of every stage."""
+  totals = {stage: tally(verdicts) for stage, verdicts in by_stage.items()}
   for stage, total in totals.items():
-    print(f"{stage}: {total}")
-  scores = {stage: total.as_dict() for stage, total in totals.items()}
-  return _named(CAPTION_ACCURACY) | {"scores": scores, "verdicts": verdicts}
+    print(f"{stage}{where}: {total}")
+  return {stage: total.as_dict() for stage, total in totals.items()}
 
 
 def text_alignment(folder: SampleFolder, clip_weights: str | None) -> dict[str, Any]:

@@ -17,8 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.evaluation import clip_sources
 from walt_t5x.files import storage
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
+from walt_t5x.metrics.caption_accuracy import names_shape, score
+from walt_t5x.metrics.caption_counts import CaptionAccuracy
 from walt_t5x.metrics.pixel_distances import psnr_of_error
 
 MANIFEST = "manifest.jsonl"
@@ -97,6 +100,7 @@ class ReconstructionFolder:
           "name": clip.name,
           "uri": clip.uri,
           "fps": clip.fps,
+          "caption": clip.caption,
           "shape": [frames, height, width, 3],
           "psnr": float(psnr_of_error(mse)),
           "input": f"{self.inputs.name}/{clip.name}{suffix}",
@@ -108,6 +112,21 @@ class ReconstructionFolder:
     """The sidecars of finished clips."""
     for name in names:
       yield storage.read_json(self.sidecar(name))
+
+  def caption_accuracy(self, names: Sequence[str]) -> dict[str, CaptionAccuracy]:
+    """Caption accuracy of the inputs and of the reconstructions; {} unless all captions name a color and a shape.
+
+    No clip that is decoded from generated latents is expected to be closer to its caption than the reconstructions.
+    """
+    if not all(names_shape(row.get("caption", "")) for row in self.facts(names)):
+      return {}
+    return {
+      f"{key}s": score(
+        (clip_sources.read_file(self.path / row[key]) / np.float32(255), row["caption"])
+        for row in self.facts(names)
+      )
+      for key in ("input", "reconstruction")
+    }
 
   def write_manifest(self, names: Sequence[str]) -> Path:
     """Writes one line per clip: its sidecar, with the reconstruction as `uri` and the original as `source`."""

@@ -40,18 +40,20 @@ class Request:
     return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, "")}
 
 
-def read_prompts(prompts: Sequence[str], prompts_file: str | None) -> list[str]:
-  """The prompts of --prompt and --prompts_file.
+def read_prompts(
+  prompts: Sequence[str], prompts_file: str | None, *, flag: str = "--prompts_file"
+) -> list[str]:
+  """The prompts of --prompt and --prompts_file, or of the file of another flag.
 
   Raises:
     ValueError: a prompt is empty, or the file has none or cannot be read.
   """
   found = [p.strip() for p in prompts]
   if prompts_file:
-    lines = _lines(prompts_file, f"--prompts_file={prompts_file}")
+    lines = _lines(prompts_file, f"{flag}={prompts_file}")
     from_file = [line.strip() for line in lines if line.strip()]
     if not from_file:
-      raise ValueError(f"--prompts_file={prompts_file} has no prompt: expected one per line")
+      raise ValueError(f"{flag}={prompts_file} has no prompt: expected one per line")
     found += from_file
   if not all(found):
     raise ValueError(f"prompt {found.index('') + 1} of {len(found)} is empty: expected text")

@@ -27,12 +27,19 @@ MANIFEST = "manifest.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoredSample:
-  """One sample on disk: stage name -> the best file to read, base first, and all metadata."""
+  """One sample on disk.
+
+  Attributes:
+    files: stage -> the best file to read, base first.
+    sidecar: all metadata.
+    verdict: stage -> element of the prompt -> whether the clip shows it; {} if the folder was not scored.
+  """
 
   index: int
   prompt: str
   files: Mapping[str, Path]
   sidecar: Mapping[str, Any]
+  verdict: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
 
 
 class SampleFolder:
@@ -113,7 +120,7 @@ class SampleFolder:
     return all((self.path / name).exists() for name in names)
 
   def samples(self) -> Iterator[StoredSample]:
-    """The samples in order of their numbers.
+    """The samples in order of their numbers, with the verdicts of `scores.json` if it exists.
 
     Raises:
       FileNotFoundError: there are none.
@@ -123,13 +130,18 @@ class SampleFolder:
       raise FileNotFoundError(
         f"no samples in {self.path}: expected the --output folder of `python -m walt_t5x.generate`"
       )
+    scores = self.path / SCORES
+    verdicts = storage.read_json(scores).get("verdicts", {}) if scores.exists() else {}
     for file in sidecars:
       sidecar = storage.read_json(file)
+      verdict = verdicts.get(str(sidecar["index"]), {})
       yield StoredSample(
         index=sidecar["index"],
         prompt=sidecar["prompt"],
         files={stage: self.path / entry["file"] for stage, entry in sidecar["stages"].items()},
         sidecar=sidecar,
+        # In files of earlier versions, the verdicts of all stages are next to each other.
+        verdict={stage: found for stage, found in verdict.items() if isinstance(found, dict)},
       )
 
   def read(self, sample: StoredSample, stage: str) -> np.ndarray:
@@ -159,20 +171,24 @@ class SampleFolder:
     storage.write_json(self.path / SCORES, scores)
 
   def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
-    """Writes the HTML page for the first `limit` samples, with the verdicts of `scores.json` if it exists."""
-    scores = self.path / SCORES
-    verdicts = storage.read_json(scores).get("verdicts", {}) if scores.exists() else {}
+    """Writes the HTML page for the first `limit` samples, with their verdicts."""
 
     def card(sample: StoredSample) -> gallery.GalleryItem:
       return gallery.GalleryItem(
         prompt=sample.prompt,
+        number=sample.index,
         stages=[
-          gallery.ShownClip(name=stage, frames=self.read(sample, stage), fps=sample.sidecar["fps"])
-          for stage in sample.files
+          gallery.ShownClip(
+            name=stage,
+            frames=self.read(sample, stage),
+            fps=sample.sidecar["fps"],
+            file=file.name,
+          )
+          for stage, file in sample.files.items()
         ],
         seed=sample.sidecar["seed"],
         step=next(iter(sample.sidecar["steps"].values())),
-        verdict=verdicts.get(str(sample.index), {}),
+        verdict=sample.verdict,
       )
 
     chosen = (s for i, s in enumerate(self.samples()) if limit is None or i < limit)

@@ -17,15 +17,17 @@ _DISPLAY_EDGE = 192
 class GalleryItem:
   """One card: a prompt, its stages next to each other, and their metadata.
 
-  verdict: property -> right, wrong or (None) not scored, as {"color": True, "direction": False}.
+  number: number of the sample.
+  verdict: stage -> element of the prompt -> whether the clip shows it, as {"base": {"color": True}}.
   details: additional values to print, name -> value.
   """
 
   prompt: str
   stages: Sequence[ShownClip]
+  number: int | None = None
   seed: int | None = None
   step: int | None = None
-  verdict: Mapping[str, bool | None] = field(default_factory=dict)
+  verdict: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
   details: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -49,32 +51,38 @@ def write_gallery(
   """
   if media not in ("mp4", "webp"):
     raise ValueError(f"media is 'mp4' or 'webp', got {media!r}.")
-  right, judged = Counter[str](), Counter[str]()
+  right, judged = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
 
   def cards() -> Iterator[dict[str, Any]]:
     item = None
     for item in items:
-      verdicts = {name: bool(fits) for name, fits in item.verdict.items() if fits is not None}
-      judged.update(verdicts.keys())
-      right.update(name for name, fits in verdicts.items() if fits)
-      yield _card(item, verdicts, media)
+      for stage, verdict in item.verdict.items():
+        judged.update((stage, element) for element in verdict)
+        right.update((stage, element) for element, fits in verdict.items() if fits)
+      yield _card(item, media)
     if item is None:
       raise ValueError("A gallery needs at least one item.")
 
-  def shares() -> str:
-    return " · ".join(f"{name} {right[name]} of {total} right" for name, total in judged.items())
+  def shares() -> list[str]:
+    """A line for each stage, such as "base: color 28/32, shape 20/32"."""
+    lines: dict[str, list[str]] = {}
+    for (stage, element), total in judged.items():
+      lines.setdefault(stage, []).append(f"{element} {right[stage, element]}/{total}")
+    return [f"{stage}: {', '.join(counts)}" for stage, counts in lines.items()]
 
   return write_page(path, "gallery", title=title, cards=cards(), shares=shares)
 
 
-def _card(item: GalleryItem, verdicts: Mapping[str, bool], media: str) -> dict[str, Any]:
+def _card(item: GalleryItem, media: str) -> dict[str, Any]:
   if not item.stages:
     raise ValueError(f"The item {item.prompt!r} has no stages: give at least one clip.")
+  verdicts = [fits for verdict in item.verdict.values() for fits in verdict.values()]
   facts = {"seed": item.seed, "step": item.step, **item.details}
   return {
     "prompt": item.prompt,
-    "state": "none" if not verdicts else "right" if all(verdicts.values()) else "wrong",
-    "verdicts": verdicts,
+    "number": item.number,
+    "state": "none" if not verdicts else "right" if all(verdicts) else "wrong",
+    "verdict": item.verdict,
     "facts": " · ".join(f"{name} {value}" for name, value in facts.items() if value is not None),
     "clips": [embed(stage, edge=_DISPLAY_EDGE, media=media) for stage in item.stages],
   }

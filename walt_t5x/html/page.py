@@ -31,12 +31,14 @@ class ShownClip:
   """One clip of a card, such as that of the base model or of a super-resolution stage.
 
   frames: [T, H, W, 3], float in [0, 1] or uint8; a single frame is shown as an image.
+  file: name of the file that has the clip, shown as text.
   """
 
   name: str
   frames: np.ndarray
   fps: float = 8.0
   note: str = ""
+  file: str = ""
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
@@ -83,6 +85,7 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
   values = {
     "name": clip.name,
     "note": clip.note,
+    "file": clip.file,
     "fps": f"{fps:g}",
     "width": width * scale,
     "height": height * scale,

@@ -142,15 +142,17 @@ def _feature_scores(result: Mapping[str, Any]) -> Iterator[ScoreRow]:
 
 def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]:
   row = functools.partial(ScoreRow, protocol=_protocol(result), samples=folder)
-  for stage, values in result["scores"].items():
+  apart = result.get("scores_apart", {})
+  parts = [*result["scores"].items(), *((f"{stage}, apart", v) for stage, v in apart.items())]
+  for stage, values in parts:
     short = {name.rpartition("/")[2]: value for name, value in values.items()}
-    # "colour": of earlier versions.
-    for kind in ("color", "colour", "direction"):
-      if f"{kind}_accuracy" in short:
-        right, total = short[f"{kind}_right"], short[f"{kind}_total"]
+    for name, share in short.items():
+      element, found, _ = name.rpartition("_accuracy")
+      if found and short[f"{element}_total"]:
+        right, total = short[f"{element}_right"], short[f"{element}_total"]
         yield row(
-          name=f"{stage}: {kind}",
-          value=f"{short[f'{kind}_accuracy']:.0%} ({right:.0f} of {total:.0f})",
+          name=f"{stage}: {element}",
+          value=f"{share:.0%} ({right:.0f} of {total:.0f})",
           counts=f"{short.get('clips', total):.0f} samples",
         )
     if "similarity" in short:

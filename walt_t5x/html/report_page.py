@@ -60,10 +60,18 @@ def _sample(sample: Any) -> dict[str, Any]:
   stages = sample.sidecar["stages"]
   return {
     "prompt": sample.prompt,
+    "number": sample.index,
     "seed": sample.sidecar.get("seed"),
     "stages": [
-      (stage, "x".join(map(str, stages[stage]["shape"][:3])), _medium(sample, stage))
-      for stage in sample.files
+      {
+        "name": stage,
+        "size": "x".join(map(str, stages[stage]["shape"][:3])),
+        "fps": sample.sidecar["fps"],
+        "file": file.name,
+        "medium": _medium(sample, stage),
+        "verdict": sample.verdict.get(stage, {}),
+      }
+      for stage, file in sample.files.items()
     ],
   }
 

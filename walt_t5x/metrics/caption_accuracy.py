@@ -1,4 +1,4 @@
-"""Caption accuracy: whether color and direction of a moving shape in a clip match its caption.
+"""Caption accuracy: whether color, shape and direction of a moving shape in a clip match its caption.
 
 The reader is independent of the code that renders the corpus: it uses only the pixels and the
 caption.
@@ -11,16 +11,19 @@ with s_peak the mean of the frame's most salient pixels. The threshold depends o
 shape, so the edge of a blurred shape is at half its height, where blur does not move it.
 
 Ambiguous clips count as wrong: no foreground, a foreground that covers most of the frame or is
-scattered over it, a shape that vanishes before the last frame, a color without a majority, or
-diagonal motion.
+scattered over it, a shape that vanishes before the last frame, a color without a majority, an outline
+that fits a featureless blob best (`shape_reader`), or diagonal motion.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from walt_t5x.metrics import shape_reader
+from walt_t5x.metrics.caption_counts import CaptionAccuracy, Verdict, compare, tally
 
 # Hues of the six color words, as RGB in [0, 1]. They are compared by angle, so a dim or blurred
 # shape keeps its color.
@@ -33,6 +36,8 @@ PALETTE: dict[str, tuple[float, float, float]] = {
   "cyan": (0.15, 0.8, 0.85),
 }
 DIRECTIONS = ("left", "right", "up", "down")
+# Elements of a caption and their words.
+VOCABULARY = {"color": tuple(PALETTE), "shape": shape_reader.SHAPES, "direction": DIRECTIONS}
 
 # Saliency is a distance in RGB, at most sqrt(3). The colors of the corpus are 0.7 to 1.2 from their
 # background.
@@ -55,86 +60,29 @@ MIN_DOMINANCE = 1.5
 
 @dataclass(frozen=True)
 class Reading:
-  """What the pixels show, None if it cannot be read; displacement (x right, y down) in widths and heights."""
+  """What the pixels show.
 
-  color: str | None
-  direction: str | None
+  Attributes:
+    shown: element -> word, or None if it cannot be read.
+    displacement: (x right, y down) of the shape in widths and heights; None if it has no first or last place.
+  """
+
+  shown: Mapping[str, str | None]
   displacement: tuple[float, float] | None
 
 
-@dataclass(frozen=True)
-class Verdict:
-  """Comparison of one clip with its caption; None for a property that the caption does not name."""
-
-  reading: Reading
-  color_right: bool | None
-  direction_right: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionAccuracy:
-  """Counts over a set of clips. `+` merges the counts of disjoint sets."""
-
-  clips: int = 0
-  color_right: int = 0
-  color_total: int = 0
-  direction_right: int = 0
-  direction_total: int = 0
-  both_right: int = 0
-  both_total: int = 0
-  unreadable: int = 0
-
-  @property
-  def color_accuracy(self) -> float:
-    """Fraction of captions with a color whose clip shows it, in [0, 1]; NaN without such captions."""
-    return _share(self.color_right, self.color_total)
-
-  @property
-  def direction_accuracy(self) -> float:
-    """Fraction of captions with a direction whose clip moves that way; NaN without such captions."""
-    return _share(self.direction_right, self.direction_total)
-
-  @property
-  def both_accuracy(self) -> float:
-    """Fraction of captions with both whose clip matches in both; NaN without such captions."""
-    return _share(self.both_right, self.both_total)
-
-  def __add__(self, other: "CaptionAccuracy") -> "CaptionAccuracy":
-    names = self.__dataclass_fields__
-    return CaptionAccuracy(**{name: getattr(self, name) + getattr(other, name) for name in names})
-
-  def as_dict(self) -> dict[str, float]:
-    """Flat scalars for a metric writer or a JSON report."""
-    shares = ("color_accuracy", "direction_accuracy", "both_accuracy")
-    names = (*self.__dataclass_fields__, *shares)
-    return {f"caption_accuracy/{name}": float(getattr(self, name)) for name in names}
-
-  def __str__(self) -> str:
-    lines = [
-      f"caption accuracy over {self.clips} clips ({self.unreadable} without a readable color)"
-    ]
-    for name in ("color", "direction", "both"):
-      right, total = getattr(self, f"{name}_right"), getattr(self, f"{name}_total")
-      if total:
-        lines.append(f"  {name:<10} {right:>5} of {total:<5} {right / total:7.1%}")
-    return "\n".join(lines)
-
-
-def _share(right: int, total: int) -> float:
-  return right / total if total else float("nan")
-
-
 def parse_caption(
-  caption: str, *, palette: Mapping[str, object] = PALETTE
-) -> tuple[str | None, str | None]:
-  """(color, direction) named by a caption; None if the caption names none or several."""
-  words = re.findall(r"[a-z]+", caption.lower())
+  caption: str, *, vocabulary: Mapping[str, Collection[str]] = VOCABULARY
+) -> dict[str, str]:
+  """The elements that a caption names, element -> word; not those of which it names none or several words."""
+  words = set(re.findall(r"[a-z]+", caption.lower()))
+  found = {element: words & set(known) for element, known in vocabulary.items()}
+  return {element: some.pop() for element, some in found.items() if len(some) == 1}
 
-  def only(vocabulary: Iterable[str]) -> str | None:
-    found = {word for word in words if word in vocabulary}
-    return found.pop() if len(found) == 1 else None
 
-  return only(palette), only(DIRECTIONS)
+def names_shape(caption: str) -> bool:
+  """Whether a caption names a color and a shape: only clips with such captions can be judged."""
+  return {"color", "shape"} <= parse_caption(caption).keys()
 
 
 def foreground(
@@ -166,8 +114,7 @@ def _centroid(mask: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "2"]:
   return (np.array([x.mean(), y.mean()]) + 0.5) / np.array([mask.shape[1], mask.shape[0]])
 
 
-def _direction(displacement: Float[np.ndarray, "2"]) -> str | None:
-  x, y = displacement
+def _direction(x: float, y: float) -> str | None:
   larger, smaller = max(abs(x), abs(y)), min(abs(x), abs(y))
   if larger < MIN_DISPLACEMENT or larger < MIN_DOMINANCE * smaller:
     return None
@@ -192,7 +139,7 @@ def _color(colors: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[floa
 def read_clip(
   video: Float[np.ndarray, "T H W 3"], *, palette: Mapping[str, Sequence[float]] = PALETTE
 ) -> Reading:
-  """Reads the color from all frames and the direction from the first and the last frame of RGB in [0, 1].
+  """Reads color and shape from all frames, the direction from the first and the last frame of RGB in [0, 1].
 
   Raises:
     ValueError: for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels.
@@ -205,14 +152,20 @@ def read_clip(
       "Scale bytes by 1/255 and clip samples."
     )
   found = [foreground(frame) for frame in video.astype(np.float64)]
-  pixels = [frame[hit[0]] - hit[1] for frame, hit in zip(video, found) if hit is not None]
+  frames = [frame - hit[1] for frame, hit in zip(video, found) if hit is not None]
+  masks = [hit[0] for hit in found if hit is not None]
+  color = shape = direction = displacement = None
   # A shape must be visible in at least half of the frames.
-  color = _color(np.concatenate(pixels), palette) if 2 * len(pixels) >= len(video) else None
+  if 2 * len(frames) >= len(video):
+    pixels = [frame[mask] for frame, mask in zip(frames, masks)]
+    color = _color(np.concatenate(pixels), palette)
+    shape = shape_reader.read_shape(frames, masks)
   first, last = found[0], found[-1]
-  if len(video) < 2 or first is None or last is None:
-    return Reading(color, None, None)
-  displacement = _centroid(last[0]) - _centroid(first[0])
-  return Reading(color, _direction(displacement), (float(displacement[0]), float(displacement[1])))
+  if len(video) > 1 and first is not None and last is not None:
+    x, y = _centroid(last[0]) - _centroid(first[0])
+    displacement = float(x), float(y)
+    direction = _direction(*displacement)
+  return Reading({"color": color, "shape": shape, "direction": direction}, displacement)
 
 
 def judge(
@@ -222,34 +175,13 @@ def judge(
   palette: Mapping[str, Sequence[float]] = PALETTE,
 ) -> Verdict:
   """Compares the reading of a clip [T, H, W, 3] in [0, 1] with its caption; raises ValueError as `read_clip`."""
-  color, direction = parse_caption(caption, palette=palette)
-  reading = read_clip(video, palette=palette)
-  return Verdict(
-    reading,
-    None if color is None else reading.color == color,
-    None if direction is None else reading.direction == direction,
-  )
+  named = parse_caption(caption, vocabulary={**VOCABULARY, "color": tuple(palette)})
+  return compare(read_clip(video, palette=palette).shown, named)
 
 
 def score(clips: Iterable[tuple[np.ndarray, str]]) -> CaptionAccuracy:
-  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts. Chance is 1/6 for color and 1/4 for direction."""
+  """Judges every (video [T, H, W, 3] in [0, 1], caption) and counts.
+
+  Chance is 1/6 for color, 1/3 for shape and 1/4 for direction.
+  """
   return tally(judge(video, caption) for video, caption in clips)
-
-
-def tally(verdicts: Iterable[Verdict]) -> CaptionAccuracy:
-  """Counts verdicts returned by `judge`."""
-  verdicts = list(verdicts)
-  color = [v.color_right for v in verdicts if v.color_right is not None]
-  direction = [v.direction_right for v in verdicts if v.direction_right is not None]
-  pairs = [(v.color_right, v.direction_right) for v in verdicts]
-  both = [all(pair) for pair in pairs if None not in pair]
-  return CaptionAccuracy(
-    clips=len(verdicts),
-    color_right=sum(color),
-    color_total=len(color),
-    direction_right=sum(direction),
-    direction_total=len(direction),
-    both_right=sum(both),
-    both_total=len(both),
-    unreadable=sum(v.reading.color is None for v in verdicts),
-  )

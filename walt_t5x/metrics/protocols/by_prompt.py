@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from walt_t5x.metrics import caption_accuracy, clip_similarity
+from walt_t5x.metrics import caption_accuracy, clip_similarity, shape_reader
 from walt_t5x.metrics.protocols.protocol import Hashed
 
 
@@ -24,8 +24,14 @@ CAPTION_ACCURACY = PromptProtocol(
   name="caption_accuracy",
   fields={
     # Every constant of the classifier, by name.
-    **{name.lower(): value for name, value in vars(caption_accuracy).items() if name.isupper()},
+    **{
+      name.lower(): value
+      for module in (caption_accuracy, shape_reader)
+      for name, value in vars(module).items()
+      if name.isupper()
+    },
     "color": "most foreground pixels of all frames",
+    "shape": "template with the largest soft intersection over union, averaged over frames",
     "direction": "centroid from the first frame to the last",
   },
   source="walt_t5x/metrics/caption_accuracy.py",

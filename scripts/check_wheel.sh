@@ -38,7 +38,7 @@ assert not walt_t5x.__file__.startswith(sys.argv[1]), walt_t5x.__file__
 print(f"walt_t5x {walt_t5x.__version__} of {walt_t5x.__file__}")
 END
 
-# With a preset in a folder of its own, within the seconds that docs/generation.md promises.
+# A clip with a preset, in an empty folder.
 clip_of() {
   step "walt-generate --preset=$1"
   mkdir "$folder/clip"

@@ -36,7 +36,7 @@ def write(checkpoint: storage.PathLike, params: Mapping[str, Any]) -> None:
   Raises:
     ValueError: a parameter is not floating point.
   """
-  flat = traverse_util.flatten_dict(dict(params), sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
   for name, array in flat.items():
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name}: got {array.dtype}, expected floating point")

@@ -103,7 +103,7 @@ def export(
     "files": files,
     "bytes": sum(file["bytes"] for file in files.values()),
   }
-  # Last: a folder without it is no preset.
+  # Last: a folder without it is not a preset.
   storage.write(output / presets.RECORD, presets.encoded(record))
   return presets.read(output)
 

@@ -71,7 +71,14 @@ def _rounded_cascade(config, folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  return cascades.written(tmp_path_factory.mktemp("trained"), base=QUICK)
+  """A cascade with random weights, whose base stage has another average."""
+  made = cascades.written(tmp_path_factory.mktemp("trained"), base=QUICK)
+  base = made.stages[0].checkpoint
+  params = load_params(base)
+  shutil.rmtree(f"{base}/checkpoint_0")
+  average = jax.tree.map(lambda p: p + 0.01, params)
+  random_cascade._save(base, params, ema=True, average=average)
+  return made
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,11 @@ setup(
   python_requires=">=3.11",
   packages=[*find_packages(include=["walt_t5x*", "data*", "beam_jobs*"]), *GIN_PACKAGES],
   package_dir=GIN_PACKAGES,
-  package_data={"": ["*.gin"], "walt_t5x.html": ["templates/*.j2"]},
+  package_data={
+    "": ["*.gin"],
+    "walt_t5x": ["presets/**"],
+    "walt_t5x.html": ["templates/*.j2"],
+  },
   entry_points={
     "console_scripts": [
       f"walt-{name} = walt_t5x.__main__:{name}"

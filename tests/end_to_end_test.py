@@ -150,6 +150,20 @@ def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
   done = _failed(*generate, *prompts, "--seed=1")
   assert "seed: was 0, is 1" in done.stderr
 
+  # A preset of it works in another folder, and says where the clip is.
+  export = ["walt_t5x.export_preset", *generate[1:-1], "--license=CC0-1.0", "--trained_by=a test"]
+  exported = json.loads(_run(*export, f"--output={folder / 'tiny'}").splitlines()[-1])
+  elsewhere = folder / "elsewhere"
+  elsewhere.mkdir()
+  done = programs.run(
+    *("walt_t5x.generate", "--preset=../tiny", *prompts), environment=ONE_DEVICE, work=elsewhere
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  clip = json.loads(done.stdout.splitlines()[-1])["first_clip"]
+  assert clip == "samples/00000_sr1.mp4" and (elsewhere / clip).is_file()
+  recorded = json.loads((elsewhere / "samples" / "00000.json").read_text())["preset"]
+  assert recorded == {field: exported[field] for field in ("name", "sha256")}
+
   # Another tokenizer is rejected before anything is sampled, with both fingerprints.
   other = folder / "other_vae"
   shutil.copytree(folder / "vae" / "checkpoint_0", other / "checkpoint_0")

@@ -22,6 +22,9 @@ COMMANDS = {
   "walt-plan": "walt_t5x.plan",
 }
 
+# A file of a preset that the package does not have.
+PLANTED = Path("walt_t5x/presets/planted/base/checkpoint_1/weights.safetensors")
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -34,6 +37,9 @@ def site(tmp_path_factory):
     shutil.copy(ROOT / name, source)
   for name in ("gin", "walt_t5x", "data", "beam_jobs"):
     shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+  planted = source / PLANTED
+  planted.parent.mkdir(parents=True)
+  planted.write_bytes(b"x")
   # As pip calls it, with no part of the clone on the path (-P).
   build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
   subprocess.run(
@@ -46,7 +52,7 @@ def site(tmp_path_factory):
 
 
 def _files(folder, pattern):
-  return {file.relative_to(folder): file.read_bytes() for file in folder.rglob(pattern)}
+  return {f.relative_to(folder): f.read_bytes() for f in folder.rglob(pattern) if f.is_file()}
 
 
 def test_the_wheel_has_every_gin_file_template_and_module(site):
@@ -59,6 +65,11 @@ def test_the_wheel_has_every_gin_file_template_and_module(site):
   assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} == {
     "walt_t5x", "data", "beam_jobs",
   }  # fmt: skip
+
+
+def test_the_wheel_has_every_file_of_the_presets(site):
+  planted = {PLANTED.relative_to("walt_t5x/presets"): b"x"}
+  assert _files(site / "walt_t5x/presets", "*") == _files(ROOT / "walt_t5x/presets", "*") | planted
 
 
 def test_extras_have_no_addresses(site):

@@ -3,9 +3,10 @@
   pip install gradio==6.31.0
   python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
 
-The gin files are those of `walt_t5x.generate`. Everything is checked and loaded before the page opens. It is served on
-the loopback address unless --host is set, and sends no requests to other servers. Every clip is stored in --output
-with its sidecar; the page shows its number and files, and its caption accuracy if the prompt names a color and a shape.
+The gin files are those of `walt_t5x.generate`; --preset=FOLDER serves a preset instead. Everything is checked and
+loaded before the page opens. It is served on the loopback address unless --host is set, and sends no requests to other
+servers. Every clip is stored in --output with its sidecar; the page shows its number and files, and its caption
+accuracy if the prompt names a color and a shape.
 """
 
 import dataclasses
@@ -34,7 +35,10 @@ _IN_STEP = """() => setInterval(() => {
 
 def define_flags() -> None:
   """Defines the flags of the program."""
+  from walt_t5x.generate import PRESET_HELP
+
   gin_flags.define()
+  flags.DEFINE_string("preset", None, PRESET_HELP)
   flags.DEFINE_string("output", None, "Folder for the clips.")
   flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; 0.0.0.0 opens it to the network.")
   flags.DEFINE_integer("port", 7860, "Port to serve on.", lower_bound=0, upper_bound=65535)
@@ -42,10 +46,22 @@ def define_flags() -> None:
 
 
 class Studio:
-  """Generates one clip at a time with a cascade with batches of one, and stores it in a `SampleFolder`."""
+  """Generates one clip at a time with a cascade with batches of one, and stores it in a `SampleFolder`.
 
-  def __init__(self, cascade: Any, config: Any, folder: Any, *, fps: float):
+  `details` are additional fields of every sidecar.
+  """
+
+  def __init__(
+    self,
+    cascade: Any,
+    config: Any,
+    folder: Any,
+    *,
+    fps: float,
+    details: Mapping[str, Any] | None = None,
+  ):
     self.cascade, self.config, self.folder, self.fps = cascade, config, folder, fps
+    self.details = dict(details or {})
     self.stages = [info.config.name for info in cascade.infos]
     self.takes_frames = all(stage.module.frame_prediction for stage in config.stages)
 
@@ -98,6 +114,7 @@ class Studio:
       media=batch.media[0],
       request=request,
       settings=settings,
+      details=self.details,
     )
     return storage.read_json(self.folder.sidecar(index)) | {"verdict": self._judge(index)}
 
@@ -200,7 +217,7 @@ def build_page(studio: Studio) -> Any:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, loads the cascade, and opens the page."""
-  gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
+  gin_flags.check(argv, "output", example="gin/tiny/generate.gin", instead="preset")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -213,13 +230,16 @@ def main(argv: Sequence[str]) -> None:
     sys.exit("demo: gradio is not installed: pip install gradio==6.31.0 (the extra [demo])")
 
   from walt_t5x import generate
+  from walt_t5x.generation import presets
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
 
   with programs.user_errors("demo"):
-    config = generate.read_cascade()
+    preset = FLAGS.preset and presets.find(FLAGS.preset)
+    config = generate.read_cascade(preset=preset)
     cascade = load_cascade(config, read_infos(config), batch_size=1)
-    studio = Studio(cascade, config, SampleFolder(FLAGS.output), fps=FLAGS.fps)
+    details = {"preset": preset.identity} if preset else {}
+    studio = Studio(cascade, config, SampleFolder(FLAGS.output), fps=FLAGS.fps, details=details)
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

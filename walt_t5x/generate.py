@@ -2,6 +2,7 @@
 
   python -m walt_t5x.generate --gin_file=gin/tiny/generate.gin --prompt="a red square moves right" \\
     --gin.BASE_CHECKPOINT=\\"runs/base\\" --output=samples
+  python -m walt_t5x.generate --preset=FOLDER --prompt="a red square moves right"
 
 Writes a file per stage and format, a JSON sidecar per sample, a manifest, and an HTML gallery that opens from disk.
 After an interruption the same command generates the missing samples with the same bytes; another command is rejected.
@@ -26,6 +27,8 @@ from walt_t5x.config import gin_flags, programs
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
+_FOLDER = "samples"
+PRESET_HELP = "A trained cascade: one of the package's, or a folder that export_preset wrote."
 
 FLAGS = flags.FLAGS
 
@@ -33,6 +36,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of the program."""
   gin_flags.define()
+  flags.DEFINE_string("preset", None, PRESET_HELP)
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
   flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
@@ -47,7 +51,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
-  flags.DEFINE_string("output", None, "Folder of the samples.", required=False)
+  flags.DEFINE_string("output", None, "Folder of the samples; with --preset, samples by default.")
   flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
   flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
   flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
@@ -69,10 +73,11 @@ def run(
   requests: Sequence[Any],
   settings: Any,
   *,
-  output: str,
+  output: str | None,
   shard: tuple[int, int] = (0, 1),
   log_dir: str | None = None,
   gin_config: str = "",
+  preset: Any = None,
 ) -> dict[str, Any]:
   """Generates the missing samples in the folder `output`; returns a summary.
 
@@ -80,10 +85,11 @@ def run(
     config: the cascade, a `generation.loading.CascadeConfig`.
     requests: what to generate, `generation.requests.Request`s.
     settings: `generation.prepared_requests.SamplingSettings`.
-    output: folder of the samples.
+    output: folder of the samples; None for `samples`, or `samples_2` and so on if that has those of another command.
     shard: (number, count) of this job.
     log_dir: TensorBoard folder; None writes no events.
     gin_config: the configuration, stored with the samples.
+    preset: the `generation.presets.Preset` of the cascade, if it is one.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
@@ -104,8 +110,13 @@ def run(
       trained_fps,
       "fast" if settings.fps > trained_fps else "slow",
     )
-  folder = SampleFolder(output)
-  run_identity.begin(folder.path, prepared.identity(infos, gin_config))
+  described = {} if preset is None else {"preset": preset.identity}
+  identity = prepared.identity(infos, gin_config) | described
+  if output is None:
+    folder = SampleFolder(run_identity.begin_free(_FOLDER, identity))
+  else:
+    folder = SampleFolder(output)
+    run_identity.begin(folder.path, identity)
   started = time.monotonic()
   count = len(requests) * settings.num_samples
   shown: dict[str, Any] = {}
@@ -121,7 +132,7 @@ def run(
         config.text_length,
         len(cut),
       )
-    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest()}
+    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest(), **described}
     for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
       made += 1
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
@@ -135,14 +146,16 @@ def run(
     return result | {"left_to_other_shards": left}
   manifest = folder.write_manifest()
   gallery = folder.write_gallery(limit=_GALLERY_SAMPLES)
-  return result | {"manifest": str(manifest), "gallery": str(gallery)}
+  first = list(next(folder.samples()).files.values())[-1]
+  return result | {"first_clip": str(first), "manifest": str(manifest), "gallery": str(gallery)}
 
 
-def read_cascade(chosen: Sequence[str] = ()) -> Any:
+def read_cascade(chosen: Sequence[str] = (), preset: Any = None) -> Any:
   """Reads the gin files of the flags; returns the `CascadeConfig` whose fields they bind to `generate_script.generate`.
 
   Args:
     chosen: names of the stages to keep, the first ones of the cascade; all if empty.
+    preset: the `generation.presets.Preset` whose cascade it is, instead of that of `--gin_file`.
 
   Raises:
     ValueError: `chosen` does not name the first stages of the cascade.
@@ -153,8 +166,13 @@ def read_cascade(chosen: Sequence[str] = ()) -> Any:
   from walt_t5x.generation.loading import CascadeConfig
 
   programs.register(train=engine.train, generate=CascadeConfig)
-  gin_flags.read()
+  if preset is None:
+    # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
+    import tensorflow  # noqa: F401
+  gin_flags.read(preset and [preset.gin_file])
   config = gin_config.bound(CascadeConfig)
+  if preset:
+    config = preset.placed(config)
   return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
 
 
@@ -169,7 +187,8 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and generates samples."""
-  gin_flags.check(argv, "output", example="gin/tiny/generate.gin")
+  needed = () if FLAGS.preset else ("output",)
+  gin_flags.check(argv, *needed, example="gin/tiny/generate.gin", instead="preset")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -189,6 +208,7 @@ def main(argv: Sequence[str]) -> None:
     )
 
   import gin
+  from walt_t5x.generation import presets
   from walt_t5x.generation.prepared_requests import SamplingSettings
 
   fields: Any = {
@@ -201,20 +221,25 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(number, signal.default_int_handler)
   try:
     with programs.user_errors("generate"):
+      preset = FLAGS.preset and presets.find(FLAGS.preset)
       result = run(
-        read_cascade(FLAGS.stages),
+        read_cascade(FLAGS.stages, preset),
         requests,
         settings,
         output=FLAGS.output,
         shard=shard,
         log_dir=FLAGS.tensorboard,
         gin_config=gin.config_str(),
+        preset=preset,
       )
   except KeyboardInterrupt:
-    done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
+    where = ""
+    if FLAGS.output:
+      done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
+      total = len(requests) * FLAGS.num_samples
+      where = f"; {done} of {total} samples are finished in {FLAGS.output}"
     print(
-      f"\ngenerate: interrupted; {done} of {len(requests) * FLAGS.num_samples} samples are finished in {FLAGS.output}. "
-      "The same command generates the rest.",
+      f"\ngenerate: interrupted{where}. The same command generates the rest.",
       file=sys.stderr,
     )
     sys.exit(130)

@@ -133,6 +133,12 @@ def test_another_command_is_rejected_with_both_values(tmp_path, change, message)
     _run(folder, _Cascade(), **change)
 
 
+def test_a_command_without_a_folder_finds_its_own_again(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  found = [run_identity.begin_free("samples", {"seed": seed}) for seed in (0, 1, 0, 2, 1)]
+  assert list(map(str, found)) == ["samples", "samples_2", "samples", "samples_3", "samples_2"]
+
+
 def test_settings_have_the_names_of_the_flags_also_in_a_folder_of_an_earlier_version(tmp_path):
   stages = _stage_infos(tmp_path / "checkpoint_1")
   prepared = prepare([Request(prompt="p")], CONFIG, SamplingSettings(extensions=1))

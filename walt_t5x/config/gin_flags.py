@@ -50,11 +50,21 @@ def parse_args(args: Sequence[str]) -> list[str]:
     raise
 
 
-def check(argv: Sequence[str], *needed: str, example: str) -> None:
-  """Raises a UsageError if main's `argv` has arguments, or `--gin_file` or one of the `needed` flags is missing."""
+def check(argv: Sequence[str], *needed: str, example: str, instead: str | None = None) -> None:
+  """Raises a UsageError if main's `argv` has arguments, or `--gin_file` or one of the `needed` flags is missing.
+
+  `instead` is a flag that replaces `--gin_file` where it is set.
+  """
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {list(argv[1:])}; bindings are --gin.NAME=value.")
-  missing = [name for name in ("gin_file", *needed) if not FLAGS[name].value]
+  if instead and FLAGS[instead].value:
+    if FLAGS.gin_file:
+      raise app.UsageError(
+        f"--{instead} has its own gin file: remove --gin_file; --gin.NAME=value changes single bindings."
+      )
+  else:
+    needed = ("gin_file", *needed)
+  missing = [name for name in needed if not FLAGS[name].value]
   if missing:
     names = " and ".join(f"--{name}" for name in missing)
     raise app.UsageError(f"{names} missing; for example --gin_file={example}.")

@@ -5,6 +5,8 @@ A model folder holds `checkpoint_<step>/`, each with
     state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}, and
                            'flax_mutables' if the model has collections other than parameters
     dataset/               position in the training data, one file per host, if saved
+or, in a preset, only
+    weights.safetensors    the parameters to sample with (`weights_file`)
 A checkpoint folder is complete once Orbax has committed it. Any other folder (interrupted while writing, emptied,
 partly copied) is incomplete, and readers skip it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
 """
@@ -19,8 +21,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
+from walt_t5x.engine import weights_file
 from walt_t5x.engine.restore_transforms import average_names
 from walt_t5x.files import storage
+from walt_t5x.files.fingerprint import file_sha256
 
 _COMMIT = "_CHECKPOINT_METADATA"
 _STEP = re.compile(r"checkpoint_(\d+)")
@@ -32,7 +36,7 @@ def why_incomplete(folder: storage.PathLike) -> str | None:
   try:
     committed = storage.read_json(storage.join(folder, _COMMIT)).get("commit_timestamp_nsecs")
   except FileNotFoundError:
-    return f"it has no {_COMMIT}"
+    return None if weights_file.exists(folder) else f"it has no {_COMMIT}"
   except ValueError:
     return f"its {_COMMIT} is not JSON"
   if committed is None and not storage.exists(storage.join(folder, "commit_success.txt")):
@@ -44,9 +48,12 @@ def why_incomplete(folder: storage.PathLike) -> str | None:
   return None
 
 
-def committed(checkpoint: storage.PathLike) -> int | None:
-  """Commit time of a complete checkpoint in nanoseconds, which identifies it among namesakes; None if not recorded."""
-  return storage.read_json(storage.join(checkpoint, _COMMIT)).get("commit_timestamp_nsecs")
+def identity(checkpoint: storage.PathLike) -> str:
+  """What tells a complete checkpoint from all others: its path and commit time, or the hash of its weights file."""
+  if weights_file.exists(checkpoint):
+    return f"sha256 {file_sha256(storage.join(checkpoint, weights_file.FILE_NAME))}"
+  committed = storage.read_json(storage.join(checkpoint, _COMMIT)).get("commit_timestamp_nsecs")
+  return f"{os.fspath(checkpoint)}, written {committed}"
 
 
 def all_steps(model_dir: storage.PathLike) -> list[int]:
@@ -107,6 +114,8 @@ def _step(checkpoint: str) -> int:
 
 def state_metadata(checkpoint: storage.PathLike) -> dict[tuple[str, ...], Any]:
   """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array."""
+  if weights_file.exists(checkpoint):
+    return {("target", *name): leaf for name, leaf in weights_file.shapes(checkpoint).items()}
   # The handler takes Orbax's own kind of path, not a string.
   model_dir, step = os.path.split(absolute(checkpoint))
   folder = ocp.path.step.build_step_path(model_dir, _NAMES, _step(step))
@@ -122,7 +131,8 @@ def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
   Args:
     path: a `checkpoint_<step>` folder, or a model folder (then its newest complete checkpoint).
     ema: read the parameter average (`optimizers.parameter_ema`) instead. Parameters without an average (trained by
-      another optimizer, for example those of a discriminator) are returned as they are.
+      another optimizer, for example those of a discriminator) are returned as they are. A weights file has one set of
+      parameters, which is returned either way.
 
   Raises:
     FileNotFoundError: no complete checkpoint exists.
@@ -131,7 +141,7 @@ def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
   checkpoint = find_checkpoint(path)
   metadata = state_metadata(checkpoint)
   sources = {name[1:]: name for name in metadata if name[0] == "target"}
-  if ema:
+  if ema and not weights_file.exists(checkpoint):
     averages = average_names(metadata)
     if not averages:
       raise ValueError(
@@ -153,7 +163,18 @@ def read_arrays(
   wanted: Mapping[tuple[str, ...], Any],
   restore_args: Mapping[tuple[str, ...], ocp.RestoreArgs] | None = None,
 ) -> dict[tuple[str, ...], Any]:
-  """The arrays named by `wanted` (a subset of `state_metadata`), as numpy arrays or as `restore_args` specifies."""
+  """The arrays named by `wanted` (a subset of `state_metadata`), as numpy arrays or as `restore_args` specifies.
+
+  Raises:
+    ValueError: `restore_args` are given and the checkpoint is a weights file, from which no run starts.
+  """
+  if weights_file.exists(checkpoint):
+    if restore_args:
+      raise ValueError(
+        f"{checkpoint} has weights to sample with, and no training state; set a checkpoint that training wrote"
+      )
+    found = weights_file.read(checkpoint, [name[1:] for name in wanted])
+    return {("target", *name): array for name, array in found.items()}
   restore_args = restore_args or dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(

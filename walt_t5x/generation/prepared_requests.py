@@ -5,7 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from walt_t5x.engine.checkpoints import committed
+from walt_t5x.engine.checkpoints import identity
 from walt_t5x.generation import checks, sample_files
 from walt_t5x.generation.cascade import Batch, stage_size
 from walt_t5x.generation.conditioning_media import ConditioningMedia, read_clip, read_image
@@ -95,10 +95,7 @@ class Prepared:
       "requests": [request.as_dict() for request in self.requests],
       "given_sha256": [media.sha256 for media in first if media],
       "stages": [info.config.name for info in infos],
-      "checkpoints": [
-        f"{info.config.name}: {info.checkpoint}, written {committed(info.checkpoint)}"
-        for info in infos
-      ],
+      "checkpoints": [f"{info.config.name}: {identity(info.checkpoint)}" for info in infos],
       "vae": infos[0].provenance.vae["fingerprint"],
       "text_encoder": infos[0].provenance.text_encoder.get("fingerprint"),
       "gin": gin_config,

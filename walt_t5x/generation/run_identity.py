@@ -1,6 +1,7 @@
 """Records what determines the samples of a folder, so that a command resumes only its own samples."""
 
 import difflib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,18 @@ def begin(folder: Path, identity: Mapping[str, Any]) -> None:
       + "\n  ".join(changes[:10])
       + "\nRun the original command to finish it, or set another --output."
     )
+
+
+def begin_free(name: str, identity: Mapping[str, Any]) -> Path:
+  """`begin` in the first of the folders `name`, `name_2` and so on without another command's samples; returns it."""
+  for number in itertools.count(1):
+    folder = Path(name if number == 1 else f"{name}_{number}")
+    try:
+      begin(folder, identity)
+    except Mismatch:
+      continue
+    return folder
+  raise AssertionError("the loop has no end")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Array
 
 from data.corpus import CorpusConstants
-from data.feature_converters import DenoiserFeatureConverter
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, to_x0_and_noise
@@ -107,6 +106,9 @@ class DenoiserModel(engine.BaseModel):
   @property
   def FEATURE_CONVERTER_CLS(self):
     """The converter for the features that this module reads; both engines call it with `pack` and other arguments."""
+    # SeqIO takes seconds to import, and sampling needs none.
+    from data.feature_converters import DenoiserFeatureConverter
+
     return functools.partial(
       DenoiserFeatureConverter,
       text_dim=self.module.text_dim,

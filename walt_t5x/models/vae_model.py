@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from absl import logging
 from jaxtyping import Array
 
-from data.feature_converters import VaeFeatureConverter
 from walt_t5x import engine
 from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics.pixel_distances import RADIUS, psnr, psnr_of_error, ssim
@@ -31,8 +30,6 @@ class VaeModel(engine.BaseModel):
   With a discriminator the model has the collection "running" (`models.adversarial.Running`), which the loss takes and
   returns, in T5X's form for models with `flax_mutables`.
   """
-
-  FEATURE_CONVERTER_CLS = VaeFeatureConverter
 
   def __init__(
     self,
@@ -69,6 +66,14 @@ class VaeModel(engine.BaseModel):
       logging.info(
         "VaeModel: no perceptual term, because no weights are given; see docs/vae.md for where to get them."
       )
+
+  @property
+  def FEATURE_CONVERTER_CLS(self):
+    """The converter for clips of pixels."""
+    # SeqIO takes seconds to import, and sampling needs none.
+    from data.feature_converters import VaeFeatureConverter
+
+    return VaeFeatureConverter
 
   def get_initial_variables(
     self,

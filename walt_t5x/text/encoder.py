@@ -181,14 +181,15 @@ def save_encoder(
   config: T5Config,
   weights: Mapping[str, np.ndarray],
   vocabulary: Vocabulary,
+  dtype: str = "float32",
 ) -> None:
   """Writes a text encoder folder that `TextEncoder.load` and Hugging Face read.
 
   Existing files are replaced. config.json is written last, so a folder left by an interrupted write does not load.
-  `weights` has the parameters by flat T5X name, and is read one at a time.
+  `weights` has the parameters by flat T5X name, float32, and is read one at a time; `dtype` is that of the file.
   """
   folder = pathlib.Path(folder)
   (folder / CONFIG_FILE).unlink(missing_ok=True)
-  save_weights(folder / WEIGHTS_FILE, config, weights)
+  save_weights(folder / WEIGHTS_FILE, config, weights, dtype=dtype)
   storage.write(folder / VOCABULARY_FILE, vocabulary.model)
   storage.write(folder / CONFIG_FILE, config.to_json())

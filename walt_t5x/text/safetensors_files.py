@@ -12,6 +12,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 
@@ -20,6 +21,7 @@ from walt_t5x.text.config import WEIGHTS_FILE, T5Config
 from walt_t5x.text.model import parameter_shapes
 
 _INDEX = f"{WEIGHTS_FILE}.index.json"
+_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 
 _EMBEDDING = "shared.weight"
 EMBEDDING_COPY = "encoder.embed_tokens.weight"
@@ -115,6 +117,8 @@ def save_weights(
   config: T5Config,
   weights: Mapping[str, np.ndarray],
   names: Iterable[str] | None = None,
+  *,
+  dtype: str = "float32",
 ) -> None:
   """Writes Flax parameters as a safetensors file that Hugging Face's `T5EncoderModel` loads.
 
@@ -125,6 +129,7 @@ def save_weights(
     config: the encoder's sizes.
     weights: parameters by flat T5X name, float32; each is read once.
     names: the parameters of this file if it is one of several shards; by default all.
+    dtype: what is stored, "float32" or "bfloat16"; readers convert to float32.
 
   Raises:
     ValueError: if names, shapes or the dtype do not match `config`.
@@ -142,8 +147,8 @@ def save_weights(
   for name in names:
     stored, transposed = torch_name(name)
     shape = shapes[name][::-1] if transposed else shapes[name]
-    end = offset + 4 * math.prod(shape)
-    header[stored] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+    end = offset + jnp.dtype(dtype).itemsize * math.prod(shape)
+    header[stored] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
     offset = end
   encoded = json.dumps(header).encode()
   encoded += b" " * (-len(encoded) % 8)  # data must start at a multiple of 8
@@ -157,4 +162,4 @@ def save_weights(
           f"{name}: got {tensor.dtype} {tensor.shape}, expected float32 {shapes[name]}."
         )
       stored_layout = tensor.T if torch_name(name)[1] else tensor
-      file.write(np.ascontiguousarray(stored_layout, "<f4").data)
+      file.write(np.ascontiguousarray(stored_layout, jnp.dtype(dtype)).view(np.uint8).data)

@@ -1,0 +1,214 @@
+"""Presets: weights rounded to bfloat16 and nothing else, the same bytes each time, and damage is named."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from data.provenance import FILE_NAME, read_provenance
+from tests.generation import cascades, random_cascade
+from walt_t5x.engine.checkpoints import load_params, read_arrays, state_metadata
+from walt_t5x.files import storage
+from walt_t5x.generation import presets
+from walt_t5x.generation.cascade import Batch
+from walt_t5x.generation.loading import load_cascade, read_infos
+from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
+from walt_t5x.generation.preset_export import export
+from walt_t5x.generation.requests import make_requests
+from walt_t5x.text.encoder import TextEncoder, save_encoder
+
+MOST_BYTES = 25_000_000
+PROMPT = "a red square moves right"
+QUICK = cascades.model(steps=1, guidance=None)
+
+
+def _rounded(array):
+  """To the nearest bfloat16, ties to even, by the bits of float32."""
+  bits = np.asarray(array, np.float32).view(np.uint32)
+  bits = bits + 0x7FFF + ((bits >> 16) & 1)
+  return (bits & 0xFFFF0000).view(np.float32)
+
+
+def _export(config, output):
+  return export(
+    config,
+    gin_config=f"A = {config.vae_checkpoint!r}\nB = {config.stages[0].checkpoint!r}\n",
+    output=output,
+    name="random",
+    description="Noise.",
+    license_name="CC0-1.0",
+    trained_by="nothing",
+  )
+
+
+def _in_preset(config, preset):
+  """The configuration that the preset's gin file would give."""
+  stages = [dataclasses.replace(stage, checkpoint=stage.name) for stage in config.stages]
+  changed = {"stages": stages, "vae_checkpoint": "vae", "text_encoder": "text"}
+  return preset.placed(dataclasses.replace(config, **changed))
+
+
+def _rounded_cascade(config, folder):
+  """Checkpoints of the rounded weights in the engines' format, and a text encoder of the rounded weights in float32."""
+  made = cascades.config(folder, base=QUICK)
+  vae = jax.tree.map(_rounded, load_params(config.vae_checkpoint, ema=True))
+  random_cascade._save(made.vae_checkpoint, vae, ema=True)
+  encoder = TextEncoder.load(config.text_encoder)
+  flat = traverse_util.flatten_dict(encoder.params, sep="/")
+  weights = {name: _rounded(array) for name, array in flat.items()}
+  save_encoder(
+    made.text_encoder, config=encoder.config, weights=weights, vocabulary=encoder.vocabulary
+  )
+  for stage, rounded in zip(config.stages, made.stages):
+    params = jax.tree.map(_rounded, load_params(stage.checkpoint, ema=stage.ema))
+    random_cascade._save(rounded.checkpoint, params, ema=rounded.ema)
+  return made
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A cascade with random weights, whose base stage has another average."""
+  made = cascades.written(tmp_path_factory.mktemp("trained"), base=QUICK)
+  base = made.stages[0].checkpoint
+  params = load_params(base)
+  shutil.rmtree(f"{base}/checkpoint_0")
+  average = jax.tree.map(lambda p: p + 0.01, params)
+  random_cascade._save(base, params, ema=True, average=average)
+  return made
+
+
+@pytest.fixture(scope="module")
+def preset(made, tmp_path_factory):
+  return _export(made, tmp_path_factory.mktemp("presets") / "random")
+
+
+@pytest.fixture
+def copy(preset, tmp_path):
+  """The preset in another folder."""
+  shutil.copytree(preset.folder, tmp_path / "moved")
+  return tmp_path / "moved"
+
+
+def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, preset, tmp_path):
+  rounded = _rounded_cascade(made, tmp_path)
+  config = _in_preset(made, preset)
+  pairs = [(config.vae_checkpoint, rounded.vae_checkpoint, True)]
+  pairs += [(a.checkpoint, b.checkpoint, b.ema) for a, b in zip(config.stages, rounded.stages)]
+  for ours, theirs, ema in pairs:
+    got, wanted = (load_params(path, ema=ema) for path in (ours, theirs))
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+      assert a.dtype == b.dtype == np.float32
+      np.testing.assert_array_equal(a, b)
+  texts = [TextEncoder.load(folder) for folder in (config.text_encoder, rounded.text_encoder)]
+  assert texts[0].fingerprint == texts[1].fingerprint
+  # The provenance of the rounded cascade names the same encoders; nothing else of it was changed.
+  for stage, ours in zip(rounded.stages, config.stages):
+    shutil.copy(f"{ours.checkpoint}/{FILE_NAME}", stage.checkpoint)
+  trained = read_provenance(made.stages[0].checkpoint)
+  mine = read_provenance(config.stages[0].checkpoint)
+  assert mine.latents == trained.latents and mine.vae != trained.vae
+  np.testing.assert_array_equal(mine.null_embedding, trained.null_embedding)
+  assert read_infos(config)[0].provenance.text_encoder["fingerprint"] == texts[0].fingerprint
+  cascade = load_cascade(config, read_infos(config), batch_size=1)
+  batch = Batch(indices=[0], prompts=[PROMPT], media=[None], seed=3)
+
+  def clip(config):
+    # The compiled programs are the same.
+    cascade.infos = read_infos(config)
+    cascade._loaded.clear()
+    ((sample,),) = cascade.run([batch], stages=1)
+    return sample.latents["base"], cascade.fingerprints["base"]
+
+  np.testing.assert_equal(clip(config), clip(rounded))
+  assert not np.array_equal(clip(config)[0], clip(made)[0])
+
+
+def test_the_same_cascade_gives_the_same_bytes(made, preset, tmp_path):
+  again = _export(made, tmp_path / "again")
+  files = _files(again.folder)
+  assert files == _files(preset.folder) and len(files) == 10
+  # No path of the machine that trained it.
+  trained_in = str(Path(made.vae_checkpoint).parent).encode()
+  assert [name for name, content in files.items() if trained_in in content] == []
+
+
+def test_a_changed_byte_in_any_file_is_named(preset, copy):
+  for name, intact in _files(copy).items():
+    for at in (0, len(intact) // 2, len(intact) - 1):
+      damaged = bytearray(intact)
+      damaged[at] ^= 1
+      (copy / name).write_bytes(damaged)
+      with pytest.raises(ValueError, match=rf"preset moved: {name} (is damaged|was changed)"):
+        presets.find(str(copy))
+    (copy / name).unlink()
+    with pytest.raises(FileNotFoundError, match=str(name)):
+      presets.find(str(copy))
+    (copy / name).write_bytes(intact)
+  assert presets.find(str(copy)).identity == preset.identity
+
+
+def test_a_moved_preset_is_the_same_command(made, preset, copy):
+  settings = SamplingSettings(batch_size=1)
+
+  def identity(preset):
+    config = _in_preset(made, preset)
+    return prepare(make_requests([PROMPT]), config, settings).identity(read_infos(config), "gin")
+
+  assert identity(presets.find(str(copy))) == identity(preset)
+  assert (copy / presets.GIN_FILE).read_text() == "A = 'vae'\nB = 'base'\n"
+
+
+def test_unknown_presets_name_those_that_exist(preset, copy, monkeypatch, tmp_path):
+  monkeypatch.setattr(presets, "SHIPPED", tmp_path)
+  assert presets.find("moved").identity == preset.identity
+  with pytest.raises(FileNotFoundError, match=r"--preset=other: .*\(moved\) or a folder"):
+    presets.find("other")
+
+
+def test_parts_of_another_cascade_and_existing_folders_are_rejected(made, preset, tmp_path):
+  with pytest.raises(ValueError, match="exists: remove it"):
+    _export(made, preset.folder)
+  other = dataclasses.replace(made, vae_ema=True, vae=cascades.vae(base_channels=8))
+  with pytest.raises(ValueError, match="does not have the network that gin describes"):
+    _export(other, tmp_path / "other")
+  assert not (tmp_path / "other").exists()
+
+
+def test_no_run_starts_from_weights_alone(preset):
+  checkpoint = preset.folder / "base/checkpoint_0"
+  metadata = state_metadata(checkpoint)
+  name = next(iter(metadata))
+  with pytest.raises(ValueError, match="no training state"):
+    read_arrays(checkpoint, {name: metadata[name]}, {name: None})
+
+
+def _files(folder):
+  return {
+    f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()
+  }
+
+
+def _faults(preset):
+  """What keeps a preset out of the package."""
+  needed = ("license", "trained_by", "description")
+  found = [field for field in needed if not preset.record[field]]
+  if preset.record["name"] != preset.folder.name:
+    found.append("name")
+  unlisted = _files(preset.folder).keys() - preset.record["files"].keys() - {presets.RECORD}
+  return found + sorted(unlisted)
+
+
+def test_presets_of_the_package_are_complete_and_small(copy):
+  found = [presets.find(name) for name in presets.shipped()]
+  assert [_faults(preset) for preset in found] == [[] for _ in found]
+  assert sum(len(c) for preset in found for c in _files(preset.folder).values()) <= MOST_BYTES
+  # The faults of one that is not the package's.
+  (copy / "notes.txt").write_text("")
+  record = storage.read_json(copy / presets.RECORD) | {"license": ""}
+  (copy / presets.RECORD).write_bytes(presets.encoded(record))
+  assert _faults(presets.find(str(copy))) == ["license", "name", "notes.txt"]

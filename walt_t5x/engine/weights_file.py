@@ -1,0 +1,74 @@
+"""Weights without a training state: `checkpoint_<step>/weights.safetensors`, as presets have them.
+
+The file holds one set of parameters by flat name. They are stored in bfloat16 and read as float32, their dtype in
+training, so that a network gets the same arrays as from a checkpoint of the rounded weights.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from walt_t5x.files import storage
+
+FILE_NAME = "weights.safetensors"
+
+
+def exists(checkpoint: storage.PathLike) -> bool:
+  """Whether a checkpoint folder has this file."""
+  return storage.exists(storage.join(checkpoint, FILE_NAME))
+
+
+def rounded(params: Any) -> Any:
+  """The parameters as they are read after they were written: rounded to bfloat16, float32."""
+  return jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16).astype(np.float32), params)
+
+
+def write(checkpoint: storage.PathLike, params: Mapping[str, Any]) -> None:
+  """Writes nested parameters into a checkpoint folder; the same parameters give the same bytes.
+
+  Raises:
+    ValueError: a parameter is not floating point.
+  """
+  flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
+  for name, array in flat.items():
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+      raise ValueError(f"{name}: got {array.dtype}, expected floating point")
+  narrow = {name: np.ascontiguousarray(array, jnp.bfloat16) for name, array in flat.items()}
+  # Without metadata, whose order safetensors does not fix.
+  storage.write(storage.join(checkpoint, FILE_NAME), safetensors.numpy.save(narrow))
+
+
+def shapes(checkpoint: storage.PathLike) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+  """Shape and dtype of every array as `read` returns it, by the names on its path. Reads no array."""
+  with _open(checkpoint) as file:
+    return {
+      tuple(name.split("/")): jax.ShapeDtypeStruct(file.get_slice(name).get_shape(), np.float32)
+      for name in sorted(file.keys())
+    }
+
+
+def read(
+  checkpoint: storage.PathLike, names: Iterable[tuple[str, ...]]
+) -> dict[tuple[str, ...], np.ndarray]:
+  """The named arrays, float32.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  with _open(checkpoint) as file:
+    return {name: file.get_tensor("/".join(name)).astype(np.float32) for name in names}
+
+
+def _open(checkpoint: storage.PathLike) -> Any:
+  path = storage.join(os.fspath(checkpoint), FILE_NAME)
+  try:
+    return safetensors.safe_open(path, framework="numpy")
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path} is not a safetensors file: {error}; copy it again") from error

@@ -1,0 +1,182 @@
+"""Writes a preset folder from a trained cascade; the same cascade gives the same bytes.
+
+Weights are rounded to bfloat16. The parts refer to each other by fingerprints of weights, so those of the rounded
+tokenizer and text encoder replace the trained ones in the stages' provenance; preset.json has both.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+import walt_t5x
+from data.provenance import FILE_NAME as PROVENANCE
+from walt_t5x.engine import weights_file
+from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
+from walt_t5x.files import storage
+from walt_t5x.files.fingerprint import weights_fingerprint
+from walt_t5x.generation import checks, presets
+from walt_t5x.generation.cascade import stage_size
+from walt_t5x.generation.loading import CascadeConfig, read_infos
+from walt_t5x.generation.stage import StageInfo
+from walt_t5x.text.encoder import TextEncoder, save_encoder
+
+VAE, TEXT = "vae", "text"
+# Settings of a run's config.gin that are kept as the description of its training.
+_TRAINING = re.compile(
+  r"^((?:BATCH_SIZE|MIXTURE_OR_TASK_NAME|RANDOM_SEED|TRAIN_STEPS)|tasks\.\S+) = (.*[^\\\n])$",
+  re.MULTILINE,
+)
+# The rules below gin's headings are as long as a line may be.
+_RULE = re.compile(r"^# ={20,}$", re.MULTILINE)
+
+
+def export(
+  config: CascadeConfig,
+  *,
+  gin_config: str,
+  output: Path,
+  name: str,
+  description: str,
+  license_name: str,
+  trained_by: str,
+) -> presets.Preset:
+  """Writes the folder `output`, which must not exist, and returns the preset as it is read back.
+
+  Args:
+    gin_config: the text of `config`, complete, each path on one line.
+    name: name of the preset.
+    description: one sentence.
+    license_name: license of the weights, an SPDX identifier.
+    trained_by: the command that trained the cascade.
+
+  Raises:
+    FileNotFoundError: a part is missing.
+    ValueError: `output` exists, the parts do not belong together, or two parts have one folder name.
+  """
+  if output.exists():
+    raise ValueError(f"--output={output} exists: remove it, or set another folder")
+  names = [VAE, TEXT, *(stage.name for stage in config.stages)]
+  if len(set(names)) < len(names):
+    raise ValueError(f"the folders of the parts would be {names}: rename the stages")
+  infos = read_infos(config)
+  trained = infos[0].provenance
+  params = checks.tokenizer_params(
+    config.vae,
+    config.vae_checkpoint,
+    ema=config.vae_ema,
+    expected=trained.vae["fingerprint"],
+    setting="generate.vae_checkpoint (or vae_ema)",
+  )
+  places = {config.vae_checkpoint: VAE}
+  parts = {VAE: _write_model(output / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
+  fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
+  if config.text_encoder and config.reads_text:
+    encoder = checks.load_text_encoder(
+      config.text_encoder, expected=trained.text_encoder["fingerprint"]
+    )
+    parts[TEXT] = fingerprints["text_encoder"] = _write_text(output / TEXT, encoder)
+    places[config.text_encoder] = TEXT
+  for info in infos:
+    stage, folder = info.config, output / info.config.name
+    weights = load_params(info.checkpoint, ema=stage.ema)
+    parts[stage.name] = _write_model(folder, stage.checkpoint, weights)
+    storage.write(folder / PROVENANCE, _provenance(info, fingerprints))
+    places[stage.checkpoint] = stage.name
+  storage.write(output / presets.GIN_FILE, _with_places(gin_config, places))
+  written = [f.relative_to(output).as_posix() for f in output.rglob("*") if f.is_file()]
+  files = presets.files_of(output, written)
+  record = {
+    "format": presets.FORMAT,
+    "name": name,
+    "description": description,
+    "license": license_name,
+    "trained_by": trained_by,
+    "walt_t5x": walt_t5x.__version__,
+    "fps": trained.fps,
+    "stages": {info.config.name: _size(info, config) for info in infos},
+    "parts": parts,
+    "files": files,
+    "bytes": sum(file["bytes"] for file in files.values()),
+  }
+  # Last: a folder without it is not a preset.
+  storage.write(output / presets.RECORD, presets.encoded(record))
+  return presets.read(output)
+
+
+def _write_model(
+  folder: Path, source: str, params: Mapping[str, Any], *, under: str | None = None
+) -> dict[str, Any]:
+  """Writes a model's weights; returns its entry in preset.json. `under`: the fingerprint is of this subtree."""
+  step = checkpoint_step(source)
+  weights_file.write(checkpoint_folder(folder, step), params)
+  trained = params[under] if under else params
+  return {
+    "step": step,
+    "training": _training(source),
+    **_described(traverse_util.flatten_dict(dict(trained), sep="/")),
+  }
+
+
+def _write_text(folder: Path, encoder: TextEncoder) -> dict[str, Any]:
+  flat = traverse_util.flatten_dict(encoder.params, sep="/")
+  weights = {name: np.asarray(array) for name, array in flat.items()}
+  save_encoder(
+    folder,
+    config=encoder.config,
+    weights=weights,
+    vocabulary=encoder.vocabulary,
+    dtype="bfloat16",
+  )
+  return {
+    **_described(weights),
+    "fingerprint": TextEncoder.load(folder).fingerprint,
+    "trained_fingerprint": encoder.fingerprint,
+    "vocabulary": len(encoder.vocabulary),
+  }
+
+
+def _described(flat: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    "parameters": sum(int(np.size(array)) for array in flat.values()),
+    "fingerprint": weights_fingerprint(weights_file.rounded(dict(flat))),
+    "trained_fingerprint": weights_fingerprint(flat),
+  }
+
+
+def _training(source: str) -> dict[str, str]:
+  """The settings of `_TRAINING` in the config.gin of a run, whose folder or checkpoint `source` is."""
+  for folder in (source, storage.parent(source.rstrip("/"))):
+    file = storage.join(folder, "config.gin")
+    if storage.exists(file):
+      return dict(_TRAINING.findall(storage.read(file).decode()))
+  return {}
+
+
+def _provenance(info: StageInfo, fingerprints: Mapping[str, Mapping[str, Any]]) -> str:
+  """The provenance of a stage, of whose encoders the preset has the rounded weights."""
+  changed = {}
+  for part, folder in (("vae", VAE), ("text_encoder", TEXT)):
+    described = dict(getattr(info.provenance, part))
+    # Paths of the machine that made the data.
+    described |= {key: folder for key in ("checkpoint", "folder") if key in described}
+    if fingerprints[part]:
+      described["fingerprint"] = fingerprints[part]["fingerprint"]
+    changed[part] = described
+  return dataclasses.replace(info.provenance, **changed).to_json()
+
+
+def _size(info: StageInfo, config: CascadeConfig) -> list[int]:
+  frames = 1 + (info.latents_shape[0] - 1) * config.vae.temporal_factor
+  return [frames, *stage_size(info.config, config.vae)]
+
+
+def _with_places(gin_config: str, places: Mapping[str, str]) -> str:
+  """The configuration with the folders of this preset in place of the paths that were trained in."""
+  for path, folder in places.items():
+    gin_config = gin_config.replace(f" = {path!r}\n", f" = {folder!r}\n")
+  return _RULE.sub(f"# {'=' * 78}", gin_config)

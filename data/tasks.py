@@ -12,7 +12,7 @@ dataset is built.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import seqio
 import tensorflow as tf
@@ -175,7 +175,6 @@ def pixel_task(
   def clip(parsed: dict[str, tf.Tensor], field: str) -> tf.Tensor:
     return schema.parse_pixels({field: parsed[field][0]}, field)
 
-  @seqio.map_over_dataset(num_seeds=1)
   def examples(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
     parsed = schema.parse_records(record[None], fields)
     videos = [clip(parsed, pixels)]
@@ -184,7 +183,9 @@ def pixel_task(
     return {"video": tf.stack(videos)}
 
   def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    return examples(dataset).unbatch()
+    # SeqIO's decorator has no type annotations.
+    drawn = seqio.map_over_dataset(examples, num_seeds=1)
+    return cast(Callable[[tf.data.Dataset], tf.data.Dataset], drawn)(dataset).unbatch()
 
   return cached_task(
     f"{task}_images" if images else f"{task}_videos",

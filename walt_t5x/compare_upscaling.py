@@ -83,7 +83,7 @@ def enlarge(clips: Any, size: tuple[int, int]) -> Any:
 
 
 def enlarge_latents(latents: Any, size: tuple[int, int]) -> Any:
-  """Bicubic resizing of latents [N, t, h, w, c] to (H, W), each channel by itself, with the weights of `enlarge`."""
+  """Bicubic resizing of latents [N, t, h, w, c] to (H, W), each channel separately, with the weights of `enlarge`."""
   import jax
 
   shape = (*latents.shape[:2], *size, latents.shape[-1])

@@ -1,0 +1,103 @@
+"""Sizes of the quickstart, its expected seconds, and the bars that it must reach."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+UPSCALING = "super-resolution against bicubic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+  """Sizes of a run, and what it must reach.
+
+  Attributes:
+    num_clips: clips of the corpus.
+    validation_fraction: fraction of them that is held out.
+    steps: training steps of the tokenizer, the base stage and the super-resolution stage.
+    compare_upscaling: whether to compare super-resolution with bicubic upscaling.
+    seconds: expected seconds of the stages that take long, on two idle cores.
+    psnr: bars of the tokenizer on held-out clips in dB, by resolution.
+    accuracy: bars of caption accuracy over all prompts, (stage, element) -> fraction.
+    held_out: bars of the base stage over the captions that are in no training row, element -> fraction.
+  """
+
+  num_clips: int
+  validation_fraction: float
+  steps: tuple[int, int, int]
+  compare_upscaling: bool
+  seconds: Mapping[str, int]
+  psnr: Mapping[str, float]
+  accuracy: Mapping[tuple[str, str], float]
+  held_out: Mapping[str, float]
+
+
+FULL = Recipe(
+  num_clips=1584,
+  validation_fraction=0.05,
+  steps=(1050, 2200, 1500),
+  compare_upscaling=True,
+  seconds={
+    "sample corpus": 10,
+    "pixels": 5,
+    "train tokenizer": 130,
+    "tokenizer": 15,
+    "latents and text": 45,
+    "train base": 260,
+    "train super-resolution": 120,
+    "generate": 35,
+    "score": 8,
+    "feature network": 23,
+    UPSCALING: 35,
+    "report": 15,
+  },
+  psnr={"32x32": 26.0, "64x64": 27.0},
+  accuracy={
+    ("base", "color"): 0.98,
+    ("base", "direction"): 0.95,
+    ("base", "shape"): 0.85,
+    ("sr1", "shape"): 0.88,
+  },
+  held_out={"color": 0.95, "direction": 0.90, "shape": 0.70},
+)
+FAST = Recipe(
+  num_clips=784,
+  validation_fraction=0.1,
+  steps=(400, 600, 400),
+  compare_upscaling=False,
+  seconds={
+    "sample corpus": 6,
+    "pixels": 3,
+    "train tokenizer": 50,
+    "tokenizer": 12,
+    "latents and text": 25,
+    "train base": 80,
+    "train super-resolution": 40,
+    "generate": 30,
+    "score": 8,
+    "report": 15,
+  },
+  psnr={"32x32": 23.0, "64x64": 24.0},
+  accuracy={("base", "color"): 0.90, ("base", "direction"): 0.80},
+  held_out={},
+)
+
+
+def bars(recipe: Recipe, printed: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Each bar with what the stages reached: {"what", "reached", "bar", "ok"}."""
+  found = []
+
+  def add(what: str, reached: float, bar: float) -> None:
+    found.append({"what": what, "reached": reached, "bar": bar, "ok": reached >= bar})
+
+  for size, bar in recipe.psnr.items():
+    add(f"tokenizer at {size}, PSNR in dB", printed[f"tokenizer at {size}"]["psnr"], bar)
+  scores, apart = printed["score"]["scores"], printed["score"].get("scores_apart", {})
+  for (stage, element), bar in recipe.accuracy.items():
+    add(f"{stage}: {element}", scores[stage][f"caption_accuracy/{element}_accuracy"], bar)
+  for element, bar in recipe.held_out.items():
+    reached = apart["base"][f"caption_accuracy/{element}_accuracy"]
+    add(f"base, captions in no training row: {element}", reached, bar)
+  for comparison, better in printed.get(UPSCALING, {}).get("stage_wins", {}).items():
+    add(f"super-resolution closer than bicubic ({comparison})", float(better), 1.0)
+  return found

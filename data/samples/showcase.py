@@ -41,13 +41,11 @@ BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
   " on a white background": ((232, 234, 240), (252, 252, 252)),
 }
 
-EXTENT_RANGE = (0.32, 0.38)
-PAIR_EXTENT_RANGE = (0.26, 0.30)
 MARGIN = 0.02
 # Travel to the edge before a bounce, and when the edge is reached, in 16ths of the clip.
 BOUNCE_RANGE = (0.32, 0.40)
 BOUNCE_TIMES = (7, 8, 9)
-# Travel of an object beside another that is at rest.
+# Travel of an object next to another that is at rest.
 PAIR_TRAVEL_RANGE = (0.42, 0.54)
 # Empty space between two objects across the direction of their order.
 MIN_GAP = 0.05
@@ -90,6 +88,8 @@ class Pattern:
   moving: bool
   # Of every 20 clips, or of every 4 stills.
   share: int
+  # Edge of an object's bounding box, in edges of the frame.
+  extent: tuple[float, float]
   # The first holds the combinations of which some are in no training row.
   choices: tuple[Sequence[Choice], ...]
 
@@ -100,31 +100,42 @@ PATTERNS: dict[str, Pattern] = {
     template="a {color} {shape} moves {direction}{speed}",
     moving=True,
     share=7,
+    extent=(0.32, 0.38),
     choices=(_product(_OBJECTS, _DIRECTIONS, _words("speed", list(SPEEDS))),),
   ),
   "bounce": Pattern(
     template="a {color} {shape} bounces off the {edge} edge",
     moving=True,
     share=3,
+    extent=(0.32, 0.38),
     choices=(_product(_OBJECTS, [{"direction": d, "edge": e} for d, e in EDGES.items()]),),
   ),
   "pass": Pattern(
     template=_PAIR_MOVES,
     moving=True,
     share=5,
+    extent=(0.26, 0.30),
     choices=(_PAIRS, _product(_DIRECTIONS, _words("relation", DEPTHS))),
   ),
-  "beside": Pattern(template=_PAIR_MOVES, moving=True, share=5, choices=(_PAIRS, _ORDERED_MOVES)),
+  "next to": Pattern(
+    template=_PAIR_MOVES,
+    moving=True,
+    share=5,
+    extent=(0.30, 0.36),
+    choices=(_PAIRS, _ORDERED_MOVES),
+  ),
   "still": Pattern(
     template="a {color} {shape}",
     moving=False,
     share=1,
+    extent=(0.32, 0.38),
     choices=(_OBJECTS,),
   ),
   "still pair": Pattern(
     template="a {color} {shape} {relation} a {other_color} {other_shape}",
     moving=False,
     share=3,
+    extent=(0.30, 0.36),
     choices=(_PAIRS, _words("relation", list(RELATIONS))),
   ),
 }
@@ -283,8 +294,7 @@ def _ordered(
 def sample_scene(rng: np.random.Generator, words: Words) -> Scene:
   """Samples sizes, positions and paths that show the words, every object entirely inside the frame."""
   fields, pattern = dict(words.fields), words.pattern
-  pair = "other_color" in fields
-  extent, other = (float(e) for e in rng.uniform(*(PAIR_EXTENT_RANGE if pair else EXTENT_RANGE), 2))
+  extent, other = (float(edge) for edge in rng.uniform(*PATTERNS[pattern].extent, 2))
   step = shapes.DIRECTIONS[fields.get("direction", "right")]
   side = RELATIONS.get(fields.get("relation", ""), (1, 0))
   across, rest = _inside(rng, extent), ()
@@ -306,7 +316,7 @@ def sample_scene(rng: np.random.Generator, words: Words) -> Scene:
     low = other / 2 + MARGIN
     level = float(np.clip(across + rng.uniform(-0.03, 0.03), low, 1 - low))
     rest = _path(step, level, [(0, 0.5 + float(rng.uniform(-0.015, 0.015)))])
-  elif pattern == "beside":
+  elif pattern == "next to":
     travel = float(rng.uniform(*PAIR_TRAVEL_RANGE))
     start = _inside(rng, extent, travel)
     across, level = _ordered(rng, extent, other, swapped=sum(side) > 0)
@@ -326,7 +336,7 @@ def sample_scene(rng: np.random.Generator, words: Words) -> Scene:
   else:
     raise ValueError(f"Unknown pattern {pattern!r}; expected one of {tuple(PATTERNS)}.")
   bodies = [Body(color=fields["color"], shape=fields["shape"], extent=extent, path=path)]
-  if rest:
+  if "other_color" in fields:
     body = Body(color=fields["other_color"], shape=fields["other_shape"], extent=other, path=rest)
     bodies.insert(0 if fields["relation"] != "behind" else 1, body)
   return Scene(words=words, bodies=tuple(bodies), shade=float(rng.uniform(*SHADE_RANGE)))

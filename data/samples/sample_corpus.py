@@ -29,7 +29,7 @@ from walt_t5x.files import storage
 # Prompts and held-out captions of the showcase.
 _NUM_PROMPTS = 256
 
-Scene = shapes.Scene | showcase.Scene
+Scene = shapes.Scene | showcase.ShowcaseScene
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -241,7 +241,7 @@ class Body:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class ShowcaseScene:
   """What a caption shows. A later body is in front of an earlier one."""
 
   words: Words
@@ -291,7 +291,7 @@ def _ordered(
   return (1 - start, 1 - end) if swapped else (start, end)
 
 
-def sample_scene(rng: np.random.Generator, words: Words) -> Scene:
+def sample_scene(rng: np.random.Generator, words: Words) -> ShowcaseScene:
   """Samples sizes, positions and paths that show the words, every object entirely inside the frame."""
   fields, pattern = dict(words.fields), words.pattern
   extent, other = (float(edge) for edge in rng.uniform(*PATTERNS[pattern].extent, 2))
@@ -339,10 +339,10 @@ def sample_scene(rng: np.random.Generator, words: Words) -> Scene:
   if "other_color" in fields:
     body = Body(color=fields["other_color"], shape=fields["other_shape"], extent=other, path=rest)
     bodies.insert(0 if fields["relation"] != "behind" else 1, body)
-  return Scene(words=words, bodies=tuple(bodies), shade=float(rng.uniform(*SHADE_RANGE)))
+  return ShowcaseScene(words=words, bodies=tuple(bodies), shade=float(rng.uniform(*SHADE_RANGE)))
 
 
-def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
+def render(scene: ShowcaseScene, *, num_frames: int, size: int) -> np.ndarray:
   """Renders a scene at `num_frames` times, evenly spaced from 0 to 1.
 
   Args:

@@ -137,20 +137,23 @@ def test_mirrored_and_reversed_clips(clips, readings):
 
 
 def test_captions_in_any_order_of_objects(readings):
-  opposite = dict(
-    zip(scene_reader.ORDERS, np.roll(np.reshape(scene_reader.ORDERS, (3, 2)), 1, 1).flat)
-  )
+  opposite = {"behind": "in front of", "left of": "right of", "above": "below"}
+  opposite |= {back: forward for forward, back in opposite.items()}
   for found, _ in readings:
     if len(found.objects) == 2:
       forward, back = (scene_reader.order(*pair) for pair in itertools.permutations(found.objects))
-      assert back == opposite[forward]
+      assert forward and back == opposite[forward]
 
 
-def _drawn(*objects, background=(240, 240, 240), num_frames=9, size=64):
+def _drawn(*objects, background=(240, 240, 240), gradient=0, num_frames=9, size=64):
   """Frames drawn by Pillow. An object is (color, shape, half edge, first center, last center), in pixels."""
   frames = []
   for part in np.linspace(0, 1, num_frames):
     image = Image.new("RGB", (4 * size, 4 * size), background)
+    if gradient:
+      rows = np.add.outer(np.linspace(-gradient, gradient, 4 * size), np.array(background))
+      rows = np.broadcast_to(np.rint(rows)[:, None], (4 * size, 4 * size, 3))
+      image = Image.fromarray(rows.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for color, shape, half, first, last in objects:
       x, y = 4 * ((1 - part) * np.array(first) + part * np.array(last))
@@ -166,6 +169,7 @@ def _drawn(*objects, background=(240, 240, 240), num_frames=9, size=64):
 
 
 _RED, _BLUE, _GREEN = (230, 40, 40), (50, 80, 235), (40, 200, 60)
+_YELLOW, _MAGENTA = (235, 215, 45), (220, 50, 210)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +198,26 @@ _RED, _BLUE, _GREEN = (230, 40, 40), (50, 80, 235), (40, 200, 60)
       "a red circle moves right above a blue square on a white background",
       {"direction"},
       id="both move",
+    ),
+    pytest.param(
+      _drawn((_RED, "circle", 9, (11, 18), (18, 18)), (_BLUE, "square", 10, (50, 42), (50, 42))),
+      "a red circle moves right above a blue square on a white background",
+      set(),
+      id="above, and farther to the side",
+    ),
+    pytest.param(
+      _drawn((_GREEN, "triangle", 10, (18, 43), (18, 43)),
+             (_MAGENTA, "square", 9, (15, 14), (15, 14)), background=(129, 133, 142), gradient=22),
+      "a magenta square above a green triangle on a gray background",
+      set(),
+      id="opposite colors on a gradient",
+    ),
+    pytest.param(
+      _drawn((_YELLOW, "circle", 10, (13, 46), (13, 46)),
+             (_BLUE, "triangle", 10, (46, 51), (46, 51)), background=(129, 133, 142), gradient=22),
+      "a blue triangle on the right of a yellow circle on a gray background",
+      set(),
+      id="opposite colors side by side",
     ),
     pytest.param(
       _drawn((_RED, "circle", 9, (20, 20), (44, 44))),

@@ -1,21 +1,20 @@
 """Reads the objects of a clip from its pixels: colors, shapes, motion, which one is in front, and the background.
 
-The reader is independent of the code that renders the corpus. A pixel x is a mixture of two neighbors u and v out of
-the background b and the colors c_k of the one or two objects,
+The reader is independent of the code that renders the corpus. A pixel x is a mixture of the background b and the color
+c_k of one of at most two objects,
 
-  x = u + a (v - u),    0 <= a <= 1,
+  x = b + a (c_k - b),    0 <= a <= 1,
 
-of the two that leave the smallest residual; a is how much of the pixel v covers. Edges that are antialiased or blurred,
-between an object and the background or between two objects, are thus at half their height, where blur does not move
-them.
+of the k that leaves the smallest residual; a is how much of the pixel the object covers. Edges that are antialiased or
+blurred are thus at half their height, where blur does not move them.
 
 The colors are found first: a pixel belongs to the entry of the palette that its difference from the background points
 at. c_k is the median of its pixels, so a dim object keeps its outline.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -36,8 +35,6 @@ MAX_GRADIENT = 0.2
 MIN_HUE_COSINE = 0.90
 # Part of the way from the background to the palette entry.
 MIN_COVERAGE = 0.5
-# Distance in RGB by which a mixture of two objects must be nearer than one with the background.
-MIN_IMPROVEMENT = 0.04
 # Median over frames of the fraction of the frame that an object covers.
 MIN_OBJECT_AREA = 0.012
 # An object is complete in frames with this fraction of its area, which is the quantile over frames.
@@ -121,9 +118,8 @@ def read_scene(
   if not 1 <= len(colors) <= 2:
     return SceneReading((), name)
   coverages = _coverages(difference, list(colors.values()))
-  masks = (coverages > 0.5) & (coverages == coverages.max(-1, keepdims=True))
   objects = (
-    _object(color, coverages[..., k, None] * colors[color], masks[..., k])
+    _object(color, coverages[..., k, None] * colors[color], coverages[..., k] > 0.5)
     for k, color in enumerate(colors)
   )
   return SceneReading(tuple(found for found in objects if found is not None), name)
@@ -195,20 +191,11 @@ def _object_colors(
 def _coverages(
   difference: Float[np.ndarray, "T H W 3"], colors: Sequence[Float[np.ndarray, "3"]]
 ) -> Float[np.ndarray, "T H W K"]:
-  """How much of a pixel each object covers, from differences from the background."""
-  corners = [np.zeros(3), *colors]
-  best = np.full(difference.shape[:3], np.inf)
-  result = np.zeros((*difference.shape[:3], len(corners)))
-  for u, v in itertools.combinations(range(len(corners)), 2):
-    step = corners[v] - corners[u]
-    part = np.clip((difference - corners[u]) @ step / (step @ step), 0, 1)
-    residual = np.linalg.norm(difference - corners[u] - part[..., None] * step, axis=-1)
-    # Prefer the background to a mixture of two colors on opposite sides of it.
-    closer = residual < best - (MIN_IMPROVEMENT if u else 0)
-    best[closer] = residual[closer]
-    result[closer] = 0
-    result[closer, u], result[closer, v] = (1 - part)[closer], part[closer]
-  return result[..., 1:]
+  """How much of a pixel the object covers whose mixture with the background is nearest; 0 for the other."""
+  colors = np.array(colors)
+  parts = np.clip(difference @ colors.T / (colors**2).sum(-1), 0, 1)
+  residuals = np.linalg.norm(difference[..., None, :] - parts[..., None] * colors, axis=-1)
+  return np.where(residuals == residuals.min(-1, keepdims=True), parts, 0.0)
 
 
 def _object(
@@ -257,7 +244,8 @@ def _largest_part(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
   """The largest connected part. Subsampled chroma leaves thin lines of one color along edges of another."""
   from scipy import ndimage
 
-  parts, count = ndimage.label(mask)
+  labels: Any = ndimage.label(mask)
+  parts, count = labels
   if count < 2:
     return mask
   return parts == 1 + np.bincount(parts.ravel())[1:].argmax()

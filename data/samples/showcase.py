@@ -328,7 +328,7 @@ def sample_scene(rng: np.random.Generator, words: Words) -> ShowcaseScene:
     level = float(np.clip(across + rng.uniform(-0.1, 0.1), low, 1 - low))
     across = float(np.clip(across, low, 1 - low))
     (path, rest) = (
-      _path(tuple(map(abs, side)), line, [(0, along)])
+      _path((abs(side[0]), abs(side[1])), line, [(0, along)])
       for line, along in ((across, first), (level, second))
     )
   elif pattern == "still":

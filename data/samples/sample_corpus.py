@@ -26,8 +26,8 @@ from data.samples import real_media, shapes, showcase
 from walt_t5x.config import programs
 from walt_t5x.files import storage
 
-# Prompts and held-out captions of the showcase.
-_NUM_PROMPTS = 256
+# Held-out captions that are listed, at most.
+_NUM_HELD_OUT = 256
 
 Scene = shapes.Scene | showcase.ShowcaseScene
 
@@ -187,6 +187,7 @@ def write_corpus(
   fps: float = 8.0,
   seed: int = 0,
   validation_fraction: float = 0.1,
+  num_prompts: int = 72,
   real: bool = True,
   require_real: bool = False,
   workers: int | None = None,
@@ -195,13 +196,14 @@ def write_corpus(
 
   Args:
     output: folder, created if missing; existing files with the same names are replaced.
-    scenes: of SCENES. Of "shapes", the prompts are 32 captions in the style of the corpus; of "showcase", the captions
-      of the first 256 training clips, and 256 captions are held out (see `showcase.held_out`).
+    scenes: of SCENES. The prompts of "shapes" are balanced over all captions, held-out ones included; those of
+      "showcase" are the captions of the first training clips.
     num_clips, num_stills: clips of moving shapes and stills, training and validation together.
     size: edge in pixels, even.
     num_frames, fps: frames per clip and per second.
     seed: random seed.
     validation_fraction: fraction of clips and of stills that is held out (see `validation_count`).
+    num_prompts: captions in prompts.txt, at most; 72 of "shapes" have every caption once.
     real: whether to add real clips and photographs to the training split.
     require_real: whether to fail if a package with real media is missing, instead of omitting its media.
     workers: number of threads; one per core by default.
@@ -240,9 +242,14 @@ def write_corpus(
   rows = [row for part in parts[len(found) :] + parts[: len(found)] for row in part]
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
-  held_out = SCENES[scenes].held_out_captions(np.random.default_rng([seed, 3]), _NUM_PROMPTS)
+  prompts = (
+    evaluation_prompts(seed, num_prompts)
+    if scenes == "shapes"
+    else training_prompts(jobs, num_prompts)
+  )
+  held_out = SCENES[scenes].held_out_captions(np.random.default_rng([seed, 3]), _NUM_HELD_OUT)
   for name, captions in (
-    ("prompts.txt", evaluation_prompts(seed) if scenes == "shapes" else training_prompts(jobs)),
+    ("prompts.txt", prompts),
     ("held_out_captions.txt", held_out),
   ):
     if captions:
@@ -252,7 +259,7 @@ def write_corpus(
   return rows
 
 
-def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
+def evaluation_prompts(seed: int, count: int) -> list[str]:
   """Captions to generate from, balanced over colors and directions like the corpus."""
   rng = np.random.default_rng([seed, 2])
   vocabulary = shapes.balanced_vocabulary(rng, count, moving=True)
@@ -262,7 +269,7 @@ def evaluation_prompts(seed: int, count: int = 32) -> list[str]:
   ]
 
 
-def training_prompts(jobs: Sequence[RenderJob], count: int = _NUM_PROMPTS) -> list[str]:
+def training_prompts(jobs: Sequence[RenderJob], count: int) -> list[str]:
   """The different captions of the first training clips, at most `count`."""
   clips = (job for job in jobs if job.split == "train" and job.num_frames > 1)
   return list(dict.fromkeys(job.scene.caption for job in clips))[:count]
@@ -287,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     default=0.1,
     help="fraction held out, rounded up to a multiple of 8 (default 0.1)",
   )
+  parser.add_argument("--num_prompts", type=int, default=72, help="in prompts.txt (default 72)")
   real = parser.add_mutually_exclusive_group()
   real.add_argument("--no_real", action="store_false", dest="real", help="rendered media only")
   real.add_argument(

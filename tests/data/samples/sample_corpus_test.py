@@ -71,8 +71,8 @@ def test_a_seed_fixes_every_byte_whatever_the_threads(corpus, tmp_path):
 
 
 def test_prompts_are_captions_balanced_over_colors_and_directions():
-  prompts = sample_corpus.evaluation_prompts(seed=0)
-  assert len(prompts) == len(set(prompts)) == 32
+  prompts = sample_corpus.evaluation_prompts(seed=0, count=72)
+  assert len(prompts) == len(set(prompts)) == 72
   words = [prompt.split() for prompt in prompts]
   colors, directions = Counter(w[1] for w in words), Counter(w[-1] for w in words)
   assert max(colors.values()) - min(colors.values()) <= 1 and len(colors) == 6

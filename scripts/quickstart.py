@@ -2,83 +2,22 @@
 
   python -m scripts.quickstart [FOLDER] [--fast] [--seed=N] [--prompts=N]
 
-Prints the stages with their expected seconds first, and a table of times, results and bars last.
+Prints the stages with their expected seconds first, and a table of times, results and bars last. The same command
+resumes an interrupted run: finished stages are skipped, and an interrupted one resumes if its program can.
 """
 
 import argparse
 import json
-import os
-import shlex
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.quickstart_recipes import FAST, FULL, UPSCALING, Recipe, bars
+from scripts.stages import Stage, run_all
 
-ROOT = Path(__file__).resolve().parents[1]
 # Networks this small keep one core busy: two devices of one core each share a batch instead.
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-
-
-@dataclass(frozen=True)
-class Stage:
-  """One command.
-
-  result: maps the last JSON line that the command printed (or {}) to the table's entry.
-  """
-
-  name: str
-  command: Sequence[str]
-  result: Callable[[dict[str, Any]], str]
-  environment: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Done:
-  """Time, memory and result of a stage."""
-
-  name: str
-  seconds: float
-  peak_mib: float
-  result: str
-
-
-def run(stage: Stage, heading: str) -> tuple[Done, dict[str, Any]]:
-  """Runs one stage; its output is printed, except its line of JSON.
-
-  Raises:
-    SystemExit: if it fails, with its command.
-  """
-  command = shlex.join(stage.command)
-  command = " ".join([*(f"{k}={v}" for k, v in stage.environment.items()), command])
-  print(f"\n== {heading}\n$ {command}", flush=True)
-  started = time.monotonic()
-  process = subprocess.Popen(
-    [sys.executable, *stage.command[1:]],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    text=True,
-    env=os.environ | dict(stage.environment),
-  )
-  last = {}
-  for line in process.stdout:
-    if line.startswith("{"):
-      last = json.loads(line)
-    else:
-      print(line, end="", flush=True)
-  # wait4 returns the peak of this child only; getrusage would include earlier children.
-  _, status, usage = os.wait4(process.pid, 0)
-  if status:
-    sys.exit(
-      f"quickstart: {stage.name} failed (status {os.waitstatus_to_exitcode(status)}); its command:\n"
-      f"  {command}"
-    )
-  seconds = time.monotonic() - started
-  return Done(stage.name, seconds, usage.ru_maxrss / 1024, stage.result(last)), last
 
 
 def last_metrics(model_dir: Path, *names: str) -> str:
@@ -118,7 +57,7 @@ def accuracy(scores: Mapping[str, Any]) -> str:
   return ", ".join(
     f"{element} {found[f'{element}_right']:.0f}/{found[f'{element}_total']:.0f}"
     f" = {found[f'{element}_accuracy']:.0%}"
-    for element in ("color", "direction", "shape")
+    for element in [name.removesuffix("_total") for name in found if name.endswith("_total")]
   )
 
 
@@ -152,28 +91,26 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
   corpus, text, cache = folder / "corpus", folder / "text", folder / "cache"
   vae, base, sr, samples = folder / "vae", folder / "base", folder / "sr1", folder / "samples"
   manifest = corpus / "manifest.jsonl"
-  clip = ["--num_frames=9", "--fps=8", "--num_shards=4"]
+  small, large = recipe.sizes
+  clip = [f"--resolutions={small},{large}", f"--num_frames={recipe.num_frames}", "--fps=8"]
+  clip += ["--num_shards=4"]
   preprocess = ["python", "-m", "beam_jobs.preprocess", f"--manifest={manifest}"]
   preprocess += [f"--output={cache}"]
-  tokenizer = ["--vae_gin_file=gin/models/vae_tiny.gin", f"--vae_checkpoint={vae}", "--vae_ema"]
+  tokenizer = [f"--vae_gin_file={recipe.vae}", f"--vae_checkpoint={vae}", "--vae_ema"]
   cascade = [
-    "--gin_file=gin/tiny/generate.gin",
+    f"--gin_file={recipe.gin}/generate.gin",
     f'--gin.BASE_CHECKPOINT="{base}"',
     f'--gin.SR1_CHECKPOINT="{sr}"',
     f'--gin.VAE_CHECKPOINT="{vae}"',
     f'--gin.TEXT_ENCODER="{text}"',
   ]
-  vae_steps, base_steps, sr_steps = (None, None, None) if recipe is FULL else recipe.steps
+  vae_steps, base_steps, sr_steps = recipe.steps
   seeded = [f"--seed={seed}"] if seed else []
   found = [
     Stage(
       "sample corpus",
-      ["python", "-m", "data.samples", f"--output={corpus}", f"--num_clips={recipe.num_clips}"]
-      + [
-        f"--validation_fraction={recipe.validation_fraction}",
-        f"--num_prompts={prompts}",
-        *seeded,
-      ],
+      ["python", "-m", "data.samples", f"--output={corpus}", *recipe.corpus]
+      + [f"--num_prompts={prompts}", *seeded],
       lambda _: f"{sum(1 for _ in manifest.open())} media files",
     ),
     Stage(
@@ -184,12 +121,12 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
     ),
     Stage(
       "pixels",
-      [*preprocess, "--task=shapes_pixels", "--content=pixels", "--resolutions=32x32,64x64", *clip],
+      [*preprocess, "--task=shapes_pixels", "--content=pixels", *clip],
       rows,
     ),
     Stage(
       "train tokenizer",
-      train_command("gin/tiny/vae.gin", vae, cache, steps=vae_steps, seed=seed),
+      train_command(f"{recipe.gin}/vae.gin", vae, cache, steps=vae_steps, seed=seed),
       lambda _: last_metrics(vae, "psnr"),
       TWO_DEVICES,
     ),
@@ -197,7 +134,10 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
       Stage(
         f"tokenizer at {size}",
         ["python", "-m", "walt_t5x.reconstruct", *tokenizer]
-        + [f"--cache={cache / 'shapes_pixels_videos'}", f"--pixels=pixels/9x{size}"]
+        + [
+          f"--cache={cache / 'shapes_pixels_videos'}",
+          f"--pixels=pixels/{recipe.num_frames}x{size}",
+        ]
         + [f"--output={folder / f'reconstructions_{size}'}"],
         lambda r: (
           f"held-out clips: PSNR {r['psnr']:.1f} dB, their reconstructions read as "
@@ -208,19 +148,19 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
     ),
     Stage(
       "latents and text",
-      [*preprocess, "--task=shapes", *tokenizer, f"--text_encoder={text}", "--max_text_length=16"]
-      + ["--resolutions=32x32,64x64", *clip],
+      [*preprocess, "--task=shapes", *tokenizer, f"--text_encoder={text}"]
+      + [f"--max_text_length={recipe.text_length}", *clip],
       rows,
     ),
     Stage(
       "train base",
-      train_command("gin/tiny/base.gin", base, cache, steps=base_steps, seed=seed),
+      train_command(f"{recipe.gin}/base.gin", base, cache, steps=base_steps, seed=seed),
       lambda _: last_metrics(base, "loss", "loss_video"),
       TWO_DEVICES,
     ),
     Stage(
       "train super-resolution",
-      train_command("gin/tiny/sr.gin", sr, cache, steps=sr_steps, seed=seed),
+      train_command(f"{recipe.gin}/sr.gin", sr, cache, steps=sr_steps, seed=seed),
       lambda _: last_metrics(sr, "loss", "loss_video"),
       TWO_DEVICES,
     ),
@@ -256,7 +196,7 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
       ),
     ]
   report = ["python", "-m", "walt_t5x.report", *(f"--run={model}" for model in (vae, base, sr))]
-  report += [f"--samples={samples}", "--title=Quickstart", f"--output={folder / 'report.html'}"]
+  report += [f"--samples={samples}", f"--title={recipe.name}", f"--output={folder / 'report.html'}"]
   found.append(
     Stage(
       "report",
@@ -275,12 +215,12 @@ def main() -> int:
   parser.add_argument("folder", nargs="?", default="runs/quickstart", help="output folder")
   parser.add_argument("--fast", action="store_true", help="under 4 minutes, with lower bars")
   parser.add_argument("--seed", type=int, default=0, help="of corpus, trainings and samples")
-  parser.add_argument("--prompts", type=int, default=72, help="clips to generate and score")
+  parser.add_argument("--prompts", type=int, help="clips to generate and score")
   args = parser.parse_args()
   recipe = FAST if args.fast else FULL
   folder = Path(args.folder).resolve()
   folder.mkdir(parents=True, exist_ok=True)
-  todo = stages(folder, recipe, seed=args.seed, prompts=args.prompts)
+  todo = stages(folder, recipe, seed=args.seed, prompts=args.prompts or recipe.prompts)
 
   def expected(stage: Stage) -> int:
     return next((s for name, s in recipe.seconds.items() if stage.name.startswith(name)), 2)
@@ -289,12 +229,8 @@ def main() -> int:
   for number, stage in enumerate(todo, 1):
     print(f"{number:>4}  {stage.name:<34} {expected(stage):>4} s")
   print(f"      {'in all':<34} {sum(map(expected, todo)):>4} s")
-  started, done, printed = time.monotonic(), [], {}
-  for number, stage in enumerate(todo, 1):
-    heading = f"{number} of {len(todo)}: {stage.name} (about {expected(stage)} s)"
-    finished, printed[stage.name] = run(stage, heading)
-    done.append(finished)
-  total = time.monotonic() - started
+  done, printed = run_all(todo, folder / "finished.json", expected)
+  total = sum(d.seconds for d in done)
 
   print(f"\n{'stage':<34} {'seconds':>8} {'peak MiB':>9}  result")
   for d in done:

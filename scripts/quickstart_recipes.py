@@ -1,5 +1,6 @@
 """Sizes of the quickstart, its expected seconds, and the bars that it must reach."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +13,31 @@ class Recipe:
   """Sizes of a run, and what it must reach.
 
   Attributes:
-    num_clips: clips of the corpus.
-    validation_fraction: fraction of them that is held out.
-    steps: training steps of the tokenizer, the base stage and the super-resolution stage.
+    name: title of the report.
+    gin: folder of the gin files of trainings and generation.
+    vae: gin file of the tokenizer.
+    corpus: flags of `data.samples`.
+    num_frames: frames of a clip.
+    sizes: HxW of the base stage and of the super-resolution stage.
+    text_length: tokens of a caption, at most.
+    prompts: number of clips to generate and score, if --prompts does not give it.
+    steps: training steps of the tokenizer, the base stage and the super-resolution stage; None for the gin files'.
     compare_upscaling: whether to compare super-resolution with bicubic upscaling.
     seconds: expected seconds of the stages that take long, on two idle cores.
-    psnr: bars of the tokenizer on held-out clips in dB, by resolution.
+    psnr: bars of the tokenizer on held-out clips in dB, by size.
     accuracy: bars of caption accuracy over all prompts, (stage, element) -> fraction.
     held_out: bars of the base stage over the captions that are in no training row, element -> fraction.
   """
 
-  num_clips: int
-  validation_fraction: float
-  steps: tuple[int, int, int]
+  name: str
+  gin: str
+  vae: str
+  corpus: tuple[str, ...]
+  num_frames: int
+  sizes: tuple[str, str]
+  text_length: int
+  prompts: int
+  steps: tuple[int | None, int | None, int | None]
   compare_upscaling: bool
   seconds: Mapping[str, int]
   psnr: Mapping[str, float]
@@ -33,9 +46,15 @@ class Recipe:
 
 
 FULL = Recipe(
-  num_clips=1584,
-  validation_fraction=0.05,
-  steps=(1050, 2200, 1500),
+  name="Quickstart",
+  gin="gin/tiny",
+  vae="gin/models/vae_tiny.gin",
+  corpus=("--num_clips=1584", "--validation_fraction=0.05"),
+  num_frames=9,
+  sizes=("32x32", "64x64"),
+  text_length=16,
+  prompts=72,
+  steps=(None, None, None),
   compare_upscaling=True,
   seconds={
     "sample corpus": 10,
@@ -60,9 +79,9 @@ FULL = Recipe(
   },
   held_out={"color": 0.95, "direction": 0.90, "shape": 0.70},
 )
-FAST = Recipe(
-  num_clips=784,
-  validation_fraction=0.1,
+FAST = dataclasses.replace(
+  FULL,
+  corpus=("--num_clips=784", "--validation_fraction=0.1"),
   steps=(400, 600, 400),
   compare_upscaling=False,
   seconds={

@@ -168,7 +168,9 @@ def read_cascade(chosen: Sequence[str] = (), preset: Any = None) -> Any:
   programs.register(train=engine.train, generate=CascadeConfig)
   if preset is None:
     # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
-    import tensorflow  # noqa: F401
+    with programs.quiet_imports():
+      import seqio  # noqa: F401
+      import tensorflow  # noqa: F401
   gin_flags.read(preset and [preset.gin_file])
   config = gin_config.bound(CascadeConfig)
   if preset:

@@ -38,6 +38,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def plan_of(config: Path) -> Mapping[str, Any] | str:
   """The plan of the configuration that a run recorded, or the reason why there is none."""
   import gin
+
+  with programs.quiet_imports():
+    import seqio  # noqa: F401 - gin files import it
   from walt_t5x import engine
   from walt_t5x.planning.run_plan import plan_gin
 

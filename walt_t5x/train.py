@@ -46,16 +46,16 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
   gin_flags.check(argv, example="gin/tiny/base.gin")
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
   from walt_t5x.engine import host_memory
 
   if host_memory.runs_on_cpu():
     host_memory.keep_freed_memory()
 
   import jax
-  import seqio
-  import tensorflow as tf
+
+  with programs.quiet_imports():
+    import seqio
+    import tensorflow as tf
 
   from walt_t5x import engine
   from walt_t5x.config import gin_config

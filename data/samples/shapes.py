@@ -28,8 +28,8 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
   "down": (0, 1),
 }
 
-EXTENT_RANGE = (0.36, 0.46)
-TRAVEL_RANGE = (0.40, 0.50)
+EXTENT_RANGE = (0.42, 0.52)
+TRAVEL_RANGE = (0.34, 0.44)
 BACKGROUND_RANGE = (0.03, 0.10)
 MARGIN = 0.02
 SUPERSAMPLING = 4

@@ -2,7 +2,10 @@
 
 import argparse
 import contextlib
+import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +31,32 @@ def user_errors(program: str) -> Iterator[None]:
     sys.exit(f"The gin configuration is invalid.\n{error}")
   except (ValueError, OSError, ImportError) as error:
     sys.exit(f"{program}: {error}")
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+  """Omits what TensorFlow's C++ libraries say on stderr while they are imported, before their log level applies.
+
+  Only lines of level INFO, and the announcement that they come, are omitted.
+  """
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  try:
+    saved = os.dup(2)
+  except OSError:  # stderr is closed
+    yield
+    return
+  with tempfile.TemporaryFile() as said:
+    os.dup2(said.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(saved, 2)
+      os.close(saved)
+      said.seek(0)
+      for line in said:
+        if not re.match(rb"I0000 |WARNING: All log messages before absl::InitializeLog", line):
+          os.write(2, line)
 
 
 def register(**functions: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from walt_t5x.config import programs
 from walt_t5x.evaluation.clip_scores import LpipsNetwork
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
@@ -143,7 +144,8 @@ def write_scores(
 
 def log_scores(log_dir: str, step: int, values: Mapping[str, float]) -> None:
   """Writes scores as TensorBoard events of one step."""
-  from clu import metric_writers
+  with programs.quiet_imports():
+    from clu import metric_writers
 
   writer = metric_writers.create_default_writer(log_dir, just_logging=False)
   writer.write_scalars(step, values)

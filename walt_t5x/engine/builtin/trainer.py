@@ -264,7 +264,8 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   """Metrics as host numbers; a metric with several values becomes several."""
   scalars: dict[str, float] = {}
   for name, metric in jax.device_get(dict(metrics)).items():
-    value = metric.compute()
+    with np.errstate(invalid="ignore"):  # The average over no examples of a kind is NaN.
+      value = metric.compute()
     for part, x in value.items() if isinstance(value, Mapping) else [("", value)]:
       flat = np.asarray(x).reshape(-1)  # Not jnp, which would run after the queued steps.
       full = f"{name}/{part}" if part else name

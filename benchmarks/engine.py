@@ -25,8 +25,7 @@ from typing import Any
 os.environ.setdefault("WALT_T5X_ENGINE", "builtin")
 
 HERE = Path(__file__).resolve().parent
-# Name -> layers, width, batch size, steps per turn (which ends with a summary), turns. `tiny` is
-# gin/models/walt_tiny_base.gin.
+# Name -> layers, width, batch size, steps per turn (which ends with a summary), turns.
 SIZES = {"narrow": (2, 64, 8, 40, 24), "tiny": (4, 128, 16, 10, 8)}
 BAR = 1.03
 

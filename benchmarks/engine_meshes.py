@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks import results
 
 HERE = Path(__file__).resolve().parent
-FIELDS = {"num_layers": 2, "width": 32, "mlp_dim": 64, "dtype": "'float32'"}
+FIELDS = {"num_layers": 2, "width": 32, "num_heads": 4, "mlp_dim": 64, "dtype": "'float32'"}
 # (devices, of them along 'model').
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 4), (4, 2), (8, 4))
 JOURNEY = ((8, 2), (4, 4), (1, 1), (8, 4), (8, 1))

@@ -49,7 +49,7 @@ FULL = Recipe(
   name="Quickstart",
   gin="gin/tiny",
   vae="gin/models/vae_tiny.gin",
-  corpus=("--num_clips=1584", "--validation_fraction=0.05"),
+  corpus=("--num_clips=1264", "--validation_fraction=0.05"),
   num_frames=9,
   sizes=("32x32", "64x64"),
   text_length=16,

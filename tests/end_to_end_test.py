@@ -11,7 +11,7 @@ from tests import programs
 NARROW = [
   f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
   for scope in ("base", "sr1")
-  for name, value in (("num_layers", 2), ("width", 16), ("mlp_dim", 32))
+  for name, value in (("num_layers", 2), ("width", 16), ("num_heads", 2), ("mlp_dim", 32))
 ]
 
 

@@ -95,6 +95,7 @@ def _train(launch, model_dir, cache, steps):  # noqa: F811
       "--gin.train_script.train.train_eval_dataset_cfg=None",
       "--gin.base/transformer.WaltDenoiser.num_layers=2",
       "--gin.base/transformer.WaltDenoiser.width=32",
+      "--gin.base/transformer.WaltDenoiser.num_heads=2",
       "--gin.base/transformer.WaltDenoiser.mlp_dim=32",
     )
   finally:

@@ -38,7 +38,7 @@ if t5x_missing is None:
 NARROW = {
   scope: [
     f"--gin.{scope}/transformer.WaltDenoiser.{name}={value}"
-    for name, value in (("num_layers", 2), ("width", 32), ("mlp_dim", 64))
+    for name, value in (("num_layers", 2), ("width", 32), ("num_heads", 2), ("mlp_dim", 64))
   ]
   for scope in ("base", "sr1")
 }

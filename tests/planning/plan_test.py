@@ -116,7 +116,7 @@ def test_the_program_prints_json_and_names_errors():
     "walt_t5x.plan", "--gin_file=gin/tiny/base.gin", "--json", "--gin.BATCH_SIZE=4"
   )
   plan = json.loads(result.stdout)
-  assert plan["batch_size"] == 4 and plan["tokens_per_row"] == 192 and result.returncode == 0
+  assert plan["batch_size"] == 4 and plan["tokens_per_row"] == 48 and result.returncode == 0
   wrong = programs.run(
     "walt_t5x.plan",
     "--gin_file=gin/tiny/base.gin",

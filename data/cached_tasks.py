@@ -15,6 +15,7 @@ from absl import logging
 from data import batch_spec, schema, shard_sources
 from data.corpus import CorpusConstants
 from data.provenance import LatentStatistics, Provenance, read_provenance
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -61,6 +62,22 @@ class CachedTask(seqio.Task):
       for field, s in found.latents.items()
     }
     return dataclasses.replace(found, latents=latents)
+
+  def check_fields(self, fields: Sequence[str], *, split: str) -> None:
+    """Checks that the records of a split have the fields.
+
+    Raises:
+      Mismatch: naming those that the records have of the same kind.
+    """
+    info = f"{self._cache_folder()}/info.{split}.json"
+    stored = storage.read_json(info)["features"] if storage.exists(info) else dict.fromkeys(fields)
+    kind = fields[0].partition("/")[0] + "/"
+    for field in fields:
+      if field not in stored:
+        raise Mismatch(
+          f"the cache of {self.name!r} has {sorted(f for f in stored if f.startswith(kind))}, not {field!r}: set the "
+          "task's fields to these, or preprocess with that resolution"
+        )
 
   def _cache_folder(self) -> str:
     if not self.cache_dir:

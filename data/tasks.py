@@ -17,7 +17,7 @@ from typing import Any, cast
 import seqio
 import tensorflow as tf
 
-from data import batch_spec, schema
+from data import batch_spec, cached_tasks, schema
 from data.cached_tasks import CachedMixture, CachedTask, cached_task
 from data.rows import RowFormat, Rows
 
@@ -182,13 +182,16 @@ def pixel_task(
       videos.append(tf.image.stateless_random_crop(clip(parsed, crops_of), shape, seed))
     return {"video": tf.stack(videos)}
 
+  name = f"{task}_images" if images else f"{task}_videos"
+
   def parse(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    cached_tasks.handle(name).check_fields(fields, split="train")
     # SeqIO's decorator has no type annotations.
     drawn = seqio.map_over_dataset(examples, num_seeds=1)
     return cast(Callable[[tf.data.Dataset], tf.data.Dataset], drawn)(dataset).unbatch()
 
   return cached_task(
-    f"{task}_images" if images else f"{task}_videos",
+    name,
     [parse],
     batch_spec.video_features(pixels),
     shuffle_buffer_size=shuffle_buffer_size,

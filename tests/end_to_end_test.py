@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
     "--num_frames=9",
     "--num_shards=2",
   ]
-  _run(*job, "--task=shapes_pixels", "--content=pixels", "--resolutions=32x32")
+  _run(*job, "--task=shapes_pixels", "--content=pixels", "--resolutions=32x32,64x64")
   _run(*_train("vae", folder / "vae", cache, 2, *UNWATCHED))
   _run(
     *job,

@@ -102,7 +102,7 @@ def broken_videos(clip: bytes, scene: int, **short: Any) -> dict[str, tuple[byte
   """
   small = {name: value for name, value in short.items() if name != "size"}
   return {
-    "truncated_video": (clip[: len(clip) // 8], "truncated"),
+    "truncated_video": (clip[: len(clip) // 12], "truncated"),
     "zero_bytes": (b"", "empty"),
     "html_page": (media.HTML, "not_media"),
     "too_short": (media.video(scene, num_frames=9, rate=25, **short), "too_short"),

@@ -422,6 +422,10 @@ def test_a_pixel_task_also_gives_a_random_window_of_the_larger_clip(tmp_path):
   with _cache_dirs(str(tmp_path)):
     task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x16x16")
     first, again, other = offsets(1), offsets(1), offsets(2)
+    with pytest.raises(
+      Mismatch, match=r"has \['pixels/5x16x16', 'pixels/5x8x8'\], not 'pixels/5x32x32': set"
+    ):
+      _rows(tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x32x32"))
   assert first == again != other and len(set(first)) > 1
   with pytest.raises(ValueError, match=r"crops_of='pixels/5x8x4', expected a size from which"):
     tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x8x4")

@@ -213,7 +213,7 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("folder", nargs="?", default="runs/quickstart", help="output folder")
-  parser.add_argument("--fast", action="store_true", help="under 4 minutes, with lower bars")
+  parser.add_argument("--fast", action="store_true", help="less training, lower bars")
   parser.add_argument("--seed", type=int, default=0, help="of corpus, trainings and samples")
   parser.add_argument("--prompts", type=int, help="clips to generate and score")
   args = parser.parse_args()

@@ -2,7 +2,7 @@
 # Sets up, then runs the complete pipeline at toy size on the CPU: corpus, tokenizer, preprocessing, base and
 # super-resolution stages, generation, scoring, gallery, report. 13 minutes on 2 idle cores.
 #
-#   bash scripts/quickstart.sh [FOLDER] [--fast]     # default: runs/quickstart; --fast: under 4 minutes
+#   bash scripts/quickstart.sh [FOLDER] [--fast]     # default: runs/quickstart; --fast: less training, lower bars
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh

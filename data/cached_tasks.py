@@ -64,7 +64,7 @@ class CachedTask(seqio.Task):
     return dataclasses.replace(found, latents=latents)
 
   def check_fields(self, fields: Sequence[str], *, split: str) -> None:
-    """Checks that the records of a split have the fields.
+    """Checks that the records of a split have the fields; a cache without the split is not checked.
 
     Raises:
       Mismatch: naming those that the records have of the same kind.

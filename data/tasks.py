@@ -147,7 +147,7 @@ def pixel_task(
   *,
   task: str,
   pixels: str,
-  crops_of: str | None = None,
+  crops_of: Sequence[str] = (),
   images: bool = False,
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
@@ -157,20 +157,22 @@ def pixel_task(
   Args:
     task: --task of preprocessing with `--content=pixels`.
     pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
-    crops_of: field of the same clip at a larger size. Each record then gives two examples: the clip, and a random crop
-      of the larger clip, of the size of `pixels`. A tokenizer that is used at both sizes sees both scales at the cost
-      of the smaller one.
+    crops_of: fields of the same clip at larger sizes. Each record then also gives a random crop of each of them, of
+      the size of `pixels`. A tokenizer that is used at several sizes sees all scales at the cost of the smallest one.
     images: whether to read the images, for an image tokenizer.
     shuffle_buffer_size: number of examples in the shuffle buffer.
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.VideoFrechet`.
   """
 
   shape = (*schema.pixels_shape(pixels), 3)
-  if crops_of and not all(map(int.__le__, shape, (*schema.pixels_shape(crops_of), 3))):
-    raise ValueError(
-      f"pixel_task: got {crops_of=}, expected a size from which {pixels} can be cropped"
-    )
-  fields = [pixels, *((crops_of,) if crops_of else ())]
+  if isinstance(crops_of, str):
+    raise ValueError(f"pixel_task: got {crops_of=}, expected a list of fields, [{crops_of!r}]")
+  for larger in crops_of:
+    if not all(map(int.__le__, shape, (*schema.pixels_shape(larger), 3))):
+      raise ValueError(
+        f"pixel_task: got {larger!r} in crops_of, expected sizes from which {pixels} can be cropped"
+      )
+  fields = [pixels, *crops_of]
 
   def clip(parsed: dict[str, tf.Tensor], field: str) -> tf.Tensor:
     return schema.parse_pixels({field: parsed[field][0]}, field)
@@ -178,8 +180,9 @@ def pixel_task(
   def examples(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
     parsed = schema.parse_records(record[None], fields)
     videos = [clip(parsed, pixels)]
-    if crops_of:
-      videos.append(tf.image.stateless_random_crop(clip(parsed, crops_of), shape, seed))
+    for index, larger in enumerate(crops_of):
+      place = tf.random.experimental.stateless_fold_in(seed, index)
+      videos.append(tf.image.stateless_random_crop(clip(parsed, larger), shape, place))
     return {"video": tf.stack(videos)}
 
   name = f"{task}_images" if images else f"{task}_videos"

@@ -9,12 +9,12 @@ resumes an interrupted run: finished stages are skipped, and an interrupted one 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.quickstart_recipes import FAST, FULL, UPSCALING, Recipe, bars
-from scripts.stages import Stage, run_all
+from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, UPSCALING, Recipe, bars
+from scripts.stages import Stage, Step, duration, flat, run_all
 
 # Networks this small keep one core busy: two devices of one core each share a batch instead.
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -86,14 +86,12 @@ def rows(result: dict[str, Any]) -> str:
   )
 
 
-def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Stage]:
+def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Step]:
   """The pipeline, in order."""
   corpus, text, cache = folder / "corpus", folder / "text", folder / "cache"
   vae, base, sr, samples = folder / "vae", folder / "base", folder / "sr1", folder / "samples"
-  manifest = corpus / "manifest.jsonl"
-  small, large = recipe.sizes
-  clip = [f"--resolutions={small},{large}", f"--num_frames={recipe.num_frames}", "--fps=8"]
-  clip += ["--num_shards=4"]
+  manifest, features = corpus / "manifest.jsonl", folder / "shapes.safetensors"
+  clip = [f"--num_frames={recipe.num_frames}", "--fps=8", "--num_shards=4"]
   preprocess = ["python", "-m", "beam_jobs.preprocess", f"--manifest={manifest}"]
   preprocess += [f"--output={cache}"]
   tokenizer = [f"--vae_gin_file={recipe.vae}", f"--vae_checkpoint={vae}", "--vae_ema"]
@@ -106,7 +104,89 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
   ]
   vae_steps, base_steps, sr_steps = recipe.steps
   seeded = [f"--seed={seed}"] if seed else []
-  found = [
+
+  def reconstruct(size: str) -> Stage:
+    return Stage(
+      f"tokenizer at {size}",
+      ["python", "-m", "walt_t5x.reconstruct", *tokenizer]
+      + [
+        f"--cache={cache / 'shapes_pixels_videos'}",
+        f"--pixels=pixels/{recipe.num_frames}x{size}",
+      ]
+      + [f"--output={folder / f'reconstructions_{size}'}"],
+      lambda r: (
+        f"held-out clips: PSNR {r['psnr']:.1f} dB, their reconstructions read as "
+        f"{accuracy(r['caption_accuracy']['reconstructions'])}"
+      ),
+    )
+
+  train_base = Stage(
+    "train base",
+    train_command(f"{recipe.gin}/base.gin", base, cache, steps=base_steps, seed=seed),
+    lambda _: last_metrics(base, "loss", "loss_video"),
+  )
+  train_sr = Stage(
+    "train super-resolution",
+    train_command(f"{recipe.gin}/sr.gin", sr, cache, steps=sr_steps, seed=seed),
+    lambda _: last_metrics(sr, "loss", "loss_video"),
+  )
+  generate = Stage(
+    "generate",
+    ["python", "-m", "walt_t5x.generate", *cascade, f"--prompts_file={corpus / 'prompts.txt'}"]
+    + [f"--output={samples}", *seeded, "--verbosity=-1"],
+    lambda r: f"{r['videos']} videos",
+  )
+  score = Stage(
+    "score",
+    ["python", "-m", "walt_t5x.evaluate", "--protocol=caption_accuracy", f"--samples={samples}"]
+    + [f"--captions_apart={corpus / 'held_out_captions.txt'}", f"--log_dir={folder / 'eval'}"],
+    describe,
+  )
+  surrogate = Stage(
+    "feature network",
+    ["python", "-m", "walt_t5x.train_surrogate", f"--output={features}"],
+    lambda _: "a surrogate, trained on shapes",
+  )
+  upscaling = Stage(
+    UPSCALING,
+    ["python", "-m", "walt_t5x.compare_upscaling", *cascade, "--network=shapes"]
+    + [f"--weights={features}", f"--cache={cache / 'shapes_pixels_videos'}"]
+    + [f"--output={folder / 'upscaling.json'}", "--verbosity=-1"],
+    describe_upscaling,
+  )
+  beside_base = [train_sr, *map(reconstruct, recipe.psnr)]
+  beside_base += [surrogate] if recipe.compare_upscaling else []
+  last: list[Stage] = [upscaling] if recipe.compare_upscaling else []
+  if recipe.frames:
+    last += [
+      Stage(
+        "image to video",
+        ["python", "-m", "walt_t5x.generate", *cascade]
+        + [f"--requests={corpus / 'image_requests.jsonl'}"]
+        + [f"--output={folder / 'from_images'}", *seeded, "--verbosity=-1"],
+        lambda r: f"{r['videos']} videos",
+      ),
+      Stage(
+        "extension",
+        ["python", "-m", "walt_t5x.generate", *cascade, "--extensions=4"]
+        + ["--prompt=a red square moves right slowly", "--prompt=a blue circle moves up slowly"]
+        + [f"--output={folder / 'extended'}", *seeded, "--verbosity=-1"],
+        lambda r: f"{r['videos']} videos",
+      ),
+    ]
+  report = Stage(
+    "report",
+    ["python", "-m", "walt_t5x.report", *(f"--run={model}" for model in (vae, base, sr))]
+    + [f"--samples={samples}", f"--title={recipe.name}", f"--output={folder / 'report.html'}"],
+    lambda r: f"{r['runs']} runs, {r['scores']} scores, {r['samples']} samples on one page",
+  )
+  preset = Stage(
+    "preset",
+    ["python", "-m", "walt_t5x.export_preset", *cascade, f"--output={folder / recipe.preset}"]
+    + ["--license=CC0-1.0", f"--trained_by=bash scripts/{recipe.name.lower()}.sh"],
+    lambda r: f"{r['bytes'] / 1e6:.1f} MB",
+  )
+  return [
     Stage(
       "sample corpus",
       ["python", "-m", "data.samples", f"--output={corpus}", *recipe.corpus]
@@ -121,7 +201,8 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
     ),
     Stage(
       "pixels",
-      [*preprocess, "--task=shapes_pixels", "--content=pixels", *clip],
+      [*preprocess, "--task=shapes_pixels", "--content=pixels", *clip]
+      + [f"--resolutions={','.join([*recipe.crop_sizes, *recipe.sizes])}"],
       rows,
     ),
     Stage(
@@ -130,81 +211,31 @@ def stages(folder: Path, recipe: Recipe, *, seed: int, prompts: int) -> list[Sta
       lambda _: last_metrics(vae, "psnr"),
       TWO_DEVICES,
     ),
-    *(
-      Stage(
-        f"tokenizer at {size}",
-        ["python", "-m", "walt_t5x.reconstruct", *tokenizer]
-        + [
-          f"--cache={cache / 'shapes_pixels_videos'}",
-          f"--pixels=pixels/{recipe.num_frames}x{size}",
-        ]
-        + [f"--output={folder / f'reconstructions_{size}'}"],
-        lambda r: (
-          f"held-out clips: PSNR {r['psnr']:.1f} dB, their reconstructions read as "
-          f"{accuracy(r['caption_accuracy']['reconstructions'])}"
-        ),
-      )
-      for size in recipe.psnr
-    ),
     Stage(
       "latents and text",
       [*preprocess, "--task=shapes", *tokenizer, f"--text_encoder={text}"]
-      + [f"--max_text_length={recipe.text_length}", *clip],
+      + [f"--max_text_length={recipe.text_length}", *clip]
+      + [f"--resolutions={','.join(recipe.sizes)}"],
       rows,
     ),
-    Stage(
-      "train base",
-      train_command(f"{recipe.gin}/base.gin", base, cache, steps=base_steps, seed=seed),
-      lambda _: last_metrics(base, "loss", "loss_video"),
-      TWO_DEVICES,
-    ),
-    Stage(
-      "train super-resolution",
-      train_command(f"{recipe.gin}/sr.gin", sr, cache, steps=sr_steps, seed=seed),
-      lambda _: last_metrics(sr, "loss", "loss_video"),
-      TWO_DEVICES,
-    ),
-    Stage(
-      "generate",
-      ["python", "-m", "walt_t5x.generate", *cascade, f"--prompts_file={corpus / 'prompts.txt'}"]
-      + [f"--output={samples}", *seeded, "--verbosity=-1"],
-      lambda r: f"{r['videos']} videos",
-      TWO_DEVICES,
-    ),
-    Stage(
-      "score",
-      ["python", "-m", "walt_t5x.evaluate", "--protocol=caption_accuracy", f"--samples={samples}"]
-      + [f"--captions_apart={corpus / 'held_out_captions.txt'}", f"--log_dir={folder / 'eval'}"],
-      describe,
-    ),
+    ([train_base], beside_base),
+    ([generate, score], last) if last else ([generate, score],),
+    report,
+    *([preset] if recipe.preset else []),
   ]
-  if recipe.compare_upscaling:
-    features = folder / "shapes.safetensors"
-    found += [
-      Stage(
-        "feature network",
-        ["python", "-m", "walt_t5x.train_surrogate", f"--output={features}"],
-        lambda _: "a surrogate, trained on shapes",
-      ),
-      Stage(
-        UPSCALING,
-        ["python", "-m", "walt_t5x.compare_upscaling", *cascade, "--network=shapes"]
-        + [f"--weights={features}", f"--cache={cache / 'shapes_pixels_videos'}"]
-        + [f"--output={folder / 'upscaling.json'}", "--verbosity=-1"],
-        describe_upscaling,
-        TWO_DEVICES,
-      ),
-    ]
-  report = ["python", "-m", "walt_t5x.report", *(f"--run={model}" for model in (vae, base, sr))]
-  report += [f"--samples={samples}", f"--title={recipe.name}", f"--output={folder / 'report.html'}"]
-  found.append(
-    Stage(
-      "report",
-      report,
-      lambda r: f"{r['runs']} runs, {r['scores']} scores, {r['samples']} samples on one page",
-    )
-  )
-  return found
+
+
+def print_plan(todo: Sequence[Step], folder: Path, expected: Callable[[Stage], int]) -> None:
+  """Prints the stages with their expected seconds; lanes after the first one are marked."""
+  print(f"{len(flat(todo))} stages, expected on two idle cores; everything goes into {folder}")
+  number = 0
+  for step in todo:
+    for lane, stages_of_lane in enumerate([[step]] if isinstance(step, Stage) else step):
+      for stage in stages_of_lane:
+        number += 1
+        print(f"{number:>4}  {'| ' * lane + stage.name:<36} {expected(stage):>4} s")
+  total = f"{duration(todo, expected):>4.0f} s; stages with | run beside those above them"
+  print(f"      {'in all':<36} {total}")
 
 
 def main() -> int:
@@ -212,25 +243,25 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("folder", nargs="?", default="runs/quickstart", help="output folder")
-  parser.add_argument("--fast", action="store_true", help="less training, lower bars")
+  parser.add_argument("folder", nargs="?", help="output folder; by default in runs")
+  kind = parser.add_mutually_exclusive_group()
+  kind.add_argument("--fast", action="store_true", help="less training, lower bars")
+  kind.add_argument("--showcase", action="store_true", help="larger clips, richer captions")
   parser.add_argument("--seed", type=int, default=0, help="of corpus, trainings and samples")
   parser.add_argument("--prompts", type=int, help="clips to generate and score")
   args = parser.parse_args()
-  recipe = FAST if args.fast else FULL
-  folder = Path(args.folder).resolve()
+  recipe = FAST if args.fast else SHOWCASE if args.showcase else FULL
+  folder = Path(args.folder or recipe.folder).resolve()
   folder.mkdir(parents=True, exist_ok=True)
   todo = stages(folder, recipe, seed=args.seed, prompts=args.prompts or recipe.prompts)
 
   def expected(stage: Stage) -> int:
     return next((s for name, s in recipe.seconds.items() if stage.name.startswith(name)), 2)
 
-  print(f"{len(todo)} stages, expected on two idle cores; everything goes into {folder}")
-  for number, stage in enumerate(todo, 1):
-    print(f"{number:>4}  {stage.name:<34} {expected(stage):>4} s")
-  print(f"      {'in all':<34} {sum(map(expected, todo)):>4} s")
+  print_plan(todo, folder, expected)
   done, printed = run_all(todo, folder / "finished.json", expected)
-  total = sum(d.seconds for d in done)
+  seconds = {d.name: d.seconds for d in done}
+  total = duration(todo, lambda stage: seconds[stage.name])
 
   print(f"\n{'stage':<34} {'seconds':>8} {'peak MiB':>9}  result")
   for d in done:

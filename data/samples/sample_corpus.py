@@ -194,10 +194,12 @@ def write_corpus(
 ) -> list[dict[str, object]]:
   """Writes the corpus, LICENSES.md, prompts, held-out captions and, last, the manifest; returns its rows.
 
+  Of "showcase" also image_requests.jsonl, clips to generate from held-out stills.
+
   Args:
     output: folder, created if missing; existing files with the same names are replaced.
     scenes: of SCENES. The prompts of "shapes" are balanced over all captions, held-out ones included; those of
-      "showcase" are the captions of the first training clips.
+      "showcase" are captions of training clips and held-out captions in turn.
     num_clips, num_stills: clips of moving shapes and stills, training and validation together.
     size: edge in pixels, even.
     num_frames, fps: frames per clip and per second.
@@ -238,22 +240,24 @@ def write_corpus(
   ]
   with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
     done = pool.map(lambda task: task(), tasks)
-    parts = list(tqdm(done, total=len(tasks), desc="sample media", unit="file"))
+    parts = list(tqdm(done, total=len(tasks), desc="sample media", unit="file", disable=None))
   rows = [row for part in parts[len(found) :] + parts[: len(found)] for row in part]
   licenses = real_media.licenses_markdown([medium for medium, _ in found])
   (output / "LICENSES.md").write_text(licenses, encoding="utf-8")
+  held_out = SCENES[scenes].held_out_captions(np.random.default_rng([seed, 3]), _NUM_HELD_OUT)
   prompts = (
     evaluation_prompts(seed, num_prompts)
     if scenes == "shapes"
-    else training_prompts(jobs, num_prompts)
+    else mixed_prompts(jobs, held_out, num_prompts)
   )
-  held_out = SCENES[scenes].held_out_captions(np.random.default_rng([seed, 3]), _NUM_HELD_OUT)
   for name, captions in (
     ("prompts.txt", prompts),
     ("held_out_captions.txt", held_out),
   ):
     if captions:
       (output / name).write_text("\n".join(captions) + "\n", encoding="utf-8")
+  if scenes == "showcase":
+    storage.write(output / "image_requests.jsonl", image_requests(jobs))
   lines = "".join(json.dumps(row) + "\n" for row in rows)
   storage.write(output / "manifest.jsonl", lines)
   return rows
@@ -269,10 +273,20 @@ def evaluation_prompts(seed: int, count: int) -> list[str]:
   ]
 
 
-def training_prompts(jobs: Sequence[RenderJob], count: int) -> list[str]:
-  """The different captions of the first training clips, at most `count`."""
+def mixed_prompts(jobs: Sequence[RenderJob], held_out: Sequence[str], count: int) -> list[str]:
+  """Different captions of training clips and held-out captions in turn, at most `count`."""
   clips = (job for job in jobs if job.split == "train" and job.num_frames > 1)
-  return list(dict.fromkeys(job.scene.caption for job in clips))[:count]
+  training = dict.fromkeys(job.scene.caption for job in clips)
+  return [caption for pair in zip(training, held_out) for caption in pair][:count]
+
+
+def image_requests(jobs: Sequence[RenderJob]) -> str:
+  """Lines of JSON for `generate --requests`: clips that start from held-out stills."""
+  stills = (job for job in jobs if job.split == "validation" and job.num_frames == 1)
+  rows = ((job.uri, showcase.continued_caption(job.scene)) for job in stills)
+  return "".join(
+    json.dumps({"image": uri, "prompt": caption}) + "\n" for uri, caption in rows if caption
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

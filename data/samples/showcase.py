@@ -342,6 +342,23 @@ def sample_scene(rng: np.random.Generator, words: Words) -> ShowcaseScene:
   return ShowcaseScene(words=words, bodies=tuple(bodies), shade=float(rng.uniform(*SHADE_RANGE)))
 
 
+def continued_caption(scene: ShowcaseScene) -> str | None:
+  """A caption of a clip that can start from a still: its object moves to where the frame has most room.
+
+  None if the still has two objects, or too little room for the travel of a clip.
+  """
+  if scene.words.pattern != "still":
+    return None
+  (body,) = scene.bodies
+  x, y = body.center(0)
+  room = {"left": x, "right": 1 - x, "up": y, "down": 1 - y}
+  direction = max(room, key=lambda name: room[name])
+  if room[direction] < SPEEDS[""][1] + body.extent / 2 + MARGIN / 2:
+    return None
+  words = {**dict(scene.words.fields), "direction": direction, "speed": ""}
+  return Words("move", tuple(words.items())).caption
+
+
 def render(scene: ShowcaseScene, *, num_frames: int, size: int) -> np.ndarray:
   """Renders a scene at `num_frames` times, evenly spaced from 0 to 1.
 

@@ -399,10 +399,12 @@ def test_a_pixel_task_gives_the_frames(tmp_path):
     assert provenance.read_provenance(str(tmp_path / "toy_videos")).vae == {}
 
 
-def test_a_pixel_task_also_gives_a_random_window_of_the_larger_clip(tmp_path):
+def test_a_pixel_task_also_gives_a_random_crop_of_each_larger_clip(tmp_path):
   rng = np.random.default_rng(0)
-  small, large = (rng.integers(0, 256, (6, 5, size, size, 3)).astype(np.uint8) for size in (8, 16))
-  records = _pixel_records([{"pixels/5x8x8": a, "pixels/5x16x16": b} for a, b in zip(small, large)])
+  sizes = (8, 16, 24)
+  clips = [rng.integers(0, 256, (6, 5, size, size, 3)).astype(np.uint8) for size in sizes]
+  names = [f"pixels/5x{size}x{size}" for size in sizes]
+  records = _pixel_records([dict(zip(names, row)) for row in zip(*clips)])
   _write_task(tmp_path / "toy_videos", records, provenance.Provenance(fps=8.0, num_frames=5))
 
   def offsets(seed: int) -> list[tuple[int, int]]:
@@ -410,9 +412,10 @@ def test_a_pixel_task_also_gives_a_random_window_of_the_larger_clip(tmp_path):
       split="train", use_cached=True, shuffle=False, seed=seed, try_in_mem_cache=False
     )
     videos = [row["video"] for row in ds.as_numpy_iterator()]
-    np.testing.assert_array_equal(videos[::2], small)
+    np.testing.assert_array_equal(videos[::3], clips[0])
     found = []
-    for window, clip in zip(videos[1::2], large, strict=True):
+    crops = [*zip(videos[1::3], clips[1], strict=True), *zip(videos[2::3], clips[2], strict=True)]
+    for window, clip in crops:
       views = np.lib.stride_tricks.sliding_window_view(clip, (8, 8), axis=(1, 2))
       same = (views == window.transpose(0, 3, 1, 2)[:, None, None]).all((0, 3, 4, 5))
       assert same.sum() == 1
@@ -420,15 +423,19 @@ def test_a_pixel_task_also_gives_a_random_window_of_the_larger_clip(tmp_path):
     return found
 
   with _cache_dirs(str(tmp_path)):
-    task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x16x16")
+    task = tasks.pixel_task(task="toy", pixels=names[0], crops_of=names[1:])
     first, again, other = offsets(1), offsets(1), offsets(2)
     with pytest.raises(
-      Mismatch, match=r"has \['pixels/5x16x16', 'pixels/5x8x8'\], not 'pixels/5x32x32': set"
+      Mismatch, match=r"has \['pixels/5x16x16', 'pixels/5x24x24', .*\], not 'pixels/5x32x32': set"
     ):
-      _rows(tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x32x32"))
-  assert first == again != other and len(set(first)) > 1
-  with pytest.raises(ValueError, match=r"crops_of='pixels/5x8x4', expected a size from which"):
-    tasks.pixel_task(task="toy", pixels="pixels/5x8x8", crops_of="pixels/5x8x4")
+      _rows(tasks.pixel_task(task="toy", pixels=names[0], crops_of=["pixels/5x32x32"]))
+  assert first == again != other and len(set(first)) > 2
+  for wrong, said in (
+    (["pixels/5x8x4"], "got 'pixels/5x8x4' in crops_of, expected sizes from which"),
+    ("pixels/5x16x16", r"expected a list of fields, \['pixels/5x16x16'\]"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      tasks.pixel_task(task="toy", pixels=names[0], crops_of=wrong)
 
 
 def test_batches_equal_the_examples_that_the_converter_gives_one_by_one(cache):

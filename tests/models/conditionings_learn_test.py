@@ -25,9 +25,9 @@ ROWS, STEPS = 16, 170
 
 KINDS = {
   "class": {"num_classes": 4, "rows": "videos"},
-  "text": {"text_dim": 8, "rows": "videos"},
   "frames": {"frame_prediction": True, "frame_prediction_probability": 1.0, "rows": "videos"},
   "low resolution": {"low_resolution_scale": 2, "rows": "videos", "max_low_resolution_noise": 0.1},
+  # Captions of videos and of the images of a stack, half of the rows each.
   "mixed": {"text_dim": 8, "frame_prediction": True},
 }
 
@@ -76,7 +76,7 @@ def _batch(kind, rng, which=None):
   labels = which.reshape(ROWS, slots)
   if kind == "class":
     batch["label"] = labels.astype(np.int32)
-  if kind in ("text", "mixed"):
+  if kind == "mixed":
     text = np.zeros((ROWS, slots, 3, 8), np.float32)
     text[..., 0, :4] = 3 * np.eye(4)[labels]
     batch["text"] = text

@@ -115,7 +115,9 @@ def text_alignment(folder: SampleFolder, clip_weights: str | None) -> dict[str, 
 
 def _clips(folder: SampleFolder, doing: str) -> Iterator[tuple[Any, str, np.ndarray]]:
   """(sample, stage, pixels [T, H, W, 3] in [0, 1]) of every file."""
-  for sample in tqdm(list(folder.samples()), unit="video", desc=doing, file=sys.stderr):
+  for sample in tqdm(
+    list(folder.samples()), unit="video", desc=doing, file=sys.stderr, disable=None
+  ):
     for stage in sample.files:
       yield sample, stage, folder.read(sample, stage)
 

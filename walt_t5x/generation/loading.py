@@ -10,6 +10,8 @@ from walt_t5x.generation.cascade import Cascade
 from walt_t5x.generation.pixel_codec import PixelCodec
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.generation.stage_sampler import mesh_for
+from walt_t5x.text.encoder import TextEncoder
+from walt_t5x.types import Params
 from walt_t5x.vae.autoencoder import CausalVae
 
 
@@ -63,6 +65,37 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
   return infos
 
 
+def load_tokenizer(config: CascadeConfig, infos: Sequence[StageInfo]) -> Params:
+  """The tokenizer's parameters.
+
+  Raises:
+    FileNotFoundError: the checkpoint is missing.
+    ValueError: it is not the tokenizer of the stages; names both fingerprints.
+  """
+  return checks.tokenizer_params(
+    config.vae,
+    config.vae_checkpoint,
+    ema=config.vae_ema,
+    expected=infos[0].provenance.vae["fingerprint"],
+    setting="generate.vae_checkpoint (or vae_ema)",
+  )
+
+
+def load_text_encoder(config: CascadeConfig, infos: Sequence[StageInfo]) -> TextEncoder | None:
+  """The text encoder; None if no stage reads text.
+
+  Raises:
+    FileNotFoundError: its folder is missing.
+    ValueError: it is not set, or not that of the stages; names both fingerprints.
+  """
+  if not config.reads_text:
+    return None
+  if not config.text_encoder:
+    raise ValueError("the stages read text: set generate.text_encoder")
+  expected = infos[0].provenance.text_encoder["fingerprint"]
+  return checks.load_text_encoder(config.text_encoder, expected=expected)
+
+
 def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
   """Loads the cascade onto all local devices; `infos` come from `read_infos`.
 
@@ -70,20 +103,7 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
     FileNotFoundError: a file is missing.
     ValueError: tokenizer or text encoder are not those of the stages; names both sides.
   """
-  provenance = infos[0].provenance
-  text_encoder = None
-  if config.reads_text:
-    if not config.text_encoder:
-      raise ValueError("the stages read text: set generate.text_encoder")
-    expected = provenance.text_encoder["fingerprint"]
-    text_encoder = checks.load_text_encoder(config.text_encoder, expected=expected)
-  params = checks.tokenizer_params(
-    config.vae,
-    config.vae_checkpoint,
-    ema=config.vae_ema,
-    expected=provenance.vae["fingerprint"],
-    setting="generate.vae_checkpoint (or vae_ema)",
-  )
+  text_encoder, params = load_text_encoder(config, infos), load_tokenizer(config, infos)
   mesh = mesh_for(batch_size, jax.local_devices())
   rows = min(config.decode_rows, batch_size)
   codec = PixelCodec(config.vae, params, rows=rows, group=config.decode_group, mesh=mesh)

@@ -19,9 +19,14 @@ from walt_t5x.engine import weights_file
 from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.generation import checks, presets
+from walt_t5x.generation import presets
 from walt_t5x.generation.cascade import stage_size
-from walt_t5x.generation.loading import CascadeConfig, read_infos
+from walt_t5x.generation.loading import (
+  CascadeConfig,
+  load_text_encoder,
+  load_tokenizer,
+  read_infos,
+)
 from walt_t5x.generation.stage import StageInfo
 from walt_t5x.text.encoder import TextEncoder, save_encoder
 
@@ -65,20 +70,11 @@ def export(
     raise ValueError(f"the folders of the parts would be {names}: rename the stages")
   infos = read_infos(config)
   trained = infos[0].provenance
-  params = checks.tokenizer_params(
-    config.vae,
-    config.vae_checkpoint,
-    ema=config.vae_ema,
-    expected=trained.vae["fingerprint"],
-    setting="generate.vae_checkpoint (or vae_ema)",
-  )
+  params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
   places = {config.vae_checkpoint: VAE}
   parts = {VAE: _write_model(output / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
   fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
-  if config.text_encoder and config.reads_text:
-    encoder = checks.load_text_encoder(
-      config.text_encoder, expected=trained.text_encoder["fingerprint"]
-    )
+  if config.text_encoder and encoder is not None:
     parts[TEXT] = fingerprints["text_encoder"] = _write_text(output / TEXT, encoder)
     places[config.text_encoder] = TEXT
   for info in infos:

@@ -1,6 +1,7 @@
 """Showcase scenes: captions and held-out combinations, geometry, and frames compared with a drawing by Pillow."""
 
 import itertools
+import json
 import re
 from collections import Counter
 from typing import Any
@@ -204,7 +205,7 @@ def test_a_moving_scene_in_one_frame_is_rejected():
     showcase.render(_scenes(1)[0], num_frames=1, size=32)
 
 
-def test_the_corpus_is_mp4_and_png_with_prompts_of_training_and_others(tmp_path):
+def test_the_corpus_is_mp4_and_png_with_seen_and_held_out_prompts_in_turn(tmp_path):
   rows: list[Any] = sample_corpus.write_corpus(
     tmp_path / "a", scenes="showcase", num_clips=24, num_stills=8, num_frames=5, real=False
   )
@@ -212,7 +213,8 @@ def test_the_corpus_is_mp4_and_png_with_prompts_of_training_and_others(tmp_path)
   training = {row["captions"][0] for row in rows if row["split"] == "train"}
   prompts = (tmp_path / "a/prompts.txt").read_text().splitlines()
   held_out = (tmp_path / "a/held_out_captions.txt").read_text().splitlines()
-  assert set(prompts) < training and len(set(prompts)) == len(prompts) > 10
+  assert set(prompts[::2]) < training and len(set(prompts)) == len(prompts) > 20
+  assert prompts[1::2] == held_out[: len(prompts) // 2]
   assert len(set(held_out)) == len(held_out) == 256 and not set(held_out) & training
   assert not any("label" in row for row in rows)
   sample_corpus.write_corpus(
@@ -222,3 +224,26 @@ def test_the_corpus_is_mp4_and_png_with_prompts_of_training_and_others(tmp_path)
   for file in (tmp_path / "a").rglob("*.*"):
     other = tmp_path / "b" / file.relative_to(tmp_path / "a")
     assert other.read_bytes() == file.read_bytes(), file
+
+
+def test_clips_from_stills_move_their_object_inside_the_frame(tmp_path):
+  sample_corpus.write_corpus(
+    tmp_path, scenes="showcase", num_clips=8, num_stills=160, size=32, num_frames=2, real=False
+  )
+  requests = [json.loads(line) for line in (tmp_path / "image_requests.jsonl").open()]
+  captions = {
+    row["uri"]: row["captions"][0] for row in map(json.loads, (tmp_path / "manifest.jsonl").open())
+  }
+  assert len(requests) >= 2
+  for request in requests:
+    assert (tmp_path / request["image"]).is_file() and "validation" in request["image"]
+    [(subject, direction, background)] = re.findall(
+      r"(a \w+ \w+) moves (left|right|up|down)( on .*)?$", request["prompt"]
+    )
+    assert captions[request["image"]] == subject + background
+    with Image.open(tmp_path / request["image"]) as image:
+      pixels = np.asarray(image.convert("RGB"), np.float32)
+    shape = np.abs(pixels - pixels[:, :1]).max(-1) > 40
+    at, axis = np.nonzero(shape), int(direction in ("left", "right"))
+    free = at[axis].min() if direction in ("left", "up") else 31 - at[axis].max()
+    assert free >= 0.4 * 32 - 1

@@ -21,7 +21,7 @@ class Recipe:
     sizes: HxW of the base stage and of the super-resolution stage.
     text_length: tokens of a caption, at most.
     prompts: number of clips to generate and score, if --prompts does not give it.
-    steps: training steps of the tokenizer, the base stage and the super-resolution stage; None for the gin files'.
+    steps: training steps of "vae", "base" and "sr1", where they are not the gin files'.
     compare_upscaling: whether to compare super-resolution with bicubic upscaling.
     seconds: expected seconds of the stages that take long, on two idle cores.
     psnr: bars of the tokenizer on held-out clips in dB, by size.
@@ -43,7 +43,7 @@ class Recipe:
   sizes: tuple[str, str]
   text_length: int
   prompts: int
-  steps: tuple[int | None, int | None, int | None]
+  steps: Mapping[str, int]
   compare_upscaling: bool
   seconds: Mapping[str, int]
   psnr: Mapping[str, float]
@@ -65,7 +65,7 @@ FULL = Recipe(
   sizes=("32x32", "64x64"),
   text_length=16,
   prompts=72,
-  steps=(None, None, None),
+  steps={},
   compare_upscaling=True,
   seconds={
     "sample corpus": 11,
@@ -92,8 +92,9 @@ FULL = Recipe(
 )
 FAST = dataclasses.replace(
   FULL,
-  corpus=("--num_clips=784", "--validation_fraction=0.1"),
-  steps=(400, 600, 400),
+  corpus=("--num_clips=704", "--validation_fraction=0.1"),
+  prompts=36,
+  steps={"vae": 320, "base": 950, "sr1": 700},
   compare_upscaling=False,
   seconds={
     "sample corpus": 6,
@@ -130,7 +131,7 @@ SHOWCASE = Recipe(
   sizes=("64x64", "128x128"),
   text_length=24,
   prompts=240,
-  steps=(None, None, None),
+  steps={},
   compare_upscaling=True,
   seconds={},
   psnr={"64x64": 30.0, "128x128": 30.0},

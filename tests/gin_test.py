@@ -12,6 +12,7 @@ from data import batch_spec
 from walt_t5x import engine
 from walt_t5x.config import gin_config
 from walt_t5x.engine.builtin.train_state import split_variables
+from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +94,9 @@ def _loss_shape(model, field, low_resolution=None):
 
 def _traced_loss_shape(model, field, low_resolution):
   model = without_data(model)
+  if isinstance(model, DenoiserModel):
+    # The first pass of self-conditioning has the shapes of the second.
+    model.self_conditioning_probability = 0.0
   batch = input_shapes(model, rows=2, field=field, low_resolution=low_resolution, text_length=4)
   shapes = {name: spec.shape for name, spec in batch.items()}
   types = {name: spec.dtype for name, spec in batch.items()}

@@ -1,0 +1,58 @@
+"""The quickstart's recipes: stages, expected seconds and bars."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, bars
+from scripts.quickstart_stages import Pipeline
+from scripts.stages import flat
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("recipe", [FULL, FAST, SHOWCASE], ids=lambda recipe: recipe.name)
+def test_stages_have_names_of_their_own_files_that_exist_and_known_durations(recipe, tmp_path):
+  steps = Pipeline(folder=tmp_path, recipe=recipe, seed=3, prompts=5).steps()
+  stages = flat(steps)
+  names = [stage.name for stage in stages]
+  assert len(set(names)) == len(names)
+  for stage in stages:
+    files = [
+      a.partition("=")[2] for a in stage.command if a.startswith(("--gin_file", "--vae_gin"))
+    ]
+    assert all((ROOT / file).is_file() for file in files), stage.line
+  assert [name for name in recipe.seconds if not any(s.startswith(name) for s in names)] == []
+  seeded = [s.name for s in stages if any("eed=3" in a.lower() for a in s.command)]
+  trained = ["train tokenizer", "train base", "train super-resolution"]
+  assert set(seeded) >= {"sample corpus", *trained, "generate"}
+
+
+def _printed(right_all, right_apart):
+  def scores(right, total):
+    counts = {"accuracy": right / total, "right": right, "total": total}
+    return {f"caption_accuracy/shape_{name}": value for name, value in counts.items()}
+
+  return {
+    "tokenizer at 8x8": {"psnr": 27.0},
+    "score": {
+      "scores": {stage: scores(right_all, 100) for stage in ("base", "sr1")},
+      "scores_apart": {stage: scores(right_apart, 20) for stage in ("base", "sr1")},
+    },
+  }
+
+
+def test_a_bar_holds_at_its_value_and_not_below():
+  recipe = dataclasses.replace(
+    FULL,
+    psnr={"8x8": 27.0},
+    accuracy={("base", "shape"): 0.9},
+    held_out={"shape": 0.8},
+    held_out_gap=0.05,
+  )
+  assert [row["ok"] for row in bars(recipe, _printed(90, 16))] == [True, True, True, False]
+  # Of the 80 others 75 are right, and 18 of the 20: 3.75 points apart.
+  rows = bars(recipe, _printed(93, 18))
+  assert all(row["ok"] for row in rows) and rows[-1]["reached"] == pytest.approx(-0.0375)
+  assert [row["ok"] for row in bars(recipe, _printed(89, 15))] == [True, False, False, False]

@@ -181,7 +181,7 @@ def pixel_task(
     parsed = schema.parse_records(record[None], fields)
     videos = [clip(parsed, pixels)]
     for index, larger in enumerate(crops_of):
-      place = tf.random.experimental.stateless_fold_in(seed, index)
+      place = tf.random.fold_in(seed, index)
       videos.append(tf.image.stateless_random_crop(clip(parsed, larger), shape, place))
     return {"video": tf.stack(videos)}
 

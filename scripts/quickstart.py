@@ -26,7 +26,7 @@ def print_plan(todo: Sequence[Step], folder: Path, expected: Callable[[Stage], i
       for stage in stages:
         number += 1
         print(f"{number:>4}  {'| ' * lane + stage.name:<36} {expected(stage):>4} s")
-  total = f"{duration(todo, expected):>4.0f} s; stages with | run beside those above them"
+  total = f"{duration(todo, expected):>4.0f} s; stages with | run at the same time as those above"
   print(f"      {'in all':<36} {total}")
 
 

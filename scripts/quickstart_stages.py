@@ -94,8 +94,8 @@ class Pipeline:
 
   def steps(self) -> list[Step]:
     """All stages, in order."""
-    training = (self._train_base(), self._beside_base())
-    samples = (self._scored_samples(), self._beside_samples())
+    training = (self._train_base(), self._next_to_base())
+    samples = (self._scored_samples(), self._next_to_samples())
     return [
       *self._data(),
       training,
@@ -190,7 +190,7 @@ class Pipeline:
   def _train_base(self) -> list[Stage]:
     return [self._train("train base", "base", "loss", "loss_video")]
 
-  def _beside_base(self) -> list[Stage]:
+  def _next_to_base(self) -> list[Stage]:
     found = [self._train("train super-resolution", "sr1", "loss", "loss_video")]
     found += map(self._reconstruct, self.recipe.psnr)
     if self.recipe.compare_upscaling:
@@ -225,7 +225,7 @@ class Pipeline:
       Stage("score", score, describe),
     ]
 
-  def _beside_samples(self) -> list[Stage]:
+  def _next_to_samples(self) -> list[Stage]:
     found = []
     if self.recipe.compare_upscaling:
       command = ["python", "-m", "walt_t5x.compare_upscaling", *self._cascade, "--network=shapes"]

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.quickstart import last_metrics, rows
+from scripts.quickstart_stages import last_metrics, rows
 from scripts.rehearsal_steps import RUNS, SAMPLES, Step, steps_of
 
 ROOT = Path(__file__).resolve().parents[1]

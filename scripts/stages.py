@@ -84,8 +84,10 @@ class _Runner:
     except FileNotFoundError:
       self._before = {}
 
-  def lane(self, stages: Sequence[Stage], *, resume: bool, beside: bool = False) -> bool:
+  def lane(self, stages: Sequence[Stage], *, resume: bool, named: bool = False) -> bool:
     """Runs stages one after another; with `resume`, skips those at the start that have finished before.
+
+    With `named`, every line of output begins with the stage.
 
     Returns whether all were skipped.
     """
@@ -97,7 +99,7 @@ class _Runner:
         print("finished before", flush=True)
         self.finished[stage.name] = self._before[stage.name]
         continue
-      done, printed = self._run(stage, prefix=f"{stage.name} | " if beside else "")
+      done, printed = self._run(stage, prefix=f"{stage.name} | " if named else "")
       with self._lock:
         entry = {"command": stage.line, "done": vars(done), "printed": printed}
         self.finished[stage.name] = entry
@@ -114,7 +116,7 @@ class _Runner:
       mine = cores[index :: len(lanes)]
       if mine:
         os.sched_setaffinity(0, mine)  # Of this thread; its processes inherit it.
-      return self.lane(lanes[index], resume=resume, beside=True)
+      return self.lane(lanes[index], resume=resume, named=True)
 
     with concurrent.futures.ThreadPoolExecutor(len(lanes)) as pool:
       futures = [pool.submit(one, index) for index in range(len(lanes))]

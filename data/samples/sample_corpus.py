@@ -283,7 +283,11 @@ def mixed_prompts(jobs: Sequence[RenderJob], held_out: Sequence[str], count: int
 def image_requests(jobs: Sequence[RenderJob]) -> str:
   """Lines of JSON for `generate --requests`: clips that start from held-out stills."""
   stills = (job for job in jobs if job.split == "validation" and job.num_frames == 1)
-  rows = ((job.uri, showcase.continued_caption(job.scene)) for job in stills)
+  rows = (
+    (job.uri, showcase.continued_caption(job.scene))
+    for job in stills
+    if isinstance(job.scene, showcase.ShowcaseScene)
+  )
   return "".join(
     json.dumps({"image": uri, "prompt": caption}) + "\n" for uri, caption in rows if caption
   )

@@ -110,7 +110,7 @@ def build(name: str):
 
   def sample(arguments):
     noise, conditioning, null = arguments
-    low_noise = noise if scale else None
+    low_noise = conditioning.low_resolution
     return sampler(params, noise, conditioning, low_noise=low_noise, null_text=null)
 
   branches = 1 if text_scale is None else 2 if frame_scale is None else 3
@@ -119,7 +119,9 @@ def build(name: str):
   steps = jnp.full((rows,), 500, jnp.int32)
   # The low resolution is noised once per sample; the bare network gets it noised.
   conditioning = model.low_resolution_noised(
-    given(rows, 5), noise, time=jnp.full((rows,), model.sampling_low_resolution_noise)
+    given(rows, 5),
+    given(rows, 6).low_resolution,
+    time=jnp.full((rows,), model.sampling_low_resolution_noise),
   )
   apply = jax.jit(lambda p, x, k, s, c: module.apply({"params": p}, x, k, s, c))
 

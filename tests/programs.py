@@ -22,6 +22,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.preloaded"])
 PEAK = ".peak"
 _STARTED: list["Program"] = []
+_OUTPUTS = tempfile.TemporaryDirectory(prefix="programs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def start(
   work: Path = ROOT,
 ) -> Program:
   """Starts `python -m module arguments` in the folder `work`, with these changes to the environment."""
-  folder = Path(tempfile.mkdtemp(prefix="program"))
+  folder = Path(tempfile.mkdtemp(dir=_OUTPUTS.name))
   files = str(folder / "stdout"), str(folder / "stderr")
   variables = dict(os.environ) | dict(environment or {})
   process = _SERVER.Process(

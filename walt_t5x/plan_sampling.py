@@ -81,8 +81,8 @@ def plan_stage(
     if module.frame_prediction:
       fields |= {"frames": noise, "frame_mask": spec(t)}
     if config.low_resolution:
-      low_noise, shape = noise, schema.latents_shape(config.low_resolution)
-      fields["low_resolution"] = spec(*shape, module.latent_channels)
+      shape = schema.latents_shape(config.low_resolution)
+      low_noise = fields["low_resolution"] = spec(*shape, module.latent_channels)
     return noise, low_noise, fields, null
 
   def call(params: Any, noise: Any, low_noise: Any, fields: Any, null_text: Any) -> Any:

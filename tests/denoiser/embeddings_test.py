@@ -14,7 +14,6 @@ from walt_t5x.denoiser.embeddings import (
   LowResolutionUpsample,
   PatchEmbedding,
   PositionEmbedding,
-  augment,
   patchify,
   pool_text,
   sinusoid,
@@ -213,11 +212,3 @@ def test_low_resolution_is_convolved_and_moved_from_depth_to_space(scale):
     block = depth.reshape(b, t, scale, scale, c)
     expected[:, :, scale * i : scale * (i + 1), scale * j : scale * (j + 1)] = block
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_augmentation_keeps_the_variance_at_every_level():
-  latents, noise, gamma = _draw(3, 1, 2, 2, 4), _draw(3, 1, 2, 2, 4), np.float32([0.0, 0.3, 1.0])
-  got = augment(jnp.asarray(latents), jnp.asarray(noise), jnp.asarray(gamma))
-  for row, g in enumerate(gamma.astype(np.float64)):
-    expected = np.sqrt(g) * latents[row] + np.sqrt(1 - g) * noise[row]
-    np.testing.assert_allclose(got[row], expected, rtol=1e-5, atol=1e-6)

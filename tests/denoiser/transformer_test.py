@@ -72,8 +72,6 @@ def _conditioning(module, rows, grid, seed=0):
     fields["low_resolution"] = jnp.asarray(
       rng.normal(size=(rows, t, h // s, w // s, c)), jnp.float32
     )
-    fields["low_resolution_noise"] = jnp.asarray(rng.normal(size=(rows, t, h, w, c)), jnp.float32)
-    fields["low_resolution_gamma"] = jnp.full((rows,), 0.7)
     fields["low_resolution_steps"] = jnp.full((rows,), 150.0)
   return Conditioning(**fields)
 
@@ -177,7 +175,6 @@ def test_every_condition_is_read():
     "text": conditioning.text + 1,
     "frame_mask": jnp.ones((4, 3)),
     "low_resolution": conditioning.low_resolution + 1,
-    "low_resolution_noise": conditioning.low_resolution_noise + 1,
     "low_resolution_steps": conditioning.low_resolution_steps + 100,
   }
   for name, value in changes.items():

@@ -17,6 +17,16 @@ pytestmark = pytest.mark.numerics
 SHAPE = (2, 3, 4, 4, 8)
 
 
+def _unguided(network):
+  """A denoiser with one branch."""
+
+  def denoise(x_t, steps, self_condition, time):
+    output = network(x_t, steps, self_condition[0], time)
+    return output, output[None]
+
+  return denoise
+
+
 def _toy_network(x, time):
   """An arbitrary smooth function of x_t and the time, for both implementations."""
   return np.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x
@@ -47,7 +57,7 @@ def test_trajectory_equals_diffusers(beta_schedule):
     sample = reference.step(torch.from_numpy(output), timestep, sample).prev_sample
 
   ours = ddim_sample(
-    lambda x, steps, _, time: jnp.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x,
+    _unguided(lambda x, steps, _, time: jnp.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x),
     jnp.asarray(noise),
     schedule=NoiseSchedule(beta_schedule=beta_schedule),
     num_steps=50,
@@ -61,6 +71,7 @@ def test_an_exact_predictor_of_a_point_gives_that_point(num_steps, prediction):
   schedule = NoiseSchedule()
   data = jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
 
+  @_unguided
   def denoise(x_t, steps, self_condition, time):
     gamma = schedule.gamma(steps).reshape(-1, 1, 1, 1, 1)
     if prediction == "x0":
@@ -79,6 +90,7 @@ def test_gaussian_data_has_a_closed_form():
   """For x_0 ~ N(0, s^2) the optimal estimate and each DDIM step are linear: the closed form is a product of factors."""
   schedule, spread, num_steps = NoiseSchedule(), 0.5, 40
 
+  @_unguided
   def denoise(x_t, steps, self_condition, time):
     gamma = schedule.gamma(steps).reshape(-1, 1, 1, 1, 1)
     return jnp.sqrt(gamma) * spread**2 / (gamma * spread**2 + 1 - gamma) * x_t
@@ -99,6 +111,7 @@ def test_self_condition_is_zero_at_first_and_then_the_previous_estimate():
   schedule = NoiseSchedule()
   seen = []
 
+  @_unguided
   def denoise(x_t, steps, self_condition, time):
     jax.debug.callback(
       lambda s, k: seen.append((int(k[0]), np.asarray(s))), self_condition, steps, ordered=True
@@ -113,9 +126,31 @@ def test_self_condition_is_zero_at_first_and_then_the_previous_estimate():
   np.testing.assert_allclose([s.item() for _, s in seen], [0, 1, 0.75, 0.5])
 
 
+def test_each_branch_gets_its_own_estimate_and_the_sample_is_the_guided_one():
+  seen = []
+
+  def denoise(x_t, steps, self_condition, time):
+    jax.debug.callback(lambda s: seen.append(s.ravel().tolist()), self_condition, ordered=True)
+    output = jnp.full_like(x_t, time)
+    return 10 * output, jnp.stack([output, -output])
+
+  got = ddim_sample(
+    denoise,
+    jnp.ones((1, 1)),
+    schedule=NoiseSchedule(),
+    num_steps=4,
+    prediction=Prediction.X0,
+    branches=2,
+  )
+  jax.effects_barrier()
+  np.testing.assert_allclose(seen, [[0, 0], [1, -1], [0.75, -0.75], [0.5, -0.5]])
+  np.testing.assert_allclose(got, 2.5)
+
+
 def test_defaults_are_fifty_calls_from_the_last_step_and_v_prediction():
   calls = []
 
+  @_unguided
   def denoise(x_t, steps, self_condition, time):
     def note(*now):
       calls.append(tuple(float(value) for value in now))

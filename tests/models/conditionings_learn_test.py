@@ -91,9 +91,8 @@ def _sample(model, params, kind, batch):
   """Samples for the conditions of a batch; frame prediction is given the first frame."""
   conditioning = model.conditioning(batch)
   noise = jax.random.normal(jax.random.key(9), batch["latents"].shape)
-  conditioning = model.low_resolution_noised(
-    conditioning, jax.random.normal(jax.random.key(8), noise.shape), time=jnp.zeros((ROWS,))
-  )
+  low = conditioning.low_resolution
+  conditioning = model.low_resolution_noised(conditioning, low, time=jnp.zeros((ROWS,)))
   if model.module.frame_prediction:
     given = float(kind == "frames")
     mask = jnp.broadcast_to(jnp.array([given, 0.0, 0.0]), (ROWS, 3))

@@ -71,8 +71,6 @@ def stage(name: str):
   if module.low_resolution_scale:
     given |= {
       "low_resolution": noise(3, side // 2, side // 2, 4),
-      "low_resolution_noise": noise(3, side, side, 4),
-      "low_resolution_gamma": jnp.full(ROWS, 0.9),
       "low_resolution_steps": jnp.full(ROWS, 50.0),
     }
   given |= {"is_image": jnp.arange(ROWS) % 2 == 1}

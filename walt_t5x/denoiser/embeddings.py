@@ -180,11 +180,3 @@ class LowResolutionUpsample(nn.Module):
     )
     y = (y + bias.astype(self.dtype)).reshape(batch, t, h, w, features)
     return unpatchify(y, self.scale)
-
-
-def augment(
-  latents: Float[Array, "B t h w c"], noise: Float[Array, "B t h w c"], gamma: Float[Array, " B"]
-) -> Float[Array, "B t h w c"]:
-  """Noise conditioning augmentation: sqrt(g) z + sqrt(1 - g) eps at the level g = gamma(t_sr), float32."""
-  gamma = gamma.astype(jnp.float32).reshape(-1, 1, 1, 1, 1)
-  return jnp.sqrt(gamma) * latents + jnp.sqrt(1 - gamma) * noise

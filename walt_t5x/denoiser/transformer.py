@@ -20,7 +20,6 @@ from walt_t5x.denoiser.embeddings import (
   LowResolutionUpsample,
   PatchEmbedding,
   PositionEmbedding,
-  augment,
   pool_text,
   sinusoid,
   unpatchify,
@@ -52,10 +51,8 @@ class Conditioning:
     text_mask: bool, shape of `text` without E; True on tokens.
     frames: clean latents [B, t, h, w, c], read where `frame_mask` is set (c_fp, Section 4.4).
     frame_mask: float or bool [B, t]; 1 on the latent frames that are given.
-    low_resolution: clean latents of the previous stage [B, t, h / s, w / s, c].
-    low_resolution_noise: standard normal [B, t, h, w, c].
-    low_resolution_gamma: gamma(t_sr) [B], in [0, 1].
-    low_resolution_steps: t_sr in diffusion steps [B], embedded into AdaLN.
+    low_resolution: latents of the previous stage [B, t, h / s, w / s, c], with the noise of their augmentation.
+    low_resolution_steps: t_sr, the level of that noise in diffusion steps [B], embedded into AdaLN.
     all_images: if `is_image` is None, whether all examples are stacks of images rather than videos. Static: the
       compiled step then omits the attention of the spatiotemporal layers.
   """
@@ -67,8 +64,6 @@ class Conditioning:
   frames: Array | None = None
   frame_mask: Array | None = None
   low_resolution: Array | None = None
-  low_resolution_noise: Array | None = None
-  low_resolution_gamma: Array | None = None
   low_resolution_steps: Array | None = None
   all_images: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -142,14 +137,11 @@ class WaltDenoiser(nn.Module):
         mask = mask.astype(noisy.dtype)[:, :, None, None, None]
         parts += [mask * conditioning.frames, jnp.broadcast_to(mask, (*noisy.shape[:-1], 1))]
     if self.low_resolution_scale:
-      low, noise, gamma = (
-        _given(self, conditioning, name, by="low_resolution_scale")
-        for name in ("low_resolution", "low_resolution_noise", "low_resolution_gamma")
-      )
-      upsampled = LowResolutionUpsample(
+      low = _given(self, conditioning, "low_resolution", by="low_resolution_scale")
+      upsample = LowResolutionUpsample(
         self.low_resolution_scale, dtype=self.dtype, name="low_resolution_upsample"
-      )(low)
-      parts.append(augment(upsampled, noise, gamma))
+      )
+      parts.append(upsample(low))
     return jnp.concatenate([p.astype(self.dtype) for p in parts], axis=-1)
 
   def _condition(self, steps: Array, conditioning: Conditioning) -> Array:

@@ -253,7 +253,7 @@ class Cascade:
     config, shape = info.config, info.latents_shape
     indices = np.asarray(work.batch.indices)
 
-    def noise(what: str) -> Array:
+    def noise(what: str, shape: tuple[int, ...] = shape) -> Array:
       return noise_for(work.batch.seed, what, indices, shape, extension=extension)
 
     text, mask = work.text if config.module.text_dim else (None, None)
@@ -276,7 +276,7 @@ class Cascade:
     if low is not None:
       assert config.low_resolution is not None, "a super-resolution stage has a low resolution"
       low = info.normalize(low, config.low_resolution)
-      low_noise = noise(f"{config.name} low resolution")
+      low_noise = noise(f"{config.name} low resolution", low.shape[1:])
     sampled = self._samplers[config.name](
       params,
       noise(config.name),

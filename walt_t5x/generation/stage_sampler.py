@@ -95,7 +95,7 @@ class StageSampler:
       params: weights from `place`.
       noise: standard normal [B, t, h, w, c].
       conditioning: conditioning of the same batch size; low-resolution latents without noise.
-      low_noise: noise of the noise augmentation, for super-resolution stages.
+      low_noise: standard normal in the shape of the low-resolution latents, for super-resolution stages.
       null_text: the null caption's embedding [B, n, E].
     """
     arguments = jax.device_put((noise, low_noise, conditioning, null_text), self._rows)

@@ -130,8 +130,8 @@ class DenoiserModel(engine.BaseModel):
         batch[name] = batch[name].astype(jnp.float32)
     batch = unpack_and_normalize(batch, {})
     rows = batch["latents"].shape[0]
-    conditioning = self.low_resolution_noised(
-      self.conditioning(batch), batch["latents"].astype(jnp.float32), time=jnp.zeros((rows,))
+    conditioning = self._with_low_resolution_noise(
+      self.conditioning(batch), jax.random.key(0), jnp.zeros((rows,))
     )
     return self.module.init(
       rng, batch["latents"].astype(jnp.float32), jnp.ones((rows,)), None, conditioning
@@ -147,22 +147,29 @@ class DenoiserModel(engine.BaseModel):
   def low_resolution_noised(
     self, conditioning: Conditioning, noise: Array, *, time: Array
   ) -> Conditioning:
-    """Adds noise conditioning augmentation (Section 4.5); no change for a base stage.
+    """Adds noise to the low-resolution latents (noise conditioning augmentation, Section 4.5).
+
+    The noise comes before the learned upsampling, whose gain would otherwise set the ratio of signal to noise.
 
     Args:
-      conditioning: conditioning with the low-resolution latents.
-      noise: standard normal, with the shape of this stage's latents [B, t, h, w, c].
+      conditioning: conditioning with the clean low-resolution latents; without them it is returned as it is.
+      noise: standard normal, in the shape of the low-resolution latents [B, t, h / s, w / s, c].
       time: t_sr in [0, 1] of each example [B].
     """
-    if not self.module.low_resolution_scale:
+    if conditioning.low_resolution is None:
       return conditioning
     steps = time * self.schedule.num_steps
-    return dataclasses.replace(
-      conditioning,
-      low_resolution_noise=noise,
-      low_resolution_gamma=self.schedule.gamma(steps),
-      low_resolution_steps=steps,
+    noised = add_noise(
+      conditioning.low_resolution.astype(jnp.float32), noise, self.schedule.gamma(steps)
     )
+    return dataclasses.replace(conditioning, low_resolution=noised, low_resolution_steps=steps)
+
+  def _with_low_resolution_noise(
+    self, conditioning: Conditioning, rng: Array, time: Array
+  ) -> Conditioning:
+    low = conditioning.low_resolution
+    noise = jax.random.normal(rng, () if low is None else low.shape)
+    return self.low_resolution_noised(conditioning, noise, time=time)
 
   def _with_past_frames(
     self, conditioning: Conditioning, rng: Array, latents: Array
@@ -196,8 +203,7 @@ class DenoiserModel(engine.BaseModel):
     rngs = jax.random.split(rng, 4)
     rows = latents.shape[0]
     time = self.max_low_resolution_noise * jax.random.uniform(rngs[0], (rows,))
-    noise = jax.random.normal(rngs[1], latents.shape)
-    conditioning = self.low_resolution_noised(self.conditioning(batch), noise, time=time)
+    conditioning = self._with_low_resolution_noise(self.conditioning(batch), rngs[1], time)
     conditioning = self._with_past_frames(conditioning, rngs[2], latents)
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
     dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
@@ -287,8 +293,7 @@ class DenoiserModel(engine.BaseModel):
     shape = batch["latents"].shape
     noise = jax.random.normal(rng_noise, shape)
     time = jnp.full((shape[0],), self.sampling_low_resolution_noise)
-    low_noise = jax.random.normal(rng_low, shape)
-    conditioning = self.low_resolution_noised(self.conditioning(batch), low_noise, time=time)
+    conditioning = self._with_low_resolution_noise(self.conditioning(batch), rng_low, time)
     return self.sample(params, noise, conditioning, null_text=constants.null_text), {}
 
   def predict_batch(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:

@@ -70,17 +70,18 @@ def sample_latents(
   count = len(branches)
   stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *branches)
 
-  def denoise(x_t: Array, steps: Array, self_condition: Array, time: Array) -> Array:
-    x_t, steps, self_condition = (
-      jnp.concatenate([a] * count, axis=0) for a in (x_t, steps, self_condition)
+  def denoise(x_t: Array, steps: Array, self_condition: Array, time: Array):
+    shape = x_t.shape
+    x_t, steps = (jnp.concatenate([a] * count, axis=0) for a in (x_t, steps))
+    output = module.apply(
+      {"params": params}, x_t, steps, self_condition.reshape(x_t.shape), stacked
     )
-    output = module.apply({"params": params}, x_t, steps, self_condition, stacked)
-    parts = jnp.split(cast(Array, output), count, axis=0)
+    parts = cast(Array, output).reshape(count, *shape)
     if guidance is None:
-      return parts[0]
+      return parts[0], parts
     if frame_guidance is None or count == 2:
-      return guide(parts[0], parts[1], guidance(time))
-    return guide_twice(parts[0], parts[1], parts[2], guidance(time), frame_guidance(time))
+      return guide(parts[0], parts[1], guidance(time)), parts
+    return guide_twice(parts[0], parts[1], parts[2], guidance(time), frame_guidance(time)), parts
 
   return ddim_sample(
     denoise,
@@ -88,4 +89,5 @@ def sample_latents(
     schedule=schedule,
     num_steps=config.num_steps,
     prediction=prediction,
+    branches=count,
   )

@@ -1,10 +1,11 @@
 """Writes an animated WebP of the first clips of a sample folder, with their prompts: the picture of README.md.
 
-.venv/bin/python -m scripts.samples_picture runs/quickstart/samples docs/samples.webp
+.venv/bin/python -m scripts.samples_picture runs/showcase/samples docs/samples.webp
 """
 
 import argparse
 import itertools
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from PIL import Image, ImageDraw
 from walt_t5x.generation.sample_folder import SampleFolder, StoredSample
 from walt_t5x.media.pixels import to_uint8
 
-SIDE, CAPTION, GAP = 112, 16, 6
+GAP, LINE, LINES = 6, 12, 4
+# Width of a letter of Pillow's own font, in pixels; it is a little wider than most.
+LETTER = 6
 
 
-def cell(folder: SampleFolder, sample: StoredSample, stage: str) -> list[Image.Image]:
+def cell(folder: SampleFolder, sample: StoredSample, stage: str, side: int) -> list[Image.Image]:
   """The frames of one clip, each above its prompt."""
   frames = []
+  caption = "\n".join(textwrap.wrap(sample.prompt, side // LETTER)[:LINES])
   for frame in to_uint8(folder.read(sample, stage)):
-    image = Image.new("RGB", (SIDE + GAP, SIDE + CAPTION + GAP), "white")
-    image.paste(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.NEAREST), (0, 0))
-    text = sample.prompt.removeprefix("a ").replace(" moves", "")
-    ImageDraw.Draw(image).text((2, SIDE + 2), text, fill="black")
+    image = Image.new("RGB", (side + GAP, side + LINES * LINE + GAP), "white")
+    image.paste(Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST), (0, 0))
+    ImageDraw.Draw(image).multiline_text((2, side + 1), caption, fill="black", spacing=1)
     frames.append(image)
   return frames
 
@@ -35,13 +38,14 @@ def main() -> None:
   )
   parser.add_argument("samples", type=Path, help="folder that `walt_t5x.generate` wrote")
   parser.add_argument("output", type=Path, help=".webp")
-  parser.add_argument("--columns", type=int, default=8)
-  parser.add_argument("--rows", type=int, default=3)
+  parser.add_argument("--columns", type=int, default=6)
+  parser.add_argument("--rows", type=int, default=2)
+  parser.add_argument("--side", type=int, default=128, help="edge of a clip in pixels")
   args = parser.parse_args()
   folder = SampleFolder(args.samples)
   chosen = list(itertools.islice(folder.samples(), args.columns * args.rows))
   stage = list(chosen[0].files)[-1]
-  clips = [cell(folder, sample, stage) for sample in chosen]
+  clips = [cell(folder, sample, stage, args.side) for sample in chosen]
   length = min(map(len, clips))
   pages = []
   for t in range(length):

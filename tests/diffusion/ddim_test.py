@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from walt_t5x.diffusion.ddim import ddim_sample
-from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance, guide, guide_twice
+from walt_t5x.diffusion.guidance import (
+  ConstantGuidance,
+  PowerCosineGuidance,
+  guide,
+  guide_twice,
+  rescale,
+)
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
@@ -177,6 +183,19 @@ def test_two_guidance_scales_weight_each_condition():
   # u + 3 (f - u) + 2 (c - f).
   np.testing.assert_allclose(guide_twice(c, f, u, 2.0, 3.0), [0.5 + 4.5 - 2, 3 + 6 - 14])
   np.testing.assert_allclose(guide_twice(c, f, u, 1.7, 1.7), guide(c, u, 1.7), rtol=1e-6)
+
+
+def test_rescaled_guidance_equals_diffusers():
+  import torch
+  from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+  rng = np.random.default_rng(0)
+  guided, conditional = (rng.normal(size=SHAPE) * spread for spread in (4.0, 1.5))
+  expected = rescale_noise_cfg(
+    torch.tensor(guided), torch.tensor(conditional), guidance_rescale=0.7
+  )
+  got = rescale(jnp.asarray(guided), jnp.asarray(conditional), 0.7)
+  np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_default_guidance_scales():

@@ -131,6 +131,7 @@ def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
   dropped = denoiser_inputs.drop(
     full,
     jnp.array([[True, False, False], [False, False, True]]),
+    frames=jnp.array([True, False]),
     null_text=CORPUS.null_text,
   )
   np.testing.assert_array_equal(dropped.labels, [[-1, 2, 3], [4, 5, -1]])
@@ -139,7 +140,28 @@ def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
   np.testing.assert_allclose(dropped.text[0, 0, 0], 0.3)
   np.testing.assert_array_equal(dropped.text[0, 1:], full.text[0, 1:])
   with pytest.raises(ValueError, match="null_text"):
-    denoiser_inputs.drop(full, jnp.ones((2, 1), bool))
+    denoiser_inputs.drop(full, jnp.ones((2, 1), bool), frames=jnp.ones(2, bool))
+
+
+def test_text_and_past_frames_are_dropped_independently():
+  """Every branch of guidance with two scales is trained: frames without text, text without frames, and neither."""
+  rows = 4000
+  batch = {
+    "text": jnp.ones((rows, 1, 2, 6)),
+    "text_mask": jnp.ones((rows, 1, 2), bool),
+    "is_image": jnp.zeros(rows, bool),
+  }
+  model = _model(frame_prediction=True, frame_prediction_probability=1.0, drop_probability=0.3)
+  given = model._training_conditioning(
+    batch, jnp.zeros((rows, 3, 1, 1, 4)), jax.random.key(0), null_text=CORPUS.null_text
+  )
+  text = np.asarray(given.text)[:, 0, 0, 0] == 1
+  frames = np.asarray(given.frame_mask).any(1)
+  np.testing.assert_allclose(
+    [np.mean(text & frames), np.mean(~text & frames), np.mean(text & ~frames)],
+    [0.49, 0.21, 0.21],
+    atol=0.03,
+  )
 
 
 def test_past_frames_are_given_to_the_requested_fraction_of_videos_one_or_two_at_a_time():
@@ -153,6 +175,25 @@ def test_past_frames_are_given_to_the_requested_fraction_of_videos_one_or_two_at
   counts = np.bincount(mask[::2].sum(1).astype(int), minlength=4) / (rows / 2)
   np.testing.assert_allclose(counts, [0.6, 0.2, 0.2, 0.0], atol=0.03)
   assert (np.diff(mask, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_the_evaluation_loss_approaches_its_mean_over_times_and_noise(continuous):
+  """With v = a eps - s x_0, x_0 = 3 and an output of 0 the loss at a time is g + 9 (1 - g)."""
+
+  class Zero(_Linear):
+    def apply(self, variables, x_t, steps, self_condition, conditioning):
+      return jnp.zeros_like(x_t)
+
+  model = DenoiserModel(module=Zero(), optimizer_def=None, continuous_time=continuous)
+  expected = np.mean(9 - 8 * model.schedule.gammas[1:])
+  one = jax.jit(lambda batch: model.eval_fn({}, batch)[0])
+  signs = np.random.default_rng(0).choice([-3.0, 3.0], size=(30, 8, 3, 4, 4, 4))
+  losses = np.array([float(one({"latents": jnp.asarray(batch, jnp.float32)})) for batch in signs])
+  assert len(set(losses)) == 30
+  # Without strata a batch's loss has a standard deviation of 0.9.
+  assert losses.std() < 0.3
+  np.testing.assert_allclose(losses.mean(), expected, atol=0.1)
 
 
 def test_evaluation_has_fixed_draws_and_training_does_not():

@@ -30,7 +30,7 @@ class _Network:
     return jnp.tanh(0.3 * x_t + 0.2 * self_condition + text + 0.7 * frames - 0.1 * mask)
 
 
-def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None):
+def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None, rescale=0.0):
   rng = np.random.default_rng(0)
   mask = jnp.broadcast_to(jnp.arange(3) < given, (ROWS, 3)).astype(jnp.float32)
   conditioning = Conditioning(
@@ -51,7 +51,9 @@ def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None):
       unconditional=dropped,
       schedule=NoiseSchedule(),
       prediction=Prediction.V,
-      config=SamplerConfig(num_steps=4, guidance=scales[0], frame_guidance=scales[1]),
+      config=SamplerConfig(
+        num_steps=4, guidance=scales[0], frame_guidance=scales[1], rescale=rescale
+      ),
     )
   )
 
@@ -81,6 +83,14 @@ def test_every_step_is_one_call_with_one_branch_per_scale():
     _sample(*scales, network=network)
     # The loop's body is traced, not run: the network is called in one place.
     assert set(network.rows) == {branches * ROWS}
+
+
+def test_rescaling_bounds_what_a_large_scale_adds_and_leaves_a_scale_of_one():
+  np.testing.assert_allclose(_sample(1.0, rescale=0.7), _sample(1.0), atol=1e-5)
+  plain, rescaled = _sample(20.0), _sample(20.0, rescale=1.0)
+  assert plain.std() > 2 * rescaled.std()
+  with pytest.raises(ValueError, match=r"SamplerConfig.rescale=1.5: expected a share in \[0, 1\]"):
+    SamplerConfig(rescale=1.5)
 
 
 def test_a_scale_for_frames_alone_is_rejected():

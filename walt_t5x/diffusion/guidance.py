@@ -39,6 +39,19 @@ def guide_twice(
   )
 
 
+def rescale(
+  guided: Float[Array, "B *axes"], conditional: Float[Array, "B *axes"], share: float
+) -> Float[Array, "B *axes"]:
+  """Moves the standard deviation of each guided example towards that of its conditional prediction.
+
+  share * guided * std(conditional) / std(guided) + (1 - share) * guided, the rescaled guidance of 2305.08891 (Eq. 15,
+  16). A large scale otherwise oversaturates, above all with zero terminal SNR.
+  """
+  axes = tuple(range(1, guided.ndim))
+  ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(guided, axis=axes, keepdims=True)
+  return guided * (share * ratio + 1 - share)
+
+
 @dataclasses.dataclass(frozen=True)
 class ConstantGuidance:
   """The same scale at every step. Assumption: 7.5 for text (the paper does not specify it)."""

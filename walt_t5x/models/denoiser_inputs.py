@@ -100,13 +100,15 @@ def drop(
   conditioning: Conditioning,
   dropped: Bool[Array, "B s"],
   *,
+  frames: Bool[Array, " B"],
   null_text: Array | np.ndarray | None = None,
 ) -> Conditioning:
-  """Replaces the condition if `dropped` is set: null text, class -1, no past frames (classifier-free guidance).
+  """Replaces the dropped conditions: null text, class -1, no past frames (classifier-free guidance).
 
   Args:
-    dropped: per example ([B, 1]) or per slot ([B, t]: each image of a stack separately). Past frames belong to
-      slot 0.
+    dropped: where text and class are dropped, per example ([B, 1]) or per slot ([B, t]: each image of a stack
+      separately).
+    frames: where the past frames are dropped.
     null_text: [n, E] or [B, n, E]; required if there is text.
 
   Raises:
@@ -126,6 +128,6 @@ def drop(
   if conditioning.labels is not None:
     changes["labels"] = jnp.where(dropped, -1, conditioning.labels)
   if conditioning.frame_mask is not None:
-    keep = ~dropped[:, :1]
+    keep = ~frames[:, None]
     changes["frame_mask"] = conditioning.frame_mask * keep.astype(conditioning.frame_mask.dtype)
   return dataclasses.replace(conditioning, **changes)

@@ -25,6 +25,12 @@ NUM_NOISE_BUCKETS = 4
 ROWS = ("mixed", "videos", "images")
 
 
+def _key_of(latents: Array) -> Array:
+  """A random key from the bits of the latents."""
+  bits = jax.lax.bitcast_convert_type(latents.astype(jnp.float32), jnp.uint32)
+  return jax.random.key(jnp.sum(bits, dtype=jnp.uint32))
+
+
 class DenoiserModel(engine.BaseModel):
   """One diffusion stage: base, class-conditional, frame-prediction or super-resolution, depending on its module."""
 
@@ -206,14 +212,24 @@ class DenoiserModel(engine.BaseModel):
     conditioning = self._with_low_resolution_noise(self.conditioning(batch), rngs[1], time)
     conditioning = self._with_past_frames(conditioning, rngs[2], latents)
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
-    dropped = jax.random.bernoulli(rngs[3], self.drop_probability, (rows, slots))
-    return drop(conditioning, dropped, null_text=null_text)
+    probability = self.drop_probability
+    dropped = jax.random.bernoulli(rngs[3], probability, (rows, slots))
+    # Independent: guidance with a scale for frames of its own evaluates frames without text.
+    frames = jax.random.bernoulli(jax.random.fold_in(rngs[3], 1), probability, (rows,))
+    return drop(conditioning, dropped, frames=frames, null_text=null_text)
 
   def _draw_steps(self, rng: Array, rows: int) -> Array:
     """Diffusion times of a batch, uniform over 1 .. K, or over (0, K] in continuous time."""
     if self.continuous_time:
       return self.schedule.num_steps * (1 - jax.random.uniform(rng, (rows,)))
     return jax.random.randint(rng, (rows,), 1, self.schedule.num_steps + 1)
+
+  def _stratified_steps(self, rng: Array, rows: int) -> Array:
+    """Diffusion times as of `_draw_steps`, one in each of `rows` equal intervals: their mean varies less."""
+    rng_order, rng_place = jax.random.split(rng)
+    place = jax.random.permutation(rng_order, rows) + 1 - jax.random.uniform(rng_place, (rows,))
+    steps = self.schedule.num_steps * place / rows
+    return steps if self.continuous_time else jnp.ceil(steps).astype(jnp.int32)
 
   def loss_fn(
     self, params: Params, batch: Batch, dropout_rng: Array | None
@@ -222,15 +238,17 @@ class DenoiserModel(engine.BaseModel):
 
     Args:
       batch: the features of `DenoiserFeatureConverter`, or the output of `unpack_and_normalize` for them.
-      dropout_rng: key of the step; None evaluates with fixed draws, so that two evaluations are comparable.
+      dropout_rng: key of the step; None evaluates. The draws then depend on nothing but the batch's latents: the same
+        for every checkpoint, others for every batch. Times are stratified.
     """
     constants = self._constants()
+    draw_steps = self._draw_steps if dropout_rng is not None else self._stratified_steps
+    rng = _key_of(batch["latents"]) if dropout_rng is None else dropout_rng
     batch = unpack_and_normalize(batch, constants.moments)
-    rng = jax.random.key(0) if dropout_rng is None else dropout_rng
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
     rows = latents.shape[0]
-    steps = self._draw_steps(rng_steps, rows)
+    steps = draw_steps(rng_steps, rows)
     gamma = self.schedule.gamma(steps)
     noise = jax.random.normal(rng_noise, latents.shape)
     x_t = add_noise(latents, noise, gamma)
@@ -314,8 +332,13 @@ class DenoiserModel(engine.BaseModel):
       slots = next(
         (x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1
       )
-      dropped = jnp.ones((noise.shape[0], slots), bool)
-      unconditional = drop(conditioning, dropped, null_text=null_text)
+      rows = noise.shape[0]
+      unconditional = drop(
+        conditioning,
+        jnp.ones((rows, slots), bool),
+        frames=jnp.ones((rows,), bool),
+        null_text=null_text,
+      )
     return sample_latents(
       self.module,
       params,

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.ddim import ddim_sample
-from walt_t5x.diffusion.guidance import ConstantGuidance, guide, guide_twice
+from walt_t5x.diffusion.guidance import ConstantGuidance, guide, guide_twice, rescale
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.types import Params
@@ -27,17 +27,21 @@ class SamplerConfig:
     guidance: scale as a function of time, see `walt_t5x.diffusion.guidance`; None samples the conditional model only.
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
+    rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
   """
 
   num_steps: int = 50
   guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
   frame_guidance: GuidanceFn | None = None
+  rescale: float = 0.0
 
   def __post_init__(self):
     if self.guidance is None and self.frame_guidance is not None:
       raise ValueError(
         "SamplerConfig.frame_guidance is set and guidance is not: set both, or neither"
       )
+    if not 0 <= self.rescale <= 1:
+      raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
 
 
 def sample_latents(
@@ -80,8 +84,11 @@ def sample_latents(
     if guidance is None:
       return parts[0], parts
     if frame_guidance is None or count == 2:
-      return guide(parts[0], parts[1], guidance(time)), parts
-    return guide_twice(parts[0], parts[1], parts[2], guidance(time), frame_guidance(time)), parts
+      guided = guide(parts[0], parts[1], guidance(time))
+    else:
+      scales = guidance(time), frame_guidance(time)
+      guided = guide_twice(parts[0], parts[1], parts[2], *scales)
+    return rescale(guided, parts[0], config.rescale) if config.rescale else guided, parts
 
   return ddim_sample(
     denoise,

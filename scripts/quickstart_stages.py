@@ -258,6 +258,7 @@ class Pipeline:
       "preset",
       ["python", "-m", "walt_t5x.export_preset", *self._cascade, "--license=CC0-1.0"]
       + [f"--output={self.folder / self.recipe.preset}"]
-      + [f"--trained_by=bash scripts/quickstart.sh --{name}"],
+      + [f"--trained_by=bash scripts/quickstart.sh --{name}"]
+      + ["--description=Clips of colored shapes that move, bounce and pass each other."],
       lambda r: f"{r['bytes'] / 1e6:.1f} MB",
     )

@@ -214,7 +214,7 @@ class DenoiserModel(engine.BaseModel):
     slots = next((batch[k].shape[1] for k in ("text", "label") if k in batch), 1)
     probability = self.drop_probability
     dropped = jax.random.bernoulli(rngs[3], probability, (rows, slots))
-    # Independent: guidance with a scale for frames of its own evaluates frames without text.
+    # Independent: guidance with a separate scale for frames evaluates frames without text.
     frames = jax.random.bernoulli(jax.random.fold_in(rngs[3], 1), probability, (rows,))
     return drop(conditioning, dropped, frames=frames, null_text=null_text)
 

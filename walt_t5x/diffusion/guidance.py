@@ -40,8 +40,8 @@ def guide_twice(
 
 
 def rescale(
-  guided: Float[Array, "B *axes"], conditional: Float[Array, "B *axes"], share: float
-) -> Float[Array, "B *axes"]:
+  guided: Float[Array, "B ..."], conditional: Float[Array, "B ..."], share: float
+) -> Float[Array, "B ..."]:
   """Moves the standard deviation of each guided example towards that of its conditional prediction.
 
   share * guided * std(conditional) / std(guided) + (1 - share) * guided, the rescaled guidance of 2305.08891 (Eq. 15,

@@ -1,12 +1,18 @@
 """Folders of media that other programs wrote."""
 
 import json
+import subprocess
 
+import numpy as np
 import pytest
 
 from tests.beam_jobs import media
-from walt_t5x.evaluation.clip_sources import find_media
+from walt_t5x.evaluation.clip_sources import PlannedClip, find_media, read_clip
+from walt_t5x.media import decoding
+from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols.protocol import ClipRule, Geometry
 
 
 @pytest.mark.parametrize("images", [False, True])
@@ -33,3 +39,105 @@ def test_every_suffix_that_preprocessing_reads_is_found_and_hidden_files_are_not
   assert {one.path.name for one in find_media(tmp_path)} == {f"a{s}" for s in VIDEO_SUFFIXES}
   pictures = {one.path.name for one in find_media(tmp_path, images=True)}
   assert pictures == {f"a{s}" for s in IMAGE_SUFFIXES}
+
+
+UCF101 = PROTOCOLS["ucf101_class_conditional"]
+K600 = PROTOCOLS["k600_frame_prediction"]
+SHAPES = {
+  "4:3": "320x240",
+  "large": "640x480",
+  "wide": "400x226",
+  "portrait": "240x320",
+  "odd": "321x243",
+}
+
+
+def _encode(path, *, size, rate=25, seconds=2):
+  source = f"testsrc2=size={size}:rate={rate}:duration={seconds}"
+  command = [
+    "ffmpeg",
+    "-v",
+    "error",
+    "-f",
+    "lavfi",
+    "-i",
+    source,
+    "-c:v",
+    "ffv1",
+    "-pix_fmt",
+    "bgr0",
+    "-y",
+    str(path),
+  ]
+  subprocess.run(command, check=True)
+
+
+def _clip(folder):
+  (one,) = find_media(folder)
+  return PlannedClip(media=one, fold=0, number=0)
+
+
+def _training_pixels(path, **fields):
+  spec = ClipSpec(**{"resolutions": ((128, 128),), "num_frames": 16, "fps": 25.0, **fields})
+  return decoding.decode(path.read_bytes(), "video", spec).frames[128, 128]
+
+
+@pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
+def test_a_reference_is_the_pixels_of_its_training_clip(size, tmp_path):
+  path = tmp_path / "a.mkv"
+  _encode(path, size=size)
+  for rule, position in ((ClipRule.FIRST, "beginning"), (ClipRule.CENTRAL, "centre")):
+    expected = _training_pixels(path, position=position)
+    np.testing.assert_array_equal(read_clip(_clip(tmp_path), UCF101, rule), expected)
+  # ffmpeg's command line scales the shorter side and cuts the center to the same picture.
+  width, height = map(int, size.split("x"))
+  scaled = [round(side * 128 / min(width, height)) for side in (width, height)]
+  left, top = ((side - 128) // 2 for side in scaled)
+  filters = f"scale={scaled[0]}:{scaled[1]}:flags=area,crop=128:128:{left}:{top}"
+  command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "16", "-vf", filters]
+  command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+  raw = subprocess.run(command, check=True, capture_output=True).stdout
+  theirs = np.frombuffer(raw, np.uint8).reshape(16, 128, 128, 3).astype(float)
+  assert np.abs(theirs - read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)).max() <= 1
+  stretched = read_clip(_clip(tmp_path), UCF101.replace(geometry=Geometry.STRETCH), ClipRule.FIRST)
+  assert np.abs(theirs - stretched).mean() > 10
+
+
+def test_native_frames_have_the_geometry_of_training_clips(tmp_path):
+  _encode(tmp_path / "a.mkv", size="320x240")
+  native = UCF101.replace(fps=None)
+  for rule in (ClipRule.FIRST, ClipRule.CENTRAL):
+    expected = read_clip(_clip(tmp_path), UCF101, rule)
+    np.testing.assert_array_equal(read_clip(_clip(tmp_path), native, rule), expected)
+  whole = read_clip(_clip(tmp_path), native.replace(size=None), ClipRule.FIRST)
+  np.testing.assert_array_equal(whole, find_media(tmp_path)[0].read()[:16])
+
+
+def test_references_have_the_rate_of_the_protocol_and_a_slower_file_is_named(tmp_path):
+  _encode(tmp_path / "fast.mkv", size="128x128", rate=50)
+  got = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
+  np.testing.assert_array_equal(got, find_media(tmp_path)[0].read()[: 2 * 16 : 2])
+  (tmp_path / "fast.mkv").unlink()
+  _encode(tmp_path / "slow.mkv", size="128x128", rate=15)
+  with pytest.raises(
+    ValueError, match=r"slow.mkv.* at 25 fps.*exclude the file, or set --frames or --fps"
+  ):
+    read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
+
+
+def test_a_smaller_scoring_size_is_reached_through_the_training_size(tmp_path):
+  _encode(tmp_path / "a.mkv", size="320x240")
+  got = read_clip(_clip(tmp_path), K600, ClipRule.FIRST)
+  training = _training_pixels(tmp_path / "a.mkv", position="beginning").astype(float)
+  # TF1's bilinear rule at half the size takes every second pixel.
+  np.testing.assert_allclose(got, training[:, ::2, ::2], atol=1)
+
+
+def test_only_the_frames_of_a_clip_are_decoded(tmp_path):
+  """The rest of the file may be missing."""
+  _encode(tmp_path / "a.mkv", size="320x240", seconds=20)
+  whole = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
+  content = (tmp_path / "a.mkv").read_bytes()
+  (tmp_path / "a.mkv").write_bytes(content[: len(content) // 2])
+  for protocol in (UCF101, UCF101.replace(fps=None)):
+    np.testing.assert_array_equal(read_clip(_clip(tmp_path), protocol, ClipRule.FIRST), whole)

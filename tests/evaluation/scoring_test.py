@@ -21,6 +21,7 @@ from walt_t5x.metrics.protocols import PROTOCOLS, by_prompt
 from walt_t5x.metrics.protocols.protocol import (
   FVD,
   ClipRule,
+  Geometry,
   Protocol,
   ScoreRule,
   Statistic,
@@ -33,7 +34,7 @@ _IS = ScoreRule(
 
 
 def _media(name, frames, path=None):
-  return clip_sources.Media(name=name, path=path, read=lambda: frames)
+  return clip_sources.Media(name=name, path=path, read=lambda: frames, generated=True)
 
 
 def _videos(rng, count, frames=6, size=8):
@@ -140,6 +141,12 @@ def test_reference_plan_covers_every_video_and_repeats_only_random_clips():
   assert len({(c.media.name, c.number) for c in plan}) == 10
   six = _SMALL.replace(reference_clip=ClipRule.RANDOM, reference_clips_per_video=6)
   assert len(clip_sources.plan_references(media, six)) == 42
+  # A count draws from the same clips: none comes twice, and some file has more than its turn.
+  drawn = clip_sources.plan_references(media, six.replace(reference_count=30))
+  assert len({(c.media.name, c.number) for c in drawn}) == 30
+  assert max(c.number for c in drawn) == 5
+  more = clip_sources.plan_references(media, six.replace(reference_count=50))
+  assert len({(c.media.name, c.number) for c in more}) == 50
   with pytest.raises(ValueError, match="got 7 files"):
     clip_sources.plan_references(media, _SMALL.replace(reference_count=10))
   with pytest.raises(ValueError, match=r"4 x 10000 samples, got 7"):
@@ -171,6 +178,9 @@ def test_every_field_of_a_protocol_changes_its_hash():
     "scores": base.scores[:1],
     "frames": 17,
     "size": (64, 64),
+    "geometry": Geometry.STRETCH,
+    "source_size": (256, 256),
+    "fps": 8.0,
     "size_resize": ResizeRule.HALF_PIXEL,
     "sample_clip": ClipRule.CENTRAL,
     "reference_clip": ClipRule.FIRST,
@@ -204,14 +214,14 @@ def test_every_field_of_a_protocol_changes_its_hash():
 def test_a_published_protocol_keeps_its_hash():
   # Golden values from our own output: a change of a protocol changes which scores are comparable.
   assert {name: p.hash for name, p in PROTOCOLS.items()} == {
-    "fvd": "825a2c370c65",
-    "ucf101_class_conditional": "93ec5b3f3f4e",
-    "k600_frame_prediction": "805886f882df",
-    "imagenet256": "7ff0349c1056",
-    "ucf101_zero_shot": "b489366e448e",
-    "tokenizer": "1f00daac15b1",
-    "shapes_fvd": "13fd026cd062",
-    "motion": "40f7e4fea42e",
+    "fvd": "5e707cd00b8c",
+    "ucf101_class_conditional": "664db67cc006",
+    "k600_frame_prediction": "574506b90a75",
+    "imagenet256": "a117c100dd2b",
+    "ucf101_zero_shot": "2844f2e28c7f",
+    "tokenizer": "6cc7bf0e5b96",
+    "shapes_fvd": "03e53511c005",
+    "motion": "16ab4ffb90ce",
   }
 
 

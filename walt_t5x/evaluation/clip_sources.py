@@ -12,11 +12,13 @@ import numpy as np
 
 from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.media import pictures, reading
+from walt_t5x.media import decoding, geometry, pictures, reading
+from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 from walt_t5x.media.pixels import clip_to_uint8
+from walt_t5x.media.rules import ReasonedError
 from walt_t5x.metrics.network_input import resize_bilinear
-from walt_t5x.metrics.protocols.protocol import ClipRule, Protocol
+from walt_t5x.metrics.protocols.protocol import ClipRule, Geometry, Protocol
 
 _T = TypeVar("_T")
 
@@ -25,12 +27,14 @@ _T = TypeVar("_T")
 class Media:
   """One file; `name`, its path inside the folder without suffix, identifies it in pairs and random draws.
 
-  `read` returns its frames, [T, H, W, 3] uint8.
+  `read` returns its frames, [T, H, W, 3] uint8. `generated` marks a sample of `generate`, whose frames are the clip;
+  other files are cut like training data.
   """
 
   name: str
   path: Path
   read: Callable[[], np.ndarray]
+  generated: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
     def read(sample=sample, chosen=chosen) -> np.ndarray:
       return clip_to_uint8(folder.read(sample, chosen))
 
-    found.append(Media(name=f"{sample.index:05d}", path=sample.files[chosen], read=read))
+    path = sample.files[chosen]
+    found.append(Media(name=f"{sample.index:05d}", path=path, read=read, generated=True))
   return found
 
 
@@ -170,61 +175,131 @@ def with_references(
 def plan_references(media: Sequence[Media], protocol: Protocol) -> list[PlannedClip]:
   """The reference clips of every fold.
 
-  Assumption: with a count, each fold iterates over the files in its own random order, repeatedly until it has
-  enough; without one it takes `reference_clips_per_video` of every file.
+  Assumption: with a count, each fold takes the first of `reference_clips_per_video` clips of every file in its own
+  random order, and starts again with further clips of the files if they are not enough; without one it takes them all.
 
   Raises:
     ValueError: more clips than files are required, but all clips of a file would be equal.
   """
   clips = []
   several = protocol.reference_clip is ClipRule.RANDOM
+  each = protocol.reference_clips_per_video
+  pool = [(file, number) for number in range(each) for file in range(len(media))]
   for fold in range(protocol.folds):
-    each = protocol.reference_clips_per_video
-    total = protocol.reference_count or len(media) * each
+    total = protocol.reference_count or len(pool)
     if total > len(media) and not several:
       raise ValueError(
         f"{protocol.name} takes {total} reference clips, one per file, got {len(media)} files. Set "
         "--reference_count: the protocol hash then distinguishes the score."
       )
-    order = list(range(len(media)))
+    order = list(range(len(pool)))
     if protocol.reference_count is not None:
-      order = _generator("order", protocol.seed, fold).permutation(len(media)).tolist()
+      order = _generator("order", protocol.seed, fold).permutation(len(pool)).tolist()
     for i in range(total):
-      clips.append(
-        PlannedClip(media=media[order[i % len(media)]], fold=fold, number=i // len(media))
-      )
+      again, at = divmod(i, len(pool))
+      file, number = pool[order[at]]
+      clips.append(PlannedClip(media=media[file], fold=fold, number=number + again * each))
   return clips
+
+
+_POSITIONS = {
+  ClipRule.FIRST: "beginning",
+  ClipRule.CENTRAL: "centre",
+  ClipRule.RANDOM: "random",
+}
 
 
 def read_clip(clip: PlannedClip, protocol: Protocol, rule: ClipRule) -> np.ndarray:
   """The frames [T, H, W, 3], uint8, cut and resized according to the protocol.
 
-  Assumption: resizing rounds to bytes, because the networks are defined for the contents of files.
+  Of a media file only these frames are converted, with the functions of preprocessing: a real clip is the same pixels
+  here and in the training data. Assumption: resizing rounds to bytes, because the networks are defined for the contents
+  of files.
 
   Raises:
-    ValueError: a file has fewer frames than a clip.
+    ValueError: a file cannot be read, or has fewer frames than a clip, or frames at a lower rate than the protocol's.
   """
-  frames = clip.media.read()
-  spare = len(frames) - protocol.frames
-  if spare < 0:
-    raise ValueError(
-      f"{clip.media.path} has {len(frames)} frames, {protocol.name} scores clips of "
-      f"{protocol.frames}. Exclude it, or set --frames: the protocol hash then distinguishes the score."
-    )
-  if rule is ClipRule.FIRST:
-    start = 0
-  elif rule is ClipRule.CENTRAL:
-    start = spare // 2
-  elif rule is ClipRule.RANDOM:
-    random = _generator("clip", protocol.seed, clip.media.name, clip.fold, clip.number)
-    start = int(random.integers(spare + 1))
-  else:
+  if rule not in _POSITIONS:
     raise ValueError(f"No clip rule {rule!r}; expected one of {list(ClipRule)}.")
-  frames = frames[start : start + protocol.frames]
+  draw = {ClipRule.FIRST: 0.0, ClipRule.CENTRAL: 0.5}.get(rule)
+  if draw is None:
+    draw = _generator("clip", protocol.seed, clip.media.name, clip.fold, clip.number).random()
+  try:
+    if clip.media.generated:
+      found = clip.media.read()
+      frames = found[_window(len(found), protocol.frames, draw)]
+    else:
+      frames = _cut_file(clip.media, protocol, rule, draw)
+  except (ReasonedError, ValueError) as error:
+    rate = "" if protocol.fps is None else f" at {protocol.fps:g} fps"
+    raise ValueError(
+      f"{clip.media.path}: {error}. {protocol.name} scores clips of {protocol.frames} frames{rate}: exclude the file, "
+      "or set --frames or --fps, and the protocol hash distinguishes the score."
+    ) from error
   if protocol.size is not None and frames.shape[1:3] != tuple(protocol.size):
-    resized = resize_bilinear(frames.astype(np.float32), protocol.size, rule=protocol.size_resize)
-    frames = clip_to_uint8(np.asarray(resized) / 255)
+    frames = _resized(frames, protocol)
   return np.ascontiguousarray(frames)
+
+
+def _window(count: int, length: int, draw: float) -> slice:
+  """Which frames of `count` make a clip; `draw` in [0, 1) places it."""
+  if count < length:
+    raise ValueError(f"it has {count} frames")
+  # The center is rounded down; a random start is uniform.
+  start = int(draw * (count - length + 1)) if draw != 0.5 else (count - length) // 2
+  return slice(start, start + length)
+
+
+def _cut_file(media: Media, protocol: Protocol, rule: ClipRule, draw: float) -> np.ndarray:
+  size = protocol.source_size or protocol.size
+  if protocol.geometry is Geometry.STRETCH:
+    size = None
+  content = media.path.read_bytes()
+  if media.path.suffix.lower() in IMAGE_SUFFIXES:
+    if size is None:
+      return media.read()
+    return decoding.decode(content, "image", _spec(size, protocol, rule)).frames[size]
+  if size is not None and protocol.fps is not None:
+    spec = _spec(size, protocol, rule)
+    return decoding.decode(content, "video", spec, draw=draw).frames[size]
+  # Native frames, or native sizes: frames are chosen by number.
+  if rule is ClipRule.FIRST and protocol.fps is None:
+    numbers = list(range(protocol.frames))
+  else:
+    times = reading.frame_times(content)
+    chosen = range(len(times)) if protocol.fps is None else reading.resampled(times, protocol.fps)
+    numbers = list(chosen[_window(len(chosen), protocol.frames, draw)])
+  if size is None:
+    frames = np.stack(list(reading.frames_at(content, numbers)))
+  else:
+    frames = decoding.native_frames(content, numbers, size=size)
+  if len(frames) < protocol.frames:
+    raise ValueError(f"it has {len(frames)} frames")
+  return frames
+
+
+def _spec(size: tuple[int, int], protocol: Protocol, rule: ClipRule) -> ClipSpec:
+  """What preprocessing would be asked for."""
+  return ClipSpec(
+    resolutions=(size,),
+    num_frames=protocol.frames,
+    fps=protocol.fps or 1.0,
+    position=_POSITIONS[rule],
+    allow_upscale=True,
+    deinterlace=True,
+  )
+
+
+def _resized(frames: np.ndarray, protocol: Protocol) -> np.ndarray:
+  """Frames at the protocol's size by its rule, cut at the center or stretched."""
+  assert protocol.size is not None
+  scaled, (top, left) = protocol.size, (0, 0)
+  if protocol.geometry is Geometry.CROP:
+    place = geometry.fit(frames.shape[1:3], protocol.size)
+    scaled, (top, left) = place.scaled, place.offset
+  resized = resize_bilinear(frames.astype(np.float32), scaled, rule=protocol.size_resize)
+  height, width = protocol.size
+  return clip_to_uint8(np.asarray(resized)[:, top : top + height, left : left + width] / 255)
 
 
 def in_batches(items: Iterable[_T], size: int, *, key: Callable[[_T], Any]) -> Iterator[list[_T]]:

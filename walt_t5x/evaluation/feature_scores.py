@@ -14,7 +14,7 @@ from walt_t5x.files import storage
 from walt_t5x.metrics.feature_statistics import load_gaussian
 from walt_t5x.metrics.networks import FeatureNetwork
 from walt_t5x.metrics.protocols import PROTOCOLS
-from walt_t5x.metrics.protocols.protocol import Protocol
+from walt_t5x.metrics.protocols.protocol import Geometry, Protocol
 
 
 def load_evaluation(args: argparse.Namespace) -> Evaluation:
@@ -56,6 +56,8 @@ def _changed(args: argparse.Namespace) -> Protocol:
   fields = {
     "frames": args.frames,
     "size": args.size,
+    "fps": args.fps,
+    "geometry": args.geometry and Geometry(args.geometry),
     "sample_count": args.count,
     "reference_count": args.reference_count,
     "folds": args.folds,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from walt_t5x.metrics import protocols
 from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
+from walt_t5x.metrics.protocols.protocol import Geometry
 
 PROTOCOLS = (*BY_PROMPT, *protocols.PROTOCOLS)
 RENAMED_PROTOCOLS = {"caption_obedience": "caption_accuracy"}
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   changes.add_argument("--frames", type=int, help="frames per clip")
   changes.add_argument(
     "--size", type=height_and_width, help="HEIGHTxWIDTH at which clips are scored"
+  )
+  changes.add_argument("--fps", type=float, help="frames per second at which media files are read")
+  changes.add_argument(
+    "--geometry",
+    choices=[str(g) for g in Geometry],
+    help="'crop' cuts the center of frames of another shape, like preprocessing; 'stretch' does not keep their shape",
   )
   changes.add_argument("--count", type=int, help="samples per fold")
   changes.add_argument("--reference_count", type=int, help="reference clips per fold")

@@ -82,7 +82,8 @@ class ScoreVideos(SampleVideos):
       folds=1,
     )
     samples = [
-      Media(name=str(i), path=Path(), read=lambda clip=clip: clip) for i, clip in enumerate(clips)
+      Media(name=str(i), path=Path(), read=lambda clip=clip: clip, generated=True)
+      for i, clip in enumerate(clips)
     ]
     evaluation = Evaluation(
       protocol, samples, self._reference, self._networks, batch_size=self._batch_size

@@ -6,7 +6,7 @@ with a reason; valid media that do not fit the spec raise `Rejected`.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from walt_t5x.media.geometry import fit, union
 from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
   CLOCK_SLACK,
+  MAX_PIXELS,
   MediaError,
   Video,
   check_intact,
@@ -78,6 +79,33 @@ def decode(
     check_header(rules, video.size, video=(video.seconds, video.rate))
     start = _start(spec, start_seconds, end_seconds, (video.begin, video.end), draw, clip)
     return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
+
+
+def native_frames(
+  content: bytes, numbers: Iterable[int], *, size: tuple[int, int], max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+  """The frames with these numbers [T, H, W, 3] uint8, at no other rate, resized and cut as `decode` does.
+
+  Args:
+    content: contents of the complete file.
+    numbers: increasing; fewer are returned if the file has fewer.
+    size: (height, width).
+    max_pixels: see `open_video`.
+
+  Raises:
+    MediaError: see `reading.iterate_frames`.
+  """
+  spec = ClipSpec(resolutions=(size,), num_frames=1, fps=1.0, allow_upscale=True, deinterlace=True)
+  wanted, pictures = set(numbers), []
+  with open_video(content, max_pixels=max_pixels) as video:
+    resizer = _Resizer(video.aspect, spec, ())
+    for number, (seconds, frame) in enumerate(video.frames(deinterlace=True)):
+      if number > max(wanted, default=-1):
+        break
+      check_intact(seconds, frame)
+      if number in wanted:
+        pictures.append(resizer(frame)[size])
+  return np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8)
 
 
 def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:

@@ -34,6 +34,13 @@ class ClipRule(enum.StrEnum):
   RANDOM = "random"  # seeded by the file's name, the fold and the clip's number
 
 
+class Geometry(enum.StrEnum):
+  """How frames of another shape reach a size."""
+
+  CROP = "crop"  # scaled to cover the size, then cut at the center, as preprocessing does
+  STRETCH = "stretch"
+
+
 class ResizeRule(enum.StrEnum):
   """Position at which an output pixel samples the input (`metrics.network_input`)."""
 
@@ -115,10 +122,13 @@ class Protocol(Hashed):
     scores: the scores that it computes.
     frames: length of a clip; 1 for images.
     size: (height, width) at which clips are scored; None for the size of the files.
-    size_resize: rule for resizing clips of another size.
+    geometry: how frames of another shape reach the size.
+    source_size: (height, width) at which media files are read before they are resized to `size`; None for `size`.
+    fps: rate at which media files are read, with the frames that preprocessing selects; None for every frame.
+    size_resize: rule for resizing clips from `source_size`, and samples of `generate`, to `size`.
     sample_clip, reference_clip: position of the clip in longer videos.
     sample_count, reference_count: clips per fold; None for one per file.
-    reference_clips_per_video: clips per reference video if no count is given.
+    reference_clips_per_video: clips per reference video; with a count, the clips that are drawn from.
     folds: number of folds, each with its own samples and references.
     seed: seed of the random clips and of the order of the references.
     source: where the protocol is published.
@@ -130,6 +140,9 @@ class Protocol(Hashed):
   scores: tuple[ScoreRule, ...]
   frames: int
   size: tuple[int, int] | None
+  geometry: Geometry = Geometry.CROP
+  source_size: tuple[int, int] | None = None
+  fps: float | None = None
   size_resize: ResizeRule = ResizeRule.LEGACY
   sample_clip: ClipRule = ClipRule.FIRST
   reference_clip: ClipRule = ClipRule.FIRST

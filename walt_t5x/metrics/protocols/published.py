@@ -28,6 +28,7 @@ UCF101 = Protocol(
   scores=(FVD, C3D_IS),
   frames=16,
   size=(128, 128),
+  fps=25.0,
   reference_clip=ClipRule.RANDOM,
   sample_count=10_000,
   reference_count=10_000,
@@ -37,12 +38,14 @@ UCF101 = Protocol(
 
 # UCF-101 text to video, zero-shot: FVD and IS.
 # 10,000 samples, one prompt per class; references are the central 16 frames of 10,000 training videos.
+# Assumption: references have the rate of the samples, 8 fps; at another one motion alone would set them apart.
 UCF101_ZERO_SHOT = Protocol(
   name="ucf101_zero_shot",
   scores=(FVD, C3D_IS),
   frames=16,
   # Assumption: scored at the size of the base stage; the paper does not specify it.
   size=(128, 128),
+  fps=8.0,
   sample_clip=ClipRule.CENTRAL,
   reference_clip=ClipRule.CENTRAL,
   sample_count=10_000,
@@ -58,7 +61,9 @@ K600 = Protocol(
   name="k600_frame_prediction",
   scores=(FVD,),
   frames=16,
+  source_size=(128, 128),
   size=(64, 64),
+  fps=25.0,
   # Assumption: the rule for resizing 128 x 128 to 64 x 64; the paper does not specify it.
   size_resize=ResizeRule.LEGACY,
   reference_clip=ClipRule.RANDOM,

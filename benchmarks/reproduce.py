@@ -122,7 +122,7 @@ BENCHMARKS = {
     protocol="ucf101_class_conditional",
     networks=("i3d", "c3d"),
     vae="vae_ucf101",
-    sampling="--requests=requests/ucf101/requests.jsonl --fps=25",
+    sampling="--requests=requests/ucf101/requests.jsonl --fps=25 --formats=png",
     reference="requests/ucf101/reference.jsonl",
   ),
   "k600": Benchmark(
@@ -141,7 +141,7 @@ BENCHMARKS = {
     protocol="k600_frame_prediction",
     networks=("i3d",),
     vae="vae_k600",
-    sampling="--requests=requests/k600/requests.jsonl --fps=25",
+    sampling="--requests=requests/k600/requests.jsonl --fps=25 --decoded_conditioning --formats=png",
     reference="requests/k600/reference.jsonl",
   ),
   "imagenet": Benchmark(
@@ -176,14 +176,14 @@ BENCHMARKS = {
       (
         "prompts, and the real videos",
         "python -m walt_t5x.evaluation.benchmark_requests --protocol=ucf101_zero_shot --media=UCF-101 "
-        "--output=requests/zero_shot",
+        "--list=ucfTrainTestlist/trainlist01.txt --output=requests/zero_shot",
       ),
     ),
     protocol="ucf101_zero_shot",
     networks=("i3d", "c3d"),
     vae="vae_t2v",
     sampling='--requests=requests/zero_shot/requests.jsonl --gin.SAMPLE_TEXT_ENCODER=\\"BUCKET/t5_xl\\" '
-    "--gin.SAMPLE_EMA=False",
+    "--gin.SAMPLE_EMA=False --formats=png",
     reference="requests/zero_shot/reference.jsonl",
   ),
 }

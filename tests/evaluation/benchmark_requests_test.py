@@ -7,7 +7,8 @@ import pytest
 
 from walt_t5x.evaluation import benchmark_requests
 from walt_t5x.generation.requests import read_requests
-from walt_t5x.media import reading, writing
+from walt_t5x.media import decoding, reading, writing
+from walt_t5x.media.clips import ClipSpec
 from walt_t5x.metrics.protocols import PROTOCOLS
 
 
@@ -75,6 +76,7 @@ def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, cap
   shades = 8 * np.arange(30)
   frames = np.broadcast_to(shades[:, None, None, None], (30, 32, 48, 3)).astype(np.uint8)
   writing.write_video(media / "a.mp4", frames, fps=25, crf=0)
+  video = (media / "a.mp4").read_bytes()
   arguments = [
     "--protocol=k600_frame_prediction",
     f"--media={media.parent}",
@@ -89,6 +91,10 @@ def test_the_given_frames_are_five_consecutive_frames_of_the_video(tmp_path, cap
     assert clip.frames.shape == (5, 16, 16, 3)
     index = np.rint(clip.frames.mean((1, 2, 3)) / 8).astype(int)
     np.testing.assert_array_equal(np.diff(index), 1)
+    # Lossless, and the pixels that a model is trained on.
+    spec = ClipSpec(resolutions=((16, 16),), num_frames=5, fps=25.0)
+    cut = decoding.decode(video, "video", spec, start_seconds=index[0] / 25)
+    np.testing.assert_array_equal(clip.frames, cut.frames[16, 16])
     firsts.append(index[0])
   assert len(set(firsts)) > 1 and min(firsts) >= 0 and max(firsts) <= 30 - 16
   assert [r["uri"] for r in _lines(result["reference"])] == [str((media / "a.mp4").resolve())]

@@ -109,8 +109,8 @@ def test_native_frames_have_the_geometry_of_training_clips(tmp_path):
   for rule in (ClipRule.FIRST, ClipRule.CENTRAL):
     expected = read_clip(_clip(tmp_path), UCF101, rule)
     np.testing.assert_array_equal(read_clip(_clip(tmp_path), native, rule), expected)
-  whole = read_clip(_clip(tmp_path), native.replace(size=None), ClipRule.FIRST)
-  np.testing.assert_array_equal(whole, find_media(tmp_path)[0].read()[:16])
+  entire = read_clip(_clip(tmp_path), native.replace(size=None), ClipRule.FIRST)
+  np.testing.assert_array_equal(entire, find_media(tmp_path)[0].read()[:16])
 
 
 def test_references_have_the_rate_of_the_protocol_and_a_slower_file_is_named(tmp_path):
@@ -136,8 +136,8 @@ def test_a_smaller_scoring_size_is_reached_through_the_training_size(tmp_path):
 def test_only_the_frames_of_a_clip_are_decoded(tmp_path):
   """The rest of the file may be missing."""
   _encode(tmp_path / "a.mkv", size="320x240", seconds=20)
-  whole = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
+  entire = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
   content = (tmp_path / "a.mkv").read_bytes()
   (tmp_path / "a.mkv").write_bytes(content[: len(content) // 2])
   for protocol in (UCF101, UCF101.replace(fps=None)):
-    np.testing.assert_array_equal(read_clip(_clip(tmp_path), protocol, ClipRule.FIRST), whole)
+    np.testing.assert_array_equal(read_clip(_clip(tmp_path), protocol, ClipRule.FIRST), entire)

@@ -9,7 +9,8 @@ import pytest
 
 from tests.metrics.network_parity import random_weights
 from walt_t5x.evaluation.training_scores import ScoreVideos
-from walt_t5x.media import reading, writing
+from walt_t5x.media import writing
+from walt_t5x.media.decoding import native_frames
 from walt_t5x.metrics import networks
 from walt_t5x.metrics.feature_statistics import FeatureStatistics
 from walt_t5x.metrics.frechet import frechet_between
@@ -55,7 +56,12 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
 
   (tmp_path / "gone").rename(tmp_path / "real")
   network = FeatureNetwork.load("shapes", file)
-  real = np.stack([reading.read_video(tmp_path / "real" / f"{i}.mp4").frames[:5] for i in range(3)])
+  real = np.stack(
+    [
+      native_frames((tmp_path / "real" / f"{i}.mp4").read_bytes(), range(5), size=(16, 16))
+      for i in range(3)
+    ]
+  )
   expected = [frechet_between(_of(network, made), _of(network, real)) for made in clips]
   protocol = PROTOCOLS["shapes_fvd"].replace(frames=5, size=(16, 16), sample_count=4)
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -10,7 +10,8 @@ as in `beam_jobs.preprocess`.
   ucf101_class_conditional  labels drawn from the training videos
   ucf101_zero_shot          one prompt per class, all classes equally often
   imagenet256               labels 0 to 999, all equally often
-  k600_frame_prediction     5 frames at a random position of each evaluation video, written as separate clips
+  k600_frame_prediction     5 frames at a random position of each evaluation video, cut like training data, as separate
+                            lossless clips
 """
 
 import argparse
@@ -119,7 +120,7 @@ def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> 
   """
   from tqdm import tqdm
 
-  from walt_t5x.media import geometry, reading, writing
+  from walt_t5x.media import decoding, reading, writing
 
   frames_of: dict[Path, list[int]] = {}
   found = [(files, file) for files in videos.values() for file in files]
@@ -141,13 +142,15 @@ def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> 
   sources = tuple(frames_of)
   bar = tqdm(total=count, unit="clip", file=sys.stderr, disable=None)
   for index in range(count):
-    source, target = sources[index % len(sources)], folder / f"{index:06d}.mp4"
+    source, target = sources[index % len(sources)], folder / f"{index:06d}{writing.LOSSLESS_SUFFIX}"
     if not target.is_file():
       kept = frames_of[source]
       first = int(np.random.default_rng((args.seed, index)).integers(len(kept) - _CLIP_FRAMES + 1))
-      frames = np.stack(list(reading.frames_at(source, kept[first : first + _CONDITIONING_FRAMES])))
-      frames = geometry.fitted(frames, size=(args.size, args.size), fit="crop", what=str(source))
-      writing.write_video(target, frames, fps=args.fps, crf=0)
+      numbers = kept[first : first + _CONDITIONING_FRAMES]
+      size = (args.size, args.size)
+      frames = decoding.native_frames(source.read_bytes(), numbers, size=size)
+      with writing.lossless_writer(target, fps=args.fps) as append:
+        append(frames)
     bar.update()
     yield {"video": str(target.relative_to(args.output))}
   bar.close()

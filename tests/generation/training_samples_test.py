@@ -19,7 +19,8 @@ from tests.generation import cascades
 from walt_t5x import engine
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
 from walt_t5x.engine.checkpoints import load_params
-from walt_t5x.generation.training_samples import SampleVideos, averaged
+from walt_t5x.engine.optimizers import parameter_average
+from walt_t5x.generation.training_samples import SampleVideos
 from walt_t5x.media import reading
 
 
@@ -53,7 +54,7 @@ def _shown(folder):
 
 
 def test_clips_of_the_average_are_shown_when_due(tmp_path):
-  model = _Fades(runs.optimizers.adamw(0.1))
+  model = _Fades(runs.optimizers.adamw(0.1, ema_decay=0.9))
   action = SampleVideos(
     model=model,
     dataset_cfg=runs.dataset(split="validation"),
@@ -75,15 +76,33 @@ def test_clips_of_the_average_are_shown_when_due(tmp_path):
       np.testing.assert_allclose(frames[:, 3, 3, 0], np.clip(expected, 0, 255), atol=3)
 
 
-def test_without_an_average_the_parameters_are_shown():
+def test_a_run_without_an_average_says_so_before_it_starts(tmp_path):
+  model = _Fades(runs.optimizers.adamw(0.1))
+  with pytest.raises(ValueError, match=r"SampleVideos\.average=True, but the optimizer keeps no"):
+    SampleVideos(model=model, dataset_cfg=None, model_dir="")
+  action = SampleVideos(
+    model=model,
+    dataset_cfg=runs.dataset(split="validation"),
+    model_dir=str(tmp_path),
+    num_videos=1,
+    average=False,
+  )
+  action.run(_state(5, bias=2.0, average=0.0), {})
+  frames = reading.read_video(tmp_path / "samples" / "step0000005_0.gif").frames
+  expected = 255 * (0.5 - 0.5 * np.arange(5) / 6.0)
+  np.testing.assert_allclose(frames[:, 3, 3, 0], expected, atol=3)
+
+
+def test_an_average_of_other_parameters_is_none():
   params = {"w": jnp.ones(2)}
-  assert averaged(params, (optax.EmptyState(),)) is params
   other = optax.EmaState(jnp.int32(0), {"other": jnp.ones(1)})
-  assert averaged(params, (other,)) is params
+  for states in ((optax.EmptyState(),), (other,)):
+    with pytest.raises(ValueError, match="no parameter average; set ema_decay"):
+      parameter_average(params, states)
 
 
 def test_invalid_settings_are_rejected(tmp_path):
-  model = _Fades(runs.optimizers.adamw(0.1))
+  model = _Fades(runs.optimizers.adamw(0.1, ema_decay=0.9))
   with pytest.raises(ValueError, match="vae=False, vae_checkpoint=True, latents=False; give all"):
     SampleVideos(model=model, dataset_cfg=None, model_dir="", vae_checkpoint="x")
   action = SampleVideos(
@@ -134,7 +153,7 @@ def cascade(tmp_path_factory):
 def _decoding(cascade, **options):
   return SampleVideos(
     **{
-      "model": _Latents(runs.optimizers.adamw(0.1)),
+      "model": _Latents(runs.optimizers.adamw(0.1, ema_decay=0.9)),
       "dataset_cfg": runs.dataset(split="validation"),
       "model_dir": cascade.stages[0].checkpoint,
       "num_videos": 2,

@@ -4,9 +4,11 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tensorflow as tf
 
+from walt_t5x.engine import optimizers
 from walt_t5x.media import reading
 from walt_t5x.models.reconstruction_summaries import (
   ReconstructionSummaries,
@@ -28,6 +30,9 @@ class _Task:
 class _Negative:
   """Reconstructs the negative."""
 
+  def __init__(self, ema_decay=0.9):
+    self.optimizer_def = optimizers.adamw(0.1, ema_decay=ema_decay)
+
   def predict_batch(self, params, batch):
     return params["one"] - batch["video"] / 255.0
 
@@ -37,7 +42,10 @@ def _run(folder, count=3, **settings):
   action = ReconstructionSummaries(
     model=_Negative(), task=task, model_dir=str(folder), clips=2, **settings
   )
-  state = types.SimpleNamespace(params={"one": jnp.float32(1)}, step=jnp.int32(7))
+  average = optax.EmaState(jnp.int32(7), {"one": jnp.float32(1)})
+  state = types.SimpleNamespace(
+    params={"one": jnp.float32(5)}, param_states=(average,), step=jnp.int32(7)
+  )
   assert action.run(state, metrics_by_task={}) is False
   return task.video
 
@@ -51,6 +59,13 @@ def test_a_strip_has_originals_above_and_reconstructions_below():
   )
   clip = comparison_video(a, a + 100 / 255)
   np.testing.assert_array_equal(clip[3, ::2, ::2, 0], [[3, 103], [8, 108]])
+
+
+def test_a_run_without_an_average_says_so_before_it_starts(tmp_path):
+  settings = {"task": None, "model_dir": str(tmp_path)}
+  with pytest.raises(ValueError, match=r"ReconstructionSummaries\.average=True, but the optimizer"):
+    ReconstructionSummaries(model=_Negative(ema_decay=None), **settings)
+  ReconstructionSummaries(model=_Negative(ema_decay=None), average=False, **settings)
 
 
 def test_an_evaluation_writes_a_clip_an_image_and_the_scores(tmp_path):

@@ -111,6 +111,34 @@ def adafactor(
   return wrap(chain if mean is None else optax.chain(mean, chain))
 
 
+def _averages(states: Any) -> list[Any]:
+  leaves = jax.tree.leaves(states, is_leaf=lambda s: isinstance(s, optax.EmaState))
+  return [leaf.ema for leaf in leaves if isinstance(leaf, optax.EmaState)]
+
+
+def parameter_average(params: Any, param_states: Any) -> Any:
+  """The average of the parameters in an optimizer's states (`parameter_ema`).
+
+  Raises:
+    ValueError: there is none.
+  """
+  structure = jax.tree.structure(params)
+  for average in _averages(param_states):
+    if jax.tree.structure(average) == structure:
+      return average
+  raise ValueError("the optimizer's state has no parameter average; set ema_decay of the optimizer")
+
+
+def check_average(optimizer_def: Any, *, setting: str) -> None:
+  """Raises ValueError if an optimizer keeps no parameter average; `setting` is what asks for one."""
+  state = jax.eval_shape(optimizer_def.init_state, {"weight": jnp.zeros((1, 1))})
+  if not _averages(state.param_states):
+    raise ValueError(
+      f"{setting}=True, but the optimizer keeps no parameter average: set {setting}=False, or ema_decay of the "
+      "optimizer"
+    )
+
+
 def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransformation:
   """Keeps `ema <- d * ema + (1 - d) * (params + updates)`. Comes last in a chain and changes no update.
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
 from data.provenance import read_provenance
+from walt_t5x.engine.optimizers import check_average, parameter_average
 from walt_t5x.files import storage
 from walt_t5x.generation.checks import tokenizer_params
 from walt_t5x.media import writing
@@ -34,13 +34,14 @@ class SampleVideos:
   Args:
     dataset_cfg: held-out data; the first examples are used, in the order of the files.
     every: least number of steps between two sets of clips; they are made at evaluations.
-    average: sample with the parameter average if the run keeps one.
+    average: sample with the parameter average, as `generate` does; False samples with the parameters.
     vae: the tokenizer's network, to decode a denoiser's latents.
     vae_checkpoint, vae_average: its weights, averaged or not.
     latents: field of the latents, whose statistics are in `<model_dir>/provenance.json`.
 
   Raises:
-    ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, or the tokenizer is not the data's own.
+    ValueError: `vae`, `vae_checkpoint` and `latents` are not given together, the tokenizer is not the data's own, or
+      the optimizer keeps no average.
   """
 
   def __init__(
@@ -64,6 +65,8 @@ class SampleVideos:
         f"SampleVideos: got vae={is_set[0]}, vae_checkpoint={is_set[1]}, latents={is_set[2]}; give all to decode, or "
         "none to show latents as colors."
       )
+    if average:
+      check_average(model.optimizer_def, setting="SampleVideos.average")
     self._model, self._dataset_cfg, self._model_dir = model, dataset_cfg, model_dir
     self._num_videos, self._every, self._average, self._fps = num_videos, every, average, fps
     self._vae, self._vae_checkpoint, self._latents = vae, vae_checkpoint, latents
@@ -91,7 +94,7 @@ class SampleVideos:
     self._last = step
     params = train_state.params
     if self._average:
-      params = averaged(params, train_state.param_states)
+      params = parameter_average(params, train_state.param_states)
     if self._batch is None:
       self._batch = first_rows(self._model, self._dataset_cfg, self._num_videos)
     predicted = self._predict(params, _replicated(self._batch, params))
@@ -168,14 +171,6 @@ def _replicated(tree: Any, params: Any) -> Any:
     lambda value: jax.make_array_from_callback(value.shape, sharding, lambda index: value[index]),
     tree,
   )
-
-
-def averaged(params: Any, param_states: Any) -> Any:
-  """The parameter average in the optimizer's states, or the parameters themselves."""
-  states = jax.tree.leaves(param_states, is_leaf=lambda s: isinstance(s, optax.EmaState))
-  averages = [s.ema for s in states if isinstance(s, optax.EmaState)]
-  structure = jax.tree.structure(params)
-  return next((ema for ema in averages if jax.tree.structure(ema) == structure), params)
 
 
 def first_rows(model: Any, dataset_cfg: Any, count: int) -> dict[str, np.ndarray]:

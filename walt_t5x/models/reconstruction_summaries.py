@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from walt_t5x.engine.optimizers import check_average, parameter_average
 from walt_t5x.media import writing
 from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.models.vae_model import VaeModel
@@ -43,8 +44,11 @@ class ReconstructionSummaries:
   Args:
     task: a SeqIO task with `video`, such as `data.tasks.pixel_task`.
     clips: number of clips, from the start of the split.
+    average: reconstruct with the parameter average, as later programs do; False uses the parameters.
     fps: frame rate of the mp4.
     scores: additional scores of the clips, logged under "reconstructions/".
+
+  Raises ValueError if `average` is set and the optimizer keeps none.
   """
 
   def __init__(
@@ -54,11 +58,14 @@ class ReconstructionSummaries:
     task: Any,
     model_dir: str,
     clips: int = 4,
+    average: bool = True,
     split: str = "validation",
     fps: float = 8.0,
     scores: Sequence[Score] = (),
   ):
-    self._task, self._clips, self._split = task, clips, split
+    if average:
+      check_average(model.optimizer_def, setting="ReconstructionSummaries.average")
+    self._task, self._clips, self._average, self._split = task, clips, average, split
     self._folder, self._fps = os.path.join(model_dir, "reconstructions"), fps
     self._scores = tuple(scores)
     self._video: np.ndarray | None = None
@@ -70,7 +77,10 @@ class ReconstructionSummaries:
     del metrics_by_task
     if self._video is None:
       self._video = self._read()
-    found = jax.device_get(self._reconstruct(train_state.params, self._video))
+    params = train_state.params
+    if self._average:
+      params = parameter_average(params, train_state.param_states)
+    found = jax.device_get(self._reconstruct(params, self._video))
     if jax.process_index() == 0:
       self._write(int(jax.device_get(train_state.step)), to_float(self._video), found)
     return False

@@ -125,11 +125,11 @@ def lay_imagenet(corpus: Path, work: Path) -> list[str]:
 
 
 def lay_t2v(corpus: Path, work: Path) -> list[str]:
-  """The first rows of the table, with the places of their media, and the first videos of UCF-101."""
+  """The first rows of the table, with the places of their media, and the first training videos of UCF-101."""
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  table, videos = find(corpus, "MANIFEST.parquet", "UCF-101")
+  table, *_ = find(corpus, "MANIFEST.parquet", "UCF-101", "ucfTrainTestlist")
   with pq.ParquetFile(table) as file:
     count = file.metadata.num_rows
     # Twice as many: rows of videos and of images.
@@ -144,7 +144,7 @@ def lay_t2v(corpus: Path, work: Path) -> list[str]:
   pq.write_table(rows, work / table.name)
   return [
     f"{len(rows)} of {count} rows of {table.name}",
-    link_class_folders(videos, work / "UCF-101", ROWS),
+    link_list(corpus, work, "trainlist01.txt", ROWS),
   ]
 
 

@@ -43,6 +43,7 @@ def test_the_curve_is_the_distance_of_the_samples(tmp_path):
   networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   model = types.SimpleNamespace(predict_batch=lambda params, batch: 0)
   options = {"model": model, "dataset_cfg": None, "model_dir": str(tmp_path / "run"), "every": 10}
+  options |= {"average": False}
   options |= {"reference": str(tmp_path / "real"), "weights": {"shapes": str(file)}}
   (tmp_path / "run").mkdir()
   action = _Given(protocol="shapes_fvd", **options)

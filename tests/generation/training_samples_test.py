@@ -17,6 +17,7 @@ from tests import compiled
 from tests.engine import runs, toy
 from tests.generation import cascades
 from walt_t5x import engine
+from walt_t5x.engine import optimizers
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
 from walt_t5x.engine.checkpoints import load_params
 from walt_t5x.engine.optimizers import parameter_average
@@ -91,6 +92,19 @@ def test_a_run_without_an_average_says_so_before_it_starts(tmp_path):
   frames = reading.read_video(tmp_path / "samples" / "step0000005_0.gif").frames
   expected = 255 * (0.5 - 0.5 * np.arange(5) / 6.0)
   np.testing.assert_allclose(frames[:, 3, 3, 0], expected, atol=3)
+
+
+def test_parts_without_an_average_keep_their_parameters():
+  parts = {"vae": optimizers.adamw_chain(0.1, ema_decay=0.9), "other": optimizers.adamw_chain(0.1)}
+  optimizer = optimizers.by_part(parts=parts)
+  optimizers.check_average(optimizer, setting="x")
+  params = {"vae": {"w": jnp.ones(2)}, "other": {"w": jnp.zeros(3)}}
+  after, state = optimizer.apply_gradient(
+    params, optimizer.init_state(params), jax.tree.map(jnp.ones_like, params)
+  )
+  got = parameter_average(after, state.param_states)
+  np.testing.assert_allclose(got["vae"]["w"], 0.9 * 1 + 0.1 * after["vae"]["w"], rtol=1e-6)
+  np.testing.assert_array_equal(got["other"]["w"], after["other"]["w"])
 
 
 def test_an_average_of_other_parameters_is_none():

@@ -119,19 +119,38 @@ def _averages(states: Any) -> list[Any]:
 def parameter_average(params: Any, param_states: Any) -> Any:
   """The average of the parameters in an optimizer's states (`parameter_ema`).
 
+  Parameters without an average, trained by another chain of `by_part`, keep their values.
+
   Raises:
-    ValueError: there is none.
+    ValueError: no parameter has an average.
   """
-  structure = jax.tree.structure(params)
+
+  def is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+  found, structure = None, jax.tree.structure(params)
   for average in _averages(param_states):
-    if jax.tree.structure(average) == structure:
-      return average
-  raise ValueError("the optimizer's state has no parameter average; set ema_decay of the optimizer")
+    kept = params if found is None else found
+    try:
+      merged = jax.tree.map(lambda a, p: p if is_masked(a) else a, average, kept, is_leaf=is_masked)
+    except ValueError:  # Of another tree.
+      continue
+    if jax.tree.structure(merged) == structure:
+      found = merged
+  if found is None:
+    raise ValueError(
+      "the optimizer's state has no parameter average; set ema_decay of the optimizer"
+    )
+  return found
 
 
 def check_average(optimizer_def: Any, *, setting: str) -> None:
   """Raises ValueError if an optimizer keeps no parameter average; `setting` is what asks for one."""
-  state = jax.eval_shape(optimizer_def.init_state, {"weight": jnp.zeros((1, 1))})
+  try:
+    state = jax.eval_shape(optimizer_def.init_state, {"weight": jnp.zeros((1, 1))})
+  except ValueError:
+    # `by_part` needs the names of the parameters: `parameter_average` finds out.
+    return
   if not _averages(state.param_states):
     raise ValueError(
       f"{setting}=True, but the optimizer keeps no parameter average: set {setting}=False, or ema_decay of the "

@@ -179,6 +179,20 @@ def test_input_and_days_follow_from_the_step():
   assert "1024.0" in text and "102.4 MB/s: 6.4 from each of 16" in text and "3.2 days" in text
 
 
+@pytest.mark.parametrize(
+  ("steps", "shown"),
+  [(60, "30.0 s"), (1_200, "10.0 minutes"), (18_000, "2.5 hours"), (172_800, "1.0 days")],
+)
+def test_a_short_run_is_not_zero_days(steps, shown):
+  report = tpu_report.TopologyReport(
+    chips=64, hosts=16, fits=True, hbm_bytes_per_chip=GIB, hbm_limit_bytes=95 * GIB,
+    estimated_step_seconds=0.5,
+  )  # fmt: skip
+  short = dataclasses.replace(plan(), steps=steps)
+  text = "\n".join(plan_text.topology_lines("v5p:4x4x4", dataclasses.asdict(report), short))
+  assert shown in text
+
+
 def test_search_leaves_out_what_cannot_fit_and_recommends_the_fastest():
   # Memory grows with rows and with what is kept; "dots" is fastest a row.
   kept = {"none": 8, "dots": 4, "full": 1}

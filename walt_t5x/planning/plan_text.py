@@ -65,7 +65,7 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
     add("step", f"{seconds:.3f}", "s")
     add("examples per second", f"{rows:.1f}")
     if plan.steps:
-      add(f"the {plan.steps:,} steps of the run", f"{seconds * plan.steps / 86400:.1f}", "days")
+      add(f"the {plan.steps:,} steps of the run", *_duration(seconds * plan.steps))
     megabytes = rows * plan.bytes_per_row / 1e6
     each = f"MB/s: {megabytes / hosts:.1f} from each of {hosts}"
     add("input, all hosts", f"{megabytes:.1f}", each)
@@ -76,6 +76,14 @@ def topology_lines(name: str, report: Mapping[str, Any], plan: Any) -> list[str]
   for kind, count in sorted(report["collective_bytes"].items()):
     add(f"{kind} per step and chip", f"{count / GIB:.2f}", "GiB")
   return lines
+
+
+def _duration(seconds: float) -> tuple[str, str]:
+  """A number and its unit, the largest of which there is at least one."""
+  for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+    if seconds >= size:
+      return f"{seconds / size:.1f}", unit
+  return f"{seconds:.1f}", "s"
 
 
 def memory_advice(

@@ -124,3 +124,16 @@ def test_the_program_prints_json_and_names_errors():
   )
   assert wrong.returncode != 0 and "num_layers=5" in wrong.stderr
   assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+  ("file", "cure"),
+  [
+    ("gin/tiny/generate.gin", "walt_t5x.plan_sampling` prints its cost"),
+    ("gin/tiny/eval_base.gin", "T5X's eval.py runs it"),
+  ],
+)
+def test_a_file_of_another_program_is_answered_with_that_program(file, cure):
+  result = programs.run("walt_t5x.plan", f"--gin_file={file}")
+  assert result.returncode != 0 and f"{file}: a configuration for another program" in result.stderr
+  assert cure in result.stderr and "Traceback" not in result.stderr

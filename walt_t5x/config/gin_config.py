@@ -22,6 +22,14 @@ FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
 
+# Files name the function of their program as an attribute of its script: `train_script.train`.
+_OF_A_SCRIPT = re.compile(r"Couldn't resolve selector (train|generate|eval)_script\.")
+_PROGRAM_OF_SCRIPT = {
+  "train": "`python -m walt_t5x.train` runs it, `python -m walt_t5x.plan` prints its cost",
+  "generate": "`python -m walt_t5x.generate` runs it, `python -m walt_t5x.plan_sampling` prints its cost",
+  "eval": "T5X's eval.py runs it (docs/t5x.md)",
+}
+
 # Names that have changed, so that an old file is answered with the new one.
 # Macro -> its name now; None for one that is no longer needed.
 OLD_MACROS = {
@@ -108,6 +116,10 @@ def parse(
     if missing := _NOT_FOUND.match(str(error)):
       raise GinError(
         f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
+      ) from error
+    if script := _OF_A_SCRIPT.search(str(error)):
+      raise GinError(
+        f"{', '.join(files)}: a configuration for another program. {_PROGRAM_OF_SCRIPT[script[1]]}."
       ) from error
     hints = (hint for old, hint in _OLD_NAMES.items() if re.search(old, str(error)))
     raise GinError(next(hints, f"{type(error).__name__}: {error}")) from error

@@ -1,6 +1,6 @@
 """Writes an animated WebP of the first clips of a sample folder, with their prompts: the picture of README.md.
 
-.venv/bin/python -m scripts.samples_picture runs/showcase/samples docs/samples.webp
+.venv/bin/python -m scripts.samples_picture runs/quickstart/samples docs/samples.webp
 """
 
 import argparse

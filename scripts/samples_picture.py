@@ -14,17 +14,19 @@ from PIL import Image, ImageDraw
 from walt_t5x.generation.sample_folder import SampleFolder, StoredSample
 from walt_t5x.media.pixels import to_uint8
 
-GAP, LINE, LINES = 6, 12, 4
+GAP, LINE = 6, 12
 # Width of a letter of Pillow's own font, in pixels; it is a little wider than most.
 LETTER = 6
 
 
-def cell(folder: SampleFolder, sample: StoredSample, stage: str, side: int) -> list[Image.Image]:
-  """The frames of one clip, each above its prompt."""
+def cell(
+  folder: SampleFolder, sample: StoredSample, stage: str, *, side: int, lines: int
+) -> list[Image.Image]:
+  """The frames of one clip, each above its prompt, which takes at most `lines` lines."""
   frames = []
-  caption = "\n".join(textwrap.wrap(sample.prompt, side // LETTER)[:LINES])
+  caption = "\n".join(textwrap.wrap(sample.prompt, side // LETTER))
   for frame in to_uint8(folder.read(sample, stage)):
-    image = Image.new("RGB", (side + GAP, side + LINES * LINE + GAP), "white")
+    image = Image.new("RGB", (side + GAP, side + lines * LINE + GAP), "white")
     image.paste(Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST), (0, 0))
     ImageDraw.Draw(image).multiline_text((2, side + 1), caption, fill="black", spacing=1)
     frames.append(image)
@@ -45,7 +47,8 @@ def main() -> None:
   folder = SampleFolder(args.samples)
   chosen = list(itertools.islice(folder.samples(), args.columns * args.rows))
   stage = list(chosen[0].files)[-1]
-  clips = [cell(folder, sample, stage, args.side) for sample in chosen]
+  lines = max(len(textwrap.wrap(sample.prompt, args.side // LETTER)) for sample in chosen)
+  clips = [cell(folder, sample, stage, side=args.side, lines=lines) for sample in chosen]
   length = min(map(len, clips))
   pages = []
   for t in range(length):

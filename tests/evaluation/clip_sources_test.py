@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.beam_jobs import media
+from tests.media import conformance
 from walt_t5x.evaluation.clip_sources import PlannedClip, find_media, read_clip
 from walt_t5x.media import decoding
 from walt_t5x.media.clips import ClipSpec
@@ -41,6 +42,7 @@ def test_every_suffix_that_preprocessing_reads_is_found_and_hidden_files_are_not
   assert pictures == {f"a{s}" for s in IMAGE_SUFFIXES}
 
 
+needs_ffmpeg = pytest.mark.skipif(conformance.FFMPEG is None, reason="needs the ffmpeg command")
 UCF101 = PROTOCOLS["ucf101_class_conditional"]
 K600 = PROTOCOLS["k600_frame_prediction"]
 SHAPES = {
@@ -82,6 +84,7 @@ def _training_pixels(path, **fields):
   return decoding.decode(path.read_bytes(), "video", spec).frames[128, 128]
 
 
+@needs_ffmpeg
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 def test_a_reference_is_the_pixels_of_its_training_clip(size, tmp_path):
   path = tmp_path / "a.mkv"
@@ -94,7 +97,7 @@ def test_a_reference_is_the_pixels_of_its_training_clip(size, tmp_path):
   scaled = [round(side * 128 / min(width, height)) for side in (width, height)]
   left, top = ((side - 128) // 2 for side in scaled)
   filters = f"scale={scaled[0]}:{scaled[1]}:flags=area,crop=128:128:{left}:{top}"
-  command = ["ffmpeg", "-v", "error", "-i", str(path), "-frames:v", "16", "-vf", filters]
+  command = [conformance.FFMPEG, "-v", "error", "-i", str(path), "-frames:v", "16", "-vf", filters]
   command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
   raw = subprocess.run(command, check=True, capture_output=True).stdout
   theirs = np.frombuffer(raw, np.uint8).reshape(16, 128, 128, 3).astype(float)
@@ -103,6 +106,7 @@ def test_a_reference_is_the_pixels_of_its_training_clip(size, tmp_path):
   assert np.abs(theirs - stretched).mean() > 10
 
 
+@needs_ffmpeg
 def test_native_frames_have_the_geometry_of_training_clips(tmp_path):
   _encode(tmp_path / "a.mkv", size="320x240")
   native = UCF101.replace(fps=None)
@@ -113,6 +117,7 @@ def test_native_frames_have_the_geometry_of_training_clips(tmp_path):
   np.testing.assert_array_equal(entire, find_media(tmp_path)[0].read()[:16])
 
 
+@needs_ffmpeg
 def test_references_have_the_rate_of_the_protocol_and_a_slower_file_is_named(tmp_path):
   _encode(tmp_path / "fast.mkv", size="128x128", rate=50)
   got = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
@@ -125,6 +130,7 @@ def test_references_have_the_rate_of_the_protocol_and_a_slower_file_is_named(tmp
     read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
 
 
+@needs_ffmpeg
 def test_a_smaller_scoring_size_is_reached_through_the_training_size(tmp_path):
   _encode(tmp_path / "a.mkv", size="320x240")
   got = read_clip(_clip(tmp_path), K600, ClipRule.FIRST)
@@ -133,6 +139,7 @@ def test_a_smaller_scoring_size_is_reached_through_the_training_size(tmp_path):
   np.testing.assert_allclose(got, training[:, ::2, ::2], atol=1)
 
 
+@needs_ffmpeg
 def test_only_the_frames_of_a_clip_are_decoded(tmp_path):
   """The rest of the file may be missing."""
   _encode(tmp_path / "a.mkv", size="320x240", seconds=20)

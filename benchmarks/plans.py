@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 def launched() -> list[Path]:
   """Training files of the published runs, in reading order: experiments, then ablations."""
   top = sorted((ROOT / "gin").glob("walt_*.gin"))
-  return top + sorted((ROOT / "gin/ablations").glob("*.gin"))
+  files = top + sorted((ROOT / "gin/ablations").glob("*.gin"))
+  return [file for file in files if "-m walt_t5x.train " in file.read_text(encoding="utf-8")]
 
 
 def published(file: Path) -> tuple[str, str]:

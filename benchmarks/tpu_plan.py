@@ -31,6 +31,7 @@ STAGES = (
   "walt_3b_9x16",
   "walt_sr_256x448",
   "walt_sr_512x896",
+  "walt_sr_512x896_p2",
   "vae_t2v",
 )
 SLICES = ("v5p:4x4x4", "v5e:16x16")

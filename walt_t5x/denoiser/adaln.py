@@ -3,7 +3,8 @@
   A^1 = MLP(c + t),   A^i = A^1 + W_b^i W_a^i (c + t),   A = concat(gamma_1, gamma_2, beta_1, beta_2, alpha_1, alpha_2)
 
 The paper's equation corrects the layers i != 1 only, but its parameter counts (Table 3d) require the correction in
-every layer, which is what we implement. MLP is one linear layer after a SiLU.
+every layer, which is what we implement.
+Assumption: MLP is one linear layer after a SiLU, as in DiT; the correction is linear in c + t, as printed.
 """
 
 import dataclasses
@@ -73,7 +74,7 @@ class LoRAAdaLN(nn.Module):
     width = condition.shape[-1]
     low = Linear(
       (self.rank,), axes=("embed", "unmodeled"), use_bias=False, dtype=self.dtype, name="down"
-    )(jax.nn.silu(condition))
+    )(condition)
     up = Linear(
       (NUM_CHUNKS * width,),
       axes=("unmodeled", "mlp"),

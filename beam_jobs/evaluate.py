@@ -68,7 +68,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   rate = f"{clips / seconds:.2f} clips/s, including the job's start"
   print(f"{clips} clips in {seconds:.1f} s, {rate}")
   scores = evaluation.scores(folds[False], folds[True])
-  return feature_scores.write_scores(args, evaluation.protocol, scores)
+  return feature_scores.write_scores(args, evaluation, scores)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

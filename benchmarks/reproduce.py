@@ -75,11 +75,32 @@ class Media:
     )
 
 
-def _tokenizer(run: str) -> tuple[str, str]:
+def _train_tokenizer(run: str, model_dir: str, further: str = "") -> str:
   return (
-    "the tokenizer",
-    f'python -m walt_t5x.train --gin_file=gin/{run}.gin --gin.MODEL_DIR=\\"BUCKET/{run}\\" '
-    "--seqio_additional_cache_dirs=BUCKET/cache",
+    f'python -m walt_t5x.train --gin_file=gin/{run}.gin --gin.MODEL_DIR=\\"BUCKET/{model_dir}\\" '
+    '--gin.PERCEPTUAL_WEIGHTS=\\"resnet50.safetensors\\" '
+    f"{further}--seqio_additional_cache_dirs=BUCKET/cache"
+  )
+
+
+def _image_run(channels: int) -> str:
+  return "vae_images" if channels == 8 else f"vae_images_c{channels}"
+
+
+def _tokenizer(run: str, channels: int = 8) -> tuple[str, str]:
+  """A video tokenizer, which starts from the image tokenizer of its widths."""
+  start = f'--gin.IMAGE_CHECKPOINT=\\"BUCKET/{_image_run(channels)}\\" '
+  return "the tokenizer", _train_tokenizer(run, run, start)
+
+
+def _image_tokenizer(channels: int = 8) -> tuple[str, str]:
+  """The image tokenizer with the widths of the video tokenizer."""
+  widths = '--gin.CHANNEL_MULTIPLIERS="(1, 2, 2, 4)" '
+  if channels != 8:
+    widths += f"--gin.LATENT_CHANNELS={channels} "
+  return (
+    "the image tokenizer",
+    _train_tokenizer("vae_imagenet", _image_run(channels), widths),
   )
 
 
@@ -103,6 +124,8 @@ TEXT_VIDEO = Media(
   "--manifest=MANIFEST.parquet",
   "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
 )
+# What all video tokenizers start from.
+IMAGE_TOKENIZER = (IMAGENET.pixels("imagenet"), _image_tokenizer())
 BENCHMARKS = {
   "ucf101": Benchmark(
     title="UCF-101",
@@ -149,7 +172,7 @@ BENCHMARKS = {
     note="The reference statistics are those of ADM's evaluation suite, an `.npz` with `mu` and `sigma`.",
     commands=(
       IMAGENET.pixels("imagenet"),
-      _tokenizer("vae_imagenet"),
+      ("the tokenizer", _train_tokenizer("vae_imagenet", "vae_imagenet")),
       IMAGENET.latents("imagenet", "vae_imagenet", network="vae_image"),
       (
         "labels to sample",
@@ -218,7 +241,11 @@ class Row:
     found = []
     if self.channels != 8:
       task = f"ucf101_c{self.channels}"
-      found = [_tokenizer(self.vae), UCF101.latents(task, self.vae, network=network)]
+      found = [
+        _image_tokenizer(self.channels),
+        _tokenizer(self.vae, self.channels),
+        UCF101.latents(task, self.vae, network=network),
+      ]
     weights = " ".join(f"--{name}_weights={name}.safetensors" for name in benchmark.networks)
     return [
       *found,
@@ -332,6 +359,12 @@ def commands_of(gin_file: str) -> list[tuple[str, str]]:
   return [*rows[0].commands(), *(tokenizer_commands(of_tokenizer) if of_tokenizer else [])]
 
 
+def all_commands(row: Row) -> list[tuple[str, str]]:
+  """Every command of a row, from media to scores."""
+  first = () if row.benchmark == "imagenet" else IMAGE_TOKENIZER
+  return [*first, *BENCHMARKS[row.benchmark].commands, *commands_of(row.gin)]
+
+
 def chip_days(plan: dict) -> float:
   """Days of one v5p chip at the assumed utilization."""
   return plan["train_flops_per_step"] * plan["steps"] / (ASSUMED_USE * V5P) / 86400
@@ -405,21 +438,29 @@ def page(plans: dict[str, dict]) -> str:
     ),
     "| corpus | DIR contains |",
     "| --- | --- |",
-    "| `ucf101` | `UCF-101`, `ucfTrainTestlist` |",
-    "| `k600` | `k600/train.csv`, `k600/train`, `k600/validate` |",
     "| `imagenet` | `ILSVRC/Data/CLS-LOC`, `LOC_synset_mapping.txt`, `LOC_val_solution.csv` if its `val` is flat |",
-    "| `t2v` | `MANIFEST.parquet`, its media, `UCF-101` |",
+    "| `ucf101` | `UCF-101`, `ucfTrainTestlist`; what `imagenet` has, here or in a folder `imagenet` |",
+    "| `k600` | `k600/train.csv`, `k600/train`, `k600/validate`; what `imagenet` has, as above |",
+    "| `t2v` | `MANIFEST.parquet`, its media, `UCF-101`, `ucfTrainTestlist`; what `imagenet` has, as above |",
     "",
     *_prose(
       "Each gin file includes the real one, then `gin/rehearsal/`: two steps of narrow networks at "
-      "the published resolutions. BUCKET is a folder in the work folder. The weights of the scoring networks and of "
-      "the text encoder are random, and 10 samples are scored, so the scores mean nothing. After a failure the same "
-      "command resumes with the command that failed."
+      "the published resolutions. BUCKET is a folder in the work folder. The weights of the scoring and "
+      "perceptual networks and of the text encoder are random, and 10 samples are scored, so the scores mean "
+      "nothing. After a failure the same command resumes with the command that failed."
     ),
   ]
   lines.pop()
-  needs = "Needs, from here on: the corpora, and a TPU pod for training."
-  lines += ["", "## Data, tokenizers, requests", "", needs, ""]
+  needs = "Needs, from here on: the corpora, the weights of the perceptual network ([vae.md](vae.md)), and a TPU pod."
+  lines += ["", "## Data, tokenizers, requests", "", *_prose(needs)]
+  lines += ["### The image tokenizer", ""]
+  lines += _prose(
+    "The video tokenizers start from an image tokenizer with their widths, trained on ImageNet as in MAGVIT-v2 (the "
+    "paper does not name its images)."
+  )
+  for what, command in IMAGE_TOKENIZER:
+    lines += [f"    # {what}", *wrapped(command)]
+  lines.append("")
   for benchmark in BENCHMARKS.values():
     lines += [f"### {benchmark.title}", "", *_prose(benchmark.note)]
     for what, command in benchmark.commands:
@@ -439,6 +480,8 @@ def page(plans: dict[str, dict]) -> str:
   lines += [
     "## What is missing",
     "",
+    "- Table 3f's row of c = 8 has FVD 75.4 and IS 86.3, the same defaults in Tables 3b and 3c 59.6 and 61.4: it is",
+    "  another setting, which the paper does not name. Our row is the default.",
     "- Table 3f does not name the clips of its rFVD. Assumption: the 3,783 held-out videos of `testlist01.txt`,",
     "  the first 16 of 17 frames at a random place of each.",
     "- Table 3b does not name the hardware of its steps per second; [benchmarks/windows.md](../benchmarks/windows.md)",
@@ -459,7 +502,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = [row for row in ROWS if row.gin == args.row]
     if not found:
       sys.exit(f"--row={args.row}: expected one of {sorted({row.gin for row in ROWS})}")
-    for what, command in [*BENCHMARKS[found[0].benchmark].commands, *commands_of(args.row)]:
+    for what, command in all_commands(found[0]):
       print(f"# {what}\n{command}\n")
     return
   plans = json.loads((HERE / "plans.json").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from scripts.rehearsal_steps import gin_files, page_steps, weights
+from scripts.rehearsal_steps import IMAGES, gin_files, page_steps, weights
 
 ROOT = Path(__file__).resolve().parents[1]
 # Rows for training, and for validation or reference. A protocol with one clip per reference needs 10.
@@ -148,6 +148,27 @@ def lay_t2v(corpus: Path, work: Path) -> list[str]:
   ]
 
 
+def random_perceptual_network(file: Path) -> None:
+  """Random weights for the perceptual network of a tokenizer, in torch's order: (out, in, height, width)."""
+  import numpy as np
+  from safetensors.numpy import save_file
+
+  from walt_t5x.vae.perceptual import resnet_shapes
+
+  random = np.random.default_rng(0)
+  flat = {}
+  for name, shape in resnet_shapes().items():
+    if len(shape) > 1:
+      flat[name] = random.standard_normal(shape, np.float32) / np.float32(np.prod(shape[1:]) ** 0.5)
+    else:
+      # Small residuals, so that features of random weights stay in range.
+      value = (
+        0.2 if name.endswith("bn3.weight") else float(name.endswith((".weight", "running_var")))
+      )
+      flat[name] = np.full(shape, value, np.float32)
+  save_file(flat, file)
+
+
 def random_network(file: Path) -> None:
   """Random weights for the scoring network that the file is named after, in its real shapes."""
   import numpy as np
@@ -199,7 +220,9 @@ CORPORA: dict[str, Callable[[Path, Path], list[str]]] = {
 def lay_weights(names: Sequence[str], work: Path) -> None:
   """Writes the random weights that the commands name."""
   for name in names:
-    if name.endswith(".safetensors"):
+    if name == "resnet50.safetensors":
+      random_perceptual_network(work / name)
+    elif name.endswith(".safetensors"):
       random_network(work / name)
     elif name.endswith(".npz"):
       random_statistics(work / name)
@@ -223,8 +246,11 @@ def main(argv: Sequence[str]) -> int:
   """Lays all inputs of a corpus; prints what was taken of it as JSON."""
   corpus, source = argv
   work, steps = Path.cwd(), page_steps(corpus)
+  folder = Path(source).resolve()
   try:
-    taken = CORPORA[corpus](Path(source).resolve(), work)
+    taken = CORPORA[corpus](folder, work)
+    if corpus != "imagenet":
+      taken += lay_imagenet(folder / IMAGES if (folder / IMAGES).is_dir() else folder, work)
   except OSError as error:
     sys.exit(f"rehearse: --corpus: {error}")
   lay_gin(gin_files(steps), work)

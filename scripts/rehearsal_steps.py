@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks import reproduce
 
+ROOT = Path(__file__).resolve().parents[1]
 # Corpus -> the gin file of its row.
 RUNS = {
   "ucf101": "walt_l_ucf101",
@@ -15,6 +16,8 @@ RUNS = {
   "imagenet": "walt_l_imagenet",
   "t2v": "walt_l_t2v",
 }
+# Folder in a corpus of videos that may contain ImageNet's.
+IMAGES = "imagenet"
 # An inception score of images has 10 splits.
 SAMPLES = 10
 
@@ -46,7 +49,7 @@ class Step:
 def page_steps(corpus: str) -> list[Step]:
   """The commands of the page, in its order."""
   row = next(row for row in reproduce.ROWS if row.gin == RUNS[corpus])
-  pairs = [*reproduce.BENCHMARKS[row.benchmark].commands, *reproduce.commands_of(row.gin)]
+  pairs = reproduce.all_commands(row)
   return [Step(name, command, added_flags(command)) for name, command in pairs]
 
 
@@ -59,16 +62,23 @@ def added_flags(command: str) -> str:
 
 
 def steps_of(corpus: str, source: Path | None) -> list[Step]:
-  """All steps, in order; without a source, a look-alike of the corpus is made."""
+  """All steps, in order; without a source, look-alikes of the corpora are made."""
   steps = page_steps(corpus)
   runs = [step.flag("--gin.MODEL_DIR") for step in steps if step.program == "walt_t5x.train"]
   samples = [step.flag("--output") for step in steps if step.program == "walt_t5x.generate"]
   flags = [f"--run={run}" for run in runs] + [f"--samples={folder}" for folder in samples]
   title = f"--title={shlex.quote(f'Rehearsal: {corpus}')}"
-  look_alike = Step("look-alike corpus", f"python -m data.lookalikes {corpus} corpus")
+  made = [(corpus, "corpus")]
+  if corpus != "imagenet":
+    # Of the image tokenizer.
+    made.append(("imagenet", f"corpus/{IMAGES}"))
+  look_alikes = [
+    Step(f"look-alike of {kind}", f"python -m data.lookalikes {kind} {folder}")
+    for kind, folder in made
+  ]
   given = shlex.quote(str(source or "corpus"))
   return [
-    *([] if source else [look_alike]),
+    *([] if source else look_alikes),
     Step("inputs", f"python -m scripts.rehearsal_inputs {corpus} {given}"),
     *steps,
     Step("report", f"python -m walt_t5x.report {' '.join(flags)} {title} --output=report.html"),
@@ -76,13 +86,18 @@ def steps_of(corpus: str, source: Path | None) -> list[Step]:
 
 
 def gin_files(steps: Sequence[Step]) -> list[str]:
-  """The gin files that the commands name, except those of gin/runs."""
+  """The gin files that the commands name, except those of gin/runs, and their tokenizers' networks."""
   words = (word for step in steps for word in shlex.split(step.command))
   named = (re.fullmatch(r"--(?:vae_)?gin_file=(gin/(?!runs/).*)", word) for word in words)
-  return sorted({found[1] for found in named if found})
+  files = {found[1] for found in named if found}
+  networks = re.compile(r"include '(gin/models/vae_(?:image|video)\.gin)'")
+  texts = [(ROOT / file).read_text(encoding="utf-8") for file in files]
+  return sorted(files.union(*(networks.findall(text) for text in texts)))
 
 
 def weights(steps: Sequence[Step]) -> list[str]:
   """The files and folders of weights and statistics that the commands name."""
-  flags = r"--(?:\w+_weights|source|reference)=(\S+\.safetensors|\S+\.npz|t5\S+)"
-  return sorted({name for step in steps for name in re.findall(flags, step.command)})
+  flags = r"--(?:\w+_weights|gin\.\w+_WEIGHTS|source|reference)"
+  names = r"\w\S+\.safetensors|\S+\.npz|t5\S+"
+  found = (re.findall(rf'{flags}=(?:\\")?({names})', step.command) for step in steps)
+  return sorted({name for given in found for name in given})

@@ -143,7 +143,7 @@ def rehearse(corpus: str, steps: Sequence[Step], work: Path) -> list[Done]:
     kept = finished.get(step.line)
     if not kept and step.program == "data.lookalikes":
       # What an interrupted step left.
-      shutil.rmtree(work / "corpus", ignore_errors=True)
+      shutil.rmtree(work / step.command.split()[-1], ignore_errors=True)
     name = re.sub(r"\W+", "_", step.name)
     done.append(kept or run(step, work, logs / f"{number:02}_{name}.txt"))
     table = {"corpus": corpus, "steps": [asdict(d) for d in done]}

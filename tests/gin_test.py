@@ -32,6 +32,7 @@ GIVEN = {
   "VAE_CHECKPOINT": "'/tmp/vae'",
   "TEXT_ENCODER": "'/tmp/text'",
   "CHECKPOINT": "'/tmp/base/checkpoint_1'",
+  "PERCEPTUAL_WEIGHTS": "None",
   "OUTPUT_DIR": "'/tmp/output'",
   "CACHE_DIRS": "['/tmp/cache']",
   "SCORE_REFERENCE": "'/tmp/corpus'",

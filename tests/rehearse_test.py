@@ -14,7 +14,16 @@ import gin
 from beam_jobs import preprocess
 from data.lookalikes import corpora
 from scripts import rehearsal_inputs, rehearse
-from scripts.rehearsal_steps import RUNS, SAMPLES, Step, gin_files, page_steps, steps_of, weights
+from scripts.rehearsal_steps import (
+  IMAGES,
+  RUNS,
+  SAMPLES,
+  Step,
+  gin_files,
+  page_steps,
+  steps_of,
+  weights,
+)
 from tests import programs
 from tests.docs_test import commands
 from walt_t5x import engine, evaluate
@@ -40,6 +49,8 @@ def laid(tmp_path_factory):
     if corpus not in folders:
       work = folders[corpus] = tmp_path_factory.mktemp(corpus)
       corpora.write_corpus(corpus, work / "corpus", seconds=3)
+      if corpus != "imagenet":
+        corpora.write_corpus("imagenet", work / "corpus" / IMAGES)
       with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
         patch.setattr(rehearsal_inputs, "lay_weights", lambda names, work: None)
@@ -59,8 +70,10 @@ def test_the_commands_are_those_of_the_page(corpus):
   assert [step.command for step in steps if step.command not in unquoted] == []
   # What a run needs, in order, and counts for programs that would need days.
   kinds = [step.program.rpartition(".")[2] for step in steps]
+  images = [] if corpus == "imagenet" else ["preprocess", "train"]
+  text = ["import_encoder"] if corpus == "t2v" else []
   order = ["preprocess", "train", "preprocess", "benchmark_requests", "train", "generate"]
-  assert kinds == [*(["import_encoder"] if corpus == "t2v" else []), *order, "evaluate"]
+  assert kinds == [*images, *text, *order, "evaluate"]
   added = {kind for kind, step in zip(kinds, steps) if step.added}
   assert added == {"evaluate", *(["benchmark_requests"] if corpus == "k600" else [])}
   assert all(re.fullmatch(r"(--(\w+_)?count=\d+ ?|--folds=1 ?)*", s.added) for s in steps)
@@ -68,10 +81,10 @@ def test_the_commands_are_those_of_the_page(corpus):
   assert (
     made
     == {
-      "ucf101": {"i3d", "c3d"},
-      "k600": {"i3d"},
-      "imagenet": {"inception", "VIRTUAL_imagenet256_labeled"},
-      "t2v": {"i3d", "c3d", "t5-v1_1-xl"},
+      "ucf101": {"i3d", "c3d", "resnet50"},
+      "k600": {"i3d", "resnet50"},
+      "imagenet": {"inception", "VIRTUAL_imagenet256_labeled", "resnet50"},
+      "t2v": {"i3d", "c3d", "t5-v1_1-xl", "resnet50"},
     }[corpus]
   )
 
@@ -80,8 +93,8 @@ def test_the_commands_are_those_of_the_page(corpus):
 def test_pixels_and_requests_come_from_the_laid_corpus(corpus, laid, monkeypatch):
   work = laid(corpus)
   monkeypatch.chdir(work)
-  pixels = next(step for step in page_steps(corpus) if "--content=pixels" in step.command)
-  result = preprocess.run([*_arguments(pixels), "--output=pixels"])
+  pixels = [step for step in page_steps(corpus) if "--content=pixels" in step.command]
+  result = preprocess.run([*_arguments(pixels[-1]), "--output=pixels"])
   counts = {"k600": (1, 0), "t2v": (2, 1)}.get(corpus, (1, 1))
   rows = counts[0] * FEW["ROWS"] + counts[1] * FEW["VALIDATION_ROWS"]
   assert (result["rows"], result["written"]) == (rows, rows)
@@ -110,7 +123,8 @@ def test_each_run_is_the_published_one_with_a_narrow_network(corpus, laid, monke
     fields = {}
     for name in (step.flag("--gin_file"), str(ROOT / step.flag("--gin_file"))):
       gin.clear_config()
-      gin_config.parse([name], ["MODEL_DIR = 'run'"], [".", str(ROOT)])
+      given = ["PERCEPTUAL_WEIGHTS = None"] if "vae_" in name else []
+      gin_config.parse([name], ["MODEL_DIR = 'run'", *given], [".", str(ROOT)])
       names = ("LATENTS", "TASK", "TRAIN_STEPS", "BATCH_SIZE")
       fields[name] = {
         **{macro: gin_config.macro_value(macro) for macro in names},
@@ -130,7 +144,7 @@ def test_each_run_is_the_published_one_with_a_narrow_network(corpus, laid, monke
 def test_a_gin_file_of_each_command_is_laid(laid):
   for corpus in RUNS:
     files = gin_files(page_steps(corpus))
-    assert f"gin/{RUNS[corpus]}.gin" in files and len(files) == 3
+    assert f"gin/{RUNS[corpus]}.gin" in files and len(files) == (3 if corpus == "imagenet" else 5)
     assert all((laid(corpus) / file).is_file() for file in files)
 
 
@@ -152,6 +166,7 @@ def test_every_command_of_a_corpus_runs(laid, monkeypatch, capsys):
   mean = np.zeros(192)
   np.savez("VIRTUAL_imagenet256_labeled.npz", mu=mean, sigma=np.eye(mean.size))
   # Its first checkpoint is enough: compiling its training step takes longer than everything else.
+  rehearsal_inputs.random_perceptual_network(work / "resnet50.safetensors")
   with open("gin/vae_imagenet.gin", "a", encoding="utf-8") as file:
     file.write("from __gin__ import dynamic_registration\n")
     file.write("from walt_t5x.engine import schedules\n")

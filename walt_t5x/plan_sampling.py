@@ -159,6 +159,11 @@ def main(argv: Sequence[str]) -> None:
       tpu_compile.check_topology(name)
     gin_flags.read(finalize=False)
     stages = gin_config.macro_value("STAGES", [])
+    if not stages:
+      raise gin_config.GinError(
+        f"{', '.join(FLAGS.gin_file)}: no stages to sample (STAGES). `python -m walt_t5x.plan` prints the "
+        "cost of a training."
+      )
     plans = [
       plan_stage(
         stage,

@@ -60,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x import engine
   from walt_t5x.config import gin_config
   from walt_t5x.engine import exits, run_settings
+  from walt_t5x.files.mismatch import Mismatch
 
   # `kill -USR1` prints the stacks of a run.
   faulthandler.register(signal.SIGUSR1, all_threads=True)
@@ -83,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
   except exits.TrainingStopped as stopped:
     logging.error("%s Exit code %d.", stopped, stopped.exit_code)
     sys.exit(stopped.exit_code)
+  except (FileNotFoundError, Mismatch) as error:
+    sys.exit(f"train: {str(error).split(gin_config.LOCATION)[0]}")
   jax.effects_barrier()
 
 

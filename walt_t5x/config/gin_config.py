@@ -19,6 +19,8 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _INSTALLED = os.path.join(_PACKAGE, "_gin")
 FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 
+# What gin appends to an error in a configured function: the Python location of its call.
+LOCATION = "\n  In call to configurable"
 _MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
 _NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
 
@@ -28,6 +30,14 @@ _PROGRAM_OF_SCRIPT = {
   "train": "`python -m walt_t5x.train` runs it, `python -m walt_t5x.plan` prints its cost",
   "generate": "`python -m walt_t5x.generate` runs it, `python -m walt_t5x.plan_sampling` prints its cost",
   "eval": "T5X's eval.py runs it (docs/t5x.md)",
+}
+
+# How to choose the value of a required macro, where its name does not say it.
+_REQUIRED_HINTS = {
+  "PERCEPTUAL_WEIGHTS": (
+    "It is a safetensors file of ResNet-50 (docs/vae.md); None trains without the perceptual term, which the published "
+    "tokenizers have."
+  ),
 }
 
 # Names that have changed, so that an old file is answered with the new one.
@@ -94,11 +104,12 @@ def parse(
     files: gin files, found in the search paths.
     bindings: for example `TRAIN_STEPS = 10` or `train/engine.DatasetConfig.batch_size = 8`.
     search_paths: folders; the first one that has the file wins.
-    finalize: raise on required macros that are not set. False for programs that only inspect a configuration.
+    finalize: raise on required macros that are not set. Programs that only inspect a configuration pass False: such a
+      macro is then None.
 
   Raises:
-    GinError: a file is not found, a name does not exist, a value cannot be parsed, or a macro set on the command line
-      is not used (gin itself would ignore the typo).
+    GinError: a file is not found, a name does not exist, a value cannot be parsed, a required macro is not set, or a
+      macro set on the command line is not used (gin itself would ignore the typo).
   """
   import gin
 
@@ -108,6 +119,7 @@ def parse(
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
     _reject_old_macros()
+    _settle_required_macros(reject=finalize)
     if finalize:
       gin.finalize()
   except GinError:
@@ -153,6 +165,20 @@ def _reject_old_macros() -> None:
       raise GinError(f"{macro_hint(name)} A gin file still sets the old name.")
 
 
+def _settle_required_macros(*, reject: bool) -> None:
+  import gin
+
+  missing = re.findall(r"^(\w+) = %gin\.REQUIRED$", gin.config_str(), re.MULTILINE)
+  if missing and reject:
+    flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
+    hints = "".join(f" {_REQUIRED_HINTS[name]}" for name in missing if name in _REQUIRED_HINTS)
+    raise GinError(
+      f"the gin files require {' and '.join(missing)}, and no value is given: add {flags}.{hints}"
+    )
+  for name in missing:
+    gin.bind_parameter(f"{name}/macro.value", None)
+
+
 def _is_not_of_the_search(record: logging.LogRecord) -> bool:
   """Filters out the error that gin logs for each folder without the file, before it searches the next one."""
   return record.module != "resource_reader"
@@ -189,8 +215,7 @@ def bound(cls: type[Any]) -> Any:
   try:
     return make()
   except (TypeError, ValueError) as error:
-    # gin appends the Python location of the call.
-    raise GinError(str(error).split("\n  In call to configurable")[0]) from error
+    raise GinError(str(error).split(LOCATION)[0]) from error
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:

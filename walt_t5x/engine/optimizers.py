@@ -164,8 +164,8 @@ def parameter_ema(decay: float, *, ramp: bool = False) -> optax.GradientTransfor
   The state is `optax.EmaState`, which both engines save and partition like the parameters. It starts at the initial
   parameters, so no bias correction is needed. It is float32 regardless of the parameters' dtype.
 
-  Assumption: the paper names an average and no decay. The files of gin have 0.9999 with a ramp: without one, 35,000 steps
-  (Table 3) leave 3% of the initial parameters in the average.
+  Assumption: the paper names an average and no decay. The files of gin have 0.9999 with a ramp: without one, 35,000
+  steps (Table 3) leave 3% of the initial parameters in the average.
 
   Args:
     decay: d, in [0, 1).

@@ -2,6 +2,7 @@
 
 import argparse
 import resource
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from walt_t5x.evaluation.clip_scores import LpipsNetwork
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
 from walt_t5x.files import storage
+from walt_t5x.media import writing
 from walt_t5x.metrics.feature_statistics import load_gaussian
 from walt_t5x.metrics.networks import FeatureNetwork
 from walt_t5x.metrics.protocols import PROTOCOLS
@@ -103,7 +105,7 @@ def score_features(args: argparse.Namespace) -> dict[str, Any]:
   evaluation = load_evaluation(args)
   scores = score_evaluation(evaluation, cache_dir=args.cache_dir)
   print(_speed(evaluation))
-  return write_scores(args, evaluation.protocol, scores)
+  return write_scores(args, evaluation, scores)
 
 
 def _speed(evaluation: Evaluation) -> str:
@@ -113,6 +115,13 @@ def _speed(evaluation: Evaluation) -> str:
   return f"scored {rate}; {evaluation.kept} from stored parts; peak memory {peak:.0f} MiB"
 
 
+def lossy_suffixes(evaluation: Evaluation) -> list[str]:
+  """Suffixes of the generated samples that a lossy codec wrote."""
+  lossy = (*writing.VIDEO_SUFFIXES, *writing.ANIMATION_SUFFIXES)
+  generated = (clip.media.path for clip in evaluation.sample_clips if clip.media.generated)
+  return sorted({path.suffix for path in generated if path.suffix in lossy})
+
+
 def scores_file(args: argparse.Namespace, protocol: Protocol) -> Path:
   """Path of the JSON file."""
   folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
@@ -120,15 +129,26 @@ def scores_file(args: argparse.Namespace, protocol: Protocol) -> Path:
 
 
 def write_scores(
-  args: argparse.Namespace, protocol: Protocol, scores: Sequence[Score]
+  args: argparse.Namespace, evaluation: Evaluation, scores: Sequence[Score]
 ) -> dict[str, Any]:
-  """Prints the table, writes the JSON and, with --log_dir, the events; returns the first fields of the JSON."""
+  """Prints the table, and what a codec may have changed; writes the JSON and, with --log_dir, the events.
+
+  Returns the first fields of the JSON.
+  """
+  protocol, lossy = evaluation.protocol, lossy_suffixes(evaluation)
   print(_table(protocol, scores))
+  if lossy:
+    print(
+      f"evaluate: --samples={args.samples} has {' and '.join(lossy)} files: their codec changes colors and detail, "
+      "and so the score. Generate with --formats=png to score what the model made.",
+      file=sys.stderr,
+    )
   result = {
     "protocol": protocol.name,
     "protocol_hash": protocol.hash,
     "scores": {s.rule.name: s.as_dict() for s in scores},
     "samples": str(args.samples),
+    "lossy_samples": lossy,
     "reference": args.reference,
     "fields": protocol.as_dict(),
   }

@@ -198,6 +198,43 @@ def test_rescaled_guidance_equals_diffusers():
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
+def _spread(scale, share):
+  """Standard deviation over samples of N(m, 1/4), guided away from N(0, 1) by exact denoisers."""
+  schedule = NoiseSchedule()
+  gammas = jnp.asarray(schedule.gammas, jnp.float32)
+  mean = jax.random.normal(jax.random.key(1), (1, 64))
+
+  def denoise(x_t, steps, self_condition, time):
+    gamma = gammas[steps][:, None]
+    signal, noise = jnp.sqrt(gamma), jnp.sqrt(1 - gamma)
+
+    def v_of(center, variance):
+      gain = variance * signal / (gamma * variance + 1 - gamma)
+      x0 = center + gain * (x_t - signal * center)
+      return signal * (x_t - signal * x0) / noise - noise * x0
+
+    outputs = jnp.stack([v_of(mean, 0.25), v_of(0 * mean, 1.0)])
+    return rescale(guide(*outputs, scale), outputs[0], share), outputs
+
+  start = jax.random.normal(jax.random.key(0), (512, 64))
+  return float(ddim_sample(denoise, start, schedule=schedule, branches=2).std(axis=0).mean())
+
+
+def test_rescaled_guidance_keeps_a_spread_that_a_large_scale_removes():
+  # 50 steps of the conditional model lose 6% of the spread of 1/2.
+  conditional = _spread(1.0, 0.0)
+  assert 0.46 < conditional < 0.5
+  assert _spread(7.5, 0.0) < 0.01 < 0.1 < _spread(7.5, 0.7)
+  assert conditional > _spread(2.5, 0.7) > 2 * _spread(2.5, 0.0)
+  np.testing.assert_allclose(_spread(7.5, 1.0), conditional, rtol=1e-4)
+
+
+def test_rescaling_leaves_constant_outputs_finite():
+  # Exact denoisers of a constant: at zero SNR all elements of an output are equal.
+  ones = jnp.ones((2, 3))
+  np.testing.assert_array_equal(rescale(3 * ones, ones, 0.7), 3 * ones)
+
+
 def test_default_guidance_scales():
   assert ConstantGuidance()(jnp.array(0.3)) == 7.5
   # 1 + 3 (1 - cos(pi / 16)) / 2 at t = 1/2.

@@ -45,10 +45,12 @@ def rescale(
   """Moves the standard deviation of each guided example towards that of its conditional prediction.
 
   share * guided * std(conditional) / std(guided) + (1 - share) * guided, the rescaled guidance of 2305.08891 (Eq. 15,
-  16). A large scale otherwise oversaturates, above all with zero terminal SNR.
+  16). A large scale otherwise oversaturates and makes samples alike, above all with zero terminal SNR. An example whose
+  guided prediction is constant is left as it is.
   """
   axes = tuple(range(1, guided.ndim))
-  ratio = jnp.std(conditional, axis=axes, keepdims=True) / jnp.std(guided, axis=axes, keepdims=True)
+  wanted, found = (jnp.std(output, axis=axes, keepdims=True) for output in (conditional, guided))
+  ratio = jnp.where(found > 0, wanted / jnp.where(found > 0, found, 1), 1)
   return guided * (share * ratio + 1 - share)
 
 

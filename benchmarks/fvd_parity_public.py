@@ -1,0 +1,116 @@
+"""FVD of two folders of clips by public code: ffmpeg, cd-fvd's network and distance, and torchmetrics' distance.
+
+Runs in the environment that `benchmarks.fvd_parity` creates and imports nothing of this repository. The weights are a
+safetensors file of `walt_t5x.metrics.import_weights`.
+"""
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# A branch of an Inception block in cd-fvd -> in the original TensorFlow graph.
+BRANCHES = {
+  "b0": "Branch_0_Conv3d_0a_1x1",
+  "b1a": "Branch_1_Conv3d_0a_1x1",
+  "b1b": "Branch_1_Conv3d_0b_3x3",
+  "b2a": "Branch_2_Conv3d_0a_1x1",
+  "b2b": "Branch_2_Conv3d_0b_3x3",
+  "b3b": "Branch_3_Conv3d_0b_1x1",
+}
+
+
+def i3d_state(flat: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+  """The weights under the names and in the layout of cd-fvd's InceptionI3d; norms have no scale: 1 is not listed.
+
+  Args:
+    flat: weights by flat name, kernels [t, h, w, in, out].
+    names: keys of the state dict of the torch network.
+  """
+  state = {}
+  for key in names:
+    *path, leaf = key.split(".")
+    where = "/".join(BRANCHES.get(part, part) for part in path[:-1])
+    if path[0] == "logits":
+      tensor = flat[f"params/Logits_Conv3d_0c_1x1/{'kernel' if leaf == 'weight' else 'bias'}"]
+    elif path[-1] == "conv3d":
+      tensor = flat[f"params/{where}/conv/kernel"]
+    elif leaf == "bias":
+      tensor = flat[f"params/{where}/norm/bias"]
+    elif leaf.startswith("running"):
+      tensor = flat[f"batch_stats/{where}/norm/{leaf.removeprefix('running_')}"]
+    else:
+      continue
+    tensor = tensor.transpose(4, 3, 0, 1, 2) if tensor.ndim == 5 else tensor
+    state[key] = np.ascontiguousarray(tensor)
+  return state
+
+
+def public_package(name: str) -> None:
+  """Makes modules of a package importable without its __init__, which needs more packages."""
+  spec = importlib.util.find_spec(name)
+  assert spec is not None and spec.submodule_search_locations, f"{name} is not installed"
+  package = types.ModuleType(name)
+  package.__path__ = list(spec.submodule_search_locations)
+  sys.modules[name] = package
+
+
+def read(file: Path, size: int) -> np.ndarray:
+  """All frames [T, size, size, 3] uint8, by ffmpeg's command line."""
+  command = ["ffmpeg", "-v", "error", "-i", str(file), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+  done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+  return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3)
+
+
+def main() -> None:
+  """Prints {"fvd", "torchmetrics", "features": path} as JSON."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--weights", type=Path, required=True)
+  parser.add_argument("--folders", type=Path, nargs=2, required=True)
+  parser.add_argument("--size", type=int, required=True)
+  parser.add_argument("--features", type=Path, required=True, help="npz to write")
+  args = parser.parse_args()
+
+  import torch
+  from safetensors.numpy import load_file
+
+  for package in ("cdfvd", "cdfvd.third_party"):
+    public_package(package)
+  from cdfvd.third_party.i3d import pytorch_i3d, utils  # type: ignore[import-not-found]
+  from torchmetrics.image.fid import _compute_fid  # type: ignore[import-not-found]
+
+  network = pytorch_i3d.InceptionI3d(400, in_channels=3).eval()
+  state: dict[str, Any] = i3d_state(load_file(args.weights), network.state_dict())
+  tensors = {name: torch.from_numpy(value) for name, value in state.items()}
+  missing = network.load_state_dict(tensors, strict=False).missing_keys
+  # The original norms have no scale; torch starts with 1.
+  assert all(name.endswith(("num_batches_tracked", "bn.weight")) for name in missing), missing
+  for layer in network.modules():
+    if isinstance(layer, torch.nn.BatchNorm3d):
+      # TensorFlow's constant; torch's default is 1e-5.
+      layer.eps = 1e-3
+  features = []
+  for folder in args.folders:
+    found = []
+    for file in sorted(folder.iterdir()):
+      with torch.no_grad():
+        found.append(network(utils.preprocess_i3d(read(file, args.size)[None])))
+    features.append(torch.cat(found).double())
+  statistics = [(f.mean(0), torch.cov(f.T)) for f in features]
+  np.savez(args.features, **{f"set_{i}": f.numpy() for i, f in enumerate(features)})
+  result = {
+    "fvd": float(utils.frechet_distance(*features)),
+    "torchmetrics": float(_compute_fid(*statistics[0], *statistics[1])),
+  }
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,7 +1,7 @@
 """VBench's prompts for `generate`, and the samples under the names that VBench reads.
 
   python -m walt_t5x.evaluation.vbench --full_info=VBench_full_info.json --prompts=vbench.txt
-  python -m walt_t5x.generate ... --prompts_file=vbench.txt --num_samples=5 --output=samples
+  python -m walt_t5x.generate --gin_file=... --prompts_file=vbench.txt --num_samples=5 --output=samples
   python -m walt_t5x.evaluation.vbench --full_info=VBench_full_info.json --samples=samples --output=vbench
 
 VBench (2311.17982) scores files named `<prompt>-<0..4>.mp4`, five clips of each prompt. `VBench_full_info.json` is in

@@ -30,6 +30,8 @@ class Recipe:
     held_out_gap: how much lower the last stage's accuracy of an element may be over those captions than over the
       others; None for no bar.
     crop_sizes: HxW that only the tokenizer is trained at.
+    large_clips: clips, and as many stills, that train the tokenizer and super-resolution; None for all. The base stage
+      is trained on all, at its size alone.
     folder: where the outputs go by default.
     frames: whether the stages continue images and clips, which is then tried.
     preset: name of the preset that is exported; "" for none.
@@ -51,6 +53,7 @@ class Recipe:
   held_out: Mapping[str, float]
   held_out_gap: float | None = None
   crop_sizes: tuple[str, ...] = ()
+  large_clips: int | None = None
   folder: str = "runs/quickstart"
   frames: bool = False
   preset: str = ""
@@ -74,7 +77,7 @@ FULL = Recipe(
     "tokenizer": 18,
     "latents and text": 54,
     "train base": 416,
-    "train super-resolution": 392,
+    "train super-resolution": 356,
     "generate": 57,
     "score": 8,
     "feature network": 27,
@@ -118,9 +121,9 @@ SHOWCASE = Recipe(
   vae="gin/models/vae_tiny.gin",
   corpus=(
     "--scenes=showcase",
-    "--num_clips=3000",
-    "--num_stills=400",
-    "--validation_fraction=0.03",
+    "--num_clips=8000",
+    "--num_stills=1000",
+    "--validation_fraction=0.012",
     "--size=128",
     "--num_frames=17",
     "--no_real",
@@ -141,6 +144,7 @@ SHOWCASE = Recipe(
   held_out={},
   held_out_gap=0.05,
   crop_sizes=("32x32",),
+  large_clips=1200,
   folder="runs/showcase",
   frames=True,
   preset="shapes",

@@ -175,15 +175,31 @@ class Pipeline:
       ),
       self._preprocess(
         "pixels",
-        ["--task=shapes_pixels", "--content=pixels"],
+        ["--task=shapes_pixels", "--content=pixels", *self._large],
         sizes=(*recipe.crop_sizes, *recipe.sizes),
       ),
       self._train("train tokenizer", "vae", "psnr", **TWO_DEVICES),
+      *self._latents(),
+    ]
+
+  @property
+  def _large(self) -> list[str]:
+    """The flag that keeps the clips of the largest size."""
+    count = self.recipe.large_clips
+    return [] if count is None else [f"--filter=number<{count}"]
+
+  def _latents(self) -> list[Stage]:
+    sizes, encoders = (
+      self.recipe.sizes,
+      [*self._tokenizer, f"--text_encoder={self.folder / 'text'}"],
+    )
+    encoders.append(f"--max_text_length={self.recipe.text_length}")
+    if not self._large:
+      return [self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=sizes)]
+    return [
+      self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=sizes[:1]),
       self._preprocess(
-        "latents and text",
-        ["--task=shapes", *self._tokenizer, f"--text_encoder={text}"]
-        + [f"--max_text_length={recipe.text_length}"],
-        sizes=recipe.sizes,
+        "latents of super-resolution", ["--task=shapes_large", *encoders, *self._large], sizes=sizes
       ),
     ]
 

@@ -1,13 +1,17 @@
 """The quickstart's recipes: stages, expected seconds and bars."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 
+import gin
 from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, bars
 from scripts.quickstart_stages import Pipeline
 from scripts.stages import flat
+from walt_t5x import engine
+from walt_t5x.config import gin_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +31,24 @@ def test_stages_have_names_of_their_own_files_that_exist_and_known_durations(rec
   seeded = [s.name for s in stages if any("eed=3" in a.lower() for a in s.command)]
   trained = ["train tokenizer", "train base", "train super-resolution"]
   assert set(seeded) >= {"sample corpus", *trained, "generate"}
+
+
+def test_every_training_reads_a_task_that_an_earlier_stage_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
+  for recipe in (FULL, FAST, SHOWCASE):
+    written = set()
+    for stage in flat(Pipeline(folder=tmp_path, recipe=recipe, seed=0, prompts=5).steps()):
+      flags = dict(a.partition("=")[::2] for a in stage.command if a.startswith("--"))
+      if "--task" in flags:
+        written.add((flags["--task"], tuple(flags["--resolutions"].split(","))))
+      elif "walt_t5x.train" in stage.command:
+        gin.clear_config()
+        gin_config.parse([flags["--gin_file"]], ["MODEL_DIR = 'run'"], [str(ROOT)], finalize=False)
+        name = "pixel_task" if stage.name == "train tokenizer" else "image_video_mixture"
+        task = gin_config.binding(f"{name}.task")
+        sizes = recipe.sizes[:1] if stage.name == "train base" else recipe.sizes
+        assert any(task == t and set(sizes) <= set(found) for t, found in written), stage.line
+  gin.clear_config()
 
 
 def _printed(right_all, right_apart):

@@ -87,6 +87,8 @@ class RenderJob:
   split: str
   scene: Scene
   num_frames: int
+  # Among the files of its kind and split.
+  number: int
 
   @property
   def row(self) -> dict[str, object]:
@@ -99,6 +101,7 @@ class RenderJob:
       "license": "CC0-1.0",
       "source": "rendered by data.samples",
       "corpus": "rendered",
+      "number": self.number,
     }
     if self.scene.label >= 0:
       row["label"] = self.scene.label
@@ -155,6 +158,7 @@ def plan(
             split=split,
             scene=scene,
             num_frames=num_frames if moving else 1,
+            number=index,
           )
         )
   return jobs

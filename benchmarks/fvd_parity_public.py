@@ -70,7 +70,7 @@ def read(file: Path, size: int) -> np.ndarray:
 
 
 def main() -> None:
-  """Prints {"fvd", "torchmetrics", "features": path} as JSON."""
+  """Prints {"fvd", "population", "torchmetrics"} as JSON."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--weights", type=Path, required=True)
   parser.add_argument("--folders", type=Path, nargs=2, required=True)
@@ -78,12 +78,14 @@ def main() -> None:
   parser.add_argument("--features", type=Path, required=True, help="npz to write")
   args = parser.parse_args()
 
+  import scipy.linalg
   import torch
   from safetensors.numpy import load_file
 
-  for package in ("cdfvd", "cdfvd.third_party"):
+  for package in ("cdfvd", "cdfvd.third_party", "cdfvd.utils"):
     public_package(package)
   from cdfvd.third_party.i3d import pytorch_i3d, utils  # type: ignore[import-not-found]
+  from cdfvd.utils import metric_utils  # type: ignore[import-not-found]
   from torchmetrics.image.fid import _compute_fid  # type: ignore[import-not-found]
 
   network = pytorch_i3d.InceptionI3d(400, in_channels=3).eval()
@@ -105,8 +107,17 @@ def main() -> None:
     features.append(torch.cat(found).double())
   statistics = [(f.mean(0), torch.cov(f.T)) for f in features]
   np.savez(args.features, **{f"set_{i}": f.numpy() for i, f in enumerate(features)})
+  # cd-fvd's statistics, as in StyleGAN-V: covariances are divided by n.
+  biased = []
+  for rows in features:
+    kept = metric_utils.FeatureStats(capture_mean_cov=True)
+    kept.append(rows.numpy())
+    biased.append(kept.get_mean_cov())
+  root = scipy.linalg.sqrtm(biased[0][1] @ biased[1][1])
+  spread = np.trace(biased[0][1] + biased[1][1] - 2 * root.real)
   result = {
     "fvd": float(utils.frechet_distance(*features)),
+    "population": float(np.square(biased[0][0] - biased[1][0]).sum() + spread),
     "torchmetrics": float(_compute_fid(*statistics[0], *statistics[1])),
   }
   print(json.dumps(result))

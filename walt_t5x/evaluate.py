@@ -8,6 +8,7 @@ Protocols (docs/evaluation.md specifies each):
   text_alignment           cosine similarity of frames and prompt by a CLIP in a local folder (--clip_weights)
   fvd                      any two folders, one 16-frame clip of every file
   ucf101_class_conditional FVD and IS           ucf101_zero_shot  FVD and IS of text to video
+  ucf101_stylegan_v        FVD as in StyleGAN-V, at 256 x 256
   k600_frame_prediction    FVD                  imagenet256       FID and IS
   tokenizer                rFVD, PSNR, SSIM, LPIPS of the output of `walt_t5x.reconstruct`
   motion                   how much clips change, and how steadily; needs no weights and no reference

@@ -216,6 +216,7 @@ def test_a_published_protocol_keeps_its_hash():
   assert {name: p.hash for name, p in PROTOCOLS.items()} == {
     "fvd": "5e707cd00b8c",
     "ucf101_class_conditional": "664db67cc006",
+    "ucf101_stylegan_v": "d4761939ca1b",
     "k600_frame_prediction": "574506b90a75",
     "imagenet256": "a117c100dd2b",
     "ucf101_zero_shot": "2844f2e28c7f",
@@ -223,6 +224,35 @@ def test_a_published_protocol_keeps_its_hash():
     "shapes_fvd": "03e53511c005",
     "motion": "16ab4ffb90ce",
   }
+
+
+def test_the_rule_of_resizing_and_the_covariance_are_those_of_the_protocol(monkeypatch):
+  from walt_t5x.metrics import networks
+
+  kind = dataclasses.replace(
+    networks.KINDS["i3d"],
+    features=lambda variables, videos, rule=ResizeRule.LEGACY: {
+      "rule": list(ResizeRule).index(rule)
+    },
+  )
+  monkeypatch.setitem(networks.KINDS, "i3d", kind)
+  monkeypatch.setattr(
+    networks.FeatureNetwork, "load", classmethod(lambda cls, name, path: cls(name, {}, "f" * 64))
+  )
+  for name, rule in (("fvd", ResizeRule.LEGACY), ("ucf101_stylegan_v", ResizeRule.HALF_PIXEL)):
+    network = networks.FeatureNetwork.of_protocol(PROTOCOLS[name], "i3d", "file")
+    assert network._apply({}, np.zeros(1))["rule"] == list(ResizeRule).index(rule)
+  rng = np.random.default_rng(0)
+  videos = _videos(rng, 10), _videos(rng, 6)
+  media = [[_media(str(i), v) for i, v in enumerate(some)] for some in videos]
+  population = _SMALL.replace(scores=(dataclasses.replace(FVD, covariance="population"),))
+  (got,) = _score(population, *media)
+  first, second = (_MeanColors.of(v[:, :4]) for v in videos)
+  expected = frechet_distance(
+    first.mean(0), np.cov(first.T, bias=True), second.mean(0), np.cov(second.T, bias=True)
+  )
+  np.testing.assert_allclose(got.value.mean, expected, rtol=1e-9)
+  assert _score(_SMALL, *media)[0].value.mean != pytest.approx(expected, rel=1e-3)
 
 
 def test_every_constant_of_the_pixel_classifier_is_in_the_hash_of_its_protocol():

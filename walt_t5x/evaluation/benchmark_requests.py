@@ -8,6 +8,7 @@ writes `requests.jsonl` for `python -m walt_t5x.generate --requests` and, if the
 as in `beam_jobs.preprocess`.
 
   ucf101_class_conditional  labels drawn from the training videos
+  ucf101_stylegan_v         the same for StyleGAN-V's evaluation, which has all 13,320 videos: without --list
   ucf101_zero_shot          one prompt per class, all classes equally often
   imagenet256               labels 0 to 999, all equally often
   k600_frame_prediction     5 frames at a random position of each evaluation video, cut like training data, as separate
@@ -158,6 +159,7 @@ def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> 
 
 PROTOCOLS = {
   "ucf101_class_conditional": labels_of_videos,
+  "ucf101_stylegan_v": labels_of_videos,
   "ucf101_zero_shot": class_prompts,
   "imagenet256": labels_in_turn,
   "k600_frame_prediction": conditioning_clips,

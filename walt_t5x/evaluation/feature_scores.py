@@ -32,7 +32,10 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
   networks: dict[str, FeatureNetwork | LpipsNetwork] = {}
   for name in protocol.networks:
     file = getattr(args, f"{name}_weights")
-    networks[name] = LpipsNetwork.load(file) if name == "lpips" else FeatureNetwork.load(name, file)
+    if name == "lpips":
+      networks[name] = LpipsNetwork.load(file)
+    else:
+      networks[name] = FeatureNetwork.of_protocol(protocol, name, file)
   samples = find_media(args.samples, images=images, stage=args.stage)
   references = None
   if args.reference and args.reference.endswith(".npz"):

@@ -175,11 +175,16 @@ class Evaluation:
       key = rule.network, rule.layer
       if rule.statistic is Statistic.FRECHET and self.published is not None:
         value = FoldScore(
-          tuple(frechet_distance(*fold.frechet[key].compute(), *self.published) for fold in samples)
+          tuple(
+            frechet_distance(*fold.frechet[key].compute(unbiased=rule.is_unbiased), *self.published)
+            for fold in samples
+          )
         )
       elif rule.statistic is Statistic.FRECHET:
         value = frechet_over_folds(
-          [fold.frechet[key] for fold in samples], [fold.frechet[key] for fold in references]
+          [fold.frechet[key] for fold in samples],
+          [fold.frechet[key] for fold in references],
+          unbiased=rule.is_unbiased,
         )
       elif rule.statistic is Statistic.INCEPTION_SCORE:
         value = score_splits(f.inception[(*key, k)] for f in samples for k in range(rule.splits))

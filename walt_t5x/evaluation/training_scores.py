@@ -65,7 +65,8 @@ class ScoreVideos(SampleVideos):
       raise ValueError("ScoreVideos scores pixels: set vae, vae_checkpoint and latents to decode.")
     self._protocol = PROTOCOLS[protocol]
     self._networks = {
-      name: FeatureNetwork.load(name, weights.get(name)) for name in self._protocol.networks
+      name: FeatureNetwork.of_protocol(self._protocol, name, weights.get(name))
+      for name in self._protocol.networks
     }
     self._reference = find_media(reference, split=reference_split)
     self._reference_count, self._batch_size = reference_count, batch_size

@@ -89,9 +89,9 @@ class FeatureStatistics(metrics.Metric):
       )
     return self.scatter / (self.count - 1)
 
-  def compute(self) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, unbiased covariance)."""
-    return self.mean, self.covariance
+  def compute(self, *, unbiased: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, covariance), S / (n - 1) or, if not unbiased, S / n; raises ValueError for fewer than two samples."""
+    return self.mean, self.covariance * (1 if unbiased else (self.count - 1) / self.count)
 
 
 def write_arrays(path: Path, **arrays: Any) -> None:

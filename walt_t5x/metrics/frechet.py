@@ -10,6 +10,7 @@ value is the rounding error, that of the root of an eigenvalue of S_1 S_2 its sq
 Source: Dowson and Landau 1982; FID (arXiv:1706.08500), FVD (arXiv:1812.01717).
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,11 @@ def frechet_distance(
   return float(max(0.0, np.square(mean_1 - mean_2).sum() + spread))
 
 
-def frechet_between(first: FeatureStatistics, second: FeatureStatistics) -> float:
-  """d^2 between the Gaussians of two sets of features, with unbiased covariances, at least 0."""
-  return frechet_distance(*first.compute(), *second.compute())
+def frechet_between(
+  first: FeatureStatistics, second: FeatureStatistics, *, unbiased: bool = True
+) -> float:
+  """d^2 between the Gaussians of two sets of features, at least 0."""
+  return frechet_distance(*first.compute(unbiased=unbiased), *second.compute(unbiased=unbiased))
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,10 @@ class FoldScore:
 
 
 def frechet_over_folds(
-  samples: Sequence[FeatureStatistics], references: Sequence[FeatureStatistics]
+  samples: Sequence[FeatureStatistics],
+  references: Sequence[FeatureStatistics],
+  *,
+  unbiased: bool = True,
 ) -> FoldScore:
   """The distance of each fold of samples from its own references; raises ValueError if the numbers of folds differ."""
   if len(samples) != len(references):
@@ -107,4 +113,5 @@ def frechet_over_folds(
       f"Every fold needs its own references: got {len(samples)} folds of samples and "
       f"{len(references)} of references."
     )
-  return FoldScore(tuple(map(frechet_between, samples, references)))
+  between = functools.partial(frechet_between, unbiased=unbiased)
+  return FoldScore(tuple(map(between, samples, references)))

@@ -150,17 +150,23 @@ class I3D(nn.Module):
 
 
 def preprocess(
-  videos: UInt8[Array, "B T H W 3"], *, size: int = SIZE, network: str = "I3D"
+  videos: UInt8[Array, "B T H W 3"],
+  *,
+  size: int = SIZE,
+  network: str = "I3D",
+  rule: ResizeRule = ResizeRule.LEGACY,
 ) -> Float[Array, "B T S S 3"]:
-  """Resizes bytes of any size bilinearly to a square by TF1's rule, then scales them to [-1, 1], float32.
+  """Resizes bytes of any size bilinearly to a square, by default by TF1's rule, then scales them to [-1, 1], float32.
 
   Raises ValueError, with the name of the network, for another dtype, rank or number of channels.
   """
   require_bytes(videos, network=network, axes="BTHW")
-  x = resize_bilinear(videos.astype(jnp.float32), (size, size), rule=ResizeRule.LEGACY)
+  x = resize_bilinear(videos.astype(jnp.float32), (size, size), rule=rule)
   return 2.0 * x / 255.0 - 1.0
 
 
-def features(variables: Any, videos: Array) -> dict[str, Any]:
+def features(
+  variables: Any, videos: Array, *, rule: ResizeRule = ResizeRule.LEGACY
+) -> dict[str, Any]:
   """{"logits": [B, 400]} of clips [B, T, H, W, 3], uint8, of any size; raises ValueError below 9 frames."""
-  return {"logits": I3D().apply(variables, preprocess(videos))}
+  return {"logits": I3D().apply(variables, preprocess(videos, rule=rule))}

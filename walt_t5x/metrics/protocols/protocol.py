@@ -74,7 +74,7 @@ class ScoreRule:
     statistic: what is computed.
     network, layer: network and layer of the features; empty for a statistic of pixels.
     network_size, network_resize: how a clip is resized for the network.
-    covariance: estimator of the covariance.
+    covariance: estimator of the covariance, "unbiased" (divides by n - 1) or "population" (by n).
     splits: number of consecutive blocks per fold, for an inception score.
   """
 
@@ -86,6 +86,11 @@ class ScoreRule:
   network_resize: ResizeRule | None = None
   covariance: str = "unbiased"
   splits: int = 1
+
+  @property
+  def is_unbiased(self) -> bool:
+    """Whether covariances are divided by n - 1."""
+    return self.covariance == "unbiased"
 
   @property
   def needs_reference(self) -> bool:

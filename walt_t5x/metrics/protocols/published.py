@@ -36,6 +36,19 @@ UCF101 = Protocol(
   source="arXiv:2212.05199 (MAGVIT), arXiv:1811.09245 (TGANv2) for IS",
 )
 
+# UCF-101 by StyleGAN-V's evaluation: 2,048 samples and 2,048 random clips of all 13,320 videos, at 256 x 256 and the
+# files' rate. I3D resizes with half-pixel centers, and covariances are divided by n.
+UCF101_STYLEGAN_V = Protocol(
+  name="ucf101_stylegan_v",
+  scores=(dataclasses.replace(FVD, network_resize=ResizeRule.HALF_PIXEL, covariance="population"),),
+  frames=16,
+  size=(256, 256),
+  reference_clip=ClipRule.RANDOM,
+  sample_count=2048,
+  reference_count=2048,
+  source="arXiv:2112.14683 (StyleGAN-V), its released metric fvd2048_16f",
+)
+
 # UCF-101 text to video, zero-shot: FVD and IS.
 # 10,000 samples, one prompt per class; references are the central 16 frames of 10,000 training videos.
 # Assumption: references have the rate of the samples, 8 fps; at another one motion alone would set them apart.

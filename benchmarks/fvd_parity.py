@@ -153,7 +153,7 @@ def main() -> int:
   lines += [
     "",
     "The last row shows what the rule of resizing changes: `fvd` resizes clips of 128 x 128 by TensorFlow 1's rule, as",
-    "in the first published FVD, and with half-pixel centers by cd-fvd and StyleGAN-V.",
+    "in the first published FVD; cd-fvd and StyleGAN-V resize with half-pixel centers.",
     "",
   ]
   results.write(HERE, "fvd_parity", "\n".join(lines), rows)

@@ -148,6 +148,7 @@ def pixel_task(
   task: str,
   pixels: str,
   crops_of: Sequence[str] = (),
+  crops_only: bool = False,
   images: bool = False,
   shuffle_buffer_size: int = 1000,
   metric_fns: Sequence[Callable[..., Any]] = (),
@@ -159,6 +160,7 @@ def pixel_task(
     pixels: field of the pixels, e.g. "pixels/17x128x128", or "pixels/1x256x256" for images.
     crops_of: fields of the same clip at larger sizes. Each record then also gives a random crop of each of them, of
       the size of `pixels`. A tokenizer that is used at several sizes sees all scales at the cost of the smallest one.
+    crops_only: whether to leave out the clip at the size of `pixels` itself, which the cache then need not have.
     images: whether to read the images, for an image tokenizer.
     shuffle_buffer_size: number of examples in the shuffle buffer.
     metric_fns: SeqIO's, of (targets, predictions), such as `walt_t5x.metrics.sample_metrics.VideoFrechet`.
@@ -172,14 +174,18 @@ def pixel_task(
       raise ValueError(
         f"pixel_task: got {larger!r} in crops_of, expected sizes from which {pixels} can be cropped"
       )
-  fields = [pixels, *crops_of]
+  if crops_only and not crops_of:
+    raise ValueError(
+      "pixel_task: got crops_only=True without crops_of, expected larger fields to crop"
+    )
+  fields = [*([] if crops_only else [pixels]), *crops_of]
 
   def clip(parsed: dict[str, tf.Tensor], field: str) -> tf.Tensor:
     return schema.parse_pixels({field: parsed[field][0]}, field)
 
   def examples(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
     parsed = schema.parse_records(record[None], fields)
-    videos = [clip(parsed, pixels)]
+    videos = [] if crops_only else [clip(parsed, pixels)]
     for index, larger in enumerate(crops_of):
       place = tf.random.fold_in(seed, index)
       videos.append(tf.image.stateless_random_crop(clip(parsed, larger), shape, place))

@@ -29,7 +29,6 @@ class Recipe:
     held_out: bars of the base stage over the captions that are in no training row, element -> fraction.
     held_out_gap: how much lower the last stage's accuracy of an element may be over those captions than over the
       others; None for no bar.
-    crop_sizes: HxW that only the tokenizer is trained at.
     large_clips: clips, and as many stills, that train the tokenizer and super-resolution; None for all. The base stage
       is trained on all, at its size alone.
     folder: where the outputs go by default.
@@ -52,7 +51,6 @@ class Recipe:
   accuracy: Mapping[tuple[str, str], float]
   held_out: Mapping[str, float]
   held_out_gap: float | None = None
-  crop_sizes: tuple[str, ...] = ()
   large_clips: int | None = None
   folder: str = "runs/quickstart"
   frames: bool = False
@@ -143,7 +141,6 @@ SHOWCASE = Recipe(
   },
   held_out={},
   held_out_gap=0.05,
-  crop_sizes=("32x32",),
   large_clips=1200,
   folder="runs/showcase",
   frames=True,

@@ -176,7 +176,7 @@ class Pipeline:
       self._preprocess(
         "pixels",
         ["--task=shapes_pixels", "--content=pixels", *self._large],
-        sizes=(*recipe.crop_sizes, *recipe.sizes),
+        sizes=recipe.sizes,
       ),
       self._train("train tokenizer", "vae", "psnr", **TWO_DEVICES),
       *self._latents(),

@@ -429,6 +429,15 @@ def test_a_pixel_task_also_gives_a_random_crop_of_each_larger_clip(tmp_path):
       Mismatch, match=r"has \['pixels/5x16x16', 'pixels/5x24x24', .*\], not 'pixels/5x32x32': set"
     ):
       _rows(tasks.pixel_task(task="toy", pixels=names[0], crops_of=["pixels/5x32x32"]))
+    # Without the clips themselves, of a size that the cache does not have.
+    alone = _rows(
+      tasks.pixel_task(task="toy", pixels="pixels/3x4x4", crops_of=names, crops_only=True)
+    )
+    assert len(alone) == 3 * len(clips[0]) and {row["video"].shape for row in alone} == {
+      (3, 4, 4, 3)
+    }
+    with pytest.raises(ValueError, match="crops_only=True without crops_of"):
+      tasks.pixel_task(task="toy", pixels=names[0], crops_only=True)
   assert first == again != other and len(set(first)) > 2
   for wrong, said in (
     (["pixels/5x8x4"], "got 'pixels/5x8x4' in crops_of, expected sizes from which"),

@@ -66,7 +66,7 @@ def read(file: Path, size: int) -> np.ndarray:
   """All frames [T, size, size, 3] uint8, by ffmpeg's command line."""
   command = ["ffmpeg", "-v", "error", "-i", str(file), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
   done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-  return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3)
+  return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3).copy()
 
 
 def main() -> None:

@@ -169,9 +169,9 @@ def main() -> int:
   ]
   lines += [
     "",
-    "The last row shows what the reader changes: 4:2:0 clips have a chroma sample for four pixels. Preprocessing, and",
-    "so evaluation, interpolates them; ffmpeg's default conversion to RGB repeats them. Scores of two readers differ by",
-    "more than the other steps together.",
+    "The last row shows what the reader changes: 4:2:0 clips have a chroma sample for four pixels. Preprocessing,",
+    "and so evaluation, interpolates them; ffmpeg's default conversion to RGB repeats them. Scores of two readers",
+    "differ by more than the other steps together.",
     "",
   ]
   results.write(HERE, "fvd_parity", "\n".join(lines), rows)

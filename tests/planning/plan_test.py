@@ -62,6 +62,9 @@ def test_the_gin_file_has_the_published_size(name, planned):
     "walt_sr_512x896_p2": 8960,
   }
   assert plan.tokens_per_row == tokens.get(name, 1280)
+  # The steps of Tables 1 and 2.
+  steps = {"walt_l_imagenet": 437_000, "walt_l_ucf101": 60_000, "walt_xl_ucf101": 60_000}
+  assert plan.steps == steps.get(name, plan.steps)
 
 
 def test_flops_equal_the_closed_form_of_a_stack():

@@ -62,10 +62,10 @@ def public_package(name: str) -> None:
   sys.modules[name] = package
 
 
-def read(file: Path, size: int, sws_flags: str = "") -> np.ndarray:
-  """All frames [T, size, size, 3] uint8, by ffmpeg's command line with a filter for chroma; "" is its default."""
-  chosen = ["-sws_flags", sws_flags] if sws_flags else []
-  command = ["ffmpeg", "-v", "error", "-i", str(file), *chosen, "-f", "rawvideo"]
+def read(file: Path, size: int) -> np.ndarray:
+  """All frames [T, size, size, 3] uint8, scaled by ffmpeg's command line with area averaging."""
+  scaled = f"scale={size}:{size}:flags=area+accurate_rnd"
+  command = ["ffmpeg", "-v", "error", "-i", str(file), "-vf", scaled, "-f", "rawvideo"]
   command += ["-pix_fmt", "rgb24", "-"]
   done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
   return np.frombuffer(done.stdout, np.uint8).reshape(-1, size, size, 3).copy()
@@ -77,7 +77,6 @@ def main() -> None:
   parser.add_argument("--weights", type=Path, required=True)
   parser.add_argument("--folders", type=Path, nargs=2, required=True)
   parser.add_argument("--size", type=int, required=True)
-  parser.add_argument("--sws_flags", default="")
   parser.add_argument("--features", type=Path, required=True, help="npz to write")
   args = parser.parse_args()
 
@@ -106,7 +105,7 @@ def main() -> None:
     found = []
     for file in sorted(folder.iterdir()):
       with torch.no_grad():
-        clip = read(file, args.size, args.sws_flags)
+        clip = read(file, args.size)
         found.append(network(utils.preprocess_i3d(clip[None])))
     features.append(torch.cat(found).double())
   statistics = [(f.mean(0), torch.cov(f.T)) for f in features]

@@ -381,7 +381,8 @@ def wrapped(command: str) -> list[str]:
   return [*lines, line]
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
+  """Chip days with two digits, or no decimals from 10 on."""
   return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -422,7 +423,7 @@ def page(plans: dict[str, dict]) -> str:
     figures = row.published or plan["published"].split(", after ")[0].split(" (c = 8")[0]
     lines.append(
       f"| {row.table} | {row.name} | {figures} | `gin/{row.gin}.gin` | {plan['parameters'] / 1e6:,.1f}M | "
-      f"{plan['steps']:,} | {_rounded(chip_days(plan))} | not trained |"
+      f"{plan['steps']:,} | {rounded(chip_days(plan))} | not trained |"
     )
   lines += [
     "",

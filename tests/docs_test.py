@@ -133,6 +133,15 @@ def test_the_pages_have_commands():
   assert len(COMMANDS) > 20
 
 
+def test_the_costs_of_the_readme_are_those_of_the_plans():
+  plans = json.loads((ROOT / "benchmarks/plans.json").read_text(encoding="utf-8"))
+  days = {plan["gin_file"]: reproduce.rounded(reproduce.chip_days(plan)) for plan in plans}
+  readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  pattern = r"^\| `(gin/walt_\w+\.gin)` \|.*\| ([\d.,]+) \| not trained \|$"
+  rows = re.findall(pattern, readme, re.MULTILINE)
+  assert len(rows) == 8 and {name: cost for name, cost in rows if days[name] != cost} == {}
+
+
 def test_the_reproduction_page_is_up_to_date():
   plans = json.loads((ROOT / "benchmarks/plans.json").read_text(encoding="utf-8"))
   written = reproduce.page({plan["gin_file"]: plan for plan in plans})

@@ -25,6 +25,7 @@ from walt_t5x.media.reading import (
   open_video,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header
+from walt_t5x.media.scaling import Scaler
 
 if TYPE_CHECKING:
   from av import VideoFrame
@@ -222,15 +223,12 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
 
 
 class _Resizer:
-  """Resizes frames of one clip to every resolution; one reused swscale context per resolution."""
+  """Resizes frames of one clip to every resolution, each with a reused filter."""
 
   def __init__(self, aspect: float, spec: ClipSpec, rules: Sequence[Rule]):
-    from av.video.reformatter import Interpolation, VideoReformatter
-
     self.spec, self.crop = spec, (0, 0, 0, 0)
     self._rules, self._aspect = rules, aspect
-    self._filter = Interpolation.AREA | Interpolation.ACCURATE_RND
-    self._reformatters = {size: VideoReformatter() for size in spec.resolutions}
+    self._scalers = {size: Scaler() for size in spec.resolutions}
 
   def _upright(self, frame: "VideoFrame") -> tuple[tuple[int, int], float]:
     """Upright size and pixel aspect ratio of a frame."""
@@ -255,13 +253,10 @@ class _Resizer:
       )
     turned, frame = orientation(frame), opaque(frame)
     pictures, crops = {}, []
-    for target, reformatter in self._reformatters.items():
+    for target, scaler in self._scalers.items():
       place = fit(size, target, aspect=aspect)
       height, width = place.scaled[::-1] if turned[0] % 2 else place.scaled
-      scaled = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", interpolation=self._filter, threads=1
-      )
-      shown = upright(scaled.to_ndarray(), turned)
+      shown = upright(scaler(frame, width=width, height=height), turned)
       top, left = place.offset
       pictures[target] = shown[top : top + target[0], left : left + target[1]]
       crops.append(place.crop)

@@ -1,0 +1,51 @@
+"""Scaled frames equal those of ffmpeg's command line to the byte, for colors that change from pixel to pixel."""
+
+import numpy as np
+import pytest
+
+from tests.media import conformance
+from walt_t5x.media import decoding
+
+pytestmark = pytest.mark.skipif(conformance.FFMPEG is None, reason="needs the ffmpeg command")
+
+H264 = ("-c:v", "libx264", "-crf", "4")
+
+
+def _colored(count, height, width):
+  """Blocks of 3 x 3 pixels in random saturated colors, others in every frame."""
+  rng = np.random.default_rng(0)
+  blocks = rng.integers(0, 2, (count, -(-height // 3), -(-width // 3), 3)) * 255
+  return blocks.repeat(3, 1).repeat(3, 2)[:, :height, :width].astype(np.uint8)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "yuvj420p"])
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (240, 320), (90, 160)])
+def test_a_scaled_frame_is_that_of_ffmpeg(pix_fmt, height, width, tmp_path):
+  frames = _colored(3, height, width)
+  raw = tmp_path / "frames.rgb"
+  raw.write_bytes(frames.tobytes())
+  source = (
+    "-f",
+    "rawvideo",
+    "-pix_fmt",
+    "rgb24",
+    "-s",
+    f"{width}x{height}",
+    "-r",
+    "8",
+    "-i",
+    str(raw),
+  )
+  file = tmp_path / "clip.mkv"
+  conformance.ffmpeg(*source, *H264, "-pix_fmt", pix_fmt, str(file))
+  for side in (64, 48):
+    got = decoding.native_frames(file.read_bytes(), range(3), size=(side, side))
+    scaled = round(width * side / height)
+    filters = f"scale={scaled}:{side}:flags=area+accurate_rnd"
+    shown = conformance.ffmpeg(
+      "-i", str(file), "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"
+    )
+    expected = np.frombuffer(shown, np.uint8).reshape(3, side, scaled, 3)
+    left = (scaled - side) // 2
+    # Saturated colors far apart: a chroma sample in another place would change bytes by dozens.
+    np.testing.assert_array_equal(got, expected[:, :, left : left + side])

@@ -1,0 +1,57 @@
+"""Scales decoded frames to RGB bytes as ffmpeg's scale filter does: area averaging, accurate rounding, chroma in place.
+
+libswscale alone, without the filter, does not know where the chroma samples of a frame are: it shifts the colors of
+4:2:0 video by half a pixel of luma, which changes FVD by 1%.
+"""
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from av import VideoFrame
+  from av.filter import Graph
+
+FLAGS = "area+accurate_rnd"
+
+
+class Scaler:
+  """Scales the frames of one clip; the filter is set up again if size, format or colors of the frames change."""
+
+  def __init__(self) -> None:
+    self._graph: Graph | None = None
+    self._made_for: tuple[Any, ...] = ()
+
+  def __call__(self, frame: "VideoFrame", *, width: int, height: int) -> np.ndarray:
+    """[height, width, 3], uint8; the frame's rotation and pixel aspect ratio are not applied."""
+    colors = int(frame.colorspace), int(frame.color_range)
+    made_for = frame.width, frame.height, frame.format.name, *colors, width, height
+    if self._graph is None or made_for != self._made_for:
+      self._graph, self._made_for = _graph(frame, *colors, width=width, height=height), made_for
+    self._graph.push(frame)
+    scaled: Any = self._graph.pull()
+    return scaled.to_ndarray()
+
+
+def _graph(
+  frame: "VideoFrame", colorspace: int, color_range: int, *, width: int, height: int
+) -> "Graph":
+  from av.filter import Graph
+
+  graph = Graph()
+  graph.threads = 1
+  source = (
+    f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:pixel_aspect=1/1:"
+    f"colorspace={colorspace}:range={color_range}"
+  )
+  filters = [
+    graph.add("buffer", source),
+    graph.add("scale", f"{width}:{height}:flags={FLAGS}"),
+    graph.add("format", "rgb24"),
+    graph.add("buffersink"),
+  ]
+  for one, following in itertools.pairwise(filters):
+    one.link_to(following)
+  graph.configure()
+  return graph

@@ -107,6 +107,15 @@ def test_parts_without_an_average_keep_their_parameters():
   np.testing.assert_array_equal(got["other"]["w"], after["other"]["w"])
 
 
+def test_momentum_is_no_average():
+  optimizer = optimizers.adafactor(0.1, momentum=0.9)
+  params = {"w": jnp.ones(2)}
+  with pytest.raises(ValueError, match="x=True, but the optimizer keeps no parameter average"):
+    optimizers.check_average(optimizer, setting="x")
+  with pytest.raises(ValueError, match="no parameter average"):
+    parameter_average(params, optimizer.init_state(params).param_states)
+
+
 def test_an_average_of_other_parameters_is_none():
   params = {"w": jnp.ones(2)}
   other = optax.EmaState(jnp.int32(0), {"other": jnp.ones(1)})

@@ -90,7 +90,9 @@ def adafactor_chain(
     None if clip_norm is None else optax.clip_by_global_norm(clip_norm),
     scale_by_factored_rms(decay_rate=decay_rate, min_dim_size_to_factor=min_dim_size_to_factor),
     None if clip_update_rms is None else optax.clip_by_block_rms(clip_update_rms),
-    None if momentum is None else optax.ema(momentum, debias=False),
+    # Not optax.ema, whose state is that of a parameter average.
+    None if momentum is None else optax.trace(momentum),
+    None if momentum is None else optax.scale(1 - momentum),
     optax.add_decayed_weights(weight_decay) if weight_decay else None,
     optax.scale_by_learning_rate(learning_rate),
     None if ema_decay is None else parameter_ema(ema_decay, ramp=ema_ramp),

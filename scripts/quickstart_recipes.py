@@ -21,7 +21,7 @@ class Recipe:
     sizes: HxW of the base stage and of the super-resolution stage.
     text_length: tokens of a caption, at most.
     prompts: number of clips to generate and score, if --prompts does not give it.
-    steps: training steps of "vae", "base" and "sr1", where they are not the gin files'.
+    steps: training steps of "vae", "base_coarse", "base" and "sr1", where they are not the gin files'.
     compare_upscaling: whether to compare super-resolution with bicubic upscaling.
     seconds: expected seconds of the stages that take long, on two idle cores.
     psnr: bars of the tokenizer on held-out clips in dB, by size.
@@ -29,6 +29,7 @@ class Recipe:
     held_out: bars of the base stage over the captions that are in no training row, element -> fraction.
     held_out_gap: how much lower the last stage's accuracy of an element may be over those captions than over the
       others; None for no bar.
+    coarse: HxW of clips that the base stage is trained on first, with both cores; "" for none.
     large_clips: clips, and as many stills, that train the tokenizer and super-resolution; None for all. The base stage
       is trained on all, at its size alone.
     folder: where the outputs go by default.
@@ -51,6 +52,7 @@ class Recipe:
   accuracy: Mapping[tuple[str, str], float]
   held_out: Mapping[str, float]
   held_out_gap: float | None = None
+  coarse: str = ""
   large_clips: int | None = None
   folder: str = "runs/quickstart"
   frames: bool = False
@@ -141,6 +143,7 @@ SHOWCASE = Recipe(
   },
   held_out={},
   held_out_gap=0.05,
+  coarse="32x32",
   large_clips=1200,
   folder="runs/showcase",
   frames=True,

@@ -96,8 +96,10 @@ class Pipeline:
     """All stages, in order."""
     training = (self._train_base(), self._next_to_base())
     samples = (self._scored_samples(), self._next_to_samples())
+    coarse = self._train("train base on small clips", "base_coarse", "loss", **TWO_DEVICES)
     return [
       *self._data(),
+      *([coarse] if self.recipe.coarse else []),
       training,
       tuple(lane for lane in samples if lane),
       self._report(),
@@ -197,14 +199,22 @@ class Pipeline:
     if not self._large:
       return [self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=sizes)]
     return [
-      self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=sizes[:1]),
+      self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=self._base_sizes),
       self._preprocess(
         "latents of super-resolution", ["--task=shapes_large", *encoders, *self._large], sizes=sizes
       ),
     ]
 
+  @property
+  def _base_sizes(self) -> tuple[str, ...]:
+    return (*filter(None, [self.recipe.coarse]), self.recipe.sizes[0])
+
   def _train_base(self) -> list[Stage]:
-    return [self._train("train base", "base", "loss", "loss_video")]
+    stage = self._train("train base", "base", "loss", "loss_video")
+    if not self.recipe.coarse:
+      return [stage]
+    given = f'--gin.COARSE_CHECKPOINT="{self.folder / "base_coarse"}"'
+    return [dataclasses.replace(stage, command=[*stage.command, given])]
 
   def _next_to_base(self) -> list[Stage]:
     found = [self._train("train super-resolution", "sr1", "loss", "loss_video")]

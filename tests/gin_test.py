@@ -34,6 +34,7 @@ GIVEN = {
   "VAE_CHECKPOINT": "'/tmp/vae'",
   "TEXT_ENCODER": "'/tmp/text'",
   "CHECKPOINT": "'/tmp/base/checkpoint_1'",
+  "COARSE_CHECKPOINT": "'/tmp/coarse'",
   "PERCEPTUAL_WEIGHTS": "None",
   "OUTPUT_DIR": "'/tmp/output'",
   "CACHE_DIRS": "['/tmp/cache']",

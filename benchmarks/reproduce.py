@@ -432,7 +432,7 @@ def page(plans: dict[str, dict]) -> str:
     "    bash scripts/rehearse.sh ucf101     # or k600, imagenet, t2v",
     "",
     *_prose(
-      "Runs every command of a corpus below as printed, then its report, in 3 to 6 minutes on two CPU cores. It shows "
+      "Runs every command of a corpus below as printed, then its report, in 5 to 10 minutes on two CPU cores. It shows "
       "whether the commands and a copy of the corpus work before a pod is rented: `--corpus=DIR` takes the first rows "
       "of the copy, `--output=FOLDER` sets the work folder, `--list` prints the commands. Without `--corpus` it uses a "
       "look-alike (`python -m data.lookalikes`). DIR contains what the commands name:"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up, then runs every command of docs/reproduce.md for one corpus with small networks and few steps on the CPU.
-# 3 to 6 minutes on 2 cores.
+# 5 to 10 minutes on 2 cores.
 #
 #   bash scripts/rehearse.sh ucf101|k600|imagenet|t2v [--corpus DIR] [--output FOLDER] [--list]
 set -euo pipefail

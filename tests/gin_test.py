@@ -155,6 +155,8 @@ def test_launched_file_parses_and_its_model_fits(file, parsed):
 def test_no_parameter_average_keeps_the_initial_parameters(parsed):
   decays = {}
   for file in LAUNCHED:
+    if "-m walt_t5x.train " not in file.read_text(encoding="utf-8"):
+      continue
     gin.clear_config()
     parsed(file)
     text, steps = gin.config_str(), gin_config.macro_value("TRAIN_STEPS")

@@ -160,7 +160,7 @@ def test_each_kind_of_adaln_is_its_formula_and_starts_at_zero():
   down, up = _draw(4, 3), _draw(3, 24)
   params = {"down": {"kernel": down}, "up": {"kernel": up}}
   got = LoRAAdaLN(rank=3).apply({"params": params}, condition)
-  np.testing.assert_allclose(got, np.asarray(condition) @ down @ up, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(got, _silu(np.asarray(condition)) @ down @ up, rtol=1e-4, atol=1e-5)
   for module in (SharedAdaLN(), LoRAAdaLN(rank=3)):
     variables = module.init(jax.random.key(0), condition)
     assert not module.apply(variables, condition).any()

@@ -188,14 +188,23 @@ def test_every_condition_is_read():
   np.testing.assert_array_equal(apply(variables, z, steps, z, hidden), base)
 
 
-def test_adaln_lora_of_full_rank_adds_any_linear_map_of_the_condition():
-  from walt_t5x.denoiser.adaln import LoRAAdaLN
+def test_adaln_lora_of_full_rank_can_equal_a_separate_adaln():
+  from walt_t5x.denoiser.adaln import LoRAAdaLN, SharedAdaLN
 
   condition = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 8)), jnp.float32)
-  wanted = jax.random.normal(jax.random.key(0), (8, 48))
-  params = {"down": {"kernel": jnp.eye(8)}, "up": {"kernel": wanted}}
-  got = LoRAAdaLN(rank=8).apply({"params": params}, condition)
-  np.testing.assert_allclose(got, np.asarray(condition) @ np.asarray(wanted), rtol=1e-4, atol=1e-5)
+  kernel = jax.random.normal(jax.random.key(0), (8, 48))
+  shared = jax.random.normal(jax.random.key(1), (8, 48))
+  bias = jax.random.normal(jax.random.key(2), (48,))
+  wanted = SharedAdaLN().apply(
+    {"params": {"projection": {"kernel": kernel, "bias": bias}}}, condition
+  )
+  first = SharedAdaLN().apply(
+    {"params": {"projection": {"kernel": shared, "bias": bias}}}, condition
+  )
+  lora = LoRAAdaLN(rank=8).apply(
+    {"params": {"down": {"kernel": jnp.eye(8)}, "up": {"kernel": kernel - shared}}}, condition
+  )
+  np.testing.assert_allclose(first + lora, wanted, atol=1e-5)
 
 
 def test_scanned_layers_equal_unrolled_ones():

@@ -4,7 +4,8 @@
 
 The paper's equation corrects the layers i != 1 only, but its parameter counts (Table 3d) require the correction in
 every layer, which is what we implement.
-Assumption: MLP is one linear layer after a SiLU, as in DiT; the correction is linear in c + t, as printed.
+Assumption: MLP is one linear layer after a SiLU, as in DiT, and the correction acts on the same SiLU(c + t): of full
+rank it equals separate AdaLN. As printed, without SiLU, small models learn more slowly (benchmarks/toy_search.md).
 """
 
 import dataclasses
@@ -74,7 +75,7 @@ class LoRAAdaLN(nn.Module):
     width = condition.shape[-1]
     low = Linear(
       (self.rank,), axes=("embed", "unmodeled"), use_bias=False, dtype=self.dtype, name="down"
-    )(condition)
+    )(jax.nn.silu(condition))
     up = Linear(
       (NUM_CHUNKS * width,),
       axes=("unmodeled", "mlp"),

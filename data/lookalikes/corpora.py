@@ -34,7 +34,7 @@ def write_corpus(
     folder: created if missing; it must be empty, because other files would be rows.
     faults: whether faults are planted.
     seed: changes the scenes, not the names of the files.
-    seconds: makes the clips of k600 and t2v that long, and those of UCF-101 as short as its shortest.
+    seconds: makes the clips of k600 and t2v that long, and those of UCF-101 2 s long.
 
   Raises:
     ValueError: the folder is not empty.

@@ -30,7 +30,7 @@ def write(corpus: Corpus) -> None:
   for name, number in CLASSES.items():
     for group, split in _GROUPS.items():
       file = f"{name}/v_{_spelled(name)}_g{group:02d}_c01.avi"
-      frames = _FRAMES[(number + group) % len(_FRAMES)] if corpus.seconds is None else _FRAMES[0]
+      frames = _FRAMES[(number + group) % len(_FRAMES)] if corpus.seconds is None else _FRAMES[1]
       corpus.write(f"{MANIFEST}/{file}", _clip(corpus, frames))
       lists[split].append(f"{file} {number}" if split == "train" else file)
   corpus.note("capital_s", MANIFEST, "HandstandPushups/v_HandStandPushups_g08_c01.avi", WRITTEN)

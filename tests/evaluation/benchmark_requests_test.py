@@ -5,20 +5,22 @@ import json
 import numpy as np
 import pytest
 
-from walt_t5x.evaluation import benchmark_requests
+from walt_t5x.evaluation import benchmark_requests, clip_sources
 from walt_t5x.generation.requests import read_requests
 from walt_t5x.media import decoding, reading, writing
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.metrics.protocols import PROTOCOLS
+from walt_t5x.metrics.protocols.protocol import ClipRule
 
 
 @pytest.fixture
 def ucf(tmp_path):
   """Two classes, with 3 videos and 1; a list that excludes one of the three."""
-  root = tmp_path / "UCF"
+  root, clip = tmp_path / "UCF", tmp_path / "clip.avi"
+  writing.write_video(clip, np.zeros((50, 16, 16, 3), np.uint8), fps=25)
   for name in ("B/1.avi", "ApplyLipstick/1.avi", "ApplyLipstick/2.avi", "ApplyLipstick/3.avi"):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_bytes(b"video")
+    (root / name).write_bytes(clip.read_bytes())
   (tmp_path / "list.txt").write_text("ApplyLipstick/1.avi 1\nApplyLipstick/3.avi 1\nB/1.avi 2\n")
   return root
 
@@ -119,6 +121,33 @@ def test_videos_without_a_clip_are_left_out_and_named(tmp_path, capsys):
     (media / f"{name}.mp4").unlink()
   with pytest.raises(SystemExit, match=r"no video has 16 frames at 25 fps"):
     benchmark_requests.main([*arguments, "--count=4", f"--output={tmp_path / 'none'}"])
+
+
+def test_references_that_end_before_a_clip_does_are_left_out_and_named(ucf, tmp_path, capsys):
+  # 16 frames at 8 fps are shown until 1.875 s.
+  for name, count in (("B/short.avi", 46), ("B/long.avi", 48)):
+    writing.write_video(ucf / name, np.zeros((count, 16, 16, 3), np.uint8), fps=25)
+  (ucf / "B/html.avi").write_text("<html>")
+  arguments = ["--protocol=ucf101_zero_shot", f"--media={ucf}", "--count=4"]
+  benchmark_requests.main([*arguments, f"--output={tmp_path / 'out'}"])
+  printed = capsys.readouterr()
+  result = json.loads(printed.out)
+  assert (result["reference_files"], result["left_out"], result["count"]) == (5, 2, 4)
+  assert (
+    "B/short.avi: it ends at 1.84 s, a clip of ucf101_zero_shot needs more than 1.875 s"
+    in printed.err
+  )
+  assert "left out " + str(ucf / "B/html.avi") in printed.err
+  # Every reference can be scored.
+  media = clip_sources.find_media(result["reference"])
+  protocol = PROTOCOLS["ucf101_zero_shot"].replace(size=(16, 16), sample_count=None)
+  for clip in clip_sources.plan_samples(media, protocol):
+    assert clip_sources.read_clip(clip, protocol, ClipRule.CENTRAL).shape == (16, 16, 16, 3)
+  benchmark_requests.main(
+    [*arguments[1:], "--protocol=ucf101_stylegan_v", f"--output={tmp_path / 'v'}"]
+  )
+  # Its clips have 16 frames at the files' rate.
+  assert json.loads(capsys.readouterr().out)["left_out"] == 0
 
 
 def test_hidden_and_other_files_are_no_classes_and_no_references(ucf, tmp_path, capsys):

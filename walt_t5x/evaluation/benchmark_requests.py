@@ -157,6 +157,37 @@ def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> 
   bar.close()
 
 
+def leave_out_short(videos: Videos, protocol: protocols.Protocol) -> None:
+  """Removes videos that end before a clip of the protocol does, as far as they state it, and names them on stderr.
+
+  Raises:
+    ValueError: no video is left.
+  """
+  from tqdm import tqdm
+
+  from walt_t5x.media import reading
+
+  if protocol.fps is None:
+    return
+  # The last frame of a clip is shown then.
+  needed = (protocol.frames - 1) / protocol.fps
+  found = [(files, file) for files in videos.values() for file in files]
+  for files, file in tqdm(found, unit="video", file=sys.stderr, disable=None):
+    try:
+      with reading.open_video(file) as video:
+        short = video.seconds is not None and video.seconds <= needed
+        said = (
+          f"it ends at {video.seconds} s, a clip of {protocol.name} needs more than {needed:g} s"
+        )
+    except (ValueError, OSError) as error:
+      short, said = True, str(error)
+    if short:
+      print(f"benchmark_requests: left out {file}: {said}", file=sys.stderr)
+      files.remove(file)
+  if found and not any(videos.values()):
+    raise ValueError(f"--media: no video is longer than {needed:g} s, as {protocol.name} needs")
+
+
 PROTOCOLS = {
   "ucf101_class_conditional": labels_of_videos,
   "ucf101_stylegan_v": labels_of_videos,
@@ -180,6 +211,9 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   videos = class_videos(args.media, args.list) if args.media else {}
   found = sum(map(len, videos.values()))
   rows = PROTOCOLS[args.protocol](args, videos, count)
+  if PROTOCOLS[args.protocol] is not conditioning_clips:
+    # After the labels and prompts, which are those of all videos.
+    leave_out_short(videos, protocol)
   requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
   storage.write(requests, "".join(json.dumps(row) + "\n" for row in rows))
   result: dict[str, Any] = {"requests": str(requests), "count": count}

@@ -36,7 +36,7 @@ class NetworkKind:
 
   name: str
   layers: tuple[str, ...]
-  features: Callable[[Any, Any], Mapping[str, Any]]
+  features: Callable[..., Mapping[str, Any]]
   expected: Callable[[], dict[str, tuple[int, ...]]]
   where: str
   source_sha256: str | None = None

@@ -61,7 +61,7 @@ def test_samples_of_the_written_prompts_get_the_names_that_vbench_reads(info, tm
     (4, ("mp4",), [], r"2 of 2 prompts have fewer than 5 samples, for example 4 of 'a red car'.*--num_samples=5"),
     (5, ("png",), [], r"expected one of \.mp4, \.gif; generate with --formats=mp4"),
     (5, ("mp4",), ["--stage=sr2"], r"--stage: got sr2, expected one of base, sr1"),
-    (5, ("mp4",), ["--dimension=colour"], r"--dimension: got colour, expected some of appearance_style, color"),
+    (5, ("mp4",), ["--dimension=hue"], r"--dimension: got hue, expected some of appearance_style, color"),
   ],
 )  # fmt: skip
 def test_what_vbench_would_miss_is_named(count, formats, flags, message, info, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.media import conformance
-from walt_t5x.media import decoding
+from walt_t5x.media import decoding, reading
 
 pytestmark = pytest.mark.skipif(conformance.FFMPEG is None, reason="needs the ffmpeg command")
 
@@ -41,11 +41,19 @@ def test_a_scaled_frame_is_that_of_ffmpeg(pix_fmt, height, width, tmp_path):
   for side in (64, 48):
     got = decoding.native_frames(file.read_bytes(), range(3), size=(side, side))
     scaled = round(width * side / height)
-    filters = f"scale={scaled}:{side}:flags=area+accurate_rnd"
-    shown = conformance.ffmpeg(
-      "-i", str(file), "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"
-    )
-    expected = np.frombuffer(shown, np.uint8).reshape(3, side, scaled, 3)
+    expected = _shown(file, height=side, width=scaled)
     left = (scaled - side) // 2
     # Saturated colors far apart: a chroma sample in another place would change bytes by dozens.
     np.testing.assert_array_equal(got, expected[:, :, left : left + side])
+  own_size = _shown(file, height=height, width=width, algorithm="bicubic")
+  np.testing.assert_array_equal(reading.read_video(file.read_bytes()).frames, own_size)
+  native = decoding.native_frames(file.read_bytes(), range(3), size=(height, width))
+  np.testing.assert_array_equal(native, own_size)
+
+
+def _shown(file, *, height, width, algorithm="area"):
+  filters = f"scale={width}:{height}:flags={algorithm}+accurate_rnd"
+  shown = conformance.ffmpeg(
+    "-i", str(file), "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"
+  )
+  return np.frombuffer(shown, np.uint8).reshape(3, height, width, 3)

@@ -19,6 +19,7 @@ from walt_t5x.media.containers import CONTAINERS, has_signature, is_avi, is_cut_
 from walt_t5x.media.deinterlacing import deinterlaced
 from walt_t5x.media.frames import opaque, orientation, upright
 from walt_t5x.media.rules import ReasonedError
+from walt_t5x.media.scaling import Scaler
 
 if TYPE_CHECKING:
   from av import VideoFrame
@@ -269,9 +270,10 @@ def iterate_frames(
   Raises:
     MediaError: see `open_video`; also for a damaged frame.
   """
+  scaler = Scaler()
   for number, (seconds, frame) in enumerate(_intact_frames(source, max_pixels)):
     if only is None or number in only:
-      pixels = opaque(frame).to_ndarray(format="rgb24")
+      pixels = scaler(opaque(frame), width=frame.width, height=frame.height)
       yield seconds, upright(pixels, orientation(frame))
 
 

@@ -1,4 +1,4 @@
-"""Scales decoded frames to RGB bytes as ffmpeg's scale filter does: area averaging, accurate rounding, chroma in place.
+"""Converts and scales decoded frames to RGB bytes as ffmpeg's scale filter does, by area averaging.
 
 libswscale alone, without the filter, does not know where the chroma samples of a frame are: it shifts the colors of
 4:2:0 video by half a pixel of luma, which changes FVD by 1%.
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
   from av.filter import Graph
 
 FLAGS = "area+accurate_rnd"
+# At a frame's own size only its chroma is interpolated. Versions of FFmpeg differ in that for area averaging.
+OWN_SIZE_FLAGS = "bicubic+accurate_rnd"
 
 
 class Scaler:
@@ -39,6 +41,7 @@ def _graph(
 ) -> "Graph":
   from av.filter import Graph
 
+  flags = OWN_SIZE_FLAGS if (width, height) == (frame.width, frame.height) else FLAGS
   graph = Graph()
   graph.threads = 1
   source = (
@@ -47,7 +50,7 @@ def _graph(
   )
   filters = [
     graph.add("buffer", source),
-    graph.add("scale", f"{width}:{height}:flags={FLAGS}"),
+    graph.add("scale", f"{width}:{height}:flags={flags}"),
     graph.add("format", "rgb24"),
     graph.add("buffersink"),
   ]

@@ -145,11 +145,11 @@ def _tried(rows: Sequence[Any], job: Any, faults: Any, args: argparse.Namespace)
 
 def _latent_bytes(args: argparse.Namespace) -> Mapping[str, int]:
   """Bytes of the bfloat16 latents of a clip by its modality; empty without a VAE."""
-  if not args.vae_gin_file:
+  if not (args.vae_gin_file or args.vae_checkpoint):
     return {}
   from beam_jobs.shards import encoders
 
-  vae = encoders.build_vae(job_flags.vae_fields_of_gin(args.vae_gin_file))
+  vae = encoders.build_vae(job_flags.vae_of(args)[0])
   return {
     modality: sum(2 * math.prod(vae.latent_shape((frames, h, w))) for h, w in args.resolutions)
     for modality, frames in (("image", 1), ("video", args.num_frames))

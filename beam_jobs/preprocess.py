@@ -6,7 +6,7 @@
 writes pixels for training the VAE; with the trained VAE,
 
   python -m beam_jobs.preprocess --manifest DIR/manifest.jsonl --output DIR --task shapes \\
-    --vae_gin_file gin/models/vae_tiny.gin --vae_checkpoint DIR --text_encoder DIR \\
+    --vae_checkpoint DIR --text_encoder DIR \\
     --resolutions 32x32,64x64 --num_frames 9 --fps 8 --num_shards 4
 
 writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run the same command again

@@ -44,6 +44,15 @@ class CachedTask(seqio.Task):
   fields: Mapping[str, str] = {}
 
   @property
+  def walt_fields(self) -> Mapping[str, str]:
+    """Feature of latents -> field of the videos' latents; for a task of images, of the same shape."""
+    shapes = {feature: self.walt_features[feature].shape for feature in self.fields}
+    return {
+      feature: schema.latents_field(*(size or 0 for size in shape[:3]))
+      for feature, shape in shapes.items()
+    }
+
+  @property
   def splits(self) -> Sequence[str]:
     """The splits that the cache has; without a cache, those that it may have."""
     return shard_sources.cached_splits(self.cache_dir) if self.cache_dir else schema.SPLITS
@@ -147,6 +156,11 @@ class CachedMixture(seqio.Mixture):
   def walt_features(self) -> Mapping[str, batch_spec.Feature]:
     """The features of an example, the same for every task."""
     return self._cached_tasks()[0].walt_features
+
+  @property
+  def walt_fields(self) -> Mapping[str, str]:
+    """Feature of latents -> field of the videos' latents."""
+    return self._cached_tasks()[0].walt_fields
 
   @property
   def walt_constants(self) -> CorpusConstants:

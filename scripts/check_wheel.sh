@@ -73,16 +73,15 @@ train() { quiet walt-train --gin_file="$1" --gin.MODEL_DIR="\"$2\"" --gin.TRAIN_
 step "walt-train --gin_file=gin/tiny/vae.gin, ten steps"
 train gin/tiny/vae.gin vae
 step "latents and text"
-walt-preprocess --manifest=corpus/manifest.jsonl --output=cache --task=shapes --vae_gin_file=gin/models/vae_tiny.gin \
-  --vae_checkpoint=vae --vae_ema --text_encoder=text --max_text_length=16 "${clip[@]}" 2> "$folder/log" | tail -n 1
+walt-preprocess --manifest=corpus/manifest.jsonl --output=cache --task=shapes \
+  --vae_checkpoint=vae --text_encoder=text --max_text_length=16 "${clip[@]}" 2> "$folder/log" | tail -n 1
 step "walt-train --gin_file=gin/tiny/base.gin, ten steps"
 train gin/tiny/base.gin base
 grep -o '"step": [0-9]*\|"loss": [0-9.]*' base/metrics.jsonl | paste -sd ' '
 [ -d base/checkpoint_10 ]
 
 step "walt-generate, walt-evaluate"
-quiet walt-generate --gin_file=gin/tiny/generate.gin --stages=base --prompt="a red square moves right" --output=samples \
-  --gin.BASE_CHECKPOINT='"base"' --gin.SR1_CHECKPOINT='"none"' --gin.VAE_CHECKPOINT='"vae"' --gin.TEXT_ENCODER='"text"'
+quiet walt-generate --run=base --prompt="a red square moves right"
 walt-evaluate --protocol=caption_accuracy --samples=samples 2> "$folder/log" | tail -n 1
 step "python -m walt_t5x.export_preset"
 python -m walt_t5x.export_preset --gin_file=gin/tiny/generate.gin --gin.STAGES='[@base/stage.StageConfig()]' --output=tiny \

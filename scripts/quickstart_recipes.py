@@ -15,7 +15,6 @@ class Recipe:
   Attributes:
     name: title of the report.
     gin: folder of the gin files of trainings and generation.
-    vae: gin file of the tokenizer.
     corpus: flags of `data.samples`.
     num_frames: frames of a clip.
     sizes: HxW of the base stage and of the super-resolution stage.
@@ -39,7 +38,6 @@ class Recipe:
 
   name: str
   gin: str
-  vae: str
   corpus: tuple[str, ...]
   num_frames: int
   sizes: tuple[str, str]
@@ -62,7 +60,6 @@ class Recipe:
 FULL = Recipe(
   name="Quickstart",
   gin="gin/tiny",
-  vae="gin/models/vae_tiny.gin",
   corpus=("--num_clips=1904", "--validation_fraction=0.035"),
   num_frames=9,
   sizes=("32x32", "64x64"),
@@ -118,7 +115,6 @@ FAST = dataclasses.replace(
 SHOWCASE = Recipe(
   name="Showcase",
   gin="gin/small",
-  vae="gin/models/vae_tiny.gin",
   corpus=(
     "--scenes=showcase",
     "--num_clips=8000",

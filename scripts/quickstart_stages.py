@@ -120,15 +120,15 @@ class Pipeline:
     return [f"--seed={self.seed}"] if self.seed else []
 
   @property
-  def _tokenizer(self) -> list[str]:
-    return [
-      f"--vae_gin_file={self.recipe.vae}",
-      f"--vae_checkpoint={self.folder / 'vae'}",
-      "--vae_ema",
-    ]
+  def _tokenizer(self) -> str:
+    return f"--vae_checkpoint={self.folder / 'vae'}"
 
   @property
   def _cascade(self) -> list[str]:
+    return [f"--run={self.folder / part}" for part in ("base", "sr1")]
+
+  @property
+  def _cascade_in_gin(self) -> list[str]:
     return [
       f"--gin_file={self.recipe.gin}/generate.gin",
       f'--gin.BASE_CHECKPOINT="{self.folder / "base"}"',
@@ -191,10 +191,8 @@ class Pipeline:
     return [] if count is None else [f"--filter=number<{count}"]
 
   def _latents(self) -> list[Stage]:
-    sizes, encoders = (
-      self.recipe.sizes,
-      [*self._tokenizer, f"--text_encoder={self.folder / 'text'}"],
-    )
+    sizes = self.recipe.sizes
+    encoders = [self._tokenizer, f"--text_encoder={self.folder / 'text'}"]
     encoders.append(f"--max_text_length={self.recipe.text_length}")
     if not self._large:
       return [self._preprocess("latents and text", ["--task=shapes", *encoders], sizes=sizes)]
@@ -228,7 +226,7 @@ class Pipeline:
   def _reconstruct(self, size: str) -> Stage:
     return Stage(
       f"tokenizer at {size}",
-      ["python", "-m", "walt_t5x.reconstruct", *self._tokenizer, f"--cache={self._pixels}"]
+      ["python", "-m", "walt_t5x.reconstruct", self._tokenizer, f"--cache={self._pixels}"]
       + [f"--pixels=pixels/{self.recipe.num_frames}x{size}"]
       + [f"--output={self.folder / f'reconstructions_{size}'}"],
       lambda r: (
@@ -282,7 +280,7 @@ class Pipeline:
     name = self.recipe.name.lower()
     return Stage(
       "preset",
-      ["python", "-m", "walt_t5x.export_preset", *self._cascade, "--license=CC0-1.0"]
+      ["python", "-m", "walt_t5x.export_preset", *self._cascade_in_gin, "--license=CC0-1.0"]
       + [f"--output={self.folder / self.recipe.preset}"]
       + [f"--trained_by=bash scripts/quickstart.sh --{name}"]
       + ["--description=Clips of colored shapes that move, bounce and pass each other."],

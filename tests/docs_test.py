@@ -100,8 +100,8 @@ def _check_gin(program, arguments, abridged, monkeypatch):
     )
   module.define_flags()
   left = values(gin_config.rewrite_gin_args([program, *arguments]))
-  if "preset" in values and values.preset:
-    # It has its own gin file.
+  if "preset" in values and (values.preset or values.run):
+    # They need no gin file.
     assert not values.gin_file
     return
   if "compare" in values and values.compare:

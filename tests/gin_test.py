@@ -14,6 +14,9 @@ from data import batch_spec
 from walt_t5x import engine
 from walt_t5x.config import gin_config
 from walt_t5x.engine.builtin.train_state import split_variables
+from walt_t5x.engine.run_record import RecordRun
+from walt_t5x.files import storage
+from walt_t5x.models import model_record
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
@@ -150,6 +153,37 @@ def test_launched_file_parses_and_its_model_fits(file, parsed):
     for stage in stages:
       model = stage.model
       assert _loss_shape(model, stage.latents, stage.low_resolution) == ()
+
+
+TRAINED = [file for file in LAUNCHED if "-m walt_t5x.train " in file.read_text(encoding="utf-8")]
+# What sampling reads of a denoiser.
+SAMPLED = (
+  "module",
+  "schedule",
+  "prediction",
+  "sampler",
+  "rows",
+  "sampling_low_resolution_noise",
+  "frame_prediction_counts",
+)
+
+
+@pytest.mark.parametrize("file", TRAINED, ids=_name)
+def test_a_run_describes_its_model(file, parsed, tmp_path):
+  parsed(file)
+  trained = gin_config.macro_value("MODEL")
+  record = gin_config.bound(RecordRun).model
+  storage.write_json(tmp_path / "model.json", record)
+  found = model_record.read(tmp_path / "checkpoint_7")
+  if not isinstance(trained, DenoiserModel):
+    dtype = np.dtype(trained.module.dtype).name  # JSON names it.
+    assert found.model == trained.module.clone(dtype=dtype)
+    return
+  for name in SAMPLED:
+    assert getattr(found.model, name) == getattr(trained, name), name
+  macros = {name: gin_config.macro_value(name.upper()) for name in ("latents", "low_resolution")}
+  assert {name: getattr(found, name) for name in macros} == macros
+  assert bool(found.text_length) == bool(trained.module.text_dim)
 
 
 def test_no_parameter_average_keeps_the_initial_parameters(parsed):

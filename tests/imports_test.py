@@ -63,6 +63,7 @@ ALLOWED = {
   ),
   "walt_t5x/generation": (
     "walt_t5x/files",
+    "walt_t5x/config",
     "walt_t5x/media",
     "walt_t5x/sharding",
     "walt_t5x/vae",

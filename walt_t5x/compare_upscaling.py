@@ -26,6 +26,7 @@ from absl import app, flags
 
 from walt_t5x.config import gin_flags, programs
 from walt_t5x.files import storage
+from walt_t5x.generation import cascade_flags
 from walt_t5x.media.pixels import to_float
 
 FLAGS = flags.FLAGS
@@ -35,7 +36,7 @@ BICUBIC_LATENTS, BICUBIC, ORIGINAL = "bicubic latents", "bicubic", "bicubic, ori
 
 def define_flags() -> None:
   """Defines the flags of the program."""
-  gin_flags.define()
+  cascade_flags.define_flags()
   flags.DEFINE_string("cache", None, "Folder of a cached task with pixels of both sizes.")
   flags.DEFINE_string("split", "validation", "Split of the held-out clips.")
   flags.DEFINE_string("stage", None, "Super-resolution stage; the last one by default.")
@@ -209,12 +210,10 @@ def run(config: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, and prints and writes the result."""
-  gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
+  cascade_flags.check(argv, "cache", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  from walt_t5x import generate
-
   with programs.user_errors("compare_upscaling"):
-    result = run(generate.read_cascade())
+    result = run(cascade_flags.read().config)
   print(f"{result['clips']} held-out clips, features {result['network']} {result['weights'][:12]}")
   print(f"{'way':<20} {'Frechet distance':>16} {'PSNR, dB':>9} {'LPIPS':>7}")
   for way, scores in result["ways"].items():

@@ -1,9 +1,9 @@
 """A web page for a trained cascade: inputs are prompt, seed, stages, extensions and an image; shows the result.
 
   pip install gradio==6.31.0
-  python -m walt_t5x.demo --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... --output=demo
+  python -m walt_t5x.demo --run=runs/base --run=runs/sr1 --output=demo
 
-The gin files are those of `walt_t5x.generate`; --preset=FOLDER serves a preset instead. Everything is checked and
+The cascade is chosen as for `walt_t5x.generate`: by --run, --preset or --gin_file. Everything is checked and
 loaded before the page opens. It is served on the loopback address unless --host is set, and sends no requests to other
 servers. Every clip is stored in --output with its sidecar; the page shows its number and files, and its caption
 accuracy if the prompt names a color and a shape.
@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
 from walt_t5x.files import storage
+from walt_t5x.generation import cascade_flags
 
 FLAGS = flags.FLAGS
 
@@ -35,14 +36,13 @@ _IN_STEP = """() => setInterval(() => {
 
 def define_flags() -> None:
   """Defines the flags of the program."""
-  from walt_t5x.generate import PRESET_HELP
-
-  gin_flags.define()
-  flags.DEFINE_string("preset", None, PRESET_HELP)
+  cascade_flags.define_flags()
   flags.DEFINE_string("output", None, "Folder for the clips.")
   flags.DEFINE_string("host", "127.0.0.1", "Address to serve on; 0.0.0.0 opens it to the network.")
   flags.DEFINE_integer("port", 7860, "Port to serve on.", lower_bound=0, upper_bound=65535)
-  flags.DEFINE_float("fps", 8.0, "Frame rate of the clips.", lower_bound=0.1)
+  flags.DEFINE_float(
+    "fps", None, "Frame rate of the clips; that of the training data by default.", 0.1
+  )
 
 
 class Studio:
@@ -217,7 +217,7 @@ def build_page(studio: Studio) -> Any:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, loads the cascade, and opens the page."""
-  gin_flags.check(argv, "output", example="gin/tiny/generate.gin", instead="preset")
+  cascade_flags.check(argv, "output", example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -229,17 +229,19 @@ def main(argv: Sequence[str]) -> None:
   except ImportError:
     sys.exit("demo: gradio is not installed: pip install gradio==6.31.0 (the extra [demo])")
 
-  from walt_t5x import generate
-  from walt_t5x.generation import presets
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
 
   with programs.user_errors("demo"):
-    preset = FLAGS.preset and presets.find(FLAGS.preset)
-    config = generate.read_cascade(preset=preset)
-    cascade = load_cascade(config, read_infos(config), batch_size=1)
-    details = {"preset": preset.identity} if preset else {}
-    studio = Studio(cascade, config, SampleFolder(FLAGS.output), fps=FLAGS.fps, details=details)
+    chosen = cascade_flags.read()
+    infos = read_infos(chosen.config)
+    studio = Studio(
+      load_cascade(chosen.config, infos, batch_size=1),
+      chosen.config,
+      SampleFolder(FLAGS.output),
+      fps=FLAGS.fps or infos[0].provenance.fps,
+      details=chosen.details,
+    )
   page = build_page(studio)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]

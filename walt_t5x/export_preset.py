@@ -35,12 +35,12 @@ def main(argv: Sequence[str]) -> None:
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   import gin
-  from walt_t5x import generate
+  from walt_t5x.generation.cascade_flags import of_gin
   from walt_t5x.generation.preset_export import export
 
   with programs.user_errors("export_preset"):
     output = Path(FLAGS.output)
-    config = generate.read_cascade()
+    config = of_gin().config
     preset = export(
       config,
       # gin breaks longer lines, and a path must be on one.

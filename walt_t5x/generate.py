@@ -1,8 +1,9 @@
 """Generates videos: from prompts, from an image, or as a continuation of a clip.
 
+  python -m walt_t5x.generate --run=runs/base --run=runs/sr1 --prompt="a red square moves right"
+  python -m walt_t5x.generate --preset=FOLDER --prompt="a red square moves right"
   python -m walt_t5x.generate --gin_file=gin/tiny/generate.gin --prompt="a red square moves right" \\
     --gin.BASE_CHECKPOINT=\\"runs/base\\" --output=samples
-  python -m walt_t5x.generate --preset=FOLDER --prompt="a red square moves right"
 
 Writes a file per stage and format, a JSON sidecar per sample, a manifest, and an HTML gallery that opens from disk.
 After an interruption the same command generates the missing samples with the same bytes; another command is rejected.
@@ -16,27 +17,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.generation import cascade_flags
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
 _CUT_SHOWN = 3
 _FOLDER = "samples"
-PRESET_HELP = "A trained cascade: one of the package's, or a folder that export_preset wrote."
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """Defines the flags of the program."""
-  gin_flags.define()
-  flags.DEFINE_string("preset", None, PRESET_HELP)
+  cascade_flags.define_flags()
   flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
   flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
   flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
@@ -51,11 +51,15 @@ def define_flags() -> None:
   flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
   flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
   flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
-  flags.DEFINE_string("output", None, "Folder of the samples; with --preset, samples by default.")
+  flags.DEFINE_string(
+    "output", None, "Folder of the samples; without gin files, samples by default."
+  )
   flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
   flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
   flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
-  flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
+  flags.DEFINE_float(
+    "fps", None, "Frame rate of the files; that of the training data by default.", 0.1
+  )
   flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
   flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
 
@@ -76,8 +80,8 @@ def run(
   output: str | None,
   shard: tuple[int, int] = (0, 1),
   log_dir: str | None = None,
-  gin_config: str = "",
-  preset: Any = None,
+  described: str = "",
+  details: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Generates the missing samples in the folder `output`; returns a summary.
 
@@ -88,8 +92,8 @@ def run(
     output: folder of the samples; None for `samples`, or `samples_2` and so on if that has those of another command.
     shard: (number, count) of this job.
     log_dir: TensorBoard folder; None writes no events.
-    gin_config: the configuration, stored with the samples.
-    preset: the `generation.presets.Preset` of the cascade, if it is one.
+    described: what tells the cascade from others; stored with the samples.
+    details: entries of every sample's record, such as the identity of a preset.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
@@ -100,6 +104,7 @@ def run(
   from walt_t5x.generation.sample_folder import SampleFolder
   from walt_t5x.generation.sampling_run import make_samples
 
+  details = dict(details or {})
   prepared = prepare(requests, config, settings)
   infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
@@ -110,8 +115,7 @@ def run(
       trained_fps,
       "fast" if settings.fps > trained_fps else "slow",
     )
-  described = {} if preset is None else {"preset": preset.identity}
-  identity = prepared.identity(infos, gin_config) | described
+  identity = prepared.identity(infos, described) | details
   if output is None:
     folder = SampleFolder(run_identity.begin_free(_FOLDER, identity))
   else:
@@ -132,7 +136,7 @@ def run(
         config.text_length,
         len(cut),
       )
-    details = {"gin_sha256": hashlib.sha256(gin_config.encode()).hexdigest(), **described}
+    details = {"gin_sha256": hashlib.sha256(described.encode()).hexdigest(), **details}
     for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
       made += 1
       if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
@@ -150,34 +154,6 @@ def run(
   return result | {"first_clip": str(first), "manifest": str(manifest), "gallery": str(gallery)}
 
 
-def read_cascade(chosen: Sequence[str] = (), preset: Any = None) -> Any:
-  """Reads the gin files of the flags; returns the `CascadeConfig` whose fields they bind to `generate_script.generate`.
-
-  Args:
-    chosen: names of the stages to keep, the first ones of the cascade; all if empty.
-    preset: the `generation.presets.Preset` whose cascade it is, instead of that of `--gin_file`.
-
-  Raises:
-    ValueError: `chosen` does not name the first stages of the cascade.
-  """
-  from walt_t5x import engine
-  from walt_t5x.config import gin_config
-  from walt_t5x.generation.checks import choose_stages
-  from walt_t5x.generation.loading import CascadeConfig
-
-  programs.register(train=engine.train, generate=CascadeConfig)
-  if preset is None:
-    # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
-    with programs.quiet_imports():
-      import seqio  # noqa: F401
-      import tensorflow  # noqa: F401
-  gin_flags.read(preset and [preset.gin_file])
-  config = gin_config.bound(CascadeConfig)
-  if preset:
-    config = preset.placed(config)
-  return dataclasses.replace(config, stages=choose_stages(config.stages, chosen))
-
-
 def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> None:
   from walt_t5x.generation.training_samples import write_clips
 
@@ -189,8 +165,8 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and generates samples."""
-  needed = () if FLAGS.preset else ("output",)
-  gin_flags.check(argv, *needed, example="gin/tiny/generate.gin", instead="preset")
+  needed = () if FLAGS.preset or FLAGS.run else ("output",)
+  cascade_flags.check(argv, *needed, example="gin/tiny/generate.gin")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
@@ -209,30 +185,29 @@ def main(argv: Sequence[str]) -> None:
       else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
     )
 
-  import gin
-  from walt_t5x.generation import presets
+  from walt_t5x.generation.loading import read_infos
   from walt_t5x.generation.prepared_requests import SamplingSettings
 
   fields: Any = {
     field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)
   }
   fields["batch_size"] = min(FLAGS.batch_size, len(requests) * FLAGS.num_samples)
-  settings = SamplingSettings(**fields)
   # SIGINT too: a shell starts background jobs with it ignored.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.default_int_handler)
   try:
     with programs.user_errors("generate"):
-      preset = FLAGS.preset and presets.find(FLAGS.preset)
+      cascade = cascade_flags.read(FLAGS.stages)
+      fields["fps"] = FLAGS.fps or read_infos(cascade.config)[0].provenance.fps
       result = run(
-        read_cascade(FLAGS.stages, preset),
+        cascade.config,
         requests,
-        settings,
+        SamplingSettings(**fields),
         output=FLAGS.output,
         shard=shard,
         log_dir=FLAGS.tensorboard,
-        gin_config=gin.config_str(),
-        preset=preset,
+        described=cascade.described,
+        details=cascade.details,
       )
   except KeyboardInterrupt:
     where = ""

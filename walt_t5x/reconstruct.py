@@ -1,6 +1,6 @@
 """Reconstructs held-out clips with a trained tokenizer and writes inputs and reconstructions, lossless, for scoring.
 
-  python -m walt_t5x.reconstruct --vae_gin_file=gin/models/vae_video.gin --vae_checkpoint=runs/vae --vae_ema \\
+  python -m walt_t5x.reconstruct --vae_checkpoint=runs/vae \\
     --cache=CACHE/ucf101_pixels_videos --output=reconstructions
   python -m walt_t5x.evaluate --protocol=tokenizer --samples=reconstructions/reconstructions \\
     --reference=reconstructions/inputs --i3d_weights=i3d.safetensors --lpips_weights=vgg16.safetensors
@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.reconstruct", __doc__)
   parser.add_argument(
-    "--vae_gin_file", required=True, help="binds CausalVae; the training's file works"
+    "--vae_gin_file", help="binds CausalVae; by default the run's own record of its model"
   )
   parser.add_argument("--vae_checkpoint", required=True, help="its run, or one checkpoint of it")
   parser.add_argument("--vae_ema", action="store_true", help="use the averaged weights")
@@ -76,17 +76,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, dict[str, Any]]:
-  """(network, its parameters, its identity: fields and fingerprint).
+def load_vae(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+  """(network, its parameters, its identity: fields and fingerprint) of the flags --vae_*.
 
   Raises:
-    FileNotFoundError: the checkpoint does not exist.
-    ValueError: the gin file has no tokenizer, or the checkpoint is of another one.
+    FileNotFoundError: the checkpoint, or the run's record of its model, does not exist.
+    ValueError: the gin file or the run has no tokenizer, or the checkpoint is of another one.
   """
   from flax import traverse_util
 
   import gin
-  from beam_jobs.runners.job_flags import vae_fields_of_gin
+  from beam_jobs.runners.job_flags import vae_of
   from beam_jobs.shards.encoders import build_vae, select_vae_params
   from walt_t5x import engine
   from walt_t5x.engine.checkpoints import load_params
@@ -95,9 +95,9 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
   # Training files include others by their path from `gin/` on.
   programs.register(train=engine.train)
   gin.add_config_file_search_path(gin_config.FOLDER)
-  fields = vae_fields_of_gin(gin_file)
+  fields, ema = vae_of(args)
   vae = build_vae(fields)
-  params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)
+  params = select_vae_params(vae, load_params(args.vae_checkpoint, ema=ema), args.vae_checkpoint)
   fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
   return vae, params, {"vae": fields, "vae_fingerprint": fingerprint}
 
@@ -142,7 +142,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
-  vae, params, tokenizer = load_vae(args.vae_gin_file, args.vae_checkpoint, ema=args.vae_ema)
+  vae, params, tokenizer = load_vae(args)
   total, clips = clips_of(args, vae)
   folder = ReconstructionFolder(args.output)
   decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")

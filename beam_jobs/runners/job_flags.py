@@ -27,9 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices=("latents", "pixels"),
     help="what the cache contains: latents and text (default), or pixels to train the VAE",
   )
-  add("--vae_gin_file", help="gin file that binds the fields of autoencoder.CausalVae")
-  add("--vae_checkpoint", help="checkpoint_<step> folder, or model_dir (newest)")
-  add("--vae_ema", action="store_true", help="load the averaged weights of the checkpoint")
+  add("--vae_checkpoint", help="the tokenizer's run (its newest checkpoint), or a checkpoint in it")
+  add(
+    "--vae_gin_file",
+    help="gin file that binds the fields of autoencoder.CausalVae; by default the run's own record",
+  )
+  add(
+    "--vae_ema",
+    action="store_true",
+    help="load the averaged weights; without --vae_gin_file they are loaded where the run has them",
+  )
   add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
   add("--no_text", action="store_true", help="store no text: for runs that read labels or frames")
   add("--max_text_length", type=int, default=64, help="tokens per caption, eos included (64)")
@@ -86,9 +93,9 @@ def parse(
   args, rest = running.parse(parser, argv)
   check_clips(parser, args)
   for name in ("vae_gin_file", "vae_checkpoint", "text_encoder"):
-    optional = name == "text_encoder"
-    if args.content == "latents" and not getattr(args, name) and not (optional and args.no_text):
-      instead = ", or --no_text for runs without text" if optional else ""
+    needed = name == "vae_checkpoint" or (name == "text_encoder" and not args.no_text)
+    if args.content == "latents" and needed and not getattr(args, name):
+      instead = ", or --no_text for runs without text" if name == "text_encoder" else ""
       parser.error(f"--{name} is needed for --content=latents{instead}")
     if args.content == "pixels" and getattr(args, name):
       parser.error(f"--{name} has no effect with --content=pixels: remove it")
@@ -157,18 +164,31 @@ def _encoders_of(args: argparse.Namespace) -> encoders.EncoderConfig:
   batch_sizes = running.given(args, running.BATCH_SIZES)
   if args.content == "pixels":
     return encoders.EncoderConfig(**batch_sizes)
-  fields = vae_fields_of_gin(args.vae_gin_file)
+  fields, ema = vae_of(args)
   vae = encoders.build_vae(fields)
   for height, width in args.resolutions:
     vae.latent_shape((args.num_frames, height, width))  # Raises if it does not accept them.
   return encoders.EncoderConfig(
     vae_config=json.dumps(fields, sort_keys=True),
     vae_checkpoint=args.vae_checkpoint,
-    vae_ema=args.vae_ema,
+    vae_ema=ema,
     text_folder=args.text_encoder or "",
     max_text_length=args.max_text_length,
     **batch_sizes,
   )
+
+
+def vae_of(args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+  """(CausalVae's fields as plain JSON values, whether to load averaged weights) of the flags --vae_*.
+
+  Raises:
+    FileNotFoundError: the gin file, the checkpoint or the run's record does not exist.
+    ValueError: they are not those of a tokenizer.
+  """
+  if args.vae_gin_file:
+    return vae_fields_of_gin(args.vae_gin_file), args.vae_ema
+  fields, averaged = encoders.tokenizer_of_run(args.vae_checkpoint)
+  return fields, args.vae_ema or averaged
 
 
 def vae_fields_of_gin(path: str) -> dict[str, Any]:

@@ -117,6 +117,25 @@ def vae_fields(bindings: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(fields, default=list))
 
 
+def tokenizer_of_run(run: str) -> tuple[dict[str, Any], bool]:
+  """(the result of `vae_fields` for the tokenizer that a run trained, whether the run has averaged weights).
+
+  Args:
+    run: its folder, or a checkpoint in it.
+
+  Raises:
+    FileNotFoundError: the run has no record of its model, or no checkpoint.
+    ValueError: it trained another model.
+  """
+  from walt_t5x.engine.checkpoints import has_average
+  from walt_t5x.engine.run_record import read_model
+
+  fields = dict(read_model(run)["model"])
+  if (found := fields.pop("class")) != "CausalVae":
+    raise ValueError(f"{run} trained a {found}: set --vae_checkpoint to the run of a tokenizer")
+  return vae_fields(fields), has_average(run)
+
+
 def build_vae(fields: Mapping[str, Any]) -> Any:
   """CausalVae from the result of `vae_fields`."""
   import jax.numpy as jnp

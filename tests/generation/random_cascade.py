@@ -1,5 +1,6 @@
 """A cascade with random weights (checkpoints, provenance, text encoder), to test shapes, memory and time untrained."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from walt_t5x.text.config import PRESETS, T5Config
 from walt_t5x.text.encoder import TextEncoder, save_encoder
 from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.vocabulary import train_vocabulary
-from walt_t5x.vae.autoencoder import Posterior
+from walt_t5x.vae.autoencoder import CausalVae, Posterior
 
 CAPTIONS = ("a red square moves right", "a blue circle moves up", "a yellow triangle moves left")
 
@@ -62,7 +63,11 @@ def write_random_cascade(
   provenance = Provenance(
     fps=8.0,
     num_frames=frames,
-    vae={"fingerprint": weights_fingerprint(flat)},
+    vae={
+      "fingerprint": weights_fingerprint(flat),
+      "config": _fields_of(config.vae),
+      "checkpoint": config.vae_checkpoint,
+    },
     text_encoder=text,
     latents=dict.fromkeys(fields, statistics),
     null_ids=np.zeros(len(null), np.int32),
@@ -89,6 +94,13 @@ def random_params(stage: StageConfig, *, text_length: int, seed: int, spread: fl
     return (gain * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
 
   return jax.tree.map(draw, wanted)
+
+
+def _fields_of(vae: CausalVae) -> dict[str, Any]:
+  """CausalVae's fields as preprocessing writes them."""
+  names = {field.name for field in dataclasses.fields(vae)} - {"parent", "name", "dtype"}
+  fields = {name: getattr(vae, name) for name in names} | {"dtype": jnp.dtype(vae.dtype).name}
+  return json.loads(json.dumps(fields))
 
 
 def _write_text_encoder(

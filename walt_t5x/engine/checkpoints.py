@@ -123,6 +123,12 @@ def state_metadata(checkpoint: storage.PathLike) -> dict[tuple[str, ...], Any]:
   return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
 
 
+def has_average(path: storage.PathLike) -> bool:
+  """Whether a checkpoint can be loaded with `ema=True`: it has a parameter average, or is a weights file."""
+  checkpoint = find_checkpoint(path)
+  return weights_file.exists(checkpoint) or bool(average_names(state_metadata(checkpoint)))
+
+
 def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
   """Parameters of a checkpoint as nested dicts of numpy arrays.
 

@@ -1,4 +1,4 @@
-"""Writes a run's configuration and its data's provenance to the run's folder, and rejects data of another meaning.
+"""Writes a run's configuration, model and data's provenance to the run's folder, and rejects data of another meaning.
 
 The check uses the one hook that both engines call with the run's folder before the first step.
 """
@@ -14,6 +14,8 @@ from walt_t5x.config import gin_config
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
+MODEL_FILE = "model.json"
+MODEL_FORMAT = 1
 # Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
 _FIELDS = (
   ("schema_version",),
@@ -39,6 +41,7 @@ class RecordRun:
   Args:
     dataset: the task or mixture that the run reads.
     of_run: folder or checkpoint of the run that trained the model in use; its data must have the same meaning.
+    model: what the run trains, as `models.model_record.record_of` describes it; None writes none.
 
   Raises:
     Mismatch: when called, if the folder's run or `of_run` was trained on data with another meaning.
@@ -47,6 +50,7 @@ class RecordRun:
 
   dataset: Any
   of_run: str | None = None
+  model: Mapping[str, Any] | None = None
 
   def __call__(self, model_dir: str, summary_writer: Any, step: int) -> None:
     given = getattr(self.dataset, "walt_provenance", None)
@@ -63,6 +67,8 @@ class RecordRun:
           )
         compare(storage.read_json(file), given, where=file)
       record(model_dir, given)
+    if self.model is not None and jax.process_index() == 0:
+      storage.write_json(storage.join(model_dir, MODEL_FILE), self.model, sort_keys=True)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
@@ -73,6 +79,40 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
     compare(storage.read_json(file), provenance, where=file)
   elif jax.process_index() == 0:
     storage.write_json(file, provenance, sort_keys=True)
+
+
+def model_file(run: storage.PathLike) -> str:
+  """Path of the record of a run's model; `run` is the run's folder, or a checkpoint in it."""
+  folder = os.fspath(run).rstrip("/")
+  if os.path.basename(folder).startswith("checkpoint_"):
+    folder = storage.parent(folder)
+  return storage.join(folder, MODEL_FILE)
+
+
+def read_model(run: storage.PathLike) -> dict[str, Any]:
+  """The record of a run's model, as `models.model_record` describes it; `run` as in `model_file`.
+
+  Raises:
+    FileNotFoundError: there is none.
+    Mismatch: it is of another format.
+  """
+  file = model_file(run)
+  if not storage.exists(file):
+    raise FileNotFoundError(
+      f"no {MODEL_FILE} in {storage.parent(file)}: expected the folder of a training run (its MODEL_DIR), or a "
+      "checkpoint in it; a run of an earlier version, or of a model that is not of this package, needs its gin file "
+      "(--gin_file; --vae_gin_file for a tokenizer)"
+    )
+  try:
+    content = storage.read_json(file)
+    found = content["format"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise Mismatch(f"{file} cannot be read: {error}; give the run's gin file instead") from error
+  if found != MODEL_FORMAT:
+    raise Mismatch(
+      f"{file}: its format is {found}, expected {MODEL_FORMAT}; give the run's gin file instead"
+    )
+  return content
 
 
 def compare(recorded: Mapping[str, Any], given: Mapping[str, Any], *, where: str) -> None:

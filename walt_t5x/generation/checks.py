@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from data import schema
-from walt_t5x.engine.checkpoints import find_checkpoint, load_params, state_metadata
+from walt_t5x.engine.checkpoints import find_checkpoint, has_average, load_params, state_metadata
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.text.config import CONFIG_FILE
@@ -141,11 +141,12 @@ def check_network(info: StageInfo, *, text_length: int) -> None:
 
 
 def tokenizer_params(
-  vae: CausalVae, checkpoint: str, *, ema: bool, expected: str, setting: str
+  vae: CausalVae, checkpoint: str, *, ema: bool | None, expected: str, setting: str
 ) -> dict:
   """The tokenizer's weights, if they are the ones that made the stages' latents.
 
   Args:
+    ema: whether to read the averaged weights; None for those that have the fingerprint.
     expected: fingerprint in the stages' provenance.
     setting: the setting that names the checkpoint, for the message.
 
@@ -158,8 +159,13 @@ def tokenizer_params(
   wanted = jax.eval_shape(lambda x: vae.init(jax.random.key(0), x)["params"], video)
   saved = {k[4:]: v for k, v in _saved_shapes(folder).items() if k.startswith("vae/")}
   _compare(f"tokenizer {folder}", saved, wanted, f"set {setting} or CausalVae's sizes")
-  params = load_params(folder, ema=ema)["vae"]
-  got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
+  choices = [ema] if ema is not None else [True, False] if has_average(folder) else [False]
+  params, got = {}, ""
+  for choice in choices:
+    params = load_params(folder, ema=choice)["vae"]
+    got = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
+    if got == expected:
+      break
   _same("tokenizer", got, expected, setting)
   return params
 

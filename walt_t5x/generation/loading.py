@@ -23,7 +23,7 @@ class CascadeConfig:
     stages: base first.
     text_encoder: folder of the T5 encoder; unused by stages without text.
     text_length: L of the stages.
-    vae_ema: use the tokenizer's averaged weights.
+    vae_ema: use the tokenizer's averaged weights; None for those of the two that made the training data.
     decode_rows: clips that the tokenizer holds in memory at a time.
     decode_group: latent frames that it holds in memory at a time, after the first.
     one_at_a_time: hold the weights of only one stage at a time.
@@ -34,7 +34,7 @@ class CascadeConfig:
   vae_checkpoint: str
   text_encoder: str | None
   text_length: int
-  vae_ema: bool = True
+  vae_ema: bool | None = True
   decode_rows: int = 8
   decode_group: int = 1
   one_at_a_time: bool = False

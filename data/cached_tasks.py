@@ -14,7 +14,7 @@ from absl import logging
 
 from data import batch_spec, schema, shard_sources
 from data.corpus import CorpusConstants
-from data.provenance import LatentStatistics, Provenance, read_provenance
+from data.provenance import LatentStatistics, Provenance, in_terms_of, read_provenance
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
@@ -32,12 +32,14 @@ class CachedTask(seqio.Task):
   """A task that is read from a cache and gives access to its provenance.
 
   Attributes:
+    statistics_of: the run whose channel statistics replace the cache's, see `data.rows.RowFormat`.
     normalized: whether the model normalizes the latents. If not, its provenance has mean 0 and deviation 1.
     kind: 'video' for one video per example, or 'image' for a stack of images.
     walt_features: features of an example.
     fields: feature of latents -> field of the records.
   """
 
+  statistics_of: str | None = None
   normalized = True
   kind = "video"
   walt_features: Mapping[str, batch_spec.Feature] = {}
@@ -62,8 +64,11 @@ class CachedTask(seqio.Task):
 
     Raises:
       FileNotFoundError: if no cache directory contains the task, naming the directories.
+      Mismatch: if the run of `statistics_of` was trained on data of other encoders.
     """
     found = read_provenance(self._cache_folder())
+    if self.statistics_of:
+      found = in_terms_of(found, self.statistics_of, task=self.name)
     if self.normalized:
       return found
     latents = {
@@ -217,6 +222,7 @@ def cached_task(
   *,
   shuffle_buffer_size: int,
   normalized: bool = True,
+  statistics_of: str | None = None,
   fields: Mapping[str, str] | None = None,
   kind: str = "video",
   metric_fns: Sequence[Callable[..., Any]] = (),
@@ -231,7 +237,7 @@ def cached_task(
     metric_fns=list(metric_fns),
   )
   task.normalized, task.kind, task.walt_features = normalized, kind, features
-  task.fields = fields or {}
+  task.statistics_of, task.fields = statistics_of, fields or {}
   return task
 
 

@@ -108,6 +108,50 @@ class Provenance:
       raise Mismatch(f"{name}: field {error} is missing") from error
 
 
+def in_terms_of(found: Provenance, run: str, *, task: str) -> Provenance:
+  """The provenance of a cache, with the channel statistics of the data that a run was trained on.
+
+  Fields that the run's data lacks keep their statistics.
+
+  Args:
+    found: the provenance of the cache.
+    run: folder of the run, or a checkpoint in it.
+    task: name of the cache in errors.
+
+  Raises:
+    FileNotFoundError: the run has no provenance.
+    Mismatch: the cache was made with another tokenizer, text encoder or posterior; names both.
+  """
+  folder = storage.run_folder(run)
+  path = storage.join(folder, FILE_NAME)
+  if not storage.exists(path):
+    raise FileNotFoundError(
+      f"no {FILE_NAME} in {folder}: expected the folder of a training run on cached latents, or a checkpoint in it"
+    )
+  trained = Provenance.from_json(storage.read(path), name=path)
+  pairs = [("tokenizer", found.vae, trained.vae)]
+  if found.text_encoder and trained.text_encoder:
+    pairs.append(("text encoder", found.text_encoder, trained.text_encoder))
+  for what, ours, theirs in pairs:
+    if ours.get("fingerprint") != theirs.get("fingerprint"):
+      raise Mismatch(
+        f"the cache of {task!r} was made with the {what} {ours.get('fingerprint')}, the run {folder} was trained with "
+        f"{theirs.get('fingerprint')}: preprocess again with the run's (from {_place(theirs)})"
+      )
+  if found.posterior != trained.posterior:
+    raise Mismatch(
+      f"the cache of {task!r} has latents of the posterior's {found.posterior}, the run {folder} was trained on its "
+      f"{trained.posterior}: preprocess again"
+    )
+  return dataclasses.replace(
+    found, latents={field: trained.latents.get(field, own) for field, own in found.latents.items()}
+  )
+
+
+def _place(encoder: Mapping[str, Any]) -> str:
+  return encoder.get("checkpoint") or encoder.get("folder") or "an unknown place"
+
+
 def read_provenance(folder: str) -> Provenance:
   """Provenance of a cached task folder.
 

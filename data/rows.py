@@ -26,6 +26,9 @@ class RowFormat:
       and blank lines are ignored. Read when the dataset is built: restart a run after a change.
     normalize_latents: normalize every channel to mean 0 and standard deviation 1 (Table 3e, "w/o latent norm" is
       False).
+    statistics_of: folder of a training run, or a checkpoint in it, whose channel statistics normalize the latents
+      instead of the cache's: a run that is fine-tuned from it then still fits the other stages of its cascade. The
+      cache must be made with the tokenizer and the text encoder of that run.
   """
 
   text_length: int = 64
@@ -33,6 +36,7 @@ class RowFormat:
   label: bool = False
   normalize_latents: bool = True
   deny_list: str | None = None
+  statistics_of: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -52,6 +52,7 @@ def video_task(
     fields=fields,
     shuffle_buffer_size=shuffle_buffer_size,
     normalized=row.normalize_latents,
+    statistics_of=row.statistics_of,
     metric_fns=metric_fns,
   )
 
@@ -93,6 +94,7 @@ def image_task(
     fields=fields,
     shuffle_buffer_size=shuffle_buffer_size,
     normalized=row.normalize_latents,
+    statistics_of=row.statistics_of,
     kind="image",
   )
 

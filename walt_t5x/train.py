@@ -26,6 +26,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of T5X's launcher, and `--multiprocess`."""
   gin_flags.define()
+  flags.DEFINE_string(
+    "from", None, "Fine-tunes this run, or this checkpoint of a run (gin/runs/finetune.gin)."
+  )
   flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
   flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
   flags.DEFINE_boolean(
@@ -76,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
 
   programs.register(train=engine.train)
   with programs.user_errors("train"):
-    gin_flags.read()
+    gin_flags.read(with_finetuning())
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
   try:
@@ -87,6 +90,15 @@ def main(argv: Sequence[str]) -> None:
   except (FileNotFoundError, Mismatch) as error:
     sys.exit(f"train: {str(error).split(gin_config.LOCATION)[0]}")
   jax.effects_barrier()
+
+
+def with_finetuning() -> list[str]:
+  """The gin files of the flags, with those of --from, whose run becomes a binding."""
+  run = FLAGS["from"].value
+  if not run:
+    return FLAGS.gin_file
+  FLAGS.gin_bindings.append(f"FINETUNED_RUN = {run!r}")
+  return [*FLAGS.gin_file, "gin/runs/finetune.gin"]
 
 
 def join_processes() -> None:

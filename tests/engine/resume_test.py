@@ -17,6 +17,7 @@ from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.files.mismatch import Mismatch
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +244,38 @@ def test_starting_from_the_average_of_another_run(complete, tmp_path):
   again = runs.flat(runs.train(tmp_path, 3, model=model, checkpoint_cfg=cfg))
   np.testing.assert_array_equal(moved["target/kernel"], again["target/kernel"])
   assert not np.array_equal(moved["target/kernel"], average)
+
+
+def test_fine_tuning_starts_from_the_average_or_else_from_the_parameters(complete, tmp_path):
+  folder, state = complete
+  average = runs.flat(state)["state/param_states/4/ema/kernel"]
+
+  def start(folder, into, **network):
+    restore = engine.RestoreCheckpointConfig(
+      path=str(folder),
+      state_transformation_fns=[restore_transforms.weights_alone],
+      fallback_to_scratch=True,
+    )
+    model = toy.ToyModel(runs.optimizers.adamw(0.1), **network)
+    cfg = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=100), restore)
+    return runs.flat(runs.train(tmp_path / into, 0, model=model, checkpoint_cfg=cfg))
+
+  tuned = start(folder, "tuned")
+  assert tuned["state/step"] == 0
+  np.testing.assert_array_equal(tuned["target/kernel"], average)
+  # That run keeps no average.
+  again = start(tmp_path / "tuned", "again")
+  np.testing.assert_array_equal(again["target/kernel"], average)
+
+
+def test_fine_tuning_another_network_names_its_arrays():
+  found = {"target": {"a": np.zeros((2, 3)), "b": np.zeros(4)}, "state": {"step": 0}}
+  wanted = {"target": {"a": np.zeros((2, 4)), "c": np.zeros(4)}, "state": {"step": 0}}
+  with pytest.raises(Mismatch, match=r"3 of 3 arrays differ.*a: \(2, 3\), \(2, 4\)") as error:
+    restore_transforms.weights_alone(found, wanted)
+  assert "b: (4,), None" in str(error.value) and "c: None, (4,)" in str(error.value)
+  # A run that resumes is not compared: its own checkpoint is read.
+  assert restore_transforms.weights_alone(found, wanted, is_resuming=True) == found
 
 
 def test_arrays_of_another_shape_are_passed_to_the_bound_function(complete, tmp_path):

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
+from walt_t5x.files.mismatch import Mismatch
+
+Name = tuple[str, ...]
 Fit = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
 
 
@@ -64,26 +67,64 @@ def average_as_parameters(
   """
   if is_resuming:
     return dict(state_dict)
-  flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
-  averages = average_names(flat)
-  if not averages:
+  if not average_names(traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)):
     raise ValueError(
       "average_as_parameters: the checkpoint has no parameter average; remove the transformation, or set another "
       "checkpoint."
     )
+  return weights_alone(state_dict, target_state_dict)
+
+
+def weights_alone(
+  state_dict: Mapping[str, Any],
+  target_state_dict: Mapping[str, Any],
+  *,
+  is_resuming: bool = False,
+) -> dict[str, Any]:
+  """Starts a new run from a trained model: from the average of its parameters, or from these where it has none.
+
+  The new run's average starts from the same values. Step, moments and counts are dropped, so
+  `fallback_to_scratch=True` is required.
+
+  Raises:
+    Mismatch: the checkpoint is of another network; names arrays and shapes.
+  """
+  if is_resuming:
+    return dict(state_dict)
+  flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+  target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
+  _check_network(flat, target)
+  averages = average_names(flat)
   started = {name: value for name, value in flat.items() if name[0] == "target"}
   for name, source in averages.items():
     started[("target", *name)] = flat[source]
-  target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
   for name, wanted in average_names(target).items():
     if ("target", *name) in started:
       started[wanted] = np.asarray(started[("target", *name)], np.float32)
   return traverse_util.unflatten_dict(started)
 
 
-def average_names(names: Mapping[tuple[str, ...], Any]) -> dict[tuple[str, ...], tuple[str, ...]]:
+def _check_network(found: Mapping[Name, Any], wanted: Mapping[Name, Any]) -> None:
+  """Raises Mismatch unless both states have parameters of the same names and shapes."""
+  shapes = [
+    {"/".join(name[1:]): np.shape(array) for name, array in state.items() if name[0] == "target"}
+    for state in (found, wanted)
+  ]
+  names = sorted(shapes[0].keys() | shapes[1].keys())
+  differing = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+  if differing:
+    shown = "; ".join(
+      f"{name}: {shapes[0].get(name)}, {shapes[1].get(name)}" for name in differing[:3]
+    )
+    raise Mismatch(
+      f"the run to start from has another network: {len(differing)} of {len(names)} arrays differ (its shape, and the "
+      f"shape that this model expects: {shown}); train with the gin file of that run's model"
+    )
+
+
+def average_names(names: Mapping[Name, Any]) -> dict[Name, Name]:
   """Parameter name -> name of its average, for every `optax.EmaState` among the optimizer states."""
-  found: dict[tuple[str, ...], tuple[str, ...]] = {}
+  found: dict[Name, Name] = {}
   for name in names:
     for i, part in enumerate(name):
       # An EmaState is saved as {'count', 'ema'}; a parameter that happens to be named 'ema' has no such sibling.

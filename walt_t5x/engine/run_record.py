@@ -4,7 +4,6 @@ The check uses the one hook that both engines call with the run's folder before 
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,10 +55,7 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        folder = self.of_run.rstrip("/")
-        if os.path.basename(folder).startswith("checkpoint_"):
-          folder = storage.parent(folder)
-        file = storage.join(folder, "provenance.json")
+        file = storage.join(storage.run_folder(self.of_run), "provenance.json")
         if not storage.exists(file):
           raise FileNotFoundError(
             f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
@@ -83,10 +79,7 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
 
 def model_file(run: storage.PathLike) -> str:
   """Path of the record of a run's model; `run` is the run's folder, or a checkpoint in it."""
-  folder = os.fspath(run).rstrip("/")
-  if os.path.basename(folder).startswith("checkpoint_"):
-    folder = storage.parent(folder)
-  return storage.join(folder, MODEL_FILE)
+  return storage.join(storage.run_folder(run), MODEL_FILE)
 
 
 def read_model(run: storage.PathLike) -> dict[str, Any]:

@@ -55,6 +55,12 @@ def parent(path: str) -> str:
   return head or ("/" if separator else ".")
 
 
+def run_folder(path: PathLike) -> str:
+  """Folder of a training run, given that folder or a `checkpoint_<step>` in it."""
+  folder = os.fspath(path).rstrip("/")
+  return parent(folder) if os.path.basename(folder).startswith("checkpoint_") else folder
+
+
 def _is_object_store(path: str) -> bool:
   return path.partition("://")[0] in _OBJECT_STORES
 

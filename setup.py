@@ -59,7 +59,16 @@ setup(
   entry_points={
     "console_scripts": [
       f"walt-{name} = walt_t5x.__main__:{name}"
-      for name in ("train", "generate", "evaluate", "preprocess", "plan")
+      for name in (
+        "init",
+        "preprocess",
+        "train",
+        "generate",
+        "evaluate",
+        "report",
+        "inspect",
+        "plan",
+      )
     ]
   },
   install_requires=CORE,

@@ -33,7 +33,14 @@ _NAMES = {
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Prints the report; returns the contents of the JSON line that it prints last.
+  """Prints the report and a line of JSON, whose contents it returns; raises what `look` raises."""
+  result = look(argv)
+  print(json.dumps(result), flush=True)
+  return result
+
+
+def look(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """Prints the report; returns its contents.
 
   Raises:
     FileNotFoundError: a file that a flag names does not exist.
@@ -72,7 +79,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   _print(result)
   if args.json:
     storage.write_json(args.json, result)
-  print(json.dumps(result), flush=True)
   return result
 
 

@@ -16,7 +16,7 @@ from walt_t5x.config import gin_config
 from walt_t5x.engine.builtin.train_state import split_variables
 from walt_t5x.engine.run_record import RecordRun
 from walt_t5x.files import storage
-from walt_t5x.models import model_record
+from walt_t5x.models import model_gin, model_record
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
@@ -184,6 +184,20 @@ def test_a_run_describes_its_model(file, parsed, tmp_path):
   macros = {name: gin_config.macro_value(name.upper()) for name in ("latents", "low_resolution")}
   assert {name: getattr(found, name) for name in macros} == macros
   assert bool(found.text_length) == bool(trained.module.text_dim)
+  # Bindings made of the record give it again.
+  imports, blocks, reference = model_gin.bindings(record["model"])
+  made = [
+    "from __gin__ import dynamic_registration",
+    "from walt_t5x.models import model_record",
+    *imports,
+    *blocks,
+    "denoiser_model.DenoiserModel.optimizer_def = None",
+    f"model_record.record_of.model = {reference}",
+    "model_record.record_of.dataset = None",
+  ]
+  gin.clear_config()
+  gin.parse_config("\n".join(made))
+  assert gin.get_configurable(model_record.record_of)()["model"] == record["model"]
 
 
 def test_no_parameter_average_keeps_the_initial_parameters(parsed):

@@ -20,6 +20,9 @@ COMMANDS = {
   "walt-evaluate": "walt_t5x.evaluate",
   "walt-preprocess": "beam_jobs.preprocess",
   "walt-plan": "walt_t5x.plan",
+  "walt-init": "walt_t5x.init",
+  "walt-report": "walt_t5x.report",
+  "walt-inspect": "walt_t5x.inspect_data",
 }
 
 # A file of a preset that the package does not have.

@@ -21,10 +21,13 @@ def _run(module: str) -> None:
 
 
 # The commands of setup.py.
+init = functools.partial(_run, "walt_t5x.init")
 train = functools.partial(_run, "walt_t5x.train")
 generate = functools.partial(_run, "walt_t5x.generate")
 evaluate = functools.partial(_run, "walt_t5x.evaluate")
 preprocess = functools.partial(_run, "beam_jobs.preprocess")
+report = functools.partial(_run, "walt_t5x.report")
+inspect = functools.partial(_run, "walt_t5x.inspect_data")
 plan = functools.partial(_run, "walt_t5x.plan")
 
 

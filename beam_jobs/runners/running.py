@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from beam_jobs.runners import config_file
 from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
 from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
@@ -55,7 +56,9 @@ def parse(
   band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
   add("--qa_mean", **band, help="quarantine shards with a channel whose mean is outside")
   add("--qa_std", **band, help="quarantine shards with a channel whose deviation is outside")
-  args, rest = parser.parse_known_args(argv)
+  add("--config", help="TOML file of flags; those of the command line override it")
+  given = sys.argv[1:] if argv is None else argv
+  args, rest = parser.parse_known_args(config_file.expanded(given, parser))
   if set(args.output) & set("*?["):
     parser.error(
       f"--output: got {args.output}, expected a path without * ? [, which are patterns to readers"

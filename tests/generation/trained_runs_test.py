@@ -28,14 +28,19 @@ class _Text:
   shape: tuple
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-  """A cascade of runs: a base stage with an average and a super-resolution stage without."""
-  made = cascades.written(tmp_path_factory.mktemp("runs"))
+def write_records(made):
+  """Writes what the training of a cascade's stages would have recorded."""
   for stage in made.stages:
     dataset = _Dataset(stage, made.text_length)
     record = model_record.record_of(model=stage.model, dataset=dataset)
     storage.write_json(storage.join(stage.checkpoint, MODEL_FILE), record)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A cascade of runs: a base stage with an average and a super-resolution stage without."""
+  made = cascades.written(tmp_path_factory.mktemp("runs"))
+  write_records(made)
   return made
 
 

@@ -38,7 +38,7 @@ _CLASSES: Mapping[type, frozenset[str]] = {
   PowerCosineGuidance: frozenset(),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
-_BY_NAME = {cls.__name__: cls for cls in _CLASSES}
+BY_NAME = {cls.__name__: cls for cls in _CLASSES}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,7 @@ def _object(tree: Any) -> Any:
   if not isinstance(tree, dict):
     return tree
   settings = {name: _object(value) for name, value in tree.items() if name != "class"}
-  if tree["class"] not in _BY_NAME:
+  if tree["class"] not in BY_NAME:
     raise ValueError(f"unknown class {tree['class']!r}")
-  cls = _BY_NAME[tree["class"]]
+  cls = BY_NAME[tree["class"]]
   return cls(**settings, **({"optimizer_def": None} if cls is DenoiserModel else {}))

@@ -139,7 +139,8 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
   page.set_viewport_size({"width": 1280, "height": 800})
   page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
   page.mouse.move(0, 0)
-  page.wait_for_timeout(700)
+  # The label of a button that was pressed returns.
+  page.wait_for_timeout(2000)
   page.screenshot(path=screenshot)
 
 
@@ -171,7 +172,7 @@ def check_enlarging(page, report: Report) -> None:
 
 
 def check_buttons(page, report: Report) -> None:
-  """Copies a prompt and saves a clip."""
+  """Copies the prompt of a card and saves its first clip."""
   page.context.grant_permissions(["clipboard-read", "clipboard-write"])
   card = page.locator("article").nth(1)
   copy = card.locator("[data-action=copy]")

@@ -240,10 +240,10 @@ def test_each_source_is_followed_by_what_was_made_of_it(cache, monkeypatch):
 
   (card,) = data_page.cards(shards, decoder=decoder, media_root="m", origin=object())
   assert [(clip["name"], clip["facts"]) for clip in card["clips"]] == [
-    ("source", "9×32×32, 8 fps"),
-    ("decoded latents/3x8x8", "9×32×32, 8 fps"),
-    ("source", "9×64×64, 8 fps"),
-    ("decoded latents/3x16x16", "9×64×64, 8 fps"),
+    ("source", "9×32×32, 8\u00a0fps"),
+    ("decoded latents/3x8x8", "9×32×32, 8\u00a0fps"),
+    ("source", "9×64×64, 8\u00a0fps"),
+    ("decoded latents/3x16x16", "9×64×64, 8\u00a0fps"),
   ]
 
 

@@ -83,7 +83,7 @@ def test_stages_are_in_order_with_their_sizes(tmp_path):
   ]
   page = _write(tmp_path / "page.html", [_item(stages=stages, seed=7, step=2000)])
   assert page.words("b") == ["base", "SR 1"]
-  assert page.words("figcaption") == [" 9×32×32, 8 fps", " 17×64×64, 16 fps"]
+  assert page.words("figcaption") == [" 9×32×32, 8\u00a0fps", " 17×64×64, 16\u00a0fps"]
   assert "seed 7 · step 2000" in page.words("span")
 
 

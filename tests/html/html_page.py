@@ -13,7 +13,8 @@ class Page(HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
-    self._open.append(tag)
+    if tag != "wbr":
+      self._open.append(tag)
 
   def handle_endtag(self, tag):
     while self._open and self._open.pop() != tag:

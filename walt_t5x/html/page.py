@@ -94,7 +94,7 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
     "verdict": {},
     "width": width * scale,
     "height": height * scale,
-    "facts": f"{count}×{height}×{width}" + (f", {clip.fps:g} fps" if count > 1 else ""),
+    "facts": f"{count}×{height}×{width}" + (f", {clip.fps:g}\u00a0fps" if count > 1 else ""),
     "video": "",
     "strip": "",
   }

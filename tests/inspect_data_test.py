@@ -18,6 +18,7 @@ from beam_jobs.shards import encoders
 from data import schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
+from tests.html.html_page import Page
 from walt_t5x import inspect_data
 from walt_t5x.html import data_page, inspection
 from walt_t5x.media import reading
@@ -110,6 +111,7 @@ def test_the_page_has_the_jobs_counts_and_escapes_quotations(cache, tmp_path):
   # Five examples per reason; the others are only counted.
   assert len(re.findall(r"<code>gone\d.mp4</code>", text)) == 5
   assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+  assert not Page(text).missing_elements()
   for attribute in re.findall(r'(?:src|href|poster)="([^"]*)"', text):
     assert attribute.startswith("data:")
   assert not re.search(r"https?://", text)

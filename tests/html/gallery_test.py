@@ -143,6 +143,7 @@ def test_a_playable_file_is_embedded_unchanged_and_others_are_saved_under_the_na
 def test_every_card_takes_the_focus_and_copies_its_prompt(tmp_path):
   page = _write(tmp_path / "page.html", [_item("A  red\nsquare"), _item("b")])
   assert [attrs["tabindex"] for attrs in page.of("article")] == ["0", "0"]
+  assert not page.missing_elements()
   actions = [
     (a["data-action"], a.get("data-text")) for a in page.of("button") if "data-action" in a
   ]

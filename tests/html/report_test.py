@@ -189,6 +189,7 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
     "data:video/mp4;base64,"
   )
   assert "BATCH_SIZE = 4" in "".join(page.words("pre"))
+  assert not page.missing_elements()
   assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
 
 

@@ -108,7 +108,7 @@ def check_width(page: Any, report: Report) -> None:
   }).map((cell) => cell.textContent)"""
   found, width = (page.evaluate(text) for text in (broken, "document.documentElement.scrollWidth"))
   report.check("700 pixels: no word of a score is broken", not found, found or "none")
-  report.check("700 pixels: the page does not scroll sideways", width == 700, width)
+  report.check("700 pixels: the page does not scroll sideways", width <= 700, width)
   page.set_viewport_size({"width": 1280, "height": 1000})
 
 

@@ -4,11 +4,14 @@
   python -m walt_t5x.demo ... --port=7860 &
   python -m benchmarks.browser --gallery=samples/gallery.html --demo=http://127.0.0.1:7860 --screenshots=docs
 
+--gallery takes any page with cards, also those of `report`, `inspect_data` and `compare_samples`.
+
 With --picture, a demo with frame conditioning (gin/tiny/generate_frames.gin) also animates an image. Prints each check
 with the observed value, writes browser.json next to this file, and fails if a check fails.
 """
 
 import argparse
+import base64
 import json
 import re
 import time
@@ -50,7 +53,7 @@ class Report:
 
 
 def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
-  """Plays, filters, navigates by keys, enlarges, pauses, steps by one frame."""
+  """Plays, filters, enlarges by mouse and keys, copies, saves, pauses, steps by one frame; at two widths."""
   page.goto(file.resolve().as_uri())
   cards = page.locator("article").count()
   times = "[...document.querySelectorAll('video')].map(v => v.currentTime)"
@@ -67,25 +70,30 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
     const times = [...document.querySelector('article').querySelectorAll('video')].map(v => v.currentTime);
     return Math.max(...times) - Math.min(...times);
   })()"""
-  # The clips restart one after another, within some milliseconds: the median excludes these moments.
-  differences = []
-  for _ in range(21):
-    page.wait_for_timeout(70)
-    differences.append(page.evaluate(apart))
-  median = sorted(differences)[10]
-  report.check(
-    "gallery: the clips of a card are in step", median < 1 / 16, f"{median:.3f} s, the median of 21"
-  )
+
+  def check_step(name: str) -> None:
+    # The clips restart one after another, within some milliseconds: the median excludes these moments.
+    differences = []
+    for _ in range(21):
+      page.wait_for_timeout(70)
+      differences.append(page.evaluate(apart))
+    median = sorted(differences)[10]
+    report.check(name, median < 1 / 16, f"{median:.3f} s, the median of 21")
+
+  check_step("gallery: the clips of a card are in step")
+  page.evaluate("document.querySelector('article video').pause()")
+  page.wait_for_timeout(500)
+  check_step("gallery: they are in step again after the browser paused one")
   count = page.locator("#count")
   page.keyboard.press("/")
   page.keyboard.type("red")
   expected = sum(
-    "red" in (c.get_attribute("data-prompt") or "") for c in page.locator("article").all()
+    "red" in (c.get_attribute("data-text") or "") for c in page.locator("article").all()
   )
   report.wait(
     "gallery: the filter by prompt",
     count.inner_text,
-    lambda text: text == f"{expected} of {cards} clips" and 0 < expected < cards,
+    lambda text: text == f"{expected} of {cards}" and 0 < expected < cards,
   )
   page.keyboard.press("Escape")
   report.wait(
@@ -95,16 +103,18 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
   )
   page.keyboard.press("ArrowRight")
   page.keyboard.press("ArrowRight")
-  current = "[...document.querySelectorAll('article')].findIndex(c => c.matches('.current'))"
+  current = "[...document.querySelectorAll('article')].indexOf(document.activeElement)"
   report.wait("gallery: arrows choose a card", lambda: page.evaluate(current), lambda at: at == 1)
-  page.keyboard.press("Enter")
-  height = "document.querySelector('article.current video').getBoundingClientRect().height"
-  report.wait("gallery: Enter enlarges it", lambda: page.evaluate(height), lambda h: h > 250)
-  page.keyboard.press("Enter")
+  outline = "getComputedStyle(document.querySelector('article:focus .card')).outlineStyle"
+  report.check(
+    "gallery: the focus is visible", page.evaluate(outline) == "solid", page.evaluate(outline)
+  )
+  check_enlarging(page, report)
+  page.locator("article").nth(1).focus()
   page.keyboard.press(" ")
   paused = "[...document.querySelectorAll('video')].every(v => v.paused)"
   report.wait("gallery: space pauses", lambda: page.evaluate(paused), lambda all_paused: all_paused)
-  chosen = "document.querySelector('article.current video')"
+  chosen = "document.querySelector('article:focus video')"
   page.evaluate(f"{chosen}.currentTime = 0.25")
   page.wait_for_timeout(300)
   page.keyboard.press(".")
@@ -114,7 +124,74 @@ def drive_gallery(page, file: Path, report: Report, screenshot: Path) -> None:
     lambda moved: abs(moved - 1 / 8) < 1e-3,
   )
   page.keyboard.press(" ")
+  check_buttons(page, report)
+  for width in (700, 1400):
+    page.set_viewport_size({"width": width, "height": 800})
+    used = """(() => {
+      const main = document.querySelector('main').getBoundingClientRect();
+      const cards = [...document.querySelectorAll('article')].map(c => c.getBoundingClientRect().right);
+      return [(Math.max(...cards) - main.left) / main.width, document.documentElement.scrollWidth];
+    })()"""
+    share, scrolled = page.evaluate(used)
+    report.check(
+      f"gallery: cards fill {width} pixels", share > 0.95 and scrolled <= width, f"{share:.0%}"
+    )
+  page.set_viewport_size({"width": 1280, "height": 800})
+  page.evaluate("document.activeElement.blur(); window.scrollTo(0, 0)")
+  page.mouse.move(0, 0)
+  # The label of a button that was pressed returns.
+  page.wait_for_timeout(2000)
   page.screenshot(path=screenshot)
+
+
+def check_enlarging(page, report: Report) -> None:
+  """Enlarges the second card by keys and by the mouse, and closes it in every way."""
+  card = page.locator("article").nth(1)
+  clip = card.locator("video").first
+  small = clip.bounding_box()["height"]
+
+  def check(what: str, act, large: int) -> None:
+    act()
+    at = "[...document.querySelectorAll('article')].findIndex(c => c.matches('.large'))"
+    report.wait(f"gallery: {what}", lambda: page.evaluate(at), lambda found: found == large)
+
+  check("Enter enlarges it", lambda: page.keyboard.press("Enter"), 1)
+  height = clip.bounding_box()["height"]
+  report.check(
+    "gallery: its clips are larger", height > 1.5 * small, f"{small:.0f} to {height:.0f}"
+  )
+  check("the right arrow enlarges the next", lambda: page.keyboard.press("ArrowRight"), 2)
+  check("Escape closes it", lambda: page.keyboard.press("Escape"), -1)
+  check("a click on a clip enlarges its card", clip.click, 1)
+  check("another click closes it", clip.click, -1)
+  clip.click()
+  check("a click outside closes it", lambda: page.mouse.click(5, 400), -1)
+  button = card.locator("[data-action=enlarge]")
+  check("the button enlarges it", button.click, 1)
+  check("the button closes it", button.click, -1)
+
+
+def check_buttons(page, report: Report) -> None:
+  """Copies the prompt of a card and saves its first clip."""
+  page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+  card = page.locator("article").nth(1)
+  copy = card.locator("[data-action=copy]")
+  copy.click()
+  copied = page.evaluate("navigator.clipboard.readText()")
+  report.check(
+    "gallery: the prompt is copied", copied == copy.get_attribute("data-text") != "", copied
+  )
+  file = card.locator(".file").first
+  with page.expect_download() as download:
+    file.click()
+  encoded = card.locator("video").first.get_attribute("src").partition(",")[2]
+  saved = Path(download.value.path()).read_bytes()
+  report.check(
+    "gallery: a clip is saved under its name",
+    saved == base64.b64decode(encoded)
+    and download.value.suggested_filename == file.get_attribute("data-name"),
+    f"{download.value.suggested_filename}, {len(saved)} bytes",
+  )
 
 
 def drive_demo(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bounding boxes of all curves, in pixels of their charts.
 _CURVES = """[...document.querySelectorAll('.chart')].map((chart) => {
   const box = chart.querySelector('svg').getBoundingClientRect();
-  const lines = [...chart.querySelectorAll('polyline, circle')];
+  const lines = [...chart.querySelectorAll('.curve')];
   return {title: chart.querySelector('b').textContent, width: box.width,
     lines: lines.map((line) => [line.tagName, line.getBBox().width, line.getBBox().height,
       line.getAttribute('points') ? line.getAttribute('points').split(' ').length : 1,
@@ -68,23 +68,68 @@ def check_curves(page: Any, runs: list[Path], report: Report) -> None:
   )
 
 
+def check_values(page: Any, run: Path, report: Report) -> None:
+  """Checks the names of the axes, and the values that the pointer and the arrow keys show."""
+  chart = page.locator(".chart").first
+  axes = chart.locator(".axis").all_text_contents()
+  title = chart.locator("b").inner_text()
+  report.check("curves: the axes have names", axes == ["step", title], axes)
+  lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+  logged = [v for v in map(json.loads, lines) if isinstance(v.get(title), int | float)]
+  svg, said = chart.locator("svg"), chart.locator("figcaption")
+  svg.scroll_into_view_if_needed()
+  box = svg.bounding_box()
+  # The first value is at the left end of the line.
+  left = chart.locator(".curve").first.bounding_box()["x"]
+  page.mouse.move(left, box["y"] + box["height"] / 2)
+  texts = said.all_inner_texts()
+  step, value = f"step {logged[0]['step']:,}", f"{logged[0][title]:.4g}"
+  report.check(
+    "curves: the pointer shows step and value", step in texts[0] and value in texts[1], texts
+  )
+  page.mouse.move(0, 0)
+  svg.focus()
+  page.keyboard.press("ArrowLeft")
+  texts = said.all_inner_texts()
+  report.check("curves: the arrows too", f"step {logged[-1]['step']:,}" in texts[0], texts)
+  svg.blur()
+
+
+def check_width(page: Any, report: Report) -> None:
+  """Checks that a narrow page neither scrolls sideways nor breaks a score within a word."""
+  page.set_viewport_size({"width": 700, "height": 1000})
+  broken = """[...document.querySelectorAll('.scores td, .scores th')].filter((cell) => {
+    const words = document.createRange(), text = cell.firstChild;
+    return text && [...text.data.matchAll(/\\S+/g)].some((word) => {
+      words.setStart(text, word.index);
+      words.setEnd(text, word.index + word[0].length);
+      return words.getClientRects().length > 1;
+    });
+  }).map((cell) => cell.textContent)"""
+  found, width = (page.evaluate(text) for text in (broken, "document.documentElement.scrollWidth"))
+  report.check("700 pixels: no word of a score is broken", not found, found or "none")
+  report.check("700 pixels: the page does not scroll sideways", width <= 700, width)
+  page.set_viewport_size({"width": 1280, "height": 1000})
+
+
 def check_tables(page: Any, runs: list[Path], samples: Path, report: Report) -> None:
   """Checks scores with hashes, and the plan, checkpoints and fingerprints of each run."""
   tables = page.evaluate(_TABLES)
-  scores = next((t for t in tables if t["head"] and t["head"][0] == "protocol"), {"rows": []})
+  scores = [t for t in tables if "counts" in t["head"]]
   wanted = set()
   for file in samples.glob("scores*.json"):
     result = json.loads(file.read_text(encoding="utf-8"))
     wanted.add(f"{result['protocol']}@{result['protocol_hash']}")
-  found = {row[0] for row in scores["rows"]}
+  found = set(page.locator(".scores h3").all_inner_texts())
   report.check(
     "scores: each protocol with its hash", bool(wanted) and found == wanted, sorted(found)
   )
-  empty = [row for row in scores["rows"] if not all(row[i].strip() for i in (1, 2, 3, 5))]
+  empty = [row for t in scores for row in t["rows"] if not (row[-1].strip() and any(row[1:-1]))]
+  folders = [text for text in page.locator(".scores .note").all_inner_texts() if text.strip()]
   report.check(
     "scores: each has value, counts and folder",
-    bool(scores["rows"]) and not empty,
-    f"{len(scores['rows'])} scores {empty}",
+    len(folders) == len(scores) > 0 and not empty,
+    f"{sum(len(t['rows']) for t in scores)} lines {empty}",
   )
   facts = [dict(row[:2] for row in t["rows"]) for t in tables if t["head"][:1] == ["run"]]
   report.check(
@@ -165,6 +210,8 @@ def main() -> None:
     address = (args.folder / "report.html").resolve().as_uri()
     page.goto(address)
     check_curves(page, runs, report)
+    check_values(page, runs[0], report)
+    check_width(page, report)
     check_tables(page, runs, args.folder / "samples", report)
     check_samples(page, report)
     for summary in page.locator("summary").all():

@@ -301,7 +301,12 @@ def table(entries: Sequence[dict[str, Any]], found: Sequence[Command]) -> str:
     lines.append(
       f"| {entry['page']} | {' | '.join(cells)} | {entry['seconds']:.0f} | {entry['returncode']} |"
     )
-  needs = Counter((command.page, command.needs) for command in found if command.needs)
+  # Links of a page are relative to its folder.
+  needs = Counter(
+    (command.page, re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", command.needs))
+    for command in found
+    if command.needs
+  )
   lines += ["", "Not run:", "", "| page | commands | need |", "| --- | --- | --- |"]
   lines += [f"| {page} | {count} | {need} |" for (page, need), count in needs.items()]
   return "\n".join(lines) + "\n"

@@ -190,6 +190,11 @@ def test_every_command_has_run_or_the_page_says_what_it_needs():
   )
 
 
+def test_the_table_of_commands_has_no_links_of_the_pages():
+  command = docs_commands.Command("docs/a.md", 0, "x", "weights ([b.md](b.md), [c](d/c.md)), a pod")
+  assert "| docs/a.md | 1 | weights (b.md, c), a pod |" in docs_commands.table([], [command])
+
+
 PAGE = """
 Text. Needs: two
 hosts.

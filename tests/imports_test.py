@@ -102,6 +102,7 @@ PROGRAMS = (
   "walt_t5x.generate",
   "walt_t5x.demo",
   "walt_t5x.export_preset",
+  "walt_t5x.compare_samples",
   "walt_t5x.compare_upscaling",
   "walt_t5x.plan_sampling",
   "walt_t5x.evaluate",

@@ -1,9 +1,11 @@
-"""The page shows the contents of the shard: pixels, decoded latents, counts; and makes no requests."""
+"""The page shows the contents of the shards: pixels, decoded latents, counts; and makes no requests."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from beam_jobs.shards import encoders
 from data import schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
+from tests.html.html_page import Page
 from walt_t5x import inspect_data
 from walt_t5x.html import data_page, inspection
 from walt_t5x.media import reading
@@ -108,6 +111,7 @@ def test_the_page_has_the_jobs_counts_and_escapes_quotations(cache, tmp_path):
   # Five examples per reason; the others are only counted.
   assert len(re.findall(r"<code>gone\d.mp4</code>", text)) == 5
   assert "<script>alert" not in text and "&lt;script&gt;alert(1)" in text
+  assert not Page(text).missing_elements()
   for attribute in re.findall(r'(?:src|href|poster)="([^"]*)"', text):
     assert attribute.startswith("data:")
   assert not re.search(r"https?://", text)
@@ -116,8 +120,6 @@ def test_the_page_has_the_jobs_counts_and_escapes_quotations(cache, tmp_path):
 
 
 def test_a_quarantined_shard_shows_its_records(cache, tmp_path):
-  import shutil
-
   folder = tmp_path / "toy_videos"
   shutil.copytree(cache / "out" / "toy_videos", folder)
   (shard,) = folder.glob("train.tfrecord-*-of-00001")
@@ -157,19 +159,94 @@ def test_a_pixel_cache_is_shown_directly(cache, tmp_path):
 
 
 def test_the_sample_is_drawn_by_id_independent_of_the_location(cache):
-  folder, name = inspection.find_shard(str(cache / "out" / "toy_videos"))
-  every = inspection.read_shard(folder, name, rows=99, seed=5)
-  ids = [record.id for record in every.sample]
-  assert len(ids) == 3
-  one = [record.id for record in inspection.read_shard(folder, name, rows=1, seed=5).sample]
-  two = [record.id for record in inspection.read_shard(folder, name, rows=2, seed=5).sample]
-  assert set(one) < set(two) < set(ids)
-  chosen = {
-    tuple(record.id for record in inspection.read_shard(folder, name, rows=1, seed=seed).sample)
-    for seed in range(20)
-  }
-  assert len(chosen) == 3
-  assert inspection.read_shard(folder, name, rows=0, seed=0).sample == []
+  folder, names = inspection.find_shards(str(cache / "out" / "toy_videos"))
+
+  def ids(rows, seed):
+    shards = inspection.read_shards(folder, names, rows=rows, seed=seed)
+    return tuple(record.id for _, record in shards.sample)
+
+  assert len(ids(99, 5)) == 3
+  assert set(ids(1, 5)) < set(ids(2, 5)) < set(ids(99, 5))
+  assert len({ids(1, seed) for seed in range(20)}) == 3
+  assert ids(0, 0) == ()
+
+
+@pytest.fixture(scope="module")
+def split(cache, tmp_path_factory):
+  """The cache with each of its records in a shard."""
+  folder = tmp_path_factory.mktemp("split") / "toy_videos"
+  shutil.copytree(cache / "out" / "toy_videos", folder)
+  (shard,) = folder.glob("train.tfrecord-*-of-00001")
+  sidecar = json.loads((folder / f"{shard.name}.sidecar.json").read_text())
+  payloads = list(tfrecord.read_records(io.BytesIO(shard.read_bytes())))
+  for file in folder.glob(f"{shard.name}*"):
+    file.unlink()
+  for index, payload in enumerate(payloads):
+    name = f"train.tfrecord-{index:05d}-of-00003"
+    (folder / name).write_bytes(tfrecord.frame(payload))
+    part = {"rows": 1, "written": 1, "rejected": 0, "dead": 0}
+    (folder / f"{name}.sidecar.json").write_text(json.dumps(sidecar | part))
+  return folder
+
+
+def test_the_page_covers_all_shards_of_a_folder_like_one(cache, split, tmp_path):
+  page = tmp_path / "page.html"
+
+  def read(path, **options):
+    folder, names = inspection.find_shards(str(path))
+    return inspection.read_shards(folder, names, seed=3, **options)
+
+  parts, one = read(split, rows=2), read(cache / "out" / "toy_videos", rows=2)
+  assert {r.id for _, r in parts.sample} == {r.id for _, r in one.sample}
+  assert parts.columns == one.columns
+  inspect_data.inspect(str(split), str(page))
+  text = page.read_text()
+  for index in range(3):
+    assert f"<code>train.tfrecord-0000{index}-of-00003</code>" in text
+  assert "<td>3: 3 written, 0 rejected, 0 dead</td>" in text
+  assert "3 of 3 records from 3 of 3 shards" in text
+
+
+def test_the_limit_of_shards_is_said_and_the_seed_selects_them(split, tmp_path):
+  page = tmp_path / "page.html"
+  inspect_data.inspect(str(split), str(page), max_shards=2)
+  assert "2 of 2 records from 2 of 3 shards" in page.read_text()
+  folder, names = inspection.find_shards(str(split))
+  drawn = [
+    tuple(inspection.draw_shards(folder, names, limit=1, seed=seed % 20)) for seed in range(40)
+  ]
+  assert drawn[:20] == drawn[20:] and len(set(drawn)) == 3
+  # Empty shards have nothing to show.
+  empty = split.parent / "empty"
+  shutil.copytree(split, empty)
+  (empty / names[0]).write_bytes(b"")
+  for seed in range(20):
+    assert inspection.draw_shards(str(empty), names, limit=2, seed=seed) == names[1:]
+
+
+def test_each_source_is_followed_by_what_was_made_of_it(cache, monkeypatch):
+  folder, names = inspection.find_shards(str(cache / "out" / "toy_videos"))
+  shards = inspection.read_shards(folder, names, rows=1, seed=0)
+  ((name, record),) = shards.sample
+  # In the order of their names, the larger one is the first.
+  latents = {"latents/3x16x16": np.zeros((3, 16, 16, 8)), "latents/3x8x8": np.zeros((3, 8, 8, 8))}
+  shards.sample[:] = [(name, dataclasses.replace(record, latents=latents))]
+  monkeypatch.setattr(
+    data_page,
+    "source_clip",
+    lambda record, sizes, *_: {size: np.zeros((9, *size, 3), np.uint8) for size in sizes},
+  )
+
+  def decoder(z):
+    return np.zeros((9, 4 * z.shape[1], 4 * z.shape[2], 3), np.uint8)
+
+  (card,) = data_page.cards(shards, decoder=decoder, media_root="m", origin=object())
+  assert [(clip["name"], clip["facts"]) for clip in card["clips"]] == [
+    ("source", "9×32×32, 8\u00a0fps"),
+    ("decoded latents/3x8x8", "9×32×32, 8\u00a0fps"),
+    ("source", "9×64×64, 8\u00a0fps"),
+    ("decoded latents/3x16x16", "9×64×64, 8\u00a0fps"),
+  ]
 
 
 def test_bins_contain_every_value_once():

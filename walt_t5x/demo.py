@@ -173,7 +173,9 @@ def build_page(studio: Studio) -> Any:
     gr.Markdown("# W.A.L.T: text to video")
     with gr.Row():
       with gr.Column(scale=1, min_width=280):
-        prompt = gr.Textbox(label="Prompt", lines=2, autofocus=True, elem_id="prompt")
+        prompt = gr.Textbox(
+          label="Prompt", lines=2, autofocus=True, elem_id="prompt", buttons=["copy"]
+        )
         seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, elem_id="seed")
         stage = gr.Radio(
           studio.stages, value=studio.stages[-1], label="Last stage", elem_id="stage"

@@ -1,12 +1,13 @@
-"""Shows prepared data: one self-contained HTML page about a shard.
+"""Shows prepared data: one self-contained HTML page about a cached task or one of its shards.
 
   python -m walt_t5x.inspect_data CACHE/shapes_videos --output=/tmp/shapes.html
   python -m walt_t5x.inspect_data CACHE/shapes_videos/train.tfrecord-00003-of-00064 --rows=48 \\
     --vae_checkpoint=runs/vae --media_root=/data --output=/tmp/shard3.html
 
-The page shows thumbnails and clips of some examples with their captions, distributions over the shard, latent channels
-compared with the statistics that training uses, and rejected rows and dead letters by reason. Pixel caches are shown
-directly. Latents are decoded with the VAE checkpoint that made them; without it they are shown in false colors.
+The page shows thumbnails and clips of some examples with their captions, distributions, latent channels compared with
+the statistics that training uses, and rejected rows and dead letters by reason. Pixel caches are shown directly.
+Latents are decoded with the VAE checkpoint that made them; without it they are shown in false colors. Of a folder with
+more shards than --max_shards, the seed selects that many, and the page says how many.
 """
 
 import os
@@ -15,11 +16,11 @@ from collections.abc import Sequence
 
 from walt_t5x.config import programs
 from walt_t5x.html.inspection import (
-  SHARD_NAME,
-  find_shard,
+  draw_shards,
+  find_shards,
   latent_decoder,
   read_ledgers,
-  read_shard,
+  read_shards,
 )
 
 
@@ -28,6 +29,7 @@ def inspect(
   output: str,
   *,
   rows: int = 24,
+  max_shards: int = 16,
   seed: int = 0,
   vae_checkpoint: str | None = None,
   media_root: str | None = None,
@@ -43,35 +45,39 @@ def inspect(
   from walt_t5x.html import data_page
   from walt_t5x.html.page import write_page
 
-  folder, name = find_shard(path)
-  shard = read_shard(folder, name, rows=rows, seed=seed)
+  folder, names = find_shards(path)
+  read = draw_shards(folder, names, limit=max_shards, seed=seed)
+  shards = read_shards(folder, read, rows=rows, seed=seed)
   finished = storage.exists(storage.join(folder, FILE_NAME))
   origin = read_provenance(folder) if finished else None
-  split, _, _ = name.partition(".tfrecord-")
-  stats_path = storage.join(folder, f"stats.{split}.json")
-  totals = storage.read_json(stats_path) if storage.exists(stats_path) else {}
-  alone = path.rpartition("/")[2] == name
-  shards = [name] if alone else [n for n in storage.names(folder) if SHARD_NAME.fullmatch(n)]
+  totals = {}
+  for split in sorted({name.partition(".tfrecord-")[0] for name in names}):
+    stats = storage.join(folder, f"stats.{split}.json")
+    totals |= {split: storage.read_json(stats)} if storage.exists(stats) else {}
   decoder, notes = None, []
   if vae_checkpoint:
     if origin is None or not origin.vae:
       raise ValueError(f"--vae_checkpoint: {folder} has no provenance.json that names a VAE")
     decoder = latent_decoder(vae_checkpoint, origin)
-  elif any(record.latents for record in shard.sample):
+  elif any(record.latents for _, record in shards.sample):
     notes.append(
       "Latents in false colors: the three principal components of the examples shown. --vae_checkpoint decodes them."
     )
-  notes.append(f"{len(shard.sample)} of {len(shard.columns['kilobytes'])} records, seed {seed}.")
-  title = f"{os.path.basename(folder)} / {name}"
+  notes.append(
+    f"{len(shards.sample)} of {len(shards.columns['kilobytes']):,} records from {len(read):,} of "
+    f"{len(names):,} shards, selected by seed {seed}. --rows, --max_shards and --seed select others."
+  )
+  alone = path.rpartition("/")[2] == names[0]
+  title = f"{os.path.basename(folder)} / {names[0]}" if alone else os.path.basename(folder)
   write_page(
     output,
     "data",
     title=title,
-    facts=data_page.page_facts(shard, origin, totals),
-    ledgers=read_ledgers(folder, shards),
-    histograms=data_page.histograms(shard, origin),
-    channels=data_page.channel_tables(shard, origin),
-    cards=data_page.cards(shard, decoder=decoder, media_root=media_root, origin=origin),
+    facts=data_page.page_facts(shards, origin, num_shards=len(names), totals=totals),
+    ledgers=read_ledgers(folder, names),
+    histograms=data_page.histograms(shards, origin),
+    channels=data_page.channel_tables(shards, origin),
+    cards=data_page.cards(shards, decoder=decoder, media_root=media_root, origin=origin),
     notes=notes,
   )
   return output
@@ -81,17 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program; returns 2 for an error that the user can fix."""
   parser = programs.parser("walt_t5x.inspect_data", __doc__)
   add = parser.add_argument
-  add(
-    "path", help="a shard (<split>.tfrecord-<i>-of-<n>), or a cached task folder: its first shard"
-  )
+  add("path", help="a cached task folder, or one of its shards (<split>.tfrecord-<i>-of-<n>)")
   add("--output", default="inspect.html", help="the page (inspect.html)")
   add("--rows", type=int, default=24, help="records to show (24)")
-  add("--seed", type=int, default=0, help="selects the records (0)")
+  add("--max_shards", type=int, default=16, help="shards to read (16)")
+  add("--seed", type=int, default=0, help="selects the shards and records (0)")
   add("--vae_checkpoint", help="the VAE that made the latents, to decode them")
   add("--media_root", help="base of the records' uris, to show the source and measure PSNR")
   args = parser.parse_args(argv)
-  if args.rows < 0:
-    parser.error(f"--rows: got {args.rows}, expected 0 or more")
+  if args.rows < 0 or args.max_shards < 1:
+    parser.error(f"got {args.rows=}, {args.max_shards=}; expected 0 or more rows, 1 or more shards")
   try:
     page = inspect(**vars(args))
   except (FileNotFoundError, ValueError) as error:

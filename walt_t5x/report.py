@@ -10,6 +10,7 @@ offline; a summary of it is printed as JSON.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -74,10 +75,12 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
   parents = {path.name for path in args.run}
   unique = len(parents) == len(args.run)
   runs = [read_run(path, path.name if unique else str(path)) for path in args.run]
-  samples, files = [], list(args.scores)
-  for folder in args.samples:
-    samples += list(SampleFolder(folder).samples())[: args.max_samples]
-    files += sorted(folder.glob("scores*.json"))
+  samples, files, shown = [], list(args.scores), 0
+  for path in args.samples:
+    folder = SampleFolder(path)
+    shown += len(list(folder.samples())[: args.max_samples])
+    samples.append(folder.gallery_items(args.max_samples))
+    files += sorted(path.glob("scores*.json"))
   scores = [row for file in files for row in read_scores(file)]
   write_report(
     args.output,
@@ -85,13 +88,13 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     runs=runs,
     plans={run.name: plan_of(run.path / "config.gin") for run in runs},
     scores=scores,
-    samples=samples,
+    samples=itertools.chain.from_iterable(samples),
   )
   return {
     "report": str(args.output),
     "runs": len(runs),
     "scores": len(scores),
-    "samples": len(samples),
+    "samples": shown,
   }
 
 

@@ -61,6 +61,23 @@ def test_a_gallery_is_limited_to_a_number_of_samples(tmp_path, limit, shown):
   ]
 
 
+def test_several_clips_of_one_prompt_are_told_apart(tmp_path):
+  folder, video = SampleFolder(tmp_path), np.zeros((1, 8, 8, 3), np.float32)
+  for index, prompt in enumerate(["a", "a", "b", "a"]):
+    folder.write(
+      index,
+      prompt=prompt,
+      videos={"base": video},
+      fps=8,
+      seed=0,
+      steps={"base": 1},
+      fingerprints={},
+    )
+  # The count is that of all samples, however many are shown.
+  shown = [item.details["clip"] for item in folder.gallery_items(limit=3)]
+  assert shown == ["1 of 3 of this prompt", "2 of 3 of this prompt", None]
+
+
 def test_a_card_of_the_gallery_matches_the_sidecar(tmp_path, monkeypatch):
   folder, shown = SampleFolder(tmp_path), {}
 
@@ -80,6 +97,7 @@ def test_a_card_of_the_gallery_matches_the_sidecar(tmp_path, monkeypatch):
     ("base", 12.0, (9, 8, 8, 3), "00004_base.mp4"),
     ("sr1", 12.0, (9, 16, 16, 3), "00004_sr1.mp4"),
   ]
+  assert [s.playable for s in item.stages] == [tmp_path / s.file for s in item.stages]
   folder.write_gallery(title="Mine")
   assert shown["title"] == "Mine"
   # Verdicts of earlier versions were not apart by stage.

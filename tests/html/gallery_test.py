@@ -83,8 +83,8 @@ def test_stages_are_in_order_with_their_sizes(tmp_path):
   ]
   page = _write(tmp_path / "page.html", [_item(stages=stages, seed=7, step=2000)])
   assert page.words("b") == ["base", "SR 1"]
-  assert page.words("figcaption") == [" 9×32×32, 8 fps", " 17×64×64, 16 fps"]
-  assert "seed 7 · step 2000" in page.words("p")
+  assert page.words("figcaption") == [" 9×32×32, 8\u00a0fps", " 17×64×64, 16\u00a0fps"]
+  assert "seed 7 · step 2000" in page.words("span")
 
 
 def test_verdicts_are_shown_counted_and_filterable(tmp_path):
@@ -113,11 +113,53 @@ def test_a_card_has_the_number_of_its_sample_and_the_names_of_its_files(tmp_path
     gallery.ShownClip(name=name, frames=_clip(), file=f"00000_{name}.mp4") for name in ("a", "b")
   ]
   page = _write(tmp_path / "page.html", [_item("first", stages=stages, number=0), _item("second")])
-  assert page.words("code") == ["00000_a.mp4", "00000_b.mp4"]
+  names = [attrs["data-name"] for attrs in page.of("button") if "data-name" in attrs]
+  assert names == ["00000_a.mp4", "00000_b.mp4"]
+  assert [f"{name} ↓" for name in names] == [t for t in page.words("button") if "." in t]
   numbers = [attrs for attrs in page.of("span") if attrs.get("class") == "number"]
-  assert len(numbers) == 1 and "0" in page.words("span")
+  assert len(numbers) == 1 and "#0" in page.words("span")
   # Clips of one card are kept in step by frames of this length.
   assert [attrs["data-fps"] for attrs in page.of("video")] == ["8", "8", "8"]
+
+
+def test_a_playable_file_is_embedded_unchanged_and_others_are_saved_under_the_name_of_their_encoding(
+  tmp_path,
+):
+  # Any bytes: the file is not decoded.
+  (tmp_path / "0_a.webm").write_bytes(b"webm")
+  stages = [
+    gallery.ShownClip(name="a", frames=_clip(), file="0_a_frames", playable=tmp_path / "0_a.webm"),
+    gallery.ShownClip(name="b", frames=_clip(), file="0_b.gif"),
+    gallery.ShownClip(name="c", frames=_clip(1), file="0_c_frames"),
+  ]
+  page = _write(tmp_path / "page.html", [_item(stages=stages)])
+  first, second = page.of("video")
+  assert first["src"].startswith("data:video/webm;") and _content(first["src"]) == b"webm"
+  assert reading.read_video(_content(second["src"])).frames.shape == (9, 192, 192, 3)
+  names = [attrs["data-name"] for attrs in page.of("button") if "data-name" in attrs]
+  assert names == ["0_a.webm", "0_b.mp4", "0_c_frames.png"]
+
+
+def test_every_card_takes_the_focus_and_copies_its_prompt(tmp_path):
+  page = _write(tmp_path / "page.html", [_item("A  red\nsquare"), _item("b")])
+  assert [attrs["tabindex"] for attrs in page.of("article")] == ["0", "0"]
+  assert not page.missing_elements()
+  actions = [
+    (a["data-action"], a.get("data-text")) for a in page.of("button") if "data-action" in a
+  ]
+  assert actions == [
+    ("copy", "A  red\nsquare"),
+    ("enlarge", None),
+    ("copy", "b"),
+    ("enlarge", None),
+  ]
+
+
+def test_remarks_are_above_the_cards(tmp_path):
+  page = _write(tmp_path / "page.html", [_item()], remarks={"Only <here>": ["<one>", "two"]})
+  assert page.words("summary") == ["Only <here>"] and page.words("li") == ["<one>", "two"]
+  names = [tag for tag, _ in page.tags]
+  assert names.index("details") < names.index("article")
 
 
 def test_prompts_cannot_inject(tmp_path):
@@ -125,7 +167,7 @@ def test_prompts_cannot_inject(tmp_path):
   item = _item(evil, verdict={"base": {"</script><u>": True}}, details={"<i>": "<u>"})
   page = _write(tmp_path / "page.html", [item], title="<i>title</i>")
   assert page.words("h2") == [evil] and page.words("h1") == ["<i>title</i>"]
-  assert page.of("article")[0]["data-prompt"] == evil.lower()
+  assert page.of("article")[0]["data-text"] == evil.lower()
   assert len(page.of("script")) == 1
   assert not page.of("i") and not page.of("u") and not page.of("img")
 

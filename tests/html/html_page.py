@@ -1,5 +1,6 @@
 """A parsed HTML page for tests."""
 
+import re
 from html.parser import HTMLParser
 
 
@@ -13,7 +14,8 @@ class Page(HTMLParser):
 
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
-    self._open.append(tag)
+    if tag != "wbr":
+      self._open.append(tag)
 
   def handle_endtag(self, tag):
     while self._open and self._open.pop() != tag:
@@ -27,3 +29,9 @@ class Page(HTMLParser):
 
   def words(self, tag):
     return [text for name, text in self.text if name == tag]
+
+  def missing_elements(self):
+    """The ids that the scripts read and no element has."""
+    read = set(re.findall(r'get\("(\w+)"\)', "".join(self.words("script"))))
+    assert read, "the pattern finds no id"
+    return read - {attrs.get("id") for _, attrs in self.tags}

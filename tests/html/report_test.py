@@ -11,8 +11,9 @@ from tests.html.html_page import Page
 from walt_t5x import report
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.html import curve_chart
-from walt_t5x.html.report_inputs import RunFolder, read_curves, read_scores
+from walt_t5x.html.report_inputs import RunFolder, ScoreRow, read_curves, read_scores
 from walt_t5x.html.report_page import write_report
+from walt_t5x.media import reading
 
 FVD = {
   "protocol": "fvd",
@@ -50,7 +51,7 @@ def _write(path, *, curves=None, samples=(), name="base"):
     name=name, path=path, curves=curves or {}, checkpoints={}, provenance={}, config=name
   )
   options = {"title": name, "runs": [run], "plans": {name: name}, "scores": ()}
-  return write_report(path / "page.html", samples=list(samples), **options).read_text("utf-8")
+  return write_report(path / "page.html", samples=samples, **options).read_text("utf-8")
 
 
 @pytest.fixture
@@ -65,7 +66,9 @@ def run(tmp_path):
   ]
   text = "\n".join(map(json.dumps, lines))
   (folder / "metrics.jsonl").write_text(text + '\n{"step": 5, "lo')
-  (folder / "provenance.json").write_text(json.dumps({"vae": {"fingerprint": "a<b"}}))
+  latents = {"latents/3x4x4": {"channels": 8, "mean": [0.0] * 8, "std": [1.0] * 8}}
+  provenance = {"vae": {"fingerprint": "a<b"}, "latents": latents}
+  (folder / "provenance.json").write_text(json.dumps(provenance))
   (folder / "config.gin").write_text("BATCH_SIZE = 4\n")
   return folder
 
@@ -92,7 +95,7 @@ def test_ticks_are_few_round_evenly_spaced_and_inside(low, high):
 
 def test_a_curve_is_drawn_to_scale(tmp_path):
   points = [(0, 1.0), (10, 3.0), (40, 2.0)]
-  drawn = re.search(r'<polyline points="([^"]*)"', _write(tmp_path, curves={"loss": points}))
+  drawn = re.search(r'<polyline[^>]* points="([^"]*)"', _write(tmp_path, curves={"loss": points}))
   xy = np.array([[float(n) for n in pair.split(",")] for pair in drawn[1].split()])
   for axis in range(2):
     # Affine in step and in value: equal ratios of differences (y grows downwards).
@@ -101,6 +104,26 @@ def test_a_curve_is_drawn_to_scale(tmp_path):
       np.diff(xy[:, axis]) / want, np.diff(xy[:, axis])[0] / want[0], rtol=0.01
     )
   assert xy[1, 1] < xy[2, 1] < xy[0, 1]
+
+
+def test_a_chart_names_its_axes_and_knows_the_step_and_value_of_every_point(tmp_path):
+  curves = {
+    "goodput/data_wait": [(0, 1.0), (1000, 0.123456)],
+    "training_eval/a/goodput/data_wait": [(1000, 2.0)],
+  }
+  page = Page(_write(tmp_path, curves=curves))
+  assert [text for text in page.words("text") if text.isalpha() or " " in text] == [
+    "step",
+    "data wait",
+  ]
+  found = [json.loads(a["data-points"]) for tag, a in page.tags if "data-points" in a]
+  assert [[tuple(point[2:]) for point in points] for points in found] == [
+    [(0, "1"), (1000, "0.1235")],
+    [(1000, "2")],
+  ]
+  # The places of the values are those of the line.
+  (line,) = page.of("polyline")
+  assert line["points"] == " ".join(f"{x},{y}" for x, y, _, _ in found[0])
 
 
 def test_training_and_evaluation_share_a_chart():
@@ -155,17 +178,42 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   text = output.read_text("utf-8")
   page = Page(text)
   cells = page.words("td")
-  assert {"fvd@66d1dbe3133b", "609.1 ± 2.5", "a<b"} <= set(cells)
+  assert {"609.1 ± 2.5", "a<b"} <= set(cells) and "fvd@66d1dbe3133b" in page.words("h3")
   assert cells[cells.index("checkpoint 4") + 1] == "it has no _CHECKPOINT_METADATA"
   assert cells[cells.index("plan") + 1].startswith("none: MODEL is missing")
+  assert cells[cells.index("normalization of latents/3x4x4") + 1] == "8 channels"
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]
-  assert badges == ["✓ color", "✗ shape"] and "00000_base.mp4" in page.words("code")
+  assert badges == ["✓ color", "✗ shape"] and "00000_base.mp4 ↓" in page.words("button")
   assert " a red <b>square</b>" in page.words("h3") and "a blue circle" not in text
   assert len(page.of("video")) == 1 and page.of("video")[0]["src"].startswith(
     "data:video/mp4;base64,"
   )
   assert "BATCH_SIZE = 4" in "".join(page.words("pre"))
+  assert not page.missing_elements()
   assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
+
+
+def test_scores_of_a_protocol_and_network_are_one_table_with_a_line_per_stage(tmp_path):
+  def row(name, value, *, network="", counts="4 samples"):
+    return ScoreRow(
+      protocol="p@1", name=name, value=value, counts=counts, samples="s", network=network
+    )
+
+  scores = [
+    row("base: color", "75% (3 of 4)"),
+    row("base: shape", "a"),
+    row("sr1: color", "b"),
+    row("FVD", "9", network="n", counts="2"),
+  ]
+  page = Page(
+    write_report(
+      tmp_path / "page.html", title="t", runs=[], plans={}, scores=scores, samples=[]
+    ).read_text("utf-8")
+  )
+  assert page.words("th") == ["stage", "color", "shape", "counts", "FVD", "counts"]
+  # A number stays on one line.
+  first = ["base", "75% (3\u00a0of\u00a04)", "a", "4 samples"]
+  assert page.words("td") == [*first, "sr1", "b", "4 samples", "9", "2"]
 
 
 def test_no_text_can_inject(tmp_path):
@@ -175,7 +223,7 @@ def test_no_text_can_inject(tmp_path):
   options = {"fps": 8, "seed": 0, "steps": {"base": 1}, "fingerprints": {}}
   folder.write(0, prompt=evil, videos={"base": video}, **options)
   curves = {"loss": [(1, 1.0)], f"training_eval/{evil[2:10]}/loss": [(1, 2.0)], evil: [(1, 2.0)]}
-  text = _write(tmp_path, curves=curves, samples=folder.samples(), name=evil)
+  text = _write(tmp_path, curves=curves, samples=folder.gallery_items(), name=evil)
   page = Page(text)
   for tag in ("title", "h1", "h2", "h3", "td", "pre", "b"):
     assert evil in map(str.strip, page.words(tag)), tag
@@ -184,30 +232,35 @@ def test_no_text_can_inject(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "formats, tag, kind, shown",
+  "formats, kind, shown",
   [
-    (("png", "mp4"), "video", "video/mp4", "00000_base.mp4"),
-    (("gif", "webm"), "video", "video/webm", "00000_base.webm"),
-    (("gif",), "img", "image/gif", "00000_base.gif"),
-    (("png",), "img", "image/png", "00000_base_frames/00000.png"),
+    (("png", "mp4"), "video/mp4", "00000_base.mp4"),
+    (("gif", "webm"), "video/webm", "00000_base.webm"),
+    (("gif",), "video/mp4", None),
+    (("png",), "video/mp4", None),
   ],
 )
-def test_a_sample_of_any_format_is_shown(formats, tag, kind, shown, tmp_path):
+def test_a_sample_of_any_format_is_played(formats, kind, shown, tmp_path):
   folder = SampleFolder(tmp_path)
+  shades = np.array([0.3, 0.5, 0.7], np.float32)
   folder.write(
     0,
     prompt="a",
-    videos={"base": np.full((3, 16, 16, 3), 0.5, np.float32)},
+    videos={"base": np.broadcast_to(shades[:, None, None, None], (3, 16, 16, 3))},
     fps=8,
     seed=0,
     steps={"base": 1},
     fingerprints={},
     formats=formats,
   )
-  page = Page(_write(tmp_path, samples=folder.samples()))
-  (medium,) = page.of(tag)
+  page = Page(_write(tmp_path, samples=folder.gallery_items()))
+  (medium,) = page.of("video")
   content = base64.b64decode(medium["src"].removeprefix(f"data:{kind};base64,"), validate=True)
-  assert content == (tmp_path / shown).read_bytes()
+  if shown:
+    assert content == (tmp_path / shown).read_bytes()
+  else:
+    frames = reading.read_video(content).frames
+    np.testing.assert_allclose(frames.mean((1, 2, 3)) / 255, shades, atol=0.02)
 
 
 def test_missing_inputs_are_named(tmp_path, run):

@@ -7,6 +7,7 @@ manifest.jsonl   one line per sample, once all are finished
 gallery.html     a page with all samples, offline
 """
 
+import collections
 import dataclasses
 import json
 import os
@@ -40,6 +41,13 @@ class StoredSample:
   files: Mapping[str, Path]
   sidecar: Mapping[str, Any]
   verdict: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+
+  def playable(self, stage: str) -> Path | None:
+    """The stage's file that browsers play, or None."""
+    best = self.files[stage]
+    names = self.sidecar["stages"][stage].get("files", {best.suffix[1:]: best.name})
+    found = (names[kind] for kind in ("mp4", "webm") if kind in names)
+    return next((best.parent / name for name in found), None)
 
 
 class SampleFolder:
@@ -170,26 +178,38 @@ class SampleFolder:
     """Saves the result of an evaluation with the samples; the gallery shows it."""
     storage.write_json(self.path / SCORES, scores)
 
-  def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
-    """Writes the HTML page for the first `limit` samples, with their verdicts."""
+  def shown_clips(self, sample: StoredSample) -> list[gallery.ShownClip]:
+    """The clips of a sample as pages show them, base first."""
+    return [
+      gallery.ShownClip(
+        name=stage,
+        frames=self.read(sample, stage),
+        fps=sample.sidecar["fps"],
+        file=file.name,
+        playable=sample.playable(stage),
+      )
+      for stage, file in sample.files.items()
+    ]
 
-    def card(sample: StoredSample) -> gallery.GalleryItem:
-      return gallery.GalleryItem(
-        prompt=sample.prompt,
+  def gallery_items(self, limit: int | None = None) -> Iterator[gallery.GalleryItem]:
+    """The first `limit` samples as cards of a page, with their verdicts."""
+    samples = list(self.samples())
+    clips = collections.Counter(sample.prompt for sample in samples)
+    shown = collections.Counter[str]()
+    for sample in samples[:limit]:
+      prompt = sample.prompt
+      shown[prompt] += 1
+      part = f"{shown[prompt]} of {clips[prompt]} of this prompt" if clips[prompt] > 1 else None
+      yield gallery.GalleryItem(
+        prompt=prompt,
         number=sample.index,
-        stages=[
-          gallery.ShownClip(
-            name=stage,
-            frames=self.read(sample, stage),
-            fps=sample.sidecar["fps"],
-            file=file.name,
-          )
-          for stage, file in sample.files.items()
-        ],
+        stages=self.shown_clips(sample),
         seed=sample.sidecar["seed"],
         step=next(iter(sample.sidecar["steps"].values())),
         verdict=sample.verdict,
+        details={"clip": part},
       )
 
-    chosen = (s for i, s in enumerate(self.samples()) if limit is None or i < limit)
-    return gallery.write_gallery(self.path / GALLERY, map(card, chosen), title=title)
+  def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
+    """Writes the HTML page for the first `limit` samples."""
+    return gallery.write_gallery(self.path / GALLERY, self.gallery_items(limit), title=title)

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_WIDTH, _HEIGHT = 340, 170
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 8, 22
+_WIDTH, _HEIGHT = 340, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 12, 8, 38
 _COLORS = ("var(--line-1)", "var(--line-2)", "var(--line-3)", "var(--line-4)")
 _TICKS = 3
 # Name -> [(step, value)], steps ascending.
@@ -40,18 +40,21 @@ def chart(title: str, curves: Curves) -> dict[str, Any]:
   pad = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
   low, high = low - pad, high + pad
 
-  def x_of(step: float) -> str:
-    return f"{_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - left) / max(1, right - left):.1f}"
+  def x_of(step: float) -> float:
+    return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - left) / max(1, right - left), 1)
 
-  def y_of(value: float, below: float = 0) -> str:
-    return f"{_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low) + below:.1f}"
+  def y_of(value: float, below: float = 0) -> float:
+    return round(_TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low) + below, 1)
 
   return {
     "title": title,
+    "quantity": title.rpartition("/")[2].replace("_", " "),
     "width": _WIDTH,
     "height": _HEIGHT,
     "left": _LEFT,
     "right": _WIDTH - _RIGHT,
+    "top": _TOP,
+    "bottom": _HEIGHT - _BOTTOM,
     "grid": [(y_of(value), y_of(value, 3), f"{value:.3g}") for value in ticks(low, high)],
     "steps": [(x_of(step), f"{step:,.0f}") for step in ticks(left, right)],
     "curves": [
@@ -59,7 +62,7 @@ def chart(title: str, curves: Curves) -> dict[str, Any]:
         "name": name,
         "newest": f"{points[-1][1]:.4g}",
         "color": color,
-        "points": [(x_of(step), y_of(value)) for step, value in points],
+        "points": [(x_of(step), y_of(value), step, f"{value:.4g}") for step, value in points],
       }
       for color, (name, points) in zip(itertools.cycle(_COLORS), drawn.items())
     ],

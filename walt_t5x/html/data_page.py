@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.html.inspection import Shard, false_colors, psnr, source_clip
+from walt_t5x.html.inspection import Shards, false_colors, psnr, source_clip
 from walt_t5x.html.page import ShownClip, embed
 
 _EDGE = 176
 _STRIP_FRAMES = 5
 _BINS = 24
 _WIDTH, _HEIGHT = 260, 90
-# Column of a shard -> its title and unit.
+# Column of the shards -> its title and unit.
 _QUANTITIES = {
   "tokens": ("tokens per caption", ""),
   "words": ("words per caption", ""),
@@ -24,26 +24,36 @@ _QUANTITIES = {
 }
 
 
-def page_facts(shard: Shard, origin: Any, totals: Mapping[str, Any]) -> dict[str, object]:
-  """The table at the top."""
-  sidecar = shard.sidecar
-  rows = len(shard.columns["kilobytes"])
+def page_facts(
+  shards: Shards, origin: Any, *, num_shards: int, totals: Mapping[str, Mapping[str, int]]
+) -> dict[str, object]:
+  """The table at the top; `num_shards` of the folder, `totals` of each split."""
   facts: dict[str, object] = {
-    "folder": shard.folder,
-    "records in this shard": rows,
-    "megabytes": f"{sum(shard.columns['kilobytes']) / 1e3:.2f}",
+    "folder": shards.folder,
+    "shards read": f"{len(shards.names):,} of {num_shards:,}",
+    "records read": f"{len(shards.columns['kilobytes']):,}",
+    "megabytes read": f"{sum(shards.columns['kilobytes']) / 1e3:.2f}",
   }
-  if sidecar:
-    facts["rows of this shard"] = _outcomes(sidecar)
+  sidecars = shards.sidecars.values()
+  if sidecars:
+    counts = ("rows", "written", "rejected", "dead")
+    facts["rows of these shards"] = _outcomes(
+      {name: sum(sidecar[name] for sidecar in sidecars) for name in counts}
+    )
+  for name, sidecar in shards.sidecars.items():
     if sidecar.get("quarantined"):
-      facts["QUARANTINED"] = "; ".join(sidecar["quarantine"]["violations"])
-    facts |= {
-      f"decode PSNR {name}": f"{value['sum'] / value['count']:.2f} dB over {value['count']} rows"
-      for name, value in sidecar.get("psnr", {}).items()
-      if isinstance(value, Mapping) and value.get("count")
-    }
-  if totals:
-    facts["rows of the split"] = _outcomes(totals)
+      facts[f"QUARANTINED {name}"] = "; ".join(sidecar["quarantine"]["violations"])
+  errors: dict[str, list[float]] = {}
+  for sidecar in sidecars:
+    for name, value in sidecar.get("psnr", {}).items():
+      if isinstance(value, Mapping) and value.get("count"):
+        total, count = errors.get(name, (0, 0))
+        errors[name] = [total + value["sum"], count + value["count"]]
+  facts |= {
+    f"decode PSNR {name}": f"{total / count:.2f} dB over {count} rows"
+    for name, (total, count) in errors.items()
+  }
+  facts |= {f"rows of {split}": _outcomes(counts) for split, counts in totals.items()}
   if origin is None:
     facts["provenance"] = "none: the job has not finished"
     return facts
@@ -59,13 +69,17 @@ def _outcomes(counts: Mapping[str, int]) -> str:
   return "{rows}: {written} written, {rejected} rejected, {dead} dead".format_map(counts)
 
 
-def channel_tables(shard: Shard, origin: Any) -> list[dict[str, Any]]:
-  """Moments of the shard's latent channels next to those of the corpus; a channel is odd if they differ much."""
+def channel_tables(shards: Shards, origin: Any) -> list[dict[str, Any]]:
+  """Moments of the shards' latent channels next to those of the corpus; a channel is odd if they differ much."""
   from beam_jobs.shards.moments import Moments
 
+  moments: dict[str, Moments] = {}
+  for sidecar in shards.sidecars.values():
+    for name, raw in sidecar.get("moments", {}).items():
+      moments[name] = moments.get(name, Moments()) + Moments.from_json(raw)
   tables = []
-  for name, raw in sorted(shard.sidecar.get("moments", {}).items()):
-    mean, std = map(np.array, Moments.from_json(raw).mean_std())
+  for name, found in sorted(moments.items()):
+    mean, std = map(np.array, found.mean_std())
     columns = {"mean": mean, "std": std}
     odd = std <= 0
     if corpus := origin.latents.get(name) if origin else None:
@@ -78,12 +92,12 @@ def channel_tables(shard: Shard, origin: Any) -> list[dict[str, Any]]:
   return tables
 
 
-def histograms(shard: Shard, origin: Any) -> list[dict[str, Any]]:
-  """Distributions over the shard of the quantities that have a finite value."""
+def histograms(shards: Shards, origin: Any) -> list[dict[str, Any]]:
+  """Distributions over the shards of the quantities that have a finite value."""
   limit = origin.text_encoder.get("max_length") if origin and origin.text_encoder else None
   found = []
   for key, (title, unit) in _QUANTITIES.items():
-    values = np.asarray(shard.columns[key], np.float64)
+    values = np.asarray(shards.columns[key], np.float64)
     values = values[np.isfinite(values)]
     if len(values):
       found.append(_histogram(title, values, unit, limit if key == "tokens" else None))
@@ -135,7 +149,7 @@ def _histogram(title: str, values: np.ndarray, unit: str, marker: float | None) 
 
 
 def cards(
-  shard: Shard,
+  shards: Shards,
   *,
   decoder: Callable[[np.ndarray], np.ndarray] | None,
   media_root: str | None,
@@ -146,11 +160,11 @@ def cards(
 
   colored: dict[str, np.ndarray] = {}
   if decoder is None:
-    for name in {name for record in shard.sample for name in record.latents}:
-      holders = [record for record in shard.sample if name in record.latents]
+    for name in {name for _, record in shards.sample for name in record.latents}:
+      holders = [record for _, record in shards.sample if name in record.latents]
       pictures = false_colors([record.latents[name] for record in holders])
       colored |= {f"{record.id}{name}": frames for record, frames in zip(holders, pictures)}
-  for record in shard.sample:
+  for shard, record in shards.sample:
     clips, notes, source = [], {}, {}
     decoded = {name: decoder(z) for name, z in record.latents.items()} if decoder else {}
     sizes = {frames.shape[1:3] for frames in (*decoded.values(), *record.pixels.values())}
@@ -158,19 +172,31 @@ def cards(
       source = source_clip(record, sorted(sizes), media_root, origin)
       if isinstance(source, str):
         notes["source"], source = source, {}
-    for _, frames in sorted(source.items()):
-      clips.append(ShownClip(name="source", frames=frames, fps=record.fps))
-    for name, frames in sorted(decoded.items()):
-      note = f"PSNR {psnr(frames, source[frames.shape[1:3]]):.1f} dB" if source else ""
-      clips.append(ShownClip(name=f"decoded {name}", frames=frames, fps=record.fps, note=note))
-    for name, frames in sorted(record.pixels.items()):
-      clips.append(ShownClip(name=name, frames=frames, fps=record.fps))
+    # By size, each source followed by what was made of it.
+    made = {f"decoded {name}": frames for name, frames in decoded.items()} | dict(record.pixels)
+    for size in sorted(sizes):
+      if source:
+        clips.append(ShownClip(name="source", frames=source[size], fps=record.fps))
+      for name, frames in sorted(made.items()):
+        if frames.shape[1:3] == size:
+          note = (
+            f"PSNR {psnr(frames, source[size]):.1f} dB"
+            if source and name not in record.pixels
+            else ""
+          )
+          clips.append(ShownClip(name=name, frames=frames, fps=record.fps, note=note))
     if decoder is None:
       for name in sorted(record.latents):
         frames = colored[f"{record.id}{name}"]
         fps = record.fps * len(frames) / max(1, origin.num_frames if origin else len(frames))
         clips.append(ShownClip(name=f"{name} in false colors", frames=frames, fps=fps or 2.0))
-    facts = {"uri": record.uri, "label": record.label, "crop": record.crop, "id": record.id[:16]}
+    facts = {
+      "uri": record.uri,
+      "label": record.label,
+      "crop": record.crop,
+      "id": record.id[:16],
+      "shard": shard,
+    }
     if record.label == schema.NO_LABEL:
       facts.pop("label")
     if record.modality == "video":
@@ -179,6 +205,8 @@ def cards(
     searched = [*record.captions, *map(str, facts.values())]
     yield {
       "searched": " ".join(searched).lower(),
+      "state": "none",
+      "prompt": "",
       "captions": list(zip(record.captions, record.caption_weights, map(len, record.text_ids))),
       "facts": facts,
       "clips": [embed(clip, edge=_EDGE, strip=_STRIP_FRAMES) for clip in clips],

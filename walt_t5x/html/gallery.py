@@ -37,6 +37,7 @@ def write_gallery(
   *,
   title: str = "Generated clips",
   media: str = "mp4",
+  remarks: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
   """Writes the page atomically and returns its path.
 
@@ -45,6 +46,7 @@ def write_gallery(
     items: cards in order of appearance; an iterator is consumed one at a time.
     title: heading and window title.
     media: "mp4" (a video with a poster) or "webp" (an animated image, for viewers without H.264).
+    remarks: heading -> lines, shown above the cards.
 
   Raises:
     ValueError: `items` is empty, an item has no stages, or `media` is unknown.
@@ -59,7 +61,7 @@ def write_gallery(
       for stage, verdict in item.verdict.items():
         judged.update((stage, element) for element in verdict)
         right.update((stage, element) for element, fits in verdict.items() if fits)
-      yield _card(item, media)
+      yield card(item, media)
     if item is None:
       raise ValueError("A gallery needs at least one item.")
 
@@ -70,19 +72,25 @@ def write_gallery(
       lines.setdefault(stage, []).append(f"{element} {right[stage, element]}/{total}")
     return [f"{stage}: {', '.join(counts)}" for stage, counts in lines.items()]
 
-  return write_page(path, "gallery", title=title, cards=cards(), shares=shares)
+  return write_page(
+    path, "gallery", title=title, cards=cards(), shares=shares, remarks=remarks or {}
+  )
 
 
-def _card(item: GalleryItem, media: str) -> dict[str, Any]:
+def card(item: GalleryItem, media: str = "mp4") -> dict[str, Any]:
+  """The values of a card for the macro of `card.html.j2`; raises ValueError if the item has no stages."""
   if not item.stages:
     raise ValueError(f"The item {item.prompt!r} has no stages: give at least one clip.")
   verdicts = [fits for verdict in item.verdict.values() for fits in verdict.values()]
   facts = {"seed": item.seed, "step": item.step, **item.details}
   return {
     "prompt": item.prompt,
+    "searched": item.prompt.lower(),
     "number": item.number,
     "state": "none" if not verdicts else "right" if all(verdicts) else "wrong",
-    "verdict": item.verdict,
     "facts": " · ".join(f"{name} {value}" for name, value in facts.items() if value is not None),
-    "clips": [embed(stage, edge=_DISPLAY_EDGE, media=media) for stage in item.stages],
+    "clips": [
+      embed(stage, edge=_DISPLAY_EDGE, media=media) | {"verdict": item.verdict.get(stage.name, {})}
+      for stage in item.stages
+    ],
   }

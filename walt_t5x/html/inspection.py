@@ -1,9 +1,10 @@
-"""Contents of a page about a shard: its records' statistics, a sample of them, the ledgers, latents as images."""
+"""Contents of a page about shards: their records' statistics, a sample of them, the ledgers, latents as images."""
 
 import collections
 import dataclasses
 import hashlib
 import heapq
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +21,22 @@ _EXAMPLES = 5
 
 
 @dataclasses.dataclass(kw_only=True)
-class Shard:
-  """The contents of a shard.
+class Shards:
+  """The contents of some shards of a folder.
 
-  `columns` has one value per record or caption, `sample` the records to show, `sidecar` the notes of the job.
+  `columns` has one value per record or caption, `sample` the records to show with the names of their shards, `sidecars`
+  the notes of the job by the name of the shard.
   """
 
   folder: str
-  sidecar: Mapping[str, Any]
+  names: Sequence[str]
+  sidecars: Mapping[str, Mapping[str, Any]]
   columns: dict[str, list[float]]
-  sample: list[Any]
+  sample: list[tuple[str, Any]]
 
 
-def find_shard(path: str) -> tuple[str, str]:
-  """(folder, file name) of a shard, or of the first shard of a folder that has records.
+def find_shards(path: str) -> tuple[str, list[str]]:
+  """(folder, file names) of one shard, or of all shards of a folder.
 
   Raises:
     FileNotFoundError: the shard does not exist.
@@ -44,32 +47,46 @@ def find_shard(path: str) -> tuple[str, str]:
   if SHARD_NAME.fullmatch(name):
     if not storage.exists(path):
       raise FileNotFoundError(f"no shard at {path}")
-    return folder, name
-  names = [name for name in storage.names(path) if SHARD_NAME.fullmatch(name)]
-  # Empty shards come last: they have nothing to show.
-  names.sort(key=lambda name: (storage.size(storage.join(path, name)) == 0, name))
+    return folder, [name]
+  names = sorted(name for name in storage.names(path) if SHARD_NAME.fullmatch(name))
   if not names:
     raise FileNotFoundError(
       f"no shards in {path}; expected a cached task folder such as CACHE/shapes_videos, or one of its "
       "<split>.tfrecord-<i>-of-<n> files"
     )
-  return path.rstrip("/"), names[0]
+  return path.rstrip("/"), names
 
 
-def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
-  """Every record's statistics, and a sample of `rows` records selected by the seed and their ids."""
+def _draw(seed: int, name: str) -> bytes:
+  """Random bytes that depend only on the arguments."""
+  return hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
+
+
+def draw_shards(folder: str, names: Sequence[str], *, limit: int, seed: int) -> list[str]:
+  """At most `limit` of the shards, sorted: those that the seed and their names select, empty ones last."""
+  from walt_t5x.files import storage
+
+  def order(name: str) -> tuple[bool, bytes]:
+    return storage.size(storage.join(folder, name)) == 0, _draw(seed, name)
+
+  return sorted(sorted(names, key=order)[:limit] if len(names) > limit else names)
+
+
+def read_shards(folder: str, names: Sequence[str], *, rows: int, seed: int) -> Shards:
+  """The statistics of all records of some shards, and a sample of `rows` records selected by the seed and their ids."""
   from beam_jobs.shards.shard_files import QUARANTINE
   from data import schema, tfrecord
   from walt_t5x.files import storage
 
   columns = collections.defaultdict[str, list[float]](list)
-  sidecar_path = storage.join(folder, f"{name}.sidecar.json")
-  sidecar = storage.read_json(sidecar_path) if storage.exists(sidecar_path) else {}
-  # The records of a quarantined shard are in a separate file that seqio does not find.
-  path = storage.join(folder, f"{QUARANTINE}{name}" if sidecar.get("quarantined") else name)
+  sidecars = {name: storage.join(folder, f"{name}.sidecar.json") for name in names}
+  sidecars = {n: storage.read_json(file) for n, file in sidecars.items() if storage.exists(file)}
 
-  def drawn() -> Iterator[tuple[bytes, int, Any]]:
-    """(random bytes, index, record) of every record, whose statistics are added to the columns."""
+  def drawn(name: str) -> Iterator[tuple[bytes, str, int, Any]]:
+    """(random bytes, shard, index, record) of every record, whose statistics are added to the columns."""
+    # The records of a quarantined shard are in a separate file that seqio does not find.
+    held = sidecars.get(name, {}).get("quarantined")
+    path = storage.join(folder, f"{QUARANTINE}{name}" if held else name)
     with storage.open_raw(path) as stream:
       for index, payload in enumerate(tfrecord.read_records(stream, name=path)):
         record = schema.decode(payload)
@@ -82,12 +99,13 @@ def read_shard(folder: str, name: str, *, rows: int, seed: int) -> Shard:
           columns["start_seconds"].append(record.start_seconds)
         if record.label != schema.NO_LABEL:
           columns["label"].append(record.label)
-        yield hashlib.sha256(f"{seed}:{record.id}".encode()).digest()[:8], index, record
+        yield _draw(seed, record.id), name, index, record
 
+  records = itertools.chain.from_iterable(map(drawn, names))
   # At least one, because `nsmallest` reads nothing for none.
-  chosen = heapq.nsmallest(max(rows, 1), drawn())[:rows]
-  sample = [record for _, index, record in sorted(chosen, key=lambda entry: entry[1])]
-  return Shard(folder=folder, sidecar=sidecar, columns=columns, sample=sample)
+  chosen = heapq.nsmallest(max(rows, 1), records, key=lambda entry: entry[:3])[:rows]
+  sample = [(name, record) for _, name, _, record in sorted(chosen, key=lambda e: e[1:3])]
+  return Shards(folder=folder, names=names, sidecars=sidecars, columns=columns, sample=sample)
 
 
 def read_ledgers(folder: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ class ShownClip:
   """One clip of a card, such as that of the base model or of a super-resolution stage.
 
   frames: [T, H, W, 3], float in [0, 1] or uint8; a single frame is shown as an image.
-  file: name of the file that has the clip, shown as text.
+  file: name of the file that has the clip; the page saves the clip under this name.
+  playable: an .mp4 or .webm file with these frames, which is embedded as it is instead of an encoding of them.
   """
 
   name: str
@@ -39,6 +40,7 @@ class ShownClip:
   fps: float = 8.0
   note: str = ""
   file: str = ""
+  playable: Path | None = None
 
 
 def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
@@ -80,16 +82,19 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
   """
   frames = pixels.clip_to_uint8(clip.frames)
   count, height, width = frames.shape[:3]
+  suffix = ".png" if count == 1 else f".{media}"
   scale = max(1, round(edge / max(height, width)))
   fps = clip.fps or 8.0
   values = {
     "name": clip.name,
     "note": clip.note,
     "file": clip.file,
+    "download": Path(clip.file).with_suffix(suffix).name if clip.file else "",
     "fps": f"{fps:g}",
+    "verdict": {},
     "width": width * scale,
     "height": height * scale,
-    "facts": f"{count}×{height}×{width}" + (f", {clip.fps:g} fps" if count > 1 else ""),
+    "facts": f"{count}×{height}×{width}" + (f", {clip.fps:g}\u00a0fps" if count > 1 else ""),
     "video": "",
     "strip": "",
   }
@@ -98,8 +103,12 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
     return values | {"image": data_uri("image/webp", content)}
   values["image"] = _picture_uri(geometry.upscale(frames[:1], scale)[0])
   if count > 1:
-    content = writing.encode_video(frames, suffix=".mp4", fps=fps, crf=16, scale=scale)
-    values["video"] = data_uri("video/mp4", content)
+    if clip.playable:
+      content, suffix = clip.playable.read_bytes(), clip.playable.suffix
+      values["download"] = clip.playable.name
+    else:
+      content = writing.encode_video(frames, suffix=suffix, fps=fps, crf=16, scale=scale)
+    values["video"] = data_uri(f"video/{suffix[1:]}", content)
     if strip:
       chosen = np.unique(np.linspace(0, count - 1, strip).round().astype(int))
       sheet = np.concatenate(frames[chosen], axis=1)

@@ -100,16 +100,16 @@ class ScoreRow:
     name: such as FVD.
     value: with the standard deviation over folds.
     counts: number of samples and references.
-    network: name and fingerprint of the feature network, and whether its weights are the public ones.
     samples: the folder that was scored.
+    network: name and fingerprint of the feature network, and whether its weights are the public ones.
   """
 
   protocol: str
   name: str
   value: str
   counts: str
-  network: str = ""
   samples: str
+  network: str = ""
 
 
 def _network(entry: Mapping[str, Any]) -> str:

@@ -1,13 +1,13 @@
 """The report: scores, samples, and for each run its curves, data, checkpoints, plan and configuration."""
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from walt_t5x.html.curve_chart import chart, grouped
-from walt_t5x.html.page import data_uri, write_page
+from walt_t5x.html.gallery import GalleryItem, card
+from walt_t5x.html.page import write_page
 from walt_t5x.html.report_inputs import RunFolder, ScoreRow
 
 # Quantities whose curves are visible on the page; the others are collapsed below them.
@@ -22,7 +22,7 @@ def write_report(
   runs: Sequence[RunFolder],
   plans: Mapping[str, Mapping[str, Any] | str],
   scores: Sequence[ScoreRow],
-  samples: Sequence[Any],
+  samples: Iterable[GalleryItem],
 ) -> Path:
   """Writes the page atomically.
 
@@ -32,48 +32,38 @@ def write_report(
     runs: runs in order of appearance.
     plans: run name -> figures of `walt_t5x.plan`, or the reason why there are none.
     scores: scores of all sample folders.
-    samples: `generation.sample_folder.StoredSample`s to show.
+    samples: cards of samples; an iterator is consumed one at a time.
   """
   return write_page(
     path,
     "report",
     title=title,
     runs=[_run(run, plans.get(run.name, "not planned")) for run in runs],
-    scores=[dataclasses.astuple(score) for score in scores],
-    samples=map(_sample, samples),
+    scores=_score_tables(scores),
+    cards=map(card, samples),
   )
 
 
-def _medium(sample: Any, stage: str) -> dict[str, str]:
-  """A stage's files as one element: a video, an animation, or the first of the PNG frames."""
-  entry, best = sample.sidecar["stages"][stage], sample.files[stage]
-  files = {name: best.parent / file for name, file in entry.get("files", {}).items()}
-  files = files or {best.suffix[1:]: best}
-  for name, tag in (("mp4", "video"), ("webm", "video"), ("gif", "image")):
-    if name in files:
-      return {"label": stage, tag: data_uri(f"{tag}/{name}", files[name].read_bytes())}
-  first = min(files["png"].glob("*.png"))
-  return {"label": f"{stage}, first frame", "image": data_uri("image/png", first.read_bytes())}
-
-
-def _sample(sample: Any) -> dict[str, Any]:
-  stages = sample.sidecar["stages"]
-  return {
-    "prompt": sample.prompt,
-    "number": sample.index,
-    "seed": sample.sidecar.get("seed"),
-    "stages": [
-      {
-        "name": stage,
-        "size": "x".join(map(str, stages[stage]["shape"][:3])),
-        "fps": sample.sidecar["fps"],
-        "file": file.name,
-        "medium": _medium(sample, stage),
-        "verdict": sample.verdict.get(stage, {}),
-      }
-      for stage, file in sample.files.items()
-    ],
-  }
+def _score_tables(scores: Sequence[ScoreRow]) -> list[dict[str, Any]]:
+  """One table per protocol, folder and network: a line for each stage, a column for each score."""
+  tables: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+  for score in scores:
+    stage, _, name = score.name.rpartition(": ")
+    table = tables.setdefault((score.protocol, score.samples, score.network), {})
+    # "3 of 4" stays on one line.
+    value = score.value.replace(" of ", "\u00a0of\u00a0")
+    table.setdefault(stage, {"stage": stage})[name] = value
+    table[stage]["counts"] = score.counts
+  found = []
+  for (protocol, samples, network), stages in tables.items():
+    names = dict.fromkeys(name for line in stages.values() for name in line)
+    head = [name for name in names if name != "counts" and (name != "stage" or any(stages))]
+    head.append("counts")
+    rows = [[line.get(name, "") for name in head] for line in stages.values()]
+    found.append(
+      {"protocol": protocol, "samples": samples, "network": network, "head": head, "rows": rows}
+    )
+  return found
 
 
 def _facts(run: RunFolder, plan: Mapping[str, Any] | str) -> list[tuple[str, object]]:
@@ -102,10 +92,7 @@ def _provenance(provenance: Mapping[str, Any]) -> list[tuple[str, object]]:
   for name, value in sorted(provenance.items()):
     if name == "latents":
       rows += [
-        (
-          f"normalization of {field}",
-          f"{entry.get('channels')} channels, {entry.get('count', '?')} values",
-        )
+        (f"normalization of {field}", f"{entry.get('channels')} channels")
         for field, entry in sorted(value.items())
       ]
     elif name == "null_text":

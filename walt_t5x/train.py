@@ -46,6 +46,16 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
   gin_flags.check(argv, example="gin/tiny/base.gin")
+  try:
+    _train()
+  except KeyboardInterrupt:  # Outside the steps, where `engine.exits` handles it.
+    print(
+      "\ntrain: interrupted; the same command resumes from the last checkpoint", file=sys.stderr
+    )
+    sys.exit(128 + signal.SIGINT)
+
+
+def _train() -> None:
   from walt_t5x.engine import host_memory
 
   if host_memory.runs_on_cpu():

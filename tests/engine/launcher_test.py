@@ -145,6 +145,18 @@ def test_a_typo_ends_the_launch_with_a_message(launch, tmp_path, argument, messa
   assert message in end.value.code
 
 
+def test_ctrl_c_outside_the_steps_prints_one_line(launch, tmp_path, monkeypatch, capfd):
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(gin_config, "configured", lambda *_: interrupted)
+  with pytest.raises(SystemExit) as end:
+    launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=1")
+  assert end.value.code == 130
+  said = [line for line in capfd.readouterr().err.splitlines() if line]
+  assert said == ["train: interrupted; the same command resumes from the last checkpoint"]
+
+
 def test_gin_arguments_are_rewritten():
   assert gin_config.rewrite_gin_args(["--gin.A=1", "--gin.x/f.y='=z'", "--gin_file=a"]) == [
     "--gin_bindings=A = 1",

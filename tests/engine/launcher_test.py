@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -17,6 +18,7 @@ from walt_t5x.config import gin_config, gin_flags
 from walt_t5x.engine import checkpoints, exits, run_record
 from walt_t5x.engine.builtin.seeds import drawn_seed
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
+from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -169,15 +171,56 @@ def test_gin_arguments_are_rewritten():
 
 def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   given = {"schema_version": 1, "vae": {"fingerprint": "aa"}, "text_encoder": {"fingerprint": "tt"}}
-  run_record.record(str(tmp_path), given)
+  recorded = tmp_path / "provenance.json"
+  monkeypatch.setattr(toy.TASK, "walt_provenance", given, raising=False)
+  runs.train(tmp_path, 1)
+  assert json.loads(recorded.read_text()) == given
   run_record.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
-  monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
+  monkeypatch.setattr(toy.TASK, "walt_provenance", other)
   with pytest.raises(Mismatch) as error:
-    runs.train(tmp_path, 1)
+    runs.train(tmp_path, 2)
   for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
     assert part in str(error.value)
-  assert json.loads((tmp_path / "provenance.json").read_text()) == given
+  assert json.loads(recorded.read_text()) == given
+
+
+def _fail(*_, **__):
+  raise RuntimeError("to fail")
+
+
+@pytest.mark.parametrize(
+  ("where", "recorded"),
+  [
+    ({"summarize_config_fn": _fail}, False),
+    ((Trainer, "compile_train"), True),
+  ],
+)
+def test_a_start_that_took_no_step_leaves_nothing_to_the_corrected_command(
+  tmp_path, monkeypatch, where, recorded
+):
+  """The corrected command has other data and another seed."""
+  given = {"vae": {"fingerprint": "aa"}, "fps": 8}
+  monkeypatch.setattr(toy.TASK, "walt_provenance", given, raising=False)
+  with monkeypatch.context() as patch:
+    wrong = where if isinstance(where, dict) else {}
+    if not wrong:
+      patch.setattr(*where, _fail)
+    with pytest.raises(RuntimeError, match="to fail"):
+      runs.train(tmp_path, 6, random_seed=1, **wrong)
+  record = tmp_path / "provenance.json"
+  assert record.exists() == recorded
+  corrected = given | {"vae": {"fingerprint": "bb"}, "fps": 4}
+  monkeypatch.setattr(toy.TASK, "walt_provenance", corrected)
+  save = engine.CheckpointConfig(engine.SaveCheckpointConfig(period=5))
+  fresh, found = (
+    runs.flat(runs.train(tmp_path / name, 0, relative_steps=None, checkpoint_cfg=save))
+    for name in ("fresh", "")
+  )
+  assert json.loads(record.read_text()) == corrected
+  np.testing.assert_equal(found, fresh)
+  saved = checkpoints.load_params(tmp_path / "checkpoint_0")
+  np.testing.assert_array_equal(saved["kernel"], fresh["target/kernel"])
 
 
 def test_an_incomplete_line_is_removed(tmp_path):

@@ -185,9 +185,9 @@ def make_folder(path: PathLike) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
-  """Yields a temporary folder inside the local folder `path`, whose entries move there when the block ends without error.
+  """Yields a temporary folder in the local folder `path`; its entries move there when the block ends without an error.
 
-  After an error or a kill the next call starts from nothing. The entry that was written last moves last.
+  After an error or a kill, the next call starts from nothing. The entry that was written last moves last.
 
   Raises:
     FileExistsError: if `path` has entries other than those of a killed call.

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 EXIT_CODE = 75
 # A worker that has not connected by then is assumed dead.
 CONNECT_SECONDS = 600.0
-INTERRUPTED = "interrupted; run the same command again: finished shards are kept"
+INTERRUPTED = "interrupted; run the same command again: what is finished is kept"
 
 
 class WorkerDied(RuntimeError):

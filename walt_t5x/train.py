@@ -92,10 +92,10 @@ def _train() -> None:
   try:
     train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
-    logging.error("%s Exit code %d.", stopped, stopped.exit_code)
+    logging.error("%s Exit code %d.", gin_config.without_location(stopped), stopped.exit_code)
     sys.exit(stopped.exit_code)
   except (FileNotFoundError, Mismatch) as error:
-    sys.exit(f"train: {str(error).split(gin_config.LOCATION)[0]}")
+    sys.exit(f"train: {gin_config.without_location(error)}")
   jax.effects_barrier()
 
 

@@ -69,21 +69,21 @@ def _exit_on_interrupt() -> Iterator[None]:
 
   def leave(number: int, frame: Any) -> None:
     print(f"\npreprocess: {INTERRUPTED}", file=sys.stderr, flush=True)
-    threading.excepthook = lambda args: (
-      None
-    )  # The threads of the workers raise when these are killed.
+    # The threads of the workers raise when these are killed.
+    threading.excepthook = lambda args: None
     for worker in workers:
       if worker.poll() is None:
         os.killpg(worker.pid, signal.SIGKILL)
     os._exit(128 + number)
 
+  beam: Any = local_job_service
   main = threading.current_thread() is threading.main_thread()
   before = signal.signal(signal.SIGINT, leave) if main else None
-  local_job_service.subprocess = types.SimpleNamespace(Popen=popen)
+  beam.subprocess = types.SimpleNamespace(Popen=popen)
   try:
     yield
   finally:
-    local_job_service.subprocess = subprocess
+    beam.subprocess = subprocess
     if main:
       signal.signal(signal.SIGINT, before)
 

@@ -61,6 +61,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     origin |= encoders.origin(encoders.get_encoders(job.encoders))
   made_with = settings.settings_of(origin, job)
   replays.reject_replayed(args.output, args.task)
+  settings.discard_unwritten(args.output, args.task)
   settings.reject_fewer_clips(args.output, args.task, args.clips_per_video)
   settings.guard(args.output, args.task, made_with)
   digest = settings.settings_digest(made_with)
@@ -129,6 +130,8 @@ def report(output: str, summary: ledger.Summary, *, seconds: float) -> dict[str,
       print(f"  {kind} {reason}: {count}")
   if totals.dead:
     print(f"  dead letters: {output}/*/*.dead.jsonl (beam_jobs.replay runs them again)")
+  if totals.dead["missing"]:
+    print("  missing files: once they are there, the same command with --retry_dead reads them")
   for shard, violations in summary.quarantine.items():
     print(f"  quarantined {shard}: {'; '.join(violations[:3])}")
   for name, value in totals.to_json()["psnr"].items():

@@ -3,9 +3,9 @@
 #
 #   bash scripts/keep_training.sh .venv/bin/python -m walt_t5x.train --gin_file=... --gin.MODEL_DIR=\"...\"
 #
-# Exit code 0 is success; 65 (not finite) and 1, 2 (errors) are returned; after 70 (hung), 75 (preempted) and signals
-# (128 + n) the command is restarted, after a pause that doubles while it fails within RETRY_AFTER seconds. A SIGTERM to
-# this script is passed to the command and ends both.
+# Exit code 0 is success; 65 (not finite), 130 (Ctrl-C) and 1, 2 (errors) are returned; after 70 (hung), 75 (preempted)
+# and other signals (128 + n) the command is restarted, after a pause that doubles while it fails within RETRY_AFTER
+# seconds. A SIGTERM to this script is passed to the command and ends both.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/allocator.sh" || exit
 
@@ -29,7 +29,7 @@ while :; do
   fi
   case $code in
     70 | 75) ;;
-    *) if [ "$code" -lt 128 ]; then
+    *) if [ "$code" -lt 128 ] || [ "$code" -eq 130 ]; then
          echo "keep_training: exit code $code is not restarted; see the log above and docs/pods.md" >&2
          exit "$code"
        fi ;;

@@ -29,6 +29,7 @@ sys.exit(int(code))
     ("75 70 -9 0 1", 0, "1"),  # Preempted, hung, killed: restarted each time, until it finishes.
     ("75 65 0", 65, "0"),  # Not finite: a restart would repeat it.
     ("1 0", 1, "0"),
+    ("130 0", 130, "0"),  # Ctrl-C.
   ],
 )
 def test_a_resumable_run_is_restarted(tmp_path, codes, end, left):

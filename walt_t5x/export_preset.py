@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of the program."""
   gin_flags.define()
-  flags.DEFINE_string("output", None, "Folder to write; it must not exist.")
+  flags.DEFINE_string("output", None, "Folder to write; it must be new or empty.")
   flags.DEFINE_string("name", None, "Name of the preset; by default that of the folder.")
   flags.DEFINE_string("description", "", "One sentence about what it generates.")
   flags.DEFINE_string("license", None, "License of the weights, such as CC0-1.0.")

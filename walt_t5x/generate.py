@@ -126,21 +126,24 @@ def run(
   shown: dict[str, Any] = {}
   made = 0
   if not all(folder.finished(i) for i in range(count)):
-    cascade = load_cascade(config, infos, batch_size=settings.batch_size)
-    cut = cascade.cut_prompts(request.prompt for request in requests)
-    for prompt, tokens in list(cut.items())[:_CUT_SHOWN]:
-      logging.warning(
-        "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
-        prompt if len(prompt) < 80 else f"{prompt[:77]}...",
-        tokens,
-        config.text_length,
-        len(cut),
-      )
-    details = {"gin_sha256": hashlib.sha256(described.encode()).hexdigest(), **details}
-    for sample in make_samples(cascade, prepared, folder, details=details, shard=shard):
-      made += 1
-      if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
-        shown[f"samples/{sample.index}"] = sample
+    with run_identity.begun(folder.path, identity) as confirm:
+      cascade = load_cascade(config, infos, batch_size=settings.batch_size)
+      cut = cascade.cut_prompts(request.prompt for request in requests)
+      for prompt, tokens in list(cut.items())[:_CUT_SHOWN]:
+        logging.warning(
+          "The prompt %r has %d tokens; the stages read the first %d (%d such prompts).",
+          prompt if len(prompt) < 80 else f"{prompt[:77]}...",
+          tokens,
+          config.text_length,
+          len(cut),
+        )
+      details = {"gin_sha256": hashlib.sha256(described.encode()).hexdigest(), **details}
+      for sample in make_samples(
+        cascade, prepared, folder, details=details, shard=shard, before_writing=confirm
+      ):
+        made += 1
+        if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
+          shown[f"samples/{sample.index}"] = sample
   result = {"videos": count, "made": made, "seconds": round(time.monotonic() - started, 1)}
   if log_dir and shown:
     _log(log_dir, shown, step=infos[0].step, fps=settings.fps)

@@ -136,7 +136,7 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
 
   from walt_t5x.evaluation.clip_sources import in_batches
   from walt_t5x.evaluation.held_out_clips import UnreadableClip
-  from walt_t5x.evaluation.reconstruction import ReconstructionFolder
+  from walt_t5x.evaluation.reconstruction import SIDECARS, ReconstructionFolder
   from walt_t5x.generation import run_identity
   from walt_t5x.generation.pixel_codec import PixelCodec
   from walt_t5x.generation.stage_sampler import mesh_for
@@ -146,7 +146,8 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   total, clips = clips_of(args, vae)
   folder = ReconstructionFolder(args.output)
   decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")
-  run_identity.begin(args.output, tokenizer | {name: getattr(args, name) for name in decides})
+  identity = tokenizer | {name: getattr(args, name) for name in decides}
+  run_identity.begin(args.output, identity, finished=SIDECARS)
   complete_files = bool(args.media) and args.frames is None and not args.images
   rows = 1 if complete_files else args.batch_size
   mesh = mesh_for(rows, jax.local_devices())
@@ -180,15 +181,17 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   def shape(item: tuple[Any, Any]) -> Any:
     return None if complete_files else (len(item[1]), item[1][0].shape)
 
-  for batch in in_batches(wanted(), rows, key=shape):
-    group, frames = zip(*batch)
-    try:
-      folder.write(group, codec.reconstruct(frames))
-    except UnreadableClip as error:
-      skip(group[0], error)
-      continue
-    made += len(group)
-    bar.update(len(group))
+  with run_identity.begun(args.output, identity, finished=SIDECARS) as confirm:
+    for batch in in_batches(wanted(), rows, key=shape):
+      group, frames = zip(*batch)
+      confirm()
+      try:
+        folder.write(group, codec.reconstruct(frames))
+      except UnreadableClip as error:
+        skip(group[0], error)
+        continue
+      made += len(group)
+      bar.update(len(group))
   bar.close()
   return _finish(args, folder, names, skipped) | {
     "made": made,
@@ -216,7 +219,7 @@ def _finish(
     for file in folder.path.glob("skipped-*.jsonl")
     for line in file.read_text(encoding="utf-8").splitlines()
   }
-  passed_over -= set(finished)
+  passed_over = passed_over & names.keys() - set(finished)
   result: dict[str, Any] = {"clips": len(names), "skipped": len(passed_over)}
   if repeated := sum(names.values()) - len(names):
     result["repeated"] = repeated

@@ -49,6 +49,16 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
   gin_flags.check(argv, example="gin/tiny/base.gin")
+  try:
+    _train()
+  except KeyboardInterrupt:  # Outside the steps, where `engine.exits` handles it.
+    print(
+      "\ntrain: interrupted; the same command resumes from the last checkpoint", file=sys.stderr
+    )
+    sys.exit(128 + signal.SIGINT)
+
+
+def _train() -> None:
   from walt_t5x.engine import host_memory
 
   if host_memory.runs_on_cpu():
@@ -85,10 +95,10 @@ def main(argv: Sequence[str]) -> None:
   try:
     train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
-    logging.error("%s Exit code %d.", stopped, stopped.exit_code)
+    logging.error("%s Exit code %d.", gin_config.without_location(stopped), stopped.exit_code)
     sys.exit(stopped.exit_code)
   except (FileNotFoundError, Mismatch) as error:
-    sys.exit(f"train: {str(error).split(gin_config.LOCATION)[0]}")
+    sys.exit(f"train: {gin_config.without_location(error)}")
   jax.effects_barrier()
 
 

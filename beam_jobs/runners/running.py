@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from beam_jobs.runners import config_file
+from beam_jobs.runners import config_file, worker_deaths
 from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
 from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
@@ -120,6 +120,8 @@ def exit_code(
     code, told = 2, str(error)
   except LedgerError as error:
     code, told = 1, str(error)
+  except KeyboardInterrupt:
+    code, told = 130, worker_deaths.INTERRUPTED
   except (CannotWrite, RuntimeError) as error:
     # Beam passes on exceptions of workers as text.
     if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":

@@ -1,15 +1,19 @@
-"""Ends a job whose worker process died.
+"""Ends a job whose worker process died, or that Ctrl-C interrupts.
 
 Beam's local runner only logs the death of a worker (out of memory, SIGKILL) and waits for its answer indefinitely, in
 the launcher as well as in Beam's job service. A cluster's runner reassigns the work to another worker; here the
-launcher exits with a message and an exit code that `scripts/keep_training.sh` restarts. Finished shards are kept.
+launcher exits with a message and an exit code that `scripts/keep_training.sh` restarts. After Ctrl-C, Beam's threads
+would continue with their shards; the launcher kills its workers and exits. Finished shards are kept.
 """
 
 import contextlib
 import functools
 import os
+import signal
+import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -17,6 +21,7 @@ from typing import Any, NoReturn
 EXIT_CODE = 75
 # A worker that has not connected by then is assumed dead.
 CONNECT_SECONDS = 600.0
+INTERRUPTED = "interrupted; run the same command again: what is finished is kept"
 
 
 class WorkerDied(RuntimeError):
@@ -25,7 +30,7 @@ class WorkerDied(RuntimeError):
 
 @contextlib.contextmanager
 def end_with_workers() -> Iterator[None]:
-  """Inside the block, the process exits immediately with `EXIT_CODE` when a worker dies.
+  """Inside the block, the process exits immediately: with `EXIT_CODE` when a worker dies, with 130 after Ctrl-C.
 
   Detects the death of local worker processes, of workers in a pool whose job service is this process
   (`--job_endpoint=embed`) or `beam_jobs.job_service`, and of workers that a job service reports as `WorkerDied`.
@@ -39,7 +44,7 @@ def end_with_workers() -> Iterator[None]:
 
   threading.excepthook = hook
   try:
-    with notice_deaths():
+    with notice_deaths(), _exit_on_interrupt():
       yield
   except Exception as error:
     # A job service reports it in the text of its error.
@@ -48,6 +53,39 @@ def end_with_workers() -> Iterator[None]:
     _end(str(error).strip().rpartition(f"{WorkerDied.__name__}: ")[2])
   finally:
     threading.excepthook = before
+
+
+@contextlib.contextmanager
+def _exit_on_interrupt() -> Iterator[None]:
+  """Inside the block, Ctrl-C prints a line, kills the local workers and exits the process."""
+  from apache_beam.runners.portability import local_job_service
+
+  workers: list[subprocess.Popen] = []
+
+  def popen(*args: Any, **options: Any) -> subprocess.Popen:
+    # In its own session, a worker does not receive the terminal's Ctrl-C, after which it would print a traceback.
+    workers.append(subprocess.Popen(*args, start_new_session=True, **options))
+    return workers[-1]
+
+  def leave(number: int, frame: Any) -> None:
+    print(f"\npreprocess: {INTERRUPTED}", file=sys.stderr, flush=True)
+    # The threads of the workers raise when these are killed.
+    threading.excepthook = lambda args: None
+    for worker in workers:
+      if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGKILL)
+    os._exit(128 + number)
+
+  beam: Any = local_job_service
+  main = threading.current_thread() is threading.main_thread()
+  before = signal.signal(signal.SIGINT, leave) if main else None
+  beam.subprocess = types.SimpleNamespace(Popen=popen)
+  try:
+    yield
+  finally:
+    beam.subprocess = subprocess
+    if main:
+      signal.signal(signal.SIGINT, before)
 
 
 def _end(what: str) -> NoReturn:

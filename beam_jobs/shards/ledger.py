@@ -121,7 +121,8 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
   if not summary.completed:
     raise LedgerError(
       f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
-      f"ledgers {storage.join(output, '*', '*' + shard_files.DEAD)}"
+      f"ledgers {storage.join(output, '*', '*' + shard_files.DEAD)}. Correct the command, the manifest or the files, "
+      "and run it again in the same folder: it keeps nothing of this run"
     )
   statistics = latent_statistics(moments)
   for folder in summary.completed:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from beam_jobs.shards.shard_files import SIDECAR, parse_shard
+from beam_jobs.shards.shard_files import SIDECAR, parse_shard, read_sidecar
 from data import schema
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
@@ -46,6 +46,27 @@ def _clip_settings(clip: Any) -> dict[str, Any]:
 def settings_digest(settings: Mapping[str, Any]) -> str:
   """sha256 of the settings."""
   return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def discard_unwritten(output: str, task: str) -> None:
+  """Deletes the shards of a job that wrote no record, because all its rows were dead letters or rejected.
+
+  A corrected command would otherwise skip them as complete, or be rejected for its other settings.
+  """
+  folders = [task + suffix for suffix in TASK_SUFFIXES]
+  if any(storage.exists(storage.join(output, folder, "COMPLETED")) for folder in folders):
+    return
+  files = [
+    f"{folder}/{n}" for folder in folders for n in storage.names(storage.join(output, folder))
+  ]
+  shards = filter(None, (parse_shard(n.removesuffix(SIDECAR)) for n in files if SIDECAR in n))
+  made = [*filter(None, storage.for_each(lambda shard: read_sidecar(output, shard), shards))]
+  written = any(one["written"] + one["quarantined"] for one in made)
+  # Shards without rows say nothing about the job.
+  if not written and any(one["rows"] for one in made):
+    for name in files:
+      if ".tfrecord-" in name:
+        storage.delete(storage.join(output, name))
 
 
 def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:

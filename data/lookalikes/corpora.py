@@ -20,6 +20,7 @@ from pathlib import Path
 from data.lookalikes import imagenet, k600, t2v, ucf101
 from data.lookalikes.corpus import Corpus, Odd
 from walt_t5x.config import programs
+from walt_t5x.files import storage
 
 CORPORA = {"ucf101": ucf101, "k600": k600, "imagenet": imagenet, "t2v": t2v}
 
@@ -37,13 +38,12 @@ def write_corpus(
     seconds: makes the clips of k600 and t2v that long, and those of UCF-101 2 s long.
 
   Raises:
-    ValueError: the folder is not empty.
+    FileExistsError: the folder is not empty.
   """
-  if folder.is_dir() and any(folder.iterdir()):
-    raise ValueError(f"FOLDER: got {folder}, which is not empty, expected a new folder")
-  corpus = Corpus(folder, faults=faults, seed=seed, seconds=seconds)
-  CORPORA[name].write(corpus)
-  corpus.finish()
+  with storage.new_folder(folder) as made:
+    corpus = Corpus(made, faults=faults, seed=seed, seconds=seconds)
+    CORPORA[name].write(corpus)
+    corpus.finish()
   return corpus.odd
 
 

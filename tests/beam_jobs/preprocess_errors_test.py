@@ -9,7 +9,7 @@ import pytest
 from beam_jobs import preprocess, verify
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import ledger, settings
-from tests.beam_jobs.conftest import good_rows, save_checkpoint, write_manifest
+from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -73,11 +73,27 @@ def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
     job_flags.vae_fields_of_gin(str(gin))
 
 
-def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
-  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
-  with pytest.raises(ledger.LedgerError, match=r'none of 1 rows was written.*"missing": 1'):
-    preprocess.run(world.argv(manifest, tmp_path / "out"))
-  assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
+def test_runs_that_write_nothing_leave_nothing_to_the_corrected_command(tmp_path):
+  manifest = write_manifest(tmp_path, good_rows(tmp_path, videos=2, images=0))
+  (tmp_path / "wrong").mkdir()
+  other = write_manifest(tmp_path / "wrong", [{"uri": "nowhere.png", "caption": "x"}])
+  flags = {"manifest": manifest, "output": tmp_path / "out", "task": "toy", "content": "pixels"}
+  flags |= {"resolutions": "16x16", "num_frames": 9, "num_shards": 1, "decode_isolation": "thread"}
+
+  def run(**changes):
+    return preprocess.run([f"--{name}={value}" for name, value in (flags | changes).items()])
+
+  for wrong in (
+    {"media_root": "/nowhere"},
+    {"filter": "seconds>=99", "num_shards": 3},
+    {"manifest": other},  # Makes a folder that the corrected command does not have.
+  ):
+    with pytest.raises(ledger.LedgerError, match=r"none of . rows was written.*keeps nothing of"):
+      run(**wrong)
+    assert not list(tmp_path.glob("out/*/COMPLETED"))
+  assert run()["written"] == 2
+  run(output=tmp_path / "fresh")
+  assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
 def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, capsys):

@@ -213,12 +213,13 @@ def test_only_a_deleted_or_cut_shard_is_made_again(finished, monkeypatch):
   assert digests(folder / "out") == before
 
 
-def test_dead_letters_are_retried_on_request(tmp_path, world):
+def test_dead_letters_are_retried_on_request(tmp_path, world, capsys):
   clip = media.video(height=32, width=32)
   rows = [{"uri": "late.mp4", "caption": "x"}, {"uri": "early.mp4", "caption": "x"}]
   (tmp_path / "early.mp4").write_bytes(clip)
   argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out", num_shards=1)
   assert preprocess.run(argv)["dead_by_reason"] == {"missing": 1}
+  assert "the same command with --retry_dead reads them" in capsys.readouterr().out
   (tmp_path / "late.mp4").write_bytes(clip)
   assert preprocess.run(argv)["dead"] == 1
   assert preprocess.run([*argv, "--retry_dead"])["dead"] == 0

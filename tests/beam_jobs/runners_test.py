@@ -1,7 +1,8 @@
-"""A job on several runners, and after a kill, writes the same bytes. A worker process that dies ends its launcher."""
+"""A job on several runners, and after a kill or Ctrl-C, writes the same bytes. A dead worker ends its launcher."""
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +58,35 @@ def test_a_job_killed_inside_a_shard_resumes_to_the_same_bytes(tmp_path):
   assert 0 < len(closed) < 12
   preprocess.run(argv)
   assert digests(hard) == digests(calm)
+  assert all(path.stat().st_ino == inode for path, inode in closed.items())
+
+
+def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shards(tmp_path):
+  rows = [row | {"split": "train"} for row in good_rows(tmp_path, videos=6, images=0)]
+  manifest = write_manifest(tmp_path, rows)
+  calm, hard, log = tmp_path / "calm", tmp_path / "hard", tmp_path / "log"
+  preprocess.run(pixels(manifest, calm, shards=6))
+  argv = pixels(manifest, hard, shards=6)
+  argv[-1] = "--decode_isolation=process"
+  command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS]
+  with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], log) as job:
+    started = beam_runners.descendants(job.pid)
+    assert beam_runners.workers_of(job.pid)
+    before = len(log.read_text().splitlines())
+    # A terminal sends the signal to all processes of the job's group.
+    group = [pid for pid in started if os.getpgid(pid) == os.getpgid(job.pid)]
+    for pid in (*group, job.pid):
+      os.kill(pid, signal.SIGINT)
+    assert job.wait(30) == 130
+    said = [line for line in log.read_text().splitlines()[before:] if line]
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in started if os.path.exists(f"/proc/{pid}")]:
+      assert time.monotonic() < deadline, left
+      time.sleep(0.05)
+  assert said == [f"preprocess: {worker_deaths.INTERRUPTED}"]
+  closed = {path: path.stat().st_ino for path in hard.glob("*/*.sidecar.json")}
+  result = preprocess.run(argv)
+  assert result["dead"] == 0 and digests(hard) == digests(calm)
   assert all(path.stat().st_ino == inode for path, inode in closed.items())
 
 

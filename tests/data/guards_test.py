@@ -18,6 +18,7 @@ from tests.data.tasks_test import (
   _rows,
   _write_task,
 )
+from tests.engine import runs
 from walt_t5x.engine import run_record
 from walt_t5x.files.mismatch import Mismatch
 
@@ -55,6 +56,7 @@ def test_a_run_stops_at_examples_of_another_provenance(tmp_path, field, change):
   folder = tmp_path / "run"
   folder.mkdir()
   run_record.record(str(folder), json.loads(kept.to_json()))
+  runs.write_empty_checkpoint(folder, 1)
   run_record.record(str(folder), json.loads(kept.to_json()))
   other = json.loads(dataclasses.replace(kept, **change(kept)).to_json())
   before, now = json.loads(kept.to_json()), other

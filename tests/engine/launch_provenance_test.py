@@ -9,6 +9,7 @@ import seqio
 
 from data import cached_tasks, provenance, schema
 from tests.data.tasks_test import _write_task
+from tests.engine import runs
 from tests.engine.launcher_test import launch  # noqa: F401 - a fixture
 from walt_t5x import engine
 from walt_t5x.engine import run_record
@@ -111,6 +112,7 @@ def test_the_launcher_stops_at_a_cache_of_other_encoders(
   run = tmp_path / "run"
   run.mkdir()
   run_record.record(str(run), json.loads(_provenance().to_json()))
+  runs.write_empty_checkpoint(run, 1)
   change, old, new = OTHERS[field]
   kept = _provenance()
   other = _write_cache(tmp_path / "cache", dataclasses.replace(kept, **change(kept)))
@@ -118,7 +120,7 @@ def test_the_launcher_stops_at_a_cache_of_other_encoders(
     _train(launch, run, other, 2)
   for part in (field, old, new, "Point the run at the dataset it was trained on, or start a new"):
     assert part in str(error.value), part
-  assert engine.checkpoints.complete_steps(run) == []
+  assert engine.checkpoints.complete_steps(run) == [1]
 
 
 def test_the_launcher_stops_at_a_cache_of_another_schema(launch, tmp_path):  # noqa: F811

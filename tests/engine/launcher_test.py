@@ -145,6 +145,18 @@ def test_a_typo_ends_the_launch_with_a_message(launch, tmp_path, argument, messa
   assert message in end.value.code
 
 
+def test_ctrl_c_outside_the_steps_prints_one_line(launch, tmp_path, monkeypatch, capfd):
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(gin_config, "configured", lambda *_: interrupted)
+  with pytest.raises(SystemExit) as end:
+    launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=1")
+  assert end.value.code == 130
+  said = [line for line in capfd.readouterr().err.splitlines() if line]
+  assert said == ["train: interrupted; the same command resumes from the last checkpoint"]
+
+
 def test_gin_arguments_are_rewritten():
   assert gin_config.rewrite_gin_args(["--gin.A=1", "--gin.x/f.y='=z'", "--gin_file=a"]) == [
     "--gin_bindings=A = 1",
@@ -157,15 +169,29 @@ def test_gin_arguments_are_rewritten():
 
 def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   given = {"schema_version": 1, "vae": {"fingerprint": "aa"}, "text_encoder": {"fingerprint": "tt"}}
-  run_record.record(str(tmp_path), given)
+  recorded = tmp_path / "provenance.json"
+  monkeypatch.setattr(toy.TASK, "walt_provenance", given, raising=False)
+  runs.train(tmp_path, 1)
+  assert json.loads(recorded.read_text()) == given
   run_record.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
-  monkeypatch.setattr(toy.TASK, "walt_provenance", other, raising=False)
+  monkeypatch.setattr(toy.TASK, "walt_provenance", other)
   with pytest.raises(Mismatch) as error:
-    runs.train(tmp_path, 1)
+    runs.train(tmp_path, 2)
   for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
     assert part in str(error.value)
-  assert json.loads((tmp_path / "provenance.json").read_text()) == given
+  assert json.loads(recorded.read_text()) == given
+
+
+def test_a_start_that_is_not_accepted_records_no_data(tmp_path, monkeypatch):
+  monkeypatch.setattr(toy.TASK, "walt_provenance", {"fps": 8}, raising=False)
+
+  def reject(*_):
+    raise Mismatch("to fail")
+
+  with pytest.raises(Mismatch, match="to fail"):
+    runs.train(tmp_path, 1, summarize_config_fn=reject)
+  assert not (tmp_path / "provenance.json").exists()
 
 
 def test_an_incomplete_line_is_removed(tmp_path):

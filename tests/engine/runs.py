@@ -66,6 +66,15 @@ def train(model_dir: os.PathLike[str], total_steps: int, **changes: Any) -> Any:
   return engine.train(**(arguments | changes))[1]
 
 
+def write_empty_checkpoint(model_dir: pathlib.Path, step: int) -> None:
+  """A complete checkpoint, as its folder shows, without arrays."""
+  state = model_dir / f"checkpoint_{step}" / "state"
+  state.mkdir(parents=True)
+  (state.parent / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": 1}')
+  for name in ("_METADATA", "manifest.ocdbt"):
+    (state / name).write_text("{}")
+
+
 def lines(model_dir: os.PathLike[str]) -> list[dict[str, Any]]:
   """The training lines of `metrics.jsonl`."""
   text = (pathlib.Path(model_dir) / "metrics.jsonl").read_text()

@@ -1,8 +1,10 @@
-"""Failures of a run are visible in its metrics and exit code: NaN, SIGTERM, hangs, slow readers."""
+"""Failures of a run are visible in its metrics and exit code: NaN, SIGTERM, Ctrl-C, hangs, slow readers."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -112,30 +114,55 @@ def test_the_host_is_ahead_by_at_most_the_limit_and_never_waits_for_all(
   assert max(left) <= limit
 
 
-def test_sigterm_loses_no_step(tmp_path):
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+  """An uninterrupted run to step 12."""
+  folder = tmp_path_factory.mktemp("complete")
+  return folder, runs.train(folder, 12)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_sigterm_and_ctrl_c_lose_no_step(complete, tmp_path, number, code):
   """The run saves its current step, reports it, and resumes as if uninterrupted."""
 
-  class Terminated:
+  class Stopped:
     def run(self, state, metrics_by_task):
       if int(state.step) == 7:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
       return False
 
-  complete = runs.train(tmp_path / "complete", 12)
-  before = signal.getsignal(signal.SIGTERM)
+  folder, state = complete
+  before = signal.getsignal(number)
   with pytest.raises(
     exits.Preempted, match=r"after step 7; saved in .*checkpoint_7; start"
   ) as stop:
-    actions = {"TRAIN": [Terminated()]}
-    runs.train(tmp_path / "run", 12, actions=actions, concurrent_metrics=False)
-  assert stop.value.exit_code == 75
-  assert signal.getsignal(signal.SIGTERM) is before
-  assert checkpoints.complete_steps(tmp_path / "run") == [0, 5, 7]
-  resumed = runs.flat(runs.train(tmp_path / "run", 12))
-  for name, array in runs.flat(complete).items():
+    actions = {"TRAIN": [Stopped()]}
+    runs.train(tmp_path, 12, actions=actions, concurrent_metrics=False)
+  assert stop.value.exit_code == code
+  assert signal.getsignal(number) is before
+  assert checkpoints.complete_steps(tmp_path) == [0, 5, 7]
+  resumed = runs.flat(runs.train(tmp_path, 12))
+  for name, array in runs.flat(state).items():
     np.testing.assert_array_equal(resumed[name], array, err_msg=name)
-  ids = [[line["ids"] for line in runs.lines(tmp_path / name)] for name in ("complete", "run")]
+  ids = [[line["ids"] for line in runs.lines(path)] for path in (folder, tmp_path)]
   assert ids[0] == ids[1]
+
+
+def test_a_second_ctrl_c_ends_a_run_that_does_not_return_to_python(tmp_path):
+  code = """
+import ctypes, os, signal, threading, time
+from walt_t5x.engine import exits
+with exits.preemption_notice() as request:
+  os.kill(os.getpid(), signal.SIGINT)
+  assert request(1)
+  threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+  ctypes.CDLL(None).sleep(50)  # Like a compilation.
+"""
+  started = time.monotonic()
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+  assert done.returncode == exits.INTERRUPTED == 130, done.stderr
+  assert time.monotonic() - started < 40
+  assert len(done.stderr.splitlines()) == 1 and "a second Ctrl-C" in done.stderr
 
 
 def test_sigterm_before_the_first_step_ends_a_resumed_run_at_its_step(tmp_path):

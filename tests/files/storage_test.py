@@ -136,6 +136,29 @@ def test_a_killed_process_leaves_the_old_content(tmp_path):
   assert len(left) == 1 and left[0].startswith(storage.TEMPORARY) and left[0].endswith(".tmp")
 
 
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_new_folder_has_everything_or_nothing(tmp_path, existed):
+  path = tmp_path / "a" / "b"
+  if existed:
+    path.mkdir(parents=True)
+  with pytest.raises(KeyboardInterrupt), storage.new_folder(path) as folder:
+    (folder / "z").mkdir()
+    raise KeyboardInterrupt
+  assert path.exists() == existed and not list(path.glob("*"))
+  # A killed call leaves its temporary folder.
+  (path / f"{storage.TEMPORARY}0" / "z").mkdir(parents=True)
+  with storage.new_folder(path) as folder:
+    (folder / "z").mkdir()
+    (folder / "z" / "file").write_text("1")
+    (folder / "a").write_text("2")
+    assert [file.name for file in path.iterdir()] == [folder.name]
+  assert sorted(str(file.relative_to(path)) for file in path.rglob("*")) == ["a", "z", "z/file"]
+  with pytest.raises(FileExistsError, match="b, which is not empty"):
+    with storage.new_folder(path):
+      pass
+  assert len(list(path.iterdir())) == 2
+
+
 def test_a_file_is_replaced_and_renamed(folder):
   one, two = storage.join(folder, "one"), storage.join(folder, "two")
   storage.write(one, b"longer than the next content")

@@ -171,7 +171,7 @@ def test_unknown_presets_name_those_that_exist(preset, copy, monkeypatch, tmp_pa
 
 
 def test_parts_of_another_cascade_and_existing_folders_are_rejected(made, preset, tmp_path):
-  with pytest.raises(ValueError, match="exists: remove it"):
+  with pytest.raises(FileExistsError, match="is not empty, expected a new folder"):
     _export(made, preset.folder)
   other = dataclasses.replace(made, vae_ema=True, vae=cascades.vae(base_channels=8))
   with pytest.raises(ValueError, match="does not have the network that gin describes"):

@@ -139,6 +139,34 @@ def test_a_command_without_a_folder_finds_its_own_again(tmp_path, monkeypatch):
   assert list(map(str, found)) == ["samples", "samples_2", "samples", "samples_3", "samples_2"]
 
 
+def test_a_start_without_a_sample_does_not_bind_the_corrected_command(tmp_path, monkeypatch):
+  """It failed, or was killed; the folder of a command that runs is not taken."""
+  monkeypatch.chdir(tmp_path)
+  wrong, right = {"seed": 0}, {"seed": 1}
+  with pytest.raises(KeyboardInterrupt):
+    with run_identity.begun(run_identity.begin_free("samples", wrong), wrong):
+      raise KeyboardInterrupt
+  folder = run_identity.begin_free("samples", right)
+  assert folder == Path("samples") and json.loads((folder / "run.json").read_text()) == right
+  assert run_identity.begin_free("samples", wrong) == Path("samples_2")
+  run_identity.begin(folder, wrong)  # A folder that the command names; the other one was killed.
+  with run_identity.begun(folder, wrong) as confirm:
+    confirm()
+    (folder / "run.json").unlink()  # A second job of the same command failed.
+    confirm()
+    assert json.loads((folder / "run.json").read_text()) == wrong
+  with pytest.raises(Mismatch, match=r"another command began samples .* seed: was 1, is 0"):
+    with run_identity.begun(folder, wrong) as confirm:
+      run_identity.begin(folder, right)
+      confirm()
+  assert json.loads((folder / "run.json").read_text()) == right
+  with pytest.raises(KeyboardInterrupt), run_identity.begun(folder, right):
+    (folder / "00000.json").write_text("{}")
+    raise KeyboardInterrupt
+  with pytest.raises(Mismatch, match="started by another command"):
+    run_identity.begin(folder, wrong)
+
+
 def test_settings_have_the_names_of_the_flags_also_in_a_folder_of_an_earlier_version(tmp_path):
   stages = _stage_infos(tmp_path / "checkpoint_1")
   prepared = prepare([Request(prompt="p")], CONFIG, SamplingSettings(extensions=1))
@@ -146,6 +174,7 @@ def test_settings_have_the_names_of_the_flags_also_in_a_folder_of_an_earlier_ver
   assert {field.name for field in dataclasses.fields(SamplingSettings)} <= now.keys()
   before = {k: v for k, v in now.items() if k not in ("extensions", "decoded_conditioning")}
   run_identity.begin(tmp_path, before | {"rounds": 2, "decoded_given": False})
+  (tmp_path / "00000.json").write_text("{}")
   run_identity.begin(tmp_path, now)
   with pytest.raises(Mismatch, match=r"extensions: was 1, is 4\n") as error:
     run_identity.begin(tmp_path, now | {"extensions": 4, "decoded_conditioning": True})
@@ -154,6 +183,7 @@ def test_settings_have_the_names_of_the_flags_also_in_a_folder_of_an_earlier_ver
 
 def test_changed_lines_of_gin_are_shown_and_unknown_samples_are_rejected(tmp_path):
   run_identity.begin(tmp_path, {"gin": "a = 1\nb = 2\n"})
+  (tmp_path / "00000.json").write_text("{}")
   with pytest.raises(Mismatch, match=r"gin: was b = 2\n  gin: is b = 3"):
     run_identity.begin(tmp_path, {"gin": "a = 1\nb = 3\n"})
   other = tmp_path / "other"

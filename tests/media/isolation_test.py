@@ -42,6 +42,11 @@ def test_values_come_back_unchanged_from_one_process(pool):
   assert pid == again != os.getpid()
 
 
+def test_a_terminals_signals_do_not_reach_the_process(pool):
+  _, pid = pool("return")
+  assert os.getpgid(pid) == pid
+
+
 def test_each_failure_costs_one_call(pool):
   _, first = pool("return")
   with pytest.raises(MediaError, match="some words") as error:

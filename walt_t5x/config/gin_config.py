@@ -215,7 +215,12 @@ def bound(cls: type[Any]) -> Any:
   try:
     return make()
   except (TypeError, ValueError) as error:
-    raise GinError(str(error).split(LOCATION)[0]) from error
+    raise GinError(without_location(error)) from error
+
+
+def without_location(error: BaseException) -> str:
+  """The message of an error, without the calls that gin appends."""
+  return str(error).split(LOCATION)[0]
 
 
 def summarize_gin_config(model_dir: str, summary_writer: Any, step: int) -> None:

@@ -27,6 +27,7 @@ from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import file_sha256
 
 _COMMIT = "_CHECKPOINT_METADATA"
+_FIRST = "first_checkpoint.json"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
 
@@ -83,6 +84,30 @@ def complete_steps(model_dir: storage.PathLike) -> list[int]:
     else:
       logging.warning("Skipping %s: %s.", checkpoint_folder(model_dir, step), reason)
   return steps
+
+
+def record_first(model_dir: storage.PathLike, step: int) -> None:
+  """Notes that the checkpoint of this step is written before the run's first step."""
+  storage.write_json(storage.join(model_dir, _FIRST), {"step": step})
+
+
+def untrained_step(model_dir: storage.PathLike) -> int | None:
+  """The step of a model folder's only complete checkpoint if no step was taken before it, else None."""
+  file = storage.join(model_dir, _FIRST)
+  if not storage.exists(file):
+    return None
+  first = storage.read_json(file)["step"]
+  return first if _complete(model_dir) == [first] else None
+
+
+def has_trained(model_dir: storage.PathLike) -> bool:
+  """Whether a model folder has a complete checkpoint that a start with other settings must not replace."""
+  return bool(_complete(model_dir)) and untrained_step(model_dir) is None
+
+
+def _complete(model_dir: storage.PathLike) -> list[int]:
+  steps = all_steps(model_dir)
+  return [step for step in steps if why_incomplete(checkpoint_folder(model_dir, step)) is None]
 
 
 def find_checkpoint(path: storage.PathLike) -> str:

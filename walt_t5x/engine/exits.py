@@ -1,10 +1,11 @@
-"""How a run ends before its last step: exit codes, SIGTERM, and a watchdog for hangs.
+"""How a run ends before its last step: exit codes, SIGTERM, Ctrl-C, and a watchdog for hangs.
 
- 0   the run reached its last step, or an action stopped it
- 1   an error; the message describes it (bad configuration, foreign checkpoint, unreadable data, ...)
-65   NOT_FINITE: too many consecutive steps without a finite loss and gradient. A restart repeats them.
-70   HUNG: no progress for `RunSettings.watchdog_seconds`; the stacks are in the log. A restart resumes.
-75   PREEMPTED: SIGTERM was received and everything is saved. A restart resumes and loses nothing.
+  0  the run reached its last step, or an action stopped it
+  1  an error; the message describes it (bad configuration, foreign checkpoint, unreadable data, ...)
+ 65  NOT_FINITE: too many consecutive steps without a finite loss and gradient. A restart repeats them.
+ 70  HUNG: no progress for `RunSettings.watchdog_seconds`; the stacks are in the log. A restart resumes.
+ 75  PREEMPTED: SIGTERM was received and everything is saved. A restart resumes and loses nothing.
+130  INTERRUPTED: Ctrl-C (SIGINT) was received and everything is saved. A restart resumes and loses nothing.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from walt_t5x.files import storage
 NOT_FINITE = 65
 HUNG = 70
 PREEMPTED = 75
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class TrainingStopped(RuntimeError):
@@ -40,6 +42,12 @@ class Preempted(TrainingStopped):
   """SIGTERM was received; the state is saved if checkpoints are enabled."""
 
   exit_code = PREEMPTED
+
+
+class Interrupted(Preempted):
+  """Ctrl-C (SIGINT) was received; the state is saved if checkpoints are enabled."""
+
+  exit_code = INTERRUPTED
 
 
 class NotFinite(TrainingStopped):
@@ -56,32 +64,72 @@ class NotFinite(TrainingStopped):
     self.last_good_step = last_good_step
 
 
+class StopRequest:
+  """Whether the run should stop before a step: `f(step)`; the received signals are in `signals`."""
+
+  def __init__(self) -> None:
+    self.signals: list[int] = []
+
+  def __call__(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return bool(self.signals)
+
+  def error(self, message: str) -> Preempted:
+    """The error that ends the run."""
+    return (Interrupted if signal.SIGINT in self.signals else Preempted)(message)
+
+
 @contextlib.contextmanager
-def preemption_notice() -> Iterator[Callable[[int], bool]]:
-  """Listens for SIGTERM; gives `f(step)`, which is true if the run should stop before `step`.
+def preemption_notice() -> Iterator[StopRequest]:
+  """Listens for SIGTERM and SIGINT inside the block. A second SIGINT ends the process at once.
 
   A single process notices on its own. Several processes coordinate through JAX's coordination service, which reports a
-  SIGTERM to any of them: all stop after the same step, which none of them has completed yet. They call the function
+  SIGTERM to any of them: all stop after the same step, which none of them has completed yet. They call the request
   once per step.
   """
-  if jax.process_count() > 1:
-    yield multihost_utils.reached_preemption_sync_point
-    return
+  request = StopRequest()
   if threading.current_thread() is not threading.main_thread():  # Has no signals.
-    yield lambda step: False
+    yield request
     return
-
-  asked = threading.Event()
+  several = jax.process_count() > 1
 
   def handle(signum: int, frame: Any) -> None:
-    asked.set()
-    logging.warning("SIGTERM: saving and stopping after the current step.")
+    request.signals.append(signum)
+    if several:
+      os.kill(os.getpid(), signal.SIGTERM)  # For the coordination service.
 
-  before = signal.signal(signal.SIGTERM, handle)
+  before = {signal.SIGINT: signal.signal(signal.SIGINT, handle)}
+  if not several:
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, handle)
+  # Python calls a handler between two of its instructions, so after a compilation; the thread answers immediately.
+  received, sent = os.pipe()
+  os.set_blocking(sent, False)
+  old = signal.set_wakeup_fd(sent)
+  threading.Thread(target=_announce, args=(received,), daemon=True).start()
   try:
-    yield lambda step: asked.is_set()
+    yield request
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.set_wakeup_fd(old)
+    os.close(sent)  # Ends the thread.
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _announce(received: int) -> None:
+  """Reports each signal whose number arrives in the pipe, and exits at the second SIGINT."""
+  interrupts = 0
+  with open(received, "rb", buffering=0) as numbers:
+    while byte := numbers.read(1):
+      if byte[0] == signal.SIGTERM:
+        logging.warning("SIGTERM: saving and stopping after the current step.")
+      elif byte[0] == signal.SIGINT and interrupts:
+        os._exit(INTERRUPTED)
+      elif byte[0] == signal.SIGINT:
+        interrupts += 1
+        logging.warning(
+          "Ctrl-C: saving and stopping after the current step; a second Ctrl-C ends the run at once."
+        )
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 
 from walt_t5x.config import gin_config
+from walt_t5x.engine import checkpoints
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 MODEL_FILE = "model.json"
 MODEL_FORMAT = 1
+FILE_NAME = "provenance.json"
 # Provenance fields of a prepared task that determine the meaning of an example. Others may change between restarts.
 _FIELDS = (
   ("schema_version",),
@@ -55,7 +57,7 @@ class RecordRun:
     given = getattr(self.dataset, "walt_provenance", None)
     if given is not None:
       if self.of_run is not None:
-        file = storage.join(storage.run_folder(self.of_run), "provenance.json")
+        file = storage.join(storage.run_folder(self.of_run), FILE_NAME)
         if not storage.exists(file):
           raise FileNotFoundError(
             f"{file} does not exist, so the training data of {self.of_run} is unknown; set a run's folder or a "
@@ -68,12 +70,25 @@ class RecordRun:
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
-def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
-  """Writes a dataset's provenance to `<model_dir>/provenance.json`; `Mismatch` if an existing one differs."""
-  file = storage.join(model_dir, "provenance.json")
-  if storage.exists(file):
+def check(model_dir: str, provenance: Mapping[str, Any]) -> None:
+  """Raises `Mismatch` if the run in the folder was trained on data of another meaning."""
+  file = storage.join(model_dir, FILE_NAME)
+  if storage.exists(file) and checkpoints.has_trained(model_dir):
     compare(storage.read_json(file), provenance, where=file)
-  elif jax.process_index() == 0:
+
+
+def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
+  """Writes a dataset's provenance to `<model_dir>/provenance.json`, once everything else about a run was accepted.
+
+  The file of a run that has taken steps is kept, that of a start without a step is replaced.
+
+  Raises:
+    Mismatch: as `check`.
+  """
+  check(model_dir, provenance)
+  file = storage.join(model_dir, FILE_NAME)
+  keep = storage.exists(file) and checkpoints.has_trained(model_dir)
+  if jax.process_index() == 0 and not keep:
     storage.write_json(file, provenance, sort_keys=True)
 
 

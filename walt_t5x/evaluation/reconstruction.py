@@ -25,6 +25,7 @@ from walt_t5x.metrics.pixel_distances import psnr_of_error
 from walt_t5x.metrics.scene_captions import names_shape, score
 
 MANIFEST = "manifest.jsonl"
+SIDECARS = "sidecars/**/*.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

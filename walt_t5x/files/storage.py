@@ -11,7 +11,9 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import re
+import shutil
 import sys
 import tempfile
 import uuid
@@ -185,6 +187,39 @@ def make_folder(path: PathLike) -> None:
     os.makedirs(path, exist_ok=True)
   elif not _is_object_store(path):
     retried("create", path, lambda: _remote(path).makedirs(path, exist_ok=True))
+
+
+@contextlib.contextmanager
+def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary folder in the local folder `path`; its entries move there when the block ends without an error.
+
+  After an error or a kill, the next call starts from nothing. The entry that was written last moves last.
+
+  Raises:
+    FileExistsError: if `path` has entries other than those of a killed call.
+  """
+  path = pathlib.Path(path)
+  existed = path.exists()
+  if existed and (not path.is_dir() or any(not _is_temporary(e) for e in path.iterdir())):
+    raise FileExistsError(f"got {path}, which is not empty, expected a new folder")
+  path.mkdir(parents=True, exist_ok=True)
+  for left in path.iterdir():
+    shutil.rmtree(left)
+  work = path / f"{TEMPORARY}{uuid.uuid4().hex}"
+  work.mkdir()
+  try:
+    yield work
+    for entry in sorted(work.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
+      os.replace(entry, path / entry.name)
+  finally:
+    shutil.rmtree(work)
+    if not existed:
+      with contextlib.suppress(OSError):  # It is not empty.
+        path.rmdir()
+
+
+def _is_temporary(path: pathlib.Path) -> bool:
+  return path.name.startswith(TEMPORARY) and path.is_dir()
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

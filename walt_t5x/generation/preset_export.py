@@ -50,7 +50,7 @@ def export(
   license_name: str,
   trained_by: str,
 ) -> presets.Preset:
-  """Writes the folder `output`, which must not exist, and returns the preset as it is read back.
+  """Writes the folder `output`, which must not exist or be empty, and returns the preset as it is read back.
 
   Args:
     gin_config: the text of `config`, complete, each path on one line.
@@ -61,46 +61,45 @@ def export(
 
   Raises:
     FileNotFoundError: a part is missing.
-    ValueError: `output` exists, the parts do not belong together, or two parts have one folder name.
+    FileExistsError: `output` is not empty.
+    ValueError: the parts do not belong together, or two parts have one folder name.
   """
-  if output.exists():
-    raise ValueError(f"--output={output} exists: remove it, or set another folder")
   names = [VAE, TEXT, *(stage.name for stage in config.stages)]
   if len(set(names)) < len(names):
     raise ValueError(f"the folders of the parts would be {names}: rename the stages")
-  infos = read_infos(config)
-  trained = infos[0].provenance
-  params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
-  places = {config.vae_checkpoint: VAE}
-  parts = {VAE: _write_model(output / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
-  fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
-  if config.text_encoder and encoder is not None:
-    parts[TEXT] = fingerprints["text_encoder"] = _write_text(output / TEXT, encoder)
-    places[config.text_encoder] = TEXT
-  for info in infos:
-    stage, folder = info.config, output / info.config.name
-    weights = load_params(info.checkpoint, ema=stage.ema)
-    parts[stage.name] = _write_model(folder, stage.checkpoint, weights)
-    storage.write(folder / PROVENANCE, _provenance(info, fingerprints))
-    places[stage.checkpoint] = stage.name
-  storage.write(output / presets.GIN_FILE, _with_places(gin_config, places))
-  written = [f.relative_to(output).as_posix() for f in output.rglob("*") if f.is_file()]
-  files = presets.files_of(output, written)
-  record = {
-    "format": presets.FORMAT,
-    "name": name,
-    "description": description,
-    "license": license_name,
-    "trained_by": trained_by,
-    "walt_t5x": walt_t5x.__version__,
-    "fps": trained.fps,
-    "stages": {info.config.name: _size(info, config) for info in infos},
-    "parts": parts,
-    "files": files,
-    "bytes": sum(file["bytes"] for file in files.values()),
-  }
-  # Last: a folder without it is not a preset.
-  storage.write(output / presets.RECORD, presets.encoded(record))
+  with storage.new_folder(output) as folder:
+    infos = read_infos(config)
+    params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
+    places = {config.vae_checkpoint: VAE}
+    parts = {VAE: _write_model(folder / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
+    fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
+    if config.text_encoder and encoder is not None:
+      parts[TEXT] = fingerprints["text_encoder"] = _write_text(folder / TEXT, encoder)
+      places[config.text_encoder] = TEXT
+    for info in infos:
+      stage, part = info.config, folder / info.config.name
+      weights = load_params(info.checkpoint, ema=stage.ema)
+      parts[stage.name] = _write_model(part, stage.checkpoint, weights)
+      storage.write(part / PROVENANCE, _provenance(info, fingerprints))
+      places[stage.checkpoint] = stage.name
+    storage.write(folder / presets.GIN_FILE, _with_places(gin_config, places))
+    written = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
+    files = presets.files_of(folder, written)
+    record = {
+      "format": presets.FORMAT,
+      "name": name,
+      "description": description,
+      "license": license_name,
+      "trained_by": trained_by,
+      "walt_t5x": walt_t5x.__version__,
+      "fps": infos[0].provenance.fps,
+      "stages": {info.config.name: _size(info, config) for info in infos},
+      "parts": parts,
+      "files": files,
+      "bytes": sum(file["bytes"] for file in files.values()),
+    }
+    # Last: a folder without it is not a preset.
+    storage.write(folder / presets.RECORD, presets.encoded(record))
   return presets.read(output)
 
 

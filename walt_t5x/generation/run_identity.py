@@ -1,9 +1,10 @@
 """Records what determines the samples of a folder, so that a command resumes only its own samples."""
 
+import contextlib
 import difflib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,56 +12,96 @@ from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 RUN = "run.json"
+# The sidecars of `SampleFolder`.
+_FINISHED = "[0-9]*.json"
 
 
-def begin(folder: Path, identity: Mapping[str, Any]) -> None:
-  """Writes `run.json` into a new folder, or checks that the folder was started by the same command.
+def begin(folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHED) -> None:
+  """Writes `run.json`, or checks that the folder was started by the same command.
+
+  A start that finished no sample, such as one that failed or was killed early, does not bind the next command.
 
   Args:
     folder: folder of the samples.
     identity: JSON values by name; strings of several lines are compared line by line.
+    finished: pattern of the files that finished samples have.
 
   Raises:
     Mismatch: the command differs; names the differences with both values.
     OSError: the folder cannot be written.
   """
   file = folder / RUN
-  identity = json.loads(json.dumps(identity))
-  if not file.exists():
-    if any(folder.glob("[0-9]*.json")):
+  changes = _changes(file, identity)
+  if file.exists() and not changes:
+    return
+  if any(folder.glob(finished)):
+    if not file.exists():
       raise Mismatch(
         f"{folder} has samples but no {RUN}: they are of an earlier version or another program; set another --output"
       )
-    try:
-      storage.write_json(file, identity)
-    except OSError as error:
-      raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
-    return
-  found = _read(file)
-  changes = [
-    change
-    for name in sorted(found.keys() | identity.keys())
-    if found.get(name) != identity.get(name)
-    for change in _differences(name, found.get(name), identity.get(name))
-  ]
-  if changes:
     raise Mismatch(
       f"{folder} was started by another command; its samples would be mixed:\n  "
       + "\n  ".join(changes[:10])
       + "\nRun the original command to finish it, or set another --output."
     )
+  try:
+    storage.write_json(file, json.loads(json.dumps(identity)))
+  except OSError as error:
+    raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
 
 
 def begin_free(name: str, identity: Mapping[str, Any]) -> Path:
-  """`begin` in the first of the folders `name`, `name_2` and so on without another command's samples; returns it."""
+  """`begin` in the first of the folders `name`, `name_2` and so on that is not another command's; returns it."""
   for number in itertools.count(1):
     folder = Path(name if number == 1 else f"{name}_{number}")
+    # Another command may be about to finish its first sample.
+    if _changes(folder / RUN, identity):
+      continue
     try:
       begin(folder, identity)
     except Mismatch:
       continue
     return folder
   raise AssertionError("the loop has no end")
+
+
+@contextlib.contextmanager
+def begun(
+  folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHED
+) -> Iterator[Callable[[], None]]:
+  """Yields a function to call before samples are written; `run.json` is removed if the block fails without a sample.
+
+  The function raises `Mismatch` if another command began the folder since.
+  """
+  file = folder / RUN
+
+  def confirm() -> None:
+    if changes := _changes(file, identity):
+      raise Mismatch(
+        f"another command began {folder} before this one finished a sample: {changes[0]}; set another --output"
+      )
+    # Another shard of the same command may have failed.
+    begin(folder, identity, finished=finished)
+
+  try:
+    yield confirm
+  except BaseException:
+    if not any(folder.glob(finished)) and not _changes(file, identity):
+      storage.delete(file)
+    raise
+
+
+def _changes(file: Path, identity: Mapping[str, Any]) -> list[str]:
+  """The differences between a `run.json` and this command; empty without a file."""
+  if not file.exists():
+    return []
+  found, identity = _read(file), json.loads(json.dumps(identity))
+  return [
+    change
+    for name in sorted(found.keys() | identity.keys())
+    if found.get(name) != identity.get(name)
+    for change in _differences(name, found.get(name), identity.get(name))
+  ]
 
 
 def _read(file: Path) -> dict[str, Any]:

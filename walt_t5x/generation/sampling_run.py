@@ -7,7 +7,7 @@ missing samples are written.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -36,10 +36,11 @@ def make_samples(
   *,
   details: Mapping[str, Any],
   shard: tuple[int, int] = (0, 1),
+  before_writing: Callable[[], None] = lambda: None,
 ) -> Iterator[Sample]:
   """Generates the missing samples of a shard (number, count); yields each one once it is on disk.
 
-  `details` are additional fields of every sidecar.
+  `details` are additional fields of every sidecar; `before_writing` is called once per batch.
   """
   settings = prepared.settings
   count = len(prepared.requests) * settings.num_samples
@@ -61,6 +62,7 @@ def make_samples(
       batches = [prepared.batch(indices) for indices in group]
       made = cascade.run(batches, progress=lambda stage, extension: bars[stage].update())
       for indices, batch, samples in zip(group, batches, made):
+        before_writing()
         for sample, media in zip(samples, batch.media):
           if sample.index in missing[indices]:
             write_sample(

@@ -92,6 +92,8 @@ class _Worker:
         [*command, str(memory_bytes or 0)],
         pass_fds=(theirs.fileno(),),
         stdin=subprocess.DEVNULL,
+        # Ctrl-C in a terminal would end it too, and the caller would report a crash of the decoder.
+        start_new_session=True,
         # One thread per process: several processes share the machine.
         env=os.environ | {"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
       )
@@ -167,5 +169,5 @@ if __name__ == "__main__":
   if int(sys.argv[2]):
     _limit_memory(int(sys.argv[2]))
   # This process exits when the parent closes the connection or exits.
-  with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+  with contextlib.suppress(EOFError, OSError):
     _serve(Connection(int(sys.argv[1])))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
+from walt_t5x.files import storage
 from walt_t5x.files.array_pickle import read_array_pickle
 
 
@@ -44,7 +45,8 @@ def main() -> None:
 
   with options.input.open("rb") as file:
     named = to_torch_names(read_array_pickle(file))
-  save_file(named, options.output)
+  with storage.writer(options.output) as stream:
+    save_file(named, stream.name)
   print(f"{options.output}: {sum(v.size for v in named.values()):,} weights")
 
 

@@ -105,6 +105,10 @@ class CheckpointManager:
       items["dataset"] = RowPosition(iterator, self._layout)
     return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
+  def delete(self, step: int) -> None:
+    """Deletes a checkpoint."""
+    self._manager.delete(step)
+
   def wait(self) -> None:
     """Waits until everything is on disk; raises the error of a failed write."""
     self._manager.wait_until_finished()

@@ -211,8 +211,8 @@ class MainLoop:
       self._save()
       self.manager.wait()
       saved = f"saved in {checkpoints.checkpoint_folder(self.model_dir, self.step)}"
-    raise exits.Preempted(
-      f"Preempted after step {self.step}; {saved}; start the same command again to resume."
+    raise self._stop_before.error(
+      f"Stopped after step {self.step}; {saved}; start the same command again to resume."
     )
 
   def _act(self, mode: str, results: Mapping[str, Any]) -> None:

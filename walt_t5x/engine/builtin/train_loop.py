@@ -121,7 +121,7 @@ def train(
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
   provenance = getattr(datasets.mixture_or_task(train_dataset_cfg), "walt_provenance", None)
   if provenance is not None:
-    run_record.record(model_dir, provenance)
+    run_record.check(model_dir, provenance)
   given = train_dataset_cfg.seed
   row_seeds = RowSeeds(model_dir, seed if given is None else given)
 
@@ -149,8 +149,10 @@ def train(
     model, input_spec=iterator.element_spec, partitioner=partitioner
   )
   restorer = Restorer(initializer, init_rng)
+  # The checkpoint of an earlier start that took no step, perhaps with settings that were corrected since.
+  replaced = checkpoints.untrained_step(model_dir)
   set_incomplete_aside(model_dir)
-  resumed = restorer.newest(model_dir)
+  resumed = restorer.newest(model_dir) if replaced is None else None
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
@@ -195,6 +197,15 @@ def train(
       model_dir, config=save_cfg, layout=layout, keep_every=settings.keep_every
     )
 
+  def begin(writer: Any, step: int) -> None:
+    summarize_config_fn(model_dir, writer, step)
+    if provenance is not None:
+      run_record.record(model_dir, provenance)
+    if manager is not None and replaced is not None:
+      manager.delete(replaced)
+    if resumed is None and jax.process_index() == 0:
+      checkpoints.record_first(model_dir, first_step)
+
   # ---- Training ----
   trainer = trainer_cls(
     model=model,
@@ -222,7 +233,7 @@ def train(
     concurrent_metrics=concurrent_metrics,
   )
   last = loop.run(
-    before=functools.partial(summarize_config_fn, model_dir),
+    before=begin,
     eval_first=bool(eval_rows) and run_eval_before_training,
   )
   multihost_utils.sync_global_devices("trained")

@@ -1,5 +1,6 @@
 """Programs on tiny inputs in this process, with a way to compare their folders, for `benchmarks.failed_starts`."""
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -126,7 +127,7 @@ def _generation(inputs: Path) -> Program:
       mock.patch.object(loading, "load_cascade", load),
     ):
       gin = f"STEPS = {binding}\ntext_encoder = {text_encoder!r}\n"
-      generate.run(config, requests, settings, output=str(output), gin_config=gin)
+      generate.run(config, requests, settings, output=str(output), described=gin)
 
   return Program(run, _files)
 
@@ -157,10 +158,10 @@ def _reconstruction(inputs: Path) -> Program:
       videos = np.stack([np.stack(list(one)) for one in frames])
       yield videos, videos
 
-  def load(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, dict[str, Any]]:
-    if checkpoint == "/missing":
+  def load(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    if args.vae_checkpoint == "/missing":
       raise FileNotFoundError("no complete checkpoint in /missing")
-    return None, None, {"vae_fingerprint": checkpoint}
+    return None, None, {"vae_fingerprint": args.vae_checkpoint}
 
   def run(output: Path, **changes: Any) -> None:
     flags = {"vae_gin_file": "g", "vae_checkpoint": "c", "cache": inputs, "batch_size": 1}

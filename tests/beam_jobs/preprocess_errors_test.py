@@ -75,7 +75,10 @@ def test_a_gin_file_without_a_vae_is_rejected(tmp_path):
 
 def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
   manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
-  with pytest.raises(ledger.LedgerError, match=r'none of 1 rows was written.*"missing": 1'):
+  with pytest.raises(
+    ledger.LedgerError,
+    match=r"none of 1 rows was written: missing 1\n.*\n.*see .*/\*/\*\.dead\.jsonl$",
+  ):
     preprocess.run(world.argv(manifest, tmp_path / "out"))
   assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
 

@@ -49,7 +49,9 @@ def write(output, shard, records=(), *, dead=(), rejected=(), band=None, rows="r
   options = {"settings_digest": digest, "rows_digest": rows, "band": band}
   with shard_files.ShardWriter(str(output), shard, **options) as writer:
     for record in records:
-      writer.write(record)
+      # Captions of 3 tokens had 7.
+      lengths = [7 if len(ids) == 3 else len(ids) for ids in record.text_ids]
+      writer.write(record, token_lengths=lengths)
       for name in record.latents:
         writer.measure(name, 20.0 + len(record.captions))
     for number, reason in enumerate(dead):

@@ -26,6 +26,9 @@ def test_a_finished_job_adds_up(tmp_path):
     "dead_by_reason": {"missing": 1, "x": 1},
     "bytes": sum(sidecar["bytes"] for sidecar in made.values()),
     "captions": 9,
+    "captions_cut": 4,
+    "longest_caption": 7,
+    "without_condition": 0,
     "tokens": 21,
     "psnr": {examples.IMAGES: 22.0, examples.VIDEOS: (22 * 3 + 21) / 4},
   }
@@ -35,6 +38,7 @@ def test_a_finished_job_adds_up(tmp_path):
     **{"examples": 3, "rows": 5, "written": 3, "rejected": 1, "dead": 1, "quarantined": 0},
     **{"rejected_by_reason": {"small": 1}, "dead_by_reason": {"missing": 1}},
     **{"captions": 5, "tokens": 11, "psnr": {examples.VIDEOS: 65 / 3}, "quarantined_shards": []},
+    **{"captions_cut": 2, "longest_caption": 7, "without_condition": 0},
     "bytes": sum(made[examples.shard(i)]["bytes"] for i in (0, 1)),
   }
   for name, count in (("train", 2), ("validation", 1)):
@@ -137,7 +141,13 @@ def test_a_folder_without_a_record_is_not_completed(tmp_path):
   assert summary.completed == ("toy_videos",) and summary.all.rows == 8
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   examples.plan(tmp_path, {shard: 1})
-  with pytest.raises(LedgerError, match="none of 1 rows was written"):
+  message = (
+    r"none of 1 rows was written: missing 1\n  missing: --media_root.*\n  see .*\*\.dead\.jsonl$"
+  )
+  with pytest.raises(LedgerError, match=message):
+    examples.finalize(tmp_path)
+  examples.write(tmp_path, shard, rejected=["small"])
+  with pytest.raises(LedgerError, match=r"was written: small 1\n.*\n.*\*\.rejected\.jsonl$"):
     examples.finalize(tmp_path)
 
 

@@ -81,9 +81,14 @@ class CachedTask(seqio.Task):
 
   def _cache_folder(self) -> str:
     if not self.cache_dir:
+      stem, _, kind = self.name.rpartition("_")
+      other = f"{stem}_{'images' if kind == 'videos' else 'videos'}"
+      alone = (
+        f"; there is {other} only: the corpus has no {kind}" if handle(other).cache_dir else ""
+      )
       raise FileNotFoundError(
         f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `beam_jobs.preprocess` "
-        "with this --task, and point --seqio_additional_cache_dirs at its --output"
+        f"with this --task, and point --seqio_additional_cache_dirs at its --output{alone}"
       )
     return self.cache_dir
 
@@ -134,8 +139,32 @@ class CachedTask(seqio.Task):
     return CorpusConstants(moments=moments, null_text=null_text)
 
 
+@functools.cache
+def _warn_of_absent(mixture: str, absent: Sequence[str], present: Sequence[str]) -> None:
+  """Logs once which tasks of a mixture have no cache."""
+  logging.warning(
+    "Mixture %r: there is no cache of %s; only %s is read.",
+    mixture, ", ".join(absent), ", ".join(present),
+  )  # fmt: skip
+
+
 class CachedMixture(seqio.Mixture):
-  """A mixture of caches made with the same tokenizer, text encoder and normalization."""
+  """A mixture of caches made with the same tokenizer, text encoder and normalization.
+
+  Caches that do not exist are left out, if there is another one: a corpus may have images only, or videos only.
+  """
+
+  @property
+  def tasks(self) -> list[seqio.Task]:
+    """The tasks that have a cache; all of them if none has, so that the error names them."""
+    return [task for task in super().tasks if task.cache_dir] or super().tasks
+
+  def get_dataset(self, *args: Any, **options: Any) -> tf.data.Dataset:
+    """SeqIO's; a warning names the tasks without a cache."""
+    names = tuple(task.name for task in self.tasks)
+    if absent := tuple(task.name for task in super().tasks if task.name not in names):
+      _warn_of_absent(self.name, absent, names)
+    return super().get_dataset(*args, **options)
 
   def _cached_tasks(self) -> list[CachedTask]:
     tasks = [task for task in self.tasks if isinstance(task, CachedTask)]

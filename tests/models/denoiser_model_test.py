@@ -13,6 +13,7 @@ from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.engine.builtin import trainer
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models import denoiser_inputs
 from walt_t5x.models.denoiser_model import DenoiserModel
@@ -97,6 +98,22 @@ def test_metrics_split_the_loss_by_kind_of_example_and_by_noise():
   parts = [metrics[f"loss_noise_{i}_of_4"] for i in range(1, 5)]
   assert sum(float(part.count) for part in parts) == 4
   np.testing.assert_allclose(sum(float(part.total) for part in parts) / 4, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_no_metric_of_a_kind_without_examples_is_written(kind):
+  rows = 3
+  errors, steps = jnp.arange(1.0, 1 + rows), jnp.full(rows, 1000)
+  metrics = _model()._metrics(errors, steps, jnp.full(rows, kind == "image"))
+  written = trainer._scalars(metrics)
+  assert written == {
+    **{"loss": 2.0, f"loss_{kind}": 2.0, "loss_noise_4_of_4": 2.0},
+    **{"rate_image": float(kind == "image"), "rate_video": float(kind == "video")},
+  }
+  diverged = trainer._scalars(
+    _model()._metrics(errors * jnp.nan, steps, jnp.array([True, False, True]))
+  )
+  assert np.isnan([diverged["loss"], diverged["loss_image"], diverged["loss_video"]]).all()
 
 
 def test_measured_rates_are_fractions_of_all_examples_of_a_period():

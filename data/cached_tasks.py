@@ -143,7 +143,7 @@ class CachedTask(seqio.Task):
 def _warn_of_absent(mixture: str, absent: Sequence[str], present: Sequence[str]) -> None:
   """Logs once which tasks of a mixture have no cache."""
   logging.warning(
-    "Mixture %r: there is no cache of %s; only %s is read.",
+    "Mixture %r: no cache of %s; only %s is read.",
     mixture, ", ".join(absent), ", ".join(present),
   )  # fmt: skip
 

@@ -291,7 +291,7 @@ def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present
   moments = mixture.walt_constants.moments["latents"]
   np.testing.assert_array_equal(moments, alone.walt_constants.moments["latents"])
   _rows(mixture)
-  line = f"Mixture 'toy_mixture': there is no cache of toy_{absent}s; only toy_{present}s is read."
+  line = f"Mixture 'toy_mixture': no cache of toy_{absent}s; only toy_{present}s is read."
   assert [record.getMessage() for record in caplog.records].count(line) == 1
   missing = cached_tasks.handle(f"toy_{absent}s")
   with pytest.raises(FileNotFoundError, match=f"toy_{present}s only: the corpus has no {absent}s"):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping
 
 from beam_jobs.sources import first_look, folders, tables
@@ -118,10 +119,13 @@ def source_of(
     columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
+  note = ""
   if look and kind in ("csv", "kinetics", "parquet"):
-    first_look.check_header(next(files(args.manifest)), kind, columns)
+    note = first_look.check_header(next(files(args.manifest)), kind, columns)
   if look and kind == "jsonl":
-    first_look.check_json_lines(next(files(args.manifest)))
+    note = first_look.check_json_lines(next(files(args.manifest)), columns)
+  if note:
+    print(f"--manifest: {note}", file=sys.stderr)
   validation_files, labels = frozenset(), {}
   for flag in ("validation_list", "validation_labels"):
     if getattr(args, flag) and kind != "folder":

@@ -17,7 +17,7 @@ _FILES = 8
 def difference(samples: Sequence[Media], references: Sequence[Media], protocol: Protocol) -> str:
   """What differs and which flags remove it, in one line; '' if the first files of both are alike.
 
-  A size or rate that the protocol states is no difference: media files are read at it.
+  A size or rate that the protocol states does not count: media files are read at it.
   """
   ours, theirs = ([_scored(m, protocol) for m in some[:_FILES]] for some in (samples, references))
   sizes, their_sizes = (_known(size for size, _ in some) for some in (ours, theirs))

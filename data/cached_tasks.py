@@ -136,7 +136,18 @@ class CachedTask(seqio.Task):
     statistics = provenance.statistics(self.fields, task=self.name)
     moments = {name: np.array([s.mean, s.std], np.float32) for name, s in statistics.items()}
     null_text = provenance.null_embedding if "text" in self.walt_features else None
-    return CorpusConstants(moments=moments, null_text=null_text)
+    counts = [self._num_classes(split) for split in self.splits]
+    return CorpusConstants(moments=moments, null_text=null_text, num_classes=_largest(counts))
+
+  def _num_classes(self, split: str) -> int | None:
+    stats = f"{self._cache_folder()}/stats.{split}.json"
+    return storage.read_json(stats).get("num_classes") if storage.exists(stats) else None
+
+
+def _largest(counts: Sequence[int | None]) -> int | None:
+  """The largest number of classes; None if one is unknown."""
+  known = [count for count in counts if count is not None]
+  return max(known, default=None) if len(known) == len(counts) else None
 
 
 @functools.cache
@@ -181,16 +192,18 @@ class CachedMixture(seqio.Mixture):
   def walt_constants(self) -> CorpusConstants:
     """Constants of the videos, with which generation decodes; other statistics of the images are logged."""
     first, *others = sorted(self._cached_tasks(), key=lambda task: task.kind != "video")
-    common = first.walt_constants
+    common, counts = first.walt_constants, [first.walt_constants.num_classes]
     for other in others:
-      for name, moments in other.walt_constants.moments.items():
+      constants = other.walt_constants
+      counts.append(constants.num_classes)
+      for name, moments in constants.moments.items():
         if not np.array_equal(moments, common.moments[name]):
           logging.warning(
             "Mixture %r: mean and standard deviation of %s differ: %s has %s, %s has %s. The first are used for both; "
             "a job that preprocesses images and videos together computes them over both.",
             self.name, name, first.name, common.moments[name].tolist(), other.name, moments.tolist(),
           )  # fmt: skip
-    return common
+    return dataclasses.replace(common, num_classes=_largest(counts))
 
   @property
   def walt_rates(self) -> dict[str, float]:

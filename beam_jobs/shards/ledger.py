@@ -16,7 +16,10 @@ from walt_t5x.files import storage
 
 @dataclasses.dataclass
 class Totals:
-  """Outcomes of the rows of one split, or of all splits."""
+  """Outcomes of the rows of one split, or of all splits.
+
+  `num_classes` is 1 + the largest label of a record, 0 without labels, and None if older sidecars do not record it.
+  """
 
   rows: int = 0
   written: int = 0
@@ -29,6 +32,7 @@ class Totals:
   captions_cut: int = 0
   longest_caption: int = 0
   without_condition: int = 0
+  num_classes: int | None = 0
   psnr: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
 
   @classmethod
@@ -40,15 +44,19 @@ class Totals:
     return cls(
       **{name: sidecar[name] for name in counts},
       **{name: sidecar.get(name, 0) for name in added},
+      num_classes=sidecar.get("num_classes"),
       rejected=Counter(sidecar["rejected_by_reason"]),
       dead=Counter(sidecar["dead_by_reason"]),
       psnr={name: (v["count"], v["sum"]) for name, v in sidecar["psnr"].items()},
     )
 
   def __add__(self, other: "Totals") -> "Totals":
-    names = [field.name for field in dataclasses.fields(self) if field.name != "psnr"]
+    apart = ("psnr", "num_classes")
+    names = [field.name for field in dataclasses.fields(self) if field.name not in apart]
     sums = {name: getattr(self, name) + getattr(other, name) for name in names}
     sums["longest_caption"] = max(self.longest_caption, other.longest_caption)
+    classes = (self.num_classes, other.num_classes)
+    sums["num_classes"] = None if None in classes else max(classes)
     psnr = dict(self.psnr)
     for name, (count, total) in other.psnr.items():
       before = psnr.get(name, (0, 0.0))
@@ -70,6 +78,7 @@ class Totals:
       "captions_cut": self.captions_cut,
       "longest_caption": self.longest_caption,
       "without_condition": self.without_condition,
+      "num_classes": self.num_classes,
       "tokens": self.tokens,
       "psnr": {name: total / count for name, (count, total) in sorted(self.psnr.items())},
     }

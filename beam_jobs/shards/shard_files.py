@@ -106,15 +106,8 @@ class ShardWriter(contextlib.AbstractContextManager):
       "manifest_rows": rows_digest,
     }
     self._ledger: dict[str, list[dict[str, Any]]] = {DEAD: [], REJECTED: []}
-    self._content = Counter(
-      written=0,
-      bytes=0,
-      captions=0,
-      captions_cut=0,
-      longest_caption=0,
-      tokens=0,
-      without_condition=0,
-    )
+    counts = ("written", "bytes", "captions", "captions_cut", "tokens", "without_condition")
+    self._content = Counter(dict.fromkeys((*counts, "longest_caption", "num_classes"), 0))
     self._moments: dict[str, Moments] = {}
     self._fields: set[str] = set()
     self._psnr: dict[str, list[float]] = {}
@@ -146,8 +139,11 @@ class ShardWriter(contextlib.AbstractContextManager):
       and not any(record.captions)
       and record.label == schema.NO_LABEL,
     )
-    longest = max(self._content["longest_caption"], *token_lengths, 0)
-    self._content["longest_caption"] = longest
+    for name, value in (
+      ("longest_caption", max([*token_lengths, 0])),
+      ("num_classes", record.label + 1),
+    ):
+      self._content[name] = max(self._content[name], value)
     self._fields |= record.latents.keys() | record.pixels.keys()
     for name, latents in record.latents.items():
       self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)

@@ -274,6 +274,18 @@ def test_a_mixture_has_the_constants_of_its_videos_and_says_where_those_of_its_i
   assert "mean and standard deviation of latents differ" in caplog.text and "9.0" in caplog.text
 
 
+@pytest.mark.parametrize(
+  ("images", "videos", "expected"), [(3, 5, 5), (7, 5, 7), (0, 0, 0), (None, 5, None)]
+)
+def test_the_classes_of_a_corpus_are_those_of_all_its_records(cache, images, videos, expected):
+  for kind, count in (("images", images), ("videos", videos)):
+    stats = {"examples": 1} | ({} if count is None else {"num_classes": count})
+    (cache / f"toy_{kind}" / "stats.train.json").write_text(json.dumps(stats))
+  mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
+  assert mixture.walt_constants.num_classes == expected
+  assert tasks.video_task(task="toy", latents="latents/3x4x4").walt_constants.num_classes == videos
+
+
 @pytest.mark.parametrize(("present", "absent"), [("video", "image"), ("image", "video")])
 def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present, absent):
   shutil.rmtree(cache / f"toy_{absent}s")

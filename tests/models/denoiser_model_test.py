@@ -1,5 +1,6 @@
 """Properties of the training loss: random draws, dropped conditions, and gradients."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -250,3 +251,21 @@ def test_a_corpus_of_another_text_encoder_is_rejected():
   model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
   with pytest.raises(Mismatch, match=r"width 7, expected the denoiser's text_dim=6"):
     model.loss_fn(_params(), _batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  ("classes", "message"),
+  [
+    (0, "the cache has no labels, expected those of WaltDenoiser.num_classes=3;"),
+    (4, "labels of the cache reach 3, expected less than WaltDenoiser.num_classes=3; set it to 4"),
+    (3, None),
+    (None, None),
+  ],
+)
+def test_labels_that_the_class_table_does_not_have_are_rejected(classes, message):
+  corpus = CorpusConstants(num_classes=classes)
+  module = WaltDenoiser(**(TINY | {"num_classes": 3}))
+  model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
+  expected = pytest.raises(Mismatch, match=message) if message else contextlib.nullcontext()
+  with expected:
+    assert model._constants() is corpus

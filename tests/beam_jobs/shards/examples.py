@@ -37,6 +37,7 @@ def record(seed, field=VIDEOS, tokens=(2, 3)):
     id=f"{seed:064x}",
     uri=str(seed),
     modality="video" if field == VIDEOS else "image",
+    label=seed,
     latents={field: random.normal(seed, 1 + seed, shape).astype(np.float32)},
     captions=["c"] * len(tokens),
     caption_weights=[1.0] * len(tokens),

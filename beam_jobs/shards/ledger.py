@@ -55,8 +55,8 @@ class Totals:
     names = [field.name for field in dataclasses.fields(self) if field.name not in apart]
     sums = {name: getattr(self, name) + getattr(other, name) for name in names}
     sums["longest_caption"] = max(self.longest_caption, other.longest_caption)
-    classes = (self.num_classes, other.num_classes)
-    sums["num_classes"] = None if None in classes else max(classes)
+    mine, theirs = self.num_classes, other.num_classes
+    sums["num_classes"] = None if mine is None or theirs is None else max(mine, theirs)
     psnr = dict(self.psnr)
     for name, (count, total) in other.psnr.items():
       before = psnr.get(name, (0, 0.0))

@@ -107,7 +107,7 @@ class ShardWriter(contextlib.AbstractContextManager):
     }
     self._ledger: dict[str, list[dict[str, Any]]] = {DEAD: [], REJECTED: []}
     counts = ("written", "bytes", "captions", "captions_cut", "tokens", "without_condition")
-    self._content = Counter(dict.fromkeys((*counts, "longest_caption", "num_classes"), 0))
+    self._content = Counter[str]({name: 0 for name in (*counts, "longest_caption", "num_classes")})
     self._moments: dict[str, Moments] = {}
     self._fields: set[str] = set()
     self._psnr: dict[str, list[float]] = {}

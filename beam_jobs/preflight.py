@@ -8,6 +8,7 @@ last line that it prints is JSON. Faults are findings, not errors: the exit code
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -53,6 +54,9 @@ def look(argv: Sequence[str] | None = None) -> dict[str, Any]:
   filtering = job_flags.filtering_of(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules))
   job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  if not args.no_text:
+    # Rows are admitted as by a job with text; no encoder is loaded.
+    job = dataclasses.replace(job, encoders=dataclasses.replace(job.encoders, text_folder="text"))
   scan = Scan(source, limit=args.scan_rows, seed=args.seed, examples=args.examples)
   faults = trial.Faults(examples=args.examples)
   counts = findings.RowCounts(source.columns.class_names)
@@ -103,6 +107,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   job_flags.check_clips(parser, args)
   if rest:
     running.beam_options(rest)  # Raises for flags that Beam does not know either.
+  args.no_text = args.no_text or args.content == "pixels"
   # So that no encoder is loaded.
   args.content = "pixels"
   return args
@@ -183,8 +188,10 @@ def _print(result: Mapping[str, Any]) -> None:
   captions = result["captions"]
   line("caption words", _range(captions["words"]))
   if "tokens" in captions:
-    cut = f"{captions['cut']:,} of {captions['captions']:,} are cut (--max_text_length)"
-    line("caption tokens", f"{_range(captions['tokens'])}; {cut}")
+    cut, count = captions["cut"], captions["captions"]
+    share = f" ({cut / count:.1%}, the longest has {captions['tokens']['max']})" if cut else ""
+    text = f"{cut:,} of {count:,}{share} are cut (--max_text_length)"
+    line("caption tokens", f"{_range(captions['tokens'])}; {text}")
   which = f"the first {media['first']:,} and {media['by_chance']:,} by chance"
   line("media", f"{tried:,} rows, {'all' if media['all'] else which}")
   for name in ("containers", "codecs", "pixel_formats", "sizes", "rates"):

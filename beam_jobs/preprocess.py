@@ -11,7 +11,7 @@ writes pixels for training the VAE; with the trained VAE,
 
 writes <output>/<task>_images and <output>/<task>_videos, which seqio reads as cached tasks. Run the same command again
 to resume after an interruption: complete shards are skipped. Other flags go to Beam (--runner, --direct_num_workers,
-...). docs/sources.md describes manifests (JSONL, CSV, Parquet, webdataset, class folders, Kinetics) and filters.
+...). docs/sources.md describes manifests (JSONL, CSV, Parquet, webdataset, folders of media, Kinetics) and filters.
 """
 
 import argparse
@@ -25,10 +25,12 @@ from typing import Any
 
 from beam_jobs.filters import row_filters
 from beam_jobs.runners import dataflow, job_flags, running
-from beam_jobs.shards import encoders, ledger, settings
+from beam_jobs.shards import encoders, ledger, settings, shard_files
 from beam_jobs.shards.plan import Job
+from beam_jobs.sources import folders
 from beam_jobs.sources import spec as source_spec
 from walt_t5x.files import storage
+from walt_t5x.media.containers import is_hidden
 
 _MAX_MANIFEST_TO_COUNT = 1 << 30
 
@@ -53,6 +55,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   filtering = job_flags.filtering_of(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules), look=look)
   job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  if look and source.kind == "folder":
+    _print_other_names(args.manifest)
   lines = ReadRows(source, look=look)
   if args.dry_run:
     return _dry_run(args, options, lines, job)
@@ -71,6 +75,22 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   pipeline.make_shards(lines, job, options, rows=rows)
   summary = ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
   return report(args.output, summary, seconds=time.monotonic() - started)
+
+
+def _print_other_names(root: str) -> None:
+  """Says which files of a folder are not read, and where a manifest is among them."""
+  names = [name for name in folders.other_names(root) if not is_hidden(name)]
+  if names:
+    more = f" and {len(names) - 3:,} others" if len(names) > 3 else ""
+    print(
+      f"preprocess: not read in {root}: {', '.join(names[:3])}{more}, as they are neither media nor captions of media",
+      file=sys.stderr,
+    )
+  if tables := [n for n in names if "/" not in n and source_spec.is_manifest(n)]:
+    print(
+      f"preprocess: to read rows from {tables[0]} instead, set --manifest={storage.join(root, tables[0])}",
+      file=sys.stderr,
+    )
 
 
 def _check_dataflow(args: argparse.Namespace, options: Any) -> None:
@@ -128,10 +148,19 @@ def report(output: str, summary: ledger.Summary, *, seconds: float) -> dict[str,
   for kind, reasons in (("rejected", totals.rejected), ("dead", totals.dead)):
     for reason, count in sorted(reasons.items()):
       print(f"  {kind} {reason}: {count}")
+  if totals.rejected:
+    print(f"  rejected rows: {output}/*/*{shard_files.REJECTED}")
   if totals.dead:
-    print(f"  dead letters: {output}/*/*.dead.jsonl (beam_jobs.replay runs them again)")
+    print(f"  dead letters: {output}/*/*{shard_files.DEAD} (beam_jobs.replay runs them again)")
   if totals.dead["missing"]:
     print("  missing files: once they are there, the same command with --retry_dead reads them")
+  if totals.captions_cut:
+    print(
+      f"  captions cut to --max_text_length: {totals.captions_cut} of {totals.captions} "
+      f"({totals.captions_cut / totals.captions:.1%}), the longest has {totals.longest_caption} tokens"
+    )
+  if totals.without_condition:
+    print(f"  written without caption and label: {totals.without_condition} of {totals.written}")
   for shard, violations in summary.quarantine.items():
     print(f"  quarantined {shard}: {'; '.join(violations[:3])}")
   for name, value in totals.to_json()["psnr"].items():

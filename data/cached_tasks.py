@@ -95,9 +95,14 @@ class CachedTask(seqio.Task):
 
   def _cache_folder(self) -> str:
     if not self.cache_dir:
+      stem, _, kind = self.name.rpartition("_")
+      other = f"{stem}_{'images' if kind == 'videos' else 'videos'}"
+      alone = (
+        f"; there is {other} only: the corpus has no {kind}" if handle(other).cache_dir else ""
+      )
       raise FileNotFoundError(
         f"no cache of task {self.name!r} in {list(seqio.get_global_cache_dirs())}: run `beam_jobs.preprocess` "
-        "with this --task, and point --seqio_additional_cache_dirs at its --output"
+        f"with this --task, and point --seqio_additional_cache_dirs at its --output{alone}"
       )
     return self.cache_dir
 
@@ -145,11 +150,46 @@ class CachedTask(seqio.Task):
     statistics = provenance.statistics(self.fields, task=self.name)
     moments = {name: np.array([s.mean, s.std], np.float32) for name, s in statistics.items()}
     null_text = provenance.null_embedding if "text" in self.walt_features else None
-    return CorpusConstants(moments=moments, null_text=null_text)
+    counts = [self._num_classes(split) for split in self.splits]
+    return CorpusConstants(moments=moments, null_text=null_text, num_classes=_largest(counts))
+
+  def _num_classes(self, split: str) -> int | None:
+    stats = f"{self._cache_folder()}/stats.{split}.json"
+    return storage.read_json(stats).get("num_classes") if storage.exists(stats) else None
+
+
+def _largest(counts: Sequence[int | None]) -> int | None:
+  """The largest number of classes; None if one is unknown."""
+  known = [count for count in counts if count is not None]
+  return max(known, default=None) if len(known) == len(counts) else None
+
+
+@functools.cache
+def _warn_of_absent(mixture: str, absent: Sequence[str], present: Sequence[str]) -> None:
+  """Logs once which tasks of a mixture have no cache."""
+  logging.warning(
+    "Mixture %r: no cache of %s; only %s is read.",
+    mixture, ", ".join(absent), ", ".join(present),
+  )  # fmt: skip
 
 
 class CachedMixture(seqio.Mixture):
-  """A mixture of caches made with the same tokenizer, text encoder and normalization."""
+  """A mixture of caches made with the same tokenizer, text encoder and normalization.
+
+  Caches that do not exist are left out, if there is another one: a corpus may have images only, or videos only.
+  """
+
+  @property
+  def tasks(self) -> list[seqio.Task]:
+    """The tasks that have a cache; all of them if none has, so that the error names them."""
+    return [task for task in super().tasks if task.cache_dir] or super().tasks
+
+  def get_dataset(self, *args: Any, **options: Any) -> tf.data.Dataset:
+    """SeqIO's; a warning names the tasks without a cache."""
+    names = tuple(task.name for task in self.tasks)
+    if absent := tuple(task.name for task in super().tasks if task.name not in names):
+      _warn_of_absent(self.name, absent, names)
+    return super().get_dataset(*args, **options)
 
   def _cached_tasks(self) -> list[CachedTask]:
     tasks = [task for task in self.tasks if isinstance(task, CachedTask)]
@@ -171,16 +211,18 @@ class CachedMixture(seqio.Mixture):
   def walt_constants(self) -> CorpusConstants:
     """Constants of the videos, with which generation decodes; other statistics of the images are logged."""
     first, *others = sorted(self._cached_tasks(), key=lambda task: task.kind != "video")
-    common = first.walt_constants
+    common, counts = first.walt_constants, [first.walt_constants.num_classes]
     for other in others:
-      for name, moments in other.walt_constants.moments.items():
+      constants = other.walt_constants
+      counts.append(constants.num_classes)
+      for name, moments in constants.moments.items():
         if not np.array_equal(moments, common.moments[name]):
           logging.warning(
             "Mixture %r: mean and standard deviation of %s differ: %s has %s, %s has %s. The first are used for both; "
             "a job that preprocesses images and videos together computes them over both.",
             self.name, name, first.name, common.moments[name].tolist(), other.name, moments.tolist(),
           )  # fmt: skip
-    return common
+    return dataclasses.replace(common, num_classes=_largest(counts))
 
   @property
   def walt_rates(self) -> dict[str, float]:

@@ -15,10 +15,12 @@ class CorpusConstants:
     moments: feature of latents ("latents", "low_resolution") -> float32 [2, c], mean and standard deviation of each
       channel over the corpus. Without normalization they are 0 and 1.
     null_text: float32 [n, E], the encoded empty caption, for classifier-free drop; None without text.
+    num_classes: 1 + the largest label, 0 without labels; None for caches that do not record it.
   """
 
   moments: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   null_text: np.ndarray | None = None
+  num_classes: int | None = None
 
 
 def constants_of(dataset: Any) -> Callable[[], CorpusConstants]:

@@ -151,7 +151,7 @@ def test_a_pixel_cache_is_shown_directly(cache, tmp_path):
   inspect_data.inspect(str(tmp_path / "out" / "p_videos"), str(tmp_path / "page.html"))
   clips = embedded((tmp_path / "page.html").read_text())
   written = records(tmp_path / "out" / "p_videos")
-  assert len(clips) == len(written) == 3
+  assert len(clips) == len(written) == 4
   for record, clip in zip(written, clips):
     scale = clip.frames.shape[1] // 32
     small = clip.frames.reshape(9, 32, scale, 32, scale, 3).mean(axis=(2, 4))

@@ -16,7 +16,8 @@ Protocols (docs/evaluation.md specifies each):
 
 Samples and references are folders of media at any depth, .jsonl manifests, or output folders of `generate`; for FID
 also an .npz with mu and sigma. Prints a table with the protocol's hash next to each score, then the same as one line
-of JSON; writes it to the samples' folder and, with --log_dir, TensorBoard events through CLU. With --parts_dir an
+of JSON; writes it next to the samples if `generate` or `reconstruct` made them, else to the current folder, and, with
+--log_dir, TensorBoard events through CLU. With --parts_dir an
 interrupted evaluation resumes, and several processes can share one: each with its --process_index and
 --process_count; the same command without them then computes the scores.
 """

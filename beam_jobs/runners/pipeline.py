@@ -99,6 +99,7 @@ class MakeShard(beam.DoFn):
     sidecar = make_shard.process_shard(_shard(name), lines, self._job)
     for kind in ("written", "rejected", "dead", "quarantined"):
       Metrics.counter("rows", kind).inc(sidecar[kind])
+    Metrics.counter("captions", "cut").inc(sidecar.get("captions_cut", 0))
     for kind in ("rejected", "dead"):
       for reason, count in sidecar[f"{kind}_by_reason"].items():
         Metrics.counter(kind, reason).inc(count)

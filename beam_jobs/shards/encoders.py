@@ -66,6 +66,10 @@ class PixelEncoders:
     """Empty tokens and embeddings."""
     return no_text(texts)
 
+  def token_lengths(self, texts: Sequence[str]) -> list[int]:
+    """None has tokens."""
+    return [0] * len(texts)
+
 
 def no_text(texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
   """Empty tokens (0,) and embedding (0, 0) of each caption."""
@@ -221,6 +225,10 @@ class Encoders:
     ids = self.text.tokenize(distinct, self.config.max_text_length)
     known = dict(zip(distinct, zip(ids, self.text.encode(ids))))
     return [known[text] for text in texts]
+
+  def token_lengths(self, texts: Sequence[str]) -> list[int]:
+    """Tokens of each caption before it is cut to the maximum, eos included; 0 without a text encoder."""
+    return [self.text.vocabulary.length(text) if self.text else 0 for text in texts]
 
 
 def get_encoders(config: EncoderConfig) -> Any:

@@ -90,8 +90,7 @@ def tokens_of(tried: Sequence[Outcome], vocabulary_file: str, max_length: int) -
 
   vocabulary = Vocabulary.load(vocabulary_file)
   texts = [caption for one in tried for caption in one.row.captions]
-  longest = 1 + max(map(len, texts), default=0) * 4  # A character has at most 4 pieces, its bytes.
-  lengths = [len(vocabulary.encode(text, longest)) for text in texts]
+  lengths = [vocabulary.length(text) for text in texts]
   return {
     "captions": len(lengths),
     "tokens": summary_of(lengths),

@@ -2,12 +2,11 @@
 
 import dataclasses
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from beam_jobs.shards import shard_files
+from beam_jobs.shards import remedies, shard_files
 from beam_jobs.shards.moments import Moments
 from beam_jobs.shards.plan import plan_path
 from beam_jobs.shards.shard_files import LedgerError
@@ -17,7 +16,10 @@ from walt_t5x.files import storage
 
 @dataclasses.dataclass
 class Totals:
-  """Outcomes of the rows of one split, or of all splits."""
+  """Outcomes of the rows of one split, or of all splits.
+
+  `num_classes` is 1 + the largest label of a record, 0 without labels, and None if older sidecars do not record it.
+  """
 
   rows: int = 0
   written: int = 0
@@ -27,22 +29,34 @@ class Totals:
   bytes: int = 0
   tokens: int = 0
   captions: int = 0
+  captions_cut: int = 0
+  longest_caption: int = 0
+  without_condition: int = 0
+  num_classes: int | None = 0
   psnr: Mapping[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def of(cls, sidecar: Mapping[str, Any]) -> "Totals":
     """Totals of one shard."""
     counts = ("rows", "written", "quarantined", "bytes", "tokens", "captions")
+    # Older sidecars do not have these.
+    added = ("captions_cut", "longest_caption", "without_condition")
     return cls(
       **{name: sidecar[name] for name in counts},
+      **{name: sidecar.get(name, 0) for name in added},
+      num_classes=sidecar.get("num_classes"),
       rejected=Counter(sidecar["rejected_by_reason"]),
       dead=Counter(sidecar["dead_by_reason"]),
       psnr={name: (v["count"], v["sum"]) for name, v in sidecar["psnr"].items()},
     )
 
   def __add__(self, other: "Totals") -> "Totals":
-    names = [field.name for field in dataclasses.fields(self) if field.name != "psnr"]
+    apart = ("psnr", "num_classes")
+    names = [field.name for field in dataclasses.fields(self) if field.name not in apart]
     sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+    sums["longest_caption"] = max(self.longest_caption, other.longest_caption)
+    mine, theirs = self.num_classes, other.num_classes
+    sums["num_classes"] = None if mine is None or theirs is None else max(mine, theirs)
     psnr = dict(self.psnr)
     for name, (count, total) in other.psnr.items():
       before = psnr.get(name, (0, 0.0))
@@ -61,6 +75,10 @@ class Totals:
       "dead_by_reason": dict(sorted(self.dead.items())),
       "bytes": self.bytes,
       "captions": self.captions,
+      "captions_cut": self.captions_cut,
+      "longest_caption": self.longest_caption,
+      "without_condition": self.without_condition,
+      "num_classes": self.num_classes,
       "tokens": self.tokens,
       "psnr": {name: total / count for name, (count, total) in sorted(self.psnr.items())},
     }
@@ -119,11 +137,7 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
         mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
   summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
   if not summary.completed:
-    raise LedgerError(
-      f"none of {summary.all.rows} rows was written: {json.dumps(summary.all.to_json())}; see the "
-      f"ledgers {storage.join(output, '*', '*' + shard_files.DEAD)}. Correct the command, the manifest or the files, "
-      "and run it again in the same folder: it keeps nothing of this run"
-    )
+    raise LedgerError(_nothing_written(output, summary.all))
   statistics = latent_statistics(moments)
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
@@ -141,6 +155,23 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
       storage.write_json(path, info, indent=2, sort_keys=True)
     complete(output, folder, summary)
   return summary
+
+
+def _nothing_written(output: str, totals: Totals) -> str:
+  """Why no row was written, what to do about the most frequent reason, and the files that say more."""
+  lost = totals.rejected + totals.dead
+  text = f"none of {totals.rows} rows was written"
+  if totals.quarantined:
+    text += f": {totals.quarantined} are quarantined"
+  if lost:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in lost.most_common())
+    (most, _), *_ = lost.most_common(1)
+    stage = "filter" if most in totals.rejected else "decode"
+    text += f": {reasons}\n  {most}: {remedies.remedy(stage, most)}"
+  ledgers = [(totals.rejected, "*" + shard_files.REJECTED), (totals.dead, "*" + shard_files.DEAD)]
+  ledgers += [(totals.quarantined, shard_files.QUARANTINE + "*")]
+  paths = [storage.join(output, "*", name) for count, name in ledgers if count]
+  return f"{text}\n  then run the corrected command: the folder keeps nothing of this run; see {' and '.join(paths)}"
 
 
 def add_up(

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,7 +46,7 @@ def process_shard(shard: shard_files.ShardName, lines: Sequence[str], job: Job) 
     while current:
       # The device encodes the next batch while this one is written.
       following = next(started, None)
-      _write(*current, field=loaded_encoders.field, writer=writer, samples=samples)
+      _write(*current, loaded_encoders=loaded_encoders, writer=writer, samples=samples)
       current = following
     for name, psnr in quality.measure(samples, loaded_encoders, rows=job.encoders.batch_size):
       writer.measure(name, psnr)
@@ -75,12 +75,12 @@ def _load_ahead(
 
 
 def admitted(row: Row, seen: set[str], job: Job) -> Row | Failure:
-  """The row to load, if it parses, has a caption or label, is not repeated and passes the row filters."""
+  """The row to load, if it parses, has a caption or label where text is stored, and passes the row filters."""
   if row.problem:
     return Failure("manifest", *row.problem)
   if row.identity in seen:
     return Failure("filter", "duplicate", "another row has the same uri, window and captions")
-  if not row.captions and row.label == schema.NO_LABEL:
+  if job.encoders.text_folder and not row.captions and row.label == schema.NO_LABEL:
     return Failure("filter", "no_caption", "the row has neither a caption nor a label")
   try:
     accepted = row_filters.check_row(row, job.filtering.rules)
@@ -159,13 +159,13 @@ def _write(
   latents: Mapping[tuple[int, int], Any],
   texts: Sequence[list[tuple[np.ndarray, np.ndarray]] | Failure],
   *,
-  field: Callable[[int, int, int], str],
+  loaded_encoders: Any,
   writer: shard_files.ShardWriter,
   samples: quality.Samples,
 ) -> None:
   """Waits for the device, writes the batch's records and offers them for quality samples."""
   arrays = {size: np.asarray(values) for size, values in latents.items()}
-  names = {size: field(*values.shape[1:4]) for size, values in arrays.items()}
+  names = {size: loaded_encoders.field(*v.shape[1:4]) for size, v in arrays.items()}
   for i, (loaded, text) in enumerate(zip(batch, texts)):
     mine = {names[size]: values[i] for size, values in arrays.items()}
     if not isinstance(text, Failure):
@@ -173,7 +173,8 @@ def _write(
     if isinstance(text, Failure):
       _fail(loaded.row, text, writer)
       continue
-    writer.write(_record(loaded, mine, text))
+    record = _record(loaded, mine, text)
+    writer.write(record, token_lengths=loaded_encoders.token_lengths(record.captions))
     samples.offer(
       loaded.row.key,
       lambda mine=mine, frames=loaded.clip.frames: {

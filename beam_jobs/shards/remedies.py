@@ -12,7 +12,8 @@ _REMEDIES = {
   "bad_modality": "modality is image or video, or left out: the extension decides",
   "bad_source_row": "correct the table, tar file or class list at this place; the rest of the file is read",
   "duplicate": "nothing: the first of these rows is written",
-  "no_caption": "--column caption=COLUMN names the captions; rows without one cannot be trained on",
+  "no_caption": "--column caption=COLUMN names the captions, or NAME.txt next to NAME.mp4 in a folder; --no_text "
+  "and --content=pixels need none",
   "too_small": "--allow_upscale enlarges them; or a smaller --resolutions",
   "too_short": "fewer --num_frames, or a higher --fps: the clip is num_frames / fps seconds long",
   "low_frame_rate": "a lower --fps; files with fewer frames per second would be repeated",
@@ -35,7 +36,7 @@ _REMEDIES = {
   "jpeg_xl": "convert them to JPEG or PNG, for example with djxl",
   "unknown_range": "convert float images to 8 or 16 bits",
   "hidden": "nothing: names that begin with a dot are not read",
-  "other_extension": "rename or convert the files if they are media; others are not read",
+  "other_extension": "rename or convert the files if they are media; --manifest=FILE reads one that is a manifest",
   "listed_but_missing": "fetch these files, or use the list of this copy",
 }
 

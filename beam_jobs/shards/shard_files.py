@@ -106,7 +106,8 @@ class ShardWriter(contextlib.AbstractContextManager):
       "manifest_rows": rows_digest,
     }
     self._ledger: dict[str, list[dict[str, Any]]] = {DEAD: [], REJECTED: []}
-    self._content = Counter(written=0, bytes=0, captions=0, tokens=0)
+    counts = ("written", "bytes", "captions", "captions_cut", "tokens", "without_condition")
+    self._content = Counter[str]({name: 0 for name in (*counts, "longest_caption", "num_classes")})
     self._moments: dict[str, Moments] = {}
     self._fields: set[str] = set()
     self._psnr: dict[str, list[float]] = {}
@@ -122,13 +123,27 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._stream = self._file.__enter__()
     return self
 
-  def write(self, record: schema.Record) -> None:
-    """Appends one record."""
+  def write(self, record: schema.Record, *, token_lengths: Sequence[int] = ()) -> None:
+    """Appends one record; `token_lengths` are those of its captions before they were cut."""
     framed = tfrecord.frame(schema.encode(record))
     self._stream.write(framed)
     self._sha256.update(framed)
     tokens = sum(len(ids) for ids in record.text_ids)
-    self._content.update(written=1, bytes=len(framed), captions=len(record.captions), tokens=tokens)
+    self._content.update(
+      written=1,
+      bytes=len(framed),
+      captions=len(record.captions),
+      captions_cut=sum(n > len(ids) for n, ids in zip(token_lengths, record.text_ids)),
+      tokens=tokens,
+      without_condition=bool(record.latents)
+      and not any(record.captions)
+      and record.label == schema.NO_LABEL,
+    )
+    for name, value in (
+      ("longest_caption", max([*token_lengths, 0])),
+      ("num_classes", record.label + 1),
+    ):
+      self._content[name] = max(self._content[name], value)
     self._fields |= record.latents.keys() | record.pixels.keys()
     for name, latents in record.latents.items():
       self._moments[name] = self._moments.get(name, Moments()) + Moments.of(latents)

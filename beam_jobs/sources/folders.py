@@ -1,13 +1,13 @@
-"""Class folders: `<class>/<file>` as in UCF-101, `<split>/<class>/<file>` as in ImageNet.
+"""Folders of media: `<file>`, `<class>/<file>` as in UCF-101, `<split>/<class>/<file>` as in ImageNet.
 
-A split may also be flat, `val/<file>` as in Kaggle's ImageNet, with a table of its classes. Hidden files and folders
-(`.ipynb_checkpoints`) are not read. The label is the index of the class in the sorted class names, or in the list of
-class names; the caption is the class in words.
+A split may also be flat, `val/<file>`, and next to one with classes, as in Kaggle's ImageNet, it has a table of them.
+Hidden files and folders (`.ipynb_checkpoints`) are not read. The label is the index of the class in the sorted class
+names, or in the list of class names. The caption is the text of `NAME.txt` next to `NAME.mp4`, else the class in words.
 """
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
@@ -16,13 +16,19 @@ from walt_t5x.files import storage
 from walt_t5x.media.containers import is_hidden
 
 SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation"}
+_CAPTION = ".txt"
+_MAX_CAPTION = 1 << 22
+# Captions that are read at once.
+_BLOCK = 256
 
 
 def class_folders(root: str) -> list[tuple[str, str]]:
   """(split folder or '', class folder) of every class below a root, sorted; the class folder of a flat split is ''.
 
+  A root without such folders is flat: ('', '').
+
   Raises:
-    ValueError: if no class folder contains a media file, or one may not be read.
+    ValueError: if none of them contains a media file, or one may not be read.
   """
   folders = _visible(root)
   found = {
@@ -33,12 +39,16 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   direct = _with_media(root, folders)
   if found:
     found |= {(split, "") for split in direct & SPLITS.keys() - {split for split, _ in found}}
+  elif direct and direct <= SPLITS.keys() | {"test"} and direct != {"test"}:
+    found = {(split, "") for split in direct & SPLITS.keys()}
   else:
     found = {("", name) for name in direct}
+  if not found and any(map(is_media, storage.names(root))):
+    found = {("", "")}
   if not found:
     raise ValueError(
-      f"{root} has no files in class folders; expected <class>/<file> or <split>/<class>/<file> with splits "
-      f"{sorted(SPLITS)}"
+      f"--manifest: {root} has no image or video where one is expected: <file>, <class>/<file>, or "
+      f"<split>/<class>/<file> with splits {sorted(SPLITS)}"
     )
   return sorted(found)
 
@@ -85,31 +95,64 @@ def folder_lines(
   *,
   validation_files: frozenset[str] = frozenset(),
   labels: Mapping[str, str] = MappingProxyType({}),
-  skipped: Callable[[str], None] = lambda name: None,
 ) -> Iterator[str]:
   """Manifest lines of one class folder, or of a flat split (`class_folders`).
 
   `columns` has the class names, `validation_files` are paths `<class>/<file>`, and `labels` has the class of each file
-  of a flat split, by the name without its extension. `skipped` is called with files that are not media.
+  of a flat split, by the name without its extension.
   """
   folder = storage.join(root, split, name)
   if name:
     for path in _nested(folder, tuple(map(os.path.realpath, (root, folder)))):
       uri = storage.join(split, name, path.removeprefix(folder + "/"))
       yield bad_row(uri, "got a file in a folder of a class, expected <class>/<file>")
-  for file in storage.names(folder):
-    if not is_media(file):
-      skipped(storage.join(split, name, file))
-    else:
-      row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
-      row["class"] = name or labels.get(os.path.splitext(file)[0])
-      if row["class"] is None:
-        message = "class: got none, expected a folder of its class or a row in --validation_labels"
-        yield bad_row(row["uri"], message)
-        continue
-      if f"{name}/{file}" in validation_files:
-        row["split"] = "validation"
-      yield to_line(to_row(row, columns))
+  media, captions, _ = _sorted_out(storage.names(folder))
+
+  def line(file: str) -> str:
+    stem = os.path.splitext(file)[0]
+    row = {"uri": storage.join(split, name, file), "split": SPLITS.get(split)}
+    row["class"] = name or labels.get(stem)
+    if row["class"] is None and columns.class_names:
+      message = "class: got none, expected a folder of its class or a row in --validation_labels"
+      return bad_row(row["uri"], message)
+    if storage.join(name, file) in validation_files:
+      row["split"] = "validation"
+    if stem in captions:
+      try:
+        row["caption"] = _caption(storage.join(folder, stem + _CAPTION))
+      except (UnicodeDecodeError, storage.TooLarge, FileNotFoundError) as error:
+        return bad_row(row["uri"], f"{stem}{_CAPTION}: {error}; expected its caption in UTF-8")
+    return to_line(to_row(row, columns))
+
+  for start in range(0, len(media), _BLOCK):
+    yield from storage.for_each(line, media[start : start + _BLOCK])
+
+
+def other_names(root: str) -> Iterator[str]:
+  """Files and folders at the level of the media and above of which no row is made, hidden ones too."""
+  found = parts(root)
+  splits = {split for split, _ in found}
+  if "" not in splits:
+    yield from (name for name in _visible(root) if name not in splits)
+  for folder in sorted({"", *splits}):
+    hidden = filter(is_hidden, storage.folders(storage.join(root, folder)))
+    yield from (storage.join(folder, name) for name in hidden)
+  for folder in sorted({"", *splits, *(f"{split}/{name}".strip("/") for split, name in found)}):
+    names = _sorted_out(storage.names(storage.join(root, folder)))[2]
+    yield from (storage.join(folder, name) for name in names)
+
+
+def _sorted_out(names: Sequence[str]) -> tuple[list[str], set[str], list[str]]:
+  """The media among the files of a folder, names without extension that have a caption, and the other files."""
+  media = [name for name in names if is_media(name)]
+  stems = {os.path.splitext(name)[0] for name in media}
+  captions = {stem + _CAPTION for stem in stems} & set(names)
+  others = [name for name in names if not is_media(name) and name not in captions]
+  return media, {name.removesuffix(_CAPTION) for name in captions}, others
+
+
+def _caption(path: str) -> str:
+  return storage.read(path, max_bytes=_MAX_CAPTION).decode("utf-8-sig").strip()
 
 
 def _nested(folder: str, above: tuple[str, ...]) -> Iterator[str]:

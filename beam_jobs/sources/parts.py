@@ -65,7 +65,7 @@ def parts_of(spec: SourceSpec) -> list[Part]:
 def part_lines(
   part: Part, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
 ) -> Iterator[str | bytes]:
-  """Manifest lines of a part; `skipped` is called with the names of files that are not read."""
+  """Manifest lines of a part; `skipped` is called with the names of a tar's files that are not read."""
   if spec.kind != "jsonl":
     yield from lines_of(part.key, spec, skipped=skipped)
     return
@@ -80,7 +80,7 @@ def part_lines(
 def lines_of(
   key: Any, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
 ) -> Iterator[str]:
-  """Manifest lines of a file, of a row group (path, number) or of a class folder (split, name); not of JSONL."""
+  """Manifest lines of a file, of a row group (path, number) or of a folder (split, class); not of JSONL."""
   if spec.kind == "folder":
     split, name = key
     return folders.folder_lines(
@@ -90,7 +90,6 @@ def lines_of(
       spec.columns,
       validation_files=spec.validation_files,
       labels=spec.labels,
-      skipped=skipped,
     )
   if spec.kind == "parquet":
     return tables.parquet_lines(*key, columns=spec.columns)

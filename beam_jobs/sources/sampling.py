@@ -4,6 +4,7 @@ import dataclasses
 import random
 from collections.abc import Iterator
 
+from beam_jobs.sources import folders
 from beam_jobs.sources.parts import Part, estimated_rows, part_lines, parts_of
 from beam_jobs.sources.rows import Row
 from beam_jobs.sources.spec import SourceSpec
@@ -86,15 +87,13 @@ class Scan:
     (self.hidden if hidden else self.other).add(name, self._examples)
 
   def _look_for_names(self) -> None:
-    """Hidden class folders, and files of the list that do not exist."""
-    root, splits = self._spec.pattern, {part.key[0] for part in self._parts}
-    for split in sorted(splits):
-      for name in storage.folders(storage.join(root, split)):
-        if is_hidden(name):
-          self.hidden.add(storage.join(split, name), self._examples)
+    """Names in folders of which no row is made, and files of the list that do not exist."""
+    root = self._spec.pattern
+    for name in folders.other_names(root):
+      self._skipped(name)
     if self._spec.validation_files:
       there = {
-        f"{name}/{file}"
+        storage.join(name, file)
         for split, name in (part.key for part in self._parts)
         for file in storage.names(storage.join(root, split, name))
       }

@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import itertools
 import re
+import sys
 from collections.abc import Iterator, Mapping
 
 from beam_jobs.sources import first_look, folders, tables
@@ -34,7 +36,7 @@ class SourceSpec:
 
   Args:
     kind: one of `KINDS`.
-    pattern: files, with `*` or `{000..123}`; or the root of class folders.
+    pattern: files, with `*` or `{000..123}`; or a folder of media.
     media_root: base of relative uris.
     columns: how its columns map to fields.
     validation_files: files of the validation split, for class folders.
@@ -55,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--manifest",
     required=True,
-    help="manifest files (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a root of class folders",
+    help="manifest files (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a folder of videos and "
+    "images, in class folders or not",
   )
   add(
     "--source", default="auto", choices=("auto", *KINDS), help="kind of source (by the extension)"
@@ -109,15 +112,20 @@ def source_of(
   kind = args.source if args.source != "auto" else _kind_of(args.manifest, look=look)
   if look and kind != "folder":
     _check_files(args.manifest)
+  elif look and not (storage.names(args.manifest) or storage.folders(args.manifest)):
+    raise FileNotFoundError(f"--manifest: no files in {args.manifest}{_similar(args.manifest)}")
   columns = _columns(args, kind, scores)
   if look or args.class_names:
     columns = dataclasses.replace(columns, class_names=_class_names(args, kind, columns))
   if dict(columns.fields).get("class") and not columns.class_names:
     raise ValueError("--column class=... needs --class_names, a file with one class name per line")
+  note = ""
   if look and kind in ("csv", "kinetics", "parquet"):
-    first_look.check_header(next(files(args.manifest)), kind, columns)
+    note = first_look.check_header(next(files(args.manifest)), kind, columns)
   if look and kind == "jsonl":
-    first_look.check_json_lines(next(files(args.manifest)))
+    note = first_look.check_json_lines(next(files(args.manifest)), columns)
+  if note:
+    print(f"--manifest: {note}", file=sys.stderr)
   validation_files, labels = frozenset(), {}
   for flag in ("validation_list", "validation_labels"):
     if getattr(args, flag) and kind != "folder":
@@ -128,6 +136,8 @@ def source_of(
       _check_list(args, validation_files)
   if args.validation_labels or (look and kind == "folder"):
     labels = _labels(args)
+    if look and labels and not columns.class_names:
+      raise ValueError("--validation_labels needs --class_names, as no folder is named for a class")
   root = args.manifest if kind == "folder" else _fixed_folder(args.manifest)
   return SourceSpec(
     kind=kind,
@@ -163,9 +173,16 @@ def _check_files(pattern: str) -> None:
   missing = [one for one in _expanded(pattern) if next(files(one), None) is None]
   if missing:
     others = f", and at {len(missing) - 1} others of {pattern}; set the range to the existing files"
-    raise FileNotFoundError(
-      f"--manifest: no file at {missing[0]}{others if _RANGE.search(pattern) else ''}"
-    )
+    others = others if _RANGE.search(pattern) else _similar(pattern)
+    raise FileNotFoundError(f"--manifest: no file at {missing[0]}{others}")
+
+
+def _similar(pattern: str) -> str:
+  """The file or folder that a name without one may mean."""
+  folder, _, name = pattern.rstrip("/").rpartition("/")
+  there = storage.names(folder or ".") + storage.folders(folder or ".")
+  close = difflib.get_close_matches(name, there, n=1)
+  return f"; there is {storage.join(folder, close[0])}" if close else ""
 
 
 def _expanded(pattern: str) -> Iterator[str]:
@@ -179,16 +196,21 @@ def _expanded(pattern: str) -> Iterator[str]:
     yield from _expanded(pattern[: match.start()] + text + pattern[match.end() :])
 
 
+def is_manifest(name: str) -> bool:
+  """Whether the extension of a file is that of a manifest."""
+  return name.lower().removesuffix(".gz").endswith(tuple(_ENDINGS))
+
+
 def _kind_of(pattern: str, *, look: bool) -> str:
-  for ending, kind in _ENDINGS.items():
-    if pattern.lower().removesuffix(".gz").endswith(ending):
-      return kind
+  if is_manifest(pattern):
+    (ending,) = [one for one in _ENDINGS if pattern.lower().removesuffix(".gz").endswith(one)]
+    return _ENDINGS[ending]
   if not look:
     raise ValueError(
       f"--manifest: got {pattern}, whose extension is unknown; set --source to one of {KINDS}"
     )
   root = pattern.rstrip("/")
-  if any(is_media(path) for below in ("/*/*", "/*/*/*") for path in files(root + below)):
+  if any(is_media(path) for below in ("/*", "/*/*", "/*/*/*") for path in files(root + below)):
     return "folder"
   for below in ("/*", "/*/*", "/*/*/*"):
     for ending in _ENDINGS:
@@ -196,9 +218,17 @@ def _kind_of(pattern: str, *, look: bool) -> str:
         raise ValueError(
           f"--manifest: got the folder {pattern}; set --manifest '{root}{below}{ending}'"
         )
+  if found := storage.names(root) + storage.folders(root):
+    raise ValueError(
+      f"--manifest: {pattern} has no image or video, also not in the folders in it, only {found[:3]}"
+    )
   _check_files(pattern)
+  if any(map(is_media, files(pattern))):
+    raise ValueError(
+      f"--manifest: {pattern} names media; set it to their folder, {storage.parent(pattern)}"
+    )
   raise ValueError(
-    f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of class folders; "
+    f"--manifest: got {pattern}, expected one of {sorted(_ENDINGS)} or a folder of videos and images; "
     f"set --source to one of {KINDS}"
   )
 
@@ -267,8 +297,9 @@ def _labels(args: argparse.Namespace) -> dict[str, str]:
   """Classes of the files of flat splits."""
   if args.validation_labels:
     return folders.parse_labels(_text("validation_labels", args.validation_labels))
-  flat = [split for split, name in folders.class_folders(args.manifest) if not name]
-  if not flat:
+  found = folders.class_folders(args.manifest)
+  flat = [split for split, name in found if not name]
+  if not flat or len(flat) == len(found):
     return {}
   folder = args.manifest.rstrip("/")
   for _ in range(4):

@@ -28,12 +28,13 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
   networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
   flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}", "--frames=5", "--size=16x16"]
   flags += [f"--reference={tmp_path / 'real'}", f"--shapes_weights={file}", "--batch_size=2"]
+  flags.append(f"--output={tmp_path / 'scores' / 'scores.json'}")
   one = evaluate.run(flags)
   many = beam_evaluate.run([*flags, "--clips_per_part=2", *_TWO_WORKERS])
   got, expected = (r["scores"]["shapes_fvd"] for r in (many, one))
   assert got["score"] == pytest.approx(expected["score"], rel=1e-9) and got["score"] > 0
   assert {**got, "score": 0} == {**expected, "score": 0}
-  assert many["file"] == one["file"] and not list((tmp_path / "fake").glob(".folds-*"))
+  assert many["file"] == one["file"] and not list(tmp_path.rglob(".folds-*"))
   assert beam_evaluate.main([*flags, "--runer=x"]) == 1
 
 

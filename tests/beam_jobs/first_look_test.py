@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from beam_jobs import preprocess
-from beam_jobs.sources import columns, folders, members, rows, tables, webdataset
+from beam_jobs.sources import columns, folders, members, parts, rows, tables, webdataset
 from beam_jobs.sources import spec as source_spec
 from tests.beam_jobs.damage import Archive
 from walt_t5x.files import storage
@@ -63,8 +63,67 @@ def test_lines_of_another_file_in_that_form_say_what_to_do(form):
 def test_a_broken_line_does_not_reject_a_file(tmp_path):
   for first in ("[1, 2]", "{", '{"uri": "a.png",', "3", ""):
     (tmp_path / "rows.jsonl").write_text("\n".join([first, *LINES]))
-    found = source_spec.first_look.check_json_lines(str(tmp_path / "rows.jsonl"))
-    assert found is None
+    found = source_spec.first_look.check_json_lines(str(tmp_path / "rows.jsonl"), columns.Columns())
+    assert found == ""
+
+
+NEARLY = {
+  ("video", "caption"): "--column uri=video",
+  ("path", "text"): "--column uri=path --column caption=text",
+  ("Filename", "Prompt"): "--column uri=Filename --column caption=Prompt",
+  ("url", "file_url", "alt_text"): "--column uri=url --column caption=alt_text",
+  ("video_caption", "clip_path"): "--column uri=clip_path --column caption=video_caption",
+  ("image_id", "caption_en", "text_path"): "--column uri=text_path --column caption=caption_en",
+  ("caption_file", "id"): "--column uri=caption_file",
+  ("uri", "short_text", "Description"): "--column caption=Description",
+  ("uri", "text", "class"): "--column caption=text",
+  ("image", "class"): "--column uri=image --column class=class --class_names=FILE",
+  ("uri", "description"): "--column caption=description",
+  ("uri", "class"): "--column class=class --class_names=FILE",
+  ("uri", "captoin"): "--column caption=captoin",
+  ("uri", "caption", "text"): "",
+  ("uri", "label"): "",
+  ("number", "words"): None,
+}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("header", NEARLY, ids="-".join)
+def test_columns_of_other_names_are_answered_with_the_flags_that_read_them(
+  header, ending, tmp_path, capsys
+):
+  flags, path = NEARLY[header], tmp_path / f"rows.{ending}"
+  row = {name: "a.png" if f"uri={name}" in f"{flags} uri=uri" else "high jump" for name in header}
+  if ending == "parquet":
+    pa.parquet.write_table(pa.Table.from_pylist([row]), path)
+  elif ending == "csv":
+    path.write_text(f"{','.join(row)}\n{','.join(row.values())}\n")
+  else:
+    path.write_text(json.dumps(row) + "\n")
+  if "uri" not in header and (flags or ending != "jsonl"):
+    answer = f"set {flags}$" if flags else r"map them with --column FIELD=COLUMN"
+    with pytest.raises(ValueError, match=answer) as error:
+      _source(path)
+    assert all(name in str(error.value) for name in header)
+  else:
+    _source(path)
+    said = capsys.readouterr().err
+    assert f"{list(header)}; {flags} reads more of them\n" in said if flags else said == ""
+  if flags:
+    (tmp_path / "names").write_text("high jump\n")
+    given = flags.replace("=FILE", f"={tmp_path / 'names'}").replace("--column ", "--column=")
+    source = _source(path, *given.split())
+    (line,) = (line for part in parts.parts_of(source) for line in parts.part_lines(part, source))
+    found = rows.parse_line(line, "")
+    told = "caption" in header or "caption=" in flags or "class=" in flags
+    assert (found.uri, found.captions) == ("a.png", ("high jump",) * told)
+    assert capsys.readouterr().err == ""
+
+
+def _source(path, *flags):
+  parser = argparse.ArgumentParser()
+  source_spec.add_arguments(parser)
+  return source_spec.source_of(parser.parse_args([f"--manifest={path}", *flags]), scores=())
 
 
 STRUCT = {"image": [{"bytes": b"x", "path": "a.png"}], "text": ["x"]}
@@ -76,7 +135,10 @@ FILES = {
   "twice.csv": (b"uri,caption,caption\na.png,x,y\n", r"the columns \['caption'\] twice"),
   "quote.csv": (b'"uri,caption\na.png,x\n', "expected column names in one line"),
   "cut.csv.gz": (gzip.compress(b"uri,caption\n")[:12], "got a damaged .gz file"),
-  "struct.parquet": (STRUCT, r"\['image'\] are not read: write them to files or to webdataset"),
+  "struct.parquet": (
+    STRUCT,
+    r"; set --column caption=text; .*\['image'\] are not read: write them to files or to webdataset",
+  ),
   "rows.tar.gz": (b"", "not compressed, .* decompress it with gunzip"),
   "rows.jsonl.zst": (b"", "plain or as .gz; decompress it with unzstd"),
   "empty.parquet": (b"", "is not a Parquet file"),

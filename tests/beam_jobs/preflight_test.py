@@ -37,7 +37,7 @@ def _run(manifest, *flags):
 def test_a_report_states_what_was_seen_and_what_a_job_would_do(manifest, tmp_path, capsys):
   vocabulary = train_vocabulary([f"clip number still {i}" for i in range(40)])
   (tmp_path / "spiece.model").write_bytes(vocabulary.model)
-  found = _run(manifest, f"--vocabulary={tmp_path / 'spiece.model'}", "--max_text_length=4")
+  found = _run(manifest, f"--vocabulary={tmp_path / 'spiece.model'}", "--max_text_length=3")
   assert found["splits"] == {"train": 60} and found["modalities"] == {"video": 20, "image": 40}
   assert found["classes"]["with_rows"] == 2 and found["repeated_uris"] == 60 - 4
   seen = found["media"]
@@ -52,13 +52,17 @@ def test_a_report_states_what_was_seen_and_what_a_job_would_do(manifest, tmp_pat
     "median": lengths[30],
     "max": lengths[-1],
   }
-  assert found["captions"]["cut"] == sum(length > 4 for length in lengths)
+  cut = sum(length > 3 for length in lengths)
+  assert found["captions"]["cut"] == cut
+  share = f"{cut} of 60 ({cut / 60:.1%}, the longest has {lengths[-1]}) are cut"
+  printed = capsys.readouterr().out
+  assert share in printed
   assert {f["reason"]: f["count"] for f in found["faults"]} == {"missing": 20, "not_media": 3}
   expected = found["expected"]
   assert (expected["clips"], expected["written"]) == (60, 37)
   pixels = (17 * 5 + 20) * 3 * (16 * 16 + 32 * 32) / 37
   assert expected["pixel_bytes_per_clip"] == round(pixels)
-  assert "missing: 20 of 60 sampled rows" in capsys.readouterr().out
+  assert "missing: 20 of 60 sampled rows" in printed
 
 
 def test_shares_are_those_of_the_rows_by_chance(manifest):

@@ -88,12 +88,22 @@ def test_runs_that_write_nothing_leave_nothing_to_the_corrected_command(tmp_path
     {"filter": "seconds>=99", "num_shards": 3},
     {"manifest": other},  # Makes a folder that the corrected command does not have.
   ):
-    with pytest.raises(ledger.LedgerError, match=r"none of . rows was written.*keeps nothing of"):
+    with pytest.raises(ledger.LedgerError, match="keeps nothing of this run"):
       run(**wrong)
     assert not list(tmp_path.glob("out/*/COMPLETED"))
   assert run()["written"] == 2
   run(output=tmp_path / "fresh")
   assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
+
+
+def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4", "caption": "x"}])
+  with pytest.raises(
+    ledger.LedgerError,
+    match=r"none of 1 rows was written: missing 1\n.*\n.*see .*/\*/\*\.dead\.jsonl$",
+  ):
+    preprocess.run(world.argv(manifest, tmp_path / "out"))
+  assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
 
 
 def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, capsys):

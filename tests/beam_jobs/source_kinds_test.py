@@ -443,7 +443,7 @@ def test_rows_of_one_group_meet_in_one_shard():
     (["--manifest=rows.jsonl", "--split_name=val=test"], "=train or =validation"),
     (["--manifest=nowhere-*.tar"], r"no file at .*nowhere"),
     (["--manifest=rows.csv.gz", "--class_names=/nowhere"], "--class_names: no file"),
-    (["--manifest=abc0-_0xyz_000000_000010.mp4"], "set --source"),
+    (["--manifest=abc0-_0xyz_000000_000010.mp4"], "names media; set it to their folder"),
   ],
 )
 def test_flags_that_do_not_fit_are_rejected(corpus, tmp_path, flags, message):

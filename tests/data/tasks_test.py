@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -271,6 +272,42 @@ def test_a_mixture_has_the_constants_of_its_videos_and_says_where_those_of_its_i
     mixture.walt_constants.moments["latents"], np.array([MEAN, STD], np.float32)
   )
   assert "mean and standard deviation of latents differ" in caplog.text and "9.0" in caplog.text
+
+
+@pytest.mark.parametrize(
+  ("images", "videos", "expected"), [(3, 5, 5), (7, 5, 7), (0, 0, 0), (None, 5, None)]
+)
+def test_the_classes_of_a_corpus_are_those_of_all_its_records(cache, images, videos, expected):
+  for kind, count in (("images", images), ("videos", videos)):
+    stats = {"examples": 1} | ({} if count is None else {"num_classes": count})
+    (cache / f"toy_{kind}" / "stats.train.json").write_text(json.dumps(stats))
+  mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
+  assert mixture.walt_constants.num_classes == expected
+  assert tasks.video_task(task="toy", latents="latents/3x4x4").walt_constants.num_classes == videos
+
+
+@pytest.mark.parametrize(("present", "absent"), [("video", "image"), ("image", "video")])
+def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present, absent):
+  shutil.rmtree(cache / f"toy_{absent}s")
+  mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
+  alone = {"video": tasks.video_task, "image": tasks.image_task}[present](
+    task="toy", latents="latents/3x4x4", row=dataclasses.replace(ROW, text_slots=3)
+  )
+  got, want = _rows(mixture), _rows(alone)
+  assert len(got) == len(want) == {"video": 40, "image": 10}[present]
+  for row, other in zip(got, want, strict=True):
+    assert row.keys() == other.keys() and row["is_image"] == (present == "image")
+    for name, value in row.items():
+      np.testing.assert_array_equal(value, other[name])
+  assert mixture.walt_rates == {present: 1.0} and mixture.walt_provenance == alone.walt_provenance
+  moments = mixture.walt_constants.moments["latents"]
+  np.testing.assert_array_equal(moments, alone.walt_constants.moments["latents"])
+  _rows(mixture)
+  line = f"Mixture 'toy_mixture': no cache of toy_{absent}s; only toy_{present}s is read."
+  assert [record.getMessage() for record in caplog.records].count(line) == 1
+  missing = cached_tasks.handle(f"toy_{absent}s")
+  with pytest.raises(FileNotFoundError, match=f"toy_{present}s only: the corpus has no {absent}s"):
+    missing.provenance()
 
 
 def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):

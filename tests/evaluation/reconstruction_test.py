@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from data import schema, tfrecord
 from tests.beam_jobs.conftest import save_checkpoint, weights
 from walt_t5x import evaluate, reconstruct
-from walt_t5x.evaluation.clip_sources import find_media
+from walt_t5x.evaluation.clip_sources import find_media, is_ours
 from walt_t5x.evaluation.reconstruction import ReconstructionFolder
 from walt_t5x.generation import pixel_codec
 from walt_t5x.generation.pixel_codec import PixelCodec
@@ -241,6 +242,7 @@ def test_entire_files_are_streamed_and_caches_are_read(command, tokenizer, tmp_p
   result = _run(capsys, *flags, f"--output={tmp_path / 'cached'}")
   assert (result["clips"], result["made"], result["repeated"]) == (4, 4, 1)
   made = {m.name: m.read() for m in find_media(result["reconstructions"])}
+  assert is_ours(pathlib.Path(result["reconstructions"])) and not is_ours(tmp_path)
   for index, want in enumerate(_by_hand(tokenizer, clips)):
     _equal(made[f"{index:064x}"[::-1][:24]], want)
   for wrong, said in (

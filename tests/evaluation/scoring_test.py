@@ -110,6 +110,9 @@ def test_inception_score_uses_the_splits_of_each_fold():
   logits = _MeanColors.of(videos[:, :4])
   expected = [v for f in (logits[:7], logits[7:]) for v in inception_score(f, splits=2).values]
   np.testing.assert_allclose(got.values, expected, rtol=1e-9)
+  one = protocol.replace(sample_count=1, folds=1)
+  with pytest.raises(ValueError, match=r"is of small needs 2 samples or more per fold.*got 1"):
+    _score(one, [_media("0", videos[0])], None)
 
 
 def test_clip_rules_select_the_frames_they_name():
@@ -319,12 +322,17 @@ def test_the_command_writes_table_json_and_events(tmp_path, monkeypatch, capsys)
     "".join(json.dumps({"uri": f"real/{i}.mp4", "modality": "video"}) + "\n" for i in range(3))
   )
   monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColors())
+  (tmp_path / "here").mkdir()
+  monkeypatch.chdir(tmp_path / "here")
   flags = ["--protocol=fvd", f"--samples={tmp_path / 'fake'}", f"--log_dir={tmp_path / 'logs'}"]
   result = evaluate.run([*flags, f"--reference={tmp_path / 'real.jsonl'}", "--step=7"])
   printed = capsys.readouterr().out
   assert f"fvd@{PROTOCOLS['fvd'].hash}" in printed and "NOT the public weights" in printed
   assert json.loads(printed.splitlines()[-1]) == result
-  stored = json.loads((tmp_path / "fake" / "scores_fvd.json").read_text())
+  stored = json.loads((tmp_path / "here" / "scores_fvd.json").read_text())
+  # Nothing is added to folders that other programs wrote.
+  names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("fake", "real")]
+  assert names == [["0.mp4", "1.mp4", "2.mp4"]] * 2
   assert stored["scores"]["fvd"]["score"] == result["scores"]["fvd"]["score"] > 0
   assert stored["fields"]["frames"] == 16
   assert list((tmp_path / "logs").glob("events*"))

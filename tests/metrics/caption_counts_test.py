@@ -55,6 +55,10 @@ def test_elements_that_no_caption_names_are_not_counted():
   result = tally([compare({"speed": "fast", "order": None}, {"speed": "slow"}), compare({}, {})])
   assert result == CaptionAccuracy(clips=2, counts={"speed": Count(total=1), ALL: Count(total=1)})
   assert np.isnan(result.accuracy("order")) and "order" not in str(result)
+  empty = CaptionAccuracy(clips=2, counts={"speed": Count(), ALL: Count()})
+  for nothing in (empty, tally([compare({}, {}), compare({}, {})])):
+    assert nothing.as_dict() == {"caption_accuracy/clips": 2}
+    assert str(nothing).endswith("2 clips: none, as no caption names a color, shape or direction")
 
 
 def test_scalars_and_table_have_every_element():

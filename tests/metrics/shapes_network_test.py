@@ -69,7 +69,10 @@ def test_its_scores_are_described_as_those_of_a_surrogate(tmp_path, capsys):
     for i, clip in enumerate(clips):
       writing.write_video(tmp_path / folder / f"{i}.mp4", clip, fps=8)
   flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}"]
-  flags.append(f"--shapes_weights={tmp_path / 'a.safetensors'}")
+  flags += [
+    f"--shapes_weights={tmp_path / 'a.safetensors'}",
+    f"--output={tmp_path / 'scores.json'}",
+  ]
   evaluate.run([*flags, f"--reference={tmp_path / 'real'}"])
   printed = capsys.readouterr().out
   assert "surrogate network, trained on shapes" in printed

@@ -1,5 +1,6 @@
 """Properties of the training loss: random draws, dropped conditions, and gradients."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -13,6 +14,7 @@ from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.engine.builtin import trainer
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models import denoiser_inputs
 from walt_t5x.models.denoiser_model import DenoiserModel
@@ -97,6 +99,22 @@ def test_metrics_split_the_loss_by_kind_of_example_and_by_noise():
   parts = [metrics[f"loss_noise_{i}_of_4"] for i in range(1, 5)]
   assert sum(float(part.count) for part in parts) == 4
   np.testing.assert_allclose(sum(float(part.total) for part in parts) / 4, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_no_metric_of_a_kind_without_examples_is_written(kind):
+  rows = 3
+  errors, steps = jnp.arange(1.0, 1 + rows), jnp.full(rows, 1000)
+  metrics = _model()._metrics(errors, steps, jnp.full(rows, kind == "image"))
+  written = trainer._scalars(metrics)
+  assert written == {
+    **{"loss": 2.0, f"loss_{kind}": 2.0, "loss_noise_4_of_4": 2.0},
+    **{"rate_image": float(kind == "image"), "rate_video": float(kind == "video")},
+  }
+  diverged = trainer._scalars(
+    _model()._metrics(errors * jnp.nan, steps, jnp.array([True, False, True]))
+  )
+  assert np.isnan([diverged["loss"], diverged["loss_image"], diverged["loss_video"]]).all()
 
 
 def test_measured_rates_are_fractions_of_all_examples_of_a_period():
@@ -233,3 +251,21 @@ def test_a_corpus_of_another_text_encoder_is_rejected():
   model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
   with pytest.raises(Mismatch, match=r"width 7, expected the denoiser's text_dim=6"):
     model.loss_fn(_params(), _batch(), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  ("classes", "message"),
+  [
+    (0, "the cache has no labels, expected those of WaltDenoiser.num_classes=3;"),
+    (4, "labels of the cache reach 3, expected less than WaltDenoiser.num_classes=3; set it to 4"),
+    (3, None),
+    (None, None),
+  ],
+)
+def test_labels_that_the_class_table_does_not_have_are_rejected(classes, message):
+  corpus = CorpusConstants(num_classes=classes)
+  module = WaltDenoiser(**(TINY | {"num_classes": 3}))
+  model = DenoiserModel(module=module, optimizer_def=None, corpus=lambda: corpus)
+  expected = pytest.raises(Mismatch, match=message) if message else contextlib.nullcontext()
+  with expected:
+    assert model._constants() is corpus

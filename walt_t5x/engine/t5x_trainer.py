@@ -8,7 +8,7 @@ from clu import metric_writers
 # T5X is optional and not in the requirements.
 from t5x import trainer as t5x_trainer  # pyright: ignore[reportMissingImports]
 
-from walt_t5x.engine.builtin.summaries import json_lines_writer
+from walt_t5x.engine.builtin.summaries import json_lines_writer, without_empty
 
 
 class Trainer(t5x_trainer.Trainer):
@@ -44,6 +44,6 @@ class _Summaries(metric_writers.MultiWriter):
     self._lines, self._constants = lines, dict(constants)
 
   def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-    scalars = {**scalars, **(self._constants if "loss" in scalars else {})}
+    scalars = without_empty(scalars) | (self._constants if "loss" in scalars else {})
     super().write_scalars(step, scalars)
     self._lines.write_scalars(step, scalars)

@@ -27,14 +27,16 @@ _T = TypeVar("_T")
 class Media:
   """One file; `name`, its path inside the folder without suffix, identifies it in pairs and random draws.
 
-  `read` returns its frames, [T, H, W, 3] uint8. `generated` marks a sample of `generate`, whose frames are the clip;
-  other files are cut like training data.
+  `read` returns its frames, [T, H, W, 3] uint8. `generated` marks a sample of `generate`, whose frames are the clip,
+  with the (height, width) and rate of its sidecar; other files are cut like training data.
   """
 
   name: str
   path: Path
   read: Callable[[], np.ndarray]
   generated: bool = False
+  size: tuple[int, int] | None = None
+  fps: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,17 @@ def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
     def read(sample=sample, chosen=chosen) -> np.ndarray:
       return clip_to_uint8(folder.read(sample, chosen))
 
-    path = sample.files[chosen]
-    found.append(Media(name=f"{sample.index:05d}", path=path, read=read, generated=True))
+    _, height, width, _ = sample.sidecar["stages"][chosen]["shape"]
+    found.append(
+      Media(
+        name=f"{sample.index:05d}",
+        path=sample.files[chosen],
+        read=read,
+        generated=True,
+        size=(height, width),
+        fps=sample.sidecar["fps"],
+      )
+    )
   return found
 
 
@@ -95,6 +106,12 @@ def _has_samples(folder: Path) -> bool:
   """Whether a folder has sidecars of samples; other programs name files by numbers too."""
   first = min(folder.glob("[0-9]*.json"), default=None)
   return first is not None and "stages" in storage.read_json(first)
+
+
+def is_ours(folder: Path) -> bool:
+  """Whether a folder of media was written by `generate` or `reconstruct`, so that results may be added to it."""
+  made = folder.parent / "sidecars", folder.parent / "run.json"
+  return _has_samples(folder) or all(path.exists() for path in made)
 
 
 def find_media(

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
+from walt_t5x.evaluation import alike
 from walt_t5x.evaluation.clip_scores import LpipsNetwork
-from walt_t5x.evaluation.clip_sources import find_media
+from walt_t5x.evaluation.clip_sources import find_media, is_ours
 from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
 from walt_t5x.files import storage
 from walt_t5x.media import writing
@@ -44,6 +45,8 @@ def load_evaluation(args: argparse.Namespace) -> Evaluation:
     references = find_media(
       args.reference, images=images, stage=args.stage, split=args.reference_split
     )
+    if found := alike.difference(samples, references, protocol):
+      print(f"evaluate: {found}", file=sys.stderr)
   return Evaluation(
     protocol,
     samples,
@@ -126,9 +129,9 @@ def lossy_suffixes(evaluation: Evaluation) -> list[str]:
 
 
 def scores_file(args: argparse.Namespace, protocol: Protocol) -> Path:
-  """Path of the JSON file."""
+  """Path of the JSON file: with samples that our programs wrote, else in the current folder."""
   folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
-  return args.output or folder / f"scores_{protocol.name}.json"
+  return args.output or (folder if is_ours(folder) else Path()) / f"scores_{protocol.name}.json"
 
 
 def write_scores(

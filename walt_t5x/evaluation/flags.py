@@ -63,7 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--clips_per_part", type=int, default=500, help="clips per stored part")
   parser.add_argument(
-    "--output", type=Path, help="JSON (default: scores_PROTOCOL.json in --samples)"
+    "--output",
+    type=Path,
+    help="JSON (default: scores_PROTOCOL.json in --samples if `generate` or `reconstruct` wrote it, else here)",
   )
   parser.add_argument("--log_dir", help="TensorBoard folder for the scores")
   parser.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")

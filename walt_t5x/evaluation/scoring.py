@@ -109,6 +109,12 @@ class Evaluation:
     if paired and self.published is not None:
       raise ValueError(f"{paired[0]} compares files, but --reference is a file of statistics.")
     self.sample_clips = plan_samples(samples, protocol)
+    for rule in protocol.scores:
+      if (found := len(self.sample_clips) // protocol.folds) < rule.splits:
+        raise ValueError(
+          f"{rule.name} of {protocol.name} needs {rule.splits} samples or more per fold, one per split, got {found}. "
+          "Generate more, or leave it out with --scores."
+        )
     self.reference_clips: list[PlannedClip] = []
     if needing and self.published is None:
       self.reference_clips = plan_references(files, protocol)

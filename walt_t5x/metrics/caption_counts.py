@@ -61,16 +61,18 @@ class CaptionAccuracy:
     return CaptionAccuracy(clips=self.clips + other.clips, counts=counts)
 
   def as_dict(self) -> dict[str, float]:
-    """Flat scalars for a metric writer or a JSON report."""
+    """Flat scalars for a metric writer or a JSON report; none of an element that no caption names."""
     scalars = {"clips": self.clips}
     for element, count in self.counts.items():
-      for name in ("accuracy", "right", "total", "unreadable"):
+      for name in ("accuracy", "right", "total", "unreadable") if count.total else ():
         scalars[f"{element}_{name}"] = getattr(count, name)
     return {f"caption_accuracy/{name}": float(value) for name, value in scalars.items()}
 
   def __str__(self) -> str:
-    lines = [f"caption accuracy over {self.clips} clips"]
-    for element, count in self.counts.items():
+    named = {element: count for element, count in self.counts.items() if count.total}
+    nothing = "" if named else ": none, as no caption names a color, shape or direction"
+    lines = [f"caption accuracy over {self.clips} clips{nothing}"]
+    for element, count in named.items():
       unreadable = f"  ({count.unreadable} unreadable)" if count.unreadable else ""
       lines.append(
         f"  {element:<10} {count.right:>5} of {count.total:<5} {count.accuracy:7.1%}{unreadable}"

@@ -107,6 +107,17 @@ class DenoiserModel(engine.BaseModel):
         f"text embeddings of the cache have width {found.null_text.shape[-1]}, expected the denoiser's "
         f"text_dim={width}; train on a cache of that text encoder, or set WaltDenoiser.text_dim"
       )
+    rows, classes = self.module.num_classes, found.num_classes
+    if rows and classes == 0:
+      raise Mismatch(
+        f"the cache has no labels, expected those of WaltDenoiser.num_classes={rows}; preprocess rows with a label or "
+        "class, or set num_classes = 0"
+      )
+    if rows and classes is not None and classes > rows:
+      raise Mismatch(
+        f"the labels of the cache reach {classes - 1}, expected less than WaltDenoiser.num_classes={rows}; set it to "
+        f"{classes}"
+      )
     return found
 
   @property

@@ -56,6 +56,10 @@ class Vocabulary:
     pieces = self._processor.Encode(text)[: max_length - 1]
     return np.array([*pieces, EOS_ID], np.int32)
 
+  def length(self, text: str) -> int:
+    """Number of ids of a text of which no piece is lost, including the eos."""
+    return len(self._processor.Encode(text)) + 1
+
 
 def train_vocabulary(texts: Iterable[str], *, max_vocab_size: int = 32_000) -> Vocabulary:
   """Trains a vocabulary in which the words of a small corpus are single pieces.

@@ -37,6 +37,7 @@ def record(seed, field=VIDEOS, tokens=(2, 3)):
     id=f"{seed:064x}",
     uri=str(seed),
     modality="video" if field == VIDEOS else "image",
+    label=seed,
     latents={field: random.normal(seed, 1 + seed, shape).astype(np.float32)},
     captions=["c"] * len(tokens),
     caption_weights=[1.0] * len(tokens),
@@ -49,7 +50,9 @@ def write(output, shard, records=(), *, dead=(), rejected=(), band=None, rows="r
   options = {"settings_digest": digest, "rows_digest": rows, "band": band}
   with shard_files.ShardWriter(str(output), shard, **options) as writer:
     for record in records:
-      writer.write(record)
+      # Captions of 3 tokens had 7.
+      lengths = [7 if len(ids) == 3 else len(ids) for ids in record.text_ids]
+      writer.write(record, token_lengths=lengths)
       for name in record.latents:
         writer.measure(name, 20.0 + len(record.captions))
     for number, reason in enumerate(dead):

@@ -26,6 +26,10 @@ def test_a_finished_job_adds_up(tmp_path):
     "dead_by_reason": {"missing": 1, "x": 1},
     "bytes": sum(sidecar["bytes"] for sidecar in made.values()),
     "captions": 9,
+    "captions_cut": 4,
+    "longest_caption": 7,
+    "without_condition": 0,
+    "num_classes": 5,
     "tokens": 21,
     "psnr": {examples.IMAGES: 22.0, examples.VIDEOS: (22 * 3 + 21) / 4},
   }
@@ -35,6 +39,7 @@ def test_a_finished_job_adds_up(tmp_path):
     **{"examples": 3, "rows": 5, "written": 3, "rejected": 1, "dead": 1, "quarantined": 0},
     **{"rejected_by_reason": {"small": 1}, "dead_by_reason": {"missing": 1}},
     **{"captions": 5, "tokens": 11, "psnr": {examples.VIDEOS: 65 / 3}, "quarantined_shards": []},
+    **{"captions_cut": 2, "longest_caption": 7, "without_condition": 0, "num_classes": 3},
     "bytes": sum(made[examples.shard(i)]["bytes"] for i in (0, 1)),
   }
   for name, count in (("train", 2), ("validation", 1)):
@@ -43,6 +48,23 @@ def test_a_finished_job_adds_up(tmp_path):
     assert info["features"] == json.loads(json.dumps(schema.seqio_features([examples.VIDEOS])))
   assert (folder / "COMPLETED").read_text() == ""
   assert not (tmp_path / "toy_images" / "info.validation.json").exists()
+
+
+def test_the_number_of_classes_is_unknown_next_to_a_shard_that_does_not_record_it(tmp_path):
+  made = examples.job(tmp_path)
+  path = tmp_path / f"{examples.shard(1)}.sidecar.json"
+  sidecar = json.loads(path.read_text())
+  path.write_text(json.dumps({name: v for name, v in sidecar.items() if name != "num_classes"}))
+  summary = examples.finalize(tmp_path)
+  assert (summary.all.num_classes, summary.all.rows) == (
+    None,
+    sum(s["rows"] for s in made.values()),
+  )
+  assert (
+    json.loads((tmp_path / "toy_videos" / "stats.train.json").read_text())["num_classes"] is None
+  )
+  validation = json.loads((tmp_path / "toy_videos" / "stats.validation.json").read_text())
+  assert validation["num_classes"] == 4
 
 
 def test_files_are_written_in_one_way_only(tmp_path):
@@ -137,7 +159,13 @@ def test_a_folder_without_a_record_is_not_completed(tmp_path):
   assert summary.completed == ("toy_videos",) and summary.all.rows == 8
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   examples.plan(tmp_path, {shard: 1})
-  with pytest.raises(LedgerError, match="none of 1 rows was written"):
+  message = (
+    r"none of 1 rows was written: missing 1\n  missing: --media_root.*\n.*keeps nothing of this run; see .*\*\.dead\.jsonl$"
+  )
+  with pytest.raises(LedgerError, match=message):
+    examples.finalize(tmp_path)
+  examples.write(tmp_path, shard, rejected=["small"])
+  with pytest.raises(LedgerError, match=r"was written: small 1\n.*\n.*\*\.rejected\.jsonl$"):
     examples.finalize(tmp_path)
 
 

@@ -9,6 +9,7 @@ from beam_jobs import preprocess, verify
 from beam_jobs.shards import encoders, quality
 from beam_jobs.shards.moments import Moments
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
+from walt_t5x.text.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 50])
@@ -120,7 +121,9 @@ def test_repeated_captions_of_a_shard_are_encoded_once(max_bytes):
   assert not cache._kept
 
 
-def test_a_shard_encodes_each_of_its_captions_once(world, tmp_path, monkeypatch):
+def test_a_shard_encodes_each_caption_once_and_counts_those_that_are_cut(
+  world, tmp_path, monkeypatch, capsys
+):
   rows = [row | {"captions": ["a red circle", "same"]} for row in good_rows(tmp_path)[:4]]
   seen = []
   encode = encoders.Encoders.encode_text
@@ -135,6 +138,14 @@ def test_a_shard_encodes_each_of_its_captions_once(world, tmp_path, monkeypatch)
     num_shards=1,
     batch_size=1,
     resolutions="16x16",
+    max_text_length=4,
   )
-  preprocess.run(argv)
+  result = preprocess.run(argv)
   assert sorted(seen) == ["", "a red circle", "same"]
+  vocabulary = Vocabulary.load(f"{world.text}/spiece.model")
+  lengths = [len(vocabulary.encode(text, 99)) for text in ("a red circle", "same")]
+  assert lengths[0] == 4 < lengths[1]
+  assert (result["captions"], result["captions_cut"]) == (8, 4)
+  assert result["longest_caption"] == lengths[1]
+  line = f"cut to --max_text_length: 4 of 8 (50.0%), the longest has {lengths[1]} tokens"
+  assert line in capsys.readouterr().out

@@ -10,6 +10,13 @@ import jax
 import numpy as np
 
 
+def without_empty(scalars: Mapping[str, Any]) -> dict[str, Any]:
+  """The scalars without averages of `loss_<part>` over no examples: they are NaN, and the loss of all is not."""
+  if not math.isfinite(scalars.get("loss", math.nan)):
+    return dict(scalars)
+  return {k: v for k, v in scalars.items() if not (k.startswith("loss_") and math.isnan(v))}
+
+
 class JsonLinesWriter:
   """One JSON object per write, flushed immediately: `{"step": 100, "loss": 0.5, ...}`. A CLU metric writer for scalars.
 

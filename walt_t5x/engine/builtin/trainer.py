@@ -14,7 +14,7 @@ from absl import logging
 from walt_t5x.engine.builtin.base_model import BaseModel
 from walt_t5x.engine.builtin.monitoring import Goodput
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
-from walt_t5x.engine.builtin.summaries import create_writer
+from walt_t5x.engine.builtin.summaries import create_writer, without_empty
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.training_step import Batch, TrainingStep, merge_metrics
 from walt_t5x.engine.chips import peak_flops
@@ -271,4 +271,4 @@ def _scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
       full = f"{name}/{part}" if part else name
       names = [full] if flat.size == 1 else [f"{full}/{i}" for i in range(flat.size)]
       scalars |= zip(names, map(float, flat))
-  return scalars
+  return without_empty(scalars)

@@ -30,6 +30,8 @@ def test_a_folder_of_video2dataset_or_img2dataset_is_a_folder_of_media(images, t
     found = find_media(folder, images=images)
     assert [one.path.stem for one in found] == ["000000000", "000000001", "000000002"]
     assert all(one.read().ndim == 4 for one in found)
+    with pytest.raises(FileNotFoundError, match=f", only 3 {'images' if images else 'videos'}: "):
+      find_media(folder, images=not images)
 
 
 def test_every_suffix_that_preprocessing_reads_is_found_and_hidden_files_are_not(tmp_path):

@@ -102,6 +102,11 @@ def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media
   return found
 
 
+def _from_folder(path: Path, suffixes: Sequence[str]) -> list[Media]:
+  files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
+  return [_file(f, n) for f in files if not is_hidden(n := str(f.relative_to(path)))]
+
+
 def _has_samples(folder: Path) -> bool:
   """Whether a folder has sidecars of samples; other programs name files by numbers too."""
   first = min(folder.glob("[0-9]*.json"), default=None)
@@ -136,12 +141,13 @@ def find_media(
   elif path.is_dir() and _has_samples(path):
     found = _from_sample_folder(path, stage)
   else:
-    suffixes = IMAGE_SUFFIXES if images else VIDEO_SUFFIXES
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
-    found = [_file(f, n) for f in files if not is_hidden(n := str(f.relative_to(path)))]
+    found = _from_folder(path, IMAGE_SUFFIXES if images else VIDEO_SUFFIXES)
   if not found:
+    kinds = ("images", "videos") if images else ("videos", "images")
+    others = path.is_dir() and _from_folder(path, VIDEO_SUFFIXES if images else IMAGE_SUFFIXES)
+    there = f", only {len(others):,} {kinds[1]}" if others else ""
     raise FileNotFoundError(
-      f"No {'images' if images else 'videos'} under {path}: expected a folder of media, a .jsonl "
+      f"No {kinds[0]} under {path}{there}: expected a folder of media, a .jsonl "
       "manifest, or the --output of `python -m walt_t5x.generate`."
     )
   return found

@@ -19,7 +19,7 @@ from absl import flags
 
 import gin
 from benchmarks import docs_commands, reproduce
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, usage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +82,7 @@ def _check_argparse(program, arguments, abridged, monkeypatch):
   original = argparse.ArgumentParser.parse_known_args
   monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
   monkeypatch.setattr(argparse.ArgumentParser, "error", error)
+  monkeypatch.setattr(usage.Parser, "error", error)
   monkeypatch.setattr(sys, "argv", [program, *arguments])
   with pytest.raises(_Understood):
     if program.endswith(".py"):

@@ -209,7 +209,8 @@ def run(config: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, and prints and writes the result."""
-  gin_flags.check(argv, "cache", example="gin/tiny/generate.gin")
+  needed = ("gin_file=gin/tiny/generate.gin", "cache=CACHE/shapes_pixels_videos")
+  gin_flags.check(argv, *needed, scripts=("train", "generate"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from walt_t5x import generate
 

@@ -217,7 +217,8 @@ def build_page(studio: Studio) -> Any:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, loads the cascade, and opens the page."""
-  gin_flags.check(argv, "output", example="gin/tiny/generate.gin", instead="preset")
+  needed = ("gin_file=gin/tiny/generate.gin", "output=demo")
+  gin_flags.check(argv, *needed, instead="preset", scripts=("train", "generate"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)

@@ -36,28 +36,35 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of the program."""
   gin_flags.define()
-  flags.DEFINE_string("preset", None, PRESET_HELP)
-  flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
-  flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
-  flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
-  flags.DEFINE_string("image", None, "Image that every clip starts from.")
-  flags.DEFINE_string("video", None, "Clip that every clip continues.")
-  flags.DEFINE_string(
-    "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
-  )
-  flags.DEFINE_boolean(
-    "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
-  )
-  flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
-  flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
-  flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
-  flags.DEFINE_string("output", None, "Folder of the samples; with --preset, samples by default.")
-  flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
-  flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
-  flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
-  flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
-  flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
-  flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
+  with gin_flags.group("configuration"):
+    flags.DEFINE_string("preset", None, f"{PRESET_HELP} Replaces --gin_file.")
+  with gin_flags.group("what to generate"):
+    flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
+    flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+    flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
+    flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
+    flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
+    flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
+    flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
+  with gin_flags.group("conditioning on frames"):
+    flags.DEFINE_string("image", None, "Image that every clip starts from.")
+    flags.DEFINE_string("video", None, "Clip that every clip continues.")
+    flags.DEFINE_string(
+      "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
+    )
+    flags.DEFINE_boolean(
+      "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
+    )
+  with gin_flags.group("output"):
+    flags.DEFINE_string(
+      "output", None, "Folder of the samples; required, with --preset samples by default."
+    )
+    flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
+    flags.DEFINE_float("fps", 8.0, "Frame rate of the files.", lower_bound=0.1)
+    flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
+  with gin_flags.group("the work of this job"):
+    flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
+    flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -189,8 +196,8 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and generates samples."""
-  needed = () if FLAGS.preset else ("output",)
-  gin_flags.check(argv, *needed, example="gin/tiny/generate.gin", instead="preset")
+  needed = ("gin_file=gin/tiny/generate.gin", *(() if FLAGS.preset else ("output=samples",)))
+  gin_flags.check(argv, *needed, instead="preset", scripts=("train", "generate"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)

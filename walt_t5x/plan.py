@@ -45,14 +45,14 @@ def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
   files = [[file] for file in argv[1:]] if FLAGS.compare else [FLAGS.gin_file]
   if not FLAGS.compare:
-    gin_flags.check(argv, example="gin/walt_3b.gin")
+    gin_flags.check(argv, "gin_file=gin/walt_3b.gin", complete=False)
   elif len(files) < 2 or FLAGS.gin_file:
-    raise app.UsageError("--compare takes two or more gin files as arguments, and no --gin_file.")
+    gin_flags.reject("--compare takes two or more gin files as arguments, and no --gin_file.")
   sizes = _batch_sizes()
   if FLAGS.search and (FLAGS.compare or not FLAGS.topology):
-    raise app.UsageError("--search takes one configuration and at least one --topology.")
+    gin_flags.reject("--search takes one configuration and at least one --topology.")
   if len(sizes) > 1 and not FLAGS.search:
-    raise app.UsageError(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
+    gin_flags.reject(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   from walt_t5x.planning import tpu_compile
 
@@ -77,9 +77,7 @@ def _batch_sizes() -> list[int]:
   except ValueError:
     sizes = [0]
   if any(size < 1 for size in sizes):
-    raise app.UsageError(
-      f"--batch_size={','.join(FLAGS.batch_size)}: expected complete numbers from 1."
-    )
+    gin_flags.reject(f"--batch_size={','.join(FLAGS.batch_size)}: expected numbers from 1.")
   return sizes
 
 

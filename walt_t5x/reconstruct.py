@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_text, programs
 from walt_t5x.evaluation.flags import height_and_width
 
 
@@ -94,7 +94,7 @@ def load_vae(gin_file: str, checkpoint: str, *, ema: bool) -> tuple[Any, Any, di
 
   # Training files include others by their path from `gin/` on.
   programs.register(train=engine.train)
-  gin.add_config_file_search_path(gin_config.FOLDER)
+  gin.add_config_file_search_path(gin_text.FOLDER)
   fields = vae_fields_of_gin(gin_file)
   vae = build_vae(fields)
   params = select_vae_params(vae, load_params(checkpoint, ema=ema), checkpoint)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_config, gin_text, programs
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,7 +49,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   programs.register(train=engine.train)
   gin.clear_config()
   try:
-    gin_config.parse([str(config)], [], [gin_config.FOLDER], finalize=False)
+    gin_config.parse([str(config)], [], [gin_text.FOLDER], finalize=False)
     return dataclasses.asdict(plan_gin())
   except (gin_config.GinError, ValueError) as error:
     return f"none: {str(error).splitlines()[0]}"

@@ -26,26 +26,28 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of T5X's launcher, and `--multiprocess`."""
   gin_flags.define()
-  flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
-  flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
-  flags.DEFINE_boolean(
-    "multiprocess",
-    False,
-    "One process of several, as configured by the cluster (TPU pods, SLURM, GKE) or the environment: "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
-  )
-  flags.DEFINE_boolean(
-    "multiprocess_gpu", False, "One process of several, as configured by the next three flags."
-  )
-  flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-  flags.DEFINE_integer("process_count", None, "Number of processes.")
-  flags.DEFINE_integer("process_index", None, "Index of this process.")
-  flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
+  with gin_flags.group("data"):
+    flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
+    flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
+  with gin_flags.group("several processes"):
+    flags.DEFINE_boolean(
+      "multiprocess",
+      False,
+      "One process of several, as configured by the cluster (TPU pods, SLURM, GKE) or the environment: "
+      "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
+    )
+    flags.DEFINE_boolean(
+      "multiprocess_gpu", False, "One process of several, as configured by the next three flags."
+    )
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+    flags.DEFINE_integer("process_count", None, "Number of processes.")
+    flags.DEFINE_integer("process_index", None, "Index of this process.")
+    flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
-  gin_flags.check(argv, example="gin/tiny/base.gin")
+  gin_flags.check(argv, "gin_file=gin/tiny/base.gin")
   from walt_t5x.engine import host_memory
 
   if host_memory.runs_on_cpu():

@@ -10,7 +10,7 @@ from beam_jobs.runners import running
 from beam_jobs.shards import encoders
 from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_text, programs
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rule
 
@@ -176,7 +176,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   import gin
 
   gin.clear_config()
-  gin.parse_config_file(gin_config.find(path, flag="--vae_gin_file"))
+  gin.parse_config_file(gin_text.find(path, flag="--vae_gin_file"))
   try:
     bindings = gin.get_bindings("CausalVae")
   except ValueError:  # The class is not registered with gin.

@@ -96,7 +96,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   args, rest = running.parse(parser, [*_UNUSED, threads, *given])
   job_flags.check_clips(parser, args)
   if rest:
-    running.beam_options(rest)  # Raises for flags that Beam does not know either.
+    running.beam_options(rest, args)  # Raises for flags that Beam does not know either.
   # So that no encoder is loaded.
   args.content = "pixels"
   return args

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from absl.logging import converter
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.config.waiting import waiting
 
 FLAGS = flags.FLAGS
 
@@ -53,9 +53,8 @@ def main(argv: Sequence[str]) -> None:
   if host_memory.runs_on_cpu():
     host_memory.keep_freed_memory()
 
-  import jax
-
-  with programs.quiet_imports():
+  with waiting("train", "importing JAX and TensorFlow"), programs.quiet_imports():
+    import jax
     import seqio
     import tensorflow as tf
 
@@ -66,10 +65,6 @@ def main(argv: Sequence[str]) -> None:
 
   # `kill -USR1` prints the stacks of a run.
   faulthandler.register(signal.SIGUSR1, all_threads=True)
-  # Orbax logs every file at INFO; its warnings are still logged.
-  logging.get_absl_handler().addFilter(
-    lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
-  )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   join_processes()
   if FLAGS.tfds_data_dir:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from walt_t5x.config import gin_config, gin_text, programs, usage
+from walt_t5x.config.waiting import waiting
 
 FLAGS = flags.FLAGS
 _REQUIRED = " (required)"
@@ -58,9 +59,10 @@ def flag_hint(argument: str) -> str | None:
 def parse_args(args: Sequence[str]) -> list[str]:
   """Parses absl's flags with `--gin.NAME=value` rewritten, for `app.run`; returns the remaining arguments.
 
-  Errors of the program end it from then on as `programs.report_errors` says.
+  From then on errors end the program as `programs.report_errors` says, and libraries log warnings only.
   """
   programs.report_errors(_program())
+  programs.quiet_logs()
   if _HELP & {*args[1:]}:
     _print_help()
     sys.exit(0)
@@ -124,7 +126,10 @@ def check(
 
 def read(files: Sequence[str] | None = None, *, finalize: bool = True) -> None:
   """Parses files, by default those of `--gin_file`, and the bindings of the flags; see `gin_config.parse`."""
-  gin_config.parse(files or FLAGS.gin_file, list(FLAGS.gin_bindings), _folders(), finalize=finalize)
+  with waiting(_program(), "importing what the gin files name"), programs.quiet_imports():
+    gin_config.parse(
+      files or FLAGS.gin_file, list(FLAGS.gin_bindings), _folders(), finalize=finalize
+    )
 
 
 def _folders() -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from walt_t5x.config import usage
 from walt_t5x.config.gin_config import LOCATION, GinError
+from walt_t5x.config.waiting import redirected
 
 _PACKAGES = ("walt_t5x", "data", "beam_jobs")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -95,7 +96,8 @@ def quiet_imports() -> Iterator[None]:
   with tempfile.TemporaryFile() as said:
     os.dup2(said.fileno(), 2)
     try:
-      yield
+      with redirected(saved):
+        yield
     finally:
       sys.stderr.flush()
       os.dup2(saved, 2)
@@ -104,6 +106,19 @@ def quiet_imports() -> Iterator[None]:
       for line in said:
         if not re.match(rb"I0000 |WARNING: All log messages before absl::InitializeLog", line):
           os.write(2, line)
+
+
+def quiet_logs() -> None:
+  """Omits information that libraries log; their warnings are kept, and what our code and T5X log."""
+  from absl import logging
+  from absl.logging import converter
+
+  def shown(record: Any) -> bool:
+    t5x = getattr(sys.modules.get("t5x"), "__path__", ["/"])[0]
+    of_t5x = len(t5x) > 1 and record.pathname.startswith(t5x)
+    return record.levelno > converter.STANDARD_INFO or _is_ours(record.pathname) or of_t5x
+
+  logging.get_absl_handler().addFilter(shown)
 
 
 def register(**functions: Callable[..., Any]) -> None:

@@ -101,7 +101,7 @@ def get_dataset(
     cfg = dataclasses.replace(cfg, seed=seeds.fresh_seed())
   source = mixture_or_task(cfg)
   shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
-  logging.info("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
+  logging.debug("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
   dataset = source.get_dataset(
     sequence_length=cfg.task_feature_lengths,
     split=cfg.split,

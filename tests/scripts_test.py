@@ -85,7 +85,9 @@ def test_every_host_of_every_slice_gets_the_same_command():
     ["bash", "-c", f"printf %s {command.rsplit(' --zone=', 1)[0]}"],
     capture_output=True, text=True, check=True,
   ).stdout  # fmt: skip
-  assert '--multiprocess --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\\"gs://b/run\\"' in remote
+  assert (
+    '--multiprocess --debug --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\\"gs://b/run\\"' in remote
+  )
   assert _pod("create", TYPE="v5p-128").stdout.startswith(
     "gcloud compute tpus queued-resources create walt --node-id=walt --accelerator-type=v5p-128"
   )

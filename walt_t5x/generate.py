@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags, programs
+from walt_t5x.config import gin_flags, programs, usage
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation import requests as reading
 
-  with programs.user_errors("generate"):
+  with programs.user_errors("generate", exit_code=usage.EXIT_CODE):
     shard = read_shard(FLAGS.shard)
     prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
     if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):

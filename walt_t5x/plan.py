@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x.config import gin_flags, programs
+from walt_t5x.config import gin_flags, programs, usage
 from walt_t5x.planning import plan_text, run_plan
 
 FLAGS = flags.FLAGS
@@ -52,13 +52,16 @@ def main(argv: Sequence[str]) -> None:
   if FLAGS.search and (FLAGS.compare or not FLAGS.topology):
     gin_flags.reject("--search takes one configuration and at least one --topology.")
   if len(sizes) > 1 and not FLAGS.search:
-    gin_flags.reject(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
+    gin_flags.reject(
+      f"--batch_size={','.join(FLAGS.batch_size)}: expected one number without --search."
+    )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   from walt_t5x.planning import tpu_compile
 
-  with programs.user_errors("plan"):
+  with programs.user_errors("plan", exit_code=usage.EXIT_CODE):
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
+  with programs.user_errors("plan"):
     if FLAGS.search:
       _search(files[0], sizes)
       return

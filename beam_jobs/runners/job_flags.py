@@ -101,7 +101,9 @@ def parse(
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
-    parser.error("--qa_* have no effect with --content=pixels: pixels are stored unchanged")
+    parser.error(
+      "--qa_* have no effect with --content=pixels: pixels are stored unchanged, remove them"
+    )
   return args, rest
 
 

@@ -100,7 +100,11 @@ def beam_options(flags: Sequence[str], args: argparse.Namespace | None = None) -
   Raises:
     ValueError: if Beam does not know a flag, which Beam itself would only log, or a value is wrong.
   """
-  from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+  from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+  )
 
   parser = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
   for kind in PipelineOptions.__subclasses__():
@@ -115,7 +119,14 @@ def beam_options(flags: Sequence[str], args: argparse.Namespace | None = None) -
       + usage.unknown_flags(unknown, known)
     )
   # The last one counts.
-  return PipelineOptions(["--runner=FnApiRunner", *flags])
+  options = PipelineOptions(["--runner=FnApiRunner", *flags])
+  runner, known = options.view_as(StandardOptions).runner, StandardOptions.KNOWN_RUNNER_NAMES
+  names = {name.lower() for name in known}
+  if "." not in runner and not {runner.lower(), f"{runner.lower()}runner"} & names:
+    close = usage.closest(runner, known)
+    hint = f"did you mean --runner={close}?" if close else f"expected one of {', '.join(known)}"
+    raise ValueError(f"--runner={runner}: {hint}")
+  return options
 
 
 def _reject(message: str) -> NoReturn:

@@ -29,11 +29,15 @@ _OLD_NAMES = {
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged."""
   rewritten = []
-  for arg in args:
+  for arg, following in zip(args, [*args[1:], ""], strict=True):
     if arg.startswith("--gin."):
       name, equals, value = arg.removeprefix("--gin.").partition("=")
       if not equals:
-        raise GinError(f"{arg}: expected --gin.NAME=value.")
+        given = "" if following.startswith("-") else following
+        value = given if gin_text.parses(name, given) else f'"{given}"'
+        raise GinError(
+          f"{arg} {given}: write {gin_text.flag_of(name, value if given else 'VALUE')}"
+        )
       arg = f"--gin_bindings={name} = {value}"
     rewritten.append(arg)
   return rewritten

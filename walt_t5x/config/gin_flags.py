@@ -75,7 +75,11 @@ def parse_args(args: Sequence[str]) -> list[str]:
     known = [f"--{name}" for names in _GROUPS.values() for name in names]
     reject(usage.unknown_flags([given], known).strip() or f"{given} is unknown.")
   except (flags.Error, gin_config.GinError) as error:
-    reject(str(error).replace("flag --", "--", 1))
+    message = str(error).replace("flag --", "--", 1)
+    if wrong := re.match(r"--(\w+)=(.*): invalid literal|--(\w+)=(.*): could not convert", message):
+      name = wrong[1] or wrong[3]
+      message = f"{message.partition(': ')[0]}: {usage.expected_number(name, FLAGS[name].default)}"
+    reject(message)
   except SystemExit:
     # absl exits with 1 after it has printed the help.
     sys.exit(0)
@@ -102,9 +106,9 @@ def check(
     complete, scripts: as in `gin_text.check`.
   """
   if len(argv) > 1:
-    bound = [arg for arg in argv[1:] if "=" in arg]
-    flag = f"--gin.{bound[0].removeprefix('gin.')}" if bound else "--gin.NAME=value"
-    reject(f"unexpected arguments {list(argv[1:])}; bindings are {flag}.")
+    bound = [f"--gin.{arg.removeprefix('gin.')}" for arg in argv[1:] if "=" in arg]
+    hint = f"for a binding write {bound[0]}" if bound else "values with spaces need quotes"
+    reject(f"unexpected arguments {list(argv[1:])}; {hint}")
   if instead and FLAGS[instead].value:
     if FLAGS.gin_file:
       reject(

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import shlex
+import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ _INSTALLED = os.path.join(_PACKAGE, "_gin")
 FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 
 _REQUIRED = "gin.REQUIRED"
+# What gin's parser raises.
+_UNPARSED = (SyntaxError, tokenize.TokenError, ValueError, IndexError, AttributeError)
 # Files name the function of their program as an attribute of its script: `train_script.train`.
 _PROGRAM_OF_SCRIPT = {
   "train": "`python -m walt_t5x.train` runs it, `python -m walt_t5x.plan` prints its cost",
@@ -131,11 +134,11 @@ class Text:
             self.values[key], self.names[key] = statement.value, name
           elif getattr(statement, "module", "") == "__main__" and statement.alias:
             self.scripts.add(statement.alias.removesuffix("_script"))
-      except SyntaxError as error:
-        location: Any = error.args[1]
-        raise GinError(
-          f"{path}, line {location.line_num}: {error.args[0]} {location.line_content.strip()}"
-        ) from error
+      except (SyntaxError, tokenize.TokenError) as error:
+        what, location = error.args
+        number, content = getattr(location, "line_num", location[0]), location[-1]
+        line = content.strip() if isinstance(content, str) else ""
+        raise GinError(f"{path}, line {number}: {what} {line}".strip()) from error
 
   def bind(self, binding: str) -> None:
     """Adds a binding of the command line, `NAME = value`.
@@ -147,18 +150,41 @@ class Text:
     try:
       (statement,) = _statements(f"{name} = {text}")
       key, name = _key(statement)
-    except (SyntaxError, ValueError, IndexError, AttributeError) as error:
-      raise GinError(f"--gin.{name}={text}: {_syntax(name, text)}") from error
+    except _UNPARSED as error:
+      raise GinError(f"--gin.{name}={text}: {self._instead(name, text)}") from error
     if self.values:  # Else the bindings change a configuration that is already parsed.
       self._reject_unused(key, name)
-    old, new = self.values.get(key), statement.value
-    if isinstance(old, int | float) and isinstance(new, str):
-      right = flag_of(name, new if _parses(new) else str(old))
+    old, new = self._number(key), statement.value
+    if old is not None and isinstance(new, str):
+      right = flag_of(name, new if parses("A", new) else str(old))
       raise GinError(
         f"--gin.{name}={text}: got a string, expected a value like {old}, without quotes; write {right}"
       )
     self.values[key] = new
     self.names.setdefault(key, name)
+
+  def _number(self, key: tuple[str, str, str]) -> int | float | None:
+    """The value of a binding if it is a number, True or False, maybe of a macro."""
+    value = self.values.get(key)
+    while isinstance(value, _Macro):
+      value = self.values.get(("", value.name, ""))
+    return value if isinstance(value, int | float) else None
+
+  def _instead(self, name: str, value: str) -> str:
+    """What to write instead of a binding that cannot be parsed."""
+    if not parses(name, "1"):
+      return "expected a name such as TRAIN_STEPS or train/engine.DatasetConfig.batch_size"
+    word = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
+    if word:
+      return f"write {flag_of(name, word)}"
+    (statement,) = _statements(f"{name} = 1")
+    number = self._number(_key(statement)[0])
+    if number is not None:
+      return f"expected a value like that of the gin files; write {flag_of(name, str(number))}"
+    if value and value[0] not in "[({@%'\"" and '"' not in value:
+      quoted = f'"{value}"'
+      return f"a string needs quotes that reach the program; write {flag_of(name, quoted)}"
+    return "expected a number, True, False, None, a string in quotes, a list, %MACRO or @function"
 
   def _reject_unused(self, key: tuple[str, str, str], name: str) -> None:
     """Raises GinError for a macro or a scope that no file uses; gin itself would ignore it."""
@@ -241,9 +267,13 @@ def check(
     flags = " ".join(flag_of(name, '"PATH"' if name in paths else "VALUE") for name in missing)
     hints = "".join(f" {_REQUIRED_HINTS[name]}" for name in missing if name in _REQUIRED_HINTS)
     raise GinError(
-      f"the gin files require {' and '.join(missing)}, and no value is given: add {flags}.{hints}"
+      f"the gin files require {_listed(missing)}, and no value is given: add {flags}.{hints}"
     )
   return text
+
+
+def _listed(names: Sequence[str]) -> str:
+  return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _statements(text: str) -> Iterator[Any]:
@@ -282,28 +312,9 @@ def _flat(value: Any) -> Iterator[Any]:
     yield value
 
 
-def _parses(value: str) -> bool:
+def parses(name: str, value: str) -> bool:
+  """Whether this is one binding."""
   try:
-    return len(list(_statements(f"A = {value}"))) == 1
-  except (SyntaxError, ValueError, IndexError, AttributeError):
-    return False
-
-
-def _syntax(name: str, value: str) -> str:
-  """What to write instead of a binding that cannot be parsed."""
-  if not re.fullmatch(r"[\w./]+", name) or not _parses_name(name):
-    return "expected a name such as TRAIN_STEPS or train/engine.DatasetConfig.batch_size"
-  word = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(value.lower())
-  if word:
-    return f"write {flag_of(name, word)}"
-  if value and value[0] not in "[({@%'\"" and '"' not in value:
-    quoted = f'"{value}"'
-    return f"a string needs quotes that reach the program; write {flag_of(name, quoted)}"
-  return "expected a number, True, False, None, a string in quotes, a list, %MACRO or @function"
-
-
-def _parses_name(name: str) -> bool:
-  try:
-    return len(list(_statements(f"{name} = 1"))) == 1
-  except (SyntaxError, ValueError, IndexError):
+    return len(list(_statements(f"{name} = {value}"))) == 1
+  except _UNPARSED:
     return False

@@ -33,7 +33,7 @@ def debug() -> bool:
 
 
 @contextlib.contextmanager
-def user_errors(program: str) -> Iterator[None]:
+def user_errors(program: str, *, exit_code: int = 1) -> Iterator[None]:
   """Ends the program with the message of an error that its user can fix, and without a traceback."""
   try:
     yield
@@ -43,7 +43,10 @@ def user_errors(program: str) -> Iterator[None]:
     if isinstance(error, GinError):
       print(f"The gin configuration is invalid.\n{error}", file=sys.stderr)
       sys.exit(usage.EXIT_CODE)
-    sys.exit(f"{program}: {error}")
+    if exit_code == 1:
+      sys.exit(f"{program}: {error}")
+    print(f"{program}: {error}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def report_errors(program: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 EXIT_CODE = 2
 DEBUG_HELP = "print the tracebacks of errors"
+_NUMBER = re.compile(r"argument --(\w+): invalid (?:int|float|positive) value: '(.*)'")
 _CHOICE = re.compile(r"argument (--\w+): invalid choice: '(.*?)' \(choose from (.*)\)")
 
 
@@ -22,6 +23,11 @@ def reject(program: str, message: str) -> NoReturn:
   """Ends the program, whose command is wrong."""
   print(f"{program}: {message}\n--help lists the flags.", file=sys.stderr)
   sys.exit(EXIT_CODE)
+
+
+def expected_number(name: str, default: float | None) -> str:
+  """What a flag that is not a number should be."""
+  return "expected a number" + ("" if default is None else f", such as --{name}={default:g}")
 
 
 def unknown_flags(arguments: Iterable[str], known: Sequence[str]) -> str:
@@ -61,7 +67,11 @@ class Parser(argparse.ArgumentParser):
       if close := closest(got, values):
         reject(self.program, f"{flag}={got}: did you mean {flag}={close}?")
       message = f"{flag}={got}: expected one of {', '.join(values)}"
-    reject(self.program, message + "." + unknown_flags(self._given, self.known_flags()))
+    if wrong := _NUMBER.search(message):
+      name, got = wrong.groups()
+      message = f"--{name}={got}: {expected_number(name, self.get_default(name))}"
+    hints = unknown_flags(self._given, self.known_flags())
+    reject(self.program, f"{message}.{hints}" if hints else message)
 
 
 class _Ignored(argparse.Action):

@@ -22,6 +22,8 @@ NETWORKS = {
 def height_and_width(text: str) -> tuple[int, int]:
   """Parses HEIGHTxWIDTH."""
   height, _, width = text.partition("x")
+  if not (height.isdigit() and width.isdigit()):
+    raise argparse.ArgumentTypeError(f"got {text}, expected HEIGHTxWIDTH, such as 128x128")
   return int(height), int(width)
 
 

@@ -47,16 +47,18 @@ def started() -> Iterator[Callable[[Sequence[Sequence[str]]], list[tuple[int, st
     stdout=subprocess.PIPE,
     text=True,
   )
-  assert process.stdin and process.stdout
+  pipes = process.stdin, process.stdout
+  assert pipes[0] and pipes[1]
+  questions, answers = pipes
 
   def results(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    process.stdin.write(json.dumps(commands) + "\n")
-    process.stdin.flush()
-    return [(code, text) for code, text in json.loads(process.stdout.readline())]
+    questions.write(json.dumps(commands) + "\n")
+    questions.flush()
+    return [(code, text) for code, text in json.loads(answers.readline())]
 
   with process:
     yield results
-    process.stdin.close()
+    questions.close()
 
 
 def _accept(*arguments: Any, **settings: Any) -> NoReturn:

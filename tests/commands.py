@@ -47,9 +47,8 @@ def started() -> Iterator[Callable[[Sequence[Sequence[str]]], list[tuple[int, st
     stdout=subprocess.PIPE,
     text=True,
   )
-  pipes = process.stdin, process.stdout
-  assert pipes[0] and pipes[1]
-  questions, answers = pipes
+  questions, answers = process.stdin, process.stdout
+  assert questions is not None and answers is not None
 
   def results(commands: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     questions.write(json.dumps(commands) + "\n")

@@ -45,6 +45,12 @@ def test_a_resumable_run_is_restarted(tmp_path, codes, end, left):
   assert file.read_text() == left
 
 
+def test_without_a_command_the_usage_is_printed():
+  done = subprocess.run(KEEP, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
+
+
 def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(tmp_path):
   run = (
     "import pathlib, signal, sys, time\n"

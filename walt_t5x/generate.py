@@ -23,6 +23,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs, usage
+from walt_t5x.config.waiting import waiting
 
 _GALLERY_SAMPLES = 200
 _TENSORBOARD_SAMPLES = 8
@@ -108,7 +109,8 @@ def run(
   from walt_t5x.generation.sampling_run import make_samples
 
   prepared = prepare(requests, config, settings)
-  infos = read_infos(config)
+  with waiting("generate", "reading what the checkpoints contain"):
+    infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
   if trained_fps and abs(settings.fps - trained_fps) > 0.01 * trained_fps:
     logging.warning(
@@ -129,7 +131,8 @@ def run(
   shown: dict[str, Any] = {}
   made = 0
   if not all(folder.finished(i) for i in range(count)):
-    cascade = load_cascade(config, infos, batch_size=settings.batch_size)
+    with waiting("generate", "loading the stages"):
+      cascade = load_cascade(config, infos, batch_size=settings.batch_size)
     cut = cascade.cut_prompts(request.prompt for request in requests)
     for prompt, tokens in list(cut.items())[:_CUT_SHOWN]:
       logging.warning(
@@ -175,7 +178,7 @@ def read_cascade(chosen: Sequence[str] = (), preset: Any = None) -> Any:
   programs.register(train=engine.train, generate=CascadeConfig)
   if preset is None:
     # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
-    with programs.quiet_imports():
+    with waiting("generate", "importing TensorFlow"), programs.quiet_imports():
       import seqio  # noqa: F401
       import tensorflow  # noqa: F401
   gin_flags.read(preset and [preset.gin_file])
@@ -216,9 +219,10 @@ def main(argv: Sequence[str]) -> None:
       else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
     )
 
-  import gin
-  from walt_t5x.generation import presets
-  from walt_t5x.generation.prepared_requests import SamplingSettings
+  with waiting("generate", "importing JAX"):
+    import gin
+    from walt_t5x.generation import presets
+    from walt_t5x.generation.prepared_requests import SamplingSettings
 
   fields: Any = {
     field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from walt_t5x.config import gin_flags, programs, usage
+from walt_t5x.config.waiting import waiting
 from walt_t5x.planning import plan_text, run_plan
 
 FLAGS = flags.FLAGS
@@ -97,12 +98,14 @@ def _parse(names: Sequence[str]) -> None:
 def _plan_files(names: Sequence[str], sizes: Sequence[int]) -> run_plan.Plan:
   """The plan for gin files and flags."""
   _parse(names)
-  plan = run_plan.plan_gin(*sizes)
+  with waiting("plan", "tracing the step"):
+    plan = run_plan.plan_gin(*sizes)
   corpus = {"video": FLAGS.corpus_videos, "image": FLAGS.corpus_images}
   total = sum(count * plan.record_bytes.get(kind, 0) for kind, count in corpus.items())
   plan = dataclasses.replace(plan, corpus_bytes=total)
   if FLAGS.topology:
-    plan = dataclasses.replace(plan, topologies=run_plan.topologies_gin(plan, FLAGS.topology))
+    with waiting("plan", f"compiling the step for {', '.join(FLAGS.topology)}"):
+      plan = dataclasses.replace(plan, topologies=run_plan.topologies_gin(plan, FLAGS.topology))
   return plan
 
 

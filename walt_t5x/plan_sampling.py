@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.config.waiting import waiting
 
 GIB = 1024**3
 FLAGS = flags.FLAGS
@@ -160,15 +161,16 @@ def main(argv: Sequence[str]) -> None:
       tpu_compile.check_topology(name)
     gin_flags.read(finalize=False)
     stages = gin_config.macro_value("STAGES")
-    plans = [
-      plan_stage(
-        stage,
-        text_length=gin_config.macro_value("TEXT_LENGTH", 64),
-        batch_size=FLAGS.samples,
-        topologies=FLAGS.topology,
-      )
-      for stage in choose_stages(stages, FLAGS.stages)
-    ]
+    with waiting("plan_sampling", "tracing the stages"):
+      plans = [
+        plan_stage(
+          stage,
+          text_length=gin_config.macro_value("TEXT_LENGTH", 64),
+          batch_size=FLAGS.samples,
+          topologies=FLAGS.topology,
+        )
+        for stage in choose_stages(stages, FLAGS.stages)
+      ]
   if FLAGS.json:
     print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
   else:

@@ -74,10 +74,11 @@ def test_a_long_wait_is_announced_and_a_short_one_is_not():
     "with waiting.waiting('toy', 'other processes', enabled=False): time.sleep(0.4)\n"
     "with waiting.waiting('toy', 'compiling', expected=31), programs.quiet_imports():\n"
     "  time.sleep(0.9)\n"
-    "  print('imported', file=__import__('sys').stderr)\n"
+    "  print('imported', flush=True)\n"
   )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-  first, second, *_, last = done.stderr.splitlines()
+  command = [sys.executable, "-c", code]
+  said = subprocess.run(command, stdout=-1, stderr=subprocess.STDOUT, text=True, check=True).stdout
+  first, second, *_, last = said.splitlines()
   assert first == "toy: compiling, 31 s the last time"
   assert re.fullmatch(r"toy: compiling, \d s so far, 31 s the last time", second)
   # Said while the imports' own lines are held back.

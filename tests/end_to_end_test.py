@@ -18,16 +18,12 @@ NARROW = [
 # The base stage is also evaluated and sampled during training; the others would only compile more of the same.
 UNWATCHED = ["--gin.train.train_eval_dataset_cfg=None"]
 # One device, as users have; the fake eight are for the other tests.
-# What a program says about a run of a few minutes, at most.
-STDERR_LINES = 12
 ONE_DEVICE = {"XLA_FLAGS": ""}
 
 
 def _run(*arguments):
   done = programs.run(*arguments, environment=ONE_DEVICE)
   assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-  # Bars rewrite a line.
-  assert done.stderr.count("\n") <= STDERR_LINES, f"{arguments}\n{done.stderr[:4000]}"
   return done.stdout
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.html.inspection import (
   SHARD_NAME,
   find_shard,
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.rows < 0:
     parser.error(f"--rows: got {args.rows}, expected 0 or more")
   try:
-    page = inspect(**vars(args))
+    with waiting("inspect_data", "reading records and media"):
+      page = inspect(**vars(args))
   except (FileNotFoundError, ValueError) as error:
     print(f"inspect_data: {error}", file=sys.stderr)
     return 2

@@ -11,7 +11,6 @@ from typing import Any
 
 _BEAMS = "apache_beam.runners.worker.sdk_worker_main"
 _MEANINGLESS = (
-  "apitools not found",  # No job reads BigQuery.
   "No semi_persistent_directory found",  # Only containers have one.
   "Worker: severity",  # The worker has printed it.
 )

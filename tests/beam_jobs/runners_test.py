@@ -63,7 +63,7 @@ def test_a_worker_logs_warnings_except_those_that_mean_nothing():
   code = (
     "import logging; from beam_jobs.runners import local_worker; local_worker.log_warnings()\n"
     "root = logging.getLogger(); root.setLevel(logging.INFO)\n"
-    "for text in ('apitools not found, and so on', 'ours'): root.warning('%s', text)\n"
+    "for text in ('Worker: severity WARN, and so on', 'ours'): root.warning('%s', text)\n"
     "root.info('connected')"
   )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -158,7 +158,7 @@ class PjitPartitioner:
       nearest = f"{lower} and {upper}" if lower else f"{upper}"
       raise ValueError(
         f"batch size {batch_size} is not divisible by {parts} data partitions of the devices; the nearest that are: "
-        f"{nearest}. Set --gin.BATCH_SIZE={upper}, and EVAL_BATCH_SIZE, which is equal to it by default, likewise."
+        f"{nearest}. Set --gin.BATCH_SIZE={upper}, or EVAL_BATCH_SIZE if this is the batch of evaluations."
       )
     shards, owners = _data_shards(self.mesh, axes)
     mine = owners[jax.process_index()]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import gin_text, programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation.flags import height_and_width
 
 
@@ -142,7 +143,8 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
-  vae, params, tokenizer = load_vae(args.vae_gin_file, args.vae_checkpoint, ema=args.vae_ema)
+  with waiting("reconstruct", "loading the VAE"):
+    vae, params, tokenizer = load_vae(args.vae_gin_file, args.vae_checkpoint, ema=args.vae_ema)
   total, clips = clips_of(args, vae)
   folder = ReconstructionFolder(args.output)
   decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")

@@ -9,7 +9,7 @@ from beam_jobs.runners import local_worker
 from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
 from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
-from walt_t5x.config import usage
+from walt_t5x.config import programs, usage
 from walt_t5x.files.storage import CannotWrite
 
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
@@ -142,6 +142,8 @@ def exit_code(
     run(argv)
     return 0
   except (ValueError, FileNotFoundError) as error:
+    if programs.debug():
+      raise
     code, told = 2, str(error)
   except LedgerError as error:
     code, told = 1, str(error)

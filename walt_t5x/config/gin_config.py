@@ -78,18 +78,19 @@ def parse(
   except Exception as error:  # The files call functions, which may raise anything.
     message = str(error).strip()
     hints = [hint for old, hint in _OLD_NAMES.items() if re.search(old, message)]
-    raise GinError(hints[0] if hints else _with_flag(message, text, bindings)) from error
+    with_flag = _with_flag(message, text, bindings) or f"{type(error).__name__}: {message}"
+    raise GinError(hints[0] if hints else with_flag) from error
 
 
 def _with_flag(message: str, text: gin_text.Text, bindings: Sequence[str]) -> str:
-  """The message of gin with the binding of the command line that it is about, and one that may be meant."""
+  """The message of gin with the binding of the command line that it is about, and one that may be meant; or ""."""
   for name in (binding.partition("=")[0].strip() for binding in bindings):
     parts = re.split(r"[./]", name)
     if len(parts) > 1 and any(part in message for part in parts[-2:]):
       close = text.closest(name)
       hint = f" Did you mean --gin.{close}?" if close else ""
       return f"--gin.{name}: {message.partition(_IN_BINDINGS)[0]}{hint}"
-  return message
+  return ""
 
 
 def _unset_required_macros() -> None:

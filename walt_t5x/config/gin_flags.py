@@ -72,8 +72,10 @@ def parse_args(args: Sequence[str]) -> list[str]:
     return FLAGS(gin_config.rewrite_gin_args(list(args)))
   except flags.UnrecognizedFlagError as error:
     given = f"--{error.flagname}"
-    known = [f"--{name}" for names in _GROUPS.values() for name in names]
-    reject(usage.unknown_flags([given], known).strip() or f"{given} is unknown.")
+    reject(
+      usage.unknown_flags([given], [f"--{name}" for name in FLAGS]).strip()
+      or f"{given} is unknown."
+    )
   except (flags.Error, gin_config.GinError) as error:
     message = str(error).replace("flag --", "--", 1)
     if wrong := re.match(r"--(\w+)=(.*): invalid literal|--(\w+)=(.*): could not convert", message):

@@ -19,6 +19,7 @@ from typing import Any
 
 from beam_jobs.runners import local_worker, running
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation import flags
 from walt_t5x.metrics.protocols import PROTOCOLS
 
@@ -48,7 +49,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
-    with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
+    scoring = waiting("evaluate", f"scoring {len(evaluation.plans)} parts")
+    with scoring, local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       _ = (
         root
         | "Parts" >> beam.Create(range(len(evaluation.plans)))

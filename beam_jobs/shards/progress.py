@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-_FIRST_SECONDS = 3.0
+_FIRST_SECONDS, _LAST_SECONDS = 3.0, 300.0
 
 
 class RowCounter:
@@ -35,7 +35,7 @@ ROWS = RowCounter()
 def reported(
   total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]], *, every_seconds: float
 ) -> Iterator[None]:
-  """Prints a line every few seconds inside the block.
+  """Prints a line every few seconds inside the block, less often while nothing is done.
 
   `poll` gives the rows done so far and those skipped among them; `total` is the number of all rows and whether it is
   exact, None if unknown.
@@ -44,10 +44,12 @@ def reported(
   ended = threading.Event()
 
   def report() -> None:
-    pause = min(_FIRST_SECONDS, every_seconds)
+    pause, told = min(_FIRST_SECONDS, every_seconds), -1
     while not ended.wait(pause):
-      pause = every_seconds
       done, skipped = (now - base for now, base in zip(poll(), before))
+      # Without progress, less and less often.
+      pause = min(2 * max(pause, every_seconds), _LAST_SECONDS) if done == told else every_seconds
+      told = done
       rate = (done - skipped) / (time.monotonic() - started)
       line = f"preprocess: {done} rows, {rate:.1f} rows/s"
       if total is not None:

@@ -204,9 +204,10 @@ class Text:
       raise GinError(
         f"--gin.{macro}: no gin file uses %{macro}, so it would have no effect. {hint}"
       )
-    scopes = {name.rpartition("/")[0] for name in self.names.values()}
-    scopes |= {leaf.name.rpartition("/")[0] for leaf in self._leaves(_Reference)}
-    if scope not in scopes:
+    named = [*self.names.values(), *(leaf.name for leaf in self._leaves(_Reference))]
+    parts = [name.split("/")[:-1] for name in named]
+    scopes = {"/".join(part[:end]) for part in parts for end in range(len(part) + 1)}
+    if scope and scope not in scopes:
       close = closest(scope, scopes)
       hint = f"Did you mean --gin.{close}{name.removeprefix(scope)}?" if close else "Remove it."
       raise GinError(f"--gin.{name}: no gin file uses the scope {scope}. {hint}")

@@ -166,8 +166,9 @@ class Text:
   def _number(self, key: tuple[str, str, str]) -> int | float | None:
     """The value of a binding if it is a number, True or False, maybe of a macro."""
     value = self.values.get(key)
-    while isinstance(value, _Macro):
-      value = self.values.get(("", value.name, ""))
+    for _ in self.values:  # As many macros, at most, refer to each other.
+      if isinstance(value, _Macro):
+        value = self.values.get(("", value.name, ""))
     return value if isinstance(value, int | float) else None
 
   def _instead(self, name: str, value: str) -> str:

@@ -172,6 +172,17 @@ def test_a_documented_command_is_accepted(command, monkeypatch):
     _check_argparse(program, arguments, abridged, monkeypatch)
 
 
+def test_commands_of_the_first_pages_work_as_printed():
+  readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  (said,) = re.finditer(
+    r"run from the root of the clone; [^.]*`source \.venv/bin/activate`", readme
+  )
+  # Before it is said, and in the quickstart, no environment is active.
+  quickstart = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+  for text in (readme[: said.start()], quickstart):
+    assert re.findall(r"^    (?:python|walt-)\b.*", text, re.MULTILINE) == []
+
+
 def test_every_command_has_run_or_the_page_says_what_it_needs():
   settings = tomllib.loads(docs_commands.SETTINGS.read_text(encoding="utf-8"))
   entries = docs_commands.recorded()

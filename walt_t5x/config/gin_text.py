@@ -192,7 +192,7 @@ class Text:
     scope, macro, parameter = key
     if not parameter:
       used = set(self.macros())
-      if macro in used:
+      if macro in used or self.values.get(key) == _Macro(_REQUIRED):
         return
       if macro in OLD_MACROS:
         raise GinError(f"--gin.{macro}: {macro_hint(macro)}")

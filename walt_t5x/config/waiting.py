@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 FIRST_SECONDS = 3.0
-NEXT_SECONDS = 30.0
+NEXT_SECONDS = 60.0
 # Where the lines go; another one while stderr is redirected.
 _DESCRIPTORS = [2]
 

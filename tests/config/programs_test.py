@@ -1,5 +1,6 @@
 """What programs share: quiet imports and logs, the end after an error, announced waits, `--help`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -33,37 +34,40 @@ def test_quiet_imports_omit_only_the_libraries_announcements():
   assert done.returncode == 1 and lines[-1] == "ImportError: broken"
 
 
-def _ended(code, *arguments):
-  """A process in which an exception ends a program."""
+def _ended(folder, code, *arguments):
+  """A process in which an exception ends a program, with a folder for its traceback."""
   code = f"from walt_t5x.config import programs\nprograms.report_errors('toy')\n{code}"
   return subprocess.run(
-    [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    [sys.executable, "-c", code, *arguments],
+    env=os.environ | {"TMPDIR": str(folder)},
+    capture_output=True,
+    text=True,
+    check=False,
   )
 
 
-def test_a_bug_is_reported_in_a_few_lines_and_its_traceback_is_in_a_file():
+def test_a_bug_is_reported_in_a_few_lines_and_its_traceback_is_in_a_file(tmp_path):
   bug = "from walt_t5x import generate\ngenerate.read_shard(None)"
-  done = _ended(bug)
+  done = _ended(tmp_path, bug)
   *told, last = done.stderr.splitlines()
   assert done.returncode == 1
   assert told[0].startswith("toy: AttributeError: 'NoneType' object has no attribute 'partition'")
   assert told[1].startswith("It was raised in or below walt_t5x/generate.py, line ")
   file = Path(last.partition("Its traceback is in ")[2].partition(";")[0])
   text = file.read_text()
-  file.unlink()
   assert "Traceback (most recent call last)" in text and 'generate.py", line' in text
-  shown = _ended(bug, "--debug").stderr
+  shown = _ended(tmp_path, bug, "--debug").stderr
   assert shown.startswith("Traceback") and text.splitlines()[-1] == shown.splitlines()[-1]
 
 
-def test_an_error_that_our_code_raises_is_its_message():
+def test_an_error_that_our_code_raises_is_its_message(tmp_path):
   error = "from walt_t5x import generate\ngenerate.read_shard('3')"
-  done = _ended(error)
+  done = _ended(tmp_path, error)
   assert done.returncode == 1 and done.stderr.startswith("toy: --shard=3: expected NUMBER/COUNT")
   assert len(done.stderr.splitlines()) == 1
-  assert "Traceback" in _ended(error, "--debug").stderr
+  assert "Traceback" in _ended(tmp_path, error, "--debug").stderr
   # A library that raises the same class does not speak to users.
-  assert "may be a bug" in _ended("int('x')").stderr
+  assert "may be a bug" in _ended(tmp_path, "int('x')").stderr
 
 
 def test_a_long_wait_is_announced_and_a_short_one_is_not():

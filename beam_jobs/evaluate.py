@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from beam_jobs.runners import running
+from beam_jobs.runners import local_worker, running
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation import flags
 from walt_t5x.metrics.protocols import PROTOCOLS
 
@@ -40,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   from walt_t5x.evaluation import feature_scores
   from walt_t5x.evaluation.parts import PartStatistics, load_part
 
-  options = running.beam_options(rest)
+  options = running.beam_options(rest, args)
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # In the folder of the scores, where every worker can write.
@@ -48,7 +49,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
-    with beam.Pipeline(options=options) as root:
+    scoring = waiting("evaluate", f"scoring {len(evaluation.plans)} parts")
+    with scoring, local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       _ = (
         root
         | "Parts" >> beam.Create(range(len(evaluation.plans)))
@@ -73,11 +75,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
+  local_worker.log_warnings()
   try:
     result = run(argv)
   except (FileNotFoundError, ValueError) as error:
     print(f"evaluate: {error}", file=sys.stderr)
-    return 1
+    return 2
   print(json.dumps(result))
   return 0
 

@@ -106,7 +106,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   args, rest = running.parse(parser, [*_UNUSED, threads, *given])
   job_flags.check_clips(parser, args)
   if rest:
-    running.beam_options(rest)  # Raises for flags that Beam does not know either.
+    running.beam_options(rest, args)  # Raises for flags that Beam does not know either.
   args.no_text = args.no_text or args.content == "pixels"
   # So that no encoder is loaded.
   args.content = "pixels"

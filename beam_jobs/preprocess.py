@@ -29,10 +29,12 @@ from beam_jobs.shards import encoders, ledger, settings, shard_files
 from beam_jobs.shards.plan import Job
 from beam_jobs.sources import folders
 from beam_jobs.sources import spec as source_spec
+from walt_t5x.config.waiting import waiting
 from walt_t5x.files import storage
 from walt_t5x.media.containers import is_hidden
 
-_MAX_MANIFEST_TO_COUNT = 1 << 30
+_TABLES = ("jsonl", "csv", "kinetics", "parquet")
+_LINES_TO_COUNT = 100_000
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -44,11 +46,12 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
-  from beam_jobs.runners import pipeline
-  from beam_jobs.shards import replays
-  from beam_jobs.sources.read import ReadRows
+  with waiting("preprocess", "importing Beam"):
+    from beam_jobs.runners import pipeline
+    from beam_jobs.shards import replays
+    from beam_jobs.sources.read import ReadRows
 
-  options = running.beam_options(rest)
+  options = running.beam_options(rest, args)
   look = not (args.dry_run and dataflow.is_dataflow(options))
   if not look:
     _check_dataflow(args, options)
@@ -62,7 +65,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return _dry_run(args, options, lines, job)
   origin = {"fps": job.clip.fps, "num_frames": job.clip.num_frames}
   if args.content == "latents":
-    origin |= encoders.origin(encoders.get_encoders(job.encoders))
+    with waiting("preprocess", "loading the encoders"):
+      origin |= encoders.origin(encoders.get_encoders(job.encoders))
   made_with = settings.settings_of(origin, job)
   replays.reject_replayed(args.output, args.task)
   settings.discard_unwritten(args.output, args.task)
@@ -71,7 +75,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   digest = settings.settings_digest(made_with)
   job = dataclasses.replace(job, settings_digest=digest)
   # With several clips, the number of rows depends on how many of them are videos.
-  rows = manifest_rows(args.manifest) if args.clips_per_video == 1 else None
+  rows = expected_rows(source) if args.clips_per_video == 1 else None
   pipeline.make_shards(lines, job, options, rows=rows)
   summary = ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
   return report(args.output, summary, seconds=time.monotonic() - started)
@@ -124,13 +128,19 @@ def _dry_run(args: argparse.Namespace, options: Any, lines: Any, job: Job) -> di
   return result
 
 
-def manifest_rows(manifest: str) -> int | None:
-  """Number of rows of a plain JSONL manifest; None for other kinds and for very large files."""
-  plain = manifest.endswith(".jsonl") and storage.exists(manifest)
-  if not plain or storage.size(manifest) > _MAX_MANIFEST_TO_COUNT:
+def expected_rows(source: source_spec.SourceSpec) -> tuple[int, bool] | None:
+  """(rows of a table, whether that is exact), from its first lines; None for media that the job itself lists."""
+  from beam_jobs.sources.sampling import Scan
+
+  if source.kind not in _TABLES:
     return None
-  with storage.open_raw(manifest) as lines:
-    return sum(1 for line in lines if line.strip())
+  try:
+    scan = Scan(source, limit=_LINES_TO_COUNT, seed=0, examples=0)
+    for _ in scan.lines():
+      pass
+    return scan.total()
+  except Exception:  # The job says what it cannot read.
+    return None
 
 
 def report(output: str, summary: ledger.Summary, *, seconds: float) -> dict[str, Any]:

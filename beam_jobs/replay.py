@@ -78,7 +78,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   from beam_jobs.runners import pipeline
   from beam_jobs.shards import replays
 
-  options = running.beam_options(rest)
+  options = running.beam_options(rest, args)
   job_settings = settings.read(args.output, args.task)
   history = replays.read_all(args.output, args.task)
   pending = history.pop() if history and not history[-1].finished else None
@@ -123,7 +123,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     storage.delete(storage.join(args.output, folder, "COMPLETED"))
   lines = replays.TakenLines(args.output, args.task, replay=replay, history=history)
   rows = sum(counts.total() for counts in taken.values())
-  pipeline.make_shards(lines, job, options, rows=rows)
+  pipeline.make_shards(lines, job, options, rows=(rows, True))
   after = replays.finalize(args.output, args.task, [*history, replay])
   return _report(replay, before, taken, after, seconds=time.monotonic() - started)
 

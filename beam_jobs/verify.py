@@ -20,6 +20,7 @@ from beam_jobs.shards import ledger, shard_files
 from beam_jobs.shards.settings import TASK_SUFFIXES
 from data import schema, tfrecord
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.files import storage
 
 # Folders with fewer bytes are read faster in this process than in new ones.
@@ -196,7 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parser.parse_args(argv)
   found = []
   for folder in arguments.folders:
-    found += problems(folder.rstrip("/"), workers=arguments.workers)
+    with waiting("verify", f"checking {folder}"):
+      found += problems(folder.rstrip("/"), workers=arguments.workers)
   print("\n".join(found) if found else "every shard and record matches its sidecar")
   return 1 if found else 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # Parts of the command lines of Beam's worker processes, local and in a pool.
-_WORKER_MARKS = ("sdk_worker_main", "SdkHarness(")
+_WORKER_MARKS = ("local_worker", "sdk_worker_main", "SdkHarness(")
 IN_PROCESS = ("--runner=FnApiRunner",)
 TWO_WORKERS = (
   "--runner=FnApiRunner",

@@ -7,6 +7,10 @@
 # and other signals (128 + n) the command is restarted, after a pause that doubles while it fails within RETRY_AFTER
 # seconds. A SIGTERM to this script is passed to the command and ends both.
 set -uo pipefail
+if [ $# -eq 0 ]; then
+  echo "usage: bash scripts/keep_training.sh COMMAND ARGUMENTS, such as .venv/bin/python -m walt_t5x.train --gin_file=..." >&2
+  exit 2
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/allocator.sh" || exit
 
 pause=${PAUSE:-5} retry_after=${RETRY_AFTER:-300} wait=$pause

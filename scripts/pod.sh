@@ -51,7 +51,7 @@ git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip in
     [ $# -gt 0 ] || { echo "pod: train needs the arguments of walt_t5x.train" >&2; exit 1; }
     # setsid: the run survives the end of the ssh connection. Only one run at a time can use the devices.
     everywhere "cd walt_t5x && setsid nohup bash scripts/keep_training.sh .venv/bin/python -m walt_t5x.train \
---multiprocess $(printf '%q ' "$@")>> train.log 2>&1 < /dev/null & echo \$! > walt_t5x/train.pid"
+--multiprocess --debug $(printf '%q ' "$@")>> train.log 2>&1 < /dev/null & echo \$! > walt_t5x/train.pid"
     ;;
   watch) tpus tpu-vm ssh "$([ "$SLICES" -eq 1 ] && echo "$NAME" || echo "$NAME-0")" --worker=0 \
     --command="tail -n 50 -F walt_t5x/train.log" ;;

@@ -19,7 +19,7 @@ from absl import flags
 
 import gin
 from benchmarks import docs_commands, reproduce
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, usage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -82,6 +82,7 @@ def _check_argparse(program, arguments, abridged, monkeypatch):
   original = argparse.ArgumentParser.parse_known_args
   monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
   monkeypatch.setattr(argparse.ArgumentParser, "error", error)
+  monkeypatch.setattr(usage.Parser, "error", error)
   if any(argument.startswith("--config=") for argument in arguments):
     # The file is written by another command: its flags are not known here.
     arguments = [a for a in arguments if not a.startswith("--config=")]
@@ -174,6 +175,17 @@ def test_a_documented_command_is_accepted(command, monkeypatch):
     _check_gin(program, arguments, abridged, monkeypatch)
   else:
     _check_argparse(program, arguments, abridged, monkeypatch)
+
+
+def test_commands_of_the_first_pages_work_as_printed():
+  readme = (ROOT / "README.md").read_text(encoding="utf-8")
+  (said,) = re.finditer(
+    r"run from the root of the clone; [^.]*`source \.venv/bin/activate`", readme
+  )
+  # Before it is said, and in the quickstart, no environment is active.
+  quickstart = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+  for text in (readme[: said.start()], quickstart):
+    assert re.findall(r"^    (?:python|walt-)\b.*", text, re.MULTILINE) == []
 
 
 def test_every_command_has_run_or_the_page_says_what_it_needs():

@@ -7,7 +7,7 @@ import pytest
 import gin
 from benchmarks import findings
 from walt_t5x import engine
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, gin_text
 from walt_t5x.generation.loading import CascadeConfig
 from walt_t5x.planning.run_plan import plan_gin
 
@@ -21,7 +21,7 @@ def parsed(monkeypatch):
   def parse(stage):
     files = [a.partition("=")[2] for a in stage.command if a.startswith("--gin_file=")]
     gin.clear_config()
-    gin_config.parse(files, [], [gin_config.FOLDER], finalize=False)
+    gin_config.parse(files, [], [gin_text.FOLDER], finalize=False)
 
   yield parse
   gin.clear_config()

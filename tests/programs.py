@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -113,7 +112,7 @@ def _main(
       print(end.code, file=sys.stderr)
     code = end.code if isinstance(end.code, int) else int(end.code is not None)
   except BaseException:
-    traceback.print_exc()
+    sys.excepthook(*sys.exc_info())
   # The shutdown of an interpreter, which a forked process would skip.
   atexit._run_exitfuncs()
   sys.stdout.flush()

@@ -46,6 +46,12 @@ def test_a_resumable_run_is_restarted(tmp_path, codes, end, left):
   assert file.read_text() == left
 
 
+def test_without_a_command_the_usage_is_printed():
+  done = subprocess.run(KEEP, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout) == (2, "")
+  assert done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
+
+
 def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(tmp_path):
   run = (
     "import pathlib, signal, sys, time\n"
@@ -86,7 +92,9 @@ def test_every_host_of_every_slice_gets_the_same_command():
     ["bash", "-c", f"printf %s {command.rsplit(' --zone=', 1)[0]}"],
     capture_output=True, text=True, check=True,
   ).stdout  # fmt: skip
-  assert '--multiprocess --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\\"gs://b/run\\"' in remote
+  assert (
+    '--multiprocess --debug --gin_file=gin/walt_3b.gin --gin.MODEL_DIR=\\"gs://b/run\\"' in remote
+  )
   assert _pod("create", TYPE="v5p-128").stdout.startswith(
     "gcloud compute tpus queued-resources create walt --node-id=walt --accelerator-type=v5p-128"
   )

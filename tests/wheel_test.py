@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gin
-from walt_t5x.config import gin_config
+from walt_t5x.config import gin_config, gin_text
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -132,12 +132,12 @@ def test_a_gin_file_is_found_from_any_folder_and_a_local_one_takes_precedence(
 def test_a_missing_gin_file_is_named_with_the_searched_folders(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   with pytest.raises(gin_config.GinError) as error:
-    gin_config.parse(["gin/walt_4b.gin"], [], [".", gin_config.FOLDER])
+    gin_config.parse(["gin/walt_4b.gin"], [], [".", gin_text.FOLDER])
   for folder in (tmp_path, ROOT):
     assert str(folder / "gin/walt_4b.gin") in str(error.value)
   assert "--gin_search_paths" in str(error.value)
   with pytest.raises(FileNotFoundError, match=r"--vae_gin_file: no file at .*nowhere\.gin"):
-    gin_config.find("nowhere.gin", flag="--vae_gin_file")
+    gin_text.find("nowhere.gin", flag="--vae_gin_file")
 
 
 def test_a_program_that_ends_without_an_exit_is_a_success(monkeypatch):

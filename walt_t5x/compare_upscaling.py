@@ -210,7 +210,7 @@ def run(config: Any) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, compares, and prints and writes the result."""
-  cascade_flags.check(argv, "cache", example="gin/tiny/generate.gin")
+  cascade_flags.check(argv, "cache=CACHE/shapes_pixels_videos")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   with programs.user_errors("compare_upscaling"):
     result = run(cascade_flags.read().config)

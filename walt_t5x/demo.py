@@ -219,7 +219,7 @@ def build_page(studio: Studio) -> Any:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, loads the cascade, and opens the page."""
-  cascade_flags.check(argv, "output", example="gin/tiny/generate.gin")
+  cascade_flags.check(argv, "output=demo")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)

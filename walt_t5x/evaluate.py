@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation.flags import PROTOCOLS, add_arguments, protocol_name
 from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT, CAPTION_ACCURACY
 
@@ -70,15 +71,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """Evaluates, prints and writes; returns the result."""
   args = parse_arguments(argv)
-  from walt_t5x.evaluation import feature_scores, prompt_scores
+  with waiting("evaluate", "importing JAX"):
+    from walt_t5x.evaluation import feature_scores, prompt_scores
 
   with programs.user_errors("evaluate"):
     if args.protocol in BY_PROMPT:
       result = prompt_scores.score_by_prompt(args)
-    elif args.process_index is None:
-      result = feature_scores.score_features(args)
     else:
-      result = feature_scores.make_parts(args)
+      score = (
+        feature_scores.score_features if args.process_index is None else feature_scores.make_parts
+      )
+      with waiting("evaluate", "reading and scoring clips"):
+        result = score(args)
   print(json.dumps(result))
   return result
 

@@ -30,7 +30,14 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and writes the folder."""
-  gin_flags.check(argv, "output", "license", "trained_by", example="gin/tiny/generate.gin")
+  gin_flags.check(
+    argv,
+    "gin_file=gin/tiny/generate.gin",
+    "output=preset",
+    "license=CC0-1.0",
+    "trained_by='bash scripts/quickstart.sh'",
+    scripts=("train", "generate"),
+  )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)

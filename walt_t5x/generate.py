@@ -23,7 +23,8 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from walt_t5x.config import gin_flags, programs
+from walt_t5x.config import gin_flags, programs, usage
+from walt_t5x.config.waiting import waiting
 from walt_t5x.generation import cascade_flags
 
 _GALLERY_SAMPLES = 200
@@ -37,31 +38,37 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of the program."""
   cascade_flags.define_flags()
-  flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
-  flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
-  flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
-  flags.DEFINE_string("image", None, "Image that every clip starts from.")
-  flags.DEFINE_string("video", None, "Clip that every clip continues.")
-  flags.DEFINE_string(
-    "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
-  )
-  flags.DEFINE_boolean(
-    "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
-  )
-  flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
-  flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
-  flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
-  flags.DEFINE_string(
-    "output", None, "Folder of the samples; without gin files, samples by default."
-  )
-  flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
-  flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
-  flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
-  flags.DEFINE_float(
-    "fps", None, "Frame rate of the files; that of the training data by default.", 0.1
-  )
-  flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
-  flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
+  with gin_flags.group("what to generate"):
+    flags.DEFINE_multi_string("prompt", [], "A prompt; may be repeated.")
+    flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+    flags.DEFINE_string("requests", None, "JSON lines with prompt, label, image or video each.")
+    flags.DEFINE_integer("num_samples", 1, "Clips per prompt.", lower_bound=1)
+    flags.DEFINE_list("stages", [], "The cascade's first stages, such as base,sr1; all by default.")
+    flags.DEFINE_integer("extensions", 0, "0 makes the trained length; each one adds frames.", 0)
+    flags.DEFINE_integer("seed", 0, "The same command and seed give the same bytes.", 0, 2**31 - 1)
+  with gin_flags.group("conditioning on frames"):
+    flags.DEFINE_string("image", None, "Image that every clip starts from.")
+    flags.DEFINE_string("video", None, "Clip that every clip continues.")
+    flags.DEFINE_string(
+      "fit", "exact", "'crop' crops and resizes conditioning media; 'exact' rejects."
+    )
+    flags.DEFINE_boolean(
+      "decoded_conditioning", False, "Start with the reconstruction of the conditioning frames."
+    )
+  with gin_flags.group("output"):
+    flags.DEFINE_string(
+      "output",
+      None,
+      "Folder of the samples; required with --gin_file, otherwise samples by default.",
+    )
+    flags.DEFINE_list("formats", ["mp4"], "Some of mp4, webm, gif, png, latents.")
+    flags.DEFINE_float(
+      "fps", None, "Frame rate of the files; that of the training data by default.", 0.1
+    )
+    flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
+  with gin_flags.group("the work of this job"):
+    flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
+    flags.DEFINE_string("shard", "0/1", "This job's part of the samples, such as 3/8.")
 
 
 def read_shard(text: str) -> tuple[int, int]:
@@ -106,7 +113,8 @@ def run(
 
   details = dict(details or {})
   prepared = prepare(requests, config, settings)
-  infos = read_infos(config)
+  with waiting("generate", "reading what the checkpoints contain"):
+    infos = read_infos(config)
   trained_fps = infos[0].provenance.fps
   if trained_fps and abs(settings.fps - trained_fps) > 0.01 * trained_fps:
     logging.warning(
@@ -127,7 +135,8 @@ def run(
   made = 0
   if not all(folder.finished(i) for i in range(count)):
     with run_identity.begun(folder.path, identity) as confirm:
-      cascade = load_cascade(config, infos, batch_size=settings.batch_size)
+      with waiting("generate", "loading the stages"):
+        cascade = load_cascade(config, infos, batch_size=settings.batch_size)
       cut = cascade.cut_prompts(request.prompt for request in requests)
       for prompt, tokens in list(cut.items())[:_CUT_SHOWN]:
         logging.warning(
@@ -168,14 +177,13 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and generates samples."""
-  needed = () if FLAGS.preset or FLAGS.run else ("output",)
-  cascade_flags.check(argv, *needed, example="gin/tiny/generate.gin")
+  cascade_flags.check(argv, *(() if FLAGS.preset or FLAGS.run else ("output=samples",)))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation import requests as reading
 
-  with programs.user_errors("generate"):
+  with programs.user_errors("generate", exit_code=usage.EXIT_CODE):
     shard = read_shard(FLAGS.shard)
     prompts = reading.read_prompts(FLAGS.prompt, FLAGS.prompts_file)
     if FLAGS.requests and (prompts or FLAGS.image or FLAGS.video):
@@ -188,8 +196,9 @@ def main(argv: Sequence[str]) -> None:
       else reading.make_requests(prompts, image=FLAGS.image, video=FLAGS.video)
     )
 
-  from walt_t5x.generation.loading import read_infos
-  from walt_t5x.generation.prepared_requests import SamplingSettings
+  with waiting("generate", "importing JAX"):
+    from walt_t5x.generation.loading import read_infos
+    from walt_t5x.generation.prepared_requests import SamplingSettings
 
   fields: Any = {
     field.name: FLAGS[field.name].value for field in dataclasses.fields(SamplingSettings)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.html.inspection import (
   draw_shards,
   find_shards,
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if args.rows < 0 or args.max_shards < 1:
     parser.error(f"got {args.rows=}, {args.max_shards=}; expected 0 or more rows, 1 or more shards")
   try:
-    page = inspect(**vars(args))
+    with waiting("inspect_data", "reading records and media"):
+      page = inspect(**vars(args))
   except (FileNotFoundError, ValueError) as error:
     print(f"inspect_data: {error}", file=sys.stderr)
     return 2

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from walt_t5x.config import gin_flags, programs
+from walt_t5x.config import gin_flags, programs, usage
+from walt_t5x.config.waiting import waiting
 from walt_t5x.planning import plan_text, run_plan
 
 FLAGS = flags.FLAGS
@@ -45,20 +46,23 @@ def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
   files = [[file] for file in argv[1:]] if FLAGS.compare else [FLAGS.gin_file]
   if not FLAGS.compare:
-    gin_flags.check(argv, example="gin/walt_3b.gin")
+    gin_flags.check(argv, "gin_file=gin/walt_3b.gin", complete=False)
   elif len(files) < 2 or FLAGS.gin_file:
-    raise app.UsageError("--compare takes two or more gin files as arguments, and no --gin_file.")
+    gin_flags.reject("--compare takes two or more gin files as arguments, and no --gin_file.")
   sizes = _batch_sizes()
   if FLAGS.search and (FLAGS.compare or not FLAGS.topology):
-    raise app.UsageError("--search takes one configuration and at least one --topology.")
+    gin_flags.reject("--search takes one configuration and at least one --topology.")
   if len(sizes) > 1 and not FLAGS.search:
-    raise app.UsageError(f"--batch_size={FLAGS.batch_size}: expected one number without --search.")
+    gin_flags.reject(
+      f"--batch_size={','.join(FLAGS.batch_size)}: expected one number without --search."
+    )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   from walt_t5x.planning import tpu_compile
 
-  with programs.user_errors("plan"):
+  with programs.user_errors("plan", exit_code=usage.EXIT_CODE):
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
+  with programs.user_errors("plan"):
     if FLAGS.search:
       _search(files[0], sizes)
       return
@@ -77,9 +81,7 @@ def _batch_sizes() -> list[int]:
   except ValueError:
     sizes = [0]
   if any(size < 1 for size in sizes):
-    raise app.UsageError(
-      f"--batch_size={','.join(FLAGS.batch_size)}: expected complete numbers from 1."
-    )
+    gin_flags.reject(f"--batch_size={','.join(FLAGS.batch_size)}: expected numbers from 1.")
   return sizes
 
 
@@ -96,12 +98,14 @@ def _parse(names: Sequence[str]) -> None:
 def _plan_files(names: Sequence[str], sizes: Sequence[int]) -> run_plan.Plan:
   """The plan for gin files and flags."""
   _parse(names)
-  plan = run_plan.plan_gin(*sizes)
+  with waiting("plan", "tracing the step"):
+    plan = run_plan.plan_gin(*sizes)
   corpus = {"video": FLAGS.corpus_videos, "image": FLAGS.corpus_images}
   total = sum(count * plan.record_bytes.get(kind, 0) for kind, count in corpus.items())
   plan = dataclasses.replace(plan, corpus_bytes=total)
   if FLAGS.topology:
-    plan = dataclasses.replace(plan, topologies=run_plan.topologies_gin(plan, FLAGS.topology))
+    with waiting("plan", f"compiling the step for {', '.join(FLAGS.topology)}"):
+      plan = dataclasses.replace(plan, topologies=run_plan.topologies_gin(plan, FLAGS.topology))
   return plan
 
 

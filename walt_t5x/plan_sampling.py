@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.config.waiting import waiting
 
 GIB = 1024**3
 FLAGS = flags.FLAGS
@@ -145,7 +146,8 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and prints the plan."""
-  gin_flags.check(argv, example="gin/walt_cascade_512x896.gin")
+  needed = ("gin_file=gin/walt_cascade_512x896.gin",)
+  gin_flags.check(argv, *needed, complete=False, scripts=("train", "generate"))
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   from walt_t5x import engine
   from walt_t5x.config import gin_config
@@ -158,21 +160,17 @@ def main(argv: Sequence[str]) -> None:
     for name in FLAGS.topology:
       tpu_compile.check_topology(name)
     gin_flags.read(finalize=False)
-    stages = gin_config.macro_value("STAGES", [])
-    if not stages:
-      raise gin_config.GinError(
-        f"{', '.join(FLAGS.gin_file)}: no stages to sample (STAGES). `python -m walt_t5x.plan` prints the "
-        "cost of a training."
-      )
-    plans = [
-      plan_stage(
-        stage,
-        text_length=gin_config.macro_value("TEXT_LENGTH", 64),
-        batch_size=FLAGS.samples,
-        topologies=FLAGS.topology,
-      )
-      for stage in choose_stages(stages, FLAGS.stages)
-    ]
+    stages = gin_config.macro_value("STAGES")
+    with waiting("plan_sampling", "tracing the stages"):
+      plans = [
+        plan_stage(
+          stage,
+          text_length=gin_config.macro_value("TEXT_LENGTH", 64),
+          batch_size=FLAGS.samples,
+          topologies=FLAGS.topology,
+        )
+        for stage in choose_stages(stages, FLAGS.stages)
+      ]
   if FLAGS.json:
     print(json.dumps([dataclasses.asdict(plan) for plan in plans]))
   else:

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_text, programs
+from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation.flags import height_and_width
 
 
@@ -94,7 +95,7 @@ def load_vae(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
   # Training files include others by their path from `gin/` on.
   programs.register(train=engine.train)
-  gin.add_config_file_search_path(gin_config.FOLDER)
+  gin.add_config_file_search_path(gin_text.FOLDER)
   fields, ema = vae_of(args)
   vae = build_vae(fields)
   params = select_vae_params(vae, load_params(args.vae_checkpoint, ema=ema), args.vae_checkpoint)
@@ -142,7 +143,8 @@ def reconstruct(args: argparse.Namespace) -> dict[str, Any]:
   from walt_t5x.generation.stage_sampler import mesh_for
 
   started = time.monotonic()
-  vae, params, tokenizer = load_vae(args)
+  with waiting("reconstruct", "loading the VAE"):
+    vae, params, tokenizer = load_vae(args)
   total, clips = clips_of(args, vae)
   folder = ReconstructionFolder(args.output)
   decides = ("cache", "media", "split", "pixels", "frames", "size", "fit", "fps", "images", "count")

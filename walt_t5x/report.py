@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_config, gin_text, programs
+from walt_t5x.config.waiting import waiting
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +43,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
 
   with programs.quiet_imports():
     import seqio  # noqa: F401 - gin files import it
+    import tensorflow  # noqa: F401
   from walt_t5x import engine
   from walt_t5x.planning.run_plan import plan_gin
 
@@ -50,7 +52,7 @@ def plan_of(config: Path) -> Mapping[str, Any] | str:
   programs.register(train=engine.train)
   gin.clear_config()
   try:
-    gin_config.parse([str(config)], [], [gin_config.FOLDER], finalize=False)
+    gin_config.parse([str(config)], [], [gin_text.FOLDER], finalize=False)
     return dataclasses.asdict(plan_gin())
   except (gin_config.GinError, ValueError) as error:
     return f"none: {str(error).splitlines()[0]}"
@@ -102,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Writes the page and prints a summary."""
   args = parse_arguments(argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-  with programs.user_errors("report"):
-    print(json.dumps(report(args)))
+  with programs.user_errors("report"), waiting("report", "reading the runs"):
+    result = report(args)
+  print(json.dumps(result))
 
 
 if __name__ == "__main__":

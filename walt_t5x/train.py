@@ -16,9 +16,9 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags, logging
-from absl.logging import converter
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.config.waiting import waiting
 
 FLAGS = flags.FLAGS
 
@@ -26,29 +26,32 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags of T5X's launcher, and `--multiprocess`."""
   gin_flags.define()
-  flags.DEFINE_string(
-    "from", None, "Fine-tunes this run, or this checkpoint of a run (gin/runs/finetune.gin)."
-  )
-  flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
-  flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
-  flags.DEFINE_boolean(
-    "multiprocess",
-    False,
-    "One process of several, as configured by the cluster (TPU pods, SLURM, GKE) or the environment: "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
-  )
-  flags.DEFINE_boolean(
-    "multiprocess_gpu", False, "One process of several, as configured by the next three flags."
-  )
-  flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
-  flags.DEFINE_integer("process_count", None, "Number of processes.")
-  flags.DEFINE_integer("process_index", None, "Index of this process.")
-  flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
+  with gin_flags.group("configuration"):
+    flags.DEFINE_string(
+      "from", None, "Fine-tunes this run, or this checkpoint of a run (gin/runs/finetune.gin)."
+    )
+  with gin_flags.group("data"):
+    flags.DEFINE_list("seqio_additional_cache_dirs", [], "Folders with cached tasks.")
+    flags.DEFINE_string("tfds_data_dir", None, "Folder of TensorFlow Datasets.")
+  with gin_flags.group("several processes"):
+    flags.DEFINE_boolean(
+      "multiprocess",
+      False,
+      "One process of several, as configured by the cluster (TPU pods, SLURM, GKE) or the environment: "
+      "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.",
+    )
+    flags.DEFINE_boolean(
+      "multiprocess_gpu", False, "One process of several, as configured by the next three flags."
+    )
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
+    flags.DEFINE_integer("process_count", None, "Number of processes.")
+    flags.DEFINE_integer("process_index", None, "Index of this process.")
+    flags.DEFINE_integer("initialization_timeout", 300, "Seconds to wait for the other processes.")
 
 
 def main(argv: Sequence[str]) -> None:
   """Reads the configuration and trains."""
-  gin_flags.check(argv, example="gin/tiny/base.gin")
+  gin_flags.check(argv, "gin_file=gin/tiny/base.gin")
   try:
     _train()
   except KeyboardInterrupt:  # Outside the steps, where `engine.exits` handles it.
@@ -64,9 +67,8 @@ def _train() -> None:
   if host_memory.runs_on_cpu():
     host_memory.keep_freed_memory()
 
-  import jax
-
-  with programs.quiet_imports():
+  with waiting("train", "importing JAX and TensorFlow"), programs.quiet_imports():
+    import jax
     import seqio
     import tensorflow as tf
 
@@ -77,10 +79,6 @@ def _train() -> None:
 
   # `kill -USR1` prints the stacks of a run.
   faulthandler.register(signal.SIGUSR1, all_threads=True)
-  # Orbax logs every file at INFO; its warnings are still logged.
-  logging.get_absl_handler().addFilter(
-    lambda record: record.levelno > converter.STANDARD_INFO or "orbax" not in record.pathname
-  )
   tf.config.set_visible_devices([], "GPU")  # JAX owns the accelerators.
   join_processes()
   if FLAGS.tfds_data_dir:

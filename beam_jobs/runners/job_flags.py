@@ -10,15 +10,15 @@ from beam_jobs.runners import running
 from beam_jobs.shards import encoders
 from beam_jobs.shards.plan import Job
 from beam_jobs.sources import spec as source_spec
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_text, programs
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.rules import Rule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags of the job, except for those of `running.parse`."""
-  add = parser.add_argument
-  source_spec.add_arguments(parser)
+  source_spec.add_arguments(parser.add_argument_group("source"))
+  add = parser.add_argument_group("output").add_argument
   add("--output", required=True, help="output folder of the cached tasks")
   add("--task", required=True, help="name; the folders are <task>_images and <task>_videos")
   add(
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices=("latents", "pixels"),
     help="what the cache contains: latents and text (default), or pixels to train the VAE",
   )
+  add("--num_shards", type=running.positive, default=16, help="train shards per task (16)")
+  add("--num_validation_shards", type=running.positive, default=1, help="validation shards (1)")
+  add("--retry_dead", action="store_true", help="make shards with dead letters again")
+  add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
+  add = parser.add_argument_group("encoders").add_argument
   add("--vae_checkpoint", help="the tokenizer's run (its newest checkpoint), or a checkpoint in it")
   add(
     "--vae_gin_file",
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--text_encoder", help="T5 folder: config.json, model.safetensors, spiece.model")
   add("--no_text", action="store_true", help="store no text: for runs that read labels or frames")
   add("--max_text_length", type=int, default=64, help="tokens per caption, eos included (64)")
+  add = parser.add_argument_group("clips").add_argument
   add("--resolutions", required=True, type=_resolutions, help="HxW,HxW,...; any sizes")
   add("--num_frames", type=int, default=17, help="frames per clip, 1 + T (17)")
   add("--fps", type=float, default=8.0, help="frame rate of a clip (8)")
@@ -56,8 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=1,
     help="different clips of each training video (1); a run with more of them adds the new ones",
   )
-  add("--num_shards", type=running.positive, default=16, help="train shards per task (16)")
-  add("--num_validation_shards", type=running.positive, default=1, help="validation shards (1)")
+  add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
+  add(
+    "--deinterlace",
+    action="store_true",
+    help="deinterlace videos whose frames are marked as interlaced, instead of rejecting them",
+  )
+  add = parser.add_argument_group("filters").add_argument
   add("--min_motion", type=float, default=0.0, help="reject videos with less motion, 0 to 1")
   add(
     "--filter",
@@ -74,14 +85,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="what to reject within a shard: identical media, or also media that look the same (none)",
   )
   add("--near_duplicate_bits", type=int, default=6, help="out of 128 per image, 0 to 63 (6)")
-  add("--allow_upscale", action="store_true", help="accept media smaller than a resolution")
-  add(
-    "--deinterlace",
-    action="store_true",
-    help="deinterlace videos whose frames are marked as interlaced, instead of rejecting them",
-  )
-  add("--retry_dead", action="store_true", help="make shards with dead letters again")
-  add("--dry_run", action="store_true", help="check the flags and build the job's graph only")
 
 
 def parse(
@@ -105,7 +108,9 @@ def parse(
   if args.content == "pixels" and (
     args.qa_samples or args.qa_mean or args.qa_std or args.qa_min_psnr is not None
   ):
-    parser.error("--qa_* have no effect with --content=pixels: pixels are stored unchanged")
+    parser.error(
+      "--qa_* have no effect with --content=pixels: pixels are stored unchanged, remove them"
+    )
   return args, rest
 
 
@@ -196,7 +201,7 @@ def vae_fields_of_gin(path: str) -> dict[str, Any]:
   import gin
 
   gin.clear_config()
-  gin.parse_config_file(gin_config.find(path, flag="--vae_gin_file"))
+  gin.parse_config_file(gin_text.find(path, flag="--vae_gin_file"))
   try:
     bindings = gin.get_bindings("CausalVae")
   except ValueError:  # The class is not registered with gin.

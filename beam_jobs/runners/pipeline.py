@@ -8,18 +8,20 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam_jobs.runners import worker_deaths
+from beam_jobs.runners import local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
 from walt_t5x.files import storage
 
 
-def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | None) -> None:
+def make_shards(
+  lines: beam.PTransform, job: Job, options: Any, *, rows: tuple[int, bool] | None
+) -> None:
   """Runs the pipeline to its end, with progress lines on stderr.
 
   `lines` reads (number of a clip or None, manifest line) from the pipeline's root; `rows` is the number of rows of
-  the ledger, None if unknown.
+  the ledger and whether it is exact, None if unknown.
   """
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
@@ -29,7 +31,7 @@ def make_shards(lines: beam.PTransform, job: Job, options: Any, *, rows: int | N
     poll, seconds = progress.ROWS, 5.0
   with progress.reported(rows, poll, every_seconds=seconds), worker_deaths.end_with_workers():
     # Leaving the block waits for the job to finish.
-    with beam.Pipeline(options=options) as root:
+    with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       add_steps(root, lines, job)
 
 

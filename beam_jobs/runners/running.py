@@ -3,12 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from beam_jobs.runners import config_file, worker_deaths
+from beam_jobs.runners import config_file, local_worker, worker_deaths
 from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
 from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
+from walt_t5x.config import programs, usage
 from walt_t5x.files.storage import CannotWrite
 
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
@@ -31,13 +32,14 @@ def parse(
   Limits and batch sizes are None if a flag does not set them: a job takes the defaults of `ClipSpec` and
   `EncoderConfig`, a replay the values of the job.
   """
-  add = parser.add_argument
+  add = parser.add_argument_group("limits of media and batches").add_argument
   add("--max_bytes", type=int, help="largest media file")
   add("--max_pixels", type=int, help="largest frame")
   add("--max_seconds", type=float, help="longest video")
   add("--max_decoded_frames", type=int, help="frames decoded for one clip")
   add("--batch_size", type=positive, help="clips per VAE call (8; a replay: as before)")
   add("--image_batch_size", type=positive, help="images per VAE call (32; a replay: as before)")
+  add = parser.add_argument_group("decoding").add_argument
   add("--decode_threads", type=positive, default=2, help="rows decoded concurrently (2)")
   add(
     "--decode_isolation",
@@ -49,6 +51,7 @@ def parse(
   add(
     "--decode_memory_mib", type=int, default=8192, help="limit per decoding process; 0 is unlimited"
   )
+  add = parser.add_argument_group("quality").add_argument
   add(
     "--qa_samples", type=int, default=0, help="rows per shard that are decoded to measure PSNR (0)"
   )
@@ -89,34 +92,60 @@ def job_fields(args: argparse.Namespace) -> dict[str, Any]:
   }
 
 
-def beam_options(flags: Sequence[str]) -> Any:
+def beam_options(flags: Sequence[str], args: argparse.Namespace | None = None) -> Any:
   """Options for Beam; the default runner is FnApiRunner.
 
+  Args:
+    flags: Beam's.
+    args: the program's own flags, which an unknown flag may be meant to be.
+
   Raises:
-    ValueError: if Beam does not know a flag; Beam itself would only log it.
+    ValueError: if Beam does not know a flag, which Beam itself would only log, or a value is wrong.
   """
-  from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+  from apache_beam.options.pipeline_options import (
+    PipelineOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+  )
 
   parser = _BeamArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
   for kind in PipelineOptions.__subclasses__():
     kind._add_argparse_args(parser)
+  parser.error = _reject
   _, unknown = parser.parse_known_args(list(flags))
   if unknown:
+    known = [f"--{name}" for name in vars(args or argparse.Namespace())]
+    known += [name for action in parser._actions for name in action.option_strings]
     raise ValueError(
-      f"unknown flags {unknown}: they are flags neither of this program (--help) nor of Beam"
+      f"unknown flags {unknown}: they are flags neither of this program (--help) nor of Beam."
+      + usage.unknown_flags(unknown, known)
     )
   # The last one counts.
-  return PipelineOptions(["--runner=FnApiRunner", *flags])
+  options = PipelineOptions(["--runner=FnApiRunner", *flags])
+  runner, known = options.view_as(StandardOptions).runner, StandardOptions.KNOWN_RUNNER_NAMES
+  names = {name.lower() for name in known}
+  if "." not in runner and not {runner.lower(), f"{runner.lower()}runner"} & names:
+    close = usage.closest(runner, known)
+    hint = f"did you mean --runner={close}?" if close else f"expected one of {', '.join(known)}"
+    raise ValueError(f"--runner={runner}: {hint}")
+  return options
+
+
+def _reject(message: str) -> NoReturn:
+  raise ValueError(message)
 
 
 def exit_code(
   program: str, run: Callable[[Sequence[str] | None], Any], argv: Sequence[str] | None = None
 ) -> int:
   """Calls `run` and returns the exit code; errors that a user can fix are printed without a traceback."""
+  local_worker.log_warnings()
   try:
     run(argv)
     return 0
   except (ValueError, FileNotFoundError) as error:
+    if programs.debug():
+      raise
     code, told = 2, str(error)
   except LedgerError as error:
     code, told = 1, str(error)

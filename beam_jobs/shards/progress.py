@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+_FIRST_SECONDS, _LAST_SECONDS = 3.0, 300.0
+
 
 class RowCounter:
   """Counts finished rows over all threads of a process."""
@@ -31,23 +33,30 @@ ROWS = RowCounter()
 
 @contextlib.contextmanager
 def reported(
-  total: int | None, poll: Callable[[], tuple[int, int]], *, every_seconds: float
+  total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]], *, every_seconds: float
 ) -> Iterator[None]:
-  """Prints a line every few seconds inside the block.
+  """Prints a line every few seconds inside the block, less often while nothing is done.
 
-  `poll` gives the rows done so far and those skipped among them; `total` is None if unknown.
+  `poll` gives the rows done so far and those skipped among them; `total` is the number of all rows and whether it is
+  exact, None if unknown.
   """
   started, before = time.monotonic(), poll()
   ended = threading.Event()
 
   def report() -> None:
-    while not ended.wait(every_seconds):
+    pause, told = min(_FIRST_SECONDS, every_seconds), -1
+    while not ended.wait(pause):
       done, skipped = (now - base for now, base in zip(poll(), before))
+      # Without progress, less and less often.
+      pause = min(2 * max(pause, every_seconds), _LAST_SECONDS) if done == told else every_seconds
+      told = done
       rate = (done - skipped) / (time.monotonic() - started)
       line = f"preprocess: {done} rows, {rate:.1f} rows/s"
       if total is not None:
-        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "starting"
-        line = f"preprocess: {done}/{total} rows, {rate:.1f} rows/s, {left}"
+        rows, exact = total
+        left = f"{max(0, rows - done) / rate:.0f} s left" if rate > 0 else "starting"
+        about = "" if exact else "about "
+        line = f"preprocess: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
       print(line, file=sys.stderr, flush=True)
 
   thread = threading.Thread(target=report, daemon=True)

@@ -51,7 +51,7 @@ class SourceSpec:
   labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse._ActionsContainer) -> None:
   """Adds the flags of a source."""
   add = parser.add_argument
   add(

@@ -35,7 +35,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
   assert got["score"] == pytest.approx(expected["score"], rel=1e-9) and got["score"] > 0
   assert {**got, "score": 0} == {**expected, "score": 0}
   assert many["file"] == one["file"] and not list(tmp_path.rglob(".folds-*"))
-  assert beam_evaluate.main([*flags, "--runer=x"]) == 1
+  assert beam_evaluate.main([*flags, "--runer=x"]) == 2
 
 
 def test_parts_merge_in_any_grouping():

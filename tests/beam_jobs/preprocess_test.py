@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import pytest
 
 from beam_jobs import preprocess
 from beam_jobs.runners import job_flags
-from beam_jobs.shards import encoders, ledger, make_shard
+from beam_jobs.shards import encoders, ledger, make_shard, progress
+from beam_jobs.sources import spec
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
@@ -289,6 +291,22 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
   for sidecar in sidecars(tmp_path / "out"):
     for moments in sidecar["moments"].values():
       assert np.isfinite(moments["sum"]).all()
+
+
+@pytest.mark.parametrize(("limit", "about"), [(100, ""), (10, "about ")])
+def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capsys, limit, about):
+  table = tmp_path / "rows.csv"
+  table.write_text("uri,caption\n" + "".join(f"clip{i:03d}.mp4,a circle\n" for i in range(40)))
+  monkeypatch.setattr(preprocess, "_LINES_TO_COUNT", limit)
+  argv = ["--output=o", "--task=t", "--content=pixels", "--resolutions=16x16"]
+  args, _ = job_flags.parse([f"--manifest={table}", *argv], description=None)
+  found = preprocess.expected_rows(spec.source_of(args, scores=()))
+  rows, exact = found
+  assert exact == (not about) and abs(rows - 40) <= (0 if exact else 4)
+  with progress.reported(found, lambda: (0, 0), every_seconds=0.05):
+    time.sleep(0.2)
+  (line, *_) = capsys.readouterr().err.splitlines()
+  assert line == f"preprocess: 0/{about}{rows} rows, 0.0 rows/s, starting"
 
 
 def test_rows_on_disk_are_those_of_closed_shards(world, tmp_path):

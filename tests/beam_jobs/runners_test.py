@@ -44,6 +44,33 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
   assert digests(tmp_path / "other") == digests(tmp_path / "one")
 
 
+def test_a_job_on_two_processes_says_little(tmp_path):
+  manifest = write_manifest(tmp_path, good_rows(tmp_path, videos=2, images=0))
+  argv = pixels(manifest, tmp_path / "cache", shards=1)
+  done = subprocess.run(
+    [sys.executable, "-B", "-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS],
+    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stderr.splitlines()
+  assert [line for line in lines if not line.startswith("preprocess: ")] == []
+  assert len(lines) <= 8
+
+
+def test_a_worker_logs_warnings_except_those_that_mean_nothing():
+  code = (
+    "import logging; from beam_jobs.runners import local_worker; local_worker.log_warnings()\n"
+    "root = logging.getLogger(); root.setLevel(logging.INFO)\n"
+    "for text in ('Worker: severity WARN, and so on', 'ours'): root.warning('%s', text)\n"
+    "root.info('connected')"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stderr == "WARNING:root:ours\n"
+
+
 def test_a_job_killed_inside_a_shard_resumes_to_the_same_bytes(tmp_path):
   rows = [row | {"split": "train"} for row in good_rows(tmp_path, videos=6, images=0)]
   manifest = write_manifest(tmp_path, rows)

@@ -1,7 +1,15 @@
-"""What programs share: quiet imports."""
+"""What programs share: quiet imports and logs, the end after an error, announced waits, `--help`."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+from walt_t5x.config import usage
 
 
 def test_quiet_imports_omit_only_the_libraries_announcements():
@@ -24,3 +32,114 @@ def test_quiet_imports_omit_only_the_libraries_announcements():
   lines = done.stderr.splitlines()
   assert lines[:3] == [*said[2:], "from Python"]
   assert done.returncode == 1 and lines[-1] == "ImportError: broken"
+
+
+def _ended(folder, code, *arguments):
+  """A process in which an exception ends a program, with a folder for its traceback."""
+  code = f"from walt_t5x.config import programs\nprograms.report_errors('toy')\n{code}"
+  return subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    env=os.environ | {"TMPDIR": str(folder)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_a_bug_is_reported_in_a_few_lines_and_its_traceback_is_in_a_file(tmp_path):
+  bug = "from walt_t5x import generate\ngenerate.read_shard(None)"
+  done = _ended(tmp_path, bug)
+  *told, last = done.stderr.splitlines()
+  assert done.returncode == 1
+  assert told[0].startswith("toy: AttributeError: 'NoneType' object has no attribute 'partition'")
+  assert told[1].startswith("It was raised in or below walt_t5x/generate.py, line ")
+  file = Path(last.partition("Its traceback is in ")[2].partition(";")[0])
+  text = file.read_text()
+  assert "Traceback (most recent call last)" in text and 'generate.py", line' in text
+  shown = _ended(tmp_path, bug, "--debug").stderr
+  assert shown.startswith("Traceback") and text.splitlines()[-1] == shown.splitlines()[-1]
+
+
+def test_an_error_that_our_code_raises_is_its_message(tmp_path):
+  error = "from walt_t5x import generate\ngenerate.read_shard('3')"
+  done = _ended(tmp_path, error)
+  assert done.returncode == 1 and done.stderr.startswith("toy: --shard=3: expected NUMBER/COUNT")
+  assert len(done.stderr.splitlines()) == 1
+  assert "Traceback" in _ended(tmp_path, error, "--debug").stderr
+  # A library that raises the same class does not speak to users.
+  assert "may be a bug" in _ended(tmp_path, "int('x')").stderr
+
+
+def test_a_long_wait_is_announced_and_a_short_one_is_not():
+  code = (
+    "import time; from walt_t5x.config import programs, waiting\n"
+    "waiting.FIRST_SECONDS, waiting.NEXT_SECONDS = 0.2, 0.2\n"
+    "with waiting.waiting('toy', 'nothing'): pass\n"
+    "with waiting.waiting('toy', 'other processes', enabled=False): time.sleep(0.4)\n"
+    "with waiting.waiting('toy', 'compiling', expected=31), programs.quiet_imports():\n"
+    "  time.sleep(0.9)\n"
+    "  print('imported', flush=True)\n"
+  )
+  command = [sys.executable, "-c", code]
+  said = subprocess.run(command, stdout=-1, stderr=subprocess.STDOUT, text=True, check=True).stdout
+  first, second, *_, last = said.splitlines()
+  assert first == "toy: compiling, 31 s the last time"
+  assert re.fullmatch(r"toy: compiling, \d s so far, 31 s the last time", second)
+  # Said while the imports' own lines are held back.
+  assert last == "imported"
+
+
+def test_libraries_log_warnings_only():
+  code = (
+    "import logging; from absl import logging as absl_logging\n"
+    "from walt_t5x.config import programs\n"
+    "absl_logging.use_absl_handler(); absl_logging.set_verbosity('info')\n"
+    "programs.quiet_logs()\n"
+    "for path in ('/lib/seqio/a.py', programs.__file__):\n"
+    "  for level in (logging.INFO, logging.WARNING):\n"
+    "    record = logging.LogRecord('absl', level, path, 1, f'{path} {level}', (), None)\n"
+    "    absl_logging.get_absl_handler().handle(record)\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  lines = [line.partition("] ")[2] for line in done.stderr.splitlines() if "] " in line]
+  said = [line.rpartition("/")[2] for line in lines]
+  assert said == ["a.py 30", "programs.py 20", "programs.py 30"]
+
+
+@pytest.mark.parametrize(
+  ("settings", "shown"),
+  [
+    ({"default": 5, "type": int}, "help (default: 5)"),
+    ({"default": 0, "type": int}, "help (default: 0)"),
+    ({"default": 2.0, "type": float}, "help (default: 2)"),
+    ({"default": ["a", "b"]}, "help (default: a,b)"),
+    ({"default": "100%"}, "help (default: 100%)"),
+    ({"required": True}, "help (required)"),
+    ({"default": None}, "help"),
+    ({"action": "store_true"}, "help"),
+  ],
+)
+def test_help_shows_defaults_and_what_is_required(settings, shown):
+  parser = usage.Parser("toy.program", "Does nothing.")
+  parser.add_argument("--flag", help="help", **settings)
+  parser.add_argument("--stated", default=7, help="stated (7)")
+  text = " ".join(parser.format_help().split())
+  # Neither the help of the flag nor that of the next one has more.
+  assert f" {shown} --stated STATED stated (7)" in text
+  needed = " --flag FLAG" if "required" in settings else ""
+  assert text.startswith(f"usage: python -m toy.program{needed} [flags] Does nothing.")
+
+
+@pytest.mark.parametrize(
+  ("module", "headings"),
+  [
+    ("walt_t5x.train", ("configuration", "data", "several processes")),
+    ("walt_t5x.generate", ("what to generate", "conditioning on frames", "output")),
+    ("walt_t5x.evaluate", ("what is scored", "the work and its output")),
+    ("beam_jobs.preprocess", ("source", "encoders", "clips", "filters", "decoding", "quality")),
+  ],
+)
+def test_help_has_groups(module, headings):
+  done = programs.run(module, "--help")
+  assert done.returncode == 0
+  assert [h for h in headings if f"\n{h}:\n" not in done.stdout] == []

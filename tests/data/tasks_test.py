@@ -349,7 +349,24 @@ def test_a_cache_without_one_of_its_shards_is_rejected(cache):
     _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
-def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache):
+def test_an_empty_split_is_not_evaluated(cache, caplog):
+  folder = cache / "toy_videos"
+  info = json.loads((folder / "info.train.json").read_text())
+  (folder / "info.validation.json").write_text(json.dumps(info | {"num_shards": 1}))
+  (folder / "stats.validation.json").write_text(json.dumps({"examples": 0}))
+  (folder / "validation.tfrecord-00000-of-00001").write_bytes(b"")
+  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
+  cfg = engine.DatasetConfig(
+    mixture_or_task_name=task, task_feature_lengths=None, split="validation", batch_size=2,
+    shuffle=False, seed=0, use_cached=True,
+  )  # fmt: skip
+  assert engine.get_training_eval_datasets(cfg, 0, 1, 1, DenoiserFeatureConverter) == {}
+  assert caplog.messages == [
+    f"{task.name} without examples of the split 'validation': not evaluated."
+  ]
+
+
+def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache, caplog):
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW)
   assert list(task.splits) == ["train"]
   cfg = engine.DatasetConfig(
@@ -357,6 +374,9 @@ def test_a_split_that_a_cache_lacks_is_not_evaluated_and_not_read(cache):
     shuffle=False, seed=0, use_cached=True,
   )  # fmt: skip
   assert engine.get_training_eval_datasets(cfg, 0, 1, 1, DenoiserFeatureConverter) == {}
+  assert caplog.messages == [
+    f"{task.name} without examples of the split 'validation': not evaluated."
+  ]
   with pytest.raises(FileNotFoundError, match=r"has no split 'validation', only \['train'\]"):
     shard_sources.raw_shards(str(cache / "toy_videos"), "validation")
   absent = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW)

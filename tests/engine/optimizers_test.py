@@ -1,5 +1,7 @@
 """Parameter average, AdamW and schedules compared with numpy loops, torch and closed forms."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,8 +104,11 @@ def test_warmup_cosine_equals_the_closed_form():
   np.testing.assert_allclose(
     [constant(n) for n in range(6)], [0.05, 0.1, 0.15, 0.2, 0.2, 0.2], rtol=1e-6
   )
-  with pytest.raises(ValueError, match="total_steps=5 with warmup_steps=5"):
-    schedules.warmup_cosine(peak=1.0, warmup_steps=5, total_steps=5)
+  for steps in (1, 60):
+    with pytest.raises(ValueError, match=rf"{steps} with warmup_steps=60.* TRAIN_STEPS") as error:
+      schedules.warmup_cosine(peak=1.0, warmup_steps=60, total_steps=steps)
+    (cure,) = re.findall(r"--gin\.schedules\.warmup_cosine\.warmup_steps=(\d+)", str(error.value))
+    schedules.warmup_cosine(peak=1.0, warmup_steps=int(cure), total_steps=steps)
 
 
 def test_the_factor_scheduler_equals_its_closed_form():

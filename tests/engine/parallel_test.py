@@ -199,8 +199,10 @@ def test_model_partitions_of_a_large_slice_are_neighbors(size, monkeypatch):
 
 
 def test_invalid_sizes_are_rejected(tmp_path):
-  with pytest.raises(ValueError, match=r"batch size 6 is not divisible by 8 data partitions"):
-    train(tmp_path, partitioner=partitioner(1), train_dataset_cfg=runs.dataset(batch_size=6))
+  for size, nearest in ((6, "8"), (12, "8 and 16")):
+    message = rf"batch size {size} is not divisible by 8 data partitions.*that are: {nearest}\."
+    with pytest.raises(ValueError, match=message):
+      train(tmp_path, partitioner=partitioner(1), train_dataset_cfg=runs.dataset(batch_size=size))
   with pytest.raises(
     ValueError, match=r"kernel: dimension of 4 is not divisible by mesh axis 'model' of 8"
   ):

@@ -1,52 +1,21 @@
-"""Interface to gin: where its files are, flags to bindings, files to a configuration, and its record.
+"""Interface to gin: flags to bindings, files to a configuration, and its record.
 
 The engine's only gin import.
 """
 
 import copy
-import difflib
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from walt_t5x.config import gin_text
+from walt_t5x.config.gin_text import GinError
 from walt_t5x.files import storage
-
-# The folder that contains `gin/`. In a clone it is the root. setup.py copies the files into the wheel as
-# `walt_t5x/_gin/gin/`, because a folder `gin/` in site-packages belongs to gin-config.
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_INSTALLED = os.path.join(_PACKAGE, "_gin")
-FOLDER = _INSTALLED if os.path.isdir(_INSTALLED) else os.path.dirname(_PACKAGE)
 
 # What gin appends to an error in a configured function: the Python location of its call.
 LOCATION = "\n  In call to configurable"
-_MACRO_BINDING = re.compile(r"\s*([A-Za-z_]\w*)\s*=")
-_NOT_FOUND = re.compile(r"Unable to open file: (.*)\. Searched config paths: .*\.")
-
-# Files name the function of their program as an attribute of its script: `train_script.train`.
-_OF_A_SCRIPT = re.compile(r"Couldn't resolve selector (train|generate|eval)_script\.")
-_PROGRAM_OF_SCRIPT = {
-  "train": "`python -m walt_t5x.train` runs it, `python -m walt_t5x.plan` prints its cost",
-  "generate": "`python -m walt_t5x.generate` runs it, `python -m walt_t5x.plan_sampling` prints its cost",
-  "eval": "T5X's eval.py runs it (docs/t5x.md)",
-}
-
-# How to choose the value of a required macro, where its name does not say it.
-_REQUIRED_HINTS = {
-  "PERCEPTUAL_WEIGHTS": (
-    "It is a safetensors file of ResNet-50 (docs/vae.md); None trains without the perceptual term, which the published "
-    "tokenizers have."
-  ),
-}
-
-# Names that have changed, so that an old file is answered with the new one.
-# Macro -> its name now; None for one that is no longer needed.
-OLD_MACROS = {
-  "DATASET": "MIXTURE_OR_TASK_NAME",
-  "HARDWARE_RNG": "USE_HARDWARE_RNG",
-  "FEATURE_LENGTHS": None,
-}
+_IN_BINDINGS = "\n  In bindings string"
 # What the message of a failed binding or import contains -> the answer.
 _OLD_NAMES = {
   r"'normalise_latents'": "normalise_latents is now normalize_latents.",
@@ -57,35 +26,18 @@ _OLD_NAMES = {
 }
 
 
-class GinError(ValueError):
-  """An unusable configuration, with a message for its author."""
-
-
-def find(name: str, *, flag: str) -> str:
-  """The path of a gin file: `name` itself if it exists, else the package's of that name, else FileNotFoundError."""
-  for path in (name, os.path.join(FOLDER, name)):
-    if os.path.isfile(path):
-      return path
-  raise FileNotFoundError(f"{flag}: {not_found(name, [FOLDER])}")
-
-
-def not_found(name: str, folders: Sequence[str]) -> str:
-  """The message for a gin file that is neither in one of the folders nor in the current one."""
-  looked = dict.fromkeys(os.path.abspath(os.path.join(folder, name)) for folder in ("", *folders))
-  return (
-    f"no file at {', nor at '.join(looked)}; expected a path that exists, or one of the package's own gin files, "
-    "such as gin/tiny/base.gin"
-  )
-
-
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
   """Rewrites `--gin.NAME=value` as `--gin_bindings=NAME = value`; other arguments are unchanged."""
   rewritten = []
-  for arg in args:
+  for arg, following in zip(args, [*args[1:], ""], strict=True):
     if arg.startswith("--gin."):
       name, equals, value = arg.removeprefix("--gin.").partition("=")
       if not equals:
-        raise GinError(f"{arg}: expected --gin.NAME=value.")
+        given = "" if following.startswith("-") else following
+        value = given if gin_text.parses(name, given) else f'"{given}"'
+        raise GinError(
+          f"{arg} {given}: write {gin_text.flag_of(name, value if given else 'VALUE')}"
+        )
       arg = f"--gin_bindings={name} = {value}"
     rewritten.append(arg)
   return rewritten
@@ -111,6 +63,8 @@ def parse(
     GinError: a file is not found, a name does not exist, a value cannot be parsed, a required macro is not set, or a
       macro set on the command line is not used (gin itself would ignore the typo).
   """
+  text = gin_text.check(files, bindings, search_paths, complete=finalize)
+
   import gin
 
   for path in search_paths:
@@ -118,64 +72,32 @@ def parse(
   logging.getLogger().addFilter(_is_not_of_the_search)
   try:
     gin.parse_config_files_and_bindings(list(files), list(bindings), finalize_config=False)
-    _reject_old_macros()
-    _settle_required_macros(reject=finalize)
+    _unset_required_macros()
     if finalize:
       gin.finalize()
-  except GinError:
-    raise
   except Exception as error:  # The files call functions, which may raise anything.
-    if missing := _NOT_FOUND.match(str(error)):
-      raise GinError(
-        f"{not_found(missing[1], search_paths)}. --gin_search_paths adds folders."
-      ) from error
-    if script := _OF_A_SCRIPT.search(str(error)):
-      raise GinError(
-        f"{', '.join(files)}: a configuration for another program. {_PROGRAM_OF_SCRIPT[script[1]]}."
-      ) from error
-    hints = (hint for old, hint in _OLD_NAMES.items() if re.search(old, str(error)))
-    raise GinError(next(hints, f"{type(error).__name__}: {error}")) from error
-  config = gin.config_str()
-  macros = sorted(set(re.findall(r"%([A-Za-z_]\w*)", config)))
-  for binding in bindings:
-    match = _MACRO_BINDING.match(binding)
-    if match and match.group(1) not in macros:
-      name = match.group(1)
-      if name in OLD_MACROS:
-        raise GinError(f"--gin.{name}: {macro_hint(name)}")
-      close = difflib.get_close_matches(name, macros, n=1)
-      hint = (
-        f"Did you mean {close[0]}?" if close else f"Macros in use: {', '.join(macros) or 'none'}."
-      )
-      raise GinError(f"--gin.{name}: no gin file uses %{name}, so it would have no effect. {hint}")
+    message = str(error).strip()
+    hints = [hint for old, hint in _OLD_NAMES.items() if re.search(old, message)]
+    with_flag = _with_flag(message, text, bindings) or f"{type(error).__name__}: {message}"
+    raise GinError(hints[0] if hints else with_flag) from error
 
 
-def macro_hint(name: str) -> str:
-  """What to write instead of an old macro."""
-  new = OLD_MACROS[name]
-  return f"{name} is now {new}." if new else f"{name} is no longer needed: leave it out."
+def _with_flag(message: str, text: gin_text.Text, bindings: Sequence[str]) -> str:
+  """The message of gin with the binding of the command line that it is about, and one that may be meant; or ""."""
+  for name in (binding.partition("=")[0].strip() for binding in bindings):
+    parts = re.split(r"[./]", name)
+    if len(parts) > 1 and any(part in message for part in parts[-2:]):
+      close = text.closest(name)
+      hint = f" Did you mean --gin.{close}?" if close else ""
+      return f"--gin.{name}: {message.partition(_IN_BINDINGS)[0]}{hint}"
+  return ""
 
 
-def _reject_old_macros() -> None:
+def _unset_required_macros() -> None:
+  """Sets the required macros that have no value to None."""
   import gin
 
-  config = gin.config_str()
-  for name, new in OLD_MACROS.items():
-    if new and re.search(rf"^{name} = ", config, re.MULTILINE):
-      raise GinError(f"{macro_hint(name)} A gin file still sets the old name.")
-
-
-def _settle_required_macros(*, reject: bool) -> None:
-  import gin
-
-  missing = re.findall(r"^(\w+) = %gin\.REQUIRED$", gin.config_str(), re.MULTILINE)
-  if missing and reject:
-    flags = " ".join(f"--gin.{name}=VALUE" for name in missing)
-    hints = "".join(f" {_REQUIRED_HINTS[name]}" for name in missing if name in _REQUIRED_HINTS)
-    raise GinError(
-      f"the gin files require {' and '.join(missing)}, and no value is given: add {flags}.{hints}"
-    )
-  for name in missing:
+  for name in re.findall(r"^(\w+) = %gin\.REQUIRED$", gin.config_str(), re.MULTILINE):
     gin.bind_parameter(f"{name}/macro.value", None)
 
 

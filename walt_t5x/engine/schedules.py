@@ -31,7 +31,8 @@ def warmup_cosine(
   warmup = _warmup(peak, warmup_steps)
   if total_steps <= warmup_steps:
     raise ValueError(
-      f"warmup_cosine: got {total_steps=} with {warmup_steps=}; the decay needs total_steps > warmup_steps."
+      f"warmup_cosine: got {total_steps=} with {warmup_steps=}; the decay needs total_steps > warmup_steps. Set "
+      f"--gin.schedules.warmup_cosine.warmup_steps={total_steps // 10}, or TRAIN_STEPS to more than {warmup_steps}."
     )
   if not 0.0 <= end_fraction <= 1.0:
     raise ValueError(

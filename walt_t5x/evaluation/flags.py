@@ -22,6 +22,8 @@ NETWORKS = {
 def height_and_width(text: str) -> tuple[int, int]:
   """Parses HEIGHTxWIDTH."""
   height, _, width = text.partition("x")
+  if not (height.isdigit() and width.isdigit()):
+    raise argparse.ArgumentTypeError(f"got {text}, expected HEIGHTxWIDTH, such as 128x128")
   return int(height), int(width)
 
 
@@ -34,12 +36,14 @@ def protocol_name(name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags for what is scored and where the scores are written; the Beam job has them too."""
-  parser.add_argument("--samples", required=True, help="folder, manifest, or --output of generate")
-  parser.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
-  parser.add_argument("--stage", help="stage of a generated cascade (default: the last)")
-  parser.add_argument("--reference_split", help="split of a reference manifest")
+  scored = parser.add_argument_group("what is scored")
+  scored.add_argument("--samples", required=True, help="folder, manifest, or --output of generate")
+  scored.add_argument("--reference", help="folder, manifest, or an .npz with mu and sigma")
+  scored.add_argument("--stage", help="stage of a generated cascade (default: the last)")
+  scored.add_argument("--reference_split", help="split of a reference manifest")
+  weights = parser.add_argument_group("weights of the networks that protocols need")
   for network, program in NETWORKS.items():
-    parser.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
+    weights.add_argument(f"--{network}_weights", help=f"from `python -m walt_t5x.{program}`")
   changes = parser.add_argument_group("changes to the protocol (its hash changes too)")
   changes.add_argument("--frames", type=int, help="frames per clip")
   changes.add_argument(
@@ -55,17 +59,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   changes.add_argument("--reference_count", type=int, help="reference clips per fold")
   changes.add_argument("--folds", type=int)
   changes.add_argument("--scores", help="only these, separated by commas")
-  parser.add_argument("--batch_size", type=int, default=8, help="clips per forward pass")
-  parser.add_argument(
+  work = parser.add_argument_group("the work and its output")
+  work.add_argument("--batch_size", type=int, default=8, help="clips per forward pass")
+  work.add_argument(
     "--parts_dir",
     type=Path,
     help="folder for the statistics of parts; the same command resumes from them",
   )
-  parser.add_argument("--clips_per_part", type=int, default=500, help="clips per stored part")
-  parser.add_argument(
+  work.add_argument("--clips_per_part", type=int, default=500, help="clips per stored part")
+  work.add_argument(
     "--output",
     type=Path,
     help="JSON (default: scores_PROTOCOL.json in --samples if `generate` or `reconstruct` wrote it, else here)",
   )
-  parser.add_argument("--log_dir", help="TensorBoard folder for the scores")
-  parser.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")
+  work.add_argument("--log_dir", help="TensorBoard folder for the scores")
+  work.add_argument("--step", type=int, help="training step of the samples, for TensorBoard")

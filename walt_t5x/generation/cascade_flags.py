@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.config.waiting import waiting
 
 FLAGS = flags.FLAGS
-_CHOICES = ("run", "preset", "gin_file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,39 +30,47 @@ class ChosenCascade:
 def define_flags() -> None:
   """Defines the flags, with those of gin files."""
   gin_flags.define()
-  flags.DEFINE_multi_string(
-    "run", [], "Folder of a training run; once for each stage of a cascade. Needs no gin file."
-  )
-  flags.DEFINE_string(
-    "preset", None, "A trained cascade: one of the package's, or a folder that export_preset wrote."
-  )
-  flags.DEFINE_string(
-    "vae_checkpoint",
-    None,
-    "With --run: the tokenizer, if it is no longer where it was in training.",
-  )
-  flags.DEFINE_string(
-    "text_encoder", None, "With --run: the text encoder, if it is no longer where it was."
-  )
-
-
-def check(argv: Sequence[str], *needed: str, example: str) -> None:
-  """Raises a UsageError unless one of --run, --preset and --gin_file is given, with the flags `needed`."""
-  if not FLAGS.run:
-    gin_flags.check(argv, *needed, example=example, instead="preset")
-    for name in ("vae_checkpoint", "text_encoder"):
-      if FLAGS[name].value:
-        raise app.UsageError(
-          f"--{name} has an effect only with --run: remove it, or bind it in gin."
-        )
-    return
-  gin_flags.check(argv, *needed, example=example, instead="run")
-  if FLAGS.preset:
-    raise app.UsageError("--run and --preset both name a cascade: remove one.")
-  if FLAGS.gin_bindings:
-    raise app.UsageError(
-      "--gin.NAME=value has no effect with --run: use the stages' gin files instead."
+  with gin_flags.group("configuration"):
+    flags.DEFINE_multi_string(
+      "run",
+      [],
+      "Folder of a training run; once for each stage of a cascade. Replaces --gin_file.",
     )
+    flags.DEFINE_string(
+      "preset",
+      None,
+      "A trained cascade: one of the package's, or a folder that export_preset wrote. Replaces --gin_file.",
+    )
+    flags.DEFINE_string(
+      "vae_checkpoint",
+      None,
+      "With --run: the tokenizer, if it is no longer where it was in training.",
+    )
+    flags.DEFINE_string(
+      "text_encoder", None, "With --run: the text encoder, if it is no longer where it was."
+    )
+
+
+def check(argv: Sequence[str], *needed: str) -> None:
+  """Ends the program unless one of --run, --preset and --gin_file is given, with the flags `needed`.
+
+  Args:
+    argv: main's arguments.
+    *needed: required flags as examples, such as `output=samples`.
+  """
+  if FLAGS.run:
+    for name in ("gin_file", "preset", "gin_bindings"):
+      if FLAGS[name].value:
+        flag = "gin.NAME=value" if name == "gin_bindings" else name
+        gin_flags.reject(
+          f"--{flag} has no effect with --run, which needs no gin file: remove one of them"
+        )
+  for name in ("vae_checkpoint", "text_encoder"):
+    if FLAGS[name].value and not FLAGS.run:
+      gin_flags.reject(f"--{name} has an effect only with --run: remove it, or set it in gin")
+  examples = ("gin_file=gin/tiny/generate.gin", *needed)
+  replaced = "run" if FLAGS.run else "preset"
+  gin_flags.check(argv, *examples, instead=replaced, scripts=("train", "generate"))
 
 
 def read(chosen: Sequence[str] = ()) -> ChosenCascade:
@@ -101,7 +109,7 @@ def of_gin(preset_name: str | None = None) -> ChosenCascade:
   programs.register(train=engine.train, generate=CascadeConfig)
   if not preset:
     # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
-    with programs.quiet_imports():
+    with waiting("generate", "importing TensorFlow"), programs.quiet_imports():
       import seqio  # noqa: F401
       import tensorflow  # noqa: F401
   gin_flags.read([preset.gin_file] if preset else None)

@@ -160,7 +160,8 @@ def test_a_folder_without_a_record_is_not_completed(tmp_path):
   assert [path.parent.name for path in tmp_path.glob("*/COMPLETED")] == ["toy_videos"]
   examples.plan(tmp_path, {shard: 1})
   message = (
-    r"none of 1 rows was written: missing 1\n  missing: --media_root.*\n.*keeps nothing of this run; see .*\*\.dead\.jsonl$"
+    r"none of 1 rows was written: missing 1\n  missing: --media_root.*\n"
+    r".*keeps nothing of this run; see .*\*\.dead\.jsonl$"
   )
   with pytest.raises(LedgerError, match=message):
     examples.finalize(tmp_path)

@@ -11,6 +11,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding
 
+from walt_t5x.engine.builtin.monitoring import run_waits
+
 
 class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
   """Turns this host's examples into arrays that are sharded over the mesh.
@@ -45,7 +47,10 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
 
   def __next__(self) -> Mapping[str, jax.Array]:
     ahead, self._ahead = self._ahead, None
-    return self._read() if ahead is None else ahead.result()
+    if ahead is None:
+      return self._read()
+    with run_waits("reading the first batch"):
+      return ahead.result()
 
   def start_warmup(self) -> None:
     """Reads the first batch in the background, so that the pipeline fills while the step compiles."""

@@ -101,7 +101,7 @@ def get_dataset(
     cfg = dataclasses.replace(cfg, seed=seeds.fresh_seed())
   source = mixture_or_task(cfg)
   shard = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
-  logging.info("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
+  logging.debug("Reading %s of %s: %s, seed %s.", cfg.split, source.name, shard, cfg.seed)
   dataset = source.get_dataset(
     sequence_length=cfg.task_feature_lengths,
     split=cfg.split,
@@ -132,6 +132,13 @@ def _share(batch_size: int, num_shards: int) -> int:
   return batch_size // num_shards
 
 
+def _has_examples(task: Any, cfg: DatasetConfig) -> bool:
+  """Whether a task has examples of the split; True if that is not known without reading it."""
+  if cfg.split not in task.splits:
+    return False
+  return not cfg.use_cached or task.get_cached_stats(cfg.split).get("examples", 1) > 0
+
+
 def get_training_eval_datasets(
   cfg: DatasetConfig,
   shard_id: int,
@@ -155,12 +162,14 @@ def get_training_eval_datasets(
     rows = rows.batch(size, drop_remainder=True).take(eval_steps)
     return rows.cache() if cfg.use_memory_cache else rows
 
-  datasets = {}
-  for task in seqio.get_subtasks(source):
-    if cfg.split in task.splits:
-      datasets[task.name] = batches(task)
-    else:
-      logging.warning("Task %s has no split %r; it is not evaluated.", task.name, cfg.split)
-  if isinstance(source, seqio.Mixture) and datasets:
+  tasks = seqio.get_subtasks(source)
+  empty = [task for task in tasks if not _has_examples(task, cfg)]
+  if empty:
+    names = ", ".join(task.name for task in empty)
+    logging.warning("%s without examples of the split %r: not evaluated.", names, cfg.split)
+  datasets = {task.name: batches(task) for task in tasks if task not in empty}
+  # A mixture leaves out a task without the split, but has no examples if one is empty.
+  mixed = not any(cfg.split in task.splits for task in empty)
+  if isinstance(source, seqio.Mixture) and datasets and mixed:
     datasets[source.name] = batches(source)
   return datasets

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
-from walt_t5x.engine.builtin.monitoring import Profiler, Progress
+from walt_t5x.engine.builtin.monitoring import Profiler, Progress, run_waits
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
 
@@ -110,7 +110,7 @@ class MainLoop:
       ),
     )
     trainer.on_summary = self._on_summary
-    trainer.on_finished = self._watchdog.beat
+    trainer.on_finished = self._on_finished
     trainer.before_step = self._before_step
 
   def run(self, *, before: Callable[[Any, int], None], eval_first: bool) -> tuple[int, TrainState]:
@@ -135,11 +135,12 @@ class MainLoop:
         if self.periods.collect:
           gc.disable()
         self._watchdog.start(self.step)
+        self._progress.begin()
         while self.step < self.periods.total and not self.trainer.stop_training:
           self._next_event()
         self.trainer.wait_for_steps()
         self.trainer.wait_for_summary()
-        with self.trainer.goodput.within("checkpoint"):
+        with self.trainer.goodput.within("checkpoint"), run_waits("writing the last checkpoint"):
           if self.manager is not None:
             self.manager.wait()
     finally:
@@ -185,8 +186,11 @@ class MainLoop:
 
   def _evaluate(self) -> None:
     started = time.monotonic()
-    with self.trainer.goodput.within("eval"):
-      self._act("TRAIN_EVAL", self.trainer.eval(self.eval_batches()))
+    with self.trainer.goodput.within("eval"), run_waits("evaluating"):
+      results = self.trainer.eval(self.eval_batches())
+      losses = ", ".join(f"{n} {r['loss']:.4g}" for n, r in results.items() if "loss" in r)
+      logging.info("Evaluated at step %d: %s", self.step, losses)
+      self._act("TRAIN_EVAL", results)
     self._watchdog.beat()
     self.trainer.once["evaluate_seconds"] = time.monotonic() - started
 
@@ -195,7 +199,7 @@ class MainLoop:
     self.trainer.wait_for_steps()
     self.trainer.wait_for_summary()
     started = time.monotonic()
-    with self.trainer.goodput.within("checkpoint"):
+    with self.trainer.goodput.within("checkpoint"), run_waits("starting a checkpoint"):
       saved = self.manager.save(self.step, self.trainer.train_state, self.iterator)
     self._watchdog.beat()
     if saved:
@@ -222,6 +226,10 @@ class MainLoop:
       [action.run(self.trainer.train_state, metrics_by_task=results) for action in actions]
     )
     self.trainer.stop_training |= bool(multihost_utils.broadcast_one_to_all(np.int32(stop)))
+
+  def _on_finished(self, step: int) -> None:
+    self._watchdog.beat(step)
+    self._progress.update(step)
 
   def _on_summary(self, step: int, scalars: Mapping[str, float]) -> None:
     """Shows the loss with the progress, and warns if it or a step is not finite."""

@@ -10,6 +10,7 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
+from walt_t5x.config.waiting import waiting
 from walt_t5x.files import storage
 
 PHASES = (
@@ -57,6 +58,13 @@ class Goodput:
     spent = self.seconds()
     share = spent["step"] / max(sum(spent.values()), 1e-9)
     return {f"goodput/{k}_seconds": v for k, v in spent.items()} | {"goodput/share": share}
+
+
+def run_waits(
+  what: str, *, expected: float | None = None
+) -> contextlib.AbstractContextManager[None]:
+  """`waiting` for a training run, whose first process speaks for all."""
+  return waiting("train", what, expected=expected, enabled=jax.process_index() == 0)
 
 
 REQUEST = "profile_now"
@@ -113,17 +121,22 @@ class Progress:
 
   def __init__(self, first_step: int, total_steps: int, *, enabled: bool):
     self._first, self._total, self._enabled = first_step, total_steps, enabled
-    self._start = self._last_line = time.monotonic()
+    self._shown = first_step
     self.note = ""
+    self.begin()
     self._bar: Any = None
     if enabled and sys.stderr.isatty():
       self._bar = tqdm(
         total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr
       )
 
+  def begin(self) -> None:
+    """The first step starts now."""
+    self._start = self._last_line = time.monotonic()
+
   def update(self, step: int) -> None:
     """Reports that the run is at `step`."""
-    if not self._enabled:
+    if not self._enabled or step == self._shown:
       return
     if self._bar is not None:
       self._bar.set_postfix_str(self.note, refresh=False)
@@ -131,7 +144,7 @@ class Progress:
       return
     now = time.monotonic()
     if now - self._last_line >= _LINE_SECONDS or step == self._total:
-      self._last_line = now
+      self._last_line, self._shown = now, step
       rate = (step - self._first) / max(now - self._start, 1e-9)
       left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
       line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"

@@ -154,9 +154,11 @@ class PjitPartitioner:
     parts = math.prod(self.mesh.shape[axis] for axis in axes)
     batch_size = batch_size or parts
     if batch_size % parts:
+      lower, upper = batch_size // parts * parts, -(-batch_size // parts) * parts
+      nearest = f"{lower} and {upper}" if lower else f"{upper}"
       raise ValueError(
-        f"batch size {batch_size} is not divisible by {parts} data partitions; set DatasetConfig.batch_size to a "
-        "multiple."
+        f"batch size {batch_size} is not divisible by {parts} data partitions of the devices; the nearest that are: "
+        f"{nearest}. Set --gin.BATCH_SIZE={upper}, or EVAL_BATCH_SIZE if this is the batch of evaluations."
       )
     shards, owners = _data_shards(self.mesh, axes)
     mine = owners[jax.process_index()]

@@ -77,6 +77,16 @@ def json_lines_writer(summary_dir: str | None, collection: str) -> Any:
   return JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix)
 
 
+def last_value(summary_dir: str | None, name: str) -> float | None:
+  """The last value of a metric in a run's `metrics.jsonl`, None if it has none."""
+  path = os.path.join(summary_dir or "", "metrics.jsonl")
+  if summary_dir is None or not os.path.isfile(path):
+    return None
+  with open(path, encoding="utf-8") as file:
+    values = [json.loads(line)[name] for line in file if f'"{name}"' in line]
+  return values[-1] if values else None
+
+
 def _json_number(value: Any) -> float | int | str:
   number = float(np.asarray(value))
   if math.isfinite(number):

@@ -18,7 +18,7 @@ from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager, set_in
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.main_loop import MainLoop, Periods
-from walt_t5x.engine.builtin.monitoring import Goodput
+from walt_t5x.engine.builtin.monitoring import Goodput, run_waits
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.restoring import Restorer, restore_row_position
 from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
@@ -132,7 +132,8 @@ def train(
     )
     return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
 
-  iterator = rows(row_seeds.at(0)[1])
+  with run_waits("opening the data"):
+    iterator = rows(row_seeds.at(0)[1])
   eval_rows: Mapping[str, Any] = {}
   if train_eval_dataset_cfg is not None:
     eval_layout = partitioner.get_data_layout(train_eval_dataset_cfg.batch_size)
@@ -152,7 +153,8 @@ def train(
   # The checkpoint of an earlier start that took no step, perhaps with settings that were corrected since.
   replaced = checkpoints.untrained_step(model_dir)
   set_incomplete_aside(model_dir)
-  resumed = restorer.newest(model_dir) if replaced is None else None
+  with run_waits("looking for a checkpoint and reading it"):
+    resumed = restorer.newest(model_dir) if replaced is None else None
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
@@ -165,14 +167,16 @@ def train(
     if not restored and first_step > 0:
       iterator = rows(row_seeds.renew(first_step))
   elif restore_cfg is not None and restore_cfg.path:
-    state = restorer.from_config(restore_cfg)
+    with run_waits(f"reading {restore_cfg.path}"):
+      state = restorer.from_config(restore_cfg)
     first_step = int(jax.device_get(state.step))
     if restore_cfg.restore_dataset:
       folder = checkpoints.find_checkpoint(str(restore_cfg.path))
       position = checkpoints.checkpoint_step(folder)
       restore_row_position(folder, iterator, layout, position=position)
   else:
-    state, first_step = initializer.from_scratch(init_rng), 0
+    with run_waits("initializing the parameters"):
+      state, first_step = initializer.from_scratch(init_rng), 0
   write_model_info(model_dir, initializer)
 
   # ---- Periods ----

@@ -12,9 +12,9 @@ import numpy as np
 from absl import logging
 
 from walt_t5x.engine.builtin.base_model import BaseModel
-from walt_t5x.engine.builtin.monitoring import Goodput
+from walt_t5x.engine.builtin.monitoring import Goodput, run_waits
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
-from walt_t5x.engine.builtin.summaries import create_writer, without_empty
+from walt_t5x.engine.builtin.summaries import create_writer, last_value, without_empty
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.training_step import Batch, TrainingStep, merge_metrics
 from walt_t5x.engine.chips import peak_flops
@@ -70,6 +70,7 @@ class Trainer:
     self.on_summary: Callable[[int, Mapping[str, float]], None] = lambda step, scalars: None
     self._partitioner = partitioner
     self.summary_writer = create_writer(summary_dir, "train")
+    self._compiled_before = last_value(summary_dir, "compile_seconds")
     self._eval_writers = {
       name: create_writer(summary_dir, f"training_eval/{name}") for name in eval_names
     }
@@ -106,7 +107,10 @@ class Trainer:
   def compile_train(self, batch: Any) -> None:
     """Compiles the step for batches of these shapes (arrays or shapes)."""
     start = time.monotonic()
-    with self.goodput.within("compile"):
+    with (
+      self.goodput.within("compile"),
+      run_waits("compiling the training step", expected=self._compiled_before),
+    ):
       self._step.compile(self.train_state, batch)
     self.once["compile_seconds"] = time.monotonic() - start
     logging.info("Compiled the training step in %.1f s.", self.once["compile_seconds"])

@@ -153,6 +153,11 @@ def train(
   replaced = checkpoints.untrained_step(model_dir)
   set_incomplete_aside(model_dir)
   resumed = restorer.newest(model_dir) if replaced is None else None
+  if replaced is not None:
+    logging.warning(
+      "%s was written before the first step; the run starts from its beginning and replaces it.",
+      checkpoints.checkpoint_folder(model_dir, replaced),
+    )
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
@@ -236,5 +241,7 @@ def train(
     before=begin,
     eval_first=bool(eval_rows) and run_eval_before_training,
   )
+  if jax.process_index() == 0:
+    checkpoints.forget_first(model_dir)
   multihost_utils.sync_global_devices("trained")
   return last

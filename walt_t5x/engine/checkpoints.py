@@ -87,8 +87,13 @@ def complete_steps(model_dir: storage.PathLike) -> list[int]:
 
 
 def record_first(model_dir: storage.PathLike, step: int) -> None:
-  """Notes that the checkpoint of this step is written before the run's first step."""
+  """Notes that the checkpoint of this step is written before the run's first step, until `forget_first`."""
   storage.write_json(storage.join(model_dir, _FIRST), {"step": step})
+
+
+def forget_first(model_dir: storage.PathLike) -> None:
+  """Ends the effect of `record_first` for a run that reached its last step."""
+  storage.delete(storage.join(model_dir, _FIRST))
 
 
 def untrained_step(model_dir: storage.PathLike) -> int | None:

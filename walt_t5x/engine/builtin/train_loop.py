@@ -155,6 +155,11 @@ def train(
   set_incomplete_aside(model_dir)
   with run_waits("looking for a checkpoint and reading it"):
     resumed = restorer.newest(model_dir) if replaced is None else None
+  if replaced is not None:
+    logging.warning(
+      "%s was written before the first step; the run starts from its beginning and replaces it.",
+      checkpoints.checkpoint_folder(model_dir, replaced),
+    )
   if resumed is not None:
     state, first_step = resumed
     logging.info("Resuming from step %d.", first_step)
@@ -240,5 +245,7 @@ def train(
     before=begin,
     eval_first=bool(eval_rows) and run_eval_before_training,
   )
+  if jax.process_index() == 0:
+    checkpoints.forget_first(model_dir)
   multihost_utils.sync_global_devices("trained")
   return last

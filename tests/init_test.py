@@ -10,7 +10,7 @@ from tests.beam_jobs import media
 from tests.generation import cascades
 from tests.generation.trained_runs_test import write_records
 from walt_t5x import engine, init
-from walt_t5x.config import gin_config, programs
+from walt_t5x.config import gin_config, gin_text, programs
 from walt_t5x.engine.run_record import RecordRun
 from walt_t5x.models import model_record
 
@@ -52,7 +52,7 @@ def test_a_project_fits_its_run_and_is_read_as_it_is(world, tmp_path, capsys):
   gin.clear_config()
   programs.register(train=engine.train)
   try:
-    gin_config.parse([str(project / "base.gin")], [], [gin_config.FOLDER])
+    gin_config.parse([str(project / "base.gin")], [], [gin_text.FOLDER])
     record = gin_config.bound(RecordRun).model
     assert gin_config.macro_value("TRAIN_STEPS") == 50
   finally:

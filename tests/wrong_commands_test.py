@@ -100,7 +100,7 @@ TABLE = [
   ([*PIXELS, "--runner=FnApiRuner"], "did you mean --runner=FnApiRunner?", None),
   ([*PIXELS, "--direct_num_worker=2"], "did you mean --direct_num_workers?", None),
   ([*PIXELS, "--direct_num_workers=two"], "--direct_num_workers: invalid int", PIXELS[1:]),
-  (LATENTS, "--vae_gin_file is needed for --content=latents", PIXELS[1:]),
+  (LATENTS, "--vae_checkpoint is needed for --content=latents", PIXELS[1:]),
   ([*SCORES, "--protocol=fdv"], "did you mean --protocol=fvd?", None),
   ([*SCORES, "--size=32"], "such as 128x128", None),
   ([*SCORES, "--geometry=crp"], "did you mean --geometry=crop?", None),

@@ -111,7 +111,8 @@ class Provenance:
 def in_terms_of(found: Provenance, run: str, *, task: str) -> Provenance:
   """The provenance of a cache, with the channel statistics of the data that a run was trained on.
 
-  Fields that the run's data lacks keep their statistics.
+  Fields that the run's data lacks keep their statistics. Those of the run that the cache lacks are kept too: a run that
+  is fine-tuned on images alone still makes videos.
 
   Args:
     found: the provenance of the cache.
@@ -143,9 +144,7 @@ def in_terms_of(found: Provenance, run: str, *, task: str) -> Provenance:
       f"the cache of {task!r} has latents of the posterior's {found.posterior}, the run {folder} was trained on its "
       f"{trained.posterior}: preprocess again"
     )
-  return dataclasses.replace(
-    found, latents={field: trained.latents.get(field, own) for field, own in found.latents.items()}
-  )
+  return dataclasses.replace(found, latents={**found.latents, **trained.latents})
 
 
 def _place(encoder: Mapping[str, Any]) -> str:

@@ -546,6 +546,12 @@ def test_a_fine_tuned_run_keeps_the_statistics_of_its_run(place, cache, tmp_path
   # What the new run records is what it was trained with: sampling and other stages read it.
   recorded = provenance.Provenance.from_json(json.dumps(task.walt_provenance))
   assert recorded.latents["latents/3x4x4"] == moved
+  # A cache of images has no field of videos, which the run goes on making.
+  images = tasks.image_task(
+    task="toy", latents="latents/3x4x4", row=dataclasses.replace(row, text_slots=3)
+  )
+  assert "latents/3x4x4" not in provenance.read_provenance(str(cache / "toy_images")).latents
+  assert images.provenance().latents["latents/3x4x4"] == moved
   mixed = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=row)
   np.testing.assert_array_equal(mixed.walt_constants.moments["latents"], [moved.mean, moved.std])
 

@@ -32,7 +32,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = programs.parser("walt_t5x.init", __doc__, allow_abbrev=False)
   add = parser.add_argument
   add("data", help="a folder of videos or images, or a manifest (CSV, JSONL, Parquet, webdataset)")
-  add("--from", dest="run", required=True, metavar="RUN", help="the training run to fine-tune")
+  add(
+    "--from",
+    dest="run",
+    required=True,
+    metavar="RUN",
+    help="what to fine-tune: a training run, or a preset",
+  )
   add("--output", required=True, help="the project's folder, which must not exist")
   add("--media_root", help="base of relative paths in the manifest (its folder)")
   add(
@@ -57,8 +63,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   from data.provenance import read_provenance
   from walt_t5x.engine import run_record
   from walt_t5x.files import storage
+  from walt_t5x.generation import presets
   from walt_t5x.models import model_gin, model_record
 
+  if args.run in presets.shipped():
+    args.run = str(presets.SHIPPED / args.run / "base")
   output = Path(args.output).absolute()
   if output.exists():
     raise ValueError(f"--output: {output} exists; set another folder, or remove it")
@@ -125,16 +134,21 @@ _COMMENTS = {
 def _data_settings(args: argparse.Namespace, record: Any, provenance: Any) -> dict[str, Any]:
   """Flag of preprocessing -> value, from the run's records."""
   from data import schema
+  from walt_t5x.engine import run_record
 
   factor = 2 ** (len(provenance.vae["config"]["channel_multipliers"]) - 1)
   sizes = sorted({schema.latents_shape(field)[1:] for field in provenance.latents})
   resolutions = ",".join(f"{height * factor}x{width * factor}" for height, width in sizes)
   text = provenance.text_encoder if record.text_length else {}
+
+  def place(recorded: str) -> str:
+    return _absolute(run_record.encoder_place(args.run, recorded))
+
   return {
     "manifest": _absolute(args.data),
     **({"media_root": _absolute(args.media_root)} if args.media_root else {}),
-    "vae_checkpoint": _absolute(provenance.vae["checkpoint"]),
-    **({"text_encoder": _absolute(text["folder"])} if text else {"no_text": True}),
+    "vae_checkpoint": place(provenance.vae["checkpoint"]),
+    **({"text_encoder": place(text["folder"])} if text else {"no_text": True}),
     **({"max_text_length": record.text_length} if text else {}),
     "resolutions": resolutions,
     "num_frames": provenance.num_frames,

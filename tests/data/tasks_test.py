@@ -546,7 +546,7 @@ def test_a_fine_tuned_run_keeps_the_statistics_of_its_run(place, cache, tmp_path
   # What the new run records is what it was trained with: sampling and other stages read it.
   recorded = provenance.Provenance.from_json(json.dumps(task.walt_provenance))
   assert recorded.latents["latents/3x4x4"] == moved
-  # A cache of images has no field of videos, which the run goes on making.
+  # A cache of images has no field of videos, which the run makes all the same.
   images = tasks.image_task(
     task="toy", latents="latents/3x4x4", row=dataclasses.replace(row, text_slots=3)
   )

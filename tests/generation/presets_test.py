@@ -13,9 +13,14 @@ from data.provenance import FILE_NAME, read_provenance
 from tests.generation import cascades, random_cascade
 from walt_t5x.engine.checkpoints import load_params, read_arrays, state_metadata
 from walt_t5x.files import storage
-from walt_t5x.generation import presets
+from walt_t5x.generation import presets, trained_runs
 from walt_t5x.generation.cascade import Batch
-from walt_t5x.generation.loading import load_cascade, read_infos
+from walt_t5x.generation.loading import (
+  load_cascade,
+  load_text_encoder,
+  load_tokenizer,
+  read_infos,
+)
 from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
 from walt_t5x.generation.preset_export import export
 from walt_t5x.generation.requests import make_requests
@@ -131,10 +136,19 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, pre
 def test_the_same_cascade_gives_the_same_bytes(made, preset, tmp_path):
   again = _export(made, tmp_path / "again")
   files = _files(again.folder)
-  assert files == _files(preset.folder) and len(files) == 10
+  assert files == _files(preset.folder) and len(files) == 13
   # No path of the machine that trained it.
   trained_in = str(Path(made.vae_checkpoint).parent).encode()
   assert [name for name, content in files.items() if trained_in in content] == []
+
+
+def test_its_parts_are_runs_wherever_the_folder_is(copy):
+  runs = [str(copy / part) for part in ("sr1", "base")]
+  config = trained_runs.cascade_of(runs).config
+  assert (config.vae_checkpoint, config.text_encoder) == (str(copy / "vae"), str(copy / "text"))
+  infos = read_infos(config)
+  load_tokenizer(config, infos)
+  load_text_encoder(config, infos)
 
 
 def test_a_changed_byte_in_any_file_is_named(preset, copy):

@@ -92,6 +92,12 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
     storage.write_json(file, provenance, sort_keys=True)
 
 
+def encoder_place(run: storage.PathLike, recorded: str) -> str:
+  """Where the tokenizer or the text encoder of a run's provenance is: in a preset, next to the folder of the run."""
+  neighbor = storage.join(storage.parent(storage.run_folder(run)), recorded)
+  return neighbor if not storage.exists(recorded) and storage.exists(neighbor) else recorded
+
+
 def model_file(run: storage.PathLike) -> str:
   """Path of the record of a run's model; `run` is the run's folder, or a checkpoint in it."""
   return storage.join(storage.run_folder(run), MODEL_FILE)

@@ -15,7 +15,7 @@ from flax import traverse_util
 
 import walt_t5x
 from data.provenance import FILE_NAME as PROVENANCE
-from walt_t5x.engine import weights_file
+from walt_t5x.engine import run_record, weights_file
 from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import weights_fingerprint
@@ -28,6 +28,7 @@ from walt_t5x.generation.loading import (
   read_infos,
 )
 from walt_t5x.generation.stage import StageInfo
+from walt_t5x.models import model_record
 from walt_t5x.text.encoder import TextEncoder, save_encoder
 
 VAE, TEXT = "vae", "text"
@@ -72,6 +73,7 @@ def export(
     params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
     places = {config.vae_checkpoint: VAE}
     parts = {VAE: _write_model(folder / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
+    _write_record(folder / VAE, config.vae)
     fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
     if config.text_encoder and encoder is not None:
       parts[TEXT] = fingerprints["text_encoder"] = _write_text(folder / TEXT, encoder)
@@ -81,6 +83,13 @@ def export(
       weights = load_params(info.checkpoint, ema=stage.ema)
       parts[stage.name] = _write_model(part, stage.checkpoint, weights)
       storage.write(part / PROVENANCE, _provenance(info, fingerprints))
+      _write_record(
+        part,
+        stage.model,
+        latents=stage.latents,
+        low_resolution=stage.low_resolution,
+        text_length=config.text_length if stage.module.text_dim else 0,
+      )
       places[stage.checkpoint] = stage.name
     storage.write(folder / presets.GIN_FILE, _with_places(gin_config, places))
     written = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
@@ -115,6 +124,13 @@ def _write_model(
     "training": _training(source),
     **_described(traverse_util.flatten_dict(dict(trained), sep="/")),
   }
+
+
+def _write_record(folder: Path, model: Any, **trained_on: Any) -> None:
+  """Writes the model as data: a part of a preset is also a run to sample or to fine-tune."""
+  record = model_record.described(model, **trained_on)
+  if record is not None:
+    storage.write_json(folder / run_record.MODEL_FILE, record, sort_keys=True)
 
 
 def _write_text(folder: Path, encoder: TextEncoder) -> dict[str, Any]:

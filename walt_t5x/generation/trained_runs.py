@@ -54,7 +54,8 @@ def cascade_of(
         ema=has_average(checkpoint),
       )
     )
-  provenance = read_provenance(storage.parent(stages[0].checkpoint))
+  base = stages[0].checkpoint
+  provenance = read_provenance(storage.parent(base))
   lengths = {record.text_length for record in records.values()} - {0}
   if len(lengths) > 1:
     raise ValueError(
@@ -64,11 +65,17 @@ def cascade_of(
     stages=stages,
     vae=CausalVae(**_fields(provenance.vae["config"])),
     vae_checkpoint=_place(
-      vae_checkpoint, provenance.vae["checkpoint"], what="tokenizer", flag="--vae_checkpoint"
+      vae_checkpoint,
+      run_record.encoder_place(base, provenance.vae["checkpoint"]),
+      what="tokenizer",
+      flag="--vae_checkpoint",
     ),
     vae_ema=None,
     text_encoder=_place(
-      text_encoder, provenance.text_encoder["folder"], what="text encoder", flag="--text_encoder"
+      text_encoder,
+      run_record.encoder_place(base, provenance.text_encoder["folder"]),
+      what="text encoder",
+      flag="--text_encoder",
     )
     if lengths
     else None,

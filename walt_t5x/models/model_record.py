@@ -60,25 +60,39 @@ class ModelRecord:
 def record_of(*, model: Any, dataset: Any) -> dict[str, Any] | None:
   """The content of model.json for a model and the task or mixture that it is trained on.
 
-  None for models of other classes, and for settings that are code, such as a user's guidance function: such a
-  run is sampled with a gin file.
+  None for models of other classes, and for settings that are code, such as a user's guidance function: such a run is
+  sampled with a gin file.
   """
-  try:
-    if isinstance(model, VaeModel):
-      return {"format": run_record.MODEL_FORMAT, "model": _tree(model.module)}
-    if not isinstance(model, DenoiserModel):
-      return None
-    tree = _tree(model)
-  except TypeError:
-    return None
   fields = getattr(dataset, "walt_fields", {})
   text = getattr(dataset, "walt_features", {}).get("text")
-  return {
-    "format": run_record.MODEL_FORMAT,
-    "model": tree,
-    "latents": fields.get("latents"),
-    "low_resolution": fields.get("low_resolution"),
-    "text_length": text.shape[1] if text else 0,
+  return described(
+    model.module if isinstance(model, VaeModel) else model,
+    latents=fields.get("latents"),
+    low_resolution=fields.get("low_resolution"),
+    text_length=text.shape[1] if text else 0,
+  )
+
+
+def described(
+  model: Any,
+  *,
+  latents: str | None = None,
+  low_resolution: str | None = None,
+  text_length: int = 0,
+) -> dict[str, Any] | None:
+  """The content of model.json for a denoiser, or for a tokenizer (which has no fields); else as `record_of`."""
+  if not isinstance(model, DenoiserModel | CausalVae):
+    return None
+  try:
+    record = {"format": run_record.MODEL_FORMAT, "model": _tree(model)}
+  except TypeError:
+    return None
+  if isinstance(model, CausalVae):
+    return record
+  return record | {
+    "latents": latents,
+    "low_resolution": low_resolution,
+    "text_length": text_length,
   }
 
 

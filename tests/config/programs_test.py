@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_an_error_that_our_code_raises_is_its_message(tmp_path):
   assert "Traceback" in _ended(tmp_path, error, "--debug").stderr
   # A library that raises the same class does not speak to users.
   assert "may be a bug" in _ended(tmp_path, "int('x')").stderr
+
+
+def test_ctrl_c_ends_a_program_with_one_line(tmp_path):
+  interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)"
+  done = _ended(tmp_path, interrupt)
+  # A shell shows the end by this signal as 130.
+  assert done.returncode == -signal.SIGINT
+  assert done.stderr.split("\n") == ["", "toy: interrupted", ""]
+  assert "Traceback" in _ended(tmp_path, interrupt, "--debug").stderr
 
 
 def test_a_long_wait_is_announced_and_a_short_one_is_not():

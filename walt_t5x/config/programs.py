@@ -52,10 +52,14 @@ def user_errors(program: str, *, exit_code: int = 1) -> Iterator[None]:
 def report_errors(program: str) -> None:
   """From now on, an exception that nobody catches ends this process with a few lines instead of its traceback.
 
-  An error that our own code raises is its message. Any other exception may be a bug: its traceback goes to a file.
+  An error that our own code raises is its message, and Ctrl-C a line. Any other exception may be a bug: its traceback
+  goes to a file.
   """
 
   def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt) and not debug():
+      print(f"\n{program}: interrupted", file=sys.stderr)
+      return
     if debug() or not isinstance(error, Exception):
       sys.__excepthook__(kind, error, trace)
       return

@@ -42,6 +42,8 @@ def test_a_project_fits_its_run_and_is_read_as_it_is(world, tmp_path, capsys):
   project = _made(world, tmp_path / "project", "--train_steps=50")
   told = capsys.readouterr().out
   assert "no faults found" in told and f"--gin_file={project / 'base.gin'}" in told
+  # The stage that upsamples the run's latents is next to it.
+  assert f"--run={project / 'base'} --run={made.stages[1].checkpoint} --prompt" in told
 
   args, _ = job_flags.parse([f"--config={project / 'data.toml'}"], description=None)
   assert args.manifest == str(folder / "rows.csv") and args.column == ["uri=file"]

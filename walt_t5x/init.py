@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   storage.write(output / "data.toml", _toml(settings, args))
   gin = _gin(args, record, imports=imports, blocks=blocks, model=model, kinds=kinds, output=output)
   storage.write(output / "base.gin", gin)
-  commands = _commands(Path(args.output))
+  commands = _commands(Path(args.output), _stages_above(args.run, record.latents))
   storage.write(output / "README.md", _readme(args, commands))
   print(f"wrote {args.output}. Next:", *(f"  {command}" for command in commands), sep="\n")
   return {"project": str(output), "rows": rows, "modalities": kinds}
@@ -261,12 +261,33 @@ def _gin(
   return "\n".join(lines) + "\n"
 
 
-def _commands(output: Path) -> list[str]:
+def _stages_above(run: str, latents: str) -> list[str]:
+  """The runs next to `run` that upsample its latents, and so on: the rest of its cascade."""
+  from walt_t5x.engine import run_record
+  from walt_t5x.files import storage
+
+  parent = storage.parent(_absolute(storage.run_folder(run)))
+  runs = [storage.join(parent, name) for name in storage.folders(parent)]
+  takes = {
+    run_record.read_model(other).get("low_resolution"): other
+    for other in runs
+    if storage.exists(run_record.model_file(other))
+  }
+  found: list[str] = []
+  made: str | None = latents
+  while made in takes:
+    found.append(takes[made])
+    made = run_record.read_model(found[-1])["latents"]
+  return found
+
+
+def _commands(output: Path, stages_above: Sequence[str]) -> list[str]:
   """The next commands."""
+  runs = " ".join(f"--run={run}" for run in (output / "base", *stages_above))
   return [
     f"python -m beam_jobs.preprocess --config={output / 'data.toml'}",
     f"python -m walt_t5x.train --gin_file={output / 'base.gin'}",
-    f'python -m walt_t5x.generate --run={output / "base"} --prompt="..." --output={output / "samples"}',
+    f'python -m walt_t5x.generate {runs} --prompt="..." --output={output / "samples"}',
     f"python -m walt_t5x.report --run={output / 'base'} --samples={output / 'samples'} "
     f"--output={output / 'report.html'}",
   ]

@@ -74,7 +74,7 @@ FULL = Recipe(
     "tokenizer": 18,
     "latents and text": 54,
     "train base": 416,
-    "train super-resolution": 356,
+    "train super-resolution": 410,
     "generate": 57,
     "score": 8,
     "feature network": 27,

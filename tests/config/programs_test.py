@@ -72,7 +72,12 @@ def test_an_error_that_our_code_raises_is_its_message(tmp_path):
 
 
 def test_ctrl_c_ends_a_program_with_one_line(tmp_path):
-  interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)"
+  # A job in the background starts with the signal ignored.
+  interrupt = (
+    "import os, signal, time\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(50)"
+  )
   done = _ended(tmp_path, interrupt)
   # A shell shows the end by this signal as 130.
   assert done.returncode == -signal.SIGINT

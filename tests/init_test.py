@@ -65,12 +65,28 @@ def test_a_project_fits_its_run_and_is_read_as_it_is(world, tmp_path, capsys):
   assert record["latents"] == trained.latents and record["text_length"] == made.text_length
 
 
+def test_an_interrupted_start_leaves_nothing(world, tmp_path, monkeypatch):
+  def interrupted(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(init, "_readme", interrupted)
+    _made(world, tmp_path / "project")
+  assert not (tmp_path / "project").exists()
+  assert sorted(file.name for file in _made(world, tmp_path / "project").iterdir()) == [
+    "README.md",
+    "base.gin",
+    "data.toml",
+  ]
+
+
 def test_what_cannot_become_a_project_is_named(world, tmp_path, capsys):
   folder, made = world
   (tmp_path / "taken").mkdir()
+  (tmp_path / "taken" / "base.gin").touch()
   base, output = made.stages[0].checkpoint, f"--output={tmp_path / 'new'}"
   cases = [
-    ([str(folder), f"--from={base}", f"--output={tmp_path / 'taken'}"], "exists"),
+    ([str(folder), f"--from={base}", f"--output={tmp_path / 'taken'}"], "is not empty"),
     ([str(folder), f"--from={made.vae_checkpoint}", output], "no model.json"),
     ([str(folder / "none.csv"), f"--from={base}", output], "no file at"),
     ([str(folder / "rows.csv"), f"--from={base}", output], "--column"),

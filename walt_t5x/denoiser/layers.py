@@ -14,6 +14,8 @@ from flax.linen.partitioning import param_with_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from walt_t5x.denoiser import adapters
+
 Initializer = Callable[..., Array]
 
 # Assumption: the paper does not specify the initialization. Xavier-uniform projections, zero gates and zero output
@@ -31,12 +33,14 @@ class Linear(nn.Module):
   Attributes:
     features: output shape, e.g. (heads, head_dim); also of the bias, which starts at zero.
     axes: logical name of each kernel axis, inputs first.
+    adapter_rank: > 0 adds the product of two matrices of this rank to W (`adapters`).
   """
 
   features: Sequence[int]
   axes: Sequence[str]
   use_bias: bool = True
   kernel_init: Initializer = projection_init
+  adapter_rank: int = 0
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -65,16 +69,23 @@ class Linear(nn.Module):
         "bias", zeros_init, features, jnp.float32, axes=tuple(self.axes)[len(inputs) :]
       )
 
+    adapter = adapters.parameters(self, inputs) if self.adapter_rank else None
     results = features if results is None else tuple(results)
     count = len(inputs)
 
-    def apply(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def product(x: Array, matrix: Array, results: tuple[int, ...], count: int) -> Array:
       given = x.shape[x.ndim - count :]
-      y = jax.lax.dot_general(
+      return jax.lax.dot_general(
         x.astype(self.dtype),
-        kernel.astype(self.dtype).reshape(*given, *results),
+        matrix.astype(self.dtype).reshape(*given, *results),
         ((tuple(range(x.ndim - count, x.ndim)), tuple(range(count))), ((), ())),
       )
+
+    def apply(x: Float[Array, "..."]) -> Float[Array, "..."]:
+      y = product(x, kernel, results, count)
+      if adapter is not None:
+        down, up = adapter
+        y = y + product(product(x, down, (self.adapter_rank,), count), up, results, 1)
       return y if bias is None else y + bias.astype(self.dtype).reshape(results)
 
     return apply

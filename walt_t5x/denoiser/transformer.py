@@ -80,6 +80,7 @@ class WaltDenoiser(nn.Module):
     spatiotemporal_window: window of the even layers, in tokens.
     adaln: "lora" (shared A^1 plus a correction of rank `adaln_rank` in each layer) or "separate".
     adaln_rank: r of AdaLN-LoRA.
+    adapter_rank: > 0 adds adapters of this rank to the projections of attention and MLPs, for fine-tuning (`adapters`).
     num_classes: > 0 adds a class table of num_classes + 1 rows.
     text_dim: > 0 (E) adds the text projection and the cross-attentions.
     cross_attention: "spatial" (every layer uses the spatial window; for joint training on images and videos) or
@@ -107,6 +108,7 @@ class WaltDenoiser(nn.Module):
   spatiotemporal_window: Window = (5, 8, 8)
   adaln: str = "lora"
   adaln_rank: int = 2
+  adapter_rank: int = 0
   num_classes: int = 0
   text_dim: int = 0
   cross_attention: str = "spatial"

@@ -8,7 +8,8 @@ checkpoint's state, and the shapes that this model expects. Gin binds them:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,16 @@ def weights_alone(
   target_state_dict: Mapping[str, Any],
   *,
   is_resuming: bool = False,
+  new_parameters: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Starts a new run from a trained model: from the average of its parameters, or from these where it has none.
 
   The new run's average starts from the same values. Step, moments and counts are dropped, so
   `fallback_to_scratch=True` is required.
+
+  Args:
+    new_parameters: regular expressions, searched in the names of parameters that the trained model may lack; they then
+      start as initialized.
 
   Raises:
     Mismatch: the checkpoint is of another network; names arrays and shapes.
@@ -93,7 +99,7 @@ def weights_alone(
     return dict(state_dict)
   flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
   target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
-  _check_network(flat, target)
+  _check_network(flat, target, new_parameters=new_parameters)
   averages = average_names(flat)
   started = {name: value for name, value in flat.items() if name[0] == "target"}
   for name, source in averages.items():
@@ -104,14 +110,23 @@ def weights_alone(
   return traverse_util.unflatten_dict(started)
 
 
-def _check_network(found: Mapping[Name, Any], wanted: Mapping[Name, Any]) -> None:
-  """Raises Mismatch unless both states have parameters of the same names and shapes."""
+def _check_network(
+  found: Mapping[Name, Any], wanted: Mapping[Name, Any], *, new_parameters: Sequence[str]
+) -> None:
+  """Raises Mismatch unless both states have parameters of the same names and shapes, except for new ones."""
   shapes = [
     {"/".join(name[1:]): np.shape(array) for name, array in state.items() if name[0] == "target"}
     for state in (found, wanted)
   ]
   names = sorted(shapes[0].keys() | shapes[1].keys())
-  differing = [name for name in names if shapes[0].get(name) != shapes[1].get(name)]
+  new = {
+    name
+    for name in shapes[1].keys() - shapes[0].keys()
+    if any(re.search(pattern, name) for pattern in new_parameters)
+  }
+  differing = [
+    name for name in names if name not in new and shapes[0].get(name) != shapes[1].get(name)
+  ]
   if differing:
     shown = "; ".join(
       f"{name}: {shapes[0].get(name)}, {shapes[1].get(name)}" for name in differing[:3]

@@ -16,6 +16,7 @@ from walt_t5x import engine
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
 from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, to_x0_and_noise
 from walt_t5x.diffusion.schedules import NoiseSchedule
+from walt_t5x.engine.trainable import trained_alone, with_frozen
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_inputs import drop, from_batch, unpack_and_normalize
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
@@ -49,6 +50,7 @@ class DenoiserModel(engine.BaseModel):
     sampling_low_resolution_noise: float = 0.15,
     rows: str = "mixed",
     continuous_time: bool = False,
+    trainable: Sequence[str] | None = None,
     sampler: SamplerConfig | None = None,
     corpus: Callable[[], CorpusConstants] | None = None,
   ):
@@ -70,6 +72,8 @@ class DenoiserModel(engine.BaseModel):
       rows: "mixed" if batches hold videos and stacks of images; "videos" or "images" if they hold one kind only, which
         the compiled step then need not distinguish.
       continuous_time: draw a real t in (0, num_steps] instead of an integer step.
+      trainable: regular expressions, searched in the names of the parameters that are trained, such as
+        `pairs_0/spatial/attention/query/kernel`; the others keep their values. None trains all.
       sampler: how `predict_batch` samples.
       corpus: reads the constants of the training data at the first batch; not needed for batches that are normalized
         and have no text to drop, nor to sample.
@@ -77,7 +81,10 @@ class DenoiserModel(engine.BaseModel):
     Raises:
       ValueError: `rows` is unknown, or a count of frames is below 1.
     """
+    if trainable is not None and optimizer_def is not None:
+      optimizer_def = trained_alone(optimizer_def, trainable)
     super().__init__(optimizer_def)
+    self.trainable = trainable
     self.module = module
     self.schedule = schedule or NoiseSchedule()
     self.prediction = Prediction(prediction)
@@ -252,6 +259,8 @@ class DenoiserModel(engine.BaseModel):
       dropout_rng: key of the step; None evaluates. The draws then depend on nothing but the batch's latents: the same
         for every checkpoint, others for every batch. Times are stratified.
     """
+    if self.trainable is not None:
+      params = with_frozen(params, self.trainable)
     constants = self._constants()
     draw_steps = self._draw_steps if dropout_rng is not None else self._stratified_steps
     rng = _key_of(batch["latents"]) if dropout_rng is None else dropout_rng

@@ -29,7 +29,7 @@ from walt_t5x.vae.autoencoder import CausalVae
 
 # Class -> settings that sampling does not need.
 _CLASSES: Mapping[type, frozenset[str]] = {
-  DenoiserModel: frozenset({"optimizer_def", "corpus"}),
+  DenoiserModel: frozenset({"optimizer_def", "corpus", "trainable"}),
   WaltDenoiser: frozenset({"parent", "name"}),
   CausalVae: frozenset({"parent", "name"}),
   NoiseSchedule: frozenset(),

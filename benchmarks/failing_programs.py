@@ -236,11 +236,10 @@ def _export(inputs: Path) -> Program:
 
   def run(output: Path, **changes: Any) -> None:
     config = dataclasses.replace(made, **changes)
-    gin = f"A = {config.vae_checkpoint!r}\n"
     named = cast(
       dict[str, Any], dict.fromkeys(("name", "description", "license_name", "trained_by"), "x")
     )
-    export(config, gin_config=gin, output=output, **named)
+    export(config, output=output, **named)
 
   return Program(run, _files)
 

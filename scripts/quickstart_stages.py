@@ -127,16 +127,6 @@ class Pipeline:
   def _cascade(self) -> list[str]:
     return [f"--run={self.folder / part}" for part in ("base", "sr1")]
 
-  @property
-  def _cascade_in_gin(self) -> list[str]:
-    return [
-      f"--gin_file={self.recipe.gin}/generate.gin",
-      f'--gin.BASE_CHECKPOINT="{self.folder / "base"}"',
-      f'--gin.SR1_CHECKPOINT="{self.folder / "sr1"}"',
-      f'--gin.VAE_CHECKPOINT="{self.folder / "vae"}"',
-      f'--gin.TEXT_ENCODER="{self.folder / "text"}"',
-    ]
-
   def _preprocess(self, name: str, flags: list[str], *, sizes: tuple[str, ...]) -> Stage:
     command = ["python", "-m", "beam_jobs.preprocess"]
     command += [
@@ -280,7 +270,7 @@ class Pipeline:
     name = self.recipe.name.lower()
     return Stage(
       "preset",
-      ["python", "-m", "walt_t5x.export_preset", *self._cascade_in_gin, "--license=CC0-1.0"]
+      ["python", "-m", "walt_t5x.export_preset", *self._cascade, "--license=CC0-1.0"]
       + [f"--output={self.folder / self.recipe.preset}"]
       + [f"--trained_by=bash scripts/quickstart.sh --{name}"]
       + ["--description=Clips of colored shapes that move, bounce and pass each other."],

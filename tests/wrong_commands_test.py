@@ -77,7 +77,7 @@ TABLE = [
   ([*SAMPLES, "--shard=3"], "such as 3/8", None),
   ([*SAMPLES, "--shard=3/2"], "0 <= NUMBER < COUNT", None),
   ([*SAMPLES, "--rounds=2"], "--rounds is now --extensions", [*SAMPLES[1:], "--extensions=1"]),
-  ([*SAMPLES, "--preset=p"], "remove --gin_file", SAMPLES[1:]),
+  ([*SAMPLES, "--preset=p"], "remove one of them", SAMPLES[1:]),
   ([*SAMPLES, "red", "square"], "values with spaces need quotes", SAMPLES[1:]),
   ([s for s in SAMPLES if "--output" not in s], "for example --output=samples", None),
   ([*SAMPLES, "--prompts_file=/nowhere.txt"], "--prompts_file=/nowhere.txt cannot", SAMPLES[1:]),

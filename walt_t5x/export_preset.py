@@ -1,9 +1,10 @@
 """Writes a trained cascade as a preset: a folder with weights in bfloat16, for `walt_t5x.generate --preset=FOLDER`.
 
-  python -m walt_t5x.export_preset --gin_file=gin/tiny/generate.gin --gin.BASE_CHECKPOINT=\\"runs/base\\" ... \\
-    --output=shapes --license=CC0-1.0 --trained_by="bash scripts/quickstart.sh"
+  python -m walt_t5x.export_preset --run=runs/base --run=runs/sr1 --output=shapes --license=CC0-1.0 \\
+    --trained_by="bash scripts/quickstart.sh"
 
-The gin files are those of `walt_t5x.generate`. The same cascade gives the same bytes. See docs/generation.md.
+The cascade is chosen as for `walt_t5x.generate`; low-rank adapters are merged into the weights. The same cascade gives
+the same bytes. See docs/generation.md.
 """
 
 import json
@@ -14,13 +15,14 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.generation import cascade_flags
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
   """Defines the flags of the program."""
-  gin_flags.define()
+  cascade_flags.define_flags()
   flags.DEFINE_string("output", None, "Folder to write; it must be new or empty.")
   flags.DEFINE_string("name", None, "Name of the preset; by default that of the folder.")
   flags.DEFINE_string("description", "", "One sentence about what it generates.")
@@ -30,28 +32,18 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
   """Reads flags and gin, and writes the folder."""
-  gin_flags.check(
-    argv,
-    "gin_file=gin/tiny/generate.gin",
-    "output=preset",
-    "license=CC0-1.0",
-    "trained_by='bash scripts/quickstart.sh'",
-    scripts=("train", "generate"),
+  cascade_flags.check(
+    argv, "output=preset", "license=CC0-1.0", "trained_by='bash scripts/quickstart.sh'"
   )
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   if not FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  import gin
-  from walt_t5x.generation.cascade_flags import of_gin
   from walt_t5x.generation.preset_export import export
 
   with programs.user_errors("export_preset"):
     output = Path(FLAGS.output)
-    config = of_gin().config
     preset = export(
-      config,
-      # gin breaks longer lines, and a path must be on one.
-      gin_config=gin.config_str(max_line_length=2000),
+      cascade_flags.read().config,
       output=output,
       name=FLAGS.name or output.absolute().name,
       description=FLAGS.description,

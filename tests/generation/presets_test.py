@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from data.provenance import FILE_NAME, read_provenance
 from tests.generation import cascades, random_cascade
+from walt_t5x.denoiser import adapters
 from walt_t5x.engine.checkpoints import load_params, read_arrays, state_metadata
 from walt_t5x.files import storage
 from walt_t5x.generation import presets, trained_runs
@@ -41,7 +42,6 @@ def _rounded(array):
 def _export(config, output):
   return export(
     config,
-    gin_config=f"A = {config.vae_checkpoint!r}\nB = {config.stages[0].checkpoint!r}\n",
     output=output,
     name="random",
     description="Noise.",
@@ -50,11 +50,9 @@ def _export(config, output):
   )
 
 
-def _in_preset(config, preset):
-  """The configuration that the preset's gin file would give."""
-  stages = [dataclasses.replace(stage, checkpoint=stage.name) for stage in config.stages]
-  changed = {"stages": stages, "vae_checkpoint": "vae", "text_encoder": "text"}
-  return preset.placed(dataclasses.replace(config, **changed))
+def _in_preset(preset):
+  """The cascade of the preset."""
+  return trained_runs.cascade_of(preset.runs).config
 
 
 def _rounded_cascade(config, folder):
@@ -100,7 +98,7 @@ def copy(preset, tmp_path):
 
 def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, preset, tmp_path):
   rounded = _rounded_cascade(made, tmp_path)
-  config = _in_preset(made, preset)
+  config = _in_preset(preset)
   pairs = [(config.vae_checkpoint, rounded.vae_checkpoint, True)]
   pairs += [(a.checkpoint, b.checkpoint, b.ema) for a, b in zip(config.stages, rounded.stages)]
   for ours, theirs, ema in pairs:
@@ -113,9 +111,9 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, pre
   assert texts[0].fingerprint == texts[1].fingerprint
   # The provenance of the rounded cascade names the same encoders; nothing else of it was changed.
   for stage, ours in zip(rounded.stages, config.stages):
-    shutil.copy(f"{ours.checkpoint}/{FILE_NAME}", stage.checkpoint)
+    shutil.copy(f"{storage.run_folder(ours.checkpoint)}/{FILE_NAME}", stage.checkpoint)
   trained = read_provenance(made.stages[0].checkpoint)
-  mine = read_provenance(config.stages[0].checkpoint)
+  mine = read_provenance(storage.run_folder(config.stages[0].checkpoint))
   assert mine.latents == trained.latents and mine.vae != trained.vae
   np.testing.assert_array_equal(mine.null_embedding, trained.null_embedding)
   assert read_infos(config)[0].provenance.text_encoder["fingerprint"] == texts[0].fingerprint
@@ -136,19 +134,35 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, pre
 def test_the_same_cascade_gives_the_same_bytes(made, preset, tmp_path):
   again = _export(made, tmp_path / "again")
   files = _files(again.folder)
-  assert files == _files(preset.folder) and len(files) == 13
+  assert files == _files(preset.folder) and len(files) == 12
   # No path of the machine that trained it.
   trained_in = str(Path(made.vae_checkpoint).parent).encode()
   assert [name for name, content in files.items() if trained_in in content] == []
 
 
-def test_its_parts_are_runs_wherever_the_folder_is(copy):
+def test_its_parts_are_runs_wherever_the_folder_is(copy, tmp_path, monkeypatch):
+  # Another tokenizer with the name of the preset's is in the working folder.
+  (tmp_path / "vae").mkdir()
+  monkeypatch.chdir(tmp_path)
   runs = [str(copy / part) for part in ("sr1", "base")]
   config = trained_runs.cascade_of(runs).config
   assert (config.vae_checkpoint, config.text_encoder) == (str(copy / "vae"), str(copy / "text"))
   infos = read_infos(config)
   load_tokenizer(config, infos)
   load_text_encoder(config, infos)
+
+
+def test_adapters_are_merged(tmp_path):
+  base = cascades.model(steps=1, guidance=None, adapter_rank=2)
+  adapted = cascades.written(tmp_path / "adapted", base=base, stages=["base"])
+  params = load_params(adapted.stages[0].checkpoint, ema=True)
+  config = _in_preset(_export(adapted, tmp_path / "preset"))
+  assert config.stages[0].module.adapter_rank == 0
+  merged = load_params(config.stages[0].checkpoint)
+  expected = jax.tree.map(_rounded, adapters.merged(params))
+  jax.tree.map(np.testing.assert_array_equal, merged, expected)
+  # Its network is that of a cascade without adapters, and is checked against the weights.
+  load_cascade(config, read_infos(config), batch_size=1)
 
 
 def test_a_changed_byte_in_any_file_is_named(preset, copy):
@@ -170,11 +184,10 @@ def test_a_moved_preset_is_the_same_command(made, preset, copy):
   settings = SamplingSettings(batch_size=1)
 
   def identity(preset):
-    config = _in_preset(made, preset)
+    config = _in_preset(preset)
     return prepare(make_requests([PROMPT]), config, settings).identity(read_infos(config), "gin")
 
   assert identity(presets.find(str(copy))) == identity(preset)
-  assert (copy / presets.GIN_FILE).read_text() == "A = 'vae'\nB = 'base'\n"
 
 
 def test_unknown_presets_name_those_that_exist(preset, copy, monkeypatch, tmp_path):

@@ -112,10 +112,6 @@ def check(
     hint = f"for a binding write {bound[0]}" if bound else "values with spaces need quotes"
     reject(f"unexpected arguments {list(argv[1:])}; {hint}")
   if instead and FLAGS[instead].value:
-    if FLAGS.gin_file:
-      reject(
-        f"--{instead} has its own gin file: remove --gin_file; --gin.NAME=value changes single bindings."
-      )
     needed = tuple(example for example in needed if not example.startswith("gin_file="))
   missing = [example for example in needed if not FLAGS[example.partition("=")[0]].value]
   if missing:

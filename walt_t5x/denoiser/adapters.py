@@ -53,9 +53,9 @@ def merged(params: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(kept)
 
 
-def _product(down: Array, up: Array, *, axes: int) -> Array:
+def _product(down: Any, up: Any, *, axes: int) -> Array:
   """A B, with as many axes as the kernel; the first are those of stacked layers, if any."""
   product = functools.partial(jnp.tensordot, axes=1)
   for _ in range(down.ndim + up.ndim - 2 - axes):
     product = jax.vmap(product)
-  return product(down, up)
+  return product(jnp.asarray(down), jnp.asarray(up))

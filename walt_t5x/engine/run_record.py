@@ -93,9 +93,12 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
 
 
 def encoder_place(run: storage.PathLike, recorded: str) -> str:
-  """Where the tokenizer or the text encoder of a run's provenance is: in a preset, next to the folder of the run."""
+  """Where the tokenizer or the text encoder of a run's provenance is: in a preset, next to the folder of the run.
+
+  A preset is the same in every folder, also in one that has a tokenizer with the recorded name.
+  """
   neighbor = storage.join(storage.parent(storage.run_folder(run)), recorded)
-  return neighbor if not storage.exists(recorded) and storage.exists(neighbor) else recorded
+  return neighbor if storage.exists(neighbor) else recorded
 
 
 def model_file(run: storage.PathLike) -> str:

@@ -49,6 +49,13 @@ def define_flags() -> None:
     flags.DEFINE_string(
       "text_encoder", None, "With --run: the text encoder, if it has moved since the training."
     )
+  with gin_flags.group("sampler"):
+    flags.DEFINE_list(
+      "num_steps", [], "Steps of all stages, or of each, such as 50,20; by default the cascade's."
+    )
+    flags.DEFINE_list(
+      "guidance", [], "Guidance scale of all stages, or of each, such as 7.5,1; 1 is without."
+    )
 
 
 def check(argv: Sequence[str], *needed: str) -> None:
@@ -58,19 +65,19 @@ def check(argv: Sequence[str], *needed: str) -> None:
     argv: main's arguments.
     *needed: required flags as examples, such as `output=samples`.
   """
-  if FLAGS.run:
-    for name in ("gin_file", "preset", "gin_bindings"):
+  given = "run" if FLAGS.run else "preset"
+  if FLAGS[given].value:
+    for name in {"gin_file", "preset", "gin_bindings"} - {given}:
       if FLAGS[name].value:
         flag = "gin.NAME=value" if name == "gin_bindings" else name
         gin_flags.reject(
-          f"--{flag} has no effect with --run, which needs no gin file: remove one of them"
+          f"--{flag} has no effect with --{given}, which needs no gin file: remove one of them"
         )
   for name in ("vae_checkpoint", "text_encoder"):
     if FLAGS[name].value and not FLAGS.run:
       gin_flags.reject(f"--{name} has an effect only with --run: remove it, or set it in gin")
   examples = ("gin_file=gin/tiny/generate.gin", *needed)
-  replaced = "run" if FLAGS.run else "preset"
-  gin_flags.check(argv, *examples, instead=replaced, scripts=("train", "generate"))
+  gin_flags.check(argv, *examples, instead=given, scripts=("train", "generate"))
 
 
 def read(chosen: Sequence[str] = ()) -> ChosenCascade:
@@ -80,42 +87,76 @@ def read(chosen: Sequence[str] = ()) -> ChosenCascade:
     chosen: names of the stages to keep, the first ones of the cascade; all if empty.
 
   Raises:
-    ValueError, FileNotFoundError: `chosen` does not name the first stages of the cascade, or a part is missing.
+    ValueError, FileNotFoundError: `chosen` does not name the first stages of the cascade, the flags of the sampler do
+      not fit its stages, or a part is missing.
   """
   from walt_t5x.generation.checks import choose_stages
 
-  if FLAGS.run:
-    from walt_t5x.generation import trained_runs
+  cascade = _of_runs() if FLAGS.run or FLAGS.preset else _of_gin()
+  stages = _with_sampler(choose_stages(cascade.config.stages, chosen))
+  given = [f"{name} = {FLAGS[name].value}" for name in _SAMPLER if FLAGS[name].value]
+  return dataclasses.replace(
+    cascade,
+    config=dataclasses.replace(cascade.config, stages=stages),
+    described="\n".join([cascade.described, *given]),
+  )
 
-    found = trained_runs.cascade_of(
-      FLAGS.run, vae_checkpoint=FLAGS.vae_checkpoint, text_encoder=FLAGS.text_encoder
+
+_SAMPLER = ("num_steps", "guidance")
+
+
+def _with_sampler(stages: Sequence[Any]) -> list[Any]:
+  """The stages with the samplers of the flags."""
+  names = [stage.name for stage in stages]
+  steps, scales = _of_each("num_steps", int, 1, names), _of_each("guidance", float, 0, names)
+  return [
+    stage.with_sampler(num_steps=count, guidance=scale)
+    for stage, count, scale in zip(stages, steps, scales)
+  ]
+
+
+def _of_each(name: str, kind: type, least: float, stages: Sequence[str]) -> list[Any]:
+  """The number that a flag has for each stage; None without the flag."""
+  texts = FLAGS[name].value or []
+  if not texts:
+    return [None] * len(stages)
+  try:
+    numbers = [kind(text) for text in texts] * (len(stages) if len(texts) == 1 else 1)
+    fits = len(numbers) == len(stages) and all(number >= least for number in numbers)
+  except ValueError:
+    fits = False
+  if not fits:
+    raise ValueError(
+      f"--{name}={','.join(texts)}: expected one number from {least} on, or one for each of the stages "
+      f"{', '.join(stages)}"
     )
-    cascade = ChosenCascade(config=found.config, described=found.described)
-  else:
-    cascade = of_gin(FLAGS.preset)
-  stages = choose_stages(cascade.config.stages, chosen)
-  return dataclasses.replace(cascade, config=dataclasses.replace(cascade.config, stages=stages))
+  return numbers
 
 
-def of_gin(preset_name: str | None = None) -> ChosenCascade:
-  """The cascade that a preset, or by default the gin files of the flags bind to `generate_script.generate`."""
+def _of_runs() -> ChosenCascade:
+  """The cascade of --run or of --preset."""
+  from walt_t5x.generation import presets, trained_runs
+
+  details: dict[str, Any] = {}
+  runs, places = FLAGS.run, {n: FLAGS[n].value for n in ("vae_checkpoint", "text_encoder")}
+  if not runs:
+    preset = presets.find(FLAGS.preset)
+    runs, details = preset.runs, {"preset": preset.identity}
+  found = trained_runs.cascade_of(runs, **places)
+  return ChosenCascade(config=found.config, described=found.described, details=details)
+
+
+def _of_gin() -> ChosenCascade:
+  """The cascade that the gin files of the flags bind to `generate_script.generate`."""
   import gin
   from walt_t5x import engine
   from walt_t5x.config import gin_config
-  from walt_t5x.generation import presets
   from walt_t5x.generation.loading import CascadeConfig
 
-  preset = presets.find(preset_name) if preset_name else None
   programs.register(train=engine.train, generate=CascadeConfig)
-  if not preset:
-    # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
-    with waiting("generate", "importing TensorFlow"), programs.quiet_imports():
-      import seqio  # noqa: F401
-      import tensorflow  # noqa: F401
-  gin_flags.read([preset.gin_file] if preset else None)
-  config = gin_config.bound(CascadeConfig)
-  if not preset:
-    return ChosenCascade(config=config, described=gin.config_str())
-  return ChosenCascade(
-    config=preset.placed(config), described=gin.config_str(), details={"preset": preset.identity}
-  )
+  # On pods, the file layer reads gs:// with TensorFlow if the process has loaded it.
+  with waiting("generate", "importing TensorFlow"), programs.quiet_imports():
+    import seqio  # noqa: F401
+    import tensorflow  # noqa: F401
+  gin_flags.read()
+  return ChosenCascade(config=gin_config.bound(CascadeConfig), described=gin.config_str())

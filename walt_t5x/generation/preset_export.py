@@ -1,9 +1,11 @@
 """Writes a preset folder from a trained cascade; the same cascade gives the same bytes.
 
-Weights are rounded to bfloat16. The parts refer to each other by fingerprints of weights, so those of the rounded
-tokenizer and text encoder replace the trained ones in the stages' provenance; preset.json has both.
+Adapters are merged into the weights, which are rounded to bfloat16. The parts refer to each other by fingerprints of
+weights, so those of the rounded tokenizer and text encoder replace the trained ones in the stages' provenance;
+preset.json has both.
 """
 
+import copy
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from flax import traverse_util
 
 import walt_t5x
 from data.provenance import FILE_NAME as PROVENANCE
+from walt_t5x.denoiser import adapters
 from walt_t5x.engine import run_record, weights_file
 from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
 from walt_t5x.files import storage
@@ -37,14 +40,11 @@ _TRAINING = re.compile(
   r"^((?:BATCH_SIZE|MIXTURE_OR_TASK_NAME|RANDOM_SEED|TRAIN_STEPS)|tasks\.\S+) = (.*[^\\\n])$",
   re.MULTILINE,
 )
-# The rules below gin's headings are as long as a line may be.
-_RULE = re.compile(r"^# ={20,}$", re.MULTILINE)
 
 
 def export(
   config: CascadeConfig,
   *,
-  gin_config: str,
   output: Path,
   name: str,
   description: str,
@@ -54,7 +54,6 @@ def export(
   """Writes the folder `output`, which must not exist or be empty, and returns the preset as it is read back.
 
   Args:
-    gin_config: the text of `config`, complete, each path on one line.
     name: name of the preset.
     description: one sentence.
     license_name: license of the weights, an SPDX identifier.
@@ -71,27 +70,27 @@ def export(
   with storage.new_folder(output) as folder:
     infos = read_infos(config)
     params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
-    places = {config.vae_checkpoint: VAE}
     parts = {VAE: _write_model(folder / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}
     _write_record(folder / VAE, config.vae)
     fingerprints: dict[str, dict[str, Any]] = {"vae": parts[VAE], "text_encoder": {}}
     if config.text_encoder and encoder is not None:
       parts[TEXT] = fingerprints["text_encoder"] = _write_text(folder / TEXT, encoder)
-      places[config.text_encoder] = TEXT
     for info in infos:
       stage, part = info.config, folder / info.config.name
-      weights = load_params(info.checkpoint, ema=stage.ema)
+      weights, model = load_params(info.checkpoint, ema=stage.ema), stage.model
+      if stage.module.adapter_rank:
+        weights = adapters.merged(weights)
+        model = copy.copy(model)
+        model.module = stage.module.clone(adapter_rank=0)
       parts[stage.name] = _write_model(part, stage.checkpoint, weights)
       storage.write(part / PROVENANCE, _provenance(info, fingerprints))
       _write_record(
         part,
-        stage.model,
+        model,
         latents=stage.latents,
         low_resolution=stage.low_resolution,
         text_length=config.text_length if stage.module.text_dim else 0,
       )
-      places[stage.checkpoint] = stage.name
-    storage.write(folder / presets.GIN_FILE, _with_places(gin_config, places))
     written = [f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()]
     files = presets.files_of(folder, written)
     record = {
@@ -184,10 +183,3 @@ def _provenance(info: StageInfo, fingerprints: Mapping[str, Mapping[str, Any]]) 
 def _size(info: StageInfo, config: CascadeConfig) -> list[int]:
   frames = 1 + (info.latents_shape[0] - 1) * config.vae.temporal_factor
   return [frames, *stage_size(info.config, config.vae)]
-
-
-def _with_places(gin_config: str, places: Mapping[str, str]) -> str:
-  """The configuration with the folders of this preset in place of the paths that were trained in."""
-  for path, folder in places.items():
-    gin_config = gin_config.replace(f" = {path!r}\n", f" = {folder!r}\n")
-  return _RULE.sub(f"# {'=' * 78}", gin_config)

@@ -1,32 +1,29 @@
 """A preset: a folder with a trained cascade, which generates clips wherever the folder is.
 
 preset.json       name, license, the command that trained it, sizes, what each part was trained on, sha256 of each file
-cascade.gin       the cascade; its paths are relative to the folder
-vae, base, sr1    model folders with weights only (`engine.weights_file`) and the provenance of the training data
+vae, base, sr1    runs with weights only (`engine.weights_file`): the model, and the provenance of the training data
 text              text encoder folder
 
 Presets of the package are in `walt_t5x/presets`.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import walt_t5x
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import file_sha256
-from walt_t5x.generation.loading import CascadeConfig
 
 SHIPPED = Path(walt_t5x.__file__).parent / "presets"
 RECORD = "preset.json"
-GIN_FILE = "cascade.gin"
-FORMAT = 1
+FORMAT = 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
   """A preset whose files were checked.
 
@@ -40,27 +37,14 @@ class Preset:
   sha256: str
 
   @property
-  def gin_file(self) -> str:
-    """Path of the gin file."""
-    return str(self.folder / GIN_FILE)
+  def runs(self) -> list[str]:
+    """The runs of the stages, base stage first."""
+    return [str(self.folder / stage) for stage in self.record["stages"]]
 
   @property
   def identity(self) -> dict[str, str]:
     """Name and hash, for the record of a sample."""
     return {"name": self.record["name"], "sha256": self.sha256}
-
-  def placed(self, config: CascadeConfig) -> CascadeConfig:
-    """The cascade of the gin file with its relative paths in this folder."""
-
-    def place(path: str) -> str:
-      return str(self.folder / path)
-
-    return dataclasses.replace(
-      config,
-      stages=[dataclasses.replace(s, checkpoint=place(s.checkpoint)) for s in config.stages],
-      vae_checkpoint=place(config.vae_checkpoint),
-      text_encoder=config.text_encoder and place(config.text_encoder),
-    )
 
 
 def shipped() -> list[str]:

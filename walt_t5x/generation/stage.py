@@ -1,5 +1,6 @@
 """One trained stage: its metadata without weights, and its weights for sampling."""
 
+import copy
 import dataclasses
 import os
 from typing import Any
@@ -44,6 +45,12 @@ class StageConfig:
   def module(self) -> Any:
     """The network."""
     return self.model.module
+
+  def with_sampler(self, *, num_steps: int | None, guidance: float | None) -> "StageConfig":
+    """The stage with another sampler, see `models.sampling.SamplerConfig.changed`."""
+    model = copy.copy(self.model)
+    model.sampler = model.sampler.changed(num_steps=num_steps, guidance=guidance)
+    return dataclasses.replace(self, model=model)
 
   def parameter_shapes(self, text_length: int) -> Any:
     """Shapes and dtypes of the parameters in training, see `models.input_shapes.parameter_shapes`."""

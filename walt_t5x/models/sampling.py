@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,13 @@ class SamplerConfig:
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
+
+  def changed(self, *, num_steps: int | None, guidance: float | None) -> "SamplerConfig":
+    """With another number of steps and another constant scale; None keeps each. A scale of 1 is without guidance."""
+    changes: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
+    if guidance is not None:
+      changes["guidance"] = None if guidance == 1 else ConstantGuidance(guidance)
+    return dataclasses.replace(self, **changes)
 
 
 def sample_latents(

@@ -6,7 +6,7 @@ The projections of attention and the MLPs have them (`WaltDenoiser.adapter_rank`
   adapter_down  A [inputs..., r]    normal, variance 1 / inputs
   adapter_up    B [r, features...]  zero, so that training starts from W
 
-There is no further factor: the learning rate has its role.
+The product has no scale in addition: the learning rate has its role.
 """
 
 import functools

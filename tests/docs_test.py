@@ -10,6 +10,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -200,6 +201,25 @@ def test_every_command_has_run_or_the_page_says_what_it_needs():
     "these have not run as they are now; run `python -m benchmarks.docs_commands`, or write `Needs: ...` above the "
     "block, or put a block that has no commands into a fence"
   )
+
+
+def test_git_ignores_what_the_documented_commands_write():
+  written = {
+    name
+    for entry in docs_commands.recorded().values()
+    for name in re.findall(r"--(?:output|output_dir|dest)=([\w.][\w./-]*)", entry["run"])
+  }
+  assert "samples" in written
+  done = subprocess.run(
+    ["git", "check-ignore", "--no-index", "--stdin"],
+    input="\n".join(f"{name}/file" if "." not in name else name for name in sorted(written)),
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  ignored = {line.removesuffix("/file") for line in done.stdout.splitlines()}
+  assert written - ignored == set()
 
 
 def test_the_table_of_commands_has_no_links_of_the_pages():

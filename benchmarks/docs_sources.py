@@ -1,6 +1,7 @@
-"""Small data sets of each kind that docs/sources.md names, from the sample corpus, for its commands."""
+"""Small data sets of each kind that docs/sources.md and docs/your-data.md name, from the sample corpus."""
 
 import csv
+import io
 import json
 import shutil
 import tarfile
@@ -8,6 +9,34 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def make_own(corpus: Path, data: Path) -> None:
+  """Writes what docs/your-data.md starts from to `data`: twelve videos and a table, twelve images, four classes."""
+  rows = [json.loads(line) for line in (corpus / "manifest.jsonl").open(encoding="utf-8")]
+  clips = [row for row in rows if row["uri"].startswith("clips/") and "mp4" in row["uri"]][:12]
+  stills = [row for row in rows if row["uri"].startswith("stills/")][:12]
+  (data / "videos").mkdir(parents=True, exist_ok=True)
+  with (data / "videos.csv").open("w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(["file", "caption"])
+    for i, row in enumerate(clips):
+      shutil.copy2(corpus / row["uri"], data / f"videos/{i:02}.mp4")
+      writer.writerow([f"videos/{i:02}.mp4", row["captions"][0]])
+  with tarfile.open(data / "images.tar", "w") as tar:
+    for i, row in enumerate(stills):
+      _add(tar, f"{i:02}{Path(row['uri']).suffix}", (corpus / row["uri"]).read_bytes())
+      _add(tar, f"{i:02}.txt", row["captions"][0].encode())
+  for i, row in enumerate(clips):
+    folder = data / "classes" / ("runs", "jumps", "falls", "turns")[i % 4]
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(corpus / row["uri"], folder / f"{i:02}.mp4")
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+  entry = tarfile.TarInfo(name)
+  entry.size = len(content)
+  tar.addfile(entry, io.BytesIO(content))
 
 
 def make(corpus: Path, data: Path) -> None:
@@ -36,11 +65,9 @@ def make(corpus: Path, data: Path) -> None:
   for number in range(2):
     with tarfile.open(data / f"shards/{number:05d}.tar", "w") as tar:
       for row in clips[2 * number : 2 * number + 2]:
-        text = data / "caption.txt"
-        text.write_text(row["captions"][0])
         name = Path(row["uri"]).stem
-        tar.add(corpus / row["uri"], f"{name}.mp4")
-        tar.add(text, f"{name}.txt")
+        _add(tar, f"{name}.mp4", (corpus / row["uri"]).read_bytes())
+        _add(tar, f"{name}.txt", row["captions"][0].encode())
   for i, row in enumerate(clips):
     shutil.copy2(corpus / row["uri"], data / f"UCF-101/Square/v_Square_g01_c0{i}.mp4")
     shutil.copy2(corpus / row["uri"], data / f"k600/train/square/clip{i}_000000_000001.mp4")

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from flax.core import freeze
 from jax.sharding import PartitionSpec as P
 
 from tests.programs import ROOT
-from walt_t5x.engine import checkpoints, optimizers
+from walt_t5x.engine import checkpoints, optimizers, trainable
 from walt_t5x.engine.builtin import optimizer as builtin_optimizer
 
 t5x_missing = None
@@ -200,6 +201,9 @@ CHAINS = {
       "discriminator": optimizers.adamw_chain(1e-3),
     }
   ),
+  "of a part": lambda: trainable.trained_alone(
+    optimizers.adamw(1e-3, ema_decay=0.9), ("discriminator/kernel",)
+  ),
 }
 
 
@@ -239,6 +243,25 @@ def test_t5x_rejects_data_of_another_tokenizer_and_names_it(trained, folder, tmp
   assert code != 0
   assert "vae.fingerprint = 'of another'" in text and recorded["schema_version"]
   assert not (other / "checkpoint_80").exists()
+
+
+def test_both_engines_train_the_same_adapters_of_a_trained_run(trained, folder, tmp_path):
+  mixed, _ = trained("base")
+  states = []
+  for engine in ("t5x", "builtin"):
+    tuned = tmp_path / engine
+    files = [f"--gin_file=gin/runs/{name}.gin" for name in ("adapters", "finetune")]
+    bindings = [f'--gin.FINETUNED_RUN="{mixed}"', "--gin.ADAPTER_RANK=2"]
+    _fine(_train(engine, "base", tuned, folder / "cache", 20, *files, *bindings))
+    states.append(checkpoints.load_state_dict(tuned / "checkpoint_20"))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *states)
+  before = traverse_util.flatten_dict(checkpoints.load_params(mixed, ema=True), sep="/")
+  after = traverse_util.flatten_dict(states[0]["target"], sep="/")
+  new = {name for name in after if "adapter_" in name}
+  assert new == after.keys() - before.keys() != set()
+  for name, array in before.items():
+    np.testing.assert_array_equal(after[name], array)
+  assert all(np.any(after[name]) for name in new)
 
 
 def test_t5x_evaluates_as_the_built_in_engine_does(trained, folder, tmp_path):

@@ -19,6 +19,7 @@ from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
 from walt_t5x.config.waiting import waiting
+from walt_t5x.generation import presets
 
 FLAGS = flags.FLAGS
 
@@ -105,6 +106,7 @@ def with_finetuning() -> list[str]:
   run = FLAGS["from"].value
   if not run:
     return FLAGS.gin_file
+  run = presets.place(run)
   FLAGS.gin_bindings.append(f"FINETUNED_RUN = {run!r}")
   return [*FLAGS.gin_file, "gin/runs/finetune.gin"]
 

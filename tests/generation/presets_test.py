@@ -197,6 +197,17 @@ def test_unknown_presets_name_those_that_exist(preset, copy, monkeypatch, tmp_pa
     presets.find("other")
 
 
+def test_parts_of_the_packages_presets_have_short_names(preset, copy, monkeypatch):
+  monkeypatch.setattr(presets, "SHIPPED", copy.parent)
+  place = presets.place("moved/base")
+  assert place == str(copy / "base") and presets.named(place) == "moved/base"
+  # Paths stay as they are, also those that look like a part.
+  for path in ("moved", "other/base", str(preset.folder / "base")):
+    assert presets.place(path) == presets.named(path) == path
+  monkeypatch.chdir(copy.parent)
+  assert presets.place("moved/base") == "moved/base"
+
+
 def test_parts_of_another_cascade_and_existing_folders_are_rejected(made, preset, tmp_path):
   with pytest.raises(FileExistsError, match="is not empty, expected a new folder"):
     _export(made, preset.folder)

@@ -34,7 +34,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
       "run",
       [],
-      "Folder of a training run; once for each stage of a cascade. Replaces --gin_file.",
+      "Folder of a training run, or a part of the package's preset such as shapes/base; once for each stage of a "
+      "cascade. Replaces --gin_file.",
     )
     flags.DEFINE_string(
       "preset",
@@ -138,7 +139,8 @@ def _of_runs() -> ChosenCascade:
   from walt_t5x.generation import presets, trained_runs
 
   details: dict[str, Any] = {}
-  runs, places = FLAGS.run, {n: FLAGS[n].value for n in ("vae_checkpoint", "text_encoder")}
+  places = {name: FLAGS[name].value for name in ("vae_checkpoint", "text_encoder")}
+  runs = [presets.place(run) for run in FLAGS.run]
   if not runs:
     preset = presets.find(FLAGS.preset)
     runs, details = preset.runs, {"preset": preset.identity}

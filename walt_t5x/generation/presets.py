@@ -52,6 +52,20 @@ def shipped() -> list[str]:
   return [name for name in storage.folders(SHIPPED) if (SHIPPED / name / RECORD).is_file()]
 
 
+def place(run: str) -> str:
+  """Path of a run: a part of one of the package's presets, such as `shapes/base`, or the path itself."""
+  name, _, part = run.partition("/")
+  return (
+    str(SHIPPED / name / part) if part and name in shipped() and not Path(run).exists() else run
+  )
+
+
+def named(run: str) -> str:
+  """The inverse of `place`: the short name of a part of one of the package's presets, or the path itself."""
+  path = Path(run).absolute()
+  return str(path.relative_to(SHIPPED)) if path.is_relative_to(SHIPPED) else run
+
+
 def find(name: str) -> Preset:
   """The preset of the package with this name, or in the folder of this path.
 

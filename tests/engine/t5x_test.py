@@ -248,11 +248,15 @@ def test_t5x_rejects_data_of_another_tokenizer_and_names_it(trained, folder, tmp
 def test_both_engines_train_the_same_adapters_of_a_trained_run(trained, folder, tmp_path):
   mixed, _ = trained("base")
   states = []
+  files = [f"--gin_file=gin/runs/{name}.gin" for name in ("adapters", "finetune")]
+  bindings = [*files, f'--gin.FINETUNED_RUN="{mixed}"', "--gin.ADAPTER_RANK=2"]
+  code, text = _train("t5x", "base", tmp_path / "t5x", folder / "cache", 20, *bindings)
+  assert code and "--gin.train_script.train.total_steps=0" in text
   for engine in ("t5x", "builtin"):
     tuned = tmp_path / engine
-    files = [f"--gin_file=gin/runs/{name}.gin" for name in ("adapters", "finetune")]
-    bindings = [f'--gin.FINETUNED_RUN="{mixed}"', "--gin.ADAPTER_RANK=2"]
-    _fine(_train(engine, "base", tuned, folder / "cache", 20, *files, *bindings))
+    start = [*bindings, "--gin.train_script.train.total_steps=0"]
+    _fine(_train("builtin", "base", tuned, folder / "cache", 20, *start))
+    _fine(_train(engine, "base", tuned, folder / "cache", 20, *bindings))
     states.append(checkpoints.load_state_dict(tuned / "checkpoint_20"))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *states)
   before = traverse_util.flatten_dict(checkpoints.load_params(mixed, ema=True), sep="/")

@@ -43,17 +43,38 @@ class FitArrays:
     *,
     is_resuming: bool = False,
   ) -> dict[str, Any]:
+    state_dict = require_arrays(state_dict, target_state_dict, is_resuming=is_resuming)
     if is_resuming:
-      return dict(state_dict)
-    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
-      dict(state_dict), keep_empty_nodes=True
-    )
+      return state_dict
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(state_dict, keep_empty_nodes=True)
     target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
     for name, array in flat.items():
       wanted = getattr(target.get(name), "shape", None)
       if wanted is not None and tuple(np.shape(array)) != tuple(wanted):
         flat[name] = self.fit("/".join(name), np.asarray(array), tuple(wanted))
     return traverse_util.unflatten_dict(flat)
+
+
+def require_arrays(
+  state_dict: Mapping[str, Any],
+  target_state_dict: Mapping[str, Any],
+  *,
+  is_resuming: bool = False,
+) -> dict[str, Any]:
+  """Returns the state as it is. Comes before a transformation that computes with arrays, and raises without them.
+
+  Raises:
+    Mismatch: there are none: T5X passes names alone, and Orbax reads the arrays afterwards.
+  """
+  del target_state_dict
+  leaves = traverse_util.flatten_dict(dict(state_dict)).values()
+  if not is_resuming and not any(hasattr(leaf, "shape") for leaf in leaves):
+    raise Mismatch(
+      "T5X gives transformations of a checkpoint no arrays. Let the built-in engine write the start: add "
+      "--gin.train_script.train.total_steps=0 to a command of walt_t5x.train with WALT_T5X_ENGINE=builtin; then "
+      "repeat this command, which continues from it (docs/t5x.md)"
+    )
+  return dict(state_dict)
 
 
 def average_as_parameters(
@@ -95,9 +116,10 @@ def weights_alone(
   Raises:
     Mismatch: the checkpoint is of another network; names arrays and shapes.
   """
+  state_dict = require_arrays(state_dict, target_state_dict, is_resuming=is_resuming)
   if is_resuming:
-    return dict(state_dict)
-  flat = traverse_util.flatten_dict(dict(state_dict), keep_empty_nodes=True)
+    return state_dict
+  flat = traverse_util.flatten_dict(state_dict, keep_empty_nodes=True)
   target = traverse_util.flatten_dict(dict(target_state_dict), keep_empty_nodes=True)
   _check_network(flat, target, new_parameters=new_parameters)
   averages = average_names(flat)

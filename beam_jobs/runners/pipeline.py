@@ -26,10 +26,15 @@ def make_shards(
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
   mode = options.view_as(DirectOptions).direct_running_mode
-  poll, seconds = lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0), 20.0
-  if here and mode in ("in_memory", "multi_threading"):
-    poll, seconds = progress.ROWS, 5.0
-  with progress.reported(rows, poll, every_seconds=seconds), worker_deaths.end_with_workers():
+  threads = here and mode in ("in_memory", "multi_threading")
+
+  def on_disk() -> tuple[int, int]:
+    return ledger.rows_on_disk(job.output, job.task, job.replay), 0
+
+  with (
+    progress.reported(rows, progress.ROWS if threads else on_disk),
+    worker_deaths.end_with_workers(),
+  ):
     # Leaving the block waits for the job to finish.
     with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       add_steps(root, lines, job)

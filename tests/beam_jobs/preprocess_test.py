@@ -20,6 +20,7 @@ from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 from tests.data.captions import parse_caption
+from walt_t5x.config import waiting
 from walt_t5x.files import storage
 from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
@@ -294,7 +295,7 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("limit", "about"), [(100, ""), (10, "about ")])
-def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capsys, limit, about):
+def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capfd, limit, about):
   table = tmp_path / "rows.csv"
   table.write_text("uri,caption\n" + "".join(f"clip{i:03d}.mp4,a circle\n" for i in range(40)))
   monkeypatch.setattr(preprocess, "_LINES_TO_COUNT", limit)
@@ -303,9 +304,11 @@ def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capsys, limit
   found = preprocess.expected_rows(spec.source_of(args, scores=()))
   rows, exact = found
   assert exact == (not about) and abs(rows - 40) <= (0 if exact else 4)
-  with progress.reported(found, lambda: (0, 0), every_seconds=0.05):
+  monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+  monkeypatch.setattr(waiting, "PACE", waiting.Pace())
+  with progress.reported(found, lambda: (0, 0)):
     time.sleep(0.2)
-  (line, *_) = capsys.readouterr().err.splitlines()
+  (line,) = capfd.readouterr().err.splitlines()
   assert line == f"preprocess: 0/{about}{rows} rows, 0.0 rows/s, starting"
 
 

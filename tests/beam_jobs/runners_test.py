@@ -45,6 +45,7 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
 
 
 def test_a_job_on_two_processes_says_little(tmp_path):
+  """All of its lines come at the pace of `walt_t5x.config.waiting`: more rows or a slower machine add few."""
   manifest = write_manifest(tmp_path, good_rows(tmp_path, videos=2, images=0))
   argv = pixels(manifest, tmp_path / "cache", shards=1)
   done = subprocess.run(

@@ -8,7 +8,7 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam_jobs.runners import local_worker, worker_deaths
+from beam_jobs.runners import dataflow, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
@@ -31,12 +31,19 @@ def make_shards(
   def on_disk() -> tuple[int, int]:
     return ledger.rows_on_disk(job.output, job.task, job.replay), 0
 
+  pipeline = beam.Pipeline(options=options)
+
+  def interrupted() -> str:
+    if dataflow.is_dataflow(options):
+      return dataflow.interrupted(options, pipeline)
+    return worker_deaths.INTERRUPTED
+
   with (
     progress.reported(rows, progress.ROWS if threads else on_disk),
-    worker_deaths.end_with_workers(),
+    worker_deaths.end_with_workers(interrupted),
   ):
     # Leaving the block waits for the job to finish.
-    with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
+    with local_worker.started_by_beam(), pipeline as root:
       add_steps(root, lines, job)
 
 

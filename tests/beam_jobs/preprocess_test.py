@@ -15,7 +15,7 @@ import pytest
 from beam_jobs import preprocess
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import encoders, ledger, make_shard, progress
-from beam_jobs.sources import spec
+from beam_jobs.sources import sampling, spec
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
@@ -310,6 +310,25 @@ def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capfd, limit,
     time.sleep(0.2)
   (line,) = capfd.readouterr().err.splitlines()
   assert line == f"preprocess: 0/{about}{rows} rows, 0.0 rows/s, starting"
+
+
+def test_rows_are_not_counted_in_a_manifest_that_cannot_be_read(tmp_path, monkeypatch):
+  argv = ["--output=o", "--task=t", "--content=pixels", "--resolutions=16x16"]
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4"}])
+  args, _ = job_flags.parse([f"--manifest={manifest}", *argv], description=None)
+  source = spec.source_of(args, scores=())
+
+  def failing(error):
+    def part_lines(*_, **__):
+      raise error
+
+    monkeypatch.setattr(sampling, "part_lines", part_lines)
+    return preprocess.expected_rows(source)
+
+  assert preprocess.expected_rows(source) == (1, True)
+  assert failing(OSError(5, "Input/output error")) is None
+  with pytest.raises(ZeroDivisionError):  # A bug.
+    failing(ZeroDivisionError())
 
 
 def test_rows_on_disk_are_those_of_closed_shards(world, tmp_path):

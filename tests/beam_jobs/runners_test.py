@@ -12,6 +12,7 @@ import pytest
 from beam_jobs import preprocess
 from beam_jobs.runners import worker_deaths
 from benchmarks import beam_runners
+from tests import programs
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 
 
@@ -48,13 +49,7 @@ def test_a_job_on_two_processes_says_little(tmp_path):
   """All of its lines come at the pace of `walt_t5x.config.waiting`: more rows or a slower machine add few."""
   manifest = write_manifest(tmp_path, good_rows(tmp_path, videos=2, images=0))
   argv = pixels(manifest, tmp_path / "cache", shards=1)
-  done = subprocess.run(
-    [sys.executable, "-B", "-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS],
-    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = programs.run_in_a_new_shell("-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS)
   assert done.returncode == 0, done.stderr
   lines = done.stderr.splitlines()
   assert [line for line in lines if not line.startswith("preprocess: ")] == []

@@ -122,15 +122,9 @@ runpy.run_module("walt_t5x.train", run_name="__main__", alter_sys=True)
 
 def test_a_run_says_little_and_libraries_only_warn(tmp_path):
   """Checkpoints say nothing and progress has a pace (`config.waiting`): the number of steps adds no line."""
-  command = [sys.executable, "-B", "-c", SLOW_CHECKPOINTS, TOY, "--gin.TRAIN_STEPS=60"]
-  command += ["--gin.SAVE_PERIOD=10", "--gin.train_script.train.eval_period=60"]
-  done = subprocess.run(
-    [*command, f'--gin.MODEL_DIR="{tmp_path}"'],
-    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  arguments = [TOY, "--gin.TRAIN_STEPS=60", "--gin.SAVE_PERIOD=10", f'--gin.MODEL_DIR="{tmp_path}"']
+  arguments += ["--gin.train_script.train.eval_period=60"]
+  done = programs.run_in_a_new_shell("-c", SLOW_CHECKPOINTS, *arguments)
   assert done.returncode == 0, done.stderr
   lines = done.stderr.splitlines()
   assert len(lines) <= 12 and lines[-1].endswith("Trained steps 0 to 60."), done.stderr

@@ -12,6 +12,7 @@ from beam_jobs.runners import dataflow, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
+from walt_t5x.config import waiting
 from walt_t5x.files import storage
 
 
@@ -39,7 +40,7 @@ def make_shards(
     return worker_deaths.INTERRUPTED
 
   with (
-    progress.reported(rows, progress.ROWS if threads else on_disk),
+    waiting.reporting(progress.line_of(rows, progress.ROWS if threads else on_disk)),
     worker_deaths.end_with_workers(interrupted),
   ):
     # Leaving the block waits for the job to finish.

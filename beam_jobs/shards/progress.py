@@ -1,11 +1,8 @@
 """Progress lines on stderr while a job runs: rows done, rate and remaining time."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
-
-from walt_t5x.config import waiting
 
 
 class RowCounter:
@@ -30,10 +27,10 @@ class RowCounter:
 ROWS = RowCounter()
 
 
-def reported(
+def line_of(
   total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]]
-) -> contextlib.AbstractContextManager[None]:
-  """Writes such lines inside the block, at the pace of `walt_t5x.config.waiting`.
+) -> Callable[[], str]:
+  """A function that returns the line of a job which starts now.
 
   `poll` gives the rows done so far and those skipped among them; `total` is the number of all rows and whether it is
   exact, None if unknown.
@@ -50,4 +47,4 @@ def reported(
     about = "" if exact else "about "
     return f"preprocess: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
 
-  return waiting.reporting(line)
+  return line

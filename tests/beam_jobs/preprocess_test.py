@@ -306,7 +306,7 @@ def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capfd, limit,
   assert exact == (not about) and abs(rows - 40) <= (0 if exact else 4)
   monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
   monkeypatch.setattr(waiting, "PACE", waiting.Pace())
-  with progress.reported(found, lambda: (0, 0)):
+  with waiting.reporting(progress.line_of(found, lambda: (0, 0))):
     time.sleep(0.2)
   (line,) = capfd.readouterr().err.splitlines()
   assert line == f"preprocess: 0/{about}{rows} rows, 0.0 rows/s, starting"

@@ -5,8 +5,9 @@
 
 Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's. Workers compute statistics of parts of
 --clips_per_part clips, which Beam combines, so only a few matrices per fold reach the launcher. Media, weights,
---output and --parts_dir are paths that every worker can access; object stores are not supported. With --parts_dir, a
-job that was killed resumes from the parts that it saved.
+--output and --parts_dir are paths that every worker can access; object stores are not supported. Without --output the
+scores of another program's samples are in the current folder, and workers must be able to write there too. With
+--parts_dir, a job that was killed resumes from the parts that it saved.
 """
 
 import json
@@ -29,7 +30,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: if weights or media do not exist.
-    ValueError: if flags or files do not fit the protocol or Beam.
+    ValueError: if flags or files do not fit the protocol or Beam, or workers cannot write where the scores will be.
   """
   parser = programs.parser("beam_jobs.evaluate", __doc__, allow_abbrev=False)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
@@ -45,7 +46,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   evaluation = evaluation_parts.loaded(args)
   started = time.monotonic()
   # In the folder of the scores, where every worker can write.
-  output = feature_scores.scores_file(args, evaluation.protocol)
+  output = feature_scores.scores_file(args, evaluation.protocol).absolute()
   output.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
     folder = Path(name)
@@ -63,7 +64,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for references, fold in sorted({(plan.references, plan.fold) for plan in evaluation.plans}):
       statistics = load_part(evaluation_parts.fold_file(folder, references, fold), contents="fold")
       if statistics is None:
-        raise RuntimeError(f"The job ended without the statistics of {references=} {fold=}.")
+        raise ValueError(
+          f"no worker wrote to {output.parent}, the folder of the scores: set --output=FOLDER/scores.json with a "
+          "folder that launcher and workers share"
+        )
       folds[references].append(statistics)
   clips = sum(len(plan.clips) for plan in evaluation.plans)
   seconds = time.monotonic() - started

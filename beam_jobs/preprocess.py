@@ -139,7 +139,7 @@ def expected_rows(source: source_spec.SourceSpec) -> tuple[int, bool] | None:
     for _ in scan.lines():
       pass
     return scan.total()
-  except Exception:  # The job says what it cannot read.
+  except OSError:  # The job says what it cannot read.
     return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import reproduce
+from benchmarks import reproduce_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 # Corpus -> the gin file of its row.
@@ -48,8 +48,8 @@ class Step:
 
 def page_steps(corpus: str) -> list[Step]:
   """The commands of the page, in its order."""
-  row = next(row for row in reproduce.ROWS if row.gin == RUNS[corpus])
-  pairs = reproduce.all_commands(row)
+  row = next(row for row in reproduce_commands.ROWS if row.gin == RUNS[corpus])
+  pairs = reproduce_commands.all_commands(row)
   return [Step(name, command, added_flags(command)) for name, command in pairs]
 
 

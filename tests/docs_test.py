@@ -19,7 +19,7 @@ import pytest
 from absl import flags
 
 import gin
-from benchmarks import docs_commands, reproduce
+from benchmarks import docs_commands, reproduce, reproduce_commands
 from walt_t5x.config import gin_config, usage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,9 +152,9 @@ def test_the_costs_of_the_readme_are_those_of_the_plans():
 def test_the_reproduction_page_is_up_to_date():
   plans = json.loads((ROOT / "benchmarks/plans.json").read_text(encoding="utf-8"))
   written = reproduce.page({plan["gin_file"]: plan for plan in plans})
-  assert reproduce.PAGE.read_text(encoding="utf-8") == written, "run python benchmarks/reproduce.py"
+  assert reproduce.PAGE.read_text(encoding="utf-8") == written, "run python -m benchmarks.reproduce"
   # Tables 1 to 5 of the paper, our rows of each.
-  counts = collections.Counter(row.table for row in reproduce.ROWS)
+  counts = collections.Counter(row.table for row in reproduce_commands.ROWS)
   assert counts == {
     "1": 3,
     "2": 1,

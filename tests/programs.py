@@ -88,6 +88,18 @@ def run(
   return start(module, *arguments, environment=environment, work=work).wait(timeout)
 
 
+def run_in_a_new_shell(*arguments: object) -> subprocess.CompletedProcess:
+  """Runs `python arguments` with a new interpreter and only those environment variables that a login sets."""
+  return subprocess.run(
+    [sys.executable, "-B", *map(str, arguments)],
+    cwd=ROOT,
+    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
 def _main(
   module: str, arguments: list[str], environment: dict[str, str], files: tuple[str, str], work: Path
 ) -> None:

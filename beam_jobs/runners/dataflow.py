@@ -53,6 +53,23 @@ def is_dataflow(options: Any) -> bool:
   return options.view_as(StandardOptions).runner.rpartition(".")[2] == "DataflowRunner"
 
 
+def interrupted(options: Any, pipeline: Any) -> str:
+  """What is true after Ctrl-C: the launcher has ended, and its job has not."""
+  values = options.get_all_options()
+  where = f"--region={values['region']} --project={values['project']}"
+  result = getattr(pipeline, "result", None)
+  if result is None:
+    return (
+      "interrupted while the job was sent to Dataflow; whether it runs there is shown by\n"
+      f"  gcloud dataflow jobs list {where} --status=active"
+    )
+  return (
+    f"interrupted; job {result.job_id()} continues on Dataflow. To cancel it:\n"
+    f"  gcloud dataflow jobs cancel {result.job_id()} {where}\n"
+    "Once it has ended, run the same command again: finished shards are kept, and the cache is completed."
+  )
+
+
 def problems(options: Any, paths: Mapping[str, str | None]) -> list[str]:
   """Flags that Dataflow would reject or that would fail on a worker; each line says what to set.
 

@@ -8,10 +8,11 @@ import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam_jobs.runners import local_worker, worker_deaths
+from beam_jobs.runners import dataflow, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
+from walt_t5x.config import waiting
 from walt_t5x.files import storage
 
 
@@ -26,12 +27,24 @@ def make_shards(
   # If the workers are threads of this process, rows are counted here, else in the sidecars.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
   mode = options.view_as(DirectOptions).direct_running_mode
-  poll, seconds = lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0), 20.0
-  if here and mode in ("in_memory", "multi_threading"):
-    poll, seconds = progress.ROWS, 5.0
-  with progress.reported(rows, poll, every_seconds=seconds), worker_deaths.end_with_workers():
+  threads = here and mode in ("in_memory", "multi_threading")
+
+  def on_disk() -> tuple[int, int]:
+    return ledger.rows_on_disk(job.output, job.task, job.replay), 0
+
+  pipeline = beam.Pipeline(options=options)
+
+  def interrupted() -> str:
+    if dataflow.is_dataflow(options):
+      return dataflow.interrupted(options, pipeline)
+    return worker_deaths.INTERRUPTED
+
+  with (
+    waiting.reporting(progress.line_of(rows, progress.ROWS if threads else on_disk)),
+    worker_deaths.end_with_workers(interrupted),
+  ):
     # Leaving the block waits for the job to finish.
-    with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
+    with local_worker.started_by_beam(), pipeline as root:
       add_steps(root, lines, job)
 
 

@@ -1,4 +1,4 @@
-"""Ends a job whose worker process died, or that Ctrl-C interrupts.
+"""Ends a job whose worker process died, and the launcher that Ctrl-C interrupts.
 
 Beam's local runner only logs the death of a worker (out of memory, SIGKILL) and waits for its answer indefinitely, in
 the launcher as well as in Beam's job service. A cluster's runner reassigns the work to another worker; here the
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 # EX_TEMPFAIL: the same command resumes the job.
@@ -29,11 +29,12 @@ class WorkerDied(RuntimeError):
 
 
 @contextlib.contextmanager
-def end_with_workers() -> Iterator[None]:
+def end_with_workers(interrupted: Callable[[], str]) -> Iterator[None]:
   """Inside the block, the process exits immediately: with `EXIT_CODE` when a worker dies, with 130 after Ctrl-C.
 
   Detects the death of local worker processes, of workers in a pool whose job service is this process
   (`--job_endpoint=embed`) or `beam_jobs.job_service`, and of workers that a job service reports as `WorkerDied`.
+  `interrupted()` is what Ctrl-C says.
   """
   before = threading.excepthook
 
@@ -44,7 +45,7 @@ def end_with_workers() -> Iterator[None]:
 
   threading.excepthook = hook
   try:
-    with notice_deaths(), _exit_on_interrupt():
+    with notice_deaths(), _exit_on_interrupt(interrupted):
       yield
   except Exception as error:
     # A job service reports it in the text of its error.
@@ -56,7 +57,7 @@ def end_with_workers() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _exit_on_interrupt() -> Iterator[None]:
+def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
   """Inside the block, Ctrl-C prints a line, kills the local workers and exits the process."""
   from apache_beam.runners.portability import local_job_service
 
@@ -68,7 +69,7 @@ def _exit_on_interrupt() -> Iterator[None]:
     return workers[-1]
 
   def leave(number: int, frame: Any) -> None:
-    print(f"\npreprocess: {INTERRUPTED}", file=sys.stderr, flush=True)
+    print(f"\npreprocess: {interrupted()}", file=sys.stderr, flush=True)
     # The threads of the workers raise when these are killed.
     threading.excepthook = lambda args: None
     for worker in workers:

@@ -1,12 +1,8 @@
 """Progress lines on stderr while a job runs: rows done, rate and remaining time."""
 
-import contextlib
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-
-_FIRST_SECONDS, _LAST_SECONDS = 3.0, 300.0
+from collections.abc import Callable
 
 
 class RowCounter:
@@ -31,38 +27,24 @@ class RowCounter:
 ROWS = RowCounter()
 
 
-@contextlib.contextmanager
-def reported(
-  total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]], *, every_seconds: float
-) -> Iterator[None]:
-  """Prints a line every few seconds inside the block, less often while nothing is done.
+def line_of(
+  total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]]
+) -> Callable[[], str]:
+  """A function that returns the line of a job which starts now.
 
   `poll` gives the rows done so far and those skipped among them; `total` is the number of all rows and whether it is
   exact, None if unknown.
   """
   started, before = time.monotonic(), poll()
-  ended = threading.Event()
 
-  def report() -> None:
-    pause, told = min(_FIRST_SECONDS, every_seconds), -1
-    while not ended.wait(pause):
-      done, skipped = (now - base for now, base in zip(poll(), before))
-      # Without progress, less and less often.
-      pause = min(2 * max(pause, every_seconds), _LAST_SECONDS) if done == told else every_seconds
-      told = done
-      rate = (done - skipped) / (time.monotonic() - started)
-      line = f"preprocess: {done} rows, {rate:.1f} rows/s"
-      if total is not None:
-        rows, exact = total
-        left = f"{max(0, rows - done) / rate:.0f} s left" if rate > 0 else "starting"
-        about = "" if exact else "about "
-        line = f"preprocess: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
-      print(line, file=sys.stderr, flush=True)
+  def line() -> str:
+    done, skipped = (now - base for now, base in zip(poll(), before))
+    rate = (done - skipped) / (time.monotonic() - started)
+    if total is None:
+      return f"preprocess: {done} rows, {rate:.1f} rows/s"
+    rows, exact = total
+    left = f"{max(0, rows - done) / rate:.0f} s left" if rate > 0 else "starting"
+    about = "" if exact else "about "
+    return f"preprocess: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
 
-  thread = threading.Thread(target=report, daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    ended.set()
-    thread.join()
+  return line

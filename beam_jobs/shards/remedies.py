@@ -5,7 +5,7 @@ _FILE = "fetch or encode these files again, or leave the rows out: they become d
 
 _REMEDIES = {
   "bad_captions": "captions are a text or a list of texts; map other columns with --column caption=COLUMN",
-  "bad_label": "labels are class numbers; for names, --column class=COLUMN with --class_names",
+  "bad_label": "labels are class numbers; for names add --column class=label --class_names=FILE, one name per line",
   "bad_split": "--split_name THEIRS=train or =validation",
   "bad_uri": "--column uri=COLUMN or --uri_template; rows without a file become dead letters",
   "bad_window": "start_seconds and end_seconds are seconds, the end after the start",

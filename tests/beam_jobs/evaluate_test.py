@@ -38,6 +38,28 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path):
   assert beam_evaluate.main([*flags, "--runer=x"]) == 2
 
 
+def test_workers_that_cannot_write_to_the_folder_of_the_scores_need_an_output(
+  tmp_path, monkeypatch, capsys
+):
+  """Samples of another program; the launcher's current folder is another one on the workers."""
+  writing.write_video(tmp_path / "media/a.mp4", np.zeros((5, 16, 16, 3), np.uint8), fps=8)
+  flags = ["--protocol=tokenizer", "--scores=psnr", "--frames=5", *_TWO_WORKERS[:1]]
+  flags += [f"--{name}={tmp_path / 'media'}" for name in ("samples", "reference")]
+  keep = evaluation_parts.keep_fold
+
+  def on_another_machine(keyed, folder):
+    assert folder.is_absolute()
+    keep(keyed, tmp_path / "elsewhere")
+
+  monkeypatch.chdir(tmp_path)
+  assert beam_evaluate.main(flags) == 0 and (tmp_path / "scores_tokenizer.json").is_file()
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.setattr(evaluation_parts, "keep_fold", on_another_machine)
+  assert beam_evaluate.main(flags) == 2
+  assert f"no worker wrote to {tmp_path}" in (told := capsys.readouterr().err)
+  assert "set --output=FOLDER/" in told
+
+
 def test_parts_merge_in_any_grouping():
   from tests.evaluation.scoring_test import _MeanColors, _videos
   from walt_t5x.evaluation.parts import PartStatistics

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from beam_jobs import preprocess, verify
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import ledger, settings
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
+from tests.beam_jobs.preprocess_test import records
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -104,6 +106,28 @@ def test_a_run_that_writes_nothing_fails_and_says_why(world, tmp_path):
   ):
     preprocess.run(world.argv(manifest, tmp_path / "out"))
   assert not (tmp_path / "out" / "toy_videos" / "COMPLETED").exists()
+
+
+def test_the_flags_that_class_names_in_a_label_column_need_are_printed(tmp_path):
+  rows = good_rows(tmp_path, videos=2, images=0)
+  names = [f"class {i}" for i in range(len(rows))]
+  rows = [row | {"label": name, "split": "train"} for row, name in zip(rows, names)]
+  argv = [
+    f"--manifest={write_manifest(tmp_path, rows)}",
+    f"--output={tmp_path / 'out'}",
+    "--task=t",
+  ]
+  argv += ["--content=pixels", "--resolutions=16x16", "--num_frames=9", "--decode_isolation=thread"]
+  with pytest.raises(ledger.LedgerError) as told:
+    preprocess.run(argv)
+  added = re.findall(r"--[a-z_]+[= ]\S+", str(told.value).replace(",", " "))
+  assert len(added) == 2
+  file = tmp_path / "names.txt"
+  file.write_text("\n".join(names))
+  added = " ".join(added).replace("FILE", str(file)).split()
+  assert preprocess.run([*argv, *added])["written"] == 2
+  found = records(tmp_path / "out")
+  assert sorted(record.label for record in found) == [0, 1]
 
 
 def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, capsys):

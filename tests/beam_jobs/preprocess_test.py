@@ -15,11 +15,12 @@ import pytest
 from beam_jobs import preprocess
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import encoders, ledger, make_shard, progress
-from beam_jobs.sources import spec
+from beam_jobs.sources import sampling, spec
 from data import provenance, schema, tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 from tests.data.captions import parse_caption
+from walt_t5x.config import waiting
 from walt_t5x.files import storage
 from walt_t5x.media import writing
 from walt_t5x.media.clips import ClipSpec
@@ -294,7 +295,7 @@ def test_latents_that_are_not_finite_are_dead_letters(world, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(("limit", "about"), [(100, ""), (10, "about ")])
-def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capsys, limit, about):
+def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capfd, limit, about):
   table = tmp_path / "rows.csv"
   table.write_text("uri,caption\n" + "".join(f"clip{i:03d}.mp4,a circle\n" for i in range(40)))
   monkeypatch.setattr(preprocess, "_LINES_TO_COUNT", limit)
@@ -303,10 +304,31 @@ def test_progress_shows_the_rows_of_a_table(tmp_path, monkeypatch, capsys, limit
   found = preprocess.expected_rows(spec.source_of(args, scores=()))
   rows, exact = found
   assert exact == (not about) and abs(rows - 40) <= (0 if exact else 4)
-  with progress.reported(found, lambda: (0, 0), every_seconds=0.05):
+  monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.05)
+  monkeypatch.setattr(waiting, "PACE", waiting.Pace())
+  with waiting.reporting(progress.line_of(found, lambda: (0, 0))):
     time.sleep(0.2)
-  (line, *_) = capsys.readouterr().err.splitlines()
+  (line,) = capfd.readouterr().err.splitlines()
   assert line == f"preprocess: 0/{about}{rows} rows, 0.0 rows/s, starting"
+
+
+def test_rows_are_not_counted_in_a_manifest_that_cannot_be_read(tmp_path, monkeypatch):
+  argv = ["--output=o", "--task=t", "--content=pixels", "--resolutions=16x16"]
+  manifest = write_manifest(tmp_path, [{"uri": "a.mp4"}])
+  args, _ = job_flags.parse([f"--manifest={manifest}", *argv], description=None)
+  source = spec.source_of(args, scores=())
+
+  def failing(error):
+    def part_lines(*_, **__):
+      raise error
+
+    monkeypatch.setattr(sampling, "part_lines", part_lines)
+    return preprocess.expected_rows(source)
+
+  assert preprocess.expected_rows(source) == (1, True)
+  assert failing(OSError(5, "Input/output error")) is None
+  with pytest.raises(ZeroDivisionError):  # A bug.
+    failing(ZeroDivisionError())
 
 
 def test_rows_on_disk_are_those_of_closed_shards(world, tmp_path):

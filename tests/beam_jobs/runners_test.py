@@ -12,6 +12,7 @@ import pytest
 from beam_jobs import preprocess
 from beam_jobs.runners import worker_deaths
 from benchmarks import beam_runners
+from tests import programs
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 
 
@@ -45,15 +46,10 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
 
 
 def test_a_job_on_two_processes_says_little(tmp_path):
+  """All of its lines come at the pace of `walt_t5x.config.waiting`: more rows or a slower machine add few."""
   manifest = write_manifest(tmp_path, good_rows(tmp_path, videos=2, images=0))
   argv = pixels(manifest, tmp_path / "cache", shards=1)
-  done = subprocess.run(
-    [sys.executable, "-B", "-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS],
-    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = programs.run_in_a_new_shell("-m", "beam_jobs.preprocess", *argv, *beam_runners.TWO_WORKERS)
   assert done.returncode == 0, done.stderr
   lines = done.stderr.splitlines()
   assert [line for line in lines if not line.startswith("preprocess: ")] == []
@@ -117,6 +113,46 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
   assert all(path.stat().st_ino == inode for path, inode in closed.items())
 
 
+ON_DATAFLOW = """
+import os, signal, sys, types
+import apache_beam as beam
+from beam_jobs import preprocess
+
+def interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
+
+def run(pipeline):
+  if sys.argv[1] == "sending":
+    interrupt()
+  return types.SimpleNamespace(job_id=lambda: "2026-11-29_01-23", wait_until_finish=interrupt)
+
+beam.Pipeline.run = run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(preprocess.main(sys.argv[2:]))
+"""
+
+
+def test_ctrl_c_says_that_a_job_continues_on_dataflow_and_how_to_cancel_it(tmp_path):
+  argv = pixels(write_manifest(tmp_path, []), tmp_path / "cache", shards=1)
+  argv += ["--runner=DataflowRunner", "--project=p-1", "--region=us-central1"]
+  started = {
+    moment: beam_runners.Process(
+      [sys.executable, "-c", ON_DATAFLOW, moment, *argv, "--temp_location=gs://bucket/temp"],
+      tmp_path / moment,
+    )
+    for moment in ("sending", "waiting")
+  }
+  told = {}
+  for moment, job in started.items():
+    assert job.wait(120) == 130, job.tail()
+    told[moment] = (tmp_path / moment).read_text().partition("\npreprocess: ")[2]
+  place = "--region=us-central1 --project=p-1"
+  assert f"gcloud dataflow jobs cancel 2026-11-29_01-23 {place}\n" in told["waiting"]
+  assert told["waiting"].startswith("interrupted; job 2026-11-29_01-23 continues on Dataflow.")
+  assert f"gcloud dataflow jobs list {place} --status=active\n" in told["sending"]
+  assert worker_deaths.INTERRUPTED not in "".join(told.values())
+
+
 @contextlib.contextmanager
 def _held_inside_a_shard(command, media, log):
   """The job while it reads a row: until the block ends, its media file is replaced by a pipe without a writer."""
@@ -155,7 +191,7 @@ from apache_beam.runners.portability import local_job_service
 from beam_jobs.runners import worker_deaths
 
 info = SimpleNamespace(provision_info=beam_provision_api_pb2.ProvisionInfo())
-with worker_deaths.end_with_workers():
+with worker_deaths.end_with_workers(str):
   for command in (b"exit 0", b"kill -9 $$"):
     worker = local_job_service.SubprocessSdkWorker(command, "", info)
     thread = threading.Thread(target=worker.run)

@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests import programs
-from walt_t5x.config import usage
+from walt_t5x.config import usage, waiting
 
 
 def test_quiet_imports_omit_only_the_libraries_announcements():
@@ -85,10 +87,33 @@ def test_ctrl_c_ends_a_program_with_one_line(tmp_path):
   assert "Traceback" in _ended(tmp_path, interrupt, "--debug").stderr
 
 
+def test_lines_come_at_a_pace_that_bounds_their_number(monkeypatch):
+  """A training adds four lines: its compilation, last step, evaluation and end; a slow machine does not add any."""
+  now = 0.0
+  monkeypatch.setattr(waiting, "time", types.SimpleNamespace(monotonic=lambda: now))
+  pace, times = waiting.Pace(), [0.0]
+  while now < 5 * 24 * 3600:
+    now += 1.0
+    if pace.take():
+      times.append(now)
+  gaps = np.diff(times)
+  assert times[1] == 3 and gaps[1:7].tolist() == [15.0] * 6
+  assert sum(t <= 150 for t in times[1:]) <= 8 and sum(t <= 300 for t in times[1:]) <= 9
+  # Later, it is not silent for long either.
+  assert gaps.max() <= 240 and (np.diff(gaps) >= 0).all()
+  # A line that is not held back counts.
+  now += gaps.max() - 1
+  pace.count()
+  now += gaps.max() - 1
+  assert not pace.take()
+  now += 1
+  assert pace.take()
+
+
 def test_a_long_wait_is_announced_and_a_short_one_is_not():
   code = (
     "import time; from walt_t5x.config import programs, waiting\n"
-    "waiting.FIRST_SECONDS, waiting.NEXT_SECONDS = 0.2, 0.2\n"
+    "waiting.FIRST_SECONDS, waiting.NEXT_SECONDS = 0.2, 0.5\n"
     "with waiting.waiting('toy', 'nothing'): pass\n"
     "with waiting.waiting('toy', 'other processes', enabled=False): time.sleep(0.4)\n"
     "with waiting.waiting('toy', 'compiling', expected=31), programs.quiet_imports():\n"

@@ -8,15 +8,15 @@ import pytest
 
 from data import schema, tasks, tfrecord
 from data.feature_converters import DenoiserFeatureConverter
-from tests.data.tasks_test import (
+from tests.data.toy_cache import (
   LENGTH,
   ROW,
   WIDTH,
-  _cache_dirs,
-  _provenance,
-  _record,
-  _rows,
-  _write_task,
+  cache_dirs,
+  rows_of,
+  toy_provenance,
+  toy_record,
+  write_task,
 )
 from tests.engine import runs
 from walt_t5x.engine import run_record
@@ -52,7 +52,7 @@ from walt_t5x.files.mismatch import Mismatch
   ],
 )
 def test_a_run_stops_at_examples_of_another_provenance(tmp_path, field, change):
-  kept = _provenance(["latents/3x4x4"])
+  kept = toy_provenance(["latents/3x4x4"])
   folder = tmp_path / "run"
   folder.mkdir()
   run_record.record(str(folder), json.loads(kept.to_json()))
@@ -75,16 +75,16 @@ def _path(field):
 
 
 def test_a_cache_of_another_schema_is_rejected_before_it_is_read(tmp_path):
-  records = [_record("video", i) for i in range(3)]
-  kept = _provenance(records[0].latents)
-  _write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
-  with _cache_dirs(str(tmp_path)):
+  records = [toy_record("video", i) for i in range(3)]
+  kept = toy_provenance(records[0].latents)
+  write_task(tmp_path / "toy_videos", records, dataclasses.replace(kept, schema_version=1))
+  with cache_dirs(str(tmp_path)):
     with pytest.raises(Mismatch, match=r"got 1, expected 3; preprocess the media again"):
       _ = tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW).walt_provenance
 
 
 def _write_shards(folder, records, kept, shards):
-  _write_task(folder, records, kept)
+  write_task(folder, records, kept)
   (folder / "train.tfrecord-00000-of-00001").unlink()
   for shard in range(shards):
     content = b"".join(tfrecord.frame(schema.encode(r)) for r in records[shard::shards])
@@ -97,15 +97,15 @@ def _write_shards(folder, records, kept, shards):
 def test_hosts_share_the_rows_by_file_and_lose_none(tmp_path, files, hosts):
   import seqio
 
-  records = [_record("video", i) for i in range(40)]
-  _write_shards(tmp_path / "toy_videos", records, _provenance(records[0].latents), files)
+  records = [toy_record("video", i) for i in range(40)]
+  _write_shards(tmp_path / "toy_videos", records, toy_provenance(records[0].latents), files)
   row = tasks.RowFormat(text_length=LENGTH, label=True)
-  with _cache_dirs(str(tmp_path)):
+  with cache_dirs(str(tmp_path)):
     seqio.utils._list_files_for_glob.cache_clear()
     seen = [
       [
         int(r["label"][0])
-        for r in _rows(
+        for r in rows_of(
           tasks.video_task(task="toy", latents="latents/3x4x4", row=row),
           shard_info=seqio.ShardInfo(index=host, num_shards=hosts),
         )
@@ -121,9 +121,9 @@ def test_hosts_share_the_rows_by_file_and_lose_none(tmp_path, files, hosts):
 @pytest.mark.parametrize("rates", [(1.0, 3.0), (2.0, 1.0), (0.7, 0.3)])
 def test_the_realized_rate_of_a_mixture_is_the_configured_one(tmp_path, rates):
   for modality, count in (("image", 12), ("video", 9)):
-    records = [_record(modality, i) for i in range(count)]
-    _write_task(tmp_path / f"toy_{modality}s", records, _provenance(records[0].latents))
-  with _cache_dirs(str(tmp_path)):
+    records = [toy_record(modality, i) for i in range(count)]
+    write_task(tmp_path / f"toy_{modality}s", records, toy_provenance(records[0].latents))
+  with cache_dirs(str(tmp_path)):
     mixture = tasks.image_video_mixture(
       task="toy",
       latents="latents/3x4x4",
@@ -155,9 +155,9 @@ def test_a_saved_position_resumes_with_the_same_examples(tmp_path):
   import tensorflow as tf
 
   for modality, count in (("image", 31), ("video", 45)):
-    records = [_captioned(_record(modality, i)) for i in range(count)]
-    _write_task(tmp_path / f"toy_{modality}s", records, _provenance(records[0].latents))
-  with _cache_dirs(str(tmp_path)):
+    records = [_captioned(toy_record(modality, i)) for i in range(count)]
+    write_task(tmp_path / f"toy_{modality}s", records, toy_provenance(records[0].latents))
+  with cache_dirs(str(tmp_path)):
     mixture = tasks.image_video_mixture(
       task="toy", latents="latents/3x4x4", row=ROW, shuffle_buffer_size=7
     )
@@ -199,13 +199,13 @@ def _captioned(record):
 
 
 def test_a_run_that_reads_text_rejects_a_cache_without_it(tmp_path):
-  records = [_record("video", i) for i in range(3)]
+  records = [toy_record("video", i) for i in range(3)]
   empty = {"text_encoder": {}, "null_ids": np.zeros(0, int), "null_embedding": np.zeros((0, 0))}
-  kept = dataclasses.replace(_provenance(records[0].latents), **empty)
-  _write_task(tmp_path / "toy_videos", records, kept)
+  kept = dataclasses.replace(toy_provenance(records[0].latents), **empty)
+  write_task(tmp_path / "toy_videos", records, kept)
   without = tasks.RowFormat(text_length=0, label=True)
-  with _cache_dirs(str(tmp_path)):
-    labels = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=without))
+  with cache_dirs(str(tmp_path)):
+    labels = rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=without))
     assert sorted(int(row["label"][0]) for row in labels) == [0, 1, 2]
     with pytest.raises(Mismatch, match=r"cache of 'toy_videos' has no text: set RowFormat\.text"):
-      _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+      rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))

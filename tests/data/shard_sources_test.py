@@ -8,14 +8,14 @@ import pytest
 import seqio
 
 from data import schema, shard_sources, tasks, tfrecord
-from tests.data.tasks_test import _cache_dirs, _provenance, _record, _rows, _write_task
+from tests.data.toy_cache import cache_dirs, rows_of, toy_provenance, toy_record, write_task
 
 
 def _clips_cache(folder, *, videos, clips, shards):
   """A cache of several clips per video; the label of a record is its video, its uri says which clip it is."""
   task = folder / "toy_videos"
-  records = [_record("video", i) for i in range(videos)]
-  _write_task(task, records, _provenance(records[0].latents))
+  records = [toy_record("video", i) for i in range(videos)]
+  write_task(task, records, toy_provenance(records[0].latents))
   (task / "train.tfrecord-00000-of-00001").unlink()
   for clip in range(clips):
     prefix = f"clip{clip:02d}." if clip else ""
@@ -37,11 +37,11 @@ def test_an_epoch_visits_each_video_once_per_pass(tmp_path, hosts, shuffle):
   row = tasks.RowFormat(text_length=0, label=True)
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
   assert len(list(tmp_path.glob("*/*.tfrecord-*"))) == 12
-  with _cache_dirs(str(tmp_path)):
+  with cache_dirs(str(tmp_path)):
     labels = [
       [
         int(row["label"][0])
-        for row in _rows(
+        for row in rows_of(
           task,
           shuffle=shuffle,
           num_epochs=epochs,
@@ -82,7 +82,7 @@ def test_hosts_share_every_pass_if_a_replay_added_a_file_to_one(tmp_path):
   first.write_bytes(b"")
   row = tasks.RowFormat(text_length=0, label=True)
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
-  with _cache_dirs(str(tmp_path)):
+  with cache_dirs(str(tmp_path)):
     hosts = [seqio.ShardInfo(index=i, num_shards=3) for i in range(3)]
-    found = [int(r["label"][0]) for host in hosts for r in _rows(task, shard_info=host)]
+    found = [int(r["label"][0]) for host in hosts for r in rows_of(task, shard_info=host)]
   assert sorted(found) == sorted([*range(20)] * 2)

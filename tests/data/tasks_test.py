@@ -1,138 +1,47 @@
-"""Tasks on a cache that is written here record by record and read back with SeqIO."""
+"""Tasks on a cache that is written record by record (`tests.data.toy_cache`) and read back with SeqIO."""
 
 import dataclasses
-import hashlib
 import json
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import seqio
 
-from data import batch_spec, cached_tasks, provenance, schema, shard_sources, tasks, tfrecord
+from data import batch_spec, cached_tasks, provenance, schema, shard_sources, tasks
 from data.feature_converters import DenoiserFeatureConverter, VaeFeatureConverter
+from tests.data.toy_cache import (
+  CHANNELS,
+  LENGTH,
+  MEAN,
+  ROW,
+  STD,
+  WIDTH,
+  cache_dirs,
+  model_rows_of,
+  record_id,
+  rows_of,
+  toy_provenance,
+  toy_record,
+  write_task,
+)
 from walt_t5x import engine
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.files.mismatch import Mismatch
-from walt_t5x.models.denoiser_inputs import from_batch, unpack_and_normalize
+from walt_t5x.models.denoiser_inputs import from_batch
 from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.input_shapes import input_shapes
-
-WIDTH, CHANNELS, LENGTH = 6, 2, 5
-MEAN, STD = [1.0, -2.0], [0.5, 3.0]
-ROW = tasks.RowFormat(text_length=LENGTH)
-
-
-def _record_id(modality, index):
-  return hashlib.sha256(f"{modality}{index}".encode()).hexdigest()
-
-
-def _record(modality, index):
-  rng = np.random.default_rng([index, modality == "image"])
-  t = 1 if modality == "image" else 3
-  arrays = {
-    schema.latents_field(t, size, size): rng.normal(MEAN, STD, (t, size, size, CHANNELS))
-    for size in (4, 8)
-  }
-  tokens = 1 + index % LENGTH
-  return schema.Record(
-    id=_record_id(modality, index),
-    uri=f"{index}",
-    modality=modality,
-    label=index,
-    latents=arrays,
-    captions=[f"caption {index}"],
-    caption_weights=[1.0],
-    text_ids=[np.arange(tokens)],
-    text_embedding=[np.full((tokens, WIDTH), index + 1.0)],
-  )
-
-
-def _write_task(folder, records, kept):
-  folder.mkdir(parents=True)
-  fields = sorted({name for record in records for name in (*record.latents, *record.pixels)})
-  (folder / "train.tfrecord-00000-of-00001").write_bytes(
-    b"".join(tfrecord.frame(schema.encode(record)) for record in records)
-  )
-  info = {"num_shards": 1, "features": schema.seqio_features(fields), "seqio_version": "0.0.20"}
-  (folder / "info.train.json").write_text(json.dumps(info))
-  (folder / "stats.train.json").write_text(json.dumps({"examples": len(records)}))
-  (folder / provenance.FILE_NAME).write_text(kept.to_json())
-  (folder / "COMPLETED").write_text("")
-
-
-def _provenance(fields, *, vae="v"):
-  statistics = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=STD)
-  return provenance.Provenance(
-    vae={"fingerprint": vae},
-    text_encoder={"fingerprint": "t", "embedding_dim": WIDTH},
-    fps=8.0,
-    num_frames=9,
-    latents=dict.fromkeys(fields, statistics),
-    null_ids=np.array([1]),
-    null_embedding=np.full((1, WIDTH), 0.5),
-  )
-
-
-@pytest.fixture
-def cache(tmp_path):
-  for modality, count in (("image", 30), ("video", 40)):
-    records = [_record(modality, i) for i in range(count)]
-    kept = _provenance(records[0].latents)
-    _write_task(tmp_path / f"toy_{modality}s", records, kept)
-  cached_tasks.handle.cache_clear()
-  with _cache_dirs(str(tmp_path)):
-    yield tmp_path
-
-
-class _cache_dirs:
-  """The SeqIO cache folders of one test."""
-
-  def __init__(self, *folders):
-    self._folders = list(folders)
-
-  def __enter__(self):
-    self._before = list(seqio.get_global_cache_dirs())
-    seqio.set_global_cache_dirs(self._folders)
-
-  def __exit__(self, *_):
-    seqio.set_global_cache_dirs(self._before)
-    cached_tasks.handle.cache_clear()
-
-
-def _rows(task, **kwargs):
-  options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
-  options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
-  return list(task.get_dataset(**(options | kwargs)).as_numpy_iterator())
-
-
-def _model_rows(task, **kwargs):
-  """Examples as the model uses them: through the feature converter, then `unpack_and_normalize`."""
-  options = {"split": "train", "use_cached": True, "shuffle": False, "num_epochs": 1, "seed": 0}
-  options |= {"sequence_length": None, "trim_output_features": False, "try_in_mem_cache": False}
-  ds = task.get_dataset(**(options | kwargs))
-  lengths = {name: (*spec.shape, 1)[0] for name, spec in ds.element_spec.items()}
-  converter = DenoiserFeatureConverter(
-    text_dim=WIDTH if "text" in lengths else 0,
-    label="label" in lengths,
-    low_resolution="low_resolution" in lengths,
-  )
-  (batch,) = converter(ds, lengths).batch(1000).as_numpy_iterator()
-  batch = unpack_and_normalize(batch, task.walt_constants.moments)
-  batch = {name: np.asarray(value) for name, value in batch.items()}
-  return [{name: value[i] for name, value in batch.items()} for i in range(len(batch["latents"]))]
 
 
 def test_a_video_row_is_the_record_normalized_with_its_caption_in_slot_0(cache):
   row_format = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True)
   task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row_format)
   np.testing.assert_allclose(task.walt_constants.null_text, 0.5)
-  rows = _model_rows(task)
+  rows = model_rows_of(task)
   assert len(rows) == 40
   by_label = {int(row["label"][0]): row for row in rows}
   for index, row in by_label.items():
-    raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
+    raw = schema.decode(schema.encode(toy_record("video", index))).latents["latents/3x4x4"]
     expected = (raw.astype(np.float32) - MEAN) / STD
     np.testing.assert_allclose(row["latents"], expected, rtol=1e-6)
     tokens = 1 + index % LENGTH
@@ -145,7 +54,7 @@ def test_a_video_row_is_the_record_normalized_with_its_caption_in_slot_0(cache):
 
 
 def test_latents_come_out_with_mean_0_and_deviation_1(cache):
-  rows = _model_rows(tasks.video_task(task="toy", latents="latents/3x8x8", row=ROW))
+  rows = model_rows_of(tasks.video_task(task="toy", latents="latents/3x8x8", row=ROW))
   values = np.stack([row["latents"] for row in rows]).astype(np.float64)
   np.testing.assert_allclose(values.mean((0, 1, 2, 3)), 0, atol=0.03)
   np.testing.assert_allclose(values.std((0, 1, 2, 3)), 1, atol=0.03)
@@ -153,9 +62,9 @@ def test_latents_come_out_with_mean_0_and_deviation_1(cache):
 
 def test_latents_stay_as_they_were_written_on_request_and_two_slots_are_two(cache):
   kept = tasks.RowFormat(text_length=LENGTH, text_slots=2, label=True, normalize_latents=False)
-  for row in _model_rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=kept)):
+  for row in model_rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=kept)):
     index = int(row["label"][0])
-    raw = schema.decode(schema.encode(_record("video", index))).latents["latents/3x4x4"]
+    raw = schema.decode(schema.encode(toy_record("video", index))).latents["latents/3x4x4"]
     np.testing.assert_array_equal(row["latents"], raw.astype(np.float32))
     assert list(row["label"]) == [index, -1] and row["text"].shape[0] == 2
 
@@ -164,9 +73,11 @@ def test_latents_stay_as_they_were_written_on_request_and_two_slots_are_two(cach
 def test_a_channel_that_never_changes_cannot_be_normalized(cache, std):
   kept = provenance.LatentStatistics(channels=CHANNELS, mean=MEAN, std=[0.5, std])
   file = cache / "toy_videos" / provenance.FILE_NAME
-  file.write_text(dataclasses.replace(_provenance([]), latents={"latents/3x4x4": kept}).to_json())
+  file.write_text(
+    dataclasses.replace(toy_provenance([]), latents={"latents/3x4x4": kept}).to_json()
+  )
   with pytest.raises(Mismatch, match="a channel of standard deviation 0"):
-    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+    rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
 @pytest.mark.parametrize("low_resolution", [None, "latents/3x8x8"])
@@ -218,7 +129,7 @@ def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):
   task = tasks.image_task(
     task="toy", latents="latents/3x8x8", low_resolution="latents/3x4x4", row=row_format
   )
-  rows = _model_rows(task)
+  rows = model_rows_of(task)
   assert len(rows) == 10
   seen = []
   for row in rows:
@@ -226,7 +137,7 @@ def test_an_image_row_stacks_as_many_images_as_a_video_has_latent_frames(cache):
     assert row["low_resolution"].shape == (3, 4, 4, 2)
     for slot, index in enumerate(row["label"]):
       seen.append(int(index))
-      raw = _record("image", int(index)).latents["latents/1x8x8"][0]
+      raw = toy_record("image", int(index)).latents["latents/1x8x8"][0]
       np.testing.assert_allclose(row["latents"][slot], (raw - MEAN) / STD, atol=0.05)
       np.testing.assert_allclose(
         row["text"][slot, : 1 + index % LENGTH].astype(np.float32), index + 1.0, rtol=0.01
@@ -293,7 +204,7 @@ def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present
   alone = {"video": tasks.video_task, "image": tasks.image_task}[present](
     task="toy", latents="latents/3x4x4", row=dataclasses.replace(ROW, text_slots=3)
   )
-  got, want = _rows(mixture), _rows(alone)
+  got, want = rows_of(mixture), rows_of(alone)
   assert len(got) == len(want) == {"video": 40, "image": 10}[present]
   for row, other in zip(got, want, strict=True):
     assert row.keys() == other.keys() and row["is_image"] == (present == "image")
@@ -302,7 +213,7 @@ def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present
   assert mixture.walt_rates == {present: 1.0} and mixture.walt_provenance == alone.walt_provenance
   moments = mixture.walt_constants.moments["latents"]
   np.testing.assert_array_equal(moments, alone.walt_constants.moments["latents"])
-  _rows(mixture)
+  rows_of(mixture)
   line = f"Mixture 'toy_mixture': no cache of toy_{absent}s; only toy_{present}s is read."
   assert [record.getMessage() for record in caplog.records].count(line) == 1
   missing = cached_tasks.handle(f"toy_{absent}s")
@@ -312,7 +223,7 @@ def test_a_mixture_reads_the_only_kind_that_the_cache_has(cache, caplog, present
 
 def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):
   file = cache / "toy_images" / provenance.FILE_NAME
-  file.write_text(_provenance(["latents/1x4x4"], vae="other").to_json())
+  file.write_text(toy_provenance(["latents/1x4x4"], vae="other").to_json())
   mixture = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=ROW)
   with pytest.raises(Mismatch, match=r"vae differs.*other"):
     _ = mixture.walt_provenance
@@ -320,22 +231,22 @@ def test_a_mixture_of_two_tokenizers_is_rejected_with_both_fingerprints(cache):
 
 def test_denied_records_are_read_by_no_task_and_no_mixture(cache, tmp_path):
   gone = {3, 17, 39}
-  listed = [_record_id(m, i) for m in ("video", "image") for i in gone]
+  listed = [record_id(m, i) for m in ("video", "image") for i in gone]
   path = tmp_path / "deny.txt"
   path.write_text("# taken down on request\n\n" + "\n".join([*listed, "0" * 64]) + "\n")
   row = tasks.RowFormat(text_length=LENGTH, text_slots=3, label=True, deny_list=str(path))
-  videos = _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+  videos = rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
   assert {int(r["label"][0]) for r in videos} == set(range(40)) - gone
-  images = _rows(tasks.image_task(task="toy", latents="latents/3x4x4", row=row))
+  images = rows_of(tasks.image_task(task="toy", latents="latents/3x4x4", row=row))
   seen = [int(label) for r in images for label in r["label"]]
   # 28 images are left, and a stack that is not full is dropped.
   assert len(seen) == len(set(seen)) == 27 and not gone & set(seen)
   path.write_text("video3\n")
   with pytest.raises(ValueError, match=r"deny\.txt:1: got 'video3', expected a record id"):
-    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+    rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
   path.unlink()
   with pytest.raises(FileNotFoundError, match=r"RowFormat\.deny_list: no file at"):
-    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
+    rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=row))
 
 
 def test_a_cache_without_one_of_its_shards_is_rejected(cache):
@@ -346,7 +257,7 @@ def test_a_cache_without_one_of_its_shards_is_rejected(cache):
   shard = cache / "toy_videos" / "train.tfrecord-00000-of-00001"
   shard.rename(shard.with_name("train.tfrecord-00000-of-00002"))
   with pytest.raises(FileNotFoundError, match=r"no train\.tfrecord-00001-of-00002: 1 of the 2"):
-    _rows(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
+    rows_of(tasks.video_task(task="toy", latents="latents/3x4x4", row=ROW))
 
 
 def test_an_empty_split_is_not_evaluated(cache, caplog):
@@ -388,14 +299,14 @@ def test_class_conditional_rows_have_labels_and_no_text(cache):
   task = tasks.video_task(
     task="toy", latents="latents/3x4x4", low_resolution="latents/3x8x8", row=row
   )
-  (first, *rest) = _rows(task)
+  (first, *rest) = rows_of(task)
   assert set(first) == {"latents", "low_resolution", "label", "is_image"}
   assert sorted(int(r["label"][0]) for r in (first, *rest)) == list(range(40))
 
 
 def test_errors_name_the_available_fields(cache):
   with pytest.raises(Mismatch, match="latents/3x4x4"):
-    _rows(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
+    rows_of(tasks.video_task(task="toy", latents="latents/5x4x4", row=ROW))
   with pytest.raises(FileNotFoundError, match="run `beam_jobs"):
     _ = tasks.video_task(task="absent", latents="latents/3x4x4", row=ROW).walt_provenance
   with pytest.raises(ValueError, match="text_slots=1"):
@@ -442,12 +353,12 @@ def _pixel_records(clips: list[dict[str, np.ndarray]]) -> list[schema.Record]:
 def test_a_pixel_task_gives_the_frames(tmp_path):
   frames = np.random.default_rng(0).integers(0, 256, (4, 5, 8, 8, 3)).astype(np.uint8)
   kept = provenance.Provenance(fps=8.0, num_frames=5)
-  _write_task(
+  write_task(
     tmp_path / "toy_videos", _pixel_records([{"pixels/5x8x8": clip} for clip in frames]), kept
   )
-  with _cache_dirs(str(tmp_path)):
+  with cache_dirs(str(tmp_path)):
     task = tasks.pixel_task(task="toy", pixels="pixels/5x8x8")
-    np.testing.assert_array_equal([row["video"] for row in _rows(task)], frames)
+    np.testing.assert_array_equal([row["video"] for row in rows_of(task)], frames)
     ds = task.get_dataset(
       sequence_length=None, split="train", use_cached=True, try_in_mem_cache=False
     )
@@ -462,7 +373,7 @@ def test_a_pixel_task_also_gives_a_random_crop_of_each_larger_clip(tmp_path):
   clips = [rng.integers(0, 256, (6, 5, size, size, 3)).astype(np.uint8) for size in sizes]
   names = [f"pixels/5x{size}x{size}" for size in sizes]
   records = _pixel_records([dict(zip(names, row)) for row in zip(*clips)])
-  _write_task(tmp_path / "toy_videos", records, provenance.Provenance(fps=8.0, num_frames=5))
+  write_task(tmp_path / "toy_videos", records, provenance.Provenance(fps=8.0, num_frames=5))
 
   def offsets(seed: int) -> list[tuple[int, int]]:
     ds = task.get_dataset(
@@ -479,15 +390,15 @@ def test_a_pixel_task_also_gives_a_random_crop_of_each_larger_clip(tmp_path):
       found.append(tuple(int(i) for i in np.argwhere(same)[0]))
     return found
 
-  with _cache_dirs(str(tmp_path)):
+  with cache_dirs(str(tmp_path)):
     task = tasks.pixel_task(task="toy", pixels=names[0], crops_of=names[1:])
     first, again, other = offsets(1), offsets(1), offsets(2)
     with pytest.raises(
       Mismatch, match=r"has \['pixels/5x16x16', 'pixels/5x24x24', .*\], not 'pixels/5x32x32': set"
     ):
-      _rows(tasks.pixel_task(task="toy", pixels=names[0], crops_of=["pixels/5x32x32"]))
+      rows_of(tasks.pixel_task(task="toy", pixels=names[0], crops_of=["pixels/5x32x32"]))
     # Without the clips themselves, of a size that the cache does not have.
-    alone = _rows(
+    alone = rows_of(
       tasks.pixel_task(task="toy", pixels="pixels/3x4x4", crops_of=names, crops_only=True)
     )
     assert len(alone) == 3 * len(clips[0]) and {row["video"].shape for row in alone} == {
@@ -521,58 +432,3 @@ def test_batches_equal_the_examples_that_the_converter_gives_one_by_one(cache):
         np.testing.assert_array_equal(value[index], rows[12 * number + index][name])
   with pytest.raises(ValueError, match="'text': examples have length 3"):
     converter.batches(ds, lengths | {"text": 1}, batch_size=12)
-
-
-def _trained_run(folder, cache, **changes):
-  """The folder of a run on data with other statistics; `changes` are of its provenance."""
-  made = _provenance(_record("video", 0).latents)
-  moved = provenance.LatentStatistics(channels=CHANNELS, mean=[3.0, 4.0], std=[2.0, 5.0])
-  trained = dataclasses.replace(made, latents={"latents/3x4x4": moved}, **changes)
-  folder.mkdir()
-  (folder / provenance.FILE_NAME).write_text(trained.to_json())
-  return folder, moved
-
-
-@pytest.mark.parametrize("place", ["", "checkpoint_7"])
-def test_a_fine_tuned_run_keeps_the_statistics_of_its_run(place, cache, tmp_path):
-  folder, moved = _trained_run(tmp_path / "run", cache)
-  row = dataclasses.replace(ROW, statistics_of=str(folder / place))
-  task = tasks.video_task(
-    task="toy", latents="latents/3x4x4", low_resolution="latents/3x8x8", row=row
-  )
-  np.testing.assert_array_equal(task.walt_constants.moments["latents"], [moved.mean, moved.std])
-  # A field that the run was not trained on keeps those of the cache.
-  np.testing.assert_array_equal(task.walt_constants.moments["low_resolution"], [MEAN, STD])
-  # What the new run records is what it was trained with: sampling and other stages read it.
-  recorded = provenance.Provenance.from_json(json.dumps(task.walt_provenance))
-  assert recorded.latents["latents/3x4x4"] == moved
-  # A cache of images has no field of videos, which the run makes all the same.
-  images = tasks.image_task(
-    task="toy", latents="latents/3x4x4", row=dataclasses.replace(row, text_slots=3)
-  )
-  assert "latents/3x4x4" not in provenance.read_provenance(str(cache / "toy_images")).latents
-  assert images.provenance().latents["latents/3x4x4"] == moved
-  mixed = tasks.image_video_mixture(task="toy", latents="latents/3x4x4", row=row)
-  np.testing.assert_array_equal(mixed.walt_constants.moments["latents"], [moved.mean, moved.std])
-
-
-@pytest.mark.parametrize(
-  ("changes", "named"),
-  [
-    ({"vae": {"fingerprint": "other", "checkpoint": "runs/vae"}}, "tokenizer v, .*other.*runs/vae"),
-    (
-      {"text_encoder": {"fingerprint": "u", "embedding_dim": WIDTH, "folder": "t5"}},
-      "text encoder t, .* u: .*t5",
-    ),
-    ({"posterior": "sample"}, "posterior's mean, .*sample"),
-  ],
-)
-def test_fine_tuning_on_data_of_other_encoders_is_refused(changes, named, cache, tmp_path):
-  folder, _ = _trained_run(tmp_path / "run", cache, **changes)
-  row = dataclasses.replace(ROW, statistics_of=str(folder))
-  task = tasks.video_task(task="toy", latents="latents/3x4x4", row=row)
-  with pytest.raises(Mismatch, match=named):
-    task.walt_constants  # noqa: B018 - it reads
-  with pytest.raises(FileNotFoundError, match="expected the folder of a training run"):
-    row = dataclasses.replace(ROW, statistics_of=str(tmp_path / "none"))
-    tasks.video_task(task="toy", latents="latents/3x4x4", row=row).provenance()

@@ -8,7 +8,7 @@ import pytest
 import seqio
 
 from data import cached_tasks, provenance, schema
-from tests.data.tasks_test import _write_task
+from tests.data.toy_cache import write_task
 from tests.engine import runs
 from tests.engine.launcher_test import launch  # noqa: F401 - a fixture
 from walt_t5x import engine
@@ -49,7 +49,7 @@ def _write_cache(folder, kept):
       )
       for index in range(12)
     ]
-    _write_task(folder / f"shapes_{modality}s", records, kept)
+    write_task(folder / f"shapes_{modality}s", records, kept)
   return folder
 
 

@@ -111,19 +111,28 @@ run_settings.RunSettings.watchdog_seconds = 4.0
 """
 
 
+SLOW_CHECKPOINTS = """
+import runpy, sys
+from orbax.checkpoint import checkpoint_manager
+checkpoint_manager._WAIT_FOR_PREV_SAVE_WARNING_THRESHOLD_SECS = -1.0
+sys.argv[0] = "walt_t5x.train"
+runpy.run_module("walt_t5x.train", run_name="__main__", alter_sys=True)
+"""
+
+
 def test_a_run_says_little_and_libraries_only_warn(tmp_path):
-  command = [sys.executable, "-B", "-m", "walt_t5x.train", TOY, "--gin.TRAIN_STEPS=60"]
-  done = subprocess.run(
-    [*command, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.train_script.train.eval_period=60"],
-    env={name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  """Checkpoints say nothing and progress has a pace (`config.waiting`): the number of steps adds no line."""
+  arguments = [TOY, "--gin.TRAIN_STEPS=60", "--gin.SAVE_PERIOD=10", f'--gin.MODEL_DIR="{tmp_path}"']
+  arguments += ["--gin.train_script.train.eval_period=60"]
+  done = programs.run_in_a_new_shell("-c", SLOW_CHECKPOINTS, *arguments)
   assert done.returncode == 0, done.stderr
   lines = done.stderr.splitlines()
   assert len(lines) <= 12 and lines[-1].endswith("Trained steps 0 to 60."), done.stderr
+  assert checkpoints.complete_steps(tmp_path)[-1] == 60
   assert any(line.startswith("step 60/60") for line in lines)
+  others = [line for line in lines if not line.startswith(("I", "step ", "train: "))]
+  # The toy task has no cache.
+  assert [line for line in others if "uncached FunctionDataset" not in line] == []
   logged = re.findall(r"^I\d{4} .* (\w+\.py):\d+\]", done.stderr, re.MULTILINE)
   ours = {file.name for file in (programs.ROOT / "walt_t5x").rglob("*.py")}
   assert logged and set(logged) <= ours

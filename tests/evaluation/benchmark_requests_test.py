@@ -123,20 +123,19 @@ def test_videos_without_a_clip_are_left_out_and_named(tmp_path, capsys):
     benchmark_requests.main([*arguments, "--count=4", f"--output={tmp_path / 'none'}"])
 
 
-def test_references_that_end_before_a_clip_does_are_left_out_and_named(ucf, tmp_path, capsys):
+def test_references_that_are_too_short_or_slow_are_left_out_and_named(ucf, tmp_path, capsys):
   # 16 frames at 8 fps are shown until 1.875 s.
   for name, count in (("B/short.avi", 46), ("B/long.avi", 48)):
     writing.write_video(ucf / name, np.zeros((count, 16, 16, 3), np.uint8), fps=25)
+  writing.write_video(ucf / "B/slow.avi", np.zeros((50, 16, 16, 3), np.uint8), fps=5)
   (ucf / "B/html.avi").write_text("<html>")
   arguments = ["--protocol=ucf101_zero_shot", f"--media={ucf}", "--count=4"]
   benchmark_requests.main([*arguments, f"--output={tmp_path / 'out'}"])
   printed = capsys.readouterr()
   result = json.loads(printed.out)
-  assert (result["reference_files"], result["left_out"], result["count"]) == (5, 2, 4)
-  assert (
-    "B/short.avi: it ends at 1.84 s, a clip of ucf101_zero_shot needs more than 1.875 s"
-    in printed.err
-  )
+  assert (result["reference_files"], result["left_out"], result["count"]) == (5, 3, 4)
+  assert "B/slow.avi: got 5 fps, expected at least 8" in printed.err
+  assert "B/short.avi: 15 frames at 8 fps, expected 16" in printed.err
   assert "left out " + str(ucf / "B/html.avi") in printed.err
   # Every reference can be scored.
   media = clip_sources.find_media(result["reference"])

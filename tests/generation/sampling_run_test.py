@@ -137,6 +137,9 @@ def test_a_command_without_a_folder_finds_its_own_again(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   found = [run_identity.begin_free("samples", {"seed": seed}) for seed in (0, 1, 0, 2, 1)]
   assert list(map(str, found)) == ["samples", "samples_2", "samples", "samples_3", "samples_2"]
+  # It was killed after its first sample.
+  Path("samples/00000.json").write_text("{}")
+  assert run_identity.begin_free("samples", {"seed": 0}) == Path("samples")
 
 
 def test_a_start_without_a_sample_does_not_bind_the_corrected_command(tmp_path, monkeypatch):

@@ -39,6 +39,28 @@ def test_round_trip(suffix, limit, tmp_path):
   assert sorted(p.name for p in path.parent.iterdir()) == [path.name]
 
 
+@pytest.mark.parametrize("fps", [8, 12.5, 24, 30])
+def test_a_gif_keeps_equal_frames_and_its_duration(fps, tmp_path):
+  """Pillow as the reader, and FFmpeg as ours."""
+  moving = writing.clip_to_uint8(_clip(4))
+  frames = moving[[0, 0, 0, 1, 2, 2, 3, 3]]
+  path = writing.write_video(tmp_path / "clip.gif", frames, fps=fps)
+  with Image.open(path) as image:
+    assert image.n_frames == len(frames) and image.info["loop"] == 0
+    shown, milliseconds = [], []
+    for index in range(image.n_frames):
+      image.seek(index)
+      shown.append(np.asarray(image.convert("RGB"), np.float32))
+      milliseconds.append(image.info["duration"])
+  # Times are in hundredths of a second.
+  assert np.abs(np.array(milliseconds) - 1000 / fps).max() < 10
+  assert sum(milliseconds) == pytest.approx(1000 * len(frames) / fps, abs=10)
+  assert np.abs(np.stack(shown) - frames).mean() < 12
+  clip = reading.read_video(path)
+  assert len(clip.frames) == len(frames)
+  np.testing.assert_array_equal(clip.frames, np.stack(shown))
+
+
 @pytest.mark.parametrize("color", [(230, 40, 40), (40, 200, 60), (50, 80, 235), (128, 128, 128)])
 @pytest.mark.parametrize("suffix", [".mp4", ".webm", ".avi"])
 def test_flat_colors_are_preserved(suffix, color):

@@ -12,12 +12,14 @@ from typing import Any
 
 from walt_t5x.config import usage
 from walt_t5x.config.gin_config import LOCATION, GinError
-from walt_t5x.config.waiting import redirected
+from walt_t5x.config.waiting import PACE, redirected
 
 _PACKAGES = ("walt_t5x", "data", "beam_jobs")
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _USER_ERRORS = (ValueError, OSError, ImportError)
 _SHOWN_LINES = 3
+# Beginnings of libraries' warnings that say nothing new: waits are announced, and metrics have their seconds.
+_MEANINGLESS = ("Waiting for previous save to complete took",)
 
 
 def parser(module: str, doc: str | None, **options: Any) -> usage.Parser:
@@ -116,14 +118,20 @@ def quiet_imports() -> Iterator[None]:
 
 
 def quiet_logs() -> None:
-  """Omits information that libraries log; their warnings are kept, and what our code and T5X log."""
+  """Omits information that libraries log, and warnings without meaning; what our code and T5X log is kept."""
   from absl import logging
   from absl.logging import converter
 
   def shown(record: Any) -> bool:
     t5x = getattr(sys.modules.get("t5x"), "__path__", ["/"])[0]
     of_t5x = len(t5x) > 1 and record.pathname.startswith(t5x)
-    return record.levelno > converter.STANDARD_INFO or _is_ours(record.pathname) or of_t5x
+    warns = record.levelno > converter.STANDARD_INFO
+    if warns and record.getMessage().startswith(_MEANINGLESS):
+      return False
+    kept = warns or _is_ours(record.pathname) or of_t5x
+    if kept:
+      PACE.count()
+    return kept
 
   logging.get_absl_handler().addFilter(shown)
 

@@ -1,23 +1,78 @@
-"""A line on stderr for a wait that takes long, whatever the log level."""
+"""Lines on stderr about waits and progress, whatever the log level, at a pace that all of them share."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-FIRST_SECONDS = 3.0
-NEXT_SECONDS = 60.0
+FIRST_SECONDS, NEXT_SECONDS = 3.0, 15.0
+STEADY_LINES, DOUBLINGS = 7, 4
 # Where the lines go; another one while stderr is redirected.
 _DESCRIPTORS = [2]
+
+
+class Pace:
+  """When a process that has said nothing for a while says what it does.
+
+  The first line is due after `FIRST_SECONDS`. The next ones are due when nothing was written for `NEXT_SECONDS`; after
+  `STEADY_LINES` lines that time doubles with each line, up to `DOUBLINGS` times. However slow the machine is, these are
+  at most 7 lines in 93 seconds and 10 in five minutes. Lines that are not held back, such as results, count too.
+  """
+
+  def __init__(self):
+    self._lines, self._last = 0, time.monotonic()
+    self._lock = threading.Lock()
+
+  def left(self) -> float:
+    """Seconds until a line is due; 0 or less if it is."""
+    doublings = min(max(0, self._lines - STEADY_LINES + 1), DOUBLINGS)
+    pause = NEXT_SECONDS * 2**doublings if self._lines else FIRST_SECONDS
+    return self._last + pause - time.monotonic()
+
+  def take(self) -> bool:
+    """Whether a line is due; the caller then writes it."""
+    with self._lock:
+      due = self.left() <= 0
+      if due:
+        self.count()
+      return due
+
+  def count(self) -> None:
+    """Counts a line that is written now."""
+    self._lines, self._last = self._lines + 1, time.monotonic()
+
+
+PACE = Pace()
+
+
+@contextlib.contextmanager
+def reporting(line: Callable[[], str]) -> Iterator[None]:
+  """Writes `line()` whenever a line is due, once the block has run for `FIRST_SECONDS`."""
+  ended = threading.Event()
+
+  def report() -> None:
+    pause = FIRST_SECONDS
+    while not ended.wait(max(pause, PACE.left())):
+      pause = 0.0
+      if PACE.take():
+        _write_line(line())
+
+  thread = threading.Thread(target=report, name="reporting", daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
 
 
 @contextlib.contextmanager
 def waiting(
   program: str, what: str, *, expected: float | None = None, enabled: bool = True
 ) -> Iterator[None]:
-  """Says what a program does if the block takes longer than `FIRST_SECONDS`, and again, less and less often.
+  """Says what a program does if the block takes longer than `FIRST_SECONDS`, and again; see `Pace`.
 
   Args:
     program: its name.
@@ -25,29 +80,19 @@ def waiting(
     expected: seconds that it took the last time, if known.
     enabled: False says nothing: for all processes of a run but one.
   """
-  ended, started = threading.Event(), time.monotonic()
+  started = time.monotonic()
+  last_time = "" if expected is None else f", {expected:.0f} s the last time"
 
-  def report() -> None:
-    last_time = "" if expected is None else f", {expected:.0f} s the last time"
-    so_far, pause = "", FIRST_SECONDS
-    while not ended.wait(pause):
-      if pause > FIRST_SECONDS:
-        so_far = f", {time.monotonic() - started:.0f} s so far"
-      write_line(f"{program}: {what}{so_far}{last_time}")
-      pause = max(NEXT_SECONDS, min(2 * pause, 600.0))
+  def line() -> str:
+    seconds = time.monotonic() - started
+    so_far = f", {seconds:.0f} s so far" if seconds > NEXT_SECONDS else ""
+    return f"{program}: {what}{so_far}{last_time}"
 
-  thread = threading.Thread(target=report, name="waiting", daemon=True)
-  if enabled:
-    thread.start()
-  try:
+  with reporting(line) if enabled else contextlib.nullcontext():
     yield
-  finally:
-    ended.set()
-    if enabled:
-      thread.join()
 
 
-def write_line(line: str) -> None:
+def _write_line(line: str) -> None:
   """Writes a line to stderr, above a progress bar if there is one."""
   tqdm = sys.modules.get("tqdm")
   if tqdm is not None and sys.stderr.isatty():

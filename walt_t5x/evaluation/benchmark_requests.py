@@ -113,31 +113,13 @@ def class_prompts(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
 def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> Rows:
   """Writes the first 5 of 16 frames at a random position of each video, iterating over the videos.
 
-  A video that cannot be read, is shorter or slower is left out, of the references too, and named on stderr. A clip that
-  already exists is kept, so that the command resumes after an interruption.
-
-  Raises:
-    ValueError: no video is left.
+  A clip that already exists is kept, so that the command resumes after an interruption.
   """
   from tqdm import tqdm
 
-  from walt_t5x.media import decoding, reading, writing
+  from walt_t5x.media import decoding, writing
 
-  frames_of: dict[Path, list[int]] = {}
-  found = [(files, file) for files in videos.values() for file in files]
-  for files, file in tqdm(found, unit="video", file=sys.stderr, disable=None):
-    try:
-      kept = reading.resampled(reading.frame_times(file), args.fps)
-      if len(kept) < _CLIP_FRAMES:
-        raise ValueError(f"{len(kept)} frames at {args.fps:g} fps, expected {_CLIP_FRAMES}")
-      frames_of[file] = kept
-    except ValueError as error:
-      print(f"benchmark_requests: left out {file}: {error}", file=sys.stderr)
-      files.remove(file)
-  if not frames_of:
-    raise ValueError(
-      f"--media={args.media}: no video has {_CLIP_FRAMES} frames at {args.fps:g} fps"
-    )
+  frames_of = leave_out_short(videos, frames=_CLIP_FRAMES, fps=args.fps)
   folder = args.output / "given"
   folder.mkdir(parents=True, exist_ok=True)
   sources = tuple(frames_of)
@@ -157,8 +139,8 @@ def conditioning_clips(args: argparse.Namespace, videos: Videos, count: int) -> 
   bar.close()
 
 
-def leave_out_short(videos: Videos, protocol: protocols.Protocol) -> None:
-  """Removes videos that end before a clip of the protocol does, as far as they state it, and names them on stderr.
+def leave_out_short(videos: Videos, *, frames: int, fps: float) -> dict[Path, list[int]]:
+  """The numbers of each video's frames at this rate; removes and names on stderr those that are too short or slow.
 
   Raises:
     ValueError: no video is left.
@@ -167,25 +149,20 @@ def leave_out_short(videos: Videos, protocol: protocols.Protocol) -> None:
 
   from walt_t5x.media import reading
 
-  if protocol.fps is None:
-    return
-  # The last frame of a clip is shown then.
-  needed = (protocol.frames - 1) / protocol.fps
+  frames_of: dict[Path, list[int]] = {}
   found = [(files, file) for files in videos.values() for file in files]
   for files, file in tqdm(found, unit="video", file=sys.stderr, disable=None):
     try:
-      with reading.open_video(file) as video:
-        short = video.seconds is not None and video.seconds <= needed
-        said = (
-          f"it ends at {video.seconds} s, a clip of {protocol.name} needs more than {needed:g} s"
-        )
+      kept = reading.resampled(reading.frame_times(file), fps)
+      if len(kept) < frames:
+        raise ValueError(f"{len(kept)} frames at {fps:g} fps, expected {frames}")
+      frames_of[file] = kept
     except (ValueError, OSError) as error:
-      short, said = True, str(error)
-    if short:
-      print(f"benchmark_requests: left out {file}: {said}", file=sys.stderr)
+      print(f"benchmark_requests: left out {file}: {error}", file=sys.stderr)
       files.remove(file)
-  if found and not any(videos.values()):
-    raise ValueError(f"--media: no video is longer than {needed:g} s, as {protocol.name} needs")
+  if not frames_of:
+    raise ValueError(f"--media: no video has {frames} frames at {fps:g} fps")
+  return frames_of
 
 
 PROTOCOLS = {
@@ -211,9 +188,9 @@ def write(args: argparse.Namespace) -> dict[str, Any]:
   videos = class_videos(args.media, args.list) if args.media else {}
   found = sum(map(len, videos.values()))
   rows = PROTOCOLS[args.protocol](args, videos, count)
-  if PROTOCOLS[args.protocol] is not conditioning_clips:
+  if videos and protocol.fps and PROTOCOLS[args.protocol] is not conditioning_clips:
     # After the labels and prompts, which are those of all videos.
-    leave_out_short(videos, protocol)
+    leave_out_short(videos, frames=protocol.frames, fps=protocol.fps)
   requests, reference = args.output / "requests.jsonl", args.output / "reference.jsonl"
   storage.write(requests, "".join(json.dumps(row) + "\n" for row in rows))
   result: dict[str, Any] = {"requests": str(requests), "count": count}

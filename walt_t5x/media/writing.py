@@ -1,8 +1,9 @@
-"""Writes clips and pictures, atomically: videos through PyAV, gif and animated webp through Pillow, lossless files.
+"""Writes clips and pictures, atomically: videos and gif through PyAV, animated webp through Pillow, lossless files.
 
-Videos are written as BT.601 limited range and tagged so in the stream, so that players which read
-the tags and decoders which ignore them agree on the colors. Encoders run on one thread and muxers
-in bit-exact mode (no random identifiers, no library version): the same frames give the same bytes.
+Videos are written as BT.601 limited range and tagged so in the stream, so that players which read the tags and
+decoders which ignore them agree on the colors. FFmpeg keeps the equal neighbors of a gif, which Pillow would merge.
+Encoders run on one thread and muxers in bit-exact mode (no random identifiers, no library version): the same frames
+give the same bytes.
 
 Lossless files are FFV1 in Matroska. H.264 with 4:2:0 chroma is unsuitable for measurements: its loss would be
 attributed to the tokenizer.
@@ -37,12 +38,9 @@ _ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
   ".mp4": ("libx264", {"preset": "veryfast", "bf": "0"} | X264_INSTRUCTIONS),
   ".webm": ("libvpx-vp9", {"b": "0", "deadline": "realtime", "cpu-used": "6", "row-mt": "0"}),
   ".avi": ("mpeg4", {"bf": "0"}),
+  ".gif": ("gif", {}),
 }
-_ANIMATIONS: dict[str, dict[str, Any]] = {
-  ".gif": {"format": "GIF", "optimize": False, "disposal": 1},
-  ".webp": {"format": "WEBP", "quality": 90, "method": 3, "minimize_size": False},
-}
-VIDEO_SUFFIXES, ANIMATION_SUFFIXES = tuple(_ENCODERS), tuple(_ANIMATIONS)
+VIDEO_SUFFIXES, ANIMATION_SUFFIXES = tuple(_ENCODERS), (".webp",)
 LOSSLESS_SUFFIX = ".mkv"
 
 
@@ -60,7 +58,7 @@ def write_video(
   Args:
     path: ends in .mp4 (H.264), .webm (VP9), .avi (MPEG-4), .gif or .webp.
     frames: [T, H, W, 3], float in [0, 1] or uint8. Odd sizes are padded by one pixel if the codec requires it.
-    fps: frames per second.
+    fps: frames per second. Readers show a gif of more than 50 at another rate, since its times are in 1/100 s.
     crf: constant rate factor of H.264, 0 (lossless) to 51; about the same for VP9. Ignored by gif and webp.
     scale: integer factor by which pixels are repeated.
 
@@ -74,9 +72,10 @@ def write_video(
   with storage.writer(path) as stream:
     if suffix in VIDEO_SUFFIXES:
       # By name: ffmpeg reopens an mp4 to move its index to the front.
-      _mux(stream.name, _pad_to_even(frames), suffix=suffix, rate=rate, crf=crf)
+      frames = frames if suffix == ".gif" else _pad_to_even(frames)
+      _mux(stream.name, frames, suffix=suffix, rate=rate, crf=crf)
     elif suffix in ANIMATION_SUFFIXES:
-      stream.write(_animation(frames, suffix=suffix, fps=fps))
+      stream.write(_webp(frames, fps=fps))
     else:
       raise ValueError(
         f"Cannot write a video as {suffix!r} ({path}); "
@@ -108,35 +107,64 @@ def _mux(path: str, frames: np.ndarray, *, suffix: str, rate: Fraction, crf: int
   if suffix == ".avi":
     # MPEG-4 part 2 has a quantizer from 1 to 31 instead of a rate factor.
     settings = settings | dict.fromkeys(("qmin", "qmax"), str(min(31, max(1, crf // 5))))
-  else:
+  elif suffix != ".gif":
     settings = settings | {"crf": str(crf)}
   with av.open(path, mode="w", format=suffix[1:], options=options) as container:
     stream: Any = container.add_stream(encoder, rate=rate, options=settings)
     stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = "yuv420p"
     context = stream.codec_context
     context.thread_count = 1
-    context.bit_rate = 0
-    context.colorspace = context.color_primaries = context.color_trc = _BT601
-    context.color_range = _LIMITED_RANGE
+    if suffix == ".gif":
+      stream.pix_fmt, to_frame = "pal8", _with_palette
+    else:
+      stream.pix_fmt, to_frame = "yuv420p", _with_chroma
+      context.bit_rate = 0
+      context.colorspace = context.color_primaries = context.color_trc = _BT601
+      context.color_range = _LIMITED_RANGE
     for image in frames:
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-      frame = frame.reformat(
-        format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="AREA"
-      )
-      container.mux(stream.encode(frame))
+      container.mux(stream.encode(to_frame(image)))
     container.mux(stream.encode(None))
 
 
-def _animation(frames: np.ndarray, *, suffix: str, fps: float) -> bytes:
+def _with_chroma(image: np.ndarray) -> Any:
+  """Frame of an RGB image with 4:2:0 chroma."""
+  import av
+
+  frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+  return frame.reformat(
+    format="yuv420p", dst_colorspace="ITU601", dst_color_range="MPEG", interpolation="AREA"
+  )
+
+
+def _with_palette(image: np.ndarray) -> Any:
+  """Frame of an RGB image with the 256 colors that suit it best."""
+  import av
+  from PIL import Image
+
+  indexed = Image.fromarray(image).convert("P", palette=Image.Palette.ADAPTIVE)
+  colors = np.array(indexed.getpalette("RGB"), np.uint8).reshape(-1, 3)
+  opaque = np.full((256, 4), 255, np.uint8)
+  opaque[: len(colors), 1:] = colors
+  with_palette: Any = np.asarray(indexed), opaque
+  return av.VideoFrame.from_ndarray(with_palette, format="pal8")
+
+
+def _webp(frames: np.ndarray, *, fps: float) -> bytes:
   from PIL import Image
 
   images = [Image.fromarray(frame) for frame in frames]
-  # A single frame must not be saved as an animation: Pillow would drop the duration and some
-  # viewers reject it.
-  options = {"save_all": True, "append_images": images[1:], "loop": 0} | _ANIMATIONS[suffix]
   buffer = io.BytesIO()
-  images[0].save(buffer, duration=round(1000 / fps), **options)
+  images[0].save(
+    buffer,
+    format="WEBP",
+    save_all=True,
+    append_images=images[1:],
+    loop=0,
+    duration=round(1000 / fps),
+    quality=90,
+    method=3,
+    minimize_size=False,
+  )
   return buffer.getvalue()
 
 

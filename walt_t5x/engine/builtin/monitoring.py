@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from walt_t5x.config.waiting import waiting
+from walt_t5x.config.waiting import PACE, waiting
 from walt_t5x.files import storage
 
 PHASES = (
@@ -113,9 +113,6 @@ class Profiler:
         storage.delete(self._request)
 
 
-_LINE_SECONDS = 10.0  # Between two plain lines of progress, at least.
-
-
 class Progress:
   """Shows step, rate, remaining time and `note`, the newest metric, if enabled. Never accesses the device."""
 
@@ -132,7 +129,7 @@ class Progress:
 
   def begin(self) -> None:
     """The first step starts now."""
-    self._start = self._last_line = time.monotonic()
+    self._start = time.monotonic()
 
   def update(self, step: int) -> None:
     """Reports that the run is at `step`."""
@@ -142,10 +139,9 @@ class Progress:
       self._bar.set_postfix_str(self.note, refresh=False)
       self._bar.update(step - self._bar.n)
       return
-    now = time.monotonic()
-    if now - self._last_line >= _LINE_SECONDS or step == self._total:
-      self._last_line, self._shown = now, step
-      rate = (step - self._first) / max(now - self._start, 1e-9)
+    if PACE.take() or step == self._total:
+      self._shown = step
+      rate = (step - self._first) / max(time.monotonic() - self._start, 1e-9)
       left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
       line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"
       print(line.rstrip(), file=sys.stderr, flush=True)

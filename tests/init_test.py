@@ -189,13 +189,14 @@ def test_a_project_from_nothing_trains_what_is_published(name, corpora, tmp_path
   assert latents.vae_checkpoint == str(project / "vae") and latents.validation_percent > 0
 
   # The networks and the batches are those of the included files, but for the number of classes.
-  recipe, given = RECIPES[name], ["MODEL_DIR = '/run'"]
-  own, published = _bound(project / "base.gin"), _bound(recipe.base, *given)
+  given = ["MODEL_DIR = '/run'"]
+  files = ("tiny/vae", "tiny/base") if name == "tiny" else (f"vae_{name}", f"walt_l_{name}")
+  own, published = _bound(project / "base.gin"), _bound(f"gin/{files[1]}.gin", *given)
   classes = own.model["model"]["module"].pop("num_classes")
   assert classes == (3 if published.model["model"]["module"].pop("num_classes") else 0)
   assert own.model == published.model
   perceptual = [] if name == "tiny" else ["PERCEPTUAL_WEIGHTS = None"]
-  tokenizer = _bound(project / "vae.gin"), _bound(recipe.tokenizer, *given, *perceptual)
+  tokenizer = _bound(project / "vae.gin"), _bound(f"gin/{files[0]}.gin", *given, *perceptual)
   assert tokenizer[0].model == tokenizer[1].model
   rows = {"imagenet": "images", "tiny": "mixture"}.get(name, "videos")
   assert own.dataset.name == f"corpus_{rows}"
@@ -203,6 +204,13 @@ def test_a_project_from_nothing_trains_what_is_published(name, corpora, tmp_path
   assert tokenizer[0].dataset.walt_features == tokenizer[1].dataset.walt_features
   if name != "t2v":  # The published run mixes images with the videos.
     assert own.dataset.walt_features == published.dataset.walt_features
+
+  # The tokenizer reads only what its cache has.
+  files = [str(project / "vae.gin")]
+  values = gin_text.check(files, [], [gin_text.FOLDER], complete=True).values
+  read = {values["", "pixel_task", "pixels"], *values.get(("", "pixel_task", "crops_of"), ())}
+  (height, width), *_ = pixels.resolutions
+  assert read == {f"pixels/{pixels.num_frames}x{height}x{width}"}
 
   # The commands read files of the project, or what an earlier command writes.
   commands = [line.strip() for line in readme.splitlines() if line.startswith("    python")]
@@ -263,6 +271,8 @@ def test_data_that_do_not_fit_a_model_are_named(corpora, tmp_path, capsys):
     ([flat, "--like=ucf101", "--fps=8"], ["without any", "class folders", "--class_names"]),
     ([flat, "--like=tiny"], ["without any", "--column=caption=COLUMN"]),
     ([videos, "--like=t2v", f"--text_encoder={narrow}"], ["width 64", "expected 2048", "xl"]),
+    ([videos, "--like=tiny", "--perceptual_weights=none"], ["has no effect"]),
+    ([videos, "--like=k600", "--perceptual_weights=none"], ["no file at"]),
     ([videos, "--like=t2v", "--text_encoder=none"], ["--text_encoder", "import_encoder"]),
   ]
   for argv, named in cases:
@@ -277,6 +287,7 @@ def test_data_that_do_not_fit_a_model_are_named(corpora, tmp_path, capsys):
     (["--like=t2v"], "import_encoder --source"),
     (["--like=k600", f"--text_encoder={own / 'text'}"], "reads no text"),
     (["--from=run", "--fps=8"], "only with --like"),
+    (["--from=run", "--train_steps=0"], "more than 0"),
     (["--like=ucf10"], "did you mean --like=ucf101"),
   ]
   capsys.readouterr()

@@ -62,6 +62,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   add("--perceptual_weights", help="with --like: ResNet-50 for the tokenizer's loss (docs/vae.md)")
   add("--fps", type=float, help="with --like: frame rate of a clip (that of the model)")
   args = parser.parse_args(argv)
+  for name in ("train_steps", "fps"):
+    value = getattr(args, name)
+    if value is not None and value <= 0:
+      parser.error(f"--{name}={value:g}: expected more than 0")
   given = [name for name in _OF_LIKE if getattr(args, name) is not None]
   if args.run and given:
     parser.error(f"--{given[0]} has an effect only with --like: the run of --from has its own")

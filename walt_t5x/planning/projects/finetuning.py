@@ -82,7 +82,8 @@ class Finetuning:
     }
 
   def _gin(self, data: ProjectData, output: Path) -> str:
-    steps, record = self.steps or _STEPS, self.record
+    record = self.record
+    steps = _STEPS if self.steps is None else self.steps
     imports, blocks, model = model_gin.bindings(run_record.read_model(self.run)["model"])
     task = project_files.latents_task(
       data,

@@ -29,8 +29,8 @@ class Training:
     perceptual_weights: weights of the tokenizer's perceptual term; None trains without it.
 
   Raises:
-    FileNotFoundError: the text encoder does not exist.
-    ValueError: it has another width.
+    FileNotFoundError: the text encoder or the weights do not exist.
+    ValueError: the text encoder has another width, or the weights would have no effect.
   """
 
   name: str
@@ -40,6 +40,13 @@ class Training:
   perceptual_weights: str | None = None
 
   def __post_init__(self):
+    weights = self.perceptual_weights
+    if weights and not self.recipe.perceptual:
+      raise ValueError(
+        f"--perceptual_weights has no effect with --like={self.name}, whose tokenizer has no perceptual term: remove it"
+      )
+    if weights and not storage.exists(weights):
+      raise FileNotFoundError(f"--perceptual_weights: no file at {weights}")
     if not self.text_encoder:
       return
     file = storage.join(self.text_encoder, "config.json")

@@ -268,6 +268,7 @@ def test_data_that_do_not_fit_a_model_are_named(corpora, tmp_path, capsys):
     ([images, "--like=ucf101"], ["got 3 images", "expected videos", "imagenet"]),
     ([videos, "--like=imagenet"], ["got 3 videos", "expected images"]),
     ([flat, "--like=k600"], ["got videos of 8", "at least 18.75", "--fps=8"]),
+    ([flat, "--like=k600", "--fps=6"], ["clips of 2.83 s", "got videos of 2.5", "--fps=7"]),
     ([flat, "--like=ucf101", "--fps=8"], ["without any", "class folders", "--class_names"]),
     ([flat, "--like=tiny"], ["without any", "--column=caption=COLUMN"]),
     ([videos, "--like=t2v", f"--text_encoder={narrow}"], ["width 64", "expected 2048", "xl"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,20 @@ class Training:
 
   def _explain(self, data: ProjectData) -> None:
     """Raises ValueError about videos, none of which can be used."""
-    rates, rate = data.found["media"]["fps"], self.fps or self.recipe.fps
-    if rate and "low_frame_rate" in {fault["reason"] for fault in data.found["faults"]}:
+    start, media = f"--like={self.name}", data.found["media"]
+    rate, rates, seconds = self.fps or self.recipe.fps, media["fps"], media["seconds"]
+    reasons = {fault["reason"] for fault in data.found["faults"]}
+    if rate and "low_frame_rate" in reasons:
       raise ValueError(
-        f"--like={self.name} reads {rate:g} frames per second: got videos of {rates['min']:g} to {rates['max']:g}, "
-        f"expected at least {0.75 * rate:g}; set --fps={rates['min']:g}"
+        f"{start} reads {rate:g} frames per second: got videos of {rates['min']:g} to {rates['max']:g}, expected at "
+        f"least {0.75 * rate:g}; set --fps={rates['min']:g}"
+      )
+    if rate and "too_short" in reasons:
+      frames, *_ = self.recipe.shape
+      higher = math.ceil(frames / seconds["max"])
+      raise ValueError(
+        f"{start} reads clips of {frames / rate:.3g} s, which are {frames} frames at {rate:g} per second: got videos "
+        f"of {seconds['min']:.3g} to {seconds['max']:.3g} s; set longer ones, or --fps={higher}"
       )
     raise ValueError(f"none of the videos can be used: {UNUSABLE}")
 

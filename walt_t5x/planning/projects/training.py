@@ -119,12 +119,12 @@ class Training:
     start, media = f"--like={self.name}", data.found["media"]
     rate, rates, seconds = self.fps or self.recipe.fps, media["fps"], media["seconds"]
     reasons = {fault["reason"] for fault in data.found["faults"]}
-    if rate and "low_frame_rate" in reasons:
+    if rate and rates and "low_frame_rate" in reasons:
       raise ValueError(
         f"{start} reads {rate:g} frames per second: got videos of {rates['min']:g} to {rates['max']:g}, expected at "
         f"least {0.75 * rate:g}; set --fps={rates['min']:g}"
       )
-    if rate and "too_short" in reasons:
+    if rate and seconds and "too_short" in reasons:
       frames, *_ = self.recipe.shape
       higher = math.ceil(frames / seconds["max"])
       raise ValueError(

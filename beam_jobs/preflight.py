@@ -14,7 +14,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from beam_jobs.filters import row_filters
@@ -40,8 +40,14 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   return result
 
 
-def look(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def look(
+  argv: Sequence[str] | None = None, *, on_row: Callable[[Any], None] | None = None
+) -> dict[str, Any]:
   """Prints the report; returns its contents.
+
+  Args:
+    argv: flags.
+    on_row: called with each row that a job would load, a `sources.rows.Row`.
 
   Raises:
     FileNotFoundError: a file that a flag names does not exist.
@@ -60,7 +66,7 @@ def look(argv: Sequence[str] | None = None) -> dict[str, Any]:
   scan = Scan(source, limit=args.scan_rows, seed=args.seed, examples=args.examples)
   faults = trial.Faults(examples=args.examples)
   counts = findings.RowCounts(source.columns.class_names)
-  first, chance, everything = _read(scan, job, faults, counts, args)
+  first, chance, everything = _read(scan, job, faults, counts, args, on_row)
   tried = _tried(first + chance, job, faults, args)
   rows, exact = scan.total()
   # The first rows of a manifest are often alike: what a job would do follows from the rows by chance.
@@ -114,7 +120,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read(
-  scan: Any, job: Any, faults: Any, counts: Any, args: argparse.Namespace
+  scan: Any,
+  job: Any,
+  faults: Any,
+  counts: Any,
+  args: argparse.Namespace,
+  on_row: Callable[[Any], None] | None,
 ) -> tuple[list, list, bool]:
   """Parses the lines, and draws rows: (the first ones, others by chance, whether these are all)."""
   from tqdm import tqdm
@@ -133,6 +144,8 @@ def _read(
     counts.add(row, clips=plan.clips_of(row, job), admitted=isinstance(admitted, Row))
     if isinstance(admitted, Row):
       draw.offer(admitted)
+      if on_row:
+        on_row(admitted)
     else:
       faults.add(row.uri, admitted, of="rows")
   for reason, names in zip(_NAMES, (scan.hidden, scan.other, scan.unlisted), strict=True):

@@ -37,7 +37,13 @@ ALLOWED = {
     "walt_t5x/engine",
     "data",
   ),
-  "walt_t5x/planning": ("walt_t5x/config", "walt_t5x/engine", "walt_t5x/models", "data"),
+  "walt_t5x/planning": (
+    "walt_t5x/files",
+    "walt_t5x/config",
+    "walt_t5x/engine",
+    "walt_t5x/models",
+    "data",
+  ),
   "beam_jobs/sources": ("walt_t5x/files", "walt_t5x/media", "data"),
   "beam_jobs/filters": ("walt_t5x/media", "beam_jobs/sources"),
   "beam_jobs/shards": (
@@ -98,6 +104,7 @@ ALLOWED = {
 LIBRARIES = ("vae", "denoiser", "diffusion", "text", "metrics")
 HEAVY = ("seqio", "tensorflow", "apache_beam", "t5x", "gin")
 PROGRAMS = (
+  "walt_t5x.init",
   "walt_t5x.train",
   "walt_t5x.generate",
   "walt_t5x.demo",

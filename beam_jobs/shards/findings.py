@@ -56,6 +56,7 @@ class RowCounts:
       "classes": {
         "with_rows": len(labels),
         "named": len(self._classes),
+        "labels": 1 + max(labels, default=-1),
         "rows_per_class": summary_of(self._labels.values()),
         "first": [self._classes[label][1] for label in labels[:3] if label < len(self._classes)],
       },
@@ -65,11 +66,15 @@ class RowCounts:
 
 
 def media_of(tried: Sequence[Outcome]) -> dict[str, Any]:
-  """Counts of containers, codecs, sizes and rates, and ranges of durations and bytes, as the files state them."""
+  """Counts of containers, codecs, sizes and rates, and ranges of durations and bytes, as the files state them.
+
+  "examples" has a file of each modality of which a job would write rows.
+  """
   facts = [one.facts for one in tried if one.facts]
   videos = [one.facts for one in tried if one.facts and one.row.modality == "video"]
   return {
     "opened": len(facts),
+    "examples": {one.row.modality: one.row.path for one in reversed(tried) if not one.failure},
     "containers": counted(facts, lambda fact: fact.container),
     "codecs": counted(facts, lambda fact: fact.codec),
     "pixel_formats": counted(facts, lambda fact: fact.pixel_format),

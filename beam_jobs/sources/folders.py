@@ -53,6 +53,11 @@ def class_folders(root: str) -> list[tuple[str, str]]:
   return sorted(found)
 
 
+def class_names(root: str) -> list[str]:
+  """Names of the class folders below a root, in the order of the labels."""
+  return sorted({name for _, name in class_folders(root) if name})
+
+
 def parts(root: str) -> list[tuple[str, str]]:
   """`class_folders`, and folders at their level and above, whose media become bad rows."""
   found = set(class_folders(root))

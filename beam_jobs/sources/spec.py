@@ -273,9 +273,7 @@ def _columns(args: argparse.Namespace, kind: str, scores: tuple[str, ...]) -> Co
 def _class_names(args: argparse.Namespace, kind: str, columns: Columns) -> tuple:
   if args.class_names:
     return parse_class_names(_text("class_names", args.class_names))
-  names: set[str] = set()
-  if kind == "folder":
-    names = {name for _, name in folders.class_folders(args.manifest) if name}
+  names = set(folders.class_names(args.manifest)) if kind == "folder" else set()
   if kind == "kinetics":
     for path in files(args.manifest):
       names.update(tables.csv_values(path, columns.by_field["class"]))

@@ -40,7 +40,9 @@ def test_a_report_states_what_was_seen_and_what_a_job_would_do(manifest, tmp_pat
   found = _run(manifest, f"--vocabulary={tmp_path / 'spiece.model'}", "--max_text_length=3")
   assert found["splits"] == {"train": 60} and found["modalities"] == {"video": 20, "image": 40}
   assert found["classes"]["with_rows"] == 2 and found["repeated_uris"] == 60 - 4
+  assert found["classes"]["labels"] == 2
   seen = found["media"]
+  assert seen["examples"] == {"video": str(tmp_path / "a.mp4"), "image": str(tmp_path / "a.png")}
   assert seen["containers"] == {"PNG": 20, "mov,mp4,m4a,3gp,3g2,mj2": 17}
   assert seen["codecs"] == {"PNG": 20, "h264": 17} and seen["rates"] == {"12": 17}
   assert seen["sizes"] == {"40x32": 20, "48x80": 17}

@@ -82,6 +82,15 @@ def test_what_is_written_is_read_listed_and_deleted(folder):
   assert not storage.exists(path) and storage.names(folder) == ["a.txt"]
 
 
+def test_a_path_is_the_same_from_any_folder(tmp_path, monkeypatch):
+  (tmp_path / "file").write_bytes(b"content")
+  monkeypatch.chdir(tmp_path)
+  path = storage.absolute("folder/../file")
+  monkeypatch.chdir("/")
+  assert storage.read(path) == b"content"
+  assert storage.absolute("gs://bucket/file") == "gs://bucket/file"
+
+
 def test_a_part_of_a_file_is_read(folder):
   path = storage.join(folder, "a")
   storage.write(path, b"0123456789\nlast")

@@ -47,7 +47,7 @@ class GinError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Macro:
+class Macro:
   """A macro where a value uses it."""
 
   name: str
@@ -167,7 +167,7 @@ class Text:
     """The value of a binding if it is a number, True or False, maybe of a macro."""
     value = self.values.get(key)
     for _ in self.values:  # As many macros, at most, refer to each other.
-      if isinstance(value, _Macro):
+      if isinstance(value, Macro):
         value = self.values.get(("", value.name, ""))
     return value if isinstance(value, int | float) else None
 
@@ -192,7 +192,7 @@ class Text:
     scope, macro, parameter = key
     if not parameter:
       used = set(self.macros())
-      if macro in used or self.values.get(key) == _Macro(_REQUIRED):
+      if macro in used or self.values.get(key) == Macro(_REQUIRED):
         return
       if macro in OLD_MACROS:
         raise GinError(f"--gin.{macro}: {macro_hint(macro)}")
@@ -215,11 +215,11 @@ class Text:
 
   def macros(self) -> list[str]:
     """The macros in use."""
-    return [leaf.name for leaf in self._leaves(_Macro) if leaf.name != _REQUIRED]
+    return [leaf.name for leaf in self._leaves(Macro) if leaf.name != _REQUIRED]
 
   def required(self) -> list[str]:
     """The bindings without a value: set to %gin.REQUIRED, or macros in use that nothing sets."""
-    unset = [self.names[key] for key, value in self.values.items() if value == _Macro(_REQUIRED)]
+    unset = [self.names[key] for key, value in self.values.items() if value == Macro(_REQUIRED)]
     return list(
       dict.fromkeys([*unset, *(m for m in self.macros() if ("", m, "") not in self.values)])
     )
@@ -287,8 +287,8 @@ def _statements(text: str) -> Iterator[Any]:
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> _Reference:
       return _Reference(scoped_configurable_name)
 
-    def macro(self, macro_name: str) -> _Macro:
-      return _Macro(macro_name)
+    def macro(self, macro_name: str) -> Macro:
+      return Macro(macro_name)
 
   yield from config_parser.ConfigParser(text, Names())
 

@@ -57,6 +57,11 @@ def parent(path: str) -> str:
   return head or ("/" if separator else ".")
 
 
+def absolute(path: PathLike) -> str:
+  """A path that is the same from any folder; an address stays as it is."""
+  return os.path.abspath(path) if is_local(path) else os.fspath(path)
+
+
 def run_folder(path: PathLike) -> str:
   """Folder of a training run, given that folder or a `checkpoint_<step>` in it."""
   folder = os.fspath(path).rstrip("/")

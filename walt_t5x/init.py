@@ -118,9 +118,10 @@ def _kind(args: argparse.Namespace) -> Any:
       text_encoder=args.text_encoder and storage.absolute(args.text_encoder),
       perceptual_weights=weights and storage.absolute(weights),
     )
-  shipped = args.run in presets.shipped()
-  place = str(presets.SHIPPED / args.run / "base") if shipped else args.run
-  return finetuning.Finetuning.of_run(place, steps=args.train_steps)
+  run = f"{args.run}/base" if args.run in presets.shipped() else args.run
+  return finetuning.Finetuning.of_run(
+    presets.place(run), steps=args.train_steps, name_of=presets.named
+  )
 
 
 def _look(args: argparse.Namespace, kind: Any, output: Path) -> Any:

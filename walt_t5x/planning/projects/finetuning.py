@@ -1,6 +1,7 @@
 """A project that fine-tunes a run, whose records say which sizes, tokenizer and text encoder the data needs."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,16 +25,20 @@ class Finetuning:
   Attributes:
     run: the run, with its complete path.
     steps: steps of the training; None for the default.
+    name_of: path of a run -> how commands name it.
   """
 
   run: str
   steps: int | None
   record: ModelRecord
   provenance: Provenance
+  name_of: Callable[[str], str] = str
   makes_encoder: ClassVar[bool] = False
 
   @classmethod
-  def of_run(cls, run: str, *, steps: int | None) -> "Finetuning":
+  def of_run(
+    cls, run: str, *, steps: int | None, name_of: Callable[[str], str] = str
+  ) -> "Finetuning":
     """The project that starts from a run.
 
     Raises:
@@ -44,7 +49,13 @@ class Finetuning:
     if record.latents is None:
       raise ValueError(f"--from={run} trained a tokenizer: set it to the run of a base stage")
     provenance = read_provenance(storage.run_folder(run))
-    return cls(run=storage.absolute(run), steps=steps, record=record, provenance=provenance)
+    return cls(
+      run=storage.absolute(run),
+      steps=steps,
+      record=record,
+      provenance=provenance,
+      name_of=name_of,
+    )
 
   def settings(self, output: Path) -> dict[str, Any]:
     """The flags of preprocessing that the run determines."""
@@ -140,7 +151,7 @@ class Finetuning:
 
   def commands(self, data: ProjectData, output: Path) -> list[str]:
     """The next commands."""
-    runs = [output / "base", *self._stages_above()]
+    runs = [output / "base", *map(self.name_of, self._stages_above())]
     return [
       project_files.preprocess(output / "data.toml"),
       project_files.train(output / "base.gin"),

@@ -77,6 +77,10 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     """Restores what `save` wrote after `position` batches; False, and a restart, if it is of another pipeline."""
     import tensorflow as tf
 
+    if position == 0:
+      # The pipeline's beginning. A state without a single batch does not rewind every pipeline.
+      self._start()
+      return True
     try:
       self._checkpoint.read(filename).assert_consumed()
       # Batches of another size are noticed when they are used.

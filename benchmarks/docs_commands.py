@@ -164,6 +164,7 @@ def prepare(work: Path, folder: Path) -> None:
       )
     shutil.copytree(folder, work / "runs/quickstart")
   docs_sources.make(work / "runs/quickstart/corpus", work / "sources")
+  docs_sources.make_own(work / "runs/quickstart/corpus", work)
 
 
 def environment_of(work: Path) -> dict[str, str]:

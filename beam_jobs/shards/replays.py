@@ -65,7 +65,7 @@ class Replay:
     """Writes its JSON file to the cache."""
     path = storage.join(output, f"{task}.replay{self.number:02d}.json")
     raw = {**self.decisive, "finished": self.finished}
-    storage.write_json(path, raw, indent=2, sort_keys=True)
+    storage.write_json(path, raw, indent=2, sort_keys=True, seal=True)
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Replay":

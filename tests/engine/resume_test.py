@@ -1,6 +1,7 @@
 """A run that is killed and restarted equals an uninterrupted one."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.run_settings import RunSettings
-from walt_t5x.files.fingerprint import Damaged
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -87,6 +88,39 @@ def test_a_position_of_another_batch_size_is_not_continued_with_its_batches(buff
   other.restore(str(tmp_path / "position"), position=3)
   expected = [np.asarray(next(fresh)["n"]).shape for _ in range(30)]
   assert [np.asarray(next(other)["n"]).shape for _ in range(30)] == expected
+
+
+def test_a_damaged_record_and_a_damaged_position_are_named(tmp_path, caplog):
+  records = tmp_path / "train.tfrecord-00000-of-00001"
+  with tf.io.TFRecordWriter(str(records)) as writer:
+    for _ in range(8):
+      writer.write(bytes(40))
+
+  def batches():
+    rows = tf.data.TFRecordDataset(str(records)).map(lambda r: {"n": tf.io.decode_raw(r, "uint8")})
+    fixed = rows.map(lambda row: {"n": tf.ensure_shape(row["n"], [40])}).batch(2, True).repeat()
+    sharding = runs.one_device().data_sharding
+    return ShardedIterator(lambda: fixed, sharding=sharding, batch_size=2, folders=["caches/x"])
+
+  def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+  before = batches()
+  next(before)
+  before.save(str(tmp_path / "position"))
+  (data,) = tmp_path.glob("position.data-*")
+  flip(data, data.stat().st_size // 2)
+  with caplog.at_level("WARNING"):
+    again = batches()
+    assert not again.restore(str(tmp_path / "position"), position=1)
+  assert f"The position {tmp_path / 'position'} is damaged" in caplog.text
+  np.testing.assert_array_equal(next(again)["n"], np.zeros((2, 40)))
+  flip(records, -20)
+  named = r"training data caches/x is damaged.*verify caches/x` names it"
+  with pytest.raises(Damaged, match=named):
+    list(itertools.islice(batches(), 4))
 
 
 def test_three_steps_are_one_epoch(tmp_path):

@@ -1,9 +1,9 @@
 """Digests of arrays that do not depend on how an array is sharded: what a checkpoint records, to detect damage.
 
-The digest of an array is the sum, modulo 2^32, of mix(w_i xor i K) over its words w_i and their flat positions i; mix is
-the finalizer of MurmurHash3, K an odd constant. A shard contributes its part of the sum, so that each host reads only its
-own. For a fixed position the mix is a bijection: a change of a single element changes the digest, and any other change
-does so except with probability 2^-32. It protects against accidents, not against intent.
+The digest of an array is the sum, modulo 2^32, of mix(w_i xor i K) over its words w_i and their flat positions i; mix
+is the finalizer of MurmurHash3, K an odd constant. A shard contributes its part of the sum, so that each host reads
+only its own. For a fixed position the mix is a bijection: a change of a single element changes the digest, and any
+other change does so except with probability 2^-32. It protects against accidents, not against intent.
 """
 
 from collections.abc import Mapping

@@ -27,7 +27,8 @@ from flax import traverse_util
 from walt_t5x.engine import array_digests, weights_file
 from walt_t5x.engine.restore_transforms import average_names
 from walt_t5x.files import storage
-from walt_t5x.files.fingerprint import Damaged, file_sha256
+from walt_t5x.files.damage import Damaged
+from walt_t5x.files.fingerprint import file_sha256
 
 _COMMIT = "_CHECKPOINT_METADATA"
 # In the custom metadata of a checkpoint: name of each array, joined by "/", -> its digest.
@@ -37,7 +38,7 @@ _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
 # How TensorStore's errors begin that do not show that a file is damaged.
 _MAY_PASS = re.compile(
-  "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN"
+  "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCEL|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN"
 )
 
 

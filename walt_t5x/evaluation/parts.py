@@ -10,10 +10,13 @@ import functools
 import hashlib
 import itertools
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from walt_t5x.evaluation.clip_sources import PlannedClip
 from walt_t5x.files.fingerprint import file_sha256
@@ -124,9 +127,15 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
 
 
 def load_part(path: Path, *, contents: str) -> PartStatistics | None:
-  """Reads a file of `save_part`; None if it does not exist or is of other clips."""
-  if not path.is_file():
+  """Reads a file of `save_part`; None if it does not exist, is of other clips, or is damaged (with a warning)."""
+  try:
+    return _load_part(path, contents) if path.is_file() else None
+  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    logging.warning("%s is damaged (%s); its clips are scored again.", path, error)
     return None
+
+
+def _load_part(path: Path, contents: str) -> PartStatistics | None:
   kinds = {"frechet": FeatureStatistics, "inception": InceptionScoreStatistics}
   groups: dict[str, dict] = {"frechet": {}, "inception": {}, "of_clips": {}}
   with np.load(path, allow_pickle=False) as arrays:

@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 
 
-class Damaged(ValueError):
-  """A file that changed after it was written. The message names it and says what to do."""
-
-
 def weights_fingerprint(weights: Mapping[str, Any]) -> str:
   """Returns the sha256, in hex, over name, dtype, shape and bytes of every tensor.
 

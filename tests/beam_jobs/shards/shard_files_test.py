@@ -83,11 +83,11 @@ def test_bytes_do_not_depend_on_the_order_of_rows_or_of_their_fields(tmp_path):
       writer.fail(
         dataclasses.replace(examples.row("u"), raw=raw), stage="decode", reason="a", message="why"
       )
-    names = (
-      f"{examples.shard().file_name}.sidecar.json",
-      f"{examples.shard(1).file_name}.dead.jsonl",
-    )
-    texts.append([(tmp_path / "toy_videos" / name).read_text() for name in names])
+    sidecar = shard_files.read_sidecar(str(tmp_path), examples.shard())
+    # The reasons are those of other rows.
+    assert set(sidecar.pop("ledgers")) == {shard_files.DEAD, shard_files.REJECTED}
+    dead = tmp_path / "toy_videos" / f"{examples.shard(1).file_name}.dead.jsonl"
+    texts.append([json.dumps(sidecar), dead.read_text()])
   assert texts[0] == texts[1]
 
 

@@ -21,7 +21,7 @@ from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
 from walt_t5x.files import storage
-from walt_t5x.files.fingerprint import Damaged
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
 
 Name = tuple[str, ...]

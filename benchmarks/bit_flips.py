@@ -365,7 +365,9 @@ def main() -> int:
     (args.folder / "written").touch()
   rows = run_flips(args.folder, args.flips, args.seed)
   prices = price(args.folder)
-  figures = {"seed": args.seed, "flips": rows, "price": prices}
+  # Errors name paths of this machine.
+  flips = [{name: value for name, value in row.items() if name != "error"} for row in rows]
+  figures = {"seed": args.seed, "flips": flips, "price": prices}
   results.write(args.output, "bit_flips", page(rows, prices, args.seed), figures)
   return int(any(row["outcome"] in (UNNAMED, UNNOTICED) for row in rows))
 

@@ -191,10 +191,12 @@ def test_a_flipped_bit_in_a_cache_is_found_by_name_and_mended_by_the_same_comman
       file.write_bytes(content)
   for kind in ("provenance.json", "info.", "stats.", ".sidecar.json", "d.jsonl", "-of-00002"):
     assert any(kind in file.name for file in damaged)
-  for file, content in damaged.items():
-    file.write_bytes(content)
-  preprocess.run(world.argv(manifest, out))
-  assert {file: file.read_bytes() for file in intact} == intact
+  for of_sidecars in (True, False):
+    for file, content in damaged.items():
+      if (".sidecar." in file.name) == of_sidecars:
+        file.write_bytes(content)
+    preprocess.run(world.argv(manifest, out))
+    assert {file: file.read_bytes() for file in intact} == intact
   assert verify.main([str(folder)]) == 0
   # A file of an earlier version is read, and named.
   (folder / "provenance.json").write_text(read_provenance(str(folder)).to_json())

@@ -20,6 +20,7 @@ from beam_jobs.shards.moments import Moments
 from beam_jobs.sources.rows import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged, parsed
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
 QUARANTINE = "quarantine."
@@ -273,6 +274,24 @@ def damaged_files(
     elif _sha256(path) != digest:
       found.append(f"{path}: sha256 differs from the sidecar's")
   return found
+
+
+def read_ledger(path: str) -> list[dict[str, Any]]:
+  """The entries of a file of dead letters or rejected rows.
+
+  Raises:
+    Damaged: it changed after it was written, or a line is not JSON.
+  """
+  content = storage.read(path)
+  suffix = DEAD if path.endswith(DEAD) else REJECTED
+  sidecar = storage.read_json(path.removesuffix(suffix) + SIDECAR)
+  expected = sidecar.get("ledgers", {}).get(suffix)
+  if expected not in (None, hashlib.sha256(content).hexdigest()):
+    raise Damaged(
+      f"{path} was changed after it was written: its sha256 is not that of its sidecar. Run the "
+      "`beam_jobs.preprocess` command that made it again."
+    )
+  return [parsed(line, name=path) for line in content.splitlines()]
 
 
 def _sha256(path: str) -> str:

@@ -6,7 +6,9 @@ only its own. For a fixed position the mix is a bijection: a change of a single 
 other change does so except with probability 2^-32. It protects against accidents, not against intent.
 """
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -24,20 +26,23 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, int]:
 
   Numpy arrays and those of the CPU are read in place; those of an accelerator stay on it.
   """
-  found, shared = {}, []
+  found, parts, shared = {}, [], []
   for name, array in arrays.items():
     if not isinstance(array, jax.Array):
-      found[name] = _part(np.asarray(array))
+      parts.append((name, np.asarray(array), (), ()))
     elif next(iter(array.sharding.device_set)).platform == "cpu":
-      found[name] = sum(
-        _part(np.asarray(shard.data), shard.index, array.shape)
-        for shard in array.addressable_shards
-        if shard.replica_id == 0
-      )
+      shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+      parts += [(name, np.asarray(shard.data), shard.index, array.shape) for shard in shards]
       if not array.is_fully_addressable:
         shared.append(name)
     else:
       found[name] = _of_device(array)
+  # A process may hold no shard of an array.
+  found |= {name: 0 for name in arrays if name not in found}
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    sums = pool.map(lambda part: _part(*part[1:]), parts)
+    for (name, *_), one in zip(parts, sums, strict=True):
+      found[name] += one
   if shared:
     mine = np.array([found[name] % 2**32 for name in shared], np.uint32)
     everyone = np.asarray(multihost_utils.process_allgather(mine)).astype(np.uint64)

@@ -20,7 +20,7 @@ from flax import traverse_util
 from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
-from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.run_settings import RunSettings
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
@@ -118,9 +118,12 @@ def test_a_damaged_record_and_a_damaged_position_are_named(tmp_path, caplog):
   assert f"The position {tmp_path / 'position'} is damaged" in caplog.text
   np.testing.assert_array_equal(next(again)["n"], np.zeros((2, 40)))
   flip(records, -20)
-  named = r"training data caches/x is damaged.*verify caches/x` names it"
+  named = r"training data caches/x is damaged.*beam_jobs\.verify"
   with pytest.raises(Damaged, match=named):
     list(itertools.islice(batches(), 4))
+  with pytest.raises(Damaged, match="evaluation data x is damaged"):
+    rows = tf.data.TFRecordDataset(str(records)).map(lambda r: tf.io.decode_raw(r, "uint8"))
+    list(eval_batches(rows.batch(2), runs.one_device().data_sharding, name="x"))
 
 
 def test_three_steps_are_one_epoch(tmp_path):

@@ -36,9 +36,9 @@ DIGESTS = "array_digests"
 _FIRST = "first_checkpoint.json"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
-# How TensorStore's errors begin that do not show that a file is damaged.
+# Kinds of errors of TensorStore that do not show that a file is damaged.
 _MAY_PASS = re.compile(
-  "UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCEL|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN"
+  r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN): "
 )
 
 
@@ -194,7 +194,7 @@ def _named(checkpoint: storage.PathLike) -> Iterator[None]:
   # Orbax does not expect damage: its parsers raise what Python happens to.
   except Exception as error:
     passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    if passing or _MAY_PASS.match(str(error)):
+    if passing or _MAY_PASS.search(str(error)):
       raise
     reason = " ".join(str(error).split())[:300]
     raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error

@@ -115,13 +115,8 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     import tensorflow as tf
 
     try:
-      rows = next(self._iterator)
-    except tf.errors.DataLossError as error:
-      where = " ".join(self._folders)
-      raise Damaged(
-        f"a shard of the training data {where} is damaged ({error.message}): `python -m beam_jobs.verify {where}` "
-        "names it; the `beam_jobs.preprocess` command that made it makes it again."
-      ) from error
+      with _named(f"training data {' '.join(self._folders)}"):
+        rows = next(self._iterator)
     except tf.errors.InternalError as error:
       # A restored shuffle buffer has examples with the features of the version that saved it.
       logging.warning("The restored examples cannot be used: %s", error.message)
@@ -143,7 +138,24 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     }
 
 
-def eval_batches(rows: Any, sharding: NamedSharding) -> Iterator[Mapping[str, jax.Array]]:
-  """The batches of an evaluation set, once, on the mesh."""
-  for batch in rows.as_numpy_iterator():
-    yield jax.make_array_from_process_local_data(sharding, batch)
+def eval_batches(
+  rows: Any, sharding: NamedSharding, *, name: str
+) -> Iterator[Mapping[str, jax.Array]]:
+  """The batches of an evaluation set, once, on the mesh; `name` is that of the set, for errors."""
+  with _named(f"evaluation data {name}"):
+    for batch in rows.as_numpy_iterator():
+      yield jax.make_array_from_process_local_data(sharding, batch)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+  """Turns TensorFlow's error about a damaged record into one that says what is damaged and what to do."""
+  import tensorflow as tf
+
+  try:
+    yield
+  except tf.errors.DataLossError as error:
+    raise Damaged(
+      f"a shard of the {what} is damaged ({error.message}): `python -m beam_jobs.verify` with the folders of its "
+      "caches names it; the `beam_jobs.preprocess` command that made it makes it again."
+    ) from error

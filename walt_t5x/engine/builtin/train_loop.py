@@ -242,7 +242,8 @@ def train(
     periods=periods,
     manager=manager,
     eval_batches=lambda: {
-      name: eval_batches(held, partitioner.data_sharding) for name, held in eval_rows.items()
+      name: eval_batches(held, partitioner.data_sharding, name=name)
+      for name, held in eval_rows.items()
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,

@@ -228,7 +228,9 @@ def run_flips(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
       kind = order[number % len(order)]
       random = np.random.default_rng([seed, number])
       files, read = subjects[kind]
-      file = files[random.integers(len(files))]
+      # Every byte of a kind is as likely.
+      sizes = np.array([file.stat().st_size for file in files])
+      file = files[random.choice(len(files), p=sizes / sizes.sum())]
       byte, bit = int(random.integers(file.stat().st_size)), int(random.integers(8))
       outcome, error = flip(file, byte, bit, intact=intact[kind], read=read)
       row = {"kind": kind, "file": str(file.relative_to(folder)), "byte": byte, "bit": bit}

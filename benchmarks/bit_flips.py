@@ -92,10 +92,13 @@ def _cache(folder: Path) -> Any:
 
   if problems := verify.problems(str(folder)):
     raise ValueError("\n".join(problems))
-  return {
-    file.name: storage.read_json(file) if file.suffix == ".json" else file.read_bytes()
-    for file in folder.iterdir()
-  }
+  read = {".json": storage.read_json, ".jsonl": _entries}
+  return {f.name: read.get(f.suffix, Path.read_bytes)(f) for f in folder.iterdir()}
+
+
+def _entries(file: Path) -> list[Any]:
+  """A ledger without its messages."""
+  return [{**json.loads(line), "error": ""} for line in file.read_text("utf-8").splitlines()]
 
 
 def _samples(folder: Path) -> Any:

@@ -180,7 +180,7 @@ class ShardWriter(contextlib.AbstractContextManager):
       if entries:
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
         storage.write(self._shard.path(self._output, suffix), lines)
-        ledgers[suffix] = hashlib.sha256(lines.encode()).hexdigest()
+        ledgers[suffix] = _entries_digest(entries)
     rejected, dead = (
       Counter(entry["reason"] for entry in self._ledger[suffix]) for suffix in (REJECTED, DEAD)
     )
@@ -262,7 +262,7 @@ def damaged_files(
   output: str, shard: ShardName, sidecar: Mapping[str, Any], *, records: bool = True
 ) -> list[str]:
   """What is wrong with the files of a shard whose digests its sidecar has; `records` includes its records."""
-  expected = {shard.path(output, suffix): d for suffix, d in sidecar.get("ledgers", {}).items()}
+  expected = {}
   if records:
     expected[shard.path(output)] = sidecar["sha256"]
   if sidecar["quarantined"]:
@@ -273,25 +273,36 @@ def damaged_files(
       found.append(f"{path} is missing")
     elif _sha256(path) != digest:
       found.append(f"{path}: sha256 differs from the sidecar's")
+  for suffix in sidecar.get("ledgers", ()):
+    try:
+      read_ledger(shard.path(output, suffix), sidecar)
+    except (Damaged, FileNotFoundError) as error:
+      found.append(str(error))
   return found
 
 
-def read_ledger(path: str) -> list[dict[str, Any]]:
-  """The entries of a file of dead letters or rejected rows.
+def read_ledger(path: str, sidecar: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+  """The entries of a file of dead letters or rejected rows; `sidecar` is that of its shard, read by default.
 
   Raises:
     Damaged: it changed after it was written, or a line is not JSON.
   """
-  content = storage.read(path)
   suffix = DEAD if path.endswith(DEAD) else REJECTED
-  sidecar = storage.read_json(path.removesuffix(suffix) + SIDECAR)
-  expected = sidecar.get("ledgers", {}).get(suffix)
-  if expected not in (None, hashlib.sha256(content).hexdigest()):
+  noted = sidecar or storage.read_json(path.removesuffix(suffix) + SIDECAR)
+  entries = [parsed(line, name=path) for line in storage.read(path).splitlines()]
+  expected = noted.get("ledgers", {}).get(suffix)
+  if expected not in (None, _entries_digest(entries)):
     raise Damaged(
-      f"{path} was changed after it was written: its sha256 is not that of its sidecar. Run the "
+      f"{path} was changed after it was written: its entries are not those of its sidecar. Run the "
       "`beam_jobs.preprocess` command that made it again."
     )
-  return [parsed(line, name=path) for line in content.splitlines()]
+  return entries
+
+
+def _entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+  """sha256 of a ledger without its messages, which name places of the machine."""
+  rest = [{name: value for name, value in entry.items() if name != "error"} for entry in entries]
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:

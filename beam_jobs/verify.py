@@ -19,9 +19,11 @@ from beam_jobs.runners import running
 from beam_jobs.shards import ledger, shard_files
 from beam_jobs.shards.settings import TASK_SUFFIXES
 from data import schema, tfrecord
+from data.provenance import read_provenance
 from walt_t5x.config import programs
 from walt_t5x.config.waiting import waiting
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged, is_sealed
 
 # Folders with fewer bytes are read faster in this process than in new ones.
 _WORTH_PROCESSES = 2**26
@@ -43,10 +45,20 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
   if not splits:
     found.append(f"{folder}: no info.<split>.json; expected the folder of a cached task")
   shards = []
+  if "COMPLETED" in names:
+    try:
+      read_provenance(folder)
+    except (ValueError, FileNotFoundError) as error:
+      found.append(str(error))
   for split in splits:
-    info, stats = (
-      storage.read_json(storage.join(folder, f"{kind}.{split}.json")) for kind in ("info", "stats")
-    )
+    try:
+      info, stats = (
+        storage.read_json(storage.join(folder, f"{kind}.{split}.json"))
+        for kind in ("info", "stats")
+      )
+    except (Damaged, FileNotFoundError) as error:
+      found.append(str(error))
+      continue
     # Folders of before there were several clips do not name their number.
     count, clips = info["num_shards"], info.get("clips_per_video", 1)
     wanted = {
@@ -67,9 +79,9 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
       if not {shard.file_name, shard.file_name + shard_files.SIDECAR} <= names:
         found.append(f"{folder}/{shard.file_name}: the shard or its sidecar is missing")
       elif sidecar is None:
-        found.append(f"{folder}/{shard.file_name}: the sidecar is not JSON; run the job again")
+        found.append(f"{folder}/{shard.file_name}: the sidecar is damaged; run the job again")
       else:
-        mine.append((shard.file_name, sidecar))
+        mine.append((shard, sidecar))
     examples = sum(sidecar["written"] for _, sidecar in mine)
     if examples != stats["examples"]:
       found.append(
@@ -79,6 +91,20 @@ def problems(folder: str, *, workers: int = 1) -> list[str]:
   return found + _in_processes(folder, shards, workers) + _plan_problems(folder, output, task)
 
 
+def unsealed(folder: str) -> list[str]:
+  """A line if JSON files of the folder have no digest, so that a change in them is not found."""
+  names = [name for name in storage.names(folder) if name.endswith(".json")]
+  paths = [storage.join(folder, name) for name in names]
+  sealed = storage.for_each(lambda path: is_sealed(storage.read(path)), paths)
+  without = [name for name, has in zip(names, sealed, strict=True) if not has]
+  if not without:
+    return []
+  return [
+    f"{folder}: {len(without)} of {len(names)} JSON files, such as {without[0]}, have no digest, because an earlier "
+    "version wrote them: changes in them are not found"
+  ]
+
+
 def _sidecars(output: str, shards: Sequence[shard_files.ShardName]) -> Iterator[tuple[Any, Any]]:
   """Shards, each with its sidecar, or None if it has none that can be read."""
   read = storage.for_each(lambda shard: shard_files.read_sidecar(output, shard), shards)
@@ -86,7 +112,7 @@ def _sidecars(output: str, shards: Sequence[shard_files.ShardName]) -> Iterator[
 
 
 def _in_processes(
-  folder: str, shards: Sequence[tuple[str, Mapping[str, Any]]], workers: int
+  folder: str, shards: Sequence[tuple[shard_files.ShardName, Mapping[str, Any]]], workers: int
 ) -> list[str]:
   """Differences between each shard and its sidecar, with a progress bar on a terminal."""
   from tqdm import tqdm
@@ -103,9 +129,12 @@ def _in_processes(
     return [line for lines in bar for line in lines]
 
 
-def _shard_problems(folder: str, shard: tuple[str, Mapping[str, Any]]) -> list[str]:
+def _shard_problems(
+  folder: str, checked: tuple[shard_files.ShardName, Mapping[str, Any]]
+) -> list[str]:
   """Differences between a shard, its ledgers and its sidecar."""
-  name, sidecar = shard
+  shard, sidecar = checked
+  name = shard.file_name
   content = storage.read(storage.join(folder, name))
   if hashlib.sha256(content).hexdigest() != sidecar["sha256"]:
     return [f"{folder}/{name}: sha256 differs from the sidecar's"]
@@ -121,12 +150,7 @@ def _shard_problems(folder: str, shard: tuple[str, Mapping[str, Any]]) -> list[s
   placed = sum(sidecar[kind] for kind in ("written", "rejected", "dead", "quarantined"))
   if placed != sidecar["rows"]:
     found.append(f"{folder}/{name}: {sidecar['rows']} rows, of which {placed} are accounted for")
-  if sidecar["quarantined"]:
-    path = storage.join(folder, shard_files.QUARANTINE + name)
-    content = storage.read(path) if storage.exists(path) else b""
-    if hashlib.sha256(content).hexdigest() != sidecar["quarantine"]["sha256"]:
-      found.append(f"{path}: sha256 differs from the sidecar's, or the file is missing")
-  return found
+  return found + shard_files.damaged_files(storage.parent(folder), shard, sidecar, records=False)
 
 
 def _plan_problems(folder: str, output: str, task: str) -> list[str]:
@@ -136,8 +160,9 @@ def _plan_problems(folder: str, output: str, task: str) -> list[str]:
   base = next((task.removesuffix(s) for s in TASK_SUFFIXES if task.endswith(s)), None)
   if base is None or not storage.exists(storage.join(output, f"{base}.plan.json")):
     return [f"{folder}: no <task>.plan.json next to it, so rows of the manifest cannot be counted"]
-  found = _missing(output, task, ledger.read_plan(output, base))
+  found = []
   try:
+    found = _missing(output, task, ledger.read_plan(output, base))
     history = replays.read_all(output, base)
     for replay in history:
       if not replay.finished:
@@ -148,7 +173,7 @@ def _plan_problems(folder: str, output: str, task: str) -> list[str]:
     if not found and storage.exists(storage.join(output, f"{base}.settings.json")):
       summary = replays.account(output, base, history, folder=task)
       found += _account_problems(folder, summary, history)
-  except (ledger.LedgerError, FileNotFoundError) as error:
+  except (ledger.LedgerError, Damaged, FileNotFoundError) as error:
     found.append(str(error))
   return found
 
@@ -199,6 +224,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   for folder in arguments.folders:
     with waiting("verify", f"checking {folder}"):
       found += problems(folder.rstrip("/"), workers=arguments.workers)
+      for line in unsealed(folder.rstrip("/")):
+        print(line)
   print("\n".join(found) if found else "every shard and record matches its sidecar")
   return 1 if found else 0
 

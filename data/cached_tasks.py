@@ -139,6 +139,11 @@ class CachedTask(seqio.Task):
     return dataset
 
   @property
+  def walt_folders(self) -> list[str]:
+    """The folder of its cache."""
+    return [self._cache_folder()]
+
+  @property
   def walt_provenance(self) -> dict:
     """Provenance as a JSON tree; the trainer stores it next to the checkpoints."""
     return json.loads(self.provenance().to_json())
@@ -231,6 +236,11 @@ class CachedMixture(seqio.Mixture):
     for task in self._cached_tasks():
       rates[task.kind] += self.get_rate(task)
     return {kind: rate / sum(rates.values()) for kind, rate in sorted(rates.items())}
+
+  @property
+  def walt_folders(self) -> list[str]:
+    """The folders of the caches."""
+    return [folder for task in self._cached_tasks() for folder in task.walt_folders]
 
   @property
   def walt_provenance(self) -> dict:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from data import schema
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage
 from walt_t5x.files.mismatch import Mismatch
 
 FILE_NAME = "provenance.json"
@@ -46,8 +46,13 @@ class Provenance:
   posterior: str = "mean"
   schema_version: int = schema.SCHEMA_VERSION
 
+  def write(self, folder: storage.PathLike) -> None:
+    """Writes the file of a folder, with a digest; the same provenance gives the same bytes."""
+    path = storage.join(folder, FILE_NAME)
+    storage.write_json(path, json.loads(self.to_json()), indent=2, sort_keys=True, seal=True)
+
   def to_json(self) -> str:
-    """Contents of the file; keys are sorted, so the same provenance gives the same bytes."""
+    """The provenance as JSON, with sorted keys."""
     null = np.ascontiguousarray(self.null_embedding, "<f4")
     text = {
       "ids": [int(i) for i in self.null_ids],
@@ -83,8 +88,9 @@ class Provenance:
 
   @classmethod
   def from_json(cls, text: str | bytes, *, name: str = FILE_NAME) -> "Provenance":
-    """Parses the contents of the file; raises Mismatch if the schema version differs or a field is missing."""
-    raw = json.loads(text)
+    """Parses the contents of the file; raises Mismatch if the schema version differs or a field is missing, and
+    Damaged if the file changed."""
+    raw = damage.parsed(text, name=name)
     if raw.get("schema_version") != schema.SCHEMA_VERSION:
       raise Mismatch(
         f"{name}: schema_version: got {raw.get('schema_version')}, expected {schema.SCHEMA_VERSION}; "

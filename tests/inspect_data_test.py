@@ -20,6 +20,7 @@ from tests.beam_jobs import media
 from tests.beam_jobs.conftest import good_rows, world, write_manifest
 from tests.html.html_page import Page
 from walt_t5x import inspect_data
+from walt_t5x.files import storage
 from walt_t5x.html import data_page, inspection
 from walt_t5x.media import reading
 
@@ -126,7 +127,7 @@ def test_a_quarantined_shard_shows_its_records(cache, tmp_path):
   shutil.move(shard, folder / f"quarantine.{shard.name}")
   shard.write_bytes(b"")
   sidecar = folder / f"{shard.name}.sidecar.json"
-  content = json.loads(sidecar.read_text())
+  content = storage.read_json(sidecar)
   held = {"quarantined": 3, "written": 0, "quarantine": {"violations": ["mean of channel 2 is 99"]}}
   sidecar.write_text(json.dumps(content | held))
   inspect_data.inspect(str(folder), str(tmp_path / "page.html"))
@@ -177,7 +178,7 @@ def split(cache, tmp_path_factory):
   folder = tmp_path_factory.mktemp("split") / "toy_videos"
   shutil.copytree(cache / "out" / "toy_videos", folder)
   (shard,) = folder.glob("train.tfrecord-*-of-00001")
-  sidecar = json.loads((folder / f"{shard.name}.sidecar.json").read_text())
+  sidecar = storage.read_json(folder / f"{shard.name}.sidecar.json")
   payloads = list(tfrecord.read_records(io.BytesIO(shard.read_bytes())))
   for file in folder.glob(f"{shard.name}*"):
     file.unlink()

@@ -210,14 +210,14 @@ def _finish(
   """Writes the ledger and, once all clips are done, manifest and gallery; returns the paths that exist."""
   import numpy as np
 
-  from walt_t5x.files import storage
+  from walt_t5x.files import damage, storage
 
   number, count = args.shard
   ledger = "".join(json.dumps(entry) + "\n" for entry in skipped.values())
   storage.write(folder.path / f"skipped-{number}-of-{count}.jsonl", ledger)
   finished = [name for name in names if folder.finished(name)]
   passed_over = {
-    json.loads(line)["name"]
+    damage.parsed(line, name=str(file))["name"]
     for file in folder.path.glob("skipped-*.jsonl")
     for line in file.read_text(encoding="utf-8").splitlines()
   }

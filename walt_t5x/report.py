@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import gin_config, gin_text, programs
+from walt_t5x.config import gin_text, programs
 from walt_t5x.config.waiting import waiting
+from walt_t5x.html.report_inputs import RunFolder
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,27 +38,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def plan_of(config: Path) -> Mapping[str, Any] | str:
-  """The plan of the configuration that a run recorded, or the reason why there is none."""
-  import gin
+def plan_of(run: RunFolder) -> Mapping[str, Any] | str:
+  """The plan of the model that a run recorded, or the reason why there is none.
 
-  with programs.quiet_imports():
-    import seqio  # noqa: F401 - gin files import it
-    import tensorflow  # noqa: F401
-  from walt_t5x import engine
-  from walt_t5x.planning.run_plan import plan_gin
+  A recorded configuration is read as text, because parsing gin executes what it names; the model is that of model.json.
+  """
+  from walt_t5x.models import model_record
+  from walt_t5x.models.denoiser_model import DenoiserModel
+  from walt_t5x.planning.run_plan import plan_model
 
-  if not config.is_file():
-    return "the run recorded no config.gin"
-  programs.register(train=engine.train)
-  gin.clear_config()
   try:
-    gin_config.parse([str(config)], [], [gin_text.FOLDER], finalize=False)
-    return dataclasses.asdict(plan_gin())
-  except (gin_config.GinError, ValueError) as error:
+    record = model_record.read(run.path)
+  except (FileNotFoundError, ValueError) as error:
     return f"none: {str(error).splitlines()[0]}"
-  finally:
-    gin.clear_config()
+  sizes = gin_text.recorded_sizes(run.config)
+  rows = sizes.get("BATCH_SIZE")
+  if not isinstance(record.model, DenoiserModel) or record.latents is None or rows is None:
+    return "none: run `python -m walt_t5x.plan` with the gin file of the run"
+  plan = plan_model(
+    record.model,
+    batch_size=rows,
+    field=record.latents,
+    low_resolution=record.low_resolution,
+    text_length=record.text_length,
+    steps=sizes.get("TRAIN_STEPS"),
+  )
+  return dataclasses.asdict(plan)
 
 
 def report(args: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     args.output,
     title=args.title,
     runs=runs,
-    plans={run.name: plan_of(run.path / "config.gin") for run in runs},
+    plans={run.name: plan_of(run) for run in runs},
     scores=scores,
     samples=itertools.chain.from_iterable(samples),
   )

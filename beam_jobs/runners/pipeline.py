@@ -71,7 +71,8 @@ def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
     | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
     | "CountRows" >> beam.CombinePerKey(sum)
     | "AsDict" >> beam.combiners.ToDict()
-    | "WritePlan" >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True))
+    | "WritePlan"
+    >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True, seal=True))
   )
   _ = (
     everything

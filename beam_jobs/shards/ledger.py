@@ -141,7 +141,7 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
   statistics = latent_statistics(moments)
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
-    storage.write(storage.join(output, folder, provenance.FILE_NAME), kept.to_json())
+    kept.write(storage.join(output, folder))
     shards = [shard for shard in plan if shard.task == folder]
     for split in sorted({shard.split for shard in shards}):
       clips = {shard.clip for shard in shards if shard.split == split}
@@ -152,7 +152,7 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
         "seqio_version": importlib.metadata.version("seqio"),
       }
       path = storage.join(output, folder, f"info.{split}.json")
-      storage.write_json(path, info, indent=2, sort_keys=True)
+      storage.write_json(path, info, indent=2, sort_keys=True, seal=True)
     complete(output, folder, summary)
   return summary
 
@@ -271,7 +271,7 @@ def complete(output: str, folder: str, summary: Summary) -> None:
       held = [name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")]
       stats = {"examples": totals.written, "quarantined_shards": sorted(held)} | totals.to_json()
       path = storage.join(output, folder, f"stats.{split}.json")
-      storage.write_json(path, stats, indent=2, sort_keys=True)
+      storage.write_json(path, stats, indent=2, sort_keys=True, seal=True)
   storage.write(storage.join(output, folder, "COMPLETED"), b"")
 
 

@@ -65,7 +65,7 @@ class Replay:
     """Writes its JSON file to the cache."""
     path = storage.join(output, f"{task}.replay{self.number:02d}.json")
     raw = {**self.decisive, "finished": self.finished}
-    storage.write_json(path, raw, indent=2, sort_keys=True)
+    storage.write_json(path, raw, indent=2, sort_keys=True, seal=True)
 
   @classmethod
   def from_json(cls, raw: Mapping[str, Any]) -> "Replay":
@@ -184,12 +184,10 @@ def _taken_of(
   source: tuple[str, int, int], *, replay: Replay, history: Sequence[Replay]
 ) -> Iterator[tuple[int, bytes]]:
   path, written_by, clip = source
-  with storage.open_raw(path) as lines:
-    for line in lines:
-      entry = json.loads(line)
-      reason = entry["reason"]
-      if replay.takes(reason) and is_current(reason, written_by, history):
-        yield clip, json.dumps(entry["row"], sort_keys=True).encode()
+  for entry in shard_files.read_ledger(path):
+    reason = entry["reason"]
+    if replay.takes(reason) and is_current(reason, written_by, history):
+      yield clip, json.dumps(entry["row"], sort_keys=True).encode()
 
 
 # --- the end --------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
       f"{output} holds shards of task {task!r} made with other settings:",
       "set another --output or --task, or delete the folder to make it again",
     )
-  storage.write_json(path, settings, indent=2, sort_keys=True)
+  storage.write_json(path, settings, indent=2, sort_keys=True, seal=True)
 
 
 def reject_fewer_clips(output: str, task: str, clips_per_video: int) -> None:

@@ -1,6 +1,7 @@
 """One shard on disk: its records, the ledger of rows that did not become records, and its sidecar.
 
-The sidecar is written last. A shard without a sidecar, or with one for other rows or settings, is made again.
+The sidecar is written last. A shard without a sidecar, with one for other rows or settings, or with files that differ
+from its digests, is made again.
 """
 
 import contextlib
@@ -9,14 +10,17 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from absl import logging
 
 from beam_jobs.shards import quality
 from beam_jobs.shards.moments import Moments
 from beam_jobs.sources.rows import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged, parsed
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
 QUARANTINE = "quarantine."
@@ -171,10 +175,12 @@ class ShardWriter(contextlib.AbstractContextManager):
     self._file.__exit__(kind, error, trace)
     if kind is not None:
       return
+    ledgers = {}
     for suffix, entries in self._ledger.items():
       if entries:
         lines = "".join(json.dumps(entry, sort_keys=True) + "\n" for entry in entries)
         storage.write(self._shard.path(self._output, suffix), lines)
+        ledgers[suffix] = _entries_digest(entries)
     rejected, dead = (
       Counter(entry["reason"] for entry in self._ledger[suffix]) for suffix in (REJECTED, DEAD)
     )
@@ -197,13 +203,14 @@ class ShardWriter(contextlib.AbstractContextManager):
       "rejected": rejected.total(),
       "dead": dead.total(),
       "quarantined": 0,
+      "ledgers": ledgers,
       "rejected_by_reason": dict(rejected),
       "dead_by_reason": dict(dead),
       **measured,
       **content,
     }
     path = self._shard.path(self._output, SIDECAR)
-    storage.write_json(path, self.sidecar, indent=2, sort_keys=True)
+    storage.write_json(path, self.sidecar, indent=2, sort_keys=True, seal=True)
 
 
 def rows_digest(lines: Sequence[str]) -> str:
@@ -215,7 +222,7 @@ def rows_digest(lines: Sequence[str]) -> str:
 
 
 def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
-  """A shard's sidecar, or None if it is missing or unreadable: a power failure may leave an empty one."""
+  """A shard's sidecar, or None if it is missing or damaged: a power failure may leave an empty one."""
   path = shard.path(output, SIDECAR)
   if not storage.exists(path):
     return None
@@ -228,7 +235,10 @@ def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
 def complete_sidecar(
   output: str, shard: ShardName, *, settings_digest: str, rows_digest: str
 ) -> dict[str, Any] | None:
-  """The sidecar of a complete shard: same settings, same rows, and a file of the recorded size."""
+  """The sidecar of a complete shard: same settings, same rows, and files of the recorded size and digests.
+
+  Reads all bytes of the shard, about as fast as `beam_jobs.verify`.
+  """
   sidecar = read_sidecar(output, shard)
   path = shard.path(output)
   complete = (
@@ -239,4 +249,65 @@ def complete_sidecar(
     and storage.exists(path)
     and storage.size(path) == sidecar["bytes"]
   )
-  return sidecar if complete else None
+  if sidecar is None or not complete:
+    return None
+  changed = damaged_files(output, shard, sidecar)
+  if not changed:
+    return sidecar
+  logging.warning("%s: the shard is made again", "; ".join(changed))
+  return None
+
+
+def damaged_files(
+  output: str, shard: ShardName, sidecar: Mapping[str, Any], *, records: bool = True
+) -> list[str]:
+  """What is wrong with the files of a shard whose digests its sidecar has; `records` includes its records."""
+  expected = {}
+  if records:
+    expected[shard.path(output)] = sidecar["sha256"]
+  if sidecar["quarantined"]:
+    expected[shard.quarantine_path(output)] = sidecar["quarantine"]["sha256"]
+  found = []
+  for path, digest in expected.items():
+    if not storage.exists(path):
+      found.append(f"{path} is missing")
+    elif _sha256(path) != digest:
+      found.append(f"{path}: sha256 differs from the sidecar's")
+  for suffix in sidecar.get("ledgers", ()):
+    try:
+      read_ledger(shard.path(output, suffix), sidecar)
+    except (Damaged, FileNotFoundError) as error:
+      found.append(str(error))
+  return found
+
+
+def read_ledger(path: str, sidecar: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+  """The entries of a file of dead letters or rejected rows; `sidecar` is that of its shard, read by default.
+
+  Raises:
+    Damaged: it changed after it was written, or a line is not JSON.
+  """
+  suffix = DEAD if path.endswith(DEAD) else REJECTED
+  noted = sidecar or storage.read_json(path.removesuffix(suffix) + SIDECAR)
+  entries = [parsed(line, name=path) for line in storage.read(path).splitlines()]
+  expected = noted.get("ledgers", {}).get(suffix)
+  if expected not in (None, _entries_digest(entries)):
+    raise Damaged(
+      f"{path} was changed after it was written: its entries are not those of its sidecar. Run the "
+      "`beam_jobs.preprocess` command that made it again."
+    )
+  return entries
+
+
+def _entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+  """sha256 of a ledger without its messages, which name places of the machine."""
+  rest = [{name: value for name, value in entry.items() if name != "error"} for entry in entries]
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+  digest = hashlib.sha256()
+  with storage.open_raw(path) as stream:
+    while part := stream.read(2**20):
+      digest.update(part)
+  return digest.hexdigest()

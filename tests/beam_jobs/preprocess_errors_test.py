@@ -10,8 +10,10 @@ import pytest
 from beam_jobs import preprocess, verify
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import ledger, settings
+from data.provenance import read_provenance
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
 from tests.beam_jobs.preprocess_test import records
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -149,7 +151,7 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
     ),
     (
       lambda d: [
-        path.write_text(path.read_text().replace('"dead": 0', '"dead": 1'))
+        path.write_text(json.dumps(storage.read_json(path) | {"dead": 1}))
         for path in d.glob("*.sidecar.json")
       ],
       "were written, rejected, dead or quarantined",
@@ -161,7 +163,7 @@ def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, messa
   argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out")
   preprocess.run(argv)
   videos = tmp_path / "out" / "toy_videos"
-  digest = settings.settings_digest(json.loads((tmp_path / "out/toy.settings.json").read_text()))
+  digest = settings.settings_digest(storage.read_json(tmp_path / "out/toy.settings.json"))
   damage(videos)
   with pytest.raises(ledger.LedgerError, match=message):
     ledger.finalize(str(tmp_path / "out"), "toy", settings_digest=digest, origin={})
@@ -185,7 +187,43 @@ def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys
   lines = capsys.readouterr().out.splitlines()
   assert sum("sha256 differs" in line for line in lines) == 1
   assert sum("is missing" in line for line in lines) == 1
-  assert sum("the sidecar is not JSON" in line for line in lines) == 1
+  assert sum("the sidecar is damaged" in line for line in lines) == 1
   monkeypatch.setattr(verify, "_WORTH_PROCESSES", 0)
   assert verify.main([str(videos), "--workers=2"]) == 1
   assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_a_flipped_bit_in_a_cache_is_found_by_name_and_mended_by_the_same_command(
+  world, tmp_path, capsys
+):
+  rows = [*good_rows(tmp_path, videos=3, images=0), {"uri": "nowhere.mp4"}]
+  out, manifest = tmp_path / "out", write_manifest(tmp_path, rows)
+  preprocess.run(world.argv(manifest, out))
+  folder = out / "toy_videos"
+  intact = {file: file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+  damaged = {}
+  for file, content in intact.items():
+    # In a text a digit, so that it still parses.
+    text = file.suffix in (".json", ".jsonl")
+    places = [i for i, byte in enumerate(content) if not text or chr(byte).isdigit()]
+    if file.parent == folder and places:
+      changed = bytearray(content)
+      changed[places[len(places) // 2]] ^= 1
+      file.write_bytes(damaged.setdefault(file, bytes(changed)))
+      assert verify.main([str(folder)]) == 1
+      assert file.name.removesuffix(".sidecar.json") in capsys.readouterr().out
+      file.write_bytes(content)
+  for kind in ("provenance.json", "info.", "stats.", ".sidecar.json", "d.jsonl", "-of-00002"):
+    assert any(kind in file.name for file in damaged)
+  for of_sidecars in (True, False):
+    for file, content in damaged.items():
+      if (".sidecar." in file.name) == of_sidecars:
+        file.write_bytes(content)
+    preprocess.run(world.argv(manifest, out))
+    assert {file: file.read_bytes() for file in intact} == intact
+  assert verify.main([str(folder)]) == 0
+  # A file of an earlier version is read, and named.
+  (folder / "provenance.json").write_text(read_provenance(str(folder)).to_json())
+  capsys.readouterr()
+  assert verify.main([str(folder)]) == 0
+  assert "JSON files, such as provenance.json, have no digest" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from beam_jobs.sources.rows import PROBLEMS
 from data import tfrecord
 from tests.beam_jobs import media
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.html import inspection
 
@@ -196,7 +197,7 @@ def test_a_row_is_in_one_place_through_several_replays(tmp_path, capsys):
   assert verified(out) == 1 and "is missing" in capsys.readouterr().out
   shard.write_bytes(content)
   path = out / "toy_videos" / "stats.train.json"
-  text = path.read_text()
+  text = json.dumps(storage.read_json(path))
   path.write_text(text.replace('"bad_manifest_line": 1', '"bad_manifest_line": 2'))
   assert verified(out) == 1 and "the shards add up to" in capsys.readouterr().out
   path.write_text(text)

@@ -18,6 +18,7 @@ from walt_t5x.config import gin_config, gin_flags
 from walt_t5x.engine import checkpoints, exits, run_record
 from walt_t5x.engine.builtin.seeds import drawn_seed
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -205,7 +206,7 @@ def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
   recorded = tmp_path / "provenance.json"
   monkeypatch.setattr(toy.TASK, "walt_provenance", given, raising=False)
   runs.train(tmp_path, 1)
-  assert json.loads(recorded.read_text()) == given
+  assert storage.read_json(recorded) == given
   run_record.record(str(tmp_path), given | {"fps": 8})  # Not a required field.
   other = given | {"vae": {"fingerprint": "bb"}}
   monkeypatch.setattr(toy.TASK, "walt_provenance", other)
@@ -213,7 +214,7 @@ def test_the_data_must_have_the_same_meaning(tmp_path, monkeypatch):
     runs.train(tmp_path, 2)
   for part in ("vae.fingerprint", "'aa'", "'bb'", "another MODEL_DIR"):
     assert part in str(error.value)
-  assert json.loads(recorded.read_text()) == given
+  assert storage.read_json(recorded) == given
 
 
 def test_a_start_that_is_not_accepted_records_no_data(tmp_path, monkeypatch):

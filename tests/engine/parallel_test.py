@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,6 +12,7 @@ from jax.sharding import PartitionSpec
 
 from tests.engine import runs, toy
 from walt_t5x import engine
+from walt_t5x.engine import array_digests
 from walt_t5x.engine.builtin.partitioner import standard_logical_axis_rules
 from walt_t5x.engine.builtin.training_step import gradients
 
@@ -212,3 +214,24 @@ def test_invalid_sizes_are_rejected(tmp_path):
     train(tmp_path, partitioner=partitioner(3))
   with pytest.raises(ValueError, match="exactly one of them"):
     engine.PjitPartitioner(num_partitions=2, model_parallel_submesh=(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_the_digest_of_an_array_is_that_of_its_values_in_their_order(dtype):
+  """For any sharding, on the host and in a compiled program."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("a", "b", "c"))
+  values = (2 * np.random.default_rng(0).normal(size=(4, 8, 6))).astype(np.int8)
+  array = values.astype(jnp.dtype(dtype))
+  digest = array_digests.digests({"": array})[""]
+  for spec in ((), ("a", "b"), ("a", None, "c"), (None, ("a", "b"), "c")):
+    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
+    sharded = jax.device_put(array, sharding)
+    assert (
+      array_digests.digests({"": sharded})[""] == digest == int(array_digests._of_device(sharded))
+    )
+  assert array_digests.digests({"": array[::-1]})[""] != digest
+  for bit in range(8 * array.nbytes):
+    changed = np.frombuffer(array.tobytes(), np.uint8).copy()
+    changed[bit // 8] ^= 1 << bit % 8
+    changed = changed.view(array.dtype).reshape(array.shape)
+    assert array_digests.digests({"": changed})[""] != digest

@@ -1,5 +1,8 @@
 """A run that is killed and restarted equals an uninterrupted one."""
 
+import errno
+import itertools
+import json
 import os
 import shutil
 import signal
@@ -8,15 +11,18 @@ import sys
 import time
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import seqio
 import tensorflow as tf
+from flax import traverse_util
 
 from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
-from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -82,6 +88,42 @@ def test_a_position_of_another_batch_size_is_not_continued_with_its_batches(buff
   other.restore(str(tmp_path / "position"), position=3)
   expected = [np.asarray(next(fresh)["n"]).shape for _ in range(30)]
   assert [np.asarray(next(other)["n"]).shape for _ in range(30)] == expected
+
+
+def test_a_damaged_record_and_a_damaged_position_are_named(tmp_path, caplog):
+  records = tmp_path / "train.tfrecord-00000-of-00001"
+  with tf.io.TFRecordWriter(str(records)) as writer:
+    for _ in range(8):
+      writer.write(bytes(40))
+
+  def batches():
+    rows = tf.data.TFRecordDataset(str(records)).map(lambda r: {"n": tf.io.decode_raw(r, "uint8")})
+    fixed = rows.map(lambda row: {"n": tf.ensure_shape(row["n"], [40])}).batch(2, True).repeat()
+    sharding = runs.one_device().data_sharding
+    return ShardedIterator(lambda: fixed, sharding=sharding, batch_size=2, folders=["caches/x"])
+
+  def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+  before = batches()
+  next(before)
+  before.save(str(tmp_path / "position"))
+  (data,) = tmp_path.glob("position.data-*")
+  flip(data, data.stat().st_size // 2)
+  with caplog.at_level("WARNING"):
+    again = batches()
+    assert not again.restore(str(tmp_path / "position"), position=1)
+  assert f"The position {tmp_path / 'position'} is damaged" in caplog.text
+  np.testing.assert_array_equal(next(again)["n"], np.zeros((2, 40)))
+  flip(records, -20)
+  named = r"training data caches/x is damaged.*beam_jobs\.verify"
+  with pytest.raises(Damaged, match=named):
+    list(itertools.islice(batches(), 4))
+  with pytest.raises(Damaged, match="evaluation data x is damaged"):
+    rows = tf.data.TFRecordDataset(str(records)).map(lambda r: tf.io.decode_raw(r, "uint8"))
+    list(eval_batches(rows.batch(2), runs.one_device().data_sharding, name="x"))
 
 
 def test_three_steps_are_one_epoch(tmp_path):
@@ -153,6 +195,76 @@ def test_an_unreadable_checkpoint_falls_back_to_the_previous_one(
   assert "cannot be read" in caplog.text
   saved_again = checkpoints.load_params(run / "checkpoint_10")
   np.testing.assert_array_equal(saved_again["kernel"], runs.flat(state)["target/kernel"])
+
+
+def test_a_changed_array_falls_back_to_the_previous_checkpoint(complete, tmp_path, caplog):
+  folder, state = complete
+  run = tmp_path / "run"
+  shutil.copytree(folder, run)
+  saved = checkpoints._recorded(run / "checkpoint_10")
+  commit = run / "checkpoint_10" / "_CHECKPOINT_METADATA"
+  commit.write_text(commit.read_text().replace(str(saved["target/kernel"]), "1"))
+  with pytest.raises(Damaged, match=r"checkpoint_10 is damaged: 1 of 3 arrays .*: target/kernel\."):
+    checkpoints.load_params(run)
+  with caplog.at_level("WARNING"):
+    assert_same(runs.train(run, 10), state)
+  assert "target/kernel" in caplog.text and list(run.glob("incomplete_checkpoint_10_*"))
+
+
+def test_a_flipped_bit_changes_no_array_that_is_read(tmp_path):
+  # Of this width, arrays are in files of TensorStore's that have no checksum.
+  optimizer = runs.optimizers.adamw(0.1, weight_decay=0.01, ema_decay=0.9)
+  runs.train(tmp_path, 1, model=toy.ToyModel(optimizer, width=512))
+  folder = tmp_path / "checkpoint_1"
+  expected = traverse_util.flatten_dict(checkpoints.load_state_dict(folder))
+  files = [f for f in folder.rglob("*") if f.is_file() and "dataset" not in f.parts]
+  random, found = np.random.default_rng(0), 0
+  for file in sorted(files) * 3:
+    content = bytearray(intact := file.read_bytes())
+    content[random.integers(len(content))] ^= 1 << random.integers(8)
+    file.write_bytes(content)
+    try:
+      read = traverse_util.flatten_dict(checkpoints.load_state_dict(folder))
+      for name in expected:
+        np.testing.assert_array_equal(read[name], expected[name], err_msg=f"{file} {name}")
+    except (Damaged, FileNotFoundError) as error:
+      assert "checkpoint_1 " in str(error)
+      found += 1
+    file.write_bytes(intact)
+  assert found >= 10
+
+
+@pytest.mark.parametrize(
+  "error", [TimeoutError("slow"), OSError(errno.EIO, "disk"), ValueError("UNAVAILABLE: store")]
+)
+def test_a_failure_that_may_pass_sets_no_checkpoint_aside(complete, tmp_path, monkeypatch, error):
+  run = tmp_path / "run"
+  shutil.copytree(complete[0], run)
+
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
+  with pytest.raises(type(error), match=str(error.args[-1])):
+    runs.train(run, 10)
+  assert checkpoints.complete_steps(run) == [0, 5, 10]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_state_has_its_digests(complete, tmp_path, dtype):
+  """Also if parameters are rounded, and without digests, as T5X saves."""
+  save = engine.SaveCheckpointConfig(period=5, dtype=dtype)
+  runs.train(tmp_path, 5, checkpoint_cfg=engine.CheckpointConfig(save))
+  kernel = checkpoints.load_params(tmp_path)["kernel"]
+  assert kernel.dtype.name == dtype
+  restore = engine.RestoreCheckpointConfig(path=str(tmp_path))
+  config = engine.CheckpointConfig(save, restore)
+  runs.train(tmp_path / "next", 5, relative_steps=0, checkpoint_cfg=config)
+  commit = tmp_path / "checkpoint_5" / "_CHECKPOINT_METADATA"
+  content = json.loads(commit.read_text())
+  assert content["custom_metadata"].pop(checkpoints.DIGESTS)
+  commit.write_text(json.dumps(content))
+  np.testing.assert_array_equal(checkpoints.load_params(tmp_path)["kernel"], kernel)
 
 
 def test_a_checkpoint_of_another_model_is_rejected_and_kept(complete, tmp_path):

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from tests.programs import ROOT
 from walt_t5x.engine import checkpoints, optimizers, trainable
 from walt_t5x.engine.builtin import optimizer as builtin_optimizer
+from walt_t5x.files import storage
 
 t5x_missing = None
 try:
@@ -236,7 +237,7 @@ def test_t5x_rejects_data_of_another_tokenizer_and_names_it(trained, folder, tmp
   mixed, _ = trained("base")
   other = tmp_path / "run"
   shutil.copytree(mixed, other)
-  recorded = json.loads((other / "provenance.json").read_text())
+  recorded = storage.read_json(other / "provenance.json")
   recorded["vae"]["fingerprint"] = "of another"
   (other / "provenance.json").write_text(json.dumps(recorded))
   code, text = _train("t5x", "base", other, folder / "cache", 80)

@@ -122,6 +122,24 @@ def test_a_part_is_restored_from_its_file_exactly(folders, tmp_path):
     np.testing.assert_array_equal(got.inception[key].probabilities, kept.probabilities)
 
 
+def test_a_damaged_part_is_named_and_made_again(folders, tmp_path, caplog):
+  evaluation = _evaluation(folders, parts_dir=tmp_path)
+  expected = _values(score_evaluation(evaluation))
+  file = min(tmp_path.rglob("*.npz"))
+  content = file.read_bytes()
+  for changed in (
+    content[:40],
+    b"",
+    content[: len(content) // 2] + b"\0" + content[len(content) // 2 + 1 :],
+  ):
+    file.write_bytes(changed)
+    again = _evaluation(folders, parts_dir=tmp_path)
+    with caplog.at_level("WARNING"):
+      assert _values(score_evaluation(again)) == expected
+    assert again.clips == 4 and f"{file} is damaged" in caplog.text
+    caplog.clear()
+
+
 def test_processes_share_an_evaluation(folders, tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(networks.FeatureNetwork, "load", lambda name, path: _MeanColors())
   flags = ["--protocol=tokenizer", f"--samples={folders / 'fake'}", "--frames=4", "--size=16x16"]

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,13 @@ import time
 import uuid
 
 import fsspec
+import numpy as np
 import pytest
+import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 
-from walt_t5x.files import gfile, retries, storage
+from walt_t5x.files import gfile, retries, storage, tensors
+from walt_t5x.files.damage import Damaged
 
 
 @pytest.fixture(params=["local", "memory", "gfile"])
@@ -338,3 +342,53 @@ def test_the_first_failure_by_order_is_raised():
   assert [next(results) for _ in range(3)] == [0, 1, 2]
   with pytest.raises(ValueError, match="item 3"):
     next(results)
+
+
+def _flipped(content, bit):
+  changed = bytearray(content)
+  changed[bit // 8] ^= 1 << bit % 8
+  return bytes(changed)
+
+
+def test_a_flipped_bit_in_a_sealed_file_changes_nothing_that_is_read(tmp_path):
+  path = tmp_path / "small.json"
+  tree = {"mean": [0.125, -3e-05], "name": "é", "nested": {"count": 12, "none": None}}
+  storage.write_json(path, tree, seal=True)
+  assert storage.read_json(path) == tree
+  content, found = path.read_bytes(), 0
+  for bit in range(0, 8 * len(content), 7):
+    path.write_bytes(_flipped(content, bit))
+    try:
+      read = storage.read_json(path)
+      # What changed was the name of the digest.
+      assert {name: read[name] for name in tree} == tree and len(read) <= len(tree) + 1
+    except Damaged as error:
+      assert str(path) in str(error)
+      found += 1
+  assert found > len(content)
+  # A file of an earlier version, or one that was edited by hand.
+  path.write_text(json.dumps(tree | {"mean": 1}))
+  assert storage.read_json(path)["mean"] == 1
+  for incomplete in (b"", content[:9]):
+    path.write_bytes(incomplete)
+    with pytest.raises(Damaged, match=r"small.json is not JSON .*Copy it again, or delete it"):
+      storage.read_json(path)
+
+
+def test_a_flipped_bit_in_a_safetensors_file_changes_no_tensor_that_is_read(tmp_path):
+  path, arrays = tmp_path / "w.safetensors", {"a": np.arange(6.0), "b": np.ones((2, 3), np.int8)}
+  tensors.save(path, arrays)
+  content, found = path.read_bytes(), 0
+  for bit in range(0, 8 * len(content), 7):
+    path.write_bytes(_flipped(content, bit))
+    try:
+      read = tensors.load(path)
+      assert read.keys() == arrays.keys()
+      assert all(np.array_equal(read[name], arrays[name]) for name in arrays)
+    except Damaged as error:
+      assert str(path) in str(error)
+      found += 1
+  assert found > len(content) // 2
+  # As other programs write them.
+  safetensors.numpy.save_file(arrays, path)
+  assert np.array_equal(tensors.load(path)["a"], arrays["a"])

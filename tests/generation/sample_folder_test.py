@@ -6,9 +6,12 @@ import locale
 import numpy as np
 import pytest
 
+from walt_t5x.evaluation import clip_sources
+from walt_t5x.files.damage import Damaged
 from walt_t5x.generation import sample_files
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.html import gallery
+from walt_t5x.media.pixels import clip_to_uint8
 
 
 def _write(folder, index, *, size=32):
@@ -170,8 +173,9 @@ def test_a_sample_is_finished_only_once_all_its_files_exist(tmp_path, monkeypatc
   def failing(path, frames, **options):
     if written:
       raise KeyboardInterrupt
-    written.append(path)
-    return f"{path.name}.mp4"
+    written.append(path.with_name(f"{path.name}.mp4"))
+    written[0].touch()
+    return written[0].name
 
   with monkeypatch.context() as patch:
     patch.setattr(sample_files, "write_clip", failing)
@@ -193,3 +197,21 @@ def test_frames_of_an_interrupted_run_are_replaced(tmp_path):
 def test_an_empty_folder_is_rejected_with_the_expected_contents(tmp_path):
   with pytest.raises(FileNotFoundError, match="no samples in"):
     list(SampleFolder(tmp_path).samples())
+
+
+@pytest.mark.parametrize("format", ["mp4", "png", "gif"])
+def test_a_flipped_bit_in_a_sample_is_found_before_it_is_scored(tmp_path, format):
+  folder = SampleFolder(tmp_path)
+  video = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
+  options = {"fps": 8, "seed": 0, "steps": {"base": 1}, "fingerprints": {}}
+  folder.write(0, prompt="a", videos={"base": video}, formats=(format,), **options)
+  (sample,) = folder.samples()
+  (media,) = clip_sources.find_media(tmp_path)
+  np.testing.assert_array_equal(media.read(), clip_to_uint8(folder.read(sample, "base")))
+  file = sample.files["base"]
+  file = min(file.glob("*")) if file.is_dir() else file
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  with pytest.raises(Damaged, match=r"00000_base.* was changed after it was written.*00000.json"):
+    media.read()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import generate
+from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.generation import prepared_requests, run_identity
 from walt_t5x.generation import requests as reading
@@ -150,19 +151,19 @@ def test_a_start_without_a_sample_does_not_bind_the_corrected_command(tmp_path, 
     with run_identity.begun(run_identity.begin_free("samples", wrong), wrong):
       raise KeyboardInterrupt
   folder = run_identity.begin_free("samples", right)
-  assert folder == Path("samples") and json.loads((folder / "run.json").read_text()) == right
+  assert folder == Path("samples") and storage.read_json(folder / "run.json") == right
   assert run_identity.begin_free("samples", wrong) == Path("samples_2")
   run_identity.begin(folder, wrong)  # A folder that the command names; the other one was killed.
   with run_identity.begun(folder, wrong) as confirm:
     confirm()
     (folder / "run.json").unlink()  # A second job of the same command failed.
     confirm()
-    assert json.loads((folder / "run.json").read_text()) == wrong
+    assert storage.read_json(folder / "run.json") == wrong
   with pytest.raises(Mismatch, match=r"another command began samples .* seed: was 1, is 0"):
     with run_identity.begun(folder, wrong) as confirm:
       run_identity.begin(folder, right)
       confirm()
-  assert json.loads((folder / "run.json").read_text()) == right
+  assert storage.read_json(folder / "run.json") == right
   with pytest.raises(KeyboardInterrupt), run_identity.begun(folder, right):
     (folder / "00000.json").write_text("{}")
     raise KeyboardInterrupt

@@ -3,17 +3,23 @@
 import base64
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
 
+from tests import tiny_denoiser
 from tests.html.html_page import Page
 from walt_t5x import report
+from walt_t5x.denoiser.transformer import WaltDenoiser
+from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.html import curve_chart
 from walt_t5x.html.report_inputs import RunFolder, ScoreRow, read_curves, read_scores
 from walt_t5x.html.report_page import write_report
 from walt_t5x.media import reading
+from walt_t5x.models import model_record
+from walt_t5x.models.denoiser_model import DenoiserModel
 
 FVD = {
   "protocol": "fvd",
@@ -180,7 +186,7 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   cells = page.words("td")
   assert {"609.1 ± 2.5", "a<b"} <= set(cells) and "fvd@66d1dbe3133b" in page.words("h3")
   assert cells[cells.index("checkpoint 4") + 1] == "it has no _CHECKPOINT_METADATA"
-  assert cells[cells.index("plan") + 1].startswith("none: MODEL is missing")
+  assert cells[cells.index("plan") + 1].startswith("none: no model.json")
   assert cells[cells.index("normalization of latents/3x4x4") + 1] == "8 channels"
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]
   assert badges == ["✓ color", "✗ shape"] and "00000_base.mp4 ↓" in page.words("button")
@@ -261,6 +267,20 @@ def test_a_sample_of_any_format_is_played(formats, kind, shown, tmp_path):
   else:
     frames = reading.read_video(content).frames
     np.testing.assert_allclose(frames.mean((1, 2, 3)) / 255, shades, atol=0.02)
+
+
+def test_nothing_that_a_run_recorded_is_executed(tmp_path, run, monkeypatch):
+  (tmp_path / "code_of_a_run.py").write_text("raise SystemExit('executed')")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  config = "import code_of_a_run\nBATCH_SIZE = 4\nTRAIN_STEPS = 10\nMODEL = @code_of_a_run.f()\n"
+  (run / "config.gin").write_text(config)
+  model = DenoiserModel(module=WaltDenoiser(**tiny_denoiser.FIELDS), optimizer_def=None)
+  record = model_record.described(model, latents="latents/3x4x4", text_length=5)
+  storage.write_json(run / "model.json", record)
+  report.main([f"--run={run}", f"--output={tmp_path / 'report.html'}"])
+  cells = Page((tmp_path / "report.html").read_text("utf-8")).words("td")
+  assert "code_of_a_run" not in sys.modules
+  assert cells[cells.index("batch size") + 1] == "4" and any("in 10 steps" in c for c in cells)
 
 
 def test_missing_inputs_are_named(tmp_path, run):

@@ -315,3 +315,20 @@ def test_resize_rules_differ_and_a_clip_is_resized_per_frame():
     )
     for second in by_rule[i + 1 :]:
       assert np.abs(first - second).max() > 0.1
+
+
+def test_a_flipped_bit_changes_no_statistics_that_are_read(tmp_path):
+  file = tmp_path / "reference.npz"
+  save_statistics(file, of(_features(np.random.default_rng(2), 20, 6)))
+  kept, content = vars(load_statistics(file)), file.read_bytes()
+  found = 0
+  for bit in range(0, 8 * len(content), 41):
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(changed)
+    try:
+      np.testing.assert_equal(vars(load_statistics(file)), kept)
+    except ValueError as error:
+      assert str(file) in str(error)
+      found += 1
+  assert found > 40

@@ -274,6 +274,12 @@ def check(
   return text
 
 
+def recorded_sizes(config: str) -> dict[str, int]:
+  """Macros with integer values in the text of a recorded configuration, such as BATCH_SIZE; executes nothing."""
+  found = re.findall(r"^([A-Z][A-Z0-9_]*) = (\d+)$", config, re.MULTILINE)
+  return {name: int(value) for name, value in found}
+
+
 def _listed(names: Sequence[str]) -> str:
   return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 

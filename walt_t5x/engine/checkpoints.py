@@ -1,19 +1,22 @@
 """Reader for the checkpoints that both engines write.
 
 A model folder holds `checkpoint_<step>/`, each with
-    _CHECKPOINT_METADATA   written by Orbax, contains the commit time
+    _CHECKPOINT_METADATA   written by Orbax, contains the commit time, and the digest of every array (not from T5X)
     state/                 one Orbax tree: {'target': parameters, 'state': {'step', 'param_states'}}, and
                            'flax_mutables' if the model has collections other than parameters
     dataset/               position in the training data, one file per host, if saved
 or, in a preset, only
     weights.safetensors    the parameters to sample with (`weights_file`)
 A checkpoint folder is complete once Orbax has committed it. Any other folder (interrupted while writing, emptied,
-partly copied) is incomplete, and readers skip it. Imports neither TensorFlow nor SeqIO, so Beam workers can use it.
+partly copied) is incomplete, and readers skip it. One whose arrays differ from their digests is `Damaged`. Imports
+neither TensorFlow nor SeqIO, so Beam workers can use it.
 """
 
+import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,15 +24,22 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
-from walt_t5x.engine import weights_file
+from walt_t5x.engine import array_digests, weights_file
 from walt_t5x.engine.restore_transforms import average_names
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
 
 _COMMIT = "_CHECKPOINT_METADATA"
+# In the custom metadata of a checkpoint: name of each array, joined by "/", -> its digest.
+DIGESTS = "array_digests"
 _FIRST = "first_checkpoint.json"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
+# Kinds of errors of TensorStore that do not show that a file is damaged.
+_MAY_PASS = re.compile(
+  r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN): "
+)
 
 
 def why_incomplete(folder: storage.PathLike) -> str | None:
@@ -143,14 +153,51 @@ def _step(checkpoint: str) -> int:
 
 
 def state_metadata(checkpoint: storage.PathLike) -> dict[tuple[str, ...], Any]:
-  """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array."""
+  """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array.
+
+  Raises:
+    Damaged: the checkpoint has no such list, or one of other arrays than were saved.
+  """
   if weights_file.exists(checkpoint):
     return {("target", *name): leaf for name, leaf in weights_file.shapes(checkpoint).items()}
   # The handler takes Orbax's own kind of path, not a string.
   model_dir, step = os.path.split(absolute(checkpoint))
   folder = ocp.path.step.build_step_path(model_dir, _NAMES, _step(step))
-  tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-  return {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
+  with _named(checkpoint):
+    tree = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+    found = {tuple(map(str, k)): v for k, v in traverse_util.flatten_dict(tree).items()}
+  recorded = _recorded(checkpoint)
+  if recorded and (other := sorted(recorded.keys() ^ map("/".join, found))):
+    raise _damaged(
+      checkpoint, f"state/_METADATA, or the list of digests, lacks {', '.join(other[:3])}"
+    )
+  return found
+
+
+def _recorded(checkpoint: storage.PathLike) -> dict[str, int]:
+  """Digest of each array by name; empty if the checkpoint records none, as those of T5X."""
+  content = storage.read_json(storage.join(checkpoint, _COMMIT))
+  return (content.get("custom_metadata") or {}).get(DIGESTS) or {}
+
+
+def _damaged(checkpoint: storage.PathLike, what: str) -> Damaged:
+  return Damaged(
+    f"checkpoint {os.fspath(checkpoint)} is damaged: {what}. Copy it again, or set an earlier checkpoint."
+  )
+
+
+@contextlib.contextmanager
+def _named(checkpoint: storage.PathLike) -> Iterator[None]:
+  """Turns errors of Orbax into one that names the checkpoint, except those that may pass."""
+  try:
+    yield
+  # Orbax does not expect damage: its parsers raise what Python happens to.
+  except Exception as error:
+    passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    if passing or _MAY_PASS.search(str(error)):
+      raise
+    reason = " ".join(str(error).split())[:300]
+    raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error
 
 
 def has_average(path: storage.PathLike) -> bool:
@@ -202,6 +249,7 @@ def read_arrays(
   """The arrays named by `wanted` (a subset of `state_metadata`), as numpy arrays or as `restore_args` specifies.
 
   Raises:
+    Damaged: an array differs from its digest, or a file cannot be read; names the checkpoint and the array.
     ValueError: `restore_args` are given and the checkpoint is a weights file, from which no run starts.
   """
   if weights_file.exists(checkpoint):
@@ -211,14 +259,33 @@ def read_arrays(
       )
     found = weights_file.read(checkpoint, [name[1:] for name in wanted])
     return {("target", *name): array for name, array in found.items()}
-  restore_args = restore_args or dict.fromkeys(wanted, ocp.RestoreArgs(restore_type=np.ndarray))
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+  plain = ocp.RestoreArgs(restore_type=np.ndarray)
+  # In the dtype of the file, whose digest is known.
+  as_stored = {
+    name: dataclasses.replace((restore_args or {}).get(name, plain), dtype=None) for name in wanted
+  }
+  with _named(checkpoint), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     tree = reader.restore(
       storage.join(absolute(checkpoint), "state"),
       args=ocp.args.PyTreeRestore(
         item=traverse_util.unflatten_dict(dict(wanted)),
-        restore_args=traverse_util.unflatten_dict(dict(restore_args)),
+        restore_args=traverse_util.unflatten_dict(as_stored),
         partial_restore=True,
       ),
     )
-  return traverse_util.flatten_dict(tree)
+  found: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(tree)
+  _check_digests(checkpoint, {"/".join(name): array for name, array in found.items()})
+  dtypes = {name: args.dtype for name, args in (restore_args or {}).items() if args.dtype}
+  return found | {name: found[name].astype(dtype) for name, dtype in dtypes.items()}
+
+
+def _check_digests(checkpoint: storage.PathLike, arrays: Mapping[str, Any]) -> None:
+  recorded = _recorded(checkpoint)
+  if recorded:
+    digests = array_digests.digests(arrays)
+    changed = sorted(name for name, digest in digests.items() if recorded[name] != digest)
+    if changed:
+      raise _damaged(
+        checkpoint,
+        f"{len(changed)} of {len(arrays)} arrays changed after they were saved: {', '.join(changed[:3])}",
+      )

@@ -66,7 +66,7 @@ class RecordRun:
         compare(storage.read_json(file), given, where=file)
       record(model_dir, given)
     if self.model is not None and jax.process_index() == 0:
-      storage.write_json(storage.join(model_dir, MODEL_FILE), self.model, sort_keys=True)
+      storage.write_json(storage.join(model_dir, MODEL_FILE), self.model, sort_keys=True, seal=True)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
 
 
@@ -89,7 +89,7 @@ def record(model_dir: str, provenance: Mapping[str, Any]) -> None:
   file = storage.join(model_dir, FILE_NAME)
   keep = storage.exists(file) and checkpoints.has_trained(model_dir)
   if jax.process_index() == 0 and not keep:
-    storage.write_json(file, provenance, sort_keys=True)
+    storage.write_json(file, provenance, sort_keys=True, seal=True)
 
 
 def encoder_place(run: storage.PathLike, recorded: str) -> str:
@@ -111,6 +111,7 @@ def read_model(run: storage.PathLike) -> dict[str, Any]:
 
   Raises:
     FileNotFoundError: there is none.
+    Damaged: it is not JSON, or changed after it was written.
     Mismatch: it is of another format.
   """
   file = model_file(run)
@@ -123,7 +124,7 @@ def read_model(run: storage.PathLike) -> dict[str, Any]:
   try:
     content = storage.read_json(file)
     found = content["format"]
-  except (ValueError, KeyError, TypeError) as error:
+  except (KeyError, TypeError) as error:
     raise Mismatch(f"{file} cannot be read: {error}; give the run's gin file instead") from error
   if found != MODEL_FORMAT:
     raise Mismatch(

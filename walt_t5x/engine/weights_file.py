@@ -4,6 +4,7 @@ The file holds one set of parameters by flat name. They are stored in bfloat16 a
 training, so that a network gets the same arrays as from a checkpoint of the rounded weights.
 """
 
+import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage, tensors
 
 FILE_NAME = "weights.safetensors"
 
@@ -41,8 +42,10 @@ def write(checkpoint: storage.PathLike, params: Mapping[str, Any]) -> None:
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name}: got {array.dtype}, expected floating point")
   narrow = {name: np.ascontiguousarray(array, jnp.bfloat16) for name, array in flat.items()}
-  # Without metadata, whose order safetensors does not fix.
-  storage.write(storage.join(checkpoint, FILE_NAME), safetensors.numpy.save(narrow))
+  # One metadata field, because safetensors does not fix their order.
+  file = io.BytesIO(safetensors.numpy.save(narrow, metadata=tensors.BLANK))
+  tensors.seal(file)
+  storage.write(storage.join(checkpoint, FILE_NAME), file.getvalue())
 
 
 def shapes(checkpoint: storage.PathLike) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -60,15 +63,20 @@ def read(
   """The named arrays, float32.
 
   Raises:
-    ValueError: the file is damaged.
+    Damaged: the file changed after it was written.
   """
+  tensors.check(_path(checkpoint))
   with _open(checkpoint) as file:
     return {name: file.get_tensor("/".join(name)).astype(np.float32) for name in names}
 
 
+def _path(checkpoint: storage.PathLike) -> str:
+  return storage.join(os.fspath(checkpoint), FILE_NAME)
+
+
 def _open(checkpoint: storage.PathLike) -> Any:
-  path = storage.join(os.fspath(checkpoint), FILE_NAME)
+  path = _path(checkpoint)
   try:
     return safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is not a safetensors file: {error}; copy it again") from error
+    raise damage.Damaged(f"{path} is not a safetensors file: {error}; copy it again") from error

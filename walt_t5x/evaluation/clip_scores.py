@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from walt_t5x.evaluation.clip_sources import PlannedClip, read_clip
+from walt_t5x.files import tensors
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics import motion
@@ -48,13 +49,11 @@ class LpipsNetwork:
   @classmethod
   def load(cls, path: str | Path | None) -> "LpipsNetwork":
     """Reads a file of `import_lpips`; raises FileNotFoundError, or ValueError for tensors that do not fit."""
-    from safetensors.numpy import load_file
-
     from walt_t5x.vae.perceptual import lpips_shapes
 
     if path is None or not Path(path).is_file():
       raise FileNotFoundError(_HELP.format(path=path))
-    values = load_file(path)
+    values = tensors.load(path)
     check_shapes(values, lpips_shapes(), what=str(path))
     return cls(values)
 

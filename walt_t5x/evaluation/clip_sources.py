@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from walt_t5x.files import storage
+from walt_t5x.files.damage import parsed
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media import decoding, geometry, pictures, reading
 from walt_t5x.media.clips import ClipSpec
@@ -94,7 +94,7 @@ def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media
   modality, found = "image" if images else "video", []
   with path.open(encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
-      row = json.loads(line)
+      row = parsed(line, name=f"{path}:{number}")
       if "uri" not in row:
         raise ValueError(f"{path}:{number} has no 'uri'; got the fields {sorted(row)}.")
       if row.get("modality", modality) == modality and split in (None, row.get("split")):

@@ -13,11 +13,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
+from absl import logging
 
 from walt_t5x.evaluation.clip_sources import PlannedClip
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
-from walt_t5x.metrics.feature_statistics import FeatureStatistics, write_arrays
+from walt_t5x.metrics.feature_statistics import FeatureStatistics, read_arrays, write_arrays
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
 
@@ -124,20 +125,26 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
 
 
 def load_part(path: Path, *, contents: str) -> PartStatistics | None:
-  """Reads a file of `save_part`; None if it does not exist or is of other clips."""
-  if not path.is_file():
+  """Reads a file of `save_part`; None if it does not exist, is of other clips, or is damaged (with a warning)."""
+  try:
+    return _load_part(path, contents) if path.is_file() else None
+  except Damaged as error:
+    logging.warning("%s: its clips are scored again.", error)
     return None
+
+
+def _load_part(path: Path, contents: str) -> PartStatistics | None:
   kinds = {"frechet": FeatureStatistics, "inception": InceptionScoreStatistics}
   groups: dict[str, dict] = {"frechet": {}, "inception": {}, "of_clips": {}}
-  with np.load(path, allow_pickle=False) as arrays:
-    header = json.loads(str(arrays["header"]))
-    if header["contents"] != contents:
-      return None
-    for number, (kind, key) in enumerate(header["index"]):
-      if kind == "of_clips":
-        groups[kind][key] = tuple(map(float, arrays[f"{number}/values"]))
-      else:
-        values = {f.name: arrays[f"{number}/{f.name}"] for f in dataclasses.fields(kinds[kind])}
-        scalars = {name: value.item() for name, value in values.items() if not value.ndim}
-        groups[kind][tuple(key)] = kinds[kind](**values | scalars)
+  arrays = read_arrays(path)
+  header = json.loads(str(arrays["header"]))
+  if header["contents"] != contents:
+    return None
+  for number, (kind, key) in enumerate(header["index"]):
+    if kind == "of_clips":
+      groups[kind][key] = tuple(map(float, arrays[f"{number}/values"]))
+    else:
+      values = {f.name: arrays[f"{number}/{f.name}"] for f in dataclasses.fields(kinds[kind])}
+      scalars = {name: value.item() for name, value in values.items() if not value.ndim}
+      groups[kind][tuple(key)] = kinds[kind](**values | scalars)
   return PartStatistics(**groups)

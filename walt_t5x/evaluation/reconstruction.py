@@ -107,6 +107,7 @@ class ReconstructionFolder:
           "input": f"{self.inputs.name}/{clip.name}{suffix}",
           "reconstruction": f"{self.reconstructions.name}/{clip.name}{suffix}",
         },
+        seal=True,
       )
 
   def facts(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:

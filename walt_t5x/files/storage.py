@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TextIO, TypeVar
 
+from walt_t5x.files import damage
 from walt_t5x.files.retries import retried
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -269,8 +270,8 @@ def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
 
 
 def read_json(path: PathLike) -> Any:
-  """The content of a JSON file."""
-  return json.loads(read(path))
+  """The content of a JSON file, without its digest (`files.damage`); raises `Damaged` as `damage.parsed` does."""
+  return damage.parsed(read(path), name=os.fspath(path))
 
 
 @contextlib.contextmanager
@@ -345,6 +346,9 @@ def write(path: PathLike, content: bytes | str) -> None:
     stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
-  """Writes a JSON file atomically."""
+def write_json(
+  path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False, seal: bool = False
+) -> None:
+  """Writes a JSON file atomically; `seal` adds a digest, which `read_json` checks."""
+  tree = damage.sealed(json.loads(json.dumps(tree))) if seal else tree
   write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")

@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 import walt_t5x
-from data.provenance import FILE_NAME as PROVENANCE
+from data.provenance import Provenance
 from walt_t5x.denoiser import adapters
 from walt_t5x.engine import run_record, weights_file
 from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
@@ -83,7 +83,7 @@ def export(
         model = copy.copy(model)
         model.module = stage.module.clone(adapter_rank=0)
       parts[stage.name] = _write_model(part, stage.checkpoint, weights)
-      storage.write(part / PROVENANCE, _provenance(info, fingerprints))
+      _provenance(info, fingerprints).write(part)
       _write_record(
         part,
         model,
@@ -129,7 +129,7 @@ def _write_record(folder: Path, model: Any, **trained_on: Any) -> None:
   """Writes the model as data: a part of a preset is also a run to sample or to fine-tune."""
   record = model_record.described(model, **trained_on)
   if record is not None:
-    storage.write_json(folder / run_record.MODEL_FILE, record, sort_keys=True)
+    storage.write_json(folder / run_record.MODEL_FILE, record, sort_keys=True, seal=True)
 
 
 def _write_text(folder: Path, encoder: TextEncoder) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _training(source: str) -> dict[str, str]:
   return {}
 
 
-def _provenance(info: StageInfo, fingerprints: Mapping[str, Mapping[str, Any]]) -> str:
+def _provenance(info: StageInfo, fingerprints: Mapping[str, Mapping[str, Any]]) -> Provenance:
   """The provenance of a stage, of whose encoders the preset has the rounded weights."""
   changed = {}
   for part, folder in (("vae", VAE), ("text_encoder", TEXT)):
@@ -177,7 +177,7 @@ def _provenance(info: StageInfo, fingerprints: Mapping[str, Mapping[str, Any]]) 
     if fingerprints[part]:
       described["fingerprint"] = fingerprints[part]["fingerprint"]
     changed[part] = described
-  return dataclasses.replace(info.provenance, **changed).to_json()
+  return dataclasses.replace(info.provenance, **changed)
 
 
 def _size(info: StageInfo, config: CascadeConfig) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import walt_t5x
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage
 from walt_t5x.files.fingerprint import file_sha256
 
 SHIPPED = Path(walt_t5x.__file__).parent / "presets"
@@ -71,7 +71,8 @@ def find(name: str) -> Preset:
 
   Raises:
     FileNotFoundError: there is none, or one of its files is missing.
-    ValueError: a file is damaged; names it.
+    Damaged: a file is damaged; names it.
+    ValueError: it has another format.
   """
   if name in shipped():
     return read(SHIPPED / name)
@@ -94,7 +95,7 @@ def read(folder: Path) -> Preset:
   except ValueError:
     record, intact = {}, False
   if not intact:
-    raise ValueError(f"{what}: {RECORD} was changed after it was written; {again}")
+    raise damage.Damaged(f"{what}: {RECORD} was changed after it was written; {again}")
   if record["format"] != FORMAT:
     raise ValueError(
       f"{what}: got format {record['format']}, expected {FORMAT}; export it with this version of walt_t5x"
@@ -104,7 +105,7 @@ def read(folder: Path) -> Preset:
       raise FileNotFoundError(f"{what}: {name} is missing; {again}")
     got = file_sha256(folder / name)
     if got != expected["sha256"]:
-      raise ValueError(
+      raise damage.Damaged(
         f"{what}: {name} is damaged: its sha256 is {got}, expected {expected['sha256']}; {again}"
       )
   return Preset(folder=folder, record=record, sha256=hashlib.sha256(content).hexdigest())
@@ -112,9 +113,8 @@ def read(folder: Path) -> Preset:
 
 def encoded(record: Mapping[str, Any]) -> bytes:
   """The bytes of preset.json, with the hash of its other fields in `sha256`."""
-  rest = {name: value for name, value in record.items() if name != "sha256"}
-  digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-  return (json.dumps({**rest, "sha256": digest}, indent=1, sort_keys=True) + "\n").encode()
+  sealed = damage.sealed(record, field="sha256")
+  return (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode()
 
 
 def files_of(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:

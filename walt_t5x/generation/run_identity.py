@@ -45,7 +45,7 @@ def begin(folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHE
       + "\nRun the original command to finish it, or set another --output."
     )
   try:
-    storage.write_json(file, json.loads(json.dumps(identity)))
+    storage.write_json(file, identity, seal=True)
   except OSError as error:
     raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """The files of one clip: videos, animations, PNG frames and raw latents."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from walt_t5x.files import storage
+from walt_t5x.files.fingerprint import file_sha256
 from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8, to_float
 
@@ -50,6 +52,14 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
   file = path.with_name(f"{path.name}.{format}")
   writing.write_video(file, frames, fps=fps, scale=scale_of(frames, format))
   return file.name
+
+
+def clip_sha256(path: Path) -> str:
+  """sha256 of a file of `write_clip`, or of the frames of its folder in their order."""
+  if not path.is_dir():
+    return file_sha256(path)
+  frames = [file_sha256(file) for file in sorted(path.glob("*.png"))]
+  return hashlib.sha256(" ".join(frames).encode()).hexdigest()
 
 
 def write_latents(path: Path, latents: np.ndarray) -> str:

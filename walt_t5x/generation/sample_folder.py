@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged
 from walt_t5x.generation import sample_files
 from walt_t5x.html import gallery
 
@@ -102,6 +103,7 @@ class SampleFolder:
       if sample_files.LATENTS in formats and latents is not None:
         files[sample_files.LATENTS] = sample_files.write_latents(path, latents[stage])
       stages[stage]["files"] = files
+      stages[stage]["sha256"] = sample_files.clip_sha256(self.path / files[best])
     sidecar = {
       "index": index,
       "prompt": prompt,
@@ -112,7 +114,7 @@ class SampleFolder:
       "fingerprints": dict(fingerprints),
       **(details or {}),
     }
-    storage.write_json(self.sidecar(index), sidecar)
+    storage.write_json(self.sidecar(index), sidecar, seal=True)
 
   def sidecar(self, index: int) -> Path:
     """The path of a sample's sidecar."""
@@ -153,8 +155,18 @@ class SampleFolder:
       )
 
   def read(self, sample: StoredSample, stage: str) -> np.ndarray:
-    """Pixels [T, H, W, 3] in [0, 1] of a stage's file, at the size at which they were generated."""
-    entry = sample.sidecar["stages"][stage]
+    """Pixels [T, H, W, 3] in [0, 1] of a stage's file, at the size at which they were generated.
+
+    Raises:
+      Damaged: the file changed after it was written.
+    """
+    entry, file = sample.sidecar["stages"][stage], sample.files[stage]
+    # Sidecars of earlier versions have no digest.
+    if "sha256" in entry and sample_files.clip_sha256(file) != entry["sha256"]:
+      raise Damaged(
+        f"{file} was changed after it was written: its sha256 is not that of {self.sidecar(sample.index)}. Delete both "
+        "and run the same generate command again."
+      )
     return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
 
   def write_manifest(self) -> Path:

@@ -12,7 +12,10 @@ Unlike sum x x^T - n m m^T, the scatter about the mean has no cancellation, so f
 zero lose no digits.
 """
 
+import io
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from flax import struct
 from jaxtyping import Float
 
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged
 
 
 @struct.dataclass
@@ -100,6 +104,16 @@ def write_arrays(path: Path, **arrays: Any) -> None:
     np.savez(stream, allow_pickle=False, **arrays)
 
 
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """The arrays of a `.npz` file, whose checksums numpy compares; raises `Damaged` if it cannot be read."""
+  content = io.BytesIO(storage.read(path))
+  try:
+    with np.load(content, allow_pickle=False) as arrays:
+      return dict(arrays)
+  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
+    raise Damaged(f"{os.fspath(path)} is damaged: {error}; make or copy it again") from error
+
+
 def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
   """Writes a `.npz` file atomically."""
   write_arrays(path, **vars(statistics))
@@ -107,15 +121,14 @@ def save_statistics(path: Path, statistics: FeatureStatistics) -> None:
 
 def load_statistics(path: str | os.PathLike[str]) -> FeatureStatistics:
   """Reads a file written by `save_statistics`; raises ValueError for another layout."""
-  with np.load(path, allow_pickle=False) as arrays:
-    if set(arrays.files) != {"count", "mean", "scatter"}:
-      raise ValueError(
-        f"{path} contains {sorted(arrays.files)}; expected count, mean and scatter as written by "
-        "`save_statistics`."
-      )
-    return FeatureStatistics(
-      count=int(arrays["count"]), mean=arrays["mean"], scatter=arrays["scatter"]
+  arrays = read_arrays(path)
+  if set(arrays) != {"count", "mean", "scatter"}:
+    raise ValueError(
+      f"{path} contains {sorted(arrays)}; expected count, mean and scatter as written by `save_statistics`."
     )
+  return FeatureStatistics(
+    count=int(arrays["count"]), mean=arrays["mean"], scatter=arrays["scatter"]
+  )
 
 
 def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -123,10 +136,10 @@ def load_gaussian(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]
 
   Raises ValueError if one is missing or their shapes do not match.
   """
-  with np.load(path, allow_pickle=False) as arrays:
-    if not {"mu", "sigma"} <= set(arrays.files):
-      raise ValueError(f"{path} contains {sorted(arrays.files)}; expected mu and sigma.")
-    mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+  arrays = read_arrays(path)
+  if not {"mu", "sigma"} <= set(arrays):
+    raise ValueError(f"{path} contains {sorted(arrays)}; expected mu and sigma.")
+  mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
   if covariance.shape != (mean.size, mean.size):
     raise ValueError(
       f"{path}: mu is {mean.shape}, sigma {covariance.shape}, expected [F] and [F, F]."

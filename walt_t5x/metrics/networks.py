@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import load_file, save_file
 
-from walt_t5x.files import storage
+from walt_t5x.files import tensors
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import c3d, i3d, inception, shapes_network
 from walt_t5x.metrics.protocols.protocol import Protocol, ResizeRule
@@ -81,8 +80,7 @@ def check_shapes(
 
 def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -> str:
   """Writes tensors by flat name atomically; returns their fingerprint."""
-  with storage.writer(path) as stream:
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in flat.items()}, stream.name)
+  tensors.save(path, {name: np.ascontiguousarray(tensor) for name, tensor in flat.items()})
   return weights_fingerprint(flat)
 
 
@@ -169,7 +167,7 @@ class FeatureNetwork:
       raise ValueError(f"Unknown network {name!r}; expected one of {sorted(KINDS)}.")
     if path is None or not Path(path).is_file():
       raise FileNotFoundError(KINDS[name].missing(path))
-    flat = load_file(path)
+    flat = tensors.load(path)
     check_shapes(flat, KINDS[name].expected(), what=str(path))
     return cls(name, traverse_util.unflatten_dict(flat, sep="/"), weights_fingerprint(flat))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from walt_t5x.files import storage
+from walt_t5x.files import storage, tensors
 from walt_t5x.text.config import WEIGHTS_FILE, T5Config
 from walt_t5x.text.model import parameter_shapes
 
@@ -92,6 +92,8 @@ class SafetensorsSource:
     else:
       with safetensors.safe_open(path, framework="numpy") as handle:
         self._files = dict.fromkeys(handle.keys(), path)
+    for file in sorted(set(self._files.values())):
+      tensors.check(file)
     self.names = frozenset(self._files)
 
   def stored_name(self, name: str) -> tuple[str, bool]:
@@ -142,7 +144,7 @@ def save_weights(
       f"Weights and config disagree on {len(difference)} names, e.g. {difference[0]}."
     )
   names = list(shapes if names is None else names)
-  header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+  header: dict[str, object] = {"__metadata__": {"format": "pt", **tensors.BLANK}}
   offset = 0
   for name in names:
     stored, transposed = torch_name(name)
@@ -150,7 +152,7 @@ def save_weights(
     end = offset + jnp.dtype(dtype).itemsize * math.prod(shape)
     header[stored] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
     offset = end
-  encoded = json.dumps(header).encode()
+  encoded = json.dumps(header, separators=(",", ":")).encode()
   encoded += b" " * (-len(encoded) % 8)  # data must start at a multiple of 8
   with storage.writer(path) as file:
     file.write(len(encoded).to_bytes(8, "little"))
@@ -163,3 +165,6 @@ def save_weights(
         )
       stored_layout = tensor.T if torch_name(name)[1] else tensor
       file.write(np.ascontiguousarray(stored_layout, jnp.dtype(dtype)).view(np.uint8).data)
+    file.flush()
+    with open(file.name, "r+b") as written:
+      tensors.seal(written)

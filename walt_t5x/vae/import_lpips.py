@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.files import tensors
 from walt_t5x.files.array_pickle import read_array_pickle
 
 
@@ -41,12 +41,9 @@ def main() -> None:
   parser.add_argument("--output", required=True, type=Path, help="safetensors file to write")
   options = parser.parse_args()
 
-  from safetensors.numpy import save_file
-
   with options.input.open("rb") as file:
     named = to_torch_names(read_array_pickle(file))
-  with storage.writer(options.output) as stream:
-    save_file(named, stream.name)
+  tensors.save(options.output, named)
   print(f"{options.output}: {sum(v.size for v in named.values()):,} weights")
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from walt_t5x.files import tensors
 from walt_t5x.types import Video
 
 # Normalization of pixels in [-1, 1] that the LPIPS weights were trained with.
@@ -110,9 +111,7 @@ def _with_weights(
 ) -> Distance | None:
   if path is None:
     return None
-  from safetensors.numpy import load_file
-
-  found = load_file(path)
+  found = tensors.load(path)
   for name, shape in wanted.items():
     got = found[name].shape if name in found else None
     if got != shape:

@@ -34,7 +34,7 @@ def test_a_finished_job_adds_up(tmp_path):
     "psnr": {examples.IMAGES: 22.0, examples.VIDEOS: (22 * 3 + 21) / 4},
   }
   folder = tmp_path / "toy_videos"
-  train = json.loads((folder / "stats.train.json").read_text())
+  train = storage.read_json(folder / "stats.train.json")
   assert train == {
     **{"examples": 3, "rows": 5, "written": 3, "rejected": 1, "dead": 1, "quarantined": 0},
     **{"rejected_by_reason": {"small": 1}, "dead_by_reason": {"missing": 1}},
@@ -53,7 +53,7 @@ def test_a_finished_job_adds_up(tmp_path):
 def test_the_number_of_classes_is_unknown_next_to_a_shard_that_does_not_record_it(tmp_path):
   made = examples.job(tmp_path)
   path = tmp_path / f"{examples.shard(1)}.sidecar.json"
-  sidecar = json.loads(path.read_text())
+  sidecar = storage.read_json(path)
   path.write_text(json.dumps({name: v for name, v in sidecar.items() if name != "num_classes"}))
   summary = examples.finalize(tmp_path)
   assert (summary.all.num_classes, summary.all.rows) == (

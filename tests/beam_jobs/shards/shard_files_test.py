@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from beam_jobs.shards.moments import Moments
 from beam_jobs.shards.shard_files import ShardName
 from data import schema, tfrecord
 from tests.beam_jobs.shards import examples
+from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged
 
 
 def test_moments_of_parts_add_up():
@@ -83,12 +86,26 @@ def test_bytes_do_not_depend_on_the_order_of_rows_or_of_their_fields(tmp_path):
       writer.fail(
         dataclasses.replace(examples.row("u"), raw=raw), stage="decode", reason="a", message="why"
       )
-    names = (
-      f"{examples.shard().file_name}.sidecar.json",
-      f"{examples.shard(1).file_name}.dead.jsonl",
-    )
-    texts.append([(tmp_path / "toy_videos" / name).read_text() for name in names])
+    sidecar = shard_files.read_sidecar(str(tmp_path), examples.shard())
+    # The reasons are those of other rows.
+    assert set(sidecar.pop("ledgers")) == {shard_files.DEAD, shard_files.REJECTED}
+    dead = tmp_path / "toy_videos" / f"{examples.shard(1).file_name}.dead.jsonl"
+    texts.append([json.dumps(sidecar), dead.read_text()])
   assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+  "change", [lambda text: text[:-5], lambda text: text.replace("decode", "decoee")]
+)
+def test_a_damaged_ledger_is_named_before_it_is_replayed(tmp_path, change):
+  examples.write(tmp_path, examples.shard(), dead=["missing"])
+  path = examples.shard().path(str(tmp_path), shard_files.DEAD)
+  (entry,) = shard_files.read_ledger(path)
+  assert entry["reason"] == "missing"
+  text = storage.read(path).decode()
+  storage.write(path, change(text))
+  with pytest.raises(Damaged, match=re.escape(path)):
+    shard_files.read_ledger(path)
 
 
 def test_a_shard_that_is_made_again_leaves_nothing_of_the_old_one(tmp_path):

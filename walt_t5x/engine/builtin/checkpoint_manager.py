@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
+from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from walt_t5x.engine import checkpoints
+from walt_t5x.engine import array_digests, checkpoints
 from walt_t5x.engine.builtin.checkpoint_configs import SaveCheckpointConfig
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
@@ -103,7 +104,15 @@ class CheckpointManager:
     items: dict[str, Any] = {"state": ocp.args.PyTreeSave(state_dict, save_args=args)}
     if self._config.save_dataset:
       items["dataset"] = RowPosition(iterator, self._layout)
-    return self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    arrays: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
+    types: dict[str, Any] = traverse_util.flatten_dict(args, sep="/")
+    saved = {name: array.astype(types[name].dtype or array.dtype) for name, array in arrays.items()}
+    return self._manager.save(
+      step,
+      args=ocp.args.Composite(**items),
+      custom_metadata={checkpoints.DIGESTS: array_digests.digests(saved)},
+      force=True,
+    )
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint."""

@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 
 from walt_t5x.engine.builtin.monitoring import run_waits
+from walt_t5x.files.damage import Damaged
 
 
 class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
@@ -24,12 +25,20 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     make_dataset: builds the batches of this host's examples, a flat dict of dense tensors; always the same batches.
     sharding: sharding of the batch axis over the data axes.
     batch_size: size of the global batch.
+    folders: what the examples are read from, for the error about a damaged record.
   """
 
-  def __init__(self, make_dataset: Callable[[], Any], *, sharding: NamedSharding, batch_size: int):
+  def __init__(
+    self,
+    make_dataset: Callable[[], Any],
+    *,
+    sharding: NamedSharding,
+    batch_size: int,
+    folders: Sequence[str] = (),
+  ):
     import tensorflow as tf
 
-    self._make_dataset, self._position = make_dataset, 0
+    self._make_dataset, self._position, self._folders = make_dataset, 0, folders
     self._start()
     spec = self._iterator.element_spec
     if not isinstance(spec, dict) or not all(
@@ -87,8 +96,14 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       with contextlib.suppress(tf.errors.InternalError):
         next(self._iterator)
       self._checkpoint.read(filename)
-    except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
-      logging.warning("The position %s does not fit this dataset: %s", filename, error.message)
+    except (
+      tf.errors.NotFoundError,
+      tf.errors.InvalidArgumentError,
+      tf.errors.DataLossError,
+    ) as error:
+      damaged = isinstance(error, tf.errors.DataLossError)
+      reason = "is damaged" if damaged else "does not fit this dataset"
+      logging.warning("The position %s %s: %s", filename, reason, error.message)
       self._start()
       return False
     self._position = position
@@ -104,7 +119,8 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     import tensorflow as tf
 
     try:
-      rows = next(self._iterator)
+      with _named(f"training data {' '.join(self._folders)}"):
+        rows = next(self._iterator)
     except tf.errors.InternalError as error:
       # A restored shuffle buffer has examples with the features of the version that saved it.
       logging.warning("The restored examples cannot be used: %s", error.message)
@@ -126,7 +142,24 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     }
 
 
-def eval_batches(rows: Any, sharding: NamedSharding) -> Iterator[Mapping[str, jax.Array]]:
-  """The batches of an evaluation set, once, on the mesh."""
-  for batch in rows.as_numpy_iterator():
-    yield jax.make_array_from_process_local_data(sharding, batch)
+def eval_batches(
+  rows: Any, sharding: NamedSharding, *, name: str
+) -> Iterator[Mapping[str, jax.Array]]:
+  """The batches of an evaluation set, once, on the mesh; `name` is that of the set, for errors."""
+  with _named(f"evaluation data {name}"):
+    for batch in rows.as_numpy_iterator():
+      yield jax.make_array_from_process_local_data(sharding, batch)
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+  """Turns TensorFlow's error about a damaged record into one that says what is damaged and what to do."""
+  import tensorflow as tf
+
+  try:
+    yield
+  except tf.errors.DataLossError as error:
+    raise Damaged(
+      f"a shard of the {what} is damaged ({error.message}): `python -m beam_jobs.verify` with the folders of its "
+      "caches names it; the `beam_jobs.preprocess` command that made it makes it again."
+    ) from error

@@ -21,6 +21,7 @@ from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.partitioner import DataLayout
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState
 from walt_t5x.files import storage
+from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
 
 Name = tuple[str, ...]
@@ -36,8 +37,8 @@ class Restorer:
   def newest(self, model_dir: str) -> tuple[TrainState, int] | None:
     """The state of a run's newest readable checkpoint and its step; None if the run has no checkpoint.
 
-    A checkpoint that Orbax cannot read is renamed with a warning and the previous one is tried; a readable one of
-    another model is an error.
+    A checkpoint that is damaged is renamed with a warning and the previous one is tried; a readable one of another
+    model is an error, and so is a failure to read that may pass.
 
     Raises:
       RuntimeError: there are checkpoints, and none can be read.
@@ -49,12 +50,10 @@ class Restorer:
       try:
         config = RestoreCheckpointConfig(path=folder, mode="specific")
         return self.from_config(config), step
-      except Mismatch:
-        raise
-      except (ValueError, OSError, KeyError) as error:
-        failures.append(f"{folder}: {type(error).__name__}: {str(error)[:300]}")
+      except (Damaged, FileNotFoundError) as error:
+        failures.append(str(error)[:400])
         logging.warning(
-          "%s cannot be read (%s); trying the previous checkpoint.", folder, str(error)[:300]
+          "%s cannot be read (%s); trying the previous checkpoint.", folder, str(error)[:400]
         )
         set_aside(folder)
     if failures:

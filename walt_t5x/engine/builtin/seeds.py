@@ -1,6 +1,5 @@
 """The random seeds of a run, kept in its folder."""
 
-import json
 from collections.abc import Sequence
 
 import jax
@@ -25,7 +24,7 @@ def drawn_seed(model_dir: str) -> int:
     if storage.exists(file):
       seed = int(storage.read_json(file)["random_seed"])
     else:
-      storage.write(file, json.dumps({"random_seed": seed}) + "\n")
+      storage.write_json(file, {"random_seed": seed}, seal=True)
   seed = int(multihost_utils.broadcast_one_to_all(np.int32(seed)))
   logging.info("Random seed %d, drawn for this run.", seed)
   return seed
@@ -47,7 +46,10 @@ class RowSeeds:
     self._file = storage.join(model_dir, "row_seeds.json")
     self._seeds = [(0, first)]
     if storage.exists(self._file):
-      self._seeds += [(int(step), int(seed)) for step, seed in storage.read_json(self._file)]
+      kept = storage.read_json(self._file)
+      # Until version 0.2 the file was the list.
+      kept = kept["seeds"] if isinstance(kept, dict) else kept
+      self._seeds += [(int(step), int(seed)) for step, seed in kept]
 
   def at(self, step: int) -> tuple[int, int]:
     """(first step, seed) of the order in which a run that resumes from `step` reads the data."""
@@ -59,5 +61,5 @@ class RowSeeds:
     fresh = fresh_seed([self.at(step)[1], step])  # Every host has read the file when this returns.
     self._seeds = [*kept, (step, fresh)]
     if jax.process_index() == 0:
-      storage.write(self._file, json.dumps(self._seeds[1:]) + "\n")
+      storage.write_json(self._file, {"seeds": self._seeds[1:]}, seal=True)
     return fresh

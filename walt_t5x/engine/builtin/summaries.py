@@ -1,5 +1,6 @@
 """Writes metrics to the log, TensorBoard, and `metrics.jsonl`."""
 
+import contextlib
 import json
 import math
 import os
@@ -83,8 +84,12 @@ def last_value(summary_dir: str | None, name: str) -> float | None:
   if summary_dir is None or not os.path.isfile(path):
     return None
   with open(path, encoding="utf-8") as file:
-    values = [json.loads(line)[name] for line in file if f'"{name}"' in line]
-  return values[-1] if values else None
+    lines = [line for line in file if f'"{name}"' in line]
+  for line in reversed(lines):
+    # A full disk, or a kill, leaves an incomplete line.
+    with contextlib.suppress(ValueError, KeyError):
+      return json.loads(line)[name]
+  return None
 
 
 def _json_number(value: Any) -> float | int | str:

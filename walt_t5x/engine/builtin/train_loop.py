@@ -119,7 +119,8 @@ def train(
 
   # ---- Data ----
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
-  provenance = getattr(datasets.mixture_or_task(train_dataset_cfg), "walt_provenance", None)
+  dataset = datasets.mixture_or_task(train_dataset_cfg)
+  provenance = getattr(dataset, "walt_provenance", None)
   if provenance is not None:
     run_record.check(model_dir, provenance)
   given = train_dataset_cfg.seed
@@ -130,7 +131,12 @@ def train(
     make = functools.partial(
       get_dataset_fn, cfg, layout.shard_id, layout.num_shards, model.FEATURE_CONVERTER_CLS
     )
-    return ShardedIterator(make, sharding=partitioner.data_sharding, batch_size=layout.batch_size)
+    return ShardedIterator(
+      make,
+      sharding=partitioner.data_sharding,
+      batch_size=layout.batch_size,
+      folders=getattr(dataset, "walt_folders", ()),
+    )
 
   with run_waits("opening the data"):
     iterator = rows(row_seeds.at(0)[1])
@@ -236,7 +242,8 @@ def train(
     periods=periods,
     manager=manager,
     eval_batches=lambda: {
-      name: eval_batches(held, partitioner.data_sharding) for name, held in eval_rows.items()
+      name: eval_batches(held, partitioner.data_sharding, name=name)
+      for name, held in eval_rows.items()
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,

@@ -24,7 +24,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from walt_t5x.files import storage
+from walt_t5x.files import locks, storage
 
 NOT_FINITE = 65
 HUNG = 70
@@ -124,7 +124,7 @@ def _announce(received: int) -> None:
       if byte[0] == signal.SIGTERM:
         logging.warning("SIGTERM: saving and stopping after the current step.")
       elif byte[0] == signal.SIGINT and interrupts:
-        os._exit(INTERRUPTED)
+        locks.leave(INTERRUPTED)
       elif byte[0] == signal.SIGINT:
         interrupts += 1
         logging.warning(
@@ -178,8 +178,7 @@ class Watchdog:
       silent = time.monotonic() - self._last
       if silent > self.seconds and not self._stop.is_set():
         self._report(silent)
-        os._exit(HUNG)  # Not sys.exit: the main thread would have to end first.
-        return
+        locks.leave(HUNG)  # Not sys.exit: the main thread would have to end first.
 
   def _report(self, silent: float) -> None:
     logging.error(

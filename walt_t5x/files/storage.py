@@ -340,6 +340,33 @@ def write(path: PathLike, content: bytes | str) -> None:
     stream.write(content.encode() if isinstance(content, str) else content)
 
 
+def create(path: PathLike, content: bytes) -> bool | None:
+  """Writes a small file unless it exists, in one step: whether it did, or None if the store has no such step.
+
+  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3. TensorFlow has not.
+  """
+  path = os.fspath(path)
+  try:
+    if is_local(path):
+      with open(path, "xb") as stream:
+        stream.write(content)
+      return True
+    if (store := _remote(path)).protocol == "gfile":
+      return None
+    store.pipe_file(path, content, mode="create")
+    return True
+  except FileExistsError:
+    return False
+  except OSError as error:
+    if is_local(path):
+      raise _cannot_write(path, error) from error
+    if exists(path):  # Stores name a failed precondition differently.
+      return False
+    raise
+  except (NotImplementedError, TypeError, ValueError):
+    return None
+
+
 def write_json(path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False) -> None:
   """Writes a JSON file atomically."""
   write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")

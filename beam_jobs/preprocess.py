@@ -55,10 +55,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     _check_dataflow(args, options)
   filtering = job_flags.filtering_of(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules), look=look)
-  job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  job = job_flags.job_of(args, filtering=filtering, source=source)
   if look and source.kind == "folder":
     _print_other_names(args.manifest)
-  lines = ReadRows(source, look=look)
+  lines = ReadRows(source)
   if args.dry_run:
     return _dry_run(args, options, lines, job)
   origin = {"fps": job.clip.fps, "num_frames": job.clip.num_frames}

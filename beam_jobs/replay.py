@@ -183,6 +183,7 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
     output=args.output,
     task=args.task,
     manifest_folder=args.media_root,
+    allowed=tuple(args.allow_uri),
     num_shards=before["num_shards"],
     encoders=encoders.EncoderConfig(**config),
     clip=ClipSpec(**{**clip, "resolutions": tuple(map(tuple, clip["resolutions"]))}),

@@ -41,6 +41,15 @@ def parse(
   add("--max_decoded_frames", type=int, help="frames decoded for one clip")
   add("--batch_size", type=positive, help="clips per VAE call (8; a replay: as before)")
   add("--image_batch_size", type=positive, help="images per VAE call (32; a replay: as before)")
+  add = parser.add_argument_group("media").add_argument
+  add(
+    "--allow_uri",
+    action="append",
+    default=[],
+    metavar="PREFIX",
+    help="folder or address outside of --media_root and the manifest's folder in which rows may name files; may be "
+    "repeated",
+  )
   add = parser.add_argument_group("decoding").add_argument
   add("--decode_threads", type=positive, default=2, help="rows decoded concurrently (2)")
   add(

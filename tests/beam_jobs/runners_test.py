@@ -119,30 +119,36 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
 
 @contextlib.contextmanager
 def _held_inside_a_shard(command, media, log):
-  """The job while it reads a row: until the block ends, its media file is replaced by a pipe without a writer."""
-  content = media.read_bytes()
-  media.unlink()
-  os.mkfifo(media)
+  """The job while it opens a row's media file, which takes until the block ends."""
+  hold, reached = (media.with_name(f"{media.name}.{name}") for name in ("hold", "reached"))
+  hold.touch()
   job = beam_runners.Process(command, log)
-  deadline = time.monotonic() + 120
-  while (held := _write_end(media)) is None:
-    assert job.running and time.monotonic() < deadline, job.tail()
-    time.sleep(0.05)
   try:
+    deadline = time.monotonic() + 120
+    while not reached.exists():
+      assert job.running and time.monotonic() < deadline, job.tail()
+      time.sleep(0.05)
     yield job
   finally:
     job.kill()
-    os.close(held)
-    media.unlink()
-    media.write_bytes(content)
+    hold.unlink()
 
 
-def _write_end(pipe) -> int | None:
-  """A descriptor, once a reader opens the pipe; the reader waits while it is open."""
-  try:
-    return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-  except OSError:
-    return None
+@pytest.fixture(autouse=True)
+def _slow_files(tmp_path, monkeypatch):
+  """In processes that are started from here, a video cannot be opened while NAME.hold exists."""
+  folder = tmp_path / "startup"
+  folder.mkdir()
+  (folder / "sitecustomize.py").write_text(
+    "import os, sys, time\n"
+    "def wait(event, arguments):\n"
+    "  name = str(arguments[0]) if event == 'open' else ''\n"
+    "  while name.endswith('.mp4') and os.path.exists(name + '.hold'):\n"
+    "    os.close(os.open(name + '.reached', os.O_CREAT | os.O_WRONLY))\n"
+    "    time.sleep(0.05)\n"
+    "sys.addaudithook(wait)\n"
+  )
+  monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def test_the_launcher_ends_when_a_worker_process_dies():

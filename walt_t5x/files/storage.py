@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -92,6 +93,15 @@ def exists(path: PathLike) -> bool:
   except FileNotFoundError:
     return False
   return True
+
+
+def reject_special(path: PathLike) -> None:
+  """Raises OSError for a local pipe, socket or device, of which a read may never end."""
+  path = os.fspath(path)
+  if is_local(path) and os.path.exists(path):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+      raise OSError(errno.EINVAL, "got a pipe, a socket or a device, expected a file", path)
 
 
 def size(path: PathLike) -> int:

@@ -1,14 +1,15 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PortableOptions, StandardOptions
 
-from beam_jobs.runners import local_worker, worker_deaths
+from beam_jobs.runners import listening, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
@@ -29,7 +30,14 @@ def make_shards(
   poll, seconds = lambda: (ledger.rows_on_disk(job.output, job.task, job.replay), 0), 20.0
   if here and mode in ("in_memory", "multi_threading"):
     poll, seconds = progress.ROWS, 5.0
-  with progress.reported(rows, poll, every_seconds=seconds), worker_deaths.end_with_workers():
+  # A worker on another machine has to reach this process.
+  external = options.view_as(PortableOptions).environment_type == "EXTERNAL"
+  local = contextlib.nullcontext() if external else listening.on()
+  with (
+    local,
+    progress.reported(rows, poll, every_seconds=seconds),
+    worker_deaths.end_with_workers(),
+  ):
     # Leaving the block waits for the job to finish.
     with local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       add_steps(root, lines, job)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -35,12 +36,13 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
     command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *flags]
     # A pool worker that dies inside a shard ends the launcher, which would wait indefinitely; then the job resumes.
     with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], tmp_path / "log") as job:
+      _check_loopback(beam_runners.descendants(os.getpid()))
       beam_runners.kill(beam_runners.workers_of(os.getpid()))
       assert job.wait(60) == worker_deaths.EXIT_CODE, job.tail()
       assert "a worker process died (its control stream" in job.tail().splitlines()[-1]
     beam_runners.Process(command, tmp_path / "log").must_finish(120)
   # The pool started a worker; the work was not done by the launcher.
-  assert "Starting worker" in (tmp_path / "worker_pool_main.log").read_text()
+  assert "Starting worker" in (tmp_path / "worker_pool.log").read_text()
   assert digests(tmp_path / "other") == digests(tmp_path / "one")
 
 
@@ -99,6 +101,7 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
   with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], log) as job:
     started = beam_runners.descendants(job.pid)
     assert beam_runners.workers_of(job.pid)
+    _check_loopback([job.pid, *started])
     before = len(log.read_text().splitlines())
     # A terminal sends the signal to all processes of the job's group.
     group = [pid for pid in started if os.getpgid(pid) == os.getpgid(job.pid)]
@@ -115,6 +118,22 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
   result = preprocess.run(argv)
   assert result["dead"] == 0 and digests(hard) == digests(calm)
   assert all(path.stat().st_ino == inode for path, inode in closed.items())
+
+
+def _check_loopback(processes):
+  """No other machine reaches what these processes listen on."""
+  own = set()
+  for process in processes:
+    with contextlib.suppress(OSError):
+      own |= {os.readlink(file) for file in pathlib.Path(f"/proc/{process}/fd").iterdir()}
+  found = []
+  for table in ("tcp", "tcp6"):
+    for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+      _, address, _, state, *_, inode = line.split()[:10]
+      if state == "0A" and f"socket:[{inode}]" in own:
+        found.append(address.partition(":")[0])
+  loopback = ("0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F")
+  assert found and set(found) <= set(loopback), found
 
 
 @contextlib.contextmanager

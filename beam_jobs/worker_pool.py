@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def popen(command: list[str], **options: Any) -> subprocess.Popen:
     # Beam runs the `python` of PATH, and does not read what its workers print.
-    return subprocess.Popen([sys.executable, *command[1:]], **options | {"stdout": None})
+    options["stdout"] = None
+    return subprocess.Popen([sys.executable, *command[1:]], **options)
 
   beam: Any = worker_pool_main
   beam.subprocess = types.SimpleNamespace(

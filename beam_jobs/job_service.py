@@ -3,17 +3,18 @@
   python -m beam_jobs.job_service --port=8099
 
 serves jobs launched with --runner=PortableRunner --job_endpoint=HOST:8099 --environment_type=EXTERNAL
---environment_config=HOST:PORT, where `python -m apache_beam.runners.worker.worker_pool_main --service_port=PORT` starts
-workers. The job service and the worker pool run on the same machine; launchers may run on others.
+--environment_config=HOST:PORT, where `python -m beam_jobs.worker_pool --port=PORT` starts workers. The job service and
+the worker pool run on the same machine; with --host, launchers may run on others.
 """
 
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 
-from beam_jobs.runners import worker_deaths
+from beam_jobs.runners import listening, worker_deaths
 from walt_t5x.config import programs
 
 
@@ -22,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = programs.parser("beam_jobs.job_service", __doc__, allow_abbrev=False)
   parser.add_argument("--port", type=int, default=0, help="port of the job API (any free one)")
   parser.add_argument("--staging_dir", help="folder for staged artifacts (a temporary one)")
+  parser.add_argument(
+    "--host",
+    default=listening.LOOPBACK,
+    help="address of the job API; 0.0.0.0 opens it to the network, without authentication",
+  )
   args = parser.parse_args(argv)
   from apache_beam.runners.portability import local_job_service
 
@@ -29,8 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   ended = threading.Event()
   for signal_number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(signal_number, lambda *unused: ended.set())
-  with worker_deaths.notice_deaths():
-    service = local_job_service.LocalJobServicer(args.staging_dir)
+  host = socket.getfqdn() if args.host in ("0.0.0.0", "[::]") else args.host
+
+  class Service(local_job_service.LocalJobServicer):
+    def get_bind_address(self) -> str:
+      return args.host
+
+    def get_service_address(self) -> str:
+      return host
+
+  with worker_deaths.notice_deaths(), listening.on():
+    service = Service(args.staging_dir)
     print(f"job service on port {service.start_grpc_server(args.port)}", flush=True)
     ended.wait()
     service.stop()

@@ -59,7 +59,7 @@ def look(
 
   filtering = job_flags.filtering_of(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules))
-  job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  job = job_flags.job_of(args, filtering=filtering, source=source)
   if not args.no_text:
     # Rows are admitted as by a job with text; no encoder is loaded.
     job = dataclasses.replace(job, encoders=dataclasses.replace(job.encoders, text_folder="text"))

@@ -47,8 +47,6 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args, rest = job_flags.parse(argv, description=__doc__)
   started = time.monotonic()
   with waiting("preprocess", "importing Beam"):
-    from beam_jobs.runners import pipeline
-    from beam_jobs.shards import replays
     from beam_jobs.sources.read import ReadRows
 
   options = running.beam_options(rest, args)
@@ -57,16 +55,30 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     _check_dataflow(args, options)
   filtering = job_flags.filtering_of(args)
   source = source_spec.source_of(args, scores=row_filters.score_names(filtering.rules), look=look)
-  job = job_flags.job_of(args, filtering=filtering, media_root=source.media_root)
+  job = job_flags.job_of(args, filtering=filtering, source=source)
   if look and source.kind == "folder":
     _print_other_names(args.manifest)
-  lines = ReadRows(source, look=look)
+  lines = ReadRows(source)
   if args.dry_run:
     return _dry_run(args, options, lines, job)
   origin = {"fps": job.clip.fps, "num_frames": job.clip.num_frames}
   if args.content == "latents":
     with waiting("preprocess", "loading the encoders"):
       origin |= encoders.origin(encoders.get_encoders(job.encoders))
+  # With several clips, the number of rows depends on how many of them are videos.
+  rows = expected_rows(source) if args.clips_per_video == 1 else None
+  with running.alone("preprocess", args.output, args.task):
+    summary = _make(args, options, lines, job, origin=origin, rows=rows)
+  return report(args.output, summary, seconds=time.monotonic() - started)
+
+
+def _make(
+  args: argparse.Namespace, options: Any, lines: Any, job: Job, *, origin: Any, rows: Any
+) -> ledger.Summary:
+  """Makes the shards and the ledger."""
+  from beam_jobs.runners import pipeline
+  from beam_jobs.shards import replays
+
   made_with = settings.settings_of(origin, job)
   replays.reject_replayed(args.output, args.task)
   settings.discard_unwritten(args.output, args.task)
@@ -74,11 +86,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   settings.guard(args.output, args.task, made_with)
   digest = settings.settings_digest(made_with)
   job = dataclasses.replace(job, settings_digest=digest)
-  # With several clips, the number of rows depends on how many of them are videos.
-  rows = expected_rows(source) if args.clips_per_video == 1 else None
   pipeline.make_shards(lines, job, options, rows=rows)
-  summary = ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
-  return report(args.output, summary, seconds=time.monotonic() - started)
+  return ledger.finalize(args.output, args.task, settings_digest=digest, origin=origin)
 
 
 def _print_other_names(root: str) -> None:

@@ -75,11 +75,19 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   """
   args, rest = parse_arguments(argv)
   started = time.monotonic()
+  options = running.beam_options(rest, args)
+  job_settings = settings.read(args.output, args.task)
+  with running.alone("replay", args.output, args.task):
+    return _report(*_replay(args, options, job_settings), seconds=time.monotonic() - started)
+
+
+def _replay(
+  args: argparse.Namespace, options: Any, job_settings: dict[str, Any]
+) -> tuple[Any, Summary, dict[Any, Counter], Summary]:
+  """(the replay or None, totals before, the rows that it took, totals after)."""
   from beam_jobs.runners import pipeline
   from beam_jobs.shards import replays
 
-  options = running.beam_options(rest, args)
-  job_settings = settings.read(args.output, args.task)
   history = replays.read_all(args.output, args.task)
   pending = history.pop() if history and not history[-1].finished else None
   before = replays.account(args.output, args.task, history)
@@ -109,7 +117,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       f"finish it with those flags, or delete *.replay{number}.* and */*.tfrecord-replay{number}.* there",
     )
   if not taken:
-    return _report(None, before, {}, before, seconds=time.monotonic() - started)
+    return None, before, {}, before
   for folder, _ in taken:
     if folder not in before.completed:
       raise LedgerError(
@@ -125,7 +133,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   rows = sum(counts.total() for counts in taken.values())
   pipeline.make_shards(lines, job, options, rows=(rows, True))
   after = replays.finalize(args.output, args.task, [*history, replay])
-  return _report(replay, before, taken, after, seconds=time.monotonic() - started)
+  return replay, before, taken, after
 
 
 def _reasons(args: argparse.Namespace) -> tuple[str, ...] | None:
@@ -175,6 +183,7 @@ def _job_of(args: argparse.Namespace, replay: Any, folder: str) -> Job:
     output=args.output,
     task=args.task,
     manifest_folder=args.media_root,
+    allowed=tuple(args.allow_uri),
     num_shards=before["num_shards"],
     encoders=encoders.EncoderConfig(**config),
     clip=ClipSpec(**{**clip, "resolutions": tuple(map(tuple, clip["resolutions"]))}),

@@ -26,13 +26,11 @@ TWO_WORKERS = (
 
 
 def environment() -> dict[str, str]:
-  """Environment of every process: the interpreter's folder is first in PATH, because Beam starts `python`."""
-  path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+  """Environment of every process."""
   python_path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    "PATH": path,
     "PYTHONPATH": python_path,
   }
 
@@ -140,7 +138,7 @@ def portable(folder: Path) -> Iterator[list[str]]:
   service, pool = free_port(), free_port()
   programs = {
     "beam_jobs.job_service": (f"--port={service}", service),
-    "apache_beam.runners.worker.worker_pool_main": (f"--service_port={pool}", pool),
+    "beam_jobs.worker_pool": (f"--port={pool}", pool),
   }
   started: list[Process] = []
   try:

@@ -67,7 +67,7 @@ def write(kind: str, folder: Path, count: int) -> str:
 
 def lines(kind: str, path: str):
   """Manifest lines of a file, as in a worker."""
-  from beam_jobs.sources import read, tables, webdataset
+  from beam_jobs.sources import parts, tables, webdataset
   from beam_jobs.sources.columns import Columns
 
   columns = Columns(
@@ -78,7 +78,7 @@ def lines(kind: str, path: str):
   if kind == "jsonl":
     with open(path, "rb") as stream:
       for line in stream:
-        yield from read.json_lines(line, columns)
+        yield from parts.json_lines(line, columns)
   elif kind == "csv":
     yield from tables.csv_lines(path, columns)
   elif kind == "parquet":

@@ -71,3 +71,26 @@ def test_unsupported_requests_are_rejected(studio, tmp_path):
   assert studio.takes_frames and not without.takes_frames
   with pytest.raises(ValueError, match="--extensions=1 gives past frames"):
     without.make("a", seed=0, stage="base", extensions=1)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [
+    ("seed", 1e30),
+    ("seed", -1),
+    ("seed", 0.5),
+    ("seed", float("nan")),
+    ("seed", None),
+    ("extensions", 8),
+    ("extensions", 1e9),
+    ("prompt", "a" * 2001),
+    ("stage", "sr9"),
+  ],
+)
+def test_a_field_out_of_its_range_is_rejected_by_name(studio, field, value):
+  fields = {"prompt": "a", "seed": 2**32 - 1, "stage": "base"}
+  with pytest.raises(ValueError, match=f"^{field}: got "):
+    studio.make(**fields | {field: value})
+  assert not list(studio.folder.path.iterdir())
+  # A browser's numbers are floats.
+  assert studio.make(**fields | {"seed": 5.0})["seed"] == 5

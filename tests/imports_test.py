@@ -131,6 +131,7 @@ PROGRAMS = (
   "beam_jobs.evaluate",
   "beam_jobs.replay",
   "beam_jobs.job_service",
+  "beam_jobs.worker_pool",
 )
 
 

@@ -46,13 +46,45 @@ def test_a_resumable_run_is_restarted(tmp_path, codes, end, left):
   assert file.read_text() == left
 
 
+def test_a_run_that_always_fails_at_once_is_given_up(tmp_path):
+  file = tmp_path / "codes"
+  file.write_text("70 " * 9)
+  done = subprocess.run(
+    [*KEEP, sys.executable, "-c", RUN, str(file)],
+    env=os.environ | {"PAUSE": "0", "MAX_FAILURES": "3"},
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert (done.returncode, file.read_text().split()) == (70, ["70"] * 6)
+  assert "3 times in a row" in done.stderr and "MAX_FAILURES" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_stop_during_the_pause_ends_it(number, tmp_path):
+  (tmp_path / "codes").write_text("70 0")
+  command = [*KEEP, sys.executable, "-c", RUN, str(tmp_path / "codes")]
+  process = subprocess.Popen(
+    command, env=os.environ | {"PAUSE": "60"}, stderr=subprocess.PIPE, text=True
+  )
+  assert process.stderr
+  while "again in 60 s" not in process.stderr.readline():
+    assert process.poll() is None
+  time.sleep(0.1)
+  process.send_signal(number)
+  assert process.wait(timeout=10) == 70
+  assert (tmp_path / "codes").read_text() == "0"
+
+
 def test_without_a_command_the_usage_is_printed():
   done = subprocess.run(KEEP, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stdout) == (2, "")
   assert done.stderr.startswith("usage: ") and done.stderr.count("\n") == 1
 
 
-def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(number, tmp_path):
   run = (
     "import pathlib, signal, sys, time\n"
     f"folder = pathlib.Path({str(tmp_path)!r})\n"
@@ -67,7 +99,7 @@ def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(tmp_path):
   process = subprocess.Popen([*KEEP, sys.executable, "-c", run], stderr=subprocess.DEVNULL)
   while not (tmp_path / "up").exists():
     time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(number)
   assert process.wait(timeout=30) == 75
   assert (tmp_path / "saved").exists()
 

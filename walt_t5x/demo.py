@@ -5,8 +5,8 @@
 
 The cascade is chosen as for `walt_t5x.generate`: by --run, --preset or --gin_file. Everything is checked and
 loaded before the page opens. It is served on the loopback address unless --host is set, and sends no requests to other
-servers. Every clip is stored in --output with its sidecar; the page shows its number and files, and its caption
-accuracy if the prompt names a color and a shape.
+servers. Requests of other pages, and those that are too large, are rejected. Every clip is stored in --output with its
+sidecar; the page shows its number and files, and its caption accuracy if the prompt names a color and a shape.
 """
 
 import dataclasses
@@ -22,6 +22,12 @@ from walt_t5x.files import storage
 from walt_t5x.generation import cascade_flags
 
 FLAGS = flags.FLAGS
+
+MAX_PROMPT, MAX_SEED, MAX_EXTENSIONS = 2000, 2**32 - 1, 7
+# Bytes of an image, and of any other request.
+MAX_UPLOAD, MAX_REQUEST = 20 << 20, 1 << 20
+# Clips that wait for the one that is generated.
+MAX_WAITING = 10
 
 # Keeps the clips of all stages at the time of the first one.
 _IN_STEP = """() => setInterval(() => {
@@ -69,9 +75,9 @@ class Studio:
     self,
     prompt: str,
     *,
-    seed: int,
+    seed: float,
     stage: str,
-    extensions: int = 0,
+    extensions: float = 0,
     image: str | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
   ) -> dict[str, Any]:
@@ -82,8 +88,14 @@ class Studio:
       progress: called with (steps done, steps, what was done last).
 
     Raises:
-      ValueError: the stages were not trained for the request, or the prompt is empty.
+      ValueError: the stages were not trained for the request, or a field is out of its range.
     """
+    if len(prompt) > MAX_PROMPT:
+      raise ValueError(f"prompt: got {len(prompt):,} characters, expected at most {MAX_PROMPT:,}")
+    seed = _whole("seed", seed, MAX_SEED)
+    extensions = _whole("extensions", extensions, MAX_EXTENSIONS)
+    if stage not in self.stages:
+      raise ValueError(f"stage: got {stage!r}, expected one of {self.stages}")
     from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
     from walt_t5x.generation.requests import Request
     from walt_t5x.generation.sampling_run import write_sample
@@ -131,6 +143,13 @@ class Studio:
     }
 
 
+def _whole(name: str, value: Any, most: int) -> int:
+  """A number of the page, which may be a float or missing, as an integer from 0."""
+  if isinstance(value, int | float) and 0 <= value <= most and value == int(value):
+    return int(value)
+  raise ValueError(f"{name}: got {value}, expected an integer from 0 to {most:,}")
+
+
 def describe(sidecar: Mapping[str, Any]) -> str:
   """The number of a clip, and for each stage its file and its verdict, in Markdown."""
   lines = [f"**Sample {sidecar['index']}**"]
@@ -152,9 +171,9 @@ def build_page(studio: Studio) -> Any:
     try:
       sidecar = studio.make(
         prompt,
-        seed=int(seed),
+        seed=seed,
         stage=stage,
-        extensions=int(extensions),
+        extensions=extensions,
         image=image,
         progress=lambda done, total, what: progress((done, total), desc=what, unit="parts"),
       )
@@ -174,15 +193,22 @@ def build_page(studio: Studio) -> Any:
     with gr.Row():
       with gr.Column(scale=1, min_width=280):
         prompt = gr.Textbox(
-          label="Prompt", lines=2, autofocus=True, elem_id="prompt", buttons=["copy"]
+          label="Prompt",
+          lines=2,
+          max_length=MAX_PROMPT,
+          autofocus=True,
+          elem_id="prompt",
+          buttons=["copy"],
         )
-        seed = gr.Number(label="Seed", value=0, precision=0, minimum=0, elem_id="seed")
+        seed = gr.Number(
+          label="Seed", value=0, precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"
+        )
         stage = gr.Radio(
           studio.stages, value=studio.stages[-1], label="Last stage", elem_id="stage"
         )
         extensions = gr.Slider(
           0,
-          7,
+          MAX_EXTENSIONS,
           value=0,
           step=1,
           label="Extensions",
@@ -228,11 +254,13 @@ def main(argv: Sequence[str]) -> None:
   try:
     # Optional, as above.
     import gradio as gr  # pyright: ignore[reportMissingImports]
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
   except ImportError:
     sys.exit("demo: gradio is not installed: pip install gradio==6.31.0 (the extra [demo])")
 
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
+  from walt_t5x.html.serving import Guard
 
   with programs.user_errors("demo"):
     chosen = cascade_flags.read()
@@ -244,17 +272,20 @@ def main(argv: Sequence[str]) -> None:
       fps=FLAGS.fps or infos[0].provenance.fps,
       details=chosen.details,
     )
-  page = build_page(studio)
+  page = build_page(studio).queue(max_size=MAX_WAITING)
+  guard = Middleware(Guard, host=FLAGS.host, max_bytes=MAX_REQUEST, max_upload=MAX_UPLOAD)
   theme = gr.themes.Default(
     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
   )
   try:
-    page.queue().launch(
+    page.launch(
       server_name=FLAGS.host,
       server_port=FLAGS.port,
       share=False,
       allowed_paths=[os.path.abspath(FLAGS.output)],
       theme=theme,
+      max_file_size=MAX_UPLOAD,
+      app_kwargs={"middleware": [guard]},
       footer_links=[],
     )
   except OSError as error:

@@ -9,11 +9,12 @@ The flags are those of T5X's `train.py`, and one gin file works with both. It be
 and binds `train_script.train`. Heavy packages are imported after the flags are parsed. Exit codes: `engine.exits`.
 """
 
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags, logging
 
@@ -76,6 +77,7 @@ def _train() -> None:
   from walt_t5x import engine
   from walt_t5x.config import gin_config
   from walt_t5x.engine import exits, run_settings
+  from walt_t5x.files.locks import Held
   from walt_t5x.files.mismatch import Mismatch
 
   # `kill -USR1` prints the stacks of a run.
@@ -91,12 +93,14 @@ def _train() -> None:
     gin_flags.read(with_finetuning())
     train = gin_config.configured(engine.train, "train_script.train")
     settings = gin_config.bound(run_settings.RunSettings)
+    model_dir = gin_config.binding("train_script.train.model_dir")
   try:
-    train(**({} if engine.use_t5x() else {"settings": settings}))
+    with alone(model_dir):
+      train(**({} if engine.use_t5x() else {"settings": settings}))
   except exits.TrainingStopped as stopped:
     logging.error("%s Exit code %d.", gin_config.without_location(stopped), stopped.exit_code)
     sys.exit(stopped.exit_code)
-  except (FileNotFoundError, Mismatch) as error:
+  except (FileNotFoundError, Mismatch, Held) as error:
     sys.exit(f"train: {gin_config.without_location(error)}")
   jax.effects_barrier()
 
@@ -109,6 +113,36 @@ def with_finetuning() -> list[str]:
   run = presets.place(run)
   FLAGS.gin_bindings.append(f"FINETUNED_RUN = {run!r}")
   return [*FLAGS.gin_file, "gin/runs/finetune.gin"]
+
+
+@contextlib.contextmanager
+def alone(model_dir: str | None) -> Iterator[None]:
+  """Inside the block, no other training starts in the folder; of several processes, the first holds the lock.
+
+  Raises:
+    Held: in all processes, if another training has the folder.
+  """
+  import jax
+  import numpy as np
+  from jax.experimental import multihost_utils
+
+  from walt_t5x.files import locks, storage
+
+  several, failed = jax.process_count() > 1, None
+  with contextlib.ExitStack() as stack:
+    if model_dir and jax.process_index() == 0:
+      path = storage.join(model_dir, "train.lock")
+      instead = "set another MODEL_DIR"
+      try:
+        # JAX handles the SIGTERM of several processes.
+        stack.enter_context(locks.held(path, program="train", instead=instead, sigterm=not several))
+      except Exception as error:
+        failed = error
+    if several and multihost_utils.broadcast_one_to_all(np.int32(failed is not None)):
+      failed = failed or locks.Held(f"process 0 did not get {model_dir}; its log says why")
+    if failed:
+      raise failed
+    yield
 
 
 def join_processes() -> None:

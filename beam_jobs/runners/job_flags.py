@@ -132,7 +132,9 @@ def filtering_of(args: argparse.Namespace) -> FilterSpec:
   )
 
 
-def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) -> Job:
+def job_of(
+  args: argparse.Namespace, *, filtering: FilterSpec, source: source_spec.SourceSpec
+) -> Job:
   """The job of these flags, whose settings digest needs the encoders; none is loaded.
 
   Raises:
@@ -143,7 +145,8 @@ def job_of(args: argparse.Namespace, *, filtering: FilterSpec, media_root: str) 
   return Job(
     output=args.output,
     task=args.task,
-    manifest_folder=media_root,
+    manifest_folder=source.media_root,
+    allowed=(source.folder, *args.allow_uri),
     num_shards=shards,
     buckets=shards,
     encoders=_encoders_of(args),

@@ -1,14 +1,15 @@
 """The Beam transforms of a job: manifest lines to shards, shards to sidecars."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PortableOptions, StandardOptions
 
-from beam_jobs.runners import dataflow, local_worker, worker_deaths
+from beam_jobs.runners import dataflow, listening, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard
@@ -39,7 +40,11 @@ def make_shards(
       return dataflow.interrupted(options, pipeline)
     return worker_deaths.INTERRUPTED
 
+  # A worker on another machine has to reach this process.
+  external = options.view_as(PortableOptions).environment_type == "EXTERNAL"
+  local = contextlib.nullcontext() if external else listening.on()
   with (
+    local,
     waiting.reporting(progress.line_of(rows, progress.ROWS if threads else on_disk)),
     worker_deaths.end_with_workers(interrupted),
   ):

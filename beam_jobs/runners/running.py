@@ -1,6 +1,7 @@
 """What the programs share: flags of limits, batches, decoding and quality, Beam's options, exit codes."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from beam_jobs.shards.loading import ISOLATIONS, DecodeSettings
 from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.config import programs, usage
+from walt_t5x.files import locks, storage
 from walt_t5x.files.storage import CannotWrite
 
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
@@ -39,6 +41,15 @@ def parse(
   add("--max_decoded_frames", type=int, help="frames decoded for one clip")
   add("--batch_size", type=positive, help="clips per VAE call (8; a replay: as before)")
   add("--image_batch_size", type=positive, help="images per VAE call (32; a replay: as before)")
+  add = parser.add_argument_group("media").add_argument
+  add(
+    "--allow_uri",
+    action="append",
+    default=[],
+    metavar="PREFIX",
+    help="folder or address outside of --media_root and the manifest's folder in which rows may name files; may be "
+    "repeated",
+  )
   add = parser.add_argument_group("decoding").add_argument
   add("--decode_threads", type=positive, default=2, help="rows decoded concurrently (2)")
   add(
@@ -129,6 +140,12 @@ def beam_options(flags: Sequence[str], args: argparse.Namespace | None = None) -
     hint = f"did you mean --runner={close}?" if close else f"expected one of {', '.join(known)}"
     raise ValueError(f"--runner={runner}: {hint}")
   return options
+
+
+def alone(program: str, output: str, task: str) -> contextlib.AbstractContextManager[None]:
+  """Inside the block, no other launcher starts a job or a replay of the task."""
+  path = storage.join(output, f"{task}.lock")
+  return locks.held(path, program=program, instead="set another --output or --task")
 
 
 def _reject(message: str) -> NoReturn:

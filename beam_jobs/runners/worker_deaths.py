@@ -17,6 +17,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from walt_t5x.files import locks
+
 # EX_TEMPFAIL: the same command resumes the job.
 EXIT_CODE = 75
 # A worker that has not connected by then is assumed dead.
@@ -75,7 +77,7 @@ def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
     for worker in workers:
       if worker.poll() is None:
         os.killpg(worker.pid, signal.SIGKILL)
-    os._exit(128 + number)
+    locks.leave(128 + number)
 
   beam: Any = local_job_service
   main = threading.current_thread() is threading.main_thread()
@@ -97,7 +99,7 @@ def _end(what: str) -> NoReturn:
     flush=True,
   )
   # Beam's threads wait for the worker and cannot be stopped.
-  os._exit(EXIT_CODE)
+  locks.leave(EXIT_CODE)
 
 
 @contextlib.contextmanager

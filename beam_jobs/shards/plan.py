@@ -10,9 +10,12 @@ from beam_jobs.filters import row_filters
 from beam_jobs.shards import encoders, quality, shard_files
 from beam_jobs.shards.loading import DecodeSettings
 from beam_jobs.sources.columns import bad_row
-from beam_jobs.sources.rows import Row, parse_line
+from beam_jobs.sources.rows import MAX_LINE_BYTES, Row, parse_line
 from walt_t5x.files import storage
 from walt_t5x.media.clips import ClipSpec
+
+# Of a line that is too long, in the ledger.
+_SHOWN_BYTES = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Job:
     output: folder of the cached tasks.
     task: common name of the task folders.
     manifest_folder: base of relative uris.
+    allowed: folders and prefixes of addresses outside of it that rows may name too.
     num_shards: number of shards per split.
     buckets: number of shards per split that rows are assigned to; in a job, all of them.
     clip: which clip to extract from the media.
@@ -46,13 +50,19 @@ class Job:
   decoding: DecodeSettings
   qa_samples: int
   band: quality.Band
+  allowed: tuple[str, ...] = ()
   clips_per_video: int = 1
   retry_dead: bool = False
   replay: int = 0
 
 
 def manifest_text(line: bytes) -> str:
-  """Text of a manifest line without a byte order mark; a bad row if the line is not UTF-8."""
+  """Text of a manifest line without a byte order mark; a bad row if the line is too long or not UTF-8."""
+  if len(line) > MAX_LINE_BYTES:
+    shown = line[:_SHOWN_BYTES].decode(errors="backslashreplace").strip()
+    return bad_row(
+      shown, f"got a line of more than {MAX_LINE_BYTES:,} bytes, expected those of one row"
+    )
   try:
     return line.decode().lstrip("\ufeff").strip()
   except UnicodeDecodeError as error:

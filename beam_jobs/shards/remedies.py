@@ -8,6 +8,7 @@ _REMEDIES = {
   "bad_label": "labels are class numbers; for names add --column class=label --class_names=FILE, one name per line",
   "bad_split": "--split_name THEIRS=train or =validation",
   "bad_uri": "--column uri=COLUMN or --uri_template; rows without a file become dead letters",
+  "not_allowed": "--media_root, or --allow_uri=PREFIX for files elsewhere, then --retry_dead if the job has run",
   "bad_window": "start_seconds and end_seconds are seconds, the end after the start",
   "bad_modality": "modality is image or video, or left out: the extension decides",
   "bad_source_row": "correct the table, tar file or class list at this place; the rest of the file is read",

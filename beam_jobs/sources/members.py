@@ -56,10 +56,12 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
 
   Raises:
     FileNotFoundError: if the file does not exist; it names another spelling that does.
+    OSError: if it cannot be read, or is a pipe, a socket or a device.
     storage.TooLarge: if it has more than `max_bytes`.
     StaleMember: if the tar file has no such member at that offset.
   """
   member = parse_member(path)
+  storage.reject_special(member.archive if member else path)
   if member is None:
     try:
       return storage.read(path, max_bytes=max_bytes)

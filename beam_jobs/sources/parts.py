@@ -6,12 +6,13 @@ A part is a file, a row group of Parquet, a class folder or, of JSONL, a range o
 import contextlib
 import dataclasses
 import gzip
+import io
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from beam_jobs.sources import folders, tables, webdataset
 from beam_jobs.sources.columns import Columns, bad_row, to_line, to_row
-from beam_jobs.sources.rows import load_json
+from beam_jobs.sources.rows import MAX_LINE_BYTES, load_json
 from beam_jobs.sources.spec import SourceSpec, files
 from walt_t5x.files import storage
 
@@ -47,40 +48,27 @@ def parts_of(spec: SourceSpec) -> list[Part]:
     return [Part(pair, None, 1) for pair in folders.parts(spec.pattern)]
   found = []
   for path in files(spec.pattern):
-    size = storage.size(path)
     if spec.kind == "parquet":
       counts = tables.parquet_rows(path)
       found += [Part((path, group), count, count) for group, count in counts.items()]
     elif spec.kind == "jsonl":
-      step = size if is_compressed(path) else _RANGE_BYTES
-      found += [
-        Part((path, at, min(size, at + step)), None, min(size, at + step) - at)
-        for at in range(0, size, max(1, step))
-      ]
+      found += [Part(key, None, key[2] - key[1]) for key in byte_ranges(path)]
     else:
-      found.append(Part(path, None, size))
+      found.append(Part(path, None, storage.size(path)))
   return found
 
 
-def part_lines(
-  part: Part, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
-) -> Iterator[str | bytes]:
-  """Manifest lines of a part; `skipped` is called with the names of a tar's files that are not read."""
-  if spec.kind != "jsonl":
-    yield from lines_of(part.key, spec, skipped=skipped)
-    return
-  path, begin, end = part.key
-  if is_compressed(path):
-    yield from file_lines(path, spec.columns)
-    return
-  for line in _range_lines(path, begin, end):
-    yield from json_lines(line, spec.columns)
+def byte_ranges(path: str) -> list[tuple[str, int, int]]:
+  """(path, first byte, end) of the ranges of a JSONL file; a compressed file is one."""
+  size = storage.size(path)
+  step = size if is_compressed(path) else _RANGE_BYTES
+  return [(path, at, min(size, at + step)) for at in range(0, size, max(1, step))]
 
 
 def lines_of(
   key: Any, spec: SourceSpec, *, skipped: Callable[[str], None] = lambda name: None
-) -> Iterator[str]:
-  """Manifest lines of a file, of a row group (path, number) or of a folder (split, class); not of JSONL."""
+) -> Iterator[str | bytes]:
+  """Manifest lines of a part, given its key; `skipped` is called with the names of a tar's files that are not read."""
   if spec.kind == "folder":
     split, name = key
     return folders.folder_lines(
@@ -91,6 +79,8 @@ def lines_of(
       validation_files=spec.validation_files,
       labels=spec.labels,
     )
+  if spec.kind == "jsonl":
+    return _jsonl(*key, columns=spec.columns)
   if spec.kind == "parquet":
     return tables.parquet_lines(*key, columns=spec.columns)
   if spec.kind == "webdataset":
@@ -99,12 +89,16 @@ def lines_of(
   return tables.csv_lines(key, spec.columns)
 
 
-def file_lines(path: str, columns: Columns) -> Iterator[str | bytes]:
-  """Lines of a JSONL file, with its columns mapped; a damage of a compressed one is a bad row and ends them."""
+def _jsonl(path: str, begin: int, end: int, *, columns: Columns) -> Iterator[str | bytes]:
+  """Lines of a range of JSONL with the columns mapped; a damage of a compressed file is a bad row and ends them."""
   damage: list[str] = []
   with storage.open_raw(path) as raw:
-    stream = gzip.GzipFile(fileobj=raw) if is_compressed(path) else raw
-    for line in tables.until_damage(stream, damage):
+    if is_compressed(path):
+      lines = _cut_lines(gzip.GzipFile(fileobj=raw))
+    else:
+      # The files of fsspec have no `readline` of a limited length.
+      lines = _range_lines(io.BufferedReader(cast(Any, raw)), begin, end)
+    for line in tables.until_damage(lines, damage):
       yield from json_lines(line, columns)
   for problem in damage:
     yield bad_row(path, f"{problem}; lines before that are read")
@@ -123,16 +117,28 @@ def json_lines(line: bytes, columns: Columns) -> Iterator[str | bytes]:
   yield to_line(to_row(raw, columns)) if isinstance(raw, dict) else line
 
 
-def _range_lines(path: str, begin: int, end: int) -> Iterator[bytes]:
-  """Lines that begin in a range of bytes."""
-  with storage.open_raw(path) as stream:
-    at = begin
-    if begin:
-      stream.seek(begin - 1)
-      at += len(stream.readline()) - 1
-    while at < end and (line := stream.readline()):
-      at += len(line)
-      yield line
+def _range_lines(stream: io.BufferedIOBase, begin: int, end: int) -> Iterator[bytes]:
+  """Lines that begin in a range of bytes, as those of `_cut_lines`."""
+  if begin:
+    stream.seek(begin - 1)
+    _skip_line(stream, end)
+  yield from _cut_lines(stream, end)
+
+
+def _cut_lines(stream: io.BufferedIOBase, end: int | None = None) -> Iterator[bytes]:
+  """Lines that begin before a byte; of one that is too long for a row, the first bytes."""
+  while (end is None or stream.tell() < end) and (line := stream.readline(MAX_LINE_BYTES + 1)):
+    if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+      _skip_line(stream, None)
+    yield line
+
+
+def _skip_line(stream: io.BufferedIOBase, end: int | None) -> None:
+  """Reads to the end of a line, or past a byte."""
+  while end is None or stream.tell() < end:
+    piece = stream.readline(_RANGE_BYTES)
+    if not piece or piece.endswith(b"\n"):
+      return
 
 
 def estimated_rows(part: Part) -> int | None:

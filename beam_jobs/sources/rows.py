@@ -5,12 +5,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from beam_jobs.sources.members import file_name
+from beam_jobs.sources.members import file_name, parse_member
 from data import schema
+from walt_t5x.files import storage
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
 
 # Reasons of invalid rows: only another manifest fixes them, not another media file.
@@ -27,6 +29,8 @@ PROBLEMS = frozenset(
     "bad_window",
   )
 )
+# A row with a thousand captions has some 100 kB. Beam, which shuffles lines, takes minutes for one of 100 MB.
+MAX_LINE_BYTES = 1 << 20
 # Captions are drawn by weights in float32.
 _MAX_WEIGHT = 1e30
 _MAX_DEPTH = 100
@@ -170,6 +174,20 @@ def resolve(uri: str, folder: str) -> str:
   if "://" in uri or os.path.isabs(uri):
     return uri
   return f"{folder.rstrip('/')}/{uri}" if folder != "/" else f"/{uri}"
+
+
+def is_within(path: str, roots: Iterable[str]) -> bool:
+  """Whether a path, after its `..` are followed, or an address, without any, is in one of these folders."""
+  member = parse_member(path)
+  path = member.archive if member else path
+  roots = [root.rstrip("/") or "/" for root in roots if root]
+  if not storage.is_local(path):
+    # `::` chains the file systems of fsspec.
+    plain = "::" not in path and ".." not in re.split(r"[/\\]", urllib.parse.unquote(path))
+    return plain and any(path.startswith(f"{root}/") for root in roots)
+  path = os.path.abspath(path)
+  local = [os.path.abspath(root) for root in roots if storage.is_local(root)]
+  return any(path.startswith(root if root == "/" else f"{root}/") for root in local)
 
 
 def _row(raw: Mapping[str, Any], folder: str) -> Row:

@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 
 from beam_jobs.sources import folders
-from beam_jobs.sources.parts import Part, estimated_rows, part_lines, parts_of
+from beam_jobs.sources.parts import Part, estimated_rows, lines_of, parts_of
 from beam_jobs.sources.rows import Row
 from beam_jobs.sources.spec import SourceSpec
 from walt_t5x.files import storage
@@ -58,7 +58,7 @@ class Scan:
       self._look_for_names()
     for part in self._parts:
       before = self.rows
-      for line in part_lines(part, self._spec, skipped=self._skipped):
+      for line in lines_of(part.key, self._spec, skipped=self._skipped):
         if self.rows == self._limit:
           self._read.append((part, self.rows - before, False))
           return

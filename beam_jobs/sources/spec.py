@@ -38,6 +38,7 @@ class SourceSpec:
     kind: one of `KINDS`.
     pattern: files, with `*` or `{000..123}`; or a folder of media.
     media_root: base of relative uris.
+    folder: the manifest's folder.
     columns: how its columns map to fields.
     validation_files: files of the validation split, for class folders.
     labels: classes of the files of a flat split, for class folders.
@@ -46,6 +47,7 @@ class SourceSpec:
   kind: str
   pattern: str
   media_root: str
+  folder: str = ""
   columns: Columns = dataclasses.field(default_factory=Columns)
   validation_files: frozenset[str] = frozenset()
   labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -143,6 +145,7 @@ def source_of(
     kind=kind,
     pattern=args.manifest,
     media_root=args.media_root or root,
+    folder=root,
     columns=columns,
     validation_files=validation_files,
     labels=labels,

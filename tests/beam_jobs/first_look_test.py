@@ -113,7 +113,7 @@ def test_columns_of_other_names_are_answered_with_the_flags_that_read_them(
     (tmp_path / "names").write_text("high jump\n")
     given = flags.replace("=FILE", f"={tmp_path / 'names'}").replace("--column ", "--column=")
     source = _source(path, *given.split())
-    (line,) = (line for part in parts.parts_of(source) for line in parts.part_lines(part, source))
+    (line,) = (line for part in parts.parts_of(source) for line in parts.lines_of(part.key, source))
     found = rows.parse_line(line, "")
     told = "caption" in header or "caption=" in flags or "class=" in flags
     assert (found.uri, found.captions) == ("a.png", ("high jump",) * told)

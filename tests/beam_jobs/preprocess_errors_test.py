@@ -1,20 +1,37 @@
 """The complete job stops, with a message, on wrong flags, other settings or encoders, and missing or damaged files."""
 
 import json
+import os
 import pathlib
 import re
 
 import numpy as np
 import pytest
 
-from beam_jobs import preprocess, verify
-from beam_jobs.runners import job_flags
+from beam_jobs import preprocess, replay, verify
+from beam_jobs.runners import job_flags, running
 from beam_jobs.shards import ledger, settings
 from data.provenance import read_provenance
 from tests.beam_jobs.conftest import digests, good_rows, save_checkpoint, write_manifest
 from tests.beam_jobs.preprocess_test import records
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
+
+
+def test_a_folder_in_which_another_launcher_runs_is_left_alone(finished, capsys):
+  folder, _, _ = finished
+  command = [f"--output={folder / 'out'}", "--task=toy"]
+  sizes = ["--content=pixels", "--resolutions=16x16"]
+  with running.alone("preprocess", str(folder / "out"), "toy"):
+    before = digests(folder / "out")
+    for program, argv in (
+      (preprocess, [f"--manifest={folder / 'manifest.jsonl'}", *sizes]),
+      (replay, [f"--media_root={folder}", "--all"]),
+    ):
+      assert program.main([*command, *argv]) == 2
+      told = capsys.readouterr().err
+      assert f"{folder / 'out'} is in use by preprocess: process {os.getpid()} on" in told
+    assert digests(folder / "out") == before
 
 
 def test_other_settings_in_the_same_folder_are_rejected_by_field(finished, world):

@@ -10,7 +10,7 @@ import pytest
 
 from beam_jobs import preprocess
 from beam_jobs.filters import row_filters
-from beam_jobs.sources import read, rows, tables
+from beam_jobs.sources import parts, rows, tables
 from beam_jobs.sources.columns import FIELDS, Columns
 from data import schema
 from tests.beam_jobs import media
@@ -57,7 +57,7 @@ def lines_of(mapping: Columns | None):
     text = ", ".join(f'"{key}": {item}' for key, item in (row | {name: value}).items())
     line = f"{{{text}}}"
     if mapping:
-      (line,) = read.json_lines(line.encode(), mapping)
+      (line,) = parts.json_lines(line.encode(), mapping)
     yield name, value, line if isinstance(line, str) else line.decode()
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -36,12 +37,13 @@ def test_the_portable_runner_with_external_workers_writes_the_bytes_of_one_proce
     command = [sys.executable, "-m", "beam_jobs.preprocess", *argv, *flags]
     # A pool worker that dies inside a shard ends the launcher, which would wait indefinitely; then the job resumes.
     with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], tmp_path / "log") as job:
+      _check_loopback(beam_runners.descendants(os.getpid()))
       beam_runners.kill(beam_runners.workers_of(os.getpid()))
       assert job.wait(60) == worker_deaths.EXIT_CODE, job.tail()
       assert "a worker process died (its control stream" in job.tail().splitlines()[-1]
     beam_runners.Process(command, tmp_path / "log").must_finish(120)
   # The pool started a worker; the work was not done by the launcher.
-  assert "Starting worker" in (tmp_path / "worker_pool_main.log").read_text()
+  assert "Starting worker" in (tmp_path / "worker_pool.log").read_text()
   assert digests(tmp_path / "other") == digests(tmp_path / "one")
 
 
@@ -95,6 +97,7 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
   with _held_inside_a_shard(command, tmp_path / rows[1]["uri"], log) as job:
     started = beam_runners.descendants(job.pid)
     assert beam_runners.workers_of(job.pid)
+    _check_loopback([job.pid, *started])
     before = len(log.read_text().splitlines())
     # A terminal sends the signal to all processes of the job's group.
     group = [pid for pid in started if os.getpgid(pid) == os.getpgid(job.pid)]
@@ -153,32 +156,54 @@ def test_ctrl_c_says_that_a_job_continues_on_dataflow_and_how_to_cancel_it(tmp_p
   assert worker_deaths.INTERRUPTED not in "".join(told.values())
 
 
+def _check_loopback(processes):
+  """No other machine reaches what these processes listen on."""
+  own = set()
+  for process in processes:
+    with contextlib.suppress(OSError):
+      own |= {os.readlink(file) for file in pathlib.Path(f"/proc/{process}/fd").iterdir()}
+  found = []
+  for table in ("tcp", "tcp6"):
+    for line in pathlib.Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+      _, address, _, state, *_, inode = line.split()[:10]
+      if state == "0A" and f"socket:[{inode}]" in own:
+        found.append(address.partition(":")[0])
+  loopback = ("0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F")
+  assert found and set(found) <= set(loopback), found
+
+
 @contextlib.contextmanager
 def _held_inside_a_shard(command, media, log):
-  """The job while it reads a row: until the block ends, its media file is replaced by a pipe without a writer."""
-  content = media.read_bytes()
-  media.unlink()
-  os.mkfifo(media)
+  """The job while it opens a row's media file, which takes until the block ends."""
+  hold, reached = (media.with_name(f"{media.name}.{name}") for name in ("hold", "reached"))
+  hold.touch()
   job = beam_runners.Process(command, log)
-  deadline = time.monotonic() + 120
-  while (held := _write_end(media)) is None:
-    assert job.running and time.monotonic() < deadline, job.tail()
-    time.sleep(0.05)
   try:
+    deadline = time.monotonic() + 120
+    while not reached.exists():
+      assert job.running and time.monotonic() < deadline, job.tail()
+      time.sleep(0.05)
     yield job
   finally:
     job.kill()
-    os.close(held)
-    media.unlink()
-    media.write_bytes(content)
+    hold.unlink()
 
 
-def _write_end(pipe) -> int | None:
-  """A descriptor, once a reader opens the pipe; the reader waits while it is open."""
-  try:
-    return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-  except OSError:
-    return None
+@pytest.fixture(autouse=True)
+def _slow_files(tmp_path, monkeypatch):
+  """In processes that are started from here, a video cannot be opened while NAME.hold exists."""
+  folder = tmp_path / "startup"
+  folder.mkdir()
+  (folder / "sitecustomize.py").write_text(
+    "import os, sys, time\n"
+    "def wait(event, arguments):\n"
+    "  name = str(arguments[0]) if event == 'open' else ''\n"
+    "  while name.endswith('.mp4') and os.path.exists(name + '.hold'):\n"
+    "    os.close(os.open(name + '.reached', os.O_CREAT | os.O_WRONLY))\n"
+    "    time.sleep(0.05)\n"
+    "sys.addaudithook(wait)\n"
+  )
+  monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def test_the_launcher_ends_when_a_worker_process_dies():

@@ -1,12 +1,18 @@
 """Manifest lines: their meaning, and that no line raises."""
 
+import gzip
 import json
+import random
 
 import pytest
+from fsspec.spec import AbstractBufferedFile
 
 from beam_jobs.shards import plan
+from beam_jobs.sources import parts
 from beam_jobs.sources import rows as sources
+from beam_jobs.sources.spec import SourceSpec
 from data import schema
+from walt_t5x.files import storage
 
 
 def parse(**fields) -> sources.Row:
@@ -106,6 +112,75 @@ def test_key_is_uri_and_window_and_identity_adds_the_captions():
     assert parse(**other).key != base.key
   assert parse(caption="y").key == base.key
   assert parse(caption="y").identity != base.identity
+
+
+@pytest.mark.parametrize(
+  ("uri", "inside"),
+  [
+    ("a/b.mp4", True),
+    ("a/../b.mp4", True),
+    ("..b/c..mp4", True),
+    ("a/../../data/b.mp4", True),
+    ("../b.mp4", False),
+    ("a/../../database/b.mp4", False),
+    ("/data/b.mp4", True),
+    ("file:///data/b.mp4", True),
+    ("/data/../etc/b.mp4", False),
+    ("/etc/b.mp4", False),
+    ("file:///etc/b.mp4", False),
+    ("file://localhost/data/b.mp4", False),
+    ("/more/b.mp4", True),
+    ("gs://bucket/videos/b.mp4", True),
+    ("gs://bucket/videos/../b.mp4", False),
+    ("gs://bucket/videos/%2e%2E/b.mp4", False),
+    ("gs://bucket/videos2/b.mp4", False),
+    ("gs://bucket/videos/b::http://host/b.mp4", False),
+    ("simplecache::gs://bucket/videos/b.mp4", False),
+    ("http://host/b.mp4", False),
+    ("c.tar::../../b.mp4@512+9", True),
+    ("../c.tar::b.mp4@512+9", False),
+  ],
+)
+def test_rows_stay_in_the_folders_that_the_command_names(uri, inside):
+  roots = ("/data", "", "/more/", "gs://bucket/videos")
+  assert sources.is_within(parse(uri=uri).path, roots) == inside
+
+
+class _Remote(AbstractBufferedFile):
+  """A file of an object store, as fsspec opens it."""
+
+  def __init__(self, content):
+    super().__init__(None, "rows.jsonl", size=len(content))
+    self._content = content
+
+  def _fetch_range(self, start, end):
+    return self._content[start:end]
+
+
+@pytest.mark.parametrize("where", ["local", "gzip", "remote"])
+def test_of_a_line_that_is_too_long_the_beginning_is_read(where, tmp_path, monkeypatch):
+  """Whatever ranges of the file it spans; the other lines are read as they are."""
+  monkeypatch.setattr(parts, "MAX_LINE_BYTES", 500)
+  monkeypatch.setattr(parts, "_RANGE_BYTES", 170)
+  draw = random.Random(0)
+  sizes = [draw.choice((1, 3, 100, 169, 170, 171, 499, 500, 501, 3000)) for _ in range(60)]
+  lines = [bytes([draw.randrange(97, 123)]) * size for size in sizes]
+  content = b"\n".join(lines)
+  path = f"{tmp_path}/rows.jsonl" + ".gz" * (where == "gzip")
+  storage.write(path, gzip.compress(content) if where == "gzip" else content)
+  if where == "remote":
+    monkeypatch.setattr(parts.storage, "open_raw", lambda _: _Remote(content))
+  spec = SourceSpec(kind="jsonl", pattern=path, media_root="")
+  found = [line for part in parts.parts_of(spec) for line in parts.lines_of(part.key, spec)]
+  # A line of 500 bytes ends within the 501 that are read.
+  assert [line.removesuffix(b"\n") for line in found] == [line[:501] for line in lines]
+
+
+def test_a_line_that_is_too_long_for_a_row_is_a_bad_row():
+  line = json.dumps({"uri": "a.mp4", "caption": "x" * sources.MAX_LINE_BYTES}).encode()
+  reason, message = sources.parse_line(plan.manifest_text(line), "/data").problem
+  assert reason == "bad_source_row" and "1,048,576 bytes" in message
+  assert len(plan.manifest_text(line)) < 1000
 
 
 def test_a_byte_order_mark_is_dropped_and_other_encodings_are_bad_rows():

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import time
 
 import numpy as np
@@ -25,6 +26,13 @@ def misbehave(what: str, value=None):
     return np.ones(1 << 33, np.uint8).sum()
   if what == "raise":
     raise reading.MediaError("some_reason", "some words")
+  if what == "crowded":
+    own = value / str(os.getpid())
+    own.touch()
+    time.sleep(0.1)
+    if any(os.path.exists(f"/proc/{other.name}") for other in value.iterdir() if other != own):
+      os.kill(os.getpid(), signal.SIGKILL)
+    own.unlink()
   if what == "unpicklable":
     return lambda: None
   return value, os.getpid()

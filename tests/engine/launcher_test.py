@@ -64,6 +64,15 @@ def test_a_relative_model_folder_saves_and_resumes(launch, tmp_path, monkeypatch
     assert checkpoints.checkpoint_step("a/run") == steps
 
 
+def test_a_folder_in_which_another_training_runs_is_left_alone(launch, tmp_path):
+  with launcher.alone(str(tmp_path)):
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(SystemExit, match=f"{tmp_path} is in use by train: process {os.getpid()}"):
+      launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=10")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*")} == before
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_gin_file_trains_and_is_recorded(launch, tmp_path):
   launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=10", "--gin.STATS_PERIOD=2")
   lines = runs.lines(tmp_path)
@@ -82,6 +91,7 @@ def test_a_gin_file_trains_and_is_recorded(launch, tmp_path):
   assert "import __main__ as train_script" in config
   assert "train_script.train.stats_period = %STATS_PERIOD" in config
   assert "target/kernel" in (tmp_path / "model-info.txt").read_text()
+  assert not (tmp_path / "train.lock").exists()
 
 
 def test_a_run_that_stops_early_exits_with_its_code(launch, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +230,24 @@ def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
   (hang,) = [line for line in metrics if "hang_seconds" in line]
   assert hang["hang_seconds"] > 5 and hang["goodput/data_seconds"] > 4.5
   assert hang["step"] >= 3  # The last of 4 steps may not be reported yet.
+
+
+def test_time_in_which_the_process_was_suspended_is_no_hang(tmp_path, monkeypatch):
+  """A watchdog of 30 s on a clock: the thread wakes up after 3 s, and once after a suspension of 40 s."""
+  now, left = [0.0], []
+  monkeypatch.setattr(exits, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+  monkeypatch.setattr(exits.locks, "leave", lambda code: left.append((code, now[0])))
+  dog = exits.Watchdog(
+    seconds=30.0, model_dir=str(tmp_path), phase=lambda: "step", on_hang=lambda *_: None
+  )
+  monkeypatch.setattr(dog, "_report", lambda silent: None)
+
+  def wait(seconds):
+    now[0] += seconds + (40.0 if now[0] == 12.0 else 0.0)
+
+  monkeypatch.setattr(dog, "_stop", types.SimpleNamespace(wait=wait, is_set=lambda: False))
+  dog._watch()
+  assert left == [(exits.HUNG, 40.0 + 33.0)]
 
 
 def test_goodput_assigns_every_second_to_one_phase():

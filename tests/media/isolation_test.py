@@ -86,6 +86,15 @@ def test_threads_share_the_processes():
   pool.close()
 
 
+def test_a_call_whose_process_is_killed_is_repeated_alone(tmp_path):
+  """Each call is killed as long as another one runs, as with too little memory for two."""
+  pool = Isolated(stubs.misbehave, processes=2, timeout_seconds=60.0)
+  with ThreadPoolExecutor(4) as threads:
+    answers = list(threads.map(lambda _: pool("crowded", tmp_path), range(10)))
+  assert len(answers) == 10
+  pool.close()
+
+
 def test_the_processes_end_with_their_parent():
   program = (
     "import os, signal\n"
@@ -156,7 +165,14 @@ def test_each_hostile_file_is_one_dead_letter_and_the_job_continues(tmp_path, mo
     "crash.mp4": (stubs.CRASH, "decoder_crashed"),
     "hungry.mp4": (stubs.HUNGRY, "out_of_memory"),
     "gone.mp4": (None, "missing"),
+    # Of these, no byte is read.
+    "pipe.mp4": (None, "unreadable"),
+    "../other.mp4": (clip, "not_allowed"),
+    f"{tmp_path.parent}/other.mp4": (None, "not_allowed"),
+    "memory://elsewhere/a.mp4": (None, "not_allowed"),
+    "http://127.0.0.1:9/a.mp4": (None, "not_allowed"),
   }
+  os.mkfifo(tmp_path / "pipe.mp4")
   rows = []
   for name, (content, _) in hostile.items():
     if content is not None:
@@ -165,10 +181,14 @@ def test_each_hostile_file_is_one_dead_letter_and_the_job_continues(tmp_path, mo
   for i in range(6):
     (tmp_path / f"good{i}.mp4").write_bytes(media.video(seed=i, height=32, width=32))
     rows.append({"uri": f"good{i}.mp4", "caption": "x"})
+  manifest = write_manifest(tmp_path, rows)
+  with manifest.open("ab") as stream:
+    stream.write(b'{"uri": "long.mp4", "caption": "' + b"x" * (32 << 20) + b'"}\n')
+  hostile['{"uri": "long.mp4", "caption": "'] = (None, "bad_source_row")
   started = time.monotonic()
   result = preprocess.run(
     [
-      f"--manifest={write_manifest(tmp_path, rows)}",
+      f"--manifest={manifest}",
       f"--output={tmp_path / 'out'}",
       "--task=t",
       "--content=pixels",
@@ -187,10 +207,13 @@ def test_each_hostile_file_is_one_dead_letter_and_the_job_continues(tmp_path, mo
     for path in (tmp_path / "out").rglob("*.dead.jsonl")
     for line in path.read_text().splitlines()
   ]
-  assert {entry["uri"]: entry["reason"] for entry in dead} == {
+  assert {entry["uri"].rstrip("x"): entry["reason"] for entry in dead} == {
     name: reason for name, (_, reason) in hostile.items()
   }
   assert len(dead) == len(hostile)
+  told = {entry["uri"]: entry["error"] for entry in dead}
+  assert f"{tmp_path}/../other.mp4 is not in {tmp_path} " in told["../other.mp4"]
+  assert "--allow_uri" in told["../other.mp4"] and "pipe" in told["pipe.mp4"]
 
 
 def test_a_slow_decoder_is_stopped_between_frames_without_a_process():

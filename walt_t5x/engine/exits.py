@@ -24,7 +24,7 @@ import jax
 from absl import logging
 from jax.experimental import multihost_utils
 
-from walt_t5x.files import storage
+from walt_t5x.files import locks, storage
 
 NOT_FINITE = 65
 HUNG = 70
@@ -124,7 +124,7 @@ def _announce(received: int) -> None:
       if byte[0] == signal.SIGTERM:
         logging.warning("SIGTERM: saving and stopping after the current step.")
       elif byte[0] == signal.SIGINT and interrupts:
-        os._exit(INTERRUPTED)
+        locks.leave(INTERRUPTED)
       elif byte[0] == signal.SIGINT:
         interrupts += 1
         logging.warning(
@@ -137,7 +137,8 @@ class Watchdog:
   """Ends the process after too long without progress.
 
   A collective that waits for a lost host, a reader that waits for a failed disk and a device that does not respond
-  look the same to the process: the main thread does not return. Another thread therefore watches it.
+  look the same to the process: the main thread does not return. Another thread therefore watches it. Time in which that
+  thread did not run either does not count.
 
   Args:
     seconds: the time limit; None disables the watchdog.
@@ -174,11 +175,17 @@ class Watchdog:
 
   def _watch(self) -> None:
     assert self.seconds is not None
-    while not self._stop.wait(min(self.seconds / 10, 5.0)):
-      silent = time.monotonic() - self._last
+    tick, before = min(self.seconds / 10, 5.0), time.monotonic()
+    while not self._stop.wait(tick):
+      now = time.monotonic()
+      # Of a process that was suspended (SIGSTOP, a frozen container or machine) no progress is expected.
+      suspended, before = now - before - tick, now
+      if suspended > tick:
+        self._last = min(now, self._last + suspended)
+      silent = now - self._last
       if silent > self.seconds and not self._stop.is_set():
         self._report(silent)
-        os._exit(HUNG)  # Not sys.exit: the main thread would have to end first.
+        locks.leave(HUNG)  # Not sys.exit: the main thread would have to end first.
         return
 
   def _report(self, silent: float) -> None:

@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -98,6 +99,15 @@ def exists(path: PathLike) -> bool:
   except FileNotFoundError:
     return False
   return True
+
+
+def reject_special(path: PathLike) -> None:
+  """Raises OSError for a local pipe, socket or device, of which a read may never end."""
+  path = os.fspath(path)
+  if is_local(path) and os.path.exists(path):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+      raise OSError(errno.EINVAL, "got a pipe, a socket or a device, expected a file", path)
 
 
 def size(path: PathLike) -> int:
@@ -344,6 +354,33 @@ def write(path: PathLike, content: bytes | str) -> None:
   """Writes a file atomically; text becomes UTF-8."""
   with writer(path) as stream:
     stream.write(content.encode() if isinstance(content, str) else content)
+
+
+def create(path: PathLike, content: bytes) -> bool | None:
+  """Writes a small file unless it exists, in one step: whether it did, or None if the store has no such step.
+
+  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3. TensorFlow has not.
+  """
+  path = os.fspath(path)
+  try:
+    if is_local(path):
+      with open(path, "xb") as stream:
+        stream.write(content)
+      return True
+    if (store := _remote(path)).protocol == "gfile":
+      return None
+    store.pipe_file(path, content, mode="create")
+    return True
+  except FileExistsError:
+    return False
+  except OSError as error:
+    if is_local(path):
+      raise _cannot_write(path, error) from error
+    if exists(path):  # Stores name a failed precondition differently.
+      return False
+    raise
+  except (NotImplementedError, TypeError, ValueError):
+    return None
 
 
 def write_json(

@@ -10,6 +10,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -26,6 +27,9 @@ class WorkerCrashed(RuntimeError):
 
 class Isolated:
   """Calls a function in one of several processes, each call with a time limit; safe to share among threads.
+
+  A call whose process exits is repeated once, while no other call runs: if the system killed the process, the memory
+  that all of them used together may have been the reason.
 
   Args:
     function: a module-level function, so that it is pickled by name.
@@ -47,9 +51,21 @@ class Isolated:
     for _ in range(processes):
       self._idle.put(None)
     self._processes, self._closed = processes, False
+    self._alone = threading.Lock()
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Returns what the function returns, or raises its exception, WorkerTimeout or WorkerCrashed."""
+    with contextlib.suppress(WorkerCrashed):
+      return self._call(args, kwargs)
+    with self._alone:
+      others = [self._idle.get() for _ in range(self._processes - 1)]
+      try:
+        return self._call(args, kwargs)
+      finally:
+        for worker in others:
+          self._idle.put(worker)
+
+  def _call(self, args: Any, kwargs: Any) -> Any:
     worker = self._idle.get()
     try:
       if self._closed:

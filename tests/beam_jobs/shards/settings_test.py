@@ -8,6 +8,7 @@ import pytest
 from beam_jobs.filters.row_filters import FilterSpec
 from beam_jobs.runners import job_flags
 from beam_jobs.shards import settings
+from beam_jobs.sources.spec import SourceSpec
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.clips import ClipSpec
 
@@ -46,7 +47,8 @@ def test_a_flag_reaches_the_clip_and_a_replay_finds_it_in_the_settings(deinterla
   flags = ["--manifest=a.jsonl", "--output=out", "--task=toy", "--content=pixels"]
   flags += ["--resolutions=32x32", *["--deinterlace"] * deinterlace]
   args, _ = job_flags.parse(flags, description="")
-  job = job_flags.job_of(args, filtering=FilterSpec(), media_root="")
+  source = SourceSpec(kind="jsonl", pattern="a.jsonl", media_root="")
+  job = job_flags.job_of(args, filtering=FilterSpec(), source=source)
   assert job.clip.deinterlace is deinterlace
   assert ClipSpec(**settings_with(job.clip)["clip"]) == job.clip
 

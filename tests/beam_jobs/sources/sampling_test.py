@@ -74,7 +74,7 @@ def test_ranges_of_bytes_have_every_line_once(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(content)
     monkeypatch.setattr(parts, "_RANGE_BYTES", 1 + trial % 17)
     spec = _source("jsonl", f"{tmp_path}/a.jsonl")
-    found = [line for part in parts.parts_of(spec) for line in parts.part_lines(part, spec)]
+    found = [line for part in parts.parts_of(spec) for line in parts.lines_of(part.key, spec)]
     assert found == [line for line in io.BytesIO(content) if line.strip()]
 
 

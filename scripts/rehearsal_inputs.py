@@ -136,9 +136,11 @@ def lay_t2v(corpus: Path, work: Path) -> list[str]:
     rows = pa.Table.from_batches([next(file.iter_batches(2 * ROWS + VALIDATION_ROWS))])
   if "uri" in rows.column_names:
     uris = [
-      uri if uri is None or "://" in uri else str((corpus / uri).resolve())
+      uri if uri is None or "://" in uri or uri.startswith("/") else f"media_of_table/{uri}"
       for uri in rows.column("uri").to_pylist()
     ]
+    # Rows name files in the table's folder only.
+    link(corpus, work / "media_of_table")
     index = rows.column_names.index("uri")
     rows = rows.set_column(index, "uri", pa.array(uris, pa.string()))
   pq.write_table(rows, work / table.name)

@@ -110,6 +110,7 @@ def test_ctrl_c_ends_launcher_and_workers_with_one_line_and_keeps_finished_shard
       assert time.monotonic() < deadline, left
       time.sleep(0.05)
   assert said == [f"preprocess: {worker_deaths.INTERRUPTED}"]
+  assert not (hard / "t.lock").exists()
   closed = {path: path.stat().st_ino for path in hard.glob("*/*.sidecar.json")}
   result = preprocess.run(argv)
   assert result["dead"] == 0 and digests(hard) == digests(calm)

@@ -2,9 +2,11 @@
 
 import importlib.util
 import io
+import itertools
 import os
 import struct
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -112,6 +114,22 @@ def test_motion_is_the_mean_luma_change():
   frames[1] = 51
   assert decoding.motion(frames) == pytest.approx(0.2)
   assert decoding.motion(frames[:1]) == 0
+
+
+def test_motion_is_exact():
+  """The nearest float to a sum of fractions, on any CPU and for any layout in memory."""
+  frames = np.random.default_rng(0).integers(0, 256, (5, 7, 9, 3), np.uint8)
+  luma = [
+    [
+      Fraction(299 * int(r) + 587 * int(g) + 114 * int(b), 255_000)
+      for r, g, b in frame.reshape(-1, 3)
+    ]
+    for frame in frames
+  ]
+  changes = [abs(a - b) for one, other in itertools.pairwise(luma) for a, b in zip(one, other)]
+  expected = float(sum(changes) / len(changes))
+  for given in (frames, np.asfortranarray(frames), np.flip(np.flip(frames, 1).copy(), 1)):
+    assert decoding.motion(given) == expected
 
 
 # --- images and geometry ------------------------------------------------------------------------

@@ -265,12 +265,15 @@ class _Resizer:
 
 
 def motion(frames: np.ndarray) -> float:
-  """Mean absolute luma change between adjacent frames, in [0, 1].
+  """Mean absolute luma change between adjacent frames, in [0, 1], where luma = (299 R + 587 G + 114 B) / 1000.
+
+  The sum is of integers: floats would be rounded differently on different CPUs, and the value decides about rows.
 
   Args:
     frames: uint8 (frames, height, width, 3).
   """
   if len(frames) < 2:
     return 0.0
-  luma = frames.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-  return float(np.abs(np.diff(luma, axis=0)).mean(dtype=np.float64) / 255.0)
+  red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
+  changes = np.abs(np.diff(299 * red + 587 * green + 114 * blue, axis=0))
+  return int(changes.sum(dtype=np.int64)) / (changes.size * 255_000)

@@ -137,15 +137,14 @@ sys.exit(preprocess.main(sys.argv[2:]))
 
 
 def test_ctrl_c_says_that_a_job_continues_on_dataflow_and_how_to_cancel_it(tmp_path):
-  argv = pixels(write_manifest(tmp_path, []), tmp_path / "cache", shards=1)
-  argv += ["--runner=DataflowRunner", "--project=p-1", "--region=us-central1"]
-  started = {
-    moment: beam_runners.Process(
-      [sys.executable, "-c", ON_DATAFLOW, moment, *argv, "--temp_location=gs://bucket/temp"],
-      tmp_path / moment,
-    )
-    for moment in ("sending", "waiting")
-  }
+  manifest = write_manifest(tmp_path, [])
+  flags = ["--runner=DataflowRunner", "--project=p-1", "--region=us-central1"]
+  flags += ["--temp_location=gs://bucket/temp"]
+  started = {}
+  for moment in ("sending", "waiting"):
+    argv = [*pixels(manifest, tmp_path / f"{moment}_cache", shards=1), *flags]
+    command = [sys.executable, "-c", ON_DATAFLOW, moment, *argv]
+    started[moment] = beam_runners.Process(command, tmp_path / moment)
   told = {}
   for moment, job in started.items():
     assert job.wait(120) == 130, job.tail()

@@ -8,6 +8,7 @@ would continue with their shards; the launcher kills its workers and exits. Fini
 
 import contextlib
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
 
   def leave(number: int, frame: Any) -> None:
     print(f"\npreprocess: {interrupted()}", file=sys.stderr, flush=True)
-    # The threads of the workers raise when these are killed.
+    # The threads of the workers log and raise when these are killed.
+    logging.disable()
     threading.excepthook = lambda args: None
     for worker in workers:
       if worker.poll() is None:

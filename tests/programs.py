@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.preloaded"])
 PEAK = ".peak"
+# In front of a command: a job in the background starts with these signals ignored.
+FOREGROUND = ["env", "--default-signal=INT,HUP"]
 _STARTED: list["Program"] = []
 _OUTPUTS = tempfile.TemporaryDirectory(prefix="programs")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import FOREGROUND
+
 ROOT = Path(__file__).resolve().parents[1]
 KEEP = ["bash", str(ROOT / "scripts" / "keep_training.sh")]
 # Reads its next exit code from a file; a negative one is a signal that kills it.
@@ -64,7 +66,7 @@ def test_a_run_that_always_fails_at_once_is_given_up(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_during_the_pause_ends_it(number, tmp_path):
   (tmp_path / "codes").write_text("70 0")
-  command = [*KEEP, sys.executable, "-c", RUN, str(tmp_path / "codes")]
+  command = [*FOREGROUND, *KEEP, sys.executable, "-c", RUN, str(tmp_path / "codes")]
   process = subprocess.Popen(
     command, env=os.environ | {"PAUSE": "60"}, stderr=subprocess.PIPE, text=True
   )
@@ -96,7 +98,9 @@ def test_a_stop_is_passed_to_the_run_and_waits_for_it_to_save(number, tmp_path):
     "(folder / 'up').write_text('')\n"
     "time.sleep(60)\n"
   )
-  process = subprocess.Popen([*KEEP, sys.executable, "-c", run], stderr=subprocess.DEVNULL)
+  process = subprocess.Popen(
+    [*FOREGROUND, *KEEP, sys.executable, "-c", run], stderr=subprocess.DEVNULL
+  )
   while not (tmp_path / "up").exists():
     time.sleep(0.02)
   process.send_signal(number)

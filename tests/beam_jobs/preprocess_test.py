@@ -319,10 +319,10 @@ def test_rows_are_not_counted_in_a_manifest_that_cannot_be_read(tmp_path, monkey
   source = spec.source_of(args, scores=())
 
   def failing(error):
-    def part_lines(*_, **__):
+    def lines_of(*_, **__):
       raise error
 
-    monkeypatch.setattr(sampling, "part_lines", part_lines)
+    monkeypatch.setattr(sampling, "lines_of", lines_of)
     return preprocess.expected_rows(source)
 
   assert preprocess.expected_rows(source) == (1, True)

@@ -12,6 +12,7 @@ import uuid
 import pytest
 
 from tests.files.storage_test import folder  # noqa: F401 - a fixture
+from tests.programs import FOREGROUND
 from walt_t5x.files import locks, storage
 
 # Says when it holds the lock, and then waits.
@@ -142,8 +143,11 @@ def test_a_holder_renews_its_lock(lock):
 
 def started(path, *, before=""):
   process = subprocess.Popen(
-    [sys.executable, "-c", before + HOLDER, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )  # fmt: skip
+    [*FOREGROUND, sys.executable, "-c", before + HOLDER, str(path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   assert process.stdout and process.stdout.readline() == "held\n"
   return process
 

@@ -90,6 +90,22 @@ def test_a_position_of_another_batch_size_is_not_continued_with_its_batches(buff
   assert [np.asarray(next(other)["n"]).shape for _ in range(30)] == expected
 
 
+def test_the_position_before_the_first_batch_is_the_beginning(tmp_path):
+  """Whatever state was saved for it: tf.data does not rewind every pipeline to such a state."""
+
+  def batches():
+    rows = tf.data.Dataset.range(8).map(lambda n: {"n": n[None]}).batch(2, True).repeat()
+    return ShardedIterator(lambda: rows, sharding=runs.one_device().data_sharding, batch_size=2)
+
+  advanced, fresh = batches(), batches()
+  for _ in range(3):
+    next(advanced)
+  advanced.save(str(tmp_path / "position"))
+  assert advanced.restore(str(tmp_path / "position"), position=0)
+  for _ in range(6):
+    np.testing.assert_array_equal(next(advanced)["n"], next(fresh)["n"])
+
+
 def test_a_damaged_record_and_a_damaged_position_are_named(tmp_path, caplog):
   records = tmp_path / "train.tfrecord-00000-of-00001"
   with tf.io.TFRecordWriter(str(records)) as writer:

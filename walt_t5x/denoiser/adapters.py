@@ -25,7 +25,12 @@ DOWN, UP = "adapter_down", "adapter_up"
 
 
 def parameters(linear: Any, inputs: Sequence[int]) -> tuple[Array, Array]:
-  """A and B of a `layers.Linear` that is being applied, with the logical axes of its kernel."""
+  """A [inputs..., r] and B [r, features...] of a `layers.Linear` that is being applied, float32.
+
+  Args:
+    linear: the layer; its `features`, `axes` and `adapter_rank` are read. A and B have the logical axes of its kernel.
+    inputs: shape of the kernel's input axes.
+  """
   inputs, features, rank = tuple(inputs), tuple(linear.features), linear.adapter_rank
   axes = tuple(linear.axes)
   normal = nn.initializers.normal(math.prod(inputs) ** -0.5)
@@ -42,7 +47,11 @@ def parameters(linear: Any, inputs: Sequence[int]) -> tuple[Array, Array]:
 def merged(params: Mapping[str, Any]) -> dict[str, Any]:
   """The parameters of the network without adapters that computes the same: each kernel W + A B.
 
-  Parameters without adapters are returned as they are.
+  Args:
+    params: nested parameters, also of stacked layers (`scan_layers`); those without adapters are returned as they are.
+
+  Raises:
+    KeyError: an A has no W or no B.
   """
   flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(params))
   kept = {name: array for name, array in flat.items() if name[-1] not in (DOWN, UP)}

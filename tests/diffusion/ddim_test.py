@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from walt_t5x.diffusion import ddim
 from walt_t5x.diffusion.ddim import ddim_sample
 from walt_t5x.diffusion.guidance import (
   ConstantGuidance,
@@ -38,12 +39,17 @@ def _toy_network(x, time):
   return np.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x
 
 
-@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear"])
-def test_trajectory_equals_diffusers(beta_schedule):
+@pytest.mark.parametrize(
+  ("beta_schedule", "eta"), [("linear", 0.0), ("scaled_linear", 0.0), ("linear", 0.3), ("linear", 1.0)]
+)
+def test_trajectory_equals_diffusers(beta_schedule, eta, monkeypatch):
   import torch
   from diffusers import DDIMScheduler
 
-  noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+  rng = np.random.default_rng(0)
+  noise = rng.normal(size=SHAPE).astype(np.float32)
+  new = rng.normal(size=(1001, *SHAPE)).astype(np.float32)
+  monkeypatch.setattr(ddim, "_new_noise", lambda _, step: jnp.asarray(new)[step])
   reference = DDIMScheduler(
     num_train_timesteps=1000,
     beta_start=1e-4,
@@ -60,15 +66,29 @@ def test_trajectory_equals_diffusers(beta_schedule):
   for timestep in reference.timesteps:
     # diffusers counts 0 .. 999 where the paper counts 1 .. 1000.
     output = _toy_network(sample.numpy(), (int(timestep) + 1) / 1000).astype(np.float32)
-    sample = reference.step(torch.from_numpy(output), timestep, sample).prev_sample
+    given = torch.from_numpy(new[int(timestep) + 1])
+    stepped = reference.step(
+      torch.from_numpy(output), timestep, sample, eta=eta, variance_noise=given if eta else None
+    )
+    sample = stepped.prev_sample
 
   ours = ddim_sample(
     _unguided(lambda x, steps, _, time: jnp.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x),
     jnp.asarray(noise),
     schedule=NoiseSchedule(beta_schedule=beta_schedule),
     num_steps=50,
+    eta=eta,
   )
   np.testing.assert_allclose(ours, sample.numpy(), atol=1e-4)
+
+
+def test_new_noise_is_that_of_the_example_and_the_step():
+  start = jax.random.normal(jax.random.key(0), (3, 40, 40))
+  noise = ddim._new_noise(start, jnp.array(20))
+  np.testing.assert_array_equal(ddim._new_noise(start[1:2], jnp.array(20))[0], noise[1])
+  for other in (noise[0], ddim._new_noise(start, jnp.array(40))[1], start[1]):
+    assert abs(np.corrcoef(other.ravel(), noise[1].ravel())[0, 1]) < 0.1
+  assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
 
 
 @pytest.mark.parametrize("num_steps", [1, 5, 50])
@@ -198,7 +218,7 @@ def test_rescaled_guidance_equals_diffusers():
   np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def _spread(scale, share):
+def _spread(scale, share, **settings):
   """Standard deviation over samples of N(m, 1/4), guided away from N(0, 1) by exact denoisers."""
   schedule = NoiseSchedule()
   gammas = jnp.asarray(schedule.gammas, jnp.float32)
@@ -217,7 +237,8 @@ def _spread(scale, share):
     return rescale(guide(*outputs, scale), outputs[0], share), outputs
 
   start = jax.random.normal(jax.random.key(0), (512, 64))
-  return float(ddim_sample(denoise, start, schedule=schedule, branches=2).std(axis=0).mean())
+  samples = ddim_sample(denoise, start, schedule=schedule, branches=2, **settings)
+  return float(samples.std(axis=0).mean())
 
 
 def test_rescaled_guidance_keeps_a_spread_that_a_large_scale_removes():
@@ -227,6 +248,11 @@ def test_rescaled_guidance_keeps_a_spread_that_a_large_scale_removes():
   assert _spread(7.5, 0.0) < 0.01 < 0.1 < _spread(7.5, 0.7)
   assert conditional > _spread(2.5, 0.7) > 2 * _spread(2.5, 0.0)
   np.testing.assert_allclose(_spread(7.5, 1.0), conditional, rtol=1e-4)
+
+
+def test_new_noise_gives_the_spread_of_the_data_with_enough_steps():
+  assert abs(_spread(1.0, 0.0, num_steps=500, eta=1.0) - 0.5) < 0.01
+  assert _spread(2.5, 0.0, eta=1.0) > 1.3 * _spread(2.5, 0.0)
 
 
 def test_rescaling_leaves_constant_outputs_finite():

@@ -30,7 +30,7 @@ class _Network:
     return jnp.tanh(0.3 * x_t + 0.2 * self_condition + text + 0.7 * frames - 0.1 * mask)
 
 
-def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None, rescale=0.0):
+def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None, **settings):
   rng = np.random.default_rng(0)
   mask = jnp.broadcast_to(jnp.arange(3) < given, (ROWS, 3)).astype(jnp.float32)
   conditioning = Conditioning(
@@ -52,7 +52,7 @@ def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None, r
       schedule=NoiseSchedule(),
       prediction=Prediction.V,
       config=SamplerConfig(
-        num_steps=4, guidance=scales[0], frame_guidance=scales[1], rescale=rescale
+        num_steps=4, guidance=scales[0], frame_guidance=scales[1], **settings
       ),
     )
   )
@@ -91,6 +91,13 @@ def test_rescaling_bounds_what_a_large_scale_adds_and_leaves_a_scale_of_one():
   assert plain.std() > 2 * rescaled.std()
   with pytest.raises(ValueError, match=r"SamplerConfig.rescale=1.5: expected a share in \[0, 1\]"):
     SamplerConfig(rescale=1.5)
+
+
+def test_new_noise_changes_the_sample_by_its_share():
+  changes = [np.abs(_sample(2.0, eta=eta) - _sample(2.0)).max() for eta in (0.0, 0.1, 1.0)]
+  assert changes[0] == 0 < changes[1] < changes[2]
+  with pytest.raises(ValueError, match=r"SamplerConfig.eta=-1: expected a share in \[0, 1\]"):
+    SamplerConfig(eta=-1)
 
 
 def test_a_scale_for_frames_alone_is_rejected():

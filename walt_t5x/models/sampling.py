@@ -28,12 +28,15 @@ class SamplerConfig:
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
     rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
+    eta: share of new noise in each step in [0, 1], see `walt_t5x.diffusion.ddim`. Assumption: 0, the DDIM that the paper
+      names.
   """
 
   num_steps: int = 50
   guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
   frame_guidance: GuidanceFn | None = None
   rescale: float = 0.0
+  eta: float = 0.0
 
   def __post_init__(self):
     if self.guidance is None and self.frame_guidance is not None:
@@ -42,6 +45,8 @@ class SamplerConfig:
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
+    if not 0 <= self.eta <= 1:
+      raise ValueError(f"SamplerConfig.eta={self.eta}: expected a share in [0, 1]")
 
   def changed(self, *, num_steps: int | None, guidance: float | None) -> "SamplerConfig":
     """With another number of steps and another constant scale; None keeps each. A scale of 1 is without guidance."""
@@ -104,4 +109,5 @@ def sample_latents(
     num_steps=config.num_steps,
     prediction=prediction,
     branches=count,
+    eta=config.eta,
   )

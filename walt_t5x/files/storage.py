@@ -1,7 +1,7 @@
 """The file layer: complete reads, atomic writes and listings, on local disks and in object stores.
 
-Local paths use the operating system. Addresses use fsspec (gs:// needs `gcsfs`, s3:// needs `s3fs`), or TensorFlow for gs://
-in a process that has loaded it. Errors that may pass are retried (`retries`).
+Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs`. Errors that may pass
+are retried (`retries`).
 """
 
 import contextlib
@@ -15,7 +15,6 @@ import pathlib
 import re
 import shutil
 import stat
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +23,9 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 
 from walt_t5x.files import damage
 from walt_t5x.files.retries import retried
+
+# Etils' paths, which Orbax uses, then use fsspec too, and not TensorFlow, which takes no endpoint.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 PathLike = str | os.PathLike[str]
@@ -78,10 +80,6 @@ def _remote(path: str) -> Any:
   """The fsspec file system of an address. Listings are not cached, because other workers write too."""
   import fsspec
 
-  if path.startswith("gs://") and "tensorflow" in sys.modules:
-    from walt_t5x.files.gfile import GfileSystem
-
-    return GfileSystem(use_listings_cache=False)
   try:
     return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
   except ImportError as error:
@@ -186,9 +184,8 @@ def rename_folder(source: str, target: str) -> None:
   def move() -> None:
     if is_local(source):
       os.replace(source, target)
-    elif (store := _remote(source)).protocol == "gfile":
-      store.mv(source, target)
     else:
+      store = _remote(source)
       # Without the slashes, a second attempt would copy into the target. `mv` of s3fs moves no folders.
       store.copy(f"{source}/", f"{target}/", recursive=True)
       store.rm(source, recursive=True)
@@ -279,6 +276,20 @@ def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
   return content
 
 
+def read_range(path: PathLike, start: int, end: int) -> bytes:
+  """Bytes `start` to `end` of a file, fewer if it is shorter."""
+  path = os.fspath(path)
+
+  def attempt() -> bytes:
+    if is_local(path):
+      with open(path, "rb") as stream:
+        stream.seek(start)
+        return stream.read(end - start)
+    return _remote(path).cat_file(path, start=start, end=end)
+
+  return retried("read", path, attempt)
+
+
 def read_json(path: PathLike) -> Any:
   """The content of a JSON file, without its digest (`files.damage`); raises `Damaged` as `damage.parsed` does."""
   return damage.parsed(read(path), name=os.fspath(path))
@@ -359,7 +370,7 @@ def write(path: PathLike, content: bytes | str) -> None:
 def create(path: PathLike, content: bytes) -> bool | None:
   """Writes a small file unless it exists, in one step: whether it did, or None if the store has no such step.
 
-  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3. TensorFlow has not.
+  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3.
   """
   path = os.fspath(path)
   try:
@@ -367,9 +378,7 @@ def create(path: PathLike, content: bytes) -> bool | None:
       with open(path, "xb") as stream:
         stream.write(content)
       return True
-    if (store := _remote(path)).protocol == "gfile":
-      return None
-    store.pipe_file(path, content, mode="create")
+    _remote(path).pipe_file(path, content, mode="create")
     return True
   except FileExistsError:
     return False

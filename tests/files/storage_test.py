@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 
-from walt_t5x.files import mirror, retries, storage, tensors
+from walt_t5x.files import clients, mirror, retries, storage, tensors
 from walt_t5x.files.damage import Damaged
 
 
@@ -209,13 +209,28 @@ def test_in_an_object_store_folders_are_no_objects(monkeypatch):
   storage.make_folder("s3://bucket/one")  # Makes no request.
 
 
+def test_a_file_that_is_written_while_its_folder_is_renamed_is_not_lost(monkeypatch):
+  class Objects(MemoryFileSystem):
+    def copy(self, path1, path2, **kwargs):
+      super().copy(path1, path2, **kwargs)
+      storage.write(f"{folder}/one/late", b"2")
+
+  monkeypatch.setattr(storage, "_remote", lambda path: Objects())
+  monkeypatch.setattr(clients, "is_object_store", lambda path: True)
+  folder = f"memory://{uuid.uuid4().hex}"
+  storage.write(f"{folder}/one/below/a", b"1")
+  storage.rename_folder(f"{folder}/one", f"{folder}/two")
+  assert storage.read(f"{folder}/one/late") == b"2" and storage.folders(folder) == ["one", "two"]
+  assert storage.read(f"{folder}/two/below/a") == b"1"
+
+
 def test_errors_that_may_pass_are_retried(pauses, failing):
   path = f"memory://{uuid.uuid4().hex}/a"
   slow_down = OSError(errno.EBUSY, "Slow Down")
   failing("put_file", slow_down, ConnectionResetError(), TimeoutError())
   storage.write(path, b"1")
   assert len(pauses) == 3
-  failing("open", slow_down, slow_down)
+  failing("cat_file", slow_down, slow_down)
   assert storage.read(path) == b"1" and len(pauses) == 5
   failing("info", slow_down)
   assert storage.exists(path) and len(pauses) == 6
@@ -256,7 +271,7 @@ def test_an_outage_ends_with_an_error_that_names_path_operation_and_attempts(pau
 
 def test_a_permanent_error_is_not_retried_and_says_where(pauses, failing):
   path = f"memory://{uuid.uuid4().hex}/a"
-  failing("open", *itertools.repeat(PermissionError(errno.EACCES, "Access Denied"), 9))
+  failing("cat_file", *itertools.repeat(PermissionError(errno.EACCES, "Access Denied"), 9))
   with pytest.raises(PermissionError, match=f"cannot read {path}, 1 attempt"):
     storage.read(path)
   failing("put_file", *itertools.repeat(PermissionError(errno.EACCES, "Access Denied"), 9))
@@ -274,9 +289,26 @@ def test_an_upload_that_fails_leaves_the_old_content(pauses, failing):
   assert storage.read(path) == b"old" and storage.names(storage.parent(path)) == ["a"]
 
 
+def _of_s3(status, code="", number=errno.EIO):
+  """An error as s3fs translates it."""
+  error = OSError(number, "told")
+  error.__cause__ = type("ClientError", (Exception,), {})()
+  answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+  error.__cause__.response = answer
+  return error
+
+
 @pytest.mark.parametrize(
   "error, passes",
   [
+    (_of_s3(429, "TooManyRequests"), True),
+    (_of_s3(500, "InternalError", errno.EREMOTEIO), True),
+    (_of_s3(400, "IncompleteBody", errno.EINVAL), True),
+    (_of_s3(400, "InvalidArgument", errno.EINVAL), False),
+    (type("ReadTimeoutError", (type("HTTPClientError", (Exception,), {}),), {})(), True),
+    (type("HttpError", (Exception,), {"code": "503"})(), True),
+    (retries.Outage(3, TimeoutError()), False),
+    (retries.Incomplete("half"), True),
     (OSError(errno.ENOSPC, "full"), False),
     (FileNotFoundError(), False),
     (ValueError(), False),

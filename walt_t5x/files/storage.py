@@ -1,7 +1,7 @@
 """The file layer: complete reads, atomic writes and listings, on local disks and in object stores.
 
-Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs`. Errors that may pass
-are retried (`retries`).
+Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs` (`clients`). Errors
+that may pass are retried (`retries`).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TextIO, TypeVar
 
-from walt_t5x.files import damage
+from walt_t5x.files import clients, damage
 from walt_t5x.files.retries import retried
 
 # Etils' paths, which Orbax uses, then use fsspec too, and not TensorFlow, which takes no endpoint.
@@ -30,11 +30,10 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp-"
+_remote = clients.file_system
 # Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-# Stores that show an object once all of it has arrived, and cannot rename.
-_OBJECT_STORES = ("gs", "gcs", "s3", "s3a", "az", "abfs", "hf")
 
 
 class TooLarge(ValueError):
@@ -70,20 +69,6 @@ def run_folder(path: PathLike) -> str:
   """Folder of a training run, given that folder or a `checkpoint_<step>` in it."""
   folder = os.fspath(path).rstrip("/")
   return parent(folder) if os.path.basename(folder).startswith("checkpoint_") else folder
-
-
-def _is_object_store(path: str) -> bool:
-  return path.partition("://")[0] in _OBJECT_STORES
-
-
-def _remote(path: str) -> Any:
-  """The fsspec file system of an address. Listings are not cached, because other workers write too."""
-  import fsspec
-
-  try:
-    return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
-  except ImportError as error:
-    raise ValueError(f"{path}: {error}") from error
 
 
 def exists(path: PathLike) -> bool:
@@ -133,11 +118,15 @@ def _listed(folder: PathLike, kind: str) -> list[str]:
       return []
     with os.scandir(folder) as entries:
       return sorted(entry.name for entry in entries if _kind(entry) == kind)
+  store = _remote(folder)
   try:
-    found = retried("list", folder, lambda: _remote(folder).ls(folder, detail=True))
+    found = retried("list", folder, lambda: store.ls(folder, detail=True))
   except FileNotFoundError:
     return []
-  return sorted(os.path.basename(one["name"].rstrip("/")) for one in found if one["type"] == kind)
+  # An object of the folder's name, or with a slash after it, is not in the folder.
+  itself = store._strip_protocol(folder).rstrip("/")
+  paths = (one["name"].rstrip("/") for one in found if one["type"] == kind)
+  return sorted(os.path.basename(path) for path in paths if path != itself)
 
 
 def _kind(entry: os.DirEntry) -> str:
@@ -174,23 +163,37 @@ def delete(path: PathLike) -> None:
 
 def rename(source: str, target: str) -> None:
   """Renames a file; an existing target is replaced."""
+  if clients.is_object_store(source):
+    return _move([source], [target])
   move = os.replace if is_local(source) else _remote(source).mv
   retried("rename", source, lambda: move(source, target))
 
 
 def rename_folder(source: str, target: str) -> None:
   """Renames a folder; `target` must not exist. Object stores copy the files, then delete the old ones."""
+  if is_local(source):
+    return retried("rename", source, lambda: os.replace(source, target))
+  store = _remote(source)
+  if clients.is_object_store(source):
+    head = f"{store._strip_protocol(source)}/"
+    found = retried("list", source, lambda: store.find(source))
+    below = [name.removeprefix(head) for name in found if name.startswith(head)]
+    if not below:
+      raise FileNotFoundError(f"no folder at {source}")
+    return _move([join(source, name) for name in below], [join(target, name) for name in below])
 
   def move() -> None:
-    if is_local(source):
-      os.replace(source, target)
-    else:
-      store = _remote(source)
-      # Without the slashes, a second attempt would copy into the target. `mv` of s3fs moves no folders.
-      store.copy(f"{source}/", f"{target}/", recursive=True)
-      store.rm(source, recursive=True)
+    # Without the slashes, a second attempt would copy into the target.
+    store.copy(f"{source}/", f"{target}/", recursive=True)
+    store.rm(source, recursive=True)
 
   retried("rename", source, move)
+
+
+def _move(sources: list[str], targets: list[str]) -> None:
+  """Copies objects, then deletes exactly these: a second listing may have more of them."""
+  retried("rename", sources[0], lambda: _remote(sources[0]).copy(sources, targets))
+  list(for_each(delete, sources))
 
 
 def make_folder(path: PathLike) -> None:
@@ -198,7 +201,7 @@ def make_folder(path: PathLike) -> None:
   path = os.fspath(path)
   if is_local(path):
     os.makedirs(path, exist_ok=True)
-  elif not _is_object_store(path):
+  elif not clients.is_object_store(path):
     retried("create", path, lambda: _remote(path).makedirs(path, exist_ok=True))
 
 
@@ -243,8 +246,7 @@ def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
 
 def open_raw(path: PathLike) -> BinaryIO:
   """Opens a file for reading, without decompression."""
-  path = os.fspath(path)
-  return retried("open", path, lambda: _open(path))
+  return retried("open", os.fspath(path), lambda: _open(os.fspath(path)))
 
 
 def _open(path: str) -> Any:
@@ -262,13 +264,9 @@ def open_text(path: str) -> TextIO:
 def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
   """Reads a complete file. Raises FileNotFoundError, or `TooLarge` if it has more than `max_bytes`."""
   path = os.fspath(path)
-
-  def attempt() -> bytes:
-    with _open(path) as stream:
-      return stream.read() if max_bytes is None else stream.read(max_bytes + 1)
-
+  end = None if max_bytes is None else max_bytes + 1
   try:
-    content = retried("read", path, attempt)
+    content = retried("read", path, lambda: _content(path, 0, end))
   except (FileNotFoundError, NotADirectoryError) as error:
     raise FileNotFoundError(f"no file at {path}") from error
   if max_bytes is not None and len(content) > max_bytes:
@@ -278,16 +276,16 @@ def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
 
 def read_range(path: PathLike, start: int, end: int) -> bytes:
   """Bytes `start` to `end` of a file, fewer if it is shorter."""
-  path = os.fspath(path)
+  return retried("read", os.fspath(path), lambda: _content(os.fspath(path), start, end))
 
-  def attempt() -> bytes:
-    if is_local(path):
-      with open(path, "rb") as stream:
-        stream.seek(start)
-        return stream.read(end - start)
-    return _remote(path).cat_file(path, start=start, end=end)
 
-  return retried("read", path, attempt)
+def _content(path: str, start: int, end: int | None) -> bytes:
+  if is_local(path):
+    with open(path, "rb") as stream:
+      stream.seek(start)
+      return stream.read() if end is None else stream.read(end - start)
+  # A complete object is one request, so it is of one version, and is compared with its checksum.
+  return _remote(path).cat_file(path, **({} if end is None else {"start": start, "end": end}))
 
 
 def read_json(path: PathLike) -> Any:
@@ -337,7 +335,7 @@ def _upload(source: str, path: str) -> None:
   store = _remote(path)
 
   def put() -> None:
-    if _is_object_store(path):
+    if clients.is_object_store(path):
       store.put_file(source, path)
     else:
       store.put_file(source, temporary)
@@ -370,26 +368,28 @@ def write(path: PathLike, content: bytes | str) -> None:
 def create(path: PathLike, content: bytes) -> bool | None:
   """Writes a small file unless it exists, in one step: whether it did, or None if the store has no such step.
 
-  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3.
+  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3. After a lost answer, the
+  file exists because this call wrote it, so the content has to tell writers apart.
   """
   path = os.fspath(path)
-  try:
-    if is_local(path):
+  if is_local(path):
+    try:
       with open(path, "xb") as stream:
         stream.write(content)
-      return True
-    _remote(path).pipe_file(path, content, mode="create")
-    return True
-  except FileExistsError:
-    return False
-  except OSError as error:
-    if is_local(path):
-      raise _cannot_write(path, error) from error
-    if exists(path):  # Stores name a failed precondition differently.
+    except FileExistsError:
       return False
-    raise
+    except OSError as error:
+      raise _cannot_write(path, error) from error
+    return True
+  try:
+    retried("create", path, lambda: _remote(path).pipe_file(path, content, mode="create"))
+  except FileExistsError:
+    with contextlib.suppress(FileNotFoundError):
+      return read(path) == content
+    return False
   except (NotImplementedError, TypeError, ValueError):
     return None
+  return True
 
 
 def write_json(

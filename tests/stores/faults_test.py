@@ -1,0 +1,191 @@
+"""The file layer on stores with faults: what it does on a local disk, or one clear error."""
+
+import contextlib
+import itertools
+import threading
+import time
+import uuid
+
+import pytest
+
+from tests.stores import faults, operations, servers
+from walt_t5x.files import clients, retries, storage
+
+STALL = 0.6
+RATES = dict.fromkeys(faults.KINDS, 0.05) | {"stall": 0.01, "late": 0.01}
+# Without faults. gcsfs asks for a size with two requests, whose second may be counted for the next operation.
+MOST_REQUESTS = {
+  "write": 1, "write over another": 1, "write, empty": 1, "write, large": 5, "write_json": 1, "read": 1,
+  "read, empty": 1, "read, large": 1, "read, limited": 1, "read, limited, empty": 1, "read, no file": 1,
+  "read_range": 1, "read_json": 1, "open_raw": 6, "exists": 2, "exists, folder": 2, "exists, no file": 3,
+  "size": 2, "names": 2, "names, no folder": 3, "folders": 2, "match": 5, "delete": 1, "delete, no file": 1,
+  "rename": 3, "rename, no file": 2, "rename_folder": 10, "create": 1, "create, exists": 2, "lock": 11,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def server(request):
+  with servers.SERVERS[request.param]() as found:
+    yield found
+
+
+@pytest.fixture
+def behind(server, monkeypatch):
+  """A function: a folder of the store behind a proxy with these faults, for a `with`."""
+  for name, value in {
+    "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.05, "CONNECT": 0.4, "SILENCE": 0.4, "CHUNK": operations.CHUNK,
+  }.items():  # fmt: skip
+    monkeypatch.setattr(retries, name, value)
+
+  @contextlib.contextmanager
+  def make(found):
+    with faults.proxied(server, found) as proxy:
+      for name, value in proxy.environment.items():
+        monkeypatch.setenv(name, value)
+      clients._client.cache_clear()
+      yield f"{server.address}/{uuid.uuid4().hex}"
+    clients._client.cache_clear()
+
+  return make
+
+
+@pytest.fixture
+def quiet(behind, monkeypatch):
+  """A folder of a store without faults, and the proxy's counts."""
+  monkeypatch.setattr(retries, "SILENCE", 30.0)
+  found = faults.Faults()
+  with behind(found) as folder:
+    yield folder, found
+
+
+def test_a_storm_of_faults_changes_nothing(behind, tmp_path):
+  expected = operations.storm(str(tmp_path), 60, seed=1)
+  found = faults.Faults(RATES, seed=1, stall=STALL)
+  with behind(found) as folder:
+    assert operations.storm(folder, 60, seed=1) == expected
+  assert found.injected() > 30
+
+
+def test_each_operation_survives_the_failure_of_each_request(behind, tmp_path):
+  kinds = [kind for kind in faults.KINDS if kind not in ("stall", "late")]
+  found = faults.Faults(dict.fromkeys(kinds, 1 / len(kinds)), seed=2, most=1)
+  with behind(found) as folder:
+    for name, operation in operations.OPERATIONS.items():
+      results = []
+      for here in (f"{tmp_path}/{name}", f"{folder}/{name}"):
+        operations.put(here, operation.files)
+        results.append((operations.result(operation.act, here), operations.contents(here)))
+      assert results[0] == results[1], name
+  assert found.injected() > 50
+
+
+def test_a_stalled_request_is_repeated(behind):
+  for kind in ("stall", "late"):
+    found = faults.Faults(single=(kind, "", 1), stall=20)
+    with behind(found) as folder:
+      began = time.monotonic()
+      storage.write(f"{folder}/a", b"1")
+      assert storage.read(f"{folder}/a") == b"1"
+      assert time.monotonic() - began < 10 and found.injected() == 1
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_an_upload_whose_part_or_end_has_no_answer_is_complete(behind, number):
+  pattern = "PUT part|POST chunk|end of parts"
+  with behind(faults.Faults(single=("lost", pattern, number))) as folder:
+    storage.write(f"{folder}/a", operations.LARGE)
+    assert storage.read(f"{folder}/a") == operations.LARGE
+
+
+def test_one_of_several_creates_a_file(behind):
+  rates = dict.fromkeys(("lost", "reset", "503", "cut"), 0.15)
+  with behind(faults.Faults(rates, seed=3)) as folder:
+    for number in range(4):
+      path, barrier = f"{folder}/{number}", threading.Barrier(5)
+
+      def create(mark, path=path, barrier=barrier):
+        barrier.wait()
+        return storage.create(path, mark)
+
+      marks = [str(i).encode() for i in range(5)]
+      created = list(storage.for_each(create, marks))
+      assert sorted(created) == [False] * 4 + [True]
+      assert storage.read(path) == marks[created.index(True)]
+
+
+def test_an_object_that_is_replaced_is_read_as_one_of_its_versions(behind):
+  rates = dict.fromkeys(("shortened", "truncated", "reset"), 0.2)
+  with behind(faults.Faults(rates, seed=4)) as folder:
+    path, versions, done = f"{folder}/a", {b"1" * 50_000, b"2" * 80_000, b"3"}, threading.Event()
+    storage.write(path, b"3")
+
+    def replace():
+      for version in itertools.cycle(versions):
+        storage.write(path, version)
+        if done.is_set():
+          return
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    found = {storage.read(path, max_bytes=limit) for limit in (None, 10**6) * 12}
+    done.set()
+    thread.join()
+    assert found <= versions and len(found) > 1
+
+
+@pytest.mark.parametrize("kind", ["503", "stall"])
+def test_an_endless_fault_ends_in_one_error_that_names_it(behind, monkeypatch, kind):
+  monkeypatch.setattr(retries, "DEADLINE", 0.5)
+  monkeypatch.setattr(retries, "SILENCE", 0.2)
+  with behind(faults.Faults({kind: 1.0}, stall=9)) as folder:
+
+    def error(operation):
+      began = time.monotonic()
+      with pytest.raises(
+        OSError, match=rf"cannot \w+( for)? {folder}.* attempts? within 0 seconds"
+      ):
+        operation.act(folder)
+      return time.monotonic() - began
+
+    assert max(storage.for_each(error, operations.OPERATIONS.values())) < 10
+
+
+def test_requests_are_few(quiet):
+  folder, found = quiet
+  for name, operation in operations.OPERATIONS.items():
+    here = f"{folder}/{name}"
+    operations.put(here, operation.files)
+    before = found.requests()
+    operations.result(operation.act, here)
+    assert found.requests() - before <= MOST_REQUESTS[name], name
+
+
+def test_listings_take_as_many_requests_for_more_files(quiet):
+  folder, found = quiet
+  counts = []
+  for below in ("few", "many"):
+    for number in range(2 if below == "few" else 12):
+      storage.write(f"{folder}/{below}/{number}/a", b"")
+    before = found.requests()
+    assert storage.folders(f"{folder}/{below}") and list(storage.match(f"{folder}/{below}/0/*"))
+    counts.append(found.requests() - before)
+  assert counts[0] == counts[1]
+
+
+def test_a_listing_that_lags_loses_no_file(behind):
+  with behind(faults.Faults(lag=0.4)) as folder:
+    storage.write(f"{folder}/a/old", b"old")
+    time.sleep(0.5)
+    storage.write(f"{folder}/a/new", b"new")
+    assert storage.names(f"{folder}/a") == ["old"] and storage.exists(f"{folder}/a/new")
+    storage.rename_folder(f"{folder}/a", f"{folder}/b")
+    time.sleep(0.5)
+    assert operations.contents(folder) == {"a/new": b"new", "b/old": b"old"}
+
+
+def test_a_marker_of_a_folder_is_not_in_it(quiet):
+  folder, _ = quiet
+  storage.write(f"{folder}/a/b", b"1")
+  storage._remote(folder).pipe_file(f"{folder}/a/", b"")
+  assert storage.names(f"{folder}/a") == ["b"] and storage.folders(f"{folder}/a") == []
+  assert storage.folders(folder) == ["a"] and storage.names(folder) == []

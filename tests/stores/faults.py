@@ -45,6 +45,13 @@ DONE = "done"
 _HOP = {"connection", "keep-alive", "transfer-encoding", "trailer", "upgrade", "expect"}
 
 
+def applies(kind: str, method: str) -> bool:
+  """Whether a request with this method can fail in this way."""
+  if kind in ("truncated", "shortened"):
+    return method == "GET"
+  return kind != "cut" or method in ("PUT", "POST")
+
+
 @dataclasses.dataclass
 class Faults:
   """What goes wrong.
@@ -66,6 +73,7 @@ class Faults:
   most: int = sys.maxsize
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   _seen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+  _matched: int = 0
 
   def draw(self, method: str, operation: str, path: str) -> str:
     """The fault of a request, or ''."""
@@ -74,8 +82,8 @@ class Faults:
     if self.single:
       kind, pattern, number = self.single
       if re.search(pattern, request):
-        self._seen[pattern] += 1
-        return kind if self._seen[pattern] == number else ""
+        self._matched += 1
+        return kind if self._matched == number else ""
       return ""
     if self._seen[request] > self.most:
       return ""
@@ -139,15 +147,14 @@ class _Proxy:
     async with aiohttp.ClientSession(
       connector=connector, auto_decompress=False, timeout=timeout
     ) as self._session:
-      runner = web.ServerRunner(web.Server(self._handle), shutdown_timeout=0.1)
-      await runner.setup()
-      site = web.TCPSite(runner, "127.0.0.1", 0)
-      await site.start()
-      port = site._server.sockets[0].getsockname()[1]
+      handler = web.Server(self._handle)
+      listening = await asyncio.get_running_loop().create_server(handler, "127.0.0.1", 0)
+      port = listening.sockets[0].getsockname()[1]
       self.endpoint = f"http://127.0.0.1:{port}"
       started.set()
       await stop.wait()
-      await runner.cleanup()
+      listening.close()
+      await handler.shutdown(0.1)
       waiting = asyncio.all_tasks() - {asyncio.current_task()}
       for task in waiting:
         task.cancel()
@@ -155,9 +162,10 @@ class _Proxy:
 
   async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
     asked = operation(request)
-    kind = self._faults.draw(request.method, asked, request.rel_url.raw_path)
-    reads, sends = request.method == "GET", request.body_exists
-    if not {"truncated": reads, "shortened": reads, "cut": sends}.get(kind, True):
+    # A listing's folder is in its query.
+    path = f"{request.rel_url.raw_path} {request.rel_url.query.get('prefix', '')}".strip()
+    kind = self._faults.draw(request.method, asked, path)
+    if not applies(kind, request.method) or (kind == "cut" and not request.body_exists):
       kind = ""
     # Before the client has its answer, so that it reads complete counts.
     self._faults.counts[request.method, asked, kind or DONE] += 1
@@ -318,7 +326,7 @@ def main() -> None:
   parser.add_argument("--stall", type=float, default=10.0, help="seconds")
   parser.add_argument("--lag", type=float, default=0.0, help="seconds")
   args = parser.parse_args()
-  rates = dict.fromkeys(args.kinds, args.rate)
+  rates = {kind: float(args.rate) for kind in args.kinds}
   faults = Faults(rates, seed=args.seed, stall=args.stall, lag=args.lag)
   ended = threading.Event()
   for number in (signal.SIGINT, signal.SIGTERM):

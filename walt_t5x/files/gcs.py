@@ -61,6 +61,16 @@ class Gcs(GCSFileSystem):
         raise retries.Incomplete(f"the upload is gone: {error}") from error
       raise
 
+  async def _info(self, path: str, generation: str | None = None, **settings: Any) -> Any:
+    # That of gcsfs also lists the folder of this name, which may not exist, at the same time.
+    path = str(self._strip_protocol(path)).rstrip("/")
+    bucket, key, _ = self.split_path(path)
+    if not key:
+      return await super()._info(path, generation, **settings)
+    with contextlib.suppress(FileNotFoundError):
+      return await self._get_object(path)
+    return await self._get_directory_info(path, bucket, key, generation)
+
   async def _put_file(self, lpath: str, rpath: str, **settings: Any) -> None:
     await super()._put_file(lpath, rpath, chunksize=retries.CHUNK, **settings)
 

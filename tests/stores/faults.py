@@ -62,6 +62,7 @@ class Faults:
     stall: seconds of a stall.
     lag: seconds for which listings leave out an object that was written.
     single: (kind, pattern, n): this fault at the n-th request, from 1, whose "METHOD operation path" matches.
+    matched: requests that have matched.
     most: only so many requests with one method, operation and path can fail.
   """
 
@@ -73,7 +74,7 @@ class Faults:
   most: int = sys.maxsize
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   _seen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-  _matched: int = 0
+  matched: int = 0
 
   def draw(self, method: str, operation: str, path: str) -> str:
     """The fault of a request, or ''."""
@@ -82,8 +83,8 @@ class Faults:
     if self.single:
       kind, pattern, number = self.single
       if re.search(pattern, request):
-        self._matched += 1
-        return kind if self._matched == number else ""
+        self.matched += 1
+        return kind if self.matched == number else ""
       return ""
     if self._seen[request] > self.most:
       return ""

@@ -17,7 +17,7 @@ RATES = dict.fromkeys(faults.KINDS, 0.05) | {"stall": 0.01, "late": 0.01}
 # Without faults.
 MOST_REQUESTS = {
   "write": 1, "write over another": 1, "write, empty": 1, "write, large": 5, "write_json": 1, "read": 1,
-  "read, empty": 1, "read, large": 1, "read, limited": 1, "read, limited, empty": 1, "read, no file": 1,
+  "read, empty": 1, "read, large": 2, "read, limited": 1, "read, limited, empty": 1, "read, no file": 1,
   "read_range": 1, "read_json": 1, "open_raw": 6, "exists": 1, "exists, folder": 2, "exists, no file": 3,
   "size": 1, "names": 1, "names, no folder": 2, "folders": 1, "match": 5, "delete": 1, "delete, no file": 1,
   "rename": 3, "rename, no file": 2, "rename_folder": 10, "create": 1, "create, exists": 2, "lock": 11,
@@ -82,6 +82,25 @@ def test_each_operation_survives_the_failure_of_each_request(behind, tmp_path):
         results.append((answered, operations.contents(here)))
       assert results[0] == results[1], name
   assert found.injected() > 20
+
+
+@pytest.mark.parametrize("kind", ["shortened", "truncated"])
+def test_half_an_object_is_not_taken_for_an_object(behind, kind):
+  found = faults.Faults()
+  with behind(found) as folder:
+    for content in (operations.SMALL, operations.LARGE):
+      storage.write(f"{folder}/a", content)
+      reads = (
+        lambda: storage.read(f"{folder}/a"),
+        lambda: storage.read(f"{folder}/a", max_bytes=len(content)),  # noqa: B023
+        lambda: storage.read_range(f"{folder}/a", 0, len(content) + 1),  # noqa: B023
+        lambda: storage.open_raw(f"{folder}/a").read(),
+      )
+      for read in reads:
+        before = found.injected()
+        found.single, found.matched = (kind, "^GET (object|download) .*a$", 1), 0
+        assert read() == content
+        assert found.injected() == before + 1
 
 
 def test_a_stalled_request_is_repeated(behind):
@@ -195,6 +214,10 @@ def test_listings_take_as_many_requests_for_more_files(quiet):
     assert storage.folders(f"{folder}/{below}") and list(storage.match(f"{folder}/{below}/0/*"))
     counts.append(found.requests() - before)
   assert counts[0] == counts[1]
+  # For a folder that does not exist, the one above it, which may be large, is not listed.
+  before = found.counts["GET", "list", faults.DONE]
+  assert storage.names(f"{folder}/many/none") == []
+  assert found.counts["GET", "list", faults.DONE] == before + 1
 
 
 def test_a_listing_that_lags_loses_no_file(behind):

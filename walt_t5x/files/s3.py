@@ -42,6 +42,13 @@ class S3(S3FileSystem):
           content = await stream.read()
         if asked:
           retries.check_range(content, asked=asked, answered=answer.get("ContentRange", ""))
+        elif not answer["ResponseMetadata"].get("ChecksumAlgorithm"):
+          # Without the checksum of an object, such as one that was uploaded in parts, botocore compares nothing.
+          size = (await once("head_object", Bucket=settings["Bucket"], Key=settings["Key"]))[
+            "ContentLength"
+          ]
+          if len(content) != size:
+            raise retries.Incomplete(f"got {len(content)} bytes, expected {size}")
         answer["Body"] = _Body(content)
       return answer
 

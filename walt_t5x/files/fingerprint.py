@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from walt_t5x.files import storage
+
 
 def weights_fingerprint(weights: Mapping[str, Any]) -> str:
   """Returns the sha256, in hex, over name, dtype, shape and bytes of every tensor.
@@ -23,5 +25,6 @@ def weights_fingerprint(weights: Mapping[str, Any]) -> str:
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
   """Returns the sha256, in hex, of a file's bytes."""
-  with open(path, "rb") as file:
+  file: Any
+  with storage.open_raw(path) as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """The file layer: complete reads, atomic writes and listings, on local disks and in object stores.
 
-Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs`. Errors that may pass
-are retried (`retries`).
+Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs`. Errors that may
+pass are retried (`retries`).
 """
 
 import contextlib
@@ -97,6 +97,17 @@ def exists(path: PathLike) -> bool:
   except FileNotFoundError:
     return False
   return True
+
+
+def is_folder(path: PathLike) -> bool:
+  """Whether there is a folder at a path; in an object store, one with files."""
+  path = os.fspath(path)
+  if is_local(path):
+    return os.path.isdir(path)
+  try:
+    return retried("look for", path, lambda: _remote(path).info(path))["type"] == "directory"
+  except FileNotFoundError:
+    return False
 
 
 def reject_special(path: PathLike) -> None:

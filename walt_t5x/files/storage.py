@@ -6,24 +6,26 @@ in a process that has loaded it. Errors that may pass are retried (`retries`).
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import gzip
 import io
 import json
+import logging
 import os
-import pathlib
 import re
-import shutil
 import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TextIO, TypeVar
 
 from walt_t5x.files import damage
 from walt_t5x.files.retries import retried
+from walt_t5x.files.store_errors import CannotWrite as CannotWrite
+from walt_t5x.files.store_errors import cannot_write, is_beyond_end, is_object_store
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 PathLike = str | os.PathLike[str]
@@ -31,16 +33,10 @@ TEMPORARY = ".tmp-"
 # Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-# Stores that show an object once all of it has arrived, and cannot rename.
-_OBJECT_STORES = ("gs", "gcs", "s3", "s3a", "az", "abfs", "hf")
 
 
 class TooLarge(ValueError):
   """A file larger than the limit of the read."""
-
-
-class CannotWrite(OSError):
-  """A write error that is independent of the row: a full disk, a quota, a folder without write permission."""
 
 
 def is_local(path: PathLike) -> bool:
@@ -70,10 +66,6 @@ def run_folder(path: PathLike) -> str:
   return parent(folder) if os.path.basename(folder).startswith("checkpoint_") else folder
 
 
-def _is_object_store(path: str) -> bool:
-  return path.partition("://")[0] in _OBJECT_STORES
-
-
 def _remote(path: str) -> Any:
   """The fsspec file system of an address. Listings are not cached, because other workers write too."""
   import fsspec
@@ -82,10 +74,14 @@ def _remote(path: str) -> Any:
     from walt_t5x.files.gfile import GfileSystem
 
     return GfileSystem(use_listings_cache=False)
+  # gcsfs also logs the traceback of each error that it raises.
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   try:
     return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
   except ImportError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+      f"{path}: {error} (pip install -r requirements-stores.lock; docs/stores.md)"
+    ) from error
 
 
 def exists(path: PathLike) -> bool:
@@ -156,14 +152,29 @@ def literal(pattern: PathLike) -> str:
 
 def match(pattern: PathLike) -> Iterator[str]:
   """Sorted paths of the files that match a pattern with `*`; other characters are themselves."""
-  pattern = literal(pattern)
+  pattern = os.fspath(pattern)
   if is_local(pattern):
-    yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
+    found = glob.iglob(literal(pattern), include_hidden=True)
+    yield from sorted(filter(os.path.isfile, found))
     return
-  # fsspec drops the scheme (and the host) from the names.
-  head = pattern.removesuffix(_remote(pattern)._strip_protocol(pattern).lstrip("/"))
-  found = retried("list", pattern, lambda: _remote(pattern).glob(pattern, detail=True))
-  yield from sorted(head + name.lstrip("/") for name, one in found.items() if one["type"] == "file")
+  # Folder by folder: gcsfs's own `glob` lists everything below the first folder, at any depth.
+  scheme, _, rest = pattern.partition("://")
+  bucket, *parts = rest.split("/")
+  yield from sorted(_matching(f"{scheme}://{bucket}", parts))
+
+
+def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
+  """Files below a folder of a store whose path matches the parts of a pattern."""
+  depth = next((at for at, part in enumerate(parts) if "*" in part), len(parts))
+  folder, rest = join(folder, *parts[:depth]), parts[depth + 1 :]
+  if depth == len(parts):
+    with contextlib.suppress(FileNotFoundError):
+      if retried("look for", folder, lambda: _remote(folder).info(folder))["type"] == "file":
+        yield folder
+    return
+  listed = folders(folder) if rest else names(folder)
+  for name in fnmatch.filter(listed, literal(parts[depth])):
+    yield from _matching(join(folder, name), rest) if rest else [join(folder, name)]
 
 
 def delete(path: PathLike) -> None:
@@ -201,41 +212,8 @@ def make_folder(path: PathLike) -> None:
   path = os.fspath(path)
   if is_local(path):
     os.makedirs(path, exist_ok=True)
-  elif not _is_object_store(path):
+  elif not is_object_store(path):
     retried("create", path, lambda: _remote(path).makedirs(path, exist_ok=True))
-
-
-@contextlib.contextmanager
-def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
-  """Yields a temporary folder in the local folder `path`; its entries move there when the block ends without an error.
-
-  After an error or a kill, the next call starts from nothing. The entry that was written last moves last.
-
-  Raises:
-    FileExistsError: if `path` has entries other than those of a killed call.
-  """
-  path = pathlib.Path(path)
-  existed = path.exists()
-  if existed and (not path.is_dir() or any(not _is_temporary(e) for e in path.iterdir())):
-    raise FileExistsError(f"got {path}, which is not empty, expected a new folder")
-  path.mkdir(parents=True, exist_ok=True)
-  for left in path.iterdir():
-    shutil.rmtree(left)
-  work = path / f"{TEMPORARY}{uuid.uuid4().hex}"
-  work.mkdir()
-  try:
-    yield work
-    for entry in sorted(work.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
-      os.replace(entry, path / entry.name)
-  finally:
-    shutil.rmtree(work)
-    if not existed:
-      with contextlib.suppress(OSError):  # It is not empty.
-        path.rmdir()
-
-
-def _is_temporary(path: pathlib.Path) -> bool:
-  return path.name.startswith(TEMPORARY) and path.is_dir()
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -265,18 +243,32 @@ def open_text(path: str) -> TextIO:
 def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
   """Reads a complete file. Raises FileNotFoundError, or `TooLarge` if it has more than `max_bytes`."""
   path = os.fspath(path)
-
-  def attempt() -> bytes:
-    with _open(path) as stream:
-      return stream.read() if max_bytes is None else stream.read(max_bytes + 1)
-
   try:
-    content = retried("read", path, attempt)
+    content = read_range(path, 0, None if max_bytes is None else max_bytes + 1)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise FileNotFoundError(f"no file at {path}") from error
   if max_bytes is not None and len(content) > max_bytes:
     raise TooLarge(f"{path} has more than {max_bytes} bytes")
   return content
+
+
+def read_range(path: PathLike, begin: int, end: int | None) -> bytes:
+  """Bytes `begin` to `end`, or fewer if the file ends before; of a store in one request."""
+  path = os.fspath(path)
+
+  def attempt() -> bytes:
+    if not is_local(path):
+      return _remote(path).cat_file(path, **({"start": begin, "end": end} if end or begin else {}))
+    with open(path, "rb") as stream:
+      stream.seek(begin)
+      return stream.read(-1 if end is None else end - begin)
+
+  try:
+    return retried("read", path, attempt)
+  except Exception as error:
+    if is_beyond_end(error):
+      return b""
+    raise
 
 
 def read_json(path: PathLike) -> Any:
@@ -302,17 +294,17 @@ def writer(path: PathLike) -> Iterator[BinaryIO]:
     os.makedirs(folder or ".", exist_ok=True)
     stream = open(temporary, "xb")
   except OSError as error:
-    raise _cannot_write(path, error) from error
+    raise cannot_write(path, error) from error
   try:
     yield stream
     stream.close()
     if is_local(path):
       os.replace(temporary, path)
     else:
-      _upload(temporary, path)
+      upload(temporary, path)
   except OSError as error:
     if error.errno in _NO_ROOM:
-      raise _cannot_write(path, error) from error
+      raise cannot_write(path, error) from error
     raise
   finally:
     # On a full disk, close fails too; the temporary file is deleted anyway.
@@ -322,11 +314,21 @@ def writer(path: PathLike) -> Iterator[BinaryIO]:
       os.remove(temporary)
 
 
-def _upload(source: str, path: str) -> None:
-  store = _remote(path)
+def download(path: str, target: PathLike) -> None:
+  """Copies the file at an address to a local file."""
+  retried("read", path, lambda: _remote(path).get_file(path, os.fspath(target)))
+
+
+def upload(source: PathLike, path: str) -> None:
+  """Copies a local file to an address, where it appears complete or not at all.
+
+  Raises:
+    CannotWrite: the store rejects it.
+  """
+  source, store = os.fspath(source), _remote(path)
 
   def put() -> None:
-    if _is_object_store(path):
+    if is_object_store(path):
       store.put_file(source, path)
     else:
       store.put_file(source, temporary)
@@ -338,16 +340,7 @@ def _upload(source: str, path: str) -> None:
   except OSError as error:
     with contextlib.suppress(Exception):
       store.rm_file(temporary)
-    raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: str, error: OSError) -> CannotWrite:
-  found = CannotWrite(
-    f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
-    "same command again: finished files are kept"
-  )
-  found.strerror = error.strerror
-  return found
+    raise cannot_write(path, error) from error
 
 
 def write(path: PathLike, content: bytes | str) -> None:
@@ -369,13 +362,13 @@ def create(path: PathLike, content: bytes) -> bool | None:
       return True
     if (store := _remote(path)).protocol == "gfile":
       return None
-    store.pipe_file(path, content, mode="create")
+    retried("create", path, lambda: store.pipe_file(path, content, mode="create"))
     return True
   except FileExistsError:
     return False
   except OSError as error:
     if is_local(path):
-      raise _cannot_write(path, error) from error
+      raise cannot_write(path, error) from error
     if exists(path):  # Stores name a failed precondition differently.
       return False
     raise

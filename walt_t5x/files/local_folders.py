@@ -38,6 +38,8 @@ def written_locally(folder: storage.PathLike, *, last: str) -> Iterator[pathlib.
   if storage.is_local(folder):
     yield pathlib.Path(folder)
     return
+  # A store that cannot be reached is noticed now, not after the work.
+  storage.exists(storage.join(folder, last))
   with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as name:
     copy = pathlib.Path(name)
     yield copy

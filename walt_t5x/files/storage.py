@@ -376,9 +376,25 @@ def create(path: PathLike, content: bytes) -> bool | None:
     return None
 
 
+def update(path: PathLike, content: bytes) -> None:
+  """Writes a file unless it has this content."""
+  if not has(path, content):
+    write(path, content)
+
+
+def has(path: PathLike, content: bytes) -> bool:
+  """Whether a file exists with this content."""
+  try:
+    return read(path, max_bytes=len(content)) == content
+  except (FileNotFoundError, TooLarge):
+    return False
+
+
 def write_json(
   path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False, seal: bool = False
 ) -> None:
   """Writes a JSON file atomically; `seal` adds a digest, which `read_json` checks."""
-  tree = damage.sealed(json.loads(json.dumps(tree))) if seal else tree
-  write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")
+  if seal:
+    write(path, damage.sealed_json(tree, indent=indent, sort_keys=sort_keys))
+  else:
+    write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")

@@ -55,7 +55,7 @@ def cannot_write(path: str, error: OSError) -> CannotWrite:
 
 
 def explained(path: str, error: Exception, *, writes: bool) -> Exception | None:
-  """What an error of an object store means; None if the store's own words have to do.
+  """What an error of an object store means; None if nothing better than its own words is known.
 
   `writes` is whether the operation creates the object, which fails as missing only if its bucket is.
   """
@@ -66,7 +66,7 @@ def explained(path: str, error: Exception, *, writes: bool) -> Exception | None:
   said = " ".join(str(error).split())
   if isinstance(error, FileNotFoundError):
     if not (writes or _NO_BUCKET.search(said)):
-      return None
+      return FileNotFoundError(f"no file at {path}")
     return StoreError(
       f"{path}: the bucket {bucket} does not exist; create it, or correct the address"
       + (" or AWS_ENDPOINT_URL" if scheme.startswith("s3") else "")

@@ -239,14 +239,14 @@ def all_checked(
       )
     if sidecar["settings"] != settings_digest:
       raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
-    path = shard.path(output)
-    if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
+    if sizes[shard.task].get(shard.file_name) != sidecar["bytes"]:
       raise LedgerError(
         f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
       )
     return sidecar
 
   names = sorted(plan)
+  sizes = {task: storage.sizes(storage.join(output, task)) for task in {n.task for n in names}}
   return dict(zip(names, storage.for_each(checked, names), strict=True))
 
 
@@ -283,13 +283,13 @@ def complete(
   contents = {
     storage.join(output, folder, name): damage.sealed_json(tree) for name, tree in trees.items()
   }
-  there = storage.for_each(lambda item: storage.has(*item), contents.items())
+  there = storage.for_each(lambda item: shard_files.has(*item), contents.items())
   changed = [item for item, same in zip(contents.items(), there, strict=True) if not same]
   if changed:
     _mark_incomplete(output, [folder])
   for path, content in changed:
     storage.write(path, content)
-  storage.update(storage.join(output, folder, "COMPLETED"), b"")
+  shard_files.update(storage.join(output, folder, "COMPLETED"), b"")
 
 
 def _mark_incomplete(output: str, folders: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 
-from walt_t5x.files import gfile, local_folders, retries, storage, tensors
+from walt_t5x.files import gfile, local_folders, patterns, retries, storage, tensors
 from walt_t5x.files.damage import Damaged
 
 
@@ -76,11 +76,14 @@ def test_what_is_written_is_read_listed_and_deleted(folder):
   assert storage.exists(path) and storage.size(path) == 3
   assert storage.read(path) == "é\n".encode()
   assert storage.names(folder) == ["a.txt", "b.txt"]
-  assert list(storage.match(storage.join(folder, "*.txt"))) == [storage.join(folder, "a.txt"), path]
-  assert list(storage.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
+  assert list(patterns.match(storage.join(folder, "*.txt"))) == [
+    storage.join(folder, "a.txt"),
+    path,
+  ]
+  assert list(patterns.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
   if not folder.startswith("ram://"):  # It does not list folders.
     below = storage.join(folder, "below", "c.txt")
-    assert list(storage.match(storage.join(folder, "*", "*"))) == [below]
+    assert list(patterns.match(storage.join(folder, "*", "*"))) == [below]
   storage.delete(path)
   storage.delete(path)
   assert not storage.exists(path) and storage.names(folder) == ["a.txt"]

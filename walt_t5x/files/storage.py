@@ -6,19 +6,16 @@ in a process that has loaded it. Errors that may pass are retried (`retries`).
 
 import contextlib
 import errno
-import fnmatch
-import glob
 import gzip
 import io
 import json
 import logging
 import os
-import re
 import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TextIO, TypeVar
 
@@ -32,6 +29,7 @@ PathLike = str | os.PathLike[str]
 TEMPORARY = ".tmp-"
 # Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
+_CHUNK = 1 << 24
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -87,14 +85,21 @@ def _remote(path: str) -> Any:
 def exists(path: PathLike) -> bool:
   """Whether a file or folder exists."""
   path = os.fspath(path)
-  if is_local(path):
-    return os.path.exists(path)
+  return os.path.exists(path) if is_local(path) else bool(_kind_at(path))
+
+
+def is_file(path: PathLike) -> bool:
+  """Whether a path is that of a file."""
+  path = os.fspath(path)
+  return os.path.isfile(path) if is_local(path) else _kind_at(path) == "file"
+
+
+def _kind_at(path: str) -> str:
+  """Type of what is at an address, "" for nothing; fsspec's own `exists` is False after any error."""
   try:
-    # fsspec's own `exists` is False after any error.
-    retried("look for", path, lambda: _remote(path).info(path))
+    return retried("look for", path, lambda: _remote(path).info(path))["type"]
   except FileNotFoundError:
-    return False
-  return True
+    return ""
 
 
 def reject_special(path: PathLike) -> None:
@@ -116,65 +121,51 @@ def size(path: PathLike) -> int:
 
 def names(folder: PathLike) -> list[str]:
   """Sorted names of the files directly in a folder, and of links that lead nowhere; empty if it does not exist."""
-  return _listed(folder, "file")
+  return sorted(name for name, entry in _listed(folder) if _kind(entry) == "file")
 
 
 def folders(folder: PathLike) -> list[str]:
   """Sorted names of the folders directly in a folder; empty if the folder does not exist."""
-  return _listed(folder, "directory")
+  return sorted(name for name, entry in _listed(folder) if _kind(entry) == "directory")
 
 
-def _listed(folder: PathLike, kind: str) -> list[str]:
+def sizes(folder: PathLike) -> dict[str, int]:
+  """Name -> bytes of every file directly in a folder, from one listing of a store."""
+  return {
+    name: entry["size"] if isinstance(entry, dict) else entry.stat().st_size
+    for name, entry in _listed(folder)
+    if _kind(entry) == "file"
+  }
+
+
+def _listed(folder: PathLike) -> Iterator[tuple[str, Any]]:
+  """Names and entries of a folder: `os.DirEntry`, or fsspec's description."""
   folder = os.fspath(folder)
   if is_local(folder):
-    if not os.path.isdir(folder):
-      return []
-    with os.scandir(folder) as entries:
-      return sorted(entry.name for entry in entries if _kind(entry) == kind)
+    if os.path.isdir(folder):
+      with os.scandir(folder) as entries:
+        yield from [(entry.name, entry) for entry in entries]
+    return
   try:
-    found = retried("list", folder, lambda: _remote(folder).ls(folder, detail=True))
+    store = _remote(folder)
+    found = retried("list", folder, lambda: store.ls(folder, detail=True))
   except FileNotFoundError:
-    return []
-  return sorted(os.path.basename(one["name"].rstrip("/")) for one in found if one["type"] == kind)
+    return
+  here = store._strip_protocol(folder).strip("/")
+  for one in found:
+    path = one["name"].strip("/")
+    # Some programs mark a folder by an empty object with its name.
+    if path != here:
+      yield os.path.basename(path), one
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _kind(entry: Any) -> str:
   """'file', 'directory' or '' for a pipe or a device; a link that leads nowhere is a file that does not exist."""
+  if isinstance(entry, dict):
+    return entry["type"]
   if entry.is_symlink():
     return "directory" if os.path.isdir(entry.path) else "file"
   return "file" if entry.is_file() else "directory" if entry.is_dir() else ""
-
-
-def literal(pattern: PathLike) -> str:
-  """A pattern for libraries to which `[` and `?` are special too, which may be parts of names."""
-  return re.sub(r"[\[?]", r"[\g<0>]", os.fspath(pattern))
-
-
-def match(pattern: PathLike) -> Iterator[str]:
-  """Sorted paths of the files that match a pattern with `*`; other characters are themselves."""
-  pattern = os.fspath(pattern)
-  if is_local(pattern):
-    found = glob.iglob(literal(pattern), include_hidden=True)
-    yield from sorted(filter(os.path.isfile, found))
-    return
-  # Folder by folder: gcsfs's own `glob` lists everything below the first folder, at any depth.
-  scheme, _, rest = pattern.partition("://")
-  bucket, *parts = rest.split("/")
-  yield from sorted(_matching(f"{scheme}://{bucket}", parts))
-
-
-def _matching(folder: str, parts: Sequence[str]) -> Iterator[str]:
-  """Files below a folder of a store whose path matches the parts of a pattern."""
-  depth = next((at for at, part in enumerate(parts) if "*" in part), len(parts))
-  folder, rest = join(folder, *parts[:depth]), parts[depth + 1 :]
-  if depth == len(parts):
-    with contextlib.suppress(FileNotFoundError):
-      if retried("look for", folder, lambda: _remote(folder).info(folder))["type"] == "file":
-        yield folder
-    return
-  listed = folders(folder) if rest else names(folder)
-  for name in fnmatch.filter(listed, literal(parts[depth])):
-    yield from _matching(join(folder, name), rest) if rest else [join(folder, name)]
 
 
 def delete(path: PathLike) -> None:
@@ -187,6 +178,10 @@ def delete(path: PathLike) -> None:
 
 def rename(source: str, target: str) -> None:
   """Renames a file; an existing target is replaced."""
+  if is_object_store(source):
+    retried("rename", source, lambda: _remote(source).cp_file(source, target))
+    delete(source)
+    return
   move = os.replace if is_local(source) else _remote(source).mv
   retried("rename", source, lambda: move(source, target))
 
@@ -222,14 +217,12 @@ def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
     yield from pool.map(function, items)
 
 
-def open_raw(path: PathLike) -> BinaryIO:
-  """Opens a file for reading, without decompression."""
+def open_raw(path: PathLike, *, ahead: int = 1 << 22) -> BinaryIO:
+  """Opens a file for reading, without decompression; of a store, `ahead` bytes more than needed are read at once."""
   path = os.fspath(path)
-  return retried("open", path, lambda: _open(path))
-
-
-def _open(path: str) -> Any:
-  return open(path, "rb") if is_local(path) else _remote(path).open(path, "rb")
+  if is_local(path):
+    return retried("open", path, lambda: open(path, "rb"))
+  return retried("open", path, lambda: _remote(path).open(path, "rb", block_size=ahead))
 
 
 def open_text(path: str) -> TextIO:
@@ -258,7 +251,7 @@ def read_range(path: PathLike, begin: int, end: int | None) -> bytes:
 
   def attempt() -> bytes:
     if not is_local(path):
-      return _remote(path).cat_file(path, **({"start": begin, "end": end} if end or begin else {}))
+      return _remote(path).cat_file(path, start=begin, end=end)
     with open(path, "rb") as stream:
       stream.seek(begin)
       return stream.read(-1 if end is None else end - begin)
@@ -269,6 +262,16 @@ def read_range(path: PathLike, begin: int, end: int | None) -> bytes:
     if is_beyond_end(error):
       return b""
     raise
+
+
+def chunks(path: PathLike) -> Iterator[bytes]:
+  """The content of a file in parts, each of which is read and retried for itself."""
+  begin = 0
+  while part := read_range(path, begin, begin + _CHUNK):
+    yield part
+    begin += len(part)
+    if len(part) < _CHUNK:
+      return
 
 
 def read_json(path: PathLike) -> Any:
@@ -374,20 +377,6 @@ def create(path: PathLike, content: bytes) -> bool | None:
     raise
   except (NotImplementedError, TypeError, ValueError):
     return None
-
-
-def update(path: PathLike, content: bytes) -> None:
-  """Writes a file unless it has this content."""
-  if not has(path, content):
-    write(path, content)
-
-
-def has(path: PathLike, content: bytes) -> bool:
-  """Whether a file exists with this content."""
-  try:
-    return read(path, max_bytes=len(content)) == content
-  except (FileNotFoundError, TooLarge):
-    return False
 
 
 def write_json(

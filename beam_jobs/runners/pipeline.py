@@ -14,7 +14,7 @@ from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
 from beam_jobs.shards.shard_files import ShardName, parse_shard, update
 from walt_t5x.config import waiting
-from walt_t5x.files import damage, storage
+from walt_t5x.files import damage
 
 
 def make_shards(

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.files import local_folders, storage
 from walt_t5x.planning.projects.recipes import RECIPES
 
 _IMPORT = "python -m walt_t5x.text.import_encoder --source=t5-v1_1-xl --output=FOLDER"
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   kind = _kind(args)
   data = kind.fitted(_look(args, kind, output))
   files = kind.files(data, output)
-  with storage.new_folder(output) as folder:
+  with local_folders.new_folder(output) as folder:
     for name, text in files.items():
       storage.write(folder / name, text)
     storage.write(folder / "README.md", project_files.readme(kind, data, output))

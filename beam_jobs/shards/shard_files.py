@@ -223,12 +223,9 @@ def rows_digest(lines: Sequence[str]) -> str:
 
 def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
   """A shard's sidecar, or None if it is missing or damaged: a power failure may leave an empty one."""
-  path = shard.path(output, SIDECAR)
-  if not storage.exists(path):
-    return None
   try:
-    return storage.read_json(path)
-  except ValueError:
+    return storage.read_json(shard.path(output, SIDECAR))
+  except (FileNotFoundError, ValueError):
     return None
 
 
@@ -240,14 +237,11 @@ def complete_sidecar(
   Reads all bytes of the shard, about as fast as `beam_jobs.verify`.
   """
   sidecar = read_sidecar(output, shard)
-  path = shard.path(output)
   complete = (
     sidecar is not None
     and sidecar["schema_version"] == schema.SCHEMA_VERSION
     and sidecar["settings"] == settings_digest
     and sidecar["manifest_rows"] == rows_digest
-    and storage.exists(path)
-    and storage.size(path) == sidecar["bytes"]
   )
   if sidecar is None or not complete:
     return None
@@ -269,10 +263,11 @@ def damaged_files(
     expected[shard.quarantine_path(output)] = sidecar["quarantine"]["sha256"]
   found = []
   for path, digest in expected.items():
-    if not storage.exists(path):
+    try:
+      if _sha256(path) != digest:
+        found.append(f"{path}: sha256 differs from the sidecar's")
+    except FileNotFoundError:
       found.append(f"{path} is missing")
-    elif _sha256(path) != digest:
-      found.append(f"{path}: sha256 differs from the sidecar's")
   for suffix in sidecar.get("ledgers", ()):
     try:
       read_ledger(shard.path(output, suffix), sidecar)
@@ -307,7 +302,20 @@ def _entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
 
 def _sha256(path: str) -> str:
   digest = hashlib.sha256()
-  with storage.open_raw(path) as stream:
-    while part := stream.read(2**20):
-      digest.update(part)
+  for part in storage.chunks(path):
+    digest.update(part)
   return digest.hexdigest()
+
+
+def update(path: str, content: bytes) -> None:
+  """Writes a file unless it has this content."""
+  if not has(path, content):
+    storage.write(path, content)
+
+
+def has(path: str, content: bytes) -> bool:
+  """Whether a file exists with this content."""
+  try:
+    return storage.read(path, max_bytes=len(content)) == content
+  except (FileNotFoundError, storage.TooLarge):
+    return False

@@ -20,7 +20,7 @@ from pathlib import Path
 from data.lookalikes import imagenet, k600, t2v, ucf101
 from data.lookalikes.corpus import Corpus, Odd
 from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.files import local_folders
 
 CORPORA = {"ucf101": ucf101, "k600": k600, "imagenet": imagenet, "t2v": t2v}
 
@@ -40,7 +40,7 @@ def write_corpus(
   Raises:
     FileExistsError: the folder is not empty.
   """
-  with storage.new_folder(folder) as made:
+  with local_folders.new_folder(folder) as made:
     corpus = Corpus(made, faults=faults, seed=seed, seconds=seconds)
     CORPORA[name].write(corpus)
     corpus.finish()

@@ -92,6 +92,8 @@ def s3() -> Iterator[Server]:
   folder = tempfile.mkdtemp()
   command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
   command += ["-filer", "-s3", "-volume.max=32", "-master.volumeSizeLimitMB=64"]
+  # Otherwise two servers would want the same ports.
+  command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
   for name, port in ports.items():
     grpc = free_ports(1)[0]
     command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]

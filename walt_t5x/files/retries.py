@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from walt_t5x.files import store_errors
+
 _Result = TypeVar("_Result")
 # Seconds. Pauses double from the first to the longest, each times a random factor between 0.5 and 1.5.
 FIRST_PAUSE, LONGEST_PAUSE, DEADLINE = 0.5, 20.0, 120.0
@@ -33,6 +35,8 @@ _NAMES = {
   "ServerDisconnectedError",
   "UnavailableError",
 }
+# Operations that create an object.
+_WRITES = ("create", "write")
 
 
 def may_pass(error: Exception) -> bool:
@@ -60,6 +64,8 @@ def retried(operation: str, path: str, call: Callable[[], _Result]) -> _Result:
     except Exception as error:
       told = f"cannot {operation} {path}, {attempt} attempt{'s' * (attempt > 1)}"
       if not may_pass(error):
+        if meaning := store_errors.explained(path, error, writes=operation in _WRITES):
+          raise meaning from error
         error.add_note(told)
         raise
       pause = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)

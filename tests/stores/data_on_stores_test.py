@@ -1,6 +1,7 @@
 """The data programs with every path an address: they write the bytes that they write on a local disk."""
 
 import concurrent.futures
+import importlib
 import io
 import json
 import multiprocessing
@@ -32,9 +33,8 @@ def store(request):
 
 
 def _import_programs():
-  import beam_jobs.preprocess  # noqa: F401
-  import beam_jobs.sources.read  # noqa: F401
-  import walt_t5x.text.encoder  # noqa: F401
+  for name in ("beam_jobs.preprocess", "beam_jobs.sources.read", "walt_t5x.text.encoder"):
+    importlib.import_module(name)
 
 
 def _initialize(environment):

@@ -46,6 +46,23 @@ class CachedTask(seqio.Task):
   fields: Mapping[str, str] = {}
 
   @property
+  def cache_dir(self) -> str | None:
+    """Its folder in the first of SeqIO's cache directories that has it; SeqIO asks TensorFlow, which knows no S3."""
+    if self._cache_dir is None:
+      name = seqio.utils.get_task_dir_from_name(self.name)
+      folders = [storage.join(folder, name) for folder in seqio.get_global_cache_dirs()]
+      complete = (f for f in folders if storage.exists(storage.join(f, "COMPLETED")))
+      self._cache_dir = next(complete, None)
+    return self._cache_dir
+
+  def get_cached_stats(self, split: str = "train") -> Mapping[str, Any]:
+    """Counts of a split: `stats.<split>.json` of the cache."""
+    if split not in self._stats:
+      path = seqio.utils.get_cached_stats_path(self._cache_folder(), split)
+      self._stats[split] = storage.read_json(path)
+    return self._stats[split]
+
+  @property
   def walt_fields(self) -> Mapping[str, str]:
     """Feature of latents -> field of the videos' latents; for a task of images, of the same shape."""
     shapes = {feature: self.walt_features[feature].shape for feature in self.fields}

@@ -1,15 +1,23 @@
-"""SeqIO sources of the serialized records of a cache: which files are read, and in which order."""
+"""SeqIO sources of the serialized records of a cache: which files are read, and in which order.
 
+TensorFlow reads the shards on local disks. Those at addresses are read through the file layer, block by block.
+"""
+
+import fnmatch
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 from seqio import utils
 
-from data import schema
+from data import schema, tfrecord
 from walt_t5x.files import storage
+
+# Of one request to an object store. A saved position contains the blocks that are being read.
+BLOCK_BYTES = 2 << 20
 
 
 def cached_splits(cache_dir: str) -> list[str]:
@@ -54,19 +62,21 @@ def raw_shards(
     for prefix in prefixes
     for i in range(shards)
   }
-  if missing := sorted(names.difference(storage.names(cache_dir))):
+  present = storage.names(cache_dir)
+  if missing := sorted(names.difference(present)):
     # SeqIO reads the files that match and would not notice missing ones.
     raise FileNotFoundError(
       f"{cache_dir} has no {missing[0]}: {len(missing)} of the {len(names)} shards of its info.{split}.json are "
       "missing; copy them again, or run `python -m beam_jobs.preprocess` as before (`python -m beam_jobs.verify` "
       "checks all)"
     )
-  start = utils.get_cached_tfrecord_prefix(cache_dir, split) + "-"
 
   def source(*beginnings: str) -> seqio.FileDataSource:
-    return seqio.FileDataSource(
-      read_file_fn=tf.data.TFRecordDataset,
-      split_to_filepattern={split: [f"{start}{name}*-of-*{shards}" for name in beginnings]},
+    patterns = [f"{split}.tfrecord-{name}*-of-*{shards}" for name in beginnings]
+    files = [name for name in present if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    return _Shards(
+      read_file_fn=tf.data.TFRecordDataset if storage.is_local(cache_dir) else remote_records,
+      split_to_filepattern={split: [storage.join(cache_dir, name) for name in sorted(files)]},
       num_input_examples={split: examples},
     )
 
@@ -74,6 +84,54 @@ def raw_shards(
     return source("")
   first = source("[0-9]", "replay")
   return Passes([first, *map(source, prefixes[1:])], split, shuffle_buffer_size)
+
+
+class _Shards(seqio.FileDataSource):
+  """A source whose files are listed already, without patterns."""
+
+  def list_shards(self, split: str) -> Sequence[str]:
+    return list(self._split_to_filepattern[split])
+
+
+def remote_records(path: tf.Tensor) -> tf.data.Dataset:
+  """Records of a TFRecord file at an address, in order, as `tf.data.TFRecordDataset` has them for local files.
+
+  The position of an iterator is an offset, so that it can be saved.
+  """
+
+  def read(path: bytes, start: np.int64) -> tuple[np.ndarray, np.int64]:
+    records, end = _block(path.decode(), int(start))
+    return np.array(records, dtype=object), np.int64(end)
+
+  def step(start: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    # Not stateful: the same block every time. TensorFlow saves no iterator over functions with a state.
+    records, end = tf.numpy_function(read, [path, start], (tf.string, tf.int64), stateful=False)
+    return tf.ensure_shape(end, []), tf.ensure_shape(records, [None])
+
+  blocks = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), step)
+  blocks = blocks.take_while(lambda records: tf.size(records) > 0)
+  return blocks.flat_map(tf.data.Dataset.from_tensor_slices)
+
+
+@functools.lru_cache(maxsize=4096)
+def _size(path: str) -> int:
+  return storage.size(path)
+
+
+def _block(path: str, start: int) -> tuple[list[bytes], int]:
+  """The complete records in a block of a file from `start`, and where they end; no records at the end of the file."""
+  end = _size(path)
+  wanted = BLOCK_BYTES
+  while start < end:
+    content = storage.read_range(path, start, min(end, start + wanted))
+    records, length = tfrecord.complete_records(content, name=path)
+    if not records and start + wanted < end:
+      wanted *= 2
+      continue
+    if start + len(content) == end and length < len(content):
+      raise tfrecord.CorruptRecord(f"{path}: ends inside a record")
+    return records, start + length
+  return [], start
 
 
 class Passes(seqio.DataSource):

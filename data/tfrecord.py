@@ -3,6 +3,7 @@
 Source: https://www.tensorflow.org/tutorials/load_data/tfrecord ("TFRecords format details").
 """
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -53,3 +54,14 @@ def read_records(stream: BinaryIO, *, name: str = "stream") -> Iterator[bytes]:
       raise CorruptRecord(f"{name}: record {index} does not match its checksum")
     yield payload
     index += 1
+
+
+def complete_records(content: bytes, *, name: str) -> tuple[list[bytes], int]:
+  """Payloads of the complete records at the beginning of `content`, each checked, and the length of these records."""
+  end = 0
+  while end + 12 <= len(content):
+    (length,) = struct.unpack_from("<Q", content, end)
+    if end + length + 16 > len(content):
+      break
+    end += length + 16
+  return list(read_records(io.BytesIO(content[:end]), name=name)), end

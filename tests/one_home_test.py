@@ -21,7 +21,7 @@ HOMES = {
   "opening a picture": (r"\bImage\.open\(", "walt_t5x/media/pictures.py"),
   "features of the batch": (r"\"text_mask\"\] = Feature", "data/batch_spec.py"),
   "a file written atomically": (r"\bos\.(?:replace|rename)\b", "walt_t5x/files/storage.py"),
-  "TensorFlow's file layer": (r"\betils\b|\bio\.gfile\b", "walt_t5x/files/gfile.py"),
+  "a change of Orbax": (r"orbax\.checkpoint\._src", "walt_t5x/engine/orbax_s3.py"),
 }  # fmt: skip
 # Networks with public weights keep the names of their papers, and the surrogate's trainer that of flax.
 SHARED = {"Dense", "RelativePositionBias", "Trainer"}

@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import uuid
 
 import pytest
 import seqio
 
 from data import schema, shard_sources, tasks, tfrecord
 from tests.data.toy_cache import cache_dirs, rows_of, toy_provenance, toy_record, write_task
+from walt_t5x.files import storage
 
 
 def _clips_cache(folder, *, videos, clips, shards):
@@ -86,3 +88,59 @@ def test_hosts_share_every_pass_if_a_replay_added_a_file_to_one(tmp_path):
     hosts = [seqio.ShardInfo(index=i, num_shards=3) for i in range(3)]
     found = [int(r["label"][0]) for host in hosts for r in rows_of(task, shard_info=host)]
   assert sorted(found) == sorted([*range(20)] * 2)
+
+
+@pytest.fixture
+def at_an_address(tmp_path):
+  """A cache on the local disk, and the same cache at an address."""
+  _clips_cache(tmp_path, videos=29, clips=2, shards=3)
+  local, address = tmp_path / "toy_videos", f"memory://{uuid.uuid4().hex}/toy_videos"
+  for file in local.iterdir():
+    storage.write(storage.join(address, file.name), file.read_bytes())
+  return str(local), address
+
+
+# A record is longer than the smallest block.
+@pytest.mark.parametrize("block", [64, 5000, 1 << 20])
+def test_records_at_an_address_are_those_of_the_disk_in_the_same_order(
+  at_an_address, block, monkeypatch
+):
+  monkeypatch.setattr(shard_sources, "BLOCK_BYTES", block)
+  both = [
+    [
+      *shard_sources.raw_shards(folder, "train", shuffle_buffer_size=5)
+      .get_dataset("train", seed=3)
+      .as_numpy_iterator()
+    ]
+    for folder in at_an_address
+  ]
+  assert len(both[0]) == 58 and both[0] == both[1]
+
+
+def test_a_position_at_an_address_can_be_saved(at_an_address, tmp_path, monkeypatch):
+  import tensorflow as tf
+
+  monkeypatch.setattr(shard_sources, "BLOCK_BYTES", 2000)
+  source = shard_sources.raw_shards(at_an_address[1], "train")
+  records = source.get_dataset("train", seed=3)
+  undisturbed = iter(records)
+  for _ in range(23):
+    next(undisturbed)
+  saved = tf.train.Checkpoint(ds=undisturbed).write(str(tmp_path / "position"))
+  resumed = iter(records)
+  tf.train.Checkpoint(ds=resumed).read(saved).assert_consumed()
+  left = [record.numpy() for record in undisturbed]
+  assert left == [record.numpy() for record in resumed] and len(left) == 58 - 23
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_damaged_shard_at_an_address_is_named(at_an_address, damage):
+  import tensorflow as tf
+
+  path = storage.join(at_an_address[1], "train.tfrecord-00001-of-00003")
+  content = bytearray(storage.read(path))
+  content[len(content) // 2] ^= 1
+  storage.write(path, bytes(content if damage == "flipped" else content[:-3]))
+  records = shard_sources.raw_shards(at_an_address[1], "train").get_dataset("train")
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"CorruptRecord: .*00001-of-00003"):
+    list(records)

@@ -40,7 +40,8 @@ def _toy_network(x, time):
 
 
 @pytest.mark.parametrize(
-  ("beta_schedule", "eta"), [("linear", 0.0), ("scaled_linear", 0.0), ("linear", 0.3), ("linear", 1.0)]
+  ("beta_schedule", "eta"),
+  [("linear", 0.0), ("scaled_linear", 0.0), ("linear", 0.3), ("linear", 1.0)],
 )
 def test_trajectory_equals_diffusers(beta_schedule, eta, monkeypatch):
   import torch

@@ -1,4 +1,4 @@
-"""The file layer: the same laws on a local disk, on fsspec's memory:// and, through TensorFlow's gfile, on ram://."""
+"""The file layer: the same laws on a local disk and on fsspec's memory://."""
 
 import errno
 import itertools
@@ -16,20 +16,16 @@ import pytest
 import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 
-from walt_t5x.files import gfile, local_folders, patterns, retries, storage, tensors
+from walt_t5x.files import local_folders, mirror, patterns, retries, storage, tensors
 from walt_t5x.files.damage import Damaged
 
 
-@pytest.fixture(params=["local", "memory", "gfile"])
-def folder(request, tmp_path, monkeypatch):
+@pytest.fixture(params=["local", "memory"])
+def folder(request, tmp_path):
   """A folder that does not exist yet."""
   if request.param == "local":
     return str(tmp_path / "out")
-  if request.param == "memory":
-    return f"memory://{uuid.uuid4().hex}/out"
-  pytest.importorskip("tensorflow")
-  monkeypatch.setattr(storage, "_remote", lambda path: gfile.GfileSystem(use_listings_cache=False))
-  return f"ram://{uuid.uuid4().hex}/out"
+  return f"memory://{uuid.uuid4().hex}/out"
 
 
 @pytest.fixture
@@ -81,9 +77,8 @@ def test_what_is_written_is_read_listed_and_deleted(folder):
     path,
   ]
   assert list(patterns.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
-  if not folder.startswith("ram://"):  # It does not list folders.
-    below = storage.join(folder, "below", "c.txt")
-    assert list(patterns.match(storage.join(folder, "*", "*"))) == [below]
+  below = storage.join(folder, "below", "c.txt")
+  assert list(patterns.match(storage.join(folder, "*", "*"))) == [below]
   storage.delete(path)
   storage.delete(path)
   assert not storage.exists(path) and storage.names(folder) == ["a.txt"]
@@ -190,19 +185,15 @@ def test_a_folder_is_made_listed_and_renamed(folder):
   storage.make_folder(one)
   storage.make_folder(one)
   assert storage.exists(one)
-  # ram:// lists no folders, and renames them without their content.
-  in_ram = folder.startswith("ram://")
-  if not in_ram:
-    storage.write(storage.join(one, "a.txt"), b"a")
-    storage.write(storage.join(one, "below", "b.txt"), b"b")
-    storage.write(storage.join(folder, "c.txt"), b"c")
-    assert storage.folders(folder) == ["one"] and storage.names(folder) == ["c.txt"]
+  storage.write(storage.join(one, "a.txt"), b"a")
+  storage.write(storage.join(one, "below", "b.txt"), b"b")
+  storage.write(storage.join(folder, "c.txt"), b"c")
+  assert storage.folders(folder) == ["one"] and storage.names(folder) == ["c.txt"]
   storage.rename_folder(one, two)
   assert storage.exists(two) and not storage.exists(one)
-  if not in_ram:
-    assert storage.folders(folder) == ["two"] and storage.folders(two) == ["below"]
-    assert storage.names(two) == ["a.txt"]
-    assert storage.read(storage.join(two, "below", "b.txt")) == b"b"
+  assert storage.folders(folder) == ["two"] and storage.folders(two) == ["below"]
+  assert storage.names(two) == ["a.txt"]
+  assert storage.read(storage.join(two, "below", "b.txt")) == b"b"
 
 
 def test_in_an_object_store_folders_are_no_objects(monkeypatch):
@@ -315,8 +306,34 @@ def test_the_file_layer_loads_neither_beam_nor_tensorflow():
   assert done.returncode == 0, done.stderr
 
 
-def test_an_address_without_its_driver_names_what_to_install(tmp_path):
-  # Another process: TensorFlow is not loaded there.
+def test_a_range_is_part_of_the_file(folder):
+  path = storage.join(folder, "a")
+  storage.write(path, bytes(range(100)))
+  for start, end in ((0, 1), (10, 90), (90, 100)):
+    assert storage.read_range(path, start, end) == bytes(range(start, end))
+
+
+def test_a_mirror_copies_what_has_changed_and_fetches_what_is_there(folder):
+  storage.write(storage.join(folder, "metrics.jsonl"), b"1\n")
+  copied = mirror.Mirror(folder)
+  copied.fetch("metrics")
+  with open(os.path.join(copied.folder, "metrics.jsonl"), "ab") as file:
+    file.write(b"2\n")
+  os.makedirs(os.path.join(copied.folder, "below"), exist_ok=True)
+  with open(os.path.join(copied.folder, "below", "events"), "wb") as file:
+    file.write(b"a")
+  copied.upload()
+  assert storage.read(storage.join(folder, "metrics.jsonl")) == b"1\n2\n"
+  assert storage.read(storage.join(folder, "below", "events")) == b"a"
+  if storage.is_local(folder):
+    assert copied.folder == folder
+    return
+  storage.write(storage.join(folder, "below", "events"), b"written by another")
+  copied.upload()
+  assert storage.read(storage.join(folder, "below", "events")) == b"written by another"
+
+
+def test_an_address_without_its_driver_names_what_to_install():
   code = (
     "import sys; sys.modules['gcsfs'] = None\n"
     "from walt_t5x.files import storage; storage.exists('gs://b/a')"

@@ -51,9 +51,7 @@ def _sample(guidance, frame_guidance=None, *, text=1.0, given=1, network=None, *
       unconditional=dropped,
       schedule=NoiseSchedule(),
       prediction=Prediction.V,
-      config=SamplerConfig(
-        num_steps=4, guidance=scales[0], frame_guidance=scales[1], **settings
-      ),
+      config=SamplerConfig(num_steps=4, guidance=scales[0], frame_guidance=scales[1], **settings),
     )
   )
 

@@ -24,12 +24,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
-from walt_t5x.engine import array_digests, weights_file
+from walt_t5x.engine import array_digests, orbax_s3, weights_file
 from walt_t5x.engine.restore_transforms import average_names
 from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
 
+orbax_s3.enable()
 _COMMIT = "_CHECKPOINT_METADATA"
 # In the custom metadata of a checkpoint: name of each array, joined by "/", -> its digest.
 DIGESTS = "array_digests"

@@ -20,6 +20,7 @@ from typing import Any
 
 from walt_t5x.config import programs
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.generation.sample_folder import SampleFolder
 
 CLIPS_PER_PROMPT = 5
@@ -45,7 +46,7 @@ def prompts_of(info: Iterable[Mapping[str, Any]], dimensions: Sequence[str] = ()
 
 def files_by_name(
   samples: Path, prompts: Sequence[str], stage: str | None = None
-) -> dict[str, Path]:
+) -> dict[str, AnyPath]:
   """VBench's name -> the sample's file, the first five samples of each prompt.
 
   Raises:
@@ -53,7 +54,7 @@ def files_by_name(
   """
   # A file of prompts has no spaces at the ends of its lines.
   names = {prompt.strip(): prompt for prompt in prompts}
-  found: dict[str, list[Path]] = defaultdict(list)
+  found: dict[str, list[AnyPath]] = defaultdict(list)
   for sample in SampleFolder(samples).samples():
     chosen = stage or list(sample.files)[-1]
     if chosen not in sample.files:

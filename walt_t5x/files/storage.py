@@ -1,7 +1,7 @@
 """The file layer: complete reads, atomic writes and listings, on local disks and in object stores.
 
-Local paths use the operating system. Addresses use fsspec (gs:// needs `gcsfs`, s3:// needs `s3fs`), or TensorFlow for gs://
-in a process that has loaded it. Errors that may pass are retried (`retries`).
+Local paths use the operating system. Addresses use fsspec: gs:// needs `gcsfs`, s3:// needs `s3fs`. Errors that may
+pass are retried (`retries`).
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import stat
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,9 @@ from walt_t5x.files import damage
 from walt_t5x.files.retries import retried
 from walt_t5x.files.store_errors import CannotWrite as CannotWrite
 from walt_t5x.files.store_errors import cannot_write, is_beyond_end, is_object_store
+
+# Etils' paths, which Orbax uses, then use fsspec too, and not TensorFlow, which takes no endpoint.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 PathLike = str | os.PathLike[str]
@@ -68,10 +70,6 @@ def _remote(path: str) -> Any:
   """The fsspec file system of an address. Listings are not cached, because other workers write too."""
   import fsspec
 
-  if path.startswith("gs://") and "tensorflow" in sys.modules:
-    from walt_t5x.files.gfile import GfileSystem
-
-    return GfileSystem(use_listings_cache=False)
   # gcsfs also logs the traceback of each error that it raises.
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
   try:
@@ -100,6 +98,12 @@ def _kind_at(path: str) -> str:
     return retried("look for", path, lambda: _remote(path).info(path))["type"]
   except FileNotFoundError:
     return ""
+
+
+def is_folder(path: PathLike) -> bool:
+  """Whether there is a folder at a path; in an object store, one with files."""
+  path = os.fspath(path)
+  return os.path.isdir(path) if is_local(path) else _kind_at(path) == "directory"
 
 
 def reject_special(path: PathLike) -> None:
@@ -192,9 +196,8 @@ def rename_folder(source: str, target: str) -> None:
   def move() -> None:
     if is_local(source):
       os.replace(source, target)
-    elif (store := _remote(source)).protocol == "gfile":
-      store.mv(source, target)
     else:
+      store = _remote(source)
       # Without the slashes, a second attempt would copy into the target. `mv` of s3fs moves no folders.
       store.copy(f"{source}/", f"{target}/", recursive=True)
       store.rm(source, recursive=True)
@@ -355,7 +358,7 @@ def write(path: PathLike, content: bytes | str) -> None:
 def create(path: PathLike, content: bytes) -> bool | None:
   """Writes a small file unless it exists, in one step: whether it did, or None if the store has no such step.
 
-  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3. TensorFlow has not.
+  Local disks have it, and fsspec's mode "create": a precondition of the request to GCS and S3.
   """
   path = os.fspath(path)
   try:
@@ -363,8 +366,7 @@ def create(path: PathLike, content: bytes) -> bool | None:
       with open(path, "xb") as stream:
         stream.write(content)
       return True
-    if (store := _remote(path)).protocol == "gfile":
-      return None
+    store = _remote(path)
     retried("create", path, lambda: store.pipe_file(path, content, mode="create"))
     return True
   except FileExistsError:

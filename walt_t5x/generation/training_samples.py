@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from data.provenance import read_provenance
 from walt_t5x.engine.optimizers import check_average, parameter_average
-from walt_t5x.files import storage
+from walt_t5x.files import mirror, storage
 from walt_t5x.generation.checks import tokenizer_params
 from walt_t5x.media import writing
 from walt_t5x.media.pixels import clip_to_uint8
@@ -149,7 +149,8 @@ def write_clips(
   from tensorboard.plugins.image import metadata
 
   storage.make_folder(folder)
-  gifs, writer = {}, tf.summary.create_file_writer(folder)
+  copied = mirror.Mirror(folder)
+  gifs, writer = {}, tf.summary.create_file_writer(copied.folder)
   with writer.as_default():
     for tag, clip in clips.items():
       gifs[tag] = writing.encode_video(clip, suffix=".gif", fps=fps)
@@ -159,6 +160,7 @@ def write_clips(
     for tag, value in (scalars or {}).items():
       tf.summary.scalar(tag, value, step=step)
   writer.close()
+  copied.try_upload()
   return gifs
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from walt_t5x.engine.optimizers import check_average, parameter_average
+from walt_t5x.files import mirror
 from walt_t5x.media import writing
 from walt_t5x.media.pixels import to_float, to_uint8
 from walt_t5x.models.vae_model import VaeModel
@@ -102,16 +103,18 @@ class ReconstructionSummaries:
     return np.stack(rows)
 
   def _write(self, step: int, original: np.ndarray, reconstruction: np.ndarray) -> None:
-    os.makedirs(self._folder, exist_ok=True)
+    copied = mirror.shared(self._folder)
+    os.makedirs(copied.folder, exist_ok=True)
     clip = comparison_video(original, reconstruction)
-    writing.write_video(os.path.join(self._folder, f"{step}.mp4"), clip, fps=self._fps)
+    writing.write_video(os.path.join(copied.folder, f"{step}.mp4"), clip, fps=self._fps)
     if self._writer is None:
       from clu import metric_writers
 
-      self._writer = metric_writers.create_default_writer(self._folder, asynchronous=False)
+      self._writer = metric_writers.create_default_writer(copied.folder, asynchronous=False)
     image = comparison_strip(original, reconstruction)[None] / np.float32(255)
     self._writer.write_images(step, {"reconstructions": image})
     for score in self._scores:
       numbers = score(original, reconstruction)
       self._writer.write_scalars(step, {f"reconstructions/{k}": v for k, v in numbers.items()})
     self._writer.flush()
+    copied.try_upload()

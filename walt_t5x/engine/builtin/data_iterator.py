@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from absl import logging
 from jax.sharding import NamedSharding
 
 from walt_t5x.engine.builtin.monitoring import run_waits
+from walt_t5x.files import mirror
 from walt_t5x.files.damage import Damaged
 
 
@@ -80,7 +82,10 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       raise RuntimeError(
         "the position was requested while a batch read ahead is unused; save before start_warmup."
       )
-    self._checkpoint.write(filename)
+    folder, name = os.path.split(filename)
+    written = mirror.Mirror(folder)
+    self._checkpoint.write(os.path.join(written.folder, name))
+    written.upload()
 
   def restore(self, filename: str, *, position: int) -> bool:
     """Restores what `save` wrote after `position` batches; False, and a restart, if it is of another pipeline."""
@@ -90,12 +95,16 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
       # The pipeline's beginning. A state without a single batch does not rewind every pipeline.
       self._start()
       return True
+    folder, name = os.path.split(filename)
+    copied = mirror.Mirror(folder)
+    copied.fetch(name)
+    local = os.path.join(copied.folder, name)
     try:
-      self._checkpoint.read(filename).assert_consumed()
+      self._checkpoint.read(local).assert_consumed()
       # Batches of another size are noticed when they are used.
       with contextlib.suppress(tf.errors.InternalError):
         next(self._iterator)
-      self._checkpoint.read(filename)
+      self._checkpoint.read(local)
     except (
       tf.errors.NotFoundError,
       tf.errors.InvalidArgumentError,
@@ -158,7 +167,10 @@ def _named(what: str) -> Iterator[None]:
 
   try:
     yield
-  except tf.errors.DataLossError as error:
+  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+    # The second is that of `data.tfrecord`, which reads from object stores.
+    if not isinstance(error, tf.errors.DataLossError) and "CorruptRecord" not in str(error):
+      raise
     raise Damaged(
       f"a shard of the {what} is damaged ({error.message}): `python -m beam_jobs.verify` with the folders of its "
       "caches names it; the `beam_jobs.preprocess` command that made it makes it again."

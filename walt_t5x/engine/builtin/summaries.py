@@ -1,4 +1,7 @@
-"""Writes metrics to the log, TensorBoard, and `metrics.jsonl`."""
+"""Writes metrics to the log, TensorBoard, and `metrics.jsonl`.
+
+In an object store, they are copied there every minute and at the end (`files.mirror`).
+"""
 
 import contextlib
 import json
@@ -9,6 +12,11 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from walt_t5x.files import mirror, storage
+
+JSON_LINES = "metrics.jsonl"
+UPLOAD_SECONDS = 60.0
 
 
 def without_empty(scalars: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,27 +71,46 @@ def create_writer(summary_dir: str | None, collection: str) -> Any:
   lines = json_lines_writer(summary_dir, collection)
   if jax.process_index() != 0:
     return lines
+  if summary_dir is None:
+    board = metric_writers.create_default_writer(None, collection=collection, asynchronous=False)
+    return metric_writers.MultiWriter([board, lines])
+  copied = mirror.shared(summary_dir)
   board = metric_writers.create_default_writer(
-    summary_dir, collection=collection, asynchronous=False
+    copied.folder, collection=collection, asynchronous=False
   )
-  return metric_writers.MultiWriter([board, lines])
+
+  class Copied(metric_writers.MultiWriter):
+    """Writers whose files are copied to the run's folder."""
+
+    def flush(self) -> None:
+      super().flush()
+      copied.try_upload(at_most_every=UPLOAD_SECONDS)
+
+    def close(self) -> None:
+      super().close()
+      copied.upload()
+
+  return Copied([board, lines])
 
 
 def json_lines_writer(summary_dir: str | None, collection: str) -> Any:
   """The writer of `metrics.jsonl` for a collection as in `create_writer`; a no-op if there can be no such file."""
-  # Object stores cannot append to a file; TensorBoard has the same numbers there.
-  if jax.process_index() != 0 or summary_dir is None or "://" in summary_dir:
+  if jax.process_index() != 0 or summary_dir is None:
     return JsonLinesWriter(os.devnull)
   prefix = "" if collection == "train" else collection
-  return JsonLinesWriter(os.path.join(summary_dir, "metrics.jsonl"), prefix=prefix)
+  copied = mirror.shared(summary_dir)
+  path = os.path.join(copied.folder, JSON_LINES)
+  if not os.path.exists(path):
+    copied.fetch(JSON_LINES)
+  return JsonLinesWriter(path, prefix=prefix)
 
 
 def last_value(summary_dir: str | None, name: str) -> float | None:
   """The last value of a metric in a run's `metrics.jsonl`, None if it has none."""
-  path = os.path.join(summary_dir or "", "metrics.jsonl")
-  if summary_dir is None or not os.path.isfile(path):
+  path = storage.join(summary_dir or "", JSON_LINES)
+  if summary_dir is None or not storage.exists(path):
     return None
-  with open(path, encoding="utf-8") as file:
+  with storage.open_text(path) as file:
     lines = [line for line in file if f'"{name}"' in line]
   for line in reversed(lines):
     # A full disk, or a kill, leaves an incomplete line.

@@ -1,0 +1,49 @@
+"""Orbax checkpoints on S3: Orbax commits, deletes and opens `s3://` as it does `gs://` once `enable` was called.
+
+Orbax knows one object store, GCS: there it writes to the final folder and commits with a file, because a store cannot
+rename. These functions let its tests for GCS include S3, and give TensorStore its S3 driver.
+"""
+
+import functools
+import os
+from typing import Any
+
+from orbax.checkpoint._src.path import gcs_utils
+from orbax.checkpoint._src.serialization import tensorstore_utils
+
+_SCHEME = "s3://"
+
+
+def _is_s3(path: Any) -> bool:
+  return os.fspath(path).startswith(_SCHEME)
+
+
+def kvstore(address: str) -> dict[str, Any]:
+  """TensorStore's specification of an address; AWS_ENDPOINT_URL and AWS_REGION select another store than Amazon's."""
+  bucket, _, key = address.removeprefix(_SCHEME).partition("/")
+  found: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key}
+  region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+  chosen: dict[str, Any] = {"endpoint": os.environ.get("AWS_ENDPOINT_URL"), "aws_region": region}
+  if "AWS_ACCESS_KEY_ID" in os.environ:
+    # Otherwise TensorStore also looks for files of credentials, and logs an error for each that does not exist.
+    chosen["aws_credentials"] = {"type": "environment"}
+  return found | {name: value for name, value in chosen.items() if value}
+
+
+@functools.cache
+def enable() -> None:
+  """Changes Orbax in this process."""
+  in_gcs, spec, hierarchical = (
+    gcs_utils.is_gcs_path,
+    gcs_utils.get_kvstore_for_gcs,
+    gcs_utils.is_hierarchical_namespace_enabled,
+  )
+  normalize, uses_driver = tensorstore_utils._normalize_path, tensorstore_utils._use_gcs_driver
+  gcs_utils.is_gcs_path = lambda path: _is_s3(path) or in_gcs(path)
+  gcs_utils.get_kvstore_for_gcs = lambda path: kvstore(path) if _is_s3(path) else spec(path)
+  gcs_utils.is_hierarchical_namespace_enabled = lambda path: not _is_s3(path) and hierarchical(path)
+  tensorstore_utils._use_gcs_driver = lambda path: _is_s3(path) or uses_driver(path)
+  # `normpath` turns s3:// into s3:/.
+  tensorstore_utils._normalize_path = lambda path: (
+    _SCHEME + normalize(path.removeprefix(_SCHEME)) if _is_s3(path) else normalize(path)
+  )

@@ -21,6 +21,7 @@ from beam_jobs.sources.rows import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged, parsed
+from walt_t5x.files.fingerprint import file_sha256
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
 QUARANTINE = "quarantine."
@@ -264,7 +265,7 @@ def damaged_files(
   found = []
   for path, digest in expected.items():
     try:
-      if _sha256(path) != digest:
+      if file_sha256(path) != digest:
         found.append(f"{path}: sha256 differs from the sidecar's")
     except FileNotFoundError:
       found.append(f"{path} is missing")
@@ -298,13 +299,6 @@ def _entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
   """sha256 of a ledger without its messages, which name places of the machine."""
   rest = [{name: value for name, value in entry.items() if name != "error"} for entry in entries]
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: str) -> str:
-  digest = hashlib.sha256()
-  for part in storage.chunks(path):
-    digest.update(part)
-  return digest.hexdigest()
 
 
 def update(path: str, content: bytes) -> None:

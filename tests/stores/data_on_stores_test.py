@@ -1,11 +1,13 @@
 """The data programs with every path an address: they write the bytes that they write on a local disk."""
 
 import concurrent.futures
+import importlib
 import io
 import json
 import multiprocessing
 import os
 import tarfile
+import tempfile
 
 import pytest
 
@@ -32,9 +34,8 @@ def store(request):
 
 
 def _import_programs():
-  import beam_jobs.preprocess
-  import beam_jobs.sources.read  # noqa: F401
-  import walt_t5x.text.encoder  # noqa: F401
+  for name in ("beam_jobs.preprocess", "beam_jobs.sources.read", "walt_t5x.text.encoder"):
+    importlib.import_module(name)
 
 
 def _initialize(environment):
@@ -78,15 +79,21 @@ def written_at(folder):
 
 
 def chain(root, local):
-  """Runs the programs below an address, then below a local folder: (contents, exit code, what a rerun does)."""
+  """Runs the programs below an address, then below a local folder.
+
+  Returns the contents, the fingerprints of the text encoders, and (exit code of `verify`, requests of a rerun, what it
+  wrote, temporary files that are left).
+  """
   from beam_jobs import preprocess, verify
   from data.samples import sample_corpus
   from walt_t5x.files import storage
-  from walt_t5x.text import init_encoder
+  from walt_t5x.text import encoder, init_encoder
 
   def job(place):
     return [f"--manifest={place}/corpus/rows.jsonl", f"--output={place}/cache", *JOB]
 
+  here, tempfile.tempdir = tempfile.mkdtemp(), tempfile.mkdtemp()
+  os.chdir(here)
   for place in (root, local):
     small = ["--num_clips=4", "--num_stills=2", "--num_prompts=2", "--size=32", "--no_real"]
     sample_corpus.main([f"--output={place}/corpus", *small])
@@ -97,12 +104,14 @@ def chain(root, local):
     storage.write(f"{place}/corpus/rows.jsonl", rows)
     preprocess.run(job(place))
   contents = [content_below(place) for place in (root, local)]
+  fingerprints = [encoder.TextEncoder.load(f"{p}/text").fingerprint for p in (root, local)]
   code = verify.main([f"{root}/cache/t_{kind}" for kind in ("videos", "images")])
   before, started = written_at(root), len(SENT)
   preprocess.run(job(root))
   requests, after = len(SENT) - started, written_at(root)
   changed = {name for name in before | after if before.get(name) != after.get(name)}
-  return contents, code, (requests, changed)
+  left = os.listdir(here) + os.listdir(tempfile.tempdir)
+  return contents, fingerprints, (code, requests, changed, left)
 
 
 def members_of(archive, media):
@@ -156,11 +165,12 @@ def listed_with_a_marker(folder):
 
 def test_every_path_may_be_an_address(store, tmp_path):
   address, call = store
-  (on_store, on_disk), code, (requests, changed) = call(chain, f"{address}/q", str(tmp_path))
+  (on_store, on_disk), (theirs, ours), found = call(chain, f"{address}/q", str(tmp_path))
   assert on_store.keys() == on_disk.keys() and len(on_disk) > 40
   assert [name for name in on_disk if on_disk[name] != on_store[name]] == []
-  assert code == 0
-  assert not changed
+  assert theirs == ours
+  code, requests, changed, left = found
+  assert code == 0 and not changed and not left
   assert requests <= MOST_REQUESTS[address.partition(":")[0]]
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
 from walt_t5x.files import storage
 from walt_t5x.files.paths import AnyPath
 from walt_t5x.generation.sample_folder import SampleFolder
@@ -83,14 +83,18 @@ def files_by_name(
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.evaluation.vbench", __doc__)
-  parser.add_argument("--full_info", type=Path, required=True, help="VBench_full_info.json")
+  parser.add_argument(
+    "--full_info", type=usage.local_path, required=True, help="VBench_full_info.json"
+  )
   parser.add_argument(
     "--dimension", action="append", default=[], help="only its prompts; may be repeated"
   )
-  parser.add_argument("--prompts", type=Path, help="text file to write, one prompt per line")
-  parser.add_argument("--samples", type=Path, help="output folder of `generate`")
+  parser.add_argument(
+    "--prompts", type=usage.local_path, help="text file to write, one prompt per line"
+  )
+  parser.add_argument("--samples", type=usage.local_path, help="output folder of `generate`")
   parser.add_argument("--stage", help="stage to score; the last one by default")
-  parser.add_argument("--output", type=Path, help="folder for VBench, with --samples")
+  parser.add_argument("--output", type=usage.local_path, help="folder for VBench, with --samples")
   args = parser.parse_args(argv)
   if (args.prompts is None) == (args.samples is None):
     parser.error("expected --prompts to write prompts, or --samples and --output to name samples")

@@ -1,7 +1,6 @@
 """Fingerprints: one sha256 for a set of weights, whatever file they came from, and of a file's bytes."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +22,9 @@ def weights_fingerprint(weights: Mapping[str, Any]) -> str:
   return digest.hexdigest()
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
+def file_sha256(path: storage.PathLike) -> str:
   """Returns the sha256, in hex, of a file's bytes."""
-  file: Any
-  with storage.open_raw(path) as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  digest = hashlib.sha256()
+  for part in storage.chunks(path):
+    digest.update(part)
+  return digest.hexdigest()

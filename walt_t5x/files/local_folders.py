@@ -8,14 +8,23 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from walt_t5x.files import storage
 
 
 @contextlib.contextmanager
-def read_locally(folder: storage.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a local folder with the files directly in a folder: itself, or a copy of one at an address."""
+def read_locally(
+  folder: storage.PathLike, names: Collection[str] | None = None
+) -> Iterator[pathlib.Path]:
+  """Yields a local folder with the files directly in a folder: itself, or a copy of one at an address.
+
+  Messages of errors about the copy name the folder.
+
+  Args:
+    folder: local path or address.
+    names: the files to copy; all by default.
+  """
   if storage.is_local(folder):
     yield pathlib.Path(folder)
     return
@@ -25,8 +34,12 @@ def read_locally(folder: storage.PathLike) -> Iterator[pathlib.Path]:
     def download(file: str) -> None:
       storage.download(storage.join(folder, file), copy / file)
 
-    list(storage.for_each(download, storage.names(folder)))
-    yield copy
+    list(storage.for_each(download, storage.names(folder) if names is None else names))
+    try:
+      yield copy
+    except (ValueError, FileNotFoundError) as error:
+      error.args = tuple(str(part).replace(name, str(folder)) for part in error.args)
+      raise
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ class CachedTask(seqio.Task):
 
   @property
   def cache_dir(self) -> str | None:
-    """Its folder in the first of SeqIO's cache directories that has it, or None; SeqIO asks TensorFlow, which knows no S3."""
+    """Its folder in the first of SeqIO's cache directories that has it; SeqIO asks TensorFlow, which knows no S3."""
     if self._cache_dir is None:
       name = seqio.utils.get_task_dir_from_name(self.name)
       folders = [storage.join(folder, name) for folder in seqio.get_global_cache_dirs()]

@@ -48,8 +48,7 @@ class Provenance:
 
   def write(self, folder: storage.PathLike) -> None:
     """Writes the file of a folder, with a digest; the same provenance gives the same bytes."""
-    path = storage.join(folder, FILE_NAME)
-    storage.write_json(path, json.loads(self.to_json()), indent=2, sort_keys=True, seal=True)
+    storage.write(storage.join(folder, FILE_NAME), damage.sealed_json(json.loads(self.to_json())))
 
   def to_json(self) -> str:
     """The provenance as JSON, with sorted keys."""

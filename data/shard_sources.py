@@ -103,16 +103,14 @@ def remote_records(path: tf.Tensor) -> tf.data.Dataset:
     records, end = _block(path.decode(), int(start))
     return np.array(records, dtype=object), np.int64(end)
 
-  def step(start: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+  def step(start: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     # Not stateful: the same block every time. TensorFlow saves no iterator over functions with a state.
     records, end = tf.numpy_function(read, [path, start], (tf.string, tf.int64), stateful=False)
-    records.set_shape([None])
-    end.set_shape([])
-    return end, (start, records)
+    return tf.ensure_shape(end, []), tf.ensure_shape(records, [None])
 
   blocks = tf.data.Dataset.counter().scan(tf.constant(0, tf.int64), step)
-  blocks = blocks.take_while(lambda start, records: tf.size(records) > 0)
-  return blocks.flat_map(lambda start, records: tf.data.Dataset.from_tensor_slices(records))
+  blocks = blocks.take_while(lambda records: tf.size(records) > 0)
+  return blocks.flat_map(tf.data.Dataset.from_tensor_slices)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -44,7 +44,8 @@ case "${1:-}" in
   install)
     : "${2:?the repository}"
     everywhere "[ -d walt_t5x ] || git clone --branch ${3:-main} $2 walt_t5x; cd walt_t5x && git fetch && \
-git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip install --no-deps --require-hashes -r requirements-tpu.lock"
+git checkout ${3:-main} && git pull && bash scripts/setup.sh && .venv/bin/pip install --no-deps --require-hashes \
+-r requirements-tpu.lock -r requirements-stores.lock"
     ;;
   train)
     shift

@@ -4,9 +4,13 @@
 #
 #   bash scripts/quickstart.sh [FOLDER] [--fast]     # default: runs/quickstart; --fast: less training, lower bars
 #   bash scripts/quickstart.sh --showcase            # larger clips and richer captions
+#   bash scripts/quickstart.sh --smallest --store=gs # writes to a store that it starts; too little training to show anything
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bash scripts/setup.sh
+case " $* " in
+  *" --store"*) bash scripts/setup.sh --test ;;
+  *) bash scripts/setup.sh ;;
+esac
 source scripts/allocator.sh
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 exec .venv/bin/python -m scripts.quickstart "$@"

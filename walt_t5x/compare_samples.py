@@ -12,10 +12,10 @@ import collections
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
+from walt_t5x.files.paths import AnyPath, as_path
 
 # Prompt, seed, and the number of earlier samples with both.
 Key = tuple[str, int, int]
@@ -24,10 +24,10 @@ Key = tuple[str, int, int]
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.compare_samples", __doc__)
-  parser.add_argument("first", type=Path, help="--output of generate")
-  parser.add_argument("second", type=Path, help="--output of another generate")
+  parser.add_argument("first", type=as_path, help="--output of generate")
+  parser.add_argument("second", type=as_path, help="--output of another generate")
   parser.add_argument("--max_samples", type=int, default=64, help="pairs shown (64)")
-  parser.add_argument("--output", type=Path, required=True, help=".html file")
+  parser.add_argument("--output", type=as_path, required=True, help=".html file")
   args = parser.parse_args(argv)
   if args.first.resolve() == args.second.resolve():
     parser.error(f"{args.first} is compared with itself: give two folders")
@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   return args
 
 
-def run_names(first: Path, second: Path) -> tuple[str, str]:
+def run_names(first: AnyPath, second: AnyPath) -> tuple[str, str]:
   """Names of two folders: their paths without the parts that both begin or end with."""
   parts = [list(path.resolve().parts) for path in (first, second)]
   for end in (0, -1):

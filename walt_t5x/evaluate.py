@@ -25,12 +25,12 @@ interrupted evaluation resumes, and several processes can share one: each with i
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
 from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation.flags import PROTOCOLS, add_arguments, protocol_name
+from walt_t5x.files.paths import as_path
 from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT, CAPTION_ACCURACY
 
 
@@ -39,7 +39,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = programs.parser("walt_t5x.evaluate", __doc__)
   parser.add_argument("--protocol", required=True, type=protocol_name, choices=PROTOCOLS)
   add_arguments(parser)
-  parser.add_argument("--cache_dir", type=Path, help="folder for the references' statistics")
+  parser.add_argument("--cache_dir", type=as_path, help="folder for the references' statistics")
   parser.add_argument("--clip_weights", help="folder of a CLIP, for text_alignment")
   parser.add_argument(
     "--captions_apart",

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
+from walt_t5x.files import storage
 from walt_t5x.generation import cascade_flags
 
 FLAGS = flags.FLAGS
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
   from walt_t5x.generation.preset_export import export
 
   with programs.user_errors("export_preset"):
+    if not storage.is_local(FLAGS.output):
+      raise ValueError(f"--output: got {FLAGS.output}, expected a local folder")
     output = Path(FLAGS.output)
     preset = export(
       cascade_flags.read().config,

@@ -18,13 +18,13 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs, usage
 from walt_t5x.config.waiting import waiting
+from walt_t5x.files.paths import as_path
 from walt_t5x.generation import cascade_flags
 
 _GALLERY_SAMPLES = 200
@@ -224,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
   except KeyboardInterrupt:
     where = ""
     if FLAGS.output:
-      done = sum(1 for _ in Path(FLAGS.output).glob("[0-9]*.json"))
+      done = sum(1 for _ in as_path(FLAGS.output).glob("[0-9]*.json"))
       total = len(requests) * FLAGS.num_samples
       where = f"; {done} of {total} samples are finished in {FLAGS.output}"
     print(

@@ -22,8 +22,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.config import programs, usage
+from walt_t5x.files import local_folders, storage
 from walt_t5x.planning.projects.recipes import RECIPES
 
 _IMPORT = "python -m walt_t5x.text.import_encoder --source=t5-v1_1-xl --output=FOLDER"
@@ -42,7 +42,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   start.add_argument(
     "--like", choices=tuple(RECIPES), metavar="NAME", help=f"what to train: {', '.join(RECIPES)}"
   )
-  add("--output", required=True, help="the project's folder, which must be new or empty")
+  add(
+    "--output",
+    required=True,
+    type=usage.local_path,
+    help="the project's folder, which must be new or empty",
+  )
   add("--media_root", help="base of relative paths in the manifest (its folder)")
   add(
     "--column",
@@ -89,13 +94,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
   """
   from walt_t5x.planning.projects import project_files
 
-  output = Path(args.output).absolute()
+  output = args.output.absolute()
   if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
     raise ValueError(f"--output: {output} is not empty; set another folder, or remove it")
   kind = _kind(args)
   data = kind.fitted(_look(args, kind, output))
   files = kind.files(data, output)
-  with storage.new_folder(output) as folder:
+  with local_folders.new_folder(output) as folder:
     for name, text in files.items():
       storage.write(folder / name, text)
     storage.write(folder / "README.md", project_files.readme(kind, data, output))

@@ -20,12 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import gin_text, programs
 from walt_t5x.config.waiting import waiting
 from walt_t5x.evaluation.flags import height_and_width
+from walt_t5x.files.paths import AnyPath, as_path
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument("--group", type=int, default=1, help="latent frames at a time")
   parser.add_argument("--shard", type=_shard, default=(0, 1), help="NUMBER/COUNT of this job")
   parser.add_argument("--gallery", type=int, default=24, help="clips shown in the gallery")
-  parser.add_argument("--output", type=Path, required=True, help="folder")
+  parser.add_argument("--output", type=as_path, required=True, help="folder")
   args = parser.parse_args(argv)
   of_media = [f"--{name}" for name in ("frames", "size", "fps", "images") if getattr(args, name)]
   if args.cache and of_media:
@@ -242,7 +242,7 @@ def _finish(
   return result | {"inputs": str(folder.inputs), "reconstructions": str(folder.reconstructions)}
 
 
-def _write_gallery(folder: Any, names: Sequence[str]) -> Path:
+def _write_gallery(folder: Any, names: Sequence[str]) -> AnyPath:
   """Input and reconstruction next to each other, at most ten seconds of each."""
   from walt_t5x.evaluation.clip_sources import read_file
   from walt_t5x.html import gallery

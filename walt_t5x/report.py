@@ -14,24 +14,24 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import gin_text, programs
 from walt_t5x.config.waiting import waiting
+from walt_t5x.files.paths import as_path
 from walt_t5x.html.report_inputs import RunFolder
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.report", __doc__)
-  repeatable = {"action": "append", "default": [], "type": Path}
+  repeatable = {"action": "append", "default": [], "type": as_path}
   parser.add_argument("--run", **repeatable, help="MODEL_DIR; repeatable")
   parser.add_argument("--samples", **repeatable, help="--output of generate; repeatable")
   parser.add_argument("--scores", **repeatable, help="additional scores file; repeatable")
   parser.add_argument("--max_samples", type=int, default=12, help="clips shown per folder")
   parser.add_argument("--title", default="Report")
-  parser.add_argument("--output", type=Path, required=True, help=".html file")
+  parser.add_argument("--output", type=as_path, required=True, help=".html file")
   args = parser.parse_args(argv)
   if not (args.run or args.samples or args.scores):
     parser.error("nothing to report: give --run, --samples or --scores")

@@ -12,9 +12,9 @@ from apache_beam.options.pipeline_options import DirectOptions, PortableOptions,
 from beam_jobs.runners import dataflow, listening, local_worker, worker_deaths
 from beam_jobs.shards import encoders, ledger, make_shard, progress
 from beam_jobs.shards.plan import Job, assign, manifest_text, plan_path
-from beam_jobs.shards.shard_files import ShardName, parse_shard
+from beam_jobs.shards.shard_files import ShardName, parse_shard, update
 from walt_t5x.config import waiting
-from walt_t5x.files import storage
+from walt_t5x.files import damage
 
 
 def make_shards(
@@ -76,8 +76,7 @@ def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:
     | "One" >> beam.MapTuple(lambda name, line: (name, 1 if line else 0))
     | "CountRows" >> beam.CombinePerKey(sum)
     | "AsDict" >> beam.combiners.ToDict()
-    | "WritePlan"
-    >> beam.Map(lambda plan: storage.write_json(path, plan, indent=2, sort_keys=True, seal=True))
+    | "WritePlan" >> beam.Map(lambda plan: update(path, damage.sealed_json(plan)))
   )
   _ = (
     everything

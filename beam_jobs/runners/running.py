@@ -12,7 +12,7 @@ from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.config import programs, usage
 from walt_t5x.files import locks, storage
-from walt_t5x.files.storage import CannotWrite
+from walt_t5x.files.store_errors import CannotWrite, StoreError
 
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
 LIMITS = ("max_bytes", "max_pixels", "max_seconds", "max_decoded_frames")
@@ -160,7 +160,7 @@ def exit_code(
   try:
     run(argv)
     return 0
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, FileNotFoundError, StoreError) as error:
     if programs.debug():
       raise
     code, told = 2, str(error)

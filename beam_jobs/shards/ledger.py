@@ -2,8 +2,10 @@
 
 import dataclasses
 import importlib.metadata
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from beam_jobs.shards import remedies, shard_files
@@ -11,7 +13,7 @@ from beam_jobs.shards.moments import Moments
 from beam_jobs.shards.plan import plan_path
 from beam_jobs.shards.shard_files import LedgerError
 from data import provenance, schema
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage
 
 
 @dataclasses.dataclass
@@ -120,11 +122,13 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
   """
   plan = read_plan(output, task)
   folders = sorted({shard.task for shard in plan})
-  for folder in folders:
-    storage.delete(storage.join(output, folder, "COMPLETED"))
-  sidecars = all_checked(output, plan, settings_digest)
-  for folder in folders:
-    check_folder(output, folder, plan)
+  try:
+    sidecars = all_checked(output, plan, settings_digest)
+    for folder in folders:
+      check_folder(output, folder, plan)
+  except LedgerError:
+    _mark_incomplete(output, folders)
+    raise
   splits, quarantine = add_up(sidecars)
   moments: dict[str, dict[str, Moments]] = {folder: {} for folder in folders}
   fields: dict[str, set[str]] = {folder: set() for folder in folders}
@@ -136,24 +140,23 @@ def finalize(output: str, task: str, *, settings_digest: str, origin: Mapping[st
       for name, raw in sidecar["moments"].items():
         mine[name] = mine.get(name, Moments()) + Moments.from_json(raw)
   summary = Summary(splits, tuple(folder for folder in folders if fields[folder]), quarantine)
+  _mark_incomplete(output, set(folders) - set(summary.completed))
   if not summary.completed:
     raise LedgerError(_nothing_written(output, summary.all))
   statistics = latent_statistics(moments)
   for folder in summary.completed:
     kept = provenance.Provenance(latents=statistics[folder], **origin)
-    kept.write(storage.join(output, folder))
+    files = {provenance.FILE_NAME: json.loads(kept.to_json())}
     shards = [shard for shard in plan if shard.task == folder]
     for split in sorted({shard.split for shard in shards}):
       clips = {shard.clip for shard in shards if shard.split == split}
-      info = {
+      files[f"info.{split}.json"] = {
         "num_shards": sum(shard.split == split and not shard.clip for shard in shards),
         "clips_per_video": len(clips),
         "features": schema.seqio_features(sorted(fields[folder])),
         "seqio_version": importlib.metadata.version("seqio"),
       }
-      path = storage.join(output, folder, f"info.{split}.json")
-      storage.write_json(path, info, indent=2, sort_keys=True, seal=True)
-    complete(output, folder, summary)
+    complete(output, folder, summary, files)
   return summary
 
 
@@ -236,14 +239,14 @@ def all_checked(
       )
     if sidecar["settings"] != settings_digest:
       raise LedgerError(f"{shard} was made with other settings; delete its sidecar and run again")
-    path = shard.path(output)
-    if not storage.exists(path) or storage.size(path) != sidecar["bytes"]:
+    if sizes[shard.task].get(shard.file_name) != sidecar["bytes"]:
       raise LedgerError(
         f"{shard} does not have the {sidecar['bytes']} bytes of its sidecar; run again"
       )
     return sidecar
 
   names = sorted(plan)
+  sizes = {task: storage.sizes(storage.join(output, task)) for task in {n.task for n in names}}
   return dict(zip(names, storage.for_each(checked, names), strict=True))
 
 
@@ -264,15 +267,34 @@ def check_folder(output: str, folder: str, plan: Mapping[shard_files.ShardName, 
       )
 
 
-def complete(output: str, folder: str, summary: Summary) -> None:
-  """Writes stats.{split}.json of a folder and, last, COMPLETED."""
+def complete(
+  output: str, folder: str, summary: Summary, files: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+  """Writes JSON files and stats.{split}.json of a folder and, last, COMPLETED, except those that are there already.
+
+  A folder in which nothing changes stays complete for its readers.
+  """
+  trees = dict(files)
   for (task, split), totals in summary.splits.items():
     if task == folder:
       held = [name for name in summary.quarantine if name.startswith(f"{folder}/{split}.")]
       stats = {"examples": totals.written, "quarantined_shards": sorted(held)} | totals.to_json()
-      path = storage.join(output, folder, f"stats.{split}.json")
-      storage.write_json(path, stats, indent=2, sort_keys=True, seal=True)
-  storage.write(storage.join(output, folder, "COMPLETED"), b"")
+      trees[f"stats.{split}.json"] = stats
+  contents = {
+    storage.join(output, folder, name): damage.sealed_json(tree) for name, tree in trees.items()
+  }
+  there = storage.for_each(lambda item: shard_files.has(*item), contents.items())
+  changed = [item for item, same in zip(contents.items(), there, strict=True) if not same]
+  if changed:
+    _mark_incomplete(output, [folder])
+  for path, content in changed:
+    storage.write(path, content)
+  shard_files.update(storage.join(output, folder, "COMPLETED"), b"")
+
+
+def _mark_incomplete(output: str, folders: Iterable[str]) -> None:
+  for folder in folders:
+    storage.delete(storage.join(output, folder, "COMPLETED"))
 
 
 def rows_on_disk(output: str, task: str, replay: int = 0) -> int:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from beam_jobs.shards.shard_files import SIDECAR, parse_shard, read_sidecar
+from beam_jobs.shards.shard_files import SIDECAR, parse_shard, read_sidecar, update
 from data import schema
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage
 from walt_t5x.files.mismatch import Mismatch
 
 TASK_SUFFIXES = ("_images", "_videos")
@@ -85,7 +85,7 @@ def guard(output: str, task: str, settings: Mapping[str, Any]) -> None:
       f"{output} holds shards of task {task!r} made with other settings:",
       "set another --output or --task, or delete the folder to make it again",
     )
-  storage.write_json(path, settings, indent=2, sort_keys=True, seal=True)
+  update(path, damage.sealed_json(settings))
 
 
 def reject_fewer_clips(output: str, task: str, clips_per_video: int) -> None:

@@ -21,6 +21,7 @@ from beam_jobs.sources.rows import Row
 from data import schema, tfrecord
 from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged, parsed
+from walt_t5x.files.fingerprint import file_sha256
 
 SIDECAR, DEAD, REJECTED = ".sidecar.json", ".dead.jsonl", ".rejected.jsonl"
 QUARANTINE = "quarantine."
@@ -223,12 +224,9 @@ def rows_digest(lines: Sequence[str]) -> str:
 
 def read_sidecar(output: str, shard: ShardName) -> dict[str, Any] | None:
   """A shard's sidecar, or None if it is missing or damaged: a power failure may leave an empty one."""
-  path = shard.path(output, SIDECAR)
-  if not storage.exists(path):
-    return None
   try:
-    return storage.read_json(path)
-  except ValueError:
+    return storage.read_json(shard.path(output, SIDECAR))
+  except (FileNotFoundError, ValueError):
     return None
 
 
@@ -240,14 +238,11 @@ def complete_sidecar(
   Reads all bytes of the shard, about as fast as `beam_jobs.verify`.
   """
   sidecar = read_sidecar(output, shard)
-  path = shard.path(output)
   complete = (
     sidecar is not None
     and sidecar["schema_version"] == schema.SCHEMA_VERSION
     and sidecar["settings"] == settings_digest
     and sidecar["manifest_rows"] == rows_digest
-    and storage.exists(path)
-    and storage.size(path) == sidecar["bytes"]
   )
   if sidecar is None or not complete:
     return None
@@ -269,10 +264,11 @@ def damaged_files(
     expected[shard.quarantine_path(output)] = sidecar["quarantine"]["sha256"]
   found = []
   for path, digest in expected.items():
-    if not storage.exists(path):
+    try:
+      if file_sha256(path) != digest:
+        found.append(f"{path}: sha256 differs from the sidecar's")
+    except FileNotFoundError:
       found.append(f"{path} is missing")
-    elif _sha256(path) != digest:
-      found.append(f"{path}: sha256 differs from the sidecar's")
   for suffix in sidecar.get("ledgers", ()):
     try:
       read_ledger(shard.path(output, suffix), sidecar)
@@ -305,9 +301,15 @@ def _entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
   return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: str) -> str:
-  digest = hashlib.sha256()
-  with storage.open_raw(path) as stream:
-    while part := stream.read(2**20):
-      digest.update(part)
-  return digest.hexdigest()
+def update(path: str, content: bytes) -> None:
+  """Writes a file unless it has this content."""
+  if not has(path, content):
+    storage.write(path, content)
+
+
+def has(path: str, content: bytes) -> bool:
+  """Whether a file exists with this content."""
+  try:
+    return storage.read(path, max_bytes=len(content)) == content
+  except (FileNotFoundError, storage.TooLarge):
+    return False

@@ -18,6 +18,7 @@ from walt_t5x.files import storage
 _MEMBER = re.compile(
   r"(?P<archive>.+?\.(?i:tar))::(?P<name>.+)@(?P<offset>\d{1,18})\+(?P<size>\d{1,18})", re.DOTALL
 )
+# Headers may be far apart, so that more bytes would be read for nothing.
 _CHUNK = 1 << 20
 
 
@@ -69,13 +70,13 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
       raise FileNotFoundError(f"{error}{_other_spelling(path)}") from error
   if max_bytes is not None and member.size > max_bytes:
     raise storage.TooLarge(f"{path} has more than {max_bytes} bytes")
-  if not storage.exists(member.archive):
-    raise FileNotFoundError(f"no file at {member.archive}")
   block = tarfile.BLOCKSIZE
-  with storage.open_raw(member.archive) as stream:
-    # A member's own header is the block before its bytes, even if extended headers come first.
-    stream.seek(max(0, member.offset - block))
-    content = stream.read(block + member.size)
+  # A member's own header is the block before its bytes, even if extended headers come first.
+  begin, end = max(0, member.offset - block), member.offset + member.size
+  try:
+    content = storage.read_range(member.archive, begin, end)
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"no file at {member.archive}") from error
   try:
     header = tarfile.TarInfo.frombuf(content[:block], "utf-8", "surrogateescape")
   except tarfile.HeaderError:
@@ -121,7 +122,7 @@ def tar_members(archive: str, damage: Damage) -> Iterator[tuple[tarfile.TarFile,
 
   `tarfile` itself ends silently at a broken header, without an end marker, and before files that were concatenated.
   """
-  with storage.open_raw(archive) as stream:
+  with storage.open_raw(archive, ahead=_CHUNK) as stream:
     end, length = 0, stream.seek(0, os.SEEK_END)
     stream.seek(0)
     try:

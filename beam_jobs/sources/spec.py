@@ -13,7 +13,7 @@ from beam_jobs.sources import first_look, folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
 from beam_jobs.sources.rows import is_media
 from data.class_names import class_words
-from walt_t5x.files import storage
+from walt_t5x.files import patterns, storage
 from walt_t5x.media.containers import is_hidden
 
 KINDS = ("jsonl", "csv", "parquet", "webdataset", "folder", "kinetics")
@@ -160,7 +160,7 @@ def files(pattern: str) -> Iterator[str]:
   for one in _expanded(pattern):
     shown = len(one.partition("*")[0].rpartition("/")[0])
     wanted = is_hidden(one[shown:])
-    yield from (path for path in storage.match(one) if wanted or not is_hidden(path[shown:]))
+    yield from (path for path in patterns.match(one) if wanted or not is_hidden(path[shown:]))
 
 
 def _fixed_folder(pattern: str) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from data.lookalikes import imagenet, k600, t2v, ucf101
 from data.lookalikes.corpus import Corpus, Odd
-from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.config import programs, usage
+from walt_t5x.files import local_folders
 
 CORPORA = {"ucf101": ucf101, "k600": k600, "imagenet": imagenet, "t2v": t2v}
 
@@ -40,7 +40,7 @@ def write_corpus(
   Raises:
     FileExistsError: the folder is not empty.
   """
-  with storage.new_folder(folder) as made:
+  with local_folders.new_folder(folder) as made:
     corpus = Corpus(made, faults=faults, seed=seed, seconds=seconds)
     CORPORA[name].write(corpus)
     corpus.finish()
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   """Writes the corpus and prints what is odd."""
   parser = programs.parser("data.lookalikes", __doc__)
   parser.add_argument("corpus", metavar="CORPUS", choices=CORPORA, help=", ".join(CORPORA))
-  parser.add_argument("folder", metavar="FOLDER", type=Path, help="new folder")
+  parser.add_argument("folder", metavar="FOLDER", type=usage.local_path, help="new folder")
   parser.add_argument("--faults", action="store_true", help="plant faults")
   parser.add_argument("--seed", type=int, default=0, help="of the scenes (0)")
   parser.add_argument(

@@ -24,8 +24,9 @@ import numpy as np
 
 from data.samples import real_media, shapes, showcase
 from walt_t5x.config import programs
-from walt_t5x.files import storage
+from walt_t5x.files import local_folders, storage
 
+MANIFEST = "manifest.jsonl"
 # Held-out captions that are listed, at most.
 _NUM_HELD_OUT = 256
 
@@ -180,7 +181,13 @@ def write_job(job: RenderJob, output: Path, *, size: int, fps: float) -> list[di
   return [job.row]
 
 
-def write_corpus(
+def write_corpus(output: storage.PathLike, **options: Any) -> list[dict[str, object]]:
+  """`write_files` to a folder that may be an address, where the manifest arrives last."""
+  with local_folders.written_locally(output, last=MANIFEST) as folder:
+    return write_files(folder, **options)
+
+
+def write_files(
   output: Path,
   *,
   scenes: str = "shapes",
@@ -263,7 +270,7 @@ def write_corpus(
   if scenes == "showcase":
     storage.write(output / "image_requests.jsonl", image_requests(jobs))
   lines = "".join(json.dumps(row) + "\n" for row in rows)
-  storage.write(output / "manifest.jsonl", lines)
+  storage.write(output / MANIFEST, lines)
   return rows
 
 
@@ -300,7 +307,7 @@ def image_requests(jobs: Sequence[RenderJob]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
   """Writes the corpus and prints the number of files of each kind."""
   parser = programs.parser("data.samples", __doc__)
-  parser.add_argument("--output", type=Path, required=True, help="output folder")
+  parser.add_argument("--output", required=True, help="output folder, or an address")
   parser.add_argument(
     "--scenes", choices=list(SCENES), default="shapes", help="captions and scenes (default shapes)"
   )
@@ -330,4 +337,4 @@ def main(argv: Sequence[str] | None = None) -> None:
   counts = Counter((row["split"], row["corpus"], row["modality"]) for row in rows)
   for (split, corpus, modality), count in sorted(counts.items()):
     print(f"{count:6d} {corpus} {modality}s in {split}")
-  print(f"{len(rows):6d} files in all; manifest: {args.output / 'manifest.jsonl'}")
+  print(f"{len(rows):6d} files in all; manifest: {storage.join(args.output, MANIFEST)}")

@@ -4,7 +4,7 @@ import uuid
 
 from beam_jobs import preprocess, verify
 from tests.beam_jobs.conftest import digests, good_rows, write_manifest
-from walt_t5x.files import storage
+from walt_t5x.files import patterns, storage
 
 
 def _job(manifest, folder, output):
@@ -33,7 +33,7 @@ def test_a_job_on_an_object_store_writes_the_bytes_of_a_local_one_and_resumes(tm
   assert (result["rows"], result["written"], result["dead"]) == (6, 5, 1)
   copy = tmp_path / "copy"
   for pattern in ("*", "*/*"):
-    for path in storage.match(f"{store}/out/{pattern}"):
+    for path in patterns.match(f"{store}/out/{pattern}"):
       storage.write(copy / path.removeprefix(f"{store}/out/"), storage.read(path))
   wanted, made = digests(out), digests(copy)
   assert made.keys() == wanted.keys()
@@ -41,7 +41,7 @@ def test_a_job_on_an_object_store_writes_the_bytes_of_a_local_one_and_resumes(tm
   assert all(made[name] == wanted[name] or name.endswith(".dead.jsonl") for name in wanted)
   assert verify.main([f"{store}/out/{name}" for name in ("t_videos", "t_images")]) == 0
   # A shard without its sidecar is made again, with the same bytes.
-  sidecar = next(storage.match(f"{store}/out/t_videos/*.sidecar.json"))
+  sidecar = next(patterns.match(f"{store}/out/t_videos/*.sidecar.json"))
   before = storage.read(sidecar)
   storage.delete(sidecar)
   preprocess.run(argv)

@@ -1,5 +1,6 @@
 """What programs share: quiet imports and logs, the end after an error, announced waits, `--help`."""
 
+import importlib
 import os
 import re
 import signal
@@ -183,3 +184,34 @@ def test_help_has_groups(module, headings):
   done = programs.run(module, "--help")
   assert done.returncode == 0
   assert [h for h in headings if f"\n{h}:\n" not in done.stdout] == []
+
+
+@pytest.mark.parametrize(
+  "module, flags",
+  [
+    ("walt_t5x.init", ["--data=m.jsonl", "--like=ucf101", "--output=gs://b/a"]),
+    ("walt_t5x.text.import_encoder", ["--source=s3://b/a", "--output=b"]),
+    ("walt_t5x.metrics.import_weights", ["--network=i3d", "--source=gs://b/a", "--output=b"]),
+    ("walt_t5x.vae.import_lpips", ["--input=a", "--output=gs://b/a"]),
+    ("walt_t5x.evaluation.benchmark_requests", ["--protocol=imagenet256", "--output=gs://b/a"]),
+    ("data.lookalikes.corpora", ["ucf101", "gs://b/a"]),
+  ],
+)
+def test_a_program_without_object_stores_rejects_addresses(
+  module, flags, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "argv", [module, *flags])
+  with pytest.raises(SystemExit):
+    importlib.import_module(module).main()
+  assert "://b/a, expected a local path" in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_flag_turns_an_address_into_a_local_path():
+  # `Path("gs://b/a")` is the folder `gs:` here.
+  root = Path(usage.__file__).parents[2]
+  files = (
+    file for name in ("walt_t5x", "data", "beam_jobs") for file in (root / name).rglob("*.py")
+  )
+  assert [file for file in files if re.search(r"type=(pathlib\.)?Path\b", file.read_text())] == []

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-
 import uuid
 
 import pytest
@@ -143,5 +142,5 @@ def test_a_damaged_shard_at_an_address_is_named(at_an_address, damage):
   content[len(content) // 2] ^= 1
   storage.write(path, bytes(content if damage == "flipped" else content[:-3]))
   records = shard_sources.raw_shards(at_an_address[1], "train").get_dataset("train")
-  with pytest.raises(tf.errors.InvalidArgumentError, match="CorruptRecord: .*00001-of-00003"):
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"CorruptRecord: .*00001-of-00003"):
     list(records)

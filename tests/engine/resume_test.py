@@ -16,6 +16,7 @@ import pytest
 import seqio
 import tensorflow as tf
 from flax import traverse_util
+from gcsfs.retry import HttpError
 
 from tests.engine import runs, toy
 from walt_t5x import engine
@@ -251,7 +252,14 @@ def test_a_flipped_bit_changes_no_array_that_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "error", [TimeoutError("slow"), OSError(errno.EIO, "disk"), ValueError("UNAVAILABLE: store")]
+  "error",
+  [
+    TimeoutError("slow"),
+    OSError(errno.EIO, "disk"),
+    ValueError("UNAVAILABLE: store"),
+    HttpError({"code": 503, "message": "busy"}),
+  ],
+  ids=["time", "disk", "TensorStore", "gcsfs"],
 )
 def test_a_failure_that_may_pass_sets_no_checkpoint_aside(complete, tmp_path, monkeypatch, error):
   run = tmp_path / "run"

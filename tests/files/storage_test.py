@@ -16,7 +16,7 @@ import pytest
 import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 
-from walt_t5x.files import clients, mirror, retries, storage, tensors
+from walt_t5x.files import local_folders, mirror, patterns, retries, storage, tensors
 from walt_t5x.files.damage import Damaged
 
 
@@ -72,10 +72,13 @@ def test_what_is_written_is_read_listed_and_deleted(folder):
   assert storage.exists(path) and storage.size(path) == 3
   assert storage.read(path) == "é\n".encode()
   assert storage.names(folder) == ["a.txt", "b.txt"]
-  assert list(storage.match(storage.join(folder, "*.txt"))) == [storage.join(folder, "a.txt"), path]
-  assert list(storage.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
+  assert list(patterns.match(storage.join(folder, "*.txt"))) == [
+    storage.join(folder, "a.txt"),
+    path,
+  ]
+  assert list(patterns.match(storage.join(folder, "*"))) == [storage.join(folder, "a.txt"), path]
   below = storage.join(folder, "below", "c.txt")
-  assert list(storage.match(storage.join(folder, "*", "*"))) == [below]
+  assert list(patterns.match(storage.join(folder, "*", "*"))) == [below]
   storage.delete(path)
   storage.delete(path)
   assert not storage.exists(path) and storage.names(folder) == ["a.txt"]
@@ -149,20 +152,20 @@ def test_a_new_folder_has_everything_or_nothing(tmp_path, existed):
   path = tmp_path / "a" / "b"
   if existed:
     path.mkdir(parents=True)
-  with pytest.raises(KeyboardInterrupt), storage.new_folder(path) as folder:
+  with pytest.raises(KeyboardInterrupt), local_folders.new_folder(path) as folder:
     (folder / "z").mkdir()
     raise KeyboardInterrupt
   assert path.exists() == existed and not list(path.glob("*"))
   # A killed call leaves its temporary folder.
   (path / f"{storage.TEMPORARY}0" / "z").mkdir(parents=True)
-  with storage.new_folder(path) as folder:
+  with local_folders.new_folder(path) as folder:
     (folder / "z").mkdir()
     (folder / "z" / "file").write_text("1")
     (folder / "a").write_text("2")
     assert [file.name for file in path.iterdir()] == [folder.name]
   assert sorted(str(file.relative_to(path)) for file in path.rglob("*")) == ["a", "z", "z/file"]
   with pytest.raises(FileExistsError, match="b, which is not empty"):
-    with storage.new_folder(path):
+    with local_folders.new_folder(path):
       pass
   assert len(list(path.iterdir())) == 2
 
@@ -216,7 +219,7 @@ def test_a_file_that_is_written_while_its_folder_is_renamed_is_not_lost(monkeypa
       storage.write(f"{folder}/one/late", b"2")
 
   monkeypatch.setattr(storage, "_remote", lambda path: Objects())
-  monkeypatch.setattr(clients, "is_object_store", lambda path: True)
+  monkeypatch.setattr(storage, "is_object_store", lambda path: True)
   folder = f"memory://{uuid.uuid4().hex}"
   storage.write(f"{folder}/one/below/a", b"1")
   storage.rename_folder(f"{folder}/one", f"{folder}/two")
@@ -363,9 +366,13 @@ def test_a_mirror_copies_what_has_changed_and_fetches_what_is_there(folder):
 
 
 def test_an_address_without_its_driver_names_what_to_install():
-  code = "import sys; sys.modules['gcsfs'] = None; from walt_t5x.files import storage; storage.exists('gs://b/a')"
+  code = (
+    "import sys; sys.modules['gcsfs'] = None\n"
+    "from walt_t5x.files import storage; storage.exists('gs://b/a')"
+  )
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
   assert "ValueError: gs://b/a: " in done.stderr and "gcsfs" in done.stderr
+  assert "requirements-stores.lock" in done.stderr
 
 
 def test_results_come_in_the_order_of_the_items():

@@ -5,15 +5,15 @@ import itertools
 import re
 import threading
 import time
-import uuid
 
 import pytest
 
 from tests.stores import faults, operations, servers
-from walt_t5x.files import clients, retries, storage
+from walt_t5x.files import clients, patterns, retries, storage
 
-STALL = 0.6
-RATES = dict.fromkeys(faults.KINDS, 0.05) | {"stall": 0.01, "late": 0.01}
+# Seconds. Longer than a client waits: a request that is forwarded after the client has repeated it may undo later ones.
+STALL = 20.0
+RATES = dict.fromkeys(faults.KINDS, 0.05) | {"stall": 0.005, "late": 0.005}
 # Without faults.
 MOST_REQUESTS = {
   "write": 1, "write over another": 1, "write, empty": 1, "write, large": 5, "write_json": 1, "read": 1,
@@ -31,12 +31,13 @@ def server(request):
 
 
 @pytest.fixture
-def behind(server, monkeypatch):
+def behind(server, monkeypatch, request):
   """A function: a folder of the store behind a proxy with these faults, for a `with`."""
   for name, value in {
-    "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.05, "CONNECT": 0.4, "SILENCE": 0.4, "CHUNK": operations.CHUNK,
+    "FIRST_PAUSE": 0.01, "LONGEST_PAUSE": 0.05, "CONNECT": 0.4, "SILENCE": 1.0, "CHUNK": operations.CHUNK,
   }.items():  # fmt: skip
     monkeypatch.setattr(retries, name, value)
+  numbers = itertools.count()
 
   @contextlib.contextmanager
   def make(found):
@@ -44,7 +45,8 @@ def behind(server, monkeypatch):
       for name, value in proxy.environment.items():
         monkeypatch.setenv(name, value)
       clients._client.cache_clear()
-      yield f"{server.address}/{uuid.uuid4().hex}"
+      # A name that is the same in each run, which has the same faults then.
+      yield f"{server.address}/{request.node.name.replace('[', '-').rstrip(']')}-{next(numbers)}"
     clients._client.cache_clear()
 
   return make
@@ -105,7 +107,7 @@ def test_half_an_object_is_not_taken_for_an_object(behind, kind):
 
 def test_a_stalled_request_is_repeated(behind):
   for kind in ("stall", "late"):
-    found = faults.Faults(single=(kind, "", 1), stall=20)
+    found = faults.Faults(single=(kind, "", 1), stall=STALL)
     with behind(found) as folder:
       began = time.monotonic()
       storage.write(f"{folder}/a", b"1")
@@ -181,7 +183,7 @@ def test_an_object_that_is_replaced_is_read_as_one_of_its_versions(behind):
 def test_an_endless_fault_ends_in_one_error_that_names_it(behind, monkeypatch, kind):
   monkeypatch.setattr(retries, "DEADLINE", 0.4)
   monkeypatch.setattr(retries, "SILENCE", 0.2)
-  with behind(faults.Faults({kind: 1.0}, stall=9)) as folder:
+  with behind(faults.Faults({kind: 1.0}, stall=STALL)) as folder:
 
     def error(operation):
       began = time.monotonic()
@@ -211,7 +213,7 @@ def test_listings_take_as_many_requests_for_more_files(quiet):
     for number in range(files):
       storage.write(f"{folder}/{below}/{number}/a", b"")
     before = found.requests()
-    assert storage.folders(f"{folder}/{below}") and list(storage.match(f"{folder}/{below}/0/*"))
+    assert storage.folders(f"{folder}/{below}") and list(patterns.match(f"{folder}/{below}/0/*"))
     counts.append(found.requests() - before)
   assert counts[0] == counts[1]
   # For a folder that does not exist, the one above it, which may be large, is not listed.

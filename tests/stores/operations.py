@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from walt_t5x.files import locks, storage
+from walt_t5x.files import locks, patterns, storage
 
 SMALL = b"0123456789" * 20
 # Above the sizes from which the clients of GCS and S3 upload in parts, if `retries.CHUNK` is `CHUNK`.
@@ -45,7 +45,7 @@ def _locked(folder: str) -> Any:
 
 
 def _matches(folder: str) -> Any:
-  return [path.removeprefix(folder) for path in storage.match(f"{folder}/*/*.txt")]
+  return [path.removeprefix(folder) for path in patterns.match(f"{folder}/*/*.txt")]
 
 
 _TREE = {"a": SMALL, "b/c.txt": b"c", "b/d.txt": b"d", "b/e/f.txt": b"f", "g.txt": b"g"}
@@ -138,7 +138,7 @@ def _drawn(draws: random.Random, mark: str) -> Callable[[str], Any]:
     lambda one, two, here: storage.exists(f"{one}/below"),
     lambda one, two, here: storage.size(one),
     lambda one, two, here: storage.names(here),
-    lambda one, two, here: [p[-3:] for p in storage.match(f"{storage.parent(here)}/*/1")],
+    lambda one, two, here: [p[-3:] for p in patterns.match(f"{storage.parent(here)}/*/1")],
     lambda one, two, here: storage.delete(one),
     lambda one, two, here: storage.rename(one, two) if one != two else None,
   ]

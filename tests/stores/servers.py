@@ -1,5 +1,4 @@
-"""Object stores on this machine: SeaweedFS speaks S3, fake-gcs-server GCS. Both listen on loopback and start in
-seconds."""
+"""Object stores on loopback, started in seconds: SeaweedFS speaks S3, fake-gcs-server GCS."""
 
 import contextlib
 import dataclasses

@@ -62,6 +62,8 @@ class _Reference:
 
 def find(name: str, *, flag: str) -> str:
   """The path of a gin file: `name` itself if it exists, else the package's of that name, else FileNotFoundError."""
+  if "://" in name:
+    raise ValueError(f"{flag}: got {name}, expected a local path: copy the gin file to a disk")
   for path in (name, os.path.join(FOLDER, name)):
     if os.path.isfile(path):
       return path

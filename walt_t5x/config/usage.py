@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_CODE = 2
@@ -105,3 +106,12 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     if re.search(rf"\([^)]*{re.escape(shown)}", text):
       return text
     return f"{text} (default: {shown})".strip().replace("%", "%%")
+
+
+def local_path(text: str) -> Path:
+  """Type of flags of files that are read or written by libraries without object stores."""
+  if "://" in text:
+    raise argparse.ArgumentTypeError(
+      f"got {text}, expected a local path: copy files to or from the store with its own tools"
+    )
+  return Path(text)

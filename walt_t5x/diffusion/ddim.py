@@ -2,11 +2,11 @@
 
   x_u = sqrt(a_u) x_0 + sqrt(1 - a_u) (sqrt(1 - r^2) eps + r z),    r = eta sqrt((1 - a_t / a_u) / (1 - a_t))
 
-with a = `alpha_bar`, which is gamma of the paper's Eq. 1, and new noise z in each step: Eq. 12 and 16 there, where sigma is
-sqrt(1 - a_u) r. eta = 0 is deterministic, eta = 1 the ancestral sampling of DDPM. Each step calls the network once. The
-self-condition (Section 4.3) is the x_0 estimate of the previous step, zeros in the first step. Assumption: each branch of
-guidance gets its own estimate, as in training. A guided x_0 lies outside the data, and fed back it would be extrapolated
-again in every step.
+with a = `alpha_bar`, which is gamma of the paper's Eq. 1, and new noise z in each step: Eq. 12 and 16 there, with sigma
+= sqrt(1 - a_u) r. eta = 0 is deterministic, eta = 1 the ancestral sampling of DDPM. Each step calls the network once.
+The self-condition (Section 4.3) is the x_0 estimate of the previous step, zeros in the first step. Assumption: each
+branch of guidance gets its own estimate, as in training. A guided x_0 lies outside the data, and fed back it would be
+extrapolated again in every step.
 """
 
 from collections.abc import Callable
@@ -55,8 +55,8 @@ def ddim_sample(
     num_steps: network calls; 50 in the paper for every stage.
     prediction: what `denoise` returns.
     branches: n, the number of outputs that guidance combines.
-    eta: share of new noise in each step, in [0, 1]. The noise of an example depends on its initial noise alone, not on the
-      others in the batch.
+    eta: share of new noise in each step, in [0, 1]. The noise of an example depends on its initial noise alone, not on
+      the others in the batch.
 
   Returns:
     x_0, float32, of the shape of `initial_noise`.

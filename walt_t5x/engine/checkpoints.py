@@ -29,6 +29,7 @@ from walt_t5x.engine.restore_transforms import average_names
 from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.files.retries import may_pass
 
 orbax_s3.enable()
 _COMMIT = "_CHECKPOINT_METADATA"
@@ -195,7 +196,7 @@ def _named(checkpoint: storage.PathLike) -> Iterator[None]:
   # Orbax does not expect damage: its parsers raise what Python happens to.
   except Exception as error:
     passing = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    if passing or _MAY_PASS.search(str(error)):
+    if passing or may_pass(error) or _MAY_PASS.search(str(error)):
       raise
     reason = " ".join(str(error).split())[:300]
     raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error

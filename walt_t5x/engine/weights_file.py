@@ -4,9 +4,9 @@ The file holds one set of parameters by flat name. They are stored in bfloat16 a
 training, so that a network gets the same arrays as from a checkpoint of the rounded weights.
 """
 
+import contextlib
 import io
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from walt_t5x.files import damage, storage, tensors
+from walt_t5x.files import damage, local_folders, storage, tensors
 
 FILE_NAME = "weights.safetensors"
 
@@ -50,7 +50,7 @@ def write(checkpoint: storage.PathLike, params: Mapping[str, Any]) -> None:
 
 def shapes(checkpoint: storage.PathLike) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
   """Shape and dtype of every array as `read` returns it, by the names on its path. Reads no array."""
-  with _open(checkpoint) as file:
+  with _local(checkpoint) as path, _open(path) as file:
     return {
       tuple(name.split("/")): jax.ShapeDtypeStruct(file.get_slice(name).get_shape(), np.float32)
       for name in sorted(file.keys())
@@ -65,17 +65,19 @@ def read(
   Raises:
     Damaged: the file changed after it was written.
   """
-  tensors.check(_path(checkpoint))
-  with _open(checkpoint) as file:
-    return {name: file.get_tensor("/".join(name)).astype(np.float32) for name in names}
+  with _local(checkpoint) as path:
+    tensors.check(path)
+    with _open(path) as file:
+      return {name: file.get_tensor("/".join(name)).astype(np.float32) for name in names}
 
 
-def _path(checkpoint: storage.PathLike) -> str:
-  return storage.join(os.fspath(checkpoint), FILE_NAME)
+@contextlib.contextmanager
+def _local(checkpoint: storage.PathLike) -> Iterator[str]:
+  with local_folders.read_locally(checkpoint, [FILE_NAME]) as folder:
+    yield str(folder / FILE_NAME)
 
 
-def _open(checkpoint: storage.PathLike) -> Any:
-  path = _path(checkpoint)
+def _open(path: str) -> Any:
   try:
     return safetensors.safe_open(path, framework="numpy")
   except safetensors.SafetensorError as error:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from data.class_names import class_words
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
 from walt_t5x.files import storage
 from walt_t5x.media.containers import VIDEO_SUFFIXES, is_hidden
 from walt_t5x.metrics import protocols
@@ -42,16 +42,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.evaluation.benchmark_requests", __doc__)
   parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-  parser.add_argument("--media", type=Path, help="root of the data set: <class>/<file>")
-  parser.add_argument("--list", type=Path, help="UCF-101's file list of the videos to use")
+  parser.add_argument("--media", type=usage.local_path, help="root of the data set: <class>/<file>")
   parser.add_argument(
-    "--prompts", type=Path, help="one prompt per line, in the order of the classes"
+    "--list", type=usage.local_path, help="UCF-101's file list of the videos to use"
+  )
+  parser.add_argument(
+    "--prompts", type=usage.local_path, help="one prompt per line, in the order of the classes"
   )
   parser.add_argument("--count", type=int, help="requests (default: the protocol's, all folds)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--size", type=int, default=128, help="edge of the conditioning frames")
   parser.add_argument("--fps", type=float, default=25.0, help="their frame rate")
-  parser.add_argument("--output", type=Path, required=True, help="folder")
+  parser.add_argument("--output", type=usage.local_path, required=True, help="folder")
   args = parser.parse_args(argv)
   if args.media is None and args.protocol != "imagenet256":
     parser.error(f"--protocol={args.protocol} needs --media")

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from walt_t5x.evaluation.clip_sources import PlannedClip, read_clip
 from walt_t5x.files import tensors
 from walt_t5x.files.fingerprint import weights_fingerprint
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.media.pixels import to_float
 from walt_t5x.metrics import motion
 from walt_t5x.metrics.networks import check_shapes
@@ -47,11 +47,11 @@ class LpipsNetwork:
     self._distance = jax.jit(functools.partial(lpips_distance, jax.device_put(dict(values))))
 
   @classmethod
-  def load(cls, path: str | Path | None) -> "LpipsNetwork":
+  def load(cls, path: str | AnyPath | None) -> "LpipsNetwork":
     """Reads a file of `import_lpips`; raises FileNotFoundError, or ValueError for tensors that do not fit."""
     from walt_t5x.vae.perceptual import lpips_shapes
 
-    if path is None or not Path(path).is_file():
+    if path is None or not as_path(path).is_file():
       raise FileNotFoundError(_HELP.format(path=path))
     values = tensors.load(path)
     check_shapes(values, lpips_shapes(), what=str(path))

@@ -3,14 +3,15 @@
 import dataclasses
 import hashlib
 import itertools
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from walt_t5x.files import storage
 from walt_t5x.files.damage import parsed
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media import decoding, geometry, pictures, reading
 from walt_t5x.media.clips import ClipSpec
@@ -32,7 +33,7 @@ class Media:
   """
 
   name: str
-  path: Path
+  path: AnyPath
   read: Callable[[], np.ndarray]
   generated: bool = False
   size: tuple[int, int] | None = None
@@ -54,18 +55,20 @@ class PlannedClip:
   reference: Media | None = None
 
 
-def read_file(path: Path, *, max_frames: int | None = None) -> np.ndarray:
+def read_file(path: AnyPath, *, max_frames: int | None = None) -> np.ndarray:
   """Frames [T, H, W, 3] uint8, the first `max_frames` or all; an image is one frame."""
   if path.suffix.lower() in IMAGE_SUFFIXES:
     return np.asarray(pictures.open_picture(path))[None]
   return reading.read_video(path, max_frames=max_frames).frames
 
 
-def _file(path: Path, name: str) -> Media:
-  return Media(name=str(Path(name).with_suffix("")), path=path, read=lambda: read_file(path))
+def _file(path: AnyPath, name: str) -> Media:
+  return Media(
+    name=str(pathlib.PurePath(name).with_suffix("")), path=path, read=lambda: read_file(path)
+  )
 
 
-def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
+def _from_sample_folder(path: AnyPath, stage: str | None) -> list[Media]:
   folder, found = SampleFolder(path), []
   for sample in folder.samples():
     names = list(sample.files)
@@ -90,7 +93,7 @@ def _from_sample_folder(path: Path, stage: str | None) -> list[Media]:
   return found
 
 
-def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media]:
+def _from_manifest(path: AnyPath, *, images: bool, split: str | None) -> list[Media]:
   modality, found = "image" if images else "video", []
   with path.open(encoding="utf-8") as lines:
     for number, line in enumerate(lines, 1):
@@ -102,25 +105,25 @@ def _from_manifest(path: Path, *, images: bool, split: str | None) -> list[Media
   return found
 
 
-def _from_folder(path: Path, suffixes: Sequence[str]) -> list[Media]:
+def _from_folder(path: AnyPath, suffixes: Sequence[str]) -> list[Media]:
   files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
   return [_file(f, n) for f in files if not is_hidden(n := str(f.relative_to(path)))]
 
 
-def _has_samples(folder: Path) -> bool:
+def _has_samples(folder: AnyPath) -> bool:
   """Whether a folder has sidecars of samples; other programs name files by numbers too."""
   first = min(folder.glob("[0-9]*.json"), default=None)
   return first is not None and "stages" in storage.read_json(first)
 
 
-def is_ours(folder: Path) -> bool:
+def is_ours(folder: AnyPath) -> bool:
   """Whether a folder of media was written by `generate` or `reconstruct`, so that results may be added to it."""
   made = folder.parent / "sidecars", folder.parent / "run.json"
   return _has_samples(folder) or all(path.exists() for path in made)
 
 
 def find_media(
-  path: str | Path, *, images: bool = False, stage: str | None = None, split: str | None = None
+  path: str | AnyPath, *, images: bool = False, stage: str | None = None, split: str | None = None
 ) -> list[Media]:
   """The media under a path, in the order of their names; those of a manifest in its order.
 
@@ -135,7 +138,7 @@ def find_media(
     FileNotFoundError: the path does not exist, or has no media.
     ValueError: a manifest row has no uri, or the stage is unknown.
   """
-  path = Path(path)
+  path = as_path(path)
   if path.suffix == ".jsonl" and path.is_file():
     found = _from_manifest(path, images=images, split=split)
   elif path.is_dir() and _has_samples(path):

@@ -4,7 +4,6 @@ import argparse
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.config import programs
@@ -12,7 +11,8 @@ from walt_t5x.evaluation import alike
 from walt_t5x.evaluation.clip_scores import LpipsNetwork
 from walt_t5x.evaluation.clip_sources import find_media, is_ours
 from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
-from walt_t5x.files import storage
+from walt_t5x.files import mirror, storage
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.media import writing
 from walt_t5x.metrics.feature_statistics import load_gaussian
 from walt_t5x.metrics.networks import FeatureNetwork
@@ -128,10 +128,12 @@ def lossy_suffixes(evaluation: Evaluation) -> list[str]:
   return sorted({path.suffix for path in generated if path.suffix in lossy})
 
 
-def scores_file(args: argparse.Namespace, protocol: Protocol) -> Path:
-  """Path of the JSON file: with samples that our programs wrote, else in the current folder."""
-  folder = Path(args.samples) if Path(args.samples).is_dir() else Path(args.samples).parent
-  return args.output or (folder if is_ours(folder) else Path()) / f"scores_{protocol.name}.json"
+def scores_file(args: argparse.Namespace, protocol: Protocol) -> AnyPath:
+  """AnyPath of the JSON file: with samples that our programs wrote, else in the current folder."""
+  folder = as_path(args.samples) if as_path(args.samples).is_dir() else as_path(args.samples).parent
+  return (
+    args.output or (folder if is_ours(folder) else as_path(".")) / f"scores_{protocol.name}.json"
+  )
 
 
 def write_scores(
@@ -175,9 +177,11 @@ def log_scores(log_dir: str, step: int, values: Mapping[str, float]) -> None:
   with programs.quiet_imports():
     from clu import metric_writers
 
-  writer = metric_writers.create_default_writer(log_dir, just_logging=False)
+  copied = mirror.Mirror(log_dir)
+  writer = metric_writers.create_default_writer(copied.folder, just_logging=False)
   writer.write_scalars(step, values)
   writer.close()
+  copied.upload()
 
 
 def _table(protocol: Protocol, scores: Sequence[Score]) -> str:

@@ -1,8 +1,8 @@
 """Flags of an evaluation: what is scored, by which protocol, and where the scores go. Imports nothing heavy."""
 
 import argparse
-from pathlib import Path
 
+from walt_t5x.files.paths import as_path
 from walt_t5x.metrics import protocols
 from walt_t5x.metrics.protocols.by_prompt import BY_PROMPT
 from walt_t5x.metrics.protocols.protocol import Geometry
@@ -63,13 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   work.add_argument("--batch_size", type=int, default=8, help="clips per forward pass")
   work.add_argument(
     "--parts_dir",
-    type=Path,
+    type=as_path,
     help="folder for the statistics of parts; the same command resumes from them",
   )
   work.add_argument("--clips_per_part", type=int, default=500, help="clips per stored part")
   work.add_argument(
     "--output",
-    type=Path,
+    type=as_path,
     help="JSON (default: scores_PROTOCOL.json in --samples if `generate` or `reconstruct` wrote it, else here)",
   )
   work.add_argument("--log_dir", help="TensorBoard folder for the scores")

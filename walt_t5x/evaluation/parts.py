@@ -11,13 +11,13 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from absl import logging
 
 from walt_t5x.evaluation.clip_sources import PlannedClip
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.metrics.feature_statistics import FeatureStatistics, read_arrays, write_arrays
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics
 
@@ -113,7 +113,7 @@ def _merged(mine: Mapping, theirs: Mapping, merge) -> dict:
   return result
 
 
-def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
+def save_part(path: AnyPath, part: PartStatistics, *, contents: str) -> None:
   """Writes an .npz atomically."""
   index, arrays = [], {}
   for kind, group in vars(part).items():
@@ -124,7 +124,7 @@ def save_part(path: Path, part: PartStatistics, *, contents: str) -> None:
   write_arrays(path, header=json.dumps({"contents": contents, "index": index}), **arrays)
 
 
-def load_part(path: Path, *, contents: str) -> PartStatistics | None:
+def load_part(path: AnyPath, *, contents: str) -> PartStatistics | None:
   """Reads a file of `save_part`; None if it does not exist, is of other clips, or is damaged (with a warning)."""
   try:
     return _load_part(path, contents) if path.is_file() else None
@@ -133,7 +133,7 @@ def load_part(path: Path, *, contents: str) -> PartStatistics | None:
     return None
 
 
-def _load_part(path: Path, contents: str) -> PartStatistics | None:
+def _load_part(path: AnyPath, contents: str) -> PartStatistics | None:
   kinds = {"frechet": FeatureStatistics, "inception": InceptionScoreStatistics}
   groups: dict[str, dict] = {"frechet": {}, "inception": {}, "of_clips": {}}
   arrays = read_arrays(path)

@@ -4,7 +4,6 @@ import argparse
 import collections
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from walt_t5x.evaluation.feature_scores import log_scores
 from walt_t5x.files import storage
+from walt_t5x.files.paths import as_path
 from walt_t5x.generation.requests import read_prompts
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media.pixels import clip_to_uint8
@@ -30,7 +30,7 @@ def score_by_prompt(args: argparse.Namespace) -> dict[str, Any]:
     said = {"gallery": str(folder.write_gallery())}
   else:
     result = text_alignment(folder, args.clip_weights)
-    file = args.output or Path(args.samples) / f"scores_{ALIGNMENT.name}.json"
+    file = args.output or as_path(args.samples) / f"scores_{ALIGNMENT.name}.json"
     storage.write_json(file, result)
     said = {"network_fingerprint": result["network_fingerprint"], "file": str(file)}
   if args.log_dir:

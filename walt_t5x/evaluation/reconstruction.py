@@ -12,13 +12,13 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from walt_t5x.evaluation import clip_sources
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
 from walt_t5x.metrics.caption_counts import CaptionAccuracy
 from walt_t5x.metrics.pixel_distances import psnr_of_error
@@ -49,12 +49,12 @@ class HeldOutClip:
 class ReconstructionFolder:
   """Reads and writes the files of one run."""
 
-  def __init__(self, path: Path):
+  def __init__(self, path: AnyPath):
     self.path = path
     self.inputs, self.reconstructions = path / "inputs", path / "reconstructions"
     self._sidecars = path / "sidecars"
 
-  def sidecar(self, name: str) -> Path:
+  def sidecar(self, name: str) -> AnyPath:
     """The sidecar of a clip."""
     return self._sidecars / f"{name}.json"
 
@@ -78,7 +78,7 @@ class ReconstructionFolder:
     frames, height, width, error = 0, 0, 0, np.zeros(len(clips))
     with contextlib.ExitStack() as stack:
 
-      def opened(folder: Path, clip: HeldOutClip) -> Callable[[np.ndarray], None]:
+      def opened(folder: AnyPath, clip: HeldOutClip) -> Callable[[np.ndarray], None]:
         file = folder / f"{clip.name}{suffix}"
         if picture:
           return lambda x: write_picture(file, x[0])
@@ -130,7 +130,7 @@ class ReconstructionFolder:
       for key in ("input", "reconstruction")
     }
 
-  def write_manifest(self, names: Sequence[str]) -> Path:
+  def write_manifest(self, names: Sequence[str]) -> AnyPath:
     """Writes one line per clip: its sidecar, with the reconstruction as `uri` and the original as `source`."""
     lines = []
     for row in self.facts(names):

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from walt_t5x.evaluation.clip_sources import (
 )
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.metrics.feature_statistics import FeatureStatistics, load_statistics, save_statistics
 from walt_t5x.metrics.frechet import FoldScore, frechet_distance, frechet_over_folds
 from walt_t5x.metrics.inception_score import InceptionScoreStatistics, score_splits, split_of
@@ -95,7 +95,7 @@ class Evaluation:
     *,
     batch_size: int = 8,
     clips_per_part: int = 500,
-    parts_dir: Path | None = None,
+    parts_dir: AnyPath | None = None,
   ):
     needing = [r.name for r in protocol.scores if r.needs_reference]
     if needing and references is None:
@@ -242,7 +242,7 @@ def _cache_key(
   return digest.hexdigest()
 
 
-def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[PartStatistics]:
+def reference_folds(evaluation: Evaluation, cache_dir: AnyPath | None) -> list[PartStatistics]:
   """The references' statistics, from the cache if it has them."""
   if not evaluation.reference_clips:
     return []
@@ -265,7 +265,7 @@ def reference_folds(evaluation: Evaluation, cache_dir: Path | None) -> list[Part
   return folds
 
 
-def score_evaluation(evaluation: Evaluation, *, cache_dir: Path | None = None) -> list[Score]:
+def score_evaluation(evaluation: Evaluation, *, cache_dir: AnyPath | None = None) -> list[Score]:
   """All scores of an evaluation; computes missing parts."""
   folds = evaluation.folds(references=False)
   return evaluation.scores(folds, reference_folds(evaluation, cache_dir))

@@ -4,7 +4,6 @@ train_script.train.actions = {'TRAIN_EVAL': [@training_scores.ScoreVideos()]}
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from absl import logging
 from walt_t5x.evaluation.clip_sources import Media, find_media
 from walt_t5x.evaluation.parts import PartStatistics
 from walt_t5x.evaluation.scoring import Evaluation, reference_folds
+from walt_t5x.files.paths import as_path
 from walt_t5x.generation.training_samples import SampleVideos
 from walt_t5x.metrics.networks import FeatureNetwork
 from walt_t5x.metrics.protocols import PROTOCOLS
@@ -83,7 +83,7 @@ class ScoreVideos(SampleVideos):
       folds=1,
     )
     samples = [
-      Media(name=str(i), path=Path(), read=lambda clip=clip: clip, generated=True)
+      Media(name=str(i), path=as_path("."), read=lambda clip=clip: clip, generated=True)
       for i, clip in enumerate(clips)
     ]
     evaluation = Evaluation(
@@ -92,7 +92,7 @@ class ScoreVideos(SampleVideos):
     if self._folds is None:
       # The references do not change; a resumed run finds their statistics by content.
       local = "://" not in self._model_dir
-      cache = Path(self._model_dir) / "scores" / "references" if local else None
+      cache = as_path(self._model_dir) / "scores" / "references" if local else None
       self._folds = reference_folds(evaluation, cache)
     scores = evaluation.scores(evaluation.folds(references=False), self._folds)
     values = {f"{protocol.name}/{s.rule.name}@{s.protocol_hash}": s.value.mean for s in scores}

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.generation.sample_folder import SampleFolder
 
 CLIPS_PER_PROMPT = 5
@@ -45,7 +46,7 @@ def prompts_of(info: Iterable[Mapping[str, Any]], dimensions: Sequence[str] = ()
 
 def files_by_name(
   samples: Path, prompts: Sequence[str], stage: str | None = None
-) -> dict[str, Path]:
+) -> dict[str, AnyPath]:
   """VBench's name -> the sample's file, the first five samples of each prompt.
 
   Raises:
@@ -53,7 +54,7 @@ def files_by_name(
   """
   # A file of prompts has no spaces at the ends of its lines.
   names = {prompt.strip(): prompt for prompt in prompts}
-  found: dict[str, list[Path]] = defaultdict(list)
+  found: dict[str, list[AnyPath]] = defaultdict(list)
   for sample in SampleFolder(samples).samples():
     chosen = stage or list(sample.files)[-1]
     if chosen not in sample.files:
@@ -82,14 +83,18 @@ def files_by_name(
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
   """Parses the flags."""
   parser = programs.parser("walt_t5x.evaluation.vbench", __doc__)
-  parser.add_argument("--full_info", type=Path, required=True, help="VBench_full_info.json")
+  parser.add_argument(
+    "--full_info", type=usage.local_path, required=True, help="VBench_full_info.json"
+  )
   parser.add_argument(
     "--dimension", action="append", default=[], help="only its prompts; may be repeated"
   )
-  parser.add_argument("--prompts", type=Path, help="text file to write, one prompt per line")
-  parser.add_argument("--samples", type=Path, help="output folder of `generate`")
+  parser.add_argument(
+    "--prompts", type=usage.local_path, help="text file to write, one prompt per line"
+  )
+  parser.add_argument("--samples", type=usage.local_path, help="output folder of `generate`")
   parser.add_argument("--stage", help="stage to score; the last one by default")
-  parser.add_argument("--output", type=Path, help="folder for VBench, with --samples")
+  parser.add_argument("--output", type=usage.local_path, help="folder for VBench, with --samples")
   args = parser.parse_args(argv)
   if (args.prompts is None) == (args.samples is None):
     parser.error("expected --prompts to write prompts, or --samples and --output to name samples")

@@ -4,14 +4,6 @@ import functools
 import os
 from typing import Any
 
-# Stores that show an object once all of it has arrived, and cannot rename.
-_OBJECT_STORES = ("gs", "gcs", "s3", "s3a", "az", "abfs", "hf")
-
-
-def is_object_store(path: str) -> bool:
-  """Whether an address is in an object store."""
-  return path.partition("://")[0] in _OBJECT_STORES
-
 
 def file_system(path: str) -> Any:
   """The file system of an address. Listings are not cached, because other workers write too."""
@@ -23,7 +15,9 @@ def file_system(path: str) -> Any:
 
     return fsspec.core.url_to_fs(path, use_listings_cache=False)[0]
   except ImportError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+      f"{path}: {error} (pip install -r requirements-stores.lock; docs/stores.md)"
+    ) from error
 
 
 @functools.cache

@@ -44,3 +44,9 @@ def parsed(content: bytes | str, *, name: str) -> Any:
 def is_sealed(content: bytes) -> bool:
   """Whether the content of a JSON file has a digest; files of earlier versions have none."""
   return f'"{FIELD}"'.encode() in content
+
+
+def sealed_json(tree: Any, *, indent: int = 2, sort_keys: bool = True) -> bytes:
+  """The content of a JSON file with a digest."""
+  tree = sealed(json.loads(json.dumps(tree)))
+  return json.dumps(tree, indent=indent, sort_keys=sort_keys).encode() + b"\n"

@@ -1,11 +1,12 @@
 """Fingerprints: one sha256 for a set of weights, whatever file they came from, and of a file's bytes."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from walt_t5x.files import storage
 
 
 def weights_fingerprint(weights: Mapping[str, Any]) -> str:
@@ -21,7 +22,9 @@ def weights_fingerprint(weights: Mapping[str, Any]) -> str:
   return digest.hexdigest()
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
+def file_sha256(path: storage.PathLike) -> str:
   """Returns the sha256, in hex, of a file's bytes."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  digest = hashlib.sha256()
+  for part in storage.chunks(path):
+    digest.update(part)
+  return digest.hexdigest()

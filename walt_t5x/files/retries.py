@@ -8,6 +8,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from walt_t5x.files import store_errors
+
 _Result = TypeVar("_Result")
 # Seconds. Pauses double from the first to the longest, each times a random factor between 0.5 and 1.5. The deadline
 # counts from the first failure: a large object may take longer than that.
@@ -52,6 +54,8 @@ _NAMES = {
 # Codes of S3 whose status is 4xx.
 _CODES = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted"}
 _CODES |= {"RequestTimeout", "XAmzContentSHA256Mismatch"}
+# Operations that create an object.
+_WRITES = ("create", "write")
 
 
 class Incomplete(ConnectionError):
@@ -130,6 +134,8 @@ def retried(operation: str, path: str, call: Callable[[], _Result]) -> _Result:
     message = f"{told(outage.attempts)} within {DEADLINE:.0f} seconds: {last}"
     raise OSError(outage.errno, message) from outage.last
   except Exception as error:
+    if meaning := store_errors.explained(path, error, writes=operation in _WRITES):
+      raise meaning from error
     error.add_note(told(attempts.count))
     raise
 

@@ -6,14 +6,10 @@ that may pass are retried (`retries`).
 
 import contextlib
 import errno
-import glob
 import gzip
 import io
 import json
 import os
-import pathlib
-import re
-import shutil
 import stat
 import tempfile
 import uuid
@@ -23,6 +19,8 @@ from typing import Any, BinaryIO, TextIO, TypeVar
 
 from walt_t5x.files import clients, damage
 from walt_t5x.files.retries import retried
+from walt_t5x.files.store_errors import CannotWrite as CannotWrite
+from walt_t5x.files.store_errors import cannot_write, is_beyond_end, is_object_store
 
 # Etils' paths, which Orbax uses, then use fsspec too, and not TensorFlow, which takes no endpoint.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -33,15 +31,12 @@ TEMPORARY = ".tmp-"
 _remote = clients.file_system
 # Reading a small file from an object store takes about 50 ms, nearly all of it latency.
 _AT_ONCE = 32
+_CHUNK = 1 << 24
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 class TooLarge(ValueError):
   """A file larger than the limit of the read."""
-
-
-class CannotWrite(OSError):
-  """A write error that is independent of the row: a full disk, a quota, a folder without write permission."""
 
 
 def is_local(path: PathLike) -> bool:
@@ -74,14 +69,27 @@ def run_folder(path: PathLike) -> str:
 def exists(path: PathLike) -> bool:
   """Whether a file or folder exists."""
   path = os.fspath(path)
-  if is_local(path):
-    return os.path.exists(path)
+  return os.path.exists(path) if is_local(path) else bool(_kind_at(path))
+
+
+def is_file(path: PathLike) -> bool:
+  """Whether a path is that of a file."""
+  path = os.fspath(path)
+  return os.path.isfile(path) if is_local(path) else _kind_at(path) == "file"
+
+
+def _kind_at(path: str) -> str:
+  """Type of what is at an address, "" for nothing; fsspec's own `exists` is False after any error."""
   try:
-    # fsspec's own `exists` is False after any error.
-    retried("look for", path, lambda: _remote(path).info(path))
+    return retried("look for", path, lambda: _remote(path).info(path))["type"]
   except FileNotFoundError:
-    return False
-  return True
+    return ""
+
+
+def is_folder(path: PathLike) -> bool:
+  """Whether there is a folder at a path; in an object store, one with files."""
+  path = os.fspath(path)
+  return os.path.isdir(path) if is_local(path) else _kind_at(path) == "directory"
 
 
 def reject_special(path: PathLike) -> None:
@@ -103,54 +111,51 @@ def size(path: PathLike) -> int:
 
 def names(folder: PathLike) -> list[str]:
   """Sorted names of the files directly in a folder, and of links that lead nowhere; empty if it does not exist."""
-  return _listed(folder, "file")
+  return sorted(name for name, entry in _listed(folder) if _kind(entry) == "file")
 
 
 def folders(folder: PathLike) -> list[str]:
   """Sorted names of the folders directly in a folder; empty if the folder does not exist."""
-  return _listed(folder, "directory")
+  return sorted(name for name, entry in _listed(folder) if _kind(entry) == "directory")
 
 
-def _listed(folder: PathLike, kind: str) -> list[str]:
+def sizes(folder: PathLike) -> dict[str, int]:
+  """Name -> bytes of every file directly in a folder, from one listing of a store."""
+  return {
+    name: entry["size"] if isinstance(entry, dict) else entry.stat().st_size
+    for name, entry in _listed(folder)
+    if _kind(entry) == "file"
+  }
+
+
+def _listed(folder: PathLike) -> Iterator[tuple[str, Any]]:
+  """Names and entries of a folder: `os.DirEntry`, or fsspec's description."""
   folder = os.fspath(folder)
   if is_local(folder):
-    if not os.path.isdir(folder):
-      return []
-    with os.scandir(folder) as entries:
-      return sorted(entry.name for entry in entries if _kind(entry) == kind)
-  store = _remote(folder)
+    if os.path.isdir(folder):
+      with os.scandir(folder) as entries:
+        yield from [(entry.name, entry) for entry in entries]
+    return
   try:
+    store = _remote(folder)
     found = retried("list", folder, lambda: store.ls(folder, detail=True))
   except FileNotFoundError:
-    return []
-  # An object of the folder's name, or with a slash after it, is not in the folder.
-  itself = store._strip_protocol(folder).rstrip("/")
-  paths = (one["name"].rstrip("/") for one in found if one["type"] == kind)
-  return sorted(os.path.basename(path) for path in paths if path != itself)
+    return
+  here = store._strip_protocol(folder).strip("/")
+  for one in found:
+    path = one["name"].strip("/")
+    # Some programs mark a folder by an empty object with its name.
+    if path != here:
+      yield os.path.basename(path), one
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _kind(entry: Any) -> str:
   """'file', 'directory' or '' for a pipe or a device; a link that leads nowhere is a file that does not exist."""
+  if isinstance(entry, dict):
+    return entry["type"]
   if entry.is_symlink():
     return "directory" if os.path.isdir(entry.path) else "file"
   return "file" if entry.is_file() else "directory" if entry.is_dir() else ""
-
-
-def literal(pattern: PathLike) -> str:
-  """A pattern for libraries to which `[` and `?` are special too, which may be parts of names."""
-  return re.sub(r"[\[?]", r"[\g<0>]", os.fspath(pattern))
-
-
-def match(pattern: PathLike) -> Iterator[str]:
-  """Sorted paths of the files that match a pattern with `*`; other characters are themselves."""
-  pattern = literal(pattern)
-  if is_local(pattern):
-    yield from sorted(filter(os.path.isfile, glob.iglob(pattern, include_hidden=True)))
-    return
-  # fsspec drops the scheme (and the host) from the names.
-  head = pattern.removesuffix(_remote(pattern)._strip_protocol(pattern).lstrip("/"))
-  found = retried("list", pattern, lambda: _remote(pattern).glob(pattern, detail=True))
-  yield from sorted(head + name.lstrip("/") for name, one in found.items() if one["type"] == "file")
 
 
 def delete(path: PathLike) -> None:
@@ -163,10 +168,11 @@ def delete(path: PathLike) -> None:
 
 def rename(source: str, target: str) -> None:
   """Renames a file; an existing target is replaced."""
-  if clients.is_object_store(source):
-    return _move([source], [target])
-  move = os.replace if is_local(source) else _remote(source).mv
-  retried("rename", source, lambda: move(source, target))
+  if is_object_store(source):
+    _move([source], [target])
+  else:
+    move = os.replace if is_local(source) else _remote(source).mv
+    retried("rename", source, lambda: move(source, target))
 
 
 def rename_folder(source: str, target: str) -> None:
@@ -174,7 +180,7 @@ def rename_folder(source: str, target: str) -> None:
   if is_local(source):
     return retried("rename", source, lambda: os.replace(source, target))
   store = _remote(source)
-  if clients.is_object_store(source):
+  if is_object_store(source):
     head = f"{store._strip_protocol(source)}/"
     found = retried("list", source, lambda: store.find(source))
     below = [name.removeprefix(head) for name in found if name.startswith(head)]
@@ -201,41 +207,8 @@ def make_folder(path: PathLike) -> None:
   path = os.fspath(path)
   if is_local(path):
     os.makedirs(path, exist_ok=True)
-  elif not clients.is_object_store(path):
+  elif not is_object_store(path):
     retried("create", path, lambda: _remote(path).makedirs(path, exist_ok=True))
-
-
-@contextlib.contextmanager
-def new_folder(path: PathLike) -> Iterator[pathlib.Path]:
-  """Yields a temporary folder in the local folder `path`; its entries move there when the block ends without an error.
-
-  After an error or a kill, the next call starts from nothing. The entry that was written last moves last.
-
-  Raises:
-    FileExistsError: if `path` has entries other than those of a killed call.
-  """
-  path = pathlib.Path(path)
-  existed = path.exists()
-  if existed and (not path.is_dir() or any(not _is_temporary(e) for e in path.iterdir())):
-    raise FileExistsError(f"got {path}, which is not empty, expected a new folder")
-  path.mkdir(parents=True, exist_ok=True)
-  for left in path.iterdir():
-    shutil.rmtree(left)
-  work = path / f"{TEMPORARY}{uuid.uuid4().hex}"
-  work.mkdir()
-  try:
-    yield work
-    for entry in sorted(work.iterdir(), key=lambda entry: entry.stat().st_mtime_ns):
-      os.replace(entry, path / entry.name)
-  finally:
-    shutil.rmtree(work)
-    if not existed:
-      with contextlib.suppress(OSError):  # It is not empty.
-        path.rmdir()
-
-
-def _is_temporary(path: pathlib.Path) -> bool:
-  return path.name.startswith(TEMPORARY) and path.is_dir()
 
 
 def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
@@ -244,13 +217,12 @@ def for_each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> It
     yield from pool.map(function, items)
 
 
-def open_raw(path: PathLike) -> BinaryIO:
-  """Opens a file for reading, without decompression."""
-  return retried("open", os.fspath(path), lambda: _open(os.fspath(path)))
-
-
-def _open(path: str) -> Any:
-  return open(path, "rb") if is_local(path) else _remote(path).open(path, "rb")
+def open_raw(path: PathLike, *, ahead: int = 1 << 22) -> BinaryIO:
+  """Opens a file for reading, without decompression; of a store, `ahead` bytes more than needed are read at once."""
+  path = os.fspath(path)
+  if is_local(path):
+    return retried("open", path, lambda: open(path, "rb"))
+  return retried("open", path, lambda: _remote(path).open(path, "rb", block_size=ahead))
 
 
 def open_text(path: str) -> TextIO:
@@ -264,9 +236,8 @@ def open_text(path: str) -> TextIO:
 def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
   """Reads a complete file. Raises FileNotFoundError, or `TooLarge` if it has more than `max_bytes`."""
   path = os.fspath(path)
-  end = None if max_bytes is None else max_bytes + 1
   try:
-    content = retried("read", path, lambda: _content(path, 0, end))
+    content = read_range(path, 0, None if max_bytes is None else max_bytes + 1)
   except (FileNotFoundError, NotADirectoryError) as error:
     raise FileNotFoundError(f"no file at {path}") from error
   if max_bytes is not None and len(content) > max_bytes:
@@ -274,18 +245,35 @@ def read(path: PathLike, *, max_bytes: int | None = None) -> bytes:
   return content
 
 
-def read_range(path: PathLike, start: int, end: int) -> bytes:
-  """Bytes `start` to `end` of a file, fewer if it is shorter."""
-  return retried("read", os.fspath(path), lambda: _content(os.fspath(path), start, end))
+def read_range(path: PathLike, begin: int, end: int | None) -> bytes:
+  """Bytes `begin` to `end`, or fewer if the file ends before; of a store in one request."""
+  path = os.fspath(path)
 
-
-def _content(path: str, start: int, end: int | None) -> bytes:
-  if is_local(path):
+  def attempt() -> bytes:
+    if not is_local(path):
+      # A complete object is one request without a range, so it is of one version, and compared with its checksum.
+      part = {} if (begin, end) == (0, None) else {"start": begin, "end": end}
+      return _remote(path).cat_file(path, **part)
     with open(path, "rb") as stream:
-      stream.seek(start)
-      return stream.read() if end is None else stream.read(end - start)
-  # A complete object is one request, so it is of one version, and is compared with its checksum.
-  return _remote(path).cat_file(path, **({} if end is None else {"start": start, "end": end}))
+      stream.seek(begin)
+      return stream.read(-1 if end is None else end - begin)
+
+  try:
+    return retried("read", path, attempt)
+  except Exception as error:
+    if is_beyond_end(error):
+      return b""
+    raise
+
+
+def chunks(path: PathLike) -> Iterator[bytes]:
+  """The content of a file in parts, each of which is read and retried for itself."""
+  begin = 0
+  while part := read_range(path, begin, begin + _CHUNK):
+    yield part
+    begin += len(part)
+    if len(part) < _CHUNK:
+      return
 
 
 def read_json(path: PathLike) -> Any:
@@ -311,17 +299,17 @@ def writer(path: PathLike) -> Iterator[BinaryIO]:
     os.makedirs(folder or ".", exist_ok=True)
     stream = open(temporary, "xb")
   except OSError as error:
-    raise _cannot_write(path, error) from error
+    raise cannot_write(path, error) from error
   try:
     yield stream
     stream.close()
     if is_local(path):
       os.replace(temporary, path)
     else:
-      _upload(temporary, path)
+      upload(temporary, path)
   except OSError as error:
     if error.errno in _NO_ROOM:
-      raise _cannot_write(path, error) from error
+      raise cannot_write(path, error) from error
     raise
   finally:
     # On a full disk, close fails too; the temporary file is deleted anyway.
@@ -331,11 +319,22 @@ def writer(path: PathLike) -> Iterator[BinaryIO]:
       os.remove(temporary)
 
 
-def _upload(source: str, path: str) -> None:
-  store = _remote(path)
+def download(path: str, target: PathLike) -> None:
+  """Copies the file at an address to a local file."""
+  with open(target, "wb") as stream:
+    stream.writelines(chunks(path))
+
+
+def upload(source: PathLike, path: str) -> None:
+  """Copies a local file to an address, where it appears complete or not at all.
+
+  Raises:
+    CannotWrite: the store rejects it.
+  """
+  source, store = os.fspath(source), _remote(path)
 
   def put() -> None:
-    if clients.is_object_store(path):
+    if is_object_store(path):
       store.put_file(source, path)
     else:
       store.put_file(source, temporary)
@@ -347,16 +346,7 @@ def _upload(source: str, path: str) -> None:
   except OSError as error:
     with contextlib.suppress(Exception):
       store.rm_file(temporary)
-    raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: str, error: OSError) -> CannotWrite:
-  found = CannotWrite(
-    f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
-    "same command again: finished files are kept"
-  )
-  found.strerror = error.strerror
-  return found
+    raise cannot_write(path, error) from error
 
 
 def write(path: PathLike, content: bytes | str) -> None:
@@ -379,10 +369,11 @@ def create(path: PathLike, content: bytes) -> bool | None:
     except FileExistsError:
       return False
     except OSError as error:
-      raise _cannot_write(path, error) from error
+      raise cannot_write(path, error) from error
     return True
   try:
-    retried("create", path, lambda: _remote(path).pipe_file(path, content, mode="create"))
+    store = _remote(path)
+    retried("create", path, lambda: store.pipe_file(path, content, mode="create"))
   except FileExistsError:
     with contextlib.suppress(FileNotFoundError):
       return read(path) == content
@@ -396,5 +387,7 @@ def write_json(
   path: PathLike, tree: Any, *, indent: int = 1, sort_keys: bool = False, seal: bool = False
 ) -> None:
   """Writes a JSON file atomically; `seal` adds a digest, which `read_json` checks."""
-  tree = damage.sealed(json.loads(json.dumps(tree))) if seal else tree
-  write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")
+  if seal:
+    write(path, damage.sealed_json(tree, indent=indent, sort_keys=sort_keys))
+  else:
+    write(path, json.dumps(tree, indent=indent, sort_keys=sort_keys) + "\n")

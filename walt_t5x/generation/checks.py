@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from flax import traverse_util
 from data import schema
 from walt_t5x.engine.checkpoints import find_checkpoint, has_average, load_params, state_metadata
 from walt_t5x.files.fingerprint import weights_fingerprint
+from walt_t5x.files.paths import as_path
 from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.text.config import CONFIG_FILE
 from walt_t5x.text.encoder import TextEncoder
@@ -177,7 +177,7 @@ def load_text_encoder(folder: str, *, expected: str) -> TextEncoder:
     FileNotFoundError: a file is missing.
     ValueError: the encoder is another one; names both fingerprints.
   """
-  if not (Path(folder) / CONFIG_FILE).is_file():
+  if not (as_path(folder) / CONFIG_FILE).is_file():
     raise FileNotFoundError(
       f"no {CONFIG_FILE} in {folder}: set generate.text_encoder to the folder that the training data was encoded with"
     )

@@ -2,10 +2,10 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
+from walt_t5x.files.paths import as_path
 from walt_t5x.media import pictures, reading
 from walt_t5x.media.geometry import EXACT, fitted, resized
 
@@ -50,7 +50,7 @@ def read_image(path: str, *, size: tuple[int, int], fit: str = EXACT) -> Conditi
   Raises:
     ValueError: the file is not an image, or has another size.
   """
-  content = Path(path).read_bytes()
+  content = as_path(path).read_bytes()
   try:
     frame = np.asarray(pictures.open_picture(content))
   except reading.MediaError as error:
@@ -73,7 +73,7 @@ def read_clip(
   Raises:
     ValueError: the file is not a video, is too short, or has another size.
   """
-  content, what = Path(path).read_bytes(), f"--video={path}"
+  content, what = as_path(path).read_bytes(), f"--video={path}"
   try:
     times = reading.frame_times(content)
   except reading.MediaError as error:

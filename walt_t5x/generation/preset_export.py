@@ -20,7 +20,7 @@ from data.provenance import Provenance
 from walt_t5x.denoiser import adapters
 from walt_t5x.engine import run_record, weights_file
 from walt_t5x.engine.checkpoints import checkpoint_folder, checkpoint_step, load_params
-from walt_t5x.files import storage
+from walt_t5x.files import local_folders, storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.generation import presets
 from walt_t5x.generation.cascade import stage_size
@@ -67,7 +67,7 @@ def export(
   names = [VAE, TEXT, *(stage.name for stage in config.stages)]
   if len(set(names)) < len(names):
     raise ValueError(f"the folders of the parts would be {names}: rename the stages")
-  with storage.new_folder(output) as folder:
+  with local_folders.new_folder(output) as folder:
     infos = read_infos(config)
     params, encoder = load_tokenizer(config, infos), load_text_encoder(config, infos)
     parts = {VAE: _write_model(folder / VAE, config.vae_checkpoint, {"vae": params}, under="vae")}

@@ -55,14 +55,14 @@ def shipped() -> list[str]:
 def place(run: str) -> str:
   """Path of a run: a part of one of the package's presets, such as `shapes/base`, or the path itself."""
   name, _, part = run.partition("/")
-  return (
-    str(SHIPPED / name / part) if part and name in shipped() and not Path(run).exists() else run
-  )
+  if part and name in shipped() and not Path(run).exists():
+    return str(SHIPPED / name / part)
+  return run
 
 
 def named(run: str) -> str:
   """The inverse of `place`: the short name of a part of one of the package's presets, or the path itself."""
-  path = Path(run).absolute()
+  path = Path(storage.absolute(run))
   return str(path.relative_to(SHIPPED)) if path.is_relative_to(SHIPPED) else run
 
 

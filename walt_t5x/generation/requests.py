@@ -3,8 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
+
+from walt_t5x.files.paths import as_path
 
 IMAGE, VIDEO = "image", "video"
 
@@ -62,7 +63,7 @@ def read_prompts(
 
 def _lines(file: str, what: str) -> list[str]:
   try:
-    return Path(file).read_text(encoding="utf-8").splitlines()
+    return as_path(file).read_text(encoding="utf-8").splitlines()
   except UnicodeDecodeError as error:
     raise ValueError(f"{what} is not UTF-8 text: {error}") from error
   except OSError as error:
@@ -75,7 +76,7 @@ def read_requests(file: str) -> list[Request]:
   Raises:
     ValueError: a line is not a request (names the line), or there are none.
   """
-  path, found = Path(file), []
+  path, found = as_path(file), []
   known = {"prompt": str, "label": int, IMAGE: str, VIDEO: str}
   for number, line in enumerate(_lines(file, f"--requests={file}"), 1):
     if not line.strip():
@@ -137,7 +138,7 @@ def check_requests(requests: Iterable[Request], *, text: bool, classes: int) -> 
       )
     if not classes and request.label is not None:
       raise ValueError(f"request {number} has a label, but the stages have no classes")
-    if request.file and not Path(request.file).is_file():
+    if request.file and not as_path(request.file).is_file():
       raise ValueError(f"request {number} starts from {request.file}, which does not exist")
   if len(kinds) > 1:
     shown = ", ".join(f"{n} from {kind or 'noise'}" for kind, n in kinds.items())

@@ -5,18 +5,18 @@ import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
+from walt_t5x.files.paths import AnyPath, as_path
 
 RUN = "run.json"
 # The sidecars of `SampleFolder`.
 _FINISHED = "[0-9]*.json"
 
 
-def begin(folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHED) -> None:
+def begin(folder: AnyPath, identity: Mapping[str, Any], *, finished: str = _FINISHED) -> None:
   """Writes `run.json`, or checks that the folder was started by the same command.
 
   A start that finished no sample, such as one that failed or was killed early, does not bind the next command.
@@ -50,10 +50,10 @@ def begin(folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHE
     raise OSError(f"--output={folder} cannot be written: {error.strerror}") from error
 
 
-def begin_free(name: str, identity: Mapping[str, Any]) -> Path:
+def begin_free(name: str, identity: Mapping[str, Any]) -> AnyPath:
   """`begin` in the first of the folders `name`, `name_2` and so on that is not another command's; returns it."""
   for number in itertools.count(1):
-    folder = Path(name if number == 1 else f"{name}_{number}")
+    folder = as_path(name if number == 1 else f"{name}_{number}")
     # Another command may be about to finish its first sample.
     if _changes(folder / RUN, identity):
       continue
@@ -67,7 +67,7 @@ def begin_free(name: str, identity: Mapping[str, Any]) -> Path:
 
 @contextlib.contextmanager
 def begun(
-  folder: Path, identity: Mapping[str, Any], *, finished: str = _FINISHED
+  folder: AnyPath, identity: Mapping[str, Any], *, finished: str = _FINISHED
 ) -> Iterator[Callable[[], None]]:
   """Yields a function to call before samples are written; `run.json` is removed if the block fails without a sample.
 
@@ -91,7 +91,7 @@ def begun(
     raise
 
 
-def _changes(file: Path, identity: Mapping[str, Any]) -> list[str]:
+def _changes(file: AnyPath, identity: Mapping[str, Any]) -> list[str]:
   """The differences between a `run.json` and this command; empty without a file."""
   if not file.exists():
     return []
@@ -104,7 +104,7 @@ def _changes(file: Path, identity: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: AnyPath) -> dict[str, Any]:
   """The content of a `run.json`, with two settings that earlier versions wrote in the names of the flags now."""
   found = storage.read_json(file)
   if "rounds" in found:

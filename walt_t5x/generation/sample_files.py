@@ -1,15 +1,13 @@
 """The files of one clip: videos, animations, PNG frames and raw latents."""
 
 import hashlib
-import os
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from walt_t5x.files import storage
 from walt_t5x.files.fingerprint import file_sha256
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.media import pictures, reading, writing
 from walt_t5x.media.pixels import clip_to_uint8, to_float
 
@@ -38,7 +36,7 @@ def scale_of(frames: np.ndarray, name: str) -> int:
   return 1
 
 
-def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> str:
+def write_clip(path: AnyPath, frames: np.ndarray, *, format: str, fps: float) -> str:
   """Writes one format of a clip atomically; returns the name of the file or folder.
 
   Args:
@@ -54,7 +52,7 @@ def write_clip(path: Path, frames: np.ndarray, *, format: str, fps: float) -> st
   return file.name
 
 
-def clip_sha256(path: Path) -> str:
+def clip_sha256(path: AnyPath) -> str:
   """sha256 of a file of `write_clip`, or of the frames of its folder in their order."""
   if not path.is_dir():
     return file_sha256(path)
@@ -62,7 +60,7 @@ def clip_sha256(path: Path) -> str:
   return hashlib.sha256(" ".join(frames).encode()).hexdigest()
 
 
-def write_latents(path: Path, latents: np.ndarray) -> str:
+def write_latents(path: AnyPath, latents: np.ndarray) -> str:
   """Writes float32 [1 + extensions, t, h, w, c] as .npy; returns the name."""
   file = path.with_name(f"{path.name}.npy")
   with storage.writer(file) as stream:
@@ -70,7 +68,7 @@ def write_latents(path: Path, latents: np.ndarray) -> str:
   return file.name
 
 
-def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
+def read_clip(path: AnyPath, shape: Sequence[int], scale: int) -> np.ndarray:
   """Pixels [T, H, W, 3] in [0, 1] of a file or folder of `write_clip`, at the size at which they were generated."""
   if path.is_dir():
     files = sorted(path.glob("*.png"))
@@ -82,16 +80,14 @@ def read_clip(path: Path, shape: Sequence[int], scale: int) -> np.ndarray:
   return frames.reshape(t, h, scale, w, scale, 3).mean((2, 4))
 
 
-def _write_frames(path: Path, frames: np.ndarray) -> str:
+def _write_frames(path: AnyPath, frames: np.ndarray) -> str:
   from PIL import Image
 
   folder = path.with_name(f"{path.name}_frames")
-  temporary = path.with_name(f".{folder.name}.{os.getpid()}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
+  # Those of an interrupted run, whose sample was not finished, may be more.
+  for left in folder.glob("*.png"):
+    storage.delete(left)
   for i, frame in enumerate(frames):
-    Image.fromarray(frame).save(temporary / f"{i:05d}.png")
-  # Replaces a folder left by an interrupted run; its sample was not finished.
-  shutil.rmtree(folder, ignore_errors=True)
-  temporary.rename(folder)
+    with storage.writer(folder / f"{i:05d}.png") as stream:
+      Image.fromarray(frame).save(stream, format="PNG")
   return folder.name

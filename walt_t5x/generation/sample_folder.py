@@ -12,13 +12,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.generation import sample_files
 from walt_t5x.html import gallery
 
@@ -39,11 +39,11 @@ class StoredSample:
 
   index: int
   prompt: str
-  files: Mapping[str, Path]
+  files: Mapping[str, AnyPath]
   sidecar: Mapping[str, Any]
   verdict: Mapping[str, Mapping[str, bool]] = dataclasses.field(default_factory=dict)
 
-  def playable(self, stage: str) -> Path | None:
+  def playable(self, stage: str) -> AnyPath | None:
     """The stage's file that browsers play, or None."""
     best = self.files[stage]
     names = self.sidecar["stages"][stage].get("files", {best.suffix[1:]: best.name})
@@ -52,18 +52,10 @@ class StoredSample:
 
 
 class SampleFolder:
-  """Reads and writes one local folder.
-
-  Raises:
-    ValueError: the path is an address such as gs://bucket/samples, which would become a local folder of that name.
-  """
+  """Reads and writes one folder, local or in an object store."""
 
   def __init__(self, path: str | os.PathLike[str]):
-    if "://" in str(path):
-      raise ValueError(
-        f"{path} is not a local folder: write to one and copy it, or to a mounted bucket"
-      )
-    self.path = Path(path)
+    self.path = as_path(path)
 
   def write(
     self,
@@ -116,7 +108,7 @@ class SampleFolder:
     }
     storage.write_json(self.sidecar(index), sidecar, seal=True)
 
-  def sidecar(self, index: int) -> Path:
+  def sidecar(self, index: int) -> AnyPath:
     """The path of a sample's sidecar."""
     return self.path / f"{index:05d}.json"
 
@@ -169,7 +161,7 @@ class SampleFolder:
       )
     return sample_files.read_clip(sample.files[stage], entry["shape"], entry["scale"])
 
-  def write_manifest(self) -> Path:
+  def write_manifest(self) -> AnyPath:
     """Writes one line per sample: its number, prompt, files by stage and conditioning media."""
     lines = []
     for sample in self.samples():
@@ -222,6 +214,6 @@ class SampleFolder:
         details={"clip": part},
       )
 
-  def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> Path:
+  def write_gallery(self, *, title: str = "Generated videos", limit: int | None = None) -> AnyPath:
     """Writes the HTML page for the first `limit` samples."""
     return gallery.write_gallery(self.path / GALLERY, self.gallery_items(limit), title=title)

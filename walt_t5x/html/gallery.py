@@ -4,9 +4,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.html.page import ShownClip, embed, write_page
 
 # Chroma is then in every pixel.
@@ -38,7 +38,7 @@ def write_gallery(
   title: str = "Generated clips",
   media: str = "mp4",
   remarks: Mapping[str, Sequence[str]] | None = None,
-) -> Path:
+) -> AnyPath:
   """Writes the page atomically and returns its path.
 
   Args:

@@ -8,13 +8,13 @@ import base64
 import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
 
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.media import geometry, pixels, writing
 
 _TEMPLATES = jinja2.Environment(
@@ -40,15 +40,15 @@ class ShownClip:
   fps: float = 8.0
   note: str = ""
   file: str = ""
-  playable: Path | None = None
+  playable: AnyPath | None = None
 
 
-def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> Path:
+def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> AnyPath:
   """Renders `templates/<template>.html.j2` and writes the page, a path that ends in .html, atomically.
 
   Iterators among the values are consumed while the page is written, so that one card at a time is in memory.
   """
-  path = Path(path)
+  path = as_path(path)
   if path.suffix.lower() not in (".html", ".htm"):
     raise ValueError(f"--output: got {path}, expected an .html file")
   with storage.writer(path) as page:
@@ -89,7 +89,7 @@ def embed(clip: ShownClip, *, edge: int, media: str = "mp4", strip: int = 0) -> 
     "name": clip.name,
     "note": clip.note,
     "file": clip.file,
-    "download": Path(clip.file).with_suffix(suffix).name if clip.file else "",
+    "download": as_path(clip.file).with_suffix(suffix).name if clip.file else "",
     "fps": f"{fps:g}",
     "verdict": {},
     "width": width * scale,

@@ -6,10 +6,10 @@ import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 
 METRICS = "metrics.jsonl"
 
@@ -29,7 +29,7 @@ class RunFolder:
   """
 
   name: str
-  path: Path
+  path: AnyPath
   curves: Mapping[str, Sequence[tuple[int, float]]]
   checkpoints: Mapping[int, str | None]
   provenance: Mapping[str, Any]
@@ -42,7 +42,7 @@ class RunFolder:
     return max((points[-1][0] for points in self.curves.values()), default=0)
 
 
-def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
+def read_curves(file: AnyPath) -> tuple[dict[str, list[tuple[int, float]]], int]:
   """Curves of a metrics.jsonl, and the number of its unreadable lines.
 
   A run that resumed from a checkpoint wrote some steps twice; the later line counts. Values that are not finite
@@ -64,7 +64,7 @@ def read_curves(file: Path) -> tuple[dict[str, list[tuple[int, float]]], int]:
   return {name: sorted(points.items()) for name, points in found.items()}, unreadable
 
 
-def read_run(path: Path, name: str | None = None) -> RunFolder:
+def read_run(path: AnyPath, name: str | None = None) -> RunFolder:
   """Reads the model_dir of a run; `name` is its name on the page, by default the folder's.
 
   Raises:
@@ -164,7 +164,7 @@ def _prompt_scores(result: Mapping[str, Any], folder: str) -> Iterator[ScoreRow]
       )
 
 
-def read_scores(file: Path) -> list[ScoreRow]:
+def read_scores(file: AnyPath) -> list[ScoreRow]:
   """The rows of one scores file; raises ValueError for a file that `evaluate` did not write."""
   try:
     result = storage.read_json(file)

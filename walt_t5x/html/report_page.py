@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.html.curve_chart import chart, grouped
 from walt_t5x.html.gallery import GalleryItem, card
 from walt_t5x.html.page import write_page
@@ -16,14 +16,14 @@ _SHOWN = (*_QUALITY, "learning_rate", "steps_per_second", "data_wait_share", "go
 
 
 def write_report(
-  path: Path,
+  path: AnyPath,
   *,
   title: str,
   runs: Sequence[RunFolder],
   plans: Mapping[str, Mapping[str, Any] | str],
   scores: Sequence[ScoreRow],
   samples: Iterable[GalleryItem],
-) -> Path:
+) -> AnyPath:
   """Writes the page atomically.
 
   Args:

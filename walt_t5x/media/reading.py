@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from walt_t5x.files import storage
 from walt_t5x.media.containers import CONTAINERS, has_signature, is_avi, is_cut_off, stated_end
 from walt_t5x.media.deinterlacing import deinterlaced
 from walt_t5x.media.frames import opaque, orientation, upright
@@ -55,7 +56,7 @@ class DecodedVideo(NamedTuple):
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[BinaryIO]:
   """The bytes of a source; errors of media name its file."""
-  with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+  with io.BytesIO(source) if isinstance(source, bytes) else storage.open_raw(source) as file:
     try:
       if not file.read(1):
         raise MediaError("empty", "the file has no bytes")

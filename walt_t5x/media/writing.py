@@ -16,12 +16,12 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.media.geometry import upscale
 from walt_t5x.media.pixels import clip_to_uint8
 
@@ -52,7 +52,7 @@ def _pad_to_even(frames: np.ndarray) -> np.ndarray:
 
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, *, fps: float, crf: int = 12, scale: int = 1
-) -> Path:
+) -> AnyPath:
   """Writes one clip atomically and returns its path; the suffix selects the format.
 
   Args:
@@ -65,7 +65,7 @@ def write_video(
   Raises:
     ValueError: another suffix, shape or dtype, or a rate that is not positive.
   """
-  path = Path(path)
+  path = as_path(path)
   suffix = path.suffix.lower()
   rate = _rate(path, fps)
   frames = upscale(clip_to_uint8(frames), scale)
@@ -89,11 +89,11 @@ def encode_video(
 ) -> bytes:
   """Like `write_video`, but returns the bytes. Uses a file, because writing an mp4 index requires one."""
   with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / f"clip{suffix}"
+    path = as_path(folder) / f"clip{suffix}"
     return write_video(path, frames, fps=fps, crf=crf, scale=scale).read_bytes()
 
 
-def _rate(path: Path, fps: float) -> Fraction:
+def _rate(path: AnyPath, fps: float) -> Fraction:
   if not 0 < fps <= 1000:
     raise ValueError(f"{path}: got fps={fps}, expected a rate between 0 and 1000.")
   return Fraction(fps).limit_denominator(1001)
@@ -193,7 +193,7 @@ def lossless_writer(
   """
   import av
 
-  path = Path(path)
+  path = as_path(path)
   if path.suffix != LOSSLESS_SUFFIX:
     raise ValueError(f"got {path}, expected a name that ends in {LOSSLESS_SUFFIX}.")
   rate = _rate(path, fps)

@@ -98,7 +98,7 @@ class FeatureStatistics(metrics.Metric):
     return self.mean, self.covariance * (1 if unbiased else (self.count - 1) / self.count)
 
 
-def write_arrays(path: Path, **arrays: Any) -> None:
+def write_arrays(path: storage.PathLike, **arrays: Any) -> None:
   """Writes a `.npz` file atomically; creates the folder."""
   with storage.writer(path) as stream:
     np.savez(stream, allow_pickle=False, **arrays)

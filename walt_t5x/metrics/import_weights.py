@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
 from walt_t5x.files.array_pickle import read_array_pickle
 from walt_t5x.files.fingerprint import file_sha256
 
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the program."""
   parser = programs.parser("walt_t5x.metrics.import_weights", __doc__)
   parser.add_argument("--network", required=True, choices=READERS)
-  parser.add_argument("--source", required=True, help="the public file")
+  parser.add_argument("--source", required=True, type=usage.local_path, help="the public file")
   parser.add_argument("--output", required=True, help="the .safetensors file to write")
   args = parser.parse_args(argv)
 

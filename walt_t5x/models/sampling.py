@@ -28,8 +28,8 @@ class SamplerConfig:
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
     rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
-    eta: share of new noise in each step in [0, 1], see `walt_t5x.diffusion.ddim`. Assumption: 0, the DDIM that the paper
-      names.
+    eta: share of new noise in each step in [0, 1], see `walt_t5x.diffusion.ddim`. Assumption: 0, the DDIM that the
+      paper names.
   """
 
   num_steps: int = 50

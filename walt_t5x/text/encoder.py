@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Integer
 
-from walt_t5x.files import storage
+from walt_t5x.files import local_folders, storage
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.text.config import CONFIG_FILE, PAD_ID, VOCABULARY_FILE, WEIGHTS_FILE, T5Config
 from walt_t5x.text.import_weights import EncoderWeights
@@ -70,7 +69,7 @@ class TextEncoder:
 
   @classmethod
   def load(
-    cls, folder: str | pathlib.Path, *, dtype: Any = jnp.float32, batch_size: int = 16
+    cls, folder: storage.PathLike, *, dtype: Any = jnp.float32, batch_size: int = 16
   ) -> "TextEncoder":
     """Reads a Hugging Face T5 v1.1 folder: config.json, model.safetensors, spiece.model.
 
@@ -78,17 +77,17 @@ class TextEncoder:
       FileNotFoundError: if one of the files is missing.
       ValueError: if the files do not belong together or are not T5 v1.1.
     """
-    folder = pathlib.Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
+    if not storage.exists(storage.join(folder, CONFIG_FILE)):
       raise FileNotFoundError(
         f"No {CONFIG_FILE} in {folder}. Make a text encoder folder with `python -m "
         "walt_t5x.text.import_encoder` (T5 weights) or `python -m walt_t5x.text.init_encoder` "
         "(random weights, for tests)."
       )
-    config = T5Config.from_json(folder / CONFIG_FILE)
-    vocabulary = Vocabulary.load(folder / VOCABULARY_FILE)
-    weights = EncoderWeights(SafetensorsSource(folder), config)
-    flat = {name: jnp.asarray(weights[name]) for name in weights}
+    with local_folders.read_locally(folder) as copy:
+      config = T5Config.from_json(copy / CONFIG_FILE)
+      vocabulary = Vocabulary.load(copy / VOCABULARY_FILE)
+      weights = EncoderWeights(SafetensorsSource(copy), config)
+      flat = {name: jnp.asarray(weights[name]) for name in weights}
     return cls(
       config=config,
       params=flax.traverse_util.unflatten_dict(flat, sep="/"),
@@ -176,7 +175,7 @@ def encoder_fingerprint(
 
 
 def save_encoder(
-  folder: str | pathlib.Path,
+  folder: storage.PathLike,
   *,
   config: T5Config,
   weights: Mapping[str, np.ndarray],
@@ -188,8 +187,7 @@ def save_encoder(
   Existing files are replaced. config.json is written last, so a folder left by an interrupted write does not load.
   `weights` has the parameters by flat T5X name, float32, and is read one at a time; `dtype` is that of the file.
   """
-  folder = pathlib.Path(folder)
-  (folder / CONFIG_FILE).unlink(missing_ok=True)
-  save_weights(folder / WEIGHTS_FILE, config, weights, dtype=dtype)
-  storage.write(folder / VOCABULARY_FILE, vocabulary.model)
-  storage.write(folder / CONFIG_FILE, config.to_json())
+  storage.delete(storage.join(folder, CONFIG_FILE))
+  save_weights(storage.join(folder, WEIGHTS_FILE), config, weights, dtype=dtype)
+  storage.write(storage.join(folder, VOCABULARY_FILE), vocabulary.model)
+  storage.write(storage.join(folder, CONFIG_FILE), config.to_json())

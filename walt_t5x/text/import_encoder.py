@@ -12,7 +12,8 @@ import math
 import pathlib
 import sys
 
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
+from walt_t5x.files import local_folders, storage
 from walt_t5x.text.config import CONFIG_FILE, VOCABULARY_FILE, T5Config
 
 
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--source",
     required=True,
+    type=usage.local_path,
     help="folder, .safetensors, model.safetensors.index.json, or a T5X checkpoint_<step>",
   )
   parser.add_argument("--output", required=True, help="text encoder folder to write")
@@ -30,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
-  source_path, output = pathlib.Path(args.source), pathlib.Path(args.output)
+  source_path, output = args.source, args.output
   folder = source_path if source_path.is_dir() else source_path.parent
-  if (output / CONFIG_FILE).exists() and not args.overwrite:
+  if storage.exists(storage.join(output, CONFIG_FILE)) and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
-  if output.resolve() == folder.resolve():
+  if storage.is_local(output) and pathlib.Path(output).resolve() == folder.resolve():
     parser.error("--output is the folder of the source; choose another folder.")
 
   from walt_t5x.text.encoder import encoder_fingerprint, save_encoder
@@ -57,12 +59,13 @@ def main(argv: list[str] | None = None) -> int:
   save_encoder(output, config=config, weights=weights, vocabulary=vocabulary)
 
   shapes = parameter_shapes(config).values()
-  written = EncoderWeights(SafetensorsSource(output), config)
-  print(f"config       {config}")
-  print(f"tensors      {len(written)} of {len(source.names)} in the source")
-  print(f"parameters   {sum(math.prod(shape) for shape in shapes):,}")
-  print(f"vocabulary   {len(vocabulary)} pieces")
-  print(f"fingerprint  {encoder_fingerprint(config, written, vocabulary)}")
+  with local_folders.read_locally(output) as copy:
+    written = EncoderWeights(SafetensorsSource(copy), config)
+    print(f"config       {config}")
+    print(f"tensors      {len(written)} of {len(source.names)} in the source")
+    print(f"parameters   {sum(math.prod(shape) for shape in shapes):,}")
+    print(f"vocabulary   {len(vocabulary)} pieces")
+    print(f"fingerprint  {encoder_fingerprint(config, written, vocabulary)}")
   print(f"written      {output}")
   return 0
 

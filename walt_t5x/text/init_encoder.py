@@ -8,7 +8,7 @@ distinguish words but do not represent their meaning.
 
 import dataclasses
 import json
-import pathlib
+import os
 import re
 import sys
 import zlib
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from walt_t5x.config import programs
+from walt_t5x.files import storage
 from walt_t5x.text.config import CONFIG_FILE, PRESETS, T5Config
 
 # Scale of what each sub-layer adds to the residual stream. At 1 (T5X's initialization) the four
@@ -27,9 +28,9 @@ BRANCH_GAIN = 0.5
 POSITION_GAIN = 3.0
 
 
-def read_captions(path: str | pathlib.Path) -> Iterator[str]:
+def read_captions(path: storage.PathLike) -> Iterator[str]:
   """Yields every caption of a manifest (JSONL rows with "captions" or "caption"), else raises ValueError."""
-  with open(path, encoding="utf-8") as lines:
+  with storage.open_text(os.fspath(path)) as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():
         continue
@@ -84,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default 0)")
   parser.add_argument("--overwrite", action="store_true", help="replace an existing encoder")
   args = parser.parse_args(argv)
-  output = pathlib.Path(args.output)
-  if (output / CONFIG_FILE).exists() and not args.overwrite:
+  output = args.output
+  if storage.exists(storage.join(output, CONFIG_FILE)) and not args.overwrite:
     parser.error(f"{output} already contains an encoder; pass --overwrite to replace it.")
   if args.seed < 0:
     parser.error(f"--seed: got {args.seed}, expected 0 or more.")

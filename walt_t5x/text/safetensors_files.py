@@ -115,7 +115,7 @@ class SafetensorsSource:
 
 
 def save_weights(
-  path: str | pathlib.Path,
+  path: storage.PathLike,
   config: T5Config,
   weights: Mapping[str, np.ndarray],
   names: Iterable[str] | None = None,
@@ -136,7 +136,6 @@ def save_weights(
   Raises:
     ValueError: if names, shapes or the dtype do not match `config`.
   """
-  path = pathlib.Path(path)
   shapes = parameter_shapes(config)
   if set(weights) != set(shapes):
     difference = sorted(set(weights) ^ set(shapes))

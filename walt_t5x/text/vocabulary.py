@@ -1,13 +1,13 @@
 """SentencePiece vocabulary with T5's reserved ids: pad 0, eos 1, unk 2."""
 
 import io
-import pathlib
 from collections.abc import Iterable
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
+from walt_t5x.files import storage
 from walt_t5x.text.config import EOS_ID, PAD_ID, UNK_ID
 
 
@@ -28,15 +28,14 @@ class Vocabulary:
       )
 
   @classmethod
-  def load(cls, path: str | pathlib.Path) -> "Vocabulary":
+  def load(cls, path: storage.PathLike) -> "Vocabulary":
     """Reads a `spiece.model`; raises FileNotFoundError if it does not exist."""
-    path = pathlib.Path(path)
-    if not path.is_file():
+    if not storage.exists(path):
       raise FileNotFoundError(
         f"No SentencePiece model at {path}. A text encoder folder contains config.json, "
         "model.safetensors and spiece.model; copy T5's spiece.model there."
       )
-    return cls(path.read_bytes())
+    return cls(storage.read(path))
 
   def __len__(self) -> int:
     return self._processor.GetPieceSize()

@@ -8,10 +8,9 @@ in the file can run.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from walt_t5x.config import programs
+from walt_t5x.config import programs, usage
 from walt_t5x.files import tensors
 from walt_t5x.files.array_pickle import read_array_pickle
 
@@ -37,8 +36,12 @@ def to_torch_names(tree: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
   """Runs the program."""
   parser = programs.parser("walt_t5x.vae.import_lpips", __doc__)
-  parser.add_argument("--input", required=True, type=Path, help="the package's vgg16.ckpt")
-  parser.add_argument("--output", required=True, type=Path, help="safetensors file to write")
+  parser.add_argument(
+    "--input", required=True, type=usage.local_path, help="the package's vgg16.ckpt"
+  )
+  parser.add_argument(
+    "--output", required=True, type=usage.local_path, help="safetensors file to write"
+  )
   options = parser.parse_args()
 
   with options.input.open("rb") as file:

@@ -82,7 +82,9 @@ class CheckpointManager:
         max_to_keep=config.keep,
         keep_period=keep_every,
         step_prefix="checkpoint",
-        cleanup_tmp_directories=True,
+        # In an object store, Orbax writes to the final folder, and would delete every folder without its commit file,
+        # those of TensorBoard and of samples too. `set_incomplete_aside` finds what a kill left there.
+        cleanup_tmp_directories=storage.is_local(model_dir),
         async_options=ocp.AsyncOptions(timeout_secs=1800),
       ),
       item_handlers=handlers,

@@ -1,6 +1,6 @@
 """Writes metrics to the log, TensorBoard, and `metrics.jsonl`.
 
-In an object store, they are copied there once a minute and at the end (`files.mirror`).
+In an object store, they are copied there every minute and at the end (`files.mirror`).
 """
 
 import contextlib

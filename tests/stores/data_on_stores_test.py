@@ -117,20 +117,18 @@ def members_of(archive, media):
 
 def message_of(environment, function, *args):
   """What the error of a call of the file layer says, with other environment variables."""
-  import fsspec
-
-  from walt_t5x.files import storage
+  from walt_t5x.files import clients, storage
 
   before = dict(os.environ)
   os.environ.update(environment)
-  fsspec.get_filesystem_class(args[0].partition(":")[0]).clear_instance_cache()
+  clients._client.cache_clear()
   try:
     getattr(storage, function)(*args)
   except (OSError, ValueError) as error:
     return str(error)
   finally:
     os.environ.update(before)
-    fsspec.get_filesystem_class(args[0].partition(":")[0]).clear_instance_cache()
+    clients._client.cache_clear()
 
 
 def listed_with_a_marker(folder):

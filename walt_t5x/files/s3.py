@@ -20,6 +20,8 @@ class S3(S3FileSystem):
     config = {
       "connect_timeout": retries.CONNECT,
       "read_timeout": retries.SILENCE,
+      # All threads share it.
+      "max_pool_connections": 64,
       "retries": {"total_max_attempts": 1},
     }
     super().__init__(use_listings_cache=False, config_kwargs=config, **settings)

@@ -172,7 +172,7 @@ def price(store: str) -> list[dict[str, Any]]:
 def page(rows: list[dict[str, Any]], prices: list[dict[str, Any]], seed: int) -> str:
   """The results as a page."""
   reached = [r for r in rows if r["injected"]]
-  total = sum(r["client"] == OURS for r in rows)
+  total = sum(r["client"] == OURS for r in reached)
   counts = collections.Counter((r["client"], r["kind"], r["outcome"]) for r in reached)
   names, outcomes = (OURS, PLAIN), (SAME, ERROR, DIFFERENT)
   columns = [f"{name}: {outcome}" for name in names for outcome in outcomes]

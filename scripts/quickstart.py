@@ -7,17 +7,19 @@ resumes an interrupted run: finished stages are skipped, and an interrupted one 
 """
 
 import argparse
-import json
+import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, bars
+from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, SMALLEST, Recipe, bars
 from scripts.quickstart_stages import Pipeline
 from scripts.stages import Stage, Step, duration, flat, run_all
+from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath, as_path
 
 
-def print_plan(todo: Sequence[Step], folder: Path, expected: Callable[[Stage], int]) -> None:
+def print_plan(todo: Sequence[Step], folder: AnyPath, expected: Callable[[Stage], int]) -> None:
   """Prints the stages with their expected seconds; lanes after the first one are marked."""
   print(f"{len(flat(todo))} stages, expected on two idle cores; everything goes into {folder}")
   number = 0
@@ -35,16 +37,33 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("folder", nargs="?", help="output folder; by default in runs")
+  parser.add_argument("folder", nargs="?", help="output folder or address; by default in runs")
   kind = parser.add_mutually_exclusive_group()
   kind.add_argument("--fast", action="store_true", help="less training, lower bars")
   kind.add_argument("--showcase", action="store_true", help="larger clips, richer captions")
+  kind.add_argument("--smallest", action="store_true", help="too little training to show anything")
+  parser.add_argument(
+    "--store", choices=("gs", "s3"), help="start such a store on this machine and write to it"
+  )
   parser.add_argument("--seed", type=int, default=0, help="of corpus, trainings and samples")
   parser.add_argument("--prompts", type=int, help="clips to generate and score")
   args = parser.parse_args()
-  recipe = FAST if args.fast else SHOWCASE if args.showcase else FULL
-  folder = Path(args.folder or recipe.folder).resolve()
-  folder.mkdir(parents=True, exist_ok=True)
+  recipe = FAST if args.fast else SHOWCASE if args.showcase else SMALLEST if args.smallest else FULL
+  with contextlib.ExitStack() as opened:
+    if args.store:
+      # Of the test environment.
+      from tests.stores import servers
+
+      server = opened.enter_context(servers.SERVERS[args.store]())
+      os.environ.update(server.environment)
+      args.folder = f"{server.address}/{args.folder or recipe.folder}"
+    return run(recipe, args)
+
+
+def run(recipe: Recipe, args: argparse.Namespace) -> int:
+  """Runs the stages of a recipe and prints the tables; returns 0 if every bar is reached."""
+  folder = as_path(args.folder or recipe.folder).absolute()
+  storage.make_folder(folder)
   prompts = args.prompts or recipe.prompts
   todo = Pipeline(folder=folder, recipe=recipe, seed=args.seed, prompts=prompts).steps()
 
@@ -68,7 +87,7 @@ def main() -> int:
   report = folder / "quickstart.json"
   table = {"stages": [vars(d) for d in done], "seconds": total, "bars": reached}
   table |= {k: printed["score"][k] for k in ("scores", "scores_apart") if k in printed["score"]}
-  report.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+  storage.write_json(report, table)
   print(
     f"\nopen in a browser: {printed['score']['gallery']}\n"
     f"                   {folder / 'report.html'}\n"

@@ -112,6 +112,18 @@ FAST = dataclasses.replace(
   accuracy={("base", "color"): 0.90, ("base", "direction"): 0.70},
   held_out={},
 )
+SMALLEST = dataclasses.replace(
+  FAST,
+  name="Smallest quickstart",
+  corpus=("--num_clips=48", "--num_stills=8", "--validation_fraction=0.25", "--no_real"),
+  prompts=4,
+  # A decay needs more steps than its warmup.
+  steps={"vae": 60, "base": 110, "sr1": 110},
+  seconds={"train tokenizer": 30, "train base": 60, "train super-resolution": 50, "generate": 20},
+  psnr={"32x32": 0.0},
+  accuracy={},
+  folder="runs/smallest",
+)
 SHOWCASE = Recipe(
   name="Showcase",
   gin="gin/small",

@@ -3,18 +3,18 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from scripts.quickstart_recipes import UPSCALING, Recipe
 from scripts.stages import Stage, Step
+from walt_t5x.files.paths import AnyPath
 
 # Networks this small keep one core busy: two devices of one core each share a batch instead.
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 EXTENDED_PROMPTS = ("a red square moves right slowly", "a blue circle moves up slowly")
 
 
-def last_metrics(model_dir: Path, *names: str) -> str:
+def last_metrics(model_dir: AnyPath, *names: str) -> str:
   """The last value of each metric in a run's metrics.jsonl."""
   values: dict[str, float] = {}
   with (model_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
@@ -29,7 +29,7 @@ def last_metrics(model_dir: Path, *names: str) -> str:
 
 
 def train_command(
-  gin_file: str, model_dir: Path, cache: Path, *, steps: int | None = None, seed: int = 0
+  gin_file: str, model_dir: AnyPath, cache: AnyPath, *, steps: int | None = None, seed: int = 0
 ) -> list[str]:
   """The command of a training stage; `steps` and `seed` are printed only where the gin file has others."""
   return [
@@ -87,7 +87,7 @@ class Pipeline:
   `seed` is that of corpus, trainings and samples; `prompts` clips are generated and scored.
   """
 
-  folder: Path
+  folder: AnyPath
   recipe: Recipe
   seed: int
   prompts: int
@@ -107,11 +107,11 @@ class Pipeline:
     ]
 
   @property
-  def _corpus(self) -> Path:
+  def _corpus(self) -> AnyPath:
     return self.folder / "corpus"
 
   @property
-  def _pixels(self) -> Path:
+  def _pixels(self) -> AnyPath:
     return self.folder / "cache" / "shapes_pixels_videos"
 
   @property

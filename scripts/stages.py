@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -72,17 +75,14 @@ def duration(steps: Sequence[Step], seconds: Callable[[Stage], float]) -> float:
 class _Runner:
   """Runs stages and keeps the record of the finished ones."""
 
-  def __init__(self, steps: Sequence[Step], record: Path, expected: Callable[[Stage], float]):
+  def __init__(self, steps: Sequence[Step], record: AnyPath, expected: Callable[[Stage], float]):
     self._names = [stage.name for stage in flat(steps)]
     self._record, self._expected = record, expected
     self._lock = threading.Lock()
     self._running: set[subprocess.Popen] = set()
     self._failed = False
     self.finished: dict[str, Any] = {}
-    try:
-      self._before = json.loads(record.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-      self._before = {}
+    self._before = storage.read_json(record) if storage.exists(record) else {}
 
   def lane(self, stages: Sequence[Stage], *, resume: bool, named: bool = False) -> bool:
     """Runs stages one after another; with `resume`, skips those at the start that have finished before.
@@ -103,9 +103,7 @@ class _Runner:
       with self._lock:
         entry = {"command": stage.line, "done": vars(done), "printed": printed}
         self.finished[stage.name] = entry
-        partial = self._record.with_suffix(".partial")
-        partial.write_text(json.dumps(self.finished, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self._record)
+        storage.write_json(self._record, self.finished)
     return resume
 
   def lanes(self, lanes: Sequence[Sequence[Stage]], *, resume: bool) -> bool:
@@ -169,7 +167,7 @@ class _Runner:
 
 
 def run_all(
-  steps: Sequence[Step], record: Path, expected: Callable[[Stage], float]
+  steps: Sequence[Step], record: AnyPath, expected: Callable[[Stage], float]
 ) -> tuple[list[Done], dict[str, dict[str, Any]]]:
   """Runs the steps in order, except stages that have finished.
 

@@ -5,7 +5,7 @@
 
 Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's. Workers compute statistics of parts of
 --clips_per_part clips, which Beam combines, so only a few matrices per fold reach the launcher. Media, weights,
---output and --parts_dir are paths that every worker can access; all but the weights may be addresses of an object store.
+--output and --parts_dir are paths that every worker can access; all but weights may be addresses of object stores.
 Without --output the scores of another program's samples are in the current folder, and workers must be able to write
 there too. With --parts_dir, a job that was killed resumes from the parts that it saved.
 """

@@ -24,7 +24,8 @@ _TWO_WORKERS = (
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_two_workers_give_the_scores_of_one_process(tmp_path, stored):
+def test_two_workers_give_the_scores_of_one_process(tmp_path, monkeypatch, stored):
+  monkeypatch.chdir(tmp_path)
   root = as_path(f"memory://{uuid.uuid4().hex}/a" if stored else tmp_path)
   rng = np.random.default_rng(0)
   for folder in ("fake", "real"):
@@ -42,6 +43,7 @@ def test_two_workers_give_the_scores_of_one_process(tmp_path, stored):
   assert {**got, "score": 0} == {**expected, "score": 0}
   assert many["file"] == one["file"] and not list(root.rglob(".folds-*"))
   assert storage.names(root / "scores") == ["scores.json"]
+  assert not (tmp_path / "memory:").exists()
   assert beam_evaluate.main([*flags, "--runer=x"]) == 2
 
 

@@ -43,7 +43,7 @@ TABLE = [
   ([*BASE, "--gin.TRAIN_STEP=60"], "Did you mean --gin.TRAIN_STEPS?", None),
   ([*BASE, "--gin.train_steps=60"], "Did you mean --gin.TRAIN_STEPS?", None),
   ([*BASE, '--gin.TRAIN_STEPS="60"'], "write --gin.TRAIN_STEPS=60", None),
-  ([*BASE, "--gin.TRAIN_STEPS=many"], "write --gin.TRAIN_STEPS=4200", None),
+  ([*BASE, "--gin.TRAIN_STEPS=many"], "write --gin.TRAIN_STEPS=7600", None),
   ([*BASE, "--gin.BATCH_SIZE=[8"], "write --gin.BATCH_SIZE=8", None),
   ([*BASE, "--gin.RANDOM_SEED=none"], "write --gin.RANDOM_SEED=None", None),
   ([*BASE, "--gin.USE_HARDWARE_RNG=true"], "write --gin.USE_HARDWARE_RNG=True", None),

@@ -1,46 +1,25 @@
 """The data programs with every path an address: they write the bytes that they write on a local disk."""
 
-import concurrent.futures
-import importlib
+import functools
 import io
 import json
-import multiprocessing
 import os
 import tarfile
 import tempfile
-
-import pytest
-
-from tests.stores import servers
 
 JOB = ["--content=pixels", "--resolutions=16x16,32x32", "--num_frames=9", "--fps=8"]
 JOB += ["--num_shards=2", "--decode_isolation=thread", "--task=t"]
 # Of a job that finds its 6 shards finished: sidecar, records and sidecar again of each, 12 small files of the two
 # folders, 8 listings, the lock, and the manifest, which is opened several times. gcsfs asks twice what s3fs asks once.
 MOST_REQUESTS = {"gs": 88, "s3": 62}
+IMPORTED = "beam_jobs.preprocess"
 # The arguments of each request of this process to a store.
 SENT: list[str] = []
 
 
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(request):
-  """The address of a store, and a function that calls another one in a process that knows only this store."""
-  spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-    pool.submit(_import_programs)  # While the server starts.
-    with servers.SERVERS[request.param]() as server:
-      pool.submit(_initialize, dict(server.environment)).result()
-      yield server.address, lambda function, *args: pool.submit(function, *args).result()
-
-
-def _import_programs():
-  for name in ("beam_jobs.preprocess", "beam_jobs.sources.read", "walt_t5x.text.encoder"):
-    importlib.import_module(name)
-
-
-def _initialize(environment):
+@functools.cache
+def count_requests():
   """Counts the requests of this process."""
-  os.environ.update(environment)
   import gcsfs
   import s3fs
 
@@ -89,6 +68,8 @@ def chain(root, local):
   from walt_t5x.files import storage
   from walt_t5x.text import encoder, init_encoder
 
+  count_requests()
+
   def job(place):
     return [f"--manifest={place}/corpus/rows.jsonl", f"--output={place}/cache", *JOB]
 
@@ -119,6 +100,7 @@ def members_of(archive, media):
   from beam_jobs.sources import columns, members, webdataset
   from walt_t5x.files import storage
 
+  count_requests()
   with storage.writer(archive) as stream, tarfile.open(fileobj=stream, mode="w") as tar:
     for name, content in media.items():
       info = tarfile.TarInfo(name)

@@ -5,17 +5,15 @@
 
 Accepts the flags of `walt_t5x.evaluate` that define what is scored, and Beam's. Workers compute statistics of parts of
 --clips_per_part clips, which Beam combines, so only a few matrices per fold reach the launcher. Media, weights,
---output and --parts_dir are paths that every worker can access; object stores are not supported. Without --output the
-scores of another program's samples are in the current folder, and workers must be able to write there too. With
---parts_dir, a job that was killed resumes from the parts that it saved.
+--output and --parts_dir are paths that every worker can access; all but weights may be addresses of object stores.
+Without --output the scores of another program's samples are in the current folder, and workers must be able to write
+there too. With --parts_dir, a job that was killed resumes from the parts that it saved.
 """
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from beam_jobs.runners import local_worker, running
@@ -48,8 +46,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   # In the folder of the scores, where every worker can write.
   output = feature_scores.scores_file(args, evaluation.protocol).absolute()
   output.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=".folds-", dir=output.parent) as name:
-    folder = Path(name)
+  with evaluation_parts.folds_folder(output.parent) as folder:
     scoring = waiting("evaluate", f"scoring {len(evaluation.plans)} parts")
     with scoring, local_worker.started_by_beam(), beam.Pipeline(options=options) as root:
       _ = (

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import uuid
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,18 @@ def test_a_pixel_cache_is_shown_directly(cache, tmp_path):
     scale = clip.frames.shape[1] // 32
     small = clip.frames.reshape(9, 32, scale, 32, scale, 3).mean(axis=(2, 4))
     assert np.abs(small - record.pixels["pixels/9x32x32"]).mean() < 3
+
+
+def test_the_page_of_a_cache_at_an_address_is_that_of_a_local_one(cache, tmp_path):
+  store = f"memory://{uuid.uuid4().hex}"
+  for path in cache.rglob("*"):
+    if path.is_file():
+      storage.upload(path, f"{store}/{path.relative_to(cache).as_posix()}")
+  for root, page in ((store, f"{store}/page.html"), (cache, tmp_path / "page.html")):
+    flags = [f"--media_root={root}", f"--output={page}"]
+    assert inspect_data.main([f"{root}/out/toy_videos", *flags]) == 0
+  page = storage.read(f"{store}/page.html").decode().replace(store, str(cache))
+  assert page == (tmp_path / "page.html").read_text()
 
 
 def test_the_sample_is_drawn_by_id_independent_of_the_location(cache):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from walt_t5x.config import programs
 from walt_t5x.config.waiting import waiting
+from walt_t5x.files import storage
 from walt_t5x.html.inspection import (
   draw_shards,
   find_shards,
@@ -42,7 +43,6 @@ def inspect(
     ValueError: the VAE did not make the cache.
   """
   from data.provenance import FILE_NAME, read_provenance
-  from walt_t5x.files import storage
   from walt_t5x.html import data_page
   from walt_t5x.html.page import write_page
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (FileNotFoundError, ValueError) as error:
     print(f"inspect_data: {error}", file=sys.stderr)
     return 2
-  print(f"{page}: {os.path.getsize(page) / 1e6:.1f} MB")
+  print(f"{page}: {storage.size(page) / 1e6:.1f} MB")
   return 0
 
 

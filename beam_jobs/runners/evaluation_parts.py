@@ -1,15 +1,19 @@
 """Worker side of `beam_jobs.evaluate`: parts of an evaluation, merged into folds."""
 
 import argparse
+import contextlib
 import functools
 import threading
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from apache_beam.metrics.metric import Metrics
 
 from walt_t5x.evaluation import feature_scores
+from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 
 _LOADING = threading.Lock()
 
@@ -40,12 +44,26 @@ def merge_parts(parts: Iterable[Any]) -> Any:
   return functools.reduce(PartStatistics.merge, parts, PartStatistics())
 
 
-def fold_file(folder: Path, references: bool, fold: int) -> Path:
+@contextlib.contextmanager
+def folds_folder(parent: AnyPath) -> Iterator[AnyPath]:
+  """Yields a new folder that launcher and workers share, and deletes it and its files when the block ends."""
+  folder = parent / f".folds-{uuid.uuid4().hex}"
+  storage.make_folder(folder)
+  try:
+    yield folder
+  finally:
+    for name in storage.names(folder):
+      storage.delete(folder / name)
+    if isinstance(folder, Path):
+      folder.rmdir()
+
+
+def fold_file(folder: AnyPath, references: bool, fold: int) -> AnyPath:
   """File in which a worker passes the statistics of a fold to the launcher."""
   return folder / f"{'references' if references else 'samples'}-{fold}.npz"
 
 
-def keep_fold(keyed: tuple[tuple[bool, int], Any], folder: Path) -> None:
+def keep_fold(keyed: tuple[tuple[bool, int], Any], folder: AnyPath) -> None:
   """Writes the statistics of a fold."""
   from walt_t5x.evaluation.parts import save_part
 

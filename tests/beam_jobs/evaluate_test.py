@@ -1,5 +1,7 @@
 """The Beam evaluation with two workers against the evaluation in one process."""
 
+import uuid
+
 import apache_beam as beam
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from beam_jobs import evaluate as beam_evaluate
 from beam_jobs.runners import evaluation_parts
 from tests.metrics.network_parity import random_weights
 from walt_t5x import evaluate
+from walt_t5x.files import storage
+from walt_t5x.files.paths import as_path
 from walt_t5x.media import writing
 from walt_t5x.metrics import networks
 from walt_t5x.metrics.networks import KINDS
@@ -19,22 +23,27 @@ _TWO_WORKERS = (
 )
 
 
-def test_two_workers_give_the_scores_of_one_process(tmp_path):
+@pytest.mark.parametrize("stored", [False, True])
+def test_two_workers_give_the_scores_of_one_process(tmp_path, monkeypatch, stored):
+  monkeypatch.chdir(tmp_path)
+  root = as_path(f"memory://{uuid.uuid4().hex}/a" if stored else tmp_path)
   rng = np.random.default_rng(0)
   for folder in ("fake", "real"):
     for i, video in enumerate(rng.integers(0, 256, size=(5, 5, 16, 16, 3)).astype(np.uint8)):
-      writing.write_video(tmp_path / folder / f"{i}.mp4", video, fps=8)
+      writing.write_video(root / folder / f"{i}.mp4", video, fps=8)
   file = tmp_path / "shapes.safetensors"
   networks.save_weights(file, random_weights(KINDS["shapes"].expected(), seed=0))
-  flags = ["--protocol=shapes_fvd", f"--samples={tmp_path / 'fake'}", "--frames=5", "--size=16x16"]
-  flags += [f"--reference={tmp_path / 'real'}", f"--shapes_weights={file}", "--batch_size=2"]
-  flags.append(f"--output={tmp_path / 'scores' / 'scores.json'}")
+  flags = ["--protocol=shapes_fvd", f"--samples={root / 'fake'}", "--frames=5", "--size=16x16"]
+  flags += [f"--reference={root / 'real'}", f"--shapes_weights={file}", "--batch_size=2"]
+  flags.append(f"--output={root / 'scores' / 'scores.json'}")
   one = evaluate.run(flags)
   many = beam_evaluate.run([*flags, "--clips_per_part=2", *_TWO_WORKERS])
   got, expected = (r["scores"]["shapes_fvd"] for r in (many, one))
   assert got["score"] == pytest.approx(expected["score"], rel=1e-9) and got["score"] > 0
   assert {**got, "score": 0} == {**expected, "score": 0}
-  assert many["file"] == one["file"] and not list(tmp_path.rglob(".folds-*"))
+  assert many["file"] == one["file"] and not list(root.rglob(".folds-*"))
+  assert storage.names(root / "scores") == ["scores.json"]
+  assert not (tmp_path / "memory:").exists()
   assert beam_evaluate.main([*flags, "--runer=x"]) == 2
 
 

@@ -47,3 +47,11 @@ class _Summaries(metric_writers.MultiWriter):
     scalars = without_empty(scalars) | (self._constants if "loss" in scalars else {})
     super().write_scalars(step, scalars)
     self._lines.write_scalars(step, scalars)
+
+  def flush(self) -> None:
+    super().flush()
+    self._lines.flush()
+
+  def close(self) -> None:
+    super().close()
+    self._lines.close()

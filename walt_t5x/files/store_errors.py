@@ -43,13 +43,17 @@ def is_beyond_end(error: Exception) -> bool:
 
 def cannot_write(path: str, error: OSError) -> CannotWrite:
   """The error of a write that a disk or store rejects."""
+  said = str(error.strerror or error).removeprefix(f"cannot write {path}, ")
   if isinstance(error, StoreError):
-    found = CannotWrite(f"cannot write {error}")
+    said = f"cannot write {error}"
+  elif is_object_store(path):
+    said = f"cannot write {path}: {said}; run the same command again: finished files are kept"
   else:
-    found = CannotWrite(
-      f"cannot write {path}: {error.strerror or error}; free some space or set a writable --output, and run the "
-      "same command again: finished files are kept"
+    said = (
+      f"cannot write {path}: {said}; free some space or set a writable --output, and run the same command again: "
+      "finished files are kept"
     )
+  found = CannotWrite(said)
   found.strerror = error.strerror
   return found
 

@@ -34,10 +34,11 @@ class JsonLinesWriter:
   Args:
     path: the file; lines are appended, and an incomplete last line of a killed run is removed first.
     prefix: prepended to every name, with a slash.
+    copied: the folder's mirror, whose files are copied after flushes and at the end.
   """
 
-  def __init__(self, path: str, *, prefix: str = ""):
-    self._prefix = prefix + "/" if prefix else ""
+  def __init__(self, path: str, *, prefix: str = "", copied: mirror.Mirror | None = None):
+    self._prefix, self._copied = prefix + "/" if prefix else "", copied
     if os.path.isfile(path):
       with open(path, "rb+") as file:
         text = file.read()
@@ -54,9 +55,13 @@ class JsonLinesWriter:
 
   def flush(self) -> None:
     self._file.flush()
+    if self._copied:
+      self._copied.try_upload(at_most_every=UPLOAD_SECONDS)
 
   def close(self) -> None:
     self._file.close()
+    if self._copied:
+      self._copied.upload()
 
 
 def create_writer(summary_dir: str | None, collection: str) -> Any:
@@ -71,26 +76,10 @@ def create_writer(summary_dir: str | None, collection: str) -> Any:
   lines = json_lines_writer(summary_dir, collection)
   if jax.process_index() != 0:
     return lines
-  if summary_dir is None:
-    board = metric_writers.create_default_writer(None, collection=collection, asynchronous=False)
-    return metric_writers.MultiWriter([board, lines])
-  copied = mirror.shared(summary_dir)
-  board = metric_writers.create_default_writer(
-    copied.folder, collection=collection, asynchronous=False
-  )
-
-  class Copied(metric_writers.MultiWriter):
-    """Writers whose files are copied to the run's folder."""
-
-    def flush(self) -> None:
-      super().flush()
-      copied.try_upload(at_most_every=UPLOAD_SECONDS)
-
-    def close(self) -> None:
-      super().close()
-      copied.upload()
-
-  return Copied([board, lines])
+  folder = None if summary_dir is None else mirror.shared(summary_dir).folder
+  board = metric_writers.create_default_writer(folder, collection=collection, asynchronous=False)
+  # In this order: the last one copies the files of both.
+  return metric_writers.MultiWriter([board, lines])
 
 
 def json_lines_writer(summary_dir: str | None, collection: str) -> Any:
@@ -102,7 +91,7 @@ def json_lines_writer(summary_dir: str | None, collection: str) -> Any:
   path = os.path.join(copied.folder, JSON_LINES)
   if not os.path.exists(path):
     copied.fetch(JSON_LINES)
-  return JsonLinesWriter(path, prefix=prefix)
+  return JsonLinesWriter(path, prefix=prefix, copied=copied)
 
 
 def last_value(summary_dir: str | None, name: str) -> float | None:

@@ -1,6 +1,7 @@
 """Runs the complete pipeline at toy size: each stage is a command, printed with its progress and its result.
 
   python -m scripts.quickstart [FOLDER] [--fast | --showcase] [--seed=N] [--prompts=N]
+  python -m scripts.quickstart --smallest --store=gs --faults=0.05
 
 Prints the stages with their expected seconds first, and a table of times, results and bars last. The same command
 resumes an interrupted run: finished stages are skipped, and an interrupted one resumes if its program can.
@@ -17,6 +18,10 @@ from scripts.quickstart_stages import Pipeline
 from scripts.stages import Stage, Step, duration, flat, run_all
 from walt_t5x.files import storage
 from walt_t5x.files.paths import AnyPath, as_path
+
+
+# Of requests to a store that this program starts (`tests.stores.faults`).
+FAULTS = ("429", "503", "reset", "truncated", "stall")
 
 
 def print_plan(todo: Sequence[Step], folder: AnyPath, expected: Callable[[Stage], int]) -> None:
@@ -45,6 +50,11 @@ def main() -> int:
   parser.add_argument(
     "--store", choices=("gs", "s3"), help="start such a store on this machine and write to it"
   )
+  parser.add_argument(
+    "--faults",
+    type=float,
+    help=f"share of its requests that fail in each of these ways: {', '.join(FAULTS)}",
+  )
   parser.add_argument("--seed", type=int, default=0, help="of corpus, trainings and samples")
   parser.add_argument("--prompts", type=int, help="clips to generate and score")
   args = parser.parse_args()
@@ -52,11 +62,16 @@ def main() -> int:
   with contextlib.ExitStack() as opened:
     if args.store:
       # Of the test environment.
-      from tests.stores import servers
+      from tests.stores import faults, servers
 
       server = opened.enter_context(servers.SERVERS[args.store]())
+      injected = faults.Faults(dict.fromkeys(FAULTS, args.faults or 0.0), seed=args.seed)
+      server = opened.enter_context(faults.proxied(server, injected))
       os.environ.update(server.environment)
       args.folder = f"{server.address}/{args.folder or recipe.folder}"
+      opened.callback(
+        lambda: print(f"{injected.requests():,} requests, of which {injected.injected():,} failed")
+      )
     return run(recipe, args)
 
 

@@ -19,7 +19,6 @@ from scripts.stages import Stage, Step, duration, flat, run_all
 from walt_t5x.files import storage
 from walt_t5x.files.paths import AnyPath, as_path
 
-
 # Of requests to a store that this program starts (`tests.stores.faults`).
 FAULTS = ("429", "503", "reset", "truncated", "stall")
 

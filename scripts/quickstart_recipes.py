@@ -94,7 +94,7 @@ FAST = dataclasses.replace(
   FULL,
   corpus=("--num_clips=544", "--validation_fraction=0.1"),
   prompts=24,
-  steps={"vae": 270, "base": 600, "sr1": 400},
+  steps={"vae": 270, "base": 1100, "sr1": 400},
   compare_upscaling=False,
   seconds={
     "sample corpus": 5,

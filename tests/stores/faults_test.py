@@ -187,7 +187,7 @@ def test_an_endless_fault_ends_in_one_error_that_names_it(behind, monkeypatch, k
 
     def error(operation):
       began = time.monotonic()
-      told = rf"cannot \w+(?: for)? {folder}.*, (\d+) attempts? within 0 seconds"
+      told = rf"cannot \w+(?: for)? {folder}.*[,:] (\d+) attempts? within 0 seconds"
       with pytest.raises(OSError, match=told) as found:
         operation.act(folder)
       # More than two: those of the request, not those of the operation, which has not been repeated.

@@ -130,7 +130,7 @@ def retried(operation: str, path: str, call: Callable[[], _Result]) -> _Result:
         pause = attempts.pause(error)
       time.sleep(pause)
   except Outage as outage:
-    last = f"{type(outage.last).__name__}: {outage.last}"
+    last = f"{type(outage.last).__name__}: {outage.last}".removesuffix(": ")
     message = f"{told(outage.attempts)} within {DEADLINE:.0f} seconds: {last}"
     raise OSError(outage.errno, message) from outage.last
   except Exception as error:

@@ -98,8 +98,8 @@ FINDINGS = {
     "separate AdaLN against a wider network with AdaLN-LoRA, at equal parameters",
     "Table 4: final loss 0.268 (XL, LoRA) and 0.274 (L, separate), FVD 36.7 and 34.6",
     {
-      "LoRA, width 213": _denoiser(width=213, mlp_dim=852, adaln_rank=2),
-      "separate, width 192": _denoiser(adaln="separate"),
+      "LoRA, width 142": _denoiser(width=142, mlp_dim=568, adaln_rank=2),
+      "separate, width 128": _denoiser(adaln="separate"),
     },
   ),
   "qk_norm": Finding(
@@ -137,7 +137,7 @@ FINDINGS = {
   "size": Finding(
     "size of the network",
     "Table 5: FVD 258.1 (3B) and 344.5 (419M)",
-    {"width 192": "", "width 96": _denoiser(width=96, mlp_dim=384, num_heads=3)},
+    {"width 128": "", "width 64": _denoiser(width=64, mlp_dim=256)},
   ),
 }
 

@@ -16,6 +16,7 @@ from tests.beam_jobs import media
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures, saved
 from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.held_out_clips import MediaRule, UnreadableClip, clips_of_media
+from walt_t5x.files import storage
 from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing
 from walt_t5x.media.clips import ClipSpec
@@ -226,7 +227,7 @@ def test_a_file_is_read_as_it_is_decoded(tmp_path, monkeypatch):
       read.append(size)
       return super().read(size)
 
-  monkeypatch.setattr(reading, "open", Counted, raising=False)
+  monkeypatch.setattr(storage, "open", Counted, raising=False)
   rule = MediaRule(check=lambda shape: None, frames=3)
   _, (clip,) = clips_of_media(str(tmp_path), rule)
   assert len(list(clip.frames())) == 3

@@ -152,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   kind = KINDS[args.network]
   if not Path(args.source).is_file():
     parser.error(kind.missing(args.source))
-  flat = READERS[args.network](args.source)
-  check_shapes(flat, kind.expected(), what=args.source)
+  flat = READERS[args.network](str(args.source))
+  check_shapes(flat, kind.expected(), what=str(args.source))
   digest = save_weights(args.output, flat)
   count = sum(tensor.size for name, tensor in flat.items() if name.startswith("params/"))
   verdicts = {None: "not recorded before", digest: "the public weights"}

@@ -1,6 +1,6 @@
 """Trains one run in two processes with `jax.distributed`; kills and resumes them, and moves to one process and back.
 
-  python -m benchmarks.engine_hosts                 # both parts; writes benchmarks/engine_hosts.{md,json}
+  python -m benchmarks.engine_hosts                 # all parts; writes benchmarks/engine_hosts.{md,json}
   python -m benchmarks.engine_hosts --part moves    # one of them
 
 Each process has 4 fake CPU devices; they communicate over the loopback interface. The run is benchmarks/engine_run.gin
@@ -20,13 +20,26 @@ middle of an epoch, one process with 8 devices resumes, then a pair again:
   moved_steps   each step is trained once, from the step that was reached
   full_epochs  after each move the next steps read all examples, each once (docs/pods.md)
   another_order the second pair reads them in another order than the first
+
+local, with parameters sharded over both processes, a checkpoint every 30 steps, and a local one every 10 in a folder of
+each process. Ten times one or both are killed with SIGKILL at a random moment, and sometimes the folder of the killed
+one is deleted, as a lost host's is:
+
+  lost          steps that were taken again after each kill; at most 10
+  ended         exit code of the first process that was not killed, and the seconds until it noticed
+  state_identical, rows_identical   at the end, to an undisturbed pair
+  stall         seconds for which a local checkpoint blocked the undisturbed loop, by those of another: medians
 """
 
 import argparse
 import json
 import os
+import random
+import re
+import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -46,9 +59,9 @@ def free_port() -> int:
 
 
 def start(
-  folder: Path, work: Path, *bindings: str, processes: int, steps: int = STEPS
+  folder: Path, work: Path, *bindings: str, processes: int, steps: int = STEPS, devices: int = 8
 ) -> list[subprocess.Popen]:
-  """Starts one run of `processes` processes with 8 devices in total."""
+  """Starts one run of `processes` processes with `devices` in total; `PROCESS` in a binding is the number of one."""
   port = free_port()
   started = []
   for index in range(processes):
@@ -56,7 +69,7 @@ def start(
       "JAX_PLATFORMS": "cpu",
       "TF_CPP_MIN_LOG_LEVEL": "3",
       "WALT_T5X_ENGINE": "builtin",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
     }
     if processes > 1:
       environment |= {
@@ -73,7 +86,7 @@ def start(
       f"--gin.TRAIN_STEPS={steps}",
       f"--seqio_additional_cache_dirs={work / 'cache'}",
       "--verbosity=-1",
-      *bindings,
+      *(binding.replace("PROCESS", str(index)) for binding in bindings),
     ]
     log = (work / f"{folder.name}_{index}.log").open("a")
     started.append(
@@ -186,7 +199,82 @@ def moves(work: Path) -> dict[str, Any]:
   return result
 
 
-PARTS = {"kills": kills, "moves": moves}
+PERIOD, KILLS, LOCAL_STEPS = 10, 10, 90
+
+
+def local(work: Path) -> dict[str, Any]:
+  """Kills one or both of a pair that writes local checkpoints."""
+  from benchmarks.engine_kills import last_step
+  from benchmarks.engine_rows import rows_by_step
+
+  def begin(folder: Path) -> list[subprocess.Popen]:
+    bindings = (
+      f'--gin.LOCAL_CHECKPOINTS="{work}/disk_{folder.name}_PROCESS"',
+      f"--gin.LOCAL_PERIOD={PERIOD}",
+      f"--gin.SAVE_PERIOD={3 * PERIOD}",
+      "--gin.STATS_PERIOD=1",
+      "--gin.run_settings.RunSettings.max_steps_in_flight=1",
+      "--gin_file=benchmarks/engine_hosts_sharded.gin",
+      "--verbosity=0",
+    )
+    return start(folder, work, *bindings, processes=2, steps=LOCAL_STEPS, devices=4)
+
+  peace, killed = work / "peace", work / "killed"
+  finish(begin(peace), peace, work)
+  drawn, kills, step = random.Random(0), [], 0
+  for _ in range(KILLS):
+    pair = begin(killed)
+    goal = max(step, 2) + drawn.randrange(1, 12)
+    wait_for_step(killed, pair, goal)
+    time.sleep(drawn.random() * 0.1)
+    victims = drawn.choice([[0], [1], [0, 1]])
+    for victim in victims:
+      pair[victim].kill()
+    began = time.monotonic()
+    if any("ended" in kill for kill in kills):  # Once is enough, as it takes so long.
+      for process in pair:
+        process.kill()
+    codes = [process.wait(timeout=300) for process in pair]
+    taken = last_step(killed)
+    gone = len(victims) == 1 and drawn.random() < 0.5
+    if gone:
+      shutil.rmtree(work / f"disk_killed_{victims[0]}")
+    kills.append({"killed": victims, "step": taken, "disk_lost": gone})
+    if len(victims) == 1 and not any("ended" in kill for kill in kills):
+      kills[-1]["ended"] = [codes[1 - victims[0]], round(time.monotonic() - began, 1)]
+    step = taken
+    print(json.dumps(kills[-1]), flush=True)
+  finish(begin(killed), killed, work)
+  starts = re.findall(r"Resuming from step (\d+)", (work / "killed_0.log").read_text())
+  lost = [kill["step"] - int(first) for kill, first in zip(kills, starts, strict=True)]
+  lines = [json.loads(line) for line in (peace / "metrics.jsonl").read_text().splitlines()]
+  stalls = [
+    statistics.median(line[name] for line in lines if name in line)
+    for name in ("local_checkpoint_seconds", "checkpoint_seconds")
+  ]
+  result = {
+    "steps": LOCAL_STEPS,
+    "killed": ["+".join(map(str, kill["killed"])) for kill in kills],
+    "disk_lost": [kill["disk_lost"] for kill in kills],
+    "ended": next(kill["ended"] for kill in kills if "ended" in kill),
+    "during_step": [kill["step"] for kill in kills],
+    "lost": lost,
+    "state_identical": same(peace, killed),
+    "rows_identical": all(rows_by_step(peace, i) == rows_by_step(killed, i) for i in range(2)),
+    "seconds_local": stalls[0],
+    "seconds_model_dir": stalls[1],
+    "stall": stalls[0] / stalls[1],
+  }
+  result["held"] = (
+    max(lost) <= PERIOD
+    and result["state_identical"]
+    and result["rows_identical"]
+    and result["stall"] <= 0.2
+  )
+  return result
+
+
+PARTS = {"kills": kills, "moves": moves, "local": local}
 
 
 def main() -> int:
@@ -208,7 +296,7 @@ def main() -> int:
     for part in chosen:
       work = Path(temporary) / part
       work.mkdir()
-      write_cache(work / "cache", videos=ROWS, images=12, shards=4 if part == "kills" else 12)
+      write_cache(work / "cache", videos=ROWS, images=12, shards=12 if part == "moves" else 4)
       results[part] = PARTS[part](work)
       print(part, json.dumps(results[part]), flush=True)
   table = "| part | two processes, 4 fake devices each | |\n| --- | --- | --- |\n"

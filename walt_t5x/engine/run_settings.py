@@ -18,6 +18,9 @@ class RunSettings:
       stay unchanged. This many consecutive ones end the run with `exits.NOT_FINITE`. None disables the limit.
     max_steps_in_flight: steps that the host may be ahead of the devices; it then waits until they have finished half
       of them. More hides more of the host's work; fewer makes a preempted run save sooner.
+    local_checkpoints: a folder on a disk, or in the memory (/dev/shm), of each host, for checkpoints that a restart
+      reads if they are newer than those of the run's folder (`builtin.local_checkpoints`); None disables them.
+    local_period: steps between local checkpoints.
     keep_every: checkpoints at multiples of this step are never deleted, regardless of `keep`. None disables it.
     profile_steps: (first, last + 1) step to write a profiler trace of, or None. A trace of the next steps can also
       be requested during the run: `echo 5 > MODEL_DIR/profile_now`.
@@ -30,6 +33,8 @@ class RunSettings:
   watchdog_seconds: float | None = 1800.0
   max_nonfinite_steps: int | None = 20
   max_steps_in_flight: int = 4
+  local_checkpoints: str | None = None
+  local_period: int | None = None
   keep_every: int | None = None
   profile_steps: Sequence[int] | None = None
   peak_flops_per_device: float | None = None
@@ -39,6 +44,11 @@ class RunSettings:
       value = getattr(self, field.name)
       if isinstance(value, int | float) and value <= 0:
         raise ValueError(f"RunSettings.{field.name}: got {value}, expected more than 0.")
+    if (self.local_checkpoints is None) != (self.local_period is None):
+      raise ValueError(
+        f"RunSettings: got local_checkpoints={self.local_checkpoints!r} and local_period={self.local_period}, expected "
+        "both, or neither."
+      )
     steps = self.profile_steps
     if steps is not None and (len(steps) != 2 or not 0 <= steps[0] < steps[1]):
       raise ValueError(

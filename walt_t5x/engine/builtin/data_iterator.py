@@ -118,6 +118,11 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     self._position = position
     return True
 
+  def skip(self, batches: int) -> None:
+    """Continues after the next `batches`."""
+    for _ in range(batches):
+      self._next()
+
   def _start(self) -> None:
     import tensorflow as tf
 

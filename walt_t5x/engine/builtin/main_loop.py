@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from walt_t5x.engine import checkpoints, exits
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.local_checkpoints import LocalCheckpoints
 from walt_t5x.engine.builtin.monitoring import Profiler, Progress, run_waits
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
@@ -34,6 +35,7 @@ class Periods:
     evaluate: steps between evaluations.
     save: steps between checkpoints.
     save_steps: additional steps to save at.
+    save_locally: steps between local checkpoints.
     collect: steps between runs of Python's garbage collector.
   """
 
@@ -42,11 +44,12 @@ class Periods:
   evaluate: int = 0
   save: int = 0
   save_steps: Set[int] = frozenset()
+  save_locally: int = 0
   collect: int = 0
 
   def next_event(self, step: int) -> int:
     """The first step after `step` that has an event."""
-    periods = (self.stats, self.evaluate, self.save, self.collect)
+    periods = (self.stats, self.evaluate, self.save, self.save_locally, self.collect)
     ends = [(step // period + 1) * period for period in periods if period]
     return min([*ends, *(s for s in self.save_steps if s > step), self.total])
 
@@ -61,6 +64,10 @@ class Periods:
   def saves(self, step: int, *, last: bool) -> bool:
     """Whether to write a checkpoint after this many steps."""
     return last or self._due(self.save, step) or step in self.save_steps
+
+  def saves_locally(self, step: int) -> bool:
+    """Whether to write a local checkpoint after this many steps."""
+    return self.save_locally > 0 and step < self.total and step % self.save_locally == 0
 
   def collects(self, step: int, *, last: bool) -> bool:
     """Whether to collect garbage after this many steps."""
@@ -80,6 +87,7 @@ class MainLoop:
     first_step: the step of the state.
     periods: the steps of all other actions.
     manager: writes checkpoints; None disables them.
+    local: writes local checkpoints; None disables them.
     eval_batches: the batches of each evaluation set, once.
     model_dir, actions, concurrent_metrics: as in `train`.
 
@@ -93,6 +101,7 @@ class MainLoop:
   first_step: int
   periods: Periods
   manager: CheckpointManager | None
+  local: LocalCheckpoints | None
   eval_batches: Callable[[], Mapping[str, Iterator[Any]]]
   actions: Mapping[str, Sequence[Any]] | None
   concurrent_metrics: bool
@@ -165,6 +174,8 @@ class MainLoop:
     last = self.trainer.stop_training
     if self.periods.collects(self.step, last=last):
       gc.collect()
+    if self.local is not None and self.periods.saves_locally(self.step):
+      self._save_locally(self.local)
     if self.manager is not None and self.periods.saves(self.step, last=last):
       self._save()
     if self.periods.evaluates(self.step, last=last):
@@ -205,6 +216,13 @@ class MainLoop:
     if saved:
       self.trainer.once["checkpoint_seconds"] = time.monotonic() - started
 
+  def _save_locally(self, local: LocalCheckpoints) -> None:
+    self.trainer.wait_for_steps()
+    with self.trainer.goodput.within("checkpoint"):
+      local.save(self.step, self.trainer.train_state)
+    self._watchdog.beat()
+    self.trainer.once["local_checkpoint_seconds"] = local.seconds
+
   def _leave(self) -> None:
     """Saves and ends a run that is asked to stop."""
     self.trainer.summarize_pending()
@@ -212,6 +230,10 @@ class MainLoop:
     if self.step == self.first_step:
       saved = "no step was taken, so there is nothing to save"
     elif self.manager is not None:
+      if (
+        self.local is not None
+      ):  # The time until the process is killed may be too short for the other one.
+        self._save_locally(self.local)
       self._save()
       self.manager.wait()
       saved = f"saved in {checkpoints.checkpoint_folder(self.model_dir, self.step)}"

@@ -17,6 +17,7 @@ from walt_t5x.engine.builtin.checkpoint_configs import CheckpointConfig
 from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager, set_incomplete_aside
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.builtin.datasets import DatasetConfig
+from walt_t5x.engine.builtin.local_checkpoints import LocalCheckpoints, newest_step
 from walt_t5x.engine.builtin.main_loop import MainLoop, Periods
 from walt_t5x.engine.builtin.monitoring import Goodput, run_waits
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
@@ -159,8 +160,15 @@ def train(
   # The checkpoint of an earlier start that took no step, perhaps with settings that were corrected since.
   replaced = checkpoints.untrained_step(model_dir)
   set_incomplete_aside(model_dir)
+  local = None
+  if settings.local_checkpoints is not None:
+    local = LocalCheckpoints(settings.local_checkpoints, model_dir)
   with run_waits("looking for a checkpoint and reading it"):
-    resumed = restorer.newest(model_dir) if replaced is None else None
+    resumed = from_local = local and local.restore(initializer, after=newest_step(model_dir))
+    if resumed is None and replaced is None:
+      resumed = restorer.newest(model_dir)
+  if resumed is not None:
+    replaced = None
   if replaced is not None:
     logging.warning(
       "%s was written before the first step; the run starts from its beginning and replaces it.",
@@ -168,13 +176,21 @@ def train(
     )
   if resumed is not None:
     state, first_step = resumed
-    logging.info("Resuming from step %d.", first_step)
+    where = f", from {local.folder}" if local and from_local else ""
+    logging.info("Resuming from step %d%s.", first_step, where)
     order_since, order_seed = row_seeds.at(first_step)
     if order_since > 0:
       iterator = rows(order_seed)
-    folder = checkpoints.checkpoint_folder(model_dir, first_step)
-    position = first_step - order_since
-    restored = restore_row_position(folder, iterator, layout, position=position)
+    # A local checkpoint has no position: the batches since one that has are read again.
+    saved = max(newest_step(model_dir), order_since) if from_local else first_step
+    restored = True
+    if saved > order_since or not from_local:
+      folder = checkpoints.checkpoint_folder(model_dir, saved)
+      position = saved - order_since
+      restored = restore_row_position(folder, iterator, layout, position=position)
+    if restored and saved < first_step:
+      with run_waits(f"reading the batches of steps {saved} to {first_step} again"):
+        iterator.skip(first_step - saved)
     if not restored and first_step > 0:
       iterator = rows(row_seeds.renew(first_step))
   elif restore_cfg is not None and restore_cfg.path:
@@ -204,6 +220,7 @@ def train(
     evaluate=eval_period,
     save=save_period,
     save_steps=set(save_cfg.checkpoint_steps or ()) if save_cfg else set(),
+    save_locally=settings.local_period or 0,
     collect=gc_period,
   )
   manager = None
@@ -241,6 +258,7 @@ def train(
     first_step=first_step,
     periods=periods,
     manager=manager,
+    local=local,
     eval_batches=lambda: {
       name: eval_batches(held, partitioner.data_sharding, name=name)
       for name, held in eval_rows.items()
@@ -255,4 +273,6 @@ def train(
   if jax.process_index() == 0:
     checkpoints.forget_first(model_dir)
   multihost_utils.sync_global_devices("trained")
+  if local is not None:
+    local.clear()
   return last

@@ -63,20 +63,38 @@ def _part(values: np.ndarray, index: tuple[slice, ...] = (), shape: tuple[int, .
   values = np.ascontiguousarray(values)
   size = max(values.dtype.itemsize // 4, 1)
   words = values.reshape(-1).view(f"<u{min(values.dtype.itemsize, 4)}")
-  offsets, strides = [s.start or 0 for s in index], _strides(shape)
-  inner = values.shape[-1] * size if index else words.size
-  total = 0
-  for start in range(0, words.size, _CHUNK):
-    chunk = words[start : start + _CHUNK].astype(np.uint32)
-    position = np.arange(start, start + chunk.size, dtype=np.uint64)
-    if index and values.shape != shape:
-      row, within = np.divmod(position, np.uint64(inner))
-      position = within + np.uint64(offsets[-1] * size)
-      outer = np.unravel_index(row.astype(np.int64), values.shape[:-1]) if len(shape) > 1 else ()
-      for place, offset, stride in zip(outer, offsets, strides):
-        position += (place.astype(np.uint64) + np.uint64(offset)) * np.uint64(stride * size)
-    total += int(_mixed(chunk, position.astype(np.uint32)).sum(dtype=np.uint64))
+  if not words.size:
+    return 0
+  rows, first = words.reshape(1, -1), np.zeros(1, np.uint32)
+  if index and values.shape != shape:
+    # Positions of the first words of the rows, which are contiguous in the array.
+    rows = words.reshape(-1, values.shape[-1] * size)
+    offsets = [s.start or 0 for s in index]
+    along = np.unravel_index(np.arange(len(rows)), values.shape[:-1]) if len(shape) > 1 else ()
+    places = (place + offset for place, offset in zip([*along, 0], offsets, strict=True))
+    found = sum(place * stride * size for place, stride in zip(places, _strides(shape)))
+    first = np.reshape(found, -1).astype(np.uint32)
+  height, width = max(_CHUNK // rows.shape[1], 1), min(rows.shape[1], _CHUNK)
+  within, total = np.arange(width, dtype=np.uint32), 0
+  for top in range(0, len(rows), height):
+    for left in range(0, rows.shape[1], width):
+      part = rows[top : top + height, left : left + width].astype(np.uint32, copy=False)
+      start = first[top : top + height, None] + np.uint32(left % 2**32)
+      total += _mixed_sum(part, start + within[: part.shape[1]])
   return total
+
+
+def _mixed_sum(words: np.ndarray, position: np.ndarray) -> int:
+  """The sum of `_mixed`, modulo 2^32, in half its time: in the memory of `position`."""
+  h, shifted = position, np.empty_like(position)
+  np.multiply(h, _SPREAD, out=h)
+  np.bitwise_xor(words, h, out=h)
+  for shift, factor in ((16, _FIRST), (13, _SECOND), (16, None)):
+    np.right_shift(h, np.uint32(shift), out=shifted)
+    np.bitwise_xor(h, shifted, out=h)
+    if factor is not None:
+      np.multiply(h, factor, out=h)
+  return int(np.add.reduce(h, axis=None, dtype=np.uint32))
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:

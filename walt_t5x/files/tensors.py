@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from walt_t5x.files import storage
@@ -37,11 +38,17 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
   from safetensors import SafetensorError
   from safetensors.numpy import load_file
 
-  check(path)
-  try:
-    return load_file(path)
-  except SafetensorError as error:
-    raise Damaged(f"{os.fspath(path)} is not a safetensors file: {error}; copy it again") from error
+  with ThreadPoolExecutor(1) as pool:
+    checked = pool.submit(check, path)
+    try:
+      found = load_file(path)
+    except SafetensorError as error:
+      checked.result()
+      raise Damaged(
+        f"{os.fspath(path)} is not a safetensors file: {error}; copy it again"
+      ) from error
+    checked.result()
+  return found
 
 
 def seal(file: io.BytesIO | io.BufferedRandom) -> None:

@@ -75,7 +75,7 @@ class LocalCheckpoints:
     self.wait()
     arrays: dict[str, Any] = traverse_util.flatten_dict(state.state_dict(), sep="/")
     held = dict(_shards(arrays))
-    lone = {name: array for name, array in arrays.items() if _is_lone(array)}
+    lone = {name: array for name, array in arrays.items() if _is_lone(array.sharding, array.shape)}
     held |= dict(_shards(_sent_to_the_next_process(lone), received=True)) if lone else {}
     copies = {name: _copied(shard) for name, shard in held.items()}
     file = storage.join(self.folder, f"{step}_{self._start}_{jax.process_index()}.safetensors")
@@ -238,12 +238,13 @@ def _shards(arrays: Mapping[str, Any], *, received: bool = False) -> Iterator[tu
       yield _key(name, array, indices[senders.get(shard.device, shard.device)]), shard.data
 
 
-def _is_lone(array: jax.Array) -> bool:
-  """Whether a part of the array is on the devices of one process only, of several."""
+@functools.cache
+def _is_lone(sharding: Any, shape: tuple[int, ...]) -> bool:
+  """Whether a part of such an array is on the devices of one process only, of several."""
   if jax.process_count() == 1:
     return False
   holders: dict[str, set[int]] = {}
-  for device, index in array.sharding.devices_indices_map(array.shape).items():
+  for device, index in sharding.devices_indices_map(shape).items():
     holders.setdefault(str(index), set()).add(device.process_index)
   return min(map(len, holders.values())) == 1
 

@@ -25,6 +25,7 @@ from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.engine.watchdog import Watchdog
 from walt_t5x.files import storage
 
 
@@ -57,6 +58,7 @@ def train(
   verify_matching_vocabs_fn: Callable[..., None] | None = None,
   gc_period: int = 0,
   settings: RunSettings | None = None,
+  watchdog: Watchdog | None = None,
 ) -> tuple[int, TrainState]:
   """Trains a model to `total_steps`, from its newest complete checkpoint if any; returns the last step and state.
 
@@ -87,6 +89,7 @@ def train(
     inference_evaluator_cls, verify_matching_vocabs_fn: accepted for T5X compatibility, unused.
     gc_period: steps between runs of Python's garbage collector, which is off in between; 0 leaves it unchanged.
     settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
+    watchdog: the launcher's, which watches already; by default one that begins once the state is initialized.
 
   Raises:
     exits.Preempted: SIGTERM was received; everything is saved.
@@ -107,6 +110,8 @@ def train(
       f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
     )
   settings = settings or RunSettings()
+  watchdog = watchdog or Watchdog(limits=settings.limits(), model_dir=model_dir)
+  watchdog.enter("data")
   began, goodput = time.monotonic(), Goodput()
   storage.make_folder(model_dir)
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
@@ -152,6 +157,7 @@ def train(
     )
 
   # ---- State ----
+  watchdog.enter("restore")
   initializer = train_state_initializer_cls(
     model, input_spec=iterator.element_spec, partitioner=partitioner
   )
@@ -186,8 +192,10 @@ def train(
       position = checkpoints.checkpoint_step(folder)
       restore_row_position(folder, iterator, layout, position=position)
   else:
+    watchdog.enter("initialize")
     with run_waits("initializing the parameters"):
       state, first_step = initializer.from_scratch(init_rng), 0
+  watchdog.enter("record")
   write_model_info(model_dir, initializer)
 
   # ---- Periods ----
@@ -247,6 +255,7 @@ def train(
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,
+    watchdog=watchdog,
   )
   last = loop.run(
     before=begin,

@@ -76,7 +76,7 @@ def _train() -> None:
 
   from walt_t5x import engine
   from walt_t5x.config import gin_config
-  from walt_t5x.engine import exits, run_settings
+  from walt_t5x.engine import exits, run_settings, watchdog
   from walt_t5x.files.locks import Held
   from walt_t5x.files.mismatch import Mismatch
 
@@ -95,8 +95,21 @@ def _train() -> None:
     settings = gin_config.bound(run_settings.RunSettings)
     model_dir = gin_config.binding("train_script.train.model_dir")
   try:
-    with alone(model_dir):
-      train(**({} if engine.use_t5x() else {"settings": settings}))
+    if engine.use_t5x():
+      with alone(model_dir):
+        train()
+    else:
+      several = jax.distributed.is_initialized()
+      with (
+        contextlib.nullcontext() if several else exits.preemption_notice(at_once=True),
+        watchdog.Watchdog(limits=settings.limits(), model_dir=model_dir) as watched,
+      ):
+        watched.enter("backend")
+        jax.devices()
+        watched.enter("lock")
+        with alone(model_dir):
+          watched.enter("data")  # Some arguments of the gin files are read from the caches.
+          train(settings=settings, watchdog=watched)
   except exits.TrainingStopped as stopped:
     logging.error("%s Exit code %d.", gin_config.without_location(stopped), stopped.exit_code)
     sys.exit(stopped.exit_code)
@@ -135,7 +148,8 @@ def alone(model_dir: str | None) -> Iterator[None]:
       instead = "set another MODEL_DIR"
       try:
         # JAX handles the SIGTERM of several processes.
-        stack.enter_context(locks.held(path, program="train", instead=instead, sigterm=not several))
+        sigterm = not jax.distributed.is_initialized()
+        stack.enter_context(locks.held(path, program="train", instead=instead, sigterm=sigterm))
       except Exception as error:
         failed = error
     if several and multihost_utils.broadcast_one_to_all(np.int32(failed is not None)):

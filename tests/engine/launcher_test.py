@@ -3,9 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 
@@ -15,10 +20,18 @@ from tests.engine import runs, toy
 from walt_t5x import engine
 from walt_t5x import train as launcher
 from walt_t5x.config import gin_config, gin_flags
-from walt_t5x.engine import checkpoints, exits, run_record
+from walt_t5x.engine import checkpoints, exits, run_record, watchdog
+from walt_t5x.engine.builtin import train_loop
+from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
+from walt_t5x.engine.builtin.data_iterator import ShardedIterator
+from walt_t5x.engine.builtin.main_loop import MainLoop
+from walt_t5x.engine.builtin.restoring import Restorer
 from walt_t5x.engine.builtin.seeds import drawn_seed
 from walt_t5x.engine.builtin.summaries import JsonLinesWriter
-from walt_t5x.files import storage
+from walt_t5x.engine.builtin.train_state import StateInitializer
+from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.run_settings import START_LIMITS
+from walt_t5x.files import locks, storage
 from walt_t5x.files.mismatch import Mismatch
 
 
@@ -165,6 +178,116 @@ def test_a_hang_ends_the_process(tmp_path):
   text = report.read_text()
   assert "after step 6, while: data" in text and "data_iterator.py" in text
   assert checkpoints.complete_steps(tmp_path)[-1] == 6  # A restart resumes from it.
+
+
+# Phase -> (object, name) of a function in which it can hang.
+CALLS = {
+  "backend": (jax, "devices"),
+  "lock": (locks, "held"),
+  "data": (train_loop, "ShardedIterator"),
+  "restore": (Restorer, "newest"),
+  "initialize": (StateInitializer, "from_scratch"),
+  "record": (train_loop, "write_model_info"),
+  "first_evaluation": (Trainer, "eval"),
+  "first_save": (CheckpointManager, "save"),
+  "compile": (Trainer, "compile_train"),
+  "first_batch": (ShardedIterator, "_read"),
+}
+
+
+def test_each_phase_of_the_start_has_a_limit(launch, tmp_path, monkeypatch, caplog):
+  """Each hangs once, in one start: where the process would end, the hang does."""
+  freed, entered = {phase: threading.Event() for phase in CALLS}, threading.Event()
+  now, codes = [""], []
+  assert CALLS.keys() == START_LIMITS.keys()
+
+  def hanging(phase, function):
+    def call(*arguments, **settings):
+      assert freed[phase].wait(60)
+      return function(*arguments, **settings)
+
+    return call
+
+  def leave(code):
+    codes.append(code)
+    entered.clear()
+    freed[now[0]].set()
+    assert entered.wait(60)
+
+  def enter(self, phase, original=watchdog.Watchdog.enter):
+    original(self, phase)
+    now[0] = phase
+    entered.set()
+
+  for phase, (owner, name) in CALLS.items():
+    monkeypatch.setattr(owner, name, hanging(phase, getattr(owner, name)))
+  monkeypatch.setattr(locks, "leave", leave)
+  monkeypatch.setattr(watchdog.Watchdog, "enter", enter)
+  limits = dict.fromkeys(START_LIMITS, 0.2)
+  launch(
+    TOY,
+    f'--gin.MODEL_DIR="{tmp_path}"',
+    "--gin.TRAIN_STEPS=1",
+    "--gin.train_script.train.run_eval_before_training=True",
+    f"--gin.run_settings.RunSettings.start_limits={limits}",
+  )
+  assert codes == [exits.HUNG] * len(START_LIMITS)
+  for phase in START_LIMITS:
+    (report,) = tmp_path.glob(f"hang_{phase}_host*.txt")
+    assert re.match(
+      rf"no progress for \d+ s in the phase '{phase}' of the start\n", report.read_text()
+    )
+    assert f"in the phase '{phase}' of the start. The limit is" in caplog.text
+    assert f"to raise it: --gin.START_LIMITS=\"{{'{phase}': 0.4}}\"" in caplog.text
+  assert [line["step"] for line in runs.lines(tmp_path)] == [1]
+
+
+def test_a_hang_of_the_first_batch_ends_by_itself_and_by_signals(launch, tmp_path):
+  """Real processes; the next start trains in their folders."""
+  hangs = HANGS + "toy.rows_that_hang.at = 0\nLIMIT = 600.0\n"
+  hangs += "run_settings.RunSettings.start_limits = {'first_batch': %LIMIT}\n"
+  (tmp_path / "hangs.gin").write_text(hangs)
+  started = {}
+  for code, limit in {exits.HUNG: 2.0, exits.PREEMPTED: 600.0, exits.INTERRUPTED: 600.0}.items():
+    started[code] = programs.start(
+      "walt_t5x.train",
+      f"--gin_file={tmp_path / 'hangs.gin'}",
+      f'--gin.MODEL_DIR="{tmp_path / str(code)}"',
+      "--gin.TRAIN_STEPS=1",
+      f"--gin.LIMIT={limit}",
+      environment={"XLA_FLAGS": "", "WALT_T5X_ENGINE": "builtin"},
+    )
+  said = {}
+  for code, program in started.items():
+    while "the reader hangs" not in Path(program.files[1]).read_text():
+      assert program.running()
+      time.sleep(0.1)
+    if code != exits.HUNG:
+      os.kill(program.process.pid, signal.SIGTERM if code == exits.PREEMPTED else signal.SIGINT)
+    ended = program.wait(30)
+    assert ended.returncode == code, ended.stderr[-3000:]
+    said[code] = ended.stderr
+    assert not (tmp_path / str(code) / "train.lock").exists()
+  assert "in the phase 'first_batch' of the start" in said[exits.HUNG]
+  assert "SIGTERM before the first step" in said[exits.PREEMPTED]
+  assert "SIGINT before the first step" in said[exits.INTERRUPTED]
+  launch(TOY, f'--gin.MODEL_DIR="{tmp_path / str(exits.PREEMPTED)}"', "--gin.TRAIN_STEPS=1")
+  assert [line["step"] for line in runs.lines(tmp_path / str(exits.PREEMPTED))] == [1]
+
+
+def test_sigterm_after_the_first_step_saves(launch, tmp_path, monkeypatch):
+  left = []
+
+  def terminate(self, step, original=MainLoop._on_finished):
+    original(self, step)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(locks, "leave", left.append)
+  monkeypatch.setattr(MainLoop, "_on_finished", terminate)
+  with pytest.raises(SystemExit) as end:
+    launch(TOY, f'--gin.MODEL_DIR="{tmp_path}"', "--gin.TRAIN_STEPS=50")
+  assert end.value.code == exits.PREEMPTED and not left
+  assert 0 < checkpoints.complete_steps(tmp_path)[-1] < 50
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ import tensorflow as tf
 from tests.engine import runs
 from tests.engine.parallel_test import some_devices
 from walt_t5x import engine
-from walt_t5x.engine import checkpoints, exits
+from walt_t5x.engine import checkpoints, exits, watchdog
 from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
 from walt_t5x.engine.builtin.monitoring import PHASES, Goodput
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.engine.flops import count_flops
-from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.engine.run_settings import STEP, RunSettings
 
 
 def changed_rows(change):
@@ -149,22 +149,45 @@ def test_sigterm_and_ctrl_c_lose_no_step(complete, tmp_path, number, code):
   assert ids[0] == ids[1]
 
 
-def test_a_second_ctrl_c_ends_a_run_that_does_not_return_to_python(tmp_path):
+def test_a_signal_ends_a_run_that_does_not_return_to_python():
+  """The second Ctrl-C; of a program without a step, also the first, and SIGTERM."""
   code = """
-import hashlib, os, signal, threading
+import hashlib, os, signal, threading, time
 from walt_t5x.engine import exits
-with exits.preemption_notice() as request:
-  os.kill(os.getpid(), signal.SIGINT)
-  assert request(1)
-  threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
-  # Like a compilation, minutes in C that no signal interrupts.
-  hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+def ended(number, at_once, trained):
+  child = os.fork()
+  if child:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  with exits.preemption_notice(at_once=at_once) as outer, exits.preemption_notice() as request:
+    assert request is outer
+    request.trained = trained
+    if trained or not at_once:
+      os.kill(os.getpid(), number)
+      assert request(1)
+      time.sleep(0.5)
+    if number == signal.SIGINT or not trained:
+      threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+      # Like a compilation, minutes in C that no signal interrupts.
+      hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+  os._exit(0)
+
+for case in [
+  (signal.SIGINT, False, False),
+  (signal.SIGINT, True, True),
+  (signal.SIGTERM, True, True),
+  (signal.SIGINT, True, False),
+  (signal.SIGTERM, True, False),
+]:
+  print(ended(*case))
 """
   started = time.monotonic()
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-  assert done.returncode == exits.INTERRUPTED == 130, done.stderr
+  assert done.stdout.split() == ["130", "130", "0", "130", "75"], done.stderr
   assert time.monotonic() - started < 40
-  assert len(done.stderr.splitlines()) == 1 and "a second Ctrl-C" in done.stderr
+  lines = done.stderr.splitlines()
+  assert len(lines) == 5 and all("a second Ctrl-C" in line for line in lines[:2])
+  assert ["before the first step" in line for line in lines] == [False, False, False, True, True]
 
 
 def test_sigterm_before_the_first_step_ends_a_resumed_run_at_its_step(tmp_path):
@@ -202,11 +225,12 @@ def test_a_slow_reader_is_visible_in_the_metrics(tmp_path, monkeypatch):
 
 def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
   """A reader that never returns; the exit is caught to keep the test running."""
-  left, code = threading.Event(), []
+  left, ended, code = threading.Event(), threading.Event(), []
 
   def leave(status):
     code.append(status)
     left.set()
+    ended.wait(60)
 
   monkeypatch.setattr(os, "_exit", leave)
 
@@ -221,6 +245,7 @@ def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
 
   settings = RunSettings(watchdog_seconds=5.0)
   runs.train(tmp_path, 6, get_dataset_fn=changed_rows(stuck), settings=settings, **QUIET)
+  ended.set()
   assert code == [exits.HUNG]
   (report,) = tmp_path.glob("hang_step*_host0.txt")
   text = report.read_text()
@@ -232,22 +257,47 @@ def test_a_hang_dumps_the_stacks_and_exits(tmp_path, monkeypatch, capfd):
   assert hang["step"] >= 3  # The last of 4 steps may not be reported yet.
 
 
-def test_time_in_which_the_process_was_suspended_is_no_hang(tmp_path, monkeypatch):
-  """A watchdog of 30 s on a clock: the thread wakes up after 3 s, and once after a suspension of 40 s."""
+@pytest.fixture
+def watched(monkeypatch):
+  """When a watchdog whose thread wakes up every 3 s ends the process, with `f(dog, now)` called at each of them."""
   now, left = [0.0], []
-  monkeypatch.setattr(exits, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
-  monkeypatch.setattr(exits.locks, "leave", lambda code: left.append((code, now[0])))
-  dog = exits.Watchdog(
-    seconds=30.0, model_dir=str(tmp_path), phase=lambda: "step", on_hang=lambda *_: None
-  )
-  monkeypatch.setattr(dog, "_report", lambda silent: None)
+  monkeypatch.setattr(watchdog, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+  monkeypatch.setattr(watchdog.locks, "leave", lambda code: left.append((code, now[0])))
 
-  def wait(seconds):
-    now[0] += seconds + (40.0 if now[0] == 12.0 else 0.0)
+  def until_left(at_each_tick, **limits):
+    dog = watchdog.Watchdog(limits=limits, model_dir=None)
+    monkeypatch.setattr(dog, "_report", lambda silent, limit: None)
 
-  monkeypatch.setattr(dog, "_stop", types.SimpleNamespace(wait=wait, is_set=lambda: False))
-  dog._watch()
+    def wait(seconds):
+      now[0] += seconds + (at_each_tick(dog, now[0]) or 0.0)
+      return left
+
+    monkeypatch.setattr(dog, "_stop", types.SimpleNamespace(wait=wait, is_set=lambda: False))
+    dog.enter(next(iter(limits)))
+    dog._watch()
+    return left
+
+  return until_left
+
+
+def test_time_in_which_the_process_was_suspended_is_no_hang(watched):
+  """The thread wakes up once after a suspension of 40 s."""
+  left = watched(lambda dog, now: 40.0 if now == 12.0 else 0.0, **{STEP: 30.0})
   assert left == [(exits.HUNG, 40.0 + 33.0)]
+
+
+def test_a_phase_under_its_limit_is_no_hang(watched):
+  """The limits are those of the phases, and their times do not add up; the last phase hangs."""
+  phases = {27.0: "restore", 111.0: "compile", 168.0: "first_batch"}
+
+  def advance(dog, now):
+    if now in phases:
+      dog.enter(phases[now])
+    if now in (195.0, 213.0):
+      dog.beat()
+
+  left = watched(advance, data=30.0, compile=60.0, first_batch=30.0)  # None for `restore`.
+  assert left == [(exits.HUNG, 213.0 + 33.0)]
 
 
 def test_goodput_assigns_every_second_to_one_phase():
@@ -319,6 +369,12 @@ def test_a_trace_is_written_on_request(tmp_path):
 
 
 def test_settings_are_checked():
-  for bad in ({"watchdog_seconds": 0}, {"max_steps_in_flight": 0}, {"profile_steps": (5, 5)}):
+  for bad in (
+    {"watchdog_seconds": 0},
+    {"start_limits": {"compiling": 3.0}},
+    {"start_limits": {"compile": 0}},
+    {"max_steps_in_flight": 0},
+    {"profile_steps": (5, 5)},
+  ):
     with pytest.raises(ValueError, match=f"RunSettings.{next(iter(bad))}: got"):
       RunSettings(**bad)

@@ -1,6 +1,7 @@
 """A linear regression, a SeqIO task with a few examples, and a gin file: the smallest model that the engine trains."""
 
 import functools
+import sys
 import time
 from typing import Any, ClassVar
 
@@ -43,11 +44,12 @@ TASK = seqio.TaskRegistry.add(
 )
 
 
-def rows_that_hang(*arguments: Any, **settings: Any) -> tf.data.Dataset:
-  """A dataset whose reader never returns with the seventh batch."""
+def rows_that_hang(*arguments: Any, at: int = 6, **settings: Any) -> tf.data.Dataset:
+  """A dataset whose reader never returns with the batch `at`, and says so."""
 
   def wait(index: np.ndarray) -> np.ndarray:
-    if index == 6:
+    if index == at:
+      print("the reader hangs", file=sys.stderr, flush=True)
       time.sleep(600)
     return index
 

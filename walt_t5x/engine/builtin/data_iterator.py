@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding
 
-from walt_t5x.engine.builtin.monitoring import run_waits
 from walt_t5x.files import mirror
 from walt_t5x.files.damage import Damaged
 
@@ -58,13 +57,10 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
 
   def __next__(self) -> Mapping[str, jax.Array]:
     ahead, self._ahead = self._ahead, None
-    if ahead is None:
-      return self._read()
-    with run_waits("reading the first batch"):
-      return ahead.result()
+    return self._read() if ahead is None else ahead.result()
 
-  def start_warmup(self) -> None:
-    """Reads the first batch in the background, so that the pipeline fills while the step compiles."""
+  def start_warmup(self) -> concurrent.futures.Future[Mapping[str, jax.Array]]:
+    """Reads the first batch in the background, so that the pipeline fills while the step compiles; returns it."""
     ahead = self._ahead = concurrent.futures.Future()
 
     def read() -> None:
@@ -75,6 +71,7 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
 
     # Not an executor: Python would wait for its threads at the end, even for one whose data never arrives.
     threading.Thread(target=read, name="first-batch", daemon=True).start()
+    return ahead
 
   def save(self, filename: str) -> None:
     """Writes the position. Not between `start_warmup` and the first batch, which would be lost."""

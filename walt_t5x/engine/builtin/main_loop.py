@@ -1,5 +1,6 @@
 """The main loop: trains from one event to the next and monitors the run."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import gc
@@ -20,6 +21,8 @@ from walt_t5x.engine.builtin.local_checkpoints import LocalCheckpoints
 from walt_t5x.engine.builtin.monitoring import Profiler, Progress, run_waits
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.run_settings import STEP
+from walt_t5x.engine.watchdog import Watchdog
 
 # Short strides keep the progress display updated during long periods; they cost nothing on the device.
 _STRIDE = 50
@@ -89,7 +92,7 @@ class MainLoop:
     manager: writes checkpoints; None disables them.
     local: writes local checkpoints; None disables them.
     eval_batches: the batches of each evaluation set, once.
-    model_dir, actions, concurrent_metrics: as in `train`.
+    model_dir, actions, concurrent_metrics, watchdog: as in `train`.
 
   Attributes:
     step: steps trained and dispatched so far.
@@ -105,18 +108,15 @@ class MainLoop:
   eval_batches: Callable[[], Mapping[str, Iterator[Any]]]
   actions: Mapping[str, Sequence[Any]] | None
   concurrent_metrics: bool
+  watchdog: Watchdog
 
   def __post_init__(self) -> None:
     trainer, self.step = self.trainer, self.first_step
     self._progress = Progress(self.step, self.periods.total, enabled=jax.process_index() == 0)
     self._profiler = Profiler(self.model_dir, trainer.settings.profile_steps)
-    self._watchdog = exits.Watchdog(
-      seconds=trainer.settings.watchdog_seconds,
-      model_dir=self.model_dir,
-      phase=lambda: trainer.goodput.phase,
-      on_hang=lambda step, seconds: trainer.summary_writer.write_scalars(
-        step, {"hang_seconds": seconds} | trainer.goodput.scalars()
-      ),
+    self.watchdog.activity = lambda: trainer.goodput.phase
+    self.watchdog.on_hang = lambda step, seconds: trainer.summary_writer.write_scalars(
+      step, {"hang_seconds": seconds} | trainer.goodput.scalars()
     )
     trainer.on_summary = self._on_summary
     trainer.on_finished = self._on_finished
@@ -131,19 +131,26 @@ class MainLoop:
     """
     try:
       with contextlib.closing(self.trainer), exits.preemption_notice() as self._stop_before:
+        self.watchdog.start(self.step)
         before(self.trainer.summary_writer, self.step)
         if eval_first:
+          self.watchdog.enter("first_evaluation")
           self._evaluate()
         if self.periods.save:
+          self.watchdog.enter("first_save")
           self._save()  # Fails early if the folder is not writable.
         if self.step == self.periods.total:
           logging.warning("The run is already at its last step %d; nothing to train.", self.step)
         else:
-          self.iterator.start_warmup()
+          first_batch = self.iterator.start_warmup()
+          self.watchdog.enter("compile")
           self.trainer.compile_train(self.iterator.element_spec)
+          self.watchdog.enter("first_batch")
+          with self.trainer.goodput.within("data"), run_waits("reading the first batch"):
+            concurrent.futures.wait([first_batch])
         if self.periods.collect:
           gc.disable()
-        self._watchdog.start(self.step)
+        self.watchdog.enter(STEP)
         self._progress.begin()
         while self.step < self.periods.total and not self.trainer.stop_training:
           self._next_event()
@@ -153,7 +160,7 @@ class MainLoop:
           if self.manager is not None:
             self.manager.wait()
     finally:
-      self._watchdog.stop()
+      self.watchdog.stop()
       self._profiler.stop()
       self._progress.close()
       if self.manager is not None:
@@ -193,7 +200,9 @@ class MainLoop:
 
   def _before_step(self, step: int) -> bool:
     self._profiler.before(step, self.trainer.wait_for_steps)
-    return self._stop_before(step)
+    stop = self._stop_before(step)
+    self._stop_before.trained |= not stop
+    return stop
 
   def _evaluate(self) -> None:
     started = time.monotonic()
@@ -202,7 +211,7 @@ class MainLoop:
       losses = ", ".join(f"{n} {r['loss']:.4g}" for n, r in results.items() if "loss" in r)
       logging.info("Evaluated at step %d: %s", self.step, losses)
       self._act("TRAIN_EVAL", results)
-    self._watchdog.beat()
+    self.watchdog.beat()
     self.trainer.once["evaluate_seconds"] = time.monotonic() - started
 
   def _save(self) -> None:
@@ -212,7 +221,7 @@ class MainLoop:
     started = time.monotonic()
     with self.trainer.goodput.within("checkpoint"), run_waits("starting a checkpoint"):
       saved = self.manager.save(self.step, self.trainer.train_state, self.iterator)
-    self._watchdog.beat()
+    self.watchdog.beat()
     if saved:
       self.trainer.once["checkpoint_seconds"] = time.monotonic() - started
 
@@ -220,7 +229,7 @@ class MainLoop:
     self.trainer.wait_for_steps()
     with self.trainer.goodput.within("checkpoint"):
       local.save(self.step, self.trainer.train_state)
-    self._watchdog.beat()
+    self.watchdog.beat()
     self.trainer.once["local_checkpoint_seconds"] = local.seconds
 
   def _leave(self) -> None:
@@ -250,7 +259,7 @@ class MainLoop:
     self.trainer.stop_training |= bool(multihost_utils.broadcast_one_to_all(np.int32(stop)))
 
   def _on_finished(self, step: int) -> None:
-    self._watchdog.beat(step)
+    self.watchdog.beat(step)
     self._progress.update(step)
 
   def _on_summary(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -26,6 +26,7 @@ from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.run_settings import RunSettings
+from walt_t5x.engine.watchdog import Watchdog
 from walt_t5x.files import storage
 
 
@@ -58,6 +59,7 @@ def train(
   verify_matching_vocabs_fn: Callable[..., None] | None = None,
   gc_period: int = 0,
   settings: RunSettings | None = None,
+  watchdog: Watchdog | None = None,
 ) -> tuple[int, TrainState]:
   """Trains a model to `total_steps`, from its newest complete checkpoint if any; returns the last step and state.
 
@@ -88,6 +90,7 @@ def train(
     inference_evaluator_cls, verify_matching_vocabs_fn: accepted for T5X compatibility, unused.
     gc_period: steps between runs of Python's garbage collector, which is off in between; 0 leaves it unchanged.
     settings: watchdog, skipped steps, profiler (the launcher passes what gin binds to `RunSettings`).
+    watchdog: the launcher's, which watches already; by default one that begins once the state is initialized.
 
   Raises:
     exits.Preempted: SIGTERM was received; everything is saved.
@@ -108,6 +111,8 @@ def train(
       f"train: actions for {sorted(unknown)}, expected 'TRAIN' and 'TRAIN_EVAL' only."
     )
   settings = settings or RunSettings()
+  watchdog = watchdog or Watchdog(limits=settings.limits(), model_dir=model_dir)
+  watchdog.enter("data")
   began, goodput = time.monotonic(), Goodput()
   storage.make_folder(model_dir)
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
@@ -153,6 +158,7 @@ def train(
     )
 
   # ---- State ----
+  watchdog.enter("restore")
   initializer = train_state_initializer_cls(
     model, input_spec=iterator.element_spec, partitioner=partitioner
   )
@@ -189,6 +195,7 @@ def train(
       position = saved - order_since
       restored = restore_row_position(folder, iterator, layout, position=position)
     if restored and saved < first_step:
+      watchdog.enter("data")
       with run_waits(f"reading the batches of steps {saved} to {first_step} again"):
         iterator.skip(first_step - saved)
     if not restored and first_step > 0:
@@ -202,8 +209,10 @@ def train(
       position = checkpoints.checkpoint_step(folder)
       restore_row_position(folder, iterator, layout, position=position)
   else:
+    watchdog.enter("initialize")
     with run_waits("initializing the parameters"):
       state, first_step = initializer.from_scratch(init_rng), 0
+  watchdog.enter("record")
   write_model_info(model_dir, initializer)
 
   # ---- Periods ----
@@ -265,6 +274,7 @@ def train(
     },
     actions=actions,
     concurrent_metrics=concurrent_metrics,
+    watchdog=watchdog,
   )
   last = loop.run(
     before=begin,

@@ -233,7 +233,9 @@ class Pipeline:
   def _scored_samples(self) -> list[Stage]:
     score = ["python", "-m", "walt_t5x.evaluate", "--protocol=caption_accuracy"]
     score += [f"--samples={self.folder / 'samples'}", f"--log_dir={self.folder / 'eval'}"]
-    score += [f"--captions_apart={self._corpus / 'held_out_captions.txt'}"]
+    # A few prompts may have none of them.
+    if self.recipe.held_out or self.recipe.held_out_gap is not None:
+      score += [f"--captions_apart={self._corpus / 'held_out_captions.txt'}"]
     return [
       self._generate("generate", "samples", [f"--prompts_file={self._corpus / 'prompts.txt'}"]),
       Stage("score", score, describe),

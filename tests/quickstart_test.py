@@ -4,10 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gin
-from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, bars
+from data.samples.sample_corpus import SCENES, evaluation_prompts
+from scripts.quickstart_recipes import FAST, FULL, SHOWCASE, SMALLEST, bars
 from scripts.quickstart_stages import Pipeline
 from scripts.stages import flat
 from walt_t5x import engine
@@ -16,7 +18,7 @@ from walt_t5x.config import gin_config
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("recipe", [FULL, FAST, SHOWCASE], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [FULL, FAST, SMALLEST, SHOWCASE], ids=lambda recipe: recipe.name)
 def test_stages_have_names_of_their_own_files_that_exist_and_known_durations(recipe, tmp_path):
   steps = Pipeline(folder=tmp_path, recipe=recipe, seed=3, prompts=5).steps()
   stages = flat(steps)
@@ -35,7 +37,7 @@ def test_stages_have_names_of_their_own_files_that_exist_and_known_durations(rec
 
 def test_every_training_reads_a_task_that_an_earlier_stage_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
-  for recipe in (FULL, FAST, SHOWCASE):
+  for recipe in (FULL, FAST, SMALLEST, SHOWCASE):
     written = set()
     for stage in flat(Pipeline(folder=tmp_path, recipe=recipe, seed=0, prompts=5).steps()):
       flags = dict(a.partition("=")[::2] for a in stage.command if a.startswith("--"))
@@ -52,6 +54,16 @@ def test_every_training_reads_a_task_that_an_earlier_stage_writes(tmp_path, monk
         }.get(stage.name, recipe.sizes)
         assert any(task == t and set(sizes) <= set(found) for t, found in written), stage.line
   gin.clear_config()
+
+
+@pytest.mark.parametrize("recipe", [FULL, FAST, SMALLEST], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_captions_that_are_scored_apart_are_among_the_prompts(recipe, seed, tmp_path):
+  steps = Pipeline(folder=tmp_path, recipe=recipe, seed=seed, prompts=recipe.prompts).steps()
+  (score,) = (stage for stage in flat(steps) if stage.name == "score")
+  held_out = SCENES["shapes"].held_out_captions(np.random.default_rng([seed, 3]), 12)
+  if any(flag.startswith("--captions_apart") for flag in score.command):
+    assert set(held_out) & set(evaluation_prompts(seed, recipe.prompts))
 
 
 def _printed(right_all, right_apart):

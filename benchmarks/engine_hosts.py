@@ -245,8 +245,10 @@ def local(work: Path) -> dict[str, Any]:
     step = taken
     print(json.dumps(kills[-1]), flush=True)
   finish(begin(killed), killed, work)
-  starts = re.findall(r"Resuming from step (\d+)", (work / "killed_0.log").read_text())
-  lost = [kill["step"] - int(first) for kill, first in zip(kills, starts, strict=True)]
+  # A start without any checkpoint of a later step says that it begins.
+  said = re.compile(r"Resuming from step (\d+)|the run starts from its beginning")
+  starts = [int(m[1] or 0) for m in said.finditer((work / "killed_0.log").read_text())]
+  lost = [kill["step"] - first for kill, first in zip(kills, starts, strict=True)]
   lines = [json.loads(line) for line in (peace / "metrics.jsonl").read_text().splitlines()]
   stalls = [
     statistics.median(line[name] for line in lines if name in line)

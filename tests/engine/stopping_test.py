@@ -21,10 +21,10 @@ from walt_t5x import engine
 from walt_t5x.engine import checkpoints, exits, watchdog
 from walt_t5x.engine.builtin import datasets
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator
-from walt_t5x.engine.builtin.monitoring import PHASES, Goodput
 from walt_t5x.engine.builtin.trainer import Trainer
 from walt_t5x.engine.builtin.training_step import TrainingStep
 from walt_t5x.engine.flops import count_flops
+from walt_t5x.engine.goodput import PHASES
 from walt_t5x.engine.run_settings import STEP, RunSettings
 
 
@@ -298,18 +298,6 @@ def test_a_phase_under_its_limit_is_no_hang(watched):
 
   left = watched(advance, data=30.0, compile=60.0, first_batch=30.0)  # None for `restore`.
   assert left == [(exits.HUNG, 213.0 + 33.0)]
-
-
-def test_goodput_assigns_every_second_to_one_phase():
-  now = iter([0.0, 3.0, 5.0, 6.0, 10.0, 11.0, 12.0])
-  goodput = Goodput(clock=lambda: next(now))
-  with goodput.within("compile"):  # From 3 to 5.
-    pass
-  goodput.enter("step")  # At 6.
-  with goodput.within("data"):  # From 10 to 11.
-    pass
-  spent = goodput.seconds()  # At 12.
-  assert spent == {"init": 4, "compile": 2, "step": 5, "data": 1, "eval": 0, "checkpoint": 0}
 
 
 def test_flops_equal_xlas_count_and_loops_count_per_iteration():

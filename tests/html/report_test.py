@@ -1,6 +1,7 @@
 """The report: the page shows the contents of the folders, and makes no requests."""
 
 import base64
+import dataclasses
 import json
 import re
 import sys
@@ -12,6 +13,7 @@ from tests import tiny_denoiser
 from tests.html.html_page import Page
 from walt_t5x import report
 from walt_t5x.denoiser.transformer import WaltDenoiser
+from walt_t5x.engine import goodput
 from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.html import curve_chart
@@ -76,6 +78,18 @@ def run(tmp_path):
   provenance = {"vae": {"fingerprint": "a<b"}, "latents": latents}
   (folder / "provenance.json").write_text(json.dumps(provenance))
   (folder / "config.gin").write_text("BATCH_SIZE = 4\n")
+  for began in (0.0, 15.0):  # A restart after 5 s that lost nothing.
+    seconds = dict.fromkeys(goodput.PHASES, 0.0) | {"step": 6.0, "compile": 4.0}
+    one = goodput.Start(
+      began=began,
+      written=began + 10,
+      first_step=int(began),
+      step=15,
+      finished=False,
+      seconds=seconds,
+      saved=[],
+    )
+    storage.write_json(folder / goodput.FOLDER / f"{began:.0f}.json", dataclasses.asdict(one))
   return folder
 
 
@@ -186,6 +200,12 @@ def test_the_page_shows_everything_and_makes_no_requests(run, tmp_path, capsys):
   cells = page.words("td")
   assert {"609.1 ± 2.5", "a<b"} <= set(cells) and "fvd@66d1dbe3133b" in page.words("h3")
   assert cells[cells.index("checkpoint 4") + 1] == "it has no _CHECKPOINT_METADATA"
+  time = cells.index("goodput")
+  assert cells[time : time + 9] == [
+    *("goodput", "12.0", "48.0%"),
+    *("program startup", "8.0", "32.0%"),
+    *("infrastructure recovery from disruption", "5.0", "20.0%"),
+  ]
   assert cells[cells.index("plan") + 1].startswith("none: no model.json")
   assert cells[cells.index("normalization of latents/3x4x4") + 1] == "8 channels"
   badges = [text for text in page.words("span") if text[:1] in "✓✗"]

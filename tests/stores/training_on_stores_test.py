@@ -41,5 +41,6 @@ def test_a_run_at_an_address_is_that_on_a_disk_and_deletes_no_folder(store, tmp_
   files = theirs[4]
   assert "samples/00000.json" in files
   assert len([file for file in files if file.startswith("train/events")]) == 2
+  assert len([file for file in files if file.startswith("goodput/")]) == 2
   aside = [file for file in files if file.startswith("incomplete_checkpoint_9")]
   assert [os.path.basename(file) for file in aside] == ["manifest.ocdbt"]

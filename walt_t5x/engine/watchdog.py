@@ -44,6 +44,7 @@ class Watchdog:
 
   def __post_init__(self) -> None:
     self._phase, self._step, self._last = "", 0, time.monotonic()
+    self._made = self._last
     self._stop = threading.Event()
     self._thread: threading.Thread | None = None
 
@@ -62,6 +63,10 @@ class Watchdog:
     if self.limits and self._thread is None:
       self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
       self._thread.start()
+
+  def age(self) -> float:
+    """Seconds since this watchdog was made."""
+    return time.monotonic() - self._made
 
   def enter(self, phase: str) -> None:
     """A phase of the start begins, or the first `STEP`."""

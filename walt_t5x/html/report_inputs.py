@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from walt_t5x.engine import goodput
 from walt_t5x.files import storage
 from walt_t5x.files.paths import AnyPath
 
@@ -26,6 +27,7 @@ class RunFolder:
     provenance: provenance of the training data; {} if none was recorded.
     config: gin text of its newest start; "" if none was recorded.
     unreadable_lines: number of lines of metrics.jsonl that are not JSON, such as one truncated by a full disk.
+    time: where the time of its starts went; None if they recorded nothing.
   """
 
   name: str
@@ -35,6 +37,7 @@ class RunFolder:
   provenance: Mapping[str, Any]
   config: str
   unreadable_lines: int = 0
+  time: goodput.Account | None = None
 
   @property
   def last_step(self) -> int:
@@ -79,6 +82,7 @@ def read_run(path: AnyPath, name: str | None = None) -> RunFolder:
       "have TensorBoard events only; copy such a folder to this machine and give its path."
     )
   curves, unreadable = read_curves(file)
+  starts = goodput.read(path)
   provenance, config = path / "provenance.json", path / "config.gin"
   return RunFolder(
     name=name or path.name,
@@ -88,6 +92,7 @@ def read_run(path: AnyPath, name: str | None = None) -> RunFolder:
     provenance=storage.read_json(provenance) if provenance.is_file() else {},
     config=config.read_text("utf-8") if config.is_file() else "",
     unreadable_lines=unreadable,
+    time=goodput.account(starts) if starts else None,
   )
 
 

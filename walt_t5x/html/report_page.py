@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from walt_t5x.engine.goodput import Account
 from walt_t5x.files.paths import AnyPath
 from walt_t5x.html.curve_chart import chart, grouped
 from walt_t5x.html.gallery import GalleryItem, card
@@ -12,7 +13,14 @@ from walt_t5x.html.report_inputs import RunFolder, ScoreRow
 
 # Quantities whose curves are visible on the page; the others are collapsed below them.
 _QUALITY = ("loss", "loss_video", "loss_image", "psnr", "ssim", "mse", "gradient_norm")
-_SHOWN = (*_QUALITY, "learning_rate", "steps_per_second", "data_wait_share", "goodput/share")
+_SHOWN = (
+  *_QUALITY,
+  "learning_rate",
+  "steps_per_second",
+  "data_wait_share",
+  "goodput/share",
+  "goodput/job_share",
+)
 
 
 def write_report(
@@ -87,6 +95,18 @@ def _facts(run: RunFolder, plan: Mapping[str, Any] | str) -> list[tuple[str, obj
   return rows
 
 
+def _time(account: Account | None) -> list[tuple[str, str, str]]:
+  """Where the time of a job went: name, seconds, share."""
+  if account is None:
+    return []
+  parts = {"goodput": account.productive} | dict(account.badput)
+  return [
+    (name.replace("_", " "), f"{seconds:,.1f}", f"{seconds / max(account.elapsed, 1e-9):.1%}")
+    for name, seconds in parts.items()
+    if seconds
+  ]
+
+
 def _provenance(provenance: Mapping[str, Any]) -> list[tuple[str, object]]:
   rows: list[tuple[str, object]] = []
   for name, value in sorted(provenance.items()):
@@ -112,6 +132,7 @@ def _run(run: RunFolder, plan: Mapping[str, Any] | str) -> dict[str, Any]:
   return {
     "name": run.name,
     "facts": _facts(run, plan),
+    "time": _time(run.time),
     "provenance": _provenance(run.provenance),
     "shown": [chart(name, charts[name]) for name in _SHOWN if name in charts],
     "hidden": [chart(name, charts[name]) for name in sorted(charts.keys() - _SHOWN)],

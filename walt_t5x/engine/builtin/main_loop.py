@@ -115,9 +115,7 @@ class MainLoop:
     self._progress = Progress(self.step, self.periods.total, enabled=jax.process_index() == 0)
     self._profiler = Profiler(self.model_dir, trainer.settings.profile_steps)
     self.watchdog.activity = lambda: trainer.goodput.phase
-    self.watchdog.on_hang = lambda step, seconds: trainer.summary_writer.write_scalars(
-      step, {"hang_seconds": seconds} | trainer.goodput.scalars()
-    )
+    self.watchdog.on_hang = self._on_hang
     trainer.on_summary = self._on_summary
     trainer.on_finished = self._on_finished
     trainer.before_step = self._before_step
@@ -129,10 +127,13 @@ class MainLoop:
       before: `f(writer, step)`, called first.
       eval_first: evaluate before the first step.
     """
+    finished = False
     try:
       with contextlib.closing(self.trainer), exits.preemption_notice() as self._stop_before:
         self.watchdog.start(self.step)
         before(self.trainer.summary_writer, self.step)
+        if jax.process_index() == 0:
+          self.trainer.goodput.record(self.model_dir, self.step)
         if eval_first:
           self.watchdog.enter("first_evaluation")
           self._evaluate()
@@ -159,7 +160,9 @@ class MainLoop:
         with self.trainer.goodput.within("checkpoint"), run_waits("writing the last checkpoint"):
           if self.manager is not None:
             self.manager.wait()
+        finished = True
     finally:
+      self.trainer.goodput.write(self.step, finished=finished)
       self.watchdog.stop()
       self._profiler.stop()
       self._progress.close()
@@ -218,6 +221,7 @@ class MainLoop:
     assert self.manager is not None
     self.trainer.wait_for_steps()
     self.trainer.wait_for_summary()
+    self.trainer.goodput.saved(self.step)
     started = time.monotonic()
     with self.trainer.goodput.within("checkpoint"), run_waits("starting a checkpoint"):
       saved = self.manager.save(self.step, self.trainer.train_state, self.iterator)
@@ -229,6 +233,7 @@ class MainLoop:
     self.trainer.wait_for_steps()
     with self.trainer.goodput.within("checkpoint"):
       local.save(self.step, self.trainer.train_state)
+    self.trainer.goodput.saved(self.step)
     self.watchdog.beat()
     self.trainer.once["local_checkpoint_seconds"] = local.seconds
 
@@ -239,9 +244,8 @@ class MainLoop:
     if self.step == self.first_step:
       saved = "no step was taken, so there is nothing to save"
     elif self.manager is not None:
-      if (
-        self.local is not None
-      ):  # The time until the process is killed may be too short for the other one.
+      # The time until the process is killed may be too short for a checkpoint in a store.
+      if self.local is not None:
         self._save_locally(self.local)
       self._save()
       self.manager.wait()
@@ -262,8 +266,14 @@ class MainLoop:
     self.watchdog.beat(step)
     self._progress.update(step)
 
+  def _on_hang(self, step: int, seconds: float) -> None:
+    goodput = self.trainer.goodput
+    self.trainer.summary_writer.write_scalars(step, {"hang_seconds": seconds} | goodput.scalars())
+    goodput.write(step)
+
   def _on_summary(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Shows the loss with the progress, and warns if it or a step is not finite."""
+    """Shows the loss with the progress, warns if it or a step is not finite, and records where the time went."""
+    self.trainer.goodput.write(step, wait=True)
     if scalars.get("skipped_steps"):
       logging.warning(
         "%d steps of this period had no finite loss or gradient and were skipped.",

@@ -1,9 +1,9 @@
-"""What a run reports in addition to metrics: seconds per phase, profiler traces, and its progress on stderr."""
+"""What a run reports in addition to metrics: profiler traces, and its waits and progress on stderr."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,52 +12,6 @@ from tqdm import tqdm
 
 from walt_t5x.config.waiting import PACE, waiting
 from walt_t5x.files import storage
-
-PHASES = (
-  "init",  # Until the first compilation: data pipeline, restoring or initializing.
-  "compile",
-  "step",  # Dispatching, and waiting for the devices.
-  "data",  # Waiting for data.
-  "eval",  # Evaluations and samples.
-  "checkpoint",  # Starting a checkpoint, and waiting for the previous one to be written.
-)
-
-
-class Goodput:
-  """Seconds per phase; every moment belongs to exactly one phase. Tests replace the clock."""
-
-  def __init__(self, clock: Callable[[], float] = time.monotonic):
-    self._clock = clock
-    self._spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-    self._since = clock()
-    self.phase = "init"
-
-  def enter(self, phase: str) -> None:
-    """Starts `phase`."""
-    now = self._clock()
-    self._spent[self.phase] += now - self._since
-    self._since, self.phase = now, phase
-
-  @contextlib.contextmanager
-  def within(self, phase: str) -> Iterator[None]:
-    """Enters `phase` for the duration of the block, then returns to the previous phase."""
-    before = self.phase
-    self.enter(phase)
-    try:
-      yield
-    finally:
-      self.enter(before)
-
-  def seconds(self) -> dict[str, float]:
-    """Seconds of each phase since the process started training."""
-    self.enter(self.phase)
-    return dict(self._spent)
-
-  def scalars(self) -> dict[str, float]:
-    """The seconds as metrics, and the fraction of the total time spent training."""
-    spent = self.seconds()
-    share = spent["step"] / max(sum(spent.values()), 1e-9)
-    return {f"goodput/{k}_seconds": v for k, v in spent.items()} | {"goodput/share": share}
 
 
 def run_waits(

@@ -19,12 +19,13 @@ from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.builtin.datasets import DatasetConfig
 from walt_t5x.engine.builtin.local_checkpoints import LocalCheckpoints, newest_step
 from walt_t5x.engine.builtin.main_loop import MainLoop, Periods
-from walt_t5x.engine.builtin.monitoring import Goodput, run_waits
+from walt_t5x.engine.builtin.monitoring import run_waits
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.restoring import Restorer, restore_row_position
 from walt_t5x.engine.builtin.seeds import RowSeeds, drawn_seed
 from walt_t5x.engine.builtin.train_state import StateInitializer, TrainState, write_model_info
 from walt_t5x.engine.builtin.trainer import Trainer
+from walt_t5x.engine.goodput import Goodput
 from walt_t5x.engine.run_settings import RunSettings
 from walt_t5x.engine.watchdog import Watchdog
 from walt_t5x.files import storage
@@ -113,7 +114,7 @@ def train(
   settings = settings or RunSettings()
   watchdog = watchdog or Watchdog(limits=settings.limits(), model_dir=model_dir)
   watchdog.enter("data")
-  began, goodput = time.monotonic(), Goodput()
+  began, goodput = time.monotonic(), Goodput(before=watchdog.age())
   storage.make_folder(model_dir)
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
 
@@ -169,7 +170,7 @@ def train(
   local = None
   if settings.local_checkpoints is not None:
     local = LocalCheckpoints(settings.local_checkpoints, model_dir)
-  with run_waits("looking for a checkpoint and reading it"):
+  with goodput.within("restore"), run_waits("looking for a checkpoint and reading it"):
     resumed = from_local = local and local.restore(initializer, after=newest_step(model_dir))
     if resumed is None and replaced is None:
       resumed = restorer.newest(model_dir)
@@ -201,7 +202,7 @@ def train(
     if not restored and first_step > 0:
       iterator = rows(row_seeds.renew(first_step))
   elif restore_cfg is not None and restore_cfg.path:
-    with run_waits(f"reading {restore_cfg.path}"):
+    with goodput.within("restore"), run_waits(f"reading {restore_cfg.path}"):
       state = restorer.from_config(restore_cfg)
     first_step = int(jax.device_get(state.step))
     if restore_cfg.restore_dataset:

@@ -12,13 +12,14 @@ import numpy as np
 from absl import logging
 
 from walt_t5x.engine.builtin.base_model import BaseModel
-from walt_t5x.engine.builtin.monitoring import Goodput, run_waits
+from walt_t5x.engine.builtin.monitoring import run_waits
 from walt_t5x.engine.builtin.partitioner import PjitPartitioner
 from walt_t5x.engine.builtin.summaries import create_writer, last_value, without_empty
 from walt_t5x.engine.builtin.train_state import TrainState
 from walt_t5x.engine.builtin.training_step import Batch, TrainingStep, merge_metrics
 from walt_t5x.engine.chips import peak_flops
 from walt_t5x.engine.exits import NotFinite
+from walt_t5x.engine.goodput import Goodput
 from walt_t5x.engine.run_settings import RunSettings
 
 _merge_on_device = jax.jit(merge_metrics)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,10 +25,12 @@ from tests.engine import runs, toy
 from tests.engine.parallel_test import some_devices
 from walt_t5x import engine
 from walt_t5x.engine import checkpoints, restore_transforms
+from walt_t5x.engine.builtin.checkpoint_manager import CheckpointManager
 from walt_t5x.engine.builtin.data_iterator import ShardedIterator, eval_batches
 from walt_t5x.engine.run_settings import RunSettings
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.mismatch import Mismatch
+from walt_t5x.files.store_errors import CannotWrite
 
 
 @pytest.fixture(scope="module")
@@ -560,3 +563,20 @@ def test_a_position_among_examples_with_other_features_is_reached_by_reading(com
   assert [line["ids"] for line in runs.lines(tmp_path)] == [
     line["ids"] for line in runs.lines(complete[0])
   ]
+
+
+@pytest.mark.parametrize("model_dir", ["gs://bucket/run", "/run"])
+def test_an_error_of_a_store_in_a_save_names_the_run_in_one_line(model_dir):
+  with mock.patch.object(ocp, "CheckpointManager") as orbax:
+    manager = CheckpointManager(model_dir, config=engine.SaveCheckpointConfig(), layout=mock.Mock())
+  state = mock.Mock(**{"state_dict.return_value": {"target": {}}})
+  waits, saves = orbax().wait_until_finished, orbax().save
+  for method, call in ((waits, manager.wait), (saves, lambda: manager.save(5, state, mock.Mock()))):
+    orbax().all_steps.return_value = []
+    method.side_effect = ValueError("DATA_LOSS: Error writing [tensorstore_spec='" + "{}\n" * 500)
+    with pytest.raises((CannotWrite, ValueError)) as found:
+      call()
+    told = f"cannot write a checkpoint to {model_dir}: ValueError: DATA_LOSS: Error writing;"
+    # The errors of a local disk have other texts.
+    assert str(found.value).startswith(told if "://" in model_dir else "DATA_LOSS")
+    assert isinstance(found.value, CannotWrite) == ("\n" not in str(found.value))

@@ -1,8 +1,11 @@
 """Training with its MODEL_DIR at an address: the arrays, metrics and files of the same run on a local disk."""
 
 import os
+from unittest import mock
 
 import numpy as np
+
+from tests.stores import faults, servers
 
 IMPORTED = "tests.engine.runs"
 
@@ -24,6 +27,29 @@ def trained(place):
   ]
   metrics = storage.read(f"{place}/metrics.jsonl").decode().splitlines()
   return arrays, saved, metrics, checkpoints.complete_steps(place), files
+
+
+def resumed(place, single):
+  """Resumes a run whose TensorStore meets a fault; (steps, folders set aside, failed requests)."""
+  from tests.engine import runs
+  from walt_t5x.engine import checkpoints
+  from walt_t5x.files import storage
+
+  runs.train(place, 5)
+  names = "AWS_ENDPOINT_URL", "TENSORSTORE_GCS_HTTP_URL"
+  environment = {name: os.environ[name] for name in names if name in os.environ}
+  server = servers.Server(place, *environment.values(), environment)
+  found = faults.Faults(single=single)
+  with faults.proxied(server, found) as proxy, mock.patch.dict(os.environ, proxy.environment):
+    runs.train(place, 10)
+  aside = [name for name in storage.folders(place) if name.startswith("incomplete")]
+  return checkpoints.complete_steps(place), aside, found.injected()
+
+
+def test_half_an_answer_sets_no_checkpoint_aside(store):
+  address, call = store
+  single = "shortened", "GET .*checkpoint_5.*manifest.ocdbt", 1
+  assert call(resumed, f"{address}/half", single) == ([0, 5, 10], [], 1)
 
 
 def test_a_run_at_an_address_is_that_on_a_disk_and_deletes_no_folder(store, tmp_path):

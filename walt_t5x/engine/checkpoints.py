@@ -14,10 +14,11 @@ neither TensorFlow nor SeqIO, so Beam workers can use it.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -30,6 +31,7 @@ from walt_t5x.files import storage
 from walt_t5x.files.damage import Damaged
 from walt_t5x.files.fingerprint import file_sha256
 from walt_t5x.files.retries import may_pass
+from walt_t5x.files.store_errors import CannotWrite
 
 orbax_s3.enable()
 _COMMIT = "_CHECKPOINT_METADATA"
@@ -38,6 +40,8 @@ DIGESTS = "array_digests"
 _FIRST = "first_checkpoint.json"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")
+# Of a checkpoint in a store that looks damaged.
+_SAME_READS, _MOST_READS = 3, 10
 # Kinds of errors of TensorStore that do not show that a file is damaged.
 _MAY_PASS = re.compile(
   r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNKNOWN): "
@@ -154,6 +158,33 @@ def _step(checkpoint: str) -> int:
   return int(checkpoint.rpartition("_")[2])
 
 
+_Read = TypeVar("_Read", bound=Callable[..., Any])
+
+
+def _read_again(read: _Read) -> _Read:
+  """A function of a checkpoint that believes the damage of one in a store once several reads in a row have found it.
+
+  TensorStore takes half of an answer for the answer if its header has that length.
+  """
+
+  @functools.wraps(read)
+  def call(checkpoint: storage.PathLike, *arguments: Any, **settings: Any) -> Any:
+    found: list[str] = []
+    while True:
+      try:
+        return read(checkpoint, *arguments, **settings)
+      except Damaged as error:
+        found.append(str(error))
+        if storage.is_local(checkpoint) or len(found) == _MOST_READS:
+          raise
+        if len(found) >= _SAME_READS and len(set(found[-_SAME_READS:])) == 1:
+          raise
+        logging.warning("%s Reading it again.", error)
+
+  return cast(_Read, call)
+
+
+@_read_again
 def state_metadata(checkpoint: storage.PathLike) -> dict[tuple[str, ...], Any]:
   """Shape and dtype of every array in a checkpoint, by the names on its path. Reads no array.
 
@@ -202,6 +233,22 @@ def _named(checkpoint: storage.PathLike) -> Iterator[None]:
     raise _damaged(checkpoint, f"{type(error).__name__}: {reason}") from error
 
 
+@contextlib.contextmanager
+def writing(model_dir: storage.PathLike) -> Iterator[None]:
+  """Turns errors of TensorStore and Orbax that write to a store into one that names the folder."""
+  try:
+    yield
+  except Exception as error:
+    if storage.is_local(model_dir):
+      raise
+    # The rest of TensorStore's message is a specification of an array, of many lines.
+    reason = " ".join(str(error).partition(" [tensorstore_spec=")[0].split())[:300]
+    raise CannotWrite(
+      f"cannot write a checkpoint to {os.fspath(model_dir)}: {type(error).__name__}: {reason}; run the same command "
+      "again: it resumes from the newest complete checkpoint"
+    ) from error
+
+
 def has_average(path: storage.PathLike) -> bool:
   """Whether a checkpoint can be loaded with `ema=True`: it has a parameter average, or is a weights file."""
   checkpoint = find_checkpoint(path)
@@ -243,6 +290,7 @@ def load_state_dict(path: storage.PathLike) -> dict[str, Any]:
   return traverse_util.unflatten_dict(read_arrays(checkpoint, state_metadata(checkpoint)))
 
 
+@_read_again
 def read_arrays(
   checkpoint: storage.PathLike,
   wanted: Mapping[tuple[str, ...], Any],

@@ -68,7 +68,7 @@ class CheckpointManager:
     layout: DataLayout,
     keep_every: int | None = None,
   ):
-    self._config, self._layout = config, layout
+    self._model_dir, self._config, self._layout = model_dir, config, layout
     if config.keep_dataset_checkpoints is not None:
       logging.warning(
         "keep_dataset_checkpoints has no effect with Orbax; `keep` counts complete checkpoints."
@@ -109,12 +109,13 @@ class CheckpointManager:
     arrays: dict[str, Any] = traverse_util.flatten_dict(state_dict, sep="/")
     types: dict[str, Any] = traverse_util.flatten_dict(args, sep="/")
     saved = {name: array.astype(types[name].dtype or array.dtype) for name, array in arrays.items()}
-    return self._manager.save(
-      step,
-      args=ocp.args.Composite(**items),
-      custom_metadata={checkpoints.DIGESTS: array_digests.digests(saved)},
-      force=True,
-    )
+    with checkpoints.writing(self._model_dir):
+      return self._manager.save(
+        step,
+        args=ocp.args.Composite(**items),
+        custom_metadata={checkpoints.DIGESTS: array_digests.digests(saved)},
+        force=True,
+      )
 
   def delete(self, step: int) -> None:
     """Deletes a checkpoint."""
@@ -122,10 +123,12 @@ class CheckpointManager:
 
   def wait(self) -> None:
     """Waits until everything is on disk; raises the error of a failed write."""
-    self._manager.wait_until_finished()
+    with checkpoints.writing(self._model_dir):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    with checkpoints.writing(self._model_dir):
+      self._manager.close()
 
 
 def set_aside(folder: str) -> None:

@@ -17,18 +17,16 @@ NARROW = [
 
 # The base stage is also evaluated and sampled during training; the others would only compile more of the same.
 UNWATCHED = ["--gin.train.train_eval_dataset_cfg=None"]
-# One device, as users have; the fake eight are for the other tests.
-ONE_DEVICE = {"XLA_FLAGS": ""}
 
 
 def _run(*arguments):
-  done = programs.run(*arguments, environment=ONE_DEVICE)
+  done = programs.run(*arguments, environment=programs.ONE_DEVICE)
   assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
   return done.stdout
 
 
 def _failed(*arguments):
-  done = programs.run(*arguments, environment=ONE_DEVICE)
+  done = programs.run(*arguments, environment=programs.ONE_DEVICE)
   assert done.returncode != 0, f"{arguments}\n{done.stdout[-2000:]}"
   return done
 
@@ -104,7 +102,7 @@ def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
   ]
   steps = "--gin.base/sampling.SamplerConfig.num_steps=2"
   command = _train("base", base, cache, 40, *_for("base"), *rates, steps)
-  killed = programs.start(*command, environment=ONE_DEVICE)
+  killed = programs.start(*command, environment=programs.ONE_DEVICE)
   programs.until(killed, (base / "checkpoint_4").exists)
   killed.process.kill()
   assert killed.wait(60).returncode == -signal.SIGKILL
@@ -161,7 +159,9 @@ def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
   elsewhere = folder / "elsewhere"
   elsewhere.mkdir()
   done = programs.run(
-    *("walt_t5x.generate", "--preset=../tiny", *prompts), environment=ONE_DEVICE, work=elsewhere
+    *("walt_t5x.generate", "--preset=../tiny", *prompts),
+    environment=programs.ONE_DEVICE,
+    work=elsewhere,
   )
   assert done.returncode == 0, done.stderr[-3000:]
   clip = json.loads(done.stdout.splitlines()[-1])["first_clip"]

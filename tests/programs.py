@@ -20,6 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.preloaded"])
 PEAK = ".peak"
+# An environment with one device, as users have; the fake eight are for the other tests.
+ONE_DEVICE = {
+  "XLA_FLAGS": os.environ.get("XLA_FLAGS", "").replace(
+    "--xla_force_host_platform_device_count=8", ""
+  )
+}
 # In front of a command: a job in the background starts with these signals ignored.
 FOREGROUND = ["env", "--default-signal=INT,HUP"]
 _STARTED: list["Program"] = []

@@ -1,7 +1,6 @@
 """The dress rehearsal: the page's commands on look-alikes, narrow networks, a complete run, and its resumption."""
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -176,8 +175,7 @@ def test_every_command_of_a_corpus_runs(laid, monkeypatch, capsys):
     if step.program == "walt_t5x.evaluate":
       printed = evaluate.run(_arguments(step))
     else:
-      flags = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8", "")
-      one = rehearse.environment(step) | {"XLA_FLAGS": flags}
+      one = rehearse.environment(step) | programs.ONE_DEVICE
       done = programs.run(step.program, *_arguments(step), environment=one, work=work)
       assert done.returncode == 0, f"{step.line}\n{done.stderr[-4000:]}"
       lines = [line for line in done.stdout.splitlines() if line.startswith('{"')]

@@ -16,7 +16,7 @@ from walt_t5x.generation import presets
 PAGE = programs.ROOT / "docs/your-data.md"
 # Added to shorten the run.
 FLAGS = {"walt_t5x.init": ["--train_steps=2"]}
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+ENVIRONMENT = programs.ONE_DEVICE | {"JAX_PLATFORMS": "cpu"}
 
 
 def _sections():

@@ -170,7 +170,7 @@ def test_a_hang_ends_the_process(tmp_path):
     "walt_t5x.train",
     *arguments,
     "--gin.TRAIN_STEPS=10",
-    environment={"XLA_FLAGS": "", "WALT_T5X_ENGINE": "builtin"},
+    environment=programs.ONE_DEVICE | {"WALT_T5X_ENGINE": "builtin"},
   )
   assert ended.returncode == exits.HUNG == 70, ended.stderr[-3000:]
   assert "No progress for" in ended.stderr and "data_iterator.py" in ended.stderr

@@ -117,11 +117,13 @@ def stepped(stage: str, devices: int):
   initializer = StateInitializer(model, input_spec=shapes, partitioner=made)
   rng = np.random.default_rng(1)
   params = jax.tree.map(
-    lambda p: jnp.asarray(rng.normal(size=p.shape) / max(1, np.prod(p.shape[:-1])) ** 0.5, p.dtype),
+    lambda p: (rng.normal(size=p.shape) / max(1, np.prod(p.shape[:-1])) ** 0.5).astype(p.dtype),
     initializer.shapes.params,
   )
-  others = jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), initializer.shapes.flax_mutables)
-  state = TrainState.create(model.optimizer_def, {"params": params, **others})
+  others = jax.tree.map(lambda v: np.zeros(v.shape, v.dtype), initializer.shapes.flax_mutables)
+  # Otherwise a program is compiled for each shape of an array, and another one to place it.
+  create = jax.jit(functools.partial(TrainState.create, model.optimizer_def))
+  state = jax.device_get(create({"params": params, **others}))
   state = jax.device_put(state, initializer.shardings)
   step = TrainingStep(
     model=model, partitioner=made, axes=initializer.axes, rng=jax.random.PRNGKey(0),

@@ -80,7 +80,7 @@ def test_merged_adapters_compute_the_same_as_unmerged_ones(scan):
 
 def test_training_starts_from_the_network_without_adapters():
   model = _model()
-  initial = _flat(_init(model)(jax.random.key(0))["params"])
+  initial = _flat(jax.jit(lambda key: _init(model)(key)["params"])(jax.random.key(0)))
   params = _flat(random_params(_init(model), seed=1))
   without = {k: v for k, v in params.items() if "adapter_" not in k}
   adapted = params | {k: v for k, v in initial.items() if "adapter_" in k}
@@ -102,12 +102,16 @@ def test_only_what_is_trainable_changes_and_has_optimizer_state():
   optimizer = optimizers.adamw(1e-2, weight_decay=0.1, ema_decay=0.5)
   model = _model(trainable=("adapter_", "final_adaln"), optimizer=optimizer)
   params = random_params(_init(model), seed=1)
-  state = model.optimizer_def.init_state(params)
-  grad = jax.jit(jax.grad(lambda p, rng: model.loss_fn(p, BATCH, rng)[0]))
+  state = jax.jit(model.optimizer_def.init_state)(params)
+
+  @jax.jit
+  def step(params, state, rng):
+    grads = jax.grad(lambda p: model.loss_fn(p, BATCH, rng)[0])(params)
+    return model.optimizer_def.apply_gradient(params, state, grads)
+
   trained = params
-  for step in range(2):
-    grads = grad(trained, jax.random.key(step))
-    trained, state = model.optimizer_def.apply_gradient(trained, state, grads)
+  for number in range(2):
+    trained, state = step(trained, state, jax.random.key(number))
   before, after = _flat(params), _flat(trained)
   changed = {name for name in before if not np.array_equal(before[name], after[name])}
   assert changed == {name for name in before if "adapter_" in name or "final_adaln" in name}
@@ -138,7 +142,7 @@ def test_frozen_parameters_cost_no_gradient():
 def test_a_pattern_that_matches_nothing_is_named():
   optimizer = optimizers.adamw(1e-2)
   model = _model(0, trainable=("adapter_",), optimizer=optimizer)
-  params = _init(model)(jax.random.key(0))["params"]
+  params = random_params(_init(model))
   with pytest.raises(ValueError, match=r"'adapter_' matches none of the \d+.*adapter_rank"):
     model.optimizer_def.init_state(params)
 

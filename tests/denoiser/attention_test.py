@@ -164,7 +164,7 @@ def test_each_frame_of_a_stack_reads_its_own_text():
     np.testing.assert_allclose(got[0, frame], alone[0, frame], atol=1e-6)
   spanning = CrossAttention(window=(3, 2, 2), num_heads=HEADS)
   with pytest.raises(ValueError, match='cross_attention = "spatial"'):
-    spanning.init(jax.random.key(0), x, text, mask)
+    jax.eval_shape(spanning.init, jax.random.key(0), x, text, mask)
 
 
 def test_images_cost_two_projections_and_all_modes_agree():
@@ -351,7 +351,7 @@ def test_choose_receives_the_sizes_of_the_layer(monkeypatch, cell, cells, window
   monkeypatch.setattr(attention, "choose", chosen)
   x = _grid(rows=1)
   layer = WindowAttention(window=(3, 2, 2), num_heads=HEADS, cell=cell)
-  layer.init(jax.random.key(0), x if cell is None else to_cells(x, cell))
+  jax.eval_shape(layer.init, jax.random.key(0), x if cell is None else to_cells(x, cell))
   (sizes,) = asked
   assert sizes == {
     "implementation": "auto",
@@ -371,7 +371,7 @@ def test_heads_that_share_lanes_give_the_same_result(kind):
   text = jnp.asarray(np.random.default_rng(2).normal(size=(1, 1, 3, 256)), jnp.float32)
   more = (text, jnp.ones((1, 1, 3), bool)) if kind is CrossAttention else ()
   layer = kind(window=(1, 2, 2), num_heads=4)
-  variables = layer.init(jax.random.key(0), x, *more)
+  variables = jax.jit(layer.init)(jax.random.key(0), x, *more)
   fused = apply(layer.clone(implementation="pallas"), variables, x, *more)
   np.testing.assert_allclose(fused, apply(layer, variables, x, *more), atol=1e-5)
 

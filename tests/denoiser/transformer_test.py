@@ -270,7 +270,7 @@ def test_errors_name_the_invalid_size():
     ({"num_classes": 3}, "labels"),
   ):
     with pytest.raises(ValueError, match=message):
-      WaltDenoiser(**(TINY | fields)).init(jax.random.key(0), z, steps)
+      jax.eval_shape(WaltDenoiser(**(TINY | fields)).init, jax.random.key(0), z, steps)
 
 
 def test_position_tables_start_distinct_and_smooth():

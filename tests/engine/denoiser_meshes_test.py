@@ -41,7 +41,9 @@ def test_a_checkpoint_moves_from_8_to_4_to_1_devices_and_back_exactly(given, sta
     split = [a for a in jax.tree.leaves(moved.params) if not a.sharding.is_fully_replicated]
     assert bool(split) == (model_parallel > 1)
     assert not meshes.differences(moved, state)
-    mesh.save(tmp_path / str(n + 1), moved)
+    # Nothing reads the last one.
+    if n + 2 < len(meshes.JOURNEY):
+      mesh.save(tmp_path / str(n + 1), moved)
 
 
 def test_data_and_model_parallel_losses_equal_those_of_one_device(given, state):

@@ -8,9 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from unittest import mock
 
 import numpy as np
@@ -21,6 +18,7 @@ import tensorflow as tf
 from flax import traverse_util
 from gcsfs.retry import HttpError
 
+from tests import programs
 from tests.engine import runs, toy
 from tests.engine.parallel_test import some_devices
 from walt_t5x import engine
@@ -230,22 +228,10 @@ def test_three_steps_are_one_epoch(tmp_path):
 def test_sigkill_at_any_moment(complete, tmp_path):
   """The launcher is killed without warning after a checkpoint; the resumed run equals an uninterrupted one."""
   _, state = complete
-  script = (
-    "import time\nfrom tests.engine import runs, toy\n"
-    "class Slow(runs.engine.Trainer):\n"
-    "  def train(self, *a, **k):\n    time.sleep(0.2)\n    return super().train(*a, **k)\n"
-    f"runs.train({str(tmp_path)!r}, 10, trainer_cls=lambda **k: Slow(learning_rate_fn=runs.SCHEDULE, **k))\n"
-  )
-  environment = os.environ | {"PYTHONPATH": os.getcwd()}
-  process = subprocess.Popen(
-    [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
-  )
-  deadline = time.monotonic() + 200
-  while not (tmp_path / "checkpoint_5").exists() and process.poll() is None:
-    assert time.monotonic() < deadline
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  assert process.wait() == -signal.SIGKILL
+  training = programs.start("tests.engine.runs", tmp_path)
+  programs.until(training, (tmp_path / "checkpoint_5").exists)
+  training.process.kill()
+  assert training.wait(60).returncode == -signal.SIGKILL
   assert checkpoints.complete_steps(tmp_path)[-1] in (0, 5)
   assert_same(runs.train(tmp_path, 10), state)
 

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import sys
+import time
 from typing import Any
 
 import jax
@@ -95,3 +97,18 @@ def one_device() -> engine.PjitPartitioner:
 
 
 SGD = optax.sgd
+
+
+def main() -> None:
+  """Trains to step 10 in the folder that is given, slowly, so that it can be killed on the way."""
+
+  class Slow(engine.Trainer):
+    def train(self, *arguments: Any, **settings: Any) -> Any:
+      time.sleep(0.2)
+      return super().train(*arguments, **settings)
+
+  train(sys.argv[1], 10, trainer_cls=lambda **k: Slow(learning_rate_fn=SCHEDULE, **k))
+
+
+if __name__ == "__main__":
+  main()

@@ -108,10 +108,10 @@ def test_the_loss_decreases_and_samples_follow_their_condition(kind):
   types = {name: value.dtype for name, value in batch.items()}
   params = random_params(lambda key: model.get_initial_variables(key, shapes, types), spread=0.0)
   optimizer = optax.adam(3e-3)
-  state = optimizer.init(params)
+  state = jax.jit(optimizer.init)(params)
 
   # It runs often enough that the faster program is worth its compilation.
-  options = {"xla_cpu_use_fusion_emitters": True}
+  options = {"xla_backend_optimization_level": 1}
 
   @functools.partial(jax.jit, donate_argnums=(0, 1), compiler_options=options)
   def step(params, state, batch, key):

@@ -69,9 +69,8 @@ def test_loss_and_gradient_equal_a_manual_pass_with_a_constant_first_estimate(pr
   batch = {"latents": _batch()["latents"]}
   key = jax.random.key(3)
   params = {"w": jnp.float32(0.4), "u": jnp.float32(0.7)}
-  (loss, _), gradient = jax.value_and_grad(lambda p: model.loss_fn(p, batch, key), has_aux=True)(
-    params
-  )
+  evaluated = jax.value_and_grad(lambda p: model.loss_fn(p, batch, key), has_aux=True)
+  (loss, _), gradient = jax.jit(evaluated)(params)
 
   rng_steps, rng_noise, _, _ = jax.random.split(key, 4)
   x0 = np.asarray(batch["latents"], np.float64)
@@ -119,9 +118,8 @@ def test_no_metric_of_a_kind_without_examples_is_written(kind):
 
 def test_measured_rates_are_fractions_of_all_examples_of_a_period():
   model, kinds = _model(), ([True, False, False, False], [True, True], [False])
-  period = [
-    model._metrics(jnp.zeros(len(kind)), jnp.ones(len(kind)), jnp.asarray(kind)) for kind in kinds
-  ]
+  measure = jax.jit(model._metrics)
+  period = [measure(np.zeros(len(kind)), np.ones(len(kind)), np.asarray(kind)) for kind in kinds]
   for name, share in (("rate_image", 3 / 7), ("rate_video", 4 / 7)):
     first, *others = (metrics[name] for metrics in period)
     for other in others:

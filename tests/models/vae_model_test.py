@@ -251,7 +251,7 @@ def test_two_hundred_adversarial_steps_do_not_diverge():
   chain = optimizers.adamw_chain(1e-3, b1=0.0, b2=0.99)
   optimizer = optimizers.by_part(parts={"vae": chain, "discriminator": chain})
   params, step, mutables = _params(), _compiled(), {"running": _running(3)}
-  state = optimizer.init_state(params)
+  state = jax.jit(optimizer.init_state)(params)
   update = jax.jit(optimizer.apply_gradient)
   errors, logits = [], []
   for _ in range(200):

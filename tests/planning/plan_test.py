@@ -36,14 +36,20 @@ PUBLISHED = {
 }
 
 
+PLANS = {}
+
+
 @pytest.fixture
 def planned(monkeypatch):
+  """A function: name of a gin file -> its plan, made once; the file remains parsed."""
   monkeypatch.setattr(sys.modules["__main__"], "train", engine.train, raising=False)
   gin.clear_config()
 
   def plan(name):
     gin_config.parse([str(ROOT / f"gin/{name}.gin")], [], [str(ROOT)], finalize=False)
-    return plan_gin()
+    if name not in PLANS:
+      PLANS[name] = plan_gin()
+    return PLANS[name]
 
   yield plan
   gin.clear_config()

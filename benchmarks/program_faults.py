@@ -140,7 +140,7 @@ def table(rows: list[dict[str, Any]], column: str) -> list[str]:
   return [*lines, ""]
 
 
-def page(rows: list[dict[str, Any]], seed: int) -> str:
+def page(rows: list[dict[str, Any]], seed: int, count: int) -> str:
   """The results as a page."""
   met = [row for row in rows if row["hit"]]
   seconds = [row["seconds"] for row in met if "seconds" in row]
@@ -148,9 +148,9 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
     "# Faults of object stores in programs",
     "",
     textwrap.fill(
-      f"`python -m benchmarks.program_faults --seed={seed}`: {len(met)} runs of programs, each with one fault in one "
-      "of its requests to SeaweedFS (S3) or fake-gcs-server (GCS) on the same machine. *Same*: the output is that of a "
-      f"run without faults. *Clear error*: it names operation and path. {len(rows) - len(met)} other runs "
+      f"`python -m benchmarks.program_faults --seed={seed}`: {len(met)} of {count} runs of programs, each with one "
+      "fault in one of its requests to SeaweedFS (S3) or fake-gcs-server (GCS) on the same machine. *Same*: the output "
+      f"is that of a run without faults. *Clear error*: it names operation and path. {len(rows) - len(met)} other runs "
       f"ended before the fault. A stall takes {store_programs.STALL:.0f} s; the file layer repeats a request without "
       f"an answer after {store_programs.SILENCE:.0f} s. A run took {statistics.median(seconds):.1f} s (median; longest "
       f"{max(seconds):.1f} s).",
@@ -184,8 +184,8 @@ def main() -> int:
   store_programs.add_flags(parser, "program_faults")
   args = parser.parse_args()
   rows = run(args.faults, args.seed, args.minutes, args.work)
-  figures = {"seed": args.seed, "faults": rows}
-  results.write(args.output, "program_faults", page(rows, args.seed), figures)
+  figures = {"seed": args.seed, "drawn": args.faults, "faults": rows}
+  results.write(args.output, "program_faults", page(rows, args.seed, args.faults), figures)
   return int(any(row["outcome"] not in (SAME, CLEAR) for row in rows))
 
 

@@ -84,7 +84,8 @@ class Job:
     if self.program == LATENTS:
       folders = [f"{self.output}/{name}" for name in storage.folders(self.output)]
       caches = [name for name in folders if not name.endswith("_rows")]
-      wrong += programs.run("beam_jobs.verify", *caches).stderr.splitlines()
+      verified = programs.run("beam_jobs.verify", *caches)
+      wrong += verified.stderr.splitlines() if verified.returncode else []
     return wrong
 
   def kill(self, seed: int, after: int | None) -> dict[str, Any] | None:

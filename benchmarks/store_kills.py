@@ -11,8 +11,7 @@ until it finishes. If it finishes before its kills are sent, it begins another o
 After each kill, what is complete has to be right: a shard with a sidecar, a checkpoint that is committed and a sample
 with a sidecar are those of an undisturbed run on a local disk, and the next start resumes a training at its newest
 complete checkpoint. At the end, the output has to be that of the undisturbed run, byte by byte (of a training, array
-by array), `beam_jobs.verify` has to accept caches, and no checkpoint that was set aside may have been complete. Exit
-code 1 if something else happens.
+by array), and no checkpoint that was set aside may have been complete. Exit code 1 if something else happens.
 """
 
 import argparse
@@ -78,7 +77,7 @@ class Job:
   def differences(self) -> list[str]:
     """Parts of the finished output that are not those of the undisturbed run."""
     return store_programs.differences(
-      store_programs.contents(self.program, self.output), self.expected
+      store_programs.contents(self.program, self.output), self._expected
     )
 
   def kill(self, seed: int, after: int | None) -> dict[str, Any] | None:
@@ -211,7 +210,8 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
   lines += [
     "",
     "*Outputs*: finished ones, one of them without faults and kills. *Different*: files or arrays that are not those",
-    "of the undisturbed run. *Resumed*: starts of a training that began at its newest complete checkpoint. *Errors*: starts that ended with one.",
+    "of the undisturbed run. *Resumed*: starts of a training that began at its newest complete checkpoint. *Errors*:",
+    "starts that ended with one.",
     "",
     "| program | store | kills | errors | outputs | different | resumed | checkpoints set aside | of these complete |",
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

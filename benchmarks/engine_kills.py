@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from walt_t5x.files import storage
 
 HERE = Path(__file__).resolve().parent
 STEPS = 60
 
 
-def command(folder: Path, cache: Path, steps: int) -> list[str]:
+def command(folder: storage.PathLike, cache: storage.PathLike, steps: int) -> list[str]:
   """The training command; the same before and after a kill."""
   return [
     sys.executable,
@@ -89,7 +90,7 @@ def stop_at(process: subprocess.Popen, folder: Path, step: int, kind: signal.Sig
   return process.wait(timeout=900)
 
 
-def state_of(folder: Path) -> dict[str, np.ndarray]:
+def state_of(folder: storage.PathLike) -> dict[str, np.ndarray]:
   from flax import traverse_util
 
   from walt_t5x.engine import checkpoints

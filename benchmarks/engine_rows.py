@@ -86,17 +86,17 @@ def _record(modality: str, index: int, *, field: str, shape: tuple[int, ...], se
 
 
 class RecordingTrainer(Trainer):
-  """Logs the examples of each step of this process in `<summary_dir>/rows_<process>.jsonl`.
+  """Logs the examples of each step of this process in `<rows_folder>/rows_<process>.jsonl`.
 
   An example is identified by a hash of its latents. Lines are flushed before the step is dispatched, so a killed run
-  has logged at least the examples that it trained on.
+  has logged at least the examples that it trained on. The folder is local, by default `summary_dir`.
   """
 
-  def __init__(self, *, summary_dir: str, **arguments: Any):
+  def __init__(self, *, summary_dir: str, rows_folder: str | None = None, **arguments: Any):
     super().__init__(summary_dir=summary_dir, **arguments)
     import jax
 
-    path = Path(summary_dir) / f"rows_{jax.process_index()}.jsonl"
+    path = Path(rows_folder or summary_dir) / f"rows_{jax.process_index()}.jsonl"
     self._rows = path.open("a", encoding="utf-8")
 
   def train(self, batch_iter: Any, num_steps: int, start_step: int | None = None, **more: Any):

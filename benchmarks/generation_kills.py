@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 from benchmarks import results
+from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "gin/tiny/generate.gin"
@@ -28,7 +30,7 @@ PROMPTS, SAMPLES, BATCH = ("a red square moves right", "a blue circle moves up")
 STOPS = (("SIGINT", 6), ("SIGKILL", 20))
 
 
-def bindings(folder: Path) -> list[str]:
+def bindings(folder: AnyPath) -> list[str]:
   """Gin bindings of the paths of the parts, and of sizes that run in seconds."""
   found = [f'{macro} = "{folder / name}"' for macro, name in PARTS.items()]
   for scope in ("base", "sr1"):
@@ -58,16 +60,21 @@ def write_weights(folder: Path) -> None:
   gin.clear_config()
 
 
+def command(folder: AnyPath, output: storage.PathLike, *, samples: int = SAMPLES) -> list[str]:
+  """Module and arguments; `samples` of each prompt."""
+  found = ["walt_t5x.generate", f"--gin_file={GIN_FILE}"]
+  found += [f"--gin_bindings={binding}" for binding in bindings(folder)]
+  found += [f"--prompt={prompt}" for prompt in PROMPTS]
+  found += [f"--num_samples={samples}", f"--batch_size={BATCH}"]
+  return [*found, "--formats=mp4,latents", f"--output={output}", "--verbosity=-1"]
+
+
 def start(folder: Path, output: Path, log: Path) -> subprocess.Popen:
   """Starts the command in a separate process."""
-  command = [sys.executable, "-m", "walt_t5x.generate", f"--gin_file={GIN_FILE}"]
-  command += [f"--gin_bindings={binding}" for binding in bindings(folder)]
-  command += [f"--prompt={prompt}" for prompt in PROMPTS]
-  command += [f"--num_samples={SAMPLES}", f"--batch_size={BATCH}"]
-  command += ["--formats=mp4,latents", f"--output={output}", "--verbosity=-1"]
+  argv = [sys.executable, "-m", *command(folder, output)]
   environment = os.environ | {"JAX_PLATFORMS": "cpu"}
   with log.open("ab") as stream:
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=stream, stderr=stream)
 
 
 def finished(output: Path) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.beam_runners import ROOT, environment
+from walt_t5x.files import storage
+from walt_t5x.files.paths import AnyPath
 
 # Kinds of damage, in turn. A file with flipped bytes may still decode: such a row is written.
 DAMAGES = ("empty", "cut", "text", "flipped", "absent")
@@ -106,7 +108,7 @@ def make_encoders(folder: Path, manifest: Path, *, base_channels: int = 4) -> li
   return [f"--vae_gin_file={gin}", f"--vae_checkpoint={vae}", f"--text_encoder={text}"]
 
 
-def command(corpus: Path, output: Path, flags: Sequence[str]) -> list[str]:
+def command(corpus: AnyPath, output: storage.PathLike, flags: Sequence[str]) -> list[str]:
   """The job."""
   return [
     sys.executable,

@@ -63,6 +63,7 @@ class Faults:
     lag: seconds for which listings leave out an object that was written.
     single: (kind, pattern, n): this fault at the n-th request, from 1, whose "METHOD operation path" matches.
     matched: requests that have matched.
+    hit: the one that failed.
     most: only so many requests with one method, operation and path can fail.
   """
 
@@ -75,6 +76,7 @@ class Faults:
   counts: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   _seen: collections.Counter = dataclasses.field(default_factory=collections.Counter)
   matched: int = 0
+  hit: str = ""
 
   def draw(self, method: str, operation: str, path: str) -> str:
     """The fault of a request, or ''."""
@@ -84,7 +86,9 @@ class Faults:
       kind, pattern, number = self.single
       if re.search(pattern, request):
         self.matched += 1
-        return kind if self.matched == number else ""
+        if self.matched == number:
+          self.hit = request
+          return kind
       return ""
     if self._seen[request] > self.most:
       return ""

@@ -7,8 +7,10 @@ import threading
 import time
 
 import pytest
+from etils import epath
 
 from tests.stores import faults, operations, servers
+from walt_t5x.engine import orbax_s3
 from walt_t5x.files import clients, patterns, retries, storage
 
 # Seconds. Longer than a client waits: a request that is forwarded after the client has repeated it may undo later ones.
@@ -239,3 +241,16 @@ def test_a_marker_of_a_folder_is_not_in_it(quiet):
   storage._remote(folder).pipe_file(f"{folder}/a/", b"")
   assert storage.names(f"{folder}/a") == ["b"] and storage.folders(f"{folder}/a") == []
   assert storage.folders(folder) == ["a"] and storage.names(folder) == []
+
+
+def test_a_file_of_orbax_survives_the_failure_of_each_request(behind):
+  orbax_s3.enable()
+  found = faults.Faults()
+  with behind(found) as folder:
+    path = epath.Path(folder) / "_CHECKPOINT_METADATA"
+    for kind in ("429", "503", "reset", "lost", "truncated", "shortened", "cut"):
+      for act, number in itertools.product((path.write_text, path.read_text, path.exists), (1, 2)):
+        found.single, found.matched = (kind, "", number), 0
+        act(*[kind * 100] * (act == path.write_text))
+        assert path.read_text() == kind * 100
+  assert found.injected() > 20

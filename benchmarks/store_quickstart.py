@@ -6,12 +6,13 @@
   python -m benchmarks.store_quickstart --store=gs   # on one; figures of the other one are kept
 hits a share of the requests (`tests.stores.faults`). Only the environment and temporary files are on the local disk.
 Compared are the bytes of all files of the caches, the arrays of the newest checkpoint of each training, and the bytes
-of the sampled clips.
+of all files of the samples, except that JSON files may name the folder of the run, and when and how fast it was.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,27 @@ def files(folder: str) -> dict[str, bytes]:
   }
 
 
+def without_run(content: bytes, folder: str) -> Any:
+  """The content of a file; of JSON without what differs between two runs in different folders."""
+  try:
+    found = json.loads(content)
+  except ValueError:
+    return content
+
+  def kept(value: Any) -> Any:
+    if isinstance(value, dict):
+      left = value.keys() - {"content_sha256", "batch_seconds"}
+      return {name: kept(value[name]) for name in left}
+    if isinstance(value, list):
+      return [kept(one) for one in value]
+    # A checkpoint is identified by its path and time.
+    return (
+      re.sub(r", written \d+", "", value.replace(folder, "")) if isinstance(value, str) else value
+    )
+
+  return kept(found)
+
+
 def different(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
   """Names that are in one only, or whose contents differ."""
   return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
@@ -68,7 +90,10 @@ def compared(folder: str, local: str) -> dict[str, Any]:
     ("arrays", arrays),
     ("sample files", lambda where: files(f"{where}/samples")),
   ):
-    here, there = read(local), read(folder)
+    here, there = (
+      {name: without_run(content, where) for name, content in read(where).items()}
+      for where in (local, folder)
+    )
     result[what] = {"count": len(here), "different": different(here, there)}
   return result
 

@@ -122,7 +122,7 @@ def test_local_checkpoints_that_do_not_fit_are_not_used(tmp_path, caplog):
   crashed(run, local, after=9)
   flipped, cut = local_files(local)[-1], local_files(local)[-2]
   content = bytearray(flipped.read_bytes())
-  content[len(content) // 2] ^= 1
+  content[-1] ^= 1
   flipped.write_bytes(content)
   cut.write_bytes(cut.read_bytes()[:100])
   with caplog.at_level("INFO"):

@@ -233,7 +233,9 @@ def _finish(
     raise ValueError(f"none of {len(names)} clips could be read; see {folder.path}/skipped-*")
   mean = float(np.mean([row["psnr"] for row in folder.facts(finished)]))
   result |= {"psnr": mean, "manifest": str(folder.write_manifest(finished))}
-  if accuracy := folder.caption_accuracy(finished):
+  with waiting("reconstruct", "reading the clips to compare them with their captions"):
+    accuracy = folder.caption_accuracy(finished)
+  if accuracy:
     for what, counts in accuracy.items():
       print(f"{what}: {counts}")
     result["caption_accuracy"] = {what: counts.as_dict() for what, counts in accuracy.items()}

@@ -110,7 +110,9 @@ def test_a_job_that_is_killed_records_its_starts(tmp_path):
   kept = dict(first.saved)[5]
   assert account.productive == pytest.approx(kept + second.seconds["step"])
   assert account.badput["wasted_progress_from_disruption"] == first.seconds["step"] - kept > 0
-  assert account.productive + sum(account.badput.values()) == pytest.approx(account.elapsed)
+  # Two clocks.
+  total = account.productive + sum(account.badput.values())
+  assert total == pytest.approx(account.elapsed, abs=0.05)
   last = runs.lines(tmp_path)[-1]
   lost = {name: seconds for name, seconds in last.items() if name.startswith("badput/")}
   assert lost["badput/wasted_progress_from_disruption_seconds"] == first.seconds["step"] - kept

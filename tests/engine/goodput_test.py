@@ -118,4 +118,4 @@ def test_a_job_that_is_killed_records_its_starts(tmp_path):
   assert lost["badput/wasted_progress_from_disruption_seconds"] == first.seconds["step"] - kept
   productive = kept + last["goodput/step_seconds"]
   share = productive / (productive + sum(lost.values()))
-  assert last["goodput/job_share"] == pytest.approx(share, rel=0.01)
+  assert last["goodput/job_share"] == pytest.approx(share, abs=0.05)

@@ -75,6 +75,8 @@ def start(
   """Starts `python -m module arguments` in the folder `work`, with these changes to the environment."""
   folder = Path(tempfile.mkdtemp(dir=_OUTPUTS.name))
   files = str(folder / "stdout"), str(folder / "stderr")
+  for file in files:
+    Path(file).touch()  # A test may read it before the program writes.
   variables = dict(os.environ) | dict(environment or {})
   process = _SERVER.Process(
     target=_main, args=(module, [str(a) for a in arguments], variables, files, work), name=module

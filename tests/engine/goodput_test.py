@@ -83,21 +83,11 @@ def test_a_finished_job_waits_for_nothing():
   assert account.elapsed == pytest.approx(20) and account.share == pytest.approx(0.9)
 
 
-class _Fails:
-  def __init__(self, at):
-    self.at = at
-
-  def run(self, state, metrics_by_task):
-    if int(state.step) == self.at:
-      raise RuntimeError("as a kill would")
-    return False
-
-
 def test_a_job_that_is_killed_records_its_starts(tmp_path):
   """Killed at step 7, it continues from step 5; the record has all that the metrics say."""
   settings = {"concurrent_metrics": False}
-  with pytest.raises(RuntimeError, match="as a kill"):
-    runs.train(tmp_path, 10, actions={"TRAIN": [_Fails(7)]}, **settings)
+  with pytest.raises(runs.Crashed):
+    runs.train(tmp_path, 10, actions={"TRAIN": [runs.Crash(7)]}, **settings)
   (tmp_path / goodput.FOLDER / "1.json").write_text("{")  # Is skipped.
   runs.train(tmp_path, 10, **settings)
   first, second = goodput.read(tmp_path)

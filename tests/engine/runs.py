@@ -68,6 +68,23 @@ def train(model_dir: os.PathLike[str], total_steps: int, **changes: Any) -> Any:
   return engine.train(**(arguments | changes))[1]
 
 
+class Crashed(RuntimeError):
+  """What `Crash` raises."""
+
+
+class Crash:
+  """An action that ends a run after a step as a kill does, without a checkpoint; None never does."""
+
+  def __init__(self, step: int | None):
+    self.step = step
+
+  def run(self, state: Any, metrics_by_task: Any) -> bool:
+    del metrics_by_task
+    if int(state.step) == self.step:
+      raise Crashed(f"after step {self.step}")
+    return False
+
+
 def write_empty_checkpoint(model_dir: pathlib.Path, step: int) -> None:
   """A complete checkpoint, as its folder shows, without arrays."""
   state = model_dir / f"checkpoint_{step}" / "state"

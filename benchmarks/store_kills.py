@@ -5,8 +5,9 @@
 
 Preprocessing (clips and images to latents), a training with a checkpoint every 5 steps, and a generation by two stages
 write to SeaweedFS (S3) and fake-gcs-server (GCS) on this machine, of whose requests 5% fail in each of the ways of
-`tests.stores.faults`. Each is killed by SIGKILL at a drawn number of its requests, and the same command started again,
-until it finishes. If it finishes before its kills are sent, it begins another output.
+`tests.stores.faults`. Each is killed by SIGKILL at a drawn number of its requests, every second time of those that
+write, and the same command started again, until it finishes. If it finishes before its kills are sent, it begins
+another output.
 
 After each kill, what is complete has to be right: a shard with a sidecar, a checkpoint that is committed and a sample
 with a sidecar are those of an undisturbed run on a local disk, and the next start resumes a training at its newest
@@ -32,6 +33,8 @@ from walt_t5x.files import storage
 
 PROGRAMS = (TRAIN, LATENTS, GENERATE)
 LIMIT = 400.0
+# Methods of the requests at which every second kill is sent: some programs read for most of their time.
+WRITES = "PUT", "POST"
 _SIDECAR = ".sidecar.json"
 
 
@@ -50,11 +53,15 @@ class Job:
     self.output = f"{place.folder}/{name}"
     self.rows = store_programs.rows_folder(place, self.output)
 
-  def start(self, found: faults.Faults, after: int | None) -> subprocess.CompletedProcess:
-    """Runs it until its end, or kills it after so many requests."""
+  def start(
+    self, found: faults.Faults, after: int | None, methods: tuple[str, ...] = ()
+  ) -> subprocess.CompletedProcess:
+    """Runs it until its end, or kills it after so many requests with these methods."""
     with self._place.behind(found) as environment:
       program = store_programs.start(self.program, self._place, self.output, environment)
-      store_programs.wait(program, LIMIT, lambda: after is not None and found.requests() >= after)
+      store_programs.wait(
+        program, LIMIT, lambda: after is not None and found.requests(*methods) >= after
+      )
       program.process.kill()
       return program.wait(30)
 
@@ -80,10 +87,12 @@ class Job:
       store_programs.contents(self.program, self.output), self._expected
     )
 
-  def kill(self, seed: int, after: int | None) -> dict[str, Any] | None:
+  def kill(
+    self, seed: int, after: int | None, methods: tuple[str, ...] = ()
+  ) -> dict[str, Any] | None:
     """Kills a start after so many requests, and looks at what it leaves; None if it finished."""
     found = store_programs.storm(self.program, seed)
-    ended = self.start(found, after)
+    ended = self.start(found, after, methods)
     if ended.returncode == 0:
       return None
     if ended.returncode != -signal.SIGKILL:
@@ -92,7 +101,7 @@ class Job:
     complete = self.complete(contents)
     wrong = [name for name in complete if contents.get(name) != self._expected.get(name)]
     row = {"requests": found.requests(), "failed": found.injected(), "files": len(contents)}
-    row |= {"complete": len(complete), "wrong": wrong}
+    row |= {"complete": len(complete), "wrong": wrong, "writing": bool(methods)}
     return row
 
   def aside(self) -> list[bool]:
@@ -108,15 +117,17 @@ class Job:
     return [json.loads(line)["step"] for line in file.open()] if file.exists() else []
 
 
-def disturbed(job: Job, draw: random.Random, requests: int, most: int) -> dict[str, Any]:
-  """Kills a job until it has finished, `most` times at most; what was found."""
+def disturbed(job: Job, draw: random.Random, quiet: faults.Faults, most: int) -> dict[str, Any]:
+  """Kills a job, whose requests were those of `quiet`, until it has finished, `most` times at most; what was found."""
   kills, errors, resumed, newest = [], [], [], 0
   while True:
     before = len(job.logged())
     last = len(kills) == most
     # A start after another has less to do.
-    after = None if last else int(requests * draw.uniform(0.05, 1.2 if not kills else 0.8))
-    row = job.kill(draw.getrandbits(32), after)
+    methods = WRITES if most % 2 == len(kills) % 2 else ()
+    share = draw.uniform(0.05, 1.2 if not kills else 0.8)
+    after = None if last else int(quiet.requests(*methods) * share)
+    row = job.kill(draw.getrandbits(32), after, methods)
     steps = job.logged()
     if len(steps) > before:
       resumed.append(steps[before] == newest)
@@ -161,7 +172,7 @@ def run(kills: int, seed: int, work: Path | None) -> list[dict[str, Any]]:
       mine = [row | {"kills": [], "differences": quiet.differences()}]
       while left:
         job = Job(place, program, f"killed-{number}-{left}", expected)
-        mine.append(row | disturbed(job, draw, found.requests(), left))
+        mine.append(row | disturbed(job, draw, found, left))
         left -= len(mine[-1]["kills"])
         print({name: value for name, value in mine[-1].items() if name != "kills"}, flush=True)
       rows += mine
@@ -191,10 +202,11 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
     "",
     textwrap.fill(
       f"`python -m benchmarks.store_kills --seed={seed}`: {len(kills)} SIGKILLs of preprocessing, training and "
-      f"generation in {store_programs.STORES}. After each kill the same command was started again. *Of*: requests of a "
-      "run without faults. *Parts*: files, or arrays of checkpoints, that count as complete after a kill. *Wrong*: "
-      "parts that are not those of an undisturbed run on a local disk. *Lost*: steps that a training had begun after "
-      f"its newest complete checkpoint, with a checkpoint every {SAVE_PERIOD} steps; one may be in writing.",
+      f"generation in {store_programs.STORES}. After each kill the same command was started again. Every second kill "
+      "was sent at a drawn number of requests that write, the others of all. *Of*: requests of a run without faults. "
+      "*Parts*: files, or arrays of checkpoints, that count as complete after a kill. *Wrong*: parts that are not "
+      "those of an undisturbed run on a local disk. *Lost*: steps that a training had begun after its newest complete "
+      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps; one may be in writing.",
       118,
     ),
     "",

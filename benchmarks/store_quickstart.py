@@ -1,9 +1,9 @@
 """Runs the smallest quickstart on the local disk and on stores with faults, and compares what it wrote.
 
   python -m benchmarks.store_quickstart              # on both; writes benchmarks/store_quickstart.{md,json}
-  python -m benchmarks.store_quickstart --store=gs   # on one; the other's figures are kept
-
   python -m benchmarks.store_quickstart --store=gs   # on one; figures of the other one are kept
+
+In front of a store (SeaweedFS for S3, fake-gcs-server for GCS) is a proxy, where each of five kinds of faults
 hits a share of the requests (`tests.stores.faults`). Only the environment and temporary files are on the local disk.
 Compared are the bytes of all files of the caches, the arrays of the newest checkpoint of each training, and the bytes
 of all files of the samples, except that JSON files may name the folder of the run, and when and how fast it was.

@@ -62,6 +62,7 @@ class _RowConverter(seqio.FeatureConverter):
     self(ds, task_feature_lengths)  # Only runs the checks; nothing is read.
     return ds.batch(batch_size, drop_remainder=True).map(self._converted, synchronous=True)
 
+  @tf.autograph.experimental.do_not_convert
   def _converted(self, rows: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """The model's features of one example or of a batch."""
     converted = {name: rows[name] for name in self.MODEL_FEATURES}

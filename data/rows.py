@@ -88,6 +88,7 @@ class Rows:
         result["label"] = tf.cast(parsed["label"], tf.int32)
       return result
 
+    @tf.autograph.experimental.do_not_convert  # Its translation takes a second.
     def rows(records: tf.Tensor, seed: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
       found = examples(records, seed)
       if self.frames is not None:

@@ -185,6 +185,7 @@ def pixel_task(
   def clip(parsed: dict[str, tf.Tensor], field: str) -> tf.Tensor:
     return schema.parse_pixels({field: parsed[field][0]}, field)
 
+  @tf.autograph.experimental.do_not_convert  # Its translation takes a second.
   def examples(record: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
     parsed = schema.parse_records(record[None], fields)
     videos = [] if crops_only else [clip(parsed, pixels)]

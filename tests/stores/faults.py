@@ -99,9 +99,10 @@ class Faults:
         return kind
     return ""
 
-  def requests(self) -> int:
-    """How many requests came."""
-    return sum(self.counts.values())
+  def requests(self, *methods: str) -> int:
+    """How many requests came, or of them those with these methods."""
+    counts = list(self.counts.items())
+    return sum(n for (method, *_), n in counts if not methods or method in methods)
 
   def injected(self) -> int:
     """How many of them failed."""

@@ -230,6 +230,15 @@ def test_the_digest_of_an_array_is_that_of_its_values_in_their_order(dtype):
       array_digests.digests({"": sharded})[""] == digest == int(array_digests._of_device(sharded))
     )
   assert array_digests.digests({"": array[::-1]})[""] != digest
+  # Of large arrays too, whose words are summed in blocks.
+  large = np.tile(values.astype(jnp.dtype(dtype)).reshape(-1)[:60], 2400).reshape(8, -1)
+  expected = array_digests.digests({"": large})[""]
+  for spec in ((), ("a", ("b", "c")), (None, "a"), (("a", "b", "c"),)):
+    sharded = jax.device_put(large, jax.sharding.NamedSharding(mesh, PartitionSpec(*spec)))
+    assert array_digests.digests({"": sharded})[""] == expected
+  assert int(array_digests._of_device(sharded)) == expected
+  moved = np.roll(large.reshape(-1), 2**16).reshape(large.shape)
+  assert array_digests.digests({"": moved})[""] != expected
   for bit in range(8 * array.nbytes):
     changed = np.frombuffer(array.tobytes(), np.uint8).copy()
     changed[bit // 8] ^= 1 << bit % 8

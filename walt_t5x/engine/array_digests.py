@@ -1,11 +1,13 @@
 """Digests of arrays that do not depend on how an array is sharded: what a checkpoint records, to detect damage.
 
-The digest of an array is the sum, modulo 2^32, of mix(w_i xor i K) over its words w_i and their flat positions i; mix
-is the finalizer of MurmurHash3, K an odd constant. A shard contributes its part of the sum, so that each host reads
-only its own. For a fixed position the mix is a bijection: a change of a single element changes the digest, and any
-other change does so except with probability 2^-32. It protects against accidents, not against intent.
+The digest of an array is the sum, modulo 2^32, of k_i fold(w_i) over its words w_i at their flat positions i, where
+fold(w) = w xor (w >> 16) and k_i is the product of two odd random numbers, one for i mod 2^16 and one for the next 16
+bits of i. A shard contributes its part of the sum, so that each host reads only its own. A change of a single word
+changes the digest, since all factors are odd; other changes do except with probability 2^-32, and 2^-17 where two words
+differ in the same bit. It protects against accidents, not against intent.
 """
 
+import itertools
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Elements that numpy mixes at once, few enough for its temporaries to stay in the cache.
-_CHUNK = 2**15
-_SPREAD, _FIRST, _SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
+_FIRST, _SECOND = np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35)
+# Words whose products numpy sums at once, few enough for them to stay in the cache.
+_BLOCK = 2**16
+
+
+def _odd(numbers: Any) -> Any:
+  """Odd random numbers: numpy or JAX arrays of uint32, mixed by the finalizer of MurmurHash3."""
+  h = (numbers ^ (numbers >> np.uint32(16))) * _FIRST
+  h = (h ^ (h >> np.uint32(13))) * _SECOND
+  return (h ^ (h >> np.uint32(16))) | np.uint32(1)
+
+
+_WITHIN, _OF_BLOCK = _odd(np.arange(2 * _BLOCK, dtype=np.uint32)).reshape(2, _BLOCK)
 
 
 def digests(arrays: Mapping[str, Any]) -> dict[str, int]:
@@ -50,14 +62,6 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, int]:
   return {name: int(digest) % 2**32 for name, digest in found.items()}
 
 
-def _mixed(words: Any, position: Any) -> Any:
-  """Numpy or JAX arrays of uint32, flat positions modulo 2^32."""
-  h = words ^ (position * _SPREAD)
-  h = (h ^ (h >> np.uint32(16))) * _FIRST
-  h = (h ^ (h >> np.uint32(13))) * _SECOND
-  return h ^ (h >> np.uint32(16))
-
-
 def _part(values: np.ndarray, index: tuple[slice, ...] = (), shape: tuple[int, ...] = ()) -> int:
   """What a shard contributes: `values` are those of `index` in an array of `shape`, by default the array."""
   values = np.ascontiguousarray(values)
@@ -65,36 +69,43 @@ def _part(values: np.ndarray, index: tuple[slice, ...] = (), shape: tuple[int, .
   words = values.reshape(-1).view(f"<u{min(values.dtype.itemsize, 4)}")
   if not words.size:
     return 0
-  rows, first = words.reshape(1, -1), np.zeros(1, np.uint32)
+  rows, first = words.reshape(1, -1), np.zeros(1, np.int64)
   if index and values.shape != shape:
     # Positions of the first words of the rows, which are contiguous in the array.
     rows = words.reshape(-1, values.shape[-1] * size)
     offsets = [s.start or 0 for s in index]
     along = np.unravel_index(np.arange(len(rows)), values.shape[:-1]) if len(shape) > 1 else ()
     places = (place + offset for place, offset in zip([*along, 0], offsets, strict=True))
-    found = sum(place * stride * size for place, stride in zip(places, _strides(shape)))
-    first = np.reshape(found, -1).astype(np.uint32)
-  height, width = max(_CHUNK // rows.shape[1], 1), min(rows.shape[1], _CHUNK)
-  within, total = np.arange(width, dtype=np.uint32), 0
-  for top in range(0, len(rows), height):
-    for left in range(0, rows.shape[1], width):
-      part = rows[top : top + height, left : left + width].astype(np.uint32, copy=False)
-      start = first[top : top + height, None] + np.uint32(left % 2**32)
-      total += _mixed_sum(part, start + within[: part.shape[1]])
+    first = np.reshape(sum(p * stride * size for p, stride in zip(places, _strides(shape))), -1)
+  width, total = rows.shape[1], 0
+  in_one = first % _BLOCK + width <= _BLOCK
+  for row in np.flatnonzero(~in_one).tolist():
+    start = int(first[row])
+    ends = [*range(_BLOCK - start % _BLOCK, width, _BLOCK), width]
+    for left, right in itertools.pairwise([0, *ends]):
+      within = (start + left) % _BLOCK
+      factors = _WITHIN[within : within + right - left]
+      total += int(_sums(rows[row : row + 1, left:right], factors) @ _of_blocks(start + left))
+  found, several = np.flatnonzero(in_one), max(_BLOCK // width, 1)
+  for at in range(0, len(found), several):
+    some = found[at : at + several]
+    factors = np.lib.stride_tricks.sliding_window_view(_WITHIN, width)
+    sums = _sums(rows[some], factors[first[some] % _BLOCK])
+    total += int(sums @ _of_blocks(first[some]))
   return total
 
 
-def _mixed_sum(words: np.ndarray, position: np.ndarray) -> int:
-  """The sum of `_mixed`, modulo 2^32, in half its time: in the memory of `position`."""
-  h, shifted = position, np.empty_like(position)
-  np.multiply(h, _SPREAD, out=h)
+def _of_blocks(positions: np.ndarray | int) -> np.ndarray:
+  """The factors of the blocks of these positions, in the dtype in which their products with sums are exact."""
+  return np.atleast_1d(_OF_BLOCK[positions // _BLOCK % _BLOCK]).astype(np.uint64)
+
+
+def _sums(words: np.ndarray, factors: np.ndarray) -> np.ndarray:
+  """Of each row, without the factor of its block, modulo 2^32."""
+  h = words.astype(np.uint32, copy=False) >> np.uint32(16)
   np.bitwise_xor(words, h, out=h)
-  for shift, factor in ((16, _FIRST), (13, _SECOND), (16, None)):
-    np.right_shift(h, np.uint32(shift), out=shifted)
-    np.bitwise_xor(h, shifted, out=h)
-    if factor is not None:
-      np.multiply(h, factor, out=h)
-  return int(np.add.reduce(h, axis=None, dtype=np.uint32))
+  np.multiply(h, factors, out=h)
+  return np.add.reduce(h, axis=1, dtype=np.uint32)
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
@@ -110,7 +121,10 @@ def _of_device(array: jax.Array) -> jax.Array:
   for axis, stride in enumerate(_strides(bits.shape)):
     along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
     position += along * np.uint32(stride % 2**32)
-  return jnp.sum(_mixed(bits.astype(jnp.uint32), position), dtype=jnp.uint32)
+  words = bits.astype(jnp.uint32)
+  within, block = position % np.uint32(_BLOCK), position // np.uint32(_BLOCK)
+  factors = _odd(within) * _odd(block + np.uint32(_BLOCK))
+  return jnp.sum((words ^ (words >> np.uint32(16))) * factors, dtype=jnp.uint32)
 
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}

@@ -36,7 +36,7 @@ from walt_t5x.files.store_errors import CannotWrite
 orbax_s3.enable()
 _COMMIT = "_CHECKPOINT_METADATA"
 # In the custom metadata of a checkpoint: name of each array, joined by "/", -> its digest.
-DIGESTS = "array_digests"
+DIGESTS = "array_sums"
 _FIRST = "first_checkpoint.json"
 _STEP = re.compile(r"checkpoint_(\d+)")
 _NAMES = ocp.path.step.standard_name_format(step_prefix="checkpoint")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,20 @@ class RecordingTrainer(Trainer):
   """Logs the examples of each step of this process in `<rows_folder>/rows_<process>.jsonl`.
 
   An example is identified by a hash of its latents. Lines are flushed before the step is dispatched, so a killed run
-  has logged at least the examples that it trained on. The folder is local, by default `summary_dir`.
+  has logged at least the examples that it trained on. The folder is local, by default `summary_dir`. Each step takes
+  `step_seconds` longer.
   """
 
-  def __init__(self, *, summary_dir: str, rows_folder: str | None = None, **arguments: Any):
+  def __init__(
+    self,
+    *,
+    summary_dir: str,
+    rows_folder: str | None = None,
+    step_seconds: float = 0.0,
+    **arguments: Any,
+  ):
     super().__init__(summary_dir=summary_dir, **arguments)
+    self._step_seconds = step_seconds
     import jax
 
     path = Path(rows_folder or summary_dir) / f"rows_{jax.process_index()}.jsonl"
@@ -106,6 +116,7 @@ class RecordingTrainer(Trainer):
     for n, batch in enumerate(batch_iter, start=step):
       self._rows.write(json.dumps({"step": n, "rows": row_names(batch["latents"])}) + "\n")
       self._rows.flush()
+      time.sleep(self._step_seconds)
       yield batch
 
 

@@ -27,7 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results, store_programs
-from benchmarks.store_programs import GENERATE, LATENTS, LOCAL, SAVE_PERIOD, TRAIN, Place
+from benchmarks.store_programs import (
+  GENERATE,
+  LATENTS,
+  LOCAL,
+  SAVE_PERIOD,
+  STEP_SECONDS,
+  TRAIN,
+  Place,
+)
 from tests.stores import faults, servers
 from walt_t5x.files import storage
 
@@ -189,7 +197,7 @@ def held(rows: list[dict[str, Any]]) -> bool:
     and not row.get("errors")
     and all(row.get("resumed", []))
     and not any(row.get("aside", []))
-    and not any(k["wrong"] or k.get("lost_steps", 0) > 2 * SAVE_PERIOD for k in row["kills"])
+    and not any(k["wrong"] or k.get("lost_steps", 0) > 1.4 * SAVE_PERIOD for k in row["kills"])
     for row in rows
   )
 
@@ -206,7 +214,7 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
       "was sent at a drawn number of requests that write, the others of all. *Of*: requests of a run without faults. "
       "*Parts*: files, or arrays of checkpoints, that count as complete after a kill. *Wrong*: parts that are not "
       "those of an undisturbed run on a local disk. *Lost*: steps that a training had begun after its newest complete "
-      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps; one may be in writing.",
+      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps of {STEP_SECONDS:.0f} s; one may be in writing.",
       118,
     ),
     "",

@@ -185,9 +185,11 @@ def add_flags(parser: argparse.ArgumentParser, name: str) -> None:
   )
 
 
-def start(program: str, place: Place, output: str, environment: dict[str, str]) -> programs.Program:
-  """Starts a program."""
-  return programs.start(_THIS, *command(program, place, output), environment=environment)
+def start(
+  program: str, place: Place, output: str, environment: dict[str, str], *more: str
+) -> programs.Program:
+  """Starts a program, with more arguments."""
+  return programs.start(_THIS, *command(program, place, output), *more, environment=environment)
 
 
 def wait(program: programs.Program, limit: float, done: Callable[[], bool]) -> None:

@@ -32,7 +32,6 @@ from benchmarks.store_programs import (
   LATENTS,
   LOCAL,
   SAVE_PERIOD,
-  STEP_SECONDS,
   TRAIN,
   Place,
 )
@@ -44,6 +43,9 @@ LIMIT = 400.0
 # Methods of the requests at which every second kill is sent: some programs read for most of their time.
 WRITES = "PUT", "POST"
 _SIDECAR = ".sidecar.json"
+# Of a training: so long that a checkpoint is in the store long before the next one is due, as in a real run; and how
+# many steps may begin meanwhile.
+STEP_SECONDS, IN_WRITING = 2.0, 2
 
 
 class Job:
@@ -66,7 +68,9 @@ class Job:
   ) -> subprocess.CompletedProcess:
     """Runs it until its end, or kills it after so many requests with these methods."""
     with self._place.behind(found) as environment:
-      program = store_programs.start(self.program, self._place, self.output, environment)
+      slow = f"--gin.engine_rows.RecordingTrainer.step_seconds={STEP_SECONDS}"
+      more = [slow] if self.program == TRAIN else []
+      program = store_programs.start(self.program, self._place, self.output, environment, *more)
       store_programs.wait(
         program, LIMIT, lambda: after is not None and found.requests(*methods) >= after
       )
@@ -197,7 +201,9 @@ def held(rows: list[dict[str, Any]]) -> bool:
     and not row.get("errors")
     and all(row.get("resumed", []))
     and not any(row.get("aside", []))
-    and not any(k["wrong"] or k.get("lost_steps", 0) > 1.4 * SAVE_PERIOD for k in row["kills"])
+    and not any(
+      k["wrong"] or k.get("lost_steps", 0) > SAVE_PERIOD + IN_WRITING for k in row["kills"]
+    )
     for row in rows
   )
 

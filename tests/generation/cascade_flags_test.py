@@ -7,6 +7,7 @@ import pytest
 from tests.generation import cascades
 from tests.generation.trained_runs_test import write_records
 from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.diffusion.samplers.solvers import Ddim, UniPC
 from walt_t5x.generation import cascade_flags
 
 
@@ -49,6 +50,8 @@ def test_samplers_are_those_of_the_runs_unless_flags_change_them(read):
   both = read(num_steps=["5", "4"], guidance=["1", "6.5"])
   assert _samplers(both) == [(5, None), (4, ConstantGuidance(6.5))]
   assert _samplers(read("base", guidance=["3"])) == [(3, ConstantGuidance(3.0))]
+  solved = read(solver=["unipc", "ddim"]).config.stages
+  assert [stage.model.sampler.solver for stage in solved] == [UniPC(), Ddim()]
   # They are part of what tells these samples from others.
   assert both.described != trained.described and both.described.startswith(trained.described)
   assert _samplers(read()) == _samplers(trained)
@@ -62,6 +65,7 @@ def test_samplers_are_those_of_the_runs_unless_flags_change_them(read):
     ("--num_steps=2.5", "--num_steps=2.5: expected one number"),
     ("--guidance=strong", "--guidance=strong: expected one number from 0 on"),
     ("--guidance=-1", "one number from 0 on"),
+    ("--solver=euler", r"--solver=euler: expected one solver \(ddim or dpmpp_2m or"),
   ],
 )
 def test_values_that_do_not_fit_the_stages_are_named(read, flag, named):

@@ -215,7 +215,12 @@ def test_every_format_has_the_frames_and_the_manifest_names_the_files(tmp_path):
     decoded = read_video(tmp_path / files[name])
     assert len(decoded.frames) == 5 and abs(decoded.fps - 8) < 0.5, name
   sidecar = sample.sidecar
-  assert sidecar["samplers"]["base"] == {"num_steps": 3, "guidance": "ConstantGuidance(scale=2.0)"}
+  assert sidecar["samplers"]["base"] == {
+    "num_steps": 3,
+    "guidance": "ConstantGuidance(scale=2.0)",
+    "solver": "Ddim(eta=0.0)",
+    "grid": "Trailing()",
+  }
   assert sidecar["fingerprints"] == {"vae": "v", "base": "b", "sr1": "s"}
   assert sidecar["batch_seconds"] == {"base": {"sample": 0.5}} and sidecar["gin_sha256"] == "x"
 

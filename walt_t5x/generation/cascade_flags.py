@@ -1,7 +1,7 @@
 """The flags that choose a trained cascade, and the cascade that they choose: of runs, of a preset or of gin files."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -57,6 +57,11 @@ def define_flags() -> None:
     flags.DEFINE_list(
       "guidance", [], "Guidance scale of all stages, or of each, such as 7.5,1; 1 is without."
     )
+    flags.DEFINE_list(
+      "solver",
+      [],
+      "Solver of all stages, or of each: ddim, dpmpp_2m, dpmpp_2s, heun or unipc, see docs/generation.md.",
+    )
 
 
 def check(argv: Sequence[str], *needed: str) -> None:
@@ -103,35 +108,43 @@ def read(chosen: Sequence[str] = ()) -> ChosenCascade:
   )
 
 
-_SAMPLER = ("num_steps", "guidance")
+_SAMPLER = ("num_steps", "guidance", "solver")
 
 
 def _with_sampler(stages: Sequence[Any]) -> list[Any]:
   """The stages with the samplers of the flags."""
+  from walt_t5x.models.sampling import SOLVERS
+
+  def from_on(kind: type, least: float) -> Callable[[str], float | None]:
+    return lambda text: number if (number := kind(text)) >= least else None
+
   names = [stage.name for stage in stages]
-  steps, scales = _of_each("num_steps", int, 1, names), _of_each("guidance", float, 0, names)
+  steps = _of_each("num_steps", from_on(int, 1), "number from 1 on", names)
+  scales = _of_each("guidance", from_on(float, 0), "number from 0 on", names)
+  known = " or ".join(SOLVERS)
+  chosen = _of_each("solver", SOLVERS.get, f"solver ({known})", names)
   return [
-    stage.with_sampler(num_steps=count, guidance=scale)
-    for stage, count, scale in zip(stages, steps, scales)
+    stage.with_sampler(num_steps=count, guidance=scale, solver=solver)
+    for stage, count, scale, solver in zip(stages, steps, scales, chosen)
   ]
 
 
-def _of_each(name: str, kind: type, least: float, stages: Sequence[str]) -> list[Any]:
-  """The number that a flag has for each stage; None without the flag."""
+def _of_each(
+  name: str, parse: Callable[[str], Any], expected: str, stages: Sequence[str]
+) -> list[Any]:
+  """What a flag has for each stage; None without the flag."""
   texts = FLAGS[name].value or []
   if not texts:
     return [None] * len(stages)
   try:
-    numbers = [kind(text) for text in texts] * (len(stages) if len(texts) == 1 else 1)
-    fits = len(numbers) == len(stages) and all(number >= least for number in numbers)
+    found = [parse(text) for text in texts] * (len(stages) if len(texts) == 1 else 1)
   except ValueError:
-    fits = False
-  if not fits:
+    found = []
+  if len(found) != len(stages) or None in found:
     raise ValueError(
-      f"--{name}={','.join(texts)}: expected one number from {least} on, or one for each of the stages "
-      f"{', '.join(stages)}"
+      f"--{name}={','.join(texts)}: expected one {expected}, or one for each of the stages {', '.join(stages)}"
     )
-  return numbers
+  return found
 
 
 def _of_runs() -> ChosenCascade:

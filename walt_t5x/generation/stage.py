@@ -46,10 +46,10 @@ class StageConfig:
     """The network."""
     return self.model.module
 
-  def with_sampler(self, *, num_steps: int | None, guidance: float | None) -> "StageConfig":
+  def with_sampler(self, **changes: Any) -> "StageConfig":
     """The stage with another sampler, see `models.sampling.SamplerConfig.changed`."""
     model = copy.copy(self.model)
-    model.sampler = model.sampler.changed(num_steps=num_steps, guidance=guidance)
+    model.sampler = model.sampler.changed(**changes)
     return dataclasses.replace(self, model=model)
 
   def parameter_shapes(self, text_length: int) -> Any:

@@ -18,12 +18,14 @@ import numpy as np
 
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance
+from walt_t5x.diffusion.samplers.grids import GRIDS
+from walt_t5x.diffusion.samplers.solvers import Ddim
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.engine import run_record
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.models.sampling import SamplerConfig
+from walt_t5x.models.sampling import SOLVERS, SamplerConfig
 from walt_t5x.models.vae_model import VaeModel
 from walt_t5x.vae.autoencoder import CausalVae
 
@@ -36,6 +38,7 @@ _CLASSES: Mapping[type, frozenset[str]] = {
   SamplerConfig: frozenset(),
   ConstantGuidance: frozenset(),
   PowerCosineGuidance: frozenset(),
+  **dict.fromkeys((*(type(solver) for solver in SOLVERS.values()), *GRIDS), frozenset()),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 BY_NAME = {cls.__name__: cls for cls in _CLASSES}
@@ -136,8 +139,15 @@ def _object(tree: Any) -> Any:
     return tuple(map(_object, tree))
   if not isinstance(tree, dict):
     return tree
-  settings = {name: _object(value) for name, value in tree.items() if name != "class"}
+  settings: dict[str, Any] = {
+    name: _object(value) for name, value in tree.items() if name != "class"
+  }
   if tree["class"] not in BY_NAME:
     raise ValueError(f"unknown class {tree['class']!r}")
   cls = BY_NAME[tree["class"]]
-  return cls(**settings, **({"optimizer_def": None} if cls is DenoiserModel else {}))
+  if cls is SamplerConfig and "eta" in settings:
+    # Of an earlier version, whose only solver was DDIM.
+    settings["solver"] = Ddim(settings.pop("eta"))
+  if cls is DenoiserModel:
+    settings["optimizer_def"] = None
+  return cls(**settings)

@@ -9,13 +9,30 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.ddim import ddim_sample
 from walt_t5x.diffusion.guidance import ConstantGuidance, guide, guide_twice, rescale
 from walt_t5x.diffusion.process import Prediction
+from walt_t5x.diffusion.samplers.grids import Grid, Trailing
+from walt_t5x.diffusion.samplers.sampler import sample
+from walt_t5x.diffusion.samplers.solvers import (
+  Ddim,
+  DpmSolverMultistep,
+  DpmSolverSinglestep,
+  Heun,
+  Solver,
+  UniPC,
+)
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.types import Params
 
 GuidanceFn = Callable[[Array], Array]
+# Names in flags.
+SOLVERS: dict[str, Solver] = {
+  "ddim": Ddim(),
+  "dpmpp_2m": DpmSolverMultistep(),
+  "dpmpp_2s": DpmSolverSinglestep(),
+  "heun": Heun(),
+  "unipc": UniPC(),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,20 +40,21 @@ class SamplerConfig:
   """Settings of a stage's sampler.
 
   Attributes:
-    num_steps: DDIM steps; 50 in the paper.
+    num_steps: network calls; 50 in the paper.
     guidance: scale as a function of time, see `walt_t5x.diffusion.guidance`; None samples the conditional model only.
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
     rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
-    eta: share of new noise in each step in [0, 1], see `walt_t5x.diffusion.ddim`. Assumption: 0, the DDIM that the
-      paper names.
+    solver: see `walt_t5x.diffusion.samplers.solvers`. Assumption: without new noise, the DDIM that the paper names.
+    grid: see `walt_t5x.diffusion.samplers.grids`.
   """
 
   num_steps: int = 50
   guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
   frame_guidance: GuidanceFn | None = None
   rescale: float = 0.0
-  eta: float = 0.0
+  solver: Solver = Ddim()  # noqa: RUF009 - frozen
+  grid: Grid = Trailing()  # noqa: RUF009 - frozen
 
   def __post_init__(self):
     if self.guidance is None and self.frame_guidance is not None:
@@ -45,12 +63,14 @@ class SamplerConfig:
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
-    if not 0 <= self.eta <= 1:
-      raise ValueError(f"SamplerConfig.eta={self.eta}: expected a share in [0, 1]")
 
-  def changed(self, *, num_steps: int | None, guidance: float | None) -> "SamplerConfig":
-    """With another number of steps and another constant scale; None keeps each. A scale of 1 is without guidance."""
+  def changed(
+    self, *, num_steps: int | None, guidance: float | None, solver: Solver | None = None
+  ) -> "SamplerConfig":
+    """With other steps, another constant scale and another solver; None keeps each. Scale 1 is without guidance."""
     changes: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
+    if solver is not None:
+      changes["solver"] = solver
     if guidance is not None:
       changes["guidance"] = None if guidance == 1 else ConstantGuidance(guidance)
     return dataclasses.replace(self, **changes)
@@ -102,12 +122,13 @@ def sample_latents(
       guided = guide_twice(parts[0], parts[1], parts[2], *scales)
     return rescale(guided, parts[0], config.rescale) if config.rescale else guided, parts
 
-  return ddim_sample(
+  return sample(
     denoise,
     initial_noise,
     schedule=schedule,
     num_steps=config.num_steps,
     prediction=prediction,
     branches=count,
-    eta=config.eta,
+    solver=config.solver,
+    grid=config.grid,
   )

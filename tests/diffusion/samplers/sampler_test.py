@@ -1,4 +1,4 @@
-"""DDIM compared with diffusers and closed forms."""
+"""The sampling loop with DDIM, and guidance, compared with diffusers and closed forms."""
 
 import itertools
 
@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from walt_t5x.diffusion import ddim
-from walt_t5x.diffusion.ddim import ddim_sample
 from walt_t5x.diffusion.guidance import (
   ConstantGuidance,
   PowerCosineGuidance,
@@ -17,6 +15,9 @@ from walt_t5x.diffusion.guidance import (
   rescale,
 )
 from walt_t5x.diffusion.process import Prediction
+from walt_t5x.diffusion.samplers import sampler
+from walt_t5x.diffusion.samplers.sampler import sample
+from walt_t5x.diffusion.samplers.solvers import Ddim
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
 pytestmark = pytest.mark.numerics
@@ -50,7 +51,7 @@ def test_trajectory_equals_diffusers(beta_schedule, eta, monkeypatch):
   rng = np.random.default_rng(0)
   noise = rng.normal(size=SHAPE).astype(np.float32)
   new = rng.normal(size=(1001, *SHAPE)).astype(np.float32)
-  monkeypatch.setattr(ddim, "_new_noise", lambda _, step: jnp.asarray(new)[step])
+  monkeypatch.setattr(sampler, "_new_noise", lambda _, step: jnp.asarray(new)[step])
   reference = DDIMScheduler(
     num_train_timesteps=1000,
     beta_start=1e-4,
@@ -63,31 +64,31 @@ def test_trajectory_equals_diffusers(beta_schedule, eta, monkeypatch):
     set_alpha_to_one=True,
   )
   reference.set_timesteps(50)
-  sample = torch.from_numpy(noise.copy())
+  state = torch.from_numpy(noise.copy())
   for timestep in reference.timesteps:
     # diffusers counts 0 .. 999 where the paper counts 1 .. 1000.
-    output = _toy_network(sample.numpy(), (int(timestep) + 1) / 1000).astype(np.float32)
+    output = _toy_network(state.numpy(), (int(timestep) + 1) / 1000).astype(np.float32)
     given = torch.from_numpy(new[int(timestep) + 1])
     stepped = reference.step(
-      torch.from_numpy(output), timestep, sample, eta=eta, variance_noise=given if eta else None
+      torch.from_numpy(output), timestep, state, eta=eta, variance_noise=given if eta else None
     )
-    sample = stepped.prev_sample
+    state = stepped.prev_sample
 
-  ours = ddim_sample(
+  ours = sample(
     _unguided(lambda x, steps, _, time: jnp.tanh(0.7 * x + 0.3) * (0.2 + time) - 0.1 * x),
     jnp.asarray(noise),
     schedule=NoiseSchedule(beta_schedule=beta_schedule),
     num_steps=50,
-    eta=eta,
+    solver=Ddim(eta),
   )
-  np.testing.assert_allclose(ours, sample.numpy(), atol=1e-4)
+  np.testing.assert_allclose(ours, state.numpy(), atol=1e-5)
 
 
 def test_new_noise_is_that_of_the_example_and_the_step():
   start = jax.random.normal(jax.random.key(0), (3, 40, 40))
-  noise = ddim._new_noise(start, jnp.array(20))
-  np.testing.assert_array_equal(ddim._new_noise(start[1:2], jnp.array(20))[0], noise[1])
-  for other in (noise[0], ddim._new_noise(start, jnp.array(40))[1], start[1]):
+  noise = sampler._new_noise(start, jnp.array(20))
+  np.testing.assert_array_equal(sampler._new_noise(start[1:2], jnp.array(20))[0], noise[1])
+  for other in (noise[0], sampler._new_noise(start, jnp.array(40))[1], start[1]):
     assert abs(np.corrcoef(other.ravel(), noise[1].ravel())[0, 1]) < 0.1
   assert abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
 
@@ -107,7 +108,7 @@ def test_an_exact_predictor_of_a_point_gives_that_point(num_steps, prediction):
     return jnp.sqrt(gamma) * noise - jnp.sqrt(1 - gamma) * data
 
   start = jax.random.normal(jax.random.key(0), SHAPE)
-  got = ddim_sample(
+  got = sample(
     denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction(prediction)
   )
   np.testing.assert_allclose(got, data, atol=2e-3)
@@ -123,9 +124,7 @@ def test_gaussian_data_has_a_closed_form():
     return jnp.sqrt(gamma) * spread**2 / (gamma * spread**2 + 1 - gamma) * x_t
 
   start = jax.random.normal(jax.random.key(1), SHAPE)
-  got = ddim_sample(
-    denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0
-  )
+  got = sample(denoise, start, schedule=schedule, num_steps=num_steps, prediction=Prediction.X0)
   factor, levels = 1.0, schedule.gammas[np.arange(1000, -1, -25)]
   for now, after in itertools.pairwise(levels):
     estimate = np.sqrt(now) * spread**2 / (now * spread**2 + 1 - now)
@@ -145,7 +144,7 @@ def test_self_condition_is_zero_at_first_and_then_the_previous_estimate():
     )
     return jnp.full_like(x_t, time)
 
-  ddim_sample(
+  sample(
     denoise, jnp.ones((1, 1, 1, 1, 1)), schedule=schedule, num_steps=4, prediction=Prediction.X0
   )
   jax.effects_barrier()
@@ -161,7 +160,7 @@ def test_each_branch_gets_its_own_estimate_and_the_sample_is_the_guided_one():
     output = jnp.full_like(x_t, time)
     return 10 * output, jnp.stack([output, -output])
 
-  got = ddim_sample(
+  got = sample(
     denoise,
     jnp.ones((1, 1)),
     schedule=NoiseSchedule(),
@@ -187,7 +186,7 @@ def test_defaults_are_fifty_calls_from_the_last_step_and_v_prediction():
     return jnp.where(time == 1, -1.0, 0.0) * jnp.ones_like(x_t)
 
   schedule = NoiseSchedule(num_steps=100)
-  got = ddim_sample(denoise, jnp.zeros((2, 1)), schedule=schedule)
+  got = sample(denoise, jnp.zeros((2, 1)), schedule=schedule)
   jax.effects_barrier()
   assert [step for step, _ in calls] == list(range(100, 0, -2))
   np.testing.assert_allclose([time for _, time in calls], np.arange(100, 0, -2) / 100)
@@ -238,7 +237,7 @@ def _spread(scale, share, **settings):
     return rescale(guide(*outputs, scale), outputs[0], share), outputs
 
   start = jax.random.normal(jax.random.key(0), (512, 64))
-  samples = ddim_sample(denoise, start, schedule=schedule, branches=2, **settings)
+  samples = sample(denoise, start, schedule=schedule, branches=2, **settings)
   return float(samples.std(axis=0).mean())
 
 
@@ -252,8 +251,8 @@ def test_rescaled_guidance_keeps_a_spread_that_a_large_scale_removes():
 
 
 def test_new_noise_gives_the_spread_of_the_data_with_enough_steps():
-  assert abs(_spread(1.0, 0.0, num_steps=500, eta=1.0) - 0.5) < 0.01
-  assert _spread(2.5, 0.0, eta=1.0) > 1.3 * _spread(2.5, 0.0)
+  assert abs(_spread(1.0, 0.0, num_steps=500, solver=Ddim(1.0)) - 0.5) < 0.01
+  assert _spread(2.5, 0.0, solver=Ddim(1.0)) > 1.3 * _spread(2.5, 0.0)
 
 
 def test_rescaling_leaves_constant_outputs_finite():

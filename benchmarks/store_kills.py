@@ -43,9 +43,8 @@ LIMIT = 400.0
 # Methods of the requests at which every second kill is sent: some programs read for most of their time.
 WRITES = "PUT", "POST"
 _SIDECAR = ".sidecar.json"
-# Of a training: so long that a checkpoint is in the store long before the next one is due, as in a real run; and how
-# many steps may begin meanwhile.
-STEP_SECONDS, IN_WRITING = 2.0, 2
+# Of a training, in which a checkpoint is in the store before the next one is due, as in a real run.
+STEP_SECONDS = 2.0
 
 
 class Job:
@@ -201,9 +200,7 @@ def held(rows: list[dict[str, Any]]) -> bool:
     and not row.get("errors")
     and all(row.get("resumed", []))
     and not any(row.get("aside", []))
-    and not any(
-      k["wrong"] or k.get("lost_steps", 0) > SAVE_PERIOD + IN_WRITING for k in row["kills"]
-    )
+    and not any(k["wrong"] or k.get("lost_steps", 0) > 2 * SAVE_PERIOD for k in row["kills"])
     for row in rows
   )
 
@@ -220,7 +217,8 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
       "was sent at a drawn number of requests that write, the others of all. *Of*: requests of a run without faults. "
       "*Parts*: files, or arrays of checkpoints, that count as complete after a kill. *Wrong*: parts that are not "
       "those of an undisturbed run on a local disk. *Lost*: steps that a training had begun after its newest complete "
-      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps of {STEP_SECONDS:.0f} s; one may be in writing.",
+      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps of {STEP_SECONDS:.0f} s. More than {SAVE_PERIOD} are lost "
+      "only if the kill hit a checkpoint in writing, which takes seconds here; the next one waits for it.",
       118,
     ),
     "",

@@ -217,8 +217,8 @@ def page(rows: list[dict[str, Any]], seed: int) -> str:
       "was sent at a drawn number of requests that write, the others of all. *Of*: requests of a run without faults. "
       "*Parts*: files, or arrays of checkpoints, that count as complete after a kill. *Wrong*: parts that are not "
       "those of an undisturbed run on a local disk. *Lost*: steps that a training had begun after its newest complete "
-      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps of {STEP_SECONDS:.0f} s. More than {SAVE_PERIOD} are lost "
-      "only if the kill hit a checkpoint in writing, which takes seconds here; the next one waits for it.",
+      f"checkpoint, with a checkpoint every {SAVE_PERIOD} steps of {STEP_SECONDS:.0f} s. More than {SAVE_PERIOD} are "
+      "lost only if the kill hit a checkpoint in writing, which takes seconds here; the next one waits for it.",
       118,
     ),
     "",

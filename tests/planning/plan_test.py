@@ -26,7 +26,7 @@ PUBLISHED = {
   "ablations/adaln_separate": (457_739_000, 50_000),
   "walt_xl_ucf101": (460_019_080, 0),
   "walt_l_k600": (313_143_176, 0),
-  "walt_l_imagenet": (460_100_000, 300_000),
+  "walt_l_imagenet": (459_815_000, 50_000),
   "walt_l_t2v": (419_153_800, 0),
   "walt_l_t2v_video_only": (419_153_800, 0),
   "walt_sr_256x448": (1_296_343_616, 0),

@@ -19,8 +19,6 @@ from walt_t5x.diffusion.guidance import (
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
-pytestmark = pytest.mark.numerics
-
 SHAPE = (2, 3, 4, 4, 8)
 
 

@@ -50,7 +50,7 @@ LAYERS = {
 
 def laws(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
   """Relative errors of the value and of every gradient, for each missing case."""
-  from tests.denoiser.window_attention_test import BOUNDS, compiled, error, expected, make, run
+  from tests.denoiser.window_attention_test import BOUNDS, error, expected, make, run
 
   for grid, window, cell in WINDOWS:
     for head_size in HEAD_SIZES:
@@ -60,7 +60,7 @@ def laws(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
           name = f"{'x'.join(map(str, window))} of {head_size}, {' and '.join(asked)}, {dtype}"
           if name in results:
             continue
-          got = compiled(*run(*given, window=window, cell=cell, dtype=dtype))
+          got = run(*given, window=window, cell=cell, dtype=dtype)
           want = expected(*given, window=window, dtype=dtype)
           errors = {key: float(error(got[key], want[key])) for key in want}
           yield (

@@ -1,6 +1,7 @@
 """Low-rank adapters: they start as no change, are merged without one, and only they are trained."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 from data.corpus import CorpusConstants
-from tests import compiled, tiny_denoiser
+from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser import adapters
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
@@ -48,12 +49,17 @@ def _flat(params) -> dict:
   return traverse_util.flatten_dict(dict(params), sep="/")
 
 
-def _prediction(module, params):
+@functools.cache
+def _compiled(module):
   conditioning = Conditioning(
     is_image=BATCH["is_image"], text=BATCH["text"], text_mask=BATCH["text_mask"]
   )
-  steps = jnp.array([3.0, 500.0])
-  return compiled.apply(module, {"params": params}, BATCH["latents"], steps, None, conditioning)
+  inputs = BATCH["latents"], jnp.array([3.0, 500.0]), None, conditioning
+  return jax.jit(lambda params: module.apply({"params": params}, *inputs))
+
+
+def _prediction(module, params):
+  return _compiled(module)(params)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -63,7 +69,7 @@ def test_merged_adapters_compute_the_same_as_unmerged_ones(scan):
   params = random_params(_init(model), seed=1)
   unmerged = _prediction(model.module, params)
   plain = dataclasses.replace(model.module, adapter_rank=0)
-  merged = adapters.merged(params)
+  merged = jax.jit(adapters.merged)(params)
   shapes = jax.eval_shape(_init(_model(0, **fields)), jax.random.key(0))["params"]
   assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, dict(shapes))
   np.testing.assert_allclose(_prediction(plain, merged), unmerged, rtol=1e-5, atol=1e-5)
@@ -80,10 +86,14 @@ def test_merged_adapters_compute_the_same_as_unmerged_ones(scan):
 
 def test_training_starts_from_the_network_without_adapters():
   model = _model()
-  initial = _flat(jax.jit(lambda key: _init(model)(key)["params"])(jax.random.key(0)))
+
+  @jax.jit
+  def initial(key):
+    return {k: v for k, v in _flat(_init(model)(key)["params"]).items() if "adapter_" in k}
+
   params = _flat(random_params(_init(model), seed=1))
   without = {k: v for k, v in params.items() if "adapter_" not in k}
-  adapted = params | {k: v for k, v in initial.items() if "adapter_" in k}
+  adapted = params | initial(jax.random.key(0))
   plain = dataclasses.replace(model.module, adapter_rank=0)
   np.testing.assert_array_equal(
     _prediction(model.module, traverse_util.unflatten_dict(adapted, sep="/")),

@@ -95,7 +95,7 @@ def test_no_gradient_crosses_a_window_border():
   window = (3, 2, 2)
   layer = WindowAttention(window=window, num_heads=HEADS)
   variables = {"params": random_params(layer.init, x)}
-  gradient = jax.grad(lambda a: layer.apply(variables, a)[0, 1, 2, 1].sum())(x)[0]
+  gradient = jax.jit(jax.grad(lambda a: layer.apply(variables, a)[0, 1, 2, 1].sum()))(x)[0]
   touched = np.abs(np.asarray(gradient)).sum(-1) > 0
   same_window = np.zeros(GRID, bool)
   same_window[:, 2:4, 0:2] = True
@@ -210,7 +210,7 @@ def test_gradients_of_skip_equal_those_of_select():
 
   def gradient(mode):
     module = WindowAttention(window=(3, 2, 2), num_heads=HEADS, image_rows=mode)
-    return jax.grad(lambda v: jnp.sum(jnp.square(module.apply(v, x, is_image))))(variables)
+    return jax.jit(jax.grad(lambda v: jnp.sum(jnp.square(module.apply(v, x, is_image)))))(variables)
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
@@ -371,7 +371,7 @@ def test_heads_that_share_lanes_give_the_same_result(kind):
   text = jnp.asarray(np.random.default_rng(2).normal(size=(1, 1, 3, 256)), jnp.float32)
   more = (text, jnp.ones((1, 1, 3), bool)) if kind is CrossAttention else ()
   layer = kind(window=(1, 2, 2), num_heads=4)
-  variables = jax.jit(layer.init)(jax.random.key(0), x, *more)
+  variables = {"params": random_params(layer.init, x, *more)}
   fused = apply(layer.clone(implementation="pallas"), variables, x, *more)
   np.testing.assert_allclose(fused, apply(layer, variables, x, *more), atol=1e-5)
 

@@ -91,7 +91,7 @@ def test_grid_sinusoids_encode_each_axis_separately(sizes, width):
         at = 2 * half * axis + i
         expected[(*place, at)] = math.cos(angle)
         expected[(*place, at + half)] = math.sin(angle)
-  got = sinusoid_grid(sizes, width)
+  got = jax.jit(sinusoid_grid, static_argnums=(0, 1))(sizes, width)
   np.testing.assert_allclose(got, expected.reshape(-1, width), atol=2e-5)
 
 

@@ -9,7 +9,7 @@ import functools
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from tests.denoiser.window_attention_test import compiled, error, expected, make, run
+from tests.denoiser.window_attention_test import error, expected, make, run
 from walt_t5x.denoiser.kernels import window_attention_kernel
 
 # Cores; grid, window, cell, optional inputs. Two groups of heads; windows share a text along height, time or width.
@@ -36,7 +36,7 @@ def test_sums_are_cleared_before_the_first_step(name, monkeypatch):
 
   monkeypatch.setattr(window_attention_kernel, "fused_window_attention", on_the_model)
   given = make(grid, window, cell, 2, 12, asked)
-  got = compiled(*run(*given, window=window, cell=cell, dtype="float32"))
+  got = run(*given, window=window, cell=cell, dtype="float32")
   want = expected(*given, window=window, dtype="float32")
   assert got.keys() == want.keys()
   errors = {key: error(got[key], want[key]) for key in want}

@@ -15,15 +15,12 @@ from walt_t5x.denoiser.windows import from_cells, in_cells, to_cells
 from walt_t5x.engine.flops import count_flops_of
 from walt_t5x.sharding import partitioning
 
-pytestmark = pytest.mark.numerics
-
 # grid, window, cell, heads, head size, optional inputs.
 CASES = {
-  "spatial": ((2, 16, 16), (1, 16, 16), (8, 8), 1, 108, {"table"}),
-  "spatial with a text each": ((2, 16, 16), (1, 16, 16), (8, 8), 2, 64, {"text"}),
+  "spatial with a text each": ((2, 16, 16), (1, 16, 16), (8, 8), 2, 64, {"table", "text"}),
   "spatiotemporal, image rows": ((5, 8, 16), (5, 8, 8), (8, 8), 2, 64, {"table", "images"}),
   "spatiotemporal with a text a row": ((5, 8, 8), (5, 8, 8), (8, 8), 1, 72, {"text"}),
-  "9:16 spatial": ((1, 16, 28), (1, 16, 28), (8, 14), 1, 88, {"table", "text"}),
+  "9:16 spatial": ((1, 16, 28), (1, 16, 28), (8, 14), 1, 108, {"table", "text"}),
   "9:16 spatiotemporal, image rows": ((5, 8, 14), (5, 8, 14), (8, 14), 1, 128, {"table", "images"}),
 }
 
@@ -59,7 +56,7 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
 
 
 def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
-  """Returns (function, arguments); the function returns {name: value or gradient}, in grid order."""
+  """{name: value or gradient}, in grid order."""
   heads, head_size = of_out.shape[-2:]
   group = shapes.heads_in_lanes(heads, head_size) if implementation == "pallas" else 1
 
@@ -84,7 +81,7 @@ def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
     out, pull = jax.vjp(forward, arrays)
     return {"out": out} | pull(of_out.astype(dtype))[0]
 
-  return both, (arrays, of_out)
+  return jax.jit(both)(arrays, of_out)
 
 
 def expected(arrays, masks, of_out, *, window, dtype):
@@ -107,12 +104,6 @@ def expected(arrays, masks, of_out, *, window, dtype):
   )
 
 
-def compiled(function, arguments):
-  """The function's result. It runs once, so expensive LLVM passes are disabled."""
-  quickly = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
-  return jax.jit(function, compiler_options=quickly)(*arguments)
-
-
 def error(got, want):
   """Norm of the difference divided by the norm of `want`; infinity for NaN, which `max` would ignore."""
   found = np.linalg.norm(np.asarray(got, np.float64) - want) / np.linalg.norm(want)
@@ -121,14 +112,14 @@ def error(got, want):
 
 BOUNDS = {"float32": 1e-5, "bfloat16": 2e-2}
 # benchmarks/window_attention.py runs both at more sizes.
-TRIED = [*((name, "float32") for name in CASES), *((n, "bfloat16") for n in list(CASES)[1:3])]
+TRIED = [*((name, "float32") for name in CASES), *((n, "bfloat16") for n in list(CASES)[:2])]
 
 
 @pytest.mark.parametrize("name, dtype", TRIED)
 def test_kernel_equals_numpy_in_values_and_gradients(name, dtype):
   grid, window, cell, heads, head_size, asked = CASES[name]
   given = make(grid, window, cell, heads, head_size, asked)
-  got = compiled(*run(*given, window=window, cell=cell, dtype=dtype))
+  got = run(*given, window=window, cell=cell, dtype=dtype)
   want = expected(*given, window=window, dtype=dtype)
   assert got.keys() == want.keys()
   errors = {key: error(got[key], want[key]) for key in want}
@@ -162,7 +153,7 @@ def test_reference_gradients_equal_finite_differences():
 def test_einsum_equals_numpy_too():
   grid, window, cell, heads, head_size, asked = CASES["spatiotemporal, image rows"]
   given = make(grid, window, cell, heads, head_size, asked)
-  got = compiled(*run(*given, window=window, cell=cell, dtype="float32", implementation="einsum"))
+  got = run(*given, window=window, cell=cell, dtype="float32", implementation="einsum")
   want = expected(*given, window=window, dtype="float32")
   assert max(error(got[key], want[key]) for key in want) < 1e-5
 
@@ -192,7 +183,7 @@ def test_both_implementations_have_equal_gradients_under_a_mesh(model_axis):
       )(params, x)
 
     with mesh, flax_partitioning.axis_rules(partitioning.rules(model_axis=model_axis)):
-      return compiled(both, (params, x))
+      return jax.jit(both)(params, x)
 
   got, want = gradients(layer), gradients(plain)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -200,13 +191,22 @@ def test_both_implementations_have_equal_gradients_under_a_mesh(model_axis):
 
 
 def test_both_implementations_count_the_flops_of_the_model():
-  given = make((5, 8, 8), (5, 8, 8), (8, 8), 1, 128, {"table"}, rows=1)
+  arrays, masks, of_out = make((5, 8, 8), (5, 8, 8), (8, 8), 1, 128, {"table"}, rows=1)
   counts = []
   for name in ("einsum", "pallas"):
-    function, arguments = run(
-      *given, window=(5, 8, 8), cell=(8, 8), dtype="float32", implementation=name
-    )
-    counts.append(count_flops_of(function, *arguments))
+
+    def both(arrays, of_out, name=name):
+      return run(
+        arrays,
+        masks,
+        of_out,
+        window=(5, 8, 8),
+        cell=(8, 8),
+        dtype="float32",
+        implementation=name,
+      )
+
+    counts.append(count_flops_of(both, arrays, of_out))
   # Two products forward, four backward; the scores that the kernel's backward pass recomputes do not count.
   assert counts == [6 * 2 * 320 * 320 * 128] * 2
 

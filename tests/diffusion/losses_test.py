@@ -6,8 +6,6 @@ import pytest
 
 from walt_t5x.diffusion.process import Prediction, add_noise, squared_errors, target
 
-pytestmark = pytest.mark.numerics
-
 RNG = np.random.default_rng(0)
 X0, NOISE, WRONG = (jnp.asarray(RNG.normal(size=(4, 3, 2, 2, 2)), jnp.float32) for _ in range(3))
 GAMMA = jnp.array([0.9, 0.5, 0.2, 0.05])

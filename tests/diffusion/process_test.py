@@ -8,8 +8,6 @@ import pytest
 from walt_t5x.diffusion.process import Prediction, add_noise, target, to_x0_and_noise
 from walt_t5x.diffusion.schedules import BetaSchedule, NoiseSchedule
 
-pytestmark = pytest.mark.numerics
-
 SCHEDULES = [
   NoiseSchedule(beta_schedule=k, zero_terminal_snr=z) for k in BetaSchedule for z in (True, False)
 ]

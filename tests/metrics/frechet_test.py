@@ -23,8 +23,6 @@ from walt_t5x.metrics.inception_score import (
 )
 from walt_t5x.metrics.network_input import ResizeRule, resize_bilinear
 
-pytestmark = pytest.mark.numerics
-
 of = FeatureStatistics.from_model_output
 
 

@@ -18,8 +18,6 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import i3d, import_weights, networks
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
-pytestmark = pytest.mark.numerics
-
 _EXPECTED = KINDS["i3d"].expected()
 
 

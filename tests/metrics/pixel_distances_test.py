@@ -7,8 +7,6 @@ import pytest
 
 from walt_t5x.metrics.pixel_distances import psnr, ssim
 
-pytestmark = pytest.mark.numerics
-
 
 def _clips(side=13):
   rng = np.random.default_rng(0)

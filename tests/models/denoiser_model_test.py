@@ -13,7 +13,6 @@ from data.corpus import CorpusConstants
 from tests import tiny_denoiser
 from tests.random_params import random_params
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.engine.builtin import trainer
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models import denoiser_inputs
@@ -48,6 +47,12 @@ def _params(**fields):
   shapes = {name: value.shape for name, value in batch.items()}
   types = {name: value.dtype for name, value in batch.items()}
   return random_params(lambda key: model.get_initial_variables(key, shapes, types), seed=1)
+
+
+@functools.cache
+def _loss_fn(**changes):
+  """The compiled loss of a model, shared by the tests that look at it."""
+  return jax.jit(_model(**changes).loss_fn)
 
 
 class _Linear:
@@ -88,8 +93,7 @@ def test_loss_and_gradient_equal_a_manual_pass_with_a_constant_first_estimate(pr
 
 
 def test_metrics_split_the_loss_by_kind_of_example_and_by_noise():
-  model = _model()
-  loss, metrics = jax.jit(model.loss_fn)(_params(), _batch(), jax.random.key(5))
+  loss, metrics = _loss_fn()(_params(), _batch(), jax.random.key(5))
   values = {name: float(metric.compute()) for name, metric in metrics.items()}
   np.testing.assert_allclose(values["loss"], loss, rtol=1e-5)
   np.testing.assert_allclose(
@@ -130,10 +134,11 @@ def test_measured_rates_are_fractions_of_all_examples_of_a_period():
 def test_with_every_caption_dropped_the_loss_does_not_depend_on_the_text():
   batch = _batch()
   other = dict(batch, text=batch["text"] + 1)
-  for probability, same in ((1.0, True), (0.0, False)):
-    loss_fn = jax.jit(_model(drop_probability=probability).loss_fn)
-    first = loss_fn(_params(), batch, jax.random.key(1))[0]
-    assert (float(first) == float(loss_fn(_params(), other, jax.random.key(1))[0])) == same
+  for changes, same in (({"drop_probability": 1.0}, True), ({}, False)):
+    losses = [
+      float(_loss_fn(**changes)(_params(), given, jax.random.key(1))[0]) for given in (batch, other)
+    ]
+    assert (losses[0] == losses[1]) == same
 
 
 def test_dropping_sets_the_null_caption_the_null_class_and_no_frames():
@@ -214,8 +219,7 @@ def test_the_evaluation_loss_approaches_its_mean_over_times_and_noise(continuous
 
 def test_evaluation_has_fixed_draws_and_training_does_not():
   model, batch = _model(), _batch()
-  params = _params()
-  loss_fn = jax.jit(model.loss_fn)
+  params, loss_fn = _params(), _loss_fn()
   evaluate = jax.jit(lambda p, b: model.eval_fn(p, b)[0])
   assert float(evaluate(params, batch)) == float(evaluate(params, batch))
   assert float(loss_fn(params, batch, jax.random.key(1))[0]) != float(
@@ -233,14 +237,15 @@ def test_guidance_of_one_samples_the_conditional_model():
   )
   noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
 
-  def sample(guidance):
-    model = _model(sampler=SamplerConfig(num_steps=4, guidance=guidance))
-    run = jax.jit(lambda p: model.sample(p, noise, conditioning, null_text=CORPUS.null_text))
-    return run(_params())
+  @jax.jit
+  def sample(params, scale):
+    guidance = None if scale is None else lambda _: scale
+    model = _model(sampler=SamplerConfig(num_steps=2, guidance=guidance))
+    return model.sample(params, noise, conditioning, null_text=CORPUS.null_text)
 
-  plain = sample(None)
-  np.testing.assert_allclose(sample(ConstantGuidance(1.0)), plain, atol=1e-4)
-  assert np.abs(sample(ConstantGuidance(3.0)) - plain).max() > 1e-2
+  plain = sample(_params(), None)
+  np.testing.assert_allclose(sample(_params(), 1.0), plain, atol=1e-4)
+  assert np.abs(sample(_params(), 3.0) - plain).max() > 1e-2
 
 
 def test_a_corpus_of_another_text_encoder_is_rejected():

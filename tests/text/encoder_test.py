@@ -14,8 +14,6 @@ from walt_t5x.text.init_encoder import random_weights
 from walt_t5x.text.model import T5Encoder
 from walt_t5x.text.vocabulary import train_vocabulary
 
-pytestmark = pytest.mark.numerics
-
 COLORS = ["red", "green", "blue", "yellow", "white", "purple"]
 SHAPES = ["circle", "square", "triangle", "star"]
 DIRECTIONS = ["left", "right", "up", "down"]

@@ -21,7 +21,7 @@ from walt_t5x.text.safetensors_files import SafetensorsSource, save_weights, tor
 SMALL_SHAPED = T5Config(vocab_size=96, d_model=48, d_kv=16, d_ff=80, num_heads=6, num_layers=3)
 # Heads == buckets: a missing transpose of the bias table raises no shape error.
 SQUARE_TABLE = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_heads=32, num_layers=2)
-XL_SHAPED = T5Config(vocab_size=128, d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=2)
+XL_SHAPED = T5Config(vocab_size=128, d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=1)
 
 
 def torch_encoder(config):

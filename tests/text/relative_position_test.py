@@ -8,8 +8,6 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from walt_t5x.text.model import RelativePositionBias, relative_position_bucket
 
-pytestmark = pytest.mark.numerics
-
 
 def exact_bucket(offset: int, num_buckets: int, max_distance: int) -> int:
   """The formula without logarithms: floor(S log(n/E) / log(m/E)) >= k  <=>  (n/E)^S >= (m/E)^k."""

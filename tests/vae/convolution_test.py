@@ -10,8 +10,6 @@ import torch
 
 from walt_t5x.vae.convolution import CausalConv, convolve, convolve_by_frames
 
-pytestmark = pytest.mark.numerics
-
 CASES = [
   ((3, 3, 3), (1, 1, 1)),
   ((4, 4, 4), (2, 2, 2)),

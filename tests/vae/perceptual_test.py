@@ -28,6 +28,11 @@ def _random(shapes, seed=0):
   return weights
 
 
+@pytest.fixture(scope="module")
+def lpips_weights():
+  return _random(perceptual.lpips_shapes())
+
+
 def _clips():
   rng = np.random.default_rng(1)
   video = rng.uniform(size=(2, 2, SIDE, SIDE, 3)).astype(np.float32)
@@ -39,9 +44,8 @@ def _torch_frames(clips, mean, std, scale=1.0, shift=0.0):
   return (x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def test_lpips_equals_torch():
-  weights = _random(perceptual.lpips_shapes())
-  named = {name: torch.from_numpy(value) for name, value in weights.items()}
+def test_lpips_equals_torch(lpips_weights):
+  named = {name: torch.from_numpy(value) for name, value in lpips_weights.items()}
 
   def stages(clips):
     x = _torch_frames(clips, perceptual.LPIPS_SHIFT, perceptual.LPIPS_SCALE, 2.0, -1.0)
@@ -56,14 +60,17 @@ def test_lpips_equals_torch():
     return found
 
   video, other = _clips()
+  other[1] = video[1]
   expected = 0
   for i, (a, b) in enumerate(zip(stages(video), stages(other))):
     weighted = torch.nn.functional.conv2d((a - b) ** 2, named[f"lin{i}.weight"])
     expected = expected + weighted.mean((1, 2, 3))
-  distance = jax.jit(lambda a, b: perceptual.lpips_distance(weights, a, b))
+  # The weights are an argument: as constants they would be a part of the program.
+  distance = jax.jit(perceptual.lpips_distance)
   expected = expected.reshape(2, 2).mean(1).numpy()
-  np.testing.assert_allclose(distance(jnp.asarray(video), jnp.asarray(other)), expected, rtol=1e-4)
-  np.testing.assert_allclose(distance(jnp.asarray(video), jnp.asarray(video)), 0, atol=1e-6)
+  got = distance(lpips_weights, video, other)
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+  assert got[0] > 0.01 and abs(got[1]) < 1e-6
 
 
 def test_resnet_logits_equal_transformers():
@@ -94,20 +101,20 @@ def test_resnet_logits_equal_transformers():
   with torch.no_grad():
     a, b = (model(_torch_frames(clips, *norm)).logits for clips in (video, other))
   expected = ((a - b) ** 2).mean(1).reshape(2, 2).mean(1).numpy()
-  distance = jax.jit(lambda a, b: perceptual.logits_distance(weights, a, b))
-  np.testing.assert_allclose(distance(jnp.asarray(video), jnp.asarray(other)), expected, rtol=1e-3)
+  distance = jax.jit(perceptual.logits_distance)
+  np.testing.assert_allclose(distance(weights, video, other), expected, rtol=1e-3)
 
 
 def test_gradients_are_finite_if_all_features_are_zero():
   weights = {name: np.zeros(s, np.float32) for name, s in perceptual.lpips_shapes().items()}
   clip = jnp.zeros((1, 1, 16, 16, 3))
-  slope = jax.jit(jax.grad(lambda x: perceptual.lpips_distance(weights, x, clip).sum()))(clip)
+  slope = jax.jit(jax.grad(lambda x, w: perceptual.lpips_distance(w, x, clip).sum()))(clip, weights)
   assert np.isfinite(slope).all()
 
 
-def test_files_are_read_and_checked(tmp_path):
+def test_files_are_read_and_checked(lpips_weights, tmp_path):
   assert perceptual.lpips() is None and perceptual.resnet_logits(weights=None) is None
-  weights = _random(perceptual.lpips_shapes())
+  weights = dict(lpips_weights)
   save_file(weights, tmp_path / "lpips.safetensors")
   assert perceptual.lpips(weights=str(tmp_path / "lpips.safetensors")) is not None
   del weights["lin3.weight"]
@@ -116,8 +123,8 @@ def test_files_are_read_and_checked(tmp_path):
     perceptual.lpips(weights=str(tmp_path / "short.safetensors"))
 
 
-def test_flax_kernels_are_renamed_and_other_pickled_objects_raise():
-  wanted = _random(perceptual.lpips_shapes())
+def test_flax_kernels_are_renamed_and_other_pickled_objects_raise(lpips_weights):
+  wanted = lpips_weights
   indices = [index for stage in perceptual.VGG_CONVOLUTIONS for index in stage]
   tree = {"VGG16_0": {}}
   for i, index in enumerate(indices):

@@ -26,6 +26,12 @@ def _vae(name):
   return vae, random_params(vae.init, jnp.zeros((1, 9, 8, 8, 3)))
 
 
+@functools.cache
+def _stream(name, group=1):
+  """Tests share its compiled functions."""
+  return VaeStream(*_vae(name), group=group)
+
+
 def _video(frames=13):
   return np.random.default_rng(1).uniform(size=(2, frames, 8, 8, 3)).astype(np.float32)
 
@@ -39,7 +45,7 @@ def test_a_stream_equals_one_call(name, group):
   vae, params = _vae(name)
   video = _video()
   complete = jax.jit(lambda x: vae.apply({"params": params}, x, method="encode").mean)(video)
-  stream = VaeStream(vae, params, group=group)
+  stream = _stream(name, group)
   parts = [posterior.mean for posterior in stream.encode(_frames(video))]
   assert [p.shape[1] for p in parts[:2]] == [1, group]
   np.testing.assert_allclose(np.concatenate(parts, axis=1), complete, atol=1e-5)
@@ -75,7 +81,6 @@ def test_the_context_is_used_and_has_few_frames():
 
 
 def test_a_stream_reads_only_the_current_group():
-  vae, params = _vae("both")
   asked = []
 
   def frames():
@@ -83,7 +88,7 @@ def test_a_stream_reads_only_the_current_group():
       asked.append(i)
       yield _video(9)[:, i]
 
-  stream = VaeStream(vae, params).encode(frames())
+  stream = _stream("both").encode(frames())
   next(stream)
   assert asked == [0]
   next(stream)
@@ -93,8 +98,8 @@ def test_a_stream_reads_only_the_current_group():
 def test_a_stream_that_ends_inside_a_latent_frame_raises():
   vae, params = _vae("both")
   with pytest.raises(ValueError, match=r"ended after 8 frames, expected 1 \+ k \* 4; 5 or 9 would"):
-    list(VaeStream(vae, params).encode(_frames(_video(8))))
+    list(_stream("both").encode(_frames(_video(8))))
   with pytest.raises(ValueError, match="ended after 0 frames"):
-    list(VaeStream(vae, params).encode([]))
+    list(_stream("both").encode([]))
   with pytest.raises(ValueError, match="got group=0"):
     VaeStream(vae, params, group=0)

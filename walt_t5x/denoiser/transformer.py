@@ -1,6 +1,6 @@
 """The W.A.L.T denoiser f_theta: a transformer over latent patches with alternating windows (Sections 4.2 - 4.5).
 
-Parameter counts agree with every published count, see tests/denoiser/transformer_test.py.
+Parameter counts agree with every published count, see tests/planning/plan_test.py.
 """
 
 import dataclasses

@@ -20,8 +20,6 @@ from walt_t5x.diffusion.samplers.sampler import sample
 from walt_t5x.diffusion.samplers.solvers import Ddim
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
-pytestmark = pytest.mark.numerics
-
 SHAPE = (2, 3, 4, 4, 8)
 
 

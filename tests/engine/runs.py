@@ -1,7 +1,7 @@
 """Short runs of the built-in engine for tests, without gin.
 
-Runs of one process share the compiled step and the first state, half of the time of a short run. Programs that tests start, and
-launches with a gin file, compile their own.
+Runs of one process share the compiled step and the first state, half of the time of a short run. Programs that tests
+start, and launches with a gin file, compile their own.
 """
 
 import functools

@@ -1,5 +1,6 @@
 """State of a model that is not trained: collections that the loss takes and returns, in T5X's `flax_mutables`."""
 
+import functools
 import json
 
 import flax.core
@@ -55,6 +56,7 @@ class Former(toy.ToyModel):
     return super().loss_fn({k: v for k, v in params.items() if k != "running"}, batch, dropout_rng)
 
 
+@functools.cache
 def _model(kind=Counting, **settings):
   return kind(optimizers.adamw(runs.SCHEDULE, ema_decay=0.9, **settings))
 

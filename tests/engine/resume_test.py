@@ -446,9 +446,11 @@ def test_data_that_cannot_be_resumed_is_reordered_once(complete, tmp_path):
   """As after a change of hosts: not the examples of the first steps again, and a later restart keeps the order."""
   first = [line["ids"] for line in runs.lines(complete[0])]
 
+  runs.train(tmp_path / "once", 5)
+  shutil.rmtree(tmp_path / "once" / "checkpoint_5" / "dataset")
+  shutil.copytree(tmp_path / "once", tmp_path / "twice")
+
   def moved(folder, *stops):
-    runs.train(folder, 5)
-    shutil.rmtree(folder / "checkpoint_5" / "dataset")
     for stop in stops:
       runs.train(folder, stop)
     return [line["ids"] for line in runs.lines(folder)]

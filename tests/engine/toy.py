@@ -61,7 +61,7 @@ def rows_that_hang(*arguments: Any, at: int = 6, **settings: Any) -> tf.data.Dat
 
 
 class ToyConverter(seqio.FeatureConverter):
-  """Examples unchanged."""
+  """Examples unchanged, without SeqIO's checks of their lengths, whose translation takes a third of a short run."""
 
   TASK_FEATURES: ClassVar = {
     k: seqio.FeatureConverter.FeatureSpec(v.dtype, rank=1) for k, v in FEATURES.items()
@@ -70,10 +70,14 @@ class ToyConverter(seqio.FeatureConverter):
   PACKING_FEATURE_DTYPES = None
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Any) -> tf.data.Dataset:
+    @tf.autograph.experimental.do_not_convert
     def fix(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
       return {k: tf.ensure_shape(row[k], [task_feature_lengths[k]]) for k in FEATURES}
 
     return ds.map(fix)
+
+  def _validate_dataset(self, ds: tf.data.Dataset, *_: Any, **__: Any) -> tf.data.Dataset:
+    return ds
 
   def get_model_feature_lengths(self, task_feature_lengths: Any) -> Any:
     return task_feature_lengths

@@ -1,13 +1,40 @@
 """Training with its MODEL_DIR at an address: the arrays, metrics and files of the same run on a local disk."""
 
+import concurrent.futures
+import multiprocessing
 import os
 from unittest import mock
 
 import numpy as np
+import pytest
 
 from tests.stores import faults, servers
 
-IMPORTED = "tests.engine.runs"
+
+@pytest.fixture(scope="module")
+def process():
+  """A process that trains at the addresses of both stores, whose clients and their settings are different."""
+  spawn = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+    pool.submit(__import__, "tests.engine.runs")  # While the server starts.
+    yield pool
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def store(process, request):
+  """The address of a store, and a function that calls another one in the process that trains."""
+  with servers.SERVERS[request.param]() as server:
+    process.submit(_set, dict(server.environment)).result()
+    yield server.address, lambda function, *args: process.submit(function, *args).result()
+
+
+@pytest.fixture(scope="module")
+def on_disk(process, tmp_path_factory):
+  return process.submit(trained, str(tmp_path_factory.mktemp("disk") / "run")).result()
+
+
+def _set(environment):
+  os.environ.update(environment)
 
 
 def trained(place):
@@ -36,9 +63,8 @@ def resumed(place, single):
   from walt_t5x.files import storage
 
   runs.train(place, 5)
-  names = "AWS_ENDPOINT_URL", "TENSORSTORE_GCS_HTTP_URL"
-  environment = {name: os.environ[name] for name in names if name in os.environ}
-  server = servers.Server(place, *environment.values(), environment)
+  name = {"gs": "TENSORSTORE_GCS_HTTP_URL", "s3": "AWS_ENDPOINT_URL"}[place.partition(":")[0]]
+  server = servers.Server(place, os.environ[name], {name: os.environ[name]})
   found = faults.Faults(single=single)
   with faults.proxied(server, found) as proxy, mock.patch.dict(os.environ, proxy.environment):
     runs.train(place, 10)
@@ -52,9 +78,9 @@ def test_half_an_answer_sets_no_checkpoint_aside(store):
   assert call(resumed, f"{address}/half", single) == ([0, 5, 10], [], 1)
 
 
-def test_a_run_at_an_address_is_that_on_a_disk_and_deletes_no_folder(store, tmp_path):
+def test_a_run_at_an_address_is_that_on_a_disk_and_deletes_no_folder(store, on_disk):
   address, call = store
-  theirs, ours = call(trained, f"{address}/run"), call(trained, str(tmp_path / "run"))
+  theirs, ours = call(trained, f"{address}/run"), on_disk
   for mine, other in zip(ours[:2], theirs[:2], strict=True):
     assert mine.keys() == other.keys()
     for name, array in mine.items():

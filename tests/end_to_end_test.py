@@ -147,6 +147,8 @@ def test_a_killed_run_resumes_and_the_cascade_makes_a_gallery(folder):
     f"--output={folder / 'samples'}",
   ]
   _run(*generate, "--prompt=a red square moves right", "--prompt=a blue circle moves up")
+  trained = json.loads((base / "provenance.json").read_text())
+  assert json.loads((folder / "samples" / "00000.json").read_text())["fps"] == trained["fps"]
   evaluate = [
     "walt_t5x.evaluate",
     "--protocol=caption_accuracy",

@@ -157,6 +157,11 @@ class _Stub:
     return dict.fromkeys(("pool_3", "logits_unbiased", "logits"), means.astype(np.float32))
 
 
+def _append(gin_file, *lines):
+  with open(gin_file, "a", encoding="utf-8") as file:
+    file.writelines(f"{line}\n" for line in ("from __gin__ import dynamic_registration", *lines))
+
+
 @pytest.mark.timeout(300)
 def test_every_command_of_a_corpus_runs(laid, monkeypatch, capsys):
   work = laid("imagenet")
@@ -166,10 +171,28 @@ def test_every_command_of_a_corpus_runs(laid, monkeypatch, capsys):
   np.savez("VIRTUAL_imagenet256_labeled.npz", mu=mean, sigma=np.eye(mean.size))
   # Its first checkpoint is enough: compiling its training step takes longer than everything else.
   rehearsal_inputs.random_perceptual_network(work / "resnet50.safetensors")
-  with open("gin/vae_imagenet.gin", "a", encoding="utf-8") as file:
-    file.write("from __gin__ import dynamic_registration\n")
-    file.write("from walt_t5x.engine import schedules\n")
-    file.write("TRAIN_STEPS = 0\nschedules.warmup_cosine.total_steps = 2\n")
+  _append(
+    "gin/vae_imagenet.gin",
+    "from walt_t5x.engine import schedules",
+    "from walt_t5x.vae import discriminator",
+    "TRAIN_STEPS = 0",
+    "schedules.warmup_cosine.total_steps = 2",
+    "discriminator.Discriminator.channel_multipliers = (2,)",
+  )
+  # Their programs compile faster.
+  _append(
+    "gin/models/vae_image.gin",
+    "from walt_t5x.vae import autoencoder",
+    "autoencoder.CausalVae.num_res_blocks = 0",
+  )
+  _append(
+    "gin/walt_l_imagenet.gin",
+    "from walt_t5x.denoiser import transformer",
+    "from walt_t5x.models import denoiser_model",
+    "denoiser_model.DenoiserModel.self_conditioning_probability = 0.0",
+    "transformer.WaltDenoiser.scan_layers = False",
+    "transformer.WaltDenoiser.width = 16",
+  )
   found = {}
   for step in page_steps("imagenet"):
     if step.program == "walt_t5x.evaluate":

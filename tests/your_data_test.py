@@ -15,7 +15,11 @@ from walt_t5x.generation import presets
 
 PAGE = programs.ROOT / "docs/your-data.md"
 # Added to shorten the run.
-FLAGS = {"walt_t5x.init": ["--train_steps=2"]}
+FLAGS = {
+  "walt_t5x.init": ["--train_steps=2"],
+  "walt_t5x.train": ["--gin.denoiser_model.DenoiserModel.self_conditioning_probability=0.0"],
+  "walt_t5x.generate": ["--num_steps=2"],
+}
 ENVIRONMENT = programs.ONE_DEVICE | {"JAX_PLATFORMS": "cpu"}
 
 

@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> None:
     )
 
   with waiting("generate", "importing JAX"):
-    from walt_t5x.generation.loading import read_infos
+    from walt_t5x.generation.loading import trained_fps
     from walt_t5x.generation.prepared_requests import SamplingSettings
 
   fields: Any = {
@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
   try:
     with programs.user_errors("generate"):
       cascade = cascade_flags.read(FLAGS.stages)
-      fields["fps"] = FLAGS.fps or read_infos(cascade.config)[0].provenance.fps
+      fields["fps"] = FLAGS.fps or trained_fps(cascade.config)
       result = run(
         cascade.config,
         requests,

@@ -18,7 +18,7 @@ VAE_FIELDS = {
   "latent_channels": 8,
   "base_channels": 4,
   "channel_multipliers": (1, 2, 4),
-  "num_res_blocks": 1,
+  "num_res_blocks": 0,
   "temporal_downsample": (True, True),
 }
 

@@ -18,6 +18,7 @@ from flax import traverse_util
 from flax.core import freeze
 from jax.sharding import PartitionSpec as P
 
+from tests.end_to_end_test import PIXELS, TOKENIZER
 from tests.programs import ROOT
 from walt_t5x.engine import checkpoints, optimizers, trainable
 from walt_t5x.engine.builtin import optimizer as builtin_optimizer
@@ -44,6 +45,7 @@ NARROW = {
   ]
   for scope in ("base", "sr1")
 }
+NARROW_TOKENIZER = ["--gin.autoencoder.CausalVae.base_channels=4", *TOKENIZER, *PIXELS]
 ADAFACTOR = """
 from __gin__ import dynamic_registration
 from walt_t5x.engine import optimizers
@@ -80,11 +82,11 @@ RUNS = {
   "base": ("gin/tiny/base.gin", NARROW["base"]),
   "base_adafactor": ("base_adafactor.gin", [*NARROW["base"], *UNWATCHED]),
   "sr": ("gin/tiny/sr.gin", [*NARROW["sr1"], *UNWATCHED]),
-  "vae": ("gin/tiny/vae.gin", ["--gin.autoencoder.CausalVae.base_channels=4", *UNWATCHED]),
+  "vae": ("gin/tiny/vae.gin", [*NARROW_TOKENIZER, *UNWATCHED]),
   # Its discriminator's state is not trained, and evaluated too.
   "vae_adversarial": (
     "vae_adversarial.gin",
-    ["--gin.autoencoder.CausalVae.base_channels=4", "--gin.BATCH_SIZE=2"],
+    [*NARROW_TOKENIZER, "--gin.BATCH_SIZE=2"],
   ),
 }
 

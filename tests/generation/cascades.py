@@ -21,7 +21,7 @@ def vae(**changes):
     "latent_channels": 4,
     "base_channels": 4,
     "channel_multipliers": (1, 1, 1),
-    "num_res_blocks": 1,
+    "num_res_blocks": 0,
     "temporal_downsample": (True, True),
   }
   return CausalVae(**(fields | changes))

@@ -65,6 +65,12 @@ def read_infos(config: CascadeConfig) -> list[StageInfo]:
   return infos
 
 
+def trained_fps(config: CascadeConfig) -> float:
+  """Frames per second of the training data; 0 if unknown. Raises as `read_infos` does, but checks no network."""
+  checks.check_order(config.stages, config.vae)
+  return StageInfo.read(config.stages[0]).provenance.fps
+
+
 def load_tokenizer(config: CascadeConfig, infos: Sequence[StageInfo]) -> Params:
   """The tokenizer's parameters.
 

@@ -18,8 +18,6 @@ from walt_t5x.diffusion.samplers.solvers import (
 )
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
-pytestmark = pytest.mark.numerics
-
 SOLVERS = (Ddim(), DpmSolverMultistep(), DpmSolverSinglestep(), Heun(), UniPC(1), UniPC(), UniPC(3))
 # Without zero SNR: diffusers has another value in place of the infinite one.
 SCHEDULE = NoiseSchedule(zero_terminal_snr=False)

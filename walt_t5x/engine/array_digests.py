@@ -78,6 +78,8 @@ def _part(values: np.ndarray, index: tuple[slice, ...] = (), shape: tuple[int, .
     places = (place + offset for place, offset in zip([*along, 0], offsets, strict=True))
     first = np.reshape(sum(p * stride * size for p, stride in zip(places, _strides(shape))), -1)
   width, total = rows.shape[1], 0
+  # Allocated once: fresh memory costs a thread more than the sums.
+  memory = np.empty(_BLOCK, np.uint32)
   in_one = first % _BLOCK + width <= _BLOCK
   for row in np.flatnonzero(~in_one).tolist():
     start = int(first[row])
@@ -85,12 +87,14 @@ def _part(values: np.ndarray, index: tuple[slice, ...] = (), shape: tuple[int, .
     for left, right in itertools.pairwise([0, *ends]):
       within = (start + left) % _BLOCK
       factors = _WITHIN[within : within + right - left]
-      total += int(_sums(rows[row : row + 1, left:right], factors) @ _of_blocks(start + left))
+      total += int(
+        _sums(rows[row : row + 1, left:right], factors, memory) @ _of_blocks(start + left)
+      )
   found, several = np.flatnonzero(in_one), max(_BLOCK // width, 1)
   for at in range(0, len(found), several):
     some = found[at : at + several]
     factors = np.lib.stride_tricks.sliding_window_view(_WITHIN, width)
-    sums = _sums(rows[some], factors[first[some] % _BLOCK])
+    sums = _sums(rows[some], factors[first[some] % _BLOCK], memory)
     total += int(sums @ _of_blocks(first[some]))
   return total
 
@@ -100,9 +104,10 @@ def _of_blocks(positions: np.ndarray | int) -> np.ndarray:
   return np.atleast_1d(_OF_BLOCK[positions // _BLOCK % _BLOCK]).astype(np.uint64)
 
 
-def _sums(words: np.ndarray, factors: np.ndarray) -> np.ndarray:
+def _sums(words: np.ndarray, factors: np.ndarray, memory: np.ndarray) -> np.ndarray:
   """Of each row, without the factor of its block, modulo 2^32."""
-  h = words.astype(np.uint32, copy=False) >> np.uint32(16)
+  h = memory[: words.size].reshape(words.shape)
+  np.right_shift(words, np.uint32(16), out=h, casting="unsafe", dtype=np.uint32)
   np.bitwise_xor(words, h, out=h)
   np.multiply(h, factors, out=h)
   return np.add.reduce(h, axis=1, dtype=np.uint32)

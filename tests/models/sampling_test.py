@@ -10,7 +10,7 @@ import pytest
 from walt_t5x.denoiser.transformer import Conditioning
 from walt_t5x.diffusion.guidance import ConstantGuidance
 from walt_t5x.diffusion.process import Prediction
-from walt_t5x.diffusion.samplers.solvers import Ddim
+from walt_t5x.diffusion.samplers.solvers import Ddim, UniPC
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.models.sampling import SamplerConfig, sample_latents
 
@@ -95,8 +95,11 @@ def test_rescaling_bounds_what_a_large_scale_adds_and_leaves_a_scale_of_one():
 def test_new_noise_changes_the_sample_by_its_share():
   changes = [np.abs(_sample(2.0, solver=Ddim(eta)) - _sample(2.0)).max() for eta in (0.0, 0.1, 1.0)]
   assert changes[0] == 0 < changes[1] < changes[2]
-  with pytest.raises(ValueError, match=r"Ddim.eta=-1.0: expected a share in \[0, 1\]"):
-    Ddim(-1.0)
+  np.testing.assert_array_equal(_sample(2.0, eta=0.1), _sample(2.0, solver=Ddim(0.1)))
+  with pytest.raises(ValueError, match=r"SamplerConfig.eta=-1: expected a share in \[0, 1\]"):
+    SamplerConfig(eta=-1)
+  with pytest.raises(ValueError, match=r"SamplerConfig.eta=0.5 is for DDIM, and solver is UniPC"):
+    SamplerConfig(eta=0.5, solver=UniPC())
 
 
 def test_a_scale_for_frames_alone_is_rejected():

@@ -117,7 +117,7 @@ def write_sample(
 def _sampler(config: Any) -> dict[str, Any]:
   sampler = config.model.sampler
   found = {"num_steps": sampler.num_steps, "guidance": repr(sampler.guidance)}
-  found |= {"solver": repr(sampler.solver), "grid": repr(sampler.grid)}
+  found |= {"solver": repr(sampler.chosen_solver()), "grid": repr(sampler.grid)}
   if config.low_resolution:
     found["low_resolution_noise"] = config.model.sampling_low_resolution_noise
   return found

@@ -19,7 +19,6 @@ import numpy as np
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance
 from walt_t5x.diffusion.samplers.grids import GRIDS
-from walt_t5x.diffusion.samplers.solvers import Ddim
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.engine import run_record
 from walt_t5x.files import storage
@@ -145,9 +144,6 @@ def _object(tree: Any) -> Any:
   if tree["class"] not in BY_NAME:
     raise ValueError(f"unknown class {tree['class']!r}")
   cls = BY_NAME[tree["class"]]
-  if cls is SamplerConfig and "eta" in settings:
-    # Of an earlier version, whose only solver was DDIM.
-    settings["solver"] = Ddim(settings.pop("eta"))
   if cls is DenoiserModel:
     settings["optimizer_def"] = None
   return cls(**settings)

@@ -45,7 +45,8 @@ class SamplerConfig:
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
     rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
-    solver: see `walt_t5x.diffusion.samplers.solvers`. Assumption: without new noise, the DDIM that the paper names.
+    eta: share of new noise in DDIM's steps in [0, 1]. Assumption: 0, the DDIM that the paper names.
+    solver: see `walt_t5x.diffusion.samplers.solvers`; None is DDIM with `eta`.
     grid: see `walt_t5x.diffusion.samplers.grids`.
   """
 
@@ -53,7 +54,8 @@ class SamplerConfig:
   guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
   frame_guidance: GuidanceFn | None = None
   rescale: float = 0.0
-  solver: Solver = Ddim()  # noqa: RUF009 - frozen
+  eta: float = 0.0
+  solver: Solver | None = None
   grid: Grid = Trailing()  # noqa: RUF009 - frozen
 
   def __post_init__(self):
@@ -63,6 +65,16 @@ class SamplerConfig:
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
+    if not 0 <= self.eta <= 1:
+      raise ValueError(f"SamplerConfig.eta={self.eta}: expected a share in [0, 1]")
+    if self.eta and self.solver is not None:
+      raise ValueError(
+        f"SamplerConfig.eta={self.eta} is for DDIM, and solver is {self.solver}: set one of them"
+      )
+
+  def chosen_solver(self) -> Solver:
+    """`solver`, or DDIM."""
+    return self.solver if self.solver is not None else Ddim(self.eta)
 
   def changed(
     self, *, num_steps: int | None, guidance: float | None, solver: Solver | None = None
@@ -70,7 +82,7 @@ class SamplerConfig:
     """With other steps, another constant scale and another solver; None keeps each. Scale 1 is without guidance."""
     changes: dict[str, Any] = {} if num_steps is None else {"num_steps": num_steps}
     if solver is not None:
-      changes["solver"] = solver
+      changes |= {"solver": solver, "eta": 0.0}
     if guidance is not None:
       changes["guidance"] = None if guidance == 1 else ConstantGuidance(guidance)
     return dataclasses.replace(self, **changes)
@@ -129,6 +141,6 @@ def sample_latents(
     num_steps=config.num_steps,
     prediction=prediction,
     branches=count,
-    solver=config.solver,
+    solver=config.chosen_solver(),
     grid=config.grid,
   )

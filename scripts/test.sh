@@ -10,7 +10,7 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 # Comments, messages and docs: American spelling, and no phrase of scripts/prose.toml.
 .venv/bin/codespell
 .venv/bin/python -B scripts/prose.py
-# Types are checked while the tests run, in the time that their two workers leave of two cores.
+# Types are checked while the tests run, in the time that their workers leave of two cores.
 # The variable skips the check for a newer version on the package index.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT

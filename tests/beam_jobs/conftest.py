@@ -10,9 +10,27 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam_jobs import preprocess
 from tests.beam_jobs import media
+
+
+def _view_once(view_as):
+  """`PipelineOptions.view_as` with one view of each class: Beam makes a parser for each, hundreds of times in a job."""
+  views = {}
+
+  def view(self, cls):
+    # The view refers to the options of which it is one, so their id is not used again.
+    key = id(self._all_options), cls
+    if key not in views:
+      views[key] = view_as(self, cls)
+    return views[key]
+
+  return view
+
+
+PipelineOptions.view_as = _view_once(PipelineOptions.view_as)
 
 VAE_FIELDS = {
   "latent_channels": 8,

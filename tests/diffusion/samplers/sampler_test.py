@@ -205,7 +205,7 @@ def test_two_guidance_scales_weight_each_condition():
 
 def test_rescaled_guidance_equals_diffusers():
   import torch
-  from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+  from diffusers.guiders.guider_utils import rescale_noise_cfg
 
   rng = np.random.default_rng(0)
   guided, conditional = (rng.normal(size=SHAPE) * spread for spread in (4.0, 1.5))

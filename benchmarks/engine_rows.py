@@ -90,7 +90,7 @@ class RecordingTrainer(Trainer):
   """Logs the examples of each step of this process in `<rows_folder>/rows_<process>.jsonl`.
 
   An example is identified by a hash of its latents. Lines are flushed before the step is dispatched, so a killed run
-  has logged at least the examples that it trained on. The folder is local, by default `summary_dir`. Each step takes
+  has logged at least the examples that it trained on. The folder is local, by default `summary_dir`. Each step is
   `step_seconds` longer.
   """
 

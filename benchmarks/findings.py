@@ -5,13 +5,15 @@
   python -m benchmarks.findings --table                                                   # writes the page again
 
 Each variant is `gin/tiny/base.gin` with a few bindings, trained for equal steps on the latents of a finished
-quickstart, then sampled with the same prompts and noise. Held-out loss is that of the last evaluation, accuracies are
-those of 72 prompts, the Frechet distance compares their clips with the held-out ones (protocol `shapes_fvd`). A finding
-is "seen" on a measure if the means have the paper's order and differ by more than the spread (the root of the summed
+quickstart, then sampled with the same prompts and noise. The loss is that of held-out clips after the last step,
+accuracies are those of 72 prompts, the Frechet distance compares their clips with the held-out ones (protocol
+`shapes_fvd`). Numbers of latent channels have a tokenizer each, with a quarter of a base stage's time. A finding is
+"seen" on a measure if the means have the paper's order and differ by more than the spread (the root of the summed
 variances over seeds), "not seen" if they have the opposite one by more than that, and "inside the spread" otherwise.
 Nothing is tuned until it agrees.
 
-FOLDER gets the runs; a stopped command resumes. Figures of all findings: benchmarks/findings.json; page: findings.md.
+FOLDER gets the runs; a stopped command resumes, and findings share the runs of `gin/tiny/base.gin` as it is. Figures of
+all findings: benchmarks/findings.json; page: findings.md.
 """
 
 import argparse
@@ -19,25 +21,29 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.quickstart_stages import train_command
-from scripts.stages import Stage, run_all
+from scripts.quickstart_stages import TWO_DEVICES, train_command
+from scripts.stages import Stage, Step, run_all
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 PROMPTS_SEED = 11
+STEPS = 1000
+CHANNELS = 8  # of the quickstart's tokenizer
 HEADER = """from __gin__ import dynamic_registration
 
 from data import tasks
 from walt_t5x.denoiser import transformer
 from walt_t5x.diffusion import schedules as noise
 from walt_t5x.models import denoiser_model
+from walt_t5x.vae import autoencoder
 """
 # Measure -> whether more is better.
 MEASURES = {"loss": False, "color": True, "direction": True, "shape": True, "frechet": False}
+RECONSTRUCTION = "frechet of reconstructions"
 
 
 @dataclass(frozen=True)
@@ -47,15 +53,16 @@ class Finding:
   Attributes:
     title: what is varied.
     source: table of the paper, with its figures.
-    variants: name -> bindings (lines of gin), the paper's best first and its worst last.
-    steps: training steps of every variant.
+    variants: name -> bindings (lines of gin), the paper's best first and its worst last; none for the baseline, which
+      is `gin/tiny/base.gin` as it is.
+    channels: latent channels of variants that have another tokenizer than the quickstart's.
     loss_compares: whether the held-out losses of the variants measure the same.
   """
 
   title: str
   source: str
   variants: Mapping[str, str]
-  steps: int = 1500
+  channels: Mapping[str, int] = field(default_factory=dict)
   loss_compares: bool = True
 
 
@@ -63,6 +70,11 @@ def _denoiser(**fields: Any) -> str:
   return "".join(f"base/transformer.WaltDenoiser.{k} = {v!r}\n" for k, v in fields.items())
 
 
+def _channels(count: int) -> str:
+  return _denoiser(latent_channels=count) + f"autoencoder.CausalVae.latent_channels = {count}\n"
+
+
+_SELF_CONDITIONING = "base/denoiser_model.DenoiserModel.self_conditioning_probability = {}\n"
 FINDINGS = {
   "patch_size": Finding(
     "patch size",
@@ -71,7 +83,6 @@ FINDINGS = {
       "patch 1": _denoiser(patch_size=1, spatial_window=(1, 8, 8), spatiotemporal_window=(3, 8, 8)),
       "patch 2": "",
     },
-    steps=900,
   ),
   "windows": Finding(
     "spatiotemporal windows",
@@ -85,14 +96,15 @@ FINDINGS = {
     "probability of self-conditioning",
     "Table 3c: FVD 61.4, 60.0, 76.0, 109.9 with 0.9, 0.6, 0.3, 0",
     {
-      f"p_sc {p}": f"base/denoiser_model.DenoiserModel.self_conditioning_probability = {p}\n"
-      for p in (0.9, 0.5, 0.0)
+      "p_sc 0.9": _SELF_CONDITIONING.format(0.9),
+      "p_sc 0.5": "",
+      "p_sc 0": _SELF_CONDITIONING.format(0.0),
     },
   ),
   "lora_rank": Finding(
     "rank of AdaLN-LoRA",
     "Table 3d: FVD 54.4, 55.5, 60.7 with ranks 64, 16, 2",
-    {f"rank {r}": _denoiser(adaln_rank=r) for r in (64, 16, 2)},
+    {"rank 64": _denoiser(adaln_rank=64), "rank 16": "", "rank 2": _denoiser(adaln_rank=2)},
   ),
   "adaln": Finding(
     "separate AdaLN against a wider network with AdaLN-LoRA, at equal parameters",
@@ -123,6 +135,13 @@ FINDINGS = {
     },
     loss_compares=False,
   ),
+  "latent_channels": Finding(
+    "latent channels",
+    "Table 3f: rFVD 8.2, 17.1, 37.7 and FVD 67.0, 75.4, 86.4 with 16, 8, 4 channels",
+    {"16 channels": _channels(16), "8 channels": "", "4 channels": _channels(4)},
+    channels={"16 channels": 16, "4 channels": 4},
+    loss_compares=False,
+  ),
   "images": Finding(
     "images and videos against videos alone",
     "Table 5: FVD 344.5 with images, 598.8 without, of the 419M model",
@@ -142,66 +161,105 @@ FINDINGS = {
 }
 
 
+def run_name(name: str, variant: str, seed: int) -> str:
+  """Name of a run; findings share the baseline's."""
+  shared = FINDINGS[name].variants[variant] == ""
+  label = "baseline" if shared else f"{name} {variant}"
+  return f"{label} seed {seed}".replace(" ", "_").replace(",", "")
+
+
 def stages_of(name: str, variant: str, seed: int, *, folder: Path, quickstart: Path) -> list[Stage]:
   """Training, samples and scores of one run."""
   finding = FINDINGS[name]
-  label = f"{variant}, seed {seed}"
-  run = folder / name / label.replace(" ", "_").replace(",", "")
+  run = folder / run_name(name, variant, seed)
   run.mkdir(parents=True, exist_ok=True)
   gin_file = run / "variant.gin"
   gin_file.write_text(HEADER + "\n" + finding.variants[variant], encoding="utf-8")
-  cache = quickstart / "cache"
-  train = train_command("gin/tiny/base.gin", run / "base", cache, steps=finding.steps, seed=seed)
-  train += [f"--gin_file={gin_file}", f"--gin.EVAL_PERIOD={finding.steps}", "--gin.EVAL_STEPS=4"]
-  train += [f"--gin.SAVE_PERIOD={finding.steps}"]
+  tokenizer = _tokenizer(finding.channels.get(variant, CHANNELS), folder, quickstart)
+  train = train_command(
+    "gin/tiny/base.gin", run / "base", tokenizer / "cache", steps=STEPS, seed=seed
+  )
+  train += [f"--gin_file={gin_file}", f"--gin.EVAL_PERIOD={STEPS}", "--gin.EVAL_STEPS=4"]
+  train += [f"--gin.SAVE_PERIOD={STEPS}"]
   generate = ["python", "-m", "walt_t5x.generate", "--gin_file=gin/tiny/generate.gin"]
   generate += [f"--gin_file={gin_file}", "--stages=base", f"--seed={PROMPTS_SEED}"]
   generate += [
     f'--gin.BASE_CHECKPOINT="{run / "base"}"',
     f'--gin.SR1_CHECKPOINT="{quickstart / "sr1"}"',
   ]
-  generate += [f'--gin.VAE_CHECKPOINT="{quickstart / "vae"}"']
+  generate += [f'--gin.VAE_CHECKPOINT="{tokenizer / "vae"}"']
   generate += [f'--gin.TEXT_ENCODER="{quickstart / "text"}"', "--formats=png", "--verbosity=-1"]
   generate += [f"--prompts_file={quickstart / 'corpus/prompts.txt'}", f"--output={run / 'samples'}"]
-  evaluate = ["python", "-m", "walt_t5x.evaluate", f"--samples={run / 'samples'}"]
-  distance = [
-    *evaluate,
-    "--protocol=shapes_fvd",
-    f"--reference={quickstart / 'corpus/manifest.jsonl'}",
-  ]
-  distance += ["--reference_split=validation", "--size=32x32"]
-  distance += [f"--shapes_weights={quickstart / 'shapes.safetensors'}"]
+  samples = f"--samples={run / 'samples'}"
+  accuracy = ["python", "-m", "walt_t5x.evaluate", samples, "--protocol=caption_accuracy"]
+  reference = f"--reference={quickstart / 'corpus/manifest.jsonl'}"
   steps = {
     "train": train,
     "generate": generate,
-    "accuracy": [*evaluate, "--protocol=caption_accuracy"],
-    "distance": distance,
+    "accuracy": accuracy,
+    "distance": _distance(quickstart, samples, reference, "--reference_split=validation"),
   }
   return [
-    Stage(f"{label}: {what}", command, lambda printed: json.dumps(printed)[:80])
+    Stage(f"{run.name}: {what}", command, lambda printed: json.dumps(printed)[:80])
     for what, command in steps.items()
   ]
 
 
-def measures(
-  name: str, variant: str, seed: int, folder: Path, printed: Mapping[str, Any]
-) -> dict[str, float]:
+def _distance(quickstart: Path, *flags: str) -> list[str]:
+  """The command of a Frechet distance between clips of 32 x 32."""
+  weights = f"--shapes_weights={quickstart / 'shapes.safetensors'}"
+  command = ["python", "-m", "walt_t5x.evaluate", "--protocol=shapes_fvd", "--size=32x32"]
+  return [*command, weights, *flags]
+
+
+def _tokenizer(channels: int, folder: Path, quickstart: Path) -> Path:
+  """The folder of a tokenizer and of the latents that it made."""
+  return quickstart if channels == CHANNELS else folder / f"tokenizer_{channels}"
+
+
+def _tokenizer_stages(channels: int, folder: Path, quickstart: Path) -> list[Stage]:
+  """Trains a tokenizer as the quickstart does; measures its reconstructions."""
+  home, pixels = _tokenizer(channels, folder, quickstart), quickstart / "cache"
+  commands: dict[str, list[str]] = {}
+  checkpoint = f"--vae_checkpoint={home / 'vae'}"
+  if channels != CHANNELS:
+    train = train_command("gin/tiny/vae.gin", home / "vae", pixels)
+    commands["train"] = [*train, f"--gin.autoencoder.CausalVae.latent_channels={channels}"]
+    commands["latents"] = ["python", "-m", "beam_jobs.preprocess", "--task=shapes", checkpoint]
+    commands["latents"] += [f"--manifest={quickstart / 'corpus/manifest.jsonl'}"]
+    commands["latents"] += [f"--text_encoder={quickstart / 'text'}", "--max_text_length=16"]
+    commands["latents"] += [f"--output={home / 'cache'}", "--resolutions=32x32"]
+    commands["latents"] += ["--num_frames=9", "--fps=8", "--num_shards=4"]
+  output = folder / f"reconstructions_{channels}"
+  reconstruct = ["python", "-m", "walt_t5x.reconstruct", checkpoint]
+  reconstruct += [f"--cache={pixels / 'shapes_pixels_videos'}", "--pixels=pixels/9x32x32"]
+  commands["reconstruct"] = [*reconstruct, f"--output={output}"]
+  reference = f"--reference={output / 'inputs'}"
+  commands["distance"] = _distance(quickstart, f"--samples={output / 'reconstructions'}", reference)
+  environment = {"train": TWO_DEVICES}
+  return [
+    Stage(f"tokenizer {channels}: {what}", command, str, environment.get(what, {}))
+    for what, command in commands.items()
+  ]
+
+
+def measures(run: Path, printed: Mapping[str, Any]) -> dict[str, float]:
   """The measures of one run."""
-  label = f"{variant}, seed {seed}"
-  run = folder / name / label.replace(" ", "_").replace(",", "")
   lines = (run / "base/metrics.jsonl").read_text(encoding="utf-8").splitlines()
   values: dict[str, float] = {}
   for line in lines:
     values |= json.loads(line)
-  loss = next(
-    v for k, v in values.items() if k.startswith("training_eval/") and k.endswith("/loss")
-  )
-  accuracy = printed[f"{label}: accuracy"]["scores"]["base"]
-  (score,) = printed[f"{label}: distance"]["scores"].values()
+  accuracy = printed[f"{run.name}: accuracy"]["scores"]["base"]
   elements = {
     e: accuracy[f"caption_accuracy/{e}_accuracy"] for e in ("color", "direction", "shape")
   }
-  return {"loss": loss, **elements, "frechet": score["score"]}
+  loss = values["training_eval/shapes_videos/loss"]
+  return {"loss": loss, **elements, "frechet": _score(printed[f"{run.name}: distance"])}
+
+
+def _score(printed: Mapping[str, Any]) -> float:
+  (score,) = printed["scores"].values()
+  return score["score"]
 
 
 def verdict(best: Sequence[float], worst: Sequence[float], *, more_is_better: bool) -> str:
@@ -220,8 +278,8 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> st
     "# Findings of the paper in miniature",
     "",
     "Written by `python -m benchmarks.findings`, which says what is trained and measured. Mean ± standard deviation",
-    f"over {len(SEEDS)} seeds; the paper's best variant first. Networks of 1 to 3 million parameters on rendered",
-    "shapes: what is not seen here may hold at the paper's size, and the other way round.",
+    f"over {len(SEEDS)} seeds after {STEPS:,} steps; the paper's best variant first. Networks of 1 to 3 million",
+    "parameters on rendered shapes: what is not seen here may hold at the paper's size, and the other way round.",
     "",
   ]
   for name, finding in FINDINGS.items():
@@ -235,10 +293,7 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> st
     lines += ["| variant | " + " | ".join(MEASURES) + " |", "| --- |" + " --- |" * len(MEASURES)]
     of_variants = found[name]
     for variant, values in of_variants.items():
-      cells = (
-        f"{statistics.mean(values[m]):.3g} ± {statistics.stdev(values[m]):.2g}" for m in MEASURES
-      )
-      lines.append(f"| {variant} | {' | '.join(cells)} |")
+      lines.append(f"| {variant} | {' | '.join(_cell(m, values[m]) for m in MEASURES)} |")
     best, *_, worst = of_variants.values()
     cells = [
       "-"
@@ -247,24 +302,52 @@ def page(found: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]) -> st
       for m, more in MEASURES.items()
     ]
     lines += [f"| first against last | {' | '.join(cells)} |", ""]
-    lines += [f"{finding.steps:,} steps.", ""]
+    if finding.channels:
+      said = (
+        f"{variant} {values[RECONSTRUCTION][0]:.3g}" for variant, values in of_variants.items()
+      )
+      lines += [f"Frechet distance of reconstructions, one tokenizer each: {', '.join(said)}.", ""]
   return "\n".join(lines)
+
+
+def _cell(measure: str, values: Sequence[float]) -> str:
+  """Mean and standard deviation, of accuracies in percent."""
+  mean, deviation = statistics.mean(values), statistics.stdev(values)
+  if measure in ("color", "direction", "shape"):
+    return f"{mean:.0%} ± {deviation:.0%}"
+  return f"{mean:.3g} ± {deviation:.2g}"
 
 
 def run(name: str, folder: Path, quickstart: Path) -> dict[str, dict[str, list[float]]]:
   """Runs a finding on two lanes; variant -> measure -> a value of each seed."""
-  runs = [(variant, seed) for seed in SEEDS for variant in FINDINGS[name].variants]
+  finding, record = FINDINGS[name], folder / "measures.json"
+  known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+  names = {
+    run_name(name, variant, seed): (variant, seed) for seed in SEEDS for variant in finding.variants
+  }
+  pending = [run for run in names if run not in known]
   lanes: list[list[Stage]] = [[], []]
-  for variant, seed in runs:
+  for run in pending:
+    variant, seed = names[run]
     # To the shorter lane; variants alternate between them from seed to seed.
     lane = min(lanes, key=len)
     lane += stages_of(name, variant, seed, folder=folder, quickstart=quickstart)
-  _, printed = run_all([tuple(lanes)], folder / f"{name}.json", lambda stage: 0)
+  channels = {v: finding.channels.get(v, CHANNELS) for v in finding.variants}
+  steps: list[Step] = []
+  if finding.channels:
+    for count in channels.values():
+      steps += _tokenizer_stages(count, folder, quickstart)
+  steps += [tuple(lane for lane in lanes if lane)] if pending else []
+  _, printed = run_all(steps, folder / f"{name}.json", lambda stage: 100)
+  known |= {run: measures(folder / run, printed) for run in pending}
+  record.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
   found: dict[str, dict[str, list[float]]] = {}
-  for variant, seed in runs:
-    for measure, value in measures(name, variant, seed, folder, printed).items():
-      found.setdefault(variant, {}).setdefault(measure, []).append(value)
-  return {variant: found[variant] for variant in FINDINGS[name].variants}
+  for variant, count in channels.items():
+    of_seeds = [known[run_name(name, variant, seed)] for seed in SEEDS]
+    found[variant] = {measure: [values[measure] for values in of_seeds] for measure in MEASURES}
+    if finding.channels:
+      found[variant][RECONSTRUCTION] = [_score(printed[f"tokenizer {count}: distance"])]
+  return found
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ def parsed(monkeypatch):
 @pytest.mark.parametrize("name", findings.FINDINGS)
 def test_every_variant_trains_and_samples_another_model_or_other_data(name, parsed, tmp_path):
   finding, configurations, sizes = findings.FINDINGS[name], set(), []
+  bases, vaes = [], []
   for variant in finding.variants:
     stages = findings.stages_of(name, variant, 1, folder=tmp_path, quickstart=tmp_path / "quick")
     assert [stage.name.rpartition(": ")[2] for stage in stages] == [
@@ -46,9 +47,16 @@ def test_every_variant_trains_and_samples_another_model_or_other_data(name, pars
     parsed(stages[1])
     (base, _) = gin_config.macro_value("STAGES")
     assert base.model.module == model.module
+    bases.append(base)
+    vaes.append(gin_config.macro_value("VAE"))
   assert len(configurations) == len(finding.variants)
   if name == "adaln":
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+  if finding.channels:
+    assert sorted(base.model.module.latent_channels for base in bases) == [4, 8, 16]
+    assert all(
+      base.model.module.latent_channels == vae.latent_channels for base, vae in zip(bases, vaes)
+    )
   if name == "size":
     assert sizes[0] > 2 * sizes[1]
 

@@ -1,6 +1,6 @@
 """docs/your-data.md, as printed: from data to clips and a page about them, with what the page says that is printed.
 
-The commands of the first section run here, all of them in `benchmarks/docs_commands.py`.
+Shortened here; complete in `benchmarks/docs_commands.py`.
 """
 
 import re
@@ -55,15 +55,20 @@ def test_each_kind_of_data_takes_five_commands_and_twelve_flags():
 
 
 @pytest.mark.skipif("shapes" not in presets.shipped(), reason="the package has no preset")
-def test_the_commands_lead_from_data_to_clips_and_a_page(data):
-  text = next(iter(_sections().values()))
+@pytest.mark.parametrize("section", _sections())
+def test_the_commands_lead_from_data_to_clips_and_a_page(data, section):
+  text = _sections()[section]
   commands = _commands(text)
   printed = []
+  import time
+
   for command in commands:
+    t0 = time.time()
     module, *arguments = shlex.split(command)[2:]
     arguments += FLAGS.get(module, [])
     done = programs.run(module, *arguments, environment=ENVIRONMENT, work=data)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
+    print(module, time.time() - t0)
     printed += [line.strip() for line in done.stdout.splitlines()]
   output = re.search(r"--output=(\S+)", commands[0])
   assert output is not None
@@ -72,6 +77,5 @@ def test_the_commands_lead_from_data_to_clips_and_a_page(data):
   assert list(project.glob("samples/*.mp4")) and (project / "samples/gallery.html").exists()
   fences = re.findall(r"^```\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
   shown = [line.strip() for fence in fences for line in fence.splitlines() if line.strip()]
-  assert shown
   said = {_masked(line) for line in printed}
   assert [line for line in shown if _masked(line) not in said] == []

@@ -148,7 +148,7 @@ FINDINGS = {
     {
       "images and videos": "",
       "videos alone": "MIXTURE_OR_TASK_NAME = @tasks.video_task()\n"
-      "tasks.video_task.task = 'shapes'\ntasks.video_task.latents = %LATENTS\n"
+      "tasks.video_task.task = 'shapes'\ntasks.video_task.latents = 'latents/3x8x8'\n"
       "tasks.video_task.row = @tasks.RowFormat()\n"
       "base/denoiser_model.DenoiserModel.rows = 'videos'\n",
     },

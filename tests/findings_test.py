@@ -23,8 +23,9 @@ def parsed(monkeypatch):
 
   def parse(stage):
     files = [a.partition("=")[2] for a in stage.command if a.startswith("--gin_file=")]
+    bindings = [a.removeprefix("--gin.") for a in stage.command if a.startswith("--gin.")]
     gin.clear_config()
-    gin_config.parse(files, [], [gin_text.FOLDER], finalize=False)
+    gin_config.parse(files, bindings, [gin_text.FOLDER])
 
   yield parse
   gin.clear_config()

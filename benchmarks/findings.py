@@ -6,7 +6,7 @@
 
 Each variant is `gin/tiny/base.gin` with a few bindings, trained for equal steps on the latents of a finished
 quickstart, then sampled with the same prompts and noise. The loss is that of held-out clips after the last step,
-accuracies are those of 72 prompts, the Frechet distance compares their clips with the held-out ones (protocol
+accuracies are those of the prompts, the Frechet distance compares their clips with the held-out ones (protocol
 `shapes_fvd`). Numbers of latent channels have a tokenizer each, with a quarter of a base stage's time. A finding is
 "seen" on a measure if the means have the paper's order and differ by more than the spread (the root of the summed
 variances over seeds), "not seen" if they have the opposite one by more than that, and "inside the spread" otherwise.
@@ -31,7 +31,7 @@ from scripts.stages import Stage, Step, run_all
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 PROMPTS_SEED = 11
-STEPS = 1000
+STEPS = 800
 CHANNELS = 8  # of the quickstart's tokenizer
 HEADER = """from __gin__ import dynamic_registration
 

@@ -1,4 +1,4 @@
-"""FVD of two folders of clips by public code: ffmpeg, cd-fvd's network and distance, and torchmetrics' distance.
+"""FVD of two folders of clips by public code: ffmpeg, cd-fvd's network and distance, and torchmetrics' statistics.
 
 Runs in the environment that `benchmarks.fvd_parity` creates and imports nothing of this repository. The weights are a
 safetensors file of `walt_t5x.metrics.import_weights`.
@@ -88,7 +88,7 @@ def main() -> None:
     public_package(package)
   from cdfvd.third_party.i3d import pytorch_i3d, utils  # type: ignore[import-not-found]
   from cdfvd.utils import metric_utils  # type: ignore[import-not-found]
-  from torchmetrics.image.fid import _compute_fid  # type: ignore[import-not-found]
+  from torchmetrics.image.fid import FrechetInceptionDistance  # type: ignore[import-not-found]
 
   network = pytorch_i3d.InceptionI3d(400, in_channels=3).eval()
   state: dict[str, Any] = i3d_state(load_file(args.weights), network.state_dict())
@@ -108,8 +108,27 @@ def main() -> None:
         clip = read(file, args.size)
         found.append(network(utils.preprocess_i3d(clip[None])))
     features.append(torch.cat(found).double())
-  statistics = [(f.mean(0), torch.cov(f.T)) for f in features]
-  np.savez(args.features, **{f"set_{i}": f.numpy() for i, f in enumerate(features)})
+
+  class Identity(torch.nn.Module):
+    num_features = features[0].shape[1]
+
+    def forward(self, rows: Any) -> Any:
+      return rows
+
+  metric = FrechetInceptionDistance(feature=Identity()).set_dtype(torch.float64)
+  for rows, real in zip(features, (False, True)):
+    for part in torch.split(rows, 16):
+      metric.update(part, real=real)
+  arrays: dict[str, Any] = {f"set_{i}": f.numpy() for i, f in enumerate(features)}
+  for i, kind in enumerate(("fake", "real")):
+    # The metric's sums, combined as its `compute` does.
+    total, products, count = (
+      getattr(metric, f"{kind}_features_{name}") for name in ("sum", "cov_sum", "num_samples")
+    )
+    mean = total / count
+    covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
+    arrays |= {f"mean_{i}": mean.numpy(), f"covariance_{i}": covariance.numpy()}
+  np.savez(args.features, **arrays)
   # cd-fvd's statistics, as in StyleGAN-V: covariances are divided by n.
   biased = []
   for rows in features:
@@ -121,7 +140,7 @@ def main() -> None:
   result = {
     "fvd": float(utils.frechet_distance(*features)),
     "population": float(np.square(biased[0][0] - biased[1][0]).sum() + spread),
-    "torchmetrics": float(_compute_fid(*statistics[0], *statistics[1])),
+    "torchmetrics": float(metric.compute()),
   }
   print(json.dumps(result))
 

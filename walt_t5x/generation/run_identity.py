@@ -115,13 +115,36 @@ def _read(file: AnyPath) -> dict[str, Any]:
 
 
 def _differences(name: str, before: Any, now: Any) -> list[str]:
-  if isinstance(before, str) and isinstance(now, str) and "\n" in before + now:
-    lines = difflib.ndiff(before.splitlines(), now.splitlines())
-    return [f"{name}: {'was' if x[0] == '-' else 'is'} {x[2:]}" for x in lines if x[0] in "-+"]
+  """What differs, by its path in JSON: of the record of a model, the setting, not the record."""
+  if isinstance(before, str) and isinstance(now, str):
+    records = _parsed(before), _parsed(now)
+    if all(isinstance(record, dict) for record in records):
+      return _differences(name, *records)
+    if "\n" in before + now:
+      lines = difflib.ndiff(before.splitlines(), now.splitlines())
+      return [f"{name}: {'was' if x[0] == '-' else 'is'} {x[2:]}" for x in lines if x[0] in "-+"]
+  if isinstance(before, dict) and isinstance(now, dict):
+    return [
+      change
+      for key in sorted(before.keys() | now.keys())
+      if before.get(key) != now.get(key)
+      for change in _differences(f"{name}.{key}", before.get(key), now.get(key))
+    ]
   if isinstance(before, list) and isinstance(now, list):
     if len(before) != len(now):
       return [f"{name}: were {len(before)}, are {len(now)}"]
     return [
-      f"{name}[{i}]: was {a!r}, is {b!r}" for i, (a, b) in enumerate(zip(before, now)) if a != b
+      change
+      for i, pair in enumerate(zip(before, now))
+      if pair[0] != pair[1]
+      for change in _differences(f"{name}[{i}]", *pair)
     ]
   return [f"{name}: was {before!r}, is {now!r}"]
+
+
+def _parsed(text: str) -> Any:
+  """The JSON in a string; None if it has none."""
+  try:
+    return json.loads(text)
+  except ValueError:
+    return None

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -25,14 +25,37 @@ def make_shards(
   `lines` reads (number of a clip or None, manifest line) from the pipeline's root; `rows` is the number of rows of
   the ledger and whether it is exact, None if unknown.
   """
-  # If the workers are threads of this process, rows are counted here, else in the sidecars.
+  run_to_end(
+    lambda root: add_steps(root, lines, job),
+    options,
+    program="preprocess",
+    rows=rows,
+    on_disk=lambda: ledger.rows_on_disk(job.output, job.task, job.replay),
+  )
+
+
+def run_to_end(
+  add: Callable[[beam.Pipeline], None],
+  options: Any,
+  *,
+  program: str,
+  rows: tuple[int, bool] | None,
+  on_disk: Callable[[], int],
+) -> None:
+  """Runs a pipeline to its end, with progress lines on stderr.
+
+  Args:
+    add: adds the steps to the pipeline.
+    options: Beam's.
+    program: name in the progress lines.
+    rows: number of rows and whether it is exact, None if unknown.
+    on_disk: counts finished rows, if the workers are other processes.
+  """
+  # If the workers are threads of this process, rows are counted here.
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
   mode = options.view_as(DirectOptions).direct_running_mode
   threads = here and mode in ("in_memory", "multi_threading")
-
-  def on_disk() -> tuple[int, int]:
-    return ledger.rows_on_disk(job.output, job.task, job.replay), 0
-
+  poll = progress.ROWS if threads else lambda: (on_disk(), 0)
   pipeline = beam.Pipeline(options=options)
 
   def interrupted() -> str:
@@ -45,12 +68,12 @@ def make_shards(
   local = contextlib.nullcontext() if external else listening.on()
   with (
     local,
-    waiting.reporting(progress.line_of(rows, progress.ROWS if threads else on_disk)),
+    waiting.reporting(progress.line_of(rows, poll, program=program)),
     worker_deaths.end_with_workers(interrupted),
   ):
     # Leaving the block waits for the job to finish.
     with local_worker.started_by_beam(), pipeline as root:
-      add_steps(root, lines, job)
+      add(root)
 
 
 def add_steps(root: beam.Pipeline, lines: beam.PTransform, job: Job) -> None:

@@ -41,6 +41,23 @@ def parse(
   add("--max_decoded_frames", type=int, help="frames decoded for one clip")
   add("--batch_size", type=positive, help="clips per VAE call (8; a replay: as before)")
   add("--image_batch_size", type=positive, help="images per VAE call (32; a replay: as before)")
+  add_reading(parser)
+  add = parser.add_argument_group("quality").add_argument
+  add(
+    "--qa_samples", type=int, default=0, help="rows per shard that are decoded to measure PSNR (0)"
+  )
+  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
+  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
+  add("--qa_mean", **band, help="quarantine shards with a channel whose mean is outside")
+  add("--qa_std", **band, help="quarantine shards with a channel whose deviation is outside")
+  args, rest = parse_known(parser, argv)
+  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
+    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
+  return args, rest
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of what rows may name and how their media are decoded."""
   add = parser.add_argument_group("media").add_argument
   add(
     "--allow_uri",
@@ -62,23 +79,19 @@ def parse(
   add(
     "--decode_memory_mib", type=int, default=8192, help="limit per decoding process; 0 is unlimited"
   )
-  add = parser.add_argument_group("quality").add_argument
-  add(
-    "--qa_samples", type=int, default=0, help="rows per shard that are decoded to measure PSNR (0)"
-  )
-  add("--qa_min_psnr", type=float, help="quarantine shards whose mean PSNR in dB is lower")
-  band = {"type": float, "nargs": 2, "metavar": ("LOW", "HIGH")}
-  add("--qa_mean", **band, help="quarantine shards with a channel whose mean is outside")
-  add("--qa_std", **band, help="quarantine shards with a channel whose deviation is outside")
-  add("--config", help="TOML file of flags; those of the command line override it")
+
+
+def parse_known(
+  parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Adds --config: (our flags, those of its file included, and the remaining arguments for Beam)."""
+  parser.add_argument("--config", help="TOML file of flags; those of the command line override it")
   given = sys.argv[1:] if argv is None else argv
   args, rest = parser.parse_known_args(config_file.expanded(given, parser))
   if set(args.output) & set("*?["):
     parser.error(
       f"--output: got {args.output}, expected a path without * ? [, which are patterns to readers"
     )
-  if args.qa_samples < 0 or (args.qa_min_psnr is not None and not args.qa_samples):
-    parser.error("--qa_min_psnr needs --qa_samples of 1 or more")
   return args, rest
 
 
@@ -92,15 +105,20 @@ def job_fields(args: argparse.Namespace) -> dict[str, Any]:
   named = {"mean": args.qa_mean, "std": args.qa_std}
   bounds = {name: tuple(values) for name, values in named.items() if values}
   return {
-    "decoding": DecodeSettings(
-      isolation=args.decode_isolation,
-      timeout_seconds=args.decode_timeout,
-      threads=args.decode_threads,
-      memory_mib=args.decode_memory_mib,
-    ),
+    "decoding": decoding_of(args),
     "qa_samples": args.qa_samples,
     "band": Band(min_psnr=args.qa_min_psnr, **bounds),
   }
+
+
+def decoding_of(args: argparse.Namespace) -> DecodeSettings:
+  """How workers decode, by the flags of `add_reading`."""
+  return DecodeSettings(
+    isolation=args.decode_isolation,
+    timeout_seconds=args.decode_timeout,
+    threads=args.decode_threads,
+    memory_mib=args.decode_memory_mib,
+  )
 
 
 def beam_options(flags: Sequence[str], args: argparse.Namespace | None = None) -> Any:

@@ -90,14 +90,8 @@ def load_row(
   settings = settings or DecodeSettings(isolation="thread")
   try:
     content = read_media(row.path, max_bytes=spec.max_bytes)
-  except FileNotFoundError as error:
-    return Failure("read", "missing", str(error))
-  except StaleMember as error:
-    return Failure("read", "stale_member", str(error))
-  except storage.TooLarge as error:
-    return Failure("read", "too_large", f"{error} (--max_bytes)")
-  except Exception as error:  # File systems raise different errors; all of them go to the ledger.
-    return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
+  except Exception as error:
+    return failure_to_read(error)
   digest = hashlib.sha256(content).digest()
   record_id, media_id = _ids(digest, row, spec, clip)
   window = {
@@ -116,17 +110,36 @@ def load_row(
       cut = decoding.decode(content, row.modality, spec, **window)
   except Rejected as error:
     return Failure("filter", error.reason, str(error))
-  except MediaError as error:
-    return Failure("decode", error.reason, str(error))
-  except WorkerTimeout as error:
-    return Failure("decode", "decode_timeout", f"{error} (--decode_timeout)")
-  except WorkerCrashed as error:
-    return Failure("decode", "decoder_crashed", str(error))
-  except MemoryError as error:
-    return Failure("decode", "out_of_memory", f"{error or 'no memory left'} (--decode_memory_mib)")
-  except Exception as error:  # A decoder error on one file must not fail the shard.
-    return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
+  except Exception as error:
+    return failure_to_decode(error)
   return Loaded(row, record_id, cut, media_id)
+
+
+def failure_to_read(error: Exception) -> Failure:
+  """Why a file was not read. File systems raise different errors; all of them go to the ledger."""
+  match error:
+    case FileNotFoundError():
+      return Failure("read", "missing", str(error))
+    case StaleMember():
+      return Failure("read", "stale_member", str(error))
+    case storage.TooLarge():
+      return Failure("read", "too_large", f"{error} (--max_bytes)")
+  return Failure("read", "unreadable", f"{type(error).__name__}: {error}")
+
+
+def failure_to_decode(error: Exception) -> Failure:
+  """Why media were not decoded. A decoder's error on one file must not fail the shard."""
+  match error:
+    case MediaError():
+      return Failure("decode", error.reason, str(error))
+    case WorkerTimeout():
+      return Failure("decode", "decode_timeout", f"{error} (--decode_timeout)")
+    case WorkerCrashed():
+      return Failure("decode", "decoder_crashed", str(error))
+    case MemoryError():
+      text = str(error) or "no memory left"
+      return Failure("decode", "out_of_memory", f"{text} (--decode_memory_mib)")
+  return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
 
 
 def _pool(settings: DecodeSettings) -> Isolated:

@@ -28,9 +28,12 @@ ROWS = RowCounter()
 
 
 def line_of(
-  total: tuple[int, bool] | None, poll: Callable[[], tuple[int, int]]
+  total: tuple[int, bool] | None,
+  poll: Callable[[], tuple[int, int]],
+  *,
+  program: str = "preprocess",
 ) -> Callable[[], str]:
-  """A function that returns the line of a job which starts now.
+  """A function that returns the line of a job of this program which starts now.
 
   `poll` gives the rows done so far and those skipped among them; `total` is the number of all rows and whether it is
   exact, None if unknown.
@@ -41,10 +44,10 @@ def line_of(
     done, skipped = (now - base for now, base in zip(poll(), before))
     rate = (done - skipped) / (time.monotonic() - started)
     if total is None:
-      return f"preprocess: {done} rows, {rate:.1f} rows/s"
+      return f"{program}: {done} rows, {rate:.1f} rows/s"
     rows, exact = total
     left = f"{max(0, rows - done) / rate:.0f} s left" if rate > 0 else "starting"
     about = "" if exact else "about "
-    return f"preprocess: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
+    return f"{program}: {done}/{about}{rows} rows, {rate:.1f} rows/s, {left}"
 
   return line

@@ -1,18 +1,18 @@
-"""Runs a function in separate processes with a time limit: a hang or a crash raises an exception in the caller.
+"""Runs a function or a generator in separate processes with a time limit: a hang or a crash raises an exception.
 
 Each process is a new interpreter, never a fork: JAX and Beam use threads, and a fork would copy their locks. It
 imports only what the function needs, exits with its parent, and can have a memory limit.
 """
 
 import contextlib
+import inspect
 import os
 import pickle
 import queue
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
@@ -66,13 +66,40 @@ class Isolated:
           self._idle.put(worker)
 
   def _call(self, args: Any, kwargs: Any) -> Any:
+    with self._worker() as worker:
+      worker.send((args, kwargs))
+      done, value = worker.receive(self._timeout)
+    if done:
+      return value
+    raise value
+
+  def stream(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Yields what a generator function yields, each item within the time limit.
+
+    The process waits while the caller works. Nothing is repeated if it exits.
+
+    Raises:
+      WorkerTimeout, WorkerCrashed, or what the generator raises.
+    """
+    with self._worker() as worker:
+      worker.send((args, kwargs))
+      done, value = worker.receive(self._timeout)
+      while done is None:
+        yield value
+        done, value = worker.receive(self._timeout)
+    if not done:
+      raise value
+
+  @contextlib.contextmanager
+  def _worker(self) -> "Iterator[_Worker]":
+    """A process that no other call uses; it is killed if the block raises or is left early."""
     worker = self._idle.get()
     try:
       if self._closed:
         raise RuntimeError("the pool is closed")
       if worker is None or not worker.alive:
         worker = _Worker(self._function, self._memory)
-      done, value = worker.call((args, kwargs), self._timeout)
+      yield worker
     except BaseException:
       if worker is not None:
         worker.end()
@@ -80,9 +107,6 @@ class Isolated:
       raise
     finally:
       self._idle.put(worker)
-    if done:
-      return value
-    raise value
 
   def close(self) -> None:
     """Ends the processes after running calls finish."""
@@ -120,14 +144,22 @@ class _Worker:
     """Whether the process runs."""
     return self._process.poll() is None
 
-  def call(self, arguments: Any, timeout: float) -> tuple[bool, Any]:
-    """(True, value) or (False, exception)."""
-    deadline = time.monotonic() + timeout
-    try:
+  def send(self, arguments: Any) -> None:
+    """Starts a call."""
+    with self._watched():
       _send(self._line, arguments)
-      if not self._line.poll(max(0.0, deadline - time.monotonic())):
+
+  def receive(self, timeout: float) -> tuple[bool | None, Any]:
+    """(True, value), (False, exception), or (None, item of a generator)."""
+    with self._watched():
+      if not self._line.poll(timeout):
         raise WorkerTimeout(f"no answer within {timeout:g} seconds")
       return _receive(self._line)
+
+  @contextlib.contextmanager
+  def _watched(self) -> Iterator[None]:
+    try:
+      yield
     except (EOFError, OSError) as error:
       with contextlib.suppress(subprocess.TimeoutExpired):
         self._process.wait(5)
@@ -161,7 +193,12 @@ def _serve(line: Connection) -> None:
   while True:
     args, kwargs = _receive(line)
     try:
-      answer = (True, function(*args, **kwargs))
+      value = function(*args, **kwargs)
+      if inspect.isgenerator(value):
+        for item in value:
+          _send(line, (None, item))
+        value = None
+      answer = (True, value)
     except Exception as error:
       answer = (False, error)
     try:

@@ -1,0 +1,194 @@
+"""Cuts long videos into clips: shots, scores, and a manifest that preprocessing reads.
+
+  python -m beam_jobs.curate --manifest=videos.csv --output=curated --filter='seconds>=2' --filter='motion>=0.005'
+  python -m beam_jobs.preprocess --config=curated/preprocess.toml --output=cache --task=corpus ...
+
+Each video is read once, in the memory of its longest clip. --output gets clips.jsonl and clips.parquet (uri, start,
+end, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, and summary.json, in which the seconds of all
+videos are those of clips, rejected segments and dead videos. The same command resumes after an interruption. Filters
+apply to scores that parts/ keeps: the same command with other filters decodes nothing, and --refilter does not even
+read the manifest. Other flags go to Beam (--runner, --direct_num_workers, ...). Scores: docs/curation.md.
+"""
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from beam_jobs.runners import running
+from beam_jobs.sources import spec as source_spec
+from walt_t5x.config import programs
+from walt_t5x.config.waiting import waiting
+from walt_t5x.files import storage
+from walt_t5x.media.rules import Rule
+
+
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """Runs the job; returns the contents of the JSON line that it prints last.
+
+  Raises:
+    ValueError: if flags do not match, before any row is read.
+    LedgerError: if seconds are unaccounted for at the end.
+  """
+  args, rest = _parse(argv)
+  started = time.monotonic()
+  rules = [Rule.parse(text) for text in args.filter]
+  with waiting("curate", "importing Beam"):
+    from beam_jobs.curation import parts
+
+  if args.refilter:
+    totals = parts.finalize(args.output, rules, media_root=args.media_root, settings=None)
+    return _report(args.output, totals, seconds=time.monotonic() - started)
+  options = running.beam_options(rest, args)
+  source = source_spec.source_of(args, scores=())
+  job = _job(args, source)
+  with running.alone("curate", args.output, "curate"):
+    _make_parts(source, job, options)
+    totals = parts.finalize(args.output, rules, media_root=source.media_root, settings=job.settings)
+  return _report(args.output, totals, seconds=time.monotonic() - started)
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+  parser = programs.parser("beam_jobs.curate", __doc__, allow_abbrev=False)
+  source_spec.add_arguments(parser.add_argument_group("source"))
+  add = parser.add_argument_group("output").add_argument
+  add("--output", required=True, help="folder of the results")
+  add(
+    "--num_parts", type=running.positive, default=16, help="files that videos are divided into (16)"
+  )
+  add("--retry_dead", action="store_true", help="make parts with dead videos again")
+  add("--refilter", action="store_true", help="apply other filters to the parts that are there")
+  add = parser.add_argument_group("shots").add_argument
+  add(
+    "--cut_threshold",
+    type=float,
+    default=27.0,
+    help="change of a frame that is a cut, 0 to 255 (27)",
+  )
+  add(
+    "--max_clip_seconds",
+    type=float,
+    default=20.0,
+    help="longer shots are cut where least moves (20)",
+  )
+  add = parser.add_argument_group("scores").add_argument
+  add("--score_fps", type=float, default=4.0, help="frames per second that scores see (4)")
+  add("--score_side", type=int, default=128, help="shorter side of those frames (128)")
+  add("--score", action="append", default=[], metavar="MODULE:CLASS", help="a score of yours")
+  add(
+    "--filter",
+    action="append",
+    default=[],
+    metavar="RULE",
+    help="'NAME OP NUMBER' that clips must satisfy, e.g. 'seconds>=2', 'motion>=0.005', 'bars<=0.1'",
+  )
+  running.add_reading(parser)
+  args, rest = running.parse_known(parser, argv)
+  if args.score_fps <= 0 or args.score_side < 8 or args.max_clip_seconds <= 0:
+    parser.error("--score_fps and --max_clip_seconds must be above 0, --score_side at least 8")
+  return args, rest
+
+
+def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
+  """The worker's configuration, with the digest of what decides the contents of a part."""
+  from beam_jobs.curation import scores, shots
+  from beam_jobs.curation.scanning import ScanSpec
+  from beam_jobs.curation.videos import CurationJob
+
+  for name in args.score:
+    scores.load(name)
+  job = CurationJob(
+    output=args.output,
+    media_root=source.media_root,
+    allowed=(source.folder, *args.allow_uri),
+    parts=args.num_parts,
+    scan=ScanSpec(fps=args.score_fps, side=args.score_side),
+    detector=shots.ContentDetector(threshold=args.cut_threshold),
+    max_seconds=args.max_clip_seconds,
+    score_names=tuple(args.score),
+    decoding=running.decoding_of(args),
+    retry_dead=args.retry_dead,
+  )
+  kept = {name: getattr(job, name) for name in ("parts", "max_seconds", "score_names")}
+  kept |= {"scan": dataclasses.asdict(job.scan), "detector": dataclasses.asdict(job.detector)}
+  digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+  return dataclasses.replace(job, settings=digest)
+
+
+def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:
+  """Groups the rows by part and makes each part."""
+  import apache_beam as beam
+
+  from beam_jobs.curation import parts
+  from beam_jobs.runners import pipeline
+  from beam_jobs.sources.read import ReadRows
+
+  def add(root: beam.Pipeline) -> None:
+    rows = (
+      root
+      | "Rows" >> ReadRows(source)
+      | "Assign" >> beam.FlatMap(_assigned, job).with_output_types(tuple[int, str])
+    )
+    # A part without videos is written too, so that a missing file is not mistaken for an empty one.
+    empty = root | "EveryPart" >> beam.Create([(index, "") for index in range(job.parts)])
+    _ = (
+      (rows, empty)
+      | beam.Flatten()
+      | "ByPart" >> beam.GroupByKey()
+      | "MakePart" >> beam.MapTuple(functools.partial(_make, job=job))
+    )
+
+  def on_disk() -> int:
+    return sum(len(part["videos"]) for part in parts.finished(job.output))
+
+  pipeline.run_to_end(add, options, program="curate", rows=None, on_disk=on_disk)
+
+
+def _assigned(row: tuple[None, bytes], job: Any) -> Iterator[tuple[int, str]]:
+  """(part, line) of a manifest line; none of a blank one."""
+  from beam_jobs.shards.plan import manifest_text
+  from beam_jobs.sources.rows import parse_line
+
+  if text := manifest_text(row[1]):
+    yield int(parse_line(text, job.media_root).shard_key[:16], 16) % job.parts, text
+
+
+def _make(index: int, lines: Any, job: Any) -> Any:
+  from apache_beam.metrics.metric import Metrics
+
+  from beam_jobs.curation import parts
+
+  counts = parts.make_part(index, list(filter(None, lines)), job)
+  for name, count in counts.items():
+    Metrics.counter("curate", name).inc(count)
+  return index
+
+
+def _report(output: str, totals: Any, *, seconds: float) -> dict[str, Any]:
+  """Prints the table and the JSON line."""
+  printed = totals.to_json()
+  rows = [("clips", f"{totals.clips:,}", printed["seconds_in_clips"])]
+  rows += [(f"rejected: {name}", "", value) for name, value in printed["seconds_rejected"].items()]
+  rows += [("dead", str(sum(totals.dead_videos.values())), printed["seconds_dead"])]
+  rows += [("all videos", f"{totals.videos:,}", printed["seconds"])]
+  print(f"{'':<28} {'number':>9} {'seconds':>12}")
+  for name, count, value in rows:
+    print(f"{name:<28} {count:>9} {value:>12,.1f}")
+  for reason, count in printed["dead_videos"].items():
+    print(f"  dead: {reason} {count}; see {storage.join(output, 'dead.jsonl')}")
+  print(f"clips: {storage.join(output, 'clips.jsonl')}")
+  result = printed | {"clips_file": storage.join(output, "clips.jsonl"), "took": round(seconds, 2)}
+  print(json.dumps(result), flush=True)
+  return result
+
+
+main = functools.partial(running.exit_code, "curate", run)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

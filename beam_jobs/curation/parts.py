@@ -1,0 +1,240 @@
+"""Parts, which workers write about their videos and which do not depend on thresholds, and the clips made of them."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from beam_jobs.curation.videos import CurationJob, curate_video
+from beam_jobs.shards import progress, shard_files
+from beam_jobs.sources.rows import parse_line
+from walt_t5x.files import damage, storage
+from walt_t5x.media.rules import Rule
+
+CLIPS, TABLE, REJECTED, DEAD, SUMMARY = (
+  "clips.jsonl",
+  "clips.parquet",
+  "rejected.jsonl",
+  "dead.jsonl",
+  "summary.json",
+)
+PREPROCESS = "preprocess.toml"
+_PARTS = "parts"
+_ROWS_OF_A_GROUP = 65_536
+
+
+def part_path(output: str, index: int, count: int) -> str:
+  """Path of a part's file."""
+  return storage.join(output, _PARTS, f"part-{index:05d}-of-{count:05d}.json")
+
+
+def make_part(index: int, lines: Sequence[str], job: CurationJob) -> Counter[str]:
+  """Curates the videos of a part, unless it is there for the same rows and settings; returns counts."""
+  path = part_path(job.output, index, job.parts)
+  lines = sorted(set(lines))
+  rows_digest = shard_files.rows_digest(lines)
+  if storage.exists(path):
+    before = _read(path)
+    same = before and (before["settings"], before["rows"]) == (job.settings, rows_digest)
+    if same and not (job.retry_dead and any(video["dead"] for video in before["videos"])):
+      progress.ROWS.add(len(lines), skipped=True)
+      return Counter(videos=len(lines), skipped=len(lines))
+  rows = [parse_line(line, job.media_root) for line in lines]
+  rows.sort(key=lambda row: row.identity)
+
+  def one(row: Any) -> dict[str, Any]:
+    found = curate_video(row, job)
+    progress.ROWS.add(1)
+    return found
+
+  with ThreadPoolExecutor(job.decoding.threads) as pool:
+    videos = list(pool.map(one, rows))
+  content = {"settings": job.settings, "rows": rows_digest, "videos": videos}
+  storage.write(path, damage.sealed_json(content))
+  dead = sum(video["dead"] is not None for video in videos)
+  return Counter(videos=len(videos), dead=dead)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+  """A part; None if it is damaged."""
+  try:
+    return storage.read_json(path)
+  except (damage.Damaged, ValueError):
+    return None
+
+
+def finished(output: str) -> Iterator[dict[str, Any]]:
+  """The parts that are there so far."""
+  folder = storage.join(output, _PARTS)
+  yield from filter(None, (_read(storage.join(folder, name)) for name in storage.names(folder)))
+
+
+def read_parts(output: str, settings: str | None) -> Iterator[dict[str, Any]]:
+  """The parts of a job in order; `settings` is the digest they must have, None for any.
+
+  Raises:
+    LedgerError: parts are missing, damaged, or of another job.
+  """
+  names = [name for name in storage.names(storage.join(output, _PARTS)) if name.endswith(".json")]
+  counts = {int(name.removesuffix(".json").rpartition("-of-")[2]) for name in names}
+  if len(counts) != 1:
+    raise shard_files.LedgerError(
+      f"{storage.join(output, _PARTS)}: got parts of {len(counts)} jobs, expected those of one; set another --output"
+    )
+  (count,) = counts
+  digest = settings
+  for index in range(count):
+    path = part_path(output, index, count)
+    part = _read(path) if storage.exists(path) else None
+    if part is None:
+      raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
+    digest = digest or part["settings"]
+    if part["settings"] != digest:
+      raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
+    yield part
+
+
+@dataclasses.dataclass
+class Totals:
+  """Microseconds of video and where they went."""
+
+  videos: int = 0
+  clips: int = 0
+  total: int = 0
+  kept: int = 0
+  dead: int = 0
+  rejected: Counter[str] = dataclasses.field(default_factory=Counter)
+  dead_videos: Counter[str] = dataclasses.field(default_factory=Counter)
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values; seconds as decimals of microseconds."""
+    return {
+      "videos": self.videos,
+      "clips": self.clips,
+      "seconds": self.total / 1e6,
+      "seconds_in_clips": self.kept / 1e6,
+      "seconds_rejected": {name: us / 1e6 for name, us in sorted(self.rejected.items())},
+      "seconds_dead": self.dead / 1e6,
+      "dead_videos": dict(sorted(self.dead_videos.items())),
+    }
+
+
+def finalize(
+  output: str, rules: Sequence[Rule], *, media_root: str, settings: str | None
+) -> Totals:
+  """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
+
+  Raises:
+    LedgerError: a part is missing, or seconds are unaccounted for.
+    ValueError: a rule names a score that no segment has.
+  """
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  totals, names = Totals(), set[str]()
+  with (
+    storage.writer(storage.join(output, CLIPS)) as clips,
+    storage.writer(storage.join(output, REJECTED)) as rejected,
+    storage.writer(storage.join(output, DEAD)) as dead,
+    storage.writer(storage.join(output, TABLE)) as table,
+  ):
+    writer, waiting = None, []
+    for part in read_parts(output, settings):
+      for video in part["videos"]:
+        for clip, reason in _judged(video, rules, totals, names):
+          line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
+          (rejected if reason else clips).write(line)
+          if not reason:
+            waiting.append(clip | {"scores": json.dumps(clip["scores"])})
+        if video["dead"]:
+          start, stage, reason, message = video["dead"]
+          dead.write(_dead_line(video, start, stage, reason, message))
+      if len(waiting) >= _ROWS_OF_A_GROUP:
+        writer = _append(writer, waiting, table, pq, pa)
+        waiting = []
+    writer = _append(writer, waiting, table, pq, pa)
+    writer.close()
+    _check(totals, names, rules)
+  toml = (
+    f"manifest = {json.dumps(storage.join(output, CLIPS))}\nmedia_root = {json.dumps(media_root)}\n"
+  )
+  storage.write(storage.join(output, PREPROCESS), toml)
+  storage.write(storage.join(output, SUMMARY), damage.sealed_json(totals.to_json()))
+  return totals
+
+
+def _judged(
+  video: Mapping[str, Any], rules: Sequence[Rule], totals: Totals, names: set[str]
+) -> Iterator[tuple[dict[str, Any], str]]:
+  """Rows of a video's segments, each with the reason why it is no clip, or ""."""
+  totals.videos += 1
+  totals.total += video["end"] - video["start"]
+  for start, end, kind, scores, hashes in video["segments"]:
+    values = {"seconds": (end - start) / 1e6, **scores}
+    names.update(values)
+    reason = "transition" if kind == "transition" else "" if hashes else "no_sampled_frame"
+    reason = reason or next(
+      (rule.reason for rule in rules if rule.name in values and not rule.holds(values[rule.name])),
+      "",
+    )
+    if reason:
+      totals.rejected[reason] += end - start
+    else:
+      totals.kept += end - start
+      totals.clips += 1
+    yield (
+      {
+        "uri": video["uri"],
+        "modality": "video",
+        "start_seconds": start / 1e6,
+        "end_seconds": end / 1e6,
+        "split": video["split"],
+        # Clips of one video stay in one shard and one split.
+        "group": video["uri"] if video["group"] is None else video["group"],
+        "captions": video["captions"],
+        "scores": scores,
+      },
+      reason,
+    )
+  if video["dead"]:
+    totals.dead += video["end"] - video["dead"][0]
+    totals.dead_videos[video["dead"][2]] += 1
+
+
+def _dead_line(
+  video: Mapping[str, Any], start: int, stage: str, reason: str, message: str
+) -> bytes:
+  row = {"uri": video["uri"], "start_seconds": start / 1e6, "end_seconds": video["end"] / 1e6}
+  return (json.dumps(row | {"stage": stage, "reason": reason, "message": message}) + "\n").encode()
+
+
+def _append(writer: Any, rows: Sequence[Mapping[str, Any]], file: Any, pq: Any, pa: Any) -> Any:
+  """Adds a group of rows to the table; returns its writer."""
+  schema = pa.schema(
+    [
+      ("uri", pa.string()),
+      ("modality", pa.string()),
+      ("start_seconds", pa.float64()),
+      ("end_seconds", pa.float64()),
+      ("split", pa.string()),
+      ("group", pa.string()),
+      ("captions", pa.list_(pa.string())),
+      ("scores", pa.string()),
+    ]
+  )
+  writer = writer or pq.ParquetWriter(file, schema)
+  writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
+  return writer
+
+
+def _check(totals: Totals, names: set[str], rules: Sequence[Rule]) -> None:
+  placed = totals.kept + totals.rejected.total() + totals.dead
+  if placed != totals.total:
+    raise shard_files.LedgerError(
+      f"{totals.total / 1e6} s of video were read, and {placed / 1e6} s are in clips, rejected or dead"
+    )
+  unknown = [rule.name for rule in rules if names and rule.name not in names]
+  if unknown:
+    raise ValueError(f"--filter: got {unknown[0]}, expected one of {', '.join(sorted(names))}")

@@ -1,0 +1,117 @@
+"""Scores of a clip's frames. All are integers until the last division, so that every CPU gives the same value."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from walt_t5x.media.decoding import motion
+
+# A frame whose mean luma is lower is black; a row or column of a letterbox too. Of 255.
+_BLACK = 20
+# Adjacent frames that differ less in mean are the same picture. Of 255.
+_SAME = 0.5
+
+
+class Score(Protocol):
+  """Gives named numbers to a clip."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    """Scores by name, of frames uint8 [T, H, W, 3]; T is at least 1, and H and W are those of the scan."""
+    ...
+
+
+def luma(frames: np.ndarray) -> np.ndarray:
+  """Luma of uint8 RGB [..., 3] as int32 [...] in thousandths: 299 R + 587 G + 114 B."""
+  red, green, blue = (frames[..., channel].astype(np.int32) for channel in range(3))
+  return 299 * red + 587 * green + 114 * blue
+
+
+class Motion:
+  """`motion`: mean absolute change of luma between sampled frames, in [0, 1]; `still`: share of pairs without any."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    values = luma(frames)
+    pairs = np.abs(np.diff(values, axis=0)).reshape(len(values) - 1, -1).sum(1, dtype=np.int64)
+    same = int((pairs < _SAME * 1000 * values[0].size).sum())
+    return {"motion": motion(frames), "still": same / max(1, len(pairs))}
+
+
+class Light:
+  """`exposure`: mean luma in [0, 1]; `contrast`: its standard deviation over pixels; `black`: share of black frames."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    values = luma(frames).reshape(len(frames), -1).astype(np.int64)
+    total, squares = int(values.sum()), int(np.square(values // 10).sum())
+    mean = total / values.size / 255_000
+    variance = squares / values.size / 25_500**2 - mean**2
+    black = int((values.sum(1) < _BLACK * 1000 * values.shape[1]).sum())
+    return {
+      "exposure": mean,
+      "contrast": max(0.0, variance) ** 0.5,
+      "black": black / len(frames),
+    }
+
+
+class Sharpness:
+  """`sharpness`: mean absolute Laplacian of luma, in [0, 1], of the sharpest frame."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    y = luma(frames)
+    if min(y.shape[1:]) < 3:
+      return {"sharpness": 0.0}
+    around = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:]
+    change = np.abs(4 * y[:, 1:-1, 1:-1] - around).reshape(len(y), -1)
+    return {"sharpness": int(change.sum(1, dtype=np.int64).max()) / (change.shape[1] * 4 * 255_000)}
+
+
+class Letterbox:
+  """`bars`: share of the picture in black bars at its edges, in all frames."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    top, bottom, left, right = picture_in_bars(frames)
+    return {"bars": 1 - (bottom - top) * (right - left) / (frames.shape[1] * frames.shape[2])}
+
+
+def picture_in_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
+  """(top, bottom, left, right) of what is not in black bars; all of it if every pixel is black."""
+  brightest = luma(frames).max(0)
+  limit = _BLACK * 1000
+  rows, columns = (np.flatnonzero(brightest.max(axis) > limit) for axis in (1, 0))
+  if not len(rows):
+    return 0, brightest.shape[0], 0, brightest.shape[1]
+  return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+
+
+BUILT_IN = (Motion, Light, Sharpness, Letterbox)
+
+
+def load(name: str) -> Score:
+  """The score `MODULE:CLASS`, made without arguments.
+
+  Raises:
+    ValueError: there is none.
+  """
+  module, _, attribute = name.partition(":")
+  try:
+    return getattr(importlib.import_module(module), attribute)()
+  except (ImportError, AttributeError, TypeError) as error:
+    raise ValueError(
+      f"--score: got {name!r}, expected MODULE:CLASS of a class without arguments ({error})"
+    ) from error
+
+
+def score(frames: np.ndarray, scores: list[Score]) -> dict[str, float]:
+  """All scores of a clip, rounded to six digits.
+
+  Raises:
+    ValueError: a score is not a finite number.
+  """
+  found: dict[str, float] = {}
+  for one in scores:
+    for name, value in one(frames).items():
+      if not np.isfinite(value):
+        raise ValueError(f"{type(one).__name__}: {name} is {value}, expected a finite number")
+      found[name] = round(float(value), 6)
+  return found

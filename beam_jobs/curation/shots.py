@@ -1,0 +1,150 @@
+"""Cuts a video into shots: which frames end one, and where long shots are divided."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from beam_jobs.curation.scanning import Chunk
+
+
+class Detector(Protocol):
+  """Finds the last frames of shots.
+
+  A hard cut flags one frame, the last one of its shot; a gradual transition flags all of its frames.
+  """
+
+  def __call__(self, thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Flags, bool [n], of all frames in order, from chunks uint8 [n, 27, 48, 3]; chunks need not correspond."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ContentDetector:
+  """PySceneDetect's `ContentDetector`: the mean change of hue, saturation and luma from frame to frame.
+
+  Attributes:
+    threshold: change, in units of 8 bits, that makes a cut.
+    min_frames: frames between two cuts, at least.
+  """
+
+  threshold: float = 27.0
+  min_frames: int = 8
+
+  def __call__(self, thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    from scenedetect import ContentDetector, FrameTimecode
+
+    detector = ContentDetector(threshold=self.threshold, min_scene_len=self.min_frames)
+    number = 0
+    held = np.zeros(0, bool)
+    for chunk in thumbnails:
+      held = np.concatenate([held, np.zeros(len(chunk), bool)])
+      first = number + len(chunk) - len(held)
+      for picture in chunk:
+        # The detector reads blue first. Times are frame numbers: only their order counts.
+        at = FrameTimecode(number, fps=1.0)
+        for cut in detector.process_frame(at, np.ascontiguousarray(picture[..., ::-1])):
+          held[cut.frame_num - 1 - first] = True
+        number += 1
+      # It may report a cut as late as the minimum length.
+      ready = max(0, len(held) - self.min_frames - 1)
+      yield held[:ready]
+      held = held[ready:]
+    yield held
+
+
+class Frame(NamedTuple):
+  """A frame: its time in microseconds, its pixels if scores see it, and whether it ends a shot."""
+
+  begin: int
+  picture: np.ndarray | None
+  flagged: bool
+
+
+class Segment(NamedTuple):
+  """A part of a video in microseconds, with the frames that scores see; all segments cover the video without gaps."""
+
+  start: int
+  end: int
+  frames: list[np.ndarray]
+  transition: bool = False
+
+
+class Flagged:
+  """The frames of a video with their flags, in order.
+
+  Attributes:
+    end: when the frames so far end.
+    stated_end: when the video ends as stated, or None.
+  """
+
+  def __init__(self, chunks: Iterable[Chunk], detector: Detector):
+    self._chunks, self._detector = chunks, detector
+    self._waiting: collections.deque[tuple[int, np.ndarray | None]] = collections.deque()
+    self.end = 0
+    self.stated_end: int | None = None
+
+  def __iter__(self) -> Iterator[Frame]:
+    for flags in self._detector(self._thumbnails()):
+      for flag in flags:
+        yield Frame(*self._waiting.popleft(), bool(flag))
+
+  def _thumbnails(self) -> Iterator[np.ndarray]:
+    for chunk in self._chunks:
+      pictures = dict(zip(chunk.sampled, chunk.frames, strict=True))
+      self._waiting.extend((begin, pictures.get(i)) for i, begin in enumerate(chunk.begins))
+      self.end, self.stated_end = chunk.end, chunk.stated_end
+      yield chunk.thumbnails
+
+
+def segments(frames: Flagged, *, max_seconds: float) -> Iterator[Segment]:
+  """Shots, transitions, and parts of shots that are longer than `max_seconds`, in order.
+
+  Memory is that of `max_seconds`, whatever the length of a shot.
+  """
+  longest = round(max_seconds * 1e6)
+  shot: list[Frame] = []
+  flagged: list[Frame] = []
+  for frame in frames:
+    if flagged and not frame.flagged:
+      # One flagged frame is the last one of its shot, several are a transition.
+      shot += flagged if len(flagged) == 1 else []
+      middle = flagged[0].begin if len(flagged) > 1 else frame.begin
+      if shot:
+        yield _segment(shot, middle)
+      if len(flagged) > 1:
+        yield _segment(flagged, frame.begin, transition=True)
+      shot, flagged = [], []
+    (flagged if frame.flagged else shot).append(frame)
+    if len(shot) > 1 and shot[-1].begin - shot[0].begin >= longest:
+      at = _quietest(shot)
+      yield _segment(shot[:at], shot[at].begin)
+      shot = shot[at:]
+  if len(flagged) == 1:
+    shot, flagged = shot + flagged, []
+  if shot:
+    yield _segment(shot, flagged[0].begin if flagged else frames.end)
+  if flagged:
+    yield _segment(flagged, frames.end, transition=True)
+
+
+def _segment(frames: list[Frame], end: int, *, transition: bool = False) -> Segment:
+  pictures = [frame.picture for frame in frames if frame.picture is not None]
+  return Segment(frames[0].begin, end, pictures, transition)
+
+
+def _quietest(shot: list[Frame]) -> int:
+  """Index of the frame in the second half of a shot, by time, that changes least: where to cut it."""
+  half = (shot[0].begin + shot[-1].begin) // 2
+  best, least, before = len(shot) - 1, None, None
+  for i, frame in enumerate(shot):
+    if frame.picture is None:
+      continue
+    if before is not None and frame.begin > half:
+      change = int(np.abs(frame.picture.astype(np.int16) - before).sum(dtype=np.int64))
+      if least is None or change < least:
+        best, least = i, change
+    before = frame.picture
+  return best

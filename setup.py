@@ -74,6 +74,7 @@ setup(
   install_requires=CORE,
   extras_require={
     "beam": BEAM,
+    "curate": ["scenedetect-headless>=0.7"],
     "stores": ["gcsfs>=2026.9", "s3fs>=2026.9"],
     "gcp": ["apache-beam[gcp]>=2.77", "gcsfs>=2026.9"],
     "s3": ["apache-beam[aws]>=2.77", "s3fs>=2026.9"],

@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import json
 import sys
 import time
@@ -102,6 +103,8 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
 
   for name in args.score:
     scores.load(name)
+  if importlib.util.find_spec("scenedetect") is None:
+    raise ValueError("cuts need PySceneDetect: pip install -r requirements-curate.lock")
   job = CurationJob(
     output=args.output,
     media_root=source.media_root,

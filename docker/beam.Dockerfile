@@ -16,9 +16,9 @@ RUN apt-get update \
 ENV LD_PRELOAD=libtcmalloc_minimal.so.4
 
 WORKDIR /src
-COPY requirements.lock requirements-stores.lock requirements-gpu.lock ./
+COPY requirements.lock requirements-stores.lock requirements-curate.lock requirements-gpu.lock ./
 ARG EXTRA_LOCK=
-RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock -r requirements-stores.lock \
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock -r requirements-stores.lock -r requirements-curate.lock \
   ${EXTRA_LOCK:+-r "$EXTRA_LOCK"}
 
 COPY setup.py pyproject.toml README.md LICENSE ./

@@ -21,7 +21,7 @@ fi
 venv=${VENV:-.venv}
 locks=(requirements.lock requirements-media.lock)
 if [ "${1:-}" = "--test" ]; then
-  locks+=(requirements-stores.lock requirements-test-cuda.lock requirements-test.lock)
+  locks+=(requirements-stores.lock requirements-curate.lock requirements-test-cuda.lock requirements-test.lock)
 fi
 stamp="$venv/.installed-$(basename "${locks[-1]}")"
 digest=$(cat "${locks[@]}" scripts/setup.sh | sha256sum | cut -d ' ' -f 1)
@@ -43,7 +43,7 @@ fi
 # Only the media files of these packages are used, so their dependencies are not installed.
 "$installer" -r requirements-media.lock
 if [ "${1:-}" = "--test" ]; then
-  "$installer" -r requirements-stores.lock
+  "$installer" -r requirements-stores.lock -r requirements-curate.lock
   # pip, not uv: it uses local wheels (PIP_FIND_LINKS), and torch's CPU build is often installed that way.
   if ! pip -r requirements-test.lock 2>/dev/null; then
     echo "setup: pip did not find the locked CPU build of torch; installing PyPI's with CUDA (5 GB)" >&2

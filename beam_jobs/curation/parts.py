@@ -38,7 +38,7 @@ def make_part(index: int, lines: Sequence[str], job: CurationJob) -> Counter[str
   if storage.exists(path):
     before = _read(path)
     same = before and (before["settings"], before["rows"]) == (job.settings, rows_digest)
-    if same and not (job.retry_dead and any(video["dead"] for video in before["videos"])):
+    if before and same and not (job.retry_dead and any(v["dead"] for v in before["videos"])):
       progress.ROWS.add(len(lines), skipped=True)
       return Counter(videos=len(lines), skipped=len(lines))
   rows = [parse_line(line, job.media_root) for line in lines]
@@ -168,7 +168,7 @@ def finalize(
 def _judged(
   video: Mapping[str, Any], rules: Sequence[Rule], totals: Totals, names: set[str]
 ) -> Iterator[tuple[dict[str, Any], str]]:
-  """Rows of a video's segments, each with the reason why it is no clip, or ""."""
+  """Rows of a video's segments, each with the reason why it is rejected, or ""."""
   totals.videos += 1
   totals.total += video["end"] - video["start"]
   for start, end, kind, scores, hashes in video["segments"]:

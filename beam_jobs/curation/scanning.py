@@ -1,4 +1,4 @@
-"""One pass over a video: times of all frames, thumbnails for the detection of cuts, and sampled frames for scores.
+"""Reads a video once: times of all frames, thumbnails for the detection of cuts, and sampled frames for scores.
 
 Runs in a decoding process and yields chunks, so that a video of hours needs the memory of one chunk.
 """

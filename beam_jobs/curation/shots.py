@@ -75,9 +75,12 @@ class Segment(NamedTuple):
 class Flagged:
   """The frames of a video with their flags, in order.
 
+  An error ends them: what was read before it is not lost.
+
   Attributes:
     end: when the frames so far end.
     stated_end: when the video ends as stated, or None.
+    error: what ended the video early, or None.
   """
 
   def __init__(self, chunks: Iterable[Chunk], detector: Detector):
@@ -85,6 +88,7 @@ class Flagged:
     self._waiting: collections.deque[tuple[int, np.ndarray | None]] = collections.deque()
     self.end = 0
     self.stated_end: int | None = None
+    self.error: Exception | None = None
 
   def __iter__(self) -> Iterator[Frame]:
     for flags in self._detector(self._thumbnails()):
@@ -92,11 +96,17 @@ class Flagged:
         yield Frame(*self._waiting.popleft(), bool(flag))
 
   def _thumbnails(self) -> Iterator[np.ndarray]:
-    for chunk in self._chunks:
+    for chunk in self._until_error():
       pictures = dict(zip(chunk.sampled, chunk.frames, strict=True))
       self._waiting.extend((begin, pictures.get(i)) for i, begin in enumerate(chunk.begins))
       self.end, self.stated_end = chunk.end, chunk.stated_end
       yield chunk.thumbnails
+
+  def _until_error(self) -> Iterator[Chunk]:
+    try:
+      yield from self._chunks
+    except Exception as error:
+      self.error = error
 
 
 def segments(frames: Flagged, *, max_seconds: float) -> Iterator[Segment]:

@@ -17,7 +17,7 @@ from beam_jobs.shards.loading import (
   failure_to_decode,
   failure_to_read,
 )
-from beam_jobs.sources.members import parse_member, read_media
+from beam_jobs.sources.members import StaleMember, parse_member, read_media
 from beam_jobs.sources.rows import Row, is_within
 from walt_t5x.files import storage
 from walt_t5x.files.store_errors import StoreError
@@ -78,32 +78,34 @@ def curate_video(row: Row, job: CurationJob) -> dict[str, Any]:
   }
   failure = _not_admitted(row, job)
   if failure is None:
-    # The process may have ended because others took the memory.
-    for _ in range(2):
-      segments: list[list[Any]] = []
-      frames = shots.Flagged((), job.detector)
-      try:
-        frames = shots.Flagged(_chunks(row, job), job.detector)
-        for segment in shots.segments(frames, max_seconds=job.max_seconds):
-          segments.append(_scored(segment, job))
-        failure = None
-        break
-      except WorkerCrashed as error:
-        failure = failure_to_decode(error)
-      except (FileNotFoundError, StoreError, storage.TooLarge) as error:
-        failure = failure_to_read(error)
-        break
-      except Exception as error:
-        failure = failure_to_decode(error)
-        break
-    found["segments"] = segments
-    found["start"] = segments[0][0] if segments else microseconds(row.start_seconds or 0.0)
-    done = segments[-1][1] if segments else found["start"]
-    found["end"] = max(done, frames.end, frames.stated_end or 0) if failure else done
+    segments, frames = _read(row, job)
+    if isinstance(frames.error, WorkerCrashed):
+      # Others may have taken the memory.
+      segments, frames = _read(row, job)
+    start = segments[0][0] if segments else microseconds(row.start_seconds or 0.0)
+    end = segments[-1][1] if segments else start
+    if frames.error is not None:
+      failure = _failure(frames.error)
+      found["end"] = max(end, frames.stated_end or 0)
+    else:
+      found["end"] = end
+    found |= {"segments": segments, "start": start}
   if failure is not None:
     after = found["segments"][-1][1] if found["segments"] else found["start"]
     found["dead"] = [after, failure.stage, failure.reason, failure.message]
   return found
+
+
+def _read(row: Row, job: CurationJob) -> tuple[list[list[Any]], shots.Flagged]:
+  """The segments that were read, and the frames with the error that ended them."""
+  frames = shots.Flagged(_chunks(row, job), job.detector)
+  found = shots.segments(frames, max_seconds=job.max_seconds)
+  return [_scored(segment, job) for segment in found], frames
+
+
+def _failure(error: Exception) -> Failure:
+  to_read = isinstance(error, OSError | StoreError | storage.TooLarge | StaleMember)
+  return failure_to_read(error) if to_read else failure_to_decode(error)
 
 
 def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
@@ -119,7 +121,7 @@ def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
 
 
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
-  """The frames of a row's video, decoded here or in another process."""
+  """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
   source: Any = row.path
   if parse_member(row.path):
     source = read_media(row.path)
@@ -127,8 +129,9 @@ def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
     storage.reject_special(row.path)
   window = {"start": row.start_seconds, "end": row.end_seconds}
   if job.decoding.isolation == "process":
-    return _pool(job.decoding).stream(source, job.scan, **window)
-  return scan(source, job.scan, **window)
+    yield from _pool(job.decoding).stream(source, job.scan, **window)
+  else:
+    yield from scan(source, job.scan, **window)
 
 
 def _scored(segment: shots.Segment, job: CurationJob) -> list[Any]:

@@ -79,7 +79,9 @@ class Isolated:
     The process waits while the caller works. Nothing is repeated if it exits.
 
     Raises:
-      WorkerTimeout, WorkerCrashed, or what the generator raises.
+      WorkerTimeout: an item took too long.
+      WorkerCrashed: the process ended.
+      Exception: the generator's.
     """
     with self._worker() as worker:
       worker.send((args, kwargs))

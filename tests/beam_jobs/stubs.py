@@ -38,6 +38,13 @@ def misbehave(what: str, value=None):
   return value, os.getpid()
 
 
+def count(number: int, *, then: str = "return", size: int = 0):
+  """Yields (i, the process id, `size` bytes) for each number below `number`, then misbehaves."""
+  for i in range(number):
+    yield i, os.getpid(), bytes(size)
+  misbehave(then)
+
+
 def decode(content: bytes, modality: str, spec, **window):
   """The real decoder, except for files that request a failure."""
   for start, what in ((HANG, "sleep"), (CRASH, "crash"), (HUNGRY, "hungry")):

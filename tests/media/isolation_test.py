@@ -95,6 +95,37 @@ def test_a_call_whose_process_is_killed_is_repeated_alone(tmp_path):
   pool.close()
 
 
+def test_a_generator_is_streamed_and_its_failure_comes_after_its_items():
+  pool = Isolated(stubs.count, processes=1, timeout_seconds=1.5)
+  first = [i for i, _, _ in pool.stream(5)]
+  assert first == [0, 1, 2, 3, 4]
+  for then, failure in (
+    ("raise", MediaError),
+    ("crash", WorkerCrashed),
+    ("exit", WorkerCrashed),
+    ("sleep", WorkerTimeout),
+  ):
+    seen = []
+    with pytest.raises(failure):
+      seen += (seen.append(i) for i, _, _ in pool.stream(3, then=then))
+    assert [i for i in seen if i is not None] == [0, 1, 2], then
+  pool.close()
+
+
+def test_a_stream_that_is_left_early_ends_its_process_which_holds_one_item():
+  pool = Isolated(stubs.count, processes=1, timeout_seconds=20.0)
+  stream = pool.stream(10_000, size=1 << 20)
+  _, pid, _ = next(stream)
+  time.sleep(0.3)
+  # The process waits for its reader: it has not made 10 GB of items.
+  pages = int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+  assert pages * os.sysconf("SC_PAGE_SIZE") < 200 << 20
+  stream.close()
+  assert not pathlib.Path(f"/proc/{pid}").exists()
+  assert next(pool.stream(1))[1] != pid
+  pool.close()
+
+
 def test_the_processes_end_with_their_parent():
   program = (
     "import os, signal\n"

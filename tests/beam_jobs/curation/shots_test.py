@@ -1,0 +1,142 @@
+"""Segments cover a video without gaps and in bounded memory; cuts and transitions end shots."""
+
+import itertools
+import subprocess
+
+import numpy as np
+import pytest
+
+from beam_jobs.curation import scanning, shots
+
+FRAME = 40_000  # Microseconds, at 25 frames per second.
+
+
+class _Flags:
+  """A detector that flags the frames with these numbers, some frames late."""
+
+  def __init__(self, numbers, *, late=0):
+    self._numbers, self._late = numbers, late
+
+  def __call__(self, thumbnails):
+    total, told = 0, 0
+    for chunk in thumbnails:
+      total += len(chunk)
+      ready = max(told, total - self._late)
+      yield np.array([n in self._numbers for n in range(told, ready)], bool)
+      told = ready
+    yield np.array([n in self._numbers for n in range(told, total)], bool)
+
+
+def _chunks(frames, *, sizes=(7, 100, 1)):
+  """Chunks of frames whose sampled pixels are `frames`."""
+  at = 0
+  for size in itertools.cycle(sizes):
+    part = frames[at : at + size]
+    if not len(part):
+      return
+    at += len(part)
+    begins = [FRAME * (at - len(part) + i) for i in range(len(part))]
+    thumbnails = np.zeros((len(part), 27, 48, 3), np.uint8)
+    yield scanning.Chunk(begins, FRAME * at, None, thumbnails, list(range(len(part))), part)
+
+
+def _segments(frames, flags, *, late=0, max_seconds=1e3):
+  found = shots.Flagged(_chunks(frames), _Flags(flags, late=late))
+  return [
+    (s.start // FRAME, s.end // FRAME, s.transition, [int(f[0, 0, 0]) for f in s.frames])
+    for s in shots.segments(found, max_seconds=max_seconds)
+  ]
+
+
+def _numbered(count):
+  return np.arange(count, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+
+
+@pytest.mark.parametrize("late", [0, 3, 500])
+@pytest.mark.parametrize(
+  "flags, expected",
+  [
+    ([], [(0, 30, False)]),
+    ([9], [(0, 10, False), (10, 30, False)]),
+    ([9, 10, 11], [(0, 9, False), (9, 12, True), (12, 30, False)]),
+    ([0], [(0, 1, False), (1, 30, False)]),
+    ([29], [(0, 30, False)]),
+    ([27, 28, 29], [(0, 27, False), (27, 30, True)]),
+    (range(30), [(0, 30, True)]),
+    (
+      [4, 5, 9, 20],
+      [(0, 4, False), (4, 6, True), (6, 10, False), (10, 21, False), (21, 30, False)],
+    ),
+  ],
+)
+def test_one_flag_is_a_cut_and_several_are_a_transition(flags, expected, late):
+  found = _segments(_numbered(30), set(flags), late=late)
+  assert [segment[:3] for segment in found] == expected
+  assert [n for *_, numbers in found for n in numbers] == list(range(30))
+
+
+def test_a_long_shot_is_cut_where_least_moves_in_its_second_half():
+  frames = np.cumsum(np.full(200, 2), dtype=np.int64).astype(np.uint8)
+  for still in (33, 41, 70, 80):
+    frames[still:] -= np.uint8(1)  # The change before this frame is 1 instead of 2.
+  pictures = frames[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+  found = _segments(pictures, set(), max_seconds=50 * FRAME / 1e6)
+  starts = [start for start, *_ in found]
+  # The earliest of equals, and at most 50 frames each.
+  assert starts[:3] == [0, 33, 70]
+  assert [end for _, end, *_ in found[:-1]] == starts[1:] and found[-1][1] == 200
+  assert all(end - start <= 51 for start, end, *_ in found)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_shot():
+  kept = []
+
+  def endless():
+    for i in range(300):
+      part = np.full((10, 64, 64, 3), i % 251, np.uint8)
+      begins = [FRAME * (10 * i + j) for j in range(10)]
+      yield scanning.Chunk(
+        begins,
+        FRAME * 10 * (i + 1),
+        None,
+        np.zeros((10, 27, 48, 3), np.uint8),
+        list(range(10)),
+        part,
+      )
+
+  for segment in shots.segments(shots.Flagged(endless(), _Flags(())), max_seconds=2.0):
+    kept.append(len(segment.frames))
+  assert sum(kept) == 3000 and max(kept) <= 51
+
+
+@pytest.fixture(scope="module")
+def rotated(tmp_path_factory):
+  """Two seconds of 160 x 96 that are shown as 96 x 160."""
+  folder = tmp_path_factory.mktemp("rotated")
+  flat, turned = folder / "flat.mp4", folder / "turned.mp4"
+  make = ["ffmpeg", "-v", "error", "-f", "lavfi", "-t", "2", "-i", "gradients=s=160x96:r=25:speed=0.1:seed=3:duration=2"]
+  subprocess.run([*make, "-pix_fmt", "yuv420p", str(flat)], check=True)
+  turn = ["ffmpeg", "-v", "error", "-i", str(flat), "-metadata:s:v", "rotate=90", "-c", "copy"]
+  subprocess.run([*turn, str(turned)], check=True)
+  return turned
+
+
+def test_a_scan_has_every_frame_upright_and_samples_at_its_rate(rotated):
+  spec = scanning.ScanSpec(fps=4.0, side=48)
+  chunks = list(scanning.scan(str(rotated), spec))
+  begins = [begin for chunk in chunks for begin in chunk.begins]
+  assert begins == [FRAME * i for i in range(50)] and chunks[-1].end == 2_000_000
+  frames = np.concatenate([chunk.frames for chunk in chunks])
+  assert frames.shape == (8, 80, 48, 3)
+  command = ["ffmpeg", "-v", "error", "-i", str(rotated), "-vf", "scale=48:80:flags=area+accurate_rnd"]
+  raw = subprocess.run(
+    [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
+  ).stdout
+  theirs = np.frombuffer(raw, np.uint8).reshape(-1, 80, 48, 3)[[0, 7, 13, 19, 25, 32, 38, 44]]
+  assert np.abs(frames.astype(int) - theirs).mean() < 3
+
+
+def test_a_window_has_the_frames_that_are_shown_in_it(rotated):
+  chunks = list(scanning.scan(str(rotated), scanning.ScanSpec(), start=0.5, end=1.21))
+  begins = [begin for chunk in chunks for begin in chunk.begins]
+  assert begins == [FRAME * i for i in range(13, 31)] and chunks[-1].end == 1_210_000

@@ -42,15 +42,23 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   with waiting("curate", "importing Beam"):
     from beam_jobs.curation import parts
 
-  if args.refilter:
-    totals = parts.finalize(args.output, rules, media_root=args.media_root, settings=None)
-    return _report(args.output, totals, seconds=time.monotonic() - started)
   options = running.beam_options(rest, args)
-  source = source_spec.source_of(args, scores=())
-  job = _job(args, source)
+  job, source = _job(args, args.media_root or "", ()), None
+  if not args.refilter:
+    source = source_spec.source_of(args, scores=())
+    job = _job(args, source.media_root, (source.folder, *args.allow_uri))
   with running.alone("curate", args.output, "curate"):
-    _make_parts(source, job, options)
-    totals = parts.finalize(args.output, rules, media_root=source.media_root, settings=job.settings)
+    if source:
+      _make_parts(source, job, options)
+    if args.duplicates != "none":
+      _find_duplicates(args, job, rules, options)
+    totals = parts.finalize(
+      args.output,
+      rules,
+      media_root=job.media_root,
+      settings=job.settings,
+      with_duplicates=args.duplicates != "none",
+    )
   return _report(args.output, totals, seconds=time.monotonic() - started)
 
 
@@ -80,6 +88,21 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add = parser.add_argument_group("scores").add_argument
   add("--score_fps", type=float, default=4.0, help="frames per second that scores see (4)")
   add("--score_side", type=int, default=128, help="shorter side of those frames (128)")
+  add(
+    "--duplicates",
+    default="none",
+    choices=("none", "exact", "near"),
+    help="what to reject in the corpus: clips with the same pixels, or also those that look the same (none)",
+  )
+  add(
+    "--near_duplicate_bits", type=float, default=14.0, help="out of 128 per frame, on average (14)"
+  )
+  add(
+    "--keep",
+    default="sharpness",
+    metavar="SCORE",
+    help="of duplicates, the largest is kept (sharpness)",
+  )
   add("--score", action="append", default=[], metavar="MODULE:CLASS", help="a score of yours")
   add(
     "--filter",
@@ -95,7 +118,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return args, rest
 
 
-def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
+def _job(args: argparse.Namespace, media_root: str, allowed: tuple[str, ...]) -> Any:
   """The worker's configuration, with the digest of what decides the contents of a part."""
   from beam_jobs.curation import scores, shots
   from beam_jobs.curation.scanning import ScanSpec
@@ -107,8 +130,8 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
     raise ValueError("cuts need PySceneDetect: pip install -r requirements-curate.lock")
   job = CurationJob(
     output=args.output,
-    media_root=source.media_root,
-    allowed=(source.folder, *args.allow_uri),
+    media_root=media_root,
+    allowed=allowed,
     parts=args.num_parts,
     scan=ScanSpec(fps=args.score_fps, side=args.score_side),
     detector=shots.ContentDetector(threshold=args.cut_threshold),
@@ -150,6 +173,44 @@ def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:
     return sum(len(part["videos"]) for part in parts.finished(job.output))
 
   pipeline.run_to_end(add, options, program="curate", rows=None, on_disk=on_disk)
+
+
+def _find_duplicates(
+  args: argparse.Namespace, job: Any, rules: Sequence[Rule], options: Any
+) -> None:
+  """Writes the duplicates among the clips of all parts, by part."""
+  import apache_beam as beam
+
+  from beam_jobs.curation import duplicates, parts
+  from beam_jobs.runners import pipeline
+
+  near_bits = args.near_duplicate_bits if args.duplicates == "near" else None
+
+  def add(root: beam.Pipeline) -> None:
+    indices = root | beam.Create(range(job.parts)) | beam.Reshuffle()
+    found = (
+      indices
+      | "Clips" >> beam.FlatMap(parts.candidates, job=job, rules=rules, quality=args.keep)
+      | duplicates.Duplicates(near_bits)
+      | "OfPart" >> beam.Map(lambda pair: (int(pair[0].split(" ", 1)[0]), pair))
+    )
+    empty = root | "EveryPart" >> beam.Create([(index, None) for index in range(job.parts)])
+    _ = (
+      (found, empty)
+      | beam.Flatten()
+      | "ByPart" >> beam.GroupByKey()
+      | "Write" >> beam.MapTuple(functools.partial(_write_duplicates, job=job))
+    )
+
+  pipeline.run_to_end(add, options, program="curate", rows=None, on_disk=lambda: 0)
+
+
+def _write_duplicates(index: int, pairs: Any, job: Any) -> None:
+  from beam_jobs.curation import parts
+  from walt_t5x.files import damage
+
+  found = dict(sorted(filter(None, pairs)))
+  storage.write(parts.duplicates_path(job.output, index, job.parts), damage.sealed_json(found))
 
 
 def _assigned(row: tuple[None, bytes], job: Any) -> Iterator[tuple[int, str]]:

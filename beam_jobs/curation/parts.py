@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from beam_jobs.curation.videos import CurationJob, curate_video
+from beam_jobs.curation import duplicates
+from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import parse_line
 from walt_t5x.files import damage, storage
@@ -68,17 +69,16 @@ def _read(path: str) -> dict[str, Any] | None:
 def finished(output: str) -> Iterator[dict[str, Any]]:
   """The parts that are there so far."""
   folder = storage.join(output, _PARTS)
-  yield from filter(None, (_read(storage.join(folder, name)) for name in storage.names(folder)))
+  yield from filter(None, (_read(storage.join(folder, name)) for name in _names(output)))
 
 
-def read_parts(output: str, settings: str | None) -> Iterator[dict[str, Any]]:
-  """The parts of a job in order; `settings` is the digest they must have, None for any.
+def read_parts(output: str, settings: str | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
+  """(number, number of parts, contents) of each part of a job in order; it must have the digest `settings`, if given.
 
   Raises:
     LedgerError: parts are missing, damaged, or of another job.
   """
-  names = [name for name in storage.names(storage.join(output, _PARTS)) if name.endswith(".json")]
-  counts = {int(name.removesuffix(".json").rpartition("-of-")[2]) for name in names}
+  counts = {int(name.removesuffix(".json").rpartition("-of-")[2]) for name in _names(output)}
   if len(counts) != 1:
     raise shard_files.LedgerError(
       f"{storage.join(output, _PARTS)}: got parts of {len(counts)} jobs, expected those of one; set another --output"
@@ -93,7 +93,11 @@ def read_parts(output: str, settings: str | None) -> Iterator[dict[str, Any]]:
     digest = digest or part["settings"]
     if part["settings"] != digest:
       raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
-    yield part
+    yield index, count, part
+
+
+def _names(output: str) -> list[str]:
+  return [n for n in storage.names(storage.join(output, _PARTS)) if n.startswith("part-")]
 
 
 @dataclasses.dataclass
@@ -105,6 +109,7 @@ class Totals:
   total: int = 0
   kept: int = 0
   dead: int = 0
+  names: set[str] = dataclasses.field(default_factory=lambda: {"seconds"})
   rejected: Counter[str] = dataclasses.field(default_factory=Counter)
   dead_videos: Counter[str] = dataclasses.field(default_factory=Counter)
 
@@ -122,9 +127,20 @@ class Totals:
 
 
 def finalize(
-  output: str, rules: Sequence[Rule], *, media_root: str, settings: str | None
+  output: str,
+  rules: Sequence[Rule],
+  *,
+  media_root: str,
+  settings: str | None,
+  with_duplicates: bool = False,
 ) -> Totals:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
+
+  Args:
+    output, rules: where the parts are, and what clips must satisfy.
+    media_root: base of relative uris, for preprocessing.
+    settings: digest that parts must have, None for any.
+    with_duplicates: whether the parts have files of duplicates.
 
   Raises:
     LedgerError: a part is missing, or seconds are unaccounted for.
@@ -133,7 +149,7 @@ def finalize(
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  totals, names = Totals(), set[str]()
+  totals = Totals()
   with (
     storage.writer(storage.join(output, CLIPS)) as clips,
     storage.writer(storage.join(output, REJECTED)) as rejected,
@@ -141,9 +157,11 @@ def finalize(
     storage.writer(storage.join(output, TABLE)) as table,
   ):
     writer, waiting = None, []
-    for part in read_parts(output, settings):
+    for index, count, part in read_parts(output, settings):
+      path = duplicates_path(output, index, count)
+      copies = storage.read_json(path) if with_duplicates else {}
       for video in part["videos"]:
-        for clip, reason in _judged(video, rules, totals, names):
+        for clip, reason in _judged(index, video, rules, copies, totals):
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
           (rejected if reason else clips).write(line)
           if not reason:
@@ -156,7 +174,7 @@ def finalize(
         waiting = []
     writer = _append(writer, waiting, table, pq, pa)
     writer.close()
-    _check(totals, names, rules)
+    _check(totals, rules)
   toml = (
     f"manifest = {json.dumps(storage.join(output, CLIPS))}\nmedia_root = {json.dumps(media_root)}\n"
   )
@@ -165,39 +183,93 @@ def finalize(
   return totals
 
 
+def rejection(segment: Scored, rules: Sequence[Rule]) -> str:
+  """Why a segment is not a clip; "" if it is one."""
+  if segment.kind == "transition":
+    return "transition"
+  if not segment.digest:
+    return "no_sampled_frame"
+  values = {"seconds": (segment.end - segment.start) / 1e6, **segment.scores}
+  broken = (r for r in rules if r.name in values and not r.holds(values[r.name]))
+  return next((rule.reason for rule in broken), "")
+
+
+def name_of(part: int, uri: str, segment: Scored) -> str:
+  """Identifies a segment of a corpus."""
+  return f"{part:05d} {segment.start} {segment.end} {uri}"
+
+
+def candidates(
+  index: int, job: CurationJob, rules: Sequence[Rule], quality: str
+) -> Iterator[duplicates.Candidate]:
+  """The clips of a part, among which duplicates are looked for.
+
+  Raises:
+    ValueError: a clip has no score of the name `quality`.
+  """
+  part = _read(part_path(job.output, index, job.parts))
+  for video in part["videos"] if part else ():
+    for segment in map(_segment, video["segments"]):
+      if rejection(segment, rules):
+        continue
+      values = {"seconds": (segment.end - segment.start) / 1e6, **segment.scores}
+      if quality not in values:
+        raise ValueError(f"--keep: got {quality}, expected one of {', '.join(sorted(values))}")
+      yield duplicates.Candidate(
+        values[quality],
+        name_of(index, video["uri"], segment),
+        segment.digest,
+        bytes.fromhex(segment.hashes),
+      )
+
+
+def duplicates_path(output: str, index: int, count: int) -> str:
+  """Path of the duplicates among the segments of a part."""
+  return storage.join(output, _PARTS, f"duplicates-{index:05d}-of-{count:05d}.json")
+
+
+def _segment(values: Sequence[Any]) -> Scored:
+  return Scored(*values)
+
+
 def _judged(
-  video: Mapping[str, Any], rules: Sequence[Rule], totals: Totals, names: set[str]
+  index: int,
+  video: Mapping[str, Any],
+  rules: Sequence[Rule],
+  copies: Mapping[str, Sequence[str]],
+  totals: Totals,
 ) -> Iterator[tuple[dict[str, Any], str]]:
   """Rows of a video's segments, each with the reason why it is rejected, or ""."""
   totals.videos += 1
   totals.total += video["end"] - video["start"]
-  for start, end, kind, scores, hashes in video["segments"]:
-    values = {"seconds": (end - start) / 1e6, **scores}
-    names.update(values)
-    reason = "transition" if kind == "transition" else "" if hashes else "no_sampled_frame"
-    reason = reason or next(
-      (rule.reason for rule in rules if rule.name in values and not rule.holds(values[rule.name])),
-      "",
-    )
+  for segment in map(_segment, video["segments"]):
+    row = {
+      "uri": video["uri"],
+      "modality": "video",
+      "start_seconds": segment.start / 1e6,
+      "end_seconds": segment.end / 1e6,
+      "split": video["split"],
+      # Clips of one video stay in one shard and one split.
+      "group": video["uri"] if video["group"] is None else video["group"],
+      "captions": video["captions"],
+      "scores": segment.scores,
+    }
+    reason = rejection(segment, rules)
+    if not reason and (copy := copies.get(name_of(index, video["uri"], segment))):
+      reason, better = copy
+      _, start, end, uri = better.split(" ", 3)
+      row["duplicate_of"] = {
+        "uri": uri,
+        "start_seconds": int(start) / 1e6,
+        "end_seconds": int(end) / 1e6,
+      }
     if reason:
-      totals.rejected[reason] += end - start
+      totals.rejected[reason] += segment.end - segment.start
     else:
-      totals.kept += end - start
+      totals.kept += segment.end - segment.start
       totals.clips += 1
-    yield (
-      {
-        "uri": video["uri"],
-        "modality": "video",
-        "start_seconds": start / 1e6,
-        "end_seconds": end / 1e6,
-        "split": video["split"],
-        # Clips of one video stay in one shard and one split.
-        "group": video["uri"] if video["group"] is None else video["group"],
-        "captions": video["captions"],
-        "scores": scores,
-      },
-      reason,
-    )
+    totals.names.update(segment.scores)
+    yield row, reason
   if video["dead"]:
     totals.dead += video["end"] - video["dead"][0]
     totals.dead_videos[video["dead"][2]] += 1
@@ -229,12 +301,14 @@ def _append(writer: Any, rows: Sequence[Mapping[str, Any]], file: Any, pq: Any, 
   return writer
 
 
-def _check(totals: Totals, names: set[str], rules: Sequence[Rule]) -> None:
+def _check(totals: Totals, rules: Sequence[Rule]) -> None:
   placed = totals.kept + totals.rejected.total() + totals.dead
   if placed != totals.total:
     raise shard_files.LedgerError(
       f"{totals.total / 1e6} s of video were read, and {placed / 1e6} s are in clips, rejected or dead"
     )
-  unknown = [rule.name for rule in rules if names and rule.name not in names]
+  unknown = [rule.name for rule in rules if len(totals.names) > 1 and rule.name not in totals.names]
   if unknown:
-    raise ValueError(f"--filter: got {unknown[0]}, expected one of {', '.join(sorted(names))}")
+    raise ValueError(
+      f"--filter: got {unknown[0]}, expected one of {', '.join(sorted(totals.names))}"
+    )

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,13 +58,31 @@ class CurationJob:
   settings: str = ""
 
 
+class Scored(NamedTuple):
+  """A segment in a part's file, as a list in JSON.
+
+  Attributes:
+    start, end: microseconds.
+    kind: "shot" or "transition".
+    scores: by name; empty without sampled frames.
+    hashes: perceptual hashes of the first, middle and last sampled frame, in hexadecimal; "" without.
+    digest: of the sampled pixels; "" without.
+  """
+
+  start: int
+  end: int
+  kind: str
+  scores: Mapping[str, float] = {}
+  hashes: str = ""
+  digest: str = ""
+
+
 def curate_video(row: Row, job: CurationJob) -> dict[str, Any]:
   """What a part records of a video, as plain values.
 
   Returns:
     {"uri", "path", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
-    segments [start, end, kind, scores, hash] with kind "shot" or "transition", in order; dead is None or [start, stage,
-    reason, message] of the part from `start` to `end`.
+    segments are `Scored`, in order; dead is None or [start, stage, reason, message] of the part from `start` to `end`.
   """
   found = {
     "uri": row.uri,
@@ -96,7 +115,7 @@ def curate_video(row: Row, job: CurationJob) -> dict[str, Any]:
   return found
 
 
-def _read(row: Row, job: CurationJob) -> tuple[list[list[Any]], shots.Flagged]:
+def _read(row: Row, job: CurationJob) -> tuple[list[Scored], shots.Flagged]:
   """The segments that were read, and the frames with the error that ended them."""
   frames = shots.Flagged(_chunks(row, job), job.detector)
   found = shots.segments(frames, max_seconds=job.max_seconds)
@@ -134,13 +153,18 @@ def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
     yield from scan(source, job.scan, **window)
 
 
-def _scored(segment: shots.Segment, job: CurationJob) -> list[Any]:
-  kind = "transition" if segment.transition else "shot"
+def _scored(segment: shots.Segment, job: CurationJob) -> Scored:
   if segment.transition or not segment.frames:
-    return [segment.start, segment.end, kind, {}, None]
+    return Scored(segment.start, segment.end, "transition" if segment.transition else "shot")
   frames = np.stack(segment.frames)
-  hashes = perceptual_hash(frames).tobytes().hex()
-  return [segment.start, segment.end, kind, scores.score(frames, _scores(job.score_names)), hashes]
+  return Scored(
+    segment.start,
+    segment.end,
+    "shot",
+    scores.score(frames, _scores(job.score_names)),
+    perceptual_hash(frames).tobytes().hex(),
+    hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
+  )
 
 
 @functools.lru_cache(maxsize=4)

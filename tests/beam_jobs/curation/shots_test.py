@@ -114,7 +114,17 @@ def rotated(tmp_path_factory):
   """Two seconds of 160 x 96 that are shown as 96 x 160."""
   folder = tmp_path_factory.mktemp("rotated")
   flat, turned = folder / "flat.mp4", folder / "turned.mp4"
-  make = ["ffmpeg", "-v", "error", "-f", "lavfi", "-t", "2", "-i", "gradients=s=160x96:r=25:speed=0.1:seed=3:duration=2"]
+  make = [
+    "ffmpeg",
+    "-v",
+    "error",
+    "-f",
+    "lavfi",
+    "-t",
+    "2",
+    "-i",
+    "gradients=s=160x96:r=25:speed=0.1:seed=3:duration=2",
+  ]
   subprocess.run([*make, "-pix_fmt", "yuv420p", str(flat)], check=True)
   turn = ["ffmpeg", "-v", "error", "-i", str(flat), "-metadata:s:v", "rotate=90", "-c", "copy"]
   subprocess.run([*turn, str(turned)], check=True)
@@ -128,7 +138,15 @@ def test_a_scan_has_every_frame_upright_and_samples_at_its_rate(rotated):
   assert begins == [FRAME * i for i in range(50)] and chunks[-1].end == 2_000_000
   frames = np.concatenate([chunk.frames for chunk in chunks])
   assert frames.shape == (8, 80, 48, 3)
-  command = ["ffmpeg", "-v", "error", "-i", str(rotated), "-vf", "scale=48:80:flags=area+accurate_rnd"]
+  command = [
+    "ffmpeg",
+    "-v",
+    "error",
+    "-i",
+    str(rotated),
+    "-vf",
+    "scale=48:80:flags=area+accurate_rnd",
+  ]
   raw = subprocess.run(
     [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
   ).stdout

@@ -188,7 +188,8 @@ def test_chunks_of_any_size_equal_one_call_per_published_window(length):
     return _window_logits(windows)
 
   for sizes in ([length], [1] * length, rng.integers(0, 61, size=length)):
-    chunks = np.split(frames, np.minimum(np.cumsum(sizes), length))  # some of them empty
+    # The first chunk and the last ones are empty.
+    chunks = np.split(frames, np.minimum(np.cumsum([0, *sizes]), length))
     calls.clear()
     got = list(transnet_v2.cut_probabilities(network, chunks, batch_size=2))
     assert set(calls) == {((100, 27, 48, 3), 2)} and len(calls) == -(-length // 100)

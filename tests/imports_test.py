@@ -60,6 +60,7 @@ ALLOWED = {
   "beam_jobs/curation": (
     "walt_t5x/files",
     "walt_t5x/media",
+    "walt_t5x/metrics",
     "beam_jobs/sources",
     "beam_jobs/filters",
     "beam_jobs/shards",

@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,6 +54,40 @@ class ContentDetector:
       yield held[:ready]
       held = held[ready:]
     yield held
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkDetector:
+  """TransNet V2, with the public weights as `walt_t5x.metrics.import_weights` writes them.
+
+  Attributes:
+    weights: their file.
+    fingerprint: of the weights, which decide the result.
+    threshold: probability that a frame ends a shot, or is part of a transition.
+  """
+
+  weights: str
+  fingerprint: str
+  threshold: float = 0.5
+
+  @classmethod
+  def load(cls, weights: str, threshold: float) -> "NetworkDetector":
+    """Raises FileNotFoundError or ValueError for a file without such weights."""
+    return cls(weights, _network(weights).fingerprint, threshold)
+
+  def __call__(self, thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    from walt_t5x.metrics.transnet_v2 import cut_probabilities
+
+    for found in cut_probabilities(_network(self.weights), thumbnails):
+      yield found["cut"] > self.threshold
+
+
+@functools.lru_cache(maxsize=1)
+def _network(weights: str) -> Any:
+  """Loaded once by each worker."""
+  from walt_t5x.metrics.networks import FeatureNetwork
+
+  return FeatureNetwork.load("transnet_v2", weights)
 
 
 class Frame(NamedTuple):

@@ -50,7 +50,7 @@ class CurationJob:
   allowed: tuple[str, ...]
   parts: int
   scan: ScanSpec
-  detector: shots.ContentDetector
+  detector: shots.ContentDetector | shots.NetworkDetector
   max_seconds: float
   score_names: tuple[str, ...]
   decoding: DecodeSettings

@@ -9,6 +9,8 @@ fails below F1 0.95 for TransNet V2 and 0.85 for PySceneDetect. The weights: doc
 """
 
 import argparse
+import itertools
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,10 +30,9 @@ RENDERED = (
   "mandelbrot=s=160x96:r=25",
   "life=s=160x96:r=25:mold=10:ratio=0.2:life_color=#80ff40:death_color=#602020",
   "gradients=s=160x96:r=25:speed=0.02",
-  "cellauto=s=160x96:r=25:rule=110",
+  "smptehdbars=s=160x96:r=25",
 )
-# A boundary: frames [first, last] in which the picture belongs to neither or both scenes; first of the next scene, twice,
-# for a cut.
+# Frames [first, last] of a transition; for a cut, the first frame of the next scene, twice.
 Boundary = tuple[int, int]
 
 
@@ -60,16 +61,19 @@ class Scenes:
     height, width = SIZE
     room = np.array(photograph.shape[:2]) - SIZE
     ends = self._rng.uniform(0, 1, (2, 2)) * room
-    places = np.round(np.linspace(*ends, frames)).astype(int)
+    places = np.round(np.linspace(ends[0], ends[1], frames)).astype(int)
     return np.stack([photograph[y : y + height, x : x + width] for y, x in places])
 
 
 def _read(source: str, *, lavfi: bool = False) -> np.ndarray:
   """Frames of a file, or twelve seconds of a rendered source, scaled and cropped."""
-  import subprocess
-
   command = ["ffmpeg", "-v", "error", *(["-f", "lavfi", "-t", "12"] if lavfi else []), "-i", source]
-  command += ["-vf", "scale=160:96:force_original_aspect_ratio=increase,crop=160:96", "-f", "rawvideo"]
+  command += [
+    "-vf",
+    "scale=160:96:force_original_aspect_ratio=increase,crop=160:96",
+    "-f",
+    "rawvideo",
+  ]
   done = subprocess.run([*command, "-pix_fmt", "rgb24", "-"], check=True, capture_output=True)
   return np.frombuffer(done.stdout, np.uint8).reshape(-1, *SIZE, 3)
 
@@ -85,7 +89,9 @@ def _photographs() -> list[np.ndarray]:
   return found
 
 
-def compose(rng: np.random.Generator, scenes: Scenes) -> tuple[np.ndarray, list[Boundary], list[str]]:
+def compose(
+  rng: np.random.Generator, scenes: Scenes
+) -> tuple[np.ndarray, list[Boundary], list[str]]:
   """Frames of a video, its boundaries, and the kinds of what joins and disturbs its scenes."""
   video, number = scenes.draw(int(rng.integers(35, 75)), -1)
   boundaries, kinds = [], []
@@ -127,7 +133,7 @@ def found_by(detector: Any, path: Path) -> list[Boundary]:
     return round(microseconds * RATE / 1e6)
 
   found = []
-  for before, after in zip(segments, segments[1:]):
+  for before, after in itertools.pairwise(segments):
     if after.transition:
       found.append((number(after.start), number(after.end) - 1))
     elif not before.transition:
@@ -147,35 +153,39 @@ def matches(true: Sequence[Boundary], found: Sequence[Boundary]) -> int:
   return count
 
 
-def videos(folder: Path) -> Iterator[tuple[Path, list[Boundary], list[str]]]:
+def videos(folder: Path, seed: int) -> Iterator[tuple[Path, list[Boundary], list[str]]]:
   """Writes the videos."""
   from walt_t5x.media import writing
 
-  rng = np.random.default_rng(20260)
+  rng = np.random.default_rng(seed)
   scenes = Scenes(rng)
   folder.mkdir(parents=True, exist_ok=True)
   for i in range(COUNT):
     frames, boundaries, kinds = compose(rng, scenes)
     path = folder / f"{i:02}.mp4"
     if not path.exists():
-      writing.write_mp4(path, frames, fps=RATE)
+      writing.write_video(path, frames, fps=RATE)
     yield path, boundaries, kinds
 
 
 def main() -> int:
   """Scores both detectors and writes the table; returns 1 if a bar is missed."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("folder", type=Path)
+  parser.add_argument("--seed", type=int, default=20260, help="of the videos (20260)")
+  parser.add_argument("--threshold", type=float, default=27.0, help="of PySceneDetect (27)")
   parser.add_argument("--weights", help="TransNet V2; without, PySceneDetect alone")
   args = parser.parse_args()
   from beam_jobs.curation import shots
 
-  detectors: dict[str, Any] = {"PySceneDetect": shots.ContentDetector()}
+  detectors: dict[str, Any] = {"PySceneDetect": shots.ContentDetector(args.threshold)}
   if args.weights:
     detectors["TransNet V2"] = shots.NetworkDetector.load(args.weights, 0.5)
   counts = {name: {"true": 0, "found": 0, "matched": 0} for name in detectors}
   per_kind: dict[str, int] = {}
-  for i, (path, true, kinds) in enumerate(videos(args.folder)):
+  for i, (path, true, kinds) in enumerate(videos(args.folder, args.seed)):
     for kind in kinds:
       per_kind[kind] = per_kind.get(kind, 0) + 1
     for name, detector in detectors.items():
@@ -186,11 +196,12 @@ def main() -> int:
       if matched < max(len(true), len(found)):
         print(f"{path.name} {name}: {kinds}, true {true}, found {found}", file=sys.stderr)
     print(f"{i + 1} of {COUNT}", file=sys.stderr)
+  joined = ", ".join(f"{n} {kind}(s)" for kind, n in sorted(per_kind.items()))
   lines = [
     "# Cuts of spliced videos",
     "",
     "Written by `python -m benchmarks.curate_shots FOLDER --weights=FILE`, which says what the videos are. Joined and",
-    f"disturbed by {', '.join(f'{n} {kind}{chr(115) if n > 1 else str()}' for kind, n in sorted(per_kind.items()))}; a boundary counts",
+    f"disturbed by {joined}; a boundary counts",
     f"as found within {TOLERANCE} frames.",
     "",
     "| detector | boundaries | found | matched | precision | recall | F1 |",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.pvalue import TaggedOutput
 
 from beam_jobs.filters.duplicates import HASH_BITS
 
@@ -82,7 +83,7 @@ def _same(group: tuple[str, Iterable[tuple[Any, ...]]]) -> Iterator[Any]:
   yield best
   for _, name, *_ in found:
     if name != best.name:
-      yield beam.pvalue.TaggedOutput(EXACT, (name, (EXACT, best.name)))
+      yield TaggedOutput(EXACT, (name, (EXACT, best.name)))
 
 
 def bands(one: Candidate) -> Iterator[tuple[int, tuple[Any, ...]]]:

@@ -26,34 +26,58 @@ class Detector(Protocol):
 class ContentDetector:
   """PySceneDetect's `ContentDetector`: the mean change of hue, saturation and luma from frame to frame.
 
+  A change that is taken back within a few frames is a flash, not a cut. Cuts that are close to each other are those of
+  a fade: what is between them is a transition.
+
   Attributes:
     threshold: change, in units of 8 bits, that makes a cut.
+    flash_frames: frames of a flash, at most.
     min_frames: frames between two cuts, at least.
   """
 
   threshold: float = 27.0
-  min_frames: int = 8
+  flash_frames: int = 4
+  min_frames: int = 16
 
   def __call__(self, thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     from scenedetect import ContentDetector, FrameTimecode
 
-    detector = ContentDetector(threshold=self.threshold, min_scene_len=self.min_frames)
-    number = 0
-    held = np.zeros(0, bool)
+    detector = ContentDetector(threshold=self.threshold, min_scene_len=1)
+    recent: collections.deque[np.ndarray] = collections.deque(maxlen=self.flash_frames + 2)
+    # The first frames of shots, of which later ones may be a flash or a fade with the last one.
+    cuts: list[int] = []
+    number = told = 0
     for chunk in thumbnails:
-      held = np.concatenate([held, np.zeros(len(chunk), bool)])
-      first = number + len(chunk) - len(held)
       for picture in chunk:
+        recent.append(picture)
         # The detector reads blue first. Times are frame numbers: only their order counts.
         at = FrameTimecode(number, fps=1.0)
-        for cut in detector.process_frame(at, np.ascontiguousarray(picture[..., ::-1])):
-          held[cut.frame_num - 1 - first] = True
+        if detector.process_frame(at, np.ascontiguousarray(picture[..., ::-1])):
+          if cuts and self._taken_back(recent, number - cuts[-1]):
+            cuts.pop()
+          else:
+            cuts.append(number)
         number += 1
-      # It may report a cut as late as the minimum length.
-      ready = max(0, len(held) - self.min_frames - 1)
-      yield held[:ready]
-      held = held[ready:]
-    yield held
+      ready = max(told, number - self.min_frames - self.flash_frames)
+      yield self._flags(cuts, told, ready)
+      told = ready
+      cuts = [cut for cut in cuts if cut >= told - self.min_frames]
+    yield self._flags(cuts, told, number)
+
+  def _taken_back(self, recent: collections.deque[np.ndarray], frames: int) -> bool:
+    """Whether the picture is the one before the last cut, which is this number of frames ago."""
+    if frames > self.flash_frames:
+      return False
+    before, now = recent[-frames - 2].astype(np.int16), recent[-1]
+    return bool(np.abs(before - now).mean() < self.threshold / 2)
+
+  def _flags(self, cuts: list[int], begin: int, end: int) -> np.ndarray:
+    flags = np.zeros(end - begin, bool)
+    for i, cut in enumerate(cuts):
+      near = i > 0 and cut - cuts[i - 1] < self.min_frames
+      first = cuts[i - 1] if near else cut - 1
+      flags[max(0, first - begin) : max(0, cut - begin)] = True
+    return flags
 
 
 @dataclasses.dataclass(frozen=True)

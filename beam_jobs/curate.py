@@ -43,20 +43,17 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     from beam_jobs.curation import parts
 
   options = running.beam_options(rest, args)
-  job, source = _job(args, args.media_root or "", ()), None
-  if not args.refilter:
-    source = source_spec.source_of(args, scores=())
-    job = _job(args, source.media_root, (source.folder, *args.allow_uri))
+  source = None if args.refilter else source_spec.source_of(args, scores=())
+  job = parts.job_there(args.output) if source is None else _job(args, source)
   with running.alone("curate", args.output, "curate"):
     if source:
+      parts.reject_other_parts(job)
       _make_parts(source, job, options)
     if args.duplicates != "none":
       _find_duplicates(args, job, rules, options)
     totals = parts.finalize(
-      args.output,
+      job,
       rules,
-      media_root=job.media_root,
-      settings=job.settings,
       with_duplicates=args.duplicates != "none",
     )
   return _report(args.output, totals, seconds=time.monotonic() - started)
@@ -64,7 +61,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   parser = programs.parser("beam_jobs.curate", __doc__, allow_abbrev=False)
-  source_spec.add_arguments(parser.add_argument_group("source"))
+  given = sys.argv[1:] if argv is None else argv
+  source_spec.add_arguments(parser.add_argument_group("source"), required="--refilter" not in given)
   add = parser.add_argument_group("output").add_argument
   add("--output", required=True, help="folder of the results")
   add(
@@ -120,7 +118,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   return args, rest
 
 
-def _job(args: argparse.Namespace, media_root: str, allowed: tuple[str, ...]) -> Any:
+def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
   """The worker's configuration, with the digest of what decides the contents of a part."""
   from beam_jobs.curation import scores
   from beam_jobs.curation.scanning import ScanSpec
@@ -130,8 +128,8 @@ def _job(args: argparse.Namespace, media_root: str, allowed: tuple[str, ...]) ->
     scores.load(name)
   job = CurationJob(
     output=args.output,
-    media_root=media_root,
-    allowed=allowed,
+    media_root=source.media_root,
+    allowed=(source.folder, *args.allow_uri),
     parts=args.num_parts,
     scan=ScanSpec(fps=args.score_fps, side=args.score_side),
     detector=_detector(args),
@@ -167,8 +165,10 @@ def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:
   """Groups the rows by part and makes each part."""
   import apache_beam as beam
 
+  from beam_jobs import preprocess
   from beam_jobs.curation import parts
   from beam_jobs.runners import pipeline
+  from beam_jobs.shards import progress
   from beam_jobs.sources.read import ReadRows
 
   def add(root: beam.Pipeline) -> None:
@@ -189,7 +189,9 @@ def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:
   def on_disk() -> int:
     return sum(len(part["videos"]) for part in parts.finished(job.output))
 
-  pipeline.run_to_end(add, options, program="curate", rows=None, on_disk=on_disk)
+  poll = pipeline.rows_done(options, on_disk=on_disk)
+  line = progress.line_of(preprocess.expected_rows(source), poll, program="curate")
+  pipeline.run_to_end(add, options, line=line)
 
 
 def _find_duplicates(
@@ -219,7 +221,7 @@ def _find_duplicates(
       | "Write" >> beam.MapTuple(functools.partial(_write_duplicates, job=job))
     )
 
-  pipeline.run_to_end(add, options, program="curate", rows=None, on_disk=lambda: 0)
+  pipeline.run_to_end(add, options, line=lambda: "curate: comparing clips")
 
 
 def _write_duplicates(index: int, pairs: Any, job: Any) -> None:
@@ -227,7 +229,7 @@ def _write_duplicates(index: int, pairs: Any, job: Any) -> None:
   from walt_t5x.files import damage
 
   found = dict(sorted(filter(None, pairs)))
-  storage.write(parts.duplicates_path(job.output, index, job.parts), damage.sealed_json(found))
+  storage.write(parts.duplicates_path(job, index), damage.sealed_json(found))
 
 
 def _assigned(row: tuple[None, bytes], job: Any) -> Iterator[tuple[int, str]]:

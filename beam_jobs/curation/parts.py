@@ -12,6 +12,7 @@ from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import parse_line
 from walt_t5x.files import damage, storage
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.rules import Rule
 
 CLIPS, TABLE, REJECTED, DEAD, SUMMARY = (
@@ -72,28 +73,49 @@ def finished(output: str) -> Iterator[dict[str, Any]]:
   yield from filter(None, (_read(storage.join(folder, name)) for name in _names(output)))
 
 
-def read_parts(output: str, settings: str | None) -> Iterator[tuple[int, int, dict[str, Any]]]:
-  """(number, number of parts, contents) of each part of a job in order; it must have the digest `settings`, if given.
+def job_there(output: str) -> CurationJob:
+  """The job that made the parts of a folder, as far as other filters need it.
+
+  Raises:
+    LedgerError: the folder has no finished job.
+  """
+  path = storage.join(output, SUMMARY)
+  if not storage.exists(path):
+    raise shard_files.LedgerError(
+      f"--refilter: no {path}, expected the --output of a finished run of beam_jobs.curate"
+    )
+  made = storage.read_json(path)["job"]
+  return CurationJob(output=output, **made)
+
+
+def reject_other_parts(job: CurationJob) -> None:
+  """Raises Mismatch if the folder has another number of parts than this job."""
+  counts = {_count(name) for name in _names(job.output)} - {job.parts}
+  if counts:
+    there = max(counts)
+    raise Mismatch(
+      f"{job.output} has {there} parts, this command {job.parts}: set --num_parts={there}, or another --output"
+    )
+
+
+def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(number, contents) of each part of a job, in order.
 
   Raises:
     LedgerError: parts are missing, damaged, or of another job.
   """
-  counts = {int(name.removesuffix(".json").rpartition("-of-")[2]) for name in _names(output)}
-  if len(counts) != 1:
-    raise shard_files.LedgerError(
-      f"{storage.join(output, _PARTS)}: got parts of {len(counts)} jobs, expected those of one; set another --output"
-    )
-  (count,) = counts
-  digest = settings
-  for index in range(count):
-    path = part_path(output, index, count)
+  for index in range(job.parts):
+    path = part_path(job.output, index, job.parts)
     part = _read(path) if storage.exists(path) else None
     if part is None:
       raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
-    digest = digest or part["settings"]
-    if part["settings"] != digest:
+    if part["settings"] != job.settings:
       raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
-    yield index, count, part
+    yield index, part
+
+
+def _count(name: str) -> int:
+  return int(name.removesuffix(".json").rpartition("-of-")[2])
 
 
 def _names(output: str) -> list[str]:
@@ -126,20 +148,12 @@ class Totals:
     }
 
 
-def finalize(
-  output: str,
-  rules: Sequence[Rule],
-  *,
-  media_root: str,
-  settings: str | None,
-  with_duplicates: bool = False,
-) -> Totals:
+def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool = False) -> Totals:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
 
   Args:
-    output, rules: where the parts are, and what clips must satisfy.
-    media_root: base of relative uris, for preprocessing.
-    settings: digest that parts must have, None for any.
+    job: what made the parts.
+    rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
 
   Raises:
@@ -149,7 +163,7 @@ def finalize(
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  totals = Totals()
+  totals, output = Totals(), job.output
   with (
     storage.writer(storage.join(output, CLIPS)) as clips,
     storage.writer(storage.join(output, REJECTED)) as rejected,
@@ -157,9 +171,8 @@ def finalize(
     storage.writer(storage.join(output, TABLE)) as table,
   ):
     writer, waiting = None, []
-    for index, count, part in read_parts(output, settings):
-      path = duplicates_path(output, index, count)
-      copies = storage.read_json(path) if with_duplicates else {}
+    for index, part in read_parts(job):
+      copies = storage.read_json(duplicates_path(job, index)) if with_duplicates else {}
       for video in part["videos"]:
         for clip, reason in _judged(index, video, rules, copies, totals):
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
@@ -175,11 +188,11 @@ def finalize(
     writer = _append(writer, waiting, table, pq, pa)
     writer.close()
     _check(totals, rules)
-  toml = (
-    f"manifest = {json.dumps(storage.join(output, CLIPS))}\nmedia_root = {json.dumps(media_root)}\n"
-  )
+  flags = {"manifest": storage.join(output, CLIPS), "media_root": job.media_root}
+  toml = "".join(f"{name} = {json.dumps(value)}\n" for name, value in flags.items())
   storage.write(storage.join(output, PREPROCESS), toml)
-  storage.write(storage.join(output, SUMMARY), damage.sealed_json(totals.to_json()))
+  made = {name: getattr(job, name) for name in ("media_root", "parts", "settings")}
+  storage.write(storage.join(output, SUMMARY), damage.sealed_json(totals.to_json() | {"job": made}))
   return totals
 
 
@@ -223,9 +236,9 @@ def candidates(
       )
 
 
-def duplicates_path(output: str, index: int, count: int) -> str:
+def duplicates_path(job: CurationJob, index: int) -> str:
   """Path of the duplicates among the segments of a part."""
-  return storage.join(output, _PARTS, f"duplicates-{index:05d}-of-{count:05d}.json")
+  return storage.join(job.output, _PARTS, f"duplicates-{index:05d}-of-{job.parts:05d}.json")
 
 
 def _segment(values: Sequence[Any]) -> Scored:

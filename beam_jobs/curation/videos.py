@@ -34,28 +34,30 @@ class CurationJob:
   Attributes:
     output: folder of the results.
     media_root: base of relative uris.
-    allowed: folders and prefixes of addresses outside of it that rows may name too.
     parts: number of files that videos are divided into.
+    settings: digest of everything that decides the contents of a part.
+    allowed: folders and prefixes of addresses outside of `media_root` that rows may name too.
     scan: what is kept of a video.
     detector: what finds cuts.
     max_seconds: longer shots are cut.
     score_names: MODULE:CLASS of a team's own scores.
     decoding: how a worker decodes.
     retry_dead: whether parts with dead videos are made again.
-    settings: digest of everything that decides the contents of a part.
   """
 
   output: str
   media_root: str
-  allowed: tuple[str, ...]
   parts: int
-  scan: ScanSpec
-  detector: shots.ContentDetector | shots.NetworkDetector
-  max_seconds: float
-  score_names: tuple[str, ...]
-  decoding: DecodeSettings
-  retry_dead: bool = False
   settings: str = ""
+  allowed: tuple[str, ...] = ()
+  scan: ScanSpec = dataclasses.field(default_factory=ScanSpec)
+  detector: shots.ContentDetector | shots.NetworkDetector = dataclasses.field(
+    default_factory=shots.ContentDetector
+  )
+  max_seconds: float = 20.0
+  score_names: tuple[str, ...] = ()
+  decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
+  retry_dead: bool = False
 
 
 class Scored(NamedTuple):

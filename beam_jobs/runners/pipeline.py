@@ -25,37 +25,23 @@ def make_shards(
   `lines` reads (number of a clip or None, manifest line) from the pipeline's root; `rows` is the number of rows of
   the ledger and whether it is exact, None if unknown.
   """
-  run_to_end(
-    lambda root: add_steps(root, lines, job),
-    options,
-    program="preprocess",
-    rows=rows,
-    on_disk=lambda: ledger.rows_on_disk(job.output, job.task, job.replay),
-  )
+  poll = rows_done(options, on_disk=lambda: ledger.rows_on_disk(job.output, job.task, job.replay))
+  line = progress.line_of(rows, poll, program="preprocess")
+  run_to_end(lambda root: add_steps(root, lines, job), options, line=line)
 
 
-def run_to_end(
-  add: Callable[[beam.Pipeline], None],
-  options: Any,
-  *,
-  program: str,
-  rows: tuple[int, bool] | None,
-  on_disk: Callable[[], int],
-) -> None:
-  """Runs a pipeline to its end, with progress lines on stderr.
-
-  Args:
-    add: adds the steps to the pipeline.
-    options: Beam's.
-    program: name in the progress lines.
-    rows: number of rows and whether it is exact, None if unknown.
-    on_disk: counts finished rows, if the workers are other processes.
-  """
-  # If the workers are threads of this process, rows are counted here.
+def rows_done(options: Any, *, on_disk: Callable[[], int]) -> Callable[[], tuple[int, int]]:
+  """(rows done so far, those skipped among them): counted here if the workers are threads, else `on_disk`."""
   here = options.view_as(StandardOptions).runner.endswith(("FnApiRunner", "DirectRunner"))
   mode = options.view_as(DirectOptions).direct_running_mode
   threads = here and mode in ("in_memory", "multi_threading")
-  poll = progress.ROWS if threads else lambda: (on_disk(), 0)
+  return progress.ROWS if threads else lambda: (on_disk(), 0)
+
+
+def run_to_end(
+  add: Callable[[beam.Pipeline], None], options: Any, *, line: Callable[[], str]
+) -> None:
+  """Runs the pipeline to which `add` adds the steps; `line` gives the progress lines on stderr."""
   pipeline = beam.Pipeline(options=options)
 
   def interrupted() -> str:
@@ -68,7 +54,7 @@ def run_to_end(
   local = contextlib.nullcontext() if external else listening.on()
   with (
     local,
-    waiting.reporting(progress.line_of(rows, poll, program=program)),
+    waiting.reporting(line),
     worker_deaths.end_with_workers(interrupted),
   ):
     # Leaving the block waits for the job to finish.

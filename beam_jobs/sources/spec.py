@@ -53,12 +53,12 @@ class SourceSpec:
   labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def add_arguments(parser: argparse._ActionsContainer) -> None:
-  """Adds the flags of a source."""
+def add_arguments(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
+  """Adds the flags of a source; --manifest is `required`."""
   add = parser.add_argument
   add(
     "--manifest",
-    required=True,
+    required=required,
     help="manifest files (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a folder of videos and "
     "images, in class folders or not",
   )

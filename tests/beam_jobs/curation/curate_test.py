@@ -97,13 +97,7 @@ def test_other_filters_decode_nothing_and_give_what_a_new_run_gives(
   assert _bytes(tmp_path / "again") == _bytes(tmp_path / "fresh")
   _run(videos, tmp_path / "again", "--filter=seconds>=3")
   assert _bytes(tmp_path / "again") != _bytes(tmp_path / "fresh")
-  _run(
-    tmp_path / "no_such_manifest",
-    tmp_path / "again",
-    "--refilter",
-    f"--media_root={videos}",
-    *flags,
-  )
+  curate.run([f"--output={tmp_path}/again", "--refilter", *flags])
   assert _bytes(tmp_path / "again") == _bytes(tmp_path / "fresh")
 
 
@@ -194,12 +188,14 @@ def test_rows_that_cannot_be_read_are_dead_videos_with_their_reason(videos, tmp_
     (["--score=no_module:Class"], "--score: got 'no_module:Class', expected MODULE:CLASS"),
     (["--filter=motoin>=1"], "--filter: got motoin, expected one of .*motion"),
     (["--filter=motion=1"], "expected NAME OP NUMBER"),
-    (["--refilter", "--output=nothing_here"], "parts: got parts of 0 jobs"),
+    (["--refilter", "--output=nothing_here"], "expected the --output of a finished run"),
+    (["--num_parts=5"], "has 3 parts, this command 5: set --num_parts=3"),
   ],
 )
-def test_wrong_flags_are_answered(videos, tmp_path, capsys, flags, message):
+def test_wrong_flags_are_answered(curated, videos, tmp_path, capsys, flags, message):
+  shutil.copytree(curated[0], tmp_path / "out")
   shared = [f"--manifest={videos}", f"--output={tmp_path}/out", "--decode_isolation=thread"]
-  assert curate.main([*shared, "--num_parts=1", *flags]) in (1, 2)
+  assert curate.main([*shared, "--num_parts=3", "--score_side=32", *flags]) in (1, 2)
   error = capsys.readouterr().err
   assert len(error.strip().splitlines()) <= 6 and "Traceback" not in error
   assert re.search(message, error), error

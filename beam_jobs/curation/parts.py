@@ -1,6 +1,7 @@
 """Parts, which workers write about their videos and which do not depend on thresholds, and the clips made of them."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from beam_jobs.curation import duplicates
 from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
-from beam_jobs.sources.rows import parse_line
+from beam_jobs.sources.rows import Row, parse_line
 from walt_t5x.files import damage, storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.rules import Rule
@@ -35,7 +36,6 @@ def part_path(output: str, index: int, count: int) -> str:
 def make_part(index: int, lines: Sequence[str], job: CurationJob) -> Counter[str]:
   """Curates the videos of a part, unless it is there for the same rows and settings; returns counts."""
   path = part_path(job.output, index, job.parts)
-  lines = sorted(set(lines))
   rows_digest = shard_files.rows_digest(lines)
   if storage.exists(path):
     before = _read(path)
@@ -43,16 +43,17 @@ def make_part(index: int, lines: Sequence[str], job: CurationJob) -> Counter[str
     if before and same and not (job.retry_dead and any(v["dead"] for v in before["videos"])):
       progress.ROWS.add(len(lines), skipped=True)
       return Counter(videos=len(lines), skipped=len(lines))
-  rows = [parse_line(line, job.media_root) for line in lines]
+  rows = [parse_line(line, job.media_root) for line in sorted(lines)]
   rows.sort(key=lambda row: row.identity)
+  repeated = [a.identity == b.identity for a, b in itertools.pairwise(rows)]
 
-  def one(row: Any) -> dict[str, Any]:
-    found = curate_video(row, job)
+  def one(row: Row, is_repeated: bool) -> dict[str, Any]:
+    found = curate_video(row, job, is_repeated=is_repeated)
     progress.ROWS.add(1)
     return found
 
   with ThreadPoolExecutor(job.decoding.threads) as pool:
-    videos = list(pool.map(one, rows))
+    videos = list(pool.map(one, rows, [False, *repeated]))
   content = {"settings": job.settings, "rows": rows_digest, "videos": videos}
   storage.write(path, damage.sealed_json(content))
   dead = sum(video["dead"] is not None for video in videos)

@@ -79,8 +79,8 @@ class Scored(NamedTuple):
   digest: str = ""
 
 
-def curate_video(row: Row, job: CurationJob) -> dict[str, Any]:
-  """What a part records of a video, as plain values.
+def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:
+  """What a part records of a video, as plain values; of a repeated row only that.
 
   Returns:
     {"uri", "path", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
@@ -98,6 +98,8 @@ def curate_video(row: Row, job: CurationJob) -> dict[str, Any]:
     "dead": None,
   }
   failure = _not_admitted(row, job)
+  if failure is None and is_repeated:
+    failure = Failure("filter", "duplicate", "another row has the same uri, window and captions")
   if failure is None:
     segments, frames = _read(row, job)
     if isinstance(frames.error, WorkerCrashed):

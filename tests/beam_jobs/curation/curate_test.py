@@ -167,13 +167,15 @@ def test_rows_that_cannot_be_read_are_dead_videos_with_their_reason(videos, tmp_
     {"uri": "a.mp4", "start_seconds": 1.0, "end_seconds": 3.0, "caption": "kept", "group": "g"},
     {"uri": 3},
   ]
+  lines.insert(1, lines[3])  # A repeated row.
   splice(tmp_path / "elsewhere.mp4", ("bars", 1))
   folder = tmp_path / "in"
   folder.mkdir()
   shutil.copy(videos / "a.mp4", folder)
   (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   printed = _run(folder / "rows.jsonl", tmp_path / "out")
-  assert printed["dead_videos"] == {"missing": 1, "not_a_video": 1, "not_allowed": 1, "bad_uri": 1}
+  reasons = ("bad_uri", "duplicate", "missing", "not_a_video", "not_allowed")
+  assert printed["dead_videos"] == dict.fromkeys(reasons, 1)
   clips = _lines(tmp_path / "out", parts.CLIPS)
   assert [(c["start_seconds"], c["end_seconds"]) for c in clips] == [(1.0, 2.0), (2.0, 3.0)]
   assert all(c["captions"] == ["kept"] and c["group"] == "g" for c in clips)

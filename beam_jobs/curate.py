@@ -95,7 +95,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     help="what to reject in the corpus: clips with the same pixels, or also those that look the same (none)",
   )
   add(
-    "--near_duplicate_bits", type=float, default=14.0, help="out of 128 per frame, on average (14)"
+    "--near_duplicate_bits", type=float, default=18.0, help="out of 128 per frame, on average (18)"
   )
   add(
     "--keep",

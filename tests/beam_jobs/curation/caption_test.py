@@ -51,7 +51,8 @@ def corpus(tmp_path_factory):
     rows.append(row | {"end_seconds": 4 * (number + 1) / FPS, "group": "g", "extra": number})
   rows[3] |= {"caption": "as it was"}
   rows += [{"uri": "missing.mp4"}, {"uri": "gray.mkv", "start_seconds": 90.0}, {"uri": 3}]
-  rows += [{"uri": "gray.mkv", "label": "x"}, rows[0] | {"extra": "twice"}]
+  rows += [{"uri": "gray.mkv", "label": "x"}]
+  rows.insert(1, rows[0] | {"extra": "twice"})
   (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   return folder
 
@@ -100,18 +101,18 @@ def test_every_row_has_one_caption_per_prompt_or_is_dead(corpus, finished):
   rows = _lines(corpus, "clips.jsonl")
   texts = [prompt.partition("=")[0] for prompt in PROMPTS]
   expected = []
-  for number, row in enumerate([*rows[:CLIPS], rows[-1]]):
+  for row in rows[: CLIPS + 1]:
     old = [row.pop("caption")] if "caption" in row else []
-    new = [_expected(number % CLIPS, prompt) for prompt in texts]
+    new = [_expected(round(row["start_seconds"] * FPS / 4), prompt) for prompt in texts]
     expected.append(
       row | {"captions": old + new, "caption_weights": [1.0] * len(old) + [1.0, 0.25]}
     )
   assert _lines(output, caption.CLIPS) == expected
   dead = _lines(output, caption.DEAD)
   assert [row["reason"] for row in dead] == ["missing", "truncated", "bad_uri", "bad_label"]
-  assert [
-    {name: row[name] for name in fields} for row, fields in zip(dead, rows[CLIPS:-1])
-  ] == rows[CLIPS:-1]
+  told = ("stage", "reason", "message")
+  kept = [{name: value for name, value in row.items() if name not in told} for row in dead]
+  assert kept == rows[CLIPS + 1 :]
   assert printed["rows"] == len(rows) == printed["captioned"] + sum(printed["dead"].values())
 
 
@@ -124,6 +125,24 @@ def test_each_answer_is_asked_for_once_and_a_rerun_asks_for_nothing(corpus, fini
     again = caption.run(_flags(corpus, output, unused.url, "--max_words=20"))
     assert unused.log == [] and again["requests"] == 0 and _bytes(output) == before
     assert {sent for _, _, sent, _ in server.log} == {f"Bearer {KEY}"}
+
+
+def test_captions_that_rows_have_are_kept_or_replaced(corpus, finished, tmp_path):
+  shutil.copytree(finished[0], tmp_path / "out")
+  flags = ["--replace_captions", "--max_requests=0"]
+  caption.run(_flags(corpus, tmp_path / "out", "http://127.0.0.1:1/v1", *flags))
+  before, after = (_lines(folder, caption.CLIPS) for folder in (finished[0], tmp_path / "out"))
+  assert [len(row["captions"]) for row in before] == [2, 2, 2, 2, 3, *[2] * (CLIPS - 4)]
+  for name in ("captions", "caption_weights"):
+    assert [row[name] for row in after] == [row[name][-2:] for row in before]
+
+
+def test_a_row_that_is_lost_is_an_error(corpus, finished, tmp_path, monkeypatch, capsys):
+  shutil.copytree(finished[0], tmp_path / "out")
+  pairs = caption._in_order
+  monkeypatch.setattr(caption, "_in_order", lambda *args: list(pairs(*args))[1:])
+  assert caption.main(_flags(corpus, tmp_path / "out", "http://127.0.0.1:1/v1")) == 1
+  assert f"had {CLIPS + 5} rows, of which {CLIPS} have captions" in capsys.readouterr().err
 
 
 def test_another_prompt_asks_only_for_its_captions(corpus, finished, tmp_path):
@@ -368,6 +387,18 @@ def test_a_key_that_cannot_be_sent_is_not_shown(corpus, tmp_path, capsys, monkey
   assert caption.main(_flags(corpus, tmp_path / "out", "http://127.0.0.1:1/v1")) == 2
   error = capsys.readouterr().err
   assert "printable ASCII" in error and "123456" not in error
+
+
+def test_an_answer_is_judged_by_its_words_its_end_and_its_letters():
+  checks = captions.Checks(min_words=2, max_words=3, script="latin")
+  for text, finish, reason in (
+    ("A dog", "stop", ""),
+    ("A dog", "length", "too_long"),
+    ("Dog", "length", "too_short"),
+    ("A dog runs away", "stop", "too_long"),
+    ("1 2", "stop", "bad_language"),
+  ):
+    assert checks.reason(chat.Answer(text, finish)) == reason
 
 
 def test_prompts_have_weights_after_the_last_equals_sign():

@@ -152,6 +152,14 @@ def test_another_prompt_asks_only_for_its_captions(corpus, finished, tmp_path):
   assert len(server.log) == CLIPS and all(text.endswith("What is it?") for text in server.texts())
 
 
+@pytest.mark.parametrize("flag", ["model=x", "side=32", "frames=1", 'parameters={"seed": 1}'])
+def test_other_models_and_settings_ask_again(corpus, finished, tmp_path, flag):
+  shutil.copytree(finished[0], tmp_path / "out")
+  with ChatServer() as server:
+    caption.run(_flags(corpus, tmp_path / "out", server.url, f"--{flag}", "--max_requests=1"))
+    assert len(server.log) == 1
+
+
 def test_a_killed_program_ends_with_the_same_bytes_and_loses_at_most_the_answers_in_flight(
   corpus, finished, tmp_path
 ):

@@ -136,6 +136,7 @@ PROGRAMS = (
   "data.lookalikes",
   "beam_jobs.preflight",
   "beam_jobs.curate",
+  "beam_jobs.caption",
   "beam_jobs.preprocess",
   "beam_jobs.evaluate",
   "beam_jobs.replay",

@@ -12,16 +12,9 @@ import numpy as np
 from beam_jobs.curation import scores, shots
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
-from beam_jobs.shards.loading import (
-  DecodeSettings,
-  Failure,
-  failure_to_decode,
-  failure_to_read,
-)
-from beam_jobs.sources.members import StaleMember, parse_member, read_media
-from beam_jobs.sources.rows import Row, is_within
-from walt_t5x.files import storage
-from walt_t5x.files.store_errors import StoreError
+from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
+from beam_jobs.sources.members import source_of
+from beam_jobs.sources.rows import Row
 from walt_t5x.media.isolation import Isolated, WorkerCrashed
 
 _LOCK = threading.Lock()
@@ -108,7 +101,7 @@ def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> di
     start = segments[0][0] if segments else microseconds(row.start_seconds or 0.0)
     end = segments[-1][1] if segments else start
     if frames.error is not None:
-      failure = _failure(frames.error)
+      failure = failure_of(frames.error)
       found["end"] = max(end, frames.stated_end or 0)
     else:
       found["end"] = end
@@ -126,30 +119,15 @@ def _read(row: Row, job: CurationJob) -> tuple[list[Scored], shots.Flagged]:
   return [_scored(segment, job) for segment in found], frames
 
 
-def _failure(error: Exception) -> Failure:
-  to_read = isinstance(error, OSError | StoreError | storage.TooLarge | StaleMember)
-  return failure_to_read(error) if to_read else failure_to_decode(error)
-
-
 def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
-  if row.problem:
-    return Failure("manifest", *row.problem)
-  if row.modality != "video":
+  if row.modality != "video" and not row.problem:
     return Failure("manifest", "not_a_video", f"{row.uri} is an image")
-  if not is_within(row.path, (job.media_root, *job.allowed)):
-    return Failure(
-      "read", "not_allowed", f"{row.path} is not in {job.media_root} (--allow_uri=PREFIX)"
-    )
-  return None
+  return not_admitted(row, job.media_root, job.allowed)
 
 
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
-  source: Any = row.path
-  if parse_member(row.path):
-    source = read_media(row.path)
-  else:
-    storage.reject_special(row.path)
+  source = source_of(row.path)
   window = {"start": row.start_seconds, "end": row.end_seconds}
   if job.decoding.isolation == "process":
     yield from _pool(job.decoding).stream(source, job.scan, **window)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from beam_jobs.sources.members import StaleMember, read_media
-from beam_jobs.sources.rows import Row
+from beam_jobs.sources.rows import Row, is_within
 from walt_t5x.files import storage
 from walt_t5x.media import decoding
 from walt_t5x.media.clips import Clip, ClipSpec
@@ -113,6 +113,21 @@ def load_row(
   except Exception as error:
     return failure_to_decode(error)
   return Loaded(row, record_id, cut, media_id)
+
+
+def not_admitted(row: Row, media_root: str, allowed: Sequence[str]) -> Failure | None:
+  """Why a row's media are not read: the row is invalid, or names a file elsewhere. None if they are."""
+  if row.problem:
+    return Failure("manifest", *row.problem)
+  if not is_within(row.path, (media_root, *allowed)):
+    return Failure("read", "not_allowed", f"{row.path} is not in {media_root} (--allow_uri=PREFIX)")
+  return None
+
+
+def failure_of(error: Exception) -> Failure:
+  """Why media were not loaded, for an error of reading or of decoding."""
+  to_read = isinstance(error, OSError | storage.TooLarge | StaleMember)
+  return failure_to_read(error) if to_read else failure_to_decode(error)
 
 
 def failure_to_read(error: Exception) -> Failure:

@@ -11,9 +11,9 @@ import numpy as np
 
 from beam_jobs.filters import duplicates, row_filters
 from beam_jobs.shards import encoders, progress, quality, shard_files
-from beam_jobs.shards.loading import Failure, Loaded, load_row
+from beam_jobs.shards.loading import Failure, Loaded, load_row, not_admitted
 from beam_jobs.shards.plan import Job
-from beam_jobs.sources.rows import Row, is_within, parse_line
+from beam_jobs.sources.rows import Row, parse_line
 from data import schema
 from walt_t5x.media.rules import Rejected
 
@@ -76,12 +76,8 @@ def _load_ahead(
 
 def admitted(row: Row, seen: set[str], job: Job) -> Row | Failure:
   """The row to load, if it is valid, its file may be read, has text where it is stored, and passes the filters."""
-  if row.problem:
-    return Failure("manifest", *row.problem)
-  if not is_within(row.path, (job.manifest_folder, *job.allowed)):
-    return Failure(
-      "read", "not_allowed", f"{row.path} is not in {job.manifest_folder} (--allow_uri=PREFIX)"
-    )
+  if failure := not_admitted(row, job.manifest_folder, job.allowed):
+    return failure
   if row.identity in seen:
     return Failure("filter", "duplicate", "another row has the same uri, window and captions")
   if job.encoders.text_folder and not row.captions and row.label == schema.NO_LABEL:

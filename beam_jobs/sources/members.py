@@ -89,6 +89,14 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
   return content[block:]
 
 
+def source_of(path: str) -> str | bytes:
+  """What a reader of media opens: the path of a plain file, or the content of a member; raises as `read_media`."""
+  if parse_member(path):
+    return read_media(path)
+  storage.reject_special(path)
+  return path
+
+
 def _listed_member(member: Member) -> bytes:
   """Reads a member whose name or map of holes is in extended headers: PAX names other than ASCII, sparse files."""
   listed = _listed(member.archive).get(member.offset)

@@ -7,7 +7,7 @@ import difflib
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from beam_jobs.sources import first_look, folders, tables
 from beam_jobs.sources.columns import FIELDS, Columns, parse_class_names
@@ -53,11 +53,17 @@ class SourceSpec:
   labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def add_arguments(parser: argparse._ActionsContainer, *, required: bool = True) -> None:
-  """Adds the flags of a source; --manifest is `required`."""
+def add_arguments(
+  parser: argparse._ActionsContainer,
+  *,
+  manifest: Sequence[str] = ("--manifest",),
+  required: bool = True,
+) -> None:
+  """Adds the flags of a source; `manifest` are the names of --manifest, which is `required`."""
   add = parser.add_argument
   add(
-    "--manifest",
+    *manifest,
+    dest="manifest",
     required=required,
     help="manifest files (JSONL, CSV, TSV, Parquet, webdataset tar; with * or {000..123}), or a folder of videos and "
     "images, in class folders or not",

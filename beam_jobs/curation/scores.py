@@ -33,7 +33,7 @@ class Motion:
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
     values = luma(frames)
-    pairs = np.abs(np.diff(values, axis=0)).reshape(len(values) - 1, -1).sum(1, dtype=np.int64)
+    pairs = np.abs(np.diff(values, axis=0)).sum((1, 2), dtype=np.int64)
     same = int((pairs < _SAME * 1000 * values[0].size).sum())
     return {"motion": motion(frames), "still": same / max(1, len(pairs))}
 

@@ -35,6 +35,13 @@ def test_scores_equal_their_formulas(frames):
   assert found == pytest.approx(expected, abs=2e-4)
 
 
+def test_a_clip_of_one_frame_does_not_move(frames):
+  alone, all_frames = (
+    scores.score(f, [one() for one in scores.BUILT_IN]) for f in (frames[:1], frames)
+  )
+  assert alone.keys() == all_frames.keys() and alone["motion"] == alone["still"] == 0
+
+
 def test_bars_are_the_black_edges_of_all_frames():
   rng = np.random.default_rng(0)
   frames = np.zeros((3, 40, 60, 3), np.uint8)

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -149,13 +149,20 @@ class Totals:
     }
 
 
-def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool = False) -> Totals:
+def finalize(
+  job: CurationJob,
+  rules: Sequence[Rule],
+  *,
+  with_duplicates: bool = False,
+  watch: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None,
+) -> Totals:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
 
   Args:
     job: what made the parts.
     rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
+    watch: called with each video and the reasons why its segments are rejected, "" for those that are not.
 
   Raises:
     LedgerError: a part is missing, or seconds are unaccounted for.
@@ -175,11 +182,15 @@ def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool =
     for index, part in read_parts(job):
       copies = storage.read_json(duplicates_path(job, index)) if with_duplicates else {}
       for video in part["videos"]:
+        reasons = []
         for clip, reason in _judged(index, video, rules, copies, totals):
+          reasons.append(reason)
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
           (rejected if reason else clips).write(line)
           if not reason:
             waiting.append(clip | {"scores": json.dumps(clip["scores"])})
+        if watch:
+          watch(video, reasons)
         if video["dead"]:
           start, stage, reason, message = video["dead"]
           dead.write(_dead_line(video, start, stage, reason, message))

@@ -23,6 +23,7 @@ from beam_jobs.sources.rows import Row, is_within
 from walt_t5x.files import storage
 from walt_t5x.files.store_errors import StoreError
 from walt_t5x.media.isolation import Isolated, WorkerCrashed
+from walt_t5x.media.reading import Source
 
 _LOCK = threading.Lock()
 
@@ -108,7 +109,7 @@ def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> di
     start = segments[0][0] if segments else microseconds(row.start_seconds or 0.0)
     end = segments[-1][1] if segments else start
     if frames.error is not None:
-      failure = _failure(frames.error)
+      failure = failure_of(frames.error)
       found["end"] = max(end, frames.stated_end or 0)
     else:
       found["end"] = end
@@ -126,7 +127,8 @@ def _read(row: Row, job: CurationJob) -> tuple[list[Scored], shots.Flagged]:
   return [_scored(segment, job) for segment in found], frames
 
 
-def _failure(error: Exception) -> Failure:
+def failure_of(error: Exception) -> Failure:
+  """Why a video was not read to its end."""
   to_read = isinstance(error, OSError | StoreError | storage.TooLarge | StaleMember)
   return failure_to_read(error) if to_read else failure_to_decode(error)
 
@@ -143,13 +145,22 @@ def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
   return None
 
 
+def source_of(path: str) -> Source:
+  """What readers of videos take: a path, or the bytes of a member of a tar file.
+
+  Raises:
+    OSError: a member cannot be read, or the path is that of a pipe, a socket or a device.
+    StaleMember: the tar file has no such member.
+  """
+  if parse_member(path):
+    return read_media(path)
+  storage.reject_special(path)
+  return path
+
+
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
-  source: Any = row.path
-  if parse_member(row.path):
-    source = read_media(row.path)
-  else:
-    storage.reject_special(row.path)
+  source = source_of(row.path)
   window = {"start": row.start_seconds, "end": row.end_seconds}
   if job.decoding.isolation == "process":
     yield from _pool(job.decoding).stream(source, job.scan, **window)

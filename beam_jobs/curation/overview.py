@@ -3,7 +3,9 @@
 Nothing depends on the order of videos: samples are those with the smallest hashes.
 """
 
+import bisect
 import hashlib
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,15 @@ from walt_t5x.media.rules import Rule
 SAMPLE = 5_000
 _VIDEOS = 6
 _NEAR = 3
-_BINS = 64
+_BINS, _SHOWN_BINS = 1024, 64
+# Share of the values on each side that are in one bin if they are far from the others.
+_TAIL = 0.005
 # Scores have six digits.
 _FINEST = -20
 
 
 class Histogram:
-  """Counts of values in at most 64 bins, whose width is a power of two and grows with the range of the values."""
+  """Counts of values in bins whose width is a power of two that grows with the range of the values."""
 
   def __init__(self):
     self._exponent = _FINEST
@@ -44,10 +48,37 @@ class Histogram:
   def _bin(value: float, exponent: int) -> float:
     return float(math.floor(math.ldexp(value, -exponent)))
 
-  def bins(self) -> list[tuple[float, float, int]]:
-    """(from, to, count) of the bins with values, in order."""
-    width = 2.0**self._exponent
-    return [(n * width, (n + 1) * width, count) for n, count in sorted(self._counts.items())]
+  def bins(
+    self, marked: Sequence[float] = ()
+  ) -> tuple[list[tuple[float, float, int]], tuple[float, float]]:
+    """(from, to, count) of the bins with values in order, and the axis, on which at most 64 have room.
+
+    The first and the last bin hold all values that are outside of the axis too. Marked values between the smallest and
+    the largest one are on the axis.
+    """
+    numbers = sorted(self._counts)
+    before = list(itertools.accumulate(self._counts[number] for number in numbers))
+    spare = int(_TAIL * before[-1])
+    first = numbers[bisect.bisect_right(before, spare)]
+    last = numbers[bisect.bisect_left(before, before[-1] - spare)]
+    on_axis = [
+      self._bin(value, self._exponent) for value in marked if self.low <= value <= self.high
+    ]
+    first, last = min([first, *on_axis]), max([last, *on_axis])
+    exponent, counts = self._exponent, Counter[float]()
+    while last // 1 - first // 1 >= _SHOWN_BINS:
+      exponent, first, last = exponent + 1, first / 2, last / 2
+    first, last, scale = first // 1, last // 1, 2.0 ** (self._exponent - exponent)
+    for number in numbers:
+      counts[min(last, max(first, number * scale // 1))] += self._counts[number]
+    width, finest = 2.0**exponent, 2.0**self._exponent
+    found = [[n * width, (n + 1) * width, count] for n, count in sorted(counts.items())]
+    found[0][0] = min(found[0][0], numbers[0] * finest)
+    found[-1][1] = max(found[-1][1], (numbers[-1] + 1) * finest)
+    return [(low, high, int(count)) for low, high, count in found], (
+      first * width,
+      (last + 1) * width,
+    )
 
 
 class Smallest:
@@ -75,6 +106,26 @@ class Smallest:
     return [item for _, item in self._sorted()]
 
 
+class Threshold:
+  """How many segments fail a rule, whatever the other rules, and those whose values are closest to its threshold.
+
+  Attributes:
+    failing: their number.
+    sides: the closest, (below, above); a value that is equal is above, except for > and <=.
+  """
+
+  def __init__(self, rule: Rule, size: int):
+    self.rule, self.failing = rule, 0
+    self.sides = Smallest(size), Smallest(size)
+
+  def add(self, order: int, found: "Segment") -> None:
+    """Adds a segment that has the score."""
+    value, rule = found.scores[self.rule.name], self.rule
+    self.failing += not rule.holds(value)
+    above = value > rule.value or (value == rule.value and rule.op not in (">", "<="))
+    self.sides[above].add((abs(value - rule.value), order), found)
+
+
 class Segment(NamedTuple):
   """A segment of a video; times in microseconds, `reason` "" if it is a clip, and `seconds` among the scores."""
 
@@ -93,21 +144,19 @@ class Overview:
     segments: how many there are by reason, "" for clips.
     histograms: of each score, over all shots.
     candidates: shots that are clips or that a rule rejects.
-    failing: how many of them fail each rule, whatever the other rules.
+    thresholds: the candidates on both sides of each rule.
     sample: scores of at most SAMPLE of the candidates.
-    near: rule -> candidates whose values are closest, (below, above); one that is equal is above, except for > and <=.
     videos: sampled videos that have segments, with the reasons of these.
   """
 
   def __init__(self, rules: Sequence[Rule], *, clips: int):
-    self.rules, self.clips = tuple(dict.fromkeys(rules)), clips
+    self.clips = clips
     self.segments = Counter[str]()
     self.histograms = defaultdict[str, Histogram](Histogram)
     self.candidates = 0
-    self.failing = Counter[Rule]()
     self.sample = Smallest(SAMPLE)
     each = max(1, min(_NEAR, clips // (2 * max(1, len(rules)))))
-    self.near = {rule: (Smallest(each), Smallest(each)) for rule in self.rules}
+    self.thresholds = [Threshold(rule, each) for rule in dict.fromkeys(rules)]
     self.videos = Smallest(_VIDEOS)
     self._reasons = {"", *(rule.reason for rule in rules)}
 
@@ -131,12 +180,9 @@ class Overview:
     self.candidates += 1
     order = _order(found.uri, found.start)
     self.sample.add(order, found.scores)
-    for rule in self.rules:
-      if rule.name in found.scores:
-        value = found.scores[rule.name]
-        self.failing[rule] += not rule.holds(value)
-        above = value > rule.value or (value == rule.value and rule.op not in (">", "<="))
-        self.near[rule][above].add((abs(value - rule.value), order), found)
+    for threshold in self.thresholds:
+      if threshold.rule.name in found.scores:
+        threshold.add(order, found)
 
 
 def segments_of(video: Mapping[str, Any], reasons: Sequence[str]) -> list[Segment]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.curation import parts
-from beam_jobs.curation.overview import Overview, Segment, segments_of
+from beam_jobs.curation.overview import Histogram, Overview, Segment, segments_of
 from beam_jobs.curation.thumbnails import thumbnail
 from beam_jobs.curation.videos import CurationJob, failure_of, source_of
 from beam_jobs.shards.loading import DecodeSettings
@@ -46,10 +46,10 @@ def finalize(
 def _write(
   path: str, overview: Overview, totals: Mapping[str, Any], decoding: DecodeSettings
 ) -> None:
-  near = {rule: [side.items() for side in sides] for rule, sides in overview.near.items()}
+  near = [[side.items() for side in one.sides] for one in overview.thresholds]
   videos = [_shown(video, reasons, overview.clips) for video, reasons in overview.videos.items()]
   videos.sort(key=lambda shown: (shown[0]["uri"], shown[0]["start"]))
-  wanted = chain(*chain(*near.values()), *(segments for _, segments, _ in videos))
+  wanted = chain(*chain(*near), *(segments for _, segments, _ in videos))
   pictures = _pictures(map(_middle, wanted), decoding)
 
   def shown(found: Iterable[Segment]) -> list[curation_page.Clip]:
@@ -70,14 +70,16 @@ def _write(
     totals=totals,
     segments=overview.segments,
     histograms={
-      name: curation_page.Histogram(bins=found.bins(), low=found.low, high=found.high)
+      name: _histogram(
+        found, [one.rule.value for one in overview.thresholds if one.rule.name == name]
+      )
       for name, found in overview.histograms.items()
     },
     thresholds=[
       curation_page.Threshold(
-        rule=rule, failing=overview.failing[rule], below=shown(below), above=shown(above)
+        rule=one.rule, failing=one.failing, below=shown(below), above=shown(above)
       )
-      for rule, (below, above) in near.items()
+      for one, (below, above) in zip(overview.thresholds, near, strict=True)
     ],
     candidates=overview.candidates,
     sample=overview.sample.items(),
@@ -92,6 +94,11 @@ def _write(
       for video, segments, first in videos
     ],
   )
+
+
+def _histogram(found: Histogram, marked: Sequence[float]) -> curation_page.Histogram:
+  bins, axis = found.bins(marked)
+  return curation_page.Histogram(bins=bins, axis=axis, low=found.low, high=found.high)
 
 
 def _shown(

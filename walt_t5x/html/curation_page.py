@@ -15,7 +15,7 @@ from walt_t5x.media.rules import Rule
 
 _WIDTH, _TOP, _BOTTOM, _HEIGHT = 440, 30, 140, 160
 _MARGIN = 12
-_COLORS = 6
+_COLORS = 8
 _NARROWEST = 128
 # Scores whose smaller values are the better ones, as far as a new rule is concerned.
 _AT_MOST = ("still", "black", "bars")
@@ -40,9 +40,13 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-  """Bins (from, to, count) with values in order, the smallest and the largest value."""
+  """Bins (from, to, count) with values in order, the axis, the smallest and the largest value.
+
+  The first and the last bin may begin before the axis and end after it.
+  """
 
   bins: Sequence[tuple[float, float, int]]
+  axis: tuple[float, float]
   low: float
   high: float
 
@@ -147,7 +151,7 @@ def _score(
   name: str, histogram: Histogram, thresholds: Sequence[Threshold], colors: Mapping[str, str]
 ) -> dict[str, Any]:
   """A histogram with its rules, and a blank one to try."""
-  low, high = histogram.bins[0][0], histogram.bins[-1][1]
+  low, high = first, last = histogram.axis
   if high - low < 1e-5:  # All values are the same.
     high = low + 1.0
   span = high - low
@@ -155,11 +159,22 @@ def _score(
   for threshold in thresholds:
     value = threshold.rule.value
     if low - span <= value <= high + span:
-      low, high = min(low, value), max(high, value)
+      low, high = min(low, value - 0.02 * span), max(high, value + 0.02 * span)
   most = max(count for *_, count in histogram.bins)
 
   def x_of(value: float) -> float:
     return _MARGIN + (_WIDTH - 2 * _MARGIN) * (value - low) / (high - low)
+
+  def bar(begin: float, end: float, count: int) -> dict[str, str]:
+    left, right = x_of(max(begin, first)), x_of(min(end, last))
+    height = max(1.5, (_BOTTOM - _TOP) * count / most)
+    return {
+      "x": f"{left:.1f}",
+      "width": f"{max(2.0, right - left - 0.5):.1f}",
+      "height": f"{height:.1f}",
+      "y": f"{_BOTTOM - height:.1f}",
+      "label": f"{begin:.6g} to {end:.6g}: {count}",
+    }
 
   rules = [
     {"op": t.rule.op, "value": str(t.rule.value).removesuffix(".0"), "failing": t.failing}
@@ -177,16 +192,7 @@ def _score(
     "left": _MARGIN,
     "right": _WIDTH - _MARGIN,
     "bottom": _BOTTOM,
-    "bars": [
-      {
-        "x": f"{x_of(begin):.1f}",
-        "width": f"{max(2.0, x_of(end) - x_of(begin) - 0.5):.1f}",
-        "height": f"{max(1.5, (_BOTTOM - _TOP) * count / most):.1f}",
-        "y": f"{_BOTTOM - max(1.5, (_BOTTOM - _TOP) * count / most):.1f}",
-        "label": f"{begin:.6g} to {end:.6g}: {count}",
-      }
-      for begin, end, count in histogram.bins
-    ],
+    "bars": [bar(*one) for one in histogram.bins],
     "ticks": [(f"{x_of(value):.1f}", f"{value:.6g}") for value in ticks(low, high)],
     "rules": [*rules, {"op": "<=" if at_most else ">=", "value": "", "failing": None}],
     "examples": [group for t in thresholds for group in _examples(t, colors)],

@@ -130,7 +130,7 @@ def test_a_video_that_is_gone_has_a_box_with_the_reason(videos, tmp_path, text):
   (folder / "a.mp4").unlink()
   (folder / "b.mkv").write_bytes(b"no video")
   page = _run("nothing", tmp_path / "out", "--refilter").read_text("utf-8")
-  boxes = re.findall('<div class="missing">(.*?)</div>', page)
+  boxes = re.findall('<div class="missing" title=".*?">(.*?)</div>', page)
   assert {box.partition(":")[0] for box in boxes} == {"missing", "not_media"}
   gone = [row for row in _rows(tmp_path / "out") if row[2] in ("a.mp4", "b.mkv")]
   assert len(boxes) >= len(gone) and not re.search('class="missing"', text)
@@ -163,7 +163,9 @@ def test_text_of_rows_is_escaped(tmp_path):
       "dead_videos": {TAG: 1},
     },
     segments={TAG: 1},
-    histograms={TAG: curation_page.Histogram(bins=[(0.5, 1.0, 1)], low=0.5, high=0.5)},
+    histograms={
+      TAG: curation_page.Histogram(bins=[(0.5, 1.0, 1)], axis=(0.5, 1.0), low=0.5, high=0.5)
+    },
     thresholds=[curation_page.Threshold(rule=rule, failing=0, below=(), above=[clip])],
     candidates=1,
     sample=[{TAG: 0.5}],
@@ -206,7 +208,11 @@ def _videos(count):
         start,
         end,
         "shot",
-        {"light": round(rng.gauss(0.3, 0.2), 6), "size": rng.choice((0, 1e9))},
+        {
+          "light": round(rng.gauss(0.3, 0.2), 6),
+          "size": rng.choice((0, 1e9)),
+          "odd": rng.paretovariate(1.0),
+        },
         "",
       ]
       for start, end in zip([0, *ends], ends)
@@ -225,8 +231,8 @@ def _overview(found, rules):
 def _contents(made):
   return (
     {name: histogram.bins() for name, histogram in made.histograms.items()},
-    [made.sample.items(), made.videos.items(), made.failing],
-    [side.items() for sides in made.near.values() for side in sides],
+    [made.sample.items(), made.videos.items()],
+    [(one.failing, *(side.items() for side in one.sides)) for one in made.thresholds],
   )
 
 
@@ -245,12 +251,20 @@ def test_an_overview_is_exact_and_does_not_depend_on_the_order_of_videos(monkeyp
   assert len(made.sample.items()) == 20 and len(made.videos.items()) == 6
   assert made.candidates == len(candidates)
   assert all(scores in candidates for scores in made.sample.items())
-  for rule in rules:
-    assert made.failing[rule] == sum(not rule.holds(scores[rule.name]) for scores in candidates)
+  for one in made.thresholds:
+    values = [scores[one.rule.name] for scores in candidates]
+    assert one.failing == sum(not one.rule.holds(value) for value in values)
   for name, histogram in made.histograms.items():
     values = [scores[name] for scores, reason in rows if reason != "transition"]
-    bins = histogram.bins()
+    bins, (low, high) = histogram.bins()
     assert sum(count for *_, count in bins) == len(values)
     assert [n for *_, n in bins] == [sum(a <= v < b for v in values) for a, b, _ in bins]
-    assert (bins[-1][1] - bins[0][0]) / (bins[0][1] - bins[0][0]) <= 64
+    widths = {b - a for a, b, _ in bins[1:-1]}
+    assert (
+      len(bins) <= 64 and len(widths) <= 1 and all((high - low) / width <= 64 for width in widths)
+    )
+    assert bins[0][1] > low and bins[-1][0] < high
+    assert sum(not low <= value < high for value in values) <= 0.01 * len(values)
+    marked = histogram.bins(values)
+    assert (marked[0][0][0], marked[0][-1][1]) == marked[1]
     assert (histogram.low, histogram.high) == (min(values), max(values))

@@ -58,8 +58,17 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       with_duplicates=args.duplicates != "none",
       clips=args.page_clips,
       decoding=running.decoding_of(args),
+      flags=_flags_again(args),
     )
   return _report(args, totals, seconds=time.monotonic() - started)
+
+
+def _flags_again(args: argparse.Namespace) -> list[str]:
+  """The flags of the same command with other filters, next to --output and the filters."""
+  if args.duplicates == "none":
+    return ["--refilter"]
+  names = ("duplicates", "near_duplicate_bits", "keep")
+  return ["--refilter", *(f"--{name}={getattr(args, name)}" for name in names)]
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

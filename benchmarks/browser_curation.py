@@ -41,7 +41,7 @@ def refiltered(python: str, folder: Path, flags: list[str]) -> dict[str, Any]:
   """What the job prints with these flags for a copy of the folder."""
   with tempfile.TemporaryDirectory() as copy:
     shutil.copytree(folder, copy, dirs_exist_ok=True)
-    command = [python, "-m", "beam_jobs.curate", "--manifest=none", f"--output={copy}"]
+    command = [python, "-m", "beam_jobs.curate", f"--output={copy}"]
     done = subprocess.run(
       [*command, "--page_clips=0", *flags], cwd=ROOT, check=True, capture_output=True, text=True
     )

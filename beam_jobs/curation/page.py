@@ -24,7 +24,13 @@ _Moment = tuple[str, int]
 
 
 def finalize(
-  job: CurationJob, rules: Sequence[Rule], *, clips: int, decoding: DecodeSettings, **options: Any
+  job: CurationJob,
+  rules: Sequence[Rule],
+  *,
+  clips: int,
+  decoding: DecodeSettings,
+  flags: Sequence[str],
+  **options: Any,
 ) -> parts.Totals:
   """Writes the results of all parts with `parts.finalize`, and the page about them.
 
@@ -32,6 +38,7 @@ def finalize(
     job, rules: see `parts.finalize`, which also takes the options.
     clips: how many are shown next to thresholds, and of each sampled video; 0 for no page.
     decoding: how their pictures are decoded.
+    flags: those that a run with other thresholds needs, next to its filters.
   """
   path = storage.join(job.output, PAGE)
   if not clips:
@@ -39,12 +46,16 @@ def finalize(
     return parts.finalize(job, rules, **options)
   overview = Overview(rules, clips=clips)
   totals = parts.finalize(job, rules, **options, watch=overview.add)
-  _write(path, overview, totals.to_json(), decoding)
+  _write(path, overview, totals.to_json(), decoding, flags)
   return totals
 
 
 def _write(
-  path: str, overview: Overview, totals: Mapping[str, Any], decoding: DecodeSettings
+  path: str,
+  overview: Overview,
+  totals: Mapping[str, Any],
+  decoding: DecodeSettings,
+  flags: Sequence[str],
 ) -> None:
   near = [[side.items() for side in one.sides] for one in overview.thresholds]
   videos = [_shown(video, reasons, overview.clips) for video, reasons in overview.videos.items()]
@@ -83,6 +94,7 @@ def _write(
     ],
     candidates=overview.candidates,
     sample=overview.sample.items(),
+    flags=flags,
     videos=[
       curation_page.Timeline(
         uri=_printable(video["uri"]),

@@ -85,6 +85,7 @@ def write_curation(
   thresholds: Sequence[Threshold],
   candidates: int,
   sample: Sequence[Mapping[str, float]],
+  flags: Sequence[str],
   videos: Sequence[Timeline],
 ) -> AnyPath:
   """Writes the page atomically.
@@ -97,6 +98,7 @@ def write_curation(
     thresholds: those of the rules that made the clips, in order.
     candidates: number of shots that are clips or that a rule rejects.
     sample: scores of some of them, from which the page counts for other thresholds.
+    flags: those of the job that the page shows before the rules.
     videos: sampled videos.
   """
   outcomes = _outcomes(totals, segments)
@@ -119,6 +121,7 @@ def write_curation(
       "names": names,
       "rows": [[scores.get(name) for name in names] for scores in sample],
       "candidates": candidates,
+      "flags": flags,
     },
     videos=[_timeline(video, colors) for video in videos],
   )

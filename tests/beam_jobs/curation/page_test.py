@@ -37,6 +37,10 @@ def _rows(output):
       yield row.get("reason", ""), scores, row["uri"], row["start_seconds"]
 
 
+def _sample(text):
+  return json.loads(re.findall("const sample = (.*);", text)[0])
+
+
 @pytest.fixture(scope="module")
 def curated(videos, tmp_path_factory):
   output = tmp_path_factory.mktemp("page") / "out"
@@ -109,10 +113,10 @@ def test_clips_next_to_a_threshold_are_the_closest(curated, text):
 
 
 def test_the_sample_has_the_scores_of_the_files(curated, text):
-  sample = json.loads(re.findall("const sample = (.*);", text)[0])
+  sample = _sample(text)
   rows = [scores for *_, scores in [(r[0], r[1]) for r in _rows(curated)]]
   assert sorted(sample["rows"]) == sorted([s[name] for name in sample["names"]] for s in rows)
-  assert sample["candidates"] == len(rows)
+  assert sample["candidates"] == len(rows) and sample["flags"] == ["--refilter"]
 
 
 def test_the_page_depends_only_on_videos_and_flags(curated, videos, tmp_path, text):
@@ -121,6 +125,17 @@ def test_the_page_depends_only_on_videos_and_flags(curated, videos, tmp_path, te
   flags = ("--num_parts=1", "--decode_isolation=process")
   assert _run(videos, tmp_path / "fresh", *flags).read_text("utf-8") == text
   assert _run("nothing", tmp_path / "fresh", "--refilter", filters=()).read_text("utf-8") != text
+
+
+def test_the_flags_on_the_page_make_the_same_clips(curated, tmp_path):
+  shutil.copytree(curated, tmp_path / "out")
+  flags = ("--refilter", "--duplicates=near", "--near_duplicate_bits=20", "--keep=motion")
+  page = _run("nothing", tmp_path / "out", *flags, filters=()).read_text("utf-8")
+  sample, segments = _sample(page), list(_rows(tmp_path / "out"))
+  assert "near_duplicate" in {reason for reason, *_ in segments}
+  assert len(sample["rows"]) == sum(reason == "" for reason, *_ in segments) < len(segments)
+  again = _run("nothing", tmp_path / "out", *sample["flags"], filters=())
+  assert again.read_text("utf-8") == page
 
 
 def test_a_video_that_is_gone_has_a_box_with_the_reason(videos, tmp_path, text):
@@ -169,6 +184,7 @@ def test_text_of_rows_is_escaped(tmp_path):
     thresholds=[curation_page.Threshold(rule=rule, failing=0, below=(), above=[clip])],
     candidates=1,
     sample=[{TAG: 0.5}],
+    flags=[TAG],
     videos=[line],
   )
   parsed = Page(page.read_text("utf-8"))

@@ -23,7 +23,7 @@ _TAIL = 0.005
 _FINEST = -20
 
 
-class Histogram:
+class BinCounts:
   """Counts of values in bins whose width is a power of two that grows with the range of the values."""
 
   def __init__(self):
@@ -106,7 +106,7 @@ class Smallest:
     return [item for _, item in self._sorted()]
 
 
-class Threshold:
+class Closest:
   """How many segments fail a rule, whatever the other rules, and those whose values are closest to its threshold.
 
   Attributes:
@@ -118,7 +118,7 @@ class Threshold:
     self.rule, self.failing = rule, 0
     self.sides = Smallest(size), Smallest(size)
 
-  def add(self, order: int, found: "Segment") -> None:
+  def add(self, order: int, found: "Judged") -> None:
     """Adds a segment that has the score."""
     value, rule = found.scores[self.rule.name], self.rule
     self.failing += not rule.holds(value)
@@ -126,7 +126,7 @@ class Threshold:
     self.sides[above].add((abs(value - rule.value), order), found)
 
 
-class Segment(NamedTuple):
+class Judged(NamedTuple):
   """A segment of a video; times in microseconds, `reason` "" if it is a clip, and `seconds` among the scores."""
 
   uri: str
@@ -152,11 +152,11 @@ class Overview:
   def __init__(self, rules: Sequence[Rule], *, clips: int):
     self.clips = clips
     self.segments = Counter[str]()
-    self.histograms = defaultdict[str, Histogram](Histogram)
+    self.histograms = defaultdict[str, BinCounts](BinCounts)
     self.candidates = 0
     self.sample = Smallest(SAMPLE)
     each = max(1, min(_NEAR, clips // (2 * max(1, len(rules)))))
-    self.thresholds = [Threshold(rule, each) for rule in dict.fromkeys(rules)]
+    self.thresholds = [Closest(rule, each) for rule in dict.fromkeys(rules)]
     self.videos = Smallest(_VIDEOS)
     self._reasons = {"", *(rule.reason for rule in rules)}
 
@@ -176,7 +176,7 @@ class Overview:
     if video["segments"]:
       self.videos.add(_order(video["uri"], video["start"]), (video, reasons))
 
-  def _add_candidate(self, found: Segment) -> None:
+  def _add_candidate(self, found: Judged) -> None:
     self.candidates += 1
     order = _order(found.uri, found.start)
     self.sample.add(order, found.scores)
@@ -185,10 +185,10 @@ class Overview:
         threshold.add(order, found)
 
 
-def segments_of(video: Mapping[str, Any], reasons: Sequence[str]) -> list[Segment]:
+def segments_of(video: Mapping[str, Any], reasons: Sequence[str]) -> list[Judged]:
   """The segments of a video of a part."""
   return [
-    Segment(
+    Judged(
       video["uri"], video["path"], start, end, reason, {"seconds": (end - start) / 1e6, **scores}
     )
     for (start, end, _, scores, *_), reason in zip(video["segments"], reasons, strict=True)

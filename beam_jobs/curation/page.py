@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from beam_jobs.curation import parts
-from beam_jobs.curation.overview import Histogram, Overview, Segment, segments_of
+from beam_jobs.curation.overview import BinCounts, Judged, Overview, segments_of
 from beam_jobs.curation.thumbnails import thumbnail
 from beam_jobs.curation.videos import CurationJob, failure_of, source_of
 from beam_jobs.shards.loading import DecodeSettings
@@ -63,9 +63,9 @@ def _write(
   wanted = chain(*chain(*near), *(segments for _, segments, _ in videos))
   pictures = _pictures(map(_middle, wanted), decoding)
 
-  def shown(found: Iterable[Segment]) -> list[curation_page.Clip]:
+  def shown(found: Iterable[Judged]) -> list[curation_page.ShownSegment]:
     return [
-      curation_page.Clip(
+      curation_page.ShownSegment(
         uri=_printable(one.uri),
         start=one.start / 1e6,
         end=one.end / 1e6,
@@ -108,21 +108,21 @@ def _write(
   )
 
 
-def _histogram(found: Histogram, marked: Sequence[float]) -> curation_page.Histogram:
+def _histogram(found: BinCounts, marked: Sequence[float]) -> curation_page.Histogram:
   bins, axis = found.bins(marked)
   return curation_page.Histogram(bins=bins, axis=axis, low=found.low, high=found.high)
 
 
 def _shown(
   video: Mapping[str, Any], reasons: Sequence[str], limit: int
-) -> tuple[Mapping[str, Any], list[Segment], int]:
+) -> tuple[Mapping[str, Any], list[Judged], int]:
   """A video with at most `limit` of its segments, from its middle, and the number of the first of them."""
   found = segments_of(video, reasons)
   first = max(0, (len(found) - limit) // 2)
   return video, found[first : first + limit], first
 
 
-def _middle(found: Segment) -> _Moment:
+def _middle(found: Judged) -> _Moment:
   return found.path, (found.start + found.end) // 2
 
 

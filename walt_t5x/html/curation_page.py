@@ -22,7 +22,7 @@ _AT_MOST = ("still", "black", "bars")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ShownSegment:
   """A segment of a video in seconds.
 
   reason: why it is rejected; "" for a clip.
@@ -57,8 +57,8 @@ class Threshold:
 
   rule: Rule
   failing: int
-  below: Sequence[Clip]
-  above: Sequence[Clip]
+  below: Sequence[ShownSegment]
+  above: Sequence[ShownSegment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Timeline:
   """
 
   uri: str
-  segments: Sequence[Clip]
+  segments: Sequence[ShownSegment]
   first: int
   count: int
   dead: tuple[float, float, str] | None
@@ -248,7 +248,7 @@ def _timeline(video: Timeline, colors: Mapping[str, str]) -> dict[str, Any]:
   }
 
 
-def _clip(clip: Clip, colors: Mapping[str, str], score: str) -> dict[str, Any]:
+def _clip(clip: ShownSegment, colors: Mapping[str, str], score: str) -> dict[str, Any]:
   outcome = clip.reason or "clip"
   values = "\n".join(f"{name} {value:.6g}" for name, value in clip.scores.items())
   values = "\n".join(f"{name} {value:.6g}" for name, value in clip.scores.items())

@@ -164,7 +164,9 @@ def test_the_number_of_pictures_is_limited(curated, tmp_path):
 
 
 def test_text_of_rows_is_escaped(tmp_path):
-  clip = curation_page.Clip(uri=TAG, start=0.0, end=1.0, reason=TAG, scores={TAG: 0.5}, picture=TAG)
+  clip = curation_page.ShownSegment(
+    uri=TAG, start=0.0, end=1.0, reason=TAG, scores={TAG: 0.5}, picture=TAG
+  )
   line = curation_page.Timeline(uri=TAG, segments=[clip], first=0, count=1, dead=(1.0, 2.0, TAG))
   rule = Rule(TAG, ">=", 0.5)
   page = curation_page.write_curation(

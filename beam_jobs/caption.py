@@ -40,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
   Raises:
     ValueError: if flags do not match, before any request, or the server does not accept the key.
-    Outage: if the server has stopped answering.
+    ServerOutage: if the server has stopped answering.
     LedgerError: if rows are unaccounted for at the end.
   """
   args, prompts, parameters = _parse(argv)
@@ -260,11 +260,11 @@ def _report(summary: dict[str, Any], output: str, requests: int, seconds: float)
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the job; returns the exit code, 1 after an outage of the server."""
-  from beam_jobs.curation.captions import Outage
+  from beam_jobs.curation.captions import ServerOutage
 
   try:
     return running.exit_code("caption", run, argv)
-  except Outage as error:
+  except ServerOutage as error:
     print(
       f"caption: {error}\nAnswers so far are kept: run the same command again.", file=sys.stderr
     )

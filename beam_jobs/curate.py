@@ -4,10 +4,11 @@
   python -m beam_jobs.preprocess --config=curated/preprocess.toml --output=cache --task=corpus ...
 
 Each video is read once, in the memory of its longest clip. --output gets clips.jsonl and clips.parquet (uri, start,
-end, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, and summary.json, in which the seconds of all
-videos are those of clips, rejected segments and dead videos. The same command resumes after an interruption. Filters
-apply to scores that parts/ keeps: the same command with other filters decodes nothing, and --refilter does not even
-read the manifest. Other flags go to Beam (--runner, --direct_num_workers, ...). Scores: docs/curation.md.
+end, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, summary.json, in which the seconds of all
+videos are those of clips, rejected segments and dead videos, and page.html, on which thresholds can be tried. The same
+command resumes after an interruption. Filters apply to scores that parts/ keeps: the same command with other filters
+decodes only pictures for the page, and --refilter does not even read the manifest. Other flags go to Beam (--runner,
+--direct_num_workers, ...). Scores: docs/curation.md.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   started = time.monotonic()
   rules = [Rule.parse(text) for text in args.filter]
   with waiting("curate", "importing Beam"):
-    from beam_jobs.curation import parts
+    from beam_jobs.curation import page, parts
 
   options = running.beam_options(rest, args)
   source = None if args.refilter else source_spec.source_of(args, scores=())
@@ -51,12 +52,23 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       _make_parts(source, job, options)
     if args.duplicates != "none":
       _find_duplicates(args, job, rules, options)
-    totals = parts.finalize(
+    totals = page.finalize(
       job,
       rules,
       with_duplicates=args.duplicates != "none",
+      clips=args.page_clips,
+      decoding=running.decoding_of(args),
+      flags=_flags_again(args),
     )
-  return _report(args.output, totals, seconds=time.monotonic() - started)
+  return _report(args, totals, seconds=time.monotonic() - started)
+
+
+def _flags_again(args: argparse.Namespace) -> list[str]:
+  """The flags of the same command with other filters, next to --output and the filters."""
+  if args.duplicates == "none":
+    return ["--refilter"]
+  names = ("duplicates", "near_duplicate_bits", "keep")
+  return ["--refilter", *(f"--{name}={getattr(args, name)}" for name in names)]
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -111,10 +123,18 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     metavar="RULE",
     help="'NAME OP NUMBER' that clips must satisfy, e.g. 'seconds>=2', 'motion>=0.005', 'bars<=0.1'",
   )
+  add(
+    "--page_clips",
+    type=int,
+    default=24,
+    help="clips on page.html next to thresholds, and of each of six videos; 0 for no page (24)",
+  )
   running.add_reading(parser)
   args, rest = running.parse_known(parser, argv)
   if args.score_fps <= 0 or args.score_side < 8 or args.max_clip_seconds <= 0:
     parser.error("--score_fps and --max_clip_seconds must be above 0, --score_side at least 8")
+  if args.page_clips < 0:
+    parser.error(f"--page_clips: got {args.page_clips}, expected 0 or more")
   return args, rest
 
 
@@ -252,8 +272,9 @@ def _make(index: int, lines: Any, job: Any) -> Any:
   return index
 
 
-def _report(output: str, totals: Any, *, seconds: float) -> dict[str, Any]:
+def _report(args: argparse.Namespace, totals: Any, *, seconds: float) -> dict[str, Any]:
   """Prints the table and the JSON line."""
+  output = args.output
   printed = totals.to_json()
   rows = [("clips", f"{totals.clips:,}", printed["seconds_in_clips"])]
   rows += [(f"rejected: {name}", "", value) for name, value in printed["seconds_rejected"].items()]
@@ -265,6 +286,8 @@ def _report(output: str, totals: Any, *, seconds: float) -> dict[str, Any]:
   for reason, count in printed["dead_videos"].items():
     print(f"  dead: {reason} {count}; see {storage.join(output, 'dead.jsonl')}")
   print(f"clips: {storage.join(output, 'clips.jsonl')}")
+  if args.page_clips:
+    print(f"page: {storage.join(output, 'page.html')}")
   result = printed | {"clips_file": storage.join(output, "clips.jsonl"), "took": round(seconds, 2)}
   print(json.dumps(result), flush=True)
   return result

@@ -57,14 +57,6 @@ ALLOWED = {
     "beam_jobs/sources",
     "beam_jobs/filters",
   ),
-  "beam_jobs/curation": (
-    "walt_t5x/files",
-    "walt_t5x/media",
-    "walt_t5x/metrics",
-    "beam_jobs/sources",
-    "beam_jobs/filters",
-    "beam_jobs/shards",
-  ),
   "walt_t5x/html": (
     "walt_t5x/files",
     "walt_t5x/media",
@@ -74,6 +66,15 @@ ALLOWED = {
     "data",
     "beam_jobs/sources",
     "beam_jobs/shards",
+  ),
+  "beam_jobs/curation": (
+    "walt_t5x/files",
+    "walt_t5x/media",
+    "walt_t5x/metrics",
+    "beam_jobs/sources",
+    "beam_jobs/filters",
+    "beam_jobs/shards",
+    "walt_t5x/html",
   ),
   "walt_t5x/generation": (
     "walt_t5x/files",

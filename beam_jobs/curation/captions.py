@@ -19,7 +19,7 @@ from beam_jobs.curation import chat
 from beam_jobs.curation.clip_frames import jpegs
 from beam_jobs.shards import progress
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
-from beam_jobs.sources.members import source_of
+from beam_jobs.sources.members import media_source
 from beam_jobs.sources.rows import Row
 from walt_t5x.files import damage, storage
 from walt_t5x.media.isolation import Isolated
@@ -54,7 +54,7 @@ class Stopped(Exception):
   """The job ends; `Captioner.error` is why."""
 
 
-class Outage(Exception):
+class ServerOutage(Exception):
   """The server has stopped answering."""
 
 
@@ -298,12 +298,12 @@ class Captioner:
       raise Stopped
 
   def _without_answer(self, failure: Failure) -> Failure:
-    """Raises `Outage` if the server seems to be down or misconfigured: the rows that follow are not to be dead too."""
+    """Raises `ServerOutage` if the server seems to be down or misconfigured, so that later rows are not dead too."""
     with self._lock:
       self._unanswered += 1
       if self._unanswered < OUTAGE:
         return failure
-    raise Outage(f"the last {OUTAGE} clips got no answer: {failure.message}")
+    raise ServerOutage(f"the last {OUTAGE} clips got no answer: {failure.message}")
 
   def _spent(self) -> Failure:
     return Failure("caption", "max_requests", f"{self._max_requests} requests are sent")
@@ -314,7 +314,7 @@ class Captioner:
     settings |= {"start": row.start_seconds, "end": row.end_seconds}
     decode = self._pool if job.decoding.isolation == "process" else jpegs
     try:
-      return decode(source_of(row.path), row.modality, **settings)
+      return decode(media_source(row.path), row.modality, **settings)
     except Exception as error:
       return failure_of(error)
 

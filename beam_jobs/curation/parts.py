@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -124,7 +124,7 @@ def _names(output: str) -> list[str]:
 
 
 @dataclasses.dataclass
-class Totals:
+class SecondsLedger:
   """Microseconds of video and where they went."""
 
   videos: int = 0
@@ -149,13 +149,20 @@ class Totals:
     }
 
 
-def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool = False) -> Totals:
+def finalize(
+  job: CurationJob,
+  rules: Sequence[Rule],
+  *,
+  with_duplicates: bool = False,
+  watch: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None,
+) -> SecondsLedger:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
 
   Args:
     job: what made the parts.
     rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
+    watch: called with each video and the reasons why its segments are rejected, "" for those that are not.
 
   Raises:
     LedgerError: a part is missing, or seconds are unaccounted for.
@@ -164,7 +171,7 @@ def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool =
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  totals, output = Totals(), job.output
+  totals, output = SecondsLedger(), job.output
   with (
     storage.writer(storage.join(output, CLIPS)) as clips,
     storage.writer(storage.join(output, REJECTED)) as rejected,
@@ -175,11 +182,15 @@ def finalize(job: CurationJob, rules: Sequence[Rule], *, with_duplicates: bool =
     for index, part in read_parts(job):
       copies = storage.read_json(duplicates_path(job, index)) if with_duplicates else {}
       for video in part["videos"]:
+        reasons = []
         for clip, reason in _judged(index, video, rules, copies, totals):
+          reasons.append(reason)
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
           (rejected if reason else clips).write(line)
           if not reason:
             waiting.append(clip | {"scores": json.dumps(clip["scores"])})
+        if watch:
+          watch(video, reasons)
         if video["dead"]:
           start, stage, reason, message = video["dead"]
           dead.write(_dead_line(video, start, stage, reason, message))
@@ -251,7 +262,7 @@ def _judged(
   video: Mapping[str, Any],
   rules: Sequence[Rule],
   copies: Mapping[str, Sequence[str]],
-  totals: Totals,
+  totals: SecondsLedger,
 ) -> Iterator[tuple[dict[str, Any], str]]:
   """Rows of a video's segments, each with the reason why it is rejected, or ""."""
   totals.videos += 1
@@ -315,7 +326,7 @@ def _append(writer: Any, rows: Sequence[Mapping[str, Any]], file: Any, pq: Any, 
   return writer
 
 
-def _check(totals: Totals, rules: Sequence[Rule]) -> None:
+def _check(totals: SecondsLedger, rules: Sequence[Rule]) -> None:
   placed = totals.kept + totals.rejected.total() + totals.dead
   if placed != totals.total:
     raise shard_files.LedgerError(

@@ -112,29 +112,22 @@ class _Builder:
 
   def add(self, seconds: float, frame: "VideoFrame") -> None:
     turned, frame = orientation(frame), opaque(frame)
-    self._thumbnails.append(self._scaled(self._small, frame, THUMBNAIL, turned))
+    self._thumbnails.append(scaled(self._small, frame, THUMBNAIL, turned))
     number = int(seconds * self._spec.fps + 1e-6)
     if number > self._due:
       self._due = number
       self._size = self._size or self._sampled_size(frame, turned)
       self._sampled.append(len(self.begins))
-      self._frames.append(self._scaled(self._large, frame, self._size, turned))
+      self._frames.append(scaled(self._large, frame, self._size, turned))
     self.begins.append(microseconds(seconds))
 
-  def _sampled_size(self, frame: "VideoFrame", turned: tuple) -> tuple[int, int]:
+  def _sampled_size(self, frame: "VideoFrame", turned: tuple[int, bool]) -> tuple[int, int]:
     """(height, width) of sampled frames, upright, with square pixels; that of the first frame, for the entire video."""
     width, height = frame.width * self._aspect, float(frame.height)
     if turned[0] % 2:
       width, height = height, width
     scale = self._spec.side / min(width, height)
     return max(1, round(height * scale)), max(1, round(width * scale))
-
-  @staticmethod
-  def _scaled(
-    scaler: Scaler, frame: "VideoFrame", size: tuple[int, int], turned: tuple
-  ) -> np.ndarray:
-    height, width = size[::-1] if turned[0] % 2 else size
-    return upright(scaler(frame, width=width, height=height), turned)
 
   def take(self, end: int, stated_end: int | None) -> Chunk:
     """The frames so far, which are forgotten."""
@@ -143,3 +136,11 @@ class _Builder:
     chunk = Chunk(self.begins, end, stated_end, np.stack(self._thumbnails), self._sampled, frames)
     self._clear()
     return chunk
+
+
+def scaled(
+  scaler: Scaler, frame: "VideoFrame", size: tuple[int, int], turned: tuple[int, bool]
+) -> np.ndarray:
+  """Pixels of a frame [*size, 3], upright."""
+  height, width = size[::-1] if turned[0] % 2 else size
+  return upright(scaler(frame, width=width, height=height), turned)

@@ -14,7 +14,7 @@ _BLACK = 20
 _SAME = 0.5
 
 
-class Score(Protocol):
+class ClipScore(Protocol):
   """Gives named numbers to a clip."""
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
@@ -28,17 +28,17 @@ def luma(frames: np.ndarray) -> np.ndarray:
   return 299 * red + 587 * green + 114 * blue
 
 
-class Motion:
+class MotionScore:
   """`motion`: mean absolute change of luma between sampled frames, in [0, 1]; `still`: share of pairs without any."""
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
     values = luma(frames)
-    pairs = np.abs(np.diff(values, axis=0)).reshape(len(values) - 1, -1).sum(1, dtype=np.int64)
+    pairs = np.abs(np.diff(values, axis=0)).sum((1, 2), dtype=np.int64)
     same = int((pairs < _SAME * 1000 * values[0].size).sum())
     return {"motion": motion(frames), "still": same / max(1, len(pairs))}
 
 
-class Light:
+class LightScore:
   """`exposure`: mean luma in [0, 1]; `contrast`: its standard deviation over pixels; `black`: share of black frames."""
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
@@ -54,7 +54,7 @@ class Light:
     }
 
 
-class Sharpness:
+class SharpnessScore:
   """`sharpness`: mean absolute Laplacian of luma, in [0, 1], of the sharpest frame."""
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
@@ -66,7 +66,7 @@ class Sharpness:
     return {"sharpness": int(change.sum(1, dtype=np.int64).max()) / (change.shape[1] * 4 * 255_000)}
 
 
-class Letterbox:
+class LetterboxScore:
   """`bars`: share of the picture in black bars at its edges, in all frames."""
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
@@ -84,10 +84,10 @@ def picture_in_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
   return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-BUILT_IN = (Motion, Light, Sharpness, Letterbox)
+BUILT_IN = (MotionScore, LightScore, SharpnessScore, LetterboxScore)
 
 
-def load(name: str) -> Score:
+def load(name: str) -> ClipScore:
   """The score `MODULE:CLASS`, made without arguments.
 
   Raises:
@@ -102,7 +102,7 @@ def load(name: str) -> Score:
     ) from error
 
 
-def score(frames: np.ndarray, scores: list[Score]) -> dict[str, float]:
+def score(frames: np.ndarray, scores: list[ClipScore]) -> dict[str, float]:
   """All scores of a clip, rounded to six digits.
 
   Raises:

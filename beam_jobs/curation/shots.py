@@ -122,7 +122,7 @@ class Frame(NamedTuple):
   flagged: bool
 
 
-class Segment(NamedTuple):
+class ShotSegment(NamedTuple):
   """A part of a video in microseconds, with the frames that scores see; all segments cover the video without gaps."""
 
   start: int
@@ -168,7 +168,7 @@ class Flagged:
       self.error = error
 
 
-def segments(frames: Flagged, *, max_seconds: float) -> Iterator[Segment]:
+def segments(frames: Flagged, *, max_seconds: float) -> Iterator[ShotSegment]:
   """Shots, transitions, and parts of shots that are longer than `max_seconds`, in order.
 
   Memory is that of `max_seconds`, whatever the length of a shot.
@@ -199,9 +199,9 @@ def segments(frames: Flagged, *, max_seconds: float) -> Iterator[Segment]:
     yield _segment(flagged, frames.end, transition=True)
 
 
-def _segment(frames: list[Frame], end: int, *, transition: bool = False) -> Segment:
+def _segment(frames: list[Frame], end: int, *, transition: bool = False) -> ShotSegment:
   pictures = [frame.picture for frame in frames if frame.picture is not None]
-  return Segment(frames[0].begin, end, pictures, transition)
+  return ShotSegment(frames[0].begin, end, pictures, transition)
 
 
 def _quietest(shot: list[Frame]) -> int:

@@ -13,7 +13,7 @@ from beam_jobs.curation import scores, shots
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
-from beam_jobs.sources.members import source_of
+from beam_jobs.sources.members import media_source
 from beam_jobs.sources.rows import Row
 from walt_t5x.media.isolation import Isolated, WorkerCrashed
 
@@ -127,7 +127,7 @@ def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
 
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
-  source = source_of(row.path)
+  source = media_source(row.path)
   window = {"start": row.start_seconds, "end": row.end_seconds}
   if job.decoding.isolation == "process":
     yield from _pool(job.decoding).stream(source, job.scan, **window)
@@ -135,7 +135,7 @@ def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
     yield from scan(source, job.scan, **window)
 
 
-def _scored(segment: shots.Segment, job: CurationJob) -> Scored:
+def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
   if segment.transition or not segment.frames:
     return Scored(segment.start, segment.end, "transition" if segment.transition else "shot")
   frames = np.stack(segment.frames)
@@ -150,7 +150,7 @@ def _scored(segment: shots.Segment, job: CurationJob) -> Scored:
 
 
 @functools.lru_cache(maxsize=4)
-def _scores(names: tuple[str, ...]) -> list[scores.Score]:
+def _scores(names: tuple[str, ...]) -> list[scores.ClipScore]:
   return [*(one() for one in scores.BUILT_IN), *map(scores.load, names)]
 
 

@@ -89,7 +89,7 @@ def read_media(path: str, *, max_bytes: int | None = None) -> bytes:
   return content[block:]
 
 
-def source_of(path: str) -> str | bytes:
+def media_source(path: str) -> str | bytes:
   """What a reader of media opens: the path of a plain file, or the content of a member; raises as `read_media`."""
   if parse_member(path):
     return read_media(path)

@@ -20,7 +20,7 @@ RESULTS = (parts.CLIPS, parts.TABLE, parts.REJECTED, parts.DEAD, parts.SUMMARY)
 
 
 def _run(manifest, output, *flags):
-  shared = ["--num_parts=3", "--decode_isolation=thread", "--score_side=32"]
+  shared = ["--num_parts=3", "--decode_isolation=thread", "--score_side=32", "--page_clips=0"]
   return curate.run([f"--manifest={manifest}", f"--output={output}", *shared, *flags])
 
 

@@ -35,14 +35,21 @@ def test_scores_equal_their_formulas(frames):
   assert found == pytest.approx(expected, abs=2e-4)
 
 
+def test_a_clip_of_one_frame_does_not_move(frames):
+  alone, all_frames = (
+    scores.score(f, [one() for one in scores.BUILT_IN]) for f in (frames[:1], frames)
+  )
+  assert alone.keys() == all_frames.keys() and alone["motion"] == alone["still"] == 0
+
+
 def test_bars_are_the_black_edges_of_all_frames():
   rng = np.random.default_rng(0)
   frames = np.zeros((3, 40, 60, 3), np.uint8)
   frames[:, 5:33, 8:60] = rng.integers(30, 256, (3, 28, 52, 3))
   frames[1] = 0  # A black frame has no bars.
   assert scores.picture_in_bars(frames) == (5, 33, 8, 60)
-  assert scores.Letterbox()(frames)["bars"] == pytest.approx(1 - 28 * 52 / 2400)
-  assert scores.Letterbox()(frames[1:2])["bars"] == 0.0
+  assert scores.LetterboxScore()(frames)["bars"] == pytest.approx(1 - 28 * 52 / 2400)
+  assert scores.LetterboxScore()(frames[1:2])["bars"] == 0.0
 
 
 def test_a_score_of_a_team_is_loaded_by_name_and_must_be_a_number(monkeypatch):

@@ -93,10 +93,10 @@ def compose(
   rng: np.random.Generator, scenes: Scenes
 ) -> tuple[np.ndarray, list[Boundary], list[str]]:
   """Frames of a video, its boundaries, and the kinds of what joins and disturbs its scenes."""
-  video, number = scenes.draw(int(rng.integers(35, 75)), -1)
+  video, number = scenes.draw(int(rng.integers(60, 100)), -1)
   boundaries, kinds = [], []
   for _ in range(int(rng.integers(2, 6))):
-    scene, number = scenes.draw(int(rng.integers(35, 75)), number)
+    scene, number = scenes.draw(int(rng.integers(60, 100)), number)
     if rng.random() < 0.25:
       at, length = int(rng.integers(8, len(scene) - 12)), int(rng.integers(1, 4))
       scene = scene.copy()
@@ -162,7 +162,7 @@ def videos(folder: Path, seed: int) -> Iterator[tuple[Path, list[Boundary], list
   folder.mkdir(parents=True, exist_ok=True)
   for i in range(COUNT):
     frames, boundaries, kinds = compose(rng, scenes)
-    path = folder / f"{i:02}.mp4"
+    path = folder / f"{seed}_{i:02}.mp4"
     if not path.exists():
       writing.write_video(path, frames, fps=RATE)
     yield path, boundaries, kinds
@@ -175,6 +175,7 @@ def main() -> int:
   )
   parser.add_argument("folder", type=Path)
   parser.add_argument("--seed", type=int, default=20260, help="of the videos (20260)")
+  parser.add_argument("--count", type=int, default=COUNT, help="videos (60)")
   parser.add_argument("--threshold", type=float, default=27.0, help="of PySceneDetect (27)")
   parser.add_argument("--weights", help="TransNet V2; without, PySceneDetect alone")
   args = parser.parse_args()
@@ -185,7 +186,9 @@ def main() -> int:
     detectors["TransNet V2"] = shots.NetworkDetector.load(args.weights, 0.5)
   counts = {name: {"true": 0, "found": 0, "matched": 0} for name in detectors}
   per_kind: dict[str, int] = {}
-  for i, (path, true, kinds) in enumerate(videos(args.folder, args.seed)):
+  for i, (path, true, kinds) in enumerate(
+    itertools.islice(videos(args.folder, args.seed), args.count)
+  ):
     for kind in kinds:
       per_kind[kind] = per_kind.get(kind, 0) + 1
     for name, detector in detectors.items():

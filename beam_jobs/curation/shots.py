@@ -3,12 +3,17 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from beam_jobs.curation.scanning import Chunk
+
+# Frames of a shot, at least: fewer between two cuts are those of a fade or too short for any use.
+MIN_FRAMES = 12
+FLASH_FRAMES = 4
 
 
 class Detector(Protocol):
@@ -26,58 +31,27 @@ class Detector(Protocol):
 class ContentDetector:
   """PySceneDetect's `ContentDetector`: the mean change of hue, saturation and luma from frame to frame.
 
-  A change that is taken back within a few frames is a flash, not a cut. Cuts that are close to each other are those of
-  a fade: what is between them is a transition.
-
   Attributes:
     threshold: change, in units of 8 bits, that makes a cut.
-    flash_frames: frames of a flash, at most.
-    min_frames: frames between two cuts, at least.
   """
 
   threshold: float = 27.0
-  flash_frames: int = 4
-  min_frames: int = 16
 
   def __call__(self, thumbnails: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     from scenedetect import ContentDetector, FrameTimecode
 
     detector = ContentDetector(threshold=self.threshold, min_scene_len=1)
-    recent: collections.deque[np.ndarray] = collections.deque(maxlen=self.flash_frames + 2)
-    # The first frames of shots, of which later ones may be a flash or a fade with the last one.
-    cuts: list[int] = []
-    number = told = 0
+    number = 0
     for chunk in thumbnails:
-      for picture in chunk:
-        recent.append(picture)
+      # Whether each frame is the first of a shot, known at once.
+      first = np.zeros(len(chunk), bool)
+      for i, picture in enumerate(chunk):
         # The detector reads blue first. Times are frame numbers: only their order counts.
-        at = FrameTimecode(number, fps=1.0)
-        if detector.process_frame(at, np.ascontiguousarray(picture[..., ::-1])):
-          if cuts and self._taken_back(recent, number - cuts[-1]):
-            cuts.pop()
-          else:
-            cuts.append(number)
-        number += 1
-      ready = max(told, number - self.min_frames - self.flash_frames)
-      yield self._flags(cuts, told, ready)
-      told = ready
-      cuts = [cut for cut in cuts if cut >= told - self.min_frames]
-    yield self._flags(cuts, told, number)
-
-  def _taken_back(self, recent: collections.deque[np.ndarray], frames: int) -> bool:
-    """Whether the picture is the one before the last cut, which is this number of frames ago."""
-    if frames > self.flash_frames:
-      return False
-    before, now = recent[-frames - 2].astype(np.int16), recent[-1]
-    return bool(np.abs(before - now).mean() < self.threshold / 2)
-
-  def _flags(self, cuts: list[int], begin: int, end: int) -> np.ndarray:
-    flags = np.zeros(end - begin, bool)
-    for i, cut in enumerate(cuts):
-      near = i > 0 and cut - cuts[i - 1] < self.min_frames
-      first = cuts[i - 1] if near else cut - 1
-      flags[max(0, first - begin) : max(0, cut - begin)] = True
-    return flags
+        at = FrameTimecode(number + i, fps=1.0)
+        first[i] = bool(detector.process_frame(at, np.ascontiguousarray(picture[..., ::-1])))
+      yield first if number else first[1:]
+      number += len(chunk)
+    yield np.zeros(min(number, 1), bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +77,7 @@ class NetworkDetector:
     from walt_t5x.metrics.transnet_v2 import cut_probabilities
 
     for found in cut_probabilities(_network(self.weights), thumbnails):
-      yield found["cut"] > self.threshold
+      yield np.maximum(found["cut"], found["transition"]) > self.threshold
 
 
 @functools.lru_cache(maxsize=1)
@@ -134,6 +108,7 @@ class ShotSegment(NamedTuple):
 class Flagged:
   """The frames of a video with their flags, in order.
 
+  Frames at the beginning and the end of a flash of a few frames are not flagged.
   An error ends them: what was read before it is not lost.
 
   Attributes:
@@ -144,20 +119,39 @@ class Flagged:
 
   def __init__(self, chunks: Iterable[Chunk], detector: Detector):
     self._chunks, self._detector = chunks, detector
-    self._waiting: collections.deque[tuple[int, np.ndarray | None]] = collections.deque()
+    self._waiting: collections.deque[tuple[int, np.ndarray | None, np.ndarray]] = (
+      collections.deque()
+    )
     self.end = 0
     self.stated_end: int | None = None
     self.error: Exception | None = None
 
   def __iter__(self) -> Iterator[Frame]:
+    # The frames around the one that is told next.
+    before: collections.deque[np.ndarray] = collections.deque(maxlen=FLASH_FRAMES)
+    ahead: collections.deque[tuple[Frame, np.ndarray]] = collections.deque()
+
+    def tell() -> Frame:
+      frame, thumbnail = ahead.popleft()
+      is_cut = frame.flagged and not _at_flash(before, thumbnail, [after for _, after in ahead])
+      before.append(thumbnail)
+      return frame._replace(flagged=is_cut)
+
     for flags in self._detector(self._thumbnails()):
       for flag in flags:
-        yield Frame(*self._waiting.popleft(), bool(flag))
+        begin, picture, thumbnail = self._waiting.popleft()
+        ahead.append((Frame(begin, picture, bool(flag)), thumbnail))
+        if len(ahead) > FLASH_FRAMES + 1:
+          yield tell()
+    while ahead:
+      yield tell()
 
   def _thumbnails(self) -> Iterator[np.ndarray]:
     for chunk in self._until_error():
       pictures = dict(zip(chunk.sampled, chunk.frames, strict=True))
-      self._waiting.extend((begin, pictures.get(i)) for i, begin in enumerate(chunk.begins))
+      self._waiting.extend(
+        zip(chunk.begins, map(pictures.get, itertools.count()), chunk.thumbnails)
+      )
       self.end, self.stated_end = chunk.end, chunk.stated_end
       yield chunk.thumbnails
 
@@ -168,6 +162,23 @@ class Flagged:
       self.error = error
 
 
+def _at_flash(before: Iterable[np.ndarray], now: np.ndarray, after: Sequence[np.ndarray]) -> bool:
+  """Whether the change after a frame is that of a flash: it is taken back soon, or takes back an earlier one.
+
+  A picture comes back if it differs from the other one by less than half of what the change is.
+  """
+  if not after:
+    return False
+
+  def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+  half = difference(now, after[0]) / 2
+  return any(difference(now, later) < half for later in after[1:]) or any(
+    difference(earlier, after[0]) < half for earlier in before
+  )
+
+
 def segments(frames: Flagged, *, max_seconds: float) -> Iterator[ShotSegment]:
   """Shots, transitions, and parts of shots that are longer than `max_seconds`, in order.
 
@@ -175,28 +186,37 @@ def segments(frames: Flagged, *, max_seconds: float) -> Iterator[ShotSegment]:
   """
   longest = round(max_seconds * 1e6)
   shot: list[Frame] = []
+  # What ends a shot, and the frames after it, which are the next shot once they are enough.
   flagged: list[Frame] = []
+  after: list[Frame] = []
   for frame in frames:
-    if flagged and not frame.flagged:
-      # One flagged frame is the last one of its shot, several are a transition.
-      shot += flagged if len(flagged) == 1 else []
-      middle = flagged[0].begin if len(flagged) > 1 else frame.begin
-      if shot:
-        yield _segment(shot, middle)
-      if len(flagged) > 1:
-        yield _segment(flagged, frame.begin, transition=True)
-      shot, flagged = [], []
-    (flagged if frame.flagged else shot).append(frame)
+    if frame.flagged:
+      flagged += [*after, frame]
+      after = []
+      continue
+    (after if flagged else shot).append(frame)
+    if len(after) == MIN_FRAMES:
+      yield from _ended(shot, flagged, after[0].begin)
+      shot, flagged, after = after, [], []
     if len(shot) > 1 and shot[-1].begin - shot[0].begin >= longest:
       at = _quietest(shot)
       yield _segment(shot[:at], shot[at].begin)
       shot = shot[at:]
+  if flagged:
+    yield from _ended(shot, flagged, after[0].begin if after else frames.end)
+    shot = after
+  if shot:
+    yield _segment(shot, frames.end)
+
+
+def _ended(shot: list[Frame], flagged: list[Frame], end: int) -> Iterator[ShotSegment]:
+  """A shot and what ends it at `end`: one flagged frame is the last one of the shot, several are a transition."""
   if len(flagged) == 1:
     shot, flagged = shot + flagged, []
   if shot:
-    yield _segment(shot, flagged[0].begin if flagged else frames.end)
+    yield _segment(shot, flagged[0].begin if flagged else end)
   if flagged:
-    yield _segment(flagged, frames.end, transition=True)
+    yield _segment(flagged, end, transition=True)
 
 
 def _segment(frames: list[Frame], end: int, *, transition: bool = False) -> ShotSegment:

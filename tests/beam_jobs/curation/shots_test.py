@@ -36,7 +36,8 @@ def _chunks(frames, *, sizes=(7, 100, 1)):
       return
     at += len(part)
     begins = [FRAME * (at - len(part) + i) for i in range(len(part))]
-    thumbnails = np.zeros((len(part), 27, 48, 3), np.uint8)
+    # Each differs from all others, so that nothing is a flash.
+    thumbnails = np.random.default_rng(at).integers(0, 256, (len(part), 27, 48, 3), dtype=np.uint8)
     yield scanning.Chunk(begins, FRAME * at, None, thumbnails, list(range(len(part))), part)
 
 
@@ -56,23 +57,23 @@ def _numbered(count):
 @pytest.mark.parametrize(
   "flags, expected",
   [
-    ([], [(0, 30, False)]),
-    ([9], [(0, 10, False), (10, 30, False)]),
-    ([9, 10, 11], [(0, 9, False), (9, 12, True), (12, 30, False)]),
-    ([0], [(0, 1, False), (1, 30, False)]),
-    ([29], [(0, 30, False)]),
-    ([27, 28, 29], [(0, 27, False), (27, 30, True)]),
-    (range(30), [(0, 30, True)]),
-    (
-      [4, 5, 9, 20],
-      [(0, 4, False), (4, 6, True), (6, 10, False), (10, 21, False), (21, 30, False)],
-    ),
+    ([], [(0, 60, False)]),
+    ([19], [(0, 20, False), (20, 60, False)]),
+    ([19, 20, 21], [(0, 19, False), (19, 22, True), (22, 60, False)]),
+    ([0], [(0, 1, False), (1, 60, False)]),
+    ([59], [(0, 60, False)]),
+    ([57, 58, 59], [(0, 57, False), (57, 60, True)]),
+    (range(60), [(0, 60, True)]),
+    # Fewer than twelve frames between flags are part of a transition, at the end they are a shot.
+    ([19, 31], [(0, 19, False), (19, 32, True), (32, 60, False)]),
+    ([19, 32], [(0, 20, False), (20, 33, False), (33, 60, False)]),
+    ([19, 20, 28, 50], [(0, 19, False), (19, 29, True), (29, 51, False), (51, 60, False)]),
   ],
 )
 def test_one_flag_is_a_cut_and_several_are_a_transition(flags, expected, late):
-  found = _segments(_numbered(30), set(flags), late=late)
+  found = _segments(_numbered(60), set(flags), late=late)
   assert [segment[:3] for segment in found] == expected
-  assert [n for *_, numbers in found for n in numbers] == list(range(30))
+  assert [n for *_, numbers in found for n in numbers] == list(range(60))
 
 
 def test_a_long_shot_is_cut_where_least_moves_in_its_second_half():
@@ -158,3 +159,26 @@ def test_a_window_has_the_frames_that_are_shown_in_it(rotated):
   chunks = list(scanning.scan(str(rotated), scanning.ScanSpec(), start=0.5, end=1.21))
   begins = [begin for chunk in chunks for begin in chunk.begins]
   assert begins == [FRAME * i for i in range(13, 31)] and chunks[-1].end == 1_210_000
+
+
+def test_a_flash_is_not_a_cut():
+  rng = np.random.default_rng(0)
+  one, other = rng.integers(0, 256, (2, 27, 48, 3), dtype=np.uint8)
+  video = np.stack([one] * 40 + [other] * 40)
+  for at, length in ((10, 1), (20, 3), (60, 4)):
+    video[at : at + length] = 255
+
+  def ends(size):
+    parts = [range(i, min(i + size, 80)) for i in range(0, 80, size)]
+    chunks = (
+      scanning.Chunk([FRAME * i for i in part], FRAME * part.stop, None, video[part], [], video[:0])
+      for part in parts
+    )
+    frames = list(shots.Flagged(chunks, shots.ContentDetector()))
+    assert [frame.begin for frame in frames] == [FRAME * i for i in range(80)]
+    return [i for i, frame in enumerate(frames) if frame.flagged]
+
+  assert all(ends(size) == [39] for size in (1, 7, 100))
+  # Five frames are too long for a flash.
+  video[60:65] = 255
+  assert ends(100) == [39, 59, 64]

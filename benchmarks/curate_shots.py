@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from beam_jobs.curation.shots import MIN_FRAMES
 from benchmarks import results
 from benchmarks.fvd_parity import VIDEOS, installed
 
 HERE = Path(__file__).resolve().parent
 COUNT, RATE, SIZE = 60, 25, (96, 160)
 TOLERANCE = 2
+# The first frames of shots in the real videos, which are edited themselves; found by eye.
+CUTS = {"cityCC0.mpg": (116,), "bikes.mp4": (30, 76, 137, 187, 242)}
 BARS = {"TransNet V2": 0.95, "PySceneDetect": 0.85}
 RENDERED = (
   "testsrc2=s=160x96:r=25",
@@ -42,19 +45,21 @@ class Scenes:
   def __init__(self, rng: np.random.Generator):
     self._rng = rng
     self._films = [_read(str(installed(video))) for video in VIDEOS]
+    self._cuts = [CUTS.get(Path(video).name, ()) for video in VIDEOS]
     self._rendered = [_read(source, lavfi=True) for source in RENDERED]
     self._photographs = _photographs()
 
-  def draw(self, frames: int, last: int) -> tuple[np.ndarray, int]:
-    """A scene, and the number of its source, which is not `last`."""
+  def draw(self, frames: int, last: int) -> tuple[np.ndarray, list[int], int]:
+    """A scene, the cuts in it, and the number of its source, which is not `last`."""
     films, rendered = len(self._films), len(self._rendered)
     kinds = films + rendered + len(self._photographs)
     number = int(self._rng.choice([kind for kind in range(kinds) if kind != last]))
     if number < films + rendered:
       source = (self._films + self._rendered)[number]
       start = int(self._rng.integers(0, max(1, len(source) - frames)))
-      return source[start : start + frames], number
-    return self._pan(self._photographs[number - films - rendered], frames), number
+      cuts = [cut - start for cut in (self._cuts[number] if number < films else ())]
+      return source[start : start + frames], [cut for cut in cuts if 0 < cut < frames], number
+    return self._pan(self._photographs[number - films - rendered], frames), [], number
 
   def _pan(self, photograph: np.ndarray, frames: int) -> np.ndarray:
     """A window that moves at a constant speed, up to a third of its width in a tenth of a second."""
@@ -93,10 +98,11 @@ def compose(
   rng: np.random.Generator, scenes: Scenes
 ) -> tuple[np.ndarray, list[Boundary], list[str]]:
   """Frames of a video, its boundaries, and the kinds of what joins and disturbs its scenes."""
-  video, number = scenes.draw(int(rng.integers(60, 100)), -1)
-  boundaries, kinds = [], []
+  video, cuts, number = scenes.draw(int(rng.integers(60, 100)), -1)
+  boundaries, kinds = [], ["cut"] * len(cuts)
   for _ in range(int(rng.integers(2, 6))):
-    scene, number = scenes.draw(int(rng.integers(60, 100)), number)
+    scene, inside, number = scenes.draw(int(rng.integers(60, 100)), number)
+    kinds += ["cut"] * len(inside)
     if rng.random() < 0.25:
       at, length = int(rng.integers(8, len(scene) - 12)), int(rng.integers(1, 4))
       scene = scene.copy()
@@ -105,6 +111,8 @@ def compose(
     kind = str(rng.choice(["cut", "cut", "dissolve", "fade"]))
     kinds.append(kind)
     length = 0 if kind == "cut" else int(rng.integers(8, 20))
+    begin = len(video) - (length if kind == "dissolve" else 0)
+    cuts += [begin + cut for cut in inside]
     if kind == "cut":
       boundaries.append((len(video), len(video)))
       video = np.concatenate([video, scene])
@@ -119,7 +127,11 @@ def compose(
       boundaries.append((len(video) - length, len(video) + length - 1))
       faded = [out.astype(np.uint8), back.astype(np.uint8)]
       video = np.concatenate([video[:-length], *faded, scene[length:]])
-  return video, boundaries, kinds
+  # Those that are closer to a boundary than the shortest shot are part of it.
+  apart = [
+    cut for cut in cuts if all(not a - MIN_FRAMES < cut < b + MIN_FRAMES for a, b in boundaries)
+  ]
+  return video, sorted([*boundaries, *((cut, cut) for cut in apart)]), kinds
 
 
 def found_by(detector: Any, path: Path) -> list[Boundary]:

@@ -148,8 +148,17 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_collection_modifyitems(items):
-  # The longest first: at the end one would occupy one worker while the other is idle.
-  items.sort(key=lambda item: [item.path.name != name for name in LONGEST])
+  # The longest first: at the end one would occupy one worker while the others are idle. Then modules that import the
+  # same libraries for seconds: a worker runs neighbors, so that the others do not import them.
+  items.sort(key=lambda item: (*(item.path.name != name for name in LONGEST), _imports(item.path)))
+
+
+@functools.cache
+def _imports(path):
+  """0 for a module of tests that starts programs, 1 for one that uses PyTorch, 2 for others."""
+  text = path.read_text(encoding="utf-8")
+  marks = (("import programs",), ("torch", "diffusers", "transformers"))
+  return next((i for i, names in enumerate(marks) if any(n in text for n in names)), len(marks))
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -18,6 +18,7 @@ from PIL import Image
 from beam_jobs import caption, preprocess
 from beam_jobs.curation import captions, chat, clip_frames
 from tests.beam_jobs.curation.chat_server import KINDS, ChatServer, describe, frame_of, frames_of
+from tests.beam_jobs.curation.conftest import tool
 from walt_t5x.media.reading import MediaError
 
 KEY = "sk-secret-0123456789abcdef"
@@ -44,7 +45,7 @@ def corpus(tmp_path_factory):
     "-pix_fmt",
     "bgr0",
   ]
-  subprocess.run([*command, str(folder / "gray.mkv")], check=True)
+  tool(*command, str(folder / "gray.mkv"))
   rows = []
   for number in range(CLIPS):
     row = {"uri": "gray.mkv", "start_seconds": 4 * number / FPS}

@@ -4,7 +4,6 @@ import json
 import pathlib
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +12,7 @@ import pytest
 from beam_jobs import curate, preprocess
 from beam_jobs.curation import parts
 from beam_jobs.curation import videos as one_video
-from tests.beam_jobs.curation.conftest import splice
+from tests.beam_jobs.curation.conftest import splice, tool
 from walt_t5x.files import storage
 
 RESULTS = (parts.CLIPS, parts.TABLE, parts.REJECTED, parts.DEAD, parts.SUMMARY)
@@ -36,7 +35,7 @@ def _seconds(path):
   """Duration of the picture by ffprobe, which decodes all frames."""
   command = ["ffprobe", "-v", "quiet", "-count_frames", "-select_streams", "v", "-of", "json"]
   command += ["-show_entries", "stream=nb_read_frames"]
-  found = json.loads(subprocess.run([*command, str(path)], check=True, capture_output=True).stdout)
+  found = json.loads(tool(*command, str(path)))
   return int(found["streams"][0]["nb_read_frames"]) / 25
 
 

@@ -4,7 +4,6 @@ import json
 import random
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from beam_jobs import curate
 from beam_jobs.curation import overview, parts
 from beam_jobs.curation.page import PAGE
 from beam_jobs.curation.thumbnails import thumbnail
+from tests.beam_jobs.curation.conftest import tool
 from tests.html.html_page import Page
 from walt_t5x.html import curation_page
 from walt_t5x.media.rules import Rule
@@ -209,7 +209,7 @@ def test_a_thumbnail_is_the_frame_of_its_moment(videos, tmp_path, seconds):
     "rgb24",
     "-",
   ]
-  raw = subprocess.run(command, check=True, capture_output=True).stdout
+  raw = tool(*command)
   expected = np.frombuffer(raw, np.uint8).reshape(96, 128, 3).astype(int)
   found = thumbnail(str(videos / "a.mp4"), round(seconds * 1e6))
   assert np.abs(found - expected).mean() < 2

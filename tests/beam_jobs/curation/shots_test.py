@@ -1,12 +1,12 @@
 """Segments cover a video without gaps and in bounded memory; cuts and transitions end shots."""
 
 import itertools
-import subprocess
 
 import numpy as np
 import pytest
 
 from beam_jobs.curation import scanning, shots
+from tests.beam_jobs.curation.conftest import tool
 
 FRAME = 40_000  # Microseconds, at 25 frames per second.
 
@@ -126,9 +126,9 @@ def rotated(tmp_path_factory):
     "-i",
     "gradients=s=160x96:r=25:speed=0.1:seed=3:duration=2",
   ]
-  subprocess.run([*make, "-pix_fmt", "yuv420p", str(flat)], check=True)
+  tool(*make, "-pix_fmt", "yuv420p", str(flat))
   turn = ["ffmpeg", "-v", "error", "-i", str(flat), "-metadata:s:v", "rotate=90", "-c", "copy"]
-  subprocess.run([*turn, str(turned)], check=True)
+  tool(*turn, str(turned))
   return turned
 
 
@@ -148,9 +148,7 @@ def test_a_scan_has_every_frame_upright_and_samples_at_its_rate(rotated):
     "-vf",
     "scale=48:80:flags=area+accurate_rnd",
   ]
-  raw = subprocess.run(
-    [*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], check=True, capture_output=True
-  ).stdout
+  raw = tool(*command, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
   theirs = np.frombuffer(raw, np.uint8).reshape(-1, 80, 48, 3)[[0, 7, 13, 19, 25, 32, 38, 44]]
   assert np.abs(frames.astype(int) - theirs).mean() < 3
 

@@ -22,7 +22,6 @@ from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_ad
 from beam_jobs.sources.members import media_source
 from beam_jobs.sources.rows import Row
 from walt_t5x.files import damage, storage
-from walt_t5x.media.isolation import Isolated
 
 # Seconds. Before attempt n + 1 of a request, a time between 0 and FIRST_PAUSE * 2**(n - 1), at most LONGEST_PAUSE, is
 # drawn ("full jitter"), and added to what the server asks for, of which LONGEST_WAIT counts.
@@ -200,12 +199,7 @@ class Captioner:
     self.requests, self._unanswered = 0, 0
     self.error: BaseException | None = None
     self._stopped, self._lock = threading.Event(), threading.Lock()
-    self._pool = Isolated(
-      jpegs,
-      processes=job.decoding.threads,
-      timeout_seconds=job.decoding.timeout_seconds,
-      memory_bytes=job.decoding.memory_mib << 20 or None,
-    )
+    self._pool = job.decoding.isolated(jpegs)
 
   def __call__(self, row: Row) -> list[str] | Failure:
     """The captions of a clip, one per prompt, or why it has none; raises `Stopped`."""

@@ -16,7 +16,6 @@ from beam_jobs.shards.loading import DecodeSettings, failure_of
 from beam_jobs.sources.members import media_source
 from walt_t5x.files import storage
 from walt_t5x.html import curation_page
-from walt_t5x.media.isolation import Isolated
 from walt_t5x.media.rules import Rule
 
 PAGE = "page.html"
@@ -161,12 +160,7 @@ def _decoder(decoding: DecodeSettings) -> Iterator[Callable[..., Any]]:
   if decoding.isolation == "thread":
     yield thumbnail
     return
-  pool = Isolated(
-    thumbnail,
-    processes=decoding.threads,
-    timeout_seconds=decoding.timeout_seconds,
-    memory_bytes=decoding.memory_mib << 20 or None,
-  )
+  pool = decoding.isolated(thumbnail)
   try:
     yield pool
   finally:

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,12 +11,10 @@ import numpy as np
 from beam_jobs.curation import scores, shots
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
-from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
+from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted, shared_pool
 from beam_jobs.sources.members import media_source
 from beam_jobs.sources.rows import Row
-from walt_t5x.media.isolation import Isolated, WorkerCrashed
-
-_LOCK = threading.Lock()
+from walt_t5x.media.isolation import WorkerCrashed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +127,7 @@ def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   source = media_source(row.path)
   window = {"start": row.start_seconds, "end": row.end_seconds}
   if job.decoding.isolation == "process":
-    yield from _pool(job.decoding).stream(source, job.scan, **window)
+    yield from shared_pool(scan, job.decoding).stream(source, job.scan, **window)
   else:
     yield from scan(source, job.scan, **window)
 
@@ -152,19 +149,3 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
 @functools.lru_cache(maxsize=4)
 def _scores(names: tuple[str, ...]) -> list[scores.ClipScore]:
   return [*(one() for one in scores.BUILT_IN), *map(scores.load, names)]
-
-
-def _pool(settings: DecodeSettings) -> Isolated:
-  """The decoders of this process; the first caller starts them."""
-  with _LOCK:
-    return _started(settings)
-
-
-@functools.lru_cache(maxsize=2)
-def _started(settings: DecodeSettings) -> Isolated:
-  return Isolated(
-    scan,
-    processes=settings.threads,
-    timeout_seconds=settings.timeout_seconds,
-    memory_bytes=settings.memory_mib << 20 or None,
-  )

@@ -6,7 +6,8 @@ import hashlib
 import json
 import pickle
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from beam_jobs.sources.members import StaleMember, read_media
 from beam_jobs.sources.rows import Row, is_within
@@ -40,6 +41,15 @@ class DecodeSettings:
   def __post_init__(self):
     if self.timeout_seconds <= 0 or self.memory_mib < 0:
       raise ValueError(f"expected a time limit above 0 and memory >= 0, got {self}")
+
+  def isolated(self, function: Callable[..., Any], *, grace_seconds: float = 0.0) -> Isolated:
+    """Processes that run a function with these settings; `grace_seconds` are added to the time limit."""
+    return Isolated(
+      function,
+      processes=self.threads,
+      timeout_seconds=self.timeout_seconds + grace_seconds,
+      memory_bytes=self.memory_mib << 20 or None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +115,10 @@ def load_row(
   }
   try:
     if settings.isolation == "process":
-      cut = _pool(settings)(pickle.PickleBuffer(content), row.modality, spec, **window)
+      # The decoder checks its own time limit between frames; this limit is for a decoder that hangs.
+      grace = min(5.0, settings.timeout_seconds)
+      pool = shared_pool(decoding.decode, settings, grace_seconds=grace)
+      cut = pool(pickle.PickleBuffer(content), row.modality, spec, **window)
     else:
       cut = decoding.decode(content, row.modality, spec, **window)
   except Rejected as error:
@@ -157,18 +170,16 @@ def failure_to_decode(error: Exception) -> Failure:
   return Failure("decode", "decoder_error", f"{type(error).__name__}: {error}")
 
 
-def _pool(settings: DecodeSettings) -> Isolated:
-  """The decoders of this process; the first caller starts them."""
+def shared_pool(
+  function: Callable[..., Any], settings: DecodeSettings, *, grace_seconds: float = 0.0
+) -> Isolated:
+  """`settings.isolated`, one for all threads of this process."""
   with _LOCK:
-    return _started(settings)
+    return _started(function, settings, grace_seconds)
 
 
-@functools.lru_cache(maxsize=2)
-def _started(settings: DecodeSettings) -> Isolated:
-  return Isolated(
-    decoding.decode,
-    processes=settings.threads,
-    # The decoder checks its own time limit between frames; this limit is for a decoder that hangs.
-    timeout_seconds=settings.timeout_seconds + min(5.0, settings.timeout_seconds),
-    memory_bytes=settings.memory_mib << 20 or None,
-  )
+@functools.lru_cache(maxsize=4)
+def _started(
+  function: Callable[..., Any], settings: DecodeSettings, grace_seconds: float
+) -> Isolated:
+  return settings.isolated(function, grace_seconds=grace_seconds)

@@ -16,7 +16,6 @@ from beam_jobs.shards.remedies import remedy
 from beam_jobs.sources.members import read_media
 from beam_jobs.sources.rows import Row
 from walt_t5x.media.facts import Facts, describe
-from walt_t5x.media.isolation import Isolated
 from walt_t5x.media.rules import Rejected
 
 # What differs between two messages of one kind: quoted texts, lists, words with digits, dots or slashes.
@@ -74,12 +73,7 @@ class _Describing:
   def __init__(self, settings: DecodeSettings, max_pixels: int):
     self._max_pixels, self._isolated = max_pixels, None
     if settings.isolation == "process":
-      self._isolated = Isolated(
-        describe,
-        processes=settings.threads,
-        timeout_seconds=settings.timeout_seconds,
-        memory_bytes=settings.memory_mib << 20 or None,
-      )
+      self._isolated = settings.isolated(describe)
 
   def __call__(self, content: bytes, modality: str) -> Facts:
     if self._isolated is None:

@@ -14,7 +14,6 @@ decodes only pictures for the page, and --refilter does not even read the manife
 import argparse
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import sys
@@ -49,6 +48,8 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   with running.alone("curate", args.output, "curate"):
     if source:
       parts.reject_other_parts(job)
+      if other := parts.other_settings(job):
+        print(f"curate: {other}", file=sys.stderr)
       _make_parts(source, job, options)
     if args.duplicates != "none":
       _find_duplicates(args, job, rules, options)
@@ -139,7 +140,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
-  """The worker's configuration, with the digest of what decides the contents of a part."""
+  """The worker's configuration."""
   from beam_jobs.curation import scores
   from beam_jobs.curation.scanning import ScanSpec
   from beam_jobs.curation.videos import CurationJob
@@ -158,13 +159,17 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
     decoding=running.decoding_of(args),
     retry_dead=args.retry_dead,
   )
-  kept = {name: getattr(job, name) for name in ("parts", "max_seconds", "score_names")}
-  kept |= {
-    "scan": dataclasses.asdict(job.scan),
-    "detector": dataclasses.asdict(job.detector) | {"weights": ""},
+  settings = {
+    "--score_fps": job.scan.fps,
+    "--score_side": job.scan.side,
+    "--max_clip_seconds": job.max_seconds,
+    "--shot_weights": getattr(job.detector, "fingerprint", ""),
+    "--cut_threshold": job.detector.threshold,
+    "--score": args.score,
+    "scores": scores.names(),
+    "max_pixels": job.scan.max_pixels,
   }
-  digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
-  return dataclasses.replace(job, settings=digest)
+  return dataclasses.replace(job, settings=settings)
 
 
 def _detector(args: argparse.Namespace) -> Any:

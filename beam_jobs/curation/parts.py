@@ -26,6 +26,8 @@ CLIPS, TABLE, REJECTED, DEAD, SUMMARY = (
 PREPROCESS = "preprocess.toml"
 _PARTS = "parts"
 _ROWS_OF_A_GROUP = 65_536
+# Threads that read the settings of parts.
+_READERS = 16
 
 
 def part_path(output: str, index: int, count: int) -> str:
@@ -97,6 +99,38 @@ def reject_other_parts(job: CurationJob) -> None:
     raise Mismatch(
       f"{job.output} has {there} parts, this command {job.parts}: set --num_parts={there}, or another --output"
     )
+
+
+def other_settings(job: CurationJob) -> str:
+  """How many parts are there with other settings than the job's, and with which; "" if none is."""
+  names = _names(job.output)
+  with ThreadPoolExecutor(_READERS) as pool:
+    found = [*pool.map(lambda name: _settings(storage.join(job.output, _PARTS, name)), names)]
+  others = [settings for settings in found if settings not in (None, job.settings)]
+  if not others:
+    return ""
+  known = [settings for settings in others if isinstance(settings, dict)]
+  differences = [
+    f"{name} {_shown(settings.get(name))}, now {_shown(value)}"
+    for settings in known
+    for name, value in job.settings.items()
+    if settings.get(name) != value
+  ]
+  if len(known) < len(others):
+    differences.append("those of an earlier version")
+  return (
+    f"{len(others)} of {job.parts} parts were made with other settings, and are made again: "
+    + "; ".join(dict.fromkeys(differences))
+  )
+
+
+def _settings(path: str) -> Any:
+  part = _read(path)
+  return part and part["settings"]
+
+
+def _shown(value: Any) -> str:
+  return (",".join(value) if isinstance(value, list) else str(value)) or "none"
 
 
 def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,11 +1,12 @@
 """Scores of a clip's frames. All are integers until the last division, so that every CPU gives the same value."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from beam_jobs.curation.shake import shake
 from walt_t5x.media.decoding import motion
 
 # A frame whose mean luma is lower is black; a row or column of a letterbox too. Of 255.
@@ -102,16 +103,32 @@ def load(name: str) -> ClipScore:
     ) from error
 
 
-def score(frames: np.ndarray, scores: list[ClipScore]) -> dict[str, float]:
+def score(
+  frames: np.ndarray, scores: Sequence[ClipScore], *, times: Sequence[int], repeated: float
+) -> dict[str, float]:
   """All scores of a clip, rounded to six digits.
+
+  Args:
+    frames: uint8 [T, H, W, 3].
+    scores: those of the frames, by default and of a team.
+    times: of the frames, in microseconds.
+    repeated: a score of frames that are not among them.
 
   Raises:
     ValueError: a score is not a finite number.
   """
-  found: dict[str, float] = {}
+  top, bottom, left, right = picture_in_bars(frames)
+  picture = luma(frames[:, top:bottom, left:right]) // 1000
+  found = {"shake": round(shake(picture, times), 6), "repeated": round(repeated, 6)}
   for one in scores:
     for name, value in one(frames).items():
       if not np.isfinite(value):
         raise ValueError(f"{type(one).__name__}: {name} is {value}, expected a finite number")
       found[name] = round(float(value), 6)
   return found
+
+
+def names() -> list[str]:
+  """Of the scores that every clip has."""
+  black = np.zeros((1, 8, 8, 3), np.uint8)
+  return sorted(score(black, [one() for one in BUILT_IN], times=[0], repeated=0.0))

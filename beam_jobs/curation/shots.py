@@ -3,17 +3,19 @@
 import collections
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from beam_jobs.curation.scanning import Chunk
+from beam_jobs.curation.scores import luma
 
 # Frames of a shot, at least: fewer between two cuts are those of a fade or too short for any use.
 MIN_FRAMES = 12
 FLASH_FRAMES = 4
+# Of 255.
+_ENCODED_AGAIN = 3
 
 
 class Detector(Protocol):
@@ -89,20 +91,38 @@ def _network(weights: str) -> Any:
 
 
 class Frame(NamedTuple):
-  """A frame: its time in microseconds, its pixels if scores see it, and whether it ends a shot."""
+  """A frame.
+
+  Attributes:
+    begin: its time in microseconds.
+    picture: its pixels if scores see it.
+    repeats: whether it is the frame before again.
+    flagged: whether it ends a shot.
+  """
 
   begin: int
   picture: np.ndarray | None
+  repeats: bool
   flagged: bool
 
 
 class ShotSegment(NamedTuple):
-  """A part of a video in microseconds, with the frames that scores see; all segments cover the video without gaps."""
+  """A part of a video; all segments cover the video without gaps.
+
+  Attributes:
+    start, end: microseconds.
+    frames: those that scores see.
+    times: when they begin, in microseconds.
+    repeated: share of all frames that repeat the one before.
+    transition: whether this is a transition between shots.
+  """
 
   start: int
   end: int
   frames: list[np.ndarray]
-  transition: bool = False
+  times: list[int]
+  repeated: float
+  transition: bool
 
 
 class Flagged:
@@ -119,9 +139,7 @@ class Flagged:
 
   def __init__(self, chunks: Iterable[Chunk], detector: Detector):
     self._chunks, self._detector = chunks, detector
-    self._waiting: collections.deque[tuple[int, np.ndarray | None, np.ndarray]] = (
-      collections.deque()
-    )
+    self._waiting: collections.deque[tuple[Frame, np.ndarray]] = collections.deque()
     self.end = 0
     self.stated_end: int | None = None
     self.error: Exception | None = None
@@ -139,19 +157,21 @@ class Flagged:
 
     for flags in self._detector(self._thumbnails()):
       for flag in flags:
-        begin, picture, thumbnail = self._waiting.popleft()
-        ahead.append((Frame(begin, picture, bool(flag)), thumbnail))
+        frame, thumbnail = self._waiting.popleft()
+        ahead.append((frame._replace(flagged=bool(flag)), thumbnail))
         if len(ahead) > FLASH_FRAMES + 1:
           yield tell()
     while ahead:
       yield tell()
 
   def _thumbnails(self) -> Iterator[np.ndarray]:
+    last = None
     for chunk in self._until_error():
       pictures = dict(zip(chunk.sampled, chunk.frames, strict=True))
-      self._waiting.extend(
-        zip(chunk.begins, map(pictures.get, itertools.count()), chunk.thumbnails)
-      )
+      repeats, last = _repeats(last, chunk.thumbnails)
+      for number, (begin, thumbnail) in enumerate(zip(chunk.begins, chunk.thumbnails, strict=True)):
+        frame = Frame(begin, pictures.get(number), bool(repeats[number]), flagged=False)
+        self._waiting.append((frame, thumbnail))
       self.end, self.stated_end = chunk.end, chunk.stated_end
       yield chunk.thumbnails
 
@@ -160,6 +180,16 @@ class Flagged:
       yield from self._chunks
     except Exception as error:
       self.error = error
+
+
+def _repeats(last: np.ndarray | None, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Whether each frame repeats the one before, bool [n], and the last one's luma, for the next call.
+
+  It does if no pixel of its thumbnail differs by more than what encoding a frame again changes.
+  """
+  values = luma(thumbnails)
+  before = np.concatenate([values[:1] - 255_000 if last is None else last[None], values[:-1]])
+  return np.abs(values - before).max((1, 2)) <= _ENCODED_AGAIN * 1000, values[-1]
 
 
 def _at_flash(before: Iterable[np.ndarray], now: np.ndarray, after: Sequence[np.ndarray]) -> bool:
@@ -221,7 +251,9 @@ def _ended(shot: list[Frame], flagged: list[Frame], end: int) -> Iterator[ShotSe
 
 def _segment(frames: list[Frame], end: int, *, transition: bool = False) -> ShotSegment:
   pictures = [frame.picture for frame in frames if frame.picture is not None]
-  return ShotSegment(frames[0].begin, end, pictures, transition)
+  times = [frame.begin for frame in frames if frame.picture is not None]
+  repeated = sum(frame.repeats for frame in frames) / len(frames)
+  return ShotSegment(frames[0].begin, end, pictures, times, repeated, transition)
 
 
 def _quietest(shot: list[Frame]) -> int:

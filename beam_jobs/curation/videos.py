@@ -25,7 +25,7 @@ class CurationJob:
     output: folder of the results.
     media_root: base of relative uris.
     parts: number of files that videos are divided into.
-    settings: digest of everything that decides the contents of a part.
+    settings: everything else that decides the contents of a part, by flag; plain values.
     allowed: folders and prefixes of addresses outside of `media_root` that rows may name too.
     scan: what is kept of a video.
     detector: what finds cuts.
@@ -38,7 +38,7 @@ class CurationJob:
   output: str
   media_root: str
   parts: int
-  settings: str = ""
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   allowed: tuple[str, ...] = ()
   scan: ScanSpec = dataclasses.field(default_factory=ScanSpec)
   detector: shots.ContentDetector | shots.NetworkDetector = dataclasses.field(
@@ -140,7 +140,7 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
     segment.start,
     segment.end,
     "shot",
-    scores.score(frames, _scores(job.score_names)),
+    scores.score(frames, _scores(job.score_names), times=segment.times, repeated=segment.repeated),
     perceptual_hash(frames).tobytes().hex(),
     hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
   )

@@ -18,7 +18,7 @@ _MARGIN = 12
 _COLORS = 8
 _NARROWEST = 128
 # Scores whose smaller values are the better ones, as far as a new rule is concerned.
-_AT_MOST = ("still", "black", "bars")
+_AT_MOST = ("shake", "still", "repeated", "black", "bars", "text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Every second of a video ends in one clip, in one rejected segment, or is dead, whatever stops the job in between."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -13,7 +14,7 @@ from beam_jobs import curate, preprocess
 from beam_jobs.curation import parts
 from beam_jobs.curation import videos as one_video
 from tests.beam_jobs.curation.conftest import splice, tool
-from walt_t5x.files import storage
+from walt_t5x.files import damage, storage
 
 RESULTS = (parts.CLIPS, parts.TABLE, parts.REJECTED, parts.DEAD, parts.SUMMARY)
 
@@ -134,19 +135,50 @@ def test_runners_and_isolation_give_the_same_bytes(curated, videos, tmp_path):
   assert _bytes(tmp_path / "out") == _bytes(output)
 
 
-def test_a_part_that_is_damaged_or_of_other_settings_is_made_again(curated, videos, tmp_path):
+def test_a_part_that_is_damaged_or_of_other_settings_is_made_again(
+  curated, videos, tmp_path, capsys
+):
   output, _ = curated
   shutil.copytree(output, tmp_path / "out")
   (part,) = [p for p in (tmp_path / "out/parts").iterdir() if "a.mp4" in p.read_text()]
   part.write_text(part.read_text().replace('"a.mp4"', '"e.mp4"', 1))
   _run(videos, tmp_path / "out", "--filter=seconds>=1.5", "--filter=black<=0.5")
   assert _bytes(tmp_path / "out") == _bytes(output)
+  assert not capsys.readouterr().err
   _run(videos, tmp_path / "out", "--max_clip_seconds=1")
+  assert (
+    "curate: 3 of 3 parts were made with other settings, and are made again: "
+    "--max_clip_seconds 20.0, now 1.0\n" in capsys.readouterr().err
+  )
   clips = _lines(tmp_path / "out", parts.CLIPS)
   assert max(c["end_seconds"] - c["start_seconds"] for c in clips) <= 1.04
   # Longer shots are divided without gaps.
   mine = sorted((c["start_seconds"], c["end_seconds"]) for c in clips if c["uri"] == "a.mp4")
   assert [b for _, b in mine[:-1]] == [a for a, _ in mine[1:]]
+
+
+def test_a_part_of_a_version_with_fewer_scores_is_made_again(curated, videos, tmp_path, capsys):
+  output, _ = curated
+  shutil.copytree(output, tmp_path / "out")
+  paths = sorted((tmp_path / "out/parts").iterdir())
+  for path, settings in zip(paths, ("a digest", ["motion"], None), strict=True):
+    part = storage.read_json(str(path))
+    names = part["settings"]["scores"]
+    for segment in itertools.chain(*(video["segments"] for video in part["videos"])):
+      assert [*segment[3]] in ([], names)
+      segment[3].pop("shake", None)
+    if settings:
+      part["settings"] = part["settings"] | {"scores": settings} if path != paths[0] else settings
+      path.write_bytes(damage.sealed_json(part))
+  flags = ("--filter=seconds>=1.5", "--filter=black<=0.5")
+  _run(videos, tmp_path / "out", *flags)
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if "settings" in line]
+  assert line == (
+    "curate: 2 of 3 parts were made with other settings, and are made again: "
+    f"scores motion, now {','.join(names)}; those of an earlier version"
+  )
+  assert _bytes(tmp_path / "out") == _bytes(output)
+  assert _run(videos, tmp_path / "out", *flags, "--filter=shake<=1")["clips"]
 
 
 def test_preprocessing_reads_the_clips_as_they_stand(curated, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import av
 import numpy as np
 import pytest
 
@@ -157,6 +158,39 @@ def test_a_window_has_the_frames_that_are_shown_in_it(rotated):
   chunks = list(scanning.scan(str(rotated), scanning.ScanSpec(), start=0.5, end=1.21))
   begins = [begin for chunk in chunks for begin in chunk.begins]
   assert begins == [FRAME * i for i in range(13, 31)] and chunks[-1].end == 1_210_000
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+  """Waves that move in every second frame, until frame 139 of 180."""
+  path = tmp_path_factory.mktemp("slow") / "slow.mp4"
+  y, x = np.mgrid[:96, :160]
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+    stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+    for number in range(180):
+      at = 3 * min((number + 1) // 2, 70)
+      gray = 128 + 60 * np.sin((x + at) / 7) + 40 * np.sin((y - at + x) / 11)
+      frame = np.repeat(gray.astype(np.uint8)[..., None], 3, axis=-1)
+      container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+    container.mux(stream.encode(None))
+  return path
+
+
+def test_frames_that_repeat_the_one_before_are_those_that_ffmpeg_drops(slow):
+  class Cut:
+    """Ends a shot after 130 frames."""
+
+    def __call__(self, thumbnails):
+      numbers = itertools.count()
+      return (np.array([next(numbers) == 129 for _ in chunk]) for chunk in thumbnails)
+
+  found = shots.Flagged(scanning.scan(str(slow), scanning.ScanSpec()), Cut())
+  one, other = shots.segments(found, max_seconds=1e3)
+  assert (one.repeated, other.repeated) == (64 / 130, 45 / 50)
+  command = ["ffmpeg", "-v", "error", "-i", str(slow), "-vf", "mpdecimate", "-fps_mode", "vfr"]
+  kept = len(tool(*command, "-pix_fmt", "gray", "-f", "rawvideo", "-")) // (160 * 96)
+  assert 180 - kept == 64 + 45
 
 
 def test_a_flash_is_not_a_cut():

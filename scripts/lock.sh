@@ -17,7 +17,7 @@ compile() {
 compile requirements.in --override=requirements.override --output-file=requirements.lock "$@"
 compile requirements-media.in --no-deps --output-file=requirements-media.lock "$@"
 for part in curate gpu tpu stores; do
-  compile "requirements-$part.in" --constraint=requirements.lock \
+  compile "requirements-$part.in" --constraint=requirements.lock --override=requirements.override \
     --output-file="requirements-$part.lock" "$@"
 done
 

@@ -1,7 +1,10 @@
 """Scores equal those of scipy and of formulas in floating point."""
 
+import sys
+
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from beam_jobs.curation import scores
@@ -125,3 +128,27 @@ def test_a_score_of_a_team_is_loaded_by_name_and_must_be_a_number(monkeypatch):
   monkeypatch.setattr(Half, "__call__", lambda *_: {"half": float("nan")})
   with pytest.raises(ValueError, match="half is nan, expected a finite number"):
     scores.score(frames, [found], times=[0, 1], repeated=0.5)
+
+
+def test_text_is_the_share_of_the_picture_that_it_was_written_on():
+  pytest.importorskip("rapidocr_onnxruntime", reason="requirements-curate.lock is not installed")
+  detector = scores.load("beam_jobs.curation.text_area:TextArea")
+  empty = _views(np.zeros((3, 2)), seed=3, height=128, width=227)
+  picture, font = Image.fromarray(empty[0]), ImageFont.load_default(16)
+  draw = ImageDraw.Draw(picture)
+  draw.text((20, 90), "What did you say?", fill="white", font=font, stroke_width=1, stroke_fill=0)
+  left, top, right, bottom = draw.textbbox((20, 90), "What did you say?", font=font)
+  written = (right - left) * (bottom - top) / (128 * 227)
+  everywhere = np.stack([np.asarray(picture)] * 7)
+  assert detector(empty) == {"text": 0.0}
+  assert written < detector(everywhere)["text"] < 2 * written
+  assert detector(everywhere[:1]) == detector(everywhere)
+  # The middle of the second third.
+  once = np.concatenate([empty, everywhere[:1], empty])
+  assert detector(once)["text"] == pytest.approx(detector(everywhere)["text"] / 3)
+
+
+def test_a_score_without_its_package_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+  with pytest.raises(ValueError, match=r"^--score: \S+ needs .* -r requirements-curate\.lock"):
+    scores.load("beam_jobs.curation.text_area:TextArea")

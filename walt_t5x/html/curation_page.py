@@ -251,7 +251,6 @@ def _timeline(video: Timeline, colors: Mapping[str, str]) -> dict[str, Any]:
 def _clip(clip: ShownSegment, colors: Mapping[str, str], score: str) -> dict[str, Any]:
   outcome = clip.reason or "clip"
   values = "\n".join(f"{name} {value:.6g}" for name, value in clip.scores.items())
-  values = "\n".join(f"{name} {value:.6g}" for name, value in clip.scores.items())
   picture = {"width": _NARROWEST, "image": "", "missing": clip.picture}
   if not isinstance(clip.picture, str):
     width = max(_NARROWEST, clip.picture.shape[1])

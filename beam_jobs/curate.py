@@ -56,6 +56,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       job,
       rules,
       with_duplicates=args.duplicates != "none",
+      keep_bars=args.keep_bars,
       clips=args.page_clips,
       decoding=running.decoding_of(args),
       flags=_flags_again(args),
@@ -65,10 +66,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _flags_again(args: argparse.Namespace) -> list[str]:
   """The flags of the same command with other filters, next to --output and the filters."""
+  flags = ["--refilter", *(["--keep_bars"] if args.keep_bars else [])]
   if args.duplicates == "none":
-    return ["--refilter"]
+    return flags
   names = ("duplicates", "near_duplicate_bits", "keep")
-  return ["--refilter", *(f"--{name}={getattr(args, name)}" for name in names)]
+  return [*flags, *(f"--{name}={getattr(args, name)}" for name in names)]
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -123,6 +125,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     metavar="RULE",
     help="'NAME OP NUMBER' that clips must satisfy, e.g. 'seconds>=2', 'motion>=0.005', 'bars<=0.1'",
   )
+  add("--keep_bars", action="store_true", help="do not crop clips with black bars at their edges")
   add(
     "--page_clips",
     type=int,
@@ -142,7 +145,7 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
   """The worker's configuration, with the digest of what decides the contents of a part."""
   from beam_jobs.curation import scores
   from beam_jobs.curation.scanning import ScanSpec
-  from beam_jobs.curation.videos import CurationJob
+  from beam_jobs.curation.videos import CurationJob, Scored
 
   for name in args.score:
     scores.load(name)
@@ -160,6 +163,7 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
   )
   kept = {name: getattr(job, name) for name in ("parts", "max_seconds", "score_names")}
   kept |= {
+    "recorded": Scored._fields,
     "scan": dataclasses.asdict(job.scan),
     "detector": dataclasses.asdict(job.detector) | {"weights": ""},
   }
@@ -285,7 +289,8 @@ def _report(args: argparse.Namespace, totals: Any, *, seconds: float) -> dict[st
     print(f"{name:<28} {count:>9} {value:>12,.1f}")
   for reason, count in printed["dead_videos"].items():
     print(f"  dead: {reason} {count}; see {storage.join(output, 'dead.jsonl')}")
-  print(f"clips: {storage.join(output, 'clips.jsonl')}")
+  cropped = f", {totals.cropped:,} of them cropped (--keep_bars keeps black bars)"
+  print(f"clips: {storage.join(output, 'clips.jsonl')}{cropped if totals.cropped else ''}")
   if args.page_clips:
     print(f"page: {storage.join(output, 'page.html')}")
   result = printed | {"clips_file": storage.join(output, "clips.jsonl"), "took": round(seconds, 2)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from beam_jobs.curation import scores, shots
+from beam_jobs.curation import letterbox, scores, shots
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
@@ -62,6 +62,7 @@ class Scored(NamedTuple):
     scores: by name; empty without sampled frames.
     hashes: perceptual hashes of the first, middle and last sampled frame, in hexadecimal; "" without.
     digest: of the sampled pixels; "" without.
+    seen: what the sampled frames show of the picture.
   """
 
   start: int
@@ -70,18 +71,20 @@ class Scored(NamedTuple):
   scores: Mapping[str, float] = {}
   hashes: str = ""
   digest: str = ""
+  seen: letterbox.Seen = letterbox.Seen()
 
 
 def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:
   """What a part records of a video, as plain values; of a repeated row only that.
 
   Returns:
-    {"uri", "path", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
+    {"uri", "path", "crop", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
     segments are `Scored`, in order; dead is None or [start, stage, reason, message] of the part from `start` to `end`.
   """
   found = {
     "uri": row.uri,
     "path": row.path,
+    "crop": row.crop,
     "split": row.split,
     "group": row.group,
     "captions": list(row.captions),
@@ -92,7 +95,9 @@ def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> di
   }
   failure = _not_admitted(row, job)
   if failure is None and is_repeated:
-    failure = Failure("filter", "duplicate", "another row has the same uri, window and captions")
+    failure = Failure(
+      "filter", "duplicate", "another row has the same uri, window, crop and captions"
+    )
   if failure is None:
     segments, frames = _read(row, job)
     if isinstance(frames.error, WorkerCrashed):
@@ -128,7 +133,7 @@ def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
   source = media_source(row.path)
-  window = {"start": row.start_seconds, "end": row.end_seconds}
+  window = {"start": row.start_seconds, "end": row.end_seconds, "crop": row.crop}
   if job.decoding.isolation == "process":
     yield from _pool(job.decoding).stream(source, job.scan, **window)
   else:
@@ -146,6 +151,7 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
     scores.score(frames, _scores(job.score_names)),
     perceptual_hash(frames).tobytes().hex(),
     hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
+    letterbox.look(frames),
   )
 
 

@@ -1,0 +1,102 @@
+"""Crops of clips without the black bars at their edges, unless what is black may be part of a dark scene.
+
+Bars are in opposite pairs: black in every sampled frame, equally high (or wide), and with a straight edge, along which
+the picture is not black. A night scene with a lamp has no such edges.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from beam_jobs.curation.scores import lit
+from walt_t5x.media.geometry import EVERYTHING, Crop, within
+
+# Lines of sampled frames by which two bars may differ: their edges are rounded.
+_UNEVEN = 2
+# Share of the height or width: thinner bars are left, and what leaves less than half of it is a dark scene.
+_THINNEST = 0.01
+_SMALLEST = 0.5
+# Share of a line at the edge of the picture that is not black, in the frame in which it is largest.
+_STRAIGHT = 0.5
+
+
+class Seen(NamedTuple):
+  """What a clip shows of its picture.
+
+  Attributes:
+    lit: crop to what is not black in all frames.
+    picture: crop to what is between bars.
+  """
+
+  lit: Crop = EVERYTHING
+  picture: Crop = EVERYTHING
+
+
+def look(frames: np.ndarray) -> Seen:
+  """Finds bars in the sampled frames of a clip, uint8 [T, H, W, 3]."""
+  shown = lit(frames)
+  (top, bottom), (left, right) = (_lit_lines(np.any(shown, (0, axis))) for axis in (2, 1))
+  inside = shown[:, top:bottom, left:right]
+  if not inside.size:
+    return Seen()
+  height, width = shown.shape[1:]
+  first, last = round(top / height, 6), round(bottom / height, 6)
+  start, end = round(left / width, 6), round(right / width, 6)
+  seen: Crop = (first, last, start, end)
+  if not _are_bars(top, bottom, height, inside):
+    first, last = 0.0, 1.0
+  if not _are_bars(left, right, width, inside.swapaxes(1, 2)):
+    start, end = 0.0, 1.0
+  return Seen(seen, (first, last, start, end))
+
+
+def _lit_lines(shown: np.ndarray) -> tuple[int, int]:
+  """(first, end) of lines that are not black; the outermost, which may show the edge of a bar, are left out."""
+  found = np.flatnonzero(shown)
+  if not len(found):
+    return 0, 0
+  first, end = int(found[0]), int(found[-1]) + 1
+  return first + (first > 0), end - (end < len(shown))
+
+
+def _are_bars(first: int, end: int, length: int, inside: np.ndarray) -> bool:
+  """Whether what is outside of first to end is two bars; `inside` is what is lit between them, [T, lines, ...]."""
+  bars = first - 1, length - end - 1
+  straight = min(inside[:, line].mean(1).max() for line in (0, -1)) >= _STRAIGHT
+  thick = min(bars) >= _THINNEST * length and end - first >= _SMALLEST * length
+  return bool(straight and thick and abs(bars[0] - bars[1]) <= _UNEVEN)
+
+
+def crops_of(segments: Sequence[Any], outer: Crop | None, *, keep_bars: bool) -> list[Crop | None]:
+  """The crop of each segment of a video, or None for all of its picture.
+
+  A segment that is too dark to show where its picture ends has the crop of most seconds of the video, if nothing that
+  is lit is outside of it.
+
+  Args:
+    segments: `videos.Scored`.
+    outer: crop of the video, in which bars were looked for.
+    keep_bars: whether it is that of all segments.
+  """
+  if keep_bars:
+    return [outer] * len(segments)
+  seen = [Seen(*map(tuple, segment.seen)) for segment in segments]
+  seconds = Counter[Crop]()
+  for segment, one in zip(segments, seen, strict=True):
+    if one.picture != EVERYTHING:
+      seconds[one.picture] += segment.end - segment.start
+  common = max(seconds, key=lambda crop: (seconds[crop], crop), default=EVERYTHING)
+  found = []
+  for one in seen:
+    crop = one.picture
+    if crop == EVERYTHING and _is_in(one.lit, common):
+      crop = common
+    found.append(outer if crop == EVERYTHING else within(outer or EVERYTHING, crop))
+  return found
+
+
+def _is_in(inner: Crop, outer: Crop) -> bool:
+  rows = outer[0] <= inner[0] and inner[1] <= outer[1]
+  return rows and outer[2] <= inner[2] and inner[3] <= outer[3]

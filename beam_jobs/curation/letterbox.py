@@ -22,7 +22,7 @@ _SMALLEST = 0.5
 _STRAIGHT = 0.5
 
 
-class Seen(NamedTuple):
+class Letterbox(NamedTuple):
   """What a clip shows of its picture.
 
   Attributes:
@@ -34,13 +34,13 @@ class Seen(NamedTuple):
   picture: Crop = EVERYTHING
 
 
-def look(frames: np.ndarray) -> Seen:
+def look(frames: np.ndarray) -> Letterbox:
   """Finds bars in the sampled frames of a clip, uint8 [T, H, W, 3]."""
   shown = lit(frames)
   (top, bottom), (left, right) = (_lit_lines(np.any(shown, (0, axis))) for axis in (2, 1))
   inside = shown[:, top:bottom, left:right]
   if not inside.size:
-    return Seen()
+    return Letterbox()
   height, width = shown.shape[1:]
   first, last = round(top / height, 6), round(bottom / height, 6)
   start, end = round(left / width, 6), round(right / width, 6)
@@ -49,7 +49,7 @@ def look(frames: np.ndarray) -> Seen:
     first, last = 0.0, 1.0
   if not _are_bars(left, right, width, inside.swapaxes(1, 2)):
     start, end = 0.0, 1.0
-  return Seen(seen, (first, last, start, end))
+  return Letterbox(seen, (first, last, start, end))
 
 
 def _lit_lines(shown: np.ndarray) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def crops_of(segments: Sequence[Any], outer: Crop | None, *, keep_bars: bool) ->
   """
   if keep_bars:
     return [outer] * len(segments)
-  seen = [Seen(*map(tuple, segment.seen)) for segment in segments]
+  seen = [Letterbox(*map(tuple, segment.seen)) for segment in segments]
   seconds = Counter[Crop]()
   for segment, one in zip(segments, seen, strict=True):
     if one.picture != EVERYTHING:

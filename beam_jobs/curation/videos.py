@@ -71,7 +71,7 @@ class Scored(NamedTuple):
   scores: Mapping[str, float] = {}
   hashes: str = ""
   digest: str = ""
-  seen: letterbox.Seen = letterbox.Seen()
+  seen: letterbox.Letterbox = letterbox.Letterbox()
 
 
 def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:

@@ -249,7 +249,6 @@ class _Resizer:
 
   def _upright(self, frame: "VideoFrame") -> tuple[Box, tuple[int, int], float]:
     """The box that is used of a frame as stored, and its upright size, which is checked, and pixel aspect ratio."""
-    check_pixels((frame.height, frame.width), self.spec.max_pixels)
     box = stored_box(frame, self._cropped)
     size, aspect = (box[1] - box[0], box[3] - box[2]), self._aspect
     if orientation(frame)[0] % 2:

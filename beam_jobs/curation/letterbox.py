@@ -15,11 +15,15 @@ from walt_t5x.media.geometry import EVERYTHING, Crop, within
 
 # Lines of sampled frames by which two bars may differ: their edges are rounded.
 _UNEVEN = 2
+# Lines in which less than a straight edge may be lit, next to it.
+_SPILLED = 2
 # Share of the height or width: thinner bars are left, and what leaves less than half of it is a dark scene.
 _THINNEST = 0.01
 _SMALLEST = 0.5
 # Share of a line at the edge of the picture that is not black, in the frame in which it is largest.
 _STRAIGHT = 0.5
+# Share of the height or width by which something lit may be outside of a dark shot's crop.
+_OUTSIDE = 0.02
 
 
 class Letterbox(NamedTuple):
@@ -41,15 +45,17 @@ def look(frames: np.ndarray) -> Letterbox:
   inside = shown[:, top:bottom, left:right]
   if not inside.size:
     return Letterbox()
+  rows = _between_bars(shown[:, :, left:right], top, bottom)
+  columns = _between_bars(shown[:, top:bottom].swapaxes(1, 2), left, right)
   height, width = shown.shape[1:]
-  first, last = round(top / height, 6), round(bottom / height, 6)
-  start, end = round(left / width, 6), round(right / width, 6)
-  seen: Crop = (first, last, start, end)
-  if not _are_bars(top, bottom, height, inside):
-    first, last = 0.0, 1.0
-  if not _are_bars(left, right, width, inside.swapaxes(1, 2)):
-    start, end = 0.0, 1.0
-  return Letterbox(seen, (first, last, start, end))
+  return Letterbox(
+    _crop(top / height, bottom / height, left / width, right / width), _crop(*rows, *columns)
+  )
+
+
+def _crop(*edges: float) -> Crop:
+  top, bottom, left, right = (round(edge, 6) for edge in edges)
+  return top, bottom, left, right
 
 
 def _lit_lines(shown: np.ndarray) -> tuple[int, int]:
@@ -61,12 +67,23 @@ def _lit_lines(shown: np.ndarray) -> tuple[int, int]:
   return first + (first > 0), end - (end < len(shown))
 
 
-def _are_bars(first: int, end: int, length: int, inside: np.ndarray) -> bool:
-  """Whether what is outside of first to end is two bars; `inside` is what is lit between them, [T, lines, ...]."""
+def _between_bars(shown: np.ndarray, first: int, end: int) -> tuple[float, float]:
+  """What is between two bars, as fractions of the lines; all of them if there are no such bars.
+
+  Args:
+    shown: which pixels are lit, [T, lines, ...].
+    first, end: of the lines that are lit.
+  """
+  straight, length = shown.mean(2).max(0) >= _STRAIGHT, shown.shape[1]
   bars = first - 1, length - end - 1
-  straight = min(inside[:, line].mean(1).max() for line in (0, -1)) >= _STRAIGHT
-  thick = min(bars) >= _THINNEST * length and end - first >= _SMALLEST * length
-  return bool(straight and thick and abs(bars[0] - bars[1]) <= _UNEVEN)
+  # Coding spills parts of the picture into the bars.
+  starts = [line for line in range(first, first + _SPILLED + 1) if straight[line : line + 1].any()]
+  ends = [line for line in range(end, end - _SPILLED - 1, -1) if straight[line - 1 : line].any()]
+  if starts and ends and min(bars) >= _THINNEST * length:
+    uneven = abs(starts[0] - (length - ends[0]))
+    if uneven <= _UNEVEN and ends[0] - starts[0] >= _SMALLEST * length:
+      return starts[0] / length, ends[0] / length
+  return 0.0, 1.0
 
 
 def crops_of(segments: Sequence[Any], outer: Crop | None, *, keep_bars: bool) -> list[Crop | None]:
@@ -98,5 +115,5 @@ def crops_of(segments: Sequence[Any], outer: Crop | None, *, keep_bars: bool) ->
 
 
 def _is_in(inner: Crop, outer: Crop) -> bool:
-  rows = outer[0] <= inner[0] and inner[1] <= outer[1]
-  return rows and outer[2] <= inner[2] and inner[3] <= outer[3]
+  signs = (1, -1, 1, -1)
+  return all((o - i) * sign <= _OUTSIDE for i, o, sign in zip(inner, outer, signs, strict=True))

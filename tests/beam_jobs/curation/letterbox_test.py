@@ -105,7 +105,30 @@ def test_what_may_be_a_dark_scene_is_not_cut(draw):
     picture = Image.new("RGB", (128, 96))
     draw(ImageDraw.Draw(picture), k)
     frames.append(np.asarray(picture))
-  assert letterbox.look(np.stack(frames)).picture == EVERYTHING
+  found = letterbox.look(np.stack(frames))
+  assert found.picture == EVERYTHING
+  # What shows nothing is not in the bars of a film.
+  assert (found == Letterbox()) == (draw in (nothing, firefly))
+
+
+def test_an_edge_is_as_long_as_the_picture():
+  frames = np.stack(framed(scenes(5, 58, 78), (19, 77, 25, 103)))
+  # Two thirds of each edge are lit: less than half of a line of the frame.
+  frames[:, :40, :52] = frames[:, 56:, 76:] = 0
+  found = letterbox.look(frames).picture
+  assert found == pytest.approx((20 / 96, 76 / 96, 26 / 128, 102 / 128), abs=1e-6)
+  frames[:, :40, :70] = 0
+  assert letterbox.look(frames).picture == EVERYTHING
+
+
+@pytest.mark.parametrize("spilled", [0, 3, 4])
+def test_what_coding_spills_into_bars_is_cut_with_them(spilled):
+  frames = np.stack(framed(scenes(5, 56, 128), BOX))
+  frames[:, 20 - spilled : 20, 30:60] = frames[:, 76 : 76 + spilled, 50:80] = 40
+  found = letterbox.look(frames).picture
+  line = max(1, spilled)  # Its first line may show the edge of a bar.
+  cut = (round((20 - spilled + line) / 96, 6), round((76 + spilled - line) / 96, 6), 0.0, 1.0)
+  assert found == (EVERYTHING if spilled > 3 else cut)
 
 
 def _segments(*seen):
@@ -115,16 +138,18 @@ def _segments(*seen):
 def test_a_dark_shot_has_the_crop_of_its_film_if_nothing_lit_is_outside():
   film, lit = (0.2, 0.8, 0.0, 1.0), (0.3, 0.6, 0.4, 0.5)
   other = (0.1, 0.9, 0.0, 1.0)
-  seen = [(0, 60, Letterbox(film, film)), (60, 90, Letterbox(other, other))]
-  seen += [(90, 99, Letterbox(lit)), (99, 120, Letterbox((0.3, 0.81, 0.4, 0.5)))]
+  seen = [(0, 60, Letterbox(film, film)), (60, 80, Letterbox(other, other))]
+  seen += [(80, 90, Letterbox((0.19, 0.6, 0.4, 0.5))), (90, 99, Letterbox(lit))]
+  seen += [(99, 120, Letterbox((0.3, 0.83, 0.4, 0.5)))]
   seen += [(120, 130, Letterbox())]
   crops = letterbox.crops_of(_segments(*seen), None, keep_bars=False)
-  assert crops == [film, other, film, None, None]
-  assert letterbox.crops_of(_segments(*seen[2:]), None, keep_bars=False) == [None] * 3
-  assert letterbox.crops_of(_segments(*seen), None, keep_bars=True) == [None] * 5
+  assert crops == [film, other, film, film, None, None]
+  assert letterbox.crops_of(_segments(*seen[2:]), None, keep_bars=False) == [None] * 4
+  assert letterbox.crops_of(_segments(*seen), None, keep_bars=True) == [None] * 6
   half = (0.0, 1.0, 0.5, 1.0)
   inside = letterbox.crops_of(_segments(*seen), half, keep_bars=False)
-  assert inside == [(0.2, 0.8, 0.5, 1.0), (0.1, 0.9, 0.5, 1.0), (0.2, 0.8, 0.5, 1.0), half, half]
+  film, other = (0.2, 0.8, 0.5, 1.0), (0.1, 0.9, 0.5, 1.0)
+  assert inside == [film, other, film, film, half, half]
 
 
 # --- all programs ---------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def _lit_lines(shown: np.ndarray) -> tuple[int, int]:
 
 
 def _between_bars(shown: np.ndarray, first: int, end: int) -> tuple[float, float]:
-  """What is between two bars, as fractions of the lines; all of them if there are no such bars.
+  """What is between two bars, as fractions of the lines; all of them without such bars.
 
   Args:
     shown: which pixels are lit, [T, lines, ...].

@@ -4,11 +4,11 @@
   python -m beam_jobs.preprocess --config=curated/preprocess.toml --output=cache --task=corpus ...
 
 Each video is read once, in the memory of its longest clip. --output gets clips.jsonl and clips.parquet (uri, start,
-end, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, summary.json, in which the seconds of all
-videos are those of clips, rejected segments and dead videos, and page.html, on which thresholds can be tried. The same
-command resumes after an interruption. Filters apply to scores that parts/ keeps: the same command with other filters
-decodes only pictures for the page, and --refilter does not even read the manifest. Other flags go to Beam (--runner,
---direct_num_workers, ...). Scores: docs/curation.md.
+end, crop without black bars, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, summary.json, in
+which the seconds of all videos are those of clips, rejected segments and dead videos, and page.html, on which
+thresholds can be tried. The same command resumes after an interruption. Filters apply to scores that parts/ keeps: the
+same command with other filters decodes only pictures for the page, and --refilter does not even read the manifest.
+Other flags go to Beam (--runner, --direct_num_workers, ...). Scores: docs/curation.md.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import types
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from beam_jobs import curate, preprocess, replay, verify
-from beam_jobs.curation import clip_frames, letterbox, parts, scanning, thumbnails
+from beam_jobs.curation import captions, clip_frames, letterbox, page, parts, scanning, thumbnails
 from beam_jobs.curation.letterbox import Letterbox
+from beam_jobs.shards.loading import DecodeSettings
+from beam_jobs.sources.rows import parse_line
 from data import schema, tfrecord
 from tests.media.awkward_media_test import LOSSLESS, encode
 from walt_t5x.html import inspection
@@ -192,14 +195,22 @@ def test_clips_with_bars_have_a_crop_unless_they_are_kept(curated, tmp_path):
   assert _clips(tmp_path / "kept") == clips
 
 
-def test_clips_can_be_curated_again_and_keep_their_crops(curated, tmp_path):
+def test_clips_can_be_curated_again_and_keep_their_crops(curated, tmp_path, monkeypatch):
   folder, output, _ = curated
+  shown, thumbnail = {}, page.thumbnail
+
+  def see(path, at, crop):
+    shown[os.path.basename(path)] = crop
+    return thumbnail(path, at, crop)
+
+  monkeypatch.setattr(page, "thumbnail", see)
   flags = (f"--media_root={folder}", "--duplicates=exact", "--keep=seconds")
   _curate(output / parts.CLIPS, tmp_path / "again", *flags)
   again, before = _clips(tmp_path / "again"), _clips(output)
-  assert {uri: row["crop"] for uri, row in again.items()} == {
-    uri: row["crop"] for uri, row in before.items()
-  }
+  crops = {uri: row["crop"] for uri, row in before.items()}
+  assert {uri: row["crop"] for uri, row in again.items()} == crops
+  # The page has the pictures that scores see.
+  assert shown == {uri: crop and tuple(crop) for uri, crop in crops.items()}
   assert again["film.mp4"]["scores"]["bars"] == 0 < before["film.mp4"]["scores"]["bars"]
 
 
@@ -254,6 +265,26 @@ def test_preprocessing_verification_pages_and_replays_read_cropped_rows(curated,
   assert sorted(record.uri for record in found) == ["film.mp4"] * 2 + ["late.mp4", "plain.mp4"]
 
 
+def _shown_to_a_model(row, *, count, side):
+  job = captions.CaptionJob(
+    output="",
+    media_root="",
+    allowed=(),
+    model="",
+    prompts=(),
+    frames=count,
+    side=side,
+    parameters={},
+    checks=captions.Checks(),
+    attempts=1,
+    decoding=DecodeSettings(isolation="thread"),
+  )
+  captioner = captions.Captioner(job, None)
+  frames = captioner._frames(row)
+  captioner.close()
+  return frames
+
+
 def test_models_and_pages_see_the_crop(curated):
   folder, _, shot = curated
   film = (folder / "film.mp4").read_bytes()
@@ -262,6 +293,8 @@ def test_models_and_pages_see_the_crop(curated):
   options = {"count": 3, "side": 64}
   seen = clip_frames.jpegs(film, "video", crop=crop, **options)
   assert seen == clip_frames.jpegs(alone, "video", **options)
+  line = json.dumps({"uri": "film.mp4", "crop": crop})
+  assert _shown_to_a_model(parse_line(line, str(folder)), **options) == seen
   small = thumbnails.thumbnail(film, 500_000, crop)
   np.testing.assert_array_equal(small, thumbnails.thumbnail(alone, 500_000))
   stream, part = io.BytesIO(), io.BytesIO()

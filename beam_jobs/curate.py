@@ -4,11 +4,11 @@
   python -m beam_jobs.preprocess --config=curated/preprocess.toml --output=cache --task=corpus ...
 
 Each video is read once, in the memory of its longest clip. --output gets clips.jsonl and clips.parquet (uri, start,
-end, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, summary.json, in which the seconds of all
-videos are those of clips, rejected segments and dead videos, and page.html, on which thresholds can be tried. The same
-command resumes after an interruption. Filters apply to scores that parts/ keeps: the same command with other filters
-decodes only pictures for the page, and --refilter does not even read the manifest. Other flags go to Beam (--runner,
---direct_num_workers, ...). Scores: docs/curation.md.
+end, crop without black bars, scores), rejected.jsonl and dead.jsonl with reasons, preprocess.toml, summary.json, in
+which the seconds of all videos are those of clips, rejected segments and dead videos, and page.html, on which
+thresholds can be tried. The same command resumes after an interruption. Filters apply to scores that parts/ keeps: the
+same command with other filters decodes only pictures for the page, and --refilter does not even read the manifest.
+Other flags go to Beam (--runner, --direct_num_workers, ...). Scores: docs/curation.md.
 """
 
 import argparse
@@ -57,6 +57,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       job,
       rules,
       with_duplicates=args.duplicates != "none",
+      keep_bars=args.keep_bars,
       clips=args.page_clips,
       decoding=running.decoding_of(args),
       flags=_flags_again(args),
@@ -66,10 +67,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def _flags_again(args: argparse.Namespace) -> list[str]:
   """The flags of the same command with other filters, next to --output and the filters."""
+  flags = ["--refilter", *(["--keep_bars"] if args.keep_bars else [])]
   if args.duplicates == "none":
-    return ["--refilter"]
+    return flags
   names = ("duplicates", "near_duplicate_bits", "keep")
-  return ["--refilter", *(f"--{name}={getattr(args, name)}" for name in names)]
+  return [*flags, *(f"--{name}={getattr(args, name)}" for name in names)]
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -124,6 +126,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     metavar="RULE",
     help="'NAME OP NUMBER' that clips must satisfy, e.g. 'seconds>=2', 'motion>=0.005', 'bars<=0.1'",
   )
+  add("--keep_bars", action="store_true", help="do not crop clips with black bars at their edges")
   add(
     "--page_clips",
     type=int,
@@ -143,7 +146,7 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
   """The worker's configuration."""
   from beam_jobs.curation import scores
   from beam_jobs.curation.scanning import ScanSpec
-  from beam_jobs.curation.videos import CurationJob
+  from beam_jobs.curation.videos import CurationJob, Scored
 
   for name in args.score:
     scores.load(name)
@@ -168,6 +171,7 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
     "--score": args.score,
     "scores": scores.names(),
     "max_pixels": job.scan.max_pixels,
+    "recorded": list(Scored._fields),
   }
   return dataclasses.replace(job, settings=settings)
 
@@ -290,7 +294,8 @@ def _report(args: argparse.Namespace, totals: Any, *, seconds: float) -> dict[st
     print(f"{name:<28} {count:>9} {value:>12,.1f}")
   for reason, count in printed["dead_videos"].items():
     print(f"  dead: {reason} {count}; see {storage.join(output, 'dead.jsonl')}")
-  print(f"clips: {storage.join(output, 'clips.jsonl')}")
+  cropped = f", {totals.cropped:,} of them cropped (--keep_bars keeps black bars)"
+  print(f"clips: {storage.join(output, 'clips.jsonl')}{cropped if totals.cropped else ''}")
   if args.page_clips:
     print(f"page: {storage.join(output, 'page.html')}")
   result = printed | {"clips_file": storage.join(output, "clips.jsonl"), "took": round(seconds, 2)}

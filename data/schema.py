@@ -9,6 +9,7 @@ A record is a `tf.train.Example`. Fields:
   fps              float32      frame rate of the clip, 0 for an image
   start_seconds    float32      time of the clip's first frame in the source
   crop             int64[4]     top, left, height, width in source pixels
+  manifest_crop    float32[4]   only if the manifest row has a crop: it, top, bottom, left, right in fractions
   motion           float32      mean absolute luma change between adjacent frames, in [0, 1]
   captions         string[k]    k >= 1
   caption_weights  float32[k]   relative probability of sampling a caption
@@ -64,6 +65,7 @@ class Record:
   fps: float = 0.0
   start_seconds: float = 0.0
   crop: tuple[int, int, int, int] = (0, 0, 0, 0)
+  manifest_crop: tuple[float, float, float, float] | None = None
   motion: float = 0.0
   pixels: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -144,6 +146,8 @@ def encode(record: Record) -> bytes:
     feature[name].float_list.value.append(getattr(record, name))
   feature["label"].int64_list.value.append(record.label)
   feature["crop"].int64_list.value.extend(record.crop)
+  if record.manifest_crop is not None:
+    feature["manifest_crop"].float_list.value.extend(record.manifest_crop)
   feature["captions"].bytes_list.value.extend(caption.encode() for caption in record.captions)
   feature["caption_weights"].float_list.value.extend(record.caption_weights)
   feature["caption_lengths"].int64_list.value.extend(len(ids) for ids in record.text_ids)
@@ -183,6 +187,7 @@ def decode(serialized: bytes) -> Record:
     **{name: feature[name].float_list.value[0] for name in _FLOATS},
     label=feature["label"].int64_list.value[0],
     crop=tuple(feature["crop"].int64_list.value),
+    manifest_crop=_crop_of(feature["manifest_crop"].float_list.value),
     captions=[caption.decode() for caption in feature["captions"].bytes_list.value],
     caption_weights=list(feature["caption_weights"].float_list.value),
     text_ids=np.split(np.array(feature["text_ids"].int64_list.value, np.int32), ends),
@@ -190,6 +195,14 @@ def decode(serialized: bytes) -> Record:
     latents=latents,
     pixels=pixels,
   )
+
+
+def _crop_of(values: Sequence[float]) -> tuple[float, float, float, float] | None:
+  """The crop of a manifest row, whose fractions have six digits; None without."""
+  if not values:
+    return None
+  top, bottom, left, right = (round(value, 6) for value in values)
+  return top, bottom, left, right
 
 
 def _check(record: Record) -> None:

@@ -305,7 +305,7 @@ class Captioner:
   def _frames(self, row: Row) -> list[bytes] | Failure:
     job = self._job
     settings: dict[str, Any] = {"count": job.frames, "side": job.side}
-    settings |= {"start": row.start_seconds, "end": row.end_seconds}
+    settings |= {"start": row.start_seconds, "end": row.end_seconds, "crop": row.crop}
     decode = self._pool if job.decoding.isolation == "process" else jpegs
     try:
       return decode(media_source(row.path), row.modality, **settings)

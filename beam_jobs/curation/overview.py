@@ -127,10 +127,14 @@ class Closest:
 
 
 class Judged(NamedTuple):
-  """A segment of a video; times in microseconds, `reason` "" if it is a clip, and `seconds` among the scores."""
+  """A segment of a video, of which scores saw `crop`.
+
+  Times are in microseconds, `reason` is "" if it is a clip, and `seconds` is among the scores.
+  """
 
   uri: str
   path: str
+  crop: Sequence[float] | None
   start: int
   end: int
   reason: str
@@ -189,7 +193,13 @@ def segments_of(video: Mapping[str, Any], reasons: Sequence[str]) -> list[Judged
   """The segments of a video of a part."""
   return [
     Judged(
-      video["uri"], video["path"], start, end, reason, {"seconds": (end - start) / 1e6, **scores}
+      video["uri"],
+      video["path"],
+      video["crop"],
+      start,
+      end,
+      reason,
+      {"seconds": (end - start) / 1e6, **scores},
     )
     for (start, end, _, scores, *_), reason in zip(video["segments"], reasons, strict=True)
   ]

@@ -19,8 +19,10 @@ from walt_t5x.html import curation_page
 from walt_t5x.media.rules import Rule
 
 PAGE = "page.html"
-# (path, microseconds)
-_Moment = tuple[str, int]
+# (path, crop)
+_Picture = tuple[str, tuple[float, ...] | None]
+# (picture, microseconds)
+_Moment = tuple[_Picture, int]
 
 
 def finalize(
@@ -123,7 +125,8 @@ def _shown(
 
 
 def _middle(found: Judged) -> _Moment:
-  return found.path, (found.start + found.end) // 2
+  crop = None if found.crop is None else tuple(found.crop)
+  return (found.path, crop), (found.start + found.end) // 2
 
 
 def _printable(text: str) -> str:
@@ -135,24 +138,25 @@ def _pictures(
   moments: Iterable[_Moment], decoding: DecodeSettings
 ) -> dict[_Moment, np.ndarray | str]:
   """The frame at each moment, or the reason why there is none."""
-  times: dict[str, set[int]] = {}
-  for path, at in moments:
-    times.setdefault(path, set()).add(at)
+  times: dict[_Picture, set[int]] = {}
+  for shown, at in moments:
+    times.setdefault(shown, set()).add(at)
   with _decoder(decoding) as decode:
 
-    def one(path: str) -> list[tuple[_Moment, np.ndarray | str]]:
+    def one(shown: _Picture) -> list[tuple[_Moment, np.ndarray | str]]:
       found: list[tuple[_Moment, np.ndarray | str]] = []
-      for at in sorted(times[path]):
+      path, crop = shown
+      for at in sorted(times[shown]):
         try:
-          picture: np.ndarray | str = decode(media_source(path), at)
+          picture: np.ndarray | str = decode(media_source(path), at, crop)
         except Exception as error:
           failure = failure_of(error)
           picture = f"{failure.reason}: {_printable(failure.message)[:200]}"
-        found.append(((path, at), picture))
+        found.append(((shown, at), picture))
       return found
 
     with ThreadPoolExecutor(decoding.threads) as pool:
-      return dict(chain.from_iterable(pool.map(one, sorted(times))))
+      return dict(chain.from_iterable(pool.map(one, times)))
 
 
 @contextlib.contextmanager

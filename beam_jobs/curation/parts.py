@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from beam_jobs.curation import duplicates
+from beam_jobs.curation import duplicates, letterbox
 from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import Row, parse_line
@@ -163,6 +163,7 @@ class SecondsLedger:
 
   videos: int = 0
   clips: int = 0
+  cropped: int = 0
   total: int = 0
   kept: int = 0
   dead: int = 0
@@ -175,6 +176,7 @@ class SecondsLedger:
     return {
       "videos": self.videos,
       "clips": self.clips,
+      "clips_cropped": self.cropped,
       "seconds": self.total / 1e6,
       "seconds_in_clips": self.kept / 1e6,
       "seconds_rejected": {name: us / 1e6 for name, us in sorted(self.rejected.items())},
@@ -188,6 +190,7 @@ def finalize(
   rules: Sequence[Rule],
   *,
   with_duplicates: bool = False,
+  keep_bars: bool = False,
   watch: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None,
 ) -> SecondsLedger:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
@@ -196,6 +199,7 @@ def finalize(
     job: what made the parts.
     rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
+    keep_bars: whether clips with black bars are not cropped.
     watch: called with each video and the reasons why its segments are rejected, "" for those that are not.
 
   Raises:
@@ -217,7 +221,12 @@ def finalize(
       copies = storage.read_json(duplicates_path(job, index)) if with_duplicates else {}
       for video in part["videos"]:
         reasons = []
-        for clip, reason in _judged(index, video, rules, copies, totals):
+        segments = [*map(_segment, video["segments"])]
+        crops = letterbox.crops_of(segments, video["crop"], keep_bars=keep_bars)
+        judged = _judged(index, video, rules, copies, totals)
+        for (clip, reason), crop in zip(judged, crops, strict=True):
+          clip["crop"] = crop
+          totals.cropped += crop is not None and not reason
           reasons.append(reason)
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
           (rejected if reason else clips).write(line)
@@ -253,9 +262,10 @@ def rejection(segment: Scored, rules: Sequence[Rule]) -> str:
   return next((rule.reason for rule in broken), "")
 
 
-def name_of(part: int, uri: str, segment: Scored) -> str:
+def name_of(part: int, video: Mapping[str, Any], segment: Scored) -> str:
   """Identifies a segment of a corpus."""
-  return f"{part:05d} {segment.start} {segment.end} {uri}"
+  crop = ",".join(map(str, video["crop"] or ()))
+  return f"{part:05d} {segment.start} {segment.end} {crop} {video['uri']}"
 
 
 def candidates(
@@ -276,7 +286,7 @@ def candidates(
         raise ValueError(f"--keep: got {quality}, expected one of {', '.join(sorted(values))}")
       yield duplicates.Candidate(
         values[quality],
-        name_of(index, video["uri"], segment),
+        name_of(index, video, segment),
         segment.digest,
         bytes.fromhex(segment.hashes),
       )
@@ -314,9 +324,9 @@ def _judged(
       "scores": segment.scores,
     }
     reason = rejection(segment, rules)
-    if not reason and (copy := copies.get(name_of(index, video["uri"], segment))):
+    if not reason and (copy := copies.get(name_of(index, video, segment))):
       reason, better = copy
-      _, start, end, uri = better.split(" ", 3)
+      _, start, end, _, uri = better.split(" ", 4)
       row["duplicate_of"] = {
         "uri": uri,
         "start_seconds": int(start) / 1e6,
@@ -349,6 +359,7 @@ def _append(writer: Any, rows: Sequence[Mapping[str, Any]], file: Any, pq: Any, 
       ("modality", pa.string()),
       ("start_seconds", pa.float64()),
       ("end_seconds", pa.float64()),
+      ("crop", pa.list_(pa.float64())),
       ("split", pa.string()),
       ("group", pa.string()),
       ("captions", pa.list_(pa.string())),

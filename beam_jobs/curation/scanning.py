@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from walt_t5x.media.frames import opaque, orientation, upright
+from walt_t5x.media.frames import opaque, orientation, stored_box, upright
+from walt_t5x.media.geometry import Box, Crop
 from walt_t5x.media.reading import MAX_PIXELS, Source, check_intact, open_video
 from walt_t5x.media.scaling import Scaler
 
@@ -62,16 +63,21 @@ def microseconds(seconds: float) -> int:
 
 
 def scan(
-  source: Source, spec: ScanSpec, *, start: float | None = None, end: float | None = None
+  source: Source,
+  spec: ScanSpec,
+  *,
+  start: float | None = None,
+  end: float | None = None,
+  crop: Crop | None = None,
 ) -> Iterator[Chunk]:
-  """Yields the frames of a video that are displayed from `start` to `end` seconds, by default all.
+  """Yields a crop of the frames of a video that are displayed from `start` to `end` seconds, by default all.
 
   Raises:
     MediaError: if the video is damaged (`reading.open_video`), after the chunks before the damage.
   """
   with open_video(source, max_pixels=spec.max_pixels) as video:
     stated = None if video.end is None else microseconds(min(video.end, end or video.end))
-    chunk = _Builder(spec, video.aspect)
+    chunk = _Builder(spec, video.aspect, crop)
     last, ends, error = -1.0, 0.0, None
     frames = video.frames(start or 0.0)
     try:
@@ -97,8 +103,8 @@ def scan(
 class _Builder:
   """Collects the frames of a chunk."""
 
-  def __init__(self, spec: ScanSpec, aspect: float):
-    self._spec, self._aspect = spec, aspect
+  def __init__(self, spec: ScanSpec, aspect: float, crop: Crop | None):
+    self._spec, self._aspect, self._crop = spec, aspect, crop
     self._small, self._large = Scaler(), Scaler()
     self._size: tuple[int, int] | None = None
     self._due = -1
@@ -111,21 +117,20 @@ class _Builder:
     self._frames: list[np.ndarray] = []
 
   def add(self, seconds: float, frame: "VideoFrame") -> None:
+    box = stored_box(frame, self._crop)
     turned, frame = orientation(frame), opaque(frame)
-    self._thumbnails.append(scaled(self._small, frame, THUMBNAIL, turned))
+    self._thumbnails.append(scaled(self._small, frame, THUMBNAIL, turned, box))
     number = int(seconds * self._spec.fps + 1e-6)
     if number > self._due:
       self._due = number
-      self._size = self._size or self._sampled_size(frame, turned)
+      self._size = self._size or self._sampled_size(box, turned)
       self._sampled.append(len(self.begins))
-      self._frames.append(scaled(self._large, frame, self._size, turned))
+      self._frames.append(scaled(self._large, frame, self._size, turned, box))
     self.begins.append(microseconds(seconds))
 
-  def _sampled_size(self, frame: "VideoFrame", turned: tuple[int, bool]) -> tuple[int, int]:
+  def _sampled_size(self, box: Box, turned: tuple[int, bool]) -> tuple[int, int]:
     """(height, width) of sampled frames, upright, with square pixels; that of the first frame, for the entire video."""
-    width, height = frame.width * self._aspect, float(frame.height)
-    if turned[0] % 2:
-      width, height = height, width
+    height, width = shown_size(box, self._aspect, turned)
     scale = self._spec.side / min(width, height)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -138,9 +143,19 @@ class _Builder:
     return chunk
 
 
+def shown_size(box: Box, aspect: float, turned: tuple[int, bool]) -> tuple[float, float]:
+  """(height, width) of a box of a frame as stored, upright, with square pixels."""
+  height, width = float(box[1] - box[0]), (box[3] - box[2]) * aspect
+  return (width, height) if turned[0] % 2 else (height, width)
+
+
 def scaled(
-  scaler: Scaler, frame: "VideoFrame", size: tuple[int, int], turned: tuple[int, bool]
+  scaler: Scaler,
+  frame: "VideoFrame",
+  size: tuple[int, int],
+  turned: tuple[int, bool],
+  box: Box,
 ) -> np.ndarray:
-  """Pixels of a frame [*size, 3], upright."""
+  """Pixels of a box of a frame as stored [*size, 3], upright."""
   height, width = size[::-1] if turned[0] % 2 else size
-  return upright(scaler(frame, width=width, height=height), turned)
+  return upright(scaler(frame, width=width, height=height, box=box), turned)

@@ -75,13 +75,17 @@ class LetterboxScore:
     return {"bars": 1 - (bottom - top) * (right - left) / (frames.shape[1] * frames.shape[2])}
 
 
+def lit(frames: np.ndarray) -> np.ndarray:
+  """Which pixels of frames [..., 3] are not black."""
+  return luma(frames) > _BLACK * 1000
+
+
 def picture_in_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
   """(top, bottom, left, right) of what is not in black bars; all of it if every pixel is black."""
-  brightest = luma(frames).max(0)
-  limit = _BLACK * 1000
-  rows, columns = (np.flatnonzero(brightest.max(axis) > limit) for axis in (1, 0))
+  shown: np.ndarray = np.any(lit(frames), 0)
+  rows, columns = (np.flatnonzero(np.any(shown, axis)) for axis in (1, 0))
   if not len(rows):
-    return 0, brightest.shape[0], 0, brightest.shape[1]
+    return 0, shown.shape[0], 0, shown.shape[1]
   return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 

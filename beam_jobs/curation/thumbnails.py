@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from beam_jobs.curation.scanning import microseconds, scaled
-from walt_t5x.media.frames import opaque, orientation
+from beam_jobs.curation.scanning import microseconds, scaled, shown_size
+from walt_t5x.media.frames import opaque, orientation, stored_box
+from walt_t5x.media.geometry import Crop
 from walt_t5x.media.reading import Source, check_intact, open_video
 from walt_t5x.media.scaling import Scaler
 
@@ -11,8 +12,8 @@ HEIGHT = 96
 _WIDEST = 4 * HEIGHT
 
 
-def thumbnail(source: Source, at: int) -> np.ndarray:
-  """The frame that is shown at a time in microseconds, upright, with square pixels: [96, W, 3] uint8.
+def thumbnail(source: Source, at: int, crop: Crop | None = None) -> np.ndarray:
+  """The frame that is shown at a time in microseconds, cropped, upright, with square pixels: [96, W, 3] uint8.
 
   Raises:
     MediaError: if the video is damaged (`reading.open_video`).
@@ -25,9 +26,8 @@ def thumbnail(source: Source, at: int) -> np.ndarray:
         break
       seconds, frame = following
     check_intact(seconds, frame)
+    box = stored_box(frame, crop)
     turned, frame = orientation(frame), opaque(frame)
-    width, height = frame.width * video.aspect, float(frame.height)
-    if turned[0] % 2:
-      width, height = height, width
+    height, width = shown_size(box, video.aspect, turned)
     size = HEIGHT, min(_WIDEST, max(1, round(width * HEIGHT / height)))
-    return scaled(Scaler(), frame, size, turned)
+    return scaled(Scaler(), frame, size, turned, box)

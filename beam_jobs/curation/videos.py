@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from beam_jobs.curation import scores, shots
+from beam_jobs.curation import letterbox, scores, shots
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted, shared_pool
@@ -59,6 +59,7 @@ class Scored(NamedTuple):
     scores: by name; empty without sampled frames.
     hashes: perceptual hashes of the first, middle and last sampled frame, in hexadecimal; "" without.
     digest: of the sampled pixels; "" without.
+    seen: what the sampled frames show of the picture.
   """
 
   start: int
@@ -67,18 +68,20 @@ class Scored(NamedTuple):
   scores: Mapping[str, float] = {}
   hashes: str = ""
   digest: str = ""
+  seen: letterbox.Letterbox = letterbox.Letterbox()
 
 
 def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:
   """What a part records of a video, as plain values; of a repeated row only that.
 
   Returns:
-    {"uri", "path", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
+    {"uri", "path", "crop", "split", "group", "captions", "start", "end", "segments", "dead"}: times in microseconds;
     segments are `Scored`, in order; dead is None or [start, stage, reason, message] of the part from `start` to `end`.
   """
   found = {
     "uri": row.uri,
     "path": row.path,
+    "crop": row.crop,
     "split": row.split,
     "group": row.group,
     "captions": list(row.captions),
@@ -89,7 +92,9 @@ def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> di
   }
   failure = _not_admitted(row, job)
   if failure is None and is_repeated:
-    failure = Failure("filter", "duplicate", "another row has the same uri, window and captions")
+    failure = Failure(
+      "filter", "duplicate", "another row has the same uri, window, crop and captions"
+    )
   if failure is None:
     segments, frames = _read(row, job)
     if isinstance(frames.error, WorkerCrashed):
@@ -125,7 +130,7 @@ def _not_admitted(row: Row, job: CurationJob) -> Failure | None:
 def _chunks(row: Row, job: CurationJob) -> Iterator[Chunk]:
   """The frames of a row's video, decoded here or in another process; reads nothing before the first one."""
   source = media_source(row.path)
-  window = {"start": row.start_seconds, "end": row.end_seconds}
+  window = {"start": row.start_seconds, "end": row.end_seconds, "crop": row.crop}
   if job.decoding.isolation == "process":
     yield from shared_pool(scan, job.decoding).stream(source, job.scan, **window)
   else:
@@ -143,6 +148,7 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
     scores.score(frames, _scores(job.score_names), times=segment.times, repeated=segment.repeated),
     perceptual_hash(frames).tobytes().hex(),
     hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
+    letterbox.look(frames),
   )
 
 

@@ -63,7 +63,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A row with its pixels; `media_id` hashes content and window, `record_id` also the captions."""
+  """A row with its pixels; `media_id` hashes content, window and crop, `record_id` also the captions."""
 
   row: Row
   record_id: str
@@ -72,12 +72,14 @@ class Loaded:
 
 
 def _ids(digest: bytes, row: Row, spec: ClipSpec, clip: int) -> tuple[str, str]:
-  """(record id, media id): sha256 of the content's digest and the clip window, the record's also of the captions."""
+  """(record id, media id): sha256 of the content's digest, clip window and crop, the record's also of the captions."""
   window = ()
   if row.modality == "video":
     window = (row.start_seconds, row.end_seconds, spec.num_frames, spec.fps, spec.position)
     if spec.position == "random":
       window = (*window, spec.seed, *((clip,) if clip else ()))
+  if row.crop is not None:
+    window = (*window, row.crop)
   record = digest + json.dumps((row.modality, window, row.captions)).encode()
   media = digest + json.dumps(window).encode()
   return hashlib.sha256(record).hexdigest(), hashlib.sha256(media).hexdigest()
@@ -107,6 +109,7 @@ def load_row(
   window = {
     "start_seconds": row.start_seconds,
     "end_seconds": row.end_seconds,
+    "crop": row.crop,
     # All clips of a row are placed relative to its first one.
     "draw": draw(_ids(digest, row, spec, 0)[0]),
     "clip": clip,

@@ -79,7 +79,7 @@ def admitted(row: Row, seen: set[str], job: Job) -> Row | Failure:
   if failure := not_admitted(row, job.manifest_folder, job.allowed):
     return failure
   if row.identity in seen:
-    return Failure("filter", "duplicate", "another row has the same uri, window and captions")
+    return Failure("filter", "duplicate", "another row has the same uri, window, crop and captions")
   if job.encoders.text_folder and not row.captions and row.label == schema.NO_LABEL:
     return Failure("filter", "no_caption", "the row has neither a caption nor a label")
   try:
@@ -205,6 +205,7 @@ def _record(
     fps=clip.fps,
     start_seconds=clip.start_seconds,
     crop=clip.crop,
+    manifest_crop=row.crop,
     motion=clip.motion,
     latents={name: a for name, a in arrays.items() if schema.is_latents_field(name)},
     pixels={name: a for name, a in arrays.items() if not schema.is_latents_field(name)},

@@ -5,6 +5,7 @@ _FILE = "fetch or encode these files again, or leave the rows out: they become d
 
 _REMEDIES = {
   "bad_captions": "captions are a text or a list of texts; map other columns with --column caption=COLUMN",
+  "bad_crop": "crop is [top, bottom, left, right] in fractions of the height and width",
   "bad_label": "labels are class numbers; for names add --column class=label --class_names=FILE, one name per line",
   "bad_split": "--split_name THEIRS=train or =validation",
   "bad_uri": "--column uri=COLUMN or --uri_template; rows without a file become dead letters",

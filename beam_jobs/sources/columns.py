@@ -25,6 +25,7 @@ FIELDS = (
   "class",
   "start_seconds",
   "end_seconds",
+  "crop",
   "split",
   "modality",
   "group",
@@ -106,6 +107,7 @@ def to_row(raw: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     if name == "label" and isinstance(value, float) and value.is_integer():
       value = int(value)
     _put(row, name, value)
+  _put(row, "crop", _numbers(raw.get(columns.by_field["crop"])))
   if columns.uri_template:
     try:
       row["uri"] = _Formatter().vformat(columns.uri_template, (), raw)
@@ -161,6 +163,14 @@ def _number(value: Any) -> Any:
     return float(value) if isinstance(value, str | decimal.Decimal) else value
   except ValueError:
     return value
+
+
+def _numbers(value: Any) -> Any:
+  """The list of numbers in a text or a list, in JSON or as pandas and NumPy write them, else the value unchanged."""
+  items = value
+  if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+    items = value[1:-1].replace(",", " ").split()
+  return [_number(item) for item in items] if isinstance(items, list) else value
 
 
 def _put_captions(row: dict[str, Any], raw: Mapping[str, Any], columns: Columns) -> None:

@@ -14,11 +14,13 @@ from beam_jobs.sources.members import file_name, parse_member
 from data import schema
 from walt_t5x.files import storage
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
+from walt_t5x.media.geometry import EVERYTHING, Crop
 
 # Reasons of invalid rows: only another manifest fixes them, not another media file.
 PROBLEMS = frozenset(
   (
     "bad_captions",
+    "bad_crop",
     "bad_group",
     "bad_label",
     "bad_manifest_line",
@@ -45,7 +47,8 @@ CONVERT_OBJECTS = (
 class Row:
   """One line of the manifest.
 
-  `path` is where to read the media, `uri` is the manifest's value. `problem` is a reason and its explanation.
+  `path` is where to read the media, `uri` is the manifest's value. `crop` is the part of the picture to use, in
+  fractions with six digits, or None for all of it. `problem` is a reason and its explanation.
   """
 
   uri: str
@@ -58,13 +61,14 @@ class Row:
   label: int = schema.NO_LABEL
   start_seconds: float | None = None
   end_seconds: float | None = None
+  crop: Crop | None = None
   group: str | None = None
   problem: tuple[str, str] | None = None
 
   @property
   def key(self) -> str:
-    """sha256 of uri, start and end."""
-    return row_key(self.uri, self.start_seconds, self.end_seconds)
+    """sha256 of uri, start, end, and the crop if there is one."""
+    return row_key(self.uri, self.start_seconds, self.end_seconds, self.crop)
 
   @property
   def identity(self) -> str:
@@ -146,9 +150,9 @@ def _items(value: Any) -> Iterable[Any]:
   return value if isinstance(value, list) else ()
 
 
-def row_key(uri: Any, start_seconds: Any, end_seconds: Any) -> str:
+def row_key(uri: Any, start_seconds: Any, end_seconds: Any, crop: Crop | None = None) -> str:
   """sha256 that identifies a row of a manifest."""
-  return _digest(uri, start_seconds, end_seconds)
+  return _digest(uri, start_seconds, end_seconds, *(() if crop is None else (crop,)))
 
 
 def is_utf8(text: str) -> bool:
@@ -224,6 +228,7 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     modality=modality,
     start_seconds=start,
     end_seconds=end,
+    crop=_crop(raw),
     raw=raw,
     group=None if group is None else str(group),
   )
@@ -267,6 +272,27 @@ def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
   if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e7:
     raise _BadRow("bad_window", f"{name}: got {value!r}, expected seconds >= 0")
   return float(value)
+
+
+def _crop(raw: Mapping[str, Any]) -> Crop | None:
+  """The crop of a row; None if it is the entire picture."""
+  crop = raw.get("crop")
+  if crop is None:
+    return None
+  numbers = isinstance(crop, list) and all(
+    isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 for one in crop
+  )
+  top, bottom, left, right = (
+    [round(float(one), 6) for one in crop] if numbers and len(crop) == 4 else (0.0,) * 4
+  )
+  if not (top < bottom and left < right):
+    raise _BadRow(
+      "bad_crop",
+      f"crop: got {crop!r}, expected [top, bottom, left, right] in fractions of the height and width, "
+      "0 <= top < bottom <= 1 and 0 <= left < right <= 1",
+    )
+  found = (top, bottom, left, right)
+  return None if found == EVERYTHING else found
 
 
 def _digest(*parts: Any) -> str:

@@ -1,8 +1,10 @@
 """Every JSON type, and every type of a Parquet column, in every field: a documented meaning, or a dead letter."""
 
 import decimal
+import io
 import itertools
 import json
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,7 +12,7 @@ import pytest
 
 from beam_jobs import preprocess
 from beam_jobs.filters import row_filters
-from beam_jobs.sources import parts, rows, tables
+from beam_jobs.sources import parts, rows, tables, webdataset
 from beam_jobs.sources.columns import FIELDS, Columns
 from data import schema
 from tests.beam_jobs import media
@@ -31,6 +33,7 @@ VALUES = (
     '"[1, 2]"',
     '"[1"',
   ),
+  *("[0, 0.5, 0, 1]", '"[0, 0.5, 0, 1]"', "[0, 0.5, 1, 1]"),
   *("[]", "[null]", "[true]", '["x"]', "[1]", "[1e39]", "[1%s]" % ("0" * 400), '[["x"]]'),
   *("{}", '{"a": {"b": [1]}}', json.dumps("[" * 99_999), json.dumps("[%s]" % ("1" * 5000))),
   *("[" * depth + "]" * depth for depth in (90, 900, 980, 990, 99_999)),
@@ -79,6 +82,13 @@ MEANINGS = {
   "label": lambda value: isinstance(value, int) and is_number(value, -1, 2**62 - 1),
   "start_seconds": lambda value: is_number(value, 0, 9_999_999),
   "end_seconds": lambda value: is_number(value, 0, 9_999_999),
+  "crop": lambda value: (
+    isinstance(value, list)
+    and len(value) == 4
+    and all(is_number(one, 0, 1) for one in value)
+    and value[0] < value[1]
+    and value[2] < value[3]
+  ),
   "split": lambda value: value in schema.SPLITS,
   "modality": lambda value: value in schema.MODALITIES,
   "group": lambda value: isinstance(value, str | int) and not isinstance(value, bool),
@@ -202,6 +212,38 @@ def test_a_column_of_a_parquet_file_is_read_or_is_a_problem(tmp_path, kind):
     (line,) = tables.parquet_lines(path, 0, mapping)
     row = rows.parse_line(line, "/data")
     check(row, "odd" if row.problem and row.problem[1].startswith("odd: ") else name)
+
+
+def test_a_crop_is_the_same_from_every_source(tmp_path):
+  crop = [0.1, 0.9, 0.0, 1.0]
+  texts = ("[0.1, 0.9, 0.0, 1.0]", "[0.1 0.9 0.  1. ]", "[1e-1,0.9,0,1]")
+  member = json.dumps({"box": crop}).encode()
+  with tarfile.open(tmp_path / "a.tar", "w") as tar:
+    for name, content in (("a.json", member), ("a.png", b"")):
+      info = tarfile.TarInfo(name)
+      info.size = len(content)
+      tar.addfile(info, io.BytesIO(content))
+  quoted = "".join(f'a.png,"{text}"\n' for text in texts)
+  (tmp_path / "a.csv").write_text(f"uri,box\n{quoted}a.png,\n")
+  lists = {
+    "single": pa.array([crop], pa.list_(pa.float32())),
+    "double": pa.array([crop]),
+    "decimal": pa.array([[decimal.Decimal(str(edge)) for edge in crop]]),
+    "array": pa.array([crop], pa.list_(pa.float64(), 4)),
+  }
+  mapping = Columns(fields=(("crop", "box"),))
+  found = [*tables.csv_lines(str(tmp_path / "a.csv"), mapping)]
+  assert rows.parse_line(found.pop(), "").crop is None
+  found += webdataset.tar_lines(str(tmp_path / "a.tar"), "a.tar", mapping)
+  found += parts.json_lines(b'{"uri": "a.png", "box": [0.1, 0.9, 0, 1]}', mapping)
+  for name, column in lists.items():
+    path = str(tmp_path / f"{name}.parquet")
+    pa.parquet.write_table(pa.table({"uri": pa.array(["a.png"]), "box": column}), path)
+    found += tables.parquet_lines(path, 0, mapping)
+  assert len(found) == 9
+  for line in found:
+    row = rows.parse_line(line if isinstance(line, str) else line.decode(), "")
+    assert row.crop == tuple(crop) and not row.problem
 
 
 def test_decimals_are_numbers_and_a_field_that_is_null_is_missing(tmp_path):

@@ -1,18 +1,21 @@
 """Manifest lines: their meaning, and that no line raises."""
 
+import dataclasses
 import gzip
+import hashlib
 import json
 import random
 
 import pytest
 from fsspec.spec import AbstractBufferedFile
 
-from beam_jobs.shards import plan
+from beam_jobs.shards import loading, plan
 from beam_jobs.sources import parts
 from beam_jobs.sources import rows as sources
 from beam_jobs.sources.spec import SourceSpec
 from data import schema
 from walt_t5x.files import storage
+from walt_t5x.media.clips import ClipSpec
 
 
 def parse(**fields) -> sources.Row:
@@ -82,6 +85,15 @@ def test_blank_captions_are_dropped_with_their_weights():
     ({"start_seconds": -1}, "bad_window"),
     ({"start_seconds": "0:10"}, "bad_window"),
     ({"start_seconds": 2, "end_seconds": 1}, "bad_window"),
+    ({"crop": "0 1 0 1"}, "bad_crop"),
+    ({"crop": [0, 0.5, 0]}, "bad_crop"),
+    ({"crop": [0, 0.5, 0, True]}, "bad_crop"),
+    ({"crop": [0, 1080, 0, 1920]}, "bad_crop"),
+    ({"crop": [-0.1, 0.5, 0, 1]}, "bad_crop"),
+    ({"crop": [0.5, 0.5, 0, 1]}, "bad_crop"),
+    ({"crop": [0.5, 0.5000001, 0, 1]}, "bad_crop"),
+    ({"crop": [0, 1, 0.6, 0.4]}, "bad_crop"),
+    ({"crop": [0, float("nan"), 0, 1]}, "bad_crop"),
   ],
 )
 def test_a_bad_field_is_a_problem_with_a_reason(fields, reason):
@@ -112,6 +124,28 @@ def test_key_is_uri_and_window_and_identity_adds_the_captions():
     assert parse(**other).key != base.key
   assert parse(caption="y").key == base.key
   assert parse(caption="y").identity != base.identity
+  crops = ([0.1, 0.9, 0, 1], [0.1, 0.9, 0, 0.5], [0, 0.9, 0.1, 1])
+  assert len({base.key, *(parse(crop=crop).key for crop in crops)}) == 4
+  # The same picture is the same row.
+  assert parse(crop=[0, 1.0, 0, 1]) == dataclasses.replace(
+    base, raw=base.raw | {"crop": [0, 1.0, 0, 1]}
+  )
+  assert parse(crop=[0.1, 0.9, 0, 1]).key == parse(crop=[0.1000000015, 0.9, 0.0, 1]).key
+
+
+def test_a_row_without_a_crop_has_the_ids_that_it_had_before_there_were_crops():
+  """Caches record them, and the key chooses the shard; the texts are those of that time."""
+  row, spec = parse(start_seconds=0.5), ClipSpec(resolutions=((8, 8),), num_frames=5, fps=8.0)
+  record = 'content["video", [0.5, null, 5, 8.0, "centre"], ["x"]]'
+  media = 'content[0.5, null, 5, 8.0, "centre"]'
+  found = (row.key, *loading._ids(b"content", row, spec, 0))
+  texts = ('["a.mp4", 0.5, null]', record, media)
+  assert found == tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
+  cropped = dataclasses.replace(row, crop=(0.1, 0.9, 0.0, 1.0))
+  assert not {cropped.key, *loading._ids(b"content", cropped, spec, 0)} & {*found}
+  image, part = (dataclasses.replace(one, modality="image") for one in (row, cropped))
+  ids = [*loading._ids(b"content", image, spec, 0), *loading._ids(b"content", part, spec, 0)]
+  assert len({*ids}) == 4
 
 
 @pytest.mark.parametrize(

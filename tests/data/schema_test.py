@@ -76,6 +76,17 @@ def test_decode_inverts_encode():
     np.testing.assert_array_equal(decoded.latents[name], latents.astype(ml_dtypes.bfloat16))
 
 
+def test_the_crop_of_a_manifest_comes_back_and_does_not_disturb_seqio():
+  plain, crop = make_record(), (0.1, 0.899999, 0.0, 1.0)
+  cropped = dataclasses.replace(plain, manifest_crop=crop)
+  assert schema.decode(schema.encode(cropped)).manifest_crop == crop
+  assert schema.decode(schema.encode(plain)).manifest_crop is None
+  one, other = parse(plain), parse(cropped)
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    np.testing.assert_array_equal(value, other[name])
+
+
 def test_pixels_come_back_as_they_were():
   random = np.random.default_rng(0)
   pixels = {

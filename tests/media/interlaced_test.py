@@ -91,7 +91,9 @@ def test_a_clip_is_rejected_by_name_or_deinterlaced(file):
 
 @needs_ffmpeg
 def test_the_page_on_a_cache_shows_the_source_of_a_record(file):
-  record = types.SimpleNamespace(uri=str(file), modality="video", start_seconds=0.0)
+  record = types.SimpleNamespace(
+    uri=str(file), modality="video", start_seconds=0.0, manifest_crop=None
+  )
   origin = types.SimpleNamespace(num_frames=5, fps=RATE)
   (frames,) = inspection.source_clip(record, [(HEIGHT, WIDTH)], "", origin).values()
   wanted = decode(file.read_bytes(), "video", spec(deinterlace=True), start_seconds=0.0)

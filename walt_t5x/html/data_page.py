@@ -199,6 +199,8 @@ def cards(
     }
     if record.label == schema.NO_LABEL:
       facts.pop("label")
+    if record.manifest_crop:
+      facts["crop of the manifest"] = record.manifest_crop
     if record.modality == "video":
       facts |= {"start": f"{record.start_seconds:.3f} s", "motion": f"{record.motion:.4f}"}
     facts |= notes

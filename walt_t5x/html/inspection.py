@@ -220,7 +220,8 @@ def source_clip(record: Any, sizes: Sequence[tuple[int, int]], root: str, origin
   start = record.start_seconds if record.modality == "video" else None
   try:
     content = read_media(resolve(record.uri, root), max_bytes=spec.max_bytes)
-    return decode(content, record.modality, spec, start_seconds=start).frames
+    crop = record.manifest_crop
+    return decode(content, record.modality, spec, start_seconds=start, crop=crop).frames
   except (MediaError, Rejected, OSError, ValueError) as error:
     return f"{type(error).__name__}: {error}"
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from walt_t5x.media.clips import Clip, ClipSpec, check_size, start_of_clip
 from walt_t5x.media.containers import slack
-from walt_t5x.media.frames import opaque, orientation, upright
-from walt_t5x.media.geometry import fit, union
+from walt_t5x.media.frames import opaque, orientation, stored_box, turned_box, upright
+from walt_t5x.media.geometry import EVERYTHING, Box, Crop, fit, pixels_of, union
 from walt_t5x.media.pictures import open_picture
 from walt_t5x.media.reading import (
   CLOCK_SLACK,
@@ -22,6 +22,7 @@ from walt_t5x.media.reading import (
   MediaError,
   Video,
   check_intact,
+  check_pixels,
   open_video,
 )
 from walt_t5x.media.rules import Rejected, Rule, check_header
@@ -41,6 +42,7 @@ def decode(
   *,
   start_seconds: float | None = None,
   end_seconds: float | None = None,
+  crop: Crop | None = None,
   draw: float = 0.5,
   clip: int = 0,
   rules: Sequence[Rule] = (),
@@ -54,6 +56,7 @@ def decode(
     spec: which clip to extract.
     start_seconds: time of the first frame; with `end_seconds`, the earliest start of the clip.
     end_seconds: latest end of the clip; in a window longer than the clip, `spec.position` places it.
+    crop: the part of the upright picture that is used, as if the file had nothing else.
     draw: position of the first clip in [0, 1) if `spec.position` is 'random'.
     clip: number of the clip, from 0, if several are cut out of one video or window (`clips.start_of_clip`).
     rules: filters; header rules are checked before decoding.
@@ -68,7 +71,7 @@ def decode(
   if len(content) > spec.max_bytes:
     raise MediaError("too_large", f"{len(content)} bytes, limit {spec.max_bytes} (--max_bytes)")
   if modality == "image":
-    return _cut_image(content, spec, rules)
+    return _cut_image(content, spec, rules, crop)
   if modality != "video":
     raise ValueError(f"modality: got {modality!r}, expected 'image' or 'video'")
   with open_video(content, max_pixels=spec.max_pixels) as video:
@@ -76,10 +79,10 @@ def decode(
       raise MediaError(
         "too_long", f"{video.seconds:.0f} seconds, limit {spec.max_seconds} (--max_seconds)"
       )
-    # The orientation is known only after the first frame.
-    check_header(rules, video.size, video=(video.seconds, video.rate))
+    # The orientation is known only after the first frame, and with it the size of a crop.
+    check_header(rules, None if crop else video.size, video=(video.seconds, video.rate))
     start = _start(spec, start_seconds, end_seconds, (video.begin, video.end), draw, clip)
-    return _cut(video, _Resizer(video.aspect, spec, rules), start=start, deadline=deadline)
+    return _cut(video, _Resizer(video.aspect, spec, rules, crop), start=start, deadline=deadline)
 
 
 def native_frames(
@@ -99,7 +102,7 @@ def native_frames(
   spec = ClipSpec(resolutions=(size,), num_frames=1, fps=1.0, allow_upscale=True, deinterlace=True)
   wanted, pictures = set(numbers), []
   with open_video(content, max_pixels=max_pixels) as video:
-    resizer = _Resizer(video.aspect, spec, ())
+    resizer = _Resizer(video.aspect, spec, (), None)
     for number, (seconds, frame) in enumerate(video.frames(deinterlace=True)):
       if number > max(wanted, default=-1):
         break
@@ -109,24 +112,38 @@ def native_frames(
   return np.stack(pictures) if pictures else np.empty((0, *size, 3), np.uint8)
 
 
-def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule]) -> Clip:
+def _cut_image(content: bytes, spec: ClipSpec, rules: Sequence[Rule], crop: Crop | None) -> Clip:
   """Resizes with area averaging, like video frames."""
   from PIL.Image import Resampling
 
-  def check(size: tuple[int, int]) -> None:
+  def cropped(size: tuple[int, int]) -> tuple[Box, tuple[int, int]]:
+    """A box of the picture, and its size, which is checked."""
+    check_pixels(size, spec.max_pixels)
+    box = pixels_of(crop or EVERYTHING, size)
+    size = box[1] - box[0], box[3] - box[2]
     check_size(size, spec)
-    check_header(rules, size, pixel_aspect=1.0)
+    return box, size
+
+  def check(size: tuple[int, int]) -> None:
+    check_header(rules, cropped(size)[1], pixel_aspect=1.0)
 
   image = open_picture(content, check=check)
-  check_size((image.height, image.width), spec)
+  (upper, lower, first, last), size = cropped((image.height, image.width))
+  image = image.crop((first, upper, last, lower))
   frames, crops = {}, []
   for height, width in spec.resolutions:
-    place = fit((image.height, image.width), (height, width))
+    place = fit(size, (height, width))
     scaled = image.resize((place.scaled[1], place.scaled[0]), Resampling.BOX)
     top, left = place.offset
     frames[height, width] = np.asarray(scaled.crop((left, top, left + width, top + height)))[None]
     crops.append(place.crop)
-  return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=union(crops), motion=0.0)
+  used = _moved(union(crops), upper, first)
+  return Clip(frames=frames, fps=0.0, start_seconds=0.0, crop=used, motion=0.0)
+
+
+def _moved(crop: tuple[int, int, int, int], top: int, left: int) -> tuple[int, int, int, int]:
+  """A (top, left, height, width) of a cropped picture, in the picture itself."""
+  return crop[0] + top, crop[1] + left, *crop[2:]
 
 
 def _start(
@@ -223,44 +240,46 @@ def _cut(video: Video, resizer: "_Resizer", *, start: float, deadline: float) ->
 
 
 class _Resizer:
-  """Resizes frames of one clip to every resolution, each with a reused filter."""
+  """Resizes a crop of the frames of one clip to every resolution, each with a reused filter."""
 
-  def __init__(self, aspect: float, spec: ClipSpec, rules: Sequence[Rule]):
+  def __init__(self, aspect: float, spec: ClipSpec, rules: Sequence[Rule], crop: Crop | None):
     self.spec, self.crop = spec, (0, 0, 0, 0)
-    self._rules, self._aspect = rules, aspect
+    self._rules, self._aspect, self._cropped = rules, aspect, crop
     self._scalers = {size: Scaler() for size in spec.resolutions}
 
-  def _upright(self, frame: "VideoFrame") -> tuple[tuple[int, int], float]:
-    """Upright size and pixel aspect ratio of a frame."""
+  def _upright(self, frame: "VideoFrame") -> tuple[Box, tuple[int, int], float]:
+    """The box that is used of a frame as stored, and its upright size, which is checked, and pixel aspect ratio."""
+    box = stored_box(frame, self._cropped)
+    size, aspect = (box[1] - box[0], box[3] - box[2]), self._aspect
     if orientation(frame)[0] % 2:
-      return (frame.width, frame.height), 1 / self._aspect
-    return (frame.height, frame.width), self._aspect
+      size, aspect = (size[1], size[0]), 1 / aspect
+    check_size(size, self.spec, aspect=aspect)
+    return box, size, aspect
 
   def check(self, frame: "VideoFrame") -> None:
     """Applies the rules to the size and aspect of the first frame."""
-    size, aspect = self._upright(frame)
-    check_size(size, self.spec, aspect=aspect)
+    _, size, aspect = self._upright(frame)
     check_header(self._rules, size, pixel_aspect=aspect)
 
   def __call__(self, frame: "VideoFrame") -> dict[tuple[int, int], np.ndarray]:
-    size, aspect = self._upright(frame)
     # The frame size may change within a stream; the limits apply to every frame.
-    check_size(size, self.spec, aspect=aspect)
+    box, size, aspect = self._upright(frame)
     if frame.interlaced_frame and not self.spec.deinterlace:
       raise Rejected(
         "interlaced",
         "the frames are marked as interlaced (--deinterlace accepts and deinterlaces them)",
       )
     turned, frame = orientation(frame), opaque(frame)
+    shown_box = turned_box(box, (frame.height, frame.width), turned)
     pictures, crops = {}, []
     for target, scaler in self._scalers.items():
       place = fit(size, target, aspect=aspect)
       height, width = place.scaled[::-1] if turned[0] % 2 else place.scaled
-      shown = upright(scaler(frame, width=width, height=height), turned)
+      shown = upright(scaler(frame, width=width, height=height, box=box), turned)
       top, left = place.offset
       pictures[target] = shown[top : top + target[0], left : left + target[1]]
       crops.append(place.crop)
-    self.crop = union(crops)
+    self.crop = _moved(union(crops), shown_box[0], shown_box[2])
     return pictures
 
 

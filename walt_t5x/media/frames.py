@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from walt_t5x.media.geometry import EVERYTHING, Box, Crop, pixels_of
+
 if TYPE_CHECKING:
   from av import VideoFrame
 
@@ -30,6 +32,30 @@ def upright(pixels: np.ndarray, turned: tuple[int, bool]) -> np.ndarray:
   turns, mirrored = turned
   pixels = np.rot90(pixels, turns)
   return pixels[:, ::-1] if mirrored else pixels
+
+
+def turned_box(box: Any, size: tuple[int, int], turned: tuple[int, bool]) -> Any:
+  """A (top, bottom, left, right) of a picture of this (height, width), in the picture as `upright` shows it."""
+  (top, bottom, left, right), (height, width), (turns, mirrored) = box, size, turned
+  for _ in range(turns):
+    top, bottom, left, right = width - right, width - left, top, bottom
+    height, width = width, height
+  if mirrored:
+    left, right = width - right, width - left
+  return top, bottom, left, right
+
+
+def stored_box(frame: "VideoFrame", crop: Crop | None) -> Box:
+  """The pixels of a frame, as stored, that a crop of the upright picture leaves.
+
+  Edges inside of the frame are rounded inward, to even pixels or further, so that no sample of color is divided.
+  """
+  turns, mirrored = orientation(frame)
+  # The inverse of turns with a mirror is the same turns with a mirror.
+  stored = turned_box(crop or EVERYTHING, (1, 1), (turns if mirrored else -turns % 4, mirrored))
+  rows, columns = frame.format.chroma_height(4), frame.format.chroma_width(4)
+  steps = max(2, 4 // rows), max(2, 4 // columns)
+  return pixels_of(stored, (frame.height, frame.width), steps=steps)
 
 
 def opaque(frame: "VideoFrame") -> "VideoFrame":

@@ -1,9 +1,17 @@
 """Sizes and crops of frames: each caller's rule for fitting a picture into a resolution."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
+
+# (top, bottom, left, right) of a part of a picture; a crop in fractions of its height and width, a box in pixels.
+Crop = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
+EVERYTHING: Crop = (0.0, 1.0, 0.0, 1.0)
+# Fractions have six digits: of 8192 pixels, they are wrong by at most 0.004.
+_ROUNDING = 0.01
 
 EXACT, CROP = "exact", "crop"
 FITS = (EXACT, CROP)
@@ -42,6 +50,36 @@ def fit(source: tuple[int, int], target: tuple[int, int], *, aspect: float = 1.0
     round(target[1] * ratio[1]),
   )
   return Fit(scaled=scaled, offset=offset, crop=crop)
+
+
+def pixels_of(crop: Crop, size: tuple[int, int], *, steps: tuple[int, int] = (1, 1)) -> Box:
+  """The pixels of a picture that are inside of a crop, at least one.
+
+  Args:
+    crop: in fractions.
+    size: (height, width) of the picture.
+    steps: edges are at multiples of these, vertically and horizontally, or at the edge of the picture.
+  """
+
+  def inside(low: float, high: float, length: int, step: int) -> tuple[int, int]:
+    first = math.ceil((low * length - _ROUNDING) / step) * step
+    after = math.floor((high * length + _ROUNDING) / step) * step if high < 1 else length
+    first = min(first, (length - 1) // step * step)
+    return first, max(after, first + 1)
+
+  top, bottom, left, right = crop
+  return *inside(top, bottom, size[0], steps[0]), *inside(left, right, size[1], steps[1])
+
+
+def within(outer: Crop, inner: Crop) -> Crop:
+  """A crop of the picture that another crop leaves, as a crop of the picture itself, with six digits."""
+  (top, bottom, left, right), (height, width) = outer, (outer[1] - outer[0], outer[3] - outer[2])
+  return (
+    round(top + inner[0] * height, 6),
+    round(bottom - (1 - inner[1]) * height, 6),
+    round(left + inner[2] * width, 6),
+    round(right - (1 - inner[3]) * width, 6),
+  )
 
 
 def union(boxes: Sequence[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:

@@ -91,7 +91,7 @@ class Rule:
 
 def check_header(
   rules: Sequence[Rule],
-  size: tuple[int, int],
+  size: tuple[int, int] | None,
   *,
   pixel_aspect: float | None = None,
   video: tuple[float | None, float | None] | None = None,
@@ -100,17 +100,19 @@ def check_header(
 
   Args:
     rules: rules of any stage.
-    size: (height, width) of the upright image in stored pixels.
+    size: (height, width) of the upright image in stored pixels, of what is used of it; None while it is unknown.
     pixel_aspect: width / height of an upright pixel; None while it is unknown whether `size` is upright.
     video: (seconds, frames per second), each None if not stated; None for an image.
 
   Raises:
     Rejected: by the first rule that fails, or whose quantity the header does not state.
   """
-  height, width = size
-  facts: dict[str, float | None] = {"short_side": min(size), "pixels": height * width}
-  if pixel_aspect is not None:
-    facts |= {"height": height, "width": width, "aspect": width * pixel_aspect / height}
+  facts: dict[str, float | None] = {}
+  if size is not None:
+    height, width = size
+    facts |= {"short_side": min(size), "pixels": height * width}
+    if pixel_aspect is not None:
+      facts |= {"height": height, "width": width, "aspect": width * pixel_aspect / height}
   if video is not None:
     facts["seconds"], facts["source_fps"] = video
   for rule in rules:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from walt_t5x.media.geometry import Box
+
 if TYPE_CHECKING:
   from av import VideoFrame
   from av.filter import Graph
@@ -25,31 +27,42 @@ class Scaler:
     self._graph: Graph | None = None
     self._made_for: tuple[Any, ...] = ()
 
-  def __call__(self, frame: "VideoFrame", *, width: int, height: int) -> np.ndarray:
-    """[height, width, 3], uint8; the frame's rotation and pixel aspect ratio are not applied."""
+  def __call__(
+    self, frame: "VideoFrame", *, width: int, height: int, box: Box | None = None
+  ) -> np.ndarray:
+    """[height, width, 3], uint8, of a box of the frame as stored (`frames.stored_box`), by default all of it.
+
+    The frame's rotation and pixel aspect ratio are not applied.
+    """
     colors = int(frame.colorspace), int(frame.color_range)
-    made_for = frame.width, frame.height, frame.format.name, *colors, width, height
+    box = box or (0, frame.height, 0, frame.width)
+    made_for = frame.width, frame.height, frame.format.name, *colors, width, height, box
     if self._graph is None or made_for != self._made_for:
-      self._graph, self._made_for = _graph(frame, *colors, width=width, height=height), made_for
+      self._graph = _graph(frame, *colors, width=width, height=height, box=box)
+      self._made_for = made_for
     self._graph.push(frame)
     scaled: Any = self._graph.pull()
     return scaled.to_ndarray()
 
 
 def _graph(
-  frame: "VideoFrame", colorspace: int, color_range: int, *, width: int, height: int
+  frame: "VideoFrame", colorspace: int, color_range: int, *, width: int, height: int, box: Box
 ) -> "Graph":
   from av.filter import Graph
 
-  flags = OWN_SIZE_FLAGS if (width, height) == (frame.width, frame.height) else FLAGS
+  top, bottom, left, right = box
+  size = right - left, bottom - top
+  flags = OWN_SIZE_FLAGS if (width, height) == size else FLAGS
   graph = Graph()
   graph.threads = 1
   source = (
     f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:pixel_aspect=1/1:"
     f"colorspace={colorspace}:range={color_range}"
   )
-  filters = [
-    graph.add("buffer", source),
+  filters = [graph.add("buffer", source)]
+  if size != (frame.width, frame.height):
+    filters.append(graph.add("crop", f"{size[0]}:{size[1]}:{left}:{top}:exact=1"))
+  filters += [
     graph.add("scale", f"{width}:{height}:flags={flags}"),
     graph.add("format", "rgb24"),
     graph.add("buffersink"),

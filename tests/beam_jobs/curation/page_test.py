@@ -235,7 +235,14 @@ def _videos(count):
       ]
       for start, end in zip([0, *ends], ends)
     ]
-    video = {"uri": f"{number}.mp4", "path": "", "start": 0, "end": ends[-1], "segments": segments}
+    video = {
+      "uri": f"{number}.mp4",
+      "path": "",
+      "crop": None,
+      "start": 0,
+      "end": ends[-1],
+      "segments": segments,
+    }
     yield video, reasons
 
 

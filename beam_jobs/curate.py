@@ -220,7 +220,7 @@ def _make_parts(source: source_spec.SourceSpec, job: Any, options: Any) -> None:
 
   poll = pipeline.rows_done(options, on_disk=on_disk)
   line = progress.line_of(preprocess.expected_rows(source), poll, program="curate")
-  pipeline.run_to_end(add, options, line=line)
+  pipeline.run_to_end(add, options, line=line, program="curate")
 
 
 def _find_duplicates(
@@ -250,7 +250,7 @@ def _find_duplicates(
       | "Write" >> beam.MapTuple(functools.partial(_write_duplicates, job=job))
     )
 
-  pipeline.run_to_end(add, options, line=lambda: "curate: comparing clips")
+  pipeline.run_to_end(add, options, line=lambda: "curate: comparing clips", program="curate")
 
 
 def _write_duplicates(index: int, pairs: Any, job: Any) -> None:

@@ -98,7 +98,8 @@ def page(plans: dict[str, dict]) -> str:
     "| `imagenet` | `ILSVRC/Data/CLS-LOC`, `LOC_synset_mapping.txt`, `LOC_val_solution.csv` if its `val` is flat |",
     "| `ucf101` | `UCF-101`, `ucfTrainTestlist`; what `imagenet` has, here or in a folder `imagenet` |",
     "| `k600` | `k600/train.csv`, `k600/train`, `k600/validate`; what `imagenet` has, as above |",
-    "| `t2v` | `MANIFEST.parquet`, its media, `UCF-101`, `ucfTrainTestlist`; what `imagenet` has, as above |",
+    "| `t2v` | `LONG_VIDEOS.parquet`, `MANIFEST.parquet`, their media, `UCF-101`, `ucfTrainTestlist`; what `imagenet` "
+    "has, as above |",
     "",
     *_prose(
       "Each gin file includes the real one, then `gin/rehearsal/`: two steps of narrow networks at "

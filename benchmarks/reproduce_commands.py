@@ -109,7 +109,7 @@ IMAGENET = Media(
   "--resolutions=256x256 --num_frames=1 --allow_upscale",
 )
 TEXT_VIDEO = Media(
-  "--manifest=MANIFEST.parquet",
+  '--manifest="BUCKET/t2v/*.parquet" --media_root=media',
   "--resolutions=128x128 --num_frames=17 --fps=8 --clip_position=random",
 )
 # What all video tokenizers start from.
@@ -175,11 +175,20 @@ BENCHMARKS = {
   ),
   "text_video": Benchmark(
     title="Text to video, scored on UCF-101 without training on it",
-    note="The paper's 970M images and 89M videos are not public: MANIFEST is your own corpus.",
+    note="The paper's 970M images and 89M videos are not public: the corpus is your own. `LONG_VIDEOS.parquet` names "
+    "long videos, which are cut into the clips of `BUCKET/t2v/clips.parquet`; `BUCKET/t2v/MANIFEST.parquet` names "
+    "images, and videos that need no cuts. The files are in the folder `media`. Needs PySceneDetect "
+    "(`requirements-curate.lock`) or `--shot_weights`. Filters, and captions by a model for each clip: "
+    "[curation.md](curation.md).",
     commands=(
       (
         "the text encoder",
         "python -m walt_t5x.text.import_encoder --source=t5-v1_1-xl --output=BUCKET/t5_xl",
+      ),
+      (
+        "clips of long videos",
+        "python -m beam_jobs.curate --manifest=LONG_VIDEOS.parquet --media_root=media --output=BUCKET/t2v "
+        '--duplicates=near --filter="seconds>=2.2" --filter="motion>=0.001" --filter="black<=0.5"',
       ),
       TEXT_VIDEO.pixels("t2v"),
       _tokenizer("vae_t2v"),

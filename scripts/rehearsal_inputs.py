@@ -125,29 +125,30 @@ def lay_imagenet(corpus: Path, work: Path) -> list[str]:
 
 
 def lay_t2v(corpus: Path, work: Path) -> list[str]:
-  """The first rows of the table, with the places of their media, and the first training videos of UCF-101."""
+  """The first rows of both tables, the folder of their media, and the first training videos of UCF-101."""
+  long_videos, table, *_ = find(
+    corpus, "LONG_VIDEOS.parquet", "MANIFEST.parquet", "UCF-101", "ucfTrainTestlist"
+  )
+  link(corpus, work / "media")
+  return [
+    first_rows(long_videos, work / long_videos.name, VALIDATION_ROWS),
+    # Twice as many: rows of videos and of images.
+    first_rows(table, work / "BUCKET/t2v" / table.name, 2 * ROWS + VALIDATION_ROWS),
+    link_list(corpus, work, "trainlist01.txt", ROWS),
+  ]
+
+
+def first_rows(table: Path, target: Path, count: int) -> str:
+  """Writes the first rows of a table; returns what was taken."""
   import pyarrow as pa
   import pyarrow.parquet as pq
 
-  table, *_ = find(corpus, "MANIFEST.parquet", "UCF-101", "ucfTrainTestlist")
   with pq.ParquetFile(table) as file:
-    count = file.metadata.num_rows
-    # Twice as many: rows of videos and of images.
-    rows = pa.Table.from_batches([next(file.iter_batches(2 * ROWS + VALIDATION_ROWS))])
-  if "uri" in rows.column_names:
-    uris = [
-      uri if uri is None or "://" in uri or uri.startswith("/") else f"media_of_table/{uri}"
-      for uri in rows.column("uri").to_pylist()
-    ]
-    # Rows name files in the table's folder only.
-    link(corpus, work / "media_of_table")
-    index = rows.column_names.index("uri")
-    rows = rows.set_column(index, "uri", pa.array(uris, pa.string()))
-  pq.write_table(rows, work / table.name)
-  return [
-    f"{len(rows)} of {count} rows of {table.name}",
-    link_list(corpus, work, "trainlist01.txt", ROWS),
-  ]
+    total = file.metadata.num_rows
+    rows = pa.Table.from_batches([next(file.iter_batches(count))])
+  target.parent.mkdir(parents=True, exist_ok=True)
+  pq.write_table(rows, target)
+  return f"{len(rows)} of {total} rows of {table.name}"
 
 
 def random_perceptual_network(file: Path) -> None:

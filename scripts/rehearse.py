@@ -73,6 +73,9 @@ def result_of(step: Step, printed: dict[str, Any], work: Path) -> str:
       reasons = {**printed["rejected_by_reason"], **printed["dead_by_reason"]}
       found = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
       return f"{rows(printed)}{found and f' ({found})'}"
+    case "curate":
+      kept = printed["seconds_in_clips"]
+      return f"{printed['clips']} clips, {kept:.1f} of {printed['seconds']:.1f} s of video"
     case "train":
       return last_metrics(work / step.flag("--gin.MODEL_DIR"), "loss")
     case "benchmark_requests":

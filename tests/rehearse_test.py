@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gin
-from beam_jobs import preprocess
+from beam_jobs import curate, preprocess
 from data.lookalikes import corpora
 from scripts import rehearsal_inputs, rehearse
 from scripts.rehearsal_steps import (
@@ -70,7 +70,7 @@ def test_the_commands_are_those_of_the_page(corpus):
   # What a run needs, in order, and counts for programs that would need days.
   kinds = [step.program.rpartition(".")[2] for step in steps]
   images = [] if corpus == "imagenet" else ["preprocess", "train"]
-  text = ["import_encoder"] if corpus == "t2v" else []
+  text = ["import_encoder", "curate"] if corpus == "t2v" else []
   order = ["preprocess", "train", "preprocess", "benchmark_requests", "train", "generate"]
   assert kinds == [*images, *text, *order, "evaluate"]
   added = {kind for kind, step in zip(kinds, steps) if step.added}
@@ -92,12 +92,24 @@ def test_the_commands_are_those_of_the_page(corpus):
 def test_pixels_and_requests_come_from_the_laid_corpus(corpus, laid, monkeypatch):
   work = laid(corpus)
   monkeypatch.chdir(work)
+  steps = {step.program: step for step in page_steps(corpus)}
+  clips = 0
+  if curation := steps.get("beam_jobs.curate"):
+    curated = curate.run([*_arguments(curation), "--decode_isolation=thread"])
+    clips, starts = curated["clips"], {}
+    for name in ("clips", "rejected"):
+      for line in (work / curation.flag("--output") / f"{name}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        starts.setdefault(row["uri"], set()).add(row["start_seconds"])
+    # Three scenes of three seconds, and one of one second, which is too short.
+    assert set(map(frozenset, starts.values())) == {frozenset({0, 3, 6, 9})}
+    assert clips > 0 and curated["seconds_rejected"]["seconds>=2.2"] == len(starts)
   pixels = [step for step in page_steps(corpus) if "--content=pixels" in step.command]
   result = preprocess.run([*_arguments(pixels[-1]), "--output=pixels"])
   counts = {"k600": (1, 0), "t2v": (2, 1)}.get(corpus, (1, 1))
-  rows = counts[0] * FEW["ROWS"] + counts[1] * FEW["VALIDATION_ROWS"]
+  rows = counts[0] * FEW["ROWS"] + counts[1] * FEW["VALIDATION_ROWS"] + clips
   assert (result["rows"], result["written"]) == (rows, rows)
-  requests = next(s for s in page_steps(corpus) if s.program.endswith("benchmark_requests"))
+  requests = steps["walt_t5x.evaluation.benchmark_requests"]
   benchmark_requests.main(_arguments(requests))
   folder = work / requests.flag("--output")
   kept = rehearse.keep_first_requests(folder)

@@ -26,8 +26,8 @@ def make_shards(
   the ledger and whether it is exact, None if unknown.
   """
   poll = rows_done(options, on_disk=lambda: ledger.rows_on_disk(job.output, job.task, job.replay))
-  line = progress.line_of(rows, poll, program="preprocess")
-  run_to_end(lambda root: add_steps(root, lines, job), options, line=line)
+  line = progress.line_of(rows, poll)
+  run_to_end(lambda root: add_steps(root, lines, job), options, line=line, program="preprocess")
 
 
 def rows_done(options: Any, *, on_disk: Callable[[], int]) -> Callable[[], tuple[int, int]]:
@@ -39,9 +39,9 @@ def rows_done(options: Any, *, on_disk: Callable[[], int]) -> Callable[[], tuple
 
 
 def run_to_end(
-  add: Callable[[beam.Pipeline], None], options: Any, *, line: Callable[[], str]
+  add: Callable[[beam.Pipeline], None], options: Any, *, line: Callable[[], str], program: str
 ) -> None:
-  """Runs the pipeline to which `add` adds the steps; `line` gives the progress lines on stderr."""
+  """Runs the pipeline to which `add` adds the steps; `line` gives the program's progress lines on stderr."""
   pipeline = beam.Pipeline(options=options)
 
   def interrupted() -> str:
@@ -55,7 +55,7 @@ def run_to_end(
   with (
     local,
     waiting.reporting(line),
-    worker_deaths.end_with_workers(interrupted),
+    worker_deaths.end_with_workers(interrupted, program=program),
   ):
     # Leaving the block waits for the job to finish.
     with local_worker.started_by_beam(), pipeline as root:

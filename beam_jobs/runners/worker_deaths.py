@@ -32,35 +32,39 @@ class WorkerDied(RuntimeError):
 
 
 @contextlib.contextmanager
-def end_with_workers(interrupted: Callable[[], str]) -> Iterator[None]:
+def end_with_workers(
+  interrupted: Callable[[], str], *, program: str = "preprocess"
+) -> Iterator[None]:
   """Inside the block, the process exits immediately: with `EXIT_CODE` when a worker dies, with 130 after Ctrl-C.
 
   Detects the death of local worker processes, of workers in a pool whose job service is this process
   (`--job_endpoint=embed`) or `beam_jobs.job_service`, and of workers that a job service reports as `WorkerDied`.
-  `interrupted()` is what Ctrl-C says.
+  `interrupted()` is what Ctrl-C says. Messages begin with `program`.
   """
   before = threading.excepthook
 
   def hook(args: Any) -> None:
     before(args)
     if "Worker subprocess exited" in str(args.exc_value):
-      _end(f"{args.exc_value}; 137 and -9 are SIGKILL, usually because of too little memory")
+      _end(
+        program, f"{args.exc_value}; 137 and -9 are SIGKILL, usually because of too little memory"
+      )
 
   threading.excepthook = hook
   try:
-    with notice_deaths(), _exit_on_interrupt(interrupted):
+    with notice_deaths(), _exit_on_interrupt(interrupted, program):
       yield
   except Exception as error:
     # A job service reports it in the text of its error.
     if WorkerDied.__name__ not in f"{type(error).__name__}: {error}":
       raise
-    _end(str(error).strip().rpartition(f"{WorkerDied.__name__}: ")[2])
+    _end(program, str(error).strip().rpartition(f"{WorkerDied.__name__}: ")[2])
   finally:
     threading.excepthook = before
 
 
 @contextlib.contextmanager
-def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
+def _exit_on_interrupt(interrupted: Callable[[], str], program: str) -> Iterator[None]:
   """Inside the block, Ctrl-C prints a line, kills the local workers and exits the process."""
   from apache_beam.runners.portability import local_job_service
 
@@ -72,7 +76,7 @@ def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
     return workers[-1]
 
   def leave(number: int, frame: Any) -> None:
-    print(f"\npreprocess: {interrupted()}", file=sys.stderr, flush=True)
+    print(f"\n{program}: {interrupted()}", file=sys.stderr, flush=True)
     # The threads of the workers log and raise when these are killed.
     logging.disable()
     threading.excepthook = lambda args: None
@@ -93,9 +97,9 @@ def _exit_on_interrupt(interrupted: Callable[[], str]) -> Iterator[None]:
       signal.signal(signal.SIGINT, before)
 
 
-def _end(what: str) -> NoReturn:
+def _end(program: str, what: str) -> NoReturn:
   print(
-    f"preprocess: a worker process died ({what}); run the same command again: finished shards are kept. "
+    f"{program}: a worker process died ({what}); run the same command again: what is finished is kept. "
     f"Exit code {EXIT_CODE}",
     file=sys.stderr,
     flush=True,

@@ -7,7 +7,7 @@ writes dozens of files in a few seconds, to find out whether the commands of doc
   ucf101    UCF-101 (XviD AVI in class folders) and ucfTrainTestlist
   k600      k600/train.csv, k600/validate.csv and MP4 of 10 seconds, some of them missing
   imagenet  ILSVRC as on Kaggle, LOC_synset_mapping.txt and LOC_val_solution.csv
-  t2v       MANIFEST.parquet, WebVid's CSV, tar files of img2dataset and video2dataset, and UCF-101
+  t2v       MANIFEST.parquet, LONG_VIDEOS.parquet, WebVid's CSV, tar files of img2dataset and video2dataset, UCF-101
 
 `--faults` adds files and rows that are damaged or odd as in real copies. `faults.json` lists what is odd: its kind, the
 manifest, where, and what a job must do with it: a reason in the ledger, `written`, or `no_row`. The same seed gives the

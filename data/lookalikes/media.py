@@ -5,8 +5,9 @@ Encoders run on one thread and muxers in bit-exact mode, so the same arguments g
 
 import functools
 import io
+import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -50,6 +51,7 @@ def video(
   *,
   num_frames: int,
   rate: Fraction | int,
+  then: Sequence[tuple[int, int]] = (),
   size: tuple[int, int] = (240, 320),
   container: str = "mp4",
   b_frames: int = 2,
@@ -57,11 +59,12 @@ def video(
   late_seconds: float = 0.0,
   packed: bool = False,
 ) -> bytes:
-  """A clip of one moving shape: H.264, in AVI MPEG-4 part 2 with the tag of XviD, in WebM VP9.
+  """A clip of moving shapes: H.264, in AVI MPEG-4 part 2 with the tag of XviD, in WebM VP9.
 
   Args:
     seed: of the scene.
     num_frames, rate: frames, and frames per second.
+    then: (seed, frames) of the scenes that follow.
     size: (height, width), even.
     container: `mp4`, `avi`, `webm`, or another muxer of FFmpeg that takes H.264.
     b_frames: frames between two reference frames.
@@ -77,7 +80,8 @@ def video(
     output.metadata.clear()
     track = _video_track(output, container, rate, size, b_frames)
     sound = _sound_track(output, container) if sound_seconds else None
-    packets = list(_packets(track, _pictures(seed, num_frames), size))
+    pictures = itertools.chain(*(_pictures(*one) for one in ((seed, num_frames), *then)))
+    packets = list(_packets(track, pictures, size))
     if packed:
       packets = _pack(packets, rate)
     first = round(late_seconds / packets[0].time_base)
@@ -107,7 +111,7 @@ def _video_track(output: Any, container: str, rate: Any, size: Any, b_frames: in
   return track
 
 
-def _packets(track: Any, pictures: np.ndarray, size: tuple[int, int]) -> Iterator[Any]:
+def _packets(track: Any, pictures: Iterable[np.ndarray], size: tuple[int, int]) -> Iterator[Any]:
   import av
   from av.video.reformatter import VideoReformatter
 

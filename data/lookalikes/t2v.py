@@ -1,4 +1,4 @@
-"""Text to video: a Parquet table of local media, WebVid's CSV, and tar files of img2dataset and video2dataset."""
+"""Text to video: Parquet tables of clips and of long videos, WebVid's CSV, tar files of the two downloaders."""
 
 import io
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from data.lookalikes import media, ucf101
 from data.lookalikes.corpus import NO_ROW, WRITTEN, Corpus, broken_videos
 
+LONG_VIDEOS = "LONG_VIDEOS.parquet"
 MANIFEST, WEBVID = "MANIFEST.parquet", "webvid/results_2M_train.csv"
 IMAGES, VIDEOS = "img2dataset/{00000..00001}.tar", "video2dataset/00000.tar"
 SOURCES = {
@@ -33,6 +34,7 @@ def write(corpus: Corpus) -> None:
   _webvid(corpus)
   _img2dataset(corpus)
   _video2dataset(corpus)
+  _long_videos(corpus)
   ucf101.write(Corpus(corpus.folder, seed=corpus.seed, seconds=corpus.seconds))
 
 
@@ -94,6 +96,25 @@ def _parquet(corpus: Corpus) -> None:
   target = corpus.folder / MANIFEST
   pq.write_table(pa.table(columns), target, row_group_size=20)
   corpus.note("decimal_column", MANIFEST, "videos/00000.mp4", WRITTEN)
+
+
+def _long_videos(corpus: Corpus) -> None:
+  """Videos of four scenes, the last of which is short, and their captions."""
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  uris, captions = [], []
+  for number in range(4):
+    seeds = [corpus.scene() for _ in range(4)]
+    rate, height, width = _FORMS[number % len(_FORMS)]
+    frames = round((corpus.seconds or SECONDS) * rate)
+    first, *then = zip(seeds, (frames, frames, frames, frames // 3))
+    options: dict[str, Any] = {"rate": rate, "size": (height, width), "then": then}
+    content = media.video(first[0], num_frames=first[1], **options)
+    uris.append(corpus.write(f"long_videos/{number:05d}.mp4", content))
+    captions.append(", then ".join(media.scene(seed).caption for seed in seeds))
+  table = {"uri": pa.array(uris, pa.string()), "caption": pa.array(captions, pa.string())}
+  pq.write_table(pa.table(table), corpus.folder / LONG_VIDEOS)
 
 
 def _plant_rows(corpus: Corpus, add: Any) -> None:

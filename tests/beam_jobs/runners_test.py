@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -220,7 +221,7 @@ from apache_beam.runners.portability import local_job_service
 from beam_jobs.runners import worker_deaths
 
 info = SimpleNamespace(provision_info=beam_provision_api_pb2.ProvisionInfo())
-with worker_deaths.end_with_workers(str):
+with worker_deaths.end_with_workers(str, program="curate"):
   for command in (b"exit 0", b"kill -9 $$"):
     worker = local_job_service.SubprocessSdkWorker(command, "", info)
     thread = threading.Thread(target=worker.run)
@@ -238,7 +239,9 @@ with worker_deaths.end_with_workers(str):
   )
   assert done.returncode == worker_deaths.EXIT_CODE == 75, done.stderr
   assert done.stdout == "after b'exit 0'\n"
-  assert "run the same command again" in done.stderr
+  assert re.search(
+    r"^curate: a worker process died .* run the same command again", done.stderr, re.M
+  )
 
 
 def test_a_worker_that_never_connects_is_noticed(monkeypatch):

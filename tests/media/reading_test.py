@@ -1,5 +1,6 @@
 """One reader: preprocessing, evaluation, reconstruction and generation see the same frames in the same awkward file."""
 
+import gc
 import io
 import shutil
 import struct
@@ -245,6 +246,20 @@ def test_a_rate_is_the_stated_one(tmp_path):
   with reading.open_video(encode(SHOT, sar=Fraction(2, 1), **LOSSLESS)) as video:
     assert video.aspect == 2.0
   assert reading.frame_times(tmp_path / "a.mkv") == pytest.approx(np.arange(8) / 24, abs=0.001)
+
+
+def test_a_frame_is_freed_without_the_garbage_collector():
+  # Decoded frames of a film are megabytes each: those of hundreds of frames would be kept until it runs.
+  def held():
+    return sum(isinstance(one, av.VideoFrame) for one in gc.get_objects())
+
+  gc.collect()
+  gc.disable()
+  try:
+    most = max(held() for _ in reading.iterate_frames(encode(pictures(12, 48, 64))))
+  finally:
+    gc.enable()
+  assert 1 <= most <= 3
 
 
 def test_a_stream_that_starts_between_key_frames_begins_with_the_first_complete_frame():

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 def orientation(frame: "VideoFrame") -> tuple[int, bool]:
   """Counterclockwise quarter turns, and whether to mirror left and right after them, by the file's display matrix."""
-  from av.sidedata.sidedata import Type
+  from av.sidedata.sidedata import SideDataContainer, Type
 
-  side_data: Any = frame.side_data
-  stored = side_data.get(Type.DISPLAYMATRIX)
+  # `frame.side_data` would keep the pixels until the garbage collector runs: the two reference each other.
+  side_data: Any = SideDataContainer
+  stored = side_data(frame).get(Type.DISPLAYMATRIX)
   if stored is None:
     return 0, False
   # (x, y) is shown at (a x + c y, b x + d y), with y downwards.

@@ -1,5 +1,6 @@
 """Every second of a video ends in one clip, in one rejected segment, or is dead, whatever stops the job in between."""
 
+import collections
 import itertools
 import json
 import pathlib
@@ -15,6 +16,7 @@ from beam_jobs.curation import parts
 from beam_jobs.curation import videos as one_video
 from tests.beam_jobs.curation.conftest import splice, tool
 from walt_t5x.files import damage, storage
+from walt_t5x.media.isolation import WorkerCrashed
 
 RESULTS = (parts.CLIPS, parts.TABLE, parts.REJECTED, parts.DEAD, parts.SUMMARY)
 
@@ -133,6 +135,31 @@ def test_runners_and_isolation_give_the_same_bytes(curated, videos, tmp_path):
   ]
   _run(videos, tmp_path / "out", *flags)
   assert _bytes(tmp_path / "out") == _bytes(output)
+
+
+def test_a_decoder_that_dies_once_changes_nothing_and_one_that_always_dies_is_a_dead_video(
+  curated, videos, tmp_path, monkeypatch
+):
+  output, _ = curated
+  flags = ("--filter=seconds>=1.5", "--filter=black<=0.5")
+  scan, deaths = one_video.scan, collections.Counter()
+
+  def dying(source, *args, **options):
+    for chunk in scan(source, *args, **options):
+      yield chunk
+      deaths[source] += 1
+      if deaths[source] <= most:
+        raise WorkerCrashed("the process ended with code -9")
+
+  monkeypatch.setattr(one_video, "scan", dying)
+  most = 1
+  _run(videos, tmp_path / "once", *flags)
+  assert len(deaths) == 4 and _bytes(tmp_path / "once") == _bytes(output)
+  most = 1000
+  printed = _run(videos, tmp_path / "always", *flags)
+  assert printed["dead_videos"] == {"decoder_crashed": 4}
+  # What was read before is not lost.
+  assert 0 < printed["clips"] and printed["seconds_dead"] > 0
 
 
 def test_a_part_that_is_damaged_or_of_other_settings_is_made_again(

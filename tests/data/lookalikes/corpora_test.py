@@ -106,6 +106,12 @@ def test_text_to_video_has_each_downloader_s_files(folders):
   table = pq.read_table(root / t2v.MANIFEST)
   assert {"uri", "caption", "URL", "similarity", "punsafe", "pwatermark"} <= set(table.column_names)
   assert all((root / uri).is_file() for uri in table["uri"].to_pylist())
+  long_videos = pq.read_table(root / t2v.LONG_VIDEOS).to_pylist()
+  for row in long_videos:
+    stream, frames = _frames(root / row["uri"])
+    # Scenes of half a second.
+    part = round(stream.average_rate / 2)
+    assert len(frames) == 3 * part + part // 3 and row["caption"].count(", then ") == 3
   with (root / t2v.WEBVID).open(newline="") as stream:
     rows = list(csv.DictReader(stream))
   assert list(rows[0]) == ["videoid", "contentUrl", "duration", "page_dir", "name"]

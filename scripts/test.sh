@@ -10,14 +10,9 @@ export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3
 # Comments, messages and docs: American spelling, and no phrase of scripts/prose.toml.
 .venv/bin/codespell
 .venv/bin/python -B scripts/prose.py
-# Types are checked while the tests run, in the time that their workers leave of two cores.
-# The variable skips the check for a newer version on the package index.
-types=$(mktemp)
-trap 'rm -f "$types"' EXIT
-PYRIGHT_PYTHON_IGNORE_WARNINGS=1 nice -n 19 .venv/bin/pyright > "$types" 2>&1 &
-checked=$!
 # -B: bytecode compiled by tests contains annotation checks, and other programs must not load it.
 .venv/bin/python -B -m pytest "$@" && status=0 || status=$?
-wait "$checked" || status=$?
-cat "$types"
+# After the tests, whose time limits and durations are those of idle cores. The variable skips the check for a newer
+# version on the package index.
+PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright || status=$?
 exit "$status"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from beam_jobs.curation import duplicates
+from beam_jobs.curation import duplicates, embeddings
 from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import Row, parse_line
@@ -225,7 +225,7 @@ def name_of(part: int, uri: str, segment: Scored) -> str:
 
 
 def candidates(
-  index: int, job: CurationJob, rules: Sequence[Rule], quality: str
+  index: int, job: CurationJob, rules: Sequence[Rule], quality: str, *, with_embeddings: bool
 ) -> Iterator[duplicates.Candidate]:
   """The clips of a part, among which duplicates are looked for.
 
@@ -245,6 +245,7 @@ def candidates(
         name_of(index, video["uri"], segment),
         segment.digest,
         bytes.fromhex(segment.hashes),
+        embeddings.unpack(segment.embedding) if with_embeddings else b"",
       )
 
 
@@ -261,7 +262,7 @@ def _judged(
   index: int,
   video: Mapping[str, Any],
   rules: Sequence[Rule],
-  copies: Mapping[str, Sequence[str]],
+  copies: Mapping[str, Sequence[Any]],
   totals: SecondsLedger,
 ) -> Iterator[tuple[dict[str, Any], str]]:
   """Rows of a video's segments, each with the reason why it is rejected, or ""."""
@@ -281,7 +282,7 @@ def _judged(
     }
     reason = rejection(segment, rules)
     if not reason and (copy := copies.get(name_of(index, video["uri"], segment))):
-      reason, better = copy
+      reason, _, better = copy
       _, start, end, uri = better.split(" ", 3)
       row["duplicate_of"] = {
         "uri": uri,

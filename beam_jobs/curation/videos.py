@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from beam_jobs.curation import scores, shots
+from beam_jobs.curation.embeddings import embedded
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted
@@ -34,6 +35,7 @@ class CurationJob:
     detector: what finds cuts.
     max_seconds: longer shots are cut.
     score_names: MODULE:CLASS of a team's own scores.
+    embedding: MODULE:CLASS of what gives a vector to a clip; "" for none.
     decoding: how a worker decodes.
     retry_dead: whether parts with dead videos are made again.
   """
@@ -49,6 +51,7 @@ class CurationJob:
   )
   max_seconds: float = 20.0
   score_names: tuple[str, ...] = ()
+  embedding: str = ""
   decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
   retry_dead: bool = False
 
@@ -62,6 +65,7 @@ class Scored(NamedTuple):
     scores: by name; empty without sampled frames.
     hashes: perceptual hashes of the first, middle and last sampled frame, in hexadecimal; "" without.
     digest: of the sampled pixels; "" without.
+    embedding: see `embeddings.pack`; "" without.
   """
 
   start: int
@@ -70,6 +74,7 @@ class Scored(NamedTuple):
   scores: Mapping[str, float] = {}
   hashes: str = ""
   digest: str = ""
+  embedding: str = ""
 
 
 def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:
@@ -146,6 +151,7 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
     scores.score(frames, _scores(job.score_names)),
     perceptual_hash(frames).tobytes().hex(),
     hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
+    embedded(frames, job.embedding),
   )
 
 

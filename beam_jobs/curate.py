@@ -55,10 +55,10 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     totals = page.finalize(
       job,
       rules,
-      with_duplicates=args.duplicates != "none",
       clips=args.page_clips,
       decoding=running.decoding_of(args),
       flags=_flags_again(args),
+      keep=None if args.duplicates == "none" else args.keep,
     )
   return _report(args, totals, seconds=time.monotonic() - started)
 
@@ -249,7 +249,11 @@ def _find_duplicates(
     near_bits=None if args.duplicates == "exact" else args.near_duplicate_bits,
     similarity=similarity,
   )
-  pipeline.run_to_end(lambda root: root | write, options, line=lambda: "curate: comparing clips")
+
+  def add(root: Any) -> None:
+    _ = root | write
+
+  pipeline.run_to_end(add, options, line=lambda: "curate: comparing clips")
   duplicate_files.name_kept_clips(job)
 
 

@@ -1,7 +1,6 @@
 """The duplicates of a job, in a file next to each part: {name: [reason, distance, name of the clip that is kept]}."""
 
 import functools
-import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from beam_jobs.curation import parts
 from beam_jobs.curation.duplicates import Duplicates
+from beam_jobs.curation.ordering import random_order
 from beam_jobs.curation.videos import CurationJob, Scored
 from walt_t5x.files import damage, storage
 from walt_t5x.media.rules import Rule
@@ -54,7 +54,7 @@ class WriteDuplicates(beam.PTransform):
       | beam.Reshuffle()
       | "Clips" >> beam.FlatMap(self._clips)
       | self._duplicates
-      | "OfPart" >> beam.Map(lambda pair: (int(pair[0].split(" ", 1)[0]), pair))
+      | "OfPart" >> beam.Map(lambda pair: (parts.part_of(pair[0]), pair))
     )
     empty = root | "EveryPart" >> beam.Create([(index, None) for index in indices])
     return (
@@ -97,8 +97,8 @@ def name_kept_clips(job: CurationJob) -> None:
   """
   names, betters = array("Q"), array("Q")
   for _, found in read(job):
-    names.extend(map(_digest, found))
-    betters.extend(_digest(better) for *_, better in found.values())
+    names.extend(map(random_order, found))
+    betters.extend(random_order(better) for *_, better in found.values())
   if not names:
     return
   followed = _followed(np.array(names, np.uint64), np.array(betters, np.uint64))
@@ -126,7 +126,3 @@ def _followed(names: np.ndarray, betters: np.ndarray) -> np.ndarray:
   while not np.array_equal(twice := following[following], following):
     following = twice
   return following
-
-
-def _digest(name: str) -> int:
-  return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:8])

@@ -7,7 +7,6 @@ are equal. Those that mean the same are found among clips whose embeddings are i
 order of their quality, so that the result depends on neither the runner nor the order of rows.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from beam_jobs.curation import clusters, embeddings, leaders
+from beam_jobs.curation.ordering import random_order
 from beam_jobs.filters.duplicates import HASH_BITS
 
 EXACT, NEAR, SEMANTIC = "exact_duplicate", "near_duplicate", "semantic_duplicate"
@@ -103,7 +103,7 @@ class _Semantic(beam.PTransform):
     count = distinct | "Count" >> beam.combiners.Count.Globally()
     centroids = (
       distinct
-      | "Order" >> beam.Map(_ordered)
+      | "Order" >> beam.Map(lambda one: (random_order(one.name), one.embedding))
       | "Sample" >> beam.combiners.Top.Smallest(clusters.SAMPLE)
       | "Fit" >> beam.Map(_centroids, AsSingleton(count), similarity=self._similarity)
     )
@@ -154,14 +154,7 @@ def _ranked(values: Iterable[_Values]) -> list[Candidate]:
   return sorted((Candidate(*one) for one in values), key=lambda one: one.rank)
 
 
-def _ordered(one: Candidate) -> tuple[bytes, bytes]:
-  """(random key that depends only on the name, embedding)."""
-  return hashlib.sha256(one.name.encode("utf-8", "surrogatepass")).digest()[:16], one.embedding
-
-
-def _centroids(
-  sample: Sequence[tuple[bytes, bytes]], count: int, *, similarity: float
-) -> np.ndarray:
+def _centroids(sample: Sequence[tuple[int, bytes]], count: int, *, similarity: float) -> np.ndarray:
   vectors = embeddings.stacked([embedding for _, embedding in sample])
   return clusters.fit(vectors, count, least_distance=1 - similarity)
 

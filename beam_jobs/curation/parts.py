@@ -99,20 +99,24 @@ def reject_other_parts(job: CurationJob) -> None:
     )
 
 
-def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(number, contents) of each part of a job, in order.
+def read_part(job: CurationJob, index: int) -> dict[str, Any]:
+  """The contents of a part of a job.
 
   Raises:
-    LedgerError: parts are missing, damaged, or of another job.
+    LedgerError: the part is missing, damaged, or of another job.
   """
-  for index in range(job.parts):
-    path = part_path(job.output, index, job.parts)
-    part = _read(path) if storage.exists(path) else None
-    if part is None:
-      raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
-    if part["settings"] != job.settings:
-      raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
-    yield index, part
+  path = part_path(job.output, index, job.parts)
+  part = _read(path) if storage.exists(path) else None
+  if part is None:
+    raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
+  if part["settings"] != job.settings:
+    raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
+  return part
+
+
+def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(number, contents) of each part of a job, in order; raises as `read_part`."""
+  return ((index, read_part(job, index)) for index in range(job.parts))
 
 
 def _count(name: str) -> int:
@@ -222,6 +226,11 @@ def rejection(segment: Scored, rules: Sequence[Rule]) -> str:
 def name_of(part: int, uri: str, segment: Scored) -> str:
   """Identifies a segment of a corpus."""
   return f"{part:05d} {segment.start} {segment.end} {uri}"
+
+
+def part_of(name: str) -> int:
+  """The part of a segment."""
+  return int(name.partition(" ")[0])
 
 
 def candidates(

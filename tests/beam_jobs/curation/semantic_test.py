@@ -14,6 +14,7 @@ from apache_beam.io import WriteToText
 from beam_jobs import curate
 from beam_jobs.curation import clusters, duplicates, embeddings, parts
 from beam_jobs.curation import videos as one_video
+from beam_jobs.curation.ordering import random_order
 from tests.beam_jobs.curation.conftest import splice, tool
 
 RESULTS = (parts.CLIPS, parts.TABLE, parts.REJECTED, parts.DEAD, parts.SUMMARY)
@@ -88,17 +89,20 @@ def find(tmp_path):
 
 
 @pytest.mark.parametrize("noise, least", [(0.1, 0.95), (0.15, 0.985), (0.8, 0.8)])
-def test_copies_are_those_of_brute_force_in_each_cluster(find, noise, least):
+def test_copies_are_those_of_brute_force_in_each_cluster_in_any_order(find, noise, least):
   rng = np.random.default_rng(0)
   vectors = _groups(rng, 12, 25, noise=noise)
   candidates = _candidates(vectors, rng)
-  sample = np.stack([vectors[int(c.name)] for c in sorted(candidates, key=duplicates._ordered)])
+  sample = np.stack(
+    [vectors[int(c.name)] for c in sorted(candidates, key=lambda c: random_order(c.name))]
+  )
   own = clusters.nearest(vectors, clusters.fit(sample, 300, least_distance=1 - least))
   if noise == 0.1:  # All of a group are copies, and no others.
     own[:] = 0
   expected = {}
   for one in np.unique(own):
     expected |= _by_loops([candidates[i] for i in np.flatnonzero(own == one)], least)
+  random.Random(0).shuffle(candidates)
   found = find(candidates, least)
   assert 40 < len(expected) < 290
   assert {name: (reason, better) for name, (reason, _, better) in found.items()} == {
@@ -106,14 +110,12 @@ def test_copies_are_those_of_brute_force_in_each_cluster(find, noise, least):
   }
   for name, (_, distance, _) in found.items():
     assert distance == pytest.approx(1 - expected[name][0], abs=1e-6)
-  random.Random(0).shuffle(candidates)
-  assert find(candidates, least) == found
 
 
 def test_the_same_pixels_are_found_first_and_zeros_are_similar_to_none(find):
   rng = np.random.default_rng(5)
   candidates = _candidates(_groups(rng, 1, 4), rng)
-  assert find([], 0.9) == find(candidates[:1], 0.9) == {}
+  assert find([], 0.9) == {}
   zeros = [c._replace(embedding=bytes(48)) for c in candidates[:2]]
   same = candidates[2]._replace(name="same", quality=-1.0)
   assert find([*zeros, candidates[2], same], 0.5) == {

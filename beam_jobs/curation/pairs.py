@@ -59,8 +59,8 @@ def _pair(
   cosine = None
   if rejected[1].embedding:
     vectors = embeddings.stacked([embeddings.unpack(s.embedding) for _, s in (rejected, kept)])
-    one_vector, other_vector = vectors.astype(np.float64)
-    cosine = 1 - float(embeddings.cosine_distances(one_vector[None], other_vector)[0])
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+    cosine = float(np.dot(*vectors.astype(np.float64)) / (norms.prod() or 1.0))
   bits = float(hash_distances(one[None], other)[0])
   return Pair(_judged(*rejected, reason), _judged(*kept, ""), bits, cosine)
 

@@ -87,6 +87,14 @@ def _near_by_loops(candidates, near_bits):
   return found
 
 
+def test_a_band_is_16_bits_in_their_place():
+  hashes = bytes([1, 3]) * 8 + bytes([255, 15]) * 8 + bytes(16)
+  found = list(duplicates.bands(duplicates.Candidate(1.0, "name", "digest", hashes, bytes(9))))
+  expected = {place * 65536 + value for place in range(8) for value in (0x0301, 0x0FFF)}
+  assert len(found) == 16 and {key for key, _ in found} == expected
+  assert {values for _, values in found} == {(1.0, "name", "", hashes, b"")}
+
+
 def test_near_duplicates_are_those_of_a_loop_over_pairs(find):
   rng = np.random.default_rng(3)
   clips = [_candidate(rng, f"{i:03}", quality=float(rng.integers(5))) for i in range(30)]
@@ -143,6 +151,7 @@ def test_the_order_of_rows_does_not_matter(corpus, find):
 def test_flat_pictures_are_not_compared_and_a_crowd_costs_no_square(find):
   flat = [duplicates.Candidate(1.0, str(i), str(i), bytes(48)) for i in range(3)]
   assert not list(duplicates.bands(flat[0])) and find(flat, 14) == {}
+  assert not list(duplicates.bands(flat[0]._replace(hashes=b"\xff" * 48)))
   rng = np.random.default_rng(0)
   shared = int(rng.integers(0, 2**16))
   crowd = []

@@ -1,6 +1,7 @@
 """Segments cover a video without gaps and in bounded memory; cuts and transitions end shots."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
@@ -129,6 +130,21 @@ def test_memory_does_not_grow_with_the_length_of_a_shot():
   assert sum(kept) == 3000 and max(kept) <= 51
 
 
+def test_an_error_ends_the_frames_and_loses_none_before_it():
+  def damaged():
+    for chunk in _chunks(_numbered(30), sizes=(13, 17)):
+      yield chunk._replace(stated_end=90 * FRAME)
+    raise ValueError("damaged")
+
+  found = shots.Flagged(damaged(), _Flags({9}, late=8))
+  assert [(s.start // FRAME, s.end // FRAME) for s in shots.segments(found, max_seconds=9)] == [
+    (0, 10),
+    (10, 30),
+  ]
+  assert str(found.error) == "damaged"
+  assert (found.end, found.stated_end) == (30 * FRAME, 90 * FRAME)
+
+
 @pytest.fixture(scope="module")
 def rotated(tmp_path_factory):
   """Two seconds of 160 x 96 that are shown as 96 x 160."""
@@ -222,8 +238,11 @@ def test_content_changes_by_hue_saturation_and_luma():
 def test_a_network_flags_probable_ends_and_transitions(monkeypatch):
   rng = np.random.default_rng(0)
   found = [{name: rng.random(n) for name in ("cut", "transition")} for n in (30, 1, 50)]
-  monkeypatch.setattr(shots, "_network", lambda weights: weights)
+  network = types.SimpleNamespace(fingerprint="of the weights")
+  monkeypatch.setattr(shots, "_network", lambda weights: network)
   monkeypatch.setattr(transnet_v2, "cut_probabilities", lambda network, thumbnails: iter(found))
-  flags = np.concatenate(list(shots.NetworkDetector("weights", "", 0.7)(iter(()))))
+  detector = shots.NetworkDetector.load("weights", 0.7)
+  assert detector == shots.NetworkDetector("weights", "of the weights", 0.7)
+  flags = np.concatenate(list(detector(iter(()))))
   expected = [a > 0.7 or b > 0.7 for one in found for a, b in zip(one["cut"], one["transition"])]
   assert flags.tolist() == expected

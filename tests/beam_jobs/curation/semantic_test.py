@@ -1,5 +1,6 @@
 """Clips whose embeddings are similar are found as brute force finds them within a cluster, on every runner alike."""
 
+import base64
 import json
 import random
 import re
@@ -212,6 +213,23 @@ def test_mirrored_clips_are_semantic_duplicates_and_seconds_add_up(curated):
   assert printed["clips"] == 3
   placed = printed["seconds_in_clips"] + printed["seconds_rejected"]["semantic_duplicate"]
   assert placed == pytest.approx(printed["seconds"], abs=1e-6)
+
+
+def test_the_page_shows_the_cosines_of_pairs(curated):
+  vectors, output = {}, curated[0]
+  for path in (output / "parts").glob("part-*"):
+    for video in json.loads(path.read_text())["videos"]:
+      for start, *_, packed in video["segments"]:
+        vector = np.frombuffer(base64.b64decode(packed), np.float16).astype(np.float64)
+        vectors[video["uri"], start] = vector / np.linalg.norm(vector)
+  expected = []
+  for row in map(json.loads, (output / parts.REJECTED).open()):
+    clips = [vectors[r["uri"], round(1e6 * r["start_seconds"])] for r in (row, row["duplicate_of"])]
+    expected.append(f"{np.dot(*clips):.4f}")
+  page = (output / "page.html").read_text("utf-8")
+  shown = re.findall(r"of 128 bits differ, cosine ([\d.]+)</h4>", page)
+  # Those that differ most come first.
+  assert shown == sorted(expected) and set(shown) != {"1.0000"}
 
 
 def test_two_workers_give_the_same_bytes(curated, media, tmp_path):

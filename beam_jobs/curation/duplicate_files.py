@@ -99,8 +99,6 @@ def name_kept_clips(job: CurationJob) -> None:
   for _, found in read(job):
     names.extend(map(random_order, found))
     betters.extend(random_order(better) for *_, better in found.values())
-  if not names:
-    return
   followed = _followed(np.array(names, np.uint64), np.array(betters, np.uint64))
   wanted = set(followed[followed != np.arange(len(followed))].tolist())
   ends, at = dict[int, str](), 0

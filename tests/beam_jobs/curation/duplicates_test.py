@@ -101,7 +101,8 @@ def test_near_duplicates_are_those_of_a_loop_over_pairs(find):
   for i in range(30, 300):
     one = clips[rng.integers(len(clips))]
     clips.append(_changed(one, int(rng.integers(1, 9)), f"{i:03}", float(rng.integers(5)), rng))
-  for near_bits in (4, 14):
+  clips.append(_changed(clips[7], 0, "same hashes", 0.0, rng))
+  for near_bits in (0, 14):
     random.Random(0).shuffle(clips)
     found = find(clips, near_bits)
     expected = _near_by_loops(clips, near_bits)

@@ -194,9 +194,9 @@ def test_rows_that_cannot_be_read_are_dead_videos_with_their_reason(videos, tmp_
 
 def test_rows_that_are_added_and_their_order_do_not_matter(videos, tmp_path):
   window = {"uri": str(videos / "a.mp4"), "start_seconds": 0.0, "end_seconds": 1.0}
-  # The first two are the same clip; which of them is a duplicate does not depend on their order.
-  lines = [window | {"split": "train"}, window | {"split": "test"}]
-  lines += [window | {"start_seconds": at / 10} for at in range(1, 4)]
+  # The first and the last are the same clip; which of them is a duplicate does not depend on their order.
+  lines = [{"group": str(at)} | window | {"start_seconds": at / 10} for at in range(5)]
+  lines.append({"group": "9"} | window)
   manifest = tmp_path / "rows.jsonl"
 
   def run(output, rows):
@@ -206,7 +206,8 @@ def test_rows_that_are_added_and_their_order_do_not_matter(videos, tmp_path):
 
   run("out", lines[:2])
   assert run("out", lines) == run("fresh", lines[::-1])
-  assert len(_lines(tmp_path / "out", parts.CLIPS)) == 4
+  assert [row["reason"] for row in _lines(tmp_path / "out", parts.DEAD)] == ["duplicate"]
+  assert {row["group"] for row in _lines(tmp_path / "out", parts.CLIPS)} == set("01234")
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from beam_jobs.curation import parts
+from beam_jobs.curation import duplicate_files, embeddings, parts
 from beam_jobs.curation.videos import CurationJob, Scored
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.files import damage, storage
@@ -124,3 +125,30 @@ def test_filters_of_a_corpus_without_scores_are_not_unknown(tmp_path):
   job = _write(tmp_path, [[_video("a.mp4", _segments({"a": 1.0}))], []])
   with pytest.raises(ValueError, match="--filter: got b, expected one of a, seconds"):
     parts.finalize(job, RULES)
+
+
+def test_only_clips_that_satisfy_the_filters_are_compared(tmp_path):
+  found = _segments({"a": 0.5, "b": 0.9}, {"a": 0.4, "b": 0.9}, {"a": 0.7, "b": 0.8}, {"a": 0.9})
+  packed = embeddings.pack([3, 4], "")
+  found = [
+    found[0]._replace(kind="transition", digest=""),
+    *(one._replace(hashes="ff00" * 24, embedding=packed) for one in found[1:3]),
+    found[3]._replace(digest=""),
+  ]
+  job = _write(tmp_path, [[], [_video("a b.mp4", found)]])
+
+  def candidates(quality, *, with_embeddings):
+    return list(parts.candidates(1, job, RULES, quality, with_embeddings=with_embeddings))
+
+  (clip,) = candidates("b", with_embeddings=True)
+  assert clip[:4] == (0.8, "00001 5000000 7000000 a b.mp4", "digest", b"\xff\x00" * 24)
+  assert np.frombuffer(clip.embedding, np.float16) == pytest.approx([0.6, 0.8], abs=1e-3)
+  (clip,) = candidates("seconds", with_embeddings=False)
+  assert (clip.quality, clip.embedding) == (2.0, b"")
+  with pytest.raises(ValueError, match="--keep: got c, expected one of a, b, seconds"):
+    candidates("c", with_embeddings=False)
+  # A transition has no embedding.
+  duplicate_files.require_embeddings(job)
+  shots = [one._replace(embedding="") for one in found]
+  with pytest.raises(ValueError, match="have no embeddings, expected those of a run with --embed"):
+    duplicate_files.require_embeddings(_write(tmp_path, [[], [_video("a.mp4", shots)]]))

@@ -161,15 +161,19 @@ def test_a_large_cluster_is_divided_and_loses_only_pairs_across_its_pieces(monke
   monkeypatch.setattr(clusters, "LARGEST", 40)
   rng = np.random.default_rng(4)
   vectors = _groups(rng, 16, 60, noise=0.8)
-  pieces = list(clusters.divided(vectors, least_distance=0.02))
+  pieces = list(clusters.divided(vectors, least_distance=1 - 0.8))
   assert sorted(np.concatenate(pieces).tolist()) == list(range(960))
   assert all((np.diff(piece) > 0).all() for piece in pieces)
   assert max(map(len, pieces)) <= 40 and len(pieces) < 150
   candidates = _candidates(vectors, rng)
-  found = dict(duplicates._compare_cluster((0, map(tuple, candidates)), 0.95))
+  found = dict(duplicates._compare_cluster((0, map(tuple, candidates)), 0.8))
   expected = {}
-  for piece in pieces:
-    expected |= _by_loops([candidates[i] for i in piece], 0.95)
+  # The pieces are those of clips in their order.
+  ranked = sorted(candidates, key=lambda one: one.rank)
+  vectors = embeddings.stacked([one.embedding for one in ranked])
+  for piece in clusters.divided(vectors, least_distance=1 - 0.8):
+    expected |= _by_loops([ranked[i] for i in piece], 0.8)
+  assert 100 < len(expected) < len(_by_loops(ranked, 0.8))
   assert {name: better for name, (_, _, better) in found.items()} == {
     name: better for name, (_, better) in expected.items()
   }

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from beam_jobs.curation import duplicate_files, embeddings, parts
@@ -50,7 +51,8 @@ def _rows(folder, name):
   return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path):
+def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(parts, "_ROWS_OF_A_GROUP", 1)
   good = {"a": 0.5, "b": 0.5}
   found = _segments(good, good, good, {"a": 0.4, "b": 0.4}, {"a": 0.9, "b": 0.4}, {"a": 0.9})
   found[1] = found[1]._replace(kind="transition")
@@ -58,7 +60,7 @@ def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path
   videos = [
     _video("all.mp4", found, captions=["one", "two"], split="test"),
     _video("short.mp4", _segments(good, seconds=0.5), group="g"),
-    _video("damaged.mp4", _segments(good), dead=(3 * SECOND, 5 * SECOND)),
+    _video("damaged.mp4", _segments(good, good), dead=(5 * SECOND, 7 * SECOND)),
   ]
   totals = parts.finalize(_write(tmp_path, [videos[:1], videos[1:]]), RULES)
   clips, rejected = (_rows(tmp_path, name) for name in (parts.CLIPS, parts.REJECTED))
@@ -66,7 +68,11 @@ def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path
     ("all.mp4", 1.0, 3.0),
     ("all.mp4", 11.0, 13.0),
     ("damaged.mp4", 1.0, 3.0),
+    ("damaged.mp4", 3.0, 5.0),
   ]
+  table = pq.read_table(tmp_path / parts.TABLE)
+  assert table.num_rows == 4
+  assert [r | {"scores": json.loads(r["scores"])} for r in table.to_pylist()] == clips
   assert [(r["start_seconds"], r["reason"]) for r in rejected] == [
     *[(3.0, "transition"), (5.0, "no_sampled_frame"), (7.0, "a>=0.5"), (9.0, "b>=0.5")],
     (1.0, "seconds>=1"),
@@ -77,8 +83,8 @@ def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path
   assert _rows(tmp_path, parts.DEAD) == [
     {
       "uri": "damaged.mp4",
-      "start_seconds": 3.0,
-      "end_seconds": 5.0,
+      "start_seconds": 5.0,
+      "end_seconds": 7.0,
       "stage": "decode",
       "reason": "truncated",
       "message": "cut off",
@@ -86,9 +92,9 @@ def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path
   ]
   assert totals.to_json() == {
     "videos": 3,
-    "clips": 3,
-    "seconds": 16.5,
-    "seconds_in_clips": 6.0,
+    "clips": 4,
+    "seconds": 18.5,
+    "seconds_in_clips": 8.0,
     "seconds_rejected": {
       **{"transition": 2.0, "no_sampled_frame": 2.0, "a>=0.5": 2.0, "b>=0.5": 2.0},
       "seconds>=1": 0.5,

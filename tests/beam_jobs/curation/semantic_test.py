@@ -152,6 +152,9 @@ def test_clusters_are_those_of_lloyds_iteration():
   for number, centroid in enumerate(centroids):
     mean = vectors[own == number].astype(np.float64).mean(0)
     np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-3)
+  # Vectors of zeros have no direction.
+  zeros = np.concatenate([np.zeros_like(vectors[:5]), vectors])
+  assert np.isfinite(clusters.fit(zeros, 100, least_distance=0.05)).all()
   # Copies of a vector do not begin two clusters.
   copies = np.repeat(vectors[:40:4], 5, axis=0)
   assert len(clusters.fit(copies, 2500, least_distance=1e-3)) == 10

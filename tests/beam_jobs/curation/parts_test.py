@@ -118,6 +118,15 @@ def test_parts_that_are_missing_damaged_or_of_another_job_are_named(tmp_path):
     parts.finalize(job, [])
 
 
+def test_finished_parts_are_those_that_are_intact(tmp_path):
+  job = _write(tmp_path, [[_video("a.mp4", _segments({}))], []])
+  storage.write(parts.duplicates_path(job, 0), damage.sealed_json({}))
+  assert [len(part["videos"]) for part in parts.finished(job.output)] == [1, 0]
+  path = tmp_path / "parts" / "part-00000-of-00002.json"
+  path.write_text(path.read_text().replace("a.mp4", "b.mp4", 1))
+  assert [len(part["videos"]) for part in parts.finished(job.output)] == [0]
+
+
 def test_seconds_that_do_not_add_up_end_without_results(tmp_path):
   job = _write(tmp_path, [[_video("a.mp4", _segments({"a": 1.0}), end=4 * SECOND)], []])
   with pytest.raises(LedgerError, match=r"3\.0 s of video were read, and 2\.0 s are in clips"):

@@ -138,6 +138,7 @@ def test_a_part_keeps_the_direction_of_an_embedding():
   kept = embeddings.stacked([embeddings.unpack(embeddings.pack(v, "M:C")) for v in vectors])
   unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
   np.testing.assert_allclose(kept.astype(np.float64) @ kept.T, unit @ unit.T, atol=1e-3)
+  assert embeddings.unpack(embeddings.pack(np.zeros(3), "M:C")) == bytes(6)
 
 
 def test_clusters_are_those_of_lloyds_iteration():
@@ -305,6 +306,9 @@ def without_embeddings(media, tmp_path_factory):
 def test_vectors_of_other_lengths_and_numbers_that_are_none_are_named():
   with pytest.raises(ValueError, match="vectors of 2 and of 3 numbers, expected the same number"):
     embeddings.stacked([bytes(4), bytes(6)])
+  for wrong, shape in ((1.0, r"\(\)"), ([], r"\(0,\)"), ([[1.0]], r"\(1, 1\)")):
+    with pytest.raises(ValueError, match=f"M:C: got shape {shape}, expected a vector"):
+      embeddings.pack(np.array(wrong), "M:C")
   for wrong in ([np.nan, 1.0], [np.inf]):
     with pytest.raises(ValueError, match="M:C: got NaN or infinity, expected a vector"):
       embeddings.pack(np.array(wrong), "M:C")

@@ -120,7 +120,7 @@ def test_parts_that_are_missing_damaged_or_of_another_job_are_named(tmp_path):
 
 def test_finished_parts_are_those_that_are_intact(tmp_path):
   job = _write(tmp_path, [[_video("a.mp4", _segments({}))], []])
-  storage.write(parts.duplicates_path(job, 0), damage.sealed_json({}))
+  storage.write(parts.duplicates_path(job, 0), damage.sealed_json({"a": ["reason", 0.0, "b"]}))
   assert [len(part["videos"]) for part in parts.finished(job.output)] == [1, 0]
   path = tmp_path / "parts" / "part-00000-of-00002.json"
   path.write_text(path.read_text().replace("a.mp4", "b.mp4", 1))

@@ -236,6 +236,7 @@ def test_the_page_shows_the_cosines_of_pairs(curated):
     expected.append(f"{np.dot(*clips):.4f}")
   page = (output / "page.html").read_text("utf-8")
   shown = re.findall(r"of 128 bits differ, cosine ([\d.]+)</h4>", page)
+  assert "--semantic_similarity=0.95" in page
   # Those that differ most come first.
   assert shown == sorted(expected) and set(shown) != {"1.0000"}
 
@@ -259,7 +260,13 @@ def test_other_thresholds_decode_nothing_and_give_what_a_new_run_gives(
   assert _bytes(tmp_path / "out") == _bytes(curated[0])
 
 
-def test_a_job_that_is_stopped_ends_with_the_same_bytes(curated, media, tmp_path, monkeypatch):
+def test_parts_without_embeddings_are_made_again(curated, media, tmp_path, without_embeddings):
+  shutil.copytree(without_embeddings, tmp_path / "out")
+  _run(media, tmp_path / "out", "--duplicates=semantic", EMBEDDING)
+  assert _bytes(tmp_path / "out") == _bytes(curated[0])
+
+
+def test_a_job_that_is_stopped_ends_with_the_same_bytes(curated, media, tmp_path):
   shutil.copytree(curated[0], tmp_path / "out")
   for name in ("part-00001-of-00003.json", "duplicates-00002-of-00003.json"):
     (tmp_path / "out" / "parts" / name).unlink()

@@ -56,11 +56,11 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     totals = page.finalize(
       job,
       rules,
-      with_duplicates=args.duplicates != "none",
       keep_bars=args.keep_bars,
       clips=args.page_clips,
       decoding=running.decoding_of(args),
       flags=_flags_again(args),
+      keep=None if args.duplicates == "none" else args.keep,
     )
   return _report(args, totals, seconds=time.monotonic() - started)
 
@@ -70,7 +70,7 @@ def _flags_again(args: argparse.Namespace) -> list[str]:
   flags = ["--refilter", *(["--keep_bars"] if args.keep_bars else [])]
   if args.duplicates == "none":
     return flags
-  names = ("duplicates", "near_duplicate_bits", "keep")
+  names = ("duplicates", "near_duplicate_bits", "semantic_similarity", "keep")
   return [*flags, *(f"--{name}={getattr(args, name)}" for name in names)]
 
 
@@ -106,12 +106,20 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add(
     "--duplicates",
     default="none",
-    choices=("none", "exact", "near"),
-    help="what to reject in the corpus: clips with the same pixels, or also those that look the same (none)",
+    choices=("none", "exact", "near", "semantic"),
+    help="what to reject in the corpus: clips with the same pixels, also those that look the same, or also those "
+    "whose embeddings are similar (none)",
   )
   add(
     "--near_duplicate_bits", type=float, default=18.0, help="out of 128 per frame, on average (18)"
   )
+  add(
+    "--semantic_similarity",
+    type=float,
+    default=0.95,
+    help="least cosine between the embeddings of semantic duplicates (0.95)",
+  )
+  add("--embedding", default="", metavar="MODULE:CLASS", help="what gives a vector to a clip")
   add(
     "--keep",
     default="sharpness",
@@ -137,6 +145,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   args, rest = running.parse_known(parser, argv)
   if args.score_fps <= 0 or args.score_side < 8 or args.max_clip_seconds <= 0:
     parser.error("--score_fps and --max_clip_seconds must be above 0, --score_side at least 8")
+  if args.duplicates == "semantic" and not (args.embedding or args.refilter):
+    parser.error("--duplicates=semantic needs --embedding=MODULE:CLASS (docs/curation.md)")
+  if not -1 < args.semantic_similarity <= 1:
+    parser.error(
+      f"--semantic_similarity: got {args.semantic_similarity}, expected a cosine up to 1"
+    )
   if args.page_clips < 0:
     parser.error(f"--page_clips: got {args.page_clips}, expected 0 or more")
   return args, rest
@@ -144,12 +158,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
   """The worker's configuration."""
-  from beam_jobs.curation import scores
+  from beam_jobs.curation import embeddings, scores
   from beam_jobs.curation.scanning import ScanSpec
   from beam_jobs.curation.videos import CurationJob, Scored
 
   for name in args.score:
     scores.load(name)
+  embeddings.check(args.embedding)
   job = CurationJob(
     output=args.output,
     media_root=source.media_root,
@@ -159,6 +174,7 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
     detector=_detector(args),
     max_seconds=args.max_clip_seconds,
     score_names=tuple(args.score),
+    embedding=args.embedding,
     decoding=running.decoding_of(args),
     retry_dead=args.retry_dead,
   )
@@ -173,6 +189,8 @@ def _job(args: argparse.Namespace, source: source_spec.SourceSpec) -> Any:
     "max_pixels": job.scan.max_pixels,
     "recorded": list(Scored._fields),
   }
+  if job.embedding:
+    settings["--embedding"] = job.embedding
   return dataclasses.replace(job, settings=settings)
 
 
@@ -227,38 +245,25 @@ def _find_duplicates(
   args: argparse.Namespace, job: Any, rules: Sequence[Rule], options: Any
 ) -> None:
   """Writes the duplicates among the clips of all parts, by part."""
-  import apache_beam as beam
-
-  from beam_jobs.curation import duplicates, parts
+  from beam_jobs.curation import duplicate_files
   from beam_jobs.runners import pipeline
 
-  near_bits = args.near_duplicate_bits if args.duplicates == "near" else None
+  similarity = args.semantic_similarity if args.duplicates == "semantic" else None
+  if similarity is not None:
+    duplicate_files.require_embeddings(job)
+  write = duplicate_files.WriteDuplicates(
+    job,
+    rules,
+    quality=args.keep,
+    near_bits=None if args.duplicates == "exact" else args.near_duplicate_bits,
+    similarity=similarity,
+  )
 
-  def add(root: beam.Pipeline) -> None:
-    indices = root | beam.Create(range(job.parts)) | beam.Reshuffle()
-    found = (
-      indices
-      | "Clips" >> beam.FlatMap(parts.candidates, job=job, rules=rules, quality=args.keep)
-      | duplicates.Duplicates(near_bits)
-      | "OfPart" >> beam.Map(lambda pair: (int(pair[0].split(" ", 1)[0]), pair))
-    )
-    empty = root | "EveryPart" >> beam.Create([(index, None) for index in range(job.parts)])
-    _ = (
-      (found, empty)
-      | beam.Flatten()
-      | "ByPart" >> beam.GroupByKey()
-      | "Write" >> beam.MapTuple(functools.partial(_write_duplicates, job=job))
-    )
+  def add(root: Any) -> None:
+    _ = root | write
 
   pipeline.run_to_end(add, options, line=lambda: "curate: comparing clips", program="curate")
-
-
-def _write_duplicates(index: int, pairs: Any, job: Any) -> None:
-  from beam_jobs.curation import parts
-  from walt_t5x.files import damage
-
-  found = dict(sorted(filter(None, pairs)))
-  storage.write(parts.duplicates_path(job, index), damage.sealed_json(found))
+  duplicate_files.name_kept_clips(job)
 
 
 def _assigned(row: tuple[None, bytes], job: Any) -> Iterator[tuple[int, str]]:

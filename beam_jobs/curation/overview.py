@@ -4,13 +4,13 @@ Nothing depends on the order of videos: samples are those with the smallest hash
 """
 
 import bisect
-import hashlib
 import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from beam_jobs.curation.ordering import random_order
 from walt_t5x.media.rules import Rule
 
 SAMPLE = 5_000
@@ -178,11 +178,11 @@ class Overview:
     for name, added in values.items():
       self.histograms[name].add(added)
     if video["segments"]:
-      self.videos.add(_order(video["uri"], video["start"]), (video, reasons))
+      self.videos.add(random_order(f"{video['start']}:{video['uri']}"), (video, reasons))
 
   def _add_candidate(self, found: Judged) -> None:
     self.candidates += 1
-    order = _order(found.uri, found.start)
+    order = random_order(f"{found.start}:{found.uri}")
     self.sample.add(order, found.scores)
     for threshold in self.thresholds:
       if threshold.rule.name in found.scores:
@@ -203,8 +203,3 @@ def segments_of(video: Mapping[str, Any], reasons: Sequence[str]) -> list[Judged
     )
     for (start, end, _, scores, *_), reason in zip(video["segments"], reasons, strict=True)
   ]
-
-
-def _order(uri: str, start: int) -> int:
-  """A random number that depends only on the arguments."""
-  return int.from_bytes(hashlib.sha256(f"{start}:{uri}".encode()).digest()[:8])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from beam_jobs.curation import pairs as pair_sample
 from beam_jobs.curation import parts
 from beam_jobs.curation.overview import BinCounts, Judged, Overview, segments_of
 from beam_jobs.curation.thumbnails import thumbnail
@@ -32,37 +33,45 @@ def finalize(
   clips: int,
   decoding: DecodeSettings,
   flags: Sequence[str],
-  **options: Any,
+  keep: str | None,
 ) -> parts.SecondsLedger:
   """Writes the results of all parts with `parts.finalize`, and the page about them.
 
   Args:
-    job, rules: see `parts.finalize`, which also takes the options.
+    job, rules: see `parts.finalize`.
     clips: how many are shown next to thresholds, and of each sampled video; 0 for no page.
     decoding: how their pictures are decoded.
     flags: those that a run with other thresholds needs, next to its filters.
+    keep: the score of which the largest of duplicates is kept; None if they were not looked for.
   """
-  path = storage.join(job.output, PAGE)
+  path, with_duplicates = storage.join(job.output, PAGE), keep is not None
   if not clips:
     storage.delete(path)
-    return parts.finalize(job, rules, **options)
+    return parts.finalize(job, rules, with_duplicates=with_duplicates)
   overview = Overview(rules, clips=clips)
-  totals = parts.finalize(job, rules, **options, watch=overview.add)
-  _write(path, overview, totals.to_json(), decoding, flags)
+  totals = parts.finalize(job, rules, with_duplicates=with_duplicates, watch=overview.add)
+  pairs = pair_sample.sampled(job, limit=max(1, clips // 2)) if with_duplicates else []
+  _write(path, overview, pairs, totals.to_json(), decoding, flags, keep or "")
   return totals
 
 
 def _write(
   path: str,
   overview: Overview,
+  pairs: Sequence[pair_sample.Pair],
   totals: Mapping[str, Any],
   decoding: DecodeSettings,
   flags: Sequence[str],
+  keep: str,
 ) -> None:
   near = [[side.items() for side in one.sides] for one in overview.thresholds]
   videos = [_shown(video, reasons, overview.clips) for video, reasons in overview.videos.items()]
   videos.sort(key=lambda shown: (shown[0]["uri"], shown[0]["start"]))
-  wanted = chain(*chain(*near), *(segments for _, segments, _ in videos))
+  wanted = chain(
+    *chain(*near),
+    *(segments for _, segments, _ in videos),
+    *((pair.rejected, pair.kept) for pair in pairs),
+  )
   pictures = _pictures(map(_middle, wanted), decoding)
 
   def shown(found: Iterable[Judged]) -> list[curation_page.ShownSegment]:
@@ -97,6 +106,12 @@ def _write(
     candidates=overview.candidates,
     sample=overview.sample.items(),
     flags=flags,
+    pairs=[
+      curation_page.DuplicatePair(
+        clips=shown([pair.rejected, pair.kept]), score=keep, bits=pair.bits, cosine=pair.cosine
+      )
+      for pair in pairs
+    ],
     videos=[
       curation_page.Timeline(
         uri=_printable(video["uri"]),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from beam_jobs.curation import duplicates, letterbox
+from beam_jobs.curation import duplicates, embeddings, letterbox
 from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import Row, parse_line
@@ -133,20 +133,24 @@ def _shown(value: Any) -> str:
   return (",".join(value) if isinstance(value, list) else str(value)) or "none"
 
 
-def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(number, contents) of each part of a job, in order.
+def read_part(job: CurationJob, index: int) -> dict[str, Any]:
+  """The contents of a part of a job.
 
   Raises:
-    LedgerError: parts are missing, damaged, or of another job.
+    LedgerError: the part is missing, damaged, or of another job.
   """
-  for index in range(job.parts):
-    path = part_path(job.output, index, job.parts)
-    part = _read(path) if storage.exists(path) else None
-    if part is None:
-      raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
-    if part["settings"] != job.settings:
-      raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
-    yield index, part
+  path = part_path(job.output, index, job.parts)
+  part = _read(path) if storage.exists(path) else None
+  if part is None:
+    raise shard_files.LedgerError(f"{path} is missing or damaged: run the job again")
+  if part["settings"] != job.settings:
+    raise shard_files.LedgerError(f"{path} was made with other settings: run the job again")
+  return part
+
+
+def read_parts(job: CurationJob) -> Iterator[tuple[int, dict[str, Any]]]:
+  """(number, contents) of each part of a job, in order; raises as `read_part`."""
+  return ((index, read_part(job, index)) for index in range(job.parts))
 
 
 def _count(name: str) -> int:
@@ -268,8 +272,13 @@ def name_of(part: int, video: Mapping[str, Any], segment: Scored) -> str:
   return f"{part:05d} {segment.start} {segment.end} {crop} {video['uri']}"
 
 
+def part_of(name: str) -> int:
+  """The part of a segment."""
+  return int(name.partition(" ")[0])
+
+
 def candidates(
-  index: int, job: CurationJob, rules: Sequence[Rule], quality: str
+  index: int, job: CurationJob, rules: Sequence[Rule], quality: str, *, with_embeddings: bool
 ) -> Iterator[duplicates.Candidate]:
   """The clips of a part, among which duplicates are looked for.
 
@@ -289,6 +298,7 @@ def candidates(
         name_of(index, video, segment),
         segment.digest,
         bytes.fromhex(segment.hashes),
+        embeddings.unpack(segment.embedding) if with_embeddings else b"",
       )
 
 
@@ -305,7 +315,7 @@ def _judged(
   index: int,
   video: Mapping[str, Any],
   rules: Sequence[Rule],
-  copies: Mapping[str, Sequence[str]],
+  copies: Mapping[str, Sequence[Any]],
   totals: SecondsLedger,
 ) -> Iterator[tuple[dict[str, Any], str]]:
   """Rows of a video's segments, each with the reason why it is rejected, or ""."""
@@ -325,7 +335,7 @@ def _judged(
     }
     reason = rejection(segment, rules)
     if not reason and (copy := copies.get(name_of(index, video, segment))):
-      reason, better = copy
+      reason, _, better = copy
       _, start, end, _, uri = better.split(" ", 4)
       row["duplicate_of"] = {
         "uri": uri,

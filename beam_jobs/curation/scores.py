@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -92,7 +92,7 @@ def picture_in_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
 BUILT_IN = (MotionScore, LightScore, SharpnessScore, LetterboxScore)
 
 
-def load(name: str) -> ClipScore:
+def load(name: str, *, flag: str = "--score") -> Any:
   """The score `MODULE:CLASS`, made without arguments.
 
   Raises:
@@ -103,7 +103,7 @@ def load(name: str) -> ClipScore:
     return getattr(importlib.import_module(module), attribute)()
   except (ImportError, AttributeError, TypeError) as error:
     raise ValueError(
-      f"--score: got {name!r}, expected MODULE:CLASS of a class without arguments ({error})"
+      f"{flag}: got {name!r}, expected MODULE:CLASS of a class without arguments ({error})"
     ) from error
 
 

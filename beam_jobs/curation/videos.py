@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from beam_jobs.curation import letterbox, scores, shots
+from beam_jobs.curation.embeddings import embedded
 from beam_jobs.curation.scanning import Chunk, ScanSpec, microseconds, scan
 from beam_jobs.filters.duplicates import perceptual_hash
 from beam_jobs.shards.loading import DecodeSettings, Failure, failure_of, not_admitted, shared_pool
@@ -31,6 +32,7 @@ class CurationJob:
     detector: what finds cuts.
     max_seconds: longer shots are cut.
     score_names: MODULE:CLASS of a team's own scores.
+    embedding: MODULE:CLASS of what gives a vector to a clip; "" for none.
     decoding: how a worker decodes.
     retry_dead: whether parts with dead videos are made again.
   """
@@ -46,6 +48,7 @@ class CurationJob:
   )
   max_seconds: float = 20.0
   score_names: tuple[str, ...] = ()
+  embedding: str = ""
   decoding: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
   retry_dead: bool = False
 
@@ -60,6 +63,7 @@ class Scored(NamedTuple):
     hashes: perceptual hashes of the first, middle and last sampled frame, in hexadecimal; "" without.
     digest: of the sampled pixels; "" without.
     seen: what the sampled frames show of the picture.
+    embedding: see `embeddings.pack`; "" without.
   """
 
   start: int
@@ -69,6 +73,7 @@ class Scored(NamedTuple):
   hashes: str = ""
   digest: str = ""
   seen: letterbox.Letterbox = letterbox.Letterbox()
+  embedding: str = ""
 
 
 def curate_video(row: Row, job: CurationJob, *, is_repeated: bool = False) -> dict[str, Any]:
@@ -149,6 +154,7 @@ def _scored(segment: shots.ShotSegment, job: CurationJob) -> Scored:
     perceptual_hash(frames).tobytes().hex(),
     hashlib.sha256(f"{frames.shape}".encode() + frames.tobytes()).hexdigest()[:32],
     letterbox.look(frames),
+    embedded(frames, job.embedding),
   )
 
 

@@ -76,6 +76,22 @@ class Timeline:
   dead: tuple[float, float, str] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class DuplicatePair:
+  """A duplicate and the clip that is kept.
+
+  clips: both, the duplicate first.
+  score: name of the one that decided which is kept.
+  bits: mean number of bits by which their perceptual hashes differ.
+  cosine: of their embeddings, or None.
+  """
+
+  clips: Sequence[ShownSegment]
+  score: str
+  bits: float
+  cosine: float | None
+
+
 def write_curation(
   path: str,
   *,
@@ -86,6 +102,7 @@ def write_curation(
   candidates: int,
   sample: Sequence[Mapping[str, float]],
   flags: Sequence[str],
+  pairs: Sequence[DuplicatePair],
   videos: Sequence[Timeline],
 ) -> AnyPath:
   """Writes the page atomically.
@@ -99,6 +116,7 @@ def write_curation(
     candidates: number of shots that are clips or that a rule rejects.
     sample: scores of some of them, from which the page counts for other thresholds.
     flags: those of the job that the page shows before the rules.
+    pairs: some of the duplicates.
     videos: sampled videos.
   """
   outcomes = _outcomes(totals, segments)
@@ -123,6 +141,8 @@ def write_curation(
       "candidates": candidates,
       "flags": flags,
     },
+    pairs=[_pair(pair, colors) for pair in pairs],
+    duplicates=sum(segments.get(reason, 0) for reason in {p.clips[0].reason for p in pairs}),
     videos=[_timeline(video, colors) for video in videos],
   )
 
@@ -213,6 +233,14 @@ def _examples(threshold: Threshold, colors: Mapping[str, str]) -> Iterator[dict[
         "head": f"{side} {rule.value:g}: {'pass' if holds else 'fail'}",
         "clips": [_clip(clip, colors, rule.name) for clip in clips],
       }
+
+
+def _pair(pair: DuplicatePair, colors: Mapping[str, str]) -> dict[str, Any]:
+  cosine = "" if pair.cosine is None else f", cosine {pair.cosine:.4f}"
+  return {
+    "head": f"{pair.bits:.1f} of 128 bits differ{cosine}",
+    "clips": [_clip(clip, colors, pair.score) for clip in pair.clips],
+  }
 
 
 def _timeline(video: Timeline, colors: Mapping[str, str]) -> dict[str, Any]:

@@ -208,6 +208,15 @@ def test_a_part_of_a_version_with_fewer_scores_is_made_again(curated, videos, tm
   assert _run(videos, tmp_path / "out", *flags, "--filter=shake<=1")["clips"]
 
 
+def test_only_parts_with_dead_videos_are_made_again(curated, videos, tmp_path):
+  shutil.copytree(curated[0], tmp_path / "out")
+  paths = sorted((tmp_path / "out/parts").glob("part-*"))
+  before = [path.stat().st_mtime_ns for path in paths]
+  _run(videos, tmp_path / "out", "--retry_dead")
+  is_new = [path.stat().st_mtime_ns != time for path, time in zip(paths, before)]
+  assert is_new == ["d.ts" in path.read_text() for path in paths]
+
+
 def test_preprocessing_reads_the_clips_as_they_stand(curated, tmp_path):
   output, printed = curated
   done = preprocess.run(
@@ -240,6 +249,24 @@ def test_rows_that_cannot_be_read_are_dead_videos_with_their_reason(videos, tmp_
   shutil.copy(videos / "b.mkv", folder / "missing.mp4")
   again = _run(folder / "rows.jsonl", tmp_path / "out", "--retry_dead")
   assert "missing" not in again["dead_videos"] and again["clips"] > printed["clips"]
+
+
+def test_rows_that_are_added_and_their_order_do_not_matter(videos, tmp_path):
+  window = {"uri": str(videos / "a.mp4"), "start_seconds": 0.0, "end_seconds": 1.0}
+  # The first and the last are the same clip; which of them is a duplicate does not depend on their order.
+  lines = [{"group": str(at)} | window | {"start_seconds": at / 10} for at in range(5)]
+  lines.append({"group": "9"} | window)
+  manifest = tmp_path / "rows.jsonl"
+
+  def run(output, rows):
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _run(manifest, tmp_path / output, "--num_parts=1", f"--media_root={videos}")
+    return _bytes(tmp_path / output)
+
+  run("out", lines[:2])
+  assert run("out", lines) == run("fresh", lines[::-1])
+  assert [row["reason"] for row in _lines(tmp_path / "out", parts.DEAD)] == ["duplicate"]
+  assert {row["group"] for row in _lines(tmp_path / "out", parts.CLIPS)} == set("01234")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import pytest
 from apache_beam.io import WriteToText
 
 from beam_jobs import curate
-from beam_jobs.curation import duplicates, parts
+from beam_jobs.curation import duplicate_files, duplicates, parts
+from beam_jobs.curation.videos import CurationJob
 from tests.beam_jobs.curation.conftest import splice
 
 
 @pytest.fixture
 def find(tmp_path):
-  """Runs the transform: name -> (reason, better)."""
+  """Runs the transform: name -> (reason, distance, better)."""
 
   def find(candidates, near_bits):
     with beam.Pipeline() as root:
@@ -58,12 +59,82 @@ def corpus():
 def test_copies_are_found_and_the_best_is_kept(corpus, find):
   base, copies = corpus
   found = find([*base, *copies], 14)
-  expected = {f"{one.name} near": ("near_duplicate", one.name) for one in base[:60]}
-  expected |= {one.name: ("exact_duplicate", f"{one.name} same") for one in base[60:80]}
+  expected = {f"{one.name} near": ("near_duplicate", 8.0, one.name) for one in base[:60]}
+  expected |= {one.name: ("exact_duplicate", 0.0, f"{one.name} same") for one in base[60:80]}
   assert found == expected
   exact = {name: pair for name, pair in expected.items() if pair[0] == "exact_duplicate"}
   assert find([*base, *copies], None) == exact
   assert find([*base, *copies], 7) == exact
+
+
+def _near_by_loops(candidates, near_bits):
+  """name -> (bits, better): a loop over all pairs of clips with 16 equal bits in the same place, the best first."""
+  found, leaders = {}, {}
+  for one in sorted(candidates, key=lambda one: (-one.quality, one.name)):
+    numbers = [int.from_bytes(one.hashes[i : i + 2], "little") for i in range(0, 48, 2)]
+    for band in {(i % 8, number) for i, number in enumerate(numbers)}:
+      pairs = [
+        (sum((a ^ b).bit_count() for a, b in zip(one.hashes, other.hashes)) / 3, other.name)
+        for other in leaders.get(band, ())
+      ]
+      near = [pair for pair in pairs if pair[0] <= near_bits]
+      if near:
+        # Of equally close ones, the best of a band, and the smallest name of all bands.
+        closest = min(near, key=lambda pair: pair[0])
+        found[one.name] = min(found.get(one.name, closest), closest)
+      else:
+        leaders.setdefault(band, []).append(one)
+  return found
+
+
+def test_a_band_is_16_bits_in_their_place():
+  hashes = bytes([1, 3]) * 8 + bytes([255, 15]) * 8 + bytes(16)
+  found = list(duplicates.bands(duplicates.Candidate(1.0, "name", "digest", hashes, bytes(9))))
+  expected = {place * 65536 + value for place in range(8) for value in (0x0301, 0x0FFF)}
+  assert len(found) == 16 and {key for key, _ in found} == expected
+  assert {values for _, values in found} == {(1.0, "name", "", hashes, b"")}
+
+
+def test_near_duplicates_are_those_of_a_loop_over_pairs(find):
+  rng = np.random.default_rng(3)
+  clips = [_candidate(rng, f"{i:03}", quality=float(rng.integers(5))) for i in range(30)]
+  for i in range(30, 300):
+    one = clips[rng.integers(len(clips))]
+    clips.append(_changed(one, int(rng.integers(1, 9)), f"{i:03}", float(rng.integers(5)), rng))
+  clips.append(_changed(clips[7], 0, "same hashes", 0.0, rng))
+  for near_bits in (0, 14):
+    random.Random(0).shuffle(clips)
+    found = find(clips, near_bits)
+    expected = _near_by_loops(clips, near_bits)
+    assert {reason for reason, *_ in found.values()} == {"near_duplicate"}
+    assert {name: (better, bits) for name, (_, bits, better) in found.items()} == {
+      name: (better, pytest.approx(bits, abs=1e-6)) for name, (bits, better) in expected.items()
+    }
+
+
+def test_a_duplicate_names_the_clip_at_the_end_of_its_chain(tmp_path):
+  rng = np.random.default_rng(0)
+  names = [f"{rng.integers(4):05d} 0 {i} \udcff {i}.mp4" for i in range(500)]
+  # Each of the first 400 is a duplicate of a later one, mostly of the next one: chains of up to hundreds.
+  following = {
+    name: names[min(499, i + 1 + rng.geometric(0.8))] for i, name in enumerate(names[:400])
+  }
+  job = CurationJob(output=str(tmp_path), media_root="", parts=5)
+  for index in range(5):
+    of_part = {n: ("near_duplicate", 3.5, b) for n, b in following.items() if int(n[:5]) == index}
+    duplicate_files._write(index, of_part.items(), job)
+  for _ in range(2):  # Again without any chain.
+    duplicate_files.name_kept_clips(job)
+    found = {}
+    for index, of_part in duplicate_files.read(job):
+      assert all(int(name[:5]) == index for name in of_part)
+      found |= of_part
+    assert found.keys() == following.keys()
+    for name, (reason, distance, better) in found.items():
+      last = name
+      while last in following:
+        last = following[last]
+      assert (reason, distance, better) == ("near_duplicate", 3.5, last)
 
 
 def test_the_order_of_rows_does_not_matter(corpus, find):
@@ -81,6 +152,7 @@ def test_the_order_of_rows_does_not_matter(corpus, find):
 def test_flat_pictures_are_not_compared_and_a_crowd_costs_no_square(find):
   flat = [duplicates.Candidate(1.0, str(i), str(i), bytes(48)) for i in range(3)]
   assert not list(duplicates.bands(flat[0])) and find(flat, 14) == {}
+  assert not list(duplicates.bands(flat[0]._replace(hashes=b"\xff" * 48)))
   rng = np.random.default_rng(0)
   shared = int(rng.integers(0, 2**16))
   crowd = []
@@ -88,10 +160,12 @@ def test_flat_pictures_are_not_compared_and_a_crowd_costs_no_square(find):
     hashes = rng.integers(0, 2**16, 24, dtype=np.uint16)
     hashes[0] = shared
     crowd.append(tuple(duplicates.Candidate(1.0, f"{i:04}", str(i), hashes.tobytes())))
-  # One of them is near a leader, one near none.
-  close = _changed(duplicates.Candidate(*crowd[3]), 3, "close", 0.5, rng)
-  found = dict(duplicates._compare((0, [*crowd, tuple(close)]), 14))
-  assert found == {"close": ("near_duplicate", "0003")}
+  # One is near a leader, one near a clip after them.
+  last = duplicates._LEADERS - 1
+  close = _changed(duplicates.Candidate(*crowd[last]), 3, "close", 0.5, rng)
+  lost = _changed(duplicates.Candidate(*crowd[last + 1]), 3, "lost", 0.5, rng)
+  found = dict(duplicates._compare((0, [*crowd, tuple(close), tuple(lost)]), 14))
+  assert found == {"close": ("near_duplicate", 3.0, f"{last:04}")}
 
 
 def test_a_duplicate_is_rejected_with_the_clip_that_is_kept(tmp_path):
@@ -120,11 +194,7 @@ def test_a_duplicate_is_rejected_with_the_clip_that_is_kept(tmp_path):
     (r["uri"], r["start_seconds"]): (r["duplicate_of"]["uri"], r["duplicate_of"]["start_seconds"])
     for r in rejected
   }
-  for place in better:
-    # It may be a duplicate of a better one; the last one is kept.
-    for _ in range(len(better)):
-      place = better.get(place, place)
-    assert place in kept_places
+  assert set(better.values()) <= kept_places
   assert {r["reason"] for r in rejected if r["uri"] == "b.avi"} <= {"near_duplicate"}
   # Without the clip that was kept, its best duplicate is one.
   printed, kept, rejected = run("--duplicates=exact")

@@ -12,7 +12,7 @@ from beam_jobs import curate
 from beam_jobs.curation import overview, parts
 from beam_jobs.curation.page import PAGE
 from beam_jobs.curation.thumbnails import thumbnail
-from tests.beam_jobs.curation.conftest import tool
+from tests.beam_jobs.curation.conftest import splice, tool
 from tests.html.html_page import Page
 from walt_t5x.html import curation_page
 from walt_t5x.media.rules import Rule
@@ -138,6 +138,57 @@ def test_the_flags_on_the_page_make_the_same_clips(curated, tmp_path):
   assert again.read_text("utf-8") == page
 
 
+def _places_and_hashes(output):
+  """(uri, start as the page shows it) -> hashes as a number."""
+  found = {}
+  for path in (output / "parts").glob("part-*"):
+    for video in json.loads(path.read_text())["videos"]:
+      for start, _, _, _, hashes, *_ in video["segments"]:
+        found[video["uri"], f"{start / 1e6:.2f}"] = int(hashes or "0", 16)
+  return found
+
+
+def test_duplicates_are_shown_next_to_the_clips_that_are_kept(videos, tmp_path):
+  folder, output = tmp_path / "videos", tmp_path / "out"
+  folder.mkdir()
+  for name in ("a.mp4", "c.mp4"):
+    shutil.copy(videos / name, folder)
+  shutil.copy(videos / "a.mp4", folder / "e.mp4")
+  splice(folder / "f.avi", ("fractal", 3), ("test", 2), video="mjpeg")
+  flags = ("--duplicates=near", "--near_duplicate_bits=30", "--keep=motion")
+  page = _run(folder, output, *flags, filters=()).read_text("utf-8")
+  rows = [r for r in map(json.loads, (output / parts.REJECTED).open()) if "duplicate_of" in r]
+  expected = {}
+  for row in rows:
+    kept, better = row["duplicate_of"], (row["uri"], f"{row['start_seconds']:.2f}")
+    key = better, (kept["uri"], f"{kept['start_seconds']:.2f}")
+    expected[key] = row["reason"], f"motion {row['scores']['motion']:.6g}"
+  hashes, shown = _places_and_hashes(output), {}
+  section = page.partition("<h2>Duplicates</h2>")[2].partition("<h2>")[0]
+  assert f"{len(expected)} of {len(expected)}, " in section
+  bits = []
+  for panel in section.split('<section class="panel pair">')[1:]:
+    (head,) = re.findall(r"<h4>([\d.]+) of 128 bits differ</h4>", panel)
+    clips = re.findall(
+      r"<figcaption><b>(.*?)</b><br>(.*?)<br>([\d.]+)–.*?</i>(.*?)</span>", panel, re.DOTALL
+    )
+    (motion, *copy, reason), (kept_motion, *kept, outcome) = clips
+    assert outcome == "clip" and float(kept_motion[7:]) >= float(motion[7:])
+    shown[tuple(copy), tuple(kept)] = reason, motion
+    differing = (hashes[tuple(copy)] ^ hashes[tuple(kept)]).bit_count() / 3
+    assert float(head) == pytest.approx(differing, abs=0.051)
+    bits.append((reason, -differing))
+    assert panel.count("data:image/jpeg") == 2
+  assert shown == expected and {reason for reason, _ in bits} >= {"exact_duplicate"}
+  # Those that differ most come first, and as many as are asked for.
+  near = [one for reason, one in bits if reason == "near_duplicate"]
+  assert near == sorted(near) and len(set(near)) > 1
+  few = _run("nothing", output, "--refilter", *flags, "--page_clips=4", filters=())
+  assert few.read_text("utf-8").count('<section class="panel pair">') == 2
+  without = _run("nothing", output, "--refilter", filters=()).read_text("utf-8")
+  assert "Duplicates" not in without
+
+
 def test_a_video_that_is_gone_has_a_box_with_the_reason(videos, tmp_path, text):
   folder = tmp_path / "videos"
   shutil.copytree(videos, folder)
@@ -187,6 +238,7 @@ def test_text_of_rows_is_escaped(tmp_path):
     candidates=1,
     sample=[{TAG: 0.5}],
     flags=[TAG],
+    pairs=[curation_page.DuplicatePair(clips=[clip, clip], score=TAG, bits=1.0, cosine=None)],
     videos=[line],
   )
   parsed = Page(page.read_text("utf-8"))

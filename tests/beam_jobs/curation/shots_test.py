@@ -1,6 +1,7 @@
 """Segments cover a video without gaps and in bounded memory; cuts and transitions end shots."""
 
 import itertools
+import types
 
 import av
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from beam_jobs.curation import scanning, shots
 from tests.beam_jobs.curation.conftest import tool
+from walt_t5x.metrics import transnet_v2
 
 FRAME = 40_000  # Microseconds, at 25 frames per second.
 
@@ -60,6 +62,7 @@ def _numbered(count):
   [
     ([], [(0, 60, False)]),
     ([19], [(0, 20, False), (20, 60, False)]),
+    ([19, 20], [(0, 19, False), (19, 21, True), (21, 60, False)]),
     ([19, 20, 21], [(0, 19, False), (19, 22, True), (22, 60, False)]),
     ([0], [(0, 1, False), (1, 60, False)]),
     ([59], [(0, 60, False)]),
@@ -77,10 +80,14 @@ def test_one_flag_is_a_cut_and_several_are_a_transition(flags, expected, late):
   assert [n for *_, numbers in found for n in numbers] == list(range(60))
 
 
-def test_a_long_shot_is_cut_where_least_moves_in_its_second_half():
+@pytest.mark.parametrize("falls", [False, True])
+def test_a_long_shot_is_cut_where_least_moves_in_its_second_half(falls):
   frames = np.cumsum(np.full(200, 2), dtype=np.int64).astype(np.uint8)
-  for still in (33, 41, 70, 80):
+  # The first one is in the middle.
+  for still in (25, 33, 41, 70, 80):
     frames[still:] -= np.uint8(1)  # The change before this frame is 1 instead of 2.
+  if falls:
+    frames = 255 - frames
   pictures = frames[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
   found = _segments(pictures, set(), max_seconds=50 * FRAME / 1e6)
   starts = [start for start, *_ in found]
@@ -88,6 +95,19 @@ def test_a_long_shot_is_cut_where_least_moves_in_its_second_half():
   assert starts[:3] == [0, 33, 70]
   assert [end for _, end, *_ in found[:-1]] == starts[1:] and found[-1][1] == 200
   assert all(end - start <= 51 for start, end, *_ in found)
+
+
+def test_a_shot_of_exactly_the_longest_time_is_not_cut():
+  for count, segments in ((50, 1), (51, 2)):
+    assert len(_segments(_numbered(count), set(), max_seconds=50 * FRAME / 1e6)) == segments
+
+
+def test_a_long_shot_that_scores_do_not_see_is_cut_at_its_end():
+  chunk = next(_chunks(_numbered(60), sizes=(60,)))
+  found = shots.Flagged([chunk._replace(sampled=[0, 20], frames=chunk.frames[[0, 20]])], _Flags(()))
+  segments = list(shots.segments(found, max_seconds=50 * FRAME / 1e6))
+  assert [s.end // FRAME for s in segments] == [50, 60]
+  assert [len(s.frames) for s in segments] == [2, 0]
 
 
 def test_memory_does_not_grow_with_the_length_of_a_shot():
@@ -109,6 +129,21 @@ def test_memory_does_not_grow_with_the_length_of_a_shot():
   for segment in shots.segments(shots.Flagged(endless(), _Flags(())), max_seconds=2.0):
     kept.append(len(segment.frames))
   assert sum(kept) == 3000 and max(kept) <= 51
+
+
+def test_an_error_ends_the_frames_and_loses_none_before_it():
+  def damaged():
+    for chunk in _chunks(_numbered(30), sizes=(13, 17)):
+      yield chunk._replace(stated_end=90 * FRAME)
+    raise ValueError("damaged")
+
+  found = shots.Flagged(damaged(), _Flags({9}, late=8))
+  assert [(s.start // FRAME, s.end // FRAME) for s in shots.segments(found, max_seconds=9)] == [
+    (0, 10),
+    (10, 30),
+  ]
+  assert str(found.error) == "damaged"
+  assert (found.end, found.stated_end) == (30 * FRAME, 90 * FRAME)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +246,37 @@ def test_a_flash_is_not_a_cut():
     return [i for i, frame in enumerate(frames) if frame.flagged]
 
   assert all(ends(size) == [39] for size in (1, 7, 100))
+  # What comes back may have changed a little.
+  noise = rng.integers(-30, 31, video.shape)
+  video = np.clip(video + noise, 0, 255).astype(np.uint8)
+  assert ends(100) == [39]
   # Five frames are too long for a flash.
   video[60:65] = 255
   assert ends(100) == [39, 59, 64]
+
+
+def test_content_changes_by_hue_saturation_and_luma():
+  yellow, magenta = (255, 255, 0), (255, 0, 255)
+  video = np.zeros((40, 27, 48, 3), np.uint8)
+  video[:20], video[20:] = yellow, magenta
+  # OpenCV's hue is 30 and 150 of 180; saturation and value are those of 255 for both.
+  for threshold, expected in ((39.0, [19]), (41.0, [])):
+    flags = np.concatenate(list(shots.ContentDetector(threshold)(iter([video[:15], video[15:]]))))
+    assert len(flags) == 40 and np.flatnonzero(flags).tolist() == expected
+  # Short shots are cut too.
+  video[23:] = yellow
+  flags = np.concatenate(list(shots.ContentDetector(30.0)(iter([video]))))
+  assert np.flatnonzero(flags).tolist() == [19, 22]
+
+
+def test_a_network_flags_probable_ends_and_transitions(monkeypatch):
+  rng = np.random.default_rng(0)
+  found = [{name: rng.random(n) for name in ("cut", "transition")} for n in (30, 1, 50)]
+  network = types.SimpleNamespace(fingerprint="of the weights")
+  monkeypatch.setattr(shots, "_network", lambda weights: network)
+  monkeypatch.setattr(transnet_v2, "cut_probabilities", lambda network, thumbnails: iter(found))
+  detector = shots.NetworkDetector.load("weights", 0.7)
+  assert detector == shots.NetworkDetector("weights", "of the weights", 0.7)
+  flags = np.concatenate(list(detector(iter(()))))
+  expected = [a > 0.7 or b > 0.7 for one in found for a, b in zip(one["cut"], one["transition"])]
+  assert flags.tolist() == expected

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from beam_jobs.curation.aspects import parse_groups
 from beam_jobs.runners import running
 from beam_jobs.sources import spec as source_spec
 from walt_t5x.config import programs
@@ -39,6 +40,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
   args, rest = _parse(argv)
   started = time.monotonic()
   rules = [Rule.parse(text) for text in args.filter]
+  groups = parse_groups(args.groups)
   with waiting("curate", "importing Beam"):
     from beam_jobs.curation import page, parts
 
@@ -57,6 +59,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
       job,
       rules,
       keep_bars=args.keep_bars,
+      groups=groups,
       clips=args.page_clips,
       decoding=running.decoding_of(args),
       flags=_flags_again(args),
@@ -68,6 +71,7 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def _flags_again(args: argparse.Namespace) -> list[str]:
   """The flags of the same command with other filters, next to --output and the filters."""
   flags = ["--refilter", *(["--keep_bars"] if args.keep_bars else [])]
+  flags += [f"--groups={args.groups}"] if args.groups else []
   if args.duplicates == "none":
     return flags
   names = ("duplicates", "near_duplicate_bits", "semantic_similarity", "keep")
@@ -133,6 +137,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     default=[],
     metavar="RULE",
     help="'NAME OP NUMBER' that clips must satisfy, e.g. 'seconds>=2', 'motion>=0.005', 'bars<=0.1'",
+  )
+  add(
+    "--groups",
+    default="",
+    metavar="W:H,...",
+    help="aspects, e.g. 16:9,1:1,9:16: a manifest for each, with the clips that are closest to it",
   )
   add("--keep_bars", action="store_true", help="do not crop clips with black bars at their edges")
   add(
@@ -301,6 +311,9 @@ def _report(args: argparse.Namespace, totals: Any, *, seconds: float) -> dict[st
     print(f"  dead: {reason} {count}; see {storage.join(output, 'dead.jsonl')}")
   cropped = f", {totals.cropped:,} of them cropped (--keep_bars keeps black bars)"
   print(f"clips: {storage.join(output, 'clips.jsonl')}{cropped if totals.cropped else ''}")
+  for name, found in printed["groups"].items():
+    path = storage.join(output, f"clips-{name}.jsonl")
+    print(f"  {name}: {found['clips']:,} clips, {found['seconds']:,.1f} s: {path}")
   if args.page_clips:
     print(f"page: {storage.join(output, 'page.html')}")
   result = printed | {"clips_file": storage.join(output, "clips.jsonl"), "took": round(seconds, 2)}

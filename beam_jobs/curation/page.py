@@ -34,11 +34,12 @@ def finalize(
   decoding: DecodeSettings,
   flags: Sequence[str],
   keep: str | None,
+  **options: Any,
 ) -> parts.SecondsLedger:
   """Writes the results of all parts with `parts.finalize`, and the page about them.
 
   Args:
-    job, rules: see `parts.finalize`.
+    job, rules: see `parts.finalize`, which also takes the options.
     clips: how many are shown next to thresholds, and of each sampled video; 0 for no page.
     decoding: how their pictures are decoded.
     flags: those that a run with other thresholds needs, next to its filters.
@@ -47,9 +48,10 @@ def finalize(
   path, with_duplicates = storage.join(job.output, PAGE), keep is not None
   if not clips:
     storage.delete(path)
-    return parts.finalize(job, rules, with_duplicates=with_duplicates)
+    return parts.finalize(job, rules, with_duplicates=with_duplicates, **options)
   overview = Overview(rules, clips=clips)
-  totals = parts.finalize(job, rules, with_duplicates=with_duplicates, watch=overview.add)
+  options |= {"with_duplicates": with_duplicates, "watch": overview.add}
+  totals = parts.finalize(job, rules, **options)
   pairs = pair_sample.sampled(job, limit=max(1, clips // 2)) if with_duplicates else []
   _write(path, overview, pairs, totals.to_json(), decoding, flags, keep or "")
   return totals

@@ -67,4 +67,6 @@ def _pair(
 
 def _judged(video: dict[str, Any], segment: Scored, reason: str) -> Judged:
   scores = {"seconds": (segment.end - segment.start) / 1e6, **segment.scores}
-  return Judged(video["uri"], video["path"], segment.start, segment.end, reason, scores)
+  return Judged(
+    video["uri"], video["path"], video["crop"], segment.start, segment.end, reason, scores
+  )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from beam_jobs.curation import duplicates, embeddings, letterbox
+from beam_jobs.curation import aspects, duplicates, embeddings, letterbox
+from beam_jobs.curation.clip_table import ClipTable
 from beam_jobs.curation.videos import CurationJob, Scored, curate_video
 from beam_jobs.shards import progress, shard_files
 from beam_jobs.sources.rows import Row, parse_line
@@ -25,7 +26,6 @@ CLIPS, TABLE, REJECTED, DEAD, SUMMARY = (
 )
 PREPROCESS = "preprocess.toml"
 _PARTS = "parts"
-_ROWS_OF_A_GROUP = 65_536
 # Threads that read the settings of parts.
 _READERS = 16
 
@@ -168,6 +168,7 @@ class SecondsLedger:
   videos: int = 0
   clips: int = 0
   cropped: int = 0
+  groups: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
   total: int = 0
   kept: int = 0
   dead: int = 0
@@ -181,6 +182,7 @@ class SecondsLedger:
       "videos": self.videos,
       "clips": self.clips,
       "clips_cropped": self.cropped,
+      "groups": {name: {"clips": n, "seconds": us / 1e6} for name, (n, us) in self.groups.items()},
       "seconds": self.total / 1e6,
       "seconds_in_clips": self.kept / 1e6,
       "seconds_rejected": {name: us / 1e6 for name, us in sorted(self.rejected.items())},
@@ -195,6 +197,7 @@ def finalize(
   *,
   with_duplicates: bool = False,
   keep_bars: bool = False,
+  groups: Sequence[aspects.AspectGroup] = (),
   watch: Callable[[Mapping[str, Any], Sequence[str]], None] | None = None,
 ) -> SecondsLedger:
   """Applies the rules to the segments of all parts, and writes clips, rejected segments and dead videos.
@@ -204,23 +207,23 @@ def finalize(
     rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
     keep_bars: whether clips with black bars are not cropped.
+    groups: clips of each are also written to a file of their own.
     watch: called with each video and the reasons why its segments are rejected, "" for those that are not.
 
   Raises:
     LedgerError: a part is missing, or seconds are unaccounted for.
     ValueError: a rule names a score that no segment has.
   """
-  import pyarrow as pa
-  import pyarrow.parquet as pq
-
   totals, output = SecondsLedger(), job.output
+  flags = {"manifest": storage.join(output, CLIPS), "media_root": job.media_root}
   with (
+    aspects.GroupFiles(output, groups, flags) as of_groups,
     storage.writer(storage.join(output, CLIPS)) as clips,
     storage.writer(storage.join(output, REJECTED)) as rejected,
     storage.writer(storage.join(output, DEAD)) as dead,
     storage.writer(storage.join(output, TABLE)) as table,
   ):
-    writer, waiting = None, []
+    rows = ClipTable(table)
     for index, part in read_parts(job):
       copies = storage.read_json(duplicates_path(job, index)) if with_duplicates else {}
       for video in part["videos"]:
@@ -235,21 +238,18 @@ def finalize(
           line = (json.dumps(clip | ({"reason": reason} if reason else {})) + "\n").encode()
           (rejected if reason else clips).write(line)
           if not reason:
-            waiting.append(clip | {"scores": json.dumps(clip["scores"])})
+            of_groups.add(clip, line, video["crop"])
+            rows.add(clip)
         if watch:
           watch(video, reasons)
         if video["dead"]:
           start, stage, reason, message = video["dead"]
           dead.write(_dead_line(video, start, stage, reason, message))
-      if len(waiting) >= _ROWS_OF_A_GROUP:
-        writer = _append(writer, waiting, table, pq, pa)
-        waiting = []
-    writer = _append(writer, waiting, table, pq, pa)
-    writer.close()
+    rows.close()
     _check(totals, rules)
-  flags = {"manifest": storage.join(output, CLIPS), "media_root": job.media_root}
-  toml = "".join(f"{name} = {json.dumps(value)}\n" for name, value in flags.items())
-  storage.write(storage.join(output, PREPROCESS), toml)
+  totals.groups = of_groups.counts
+  of_groups.finish()
+  storage.write(storage.join(output, PREPROCESS), aspects.toml_of(flags))
   made = {name: getattr(job, name) for name in ("media_root", "parts", "settings")}
   storage.write(storage.join(output, SUMMARY), damage.sealed_json(totals.to_json() | {"job": made}))
   return totals
@@ -359,26 +359,6 @@ def _dead_line(
 ) -> bytes:
   row = {"uri": video["uri"], "start_seconds": start / 1e6, "end_seconds": video["end"] / 1e6}
   return (json.dumps(row | {"stage": stage, "reason": reason, "message": message}) + "\n").encode()
-
-
-def _append(writer: Any, rows: Sequence[Mapping[str, Any]], file: Any, pq: Any, pa: Any) -> Any:
-  """Adds a group of rows to the table; returns its writer."""
-  schema = pa.schema(
-    [
-      ("uri", pa.string()),
-      ("modality", pa.string()),
-      ("start_seconds", pa.float64()),
-      ("end_seconds", pa.float64()),
-      ("crop", pa.list_(pa.float64())),
-      ("split", pa.string()),
-      ("group", pa.string()),
-      ("captions", pa.list_(pa.string())),
-      ("scores", pa.string()),
-    ]
-  )
-  writer = writer or pq.ParquetWriter(file, schema)
-  writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
-  return writer
 
 
 def _check(totals: SecondsLedger, rules: Sequence[Rule]) -> None:

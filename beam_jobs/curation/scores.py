@@ -75,6 +75,13 @@ class LetterboxScore:
     return {"bars": 1 - (bottom - top) * (right - left) / (frames.shape[1] * frames.shape[2])}
 
 
+class ShapeScore:
+  """`aspect`: width over height of the picture, bars included."""
+
+  def __call__(self, frames: np.ndarray) -> Mapping[str, float]:
+    return {"aspect": frames.shape[2] / frames.shape[1]}
+
+
 def lit(frames: np.ndarray) -> np.ndarray:
   """Which pixels of frames [..., 3] are not black."""
   return luma(frames) > _BLACK * 1000
@@ -89,7 +96,7 @@ def picture_in_bars(frames: np.ndarray) -> tuple[int, int, int, int]:
   return int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
 
 
-BUILT_IN = (MotionScore, LightScore, SharpnessScore, LetterboxScore)
+BUILT_IN = (MotionScore, LightScore, SharpnessScore, LetterboxScore, ShapeScore)
 
 
 def load(name: str, *, flag: str = "--score") -> Any:

@@ -52,7 +52,7 @@ def _rows(folder, name):
 
 
 def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path, monkeypatch):
-  monkeypatch.setattr(parts, "_ROWS_OF_A_GROUP", 1)
+  monkeypatch.setattr(clip_table, "_ROWS_OF_A_GROUP", 1)
   good = {"a": 0.5, "b": 0.5}
   found = _segments(good, good, good, {"a": 0.4, "b": 0.4}, {"a": 0.9, "b": 0.4}, {"a": 0.9})
   found[1] = found[1]._replace(kind="transition")

@@ -1,6 +1,6 @@
 """Memory and time of the search for duplicates in 12,500, 25,000 and 50,000 synthetic clips, on the default runner.
 
-  python -m benchmarks.duplicates_scale                    # about 10 minutes on two cores
+  python -m benchmarks.duplicates_scale                    # about 4 minutes on two cores
 
 A clip has random hashes and a random embedding of 512 numbers. A fifth of the clips share a band of their hashes: the
 crowded one. One in ten clips is a near duplicate of another (each hash differs in 8 bits), one in twenty a semantic one

@@ -1,4 +1,4 @@
-"""Groups of clips by the aspect of their picture, each of which is preprocessed at resolutions of its own."""
+"""Groups of clips by the aspect of their picture, each of which is preprocessed at its own resolutions."""
 
 import contextlib
 import json

@@ -207,7 +207,7 @@ def finalize(
     rules: what clips must satisfy.
     with_duplicates: whether the parts have files of duplicates.
     keep_bars: whether clips with black bars are not cropped.
-    groups: clips of each are also written to a file of their own.
+    groups: clips of each are also written to a separate file.
     watch: called with each video and the reasons why its segments are rejected, "" for those that are not.
 
   Raises:

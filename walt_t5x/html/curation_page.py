@@ -191,12 +191,13 @@ def _score(
   def bar(begin: float, end: float, count: int) -> dict[str, str]:
     left, right = x_of(max(begin, first)), x_of(min(end, last))
     height = max(1.5, (_BOTTOM - _TOP) * count / most)
+    digits = 6 if f"{begin:.6g}" != f"{end:.6g}" else 9
     return {
       "x": f"{left:.1f}",
       "width": f"{max(2.0, right - left - 0.5):.1f}",
       "height": f"{height:.1f}",
       "y": f"{_BOTTOM - height:.1f}",
-      "label": f"{begin:.6g} to {end:.6g}: {count}",
+      "label": f"{begin:.{digits}g} to {end:.{digits}g}: {count}",
     }
 
   rules = [

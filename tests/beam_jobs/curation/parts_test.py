@@ -1,12 +1,13 @@
 """Results are those of the segments in parts: each has the first reason that rejects it, and seconds add up."""
 
 import json
+import tomllib
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from beam_jobs.curation import duplicate_files, embeddings, parts
+from beam_jobs.curation import aspects, clip_table, duplicate_files, embeddings, parts
 from beam_jobs.curation.videos import CurationJob, Scored
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.files import damage, storage
@@ -21,6 +22,7 @@ def _video(uri, segments, *, dead=None, **fields):
   return {
     "uri": uri,
     "path": uri,
+    "crop": None,
     "split": "train",
     "group": None,
     "captions": [],
@@ -31,14 +33,22 @@ def _video(uri, segments, *, dead=None, **fields):
   } | fields
 
 
-def _segments(*scores, seconds=2):
+def _segments(*scores, seconds: float = 2):
   return [
-    Scored((1 + seconds * i) * SECOND, (1 + seconds * (i + 1)) * SECOND, "shot", one, "", "digest")
+    Scored(
+      int((1 + seconds * i) * SECOND),
+      int((1 + seconds * (i + 1)) * SECOND),
+      "shot",
+      one,
+      "",
+      "digest",
+    )
     for i, one in enumerate(scores)
   ]
 
 
-def _write(folder, videos_of_parts, settings="s"):
+def _write(folder, videos_of_parts, setting="s"):
+  settings = {"--score_fps": setting}
   job = CurationJob(output=str(folder), media_root="root", parts=2, settings=settings)
   for index, videos in enumerate(videos_of_parts):
     content = {"settings": settings, "rows": "", "videos": videos}
@@ -93,6 +103,8 @@ def test_each_segment_is_a_clip_or_has_the_first_reason_that_rejects_it(tmp_path
   assert totals.to_json() == {
     "videos": 3,
     "clips": 4,
+    "clips_cropped": 0,
+    "groups": {},
     "seconds": 18.5,
     "seconds_in_clips": 8.0,
     "seconds_rejected": {
@@ -113,7 +125,7 @@ def test_parts_that_are_missing_damaged_or_of_another_job_are_named(tmp_path):
     second.unlink() if wrong is None else second.write_text(wrong)
     with pytest.raises(LedgerError, match=r"part-00001-of-00002\.json is missing or damaged: run"):
       parts.finalize(job, [])
-  _write(tmp_path, [[video], []], settings="t")
+  _write(tmp_path, [[video], []], setting="t")
   with pytest.raises(LedgerError, match=r"part-00000-of-00002\.json was made with other settings"):
     parts.finalize(job, [])
 
@@ -144,7 +156,7 @@ def test_filters_of_a_corpus_without_scores_are_not_unknown(tmp_path):
 
 def test_only_clips_that_satisfy_the_filters_are_compared(tmp_path):
   found = _segments({"a": 0.5, "b": 0.9}, {"a": 0.4, "b": 0.9}, {"a": 0.7, "b": 0.8}, {"a": 0.9})
-  packed = embeddings.pack([3, 4], "")
+  packed = embeddings.pack(np.array([3, 4]), "")
   found = [
     found[0]._replace(kind="transition", digest=""),
     *(one._replace(hashes="ff00" * 24, embedding=packed) for one in found[1:3]),
@@ -156,7 +168,7 @@ def test_only_clips_that_satisfy_the_filters_are_compared(tmp_path):
     return list(parts.candidates(1, job, RULES, quality, with_embeddings=with_embeddings))
 
   (clip,) = candidates("b", with_embeddings=True)
-  assert clip[:4] == (0.8, "00001 5000000 7000000 a b.mp4", "digest", b"\xff\x00" * 24)
+  assert clip[:4] == (0.8, "00001 5000000 7000000  a b.mp4", "digest", b"\xff\x00" * 24)
   assert np.frombuffer(clip.embedding, np.float16) == pytest.approx([0.6, 0.8], abs=1e-3)
   (clip,) = candidates("seconds", with_embeddings=False)
   assert (clip.quality, clip.embedding) == (2.0, b"")
@@ -167,3 +179,58 @@ def test_only_clips_that_satisfy_the_filters_are_compared(tmp_path):
   shots = [one._replace(embedding="") for one in found]
   with pytest.raises(ValueError, match="have no embeddings, expected those of a run with --embed"):
     duplicate_files.require_embeddings(_write(tmp_path, [[], [_video("a.mp4", shots)]]))
+
+
+def test_each_clip_is_in_the_group_whose_aspect_is_closest(tmp_path):
+  names = "1x1", "16x9", "9x16", "239x100"
+  groups = aspects.parse_groups("1:1,16:9, 9x16,239:100")
+  shapes = np.exp(np.linspace(-1.5, 1.5, 41)).round(3).tolist()
+  half = [0.25, 0.75, 0.0, 1.0]
+  videos = [
+    _video("seen.mp4", _segments(*({"aspect": shape} for shape in shapes))),
+    _video("cropped.mp4", _segments(*({"aspect": 2 * s} for s in shapes)), crop=half),
+    _video("rejected.mp4", _segments({"aspect": 1.0}, seconds=0.5)),
+  ]
+  job = _write(tmp_path, [videos[:1], videos[1:]])
+  totals = parts.finalize(job, [Rule.parse("seconds>=1")], groups=groups)
+  clips = _rows(tmp_path, parts.CLIPS)
+  assert len(clips) == 2 * len(shapes)
+  by_group = {name: _rows(tmp_path, f"clips-{name}.jsonl") for name in names}
+  ratios = np.array([[group.aspect for group in groups]])
+  for video, factor in (("seen.mp4", 1), ("cropped.mp4", 2)):
+    # Scores have seen the crop of a row.
+    found = factor * np.array(shapes)[:, None]
+    nearest = np.maximum(found / ratios, ratios / found).argmin(1)
+    for number, name in enumerate(names):
+      mine = [clip["scores"]["aspect"] for clip in by_group[name] if clip["uri"] == video]
+      assert mine == [factor * s for s, n in zip(shapes, nearest, strict=True) if n == number]
+  counts = totals.to_json()["groups"]
+  assert counts == {
+    name: {"clips": len(rows), "seconds": 2.0 * len(rows)} for name, rows in by_group.items()
+  }
+  flags = tomllib.loads((tmp_path / "preprocess-16x9.toml").read_text())
+  assert flags == {"manifest": f"{tmp_path}/clips-16x9.jsonl", "media_root": "root"}
+  # Without groups nothing is left that could be read by mistake.
+  parts.finalize(job, [Rule.parse("seconds>=1")], groups=groups[:1])
+  left = {path.name for path in tmp_path.iterdir() if "-" in path.name}
+  assert left == {"clips-1x1.jsonl", "preprocess-1x1.toml"}
+
+
+def test_a_crop_without_bars_decides_on_the_group():
+  # 1.5 as seen in the upper half; a crop of a quarter of the height and half of the width is twice as wide as high.
+  assert aspects.aspect_of(1.5, (0.0, 0.5, 0.0, 1.0), (0.0, 0.25, 0.0, 0.5)) == 1.5
+  assert aspects.aspect_of(4 / 3, None, (0.125, 0.875, 0.0, 1.0)) == pytest.approx(16 / 9)
+  assert aspects.aspect_of(4 / 3, None, None) == 4 / 3
+
+
+@pytest.mark.parametrize("text", ["16/9", "0:9", "wide", "16:9:1", "16:9,32:18"])
+def test_malformed_groups_are_answered(text):
+  with pytest.raises(ValueError, match=f"--groups: got '{text}', expected"):
+    aspects.parse_groups(text)
+
+
+def test_groups_of_parts_without_an_aspect_are_answered(tmp_path):
+  job = _write(tmp_path, [[_video("a.mp4", _segments({"a": 1.0}))], []])
+  with pytest.raises(ValueError, match=r"no score aspect.*run without --refilter"):
+    parts.finalize(job, [], groups=aspects.parse_groups("1:1"))
+  assert not (tmp_path / parts.CLIPS).exists()

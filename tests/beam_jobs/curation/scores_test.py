@@ -38,6 +38,7 @@ def test_scores_equal_their_formulas(frames):
     "black": 1 / 5,
     "sharpness": laplacian.max(),
     "bars": 0.0,
+    "aspect": frames.shape[2] / frames.shape[1],
     # Nothing that could be aligned.
     "shake": 0.0,
     "repeated": 0.3,

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from beam_jobs.curation import scores
+from walt_t5x.files.mismatch import Mismatch
 
 
 class ClipEmbedding(Protocol):
@@ -35,21 +36,19 @@ def check(name: str) -> None:
 
 def embedded(frames: np.ndarray, name: str) -> str:
   """What a part keeps of the embedding of a clip by the class `name`; "" without a name."""
-  return pack(load(name)(frames), name) if name else ""
+  return pack(scores.called(load(name), frames), name) if name else ""
 
 
 def pack(vector: np.ndarray, name: str) -> str:
   """A vector divided by its norm, in base64 of float16; one of zeros stays as it is, and is similar to none.
 
   Raises:
-    ValueError: it is not a vector of finite numbers; names the class.
+    Mismatch: it is not a vector of finite numbers; names the class.
   """
   values = np.asarray(vector, np.float64)
   if values.ndim != 1 or not values.size or not np.isfinite(values).all():
     got = f"shape {values.shape}" if values.ndim != 1 or not values.size else "NaN or infinity"
-    raise ValueError(
-      f"--embedding={name}: got {got}, expected a vector of finite numbers for a clip"
-    )
+    raise Mismatch(f"--embedding={name}: got {got}, expected a vector of finite numbers for a clip")
   norm = np.linalg.norm(values)
   return base64.b64encode((values / (norm or 1.0)).astype("<f2").tobytes()).decode()
 
@@ -63,11 +62,11 @@ def stacked(found: Sequence[bytes]) -> np.ndarray:
   """[n, D] float16.
 
   Raises:
-    ValueError: they differ in length.
+    Mismatch: they differ in length.
   """
   sizes = sorted({len(one) // 2 for one in found})
   if len(sizes) > 1:
-    raise ValueError(
+    raise Mismatch(
       f"--embedding: got vectors of {sizes[0]} and of {sizes[-1]} numbers, expected the same number for all clips"
     )
   return np.frombuffer(b"".join(found), "<f2").reshape(len(found), sizes[0] if sizes else 0)

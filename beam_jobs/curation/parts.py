@@ -283,7 +283,7 @@ def candidates(
   """The clips of a part, among which duplicates are looked for.
 
   Raises:
-    ValueError: a clip has no score of the name `quality`.
+    Mismatch: a clip has no score of the name `quality`.
   """
   part = _read(part_path(job.output, index, job.parts))
   for video in part["videos"] if part else ():
@@ -292,7 +292,7 @@ def candidates(
         continue
       values = {"seconds": (segment.end - segment.start) / 1e6, **segment.scores}
       if quality not in values:
-        raise ValueError(f"--keep: got {quality}, expected one of {', '.join(sorted(values))}")
+        raise Mismatch(f"--keep: got {quality}, expected one of {', '.join(sorted(values))}")
       yield duplicates.Candidate(
         values[quality],
         name_of(index, video, segment),

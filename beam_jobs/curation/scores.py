@@ -1,14 +1,16 @@
 """Scores of a clip's frames. All are integers until the last division, so that every CPU gives the same value."""
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from beam_jobs.curation.shake import shake
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.media.decoding import motion
 
+_T = TypeVar("_T")
 # A frame whose mean luma is lower is black; a row or column of a letterbox too. Of 255.
 _BLACK = 20
 # Adjacent frames that differ less in mean are the same picture. Of 255.
@@ -126,17 +128,32 @@ def score(
     repeated: a score of frames that are not among them.
 
   Raises:
-    ValueError: a score is not a finite number.
+    Mismatch: a score is not a finite number, or raises an error.
   """
   top, bottom, left, right = picture_in_bars(frames)
   picture = luma(frames[:, top:bottom, left:right]) // 1000
   found = {"shake": round(shake(picture, times), 6), "repeated": round(repeated, 6)}
   for one in scores:
-    for name, value in one(frames).items():
+    for name, value in called(one, frames).items():
       if not np.isfinite(value):
-        raise ValueError(f"{type(one).__name__}: {name} is {value}, expected a finite number")
+        raise Mismatch(f"{type(one).__name__}: {name} is {value}, expected a finite number")
       found[name] = round(float(value), 6)
   return found
+
+
+def called(code: Callable[[np.ndarray], _T], frames: np.ndarray) -> _T:
+  """What a class, perhaps a team's, returns for a clip.
+
+  Raises:
+    Mismatch: it raises an error, which is named.
+  """
+  try:
+    return code(frames)
+  except Exception as error:
+    raise Mismatch(
+      f"{type(code).__name__} raised {type(error).__name__}: {error}, for a clip of shape {frames.shape}; correct it "
+      "and run the same command again, which keeps finished parts; --debug prints the traceback"
+    ) from error
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from beam_jobs.shards.quality import Band
 from beam_jobs.shards.shard_files import LedgerError
 from walt_t5x.config import programs, usage
 from walt_t5x.files import locks, storage
+from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.files.store_errors import CannotWrite, StoreError
 
 # Flags that are fields of `ClipSpec`: they decide which media become dead letters, never the contents of a record.
@@ -181,15 +182,16 @@ def exit_code(
   except (ValueError, FileNotFoundError, StoreError) as error:
     if programs.debug():
       raise
-    code, told = 2, str(error)
+    code, told = 2, str(error).partition(" [while running ")[0]
   except LedgerError as error:
     code, told = 1, str(error)
   except KeyboardInterrupt:
     code, told = 130, worker_deaths.INTERRUPTED
   except (CannotWrite, RuntimeError) as error:
     # Beam passes on exceptions of workers as text.
-    if CannotWrite.__name__ not in f"{type(error).__name__}: {error}":
+    found = [*local_worker.FIXABLE.finditer(f"{type(error).__name__}: {error}")]
+    if not found or programs.debug():
       raise
-    code, told = 1, str(error).rpartition(f"{CannotWrite.__name__}: ")[2].strip()
+    code, told = 2 if found[-1][1] == Mismatch.__name__ else 1, found[-1][2].strip()
   print(f"{program}: {told}", file=sys.stderr)
   return code

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from beam_jobs import preprocess
-from beam_jobs.runners import running
+from beam_jobs.runners import local_worker, running
 from beam_jobs.sources import columns, folders, members, rows, tables, webdataset
 from beam_jobs.sources import spec as source_spec
 from data import schema, tfrecord
@@ -338,7 +338,25 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path, capsys):
     )
 
   assert running.exit_code("preprocess", run) == 1
-  assert capsys.readouterr().err == "preprocess: cannot write a: full [while running 'x']\n"
+  assert capsys.readouterr().err == "preprocess: cannot write a: full\n"
+
+
+def test_tracebacks_of_workers_are_printed_unless_the_launcher_explains_the_error(capsys):
+  told = "Traceback (most recent call last):\n  File x\nwalt_t5x.files.mismatch.Mismatch: sizes differ:\n32, 64"
+  again = f"{told}\n\nDuring handling of the above exception, another exception occurred:\n\n{told}"
+  bug = told.replace("Mismatch", "Surprise")
+
+  def run(text):
+    raise RuntimeError(text)
+
+  assert running.exit_code("preprocess", run, f"{again} [while running 'x']\n\n{again}") == 2
+  assert capsys.readouterr().err == "preprocess: sizes differ:\n32, 64\n"
+  with pytest.raises(RuntimeError):
+    running.exit_code("preprocess", run, bug)
+  stream = io.StringIO()
+  for text in (again, bug, told, "words of Mismatch: x\n"):
+    print(text, file=local_worker._Stderr(stream), end="")
+  assert stream.getvalue() == f"{bug}words of Mismatch: x\n"
 
 
 def test_imagenet_folders_have_splits_synsets_and_names(tmp_path):

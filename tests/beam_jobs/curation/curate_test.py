@@ -6,6 +6,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -286,3 +287,31 @@ def test_wrong_flags_are_answered(curated, videos, tmp_path, capsys, flags, mess
   error = capsys.readouterr().err
   assert len(error.strip().splitlines()) <= 6 and "Traceback" not in error
   assert re.search(message, error), error
+
+
+class Moody:
+  """A team's score, which fails on some clips."""
+
+  mood: ClassVar[dict[str, object]] = {}
+
+  def __call__(self, frames):
+    if self.mood and frames.mean() > 60:
+      raise self.mood["error"]
+    return {"mood": self.mood.get("score", 1.0)}
+
+
+def test_a_score_that_fails_ends_the_job_in_a_line_and_the_corrected_one_continues(
+  videos, tmp_path, monkeypatch, capsys
+):
+  flags = [f"--manifest={videos}", "--decode_isolation=thread", "--num_parts=3", "--score_side=32"]
+  flags += [f"--score={__name__}:Moody"]
+  for error in (KeyError("color"), ValueError("no weights")):
+    monkeypatch.setattr(Moody, "mood", {"error": error})
+    assert curate.main([*flags, f"--output={tmp_path}/out"]) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert said.startswith(f"curate: Moody raised {type(error).__name__}: {error}, for a clip of")
+    assert said.endswith("keeps finished parts; --debug prints the traceback")
+  monkeypatch.setattr(Moody, "mood", {})
+  assert curate.main([*flags, f"--output={tmp_path}/out"]) == 0
+  assert curate.main([*flags, f"--output={tmp_path}/fresh"]) == 0
+  assert _bytes(tmp_path / "out") == _bytes(tmp_path / "fresh")

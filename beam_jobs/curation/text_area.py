@@ -5,6 +5,7 @@ values may differ a little between CPUs.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ class TextArea:
         "pip install -r requirements-curate.lock"
       ) from error
     # Workers have a thread for each video.
-    threads = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
+    threads: dict[str, Any] = {"intra_op_num_threads": 1, "inter_op_num_threads": 1}
     self._read = RapidOCR(det_limit_side_len=_SIDE, **threads)
 
   def __call__(self, frames: np.ndarray) -> Mapping[str, float]:

@@ -67,10 +67,6 @@ def _release():
 
 
 RELEASE = _release()
-# Some virtual machines evict pages of files that nothing has read for a minute. A test that returns to the code of a
-# library then waits for the disk. MCL_CURRENT, MCL_FUTURE and MCL_ONFAULT keep what was read; without the right to lock
-# memory this does nothing.
-ctypes.CDLL(None).mlockall(1 | 2 | 4)
 LEFT: dict[str, int] = {}
 
 

@@ -44,7 +44,7 @@ def test_parameter_count():
 def test_equals_torch_on_random_weights():
   # 48 x 40 becomes 3 x 2 before the last pooling: an odd size, as for 112.
   flat = random_weights(_shapes(_SMALL, (1, 16, 48, 40, 3)), seed=0)
-  x = np.random.default_rng(1).normal(size=(2, 16, 48, 40, 3)).astype(np.float32)
+  x = np.random.default_rng(1).normal(size=(1, 16, 48, 40, 3)).astype(np.float32)
   with torch.no_grad():
     expected = _torch_c3d(flat, torch.from_numpy(x).permute(0, 4, 1, 2, 3))
   got = np.asarray(jax.jit(_SMALL.apply)(nested(flat), jnp.asarray(x)))

@@ -1,5 +1,6 @@
 """I3D compared with torch: a network written here from the paper's table, and a public one if installed."""
 
+import functools
 import io
 import pickle
 import tarfile
@@ -18,12 +19,15 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import i3d, import_weights, networks
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
-_EXPECTED = KINDS["i3d"].expected()
+
+@functools.cache
+def _expected():
+  return KINDS["i3d"].expected()
 
 
 @pytest.fixture(scope="module")
 def flat():
-  return random_weights(_EXPECTED, seed=0)
+  return random_weights(_expected(), seed=0)
 
 
 # Inception-v1's table (arXiv:1409.4842): 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
@@ -93,7 +97,7 @@ def _torch_i3d(flat, x):
 
 
 def test_parameter_count():
-  sizes = {name: int(np.prod(shape)) for name, shape in _EXPECTED.items()}
+  sizes = {name: int(np.prod(shape)) for name, shape in _expected().items()}
   params = sum(size for name, size in sizes.items() if name.startswith("params/"))
   assert params == 12_689_984
 

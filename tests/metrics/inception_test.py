@@ -1,5 +1,7 @@
 """Inception-v3 of 2015 compared with torch: a network written here from the graph, and torch-fidelity's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +14,15 @@ from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.metrics import import_weights, inception
 from walt_t5x.metrics.networks import KINDS, FeatureNetwork
 
-_EXPECTED = KINDS["inception"].expected()
+
+@functools.cache
+def _expected():
+  return KINDS["inception"].expected()
 
 
 @pytest.fixture(scope="module")
 def flat():
-  return random_weights(_EXPECTED, seed=0)
+  return random_weights(_expected(), seed=0)
 
 
 def _state_dict(flat):
@@ -103,7 +108,7 @@ def _torch_inception(state, x):
 
 
 def test_parameter_count():
-  params = sum(int(np.prod(s)) for name, s in _EXPECTED.items() if name.startswith("params/"))
+  params = sum(int(np.prod(s)) for name, s in _expected().items() if name.startswith("params/"))
   # torchvision's Inception-v3 without its auxiliary head has 25,112,264 - 3,326,696 for a classifier
   # of 1,000 classes; eight more classes have 2,049 each.
   assert params == 23_850_960

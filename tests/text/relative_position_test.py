@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 import torch
-from transformers.models.t5.modeling_t5 import T5Attention
 
 from walt_t5x.text.model import RelativePositionBias, relative_position_bucket
 
@@ -36,6 +35,8 @@ def test_buckets_equal_integer_arithmetic(num_buckets, max_distance):
 
 def test_buckets_equal_torch():
   offsets = np.arange(-1000, 1001)
+  from transformers.models.t5.modeling_t5 import T5Attention  # In one worker: it takes two seconds.
+
   expected = T5Attention._relative_position_bucket(
     torch.from_numpy(offsets), bidirectional=True, num_buckets=32, max_distance=128
   )

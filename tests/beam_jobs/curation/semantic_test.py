@@ -241,12 +241,6 @@ def test_the_page_shows_the_cosines_of_pairs(curated):
   assert shown == sorted(expected) and set(shown) != {"1.0000"}
 
 
-def test_two_workers_give_the_same_bytes(curated, media, tmp_path):
-  flags = ("--duplicates=semantic", EMBEDDING, "--runner=DirectRunner", "--direct_num_workers=2")
-  _run(media, tmp_path / "out", *flags, "--direct_running_mode=multi_processing")
-  assert _bytes(tmp_path / "out") == _bytes(curated[0])
-
-
 def test_other_thresholds_decode_nothing_and_give_what_a_new_run_gives(
   curated, media, tmp_path, monkeypatch
 ):

@@ -12,8 +12,8 @@ class ClipTable:
 
   def __init__(self, file: BinaryIO):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
+    self._file = file
     self._schema = pa.schema(
       [
         ("uri", pa.string()),
@@ -28,7 +28,7 @@ class ClipTable:
       ]
     )
     self._from_rows = pa.Table.from_pylist
-    self._writer = pq.ParquetWriter(file, self._schema)
+    self._writer: Any = None
     self._waiting: list[Mapping[str, Any]] = []
 
   def add(self, clip: Mapping[str, Any]) -> None:
@@ -39,10 +39,13 @@ class ClipTable:
 
   def close(self) -> None:
     """Writes what is left, and the end of the file."""
-    if self._waiting:
-      self._write()
+    self._write()
     self._writer.close()
 
   def _write(self) -> None:
+    import pyarrow.parquet as pq
+
+    # Not before there are rows: the end of an abandoned one would be written to a closed file.
+    self._writer = self._writer or pq.ParquetWriter(self._file, self._schema)
     self._writer.write_table(self._from_rows(self._waiting, schema=self._schema))
     self._waiting.clear()

@@ -80,7 +80,7 @@ def job_there(output: str) -> CurationJob:
   """The job that made the parts of a folder, as far as other filters need it.
 
   Raises:
-    LedgerError: the folder has no finished job.
+    LedgerError: the folder has no finished job, or one of a version that recorded less.
   """
   path = storage.join(output, SUMMARY)
   if not storage.exists(path):
@@ -88,6 +88,11 @@ def job_there(output: str) -> CurationJob:
       f"--refilter: no {path}, expected the --output of a finished run of beam_jobs.curate"
     )
   made = storage.read_json(path)["job"]
+  settings = made["settings"]
+  if not isinstance(settings, dict) or settings.get("recorded") != list(Scored._fields):
+    raise shard_files.LedgerError(
+      f"--refilter: an earlier version made the parts in {output}: run the job without it, which makes them again"
+    )
   return CurationJob(output=output, **made)
 
 

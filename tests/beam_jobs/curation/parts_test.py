@@ -234,3 +234,16 @@ def test_groups_of_parts_without_an_aspect_are_answered(tmp_path):
   with pytest.raises(ValueError, match=r"no score aspect.*run without --refilter"):
     parts.finalize(job, [], groups=aspects.parse_groups("1:1"))
   assert not (tmp_path / parts.CLIPS).exists()
+
+
+@pytest.mark.parametrize("settings", ["a digest", {}, {"recorded": ["start", "end"]}])
+def test_other_filters_need_parts_of_this_version(tmp_path, settings):
+  made = {"job": {"media_root": "root", "parts": 2, "settings": settings}}
+  storage.write(str(tmp_path / parts.SUMMARY), damage.sealed_json(made))
+  with pytest.raises(
+    LedgerError, match=r"--refilter: an earlier version made the parts in .*: run"
+  ):
+    parts.job_there(str(tmp_path))
+  made["job"]["settings"] = {"recorded": list(Scored._fields)}
+  storage.write(str(tmp_path / parts.SUMMARY), damage.sealed_json(made))
+  assert parts.job_there(str(tmp_path)).parts == 2

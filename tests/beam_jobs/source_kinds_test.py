@@ -349,8 +349,10 @@ def test_tracebacks_of_workers_are_printed_unless_the_launcher_explains_the_erro
   def run(text):
     raise RuntimeError(text)
 
-  assert running.exit_code("preprocess", run, f"{again} [while running 'x']\n\n{again}") == 2
-  assert capsys.readouterr().err == "preprocess: sizes differ:\n32, 64\n"
+  other = "\n\nDuring handling of the above exception, another exception occurred:\n\nKeyError: x"
+  for text in (f"{again} [while running 'x']\n\n{again}", f"{told}{other}"):
+    assert running.exit_code("preprocess", run, text) == 2
+    assert capsys.readouterr().err == "preprocess: sizes differ:\n32, 64\n"
   with pytest.raises(RuntimeError):
     running.exit_code("preprocess", run, bug)
   stream = io.StringIO()

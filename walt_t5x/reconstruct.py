@@ -246,7 +246,7 @@ def _finish(
 
 def _write_gallery(folder: Any, names: Sequence[str]) -> AnyPath:
   """Input and reconstruction next to each other, at most ten seconds of each."""
-  from walt_t5x.evaluation.clip_sources import read_file
+  from walt_t5x.evaluation.media_files import read_file
   from walt_t5x.html import gallery
 
   def cards() -> Iterator[Any]:

@@ -14,7 +14,9 @@ from beam_jobs.sources.members import file_name, parse_member
 from data import schema
 from walt_t5x.files import storage
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
-from walt_t5x.media.geometry import EVERYTHING, Crop
+from walt_t5x.media.excerpts import excerpt_of
+from walt_t5x.media.geometry import Crop
+from walt_t5x.media.rules import ReasonedError
 
 # Reasons of invalid rows: only another manifest fixes them, not another media file.
 PROBLEMS = frozenset(
@@ -81,20 +83,18 @@ class Row:
     return self.key if self.group is None else _digest("group", self.group)
 
 
-class _BadRow(ValueError):
-  """Its arguments are one of `PROBLEMS` and a message."""
-
-
 def parse_line(line: str, folder: str) -> Row:
   """Row of one manifest line; `folder` is the base of relative uris."""
   raw: Any = None
   try:
     raw = load_json(line)
     if not isinstance(raw, dict):
-      raise _BadRow("bad_manifest_line", f"got one JSON {json_kind(raw)}{_one_per_line(line)}")
+      raise ReasonedError(
+        "bad_manifest_line", f"got one JSON {json_kind(raw)}{_one_per_line(line)}"
+      )
     return _row(raw, folder)
-  except _BadRow as error:
-    problem = (error.args[0], error.args[1])
+  except ReasonedError as error:
+    problem = (error.reason, str(error))
   except ValueError as error:
     problem = (
       "bad_manifest_line",
@@ -196,28 +196,26 @@ def is_within(path: str, roots: Iterable[str]) -> bool:
 
 def _row(raw: Mapping[str, Any], folder: str) -> Row:
   if raw.get("source_error") is not None:
-    raise _BadRow("bad_source_row", str(raw["source_error"]))
+    raise ReasonedError("bad_source_row", str(raw["source_error"]))
   uri = raw.get("uri")
   if not isinstance(uri, str) or not uri or not is_utf8(uri):
-    raise _BadRow("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
+    raise ReasonedError("bad_uri", f"uri: got {uri!r}, expected a path in UTF-8")
   captions, weights = _captions(raw)
   split = "train" if raw.get("split") is None else raw["split"]
   if split not in schema.SPLITS:
-    raise _BadRow("bad_split", f"split: got {split!r}, expected one of {schema.SPLITS}")
+    raise ReasonedError("bad_split", f"split: got {split!r}, expected one of {schema.SPLITS}")
   modality = guess_modality(uri) if raw.get("modality") is None else raw["modality"]
   if modality not in schema.MODALITIES:
-    raise _BadRow(
+    raise ReasonedError(
       "bad_modality", f"modality: got {modality!r}, expected one of {schema.MODALITIES}"
     )
   label = schema.NO_LABEL if raw.get("label") is None else raw["label"]
   if not isinstance(label, int) or isinstance(label, bool) or not -1 <= label < 2**62:
-    raise _BadRow("bad_label", f"label: got {label!r}, expected a class number or nothing")
+    raise ReasonedError("bad_label", f"label: got {label!r}, expected a class number or nothing")
   group = raw.get("group")
   if isinstance(group, bool) or not isinstance(group, str | int | None):
-    raise _BadRow("bad_group", f"group: got {group!r}, expected a string or nothing")
-  start, end = _seconds(raw, "start_seconds"), _seconds(raw, "end_seconds")
-  if start is not None and end is not None and end <= start:
-    raise _BadRow("bad_window", f"end_seconds: got {end}, expected more than start_seconds {start}")
+    raise ReasonedError("bad_group", f"group: got {group!r}, expected a string or nothing")
+  excerpt = excerpt_of(raw)
   return Row(
     uri=uri,
     path=resolve(uri, folder),
@@ -226,9 +224,9 @@ def _row(raw: Mapping[str, Any], folder: str) -> Row:
     label=label,
     split=split,
     modality=modality,
-    start_seconds=start,
-    end_seconds=end,
-    crop=_crop(raw),
+    start_seconds=excerpt.start_seconds,
+    end_seconds=excerpt.end_seconds,
+    crop=excerpt.crop,
     raw=raw,
     group=None if group is None else str(group),
   )
@@ -240,7 +238,7 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
     caption = raw.get("caption")
     captions = [] if caption is None else caption if isinstance(caption, list) else [caption]
   if not isinstance(captions, list) or not all(isinstance(c, str) and is_utf8(c) for c in captions):
-    raise _BadRow(
+    raise ReasonedError(
       "bad_captions", f"captions: got {captions!r}, expected a list of strings in UTF-8"
     )
   weights = raw.get("caption_weights")
@@ -251,48 +249,18 @@ def _captions(raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...
     for w in weights
   )
   if not numbers or len(weights) != len(captions) or (weights and sum(weights) <= 0):
-    raise _BadRow(
+    raise ReasonedError(
       "bad_captions",
       f"caption_weights: got {weights!r} for {len(captions)} captions, expected the same number of weights "
       f"from 0 to {_MAX_WEIGHT:g}, not all of them 0",
     )
   kept = [(c.strip(), float(w)) for c, w in zip(captions, weights) if c.strip()]
   if kept and sum(w for _, w in kept) <= 0:
-    raise _BadRow(
+    raise ReasonedError(
       "bad_captions",
       f"caption_weights: got {weights!r}, expected a weight above 0 of a caption that is not blank",
     )
   return tuple(c for c, _ in kept), tuple(w for _, w in kept)
-
-
-def _seconds(raw: Mapping[str, Any], name: str) -> float | None:
-  value = raw.get(name)
-  if value is None:
-    return None
-  if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e7:
-    raise _BadRow("bad_window", f"{name}: got {value!r}, expected seconds >= 0")
-  return float(value)
-
-
-def _crop(raw: Mapping[str, Any]) -> Crop | None:
-  """The crop of a row; None if it is the entire picture."""
-  crop = raw.get("crop")
-  if crop is None:
-    return None
-  numbers = isinstance(crop, list) and all(
-    isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 for one in crop
-  )
-  top, bottom, left, right = (
-    [round(float(one), 6) for one in crop] if numbers and len(crop) == 4 else (0.0,) * 4
-  )
-  if not (top < bottom and left < right):
-    raise _BadRow(
-      "bad_crop",
-      f"crop: got {crop!r}, expected [top, bottom, left, right] in fractions of the height and width, "
-      "0 <= top < bottom <= 1 and 0 <= left < right <= 1",
-    )
-  found = (top, bottom, left, right)
-  return None if found == EVERYTHING else found
 
 
 def _digest(*parts: Any) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from walt_t5x.evaluation import alike, clip_sources
+from walt_t5x.evaluation import alike, media_files
 from walt_t5x.generation.sample_folder import SampleFolder
 from walt_t5x.media import writing
 from walt_t5x.metrics.protocols import PROTOCOLS
@@ -22,7 +22,7 @@ def _media(folder, size, fps, *, generated=False):
       )  # fmt: skip
     else:
       writing.write_video(folder / f"{index}.mp4", clip, fps=fps)
-  return clip_sources.find_media(folder)
+  return media_files.find_media(folder)
 
 
 @pytest.mark.parametrize("generated", [True, False])
@@ -60,4 +60,4 @@ def test_files_that_cannot_be_read_are_left_to_the_scoring(tmp_path):
   samples = _media(tmp_path / "samples", *OURS)
   (tmp_path / "real").mkdir()
   (tmp_path / "real" / "a.mp4").write_bytes(b"no video")
-  assert alike.difference(samples, clip_sources.find_media(tmp_path / "real"), FVD) == ""
+  assert alike.difference(samples, media_files.find_media(tmp_path / "real"), FVD) == ""

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from walt_t5x.evaluation import benchmark_requests, clip_sources
+from walt_t5x.evaluation import benchmark_requests, clip_sources, media_files
 from walt_t5x.generation.requests import read_requests
 from walt_t5x.media import decoding, reading, writing
 from walt_t5x.media.clips import ClipSpec
@@ -138,7 +138,7 @@ def test_references_that_are_too_short_or_slow_are_left_out_and_named(ucf, tmp_p
   assert "B/short.avi: 15 frames at 8 fps, expected 16" in printed.err
   assert "left out " + str(ucf / "B/html.avi") in printed.err
   # Every reference can be scored.
-  media = clip_sources.find_media(result["reference"])
+  media = media_files.find_media(result["reference"])
   protocol = PROTOCOLS["ucf101_zero_shot"].replace(size=(16, 16), sample_count=None)
   for clip in clip_sources.plan_samples(media, protocol):
     assert clip_sources.read_clip(clip, protocol, ClipRule.CENTRAL).shape == (16, 16, 16, 3)

@@ -5,10 +5,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.beam_jobs import media
 from tests.media import conformance
-from walt_t5x.evaluation.clip_sources import PlannedClip, find_media, read_clip
+from walt_t5x.evaluation.clip_sources import PlannedClip, read_clip
+from walt_t5x.evaluation.media_files import find_media
 from walt_t5x.media import decoding
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -90,7 +92,7 @@ def _training_pixels(path, **fields):
 @pytest.mark.parametrize("size", SHAPES.values(), ids=SHAPES)
 def test_a_reference_is_the_pixels_of_its_training_clip(size, tmp_path):
   path = tmp_path / "a.mkv"
-  _encode(path, size=size)
+  _encode(path, size=size, seconds=1)
   for rule, position in ((ClipRule.FIRST, "beginning"), (ClipRule.CENTRAL, "centre")):
     expected = _training_pixels(path, position=position)
     np.testing.assert_array_equal(read_clip(_clip(tmp_path), UCF101, rule), expected)
@@ -144,9 +146,58 @@ def test_a_smaller_scoring_size_is_reached_through_the_training_size(tmp_path):
 @needs_ffmpeg
 def test_only_the_frames_of_a_clip_are_decoded(tmp_path):
   """The rest of the file may be missing."""
-  _encode(tmp_path / "a.mkv", size="320x240", seconds=20)
+  _encode(tmp_path / "a.mkv", size="320x240", seconds=6)
   entire = read_clip(_clip(tmp_path), UCF101, ClipRule.FIRST)
   content = (tmp_path / "a.mkv").read_bytes()
   (tmp_path / "a.mkv").write_bytes(content[: len(content) // 2])
   for protocol in (UCF101, UCF101.replace(fps=None)):
     np.testing.assert_array_equal(read_clip(_clip(tmp_path), protocol, ClipRule.FIRST), entire)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["video", "image"])
+def test_a_row_of_a_manifest_is_scored_by_the_part_that_is_trained_on(name, tmp_path):
+  """The window and the crop of curated clips; ffmpeg's command line cuts them out too."""
+  _encode(tmp_path / "a.mkv", size="320x240", seconds=3)
+  (video,) = find_media(tmp_path)
+  Image.fromarray(video.read()[0]).save(tmp_path / "a.png")
+  rows = [
+    {"start_seconds": 1.0, "end_seconds": 2.2, "crop": [0.1, 0.9, 0.2, 1.0]},
+    {"start_seconds": 2.0},
+    {"crop": [0.0, 0.5, 0.0, 0.5]},
+  ]
+  uri, images = ("a.mkv", False) if name == "video" else ("a.png", True)
+  manifest = tmp_path / "clips.jsonl"
+  lines = [{"uri": "a.mkv" if images else "a.png"}, *({"uri": uri, **row} for row in rows)]
+  manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  media = find_media(manifest, images=images, split="train")
+  assert [one.name for one in media] == ["a_1-2.2s_0.1-0.9-0.2-1", "a_2-s", "a_0-0.5-0-0.5"]
+  protocols = [UCF101] if images else [UCF101, UCF101.replace(fps=None)]
+  stretch = UCF101.replace(geometry=Geometry.STRETCH, size=None)
+  content = (tmp_path / uri).read_bytes()
+  for one, row in zip(media, rows):
+    spec = ClipSpec(resolutions=((128, 128),), num_frames=16, fps=25.0, allow_upscale=True)
+    crop = row.get("crop")
+    times = {key: value for key, value in row.items() if key != "crop"}
+    trained = decoding.decode(content, name, spec, crop=crop, **times).frames[128, 128]
+    clip = PlannedClip(media=one, fold=0, number=0)
+    for protocol in protocols:
+      np.testing.assert_array_equal(read_clip(clip, protocol, ClipRule.CENTRAL), trained)
+    top, bottom, left, right = crop or (0, 1, 0, 1)
+    filters = f"crop={round(320 * (right - left))}:{round(240 * (bottom - top))}:{round(320 * left)}:{round(240 * top)}"
+    if not images:
+      start, end = row.get("start_seconds", 0), row.get("end_seconds", 3)
+      filters = f"trim=start={start}:end={end},{filters}"
+    command = [conformance.FFMPEG, "-v", "error", "-i", str(tmp_path / uri), "-vf"]
+    command += [filters, "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    raw = subprocess.run([*command, "-"], check=True, capture_output=True).stdout
+    entire = one.read()
+    np.testing.assert_array_equal(entire, np.frombuffer(raw, np.uint8).reshape(entire.shape))
+    first = read_clip(clip, stretch.replace(fps=None), ClipRule.FIRST)
+    np.testing.assert_array_equal(first, entire[:16])
+
+
+def test_a_wrong_crop_of_a_row_is_named(tmp_path):
+  (tmp_path / "clips.jsonl").write_text('{"uri": "a.mkv"}\n{"uri": "a.mkv", "crop": [0.5, 0.2]}\n')
+  with pytest.raises(ValueError, match=r"clips.jsonl:2 has a wrong field: crop: got \[0.5, 0.2\]"):
+    find_media(tmp_path / "clips.jsonl")

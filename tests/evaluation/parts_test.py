@@ -7,7 +7,7 @@ import pytest
 
 from tests.evaluation.scoring_test import _IS, _SMALL, _MeanColors, _media, _videos, score
 from walt_t5x import evaluate
-from walt_t5x.evaluation import clip_sources
+from walt_t5x.evaluation import clip_sources, media_files
 from walt_t5x.evaluation.parts import load_part, plan_parts, save_part
 from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
 from walt_t5x.media import writing
@@ -49,7 +49,7 @@ def folders(tmp_path_factory):
 
 
 def _evaluation(folders, network=None, **options):
-  fake, real = (clip_sources.find_media(folders / name) for name in ("fake", "real"))
+  fake, real = (media_files.find_media(folders / name) for name in ("fake", "real"))
   networks = {"i3d": network or _MeanColors()}
   return Evaluation(_PROTOCOL, fake, real, networks, batch_size=2, clips_per_part=4, **options)
 
@@ -59,7 +59,7 @@ def _values(scores):
 
 
 def test_parts_of_any_size_merge_to_the_same_scores(folders):
-  fake, real = (clip_sources.find_media(folders / name) for name in ("fake", "real"))
+  fake, real = (media_files.find_media(folders / name) for name in ("fake", "real"))
   by_size = [
     score(_PROTOCOL, fake, real, {"i3d": _MeanColors()}, batch_size=b, clips_per_part=p)
     for b, p in ((64, 1000), (3, 1), (2, 4), (5, 7))

@@ -12,7 +12,7 @@ import pytest
 from data import schema, tfrecord
 from tests.beam_jobs.conftest import save_checkpoint, weights
 from walt_t5x import evaluate, reconstruct
-from walt_t5x.evaluation.clip_sources import find_media, is_ours
+from walt_t5x.evaluation.media_files import find_media, is_ours
 from walt_t5x.evaluation.reconstruction import ReconstructionFolder
 from walt_t5x.generation import pixel_codec
 from walt_t5x.generation.pixel_codec import PixelCodec

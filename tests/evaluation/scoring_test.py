@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from tests.metrics.frechet_test import inception_score
 from walt_t5x import evaluate
-from walt_t5x.evaluation import clip_sources
+from walt_t5x.evaluation import clip_sources, media_files
 from walt_t5x.evaluation.scoring import Evaluation, score_evaluation
 from walt_t5x.media import writing
 from walt_t5x.metrics import caption_accuracy, scene_captions, scene_reader, shape_reader
@@ -34,7 +34,7 @@ _IS = ScoreRule(
 
 
 def _media(name, frames, path=None):
-  return clip_sources.Media(name=name, path=path, read=lambda: frames, generated=True)
+  return media_files.Media(name=name, path=path, read=lambda: frames, generated=True)
 
 
 def _videos(rng, count, frames=6, size=8):
@@ -161,7 +161,7 @@ def test_reference_cache_is_named_by_content(tmp_path):
   videos = _videos(rng, 6)
   for i, video in enumerate(videos):
     writing.write_video(tmp_path / "real" / f"{i}.mp4", video, fps=8)
-  real = clip_sources.find_media(tmp_path / "real")
+  real = media_files.find_media(tmp_path / "real")
   network = _MeanColors()
   options = {"batch_size": 3, "cache_dir": tmp_path / "cache"}
   first = score(_SMALL, real, real, {"i3d": network}, **options)[0].value
@@ -383,13 +383,13 @@ def test_generated_folders_are_read_at_their_original_size(tmp_path):
     3, prompt="gray", videos={"base": video, "sr1": video.repeat(2, 1).repeat(2, 2)},
     fps=8, seed=0, steps={"base": 1, "sr1": 1}, fingerprints={},
   )  # fmt: skip
-  (media,) = clip_sources.find_media(tmp_path)
+  (media,) = media_files.find_media(tmp_path)
   assert media.name == "00003" and media.read().shape == (5, 32, 32, 3)
-  assert clip_sources.find_media(tmp_path, stage="base")[0].read().shape == (5, 16, 16, 3)
+  assert media_files.find_media(tmp_path, stage="base")[0].read().shape == (5, 16, 16, 3)
   with pytest.raises(ValueError, match="--stage=sr9"):
-    clip_sources.find_media(tmp_path, stage="sr9")
+    media_files.find_media(tmp_path, stage="sr9")
   with pytest.raises(FileNotFoundError, match="No images under"):
-    clip_sources.find_media(tmp_path / "none", images=True)
+    media_files.find_media(tmp_path / "none", images=True)
 
 
 def test_lpips_is_reported_with_the_other_paired_scores(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import locale
 import numpy as np
 import pytest
 
-from walt_t5x.evaluation import clip_sources
+from walt_t5x.evaluation import media_files
 from walt_t5x.files.damage import Damaged
 from walt_t5x.generation import sample_files
 from walt_t5x.generation.sample_folder import SampleFolder
@@ -206,7 +206,7 @@ def test_a_flipped_bit_in_a_sample_is_found_before_it_is_scored(tmp_path, format
   options = {"fps": 8, "seed": 0, "steps": {"base": 1}, "fingerprints": {}}
   folder.write(0, prompt="a", videos={"base": video}, formats=(format,), **options)
   (sample,) = folder.samples()
-  (media,) = clip_sources.find_media(tmp_path)
+  (media,) = media_files.find_media(tmp_path)
   np.testing.assert_array_equal(media.read(), clip_to_uint8(folder.read(sample, "base")))
   file = sample.files["base"]
   file = min(file.glob("*")) if file.is_dir() else file

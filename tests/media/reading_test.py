@@ -15,8 +15,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from tests.beam_jobs import media
 from tests.media.awkward_media_test import LOSSLESS, SHOWN, TICKS, encode, pictures, saved
-from walt_t5x.evaluation.clip_sources import find_media
 from walt_t5x.evaluation.held_out_clips import MediaRule, UnreadableClip, clips_of_media
+from walt_t5x.evaluation.media_files import find_media
 from walt_t5x.files import storage
 from walt_t5x.generation.conditioning_media import read_clip, read_image
 from walt_t5x.media import reading, writing

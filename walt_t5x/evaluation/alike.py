@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Sequence
 
-from walt_t5x.evaluation.clip_sources import Media
+from walt_t5x.evaluation.media_files import Media
 from walt_t5x.media.clips import ClipSpec
 from walt_t5x.media.containers import IMAGE_SUFFIXES
 from walt_t5x.media.facts import describe

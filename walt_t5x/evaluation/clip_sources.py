@@ -1,43 +1,23 @@
-"""Selects the clips that a protocol scores: from folders of media, manifests, or output folders of `generate`."""
+"""Selects the clips that a protocol scores, and reads them as the protocol says."""
 
 import dataclasses
 import hashlib
 import itertools
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from walt_t5x.files import storage
-from walt_t5x.files.damage import parsed
-from walt_t5x.files.paths import AnyPath, as_path
-from walt_t5x.generation.sample_folder import SampleFolder
-from walt_t5x.media import decoding, geometry, pictures, reading
+from walt_t5x.evaluation.media_files import Media, cropped, times_of
+from walt_t5x.media import decoding, geometry, reading
 from walt_t5x.media.clips import ClipSpec
-from walt_t5x.media.containers import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_hidden
+from walt_t5x.media.containers import IMAGE_SUFFIXES
 from walt_t5x.media.pixels import clip_to_uint8
 from walt_t5x.media.rules import ReasonedError
 from walt_t5x.metrics.network_input import resize_bilinear
 from walt_t5x.metrics.protocols.protocol import ClipRule, Geometry, Protocol
 
 _T = TypeVar("_T")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Media:
-  """One file; `name`, its path inside the folder without suffix, identifies it in pairs and random draws.
-
-  `read` returns its frames, [T, H, W, 3] uint8. `generated` marks a sample of `generate`, whose frames are the clip,
-  with the (height, width) and rate of its sidecar; other files are cut like training data.
-  """
-
-  name: str
-  path: AnyPath
-  read: Callable[[], np.ndarray]
-  generated: bool = False
-  size: tuple[int, int] | None = None
-  fps: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,107 +33,6 @@ class PlannedClip:
   fold: int
   number: int
   reference: Media | None = None
-
-
-def read_file(path: AnyPath, *, max_frames: int | None = None) -> np.ndarray:
-  """Frames [T, H, W, 3] uint8, the first `max_frames` or all; an image is one frame."""
-  if path.suffix.lower() in IMAGE_SUFFIXES:
-    return np.asarray(pictures.open_picture(path))[None]
-  return reading.read_video(path, max_frames=max_frames).frames
-
-
-def _file(path: AnyPath, name: str) -> Media:
-  return Media(
-    name=str(pathlib.PurePath(name).with_suffix("")), path=path, read=lambda: read_file(path)
-  )
-
-
-def _from_sample_folder(path: AnyPath, stage: str | None) -> list[Media]:
-  folder, found = SampleFolder(path), []
-  for sample in folder.samples():
-    names = list(sample.files)
-    chosen = stage or names[-1]
-    if chosen not in names:
-      raise ValueError(f"sample {sample.index} of {path} has stages {names}, got --stage={stage}.")
-
-    def read(sample=sample, chosen=chosen) -> np.ndarray:
-      return clip_to_uint8(folder.read(sample, chosen))
-
-    _, height, width, _ = sample.sidecar["stages"][chosen]["shape"]
-    found.append(
-      Media(
-        name=f"{sample.index:05d}",
-        path=sample.files[chosen],
-        read=read,
-        generated=True,
-        size=(height, width),
-        fps=sample.sidecar["fps"],
-      )
-    )
-  return found
-
-
-def _from_manifest(path: AnyPath, *, images: bool, split: str | None) -> list[Media]:
-  modality, found = "image" if images else "video", []
-  with path.open(encoding="utf-8") as lines:
-    for number, line in enumerate(lines, 1):
-      row = parsed(line, name=f"{path}:{number}")
-      if "uri" not in row:
-        raise ValueError(f"{path}:{number} has no 'uri'; got the fields {sorted(row)}.")
-      if row.get("modality", modality) == modality and split in (None, row.get("split")):
-        found.append(_file(path.parent / row["uri"], row["uri"]))
-  return found
-
-
-def _from_folder(path: AnyPath, suffixes: Sequence[str]) -> list[Media]:
-  files = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes)
-  return [_file(f, n) for f in files if not is_hidden(n := str(f.relative_to(path)))]
-
-
-def _has_samples(folder: AnyPath) -> bool:
-  """Whether a folder has sidecars of samples; other programs name files by numbers too."""
-  first = min(folder.glob("[0-9]*.json"), default=None)
-  return first is not None and "stages" in storage.read_json(first)
-
-
-def is_ours(folder: AnyPath) -> bool:
-  """Whether a folder of media was written by `generate` or `reconstruct`, so that results may be added to it."""
-  made = folder.parent / "sidecars", folder.parent / "run.json"
-  return _has_samples(folder) or all(path.exists() for path in made)
-
-
-def find_media(
-  path: str | AnyPath, *, images: bool = False, stage: str | None = None, split: str | None = None
-) -> list[Media]:
-  """The media under a path, in the order of their names; those of a manifest in its order.
-
-  Args:
-    path: an output folder of `python -m walt_t5x.generate` (recognized by its sidecars), a folder of media
-      files at any depth, or a `.jsonl` manifest whose rows have a `uri` relative to it.
-    images: look for images instead of videos.
-    stage: stage of a generated cascade; None for the last.
-    split: keep only the manifest rows of this split.
-
-  Raises:
-    FileNotFoundError: the path does not exist, or has no media.
-    ValueError: a manifest row has no uri, or the stage is unknown.
-  """
-  path = as_path(path)
-  if path.suffix == ".jsonl" and path.is_file():
-    found = _from_manifest(path, images=images, split=split)
-  elif path.is_dir() and _has_samples(path):
-    found = _from_sample_folder(path, stage)
-  else:
-    found = _from_folder(path, IMAGE_SUFFIXES if images else VIDEO_SUFFIXES)
-  if not found:
-    kinds = ("images", "videos") if images else ("videos", "images")
-    others = path.is_dir() and _from_folder(path, VIDEO_SUFFIXES if images else IMAGE_SUFFIXES)
-    there = f", only {len(others):,} {kinds[1]}" if others else ""
-    raise FileNotFoundError(
-      f"No {kinds[0]} under {path}{there}: expected a folder of media, a .jsonl "
-      "manifest, or the --output of `python -m walt_t5x.generate`."
-    )
-  return found
 
 
 def _generator(*parts: object) -> np.random.Generator:
@@ -280,25 +159,36 @@ def _cut_file(media: Media, protocol: Protocol, rule: ClipRule, draw: float) -> 
   size = protocol.source_size or protocol.size
   if protocol.geometry is Geometry.STRETCH:
     size = None
-  content = media.path.read_bytes()
-  if media.path.suffix.lower() in IMAGE_SUFFIXES:
-    if size is None:
-      return media.read()
-    return decoding.decode(content, "image", _spec(size, protocol, rule)).frames[size]
-  if size is not None and protocol.fps is not None:
-    spec = _spec(size, protocol, rule)
-    return decoding.decode(content, "video", spec, draw=draw).frames[size]
+  content, excerpt = media.path.read_bytes(), media.excerpt
+  image = media.path.suffix.lower() in IMAGE_SUFFIXES
+  if image and size is None:
+    return media.read()
+  if size is not None and (image or protocol.fps is not None):
+    return decoding.decode(
+      content,
+      "image" if image else "video",
+      _spec(size, protocol, rule),
+      start_seconds=excerpt.start_seconds,
+      end_seconds=excerpt.end_seconds,
+      crop=excerpt.crop,
+      draw=draw,
+    ).frames[size]
   # Native frames, or native sizes: frames are chosen by number.
-  if rule is ClipRule.FIRST and protocol.fps is None:
+  windowed = excerpt.start_seconds is not None or excerpt.end_seconds is not None
+  if rule is ClipRule.FIRST and protocol.fps is None and not windowed:
     numbers = list(range(protocol.frames))
   else:
-    times = reading.frame_times(content)
+    first, times = times_of(content, excerpt)
     chosen = range(len(times)) if protocol.fps is None else reading.resampled(times, protocol.fps)
-    numbers = list(chosen[_window(len(chosen), protocol.frames, draw)])
+    # As in preprocessing, a row with a start and no end states where its clip begins.
+    if excerpt.start_seconds is not None and excerpt.end_seconds is None:
+      draw = 0.0
+    window = _window(len(chosen), protocol.frames, draw)
+    numbers = [first + number for number in chosen[window]]
   if size is None:
-    frames = np.stack(list(reading.frames_at(content, numbers)))
+    frames = np.stack([cropped(one, excerpt) for one in reading.frames_at(content, numbers)])
   else:
-    frames = decoding.native_frames(content, numbers, size=size)
+    frames = decoding.native_frames(content, numbers, size=size, crop=excerpt.crop)
   if len(frames) < protocol.frames:
     raise ValueError(f"it has {len(frames)} frames")
   return frames

@@ -9,7 +9,7 @@ from typing import Any
 from walt_t5x.config import programs
 from walt_t5x.evaluation import alike
 from walt_t5x.evaluation.clip_scores import LpipsNetwork
-from walt_t5x.evaluation.clip_sources import find_media, is_ours
+from walt_t5x.evaluation.media_files import find_media, is_ours
 from walt_t5x.evaluation.scoring import Evaluation, Score, score_evaluation
 from walt_t5x.files import mirror, storage
 from walt_t5x.files.paths import AnyPath, as_path

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.evaluation.clip_sources import Media, find_media
+from walt_t5x.evaluation.media_files import Media, find_media, frames_of
 from walt_t5x.evaluation.reconstruction import HeldOutClip
 from walt_t5x.media import geometry, reading
 
@@ -126,7 +126,9 @@ def clips_of_media(
 def _first_frames(media: Media, rule: MediaRule, frames: int | None) -> Iterator[np.ndarray]:
   count, size = 0, (0, 0)
   try:
-    for frame in itertools.islice(_frames_of(media, rule), frames):
+    for shown in itertools.islice(frames_of(media, fps=rule.fps), frames):
+      target = rule.size or shown.shape[:2]
+      frame = geometry.fitted(shown[None], size=target, fit=rule.fit, what=str(media.path))[0]
       if not count:
         size = frame.shape[:2]
         rule.check((1, *size))
@@ -140,20 +142,6 @@ def _first_frames(media: Media, rule: MediaRule, frames: int | None) -> Iterator
     raise UnreadableClip(f"{type(error).__name__}: {error}") from error
   if frames is not None and count < frames:
     raise UnreadableClip(f"it has {count} frames, expected at least --frames={frames}")
-
-
-def _frames_of(media: Media, rule: MediaRule) -> Iterator[np.ndarray]:
-  if rule.images:
-    found: Iterator[np.ndarray] = iter(media.read())
-  elif rule.fps is None:
-    found = (frame for _, frame in reading.iterate_frames(media.path))
-  else:
-    # Which frames are kept is known only once all times are; frames are not kept in the meantime.
-    kept = reading.resampled(reading.frame_times(media.path), rule.fps)
-    found = reading.frames_at(media.path, kept)
-  for frame in found:
-    size = rule.size or frame.shape[:2]
-    yield geometry.fitted(frame[None], size=size, fit=rule.fit, what=str(media.path))[0]
 
 
 def _rate(media: Media, rule: MediaRule) -> float:

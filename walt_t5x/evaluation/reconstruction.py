@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from walt_t5x.evaluation import clip_sources
+from walt_t5x.evaluation import media_files
 from walt_t5x.files import storage
 from walt_t5x.files.paths import AnyPath
 from walt_t5x.media.writing import LOSSLESS_SUFFIX, lossless_writer, write_picture
@@ -124,7 +124,7 @@ class ReconstructionFolder:
       return {}
     return {
       f"{key}s": score(
-        (clip_sources.read_file(self.path / row[key]) / np.float32(255), row["caption"])
+        (media_files.read_file(self.path / row[key]) / np.float32(255), row["caption"])
         for row in self.facts(names)
       )
       for key in ("input", "reconstruction")

@@ -11,7 +11,6 @@ import numpy as np
 
 from walt_t5x.evaluation.clip_scores import LpipsNetwork, values_of_clips
 from walt_t5x.evaluation.clip_sources import (
-  Media,
   PlannedClip,
   in_batches,
   plan_references,
@@ -19,6 +18,7 @@ from walt_t5x.evaluation.clip_sources import (
   read_clip,
   with_references,
 )
+from walt_t5x.evaluation.media_files import Media
 from walt_t5x.evaluation.parts import PartPlan, PartStatistics, load_part, plan_parts, save_part
 from walt_t5x.files.fingerprint import file_sha256
 from walt_t5x.files.paths import AnyPath

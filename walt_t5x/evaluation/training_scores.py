@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from walt_t5x.evaluation.clip_sources import Media, find_media
+from walt_t5x.evaluation.media_files import Media, find_media
 from walt_t5x.evaluation.parts import PartStatistics
 from walt_t5x.evaluation.scoring import Evaluation, reference_folds
 from walt_t5x.files.paths import as_path

@@ -86,7 +86,12 @@ def decode(
 
 
 def native_frames(
-  content: bytes, numbers: Iterable[int], *, size: tuple[int, int], max_pixels: int = MAX_PIXELS
+  content: bytes,
+  numbers: Iterable[int],
+  *,
+  size: tuple[int, int],
+  crop: Crop | None = None,
+  max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
   """The frames with these numbers [T, H, W, 3] uint8, at no other rate, resized and cut as `decode` does.
 
@@ -94,6 +99,7 @@ def native_frames(
     content: contents of the complete file.
     numbers: increasing; fewer are returned if the file has fewer.
     size: (height, width).
+    crop: the part of the upright picture that is used.
     max_pixels: see `open_video`.
 
   Raises:
@@ -102,7 +108,7 @@ def native_frames(
   spec = ClipSpec(resolutions=(size,), num_frames=1, fps=1.0, allow_upscale=True, deinterlace=True)
   wanted, pictures = set(numbers), []
   with open_video(content, max_pixels=max_pixels) as video:
-    resizer = _Resizer(video.aspect, spec, (), None)
+    resizer = _Resizer(video.aspect, spec, (), crop)
     for number, (seconds, frame) in enumerate(video.frames(deinterlace=True)):
       if number > max(wanted, default=-1):
         break

@@ -283,6 +283,31 @@ def frame_times(source: Source, *, max_pixels: int = MAX_PIXELS) -> list[float]:
   return [seconds for seconds, _ in _intact_frames(source, max_pixels)]
 
 
+def window_times(
+  source: Source, start: float | None = None, end: float | None = None
+) -> tuple[int, list[float]]:
+  """Number of the first frame shown from `start` on, and seconds since it of all that are shown before `end`.
+
+  Args:
+    source: see `open_video`.
+    start, end: seconds as the file states them, to which `decoding.decode` refers too; None for no limit.
+
+  Raises:
+    MediaError: see `iterate_frames`.
+  """
+  first, times = 0, []
+  with open_video(source) as video:
+    for seconds, frame in video.frames():
+      check_intact(seconds, frame)
+      if end is not None and seconds >= end - CLOCK_SLACK:
+        break
+      if start is None or seconds >= start - CLOCK_SLACK:
+        times.append(seconds)
+      else:
+        first += 1
+  return first, [seconds - times[0] for seconds in times]
+
+
 def _intact_frames(source: Source, max_pixels: int) -> Iterator[tuple[float, "VideoFrame"]]:
   """(seconds since the first frame, frame) of an entire video."""
   with open_video(source, max_pixels=max_pixels) as video:

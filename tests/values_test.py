@@ -21,7 +21,9 @@ BY_NAME = (
 BY_PLACE = (
   "beam_jobs.shards.ledger.Summary",
   "walt_t5x.denoiser.adaln.Modulation",
+  "walt_t5x.diffusion.guidance.AdaptiveProjection",
   "walt_t5x.diffusion.guidance.ConstantGuidance",
+  "walt_t5x.diffusion.guidance.IntervalGuidance",
   "walt_t5x.diffusion.guidance.PowerCosineGuidance",
   "walt_t5x.metrics.frechet.FoldScore",
 )

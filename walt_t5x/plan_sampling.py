@@ -29,7 +29,7 @@ class SamplingPlan:
 
   Attributes:
     weight_bytes: size of the weights in the stage's dtype.
-    network_rows: examples of a network call per sample: branches of guidance.
+    network_rows: examples of a network call per sample: branches of guidance, on average over the calls.
     network_calls: network calls per sample.
     topologies: memory that a batch's chain needs per chip, by slice, as a `tpu_compile.ChipMemory`.
   """
@@ -38,7 +38,7 @@ class SamplingPlan:
   parameters: int
   weight_bytes: int
   tokens_per_row: int
-  network_rows: int
+  network_rows: float
   network_calls: int
   flops_per_sample: float
   topologies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -101,15 +101,15 @@ def plan_stage(
     lowered = chain.lower(params, *arguments(batch_size), devices=devices)
     memory[name] = tpu_compile.compiled_or_rejected(lowered, name)[1]
   branches = 1 if sampler.guidance is None else 2 if sampler.frame_guidance is None else 3
-  calls = branches * sampler.num_steps
+  counts = sampler.branch_counts(config.model.schedule, branches=branches)
   return SamplingPlan(
     stage=config.name,
     parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
     weight_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)),
     tokens_per_row=t * (h // module.patch_size) * (w // module.patch_size),
-    network_rows=branches,
+    network_rows=sum(counts) / len(counts),
     network_calls=sampler.num_steps,
-    flops_per_sample=count_flops_of(call, params, *arguments(1)) * calls,
+    flops_per_sample=count_flops_of(call, params, *arguments(1)) * sum(counts),
     topologies=memory,
   )
 
@@ -123,7 +123,7 @@ def table(plans: Sequence[SamplingPlan], *, batch_size: int) -> str:
   for plan in plans:
     lines.append(
       f"{plan.stage:<8} {plan.parameters:>15,} {plan.weight_bytes / GIB:>13.2f} {plan.tokens_per_row:>13,} "
-      f"{f'{plan.network_rows} x {plan.network_calls}':>13} {plan.flops_per_sample:>20.3e}"
+      f"{f'{plan.network_rows:g} x {plan.network_calls}':>13} {plan.flops_per_sample:>20.3e}"
     )
   for name in plans[0].topologies:
     lines += ["", f"{name}, batches of {batch_size}: estimated by the TPU compiler, not measured"]

@@ -18,6 +18,7 @@ from tests.beam_jobs.conftest import digests, good_rows, write_manifest
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.html import inspection
+from walt_t5x.media import excerpts
 
 BROKEN = ("clip0.mp4", "clip3.mp4", "clip4.mp4", "still1.png")
 
@@ -313,11 +314,11 @@ def test_names_of_shards_come_back_and_seqio_finds_those_of_replays():
 
 
 def test_problems_are_the_reasons_of_invalid_rows():
-  tree = ast.parse(pathlib.Path(rows.__file__).read_text())
   raised = {
     node.args[0].value
-    for node in ast.walk(tree)
-    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_BadRow"
+    for module in (rows, excerpts)
+    for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text()))
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "ReasonedError"
   }
   assert raised | {"bad_manifest_line"} == PROBLEMS
   everything = replays.Replay(number=1, reasons=None, buckets={}, settings={})

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import compare_upscaling, plan_sampling
-from walt_t5x.diffusion.guidance import ConstantGuidance
+from walt_t5x.diffusion.guidance import ConstantGuidance, IntervalGuidance
 from walt_t5x.models.sampling import SamplerConfig
 
 
@@ -109,9 +109,11 @@ def test_a_plan_of_sampling_counts_branches_steps_and_bytes():
     return plan_sampling.plan_stage(changed, text_length=8, batch_size=1)
 
   alone = plan(num_steps=1, guidance=None)
-  scale = ConstantGuidance(2.0)
-  guided = plan(num_steps=5, guidance=scale, frame_guidance=scale)
+  guided = plan(num_steps=5, guidance=ConstantGuidance(2.0), frame_guidance=ConstantGuidance(3.0))
   assert guided.flops_per_sample == 15 * alone.flops_per_sample > 0
   assert (guided.network_rows, guided.network_calls, guided.tokens_per_row) == (3, 5, 5 * 4 * 4)
+  # At t = 1 and 1/5, outside of the interval, only the condition counts.
+  inside = plan(num_steps=5, guidance=IntervalGuidance(2.0, 0.3, 0.9))
+  assert inside.flops_per_sample == 8 * alone.flops_per_sample and inside.network_rows == 1.6
   assert alone.weight_bytes == 2 * alone.parameters > 0
   assert "base" in plan_sampling.table([guided], batch_size=1)

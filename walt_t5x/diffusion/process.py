@@ -108,3 +108,15 @@ def to_x0_and_noise(
       return jnp.where(a > 0, (x_t - s * output) / jnp.where(a > 0, a, 1.0), 0.0), output
     case _:
       raise ValueError(f"{prediction=} has no inverse")
+
+
+def output_for(
+  prediction: Prediction,
+  x0: Float[Array, "B ..."],
+  *,
+  x_t: Float[Array, "B ..."],
+  gamma: Float[Array, " B"],
+) -> Float[Array, "B ..."]:
+  """The network output at x_t that implies x_0, float32: the inverse of `to_x0_and_noise` for gamma < 1."""
+  noise = to_x0_and_noise(Prediction.X0, x0, x_t=x_t, gamma=gamma)[1]
+  return target(prediction, x0=x0, noise=noise, gamma=gamma)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from walt_t5x.denoiser.transformer import WaltDenoiser
-from walt_t5x.diffusion.guidance import ConstantGuidance, PowerCosineGuidance
+from walt_t5x.diffusion.guidance import COMBINATIONS, SCALES
 from walt_t5x.diffusion.samplers.grids import GRIDS
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.engine import run_record
@@ -35,9 +35,8 @@ _CLASSES: Mapping[type, frozenset[str]] = {
   CausalVae: frozenset({"parent", "name"}),
   NoiseSchedule: frozenset(),
   SamplerConfig: frozenset(),
-  ConstantGuidance: frozenset(),
-  PowerCosineGuidance: frozenset(),
-  **dict.fromkeys((*(type(solver) for solver in SOLVERS.values()), *GRIDS), frozenset()),
+  **dict.fromkeys((*SCALES, *COMBINATIONS, *GRIDS), frozenset()),
+  **dict.fromkeys((type(solver) for solver in SOLVERS.values()), frozenset()),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
 BY_NAME = {cls.__name__: cls for cls in _CLASSES}

@@ -1,18 +1,26 @@
 """Guided sampling of latents with a denoiser, for both `predict_batch` and generation."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
-from walt_t5x.diffusion.guidance import ConstantGuidance, guide, guide_twice, rescale
-from walt_t5x.diffusion.process import Prediction
+from walt_t5x.diffusion.guidance import (
+  Combination,
+  ConstantGuidance,
+  guide,
+  guide_twice,
+  rescale,
+)
+from walt_t5x.diffusion.process import Prediction, output_for, to_x0_and_noise
 from walt_t5x.diffusion.samplers.grids import Grid, Trailing
-from walt_t5x.diffusion.samplers.sampler import sample
+from walt_t5x.diffusion.samplers.sampler import Call, Denoised, call_points, sample
 from walt_t5x.diffusion.samplers.solvers import (
   Ddim,
   DpmSolverMultistep,
@@ -42,6 +50,7 @@ class SamplerConfig:
   Attributes:
     num_steps: network calls; 50 in the paper.
     guidance: scale as a function of time, see `walt_t5x.diffusion.guidance`; None samples the conditional model only.
+    combine: rule other than u + w (c - u), see `guidance.COMBINATIONS`; None without one. Not with `frame_guidance`.
     frame_guidance: separate scale for the conditioning frames, in addition to `guidance` for text and class; takes
       three network evaluations per sample instead of two. None drops frames and text together. Assumption: None.
     rescale: share of rescaled guidance in [0, 1], see `guidance.rescale`; 2305.08891 has 0.7. Assumption: 0.
@@ -52,6 +61,7 @@ class SamplerConfig:
 
   num_steps: int = 50
   guidance: GuidanceFn | None = ConstantGuidance(7.5)  # noqa: RUF009 - frozen
+  combine: Combination | None = None
   frame_guidance: GuidanceFn | None = None
   rescale: float = 0.0
   eta: float = 0.0
@@ -62,6 +72,10 @@ class SamplerConfig:
     if self.guidance is None and self.frame_guidance is not None:
       raise ValueError(
         "SamplerConfig.frame_guidance is set and guidance is not: set both, or neither"
+      )
+    if self.combine is not None and self.frame_guidance is not None:
+      raise ValueError(
+        f"SamplerConfig.combine={self.combine} combines two predictions, frame_guidance has three: set one of them"
       )
     if not 0 <= self.rescale <= 1:
       raise ValueError(f"SamplerConfig.rescale={self.rescale}: expected a share in [0, 1]")
@@ -87,6 +101,35 @@ class SamplerConfig:
       changes["guidance"] = None if guidance == 1 else ConstantGuidance(guidance)
     return dataclasses.replace(self, **changes)
 
+  def weights(self, time: Array, *, branches: int) -> tuple[Array | float, ...]:
+    """Weights of the predictions at a time: with all conditions, frames alone if there are three, and none."""
+    if branches == 1 or self.guidance is None:
+      return (1.0,)
+    text = self.guidance(time)
+    if branches == 2 or self.frame_guidance is None:
+      return text, 1 - text
+    frames = self.frame_guidance(time)
+    return text, frames - text, 1 - frames
+
+  def active(self, time: float, *, branches: int) -> tuple[int, ...]:
+    """The branches that are computed at a time: those with a weight. All, if weights are not known when compiling."""
+    everything = tuple(range(branches))
+    try:
+      with jax.ensure_compile_time_eval():
+        weights = [float(weight) for weight in self.weights(jnp.float32(time), branches=branches)]
+    except jax.errors.ConcretizationTypeError:
+      return everything
+    if self.combine is not None:
+      return (0,) if weights[0] == 1 else everything
+    # Rescaling compares with the conditional prediction.
+    return tuple(n for n in everything if weights[n] or (self.rescale and n == 0))
+
+  def branch_counts(self, schedule: NoiseSchedule, *, branches: int) -> list[int]:
+    """Branches that each call of the network computes."""
+    points = call_points(schedule, self.num_steps, self.chosen_solver(), self.grid)[1]
+    times = points.astype(np.float32) / np.float32(schedule.num_steps)
+    return [len(self.active(float(time), branches=branches)) for time in times]
+
 
 def sample_latents(
   module: WaltDenoiser,
@@ -101,7 +144,8 @@ def sample_latents(
 ) -> Array:
   """Samples normalized latents [B, t, h, w, c], float32.
 
-  All branches of guidance run as one batch of 2 B examples (3 B with two scales), so every step is one network call.
+  All branches of guidance run as one batch of 2 B examples (3 B with two scales), so every step is one network call;
+  a branch is left out where its weight is zero.
 
   Args:
     initial_noise: standard normal [B, t, h, w, c].
@@ -116,24 +160,36 @@ def sample_latents(
       branches.append(dataclasses.replace(unconditional, frame_mask=conditioning.frame_mask))
     branches.append(unconditional)
   count = len(branches)
-  stacked = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *branches)
 
-  def denoise(x_t: Array, steps: Array, self_condition: Array, time: Array):
-    shape = x_t.shape
-    x_t, steps = (jnp.concatenate([a] * count, axis=0) for a in (x_t, steps))
-    output = module.apply(
-      {"params": params}, x_t, steps, self_condition.reshape(x_t.shape), stacked
-    )
-    parts = cast(Array, output).reshape(count, *shape)
-    if guidance is None:
-      return parts[0], parts
-    if frame_guidance is None or count == 2:
-      guided = guide(parts[0], parts[1], guidance(time))
+  def concatenated(chosen: Sequence[Conditioning]) -> Conditioning:
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=0), *chosen)
+
+  everything = concatenated(branches)
+
+  def denoise(call: Call) -> Denoised:
+    shape = (len(call.active), *call.x_t.shape)
+    x_t, steps = (jnp.concatenate([a] * shape[0], axis=0) for a in (call.x_t, call.steps))
+    self_condition = call.self_condition.reshape(x_t.shape)
+    conditions = everything
+    if len(call.active) < count:
+      conditions = concatenated([branches[number] for number in call.active])
+    output = module.apply({"params": params}, x_t, steps, self_condition, conditions)
+    parts = cast(Array, output).reshape(shape)
+    first, memory = config.weights(call.time, branches=count)[call.active[0]], call.memory
+    if len(parts) == 1:
+      return Denoised(parts[0], parts, memory)
+    if config.combine is not None:
+      guided, memory = _combined(call, parts, config.combine, first, schedule, prediction)
+    elif len(parts) == 2:
+      guided = guide(parts[0], parts[1], first)
     else:
-      scales = guidance(time), frame_guidance(time)
-      guided = guide_twice(parts[0], parts[1], parts[2], *scales)
-    return rescale(guided, parts[0], config.rescale) if config.rescale else guided, parts
+      assert frame_guidance is not None
+      guided = guide_twice(parts[0], parts[1], parts[2], first, frame_guidance(call.time))
+    return Denoised(
+      rescale(guided, parts[0], config.rescale) if config.rescale else guided, parts, memory
+    )
 
+  remembers = count > 1 and config.combine is not None and config.combine.remembers
   return sample(
     denoise,
     initial_noise,
@@ -141,6 +197,25 @@ def sample_latents(
     num_steps=config.num_steps,
     prediction=prediction,
     branches=count,
+    active=functools.partial(config.active, branches=count),
+    memory=jnp.zeros(initial_noise.shape, jnp.float32) if remembers else None,
     solver=config.chosen_solver(),
     grid=config.grid,
   )
+
+
+def _combined(
+  call: Call,
+  outputs: Array,
+  combine: Combination,
+  scale: Array | float,
+  schedule: NoiseSchedule,
+  prediction: Prediction,
+) -> tuple[Array, Array | None]:
+  """The guided output of the network for those of both branches, and the memory of the rule."""
+  if not combine.of_estimates:
+    return combine(outputs[0], outputs[1], scale, call.memory)
+  settings: Any = {"x_t": call.x_t, "gamma": schedule.gamma(call.steps)}
+  estimates = [to_x0_and_noise(prediction, output, **settings)[0] for output in outputs]
+  guided, memory = combine(estimates[0], estimates[1], scale, call.memory)
+  return output_for(prediction, guided, **settings), memory

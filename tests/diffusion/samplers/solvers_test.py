@@ -8,7 +8,7 @@ from scipy.integrate import solve_ivp
 
 from walt_t5x.diffusion.process import Prediction
 from walt_t5x.diffusion.samplers.grids import Given, LogSnr, Trailing
-from walt_t5x.diffusion.samplers.sampler import sample
+from walt_t5x.diffusion.samplers.sampler import Denoised, sample
 from walt_t5x.diffusion.samplers.solvers import (
   Ddim,
   DpmSolverMultistep,
@@ -71,9 +71,9 @@ def test_trajectories_equal_diffusers(solver, intervals):
     output = _network(np, scaled, (float(timestep) + 1) / 1000)
     state = reference.step(torch.from_numpy(output), timestep, state).prev_sample
 
-  def denoise(x_t, steps, self_condition, time):
-    output = _network(jnp, x_t, time)
-    return output, output[None]
+  def denoise(call):
+    output = _network(jnp, call.x_t, call.time)
+    return Denoised(output, output[None])
 
   grid = Trailing()
   if isinstance(solver, DpmSolverSinglestep):
@@ -165,7 +165,7 @@ def test_a_sample_takes_exactly_so_many_calls_and_a_constant_estimate_is_the_sam
     assert {*weights.points} == {*range(intervals)}
     assert np.isfinite(weights.predict).all() and np.isfinite(weights.correct).all()
   data = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5)), jnp.float32)
-  denoise = lambda x_t, *_: (data, data[None])  # noqa: E731
+  denoise = lambda _: Denoised(data, data[None])  # noqa: E731
   start = jax.random.normal(jax.random.key(0), (2, 5))
   got = sample(
     denoise, start, schedule=schedule, num_steps=7, prediction=Prediction.X0, solver=solver
@@ -191,15 +191,15 @@ def test_few_calls_of_a_second_order_solver_are_closer_to_many_than_ddim_is():
   schedule = NoiseSchedule()
   start = jnp.linspace(-2, 2, 64)[:, None]
 
-  def denoise(x_t, steps, self_condition, time):
-    gamma = schedule.gamma(steps)[:, None]
+  def denoise(call):
+    gamma = schedule.gamma(call.steps)[:, None]
     means, spreads = jnp.array([-1, 1.5]), jnp.array([0.3, 0.5])
     variances = gamma * spreads**2 + 1 - gamma
-    offsets = x_t - jnp.sqrt(gamma) * means
+    offsets = call.x_t - jnp.sqrt(gamma) * means
     logits = jnp.log(jnp.array([0.4, 0.6])) - offsets**2 / variances / 2 - jnp.log(variances) / 2
     found = means + jnp.sqrt(gamma) * spreads**2 / variances * offsets
     output = (jax.nn.softmax(logits) * found).sum(-1, keepdims=True)
-    return output, output[None]
+    return Denoised(output, output[None])
 
   def run(solver, calls, grid):
     settings = {"schedule": schedule, "prediction": Prediction.X0, "grid": grid}

@@ -6,7 +6,9 @@ be extrapolated again in every step. Solvers extrapolate the guided estimates.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +17,45 @@ from jaxtyping import Array, Float
 
 from walt_t5x.diffusion.process import Prediction, to_x0_and_noise
 from walt_t5x.diffusion.samplers.grids import Grid, Trailing
-from walt_t5x.diffusion.samplers.solvers import Ddim, Solver
+from walt_t5x.diffusion.samplers.solvers import Ddim, Solver, Weights
 from walt_t5x.diffusion.schedules import NoiseSchedule
 
-# denoise(x_t [B, ...], steps [B] int32, self_condition [n, B, ...], time in [0, 1]) -> the guided output of the network
-# [B, ...], which makes the step, and the outputs of its n branches [n, B, ...], which make their self-conditions.
-DenoiseFn = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+
+class Call(NamedTuple):
+  """A call of the network.
+
+  Attributes:
+    x_t: noised samples [B, ...].
+    steps: diffusion step of each [B] int32.
+    self_condition: of each active branch [n, B, ...].
+    time: in [0, 1], the same for all.
+    active: the branches to compute.
+    memory: what the call before returned.
+  """
+
+  x_t: Array
+  steps: Array
+  self_condition: Array
+  time: Array
+  active: tuple[int, ...]
+  memory: Array | None
+
+
+class Denoised(NamedTuple):
+  """Results of a call.
+
+  Attributes:
+    guided: the output [B, ...] that makes the step.
+    outputs: those of the active branches [n, B, ...], which make their self-conditions.
+    memory: given to the next call; None if `sample` got none.
+  """
+
+  guided: Array
+  outputs: Array
+  memory: Array | None = None
+
+
+DenoiseFn = Callable[[Call], Denoised]
 
 
 def _new_noise(initial_noise: Float[Array, "B ..."], step: Array) -> Array:
@@ -35,6 +70,16 @@ def _new_noise(initial_noise: Float[Array, "B ..."], step: Array) -> Array:
   return jax.vmap(draw)(initial_noise.astype(jnp.float32))
 
 
+def call_points(
+  schedule: NoiseSchedule, num_steps: int, solver: Solver, grid: Grid
+) -> tuple[Weights, np.ndarray]:
+  """The solver's weights, and the diffusion step of each of `num_steps` calls, int32."""
+  zero_snr = schedule.gammas[-1] == 0
+  steps = grid(schedule, solver.intervals(num_steps, zero_snr=bool(zero_snr)))
+  weights = solver.weights(schedule.gammas[steps], num_steps)
+  return weights, steps[weights.points]
+
+
 def sample(
   denoise: DenoiseFn,
   initial_noise: Float[Array, "B ..."],
@@ -43,6 +88,8 @@ def sample(
   num_steps: int = 50,
   prediction: Prediction = Prediction.V,
   branches: int = 1,
+  active: Callable[[float], tuple[int, ...]] | None = None,
+  memory: Float[Array, "B ..."] | None = None,
   solver: Solver = Ddim(),  # noqa: B008 - frozen
   grid: Grid = Trailing(),  # noqa: B008 - frozen
 ) -> Float[Array, "B ..."]:
@@ -54,7 +101,10 @@ def sample(
     schedule: the noise schedule; its num_steps is the start of the grid.
     num_steps: network calls; 50 in the paper for every stage.
     prediction: what `denoise` returns.
-    branches: n, the number of outputs that guidance combines.
+    branches: the number of outputs that guidance combines.
+    active: the branches that matter at a time; all by default. A branch that was not computed in the call before has
+      zeros as its self-condition.
+    memory: of the guidance, for the first call.
     solver: what is done with the estimates. New noise of an example depends on its initial noise alone, not on the
       others in the batch.
     grid: where the network is called.
@@ -62,9 +112,7 @@ def sample(
   Returns:
     x_0, float32, of the shape of `initial_noise`.
   """
-  zero_snr = schedule.gammas[-1] == 0
-  steps = grid(schedule, solver.intervals(num_steps, zero_snr=bool(zero_snr)))
-  weights = solver.weights(schedule.gammas[steps], num_steps)
+  weights, at = call_points(schedule, num_steps, solver, grid)
   history = (
     int(np.flatnonzero((weights.correct != 0).any(0) | (weights.predict != 0).any(0))[-1]) - 1
   )
@@ -76,27 +124,48 @@ def sample(
     terms = [row[place] * array for place, array in enumerate(arrays)]
     return functools.reduce(jnp.add, terms)
 
-  def call(carry, level):
-    x_t, before, estimates, self_condition = carry
+  def call(carry, level, *, computed: tuple[int, ...]):
+    x_t, before, estimates, self_conditions, memory = carry
     step, current, correct, predict, share = level
-    steps, gamma = jnp.full((batch,), step, jnp.int32), jnp.full((batch,), current)
-    time = step.astype(jnp.float32) / schedule.num_steps
-    guided, outputs = denoise(x_t, steps, self_condition, time)
+    gamma, everything = jnp.full((batch,), current), computed == tuple(range(branches))
+    chosen = np.array(computed)
+    denoised = denoise(
+      Call(
+        x_t=x_t,
+        steps=jnp.full((batch,), step, jnp.int32),
+        self_condition=self_conditions if everything else self_conditions[chosen],
+        time=step.astype(jnp.float32) / schedule.num_steps,
+        active=computed,
+        memory=memory,
+      )
+    )
     x0 = lambda output: to_x0_and_noise(prediction, output, x_t=x_t, gamma=gamma)[0]  # noqa: E731
-    estimates = (x0(guided), *estimates[:-1])
+    estimates = (x0(denoised.guided), *estimates[:-1])
+    found = jax.vmap(x0)(denoised.outputs)
+    if not everything:
+      found = jnp.zeros_like(self_conditions).at[chosen].set(found)
     if corrects:
       x_t = weighted(correct, x_t, before, *estimates)
     # A weight of zero, as in the step to gamma = 1, removes a state exactly.
     following = weighted(predict, x_t, before, *estimates)
     if weights.noise.any():
       following += share * _new_noise(initial_noise, step)
-    return (following, x_t if remembers else before, estimates, jax.vmap(x0)(outputs)), None
+    before = x_t if remembers else before
+    return (following, before, estimates, found, denoised.memory), None
 
-  at = steps[weights.points]
   floats = (schedule.gammas[at], weights.correct, weights.predict, weights.noise)
   levels = (jnp.asarray(at), *(jnp.asarray(each, jnp.float32) for each in floats))
   start = initial_noise.astype(jnp.float32)
   nothing = jnp.zeros_like(start)
-  first = (start, nothing, (nothing,) * history, jnp.zeros((branches, *start.shape), jnp.float32))
-  (x0, *_), _ = jax.lax.scan(call, first, levels)
-  return x0
+  self_conditions = jnp.zeros((branches, *start.shape), jnp.float32)
+  carry = (start, nothing, (nothing,) * history, self_conditions, memory)
+  # Successive calls of the same branches are one loop.
+  branches_at = (lambda _: tuple(range(branches))) if active is None else active
+  computed = [branches_at(float(np.float32(step) / np.float32(schedule.num_steps))) for step in at]
+  first = 0
+  for branches_now, same in itertools.groupby(computed):
+    last = first + len(list(same))
+    part = [values[first:last] for values in levels]
+    carry, _ = jax.lax.scan(functools.partial(call, computed=branches_now), carry, part)
+    first = last
+  return carry[0]

@@ -8,7 +8,7 @@ in one process, of a 720p H.264 film of three videos of installed packages. Both
 seconds, so that other load does not count, and of wall-clock time.
 
 Steps: CPU milliseconds per frame of that film, the least of three rounds. TransNet V2 needs --weights
-(docs/curation.md).
+(docs/curation.md), the area of text requirements-curate.lock.
 
 Memory: two videos of 30 minutes, 640 x 360, one of 420 shots and one of 30, each read by a new process in which
 everything happens. Its resident memory is noted for every 100 frames; within a shot it grows with the sampled frames.
@@ -46,6 +46,7 @@ HERE = Path(__file__).resolve().parent
 BARS = {"of_decoding": 0.6, "memory_per_hour": 0.05}
 RATE, SIZE, MINUTES = 25, (360, 640), 30
 ROUNDS = 3
+TEXT = "beam_jobs.curation.text_area:TextArea"
 # Kind of a long video -> shots per minute.
 SHOTS = {"short shots": 14, "long shots": 1}
 
@@ -174,9 +175,9 @@ def measure_steps(work: Path, *, weights: str | None) -> dict[str, float]:
   if weights:
     network = shots.NetworkDetector.load(weights, 0.5)
     steps["TransNet V2"] = lambda: list(network(iter(thumbnails)))
-  for one in scores.BUILT_IN:
-    names = ", ".join(one()(clips[0]))
-    steps[f"scores: {names}"] = lambda one=one: [one()(clip) for clip in clips]
+  for score in (*(one() for one in scores.BUILT_IN), scores.load(TEXT)):
+    names = ", ".join(score(clips[0]))
+    steps[f"scores: {names}"] = lambda score=score: [score(clip) for clip in clips]
   steps["perceptual hashes"] = lambda: [perceptual_hash(clip) for clip in clips]
   steps["sha256 of sampled frames"] = lambda: [
     hashlib.sha256(clip.tobytes()).hexdigest() for clip in clips

@@ -165,9 +165,9 @@ def page_of(rows: Mapping[str, Any]) -> str:
   lines = [
     "# Ten calls per stage",
     "",
-    "Written by `python -m benchmarks.few_calls FOLDER`, which says what is measured. Examples per sample are those of the",
-    "network of the base stage, of both branches of guidance. SR: after super-resolution. As good: every accuracy within",
-    f"{100 * POINTS:g} points of {REFERENCE}, both distances at most {RATIO} times as large.",
+    "Written by `python -m benchmarks.few_calls FOLDER`, which says what is measured. Examples per sample are those of",
+    "the network of the base stage, of both branches of guidance. SR: after super-resolution. As good: every accuracy",
+    f"within {100 * POINTS:g} points of {REFERENCE}, both distances at most {RATIO} times as large.",
     "",
     "| sampler | examples per sample | color, direction, shape | SR | Frechet distance | SR | as good |",
     "| --- | --- | --- | --- | --- | --- | --- |",

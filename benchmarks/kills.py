@@ -93,6 +93,10 @@ class Watch:
   def __len__(self) -> int:
     return len(self._seen)
 
+  def forget(self) -> None:
+    """Forgets files that do not exist any more."""
+    self._seen = {path: found for path, found in self._seen.items() if Path(path).exists()}
+
   def _run(self) -> None:
     while not self._stop.wait(0.02):
       for path in self._output.glob(self._pattern):
@@ -155,6 +159,9 @@ def killed_run(
 ) -> dict[str, Any]:
   """Starts, kills and restarts a job until it ends; returns figures.
 
+  If a job ends before its kill, as happens when the load of the machine changes, its results are deleted and another
+  kill is tried.
+
   Args:
     argv: the command.
     output, log: the job's folder, and the file of what it prints.
@@ -166,7 +173,7 @@ def killed_run(
     draw: chooses times and processes.
   """
   kept: dict[str, Any] = {}
-  changed = met = 0
+  changed = met = early = 0
   moments, ends = [], []
 
   def compare() -> None:
@@ -176,16 +183,23 @@ def killed_run(
     kept = found
 
   with Watch(output, pattern) as watch:
-    for _ in range(kills):
+    while met < kills and early < 2 * kills:
       job = beam_runners.Process(argv, log)
       _wait(job, kind, watch, pace, draw)
       victims, deadline = kind.victims(job), time.monotonic() + 30
       while not victims and job.running and time.monotonic() < deadline:
         time.sleep(0.05)
         victims = kind.victims(job)
-      met += bool(job.running and victims)
+      if not (job.running and victims):
+        early += 1
+        job.kill(below=True)
+        _delete(output, pattern if kind.late else None)
+        kept = {}
+        watch.forget()
+        continue
+      met += 1
       moments.append([round(time.monotonic() - job.started, 2), len(watch)])
-      if kind.mark != "launcher" and victims:
+      if kind.mark != "launcher":
         beam_runners.kill([draw.choice(victims)])
       if kind.mark == "worker":
         ends.append(job.wait(20))
@@ -206,6 +220,7 @@ def killed_run(
     "of": kind.of,
     "kills": kills,
     "kills_of_a_running_process": met,
+    "ended_before_a_kill": early,
     "seconds_and_files_at_kills": moments,
     **({"exit_codes_of_launchers_within_20_s": ends} if kind.mark == "worker" else {}),
     **({"files_after_each": ends} if kind.mark == "decoder" else {}),
@@ -214,6 +229,14 @@ def killed_run(
     "complete_changed": changed,
     "files_replaced": watch.replaced,
   }
+
+
+def _delete(output: Path, kept: str | None) -> None:
+  """Deletes the files of a folder, except those that match the pattern `kept`."""
+  keep = set(output.glob(kept)) if kept else set()
+  for path in output.rglob("*"):
+    if path.is_file() and path not in keep:
+      path.unlink()
 
 
 def _wait(

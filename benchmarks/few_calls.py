@@ -98,16 +98,14 @@ SAMPLERS = {
   "DDIM": Sampler(),
   "DPM-Solver++ 2M": Sampler(solver=DpmSolverMultistep()),
   "DPM-Solver++ 2S": Sampler(solver=DpmSolverSinglestep()),
-  "Heun": Sampler(solver=Heun()),
   "UniPC": Sampler(solver=UniPC()),
-  "DDIM, even log-SNR": Sampler(grid=LogSnr()),
-  "DPM-Solver++ 2M, even log-SNR": Sampler(solver=DpmSolverMultistep(), grid=LogSnr()),
   "UniPC, even log-SNR": Sampler(solver=UniPC(), grid=LogSnr()),
   "UniPC, guided from t = 0.9 to 0.2": Sampler(
     solver=UniPC(), guidance=IntervalGuidance(2.5, 0.2, 0.9)
   ),
   "UniPC, adaptive projection": Sampler(solver=UniPC(), combine=AdaptiveProjection()),
   "UniPC, CFG-Zero*": Sampler(solver=UniPC(), combine=ZeroStar()),
+  "Heun": Sampler(solver=Heun()),
 }
 REFERENCE = next(iter(SAMPLERS))
 

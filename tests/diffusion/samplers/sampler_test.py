@@ -165,6 +165,29 @@ def test_each_branch_gets_its_own_estimate_and_the_sample_is_the_guided_one():
   np.testing.assert_allclose(got, 2.5)
 
 
+def test_a_branch_that_was_left_out_starts_again_without_an_estimate():
+  """At t = 1, 3/4, 1/2, 1/4; the second branch is not computed at 3/4."""
+  seen = []
+
+  def denoise(call):
+    jax.debug.callback(lambda s: seen.append(s.ravel().tolist()), call.self_condition, ordered=True)
+    output = jnp.full_like(call.x_t, call.time)
+    return Denoised(output, jnp.stack([output, -output][: len(call.active)]))
+
+  sample(
+    denoise,
+    jnp.ones((1, 1)),
+    schedule=NoiseSchedule(),
+    num_steps=4,
+    prediction=Prediction.X0,
+    branches=2,
+    active=lambda time: (0,) if time == 0.75 else (0, 1),
+  )
+  jax.effects_barrier()
+  assert [len(values) for values in seen] == [2, 1, 2, 2]
+  np.testing.assert_allclose([*itertools.chain(*seen)], [0, 0, 1, 0.75, 0, 0.5, -0.5], atol=1e-6)
+
+
 def test_defaults_are_fifty_calls_from_the_last_step_and_v_prediction():
   calls = []
 

@@ -1,7 +1,6 @@
 """All programs in sequence, at the smallest size: from corpus to gallery."""
 
 import json
-import shutil
 
 import pytest
 
@@ -12,8 +11,11 @@ NARROW = [
   for scope in ("base", "sr1")
   for name, value in (("num_layers", 2), ("width", 16), ("num_heads", 2), ("mlp_dim", 32))
 ]
-# The base stage has it; it doubles the network in a training step.
-NARROW.append("--gin.sr1/denoiser_model.DenoiserModel.self_conditioning_probability=0.0")
+# It doubles the network in a training step; `tests/engine/stage_steps_test.py` has it.
+NARROW += [
+  f"--gin.{scope}/denoiser_model.DenoiserModel.self_conditioning_probability=0.0"
+  for scope in ("base", "sr1")
+]
 
 # The tokenizer of gin/tiny without ResBlocks and with half of its strides: 5 x 16 x 16 -> 3 x 8 x 8, which compiles in
 # a third of the time.
@@ -37,12 +39,6 @@ def _run(*arguments):
   done = programs.run(*arguments, environment=programs.ONE_DEVICE)
   assert done.returncode == 0, f"{arguments}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
   return done.stdout
-
-
-def _failed(*arguments):
-  done = programs.run(*arguments, environment=programs.ONE_DEVICE)
-  assert done.returncode != 0, f"{arguments}\n{done.stdout[-2000:]}"
-  return done
 
 
 def _train(gin_file, model_dir, cache, steps, *bindings):
@@ -114,15 +110,14 @@ def test_the_cascade_makes_a_gallery(folder):
     f"--gin.tasks.image_video_mixture.{kind}" for kind in ("image_rate=0.7", "video_rate=0.3")
   ]
   steps = "--gin.base/sampling.SamplerConfig.num_steps=2"
-  command = _train("base", base, cache, 20, *_for("base"), *rates, steps)
-  _run(*command)
-  assert _steps(base)[-1] == 20
-  # Each summary has the gin file's rates next to the measured ones; 160 examples or more are within 4 deviations.
+  _run(*_train("base", base, cache, 8, *_for("base"), *rates, steps))
+  assert _steps(base)[-1] == 8
+  # Each summary has the gin file's rates next to the measured ones; 64 examples are within 4 deviations.
   lines = _lines(base)
   assert {round(line["rate_image_configured"], 9) for line in lines} == {0.7}
   assert {round(line["rate_video_configured"], 9) for line in lines} == {0.3}
   measured = sum(line["rate_image"] for line in lines) / len(lines)
-  assert abs(measured - 0.7) < 4 * (0.7 * 0.3 / 160) ** 0.5
+  assert abs(measured - 0.7) < 4 * (0.7 * 0.3 / 64) ** 0.5
 
   _run(*_train("sr", folder / "sr1", cache, 2, *_for("sr1"), *UNWATCHED))
   generate = [
@@ -151,12 +146,6 @@ def test_the_cascade_makes_a_gallery(folder):
   assert (folder / "samples" / "gallery.html").stat().st_size > 10_000
   assert len(list((folder / "samples").glob("*_sr1.mp4"))) == 2
 
-  # The same command has nothing to do; another one is rejected, with both values.
-  prompts = ["--prompt=a red square moves right", "--prompt=a blue circle moves up"]
-  assert json.loads(_run(*generate, *prompts).splitlines()[-1])["made"] == 0
-  done = _failed(*generate, *prompts, "--seed=1")
-  assert "seed: was 0, is 1" in done.stderr
-
   # A preset of it works in another folder, and says where the clip is.
   runs = [f"--run={folder / 'sr1'}", f"--run={base}"]
   export = ["walt_t5x.export_preset", *runs, "--license=CC0-1.0", "--trained_by=a test"]
@@ -164,7 +153,7 @@ def test_the_cascade_makes_a_gallery(folder):
   elsewhere = folder / "elsewhere"
   elsewhere.mkdir()
   done = programs.run(
-    *("walt_t5x.generate", "--preset=../tiny", *prompts),
+    *("walt_t5x.generate", "--preset=../tiny", "--prompt=a red square moves right"),
     environment=programs.ONE_DEVICE,
     work=elsewhere,
   )
@@ -173,13 +162,3 @@ def test_the_cascade_makes_a_gallery(folder):
   assert clip == "samples/00000_sr1.mp4" and (elsewhere / clip).is_file()
   recorded = json.loads((elsewhere / "samples" / "00000.json").read_text())["preset"]
   assert recorded == {field: exported[field] for field in ("name", "sha256")}
-
-  # Another tokenizer is rejected before anything is sampled, with both fingerprints.
-  other = folder / "other_vae"
-  shutil.copytree(folder / "vae" / "checkpoint_0", other / "checkpoint_0")
-  done = _failed(
-    *(a if "VAE_CHECKPOINT" not in a else f'--gin.VAE_CHECKPOINT="{other}"' for a in generate),
-    "--prompt=a red square moves right",
-    f"--output={folder / 'other_samples'}",
-  )
-  assert "the tokenizer has fingerprint" in done.stderr and "vae_checkpoint" in done.stderr

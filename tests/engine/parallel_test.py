@@ -239,8 +239,10 @@ def test_the_digest_of_an_array_is_that_of_its_values_in_their_order(dtype):
   assert int(array_digests._of_device(sharded)) == expected
   moved = np.roll(large.reshape(-1), 2**16).reshape(large.shape)
   assert array_digests.digests({"": moved})[""] != expected
-  for bit in range(8 * array.nbytes):
-    changed = np.frombuffer(array.tobytes(), np.uint8).copy()
+  part = array[0, :3]
+  digest = array_digests.digests({"": part})[""]
+  for bit in range(8 * part.nbytes):
+    changed = np.frombuffer(part.tobytes(), np.uint8).copy()
     changed[bit // 8] ^= 1 << bit % 8
-    changed = changed.view(array.dtype).reshape(array.shape)
+    changed = changed.view(part.dtype).reshape(part.shape)
     assert array_digests.digests({"": changed})[""] != digest

@@ -11,7 +11,7 @@ NARROW = [
   for scope in ("base", "sr1")
   for name, value in (("num_layers", 2), ("width", 16), ("num_heads", 2), ("mlp_dim", 32))
 ]
-# It doubles the network in a training step; `tests/engine/stage_steps_test.py` has it.
+# It doubles the network in a training step; `tests/engine/denoiser_meshes_test.py` has it.
 NARROW += [
   f"--gin.{scope}/denoiser_model.DenoiserModel.self_conditioning_probability=0.0"
   for scope in ("base", "sr1")

@@ -1,7 +1,8 @@
-"""The engine's training step for every kind of stage, tiny, on eight devices: equal to one device; its collectives.
+"""The engine's training step of a denoiser and of the tokenizer on eight devices: equal to one device; its collectives.
 
-The step includes loss, gradient, clipping, optimizer, average, check for non-finite values and metrics.
-`tests/sharding/partitioning_test.py` tests only loss and gradient, for every set of rules.
+The step includes loss, gradient, clipping, optimizer, average, check for non-finite values and metrics. Of the base
+stage, `tests/sharding/partitioning_test.py` tests loss and gradient for every set of rules, and
+`denoiser_meshes_test.py` the loss with self-conditioning.
 """
 
 import functools
@@ -61,13 +62,8 @@ def _tokenizer() -> VaeModel:
 
 # Kind of stage: (model, fields of its data, size of 'model', rules), as in the published files.
 STAGES = {
-  "base": (
-    _denoiser,
-    {"field": "latents/3x8x8", "text_length": 4},
-    (1, {"fully_sharded": True}),
-  ),
   "super-resolution": (
-    # "base" has the first pass of self-conditioning, half of the time to trace.
+    # Without the first pass of self-conditioning, half of the time to trace.
     functools.partial(
       _denoiser, patch_size=2, low_resolution_scale=2, pooled_text=False, self_conditioning=False
     ),
@@ -79,7 +75,6 @@ STAGES = {
 # Golden values from our own output: the collectives that XLA's CPU compiler makes of these steps, counted per loop
 # iteration. A new entry adds communication to every step: find its cause before changing the table.
 COUNTS = {
-  "base": {"all-gather": 106, "all-reduce": 43},
   "super-resolution": {
     "all-gather": 80,
     "all-reduce": 29,

@@ -21,16 +21,23 @@ gc.set_threshold(50_000, 20, 50)
 LONGEST = ("end_to_end_test.py", "your_data_test.py", "rehearse_test.py", "stage_steps_test.py")
 MOST_MEMORY = 2.1 * 2**30  # of a worker; about half is libraries
 CACHE = Path(__file__).resolve().parents[1] / ".venv" / "cache" / "xla"
+# Keys and files of the cache take a twelfth of a worker's time, and in a first run only programs that tests start find
+# something in it. Set JAX_COMPILATION_CACHE_DIR to repeat tests faster.
+WORKERS_CACHE = "JAX_COMPILATION_CACHE_DIR" in os.environ
 os.environ |= {
   "PYTHONDONTWRITEBYTECODE": "1",
   "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
   "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-  # Shared by the workers, by the programs that tests start, and by the next run.
+  # Shared by the programs that tests start and, if it is set, by the workers.
   "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE)),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
   # Most programs run a few times on tiny shapes, so compilation dominates. `numerics` marks the others.
   "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+  # No source lines in compiled programs: a twentieth of the time of tracing and compiling.
+  "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+  "JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS": "0",
+  "JAX_ENABLE_COMPILATION_CACHE": str(int(WORKERS_CACHE)),
 }
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   # The older emitters of fusions compile in half of the time, a program in one part in four fifths: the workers use

@@ -1,6 +1,10 @@
 """Imported once by the process that `tests.programs` forks: libraries that have not initialized a device."""
 
+import os
 import warnings
+
+# As JAX reads it when it is imported; see `tests/conftest.py`.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "1"
 
 import clu.metric_writers  # noqa: F401
 import flax.linen  # noqa: F401

@@ -18,7 +18,7 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
 PATTERNS = np.random.default_rng(0).normal(size=(4, 3, 4, 4, 2)).astype(np.float32)
-ROWS, STEPS = 16, 170
+ROWS, STEPS = 16, 200
 CONDITIONS = ("class", "text", "low resolution", "frames")
 
 

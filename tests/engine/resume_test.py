@@ -92,6 +92,27 @@ def test_a_position_of_another_batch_size_is_not_continued_with_its_batches(buff
   assert [np.asarray(next(other)["n"]).shape for _ in range(30)] == expected
 
 
+@pytest.mark.parametrize("message, read", [("Incompatible shapes at 0", True), ("other", False)])
+def test_batches_of_another_shape_are_read_again_whatever_the_error_is(message, read):
+  rows = tf.data.Dataset.range(8).map(lambda n: {"n": n[None]}).batch(2, True).repeat()
+
+  def batches():
+    return ShardedIterator(lambda: rows, sharding=runs.one_device().data_sharding, batch_size=2)
+
+  class Restored:
+    def __next__(self):
+      raise tf.errors.InvalidArgumentError(None, None, message)
+
+  other, fresh = batches(), batches()
+  next(other), next(fresh)
+  other._iterator = Restored()
+  if read:
+    np.testing.assert_array_equal(next(other)["n"], next(fresh)["n"])
+  else:
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+      next(other)
+
+
 def test_the_position_before_the_first_batch_is_the_beginning(tmp_path):
   """Whatever state was saved for it: tf.data does not rewind every pipeline to such a state."""
 

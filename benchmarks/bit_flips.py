@@ -65,7 +65,7 @@ def write_files(folder: Path) -> None:
   described = model_record.described(model, latents="latents/3x4x4")
   storage.write_json(run_record.model_file(folder / "run"), described, seal=True)
   arrays = {f"layer_{i}": random.normal(size=(32, 16)).astype(np.float32) for i in range(4)}
-  weights_file.write(folder / "preset" / "checkpoint_1", arrays)
+  weights_file.write(folder / "preset" / "checkpoint_1", arrays, dtype="bfloat16")
   tensors.save(folder / "network.safetensors", arrays)
   config = PRESETS["tiny"]
   save_weights(folder / "text.safetensors", config, random_weights(config, 0))

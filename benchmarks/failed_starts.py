@@ -221,12 +221,12 @@ POINTS = [
   Point("import_encoder", "missing source", {"source": "/nowhere"}),
   Point("import_encoder", "missing vocabulary", {"vocabulary": "/nowhere"}),
   *_disk("import_encoder", 2),
-  Point("export_preset", "missing VAE", {"vae_checkpoint": "/missing"}),
+  Point("export", "missing VAE", {"vae_checkpoint": "/missing"}),
   Point(
-    "export_preset", "Ctrl-C in the text encoder",
+    "export", "Ctrl-C in the text encoder",
     call="walt_t5x.generation.preset_export:_write_text", number=1,
   ),
-  *_disk("export_preset", 1, 4),
+  *_disk("export", 1, 4),
   Point("lookalikes", "Ctrl-C at file 5", call="data.lookalikes.corpus:Corpus.write", number=5),
   Point(
     "lookalikes", "--faults, Ctrl-C at file 9", {"faults": True},

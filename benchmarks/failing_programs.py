@@ -261,6 +261,6 @@ PROGRAMS: Mapping[str, Callable[[Path], Program]] = {
   "evaluate": _evaluation,
   "init_encoder": _init_encoder,
   "import_encoder": _import_encoder,
-  "export_preset": _export,
+  "export": _export,
   "lookalikes": _lookalike,
 }

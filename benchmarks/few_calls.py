@@ -12,7 +12,7 @@ FOLDER gets the samples; a stopped command resumes. Writes benchmarks/few_calls.
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from walt_t5x.diffusion.guidance import (
   IntervalGuidance,
   ZeroStar,
 )
+from walt_t5x.diffusion.samplers.caching import Cache
 from walt_t5x.diffusion.samplers.grids import Grid, LogSnr, Trailing
 from walt_t5x.diffusion.samplers.solvers import (
   DpmSolverMultistep,
@@ -45,6 +46,7 @@ POINTS, RATIO = 0.03, 1.1
 HEADER = """from __gin__ import dynamic_registration
 
 from walt_t5x.diffusion import guidance
+from walt_t5x.diffusion.samplers import caching
 from walt_t5x.diffusion.samplers import grids
 from walt_t5x.diffusion.samplers import solvers
 from walt_t5x.models import sampling
@@ -64,6 +66,12 @@ class Sampler:
   grid: Grid = Trailing()  # noqa: RUF009 - frozen
   guidance: Any = GUIDANCE
   combine: Combination | None = None
+  cache: Cache | None = None
+
+  @property
+  def config(self) -> SamplerConfig:
+    """That of the base stage."""
+    return SamplerConfig(**{one.name: getattr(self, one.name) for one in fields(self)})
 
   @property
   def gin(self) -> str:
@@ -73,15 +81,15 @@ class Sampler:
     for name, module, value in objects:
       for scope in SIZES:
         lines += _binding(scope, name, module, value)
-    for name, value in (("guidance", self.guidance), ("combine", self.combine)):
-      lines += _binding("base", name, "guidance", value)
+    for name in ("guidance", "combine"):
+      lines += _binding("base", name, "guidance", getattr(self, name))
+    lines += _binding("base", "cache", "caching", self.cache)
     return HEADER + "\n".join(lines) + "\n"
 
   @property
   def examples(self) -> int:
     """Examples of the network per sample of the base stage."""
-    config = SamplerConfig(**{one.name: getattr(self, one.name) for one in fields(self)})
-    return sum(config.branch_counts(NoiseSchedule(), branches=2))
+    return sum(self.config.branch_counts(NoiseSchedule(), branches=2))
 
 
 def _binding(scope: str, name: str, module: str, value: Any) -> list[str]:
@@ -110,16 +118,46 @@ SAMPLERS = {
 REFERENCE = next(iter(SAMPLERS))
 
 
-def _stages(number: int, sampler: Sampler, folder: Path, quickstart: Path) -> list[Stage]:
-  """Generates with a sampler, and scores."""
+def write_prompts(folder: Path, quickstart: Path, count: int) -> None:
+  """Writes `count` prompts of the quickstart for `stages_of`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  prompts = (quickstart / "corpus/prompts.txt").read_text(encoding="utf-8").split("\n")
+  prompts = [prompt for prompt in prompts if prompt]
+  prompts = (prompts * (count // len(prompts) + 1))[:count]
+  (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+
+
+def stages_of(
+  number: int,
+  sampler: Sampler,
+  folder: Path,
+  quickstart: Path,
+  *,
+  sizes: Mapping[str, str] = SIZES,
+  flags: Sequence[str] = (),
+) -> list[Stage]:
+  """Generates with a sampler, and scores the stages of `sizes`; `flags` are of `walt_t5x.generate`."""
   work = folder / f"{number:02d}"
   work.mkdir(parents=True, exist_ok=True)
   gin_file = work / "sampler.gin"
   gin_file.write_text(sampler.gin, encoding="utf-8")
   values = {"BASE_CHECKPOINT": "base", "SR1_CHECKPOINT": "sr1"}
   values |= {"VAE_CHECKPOINT": "vae", "TEXT_ENCODER": "text"}
-  generate = ["python", "-m", "walt_t5x.generate", f"--gin_file={gin_file}", f"--seed={SEED}"]
-  generate += [f'--gin.{name}="{quickstart / place}"' for name, place in values.items()]
+  cascade = [f"--gin_file={gin_file}"]
+  cascade += [f'--gin.{name}="{quickstart / place}"' for name, place in values.items()]
+  return scored(number, [*cascade, *flags], folder, quickstart, sizes)
+
+
+def scored(
+  number: int,
+  cascade: Sequence[str],
+  folder: Path,
+  quickstart: Path,
+  sizes: Mapping[str, str] = SIZES,
+) -> list[Stage]:
+  """Generates the prompts of `folder` with a cascade, whose flags are given, and scores."""
+  work = folder / f"{number:02d}"
+  generate = ["python", "-m", "walt_t5x.generate", *cascade, f"--seed={SEED}"]
   generate += [f"--prompts_file={folder / 'prompts.txt'}", "--formats=png", "--verbosity=-1"]
   samples = work / "samples"
   evaluate = ["python", "-m", "walt_t5x.evaluate", f"--samples={samples}"]
@@ -130,7 +168,7 @@ def _stages(number: int, sampler: Sampler, folder: Path, quickstart: Path) -> li
     "generate": [*generate, f"--output={samples}"],
     "accuracy": [*evaluate, "--protocol=caption_accuracy"],
   }
-  for stage, size in SIZES.items():
+  for stage, size in sizes.items():
     distance = [f"--stage={stage}", f"--size={size}", f"--output={work / f'{stage}.json'}"]
     commands[stage] = [*evaluate, "--protocol=shapes_fvd", *distance, *reference]
   return [
@@ -139,10 +177,12 @@ def _stages(number: int, sampler: Sampler, folder: Path, quickstart: Path) -> li
   ]
 
 
-def measures(number: int, printed: Mapping[str, Any]) -> dict[str, Any]:
-  """Accuracies and distance of both stages."""
+def measures(
+  number: int, printed: Mapping[str, Any], sizes: Mapping[str, str] = SIZES
+) -> dict[str, Any]:
+  """Accuracies and distance of each stage."""
   found = {}
-  for stage in SIZES:
+  for stage in sizes:
     scores = printed[f"{number:02d} accuracy"]["scores"][stage]
     (distance,) = printed[f"{number:02d} {stage}"]["scores"].values()
     found[stage] = {one: scores[f"caption_accuracy/{one}_accuracy"] for one in ELEMENTS}
@@ -150,11 +190,17 @@ def measures(number: int, printed: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
-def as_good(found: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
+def as_good(
+  found: Mapping[str, Any],
+  reference: Mapping[str, Any],
+  *,
+  points: float = POINTS,
+  ratio: float = RATIO,
+) -> bool:
   """Whether every accuracy and distance is within the bars of those of the reference."""
   return all(
-    found[stage][one] >= reference[stage][one] - POINTS for stage in SIZES for one in ELEMENTS
-  ) and all(found[s]["frechet"] <= RATIO * reference[s]["frechet"] for s in SIZES)
+    found[stage][one] >= reference[stage][one] - points for stage in SIZES for one in ELEMENTS
+  ) and all(found[s]["frechet"] <= ratio * reference[s]["frechet"] for s in SIZES)
 
 
 def page_of(rows: Mapping[str, Any]) -> str:
@@ -190,15 +236,11 @@ def main() -> int:
   parser.add_argument("--quickstart", type=Path, required=True, help="folder of a finished one")
   args = parser.parse_args()
   folder, quickstart = args.folder.absolute(), args.quickstart.absolute()
-  folder.mkdir(parents=True, exist_ok=True)
-  prompts = (quickstart / "corpus/prompts.txt").read_text(encoding="utf-8").split("\n")
-  prompts = [prompt for prompt in prompts if prompt]
-  prompts = (prompts * (PROMPTS // len(prompts) + 1))[:PROMPTS]
-  (folder / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+  write_prompts(folder, quickstart, PROMPTS)
   todo = [
     stage
     for number, sampler in enumerate(SAMPLERS.values())
-    for stage in _stages(number, sampler, folder, quickstart)
+    for stage in stages_of(number, sampler, folder, quickstart)
   ]
   _, printed = run_all(todo, folder / "finished.json", lambda _: 20)
   rows = {name: measures(number, printed) for number, name in enumerate(SAMPLERS)}

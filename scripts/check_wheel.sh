@@ -83,7 +83,7 @@ grep -o '"step": [0-9]*\|"loss": [0-9.]*' base/metrics.jsonl | paste -sd ' '
 step "walt-generate, walt-evaluate"
 quiet walt-generate --run=base --prompt="a red square moves right"
 walt-evaluate --protocol=caption_accuracy --samples=samples 2> "$folder/log" | tail -n 1
-step "python -m walt_t5x.export_preset"
-python -m walt_t5x.export_preset --run=base --output=tiny --license=CC0-1.0 --trained_by=check_wheel.sh 2> "$folder/log"
+step "python -m walt_t5x.export"
+python -m walt_t5x.export --run=base --output=tiny --license=CC0-1.0 --trained_by=check_wheel.sh 2> "$folder/log"
 [ -n "$preset" ] || clip_of "$PWD/tiny"
 echo "check_wheel: the wheel works, in $SECONDS s"

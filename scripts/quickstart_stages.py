@@ -272,7 +272,7 @@ class Pipeline:
     name = self.recipe.name.lower()
     return Stage(
       "preset",
-      ["python", "-m", "walt_t5x.export_preset", *self._cascade, "--license=CC0-1.0"]
+      ["python", "-m", "walt_t5x.export", *self._cascade, "--license=CC0-1.0"]
       + [f"--output={self.folder / self.recipe.preset}"]
       + [f"--trained_by=bash scripts/quickstart.sh --{name}"]
       + ["--description=Clips of colored shapes that move, bounce and pass each other."],

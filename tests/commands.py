@@ -30,7 +30,7 @@ _ACCEPTED = {
   "walt_t5x.train": "walt_t5x.engine.host_memory.runs_on_cpu",
   "walt_t5x.plan": "walt_t5x.config.gin_flags.read",
   "walt_t5x.generate": "walt_t5x.generation.requests.make_requests",
-  "walt_t5x.export_preset": "walt_t5x.config.gin_flags.read",
+  "walt_t5x.export": "walt_t5x.config.gin_flags.read",
   "walt_t5x.evaluate": "walt_t5x.config.programs.user_errors",
   "beam_jobs.preprocess": "beam_jobs.runners.job_flags.job_of",
   "data.samples": "data.samples.sample_corpus.write_corpus",

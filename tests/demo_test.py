@@ -3,6 +3,9 @@
 benchmarks/browser.py.
 """
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from tests.generation import cascades
 from tests.generation.sampling_run_test import _Cascade
+from tests.generation.serving.videos_api_test import PlainCascade
 from walt_t5x.demo import Studio, describe
 from walt_t5x.files import storage
 from walt_t5x.generation.sample_folder import SampleFolder
@@ -61,6 +65,29 @@ def test_a_clip_is_judged_if_its_prompt_names_a_color_and_a_shape(studio):
     "sr1: `00001_sr1.mp4` · ✗ color · ✗ shape",
   ]
   assert "verdict" not in storage.read_json(studio.folder.sidecar(1))
+
+
+def test_requests_of_several_users_form_batches(tmp_path):
+  released = threading.Event()
+
+  class Held(PlainCascade):
+    """Clips of a batch once all users have sent their requests."""
+
+    def run(self, batches, **options):
+      assert released.wait(20)
+      yield from super().run(batches, **options)
+
+  studio = Studio(Held(), CONFIG, SampleFolder(tmp_path), fps=8.0, batch_size=4)
+  with ThreadPoolExecutor(9) as users:
+    asked = [users.submit(studio.make, f"a {n}", seed=n, stage="sr1") for n in range(9)]
+    while len(list((tmp_path / "jobs").glob("*.json"))) < 9:
+      time.sleep(0.01)
+    released.set()
+    sidecars = [one.result() for one in asked]
+  assert [(s["prompt"], s["seed"]) for s in sidecars] == [(f"a {n}", n) for n in range(9)]
+  assert sorted(s["index"] for s in sidecars) == list(range(9))
+  # The first batch may have begun before the others came.
+  assert sum(1 / s["batch_size"] for s in sidecars) == pytest.approx(3, abs=1e-6)
 
 
 def test_unsupported_requests_are_rejected(studio, tmp_path):

@@ -33,7 +33,8 @@ GIN_PROGRAMS = (
   "walt_t5x.plan",
   "walt_t5x.generate",
   "walt_t5x.demo",
-  "walt_t5x.export_preset",
+  "walt_t5x.serve",
+  "walt_t5x.export",
   "walt_t5x.compare_upscaling",
   "walt_t5x.plan_sampling",
 )
@@ -275,7 +276,15 @@ def test_overrides_replace_placeholders_only():
   assert used == {"DIR": "a/DIR", "...": "--x=1", "+ run ": "--y=2"}
 
 
-def test_the_demo_is_installed_at_the_version_of_its_extra():
-  pin = re.search(r'"demo": \["(.+)"\]', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
-  for file in ("docs/generation.md", "walt_t5x/demo.py"):
-    assert f"pip install {pin}" in (ROOT / file).read_text(encoding="utf-8"), file
+@pytest.mark.parametrize(
+  ("extra", "files"),
+  [
+    ("demo", ("docs/generation.md", "walt_t5x/demo.py")),
+    ("serve", ("docs/serving.md", "walt_t5x/serve.py")),
+  ],
+)
+def test_the_programs_that_serve_are_installed_at_the_versions_of_their_extras(extra, files):
+  line = re.search(rf'"{extra}": \[([^]]+)\]', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+  pins = " ".join(re.findall('"([^"]+)"', line))
+  for file in files:
+    assert f"pip install {pins}" in (ROOT / file).read_text(encoding="utf-8"), file

@@ -1,6 +1,7 @@
 """All programs in sequence, at the smallest size: from corpus to gallery."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -133,7 +134,10 @@ def test_the_cascade_makes_a_gallery(folder):
     *TOKENIZER,
     f"--output={folder / 'samples'}",
   ]
-  _run(*generate, "--prompt=a red square moves right", "--prompt=a blue circle moves up")
+  prompts = ["--prompt=a red square moves right", "--prompt=a blue circle moves up"]
+  *streamed, _ = map(json.loads, _run(*generate, *prompts, "--stream").splitlines())
+  handed = [(line["stage"], line["sample"], Path(line["file"]).name) for line in streamed]
+  assert handed == [(s, i, f"{i:05d}_{s}.mp4") for s in ("base", "sr1") for i in (0, 1)]
   trained = json.loads((base / "provenance.json").read_text())
   assert json.loads((folder / "samples" / "00000.json").read_text())["fps"] == trained["fps"]
   evaluate = [

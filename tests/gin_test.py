@@ -18,8 +18,9 @@ from walt_t5x.denoiser.transformer import REMAT_POLICIES
 from walt_t5x.engine.builtin.train_state import split_variables
 from walt_t5x.engine.run_record import RecordRun
 from walt_t5x.files import storage
-from walt_t5x.models import model_gin, model_record
+from walt_t5x.models import model_gin, model_record, student
 from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.distilled_model import DistilledModel
 from walt_t5x.models.input_shapes import input_shapes, without_data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +40,8 @@ GIVEN = {
   "VAE_CHECKPOINT": "'/tmp/vae'",
   "TEXT_ENCODER": "'/tmp/text'",
   "CHECKPOINT": "'/tmp/base/checkpoint_1'",
+  "TEACHER": "'/tmp/teacher'",
+  "CALLS": "8",
   "COARSE_CHECKPOINT": "'/tmp/coarse'",
   "PERCEPTUAL_WEIGHTS": "None",
   "OUTPUT_DIR": "'/tmp/output'",
@@ -65,7 +68,7 @@ def _t5x_program(module, function):
 
 
 @pytest.fixture
-def parsed(monkeypatch):
+def parsed(monkeypatch, tmp_path):
   """Yields a function that parses a launched file as its program would."""
   from walt_t5x.generation.loading import CascadeConfig
 
@@ -80,7 +83,17 @@ def parsed(monkeypatch):
   def parse(file):
     sources = [file, *PARTS]
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
-    bindings = [f"{name} = {value}" for name, value in GIVEN.items() if f"%{name}" in text]
+    given = GIVEN
+    if file.parent.name == "distill":
+      # The teacher is a run of the file that this one includes.
+      included = re.search(r"^include '(gin/(?!runs/).*)'$", text, re.MULTILINE)
+      assert included is not None
+      parse(ROOT / included[1])
+      storage.write_json(tmp_path / "teacher/model.json", gin_config.bound(RecordRun).model)
+      monkeypatch.setattr(student, "identity_of", lambda run: {"checkpoint": run, "weights": ""})
+      gin.clear_config()
+      given = GIVEN | {"TEACHER": repr(str(tmp_path / "teacher"))}
+    bindings = [f"{name} = {value}" for name, value in given.items() if f"%{name}" in text]
     gin.parse_config_files_and_bindings([str(file)], bindings, finalize_config=True)
 
   yield parse
@@ -94,11 +107,19 @@ def _representative(model, field):
   """A model whose loss has the same shapes: layers that only repeat others are left out, what the backward pass
   recomputes does not matter, numbers are the defaults, and the first pass of self-conditioning is like the second."""
   module = model.module
+  if isinstance(model, DistilledModel):
+    settings = vars(_representative(model.plain(), field))
+    names = ("module", "optimizer_def", "self_conditioning_probability", "rows", "sampler")
+    return DistilledModel(
+      teacher=_representative(model.teacher, field),
+      substeps=model.substeps,
+      **{name: settings[name] for name in names},
+    )
   if isinstance(model, DenoiserModel):
     assert module.remat in REMAT_POLICIES
     # The remainder keeps an odd number invalid.
     layers = min(module.num_layers, 2 + module.num_layers % 2)
-    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts")
+    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts", "sampler")
     return DenoiserModel(
       module=module.clone(num_layers=layers, scan_layers=False, remat="none"),
       optimizer_def=None,

@@ -20,6 +20,7 @@ SAMPLES = (
   "--output=/nowhere/samples",
   "--prompt=a",
 )
+EXPORT = ("walt_t5x.export", *SAMPLES[1:-1], "--license=CC0-1.0", "--trained_by=train.sh")
 PLAN = ("walt_t5x.plan", "--gin_file=gin/walt_3b.gin")
 PIXELS = (
   "beam_jobs.preprocess",
@@ -86,7 +87,8 @@ TABLE = [
   ([*PLAN, "--batch_size=1,2"], "expected one number without --search", PLAN[1:]),
   ([*PLAN, "--topology=v5p"], "e.g. v5p:4x4x4", []),  # Needs the extra [tpu].
   ([*PLAN, "--topology=v9:2x2"], "e.g. v5p:4x4x4", []),
-  (["walt_t5x.export_preset", *SAMPLES[1:-2]], "for example --output=preset --license", None),
+  (["walt_t5x.export", *SAMPLES[1:-2]], "for example --output=preset --license", None),
+  ([*EXPORT, "--dtype=float16"], "should be one of <bfloat16|float32>", EXPORT[1:]),
   # Flags of argparse's programs, and Beam's.
   ([*PIXELS, "--resolutions=32"], "like 32x32,64x64", None),
   ([*PIXELS, "--num_frame=9"], "did you mean --num_frames?", None),

@@ -9,8 +9,8 @@ servers. Requests of other pages, and those that are too large, are rejected. Ev
 sidecar; the page shows its number and files, and its caption accuracy if the prompt names a color and a shape.
 """
 
-import dataclasses
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,15 +18,14 @@ from typing import Any
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs
-from walt_t5x.files import storage
+from walt_t5x.files import locks, storage
 from walt_t5x.generation import cascade_flags
 
 FLAGS = flags.FLAGS
 
-MAX_PROMPT, MAX_SEED, MAX_EXTENSIONS = 2000, 2**32 - 1, 7
-# Bytes of an image, and of any other request.
-MAX_UPLOAD, MAX_REQUEST = 20 << 20, 1 << 20
-# Clips that wait for the one that is generated.
+# Bytes of any request but an image.
+MAX_REQUEST = 1 << 20
+# Requests that wait next to those of the running batch and of the one that forms.
 MAX_WAITING = 10
 
 # Keeps the clips of all stages at the time of the first one.
@@ -49,12 +48,15 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "fps", None, "Frame rate of the clips; that of the training data by default.", 0.1
   )
+  flags.DEFINE_integer("batch_size", 8, "Clips of waiting users generated together, at most.", 1)
 
 
 class Studio:
-  """Generates one clip at a time with a cascade with batches of one, and stores it in a `SampleFolder`.
+  """Generates clips with a cascade and stores them in a `SampleFolder`; those of several users in one batch.
 
-  `details` are additional fields of every sidecar.
+  Args:
+    batch_size: most clips per batch.
+    details: additional fields of every sidecar.
   """
 
   def __init__(
@@ -64,12 +66,17 @@ class Studio:
     folder: Any,
     *,
     fps: float,
+    batch_size: int = 1,
     details: Mapping[str, Any] | None = None,
   ):
-    self.cascade, self.config, self.folder, self.fps = cascade, config, folder, fps
-    self.details = dict(details or {})
-    self.stages = [info.config.name for info in cascade.infos]
-    self.takes_frames = all(stage.module.frame_prediction for stage in config.stages)
+    from walt_t5x.generation.serving.clip_maker import ClipMaker
+    from walt_t5x.generation.serving.job_queue import JobQueue
+
+    self.cascade, self.folder = cascade, folder
+    self._maker = ClipMaker(cascade, config, folder, fps=fps, details=details)
+    self.stages, self.takes_frames = self._maker.stages, self._maker.takes_frames
+    # The page limits the number of requests.
+    self._queue = JobQueue(self._maker, folder, batch_size=batch_size, max_waiting=sys.maxsize)
 
   def make(
     self,
@@ -89,45 +96,21 @@ class Studio:
 
     Raises:
       ValueError: the stages were not trained for the request, or a field is out of its range.
+      RuntimeError: the generation failed.
     """
-    if len(prompt) > MAX_PROMPT:
-      raise ValueError(f"prompt: got {len(prompt):,} characters, expected at most {MAX_PROMPT:,}")
-    seed = _whole("seed", seed, MAX_SEED)
-    extensions = _whole("extensions", extensions, MAX_EXTENSIONS)
-    if stage not in self.stages:
-      raise ValueError(f"stage: got {stage!r}, expected one of {self.stages}")
-    from walt_t5x.generation.prepared_requests import SamplingSettings, prepare
-    from walt_t5x.generation.requests import Request
-    from walt_t5x.generation.sampling_run import write_sample
+    from walt_t5x.generation.serving.clip_maker import read_image
 
-    count = self.stages.index(stage) + 1
-    request = Request(prompt=prompt.strip(), image=image)
-    settings = SamplingSettings(
-      seed=seed, extensions=extensions, fps=self.fps, fit="crop", batch_size=1
+    content = None if image is None else read_image(image)
+    request = self._maker.checked(
+      prompt, seed=seed, stage=stage, extensions=extensions, image=content
     )
-    config = dataclasses.replace(self.config, stages=self.config.stages[:count])
-    # Always number 0, so that a prompt and a seed always give the same clip.
-    batch = prepare([request], config, settings).batch([0])
-    kept = [int(file.stem) for file in self.folder.path.glob("[0-9]*.json")]
-    index = 1 + max(kept, default=-1)
-    done, total = 0, count * (1 + extensions)
-
-    def update(name: str, extension: int) -> None:
-      nonlocal done
-      done += 1
-      progress(done, total, f"{name}, extension {extension} of {extensions}" if extension else name)
-
-    progress(0, total, "started")
-    ((sample,),) = self.cascade.run([batch], stages=count, progress=update)
-    write_sample(
-      self.folder,
-      self.cascade,
-      dataclasses.replace(sample, index=index),
-      media=batch.media[0],
-      request=request,
-      settings=settings,
-      details=self.details,
-    )
+    tracked = self._queue.submit(request, image=content)
+    self._queue.start()
+    for done, total, what in self._queue.watch(tracked):
+      progress(done, total, what)
+    if tracked.job.error is not None:
+      raise RuntimeError(tracked.job.error)
+    index = tracked.job.index
     return storage.read_json(self.folder.sidecar(index)) | {"verdict": self._judge(index)}
 
   def _judge(self, index: int) -> dict[str, dict[str, bool]]:
@@ -143,13 +126,6 @@ class Studio:
     }
 
 
-def _whole(name: str, value: Any, most: int) -> int:
-  """A number of the page, which may be a float or missing, as an integer from 0."""
-  if isinstance(value, int | float) and 0 <= value <= most and value == int(value):
-    return int(value)
-  raise ValueError(f"{name}: got {value}, expected an integer from 0 to {most:,}")
-
-
 def describe(sidecar: Mapping[str, Any]) -> str:
   """The number of a clip, and for each stage its file and its verdict, in Markdown."""
   lines = [f"**Sample {sidecar['index']}**"]
@@ -160,10 +136,12 @@ def describe(sidecar: Mapping[str, Any]) -> str:
   return "  \n".join(lines)
 
 
-def build_page(studio: Studio) -> Any:
-  """The page, a `gradio.Blocks`."""
+def build_page(studio: Studio, *, at_once: int) -> Any:
+  """The page, a `gradio.Blocks`, on which `at_once` clips are requested at a time."""
   # Gradio is optional and not in the requirements.
   import gradio as gr  # pyright: ignore[reportMissingImports]
+
+  from walt_t5x.generation.serving.clip_maker import MAX_EXTENSIONS, MAX_PROMPT, MAX_SEED
 
   def make(prompt, seed, stage, extensions, image, progress=gr.Progress()):  # noqa: B008 - gradio's way
     for tokens in studio.cascade.cut_prompts([prompt]).values():
@@ -177,7 +155,7 @@ def build_page(studio: Studio) -> Any:
         image=image,
         progress=lambda done, total, what: progress((done, total), desc=what, unit="parts"),
       )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
       raise gr.Error(str(error), duration=None, print_exception=False) from error
     files = {name: entry["file"] for name, entry in sidecar["stages"].items()}
     players = [
@@ -237,7 +215,12 @@ def build_page(studio: Studio) -> Any:
     inputs = [prompt, seed, stage, extensions, image]
     outputs = [described, *players, sidecar]
     gr.on(
-      [button.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, api_name="generate"
+      [button.click, prompt.submit],
+      make,
+      inputs,
+      outputs,
+      concurrency_limit=at_once,
+      api_name="generate",
     )
     page.load(None, js=_IN_STEP)
   return page
@@ -260,38 +243,52 @@ def main(argv: Sequence[str]) -> None:
 
   from walt_t5x.generation.loading import load_cascade, read_infos
   from walt_t5x.generation.sample_folder import SampleFolder
+  from walt_t5x.generation.serving.clip_maker import MAX_IMAGE_BYTES
+  from walt_t5x.generation.serving.jobs import FOLDER
   from walt_t5x.html.serving import Guard
 
-  with programs.user_errors("demo"):
+  jobs = storage.join(FLAGS.output, FOLDER)
+  lock = storage.join(jobs, "lock")
+  with (
+    programs.user_errors("demo"),
+    locks.held(lock, program="demo", instead="set another --output"),
+  ):
     chosen = cascade_flags.read()
     infos = read_infos(chosen.config)
     studio = Studio(
-      load_cascade(chosen.config, infos, batch_size=1),
+      load_cascade(chosen.config, infos, batch_size=FLAGS.batch_size, short_batches=True),
       chosen.config,
       SampleFolder(FLAGS.output),
       fps=FLAGS.fps or infos[0].provenance.fps,
+      batch_size=FLAGS.batch_size,
       details=chosen.details,
     )
-  page = build_page(studio).queue(max_size=MAX_WAITING)
-  guard = Middleware(Guard, host=FLAGS.host, max_bytes=MAX_REQUEST, max_upload=MAX_UPLOAD)
-  theme = gr.themes.Default(
-    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-  )
-  try:
-    page.launch(
-      server_name=FLAGS.host,
-      server_port=FLAGS.port,
-      share=False,
-      allowed_paths=[os.path.abspath(FLAGS.output)],
-      theme=theme,
-      max_file_size=MAX_UPLOAD,
-      app_kwargs={"middleware": [guard]},
-      footer_links=[],
+    # While a batch is generated, the next one forms.
+    at_once = 2 * FLAGS.batch_size
+    page = build_page(studio, at_once=at_once).queue(max_size=MAX_WAITING)
+    guard = Middleware(Guard, host=FLAGS.host, max_bytes=MAX_REQUEST, max_upload=MAX_IMAGE_BYTES)
+    theme = gr.themes.Default(
+      font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
     )
-  except OSError as error:
-    sys.exit(
-      f"demo: cannot serve on {FLAGS.host}:{FLAGS.port}, set another --port or --host: {error}"
-    )
+    try:
+      page.launch(
+        server_name=FLAGS.host,
+        server_port=FLAGS.port,
+        share=False,
+        allowed_paths=[os.path.abspath(FLAGS.output)],
+        blocked_paths=[os.path.abspath(jobs)],
+        theme=theme,
+        max_file_size=MAX_IMAGE_BYTES,
+        max_threads=at_once + MAX_WAITING,
+        app_kwargs={"middleware": [guard]},
+        footer_links=[],
+      )
+    except OSError as error:
+      sys.exit(
+        f"demo: cannot serve on {FLAGS.host}:{FLAGS.port}, set another --port or --host: {error}"
+      )
+    # After Ctrl-C. The interpreter would abort, because the other thread may be computing.
+    locks.leave(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
 from walt_t5x.config import gin_flags, programs, usage
 from walt_t5x.config.waiting import waiting
-from walt_t5x.files.paths import as_path
+from walt_t5x.files.paths import AnyPath, as_path
 from walt_t5x.generation import cascade_flags
 
 _GALLERY_SAMPLES = 200
@@ -65,6 +65,11 @@ def define_flags() -> None:
     flags.DEFINE_float(
       "fps", None, "Frame rate of the files; that of the training data by default.", 0.1
     )
+    flags.DEFINE_boolean(
+      "stream",
+      False,
+      "Write each stage's clips as soon as the stage has made them, with a line of JSON on stdout for each.",
+    )
     flags.DEFINE_string("tensorboard", None, "TensorBoard folder for clips and timings.")
   with gin_flags.group("the work of this job"):
     flags.DEFINE_integer("batch_size", 32, "Clips generated together, at most.", lower_bound=1)
@@ -89,6 +94,7 @@ def run(
   log_dir: str | None = None,
   described: str = "",
   details: Mapping[str, Any] | None = None,
+  streamed: Callable[[int, str, AnyPath], None] | None = None,
 ) -> dict[str, Any]:
   """Generates the missing samples in the folder `output`; returns a summary.
 
@@ -101,6 +107,7 @@ def run(
     log_dir: TensorBoard folder; None writes no events.
     described: what tells the cascade from others; stored with the samples.
     details: entries of every sample's record, such as the identity of a preset.
+    streamed: called for each clip of each stage as soon as it exists, see `generation.sampling_run.make_samples`.
 
   Raises:
     ValueError, OSError: parts are incompatible or missing; raised before a stage's weights are read.
@@ -148,7 +155,13 @@ def run(
         )
       details = {"gin_sha256": hashlib.sha256(described.encode()).hexdigest(), **details}
       for sample in make_samples(
-        cascade, prepared, folder, details=details, shard=shard, before_writing=confirm
+        cascade,
+        prepared,
+        folder,
+        details=details,
+        shard=shard,
+        before_writing=confirm,
+        streamed=streamed,
       ):
         made += 1
         if log_dir and len(shown) < _TENSORBOARD_SAMPLES:
@@ -173,6 +186,10 @@ def _log(log_dir: str, samples: dict[str, Any], *, step: int, fps: float) -> Non
   seconds = next(iter(samples.values())).seconds
   scalars = {f"seconds/{s}/{what}": v for s, times in seconds.items() for what, v in times.items()}
   write_clips(log_dir, last, step=step, fps=fps, scalars=scalars)
+
+
+def _print_clip(index: int, stage: str, file: AnyPath) -> None:
+  print(json.dumps({"sample": index, "stage": stage, "file": str(file)}), flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -220,6 +237,7 @@ def main(argv: Sequence[str]) -> None:
         log_dir=FLAGS.tensorboard,
         described=cascade.described,
         details=cascade.details,
+        streamed=_print_clip if FLAGS.stream else None,
       )
   except KeyboardInterrupt:
     where = ""

@@ -55,6 +55,10 @@ def test_samplers_are_those_of_the_runs_unless_flags_change_them(read):
   # They are part of what tells these samples from others.
   assert both.described != trained.described and both.described.startswith(trained.described)
   assert _samplers(read()) == _samplers(trained)
+  # Where the weights are determines no sample.
+  split = read(stage_weights="sharded")
+  assert (trained.config.stage_weights, split.config.stage_weights) == ("auto", "sharded")
+  assert split.described == trained.described
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def test_a_short_batch_is_padded_with_its_last_clip_and_a_long_one_is_rejected()
     indices=[7, 8, 9, 9, 9],
     prompts=["a", "b", "c", "c", "c"],
     labels=[4, 5, 6, 6, 6],
+    seeds=[],
     seed=3,
     media=[],
   )

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from tests.generation import cascades, random_cascade
+from walt_t5x.engine import weights_file
 from walt_t5x.engine.checkpoints import load_params
 from walt_t5x.generation.loading import load_cascade, read_infos
 from walt_t5x.generation.stage import StageInfo, load_weights
+from walt_t5x.generation.stage_sampler import StageSampler, mesh_for
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,40 @@ def test_weights_are_averaged_and_converted_as_configured(made, tmp_path):
   for held, saved in zip(jax.tree.leaves(narrow), jax.tree.leaves(average)):
     assert held.dtype == jnp.bfloat16
     np.testing.assert_array_equal(held, saved.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("preset", "dtype"), [(True, None), (False, "bfloat16")])
+def test_weights_are_read_into_their_shards_and_have_the_fingerprint_of_the_file(
+  made, tmp_path, preset, dtype
+):
+  stage = dataclasses.replace(made.stages[0], weights_dtype=dtype)
+  if preset:
+    (tmp_path / "checkpoint_0").mkdir()
+    params, _ = load_weights(StageInfo.read(stage))
+    weights_file.write(str(tmp_path / "checkpoint_0"), params, dtype="bfloat16")
+    shutil.copy(f"{stage.checkpoint}/provenance.json", tmp_path)
+    stage = dataclasses.replace(stage, checkpoint=str(tmp_path))
+  info = StageInfo.read(stage)
+  expected, fingerprint = load_weights(info)
+  sampler = StageSampler(stage, mesh=mesh_for(1, jax.devices()), sharded=True)
+  split, again = sampler.load(info)
+  assert again == fingerprint
+  assert info.weight_bytes() == sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
+  for leaf, sharding, same in zip(*map(jax.tree.leaves, (split, sampler.shardings, expected))):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim) and leaf.dtype == same.dtype
+    np.testing.assert_array_equal(leaf, same)
+  kernel = split["pairs_0"]["spatial"]["mlp"]["wi"]["kernel"]
+  assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // 8}
+
+
+def test_small_weights_are_replicated_unless_the_setting_says_otherwise(made, cascade):
+  sharded = cascades.loaded(dataclasses.replace(made, stage_weights="sharded"))
+  for some, split in ((cascade, False), (sharded, True)):
+    weights = jax.tree.leaves(some._weights(some.infos[0]))
+    assert any(not leaf.sharding.is_fully_replicated for leaf in weights) == split
+    assert {len(leaf.devices()) for leaf in weights} == {8}
+  with pytest.raises(ValueError, match="stage_weights='half': expected one of auto, sharded, rep"):
+    dataclasses.replace(made, stage_weights="half")
 
 
 def test_other_networks_tokenizers_and_text_encoders_are_rejected(made, tmp_path):

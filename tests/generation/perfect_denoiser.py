@@ -31,6 +31,7 @@ class PerfectDenoiser:
   text_dim: int = 0
   num_classes: int = 0
   frame_prediction: bool = True
+  guidance_range: tuple[float, float] | None = None
 
   def apply(
     self,

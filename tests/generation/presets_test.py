@@ -1,4 +1,4 @@
-"""Presets: weights rounded to bfloat16 and nothing else, the same bytes each time, and damage is named."""
+"""Presets: weights as trained or rounded to bfloat16 and nothing else, the same bytes each time; damage is named."""
 
 import dataclasses
 import shutil
@@ -39,15 +39,9 @@ def _rounded(array):
   return (bits & 0xFFFF0000).view(np.float32)
 
 
-def _export(config, output):
-  return export(
-    config,
-    output=output,
-    name="random",
-    description="Noise.",
-    license_name="CC0-1.0",
-    trained_by="nothing",
-  )
+def _export(config, output, **settings):
+  settings = {"license_name": "CC0-1.0", "trained_by": "nothing"} | settings
+  return export(config, output=output, name="random", description="Noise.", **settings)
 
 
 def _in_preset(preset):
@@ -89,6 +83,22 @@ def preset(made, tmp_path_factory):
   return _export(made, tmp_path_factory.mktemp("presets") / "random")
 
 
+@pytest.fixture(scope="module")
+def clip(made):
+  """Samples with the weights of a cascade of this shape: its latents, and the fingerprint of the weights."""
+  cascade = load_cascade(made, read_infos(made), batch_size=1)
+  batch = Batch(indices=[0], prompts=[PROMPT], media=[None], seed=3)
+
+  def sampled(config):
+    # The compiled programs are the same.
+    cascade.infos = read_infos(config)
+    cascade._loaded.clear()
+    ((sample,),) = cascade.run([batch], stages=1)
+    return sample.latents["base"], cascade.fingerprints["base"]
+
+  return sampled
+
+
 @pytest.fixture
 def copy(preset, tmp_path):
   """The preset in another folder."""
@@ -96,19 +106,49 @@ def copy(preset, tmp_path):
   return tmp_path / "moved"
 
 
-def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, preset, tmp_path):
-  rounded = _rounded_cascade(made, tmp_path)
-  config = _in_preset(preset)
-  pairs = [(config.vae_checkpoint, rounded.vae_checkpoint, True)]
-  pairs += [(a.checkpoint, b.checkpoint, b.ema) for a, b in zip(config.stages, rounded.stages)]
+def _same_weights(config, expected):
+  """Every part has the expected weights, bit for bit."""
+  pairs = [(config.vae_checkpoint, expected.vae_checkpoint, True)]
+  pairs += [(a.checkpoint, b.checkpoint, b.ema) for a, b in zip(config.stages, expected.stages)]
   for ours, theirs, ema in pairs:
     got, wanted = (load_params(path, ema=ema) for path in (ours, theirs))
     assert jax.tree.structure(got) == jax.tree.structure(wanted)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
       assert a.dtype == b.dtype == np.float32
       np.testing.assert_array_equal(a, b)
-  texts = [TextEncoder.load(folder) for folder in (config.text_encoder, rounded.text_encoder)]
+  texts = [TextEncoder.load(folder) for folder in (config.text_encoder, expected.text_encoder)]
   assert texts[0].fingerprint == texts[1].fingerprint
+
+
+def test_in_float32_weights_and_samples_are_those_of_the_runs(made, clip, tmp_path):
+  exact = _export(made, tmp_path / "exact", dtype="float32")
+  config = _in_preset(exact)
+  _same_weights(config, made)
+  for ours, theirs in zip(read_infos(config), read_infos(made), strict=True):
+    found, trained = ours.provenance, theirs.provenance
+    assert found.latents == trained.latents
+    for part in ("vae", "text_encoder"):
+      assert getattr(found, part)["fingerprint"] == getattr(trained, part)["fingerprint"]
+  np.testing.assert_equal(clip(config), clip(made))
+  for part in exact.record["parts"].values():
+    assert part["fingerprint"] == part["trained_fingerprint"]
+
+
+def test_unknown_dtypes_and_licenses_are_named_and_leave_nothing(made, tmp_path):
+  with pytest.raises(ValueError, match=r"got dtype='float16', expected one of \('bfloat16', 'fl"):
+    _export(made, tmp_path / "new", dtype="float16")
+  for name in ("", "my own", "cc0\n"):
+    with pytest.raises(ValueError, match=r"license '.*': expected an SPDX identifier, such as CC0"):
+      _export(made, tmp_path / "new", license_name=name)
+  assert not (tmp_path / "new").exists()
+
+
+def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(
+  made, preset, clip, tmp_path
+):
+  rounded = _rounded_cascade(made, tmp_path)
+  config = _in_preset(preset)
+  _same_weights(config, rounded)
   # The provenance of the rounded cascade names the same encoders; nothing else of it was changed.
   for stage, ours in zip(rounded.stages, config.stages):
     shutil.copy(f"{storage.run_folder(ours.checkpoint)}/{FILE_NAME}", stage.checkpoint)
@@ -116,17 +156,8 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, pre
   mine = read_provenance(storage.run_folder(config.stages[0].checkpoint))
   assert mine.latents == trained.latents and mine.vae != trained.vae
   np.testing.assert_array_equal(mine.null_embedding, trained.null_embedding)
-  assert read_infos(config)[0].provenance.text_encoder["fingerprint"] == texts[0].fingerprint
-  cascade = load_cascade(config, read_infos(config), batch_size=1)
-  batch = Batch(indices=[0], prompts=[PROMPT], media=[None], seed=3)
-
-  def clip(config):
-    # The compiled programs are the same.
-    cascade.infos = read_infos(config)
-    cascade._loaded.clear()
-    ((sample,),) = cascade.run([batch], stages=1)
-    return sample.latents["base"], cascade.fingerprints["base"]
-
+  fingerprint = TextEncoder.load(config.text_encoder).fingerprint
+  assert read_infos(config)[0].provenance.text_encoder["fingerprint"] == fingerprint
   ours = clip(config)
   np.testing.assert_equal(ours, clip(rounded))
   assert not np.array_equal(ours[0], clip(made)[0])
@@ -135,7 +166,7 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(made, pre
 def test_the_same_cascade_gives_the_same_bytes(made, preset, tmp_path):
   again = _export(made, tmp_path / "again")
   files = _files(again.folder)
-  assert files == _files(preset.folder) and len(files) == 12
+  assert files == _files(preset.folder) and len(files) == 13
   # No path of the machine that trained it.
   trained_in = str(Path(made.vae_checkpoint).parent).encode()
   assert [name for name, content in files.items() if trained_in in content] == []

@@ -186,6 +186,29 @@ def test_a_sample_is_finished_only_once_all_its_files_exist(tmp_path, monkeypatc
   assert folder.finished(0)
 
 
+def test_a_deleted_sample_leaves_no_file_and_the_others_stay(tmp_path):
+  folder = SampleFolder(tmp_path)
+  for index, formats in ((0, ("mp4",)), (1, ("mp4", "png", "latents"))):
+    folder.write(
+      index,
+      prompt="a",
+      videos={"base": np.zeros((2, 16, 16, 3))},
+      latents={"base": np.zeros((1, 2, 4, 4, 4))},
+      fps=8.0,
+      seed=0,
+      steps={"base": 1},
+      fingerprints={},
+      formats=formats,
+    )
+  folder.delete(1)
+  folder.delete(2)
+  assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
+    "00000.json",
+    "00000_base.mp4",
+  ]
+  assert folder.finished(0) and not folder.finished(1)
+
+
 def test_frames_of_an_interrupted_run_are_replaced(tmp_path):
   for length in (5, 3):
     clip = np.full((length, 8, 8, 3), 10 * length, np.uint8)

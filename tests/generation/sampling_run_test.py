@@ -14,9 +14,10 @@ from PIL import Image
 
 from tests.generation import cascades
 from walt_t5x import generate
+from walt_t5x.diffusion.samplers.caching import EveryNth
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
-from walt_t5x.generation import prepared_requests, run_identity
+from walt_t5x.generation import prepared_requests, run_identity, sampling_run
 from walt_t5x.generation import requests as reading
 from walt_t5x.generation.cascade import Sample
 from walt_t5x.generation.prepared_requests import Prepared, SamplingSettings, prepare
@@ -44,7 +45,7 @@ class _Cascade:
       for stage in CONFIG.stages
     ]
 
-  def run(self, batches, *, progress):
+  def run(self, batches, *, progress, stage_finished=None):
     for batch in batches:
       if self.stop_after is not None and len(self.asked) >= self.stop_after:
         raise KeyboardInterrupt
@@ -240,6 +241,13 @@ def test_every_format_has_the_frames_and_the_manifest_names_the_files(tmp_path):
   }
   assert sidecar["fingerprints"] == {"vae": "v", "base": "b", "sr1": "s"}
   assert sidecar["batch_seconds"] == {"base": {"sample": 0.5}} and sidecar["gin_sha256"] == "x"
+
+
+def test_a_sidecar_names_the_cache_of_a_sampler():
+  stage = cascades.config(Path("/nowhere"), base=cascades.model()).stages[0]
+  assert "cache" not in sampling_run.sampler_of(stage)
+  stage.model.sampler = dataclasses.replace(stage.model.sampler, cache=EveryNth(3))
+  assert sampling_run.sampler_of(stage)["cache"] == "EveryNth(every=3, low=0.0, high=1.0)"
 
 
 def _prepare(settings=None, config=CONFIG, **request):

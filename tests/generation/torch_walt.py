@@ -87,10 +87,15 @@ def _attention(w, name, x, window, heads, *, text=None, mask=None):
   return out.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(x.shape)
 
 
-def denoise(w, model, z, steps, *, self_condition, text, text_mask, low=None, low_steps=None):
+def denoise(
+  w, model, z, steps, *, self_condition, text, text_mask, frames=None, frame_mask=None, low=None, low_steps=None
+):  # fmt: skip
   """Output of the denoiser for noised latents [B, t, h, w, c] with one caption [B, L, E] each."""
   m = model["module"]
   parts = [z, self_condition]
+  if frames is not None:
+    mask = frame_mask[:, :, None, None, None]
+    parts += [mask * frames, mask.expand(*z.shape[:-1], 1)]
   if low is not None:
     kernel = w["low_resolution_upsample/kernel"].permute(3, 2, 0, 1)
     frames = F.conv2d(low.flatten(0, 1).movedim(-1, 1), kernel, padding=1).movedim(1, -1)

@@ -1,7 +1,9 @@
-"""An exported cascade in plain torch: every network agrees with ours to 1e-5 of its largest output."""
+"""Exported cascades in plain torch: every network agrees with ours to 1e-5 of its largest output.
+
+The cascade of the package, and one with random weights that is exported in float32.
+"""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +12,29 @@ import pytest
 import torch
 import transformers
 
-from tests.generation import torch_walt
+from data import schema
+from tests.generation import cascades, torch_walt
 from walt_t5x.denoiser.transformer import Conditioning
 from walt_t5x.engine.checkpoints import load_params
 from walt_t5x.generation import presets
+from walt_t5x.generation.preset_export import export
 from walt_t5x.models import model_record
 from walt_t5x.text.encoder import TextEncoder
 
-pytestmark = pytest.mark.skipif(
-  "shapes" not in presets.shipped(), reason="the package has no preset"
-)
-FOLDER = presets.SHIPPED / "shapes"
 PROMPTS = ["a red square moves right", "a small blue circle moves up and turns"]
+
+
+@pytest.fixture(scope="module", params=["shapes", "random"])
+def folder(request, tmp_path_factory):
+  """The folder of a preset."""
+  if request.param == "shapes":
+    if "shapes" not in presets.shipped():
+      pytest.skip("the package has no preset")
+    return presets.find("shapes").folder
+  made = cascades.written(tmp_path_factory.mktemp("trained"))
+  output = tmp_path_factory.mktemp("presets") / "random"
+  named = {"name": "random", "description": "", "license_name": "MIT", "trained_by": ""}
+  return export(made, output=output, dtype="float32", **named).folder
 
 
 def _agree(theirs, ours):
@@ -34,36 +47,39 @@ def _params(run):
   return jax.tree.map(jnp.asarray, load_params(str(run)))
 
 
-def _text(rng, length=16):
-  """Embeddings and mask of two captions of different lengths."""
-  mask = np.arange(length) < np.array([[6], [11]])
-  return rng.normal(size=(2, length, 64)).astype(np.float32), mask
-
-
 @pytest.mark.parametrize("stage", ["base", "sr1"])
-def test_denoisers_agree(stage):
+def test_denoisers_agree(folder, stage):
   rng = np.random.default_rng(0)
-  (run,) = [run for run in presets.find("shapes").runs if Path(run).name == stage]
-  model = model_record.read(run).model
-  weights, settings = torch_walt.load(FOLDER / stage)
-  size = 8 if stage == "base" else 16
-  z, before = rng.normal(size=(2, 2, 3, size, size, 8)).astype(np.float32)
-  text, mask = _text(rng)
+  found = model_record.read(folder / stage)
+  module = found.model.module
+  weights, settings = torch_walt.load(folder / stage)
+
+  def drawn(*shape):
+    return rng.normal(size=(2, *shape)).astype(np.float32)
+
+  def latents(field):
+    return drawn(*schema.latents_shape(field), module.latent_channels)
+
+  z, before = latents(found.latents), latents(found.latents)
   steps = np.array([1000, 137])
-  given = {"text": jnp.asarray(text[:, None]), "text_mask": jnp.asarray(mask[:, None])}
-  low = {}
-  if stage == "sr1":
-    low["low"] = rng.normal(size=(2, 3, 8, 8, 8)).astype(np.float32)
-    low["low_steps"] = np.array([150.0, 20.0], np.float32)
-    given["low_resolution"] = jnp.asarray(low["low"])
-    given["low_resolution_steps"] = jnp.asarray(low["low_steps"])
-  params = _params(run)
-  ours = model.module.apply(
-    {"params": params},
+  # Captions of different lengths.
+  text, length = drawn(found.text_length, module.text_dim), found.text_length
+  mask = np.arange(length) < np.array([[length // 3], [length - 1]])
+  more = {}
+  if found.low_resolution:
+    more["low"] = latents(found.low_resolution)
+    more["low_steps"] = np.array([150.0, 20.0], np.float32)
+  if module.frame_prediction:
+    more["frames"] = latents(found.latents)
+    more["frame_mask"] = (np.arange(z.shape[1]) < np.array([[2], [0]])).astype(np.float32)
+  names = {"low": "low_resolution", "low_steps": "low_resolution_steps"}
+  given = {names.get(name, name): jnp.asarray(value) for name, value in more.items()}
+  ours = jax.jit(module.apply)(
+    {"params": _params(folder / stage)},
     jnp.asarray(z),
     jnp.asarray(steps),
     jnp.asarray(before),
-    Conditioning(**given),
+    Conditioning(text=jnp.asarray(text[:, None]), text_mask=jnp.asarray(mask[:, None]), **given),
   )
   theirs = torch_walt.denoise(
     weights,
@@ -73,17 +89,16 @@ def test_denoisers_agree(stage):
     self_condition=torch.tensor(before),
     text=torch.tensor(text),
     text_mask=torch.tensor(mask),
-    **{name: torch.tensor(value) for name, value in low.items()},
+    **{name: torch.tensor(value) for name, value in more.items()},
   )
   _agree(theirs, ours)
 
 
-def test_tokenizers_agree():
+def test_tokenizers_agree(folder):
   video = np.random.default_rng(1).random((1, 9, 16, 24, 3), np.float32)
-  weights, settings = torch_walt.load(FOLDER / "vae")
-  vae = model_record.read(FOLDER / "vae").model
-  params = _params(FOLDER / "vae")
-  variables = {"params": params["vae"]}
+  weights, settings = torch_walt.load(folder / "vae")
+  vae = model_record.read(folder / "vae").model
+  variables = {"params": _params(folder / "vae")["vae"]}
   encode, decode = (jax.jit(functools.partial(vae.apply, method=m)) for m in ("encode", "decode"))
   latents = encode(variables, jnp.asarray(video)).mean
   _agree(torch_walt.encode(weights, settings, torch.tensor(video)), latents)
@@ -91,9 +106,9 @@ def test_tokenizers_agree():
   _agree(torch_walt.decode(weights, settings, torch.tensor(np.asarray(latents))), decoded)
 
 
-def test_text_encoders_agree():
-  ours = TextEncoder.load(FOLDER / "text")
-  theirs = transformers.T5EncoderModel.from_pretrained(FOLDER / "text", dtype=torch.float32).eval()
+def test_text_encoders_agree(folder):
+  ours = TextEncoder.load(folder / "text")
+  theirs = transformers.T5EncoderModel.from_pretrained(folder / "text", dtype=torch.float32).eval()
   for ids, embedding in zip(tokens := ours.tokenize(PROMPTS, 16), ours.encode(tokens), strict=True):
     with torch.no_grad():
       _agree(theirs(torch.tensor(ids)[None].long()).last_hidden_state[0], embedding)

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.generation import cascades
 from walt_t5x import compare_upscaling, plan_sampling
 from walt_t5x.diffusion.guidance import ConstantGuidance, IntervalGuidance
+from walt_t5x.diffusion.samplers.caching import EveryNth
 from walt_t5x.models.sampling import SamplerConfig
 
 
@@ -115,5 +116,9 @@ def test_a_plan_of_sampling_counts_branches_steps_and_bytes():
   # At t = 1 and 1/5, outside of the interval, only the condition counts.
   inside = plan(num_steps=5, guidance=IntervalGuidance(2.0, 0.3, 0.9))
   assert inside.flops_per_sample == 8 * alone.flops_per_sample and inside.network_rows == 1.6
+  # Of five calls, three compute; the others embed and project.
+  cached = plan(num_steps=5, guidance=ConstantGuidance(2.0), cache=EveryNth(2))
+  assert (cached.network_rows, cached.network_calls) == (2, 3)
+  assert 6 < cached.flops_per_sample / alone.flops_per_sample < 6.5
   assert alone.weight_bytes == 2 * alone.parameters > 0
   assert "base" in plan_sampling.table([guided], batch_size=1)

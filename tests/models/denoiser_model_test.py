@@ -59,6 +59,7 @@ class _Linear:
   """A network w x_t + u self_condition, small enough to differentiate by hand."""
 
   text_dim = num_classes = low_resolution_scale = 0
+  guidance_range = None
   frame_prediction, self_conditioning = False, True
 
   def apply(self, variables, x_t, steps, self_condition, conditioning):

@@ -8,6 +8,7 @@ import pytest
 from tests import tiny_denoiser
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import PowerCosineGuidance
+from walt_t5x.diffusion.samplers.caching import EmbeddingChange, EveryNth
 from walt_t5x.engine.run_record import MODEL_FILE
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models import model_record
@@ -15,14 +16,14 @@ from walt_t5x.models.denoiser_model import DenoiserModel
 from walt_t5x.models.sampling import SamplerConfig
 
 
-def _model(guidance):
+def _model(guidance, cache=None):
   module = WaltDenoiser(**tiny_denoiser.FIELDS)
-  sampler = SamplerConfig(guidance=guidance)
+  sampler = SamplerConfig(guidance=guidance, cache=cache)
   return DenoiserModel(module=module, optimizer_def=None, sampler=sampler)
 
 
-def _record(guidance=None):
-  return model_record.record_of(model=_model(guidance), dataset=None)
+def _record(guidance=None, **settings):
+  return model_record.record_of(model=_model(guidance, **settings), dataset=None)
 
 
 def test_guidance_is_kept_and_code_is_not_described(tmp_path):
@@ -33,6 +34,12 @@ def test_guidance_is_kept_and_code_is_not_described(tmp_path):
   # A class, which numpy takes for a dtype.
   assert _record(np.ndarray) is None
   assert model_record.record_of(model=object(), dataset=None) is None
+
+
+@pytest.mark.parametrize("cache", [None, EveryNth(3, low=0.1), EmbeddingChange(0.5)])
+def test_the_cache_of_the_sampler_is_kept(cache, tmp_path):
+  (tmp_path / MODEL_FILE).write_text(json.dumps(_record(cache=cache)))
+  assert model_record.read(tmp_path).model.sampler.cache == cache
 
 
 @pytest.mark.parametrize(

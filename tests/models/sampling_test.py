@@ -29,6 +29,7 @@ class _Network:
   """A function that depends on all its inputs."""
 
   rows: list = dataclasses.field(default_factory=list)
+  guidance_range: None = None
   remembers: bool = True
 
   def apply(self, variables, x_t, steps, self_condition, conditioning):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests import programs
+from tests.generation import cascades
+from walt_t5x import plan_sampling
 from walt_t5x.planning import tpu_compile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,3 +54,20 @@ def test_the_toy_step_compiles_for_a_slice():
   (report,) = topologies_gin(plan_gin(), ["v5p:2x2x1"]).values()
   assert report["fits"] and 0 < report["hbm_bytes_per_chip"] < 1024**3
   assert report["collective_bytes"]["all-reduce"] > 0 and report["estimated_step_seconds"] > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [tpu]")
+def test_a_sampling_chain_compiles_for_a_slice_whose_chips_split_the_weights():
+  wide = cascades.model(steps=2, width=64, mlp_dim=256, num_heads=4, num_layers=4, scan_layers=True)
+  (config,) = cascades.config(Path("/nowhere"), stages=("base",), base=wide).stages
+  name = "v5p:2x2x1"
+  complete, split = (
+    plan_sampling.plan_stage(config, text_length=8, batch_size=2, topologies={name: sharded})
+    for sharded in (False, True)
+  )
+  assert complete.chip_weight_bytes[name] == complete.weight_bytes == split.weight_bytes
+  assert split.chip_weight_bytes[name] < 0.3 * split.weight_bytes
+  assert split.topologies[name].fits
+  more = split.topologies[name].temporaries - complete.topologies[name].temporaries
+  assert more < split.weight_bytes / 2
+  assert "temporaries" in plan_sampling.table([split], batch_size=2)

@@ -9,7 +9,7 @@ from flax.linen.partitioning import param_with_axes
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from walt_t5x.denoiser.layers import Linear, Table, projection_init, zeros_init
+from walt_t5x.denoiser.layers import Initializer, Linear, Table, projection_init, zeros_init
 
 SINUSOID_FEATURES = 256
 
@@ -27,13 +27,18 @@ class ConditionMlp(nn.Module):
 
   width: int
   dtype: DTypeLike = jnp.float32
+  out_init: Initializer = projection_init
 
   @nn.compact
   def __call__(self, x: Float[Array, "... f"]) -> Float[Array, "... D"]:
     hidden = Linear((self.width,), axes=("unmodeled", "embed"), dtype=self.dtype, name="in")(x)
-    return Linear((self.width,), axes=("embed", "unmodeled"), dtype=self.dtype, name="out")(
-      jax.nn.silu(hidden)
-    )
+    return Linear(
+      (self.width,),
+      axes=("embed", "unmodeled"),
+      kernel_init=self.out_init,
+      dtype=self.dtype,
+      name="out",
+    )(jax.nn.silu(hidden))
 
 
 class ClassEmbedding(nn.Module):

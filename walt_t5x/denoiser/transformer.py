@@ -4,6 +4,7 @@ Parameter counts agree with every published count, see tests/planning/plan_test.
 """
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from walt_t5x.denoiser.embeddings import (
 from walt_t5x.denoiser.layers import Linear, layer_norm, zeros_init
 from walt_t5x.denoiser.windows import Window, check_window, common_cell, from_cells, to_cells
 from walt_t5x.sharding.constraints import constrain
+from walt_t5x.types import Params
 
 REMAT_POLICIES = {
   "none": None,
@@ -36,6 +38,10 @@ REMAT_POLICIES = {
     jax.checkpoint_policies.save_only_these_names("window_attention"),
   ),
 }
+
+# The sinusoids of a scale of guidance are those of so many diffusion steps: scales of 1 to 10 then differ as steps do.
+STEPS_PER_SCALE = 100.0
+BLOCK_CHANGE = "block_change"
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +59,7 @@ class Conditioning:
     frame_mask: float or bool [B, t]; 1 on the latent frames that are given.
     low_resolution: latents of the previous stage [B, t, h / s, w / s, c], with the noise of their augmentation.
     low_resolution_steps: t_sr, the level of that noise in diffusion steps [B], embedded into AdaLN.
+    guidance: scale of guidance of a distilled model [B].
     all_images: if `is_image` is None, whether all examples are stacks of images rather than videos. Static: the
       compiled step then omits the attention of the spatiotemporal layers.
   """
@@ -65,6 +72,7 @@ class Conditioning:
   frame_mask: Array | None = None
   low_resolution: Array | None = None
   low_resolution_steps: Array | None = None
+  guidance: Array | None = None
   all_images: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
@@ -89,6 +97,8 @@ class WaltDenoiser(nn.Module):
     frame_prediction: adds the c + 1 input channels of c_fp.
     low_resolution_scale: > 0 makes this a super-resolution stage of that ratio.
     self_conditioning: adds the c input channels of the self-condition.
+    guidance_range: adds the scale of guidance as an input, of a model that is distilled from a guided one
+      (2210.03142); the lowest and the highest scale that it was trained with. None without it.
     qk_norm, relative_bias: switches for ablations.
     image_rows: how a mixed batch computes its images, "select" or "skip"; see `WindowAttention`.
     attention_implementation: "auto" (the fused kernel on TPU, einsum elsewhere), "einsum" or "pallas".
@@ -116,6 +126,7 @@ class WaltDenoiser(nn.Module):
   frame_prediction: bool = False
   low_resolution_scale: int = 0
   self_conditioning: bool = True
+  guidance_range: tuple[float, float] | None = None
   qk_norm: bool = True
   relative_bias: bool = True
   image_rows: str = "select"
@@ -163,6 +174,13 @@ class WaltDenoiser(nn.Module):
     if self.low_resolution_scale:
       low_steps = _given(self, conditioning, "low_resolution_steps", by="low_resolution_scale")
       condition = condition + mlp("low_resolution_mlp")(sinusoid(low_steps))[:, None]
+    if self.guidance_range is not None:
+      scale = _given(self, conditioning, "guidance", by="guidance_range")
+      # Starts at zero: a student starts as its teacher.
+      embedded = ConditionMlp(
+        self.width, dtype=self.dtype, out_init=zeros_init, name="guidance_mlp"
+      )(sinusoid(STEPS_PER_SCALE * scale))
+      condition = condition + embedded[:, None]
     return condition
 
   def _blocks(self, x: Array, inputs: LayerInputs) -> Array:
@@ -198,6 +216,7 @@ class WaltDenoiser(nn.Module):
     steps: Num[Array, " B"],
     self_condition: Float[Array, "B t h w c"] | None = None,
     conditioning: Conditioning = Conditioning(),
+    block_change: Float[Array, "B t y x D"] | None = None,
   ) -> Float[Array, "B t h w c"]:
     """Predicts from noisy latents.
 
@@ -205,6 +224,8 @@ class WaltDenoiser(nn.Module):
       noisy_latents: z_t, normalized latents plus noise, [B, t, h, w, c].
       steps: diffusion time in steps, 0 .. num_steps, [B].
       self_condition: the previous estimate of z_0, shape of z_t; None is equivalent to zeros.
+      block_change: what the blocks are taken to add to the tokens, instead of computing them. They store it as
+        `BLOCK_CHANGE` of the collection "intermediates", if that is mutable.
 
     Returns:
       The network output, float32, shape of `noisy_latents`.
@@ -245,7 +266,13 @@ class WaltDenoiser(nn.Module):
       text_mask=text_mask,
       all_images=conditioning.all_images,
     )
-    x = self._blocks(x, inputs)
+    if block_change is not None:
+      x = x + block_change
+    else:
+      tokens, x = x, self._blocks(x, inputs)
+      # Training does not even trace it.
+      if self.is_mutable_collection("intermediates"):
+        self.sow("intermediates", BLOCK_CHANGE, x - tokens)
 
     shift_scale = Linear(
       (2 * self.width,),
@@ -273,6 +300,14 @@ def _given(model: WaltDenoiser, conditioning: Conditioning, name: str, *, by: st
   if value is None:
     raise ValueError(f"WaltDenoiser.{by}={getattr(model, by)} needs Conditioning.{name}; got None")
   return value
+
+
+def time_embeddings(
+  model: WaltDenoiser, params: Params, steps: Num[Array, " n"]
+) -> Float[Array, "n D"]:
+  """The part of the AdaLN condition that depends on the time alone, float32, at each of n diffusion steps."""
+  embedded = ConditionMlp(model.width).apply({"params": params["time_mlp"]}, sinusoid(steps))
+  return cast(Array, embedded)
 
 
 def repeat_over_frames(conditioning: Conditioning, frames: int) -> Conditioning:

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 def guide(
   conditional: Float[Array, "*axes"],
   unconditional: Float[Array, "*axes"],
-  scale: Float[Array, ""] | float,
+  scale: Float[Array, "..."] | float,
 ) -> Float[Array, "*axes"]:
-  """u + w (c - u), with w = `scale`; all arrays have the same shape."""
+  """u + w (c - u), with w = `scale`, one number or one of each example [B, 1, ...]."""
   return unconditional + scale * (conditional - unconditional)
 
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -255,8 +256,10 @@ def has_average(path: storage.PathLike) -> bool:
   return weights_file.exists(checkpoint) or bool(average_names(state_metadata(checkpoint)))
 
 
-def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
-  """Parameters of a checkpoint as nested dicts of numpy arrays.
+def load_params(
+  path: storage.PathLike, *, ema: bool = False, shardings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+  """Parameters of a checkpoint as nested dicts of arrays.
 
   Reads only the requested arrays: moments and the other copy of the parameters stay on disk.
 
@@ -265,6 +268,8 @@ def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
     ema: read the parameter average (`optimizers.parameter_ema`) instead. Parameters without an average (trained by
       another optimizer, for example those of a discriminator) are returned as they are. A weights file has one set of
       parameters, which is returned either way.
+    shardings: sharding of every parameter, as nested dicts; each device is then given only its own part. None returns
+      numpy arrays.
 
   Raises:
     FileNotFoundError: no complete checkpoint exists.
@@ -280,8 +285,27 @@ def load_params(path: storage.PathLike, *, ema: bool = False) -> dict[str, Any]:
         f"{checkpoint} has no parameter average; set ema_decay in its optimizer, or load with ema=False."
       )
     sources |= {name: source for name, source in averages.items() if name in sources}
-  wanted = read_arrays(checkpoint, {source: metadata[source] for source in sources.values()})
-  return traverse_util.unflatten_dict({name: wanted[source] for name, source in sources.items()})
+  wanted = {source: metadata[source] for source in sources.values()}
+  if shardings is None:
+    arrays = read_arrays(checkpoint, wanted)
+  else:
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(shardings))
+    placed = {source: flat[name] for name, source in sources.items()}
+    arrays = _read_sharded(checkpoint, wanted, placed)
+  return traverse_util.unflatten_dict({name: arrays[source] for name, source in sources.items()})
+
+
+def _read_sharded(
+  checkpoint: str, wanted: Mapping[tuple[str, ...], Any], shardings: Mapping[tuple[str, ...], Any]
+) -> dict[tuple[str, ...], Any]:
+  if weights_file.exists(checkpoint):
+    read = read_arrays(checkpoint, wanted)
+    return {name: jax.device_put(array, shardings[name]) for name, array in read.items()}
+  restore_args = {
+    name: ocp.ArrayRestoreArgs(sharding=shardings[name], global_shape=tuple(leaf.shape))
+    for name, leaf in wanted.items()
+  }
+  return read_arrays(checkpoint, wanted, restore_args)
 
 
 def load_state_dict(path: storage.PathLike) -> dict[str, Any]:

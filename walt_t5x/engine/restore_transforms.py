@@ -132,6 +132,29 @@ def weights_alone(
   return traverse_util.unflatten_dict(started)
 
 
+def student_and_teacher(
+  state_dict: Mapping[str, Any],
+  target_state_dict: Mapping[str, Any],
+  *,
+  is_resuming: bool = False,
+) -> dict[str, Any]:
+  """Starts a distillation: the weights of `weights_alone` for the student and for its collection `teacher`.
+
+  Raises:
+    Mismatch: the checkpoint is of another network; names arrays and shapes.
+  """
+  started = weights_alone(
+    state_dict, target_state_dict, is_resuming=is_resuming, new_parameters=("^guidance_mlp/",)
+  )
+  if is_resuming:
+    return started
+  flat: dict[Name, Any] = traverse_util.flatten_dict(started)
+  for name in traverse_util.flatten_dict(dict(target_state_dict)):
+    if name[:2] == ("flax_mutables", "teacher"):
+      flat[name] = np.asarray(flat[("target", *name[2:])])
+  return traverse_util.unflatten_dict(flat)
+
+
 def _check_network(
   found: Mapping[Name, Any], wanted: Mapping[Name, Any], *, new_parameters: Sequence[str]
 ) -> None:

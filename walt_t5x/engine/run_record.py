@@ -65,9 +65,26 @@ class RecordRun:
           )
         compare(storage.read_json(file), given, where=file)
       record(model_dir, given)
+    check_teacher(model_dir, self.model or {})
     if self.model is not None and jax.process_index() == 0:
       storage.write_json(storage.join(model_dir, MODEL_FILE), self.model, sort_keys=True, seal=True)
     gin_config.summarize_gin_config(model_dir, summary_writer, step)
+
+
+def check_teacher(model_dir: str, model: Mapping[str, Any]) -> None:
+  """Raises `Mismatch` if the run in the folder is the student of other weights, which its checkpoints contain."""
+  file = storage.join(model_dir, MODEL_FILE)
+  if not storage.exists(file) or not checkpoints.has_trained(model_dir):
+    return
+  found, given = (record.get("teacher") or {} for record in (storage.read_json(file), model))
+  if found.get("weights") != given.get("weights"):
+    named = [
+      f"{teacher.get('checkpoint')} ({teacher.get('weights')})" for teacher in (found, given)
+    ]
+    raise Mismatch(
+      f"{file} records that this run has the teacher {named[0]}, and the command names {named[1]}: name the same "
+      "TEACHER, or start a new run in another MODEL_DIR"
+    )
 
 
 def check(model_dir: str, provenance: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Weights without a training state: `checkpoint_<step>/weights.safetensors`, as presets have them.
 
-The file holds one set of parameters by flat name. They are stored in bfloat16 and read as float32, their dtype in
-training, so that a network gets the same arrays as from a checkpoint of the rounded weights.
+The file holds one set of parameters by flat name. They are stored in bfloat16 or float32 and read as float32, their
+dtype in training, so that a network gets the same arrays as from a checkpoint of the rounded weights.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from flax import traverse_util
 from walt_t5x.files import damage, local_folders, storage, tensors
 
 FILE_NAME = "weights.safetensors"
+DTYPES = ("bfloat16", "float32")
 
 
 def exists(checkpoint: storage.PathLike) -> bool:
@@ -26,24 +27,26 @@ def exists(checkpoint: storage.PathLike) -> bool:
   return storage.exists(storage.join(checkpoint, FILE_NAME))
 
 
-def rounded(params: Any) -> Any:
-  """The parameters as they are read after they were written: rounded to bfloat16, float32."""
-  return jax.tree.map(lambda leaf: np.asarray(leaf, jnp.bfloat16).astype(np.float32), params)
+def rounded(params: Any, *, dtype: str) -> Any:
+  """The parameters as they are read after they were written in one of `DTYPES`: rounded to it, float32."""
+  return jax.tree.map(lambda leaf: np.asarray(leaf, jnp.dtype(dtype)).astype(np.float32), params)
 
 
-def write(checkpoint: storage.PathLike, params: Mapping[str, Any]) -> None:
+def write(checkpoint: storage.PathLike, params: Mapping[str, Any], *, dtype: str) -> None:
   """Writes nested parameters into a checkpoint folder; the same parameters give the same bytes.
 
   Raises:
-    ValueError: a parameter is not floating point.
+    ValueError: a parameter is not floating point, or `dtype` is not one of `DTYPES`.
   """
+  if dtype not in DTYPES:
+    raise ValueError(f"weights: got {dtype=}, expected one of {DTYPES}")
   flat: dict[str, Any] = traverse_util.flatten_dict(dict(params), sep="/")
   for name, array in flat.items():
     if not jnp.issubdtype(array.dtype, jnp.floating):
       raise ValueError(f"{name}: got {array.dtype}, expected floating point")
-  narrow = {name: np.ascontiguousarray(array, jnp.bfloat16) for name, array in flat.items()}
+  stored = {name: np.ascontiguousarray(array, jnp.dtype(dtype)) for name, array in flat.items()}
   # One metadata field, because safetensors does not fix their order.
-  file = io.BytesIO(safetensors.numpy.save(narrow, metadata=tensors.BLANK))
+  file = io.BytesIO(safetensors.numpy.save(stored, metadata=tensors.BLANK))
   tensors.seal(file)
   storage.write(storage.join(checkpoint, FILE_NAME), file.getvalue())
 

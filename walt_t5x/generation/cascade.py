@@ -23,7 +23,7 @@ from data import schema
 from walt_t5x.denoiser.transformer import Conditioning
 from walt_t5x.generation.conditioning_media import ConditioningMedia
 from walt_t5x.generation.pixel_codec import PixelCodec
-from walt_t5x.generation.stage import StageConfig, StageInfo, load_weights
+from walt_t5x.generation.stage import StageConfig, StageInfo
 from walt_t5x.generation.stage_sampler import StageSampler, noise_for
 from walt_t5x.text.encoder import TextEncoder
 
@@ -38,6 +38,7 @@ class Batch:
     labels: one per clip, or empty if the stages have no classes.
     media: what each clip starts from; all None, all images or all videos.
     seed: of the noise, with the index.
+    seeds: one per clip in place of `seed`, for clips of different requests.
     extensions: 0 makes the number of frames that the stages were trained on; each extension adds frames.
     decoded_conditioning: start with the tokenizer's reconstruction of a clip's last frames instead of the entire clip.
   """
@@ -47,6 +48,7 @@ class Batch:
   labels: Sequence[int] = ()
   media: Sequence[ConditioningMedia | None] = ()
   seed: int = 0
+  seeds: Sequence[int] = ()
   extensions: int = 0
   decoded_conditioning: bool = False
 
@@ -76,8 +78,10 @@ class Cascade:
     text_encoder: encoder of the prompts; None if no stage reads text.
     text_length: L that the stages were trained with.
     mesh: devices to sample on, see `mesh_for`.
-    load: reads a stage's weights; returns them and their fingerprint.
+    sharded: whether these devices split each stage's weights; otherwise each device holds all of them.
+    load: reads a stage's weights; returns them and their fingerprint. None reads those of its checkpoint.
     one_at_a_time: hold only one stage's weights and run it over all batches of a call to `run`.
+    short_batches: numbers of clips below `batch_size` that batches may have, each a compiled program.
   """
 
   def __init__(
@@ -89,8 +93,10 @@ class Cascade:
     codec: PixelCodec,
     batch_size: int,
     mesh: jax.sharding.Mesh | None = None,
-    load: Callable[[StageInfo], tuple[Any, str]] = load_weights,
+    sharded: bool = False,
+    load: Callable[[StageInfo], tuple[Any, str]] | None = None,
     one_at_a_time: bool = False,
+    short_batches: Sequence[int] = (),
   ):
     self.infos = list(infos)
     self.codec = codec
@@ -98,9 +104,12 @@ class Cascade:
     self.text_length = text_length
     self.batch_size = batch_size
     self.one_at_a_time = one_at_a_time
+    self._sizes = sorted({*short_batches, batch_size})
     self.fingerprints: dict[str, str] = {}
     self._load = load
-    self._samplers = {i.config.name: StageSampler(i.config, mesh=mesh) for i in self.infos}
+    self._samplers = {
+      i.config.name: StageSampler(i.config, mesh=mesh, sharded=sharded) for i in self.infos
+    }
     self._loaded: dict[str, Any] = {}
 
   def run(
@@ -109,15 +118,19 @@ class Cascade:
     *,
     stages: int | None = None,
     progress: Callable[[str, int], None] = lambda stage, extension: None,
+    stage_finished: Callable[[str, Sequence[Sample]], None] | None = None,
   ) -> Iterator[list[Sample]]:
     """Yields the samples batch by batch.
 
-    A short batch is padded with its last clip, so every batch runs the same compiled programs.
+    A short batch is padded with its last clip to the next number of clips that programs are compiled for: `batch_size`,
+    or one of `short_batches`.
 
     Args:
       batches: at most `batch_size` clips each.
       stages: number of stages to run, from the base; all by default.
       progress: called with (stage, extension) after each extension of each stage of each batch; 0 is the first part.
+      stage_finished: called with (stage, samples of a batch) when the batch's clips of a stage are complete, before
+        another stage or batch starts; the samples have the stages so far.
     """
     groups = [list(batches)] if self.one_at_a_time else [[batch] for batch in batches]
     for group in groups:
@@ -126,6 +139,8 @@ class Cascade:
         params = self._weights(info)
         for one in work:
           self._run_stage(info, below, params, one, progress=progress)
+          if stage_finished is not None:
+            stage_finished(info.config.name, one.samples())
         del params
         if self.one_at_a_time:
           self._loaded.pop(info.config.name)
@@ -149,14 +164,14 @@ class Cascade:
     names = [info.config.name for info in self.infos]
     if name not in names[1:]:
       raise ValueError(f"no super-resolution stage {name!r}: expected one of {names[1:]}")
-    rows, at = len(low), names.index(name)
+    at = names.index(name)
     info, below = self.infos[at], self.infos[at - 1]
-    indices = range(first_index, first_index + rows)
+    indices = range(first_index, first_index + len(low))
     work = self._work(Batch(indices=indices, prompts=prompts, seed=seed))
-    fill = np.repeat(low[-1:], self.batch_size - rows, axis=0)
+    fill = np.repeat(low[-1:], len(work.batch.indices) - len(low), axis=0)
     work.latents[below.config.name] = [np.concatenate([low, fill])]
     self._run_stage(info, below, self._weights(info), work)
-    return np.stack(work.videos[name][:rows])
+    return np.stack(work.videos[name][: len(low)])
 
   def encode_text(self, prompts: Sequence[str]) -> tuple[Any, Any]:
     """Prompts -> embeddings [B, 1, L, E] and mask [B, 1, L], or Nones if no stage reads text."""
@@ -179,23 +194,26 @@ class Cascade:
     return {prompt: n for prompt, n in zip(distinct, counts) if n > self.text_length}
 
   def _work(self, batch: Batch) -> "_Work":
-    """The batch with encoded text, padded to `batch_size` clips."""
+    """The batch with encoded text, padded to a number of clips that programs are compiled for."""
     rows = len(batch.indices)
     if rows > self.batch_size:
       raise ValueError(
         f"got a batch of {rows} clips, expected at most batch_size={self.batch_size}"
       )
-    lists = {n: list(getattr(batch, n)) for n in ("indices", "prompts", "labels", "media")}
+    size = next(size for size in self._sizes if size >= rows)
+    per_clip = ("indices", "prompts", "labels", "media", "seeds")
+    lists = {name: list(getattr(batch, name)) for name in per_clip}
     for values in lists.values():
-      values += values[-1:] * (self.batch_size - rows)
+      values += values[-1:] * (size - rows)
     batch = dataclasses.replace(batch, **lists)
     return _Work(batch=batch, rows=rows, text=self.encode_text(batch.prompts))
 
   def _weights(self, info: StageInfo) -> Any:
     name = info.config.name
     if name not in self._loaded:
-      params, self.fingerprints[name] = self._load(info)
-      self._loaded[name] = self._samplers[name].place(params)
+      sampler = self._samplers[name]
+      params, self.fingerprints[name] = (self._load or sampler.load)(info)
+      self._loaded[name] = sampler.place(params)
     return self._loaded[name]
 
   def _run_stage(
@@ -254,7 +272,8 @@ class Cascade:
     indices = np.asarray(work.batch.indices)
 
     def noise(what: str, shape: tuple[int, ...] = shape) -> Array:
-      return noise_for(work.batch.seed, what, indices, shape, extension=extension)
+      seeds = work.batch.seeds or work.batch.seed
+      return noise_for(seeds, what, indices, shape, extension=extension)
 
     text, mask = work.text if config.module.text_dim else (None, None)
     null = labels = None

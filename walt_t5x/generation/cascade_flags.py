@@ -40,7 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
       "preset",
       None,
-      "A trained cascade: one of the package's, or a folder that export_preset wrote. Replaces --gin_file.",
+      "A trained cascade: one of the package's, or a folder that export wrote. Replaces --gin_file.",
     )
     flags.DEFINE_string(
       "vae_checkpoint",
@@ -49,6 +49,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string(
       "text_encoder", None, "With --run: the text encoder, if it has moved since the training."
+    )
+    flags.DEFINE_enum(
+      "stage_weights",
+      None,
+      ["auto", "sharded", "replicated"],
+      "Whether several devices split the stages' weights; by default the cascade's setting, auto.",
     )
   with gin_flags.group("sampler"):
     flags.DEFINE_list(
@@ -101,9 +107,10 @@ def read(chosen: Sequence[str] = ()) -> ChosenCascade:
   cascade = _of_runs() if FLAGS.run or FLAGS.preset else _of_gin()
   stages = _with_sampler(choose_stages(cascade.config.stages, chosen))
   given = [f"{name} = {FLAGS[name].value}" for name in _SAMPLER if FLAGS[name].value]
+  weights = FLAGS["stage_weights"].value or cascade.config.stage_weights
   return dataclasses.replace(
     cascade,
-    config=dataclasses.replace(cascade.config, stages=stages),
+    config=dataclasses.replace(cascade.config, stages=stages, stage_weights=weights),
     described="\n".join([cascade.described, *given]),
   )
 

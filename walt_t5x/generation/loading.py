@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from walt_t5x.generation import checks
+from walt_t5x.generation import checks, weight_sharding
 from walt_t5x.generation.cascade import Cascade
 from walt_t5x.generation.pixel_codec import PixelCodec
 from walt_t5x.generation.stage import StageConfig, StageInfo
@@ -27,6 +27,9 @@ class CascadeConfig:
     decode_rows: clips that the tokenizer holds in memory at a time.
     decode_group: latent frames that it holds in memory at a time, after the first.
     one_at_a_time: hold the weights of only one stage at a time.
+    stage_weights: "sharded" splits the stages' weights over the devices, "replicated" holds all of them on each, "auto"
+      decides by their size, see `weight_sharding`. Without effect on one device. Tokenizer and text encoder are never
+      split.
   """
 
   stages: Sequence[StageConfig]
@@ -38,6 +41,10 @@ class CascadeConfig:
   decode_rows: int = 8
   decode_group: int = 1
   one_at_a_time: bool = False
+  stage_weights: str = weight_sharding.AUTO
+
+  def __post_init__(self):
+    weight_sharding.check_setting(self.stage_weights)
 
   @property
   def reads_text(self) -> bool:
@@ -102,8 +109,28 @@ def load_text_encoder(config: CascadeConfig, infos: Sequence[StageInfo]) -> Text
   return checks.load_text_encoder(config.text_encoder, expected=expected)
 
 
-def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_size: int) -> Cascade:
+def _sharded(config: CascadeConfig, infos: Sequence[StageInfo]) -> bool:
+  """Whether the stages' weights are split over several devices."""
+  sizes = [info.weight_bytes() for info in infos]
+  return weight_sharding.is_sharded(
+    config.stage_weights,
+    weight_bytes=max(sizes) if config.one_at_a_time else sum(sizes),
+    device_bytes=weight_sharding.memory_of(jax.local_devices()[0]),
+  )
+
+
+def load_cascade(
+  config: CascadeConfig,
+  infos: Sequence[StageInfo],
+  *,
+  batch_size: int,
+  short_batches: bool = False,
+) -> Cascade:
   """Loads the cascade onto all local devices; `infos` come from `read_infos`.
+
+  Args:
+    short_batches: pad a short batch to 1, 2, 4, ... clips per device only, not to `batch_size`: for requests that come
+      one by one. Each number is compiled when it is first needed, and the decoder takes one clip per device at a time.
 
   Raises:
     FileNotFoundError: a file is missing.
@@ -111,7 +138,8 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
   """
   text_encoder, params = load_text_encoder(config, infos), load_tokenizer(config, infos)
   mesh = mesh_for(batch_size, jax.local_devices())
-  rows = min(config.decode_rows, batch_size)
+  devices = mesh.shape["data"] if mesh else 1
+  rows = devices if short_batches else min(config.decode_rows, batch_size)
   codec = PixelCodec(config.vae, params, rows=rows, group=config.decode_group, mesh=mesh)
   return Cascade(
     infos=infos,
@@ -120,5 +148,15 @@ def load_cascade(config: CascadeConfig, infos: Sequence[StageInfo], *, batch_siz
     codec=codec,
     batch_size=batch_size,
     mesh=mesh,
+    sharded=mesh is not None and _sharded(config, infos),
     one_at_a_time=config.one_at_a_time,
+    short_batches=sizes_below(batch_size, step=devices) if short_batches else (),
   )
+
+
+def sizes_below(batch_size: int, *, step: int) -> list[int]:
+  """The sizes of short batches: `step`, twice, four times as much and so on, below `batch_size`."""
+  sizes = [step]
+  while sizes[-1] < batch_size:
+    sizes.append(2 * sizes[-1])
+  return sizes[:-1]

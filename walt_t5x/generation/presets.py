@@ -1,5 +1,6 @@
 """A preset: a folder with a trained cascade, which generates clips wherever the folder is.
 
+README.md         the model card
 preset.json       name, license, the command that trained it, sizes, what each part was trained on, sha256 of each file
 vae, base, sr1    runs with weights only (`engine.weights_file`): the model, and the provenance of the training data
 text              text encoder folder
@@ -80,7 +81,7 @@ def find(name: str) -> Preset:
     return read(Path(name))
   raise FileNotFoundError(
     f"--preset={name}: expected one of the package's presets ({', '.join(shipped()) or 'it has none'}) or a folder "
-    f"with a {RECORD}, which `python -m walt_t5x.export_preset` writes"
+    f"with a {RECORD}, which `python -m walt_t5x.export` writes"
   )
 
 

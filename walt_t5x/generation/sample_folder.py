@@ -70,6 +70,7 @@ class SampleFolder:
     formats: Sequence[str] = ("mp4",),
     latents: Mapping[str, np.ndarray] | None = None,
     details: Mapping[str, Any] | None = None,
+    written: Mapping[str, Any] | None = None,
   ) -> None:
     """Writes one sample, its sidecar last.
 
@@ -80,22 +81,17 @@ class SampleFolder:
       formats: some of `sample_files.FORMATS`.
       latents: stage name -> raw latents, for the format "latents".
       details: additional fields of the sidecar.
+      written: stage name -> result of `write_stage`, for stages whose files exist.
     """
-    stages = {}
-    for stage, video in videos.items():
-      path = self.path / f"{index:05d}_{stage}"
-      files = {
-        name: sample_files.write_clip(path, video, format=name, fps=fps)
-        for name in sample_files.READABLE
-        if name in formats
-      }
-      best = next(iter(files))
-      scale = sample_files.scale_of(video, best)
-      stages[stage] = {"file": files[best], "shape": list(video.shape), "scale": scale}
-      if sample_files.LATENTS in formats and latents is not None:
-        files[sample_files.LATENTS] = sample_files.write_latents(path, latents[stage])
-      stages[stage]["files"] = files
-      stages[stage]["sha256"] = sample_files.clip_sha256(self.path / files[best])
+    written, latents = written or {}, latents or {}
+    stages = {
+      stage: written[stage]
+      if stage in written
+      else self.write_stage(
+        index, stage, video, fps=fps, formats=formats, latents=latents.get(stage)
+      )
+      for stage, video in videos.items()
+    }
     sidecar = {
       "index": index,
       "prompt": prompt,
@@ -107,6 +103,36 @@ class SampleFolder:
       **(details or {}),
     }
     storage.write_json(self.sidecar(index), sidecar, seal=True)
+
+  def write_stage(
+    self,
+    index: int,
+    stage: str,
+    video: np.ndarray,
+    *,
+    fps: float,
+    formats: Sequence[str] = ("mp4",),
+    latents: np.ndarray | None = None,
+  ) -> dict[str, Any]:
+    """Writes the files of a stage of a sample; returns its entry in the sidecar. The arguments are those of `write`."""
+    path = self.path / f"{index:05d}_{stage}"
+    files = {
+      name: sample_files.write_clip(path, video, format=name, fps=fps)
+      for name in sample_files.READABLE
+      if name in formats
+    }
+    best = next(iter(files))
+    entry = {
+      "file": files[best],
+      "shape": list(video.shape),
+      "scale": sample_files.scale_of(video, best),
+    }
+    if sample_files.LATENTS in formats and latents is not None:
+      files[sample_files.LATENTS] = sample_files.write_latents(path, latents)
+    return entry | {
+      "files": files,
+      "sha256": sample_files.clip_sha256(self.path / files[best]),
+    }
 
   def sidecar(self, index: int) -> AnyPath:
     """The path of a sample's sidecar."""
@@ -120,6 +146,17 @@ class SampleFolder:
     stages = storage.read_json(file)["stages"].values()
     names = [name for stage in stages for name in stage.get("files", {}).values()]
     return all((self.path / name).exists() for name in names)
+
+  def delete(self, index: int) -> None:
+    """Deletes a sample if it exists, its sidecar first; folders of PNG frames stay, empty."""
+    file = self.sidecar(index)
+    if not file.exists():
+      return
+    stages = storage.read_json(file)["stages"].values()
+    storage.delete(file)
+    for path in [self.path / name for stage in stages for name in stage["files"].values()]:
+      for part in sorted(path.glob("*.png")) if path.is_dir() else [path]:
+        storage.delete(part)
 
   def samples(self) -> Iterator[StoredSample]:
     """The samples in order of their numbers, with the verdicts of `scores.json` if it exists.

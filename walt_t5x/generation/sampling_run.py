@@ -5,13 +5,15 @@ an interrupted run ends with the same bytes: a batch with a missing sample is ge
 missing samples are written.
 """
 
+import collections
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from walt_t5x.files.paths import AnyPath
 from walt_t5x.generation.cascade import Cascade, Sample
 from walt_t5x.generation.conditioning_media import ConditioningMedia
 from walt_t5x.generation.prepared_requests import Prepared, SamplingSettings
@@ -37,10 +39,17 @@ def make_samples(
   details: Mapping[str, Any],
   shard: tuple[int, int] = (0, 1),
   before_writing: Callable[[], None] = lambda: None,
+  streamed: Callable[[int, str, AnyPath], None] | None = None,
 ) -> Iterator[Sample]:
   """Generates the missing samples of a shard (number, count); yields each one once it is on disk.
 
-  `details` are additional fields of every sidecar; `before_writing` is called once per batch.
+  Args:
+    cascade, prepared, folder: what makes the samples, their requests, and where they are written.
+    details: additional fields of every sidecar.
+    shard: number and count.
+    before_writing: called before the files of a batch, or of its stage, are written.
+    streamed: called with (number of the sample, stage, file) when the clip of a stage is on disk, before the next
+      stage starts. None writes the clips of all stages when the last one has finished. The bytes are the same.
   """
   settings = prepared.settings
   count = len(prepared.requests) * settings.num_samples
@@ -51,6 +60,25 @@ def make_samples(
       missing[indices] = left
   todo = list(missing)
   step = _BATCHES_A_LOAD if cascade.one_at_a_time else 1
+  wanted = {i for left in missing.values() for i in left}
+  written: dict[int, dict[str, Any]] = collections.defaultdict(dict)
+
+  def write_stage(stage: str, samples: Sequence[Sample]) -> None:
+    assert streamed is not None
+    before_writing()
+    for sample in samples:
+      if sample.index in wanted:
+        entry = folder.write_stage(
+          sample.index,
+          stage,
+          sample.videos[stage],
+          fps=settings.fps,
+          formats=settings.formats,
+          latents=sample.latents[stage],
+        )
+        written[sample.index][stage] = entry
+        streamed(sample.index, stage, folder.path / entry["file"])
+
   with contextlib.ExitStack() as stack:
     bars = {}
     for position, info in enumerate(cascade.infos if todo else ()):
@@ -60,7 +88,11 @@ def make_samples(
     for start in range(0, len(todo), step):
       group = todo[start : start + step]
       batches = [prepared.batch(indices) for indices in group]
-      made = cascade.run(batches, progress=lambda stage, extension: bars[stage].update())
+      made = cascade.run(
+        batches,
+        progress=lambda stage, extension: bars[stage].update(),
+        stage_finished=None if streamed is None else write_stage,
+      )
       for indices, batch, samples in zip(group, batches, made):
         before_writing()
         for sample, media in zip(samples, batch.media):
@@ -73,6 +105,7 @@ def make_samples(
               request=prepared.request(sample.index),
               settings=settings,
               details=details,
+              written=written.pop(sample.index, None),
             )
             yield sample
 
@@ -86,8 +119,12 @@ def write_sample(
   request: Request,
   settings: SamplingSettings,
   details: Mapping[str, Any] | None = None,
+  written: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes the files and the metadata of a sample; `details` are additional fields of its sidecar."""
+  """Writes the files and the metadata of a sample.
+
+  `details` are additional fields of its sidecar; `written` are its stages that `SampleFolder.write_stage` wrote.
+  """
   folder.write(
     sample.index,
     prompt=sample.prompt,
@@ -103,7 +140,7 @@ def write_sample(
       "rounds": 1 + settings.extensions,
       **({} if request.label is None else {"label": request.label}),
       **({} if media is None else {"given": {"kind": request.kind, **media.as_dict()}}),
-      "samplers": {info.config.name: _sampler(info.config) for info in cascade.infos},
+      "samplers": {info.config.name: sampler_of(info.config) for info in cascade.infos},
       "batch_size": settings.batch_size,
       "batch_seconds": {
         stage: {what: round(value, 3) for what, value in times.items()}
@@ -111,13 +148,17 @@ def write_sample(
       },
       **(details or {}),
     },
+    written=written,
   )
 
 
-def _sampler(config: Any) -> dict[str, Any]:
+def sampler_of(config: Any) -> dict[str, Any]:
+  """What a sidecar says about the sampler of a stage."""
   sampler = config.model.sampler
   found = {"num_steps": sampler.num_steps, "guidance": repr(sampler.guidance)}
   found |= {"solver": repr(sampler.chosen_solver()), "grid": repr(sampler.grid)}
+  if sampler.cache is not None:
+    found["cache"] = repr(sampler.cache)
   if config.low_resolution:
     found["low_resolution_noise"] = config.model.sampling_low_resolution_noise
   return found

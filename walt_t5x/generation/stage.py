@@ -2,21 +2,26 @@
 
 import copy
 import dataclasses
+import math
 import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 from jaxtyping import Array
 
 from data import schema
 from data.provenance import Provenance, read_provenance
-from walt_t5x.engine.checkpoints import checkpoint_step, find_checkpoint, load_params
+from walt_t5x.engine.checkpoints import (
+  checkpoint_step,
+  find_checkpoint,
+  load_params,
+  state_metadata,
+)
 from walt_t5x.files.fingerprint import weights_fingerprint
 from walt_t5x.models.denoiser_model import DenoiserModel
-from walt_t5x.models.input_shapes import parameter_shapes
+from walt_t5x.models.input_shapes import parameter_axes, parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +57,7 @@ class StageConfig:
     model.sampler = model.sampler.changed(**changes)
     return dataclasses.replace(self, model=model)
 
-  def parameter_shapes(self, text_length: int) -> Any:
+  def parameter_shapes(self, text_length: int = 64) -> Any:
     """Shapes and dtypes of the parameters in training, see `models.input_shapes.parameter_shapes`."""
     return parameter_shapes(
       self.model,
@@ -60,6 +65,10 @@ class StageConfig:
       low_resolution=self.low_resolution,
       text_length=text_length,
     )
+
+  def parameter_axes(self) -> dict[str, Any]:
+    """Logical names of the parameters' axes, see `models.input_shapes.parameter_axes`."""
+    return parameter_axes(self.model, field=self.latents, low_resolution=self.low_resolution)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +106,14 @@ class StageInfo:
     channels = self.provenance.latents[self.config.latents].channels
     return (*schema.latents_shape(self.config.latents), channels)
 
+  def weight_bytes(self) -> int:
+    """Size of the network's weights in memory; reads no array."""
+    sizes = {k: v for k, v in state_metadata(self.checkpoint).items() if k[0] == "target"}
+    return sum(
+      math.prod(leaf.shape) * jnp.dtype(self.config.weights_dtype or leaf.dtype).itemsize
+      for leaf in sizes.values()
+    )
+
   def normalize(self, latents: Any, field: str) -> Any:
     """Latents of the tokenizer -> mean 0, standard deviation 1 per channel."""
     statistics = self.provenance.latents[field]
@@ -108,13 +125,20 @@ class StageInfo:
     return latents * jnp.asarray(statistics.std) + jnp.asarray(statistics.mean)
 
 
-def load_weights(info: StageInfo) -> tuple[Any, str]:
-  """Reads a stage's weights; returns the network's parameters and the sha256 of the saved weights."""
-  params = load_params(info.checkpoint, ema=info.config.ema)
+def load_weights(info: StageInfo, shardings: Any = None) -> tuple[Any, str]:
+  """Reads a stage's weights; returns the network's parameters and the sha256 of the saved weights.
+
+  Args:
+    info: the stage.
+    shardings: sharding of each parameter, as nested dicts: no device then holds more than its own part. None for the
+      default device.
+  """
+  params = load_params(info.checkpoint, ema=info.config.ema, shardings=shardings)
   fingerprint = weights_fingerprint(traverse_util.flatten_dict(params, sep="/"))
 
-  def place(weights: np.ndarray) -> Array:
+  def place(weights: Any) -> Array:
     floating = jnp.issubdtype(weights.dtype, jnp.floating)
-    return jnp.asarray(weights, info.config.weights_dtype if floating else None)
+    # A copy: an array keeps the host's copy of itself, from which its fingerprint was computed.
+    return jnp.array(weights, info.config.weights_dtype if floating else None)
 
   return jax.tree.map(place, params), fingerprint

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from walt_t5x.denoiser.transformer import Conditioning
-from walt_t5x.generation.stage import StageConfig
-from walt_t5x.sharding import partitioning
+from walt_t5x.generation.stage import StageConfig, StageInfo, load_weights
+from walt_t5x.generation.weight_sharding import sampling_rules, weight_shardings
 
 
 def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
@@ -31,41 +31,50 @@ def mesh_for(rows: int, devices: Sequence[Any]) -> Mesh | None:
 
 
 def noise_for(
-  seed: int, what: str, indices: np.ndarray, shape: tuple[int, ...], *, extension: int = 0
+  seed: int | Sequence[int],
+  what: str,
+  indices: np.ndarray,
+  shape: tuple[int, ...],
+  *,
+  extension: int = 0,
 ) -> Array:
   """Standard normal [B, *shape], a function of the seed, the sample and its use, independent of the batch.
 
   Args:
+    seed: from 0 to 2^32 - 1, one for all samples or one for each.
     what: the stage, or another use of noise.
     indices: index of each sample [B].
     extension: number of the clip's extension; 0 for its first part.
   """
   use = np.uint32(zlib.crc32(f"{what} {extension}".encode()))
-  return _normal(np.uint32(seed), use, jnp.asarray(indices, jnp.uint32), tuple(shape))
+  seeds = np.broadcast_to(np.asarray(seed, np.uint32), np.shape(indices))
+  return _normal(seeds, use, jnp.asarray(indices, jnp.uint32), tuple(shape))
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _normal(seed: Array, use: Array, indices: Array, shape: tuple[int, ...]) -> Array:
-  key = jax.random.fold_in(jax.random.key(seed), use)
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
-  return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+def _normal(seeds: Array, use: Array, indices: Array, shape: tuple[int, ...]) -> Array:
+  def key(seed: Array, index: Array) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), index)
+
+  return jax.vmap(lambda k: jax.random.normal(k, shape))(jax.vmap(key)(seeds, indices))
 
 
 class StageSampler:
   """`(params, noise, conditioning, null_text) -> normalized latents`, on the devices of a mesh.
 
-  Weights are replicated on each device, the batch is sharded over 'data' and, if it has fewer clips than devices, the
-  height of the token grid over 'model'.
+  The batch is sharded over 'data' and, if it has fewer clips than devices, the height of the token grid over 'model'.
+
+  Args:
+    config: the stage.
+    mesh: its devices, see `mesh_for`; None for the default device.
+    sharded: whether the devices split the weights, see `weight_sharding.weight_shardings`; otherwise each holds all.
   """
 
-  def __init__(self, config: StageConfig, *, mesh: Mesh | None = None):
-    self._mesh = mesh
+  def __init__(self, config: StageConfig, *, mesh: Mesh | None = None, sharded: bool = False):
+    self._mesh, self._config, self._sharded = mesh, config, sharded and mesh is not None
     # None for the default device.
-    self._replicated = self._rows = None
-    if mesh is not None:
-      self._replicated = NamedSharding(mesh, PartitionSpec())
-      self._rows = NamedSharding(mesh, PartitionSpec("data"))
-    self._rules = tuple(partitioning.rules(model_axis="sequence"))
+    self._rows = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+    self._rules = tuple(sampling_rules(sharded=self._sharded))
     model = config.model
 
     def sample(params, noise, low_noise, conditioning, null_text):
@@ -76,9 +85,30 @@ class StageSampler:
 
     self._sample = jax.jit(sample)
 
+  @functools.cached_property
+  def shardings(self) -> Any:
+    """The sharding of each weight, or one for all; None for the default device."""
+    if self._mesh is None:
+      return None
+    return weight_shardings(self._config, self._mesh, sharded=self._sharded)
+
+  def device_bytes(self, params: Any) -> int:
+    """Size of the weights that each device holds, for weights or their shapes."""
+
+    def size(x: Any, sharding: Any = None) -> int:
+      shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
+      return math.prod(shape) * x.dtype.itemsize
+
+    trees = (params, self.shardings) if self._sharded else (params,)
+    return sum(jax.tree.leaves(jax.tree.map(size, *trees)))
+
+  def load(self, info: StageInfo) -> tuple[Any, str]:
+    """Reads the weights, those that the devices split onto their devices; returns them and their fingerprint."""
+    return load_weights(info, self.shardings if self._sharded else None)
+
   def place(self, params: Any) -> Any:
     """Places the weights on the devices."""
-    return jax.device_put(params, self._replicated)
+    return jax.device_put(params, self.shardings)
 
   def __call__(
     self,
@@ -112,15 +142,21 @@ class StageSampler:
     """
     one = jax.sharding.SingleDeviceSharding(devices[0])
 
+    def spec(x: Any, sharding: Any) -> Any:
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or one)
+
     def placed(tree: Any, sharding: Any) -> Any:
-      sharding = sharding or one
-      return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+      return jax.tree.map(lambda x: spec(x, sharding), tree)
 
     def sample(params: Any, noise: Any, low_noise: Any, fields: Any, null_text: Any) -> Any:
       return self._sample(params, noise, low_noise, Conditioning(**fields), null_text)
 
+    if self._sharded:
+      weights = jax.tree.map(spec, params, self.shardings)
+    else:
+      weights = placed(params, self.shardings)
     with self._on_mesh():
-      return jax.jit(sample).lower(placed(params, self._replicated), *placed(arguments, self._rows))
+      return jax.jit(sample).lower(weights, *placed(arguments, self._rows))
 
   def _on_mesh(self) -> contextlib.ExitStack:
     """Enters mesh and rules, which the network's sharding constraints read."""

@@ -7,6 +7,11 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _EVERYWHERE = ("0.0.0.0", "::", "[::]")
 
 
+def plain_text(status: int, text: str) -> tuple[str, bytes]:
+  """Media type and body of an answer with a status, for people."""
+  return "text/plain; charset=utf-8", f"{text}\n".encode()
+
+
 class Guard:
   """ASGI middleware that answers 403 to foreign pages, and 413 to bodies that are too large.
 
@@ -18,12 +23,19 @@ class Guard:
     host: address that the server listens on.
     max_bytes: largest body of a request.
     max_upload: largest body of a request to /upload.
+    answer: (status, text) -> media type and body of an answer.
   """
 
   def __init__(
-    self, app: Callable[..., Awaitable[None]], *, host: str, max_bytes: int, max_upload: int
+    self,
+    app: Callable[..., Awaitable[None]],
+    *,
+    host: str,
+    max_bytes: int,
+    max_upload: int,
+    answer: Callable[[int, str], tuple[str, bytes]] = plain_text,
   ):
-    self._app, self._host = app, host
+    self._app, self._host, self._answer = app, host, answer
     self._max_bytes, self._max_upload = max_bytes, max_upload
 
   async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
@@ -31,10 +43,10 @@ class Guard:
     if problem is None:
       await self._app(scope, receive, send)
       return
-    status, text = problem
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+    media_type, body = self._answer(*problem)
+    headers = [(b"content-type", media_type.encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": problem[0], "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
   def _problem(self, scope: Mapping[str, Any]) -> tuple[int, str] | None:
     """Status and text of the answer to a request that is not passed on."""

@@ -26,7 +26,7 @@ NUM_NOISE_BUCKETS = 4
 ROWS = ("mixed", "videos", "images")
 
 
-def _key_of(latents: Array) -> Array:
+def key_of(latents: Array) -> Array:
   """A random key from the bits of the latents."""
   bits = jax.lax.bitcast_convert_type(latents.astype(jnp.float32), jnp.uint32)
   return jax.random.key(jnp.sum(bits, dtype=jnp.uint32))
@@ -157,9 +157,18 @@ class DenoiserModel(engine.BaseModel):
     conditioning = self._with_low_resolution_noise(
       self.conditioning(batch), jax.random.key(0), jnp.zeros((rows,))
     )
+    if self.module.guidance_range is not None:
+      conditioning = dataclasses.replace(conditioning, guidance=jnp.ones((rows,)))
     return self.module.init(
       rng, batch["latents"].astype(jnp.float32), jnp.ones((rows,)), None, conditioning
     )
+
+  @property
+  def branches(self) -> int:
+    """Predictions that guidance combines: one without it, and one if its scale is an input of the network."""
+    if self.sampler.guidance is None or self.module.guidance_range is not None:
+      return 1
+    return 2 if self.sampler.frame_guidance is None else 3
 
   def conditioning(self, batch: Batch) -> Conditioning:
     """The batch's conditioning, by kind of example; random parts are added later."""
@@ -263,7 +272,7 @@ class DenoiserModel(engine.BaseModel):
       params = with_frozen(params, self.trainable)
     constants = self._constants()
     draw_steps = self._draw_steps if dropout_rng is not None else self._stratified_steps
-    rng = _key_of(batch["latents"]) if dropout_rng is None else dropout_rng
+    rng = key_of(batch["latents"]) if dropout_rng is None else dropout_rng
     batch = unpack_and_normalize(batch, constants.moments)
     rng_steps, rng_noise, rng_condition, rng_self = jax.random.split(rng, 4)
     latents = batch["latents"].astype(jnp.float32)
@@ -348,7 +357,7 @@ class DenoiserModel(engine.BaseModel):
   ) -> Array:
     """Samples from standard normal `noise` [B, t, h, w, c]; the unconditional branch drops text, class and frames."""
     unconditional = None
-    if self.sampler.guidance is not None:
+    if self.branches > 1:
       slots = next(
         (x.shape[1] for x in (conditioning.text, conditioning.labels) if x is not None), 1
       )

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
+from flax.linen import partitioning as flax_partitioning
 
 from data import batch_spec, schema
 from data.corpus import CorpusConstants
@@ -127,14 +129,28 @@ def parameter_shapes(
 
   Arguments and errors are those of `input_shapes`.
   """
-  batch = input_shapes(
-    model, rows=1, field=field, low_resolution=low_resolution, text_length=text_length
-  )
+  return _variables(model, field=field, low_resolution=low_resolution, text_length=text_length)[
+    "params"
+  ]
+
+
+def parameter_axes(
+  model: DenoiserModel, *, field: str, low_resolution: str | None = None
+) -> dict[str, Any]:
+  """Logical names of the axes of a stage's parameters: nested dicts of `PartitionSpec`. Computes no values.
+
+  Arguments and errors are those of `input_shapes`.
+  """
+  found = _variables(model, field=field, low_resolution=low_resolution)
+  return unfreeze(flax_partitioning.get_axis_names(unfreeze(found["params_axes"])))
+
+
+def _variables(model: DenoiserModel, *, field: str, **sizes: Any) -> Any:
+  """The initial variables as shapes."""
+  batch = input_shapes(model, rows=1, field=field, **sizes)
   shapes = {name: spec.shape for name, spec in batch.items()}
   types = {name: spec.dtype for name, spec in batch.items()}
-  return jax.eval_shape(
-    lambda: model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
-  )
+  return jax.eval_shape(lambda: model.get_initial_variables(jax.random.key(0), shapes, types))
 
 
 def _batched(features: Mapping[str, batch_spec.Feature], rows: int) -> dict[str, Any]:

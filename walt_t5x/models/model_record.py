@@ -18,12 +18,14 @@ import numpy as np
 
 from walt_t5x.denoiser.transformer import WaltDenoiser
 from walt_t5x.diffusion.guidance import COMBINATIONS, SCALES
+from walt_t5x.diffusion.samplers.caching import CACHES
 from walt_t5x.diffusion.samplers.grids import GRIDS
 from walt_t5x.diffusion.schedules import NoiseSchedule
 from walt_t5x.engine import run_record
 from walt_t5x.files import storage
 from walt_t5x.files.mismatch import Mismatch
 from walt_t5x.models.denoiser_model import DenoiserModel
+from walt_t5x.models.distilled_model import DistilledModel
 from walt_t5x.models.sampling import SOLVERS, SamplerConfig
 from walt_t5x.models.vae_model import VaeModel
 from walt_t5x.vae.autoencoder import CausalVae
@@ -35,7 +37,7 @@ _CLASSES: Mapping[type, frozenset[str]] = {
   CausalVae: frozenset({"parent", "name"}),
   NoiseSchedule: frozenset(),
   SamplerConfig: frozenset(),
-  **dict.fromkeys((*SCALES, *COMBINATIONS, *GRIDS), frozenset()),
+  **dict.fromkeys((*SCALES, *COMBINATIONS, *GRIDS, *CACHES), frozenset()),
   **dict.fromkeys((type(solver) for solver in SOLVERS.values()), frozenset()),
 }
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -50,12 +52,19 @@ class ModelRecord:
     model: the denoiser with its sampler, without an optimizer; or the tokenizer's network.
     latents, low_resolution: fields that a denoiser was trained on.
     text_length: tokens of a caption; 0 without text.
+    teacher: of a distilled model, the checkpoint and the sha256 of the teacher's weights.
   """
 
   model: DenoiserModel | CausalVae
   latents: str | None = None
   low_resolution: str | None = None
   text_length: int = 0
+  teacher: Mapping[str, str] | None = None
+
+
+def settings_of(cls: type) -> list[str]:
+  """Names of the settings of one of the classes that a record may have."""
+  return sorted(inspect.signature(cls).parameters.keys() - _CLASSES[cls])
 
 
 def record_of(*, model: Any, dataset: Any) -> dict[str, Any] | None:
@@ -66,12 +75,17 @@ def record_of(*, model: Any, dataset: Any) -> dict[str, Any] | None:
   """
   fields = getattr(dataset, "walt_fields", {})
   text = getattr(dataset, "walt_features", {}).get("text")
-  return described(
+  teacher = None
+  if isinstance(model, DistilledModel):
+    identity = model.teacher_identity
+    model, teacher = model.plain(), identity() if identity else None
+  record = described(
     model.module if isinstance(model, VaeModel) else model,
     latents=fields.get("latents"),
     low_resolution=fields.get("low_resolution"),
     text_length=text.shape[1] if text else 0,
   )
+  return record | {"teacher": dict(teacher)} if record and teacher else record
 
 
 def described(
@@ -123,8 +137,7 @@ def _tree(value: Any) -> Any:
   if isinstance(value, tuple | list):
     return [_tree(item) for item in value]
   if type(value) in _CLASSES:
-    names = inspect.signature(type(value)).parameters.keys() - _CLASSES[type(value)]
-    settings = {name: _tree(getattr(value, name)) for name in sorted(names)}
+    settings = {name: _tree(getattr(value, name)) for name in settings_of(type(value))}
     return {"class": type(value).__name__, **settings}
   if (name := np.dtype(value).name) not in _DTYPES:
     raise TypeError(f"{value!r} cannot be written as JSON")

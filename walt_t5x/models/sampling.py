@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from walt_t5x.denoiser.transformer import Conditioning, WaltDenoiser
+from walt_t5x.denoiser.transformer import (
+  BLOCK_CHANGE,
+  Conditioning,
+  WaltDenoiser,
+  time_embeddings,
+)
 from walt_t5x.diffusion.guidance import (
   Combination,
   ConstantGuidance,
@@ -19,6 +24,7 @@ from walt_t5x.diffusion.guidance import (
   rescale,
 )
 from walt_t5x.diffusion.process import Prediction, output_for, to_x0_and_noise
+from walt_t5x.diffusion.samplers.caching import Cache
 from walt_t5x.diffusion.samplers.grids import Grid, Trailing
 from walt_t5x.diffusion.samplers.sampler import Call, Denoised, call_points, sample
 from walt_t5x.diffusion.samplers.solvers import (
@@ -57,6 +63,8 @@ class SamplerConfig:
     eta: share of new noise in DDIM's steps in [0, 1]. Assumption: 0, the DDIM that the paper names.
     solver: see `walt_t5x.diffusion.samplers.solvers`; None is DDIM with `eta`.
     grid: see `walt_t5x.diffusion.samplers.grids`.
+    cache: calls that reuse what the blocks of the network added in an earlier one, see
+      `walt_t5x.diffusion.samplers.caching`; None computes all.
   """
 
   num_steps: int = 50
@@ -67,6 +75,7 @@ class SamplerConfig:
   eta: float = 0.0
   solver: Solver | None = None
   grid: Grid = Trailing()  # noqa: RUF009 - frozen
+  cache: Cache | None = None
 
   def __post_init__(self):
     if self.guidance is None and self.frame_guidance is not None:
@@ -124,11 +133,39 @@ class SamplerConfig:
     # Rescaling compares with the conditional prediction.
     return tuple(n for n in everything if weights[n] or (self.rescale and n == 0))
 
+  def call_steps(self, schedule: NoiseSchedule) -> np.ndarray:
+    """The diffusion step of each call of the network, int32 [num_steps]."""
+    return call_points(schedule, self.num_steps, self.chosen_solver(), self.grid)[1]
+
+  def reused(
+    self, schedule: NoiseSchedule, *, branches: int, embeddings: Array | None = None
+  ) -> np.ndarray | Array | None:
+    """The calls that reuse, bool [num_steps]; None if none does.
+
+    Args:
+      embeddings: of the times of the calls [num_steps, D], for a cache that reads them.
+    """
+    if self.cache is None:
+      return None
+    times, active = self._active_at(schedule, branches=branches)
+    first = np.array([n == 0 or active[n] != active[n - 1] for n in range(len(active))])
+    found = self.cache.reused(times, first=first, embeddings=embeddings)
+    return None if isinstance(found, np.ndarray) and not found.any() else found
+
   def branch_counts(self, schedule: NoiseSchedule, *, branches: int) -> list[int]:
-    """Branches that each call of the network computes."""
-    points = call_points(schedule, self.num_steps, self.chosen_solver(), self.grid)[1]
-    times = points.astype(np.float32) / np.float32(schedule.num_steps)
-    return [len(self.active(float(time), branches=branches)) for time in times]
+    """Branches that each call of the network computes; 0 where it reuses, unless that depends on the weights."""
+    counts = np.array([len(active) for active in self._active_at(schedule, branches=branches)[1]])
+    if self.cache is not None and not self.cache.reads_embeddings:
+      reused = self.reused(schedule, branches=branches)
+      counts = counts if reused is None else counts * ~np.asarray(reused)
+    return counts.tolist()
+
+  def _active_at(
+    self, schedule: NoiseSchedule, *, branches: int
+  ) -> tuple[np.ndarray, list[tuple[int, ...]]]:
+    """The time of each call, float32, and the branches that are active then."""
+    times = self.call_steps(schedule).astype(np.float32) / np.float32(schedule.num_steps)
+    return times, [self.active(float(time), branches=branches) for time in times]
 
 
 def sample_latents(
@@ -150,10 +187,12 @@ def sample_latents(
   Args:
     initial_noise: standard normal [B, t, h, w, c].
     conditioning: the condition.
-    unconditional: the conditioning with the condition dropped; None if `config.guidance` is None.
+    unconditional: the conditioning with the condition dropped; None if `config.guidance` is None, or if the scale is
+      an input of the module, which then is called once.
   """
   branches, guidance, frame_guidance = [conditioning], config.guidance, config.frame_guidance
-  if guidance is not None:
+  distilled = module.guidance_range is not None
+  if guidance is not None and not distilled:
     if unconditional is None:
       raise ValueError("SamplerConfig.guidance is set but no unconditional conditioning was given")
     if frame_guidance is not None and conditioning.frame_mask is not None:
@@ -166,6 +205,21 @@ def sample_latents(
 
   everything = concatenated(branches)
 
+  embeddings = None
+  if config.cache is not None and config.cache.reads_embeddings:
+    embeddings = time_embeddings(module, params, jnp.asarray(config.call_steps(schedule)))
+  reused = config.reused(schedule, branches=count, embeddings=embeddings)
+
+  def network(*inputs: Any, kept: Array | None) -> tuple[Array, Array | None]:
+    """The output for x_t, steps, self-condition and conditions, and what the blocks added, if calls reuse it."""
+    apply = functools.partial(module.apply, {"params": params}, *inputs)
+    if reused is None:
+      return cast(Array, apply()), None
+    if kept is not None:
+      return cast(Array, apply(block_change=kept)), kept
+    output, found = cast(tuple[Array, Any], apply(mutable=["intermediates"]))
+    return output, found["intermediates"][BLOCK_CHANGE][0]
+
   def denoise(call: Call) -> Denoised:
     shape = (len(call.active), *call.x_t.shape)
     x_t, steps = (jnp.concatenate([a] * shape[0], axis=0) for a in (call.x_t, call.steps))
@@ -173,11 +227,14 @@ def sample_latents(
     conditions = everything
     if len(call.active) < count:
       conditions = concatenated([branches[number] for number in call.active])
-    output = module.apply({"params": params}, x_t, steps, self_condition, conditions)
-    parts = cast(Array, output).reshape(shape)
+    if distilled:
+      scale = jnp.float32(1) if guidance is None else guidance(call.time)
+      conditions = dataclasses.replace(conditions, guidance=jnp.full(shape[1], scale))
+    output, kept = network(x_t, steps, self_condition, conditions, kept=call.kept)
+    parts = output.reshape(shape)
     first, memory = config.weights(call.time, branches=count)[call.active[0]], call.memory
     if len(parts) == 1:
-      return Denoised(parts[0], parts, memory)
+      return Denoised(parts[0], parts, memory, kept)
     if config.combine is not None:
       guided, memory = _combined(call, parts, config.combine, first, schedule, prediction)
     elif len(parts) == 2:
@@ -185,9 +242,8 @@ def sample_latents(
     else:
       assert frame_guidance is not None
       guided = guide_twice(parts[0], parts[1], parts[2], first, frame_guidance(call.time))
-    return Denoised(
-      rescale(guided, parts[0], config.rescale) if config.rescale else guided, parts, memory
-    )
+    guided = rescale(guided, parts[0], config.rescale) if config.rescale else guided
+    return Denoised(guided, parts, memory, kept)
 
   remembers = count > 1 and config.combine is not None and config.combine.remembers
   return sample(
@@ -199,6 +255,7 @@ def sample_latents(
     branches=count,
     active=functools.partial(config.active, branches=count),
     memory=jnp.zeros(initial_noise.shape, jnp.float32) if remembers else None,
+    reused=reused,
     solver=config.chosen_solver(),
     grid=config.grid,
   )

@@ -144,12 +144,14 @@ class ChipMemory:
     needed: bytes that a chip needs; if compilation fails, what the compiler reports as needed, or None.
     limit: bytes of a chip; if compilation fails, what the compiler reports as available to programs.
     problem: the compiler's message if compilation fails.
+    temporaries: the part of `needed` that is neither arguments, results nor code; None if compilation fails.
   """
 
   fits: bool
   needed: int | None
   limit: int
   problem: str = ""
+  temporaries: int | None = None
 
 
 def compiled_or_rejected(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
@@ -165,4 +167,7 @@ def compiled_or_rejected(lowered: Any, topology: str) -> tuple[Any, ChipMemory]:
     problem = message.strip().splitlines()[0][:500]
     return None, ChipMemory(fits=False, needed=needed, limit=limit, problem=problem)
   needed = memory_of(compiled)
-  return compiled, ChipMemory(fits=needed <= limit, needed=needed, limit=limit)
+  temporaries = compiled.memory_analysis().temp_size_in_bytes
+  return compiled, ChipMemory(
+    fits=needed <= limit, needed=needed, limit=limit, temporaries=temporaries
+  )

@@ -11,8 +11,10 @@ import jax
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen.spmd import logical_to_mesh_axes
 from jax.interpreters import pxla
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
+
+from walt_t5x.sharding.partitioning import Rules
 
 TOKENS = ("batch", "frames", "height", "width", "embed")
 CELLS = ("batch", "height", "width", "frames", None, "embed")
@@ -30,10 +32,12 @@ def platform() -> str:
   return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
 
 
-def _spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec:
+def _spec(
+  mesh: Mesh, shape: Sequence[int], names: Sequence[str | None], rules: Rules | None = None
+) -> PartitionSpec:
   """Mesh axes by logical names; an axis whose size the mesh axes do not divide is not sharded."""
   found = []
-  axes = logical_to_mesh_axes(tuple(names), get_logical_axis_rules()) or ()
+  axes = logical_to_mesh_axes(tuple(names), rules or get_logical_axis_rules()) or ()
   for size, axis in zip(shape, axes, strict=True):
     found.append(axis if size % _size(mesh, axis) == 0 else None)
   return PartitionSpec(*found)
@@ -41,6 +45,16 @@ def _spec(mesh: Mesh, shape: Sequence[int], names: Sequence[str | None]) -> Part
 
 def _size(mesh: Mesh, axes: str | Sequence[str] | None) -> int:
   return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def sharding_of(
+  mesh: Mesh, shape: Sequence[int], names: Sequence[str | None], *, rules: Rules
+) -> NamedSharding:
+  """The sharding of an array with these logical names by `rules`, outside a step.
+
+  An axis whose size the mesh axes do not divide is not sharded.
+  """
+  return NamedSharding(mesh, _spec(mesh, shape, names, rules))
 
 
 def parts(shape: Sequence[int], names: Sequence[str | None]) -> list[int]:

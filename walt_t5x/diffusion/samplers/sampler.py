@@ -8,12 +8,12 @@ be extrapolated again in every step. Solvers extrapolate the guided estimates.
 import functools
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from walt_t5x.diffusion.process import Prediction, to_x0_and_noise
 from walt_t5x.diffusion.samplers.grids import Grid, Trailing
@@ -31,6 +31,7 @@ class Call(NamedTuple):
     time: in [0, 1], the same for all.
     active: the branches to compute.
     memory: what the call before returned.
+    kept: what the last call that computed has kept, to be reused; None computes.
   """
 
   x_t: Array
@@ -39,6 +40,7 @@ class Call(NamedTuple):
   time: Array
   active: tuple[int, ...]
   memory: Array | None
+  kept: Array | None = None
 
 
 class Denoised(NamedTuple):
@@ -48,11 +50,13 @@ class Denoised(NamedTuple):
     guided: the output [B, ...] that makes the step.
     outputs: those of the active branches [n, B, ...], which make their self-conditions.
     memory: given to the next call; None if `sample` got none.
+    kept: given to the following calls that reuse.
   """
 
   guided: Array
   outputs: Array
   memory: Array | None = None
+  kept: Array | None = None
 
 
 DenoiseFn = Callable[[Call], Denoised]
@@ -90,6 +94,7 @@ def sample(
   branches: int = 1,
   active: Callable[[float], tuple[int, ...]] | None = None,
   memory: Float[Array, "B ..."] | None = None,
+  reused: np.ndarray | Bool[Array, " n"] | None = None,
   solver: Solver = Ddim(),  # noqa: B008 - frozen
   grid: Grid = Trailing(),  # noqa: B008 - frozen
 ) -> Float[Array, "B ..."]:
@@ -105,6 +110,8 @@ def sample(
     active: the branches that matter at a time; all by default. A branch that was not computed in the call before has
       zeros as its self-condition.
     memory: of the guidance, for the first call.
+    reused: calls that reuse what the last one that computed has kept, see `caching`; None for none. The first call of
+      all, and after a change of the active branches, computes.
     solver: what is done with the estimates. New noise of an example depends on its initial noise alone, not on the
       others in the batch.
     grid: where the network is called.
@@ -124,7 +131,7 @@ def sample(
     terms = [row[place] * array for place, array in enumerate(arrays)]
     return functools.reduce(jnp.add, terms)
 
-  def call(carry, level, *, computed: tuple[int, ...]):
+  def call(carry, level, *, computed: tuple[int, ...], kept: Array | None = None):
     x_t, before, estimates, self_conditions, memory = carry
     step, current, correct, predict, share = level
     gamma, everything = jnp.full((batch,), current), computed == tuple(range(branches))
@@ -137,6 +144,7 @@ def sample(
         time=step.astype(jnp.float32) / schedule.num_steps,
         active=computed,
         memory=memory,
+        kept=kept,
       )
     )
     x0 = lambda output: to_x0_and_noise(prediction, output, x_t=x_t, gamma=gamma)[0]  # noqa: E731
@@ -151,7 +159,7 @@ def sample(
     if weights.noise.any():
       following += share * _new_noise(initial_noise, step)
     before = x_t if remembers else before
-    return (following, before, estimates, found, denoised.memory), None
+    return (following, before, estimates, found, denoised.memory), denoised.kept
 
   floats = (schedule.gammas[at], weights.correct, weights.predict, weights.noise)
   levels = (jnp.asarray(at), *(jnp.asarray(each, jnp.float32) for each in floats))
@@ -165,7 +173,39 @@ def sample(
   first = 0
   for branches_now, same in itertools.groupby(computed):
     last = first + len(list(same))
-    part = [values[first:last] for values in levels]
-    carry, _ = jax.lax.scan(functools.partial(call, computed=branches_now), carry, part)
+    part = tuple(values[first:last] for values in levels)
+    each = functools.partial(call, computed=branches_now)
+    if reused is None:
+      carry, _ = jax.lax.scan(each, carry, part)
+    else:
+      carry = _scan_with_reuse(each, carry, part, jnp.asarray(reused[first:last]))
     first = last
   return carry[0]
+
+
+def _scan_with_reuse(
+  call: Callable[..., tuple[Any, Any]], carry: Any, levels: Any, reused: Array
+) -> Any:
+  """The last carry of a scan over n calls, of which those of `reused` [n] get what the one before them has kept.
+
+  A loop over the calls that compute, with a loop over those that reuse inside of it: no call is compiled with a choice,
+  which would keep the compiler from computing once what is the same in all calls.
+  """
+  count = len(reused)
+  again = jnp.append(reused, False)
+
+  def level(i: Array) -> Any:
+    return jax.tree.map(lambda values: values[i], levels)
+
+  def compute_and_reuse(state: tuple[Array, Any]) -> tuple[Array, Any]:
+    i, carry = state
+    carry, kept = call(carry, level(i))
+
+    def reuse(state: tuple[Array, Any]) -> tuple[Array, Any]:
+      i, carry = state
+      return i + 1, call(carry, level(i), kept=kept)[0]
+
+    return jax.lax.while_loop(lambda state: again[state[0]], reuse, (i + 1, carry))
+
+  start = (jnp.int32(0), carry)
+  return jax.lax.while_loop(lambda state: state[0] < count, compute_and_reuse, start)[1]

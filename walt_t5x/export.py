@@ -1,10 +1,11 @@
-"""Writes a trained cascade as a preset: a folder with weights in bfloat16, for `walt_t5x.generate --preset=FOLDER`.
+"""Writes a trained cascade as a preset: a folder of safetensors and JSON, for `walt_t5x.generate --preset=FOLDER`.
 
-  python -m walt_t5x.export_preset --run=runs/base --run=runs/sr1 --output=shapes --license=CC0-1.0 \\
+  python -m walt_t5x.export --run=runs/base --run=runs/sr1 --output=shapes --license=CC0-1.0 \\
     --trained_by="bash scripts/quickstart.sh"
 
-The cascade is chosen as for `walt_t5x.generate`; low-rank adapters are merged into the weights. The same cascade gives
-the same bytes. See docs/generation.md.
+The folder has the denoisers, the tokenizer, the text encoder and a model card for the Hugging Face hub. The cascade is
+chosen as for `walt_t5x.generate`; low-rank adapters are merged into the weights. The same cascade gives the same bytes.
+See docs/generation.md.
 """
 
 import json
@@ -29,6 +30,12 @@ def define_flags() -> None:
   flags.DEFINE_string("description", "", "One sentence about what it generates.")
   flags.DEFINE_string("license", None, "License of the weights, such as CC0-1.0.")
   flags.DEFINE_string("trained_by", None, "The command that trained the cascade.")
+  flags.DEFINE_enum(
+    "dtype",
+    "bfloat16",
+    ["bfloat16", "float32"],
+    "Of the weights in the files: bfloat16 rounds them, float32 keeps them as they were trained.",
+  )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
   from walt_t5x.generation.preset_export import export
 
-  with programs.user_errors("export_preset"):
+  with programs.user_errors("export"):
     if not storage.is_local(FLAGS.output):
       raise ValueError(f"--output: got {FLAGS.output}, expected a local folder")
     output = Path(FLAGS.output)
@@ -52,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
       description=FLAGS.description,
       license_name=FLAGS.license,
       trained_by=FLAGS.trained_by,
+      dtype=FLAGS.dtype,
     )
   print(json.dumps({"preset": str(output), **preset.identity, "bytes": preset.record["bytes"]}))
 

@@ -268,7 +268,7 @@ def load_params(
     ema: read the parameter average (`optimizers.parameter_ema`) instead. Parameters without an average (trained by
       another optimizer, for example those of a discriminator) are returned as they are. A weights file has one set of
       parameters, which is returned either way.
-    shardings: sharding of every parameter, as nested dicts; each device is then given only its own part. None returns
+    shardings: sharding of every parameter, as nested dicts; a device then gets its part alone. None returns
       numpy arrays.
 
   Raises:

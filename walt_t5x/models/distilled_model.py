@@ -256,7 +256,7 @@ class DistilledModel(DenoiserModel):
     return x_u
 
   def single_step_estimate(self, x_t: Array, x_u: Array, *, start: Array, stop: Array) -> Array:
-    """The estimate of x_0 with which a step of DDIM leads from `x_t` at `start` to `x_u` at `stop`."""
+    """The estimate of x_0 with which one DDIM step leads from `x_t` at `start` to `x_u` at `stop`."""
     a, next_a, decay = self._step_weights(start, stop)
     return (x_u - decay * x_t) / (next_a - a * decay)
 

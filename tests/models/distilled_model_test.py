@@ -97,6 +97,24 @@ def test_the_steps_of_a_teacher_are_those_of_its_sampler(guidance, sampler, grid
   np.testing.assert_allclose(made, sampled, atol=tolerance * float(jnp.abs(sampled).max()))
 
 
+def test_each_example_is_guided_by_the_scale_that_the_student_reads():
+  """Not by that of the teacher's sampler."""
+  teacher = _teacher(ConstantGuidance(2.0), num_steps=2)
+  student = _student(teacher, 1, range_=(1.0, 5.0))
+  conditioning, nothing = _conditions(teacher)
+  noise = jnp.asarray(np.random.default_rng(7).normal(size=SHAPE), jnp.float32)
+  made = jax.jit(student.teacher_steps)(
+    _params(), noise, start=jnp.full(ROWS, 1000.0), stop=jnp.zeros(ROWS),
+    conditioning=conditioning, unconditional=nothing, scale=jnp.array([2.0, 4.0, 2.0]),
+  )  # fmt: skip
+  for scale, rows in ((2.0, [0, 2]), (4.0, [1])):
+    teacher.sampler = SamplerConfig(num_steps=2, guidance=ConstantGuidance(scale))
+    sample = functools.partial(teacher.sample, null_text=CORPUS.null_text)
+    sampled = jax.jit(sample)(_params(), noise, conditioning)[jnp.array(rows)]
+    tolerance = 2e-5 * float(jnp.abs(sampled).max())
+    np.testing.assert_allclose(made[jnp.array(rows)], sampled, atol=tolerance)
+
+
 def test_one_step_with_the_target_leads_where_the_teacher_went():
   """Held against the formula of DDIM in float64, at times where sampling starts, continues and ends."""
   student = _student(_teacher(None), 4)

@@ -37,7 +37,7 @@ PipelineOptions.view_as = _view_once(PipelineOptions.view_as)
 
 
 def _inspect_once(arguments_of):
-  """`get_function_args_defaults` with one look at each function: Beam inspects its methods thousands of times in a job."""
+  """`get_function_args_defaults` that inspects each function once: Beam asks thousands of times in a job."""
   found = weakref.WeakKeyDictionary()
 
   def inspect(function):

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.transforms import core
 
 from beam_jobs import preprocess
 from tests.beam_jobs import media
@@ -31,6 +34,24 @@ def _view_once(view_as):
 
 
 PipelineOptions.view_as = _view_once(PipelineOptions.view_as)
+
+
+def _inspect_once(arguments_of):
+  """`get_function_args_defaults` that inspects each function once: Beam asks thousands of times in a job."""
+  found = weakref.WeakKeyDictionary()
+
+  def inspect(function):
+    if not isinstance(function, types.MethodType):
+      return arguments_of(function)
+    if function.__func__ not in found:
+      found[function.__func__] = arguments_of(function)
+    names, defaults = found[function.__func__]
+    return list(names), list(defaults)
+
+  return inspect
+
+
+core.get_function_args_defaults = _inspect_once(core.get_function_args_defaults)
 
 VAE_FIELDS = {
   "latent_channels": 8,

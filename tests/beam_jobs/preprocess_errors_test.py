@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -157,6 +158,15 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
   assert "no complete checkpoint in /nowhere" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+  """The output of a job with four videos, one of them for validation."""
+  folder = tmp_path_factory.mktemp("made")
+  rows = good_rows(folder, videos=4, images=0)
+  preprocess.run(world.argv(write_manifest(folder, rows), folder / "out"))
+  return folder / "out"
+
+
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
@@ -175,10 +185,8 @@ def test_the_program_exits_0_with_dead_letters_and_2_on_a_wrong_path(finished, c
     ),
   ],
 )
-def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, message):
-  rows = good_rows(tmp_path, videos=3, images=0)
-  argv = world.argv(write_manifest(tmp_path, rows), tmp_path / "out")
-  preprocess.run(argv)
+def test_finalise_rejects_missing_shards_and_rows(made, tmp_path, damage, message):
+  shutil.copytree(made, tmp_path / "out")
   videos = tmp_path / "out" / "toy_videos"
   digest = settings.settings_digest(storage.read_json(tmp_path / "out/toy.settings.json"))
   damage(videos)
@@ -187,9 +195,8 @@ def test_finalise_rejects_missing_shards_and_rows(world, tmp_path, damage, messa
   assert not (videos / "COMPLETED").exists()
 
 
-def test_verify_finds_a_flipped_byte_and_a_missing_shard(world, tmp_path, capsys, monkeypatch):
-  rows = good_rows(tmp_path, videos=4, images=0)
-  preprocess.run(world.argv(write_manifest(tmp_path, rows), tmp_path / "out"))
+def test_verify_finds_a_flipped_byte_and_a_missing_shard(made, tmp_path, capsys, monkeypatch):
+  shutil.copytree(made, tmp_path / "out")
   videos = tmp_path / "out" / "toy_videos"
   assert verify.main([str(videos)]) == 0
   shard = next(path for path in videos.glob("train.tfrecord-*-of-00002") if path.stat().st_size)

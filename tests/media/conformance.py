@@ -323,35 +323,89 @@ def ffmpeg(*arguments: str) -> bytes:
 
 def encode(cell: Cell, folder: Path) -> Path:
   """Writes the file of a cell. Raises RuntimeError if this FFmpeg cannot."""
+  return encode_together([cell], folder)[0]
+
+
+def encode_together(cells: Sequence[Cell], folder: Path) -> list[Path]:
+  """Writes the files of several cells with one command, whose start takes longer than the work for a file.
+
+  Raises RuntimeError if this FFmpeg cannot write one of them.
+  """
+  sources = list(dict.fromkeys(map(_source, cells)))
+  inputs = [part for source in sources for part in ("-f", "lavfi", "-i", source)]
+  paths = [folder / f"{number}{cell.suffix}" for number, cell in enumerate(cells)]
+  outputs, copies = [], []
+  for number, (cell, path) in enumerate(zip(cells, paths, strict=True)):
+    quality = [] if cell.codec in NO_QUALITY else QUALITY.get(cell.codec, ["-q:v", "2"])
+    if cell.codec not in NO_QUALITY and "format=" not in " ".join(cell.encode):
+      quality = [*quality, "-pix_fmt", "yuv420p"]
+    track = f"{sources.index(_source(cell))}:v"
+    options = [track if option == "0:v" else option for option in cell.encode]
+    if "-map" not in options:
+      options = ["-map", track, *options]
+    changed = cell.patch or cell.remux
+    first = folder / f"{number}_first{'.mp4' if cell.patch else cell.suffix}" if changed else path
+    outputs += ["-c:v", cell.codec, *quality, *options, str(first)]
+    if cell.remux:
+      copies.append((cell.remux, first, path))
+  ffmpeg(*inputs, *outputs)
+  for number, (cell, path) in enumerate(zip(cells, paths, strict=True)):
+    if cell.patch:
+      path.write_bytes(cell.patch((folder / f"{number}_first.mp4").read_bytes()))
+  if copies:
+    inputs = [part for (before, _), first, _ in copies for part in (*before, "-i", str(first))]
+    outputs = [
+      part
+      for number, ((_, after), _, path) in enumerate(copies)
+      for part in ("-map", f"{number}:v", "-c", "copy", *after, str(path))
+    ]
+    ffmpeg(*inputs, *outputs)
+  return paths
+
+
+def _source(cell: Cell) -> str:
   smooth = f"scale=12:8,scale={WIDTH}:{HEIGHT}:flags=bicubic,format=yuv444p"
   brighter = "geq=lum='clip(lum(X,Y)*0.5+10*N,16,235)':cb='cb(X,Y)':cr='cr(X,Y)'"
   source = f"testsrc2=size={WIDTH}x{HEIGHT}:rate={cell.rate}:duration={cell.count / cell.rate}"
-  quality = [] if cell.codec in NO_QUALITY else QUALITY.get(cell.codec, ["-q:v", "2"])
-  if cell.codec not in NO_QUALITY and "format=" not in " ".join(cell.encode):
-    quality = [*quality, "-pix_fmt", "yuv420p"]
-  path = folder / f"cell{cell.suffix}"
-  changed = cell.patch or cell.remux
-  first = folder / f"first{'.mp4' if cell.patch else cell.suffix}" if changed else path
-  inputs = ("-f", "lavfi", "-i", f"{source},{smooth},{brighter}")
-  ffmpeg(*inputs, "-c:v", cell.codec, *quality, *cell.encode, str(first))
-  if cell.patch:
-    path.write_bytes(cell.patch(first.read_bytes()))
-  if cell.remux:
-    before, after = cell.remux
-    ffmpeg(*before, "-i", str(first), "-c", "copy", *after, str(path))
-  return path
+  return f"{source},{smooth},{brighter}"
 
 
-def shown_by_ffmpeg(path: Path, cell: Cell, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Frames over white and their times since the first, as the command line shows them; `shape` is of one frame."""
-  stream = (*cell.decode, "-i", str(path), *cell.show, "-fps_mode", "passthrough")
-  lines = ffmpeg(*stream, "-f", "framecrc", "-").decode().splitlines()
+def several_tracks(cell: Cell) -> bool:
+  """Whether FFmpeg chooses what it shows, which it does for one file per command."""
+  return "-map" in cell.encode
+
+
+def show_together(files: Sequence[tuple[Path, Cell]]) -> list[tuple[str, bytes]]:
+  """What FFmpeg's command line shows of files, with one command: lines with the times, and the pixels of the frames."""
+  assert len(files) == 1 or not any(several_tracks(cell) for _, cell in files)
+  inputs, outputs, made = [], [], []
+  for number, (path, cell) in enumerate(files):
+    inputs += [*cell.decode, "-i", str(path)]
+    chosen = ["-map", f"{number}:v"] if len(files) > 1 else []
+    shown = [*chosen, *cell.show, "-fps_mode", "passthrough"]
+    lines, raw = (path.with_name(f"{path.name}.{kind}") for kind in ("framecrc", "raw"))
+    outputs += [*shown, "-f", "framecrc", str(lines)]
+    outputs += [*shown, "-pix_fmt", "rgba" if _has_alpha(cell) else "rgb24"]
+    outputs += ["-f", "rawvideo", str(raw)]
+    made.append((lines, raw))
+  ffmpeg(*inputs, *outputs)
+  return [(lines.read_text(), raw.read_bytes()) for lines, raw in made]
+
+
+def _has_alpha(cell: Cell) -> bool:
+  return cell.name.startswith("alpha")
+
+
+def _frames_and_times(
+  shown: tuple[str, bytes], cell: Cell, shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Frames over white and their times since the first, of what FFmpeg shows; `shape` is of one frame."""
+  lines, raw = shown[0].splitlines(), shown[1]
   base = next(line for line in lines if line.startswith("#tb")).split(":")[1].strip()
   numerator, denominator = map(int, base.split("/"))
   ticks = [int(line.split(",")[2]) for line in lines if not line.startswith("#")]
   times = np.array(ticks) * numerator / denominator
-  alpha = cell.name.startswith("alpha")
-  raw = ffmpeg(*stream, "-pix_fmt", "rgba" if alpha else "rgb24", "-f", "rawvideo", "-")
+  alpha = _has_alpha(cell)
   height, width = shape[:2]
   frames = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 4 if alpha else 3).astype(float)
   if alpha:
@@ -373,8 +427,14 @@ def shown_by_reader(path: Path, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
   return np.stack([frame for _, frame in read]).astype(float), times - times[0]
 
 
-def difference(path: Path, cell: Cell) -> str:
-  """What differs between the reader and what is expected of it; empty if nothing does."""
+def difference(path: Path, cell: Cell, shown: tuple[str, bytes] | None = None) -> str:
+  """What differs between the reader and what is expected of it; empty if nothing does.
+
+  Args:
+    path: of its file.
+    cell: what is expected.
+    shown: of `show_together`; by default the result of a command for this file.
+  """
   try:
     frames, times = shown_by_reader(path, cell)
   except reading.MediaError as error:
@@ -382,7 +442,8 @@ def difference(path: Path, cell: Cell) -> str:
   if cell.rejected:
     return f"not rejected as {cell.rejected!r}"
   try:
-    expected, expected_times = shown_by_ffmpeg(path, cell, frames.shape[1:])
+    shown = shown or show_together([(path, cell)])[0]
+    expected, expected_times = _frames_and_times(shown, cell, frames.shape[1:])
   except ValueError:
     return f"frames of {frames.shape[1]}x{frames.shape[2]} pixels are of another size"
   if len(frames) != len(expected):

@@ -38,22 +38,27 @@ def test_a_scaled_frame_is_that_of_ffmpeg(pix_fmt, height, width, tmp_path):
   )
   file = tmp_path / "clip.mkv"
   conformance.ffmpeg(*source, *H264, "-pix_fmt", pix_fmt, str(file))
-  for side in (64, 48):
+  scaled = {(side, round(width * side / height)): "area" for side in (64, 48)}
+  expected = _shown(file, tmp_path, scaled | {(height, width): "bicubic"})
+  for side, wide in scaled:
     got = decoding.native_frames(file.read_bytes(), range(3), size=(side, side))
-    scaled = round(width * side / height)
-    expected = _shown(file, height=side, width=scaled)
-    left = (scaled - side) // 2
+    left = (wide - side) // 2
     # Saturated colors far apart: a chroma sample in another place would change bytes by dozens.
-    np.testing.assert_array_equal(got, expected[:, :, left : left + side])
-  own_size = _shown(file, height=height, width=width, algorithm="bicubic")
+    np.testing.assert_array_equal(got, expected[side, wide][:, :, left : left + side])
+  own_size = expected[height, width]
   np.testing.assert_array_equal(reading.read_video(file.read_bytes()).frames, own_size)
   native = decoding.native_frames(file.read_bytes(), range(3), size=(height, width))
   np.testing.assert_array_equal(native, own_size)
 
 
-def _shown(file, *, height, width, algorithm="area"):
-  filters = f"scale={width}:{height}:flags={algorithm}+accurate_rnd"
-  shown = conformance.ffmpeg(
-    "-i", str(file), "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"
-  )
-  return np.frombuffer(shown, np.uint8).reshape(3, height, width, 3)
+def _shown(file, folder, algorithms):
+  """(height, width) -> the frames that one command scales to it, with the algorithm of each."""
+  outputs = []
+  for (height, width), algorithm in algorithms.items():
+    filters = f"scale={width}:{height}:flags={algorithm}+accurate_rnd"
+    outputs += ["-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", f"{folder}/{height}.rgb"]
+  conformance.ffmpeg("-i", str(file), *outputs)
+  return {
+    (height, width): np.fromfile(folder / f"{height}.rgb", np.uint8).reshape(3, height, width, 3)
+    for height, width in algorithms
+  }

@@ -7,6 +7,8 @@ import os
 import tarfile
 import tempfile
 
+import pytest
+
 JOB = ["--content=pixels", "--resolutions=16x16,32x32", "--num_frames=9", "--fps=8"]
 JOB += ["--num_shards=2", "--decode_isolation=thread", "--task=t"]
 # Of a job that finds its 6 shards finished: sidecar, records and sidecar again of each, 12 small files of the two
@@ -57,35 +59,41 @@ def written_at(folder):
   return {name: str(one.get("mtime") or one["LastModified"]) for name, one in found.items()}
 
 
+@functools.cache
+def made_below(place):
+  """Runs the programs below an address or a folder, once; (contents, fingerprint of the text encoder)."""
+  from beam_jobs import preprocess
+  from data.samples import sample_corpus
+  from walt_t5x.files import storage
+  from walt_t5x.text import encoder, init_encoder
+
+  small = ["--num_clips=4", "--num_stills=2", "--num_prompts=2", "--size=32", "--no_real"]
+  sample_corpus.main([f"--output={place}/corpus", *small])
+  captions = f"--captions={place}/corpus/manifest.jsonl"
+  init_encoder.main([captions, f"--output={place}/text", "--size=tiny", "--overwrite"])
+  missing = b'{"uri": "no.mp4", "caption": "x"}\n'
+  rows = storage.read(f"{place}/corpus/manifest.jsonl") + missing
+  storage.write(f"{place}/corpus/rows.jsonl", rows)
+  preprocess.run(job(place))
+  return content_below(place), encoder.TextEncoder.load(f"{place}/text").fingerprint
+
+
+def job(place):
+  return [f"--manifest={place}/corpus/rows.jsonl", f"--output={place}/cache", *JOB]
+
+
 def chain(root, local):
-  """Runs the programs below an address, then below a local folder.
+  """Runs the programs below an address, and below a local folder.
 
   Returns the contents, the fingerprints of the text encoders, and (exit code of `verify`, requests of a rerun, what it
   wrote, temporary files that are left).
   """
   from beam_jobs import preprocess, verify
-  from data.samples import sample_corpus
-  from walt_t5x.files import storage
-  from walt_t5x.text import encoder, init_encoder
 
   count_requests()
-
-  def job(place):
-    return [f"--manifest={place}/corpus/rows.jsonl", f"--output={place}/cache", *JOB]
-
   here, tempfile.tempdir = tempfile.mkdtemp(), tempfile.mkdtemp()
   os.chdir(here)
-  for place in (root, local):
-    small = ["--num_clips=4", "--num_stills=2", "--num_prompts=2", "--size=32", "--no_real"]
-    sample_corpus.main([f"--output={place}/corpus", *small])
-    captions = f"--captions={place}/corpus/manifest.jsonl"
-    init_encoder.main([captions, f"--output={place}/text", "--size=tiny", "--overwrite"])
-    missing = b'{"uri": "no.mp4", "caption": "x"}\n'
-    rows = storage.read(f"{place}/corpus/manifest.jsonl") + missing
-    storage.write(f"{place}/corpus/rows.jsonl", rows)
-    preprocess.run(job(place))
-  contents = [content_below(place) for place in (root, local)]
-  fingerprints = [encoder.TextEncoder.load(f"{p}/text").fingerprint for p in (root, local)]
+  contents, fingerprints = zip(made_below(root), made_below(local), strict=True)
   code = verify.main([f"{root}/cache/t_{kind}" for kind in ("videos", "images")])
   before, started = written_at(root), len(SENT)
   preprocess.run(job(root))
@@ -143,9 +151,15 @@ def listed_with_a_marker(folder):
   return storage.names(folder), storage.folders(folder), storage.sizes(folder)
 
 
-def test_every_path_may_be_an_address(store, tmp_path):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """The local folder with which both stores are compared."""
+  return str(tmp_path_factory.mktemp("local"))
+
+
+def test_every_path_may_be_an_address(store, folder):
   address, call = store
-  (on_store, on_disk), (theirs, ours), found = call(chain, f"{address}/q", str(tmp_path))
+  (on_store, on_disk), (theirs, ours), found = call(chain, f"{address}/q", folder)
   assert on_store.keys() == on_disk.keys() and len(on_disk) > 40
   assert [name for name in on_disk if on_disk[name] != on_store[name]] == []
   assert theirs == ours

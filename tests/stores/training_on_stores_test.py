@@ -1,41 +1,20 @@
 """Training with its MODEL_DIR at an address: the arrays, metrics and files of the same run on a local disk."""
 
-import concurrent.futures
-import multiprocessing
 import os
 from unittest import mock
 
 import numpy as np
 import pytest
 
+from tests import programs  # noqa: F401 - sets what a process that is forked has imported.
 from tests.stores import faults, servers
 
-
-@pytest.fixture(scope="module")
-def process():
-  """A process that trains at the addresses of both stores, whose clients and their settings are different."""
-  spawn = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
-    pool.submit(__import__, "tests.engine.runs")  # While the server starts.
-    yield pool
-    pool.submit(os._exit, 0)  # The shutdown of its libraries takes seconds.
-
-
-@pytest.fixture(scope="module", params=["gs", "s3"])
-def store(process, request):
-  """The address of a store, and a function that calls another one in the process that trains."""
-  with servers.SERVERS[request.param]() as server:
-    process.submit(_set, dict(server.environment)).result()
-    yield server.address, lambda function, *args: process.submit(function, *args).result()
+IMPORTED, START = "tests.engine.runs", "forkserver"
 
 
 @pytest.fixture(scope="module")
 def on_disk(process, tmp_path_factory):
   return process.submit(trained, str(tmp_path_factory.mktemp("disk") / "run")).result()
-
-
-def _set(environment):
-  os.environ.update(environment)
 
 
 def trained(place):

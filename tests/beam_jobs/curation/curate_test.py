@@ -104,9 +104,8 @@ def test_other_filters_decode_nothing_and_give_what_a_new_run_gives(
   assert _bytes(tmp_path / "again") == _bytes(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("stop", range(4))
-def test_a_job_that_is_stopped_at_any_part_ends_with_the_same_bytes(
-  curated, videos, tmp_path, monkeypatch, stop
+def test_a_job_that_is_stopped_after_each_part_ends_with_the_same_bytes(
+  curated, videos, tmp_path, monkeypatch
 ):
   output, _ = curated
   flags = ("--filter=seconds>=1.5", "--filter=black<=0.5")
@@ -119,8 +118,11 @@ def test_a_job_that_is_stopped_at_any_part_ends_with_the_same_bytes(
     write(path, content)
 
   monkeypatch.setattr(parts.storage, "write", failing)
-  with pytest.raises((KeyboardInterrupt, RuntimeError)):
-    _run(videos, tmp_path / "out", *flags)
+  # Before the first, between parts, and before the results. Each run makes one part, and none again.
+  for stop in range(4):
+    with pytest.raises((KeyboardInterrupt, RuntimeError)):
+      _run(videos, tmp_path / "out", *flags)
+    assert len(set(written)) == len(written) == stop
   monkeypatch.setattr(parts.storage, "write", write)
   _run(videos, tmp_path / "out", *flags)
   assert _bytes(tmp_path / "out") == _bytes(output)
@@ -304,7 +306,7 @@ def test_a_score_that_fails_ends_the_job_in_a_line_and_the_corrected_one_continu
   videos, tmp_path, monkeypatch, capsys
 ):
   flags = [f"--manifest={videos}", "--decode_isolation=thread", "--num_parts=3", "--score_side=32"]
-  flags += [f"--score={__name__}:Moody"]
+  flags += [f"--score={__name__}:Moody", "--page_clips=0"]
   for error in (KeyError("color"), ValueError("no weights")):
     monkeypatch.setattr(Moody, "mood", {"error": error})
     assert curate.main([*flags, f"--output={tmp_path}/out"]) == 2

@@ -128,7 +128,11 @@ def _representative(model, field):
     )
   model = copy.copy(model)
   model.optimizer_def = None
-  model.module = module.clone(num_res_blocks=min(module.num_res_blocks, 1), remat=False)
+  # Blocks have the shape of what they are given, so one tokenizer shows that those of its widths fit.
+  widths = repr((module.base_channels, module.channel_multipliers, module.temporal_kernel))
+  blocks = min(module.num_res_blocks, int(widths not in _TRACED))
+  _TRACED[widths] = ()
+  model.module = module.clone(num_res_blocks=blocks, remat=False)
   # Reconstructions have the shape of the clips, so one tokenizer shows that the discriminator fits.
   judged = repr((model.discriminator, model.adversarial, field))
   if judged in _TRACED:

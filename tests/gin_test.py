@@ -105,21 +105,23 @@ _TRACED = {}
 
 def _representative(model, field):
   """A model whose loss has the same shapes: layers that only repeat others are left out, what the backward pass
-  recomputes does not matter, numbers are the defaults, and the first pass of self-conditioning is like the second."""
+  recomputes does not matter, numbers are the defaults, the first pass of self-conditioning is like the second, and
+  no sampler is used."""
   module = model.module
   if isinstance(model, DistilledModel):
     settings = vars(_representative(model.plain(), field))
-    names = ("module", "optimizer_def", "self_conditioning_probability", "rows", "sampler")
+    names = ("module", "optimizer_def", "self_conditioning_probability", "rows")
     return DistilledModel(
       teacher=_representative(model.teacher, field),
       substeps=model.substeps,
+      sampler=model.sampler,
       **{name: settings[name] for name in names},
     )
   if isinstance(model, DenoiserModel):
     assert module.remat in REMAT_POLICIES
     # The remainder keeps an odd number invalid.
     layers = min(module.num_layers, 2 + module.num_layers % 2)
-    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts", "sampler")
+    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts")
     return DenoiserModel(
       module=module.clone(num_layers=layers, scan_layers=False, remat="none"),
       optimizer_def=None,

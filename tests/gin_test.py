@@ -105,23 +105,21 @@ _TRACED = {}
 
 def _representative(model, field):
   """A model whose loss has the same shapes: layers that only repeat others are left out, what the backward pass
-  recomputes does not matter, numbers are the defaults, the first pass of self-conditioning is like the second, and
-  no sampler is used."""
+  recomputes does not matter, numbers are the defaults, and the first pass of self-conditioning is like the second."""
   module = model.module
   if isinstance(model, DistilledModel):
     settings = vars(_representative(model.plain(), field))
-    names = ("module", "optimizer_def", "self_conditioning_probability", "rows")
+    names = ("module", "optimizer_def", "self_conditioning_probability", "rows", "sampler")
     return DistilledModel(
       teacher=_representative(model.teacher, field),
       substeps=model.substeps,
-      sampler=model.sampler,
       **{name: settings[name] for name in names},
     )
   if isinstance(model, DenoiserModel):
     assert module.remat in REMAT_POLICIES
     # The remainder keeps an odd number invalid.
     layers = min(module.num_layers, 2 + module.num_layers % 2)
-    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts")
+    names = ("prediction", "rows", "continuous_time", "frame_prediction_counts", "sampler")
     return DenoiserModel(
       module=module.clone(num_layers=layers, scan_layers=False, remat="none"),
       optimizer_def=None,
@@ -130,11 +128,7 @@ def _representative(model, field):
     )
   model = copy.copy(model)
   model.optimizer_def = None
-  # Blocks have the shape of what they are given, so one tokenizer shows that those of its widths fit.
-  widths = repr((module.base_channels, module.channel_multipliers, module.temporal_kernel))
-  blocks = min(module.num_res_blocks, int(widths not in _TRACED))
-  _TRACED[widths] = ()
-  model.module = module.clone(num_res_blocks=blocks, remat=False)
+  model.module = module.clone(num_res_blocks=min(module.num_res_blocks, 1), remat=False)
   # Reconstructions have the shape of the clips, so one tokenizer shows that the discriminator fits.
   judged = repr((model.discriminator, model.adversarial, field))
   if judged in _TRACED:

@@ -26,7 +26,7 @@ CASES = {
 
 
 def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
-  """Random arrays of a case, in grid order, float32.
+  """Random arrays of a case, in grid order, float32, of numpy: JAX would compile programs for their shapes.
 
   `asked` may contain "table", "images" (every other example, from the first), and "text" (one per position of a window
   in time) or "one text" (per example).
@@ -35,7 +35,7 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
   wt, wh, ww = window
 
   def noise(*shape, scale=1.0):
-    return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
+    return np.asarray(scale * rng.normal(size=shape), np.float32)
 
   q, k, v, of_out = (noise(rows, *grid, heads, head_size) for _ in range(4))
   arrays = {"query": q, "key": k, "value": v}
@@ -49,15 +49,16 @@ def make(grid, window, cell, heads, head_size, asked, *, rows=2, seed=0):
     arrays["text_key"] = noise(rows, texts, 12, heads, head_size)
     arrays["text_value"] = noise(rows, texts, 12, heads, head_size)
     lengths = 3 + np.arange(rows * texts).reshape(rows, texts, 1) % 9
-    masks["text_mask"] = jnp.asarray(np.arange(12) < lengths)
+    masks["text_mask"] = np.arange(12) < lengths
   if "images" in asked:
-    masks["is_image"] = jnp.arange(rows) % 2 == 0
+    masks["is_image"] = np.arange(rows) % 2 == 0
   return arrays, masks, of_out
 
 
 def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
   """{name: value or gradient}, in grid order."""
   heads, head_size = of_out.shape[-2:]
+  masks = jax.tree.map(jnp.asarray, masks)
   group = shapes.heads_in_lanes(heads, head_size) if implementation == "pallas" else 1
 
   def grouped(x):
@@ -87,7 +88,7 @@ def run(arrays, masks, of_out, *, window, cell, dtype, implementation="pallas"):
 def expected(arrays, masks, of_out, *, window, dtype):
   """The same with numpy, for inputs rounded to `dtype`."""
   rounded = {
-    name: a if name.endswith(("_scale", "table")) else a.astype(dtype).astype(jnp.float32)
+    name: a if name.endswith(("_scale", "table")) else a.astype(jnp.dtype(dtype)).astype(np.float32)
     for name, a in arrays.items()
   }
   text = None
@@ -95,12 +96,12 @@ def expected(arrays, masks, of_out, *, window, dtype):
     text = (rounded["text_key"], rounded["text_value"], masks["text_mask"])
   return reference(
     *(rounded[name] for name in ("query", "key", "value")),
-    of_out.astype(dtype).astype(jnp.float32),
+    of_out.astype(jnp.dtype(dtype)).astype(np.float32),
     window=window,
     scales=(rounded["query_scale"], rounded["key_scale"]),
     table=rounded.get("table"),
     text=text,
-    is_image=None if "is_image" not in masks else np.asarray(masks["is_image"]),
+    is_image=masks.get("is_image"),
   )
 
 
@@ -140,7 +141,7 @@ def test_reference_gradients_equal_finite_differences():
       moved["query"], moved["key"], moved["value"], of_out, window=window,
       scales=(moved["query_scale"], moved["key_scale"]), table=moved["table"],
       text=(moved["text_key"], moved["text_value"], masks["text_mask"]),
-      is_image=np.asarray(masks["is_image"]),
+      is_image=masks["is_image"],
     )  # fmt: skip
     return (out["out"] * np.asarray(of_out, np.float64)).sum(), out
 
@@ -169,11 +170,11 @@ def test_both_implementations_have_equal_gradients_under_a_mesh(model_axis):
   else:
     layer = CrossAttention(window=(1, 4, 8), num_heads=4, implementation="pallas")
     text = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 5, 16)), jnp.float32)
-    inputs = (x, text, jnp.arange(5) < jnp.array([[[2], [3], [5]]] * 2))
+    inputs = (x, text, jnp.asarray(np.arange(5) < np.array([[[2], [3], [5]]] * 2)))
   plain = layer.clone(implementation="einsum")
   shapes = jax.eval_shape(lambda: plain.init(jax.random.key(0), *inputs))["params"]
   params = jax.tree.map(
-    lambda p: jnp.asarray(np.random.default_rng(p.size).normal(size=p.shape), p.dtype), shapes
+    lambda p: np.random.default_rng(p.size).normal(size=p.shape).astype(p.dtype), shapes
   )
 
   def gradients(layer):
@@ -183,7 +184,7 @@ def test_both_implementations_have_equal_gradients_under_a_mesh(model_axis):
       )(params, x)
 
     with mesh, flax_partitioning.axis_rules(partitioning.rules(model_axis=model_axis)):
-      return jax.jit(both)(params, x)
+      return jax.device_get(jax.jit(both)(params, x))
 
   got, want = gradients(layer), gradients(plain)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -24,7 +24,7 @@ FIELDS = {
   "latent_channels": 4,
   "base_channels": 4,
   "channel_multipliers": (1, 1),
-  "num_res_blocks": 1,
+  "num_res_blocks": 0,
   "temporal_downsample": (True,),
 }
 FRAMES, SIDE = 5, 16

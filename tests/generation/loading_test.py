@@ -75,12 +75,12 @@ def test_weights_are_averaged_and_converted_as_configured(made, tmp_path):
 
 @pytest.mark.parametrize(("preset", "dtype"), [(True, None), (False, "bfloat16")])
 def test_weights_are_read_into_their_shards_and_have_the_fingerprint_of_the_file(
-  made, tmp_path, preset, dtype
+  made, cascade, tmp_path, preset, dtype
 ):
   stage = dataclasses.replace(made.stages[0], weights_dtype=dtype)
   if preset:
     (tmp_path / "checkpoint_0").mkdir()
-    params, _ = load_weights(StageInfo.read(stage))
+    params, _ = load_weights(cascade.infos[0])
     weights_file.write(str(tmp_path / "checkpoint_0"), params, dtype="bfloat16")
     shutil.copy(f"{stage.checkpoint}/provenance.json", tmp_path)
     stage = dataclasses.replace(stage, checkpoint=str(tmp_path))
@@ -98,7 +98,9 @@ def test_weights_are_read_into_their_shards_and_have_the_fingerprint_of_the_file
 
 
 def test_small_weights_are_replicated_unless_the_setting_says_otherwise(made, cascade):
-  sharded = cascades.loaded(dataclasses.replace(made, stage_weights="sharded"))
+  sharded = load_cascade(
+    dataclasses.replace(made, stage_weights="sharded"), cascade.infos, batch_size=2
+  )
   for some, split in ((cascade, False), (sharded, True)):
     weights = jax.tree.leaves(some._weights(some.infos[0]))
     assert any(not leaf.sharding.is_fully_replicated for leaf in weights) == split
@@ -107,7 +109,7 @@ def test_small_weights_are_replicated_unless_the_setting_says_otherwise(made, ca
     dataclasses.replace(made, stage_weights="half")
 
 
-def test_other_networks_tokenizers_and_text_encoders_are_rejected(made, tmp_path):
+def test_other_networks_tokenizers_and_text_encoders_are_rejected(made, cascade, tmp_path):
   wide = _with_stage(made, 0, model=cascades.model(mlp_dim=64))
   with pytest.raises(ValueError, match=r"stage 'base': .* does not have the network that gin desc"):
     read_infos(wide)
@@ -117,7 +119,7 @@ def test_other_networks_tokenizers_and_text_encoders_are_rejected(made, tmp_path
   field = _with_stage(made, 0, latents="latents/5x2x2")
   with pytest.raises(ValueError, match=r"had latents .*, not 'latents/5x2x2'"):
     StageInfo.read(field.stages[0])
-  infos = read_infos(made)
+  infos = cascade.infos
   other = tmp_path / "vae"
   params = load_params(made.vae_checkpoint, ema=True)
   random_cascade._save(str(other), jax.tree.map(lambda p: p + 1e-3, params), ema=True)

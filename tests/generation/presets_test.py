@@ -84,14 +84,19 @@ def preset(made, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def clip(made):
+def infos(made):
+  return read_infos(made)
+
+
+@pytest.fixture(scope="module")
+def clip(made, infos):
   """Samples with the weights of a cascade of this shape: its latents, and the fingerprint of the weights."""
-  cascade = load_cascade(made, read_infos(made), batch_size=1)
+  cascade = load_cascade(made, infos, batch_size=1)
   batch = Batch(indices=[0], prompts=[PROMPT], media=[None], seed=3)
 
-  def sampled(config):
+  def sampled(infos):
     # The compiled programs are the same.
-    cascade.infos = read_infos(config)
+    cascade.infos = infos
     cascade._loaded.clear()
     ((sample,),) = cascade.run([batch], stages=1)
     return sample.latents["base"], cascade.fingerprints["base"]
@@ -120,16 +125,17 @@ def _same_weights(config, expected):
   assert texts[0].fingerprint == texts[1].fingerprint
 
 
-def test_in_float32_weights_and_samples_are_those_of_the_runs(made, clip, tmp_path):
+def test_in_float32_weights_and_samples_are_those_of_the_runs(made, infos, clip, tmp_path):
   exact = _export(made, tmp_path / "exact", dtype="float32")
   config = _in_preset(exact)
   _same_weights(config, made)
-  for ours, theirs in zip(read_infos(config), read_infos(made), strict=True):
+  exported = read_infos(config)
+  for ours, theirs in zip(exported, infos, strict=True):
     found, trained = ours.provenance, theirs.provenance
     assert found.latents == trained.latents
     for part in ("vae", "text_encoder"):
       assert getattr(found, part)["fingerprint"] == getattr(trained, part)["fingerprint"]
-  np.testing.assert_equal(clip(config), clip(made))
+  np.testing.assert_equal(clip(exported), clip(infos))
   for part in exact.record["parts"].values():
     assert part["fingerprint"] == part["trained_fingerprint"]
 
@@ -144,7 +150,7 @@ def test_unknown_dtypes_and_licenses_are_named_and_leave_nothing(made, tmp_path)
 
 
 def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(
-  made, preset, clip, tmp_path
+  made, infos, preset, clip, tmp_path
 ):
   rounded = _rounded_cascade(made, tmp_path)
   config = _in_preset(preset)
@@ -157,10 +163,11 @@ def test_weights_and_samples_are_those_of_a_cascade_of_rounded_weights(
   assert mine.latents == trained.latents and mine.vae != trained.vae
   np.testing.assert_array_equal(mine.null_embedding, trained.null_embedding)
   fingerprint = TextEncoder.load(config.text_encoder).fingerprint
-  assert read_infos(config)[0].provenance.text_encoder["fingerprint"] == fingerprint
-  ours = clip(config)
-  np.testing.assert_equal(ours, clip(rounded))
-  assert not np.array_equal(ours[0], clip(made)[0])
+  exported = read_infos(config)
+  assert exported[0].provenance.text_encoder["fingerprint"] == fingerprint
+  ours = clip(exported)
+  np.testing.assert_equal(ours, clip(read_infos(rounded)))
+  assert not np.array_equal(ours[0], clip(infos)[0])
 
 
 def test_the_same_cascade_gives_the_same_bytes(made, preset, tmp_path):
@@ -184,11 +191,18 @@ def test_its_parts_are_runs_wherever_the_folder_is(copy, tmp_path, monkeypatch):
   load_text_encoder(config, infos)
 
 
-def test_adapters_are_merged(tmp_path):
-  base = cascades.model(steps=1, guidance=None, adapter_rank=2)
-  adapted = cascades.written(tmp_path / "adapted", base=base, stages=["base"])
-  params = load_params(adapted.stages[0].checkpoint, ema=True)
-  config = _in_preset(_export(adapted, tmp_path / "preset"))
+def test_adapters_are_merged(made, tmp_path):
+  base = dataclasses.replace(
+    made.stages[0],
+    model=cascades.model(steps=1, guidance=None, adapter_rank=2),
+    checkpoint=str(tmp_path / "adapted"),
+  )
+  params = random_cascade.random_params(base, text_length=made.text_length, seed=1, spread=0.05)
+  random_cascade._save(base.checkpoint, params, ema=True)
+  shutil.copy(f"{made.stages[0].checkpoint}/{FILE_NAME}", base.checkpoint)
+  config = _in_preset(
+    _export(dataclasses.replace(made, stages=[base]), tmp_path / "preset"),
+  )
   assert config.stages[0].module.adapter_rank == 0
   merged = load_params(config.stages[0].checkpoint)
   expected = jax.tree.map(_rounded, adapters.merged(params))
@@ -212,7 +226,7 @@ def test_a_changed_byte_in_any_file_is_named(preset, copy):
   assert presets.find(str(copy)).identity == preset.identity
 
 
-def test_a_moved_preset_is_the_same_command(made, preset, copy):
+def test_a_moved_preset_is_the_same_command(preset, copy):
   settings = SamplingSettings(batch_size=1)
 
   def identity(preset):

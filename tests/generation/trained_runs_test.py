@@ -62,7 +62,7 @@ def test_runs_give_the_configuration_of_gin_in_any_order(made):
     assert found.vae == made.vae.clone(dtype="float32")
     given = ("vae_checkpoint", "text_encoder", "text_length")
     assert [getattr(found, n) for n in given] == [getattr(made, n) for n in given]
-    load_tokenizer(found, read_infos(found))
+  load_tokenizer(found, read_infos(found))
   base_only = trained_runs.cascade_of([base]).config
   assert [stage.name for stage in base_only.stages] == ["base"]
 
@@ -74,16 +74,17 @@ def test_other_runs_are_other_samples(made):
 
 def test_the_tokenizer_is_read_with_the_weights_that_made_the_data(made, tmp_path):
   # The fingerprint decides between the weights and their average.
+  infos = read_infos(trained_runs.cascade_of(_runs(made)).config)
   params = load_params(made.vae_checkpoint)
   other = jax.tree.map(lambda p: p + 0.01, params)
   for name, target, average in (("raw", params, other), ("averaged", other, params)):
     random_cascade._save(str(tmp_path / name), target, ema=True, average=average)
     config = trained_runs.cascade_of(_runs(made), vae_checkpoint=str(tmp_path / name)).config
-    load_tokenizer(config, read_infos(config))
+    load_tokenizer(config, infos)
   random_cascade._save(str(tmp_path / "neither"), other, ema=True)
   config = trained_runs.cascade_of(_runs(made), vae_checkpoint=str(tmp_path / "neither")).config
   with pytest.raises(ValueError, match="the tokenizer has fingerprint"):
-    load_tokenizer(config, read_infos(config))
+    load_tokenizer(config, infos)
 
 
 def test_runs_that_do_not_fit_and_parts_that_moved_are_named(made, tmp_path):

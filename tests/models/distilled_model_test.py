@@ -159,11 +159,13 @@ def _run(loss_fn, teacher_params, params, key=3):
 
 def test_a_student_of_one_short_step_starts_as_its_teacher():
   """A step that is as long as the teacher's makes the teacher's output, so the loss is that of rounding."""
-  params, always = _params(), {"self_conditioning_probability": 1.0}
+  params = _params()
 
   @jax.jit
   def loss_fn(scale, *inputs):
-    student = _student(_teacher(lambda _: scale), 1000, substeps=1, **always)
+    student = _student(
+      _teacher(lambda _: scale), 1000, substeps=1, self_conditioning_probability=1.0
+    )
     return student.loss_fn(*inputs)
 
   loss, _, kept = _run(functools.partial(loss_fn, 1.0), params, params)
@@ -171,7 +173,7 @@ def test_a_student_of_one_short_step_starts_as_its_teacher():
   jax.tree.map(np.testing.assert_array_equal, kept["teacher"], params)
   # Guided, the target is another one; so is that of two long steps.
   assert _run(functools.partial(loss_fn, 3.0), params, params)[0] > 1e-3
-  long = _student(_teacher(None), 2, substeps=2, **always)
+  long = _student(_teacher(None), 2, substeps=2, self_conditioning_probability=1.0)
   assert _loss(long, params, params)[0] > 1e-3
 
 

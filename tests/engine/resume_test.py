@@ -33,6 +33,14 @@ def complete(tmp_path_factory):
   return folder, runs.train(folder, 10)
 
 
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+  """A run to step 7, off the period so that the position inside an epoch is restored too, that continues to 10."""
+  folder = tmp_path_factory.mktemp("resumed")
+  runs.train(folder, 7)
+  return folder, runs.train(folder, 10)
+
+
 def assert_same(a, b):
   a, b = runs.flat(a), runs.flat(b)
   assert a.keys() == b.keys()
@@ -40,12 +48,9 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(complete, tmp_path):
-  _, state = complete
-  runs.train(tmp_path, 7)  # Ends off the period, so the position inside an epoch is restored too.
-  resumed = runs.train(tmp_path, 10)
-  assert_same(resumed, state)
-  names = set(runs.flat(resumed))
+def test_a_resumed_run_equals_an_uninterrupted_one(complete, resumed):
+  assert_same(resumed[1], complete[1])
+  names = set(runs.flat(resumed[1]))
   assert {
     "state/step",
     "state/param_states/4/ema/kernel",
@@ -53,16 +58,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(complete, tmp_path):
   } <= names
 
 
-def test_a_resumed_run_reads_the_next_examples(complete, tmp_path):
-  folder, _ = complete
-  runs.train(tmp_path, 7)
-  runs.train(tmp_path, 10)
-
+def test_a_resumed_run_reads_the_next_examples(complete, resumed):
   def seen(path):
     return [line["ids"] for line in runs.lines(path)]
 
-  assert seen(tmp_path) == seen(folder)
-  assert len(set(seen(folder))) > 3  # The fingerprint distinguishes batches.
+  assert seen(resumed[0]) == seen(complete[0])
+  assert len(set(seen(complete[0]))) > 3  # The fingerprint distinguishes batches.
 
 
 def test_three_steps_are_one_epoch(tmp_path):

@@ -75,12 +75,17 @@ def _conditions(model):
   return conditioning, nothing
 
 
+# A grid alone decides at which times the network is called, so the second one needs only the scale of time.
 @pytest.mark.parametrize(
-  "guidance, sampler",
-  [(None, {}), (ConstantGuidance(3.0), {"rescale": 0.7}), (PowerCosineGuidance(3.0, 1.0), {})],
-  ids=["one prediction", "rescaled", "a scale of time"],
+  "guidance, sampler, grid, tolerance",
+  [
+    (None, {}, Trailing(), 2e-5),
+    (ConstantGuidance(3.0), {"rescale": 0.7}, Trailing(), 2e-5),
+    (PowerCosineGuidance(3.0, 1.0), {}, Trailing(), 2e-5),
+    (PowerCosineGuidance(3.0, 1.0), {}, EvenAngle(), 2e-2),
+  ],
+  ids=["one prediction", "rescaled", "a scale of time", "even angles"],
 )
-@pytest.mark.parametrize("grid, tolerance", [(Trailing(), 2e-5), (EvenAngle(), 2e-2)])
 def test_the_steps_of_a_teacher_are_those_of_its_sampler(guidance, sampler, grid, tolerance):
   teacher = _teacher(guidance, num_steps=2, grid=grid, **sampler)
   student = _student(teacher, 1, substeps=2, grid=grid)
@@ -107,12 +112,16 @@ def test_each_example_is_guided_by_the_scale_that_the_student_reads():
     _params(), noise, start=jnp.full(ROWS, 1000.0), stop=jnp.zeros(ROWS),
     conditioning=conditioning, unconditional=nothing, scale=jnp.array([2.0, 4.0, 2.0]),
   )  # fmt: skip
+
+  @jax.jit
+  def sample(params, scale):
+    teacher.sampler = SamplerConfig(num_steps=2, guidance=lambda _: scale)
+    return teacher.sample(params, noise, conditioning, null_text=CORPUS.null_text)
+
+  made = np.asarray(made)
   for scale, rows in ((2.0, [0, 2]), (4.0, [1])):
-    teacher.sampler = SamplerConfig(num_steps=2, guidance=ConstantGuidance(scale))
-    sample = functools.partial(teacher.sample, null_text=CORPUS.null_text)
-    sampled = jax.jit(sample)(_params(), noise, conditioning)[jnp.array(rows)]
-    tolerance = 2e-5 * float(jnp.abs(sampled).max())
-    np.testing.assert_allclose(made[jnp.array(rows)], sampled, atol=tolerance)
+    sampled = np.asarray(sample(_params(), scale))[rows]
+    np.testing.assert_allclose(made[rows], sampled, atol=2e-5 * np.abs(sampled).max())
 
 
 def test_one_step_with_the_target_leads_where_the_teacher_went():
@@ -138,7 +147,11 @@ def test_one_step_with_the_target_leads_where_the_teacher_went():
 
 
 def _loss(student, teacher_params, params, key=3):
-  found, (metrics, kept) = jax.jit(student.loss_fn)(
+  return _run(jax.jit(student.loss_fn), teacher_params, params, key)
+
+
+def _run(loss_fn, teacher_params, params, key=3):
+  found, (metrics, kept) = loss_fn(
     params, _batch(8), jax.random.key(key), {"teacher": teacher_params}
   )
   return float(found), metrics, kept
@@ -146,21 +159,27 @@ def _loss(student, teacher_params, params, key=3):
 
 def test_a_student_of_one_short_step_starts_as_its_teacher():
   """A step that is as long as the teacher's makes the teacher's output, so the loss is that of rounding."""
-  teacher = _teacher(None)
   params = _params()
-  student = _student(teacher, 1000, substeps=1, self_conditioning_probability=1.0)
-  loss, _, kept = _loss(student, params, params)
+
+  @jax.jit
+  def loss_fn(scale, *inputs):
+    student = _student(
+      _teacher(lambda _: scale), 1000, substeps=1, self_conditioning_probability=1.0
+    )
+    return student.loss_fn(*inputs)
+
+  loss, _, kept = _run(functools.partial(loss_fn, 1.0), params, params)
   assert loss < 1e-5
   jax.tree.map(np.testing.assert_array_equal, kept["teacher"], params)
   # Guided, the target is another one; so is that of two long steps.
-  guided = _student(_teacher(ConstantGuidance(3.0)), 1000, substeps=1)
-  long = _student(teacher, 2, substeps=2)
-  assert _loss(guided, params, params)[0] > 1e-3
+  assert _run(functools.partial(loss_fn, 3.0), params, params)[0] > 1e-3
+  long = _student(_teacher(None), 2, substeps=2, self_conditioning_probability=1.0)
   assert _loss(long, params, params)[0] > 1e-3
 
 
 def test_no_gradient_reaches_the_teacher():
-  student = _student(_teacher(ConstantGuidance(2.0)), 4)
+  # The student's first pass has no part in its target.
+  student = _student(_teacher(ConstantGuidance(2.0)), 4, self_conditioning_probability=0.0)
 
   def loss(params, teacher):
     return student.loss_fn(params, _batch(), jax.random.key(0), {"teacher": teacher})[0]
@@ -177,22 +196,30 @@ def test_the_scale_of_guidance_is_an_input():
   batch = _batch()
   shapes = {name: value.shape for name, value in batch.items()}
   types = {name: value.dtype for name, value in batch.items()}
-  variables = jax.jit(lambda: student.get_initial_variables(jax.random.key(0), shapes, types))
-  new = jax.eval_shape(variables)["params"].keys() - _params().keys()
+  new = set()
+
+  @jax.jit
+  def last_kernel():
+    params = student.get_initial_variables(jax.random.key(0), shapes, types)["params"]
+    new.update(params.keys() - _params().keys())
+    return params["guidance_mlp"]["out"]["kernel"]
+
+  # It starts without an effect. The other variables need not be compiled.
+  assert not np.any(last_kernel())
   assert new == {"guidance_mlp"}
-  # It starts without an effect.
-  assert not np.any(variables()["params"]["guidance_mlp"]["out"]["kernel"])
 
   model = student.plain()
   conditioning, _ = _conditions(model)
   noise = jnp.asarray(np.random.default_rng(7).normal(size=SHAPE), jnp.float32)
 
-  def sampled(guidance):
+  @jax.jit
+  def sampled(params, scale):
+    guidance = None if scale is None else lambda _: scale
     model.sampler = SamplerConfig(num_steps=2, guidance=guidance)
     assert model.branches == 1
-    return jax.jit(model.sample)(_params(range_), noise, conditioning)
+    return model.sample(params, noise, conditioning)
 
-  one, none, four = sampled(ConstantGuidance(1.0)), sampled(None), sampled(ConstantGuidance(4.0))
+  one, none, four = (sampled(_params(range_), scale) for scale in (1.0, None, 4.0))
   np.testing.assert_array_equal(one, none)
   assert float(jnp.abs(four - one).max()) > 1e-2
   with pytest.raises(ValueError, match=r"guidance_range=\(1.0, 5.0\) needs Conditioning.guidance"):

@@ -46,31 +46,42 @@ def _config(cache, **settings):
   return SamplerConfig(cache=cache, **settings)
 
 
-def _sample(cache, rows=slice(None), **settings):
-  params, noise = _inputs()
-  labels = np.array([0, 1])[rows]
+def _sampler(cache, **settings):
+  """A function of the rows to sample, compiled once for each number of them."""
 
   @jax.jit
-  def run(params, noise):
+  def run(params, noise, labels):
     return sample_latents(
       MODULE,
       params,
       noise,
       conditioning=_conditioning(labels),
-      unconditional=_conditioning(np.full_like(labels, -1)),
+      unconditional=_conditioning(jnp.full_like(labels, -1)),
       schedule=SCHEDULE,
       prediction=Prediction.V,
       config=_config(cache, **settings),
     )
 
-  return np.asarray(run(params, noise[rows]))
+  def sampled(rows=slice(None)):
+    params, noise = _inputs()
+    return np.asarray(run(params, np.asarray(noise)[rows], np.array([0, 1])[rows]))
+
+  return sampled
 
 
+def _sample(cache, **settings):
+  return _sampler(cache, **settings)()
+
+
+@functools.cache
 def _reused(cache):
-  embeddings = time_embeddings(
-    MODULE, _inputs()[0], jnp.asarray(_config(None).call_steps(SCHEDULE))
-  )
-  return np.asarray(_config(cache).reused(SCHEDULE, branches=2, embeddings=embeddings))
+  @jax.jit
+  def reused(params):
+    steps = jnp.asarray(_config(None).call_steps(SCHEDULE))
+    embeddings = time_embeddings(MODULE, params, steps)
+    return _config(cache).reused(SCHEDULE, branches=2, embeddings=embeddings)
+
+  return np.asarray(reused(_inputs()[0]))
 
 
 # Some calls reuse, of the embedding that the random weights give.
@@ -90,23 +101,24 @@ def test_reuse_after_the_first_call_is_a_loop_that_keeps_what_the_blocks_added()
   conditions = _conditioning([0, 1, -1, -1])
   steps = np.linspace(1000, 0, CALLS + 1).round().astype(int)
   x, before, change = np.asarray(noise, np.float64), np.zeros((2 * ROWS, *SHAPE)), None
+  network = functools.partial(MODULE.apply, {"params": params})
+  first = jax.jit(functools.partial(network, capture_intermediates=True, mutable=["intermediates"]))
+  following_calls = jax.jit(network)
   for step, following in itertools.pairwise(steps):
-    network = functools.partial(
-      MODULE.apply,
-      {"params": params},
-      jnp.asarray(np.concatenate([x, x]), jnp.float32),
-      jnp.full(2 * ROWS, step),
-      jnp.asarray(before, jnp.float32),
+    inputs = (
+      np.concatenate([x, x]).astype(np.float32),
+      np.full(2 * ROWS, step),
+      before.astype(np.float32),
       conditions,
     )
     if change is None:
-      output, found = network(capture_intermediates=True, mutable=["intermediates"])
+      output, found = first(*inputs)
       seen = found["intermediates"]
       cell = common_cell(MODULE.spatial_window, MODULE.spatiotemporal_window)
       after = from_cells(seen["pairs_0"]["__call__"][0][0], cell)
       change = after - seen["position_embedding"]["__call__"][0]
     else:
-      output = network(block_change=change)
+      output = following_calls(*inputs, block_change=change)
     a, s = np.sqrt(SCHEDULE.gammas[step]), np.sqrt(1 - SCHEDULE.gammas[step])
     output = np.asarray(output, np.float64)
     before = a * np.concatenate([x, x]) - s * output
@@ -148,8 +160,9 @@ def test_the_blocks_run_as_often_as_planned(cache, settings, monkeypatch):
 
 @pytest.mark.parametrize("cache", [EveryNth(every=3), SOME])
 def test_a_sample_does_not_depend_on_its_batch(cache):
-  together = _sample(cache)
-  alone = [_sample(cache, rows=slice(row, row + 1))[0] for row in range(ROWS)]
+  sampled = _sampler(cache)
+  together = sampled()
+  alone = [sampled(slice(row, row + 1))[0] for row in range(ROWS)]
   np.testing.assert_allclose(together, alone, atol=1e-5 * np.abs(together).max())
 
 

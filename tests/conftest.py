@@ -51,6 +51,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import pytest
 from jaxtyping import _import_hook, install_import_hook
 
+from tests import programs
+
 
 class _OuterFunctions(_import_hook.JaxtypingTransformer):
   """Checks annotations of modules' functions and methods. Those of nested functions would be compiled per call."""
@@ -160,6 +162,13 @@ def _use_threefry():
 def pytest_configure(config):
   cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
   config.suite = {"started": time.monotonic(), "peaks": [], "warm": any(cache.glob("*"))}
+  if hasattr(config, "workerinput"):
+    programs.share(config.workerinput["programs"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+  node.workerinput["programs"] = programs.serve()
 
 
 def pytest_sessionfinish(session):

@@ -1,11 +1,12 @@
 """Runs programs in processes forked from one with preloaded libraries, which saves half the time of a short run.
 
-`tests/imports_test.py` starts every program in a new interpreter.
+All workers of a run of tests use one such process. `tests/imports_test.py` starts every program in a new interpreter.
 """
 
 import atexit
 import dataclasses
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import runpy
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _SERVER = multiprocessing.get_context("forkserver")
@@ -64,6 +66,25 @@ class Program:
 
   def _text(self, number: int) -> str:
     return Path(self.files[number]).read_text(encoding="utf-8", errors="replace")
+
+
+def serve() -> str:
+  """Starts the process with the libraries; the address at which those who call `share` with it use the same one."""
+  multiprocessing.forkserver.ensure_running()
+  return _server()._forkserver_address
+
+
+def share(address: str) -> None:
+  """Programs are forked from the process at this address. It ends with the process that started it."""
+  server = _server()
+  server.ensure_running = lambda: None
+  server._forkserver_address = address
+  # Of a process that serves, this descriptor would keep it running.
+  server._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
+
+
+def _server() -> Any:
+  return multiprocessing.forkserver._forkserver
 
 
 def start(

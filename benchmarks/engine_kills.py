@@ -2,13 +2,14 @@
 
   python -m benchmarks.engine_kills                 # ten SIGKILLs and one SIGTERM; prints and writes the table
   python -m benchmarks.engine_kills --kills=2       # quicker
+  python -m benchmarks.engine_kills --distilled     # the distillation of such a run, with guidance as an input
 
 The run is a narrower `gin/tiny/base.gin` (benchmarks/engine_run.gin): the denoiser with caption dropout and
 self-conditioning, a mixture of images and videos from cached tasks, AdamW, parameter average, a checkpoint every 10
 steps. SIGKILL is sent during random steps: some before the first checkpoint, some while one is written. At the end,
 parameters, average, optimizer state and the examples of every step must be bit-identical to those of the undisturbed
 run, and a step that was trained twice must have read the same examples both times. SIGTERM must lose no step and exit
-with 75.
+with 75. Writes engine_kills.{md,json}, or engine_kills_distilled.{md,json}.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,23 @@ HERE = Path(__file__).resolve().parent
 STEPS = 60
 
 
-def command(folder: storage.PathLike, cache: storage.PathLike, steps: int) -> list[str]:
-  """The training command; the same before and after a kill."""
+def command(
+  folder: storage.PathLike,
+  cache: storage.PathLike,
+  steps: int,
+  teacher: storage.PathLike | None = None,
+) -> list[str]:
+  """The training command, of a student if a teacher is given; the same before and after a kill."""
+  distillation = [] if teacher is None else ["--gin_file=gin/runs/distill.gin"]
+  if teacher is not None:
+    distillation += [f'--gin.TEACHER="{teacher}"', "--gin.CALLS=4", "--gin.TEACHER_CALLS=8"]
+    distillation += ["--gin.GUIDANCE_RANGE=(1.0, 4.0)"]
   return [
     sys.executable,
     "-m",
     "walt_t5x.train",
     "--gin_file=benchmarks/engine_run.gin",
+    *distillation,
     f'--gin.MODEL_DIR="{folder}"',
     f"--gin.TRAIN_STEPS={steps}",
     f"--seqio_additional_cache_dirs={cache}",
@@ -58,11 +70,37 @@ def environment(work: Path) -> dict[str, str]:
   }
 
 
-def start(folder: Path, cache: Path, work: Path) -> subprocess.Popen:
-  log = (folder.parent / f"{folder.name}.log").open("a")
-  return subprocess.Popen(
-    command(folder, cache, STEPS), cwd=HERE.parent, env=environment(work), stderr=log, stdout=log
-  )
+@dataclass(frozen=True)
+class Run:
+  """A training that is started again and again.
+
+  Attributes:
+    folder: of the run; its output goes to a file next to it.
+    cache: of the examples.
+    teacher: of a student, its teacher's run.
+    steps: at which it ends.
+  """
+
+  folder: Path
+  cache: Path
+  teacher: Path | None = None
+  steps: int = STEPS
+
+  @property
+  def log(self) -> Path:
+    return self.folder.parent / f"{self.folder.name}.log"
+
+  def start(self) -> subprocess.Popen:
+    call = command(self.folder, self.cache, self.steps, self.teacher)
+    with self.log.open("a") as log:
+      return subprocess.Popen(
+        call, cwd=HERE.parent, env=environment(self.folder.parent), stderr=log, stdout=log
+      )
+
+  def finish(self) -> None:
+    """Starts it and waits for its end; a failure ends this program with the run's last messages."""
+    if self.start().wait(timeout=900):
+      sys.exit(self.log.read_text()[-4000:])
 
 
 def last_step(folder: Path) -> int:
@@ -106,7 +144,7 @@ def part(name: str) -> str:
   return "average" if "/ema/" in name else "optimizer state"
 
 
-def run(kills: int, seed: int) -> dict[str, Any]:
+def run(kills: int, seed: int, distilled: bool) -> dict[str, Any]:
   from benchmarks.engine_rows import rows_by_step, write_cache
   from walt_t5x.engine import checkpoints
 
@@ -115,10 +153,11 @@ def run(kills: int, seed: int) -> dict[str, Any]:
     work = Path(temporary)
     cache, peace, killed = work / "cache", work / "peace", work / "killed"
     write_cache(cache, videos=96, images=96, shards=4)
+    teacher = work / "teacher" if distilled else None
+    if teacher:
+      Run(teacher, cache, steps=10).finish()
     started = time.monotonic()
-    process = start(peace, cache, work)
-    if process.wait(timeout=900):
-      sys.exit((work / "peace.log").read_text()[-4000:])
+    Run(peace, cache, teacher).finish()
     seconds = time.monotonic() - started
 
     steps = sorted(rng.sample(range(1, STEPS - 1), kills))
@@ -126,7 +165,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
     events = sorted([(s, signal.SIGKILL) for s in steps] + [(term, signal.SIGTERM)])
     table = []
     for step, kind in events:
-      code = stop_at(start(killed, cache, work), killed, step, kind)
+      code = stop_at(Run(killed, cache, teacher).start(), killed, step, kind)
       reached, newest = last_step(killed), checkpoints.complete_steps(killed)
       table.append(
         {
@@ -140,9 +179,7 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         }
       )
       print(json.dumps(table[-1]), flush=True)
-    if start(killed, cache, work).wait(timeout=900):
-      sys.exit((work / "killed.log").read_text()[-4000:])
-
+    Run(killed, cache, teacher).finish()
     a, b = state_of(peace), state_of(killed)
     assert a.keys() == b.keys()
     parts: dict[str, list[bool]] = {}
@@ -185,10 +222,14 @@ def main() -> int:
   )
   parser.add_argument("--kills", type=int, default=10)
   parser.add_argument("--seed", type=int, default=0, help="seed of the steps")
-  parser.add_argument("--output", default=str(HERE), help="folder of engine_kills.{md,json}")
+  parser.add_argument("--distilled", action="store_true", help="the run is a distillation")
+  parser.add_argument("--output", default=str(HERE), help="folder of the tables")
   arguments = parser.parse_args()
-  result = run(arguments.kills, arguments.seed)
-  results.write(arguments.output, "engine_kills", "# Kill test\n\n" + markdown(result), result)
+  result = run(arguments.kills, arguments.seed, arguments.distilled)
+  name, title = "engine_kills", "# Kill test"
+  if arguments.distilled:
+    name, title = f"{name}_distilled", f"{title} of a distillation"
+  results.write(arguments.output, name, f"{title}\n\n{markdown(result)}", result)
   held = (
     result["identical"]
     and result["rows_identical"]

@@ -25,7 +25,7 @@ def test_tests_leave_no_bytecode_that_a_program_can_load(tmp_path):
   for part in ("walt_t5x/__init__.py", "walt_t5x/types.py", "tests/__init__.py"):
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / part, tmp_path / part)
-  for part in ("pyproject.toml", "tests/conftest.py", "tests/programs.py"):
+  for part in ("pyproject.toml", "tests/conftest.py", "tests/programs.py", "tests/workers.py"):
     shutil.copy(ROOT / part, tmp_path / part)
   # Programs that ran here have left their own.
   own = shutil.ignore_patterns("__pycache__")

@@ -51,7 +51,7 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import pytest
 from jaxtyping import _import_hook, install_import_hook
 
-from tests import programs
+from tests import programs, workers
 
 
 class _OuterFunctions(_import_hook.JaxtypingTransformer):
@@ -164,6 +164,14 @@ def pytest_configure(config):
   config.suite = {"started": time.monotonic(), "peaks": [], "warm": any(cache.glob("*"))}
   if hasattr(config, "workerinput"):
     programs.share(config.workerinput["programs"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+  if Path.cwd() == CACHE.parents[2]:
+    command = workers.command(config.invocation_params.args)
+    for spec in specs:
+      spec.python = command
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -5,6 +5,7 @@ All workers of a run of tests use one such process. `tests/imports_test.py` star
 
 import atexit
 import dataclasses
+import functools
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -31,7 +32,6 @@ ONE_DEVICE = {
 # In front of a command: a job in the background starts with these signals ignored.
 FOREGROUND = ["env", "--default-signal=INT,HUP"]
 _STARTED: list["Program"] = []
-_OUTPUTS = tempfile.TemporaryDirectory(prefix="programs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,12 @@ def _server() -> Any:
   return multiprocessing.forkserver._forkserver
 
 
+@functools.cache
+def _outputs(process: int) -> tempfile.TemporaryDirectory:
+  """For this process alone: those forked from one that has imported this module delete theirs."""
+  return tempfile.TemporaryDirectory(prefix="programs")
+
+
 def start(
   module: str,
   *arguments: object,
@@ -94,7 +100,7 @@ def start(
   work: Path = ROOT,
 ) -> Program:
   """Starts `python -m module arguments` in the folder `work`, with these changes to the environment."""
-  folder = Path(tempfile.mkdtemp(dir=_OUTPUTS.name))
+  folder = Path(tempfile.mkdtemp(dir=_outputs(os.getpid()).name))
   files = str(folder / "stdout"), str(folder / "stderr")
   for file in files:
     Path(file).touch()  # A test may read it before the program writes.

@@ -8,8 +8,8 @@ import numpy as np
 
 from walt_t5x.denoiser.adaln import LoRAAdaLN, Modulation, SharedAdaLN, modulate
 
-CONDITION = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4)), jnp.float32)
-SILU = CONDITION / (1 + np.exp(-np.asarray(CONDITION)))
+CONDITION = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
+SILU = CONDITION / (1 + np.exp(-CONDITION))
 
 
 def _randomized(params):
@@ -35,22 +35,26 @@ def test_a_scale_is_an_offset_from_one():
 
 def test_shared_adaln_is_a_linear_map_of_silu_initialized_to_zero():
   layer = SharedAdaLN()
-  params = layer.init(jax.random.key(0), CONDITION)["params"]
-  np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
+  params = layer.init(jax.random.key(0), jnp.asarray(CONDITION))["params"]
+  np.testing.assert_array_equal(
+    layer.apply({"params": params}, jnp.asarray(CONDITION)), np.zeros((2, 3, 24))
+  )
   p = _randomized(params)["projection"]
-  got = layer.apply({"params": {"projection": p}}, CONDITION)
+  got = layer.apply({"params": {"projection": p}}, jnp.asarray(CONDITION))
   np.testing.assert_allclose(got, SILU @ p["kernel"] + p["bias"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_correction_of_a_layer_has_its_rank_and_no_bias_and_is_initialized_to_zero():
   layer = LoRAAdaLN(rank=2)
-  params = layer.init(jax.random.key(0), CONDITION)["params"]
-  np.testing.assert_array_equal(layer.apply({"params": params}, CONDITION), np.zeros((2, 3, 24)))
+  params = layer.init(jax.random.key(0), jnp.asarray(CONDITION))["params"]
+  np.testing.assert_array_equal(
+    layer.apply({"params": params}, jnp.asarray(CONDITION)), np.zeros((2, 3, 24))
+  )
   assert np.any(params["down"]["kernel"])
   shapes = jax.tree.map(np.shape, params)
   assert shapes == {"down": {"kernel": (4, 2)}, "up": {"kernel": (2, 24)}}
   p = _randomized(params)
-  got = layer.apply({"params": p}, CONDITION)
+  got = layer.apply({"params": p}, jnp.asarray(CONDITION))
   np.testing.assert_allclose(
     got, SILU @ p["down"]["kernel"] @ p["up"]["kernel"], rtol=1e-4, atol=1e-5
   )

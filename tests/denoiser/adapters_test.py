@@ -24,11 +24,15 @@ RANK = 3
 CORPUS = CorpusConstants(null_text=np.zeros((1, 6), np.float32))
 FIELDS: dict[str, Any] = tiny_denoiser.FIELDS | {"text_dim": 6}
 BATCH = {
-  "latents": jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 4, 4, 4)), jnp.float32),
-  "is_image": jnp.array([False, True]),
-  "text": jnp.asarray(np.random.default_rng(2).normal(size=(2, 3, 5, 6)), jnp.float32),
-  "text_mask": jnp.ones((2, 3, 5), bool),
+  "latents": np.random.default_rng(1).normal(size=(2, 3, 4, 4, 4)).astype(np.float32),
+  "is_image": np.array([False, True]),
+  "text": np.random.default_rng(2).normal(size=(2, 3, 5, 6)).astype(np.float32),
+  "text_mask": np.ones((2, 3, 5), bool),
 }
+
+
+def _batch():
+  return {name: jnp.asarray(value) for name, value in BATCH.items()}
 
 
 def _model(rank=RANK, optimizer=None, **changes):
@@ -51,10 +55,11 @@ def _flat(params) -> dict:
 
 @functools.cache
 def _compiled(module):
+  batch = _batch()
   conditioning = Conditioning(
-    is_image=BATCH["is_image"], text=BATCH["text"], text_mask=BATCH["text_mask"]
+    is_image=batch["is_image"], text=batch["text"], text_mask=batch["text_mask"]
   )
-  inputs = BATCH["latents"], jnp.array([3.0, 500.0]), None, conditioning
+  inputs = batch["latents"], jnp.array([3.0, 500.0]), None, conditioning
   program = jax.jit(lambda params: module.apply({"params": params}, *inputs))
   return lambda params: np.asarray(program(params))
 
@@ -120,7 +125,7 @@ def test_only_what_is_trainable_changes_and_has_optimizer_state():
 
   @jax.jit
   def step(params, state, rng):
-    grads = jax.grad(lambda p: model.loss_fn(p, BATCH, rng)[0])(params)
+    grads = jax.grad(lambda p: model.loss_fn(p, _batch(), rng)[0])(params)
     return model.optimizer_def.apply_gradient(params, state, grads)
 
   trained = params
@@ -142,7 +147,7 @@ def test_frozen_parameters_cost_no_gradient():
 
   def products(model, grad):
     params = jax.eval_shape(_init(model), jax.random.key(0))["params"]
-    loss = lambda p: model.loss_fn(p, BATCH, jax.random.key(0))[0]  # noqa: E731
+    loss = lambda p: model.loss_fn(p, _batch(), jax.random.key(0))[0]  # noqa: E731
     return flops.count_flops_of(jax.grad(loss) if grad else loss, params)
 
   forward = products(_model(0, self_conditioning=False), grad=False)

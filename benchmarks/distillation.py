@@ -67,7 +67,7 @@ class Distilled:
 
 
 STAGES = (
-  Distilled("base", "tiny_base", 2, (1200, 1200, 1500, 2500)),
+  Distilled("base", "tiny_base", 2, (1700, 1000, 1200, 2000)),
   Distilled("sr1", "tiny_sr", 1, (800, 800, 1000, 1800)),
 )
 

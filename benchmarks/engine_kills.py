@@ -41,16 +41,19 @@ def command(
   teacher: storage.PathLike | None = None,
 ) -> list[str]:
   """The training command, of a student if a teacher is given; the same before and after a kill."""
-  distillation = [] if teacher is None else ["--gin_file=gin/runs/distill.gin"]
-  if teacher is not None:
-    distillation += [f'--gin.TEACHER="{teacher}"', "--gin.CALLS=4", "--gin.TEACHER_CALLS=8"]
-    distillation += ["--gin.GUIDANCE_RANGE=(1.0, 4.0)"]
+  distillation = [
+    "--gin_file=gin/runs/distill.gin",
+    f'--gin.TEACHER="{teacher}"',
+    "--gin.CALLS=4",
+    "--gin.TEACHER_CALLS=8",
+    "--gin.GUIDANCE_RANGE=(1.0, 4.0)",
+  ]
   return [
     sys.executable,
     "-m",
     "walt_t5x.train",
     "--gin_file=benchmarks/engine_run.gin",
-    *distillation,
+    *(distillation if teacher is not None else []),
     f'--gin.MODEL_DIR="{folder}"',
     f"--gin.TRAIN_STEPS={steps}",
     f"--seqio_additional_cache_dirs={cache}",

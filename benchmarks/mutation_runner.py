@@ -228,7 +228,7 @@ def import_others(modules: Iterable[str]) -> None:
       continue
     try:
       importlib.import_module(name)
-    except BaseException:
+    except (Exception, SystemExit):
       continue
 
 
